@@ -1,0 +1,31 @@
+# make demo · make test · make lint · make bench: each makes its own .venv on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+AUDIO ?=
+
+.PHONY: demo test lint bench clean
+
+# One environment for developers and for the demo; again whenever the dependencies change.
+$(VENV)/.installed: pyproject.toml tools/make_venv.sh
+	sh tools/make_venv.sh $(PYTHON) $(VENV)
+	touch $@
+
+demo: $(VENV)/.installed
+	sh tools/demo_audio.sh "$(AUDIO)" .cache/demo-audio
+	$(BIN)/ssc demo --audio "$$(cat .cache/demo-audio.path)" -o demo-report
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m tools.bench
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info

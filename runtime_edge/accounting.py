@@ -1,0 +1,68 @@
+"""What became of every window: the numbers behind `ssc edge status` and the run's report."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Accounting:
+    """Counters of one run; `lost` is what remains when everything else has been accounted for."""
+
+    captured: int = 0
+    acked: int = 0
+    kept_local: int = 0
+    """Windows the policy chose not to ship (`local`)."""
+    unspooled: int = 0
+    """Windows whose frame could not be written to the spool (disk full) and did not reach the broker."""
+    finished: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    bytes_sent: int = 0
+    pcm16_bytes: int = 0
+    table_swaps: int = 0
+    generation_start: int = 0
+    generation_end: int = 0
+    replayed: int = 0
+    refused: int = 0
+    probes: int = 0
+    errors: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    latency_ms: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=4096)))
+    """The latest ones by cut, so that memory stays bounded over months."""
+
+    def lost(self, spooled: int) -> int:
+        """Windows captured in this run that were neither acknowledged, kept local by choice, nor still spooled."""
+        return max(0, self.captured - self.acked - self.kept_local - spooled)
+
+    def report(self, spooled: int, dropped: int) -> dict[str, Any]:
+        """The numbers for JSON; latencies as median and 95th percentile by cut, ms."""
+        return {
+            "windows_captured": self.captured,
+            "windows_acked": self.acked,
+            "windows_local": self.kept_local,
+            "windows_spooled": spooled,
+            "windows_dropped": dropped,
+            "windows_lost": self.lost(spooled),
+            "windows_replayed": self.replayed,
+            "windows_refused": self.refused,
+            "probes": self.probes,
+            "finished": dict(self.finished),
+            "bytes_sent": self.bytes_sent,
+            "bytes_pcm16": self.pcm16_bytes,
+            "table_swaps": self.table_swaps,
+            "generation_start": self.generation_start,
+            "generation_end": self.generation_end,
+            "errors": dict(self.errors),
+            "latency_ms": {
+                cut: {
+                    "p50": round(float(np.percentile(values, 50)), 3),
+                    "p95": round(float(np.percentile(values, 95)), 3),
+                    "windows": len(values),
+                }
+                for cut, values in self.latency_ms.items()
+            },
+            "torch_imported": "torch" in sys.modules,
+        }

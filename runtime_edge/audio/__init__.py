@@ -1,0 +1,16 @@
+"""Audio sources and windows: from a microphone, files or a pipe to fixed-length windows.
+
+Use it when audio has to be read at whatever rate and channel count it comes in and cut into the
+windows an encoder takes:
+
+    counters = Counters()
+    blocks = open_source("recordings/", 16000, counters=counters)
+    for window in Windower(16000, 8000, counters=counters).windows(blocks):
+        print(window.index, window.capture_time_ns, window.samples.shape)
+"""
+
+from runtime_edge.audio.block import SYSTEM_CLOCK, Block, Clock, Counters
+from runtime_edge.audio.source import open_source
+from runtime_edge.audio.windower import Window, Windower
+
+__all__ = ["SYSTEM_CLOCK", "Block", "Clock", "Counters", "Window", "Windower", "open_source"]

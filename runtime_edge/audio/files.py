@@ -1,0 +1,137 @@
+"""Audio files. The only file that imports soundfile."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runtime_edge.audio.block import Counters
+from runtime_edge.audio.stream import BLOCK_SECONDS, Raw
+from runtime_edge.errors import MissingExtra, SourceError
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
+MAX_CHANNELS = 64
+
+_LOG = logging.getLogger(__name__)
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile's answer for a FLAC written to a pipe is near 2**63
+_UNKNOWN_WAV_BYTES = 0x7FFF0000  # programs that write WAV to a pipe put a length near 2**31 or 2**32
+_MAX_WAV_CHUNKS = 1_000
+
+
+def audio_files(directory: Path) -> list[Path]:
+    """All .wav, .flac and .ogg files below `directory`, sorted by path.
+
+    Raises:
+        SourceError: there is none.
+    """
+    paths = (path for path in directory.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    found = sorted((path for path in paths if path.is_file()), key=lambda path: path.as_posix())
+    if not found:
+        kinds = ", ".join(AUDIO_SUFFIXES)
+        raise SourceError(f"{directory}: no audio file in this directory (looked for {kinds} at any depth)")
+    return found
+
+
+def read_file(path: Path) -> Iterator[Raw]:
+    """Decode one file block by block; memory does not grow with its length.
+
+    Raises:
+        SourceError: not audio, no sample in it, cut short, or damaged. A length that does not hold is noticed
+            before the first block, damage in the middle when it is reached.
+        MissingExtra: soundfile is not installed.
+    """
+    soundfile = _soundfile()
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            _check(path, file)
+            frames_per_block = max(1, round(file.samplerate * BLOCK_SECONDS))
+            starts = True
+            while len(frames := file.read(frames_per_block, dtype="float32", always_2d=True)):
+                yield Raw(frames, file.samplerate, starts)
+                starts = False
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as exc:
+        reason = " ".join(str(exc).split())
+        raise SourceError(f"{path}: cannot be decoded ({reason}): give a whole WAV, FLAC or Ogg file") from exc
+
+
+def read_directory(directory: Path, loop: bool, counters: Counters) -> Iterator[Raw]:
+    """Decode every audio file below `directory` in order, as one stream.
+
+    A file that cannot be read is skipped, logged and counted, once; so is the rest of a damaged one.
+
+    Raises:
+        SourceError: there is no audio file, or none that can be read.
+    """
+    paths = audio_files(directory)
+    skipped: set[Path] = set()
+    while True:
+        delivered = False
+        for path in paths:
+            try:
+                for raw in read_file(path):
+                    delivered = True
+                    yield raw
+            except SourceError as exc:
+                if path not in skipped:
+                    skipped.add(path)
+                    counters.files_skipped += 1
+                    _LOG.warning("skipped: %s", exc)
+        if not delivered:
+            raise SourceError(f"{directory}: none of its {len(paths)} audio files can be read, see the log")
+        if not loop:
+            return
+
+
+def _check(path: Path, file: Any) -> None:
+    """Refuse what a header promises and the file does not hold."""
+    if file.frames == 0:
+        raise SourceError(f"{path}: holds no audio sample: record it again")
+    if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
+        raise SourceError(f"{path}: {file.samplerate} Hz, outside {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz: convert it first")
+    if file.channels > MAX_CHANNELS:
+        raise SourceError(f"{path}: {file.channels} channels, more than {MAX_CHANNELS}: mix it down first")
+    if missing := _missing_wav_bytes(path):
+        raise SourceError(f"{path}: cut short, {missing} bytes are missing: copy or record it again")
+    if file.seekable() and file.frames < _UNKNOWN_FRAMES:
+        try:
+            file.seek(file.frames - 1)
+            last = len(file.read(1, dtype="float32"))
+        except _soundfile().SoundFileError:
+            last = 0
+        if not last:
+            raise SourceError(f"{path}: cut short, its end is missing: copy or record it again")
+        file.seek(0)
+
+
+def _missing_wav_bytes(path: Path) -> int:
+    """Bytes a WAV file's data chunk promises beyond the end; libsndfile shortens such a file silently."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return 0
+        position = len(head)
+        for _ in range(_MAX_WAV_CHUNKS):
+            file.seek(position)
+            if len(chunk := file.read(8)) < 8:
+                break
+            name, length = struct.unpack("<4sI", chunk)
+            position += 8
+            if name == b"data":
+                return 0 if length >= _UNKNOWN_WAV_BYTES else max(0, position + length - size)
+            position += length + (length & 1)
+    return 0
+
+
+def _soundfile() -> Any:
+    try:
+        import soundfile
+    except ImportError as exc:
+        raise MissingExtra("soundfile", "audio") from exc
+    except OSError as exc:
+        raise SourceError("the library libsndfile is missing: install it (Debian: apt install libsndfile1)") from exc
+    return soundfile

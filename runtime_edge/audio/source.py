@@ -1,0 +1,124 @@
+"""One way to open every source of audio."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+from runtime_edge.audio.block import SYSTEM_CLOCK, Block, Clock, Counters
+from runtime_edge.audio.files import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, read_directory, read_file
+from runtime_edge.audio.live import FrameQueue
+from runtime_edge.audio.microphone import Microphone
+from runtime_edge.audio.stdin import capture_pcm16, read_pcm16
+from runtime_edge.audio.stream import Raw, to_blocks
+from runtime_edge.errors import SourceError, UsageError
+
+
+def open_source(
+    spec: str,
+    sample_rate: int,
+    realtime: bool = False,
+    *,
+    loop: bool = False,
+    speed: float = 1.0,
+    stdin_rate: int | None = None,
+    stdin_channels: int = 1,
+    stdin_fd: int = 0,
+    queue_seconds: float = 10.0,
+    counters: Counters | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Generator[Block, None, None]:
+    """Open a source and return its audio as mono float32 blocks of about 0.1 s at `sample_rate`.
+
+    | spec | what it is | too slow a reader |
+    |---|---|---|
+    | `mic`, `mic:NAME`, `mic:NUMBER` | the default or a named input, always live | oldest audio dropped |
+    | a file | WAV, FLAC or Ogg (whatever libsndfile decodes) | the file waits |
+    | a directory | every .wav, .flac, .ogg below it, sorted, one stream; bad ones skipped | the files wait |
+    | `-` | raw 16-bit little-endian PCM on stdin | the pipe waits; live (`realtime`): dropped |
+
+    Capture time is anchored to the wall clock once, at the first samples, and advanced by the samples since:
+    later jumps of the clock change nothing. A file that is not `realtime` runs ahead of the clock.
+
+    Args:
+        spec: see the table.
+        sample_rate: rate of the blocks, Hz.
+        realtime: pace files as a microphone would; treat stdin as live.
+        loop: start files again at their end, for ever.
+        speed: with `realtime`, play files this many times as fast as real time.
+        stdin_rate: rate of the PCM on stdin, Hz (default: `sample_rate`).
+        stdin_channels: interleaved channels on stdin.
+        stdin_fd: the file descriptor read for `-`.
+        queue_seconds: audio a live source keeps for a reader that is late; at least twice the window.
+        counters: what is counted; a fresh one when not given.
+        clock: the time and the sleep that paces files.
+
+    Returns:
+        A generator of blocks; `close()` stops the source.
+
+    Raises:
+        UsageError: an option out of range or not for this source.
+        SourceError: nothing at `spec`, or (also while reading) audio that cannot be read or has ended badly.
+        MissingExtra: the source needs a library that is not installed.
+    """
+    _check_options(spec, sample_rate, realtime, loop, speed, queue_seconds)
+    counters = Counters() if counters is None else counters
+    raws: Iterator[Raw]
+    anchor: Callable[[], int] = clock.wall_ns
+    pace = None
+    if _is_microphone(spec):
+        microphone = Microphone(spec[4:], queue_seconds, counters, clock)
+        raws, anchor = microphone.read(), microphone.queue.anchor_ns
+    elif spec == "-":
+        rate_hz = sample_rate if stdin_rate is None else stdin_rate
+        _check_range("stdin rate", rate_hz, MIN_RATE_HZ, MAX_RATE_HZ)
+        _check_range("stdin channels", stdin_channels, 1, MAX_CHANNELS)
+        if realtime:
+            queue = FrameQueue(rate_hz, queue_seconds, counters, clock)
+            capture_pcm16(stdin_fd, rate_hz, stdin_channels, queue, counters)
+            raws, anchor = queue.read(), queue.anchor_ns
+        else:
+            raws = read_pcm16(stdin_fd, rate_hz, stdin_channels, counters)
+    else:
+        raws = _open_path(Path(spec), loop, counters)
+        pace = speed if realtime else None
+    return to_blocks(raws, sample_rate, counters, anchor, clock, pace)
+
+
+def _open_path(path: Path, loop: bool, counters: Counters) -> Iterator[Raw]:
+    if path.is_dir():
+        return read_directory(path, loop, counters)
+    if not path.exists():
+        raise SourceError(f"{path}: no such file or directory: give mic, an audio file, a directory or -")
+    if not path.is_file():
+        raise SourceError(f"{path}: neither a file nor a directory: to read a pipe, redirect it and give -")
+    return _repeat(path) if loop else read_file(path)
+
+
+def _repeat(path: Path) -> Iterator[Raw]:
+    while True:
+        yield from read_file(path)
+
+
+def _is_microphone(spec: str) -> bool:
+    return spec == "mic" or spec.startswith("mic:")
+
+
+def _check_options(spec: str, sample_rate: int, realtime: bool, loop: bool, speed: float, queue_seconds: float) -> None:
+    if not spec:
+        raise UsageError("source: is empty: give mic, an audio file, a directory or -")
+    _check_range("sample rate", sample_rate, MIN_RATE_HZ, MAX_RATE_HZ)
+    if not (math.isfinite(speed) and speed > 0):
+        raise UsageError(f"speed {speed}: must be above 0")
+    if not (math.isfinite(queue_seconds) and queue_seconds > 0):
+        raise UsageError(f"queue {queue_seconds} s: must be above 0")
+    if loop and (spec == "-" or _is_microphone(spec)):
+        raise UsageError(f"source {spec!r} cannot be looped: loop is for files and directories")
+    if speed != 1.0 and (not realtime or spec == "-" or _is_microphone(spec)):
+        raise UsageError(f"speed {speed:g} is for files played in real time (source {spec!r})")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{name} {value}: must be from {low} to {high}")

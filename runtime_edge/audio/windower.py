@@ -1,0 +1,133 @@
+"""Overlapping windows over a stream of blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime_edge.audio.block import Block, Counters
+from runtime_edge.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One analysis window (METHOD section 1).
+
+    Attributes:
+        index: place on the stream's time line, in hops. It never repeats; audio that was dropped or gated
+            leaves its indices unused.
+        capture_time_ns: capture time of the end of the last sample, ns since 1970.
+        samples: float32[window_samples] in [-1, 1], a view into the windower's buffer: valid until the next
+            window is asked for or the next block is pushed. Copy it to keep it.
+    """
+
+    index: int
+    capture_time_ns: int
+    samples: NDArray[np.float32]
+
+
+class Windower:
+    """Cuts a stream into windows of `window_samples`, one every `hop_samples`.
+
+    The samples lie in one buffer allocated at the start; a window is a view of it. Windows never span a gap:
+    after one, filling begins anew. The tail of a stream that fills no window is left out, except that a
+    stream too short for even one window gives one, padded with zeros.
+
+    Args:
+        window_samples: length of a window.
+        hop_samples: distance between the starts of two windows; may be larger than the window.
+        gate_db: windows whose RMS level is below this, in dB relative to 1.0, are counted and not handed out.
+        counters: what is counted; a fresh one when not given.
+
+    Raises:
+        UsageError: a length below 1, or a gate that is not a number.
+    """
+
+    def __init__(
+        self,
+        window_samples: int,
+        hop_samples: int,
+        gate_db: float | None = None,
+        counters: Counters | None = None,
+    ) -> None:
+        if window_samples < 1 or hop_samples < 1:
+            raise UsageError(f"window {window_samples} and hop {hop_samples}: both must be at least 1 sample")
+        if gate_db is not None and not math.isfinite(gate_db):
+            raise UsageError(f"silence gate {gate_db} dB: must be a number such as -60")
+        self.counters = Counters() if counters is None else counters
+        self._window = window_samples
+        self._hop = hop_samples
+        self._gate_energy = 0.0 if gate_db is None else window_samples * 10.0 ** (gate_db / 10.0)
+        # Twice the window at least: moving the live samples to the front then never overlaps itself.
+        self._buffer = np.zeros(4 * window_samples, np.float32)
+        self._start = 0  # of the window being filled
+        self._fill = 0  # samples in it
+        self._skip = 0  # samples to pass over before it (hop larger than window)
+        self._index = 0
+        self._position = 0  # samples on the time line so far, missing ones included
+        self._end_time_ns = 0
+
+    def windows(self, blocks: Iterable[Block]) -> Iterator[Window]:
+        """Yield every window of a whole stream."""
+        for block in blocks:
+            yield from self.push(block)
+        yield from self.flush()
+
+    def push(self, block: Block) -> Iterator[Window]:
+        """Take one block and yield the windows it completes. Exhaust it before the next push."""
+        if block.gap_samples:
+            self._jump(block.gap_samples)
+        samples, size = block.samples, block.samples.size
+        taken = 0
+        while taken < size:
+            step = min(size - taken, self._skip or self._window - self._fill)
+            if self._skip:
+                self._skip -= step
+            else:
+                end = self._start + self._fill
+                self._buffer[end : end + step] = samples[taken : taken + step]
+                self._fill += step
+            taken += step
+            self._position += step
+            elapsed = (block.end_time_ns - block.start_time_ns) * taken // size
+            self._end_time_ns = block.start_time_ns + elapsed
+            if self._fill == self._window:
+                yield from self._emit()
+                self._advance()
+
+    def flush(self) -> Iterator[Window]:
+        """End the stream: yield the one padded window of a stream that was too short, else nothing."""
+        if self._index == 0 and self._fill:
+            self._buffer[self._start + self._fill : self._start + self._window] = 0.0
+            yield from self._emit()
+            self._index += 1
+        self._fill = 0
+
+    def _emit(self) -> Iterator[Window]:
+        samples = self._buffer[self._start : self._start + self._window]
+        if self._gate_energy and float(np.dot(samples, samples)) < self._gate_energy:
+            self.counters.gated += 1
+            return
+        self.counters.windows += 1
+        yield Window(self._index, self._end_time_ns, samples)
+
+    def _advance(self) -> None:
+        self._index += 1
+        if self._hop >= self._window:
+            self._start, self._fill, self._skip = 0, 0, self._hop - self._window
+            return
+        self._start += self._hop
+        self._fill = self._window - self._hop
+        if self._start + self._window > self._buffer.size:
+            self._buffer[: self._fill] = self._buffer[self._start : self._start + self._fill]
+            self._start = 0
+
+    def _jump(self, gap_samples: int) -> None:
+        """Begin anew after a gap, at the index the time line has reached."""
+        self._position += gap_samples
+        self._index = max(self._index, -(-self._position // self._hop))
+        self._start = self._fill = self._skip = 0

@@ -1,0 +1,69 @@
+"""ONNX blocks on onnxruntime, inputs and outputs bound to fixed buffers. The one file that imports onnxruntime."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from runtime_edge.backend import Array, LoadedBlock, RuntimeOptions, check_shape
+from runtime_edge.errors import BackendError, MissingExtra
+from runtime_edge.manifest import VariantInfo
+
+try:
+    import onnxruntime
+except ImportError as exc:
+    raise MissingExtra("onnxruntime", "edge") from exc
+
+_ERRORS_ONLY = 3
+
+
+class OnnxBackend:
+    """onnxruntime on the CPU, without spinning threads or a growing arena."""
+
+    name = f"onnxruntime {onnxruntime.__version__}"
+
+    def __init__(self, options: RuntimeOptions) -> None:
+        session = onnxruntime.SessionOptions()
+        session.intra_op_num_threads = options.threads
+        session.inter_op_num_threads = 1
+        session.log_severity_level = _ERRORS_ONLY
+        # Spinning threads burn a small device's battery and its other processes' time.
+        session.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session.enable_cpu_mem_arena = True
+        self._options = session
+
+    def load(self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str) -> LoadedBlock:
+        """See `Backend.load`."""
+        try:
+            session = onnxruntime.InferenceSession(data, self._options, providers=["CPUExecutionProvider"])
+            (inputs,), (outputs,) = session.get_inputs(), session.get_outputs()
+        except Exception as exc:
+            raise BackendError(f"{where}: onnxruntime refuses it ({_first_line(exc)})") from None
+        check_shape(inputs.shape, source.shape, where)
+        check_shape(outputs.shape, result.shape, where)
+        binding = session.io_binding()
+        binding.bind_input(info.input, "cpu", 0, np.float32, source.shape, source.ctypes.data)
+        binding.bind_output(info.output, "cpu", 0, np.float32, result.shape, result.ctypes.data)
+        return _OnnxBlock(session, binding, (source, result), where)
+
+
+class _OnnxBlock:
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        binding: onnxruntime.IOBinding,
+        buffers: tuple[Array, Array],
+        where: str,
+    ) -> None:
+        self._session, self._binding, self._where = session, binding, where
+        # The binding holds raw addresses: the buffers must live as long as it does.
+        self._buffers = buffers
+
+    def run(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as exc:
+            raise BackendError(f"{self._where}: onnxruntime failed ({_first_line(exc)})") from None
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().split("\n")[0][:300]

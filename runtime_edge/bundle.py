@@ -1,0 +1,99 @@
+"""Opening a bundle directory: nothing is handed out before its signature and digest have been checked.
+
+>>> bundle = open_bundle(Path("bundle/"))            # doctest: +SKIP
+>>> data = bundle.block_bytes("block-00", "onnx-fp32")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime_edge import manifest as manifests
+from runtime_edge import minisign
+from runtime_edge.errors import BundleError, SignatureError
+from runtime_edge.files import read_bounded
+from runtime_edge.manifest import Manifest
+from runtime_edge.table import SplitterTable
+
+MAX_TABLE_BYTES = 64 << 10
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.minisig"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest has been read and, where a key is trusted, verified."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    """`sha256:<hex>` of manifest.json: names this very bundle."""
+    signed_by: str | None
+    """Trusted comment of the signature when it was checked."""
+
+    def read(self, reference: str) -> bytes:
+        """The bytes of an asset `sha256:<hex>/<name>`, digest checked. Raises BundleError."""
+        size = self.manifest.assets().get(reference)
+        if size is None:
+            raise BundleError(f"{self.path}: {reference} is not an asset of this bundle")
+        path = asset_path(self.path, reference)
+        if path.is_symlink() or path.parent.is_symlink():
+            raise BundleError(f"{path}: a link; bundles hold plain files only")
+        data = read_bounded(path, size, BundleError)
+        check_asset(reference, size, data, str(path))
+        return data
+
+    def block_bytes(self, block: str, variant: str) -> bytes:
+        """The compiled file of one block, digest checked. Raises BundleError."""
+        return self.read(self.manifest.variant(block, variant).file)
+
+    def table(self, target: str) -> SplitterTable:
+        """The splitter table shipped for a target. Raises BundleError or TableError."""
+        costs = self.manifest.info.targets
+        if target not in costs:
+            raise BundleError(f"{self.path}: compiled for {', '.join(sorted(costs))}, not for {target!r}")
+        path = self.path / costs[target].table
+        table = SplitterTable.from_json(read_bounded(path, MAX_TABLE_BYTES, BundleError), str(path))
+        table.check_cuts([cut.name for cut in self.manifest.info.cuts])
+        return table
+
+    def verify_assets(self) -> int:
+        """Check every asset's digest; return the bytes read. Raises BundleError at the first that is wrong."""
+        return sum(len(self.read(reference)) for reference in sorted(self.manifest.assets()))
+
+
+def open_bundle(path: Path, trusted: minisign.PublicKey | None = None) -> Bundle:
+    """Read and check the manifest of a bundle directory; with `trusted`, an unsigned bundle is refused too.
+
+    Raises BundleError or SignatureError.
+    """
+    if not path.is_dir():
+        raise BundleError(f"{path}: no such bundle directory; make one with `ssc compile encoder.pt -o {path}`")
+    data = read_bounded(path / MANIFEST, manifests.MAX_MANIFEST_BYTES, BundleError)
+    comment = None
+    if trusted is not None:
+        if not (path / SIGNATURE).exists():
+            raise SignatureError(f"{path}: not signed, but key {trusted.to_text().split()[5]} is required")
+        comment = minisign.verify(data, minisign.read_signature(path / SIGNATURE), trusted, str(path / SIGNATURE))
+    manifest = manifests.decode(data, str(path / MANIFEST))
+    if comment is not None and f"generation:{manifest.info.generation}" not in comment.split():
+        raise SignatureError(f"{path / SIGNATURE}: signed for another generation ({comment!r})")
+    return Bundle(path, manifest, manifests.digest(data), comment)
+
+
+def asset_path(root: Path, reference: str) -> Path:
+    """Where `sha256:<hex>/<name>` lies below a bundle. Raises BundleError for anything else."""
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}", reference):
+        raise BundleError(f"asset reference {reference!r}: expected sha256:<64 hex digits>/<file name>")
+    directory, name = reference.split("/")
+    return root / "shared_assets" / directory.replace(":", "-") / name
+
+
+def check_asset(reference: str, size: int, data: bytes, source: str) -> None:
+    """Raise BundleError unless `data` has the size and digest its reference promises."""
+    if len(data) != size:
+        raise BundleError(f"{source}: {len(data)} bytes, but the manifest says {size}; fetch or compile it again")
+    if manifests.asset_ref(reference.split("/")[1], data) != reference:
+        raise BundleError(f"{source}: digest does not match the manifest; fetch or compile it again")

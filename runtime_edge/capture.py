@@ -1,0 +1,92 @@
+"""The source in its own thread, windows handed to the device loop one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.audio import Counters, Windower, open_source
+from runtime_edge.config import DeviceConfig
+from runtime_edge.errors import SscError
+
+_QUEUE_WINDOWS = 4
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One window, its samples a copy of its own: (samples,) float32 in [-1, 1]."""
+
+    index: int
+    capture_time_ns: int
+    samples: npt.NDArray[np.float32]
+
+
+class Capture:
+    """Reads the configured source; `counters` says what was dropped, gated or mended."""
+
+    def __init__(self, config: DeviceConfig, sample_rate: int, window_samples: int, hop_samples: int) -> None:
+        self.counters = Counters()
+        self._blocks = open_source(
+            config.source,
+            sample_rate,
+            config.realtime,
+            loop=config.loop,
+            speed=config.speed,
+            stdin_rate=config.stdin_rate,
+            stdin_channels=config.stdin_channels,
+            counters=self.counters,
+        )
+        self._windower = Windower(window_samples, hop_samples, config.gate_db, self.counters)
+        self._ended = threading.Event()
+
+    async def windows(self, stopping: asyncio.Event) -> AsyncIterator[Captured]:
+        """Every window until the source ends or `stopping` is set. Raises the source's SourceError."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Captured | Exception | None] = asyncio.Queue(_QUEUE_WINDOWS)
+        thread = threading.Thread(target=self._read, args=(loop, queue), name="capture", daemon=True)
+        thread.start()
+        stopped = asyncio.create_task(stopping.wait())
+        try:
+            while not stopping.is_set():
+                item = asyncio.create_task(queue.get())
+                await asyncio.wait({item, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not item.done():
+                    item.cancel()
+                    break
+                window = item.result()
+                if isinstance(window, Exception):
+                    raise window
+                if window is None:
+                    break
+                yield window
+        finally:
+            stopped.cancel()
+            self._ended.set()
+
+    def _read(self, loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Captured | Exception | None]) -> None:
+        def hand_over(item: Captured | Exception | None) -> None:
+            future = asyncio.run_coroutine_threadsafe(queue.put(item), loop)
+            while not self._ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    future.result(0.2)
+                    return
+            future.cancel()
+
+        try:
+            for window in self._windower.windows(self._blocks):
+                hand_over(Captured(window.index, window.capture_time_ns, window.samples.copy()))
+                if self._ended.is_set():
+                    return
+            hand_over(None)
+        except SscError as exc:
+            hand_over(exc)
+        except RuntimeError:
+            # The loop has closed while this thread was reading: nobody is waiting for windows any more.
+            if not self._ended.is_set():
+                raise

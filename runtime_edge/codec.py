@@ -1,0 +1,119 @@
+"""Activations to bytes and back: float32, float16, int8 (static per-channel affine) or pcm16 (the waveform).
+
+>>> codec = CutCodec(cut, "int8")           # doctest: +SKIP
+>>> payload, compressed = codec.encode(activation)   # doctest: +SKIP
+>>> codec.decode(payload, compressed)       # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from runtime_edge.errors import BundleError, FrameError
+from runtime_edge.manifest import Cut
+
+ENCODINGS = ("float32", "float16", "int8", "pcm16")
+_DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "i1", "pcm16": "<i2"}
+_PCM_SCALE = np.float32(32767.0)
+
+
+class CutCodec:
+    """Encodes the activation of one cut. Buffers are allocated once; not safe for use by two threads."""
+
+    def __init__(self, cut: Cut, encoding: str, level: int = 1) -> None:
+        if encoding not in ENCODINGS:
+            raise BundleError(f"encoding {encoding!r}: expected one of {', '.join(ENCODINGS)}")
+        self.shape = cut.shape
+        self.encoding = encoding
+        self._wire = np.empty(cut.shape, _DTYPES[encoding])
+        self._float = np.empty(cut.shape, np.float32)
+        self._scale: npt.NDArray[np.float32] | None = None
+        if encoding == "int8":
+            if cut.int8 is None:
+                raise BundleError(f"cut {cut.name}: the bundle holds no int8 scales for it")
+            scale, zero = cut.int8.arrays(cut.shape)
+            along = [1] * len(cut.shape)
+            along[cut.int8.axis] = -1
+            self._scale = scale.reshape(along)
+            self._inverse = (1.0 / self._scale).astype(np.float32)
+            self._zero = zero.reshape(along).astype(np.float32)
+        self._compressor = zstandard.ZstdCompressor(level=level)
+        self._decompressor = zstandard.ZstdDecompressor()
+
+    @property
+    def raw_bytes(self) -> int:
+        """Payload bytes before zstd."""
+        return self._wire.nbytes
+
+    def encode(self, activation: npt.NDArray[np.float32]) -> tuple[bytes, bool]:
+        """Encode one activation of shape `cut.shape`; returns (payload, whether zstd made it smaller).
+
+        NaN becomes 0 and infinities the largest value the encoding holds.
+        """
+        scratch = self._float
+        if self.encoding == "int8":
+            np.multiply(activation, self._inverse, out=scratch)
+            np.add(scratch, self._zero, out=scratch)
+            self._round_into(scratch, -128.0, 127.0)
+        elif self.encoding == "pcm16":
+            np.multiply(activation, _PCM_SCALE, out=scratch)
+            self._round_into(scratch, -32768.0, 32767.0)
+        else:
+            limit = 65504.0 if self.encoding == "float16" else float(np.finfo(np.float32).max)
+            np.clip(activation, -limit, limit, out=scratch)
+            np.copyto(scratch, 0.0, where=np.isnan(scratch))
+            np.copyto(self._wire, scratch, casting="same_kind")
+        raw = self._wire.tobytes()
+        packed = self._compressor.compress(raw)
+        return (packed, True) if len(packed) < len(raw) else (raw, False)
+
+    def decode(self, payload: bytes, compressed: bool) -> npt.NDArray[np.float32]:
+        """Decode to float32 of shape `cut.shape` (a fresh array). Raises FrameError on any other length."""
+        if compressed:
+            payload = self._decompress(payload)
+        if len(payload) != self.raw_bytes:
+            raise FrameError(f"payload has {len(payload)} bytes, this cut in {self.encoding} has {self.raw_bytes}")
+        wire = np.frombuffer(payload, self._wire.dtype).reshape(self.shape)
+        if self.encoding == "int8":
+            assert self._scale is not None
+            values: npt.NDArray[np.float32] = (wire.astype(np.float32) - self._zero) * self._scale
+            return values
+        values = wire.astype(np.float32)
+        if self.encoding == "pcm16":
+            values /= _PCM_SCALE
+            return values
+        if not np.isfinite(values).all():
+            raise FrameError("payload holds NaN or infinite values")
+        return values
+
+    def _round_into(self, scratch: npt.NDArray[np.float32], low: float, high: float) -> None:
+        np.rint(scratch, out=scratch)
+        np.clip(scratch, low, high, out=scratch)
+        np.copyto(scratch, 0.0, where=np.isnan(scratch))
+        np.copyto(self._wire, scratch, casting="unsafe")
+
+    def _decompress(self, payload: bytes) -> bytes:
+        try:
+            size = zstandard.frame_content_size(payload)
+            if size != self.raw_bytes:
+                raise FrameError(f"payload would unpack to {size} bytes, expected {self.raw_bytes}")
+            return self._decompressor.decompress(payload, max_output_size=self.raw_bytes)
+        except zstandard.ZstdError as exc:
+            raise FrameError(f"payload is not a zstd frame ({exc})") from None
+
+
+def channel_axis(shape: tuple[int, ...]) -> int:
+    """Axis whose entries get a scale each: channels of (N, C, ...) images, else the last axis."""
+    return 1 if len(shape) >= 4 else len(shape) - 1
+
+
+def int8_scale(low: npt.NDArray[Any], high: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Scale (float32) and zero point (int8) per channel so that [low, high], widened to hold 0, maps to int8."""
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    scale = np.maximum((high - low) / 255.0, 1e-8).astype("<f4")
+    zero = np.clip(np.rint(-128.0 - low / scale), -128, 127).astype("i1")
+    return scale, zero

@@ -1,0 +1,79 @@
+"""Every error a device or a format can raise.
+
+    SscError                bad input or a thing that did not hold; exit code 2
+    ├── UsageError          a wrong option or argument
+    ├── MissingExtra        an optional dependency is not installed; names the extra
+    ├── FormatError         a file or message that cannot be trusted or read
+    │   ├── BundleError     a bundle: layout, manifest, digest, generation
+    │   ├── SignatureError  a signature that is missing, malformed or wrong
+    │   ├── TableError      a splitter table
+    │   └── FrameError      a frame or reply on the wire
+    ├── SourceError         audio that cannot be read
+    ├── BackendError        an inference runtime that refused a block
+    │   └── SelfTestError   a bundle whose result on this machine is not the expected one
+    ├── LinkError           the broker cannot be reached or refused
+    └── CheckFailed         the thing asked for did not hold; exit code 1
+
+A message says what was wrong, where (file, field, value) and what to do, on one line.
+"""
+
+from __future__ import annotations
+
+
+class SscError(Exception):
+    """Base of every error this project raises on purpose."""
+
+    exit_code = 2
+
+
+class UsageError(SscError):
+    """A wrong option or argument."""
+
+
+class MissingExtra(SscError):
+    """An optional dependency is missing."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f'{package} is not installed: pip install "streamsplit[{extra}]"')
+
+
+class FormatError(SscError):
+    """A file or message that cannot be trusted or read."""
+
+
+class BundleError(FormatError):
+    """A bundle whose layout, manifest, digests or generation do not hold."""
+
+
+class SignatureError(FormatError):
+    """A signature that is missing, malformed or wrong."""
+
+
+class TableError(FormatError):
+    """A splitter table that is malformed or made for other cuts."""
+
+
+class FrameError(FormatError):
+    """A frame or reply that cannot be decoded."""
+
+
+class SourceError(SscError):
+    """Audio that cannot be read."""
+
+
+class BackendError(SscError):
+    """An inference runtime refused a block."""
+
+
+class SelfTestError(BackendError):
+    """A bundle whose result on this machine is not the expected one."""
+
+
+class LinkError(SscError):
+    """The broker cannot be reached or refused a request."""
+
+
+class CheckFailed(SscError):
+    """The thing asked for did not hold (a parity check, a regret bound)."""
+
+    exit_code = 1

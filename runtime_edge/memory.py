@@ -1,0 +1,275 @@
+"""The distributional memory: what a device has heard, as a small Gaussian mixture (METHOD section 4).
+
+    memory = GaussianMemory(components=64, dim=128)
+    uncertainty = memory.update(embedding)      # [0, 1]; 1.0 while cold
+    memory.load_parameters(reply_bytes)         # lazy synchronisation from the server
+    memory.to_bytes()                           # 2·(2·C·d) + 2·C bytes: 32 896 for the defaults
+
+Choices of ours, where the method leaves them open:
+
+* Start. Components begin vacant: seeded random unit directions, equal weights, the variance 1/d of the
+  uniform law on the sphere. A window farther than half the mean squared distance between windows from
+  every component claims the lightest one (the replacement rule of Stauffer and Grimson, 1999), so a new
+  sound has a component after one window and a vacant or forgotten one is what it costs. The claimed mean
+  is a draw around the window, never the window itself: the memory holds no raw embedding.
+* Step. A component moves a fraction `rate · r_c(z)`: one with full responsibility moves by `rate`, one
+  with none stays. The fixed points are those of EM. A batch is its rows in order, to the bit.
+* Resolution. In 128 dimensions the posterior of any mixture with learned variances is one-hot and its
+  entropy zero, known sound or not. The uncertainty is therefore the entropy of the posterior of `z` seen
+  through isotropic noise of variance `resolution · D² / (4 ln C)`, with D² the mean squared distance
+  between windows: one component at the window and the others at distance D weigh C² : 1. Learning uses
+  the plain posterior. `resolution=0` is the plain entropy.
+* Cold. The first 50 windows return 1.0. Parameters that were loaded count as warm.
+* Wire. float16 little-endian: weights [C], means [C, d], then standard deviations [C, d] and not
+  variances: the floor 1e-6 is subnormal in float16 (rounded by up to 3 %), its root 1e-3 is not (0.05 %).
+  Weights never fall below 1e-3, which float16 holds and which lets a forgotten component come back.
+
+Not thread-safe; one device, one memory.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.errors import FrameError, UsageError
+
+Array = npt.NDArray[np.float32]
+
+COLD_WINDOWS = 50
+VARIANCE_FLOOR = 1e-6
+WEIGHT_FLOOR = 1e-3
+NEGATIVE_SCALE = 0.1
+"""tau of the virtual negatives (METHOD section 4)."""
+
+_NOVEL = 0.5  # of D²: farther from every component than this claims one
+_NARROW = 0.25  # of the overall variance: what a newly claimed component covers
+_MIN_SPREAD = 0.01  # of D²: embeddings closer than this (about 6 degrees) are one sound
+_MIN_NORM = 1e-6  # shorter vectors have no direction
+_MEAN_SLACK = 1.01  # means of unit vectors are no longer than 1, float16 rounding aside
+_MAX_COMPONENTS, _MAX_DIM = 512, 65536  # 512 weights of at least 1e-3 leave room to differ
+
+
+class GaussianMemory:
+    """A streaming mixture of `components` diagonal Gaussians over unit embeddings of width `dim`.
+
+    Attributes: `weights` float32[C], `means` float32[C, d], `variances` float32[C, d] (read, do not
+    write), `windows` accepted so far, `rejected` embeddings that were not finite or had no direction.
+    """
+
+    def __init__(
+        self,
+        components: int = 64,
+        dim: int = 128,
+        rate: float = 0.01,
+        seed: int = 0,
+        resolution: float = 1.0,
+    ) -> None:
+        if not (2 <= components <= _MAX_COMPONENTS and 1 <= dim <= _MAX_DIM):
+            raise UsageError(f"memory: {components} components of width {dim}, need at least 2 of at least 1")
+        if not (0 < rate < 1 and 0 <= resolution < math.inf):
+            raise UsageError(f"memory: rate {rate} must be in (0, 1) and resolution {resolution} >= 0")
+        self.components, self.dim, self.rate, self.resolution = components, dim, rate, resolution
+        self.windows = 0
+        self.rejected = 0
+        self._rng = np.random.default_rng(seed)
+        self.means = _unit(self._rng.standard_normal((components, dim)).astype(np.float32))
+        self.variances = np.full((components, dim), 1 / dim, np.float32)
+        self.weights = np.full(components, 1 / components, np.float32)
+        self._average = np.zeros(dim, np.float32)  # running mean of the embeddings; gives D²
+
+    @property
+    def cold(self) -> bool:
+        """Whether the memory has seen too little to know what is unusual."""
+        return self.windows < COLD_WINDOWS
+
+    @property
+    def spread(self) -> float:
+        """D², the mean squared distance between two windows: 2·(1 - |mean|²) for unit vectors."""
+        return max(2.0 * (1.0 - float(self._average @ self._average)), _MIN_SPREAD)
+
+    def update(self, embedding: npt.ArrayLike) -> float:
+        """Learn from float32[d] or [n, d] embeddings; the uncertainty they met, averaged, in [0, 1].
+
+        An embedding is normalised first. One that is not finite or has no direction is counted in
+        `rejected` and otherwise ignored; 1.0 if none is left. Raises UsageError on another width.
+        """
+        total, count = 0.0, 0
+        for row in self._rows(embedding):
+            z = _direction(row)
+            if z is None:
+                self.rejected += 1
+                continue
+            total += self._uncertainty(z)
+            self._learn(z)
+            count += 1
+        return total / count if count else 1.0
+
+    def uncertainty(self, embedding: npt.ArrayLike) -> float:
+        """`H(r(z)) / ln C` in [0, 1] of float32[d], or its mean over [n, d], without learning.
+
+        1.0 while cold and for what `update` would reject.
+        """
+        rows = [z for row in self._rows(embedding) if (z := _direction(row)) is not None]
+        return sum(map(self._uncertainty, rows)) / len(rows) if rows else 1.0
+
+    def responsibilities(self, embedding: npt.ArrayLike) -> Array:
+        """Posterior `r_c(z)` of each component, [d] -> [C] or [n, d] -> [n, C], by Bayes' rule.
+
+        Raises UsageError for an embedding that is not finite or has no direction.
+        """
+        rows = [np.exp(self._log_posterior(z)) for z in self._usable(embedding)]
+        return np.stack(rows) if np.ndim(embedding) == 2 else rows[0]
+
+    def sample_negatives(self, anchor: npt.ArrayLike, count: int, rng: np.random.Generator) -> Array:
+        """Virtual negatives, [d] -> unit float32[count, d], or [n, d] -> [n, count, d].
+
+        With `c* = argmax r(anchor)`, components `c != c*` are drawn in proportion to
+        `pi_c · exp(-||mu_c* - mu_c||² / (2 tau²))`, and one sample from each draw is normalised.
+        """
+        batches = [self._negatives(z, count, rng) for z in self._usable(anchor)]
+        return np.stack(batches) if np.ndim(anchor) == 2 else batches[0]
+
+    def to_bytes(self) -> bytes:
+        """The parameters alone: exactly `parameter_bytes(C, d)` bytes, float16 (see the module)."""
+        parts = (self.weights, self.means, np.sqrt(self.variances))
+        return b"".join(part.astype("<f2").tobytes() for part in parts)
+
+    @classmethod
+    def from_bytes(
+        cls,
+        data: bytes,
+        components: int = 64,
+        dim: int = 128,
+        rate: float = 0.01,
+        seed: int = 0,
+        resolution: float = 1.0,
+    ) -> GaussianMemory:
+        """A warm memory with the parameters `to_bytes` wrote. Raises FrameError if they do not hold."""
+        memory = cls(components, dim, rate, seed, resolution)
+        memory.load_parameters(data)
+        return memory
+
+    def load_parameters(self, data: bytes) -> None:
+        """Replace the mixture by one the server refined (lazy synchronisation); the memory is warm after.
+
+        Raises FrameError, and leaves the memory as it was, on a wrong length or a value no mixture of
+        unit vectors can have. Weights are renormalised and variances floored.
+        """
+        count, dim = self.components, self.dim
+        expected = parameter_bytes(count, dim)
+        if len(data) != expected:
+            raise FrameError(
+                f"mixture parameters: {len(data)} bytes, {count} components of width {dim} take {expected}"
+            )
+        values = np.frombuffer(data, "<f2").astype(np.float32)
+        if not np.isfinite(values).all():
+            raise FrameError("mixture parameters: a value is not finite; discard them and ask again")
+        weights, means, deviations = np.split(values, [count, count + count * dim])
+        means, deviations = means.reshape(count, dim), deviations.reshape(count, dim)
+        if not (weights > 0).all():
+            raise FrameError(f"mixture parameters: weight {weights.min():g} is not positive")
+        if not (deviations >= 0).all():
+            raise FrameError(f"mixture parameters: standard deviation {deviations.min():g} is negative")
+        longest = float(np.linalg.norm(means, axis=1).max())
+        if longest > _MEAN_SLACK:
+            raise FrameError(f"mixture parameters: a mean of norm {longest:g}, unit embeddings allow 1")
+        self.weights = _normalised_weights(weights)
+        self.means = means.copy()
+        self.variances = np.maximum(deviations**2, np.float32(VARIANCE_FLOOR))
+        self._average = self.weights @ self.means
+        self.windows = max(self.windows, COLD_WINDOWS)
+
+    def _rows(self, embedding: npt.ArrayLike) -> Array:
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and rejected as such
+            rows = np.atleast_2d(np.asarray(embedding, np.float32))
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise UsageError(f"memory: embedding of shape {np.shape(embedding)}, width {self.dim} expected")
+        return rows
+
+    def _usable(self, embedding: npt.ArrayLike) -> list[Array]:
+        given = self._rows(embedding)
+        rows = [z for row in given if (z := _direction(row)) is not None]
+        if len(rows) != len(given) or not rows:
+            raise UsageError("memory: an embedding is empty, zero or not finite")
+        return rows
+
+    def _log_posterior(self, z: Array, noise: float = 0.0) -> Array:
+        variances = self.variances + np.float32(noise) if noise else self.variances
+        offsets = z - self.means
+        exponent = np.einsum("cd,cd->c", offsets, offsets / variances) + np.log(variances).sum(axis=1)
+        joint = np.log(self.weights) - 0.5 * exponent
+        joint -= joint.max()
+        result: Array = joint - np.log(np.exp(joint).sum())
+        return result
+
+    def _uncertainty(self, z: Array) -> float:
+        if self.cold:
+            return 1.0
+        limit = math.log(self.components)
+        log_r = self._log_posterior(z, self.resolution * self.spread / (4 * limit))
+        return min(max(-float(np.exp(log_r) @ log_r) / limit, 0.0), 1.0)
+
+    def _learn(self, z: Array) -> None:
+        self.windows += 1
+        gain = max(self.rate, 1.0 / (self.windows + 1))  # a plain mean first, then a sliding one
+        self._average += np.float32(gain) * (z - self._average)
+        offsets = z - self.means
+        if float(np.einsum("cd,cd->c", offsets, offsets).min()) > _NOVEL * self.spread:
+            self._claim(z)
+            return
+        posterior = np.exp(self._log_posterior(z))
+        step = np.float32(self.rate) * posterior[:, None]
+        self.means += step * offsets
+        # The variance of the blend (1 - step)·N(mean, variance) + step·(a point at z).
+        self.variances = (1 - step) * (self.variances + step * offsets**2)
+        np.maximum(self.variances, np.float32(VARIANCE_FLOOR), out=self.variances)
+        self.weights = _normalised_weights(self.weights + np.float32(self.rate) * (posterior - self.weights))
+
+    def _claim(self, z: Array) -> None:
+        lightest = int(np.argmin(self.weights))
+        variance = max(_NARROW * self.spread / (2 * self.dim), VARIANCE_FLOOR)
+        noise = self._rng.standard_normal(self.dim).astype(np.float32)
+        self.means[lightest] = _unit((z + math.sqrt(variance) * noise).astype(np.float32))
+        self.variances[lightest] = variance
+        weights = self.weights * np.float32(1 - 1 / self.components)
+        weights[lightest] = 1 / self.components
+        self.weights = _normalised_weights(weights)
+
+    def _negatives(self, z: Array, count: int, rng: np.random.Generator) -> Array:
+        own = int(np.argmax(self._log_posterior(z)))
+        offsets = self.means - self.means[own]
+        scores = np.log(self.weights) - np.einsum("cd,cd->c", offsets, offsets) / (2 * NEGATIVE_SCALE**2)
+        scores[own] = -np.inf
+        odds = np.exp((scores - scores.max()).astype(np.float64))
+        chosen = rng.choice(self.components, size=count, p=odds / odds.sum())
+        noise = rng.standard_normal((count, self.dim), dtype=np.float32)
+        noise *= np.sqrt(self.variances[chosen])
+        return _unit(self.means[chosen] + noise)
+
+
+def parameter_bytes(components: int = 64, dim: int = 128) -> int:
+    """Size of the mixture parameters on the wire: 2·(2·C·d) + 2·C bytes."""
+    return 2 * (2 * components * dim) + 2 * components
+
+
+def _unit(vectors: Array) -> Array:
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    result: Array = vectors / np.maximum(norms, np.float32(_MIN_NORM))
+    return result
+
+
+def _direction(vector: Array) -> Array | None:
+    """The unit vector along `vector`, or None if it is not finite or has none."""
+    if not np.isfinite(vector).all():
+        return None
+    norm = float(np.linalg.norm(vector.astype(np.float64)))  # float32 overflows beyond 1e19
+    return (vector / norm).astype(np.float32) if norm > _MIN_NORM else None
+
+
+def _normalised_weights(weights: Array) -> Array:
+    floored = np.maximum(weights / weights.sum(), np.float32(WEIGHT_FLOOR))
+    result: Array = floored / floored.sum()
+    return result

@@ -1,0 +1,216 @@
+"""What the splitter looks at: CPU load, uplink, and the health of the device (METHOD section 6)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+SYSFS = Path("/sys")
+
+_SMALL_FRAME_BYTES = 1024
+_FULL_WEIGHT_BITS = 8192 * 8
+_MINUTE_SECONDS = 60.0
+_MIN_MBITS, _MAX_MBITS = 0.001, 10_000.0
+_LOSS_MEMORY = 64
+_THROTTLED_NOW = 0b1111  # under-voltage, frequency capped, throttled, soft temperature limit
+
+
+class CpuMonitor:
+    """System-wide CPU load, from the kernel's own counters. Never blocks, starts no thread.
+
+    Call `load` as often as you like: the counters are read at most once every `period_s`, and the answer is
+    the mean over the time between the last two readings. Every process counts, this one included; a
+    processor that waits for a disk counts as idle.
+    """
+
+    def __init__(self, period_s: float = 0.1, now: Callable[[], float] = time.monotonic) -> None:
+        self._period_s = period_s
+        self._now = now
+        self._read_at = now()
+        self._busy, self._total = _cpu_seconds()
+        self._load = 0.0
+
+    def load(self) -> float:
+        """Share of the processors' time in use, in [0, 1]; 0 until the first period is over."""
+        now = self._now()
+        if now - self._read_at < self._period_s:
+            return self._load
+        busy, total = _cpu_seconds()
+        if total > self._total:
+            self._load = min(1.0, max(0.0, (busy - self._busy) / (total - self._total)))
+        self._read_at, self._busy, self._total = now, busy, total
+        return self._load
+
+
+class BandwidthEstimator:
+    """Uplink rate and round trip, learnt from the frames that are sent anyway.
+
+    A frame's time is one round trip plus its bytes over the bandwidth. Frames below 1 KiB teach the round
+    trip; larger ones teach the bandwidth: delivered bits over transfer time, each an exponential moving
+    average with factor `smoothing` (METHOD section 6). Averaging the two apart, and not their ratio, keeps
+    jitter from inflating the estimate and lets one slow frame count for the time it took. Frames below 8 KiB
+    weigh less in proportion: most of what they took is jitter.
+
+    Times come from a monotonic clock; one that is not a positive number of at most a minute teaches
+    nothing. One thread may observe while another reads.
+
+    Args:
+        initial_mbits: uplink assumed before the first large frame, Mbit/s.
+        initial_rtt_ms: round trip assumed before the first small frame, ms.
+        smoothing: weight of the newest frame, in (0, 1].
+        now: monotonic time, s.
+    """
+
+    def __init__(
+        self,
+        initial_mbits: float = 2.0,
+        initial_rtt_ms: float = 50.0,
+        smoothing: float = 0.3,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._smoothing = smoothing
+        self._now = now
+        self._initial_mbits = initial_mbits
+        self._rtt_s = initial_rtt_ms / 1e3
+        self._rtt_learnt_at: float | None = None
+        self._bits: float | None = None
+        self._transfer_s = 0.0
+        # (time, seconds), both rising: the front is the fastest frame of the last minute.
+        self._fastest: deque[tuple[float, float]] = deque()
+        self._outcomes: deque[bool] = deque(maxlen=_LOSS_MEMORY)
+        self._lock = threading.Lock()
+
+    def observe(self, bytes_sent: int, seconds: float) -> None:
+        """Learn from a frame of `bytes_sent` whose acknowledgement came after `seconds`."""
+        if bytes_sent < 0 or not 0.0 < seconds <= _MINUTE_SECONDS:
+            return
+        with self._lock:
+            self._outcomes.append(False)
+            if bytes_sent < _SMALL_FRAME_BYTES:
+                self._learn_rtt(seconds)
+            else:
+                self._learn_bandwidth(bytes_sent * 8.0, self._transfer_of(seconds))
+            while self._fastest and self._fastest[-1][1] >= seconds:
+                self._fastest.pop()
+            self._fastest.append((self._now(), seconds))
+
+    def timeout(self, seconds: float) -> None:
+        """Learn that a frame was given up after `seconds`: nothing delivered in that time."""
+        if not 0.0 < seconds <= _MINUTE_SECONDS:
+            return
+        with self._lock:
+            self._outcomes.append(True)
+            self._learn_bandwidth(0.0, seconds)
+
+    @property
+    def uplink_mbits(self) -> float:
+        """Uplink estimate, Mbit/s, in [0.001, 10 000]."""
+        with self._lock:
+            if self._bits is None:
+                return self._initial_mbits
+            return min(_MAX_MBITS, max(_MIN_MBITS, self._bits / 1e6 / max(self._transfer_s, 1e-9)))
+
+    @property
+    def rtt_ms(self) -> float:
+        """Round trip, smoothed, ms."""
+        with self._lock:
+            return self._rtt_s * 1e3
+
+    @property
+    def rtt_min_ms(self) -> float:
+        """Shortest time any frame took in the last minute, ms; the smoothed round trip if there was none."""
+        with self._lock:
+            return self._floor_s() * 1e3
+
+    @property
+    def loss(self) -> float:
+        """Share of timeouts among the last 64 frames, in [0, 1]."""
+        with self._lock:
+            return sum(self._outcomes) / len(self._outcomes) if self._outcomes else 0.0
+
+    def _learn_rtt(self, seconds: float) -> None:
+        weight = 1.0 if self._rtt_learnt_at is None else self._smoothing
+        self._rtt_s += weight * (seconds - self._rtt_s)
+        self._rtt_learnt_at = self._now()
+
+    def _learn_bandwidth(self, bits: float, transfer_s: float) -> None:
+        weight = self._smoothing * min(1.0, bits / _FULL_WEIGHT_BITS if bits else 1.0)
+        if self._bits is None:
+            self._bits, weight = 0.0, 1.0
+        self._bits += weight * (bits - self._bits)
+        self._transfer_s += weight * (transfer_s - self._transfer_s)
+
+    def _transfer_of(self, seconds: float) -> float:
+        """Time without the round trip, but 2 % of it at least: jitter and wrong times stay harmless."""
+        rtt_s = self._rtt_s
+        if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > _MINUTE_SECONDS:
+            # Nobody measured it lately; all that is known is that the fastest frame took longer.
+            rtt_s = min(rtt_s, self._floor_s() / 2, seconds / 2)
+        return max(seconds - rtt_s, seconds / 50)
+
+    def _floor_s(self) -> float:
+        oldest = self._now() - _MINUTE_SECONDS
+        while self._fastest and self._fastest[0][0] < oldest:
+            self._fastest.popleft()
+        return self._fastest[0][1] if self._fastest else self._rtt_s
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The device at one moment.
+
+    Attributes:
+        rss_mb: resident memory of this process, MB (1e6 bytes).
+        temperature_c: hottest processor sensor, degrees Celsius; None when there is none.
+        throttled: whether a Raspberry Pi slows down now for heat or low voltage; None elsewhere.
+    """
+
+    rss_mb: float
+    temperature_c: float | None
+    throttled: bool | None
+
+
+def health(sysfs: Path = SYSFS) -> Health:
+    """Read this process's memory and the device's temperature and throttling."""
+    return Health(rss_mb(), temperature_c(sysfs), throttled(sysfs))
+
+
+def rss_mb() -> float:
+    """Resident memory of this process, MB (1e6 bytes)."""
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def temperature_c(sysfs: Path = SYSFS) -> float | None:
+    """Hottest thermal zone of the kernel, degrees Celsius; None when there is none that makes sense."""
+    readings = (_read_number(path, 10) for path in sysfs.glob("class/thermal/thermal_zone*/temp"))
+    plausible = [number / 1e3 for number in readings if number is not None and -40e3 < number < 150e3]
+    return max(plausible, default=None)
+
+
+def throttled(sysfs: Path = SYSFS) -> bool | None:
+    """Whether a Raspberry Pi's firmware reports under-voltage, capped frequency or heat right now."""
+    for path in sysfs.glob("devices/platform/soc*/*firmware/get_throttled"):
+        if (flags := _read_number(path, 16)) is not None:
+            return bool(flags & _THROTTLED_NOW)
+    return None
+
+
+def _read_number(path: Path, base: int) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"), base)
+    except (OSError, ValueError):  # a sensor that is switched off answers with an error
+        return None
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """(busy, total) seconds of all processors since boot."""
+    times = psutil.cpu_times()._asdict()
+    # Linux counts a guest's time in user and nice as well.
+    total = sum(times.values()) - times.get("guest", 0.0) - times.get("guest_nice", 0.0)
+    return total - times["idle"] - times.get("iowait", 0.0), total

@@ -1,0 +1,303 @@
+"""Frames on disk between capture and the server's acknowledgement.
+
+    spool = Spool(Path("spool.db"), max_bytes=64 << 20)
+    spool.put("device-boot-17", 17, frame, uncertainty=0.8)
+    for item in spool.oldest(16):
+        send(item.payload)
+    spool.ack([item.message_id])
+
+What survives: every `put` that returned survives the death of the process, SIGKILL included. A power cut
+never damages the spool, but may take the last half minute of puts or so (until Linux writes them out by
+itself). With `power_safe=True` every put and ack waits for the disk: 5 to 50 ms on an SD card, and wear.
+
+| trouble | what the device loop sees |
+|---|---|
+| the spool is full | the least informative frame goes: lowest uncertainty, then oldest; `dropped` counts it |
+| the database is damaged | moved to `<path>.corrupt`, an empty one starts; logged, counted in `recoveries` |
+| the disk is full or fails | SpoolError; what is stored stays, the next call tries again |
+| ... while acking | no error: the frames are hidden, and deleted by the next call that works |
+
+The loop catches SpoolError, counts the window and goes on.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import math
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from runtime_edge.errors import SscError
+
+ROW_BYTES = 128
+"""What a frame counts beyond its payload: its row and its place in two indices."""
+
+_LOG = logging.getLogger(__name__)
+_APPLICATION_ID = 0x53534353
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE frames (
+    place INTEGER PRIMARY KEY, message_id TEXT NOT NULL UNIQUE, window_index INTEGER NOT NULL,
+    uncertainty REAL NOT NULL, payload BLOB NOT NULL);
+CREATE INDEX least_informative ON frames (uncertainty, place);
+CREATE TABLE totals (put INTEGER, acked INTEGER, dropped INTEGER, bytes INTEGER);
+INSERT INTO totals VALUES (0, 0, 0, 0);
+"""
+_INSERT = """
+INSERT INTO frames (message_id, window_index, uncertainty, payload) VALUES (?, ?, ?, ?)
+ON CONFLICT (message_id) DO NOTHING
+"""
+_Result = TypeVar("_Result")
+
+
+class SpoolError(SscError):
+    """The disk cannot take or give frames right now, or the file is not a spool."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledFrame:
+    """One stored frame: its message id, window index, payload and normalised uncertainty."""
+
+    message_id: str
+    index: int
+    payload: bytes
+    uncertainty: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolCounters:
+    """Frames since the spool was made, restarts included; `put - acked - dropped` are in it now."""
+
+    put: int
+    acked: int
+    dropped: int
+
+
+class Spool:
+    """Bounded queue on disk (SQLite, write-ahead log).
+
+    Any method may be called from any thread; calls wait for each other. One process writes at a time, others
+    may read the file. The file's size on disk stays below about 1.5 times `max_bytes` plus 8 MiB.
+
+    Args:
+        path: the database file; its directory is made.
+        max_bytes: bound on the payloads plus `ROW_BYTES` for each frame.
+        power_safe: see the module's text.
+
+    Raises:
+        SpoolError: the file belongs to another program or a newer version, or the disk refuses.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, power_safe: bool = False) -> None:
+        if max_bytes <= ROW_BYTES:
+            raise SpoolError(f"{path}: max_bytes is {max_bytes}, must be more than {ROW_BYTES}")
+        self._path = path
+        self._max_bytes = max_bytes
+        self._synchronous = "FULL" if power_safe else "NORMAL"
+        self._lock = threading.RLock()
+        self._acked: set[str] = set()
+        self.recoveries = 0
+        """Damaged databases moved aside since this object was made."""
+        self._closed = False
+        self._connection: sqlite3.Connection | None = None
+        self._totals()
+
+    def put(self, message_id: str, index: int, payload: builtins.bytes, uncertainty: float) -> None:
+        """Store one frame; it is durable when this returns (see the module's text).
+
+        A full spool drops its least informative frame, which may be this one. An id that is already stored
+        changes nothing. An uncertainty that is not a finite number counts as 0.
+
+        Raises:
+            SpoolError: the frame alone is larger than the spool, or the disk is full or fails.
+        """
+        cost = len(payload) + ROW_BYTES
+        if cost > self._max_bytes:
+            raise SpoolError(
+                f"{self._path}: window {index} needs {cost} bytes, the spool holds {self._max_bytes}: "
+                "make the spool larger or choose a later cut"
+            )
+        row = (message_id, index, uncertainty if math.isfinite(uncertainty) else 0.0, payload)
+
+        def insert() -> None:
+            with self._transaction():
+                self._delete_acked()
+                if self._db.execute(_INSERT, row).rowcount:
+                    self._db.execute("UPDATE totals SET put = put + 1, bytes = bytes + ?", (cost,))
+                    self._drop_excess()
+            self._acked.clear()
+
+        self._guarded(insert)
+
+    def oldest(self, limit: int) -> list[SpooledFrame]:
+        """Return up to `limit` frames in the order they were put; they stay until acknowledged.
+
+        Raises:
+            SpoolError: the disk fails.
+        """
+        wanted = max(0, limit)
+
+        def select() -> list[SpooledFrame]:
+            rows = self._db.execute(
+                "SELECT message_id, window_index, payload, uncertainty FROM frames ORDER BY place LIMIT ?",
+                (wanted + len(self._acked),),
+            ).fetchall()
+            return [SpooledFrame(*row) for row in rows if row[0] not in self._acked][:wanted]
+
+        return self._guarded(select)
+
+    def ack(self, message_ids: Iterable[str]) -> None:
+        """Remove frames the server has; unknown ids change nothing. A disk that refuses raises nothing."""
+
+        def delete() -> None:
+            with self._transaction():
+                self._delete_acked()
+            self._acked.clear()
+
+        with self._lock:
+            self._acked.update(message_ids)
+            try:
+                self._guarded(delete)
+            except SpoolError as exc:
+                _LOG.warning("acknowledgements kept in memory: %s", exc)
+
+    def depth(self) -> int:
+        """Number of frames stored. Raises SpoolError when the disk fails."""
+        counters = self.counters()
+        return counters.put - counters.acked - counters.dropped
+
+    def bytes(self) -> int:
+        """Bytes counted against `max_bytes`. Raises SpoolError when the disk fails."""
+        return self._totals()[3]
+
+    def counters(self) -> SpoolCounters:
+        """Frames put, acknowledged and dropped so far. Raises SpoolError when the disk fails."""
+        return SpoolCounters(*self._totals()[:3])
+
+    def close(self) -> None:
+        """Write everything out and release the file."""
+        with self._lock:
+            self._closed = True
+            self._disconnect()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._closed:
+            raise SpoolError(f"{self._path}: this spool was closed")
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _totals(self) -> tuple[int, int, int, int]:
+        def select() -> tuple[int, int, int, int]:
+            put, acked, dropped, size = self._db.execute("SELECT * FROM totals").fetchone()
+            return put, acked, dropped, size
+
+        return self._guarded(select)
+
+    def _delete_acked(self) -> None:
+        for message_id in self._acked:
+            row = self._db.execute(
+                "SELECT place, length(payload) FROM frames WHERE message_id = ?", (message_id,)
+            ).fetchone()
+            if row is not None:
+                self._remove(row[0], row[1], acked=1)
+
+    def _drop_excess(self) -> None:
+        while self._db.execute("SELECT bytes FROM totals").fetchone()[0] > self._max_bytes:
+            row = self._db.execute(
+                "SELECT place, length(payload) FROM frames ORDER BY uncertainty, place LIMIT 1"
+            ).fetchone()
+            self._remove(row[0], row[1], dropped=1)
+
+    def _remove(self, place: int, payload_bytes: int, acked: int = 0, dropped: int = 0) -> None:
+        self._db.execute("DELETE FROM frames WHERE place = ?", (place,))
+        self._db.execute(
+            "UPDATE totals SET acked = acked + ?, dropped = dropped + ?, bytes = bytes - ?",
+            (acked, dropped, payload_bytes + ROW_BYTES),
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:  # SQLite rolls back on its own after some errors
+                db.execute("ROLLBACK")
+            raise
+
+    def _guarded(self, operation: Callable[[], _Result]) -> _Result:
+        """Run under the lock; replace a damaged database once, turn what the disk refuses into SpoolError."""
+        with self._lock:
+            try:
+                try:
+                    return operation()
+                except sqlite3.DatabaseError as exc:
+                    if not _is_damage(exc):
+                        raise
+                    self._move_aside(exc)
+                    return operation()
+            except (sqlite3.Error, OSError) as exc:
+                raise SpoolError(
+                    f"{self._path}: the spool's disk refuses ({exc}): free space or check the disk"
+                ) from exc
+
+    def _connect(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=1.0)
+        try:
+            if _pragma(db, "schema_version") == 0:
+                db.executescript(
+                    f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION_ID}; "
+                    f"PRAGMA user_version = {_SCHEMA_VERSION}; {_SCHEMA} COMMIT"
+                )
+            if (_pragma(db, "application_id"), _pragma(db, "user_version")) != (
+                _APPLICATION_ID,
+                _SCHEMA_VERSION,
+            ):
+                raise SpoolError(f"{self._path}: a database, but no spool of this version: give another path")
+            if (verdict := _pragma(db, "quick_check(1)")) != "ok":
+                raise sqlite3.DatabaseError(verdict)
+            _pragma(db, "journal_mode = WAL")
+            db.execute(f"PRAGMA synchronous = {self._synchronous}")
+            # Overwriting what is deleted (Debian's default) wears the card and needs space on a full disk.
+            db.execute("PRAGMA secure_delete = OFF")
+            return db
+        except BaseException:
+            db.close()
+            raise
+
+    def _move_aside(self, reason: Exception) -> None:
+        """Keep the damaged database, the last one only, for whoever wants to look at it."""
+        self._disconnect()
+        aside = self._path.with_name(self._path.name + ".corrupt")
+        os.replace(self._path, aside)
+        for suffix in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        self.recoveries += 1
+        _LOG.error("%s: damaged (%s), moved to %s, starting an empty spool", self._path, reason, aside)
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int | str:
+    value: int | str = db.execute(f"PRAGMA {name}").fetchone()[0]
+    return value
+
+
+def _is_damage(exc: sqlite3.DatabaseError) -> bool:
+    """Whether the file itself is bad: sqlite3 uses the bare class for that and subclasses for the rest."""
+    return type(exc) is sqlite3.DatabaseError

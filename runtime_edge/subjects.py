@@ -1,0 +1,70 @@
+"""Names on the broker that devices and servers agree on."""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+from runtime_edge.errors import UsageError
+
+STREAM = "ACTIVATIONS"
+PARTITIONS = 4
+TABLES = "tables"
+RELEASES = "releases"
+PRESENCE = "presence"
+BUNDLES = "bundles"
+
+SIGNING_KEY = "_key"
+"""Key in the releases bucket that holds the server's public key, pinned by devices at their first contact."""
+
+REPLY_HEADER = "Ssc-Reply"
+MESSAGE_ID_HEADER = "Nats-Msg-Id"
+
+_DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+def check_device(device: str) -> str:
+    """Return a device name that can stand in a subject. Raises UsageError."""
+    if not _DEVICE.fullmatch(device):
+        raise UsageError(f"device {device!r}: use lower-case letters, digits and '-', 63 characters at most")
+    return device
+
+
+def frames(device: str) -> str:
+    """Subject a device publishes its frames on."""
+    return f"act.{partition(device)}.{device}"
+
+
+def partition(device: str) -> int:
+    """Partition of the stream that a device belongs to."""
+    return zlib.crc32(device.encode()) % PARTITIONS
+
+
+def partition_filter(index: int) -> str:
+    """Subject filter of one partition."""
+    return f"act.{index}.>"
+
+
+def events(device: str) -> str:
+    """Subject of a device's events (results, updates, failures)."""
+    return f"evt.{device}"
+
+
+def message_id(device: str, boot: str, window: int) -> str:
+    """Identity of one window: the broker and the server drop repetitions of it."""
+    return f"{device}.{boot}.{window}"
+
+
+def table_key(target: str, device: str | None = None) -> str:
+    """Key of a splitter table: for all devices of a target, or for one device."""
+    return target if device is None else f"{target}.{device}"
+
+
+def asset_object(reference: str) -> str:
+    """Object name of an asset `sha256:<hex>/<name>`."""
+    return f"assets/{reference.replace(':', '-')}"
+
+
+def manifest_object(digest: str) -> str:
+    """Object name of a manifest by its digest."""
+    return f"manifests/{digest.replace(':', '-')}"

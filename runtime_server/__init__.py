@@ -1,0 +1,1 @@
+"""The server: ingest, suffix, losses, training, releases (torch)."""

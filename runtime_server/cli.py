@@ -1,0 +1,174 @@
+"""`ssc server`, `ssc deploy` and `ssc demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime_edge.bundle import open_bundle
+from runtime_server.hub import Hub
+from runtime_server.releases import ReleaseConfig
+from runtime_server.server import Server, ServerConfig
+from runtime_server.trainer import TrainConfig
+from streamsplit_compile.encoders import load_encoder
+from streamsplit_compile.options import (
+    PathParam,
+    broker_option,
+    bundle_argument,
+    json_option,
+    key_option,
+    print_json,
+    print_table,
+    read_key,
+    size,
+)
+
+
+@click.group()
+def server() -> None:
+    """Run and look at the server.
+
+    Example: ssc server run encoder.pt bundle/ --state server/
+    """
+
+
+@server.command()
+@click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam())
+@bundle_argument
+@click.option("--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="State directory.")
+@click.option("--broker", help="Use this broker instead of starting one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address the embedded broker listens on.")
+@click.option("--port", default=4222, show_default=True, type=click.IntRange(1, 65535), help="Its port.")
+@click.option("--calibrate", type=PathParam(), help="Recordings to measure int8 ranges on at every release.")
+@click.option("--no-training", "training", flag_value=False, default=True, help="Complete frames only.")
+@click.option("--batch", default=16, show_default=True, type=click.IntRange(2), help="Windows in a training step.")
+@click.option("--learning-rate", default=3e-4, show_default=True, type=float)
+@click.option("--train-share", default=0.6, show_default=True, type=click.FloatRange(0.01, 1.0))
+@click.option("--release-steps", default=50, show_default=True, type=click.IntRange(1), help="Steps between releases.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Torch threads.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the training.")
+@key_option
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
+def run(
+    encoder_file: Path,
+    bundle: Path,
+    training: bool,
+    batch: int,
+    learning_rate: float,
+    train_share: float,
+    release_steps: int,
+    seed: int,
+    verbose: bool,
+    **settings: Any,
+) -> None:
+    """Complete frames, train on them, and release new generations, until stopped.
+
+    Example: ssc server run encoder.pt bundle/ --state server/ --host 0.0.0.0
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    config = ServerConfig(
+        bundle=bundle,
+        training=training,
+        train=TrainConfig(batch=batch, learning_rate=learning_rate, share=train_share, seed=seed),
+        release=ReleaseConfig(every_steps=release_steps),
+        **settings,
+    )
+    asyncio.run(_serve(Server(load_encoder(encoder_file), config)))
+
+
+async def _serve(running: Server) -> None:
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, running.stop)
+    task = asyncio.create_task(running.run())
+    started = asyncio.create_task(running.started.wait())
+    await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+        key = running.key.public.to_text().splitlines()[1]
+        click.echo(f"serving generation {running.generations.newest.number} on {running.url}, public key {key}")
+    started.cancel()
+    status = await task
+    click.echo(f"stopped after {sum(status['windows'].values())} windows, {status['training_steps']} training steps")
+
+
+@server.command()
+@broker_option
+@json_option
+def status(broker: str, as_json: bool) -> None:
+    """Show a running server and its devices.
+
+    Example: ssc server status --broker nats://127.0.0.1:4222
+    """
+    found = asyncio.run(_status(broker))
+    if as_json:
+        print_json(found)
+        return
+    own, devices = found["server"], found["devices"]
+    click.echo(
+        f"{own['encoder']}, generation {own['generation']}, up {own['uptime_s']:.0f} s, "
+        f"{own['training_steps']} training steps, {len(own['releases'])} release attempts"
+    )
+    print_table(
+        "Devices",
+        ["device", "target", "windows", "acked", "spooled", "sent", "generation"],
+        [
+            [
+                name,
+                str(report.get("target")),
+                str(report.get("windows_captured")),
+                str(report.get("windows_acked")),
+                str(report.get("windows_spooled")),
+                size(report.get("bytes_sent", 0)),
+                str(report.get("generation_end")),
+            ]
+            for name, report in devices.items()
+        ],
+    )
+
+
+async def _status(broker: str) -> dict[str, Any]:
+    hub = Hub(broker, "status")
+    await hub.connect()
+    try:
+        return {"server": await hub.server_status(), "devices": await hub.presence()}
+    finally:
+        await hub.close()
+
+
+@click.command()
+@bundle_argument
+@broker_option
+@key_option
+@json_option
+def deploy(bundle: Path, broker: str, key: Path | None, as_json: bool) -> None:
+    """Put a bundle and its tables where devices find it, and tell them.
+
+    Example: ssc deploy bundle/ --broker nats://127.0.0.1:4222
+    """
+    sent, targets = asyncio.run(_deploy(bundle, broker, key))
+    if as_json:
+        print_json({"bytes": sent, "targets": targets})
+    else:
+        click.echo(f"{bundle}: {size(sent)} new on {broker}, released to {', '.join(targets)}")
+
+
+async def _deploy(path: Path, broker: str, key_path: Path | None) -> tuple[int, list[str]]:
+    bundle, key = open_bundle(path), read_key(key_path)
+    hub = Hub(broker, "deploy")
+    await hub.connect()
+    try:
+        sent = await hub.publish_bundle(bundle)
+        for target in bundle.manifest.info.targets:
+            await hub.put_table(bundle.table(target), key)
+            await hub.release(bundle, target)
+        return sent, list(bundle.manifest.info.targets)
+    finally:
+        await hub.close()

@@ -1,0 +1,169 @@
+"""The server's side of the broker: its streams and buckets, and what it puts into them.
+
+hub = Hub("nats://127.0.0.1:4222")
+await hub.connect()
+await hub.publish_bundle(bundle)                      # assets by digest, then the manifest
+await hub.put_table(table, key)                       # every device of the table's target
+await hub.release(bundle, "rpi4")                     # devices fetch it now
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import msgspec
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js.api import DiscardPolicy, KeyValueConfig, StorageType, StreamConfig
+from nats.js.client import JetStreamContext
+
+from runtime_edge import minisign, releases, subjects
+from runtime_edge.bundle import MANIFEST, SIGNATURE, Bundle
+from runtime_edge.errors import LinkError
+from runtime_edge.releases import Release
+from runtime_edge.table import SplitterTable
+from runtime_edge.wire import MAX_FRAME_BYTES
+
+_STREAM_BYTES = 4 << 30
+_STREAM_AGE_S = 7 * 24 * 3600
+_DUPLICATES_S = 600
+_PRESENCE_TTL_S = 60
+STATUS_SUBJECT = "srv.status"
+
+
+class Hub:
+    """A connection that may write what devices read."""
+
+    def __init__(self, url: str, name: str = "ssc") -> None:
+        self.url, self._name = url, name
+        self.client = Client()
+
+    @property
+    def stream(self) -> JetStreamContext:
+        """The JetStream context of the connection."""
+        return self.client.jetstream()
+
+    async def connect(self, create: bool = False) -> None:
+        """Connect; with `create` make sure that the stream and the buckets are there. Raises LinkError."""
+
+        async def on_error(exc: Exception) -> None:
+            """Reconnections are the library's business; failures of requests are raised where they are made."""
+
+        try:
+            await asyncio.wait_for(
+                self.client.connect(self.url, name=self._name, error_cb=on_error, max_reconnect_attempts=-1),
+                5.0,
+            )
+            if create:
+                await self._create()
+        except (OSError, asyncio.TimeoutError, nats.errors.Error, nats.js.errors.Error) as exc:
+            raise LinkError(f"broker {self.url}: {exc or type(exc).__name__}; is `ssc server run` running?") from None
+
+    async def close(self) -> None:
+        """Flush and disconnect."""
+        with contextlib.suppress(OSError, asyncio.TimeoutError, nats.errors.Error):
+            await self.client.drain()
+
+    async def publish_bundle(self, bundle: Bundle) -> int:
+        """Put a bundle's device files and manifest into the object store; returns the bytes that were new."""
+        store = await self.stream.object_store(subjects.BUNDLES)
+        sent = 0
+        for component in bundle.manifest.components.values():
+            for variant in component.variants.values():
+                info = variant.executor_info.ssc
+                name = subjects.asset_object(info.file)
+                if not await _has(store, name):
+                    sent += await _put(store, name, bundle.read(info.file))
+        name = subjects.manifest_object(bundle.digest)
+        if not await _has(store, name):
+            sent += await _put(store, name, (bundle.path / MANIFEST).read_bytes())
+        return sent
+
+    async def release(self, bundle: Bundle, target: str, rollback: bool = False) -> None:
+        """Tell the devices of a target which bundle to run; `publish_bundle` comes first."""
+        signature = bundle.path / SIGNATURE
+        record = Release(
+            generation=bundle.manifest.info.generation,
+            manifest=bundle.digest,
+            signature=signature.read_text() if signature.exists() else "",
+            rollback=rollback,
+        )
+        bucket = await self.stream.key_value(subjects.RELEASES)
+        await bucket.put(target, releases.encode(record))
+
+    async def put_table(
+        self,
+        table: SplitterTable,
+        key: minisign.SecretKey | None,
+        device: str | None = None,
+        only_if_missing: bool = False,
+    ) -> None:
+        """Give every device of the table's target, or one device, a splitter table."""
+        bucket = await self.stream.key_value(subjects.TABLES)
+        name = subjects.table_key(table.target, device)
+        if only_if_missing:
+            with contextlib.suppress(nats.js.errors.KeyNotFoundError):
+                await bucket.get(name)
+                return
+        await bucket.put(name, releases.encode(releases.sign_table(table, key)))
+
+    async def put_signing_key(self, key: minisign.PublicKey) -> None:
+        """Publish the key that devices without one pin at their first contact."""
+        bucket = await self.stream.key_value(subjects.RELEASES)
+        await bucket.put(subjects.SIGNING_KEY, key.to_text().encode())
+
+    async def presence(self) -> dict[str, dict[str, object]]:
+        """The last report of every device that is there."""
+        bucket = await self.stream.key_value(subjects.PRESENCE)
+        found: dict[str, dict[str, object]] = {}
+        with contextlib.suppress(nats.js.errors.NoKeysError):
+            for device in await bucket.keys():
+                with contextlib.suppress(nats.js.errors.KeyNotFoundError, msgspec.DecodeError):
+                    value = (await bucket.get(device)).value
+                    found[device] = msgspec.json.decode(value or b"{}", type=dict[str, object])
+        return found
+
+    async def server_status(self) -> dict[str, object]:
+        """What a running server says of itself. Raises LinkError when none answers."""
+        try:
+            answer = await self.client.request(STATUS_SUBJECT, b"", timeout=3.0)
+        except (nats.errors.Error, asyncio.TimeoutError) as exc:
+            raise LinkError(f"broker {self.url}: no server answers ({exc or 'timeout'})") from None
+        return msgspec.json.decode(answer.data, type=dict[str, object])
+
+    async def _create(self) -> None:
+        stream = self.stream
+        config = StreamConfig(
+            name=subjects.STREAM,
+            subjects=["act.>"],
+            storage=StorageType.FILE,
+            max_bytes=_STREAM_BYTES,
+            max_age=_STREAM_AGE_S,
+            max_msg_size=MAX_FRAME_BYTES,
+            discard=DiscardPolicy.OLD,
+            duplicate_window=_DUPLICATES_S,
+        )
+        try:
+            await stream.add_stream(config)
+        except nats.js.errors.BadRequestError:
+            await stream.update_stream(config)
+        await stream.create_key_value(KeyValueConfig(bucket=subjects.TABLES, history=5))
+        await stream.create_key_value(KeyValueConfig(bucket=subjects.RELEASES, history=20))
+        await stream.create_key_value(KeyValueConfig(bucket=subjects.PRESENCE, ttl=_PRESENCE_TTL_S))
+        await stream.create_object_store(subjects.BUNDLES)
+
+
+async def _has(store: object, name: str) -> bool:
+    try:
+        await store.get_info(name)  # type: ignore[attr-defined]
+    except nats.js.errors.ObjectNotFoundError:
+        return False
+    return True
+
+
+async def _put(store: object, name: str, data: bytes) -> int:
+    await store.put(name, data)  # type: ignore[attr-defined]
+    return len(data)

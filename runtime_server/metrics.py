@@ -1,0 +1,67 @@
+"""What an embedding space is like, without labels and with: the numbers a training run reports."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from runtime_edge.errors import UsageError
+
+
+def alignment(first: Tensor, second: Tensor, alpha: float = 2.0) -> float:
+    """`mean |x - y|^alpha` over pairs of unit embeddings [n, d] (Wang and Isola 2020); lower is better."""
+    return float((first - second).norm(dim=1).pow(alpha).mean())
+
+
+def uniformity(embeddings: Tensor, sharpness: float = 2.0) -> float:
+    """`ln mean exp(-t |x - y|²)` over pairs of [n, d] (Wang and Isola 2020); lower is better.
+
+    0 when everything is in one place; 0 as well for fewer than two embeddings.
+    """
+    if len(embeddings) < 2:
+        return 0.0
+    squares = torch.pdist(embeddings.float()).square()
+    return float(torch.logsumexp(-sharpness * squares, 0) - torch.log(torch.tensor(float(len(squares)))))
+
+
+def effective_rank(embeddings: Tensor) -> float:
+    """`exp(H(p))` of the normalised singular values p of [n, d] (Roy and Vetterli 2007).
+
+    Between 1, for a collapsed batch, and min(n, d). Nothing is subtracted first. 0 if all are zero.
+    """
+    values = torch.linalg.svdvals(embeddings.double())
+    total = values.sum()
+    if not total > 0:
+        return 0.0
+    shares = values / total
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def knn_accuracy(
+    embeddings: Tensor,
+    labels: Tensor,
+    neighbours: int = 5,
+    queries: Tensor | None = None,
+    query_labels: Tensor | None = None,
+) -> float:
+    """Share of windows whose nearest others, by cosine, agree on the right label; ties go to the smaller.
+
+    `embeddings` [n, d] with `labels` int64[n] are the reference. Without `queries` [m, d] and
+    `query_labels` [m] each window is asked of all others. Raises UsageError when there are too few.
+    """
+    reference = torch.nn.functional.normalize(embeddings.float(), dim=1)
+    leave_out = queries is None or query_labels is None
+    if queries is None or query_labels is None:
+        asked, truth = reference, labels
+    else:
+        asked, truth = torch.nn.functional.normalize(queries.float(), dim=1), query_labels
+    available = len(reference) - int(leave_out)
+    if not 1 <= neighbours <= available or not len(asked):
+        raise UsageError(f"kNN: {neighbours} neighbours asked of {available} windows")
+    similarity = asked @ reference.T
+    if leave_out:
+        similarity.fill_diagonal_(float("-inf"))
+    classes, numbered = torch.unique(labels, return_inverse=True)
+    nearest = numbered[similarity.topk(neighbours, dim=1).indices]
+    votes = torch.nn.functional.one_hot(nearest, len(classes)).sum(dim=1)
+    return float((classes[votes.argmax(dim=1)] == truth).float().mean())

@@ -1,0 +1,122 @@
+"""Releasing: recompile what training changed, prove it, judge it, sign it, and let devices swap."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge import minisign
+from runtime_edge.bundle import Bundle
+from runtime_server.generations import CutModel, Generation, Generations, cut_model
+from runtime_server.state import ServerState
+from runtime_server.trainer import Trainer
+from streamsplit_compile.compiler import changed_blocks, recompile
+from streamsplit_compile.graph import EncoderGraph
+from streamsplit_compile.measure import Reference
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReleaseConfig:
+    """When a release is tried and what it must not make worse."""
+
+    every_steps: int = 50
+    tolerance: float = 0.02
+    """Share by which the held-out loss may be above the present release's."""
+
+
+@dataclass(frozen=True)
+class ReleaseOutcome:
+    """What one attempt gave."""
+
+    generation: int
+    released: bool
+    reason: str
+    changed_blocks: tuple[str, ...]
+    held_out_before: float | None
+    held_out_after: float | None
+    seconds: float
+
+
+class Releaser:
+    """Turns the trainer's averaged weights into the next generation."""
+
+    def __init__(
+        self,
+        graph: EncoderGraph,
+        generations: Generations,
+        trainer: Trainer,
+        state: ServerState,
+        windows: npt.NDArray[np.float32],
+        key: minisign.SecretKey,
+        config: ReleaseConfig,
+    ) -> None:
+        self.config = config
+        self.outcomes: list[ReleaseOutcome] = []
+        self._graph, self._generations, self._trainer = graph, generations, trainer
+        self._state, self._windows, self._key = state, windows, key
+        self._last_step = trainer.steps
+
+    @property
+    def due(self) -> bool:
+        """Whether enough has been trained since the last attempt."""
+        return self._trainer.steps - self._last_step >= self.config.every_steps
+
+    def attempt(self) -> Generation | None:
+        """Judge the averaged weights and, when they are no worse, compile and keep them as the next generation.
+
+        Raises CheckFailed when the recompiled blocks do not reproduce the weights.
+        """
+        self._last_step = self._trainer.steps
+        started = time.monotonic()
+        newest = self._generations.newest
+        tensors = self._trainer.averaged_tensors()
+        candidate = cut_model(self._graph, newest.bundle, tensors)
+        before, after = self._trainer.held_out_loss(newest.model), self._trainer.held_out_loss(candidate)
+        number = newest.number + 1
+        if before is None or after is None:
+            self._note(number, None, "too few held-out windows", before, after, started)
+            return None
+        if after > before + abs(before) * self.config.tolerance:
+            self._note(number, None, "held-out loss rose", before, after, started)
+            return None
+        bundle = recompile(
+            newest.bundle,
+            tensors,
+            self._state.bundle_path(number),
+            generation=number,
+            windows=self._windows,
+            reference=Reference(candidate.segments),
+            key=self._key,
+        )
+        # Kept on disk before any device can hear of it: a server that starts again can complete its frames.
+        self._state.save_weights(number, tensors)
+        generation = self._generations.add(bundle, tensors)
+        self._note(number, (newest.bundle, bundle), "held-out loss did not rise", before, after, started)
+        return generation
+
+    def _note(
+        self,
+        number: int,
+        bundles: tuple[Bundle, Bundle] | None,
+        reason: str,
+        before: float | None,
+        after: float | None,
+        started: float,
+    ) -> None:
+        changed = () if bundles is None else tuple(changed_blocks(bundles[0].manifest, bundles[1].manifest))
+        outcome = ReleaseOutcome(
+            number, bundles is not None, reason, changed, before, after, time.monotonic() - started
+        )
+        self.outcomes.append(outcome)
+        _LOG.info("%s", outcome)
+
+
+def first_model(graph: EncoderGraph, generation: Generation) -> CutModel:
+    """A copy of a generation's weights to train on."""
+    return cut_model(graph, generation.bundle, generation.model.tensors())

@@ -1,0 +1,227 @@
+"""The server: broker, ingest, trainer and releases in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from nats.aio.msg import Msg
+
+from runtime_edge import subjects
+from runtime_edge.bundle import Bundle, open_bundle
+from runtime_edge.errors import BundleError, SscError
+from runtime_server.broker import Broker
+from runtime_server.generations import KEPT_GENERATIONS, Generation, Generations
+from runtime_server.hub import STATUS_SUBJECT, Hub
+from runtime_server.ingest import Ingest
+from runtime_server.releases import ReleaseConfig, Releaser, first_model
+from runtime_server.state import ServerState
+from runtime_server.trainer import TrainConfig, Trainer
+from streamsplit_compile.bundle_writer import write_manifest
+from streamsplit_compile.calibrate import calibration_windows
+from streamsplit_compile.encoders import Encoder, weights_digest
+
+_LOG = logging.getLogger(__name__)
+_LEDGER_PERIOD_S = 5.0
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Settings of `ssc server run`; see its `--help`."""
+
+    bundle: Path
+    state: Path
+    broker: str | None = None
+    """An outside broker; without one the server starts its own."""
+    host: str = "127.0.0.1"
+    port: int = 4222
+    key: Path | None = None
+    calibrate: Path | None = None
+    training: bool = True
+    threads: int = 1
+    train: TrainConfig = field(default_factory=TrainConfig)
+    release: ReleaseConfig = field(default_factory=ReleaseConfig)
+
+
+class Server:
+    """Completes, trains and releases until `stop` is called."""
+
+    def __init__(self, encoder: Encoder, config: ServerConfig) -> None:
+        self.config, self.encoder = config, encoder
+        self.state = ServerState(config.state)
+        self.key = self.state.signing_key(config.key)
+        self.started = asyncio.Event()
+        self._broker = None if config.broker else Broker(self.state.root / "broker", config.host, config.port)
+        self._stopping = asyncio.Event()
+        self._released: asyncio.Queue[Generation] = asyncio.Queue()
+        self._began = time.monotonic()
+
+    @property
+    def url(self) -> str:
+        """Where devices connect."""
+        return self.config.broker or (self._broker.url if self._broker else "")
+
+    def stop(self) -> None:
+        """Finish what is under way and end."""
+        self._stopping.set()
+
+    async def run(self) -> dict[str, Any]:
+        """Run until stopped; returns the final status. Raises SscError when it cannot start or a part fails."""
+        torch.set_num_threads(self.config.threads)
+        self._load()
+        if self._broker is not None:
+            await self._broker.start()
+        self.hub = Hub(self.url, "server")
+        try:
+            await self.hub.connect(create=True)
+            self.ingest = Ingest(self.hub, self.generations, self.trainer, self.state.load_ledger())
+            await self.hub.client.subscribe(STATUS_SUBJECT, cb=self._on_status)
+            await self._announce()
+            return await self._serve()
+        finally:
+            await self.hub.close()
+            if self._broker is not None:
+                await self._broker.stop()
+
+    async def _serve(self) -> dict[str, Any]:
+        halt = threading.Event()
+        tasks: list[asyncio.Future[Any]] = [
+            asyncio.create_task(self.ingest.run(range(subjects.PARTITIONS))),
+            asyncio.create_task(self._publish_releases()),
+            asyncio.create_task(self._save_ledger()),
+        ]
+        loop = asyncio.get_running_loop()
+        training = ThreadPoolExecutor(1, "train")
+        if self.trainer is not None:
+            tasks.append(loop.run_in_executor(training, self._train, loop, halt))
+        stopped = asyncio.create_task(self._stopping.wait())
+        self.started.set()
+        try:
+            await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done() and not task.cancelled():
+                    task.result()
+        finally:
+            halt.set()
+            for task in [stopped, *tasks[:3]]:
+                task.cancel()
+            await asyncio.gather(stopped, *tasks, return_exceptions=True)
+            training.shutdown(wait=True)
+            self.state.save_ledger(self.ingest.ledger)
+        return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """What the server would say of itself now."""
+        history = list(self.trainer.history) if self.trainer else []
+        return {
+            "encoder": self.encoder.id,
+            "generation": self.generations.newest.number,
+            "uptime_s": round(time.monotonic() - self._began, 1),
+            "windows": self.ingest.ledger.counts(),
+            "counters": dict(self.ingest.counters),
+            "training_steps": self.trainer.steps if self.trainer else 0,
+            "losses": [{"step": item.step, "seconds": round(item.seconds, 4), **item.losses} for item in history],
+            "releases": [asdict(outcome) for outcome in self.releaser.outcomes] if self.releaser else [],
+        }
+
+    def _load(self) -> None:
+        """Generations from the state directory, or the given bundle as the first one."""
+        self.generations = Generations(self.encoder.graph)
+        known = self.state.generations(KEPT_GENERATIONS)
+        for bundle, tensors in known or [self._import_first()]:
+            newest = self.generations.add(bundle, tensors)
+        self.trainer: Trainer | None = None
+        self.releaser: Releaser | None = None
+        if self.config.training:
+            model = first_model(self.encoder.graph, newest)
+            self.trainer = Trainer(model, self.config.train, self.encoder.embedding_dim)
+            self.releaser = Releaser(
+                self.encoder.graph,
+                self.generations,
+                self.trainer,
+                self.state,
+                self._calibration_windows(newest.bundle),
+                self.key,
+                self.config.release,
+            )
+
+    def _import_first(self) -> tuple[Bundle, dict[str, npt.NDArray[Any]]]:
+        given = open_bundle(self.config.bundle)
+        tensors = self.encoder.tensors
+        if given.manifest.info.encoder.weights != weights_digest(tensors):
+            raise BundleError(f"{given.path}: compiled from other weights than the encoder given; compile it again")
+        number = given.manifest.info.generation
+        path = self.state.bundle_path(number)
+        if not path.exists():
+            shutil.copytree(given.path, path)
+        write_manifest(path, given.manifest, self.key)
+        self.state.save_weights(number, tensors)
+        return open_bundle(path), tensors
+
+    def _calibration_windows(self, bundle: Bundle) -> npt.NDArray[np.float32]:
+        info = bundle.manifest.info
+        windows, _ = calibration_windows(
+            self.config.calibrate,
+            info.front_end.sample_rate,
+            info.front_end.window_samples,
+            info.front_end.hop_samples,
+            info.calibration.windows,
+            info.calibration.seed,
+        )
+        return windows
+
+    async def _announce(self) -> None:
+        """Everything a device needs, before any device is told."""
+        bundle = self.generations.newest.bundle
+        await self.hub.put_signing_key(self.key.public)
+        await self.hub.publish_bundle(bundle)
+        for target in bundle.manifest.info.targets:
+            await self.hub.put_table(bundle.table(target), self.key, only_if_missing=True)
+            await self.hub.release(bundle, target)
+
+    async def _publish_releases(self) -> None:
+        while True:
+            generation = await self._released.get()
+            await self.hub.publish_bundle(generation.bundle)
+            for target in generation.bundle.manifest.info.targets:
+                await self.hub.release(generation.bundle, target)
+            _LOG.info("generation %d released", generation.number)
+
+    async def _save_ledger(self) -> None:
+        while True:
+            await asyncio.sleep(_LEDGER_PERIOD_S)
+            await asyncio.to_thread(self.state.save_ledger, self.ingest.ledger)
+
+    def _train(self, loop: asyncio.AbstractEventLoop, halt: threading.Event) -> None:
+        """In the trainer's thread: steps and releases, leaving a share of the time to completing frames."""
+        assert self.trainer is not None
+        assert self.releaser is not None
+        rest = 1.0 / self.config.train.share - 1.0
+        while not halt.is_set():
+            if not self.trainer.ready:
+                halt.wait(0.2)
+                continue
+            metrics = self.trainer.step()
+            if self.releaser.due:
+                try:
+                    generation = self.releaser.attempt()
+                except SscError as exc:
+                    _LOG.error("release refused: %s", exc)
+                    generation = None
+                if generation is not None:
+                    loop.call_soon_threadsafe(self._released.put_nowait, generation)
+            halt.wait(metrics.seconds * rest)
+
+    async def _on_status(self, message: Msg) -> None:
+        await message.respond(msgspec.json.encode(self.status()))

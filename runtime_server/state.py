@@ -1,0 +1,88 @@
+"""What a server keeps on its disk, all of it written whole or not at all.
+
+<state>/signing.key, signing.pub      made at the first start unless --key is given
+<state>/generations/00002/            bundles it compiled
+<state>/weights/00002.pt              the weights each was compiled from
+<state>/ledger.json                   which windows have been taken
+<state>/broker/                       the embedded broker's streams
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from runtime_edge import minisign
+from runtime_edge.bundle import Bundle, open_bundle
+from runtime_edge.errors import FormatError
+from runtime_edge.files import read_bounded, write_atomic
+from runtime_server.ledger import Ledger
+
+_MAX_LEDGER_BYTES = 256 << 20
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+class ServerState:
+    """A server's state directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("generations", "weights", "broker"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+
+    def signing_key(self, given: Path | None) -> minisign.SecretKey:
+        """The key releases are signed with; made on first use. Raises SignatureError."""
+        if given is not None:
+            return minisign.read_secret_key(given)
+        path = self.root / "signing.key"
+        if not path.exists():
+            minisign.write_key_pair(minisign.generate_key(), path)
+        return minisign.read_secret_key(path)
+
+    def bundle_path(self, number: int) -> Path:
+        """Where the bundle of a generation is kept."""
+        return self.root / "generations" / f"{number:05d}"
+
+    def save_weights(self, number: int, tensors: Tensors) -> None:
+        """Keep the weights of a generation."""
+        buffer = io.BytesIO()
+        torch.save({name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}, buffer)
+        write_atomic(self._weights(number), buffer.getvalue())
+
+    def load_weights(self, number: int) -> Tensors:
+        """Raises FormatError."""
+        try:
+            state = torch.load(self._weights(number), map_location="cpu", weights_only=True)
+            return {name: tensor.numpy() for name, tensor in state.items()}
+        except Exception as exc:
+            raise FormatError(f"{self._weights(number)}: cannot be read ({type(exc).__name__})") from None
+
+    def generations(self, newest: int) -> list[tuple[Bundle, Tensors]]:
+        """The last `newest` generations that are complete on disk, oldest first. Raises FormatError."""
+        numbers = sorted(int(path.name) for path in (self.root / "generations").glob("[0-9]*"))
+        complete = [number for number in numbers if self._weights(number).exists()]
+        return [(open_bundle(self.bundle_path(n)), self.load_weights(n)) for n in complete[-newest:]]
+
+    def load_ledger(self) -> Ledger:
+        """The windows taken so far. Raises FormatError."""
+        path = self.root / "ledger.json"
+        if not path.exists():
+            return Ledger()
+        try:
+            return Ledger.from_bytes(read_bounded(path, _MAX_LEDGER_BYTES))
+        except msgspec.MsgspecError as exc:
+            raise FormatError(f"{path}: {exc}; remove it to start counting anew") from None
+
+    def save_ledger(self, ledger: Ledger) -> None:
+        """Keep the windows taken so far."""
+        write_atomic(self.root / "ledger.json", ledger.to_bytes())
+
+    def _weights(self, number: int) -> Path:
+        return self.root / "weights" / f"{number:05d}.pt"

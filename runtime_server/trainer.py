@@ -1,0 +1,171 @@
+"""Training the newest weights from whatever cuts arrive: a sample at cut k trains the blocks after k."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+
+from runtime_edge.memory import GaussianMemory
+from runtime_server.augment import AugmentConfig, augment
+from runtime_server.buffer import Group, TemporalBuffer, Window
+from runtime_server.generations import CutModel, copy_module
+from runtime_server.losses import HybridConfig, HybridLoss
+from streamsplit_compile.segment import run_segments
+
+HELD_OUT_EVERY = 8
+"""One window index in so many never trains: it judges releases."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the server learns."""
+
+    batch: int = 16
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema: float = 0.9
+    """Weight of the past in the averaged weights that are released."""
+    share: float = 0.6
+    """Share of the time that is spent training; the rest is left to completing frames."""
+    min_windows: int = 32
+    """Nothing is trained before so many trainable windows have arrived."""
+    virtual_negatives: int = 256
+    loss: HybridConfig = field(default_factory=HybridConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One optimiser step."""
+
+    step: int
+    seconds: float
+    windows: int
+    losses: dict[str, float]
+
+
+class Trainer:
+    """Owns the newest weights. `take` may be called from another thread than `step`."""
+
+    def __init__(self, model: CutModel, config: TrainConfig, embedding_dim: int) -> None:
+        self.config = config
+        self.model = model
+        self.averaged = copy_module(model.module)
+        self.history: deque[StepMetrics] = deque(maxlen=10_000)
+        self.steps = 0
+        self._buffer = TemporalBuffer()
+        self._held_out = TemporalBuffer()
+        self._memory = GaussianMemory(dim=embedding_dim, seed=config.seed)
+        self._memory_lock = threading.Lock()
+        self._loss = HybridLoss(config.loss)
+        self._rng = np.random.default_rng(config.seed)
+        self._generator = torch.Generator().manual_seed(config.seed)
+        # The segments are an eval-mode graph: norm layers use their running statistics and never change them.
+        self._parameters = [p for p in model.module.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    def take(self, window: Window) -> None:
+        """Keep a window for training, or, one in `HELD_OUT_EVERY`, for judging releases."""
+        if window.embedding is not None:
+            with self._memory_lock:
+                self._memory.update(window.embedding.numpy())
+        if window.cut < len(self.model.segments):
+            buffer = self._held_out if window.index % HELD_OUT_EVERY == 0 else self._buffer
+            buffer.add(window)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is enough to train on."""
+        return len(self._buffer) >= self.config.min_windows
+
+    def step(self) -> StepMetrics:
+        """One optimiser step of the hybrid loss (METHOD section 5) on a fresh batch."""
+        started = time.monotonic()
+        groups = self._buffer.sample_batch(self._rng, self.config.batch)
+        loss, losses = self._objective(groups, self.model.segments, self._loss, self._generator)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
+        self._optimizer.step()
+        self._average()
+        self.steps += 1
+        windows = sum(len(group) for group in groups)
+        metrics = StepMetrics(self.steps, time.monotonic() - started, windows, losses)
+        self.history.append(metrics)
+        return metrics
+
+    def held_out_loss(self, model: CutModel) -> float | None:
+        """Loss of a model's weights on the held-out windows, without gradients; None while there are too few.
+
+        Batch, views and directions are drawn from a fixed seed, so that two models are judged on the same.
+        """
+        groups = self._held_out.sample_batch(np.random.default_rng(self.config.seed), 2 * self.config.batch)
+        if sum(len(group) for group in groups) < 4:
+            return None
+        generator = torch.Generator().manual_seed(self.config.seed)
+        with torch.no_grad():
+            loss, _ = self._objective(groups, model.segments, HybridLoss(self.config.loss), generator)
+        return float(loss)
+
+    def averaged_tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """The weights to release, copies by name."""
+        return {name: value.cpu().numpy().copy() for name, value in self.averaged.state_dict().items()}
+
+    def _objective(
+        self,
+        groups: Sequence[Group],
+        segments: Sequence[fx.GraphModule],
+        loss: HybridLoss,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, float]]:
+        anchors, positives = [], []
+        for group in groups:
+            suffix = segments[group.cut :]
+            views = [
+                augment(kept.flatten(0, 1).float(), generator, self.config.augment, group.cut == 0)
+                for kept in (group.activations, group.partners)
+            ]
+            both = run_segments(suffix, torch.cat(views))
+            anchors.append(both[: len(group)])
+            positives.append(both[len(group) :])
+        windows = torch.cat([group.windows for group in groups])
+        chains = torch.cat([group.chains for group in groups])
+        z = torch.cat(anchors)
+        near = (chains[:, None] == chains[None, :]) & ((windows[:, None] - windows[None, :]).abs() <= 2)
+        return loss(
+            z,
+            positives=torch.cat(positives),
+            negatives=self._virtual_negatives(z, generator),
+            ignore=near,
+            windows=windows,
+            chains=chains,
+        )
+
+    def _virtual_negatives(self, anchors: Tensor, generator: torch.Generator) -> Tensor | None:
+        """(n, m, d) samples of the mixture for each anchor (METHOD section 4); None while it is cold."""
+        if self.config.virtual_negatives == 0:
+            return None
+        seed = int(torch.randint(1 << 31, (1,), generator=generator))
+        with self._memory_lock:
+            if self._memory.cold:
+                return None
+            drawn = self._memory.sample_negatives(
+                anchors.detach().numpy(), self.config.virtual_negatives, np.random.default_rng(seed)
+            )
+        return torch.from_numpy(drawn)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for average, current in zip(self.averaged.parameters(), self._parameters, strict=True):
+            average.lerp_(current, 1.0 - self.config.ema)

@@ -1,0 +1,77 @@
+"""Calibration: which windows, what ranges each cut's activation takes, how many bytes it is on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.audio import Windower, open_source
+from runtime_edge.codec import CutCodec, channel_axis, int8_scale
+from runtime_edge.errors import UsageError
+from runtime_edge.manifest import Calibration, Cut, Int8Scale
+from runtime_edge.prefix import Prefix
+from streamsplit_compile.soundscape import soundscape
+
+Array = npt.NDArray[Any]
+DEFAULT_WINDOWS = 16
+
+
+def calibration_windows(
+    directory: Path | None, sample_rate: int, window: int, hop: int, count: int, seed: int
+) -> tuple[npt.NDArray[np.float32], Calibration]:
+    """`count` windows (count, window) float32, spread evenly over the recordings of a directory.
+
+    Without a directory they come from the seeded soundscape, and the calibration says so. Raises UsageError when
+    the directory holds less than one window, SourceError when it cannot be read.
+    """
+    if directory is None:
+        audio = soundscape((window + (count - 1) * hop) / sample_rate, sample_rate, seed)
+        found = np.stack([audio[i * hop : i * hop + window] for i in range(count)])
+        return found, Calibration(source="synthetic soundscape", windows=count, seed=seed)
+    blocks = open_source(str(directory), sample_rate)
+    windows = [item.samples.copy() for item in Windower(window, hop).windows(blocks)]
+    if not windows:
+        raise UsageError(f"{directory}: less than one window of audio; give more recordings to --calibrate")
+    chosen = np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)
+    found = np.stack([windows[i] for i in chosen])
+    return found, Calibration(source=f"{len(windows)} windows of recordings", windows=len(found), seed=seed)
+
+
+def collect_activations(prefix: Prefix, windows: npt.NDArray[np.float32]) -> list[Array]:
+    """For each cut the activations of every window, (windows, *cut.shape) float32, through the compiled blocks."""
+    collected: list[list[Array]] = [[] for _ in prefix.buffers]
+    for window in windows:
+        prefix.start(window)
+        for cut in range(prefix.last_cut + 1):
+            collected[cut].append(prefix.advance(cut).copy())
+    return [np.stack(values) for values in collected]
+
+
+def calibrate_cut(cut: Cut, activations: Array) -> Cut:
+    """The cut with int8 scales from the range of `activations` (windows, *shape) and its bytes by encoding."""
+    if cut.index > 0:
+        cut = msgspec.structs.replace(cut, int8=_int8_scale(cut.shape, activations))
+    return msgspec.structs.replace(cut, bytes={name: wire_bytes(cut, name, activations) for name in encodings(cut)})
+
+
+def encodings(cut: Cut) -> Sequence[str]:
+    """The wire encodings that make sense at a cut: PCM for the waveform, int8 for activations."""
+    return ("float32", "pcm16") if cut.index == 0 else ("float32", "float16", "int8")
+
+
+def wire_bytes(cut: Cut, encoding: str, activations: Array) -> int:
+    """Median payload bytes over the windows, zstd included."""
+    codec = CutCodec(cut, encoding)
+    return int(np.median([len(codec.encode(activation)[0]) for activation in activations]))
+
+
+def _int8_scale(shape: tuple[int, ...], activations: Array) -> Int8Scale:
+    axis = channel_axis(shape)
+    others = tuple(i for i in range(activations.ndim) if i != axis + 1)
+    scale, zero = int8_scale(activations.min(axis=others), activations.max(axis=others))
+    return Int8Scale(axis=axis, scale=scale.tobytes(), zero_point=zero.tobytes())

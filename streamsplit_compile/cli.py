@@ -1,0 +1,90 @@
+"""The `ssc` command. Groups of other packages are loaded by name, and only when they are asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from runtime_edge.errors import MissingExtra, SscError
+
+_COMMANDS = {
+    "encoder": ("streamsplit_compile.cli_compile:encoder", "Make or list encoders."),
+    "compile": ("streamsplit_compile.cli_compile:compile_", "Compile an encoder into a bundle."),
+    "inspect": ("streamsplit_compile.cli_bundle:inspect", "Show a bundle's cuts, sizes and predicted costs."),
+    "verify": (
+        "streamsplit_compile.cli_bundle:verify",
+        "Check a bundle: digests, signature, parity of every cut.",
+    ),
+    "diff": ("streamsplit_compile.cli_bundle:diff", "Show what changed between two bundles."),
+    "key": ("streamsplit_compile.cli_bundle:key", "Make signing keys."),
+    "splitter": ("streamsplit_compile.cli_splitter:splitter", "Train, look at and push splitter tables."),
+    "doctor": ("streamsplit_compile.cli_doctor:doctor", "Say what is missing here and how to mend it."),
+    "edge": ("runtime_edge.cli:edge", "Run a device."),
+    "server": ("runtime_server.cli:server", "Run and look at the server."),
+    "deploy": ("runtime_server.cli:deploy", "Put a bundle where devices find it."),
+    "demo": ("runtime_server.cli:demo", "The whole loop on one machine, with a report."),
+}
+_EXTRAS = {
+    "matplotlib": "compile",
+    "onnx": "compile",
+    "onnxruntime": "edge",
+    "onnxscript": "compile",
+    "onnxsim": "compile",
+    "rich": "compile",
+    "torch": "compile",
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and imports one when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of use."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command. Raises MissingExtra when an optional package is not there."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module_name, attribute = _COMMANDS[cmd_name][0].split(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module_name), attribute)
+        except ModuleNotFoundError as exc:
+            package = (exc.name or "").split(".")[0]
+            raise MissingExtra(package, _EXTRAS.get(package, "server")) from None
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="streamsplit")
+def ssc() -> None:
+    """Cut an audio encoder anywhere, run the front on a device, finish and train the rest on a server.
+
+    Example: ssc encoder new resnet18 -o encoder.pt && ssc compile encoder.pt --targets rpi4,m2 -o bundle/
+    """
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run `ssc`. Exit codes: 0 done, 1 the thing asked for did not hold, 2 wrong usage or bad input."""
+    try:
+        return ssc.main(arguments, standalone_mode=False)
+    except SscError as exc:
+        print(f"ssc: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        print(exc.format_message())
+        sys.exit(0)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        print("ssc: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,168 @@
+"""`ssc inspect`, `ssc verify`, `ssc diff` and `ssc key`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import zstandard
+
+from runtime_edge import minisign
+from runtime_edge.bundle import Bundle, open_bundle
+from runtime_edge.errors import BundleError, UsageError
+from runtime_edge.prefix import Prefix
+from streamsplit_compile.calibrate import calibration_windows, collect_activations
+from streamsplit_compile.compiler import VARIANT, changed_blocks
+from streamsplit_compile.encoders import load_encoder, weights_digest
+from streamsplit_compile.measure import Reference, prove
+from streamsplit_compile.options import (
+    PathParam,
+    Steps,
+    bundle_argument,
+    json_option,
+    print_json,
+    print_table,
+    pub_option,
+    read_pub,
+    size,
+)
+from streamsplit_compile.parity import check_parity
+from streamsplit_compile.segment import split
+from streamsplit_compile.selection import cuts_of
+from streamsplit_compile.summary import bundle_summary, print_cuts
+
+
+@click.command()
+@bundle_argument
+@json_option
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show a bundle's cuts, sizes and predicted costs.
+
+    Example: ssc inspect bundle/
+    """
+    opened = open_bundle(bundle)
+    if as_json:
+        print_json(bundle_summary(opened))
+    else:
+        print_cuts(opened)
+
+
+@click.command()
+@bundle_argument
+@pub_option
+@click.option("--encoder", type=PathParam(), help="Also hold every cut against this encoder.")
+@click.option("--calibrate", type=PathParam(), help="Directory of recordings to check parity on.")
+@json_option
+def verify(bundle: Path, pub: Path | None, encoder: Path | None, calibrate: Path | None, as_json: bool) -> None:
+    """Check a bundle: digests, signature, tables, self-test and, given the encoder, parity of every cut.
+
+    Example: ssc verify bundle/ --encoder encoder.pt --pub signing.pub
+    """
+    opened = open_bundle(bundle, read_pub(pub))
+    checked = opened.verify_assets()
+    for target in opened.manifest.info.targets:
+        opened.table(target)
+    self_test = Prefix(opened).self_test()
+    result: dict[str, Any] = {"bytes": checked, "signature": opened.signed_by, "self_test_error": self_test}
+    if encoder is not None:
+        with Steps(quiet=as_json) as steps:
+            result["parity"] = _parity(opened, encoder, calibrate, steps)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"{bundle}: {size(checked)} match their digests, self-test off by {self_test:.1e}")
+    click.echo(f"signature: {opened.signed_by or 'not checked (give --pub)'}")
+    if encoder is not None:
+        click.echo("every cut reproduces the encoder within 1e-4")
+
+
+def _parity(bundle: Bundle, encoder_file: Path, calibrate: Path | None, steps: Steps) -> dict[str, float]:
+    """Largest error of each cut against the encoder. Raises CheckFailed when one is above the limit."""
+    steps("exporting", 0, 1)
+    info = bundle.manifest.info
+    encoder = load_encoder(encoder_file)
+    if info.encoder.weights != weights_digest(encoder.tensors):
+        raise BundleError(f"{bundle.path}: compiled from other weights than {encoder_file}; compile it again")
+    segments = split(encoder.graph, cuts_of(encoder.graph.candidates, bundle.manifest, str(bundle.path)))
+    front_end = info.front_end
+    windows, _ = calibration_windows(
+        calibrate,
+        front_end.sample_rate,
+        front_end.window_samples,
+        front_end.hop_samples,
+        info.calibration.windows,
+        info.calibration.seed,
+    )
+    activations = collect_activations(Prefix(bundle, VARIANT), windows)
+    results = prove(info.cuts, activations, Reference(segments), steps)
+    check_parity(results)
+    return {result.cut: result.max_abs_error for result in results}
+
+
+@click.command()
+@click.argument("old", type=PathParam())
+@click.argument("new", type=PathParam())
+@json_option
+def diff(old: Path, new: Path, as_json: bool) -> None:
+    """Show which blocks changed between two bundles and what a device has to fetch.
+
+    Example: ssc diff bundle-1/ bundle-2/
+    """
+    before, after = open_bundle(old), open_bundle(new)
+    rows: list[dict[str, Any]] = []
+    for block in changed_blocks(before.manifest, after.manifest):
+        for name, variant in after.manifest.components[block].variants.items():
+            data = after.read(variant.executor_info.ssc.file)
+            rows.append(
+                {
+                    "block": block,
+                    "variant": name,
+                    "bytes": len(data),
+                    "patch": _patch(before, block, name, data),
+                }
+            )
+    total, patches = sum(row["bytes"] for row in rows), sum(row["patch"] for row in rows)
+    if as_json:
+        print_json({"changed": rows, "bytes": total, "patch_bytes": patches})
+        return
+    print_table(
+        f"{old} -> {new}: {len(rows)} files change, {size(total)} in full, {size(patches)} as patches",
+        ["block", "variant", "bytes", "patch"],
+        [[row["block"], row["variant"], size(row["bytes"]), size(row["patch"])] for row in rows],
+    )
+
+
+def _patch(before: Bundle, block: str, variant: str, data: bytes) -> int:
+    """Bytes of a zstd patch against the old file."""
+    component = before.manifest.components.get(block)
+    if component is None or variant not in component.variants:
+        return len(data)
+    old = before.read(component.variants[variant].executor_info.ssc.file)
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        3, source_size=len(data), dict_size=len(old), enable_ldm=True
+    )
+    dictionary = zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    compressor = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters)
+    return min(len(compressor.compress(data)), len(data))
+
+
+@click.group()
+def key() -> None:
+    """Make signing keys.
+
+    Example: ssc key new -o signing.key
+    """
+
+
+@key.command()
+@click.option("-o", "--out", type=PathParam(), required=True, help="Secret key file; the public half goes beside it.")
+def new(out: Path) -> None:
+    """Make a minisign-compatible Ed25519 key pair.
+
+    Example: ssc key new -o signing.key
+    """
+    if out.exists():
+        raise UsageError(f"{out}: exists; a key is never overwritten")
+    public = minisign.write_key_pair(minisign.generate_key(), out)
+    click.echo(f"secret key {out} (keep it off devices), public key {public}")

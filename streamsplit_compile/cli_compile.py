@@ -1,0 +1,130 @@
+"""`ssc encoder` and `ssc compile`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime_edge.errors import UsageError
+from streamsplit_compile.compiler import CompileOptions, compile_encoder
+from streamsplit_compile.encoders import list_encoders, load_encoder, new_encoder, save_checkpoint
+from streamsplit_compile.options import (
+    PathParam,
+    Steps,
+    json_option,
+    key_option,
+    parse_targets,
+    print_json,
+    print_table,
+    read_key,
+)
+from streamsplit_compile.summary import bundle_summary, print_cuts
+
+
+@click.group()
+def encoder() -> None:
+    """Make or list encoders.
+
+    Example: ssc encoder new resnet18 -o encoder.pt
+    """
+
+
+@encoder.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the registered encoders.
+
+    Example: ssc encoder list
+    """
+    found = list_encoders()
+    if as_json:
+        print_json(found)
+    else:
+        print_table("Encoders", ["name", "factory"], [[name, where] for name, where in found.items()])
+
+
+@encoder.command()
+@click.argument("name")
+@click.option("-o", "--out", type=PathParam(), required=True, help="Checkpoint to write.")
+@click.option("--config", "config_json", default="{}", help="JSON object of arguments for the encoder's factory.")
+@json_option
+def new(name: str, out: Path, config_json: str, as_json: bool) -> None:
+    """Write a checkpoint to start from.
+
+    Example: ssc encoder new resnet18 -o encoder.pt
+    """
+    module, config = new_encoder(name, _parse_config(config_json))
+    save_checkpoint(name, config, module, out)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    if as_json:
+        print_json({"encoder": name, "config": config, "parameters": parameters, "file": str(out)})
+    else:
+        click.echo(f"{out}: {name}, {parameters:,} parameters")
+
+
+@click.command("compile")
+@click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam())
+@click.option("--targets", default="rpi4,m2", show_default=True, help="Target names or TOML files, comma-separated.")
+@click.option("-o", "--out", type=PathParam(), required=True, help="Bundle directory to write.")
+@click.option("--cuts", default="auto", show_default=True, help="auto, all, a number of blocks, or names.")
+@click.option("--calibrate", type=PathParam(), help="Directory of recordings to measure int8 ranges and parity on.")
+@click.option("--windows", default=16, show_default=True, type=click.IntRange(1, 4096), help="Calibration windows.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random.")
+@click.option("--generation", default=1, show_default=True, type=click.IntRange(1), help="Generation number.")
+@click.option("--keep-norms", is_flag=True, help="Leave normalisation layers unfolded.")
+@click.option("--factory", help="package.module:callable that builds the module for a plain state_dict.")
+@click.option("--sample-rate", type=click.IntRange(1000, 384000), help="Sample rate of an archive's waveform, Hz.")
+@click.option("--unsafe-load", is_flag=True, help="Unpickle a module, running the code in it. Only for your own files.")
+@key_option
+@json_option
+def compile_(
+    encoder_file: Path,
+    targets: str,
+    out: Path,
+    cuts: str,
+    calibrate: Path | None,
+    windows: int,
+    seed: int,
+    generation: int,
+    keep_norms: bool,
+    factory: str | None,
+    sample_rate: int | None,
+    unsafe_load: bool,
+    key: Path | None,
+    as_json: bool,
+) -> None:
+    """Compile an encoder into a bundle: every cut lowered, proved, priced and signed.
+
+    Example: ssc compile encoder.pt --targets rpi4,m2 -o bundle/
+    """
+    options = CompileOptions(
+        targets=parse_targets(targets),
+        cuts=cuts,
+        calibrate=calibrate,
+        calibration_windows=windows,
+        seed=seed,
+        generation=generation,
+        keep_norms=keep_norms,
+        key=read_key(key),
+    )
+    with Steps(quiet=as_json) as steps:
+        steps("exporting", 0, 1)
+        loaded = load_encoder(encoder_file, factory, sample_rate, unsafe_load)
+        bundle = compile_encoder(loaded, options, out, steps)
+    if as_json:
+        print_json(bundle_summary(bundle))
+    else:
+        print_cuts(bundle)
+
+
+def _parse_config(text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise UsageError(f"--config: not JSON ({exc})") from None
+    if not isinstance(config, dict):
+        raise UsageError("--config: expected a JSON object")
+    return config

@@ -1,0 +1,284 @@
+"""Encoder to bundle: cut, lower, measure, prove, price, sign.
+
+    compile_encoder(encoder, options, Path("bundle/"))
+    recompile(base, tensors, Path("bundle-2/"), ...)     new weights of the same graph; nothing is traced
+
+Both write the blocks first and then run them with the device runtime, so that what is measured and proved is what
+a device will run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from torch import fx
+
+from runtime_edge import minisign
+from runtime_edge.bundle import MAX_TABLE_BYTES, Bundle, open_bundle
+from runtime_edge.errors import BundleError
+from runtime_edge.files import read_bounded, write_atomic
+from runtime_edge.manifest import (
+    BlockInfo,
+    BlockMetadata,
+    BundleInfo,
+    Calibration,
+    Component,
+    Cut,
+    EncoderInfo,
+    ExecutorInfo,
+    FrontEndInfo,
+    Manifest,
+    Metadata,
+    SelfTest,
+    Variant,
+    VariantInfo,
+)
+from streamsplit_compile import onnx_lowering, pricing
+from streamsplit_compile.bundle_writer import link_asset, staging_directory, write_asset, write_manifest
+from streamsplit_compile.calibrate import DEFAULT_WINDOWS, calibration_windows
+from streamsplit_compile.cost import BlockWork, count_work
+from streamsplit_compile.encoders import Encoder, weights_digest
+from streamsplit_compile.graph import Candidate
+from streamsplit_compile.measure import Reference, measure
+from streamsplit_compile.segment import split
+from streamsplit_compile.selection import select_cuts
+from streamsplit_compile.targets import Target
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, steps done, steps in all)."""
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+VARIANT = "onnx-fp32"
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """The progress of a library call that nobody watches."""
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What `ssc compile` lets the user choose."""
+
+    targets: Sequence[Target]
+    cuts: str = "auto"
+    calibrate: Path | None = None
+    calibration_windows: int = DEFAULT_WINDOWS
+    seed: int = 0
+    generation: int = 1
+    hop_share: float = 0.5
+    """Hop between windows as a share of the window (METHOD section 1)."""
+    keep_norms: bool = False
+    key: minisign.SecretKey | None = field(default=None, repr=False)
+
+
+def compile_encoder(encoder: Encoder, options: CompileOptions, out: Path, progress: Progress = _silent) -> Bundle:
+    """Compile an encoder into a bundle directory.
+
+    Raises UsageError for cuts that do not exist, CheckFailed when a cut does not reproduce the encoder to 1e-4;
+    then nothing is written.
+    """
+    progress("choosing cuts", 0, 1)
+    cuts = choose_cuts(encoder, options.cuts)
+    segments = split(encoder.graph, cuts)
+    hop = max(1, round(encoder.window_samples * options.hop_share))
+    windows, calibration = calibration_windows(
+        options.calibrate,
+        encoder.sample_rate,
+        encoder.window_samples,
+        hop,
+        options.calibration_windows,
+        options.seed,
+    )
+    work = [count_work(segment) for segment in segments]
+    with staging_directory(out) as staging:
+        components = _lower(staging, encoder, segments, cuts, work, options.keep_norms, progress)
+        info = _draft(encoder, options, list(components), cuts, calibration, hop)
+        manifest = _manifest(info, components)
+        manifest = measure(staging, manifest, VARIANT, windows, Reference(segments), progress)
+        progress("training splitter tables", 0, len(options.targets))
+        manifest, tables = pricing.price(manifest, VARIANT, work, options.targets, options.seed, progress)
+        for path, table in tables.items():
+            write_atomic(staging / path, table.to_json())
+        write_manifest(staging, manifest, options.key)
+    return open_bundle(out)
+
+
+def recompile(
+    base: Bundle,
+    tensors: Tensors,
+    out: Path,
+    *,
+    generation: int,
+    windows: npt.NDArray[np.float32],
+    reference: Reference | None,
+    key: minisign.SecretKey | None = None,
+    keep_norms: bool = False,
+) -> Bundle:
+    """The base bundle with new weights of the same graph, written into its kept graphs.
+
+    Blocks whose parameters did not change keep their files and digests. `windows` (n, samples) float32 are used to
+    measure int8 scales; with a `reference` every cut is proved as in a full compile. Raises BundleError when a
+    tensor is missing or the generation would go backwards, CheckFailed when a cut does not hold.
+    """
+    info = base.manifest.info
+    if generation <= info.generation:
+        raise BundleError(f"generation {generation} does not follow {info.generation} of {base.path}")
+    with staging_directory(out) as staging:
+        components = {name: _reweight(staging, base, name, tensors, keep_norms) for name in base.manifest.info.blocks}
+        encoder = msgspec.structs.replace(info.encoder, weights=weights_digest(tensors))
+        draft = msgspec.structs.replace(info, encoder=encoder, generation=generation)
+        manifest = measure(staging, _manifest(draft, components), VARIANT, windows, reference, _silent)
+        for cost in info.targets.values():
+            write_atomic(staging / cost.table, read_bounded(base.path / cost.table, MAX_TABLE_BYTES, BundleError))
+        write_manifest(staging, manifest, key)
+    return open_bundle(out)
+
+
+def changed_blocks(old: Manifest, new: Manifest) -> list[str]:
+    """Blocks of `new` with a file that `old` does not have."""
+    known = set(old.assets())
+    return [
+        name
+        for name in new.info.blocks
+        if any(v.executor_info.ssc.file not in known for v in new.components[name].variants.values())
+    ]
+
+
+def choose_cuts(encoder: Encoder, spec: str) -> list[Candidate]:
+    """The cuts for `--cuts`, judged by MACs and int8 bytes (PCM16 for the waveform)."""
+    candidates = encoder.graph.candidates
+    macs = [count_work(piece).macs for piece in split(encoder.graph, candidates)]
+    sizes = [float(np.prod(candidate.shape)) for candidate in candidates]
+    sizes[0] *= 2
+    return select_cuts(candidates, spec, np.cumsum([0, *macs]).tolist(), sizes)
+
+
+def _lower(
+    root: Path,
+    encoder: Encoder,
+    segments: Sequence[fx.GraphModule],
+    cuts: Sequence[Candidate],
+    work: Sequence[BlockWork],
+    keep_norms: bool,
+    progress: Progress,
+) -> dict[str, Component]:
+    tensors = encoder.tensors
+    metadata = _onnx_metadata(encoder.id, encoder.sample_rate, encoder.window_samples, encoder.front_end)
+    components = {}
+    for index, (segment, cut) in enumerate(zip(segments, cuts, strict=False)):
+        progress("lowering blocks", index, len(segments))
+        kept = onnx_lowering.keep_graph(segment, cut.shape, tensors.keys())
+        data = onnx_lowering.write_weights(kept, tensors, metadata, keep_norms)
+        digest = _parameters_digest(kept, tensors)
+        block = BlockInfo(macs=work[index].macs)
+        if digest is not None:
+            graph = write_asset(root, "graph.onnx", kept)
+            block = BlockInfo(macs=work[index].macs, parameters=digest, graph=graph, graph_bytes=len(kept))
+        components[f"block-{index:02d}"] = _component(root, block, data)
+    return components
+
+
+def _reweight(root: Path, base: Bundle, name: str, tensors: Tensors, keep_norms: bool) -> Component:
+    """One block of the base bundle with new weights; the same files when its weights are the same."""
+    component = base.manifest.components[name]
+    block = component.additional_metadata.ssc
+    kept = None if block.graph is None else base.read(block.graph)
+    try:
+        digest = None if kept is None else _parameters_digest(kept, tensors)
+    except KeyError as exc:
+        raise BundleError(f"{base.path}: {name} needs tensor {exc}; are these weights of this encoder?") from None
+    if block.graph is not None:
+        link_asset(base, root, block.graph)
+    if kept is None or digest == block.parameters:
+        for variant in component.variants.values():
+            link_asset(base, root, variant.executor_info.ssc.file)
+        return component
+    front_end = base.manifest.info.front_end
+    metadata = _onnx_metadata(
+        base.manifest.info.encoder.id, front_end.sample_rate, front_end.window_samples, front_end.details
+    )
+    data = onnx_lowering.write_weights(kept, tensors, metadata, keep_norms)
+    return _component(root, msgspec.structs.replace(block, parameters=digest), data)
+
+
+def _component(root: Path, block: BlockInfo, data: bytes) -> Component:
+    variant = VariantInfo(
+        format="onnx",
+        precision="fp32",
+        file=write_asset(root, "model.onnx", data),
+        bytes=len(data),
+        input=onnx_lowering.INPUT,
+        output=onnx_lowering.OUTPUT,
+    )
+    return Component(
+        variants={VARIANT: Variant(executor_info=ExecutorInfo(ssc=variant))},
+        additional_metadata=BlockMetadata(ssc=block),
+    )
+
+
+def _parameters_digest(kept: bytes, tensors: Tensors) -> str | None:
+    names = onnx_lowering.parameter_names(kept)
+    return weights_digest({name: tensors[name] for name in names}) if names else None
+
+
+def _draft(
+    encoder: Encoder,
+    options: CompileOptions,
+    blocks: list[str],
+    cuts: Sequence[Candidate],
+    calibration: Calibration,
+    hop: int,
+) -> BundleInfo:
+    """What is known before anything has been run; `measure` and `price` fill in the rest."""
+    return BundleInfo(
+        encoder=EncoderInfo(
+            id=encoder.id,
+            config=encoder.config,
+            weights=weights_digest(encoder.tensors),
+            embedding_dim=encoder.embedding_dim,
+        ),
+        generation=options.generation,
+        front_end=FrontEndInfo(
+            sample_rate=encoder.sample_rate,
+            window_samples=encoder.window_samples,
+            hop_samples=hop,
+            details=encoder.front_end,
+        ),
+        blocks=blocks,
+        cuts=[
+            Cut(index=index, name=cut.name, node=cut.node, shape=cut.shape, bytes={}, agreement={})
+            for index, cut in enumerate(cuts)
+        ],
+        targets={},
+        calibration=calibration,
+        self_test=SelfTest(embedding=b"", tolerance=0.0),
+        parity={},
+    )
+
+
+def _manifest(info: BundleInfo, components: dict[str, Component]) -> Manifest:
+    return Manifest(
+        package_name=info.encoder.id,
+        package_version=str(info.generation),
+        components=components,
+        additional_metadata=Metadata(ssc=info),
+    )
+
+
+def _onnx_metadata(
+    encoder_id: str, sample_rate: int, window_samples: int, details: Mapping[str, Any]
+) -> dict[str, str]:
+    """Flat metadata in sherpa-onnx's style; the same for every generation, so that blocks keep their digests."""
+    flat = {name: str(value) for name, value in details.items() if isinstance(value, (int, float, str, bool))}
+    return {
+        **flat,
+        "sample_rate": str(sample_rate),
+        "ssc.encoder": encoder_id,
+        "ssc.window_samples": str(window_samples),
+    }

@@ -1,0 +1,240 @@
+"""An encoder as an exported graph, and its cut candidates.
+
+Work is done on the ATen graph of `torch.export`, never on a list of blocks somebody wrote down. A node is a cut
+candidate when it is the only data tensor alive after it; values that depend on parameters or constants alone do
+not count, nor do sizes that can be read off the crossing tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from runtime_edge.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point of the graph that exactly one tensor crosses."""
+
+    position: int
+    """0 is the input waveform; counts up in topological order."""
+    node: str
+    """Name of the graph node whose value crosses."""
+    name: str
+    """The module it follows, for example `layer4.0`."""
+    shape: tuple[int, ...]
+    """With a batch axis of 1."""
+    boundary: bool
+    """Whether it lies where a module of the user's ends, not inside one."""
+
+
+@dataclass(frozen=True)
+class EncoderGraph:
+    """The exported encoder: one input (batch, samples), one output (batch, d)."""
+
+    module: fx.GraphModule
+    """Parameters keep the names of the user's module."""
+    candidates: tuple[Candidate, ...]
+    """First the waveform, last the embedding."""
+    dynamic_batch: bool
+
+    def node(self, name: str) -> fx.Node:
+        """The graph node of that name. Raises UsageError."""
+        found: fx.Node | None = next((node for node in self.module.graph.nodes if node.name == name), None)
+        if found is not None:
+            return found
+        raise UsageError(f"the encoder's graph has no node {name!r}; was the bundle compiled from this encoder?")
+
+
+def export_encoder(module: torch.nn.Module, window_samples: int) -> EncoderGraph:
+    """Export an encoder taking (batch, window_samples) float32 and find where it can be cut.
+
+    The batch stays dynamic where the encoder allows it, so that the server can batch. Raises UsageError with the
+    reason when the encoder cannot be exported or does not give one (batch, d) float32 tensor.
+    """
+    module = module.eval()
+    example = torch.zeros(2, window_samples)
+    batch = torch.export.Dim("batch")
+    try:
+        program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+    except Exception as dynamic_error:
+        try:
+            program = torch.export.export(module, (example[:1],))
+        except Exception as exc:
+            reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+            raise UsageError(f"the encoder cannot be exported by torch.export: {reason}") from dynamic_error
+    return graph_of_program(program)
+
+
+def graph_of_program(program: torch.export.ExportedProgram) -> EncoderGraph:
+    """The same from a program that was exported elsewhere. Raises UsageError naming the node that is in the way."""
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    _check_signature(module)
+    _make_functional(module)
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    dynamic = not isinstance(inputs[0].meta["val"].shape[0], int)
+    return EncoderGraph(module, tuple(_find_candidates(module.graph)), dynamic)
+
+
+def _check_signature(module: fx.GraphModule) -> None:
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise UsageError(f"the encoder takes {len(inputs)} inputs ({inputs}); it must take the waveform alone")
+    waveform = inputs[0].meta["val"]
+    if not isinstance(waveform, torch.Tensor) or waveform.dim() != 2 or waveform.dtype != torch.float32:
+        raise UsageError(f"input {inputs[0].name}: expected float32 (batch, samples), got {_describe(waveform)}")
+    (output,) = [node for node in module.graph.nodes if node.op == "output"]
+    values = output.args[0] if isinstance(output.args[0], (tuple, list)) else (output.args[0],)
+    tensors = [value for value in values if isinstance(value, fx.Node)]
+    if len(tensors) != 1:
+        raise UsageError(f"the encoder returns {len(tensors)} values ({tensors}); wrap it to return the embedding")
+    embedding = tensors[0].meta["val"]
+    if embedding.dim() != 2 or embedding.dtype != torch.float32:
+        raise UsageError(
+            f"output {tensors[0].name}: expected a float32 embedding (batch, d), got {_describe(embedding)}"
+        )
+    for node in module.graph.nodes:
+        if node.target in _TRAINING_OPS and node.args[_TRAINING_OPS[node.target]] is True:
+            raise UsageError(f"node {node.name}: exported in training mode; call .eval() before torch.export")
+
+
+_TRAINING_OPS: dict[Any, int] = {
+    torch.ops.aten.dropout.default: 2,
+    torch.ops.aten.batch_norm.default: 5,
+}
+
+
+def _make_functional(module: fx.GraphModule) -> None:
+    """Replace in-place ops by their functional form, so that values crossing a cut never change afterwards."""
+    order = {node: index for index, node in enumerate(module.graph.nodes)}
+    for node in list(module.graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None or not schema.is_mutable:
+            continue
+        mutated = [
+            node.args[index]
+            for index, argument in enumerate(schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write and index < len(node.args)
+        ]
+        name = schema.name.split("::")[1]
+        functional = getattr(getattr(torch.ops.aten, name.rstrip("_"), None), schema.overload_name or "default", None)
+        source = mutated[0] if len(mutated) == 1 else None
+        if functional is None or not name.endswith("_") or not isinstance(source, fx.Node):
+            raise UsageError(f"node {node.name}: {node.target} changes its input; use the functional form")
+        if any(order[user] > order[node] for user in source.users):
+            raise UsageError(f"node {node.name}: {source.name} is used after it was changed in place")
+        node.target = functional
+    module.recompile()
+
+
+def _find_candidates(graph: fx.Graph) -> list[Candidate]:
+    """Live-tensor scan in topological order."""
+    nodes = list(graph.nodes)
+    order = {node: index for index, node in enumerate(nodes)}
+    ends = _module_ends(nodes)
+    live: set[fx.Node] = set()
+    data: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    taken: set[str] = set()
+    found: list[Candidate] = []
+    for index, node in enumerate(nodes):
+        if node.op == "output":
+            break
+        if node.op == "placeholder" or data.intersection(node.all_input_nodes):
+            data.add(node)
+            live.add(node)
+        live = {value for value in live if any(order[user] > index for user in value.users)}
+        crossing = _single_tensor(live)
+        if crossing is None or crossing in seen:
+            continue
+        seen.add(crossing)
+        followed = "waveform" if crossing.op == "placeholder" else _followed_module(crossing, order[crossing], ends)
+        name = followed or _place(crossing)
+        shape = tuple(_static(size) for size in crossing.meta["val"].shape)
+        found.append(Candidate(len(found), crossing.name, _unique(name, taken), shape, followed is not None))
+    return found
+
+
+def _single_tensor(live: set[fx.Node]) -> fx.Node | None:
+    """The one float32 tensor, batch first, from which every other live value (sizes) can be read; else None."""
+    tensors = [value for value in live if not is_size(value)]
+    if len(tensors) != 1:
+        return None
+    value = tensors[0].meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.dim() < 1:
+        return None
+    if any(size_in(size.meta["val"], tensors[0]) is None for size in live if is_size(size)):
+        return None
+    symbols = [bool(getattr(size, "node", None)) for size in value.shape]
+    return None if any(symbols[1:]) else tensors[0]
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether a node's value is an integer (a size that depends on the batch), not a tensor."""
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))
+
+
+def size_in(size: Any, tensor: fx.Node) -> int | None:
+    """K such that `size == tensor.shape[0] // k` or, negative, `tensor.shape[0] * -k`; None when it is not so."""
+    first = tensor.meta["val"].shape[0]
+    if isinstance(size, int) or isinstance(first, int):
+        return None
+    ratio = first.node.expr / size.node.expr
+    if ratio.is_Integer:
+        return int(ratio)
+    return -int(1 / ratio) if (1 / ratio).is_Integer else None
+
+
+def _module_ends(nodes: list[fx.Node]) -> dict[str, int]:
+    """For each module path the position of its last node."""
+    ends: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        if node.op == "call_function":
+            for path in _module_paths(node):
+                ends[path] = index
+    return ends
+
+
+def _module_paths(node: fx.Node) -> list[str]:
+    """Paths of the modules a node was traced in, outermost first, without the root."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [path.split("@")[0] for path, _ in stack.values() if path]
+
+
+def _followed_module(node: fx.Node, position: int, ends: dict[str, int]) -> str | None:
+    """The outermost module that is complete at this node."""
+    return next((path for path in _module_paths(node) if ends[path] <= position), None)
+
+
+def _place(node: fx.Node) -> str:
+    """Where a node inside a module stands."""
+    paths = _module_paths(node)
+    return f"{paths[-1]}.{node.name}" if paths else node.name
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, count = name, 1
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}~{count}"
+    taken.add(candidate)
+    return candidate
+
+
+def _static(size: Any) -> int:
+    """A size with the batch set to 1 (the example was exported with a batch of 2 or 1)."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__

@@ -1,0 +1,85 @@
+"""Exact folding on an ONNX graph that has its weights: constants, and batch norms into the convolution before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+Array = npt.NDArray[Any]
+_MAX_FOLDED_BYTES = 64 << 20
+
+
+def fold(graph: onnx.GraphProto, norms: bool = True) -> None:
+    """Fold in place; the function the graph computes stays the same up to rounding."""
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    _fold_constants(graph, values)
+    if norms:
+        _fold_batch_norms(graph, values)
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    del graph.initializer[:]
+    graph.initializer.extend(tensor for name, tensor in sorted(values.items()) if name in used)
+
+
+def _fold_constants(graph: onnx.GraphProto, values: dict[str, onnx.TensorProto]) -> None:
+    """Evaluate nodes all of whose inputs are known (transposed weights, reshaped biases)."""
+    outputs = {value.name for value in graph.output}
+    rest = []
+    for node in graph.node:
+        known = bool(node.input) and all(name in values or not name for name in node.input)
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = node.attribute[0].t
+            tensor.name = node.output[0]
+            values[node.output[0]] = tensor
+        elif known and not outputs.intersection(node.output):
+            feeds = {name: numpy_helper.to_array(values[name]) for name in node.input if name}
+            results = _evaluate(node, feeds)
+            for name, result in zip(node.output, results, strict=True):
+                values[name] = numpy_helper.from_array(np.ascontiguousarray(result), name)
+        else:
+            rest.append(node)
+    del graph.node[:]
+    graph.node.extend(rest)
+
+
+def _evaluate(node: onnx.NodeProto, feeds: dict[str, Array]) -> list[Array]:
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in feeds.items()
+    ]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
+    model = helper.make_model(helper.make_graph([node], "constant", inputs, outputs))
+    results = ReferenceEvaluator(model).run(None, feeds)
+    return [np.asarray(result) for result in results]
+
+
+def _fold_batch_norms(graph: onnx.GraphProto, values: dict[str, onnx.TensorProto]) -> None:
+    """Y = scale * (conv(x) - mean) / sqrt(var + eps) + bias, written into the convolution's weight and bias."""
+    makers = {output: node for node in graph.node for output in node.output}
+    uses = Counter(name for node in graph.node for name in node.input)
+    dropped = []
+    for node in graph.node:
+        conv = makers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
+        if conv is None or conv.op_type != "Conv" or uses[node.input[0]] != 1:
+            continue
+        if not all(name in values for name in [*node.input[1:5], *conv.input[1:]]):
+            continue
+        scale, bias, mean, variance = (numpy_helper.to_array(values[name]) for name in node.input[1:5])
+        epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
+        factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+        weight = numpy_helper.to_array(values[conv.input[1]])
+        before = numpy_helper.to_array(values[conv.input[2]]) if len(conv.input) > 2 else 0.0
+        folded = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        names = [f"{conv.input[1]}.folded", f"{node.input[2]}.folded"]
+        for name, array in zip(names, (folded, bias + (before - mean) * factor), strict=True):
+            values[name] = numpy_helper.from_array(array.astype(weight.dtype), name)
+        conv.input[1:] = names
+        conv.output[0] = node.output[0]
+        dropped.append(node)
+    for node in dropped:
+        graph.node.remove(node)

@@ -1,0 +1,94 @@
+"""What each cut costs on each target, and the default splitter tables made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from runtime_edge.manifest import Cut, Manifest, TargetCost
+from runtime_edge.table import SplitterTable
+from runtime_edge.wire import MAX_HEADER_BYTES
+from streamsplit_compile.cost import BlockWork, predict
+from streamsplit_compile.environment import ActionCosts
+from streamsplit_compile.splitter import train_table
+from streamsplit_compile.targets import Target, load_target
+from streamsplit_compile.traces import TraceModel, synthetic_traces
+
+SERVER_TARGET = "x86-64"
+SERVER_OVERHEAD_MS = 3.0
+"""Broker, batching and reply on the server, measured on a 2-core machine (docs/benchmarks.md)."""
+
+DEFAULT_TRACES = TraceModel(bandwidth_mbps=(0.1, 16.0), rtt_ms=(10.0, 200.0))
+"""From a thin gateway to Wi-Fi: wider than the LTE-like family of METHOD section 6, which it contains."""
+
+
+def price(
+    manifest: Manifest,
+    variant: str,
+    work: Sequence[BlockWork],
+    targets: Sequence[Target],
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> tuple[Manifest, dict[str, SplitterTable]]:
+    """Add predicted costs for each target to the manifest; returns it and the tables by their path."""
+    costs: dict[str, TargetCost] = {}
+    tables: dict[str, SplitterTable] = {}
+    for index, target in enumerate(targets):
+        progress("training splitter tables", index, len(targets))
+        blocks = [predict(item, target) for item in work]
+        cost = TargetCost(
+            variant=variant,
+            block_ms=[round(block.ms, 4) for block in blocks],
+            block_mj=[round(block.mj, 4) for block in blocks],
+            block_peak_bytes=[block.peak_memory_bytes for block in blocks],
+            radio_mj_per_kb=target.radio.mj_per_kb.value,
+            table=f"tables/{target.name}.json",
+        )
+        actions = action_costs(manifest.info.cuts, cost, server_block_ms(work))
+        costs[target.name] = cost
+        tables[cost.table] = train_table(
+            actions,
+            target,
+            encoder=manifest.info.encoder.id,
+            cut_names=[cut.name for cut in manifest.info.cuts],
+            seed=seed,
+            traces=synthetic_traces(DEFAULT_TRACES, 512, 600, seed),
+            held_out=synthetic_traces(DEFAULT_TRACES, 128, 600, seed + 1_000_003),
+            created_by="ssc compile",
+        )
+    info = msgspec.structs.replace(manifest.info, targets=costs)
+    metadata = msgspec.structs.replace(manifest.additional_metadata, ssc=info)
+    return msgspec.structs.replace(manifest, additional_metadata=metadata), tables
+
+
+def server_block_ms(work: Sequence[BlockWork]) -> list[float]:
+    """Predicted milliseconds of each block on the server's processor."""
+    server = load_target(SERVER_TARGET)
+    return [predict(item, server).ms for item in work]
+
+
+def action_costs(cuts: Sequence[Cut], cost: TargetCost, server_ms: Sequence[float]) -> list[ActionCosts]:
+    """One action for each cut, with the encoding a device uses there by default."""
+    actions = []
+    for cut in cuts:
+        encoding = default_encoding(cut, len(cuts))
+        actions.append(
+            ActionCosts(
+                name=cut.name,
+                device_ms=sum(cost.block_ms[: cut.index]),
+                device_mj=sum(cost.block_mj[: cut.index]),
+                bytes=cut.bytes[encoding] + MAX_HEADER_BYTES,
+                server_ms=SERVER_OVERHEAD_MS + sum(server_ms[cut.index :]),
+                quality=(cut.agreement[encoding],),
+                teaches=cut.index < len(cuts) - 1,
+            )
+        )
+    return actions
+
+
+def default_encoding(cut: Cut, cuts: int) -> str:
+    """PCM for the waveform, float16 for the embedding, int8 between."""
+    if cut.index == 0:
+        return "pcm16"
+    return "float16" if cut.index == cuts - 1 else "int8"

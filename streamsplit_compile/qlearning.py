@@ -1,0 +1,131 @@
+"""Tabular Q-learning over many traces at once, and the exact optimum to check it against.
+
+States come from the traces alone: what the device does changes neither its link nor its load, so the next
+state does not depend on the action and the same traces serve every policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.table import StateAxis
+
+Array = npt.NDArray[np.float64]
+States = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Settings of the learner."""
+
+    gamma: float = 0.5
+    """Discount. Actions do not change the state, so it moves no optimum; a high one only adds noise."""
+    epochs: int = 8
+    """Passes over the traces."""
+    epsilon: tuple[float, float] = (1.0, 0.1)
+    """Share of random actions, from the first step to the last, falling linearly."""
+    step_power: float = 0.7
+    """The step size of a state and action after n visits is n ** -step_power."""
+    min_visits: int = 5
+    """A state in which some action was tried less often counts as not visited."""
+
+
+def quantile_edges(values: Array, bins: int) -> tuple[float, ...]:
+    """Edges that put about equally many of `values` in each bin; fewer where many values are equal."""
+    edges = np.unique(np.round(np.quantile(values, np.arange(1, bins) / bins), 3))
+    return tuple(float(edge) for edge in edges)
+
+
+def rows_of(observed: Mapping[str, Array], axes: Sequence[StateAxis]) -> States:
+    """Table row of every window, (trace, window); the same as `SplitterTable.lookup` for each."""
+    rows = np.zeros(observed[axes[0].name].shape, np.int64)
+    for axis in axes:
+        rows = rows * (len(axis.edges) + 1) + np.digitize(observed[axis.name], axis.edges)
+    return rows
+
+
+def q_learning(
+    states: States, rewards: Array, n_states: int, settings: Learning, random: np.random.Generator
+) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Epsilon-greedy tabular Q-learning, all traces in step.
+
+    states: (trace, window). rewards: (trace, window, action). Returns Q and visits, each (state, action).
+    Where several traces are in the same state and take the same action, their targets are averaged and count
+    as that many visits.
+    """
+    traces, windows, actions = rewards.shape
+    q = np.zeros(n_states * actions)
+    visits = np.zeros(n_states * actions)
+    steps = settings.epochs * (windows - 1)
+    epsilons = np.linspace(*settings.epsilon, steps)
+    trace = np.arange(traces)
+    for step in range(steps):
+        window = step % (windows - 1)
+        state = states[:, window]
+        table = q.reshape(n_states, actions)
+        explores = random.random(traces) < epsilons[step]
+        action = np.where(explores, random.integers(actions, size=traces), table[state].argmax(1))
+        target = rewards[trace, window, action] + settings.gamma * table[states[:, window + 1]].max(1)
+        pair = state * actions + action
+        count = np.bincount(pair, minlength=len(q))
+        touched = np.flatnonzero(count)
+        mean = np.bincount(pair, weights=target, minlength=len(q))[touched] / count[touched]
+        visits[touched] += count[touched]
+        rate = 1 - (1 - visits[touched] ** -settings.step_power) ** count[touched]
+        q[touched] += rate * (mean - q[touched])
+    return q.reshape(n_states, actions), visits.reshape(n_states, actions).astype(np.int64)
+
+
+def estimate_model(states: States, rewards: Array, n_states: int) -> tuple[Array, Array, npt.NDArray[np.int64]]:
+    """The discretised process in the traces: transitions (state, next), mean reward (state, action), visits.
+
+    A state without a successor in the traces leads to itself.
+    """
+    actions = rewards.shape[2]
+    here, there = states[:, :-1].ravel(), states[:, 1:].ravel()
+    moves = np.bincount(here * n_states + there, minlength=n_states**2)
+    counts = moves.reshape(n_states, n_states).astype(np.float64)
+    dead_end = counts.sum(1) == 0
+    counts[dead_end, dead_end] = 1
+    visits = np.bincount(states.ravel(), minlength=n_states)
+    sums = np.stack(
+        [np.bincount(states.ravel(), rewards[..., a].ravel(), minlength=n_states) for a in range(actions)], 1
+    )
+    return counts / counts.sum(1, keepdims=True), sums / np.maximum(visits, 1)[:, None], visits
+
+
+def value_iteration(transition: Array, reward: Array, gamma: float, tolerance: float = 1e-9) -> Array:
+    """The exact Q of a known process, (state, action).
+
+    transition: (state, next) when the action does not matter, else (state, action, next).
+    reward: (state, action).
+    """
+    q, change = np.zeros_like(reward), np.inf
+    while change > tolerance * (1 - gamma):
+        future = transition @ q.max(1)
+        updated = reward + gamma * (future if future.ndim == 2 else future[:, None])
+        change = float(np.abs(updated - q).max())
+        q = updated
+    return np.asarray(q, np.float64)
+
+
+def fill_unvisited(q: Array, visited: npt.NDArray[np.bool_], bins: Sequence[int]) -> Array:
+    """Give every state that was not visited the row of the nearest one that was (fewest bins apart).
+
+    Among equally near ones the row nearest in number is taken, the lower one first. Along one axis this keeps
+    Q monotone where the visited rows are.
+    """
+    if visited.all() or not visited.any():
+        return q
+    place = np.stack(np.unravel_index(np.arange(len(q)), tuple(bins)), 1)
+    sources = np.flatnonzero(visited)
+    filled: Array = q.copy()
+    for state in np.flatnonzero(~visited):
+        apart = np.abs(place[sources] - place[state]).sum(1)
+        nearest = sources[apart == apart.min()]
+        filled[state] = q[nearest[np.abs(nearest - state).argmin()]]
+    return filled

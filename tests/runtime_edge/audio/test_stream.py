@@ -1,0 +1,142 @@
+"""Cleaning, mixing, time stamps and pacing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from runtime_edge.audio.block import Block, Clock, Counters
+from runtime_edge.audio.stream import Raw, to_blocks, to_mono
+
+
+class Time:
+    """A clock that only moves when told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+        self.wall_ns = 1_700_000_000_000_000_000
+        self.slept = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.slept += seconds
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.wall_ns, lambda: self.seconds, self.sleep)
+
+
+def raws(count: int, size: int, rate_hz: int) -> list[Raw]:
+    frames = np.full((size, 1), 0.25, np.float32)
+    return [Raw(frames, rate_hz, index == 0) for index in range(count)]
+
+
+def blocks_of(source: list[Raw], time: Time, pace: float | None = None) -> list[Block]:
+    return list(to_blocks(source, 16_000, Counters(), lambda: time.wall_ns, time.clock(), pace))
+
+
+def test_bad_values_become_zero_or_are_clipped_and_both_are_counted() -> None:
+    counters = Counters()
+    frames = np.array([[0.5], [np.nan], [np.inf], [-np.inf], [3.0], [-1.5], [1.0]], np.float32)
+
+    mono = to_mono(frames, counters)
+
+    np.testing.assert_array_equal(mono, np.array([0.5, 0, 0, 0, 1, -1, 1], np.float32))
+    assert (counters.bad_samples, counters.clipped_samples) == (3, 2)
+    assert np.isnan(frames[1, 0]), "the caller's array was changed"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_channels_are_averaged(channels: int) -> None:
+    frames = np.random.default_rng(channels).uniform(-1, 1, (500, channels)).astype(np.float32)
+
+    mono = to_mono(frames, Counters())
+
+    np.testing.assert_allclose(mono, frames.astype(np.float64).mean(axis=1), atol=1e-6)
+    assert mono.dtype == np.float32
+    assert mono.flags.c_contiguous
+
+
+def test_one_bad_channel_does_not_spoil_the_others() -> None:
+    frames = np.array([[0.5, np.nan]], np.float32)
+
+    assert to_mono(frames, Counters())[0] == 0.25
+
+
+def test_blocks_join_in_time_and_a_clock_that_jumps_changes_nothing() -> None:
+    time = Time()
+    anchor = time.wall_ns
+    blocks = []
+    for block in to_blocks(raws(10, 1_600, 16_000), 16_000, Counters(), lambda: time.wall_ns, time.clock(), None):
+        blocks.append(block)
+        time.wall_ns -= 3_600_000_000_000
+
+    assert blocks[0].start_time_ns == anchor
+    assert [block.end_time_ns - anchor for block in blocks] == [100_000_000 * n for n in range(1, 11)]
+    assert all(after.start_time_ns == before.end_time_ns for before, after in pairwise(blocks))
+
+
+def test_time_stamps_follow_the_sound_and_not_the_filter_s_delay() -> None:
+    # A click at 0.5 s of a 48 kHz recording must carry the time of 0.5 s after the anchor.
+    time = Time()
+    samples = np.zeros((48_000, 1), np.float32)
+    samples[24_000] = 0.9
+    source = [Raw(samples[start : start + 4_800], 48_000, start == 0) for start in range(0, 48_000, 4_800)]
+
+    blocks = blocks_of(source, time)
+
+    for block in blocks:
+        if np.abs(block.samples).max() > 0.1:
+            clicked = block.start_time_ns + int(np.argmax(np.abs(block.samples))) * 62_500
+            assert clicked - time.wall_ns == pytest.approx(500_000_000, abs=62_500)
+            break
+    else:
+        pytest.fail("the click is lost")
+    assert blocks[-1].end_time_ns - time.wall_ns == 1_000_000_000
+
+
+@pytest.mark.parametrize("speed", [1.0, 8.0])
+def test_pacing_sleeps_as_long_as_the_audio_lasts(speed: float) -> None:
+    time = Time()
+    seen = []
+    start = time.seconds
+    for block in to_blocks(raws(20, 1_600, 16_000), 16_000, Counters(), lambda: 0, time.clock(), speed):
+        seen.append((time.seconds - start, block.end_time_ns * 1e-9))
+
+    assert time.slept == pytest.approx(2.0 / speed)
+    for arrived, captured in seen:
+        assert arrived == pytest.approx(captured), "a paced block comes when it was captured"
+
+
+def test_a_late_reader_is_caught_up_without_losing_audio() -> None:
+    time = Time()
+    counters = Counters()
+    for block in to_blocks(raws(20, 1_600, 16_000), 16_000, counters, lambda: 0, time.clock(), 1.0):
+        time.seconds += 1.0 if block.start_time_ns == 0 else 0.0
+
+    assert counters.samples == 32_000
+    assert time.slept == pytest.approx(0.1 + 0.9), "0.1 s before the first block; 1 s of the rest was made up"
+
+
+def test_recordings_of_different_rates_form_one_stream() -> None:
+    counters = Counters()
+    source = [*raws(10, 4_410, 44_100), *raws(10, 800, 8_000), *raws(10, 1_600, 16_000)]
+
+    blocks = list(to_blocks(source, 16_000, counters, lambda: 0, Time().clock(), None))
+
+    assert counters.samples == 48_000
+    assert counters.blocks == len(blocks)
+    assert blocks[-1].end_time_ns == 3_000_000_000
+
+
+def test_a_gap_moves_the_time_line_and_is_counted_at_the_new_rate() -> None:
+    counters = Counters()
+    frames = np.zeros((4_800, 1), np.float32)
+    source = [Raw(frames, 48_000, True), Raw(frames, 48_000, True, gap_frames=9_600)]
+
+    blocks = list(to_blocks(source, 16_000, counters, lambda: 0, Time().clock(), None))
+
+    assert counters.dropped_samples == 3_200
+    assert [block.gap_samples for block in blocks if block.gap_samples] == [3_200]
+    assert blocks[-1].end_time_ns == 400_000_000
