@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml tools/make_venv.sh
 
 demo: $(VENV)/.installed
 	sh tools/demo_audio.sh "$(AUDIO)" .cache/demo-audio
-	$(BIN)/ssc demo --audio "$$(cat .cache/demo-audio.path)" -o demo-report
+	audio=$$(cat .cache/demo-audio.path); $(BIN)/ssc demo $${audio:+--audio "$$audio"} -o demo-report
 
 test: lint
 	$(BIN)/python -m pytest

@@ -240,6 +240,9 @@ def samples(name: str, seconds: float, sample_rate: int) -> int:
     return max(1, round(seconds * sample_rate))
 
 
+_MAX_TAPS = 100
+
+
 class LogMel(nn.Module):
     """Log-mel image of a waveform by fixed matrices; no parameters, nothing in the state_dict."""
 
@@ -268,8 +271,7 @@ class LogMel(nn.Module):
             waveform = waveform[:, 1:] - config.preemphasis * waveform[:, :-1]
         if config.center:
             waveform = self._reflect(waveform)
-        signal = waveform.unsqueeze(1)
-        cosine, sine = nn.functional.conv1d(signal, self.dft, stride=config.hop_length).chunk(2, dim=1)
+        cosine, sine = self._transform(waveform.unsqueeze(1)).chunk(2, dim=1)
         spectrum = cosine * cosine + sine * sine
         if config.power == 1.0:
             spectrum = spectrum.sqrt()
@@ -279,6 +281,24 @@ class LogMel(nn.Module):
         if config.scale != 1.0:
             image = image * config.scale
         return image + config.offset if config.offset else image
+
+    def _transform(self, signal: Tensor) -> Tensor:
+        """Real and imaginary parts (batch, 2 * bins, frames) of the frames of a signal (batch, 1, samples).
+
+        The sum over a frame is made of partial sums short enough that every runtime adds them up in the same order:
+        a loud tone otherwise leaves different rounding in the quiet bins, which the logarithm shows.
+        """
+        config = self.config
+        span = (signal.shape[2] - config.win_length) // config.hop_length * config.hop_length
+        parts = []
+        for start in range(0, config.win_length, _MAX_TAPS):
+            taps = self.dft[:, :, start : start + _MAX_TAPS]
+            piece = signal[:, :, start : start + span + taps.shape[2]]
+            parts.append(nn.functional.conv1d(piece, taps, stride=config.hop_length))
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
 
     def _reflect(self, waveform: Tensor) -> Tensor:
         """Centre frame t on sample t * hop_length; flips, since runtimes gather for a reflecting pad."""

@@ -18,8 +18,8 @@ class Accounting:
     acked: int = 0
     kept_local: int = 0
     """Windows the policy chose not to ship (`local`)."""
-    unspooled: int = 0
-    """Windows whose frame could not be written to the spool (disk full) and did not reach the broker."""
+    inherited: int = 0
+    """Frames of earlier runs that are still in the spool."""
     finished: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bytes_sent: int = 0
     pcm16_bytes: int = 0
@@ -35,15 +35,20 @@ class Accounting:
 
     def lost(self, spooled: int) -> int:
         """Windows captured in this run that were neither acknowledged, kept local by choice, nor still spooled."""
-        return max(0, self.captured - self.acked - self.kept_local - spooled)
+        own = max(0, spooled - self.inherited)
+        return max(0, self.captured - self.acked - self.kept_local - own)
 
     def report(self, spooled: int, dropped: int) -> dict[str, Any]:
-        """The numbers for JSON; latencies as median and 95th percentile by cut, ms."""
+        """The numbers for JSON; latencies as median and 95th percentile by cut, ms.
+
+        `spooled` frames lie in the spool, those of earlier runs included; `dropped` had to leave it in this run.
+        """
         return {
             "windows_captured": self.captured,
             "windows_acked": self.acked,
             "windows_local": self.kept_local,
             "windows_spooled": spooled,
+            "windows_inherited": self.inherited,
             "windows_dropped": dropped,
             "windows_lost": self.lost(spooled),
             "windows_replayed": self.replayed,

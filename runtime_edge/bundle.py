@@ -32,6 +32,8 @@ class Bundle:
     """`sha256:<hex>` of manifest.json: names this very bundle."""
     signed_by: str | None
     """Trusted comment of the signature when it was checked."""
+    trusted: minisign.PublicKey | None = None
+    """The key that had to sign it, and has to sign its tables."""
 
     def read(self, reference: str) -> bytes:
         """The bytes of an asset `sha256:<hex>/<name>`, digest checked. Raises BundleError."""
@@ -39,9 +41,7 @@ class Bundle:
         if size is None:
             raise BundleError(f"{self.path}: {reference} is not an asset of this bundle")
         path = asset_path(self.path, reference)
-        if path.is_symlink() or path.parent.is_symlink():
-            raise BundleError(f"{path}: a link; bundles hold plain files only")
-        data = read_bounded(path, size, BundleError)
+        data = _read_plain(self.path, path, size)
         check_asset(reference, size, data, str(path))
         return data
 
@@ -50,12 +50,17 @@ class Bundle:
         return self.read(self.manifest.variant(block, variant).file)
 
     def table(self, target: str) -> SplitterTable:
-        """The splitter table shipped for a target. Raises BundleError or TableError."""
+        """The splitter table shipped for a target. Raises BundleError, SignatureError or TableError."""
         costs = self.manifest.info.targets
         if target not in costs:
             raise BundleError(f"{self.path}: compiled for {', '.join(sorted(costs))}, not for {target!r}")
         path = self.path / costs[target].table
-        table = SplitterTable.from_json(read_bounded(path, MAX_TABLE_BYTES, BundleError), str(path))
+        data = _read_plain(self.path, path, MAX_TABLE_BYTES)
+        if self.trusted is not None:
+            _verify(data, signature_path(path), self.trusted)
+        table = SplitterTable.from_json(data, str(path))
+        if table.target != target:
+            raise BundleError(f"{path}: target is {table.target!r}, expected {target!r}")
         table.check_cuts([cut.name for cut in self.manifest.info.cuts])
         return table
 
@@ -71,16 +76,12 @@ def open_bundle(path: Path, trusted: minisign.PublicKey | None = None) -> Bundle
     """
     if not path.is_dir():
         raise BundleError(f"{path}: no such bundle directory; make one with `ssc compile encoder.pt -o {path}`")
-    data = read_bounded(path / MANIFEST, manifests.MAX_MANIFEST_BYTES, BundleError)
-    comment = None
-    if trusted is not None:
-        if not (path / SIGNATURE).exists():
-            raise SignatureError(f"{path}: not signed, but key {trusted.to_text().split()[5]} is required")
-        comment = minisign.verify(data, minisign.read_signature(path / SIGNATURE), trusted, str(path / SIGNATURE))
+    data = _read_plain(path, path / MANIFEST, manifests.MAX_MANIFEST_BYTES)
+    comment = None if trusted is None else _verify(data, path / SIGNATURE, trusted)
     manifest = manifests.decode(data, str(path / MANIFEST))
     if comment is not None and f"generation:{manifest.info.generation}" not in comment.split():
         raise SignatureError(f"{path / SIGNATURE}: signed for another generation ({comment!r})")
-    return Bundle(path, manifest, manifests.digest(data), comment)
+    return Bundle(path, manifest, manifests.digest(data), comment, trusted)
 
 
 def asset_path(root: Path, reference: str) -> Path:
@@ -91,9 +92,30 @@ def asset_path(root: Path, reference: str) -> Path:
     return root / "shared_assets" / directory.replace(":", "-") / name
 
 
+def signature_path(path: Path) -> Path:
+    """Where the signature of a file of a bundle stands."""
+    return path.with_name(f"{path.name}.minisig")
+
+
 def check_asset(reference: str, size: int, data: bytes, source: str) -> None:
     """Raise BundleError unless `data` has the size and digest its reference promises."""
     if len(data) != size:
         raise BundleError(f"{source}: {len(data)} bytes, but the manifest says {size}; fetch or compile it again")
     if manifests.asset_ref(reference.split("/")[1], data) != reference:
         raise BundleError(f"{source}: digest does not match the manifest; fetch or compile it again")
+
+
+def _verify(data: bytes, signature: Path, trusted: minisign.PublicKey) -> str:
+    """The trusted comment of a file's signature. Raises SignatureError."""
+    if not signature.exists():
+        raise SignatureError(f"{signature}: missing, but the signature of key {trusted.hex_id} is required")
+    return minisign.verify(data, minisign.read_signature(signature), trusted, str(signature))
+
+
+def _read_plain(root: Path, path: Path, limit_bytes: int) -> bytes:
+    """Read a file below `root` that is reached through no link. Raises BundleError."""
+    inside = [path, *path.parents]
+    for part in inside[: inside.index(root)]:
+        if part.is_symlink():
+            raise BundleError(f"{part}: a link; bundles hold plain files only")
+    return read_bounded(path, limit_bytes, BundleError)

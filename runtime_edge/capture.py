@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 from collections.abc import AsyncIterator
@@ -13,7 +14,6 @@ import numpy.typing as npt
 
 from runtime_edge.audio import Counters, Windower, open_source
 from runtime_edge.config import DeviceConfig
-from runtime_edge.errors import SscError
 
 _QUEUE_WINDOWS = 4
 
@@ -73,7 +73,8 @@ class Capture:
         def hand_over(item: Captured | Exception | None) -> None:
             future = asyncio.run_coroutine_threadsafe(queue.put(item), loop)
             while not self._ended.is_set():
-                with contextlib.suppress(TimeoutError):
+                # Until Python 3.11 this was not the built-in TimeoutError.
+                with contextlib.suppress(concurrent.futures.TimeoutError):
                     future.result(0.2)
                     return
             future.cancel()
@@ -84,9 +85,8 @@ class Capture:
                 if self._ended.is_set():
                     return
             hand_over(None)
-        except SscError as exc:
-            hand_over(exc)
-        except RuntimeError:
-            # The loop has closed while this thread was reading: nobody is waiting for windows any more.
+        except Exception as exc:
+            # Whatever it was, the device loop raises it: a source that dies in silence looks like silence. When the
+            # device has ended meanwhile its loop is closed, and nobody is waiting any more.
             if not self._ended.is_set():
-                raise
+                hand_over(exc)

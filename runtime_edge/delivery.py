@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from runtime_edge.accounting import Accounting
 from runtime_edge.config import DeviceConfig
-from runtime_edge.errors import LinkError
+from runtime_edge.errors import LinkError, SpoolError
 from runtime_edge.link import FRAME_OVERHEAD_BYTES, Link
 from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.spool import Spool
@@ -44,7 +44,10 @@ class Delivery:
     async def wait_for_room(self) -> None:
         """Until `room`, or until the link is gone."""
         while self._link.connected and not self.room:
-            await asyncio.wait(self._tasks, timeout=_IDLE_S, return_when=asyncio.FIRST_COMPLETED)
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=_IDLE_S, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(0.01)  # what is under way is a replay
 
     def claim(self, message_id: str) -> None:
         """Keep the replay from sending a frame that is about to be sent live; call before it is spooled."""
@@ -74,22 +77,13 @@ class Delivery:
     async def replay_forever(self) -> None:
         """Send what lies in the spool, oldest first, while no live frame needs the link."""
         while True:
-            waiting = []
-            if self._link.connected:
-                stored = await self._run(self._spool.oldest, self._config.in_flight + 8)
-                waiting = [item for item in stored if item.message_id not in self._claimed]
-            if not waiting:
+            try:
+                progress = self._link.connected and await self._replay()
+            except SpoolError as exc:
+                _LOG.warning("%s", exc)
+                progress = False
+            if not progress:
                 await asyncio.sleep(_IDLE_S)
-            for item in waiting:
-                while self._sending and self._link.connected:
-                    await asyncio.sleep(0.01)
-                self.claim(item.message_id)
-                started = time.monotonic()
-                if not await self._send(item.message_id, item.index, item.payload):
-                    break
-                self._accounting.replayed += 1
-                # Half the link's time is left to live frames.
-                await asyncio.sleep(time.monotonic() - started)
 
     async def drain(self, patience_s: float) -> None:
         """Wait until the spool is empty and nothing is under way, at most `patience_s`."""
@@ -99,12 +93,37 @@ class Delivery:
                 return
             await asyncio.sleep(0.05)
 
+    async def close(self) -> None:
+        """Give up what is under way; it stays spooled."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _replay(self) -> bool:
+        """Send a few spooled frames; whether there were any and the broker took them."""
+        stored = await self._run(self._spool.oldest, self._config.in_flight + 8)
+        waiting = [item for item in stored if item.message_id not in self._claimed]
+        for item in waiting:
+            while self._sending and self._link.connected:
+                await asyncio.sleep(0.01)
+            self.claim(item.message_id)
+            started = time.monotonic()
+            if not await self._send(item.message_id, item.index, item.payload):
+                return False
+            self._accounting.replayed += 1
+            # Half the link's time is left to live frames.
+            await asyncio.sleep(time.monotonic() - started)
+        return bool(waiting)
+
     async def _send(self, message_id: str, window: int, frame: bytes) -> bool:
         """Publish until the broker has stored the frame; False when it has not, and then the frame stays spooled."""
+        own = message_id.startswith(self._own)
         self._sending += 1
         alone = self._sending == 1
         try:
-            seconds = await self._link.deliver(message_id, window, frame, self._config.ack_timeout_s)
+            # An answer to an earlier run's window would be taken for this run's window of that number.
+            awaited = window if own else None
+            seconds = await self._link.deliver(message_id, awaited, frame, self._config.ack_timeout_s)
             if alone:
                 self.uplink.observe(len(frame) + FRAME_OVERHEAD_BYTES, seconds)
             await self._run(self._spool.ack, [message_id])
@@ -114,7 +133,8 @@ class Delivery:
         finally:
             self._sending -= 1
             self._claimed.discard(message_id)
-        self._accounting.acked += message_id.startswith(self._own)
+        self._accounting.acked += own
+        self._accounting.inherited -= not own
         self._accounting.bytes_sent += len(frame) + FRAME_OVERHEAD_BYTES
         return True
 

@@ -24,13 +24,13 @@ from runtime_edge.capture import Capture, Captured
 from runtime_edge.config import DeviceConfig
 from runtime_edge.delivery import Delivery
 from runtime_edge.engine import Embedding, Engine, Step
-from runtime_edge.errors import FrameError, LinkError, SscError
+from runtime_edge.errors import FrameError, LinkError, SpoolError, SscError
 from runtime_edge.link import Link
 from runtime_edge.memory import GaussianMemory
 from runtime_edge.monitor import BandwidthEstimator, CpuMonitor, health
 from runtime_edge.results import Sink, WindowResult
 from runtime_edge.splitter import Decision, Splitter
-from runtime_edge.spool import Spool, SpoolError
+from runtime_edge.spool import Spool
 from runtime_edge.swap import Swap
 from runtime_edge.table import LOCAL, SplitterTable
 from runtime_edge.wire import Reply

@@ -11,6 +11,7 @@
     ├── SourceError         audio that cannot be read
     ├── BackendError        an inference runtime that refused a block
     │   └── SelfTestError   a bundle whose result on this machine is not the expected one
+    ├── SpoolError          the spool's disk is full or fails
     ├── LinkError           the broker cannot be reached or refused
     └── CheckFailed         the thing asked for did not hold; exit code 1
 
@@ -67,6 +68,10 @@ class BackendError(SscError):
 
 class SelfTestError(BackendError):
     """A bundle whose result on this machine is not the expected one."""
+
+
+class SpoolError(SscError):
+    """The spool cannot write or read; what it holds stays."""
 
 
 class LinkError(SscError):

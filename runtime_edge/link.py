@@ -2,8 +2,8 @@
 
 link = Link(url, "pi-1", boot)
 await link.connect()
-delivered = await link.deliver(message_id, window, frame)     # the broker's acknowledgement
-reply = await link.reply(window, deadline_s=1.0)              # the server's answer, or None
+answer = link.expect(window)                                  # the server's answer, once it comes
+seconds = await link.deliver(message_id, window, frame)       # returns with the broker's acknowledgement
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.kv import KeyValue
 
 from runtime_edge import subjects
 from runtime_edge.errors import FormatError, FrameError, LinkError
@@ -27,6 +28,18 @@ from runtime_edge.wire import Reply, decode_reply
 _LOG = logging.getLogger(__name__)
 FRAME_OVERHEAD_BYTES = 160
 """Subject, headers and protocol text that go with a frame, for the bandwidth estimate."""
+
+_FETCH_PATIENCE_S = 30.0
+_SLOWEST_BYTES_PER_S = 4000
+_LONGEST_PAUSE_S = 30.0
+_BROKER_ERRORS = (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError)
+_DAMAGED = (
+    nats.js.errors.BadObjectMetaError,
+    nats.js.errors.DigestMismatchError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
 
 OnChange = Callable[[str, bytes], Awaitable[None]]
 LateReply = Callable[[Reply], None]
@@ -41,14 +54,14 @@ class Link:
         self._client = Client()
         self._inbox = ""
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
-        self._watches: list[tuple[str, list[str], OnChange]] = []
+        self._watches: list[tuple[str, str, OnChange]] = []
         self._watchers: list[asyncio.Task[None]] = []
         self.bad_replies = 0
 
     @property
     def connected(self) -> bool:
-        """Whether frames can be published now."""
-        return bool(self._client.is_connected)
+        """Whether frames can be published now, and their answers received."""
+        return bool(self._inbox and self._client.is_connected)
 
     async def connect(self, timeout_s: float = 5.0) -> None:
         """Connect once; afterwards the connection mends itself for ever. Raises LinkError."""
@@ -59,7 +72,7 @@ class Link:
 
         async def on_reconnect() -> None:
             _LOG.info("broker is back")
-            self._start_watchers()
+            self._restart_watchers()
 
         async def on_disconnect() -> None:
             _LOG.info("broker is away")
@@ -82,22 +95,21 @@ class Link:
                 ),
                 timeout_s,
             )
-        except (OSError, asyncio.TimeoutError, nats.errors.Error) as exc:
-            raise LinkError(
-                f"broker {self.url}: cannot connect ({exc or type(exc).__name__}); is it running?"
-            ) from None
-        self._inbox = self._client.new_inbox()
-        await self._client.subscribe(f"{self._inbox}.*", cb=self._on_reply)
+        except _BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: cannot connect ({_reason(exc)}); is it running?") from None
+        inbox = self._client.new_inbox()
+        await self._client.subscribe(f"{inbox}.*", cb=self._on_reply)
+        self._inbox = inbox
 
-    async def deliver(self, message_id: str, window: int, frame: bytes, timeout_s: float = 10.0) -> float:
+    async def deliver(self, message_id: str, window: int | None, frame: bytes, timeout_s: float = 10.0) -> float:
         """Publish one frame and wait until the broker has stored it; returns the seconds it took.
 
-        Raises LinkError; the frame may or may not have arrived then, and sending it again is harmless.
+        The server answers under the number `window`, or not at all when that is None. Raises LinkError; the frame
+        may or may not have arrived then, and sending it again is harmless.
         """
-        headers = {
-            subjects.MESSAGE_ID_HEADER: message_id,
-            subjects.REPLY_HEADER: f"{self._inbox}.{window}",
-        }
+        headers = {subjects.MESSAGE_ID_HEADER: message_id}
+        if window is not None:
+            headers[subjects.REPLY_HEADER] = f"{self._inbox}.{window}"
         started = time.monotonic()
         try:
             await self._client.jetstream().publish(
@@ -107,8 +119,8 @@ class Link:
                 stream=subjects.STREAM,
                 headers=headers,
             )
-        except (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError) as exc:
-            raise LinkError(f"broker {self.url}: frame {message_id} not acknowledged ({exc or 'timeout'})") from None
+        except _BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: frame {message_id} not acknowledged ({_reason(exc)})") from None
         return time.monotonic() - started
 
     def expect(self, window: int) -> asyncio.Future[Reply]:
@@ -128,8 +140,9 @@ class Link:
 
     async def watch(self, bucket: str, keys: list[str], on_change: OnChange) -> None:
         """Call back with the present and every later value of the keys, over reconnections too."""
-        self._watches.append((bucket, keys, on_change))
-        self._start_watchers()
+        for key in keys:
+            self._watches.append((bucket, key, on_change))
+            self._watchers.append(asyncio.create_task(self._watch(bucket, key, on_change)))
 
     async def value(self, bucket: str, key: str) -> bytes | None:
         """The present value of a key, or None. Raises LinkError when the broker does not answer."""
@@ -138,8 +151,8 @@ class Link:
             return (await store.get(key)).value
         except (nats.js.errors.KeyNotFoundError, nats.js.errors.BucketNotFoundError):
             return None
-        except (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError) as exc:
-            raise LinkError(f"broker {self.url}: {bucket}/{key} cannot be read ({exc or 'timeout'})") from None
+        except _BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: {bucket}/{key} cannot be read ({_reason(exc)})") from None
 
     async def fetch(self, name: str, limit_bytes: int) -> bytes:
         """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""
@@ -148,14 +161,18 @@ class Link:
             info = await store.get_info(name)
             if (info.size or 0) > limit_bytes:
                 raise FormatError(f"object {name}: {info.size} bytes, more than the {limit_bytes} expected")
-            result = await store.get(name)
-        except (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError) as exc:
-            raise LinkError(f"broker {self.url}: object {name} cannot be fetched ({exc or 'timeout'})") from None
+            # A piece that has gone from the store would be waited for for ever.
+            patience_s = _FETCH_PATIENCE_S + (info.size or 0) / _SLOWEST_BYTES_PER_S
+            result = await asyncio.wait_for(store.get(name), patience_s)
+        except _DAMAGED as exc:
+            raise FormatError(f"object {name}: damaged in the broker's store ({type(exc).__name__})") from None
+        except _BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: object {name} cannot be fetched ({_reason(exc)})") from None
         return bytes(result.data or b"")
 
     async def put_presence(self, data: bytes) -> None:
         """Store this device's report, best effort."""
-        with contextlib.suppress(nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError):
+        with contextlib.suppress(*_BROKER_ERRORS):
             bucket = await self._client.jetstream().key_value(subjects.PRESENCE)
             await bucket.put(self.device, data)
 
@@ -180,24 +197,42 @@ class Link:
         else:
             self._late_reply(reply)
 
-    def _start_watchers(self) -> None:
+    def _restart_watchers(self) -> None:
+        """What followed the keys on the broker may have died with it."""
         for task in self._watchers:
             task.cancel()
-        self._watchers = [
-            asyncio.get_running_loop().create_task(self._watch(bucket, key, on_change))
-            for bucket, keys, on_change in self._watches
-            for key in keys
-        ]
+        self._watchers = [asyncio.create_task(self._watch(*watch)) for watch in self._watches]
 
     async def _watch(self, bucket: str, key: str, on_change: OnChange) -> None:
         """Follow one key; start over, with patience, when the broker or the bucket is not there yet."""
+        pause_s = 1.0
         while True:
             try:
                 store = await self._client.jetstream().key_value(bucket)
                 watcher = await store.watch(key)
-                async for entry in watcher:
-                    if entry is not None and entry.operation is None and entry.value:
-                        await on_change(key, entry.value)
-            except (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError) as exc:
-                _LOG.debug("watching %s/%s: %s", bucket, key, exc)
-            await asyncio.sleep(1.0)
+                try:
+                    async for entry in _news(watcher):
+                        await on_change(key, entry)
+                        pause_s = 1.0
+                finally:
+                    # Otherwise the library keeps its consumer alive, and this task may be a former connection's.
+                    with contextlib.suppress(*_BROKER_ERRORS):
+                        await watcher.stop()  # type: ignore[no-untyped-call]
+            except (*_BROKER_ERRORS, LinkError) as exc:
+                _LOG.info("watching %s/%s: %s", bucket, key, _reason(exc))
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+async def _news(watcher: KeyValue.KeyWatcher) -> AsyncIterator[bytes]:
+    """The present and later values; earlier ones, which the library repeats after a silence, are left out."""
+    newest = 0
+    async for entry in watcher:
+        if entry is not None and (entry.revision or 0) > newest:
+            newest = entry.revision or 0
+            if entry.operation is None and entry.value:
+                yield entry.value
+
+
+def _reason(exc: Exception) -> str:
+    return str(exc) or type(exc).__name__

@@ -101,7 +101,7 @@ class Int8Scale(_Strict, frozen=True, kw_only=True):
         return scale, zero
 
 
-class Cut(_Strict, frozen=True, kw_only=True):
+class Cut(_Strict, frozen=True, kw_only=True, omit_defaults=False):
     """A boundary between blocks where exactly one tensor crosses. Cut 0 is the waveform, the last the embedding."""
 
     index: Count
@@ -179,6 +179,8 @@ class BundleInfo(_Strict, frozen=True, kw_only=True):
     blocks: Annotated[list[Name], Meta(min_length=1, max_length=4096)]
     cuts: Annotated[list[Cut], Meta(min_length=2, max_length=4097)]
     targets: dict[Name, TargetCost]
+    server_block_ms: list[float]
+    """Predicted cost of each block on the server, in block order."""
     calibration: Calibration
     self_test: SelfTest
     parity: dict[Name, Parity]
@@ -190,7 +192,7 @@ class Metadata(_Strict, frozen=True, kw_only=True):
     ssc: BundleInfo
 
 
-class Manifest(_Strict, frozen=True, kw_only=True):
+class Manifest(_Strict, frozen=True, kw_only=True, omit_defaults=False):
     """The whole `manifest.json`."""
 
     schema_version: Literal["1.0"] = "1.0"
@@ -284,6 +286,8 @@ def _check_consistent(manifest: Manifest, source: str) -> None:
         raise BundleError(f"{source}: cuts[0].shape must be [1, front_end.window_samples]")
     if info.cuts[-1].shape != (1, info.encoder.embedding_dim):
         raise BundleError(f"{source}: the last cut's shape must be [1, encoder.embedding_dim]")
+    if len(info.server_block_ms) != len(info.blocks):
+        raise BundleError(f"{source}: server_block_ms needs one number for each block")
     _array(info.self_test.embedding, "<f4", info.encoder.embedding_dim, "self_test.embedding")
     for name, cost in info.targets.items():
         for field in ("block_ms", "block_mj", "block_peak_bytes"):

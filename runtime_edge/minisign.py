@@ -21,7 +21,7 @@ from pathlib import Path
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
-from runtime_edge.errors import SignatureError
+from runtime_edge.errors import SignatureError, UsageError
 from runtime_edge.files import read_bounded, write_atomic
 
 _MAX_KEY_FILE_BYTES = 4096
@@ -37,15 +37,21 @@ class PublicKey:
     key_id: bytes
     key: bytes
 
+    @property
+    def hex_id(self) -> str:
+        """The key id as minisign prints it."""
+        # A little-endian integer.
+        return f"{int.from_bytes(self.key_id, 'little'):016X}"
+
     def to_text(self) -> str:
         """The contents of a minisign `.pub` file."""
         body = base64.b64encode(b"Ed" + self.key_id + self.key).decode()
-        return f"{_UNTRUSTED}minisign public key {_hex_id(self.key_id)}\n{body}\n"
+        return f"{_UNTRUSTED}minisign public key {self.hex_id}\n{body}\n"
 
     @classmethod
     def from_text(cls, text: str, source: str = "public key") -> PublicKey:
         """Read a `.pub` file or its bare base64 line. Raises SignatureError."""
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         blob = _decode(lines[-1] if lines else "", source, "public key")
         if len(blob) != 42 or blob[:2] != b"Ed":
             raise SignatureError(f"{source}: not a minisign Ed25519 public key; make one with `ssc key new`")
@@ -74,16 +80,19 @@ class SecretKey:
     @classmethod
     def from_text(cls, text: str, source: str = "secret key") -> SecretKey:
         """Read an unencrypted minisign secret key file. Raises SignatureError."""
-        lines = text.splitlines()
+        lines = [line.strip() for line in text.splitlines()]
         blob = _decode(lines[1] if len(lines) > 1 else "", source, "secret key")
         if len(blob) != 158 or blob[:2] != b"Ed" or blob[4:6] != b"B2":
             raise SignatureError(f"{source}: not a minisign secret key; make one with `ssc key new`")
         if blob[2:4] != b"\0\0":
             raise SignatureError(f"{source}: encrypted; make an unencrypted key with `minisign -G -W`")
         pair, checksum = blob[54:126], blob[126:]
-        if hashlib.blake2b(b"Ed" + pair, digest_size=32).digest() != checksum:
+        secret = cls(pair[:8], pair[8:40])
+        # `minisign -G -W` leaves the checksum of an unencrypted key at zero.
+        sums = (bytes(32), hashlib.blake2b(b"Ed" + pair, digest_size=32).digest())
+        if checksum not in sums or secret.public.key != pair[40:]:
             raise SignatureError(f"{source}: checksum does not match; the file is damaged")
-        return cls(pair[:8], pair[8:40])
+        return secret
 
 
 def generate_key() -> SecretKey:
@@ -93,29 +102,31 @@ def generate_key() -> SecretKey:
 
 def sign(message: bytes, secret: SecretKey, trusted_comment: str) -> str:
     """Sign `message`; the trusted comment is signed with it and comes back from `verify`."""
-    if "\n" in trusted_comment:
-        raise SignatureError("trusted comment: must be one line")
+    if not trusted_comment.isprintable():
+        raise SignatureError("trusted comment: must be one line of printable text")
     key = SigningKey(secret.seed)
     signature = key.sign(hashlib.blake2b(message).digest()).signature
     overall = key.sign(signature + trusted_comment.encode()).signature
     body = base64.b64encode(b"ED" + secret.key_id + signature).decode()
     return (
-        f"{_UNTRUSTED}signature from streamsplit key {_hex_id(secret.key_id)}\n{body}\n"
+        f"{_UNTRUSTED}signature from streamsplit key {secret.public.hex_id}\n{body}\n"
         f"{_TRUSTED}{trusted_comment}\n{base64.b64encode(overall).decode()}\n"
     )
 
 
 def verify(message: bytes, signature: str, public: PublicKey, source: str = "signature") -> str:
     """Check a minisign signature and return its trusted comment. Raises SignatureError."""
-    lines = signature.splitlines()
-    if len(lines) < 4 or not lines[2].startswith(_TRUSTED):
+    lines = signature.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    if len(lines) != 4 or not lines[0].startswith(_UNTRUSTED) or not lines[2].startswith(_TRUSTED):
         raise SignatureError(f"{source}: not a minisign signature")
     blob = _decode(lines[1], source, "signature line")
     overall = _decode(lines[3], source, "global signature line")
     if len(blob) != 74 or len(overall) != 64 or blob[:2] not in (b"ED", b"Ed"):
         raise SignatureError(f"{source}: not a minisign signature")
     if blob[2:10] != public.key_id:
-        raise SignatureError(f"{source}: signed by key {_hex_id(blob[2:10])}, but {_hex_id(public.key_id)} is trusted")
+        raise SignatureError(
+            f"{source}: signed by key {PublicKey(blob[2:10], b'').hex_id}, but {public.hex_id} is trusted"
+        )
     comment = lines[2][len(_TRUSTED) :]
     signed = hashlib.blake2b(message).digest() if blob[:2] == b"ED" else message
     try:
@@ -143,9 +154,17 @@ def read_signature(path: Path) -> str:
 
 
 def write_key_pair(secret: SecretKey, path: Path) -> Path:
-    """Write `path` (readable by its owner alone) and `path` with the suffix `.pub`; return the latter."""
-    write_atomic(path, secret.to_text().encode(), mode=0o600)
+    """Write `path` (readable by its owner alone) and `path` with the suffix `.pub`; return the latter.
+
+    Raises UsageError rather than overwrite a key.
+    """
     public = path.with_suffix(".pub")
+    if path == public:
+        raise UsageError(f"{path}: the suffix .pub is for the public key; name the secret key otherwise")
+    for file in (path, public):
+        if file.exists():
+            raise UsageError(f"{file}: exists; a key is never overwritten")
+    write_atomic(path, secret.to_text().encode(), mode=0o600)
     write_atomic(public, secret.public.to_text().encode())
     return public
 
@@ -159,11 +178,10 @@ def _read_text(path: Path, limit: int) -> str:
 
 def _decode(line: str, source: str, what: str) -> bytes:
     try:
-        return base64.b64decode(line.strip(), validate=True)
+        blob = base64.b64decode(line, validate=True)
     except (binascii.Error, ValueError):
-        raise SignatureError(f"{source}: the {what} is not base64") from None
-
-
-def _hex_id(key_id: bytes) -> str:
-    # minisign prints key ids as little-endian integers.
-    return f"{int.from_bytes(key_id, 'little'):016X}"
+        blob = b""
+    # Decoding ignores unused bits; only one text is right for each value.
+    if base64.b64encode(blob).decode() != line:
+        raise SignatureError(f"{source}: the {what} is not base64")
+    return blob

@@ -18,6 +18,8 @@ _FULL_WEIGHT_BITS = 8192 * 8
 _MINUTE_SECONDS = 60.0
 _MIN_MBITS, _MAX_MBITS = 0.001, 10_000.0
 _LOSS_MEMORY = 64
+_STALE_S = 5.0
+_OPTIMISM_CAP_MBITS = 100.0
 _THROTTLED_NOW = 0b1111  # under-voltage, frequency capped, throttled, soft temperature limit
 
 
@@ -57,6 +59,9 @@ class BandwidthEstimator:
     jitter from inflating the estimate and lets one slow frame count for the time it took. Frames below 8 KiB
     weigh less in proportion: most of what they took is jitter.
 
+    An estimate that no large frame has confirmed for 5 s doubles every 5 s, up to 100 Mbit/s: a device that was
+    driven to small frames by a thin link would otherwise never learn that the link has recovered.
+
     Times come from a monotonic clock; one that is not a positive number of at most a minute teaches
     nothing. One thread may observe while another reads.
 
@@ -81,6 +86,7 @@ class BandwidthEstimator:
         self._rtt_learnt_at: float | None = None
         self._bits: float | None = None
         self._transfer_s = 0.0
+        self._bandwidth_learnt_at = now()
         # (time, seconds), both rising: the front is the fastest frame of the last minute.
         self._fastest: deque[tuple[float, float]] = deque()
         self._outcomes: deque[bool] = deque(maxlen=_LOSS_MEMORY)
@@ -114,7 +120,11 @@ class BandwidthEstimator:
         with self._lock:
             if self._bits is None:
                 return self._initial_mbits
-            return min(_MAX_MBITS, max(_MIN_MBITS, self._bits / 1e6 / max(self._transfer_s, 1e-9)))
+            known = self._bits / 1e6 / max(self._transfer_s, 1e-9)
+            stale_s = max(0.0, self._now() - self._bandwidth_learnt_at - _STALE_S)
+            growth: float = 2.0 ** min(stale_s / _STALE_S, 60.0)
+            hoped = min(known * growth, _OPTIMISM_CAP_MBITS)
+            return min(_MAX_MBITS, max(_MIN_MBITS, known, hoped))
 
     @property
     def rtt_ms(self) -> float:
@@ -145,6 +155,7 @@ class BandwidthEstimator:
             self._bits, weight = 0.0, 1.0
         self._bits += weight * (bits - self._bits)
         self._transfer_s += weight * (transfer_s - self._transfer_s)
+        self._bandwidth_learnt_at = self._now()
 
     def _transfer_of(self, seconds: float) -> float:
         """Time without the round trip, but 2 % of it at least: jitter and wrong times stay harmless."""

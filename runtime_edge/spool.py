@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from runtime_edge.errors import SscError
+from runtime_edge.errors import SpoolError
 
 ROW_BYTES = 128
 """What a frame counts beyond its payload: its row and its place in two indices."""
@@ -55,10 +55,6 @@ INSERT INTO frames (message_id, window_index, uncertainty, payload) VALUES (?, ?
 ON CONFLICT (message_id) DO NOTHING
 """
 _Result = TypeVar("_Result")
-
-
-class SpoolError(SscError):
-    """The disk cannot take or give frames right now, or the file is not a spool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +197,9 @@ class Spool:
             self._connection = None
 
     def _totals(self) -> tuple[int, int, int, int]:
-        def select() -> tuple[int, int, int, int]:
-            put, acked, dropped, size = self._db.execute("SELECT * FROM totals").fetchone()
-            return put, acked, dropped, size
-
-        return self._guarded(select)
+        row: tuple[int, int, int, int]
+        row = self._guarded(lambda: self._db.execute("SELECT * FROM totals").fetchone())
+        return row
 
     def _delete_acked(self) -> None:
         for message_id in self._acked:

@@ -1,63 +1,95 @@
-"""Which bundle and table a device runs: the first ones, and every later one, ready to take over between windows."""
+"""Which bundle and table a device runs: the first ones, and every later one, ready to take over between windows.
+
+An engine and a table are only handed over when they fit each other and the device's privacy floor, so taking over
+cannot fail. What does not fit is refused, counted and reported; what runs goes on running.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from concurrent.futures import Executor
 
 import msgspec
 
 from runtime_edge import subjects
+from runtime_edge.accounting import Accounting
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.config import DeviceConfig
 from runtime_edge.engine import Engine
-from runtime_edge.errors import LinkError, SscError, UsageError
+from runtime_edge.errors import BundleError, FormatError, LinkError, SscError, TableError, UsageError
 from runtime_edge.link import Link
 from runtime_edge.releases import decode_release, open_table
+from runtime_edge.splitter import Splitter
 from runtime_edge.table import SplitterTable
 from runtime_edge.updates import BundleStore, store_table, stored_table
 
 _LOG = logging.getLogger(__name__)
+_FIRST_RELEASE_S = 10.0
+
+
+def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) -> Splitter:
+    """A splitter for a bundle's cuts that keeps the device's privacy floor.
+
+    Raises BundleError when the bundle has no such cut, TableError when the table was made for other cuts, has no
+    action above the floor, or asks for a state variable that is not measured here.
+    """
+    manifest = bundle.manifest
+    floor = 0 if config.min_cut is None else manifest.cut_named(config.min_cut).index
+    splitter = Splitter(table, [cut.name for cut in manifest.info.cuts], min_cut_index=floor, seed=config.seed)
+    table.lookup({"uncertainty": 1.0, "cpu": 0.0, "bandwidth_mbps": 1.0, "rtt_ms": 1.0})
+    return splitter
 
 
 class Swap:
     """Watches releases and tables; prepares and self-tests in the compute thread, hands over when asked."""
 
-    def __init__(self, config: DeviceConfig, link: Link | None, executor: Executor) -> None:
-        self._config, self._link, self._executor = config, link, executor
+    def __init__(self, config: DeviceConfig, link: Link | None, executor: Executor, accounting: Accounting) -> None:
+        self._config, self._link, self._executor, self._accounting = config, link, executor, accounting
         self._store = BundleStore(config.state, config.trusted)
-        self._bundle: Bundle | None = None
-        self._table: SplitterTable | None = None
+        self._own_key = subjects.table_key(config.target, config.device)
         self._own_table = False
+        self._engine: Engine
+        self._table: SplitterTable
+        self._early: SplitterTable | None = None
+        """A table that does not fit what runs: it may have come before the bundle it is for."""
         self._next_engine: Engine | None = None
         self._next_table: SplitterTable | None = None
         self._installing = asyncio.Lock()
-        self.failures = 0
 
     async def first(self) -> tuple[Engine, SplitterTable]:
         """The bundle and table to start with: given, newest released, or last used. Raises SscError."""
-        self._bundle = open_bundle(self._config.bundle, self._store.trusted) if self._config.bundle else None
-        if self._link is not None and self._link.connected:
-            await self._meet_server(self._link)
-        self._bundle = self._bundle or self._store.current()
-        if self._bundle is None:
+        given = self._config.bundle
+        present = open_bundle(given, self._store.trusted) if given else self._last_used()
+        released = None if given else await self._released(present)
+        bundles = [bundle for bundle in (released, present) if bundle is not None]
+        if not bundles:
             raise LinkError("no bundle on this device yet: give --bundle, or --broker of a server that released one")
-        engine = await self._prepare(self._bundle)
-        self._table = self._table or self._first_table(self._bundle)
-        return engine, self._table
+        records = await self._table_records()
+        for bundle in bundles:
+            try:
+                self._engine = await self._prepare(bundle)
+                self._table = await self._first_table(bundle, records)
+                break
+            except SscError as exc:
+                if bundle is bundles[-1]:
+                    raise
+                await self._failed("update_failed", exc)
+        self._adopt(self._engine.bundle)
+        return self._engine, self._table
 
     async def follow(self) -> None:
-        """Watch for later releases and tables."""
-        if self._link is None:
-            return
-        target, device = self._config.target, self._config.device
-        keys = [subjects.table_key(target), subjects.table_key(target, device)]
-        await self._link.watch(subjects.TABLES, keys, self._on_table)
-        await self._link.watch(subjects.RELEASES, [target], self._on_release)
+        """Watch for later tables and, unless a bundle was given, for later releases."""
+        if self._link is not None:
+            keys = [self._config.target, self._own_key]
+            await self._link.watch(subjects.TABLES, keys, self._on_table)
+            if self._config.bundle is None:
+                await self._link.watch(subjects.RELEASES, [self._config.target], self._on_release)
 
     def take(self) -> tuple[Engine | None, SplitterTable | None]:
-        """What should take over now."""
+        """What should take over now; a new engine whose cuts are others comes with a table for them."""
         ready = self._next_engine, self._next_table
         self._next_engine = self._next_table = None
         return ready
@@ -68,75 +100,178 @@ class Swap:
             body = msgspec.json.encode({"event": event, "device": self._config.device, **details})
             await self._link.publish(subjects.events(self._config.device), body)
 
-    async def _meet_server(self, link: Link) -> None:
-        key = await link.value(subjects.RELEASES, subjects.SIGNING_KEY)
-        if key is not None:
-            self._store.pin(key.decode(errors="replace"))
-        for name in (
-            subjects.table_key(self._config.target, link.device),
-            subjects.table_key(self._config.target),
-        ):
-            record = await link.value(subjects.TABLES, name)
-            if record is not None and self._table is None:
-                self._table = open_table(record, self._store.trusted, f"table {name}")
-                self._own_table = name != self._config.target
-                store_table(self._config.state, record)
-        record = await link.value(subjects.RELEASES, self._config.target)
-        if record is None and self._bundle is None and self._store.current() is None:
-            raise UsageError(f"--target {self._config.target}: the server has released nothing for it")
-        if record is not None and self._config.bundle is None:
-            release = decode_release(record, f"release for {self._config.target}")
-            present = self._store.current()
-            self._bundle = await self._store.fetch(link, release, self._config.variant, present)
+    @property
+    def _server(self) -> Link | None:
+        """The link, while it stands."""
+        return self._link if self._link is not None and self._link.connected else None
 
-    def _first_table(self, bundle: Bundle) -> SplitterTable:
-        record = stored_table(self._config.state)
-        if record is not None:
-            return open_table(record, self._store.trusted, str(self._config.state / "table.json"))
-        return bundle.table(self._config.target)
+    def _last_used(self) -> Bundle | None:
+        """What this device ran last; when that is damaged the server is asked, if there is one."""
+        try:
+            return self._store.current()
+        except FormatError as exc:
+            if self._server is None:
+                raise
+            _LOG.warning("%s", exc)
+            return None
+
+    async def _released(self, present: Bundle | None) -> Bundle | None:
+        """The newest release, brought onto the disk; with a bundle to fall back on no failure is fatal."""
+        link, target = self._server, self._config.target
+        if link is None:
+            return None
+        try:
+            record = await self._first_release(link, 0.0 if present else _FIRST_RELEASE_S)
+            if record is None and present is None:
+                raise UsageError(f"--target {target}: the server has released nothing for it")
+            if record is None:
+                return None
+            release = decode_release(record, f"release for {target}")
+            return await self._store.fetch(link, release, self._config.variant, present)
+        except SscError as exc:
+            if present is None:
+                raise
+            await self._failed("update_failed", exc)
+            return None
+
+    async def _first_release(self, link: Link, patience_s: float) -> bytes | None:
+        """What is released for this target; a server that is just starting may not have got so far."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            await self._pin(link)
+            record = await link.value(subjects.RELEASES, self._config.target)
+            if record is not None or time.monotonic() >= deadline:
+                return record
+            await asyncio.sleep(0.25)
+
+    async def _pin(self, link: Link) -> None:
+        """At the first contact trust the key the server publishes, unless one was given."""
+        if self._store.trusted is None:
+            key = await link.value(subjects.RELEASES, subjects.SIGNING_KEY)
+            if key is not None:
+                self._store.pin(key.decode(errors="replace"))
+
+    async def _table_records(self) -> list[tuple[str, bytes]]:
+        """Tables to choose the first from: this device's, the target's, the one used last."""
+        found = []
+        if self._server is not None:
+            for key in (self._own_key, self._config.target):
+                with contextlib.suppress(LinkError):
+                    record = await self._server.value(subjects.TABLES, key)
+                    if record is not None:
+                        found.append((key, record))
+        stored = stored_table(self._config.state)
+        return found if stored is None else [*found, ("used last", stored)]
+
+    async def _first_table(self, bundle: Bundle, records: list[tuple[str, bytes]]) -> SplitterTable:
+        for key, record in records:
+            try:
+                table = open_table(record, self._store.trusted, f"table {key}")
+                make_splitter(bundle, table, self._config)
+            except SscError as exc:
+                await self._failed("table_refused", exc)
+                continue
+            self._own_table = key == self._own_key
+            self._keep(record)
+            return table
+        target = self._config.target
+        if not (bundle.path / bundle.manifest.info.targets[target].table).exists():
+            raise TableError(f"--target {target}: no splitter table for the cuts of {bundle.path}; push one")
+        table = bundle.table(target)
+        make_splitter(bundle, table, self._config)
+        return table
 
     async def _prepare(self, bundle: Bundle) -> Engine:
         """Load and self-test in the compute thread; the bundle in use goes on undisturbed until this is done."""
-        loop = asyncio.get_running_loop()
-        config = self._config
+        loop, config = asyncio.get_running_loop(), self._config
         engine = await loop.run_in_executor(
             self._executor, Engine, bundle, config.variant, config.encoding, config.threads
         )
         await loop.run_in_executor(self._executor, engine.ready)
-        if bundle.path.parent == config.state / "bundles":
-            self._store.adopt(bundle)
         return engine
 
+    def _adopt(self, bundle: Bundle) -> None:
+        if bundle.path.parent == self._config.state / "bundles":
+            self._store.adopt(bundle)
+
     async def _on_table(self, key: str, record: bytes) -> None:
-        own = key != subjects.table_key(self._config.target)
+        own = key == self._own_key
         if self._own_table and not own:
             return
         try:
+            assert self._link is not None
+            await self._pin(self._link)
             table = open_table(record, self._store.trusted, f"table {key}")
+            if table in (self._table, self._early):
+                return
+            self._early = table
+            make_splitter(self._engine.bundle, table, self._config)
         except SscError as exc:
             await self._failed("table_refused", exc)
             return
-        self._own_table = self._own_table or own
-        if table != self._table:
-            self._table = self._next_table = table
-            store_table(self._config.state, record)
+        self._own_table = own
+        self._table = self._next_table = table
+        self._early = None
+        self._keep(record)
 
     async def _on_release(self, key: str, record: bytes) -> None:
         async with self._installing:
             try:
-                release = decode_release(record, f"release for {key}")
-                if self._bundle is not None and release.manifest == self._bundle.digest:
-                    return
                 assert self._link is not None
-                bundle = await self._store.fetch(self._link, release, self._config.variant, self._bundle)
-                self._next_engine = await self._prepare(bundle)
-                self._bundle = bundle
-            except SscError as exc:
+                await self._pin(self._link)
+                release = decode_release(record, f"release for {key}")
+                present = self._engine.bundle
+                if release.manifest == present.digest:
+                    return
+                bundle = await self._store.fetch(self._link, release, self._config.variant, present)
+                _check_same_ends(present, bundle)
+                engine = await self._prepare(bundle)
+                table = self._fitting_table(engine)
+                self._adopt(bundle)
+            except LinkError:
+                raise  # the watch tries again
+            except (SscError, OSError) as exc:
                 await self._failed("update_failed", exc)
                 return
-            await self.report("generation", generation=bundle.manifest.info.generation)
+            self._engine = self._next_engine = engine
+            if table is not self._table:
+                self._table = self._next_table = table
+        await self.report("generation", generation=bundle.manifest.info.generation)
 
-    async def _failed(self, event: str, exc: SscError) -> None:
-        self.failures += 1
+    def _fitting_table(self, engine: Engine) -> SplitterTable:
+        """The table in use, or else the one that came before this engine. Raises TableError."""
+        try:
+            make_splitter(engine.bundle, self._table, self._config)
+            return self._table
+        except TableError:
+            if self._early is None:
+                raise
+            make_splitter(engine.bundle, self._early, self._config)
+            return self._early
+
+    def _keep(self, record: bytes) -> None:
+        """For the next start; a full disk is no reason not to use a table now."""
+        try:
+            store_table(self._config.state, record)
+        except OSError as exc:
+            _LOG.warning("the table cannot be kept: %s", exc)
+
+    async def _failed(self, event: str, exc: Exception) -> None:
+        self._accounting.errors[type(exc).__name__] += 1
         _LOG.warning("%s: %s", event, exc)
         await self.report(event, reason=str(exc)[:500])
+
+
+def _check_same_ends(present: Bundle, coming: Bundle) -> None:
+    """Windows are being captured for the present one, and the memory is as wide as its embeddings."""
+    ends = [
+        (
+            info.front_end.sample_rate,
+            info.front_end.window_samples,
+            info.front_end.hop_samples,
+            info.encoder.embedding_dim,
+        )
+        for info in (present.manifest.info, coming.manifest.info)
+    ]
+    if ends[0] != ends[1]:
+        raise BundleError(f"{coming.path}: takes other windows or gives other embeddings; restart the device to run it")

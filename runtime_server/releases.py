@@ -36,6 +36,8 @@ class ReleaseOutcome:
 
     generation: int
     released: bool
+    steps: int
+    """Training steps done by then."""
     reason: str
     changed_blocks: tuple[str, ...]
     held_out_before: float | None
@@ -111,7 +113,7 @@ class Releaser:
     ) -> None:
         changed = () if bundles is None else tuple(changed_blocks(bundles[0].manifest, bundles[1].manifest))
         outcome = ReleaseOutcome(
-            number, bundles is not None, reason, changed, before, after, time.monotonic() - started
+            number, bundles is not None, self._last_step, reason, changed, before, after, time.monotonic() - started
         )
         self.outcomes.append(outcome)
         _LOG.info("%s", outcome)

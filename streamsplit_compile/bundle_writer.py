@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runtime_edge import manifest as manifests
 from runtime_edge import minisign
-from runtime_edge.bundle import MANIFEST, SIGNATURE, Bundle, asset_path
+from runtime_edge.bundle import MANIFEST, SIGNATURE, Bundle, asset_path, signature_path
 from runtime_edge.errors import UsageError
 from runtime_edge.files import fsync_directory, write_atomic
 from runtime_edge.manifest import Manifest
@@ -66,6 +66,14 @@ def write_manifest(root: Path, manifest: Manifest, key: minisign.SecretKey | Non
         write_atomic(root / SIGNATURE, minisign.sign(data, key, comment).encode())
     write_atomic(root / MANIFEST, data)
     return data
+
+
+def write_table(root: Path, path: str, data: bytes, key: minisign.SecretKey | None) -> None:
+    """Write a splitter table `tables/<target>.json` and, with a key, its signature."""
+    file = root / path
+    write_atomic(file, data)
+    if key is not None:
+        write_atomic(signature_path(file), minisign.sign(data, key, f"table:{file.stem}").encode())
 
 
 def _swap(staging: Path, out: Path) -> None:

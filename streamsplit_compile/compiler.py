@@ -20,9 +20,8 @@ import numpy.typing as npt
 from torch import fx
 
 from runtime_edge import minisign
-from runtime_edge.bundle import MAX_TABLE_BYTES, Bundle, open_bundle
+from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import BundleError
-from runtime_edge.files import read_bounded, write_atomic
 from runtime_edge.manifest import (
     BlockInfo,
     BlockMetadata,
@@ -40,7 +39,7 @@ from runtime_edge.manifest import (
     VariantInfo,
 )
 from streamsplit_compile import onnx_lowering, pricing
-from streamsplit_compile.bundle_writer import link_asset, staging_directory, write_asset, write_manifest
+from streamsplit_compile.bundle_writer import link_asset, staging_directory, write_asset, write_manifest, write_table
 from streamsplit_compile.calibrate import DEFAULT_WINDOWS, calibration_windows
 from streamsplit_compile.cost import BlockWork, count_work
 from streamsplit_compile.encoders import Encoder, weights_digest
@@ -104,7 +103,7 @@ def compile_encoder(encoder: Encoder, options: CompileOptions, out: Path, progre
         progress("training splitter tables", 0, len(options.targets))
         manifest, tables = pricing.price(manifest, VARIANT, work, options.targets, options.seed, progress)
         for path, table in tables.items():
-            write_atomic(staging / path, table.to_json())
+            write_table(staging, path, table.to_json(), options.key)
         write_manifest(staging, manifest, options.key)
     return open_bundle(out)
 
@@ -134,8 +133,8 @@ def recompile(
         encoder = msgspec.structs.replace(info.encoder, weights=weights_digest(tensors))
         draft = msgspec.structs.replace(info, encoder=encoder, generation=generation)
         manifest = measure(staging, _manifest(draft, components), VARIANT, windows, reference, _silent)
-        for cost in info.targets.values():
-            write_atomic(staging / cost.table, read_bounded(base.path / cost.table, MAX_TABLE_BYTES, BundleError))
+        for target, cost in info.targets.items():
+            write_table(staging, cost.table, base.table(target).to_json(), key)
         write_manifest(staging, manifest, key)
     return open_bundle(out)
 
@@ -256,6 +255,7 @@ def _draft(
             for index, cut in enumerate(cuts)
         ],
         targets={},
+        server_block_ms=[],
         calibration=calibration,
         self_test=SelfTest(embedding=b"", tolerance=0.0),
         parity={},

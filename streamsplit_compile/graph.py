@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from runtime_edge.errors import UsageError
+from streamsplit_compile.functional import make_functional, reads_through_views
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,16 @@ def graph_of_program(program: torch.export.ExportedProgram) -> EncoderGraph:
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     _check_signature(module)
-    _make_functional(module)
+    if reads_through_views(module.graph):
+        module = program.run_decompositions({}).module(check_guards=False)
+        assert isinstance(module, fx.GraphModule)
+    make_functional(module)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     dynamic = not isinstance(inputs[0].meta["val"].shape[0], int)
-    return EncoderGraph(module, tuple(_find_candidates(module.graph)), dynamic)
+    candidates = tuple(_find_candidates(module.graph))
+    if len(candidates) < 2:
+        raise UsageError("the encoder returns its input; there is nothing to compile")
+    return EncoderGraph(module, candidates, dynamic)
 
 
 def _check_signature(module: fx.GraphModule) -> None:
@@ -88,13 +95,21 @@ def _check_signature(module: fx.GraphModule) -> None:
     waveform = inputs[0].meta["val"]
     if not isinstance(waveform, torch.Tensor) or waveform.dim() != 2 or waveform.dtype != torch.float32:
         raise UsageError(f"input {inputs[0].name}: expected float32 (batch, samples), got {_describe(waveform)}")
+    batch, samples = waveform.shape
+    if not isinstance(samples, int) or (isinstance(batch, int) and batch != 1):
+        raise UsageError(
+            f"input {inputs[0].name}: exported for {_describe(waveform)}; export with a batch of 1 or a dynamic one, "
+            "and a fixed number of samples"
+        )
     (output,) = [node for node in module.graph.nodes if node.op == "output"]
     values = output.args[0] if isinstance(output.args[0], (tuple, list)) else (output.args[0],)
     tensors = [value for value in values if isinstance(value, fx.Node)]
     if len(tensors) != 1:
         raise UsageError(f"the encoder returns {len(tensors)} values ({tensors}); wrap it to return the embedding")
     embedding = tensors[0].meta["val"]
-    if embedding.dim() != 2 or embedding.dtype != torch.float32:
+    shaped = isinstance(embedding, torch.Tensor) and embedding.dim() == 2 and embedding.dtype == torch.float32
+    # Sizes are compared as text: comparing symbols would add a guard to the graph.
+    if not shaped or str(embedding.shape[0]) != str(batch):
         raise UsageError(
             f"output {tensors[0].name}: expected a float32 embedding (batch, d), got {_describe(embedding)}"
         )
@@ -107,29 +122,6 @@ _TRAINING_OPS: dict[Any, int] = {
     torch.ops.aten.dropout.default: 2,
     torch.ops.aten.batch_norm.default: 5,
 }
-
-
-def _make_functional(module: fx.GraphModule) -> None:
-    """Replace in-place ops by their functional form, so that values crossing a cut never change afterwards."""
-    order = {node: index for index, node in enumerate(module.graph.nodes)}
-    for node in list(module.graph.nodes):
-        schema = getattr(node.target, "_schema", None)
-        if node.op != "call_function" or schema is None or not schema.is_mutable:
-            continue
-        mutated = [
-            node.args[index]
-            for index, argument in enumerate(schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write and index < len(node.args)
-        ]
-        name = schema.name.split("::")[1]
-        functional = getattr(getattr(torch.ops.aten, name.rstrip("_"), None), schema.overload_name or "default", None)
-        source = mutated[0] if len(mutated) == 1 else None
-        if functional is None or not name.endswith("_") or not isinstance(source, fx.Node):
-            raise UsageError(f"node {node.name}: {node.target} changes its input; use the functional form")
-        if any(order[user] > order[node] for user in source.users):
-            raise UsageError(f"node {node.name}: {source.name} is used after it was changed in place")
-        node.target = functional
-    module.recompile()
 
 
 def _find_candidates(graph: fx.Graph) -> list[Candidate]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from runtime_edge.errors import UsageError
 from runtime_edge.manifest import Cut, Manifest, TargetCost
 from runtime_edge.table import SplitterTable
 from runtime_edge.wire import MAX_HEADER_BYTES
@@ -32,6 +33,7 @@ def price(
     progress: Callable[[str, int, int], None],
 ) -> tuple[Manifest, dict[str, SplitterTable]]:
     """Add predicted costs for each target to the manifest; returns it and the tables by their path."""
+    server = [round(predict(item, load_target(SERVER_TARGET)).ms, 4) for item in work]
     costs: dict[str, TargetCost] = {}
     tables: dict[str, SplitterTable] = {}
     for index, target in enumerate(targets):
@@ -45,7 +47,7 @@ def price(
             radio_mj_per_kb=target.radio.mj_per_kb.value,
             table=f"tables/{target.name}.json",
         )
-        actions = action_costs(manifest.info.cuts, cost, server_block_ms(work))
+        actions = action_costs(manifest.info.cuts, cost, server)
         costs[target.name] = cost
         tables[cost.table] = train_table(
             actions,
@@ -57,15 +59,17 @@ def price(
             held_out=synthetic_traces(DEFAULT_TRACES, 128, 600, seed + 1_000_003),
             created_by="ssc compile",
         )
-    info = msgspec.structs.replace(manifest.info, targets=costs)
+    info = msgspec.structs.replace(manifest.info, targets=costs, server_block_ms=server)
     metadata = msgspec.structs.replace(manifest.additional_metadata, ssc=info)
     return msgspec.structs.replace(manifest, additional_metadata=metadata), tables
 
 
-def server_block_ms(work: Sequence[BlockWork]) -> list[float]:
-    """Predicted milliseconds of each block on the server's processor."""
-    server = load_target(SERVER_TARGET)
-    return [predict(item, server).ms for item in work]
+def bundle_actions(manifest: Manifest, target: str) -> list[ActionCosts]:
+    """The actions of a compiled bundle on one of its targets. Raises UsageError."""
+    info = manifest.info
+    if target not in info.targets:
+        raise UsageError(f"--target {target}: this bundle was compiled for {', '.join(sorted(info.targets))}")
+    return action_costs(info.cuts, info.targets[target], info.server_block_ms)
 
 
 def action_costs(cuts: Sequence[Cut], cost: TargetCost, server_ms: Sequence[float]) -> list[ActionCosts]:

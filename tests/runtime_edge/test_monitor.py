@@ -303,3 +303,22 @@ def test_health_of_this_machine_can_be_read() -> None:
     assert found.rss_mb > 1
     assert found.temperature_c is None or -40 < found.temperature_c < 150
     assert found.throttled in (None, False, True)
+
+
+def test_an_unconfirmed_estimate_grows_until_a_large_frame_corrects_it() -> None:
+    time_s = [0.0]
+    estimator = BandwidthEstimator(now=lambda: time_s[0])
+    for _ in range(20):
+        time_s[0] += 1.0
+        estimator.observe(500, 0.02)
+        estimator.observe(16_000, 1.02)
+    known = estimator.uplink_mbits
+    assert known == pytest.approx(0.128, rel=0.1)
+    time_s[0] += 4.0
+    assert estimator.uplink_mbits == known
+    time_s[0] += 11.0
+    assert estimator.uplink_mbits == pytest.approx(4 * known)
+    time_s[0] += 3600.0
+    assert estimator.uplink_mbits == 100.0
+    estimator.observe(16_000, 1.02)
+    assert estimator.uplink_mbits == pytest.approx(0.128, rel=0.1)

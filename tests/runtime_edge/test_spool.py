@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_edge.errors import SscError
-from runtime_edge.spool import ROW_BYTES, Spool, SpoolCounters, SpooledFrame, SpoolError
+from runtime_edge.errors import SpoolError
+from runtime_edge.spool import ROW_BYTES, Spool, SpoolCounters, SpooledFrame
 
 MIB = 1 << 20
 

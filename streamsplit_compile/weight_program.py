@@ -1,0 +1,202 @@
+"""The part of a segment that depends on its parameters alone, as a small program that is plain data.
+
+    body, program = separate(fold_batch_norms(segment), names)
+    values = program.run(tensors)        # what the rest of the segment needs, from new weights of the same graph
+
+Whatever the encoder does to a weight before it meets data (a folded norm, a weight norm, a gathered position bias)
+is a step of the program; what is left of the segment sees finished arrays only, so a converter has little to fold.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from runtime_edge.errors import FormatError, UsageError
+
+Array = npt.NDArray[Any]
+_PLACEMENT = {"device", "layout", "pin_memory", "memory_format"}
+
+
+class Constant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A fixed array that steps use."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One ATen operation. A value among the arguments is `{"value": index}`, a dtype `{"dtype": name}`."""
+
+    op: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+class WeightProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Named parameters in, finished arrays out. Values: parameters, then constants, then one for each step."""
+
+    parameters: list[str]
+    constants: list[Constant]
+    steps: list[Step]
+    results: list[int]
+
+    def run(self, tensors: Mapping[str, Array]) -> list[Array]:
+        """The finished arrays, in the order of `results`.
+
+        Raises KeyError when a parameter is missing, FormatError when the program does not hold together.
+        """
+        values = [_tensor(tensors[name]) for name in self.parameters]
+        try:
+            values += [_tensor(np.frombuffer(c.data, c.dtype).reshape(c.shape)) for c in self.constants]
+            with torch.no_grad():
+                for step in self.steps:
+                    values.append(_operation(step.op)(*_decode(step.args, values), **_decode(step.kwargs, values)))
+            return [values[index].numpy() for index in self.results]
+        except (IndexError, RuntimeError, TypeError, ValueError, AttributeError) as exc:
+            reason = str(exc).strip().split("\n")[0]
+            raise FormatError(f"kept graph: its weights cannot be worked out ({reason}); compile it again") from None
+
+
+def separate(segment: fx.GraphModule, parameters: Collection[str]) -> tuple[fx.GraphModule, WeightProgram]:
+    """Take out of a segment what depends on the tensors named in `parameters` and on nothing else but constants.
+
+    Returns the rest, whose buffers `weight_<i>` stand for result i, and the program that works them out.
+    """
+    body = fx.Graph()
+    root = torch.nn.Module()
+    builder = _Builder(segment, parameters)
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in segment.graph.nodes:
+        if builder.take(node):
+            continue
+        for used in node.all_input_nodes:
+            if used not in copies:
+                name, value = builder.finish(used)
+                root.register_buffer(name, value)
+                copies[used] = body.get_attr(name)
+        copies[node] = body.node_copy(node, copies.__getitem__)
+    body.lint()
+    return fx.GraphModule(root, body), builder.program()
+
+
+class _Builder:
+    """Sorts nodes into those that never meet data, and writes the program of the parameters among them."""
+
+    def __init__(self, segment: fx.GraphModule, parameters: Collection[str]) -> None:
+        self._segment, self._names = segment, parameters
+        self._known: dict[fx.Node, torch.Tensor] = {}
+        self._depends: dict[fx.Node, bool] = {}
+        self._results: list[fx.Node] = []
+        self._constants = 0
+
+    def take(self, node: fx.Node) -> bool:
+        """Evaluate a node that depends on no data; False for one that does."""
+        if node.op == "get_attr":
+            self._known[node] = operator.attrgetter(str(node.target))(self._segment).detach()
+            self._depends[node] = node.target in self._names
+            return True
+        if node.op != "call_function" or any(used not in self._known for used in node.all_input_nodes):
+            return False
+        with torch.no_grad():
+            args, kwargs = fx.map_arg((node.args, node.kwargs), self._known.__getitem__)
+            value = node.target(*args, **kwargs)
+        if not isinstance(value, torch.Tensor):
+            return False
+        self._known[node] = value
+        self._depends[node] = any(self._depends[used] for used in node.all_input_nodes)
+        return True
+
+    def finish(self, node: fx.Node) -> tuple[str, torch.Tensor]:
+        """Name and value of a node that data meets."""
+        if not self._depends[node]:
+            self._constants += 1
+            return f"constant_{self._constants - 1}", self._known[node]
+        self._results.append(node)
+        return f"weight_{len(self._results) - 1}", self._known[node]
+
+    def program(self) -> WeightProgram:
+        """The steps from parameters to results; constants are worked out here."""
+        needed = _ancestors(self._results, self._depends)
+        inputs = [node for node in needed if node.op == "get_attr" and self._depends[node]]
+        fixed = [node for node in needed if not self._depends[node]]
+        steps = [node for node in needed if node.op != "get_attr" and self._depends[node]]
+        index = {node: i for i, node in enumerate([*inputs, *fixed, *steps])}
+        return WeightProgram(
+            [str(node.target) for node in inputs],
+            [_constant(self._known[node]) for node in fixed],
+            [_step(node, index) for node in steps],
+            [index[node] for node in self._results],
+        )
+
+
+def _ancestors(results: Sequence[fx.Node], depends: Mapping[fx.Node, bool]) -> list[fx.Node]:
+    """What the results need, in graph order, not looking behind constants."""
+    needed: set[fx.Node] = set()
+    pending = list(results)
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            pending.extend(node.all_input_nodes if depends[node] else [])
+    return [node for node in depends if node in needed]
+
+
+def _step(node: fx.Node, index: Mapping[fx.Node, int]) -> Step:
+    schema = node.target._schema  # type: ignore[union-attr]
+    if not schema.name.startswith("aten::"):
+        raise UsageError(f"node {node.name}: {node.target} is no ATen operation; export the encoder without it")
+    op = f"{schema.name.removeprefix('aten::')}.{schema.overload_name or 'default'}"
+    kwargs = {name: value for name, value in node.kwargs.items() if name not in _PLACEMENT}
+    return Step(op, _encode(node.args, index), _encode(kwargs, index))
+
+
+def _encode(argument: Any, index: Mapping[fx.Node, int]) -> Any:
+    if isinstance(argument, fx.Node):
+        return {"value": index[argument]}
+    if isinstance(argument, torch.dtype):
+        return {"dtype": str(argument).removeprefix("torch.")}
+    if isinstance(argument, (list, tuple)):
+        return [_encode(item, index) for item in argument]
+    if isinstance(argument, dict):
+        return {name: _encode(item, index) for name, item in argument.items()}
+    return argument
+
+
+def _decode(argument: Any, values: Sequence[torch.Tensor]) -> Any:
+    if isinstance(argument, list):
+        return [_decode(item, values) for item in argument]
+    if isinstance(argument, dict):
+        if argument.keys() == {"value"}:
+            return values[argument["value"]]
+        if argument.keys() == {"dtype"}:
+            return getattr(torch, argument["dtype"])
+        return {name: _decode(item, values) for name, item in argument.items()}
+    return argument
+
+
+def _operation(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    operation = getattr(getattr(torch.ops.aten, packet), overload) if re.fullmatch(r"\w+\.\w+", name) else None
+    if operation is None or operation._schema.is_mutable:
+        raise ValueError(f"{name} is not a pure operation")
+    return operation
+
+
+def _constant(value: torch.Tensor) -> Constant:
+    array = np.ascontiguousarray(value.numpy())
+    return Constant(array.dtype.str, array.shape, array.tobytes())
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    """A tensor on the array's memory where torch can have it (it takes neither read-only nor odd strides)."""
+    return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else np.array(array))
