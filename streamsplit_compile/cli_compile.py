@@ -8,9 +8,13 @@ from typing import Any
 
 import click
 
+from runtime_edge import minisign
+from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import UsageError
-from streamsplit_compile.compiler import CompileOptions, compile_encoder
-from streamsplit_compile.encoders import list_encoders, load_encoder, new_encoder, save_checkpoint
+from streamsplit_compile.calibrate import calibration_windows
+from streamsplit_compile.compiler import CompileOptions, compile_encoder, recompile
+from streamsplit_compile.encoders import list_encoders, load_encoder, new_encoder, read_tensors, save_checkpoint
+from streamsplit_compile.measure import Reference
 from streamsplit_compile.options import (
     PathParam,
     Steps,
@@ -21,6 +25,8 @@ from streamsplit_compile.options import (
     print_table,
     read_key,
 )
+from streamsplit_compile.segment import split
+from streamsplit_compile.selection import cuts_of
 from streamsplit_compile.summary import bundle_summary, print_cuts
 
 
@@ -73,7 +79,9 @@ def new(name: str, out: Path, config_json: str, as_json: bool) -> None:
 @click.option("--calibrate", type=PathParam(), help="Directory of recordings to measure int8 ranges and parity on.")
 @click.option("--windows", default=16, show_default=True, type=click.IntRange(1, 4096), help="Calibration windows.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random.")
-@click.option("--generation", default=1, show_default=True, type=click.IntRange(1), help="Generation number.")
+@click.option("--generation", type=click.IntRange(1), help="Generation number [default: 1, or the base's and one].")
+@click.option("--base", type=PathParam(), help="Write new weights into this bundle's kept graphs; trace nothing.")
+@click.option("--no-parity", "parity", flag_value=False, default=True, help="With --base: do not prove the cuts.")
 @click.option("--keep-norms", is_flag=True, help="Leave normalisation layers unfolded.")
 @click.option("--factory", help="package.module:callable that builds the module for a plain state_dict.")
 @click.option("--sample-rate", type=click.IntRange(1000, 384000), help="Sample rate of an archive's waveform, Hz.")
@@ -88,7 +96,9 @@ def compile_(
     calibrate: Path | None,
     windows: int,
     seed: int,
-    generation: int,
+    generation: int | None,
+    base: Path | None,
+    parity: bool,
     keep_norms: bool,
     factory: str | None,
     sample_rate: int | None,
@@ -100,13 +110,18 @@ def compile_(
 
     Example: ssc compile encoder.pt --targets rpi4,m2 -o bundle/
     """
+    if base is not None:
+        with Steps(quiet=as_json) as steps:
+            bundle = _recompile(base, encoder_file, out, generation, calibrate, parity, read_key(key), steps)
+        print_json(bundle_summary(bundle)) if as_json else print_cuts(bundle)
+        return
     options = CompileOptions(
         targets=parse_targets(targets),
         cuts=cuts,
         calibrate=calibrate,
         calibration_windows=windows,
         seed=seed,
-        generation=generation,
+        generation=generation or 1,
         keep_norms=keep_norms,
         key=read_key(key),
     )
@@ -118,6 +133,45 @@ def compile_(
         print_json(bundle_summary(bundle))
     else:
         print_cuts(bundle)
+
+
+def _recompile(
+    base_path: Path,
+    encoder_file: Path,
+    out: Path,
+    generation: int | None,
+    calibrate: Path | None,
+    parity: bool,
+    key: minisign.SecretKey | None,
+    steps: Steps,
+) -> Bundle:
+    """New weights into a base bundle; with `parity` the encoder is traced too, to prove the cuts."""
+    base = open_bundle(base_path)
+    info = base.manifest.info
+    front_end = info.front_end
+    windows, _ = calibration_windows(
+        calibrate,
+        front_end.sample_rate,
+        front_end.window_samples,
+        front_end.hop_samples,
+        info.calibration.windows,
+        info.calibration.seed,
+    )
+    reference = None
+    if parity:
+        steps("exporting", 0, 1)
+        graph = load_encoder(encoder_file).graph
+        reference = Reference(split(graph, cuts_of(graph.candidates, base.manifest, str(base_path))))
+    steps("writing weights", 0, 1)
+    return recompile(
+        base,
+        read_tensors(encoder_file),
+        out,
+        generation=generation or info.generation + 1,
+        windows=windows,
+        reference=reference,
+        key=key,
+    )
 
 
 def _parse_config(text: str) -> dict[str, Any]:

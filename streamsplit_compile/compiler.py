@@ -117,7 +117,6 @@ def recompile(
     windows: npt.NDArray[np.float32],
     reference: Reference | None,
     key: minisign.SecretKey | None = None,
-    keep_norms: bool = False,
 ) -> Bundle:
     """The base bundle with new weights of the same graph, written into its kept graphs.
 
@@ -129,7 +128,7 @@ def recompile(
     if generation <= info.generation:
         raise BundleError(f"generation {generation} does not follow {info.generation} of {base.path}")
     with staging_directory(out) as staging:
-        components = {name: _reweight(staging, base, name, tensors, keep_norms) for name in base.manifest.info.blocks}
+        components = {name: _reweight(staging, base, name, tensors) for name in base.manifest.info.blocks}
         encoder = msgspec.structs.replace(info.encoder, weights=weights_digest(tensors))
         draft = msgspec.structs.replace(info, encoder=encoder, generation=generation)
         manifest = measure(staging, _manifest(draft, components), VARIANT, windows, reference, _silent)
@@ -183,7 +182,7 @@ def _lower(
     return components
 
 
-def _reweight(root: Path, base: Bundle, name: str, tensors: Tensors, keep_norms: bool) -> Component:
+def _reweight(root: Path, base: Bundle, name: str, tensors: Tensors) -> Component:
     """One block of the base bundle with new weights; the same files when its weights are the same."""
     component = base.manifest.components[name]
     block = component.additional_metadata.ssc
@@ -202,7 +201,7 @@ def _reweight(root: Path, base: Bundle, name: str, tensors: Tensors, keep_norms:
     metadata = _onnx_metadata(
         base.manifest.info.encoder.id, front_end.sample_rate, front_end.window_samples, front_end.details
     )
-    data = onnx_lowering.write_weights(kept, tensors, metadata, keep_norms)
+    data = onnx_lowering.write_weights(kept, tensors, metadata, base.manifest.info.keep_norms)
     return _component(root, msgspec.structs.replace(block, parameters=digest), data)
 
 
@@ -258,6 +257,7 @@ def _draft(
         server_block_ms=[],
         calibration=calibration,
         self_test=SelfTest(embedding=b"", tolerance=0.0),
+        keep_norms=options.keep_norms,
         parity={},
     )
 

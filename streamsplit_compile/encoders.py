@@ -106,6 +106,18 @@ def load_encoder(
     return _from_checkpoint(path, content)
 
 
+def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Only the weights of a checkpoint or a plain state_dict; nothing is built or traced. Raises FormatError."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    content = _read_checkpoint(path, unsafe=False)
+    state = content.get("state_dict", content)
+    tensors = {name: value.numpy() for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise FormatError(f"{path}: holds no tensors")
+    return tensors
+
+
 def weights_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
     """`sha256:<hex>` over names, dtypes, shapes and values, in name order."""
     digest = hashlib.sha256()
