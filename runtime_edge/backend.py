@@ -43,7 +43,11 @@ def open_backend(format_name: str, options: RuntimeOptions) -> Backend:
         from runtime_edge.backend_onnx import OnnxBackend
 
         return OnnxBackend(options)
-    raise BackendError(f"block format {format_name!r}: this version runs onnx")
+    if format_name == "tflite":
+        from runtime_edge.backend_tflite import TfliteBackend
+
+        return TfliteBackend(options)
+    raise BackendError(f"block format {format_name!r}: this version runs onnx and tflite")
 
 
 def check_shape(found: Any, expected: tuple[int, ...], where: str) -> None:

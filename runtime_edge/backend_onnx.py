@@ -40,6 +40,10 @@ class OnnxBackend:
             raise BackendError(f"{where}: onnxruntime refuses it ({_first_line(exc)})") from None
         check_shape(inputs.shape, source.shape, where)
         check_shape(outputs.shape, result.shape, where)
+        if (inputs.name, outputs.name) != (info.input, info.output):
+            raise BackendError(
+                f"{where}: the block has {inputs.name} and {outputs.name}, the manifest {info.input} and {info.output}"
+            )
         binding = session.io_binding()
         binding.bind_input(info.input, "cpu", 0, np.float32, source.shape, source.ctypes.data)
         binding.bind_output(info.output, "cpu", 0, np.float32, result.shape, result.ctypes.data)

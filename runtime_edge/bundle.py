@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runtime_edge import manifest as manifests
 from runtime_edge import minisign
-from runtime_edge.errors import BundleError, SignatureError
+from runtime_edge.errors import BundleError, SignatureError, TableError
 from runtime_edge.files import read_bounded
 from runtime_edge.manifest import Manifest
 from runtime_edge.table import SplitterTable
@@ -55,13 +55,14 @@ class Bundle:
         if target not in costs:
             raise BundleError(f"{self.path}: compiled for {', '.join(sorted(costs))}, not for {target!r}")
         path = self.path / costs[target].table
-        data = _read_plain(self.path, path, MAX_TABLE_BYTES)
-        if self.trusted is not None:
-            _verify(data, signature_path(path), self.trusted)
+        data, _ = _read_signed(self.path, path, MAX_TABLE_BYTES, self.trusted)
         table = SplitterTable.from_json(data, str(path))
         if table.target != target:
             raise BundleError(f"{path}: target is {table.target!r}, expected {target!r}")
-        table.check_cuts([cut.name for cut in self.manifest.info.cuts])
+        try:
+            table.check_cuts([cut.name for cut in self.manifest.info.cuts])
+        except TableError as exc:
+            raise TableError(f"{path}: {exc}") from None
         return table
 
     def verify_assets(self) -> int:
@@ -76,8 +77,7 @@ def open_bundle(path: Path, trusted: minisign.PublicKey | None = None) -> Bundle
     """
     if not path.is_dir():
         raise BundleError(f"{path}: no such bundle directory; make one with `ssc compile encoder.pt -o {path}`")
-    data = _read_plain(path, path / MANIFEST, manifests.MAX_MANIFEST_BYTES)
-    comment = None if trusted is None else _verify(data, path / SIGNATURE, trusted)
+    data, comment = _read_signed(path, path / MANIFEST, manifests.MAX_MANIFEST_BYTES, trusted)
     manifest = manifests.decode(data, str(path / MANIFEST))
     if comment is not None and f"generation:{manifest.info.generation}" not in comment.split():
         raise SignatureError(f"{path / SIGNATURE}: signed for another generation ({comment!r})")
@@ -105,17 +105,28 @@ def check_asset(reference: str, size: int, data: bytes, source: str) -> None:
         raise BundleError(f"{source}: digest does not match the manifest; fetch or compile it again")
 
 
-def _verify(data: bytes, signature: Path, trusted: minisign.PublicKey) -> str:
-    """The trusted comment of a file's signature. Raises SignatureError."""
+def _read_signed(
+    root: Path, path: Path, limit_bytes: int, trusted: minisign.PublicKey | None
+) -> tuple[bytes, str | None]:
+    """Read a file and, where a key is trusted, verify its signature; returns the trusted comment too."""
+    data = _read_plain(root, path, limit_bytes)
+    if trusted is None:
+        return data, None
+    signature = signature_path(path)
+    _refuse_links(root, signature)
     if not signature.exists():
         raise SignatureError(f"{signature}: missing, but the signature of key {trusted.hex_id} is required")
-    return minisign.verify(data, minisign.read_signature(signature), trusted, str(signature))
+    return data, minisign.verify(data, minisign.read_signature(signature), trusted, str(signature))
 
 
 def _read_plain(root: Path, path: Path, limit_bytes: int) -> bytes:
     """Read a file below `root` that is reached through no link. Raises BundleError."""
+    _refuse_links(root, path)
+    return read_bounded(path, limit_bytes, BundleError)
+
+
+def _refuse_links(root: Path, path: Path) -> None:
     inside = [path, *path.parents]
     for part in inside[: inside.index(root)]:
         if part.is_symlink():
             raise BundleError(f"{part}: a link; bundles hold plain files only")
-    return read_bounded(path, limit_bytes, BundleError)

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,7 @@ class Capture:
         self._windower = Windower(window_samples, hop_samples, config.gate_db, self.counters)
         self._ended = threading.Event()
 
-    async def windows(self, stopping: asyncio.Event) -> AsyncIterator[Captured]:
+    async def windows(self, stopping: asyncio.Event) -> AsyncGenerator[Captured, None]:
         """Every window until the source ends or `stopping` is set. Raises the source's SourceError."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Captured | Exception | None] = asyncio.Queue(_QUEUE_WINDOWS)

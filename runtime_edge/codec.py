@@ -16,6 +16,8 @@ import zstandard
 from runtime_edge.errors import BundleError, FrameError
 from runtime_edge.manifest import Cut
 
+Array = npt.NDArray[np.float32]
+
 ENCODINGS = ("float32", "float16", "int8", "pcm16")
 _DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "i1", "pcm16": "<i2"}
 _PCM_SCALE = np.float32(32767.0)
@@ -31,7 +33,7 @@ class CutCodec:
         self.encoding = encoding
         self._wire = np.empty(cut.shape, _DTYPES[encoding])
         self._float = np.empty(cut.shape, np.float32)
-        self._scale: npt.NDArray[np.float32] | None = None
+        self._scale: Array | None = None
         if encoding == "int8":
             if cut.int8 is None:
                 raise BundleError(f"cut {cut.name}: the bundle holds no int8 scales for it")
@@ -49,19 +51,19 @@ class CutCodec:
         """Payload bytes before zstd."""
         return self._wire.nbytes
 
-    def encode(self, activation: npt.NDArray[np.float32]) -> tuple[bytes, bool]:
+    def encode(self, activation: Array) -> tuple[bytes, bool]:
         """Encode one activation of shape `cut.shape`; returns (payload, whether zstd made it smaller).
 
         NaN becomes 0 and infinities the largest value the encoding holds.
         """
         scratch = self._float
         if self.encoding == "int8":
-            np.multiply(activation, self._inverse, out=scratch)
+            self._scale_into(scratch, activation, self._inverse)
             np.add(scratch, self._zero, out=scratch)
-            self._round_into(scratch, -128.0, 127.0)
+            self._round_into(scratch, -128.0, 127.0, self._zero)
         elif self.encoding == "pcm16":
-            np.multiply(activation, _PCM_SCALE, out=scratch)
-            self._round_into(scratch, -32768.0, 32767.0)
+            self._scale_into(scratch, activation, _PCM_SCALE)
+            self._round_into(scratch, -32768.0, 32767.0, np.float32(0.0))
         else:
             limit = 65504.0 if self.encoding == "float16" else float(np.finfo(np.float32).max)
             np.clip(activation, -limit, limit, out=scratch)
@@ -71,7 +73,7 @@ class CutCodec:
         packed = self._compressor.compress(raw)
         return (packed, True) if len(packed) < len(raw) else (raw, False)
 
-    def decode(self, payload: bytes, compressed: bool) -> npt.NDArray[np.float32]:
+    def decode(self, payload: bytes, compressed: bool) -> Array:
         """Decode to float32 of shape `cut.shape` (a fresh array). Raises FrameError on any other length."""
         if compressed:
             payload = self._decompress(payload)
@@ -80,7 +82,7 @@ class CutCodec:
         wire = np.frombuffer(payload, self._wire.dtype).reshape(self.shape)
         if self.encoding == "int8":
             assert self._scale is not None
-            values: npt.NDArray[np.float32] = (wire.astype(np.float32) - self._zero) * self._scale
+            values: Array = (wire.astype(np.float32) - self._zero) * self._scale
             return values
         values = wire.astype(np.float32)
         if self.encoding == "pcm16":
@@ -90,10 +92,15 @@ class CutCodec:
             raise FrameError("payload holds NaN or infinite values")
         return values
 
-    def _round_into(self, scratch: npt.NDArray[np.float32], low: float, high: float) -> None:
+    @staticmethod
+    def _scale_into(scratch: Array, activation: Array, factor: Array | np.float32) -> None:
+        with np.errstate(over="ignore"):  # infinite is as good as too large: both are clipped
+            np.multiply(activation, factor, out=scratch)
+
+    def _round_into(self, scratch: Array, low: float, high: float, zero: Array | np.float32) -> None:
         np.rint(scratch, out=scratch)
         np.clip(scratch, low, high, out=scratch)
-        np.copyto(scratch, 0.0, where=np.isnan(scratch))
+        np.copyto(scratch, zero, where=np.isnan(scratch))
         np.copyto(self._wire, scratch, casting="unsafe")
 
     def _decompress(self, payload: bytes) -> bytes:
@@ -107,8 +114,10 @@ class CutCodec:
 
 
 def channel_axis(shape: tuple[int, ...]) -> int:
-    """Axis whose entries get a scale each: channels of (N, C, ...) images, else the last axis."""
-    return 1 if len(shape) >= 4 else len(shape) - 1
+    """Axis whose entries get a scale each: channels of (N, C, F, T), bands of a single channel, else the last."""
+    if len(shape) >= 4:
+        return 1 if shape[1] > 1 else 2
+    return len(shape) - 1
 
 
 def int8_scale(low: npt.NDArray[Any], high: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

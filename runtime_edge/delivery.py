@@ -15,6 +15,7 @@ from runtime_edge.errors import LinkError, SpoolError
 from runtime_edge.link import FRAME_OVERHEAD_BYTES, Link
 from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.spool import Spool
+from runtime_edge.tasks import cancel_all
 from runtime_edge.wire import Reply
 
 _LOG = logging.getLogger(__name__)
@@ -95,9 +96,7 @@ class Delivery:
 
     async def close(self) -> None:
         """Give up what is under way; it stays spooled."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(self._tasks)
 
     async def _replay(self) -> bool:
         """Send a few spooled frames; whether there were any and the broker took them."""

@@ -7,12 +7,12 @@ between windows. While the link is down everything runs here and the frames wait
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,32 +28,19 @@ from runtime_edge.errors import FrameError, LinkError, SpoolError, SscError
 from runtime_edge.link import Link
 from runtime_edge.memory import GaussianMemory
 from runtime_edge.monitor import BandwidthEstimator, CpuMonitor, health
-from runtime_edge.results import Sink, WindowResult
+from runtime_edge.results import Sink
 from runtime_edge.splitter import Decision, Splitter
 from runtime_edge.spool import Spool
-from runtime_edge.swap import Swap
-from runtime_edge.table import LOCAL, SplitterTable
+from runtime_edge.swap import Swap, make_splitter
+from runtime_edge.table import LOCAL
+from runtime_edge.tasks import cancel_all
+from runtime_edge.underway import Underway
 from runtime_edge.wire import Reply
 
 _LOG = logging.getLogger(__name__)
 _PRESENCE_PERIOD_S = 5.0
 _RECONNECT_S = 1.0
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class _Underway:
-    """A window between its decision and its result."""
-
-    window: Captured
-    decision: Decision
-    cut: str
-    engine: Engine
-    step: Step
-    cpu: float
-    bandwidth_mbps: float
-    rtt_ms: float
-    device_ms: float
 
 
 class Device:
@@ -77,6 +64,7 @@ class Device:
         self._splitter: Splitter
         self._memory: GaussianMemory
         self._spool: Spool
+        self._dropped_before = 0
 
     def stop(self) -> None:
         """End after the window being processed; spooled frames stay on disk."""
@@ -88,13 +76,12 @@ class Device:
         try:
             swap = await self._start(background)
             await self._process_source(swap)
-            if self._delivery is not None and not self._stopping.is_set():
-                await self._delivery.drain(self.config.drain_s)
-            return await self._in_compute(self._report)
+            if self._delivery is not None:
+                await self._unless_stopped(self._delivery.drain(self.config.drain_s))
+            return await self._report()
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, *self._tasks, return_exceptions=True)
+            await cancel_all(background)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._close()
 
     async def _start(self, background: list[asyncio.Task[None]]) -> Swap:
@@ -104,11 +91,13 @@ class Device:
             self._link = Link(config.broker, config.device, self.boot, self._late_reply)
             background.append(asyncio.create_task(self._connect(self._link)))
             await asyncio.wait(background, timeout=5.0)
-        swap = Swap(config, self._link, self._compute)
+        swap = Swap(config, self._link, self._compute, self.accounting)
         self._engine, table = await swap.first()
-        self._splitter = self._make_splitter(self._engine, table)
+        self._splitter = make_splitter(self._engine.bundle, table, config)
         self._memory = GaussianMemory(dim=self._engine.bundle.manifest.info.encoder.embedding_dim)
         self._spool = await self._in_compute(Spool, config.state / "spool.db", config.spool_bytes)
+        self.accounting.inherited = await self._in_compute(self._spool.depth)
+        self._dropped_before = (await self._in_compute(self._spool.counters)).dropped
         self.accounting.generation_start = self.accounting.generation_end = self._engine.generation
         if self._link is not None:
             self._delivery = Delivery(config, self._link, self._spool, self._compute, self.accounting)
@@ -130,34 +119,35 @@ class Device:
     async def _process_source(self, swap: Swap) -> None:
         info = self._engine.bundle.manifest.info.front_end
         capture = Capture(self.config, info.sample_rate, info.window_samples, info.hop_samples)
-        async for window in capture.windows(self._stopping):
-            self.accounting.captured += 1
-            self.accounting.pcm16_bytes += 2 * info.hop_samples
-            self._take_over(swap)
-            await self._process(window)
-            if self.config.max_windows and self.accounting.captured >= self.config.max_windows:
-                break
+        async with contextlib.aclosing(capture.windows(self._stopping)) as windows:
+            async for window in windows:
+                self.accounting.captured += 1
+                self.accounting.pcm16_bytes += 2 * info.hop_samples
+                self._take_over(swap)
+                await self._process(window)
+                if self.config.max_windows and self.accounting.captured >= self.config.max_windows:
+                    break
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _take_over(self, swap: Swap) -> None:
-        """Install what has arrived since the last window. What does not fit is refused and counted."""
+        """Install what has arrived since the last window."""
         engine, table = swap.take()
-        try:
-            if engine is not None:
-                if engine.cut_names != self._engine.cut_names:
-                    self._splitter = self._make_splitter(engine, table or self._splitter.table)
-                self._engine = engine
-                self.accounting.generation_end = engine.generation
-            if table is not None and table != self._splitter.table:
+        if engine is not None:
+            self._engine = engine
+            self.accounting.generation_end = engine.generation
+        if table is not None and table != self._splitter.table:
+            if table.bundle_cuts == self._splitter.table.bundle_cuts:
                 self._splitter.swap(table)
-                self.accounting.table_swaps += 1
-        except SscError as exc:
-            self._count_error(exc)
+            else:
+                self._splitter = make_splitter(self._engine.bundle, table, self.config)
+            self.accounting.table_swaps += 1
 
     async def _process(self, window: Captured) -> None:
         uplink = self._delivery.uplink if self._delivery else BandwidthEstimator()
         cpu, bandwidth, rtt = self._cpu.load(), uplink.uplink_mbits, uplink.rtt_ms
         decision = self._splitter.choose(self._uncertainty, cpu, bandwidth, rtt)
+        if self._link is None:
+            decision = decision._replace(cut=LOCAL, probe=False)  # nobody to ship to
         self.accounting.probes += decision.probe
         engine, started = self._engine, time.monotonic()
         index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
@@ -165,7 +155,7 @@ class Device:
         step = await self._in_compute(self._run_window, engine, window, decision, index, live)
         device_ms = (time.monotonic() - started) * 1e3
         cut = engine.cut_names[index] if decision.cut != LOCAL else LOCAL
-        underway = _Underway(window, decision, cut, engine, step, cpu, bandwidth, rtt, device_ms)
+        underway = Underway(window, decision, cut, engine, step, cpu, bandwidth, rtt, device_ms)
         if step.embedding is not None:
             self._finish(underway, step.embedding, "device")
         if decision.cut == LOCAL:
@@ -177,7 +167,7 @@ class Device:
         """In the compute thread: run, frame and spool."""
         uncertainty = self._splitter.uncertainty
         step = engine.run(window.samples, window.index, window.capture_time_ns, cut, uncertainty, not live)
-        if decision.cut != LOCAL and self._link is not None:
+        if decision.cut != LOCAL:
             message_id = self._message_id(window)
             if live and self._delivery is not None:
                 self._delivery.claim(message_id)
@@ -195,7 +185,7 @@ class Device:
             await self._delivery.wait_for_room()
         return self._delivery.room
 
-    async def _exchange(self, underway: _Underway) -> None:
+    async def _exchange(self, underway: Underway) -> None:
         """Send one frame and finish the window with the server's answer or, past the deadline, without it."""
         assert self._delivery is not None
         window = underway.window
@@ -245,44 +235,28 @@ class Device:
 
     def _finish(
         self,
-        underway: _Underway,
+        underway: Underway,
         embedding: Embedding,
         where: str,
         network_ms: float = 0.0,
         server_ms: float = 0.0,
     ) -> None:
-        latency_ms = underway.device_ms + network_ms + server_ms
+        uncertainty = self._teach(underway.window.index, embedding)
+        result = underway.result(embedding, uncertainty, where, network_ms, server_ms)
         self.accounting.finished[where] += 1
-        self.accounting.latency_ms[underway.cut].append(latency_ms)
-        result = WindowResult(
-            window=underway.window.index,
-            time=underway.window.capture_time_ns / 1e9,
-            embedding=[round(float(value), 5) for value in embedding],
-            uncertainty=self._teach(underway.window.index, embedding),
-            cut=underway.cut,
-            encoding=underway.step.encoding,
-            probe=underway.decision.probe,
-            generation=underway.engine.generation,
-            finished=where,
-            latency_ms=round(latency_ms, 3),
-            device_ms=round(underway.device_ms, 3),
-            network_ms=round(network_ms, 3),
-            server_ms=round(server_ms, 3),
-            frame_bytes=0 if underway.cut == LOCAL else len(underway.step.frame),
-            bandwidth_mbps=round(underway.bandwidth_mbps, 4),
-            rtt_ms=round(underway.rtt_ms, 3),
-            cpu=round(underway.cpu, 4),
-        )
+        self.accounting.latency_ms[underway.cut].append(result.latency_ms)
         for sink in self._sinks:
             sink.put(result)
 
-    def _report(self) -> dict[str, Any]:
+    async def _report(self) -> dict[str, Any]:
+        counters = await self._in_compute(self._spool.counters)
         vitals = health()
+        spooled = counters.put - counters.acked - counters.dropped
         return {
             "device": self.config.device,
             "target": self.config.target,
             "boot": self.boot,
-            **self.accounting.report(self._spool.depth(), self._spool.counters().dropped),
+            **self.accounting.report(spooled, counters.dropped - self._dropped_before),
             "memory_mb": round(vitals.rss_mb, 1),
             "temperature_c": vitals.temperature_c,
             "runtime": self._engine.prefix.backend.name,
@@ -291,10 +265,13 @@ class Device:
     async def _send_presence(self, link: Link) -> None:
         while True:
             if link.connected:
-                await link.put_presence(msgspec.json.encode(await self._in_compute(self._report)))
+                with contextlib.suppress(SpoolError):
+                    await link.put_presence(msgspec.json.encode(await self._report()))
             await asyncio.sleep(_PRESENCE_PERIOD_S)
 
     async def _close(self) -> None:
+        if self._delivery is not None:
+            await self._delivery.close()
         if self._link is not None:
             await self._link.close()
         if hasattr(self, "_spool"):
@@ -303,11 +280,11 @@ class Device:
         for sink in self._sinks:
             sink.close()
 
-    def _make_splitter(self, engine: Engine, table: SplitterTable) -> Splitter:
-        floor = 0
-        if self.config.min_cut is not None:
-            floor = engine.bundle.manifest.cut_named(self.config.min_cut).index
-        return Splitter(table, engine.cut_names, min_cut_index=floor, seed=self.config.seed)
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that may take long; it ends early when the device is told to stop."""
+        tasks = [asyncio.create_task(work), asyncio.create_task(self._stopping.wait())]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await cancel_all(tasks)
 
     def _message_id(self, window: Captured) -> str:
         return subjects.message_id(self.config.device, self.boot, window.index)

@@ -29,7 +29,10 @@ class EdgeEncoder:
 
         One window each `hop_samples`; a sound shorter than one window is padded with silence. Raises UsageError.
         """
-        audio = np.nan_to_num(np.asarray(waveform, dtype=np.float32))
+        try:
+            audio = np.nan_to_num(np.asarray(waveform, dtype=np.float32), posinf=1.0, neginf=-1.0)
+        except (TypeError, ValueError) as exc:
+            raise UsageError(f"waveform: expected numbers ({exc})") from None
         if audio.ndim != 1 or audio.size == 0:
             raise UsageError(f"waveform of shape {audio.shape}; expected (samples,) with at least one sample")
         missing = max(0, self.window_samples - audio.size)

@@ -22,7 +22,8 @@ from nats.aio.msg import Msg
 from nats.js.kv import KeyValue
 
 from runtime_edge import subjects
-from runtime_edge.errors import FormatError, FrameError, LinkError
+from runtime_edge.errors import FormatError, FrameError, LinkError, SscError
+from runtime_edge.tasks import cancel_all
 from runtime_edge.wire import Reply, decode_reply
 
 _LOG = logging.getLogger(__name__)
@@ -178,9 +179,7 @@ class Link:
 
     async def close(self) -> None:
         """Disconnect and stop watching."""
-        for task in self._watchers:
-            task.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
+        await cancel_all(self._watchers)
         with contextlib.suppress(nats.errors.Error, OSError, asyncio.TimeoutError):
             await self._client.close()
 
@@ -218,7 +217,7 @@ class Link:
                     # Otherwise the library keeps its consumer alive, and this task may be a former connection's.
                     with contextlib.suppress(*_BROKER_ERRORS):
                         await watcher.stop()  # type: ignore[no-untyped-call]
-            except (*_BROKER_ERRORS, LinkError) as exc:
+            except (*_BROKER_ERRORS, SscError) as exc:
                 _LOG.info("watching %s/%s: %s", bucket, key, _reason(exc))
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

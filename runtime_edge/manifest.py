@@ -8,6 +8,7 @@ are `<format>-<precision>`. What this project adds stands under `additional_meta
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -22,11 +23,15 @@ MAX_MANIFEST_BYTES = 8 << 20
 MAX_ASSET_BYTES = 4 << 30
 WAVEFORM = "waveform"
 
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
+MAX_ACTIVATION_VALUES = 1 << 28
+"""In one window at one cut: what a device allocates on a manifest's word."""
+
+Name = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+\Z")]
+"""Without control characters, so that an error that quotes it stays one line."""
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 31)]
-AssetRef = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}$")]
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+AssetRef = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}\Z")]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -184,6 +189,8 @@ class BundleInfo(_Strict, frozen=True, kw_only=True):
     calibration: Calibration
     self_test: SelfTest
     parity: dict[Name, Parity]
+    keep_norms: bool = False
+    """Whether normalisation layers were left unfolded."""
 
 
 class Metadata(_Strict, frozen=True, kw_only=True):
@@ -280,6 +287,8 @@ def _check_consistent(manifest: Manifest, source: str) -> None:
     if len({cut.name for cut in info.cuts}) != len(info.cuts):
         raise BundleError(f"{source}: cuts[].name must be unique")
     for cut in info.cuts:
+        if math.prod(cut.shape) > MAX_ACTIVATION_VALUES:
+            raise BundleError(f"{source}: cuts[{cut.index}].shape holds more than {MAX_ACTIVATION_VALUES} values")
         if cut.int8 is not None:
             cut.int8.arrays(cut.shape)
     if info.cuts[0].shape != (1, info.front_end.window_samples):

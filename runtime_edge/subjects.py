@@ -21,11 +21,22 @@ REPLY_HEADER = "Ssc-Reply"
 MESSAGE_ID_HEADER = "Nats-Msg-Id"
 
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_BOOT = re.compile(r"[a-z0-9-]{1,32}")
+
+
+def is_device(text: str) -> bool:
+    """Whether this can be a device's name."""
+    return _DEVICE.fullmatch(text) is not None
+
+
+def is_boot(text: str) -> bool:
+    """Whether this can be the token of one run of a device."""
+    return _BOOT.fullmatch(text) is not None
 
 
 def check_device(device: str) -> str:
     """Return a device name that can stand in a subject. Raises UsageError."""
-    if not _DEVICE.fullmatch(device):
+    if not is_device(device):
         raise UsageError(f"device {device!r}: use lower-case letters, digits and '-', 63 characters at most")
     return device
 

@@ -53,8 +53,8 @@ class Swap:
         self._own_table = False
         self._engine: Engine
         self._table: SplitterTable
-        self._early: SplitterTable | None = None
-        """A table that does not fit what runs: it may have come before the bundle it is for."""
+        self._early: tuple[SplitterTable, bytes] | None = None
+        """A table, and its record, that does not fit what runs: it may have come before the bundle it is for."""
         self._next_engine: Engine | None = None
         self._next_table: SplitterTable | None = None
         self._installing = asyncio.Lock()
@@ -172,7 +172,7 @@ class Swap:
                 await self._failed("table_refused", exc)
                 continue
             self._own_table = key == self._own_key
-            self._keep(record)
+            store_table(self._config.state, record)
             return table
         target = self._config.target
         if not (bundle.path / bundle.manifest.info.targets[target].table).exists():
@@ -198,21 +198,17 @@ class Swap:
         own = key == self._own_key
         if self._own_table and not own:
             return
+        assert self._link is not None
+        await self._pin(self._link)
         try:
-            assert self._link is not None
-            await self._pin(self._link)
             table = open_table(record, self._store.trusted, f"table {key}")
-            if table in (self._table, self._early):
-                return
-            self._early = table
-            make_splitter(self._engine.bundle, table, self._config)
+            if table != self._table:
+                self._early = (table, record)
+                make_splitter(self._engine.bundle, table, self._config)
+                self._use(table, record)
+                self._own_table = own
         except SscError as exc:
             await self._failed("table_refused", exc)
-            return
-        self._own_table = own
-        self._table = self._next_table = table
-        self._early = None
-        self._keep(record)
 
     async def _on_release(self, key: str, record: bytes) -> None:
         async with self._installing:
@@ -226,7 +222,7 @@ class Swap:
                 bundle = await self._store.fetch(self._link, release, self._config.variant, present)
                 _check_same_ends(present, bundle)
                 engine = await self._prepare(bundle)
-                table = self._fitting_table(engine)
+                early = self._needed_table(bundle)
                 self._adopt(bundle)
             except LinkError:
                 raise  # the watch tries again
@@ -234,23 +230,24 @@ class Swap:
                 await self._failed("update_failed", exc)
                 return
             self._engine = self._next_engine = engine
-            if table is not self._table:
-                self._table = self._next_table = table
+            if early is not None:
+                self._use(*early)
         await self.report("generation", generation=bundle.manifest.info.generation)
 
-    def _fitting_table(self, engine: Engine) -> SplitterTable:
-        """The table in use, or else the one that came before this engine. Raises TableError."""
+    def _needed_table(self, bundle: Bundle) -> tuple[SplitterTable, bytes] | None:
+        """None when the table in use fits a bundle, or else the one that came before it. Raises TableError."""
         try:
-            make_splitter(engine.bundle, self._table, self._config)
-            return self._table
+            make_splitter(bundle, self._table, self._config)
         except TableError:
             if self._early is None:
                 raise
-            make_splitter(engine.bundle, self._early, self._config)
+            make_splitter(bundle, self._early[0], self._config)
             return self._early
+        return None
 
-    def _keep(self, record: bytes) -> None:
-        """For the next start; a full disk is no reason not to use a table now."""
+    def _use(self, table: SplitterTable, record: bytes) -> None:
+        """From the next window on, and at the next start; a full disk is no reason to wait."""
+        self._table = self._next_table = table
         try:
             store_table(self._config.state, record)
         except OSError as exc:

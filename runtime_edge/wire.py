@@ -47,7 +47,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     window: Annotated[int, Meta(ge=0, le=0xFFFFFFFFFF)]
     generation: U32
     """The server's newest generation."""
-    status: Annotated[str, Meta(pattern="^(ok|retired|refused)$")]
+    status: Annotated[str, Meta(pattern=r"^(ok|retired|refused)\Z")]
     server_us: Annotated[int, Meta(ge=0, le=(1 << 53))]
     """From the frame's arrival at the server process to this reply, µs."""
     embedding: Annotated[bytes, Meta(max_length=1 << 17)] = b""

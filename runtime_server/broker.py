@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import shutil
 import signal
@@ -21,8 +22,10 @@ from runtime_edge.errors import LinkError, MissingExtra
 from runtime_edge.files import write_atomic
 from runtime_edge.wire import MAX_FRAME_BYTES
 
+_LOG = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
+_WATCH_PERIOD_S = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -43,6 +46,8 @@ class Broker:
         """Start and wait until it listens. Raises LinkError with the broker's own words when it does not."""
         self.state.mkdir(parents=True, exist_ok=True)
         _stop_orphan(self.state / "broker.pid")
+        if _listens(self.host, self.port):
+            raise LinkError(f"port {self.port} is taken by another program; choose another --port")
         config = self.state / "broker.conf"
         write_atomic(config, self._config().encode())
         with self._log.open("ab") as log:
@@ -60,8 +65,18 @@ class Broker:
                 await self.stop()
                 raise LinkError(f"the broker did not start on {self.url}: {self._last_words()} (see {self._log})")
             await asyncio.sleep(0.02)
-        if self._process.poll() is not None:
-            raise LinkError(f"port {self.port} is taken by another program; choose another --port")
+
+    async def keep_running(self) -> None:
+        """Start it again whenever it has died, until cancelled."""
+        while True:
+            await asyncio.sleep(_WATCH_PERIOD_S)
+            if self._process is not None and self._process.poll() is None:
+                continue
+            _LOG.error("the broker has died: %s; starting it again", self._last_words())
+            try:
+                await self.start()
+            except LinkError as exc:
+                _LOG.error("%s", exc)
 
     async def stop(self) -> None:
         """Ask it to stop, then make it."""

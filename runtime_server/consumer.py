@@ -14,7 +14,10 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from runtime_edge import subjects
 
 _BATCH = 64
-_EXPIRES_S = 10.0
+_EXPIRES_S = 30.0
+_HEARTBEAT_S = 1.0
+_SILENCE_S = 3.0
+"""Without a message or a heartbeat for so long the broker has forgotten the request (it was restarted)."""
 _ACK_WAIT_S = 30.0
 
 
@@ -41,7 +44,9 @@ class PullConsumer:
         )
         inbox = self._client.new_inbox()
         subscription = await self._client.subscribe(inbox)
-        request = json.dumps({"batch": _BATCH, "expires": int(_EXPIRES_S * 1e9)}).encode()
+        request = json.dumps(
+            {"batch": _BATCH, "expires": int(_EXPIRES_S * 1e9), "idle_heartbeat": int(_HEARTBEAT_S * 1e9)}
+        ).encode()
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.STREAM}.{self._durable}"
         try:
             while True:
@@ -49,11 +54,13 @@ class PullConsumer:
                 await self._client.publish(subject, request, inbox)
                 while outstanding:
                     try:
-                        message = await subscription.next_msg(_EXPIRES_S + 1.0)
+                        message = await subscription.next_msg(_SILENCE_S)
                     except (nats.errors.TimeoutError, asyncio.TimeoutError):
                         break
-                    if message.headers and "Status" in message.headers:
-                        break  # the request has expired or the broker is restarting: ask again
+                    if message.subject == inbox:  # the broker itself
+                        if (message.headers or {}).get("Status") == "100":
+                            continue  # a heartbeat
+                        break  # the request has expired, or the broker is stopping: ask again
                     outstanding -= 1
                     yield message
         finally:

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
 import nats
@@ -31,11 +34,30 @@ _STREAM_BYTES = 4 << 30
 _STREAM_AGE_S = 7 * 24 * 3600
 _DUPLICATES_S = 600
 _PRESENCE_TTL_S = 60
+_FLUSH_S = 2.0
+_BROKER_ERRORS = (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError)
 STATUS_SUBJECT = "srv.status"
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+_Request = Callable[Concatenate["Hub", _Arguments], Awaitable[_Result]]
+
+
+def _raises_link_error(request: _Request[_Arguments, _Result]) -> _Request[_Arguments, _Result]:
+    """Turn what the library raises into LinkError."""
+
+    @functools.wraps(request)
+    async def wrapped(hub: Hub, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        try:
+            return await request(hub, *args, **kwargs)
+        except _BROKER_ERRORS as exc:
+            raise LinkError(f"broker {hub.url}: {_reason(exc)}") from None
+
+    return wrapped
 
 
 class Hub:
-    """A connection that may write what devices read."""
+    """A connection that may write what devices read. Every request raises LinkError when the broker refuses it."""
 
     def __init__(self, url: str, name: str = "ssc") -> None:
         self.url, self._name = url, name
@@ -59,14 +81,19 @@ class Hub:
             )
             if create:
                 await self._create()
-        except (OSError, asyncio.TimeoutError, nats.errors.Error, nats.js.errors.Error) as exc:
-            raise LinkError(f"broker {self.url}: {exc or type(exc).__name__}; is `ssc server run` running?") from None
+        except _BROKER_ERRORS as exc:
+            await self.client.close()
+            raise LinkError(f"broker {self.url}: {_reason(exc)}; is `ssc server run` running?") from None
 
     async def close(self) -> None:
         """Flush and disconnect."""
-        with contextlib.suppress(OSError, asyncio.TimeoutError, nats.errors.Error):
-            await self.client.drain()
+        with contextlib.suppress(*_BROKER_ERRORS):
+            if self.client.is_connected:
+                await asyncio.wait_for(self.client.flush(), _FLUSH_S)
+        with contextlib.suppress(*_BROKER_ERRORS):
+            await self.client.close()
 
+    @_raises_link_error
     async def publish_bundle(self, bundle: Bundle) -> int:
         """Put a bundle's device files and manifest into the object store; returns the bytes that were new."""
         store = await self.stream.object_store(subjects.BUNDLES)
@@ -82,6 +109,7 @@ class Hub:
             sent += await _put(store, name, (bundle.path / MANIFEST).read_bytes())
         return sent
 
+    @_raises_link_error
     async def release(self, bundle: Bundle, target: str, rollback: bool = False) -> None:
         """Tell the devices of a target which bundle to run; `publish_bundle` comes first."""
         signature = bundle.path / SIGNATURE
@@ -94,27 +122,29 @@ class Hub:
         bucket = await self.stream.key_value(subjects.RELEASES)
         await bucket.put(target, releases.encode(record))
 
-    async def put_table(
-        self,
-        table: SplitterTable,
-        key: minisign.SecretKey | None,
-        device: str | None = None,
-        only_if_missing: bool = False,
-    ) -> None:
+    @_raises_link_error
+    async def put_table(self, table: SplitterTable, key: minisign.SecretKey | None, device: str | None = None) -> None:
         """Give every device of the table's target, or one device, a splitter table."""
         bucket = await self.stream.key_value(subjects.TABLES)
-        name = subjects.table_key(table.target, device)
-        if only_if_missing:
-            with contextlib.suppress(nats.js.errors.KeyNotFoundError):
-                await bucket.get(name)
-                return
-        await bucket.put(name, releases.encode(releases.sign_table(table, key)))
+        record = releases.encode(releases.sign_table(table, key))
+        await bucket.put(subjects.table_key(table.target, device), record)
 
+    @_raises_link_error
+    async def table(self, target: str) -> bytes | None:
+        """The record of the table every device of a target has been given."""
+        bucket = await self.stream.key_value(subjects.TABLES)
+        try:
+            return (await bucket.get(subjects.table_key(target))).value
+        except nats.js.errors.KeyNotFoundError:
+            return None
+
+    @_raises_link_error
     async def put_signing_key(self, key: minisign.PublicKey) -> None:
         """Publish the key that devices without one pin at their first contact."""
         bucket = await self.stream.key_value(subjects.RELEASES)
         await bucket.put(subjects.SIGNING_KEY, key.to_text().encode())
 
+    @_raises_link_error
     async def presence(self) -> dict[str, dict[str, object]]:
         """The last report of every device that is there."""
         bucket = await self.stream.key_value(subjects.PRESENCE)
@@ -130,8 +160,8 @@ class Hub:
         """What a running server says of itself. Raises LinkError when none answers."""
         try:
             answer = await self.client.request(STATUS_SUBJECT, b"", timeout=3.0)
-        except (nats.errors.Error, asyncio.TimeoutError) as exc:
-            raise LinkError(f"broker {self.url}: no server answers ({exc or 'timeout'})") from None
+        except _BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: no server answers ({_reason(exc)})") from None
         return msgspec.json.decode(answer.data, type=dict[str, object])
 
     async def _create(self) -> None:
@@ -167,3 +197,7 @@ async def _has(store: object, name: str) -> bool:
 async def _put(store: object, name: str, data: bytes) -> int:
     await store.put(name, data)  # type: ignore[attr-defined]
     return len(data)
+
+
+def _reason(exc: Exception) -> str:
+    return str(exc) or type(exc).__name__

@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from runtime_edge import subjects
 from runtime_edge.errors import FrameError, SscError
 from runtime_edge.memory import GaussianMemory
+from runtime_edge.tasks import cancel_all
 from runtime_edge.wire import SCHEMA_VERSION, FrameHeader, Reply, decode_frame, encode_reply
 from runtime_server.buffer import Window
 from runtime_server.consumer import PullConsumer
@@ -53,7 +54,8 @@ class Ingest:
         self.counters: Counter[str] = Counter()
         self.ledger = ledger
         self._hub, self._generations, self._trainer = hub, generations, trainer
-        self._queue: asyncio.Queue[tuple[Msg, float]] = asyncio.Queue(1024)
+        # Short: what waits here longer than the broker's patience is delivered a second time.
+        self._queue: asyncio.Queue[tuple[Msg, float]] = asyncio.Queue(2 * _MAX_BATCH)
         self._torch = ThreadPoolExecutor(1, "complete")
         self._memories: OrderedDict[str, GaussianMemory] = OrderedDict()
         self._since_sync: Counter[str] = Counter()
@@ -65,9 +67,7 @@ class Ingest:
             while True:
                 await self._serve(await self._next_batch())
         finally:
-            for reader in readers:
-                reader.cancel()
-            await asyncio.gather(*readers, return_exceptions=True)
+            await cancel_all(readers)
             self._torch.shutdown(wait=True)
 
     async def _read(self, partition: int) -> None:
@@ -112,8 +112,8 @@ class Ingest:
         generation = self._generations.get(number)
         newest = self._generations.newest.number
         if generation is None:
-            self.counters["retired"] += len(arrivals)
             status = "retired" if number < newest else "refused"
+            self.counters[status] += len(arrivals)
             return [_reply(arrival, newest, status) for arrival in arrivals]
         decoded: dict[int, npt.NDArray[np.float32]] = {}
         for place, arrival in enumerate(arrivals):
@@ -200,11 +200,14 @@ class Ingest:
 def _decode(message: Msg, arrived: float) -> _Arrival:
     """Check the identity in the message id against the subject, then the frame. Raises FrameError."""
     device = message.subject.rsplit(".", 1)[-1]
-    identity = (message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "").split(".")
+    if not subjects.is_device(device) or message.subject != subjects.frames(device):
+        raise FrameError("no device publishes on this subject")
     header, payload = decode_frame(message.data)
-    if len(identity) != 3 or identity[0] != device or identity[2] != str(header.window):
+    identity = (message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "").split(".")
+    boot = identity[1] if len(identity) == 3 else ""
+    if not subjects.is_boot(boot) or ".".join(identity) != subjects.message_id(device, boot, header.window):
         raise FrameError("the message id does not name this device and window")
-    return _Arrival(message, device, identity[1][:32], header, payload, arrived)
+    return _Arrival(message, device, boot, header, payload, arrived)
 
 
 def _reply(arrival: _Arrival, newest: int, status: str, embedding: bytes = b"", mixture: bytes = b"") -> Reply:

@@ -3,22 +3,61 @@
 from __future__ import annotations
 
 import bisect
+import logging
+import threading
 from collections import OrderedDict
+from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
+from runtime_edge.errors import FormatError
+from runtime_edge.files import read_bounded, write_atomic
+
+_LOG = logging.getLogger(__name__)
 _MAX_CHAINS = 20_000
+_MAX_BYTES = 256 << 20
+_Runs = list[Annotated[list[int], Meta(min_length=2, max_length=2)]]
 
 
 class Ledger:
-    """Window indices seen for each boot of each device, as sorted runs; small because indices are mostly dense."""
+    """Window indices seen for each boot of each device, as sorted runs; small because indices are mostly dense.
+
+    May be used from several threads.
+    """
 
     def __init__(self) -> None:
         self._chains: OrderedDict[str, list[list[int]]] = OrderedDict()
+        self._lock = threading.RLock()
 
     def add(self, device: str, boot: str, index: int) -> bool:
         """Note a window; False when it was noted before."""
-        chain = f"{device}.{boot}"
+        with self._lock:
+            return self._add(f"{device}.{boot}", index)
+
+    def counts(self) -> dict[str, int]:
+        """Distinct windows seen by device, over all its boots."""
+        found: dict[str, int] = {}
+        with self._lock:
+            for chain, runs in self._chains.items():
+                device = chain.rpartition(".")[0]
+                found[device] = found.get(device, 0) + sum(last - first + 1 for first, last in runs)
+        return found
+
+    def to_bytes(self) -> bytes:
+        """JSON."""
+        with self._lock:
+            return msgspec.json.encode(self._chains)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Ledger:
+        """Raises msgspec.MsgspecError for anything else than what `to_bytes` wrote."""
+        ledger = cls()
+        ledger._chains = OrderedDict(msgspec.json.decode(data, type=dict[str, _Runs]))
+        return ledger
+
+    def _add(self, chain: str, index: int) -> bool:
         runs = self._chains.setdefault(chain, [])
         self._chains.move_to_end(chain)
         if len(self._chains) > _MAX_CHAINS:
@@ -43,23 +82,49 @@ class Ledger:
             runs.insert(place, [index, index])
         return True
 
-    def count(self, device: str) -> int:
-        """Distinct windows seen of a device, over all its boots."""
-        chains = (runs for chain, runs in self._chains.items() if chain.rpartition(".")[0] == device)
-        return sum(last - first + 1 for runs in chains for first, last in runs)
 
-    def counts(self) -> dict[str, int]:
-        """Distinct windows seen by device."""
-        devices = dict.fromkeys(chain.rpartition(".")[0] for chain in self._chains)
-        return {device: self.count(device) for device in devices}
+class DurableLedger(Ledger):
+    """A ledger in a file, and beside it in `<file>.journal` what was noted since the last `save`.
 
-    def to_bytes(self) -> bytes:
-        """JSON."""
-        return msgspec.json.encode(self._chains)
+    A window is in the journal before `add` returns, so the death of the process forgets none. A power cut may take
+    the last seconds; those windows then count as not yet seen. Raises FormatError for a damaged file.
+    """
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Ledger:
-        """Raises msgspec.MsgspecError for anything else than what `to_bytes` wrote."""
-        ledger = cls()
-        ledger._chains = OrderedDict(msgspec.json.decode(data, type=dict[str, list[list[int]]]))
-        return ledger
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        journal = path.with_name(path.name + ".journal")
+        if path.exists():
+            try:
+                self._chains = Ledger.from_bytes(read_bounded(path, _MAX_BYTES))._chains
+            except msgspec.MsgspecError as exc:
+                raise FormatError(f"{path}: {exc}; remove it to start counting anew") from None
+        if journal.exists():
+            for line in read_bounded(journal, _MAX_BYTES).decode(errors="replace").splitlines():
+                chain, _, index = line.rpartition(".")
+                if chain and index.isdecimal():
+                    self._add(chain, int(index))
+        self._journal = journal.open("ab", buffering=0)
+
+    def add(self, device: str, boot: str, index: int) -> bool:
+        """Note a window; False when it was noted before."""
+        with self._lock:
+            new = super().add(device, boot, index)
+            if new:
+                try:
+                    self._journal.write(f"{device}.{boot}.{index}\n".encode())
+                except OSError as exc:
+                    _LOG.warning("%s: %s; the next save has it", self._journal.name, exc)
+            return new
+
+    def save(self) -> None:
+        """Write the whole ledger and empty the journal. Raises OSError; then the journal stays."""
+        with self._lock:
+            write_atomic(self._path, self.to_bytes())
+            self._journal.truncate(0)
+
+    def close(self) -> None:
+        """Save and release the files."""
+        with self._lock:
+            self.save()
+            self._journal.close()

@@ -79,12 +79,13 @@ class Releaser:
         newest = self._generations.newest
         tensors = self._trainer.averaged_tensors()
         candidate = cut_model(self._graph, newest.bundle, tensors)
-        before, after = self._trainer.held_out_loss(newest.model), self._trainer.held_out_loss(candidate)
+        losses = self._trainer.held_out_losses([newest.model, candidate])
         number = newest.number + 1
-        if before is None or after is None:
-            self._note(number, None, "too few held-out windows", before, after, started)
+        if losses is None:
+            self._note(number, None, "too few held-out windows", None, None, started)
             return None
-        if after > before + abs(before) * self.config.tolerance:
+        before, after = losses
+        if not after <= before + abs(before) * self.config.tolerance:  # NaN is refused, too
             self._note(number, None, "held-out loss rose", before, after, started)
             return None
         bundle = recompile(

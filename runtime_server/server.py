@@ -20,7 +20,9 @@ from nats.aio.msg import Msg
 
 from runtime_edge import subjects
 from runtime_edge.bundle import Bundle, open_bundle
-from runtime_edge.errors import BundleError, SscError
+from runtime_edge.errors import BundleError, FormatError, LinkError, SscError
+from runtime_edge.releases import open_table
+from runtime_edge.tasks import cancel_all
 from runtime_server.broker import Broker
 from runtime_server.generations import KEPT_GENERATIONS, Generation, Generations
 from runtime_server.hub import STATUS_SUBJECT, Hub
@@ -28,12 +30,13 @@ from runtime_server.ingest import Ingest
 from runtime_server.releases import ReleaseConfig, Releaser, first_model
 from runtime_server.state import ServerState
 from runtime_server.trainer import TrainConfig, Trainer
-from streamsplit_compile.bundle_writer import write_manifest
+from streamsplit_compile.bundle_writer import staging_directory, write_manifest
 from streamsplit_compile.calibrate import calibration_windows
 from streamsplit_compile.encoders import Encoder, weights_digest
 
 _LOG = logging.getLogger(__name__)
 _LEDGER_PERIOD_S = 5.0
+_RETRY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,13 @@ class Server:
         """Run until stopped; returns the final status. Raises SscError when it cannot start or a part fails."""
         torch.set_num_threads(self.config.threads)
         self._load()
-        if self._broker is not None:
-            await self._broker.start()
+        self.ledger = self.state.ledger()
         self.hub = Hub(self.url, "server")
         try:
+            if self._broker is not None:
+                await self._broker.start()
             await self.hub.connect(create=True)
-            self.ingest = Ingest(self.hub, self.generations, self.trainer, self.state.load_ledger())
+            self.ingest = Ingest(self.hub, self.generations, self.trainer, self.ledger)
             await self.hub.client.subscribe(STATUS_SUBJECT, cb=self._on_status)
             await self._announce()
             return await self._serve()
@@ -93,14 +97,14 @@ class Server:
             await self.hub.close()
             if self._broker is not None:
                 await self._broker.stop()
+            self.ledger.close()
 
     async def _serve(self) -> dict[str, Any]:
         halt = threading.Event()
-        tasks: list[asyncio.Future[Any]] = [
-            asyncio.create_task(self.ingest.run(range(subjects.PARTITIONS))),
-            asyncio.create_task(self._publish_releases()),
-            asyncio.create_task(self._save_ledger()),
-        ]
+        jobs = [self.ingest.run(range(subjects.PARTITIONS)), self._publish_releases(), self._save_ledger()]
+        if self._broker is not None:
+            jobs.append(self._broker.keep_running())
+        tasks: list[asyncio.Future[Any]] = [asyncio.create_task(job) for job in jobs]
         loop = asyncio.get_running_loop()
         training = ThreadPoolExecutor(1, "train")
         if self.trainer is not None:
@@ -114,11 +118,9 @@ class Server:
                     task.result()
         finally:
             halt.set()
-            for task in [stopped, *tasks[:3]]:
-                task.cancel()
-            await asyncio.gather(stopped, *tasks, return_exceptions=True)
-            training.shutdown(wait=True)
-            self.state.save_ledger(self.ingest.ledger)
+            await cancel_all([stopped, *tasks[: len(jobs)]])
+            await asyncio.gather(*tasks, return_exceptions=True)  # a training step ends by itself
+            training.shutdown()
         return self.status()
 
     def status(self) -> dict[str, Any]:
@@ -128,7 +130,7 @@ class Server:
             "encoder": self.encoder.id,
             "generation": self.generations.newest.number,
             "uptime_s": round(time.monotonic() - self._began, 1),
-            "windows": self.ingest.ledger.counts(),
+            "windows": self.ledger.counts(),
             "counters": dict(self.ingest.counters),
             "training_steps": self.trainer.steps if self.trainer else 0,
             "losses": [{"step": item.step, "seconds": round(item.seconds, 4), **item.losses} for item in history],
@@ -163,9 +165,9 @@ class Server:
             raise BundleError(f"{given.path}: compiled from other weights than the encoder given; compile it again")
         number = given.manifest.info.generation
         path = self.state.bundle_path(number)
-        if not path.exists():
-            shutil.copytree(given.path, path)
-        write_manifest(path, given.manifest, self.key)
+        with staging_directory(path) as staging:
+            shutil.copytree(given.path, staging, dirs_exist_ok=True)
+            write_manifest(staging, given.manifest, self.key)
         self.state.save_weights(number, tensors)
         return open_bundle(path), tensors
 
@@ -182,26 +184,48 @@ class Server:
         return windows
 
     async def _announce(self) -> None:
-        """Everything a device needs, before any device is told."""
+        """What devices need from a server that has just started."""
         bundle = self.generations.newest.bundle
         await self.hub.put_signing_key(self.key.public)
-        await self.hub.publish_bundle(bundle)
         for target in bundle.manifest.info.targets:
-            await self.hub.put_table(bundle.table(target), self.key, only_if_missing=True)
-            await self.hub.release(bundle, target)
+            if not self._usable(await self.hub.table(target), bundle):
+                await self.hub.put_table(bundle.table(target), self.key)
+        await self._publish(bundle)
+
+    def _usable(self, record: bytes | None, bundle: Bundle) -> bool:
+        """Whether a table that the broker has kept is signed with this server's key and fits the bundle."""
+        try:
+            table = open_table(record or b"", self.key.public, "table")
+            table.check_cuts([cut.name for cut in bundle.manifest.info.cuts])
+        except FormatError:
+            return False
+        return True
 
     async def _publish_releases(self) -> None:
         while True:
             generation = await self._released.get()
-            await self.hub.publish_bundle(generation.bundle)
-            for target in generation.bundle.manifest.info.targets:
-                await self.hub.release(generation.bundle, target)
-            _LOG.info("generation %d released", generation.number)
+            while generation.number == self.generations.newest.number:
+                try:
+                    await self._publish(generation.bundle)
+                    _LOG.info("generation %d released", generation.number)
+                    break
+                except LinkError as exc:
+                    _LOG.warning("generation %d waits: %s", generation.number, exc)
+                    await asyncio.sleep(_RETRY_S)
+
+    async def _publish(self, bundle: Bundle) -> None:
+        """Everything a device needs, before any device is told. Raises LinkError."""
+        await self.hub.publish_bundle(bundle)
+        for target in bundle.manifest.info.targets:
+            await self.hub.release(bundle, target)
 
     async def _save_ledger(self) -> None:
         while True:
             await asyncio.sleep(_LEDGER_PERIOD_S)
-            await asyncio.to_thread(self.state.save_ledger, self.ingest.ledger)
+            try:
+                await asyncio.to_thread(self.ledger.save)
+            except OSError as exc:
+                _LOG.error("the ledger cannot be saved: %s", exc)
 
     def _train(self, loop: asyncio.AbstractEventLoop, halt: threading.Event) -> None:
         """In the trainer's thread: steps and releases, leaving a share of the time to completing frames."""
@@ -216,7 +240,7 @@ class Server:
             if self.releaser.due:
                 try:
                     generation = self.releaser.attempt()
-                except SscError as exc:
+                except (SscError, OSError) as exc:
                     _LOG.error("release refused: %s", exc)
                     generation = None
                 if generation is not None:

@@ -3,7 +3,7 @@
 <state>/signing.key, signing.pub      made at the first start unless --key is given
 <state>/generations/00002/            bundles it compiled
 <state>/weights/00002.pt              the weights each was compiled from
-<state>/ledger.json                   which windows have been taken
+<state>/ledger.json, .journal         which windows have been taken
 <state>/broker/                       the embedded broker's streams
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,10 +21,9 @@ import torch
 from runtime_edge import minisign
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import FormatError
-from runtime_edge.files import read_bounded, write_atomic
-from runtime_server.ledger import Ledger
+from runtime_edge.files import write_atomic
+from runtime_server.ledger import DurableLedger
 
-_MAX_LEDGER_BYTES = 256 << 20
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 
@@ -70,19 +68,9 @@ class ServerState:
         complete = [number for number in numbers if self._weights(number).exists()]
         return [(open_bundle(self.bundle_path(n)), self.load_weights(n)) for n in complete[-newest:]]
 
-    def load_ledger(self) -> Ledger:
+    def ledger(self) -> DurableLedger:
         """The windows taken so far. Raises FormatError."""
-        path = self.root / "ledger.json"
-        if not path.exists():
-            return Ledger()
-        try:
-            return Ledger.from_bytes(read_bounded(path, _MAX_LEDGER_BYTES))
-        except msgspec.MsgspecError as exc:
-            raise FormatError(f"{path}: {exc}; remove it to start counting anew") from None
-
-    def save_ledger(self, ledger: Ledger) -> None:
-        """Keep the windows taken so far."""
-        write_atomic(self.root / "ledger.json", ledger.to_bytes())
+        return DurableLedger(self.root / "ledger.json")
 
     def _weights(self, number: int) -> Path:
         return self.root / "weights" / f"{number:05d}.pt"

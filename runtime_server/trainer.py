@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from streamsplit_compile.segment import run_segments
 
 HELD_OUT_EVERY = 8
 """One window index in so many never trains: it judges releases."""
+_MIN_HELD_OUT = 4
 
 
 @dataclass(frozen=True)
@@ -93,30 +95,34 @@ class Trainer:
         """One optimiser step of the hybrid loss (METHOD section 5) on a fresh batch."""
         started = time.monotonic()
         groups = self._buffer.sample_batch(self._rng, self.config.batch)
-        loss, losses = self._objective(groups, self.model.segments, self._loss, self._generator)
+        loss, losses = self._objective(groups, self.model.segments, self._loss, self._mixture(), self._generator)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
-        self._optimizer.step()
-        self._average()
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
+        if torch.isfinite(norm):  # one bad batch must not end the training
+            self._optimizer.step()
+            self._average()
         self.steps += 1
         windows = sum(len(group) for group in groups)
         metrics = StepMetrics(self.steps, time.monotonic() - started, windows, losses)
         self.history.append(metrics)
         return metrics
 
-    def held_out_loss(self, model: CutModel) -> float | None:
-        """Loss of a model's weights on the held-out windows, without gradients; None while there are too few.
+    def held_out_losses(self, models: Sequence[CutModel]) -> list[float] | None:
+        """Loss of each model's weights on the held-out windows, without gradients; None while there are too few.
 
-        Batch, views and directions are drawn from a fixed seed, so that two models are judged on the same.
+        The models are judged on the same batch, views, directions and mixture.
         """
         groups = self._held_out.sample_batch(np.random.default_rng(self.config.seed), 2 * self.config.batch)
-        if sum(len(group) for group in groups) < 4:
+        if sum(len(group) for group in groups) < _MIN_HELD_OUT:
             return None
-        generator = torch.Generator().manual_seed(self.config.seed)
-        with torch.no_grad():
-            loss, _ = self._objective(groups, model.segments, HybridLoss(self.config.loss), generator)
-        return float(loss)
+        mixture, losses = self._mixture(), []
+        for model in models:
+            generator = torch.Generator().manual_seed(self.config.seed)
+            with torch.no_grad():
+                loss, _ = self._objective(groups, model.segments, HybridLoss(self.config.loss), mixture, generator)
+            losses.append(float(loss))
+        return losses
 
     def averaged_tensors(self) -> dict[str, npt.NDArray[Any]]:
         """The weights to release, copies by name."""
@@ -127,6 +133,7 @@ class Trainer:
         groups: Sequence[Group],
         segments: Sequence[fx.GraphModule],
         loss: HybridLoss,
+        mixture: GaussianMemory,
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
         anchors, positives = [], []
@@ -146,26 +153,26 @@ class Trainer:
         return loss(
             z,
             positives=torch.cat(positives),
-            negatives=self._virtual_negatives(z, generator),
+            negatives=self._virtual_negatives(z, mixture, generator),
             ignore=near,
             windows=windows,
             chains=chains,
         )
 
-    def _virtual_negatives(self, anchors: Tensor, generator: torch.Generator) -> Tensor | None:
-        """(n, m, d) samples of the mixture for each anchor (METHOD section 4); None while it is cold."""
-        if self.config.virtual_negatives == 0:
-            return None
-        seed = int(torch.randint(1 << 31, (1,), generator=generator))
+    def _mixture(self) -> GaussianMemory:
+        """The memory as it is now; `take` goes on changing the original."""
         with self._memory_lock:
-            if self._memory.cold:
-                return None
-            drawn = self._memory.sample_negatives(
-                anchors.detach().numpy(), self.config.virtual_negatives, np.random.default_rng(seed)
-            )
+            return copy.deepcopy(self._memory)
+
+    def _virtual_negatives(self, anchors: Tensor, mixture: GaussianMemory, generator: torch.Generator) -> Tensor | None:
+        """(n, m, d) samples of the mixture for each anchor (METHOD section 4); None while it is cold."""
+        if self.config.virtual_negatives == 0 or mixture.cold:
+            return None
+        rng = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=generator)))
+        drawn = mixture.sample_negatives(anchors.detach().numpy(), self.config.virtual_negatives, rng)
         return torch.from_numpy(drawn)
 
     @torch.no_grad()
     def _average(self) -> None:
-        for average, current in zip(self.averaged.parameters(), self._parameters, strict=True):
+        for average, current in zip(self.averaged.parameters(), self.model.module.parameters(), strict=True):
             average.lerp_(current, 1.0 - self.config.ema)

@@ -20,6 +20,7 @@ _COMMANDS = {
     ),
     "diff": ("streamsplit_compile.cli_bundle:diff", "Show what changed between two bundles."),
     "key": ("streamsplit_compile.cli_bundle:key", "Make signing keys."),
+    "profile": ("runtime_edge.cli_profile:profile", "Measure a bundle's blocks on this device."),
     "splitter": ("streamsplit_compile.cli_splitter:splitter", "Train, look at and push splitter tables."),
     "doctor": ("streamsplit_compile.cli_doctor:doctor", "Say what is missing here and how to mend it."),
     "edge": ("runtime_edge.cli:edge", "Run a device."),

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import zstandard
 
 from runtime_edge import minisign
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import BundleError, UsageError
+from runtime_edge.patch import make_patch
 from runtime_edge.prefix import Prefix
 from streamsplit_compile.calibrate import calibration_windows, collect_activations
 from streamsplit_compile.compiler import VARIANT, changed_blocks
@@ -134,17 +134,12 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
 
 
 def _patch(before: Bundle, block: str, variant: str, data: bytes) -> int:
-    """Bytes of a zstd patch against the old file."""
+    """Bytes of a patch against the old file, or of the file where that is smaller."""
     component = before.manifest.components.get(block)
     if component is None or variant not in component.variants:
         return len(data)
     old = before.read(component.variants[variant].executor_info.ssc.file)
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        3, source_size=len(data), dict_size=len(old), enable_ldm=True
-    )
-    dictionary = zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    compressor = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters)
-    return min(len(compressor.compress(data)), len(data))
+    return min(len(make_patch(old, data)), len(data))
 
 
 @click.group()

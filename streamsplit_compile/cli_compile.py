@@ -12,8 +12,9 @@ from runtime_edge import minisign
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import UsageError
 from streamsplit_compile.calibrate import calibration_windows
-from streamsplit_compile.compiler import CompileOptions, compile_encoder, recompile
+from streamsplit_compile.compiler import CompileOptions, compile_encoder, recompile, report_path
 from streamsplit_compile.encoders import list_encoders, load_encoder, new_encoder, read_tensors, save_checkpoint
+from streamsplit_compile.importers import IMPORTERS
 from streamsplit_compile.measure import Reference
 from streamsplit_compile.options import (
     PathParam,
@@ -69,6 +70,24 @@ def new(name: str, out: Path, config_json: str, as_json: bool) -> None:
         print_json({"encoder": name, "config": config, "parameters": parameters, "file": str(out)})
     else:
         click.echo(f"{out}: {name}, {parameters:,} parameters")
+
+
+@encoder.command("import")
+@click.argument("kind", type=click.Choice(sorted(IMPORTERS)))
+@click.argument("file", type=PathParam())
+@click.option("-o", "--out", type=PathParam(), required=True, help="Checkpoint to write.")
+@click.option("--config", "config_json", default="{}", help="JSON object of further arguments for the factory.")
+@json_option
+def import_(kind: str, file: Path, out: Path, config_json: str, as_json: bool) -> None:
+    """Turn a published checkpoint into one of ours.
+
+    Example: ssc encoder import efficientat mn04_as_mAP_432.pt -o encoder.pt
+    """
+    config = IMPORTERS[kind](file, out, _parse_config(config_json))
+    if as_json:
+        print_json({"encoder": "mn", "config": config, "file": str(out)})
+    else:
+        click.echo(f"{out}: {kind} checkpoint {file.name}, {config}")
 
 
 @click.command("compile")
@@ -133,6 +152,7 @@ def compile_(
         print_json(bundle_summary(bundle))
     else:
         print_cuts(bundle)
+        click.echo(f"Pictures: {report_path(out)}")
 
 
 def _recompile(

@@ -12,6 +12,7 @@ import click
 from runtime_edge.bundle import MAX_TABLE_BYTES, open_bundle
 from runtime_edge.errors import TableError, UsageError
 from runtime_edge.files import read_bounded, write_atomic
+from runtime_edge.profile import MAX_PROFILE_BYTES, Profile
 from runtime_edge.table import Reward, SplitterTable
 from streamsplit_compile.options import (
     PathParam,
@@ -41,6 +42,7 @@ def splitter() -> None:
 @bundle_argument
 @click.option("--target", required=True, help="A target the bundle was compiled for.")
 @click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")
+@click.option("--profile", "profile_file", type=PathParam(), help="Measured times of the device (`ssc profile`).")
 @click.option("--bandwidth", default="0.1,16", show_default=True, help="Uplink range to expect, Mbit/s.")
 @click.option("--rtt", default="10,200", show_default=True, help="Round-trip range to expect, ms.")
 @click.option("--alpha", type=click.FloatRange(0), help="Weight of agreement [default: 10].")
@@ -54,6 +56,7 @@ def train(
     bundle: Path,
     target: str,
     out: Path,
+    profile_file: Path | None,
     bandwidth: str,
     rtt: str,
     alpha: float | None,
@@ -74,7 +77,7 @@ def train(
     )
     weights = {"alpha": alpha, "beta": beta, "eta": eta, "rho": rho}
     table = train_table(
-        bundle_actions(opened.manifest, target),
+        bundle_actions(opened.manifest, target, _read_profile(profile_file)),
         load_target(target),
         encoder=opened.manifest.info.encoder.id,
         cut_names=[cut.name for cut in opened.manifest.info.cuts],
@@ -135,6 +138,10 @@ def push(table: Path, device: str | None, broker: str, key: Path | None) -> None
 
 def _read(path: Path) -> SplitterTable:
     return SplitterTable.from_json(read_bounded(path, MAX_TABLE_BYTES, TableError), str(path))
+
+
+def _read_profile(path: Path | None) -> Profile | None:
+    return None if path is None else Profile.from_json(read_bounded(path, MAX_PROFILE_BYTES), str(path))
 
 
 def _shares(table: SplitterTable) -> dict[str, float]:

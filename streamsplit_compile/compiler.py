@@ -22,6 +22,7 @@ from torch import fx
 from runtime_edge import minisign
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import BundleError
+from runtime_edge.files import write_atomic
 from runtime_edge.manifest import (
     BlockInfo,
     BlockMetadata,
@@ -45,8 +46,9 @@ from streamsplit_compile.cost import BlockWork, count_work
 from streamsplit_compile.encoders import Encoder, weights_digest
 from streamsplit_compile.graph import Candidate
 from streamsplit_compile.measure import Reference, measure
+from streamsplit_compile.report import render_report
 from streamsplit_compile.segment import split
-from streamsplit_compile.selection import select_cuts
+from streamsplit_compile.selection import select_cuts, worthwhile_blocks
 from streamsplit_compile.targets import Target
 
 Progress = Callable[[str, int, int], None]
@@ -105,7 +107,15 @@ def compile_encoder(encoder: Encoder, options: CompileOptions, out: Path, progre
         for path, table in tables.items():
             write_table(staging, path, table.to_json(), options.key)
         write_manifest(staging, manifest, options.key)
-    return open_bundle(out)
+    bundle = open_bundle(out)
+    # Beside the bundle, not in it: everything in a bundle is covered by a digest or a signature.
+    write_atomic(report_path(out), render_report(bundle))
+    return bundle
+
+
+def report_path(out: Path) -> Path:
+    """Where the page about a bundle is written: `bundle.html` for `bundle/`."""
+    return out.with_name(f"{out.name}.html")
 
 
 def recompile(
@@ -131,7 +141,9 @@ def recompile(
         components = {name: _reweight(staging, base, name, tensors) for name in base.manifest.info.blocks}
         encoder = msgspec.structs.replace(info.encoder, weights=weights_digest(tensors))
         draft = msgspec.structs.replace(info, encoder=encoder, generation=generation)
-        manifest = measure(staging, _manifest(draft, components), VARIANT, windows, reference, _silent)
+        changed = [index for index, name in enumerate(components) if components[name] != base.manifest.components[name]]
+        first_changed = min(changed, default=len(components))
+        manifest = measure(staging, _manifest(draft, components), VARIANT, windows, reference, _silent, first_changed)
         for target, cost in info.targets.items():
             write_table(staging, cost.table, base.table(target).to_json(), key)
         write_manifest(staging, manifest, key)
@@ -154,7 +166,8 @@ def choose_cuts(encoder: Encoder, spec: str) -> list[Candidate]:
     macs = [count_work(piece).macs for piece in split(encoder.graph, candidates)]
     sizes = [float(np.prod(candidate.shape)) for candidate in candidates]
     sizes[0] *= 2
-    return select_cuts(candidates, spec, np.cumsum([0, *macs]).tolist(), sizes)
+    encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
+    return select_cuts(candidates, spec, np.cumsum([0, *macs]).tolist(), sizes, worthwhile_blocks(encoder_ms))
 
 
 def _lower(
@@ -173,11 +186,11 @@ def _lower(
         progress("lowering blocks", index, len(segments))
         kept = onnx_lowering.keep_graph(segment, cut.shape, tensors.keys())
         data = onnx_lowering.write_weights(kept, tensors, metadata, keep_norms)
-        digest = _parameters_digest(kept, tensors)
+        weights = _parameters_digest(kept, tensors)
         block = BlockInfo(macs=work[index].macs)
-        if digest is not None:
+        if weights is not None:
             graph = write_asset(root, "graph.onnx", kept)
-            block = BlockInfo(macs=work[index].macs, parameters=digest, graph=graph, graph_bytes=len(kept))
+            block = BlockInfo(macs=work[index].macs, parameters=weights, graph=graph, graph_bytes=len(kept))
         components[f"block-{index:02d}"] = _component(root, block, data)
     return components
 
@@ -188,12 +201,12 @@ def _reweight(root: Path, base: Bundle, name: str, tensors: Tensors) -> Componen
     block = component.additional_metadata.ssc
     kept = None if block.graph is None else base.read(block.graph)
     try:
-        digest = None if kept is None else _parameters_digest(kept, tensors)
+        weights = None if kept is None else _parameters_digest(kept, tensors)
     except KeyError as exc:
         raise BundleError(f"{base.path}: {name} needs tensor {exc}; are these weights of this encoder?") from None
     if block.graph is not None:
         link_asset(base, root, block.graph)
-    if kept is None or digest == block.parameters:
+    if kept is None or weights == block.parameters:
         for variant in component.variants.values():
             link_asset(base, root, variant.executor_info.ssc.file)
         return component
@@ -202,7 +215,7 @@ def _reweight(root: Path, base: Bundle, name: str, tensors: Tensors) -> Componen
         base.manifest.info.encoder.id, front_end.sample_rate, front_end.window_samples, front_end.details
     )
     data = onnx_lowering.write_weights(kept, tensors, metadata, base.manifest.info.keep_norms)
-    return _component(root, msgspec.structs.replace(block, parameters=digest), data)
+    return _component(root, msgspec.structs.replace(block, parameters=weights), data)
 
 
 def _component(root: Path, block: BlockInfo, data: bytes) -> Component:

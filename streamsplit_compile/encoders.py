@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import json
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -106,16 +107,22 @@ def load_encoder(
     return _from_checkpoint(path, content)
 
 
-def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+def read_state(path: Path) -> dict[str, torch.Tensor]:
     """Only the weights of a checkpoint or a plain state_dict; nothing is built or traced. Raises FormatError."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     content = _read_checkpoint(path, unsafe=False)
     state = content.get("state_dict", content)
-    tensors = {name: value.numpy() for name, value in state.items() if isinstance(value, torch.Tensor)}
+    items = state.items() if isinstance(state, dict) else ()
+    tensors = {name: value for name, value in items if isinstance(value, torch.Tensor)}
     if not tensors:
         raise FormatError(f"{path}: holds no tensors")
     return tensors
+
+
+def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """`read_state` as arrays."""
+    return {name: value.numpy() for name, value in read_state(path).items()}
 
 
 def weights_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
@@ -132,6 +139,10 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> Encoder:
     for name, kind in (("encoder", str), ("config", dict), ("state_dict", dict)):
         if not isinstance(content.get(name), kind):
             raise FormatError(f'{path}: field "{name}" is missing or not a {kind.__name__}')
+    try:
+        json.dumps(content["config"])
+    except (TypeError, ValueError) as exc:
+        raise FormatError(f'{path}: field "config": {exc}; only what JSON can hold') from None
     try:
         module, config = new_encoder(content["encoder"], content["config"])
     except UsageError as exc:
@@ -168,6 +179,8 @@ def _from_archive(path: Path, sample_rate: int) -> Encoder:
 def _build(factory: Callable[..., Any], name: str, config: dict[str, Any]) -> torch.nn.Module:
     try:
         module = factory(**config)
+    except ImportError as exc:
+        raise UsageError(f"encoder {name!r}: {exc}") from None
     except (TypeError, ValueError, KeyError) as exc:
         raise UsageError(f"encoder {name!r} does not accept config {config}: {exc}") from None
     if not isinstance(module, torch.nn.Module):

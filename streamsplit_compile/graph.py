@@ -15,6 +15,7 @@ from torch import fx
 
 from runtime_edge.errors import UsageError
 from streamsplit_compile.functional import make_functional, reads_through_views
+from streamsplit_compile.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,12 @@ def export_encoder(module: torch.nn.Module, window_samples: int) -> EncoderGraph
     example = torch.zeros(2, window_samples)
     batch = torch.export.Dim("batch")
     try:
-        program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+        with quiet():
+            program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
     except Exception as dynamic_error:
         try:
-            program = torch.export.export(module, (example[:1],))
+            with quiet():
+                program = torch.export.export(module, (example[:1],))
         except Exception as exc:
             reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
             raise UsageError(f"the encoder cannot be exported by torch.export: {reason}") from dynamic_error
@@ -77,7 +80,8 @@ def graph_of_program(program: torch.export.ExportedProgram) -> EncoderGraph:
     assert isinstance(module, fx.GraphModule)
     _check_signature(module)
     if reads_through_views(module.graph):
-        module = program.run_decompositions({}).module(check_guards=False)
+        with quiet():
+            module = program.run_decompositions({}).module(check_guards=False)
         assert isinstance(module, fx.GraphModule)
     make_functional(module)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
@@ -141,7 +145,7 @@ def _find_candidates(graph: fx.Graph) -> list[Candidate]:
             data.add(node)
             live.add(node)
         live = {value for value in live if any(order[user] > index for user in value.users)}
-        crossing = _single_tensor(live)
+        crossing = _single_tensor(_wanted(live, order, index))
         if crossing is None or crossing in seen:
             continue
         seen.add(crossing)
@@ -150,6 +154,15 @@ def _find_candidates(graph: fx.Graph) -> list[Candidate]:
         shape = tuple(_static(size) for size in crossing.meta["val"].shape)
         found.append(Candidate(len(found), crossing.name, _unique(name, taken), shape, followed is not None))
     return found
+
+
+def _wanted(live: set[fx.Node], order: dict[fx.Node, int], index: int) -> set[fx.Node]:
+    """The live values; in the place of a tensor of which only sizes are still wanted, those sizes."""
+    wanted = set()
+    for value in live:
+        users = {user for user in value.users if order[user] > index}
+        wanted |= {value} if is_size(value) or not all(map(is_size, users)) else users
+    return wanted
 
 
 def _single_tensor(live: set[fx.Node]) -> fx.Node | None:

@@ -37,15 +37,21 @@ def measure(
     windows: npt.NDArray[np.float32],
     reference: Reference | None,
     progress: Callable[[str, int, int], None],
+    first_changed: int = 0,
 ) -> Manifest:
     """Fill in int8 scales, wire bytes, self-test, and with a reference agreement and parity.
 
-    `windows` is (n, samples) float32. Raises CheckFailed when a float32 cut is further than 1e-4 from the encoder.
+    `windows` is (n, samples) float32. Blocks before `first_changed` are those of an earlier compile, so the cuts up to
+    it keep their scales, and so does the embedding: it is of unit norm whatever the weights. Raises CheckFailed when a
+    float32 cut is further than 1e-4 from the encoder.
     """
     info = manifest.info
     prefix = Prefix(Bundle(root, manifest, "", None), variant)
-    activations = collect_activations(prefix, windows)
-    cuts = [calibrate_cut(cut, values) for cut, values in zip(info.cuts, activations, strict=True)]
+    cuts = info.cuts
+    stale = range(first_changed + 1, len(cuts) - 1) if first_changed else range(len(cuts))
+    if stale or reference is not None:
+        activations = collect_activations(prefix, windows)
+        cuts = [calibrate_cut(cut, activations[cut.index]) if cut.index in stale else cut for cut in cuts]
     probe = prefix.embed(probe_waveform(info.front_end.window_samples, info.front_end.sample_rate))
     self_test = SelfTest(embedding=probe.astype("<f4").tobytes(), tolerance=SELF_TEST_TOLERANCE)
     parity = info.parity

@@ -75,7 +75,8 @@ def _fold_batch_norms(graph: onnx.GraphProto, values: dict[str, onnx.TensorProto
         weight = numpy_helper.to_array(values[conv.input[1]])
         before = numpy_helper.to_array(values[conv.input[2]]) if len(conv.input) > 2 else 0.0
         folded = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
-        names = [f"{conv.input[1]}.folded", f"{node.input[2]}.folded"]
+        # Named after the convolution's result: its weight may be shared with another one, as may the norm.
+        names = [f"{conv.output[0]}.folded_weight", f"{conv.output[0]}.folded_bias"]
         for name, array in zip(names, (folded, bias + (before - mean) * factor), strict=True):
             values[name] = numpy_helper.from_array(array.astype(weight.dtype), name)
         conv.input[1:] = names

@@ -21,6 +21,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import fx
 
+from runtime_edge.errors import FormatError
 from streamsplit_compile.onnx_folding import fold
 
 OPSET = 18
@@ -69,18 +70,30 @@ def write_weights(
     """Write tensors into a kept graph and fold what is exact (constants; batch norms into convolutions).
 
     `keep_norms` leaves normalisation layers as they are, so that their affine parameters stay separate tensors.
-    Raises KeyError when a tensor is missing. Returns the deterministic bytes of the ONNX file.
+    Raises KeyError when a tensor is missing, FormatError naming one of another shape or type. Returns the
+    deterministic bytes of the ONNX file.
     """
     model = onnx.load_from_string(kept_graph)
     graph = model.graph
-    names = [value.name for value in graph.input if value.name != INPUT]
     activation = [value for value in graph.input if value.name == INPUT]
+    graph.initializer.extend(_initializer(value, tensors) for value in graph.input if value.name != INPUT)
     del graph.input[:]
     graph.input.extend(activation)
-    graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(tensors[name]), name) for name in names)
     fold(graph, norms=not keep_norms)
     helper.set_model_props(model, dict(sorted(metadata.items())))
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _initializer(value: onnx.ValueInfoProto, tensors: Mapping[str, Array]) -> onnx.TensorProto:
+    tensor = np.asarray(tensors[value.name], order="C")
+    wanted = value.type.tensor_type
+    dtype, shape = helper.tensor_dtype_to_np_dtype(wanted.elem_type), [size.dim_value for size in wanted.shape.dim]
+    if tensor.dtype != dtype or list(tensor.shape) != shape:
+        raise FormatError(
+            f"tensor {value.name} is {tensor.dtype} {list(tensor.shape)}, the graph needs {dtype} {shape}; "
+            "are these weights of this encoder?"
+        )
+    return numpy_helper.from_array(tensor, value.name)
 
 
 def _rename_ends(model: onnx.ModelProto) -> None:

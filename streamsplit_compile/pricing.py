@@ -8,6 +8,7 @@ import msgspec
 
 from runtime_edge.errors import UsageError
 from runtime_edge.manifest import Cut, Manifest, TargetCost
+from runtime_edge.profile import Profile
 from runtime_edge.table import SplitterTable
 from runtime_edge.wire import MAX_HEADER_BYTES
 from streamsplit_compile.cost import BlockWork, predict
@@ -33,7 +34,7 @@ def price(
     progress: Callable[[str, int, int], None],
 ) -> tuple[Manifest, dict[str, SplitterTable]]:
     """Add predicted costs for each target to the manifest; returns it and the tables by their path."""
-    server = [round(predict(item, load_target(SERVER_TARGET)).ms, 4) for item in work]
+    server = [round(server_ms(item), 4) for item in work]
     costs: dict[str, TargetCost] = {}
     tables: dict[str, SplitterTable] = {}
     for index, target in enumerate(targets):
@@ -64,12 +65,34 @@ def price(
     return msgspec.structs.replace(manifest, additional_metadata=metadata), tables
 
 
-def bundle_actions(manifest: Manifest, target: str) -> list[ActionCosts]:
-    """The actions of a compiled bundle on one of its targets. Raises UsageError."""
+def server_ms(work: BlockWork) -> float:
+    """Predicted milliseconds of some work on the server's processor."""
+    return predict(work, load_target(SERVER_TARGET)).ms
+
+
+def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = None) -> list[ActionCosts]:
+    """The actions of a compiled bundle on one of its targets, with a profile's times where there is one.
+
+    Raises UsageError when the bundle was not compiled for the target or the profile is of other blocks.
+    """
     info = manifest.info
     if target not in info.targets:
         raise UsageError(f"--target {target}: this bundle was compiled for {', '.join(sorted(info.targets))}")
-    return action_costs(info.cuts, info.targets[target], info.server_block_ms)
+    cost = info.targets[target]
+    if profile is not None:
+        if profile.blocks != info.blocks or profile.encoder != info.encoder.id:
+            raise UsageError(f"the profile is of {profile.encoder} in {len(profile.blocks)} blocks, not of this bundle")
+        cost = measured_cost(cost, profile)
+    return action_costs(info.cuts, cost, info.server_block_ms)
+
+
+def measured_cost(cost: TargetCost, profile: Profile) -> TargetCost:
+    """A target's costs with measured times; energy follows, at the target's power."""
+    energy = [
+        mj * measured / predicted if predicted else mj
+        for mj, measured, predicted in zip(cost.block_mj, profile.block_ms, cost.block_ms, strict=True)
+    ]
+    return msgspec.structs.replace(cost, block_ms=profile.block_ms, block_mj=energy, provenance="measured")
 
 
 def action_costs(cuts: Sequence[Cut], cost: TargetCost, server_ms: Sequence[float]) -> list[ActionCosts]:

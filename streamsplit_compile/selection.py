@@ -9,28 +9,45 @@ from runtime_edge.errors import BundleError, UsageError
 from runtime_edge.manifest import Manifest
 from streamsplit_compile.graph import Candidate
 
+_FREE = 1e-4
 MIN_BLOCK_SHARE = 0.01
 """A block with less of the encoder's work than this is not worth a session of its own."""
 
 
+BOUNDARY_US = 12.0
+"""What another block costs on a desktop core: the session's call and what the runtime cannot fuse across it."""
+BOUNDARY_SHARE = 0.03
+"""All boundaries together cost at most this share of the encoder, as predicted for a desktop core."""
+
+
+def worthwhile_blocks(encoder_ms: float) -> int:
+    """How many blocks an encoder of so many predicted milliseconds is worth being cut into by `auto`."""
+    return 2 + int(encoder_ms * 1e3 * BOUNDARY_SHARE / BOUNDARY_US)
+
+
 def select_cuts(
-    candidates: Sequence[Candidate], spec: str, work: Sequence[float], wire_bytes: Sequence[float]
+    candidates: Sequence[Candidate],
+    spec: str,
+    work: Sequence[float],
+    wire_bytes: Sequence[float],
+    auto_blocks: int = 64,
 ) -> list[Candidate]:
     """Cuts for `--cuts auto|all|N|name,...`, always with the waveform first and the embedding last.
 
-    `work[i]` is the cumulative device work up to candidate i (any unit), `wire_bytes[i]` what it ships.
-    Raises UsageError for a name or number that does not fit.
+    `work[i]` is the cumulative device work up to candidate i (any unit), `wire_bytes[i]` what it ships. `auto` makes at
+    most `auto_blocks` blocks. Raises UsageError for a name or number that does not fit.
     """
     last = len(candidates) - 1
     if spec == "all":
         chosen = list(range(last + 1))
     elif spec == "auto":
-        chosen = _merge(_useful(candidates, wire_bytes), work, lambda share, count: share >= MIN_BLOCK_SHARE)
-    elif spec.isdigit():
+        useful = _useful(candidates, work, wire_bytes)
+        chosen = _merge(useful, work, lambda share, count: share >= MIN_BLOCK_SHARE and count <= auto_blocks)
+    elif spec.isdecimal():
         blocks = int(spec)
         if not 1 <= blocks <= last:
             raise UsageError(f"--cuts {spec}: this encoder can be cut into 1 to {last} blocks")
-        useful = _useful(candidates, wire_bytes)
+        useful = _useful(candidates, work, wire_bytes)
         start = useful if len(useful) > blocks else list(range(last + 1))
         chosen = _merge(start, work, lambda share, count: count <= blocks)
     else:
@@ -50,19 +67,24 @@ def cuts_of(candidates: Sequence[Candidate], manifest: Manifest, source: str) ->
     return found
 
 
-def _useful(candidates: Sequence[Candidate], wire_bytes: Sequence[float]) -> list[int]:
+def _useful(candidates: Sequence[Candidate], work: Sequence[float], wire_bytes: Sequence[float]) -> list[int]:
     """Drop a candidate when an earlier one, which costs the device no more, ships no more bytes.
 
     Only module boundaries are considered where there are any: inside a module stand values that were never meant
-    to be looked at (a power spectrum before its logarithm), which quantise badly.
+    to be looked at (a power spectrum before its logarithm), which quantise badly. Of boundaries with the same bytes
+    and next to no work between them the last stays: behind a convolution's norm and activation, not before.
     """
     last = len(candidates) - 1
     inner = [candidate.position for candidate in candidates[1:-1]]
     considered = [index for index in inner if candidates[index].boundary] or inner
     kept = [0]
+    since = 0.0
     for index in considered:
         if wire_bytes[index] < wire_bytes[kept[-1]]:
             kept.append(index)
+            since = work[index]
+        elif len(kept) > 1 and wire_bytes[index] == wire_bytes[kept[-1]] and work[index] - since <= _FREE * work[-1]:
+            kept[-1] = index
     return [*kept, last]
 
 

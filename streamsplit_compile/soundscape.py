@@ -11,7 +11,7 @@ Audio = npt.NDArray[np.float32]
 def soundscape(seconds: float, sample_rate: int, seed: int) -> Audio:
     """Wind-like noise with chirps, tones, hums, clicks and silences on top; (samples,) float32 in [-1, 1]."""
     rng = np.random.default_rng(seed)
-    total = int(seconds * sample_rate)
+    total = round(seconds * sample_rate)
     audio = 0.02 * _coloured_noise(total, 1.0, rng)
     position = 0
     while position < total:

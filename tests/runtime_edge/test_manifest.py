@@ -10,7 +10,7 @@ from runtime_edge import manifest as manifests
 from runtime_edge.errors import BundleError
 from runtime_edge.manifest import Cut, Int8Scale
 
-names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zl", "Zp"]), min_size=1, max_size=12)
 digests = st.binary(min_size=32, max_size=32).map(lambda value: f"sha256:{value.hex()}")
 assets = st.builds("{}/{}".format, digests, st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True))
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -60,7 +60,7 @@ def components(draw):
 @st.composite
 def built(draw):
     """Any manifest that holds together."""
-    window, dim = draw(st.integers(1, 2**31)), draw(st.integers(1, 64))
+    window, dim = draw(st.integers(1, 2**28)), draw(st.integers(1, 64))
     blocks = draw(st.lists(names, min_size=1, max_size=3, unique=True))
     shapes = draw(
         st.lists(
@@ -203,9 +203,9 @@ def test_a_missing_field_is_refused_by_name(fields):
         (lambda ssc: ssc["self_test"].update(embedding="AAAA"), "self_test.embedding has 3 bytes"),
         (lambda ssc: ssc["targets"]["rpi4"]["block_ms"].pop(), "targets.rpi4.block_ms"),
         (lambda ssc: ssc["server_block_ms"].pop(), "server_block_ms"),
-        (lambda ssc: ssc["targets"]["rpi4"].update(table="tables/../../etc/x.json"), "targets.rpi4.table"),
-        (lambda ssc: ssc["targets"]["rpi4"].update(table="/etc/x.json"), "targets.rpi4.table"),
-        (lambda ssc: ssc["targets"]["rpi4"].update(table="tables/x.json\n"), "targets.rpi4.table"),
+        (lambda ssc: ssc["targets"]["rpi4"].update(table="tables/../../etc/x.json"), "table"),
+        (lambda ssc: ssc["targets"]["rpi4"].update(table="/etc/x.json"), "table"),
+        (lambda ssc: ssc["targets"]["rpi4"].update(table="tables/x.json\n"), "table"),
         (lambda ssc: ssc.update(generation=0), "generation"),
         (lambda ssc: ssc.update(generation=1 << 40), "generation"),
         (lambda ssc: ssc["encoder"].update(weights="sha256:00"), "weights"),
@@ -228,7 +228,9 @@ def test_scales_that_no_activation_can_have_are_refused(fields):
             decode(fields)
 
 
-@pytest.mark.parametrize("reference", ["", "sha256:00/x", "../../etc/passwd", f"sha256:{'0' * 64}/../x"])
+@pytest.mark.parametrize(
+    "reference", ["", "sha256:00/x", "../../etc/passwd", f"sha256:{'0' * 64}/../x", f"sha256:{'0' * 64}/model.onnx\n"]
+)
 def test_a_file_that_is_no_asset_reference_is_refused(fields, reference):
     component = fields["components"]["block-00"]["variants"]["onnx-fp32"]["executor_info"]["ssc"]
     component["file"] = reference
@@ -247,14 +249,12 @@ def test_deeply_nested_json_is_refused():
         manifests.decode(b'{"components":' + b"[" * 200_000, "m.json")
 
 
-def test_errors_are_one_line(fields):
-    fields["additional_metadata"]["ssc"]["targets"]["a\nb"] = fields["additional_metadata"]["ssc"]["targets"].pop(
-        "rpi4"
-    )
-    fields["additional_metadata"]["ssc"]["targets"]["a\nb"]["block_ms"] = []
-    with pytest.raises(BundleError) as caught:
+@pytest.mark.parametrize("name", ["", "a\nb", "a\n", "\x1b[2J", "a\u2028b", "x" * 201])
+def test_a_name_that_would_break_a_line_is_refused(fields, name):
+    targets = fields["additional_metadata"]["ssc"]["targets"]
+    targets[name] = targets.pop("rpi4")
+    with pytest.raises(BundleError, match=r"^m\.json: [^\n]*$"):
         decode(fields)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_cut_is_found_by_name(small_bundle):

@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime_edge.errors import SscError
-from runtime_edge.errors import SpoolError
+from runtime_edge.errors import SpoolError, SscError
 from runtime_edge.spool import ROW_BYTES, Spool, SpoolCounters, SpooledFrame
 
 MIB = 1 << 20

@@ -1,0 +1,75 @@
+"""One small encoder and its bundle for all integration tests, and processes that never outlive their test."""
+
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `import harness`
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """A directory with `encoder.pt`, a torch.export archive, and `bundle`, compiled from it for two targets."""
+    import harness
+    import torch
+
+    from streamsplit_compile.compiler import CompileOptions, compile_encoder
+    from streamsplit_compile.encoders import load_encoder
+    from streamsplit_compile.targets import load_target
+
+    directory = tmp_path_factory.mktemp("toy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about its own archives
+        program = torch.export.export(harness.Toy(), (torch.zeros(1, harness.WINDOW),))
+        torch.export.save(program, directory / "encoder.pt2")
+    (directory / "encoder.pt2").rename(directory / "encoder.pt")
+    options = CompileOptions([load_target("rpi4"), load_target("m2")], cuts="log_mel,one,two")
+    compile_encoder(load_encoder(directory / "encoder.pt"), options, directory / "bundle")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(toy):
+    from runtime_edge.bundle import open_bundle
+
+    return open_bundle(toy / "bundle")
+
+
+@pytest.fixture(scope="session")
+def toy_model():
+    import harness
+
+    return harness.Toy()
+
+
+@pytest.fixture(scope="session")
+def quiet_server(toy, tmp_path_factory):
+    """A server that completes frames and does not train. Shared: give it devices and tables of your own."""
+    import harness
+
+    server = harness.Server(tmp_path_factory.mktemp("quiet"), toy / "encoder.pt", toy / "bundle", "--no-training")
+    yield server
+    server.process.signal(signal.SIGKILL)
+
+
+@pytest.fixture
+def start(tmp_path, toy):
+    """`start(kind, ...)` starts a harness Server or Device; all are killed at the end of the test."""
+    import harness
+
+    started = []
+
+    def server(*options):
+        started.append(harness.Server(tmp_path, toy / "encoder.pt", toy / "bundle", *options))
+        return started[-1]
+
+    def device(server, name, source, *options, **extra):
+        started.append(harness.Device(tmp_path, server, name, source, *options, **extra))
+        return started[-1]
+
+    yield type("Start", (), {"server": staticmethod(server), "device": staticmethod(device)})
+    for item in reversed(started):
+        item.process.signal(signal.SIGKILL)

@@ -1,0 +1,252 @@
+"""Real processes, real audio, a real broker: what the integration tests share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from msgspec.structs import replace
+from torch import nn
+
+from models.encoder import Normalize
+from models.front_end import FrontEnd, LogMel
+from runtime_edge import minisign
+from runtime_edge.table import SplitterTable, StateAxis
+from runtime_server.hub import Hub
+from streamsplit_compile.soundscape import soundscape
+
+SAMPLE_RATE, WINDOW, HOP = 16_000, 4000, 2000
+HOP_S = HOP / SAMPLE_RATE
+CUTS = ("waveform", "log_mel", "one", "two", "normalize")
+
+
+class Toy(nn.Module):
+    """Waveform (batch, 4000) at 16 kHz -> unit embedding (batch, 16), small enough to train within seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.log_mel = LogMel(FrontEnd(n_mels=16, window_samples=WINDOW, hop_samples=HOP))
+            self.one, self.two = _block(1, 8), _block(8, 16)
+            self.projection = nn.Linear(16, 16)
+            self.normalize = Normalize()
+        self.eval()
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        image = self.two(self.one(self.log_mel(waveform)))
+        return self.normalize(self.projection(image.mean(dim=(2, 3))))
+
+
+def _block(channels_in: int, channels: int) -> nn.Sequential:
+    norm = nn.BatchNorm2d(channels)
+    norm.running_mean.normal_(0, 0.1)
+    norm.running_var.uniform_(2.0, 8.0)
+    return nn.Sequential(nn.Conv2d(channels_in, channels, 3, stride=2, padding=1, bias=False), norm, nn.ReLU())
+
+
+def write_wav(path: Path, seconds: float, seed: int, rate: int = SAMPLE_RATE, channels: int = 1) -> Path:
+    """A synthetic soundscape as 16-bit PCM."""
+    audio = soundscape(seconds, rate, seed)
+    soundfile.write(path, np.stack([audio] * channels, axis=1), rate, subtype="PCM_16")
+    return path
+
+
+def windows_of(path: Path) -> np.ndarray:
+    """What a device captures of a mono file at the encoder's rate: (windows, samples) float32."""
+    audio, rate = soundfile.read(path, dtype="float32")
+    assert rate == SAMPLE_RATE
+    return np.stack([audio[start : start + WINDOW] for start in range(0, len(audio) - WINDOW + 1, HOP)])
+
+
+def cosines(results: list[dict], windows: np.ndarray, model: nn.Module) -> np.ndarray:
+    """Cosine of each result with what the whole torch encoder makes of its window."""
+    with torch.no_grad():
+        expected = model(torch.from_numpy(windows[[r["window"] for r in results]])).numpy()
+    found = np.array([r["embedding"] for r in results])
+    return (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+
+
+def always(bundle, target: str, cut: str, **changes: object) -> SplitterTable:
+    """A table that takes one cut in every state."""
+    table = bundle.table(target)
+    best = table.actions.index(cut)
+    row = tuple(float(action == best) for action in range(len(table.actions)))
+    return replace(
+        table,
+        state=(StateAxis(name="bandwidth_mbps", edges=()),),
+        q=(row,),
+        policy=(best,),
+        hysteresis=0.0,
+        **{"probe_rate": 0.0, "created_by": f"test {cut}", **changes},
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def until(condition, timeout_s: float, what: str):
+    """The first true value of `condition()`."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.05)
+    return value
+
+
+class Process:
+    """One running `ssc` command with its output in a log file."""
+
+    def __init__(self, log: Path, *arguments: object, script: Path | None = None) -> None:
+        self.log = log
+        ssc = script or Path(sys.executable).with_name("ssc")
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [str(ssc), *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=log.parent,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+            )
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for_line(self, text: str, timeout_s: float = 60.0) -> None:
+        until(lambda: text in self.text() or not self.running, timeout_s, f"{text!r} in {self.text()[-2000:]}")
+        assert text in self.text(), f"ended without {text!r}: {self.text()[-2000:]}"
+
+    def finish(self, timeout_s: float = 60.0) -> None:
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout_s} s: {self.text()[-2000:]}") from None
+        assert code == 0, f"exit code {code}: {self.text()[-2000:]}"
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.running:
+            self._process.send_signal(number)
+        if number in (signal.SIGKILL, signal.SIGTERM):
+            self._process.wait(30.0)
+
+
+class Server:
+    """A server process on a port and state directory of its own."""
+
+    def __init__(self, directory: Path, encoder: Path, bundle: Path, *options: object) -> None:
+        self.directory, self.port = directory, free_port()
+        self.state = directory / "server"
+        self._command = ["server", "run", encoder, bundle, "--state", self.state, "--port", self.port, *options, "-v"]
+        self.process = self.start()
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> Process:
+        log = self.directory / "server.log"
+        seen = log.read_text().count("serving generation") if log.exists() else 0
+        self.process = Process(log, *self._command)
+        until(
+            lambda: self.process.text().count("serving generation") > seen or not self.process.running, 60.0, "serving"
+        )
+        assert self.process.running, self.process.text()[-2000:]
+        return self.process
+
+    def signal_broker(self, number: signal.Signals) -> None:
+        os.kill(int((self.state / "broker" / "broker.pid").read_text()), number)
+
+    def ask(self, work):
+        """Run `await work(hub)` on a connection of its own."""
+
+        async def connected():
+            hub = Hub(self.url, "test")
+            await hub.connect()
+            try:
+                return await work(hub)
+            finally:
+                await hub.close()
+
+        return asyncio.run(connected())
+
+    @property
+    def key(self) -> minisign.SecretKey:
+        return minisign.read_secret_key(self.state / "signing.key")
+
+    def put_table(self, table: SplitterTable, device: str | None = None) -> None:
+        self.ask(lambda hub: hub.put_table(table, self.key, device))
+
+    def model(self, generation: int) -> Toy:
+        """The whole torch encoder with a generation's weights."""
+        model = Toy()
+        model.load_state_dict(torch.load(self.state / "weights" / f"{generation:05d}.pt", weights_only=True))
+        return model
+
+    def status(self) -> dict:
+        return self.ask(lambda hub: hub.server_status())
+
+    def counted(self, device: str) -> int:
+        """Windows of a device in the server's ledger."""
+        return self.status()["windows"].get(device, 0)
+
+
+class Device:
+    """A device process with its own state, results and report."""
+
+    def __init__(
+        self,
+        directory: Path,
+        broker: Server | str,
+        name: str,
+        source: Path,
+        *options: object,
+        script: Path | None = None,
+    ) -> None:
+        self._results, self._report = directory / f"{name}.jsonl", directory / f"{name}.json"
+        for left in (self._results, self._report):
+            left.unlink(missing_ok=True)
+        url = broker if isinstance(broker, str) else broker.url
+        self.process = Process(
+            directory / f"{name}.log", "edge", "run", "--broker", url, "--source", source, "--device", name,
+            "--state", directory / f"{name}-state", "--results", self._results, "--report", self._report, "-v",
+            *options, script=script,
+        )  # fmt: skip
+
+    def results(self) -> list[dict]:
+        """Results so far, in order of windows; a line that is being written is left out."""
+        lines = self._results.read_text().splitlines() if self._results.exists() else []
+        found = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return sorted(found, key=lambda result: result["window"])
+
+    def wait_for_results(self, count: int, timeout_s: float = 60.0) -> None:
+        until(lambda: len(self.results()) >= count or not self.process.running, timeout_s, f"{count} results")
+
+    def wait_for_cut(self, cut: str, timeout_s: float = 30.0) -> None:
+        until(lambda: any(r["cut"] == cut for r in self.results()), timeout_s, f"a window at cut {cut}")
+
+    def finish(self, timeout_s: float = 60.0) -> dict:
+        """Wait for the end; the report."""
+        self.process.finish(timeout_s)
+        return json.loads(self._report.read_text())

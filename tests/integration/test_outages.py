@@ -1,0 +1,94 @@
+"""Killed processes: nothing captured is lost, and nothing is counted twice."""
+
+import signal
+import sqlite3
+import time
+
+import harness
+import pytest
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_a_killed_server_costs_no_window(start, tmp_path, toy_bundle, toy_model):
+    server = start.server("--no-training")
+    server.put_table(harness.always(toy_bundle, "rpi4", "one"))
+    source = harness.write_wav(tmp_path / "audio.wav", 14.0, seed=2)
+    device = start.device(server, "pi-1", source, "--deadline-ms", 300)
+    device.wait_for_results(24)
+
+    server.process.signal(signal.SIGKILL)
+    killed = time.time()
+    time.sleep(2.0)
+    alone = [r for r in device.results() if r["time"] > killed + 0.2]
+    server.start()
+    restarted = time.time()
+    report = device.finish()
+
+    windows, results = harness.windows_of(source), device.results()
+    assert [r["window"] for r in results] == list(range(len(windows)))
+    assert len(alone) >= 8
+    assert {r["finished"] for r in alone} <= {"fallback", "device"}
+    assert any(r["finished"] == "server" for r in results if r["time"] > restarted + 1.0), "the link did not mend"
+    assert harness.cosines(results, windows, toy_model).min() > 0.99
+    assert report["windows_captured"] == report["windows_acked"] == len(windows)
+    assert report["windows_lost"] == report["windows_spooled"] == 0
+    assert report["windows_replayed"] >= len(alone) / 2
+    harness.until(lambda: server.counted("pi-1") == len(windows), 40.0, "every window counted")
+    time.sleep(1.0)
+    assert server.counted("pi-1") == len(windows), "counted twice"
+
+
+def test_a_killed_broker_is_started_again(start, tmp_path, toy_bundle):
+    server = start.server("--no-training")
+    server.put_table(harness.always(toy_bundle, "rpi4", "one"))
+    source = harness.write_wav(tmp_path / "audio.wav", 10.0, seed=3)
+    device = start.device(server, "pi-1", source, "--deadline-ms", 300)
+    device.wait_for_results(10)
+
+    server.signal_broker(signal.SIGKILL)
+    report = device.finish()
+
+    windows = harness.windows_of(source)
+    assert report["windows_captured"] == report["windows_acked"] == len(windows)
+    harness.until(lambda: server.counted("pi-1") == len(windows), 40.0, "every window counted")
+    finished = [r["finished"] for r in device.results()]
+    assert "fallback" in finished or "device" in finished
+    assert finished[-1] == "server"
+
+
+def test_a_killed_device_sends_what_its_spool_holds_when_it_starts_again(
+    start, quiet_server, tmp_path, toy_bundle, toy_model
+):
+    quiet_server.put_table(harness.always(toy_bundle, "rpi4", "one"))
+    source = harness.write_wav(tmp_path / "audio.wav", 20.0, seed=4)
+    first = start.device(quiet_server, "pi-crash", source, "--deadline-ms", 300)
+    first.wait_for_results(8)
+    quiet_server.signal_broker(signal.SIGSTOP)
+    try:
+        first.wait_for_results(24)
+        first.process.signal(signal.SIGKILL)
+    finally:
+        quiet_server.signal_broker(signal.SIGCONT)
+    spooled = _spooled(tmp_path / "pi-crash-state" / "spool.db")
+    assert len(spooled) >= 10
+    captured = max(index for _, index in spooled) + 1
+
+    other = harness.write_wav(tmp_path / "other.wav", 8.0, seed=5)
+    second = start.device(quiet_server, "pi-crash", other)
+    report = second.finish()
+
+    windows = harness.windows_of(other)
+    assert report["windows_inherited"] == report["windows_lost"] == report["windows_spooled"] == 0
+    assert report["windows_captured"] == report["windows_acked"] == len(windows)
+    assert report["windows_replayed"] == len(spooled)
+    harness.until(
+        lambda: quiet_server.counted("pi-crash") == captured + len(windows), 40.0, "every window of both boots"
+    )
+    # Windows of the two boots have the same numbers: an answer to one must not be taken for the other.
+    assert harness.cosines(second.results(), windows, toy_model).min() > 0.99
+
+
+def _spooled(path):
+    with sqlite3.connect(path) as database:
+        return database.execute("SELECT message_id, window_index FROM frames").fetchall()

@@ -1,0 +1,248 @@
+"""Tables, bundles and garbage on a running system: what fits takes over, what does not changes nothing."""
+
+import asyncio
+import signal
+
+import harness
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from runtime_edge import minisign, subjects, wire
+from runtime_edge.bundle import open_bundle
+from runtime_edge.releases import SignedTable, encode
+from runtime_edge.table import cuts_digest
+from streamsplit_compile.compiler import recompile
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_a_table_takes_over_between_windows_and_wrong_ones_are_refused(start, quiet_server, tmp_path, toy_bundle):
+    server, name = quiet_server, "pi-tables"
+    one, two = (harness.always(toy_bundle, "rpi4", cut) for cut in ("one", "two"))
+    server.put_table(one, name)
+    source = harness.write_wav(tmp_path / "audio.wav", 6.0, seed=6)
+    device = start.device(server, name, source)
+    device.wait_for_results(8)
+
+    server.put_table(two, name)
+    device.wait_for_cut("two")
+    other_cuts = replace(one, bundle_cuts=cuts_digest(["waveform", "elsewhere"]))
+    server.put_table(other_cuts, name)
+    unmeasured = replace(one, state=(replace(one.state[0], name="battery"),))
+    server.put_table(unmeasured, name)
+    put_record(server, name, SignedTable(table=one.to_json().decode()))
+    forged = minisign.sign(one.to_json(), minisign.generate_key(), "table:rpi4")
+    put_record(server, name, SignedTable(table=one.to_json().decode(), signature=forged))
+    put_record(server, name, b"{")
+
+    report = device.finish()
+    cuts = [r["cut"] for r in device.results()]
+    swapped = cuts.index("two")
+    assert set(cuts[:swapped]) == {"one"}
+    assert set(cuts[swapped:]) == {"two"}
+    assert report["table_swaps"] == 1
+    assert report["errors"] == {"TableError": 2, "SignatureError": 2, "FormatError": 1}
+    assert report["windows_captured"] == report["windows_acked"] == len(harness.windows_of(source))
+
+
+def test_a_table_for_one_device_wins_over_the_targets_and_is_kept_for_the_next_start(
+    start, quiet_server, tmp_path, toy_bundle
+):
+    server, name = quiet_server, "pi-own"
+    server.put_table(harness.always(toy_bundle, "rpi4", "one"))
+    source = harness.write_wav(tmp_path / "audio.wav", 3.0, seed=7)
+    server.put_table(harness.always(toy_bundle, "rpi4", "two"), name)
+    device = start.device(server, name, source)
+    device.wait_for_results(4)
+    server.put_table(harness.always(toy_bundle, "rpi4", "log_mel"))
+
+    device.finish()
+    assert {r["cut"] for r in device.results()} == {"two"}
+
+    # Away from every server: the bundle and the table of the last run.
+    alone = start.device("nats://127.0.0.1:9", name, source, "--no-realtime", "--drain-s", "0")
+    report = alone.finish()
+    assert {r["cut"] for r in alone.results()} == {"two"}
+    assert report["windows_spooled"] == report["windows_captured"]
+    assert report["windows_lost"] == 0
+
+
+def test_no_table_and_no_probe_goes_below_the_privacy_floor(start, quiet_server, tmp_path, toy_bundle):
+    server, name = quiet_server, "pi-private"
+    source = harness.write_wav(tmp_path / "audio.wav", 20.0, seed=8)
+    shipped = 0
+    for wanted, probes_expected in (("two", True), ("waveform", False)):
+        server.put_table(harness.always(toy_bundle, "rpi4", wanted, probe_rate=0.2), name)
+        report = start.device(server, name, source, "--min-cut", "one", "--no-realtime").finish()
+        assert report["windows_acked"] == report["windows_captured"] == len(harness.windows_of(source))
+        assert (report["probes"] > 0) == probes_expected
+        shipped += report["windows_acked"]
+
+    cuts = [wire.decode_frame(frame)[0].cut for frame in frames_of(server, name)]
+    assert len(cuts) == shipped
+    assert set(cuts) == {harness.CUTS.index("one"), harness.CUTS.index("two")}
+
+
+def test_bad_releases_are_refused_and_reported_and_good_ones_taken(start, quiet_server, tmp_path):
+    server, name = quiet_server, "pi-updates"
+    second, third = (next_generation(server, tmp_path / str(number), number) for number in (2, 3))
+    forged = next_generation(server, tmp_path / "forged", 4, minisign.generate_key())
+    source = harness.write_wav(tmp_path / "audio.wav", 4.0, seed=9)
+    device = start.device(server, name, source, "--target", "m2", "--loop")
+    device.wait_for_results(8)
+
+    async def play(hub):
+        """Each release and what the device says to it."""
+        events = asyncio.Queue()
+
+        async def on_event(message):
+            await events.put(msgspec.json.decode(message.data))
+
+        async def answer_to(bundle, rollback=False):
+            await hub.release(bundle, "m2", rollback)
+            return await asyncio.wait_for(events.get(), 15.0)
+
+        await hub.client.subscribe(subjects.events(name), cb=on_event)
+
+        for bundle in (second, third, forged):
+            await hub.publish_bundle(bundle)
+        asset, intact = changed_asset(second)
+        store = await hub.stream.object_store(subjects.BUNDLES)
+        await store.put(asset, intact[:99] + bytes([intact[99] ^ 1]) + intact[100:])
+        flipped_byte = await answer_to(second)
+        await store.put(asset, intact)
+        return {
+            "flipped byte": flipped_byte,
+            "mended": await answer_to(second),
+            "wrong key": await answer_to(forged),
+            "newer": await answer_to(third),
+            "older": await answer_to(second),
+            "rollback": await answer_to(second, rollback=True),
+        }
+
+    said = server.ask(play)
+    device.wait_for_results(len(device.results()) + 4)
+    device.process.signal(signal.SIGTERM)
+    report, results = device.finish(), device.results()
+
+    assert said["mended"] == {"event": "generation", "device": name, "generation": 2}
+    assert said["newer"]["generation"] == 3
+    assert said["rollback"]["generation"] == 2
+    for wrong, reason in (("flipped byte", "digest"), ("wrong key", "key"), ("older", "older")):
+        assert said[wrong]["event"] == "update_failed"
+        assert reason in said[wrong]["reason"]
+    assert sum(report["errors"].values()) == 3
+    assert [report["generation_start"], report["generation_end"]] == [1, 2]
+    assert report["windows_lost"] == 0
+    assert [r["window"] for r in results] == list(range(report["windows_captured"]))
+    assert results[-1]["generation"] == 2
+
+
+def test_a_device_that_cannot_take_the_newest_release_starts_with_its_last_one(start, quiet_server, tmp_path):
+    server, name = quiet_server, "pi-restarts"
+    source = harness.write_wav(tmp_path / "audio.wav", 2.0, seed=10)
+    first = start.device(server, name, source, "--target", "m2")
+    before = first.finish()["generation_end"]
+    forged = next_generation(server, tmp_path / "forged", 9, minisign.generate_key())
+
+    async def release(hub):
+        bucket = await hub.stream.key_value(subjects.RELEASES)
+        good = (await bucket.get("m2")).value
+        await hub.publish_bundle(forged)
+        await hub.release(forged, "m2")
+        return good
+
+    good = server.ask(release)
+    try:
+        report = start.device(server, name, source, "--target", "m2").finish()
+    finally:
+        server.ask(lambda hub: put(hub, subjects.RELEASES, "m2", good))
+    assert report["generation_end"] == before
+    assert report["errors"]["SignatureError"] >= 1
+    assert report["windows_captured"] == report["windows_acked"]
+
+
+def test_garbage_on_a_devices_subject_disturbs_nobody(start, quiet_server, tmp_path, toy_bundle, toy_model):
+    server, name = quiet_server, "pi-victim"
+    server.put_table(harness.always(toy_bundle, "rpi4", "one"), name)
+    source = harness.write_wav(tmp_path / "audio.wav", 5.0, seed=11)
+    before = garbage(server)
+    device = start.device(server, name, source)
+    device.wait_for_results(4)
+    (real, *_) = frames_of(server, name)
+    neighbour = "pi-neighbour"
+
+    async def flood(hub):
+        sent = [
+            (subjects.frames(name), b"", {}),
+            (subjects.frames(name), b"garbage", {}),
+            (subjects.frames(name), bytes(range(256)) * 64, {"Nats-Msg-Id": f"{name}.boot1.0"}),
+            (subjects.frames(name), real[:-3], {"Nats-Msg-Id": f"{name}.boot2.0"}),
+            (subjects.frames(name), real, {"Nats-Msg-Id": f"{name}.boot3.7"}),
+            (subjects.frames(name), real, {"Nats-Msg-Id": f"{name}..0"}),
+            (subjects.frames(name), real, {"Nats-Msg-Id": "not an id"}),
+            (subjects.frames(name), b"poison", {"Status": "408"}),
+            (subjects.frames(neighbour), real, {"Nats-Msg-Id": f"{name}.boot4.0"}),
+            (f"act.0.some.{name}", real, {"Nats-Msg-Id": f"{name}.boot5.0"}),
+        ]
+        for subject, data, headers in sent:
+            await hub.stream.publish(subject, data, headers=headers or None)
+        return len(sent)
+
+    sent = server.ask(flood)
+    report = device.finish()
+
+    windows = harness.windows_of(source)
+    assert report["windows_captured"] == report["windows_acked"] == len(windows)
+    assert harness.cosines(device.results(), windows, toy_model).min() > 0.99
+    assert {r["finished"] for r in device.results()} == {"server"}
+    harness.until(lambda: garbage(server) == before + sent, 10.0, "garbage counted")
+    counted = server.status()["windows"]
+    assert counted[name] == len(windows)
+    assert neighbour not in counted
+    assert server.ask(unacknowledged) == 0, "garbage comes back"
+
+
+def next_generation(server, path, number, key=None):
+    """The server's first generation with other weights in one block, signed with its key unless another is given."""
+    base = open_bundle(server.state / "generations" / "00001")
+    tensors = {tensor: value.numpy() for tensor, value in server.model(1).state_dict().items()}
+    tensors["two.0.weight"] = tensors["two.0.weight"] * (1 + number / 100)
+    windows = harness.windows_of(harness.write_wav(path.with_suffix(".wav"), 2.0, seed=12))
+    return recompile(base, tensors, path, generation=number, windows=windows, reference=None, key=key or server.key)
+
+
+def changed_asset(bundle):
+    """Object name and bytes of the block that `next_generation` changes."""
+    reference = bundle.manifest.variant("block-02", "onnx-fp32").file
+    return subjects.asset_object(reference), bundle.read(reference)
+
+
+def put_record(server, device, record):
+    data = record if isinstance(record, bytes) else encode(record)
+    server.ask(lambda hub: put(hub, subjects.TABLES, subjects.table_key("rpi4", device), data))
+
+
+async def put(hub, bucket, key, data):
+    await (await hub.stream.key_value(bucket)).put(key, data)
+
+
+def frames_of(server, device):
+    """Every frame of a device that the broker has stored, in order."""
+
+    async def read(hub):
+        state = (await hub.stream.stream_info(subjects.STREAM)).state
+        stored = [await hub.stream.get_msg(subjects.STREAM, seq) for seq in range(state.first_seq, state.last_seq + 1)]
+        return [message.data for message in stored if message.subject == subjects.frames(device)]
+
+    return server.ask(read)
+
+
+def garbage(server):
+    return server.status()["counters"].get("garbage", 0)
+
+
+async def unacknowledged(hub):
+    infos = [await hub.stream.consumer_info(subjects.STREAM, f"server-{p}") for p in range(subjects.PARTITIONS)]
+    return sum(info.num_ack_pending + info.num_pending for info in infos)

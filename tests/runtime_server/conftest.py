@@ -1,0 +1,110 @@
+"""A real broker, and what turns sounds into frames."""
+
+import asyncio
+import socket
+
+import pytest
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def broker(tmp_path, free_port):
+    """A running nats-server with JetStream; `broker.url` says where."""
+    from runtime_server.broker import Broker
+
+    running = Broker(tmp_path / "broker", port=free_port)
+    asyncio.run(running.start())
+    yield running
+    asyncio.run(running.stop())
+
+
+@pytest.fixture
+def play(broker):
+    """`play(work)` runs `await work(hub)` on a hub that has made the streams and buckets."""
+    from runtime_server.hub import Hub
+
+    def run(work, timeout_s=30.0):
+        async def connected():
+            hub = Hub(broker.url, "test")
+            await hub.connect(create=True)
+            try:
+                return await asyncio.wait_for(work(hub), timeout_s)
+            finally:
+                await hub.close()
+
+        return asyncio.run(connected())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sounds(small_bundle):
+    """(64, samples) float32: windows for the small bundle."""
+    import numpy as np
+
+    from streamsplit_compile.soundscape import soundscape
+
+    info = small_bundle.manifest.info.front_end
+    count, window, hop = 64, info.window_samples, info.hop_samples
+    audio = soundscape((window + count * hop) / info.sample_rate, info.sample_rate, seed=3)
+    return np.stack([audio[i * hop : i * hop + window] for i in range(count)])
+
+
+@pytest.fixture
+def generations(tiny_encoder, small_bundle):
+    """One generation of the small bundle."""
+    from runtime_server.generations import Generations
+
+    known = Generations(tiny_encoder.graph)
+    known.add(small_bundle, tiny_encoder.tensors)
+    return known
+
+
+@pytest.fixture(scope="session")
+def numbered(small_bundle):
+    """`numbered(n)`: the small bundle as if it were generation n."""
+    from msgspec.structs import replace
+
+    from runtime_edge.bundle import Bundle
+
+    def renumber(number):
+        info = replace(small_bundle.manifest.info, generation=number)
+        metadata = replace(small_bundle.manifest.additional_metadata, ssc=info)
+        manifest = replace(small_bundle.manifest, additional_metadata=metadata)
+        return Bundle(small_bundle.path, manifest, small_bundle.digest, None)
+
+    return renumber
+
+
+@pytest.fixture(scope="session")
+def activation(small_bundle):
+    """`activation(sound, cut)`: what a device has of a window (samples,) at a cut."""
+    from runtime_edge.prefix import Prefix
+
+    prefix = Prefix(small_bundle)
+
+    def run(sound, cut):
+        prefix.start(sound)
+        return prefix.advance(cut).copy()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def frame_of(small_bundle, activation):
+    """`frame_of(sound, window, cut)`: a frame as a device sends it."""
+    from runtime_edge.codec import CutCodec
+    from runtime_edge.wire import encode_frame
+
+    def encode(sound, window, cut, encoding="float32", generation=1):
+        codec = CutCodec(small_bundle.manifest.info.cuts[cut], encoding)
+        payload, compressed = codec.encode(activation(sound, cut))
+        return encode_frame(window, 0, generation, cut, encoding, compressed, 0.5, payload)
+
+    return encode

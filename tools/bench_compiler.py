@@ -1,0 +1,180 @@
+"""Measure the compiler: chained blocks against one session, cold and incremental compiles, patches, the cost model.
+
+    python -m tools.bench_compiler [--quick]
+
+Everything is a ratio or a median within one run; absolute times are of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from runtime_edge.bundle import Bundle, open_bundle
+from runtime_edge.patch import make_patch
+from runtime_edge.prefix import Prefix
+from runtime_edge.profile import measure_profile
+from streamsplit_compile.calibrate import calibration_windows
+from streamsplit_compile.compiler import CompileOptions, compile_encoder, recompile
+from streamsplit_compile.encoders import load_encoder, new_encoder, read_tensors, save_checkpoint
+from streamsplit_compile.importers import import_efficientat
+from streamsplit_compile.targets import load_target
+from tools.benchmarks import Section, publish
+
+ENCODERS = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
+WEIGHTS = "SSC_TEST_WEIGHTS"
+"""Directory that may hold EfficientAT's checkpoint; with it `mn` is measured too."""
+
+
+def measure(work: Path, quick: bool) -> Section:
+    """Run every measurement below `work`; returns the section for docs/benchmarks."""
+    rounds = 30 if quick else 200
+    encoders = [*ENCODERS, *_import_mn(work)]
+    ratios = {name: _chain_ratio(work, name, rounds) for name in encoders}
+    resnet = work / "resnet18"
+    section = Section("compiler", "The compiler", "python -m tools.bench_compiler")
+    section.add("chain_ratio_onnx", max(ratios.values()), "at most 1.05", "chained blocks / one session, worst encoder")
+    for name, ratio in ratios.items():
+        section.detail(f"chained blocks / one session, {name}", f"{ratio:.3f}")
+    section.add(
+        "cold_compile_s", _cold_compile(resnet), "at most 30", "ssc compile resnet18, two targets, ONNX, 2 cores"
+    )
+    everything, one = _recompiles(resnet, rounds // 10)
+    section.add("recompile_all_s", everything, "at most 1.0", "new weights in every block of resnet18")
+    section.add("recompile_one_s", one, "at most 0.2", "new weights in one block of resnet18")
+    section.add("affine_patch_share", _affine_patch_share(resnet), "at most 0.01", "patches for changed norms / bundle")
+    correlation, blocks = _rank_correlation(work, encoders, rounds)
+    section.add(
+        "profile_rank_correlation", correlation, "at least 0.9", f"predicted and measured time of {blocks} blocks"
+    )
+    return section
+
+
+def _import_mn(work: Path) -> list[str]:
+    """The pretrained `mn` where its weights are at hand."""
+    found = sorted(Path(os.environ.get(WEIGHTS, "/nonexistent")).glob("mn*_as_*.pt"))
+    if not found:
+        print(f"{WEIGHTS} names no EfficientAT checkpoint: mn is left out", file=sys.stderr)
+        return []
+    (work / "mn").mkdir()
+    import_efficientat(found[0], work / "mn" / "encoder.pt", {})
+    return ["mn"]
+
+
+def _checkpoint(directory: Path, name: str) -> Path:
+    path = directory / "encoder.pt"
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        module, config = new_encoder(name)
+        save_checkpoint(name, config, module, path)
+    return path
+
+
+def _bundle(directory: Path, name: str, cuts: str, keep_norms: bool = False) -> Bundle:
+    out = directory / f"bundle-{cuts}{'-norms' if keep_norms else ''}"
+    if not out.exists():
+        options = CompileOptions([load_target("x86-64")], cuts, calibration_windows=4, keep_norms=keep_norms)
+        compile_encoder(load_encoder(_checkpoint(directory, name)), options, out)
+    return open_bundle(out)
+
+
+def _chain_ratio(work: Path, name: str, rounds: int) -> float:
+    """Time of the blocks in a chain over that of the same encoder as one session, one thread, interleaved medians."""
+    chain = Prefix(_bundle(work / name, name, "auto"))
+    whole = Prefix(_bundle(work / name, name, "1"))
+    window = np.random.default_rng(0).normal(0, 0.1, chain.buffers[0].shape[1]).astype(np.float32)
+    return _interleaved(lambda: chain.embed(window), lambda: whole.embed(window), rounds)
+
+
+def _interleaved(first: Callable[[], object], second: Callable[[], object], rounds: int) -> float:
+    """Median of the ratios of neighbouring runs, the order alternating."""
+    ratios = []
+    for index in range(-5, rounds):
+        pair = (first, second) if index % 2 else (second, first)
+        times = {}
+        for call in pair:
+            started = time.perf_counter()
+            call()
+            times[call] = time.perf_counter() - started
+        if index >= 0:
+            ratios.append(times[first] / times[second])
+    return statistics.median(ratios)
+
+
+def _cold_compile(directory: Path) -> float:
+    encoder = _checkpoint(directory, "resnet18")
+    command = "from streamsplit_compile.cli import main; main()"
+    arguments = ["compile", str(encoder), "--targets", "rpi4,m2", "-o", str(directory / "cold"), "--json"]
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", command, *arguments], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def _recompiles(directory: Path, rounds: int) -> tuple[float, float]:
+    """Median seconds of a recompile of every block and of the last block alone, without the parity check."""
+    base = _bundle(directory, "resnet18", "auto")
+    tensors = read_tensors(_checkpoint(directory, "resnet18"))
+    everything = {n: v + np.float32(1e-3) * v if v.dtype == np.float32 else v for n, v in tensors.items()}
+    one = {**tensors, "projection.weight": tensors["projection.weight"] * np.float32(1.01)}
+    windows, _ = calibration_windows(None, 16_000, 16_000, 8_000, 16, 0)
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(max(rounds, 5)):
+        for found, weights in zip(times, (everything, one), strict=True):
+            started = time.perf_counter()
+            recompile(base, weights, directory / "again", generation=2, windows=windows, reference=None)
+            found.append(time.perf_counter() - started)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _affine_patch_share(directory: Path) -> float:
+    """Bytes of the patches for changed affine parameters over the bytes of the bundle's device files."""
+    base = _bundle(directory, "resnet18", "auto", keep_norms=True)
+    tensors = read_tensors(_checkpoint(directory, "resnet18"))
+    rng = np.random.default_rng(0)
+    for name in tensors:
+        if ".bn" in name and name.endswith(("weight", "bias")):
+            tensors[name] = (tensors[name] + rng.normal(0, 0.01, tensors[name].shape)).astype(np.float32)
+    windows, _ = calibration_windows(None, 16_000, 16_000, 8_000, 4, 0)
+    new = recompile(base, tensors, directory / "norms", generation=2, windows=windows, reference=None)
+    patched = whole = 0
+    for block in base.manifest.info.blocks:
+        old_bytes, new_bytes = base.block_bytes(block, "onnx-fp32"), new.block_bytes(block, "onnx-fp32")
+        whole += len(new_bytes)
+        patched += 0 if old_bytes == new_bytes else len(make_patch(old_bytes, new_bytes))
+    return patched / whole
+
+
+def _rank_correlation(work: Path, encoders: Sequence[str], rounds: int) -> tuple[float, int]:
+    """Spearman's rank correlation of predicted and measured block times over all encoders, cut into 12 blocks each."""
+    predicted: list[float] = []
+    measured: list[float] = []
+    for name in encoders:
+        bundle = _bundle(work / name, name, "12")
+        predicted += bundle.manifest.info.targets["x86-64"].block_ms
+        measured += measure_profile(bundle, "x86-64", runs=rounds).block_ms
+    return float(spearmanr(predicted, measured).statistic), len(predicted)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="ssc-bench-") as work:
+        section = measure(Path(work), options.quick)
+    return publish(section)
+
+
+if __name__ == "__main__":
+    main()

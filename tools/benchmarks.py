@@ -1,0 +1,104 @@
+"""docs/benchmarks.json and docs/benchmarks.md: every number with its goal, its command and its machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+_PACKAGES = ("torch", "onnxruntime", "onnx", "numpy")
+
+
+@dataclass
+class Section:
+    """One tool's numbers."""
+
+    key: str
+    title: str
+    command: str
+    numbers: dict[str, float] = field(default_factory=dict)
+    rows: list[tuple[str, str, str, str]] = field(default_factory=list)
+
+    def add(self, name: str, value: float, goal: str, what: str) -> None:
+        """A number that programs compare."""
+        self.numbers[name] = round(value, 5)
+        self.rows.append((f"`{self.key}.{name}`", f"{value:.4g}", f"{goal}, {_verdict(value, goal)}", what))
+
+    def detail(self, what: str, value: str) -> None:
+        """A number for people only."""
+        self.rows.append(("", value, "", what))
+
+
+def publish(section: Section) -> dict[str, Any]:
+    """Put a section in the place of its former self in both files; returns the JSON's contents."""
+    path = _DOCS / "benchmarks.json"
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    content[section.key] = section.numbers
+    content.setdefault("machine", {})[section.key] = machine()
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    _publish_page(section)
+    for name, value, goal, what in section.rows:
+        print(f"{name.strip('`'):44} {value:>10}  {what}  {f'({goal})' if goal else ''}")
+    return content
+
+
+def machine() -> dict[str, str]:
+    """Where the numbers were measured."""
+    return {
+        "date": date.today().isoformat(),
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+    }
+
+
+def _publish_page(section: Section) -> None:
+    path = _DOCS / "benchmarks.md"
+    start, end = f"<!-- {section.key} -->", f"<!-- end {section.key} -->"
+    where = ", ".join(f"{key} {value}" for key, value in machine().items())
+    lines = [
+        start,
+        f"## {section.title}",
+        "",
+        f"`{section.command}`",
+        "",
+        "| number | value | goal | what |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {' | '.join(row)} |" for row in section.rows]
+    block = "\n".join([*lines, "", f"Measured on: {where}.", end])
+    page = path.read_text() if path.exists() else _HEAD
+    pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.S)
+    page = pattern.sub(lambda _: block, page) if pattern.search(page) else f"{page.rstrip()}\n\n{block}\n"
+    path.write_text(page)
+
+
+_HEAD = """# Benchmarks
+
+Made by `make bench`; the same numbers are in [benchmarks.json](benchmarks.json). Ratios compare alternatives within one
+run, interleaved; seconds and milliseconds are of the machine named below each table.
+"""
+
+
+def _verdict(value: float, goal: str) -> str:
+    kind, bound = re.fullmatch(r"(at most|at least) ([\d.]+)", goal).groups()  # type: ignore[union-attr]
+    met = value <= float(bound) if kind == "at most" else value >= float(bound)
+    return "met" if met else "**missed**"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"model name\s*:\s*(.+)", info.read_text())
+        if found:
+            return found.group(1)
+    return platform.processor() or platform.machine()
