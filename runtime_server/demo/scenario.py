@@ -9,7 +9,6 @@ from pathlib import Path
 import soundfile
 
 from runtime_edge.audio.files import audio_files
-from runtime_edge.errors import SourceError
 from runtime_server.demo.shaper import Phase
 from streamsplit_compile.soundscape import soundscape
 
@@ -56,8 +55,6 @@ def share_audio(
             soundfile.write(source / "soundscape.wav", audio, SAMPLE_RATE, subtype="PCM_16")
         return "a synthesised soundscape (no recordings were given)", sources
     found = audio_files(directory)
-    if not found:
-        raise SourceError(f"{directory}: no .wav, .flac or .ogg below it; choose another --audio")
     for index, path in enumerate(found):
         for offset, source in enumerate(sources.values()):
             if len(found) < len(sources) or index % len(sources) == offset:

@@ -58,6 +58,8 @@ class Shaper:
         for relay in list(self._relays):
             relay.cancel()
         await asyncio.gather(*self._relays, return_exceptions=True)
+        if self._server is not None:
+            await self._server.wait_closed()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -75,12 +77,12 @@ class Shaper:
                 for way in ways:
                     way.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
-                up_writer.close()
+                await _close(up_writer)
         except OSError:
             # The broker is away: the device sees its connection close, as on a real link.
             return
         finally:
-            writer.close()
+            await _close(writer)
             self._relays.discard(task)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, paced: bool) -> None:
@@ -94,6 +96,8 @@ class Shaper:
                     free_at += len(chunk) * 8 / (self.uplink_mbps() * 1e6)
                     await asyncio.sleep(max(0.0, free_at - time.monotonic()))
                 await queue.put((free_at + self._delay_s, chunk))
+            await queue.put((0.0, b""))
+            await sender
         finally:
             sender.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError):
@@ -101,8 +105,17 @@ class Shaper:
 
 
 async def _send(queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+    """Write chunks when they are due, until the empty one that marks the end."""
     while True:
         due, chunk = await queue.get()
+        if not chunk:
+            return
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         writer.write(chunk)
         await writer.drain()
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
