@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 _UP_CHUNK_BYTES, _DOWN_CHUNK_BYTES = 2048, 1 << 16
 _QUEUE_CHUNKS = 32
+_CLOSE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Shaper:
         await asyncio.gather(*self._relays, return_exceptions=True)
         if self._server is not None:
             await self._server.wait_closed()
+        # One turn of the loop in which aborted connections are torn down.
+        await asyncio.sleep(0)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -67,16 +70,9 @@ class Shaper:
         self._relays.add(task)
         try:
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._broker_port)
-            ways = [
-                asyncio.create_task(self._relay(reader, up_writer, paced=True)),
-                asyncio.create_task(self._relay(up_reader, writer, paced=False)),
-            ]
             try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                await self._relay_both(reader, writer, up_reader, up_writer)
             finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
                 await _close(up_writer)
         except OSError:
             # The broker is away: the device sees its connection close, as on a real link.
@@ -84,6 +80,25 @@ class Shaper:
         finally:
             await _close(writer)
             self._relays.discard(task)
+
+    async def _relay_both(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        up_reader: asyncio.StreamReader,
+        up_writer: asyncio.StreamWriter,
+    ) -> None:
+        """Until one side closes."""
+        ways = [
+            asyncio.create_task(self._relay(reader, up_writer, paced=True)),
+            asyncio.create_task(self._relay(up_reader, writer, paced=False)),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, paced: bool) -> None:
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUE_CHUNKS)
@@ -116,6 +131,12 @@ async def _send(queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.Strea
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:
+    """Close once what was written has left; at once when that takes too long or nobody waits any more."""
     writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
+    try:
+        await asyncio.wait_for(writer.wait_closed(), _CLOSE_S)
+    except (OSError, asyncio.TimeoutError):
+        writer.transport.abort()
+    except asyncio.CancelledError:
+        writer.transport.abort()
+        raise
