@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
 import threading
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -48,8 +46,9 @@ class Capture:
     async def windows(self, stopping: asyncio.Event) -> AsyncGenerator[Captured, None]:
         """Every window until the source ends or `stopping` is set. Raises the source's SourceError."""
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Captured | Exception | None] = asyncio.Queue(_QUEUE_WINDOWS)
-        thread = threading.Thread(target=self._read, args=(loop, queue), name="capture", daemon=True)
+        queue: asyncio.Queue[Captured | Exception | None] = asyncio.Queue()
+        free = threading.Semaphore(_QUEUE_WINDOWS)
+        thread = threading.Thread(target=self._read, args=(loop, queue, free), name="capture", daemon=True)
         thread.start()
         stopped = asyncio.create_task(stopping.wait())
         try:
@@ -60,6 +59,7 @@ class Capture:
                     item.cancel()
                     break
                 window = item.result()
+                free.release()
                 if isinstance(window, Exception):
                     raise window
                 if window is None:
@@ -69,15 +69,17 @@ class Capture:
             stopped.cancel()
             self._ended.set()
 
-    def _read(self, loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Captured | Exception | None]) -> None:
+    def _read(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        queue: asyncio.Queue[Captured | Exception | None],
+        free: threading.Semaphore,
+    ) -> None:
         def hand_over(item: Captured | Exception | None) -> None:
-            future = asyncio.run_coroutine_threadsafe(queue.put(item), loop)
             while not self._ended.is_set():
-                # Until Python 3.11 this was not the built-in TimeoutError.
-                with contextlib.suppress(concurrent.futures.TimeoutError):
-                    future.result(0.2)
+                if free.acquire(timeout=0.2):
+                    loop.call_soon_threadsafe(queue.put_nowait, item)
                     return
-            future.cancel()
 
         try:
             for window in self._windower.windows(self._blocks):
@@ -90,3 +92,5 @@ class Capture:
             # device has ended meanwhile its loop is closed, and nobody is waiting any more.
             if not self._ended.is_set():
                 hand_over(exc)
+        finally:
+            self._blocks.close()

@@ -42,6 +42,7 @@ def edge() -> None:
 @click.option("--device", help="This device's name on the broker [default: the host name].")
 @click.option("--state", type=_Path(), default=Path("ssc-edge"), show_default=True, help="State directory.")
 @click.option("--pub", type=_Path(), help="Public key to trust [default: the server's, pinned at first contact].")
+@click.option("--variant", default="onnx-fp32", show_default=True, help="Compiled files to run, such as tflite-int8.")
 @click.option("--encoding", type=click.Choice(["int8", "float16", "float32"]), default="int8", show_default=True)
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64), help="Inference threads.")
 @click.option("--deadline-ms", default=1000, show_default=True, type=click.IntRange(10), help="Wait for a reply.")

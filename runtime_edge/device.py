@@ -24,7 +24,7 @@ from runtime_edge.capture import Capture, Captured
 from runtime_edge.config import DeviceConfig
 from runtime_edge.delivery import Delivery
 from runtime_edge.engine import Embedding, Engine, Step
-from runtime_edge.errors import FrameError, LinkError, SpoolError, SscError
+from runtime_edge.errors import FrameError, SpoolError, SscError
 from runtime_edge.link import Link
 from runtime_edge.memory import GaussianMemory
 from runtime_edge.monitor import BandwidthEstimator, CpuMonitor, health
@@ -33,13 +33,14 @@ from runtime_edge.splitter import Decision, Splitter
 from runtime_edge.spool import Spool
 from runtime_edge.swap import Swap, make_splitter
 from runtime_edge.table import LOCAL
-from runtime_edge.tasks import cancel_all
+from runtime_edge.tasks import cancel_all, finish_unless
 from runtime_edge.underway import Underway
+from runtime_edge.updates import has_bundle
 from runtime_edge.wire import Reply
 
 _LOG = logging.getLogger(__name__)
 _PRESENCE_PERIOD_S = 5.0
-_RECONNECT_S = 1.0
+_BRIEFLY_S, _FIRST_S = 1.0, 5.0
 _T = TypeVar("_T")
 
 
@@ -77,7 +78,7 @@ class Device:
             swap = await self._start(background)
             await self._process_source(swap)
             if self._delivery is not None:
-                await self._unless_stopped(self._delivery.drain(self.config.drain_s))
+                await finish_unless(self._stopping, self._delivery.drain(self.config.drain_s))
             return await self._report()
         finally:
             await cancel_all(background)
@@ -89,8 +90,11 @@ class Device:
         config.state.mkdir(parents=True, exist_ok=True)
         if config.broker is not None:
             self._link = Link(config.broker, config.device, self.boot, self._late_reply)
-            background.append(asyncio.create_task(self._connect(self._link)))
-            await asyncio.wait(background, timeout=5.0)
+            background.append(asyncio.create_task(self._link.connect_at_last()))
+            # With something to run there is no need to wait: what is newer takes over later.
+            await asyncio.wait(
+                background, timeout=_BRIEFLY_S if config.bundle or has_bundle(config.state) else _FIRST_S
+            )
         swap = Swap(config, self._link, self._compute, self.accounting)
         self._engine, table = await swap.first()
         self._splitter = make_splitter(self._engine.bundle, table, config)
@@ -105,16 +109,6 @@ class Device:
             background.append(asyncio.create_task(self._send_presence(self._link)))
             await swap.follow()
         return swap
-
-    async def _connect(self, link: Link) -> None:
-        """Until the first connection stands; a broker that is away at the start is no reason to stop."""
-        while True:
-            try:
-                await link.connect()
-                return
-            except LinkError as exc:
-                _LOG.info("%s", exc)
-                await asyncio.sleep(_RECONNECT_S)
 
     async def _process_source(self, swap: Swap) -> None:
         info = self._engine.bundle.manifest.info.front_end
@@ -279,12 +273,6 @@ class Device:
         self._compute.shutdown()
         for sink in self._sinks:
             sink.close()
-
-    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something that may take long; it ends early when the device is told to stop."""
-        tasks = [asyncio.create_task(work), asyncio.create_task(self._stopping.wait())]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        await cancel_all(tasks)
 
     def _message_id(self, window: Captured) -> str:
         return subjects.message_id(self.config.device, self.boot, window.index)

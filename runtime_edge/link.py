@@ -30,10 +30,12 @@ _LOG = logging.getLogger(__name__)
 FRAME_OVERHEAD_BYTES = 160
 """Subject, headers and protocol text that go with a frame, for the bandwidth estimate."""
 
+_RECONNECT_S = 1.0
 _FETCH_PATIENCE_S = 30.0
 _SLOWEST_BYTES_PER_S = 4000
 _LONGEST_PAUSE_S = 30.0
-_BROKER_ERRORS = (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError)
+BROKER_ERRORS = (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError)
+"""What the library raises when the broker is away, slow or refuses."""
 _DAMAGED = (
     nats.js.errors.BadObjectMetaError,
     nats.js.errors.DigestMismatchError,
@@ -96,11 +98,23 @@ class Link:
                 ),
                 timeout_s,
             )
-        except _BROKER_ERRORS as exc:
-            raise LinkError(f"broker {self.url}: cannot connect ({_reason(exc)}); is it running?") from None
+        except BROKER_ERRORS as exc:
+            await disconnect(self._client)
+            raise LinkError(f"broker {self.url}: cannot connect ({reason(exc)}); is it running?") from None
         inbox = self._client.new_inbox()
         await self._client.subscribe(f"{inbox}.*", cb=self._on_reply)
         self._inbox = inbox
+        self._restart_watchers()
+
+    async def connect_at_last(self) -> None:
+        """Until the first connection stands; a broker that is away at the start is no reason to stop."""
+        while True:
+            try:
+                await self.connect()
+                return
+            except LinkError as exc:
+                _LOG.info("%s", exc)
+                await asyncio.sleep(_RECONNECT_S)
 
     async def deliver(self, message_id: str, window: int | None, frame: bytes, timeout_s: float = 10.0) -> float:
         """Publish one frame and wait until the broker has stored it; returns the seconds it took.
@@ -120,8 +134,8 @@ class Link:
                 stream=subjects.STREAM,
                 headers=headers,
             )
-        except _BROKER_ERRORS as exc:
-            raise LinkError(f"broker {self.url}: frame {message_id} not acknowledged ({_reason(exc)})") from None
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: frame {message_id} not acknowledged ({reason(exc)})") from None
         return time.monotonic() - started
 
     def expect(self, window: int) -> asyncio.Future[Reply]:
@@ -152,8 +166,8 @@ class Link:
             return (await store.get(key)).value
         except (nats.js.errors.KeyNotFoundError, nats.js.errors.BucketNotFoundError):
             return None
-        except _BROKER_ERRORS as exc:
-            raise LinkError(f"broker {self.url}: {bucket}/{key} cannot be read ({_reason(exc)})") from None
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: {bucket}/{key} cannot be read ({reason(exc)})") from None
 
     async def fetch(self, name: str, limit_bytes: int) -> bytes:
         """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""
@@ -167,21 +181,20 @@ class Link:
             result = await asyncio.wait_for(store.get(name), patience_s)
         except _DAMAGED as exc:
             raise FormatError(f"object {name}: damaged in the broker's store ({type(exc).__name__})") from None
-        except _BROKER_ERRORS as exc:
-            raise LinkError(f"broker {self.url}: object {name} cannot be fetched ({_reason(exc)})") from None
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: object {name} cannot be fetched ({reason(exc)})") from None
         return bytes(result.data or b"")
 
     async def put_presence(self, data: bytes) -> None:
         """Store this device's report, best effort."""
-        with contextlib.suppress(*_BROKER_ERRORS):
+        with contextlib.suppress(*BROKER_ERRORS):
             bucket = await self._client.jetstream().key_value(subjects.PRESENCE)
             await bucket.put(self.device, data)
 
     async def close(self) -> None:
         """Disconnect and stop watching."""
         await cancel_all(self._watchers)
-        with contextlib.suppress(nats.errors.Error, OSError, asyncio.TimeoutError):
-            await self._client.close()
+        await disconnect(self._client)
 
     async def _on_reply(self, message: Msg) -> None:
         try:
@@ -215,10 +228,10 @@ class Link:
                         pause_s = 1.0
                 finally:
                     # Otherwise the library keeps its consumer alive, and this task may be a former connection's.
-                    with contextlib.suppress(*_BROKER_ERRORS):
+                    with contextlib.suppress(*BROKER_ERRORS):
                         await watcher.stop()  # type: ignore[no-untyped-call]
-            except (*_BROKER_ERRORS, SscError) as exc:
-                _LOG.info("watching %s/%s: %s", bucket, key, _reason(exc))
+            except (*BROKER_ERRORS, SscError) as exc:
+                _LOG.info("watching %s/%s: %s", bucket, key, reason(exc))
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -233,5 +246,13 @@ async def _news(watcher: KeyValue.KeyWatcher) -> AsyncIterator[bytes]:
                 yield entry.value
 
 
-def _reason(exc: Exception) -> str:
+async def disconnect(client: Client) -> None:
+    """Close a connection in whatever state it is; one that was never begun cannot be closed."""
+    if client.is_connected or client.is_connecting or client.is_reconnecting:
+        with contextlib.suppress(*BROKER_ERRORS):
+            await client.close()
+
+
+def reason(exc: Exception) -> str:
+    """What to say of an error of the library; some have no text."""
     return str(exc) or type(exc).__name__

@@ -61,14 +61,20 @@ class Variant(_Strict, frozen=True, kw_only=True):
     executor_info: ExecutorInfo
 
 
+class KeptGraph(_Strict, frozen=True, kw_only=True):
+    """A block's graph without its weights, into which new ones are written without tracing."""
+
+    file: AssetRef
+    bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
+
+
 class BlockInfo(_Strict, frozen=True, kw_only=True):
     """What is the same for all variants of a block."""
 
     parameters: Digest | None = None
     """Digest over the names and values of the parameters in this block; None when it has none."""
-    graph: AssetRef | None = None
-    """The kept graph: parameters are inputs, so new weights are written in without tracing."""
-    graph_bytes: Count = 0
+    graphs: dict[Literal["onnx", "tflite"], KeptGraph] = {}
+    """The kept graph of each format; none when the block has no parameters. Devices do not fetch them."""
     macs: Count = 0
 
 
@@ -161,17 +167,28 @@ class Calibration(_Strict, frozen=True, kw_only=True):
     seed: Count
 
 
-class SelfTest(_Strict, frozen=True, kw_only=True):
-    """A device runs the chirp of `runtime_edge.selftest` and compares with this float32 embedding."""
+class Expected(_Strict, frozen=True, kw_only=True):
+    """The float32 embedding a variant should give, and how far off it may be."""
 
     embedding: bytes
     tolerance: float
 
 
+class SelfTest(_Strict, frozen=True, kw_only=True):
+    """A device runs the chirp of `runtime_edge.selftest` and compares with this float32 embedding."""
+
+    embedding: bytes
+    tolerance: float
+    variants: dict[Name, Expected] = {}
+    """For variants of another precision, whose embedding is another one."""
+
+
 class Parity(_Strict, frozen=True, kw_only=True):
-    """Largest absolute error of (device prefix, float32 wire, server suffix) against the whole encoder, by cut."""
+    """(device prefix, float32 wire, server suffix) against the whole encoder, by cut."""
 
     max_abs_error: list[float]
+    cosine_median: list[float] = []
+    cosine_worst: list[float] = []
     windows: Count
 
 
@@ -227,9 +244,8 @@ class Manifest(_Strict, frozen=True, kw_only=True, omit_defaults=False):
         for component in self.components.values():
             for variant in component.variants.values():
                 found[variant.executor_info.ssc.file] = variant.executor_info.ssc.bytes
-            block = component.additional_metadata.ssc
-            if block.graph is not None:
-                found[block.graph] = block.graph_bytes
+            for graph in component.additional_metadata.ssc.graphs.values():
+                found[graph.file] = graph.bytes
         return found
 
     def cut_named(self, name: str) -> Cut:
@@ -298,6 +314,11 @@ def _check_consistent(manifest: Manifest, source: str) -> None:
     if len(info.server_block_ms) != len(info.blocks):
         raise BundleError(f"{source}: server_block_ms needs one number for each block")
     _array(info.self_test.embedding, "<f4", info.encoder.embedding_dim, "self_test.embedding")
+    for name, expected in info.self_test.variants.items():
+        _array(expected.embedding, "<f4", info.encoder.embedding_dim, f"self_test.variants.{name}.embedding")
+    for name, parity in info.parity.items():
+        if len(parity.max_abs_error) != len(info.cuts):
+            raise BundleError(f"{source}: parity.{name}.max_abs_error needs one number for each cut")
     for name, cost in info.targets.items():
         for field in ("block_ms", "block_mj", "block_peak_bytes"):
             if len(getattr(cost, field)) != len(info.blocks):

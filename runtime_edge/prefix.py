@@ -65,12 +65,13 @@ class Prefix:
     def self_test(self) -> float:
         """Embed the probe chirp and compare with the bundle; returns the largest error. Raises SelfTestError."""
         info = self.bundle.manifest.info
-        expected = np.frombuffer(info.self_test.embedding, "<f4")
+        test = info.self_test.variants.get(self.variant, info.self_test)
+        expected = np.frombuffer(test.embedding, "<f4")
         found = self.embed(probe_waveform(info.front_end.window_samples, info.front_end.sample_rate))
         error = float(np.max(np.abs(found - expected)))
-        if not error <= info.self_test.tolerance:
+        if not error <= test.tolerance:
             raise SelfTestError(
-                f"{self.bundle.path}: self-test embedding is off by {error:.2e}, allowed {info.self_test.tolerance:.0e}"
+                f"{self.bundle.path}: self-test embedding is off by {error:.2e}, allowed {test.tolerance:.0e}"
             )
         return error
 

@@ -175,7 +175,8 @@ class Swap:
             store_table(self._config.state, record)
             return table
         target = self._config.target
-        if not (bundle.path / bundle.manifest.info.targets[target].table).exists():
+        known = bundle.manifest.info.targets.get(target)
+        if known is not None and not (bundle.path / known.table).exists():
             raise TableError(f"--target {target}: no splitter table for the cuts of {bundle.path}; push one")
         table = bundle.table(target)
         make_splitter(bundle, table, self._config)

@@ -1,20 +1,22 @@
-"""Ending asyncio tasks."""
+"""Waiting and ending without losing a cancellation."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
 
 _LOG = logging.getLogger(__name__)
-_AGAIN_S = 0.1
+_AGAIN_S = 1.0
+_Item = TypeVar("_Item")
 
 
 async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
     """Cancel tasks and wait until every one has ended, however it ends.
 
-    Asked again and again: before Python 3.12 `asyncio.wait_for` loses a cancellation that meets a result.
+    Asked again and again: before Python 3.12 `asyncio.wait_for`, which the broker's library waits with, loses a
+    cancellation that meets a result.
     """
     tasks = set(tasks)
     while pending := {task for task in tasks if not task.done()}:
@@ -24,3 +26,22 @@ async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
     for task in tasks:
         if not task.cancelled() and (failure := task.exception()) is not None:
             _LOG.warning("%s had failed: %r", task, failure)
+
+
+async def finish_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do something that may take long; it ends early when the event is set."""
+    tasks = [asyncio.create_task(work), asyncio.create_task(stopping.wait())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    await cancel_all(tasks)
+
+
+async def next_within(queue: asyncio.Queue[_Item], timeout_s: float) -> _Item | None:
+    """The next item, or None when there is none within `timeout_s`; a cancellation is never lost."""
+    if not queue.empty():
+        return queue.get_nowait()
+    getter = asyncio.ensure_future(queue.get())
+    try:
+        await asyncio.wait({getter}, timeout=timeout_s)
+        return getter.result() if getter.done() else None
+    finally:
+        getter.cancel()

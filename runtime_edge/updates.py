@@ -126,6 +126,11 @@ def _intact(bundle: Bundle, variant: str) -> Bundle:
     return bundle
 
 
+def has_bundle(state: Path) -> bool:
+    """Whether a bundle has run from this state directory."""
+    return (state / "current").exists()
+
+
 def stored_table(state: Path) -> bytes | None:
     """The last table record this device used, as it came from the server."""
     path = state / "table.json"

@@ -6,12 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 
-import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from runtime_edge import subjects
+from runtime_edge.tasks import next_within
 
 _BATCH = 64
 _EXPIRES_S = 30.0
@@ -42,8 +42,8 @@ class PullConsumer:
                 max_ack_pending=1024,
             ),
         )
-        inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(inbox)
+        inbox, arrived = self._client.new_inbox(), asyncio.Queue[Msg]()
+        subscription = await self._client.subscribe(inbox, cb=arrived.put)
         request = json.dumps(
             {"batch": _BATCH, "expires": int(_EXPIRES_S * 1e9), "idle_heartbeat": int(_HEARTBEAT_S * 1e9)}
         ).encode()
@@ -53,9 +53,8 @@ class PullConsumer:
                 outstanding = _BATCH
                 await self._client.publish(subject, request, inbox)
                 while outstanding:
-                    try:
-                        message = await subscription.next_msg(_SILENCE_S)
-                    except (nats.errors.TimeoutError, asyncio.TimeoutError):
+                    message = await next_within(arrived, _SILENCE_S)
+                    if message is None:
                         break
                     if message.subject == inbox:  # the broker itself
                         if (message.headers or {}).get("Status") == "100":

@@ -26,6 +26,7 @@ from nats.js.client import JetStreamContext
 from runtime_edge import minisign, releases, subjects
 from runtime_edge.bundle import MANIFEST, SIGNATURE, Bundle
 from runtime_edge.errors import LinkError
+from runtime_edge.link import BROKER_ERRORS, disconnect, reason
 from runtime_edge.releases import Release
 from runtime_edge.table import SplitterTable
 from runtime_edge.wire import MAX_FRAME_BYTES
@@ -35,7 +36,6 @@ _STREAM_AGE_S = 7 * 24 * 3600
 _DUPLICATES_S = 600
 _PRESENCE_TTL_S = 60
 _FLUSH_S = 2.0
-_BROKER_ERRORS = (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError)
 STATUS_SUBJECT = "srv.status"
 
 _Arguments = ParamSpec("_Arguments")
@@ -50,8 +50,8 @@ def _raises_link_error(request: _Request[_Arguments, _Result]) -> _Request[_Argu
     async def wrapped(hub: Hub, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         try:
             return await request(hub, *args, **kwargs)
-        except _BROKER_ERRORS as exc:
-            raise LinkError(f"broker {hub.url}: {_reason(exc)}") from None
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {hub.url}: {reason(exc)}") from None
 
     return wrapped
 
@@ -81,17 +81,16 @@ class Hub:
             )
             if create:
                 await self._create()
-        except _BROKER_ERRORS as exc:
-            await self.client.close()
-            raise LinkError(f"broker {self.url}: {_reason(exc)}; is `ssc server run` running?") from None
+        except BROKER_ERRORS as exc:
+            await disconnect(self.client)
+            raise LinkError(f"broker {self.url}: {reason(exc)}; is `ssc server run` running?") from None
 
     async def close(self) -> None:
         """Flush and disconnect."""
-        with contextlib.suppress(*_BROKER_ERRORS):
+        with contextlib.suppress(*BROKER_ERRORS):
             if self.client.is_connected:
                 await asyncio.wait_for(self.client.flush(), _FLUSH_S)
-        with contextlib.suppress(*_BROKER_ERRORS):
-            await self.client.close()
+        await disconnect(self.client)
 
     @_raises_link_error
     async def publish_bundle(self, bundle: Bundle) -> int:
@@ -160,8 +159,8 @@ class Hub:
         """What a running server says of itself. Raises LinkError when none answers."""
         try:
             answer = await self.client.request(STATUS_SUBJECT, b"", timeout=3.0)
-        except _BROKER_ERRORS as exc:
-            raise LinkError(f"broker {self.url}: no server answers ({_reason(exc)})") from None
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: no server answers ({reason(exc)})") from None
         return msgspec.json.decode(answer.data, type=dict[str, object])
 
     async def _create(self) -> None:
@@ -197,7 +196,3 @@ async def _has(store: object, name: str) -> bool:
 async def _put(store: object, name: str, data: bytes) -> int:
     await store.put(name, data)  # type: ignore[attr-defined]
     return len(data)
-
-
-def _reason(exc: Exception) -> str:
-    return str(exc) or type(exc).__name__

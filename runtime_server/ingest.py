@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 from runtime_edge import subjects
 from runtime_edge.errors import FrameError, SscError
 from runtime_edge.memory import GaussianMemory
-from runtime_edge.tasks import cancel_all
+from runtime_edge.tasks import cancel_all, next_within
 from runtime_edge.wire import SCHEMA_VERSION, FrameHeader, Reply, decode_frame, encode_reply
 from runtime_server.buffer import Window
 from runtime_server.consumer import PullConsumer
@@ -85,10 +85,10 @@ class Ingest:
         batch = [await self._queue.get()]
         deadline = time.monotonic() + _LINGER_S
         while len(batch) < _MAX_BATCH:
-            try:
-                batch.append(await asyncio.wait_for(self._queue.get(), max(0.0, deadline - time.monotonic())))
-            except asyncio.TimeoutError:
+            item = await next_within(self._queue, max(0.0, deadline - time.monotonic()))
+            if item is None:
                 break
+            batch.append(item)
         return batch
 
     async def _serve(self, batch: list[tuple[Msg, float]]) -> None:

@@ -37,6 +37,8 @@ from streamsplit_compile.encoders import Encoder, weights_digest
 _LOG = logging.getLogger(__name__)
 _LEDGER_PERIOD_S = 5.0
 _RETRY_S = 2.0
+_STATUS_STEPS = 1000
+"""Training steps a status tells of: more would not fit a message of every broker."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """What the server would say of itself now."""
-        history = list(self.trainer.history) if self.trainer else []
+        history = list(self.trainer.history)[-_STATUS_STEPS:] if self.trainer else []
         return {
             "encoder": self.encoder.id,
             "generation": self.generations.newest.number,

@@ -64,7 +64,8 @@ class ServerState:
 
     def generations(self, newest: int) -> list[tuple[Bundle, Tensors]]:
         """The last `newest` generations that are complete on disk, oldest first. Raises FormatError."""
-        numbers = sorted(int(path.name) for path in (self.root / "generations").glob("[0-9]*"))
+        names = (path.name for path in (self.root / "generations").iterdir())
+        numbers = sorted(int(name) for name in names if name.isdecimal())
         complete = [number for number in numbers if self._weights(number).exists()]
         return [(open_bundle(self.bundle_path(n)), self.load_weights(n)) for n in complete[-newest:]]
 

@@ -25,6 +25,7 @@ from streamsplit_compile.segment import run_segments
 HELD_OUT_EVERY = 8
 """One window index in so many never trains: it judges releases."""
 _MIN_HELD_OUT = 4
+_MIN_NORM = 1e-5
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,17 @@ class Trainer:
     def held_out_losses(self, models: Sequence[CutModel]) -> list[float] | None:
         """Loss of each model's weights on the held-out windows, without gradients; None while there are too few.
 
-        The models are judged on the same batch, views, directions and mixture.
+        The models are judged on the same batch, views and directions, and without virtual negatives: the mixture was
+        learnt from earlier weights, so that whatever leads away from them, a collapse for instance, would look good.
         """
         groups = self._held_out.sample_batch(np.random.default_rng(self.config.seed), 2 * self.config.batch)
         if sum(len(group) for group in groups) < _MIN_HELD_OUT:
             return None
-        mixture, losses = self._mixture(), []
+        losses = []
         for model in models:
             generator = torch.Generator().manual_seed(self.config.seed)
             with torch.no_grad():
-                loss, _ = self._objective(groups, model.segments, HybridLoss(self.config.loss), mixture, generator)
+                loss, _ = self._objective(groups, model.segments, HybridLoss(self.config.loss), None, generator)
             losses.append(float(loss))
         return losses
 
@@ -133,7 +135,7 @@ class Trainer:
         groups: Sequence[Group],
         segments: Sequence[fx.GraphModule],
         loss: HybridLoss,
-        mixture: GaussianMemory,
+        mixture: GaussianMemory | None,
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
         anchors, positives = [], []
@@ -153,7 +155,7 @@ class Trainer:
         return loss(
             z,
             positives=torch.cat(positives),
-            negatives=self._virtual_negatives(z, mixture, generator),
+            negatives=None if mixture is None else self._virtual_negatives(z, mixture, generator),
             ignore=near,
             windows=windows,
             chains=chains,
@@ -165,12 +167,16 @@ class Trainer:
             return copy.deepcopy(self._memory)
 
     def _virtual_negatives(self, anchors: Tensor, mixture: GaussianMemory, generator: torch.Generator) -> Tensor | None:
-        """(n, m, d) samples of the mixture for each anchor (METHOD section 4); None while it is cold."""
-        if self.config.virtual_negatives == 0 or mixture.cold:
+        """(n, m, d) samples of the mixture for each anchor (METHOD section 4).
+
+        None while it is cold, and when an anchor has no direction: then the loss says what is wrong.
+        """
+        z = anchors.detach()
+        directed = bool((z.norm(dim=1) > _MIN_NORM).all())
+        if self.config.virtual_negatives == 0 or mixture.cold or not directed:
             return None
         rng = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=generator)))
-        drawn = mixture.sample_negatives(anchors.detach().numpy(), self.config.virtual_negatives, rng)
-        return torch.from_numpy(drawn)
+        return torch.from_numpy(mixture.sample_negatives(z.numpy(), self.config.virtual_negatives, rng))
 
     @torch.no_grad()
     def _average(self) -> None:

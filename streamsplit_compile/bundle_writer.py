@@ -21,12 +21,18 @@ from runtime_edge.manifest import Manifest
 def staging_directory(out: Path) -> Iterator[Path]:
     """A temporary directory beside `out` that takes its place when the block ends without an error.
 
-    An older bundle at `out` is replaced; anything else there is refused with UsageError.
+    An older bundle at `out` is replaced; anything else there is refused with UsageError, as is a place that cannot
+    be written.
     """
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not a bundle; choose another -o")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UsageError(f"{out}: a bundle cannot take the place of the directory you are in; choose another -o")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as exc:
+        raise UsageError(f"{out}: cannot be written ({exc.strerror}); choose another -o") from None
     try:
         staging.chmod(0o755)
         yield staging

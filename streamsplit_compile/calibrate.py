@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from runtime_edge.audio import Windower, open_source
 from runtime_edge.codec import CutCodec, channel_axis, int8_scale
-from runtime_edge.errors import UsageError
+from runtime_edge.errors import CheckFailed, UsageError
 from runtime_edge.manifest import Calibration, Cut, Int8Scale
 from runtime_edge.prefix import Prefix
 from streamsplit_compile.soundscape import soundscape
@@ -53,7 +53,12 @@ def collect_activations(prefix: Prefix, windows: npt.NDArray[np.float32]) -> lis
 
 
 def calibrate_cut(cut: Cut, activations: Array) -> Cut:
-    """The cut with int8 scales from the range of `activations` (windows, *shape) and its bytes by encoding."""
+    """The cut with int8 scales from the range of `activations` (windows, *shape) and its bytes by encoding.
+
+    Raises CheckFailed when an activation is NaN or infinite.
+    """
+    if not np.isfinite(activations).all():
+        raise CheckFailed(f"cut {cut.name}: the encoder gives NaN or infinite values there; look at its weights")
     if cut.index > 0:
         cut = msgspec.structs.replace(cut, int8=_int8_scale(cut.shape, activations))
     return msgspec.structs.replace(cut, bytes={name: wire_bytes(cut, name, activations) for name in encodings(cut)})
@@ -72,6 +77,22 @@ def wire_bytes(cut: Cut, encoding: str, activations: Array) -> int:
 
 def _int8_scale(shape: tuple[int, ...], activations: Array) -> Int8Scale:
     axis = channel_axis(shape)
-    others = tuple(i for i in range(activations.ndim) if i != axis + 1)
-    scale, zero = int8_scale(activations.min(axis=others), activations.max(axis=others))
+    if len(shape) == 3 and len(activations) > 1:
+        # (N, C, T) or (N, T, D): the axis whose ranges, learnt from every other window, fit the windows between best.
+        axis = min((1, 2), key=lambda candidate: _misfit(activations[::2], activations[1::2], candidate))
+    scale, zero = _ranges(activations, axis)
     return Int8Scale(axis=axis, scale=scale.tobytes(), zero_point=zero.tobytes())
+
+
+def _ranges(activations: Array, axis: int) -> tuple[Array, Array]:
+    others = tuple(i for i in range(activations.ndim) if i != axis + 1)
+    return int8_scale(activations.min(axis=others), activations.max(axis=others))
+
+
+def _misfit(seen: Array, unseen: Array, axis: int) -> float:
+    """Mean squared error of unseen activations quantised with the ranges of seen ones."""
+    along = [1] * unseen.ndim
+    along[axis + 1] = -1
+    scale, zero = (values.astype(np.float32).reshape(along) for values in _ranges(seen, axis))
+    quantised = np.clip(np.rint(unseen / scale + zero), -128, 127)
+    return float(np.mean(((quantised - zero) * scale - unseen) ** 2))

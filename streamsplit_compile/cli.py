@@ -83,9 +83,21 @@ def main(arguments: list[str] | None = None) -> Any:
     except click.exceptions.NoArgsIsHelpError as exc:
         print(exc.format_message())
         sys.exit(0)
+    except click.UsageError as exc:
+        command = exc.ctx.command_path if exc.ctx else "ssc"
+        print(f"ssc: {_one_line(exc.format_message())} (see `{command} --help`)", file=sys.stderr)
+        sys.exit(2)
     except click.ClickException as exc:
-        exc.show()
+        print(f"ssc: {_one_line(exc.format_message())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as exc:
+        where = f"{exc.filename}: " if exc.filename else ""
+        print(f"ssc: {where}{exc.strerror or exc}", file=sys.stderr)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         print("ssc: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -14,6 +15,7 @@ from runtime_edge.errors import UsageError
 from streamsplit_compile.calibrate import calibration_windows
 from streamsplit_compile.compiler import CompileOptions, compile_encoder, recompile, report_path
 from streamsplit_compile.encoders import list_encoders, load_encoder, new_encoder, read_tensors, save_checkpoint
+from streamsplit_compile.formats import FORMATS, PRECISIONS
 from streamsplit_compile.importers import IMPORTERS
 from streamsplit_compile.measure import Reference
 from streamsplit_compile.options import (
@@ -26,6 +28,7 @@ from streamsplit_compile.options import (
     print_table,
     read_key,
 )
+from streamsplit_compile.parity import shortfalls
 from streamsplit_compile.segment import split
 from streamsplit_compile.selection import cuts_of
 from streamsplit_compile.summary import bundle_summary, print_cuts
@@ -95,6 +98,13 @@ def import_(kind: str, file: Path, out: Path, config_json: str, as_json: bool) -
 @click.option("--targets", default="rpi4,m2", show_default=True, help="Target names or TOML files, comma-separated.")
 @click.option("-o", "--out", type=PathParam(), required=True, help="Bundle directory to write.")
 @click.option("--cuts", default="auto", show_default=True, help="auto, all, a number of blocks, or names.")
+@click.option("--formats", default="onnx", show_default=True, help="onnx, tflite, or both, comma-separated.")
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    help="fp32, fp16, int8, auto (int8 where it does no harm), comma-separated; fp32 is always there.",
+)
 @click.option("--calibrate", type=PathParam(), help="Directory of recordings to measure int8 ranges and parity on.")
 @click.option("--windows", default=16, show_default=True, type=click.IntRange(1, 4096), help="Calibration windows.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random.")
@@ -112,6 +122,8 @@ def compile_(
     targets: str,
     out: Path,
     cuts: str,
+    formats: str,
+    precision: str,
     calibrate: Path | None,
     windows: int,
     seed: int,
@@ -137,6 +149,8 @@ def compile_(
     options = CompileOptions(
         targets=parse_targets(targets),
         cuts=cuts,
+        formats=_choices(formats, FORMATS, "--formats"),
+        precisions=_choices(precision, PRECISIONS, "--precision"),
         calibrate=calibrate,
         calibration_windows=windows,
         seed=seed,
@@ -153,6 +167,8 @@ def compile_(
     else:
         print_cuts(bundle)
         click.echo(f"Pictures: {report_path(out)}")
+    for line in shortfalls(bundle.manifest):
+        click.echo(f"warning: {line}", err=True)
 
 
 def _recompile(
@@ -192,6 +208,18 @@ def _recompile(
         reference=reference,
         key=key,
     )
+
+
+_Choice = TypeVar("_Choice", bound=str)
+
+
+def _choices(text: str, known: Sequence[_Choice], option: str) -> list[_Choice]:
+    """Comma-separated names out of those known, without repetitions. Raises UsageError."""
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    wrong = [name for name in names if name not in known]
+    if wrong or not names:
+        raise UsageError(f"{option} {text}: expected some of {', '.join(known)}")
+    return [choice for name in names for choice in known if choice == name]
 
 
 def _parse_config(text: str) -> dict[str, Any]:

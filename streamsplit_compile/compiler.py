@@ -24,26 +24,23 @@ from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import BundleError
 from runtime_edge.files import write_atomic
 from runtime_edge.manifest import (
-    BlockInfo,
-    BlockMetadata,
     BundleInfo,
     Calibration,
     Component,
     Cut,
     EncoderInfo,
-    ExecutorInfo,
     FrontEndInfo,
     Manifest,
     Metadata,
     SelfTest,
-    Variant,
-    VariantInfo,
 )
-from streamsplit_compile import onnx_lowering, pricing
-from streamsplit_compile.bundle_writer import link_asset, staging_directory, write_asset, write_manifest, write_table
+from streamsplit_compile import pricing
+from streamsplit_compile.blocks import lower_blocks, reweight_block
+from streamsplit_compile.bundle_writer import staging_directory, write_manifest, write_table
 from streamsplit_compile.calibrate import DEFAULT_WINDOWS, calibration_windows
-from streamsplit_compile.cost import BlockWork, count_work
+from streamsplit_compile.cost import count_work
 from streamsplit_compile.encoders import Encoder, weights_digest
+from streamsplit_compile.formats import Format, Precision, variant_name
 from streamsplit_compile.graph import Candidate
 from streamsplit_compile.measure import Reference, measure
 from streamsplit_compile.report import render_report
@@ -54,8 +51,6 @@ from streamsplit_compile.targets import Target
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
 Tensors = Mapping[str, npt.NDArray[Any]]
-
-VARIANT = "onnx-fp32"
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -74,8 +69,17 @@ class CompileOptions:
     generation: int = 1
     hop_share: float = 0.5
     """Hop between windows as a share of the window (METHOD section 1)."""
+    formats: Sequence[Format] = ("onnx",)
+    precisions: Sequence[Precision] = ("fp32",)
+    """Beside fp32, which is always there: the others are made from it and held against it."""
     keep_norms: bool = False
     key: minisign.SecretKey | None = field(default=None, repr=False)
+
+    @property
+    def variants(self) -> list[str]:
+        """Names of the variants, the float32 one of the first format first."""
+        precisions: list[Precision] = ["fp32", *(p for p in self.precisions if p != "fp32")]
+        return [variant_name(name, precision) for precision in precisions for name in self.formats]
 
 
 def compile_encoder(encoder: Encoder, options: CompileOptions, out: Path, progress: Progress = _silent) -> Bundle:
@@ -98,12 +102,22 @@ def compile_encoder(encoder: Encoder, options: CompileOptions, out: Path, progre
     )
     work = [count_work(segment) for segment in segments]
     with staging_directory(out) as staging:
-        components = _lower(staging, encoder, segments, cuts, work, options.keep_norms, progress)
+        components = lower_blocks(
+            staging,
+            segments,
+            cuts,
+            work,
+            encoder.tensors,
+            _onnx_metadata(encoder.id, encoder.sample_rate, encoder.window_samples, encoder.front_end),
+            options.formats,
+            options.keep_norms,
+            progress,
+        )
         info = _draft(encoder, options, list(components), cuts, calibration, hop)
         manifest = _manifest(info, components)
-        manifest = measure(staging, manifest, VARIANT, windows, Reference(segments), progress)
+        manifest = measure(staging, manifest, options.variants, windows, Reference(segments), progress)
         progress("training splitter tables", 0, len(options.targets))
-        manifest, tables = pricing.price(manifest, VARIANT, work, options.targets, options.seed, progress)
+        manifest, tables = pricing.price(manifest, options.variants[0], work, options.targets, options.seed, progress)
         for path, table in tables.items():
             write_table(staging, path, table.to_json(), options.key)
         write_manifest(staging, manifest, options.key)
@@ -138,16 +152,29 @@ def recompile(
     if generation <= info.generation:
         raise BundleError(f"generation {generation} does not follow {info.generation} of {base.path}")
     with staging_directory(out) as staging:
-        components = {name: _reweight(staging, base, name, tensors) for name in base.manifest.info.blocks}
+        metadata = _onnx_metadata(
+            info.encoder.id, info.front_end.sample_rate, info.front_end.window_samples, info.front_end.details
+        )
+        components = {
+            name: reweight_block(staging, base, name, tensors, metadata, _source(reference, base, index))
+            for index, name in enumerate(info.blocks)
+        }
         encoder = msgspec.structs.replace(info.encoder, weights=weights_digest(tensors))
         draft = msgspec.structs.replace(info, encoder=encoder, generation=generation)
         changed = [index for index, name in enumerate(components) if components[name] != base.manifest.components[name]]
+        wanted = bundle_variants(base.manifest)
         first_changed = min(changed, default=len(components))
-        manifest = measure(staging, _manifest(draft, components), VARIANT, windows, reference, _silent, first_changed)
+        manifest = measure(staging, _manifest(draft, components), wanted, windows, reference, _silent, first_changed)
         for target, cost in info.targets.items():
             write_table(staging, cost.table, base.table(target).to_json(), key)
         write_manifest(staging, manifest, key)
     return open_bundle(out)
+
+
+def bundle_variants(manifest: Manifest) -> list[str]:
+    """Names of a bundle's variants, float32 ones first."""
+    names = manifest.components[manifest.info.blocks[0]].variants
+    return sorted(names, key=lambda name: (not name.endswith("fp32"), name))
 
 
 def changed_blocks(old: Manifest, new: Manifest) -> list[str]:
@@ -168,74 +195,6 @@ def choose_cuts(encoder: Encoder, spec: str) -> list[Candidate]:
     sizes[0] *= 2
     encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
     return select_cuts(candidates, spec, np.cumsum([0, *macs]).tolist(), sizes, worthwhile_blocks(encoder_ms))
-
-
-def _lower(
-    root: Path,
-    encoder: Encoder,
-    segments: Sequence[fx.GraphModule],
-    cuts: Sequence[Candidate],
-    work: Sequence[BlockWork],
-    keep_norms: bool,
-    progress: Progress,
-) -> dict[str, Component]:
-    tensors = encoder.tensors
-    metadata = _onnx_metadata(encoder.id, encoder.sample_rate, encoder.window_samples, encoder.front_end)
-    components = {}
-    for index, (segment, cut) in enumerate(zip(segments, cuts, strict=False)):
-        progress("lowering blocks", index, len(segments))
-        kept = onnx_lowering.keep_graph(segment, cut.shape, tensors.keys())
-        data = onnx_lowering.write_weights(kept, tensors, metadata, keep_norms)
-        weights = _parameters_digest(kept, tensors)
-        block = BlockInfo(macs=work[index].macs)
-        if weights is not None:
-            graph = write_asset(root, "graph.onnx", kept)
-            block = BlockInfo(macs=work[index].macs, parameters=weights, graph=graph, graph_bytes=len(kept))
-        components[f"block-{index:02d}"] = _component(root, block, data)
-    return components
-
-
-def _reweight(root: Path, base: Bundle, name: str, tensors: Tensors) -> Component:
-    """One block of the base bundle with new weights; the same files when its weights are the same."""
-    component = base.manifest.components[name]
-    block = component.additional_metadata.ssc
-    kept = None if block.graph is None else base.read(block.graph)
-    try:
-        weights = None if kept is None else _parameters_digest(kept, tensors)
-    except KeyError as exc:
-        raise BundleError(f"{base.path}: {name} needs tensor {exc}; are these weights of this encoder?") from None
-    if block.graph is not None:
-        link_asset(base, root, block.graph)
-    if kept is None or weights == block.parameters:
-        for variant in component.variants.values():
-            link_asset(base, root, variant.executor_info.ssc.file)
-        return component
-    front_end = base.manifest.info.front_end
-    metadata = _onnx_metadata(
-        base.manifest.info.encoder.id, front_end.sample_rate, front_end.window_samples, front_end.details
-    )
-    data = onnx_lowering.write_weights(kept, tensors, metadata, base.manifest.info.keep_norms)
-    return _component(root, msgspec.structs.replace(block, parameters=weights), data)
-
-
-def _component(root: Path, block: BlockInfo, data: bytes) -> Component:
-    variant = VariantInfo(
-        format="onnx",
-        precision="fp32",
-        file=write_asset(root, "model.onnx", data),
-        bytes=len(data),
-        input=onnx_lowering.INPUT,
-        output=onnx_lowering.OUTPUT,
-    )
-    return Component(
-        variants={VARIANT: Variant(executor_info=ExecutorInfo(ssc=variant))},
-        additional_metadata=BlockMetadata(ssc=block),
-    )
-
-
-def _parameters_digest(kept: bytes, tensors: Tensors) -> str | None:
-    names = onnx_lowering.parameter_names(kept)
-    return weights_digest({name: tensors[name] for name in names}) if names else None
 
 
 def _draft(
@@ -282,6 +241,11 @@ def _manifest(info: BundleInfo, components: dict[str, Component]) -> Manifest:
         components=components,
         additional_metadata=Metadata(ssc=info),
     )
+
+
+def _source(reference: Reference | None, base: Bundle, block: int) -> tuple[fx.GraphModule, tuple[int, ...]] | None:
+    """The traced segment of a block, where the encoder is at hand."""
+    return None if reference is None else (reference.segments[block], base.manifest.info.cuts[block].shape)
 
 
 def _onnx_metadata(

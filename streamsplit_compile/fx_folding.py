@@ -1,4 +1,10 @@
-"""Exact folding on a segment's ATen graph: batch norms into the convolution before, or into one scale and shift."""
+"""Exact folding on a segment's ATen graph, so that a converter has no arithmetic on weights left to do.
+
+    fold(segment)     the same function: batch norms are in the convolution before them, the affine part of a layer
+                      norm in the linear layers behind it, a hard sigmoid's offset in the bias before it
+
+Everything added depends on parameters alone (`weight_program` takes it out) and is worked out in float64.
+"""
 
 from __future__ import annotations
 
@@ -9,81 +15,143 @@ from torch import fx
 
 aten = torch.ops.aten
 
-_CONVOLUTIONS = {
+_CONVOLUTIONS = (
     aten.conv1d.default,
     aten.conv1d.padding,
     aten.conv2d.default,
     aten.conv2d.padding,
     aten.conv3d.default,
     aten.conv3d.padding,
-}
+)
+_LINEAR = (aten.linear.default,)
 
 
-def fold_batch_norms(segment: fx.GraphModule) -> fx.GraphModule:
-    """A copy of the segment without batch norms in eval mode; it shares the segment's tensors.
-
-    Y = scale * (conv(x) - mean) / sqrt(var + eps) + bias is written into the convolution's weight and bias, or,
-    where no convolution stands before, becomes a product and a sum. Folding is done in float64 and adds only nodes
-    that depend on parameters alone.
-    """
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    # Parameters first: what is folded may stand behind what it is folded into.
-    for node in sorted(segment.graph.nodes, key=lambda node: node.op != "get_attr"):
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    for node in list(graph.nodes):
-        if node.target is aten.batch_norm.default and node.args[5] is False and _known(node.args[1:5]):
-            _fold(graph, node)
-    graph.eliminate_dead_code()
-    graph.lint()
-    folded = fx.GraphModule(segment, graph)
-    folded.meta.update(segment.meta)
-    return folded
+def fold(segment: fx.GraphModule) -> fx.GraphModule:
+    """A folded copy of a segment in eval mode; it shares the segment's tensors."""
+    folder = _Folder(segment.graph)
+    for node in list(folder.graph.nodes):
+        if node.target is aten.dropout.default and node.args[2] is False:
+            node.replace_all_uses_with(node.args[0])
+            folder.graph.erase_node(node)
+        elif node.target is aten.batch_norm.default and node.args[5] is False:
+            folder.batch_norm(node)
+        elif node.target is aten.hardsigmoid.default:
+            folder.hard_sigmoid(node)
+    for node in list(folder.graph.nodes):
+        if node.target is aten.layer_norm.default:
+            folder.layer_norm(node)
+    folder.graph.eliminate_dead_code()
+    folder.graph.lint()
+    return fx.GraphModule(segment, folder.graph)
 
 
-def _fold(graph: fx.Graph, norm: fx.Node) -> None:
-    before, scale, bias, mean, variance = norm.args[:5]
-    assert isinstance(before, fx.Node)
-    conv = before if before.target in _CONVOLUTIONS and len(before.users) == 1 and _known(before.args[1:3]) else None
-    with graph.inserting_before(before if conv is not None else norm):
-        factor = _call(graph, aten.rsqrt.default, _call(graph, aten.add.Scalar, _double(graph, variance), norm.args[7]))
-        shift = _call(graph, aten.neg.default, _double(graph, mean))
-        if scale is not None:
-            factor = _call(graph, aten.mul.Tensor, factor, scale)
-        if conv is not None and len(conv.args) > 2 and conv.args[2] is not None:
-            shift = _call(graph, aten.add.Tensor, shift, conv.args[2])
-        shift = _call(graph, aten.mul.Tensor, shift, factor)
-        if bias is not None:
-            shift = _call(graph, aten.add.Tensor, shift, bias)
-        if conv is not None:
-            weight = _call(graph, aten.mul.Tensor, conv.args[1], _per_channel(graph, factor, conv.args[1], 0))
-            conv.args = (conv.args[0], _single(graph, weight), _single(graph, shift), *conv.args[3:])
-            norm.replace_all_uses_with(conv)
-        else:
-            factor, shift = (_per_channel(graph, _single(graph, value), before, 1) for value in (factor, shift))
-            scaled = _call(graph, aten.mul.Tensor, before, factor)
-            norm.replace_all_uses_with(_call(graph, aten.add.Tensor, scaled, shift))
-    graph.erase_node(norm)
+class _Folder:
+    """A copy of a graph and which of its values depend on parameters alone."""
+
+    def __init__(self, source: fx.Graph) -> None:
+        self.graph = fx.Graph()
+        self._fixed: set[fx.Node] = set()
+        copies: dict[fx.Node, fx.Node] = {}
+        # Parameters first: what is folded may stand behind what it is folded into.
+        for node in sorted(source.nodes, key=lambda node: node.op != "get_attr"):
+            copy = copies[node] = self.graph.node_copy(node, copies.__getitem__)
+            inputs = copy.all_input_nodes
+            if node.op == "get_attr" or (node.op == "call_function" and inputs and self._fixed.issuperset(inputs)):
+                self._fixed.add(copy)
+
+    def batch_norm(self, norm: fx.Node) -> None:
+        """Y = scale * (conv(x) - mean) / sqrt(var + eps) + bias; a product and a sum where there is no conv."""
+        before, scale, bias, mean, variance = norm.args[:5]
+        if not self._known(scale, bias, mean, variance):
+            return
+        conv = before if isinstance(before, fx.Node) and self._is_own_layer(before, _CONVOLUTIONS) else None
+        with self.graph.inserting_before(norm if conv is None else conv):
+            factor = self._work_out(aten.add.Scalar, self._double(variance), norm.args[7])
+            factor = self._work_out(aten.rsqrt.default, factor)
+            factor = factor if scale is None else self._work_out(aten.mul.Tensor, factor, scale)
+            shift = self._work_out(aten.neg.default, self._double(mean))
+            if conv is not None and _bias(conv) is not None:
+                shift = self._work_out(aten.add.Tensor, shift, _bias(conv))
+            shift = self._work_out(aten.mul.Tensor, shift, factor)
+            shift = self._single(shift if bias is None else self._work_out(aten.add.Tensor, shift, bias))
+            if conv is not None:
+                weight = self._work_out(aten.mul.Tensor, conv.args[1], self._along(factor, conv.args[1], 0))
+                conv.args = (conv.args[0], self._single(weight), shift, *conv.args[3:])
+                result = conv
+            else:
+                factor = self._along(self._single(factor), before, 1)
+                product = self.graph.call_function(aten.mul.Tensor, (before, factor))
+                result = self.graph.call_function(aten.add.Tensor, (product, self._along(shift, before, 1)))
+        _replace(norm, result)
+
+    def hard_sigmoid(self, node: fx.Node) -> None:
+        """clamp(x + 3, 0, 6) / 6, with the 3 in the bias of the layer before."""
+        before = node.args[0]
+        assert isinstance(before, fx.Node)
+        if not self._is_own_layer(before, _CONVOLUTIONS + _LINEAR) or _bias(before) is None:
+            return
+        with self.graph.inserting_before(before):
+            shift = self._single(self._work_out(aten.add.Scalar, self._double(_bias(before)), 3.0))
+        before.args = (*before.args[:2], shift, *before.args[3:])
+        with self.graph.inserting_before(node):
+            clamped = self.graph.call_function(aten.clamp.default, (before, 0.0, 6.0))
+            _replace(node, self.graph.call_function(aten.mul.Tensor, (clamped, 1 / 6)))
+
+    def layer_norm(self, norm: fx.Node) -> None:
+        """W (scale * n + bias) + b = (W scale) n + (W bias + b) in every linear layer that the norm feeds."""
+        source, shape, scale, bias = (*norm.args, None, None)[:4]
+        layers = [user for user in norm.users if user.target in _LINEAR and user.args[0] is norm]
+        layers = [layer for layer in layers if self._known(*layer.args[1:3])]
+        if not layers or scale is None or not _is_vector(shape) or not self._known(scale, bias):
+            return
+        with self.graph.inserting_before(norm):
+            plain = self.graph.call_function(aten.layer_norm.default, (source, shape, None, None, *norm.args[4:]))
+            affine = self.graph.call_function(aten.mul.Tensor, (plain, scale))
+            affine = affine if bias is None else self.graph.call_function(aten.add.Tensor, (affine, bias))
+        for layer in layers:
+            with self.graph.inserting_before(layer):
+                weight, before = self._double(layer.args[1]), _bias(layer)
+                if bias is not None:
+                    shift = self._work_out(aten.mv.default, weight, self._double(bias))
+                    before = self._single(shift if before is None else self._work_out(aten.add.Tensor, shift, before))
+                layer.args = (plain, self._single(self._work_out(aten.mul.Tensor, weight, scale)), before)
+        _replace(norm, affine)
+
+    def _is_own_layer(self, node: fx.Node, kinds: tuple[Any, ...]) -> bool:
+        """Whether a node is a layer of parameters whose result nobody else reads."""
+        return node.target in kinds and len(node.users) == 1 and self._known(*node.args[1:3])
+
+    def _known(self, *values: Any) -> bool:
+        return all(value is None or value in self._fixed for value in values)
+
+    def _work_out(self, target: Any, *args: Any) -> fx.Node:
+        node = self.graph.call_function(target, args)
+        self._fixed.add(node)
+        return node
+
+    def _along(self, vector: fx.Node, like: Any, axis: int) -> fx.Node:
+        """(C,) broadcast against `like`, whose `axis` holds the channels."""
+        shape = [1] * like.meta["val"].dim()
+        shape[axis] = -1
+        return self._work_out(aten.reshape.default, vector, shape)
+
+    def _double(self, value: Any) -> fx.Node:
+        return self._work_out(aten.to.dtype, value, torch.float64)
+
+    def _single(self, value: fx.Node) -> fx.Node:
+        return self._work_out(aten.to.dtype, value, torch.float32)
 
 
-def _known(values: Any) -> bool:
-    return all(value is None or (isinstance(value, fx.Node) and value.op == "get_attr") for value in values)
+def _is_vector(shape: Any) -> bool:
+    return len(shape) == 1
 
 
-def _per_channel(graph: fx.Graph, vector: fx.Node, like: Any, axis: int) -> fx.Node:
-    """(C,) broadcast against `like`, whose `axis` holds the channels."""
-    shape = [1] * like.meta["val"].dim()
-    shape[axis] = -1
-    return _call(graph, aten.reshape.default, vector, shape)
+def _bias(layer: fx.Node) -> Any:
+    return layer.args[2] if len(layer.args) > 2 else None
 
 
-def _double(graph: fx.Graph, value: Any) -> fx.Node:
-    return _call(graph, aten.to.dtype, value, torch.float64)
-
-
-def _single(graph: fx.Graph, value: fx.Node) -> fx.Node:
-    return _call(graph, aten.to.dtype, value, torch.float32)
-
-
-def _call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
-    return graph.call_function(target, args)
+def _replace(node: fx.Node, result: fx.Node) -> None:
+    """Put a result where a node stood; it follows the same module."""
+    result.meta = {**node.meta, **result.meta}
+    node.replace_all_uses_with(result)
+    node.graph.erase_node(node)

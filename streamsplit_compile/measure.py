@@ -13,14 +13,18 @@ import torch
 from torch import fx
 
 from runtime_edge.bundle import Bundle
-from runtime_edge.manifest import Cut, Manifest, Parity, SelfTest
+from runtime_edge.errors import CheckFailed
+from runtime_edge.manifest import Cut, Expected, Manifest, Parity, SelfTest
 from runtime_edge.prefix import Prefix
 from runtime_edge.selftest import probe_waveform
+from streamsplit_compile.blocks import derive_precisions, keep_in_fp32
 from streamsplit_compile.calibrate import calibrate_cut, collect_activations
-from streamsplit_compile.parity import CutParity, check_parity, measure_cut
+from streamsplit_compile.parity import COSINE_FLOORS, CutParity, block_losses, check_parity, measure_cut
 from streamsplit_compile.segment import run_segments
 
-SELF_TEST_TOLERANCE = 1e-3
+TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.1, "auto": 0.1}
+"""How far a device's self-test may be off: other processors add up in another order, and int8 then rounds apart."""
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -33,53 +37,126 @@ class Reference:
 def measure(
     root: Path,
     manifest: Manifest,
-    variant: str,
+    wanted: Sequence[str],
     windows: npt.NDArray[np.float32],
     reference: Reference | None,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
     first_changed: int = 0,
 ) -> Manifest:
-    """Fill in int8 scales, wire bytes, self-test, and with a reference agreement and parity.
+    """Make the wanted variants that are missing and fill in scales, wire bytes, self-tests, agreement and parity.
 
-    `windows` is (n, samples) float32. Blocks before `first_changed` are those of an earlier compile, so the cuts up to
-    it keep their scales, and so does the embedding: it is of unit norm whatever the weights. Raises CheckFailed when a
-    float32 cut is further than 1e-4 from the encoder.
+    `windows` is (n, samples) float32; `wanted[0]` is a float32 variant, the one the cuts are calibrated on. Blocks
+    before `first_changed` are those of an earlier compile, so the cuts up to it keep their scales, and so does the
+    embedding: it is of unit norm whatever the weights. Without a reference, agreement and parity stay as they are.
+    Raises CheckFailed when a float32 cut is further than 1e-4 from the encoder or values are not finite.
     """
     info = manifest.info
-    prefix = Prefix(Bundle(root, manifest, "", None), variant)
     cuts = info.cuts
     stale = range(first_changed + 1, len(cuts) - 1) if first_changed else range(len(cuts))
-    if stale or reference is not None:
-        activations = collect_activations(prefix, windows)
+    activations = None
+    if stale or reference is not None or any(variant.endswith(("int8", "auto")) for variant in wanted):
+        activations = collect_activations(_prefix(root, manifest, wanted[0]), windows)
         cuts = [calibrate_cut(cut, activations[cut.index]) if cut.index in stale else cut for cut in cuts]
-    probe = prefix.embed(probe_waveform(info.front_end.window_samples, info.front_end.sample_rate))
-    self_test = SelfTest(embedding=probe.astype("<f4").tobytes(), tolerance=SELF_TEST_TOLERANCE)
+    manifest = derive_precisions(root, manifest, wanted, activations, progress)
     parity = info.parity
-    if reference is not None:
+    if reference is not None and activations is not None:
         results = prove(cuts, activations, reference, progress)
         check_parity(results)
         cuts = [
             msgspec.structs.replace(cut, agreement=result.agreement) for cut, result in zip(cuts, results, strict=True)
         ]
-        errors = [result.max_abs_error for result in results]
-        parity = {variant: Parity(max_abs_error=errors, windows=len(windows))}
-    info = msgspec.structs.replace(info, cuts=cuts, self_test=self_test, parity=parity)
+        parity = {wanted[0]: _parity(results, len(windows))}
+        for variant in wanted[1:]:
+            manifest, parity[variant] = _settle(root, manifest, variant, cuts, windows, reference, progress)
+    info = msgspec.structs.replace(info, cuts=cuts, self_test=_self_test(root, manifest, wanted), parity=parity)
     metadata = msgspec.structs.replace(manifest.additional_metadata, ssc=info)
     return msgspec.structs.replace(manifest, additional_metadata=metadata)
+
+
+def _prefix(root: Path, manifest: Manifest, variant: str) -> Prefix:
+    return Prefix(Bundle(root, manifest, "", None), variant)
+
+
+def _self_test(root: Path, manifest: Manifest, wanted: Sequence[str]) -> SelfTest:
+    """What each variant makes of the probe chirp. Raises CheckFailed for values that are not finite."""
+    front_end = manifest.info.front_end
+    probe = probe_waveform(front_end.window_samples, front_end.sample_rate)
+    found: dict[str, Expected] = {}
+    for variant in wanted:
+        embedding = _prefix(root, manifest, variant).embed(probe)
+        if not np.isfinite(embedding).all():
+            raise CheckFailed(f"{variant}: the self-test's embedding is NaN or infinite; look at the encoder's weights")
+        tolerance = TOLERANCES[variant.split("-")[1]]
+        found[variant] = Expected(embedding=embedding.astype("<f4").tobytes(), tolerance=tolerance)
+    first = found.pop(wanted[0])
+    others = {variant: expected for variant, expected in found.items() if not variant.endswith("fp32")}
+    return SelfTest(embedding=first.embedding, tolerance=first.tolerance, variants=others)
+
+
+def _settle(
+    root: Path,
+    manifest: Manifest,
+    variant: str,
+    cuts: Sequence[Cut],
+    windows: npt.NDArray[np.float32],
+    reference: Reference,
+    progress: Progress,
+) -> tuple[Manifest, Parity]:
+    """Parity of a variant; of `auto`, the costliest blocks go back to float32 until the embedding is near enough."""
+    while True:
+        found = _prove_variant(root, manifest, variant, cuts, windows, reference, progress)
+        short = variant.endswith("auto") and min(found.cosine_median) < COSINE_FLOORS["auto"]
+        quantised = [
+            index
+            for index, name in enumerate(manifest.info.blocks)
+            if manifest.variant(name, variant).precision == "int8"
+        ]
+        if not short or not quantised:
+            return manifest, found
+        losses = block_losses(found)
+        worst = max(quantised, key=losses.__getitem__)
+        manifest = keep_in_fp32(manifest, variant, manifest.info.blocks[worst])
+
+
+def _prove_variant(
+    root: Path,
+    manifest: Manifest,
+    variant: str,
+    cuts: Sequence[Cut],
+    windows: npt.NDArray[np.float32],
+    reference: Reference,
+    progress: Progress,
+) -> Parity:
+    """Parity of another variant's prefixes; its blocks are loaded only for this."""
+    activations = collect_activations(_prefix(root, manifest, variant), windows)
+    results = prove(cuts, activations, reference, progress, wire=("float32",))
+    if variant.endswith("fp32"):
+        check_parity(results)
+    return _parity(results, len(windows))
+
+
+def _parity(results: Sequence[CutParity], windows: int) -> Parity:
+    return Parity(
+        max_abs_error=[result.max_abs_error for result in results],
+        cosine_median=[result.agreement["float32"] for result in results],
+        cosine_worst=[result.worst["float32"] for result in results],
+        windows=windows,
+    )
 
 
 def prove(
     cuts: Sequence[Cut],
     activations: Sequence[npt.NDArray[np.float32]],
     reference: Reference,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
+    wire: Sequence[str] | None = None,
 ) -> list[CutParity]:
-    """Parity of every cut; `activations[k]` is (windows, *cuts[k].shape)."""
+    """Parity of every cut over each of its wire encodings, or over those named; activations[k] is (windows, *shape)."""
     waveforms = torch.from_numpy(activations[0][:, 0])
     with torch.inference_mode():
         expected = run_segments(reference.segments, waveforms)
     results = []
     for index, (cut, values) in enumerate(zip(cuts, activations, strict=True)):
         progress("proving cuts", index, len(cuts))
-        results.append(measure_cut(cut, values, reference.segments[index:], expected))
+        results.append(measure_cut(cut, values, reference.segments[index:], expected, wire))
     return results

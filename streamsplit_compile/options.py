@@ -116,7 +116,7 @@ class Steps:
         if self._bar is not None:
             self._bar.update(self._task, description=what, completed=done, total=total)
         elif what != self._last:
-            click.echo(f"{what} ...", err=True)
+            click.echo(f"{what} ...")  # stderr is for the one line that says what went wrong
         self._last = what
 
 

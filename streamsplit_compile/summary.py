@@ -15,7 +15,8 @@ from streamsplit_compile.options import print_table, size
 def bundle_summary(bundle: Bundle) -> dict[str, Any]:
     """What `--json` prints of a bundle."""
     info = bundle.manifest.info
-    parity = next(iter(info.parity.values())).max_abs_error if info.parity else [None] * len(info.cuts)
+    exact = min((name for name in info.parity if name.endswith("fp32")), default=None)
+    parity = [None] * len(info.cuts) if exact is None else info.parity[exact].max_abs_error
     macs = list(accumulate([0, *(_macs(bundle, block) for block in info.blocks)]))
     return {
         "bundle": str(bundle.path),
@@ -23,6 +24,15 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
         "generation": info.generation,
         "signed": (bundle.path / "manifest.json.minisig").exists(),
         "bytes": sum(bundle.manifest.assets().values()),
+        "variants": sorted(next(iter(bundle.manifest.components.values())).variants),
+        "parity": {
+            name: {
+                "max_abs_error": found.max_abs_error,
+                "cosine_median": found.cosine_median,
+                "cosine_worst": found.cosine_worst,
+            }
+            for name, found in info.parity.items()
+        },
         "calibration": {"source": info.calibration.source, "windows": info.calibration.windows},
         "cuts": [
             {
@@ -62,12 +72,29 @@ def print_cuts(bundle: Bundle) -> None:
         rows.append(row)
     title = f"{bundle.path}: {summary['encoder']}, generation {summary['generation']}, {size(summary['bytes'])}"
     print_table(title, columns, rows)
+    if len(summary["variants"]) > 1:
+        print_table(
+            "variants: device prefix, float32 wire, torch suffix against the encoder",
+            ["variant", "bytes", "largest error", "median cosine", "worst cosine"],
+            [_variant_row(bundle, name) for name in summary["variants"]],
+        )
     signed = "signed" if summary["signed"] else "not signed"
     calibration = summary["calibration"]
     click.echo(
         f"ms and mJ are predicted for the blocks up to the cut. Calibrated on {calibration['source']} "
         f"({calibration['windows']} windows); {signed}."
     )
+
+
+def _variant_row(bundle: Bundle, variant: str) -> list[str]:
+    """Size of one variant and how near its embedding is, at the worst cut."""
+    blocks = bundle.manifest.components.values()
+    total = sum(block.variants[variant].executor_info.ssc.bytes for block in blocks)
+    parity = bundle.manifest.info.parity.get(variant)
+    if parity is None or not parity.cosine_median:
+        return [variant, size(total), "-", "-", "-"]
+    errors = [f"{max(parity.max_abs_error):.1e}", f"{min(parity.cosine_median):.5f}", f"{min(parity.cosine_worst):.5f}"]
+    return [variant, size(total), *errors]
 
 
 def _macs(bundle: Bundle, block: str) -> int:

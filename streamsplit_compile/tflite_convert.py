@@ -38,7 +38,9 @@ def _signature(body: fx.GraphModule) -> fx.GraphModule:
         if node.op == "output":
             graph.output({OUTPUT: copies[node.args[0]]})
             continue
-        copies[node] = graph.placeholder(INPUT) if node.op == "placeholder" else graph.node_copy(node, copies.get)
+        copies[node] = (
+            graph.placeholder(INPUT) if node.op == "placeholder" else graph.node_copy(node, copies.__getitem__)
+        )
         copies[node].meta = {"nn_module_stack": {"block": ("", _module(node))}}
         if "val" in node.meta:
             copies[node].meta["val"] = node.meta["val"]

@@ -1,6 +1,6 @@
 """The part of a segment that depends on its parameters alone, as a small program that is plain data.
 
-    body, program = separate(fold_batch_norms(segment), names)
+    body, program = separate(fold(segment), names)
     values = program.run(tensors)        # what the rest of the segment needs, from new weights of the same graph
 
 Whatever the encoder does to a weight before it meets data (a folded norm, a weight norm, a gathered position bias)
@@ -26,6 +26,14 @@ Array = npt.NDArray[Any]
 _PLACEMENT = {"device", "layout", "pin_memory", "memory_format"}
 
 
+class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor of the encoder, under the name of the user's module."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class Constant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fixed array that steps use."""
 
@@ -45,7 +53,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class WeightProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Named parameters in, finished arrays out. Values: parameters, then constants, then one for each step."""
 
-    parameters: list[str]
+    parameters: list[Parameter]
     constants: list[Constant]
     steps: list[Step]
     results: list[int]
@@ -53,9 +61,10 @@ class WeightProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def run(self, tensors: Mapping[str, Array]) -> list[Array]:
         """The finished arrays, in the order of `results`.
 
-        Raises KeyError when a parameter is missing, FormatError when the program does not hold together.
+        Raises KeyError when a parameter is missing, FormatError when one has another shape or dtype or the program
+        does not hold together.
         """
-        values = [_tensor(tensors[name]) for name in self.parameters]
+        values = [_given(parameter, tensors[parameter.name]) for parameter in self.parameters]
         try:
             values += [_tensor(np.frombuffer(c.data, c.dtype).reshape(c.shape)) for c in self.constants]
             with torch.no_grad():
@@ -85,6 +94,9 @@ def separate(segment: fx.GraphModule, parameters: Collection[str]) -> tuple[fx.G
                 root.register_buffer(name, value)
                 copies[used] = body.get_attr(name)
         copies[node] = body.node_copy(node, copies.__getitem__)
+        if node.op == "get_attr":
+            # A graph of its own, as torch.export makes of what was written under no_grad.
+            root.register_module(str(node.target), segment.get_submodule(str(node.target)))
     body.lint()
     return fx.GraphModule(root, body), builder.program()
 
@@ -102,14 +114,18 @@ class _Builder:
     def take(self, node: fx.Node) -> bool:
         """Evaluate a node that depends on no data; False for one that does."""
         if node.op == "get_attr":
-            self._known[node] = operator.attrgetter(str(node.target))(self._segment).detach()
+            value = operator.attrgetter(str(node.target))(self._segment)
+            if not isinstance(value, torch.Tensor):
+                return False
+            self._known[node] = value.detach()
             self._depends[node] = node.target in self._names
             return True
         if node.op != "call_function" or any(used not in self._known for used in node.all_input_nodes):
             return False
+        operation: Any = node.target
         with torch.no_grad():
             args, kwargs = fx.map_arg((node.args, node.kwargs), self._known.__getitem__)
-            value = node.target(*args, **kwargs)
+            value = operation(*args, **kwargs)
         if not isinstance(value, torch.Tensor):
             return False
         self._known[node] = value
@@ -120,9 +136,9 @@ class _Builder:
         """Name and value of a node that data meets."""
         if not self._depends[node]:
             self._constants += 1
-            return f"constant_{self._constants - 1}", self._known[node]
+            return f"constant_{self._constants - 1}", self._known[node].clone(memory_format=torch.contiguous_format)
         self._results.append(node)
-        return f"weight_{len(self._results) - 1}", self._known[node]
+        return f"weight_{len(self._results) - 1}", self._known[node].clone(memory_format=torch.contiguous_format)
 
     def program(self) -> WeightProgram:
         """The steps from parameters to results; constants are worked out here."""
@@ -132,7 +148,7 @@ class _Builder:
         steps = [node for node in needed if node.op != "get_attr" and self._depends[node]]
         index = {node: i for i, node in enumerate([*inputs, *fixed, *steps])}
         return WeightProgram(
-            [str(node.target) for node in inputs],
+            [_parameter(str(node.target), self._known[node].numpy()) for node in inputs],
             [_constant(self._known[node]) for node in fixed],
             [_step(node, index) for node in steps],
             [index[node] for node in self._results],
@@ -190,6 +206,19 @@ def _operation(name: str) -> Any:
     if operation is None or operation._schema.is_mutable:
         raise ValueError(f"{name} is not a pure operation")
     return operation
+
+
+def _parameter(name: str, value: Array) -> Parameter:
+    return Parameter(name, value.dtype.str, value.shape)
+
+
+def _given(parameter: Parameter, value: Array) -> torch.Tensor:
+    if _parameter(parameter.name, value) != parameter:
+        raise FormatError(
+            f"tensor {parameter.name!r} is {value.dtype.str} {value.shape}, this graph was compiled for "
+            f"{parameter.dtype} {parameter.shape}"
+        )
+    return _tensor(value)
 
 
 def _constant(value: torch.Tensor) -> Constant:

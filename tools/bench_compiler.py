@@ -28,6 +28,7 @@ from runtime_edge.profile import measure_profile
 from streamsplit_compile.calibrate import calibration_windows
 from streamsplit_compile.compiler import CompileOptions, compile_encoder, recompile
 from streamsplit_compile.encoders import load_encoder, new_encoder, read_tensors, save_checkpoint
+from streamsplit_compile.formats import Format
 from streamsplit_compile.importers import import_efficientat
 from streamsplit_compile.targets import load_target
 from tools.benchmarks import Section, publish
@@ -41,12 +42,14 @@ def measure(work: Path, quick: bool) -> Section:
     """Run every measurement below `work`; returns the section for docs/benchmarks."""
     rounds = 30 if quick else 200
     encoders = [*ENCODERS, *_import_mn(work)]
-    ratios = {name: _chain_ratio(work, name, rounds) for name in encoders}
+    onnx = {name: _chain_ratio(work, name, "onnx-fp32", rounds) for name in encoders}
+    tflite = {name: _chain_ratio(work, name, "tflite-fp32", rounds) for name in encoders}
     resnet = work / "resnet18"
     section = Section("compiler", "The compiler", "python -m tools.bench_compiler")
-    section.add("chain_ratio_onnx", max(ratios.values()), "at most 1.05", "chained blocks / one session, worst encoder")
-    for name, ratio in ratios.items():
-        section.detail(f"chained blocks / one session, {name}", f"{ratio:.3f}")
+    section.add("chain_ratio_onnx", max(onnx.values()), "at most 1.05", "chained blocks / one session, worst encoder")
+    section.add("chain_ratio_tflite", max(tflite.values()), "at most 1.1", "the same in TFLite")
+    for name in encoders:
+        section.detail(f"chained blocks / one session, {name}: ONNX, TFLite", f"{onnx[name]:.3f}, {tflite[name]:.3f}")
     section.add(
         "cold_compile_s", _cold_compile(resnet), "at most 30", "ssc compile resnet18, two targets, ONNX, 2 cores"
     )
@@ -81,18 +84,22 @@ def _checkpoint(directory: Path, name: str) -> Path:
     return path
 
 
-def _bundle(directory: Path, name: str, cuts: str, keep_norms: bool = False) -> Bundle:
-    out = directory / f"bundle-{cuts}{'-norms' if keep_norms else ''}"
+def _bundle(
+    directory: Path, name: str, cuts: str, keep_norms: bool = False, formats: Sequence[Format] = ("onnx",)
+) -> Bundle:
+    out = directory / f"bundle-{cuts}-{len(formats)}{'-norms' if keep_norms else ''}"
     if not out.exists():
-        options = CompileOptions([load_target("x86-64")], cuts, calibration_windows=4, keep_norms=keep_norms)
+        options = CompileOptions(
+            [load_target("x86-64")], cuts, calibration_windows=4, formats=formats, keep_norms=keep_norms
+        )
         compile_encoder(load_encoder(_checkpoint(directory, name)), options, out)
     return open_bundle(out)
 
 
-def _chain_ratio(work: Path, name: str, rounds: int) -> float:
+def _chain_ratio(work: Path, name: str, variant: str, rounds: int) -> float:
     """Time of the blocks in a chain over that of the same encoder as one session, one thread, interleaved medians."""
-    chain = Prefix(_bundle(work / name, name, "auto"))
-    whole = Prefix(_bundle(work / name, name, "1"))
+    chain = Prefix(_bundle(work / name, name, "auto", formats=("onnx", "tflite")), variant)
+    whole = Prefix(_bundle(work / name, name, "1", formats=("onnx", "tflite")), variant)
     window = np.random.default_rng(0).normal(0, 0.1, chain.buffers[0].shape[1]).astype(np.float32)
     return _interleaved(lambda: chain.embed(window), lambda: whole.embed(window), rounds)
 

@@ -73,3 +73,36 @@ def start(tmp_path, toy):
     yield type("Start", (), {"server": staticmethod(server), "device": staticmethod(device)})
     for item in reversed(started):
         item.process.signal(signal.SIGKILL)
+
+
+@pytest.fixture
+def broker(tmp_path):
+    """A broker of this process, to be stopped and started at will."""
+    import asyncio
+
+    import harness
+
+    from runtime_server.broker import Broker
+
+    running = Broker(tmp_path / "broker", port=harness.free_port())
+    asyncio.run(running.start())
+    yield running
+    asyncio.run(running.stop())
+
+
+@pytest.fixture
+def play(broker):
+    """`play(work)` runs `await work(hub)` on a hub that has made the streams and buckets."""
+    import asyncio
+
+    from runtime_server.hub import Hub
+
+    async def connected(work):
+        hub = Hub(broker.url, "test")
+        await hub.connect(create=True)
+        try:
+            return await asyncio.wait_for(work(hub), 60.0)
+        finally:
+            await hub.close()
+
+    return lambda work: asyncio.run(connected(work))

@@ -1,5 +1,7 @@
 """The whole loop: a device streams, the server completes, trains and releases, the device follows."""
 
+import signal
+
 import harness
 import pytest
 
@@ -42,3 +44,8 @@ def test_a_device_follows_the_generations_and_every_window_is_completed_by_its_o
     assert report["windows_acked"] == 24
     assert report["windows_refused"] == 0
     assert harness.cosines(late.results(), windows, server.model(earlier)).min() > 0.99
+
+    # Told to stop in the middle of training, it ends in order.
+    server.process.signal(signal.SIGTERM)
+    server.process.finish(1.0)
+    assert f"stopped after {len(windows) + 24} windows" in server.process.text()

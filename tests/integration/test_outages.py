@@ -92,3 +92,27 @@ def test_a_killed_device_sends_what_its_spool_holds_when_it_starts_again(
 def _spooled(path):
     with sqlite3.connect(path) as database:
         return database.execute("SELECT message_id, window_index FROM frames").fetchall()
+
+
+def test_a_device_that_starts_without_a_broker_joins_when_there_is_one(start, tmp_path, toy_bundle):
+    server = start.server("--no-training")
+    server.put_table(harness.always(toy_bundle, "rpi4", "one"))
+    source = harness.write_wav(tmp_path / "audio.wav", 2.0, seed=14)
+    start.device(server, "pi-1", source, "--no-realtime").finish()  # fetches the bundle
+    server.process.signal(signal.SIGKILL)
+
+    source = harness.write_wav(tmp_path / "longer.wav", 60.0, seed=15)
+    device = start.device(server, "pi-1", source, "--deadline-ms", 300)
+    device.wait_for_results(4)
+    assert {r["finished"] for r in device.results()} == {"device"}
+    server.start()
+    harness.until(lambda: device.results()[-1]["finished"] == "server", 20.0, "the device has joined")
+    server.put_table(harness.always(toy_bundle, "rpi4", "two"))
+    device.wait_for_cut("two")
+    harness.until(lambda: not _spooled(tmp_path / "pi-1-state" / "spool.db"), 20.0, "the spool is empty")
+    device.process.signal(signal.SIGTERM)
+    report = device.finish()
+
+    assert report["windows_lost"] == 0
+    assert report["windows_replayed"] >= 4
+    assert report["table_swaps"] == 1

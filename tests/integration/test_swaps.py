@@ -1,6 +1,7 @@
 """Tables, bundles and garbage on a running system: what fits takes over, what does not changes nothing."""
 
 import asyncio
+import contextlib
 import signal
 
 import harness
@@ -12,7 +13,9 @@ from runtime_edge import minisign, subjects, wire
 from runtime_edge.bundle import open_bundle
 from runtime_edge.releases import SignedTable, encode
 from runtime_edge.table import cuts_digest
-from streamsplit_compile.compiler import recompile
+from streamsplit_compile.compiler import CompileOptions, compile_encoder, recompile
+from streamsplit_compile.encoders import load_encoder
+from streamsplit_compile.targets import load_target
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -146,21 +149,36 @@ def test_a_device_that_cannot_take_the_newest_release_starts_with_its_last_one(s
     before = first.finish()["generation_end"]
     forged = next_generation(server, tmp_path / "forged", 9, minisign.generate_key())
 
-    async def release(hub):
-        bucket = await hub.stream.key_value(subjects.RELEASES)
-        good = (await bucket.get("m2")).value
-        await hub.publish_bundle(forged)
-        await hub.release(forged, "m2")
-        return good
-
-    good = server.ask(release)
-    try:
+    with released_for_a_while(server, forged):
         report = start.device(server, name, source, "--target", "m2").finish()
-    finally:
-        server.ask(lambda hub: put(hub, subjects.RELEASES, "m2", good))
     assert report["generation_end"] == before
     assert report["errors"]["SignatureError"] >= 1
     assert report["windows_captured"] == report["windows_acked"]
+
+
+def test_a_bundle_with_other_cuts_takes_over_with_the_table_that_came_before_it(
+    start, quiet_server, tmp_path, toy, toy_bundle
+):
+    server, name = quiet_server, "pi-recut"
+    options = CompileOptions([load_target("m2")], cuts="two", generation=20, key=server.key)
+    recut = compile_encoder(load_encoder(toy / "encoder.pt"), options, tmp_path / "recut")
+    source = harness.write_wav(tmp_path / "audio.wav", 4.0, seed=16)
+    server.put_table(harness.always(toy_bundle, "m2", "one"), name)
+    device = start.device(server, name, source, "--target", "m2")
+    device.wait_for_results(4)
+
+    server.put_table(harness.always(recut, "m2", "two"), name)
+    with released_for_a_while(server, recut):
+        report = device.finish()
+    seen = {(r["generation"], r["cut"]) for r in device.results()}
+    assert seen == {(report["generation_start"], "one"), (20, "two")}
+    assert report["table_swaps"] == 1
+    assert report["windows_captured"] == report["windows_acked"]
+
+    # The pair was kept together: it starts without a server, too.
+    alone = start.device("nats://127.0.0.1:9", name, source, "--target", "m2", "--no-realtime", "--drain-s", "0")
+    alone.finish()
+    assert {(r["generation"], r["cut"]) for r in alone.results()} == {(20, "two")}
 
 
 def test_garbage_on_a_devices_subject_disturbs_nobody(start, quiet_server, tmp_path, toy_bundle, toy_model):
@@ -211,6 +229,22 @@ def next_generation(server, path, number, key=None):
     tensors["two.0.weight"] = tensors["two.0.weight"] * (1 + number / 100)
     windows = harness.windows_of(harness.write_wav(path.with_suffix(".wav"), 2.0, seed=12))
     return recompile(base, tensors, path, generation=number, windows=windows, reference=None, key=key or server.key)
+
+
+@contextlib.contextmanager
+def released_for_a_while(server, bundle):
+    """A release for target m2 that is taken back at the end."""
+
+    async def release(hub):
+        bucket = await hub.stream.key_value(subjects.RELEASES)
+        before = (await bucket.get("m2")).value
+        await hub.publish_bundle(bundle)
+        await hub.release(bundle, "m2")
+        return before
+
+    before = server.ask(release)
+    yield
+    server.ask(lambda hub: put(hub, subjects.RELEASES, "m2", before))
 
 
 def changed_asset(bundle):

@@ -94,7 +94,7 @@ def test_clap_from_a_directory_is_the_library_s(transformers, tmp_path, sounds, 
 
     inputs = extractor(list(waveform.numpy()), sampling_rate=48_000, return_tensors="pt")
     image = encoder.log_mel(encoder.repeat(waveform)).transpose(2, 3)
-    torch.testing.assert_close(image[:, 0], inputs["input_features"][:, 0], atol=2e-2, rtol=0)
+    torch.testing.assert_close(image[:, 0], inputs["input_features"][:, 0], atol=0.05, rtol=0)
     with torch.no_grad():
         inputs["is_longer"] = torch.zeros(2, 1, dtype=torch.bool)
         audio_output = model.audio_model(**inputs)

@@ -50,7 +50,11 @@ def components(draw):
         "input": draw(names),
         "output": draw(names),
     }
-    block = draw(st.just({}) | st.fixed_dictionaries({"parameters": digests, "graph": assets, "graph_bytes": counts}))
+    kept = st.fixed_dictionaries({"file": assets, "bytes": st.integers(1, manifests.MAX_ASSET_BYTES)})
+    graphs = st.dictionaries(st.sampled_from(["onnx", "tflite"]), kept)
+    graph = st.fixed_dictionaries({"file": assets, "bytes": st.integers(1, manifests.MAX_ASSET_BYTES)})
+    graphs = st.dictionaries(st.sampled_from(["onnx", "tflite"]), graph)
+    block = draw(st.just({}) | st.fixed_dictionaries({"parameters": digests, "graphs": graphs}))
     return {
         "variants": {name: {"executor_info": {"ssc": variant}} for name in draw(st.sets(names, max_size=2))},
         "additional_metadata": {"ssc": {**block, "macs": draw(counts)}},
@@ -68,6 +72,7 @@ def built(draw):
         )
     )
     each = st.lists(numbers, min_size=len(blocks), max_size=len(blocks))
+    at_cuts = st.lists(numbers, min_size=len(blocks) + 1, max_size=len(blocks) + 1)
     target = st.fixed_dictionaries(
         {
             "variant": names,
@@ -100,9 +105,15 @@ def built(draw):
         "targets": draw(st.dictionaries(names, target, max_size=2)),
         "server_block_ms": draw(each),
         "calibration": {"source": draw(names), "windows": draw(counts), "seed": draw(counts)},
-        "self_test": {"embedding": bytes(4 * dim), "tolerance": draw(numbers)},
+        "self_test": {
+            "embedding": bytes(4 * dim),
+            "tolerance": draw(numbers),
+            "variants": {
+                name: {"embedding": bytes(4 * dim), "tolerance": 0.1} for name in draw(st.sets(names, max_size=2))
+            },
+        },
         "parity": draw(
-            st.dictionaries(names, st.fixed_dictionaries({"max_abs_error": each, "windows": counts}), max_size=2)
+            st.dictionaries(names, st.fixed_dictionaries({"max_abs_error": at_cuts, "windows": counts}), max_size=2)
         ),
     }
     fields = {
@@ -170,9 +181,10 @@ def test_an_unknown_field_is_refused_wherever_it_stands(fields):
 
 
 def test_a_missing_field_is_refused_by_name(fields):
-    optional = {"schema_version", "layout", "dtype", "int8", "provenance", "parameters", "graph", "graph_bytes", "macs"}
+    optional = {"schema_version", "layout", "dtype", "int8", "provenance", "parameters", "graphs", "macs"}
+    optional |= {"cosine_median", "cosine_worst", "variants", "keep_norms"}
     for path, item in list(objects(fields)):
-        if path.endswith((".bytes", ".agreement", ".targets", ".parity", ".variants")):
+        if path.endswith((".bytes", ".agreement", ".targets", ".parity", ".variants", ".graphs")):
             continue
         for key in list(item):
             value = item.pop(key)
@@ -203,6 +215,7 @@ def test_a_missing_field_is_refused_by_name(fields):
         (lambda ssc: ssc["self_test"].update(embedding="AAAA"), "self_test.embedding has 3 bytes"),
         (lambda ssc: ssc["targets"]["rpi4"]["block_ms"].pop(), "targets.rpi4.block_ms"),
         (lambda ssc: ssc["server_block_ms"].pop(), "server_block_ms"),
+        (lambda ssc: ssc["parity"]["onnx-fp32"]["max_abs_error"].pop(), "parity.onnx-fp32.max_abs_error"),
         (lambda ssc: ssc["targets"]["rpi4"].update(table="tables/../../etc/x.json"), "table"),
         (lambda ssc: ssc["targets"]["rpi4"].update(table="/etc/x.json"), "table"),
         (lambda ssc: ssc["targets"]["rpi4"].update(table="tables/x.json\n"), "table"),

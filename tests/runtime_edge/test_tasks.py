@@ -2,7 +2,9 @@
 
 import asyncio
 
-from runtime_edge.tasks import cancel_all
+import pytest
+
+from runtime_edge.tasks import cancel_all, finish_unless, next_within
 
 
 def test_a_task_that_loses_a_cancellation_is_asked_again():
@@ -35,3 +37,44 @@ def test_results_and_failures_of_tasks_that_had_ended_are_let_be(caplog):
 
     assert asyncio.run(work()) == "done"
     assert "broken" in caplog.text
+
+
+def test_the_next_item_or_nothing_within_a_time():
+    async def work():
+        queue = asyncio.Queue()
+        nothing = await next_within(queue, 0.01)
+        asyncio.get_running_loop().call_later(0.05, queue.put_nowait, "late")
+        return nothing, await next_within(queue, 5.0), queue.qsize()
+
+    assert asyncio.run(work()) == (None, "late", 0)
+
+
+def test_an_item_and_a_cancellation_at_once_cancel():
+    async def work():
+        queue = asyncio.Queue()
+        task = asyncio.create_task(next_within(queue, 60.0))
+        await asyncio.sleep(0.01)
+        queue.put_nowait("item")
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(("stop_after_s", "expected"), [(0.05, "stopped"), (5.0, "done")])
+def test_work_goes_on_until_it_is_done_or_the_event_is_set(stop_after_s, expected):
+    async def work():
+        stopping, ended = asyncio.Event(), "stopped"
+
+        async def long():
+            nonlocal ended
+            await asyncio.sleep(0.2)
+            ended = "done"
+
+        asyncio.get_running_loop().call_later(stop_after_s, stopping.set)
+        await finish_unless(stopping, long())
+        return ended
+
+    assert asyncio.run(work()) == expected

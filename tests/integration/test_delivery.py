@@ -1,0 +1,209 @@
+"""Delivery between a real spool and a real broker: exactly once in the accounts, whatever the broker does."""
+
+import asyncio
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from runtime_edge import subjects
+from runtime_edge.accounting import Accounting
+from runtime_edge.config import DeviceConfig
+from runtime_edge.delivery import Delivery
+from runtime_edge.link import Link
+from runtime_edge.spool import Spool
+from runtime_edge.tasks import cancel_all
+from runtime_edge.wire import Reply, encode_reply
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture
+def spool(tmp_path):
+    opened = Spool(tmp_path / "spool.db", 1 << 20)
+    yield opened
+    opened.close()
+
+
+@contextlib.asynccontextmanager
+async def delivering(broker, spool, replay=True, **settings):
+    """(delivery, link, accounting) of boot "new" of device pi-1."""
+    config = DeviceConfig("pi-1", "-", spool._path.parent, "rpi4", **{"ack_timeout_s": 1.0} | settings)
+    link, accounting = Link(broker.url, "pi-1", "new", lambda reply: None), Accounting(inherited=spool.depth())
+    await link.connect()
+    with ThreadPoolExecutor(1) as executor:
+        delivery = Delivery(config, link, spool, executor, accounting)
+        tasks = [asyncio.create_task(delivery.replay_forever())] if replay else []
+        try:
+            yield delivery, link, accounting
+        finally:
+            await cancel_all(tasks)
+            await delivery.close()
+            await link.close()
+
+
+def store(spool, boot, windows):
+    for window in windows:
+        spool.put(subjects.message_id("pi-1", boot, window), window, b"frame %d" % window, 0.5)
+
+
+async def exchange(delivery, spool, window, deadline_s=1.0):
+    """As the device does: claim, spool, send."""
+    message_id = subjects.message_id("pi-1", "new", window)
+    delivery.claim(message_id)
+    spool.put(message_id, window, b"frame %d" % window, 0.5)
+    return await delivery.exchange(message_id, window, b"frame %d" % window, deadline_s)
+
+
+async def stored(hub):
+    return (await hub.stream.stream_info(subjects.STREAM)).state.messages
+
+
+async def answer_all(hub):
+    async def on_frame(message):
+        inbox = (message.headers or {}).get(subjects.REPLY_HEADER)
+        if inbox:
+            window = int(inbox.rsplit(".", 1)[-1])
+            await hub.client.publish(inbox, encode_reply(Reply(1, window, 1, "ok", 5, message.data)))
+
+    await hub.client.subscribe("act.>", cb=on_frame)
+
+
+def test_the_spool_of_an_earlier_boot_is_sent_and_answers_no_window_of_this_one(play, broker, spool):
+    store(spool, "old", range(6))
+
+    async def work(hub):
+        await answer_all(hub)
+        async with delivering(broker, spool) as (delivery, link, accounting):
+            answers = [link.expect(window) for window in range(6)]
+            await delivery.drain(10.0)
+            await asyncio.sleep(0.1)
+            return [answer.done() for answer in answers], accounting, await stored(hub)
+
+    answered, accounting, messages = play(work)
+    assert answered == [False] * 6
+    assert (accounting.acked, accounting.replayed, accounting.inherited) == (0, 6, 0)
+    assert messages == 6
+
+
+def test_live_frames_are_answered_and_leave_the_spool_once_stored(play, broker, spool):
+    async def work(hub):
+        await answer_all(hub)
+        async with delivering(broker, spool) as (delivery, _, accounting):
+            replies = await asyncio.gather(*(exchange(delivery, spool, window) for window in range(12)))
+            await delivery.drain(10.0)
+            return [reply.embedding for reply, _ in replies], accounting, await stored(hub)
+
+    embeddings, accounting, messages = play(work)
+    assert embeddings == [b"frame %d" % window for window in range(12)]
+    assert (accounting.acked, accounting.replayed) == (12, 0)
+    assert messages == 12
+    assert spool.depth() == 0
+
+
+def test_a_broker_that_dies_again_and_again_gets_every_frame_once(play, broker, spool):
+    store(spool, "old", range(20))
+
+    async def work(hub):
+        async with delivering(broker, spool, ack_timeout_s=0.5) as (delivery, _, accounting):
+            for window in range(90):
+                if window % 30 == 5:
+                    await broker.stop()
+                if window % 30 == 8:
+                    await broker.start()
+                if delivery.room:
+                    await exchange(delivery, spool, window, 0.02)
+                else:
+                    store(spool, "new", [window])
+                await asyncio.sleep(0.06)
+            await delivery.drain(30.0)
+            while not hub.client.is_connected:
+                await asyncio.sleep(0.05)
+            return accounting, await stored(hub)
+
+    accounting, messages = play(work)
+    assert accounting.acked == 90
+    assert accounting.inherited == 0
+    assert messages == 110
+    assert spool.depth() == 0
+
+
+def test_a_broker_without_our_stream_is_not_hammered(broker, spool):
+    store(spool, "old", range(5))
+
+    async def work():
+        heard = []
+
+        async def on_frame(message):
+            heard.append(message.subject)
+
+        other = Link(broker.url, "pi-9", "boot", lambda reply: None)
+        await other.connect()
+        await other._client.subscribe("act.>", cb=on_frame)
+        async with delivering(broker, spool) as (delivery, _, accounting):
+            await delivery.drain(1.0)
+            sent = accounting.replayed
+        await other.close()
+        return heard, sent
+
+    heard, sent = asyncio.run(work())
+    assert 1 <= len(heard) <= 8
+    assert sent == 0
+    assert spool.depth() == 5
+
+
+def test_a_replay_under_way_does_not_stop_the_wait_for_room(play, broker, spool):
+    store(spool, "old", range(3))
+
+    async def work(hub):
+        async with delivering(broker, spool, in_flight=1) as (delivery, _, _):
+            for window in range(5):
+                await delivery.wait_for_room()
+                assert delivery.room
+                await exchange(delivery, spool, window, 0.01)
+            await delivery.drain(10.0)
+            return await stored(hub)
+
+    assert play(work) == 8
+
+
+def test_draining_gives_up_in_time_and_closing_keeps_what_was_not_stored(play, broker, spool):
+    async def work(hub):
+        async with delivering(broker, spool, ack_timeout_s=30.0) as (delivery, _, accounting):
+            await broker.stop()
+            await exchange(delivery, spool, 0, 0.05)
+            started = time.monotonic()
+            await delivery.drain(0.5)
+            waited = time.monotonic() - started
+        return accounting, waited
+
+    accounting, waited = play(work)
+    assert 0.4 < waited < 3.0
+    assert accounting.acked == 0
+    assert spool.depth() == 1
+
+
+def test_a_disk_that_fails_does_not_end_the_replay(play, broker, tmp_path):
+    spool = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
+    store(spool, "old", range(3))
+
+    spool.close()  # from now on every call raises SpoolError
+
+    async def work(hub):
+        config = DeviceConfig("pi-1", "-", tmp_path, "rpi4")
+        link = Link(broker.url, "pi-1", "new", lambda reply: None)
+        await link.connect()
+        with ThreadPoolExecutor(1) as executor:
+            delivery = Delivery(config, link, spool, executor, Accounting())
+            task = asyncio.create_task(delivery.replay_forever())
+            await asyncio.sleep(0.3)
+            alive = not task.done()
+            delivery._spool = mended = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
+            await delivery.drain(10.0)
+            await cancel_all([task])
+            await link.close()
+        mended.close()
+        return alive, await stored(hub)
+
+    assert play(work) == (True, 3)

@@ -1,0 +1,207 @@
+"""The device's link on a real broker: answers, watches and objects, over the broker's death as well."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from runtime_edge import subjects
+from runtime_edge.errors import FormatError, LinkError
+from runtime_edge.link import Link
+from runtime_edge.wire import Reply, encode_reply
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@contextlib.asynccontextmanager
+async def linked(broker, late=lambda reply: None):
+    link = Link(broker.url, "pi-1", "boot", late)
+    await link.connect()
+    try:
+        yield link
+    finally:
+        await asyncio.wait_for(link.close(), 5.0)
+
+
+async def until(condition, timeout_s=15.0):
+    async with contextlib.AsyncExitStack():
+        for _ in range(int(timeout_s / 0.02)):
+            if condition():
+                return
+            await asyncio.sleep(0.02)
+    raise AssertionError("not in time")
+
+
+async def answer_all(hub, status="ok"):
+    """A server that answers every frame the moment it is published."""
+
+    async def on_frame(message):
+        inbox = (message.headers or {}).get(subjects.REPLY_HEADER)
+        if inbox:
+            window = int(inbox.rsplit(".", 1)[-1])
+            await hub.client.publish(inbox, encode_reply(Reply(1, window, 1, status, 5, message.data[:64])))
+
+    await hub.client.subscribe("act.>", cb=on_frame)
+
+
+def test_each_window_gets_its_own_answer_and_late_ones_go_to_the_callback(play, broker):
+    late = []
+
+    async def work(hub):
+        await answer_all(hub)
+        async with linked(broker, late.append) as link:
+            futures = {window: link.expect(window) for window in range(8)}
+            link.forget(3)
+            await asyncio.gather(
+                *(link.deliver(f"pi-1.boot.{window}", window, b"frame %d" % window) for window in reversed(range(9)))
+            )
+            await until(lambda: len(late) == 2)
+            del futures[3]
+            return {window: (await future).embedding for window, future in futures.items()}
+
+    assert play(work) == {window: b"frame %d" % window for window in range(8) if window != 3}
+    assert sorted(reply.window for reply in late) == [3, 8]
+
+
+def test_a_frame_without_a_number_is_not_answered(play, broker):
+    late = []
+
+    async def work(hub):
+        await answer_all(hub)
+        async with linked(broker, late.append) as link:
+            future = link.expect(5)
+            await link.deliver("pi-1.earlier.5", None, b"of an earlier boot")
+            await asyncio.sleep(0.2)
+            return future.done()
+
+    assert play(work) is False
+    assert late == []
+
+
+def test_garbage_in_the_inbox_is_counted(play, broker):
+    async def work(hub):
+        async with linked(broker) as link:
+            for data in (b"", b"garbage", encode_reply(Reply(2, 0, 1, "ok", 0))):
+                await hub.client.publish(f"{link._inbox}.0", data)
+            await until(lambda: link.bad_replies == 3)
+            return link.connected
+
+    assert play(work) is True
+
+
+def test_a_watch_gives_the_present_value_then_changes_and_goes_on_after_the_brokers_death(play, broker):
+    seen = []
+
+    async def on_change(key, value):
+        seen.append((key, value))
+
+    async def work(hub):
+        bucket = await hub.stream.key_value(subjects.TABLES)
+        for value in (b"1", b"2", b"3"):
+            await bucket.put("rpi4", value)
+        async with linked(broker) as link:
+            await link.watch(subjects.TABLES, ["rpi4", "rpi4.pi-1"], on_change)
+            await until(lambda: len(seen) == 1)
+            await bucket.put("rpi4.pi-1", b"own")
+            await bucket.put("m2", b"not for us")
+            await until(lambda: len(seen) == 2)
+            for _ in range(2):
+                await broker.stop()
+                await broker.start()
+                await until(lambda: link.connected and hub.client.is_connected)
+            await bucket.put("rpi4", b"after")
+            await until(lambda: ("rpi4", b"after") in seen)
+            subscriptions = len(link._client._subs)
+        return subscriptions
+
+    subscriptions = play(work)
+    assert seen[:2] == [("rpi4", b"3"), ("rpi4.pi-1", b"own")]
+    assert {value for key, value in seen if key == "rpi4"} == {b"3", b"after"}, "older values came again"
+    assert subscriptions <= 4, "watchers of former connections are still subscribed"
+
+
+def test_what_the_library_repeats_after_a_silence_is_not_news(play, broker):
+    seen = []
+
+    async def on_change(key, value):
+        seen.append(value)
+
+    async def work(hub):
+        bucket = await hub.stream.key_value(subjects.TABLES)
+        for value in (b"1", b"2"):
+            await bucket.put("rpi4", value)
+        async with linked(broker) as link:
+            await link.watch(subjects.TABLES, ["rpi4"], on_change)
+            await until(lambda: seen == [b"2"])
+            (consumer,) = [sub._jsi for sub in link._client._subs.values() if sub._jsi]
+            await consumer.reset_ordered_consumer(1)  # what it does when heartbeats fail to come
+            await asyncio.sleep(0.5)
+            await bucket.put("rpi4", b"3")
+            await until(lambda: b"3" in seen)
+
+    play(work)
+    assert seen == [b"2", b"3"]
+
+
+def test_a_change_that_cannot_be_handled_now_is_tried_again(play, broker):
+    attempts = []
+
+    async def on_change(key, value):
+        attempts.append(value)
+        if len(attempts) == 1:
+            raise LinkError("the network went away")
+
+    async def work(hub):
+        await (await hub.stream.key_value(subjects.RELEASES)).put("rpi4", b"release")
+        async with linked(broker) as link:
+            await link.watch(subjects.RELEASES, ["rpi4"], on_change)
+            await until(lambda: len(attempts) == 2)
+
+    play(work)
+    assert attempts == [b"release", b"release"]
+
+
+def test_objects_are_bounded_and_damage_is_told_from_absence(play, broker):
+    async def work(hub):
+        store = await hub.stream.object_store(subjects.BUNDLES)
+        await store.put("assets/good", b"x" * 300_000)
+        await store.put("assets/damaged", b"y" * 1000)
+        await store.put("assets/gone", b"z" * 1000)
+        stream = f"OBJ_{subjects.BUNDLES}"
+        last = (await hub.stream.stream_info(stream)).state.last_seq
+        await hub.stream.delete_msg(stream, last - 1)  # the only piece of the last object
+        async with linked(broker) as link:
+            assert await link.fetch("assets/good", 300_000) == b"x" * 300_000
+            with pytest.raises(FormatError, match="300000 bytes, more than the 299999"):
+                await link.fetch("assets/good", 299_999)
+            with pytest.raises(LinkError, match="assets/nothing cannot be fetched"):
+                await link.fetch("assets/nothing", 10)
+            with pytest.raises(LinkError, match="assets/gone cannot be fetched"):
+                await link.fetch("assets/gone", 1000)
+            assert await link.value(subjects.TABLES, "nothing") is None
+            assert await link.value("no-such-bucket", "nothing") is None
+
+    import runtime_edge.link as module
+
+    patience, module._FETCH_PATIENCE_S = module._FETCH_PATIENCE_S, 0.5
+    try:
+        play(work)
+    finally:
+        module._FETCH_PATIENCE_S = patience
+
+
+def test_without_a_broker_everything_says_so_and_closing_still_works():
+    async def work():
+        link = Link("nats://127.0.0.1:1", "pi-1", "boot", lambda reply: None)
+        assert not link.connected
+        with pytest.raises(LinkError, match="is it running"):
+            await link.connect(0.5)
+        with pytest.raises(LinkError):
+            await link.deliver("pi-1.boot.0", 0, b"frame", 0.5)
+        await link.publish("evt.pi-1", b"best effort")
+        await link.put_presence(b"best effort")
+        await link.close()
+        with pytest.raises(LinkError):
+            await Link("nats://[", "pi-1", "boot", lambda reply: None).connect(0.5)
+
+    asyncio.run(work())

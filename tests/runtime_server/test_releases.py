@@ -1,0 +1,124 @@
+"""Releases: what may pass, what is recompiled, and what is on disk before anybody is told."""
+
+import numpy as np
+import pytest
+import torch
+
+from runtime_edge.bundle import open_bundle
+from runtime_edge.prefix import Prefix
+from runtime_server.buffer import Window
+from runtime_server.releases import ReleaseConfig, Releaser, first_model
+from runtime_server.state import ServerState
+from runtime_server.trainer import TrainConfig, Trainer
+
+
+@pytest.fixture
+def state(tmp_path):
+    return ServerState(tmp_path / "server")
+
+
+@pytest.fixture
+def trainer(generations, sounds, activation):
+    """With 64 windows at the first cut, 8 of them held out."""
+    trained = Trainer(first_model(generations._graph, generations.newest), TrainConfig(batch=8), 6)
+    for index, sound in enumerate(sounds):
+        kept = torch.from_numpy(activation(sound, 1))
+        trained.take(Window("pi-1", "boot", index, 1, 1, kept, 0.5, torch.from_numpy(activation(sound, 4)[0])))
+    return trained
+
+
+@pytest.fixture
+def releaser(generations, trainer, state, sounds, signing_key):
+    return Releaser(
+        generations._graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(every_steps=3)
+    )
+
+
+def set_weights(trainer, **changes):
+    """Put weights into the average that would be released."""
+    with torch.no_grad():
+        for name, change in changes.items():
+            parameter = trainer.averaged.get_parameter(name.replace("__", "."))
+            parameter.copy_(change(parameter))
+
+
+def test_it_is_due_after_so_many_steps_since_the_last_attempt(releaser, trainer):
+    due = []
+    for _ in range(7):
+        trainer.step()
+        due.append(releaser.due)
+        if releaser.due:
+            releaser.attempt()
+    assert due == [False, False, True, False, False, True, False]
+    assert len(releaser.outcomes) == 2
+    assert [outcome.steps for outcome in releaser.outcomes] == [3, 6]
+
+
+def test_no_worse_weights_become_the_next_generation(
+    releaser, trainer, generations, state, signing_key, sounds, small_bundle
+):
+    set_weights(trainer, head__weight=lambda w: w * 1.01)
+    generation = releaser.attempt()
+
+    (outcome,) = releaser.outcomes
+    assert outcome.released
+    assert outcome.held_out_after <= outcome.held_out_before * 1.02
+    assert outcome.changed_blocks == (small_bundle.manifest.info.blocks[-1],), "only the head's block was changed"
+    assert generations.newest is generation
+    assert generation.number == 2
+    # What devices will fetch: signed, the other blocks' files untouched, and the new weights' function.
+    bundle = open_bundle(state.bundle_path(2), signing_key.public)
+    assert bundle.digest == generation.bundle.digest
+    for block in small_bundle.manifest.info.blocks[:-1]:
+        assert bundle.block_bytes(block, "onnx-fp32") == small_bundle.block_bytes(block, "onnx-fp32")
+    expected = generation.complete(0, torch.from_numpy(sounds[:1])).numpy()[0]
+    assert np.abs(Prefix(bundle).embed(sounds[0]) - expected).max() < 1e-4
+    # A server that dies now starts with it.
+    (last,) = ServerState(state.root).generations(1)
+    assert last[0].digest == bundle.digest
+    assert np.array_equal(last[1]["head.weight"], trainer.averaged_tensors()["head.weight"])
+
+
+@pytest.mark.parametrize(
+    "ruin",
+    [
+        {"head__weight": torch.zeros_like, "head__bias": torch.ones_like},  # everything in one place
+        {"head__weight": lambda w: w * float("nan")},
+    ],
+    ids=["collapsed", "nan"],
+)
+def test_worse_weights_are_not_released(releaser, trainer, generations, state, ruin):
+    releaser.config = ReleaseConfig(tolerance=0.0)  # the little encoder has not learnt much that could be lost
+    set_weights(trainer, **ruin)
+    assert releaser.attempt() is None
+    outcome = releaser.outcomes[-1]
+    assert not outcome.released
+    assert outcome.reason == "held-out loss rose"
+    assert generations.newest.number == 1
+    assert state.generations(9) == []
+    assert not state.bundle_path(2).exists()
+
+
+def test_nothing_is_released_unjudged(generations, state, sounds, signing_key):
+    trainer = Trainer(first_model(generations._graph, generations.newest), TrainConfig(), 6)
+    releaser = Releaser(generations._graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig())
+    assert releaser.attempt() is None
+    assert releaser.outcomes[0].reason == "too few held-out windows"
+
+
+def test_a_release_whose_weights_cannot_be_kept_is_none_and_is_made_again(
+    releaser, trainer, generations, state, monkeypatch
+):
+    set_weights(trainer, head__weight=lambda w: w * 1.01)
+    with monkeypatch.context() as patched:
+        patched.setattr("runtime_server.state.write_atomic", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            releaser.attempt()
+    assert generations.newest.number == 1
+    assert state.generations(9) == []
+    assert releaser.attempt().number == 2
+    assert len(state.generations(9)) == 1
+
+
+def full_disk(path, data):
+    raise OSError(28, "No space left on device")

@@ -1,0 +1,213 @@
+"""The whole server in this process: what a start announces, a restart finds, and a release does in which order."""
+
+import asyncio
+import shutil
+
+import pytest
+import torch
+from msgspec.structs import replace
+from toys import Tiny
+
+from runtime_edge import minisign, subjects
+from runtime_edge.errors import BundleError, LinkError
+from runtime_edge.releases import decode_release, open_table
+from runtime_server.hub import Hub
+from runtime_server.releases import ReleaseConfig
+from runtime_server.server import Server, ServerConfig
+from runtime_server.state import ServerState
+from runtime_server.trainer import TrainConfig
+from streamsplit_compile.encoders import load_encoder
+
+
+@pytest.fixture
+def run_server(tiny_encoder, small_bundle, tmp_path, free_port):
+    """`run_server(work, **config)` runs `await work(server, hub)` while a server runs; returns (result, status)."""
+
+    def run(work, **config):
+        async def life():
+            server = Server(
+                tiny_encoder,
+                ServerConfig(
+                    **{"bundle": small_bundle.path, "state": tmp_path / "server", "port": free_port, "training": False}
+                    | config
+                ),
+            )
+            running = asyncio.create_task(server.run())
+            started = asyncio.create_task(server.started.wait())
+            await asyncio.wait({running, started}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            started.cancel()
+            if running.done():
+                running.result()
+            hub = Hub(server.url, "test")
+            await hub.connect()
+            try:
+                result = await asyncio.wait_for(work(server, hub), 60)
+            finally:
+                await hub.close()
+                server.stop()
+                status = await asyncio.wait_for(running, 20)
+            return result, status
+
+        return asyncio.run(life())
+
+    return run
+
+
+async def send(hub, frame, window, name="pi-1"):
+    headers = {subjects.MESSAGE_ID_HEADER: subjects.message_id(name, "boot", window)}
+    await hub.stream.publish(subjects.frames(name), frame, headers=headers)
+
+
+async def counted(hub, count, name="pi-1"):
+    while (await hub.server_status())["windows"].get(name, 0) < count:
+        await asyncio.sleep(0.05)
+
+
+async def released(hub, target="rpi4"):
+    bucket = await hub.stream.key_value(subjects.RELEASES)
+    return decode_release((await bucket.get(target)).value, "test")
+
+
+def test_a_start_announces_the_key_the_release_and_the_tables(run_server, small_bundle, tmp_path):
+    async def work(server, hub):
+        bucket = await hub.stream.key_value(subjects.RELEASES)
+        key = (await bucket.get(subjects.SIGNING_KEY)).value.decode()
+        found = {target: (await released(hub, target), await hub.table(target)) for target in ("rpi4", "m2")}
+        return key, found, await hub.publish_bundle(server.generations.newest.bundle)
+
+    (key_text, found, missing), status = run_server(work)
+    key = minisign.PublicKey.from_text(key_text, "test")
+    assert key_text == (tmp_path / "server" / "signing.pub").read_text()
+    for target, (release, record) in found.items():
+        assert release.generation == 1
+        manifest = (tmp_path / "server" / "generations" / "00001" / "manifest.json").read_bytes()
+        minisign.verify(manifest, release.signature, key, "test")
+        assert open_table(record, key, "test") == small_bundle.table(target)
+    assert missing == 0, "assets were not in the store when the release was announced"
+    assert status["generation"] == 1
+    assert status["encoder"] == small_bundle.manifest.info.encoder.id
+
+
+def test_a_restart_goes_on_with_the_newest_complete_generation_and_the_counts(
+    run_server, tiny_encoder, small_bundle, tmp_path, sounds, frame_of
+):
+    async def first(server, hub):
+        for window in range(5):
+            await send(hub, frame_of(sounds[window], window, 1), window)
+        await counted(hub, 5)
+
+    run_server(first)
+    state = ServerState(tmp_path / "server")
+    shutil.copytree(small_bundle.path, state.bundle_path(3))  # killed before its weights were written
+
+    async def second(server, hub):
+        await send(hub, frame_of(sounds[0], 0, 1), 0)  # the broker has forgotten nothing either
+        await send(hub, frame_of(sounds[5], 5, 1), 5)
+        await counted(hub, 6)
+        return await released(hub), server.generations.newest.number
+
+    (release, newest), status = run_server(second)
+    assert (release.generation, newest) == (1, 1)
+    assert status["windows"] == {"pi-1": 6}
+    assert status["counters"] == {"windows": 1}
+
+
+def test_frames_that_came_while_no_server_ran_are_completed_by_the_next(run_server, broker, sounds, frame_of):
+    async def nothing(server, hub):
+        return None
+
+    async def leave(hub):
+        for window in range(4):
+            await send(hub, frame_of(sounds[window], window, 1), window)
+
+    run_server(nothing, broker=broker.url)
+    asyncio.run(with_hub(broker.url, leave))
+    _, status = run_server(lambda server, hub: counted(hub, 4), broker=broker.url)
+    assert status["windows"] == {"pi-1": 4}
+
+
+def test_a_table_that_was_pushed_survives_a_restart_unless_it_does_not_fit(run_server, small_bundle):
+    table = small_bundle.table("rpi4")
+    pushed = replace(table, hysteresis=0.75)
+    foreign = replace(table, bundle_cuts="sha256:" + "0" * 64)
+
+    async def push(server, hub):
+        await hub.put_table(pushed, server.key)
+        await hub.put_table(replace(small_bundle.table("m2"), hysteresis=0.75), minisign.generate_key())
+
+    async def look(server, hub):
+        found = [open_table(await hub.table(target), server.key.public, "test") for target in ("rpi4", "m2")]
+        await hub.put_table(foreign, server.key)
+        return found
+
+    run_server(push)
+    (rpi4, m2), _ = run_server(look)
+    assert rpi4 == pushed
+    assert m2 == small_bundle.table("m2"), "signed by another key: no device could use it"
+    (rpi4, _), _ = run_server(look)
+    assert rpi4 == table
+
+
+def test_a_release_is_on_disk_and_in_the_store_before_a_device_hears_of_it(
+    run_server, tmp_path, sounds, frame_of, small_bundle
+):
+    train = TrainConfig(batch=8, min_windows=16, learning_rate=1e-4)
+
+    async def work(server, hub):
+        bucket = await hub.stream.key_value(subjects.RELEASES)
+        watcher = await bucket.watch("rpi4")
+        for window, sound in enumerate(sounds):
+            await send(hub, frame_of(sound, window, 1), window)
+        async for entry in watcher:
+            if entry is None or (release := decode_release(entry.value, "test")).generation == 1:
+                continue
+            (last,) = ServerState(tmp_path / "server").generations(1)
+            store = await hub.stream.object_store(subjects.BUNDLES)
+            stored = [
+                (await store.get(subjects.asset_object(last[0].manifest.variant(block, "onnx-fp32").file))).data
+                for block in small_bundle.manifest.info.blocks
+            ]
+            return release, last[0], stored
+
+    (release, bundle, stored), status = run_server(
+        work, training=True, train=train, release=ReleaseConfig(every_steps=5, tolerance=1.0)
+    )
+    assert release.generation >= 2
+    assert release.manifest == bundle.digest or status["generation"] > release.generation
+    assert stored == [bundle.block_bytes(block, "onnx-fp32") for block in bundle.manifest.info.blocks]
+    assert status["training_steps"] >= 5
+    assert next(outcome["generation"] for outcome in status["releases"] if outcome["released"]) == 2
+    assert len(status["losses"]) == status["training_steps"]
+
+
+def test_a_bundle_of_other_weights_is_refused(small_bundle, tmp_path):
+    torch.save(Tiny(seed=1).state_dict(), tmp_path / "other.pt")
+    other = load_encoder(tmp_path / "other.pt", "toys:Tiny")
+    with pytest.raises(BundleError, match="compiled from other weights"):
+        asyncio.run(Server(other, ServerConfig(small_bundle.path, tmp_path / "other")).run())
+    assert ServerState(tmp_path / "other").generations(9) == []
+
+
+def test_a_port_that_is_taken_ends_the_server_with_one_line(run_server, tiny_encoder, small_bundle, tmp_path, broker):
+    with pytest.raises(LinkError, match="taken"):
+        run_server(None, port=broker.port)
+
+
+def test_a_copy_of_the_first_bundle_that_was_cut_short_is_made_again(run_server, small_bundle, tmp_path):
+    left = ServerState(tmp_path / "server").bundle_path(1)
+    left.mkdir()
+    shutil.copy(small_bundle.path / "manifest.json", left)  # killed while copying
+
+    async def work(server, hub):
+        return server.generations.newest.bundle.verify_assets()
+
+    assert run_server(work)[0] > 0
+
+
+async def with_hub(url, work):
+    hub = Hub(url, "test")
+    await hub.connect()
+    try:
+        await work(hub)
+    finally:
+        await hub.close()
