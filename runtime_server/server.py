@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import numpy.typing as npt
 import torch
 from nats.aio.msg import Msg
@@ -31,7 +30,7 @@ from runtime_server.releases import ReleaseConfig, Releaser, first_model
 from runtime_server.state import ServerState
 from runtime_server.trainer import TrainConfig, Trainer
 from streamsplit_compile.bundle_writer import staging_directory, write_manifest
-from streamsplit_compile.calibrate import calibration_windows
+from streamsplit_compile.calibrate import windows_for
 from streamsplit_compile.encoders import Encoder, weights_digest
 
 _LOG = logging.getLogger(__name__)
@@ -155,7 +154,7 @@ class Server:
                 self.generations,
                 self.trainer,
                 self.state,
-                self._calibration_windows(newest.bundle),
+                windows_for(newest.bundle.manifest.info, self.config.calibrate),
                 self.key,
                 self.config.release,
             )
@@ -172,18 +171,6 @@ class Server:
             write_manifest(staging, given.manifest, self.key)
         self.state.save_weights(number, tensors)
         return open_bundle(path), tensors
-
-    def _calibration_windows(self, bundle: Bundle) -> npt.NDArray[np.float32]:
-        info = bundle.manifest.info
-        windows, _ = calibration_windows(
-            self.config.calibrate,
-            info.front_end.sample_rate,
-            info.front_end.window_samples,
-            info.front_end.hop_samples,
-            info.calibration.windows,
-            info.calibration.seed,
-        )
-        return windows
 
     async def _announce(self) -> None:
         """What devices need from a server that has just started."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from runtime_edge.audio import Windower, open_source
 from runtime_edge.codec import CutCodec, channel_axis, int8_scale
 from runtime_edge.errors import CheckFailed, UsageError
-from runtime_edge.manifest import Calibration, Cut, Int8Scale
+from runtime_edge.manifest import BundleInfo, Calibration, Cut, Int8Scale
 from runtime_edge.prefix import Prefix
 from streamsplit_compile.soundscape import soundscape
 
@@ -40,6 +40,14 @@ def calibration_windows(
     chosen = np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)
     found = np.stack([windows[i] for i in chosen])
     return found, Calibration(source=f"{len(windows)} windows of recordings", windows=len(found), seed=seed)
+
+
+def windows_for(info: BundleInfo, directory: Path | None) -> npt.NDArray[np.float32]:
+    """As many calibration windows (windows, samples) float32 as a bundle was made with, for a recompile or a check."""
+    front_end, made = info.front_end, info.calibration
+    return calibration_windows(
+        directory, front_end.sample_rate, front_end.window_samples, front_end.hop_samples, made.windows, made.seed
+    )[0]
 
 
 def collect_activations(prefix: Prefix, windows: npt.NDArray[np.float32]) -> list[Array]:

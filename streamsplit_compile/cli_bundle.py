@@ -12,7 +12,7 @@ from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import BundleError, UsageError
 from runtime_edge.patch import make_patch
 from runtime_edge.prefix import Prefix
-from streamsplit_compile.calibrate import calibration_windows, collect_activations
+from streamsplit_compile.calibrate import collect_activations, windows_for
 from streamsplit_compile.compiler import bundle_variants, changed_blocks
 from streamsplit_compile.encoders import load_encoder, weights_digest
 from streamsplit_compile.measure import Reference, prove
@@ -105,15 +105,7 @@ def _parity(
     if info.encoder.weights != weights_digest(encoder.tensors):
         raise BundleError(f"{bundle.path}: compiled from other weights than {encoder_file}; compile it again")
     segments = split(encoder.graph, cuts_of(encoder.graph.candidates, bundle.manifest, str(bundle.path)))
-    front_end = info.front_end
-    windows, _ = calibration_windows(
-        calibrate,
-        front_end.sample_rate,
-        front_end.window_samples,
-        front_end.hop_samples,
-        info.calibration.windows,
-        info.calibration.seed,
-    )
+    windows = windows_for(info, calibrate)
     found = {}
     for variant in bundle_variants(bundle.manifest):
         activations = collect_activations(Prefix(bundle, variant), windows)

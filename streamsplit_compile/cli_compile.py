@@ -12,7 +12,7 @@ import click
 from runtime_edge import minisign
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import UsageError
-from streamsplit_compile.calibrate import calibration_windows
+from streamsplit_compile.calibrate import windows_for
 from streamsplit_compile.compiler import CompileOptions, compile_encoder, recompile, report_path
 from streamsplit_compile.encoders import list_encoders, load_encoder, new_encoder, read_tensors, save_checkpoint
 from streamsplit_compile.formats import FORMATS, PRECISIONS
@@ -184,15 +184,6 @@ def _recompile(
     """New weights into a base bundle; with `parity` the encoder is traced too, to prove the cuts."""
     base = open_bundle(base_path)
     info = base.manifest.info
-    front_end = info.front_end
-    windows, _ = calibration_windows(
-        calibrate,
-        front_end.sample_rate,
-        front_end.window_samples,
-        front_end.hop_samples,
-        info.calibration.windows,
-        info.calibration.seed,
-    )
     reference = None
     if parity:
         steps("exporting", 0, 1)
@@ -204,7 +195,7 @@ def _recompile(
         read_tensors(encoder_file),
         out,
         generation=generation or info.generation + 1,
-        windows=windows,
+        windows=windows_for(info, calibrate),
         reference=reference,
         key=key,
     )

@@ -68,6 +68,7 @@ async def answer_all(hub):
             await hub.client.publish(inbox, encode_reply(Reply(1, window, 1, "ok", 5, message.data)))
 
     await hub.client.subscribe("act.>", cb=on_frame)
+    await hub.client.flush()
 
 
 def test_the_spool_of_an_earlier_boot_is_sent_and_answers_no_window_of_this_one(play, broker, spool):
@@ -141,6 +142,7 @@ def test_a_broker_without_our_stream_is_not_hammered(broker, spool):
         other = Link(broker.url, "pi-9", "boot", lambda reply: None)
         await other.connect()
         await other._client.subscribe("act.>", cb=on_frame)
+        await other._client.flush()
         async with delivering(broker, spool) as (delivery, _, accounting):
             await delivery.drain(1.0)
             sent = accounting.replayed

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.timeout(90)
 async def linked(broker, late=lambda reply: None):
     link = Link(broker.url, "pi-1", "boot", late)
     await link.connect()
+    await link._client.flush()
     try:
         yield link
     finally:
@@ -24,11 +25,10 @@ async def linked(broker, late=lambda reply: None):
 
 
 async def until(condition, timeout_s=15.0):
-    async with contextlib.AsyncExitStack():
-        for _ in range(int(timeout_s / 0.02)):
-            if condition():
-                return
-            await asyncio.sleep(0.02)
+    for _ in range(int(timeout_s / 0.02)):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
     raise AssertionError("not in time")
 
 
@@ -42,6 +42,7 @@ async def answer_all(hub, status="ok"):
             await hub.client.publish(inbox, encode_reply(Reply(1, window, 1, status, 5, message.data[:64])))
 
     await hub.client.subscribe("act.>", cb=on_frame)
+    await hub.client.flush()
 
 
 def test_each_window_gets_its_own_answer_and_late_ones_go_to_the_callback(play, broker):
