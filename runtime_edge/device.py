@@ -24,7 +24,7 @@ from runtime_edge.capture import Capture, Captured
 from runtime_edge.config import DeviceConfig
 from runtime_edge.delivery import Delivery
 from runtime_edge.engine import Embedding, Engine, Step
-from runtime_edge.errors import FrameError, SpoolError, SscError
+from runtime_edge.errors import FrameError, SpoolError
 from runtime_edge.link import Link
 from runtime_edge.memory import GaussianMemory
 from runtime_edge.monitor import BandwidthEstimator, CpuMonitor, health
@@ -240,7 +240,11 @@ class Device:
         self.accounting.finished[where] += 1
         self.accounting.latency_ms[underway.cut].append(result.latency_ms)
         for sink in self._sinks:
-            sink.put(result)
+            try:
+                sink.put(result)
+            except Exception as exc:
+                # A full disk under the results, or a user's callback, must not end the capture.
+                self._count_error(exc)
 
     async def _report(self) -> dict[str, Any]:
         counters = await self._in_compute(self._spool.counters)
@@ -277,7 +281,7 @@ class Device:
     def _message_id(self, window: Captured) -> str:
         return subjects.message_id(self.config.device, self.boot, window.index)
 
-    def _count_error(self, exc: SscError) -> None:
+    def _count_error(self, exc: Exception) -> None:
         self.accounting.errors[type(exc).__name__] += 1
         _LOG.warning("%s", exc)
 

@@ -81,3 +81,14 @@ def test_what_cannot_work_is_one_line(config, changes, error, words):
     with pytest.raises(error, match=words) as raised:
         run(dataclasses.replace(config, **changes))
     assert "\n" not in str(raised.value)
+
+
+def test_a_sink_that_fails_is_counted_and_ends_nothing(config):
+    def fail(result):
+        raise OSError(28, "No space left on device")
+
+    results = []
+    report = asyncio.run(Device(config, [CallbackSink(fail), CallbackSink(results.append)]).run())
+
+    assert len(results) == report["windows_captured"] > 0
+    assert report["errors"] == {"OSError": report["windows_captured"]}
