@@ -66,7 +66,8 @@ class Swap:
         released = None if given else await self._released(present)
         bundles = [bundle for bundle in (released, present) if bundle is not None]
         if not bundles:
-            raise LinkError("no bundle on this device yet: give --bundle, or --broker of a server that released one")
+            where = "no --broker was given" if self._link is None else f"{self._link.url} gave none"
+            raise LinkError(f"no bundle on this device yet, and {where}: start the server, or give --bundle")
         records = await self._table_records()
         for bundle in bundles:
             try:
