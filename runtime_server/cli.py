@@ -47,7 +47,7 @@ def server() -> None:
 @click.option("--calibrate", type=PathParam(), help="Recordings to measure int8 ranges on at every release.")
 @click.option("--no-training", "training", flag_value=False, default=True, help="Complete frames only.")
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(2), help="Windows in a training step.")
-@click.option("--learning-rate", default=3e-4, show_default=True, type=float)
+@click.option("--learning-rate", default=3e-5, show_default=True, type=float)
 @click.option("--train-share", default=0.6, show_default=True, type=click.FloatRange(0.01, 1.0))
 @click.option("--release-steps", default=50, show_default=True, type=click.IntRange(1), help="Steps between releases.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Torch threads.")

@@ -13,7 +13,7 @@ from runtime_edge import minisign
 from runtime_edge.bundle import Bundle
 from runtime_server.generations import CutModel, Generation, Generations, cut_model
 from runtime_server.state import ServerState
-from runtime_server.trainer import Trainer
+from runtime_server.trainer import Judgement, Trainer
 from streamsplit_compile.compiler import changed_blocks, recompile
 from streamsplit_compile.graph import EncoderGraph
 from streamsplit_compile.measure import Reference
@@ -28,6 +28,9 @@ class ReleaseConfig:
     every_steps: int = 50
     tolerance: float = 0.02
     """Share by which the held-out loss may be above the present release's."""
+    least_rank: float = 0.5
+    """Share of the present release's diversity (effective rank of embeddings, above 1) that must be left: the loss of
+    a collapsed encoder is that of guessing, which is less than that of an untrained one."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class ReleaseOutcome:
     changed_blocks: tuple[str, ...]
     held_out_before: float | None
     held_out_after: float | None
+    rank_before: float | None
+    rank_after: float | None
     seconds: float
 
 
@@ -79,14 +84,15 @@ class Releaser:
         newest = self._generations.newest
         tensors = self._trainer.averaged_tensors()
         candidate = cut_model(self._graph, newest.bundle, tensors)
-        losses = self._trainer.held_out_losses([newest.model, candidate])
+        judged = self._trainer.judge([newest.model, candidate])
         number = newest.number + 1
-        if losses is None:
+        if judged is None:
             self._note(number, None, "too few held-out windows", None, None, started)
             return None
-        before, after = losses
-        if not after <= before + abs(before) * self.config.tolerance:  # NaN is refused, too
-            self._note(number, None, "held-out loss rose", before, after, started)
+        before, after = judged
+        objection = self._objection(before, after)
+        if objection:
+            self._note(number, None, objection, before, after, started)
             return None
         bundle = recompile(
             newest.bundle,
@@ -103,18 +109,35 @@ class Releaser:
         self._note(number, (newest.bundle, bundle), "held-out loss did not rise", before, after, started)
         return generation
 
+    def _objection(self, before: Judgement, after: Judgement) -> str:
+        """Why some weights must not follow others; empty when they may."""
+        if not after.loss <= before.loss + abs(before.loss) * self.config.tolerance:  # NaN is refused, too
+            return "held-out loss rose"
+        if after.rank - 1 < (before.rank - 1) * self.config.least_rank:  # a rank of 1 is no diversity at all
+            return "embeddings are collapsing"
+        return ""
+
     def _note(
         self,
         number: int,
         bundles: tuple[Bundle, Bundle] | None,
         reason: str,
-        before: float | None,
-        after: float | None,
+        before: Judgement | None,
+        after: Judgement | None,
         started: float,
     ) -> None:
         changed = () if bundles is None else tuple(changed_blocks(bundles[0].manifest, bundles[1].manifest))
         outcome = ReleaseOutcome(
-            number, bundles is not None, self._last_step, reason, changed, before, after, time.monotonic() - started
+            generation=number,
+            released=bundles is not None,
+            steps=self._last_step,
+            reason=reason,
+            changed_blocks=changed,
+            held_out_before=None if before is None else before.loss,
+            held_out_after=None if after is None else after.loss,
+            rank_before=None if before is None else before.rank,
+            rank_after=None if after is None else after.rank,
+            seconds=time.monotonic() - started,
         )
         self.outcomes.append(outcome)
         _LOG.info("%s", outcome)

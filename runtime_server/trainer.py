@@ -20,10 +20,11 @@ from runtime_server.augment import AugmentConfig, augment
 from runtime_server.buffer import Group, TemporalBuffer, Window
 from runtime_server.generations import CutModel, copy_module
 from runtime_server.losses import HybridConfig, HybridLoss
+from runtime_server.metrics import effective_rank
 from streamsplit_compile.segment import run_segments
 
-HELD_OUT_EVERY = 8
-"""One window index in so many never trains: it judges releases."""
+HELD_OUT_RUN, HELD_OUT_PERIOD = 4, 32
+"""Of every 32 window indices the first 4 never train: they judge releases, as neighbours in time."""
 _MIN_HELD_OUT = 4
 _MIN_NORM = 1e-5
 
@@ -33,7 +34,9 @@ class TrainConfig:
     """How the server learns."""
 
     batch: int = 16
-    learning_rate: float = 3e-4
+    learning_rate: float = 3e-5
+    """Norm layers keep their statistics, so nothing rescues a network from steps that are too long: ten times this
+    collapses a ResNet-18 within 30 steps."""
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
     ema: float = 0.9
@@ -58,6 +61,16 @@ class StepMetrics:
     losses: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What some weights are worth on held-out windows."""
+
+    loss: float
+    """The hybrid loss without virtual negatives."""
+    rank: float
+    """Effective rank of the embeddings; 1 when they are all in one place, 0 when they are not finite."""
+
+
 class Trainer:
     """Owns the newest weights. `take` may be called from another thread than `step`."""
 
@@ -79,12 +92,12 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
     def take(self, window: Window) -> None:
-        """Keep a window for training, or, one in `HELD_OUT_EVERY`, for judging releases."""
+        """Keep a window for training, or, at the start of every `HELD_OUT_PERIOD`, for judging releases."""
         if window.embedding is not None:
             with self._memory_lock:
                 self._memory.update(window.embedding.numpy())
         if window.cut < len(self.model.segments):
-            buffer = self._held_out if window.index % HELD_OUT_EVERY == 0 else self._buffer
+            buffer = self._held_out if window.index % HELD_OUT_PERIOD < HELD_OUT_RUN else self._buffer
             buffer.add(window)
 
     @property
@@ -109,22 +122,24 @@ class Trainer:
         self.history.append(metrics)
         return metrics
 
-    def held_out_losses(self, models: Sequence[CutModel]) -> list[float] | None:
-        """Loss of each model's weights on the held-out windows, without gradients; None while there are too few.
+    def judge(self, models: Sequence[CutModel]) -> list[Judgement] | None:
+        """Each model's weights on the held-out windows, without gradients; None while there are too few.
 
-        The models are judged on the same batch, views and directions, and without virtual negatives: the mixture was
-        learnt from earlier weights, so that whatever leads away from them, a collapse for instance, would look good.
+        All are judged on the same batch, views and directions, and without virtual negatives: the mixture was learnt
+        from earlier weights, so that whatever leads away from them, a collapse for instance, would look good.
         """
         groups = self._held_out.sample_batch(np.random.default_rng(self.config.seed), 2 * self.config.batch)
         if sum(len(group) for group in groups) < _MIN_HELD_OUT:
             return None
-        losses = []
+        judgements = []
         for model in models:
             generator = torch.Generator().manual_seed(self.config.seed)
             with torch.no_grad():
                 loss, _ = self._objective(groups, model.segments, HybridLoss(self.config.loss), None, generator)
-            losses.append(float(loss))
-        return losses
+                z = torch.cat([_embed(model.segments, group) for group in groups])
+            rank = effective_rank(z) if bool(z.isfinite().all()) else 0.0
+            judgements.append(Judgement(float(loss), rank))
+        return judgements
 
     def averaged_tensors(self) -> dict[str, npt.NDArray[Any]]:
         """The weights to release, copies by name."""
@@ -182,3 +197,8 @@ class Trainer:
     def _average(self) -> None:
         for average, current in zip(self.averaged.parameters(), self.model.module.parameters(), strict=True):
             average.lerp_(current, 1.0 - self.config.ema)
+
+
+def _embed(segments: Sequence[fx.GraphModule], group: Group) -> Tensor:
+    """Embeddings (n, d) of a group's windows as they came."""
+    return run_segments(segments[group.cut :], group.activations.flatten(0, 1).float())

@@ -80,23 +80,31 @@ def test_no_worse_weights_become_the_next_generation(
 
 
 @pytest.mark.parametrize(
-    "ruin",
+    ("ruin", "reason"),
     [
-        {"head__weight": torch.zeros_like, "head__bias": torch.ones_like},  # everything in one place
-        {"head__weight": lambda w: w * float("nan")},
+        # Everything in one place: what an encoder that has learnt nothing gains by not trying.
+        ({"head__weight": torch.zeros_like, "head__bias": torch.ones_like}, "embeddings are collapsing"),
+        ({"head__weight": lambda w: w * float("nan")}, "held-out loss rose"),
     ],
     ids=["collapsed", "nan"],
 )
-def test_worse_weights_are_not_released(releaser, trainer, generations, state, ruin):
-    releaser.config = ReleaseConfig(tolerance=0.0)  # the little encoder has not learnt much that could be lost
+def test_worse_weights_are_not_released(releaser, trainer, generations, state, ruin, reason):
     set_weights(trainer, **ruin)
     assert releaser.attempt() is None
     outcome = releaser.outcomes[-1]
     assert not outcome.released
-    assert outcome.reason == "held-out loss rose"
+    assert outcome.reason == reason
     assert generations.newest.number == 1
     assert state.generations(9) == []
     assert not state.bundle_path(2).exists()
+
+
+def test_a_higher_loss_is_not_released(releaser, trainer, generations):
+    releaser.config = ReleaseConfig(tolerance=-1.0)  # nothing is good enough
+    set_weights(trainer, head__weight=lambda w: w * 1.01)
+    assert releaser.attempt() is None
+    assert releaser.outcomes[-1].reason == "held-out loss rose"
+    assert generations.newest.number == 1
 
 
 def test_nothing_is_released_unjudged(generations, state, sounds, signing_key):

@@ -9,7 +9,7 @@ import torch
 
 from runtime_server.buffer import Window
 from runtime_server.releases import first_model
-from runtime_server.trainer import HELD_OUT_EVERY, TrainConfig, Trainer
+from runtime_server.trainer import HELD_OUT_PERIOD, HELD_OUT_RUN, TrainConfig, Trainer
 
 BLOCKS = ("stem", "down", "residual", "head")
 
@@ -91,15 +91,18 @@ def test_the_average_moves_by_its_share(trainer_of, give):
     assert np.allclose(trainer.averaged_tensors()["head.weight"], expected.numpy(), atol=1e-7)
 
 
-def test_every_so_many_windows_judge_and_never_train(trainer_of, give):
-    trainer = trainer_of(min_windows=20)
-    give(trainer, 2, 22)
+def test_runs_of_neighbours_judge_and_never_train(trainer_of, give):
+    trainer = trainer_of(min_windows=50)
+    give(trainer, 2, 3)
+    assert trainer.judge([trainer.model]) is None
+    give(trainer, 2, 53)
     assert not trainer.ready
-    give(trainer, 2, 24)
+    give(trainer, 2, 64)
     assert trainer.ready
-    assert all(window.index % HELD_OUT_EVERY for window in trainer._buffer.windows("pi-1"))
-    assert [window.index for window in trainer._held_out.windows("pi-1")] == [0, 8, 16]
-    assert trainer.held_out_losses([trainer.model]) is None
+    judges = [window.index for window in trainer._held_out.windows("pi-1")]
+    assert judges == [*range(HELD_OUT_RUN), *range(HELD_OUT_PERIOD, HELD_OUT_PERIOD + HELD_OUT_RUN)]
+    trained = [window.index for window in trainer._buffer.windows("pi-1")]
+    assert sorted(judges + trained) == list(range(64))
 
 
 def test_embeddings_of_whole_encoders_are_no_use_for_training(trainer_of, give):
@@ -112,8 +115,8 @@ def test_embeddings_of_whole_encoders_are_no_use_for_training(trainer_of, give):
 def test_models_are_judged_on_the_same_windows_and_views(trainer_of, give):
     trainer = trainer_of(min_windows=8)
     give(trainer, 1, 64)
-    first, second = trainer.held_out_losses([trainer.model, trainer.model])
-    assert first == second == trainer.held_out_losses([trainer.model])[0]
+    first, second = trainer.judge([trainer.model, trainer.model])
+    assert first == second == trainer.judge([trainer.model])[0]
 
 
 def test_a_batch_that_explodes_changes_nothing(trainer_of, give):
@@ -154,5 +157,5 @@ def test_windows_may_arrive_while_it_trains(trainer_of, give):
     thread.start()
     while thread.is_alive():
         trainer.step()
-        trainer.held_out_losses([trainer.model])
+        trainer.judge([trainer.model])
     assert not failures
