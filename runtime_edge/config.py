@@ -1,40 +1,84 @@
-"""What a device run is told: one dataclass, filled from the command line."""
+"""What a device run is told: one dataclass, filled from a TOML file, the environment and the command line.
 
+To add a setting, add a field here: the option of `ssc edge run`, the key of the file, its validation and its
+documentation follow from it.
+"""
+
+# ruff: noqa: RUF009 - `setting` makes a dataclass field
 from __future__ import annotations
 
+import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from runtime_edge import minisign
+from runtime_edge.settings import setting
+
+
+def host_name() -> str:
+    """The name of this machine as a device's name."""
+    return re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")[:63] or "device"
 
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Settings of `ssc edge run`; see its `--help` for what each is for."""
+    """Settings of `ssc edge run`, in the order of its help and of `ssc edge config`."""
 
-    device: str
-    source: str
-    state: Path
-    target: str
-    broker: str | None = None
-    bundle: Path | None = None
-    trusted: minisign.PublicKey | None = None
-    variant: str = "onnx-fp32"
-    encoding: str = "int8"
-    threads: int = 1
-    deadline_s: float = 1.0
-    ack_timeout_s: float = 10.0
-    in_flight: int = 4
-    spool_bytes: int = 256 << 20
-    min_cut: str | None = None
-    """Privacy floor: never ship anything earlier than this cut."""
-    realtime: bool = True
-    loop: bool = False
-    speed: float = 1.0
-    gate_db: float | None = None
-    stdin_rate: int | None = None
-    stdin_channels: int = 1
-    max_windows: int | None = None
-    drain_s: float = 30.0
-    """How long to go on sending spooled frames after the source has ended."""
-    seed: int = 0
+    device: str = setting(host_name, "This device's name on the broker; the host name when left out.", example="pi-1")
+    source: str = setting(
+        "", "mic, a WAV/FLAC file, a directory, or - for PCM16 on standard input; required.", example="mic"
+    )
+    state: Path = setting(Path("ssc-edge"), "State directory: spool, bundles, tables, status.")
+    target: str = setting("rpi4", "Which target's releases and tables to follow.")
+    broker: str | None = setting(
+        None,
+        "Broker address; without it everything runs here and nothing is shipped.",
+        example="nats://gateway:4222",
+    )
+    bundle: Path | None = setting(None, "Bundle directory to run instead of the server's release.", example="bundle")
+    pub: Path | None = setting(
+        None, "Public key to trust; without it the server's, pinned at the first contact.", example="signing.pub"
+    )
+    variant: str = setting("onnx-fp32", "Compiled files to run, such as tflite-int8.")
+    encoding: Literal["int8", "float16", "float32"] = setting("int8", "How activations are written into frames.")
+    threads: int = setting(1, "Inference threads.", ge=1, le=64)
+    deadline_ms: int = setting(1000, "How long to wait for a window's answer, ms.", ge=10, le=600_000)
+    ack_timeout_s: float = setting(10.0, "Give up on a frame the broker has not stored after so long.", ge=0.1, le=600)
+    in_flight: int = setting(4, "Frames under way at once.", ge=1, le=256)
+    spool_mb: float = setting(256.0, "Disk for frames that wait to be sent, MiB.", ge=0.001, le=1 << 20)
+    min_cut: str | None = setting(None, "Privacy floor: never ship anything earlier than this cut.", example="layer2.0")
+    realtime: bool = setting(True, "Play files at the speed they were recorded; otherwise as fast as possible.")
+    loop: bool = setting(False, "Start files again at their end.")
+    speed: float = setting(1.0, "Play files so many times faster.", ge=0.01, le=1000)
+    gate_db: float | None = setting(
+        None, "Ignore windows quieter than this, decibels of full scale.", ge=-200, le=0, example=-60.0
+    )
+    stdin_rate: int | None = setting(
+        None, "Sample rate of PCM on standard input, Hz.", ge=1000, le=384_000, example=48_000
+    )
+    stdin_channels: int = setting(1, "Channels of PCM on standard input.", ge=1, le=64)
+    max_windows: int | None = setting(None, "Stop after so many windows.", ge=1, example=1000)
+    drain_s: float = setting(30.0, "How long to send spooled frames after the source has ended.", ge=0, le=86_400)
+    results: tuple[str, ...] = setting(
+        (), "Write results as JSON lines to these files, or - for standard output.", example=("results.jsonl",)
+    )
+    report: Path | None = setting(None, "Write the run's accounting here as JSON at its end.", example="report.json")
+    log_level: Literal["debug", "info", "warning", "error"] = setting("warning", "What to log.")
+    seed: int = setting(0, "Seed of the splitter's probes.", ge=0)
+
+    @property
+    def deadline_s(self) -> float:
+        """`deadline_ms` in seconds."""
+        return self.deadline_ms / 1e3
+
+    @property
+    def spool_bytes(self) -> int:
+        """`spool_mb` in bytes."""
+        return int(self.spool_mb * (1 << 20))
+
+    @property
+    def trusted(self) -> minisign.PublicKey | None:
+        """The key of `pub`. Raises SignatureError."""
+        return None if self.pub is None else minisign.read_public_key(self.pub)

@@ -1,0 +1,169 @@
+"""Settings from a TOML file, options and the environment: what wins, and what is refused with which words."""
+
+# ruff: noqa: RUF009 - `setting` makes a dataclass field
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import click
+import pytest
+import tomllib
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime_edge import cli
+from runtime_edge.config import DeviceConfig
+from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.settings import as_toml, load, options, read, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    name: str = setting("", "A name.", example="pi-1")
+    kind: Literal["a", "b"] = setting("a", "A kind.")
+    count: int = setting(1, "A count.", ge=1, le=64)
+    level: float | None = setting(None, "A level.", ge=-200, le=0, example=-60.0)
+    flag: bool = setting(True, "A flag.")
+    path: Path = setting(Path("here"), "A path.")
+    files: tuple[str, ...] = setting((), "Files.", example=("x",))
+
+
+def write(tmp_path, text):
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_sets_values_of_the_declared_types_and_the_rest_keeps_its_defaults(tmp_path):
+    path = write(tmp_path, 'count = 3\nlevel = -60\nflag = false\npath = "there"\nfiles = ["x", "y"]\n')
+    assert load(Sample, path, {}) == Sample(count=3, level=-60.0, flag=False, path=Path("there"), files=("x", "y"))
+
+
+def test_what_is_given_wins_over_the_file_and_what_is_not_given_does_not(tmp_path):
+    path = write(tmp_path, 'count = 3\nname = "file"\nfiles = ["x"]\nflag = true\n')
+    loaded = load(Sample, path, {"count": 5, "name": None, "files": (), "flag": False})
+    assert loaded == Sample(count=5, name="file", files=("x",), flag=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cuont = 1", "'cuont': no such setting, did you mean count?"),
+        ("[edge]\ncount = 1", "'edge': no such setting"),
+        ('count = "many"', "count = .*Expected `int`, got `str` .at least 1, at most 64.; for example count = 1"),
+        ("count = 65", "count = 65: .*at most 64"),
+        ("count = 0", "count = 0: .*at least 1"),
+        ("count = true", "count = true: Expected `int`, got `bool`"),
+        ("level = nan", "level = nan: "),
+        ("level = 1.0", "level = 1.0: .*at most 0.; for example level = -60.0"),
+        ('kind = "c"', "kind = .*one of a, b"),
+        ("path = 3", "path = 3: Expected `str`, got `int`"),
+        ('files = "x"', "files = .*for example files = ..x"),
+        ("files = [1]", "files = "),
+        ("count = 1\ncount = 2", "not TOML"),
+        ("count", "not TOML"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_one_line_naming_file_key_and_fix(tmp_path, text, words):
+    path = write(tmp_path, text)
+    with pytest.raises(UsageError, match=words) as raised:
+        read(Sample, path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"a = 1\n" * 200_000])
+def test_a_file_that_is_no_text_or_much_too_long_is_refused(tmp_path, data):
+    path = tmp_path / "settings.toml"
+    path.write_bytes(data)
+    with pytest.raises((UsageError, FormatError), match=r"settings\.toml"):
+        read(Sample, path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FormatError, match=r"none\.toml: cannot be read"):
+        load(Sample, tmp_path / "none.toml", {})
+
+
+@given(st.text(max_size=200) | st.text(max_size=20).map(lambda name: f"{json.dumps(name)} = 1"))
+def test_any_text_is_read_or_refused_with_one_line(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        read(Sample, path)
+    except UsageError as exc:
+        message = str(exc)
+    else:
+        return
+    assert len(message.splitlines()) == 1
+
+
+@given(
+    st.builds(
+        dict,
+        name=st.text(max_size=20),
+        count=st.integers(1, 64),
+        level=st.floats(-200, 0),
+        flag=st.booleans(),
+        files=st.lists(st.sampled_from(["a", 'quote"', "back\\slash", "ü"])).map(tuple),
+    )
+)
+def test_what_is_printed_reads_back_the_same(tmp_path_factory, values):
+    path = tmp_path_factory.getbasetemp() / "round.toml"
+    path.write_text(as_toml(Sample, values))
+    assert read(Sample, path) == values
+
+
+@pytest.mark.parametrize("config", [Sample, DeviceConfig])
+def test_every_setting_is_printed_with_its_documentation_and_a_value_that_may_be_used(tmp_path, config):
+    text = as_toml(config)
+    assert tomllib.loads(text) == {}
+    for field in dataclasses.fields(config):
+        assert field.metadata["doc"] in text
+    values = read(config, write(tmp_path, "\n".join(line[2:] for line in text.splitlines() if " = " in line)))
+    assert set(values) == {field.name for field in dataclasses.fields(config)}
+    for field in dataclasses.fields(config):
+        if field.default not in (None, "", (), dataclasses.MISSING):
+            assert values[field.name] == field.default
+
+
+@click.command(context_settings={"auto_envvar_prefix": "SAMPLE"})
+@options(Sample)
+def show(**given):
+    click.echo(repr(given))
+
+
+def test_options_take_the_same_values_and_ranges():
+    def run(*arguments, **env):
+        return CliRunner().invoke(show, arguments, env=env)
+
+    assert eval(run().output) == dict.fromkeys(["name", "kind", "count", "level", "flag", "path"]) | {"files": ()}
+    assert eval(run("--no-flag", "--count", "5", "--files", "x", "--files", "y").output)["files"] == ("x", "y")
+    assert eval(run(SAMPLE_COUNT="7", SAMPLE_FLAG="0").output)["count"] == 7
+    assert eval(run("--count", "8", SAMPLE_COUNT="7").output)["count"] == 8
+    for wrong in (["--count", "65"], ["--level", "1"], ["--kind", "c"], ["--count", "x"]):
+        assert run(*wrong).exit_code == 2
+
+
+def test_edge_config_prints_a_file_and_checks_one(tmp_path):
+    printed = CliRunner().invoke(cli.edge, ["config"])
+    assert printed.output == as_toml(DeviceConfig)
+    path = write(tmp_path, "threads = 2\n")
+    checked = CliRunner().invoke(cli.edge, ["config", str(path)]).output
+    assert "\nthreads = 2\n" in checked
+    assert "\n# loop = false\n" in checked
+    path.write_text("threads = 0\n")
+    refused = CliRunner().invoke(cli.edge, ["config", str(path)])
+    assert isinstance(refused.exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [('bundle = "x"', "give --source"), ('source = "mic"', "give --broker"), ("threads = 0", "threads = 0")],
+)
+def test_a_run_without_what_it_needs_says_so(tmp_path, text, words):
+    result = CliRunner().invoke(cli.edge, ["run", "--config", str(write(tmp_path, text))])
+    with pytest.raises(UsageError, match=words):
+        raise result.exception
