@@ -25,10 +25,11 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.delivery import Delivery
 from runtime_edge.engine import Embedding, Engine, Step
 from runtime_edge.errors import FrameError, SpoolError
+from runtime_edge.labelling import Labelling
 from runtime_edge.link import Link
 from runtime_edge.memory import GaussianMemory
 from runtime_edge.monitor import BandwidthEstimator, CpuMonitor, health
-from runtime_edge.results import Sink
+from runtime_edge.results import EventSink, Sink
 from runtime_edge.splitter import Decision, Splitter
 from runtime_edge.spool import Spool
 from runtime_edge.swap import Swap, make_splitter
@@ -51,7 +52,7 @@ class Device:
         self.config = config
         self.boot = secrets.token_hex(4)
         self.accounting = Accounting()
-        self._sinks = sinks
+        self._sinks = list(sinks)
         self._cpu = CpuMonitor()
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,6 +65,7 @@ class Device:
         self._engine: Engine
         self._splitter: Splitter
         self._memory: GaussianMemory
+        self._labelling: Labelling
         self._spool: Spool
         self._dropped_before = 0
 
@@ -98,7 +100,9 @@ class Device:
         swap = Swap(config, self._link, self._compute, self.accounting)
         self._engine, table = await swap.first()
         self._splitter = make_splitter(self._engine.bundle, table, config)
-        self._memory = GaussianMemory(dim=self._engine.bundle.manifest.info.encoder.embedding_dim)
+        info = self._engine.bundle.manifest.info
+        self._memory = GaussianMemory(dim=info.encoder.embedding_dim)
+        self._labelling = Labelling(config, self._link, self.accounting, info)
         self._spool = await self._in_compute(Spool, config.state / "spool.db", config.spool_bytes)
         self.accounting.inherited = await self._in_compute(self._spool.depth)
         self._dropped_before = (await self._in_compute(self._spool.counters)).dropped
@@ -107,7 +111,9 @@ class Device:
             self._delivery = Delivery(config, self._link, self._spool, self._compute, self.accounting)
             background.append(asyncio.create_task(self._delivery.replay_forever()))
             background.append(asyncio.create_task(self._send_presence(self._link)))
+            self._sinks.append(EventSink(self._link.publish, config.device, config.events, config.event_threshold))
             await swap.follow()
+            await self._labelling.follow()
         return swap
 
     async def _process_source(self, swap: Swap) -> None:
@@ -237,6 +243,7 @@ class Device:
     ) -> None:
         uncertainty = self._teach(underway.window.index, embedding)
         result = underway.result(embedding, uncertainty, where, network_ms, server_ms)
+        result = self._labelling.label(result, underway.engine.bundle.manifest.info, embedding)
         self.accounting.finished[where] += 1
         self.accounting.latency_ms[underway.cut].append(result.latency_ms)
         for sink in self._sinks:

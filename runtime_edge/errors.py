@@ -7,6 +7,7 @@
     │   ├── BundleError     a bundle: layout, manifest, digest, generation
     │   ├── SignatureError  a signature that is missing, malformed or wrong
     │   ├── TableError      a splitter table
+    │   ├── HeadError       a head that labels embeddings
     │   └── FrameError      a frame or reply on the wire
     ├── SourceError         audio that cannot be read
     ├── BackendError        an inference runtime that refused a block
@@ -52,6 +53,10 @@ class SignatureError(FormatError):
 
 class TableError(FormatError):
     """A splitter table that is malformed or made for other cuts."""
+
+
+class HeadError(FormatError):
+    """A head that is malformed or made for other embeddings."""
 
 
 class FrameError(FormatError):

@@ -10,6 +10,7 @@ from runtime_edge.errors import UsageError
 STREAM = "ACTIVATIONS"
 PARTITIONS = 4
 TABLES = "tables"
+HEADS = "heads"
 RELEASES = "releases"
 PRESENCE = "presence"
 BUNDLES = "bundles"
@@ -67,7 +68,7 @@ def message_id(device: str, boot: str, window: int) -> str:
 
 
 def table_key(target: str, device: str | None = None) -> str:
-    """Key of a splitter table: for all devices of a target, or for one device."""
+    """Key of a splitter table or a head: for all devices of a target, or for one device."""
     return target if device is None else f"{target}.{device}"
 
 
