@@ -148,24 +148,22 @@ def read(config: type[_Dataclass], path: Path) -> dict[str, Any]:
     """The validated values that a TOML file sets. Raises UsageError or FormatError naming the file and the key."""
     try:
         table = tomllib.loads(read_bounded(path, _MAX_BYTES).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise UsageError(f"{path}: not TOML ({exc})") from None
     known = {key.name: key for key in _settings(config)}
     values = {}
     for name, value in table.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise UsageError(
-                f"{path}: {_toml_value(name)}: no such setting" + (f", did you mean {near[0]}?" if near else "")
-            )
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise UsageError(f"{path}: {name!r:.100}: no such setting{hint}")
         key = known[name]
         try:
             values[name] = msgspec.convert(value, key.type, dec_hook=_path)
         except msgspec.ValidationError as exc:
             allowed = f" ({key.allowed})" if key.allowed else ""
-            raise UsageError(
-                f"{path}: {name} = {_toml_value(value)}: {exc}{allowed}; for example {name} = {_toml_value(key.shown)}"
-            ) from None
+            example = f"{name} = {_toml_value(key.shown)}"
+            raise UsageError(f"{path}: {name} is {value!r:.100}: {exc}{allowed}; for example {example}") from None
     return values
 
 
