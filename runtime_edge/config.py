@@ -64,6 +64,15 @@ class DeviceConfig:
     results: tuple[str, ...] = setting(
         (), "Write results as JSON lines to these files, or - for standard output.", example=("results.jsonl",)
     )
+    head: Path | None = setting(
+        None, "Head that labels the results, instead of the server's (`ssc server label`).", example="head.json"
+    )
+    events: Literal["all", "labels", "off"] = setting(
+        "labels", "Results to publish on evt.<device>, without embeddings: all, those with a detected label, or none."
+    )
+    event_threshold: float | None = setting(
+        None, "Score from which a label is an event, instead of the head's own thresholds.", ge=0, le=1, example=0.8
+    )
     report: Path | None = setting(None, "Write the run's accounting here as JSON at its end.", example="report.json")
     log_level: Literal["debug", "info", "warning", "error"] = setting("warning", "What to log.")
     seed: int = setting(0, "Seed of the splitter's probes.", ge=0)
