@@ -32,8 +32,9 @@ _PR_SET_PDEATHSIG = 1
 class Broker:
     """Starts and stops one nats-server whose streams lie below `state`."""
 
-    def __init__(self, state: Path, host: str = "127.0.0.1", port: int = 4222) -> None:
-        self.state, self.host, self.port = state, host, port
+    def __init__(self, state: Path, host: str = "127.0.0.1", port: int = 4222, mqtt_port: int | None = None) -> None:
+        """With `mqtt_port` MQTT clients can connect there; subject `evt.pi-1` is their topic `evt/pi-1`."""
+        self.state, self.host, self.port, self.mqtt_port = state, host, port, mqtt_port
         self._process: subprocess.Popen[bytes] | None = None
         self._log = state / "broker.log"
 
@@ -46,8 +47,9 @@ class Broker:
         """Start and wait until it listens. Raises LinkError with the broker's own words when it does not."""
         self.state.mkdir(parents=True, exist_ok=True)
         _stop_orphan(self.state / "broker.pid")
-        if _listens(self.host, self.port):
-            raise LinkError(f"port {self.port} is taken by another program; choose another --port")
+        for option, port in (("--port", self.port), ("--mqtt-port", self.mqtt_port)):
+            if port is not None and _listens(self.host, port):
+                raise LinkError(f"port {port} is taken by another program; choose another {option}")
         config = self.state / "broker.conf"
         write_atomic(config, self._config().encode())
         with self._log.open("ab") as log:
@@ -92,7 +94,9 @@ class Broker:
         self._process = None
 
     def _config(self) -> str:
-        return (
+        # The broker asks for a name before it lets MQTT clients keep sessions.
+        mqtt = f'server_name: streamsplit\nmqtt {{ listen: "{self.host}:{self.mqtt_port}" }}\n'
+        return (mqtt if self.mqtt_port else "") + (
             f'listen: "{self.host}:{self.port}"\n'
             f"max_payload: {MAX_FRAME_BYTES}\n"
             f'jetstream {{ store_dir: "{self.state / "jetstream"}", max_file_store: 8GB }}\n'

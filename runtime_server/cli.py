@@ -44,6 +44,7 @@ def server() -> None:
 @click.option("--broker", help="Use this broker instead of starting one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address the embedded broker listens on.")
 @click.option("--port", default=4222, show_default=True, type=click.IntRange(1, 65535), help="Its port.")
+@click.option("--mqtt-port", type=click.IntRange(1, 65535), help="Let MQTT clients read events on this port.")
 @click.option("--calibrate", type=PathParam(), help="Recordings to measure int8 ranges on at every release.")
 @click.option("--no-training", "training", flag_value=False, default=True, help="Complete frames only.")
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(2), help="Windows in a training step.")

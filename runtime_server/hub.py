@@ -26,6 +26,7 @@ from nats.js.client import JetStreamContext
 from runtime_edge import minisign, releases, subjects
 from runtime_edge.bundle import MANIFEST, SIGNATURE, Bundle
 from runtime_edge.errors import LinkError
+from runtime_edge.head import Head, sign_head
 from runtime_edge.link import BROKER_ERRORS, disconnect, reason
 from runtime_edge.releases import Release
 from runtime_edge.table import SplitterTable
@@ -138,6 +139,12 @@ class Hub:
             return None
 
     @_raises_link_error
+    async def put_head(self, head: Head, key: minisign.SecretKey | None, target: str, device: str | None) -> None:
+        """Give every device of a target, or one device, a head."""
+        bucket = await self.stream.key_value(subjects.HEADS)
+        await bucket.put(subjects.table_key(target, device), sign_head(head, key))
+
+    @_raises_link_error
     async def put_signing_key(self, key: minisign.PublicKey) -> None:
         """Publish the key that devices without one pin at their first contact."""
         bucket = await self.stream.key_value(subjects.RELEASES)
@@ -180,6 +187,7 @@ class Hub:
         except nats.js.errors.BadRequestError:
             await stream.update_stream(config)
         await stream.create_key_value(KeyValueConfig(bucket=subjects.TABLES, history=5))
+        await stream.create_key_value(KeyValueConfig(bucket=subjects.HEADS, history=5))
         await stream.create_key_value(KeyValueConfig(bucket=subjects.RELEASES, history=20))
         await stream.create_key_value(KeyValueConfig(bucket=subjects.PRESENCE, ttl=_PRESENCE_TTL_S))
         await stream.create_object_store(subjects.BUNDLES)

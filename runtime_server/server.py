@@ -50,6 +50,8 @@ class ServerConfig:
     """An outside broker; without one the server starts its own."""
     host: str = "127.0.0.1"
     port: int = 4222
+    mqtt_port: int | None = None
+    """Where the embedded broker lets MQTT clients in."""
     key: Path | None = None
     calibrate: Path | None = None
     training: bool = True
@@ -66,7 +68,9 @@ class Server:
         self.state = ServerState(config.state)
         self.key = self.state.signing_key(config.key)
         self.started = asyncio.Event()
-        self._broker = None if config.broker else Broker(self.state.root / "broker", config.host, config.port)
+        self._broker = (
+            None if config.broker else Broker(self.state.root / "broker", config.host, config.port, config.mqtt_port)
+        )
         self._stopping = asyncio.Event()
         self._released: asyncio.Queue[Generation] = asyncio.Queue()
         self._began = time.monotonic()
