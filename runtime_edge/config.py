@@ -48,6 +48,9 @@ class DeviceConfig:
     ack_timeout_s: float = setting(10.0, "Give up on a frame the broker has not stored after so long.", ge=0.1, le=600)
     in_flight: int = setting(4, "Frames under way at once.", ge=1, le=256)
     spool_mb: float = setting(256.0, "Disk for frames that wait to be sent, MiB.", ge=0.001, le=1 << 20)
+    trial_s: float = setting(
+        60.0, "Go back to the earlier bundle when a new one crashes the device within so long.", ge=0, le=86_400
+    )
     min_cut: str | None = setting(None, "Privacy floor: never ship anything earlier than this cut.", example="layer2.0")
     realtime: bool = setting(True, "Play files at the speed they were recorded; otherwise as fast as possible.")
     loop: bool = setting(False, "Start files again at their end.")

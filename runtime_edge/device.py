@@ -62,6 +62,7 @@ class Device:
         self._compute = ThreadPoolExecutor(1, "compute")
         self._link: Link | None = None
         self._delivery: Delivery | None = None
+        self._swap: Swap
         self._engine: Engine
         self._splitter: Splitter
         self._memory: GaussianMemory
@@ -77,17 +78,18 @@ class Device:
         """Run to the end; returns the report. Raises SscError when it cannot start."""
         background: list[asyncio.Task[None]] = []
         try:
-            swap = await self._start(background)
-            await self._process_source(swap)
-            if self._delivery is not None:
-                await finish_unless(self._stopping, self._delivery.drain(self.config.drain_s))
+            await self._start(background)
+            with self._swap.orderly():
+                await self._process_source()
+                if self._delivery is not None:
+                    await finish_unless(self._stopping, self._delivery.drain(self.config.drain_s))
             return await self._report()
         finally:
             await cancel_all(background)
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._close()
 
-    async def _start(self, background: list[asyncio.Task[None]]) -> Swap:
+    async def _start(self, background: list[asyncio.Task[None]]) -> None:
         config = self.config
         config.state.mkdir(parents=True, exist_ok=True)
         if config.broker is not None:
@@ -97,8 +99,8 @@ class Device:
             await asyncio.wait(
                 background, timeout=_BRIEFLY_S if config.bundle or has_bundle(config.state) else _FIRST_S
             )
-        swap = Swap(config, self._link, self._compute, self.accounting)
-        self._engine, table = await swap.first()
+        self._swap = Swap(config, self._link, self._compute, self.accounting)
+        self._engine, table = await self._swap.first()
         self._splitter = make_splitter(self._engine.bundle, table, config)
         info = self._engine.bundle.manifest.info
         self._memory = GaussianMemory(dim=info.encoder.embedding_dim)
@@ -112,26 +114,25 @@ class Device:
             background.append(asyncio.create_task(self._delivery.replay_forever()))
             background.append(asyncio.create_task(self._send_presence(self._link)))
             self._sinks.append(EventSink(self._link.publish, config.device, config.events, config.event_threshold))
-            await swap.follow()
+            await self._swap.follow()
             await self._labelling.follow()
-        return swap
 
-    async def _process_source(self, swap: Swap) -> None:
+    async def _process_source(self) -> None:
         info = self._engine.bundle.manifest.info.front_end
         capture = Capture(self.config, info.sample_rate, info.window_samples, info.hop_samples)
         async with contextlib.aclosing(capture.windows(self._stopping)) as windows:
             async for window in windows:
                 self.accounting.captured += 1
                 self.accounting.pcm16_bytes += 2 * info.hop_samples
-                self._take_over(swap)
+                self._take_over()
                 await self._process(window)
                 if self.config.max_windows and self.accounting.captured >= self.config.max_windows:
                     break
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _take_over(self, swap: Swap) -> None:
+    def _take_over(self) -> None:
         """Install what has arrived since the last window."""
-        engine, table = swap.take()
+        engine, table = self._swap.take()
         if engine is not None:
             self._engine = engine
             self.accounting.generation_end = engine.generation
@@ -216,6 +217,8 @@ class Device:
         """The (d,) float32 embedding of an answer; None when the server refused the frame."""
         if reply.status != "ok" or len(reply.embedding) != 2 * self._memory.dim:
             self.accounting.refused += reply.status != "ok"
+            if reply.status == "retired":
+                self._spawn(self._swap.recheck())
             return None
         return np.frombuffer(reply.embedding, "<f2").astype(np.float32)
 
@@ -265,6 +268,7 @@ class Device:
             "memory_mb": round(vitals.rss_mb, 1),
             "temperature_c": vitals.temperature_c,
             "runtime": self._engine.prefix.backend.name,
+            **self._swap.status(),
         }
 
     async def _send_presence(self, link: Link) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -16,15 +17,38 @@ MAX_RECORD_BYTES = 128 << 10
 _Record = TypeVar("_Record")
 
 
-class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The value under `releases/<target>`: which bundle devices of a target should run."""
+class ReleasedBundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A bundle in the object store that a device may be told to run."""
 
     generation: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
     manifest: Digest
     signature: str = ""
     """Contents of manifest.json.minisig; empty when the bundle is not signed."""
     rollback: bool = False
-    """Whether devices may go back to an older generation."""
+    """Whether devices may go back to it from a newer generation."""
+
+
+class Release(ReleasedBundle, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The value under `releases/<target>`: which bundle devices of a target should run."""
+
+    share: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """Share of the devices it is for: the canaries, while it has to prove itself."""
+    stable: ReleasedBundle | None = None
+    """What the others run."""
+    oldest: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)] = 1
+    """The oldest generation whose frames the server still completes; what is older is retired."""
+
+    def for_device(self, device: str) -> ReleasedBundle:
+        """What one device should run."""
+        if self.stable is None or canary_place(device, self.generation) < self.share:
+            return self
+        return self.stable
+
+
+def canary_place(device: str, generation: int) -> float:
+    """Where in [0, 1) a device stands in the order in which a generation is given out; another one each time."""
+    digest = hashlib.blake2b(f"{generation}.{device}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") / (1 << 32)
 
 
 class SignedTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,8 +75,13 @@ def sign_table(table: SplitterTable, key: minisign.SecretKey | None) -> SignedTa
     return SignedTable(table=text.decode(), signature=signature)
 
 
-def open_table(data: bytes, trusted: minisign.PublicKey | None, source: str) -> SplitterTable:
-    """Check the signature where a key is trusted and read the table. Raises SignatureError or TableError."""
+def open_table(
+    data: bytes, trusted: minisign.PublicKey | None, source: str, target: str | None = None
+) -> SplitterTable:
+    """Check the signature where a key is trusted and read the table, which must be for `target` when that is given.
+
+    Raises SignatureError or TableError.
+    """
     record = _decode(data, SignedTable, source)
     text = record.table.encode()
     if trusted is not None:
@@ -60,9 +89,12 @@ def open_table(data: bytes, trusted: minisign.PublicKey | None, source: str) -> 
             raise SignatureError(f"{source}: the table is not signed, but this device trusts a key")
         minisign.verify(text, record.signature, trusted, source)
     try:
-        return SplitterTable.from_json(text, source)
+        table = SplitterTable.from_json(text, source)
     except UnicodeError:
         raise TableError(f"{source}: not text") from None
+    if target is not None and table.target != target:
+        raise TableError(f"{source}: made for target {table.target!r}, not for {target!r}")
+    return table
 
 
 def _decode(data: bytes, kind: type[_Record], source: str) -> _Record:

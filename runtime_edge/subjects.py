@@ -80,3 +80,9 @@ def asset_object(reference: str) -> str:
 def manifest_object(digest: str) -> str:
     """Object name of a manifest by its digest."""
     return f"manifests/{digest.replace(':', '-')}"
+    return f"manifests/{digest.replace(':', '-')}"
+
+
+def patch_object(old: str, new: str) -> str:
+    """Object name of the patch that turns one asset into another, both `sha256:<hex>/<name>`."""
+    return f"patches/{old.split('/')[0]}..{new.split('/')[0]}".replace(":", "-")

@@ -1,7 +1,8 @@
 """Which bundle and table a device runs: the first ones, and every later one, ready to take over between windows.
 
 An engine and a table are only handed over when they fit each other and the device's privacy floor, so taking over
-cannot fail. What does not fit is refused, counted and reported; what runs goes on running.
+cannot fail. What does not fit is refused, counted and reported; what runs goes on running. A new bundle is on trial
+(`runtime_edge.trial`) until it has run for a while.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from concurrent.futures import Executor
+from typing import Any
 
 import msgspec
 
@@ -19,15 +22,18 @@ from runtime_edge.accounting import Accounting
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.config import DeviceConfig
 from runtime_edge.engine import Engine
-from runtime_edge.errors import BundleError, FormatError, LinkError, SscError, TableError, UsageError
+from runtime_edge.errors import BackendError, BundleError, FormatError, LinkError, SscError, TableError, UsageError
 from runtime_edge.link import Link
-from runtime_edge.releases import decode_release, open_table
+from runtime_edge.releases import ReleasedBundle, decode_release, open_table
 from runtime_edge.splitter import Splitter
 from runtime_edge.table import SplitterTable
-from runtime_edge.updates import BundleStore, store_table, stored_table
+from runtime_edge.trial import Refusal, Trial
+from runtime_edge.updates import BundleStore, Fetched, OlderBundle, store_table, stored_table
 
 _LOG = logging.getLogger(__name__)
 _FIRST_RELEASE_S = 10.0
+_RECHECK_S = 30.0
+_REPORTED_FAILURES = 8
 
 
 def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) -> Splitter:
@@ -49,6 +55,7 @@ class Swap:
     def __init__(self, config: DeviceConfig, link: Link | None, executor: Executor, accounting: Accounting) -> None:
         self._config, self._link, self._executor, self._accounting = config, link, executor, accounting
         self._store = BundleStore(config.state, config.trusted)
+        self._trials = self._store.trials
         self._own_key = subjects.table_key(config.target, config.device)
         self._own_table = False
         self._engine: Engine
@@ -58,13 +65,21 @@ class Swap:
         self._next_engine: Engine | None = None
         self._next_table: SplitterTable | None = None
         self._installing = asyncio.Lock()
+        self._trial: Trial | None = None
+        self._proving: asyncio.Task[None] | None = None
+        self._rechecked = float("-inf")
+        self._failures: dict[str, Refusal] = {}
+        """By digest, for the server: what this device could not run, and what it will never try again."""
 
     async def first(self) -> tuple[Engine, SplitterTable]:
         """The bundle and table to start with: given, newest released, or last used. Raises SscError."""
         given = self._config.bundle
+        if given is None:
+            await self._recover()
         present = open_bundle(given, self._store.trusted) if given else self._last_used()
         released = None if given else await self._released(present)
-        bundles = [bundle for bundle in (released, present) if bundle is not None]
+        earlier = [] if given else self._store.earlier()
+        bundles = list({bundle.digest: bundle for bundle in (released, present, *earlier) if bundle}.values())
         if not bundles:
             where = "no --broker was given" if self._link is None else f"{self._link.url} gave none"
             raise LinkError(f"no bundle on this device yet, and {where}: start the server, or give --bundle")
@@ -75,10 +90,14 @@ class Swap:
                 self._table = await self._first_table(bundle, records)
                 break
             except SscError as exc:
+                await self._failed("update_failed", exc, bundle)
                 if bundle is bundles[-1]:
                     raise
-                await self._failed("update_failed", exc)
-        self._adopt(self._engine.bundle)
+        try:
+            self._adopt(self._engine.bundle)
+        except OSError as exc:
+            _LOG.warning("which bundle runs cannot be written down: %s", exc)
+        self._try_out(self._engine.bundle)
         return self._engine, self._table
 
     async def follow(self) -> None:
@@ -93,10 +112,46 @@ class Swap:
         """What should take over now; a new engine whose cuts are others comes with a table for them."""
         ready = self._next_engine, self._next_table
         self._next_engine = self._next_table = None
+        if ready[0] is not None:
+            self._try_out(ready[0].bundle)
+        elif self._trial is not None and self._trial.passed():
+            self._proving = asyncio.create_task(self._prove(self._trial.bundle))
+            self._trial = None
         return ready
 
+    @contextlib.contextmanager
+    def orderly(self) -> Iterator[None]:
+        """Around the run: however it ends, unless the bundle may be the reason, this was no failed start."""
+        try:
+            yield
+        except (SscError, OSError, asyncio.CancelledError) as exc:
+            if not isinstance(exc, BackendError):
+                self._ended(self._engine.bundle)
+            raise
+        self._ended(self._engine.bundle)
+
+    async def recheck(self) -> None:
+        """The server has retired the generation that runs: look whether there is a release to take."""
+        now = time.monotonic()
+        if self._config.bundle is not None or now - self._rechecked < _RECHECK_S or self._server is None:
+            return
+        self._rechecked = now
+        with contextlib.suppress(LinkError):
+            record = await self._server.value(subjects.RELEASES, self._config.target)
+            if record is not None:
+                await self._on_release(self._config.target, record)
+
+    def status(self) -> dict[str, Any]:
+        """For the report: which bundle runs, whether it still has to prove itself, what could not be run here."""
+        return {
+            "bundle": self._engine.bundle.digest,
+            "on_trial": self._trial is not None,
+            "update_failures": [msgspec.to_builtins(failure) for failure in self._failures.values()],
+        }
+
     async def report(self, event: str, **details: object) -> None:
-        """Tell the server, best effort."""
+        """Write into the device's log of updates and tell the server, best effort."""
+        await asyncio.to_thread(self._trials.note, event, **details)
         if self._link is not None:
             body = msgspec.json.encode({"event": event, "device": self._config.device, **details})
             await self._link.publish(subjects.events(self._config.device), body)
@@ -105,6 +160,17 @@ class Swap:
     def _server(self) -> Link | None:
         """The link, while it stands."""
         return self._link if self._link is not None and self._link.connected else None
+
+    async def _recover(self) -> None:
+        """What earlier runs died of is not tried again, and the server is told."""
+        refused = self._trials.known().refused[-_REPORTED_FAILURES:]
+        self._failures = {refusal.manifest: refusal for refusal in refused}
+        for refusal in self._store.recover():
+            _LOG.warning("%s", refusal.reason)
+            self._failures[refusal.manifest] = refusal
+            await self.report(
+                refusal.event, generation=refusal.generation, digest=refusal.manifest, reason=refusal.reason
+            )
 
     def _last_used(self) -> Bundle | None:
         """What this device ran last; when that is damaged the server is asked, if there is one."""
@@ -127,13 +193,32 @@ class Swap:
                 raise UsageError(f"--target {target}: the server has released nothing for it")
             if record is None:
                 return None
-            release = decode_release(record, f"release for {target}")
-            return await self._store.fetch(link, release, self._config.variant, present)
+            release = decode_release(record, f"release for {target}").for_device(self._config.device)
+            if self._trials.refusal(release.manifest) is not None:
+                _LOG.warning("generation %d is not tried again", release.generation)
+                return None
+            return (await self._fetch(link, release, present)).bundle
         except SscError as exc:
             if present is None:
                 raise
             await self._failed("update_failed", exc)
             return None
+
+    async def _fetch(self, link: Link, release: ReleasedBundle, present: Bundle | None) -> Fetched:
+        """Raises what `BundleStore.fetch` raises, noted as a failure of that release."""
+        try:
+            fetched = await self._store.fetch(link, release, self._config.variant, present)
+        except OlderBundle:
+            raise  # the device's own choice says nothing of the release
+        except FormatError as exc:
+            self._remember(release.generation, release.manifest, "update_failed", exc)
+            raise
+        if fetched.fetched_bytes:
+            await self.report(
+                "fetched", generation=release.generation, digest=release.manifest, bytes=fetched.fetched_bytes,
+                assets=fetched.assets, patches=fetched.patches,
+            )  # fmt: skip
+        return fetched
 
     async def _first_release(self, link: Link, patience_s: float) -> bytes | None:
         """What is released for this target; a server that is just starting may not have got so far."""
@@ -167,7 +252,7 @@ class Swap:
     async def _first_table(self, bundle: Bundle, records: list[tuple[str, bytes]]) -> SplitterTable:
         for key, record in records:
             try:
-                table = open_table(record, self._store.trusted, f"table {key}")
+                table = open_table(record, self._store.trusted, f"table {key}", self._config.target)
                 make_splitter(bundle, table, self._config)
             except SscError as exc:
                 await self._failed("table_refused", exc)
@@ -185,16 +270,44 @@ class Swap:
 
     async def _prepare(self, bundle: Bundle) -> Engine:
         """Load and self-test in the compute thread; the bundle in use goes on undisturbed until this is done."""
-        loop, config = asyncio.get_running_loop(), self._config
-        engine = await loop.run_in_executor(
-            self._executor, Engine, bundle, config.variant, config.encoding, config.threads
-        )
-        await loop.run_in_executor(self._executor, engine.ready)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._load, bundle)
+
+    def _load(self, bundle: Bundle) -> Engine:
+        config, own = self._config, self._store.holds(bundle)
+        if own:
+            with contextlib.suppress(OSError):  # a full disk is no reason to stand still
+                self._trials.begin(bundle)
+        try:
+            engine = Engine(bundle, config.variant, config.encoding, config.threads)
+            engine.ready()
+        except BackendError as exc:
+            if own:
+                self._trials.refuse(bundle, str(exc))
+            raise
         return engine
 
     def _adopt(self, bundle: Bundle) -> None:
-        if bundle.path.parent == self._config.state / "bundles":
+        if self._store.holds(bundle):
             self._store.adopt(bundle)
+
+    def _try_out(self, bundle: Bundle) -> None:
+        """It runs from now on."""
+        self._failures.pop(bundle.digest, None)
+        proven = self._trials.known().proven == bundle.digest or not self._store.holds(bundle)
+        self._trial = None if proven else Trial(bundle, self._config.trial_s)
+
+    async def _prove(self, bundle: Bundle) -> None:
+        try:
+            await asyncio.to_thread(self._trials.prove, bundle)
+        except OSError as exc:
+            _LOG.warning("generation %d runs, but that cannot be kept: %s", bundle.manifest.info.generation, exc)
+        await self.report("proven", generation=bundle.manifest.info.generation, digest=bundle.digest)
+
+    def _ended(self, bundle: Bundle) -> None:
+        """Its start was none that failed, or it is not to blame."""
+        if self._store.holds(bundle):
+            with contextlib.suppress(OSError):
+                self._trials.ended(bundle)
 
     async def _on_table(self, key: str, record: bytes) -> None:
         own = key == self._own_key
@@ -203,7 +316,7 @@ class Swap:
         assert self._link is not None
         await self._pin(self._link)
         try:
-            table = open_table(record, self._store.trusted, f"table {key}")
+            table = open_table(record, self._store.trusted, f"table {key}", self._config.target)
             if table != self._table:
                 self._early = (table, record)
                 make_splitter(self._engine.bundle, table, self._config)
@@ -214,27 +327,31 @@ class Swap:
 
     async def _on_release(self, key: str, record: bytes) -> None:
         async with self._installing:
+            bundle: Bundle | None = None
             try:
                 assert self._link is not None
                 await self._pin(self._link)
-                release = decode_release(record, f"release for {key}")
+                release = decode_release(record, f"release for {key}").for_device(self._config.device)
                 present = self._engine.bundle
-                if release.manifest == present.digest:
+                if release.manifest == present.digest or self._trials.refusal(release.manifest) is not None:
                     return
-                bundle = await self._store.fetch(self._link, release, self._config.variant, present)
+                bundle = (await self._fetch(self._link, release, present)).bundle
                 _check_same_ends(present, bundle)
                 engine = await self._prepare(bundle)
                 early = self._needed_table(bundle)
                 self._adopt(bundle)
             except LinkError:
                 raise  # the watch tries again
+            except OlderBundle as exc:
+                await self._failed("update_refused", exc)
+                return
             except (SscError, OSError) as exc:
-                await self._failed("update_failed", exc)
+                await self._failed("update_failed", exc, bundle)
                 return
             self._engine = self._next_engine = engine
             if early is not None:
                 self._use(*early)
-        await self.report("generation", generation=bundle.manifest.info.generation)
+        await self.report("generation", generation=bundle.manifest.info.generation, digest=bundle.digest)
 
     def _needed_table(self, bundle: Bundle) -> tuple[SplitterTable, bytes] | None:
         """None when the table in use fits a bundle, or else the one that came before it. Raises TableError."""
@@ -255,10 +372,21 @@ class Swap:
         except OSError as exc:
             _LOG.warning("the table cannot be kept: %s", exc)
 
-    async def _failed(self, event: str, exc: Exception) -> None:
+    async def _failed(self, event: str, exc: Exception, bundle: Bundle | None = None) -> None:
         self._accounting.errors[type(exc).__name__] += 1
         _LOG.warning("%s: %s", event, exc)
-        await self.report(event, reason=str(exc)[:500])
+        details: dict[str, object] = {}
+        if bundle is not None:
+            details = {"generation": bundle.manifest.info.generation, "digest": bundle.digest}
+            self._remember(bundle.manifest.info.generation, bundle.digest, event, exc)
+            self._ended(bundle)
+        await self.report(event, **details, reason=str(exc)[:500])
+
+    def _remember(self, generation: int, digest: str, event: str, exc: Exception) -> None:
+        self._failures.pop(digest, None)
+        self._failures[digest] = Refusal(generation=generation, manifest=digest, event=event, reason=str(exc)[:500])
+        while len(self._failures) > _REPORTED_FAILURES:
+            self._failures.pop(next(iter(self._failures)))
 
 
 def _check_same_ends(present: Bundle, coming: Bundle) -> None:
