@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ Array = npt.NDArray[np.float32]
 ENCODINGS = ("float32", "float16", "int8", "pcm16")
 _DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "i1", "pcm16": "<i2"}
 _PCM_SCALE = np.float32(32767.0)
+_LARGEST = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0}
 
 
 class CutCodec:
@@ -33,6 +35,8 @@ class CutCodec:
         self.encoding = encoding
         self._wire = np.empty(cut.shape, _DTYPES[encoding])
         self._float = np.empty(cut.shape, np.float32)
+        self._raw = memoryview(self._wire.reshape(-1).view(np.uint8))
+        self._packed = memoryview(np.empty(self._wire.nbytes, np.uint8))
         self._scale: Array | None = None
         if encoding == "int8":
             if cut.int8 is None:
@@ -41,7 +45,6 @@ class CutCodec:
             along = [1] * len(cut.shape)
             along[cut.int8.axis] = -1
             self._scale = scale.reshape(along)
-            self._inverse = (1.0 / self._scale).astype(np.float32)
             self._zero = zero.reshape(along).astype(np.float32)
         self._compressor = zstandard.ZstdCompressor(level=level)
         self._decompressor = zstandard.ZstdDecompressor()
@@ -51,29 +54,23 @@ class CutCodec:
         """Payload bytes before zstd."""
         return self._wire.nbytes
 
-    def encode(self, activation: Array) -> tuple[bytes, bool]:
+    def encode(self, activation: Array) -> tuple[memoryview, bool]:
         """Encode one activation of shape `cut.shape`; returns (payload, whether zstd made it smaller).
 
-        NaN becomes 0 and infinities the largest value the encoding holds.
+        The payload is a view of a buffer of the codec's, valid until the next `encode`. NaN becomes 0 and infinities
+        the largest value the encoding holds.
         """
-        scratch = self._float
         if self.encoding == "int8":
-            self._scale_into(scratch, activation, self._inverse)
-            np.add(scratch, self._zero, out=scratch)
-            self._round_into(scratch, -128.0, 127.0, self._zero)
+            self._quantise(activation, *self._spread, -128.0, 127.0)
         elif self.encoding == "pcm16":
-            self._scale_into(scratch, activation, _PCM_SCALE)
-            self._round_into(scratch, -32768.0, 32767.0, np.float32(0.0))
+            self._quantise(activation, _PCM_SCALE, np.float32(0.0), -32768.0, 32767.0)
         else:
-            limit = 65504.0 if self.encoding == "float16" else float(np.finfo(np.float32).max)
-            np.clip(activation, -limit, limit, out=scratch)
-            np.copyto(scratch, 0.0, where=np.isnan(scratch))
-            np.copyto(self._wire, scratch, casting="same_kind")
-        raw = self._wire.tobytes()
-        packed = self._compressor.compress(raw)
-        return (packed, True) if len(packed) < len(raw) else (raw, False)
+            self._cast(activation)
+        # Into a buffer as long as the input: what does not fit has not become smaller.
+        size = self._compressor.stream_reader(self._raw, size=self._wire.nbytes).readinto(self._packed)
+        return (self._packed[:size], True) if size < self._wire.nbytes else (self._raw, False)
 
-    def decode(self, payload: bytes, compressed: bool) -> Array:
+    def decode(self, payload: bytes | memoryview, compressed: bool) -> Array:
         """Decode to float32 of shape `cut.shape` (a fresh array). Raises FrameError on any other length."""
         if compressed:
             payload = self._decompress(payload)
@@ -92,18 +89,34 @@ class CutCodec:
             raise FrameError("payload holds NaN or infinite values")
         return values
 
-    @staticmethod
-    def _scale_into(scratch: Array, activation: Array, factor: Array | np.float32) -> None:
+    @cached_property
+    def _spread(self) -> tuple[Array, Array]:
+        """Inverse scale and zero point of every value: numpy allocates to broadcast, and takes twice as long."""
+        assert self._scale is not None
+        inverse = (1.0 / self._scale).astype(np.float32)
+        return np.broadcast_to(inverse, self.shape).copy(), np.broadcast_to(self._zero, self.shape).copy()
+
+    def _quantise(
+        self, activation: Array, factor: Array | np.float32, zero: Array | np.float32, low: float, high: float
+    ) -> None:
+        scratch = self._float
         with np.errstate(over="ignore"):  # infinite is as good as too large: both are clipped
             np.multiply(activation, factor, out=scratch)
-
-    def _round_into(self, scratch: Array, low: float, high: float, zero: Array | np.float32) -> None:
+        np.add(scratch, zero, out=scratch)
         np.rint(scratch, out=scratch)
         np.clip(scratch, low, high, out=scratch)
-        np.copyto(scratch, zero, where=np.isnan(scratch))
+        if _has_nan(scratch):
+            np.copyto(scratch, zero, where=np.isnan(scratch))
         np.copyto(self._wire, scratch, casting="unsafe")
 
-    def _decompress(self, payload: bytes) -> bytes:
+    def _cast(self, activation: Array) -> None:
+        limit = _LARGEST[self.encoding]
+        if not (activation.min() >= -limit and activation.max() <= limit):  # NaN is neither
+            activation = np.clip(activation, -limit, limit, out=self._float)
+            np.copyto(activation, 0.0, where=np.isnan(activation))
+        np.copyto(self._wire, activation, casting="same_kind")
+
+    def _decompress(self, payload: bytes | memoryview) -> bytes:
         try:
             size = zstandard.frame_content_size(payload)
             if size != self.raw_bytes:
@@ -111,6 +124,11 @@ class CutCodec:
             return self._decompressor.decompress(payload, max_output_size=self.raw_bytes)
         except zstandard.ZstdError as exc:
             raise FrameError(f"payload is not a zstd frame ({exc})") from None
+
+
+def _has_nan(values: Array) -> bool:
+    # The minimum of values with a NaN among them is NaN; unlike `isnan` it allocates nothing.
+    return bool(np.isnan(values.min()))
 
 
 def channel_axis(shape: tuple[int, ...]) -> int:

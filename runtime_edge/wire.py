@@ -69,7 +69,7 @@ def encode_frame(
     encoding: str,
     compressed: bool,
     uncertainty: float,
-    payload: bytes,
+    payload: bytes | memoryview,
 ) -> bytes:
     """One frame; the payload is copied once."""
     header = _encoder.encode(

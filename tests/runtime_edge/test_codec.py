@@ -1,4 +1,5 @@
 import contextlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from runtime_edge.codec import ENCODINGS, CutCodec, channel_axis, int8_scale
 from runtime_edge.errors import BundleError, FrameError
 from runtime_edge.manifest import Cut, Int8Scale
+from runtime_edge.wire import encode_frame
 
 SHAPE = (1, 4, 3, 2)
 floats = st.floats(-(2.0**60), 2.0**60, width=32)
@@ -111,6 +113,40 @@ def test_a_decoded_array_is_the_callers_own():
     there_and_back(codec, np.zeros((1, 4), np.float32))
     first += 1
     assert first.tolist() == [[2.0] * 4]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_frame_is_all_that_encoding_allocates(encoding):
+    shape = (1, 100_000) if encoding == "pcm16" else (1, 64, 32, 25)
+    limits = [] if encoding == "pcm16" else [[-1.0] * 64, [4.0] * 64]
+    codec = CutCodec(cut(shape, *limits), encoding)
+    noise = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+
+    def peak(activation):
+        """Bytes allocated at most between the activation and its frame."""
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        payload, compressed = codec.encode(activation)
+        frame = encode_frame(1, 2, 3, 4, encoding, compressed, 0.5, payload)
+        return tracemalloc.get_traced_memory()[1] - before, len(frame), compressed
+
+    tracemalloc.start()
+    try:
+        peak(noise)
+        compressible, incompressible = peak(np.maximum(noise, 0)), peak(noise * 1e3)
+    finally:
+        tracemalloc.stop()
+    for allocated, frame_bytes, _ in (compressible, incompressible):
+        assert allocated < frame_bytes + 2048
+    assert compressible[2]
+
+
+def test_a_payload_is_valid_until_the_next():
+    codec = CutCodec(cut((1, 4)), "float32")
+    payload, _ = codec.encode(np.ones((1, 4), np.float32))
+    kept = bytes(payload)
+    codec.encode(np.zeros((1, 4), np.float32))
+    assert payload == bytes(16) != kept
 
 
 def test_zstd_is_used_only_where_it_helps():
