@@ -5,9 +5,13 @@ from __future__ import annotations
 import sys
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+DropReason = Literal["spool_full", "spool_refused", "spool_damaged"]
+"""Why a window never arrives: it was the least informative one in a full spool, the spool's disk refused it while
+it could not be sent either, or it lay in a spool whose file was damaged."""
 
 
 @dataclass
@@ -18,8 +22,12 @@ class Accounting:
     acked: int = 0
     kept_local: int = 0
     """Windows the policy chose not to ship (`local`)."""
+    dropped: dict[DropReason, int] = field(default_factory=lambda: defaultdict(int))
+    undecided: int = 0
+    """Windows that are not on the disk but on their way: acknowledged or dropped before long."""
     inherited: int = 0
     """Frames of earlier runs that are still in the spool."""
+    inherited_dropped: int = 0
     finished: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bytes_sent: int = 0
     pcm16_bytes: int = 0
@@ -34,23 +42,27 @@ class Accounting:
     """The latest ones by cut, so that memory stays bounded over months."""
 
     def lost(self, spooled: int) -> int:
-        """Windows captured in this run that were neither acknowledged, kept local by choice, nor still spooled."""
-        own = max(0, spooled - self.inherited)
-        return max(0, self.captured - self.acked - self.kept_local - own)
+        """Windows of this run that are not acknowledged, kept local, dropped for a reason, on their way or spooled.
 
-    def report(self, spooled: int, dropped: int) -> dict[str, Any]:
-        """The numbers for JSON; latencies as median and 95th percentile by cut, ms.
-
-        `spooled` frames lie in the spool, those of earlier runs included; `dropped` had to leave it in this run.
+        `spooled` frames lie in the spool, those of earlier runs included. Always 0 unless the device is wrong.
         """
+        own = spooled - self.inherited
+        known = self.acked + self.kept_local + sum(self.dropped.values()) + self.undecided + own
+        return max(0, self.captured - known)
+
+    def report(self, spooled: int) -> dict[str, Any]:
+        """The numbers for JSON; latencies as median and 95th percentile by cut, ms. `spooled` as in `lost`."""
         return {
             "windows_captured": self.captured,
             "windows_acked": self.acked,
             "windows_local": self.kept_local,
             "windows_spooled": spooled,
             "windows_inherited": self.inherited,
-            "windows_dropped": dropped,
+            "windows_dropped": sum(self.dropped.values()),
+            "windows_undecided": self.undecided,
             "windows_lost": self.lost(spooled),
+            "dropped": dict(self.dropped),
+            "inherited_dropped": self.inherited_dropped,
             "windows_replayed": self.replayed,
             "windows_refused": self.refused,
             "probes": self.probes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -14,12 +15,13 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import LinkError, SpoolError
 from runtime_edge.link import FRAME_OVERHEAD_BYTES, Link
 from runtime_edge.monitor import BandwidthEstimator
-from runtime_edge.spool import Spool
+from runtime_edge.outbox import Outbox
 from runtime_edge.tasks import cancel_all
 from runtime_edge.wire import Reply
 
 _LOG = logging.getLogger(__name__)
 _IDLE_S = 0.2
+_LONGEST_PAUSE_S = 10.0
 _T = TypeVar("_T")
 
 
@@ -27,14 +29,14 @@ class Delivery:
     """Sends frames that are already in the spool, and takes them out of it once the broker has stored them."""
 
     def __init__(
-        self, config: DeviceConfig, link: Link, spool: Spool, executor: Executor, accounting: Accounting
+        self, config: DeviceConfig, link: Link, outbox: Outbox, executor: Executor, accounting: Accounting
     ) -> None:
         self.uplink = BandwidthEstimator()
-        self._config, self._link, self._spool, self._executor = config, link, spool, executor
+        self._config, self._link, self._outbox, self._executor = config, link, outbox, executor
         self._accounting = accounting
-        self._own = f"{config.device}.{link.boot}."
-        self._claimed: set[str] = set()
         self._sending = 0
+        # Devices that lost the same broker at the same moment must not all come back at the same moment.
+        self._random = random.Random(f"{config.seed}.{config.device}.{link.boot}")  # noqa: S311
         self._tasks: set[asyncio.Task[bool]] = set()
 
     @property
@@ -49,10 +51,6 @@ class Delivery:
                 await asyncio.wait(self._tasks, timeout=_IDLE_S, return_when=asyncio.FIRST_COMPLETED)
             else:
                 await asyncio.sleep(0.01)  # what is under way is a replay
-
-    def claim(self, message_id: str) -> None:
-        """Keep the replay from sending a frame that is about to be sent live; call before it is spooled."""
-        self._claimed.add(message_id)
 
     async def exchange(
         self, message_id: str, window: int, frame: bytes, deadline_s: float
@@ -77,63 +75,69 @@ class Delivery:
 
     async def replay_forever(self) -> None:
         """Send what lies in the spool, oldest first, while no live frame needs the link."""
+        pause_s = _IDLE_S
         while True:
             try:
-                progress = self._link.connected and await self._replay()
+                taken = self._link.connected and await self._replay_one()
             except SpoolError as exc:
                 _LOG.warning("%s", exc)
-                progress = False
-            if not progress:
+                taken = False
+            if taken is False and self._link.connected:
+                await asyncio.sleep(pause_s * self._random.uniform(0.5, 1.5))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
+            pause_s = _IDLE_S
+            if not taken:
                 await asyncio.sleep(_IDLE_S)
 
     async def drain(self, patience_s: float) -> None:
         """Wait until the spool is empty and nothing is under way, at most `patience_s`."""
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
-            if not self._sending and await self._run(self._spool.depth) == 0:
+            if not self._sending and await self._run(self._outbox.spool.depth) == 0:
                 return
             await asyncio.sleep(0.05)
 
     async def close(self) -> None:
-        """Give up what is under way; it stays spooled."""
+        """Give up what is under way; what is spooled stays so."""
         await cancel_all(self._tasks)
+        await self._run(self._outbox.give_up)
 
-    async def _replay(self) -> bool:
-        """Send a few spooled frames; whether there were any and the broker took them."""
-        stored = await self._run(self._spool.oldest, self._config.in_flight + 8)
-        waiting = [item for item in stored if item.message_id not in self._claimed]
-        for item in waiting:
-            while self._sending and self._link.connected:
-                await asyncio.sleep(0.01)
-            self.claim(item.message_id)
-            started = time.monotonic()
-            if not await self._send(item.message_id, item.index, item.payload):
-                return False
-            self._accounting.replayed += 1
-            # Half the link's time is left to live frames.
-            await asyncio.sleep(time.monotonic() - started)
-        return bool(waiting)
+    async def _replay_one(self) -> bool | None:
+        """Send the oldest spooled frame; whether the broker took it, None when there is none."""
+        while self._sending and self._link.connected:
+            await asyncio.sleep(0.01)
+        oldest = await self._run(self._outbox.claim_oldest)
+        if oldest is None:
+            return None
+        started = time.monotonic()
+        taken = await self._send(oldest.message_id, oldest.index, oldest.payload)
+        self._accounting.replayed += taken
+        # Half the link's time is left to live frames.
+        await asyncio.sleep((time.monotonic() - started) * taken)
+        return taken
 
     async def _send(self, message_id: str, window: int, frame: bytes) -> bool:
-        """Publish until the broker has stored the frame; False when it has not, and then the frame stays spooled."""
-        own = message_id.startswith(self._own)
+        """Try once to have the broker store a claimed frame, and settle it; whether it did."""
         self._sending += 1
-        alone = self._sending == 1
         try:
-            # An answer to an earlier run's window would be taken for this run's window of that number.
-            awaited = window if own else None
+            delivered = await self._publish(message_id, window, frame)
+            await self._run(self._outbox.settle, message_id, delivered)
+        finally:
+            self._sending -= 1
+        return delivered
+
+    async def _publish(self, message_id: str, window: int, frame: bytes) -> bool:
+        alone = self._sending == 1
+        # An answer to an earlier run's window would be taken for this run's window of that number.
+        awaited = window if self._outbox.is_own(message_id) else None
+        try:
             seconds = await self._link.deliver(message_id, awaited, frame, self._config.ack_timeout_s)
-            if alone:
-                self.uplink.observe(len(frame) + FRAME_OVERHEAD_BYTES, seconds)
-            await self._run(self._spool.ack, [message_id])
         except LinkError as exc:
             _LOG.debug("%s", exc)
             return False
-        finally:
-            self._sending -= 1
-            self._claimed.discard(message_id)
-        self._accounting.acked += own
-        self._accounting.inherited -= not own
+        if alone:
+            self.uplink.observe(len(frame) + FRAME_OVERHEAD_BYTES, seconds)
         self._accounting.bytes_sent += len(frame) + FRAME_OVERHEAD_BYTES
         return True
 

@@ -29,6 +29,7 @@ from runtime_edge.labelling import Labelling
 from runtime_edge.link import Link
 from runtime_edge.memory import GaussianMemory
 from runtime_edge.monitor import BandwidthEstimator, CpuMonitor, health
+from runtime_edge.outbox import Outbox
 from runtime_edge.results import EventSink, Sink
 from runtime_edge.splitter import Decision, Splitter
 from runtime_edge.spool import Spool
@@ -67,8 +68,7 @@ class Device:
         self._splitter: Splitter
         self._memory: GaussianMemory
         self._labelling: Labelling
-        self._spool: Spool
-        self._dropped_before = 0
+        self._outbox: Outbox
 
     def stop(self) -> None:
         """End after the window being processed; spooled frames stay on disk."""
@@ -83,6 +83,7 @@ class Device:
                 await self._process_source()
                 if self._delivery is not None:
                     await finish_unless(self._stopping, self._delivery.drain(self.config.drain_s))
+                    await self._delivery.close()  # what is still under way is decided before the report
             return await self._report()
         finally:
             await cancel_all(background)
@@ -105,12 +106,10 @@ class Device:
         info = self._engine.bundle.manifest.info
         self._memory = GaussianMemory(dim=info.encoder.embedding_dim)
         self._labelling = Labelling(config, self._link, self.accounting, info)
-        self._spool = await self._in_compute(Spool, config.state / "spool.db", config.spool_bytes)
-        self.accounting.inherited = await self._in_compute(self._spool.depth)
-        self._dropped_before = (await self._in_compute(self._spool.counters)).dropped
+        self._outbox = await self._in_compute(self._open_outbox)
         self.accounting.generation_start = self.accounting.generation_end = self._engine.generation
         if self._link is not None:
-            self._delivery = Delivery(config, self._link, self._spool, self._compute, self.accounting)
+            self._delivery = Delivery(config, self._link, self._outbox, self._compute, self.accounting)
             background.append(asyncio.create_task(self._delivery.replay_forever()))
             background.append(asyncio.create_task(self._send_presence(self._link)))
             self._sinks.append(EventSink(self._link.publish, config.device, config.events, config.event_threshold))
@@ -121,12 +120,13 @@ class Device:
         info = self._engine.bundle.manifest.info.front_end
         capture = Capture(self.config, info.sample_rate, info.window_samples, info.hop_samples)
         async with contextlib.aclosing(capture.windows(self._stopping)) as windows:
+            count = 0
             async for window in windows:
-                self.accounting.captured += 1
+                count += 1
                 self.accounting.pcm16_bytes += 2 * info.hop_samples
                 self._take_over()
                 await self._process(window)
-                if self.config.max_windows and self.accounting.captured >= self.config.max_windows:
+                if count == self.config.max_windows:
                     break
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -159,23 +159,17 @@ class Device:
         underway = Underway(window, decision, cut, engine, step, cpu, bandwidth, rtt, device_ms)
         if step.embedding is not None:
             self._finish(underway, step.embedding, "device")
-        if decision.cut == LOCAL:
-            self.accounting.kept_local += 1
-        elif live:
+        if live:
             self._spawn(self._exchange(underway))
 
     def _run_window(self, engine: Engine, window: Captured, decision: Decision, cut: int, live: bool) -> Step:
         """In the compute thread: run, frame and spool."""
         uncertainty = self._splitter.uncertainty
         step = engine.run(window.samples, window.index, window.capture_time_ns, cut, uncertainty, not live)
-        if decision.cut != LOCAL:
-            message_id = self._message_id(window)
-            if live and self._delivery is not None:
-                self._delivery.claim(message_id)
-            try:
-                self._spool.put(message_id, window.index, step.frame, uncertainty)
-            except SpoolError as exc:
-                self._count_error(exc)
+        if decision.cut == LOCAL:
+            self._outbox.keep_local()
+        else:
+            self._outbox.put(self._message_id(window), window.index, step.frame, uncertainty, claim=live)
         return step
 
     async def _has_room(self) -> bool:
@@ -257,14 +251,12 @@ class Device:
                 self._count_error(exc)
 
     async def _report(self) -> dict[str, Any]:
-        counters = await self._in_compute(self._spool.counters)
         vitals = health()
-        spooled = counters.put - counters.acked - counters.dropped
         return {
             "device": self.config.device,
             "target": self.config.target,
             "boot": self.boot,
-            **self.accounting.report(spooled, counters.dropped - self._dropped_before),
+            **await self._in_compute(self._outbox.report),
             "memory_mb": round(vitals.rss_mb, 1),
             "temperature_c": vitals.temperature_c,
             "runtime": self._engine.prefix.backend.name,
@@ -283,11 +275,15 @@ class Device:
             await self._delivery.close()
         if self._link is not None:
             await self._link.close()
-        if hasattr(self, "_spool"):
-            await self._in_compute(self._spool.close)
+        if hasattr(self, "_outbox"):
+            await self._in_compute(self._outbox.close)
         self._compute.shutdown()
         for sink in self._sinks:
             sink.close()
+
+    def _open_outbox(self) -> Outbox:
+        spool = Spool(self.config.state / "spool.db", self.config.spool_bytes)
+        return Outbox(spool, f"{self.config.device}.{self.boot}.", self.accounting)
 
     def _message_id(self, window: Captured) -> str:
         return subjects.message_id(self.config.device, self.boot, window.index)

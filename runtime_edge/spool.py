@@ -105,11 +105,11 @@ class Spool:
         self._connection: sqlite3.Connection | None = None
         self._totals()
 
-    def put(self, message_id: str, index: int, payload: builtins.bytes, uncertainty: float) -> None:
+    def put(self, message_id: str, index: int, payload: builtins.bytes, uncertainty: float) -> list[str]:
         """Store one frame; it is durable when this returns (see the module's text).
 
-        A full spool drops its least informative frame, which may be this one. An id that is already stored
-        changes nothing. An uncertainty that is not a finite number counts as 0.
+        A full spool drops its least informative frames, which may be this one; returns their ids. An id that is
+        already stored changes nothing. An uncertainty that is not a finite number counts as 0.
 
         Raises:
             SpoolError: the frame alone is larger than the spool, or the disk is full or fails.
@@ -122,15 +122,17 @@ class Spool:
             )
         row = (message_id, index, uncertainty if math.isfinite(uncertainty) else 0.0, payload)
 
-        def insert() -> None:
+        def insert() -> list[str]:
+            dropped: list[str] = []
             with self._transaction():
                 self._delete_acked()
                 if self._db.execute(_INSERT, row).rowcount:
                     self._db.execute("UPDATE totals SET put = put + 1, bytes = bytes + ?", (cost,))
-                    self._drop_excess()
+                    dropped = self._drop_excess()
             self._acked.clear()
+            return dropped
 
-        self._guarded(insert)
+        return self._guarded(insert)
 
     def oldest(self, limit: int) -> list[SpooledFrame]:
         """Return up to `limit` frames in the order they were put; they stay until acknowledged.
@@ -209,12 +211,15 @@ class Spool:
             if row is not None:
                 self._remove(row[0], row[1], acked=1)
 
-    def _drop_excess(self) -> None:
+    def _drop_excess(self) -> list[str]:
+        dropped = []
         while self._db.execute("SELECT bytes FROM totals").fetchone()[0] > self._max_bytes:
-            row = self._db.execute(
-                "SELECT place, length(payload) FROM frames ORDER BY uncertainty, place LIMIT 1"
+            message_id, place, payload_bytes = self._db.execute(
+                "SELECT message_id, place, length(payload) FROM frames ORDER BY uncertainty, place LIMIT 1"
             ).fetchone()
-            self._remove(row[0], row[1], dropped=1)
+            self._remove(place, payload_bytes, dropped=1)
+            dropped.append(message_id)
+        return dropped
 
     def _remove(self, place: int, payload_bytes: int, acked: int = 0, dropped: int = 0) -> None:
         self._db.execute("DELETE FROM frames WHERE place = ?", (place,))

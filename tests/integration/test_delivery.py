@@ -12,6 +12,7 @@ from runtime_edge.accounting import Accounting
 from runtime_edge.config import DeviceConfig
 from runtime_edge.delivery import Delivery
 from runtime_edge.link import Link
+from runtime_edge.outbox import Outbox
 from runtime_edge.spool import Spool
 from runtime_edge.tasks import cancel_all
 from runtime_edge.wire import Reply, encode_reply
@@ -30,10 +31,10 @@ def spool(tmp_path):
 async def delivering(broker, spool, replay=True, **settings):
     """(delivery, link, accounting) of boot "new" of device pi-1."""
     config = DeviceConfig("pi-1", "-", spool._path.parent, "rpi4", **{"ack_timeout_s": 1.0} | settings)
-    link, accounting = Link(broker.url, "pi-1", "new", lambda reply: None), Accounting(inherited=spool.depth())
+    link, accounting = Link(broker.url, "pi-1", "new", lambda reply: None), Accounting()
     await link.connect()
     with ThreadPoolExecutor(1) as executor:
-        delivery = Delivery(config, link, spool, executor, accounting)
+        delivery = Delivery(config, link, Outbox(spool, "pi-1.new.", accounting), executor, accounting)
         tasks = [asyncio.create_task(delivery.replay_forever())] if replay else []
         try:
             yield delivery, link, accounting
@@ -48,12 +49,16 @@ def store(spool, boot, windows):
         spool.put(subjects.message_id("pi-1", boot, window), window, b"frame %d" % window, 0.5)
 
 
-async def exchange(delivery, spool, window, deadline_s=1.0):
-    """As the device does: claim, spool, send."""
-    message_id = subjects.message_id("pi-1", "new", window)
-    delivery.claim(message_id)
-    spool.put(message_id, window, b"frame %d" % window, 0.5)
-    return await delivery.exchange(message_id, window, b"frame %d" % window, deadline_s)
+async def spooled(delivery, window, claim=False):
+    """As the device does: in the thread that owns the outbox."""
+    message_id, frame = subjects.message_id("pi-1", "new", window), b"frame %d" % window
+    await delivery._run(delivery._outbox.put, message_id, window, frame, 0.5, claim)
+    return message_id, frame
+
+
+async def exchange(delivery, window, deadline_s=1.0):
+    message_id, frame = await spooled(delivery, window, claim=True)
+    return await delivery.exchange(message_id, window, frame, deadline_s)
 
 
 async def stored(hub):
@@ -92,7 +97,7 @@ def test_live_frames_are_answered_and_leave_the_spool_once_stored(play, broker, 
     async def work(hub):
         await answer_all(hub)
         async with delivering(broker, spool) as (delivery, _, accounting):
-            replies = await asyncio.gather(*(exchange(delivery, spool, window) for window in range(12)))
+            replies = await asyncio.gather(*(exchange(delivery, window) for window in range(12)))
             await delivery.drain(10.0)
             return [reply.embedding for reply, _ in replies], accounting, await stored(hub)
 
@@ -114,9 +119,9 @@ def test_a_broker_that_dies_again_and_again_gets_every_frame_once(play, broker, 
                 if window % 30 == 8:
                     await broker.start()
                 if delivery.room:
-                    await exchange(delivery, spool, window, 0.02)
+                    await exchange(delivery, window, 0.02)
                 else:
-                    store(spool, "new", [window])
+                    await spooled(delivery, window)
                 await asyncio.sleep(0.06)
             await delivery.drain(30.0)
             while not hub.client.is_connected:
@@ -124,7 +129,7 @@ def test_a_broker_that_dies_again_and_again_gets_every_frame_once(play, broker, 
             return accounting, await stored(hub)
 
     accounting, messages = play(work)
-    assert accounting.acked == 90
+    assert accounting.acked == accounting.captured == 90
     assert accounting.inherited == 0
     assert messages == 110
     assert spool.depth() == 0
@@ -163,7 +168,7 @@ def test_a_replay_under_way_does_not_stop_the_wait_for_room(play, broker, spool)
             for window in range(5):
                 await delivery.wait_for_room()
                 assert delivery.room
-                await exchange(delivery, spool, window, 0.01)
+                await exchange(delivery, window, 0.01)
             await delivery.drain(10.0)
             return await stored(hub)
 
@@ -174,7 +179,7 @@ def test_draining_gives_up_in_time_and_closing_keeps_what_was_not_stored(play, b
     async def work(hub):
         async with delivering(broker, spool, ack_timeout_s=30.0) as (delivery, _, accounting):
             await broker.stop()
-            await exchange(delivery, spool, 0, 0.05)
+            await exchange(delivery, 0, 0.05)
             started = time.monotonic()
             await delivery.drain(0.5)
             waited = time.monotonic() - started
@@ -189,6 +194,7 @@ def test_draining_gives_up_in_time_and_closing_keeps_what_was_not_stored(play, b
 def test_a_disk_that_fails_does_not_end_the_replay(play, broker, tmp_path):
     spool = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
     store(spool, "old", range(3))
+    outbox = Outbox(spool, "pi-1.new.", Accounting())
 
     spool.close()  # from now on every call raises SpoolError
 
@@ -197,11 +203,11 @@ def test_a_disk_that_fails_does_not_end_the_replay(play, broker, tmp_path):
         link = Link(broker.url, "pi-1", "new", lambda reply: None)
         await link.connect()
         with ThreadPoolExecutor(1) as executor:
-            delivery = Delivery(config, link, spool, executor, Accounting())
+            delivery = Delivery(config, link, outbox, executor, Accounting())
             task = asyncio.create_task(delivery.replay_forever())
             await asyncio.sleep(0.3)
             alive = not task.done()
-            delivery._spool = mended = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
+            outbox.spool = mended = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
             await delivery.drain(10.0)
             await cancel_all([task])
             await link.close()

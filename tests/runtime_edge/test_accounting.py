@@ -16,22 +16,23 @@ from runtime_edge.accounting import Accounting
         # What an earlier run left in the spool accounts for none of this run's windows.
         ({"captured": 10, "acked": 4, "kept_local": 3, "inherited": 5}, 5, 3),
         ({"captured": 10, "acked": 4, "kept_local": 3, "inherited": 5}, 8, 0),
-        ({"captured": 2, "acked": 7}, 0, 0),
+        ({"captured": 10, "acked": 4, "dropped": {"spool_full": 2, "spool_refused": 1}, "undecided": 2}, 1, 0),
+        ({"captured": 10, "acked": 4, "dropped": {"spool_full": 2}, "undecided": 2}, 1, 1),
     ],
 )
 def test_lost_is_what_nothing_else_accounts_for(counts, spooled, lost):
     accounting = Accounting(**counts)
     assert accounting.lost(spooled) == lost
-    report = accounting.report(spooled, dropped=0)
+    report = accounting.report(spooled)
     assert report["windows_lost"] == lost
     assert report["windows_spooled"] == spooled
 
 
 def test_the_report_is_json_and_starts_at_zero():
-    report = json.loads(json.dumps(Accounting().report(0, 0)))
+    report = json.loads(json.dumps(Accounting().report(0)))
     numbers = [value for value in report.values() if isinstance(value, int) and not isinstance(value, bool)]
     assert not any(numbers)
-    assert report["finished"] == report["errors"] == report["latency_ms"] == {}
+    assert report["finished"] == report["errors"] == report["dropped"] == report["latency_ms"] == {}
 
 
 def test_latencies_are_percentiles_by_cut():
@@ -39,7 +40,7 @@ def test_latencies_are_percentiles_by_cut():
     values = np.random.default_rng(0).exponential(10, 500)
     accounting.latency_ms["layer1"].extend(values)
     accounting.latency_ms["local"].append(3.0)
-    latency = accounting.report(0, 0)["latency_ms"]
+    latency = accounting.report(0)["latency_ms"]
     assert latency["layer1"]["p50"] == pytest.approx(sorted(values)[250], rel=0.05)
     assert latency["layer1"]["p95"] == pytest.approx(sorted(values)[475], rel=0.05)
     assert latency["layer1"]["windows"] == 500
@@ -49,7 +50,7 @@ def test_latencies_are_percentiles_by_cut():
 def test_memory_stays_bounded_over_months():
     accounting = Accounting()
     accounting.latency_ms["layer1"].extend(range(100_000))
-    latency = accounting.report(0, 0)["latency_ms"]["layer1"]
+    latency = accounting.report(0)["latency_ms"]["layer1"]
     assert latency["windows"] == 4096
     assert latency["p50"] == pytest.approx(100_000 - 2048, abs=1)  # of the latest
 
@@ -59,7 +60,10 @@ def test_windows_are_counted_where_they_finished():
     for where in ("server", "server", "fallback"):
         accounting.finished[where] += 1
     accounting.errors["link"] += 1
-    report = accounting.report(0, dropped=4)
+    accounting.dropped["spool_full"] += 3
+    accounting.dropped["spool_refused"] += 1
+    report = accounting.report(0)
     assert report["finished"] == {"server": 2, "fallback": 1}
     assert report["errors"] == {"link": 1}
     assert report["windows_dropped"] == 4
+    assert report["dropped"] == {"spool_full": 3, "spool_refused": 1}
