@@ -159,18 +159,29 @@ def test_nothing_to_train_and_nothing_in_a_checkpoint():
     assert not log_mel.state_dict()
 
 
-@pytest.mark.parametrize("factor", [2, 3])
-def test_upsampling_matches_scipy_away_from_the_ends(factor):
+@pytest.mark.parametrize(("factor", "samples"), [(2, 4000), (3, 4003)])
+def test_upsampling_matches_scipy_away_from_the_ends(factor, samples):
     low_passed = scipy.signal.firwin(255, 0.8)
-    noise = np.random.default_rng(0).standard_normal((2, 4000))
+    noise = np.random.default_rng(0).standard_normal((2, samples))
     waveform = scipy.signal.lfilter(low_passed, [1], noise).astype(np.float32)
 
     raised = Upsample(factor)(torch.from_numpy(waveform)).numpy()
 
-    expected = scipy.signal.resample(waveform.astype(np.float64), factor * 4000, axis=1)
+    expected = scipy.signal.resample(waveform.astype(np.float64), factor * samples, axis=1)
     middle = slice(500 * factor, -500 * factor)
     np.testing.assert_allclose(raised[:, ::factor], waveform, atol=0)
     np.testing.assert_allclose(raised[:, middle], expected[:, middle], atol=2e-3)
+
+
+def test_a_runtime_upsamples_as_torch_does(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    waveform = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 4003)).astype(np.float32))
+    module, path = Upsample(2).eval(), tmp_path / "upsample.onnx"
+    torch.onnx.export(module, (waveform,), path, input_names=["waveform"], verbose=False)
+
+    (raised,) = onnxruntime.InferenceSession(path).run(None, {"waveform": waveform.numpy()})
+
+    np.testing.assert_allclose(raised, module(waveform).numpy(), rtol=0, atol=1e-7)
 
 
 def test_upsampled_front_end_is_upsampling_then_the_front_end():
