@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from runtime_edge.bundle import open_bundle
+from runtime_server.cli_releases import release_configs, release_options, releases
 from runtime_server.hub import Hub
-from runtime_server.releases import ReleaseConfig
 from runtime_server.server import Server, ServerConfig
 from runtime_server.trainer import TrainConfig
 from streamsplit_compile.encoders import load_encoder
@@ -50,7 +50,7 @@ def server() -> None:
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(2), help="Windows in a training step.")
 @click.option("--learning-rate", default=3e-5, show_default=True, type=float)
 @click.option("--train-share", default=0.6, show_default=True, type=click.FloatRange(0.01, 1.0))
-@click.option("--release-steps", default=50, show_default=True, type=click.IntRange(1), help="Steps between releases.")
+@release_options
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Torch threads.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the training.")
 @key_option
@@ -62,7 +62,6 @@ def run(
     batch: int,
     learning_rate: float,
     train_share: float,
-    release_steps: int,
     seed: int,
     verbose: bool,
     **settings: Any,
@@ -79,10 +78,13 @@ def run(
         bundle=bundle,
         training=training,
         train=TrainConfig(batch=batch, learning_rate=learning_rate, share=train_share, seed=seed),
-        release=ReleaseConfig(every_steps=release_steps),
+        **release_configs(settings),
         **settings,
     )
     asyncio.run(_serve(Server(load_encoder(encoder_file), config)))
+
+
+server.add_command(releases)
 
 
 async def _serve(running: Server) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,24 +78,36 @@ class Generations:
         self._graph, self._kept = graph, kept
         self._lock = threading.Lock()
         self._by_number: dict[int, Generation] = {}
+        self._protected: frozenset[int] = frozenset()
 
     def add(self, bundle: Bundle, tensors: Tensors) -> Generation:
-        """Take a bundle with its weights; the oldest beyond the kept number is retired. Raises BundleError."""
+        """Take a bundle with its weights; the oldest beyond the kept number are retired. Raises BundleError."""
         generation = Generation(bundle, cut_model(self._graph, bundle, tensors))
         with self._lock:
             self._by_number[generation.number] = generation
             for number in sorted(self._by_number)[: -self._kept]:
-                del self._by_number[number]
+                if number not in self._protected:
+                    del self._by_number[number]
         return generation
+
+    def protect(self, numbers: Iterable[int]) -> None:
+        """Devices are told to run these: they are not retired, however old."""
+        with self._lock:
+            self._protected = frozenset(numbers)
 
     def get(self, number: int) -> Generation | None:
         """That generation, or None when it is retired or was never released."""
         with self._lock:
             return self._by_number.get(number)
 
+    def kept(self) -> list[Generation]:
+        """All whose frames are still completed, the oldest first."""
+        with self._lock:
+            return [self._by_number[number] for number in sorted(self._by_number)]
+
     @property
     def newest(self) -> Generation:
-        """The generation released last."""
+        """The generation with the highest number."""
         with self._lock:
             return self._by_number[max(self._by_number)]
 

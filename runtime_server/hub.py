@@ -28,7 +28,7 @@ from runtime_edge.bundle import MANIFEST, SIGNATURE, Bundle
 from runtime_edge.errors import LinkError
 from runtime_edge.head import Head, sign_head
 from runtime_edge.link import BROKER_ERRORS, disconnect, reason
-from runtime_edge.releases import Release
+from runtime_edge.releases import Release, ReleasedBundle
 from runtime_edge.table import SplitterTable
 from runtime_edge.wire import MAX_FRAME_BYTES
 
@@ -110,15 +110,22 @@ class Hub:
         return sent
 
     @_raises_link_error
-    async def release(self, bundle: Bundle, target: str, rollback: bool = False) -> None:
-        """Tell the devices of a target which bundle to run; `publish_bundle` comes first."""
-        signature = bundle.path / SIGNATURE
-        record = Release(
-            generation=bundle.manifest.info.generation,
-            manifest=bundle.digest,
-            signature=signature.read_text() if signature.exists() else "",
-            rollback=rollback,
-        )
+    async def release(
+        self,
+        bundle: Bundle,
+        target: str,
+        rollback: bool = False,
+        *,
+        share: float = 1.0,
+        stable: ReleasedBundle | None = None,
+        oldest: int = 1,
+    ) -> None:
+        """Tell the devices of a target which bundle to run; `publish_bundle` comes first.
+
+        With a `share` below 1 the others run `stable`; `oldest` is the oldest generation that is still completed.
+        """
+        released = msgspec.structs.asdict(released_bundle(bundle, rollback))
+        record = Release(**released, share=share, stable=stable, oldest=oldest)
         bucket = await self.stream.key_value(subjects.RELEASES)
         await bucket.put(target, releases.encode(record))
 
@@ -191,6 +198,17 @@ class Hub:
         await stream.create_key_value(KeyValueConfig(bucket=subjects.RELEASES, history=20))
         await stream.create_key_value(KeyValueConfig(bucket=subjects.PRESENCE, ttl=_PRESENCE_TTL_S))
         await stream.create_object_store(subjects.BUNDLES)
+
+
+def released_bundle(bundle: Bundle, rollback: bool = False) -> ReleasedBundle:
+    """A bundle as a release record names it."""
+    signature = bundle.path / SIGNATURE
+    return ReleasedBundle(
+        generation=bundle.manifest.info.generation,
+        manifest=bundle.digest,
+        signature=signature.read_text() if signature.exists() else "",
+        rollback=rollback,
+    )
 
 
 async def _has(store: object, name: str) -> bool:

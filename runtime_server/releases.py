@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from runtime_edge import minisign
 from runtime_edge.bundle import Bundle
 from runtime_server.generations import CutModel, Generation, Generations, cut_model
+from runtime_server.rollout import Rollout
 from runtime_server.state import ServerState
 from runtime_server.trainer import Judgement, Trainer
 from streamsplit_compile.compiler import changed_blocks, recompile
@@ -19,6 +21,7 @@ from streamsplit_compile.graph import EncoderGraph
 from streamsplit_compile.measure import Reference
 
 _LOG = logging.getLogger(__name__)
+_KEPT_OUTCOMES = 200
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,12 @@ class ReleaseConfig:
     """When a release is tried and what it must not make worse."""
 
     every_steps: int = 50
+    every_s: float | None = None
+    """Also try when so many seconds have passed since the last attempt and anything has been trained."""
+    least_s: float = 0.0
+    """Seconds between two attempts at least."""
     tolerance: float = 0.02
-    """Share by which the held-out loss may be above the present release's."""
+    """Share by which the held-out loss may be above the present release's; negative: by which it must be below."""
     least_rank: float = 0.5
     """Share of the present release's diversity (effective rank of embeddings, above 1) that must be left: the loss of
     a collapsed encoder is that of guessing, which is less than that of an untrained one."""
@@ -62,30 +69,36 @@ class Releaser:
         windows: npt.NDArray[np.float32],
         key: minisign.SecretKey,
         config: ReleaseConfig,
+        rollout: Rollout,
     ) -> None:
         self.config = config
-        self.outcomes: list[ReleaseOutcome] = []
+        self.outcomes: deque[ReleaseOutcome] = deque(maxlen=_KEPT_OUTCOMES)
+        self._rollout = rollout
         self._graph, self._generations, self._trainer = graph, generations, trainer
         self._state, self._windows, self._key = state, windows, key
-        self._last_step = trainer.steps
+        self._last_step, self._last_time = trainer.steps, time.monotonic()
 
     @property
     def due(self) -> bool:
-        """Whether enough has been trained since the last attempt."""
-        return self._trainer.steps - self._last_step >= self.config.every_steps
+        """Whether enough has been trained since the last attempt, and nothing stands against a release."""
+        steps, seconds = self._trainer.steps - self._last_step, time.monotonic() - self._last_time
+        timely = self.config.every_s is not None and seconds >= self.config.every_s and steps > 0
+        enough = steps >= self.config.every_steps or timely
+        return enough and seconds >= self.config.least_s and not self._rollout.held
 
     def attempt(self) -> Generation | None:
         """Judge the averaged weights and, when they are no worse, compile and keep them as the next generation.
 
         Raises CheckFailed when the recompiled blocks do not reproduce the weights.
         """
-        self._last_step = self._trainer.steps
-        started = time.monotonic()
-        newest = self._generations.newest
+        self._last_step, self._last_time = self._trainer.steps, time.monotonic()
+        started = self._last_time
+        newest = self._generations.get(self._rollout.base) or self._generations.newest
         tensors = self._trainer.averaged_tensors()
         candidate = cut_model(self._graph, newest.bundle, tensors)
         judged = self._trainer.judge([newest.model, candidate])
-        number = newest.number + 1
+        # Never a number that devices may know by another bundle.
+        number = max(self._generations.newest.number, self._rollout.highest) + 1
         if judged is None:
             self._note(number, None, "too few held-out windows", None, None, started)
             return None

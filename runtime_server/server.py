@@ -19,14 +19,16 @@ from nats.aio.msg import Msg
 
 from runtime_edge import subjects
 from runtime_edge.bundle import Bundle, open_bundle
-from runtime_edge.errors import BundleError, FormatError, LinkError, SscError
+from runtime_edge.errors import BundleError, FormatError, SscError
 from runtime_edge.releases import open_table
 from runtime_edge.tasks import cancel_all
 from runtime_server.broker import Broker
-from runtime_server.generations import KEPT_GENERATIONS, Generation, Generations
+from runtime_server.generations import KEPT_GENERATIONS, Generations
 from runtime_server.hub import STATUS_SUBJECT, Hub
 from runtime_server.ingest import Ingest
 from runtime_server.releases import ReleaseConfig, Releaser, first_model
+from runtime_server.rollout import Rollout, RolloutConfig
+from runtime_server.rollout_service import RolloutService
 from runtime_server.state import ServerState
 from runtime_server.trainer import TrainConfig, Trainer
 from streamsplit_compile.bundle_writer import staging_directory, write_manifest
@@ -35,7 +37,6 @@ from streamsplit_compile.encoders import Encoder, weights_digest
 
 _LOG = logging.getLogger(__name__)
 _LEDGER_PERIOD_S = 5.0
-_RETRY_S = 2.0
 _STATUS_STEPS = 1000
 """Training steps a status tells of: more would not fit a message of every broker."""
 
@@ -58,6 +59,7 @@ class ServerConfig:
     threads: int = 1
     train: TrainConfig = field(default_factory=TrainConfig)
     release: ReleaseConfig = field(default_factory=ReleaseConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
 
 class Server:
@@ -72,7 +74,6 @@ class Server:
             None if config.broker else Broker(self.state.root / "broker", config.host, config.port, config.mqtt_port)
         )
         self._stopping = asyncio.Event()
-        self._released: asyncio.Queue[Generation] = asyncio.Queue()
         self._began = time.monotonic()
 
     @property
@@ -95,8 +96,10 @@ class Server:
                 await self._broker.start()
             await self.hub.connect(create=True)
             self.ingest = Ingest(self.hub, self.generations, self.trainer, self.ledger)
+            self.releases = RolloutService(self.hub, self.rollout, self.generations, self.state)
             await self.hub.client.subscribe(STATUS_SUBJECT, cb=self._on_status)
             await self._announce()
+            await self.releases.start(self._unreleased)
             return await self._serve()
         finally:
             await self.hub.close()
@@ -106,7 +109,7 @@ class Server:
 
     async def _serve(self) -> dict[str, Any]:
         halt = threading.Event()
-        jobs = [self.ingest.run(range(subjects.PARTITIONS)), self._publish_releases(), self._save_ledger()]
+        jobs = [self.ingest.run(range(subjects.PARTITIONS)), self.releases.run(), self._save_ledger()]
         if self._broker is not None:
             jobs.append(self._broker.keep_running())
         tasks: list[asyncio.Future[Any]] = [asyncio.create_task(job) for job in jobs]
@@ -133,21 +136,28 @@ class Server:
         history = list(self.trainer.history)[-_STATUS_STEPS:] if self.trainer else []
         return {
             "encoder": self.encoder.id,
-            "generation": self.generations.newest.number,
+            "generation": self.rollout.base,
             "uptime_s": round(time.monotonic() - self._began, 1),
             "windows": self.ledger.counts(),
             "counters": dict(self.ingest.counters),
             "training_steps": self.trainer.steps if self.trainer else 0,
             "losses": [{"step": item.step, "seconds": round(item.seconds, 4), **item.losses} for item in history],
+            "rollout": self.releases.status(),
             "releases": [asdict(outcome) for outcome in self.releaser.outcomes] if self.releaser else [],
         }
 
     def _load(self) -> None:
         """Generations from the state directory, or the given bundle as the first one."""
         self.generations = Generations(self.encoder.graph)
-        known = self.state.generations(KEPT_GENERATIONS)
+        self.rollout = Rollout(self.state.root / "rollout.json", self.config.rollout)
+        self.generations.protect(self.rollout.running)
+        known = self.state.generations(KEPT_GENERATIONS, self.rollout.running)
         for bundle, tensors in known or [self._import_first()]:
             newest = self.generations.add(bundle, tensors)
+        kept = {generation.number: generation.bundle.digest for generation in self.generations.kept()}
+        self._unreleased = self.rollout.begin(kept)
+        if self._unreleased is None:
+            newest = self.generations.get(self.rollout.base) or newest
         self.trainer: Trainer | None = None
         self.releaser: Releaser | None = None
         if self.config.training:
@@ -161,6 +171,7 @@ class Server:
                 windows_for(newest.bundle.manifest.info, self.config.calibrate),
                 self.key,
                 self.config.release,
+                self.rollout,
             )
 
     def _import_first(self) -> tuple[Bundle, dict[str, npt.NDArray[Any]]]:
@@ -178,12 +189,11 @@ class Server:
 
     async def _announce(self) -> None:
         """What devices need from a server that has just started."""
-        bundle = self.generations.newest.bundle
+        bundle = (self.generations.get(self.rollout.base) or self.generations.newest).bundle
         await self.hub.put_signing_key(self.key.public)
         for target in bundle.manifest.info.targets:
             if not self._usable(await self.hub.table(target), bundle):
                 await self.hub.put_table(bundle.table(target), self.key)
-        await self._publish(bundle)
 
     def _usable(self, record: bytes | None, bundle: Bundle) -> bool:
         """Whether a table that the broker has kept is signed with this server's key and fits the bundle."""
@@ -193,24 +203,6 @@ class Server:
         except FormatError:
             return False
         return True
-
-    async def _publish_releases(self) -> None:
-        while True:
-            generation = await self._released.get()
-            while generation.number == self.generations.newest.number:
-                try:
-                    await self._publish(generation.bundle)
-                    _LOG.info("generation %d released", generation.number)
-                    break
-                except LinkError as exc:
-                    _LOG.warning("generation %d waits: %s", generation.number, exc)
-                    await asyncio.sleep(_RETRY_S)
-
-    async def _publish(self, bundle: Bundle) -> None:
-        """Everything a device needs, before any device is told. Raises LinkError."""
-        await self.hub.publish_bundle(bundle)
-        for target in bundle.manifest.info.targets:
-            await self.hub.release(bundle, target)
 
     async def _save_ledger(self) -> None:
         while True:
@@ -237,7 +229,7 @@ class Server:
                     _LOG.error("release refused: %s", exc)
                     generation = None
                 if generation is not None:
-                    loop.call_soon_threadsafe(self._released.put_nowait, generation)
+                    loop.call_soon_threadsafe(self.releases.released, generation, self.releaser.outcomes[-1])
             halt.wait(metrics.seconds * rest)
 
     async def _on_status(self, message: Msg) -> None:

@@ -3,6 +3,7 @@
 <state>/signing.key, signing.pub      made at the first start unless --key is given
 <state>/generations/00002/            bundles it compiled
 <state>/weights/00002.pt              the weights each was compiled from
+<state>/rollout.json                  which of them devices run, and how each release went
 <state>/ledger.json, .journal         which windows have been taken
 <state>/broker/                       the embedded broker's streams
 """
@@ -10,7 +11,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +64,32 @@ class ServerState:
         except Exception as exc:
             raise FormatError(f"{self._weights(number)}: cannot be read ({type(exc).__name__})") from None
 
-    def generations(self, newest: int) -> list[tuple[Bundle, Tensors]]:
-        """The last `newest` generations that are complete on disk, oldest first. Raises FormatError."""
-        names = (path.name for path in (self.root / "generations").iterdir())
-        numbers = sorted(int(name) for name in names if name.isdecimal())
-        complete = [number for number in numbers if self._weights(number).exists()]
-        return [(open_bundle(self.bundle_path(n)), self.load_weights(n)) for n in complete[-newest:]]
+    def generations(self, newest: int, also: Collection[int] = ()) -> list[tuple[Bundle, Tensors]]:
+        """The last `newest` generations that are complete on disk and those of `also`, oldest first.
+
+        Raises FormatError.
+        """
+        complete = [number for number in self._numbers() if self._weights(number).exists()]
+        wanted = [number for number in complete if number in also or number in complete[-newest:]]
+        return [(open_bundle(self.bundle_path(n)), self.load_weights(n)) for n in wanted]
+
+    def prune(self, newest: int, also: Collection[int] = ()) -> list[int]:
+        """Remove all generations but the last `newest` and those of `also`; returns which."""
+        numbers = self._numbers()
+        gone = [number for number in numbers[:-newest] if number not in also]
+        for number in gone:
+            # The weights first: without them it no longer counts, whatever is left of it.
+            self._weights(number).unlink(missing_ok=True)
+            shutil.rmtree(self.bundle_path(number), ignore_errors=True)
+        return gone
 
     def ledger(self) -> DurableLedger:
         """The windows taken so far. Raises FormatError."""
         return DurableLedger(self.root / "ledger.json")
+
+    def _numbers(self) -> list[int]:
+        names = (path.name for path in (self.root / "generations").iterdir())
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def _weights(self, number: int) -> Path:
         return self.root / "weights" / f"{number:05d}.pt"

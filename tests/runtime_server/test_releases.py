@@ -8,6 +8,7 @@ from runtime_edge.bundle import open_bundle
 from runtime_edge.prefix import Prefix
 from runtime_server.buffer import Window
 from runtime_server.releases import ReleaseConfig, Releaser, first_model
+from runtime_server.rollout import Rollout, RolloutConfig
 from runtime_server.state import ServerState
 from runtime_server.trainer import TrainConfig, Trainer
 
@@ -28,10 +29,16 @@ def trainer(generations, sounds, activation):
 
 
 @pytest.fixture
-def releaser(generations, trainer, state, sounds, signing_key):
-    return Releaser(
-        generations._graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(every_steps=3)
-    )
+def rollout(state, generations):
+    begun = Rollout(state.root / "rollout.json", RolloutConfig())
+    begun.begin({1: generations.newest.bundle.digest})
+    return begun
+
+
+@pytest.fixture
+def releaser(generations, trainer, state, sounds, signing_key, rollout):
+    config = ReleaseConfig(every_steps=3)
+    return Releaser(generations._graph, generations, trainer, state, sounds[:4], signing_key, config, rollout)
 
 
 def set_weights(trainer, **changes):
@@ -107,9 +114,10 @@ def test_a_higher_loss_is_not_released(releaser, trainer, generations):
     assert generations.newest.number == 1
 
 
-def test_nothing_is_released_unjudged(generations, state, sounds, signing_key):
+def test_nothing_is_released_unjudged(generations, state, sounds, signing_key, rollout):
     trainer = Trainer(first_model(generations._graph, generations.newest), TrainConfig(), 6)
-    releaser = Releaser(generations._graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig())
+    config = ReleaseConfig()
+    releaser = Releaser(generations._graph, generations, trainer, state, sounds[:4], signing_key, config, rollout)
     assert releaser.attempt() is None
     assert releaser.outcomes[0].reason == "too few held-out windows"
 
