@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["open"]
 
 
-def open(path: str, pub: str | None = None, variant: str = "onnx-fp32", threads: int = 1) -> EdgeEncoder:  # noqa: A001
+def open(path: str, pub: str | None = None, variant: str = "auto", threads: int = 1) -> EdgeEncoder:  # noqa: A001
     """Open a bundle directory; with `pub` (a minisign public key file) only if that key signed it.
+
+    `variant` "auto" takes what an installed runtime can run, float32 first.
 
     Raises BundleError, SignatureError, MissingExtra or BackendError.
     """

@@ -35,6 +35,8 @@ class RuntimeOptions:
     """How an inference runtime is set up on a small device."""
 
     threads: int = 1
+    providers: tuple[str, ...] = ("xnnpack", "cpu")
+    """What computes, preferred first: the first of them that the runtime has, and the processor for the rest."""
 
 
 def open_backend(format_name: str, options: RuntimeOptions) -> Backend:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import numpy as np
 
 from runtime_edge.backend import Array, LoadedBlock, RuntimeOptions, check_shape
@@ -14,10 +17,16 @@ except ImportError as exc:
     raise MissingExtra("onnxruntime", "edge") from exc
 
 _ERRORS_ONLY = 3
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+_LOG = logging.getLogger(__name__)
 
 
 class OnnxBackend:
-    """onnxruntime on the CPU, without spinning threads or a growing arena."""
+    """onnxruntime without spinning threads. Its arena stays: off, it saves no memory (docs/benchmarks.md)."""
 
     name = f"onnxruntime {onnxruntime.__version__}"
 
@@ -28,13 +37,15 @@ class OnnxBackend:
         session.log_severity_level = _ERRORS_ONLY
         # Spinning threads burn a small device's battery and its other processes' time.
         session.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session.enable_cpu_mem_arena = True
         self._options = session
+        self._providers = choose_providers(options, onnxruntime.get_available_providers())
 
     def load(self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str) -> LoadedBlock:
         """See `Backend.load`."""
         try:
-            session = onnxruntime.InferenceSession(data, self._options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(data, self._options, providers=self._providers)
+            # It keeps the file for falling back to other providers: as much memory again as the weights.
+            session._model_bytes = None
             (inputs,), (outputs,) = session.get_inputs(), session.get_outputs()
         except Exception as exc:
             raise BackendError(f"{where}: onnxruntime refuses it ({_first_line(exc)})") from None
@@ -48,6 +59,19 @@ class OnnxBackend:
         binding.bind_input(info.input, "cpu", 0, np.float32, source.shape, source.ctypes.data)
         binding.bind_output(info.output, "cpu", 0, np.float32, result.shape, result.ctypes.data)
         return _OnnxBlock(session, binding, (source, result), where)
+
+
+def choose_providers(options: RuntimeOptions, available: list[str]) -> list[Any]:
+    """Arguments of onnxruntime for the first of the wanted providers that is available, and the CPU for the rest."""
+    wanted = [name for name in options.providers if _PROVIDERS.get(name) in available]
+    first = wanted[0] if wanted else "cpu"
+    if first != options.providers[0]:
+        _LOG.info("onnxruntime here has no %s: running on %s", options.providers[0], first)
+    if first == "cpu":
+        return [_PROVIDERS["cpu"]]
+    # XNNPACK has threads of its own.
+    settings = {"intra_op_num_threads": str(options.threads)} if first == "xnnpack" else {}
+    return [(_PROVIDERS[first], settings), _PROVIDERS["cpu"]]
 
 
 class _OnnxBlock:

@@ -15,22 +15,24 @@ from runtime_edge.manifest import VariantInfo
 
 try:
     import ai_edge_litert as package
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 except ImportError:
     try:
         import tflite_runtime as package
-        from tflite_runtime.interpreter import Interpreter
+        from tflite_runtime.interpreter import Interpreter, OpResolverType
     except ImportError as exc:
         raise MissingExtra("ai-edge-litert", "edge-tflite") from exc
 
 
 class TfliteBackend:
-    """The TFLite interpreter on the CPU, with XNNPACK, which it applies on its own."""
+    """The TFLite interpreter on the CPU, with XNNPACK unless the options leave it out."""
 
     name = f"{package.__name__.replace('_', '-')} {getattr(package, '__version__', '')}".rstrip()
 
     def __init__(self, options: RuntimeOptions) -> None:
         self._threads = options.threads
+        plain, default = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES, OpResolverType.AUTO
+        self._resolver = default if "xnnpack" in options.providers else plain
         self._announced = False
 
     def load(self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str) -> LoadedBlock:
@@ -38,7 +40,9 @@ class TfliteBackend:
         try:
             # XNNPACK says on stderr that it is there, the first time.
             with contextlib.nullcontext() if self._announced else _stderr_closed():
-                interpreter = Interpreter(model_content=data, num_threads=self._threads)
+                interpreter = Interpreter(
+                    model_content=data, num_threads=self._threads, experimental_op_resolver_type=self._resolver
+                )
                 interpreter.allocate_tensors()
             self._announced = True
             (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()

@@ -9,22 +9,25 @@ import click
 from runtime_edge.bundle import open_bundle
 from runtime_edge.files import write_atomic
 from runtime_edge.profile import measure_profile
+from runtime_edge.variants import AUTO, choose_variant, runtime_options
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--target", required=True, help="The target this device is.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Profile to write.")
-@click.option("--variant", default="onnx-fp32", show_default=True, help="Which compiled files to run.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64))
+@click.option("--variant", default=AUTO, show_default=True, help="Which compiled files to run.")
+@click.option("--threads", type=click.IntRange(1, 64), help="Inference threads [default: the target's].")
 @click.option("--runs", default=50, show_default=True, type=click.IntRange(1, 100_000))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-def profile(bundle: Path, target: str, out: Path, variant: str, threads: int, runs: int, as_json: bool) -> None:
+def profile(bundle: Path, target: str, out: Path, variant: str, threads: int | None, runs: int, as_json: bool) -> None:
     """Measure every block on this device; the profile replaces a target's estimates.
 
     Example: ssc profile bundle/ --target rpi4 -o profile.json
     """
     opened = open_bundle(bundle)
+    variant = choose_variant(opened.manifest, variant, target)
+    threads = runtime_options(opened.manifest, target, threads).threads
     measured = measure_profile(opened, target, variant, threads, runs)
     write_atomic(out, measured.to_json())
     if as_json:

@@ -41,9 +41,18 @@ class DeviceConfig:
     pub: Path | None = setting(
         None, "Public key to trust; without it the server's, pinned at the first contact.", example="signing.pub"
     )
-    variant: str = setting("onnx-fp32", "Compiled files to run, such as tflite-int8.")
+    variant: str = setting(
+        "auto", "Compiled files to run, such as tflite-int8; auto: the target's, or what an installed runtime can run."
+    )
     encoding: Literal["int8", "float16", "float32"] = setting("int8", "How activations are written into frames.")
-    threads: int = setting(1, "Inference threads.", ge=1, le=64)
+    threads: int | None = setting(
+        None, "Inference threads; the target's number, if there are so many processors, when left out.", ge=1, le=64,
+        example=2,
+    )  # fmt: skip
+    max_memory_mb: float | None = setting(
+        None, "Unload blocks that have not been needed lately while the process holds more than this, MB.", ge=32,
+        le=1 << 20, example=150.0,
+    )  # fmt: skip
     deadline_ms: int = setting(1000, "How long to wait for a window's answer, ms.", ge=10, le=600_000)
     ack_timeout_s: float = setting(10.0, "Give up on a frame the broker has not stored after so long.", ge=0.1, le=600)
     in_flight: int = setting(4, "Frames under way at once.", ge=1, le=256)
@@ -78,6 +87,7 @@ class DeviceConfig:
     )
     report: Path | None = setting(None, "Write the run's accounting here as JSON at its end.", example="report.json")
     log_level: Literal["debug", "info", "warning", "error"] = setting("warning", "What to log.")
+    log_format: Literal["text", "json"] = setting("text", "Log lines as text, or as one JSON object each.")
     seed: int = setting(0, "Seed of the splitter's probes.", ge=0)
 
     @property

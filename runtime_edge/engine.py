@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from runtime_edge.backend import RuntimeOptions
 from runtime_edge.bundle import Bundle
 from runtime_edge.codec import CutCodec
+from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import UsageError
 from runtime_edge.prefix import Prefix
+from runtime_edge.variants import choose_variant, runtime_options
 from runtime_edge.wire import encode_frame
 
 Embedding = npt.NDArray[np.float32]
@@ -25,20 +29,35 @@ class Step:
     encoding: str
     embedding: Embedding | None
     """When the whole encoder ran."""
+    prefix_ms: float
+    encode_ms: float
 
 
 class Engine:
     """Runs prefixes of one bundle and encodes frames; used by one thread at a time."""
 
-    def __init__(self, bundle: Bundle, variant: str, encoding: str = "int8", threads: int = 1) -> None:
-        """Raises BundleError, BackendError, or UsageError for an encoding the cuts do not have."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: str,
+        encoding: str = "int8",
+        options: RuntimeOptions | None = None,
+        memory_limit_mb: float | None = None,
+        previous: Engine | None = None,
+    ) -> None:
+        """Raises BundleError, BackendError, or UsageError for an encoding the cuts do not have.
+
+        With `previous`, an engine used by the same thread, blocks that have not changed are not loaded again.
+        """
         if encoding not in ACTIVATION_ENCODINGS:
             raise UsageError(f"encoding {encoding!r}: expected one of {', '.join(ACTIVATION_ENCODINGS)}")
         self.bundle = bundle
         self.cuts = bundle.manifest.info.cuts
         self.cut_names = [cut.name for cut in self.cuts]
         self.generation = bundle.manifest.info.generation
-        self.prefix = Prefix(bundle, variant, threads)
+        self.prefix: Prefix = Prefix(
+            bundle, variant, options, memory_limit_mb, None if previous is None else previous.prefix
+        )
         # The waveform ships as PCM; the embedding is so small that int8 would save nothing worth its error.
         names = [
             "pcm16",
@@ -47,14 +66,20 @@ class Engine:
         ]
         self._codecs = [CutCodec(cut, name) for cut, name in zip(self.cuts, names, strict=True)]
 
+    @classmethod
+    def configured(cls, bundle: Bundle, config: DeviceConfig, previous: Engine | None = None) -> Engine:
+        """The engine a device's settings ask for. Raises what the constructor does, and MissingExtra."""
+        variant = choose_variant(bundle.manifest, config.variant, config.target)
+        options = runtime_options(bundle.manifest, config.target, config.threads)
+        return cls(bundle, variant, config.encoding, options, config.max_memory_mb, previous)
+
     @property
     def last_cut(self) -> int:
         """The cut behind the whole encoder."""
         return self.prefix.last_cut
 
     def ready(self) -> float:
-        """Load every block and self-test; returns the largest error. Raises SelfTestError."""
-        self.prefix.load_all()
+        """Self-test, which loads every block; returns the largest error. Raises SelfTestError."""
         return self.prefix.self_test()
 
     def run(
@@ -66,15 +91,22 @@ class Engine:
         uncertainty: float,
         finish: bool,
     ) -> Step:
-        """Run one window (samples,) up to `cut` and frame its activation; with `finish` go on to the embedding."""
+        """Run one window (samples,) up to `cut` and frame its activation; with `finish` go on to the embedding.
+
+        There is no going on where the memory limit has no room for the blocks behind the cut.
+        """
+        started = time.perf_counter()
         self.prefix.start(samples)
         codec = self._codecs[cut]
-        payload, compressed = codec.encode(self.prefix.advance(cut))
+        activation = self.prefix.advance(cut)
+        ran = time.perf_counter()
+        payload, compressed = codec.encode(activation)
         frame = encode_frame(window, capture_ns, self.generation, cut, codec.encoding, compressed, uncertainty, payload)
-        whole = finish or cut == self.last_cut
+        framed = time.perf_counter()
+        whole = cut == self.last_cut or (finish and self.prefix.fits(self.last_cut))
         embedding = self.prefix.advance(self.last_cut)[0].copy() if whole else None
-        return Step(frame, codec.encoding, embedding)
+        return Step(frame, codec.encoding, embedding, (ran - started) * 1e3, (framed - ran) * 1e3)
 
-    def embed(self, samples: npt.NDArray[np.float32]) -> Embedding:
-        """Embedding (d,) of one window (samples,)."""
-        return self.prefix.embed(samples)
+    def embed(self, samples: npt.NDArray[np.float32]) -> Embedding | None:
+        """Embedding (d,) of one window (samples,); None where the memory limit has no room for the whole encoder."""
+        return self.prefix.embed(samples) if self.prefix.fits(self.last_cut) else None

@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge import minisign
+from runtime_edge.backend import RuntimeOptions
 from runtime_edge.bundle import open_bundle
 from runtime_edge.errors import UsageError
 from runtime_edge.prefix import Prefix
+from runtime_edge.variants import choose_variant
 
 
 class EdgeEncoder:
@@ -47,6 +49,7 @@ class EdgeEncoder:
 def open_encoder(path: str, pub: str | None, variant: str, threads: int) -> EdgeEncoder:
     """See `runtime_edge.open`."""
     trusted = None if pub is None else minisign.read_public_key(Path(pub))
-    prefix = Prefix(open_bundle(Path(path), trusted), variant, threads)
+    bundle = open_bundle(Path(path), trusted)
+    prefix = Prefix(bundle, choose_variant(bundle.manifest, variant), RuntimeOptions(threads))
     prefix.load_all()
     return EdgeEncoder(prefix)

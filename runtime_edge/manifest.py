@@ -133,6 +133,13 @@ class TargetCost(_Strict, frozen=True, kw_only=True):
 
     variant: Name
     """Which variant of the blocks the costs are for."""
+    threads: Annotated[int, Meta(ge=1, le=256)] = 1
+    """Inference threads the costs are for."""
+    providers: Annotated[tuple[Literal["cpu", "xnnpack", "coreml"], ...], Meta(min_length=1, max_length=8)] = (
+        "xnnpack",
+        "cpu",
+    )
+    """What a runtime computes with, preferred first; it takes the first it has."""
     block_ms: list[float]
     block_mj: list[float]
     block_peak_bytes: list[Count]

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from runtime_edge.backend import RuntimeOptions
 from runtime_edge.bundle import Bundle
 from runtime_edge.errors import FormatError
 from runtime_edge.manifest import Name
@@ -69,7 +70,7 @@ def measure_profile(
 ) -> Profile:
     """Run the whole chain `runs` times on noise and time every block. Raises BundleError or BackendError."""
     info = bundle.manifest.info
-    prefix = Prefix(bundle, variant, threads)
+    prefix = Prefix(bundle, variant, RuntimeOptions(threads))
     window = np.random.default_rng(0).normal(0, 0.1, info.front_end.window_samples).astype(np.float32)
     times = np.zeros((runs, len(info.blocks)))
     for run in range(-_WARM_UP, runs):

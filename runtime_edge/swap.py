@@ -57,6 +57,7 @@ class Swap:
         self._store = BundleStore(config.state, config.trusted)
         self._trials = self._store.trials
         self._own_key = subjects.table_key(config.target, config.device)
+        self._common_key = subjects.table_key(config.target)
         self._own_table = False
         self._engine: Engine
         self._table: SplitterTable
@@ -103,7 +104,7 @@ class Swap:
     async def follow(self) -> None:
         """Watch for later tables and, unless a bundle was given, for later releases."""
         if self._link is not None:
-            keys = [self._config.target, self._own_key]
+            keys = [self._common_key, self._own_key]
             await self._link.watch(subjects.TABLES, keys, self._on_table)
             if self._config.bundle is None:
                 await self._link.watch(subjects.RELEASES, [self._config.target], self._on_release)
@@ -207,7 +208,7 @@ class Swap:
     async def _fetch(self, link: Link, release: ReleasedBundle, present: Bundle | None) -> Fetched:
         """Raises what `BundleStore.fetch` raises, noted as a failure of that release."""
         try:
-            fetched = await self._store.fetch(link, release, self._config.variant, present)
+            fetched = await self._store.fetch(link, release, self._config.variant, self._config.target, present)
         except OlderBundle:
             raise  # the device's own choice says nothing of the release
         except FormatError as exc:
@@ -241,7 +242,7 @@ class Swap:
         """Tables to choose the first from: this device's, the target's, the one used last."""
         found = []
         if self._server is not None:
-            for key in (self._own_key, self._config.target):
+            for key in (self._own_key, self._common_key):
                 with contextlib.suppress(LinkError):
                     record = await self._server.value(subjects.TABLES, key)
                     if record is not None:
@@ -278,7 +279,7 @@ class Swap:
             with contextlib.suppress(OSError):  # a full disk is no reason to stand still
                 self._trials.begin(bundle)
         try:
-            engine = Engine(bundle, config.variant, config.encoding, config.threads)
+            engine = Engine.configured(bundle, config, getattr(self, "_engine", None))
             engine.ready()
         except BackendError as exc:
             if own:

@@ -28,6 +28,7 @@ from runtime_edge.patch import apply_patch
 from runtime_edge.prefix import Prefix
 from runtime_edge.releases import MAX_RECORD_BYTES, ReleasedBundle
 from runtime_edge.trial import Refusal, Trials
+from runtime_edge.variants import AUTO, choose_variant
 
 _STAGING = ".new."
 
@@ -101,9 +102,12 @@ class BundleStore:
             if directory not in wanted and not directory.name.startswith(_STAGING):
                 shutil.rmtree(directory, ignore_errors=True)
 
-    async def fetch(self, link: Link, release: ReleasedBundle, variant: str, present: Bundle | None) -> Fetched:
+    async def fetch(
+        self, link: Link, release: ReleasedBundle, variant: str, target: str, present: Bundle | None
+    ) -> Fetched:
         """Bring a released bundle onto the disk: only assets that are missing, as patches where that is less.
 
+        `variant` may be "auto" (`choose_variant`).
         Raises LinkError, SignatureError, or BundleError (OlderBundle among them).
         """
         where = f"release {release.generation}"
@@ -119,6 +123,7 @@ class BundleStore:
             raise BundleError(f"{where}: the manifest is of generation {manifest.info.generation}")
         if not release.rollback:
             _check_order(present, manifest, where)
+        variant = choose_variant(manifest, variant, target)
         final = self._path(release.manifest)
         kept = await asyncio.to_thread(self._intact, final, variant)
         if kept is not None:
@@ -142,7 +147,9 @@ class BundleStore:
             self._finish(staging, final, data, release.signature)
         return Fetched(open_bundle(final, self.trusted), fetched, assets, patches)
 
-    def install_local(self, bundle: Path, variant: str, *, allow_older: bool = False) -> Bundle:
+    def install_local(
+        self, bundle: Path, variant: str = AUTO, target: str | None = None, *, allow_older: bool = False
+    ) -> Bundle:
         """Verify, copy and self-test a bundle directory and make it the one this device starts with.
 
         A device that is running goes on with what it has until it is started again. What had been refused here is
@@ -152,6 +159,7 @@ class BundleStore:
         given = open_bundle(bundle, self.trusted)
         if not allow_older:
             _check_order(self._present(), given.manifest, str(bundle))
+        variant = choose_variant(given.manifest, variant, target)
         final = self._path(given.digest)
         installed = self._intact(final, variant)
         if installed is None:

@@ -57,9 +57,9 @@ def model(operation="SUB", dtype="FLOAT32", constant=1.0, inputs=1):
     return bytes(builder.Output())
 
 
-def load(data, source=(1, 3), result=(1, 3), threads=1, info=INFO):
+def load(data, source=(1, 3), result=(1, 3), threads=1, info=INFO, options=None):
     buffers = np.zeros(source, np.float32), np.full(result, 7, np.float32)
-    backend = open_backend("tflite", RuntimeOptions(threads))
+    backend = open_backend("tflite", options or RuntimeOptions(threads))
     return (*buffers, backend.load(data, info, *buffers, "bundle: block-00 (tflite-fp32)"))
 
 
