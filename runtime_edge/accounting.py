@@ -9,9 +9,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runtime_edge.histogram import Histogram
+
 DropReason = Literal["spool_full", "spool_refused", "spool_damaged"]
 """Why a window never arrives: it was the least informative one in a full spool, the spool's disk refused it while
 it could not be sent either, or it lay in a spool whose file was damaged."""
+
+Stage = Literal["wait", "prefix", "encode", "spool", "publish", "reply"]
+"""Of a window's way: waiting for the device, running the prefix, making the frame, writing it down, the broker's
+acknowledgement, the server's answer."""
+
+_MAX_CUTS = 64
 
 
 @dataclass
@@ -40,6 +48,21 @@ class Accounting:
     errors: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     latency_ms: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=4096)))
     """The latest ones by cut, so that memory stays bounded over months."""
+    cut_ms: dict[str, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
+    """All latencies by cut."""
+    cuts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Windows by the cut that was chosen."""
+    stage_ms: dict[Stage, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
+
+    def finish(self, cut: str, where: str, latency_ms: float) -> None:
+        """Count a window that has its embedding."""
+        self.finished[where] += 1
+        self.latency_ms[cut].append(latency_ms)
+        self.cut_ms[cut].observe(latency_ms)
+        if len(self.cut_ms) > _MAX_CUTS:  # bundles come and go
+            oldest = next(iter(self.cut_ms))
+            del self.cut_ms[oldest], self.latency_ms[oldest]
+            self.cuts.pop(oldest, None)
 
     def lost(self, spooled: int) -> int:
         """Windows of this run that are not acknowledged, kept local, dropped for a reason, on their way or spooled.
@@ -66,6 +89,7 @@ class Accounting:
             "windows_replayed": self.replayed,
             "windows_refused": self.refused,
             "probes": self.probes,
+            "cuts": dict(self.cuts),
             "finished": dict(self.finished),
             "bytes_sent": self.bytes_sent,
             "bytes_pcm16": self.pcm16_bytes,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ class Captured:
     index: int
     capture_time_ns: int
     samples: npt.NDArray[np.float32]
+    ready_at: float = field(default_factory=time.monotonic)
+    """When its last sample had been read, monotonic seconds."""
 
 
 class Capture:
@@ -42,6 +45,17 @@ class Capture:
         )
         self._windower = Windower(window_samples, hop_samples, config.gate_db, self.counters)
         self._ended = threading.Event()
+        self._live = config.source == "mic"
+        self._heard = (0, time.monotonic())
+
+    @property
+    def silent_s(self) -> float:
+        """Since when a live source has delivered nothing, as far as this was asked before; 0 for all others."""
+        blocks, since = self._heard
+        if blocks != self.counters.blocks or not self._live:
+            self._heard = (self.counters.blocks, time.monotonic())
+            return 0.0
+        return time.monotonic() - since
 
     async def windows(self, stopping: asyncio.Event) -> AsyncGenerator[Captured, None]:
         """Every window until the source ends or `stopping` is set. Raises the source's SourceError."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.device import Device
 from runtime_edge.errors import UsageError
 from runtime_edge.files import write_atomic
+from runtime_edge.logs import configure
+from runtime_edge.notify import Notifier
 from runtime_edge.results import JsonLines, Sink
 from runtime_edge.settings import as_toml, load, options, read
 
@@ -52,7 +53,7 @@ def run(config: Path | None, as_json: bool, verbose: bool, **given: Any) -> None
         raise UsageError("give --source, or source in the file of --config")
     if settings.broker is None and settings.bundle is None:
         raise UsageError("give --broker of a server, or --bundle to run one without a server")
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure(settings.log_level, settings.log_format)
     accounting = asyncio.run(_run(settings, [JsonLines(path) for path in settings.results]))
     if settings.report is not None:
         write_atomic(settings.report, json.dumps(accounting, indent=2).encode() + b"\n")
@@ -70,7 +71,7 @@ def config_(file: Path | None) -> None:
 
 
 async def _run(config: DeviceConfig, sinks: list[Sink]) -> dict[str, Any]:
-    device = Device(config, sinks)
+    device = Device(config, sinks, Notifier())
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, device.stop)

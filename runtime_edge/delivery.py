@@ -29,11 +29,16 @@ class Delivery:
     """Sends frames that are already in the spool, and takes them out of it once the broker has stored them."""
 
     def __init__(
-        self, config: DeviceConfig, link: Link, outbox: Outbox, executor: Executor, accounting: Accounting
+        self,
+        config: DeviceConfig,
+        link: Link,
+        outbox: Outbox,
+        executor: Executor,
+        accounting: Accounting,
+        uplink: BandwidthEstimator,
     ) -> None:
-        self.uplink = BandwidthEstimator()
         self._config, self._link, self._outbox, self._executor = config, link, outbox, executor
-        self._accounting = accounting
+        self._accounting, self._uplink = accounting, uplink
         self._sending = 0
         # Devices that lost the same broker at the same moment must not all come back at the same moment.
         self._random = random.Random(f"{config.seed}.{config.device}.{link.boot}")  # noqa: S311
@@ -69,7 +74,7 @@ class Delivery:
             reply = await asyncio.wait_for(answer, deadline_s)
         except asyncio.TimeoutError:
             self._link.forget(window)
-            self.uplink.timeout(deadline_s)
+            self._uplink.timeout(deadline_s)
             return None, time.monotonic() - started
         return reply, time.monotonic() - started
 
@@ -136,8 +141,9 @@ class Delivery:
         except LinkError as exc:
             _LOG.debug("%s", exc)
             return False
+        self._accounting.stage_ms["publish"].observe(seconds * 1e3)
         if alone:
-            self.uplink.observe(len(frame) + FRAME_OVERHEAD_BYTES, seconds)
+            self._uplink.observe(len(frame) + FRAME_OVERHEAD_BYTES, seconds)
         self._accounting.bytes_sent += len(frame) + FRAME_OVERHEAD_BYTES
         return True
 

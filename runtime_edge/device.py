@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 
 from runtime_edge import subjects
@@ -24,15 +25,20 @@ from runtime_edge.capture import Capture, Captured
 from runtime_edge.config import DeviceConfig
 from runtime_edge.delivery import Delivery
 from runtime_edge.engine import Embedding, Engine, Step
-from runtime_edge.errors import FrameError, SpoolError
+from runtime_edge.errors import FrameError
+from runtime_edge.files import locked
+from runtime_edge.heartbeat import Heartbeat
 from runtime_edge.labelling import Labelling
+from runtime_edge.learner import Learner
 from runtime_edge.link import Link
-from runtime_edge.memory import GaussianMemory
+from runtime_edge.logs import LastTroubles
 from runtime_edge.monitor import BandwidthEstimator, CpuMonitor, health
+from runtime_edge.notify import Notifier
 from runtime_edge.outbox import Outbox
 from runtime_edge.results import EventSink, Sink
 from runtime_edge.splitter import Decision, Splitter
 from runtime_edge.spool import Spool
+from runtime_edge.status import Encoder, Status, Uplink, lock_file
 from runtime_edge.swap import Swap, make_splitter
 from runtime_edge.table import LOCAL
 from runtime_edge.tasks import cancel_all, finish_unless
@@ -41,7 +47,6 @@ from runtime_edge.updates import has_bundle
 from runtime_edge.wire import Reply
 
 _LOG = logging.getLogger(__name__)
-_PRESENCE_PERIOD_S = 5.0
 _BRIEFLY_S, _FIRST_S = 1.0, 5.0
 _T = TypeVar("_T")
 
@@ -49,16 +54,20 @@ _T = TypeVar("_T")
 class Device:
     """Runs one source through one encoder until the source ends or `stop` is called."""
 
-    def __init__(self, config: DeviceConfig, sinks: Sequence[Sink]) -> None:
+    def __init__(self, config: DeviceConfig, sinks: Sequence[Sink], notifier: Notifier | None = None) -> None:
         self.config = config
+        self._notifier = notifier or Notifier({})
         self.boot = secrets.token_hex(4)
         self.accounting = Accounting()
         self._sinks = list(sinks)
         self._cpu = CpuMonitor()
+        self._uplink = BandwidthEstimator()
+        self._cut: str | None = None
+        self._since = time.time()
+        self._troubles = LastTroubles()
+        self._heartbeat: Heartbeat
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._taught: dict[int, None] = {}
-        self._uncertainty: float | None = None
         # One thread computes and touches the spool, so buffers and the database have one user.
         self._compute = ThreadPoolExecutor(1, "compute")
         self._link: Link | None = None
@@ -66,7 +75,8 @@ class Device:
         self._swap: Swap
         self._engine: Engine
         self._splitter: Splitter
-        self._memory: GaussianMemory
+        self._learner: Learner
+        self._capture: Capture
         self._labelling: Labelling
         self._outbox: Outbox
 
@@ -76,6 +86,11 @@ class Device:
 
     async def run(self) -> dict[str, Any]:
         """Run to the end; returns the report. Raises SscError when it cannot start."""
+        self.config.state.mkdir(parents=True, exist_ok=True)
+        with locked(lock_file(self.config.state), "another device runs from this state directory"), self._troubles:
+            return await self._run()
+
+    async def _run(self) -> dict[str, Any]:
         background: list[asyncio.Task[None]] = []
         try:
             await self._start(background)
@@ -84,6 +99,7 @@ class Device:
                 if self._delivery is not None:
                     await finish_unless(self._stopping, self._delivery.drain(self.config.drain_s))
                     await self._delivery.close()  # what is still under way is decided before the report
+            await self._heartbeat.last()
             return await self._report()
         finally:
             await cancel_all(background)
@@ -92,7 +108,6 @@ class Device:
 
     async def _start(self, background: list[asyncio.Task[None]]) -> None:
         config = self.config
-        config.state.mkdir(parents=True, exist_ok=True)
         if config.broker is not None:
             self._link = Link(config.broker, config.device, self.boot, self._late_reply)
             background.append(asyncio.create_task(self._link.connect_at_last()))
@@ -104,22 +119,25 @@ class Device:
         self._engine, table = await self._swap.first()
         self._splitter = make_splitter(self._engine.bundle, table, config)
         info = self._engine.bundle.manifest.info
-        self._memory = GaussianMemory(dim=info.encoder.embedding_dim)
+        self._learner = Learner(info.encoder.embedding_dim)
         self._labelling = Labelling(config, self._link, self.accounting, info)
         self._outbox = await self._in_compute(self._open_outbox)
         self.accounting.generation_start = self.accounting.generation_end = self._engine.generation
         if self._link is not None:
-            self._delivery = Delivery(config, self._link, self._outbox, self._compute, self.accounting)
+            self._delivery = Delivery(config, self._link, self._outbox, self._compute, self.accounting, self._uplink)
             background.append(asyncio.create_task(self._delivery.replay_forever()))
-            background.append(asyncio.create_task(self._send_presence(self._link)))
             self._sinks.append(EventSink(self._link.publish, config.device, config.events, config.event_threshold))
             await self._swap.follow()
             await self._labelling.follow()
+        front_end = info.front_end
+        self._capture = Capture(config, front_end.sample_rate, front_end.window_samples, front_end.hop_samples)
+        self._heartbeat = Heartbeat(config.state, self._status, self._link, self._notifier)
+        background.append(asyncio.create_task(self._heartbeat.beat_forever()))
+        self._notifier.ready()
 
     async def _process_source(self) -> None:
         info = self._engine.bundle.manifest.info.front_end
-        capture = Capture(self.config, info.sample_rate, info.window_samples, info.hop_samples)
-        async with contextlib.aclosing(capture.windows(self._stopping)) as windows:
+        async with contextlib.aclosing(self._capture.windows(self._stopping)) as windows:
             count = 0
             async for window in windows:
                 count += 1
@@ -144,9 +162,9 @@ class Device:
             self.accounting.table_swaps += 1
 
     async def _process(self, window: Captured) -> None:
-        uplink = self._delivery.uplink if self._delivery else BandwidthEstimator()
-        cpu, bandwidth, rtt = self._cpu.load(), uplink.uplink_mbits, uplink.rtt_ms
-        decision = self._splitter.choose(self._uncertainty, cpu, bandwidth, rtt)
+        self.accounting.stage_ms["wait"].observe((time.monotonic() - window.ready_at) * 1e3)
+        cpu, bandwidth, rtt = self._cpu.load(), self._uplink.uplink_mbits, self._uplink.rtt_ms
+        decision = self._splitter.choose(self._learner.uncertainty, cpu, bandwidth, rtt)
         if self._link is None:
             decision = decision._replace(cut=LOCAL, probe=False)  # nobody to ship to
         self.accounting.probes += decision.probe
@@ -156,6 +174,8 @@ class Device:
         step = await self._in_compute(self._run_window, engine, window, decision, index, live)
         device_ms = (time.monotonic() - started) * 1e3
         cut = engine.cut_names[index] if decision.cut != LOCAL else LOCAL
+        self._cut = cut
+        self.accounting.cuts[cut] += 1
         underway = Underway(window, decision, cut, engine, step, cpu, bandwidth, rtt, device_ms)
         if step.embedding is not None:
             self._finish(underway, step.embedding, "device")
@@ -166,10 +186,15 @@ class Device:
         """In the compute thread: run, frame and spool."""
         uncertainty = self._splitter.uncertainty
         step = engine.run(window.samples, window.index, window.capture_time_ns, cut, uncertainty, not live)
+        stages = self.accounting.stage_ms
+        stages["prefix"].observe(step.prefix_ms)
         if decision.cut == LOCAL:
             self._outbox.keep_local()
         else:
+            stages["encode"].observe(step.encode_ms)
+            started = time.perf_counter()
             self._outbox.put(self._message_id(window), window.index, step.frame, uncertainty, claim=live)
+            stages["spool"].observe((time.perf_counter() - started) * 1e3)
         return step
 
     async def _has_room(self) -> bool:
@@ -189,6 +214,7 @@ class Device:
             self._message_id(window), window.index, underway.step.frame, deadline_s
         )
         if reply is not None:
+            self.accounting.stage_ms["reply"].observe(seconds * 1e3)
             self._refresh_memory(reply)
         if underway.step.embedding is not None:
             return
@@ -198,18 +224,19 @@ class Device:
             self._finish(underway, embedding, "server", seconds * 1e3 - server_ms, server_ms)
         else:
             embedding = await self._in_compute(underway.engine.embed, window.samples)
-            self._finish(underway, embedding, "fallback", seconds * 1e3)
+            if embedding is not None:
+                self._finish(underway, embedding, "fallback", seconds * 1e3)
 
     def _late_reply(self, reply: Reply) -> None:
         """An answer after its deadline still teaches the memory, unless the window has taught it already."""
         embedding = self._embedding(reply)
-        if embedding is not None and reply.window not in self._taught:
-            self._teach(reply.window, embedding)
+        if embedding is not None:
+            self._learner.teach_late(reply.window, embedding)
         self._refresh_memory(reply)
 
     def _embedding(self, reply: Reply) -> Embedding | None:
         """The (d,) float32 embedding of an answer; None when the server refused the frame."""
-        if reply.status != "ok" or len(reply.embedding) != 2 * self._memory.dim:
+        if reply.status != "ok" or len(reply.embedding) != 2 * self._learner.memory.dim:
             self.accounting.refused += reply.status != "ok"
             if reply.status == "retired":
                 self._spawn(self._swap.recheck())
@@ -219,16 +246,9 @@ class Device:
     def _refresh_memory(self, reply: Reply) -> None:
         if reply.mixture:
             try:
-                self._memory.load_parameters(reply.mixture)
+                self._learner.memory.load_parameters(reply.mixture)
             except FrameError as exc:
                 self._count_error(exc)
-
-    def _teach(self, window: int, embedding: Embedding) -> float:
-        self._taught[window] = None
-        if len(self._taught) > 1024:
-            self._taught.pop(next(iter(self._taught)))
-        self._uncertainty = self._memory.update(embedding)
-        return self._uncertainty
 
     def _finish(
         self,
@@ -238,11 +258,10 @@ class Device:
         network_ms: float = 0.0,
         server_ms: float = 0.0,
     ) -> None:
-        uncertainty = self._teach(underway.window.index, embedding)
+        uncertainty = self._learner.teach(underway.window.index, embedding)
         result = underway.result(embedding, uncertainty, where, network_ms, server_ms)
         result = self._labelling.label(result, underway.engine.bundle.manifest.info, embedding)
-        self.accounting.finished[where] += 1
-        self.accounting.latency_ms[underway.cut].append(result.latency_ms)
+        self.accounting.finish(underway.cut, where, result.latency_ms)
         for sink in self._sinks:
             try:
                 sink.put(result)
@@ -263,12 +282,44 @@ class Device:
             **self._swap.status(),
         }
 
-    async def _send_presence(self, link: Link) -> None:
-        while True:
-            if link.connected:
-                with contextlib.suppress(SpoolError):
-                    await link.put_presence(msgspec.json.encode(await self._report()))
-            await asyncio.sleep(_PRESENCE_PERIOD_S)
+    async def _status(self, stopped: bool) -> Status:
+        """How the device is now."""
+        report, link, uplink = await self._report(), self._link, self._uplink
+        return Status(
+            device=self.config.device,
+            target=self.config.target,
+            pid=os.getpid(),
+            since=self._since,
+            written=time.time(),
+            written_monotonic=time.monotonic(),
+            stopped=stopped,
+            encoder=Encoder(
+                generation=self._engine.generation,
+                bundle=self._engine.bundle.digest,
+                variant=self.config.variant,
+                runtime=self._engine.prefix.backend.name,
+                table=self._splitter.table.created_by,
+                on_trial=bool(report["on_trial"]),
+            ),
+            cut=self._cut,
+            uncertainty=self._learner.uncertainty,
+            cpu=self._cpu.load(),
+            uplink=Uplink(
+                broker=self.config.broker,
+                connected=link is not None and link.connected,
+                bandwidth_mbps=uplink.uplink_mbits,
+                rtt_ms=uplink.rtt_ms,
+                loss=uplink.loss,
+            ),
+            spool=await self._in_compute(self._outbox.state),
+            audio=dataclasses.replace(self._capture.counters),
+            source_silent_s=self._capture.silent_s,
+            health=health(),
+            report=report,
+            stage_ms={**self.accounting.stage_ms},
+            cut_ms={**self.accounting.cut_ms},
+            troubles=self._troubles.newest_first(),
+        )
 
     async def _close(self) -> None:
         if self._delivery is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from runtime_edge.accounting import Accounting, DropReason
 from runtime_edge.errors import SpoolError
-from runtime_edge.spool import Spool, SpooledFrame
+from runtime_edge.spool import Spool, SpooledFrame, SpoolState
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,6 +91,10 @@ class Outbox:
     def report(self) -> dict[str, Any]:
         """The accounting and what is spooled, at one moment. Raises SpoolError."""
         return self._accounting.report(self.spool.depth())
+
+    def state(self) -> SpoolState:
+        """What is spooled. Raises SpoolError."""
+        return self.spool.state()
 
     def close(self) -> None:
         """Release the spool's file."""

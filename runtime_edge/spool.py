@@ -76,6 +76,17 @@ class SpoolCounters:
     dropped: int
 
 
+@dataclass(frozen=True, slots=True)
+class SpoolState:
+    """What waits on the disk."""
+
+    frames: int
+    bytes: int
+    limit_bytes: int
+    recoveries: int
+    """Damaged databases replaced by empty ones in this run."""
+
+
 class Spool:
     """Bounded queue on disk (SQLite, write-ahead log).
 
@@ -165,6 +176,11 @@ class Spool:
                 self._guarded(delete)
             except SpoolError as exc:
                 _LOG.warning("acknowledgements kept in memory: %s", exc)
+
+    def state(self) -> SpoolState:
+        """What is in it now. Raises SpoolError when the disk fails."""
+        put, acked, dropped, stored_bytes = self._totals()
+        return SpoolState(put - acked - dropped, stored_bytes, self._max_bytes, self.recoveries)
 
     def depth(self) -> int:
         """Number of frames stored. Raises SpoolError when the disk fails."""

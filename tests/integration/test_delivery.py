@@ -12,6 +12,7 @@ from runtime_edge.accounting import Accounting
 from runtime_edge.config import DeviceConfig
 from runtime_edge.delivery import Delivery
 from runtime_edge.link import Link
+from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.outbox import Outbox
 from runtime_edge.spool import Spool
 from runtime_edge.tasks import cancel_all
@@ -34,7 +35,9 @@ async def delivering(broker, spool, replay=True, **settings):
     link, accounting = Link(broker.url, "pi-1", "new", lambda reply: None), Accounting()
     await link.connect()
     with ThreadPoolExecutor(1) as executor:
-        delivery = Delivery(config, link, Outbox(spool, "pi-1.new.", accounting), executor, accounting)
+        delivery = Delivery(
+            config, link, Outbox(spool, "pi-1.new.", accounting), executor, accounting, BandwidthEstimator()
+        )
         tasks = [asyncio.create_task(delivery.replay_forever())] if replay else []
         try:
             yield delivery, link, accounting
@@ -203,7 +206,7 @@ def test_a_disk_that_fails_does_not_end_the_replay(play, broker, tmp_path):
         link = Link(broker.url, "pi-1", "new", lambda reply: None)
         await link.connect()
         with ThreadPoolExecutor(1) as executor:
-            delivery = Delivery(config, link, outbox, executor, Accounting())
+            delivery = Delivery(config, link, outbox, executor, Accounting(), BandwidthEstimator())
             task = asyncio.create_task(delivery.replay_forever())
             await asyncio.sleep(0.3)
             alive = not task.done()
