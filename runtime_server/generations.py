@@ -85,15 +85,14 @@ class Generations:
         generation = Generation(bundle, cut_model(self._graph, bundle, tensors))
         with self._lock:
             self._by_number[generation.number] = generation
-            for number in sorted(self._by_number)[: -self._kept]:
-                if number not in self._protected:
-                    del self._by_number[number]
+            self._retire()
         return generation
 
     def protect(self, numbers: Iterable[int]) -> None:
         """Devices are told to run these: they are not retired, however old."""
         with self._lock:
             self._protected = frozenset(numbers)
+            self._retire()
 
     def get(self, number: int) -> Generation | None:
         """That generation, or None when it is retired or was never released."""
@@ -110,6 +109,11 @@ class Generations:
         """The generation with the highest number."""
         with self._lock:
             return self._by_number[max(self._by_number)]
+
+    def _retire(self) -> None:
+        for number in sorted(self._by_number)[: -self._kept]:
+            if number not in self._protected:
+                del self._by_number[number]
 
 
 def cut_model(graph: EncoderGraph, bundle: Bundle, tensors: Tensors) -> CutModel:
