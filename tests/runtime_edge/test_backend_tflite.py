@@ -80,6 +80,17 @@ def test_a_block_reads_and_writes_the_buffers_it_was_bound_to(threads):
 
 
 @needs_runtime
+@pytest.mark.parametrize(("providers", "delegated"), [(("xnnpack", "cpu"), True), (("cpu",), False)])
+def test_xnnpack_can_be_left_out(providers, delegated):
+    source, result, block = load(model(), options=RuntimeOptions(1, providers))
+    source[0] = [1.0, 2.0, 3.0]
+    block.run()
+    assert result.tolist() == [[0.0, 1.0, 2.0]]
+    operations = {details["op_name"] for details in block._interpreter._get_ops_details()}
+    assert ("DELEGATE" in operations) == delegated
+
+
+@needs_runtime
 def test_two_blocks_share_a_buffer():
     backend = open_backend("tflite", RuntimeOptions())
     buffers = [np.zeros((1, 3), np.float32) for _ in range(3)]

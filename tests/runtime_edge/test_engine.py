@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from runtime_edge.backend import RuntimeOptions
 from runtime_edge.bundle import Bundle
 from runtime_edge.codec import ENCODINGS, CutCodec
+from runtime_edge.config import DeviceConfig
 from runtime_edge.engine import Engine
 from runtime_edge.errors import UsageError
 from runtime_edge.prefix import Prefix
@@ -83,6 +85,24 @@ def test_an_encoding_that_no_cut_has_is_refused(small_bundle):
     for encoding in ("pcm16", "mp3", ""):
         with pytest.raises(UsageError, match=f"encoding '{encoding}': expected one of int8, float16, float32"):
             Engine(small_bundle, "onnx-fp32", encoding)
+
+
+def test_an_engine_finishes_only_where_its_memory_limit_has_room(small_bundle, window, engine):
+    limited = Engine(small_bundle, "onnx-fp32", memory_limit_mb=1.0)
+    assert limited.embed(window) is None
+    assert limited.run(window, 0, 0, 1, 0.0, finish=True).embedding is None
+    whole = limited.run(window, 0, 0, limited.last_cut, 0.0, finish=False)
+    assert np.array_equal(whole.embedding, engine.embed(window)), "a cut that was chosen always runs"
+    assert 0 <= limited.ready() < 1e-5
+
+
+def test_it_is_set_up_as_the_device_is_told(small_bundle, tmp_path):
+    config = DeviceConfig(device="d", state=tmp_path, target="rpi4", threads=2, encoding="float16", max_memory_mb=64.0)
+    first = Engine.configured(small_bundle, config)
+    first.ready()
+    assert (first.prefix.variant, first.prefix.options) == ("onnx-fp32", RuntimeOptions(2, ("xnnpack", "cpu")))
+    following = Engine.configured(small_bundle, config, first)
+    assert following.prefix.buffers is first.prefix.buffers
 
 
 def test_it_knows_its_bundle(engine, small_bundle):

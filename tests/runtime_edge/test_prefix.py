@@ -1,12 +1,18 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from runtime_edge import backend
+from runtime_edge import prefix as prefix_module
 from runtime_edge.backend import RuntimeOptions, open_backend
+from runtime_edge.backend_onnx import choose_providers
 from runtime_edge.bundle import open_bundle
 from runtime_edge.errors import BackendError, BundleError, SelfTestError, UsageError
 from runtime_edge.prefix import Prefix
+from streamsplit_compile.compiler import recompile
+from streamsplit_compile.encoders import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +151,123 @@ def test_the_self_test_notices_another_embedding(bundle_copy):
         manifest = msgspec.structs.replace(opened.manifest, additional_metadata=metadata)
         with pytest.raises(SelfTestError, match="self-test embedding is off by"):
             Prefix(Bundle(bundle_copy, manifest, "", None)).self_test()
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """`memory(prefix)`: pretend that the process holds 100 MB and 10 MB for each loaded block; gives the loads."""
+    loads = []
+
+    def watch(prefix):
+        held = lambda: 100.0 + 10.0 * sum(block is not None for block in prefix._blocks)  # noqa: E731
+        monkeypatch.setattr(prefix_module, "rss_mb", held)
+        load = prefix._load
+
+        def counted(index):
+            loads.append(index)
+            block = load(index)
+            prefix._resident_mb[index] = 10.0
+            return block
+
+        monkeypatch.setattr(prefix, "_load", counted)
+        return loads
+
+    return watch
+
+
+def loaded(prefix):
+    return [index for index, block in enumerate(prefix._blocks) if block is not None]
+
+
+def test_under_a_memory_limit_the_embedding_is_the_same(prefix, windows, small_bundle):
+    limited = Prefix(small_bundle, memory_limit_mb=1.0)
+    for window in windows:
+        assert np.array_equal(limited.embed(window), prefix.embed(window))
+        assert loaded(limited) == [limited.last_cut - 1], "one block at a time"
+    assert not limited.fits(limited.last_cut)
+    assert limited.fits(0)
+
+
+def test_a_memory_limit_unloads_the_deepest_blocks_that_were_not_needed_lately(small_bundle, windows, memory):
+    prefix = Prefix(small_bundle, memory_limit_mb=135.0)  # room for three of the four blocks
+    loads = memory(prefix)
+    prefix._resident_mb = [10.0] * 4
+    prefix.start(windows[0])
+    prefix.advance(3)
+    assert (loaded(prefix), loads) == ([0, 1, 2], [0, 1, 2])
+    assert prefix.fits(3)
+    assert not prefix.fits(4)
+    prefix.advance(4)
+    assert loaded(prefix) == [0, 1, 3], "the one behind the cut made room"
+    for window in windows:
+        prefix.start(window)
+        prefix.advance(2)
+    assert loads == [0, 1, 2, 3], "switching among loaded cuts reloads nothing"
+    prefix.start(windows[0])
+    prefix.advance(3)
+    assert loaded(prefix) == [0, 1, 2]
+
+
+def test_blocks_not_needed_for_long_are_unloaded_while_the_process_is_above_its_limit(small_bundle, windows, memory):
+    prefix = Prefix(small_bundle, memory_limit_mb=1000.0)
+    memory(prefix)
+    prefix.embed(windows[0])
+    for _ in range(200):
+        prefix.start(windows[0])
+        prefix.advance(1)
+    assert loaded(prefix) == [0, 1, 2, 3]
+    prefix._limit_mb = 125.0
+    for _ in range(64):
+        prefix.start(windows[0])
+        prefix.advance(1)
+    assert loaded(prefix) == [0, 1]
+
+
+def test_a_new_generation_loads_only_what_has_changed(small_bundle, windows, tmp_path, tiny_file, memory):
+    tensors = read_tensors(tiny_file)
+    tensors["head.weight"] = tensors["head.weight"] * np.float32(1.5)
+    probes = np.random.default_rng(0).normal(0, 0.1, (2, 1024)).astype(np.float32)
+    new = recompile(small_bundle, tensors, tmp_path / "new", generation=2, windows=probes, reference=None)
+    old = Prefix(small_bundle)
+    before = old.embed(windows[0])
+    following = Prefix(new, previous=old)
+    loads = memory(following)
+    after = following.embed(windows[0])
+    assert loads == [following.last_cut - 1]
+    assert np.array_equal(after, Prefix(new).embed(windows[0]))
+    assert np.abs(after - before).max() > 1e-3
+    assert np.array_equal(old.embed(windows[0]), before), "the old one runs on until it is replaced"
+    del old
+    assert np.array_equal(following.embed(windows[0]), after)
+
+
+def test_a_loaded_block_does_not_keep_its_file_in_memory(small_bundle):
+    info = small_bundle.manifest.variant("block-00", "onnx-fp32")
+    data = small_bundle.block_bytes("block-00", "onnx-fp32")
+    before = sys.getrefcount(data)
+    block = load(data, *(cut.shape for cut in small_bundle.manifest.info.cuts[:2]), info)
+    assert sys.getrefcount(data) == before
+    block.run()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "available", "expected"),
+    [
+        (("xnnpack", "cpu"), ["cpu"], ["cpu"]),
+        (("xnnpack", "cpu"), ["xnnpack", "cpu"], ["xnnpack", "cpu"]),
+        (("cpu", "coreml"), ["coreml", "cpu"], ["cpu"]),
+        (("coreml", "cpu"), ["coreml", "cpu"], ["coreml", "cpu"]),
+    ],
+)
+def test_the_first_provider_that_is_there_computes_and_the_processor_the_rest(wanted, available, expected, caplog):
+    long = {"cpu": "CPUExecutionProvider", "xnnpack": "XnnpackExecutionProvider", "coreml": "CoreMLExecutionProvider"}
+    with caplog.at_level("INFO"):
+        chosen = choose_providers(RuntimeOptions(3, wanted), [long[name] for name in available])
+    names = [name if isinstance(name, str) else name[0] for name in chosen]
+    assert names == [long[name] for name in expected]
+    assert len(caplog.records) == (expected[0] != wanted[0])
+    if expected[0] == "xnnpack":
+        assert chosen[0][1] == {"intra_op_num_threads": "3"}
 
 
 def load(data, source_shape, result_shape, info):
