@@ -14,6 +14,7 @@
     │   └── SelfTestError   a bundle whose result on this machine is not the expected one
     ├── SpoolError          the spool's disk is full or fails
     ├── LinkError           the broker cannot be reached or refused
+    │   └── AccessError     credentials or a certificate were refused
     └── CheckFailed         the thing asked for did not hold; exit code 1
 
 A message says what was wrong, where (file, field, value) and what to do, on one line.
@@ -81,6 +82,10 @@ class SpoolError(SscError):
 
 class LinkError(SscError):
     """The broker cannot be reached or refused a request."""
+
+
+class AccessError(LinkError):
+    """Credentials or a certificate were refused: trying again soon is no use."""
 
 
 class CheckFailed(SscError):

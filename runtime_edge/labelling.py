@@ -45,7 +45,8 @@ class Labelling:
     async def follow(self) -> None:
         """Watch for later heads, unless one was given."""
         if self._link is not None and self._config.head is None:
-            await self._link.watch(subjects.HEADS, [self._config.target, self._own_key], self._on_head)
+            keys = [subjects.table_key(self._config.target), self._own_key]
+            await self._link.watch(subjects.HEADS, keys, self._on_head)
 
     def label(self, result: WindowResult, info: BundleInfo, embedding: Embedding) -> WindowResult:
         """The result of a window of an encoder, labelled by its embedding (d,) when there is a head for it."""

@@ -9,112 +9,100 @@ seconds = await link.deliver(message_id, window, frame)       # returns with the
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import zlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
+import msgspec
 import nats
 import nats.errors
 import nats.js.errors
+import numpy as np
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.kv import KeyValue
+from nats.js.api import RawStreamMsg
 
 from runtime_edge import subjects
-from runtime_edge.errors import FormatError, FrameError, LinkError, SscError
-from runtime_edge.tasks import cancel_all
+from runtime_edge.credentials import Credentials, explain
+from runtime_edge.errors import AccessError, FormatError, FrameError, LinkError, SscError
+from runtime_edge.tasks import cancel_all, next_within
 from runtime_edge.wire import Reply, decode_reply
 
 _LOG = logging.getLogger(__name__)
 FRAME_OVERHEAD_BYTES = 160
 """Subject, headers and protocol text that go with a frame, for the bandwidth estimate."""
 
-_RECONNECT_S = 1.0
-_FETCH_PATIENCE_S = 30.0
-_SLOWEST_BYTES_PER_S = 4000
-_LONGEST_PAUSE_S = 30.0
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 5.0
+_REFUSED_PAUSE_S = 30.0
+_CLOSE_S = 2.0
+_PIECE_PATIENCE_S = 60.0
+_RECHECK_S = 300.0
+"""How often a watched key is read again although no news of it came."""
+_LONGEST_WATCH_PAUSE_S = 30.0
 BROKER_ERRORS = (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError)
 """What the library raises when the broker is away, slow or refuses."""
-_DAMAGED = (
-    nats.js.errors.BadObjectMetaError,
-    nats.js.errors.DigestMismatchError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)
 
 OnChange = Callable[[str, bytes], Awaitable[None]]
 LateReply = Callable[[Reply], None]
 
 
-class Link:
-    """One connection to the broker that outlives the broker's restarts."""
+class _ObjectInfo(msgspec.Struct):
+    """What the object store says of an object (NATS ADR-20), as far as it is needed to read it."""
 
-    def __init__(self, url: str, device: str, boot: str, late_reply: LateReply) -> None:
+    nuid: str
+    size: int = 0
+    chunks: int = 0
+    digest: str = ""
+    deleted: bool = False
+
+
+class Link:
+    """One connection to the broker that outlives the broker's restarts.
+
+    Of JetStream it uses publishing and direct reads alone, never a consumer: a subject says all that is asked for, so
+    the broker can hold a device to its own subjects.
+    """
+
+    def __init__(
+        self, url: str, device: str, boot: str, late_reply: LateReply, credentials: Credentials | None = None
+    ) -> None:
+        """Raises UsageError or FormatError when the credentials cannot be read."""
         self.url, self.device, self.boot = url, subjects.check_device(device), boot
+        self._credentials = credentials or Credentials()
+        self._credentials.options(url)
         self._late_reply = late_reply
         self._client = Client()
         self._inbox = ""
+        self._lost = asyncio.Event()
+        self._refusals: set[str] = set()
+        self._keeper: asyncio.Task[None] | None = None
+        self._random = np.random.default_rng(zlib.crc32(device.encode()))
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._watches: list[tuple[str, str, OnChange]] = []
         self._watchers: list[asyncio.Task[None]] = []
         self.bad_replies = 0
+        self.trouble = "not connected yet"
+        """Why there is no connection; empty while there is one."""
 
     @property
     def connected(self) -> bool:
         """Whether frames can be published now, and their answers received."""
-        return bool(self._inbox and self._client.is_connected)
+        return not self.trouble and self._client.is_connected
 
     async def connect(self, timeout_s: float = 5.0) -> None:
         """Connect once; afterwards the connection mends itself for ever. Raises LinkError."""
-        self._client = Client()
-
-        async def on_error(exc: Exception) -> None:
-            _LOG.debug("broker: %s", exc)
-
-        async def on_reconnect() -> None:
-            _LOG.info("broker is back")
-            self._restart_watchers()
-
-        async def on_disconnect() -> None:
-            _LOG.info("broker is away")
-
-        try:
-            await asyncio.wait_for(
-                self._client.connect(
-                    self.url,
-                    name=self.device,
-                    error_cb=on_error,
-                    reconnected_cb=on_reconnect,
-                    disconnected_cb=on_disconnect,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=1,
-                    ping_interval=5,
-                    max_outstanding_pings=2,
-                    connect_timeout=2,
-                    allow_reconnect=True,
-                    pending_size=0,
-                ),
-                timeout_s,
-            )
-        except BROKER_ERRORS as exc:
-            await disconnect(self._client)
-            raise LinkError(f"broker {self.url}: cannot connect ({reason(exc)}); is it running?") from None
-        inbox = self._client.new_inbox()
-        await self._client.subscribe(f"{inbox}.*", cb=self._on_reply)
-        self._inbox = inbox
-        self._restart_watchers()
+        await self._connect(timeout_s)
+        self._keeper = asyncio.create_task(self._keep())
 
     async def connect_at_last(self) -> None:
         """Until the first connection stands; a broker that is away at the start is no reason to stop."""
-        while True:
-            try:
-                await self.connect()
-                return
-            except LinkError as exc:
-                _LOG.info("%s", exc)
-                await asyncio.sleep(_RECONNECT_S)
+        await self._connect_patiently()
+        self._keeper = asyncio.create_task(self._keep())
 
     async def deliver(self, message_id: str, window: int | None, frame: bytes, timeout_s: float = 10.0) -> float:
         """Publish one frame and wait until the broker has stored it; returns the seconds it took.
@@ -162,39 +150,111 @@ class Link:
     async def value(self, bucket: str, key: str) -> bytes | None:
         """The present value of a key, or None. Raises LinkError when the broker does not answer."""
         try:
-            store = await self._client.jetstream().key_value(bucket)
-            return (await store.get(key)).value
-        except (nats.js.errors.KeyNotFoundError, nats.js.errors.BucketNotFoundError):
-            return None
+            stored = await self._last(subjects.bucket_stream(bucket), subjects.bucket_subject(bucket, key))
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: {bucket}/{key} cannot be read ({reason(exc)})") from None
+        return None if stored is None else _value(stored)
 
     async def fetch(self, name: str, limit_bytes: int) -> bytes:
-        """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""
+        """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError.
+
+        Read piece by piece, each asked for when the one before has come: as fast as the link is, and never faster.
+        """
         try:
-            store = await self._client.jetstream().object_store(subjects.BUNDLES)
-            info = await store.get_info(name)
-            if (info.size or 0) > limit_bytes:
-                raise FormatError(f"object {name}: {info.size} bytes, more than the {limit_bytes} expected")
-            # A piece that has gone from the store would be waited for for ever.
-            patience_s = _FETCH_PATIENCE_S + (info.size or 0) / _SLOWEST_BYTES_PER_S
-            result = await asyncio.wait_for(store.get(name), patience_s)
-        except _DAMAGED as exc:
-            raise FormatError(f"object {name}: damaged in the broker's store ({type(exc).__name__})") from None
+            return await self._fetch(name, limit_bytes)
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: object {name} cannot be fetched ({reason(exc)})") from None
-        return bytes(result.data or b"")
 
     async def put_presence(self, data: bytes) -> None:
         """Store this device's report, best effort."""
         with contextlib.suppress(*BROKER_ERRORS):
-            bucket = await self._client.jetstream().key_value(subjects.PRESENCE)
-            await bucket.put(self.device, data)
+            subject = subjects.bucket_subject(subjects.PRESENCE, self.device)
+            await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(subjects.PRESENCE))
 
     async def close(self) -> None:
         """Disconnect and stop watching."""
-        await cancel_all(self._watchers)
+        await cancel_all([*self._watchers, *([self._keeper] if self._keeper else [])])
         await disconnect(self._client)
+
+    async def _connect(self, timeout_s: float = 5.0) -> None:
+        """One attempt, which the first error ends. Raises LinkError, and FormatError for unreadable credentials."""
+        self._client, self._lost = Client(), asyncio.Event()
+        lost, connecting = self._lost, True
+
+        async def on_error(exc: Exception) -> None:
+            if "permissions violation" in str(exc).lower():
+                self._refuse(str(exc))
+            elif connecting:
+                raise exc  # otherwise the library tries again until the time is up, and the reason is lost
+
+        async def on_closed() -> None:
+            lost.set()
+
+        try:
+            await asyncio.wait_for(
+                self._client.connect(
+                    self.url,
+                    name=self.device,
+                    error_cb=on_error,
+                    closed_cb=on_closed,
+                    # Connecting again is done here: the library would never do so after a refusal.
+                    allow_reconnect=False,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    connect_timeout=2,
+                    pending_size=0,
+                    inbox_prefix=subjects.inbox(self.device),
+                    **self._credentials.options(self.url),
+                ),
+                timeout_s,
+            )
+            connecting = False
+            self._refusals.clear()
+            inbox = self._client.new_inbox()
+            await self._client.subscribe(f"{inbox}.*", cb=self._on_reply)
+            # The library may write the ping of the first before the subscription, and a refusal comes after it.
+            await self._client.flush(2)
+            await self._client.flush(2)
+        except BROKER_ERRORS as exc:
+            await disconnect(self._client)
+            raise explain(self.url, self._credentials, exc) from None
+        if self._refusals:
+            await disconnect(self._client)
+            raise AccessError(f"broker {self.url}: the credentials {self._credentials.nkey} are not {self.device}'s")
+        self._inbox, self.trouble = inbox, ""
+        self._restart_watchers()
+
+    async def _connect_patiently(self) -> None:
+        """Until connected, with pauses that grow and that differ from device to device."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._connect()
+            except SscError as exc:
+                if str(exc) != self.trouble:
+                    refused = not isinstance(exc, LinkError) or isinstance(exc, AccessError)
+                    _LOG.log(logging.WARNING if refused else logging.INFO, "%s; frames wait in the spool", exc)
+                self.trouble = str(exc)
+                longest_s = _REFUSED_PAUSE_S if isinstance(exc, AccessError) else pause_s
+            await asyncio.sleep(longest_s * self._random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _keep(self) -> None:
+        """Connect again whenever the connection is lost."""
+        while True:
+            await self._lost.wait()
+            self.trouble = f"broker {self.url}: the connection was lost"
+            _LOG.info("broker is away")
+            # A whole fleet has lost it at this moment.
+            await asyncio.sleep(_FIRST_PAUSE_S * self._random.uniform())
+            await self._connect_patiently()
+            _LOG.info("broker is back")
+
+    def _refuse(self, text: str) -> None:
+        """Say once for each subject that the broker does not allow it."""
+        if text not in self._refusals and len(self._refusals) < 16:
+            self._refusals.add(text)
+            _LOG.warning("broker %s: %s", self.url, text)
 
     async def _on_reply(self, message: Msg) -> None:
         try:
@@ -210,7 +270,7 @@ class Link:
             self._late_reply(reply)
 
     def _restart_watchers(self) -> None:
-        """What followed the keys on the broker may have died with it."""
+        """What followed the keys on the former connection has ended with it."""
         for task in self._watchers:
             task.cancel()
         self._watchers = [asyncio.create_task(self._watch(*watch)) for watch in self._watches]
@@ -220,37 +280,84 @@ class Link:
         pause_s = 1.0
         while True:
             try:
-                store = await self._client.jetstream().key_value(bucket)
-                watcher = await store.watch(key)
-                try:
-                    async for entry in _news(watcher):
-                        await on_change(key, entry)
+                async with contextlib.aclosing(self._news(bucket, key)) as news:
+                    async for value in news:
+                        await on_change(key, value)
                         pause_s = 1.0
-                finally:
-                    # Otherwise the library keeps its consumer alive, and this task may be a former connection's.
-                    with contextlib.suppress(*BROKER_ERRORS):
-                        await watcher.stop()  # type: ignore[no-untyped-call]
             except (*BROKER_ERRORS, SscError) as exc:
                 _LOG.info("watching %s/%s: %s", bucket, key, reason(exc))
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, _LONGEST_WATCH_PAUSE_S)
+
+    async def _news(self, bucket: str, key: str) -> AsyncGenerator[bytes, None]:
+        """The present value of a key and each later one, by revision; ends when the connection does."""
+        client, repeated = self._client, asyncio.Queue[Msg]()
+        stream, subject = subjects.bucket_stream(bucket), subjects.bucket_subject(bucket, key)
+        subscription = await client.subscribe(subjects.news(bucket, key), cb=repeated.put)
+        newest = 0
+        try:
+            stored = await self._last(stream, subject)
+            while client.is_connected:
+                if stored is not None and (stored.seq or 0) > newest:
+                    newest = stored.seq or 0
+                    if (value := _value(stored)) is not None:
+                        yield value
+                message = await next_within(repeated, _RECHECK_S * self._random.uniform(0.5, 1.0))
+                stored = await self._last(stream, subject) if message is None else _repeated(message)
+        finally:
+            if client.is_connected:
+                with contextlib.suppress(*BROKER_ERRORS):
+                    await subscription.unsubscribe()
+
+    async def _last(self, stream: str, subject: str) -> RawStreamMsg | None:
+        """The last message a stream holds of a subject; None when it has none or is not there."""
+        try:
+            return await self._client.jetstream().get_last_msg(stream, subject, direct=True)
+        except (nats.js.errors.NotFoundError, nats.errors.NoRespondersError):
+            return None
+
+    async def _fetch(self, name: str, limit_bytes: int) -> bytes:
+        stream, prefix = f"OBJ_{subjects.BUNDLES}", f"$O.{subjects.BUNDLES}"
+        stored = await self._last(stream, f"{prefix}.M.{base64.urlsafe_b64encode(name.encode()).decode()}")
+        if stored is None:
+            raise LinkError(f"broker {self.url}: object {name} cannot be fetched (not in the store)")
+        try:
+            info = msgspec.json.decode(stored.data or b"", type=_ObjectInfo)
+        except msgspec.DecodeError as exc:
+            raise FormatError(f"object {name}: damaged in the broker's store ({exc})") from None
+        if info.deleted:
+            raise LinkError(f"broker {self.url}: object {name} cannot be fetched (deleted)")
+        if info.size > limit_bytes:
+            raise FormatError(f"object {name}: {info.size} bytes, more than the {limit_bytes} expected")
+        jetstream, data, sequence = self._client.jetstream(timeout=_PIECE_PATIENCE_S), bytearray(), 1
+        while len(data) < info.size:
+            piece = await jetstream.get_msg(stream, sequence, f"{prefix}.C.{info.nuid}", direct=True, next=True)
+            data += piece.data or b""
+            sequence = (piece.seq or 0) + 1
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
+        if len(data) != info.size or info.digest.removeprefix("SHA-256=") != digest:
+            raise FormatError(f"object {name}: damaged in the broker's store (its digest does not match)")
+        return bytes(data)
 
 
-async def _news(watcher: KeyValue.KeyWatcher) -> AsyncIterator[bytes]:
-    """The present and later values; earlier ones, which the library repeats after a silence, are left out."""
-    newest = 0
-    async for entry in watcher:
-        if entry is not None and (entry.revision or 0) > newest:
-            newest = entry.revision or 0
-            if entry.operation is None and entry.value:
-                yield entry.value
+def _value(stored: RawStreamMsg) -> bytes | None:
+    """What a key holds; None when the entry says that it was deleted."""
+    return None if "KV-Operation" in (stored.headers or {}) else stored.data or None
+
+
+def _repeated(message: Msg) -> RawStreamMsg:
+    """A stored value that the broker has repeated to those who watch."""
+    headers = message.headers or {}
+    revision = headers.get("Nats-Sequence", "")
+    return RawStreamMsg(seq=int(revision) if revision.isdecimal() else 0, data=message.data, headers=headers)
 
 
 async def disconnect(client: Client) -> None:
     """Close a connection in whatever state it is; one that was never begun cannot be closed."""
     if client.is_connected or client.is_connecting or client.is_reconnecting:
+        # A handshake that failed can leave the library waiting for the end of a transport it no longer has.
         with contextlib.suppress(*BROKER_ERRORS):
-            await client.close()
+            await asyncio.wait_for(client.close(), _CLOSE_S)
 
 
 def reason(exc: Exception) -> str:

@@ -18,10 +18,14 @@ BUNDLES = "bundles"
 SIGNING_KEY = "_key"
 """Key in the releases bucket that holds the server's public key, pinned by devices at their first contact."""
 
+ALL_DEVICES = "_all"
+"""First part of keys that are for every device; no device can have this name."""
+
 REPLY_HEADER = "Ssc-Reply"
 MESSAGE_ID_HEADER = "Nats-Msg-Id"
 
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_REPLY = re.compile(r"[A-Za-z0-9]{1,64}\.[0-9]{1,20}")
 _BOOT = re.compile(r"[a-z0-9-]{1,32}")
 
 
@@ -62,14 +66,43 @@ def events(device: str) -> str:
     return f"evt.{device}"
 
 
+def inbox(device: str) -> str:
+    """Prefix of the subjects a device is answered on: nobody else may subscribe below it."""
+    return f"_INBOX.{device}"
+
+
+def is_reply(device: str, subject: str) -> bool:
+    """Whether a frame of this device may ask to be answered on this subject: `<inbox>.<connection>.<window>`."""
+    prefix = inbox(device) + "."
+    return subject.startswith(prefix) and _REPLY.fullmatch(subject, len(prefix)) is not None
+
+
+def bucket_stream(bucket: str) -> str:
+    """Stream behind a key-value bucket."""
+    return f"KV_{bucket}"
+
+
+def bucket_subject(bucket: str, key: str) -> str:
+    """Subject on which a key of a bucket is stored."""
+    return f"$KV.{bucket}.{key}"
+
+
+def news(bucket: str, key: str) -> str:
+    """Subject on which the broker repeats each value of a key once it is stored."""
+    return f"news.{bucket}.{key}"
+
+
 def message_id(device: str, boot: str, window: int) -> str:
     """Identity of one window: the broker and the server drop repetitions of it."""
     return f"{device}.{boot}.{window}"
 
 
 def table_key(target: str, device: str | None = None) -> str:
-    """Key of a splitter table or a head: for all devices of a target, or for one device."""
-    return target if device is None else f"{target}.{device}"
+    """Key of a splitter table or a head: for all devices of a target, or for one device.
+
+    The owner comes first, because a right to `$KV.tables.*` would be taken by the broker for one to `$KV.tables.>`.
+    """
+    return f"{device or ALL_DEVICES}.{target}"
 
 
 def asset_object(reference: str) -> str:
@@ -79,7 +112,6 @@ def asset_object(reference: str) -> str:
 
 def manifest_object(digest: str) -> str:
     """Object name of a manifest by its digest."""
-    return f"manifests/{digest.replace(':', '-')}"
     return f"manifests/{digest.replace(':', '-')}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import shutil
@@ -14,34 +15,78 @@ import subprocess
 import sys
 import sysconfig
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
+from runtime_edge.credentials import Address, Credentials
 from runtime_edge.errors import LinkError, MissingExtra
 from runtime_edge.files import write_atomic
 from runtime_edge.wire import MAX_FRAME_BYTES
+from runtime_server.access import Access
 
 _LOG = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
 _WATCH_PERIOD_S = 1.0
+_MAX_CONNECTIONS = 10_000
+_MAX_SUBSCRIPTIONS = 256
+"""Of one connection: a device needs about ten."""
 _PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class BrokerTls:
+    """The broker's certificate; with `ca`, devices must show one that this authority has signed."""
+
+    cert: Path
+    key: Path
+    ca: Path | None = None
+
+    def config(self, more: str = "") -> str:
+        """A `tls` block of the broker's configuration."""
+        paths = {"cert_file": self.cert, "key_file": self.key} | ({"ca_file": self.ca} if self.ca else {})
+        lines = [f"{name}: {json.dumps(str(path.resolve()))}" for name, path in paths.items()]
+        return "tls { " + ", ".join([*lines, "timeout: 5", *(["verify: true"] if self.ca else []), more]) + " }"
+
+    def trusted_by(self, credentials: Credentials) -> Credentials:
+        """What the server on the same machine connects with: it knows this very certificate, whatever its name."""
+        own = (self.cert, self.key) if self.ca else (None, None)
+        return replace(credentials, tls_ca=self.cert, tls_cert=own[0], tls_key=own[1], check_hostname=False)
 
 
 class Broker:
     """Starts and stops one nats-server whose streams lie below `state`."""
 
-    def __init__(self, state: Path, host: str = "127.0.0.1", port: int = 4222, mqtt_port: int | None = None) -> None:
-        """With `mqtt_port` MQTT clients can connect there; subject `evt.pi-1` is their topic `evt/pi-1`."""
+    def __init__(
+        self,
+        state: Path,
+        host: str = "127.0.0.1",
+        port: int = 4222,
+        mqtt_port: int | None = None,
+        access: Access | None = None,
+        tls: BrokerTls | None = None,
+    ) -> None:
+        """Without `access` anyone may do anything; without `tls` nothing is encrypted.
+
+        With `mqtt_port` MQTT clients can connect there; subject `evt.pi-1` is their topic `evt/pi-1`.
+        """
         self.state, self.host, self.port, self.mqtt_port = state, host, port, mqtt_port
+        self._access, self._tls = access, tls
         self._process: subprocess.Popen[bytes] | None = None
         self._log = state / "broker.log"
 
     @property
     def url(self) -> str:
         """Where clients connect."""
-        return f"nats://{self.host}:{self.port}"
+        return f"{'tls' if self._tls else 'nats'}://{self.host}:{self.port}"
+
+    @property
+    def address(self) -> Address:
+        """Where and how the server itself connects."""
+        credentials = self._access.credentials if self._access else Credentials()
+        return Address(self.url, self._tls.trusted_by(credentials) if self._tls else credentials)
 
     async def start(self) -> None:
         """Start and wait until it listens. Raises LinkError with the broker's own words when it does not."""
@@ -94,13 +139,23 @@ class Broker:
         self._process = None
 
     def _config(self) -> str:
-        # The broker asks for a name before it lets MQTT clients keep sessions.
-        mqtt = f'server_name: streamsplit\nmqtt {{ listen: "{self.host}:{self.mqtt_port}" }}\n'
-        return (mqtt if self.mqtt_port else "") + (
-            f'listen: "{self.host}:{self.port}"\n'
-            f"max_payload: {MAX_FRAME_BYTES}\n"
-            f'jetstream {{ store_dir: "{self.state / "jetstream"}", max_file_store: 8GB }}\n'
-        )
+        parts = [
+            f'listen: "{self.host}:{self.port}"',
+            f"max_payload: {MAX_FRAME_BYTES}",
+            f"max_connections: {_MAX_CONNECTIONS}",
+            f"max_subscriptions: {_MAX_SUBSCRIPTIONS}",
+            f'jetstream {{ store_dir: "{self.state / "jetstream"}", max_file_store: 8GB }}',
+        ]
+        if self._tls:
+            parts.append(self._tls.config("handshake_first: auto"))
+        if self.mqtt_port:
+            # The broker asks for a name before it lets MQTT clients keep sessions.
+            tls = self._tls.config() if self._tls else ""
+            parts.append(f'server_name: streamsplit\nmqtt {{ listen: "{self.host}:{self.mqtt_port}"\n{tls} }}')
+        if self._access:
+            self._access.write()
+            parts.append('include "access.conf"')
+        return "\n".join(parts) + "\n"
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError, IndexError):

@@ -13,19 +13,20 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Awaitable, Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
-from nats.js.api import DiscardPolicy, KeyValueConfig, StorageType, StreamConfig
+from nats.js.api import DiscardPolicy, RePublish, StorageType, StreamConfig
 from nats.js.client import JetStreamContext
 
 from runtime_edge import minisign, releases, subjects
 from runtime_edge.bundle import MANIFEST, SIGNATURE, Bundle
-from runtime_edge.errors import LinkError
+from runtime_edge.credentials import Address, explain
+from runtime_edge.errors import AccessError, LinkError
 from runtime_edge.head import Head, sign_head
 from runtime_edge.link import BROKER_ERRORS, disconnect, reason
 from runtime_edge.releases import Release, ReleasedBundle
@@ -36,6 +37,7 @@ _STREAM_BYTES = 4 << 30
 _STREAM_AGE_S = 7 * 24 * 3600
 _DUPLICATES_S = 600
 _PRESENCE_TTL_S = 60
+_PRESENCE_BYTES = 64 << 10
 _FLUSH_S = 2.0
 STATUS_SUBJECT = "srv.status"
 
@@ -60,8 +62,9 @@ def _raises_link_error(request: _Request[_Arguments, _Result]) -> _Request[_Argu
 class Hub:
     """A connection that may write what devices read. Every request raises LinkError when the broker refuses it."""
 
-    def __init__(self, url: str, name: str = "ssc") -> None:
-        self.url, self._name = url, name
+    def __init__(self, broker: str | Address, name: str = "ssc") -> None:
+        address = Address(broker) if isinstance(broker, str) else broker
+        self.url, self._credentials, self._name = address.url, address.credentials, name
         self.client = Client()
 
     @property
@@ -70,21 +73,33 @@ class Hub:
         return self.client.jetstream()
 
     async def connect(self, create: bool = False) -> None:
-        """Connect; with `create` make sure that the stream and the buckets are there. Raises LinkError."""
+        """Connect; with `create` make sure that the stream and the buckets are there.
+
+        Raises LinkError; UsageError or FormatError when the credentials cannot be read.
+        """
+        failures: list[LinkError] = []
+        connecting = True
 
         async def on_error(exc: Exception) -> None:
             """Reconnections are the library's business; failures of requests are raised where they are made."""
+            failures[:] = [explain(self.url, self._credentials, exc)]
+            if connecting and isinstance(failures[0], AccessError):
+                raise exc
 
+        options = self._credentials.options(self.url)
         try:
             await asyncio.wait_for(
-                self.client.connect(self.url, name=self._name, error_cb=on_error, max_reconnect_attempts=-1),
+                self.client.connect(self.url, name=self._name, error_cb=on_error, max_reconnect_attempts=-1, **options),
                 5.0,
             )
+            connecting = False
             if create:
                 await self._create()
         except BROKER_ERRORS as exc:
             await disconnect(self.client)
-            raise LinkError(f"broker {self.url}: {reason(exc)}; is `ssc server run` running?") from None
+            # When the time is up, the reason is what the last attempt failed of.
+            late = bool(failures) and isinstance(exc, asyncio.TimeoutError)
+            raise (failures[0] if late else explain(self.url, self._credentials, exc)) from None
 
     async def close(self) -> None:
         """Flush and disconnect."""
@@ -178,8 +193,7 @@ class Hub:
         return msgspec.json.decode(answer.data, type=dict[str, object])
 
     async def _create(self) -> None:
-        stream = self.stream
-        config = StreamConfig(
+        frames = StreamConfig(
             name=subjects.STREAM,
             subjects=["act.>"],
             storage=StorageType.FILE,
@@ -189,15 +203,42 @@ class Hub:
             discard=DiscardPolicy.OLD,
             duplicate_window=_DUPLICATES_S,
         )
-        try:
-            await stream.add_stream(config)
-        except nats.js.errors.BadRequestError:
-            await stream.update_stream(config)
-        await stream.create_key_value(KeyValueConfig(bucket=subjects.TABLES, history=5))
-        await stream.create_key_value(KeyValueConfig(bucket=subjects.HEADS, history=5))
-        await stream.create_key_value(KeyValueConfig(bucket=subjects.RELEASES, history=20))
-        await stream.create_key_value(KeyValueConfig(bucket=subjects.PRESENCE, ttl=_PRESENCE_TTL_S))
-        await stream.create_object_store(subjects.BUNDLES)
+        buckets = [
+            _bucket(subjects.TABLES, max_msgs_per_subject=5),
+            _bucket(subjects.HEADS, max_msgs_per_subject=5),
+            _bucket(subjects.RELEASES, max_msgs_per_subject=20),
+            # Devices write here, and a rollup would let one of them remove what the others have written.
+            _bucket(
+                subjects.PRESENCE,
+                max_age=_PRESENCE_TTL_S,
+                duplicate_window=_PRESENCE_TTL_S,
+                max_msg_size=_PRESENCE_BYTES,
+                allow_rollup_hdrs=False,
+            ),
+        ]
+        for config in (frames, *buckets):
+            try:
+                await self.stream.add_stream(config)
+            except nats.js.errors.BadRequestError:  # there already, made by an earlier version
+                await self.stream.update_stream(config)
+        await self.stream.create_object_store(subjects.BUNDLES)
+
+
+def _bucket(name: str, **settings: Any) -> StreamConfig:
+    """The stream of a key-value bucket (NATS ADR-8) that repeats each stored value to those who watch its key."""
+    config = StreamConfig(
+        name=subjects.bucket_stream(name),
+        subjects=[subjects.bucket_subject(name, ">")],
+        storage=StorageType.FILE,
+        max_msgs_per_subject=1,
+        discard=DiscardPolicy.NEW,
+        allow_direct=True,
+        allow_msg_ttl=True,
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        republish=RePublish(src=subjects.bucket_subject(name, ">"), dest=subjects.news(name, ">")),
+    )
+    return config.evolve(**settings)
 
 
 def released_bundle(bundle: Bundle, rollback: bool = False) -> ReleasedBundle:

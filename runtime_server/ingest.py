@@ -180,7 +180,7 @@ class Ingest:
     async def _answer(self, arrival: _Arrival, reply: Reply) -> None:
         inbox = (arrival.message.headers or {}).get(subjects.REPLY_HEADER)
         try:
-            if inbox and inbox.startswith("_INBOX."):
+            if inbox and subjects.is_reply(arrival.device, inbox):
                 await self._hub.client.publish(inbox, encode_reply(reply))
             await arrival.message.ack()
         except (nats.errors.Error, OSError) as exc:

@@ -38,6 +38,21 @@ def test_a_name_that_cannot_stand_in_a_subject_is_refused(device):
         subjects.check_device(device)
 
 
+@given(devices, st.from_regex(r"[A-Za-z0-9]{1,64}", fullmatch=True), st.integers(0, 2**63))
+def test_a_device_is_answered_below_its_own_inbox_and_no_others(device, connection, window):
+    reply = f"{subjects.inbox(device)}.{connection}.{window}"
+    assert subjects.is_reply(device, reply)
+    for other in (device + "x", device[:-1] + ("b" if device[-1] == "a" else "a")):
+        assert not subjects.is_reply(other, reply)
+
+
+@pytest.mark.parametrize(
+    "rest", ["", ".", ".a", ".a.", ".a.b", ".*.1", ".>", ".a.>", ".a b.1", ".a.1.2", ".a.1\n", "x.a.1"]
+)
+def test_a_reply_subject_of_another_shape_is_not_answered(rest):
+    assert not subjects.is_reply("pi-1", "_INBOX.pi-1" + rest)
+
+
 def test_message_ids_tell_windows_boots_and_devices_apart():
     ids = {subjects.message_id(d, b, w) for d in ("a", "b") for b in ("0f", "10") for w in (1, 2, 11)}
     assert len(ids) == 12
@@ -48,5 +63,9 @@ def test_objects_are_named_by_their_digest():
     assert subjects.asset_object(f"{digest}/model.onnx") == f"assets/sha256-{'ab' * 32}/model.onnx"
     assert subjects.manifest_object(digest) == f"manifests/sha256-{'ab' * 32}"
     assert subjects.events("pi-1") == "evt.pi-1"
-    assert subjects.table_key("rpi4") == "rpi4"
-    assert subjects.table_key("rpi4", "pi-1") == "rpi4.pi-1"
+    assert subjects.table_key("rpi4") == "_all.rpi4"
+    assert subjects.table_key("rpi4", "pi-1") == "pi-1.rpi4"
+    assert not subjects.is_device(subjects.ALL_DEVICES)
+    assert subjects.bucket_stream(subjects.TABLES) == "KV_tables"
+    assert subjects.bucket_subject(subjects.TABLES, "rpi4") == "$KV.tables.rpi4"
+    assert subjects.news(subjects.TABLES, "rpi4") == "news.tables.rpi4"

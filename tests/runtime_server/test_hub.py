@@ -52,7 +52,7 @@ def test_tables_go_to_a_target_or_to_one_device(play, small_bundle, signing_key)
         await hub.put_table(table, signing_key)
         await hub.put_table(replace(table, hysteresis=0.5), signing_key, "pi-1")
         bucket = await hub.stream.key_value(subjects.TABLES)
-        return before, await hub.table("rpi4"), (await bucket.get("rpi4.pi-1")).value
+        return before, await hub.table("rpi4"), (await bucket.get("pi-1.rpi4")).value
 
     before, everyone, one = play(work)
     assert before is None

@@ -24,7 +24,7 @@ class Peer:
 
     def __init__(self, hub, name="pi-1", boot="boot"):
         self.hub, self.name, self.boot = hub, name, boot
-        self.inbox, self.answers = hub.client.new_inbox(), asyncio.Queue()
+        self.inbox, self.answers = f"{subjects.inbox(name)}.connection.0", asyncio.Queue()
 
     async def listen(self):
         async def on_answer(message):
@@ -187,24 +187,26 @@ def test_a_window_counts_once_beyond_the_brokers_memory_of_duplicates(play, gene
     assert counted == {"pi-1": 2}
 
 
-def test_answers_go_to_inboxes_only(play, generations, sounds, frame_of):
+def test_answers_go_to_the_devices_own_inbox_only(play, generations, sounds, frame_of):
     async def work(hub):
         overheard = []
 
         async def on_message(message):
             overheard.append(message.subject)
 
-        for subject in ("evt.>", "act.>", "srv.>"):
+        for subject in ("evt.>", "act.>", "srv.>", "_INBOX.pi-2.>", "_INBOX.pi-1.>"):
             await hub.client.subscribe(subject, cb=on_message)
         peer = Peer(hub)
+        wrong = ("evt.pi-2", "act.0.pi-2", "srv.status", "_INBOX", "_INBOX.pi-2.connection.0", "_INBOX.pi-1.a.b")
+        invalid = ("_INBOX.pi-1.>", "_INBOX.pi-1.*.1", "_INBOX.pi-1. .1", "_INBOX.pi-1..1", "_INBOX.pi-1.a.1.2")
         async with serving(hub, generations):
-            for window, reply in enumerate(("evt.pi-2", "act.0.pi-2", "srv.status", "_INBOX")):
+            for window, reply in enumerate((*wrong, *invalid)):
                 await peer.send(frame_of(sounds[0], window, 1), window, reply=reply)
             await asyncio.sleep(0.2)
             await settled(hub)
             return overheard
 
-    assert play(work) == [subjects.frames("pi-1")] * 4
+    assert play(work) == [subjects.frames("pi-1")] * 11
 
 
 def test_every_so_many_windows_the_mixture_comes_along(play, generations, sounds, frame_of, monkeypatch):
