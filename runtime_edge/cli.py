@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from runtime_edge.cli_install import install
+from runtime_edge.cli_status import status_
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device import Device
 from runtime_edge.errors import UsageError
@@ -70,6 +72,10 @@ def config_(file: Path | None) -> None:
     click.echo(as_toml(DeviceConfig, read(DeviceConfig, file) if file else None), nl=False)
 
 
+edge.add_command(status_)
+edge.add_command(install)
+
+
 async def _run(config: DeviceConfig, sinks: list[Sink]) -> dict[str, Any]:
     device = Device(config, sinks, Notifier())
     loop = asyncio.get_running_loop()
@@ -83,7 +89,7 @@ def _sentence(report: dict[str, Any]) -> str:
     lines = [
         f"{report['device']}: {report['windows_captured']} windows, {finished or 'none finished'}",
         f"acknowledged {report['windows_acked']}, spooled {report['windows_spooled']}, "
-        f"kept local {report['windows_local']}, lost {report['windows_lost']}",
+        f"kept local {report['windows_local']}, dropped {report['windows_dropped']}, lost {report['windows_lost']}",
         f"{report['bytes_sent']:,} bytes sent, {report['bytes_pcm16']:,} as 16-bit PCM",
         f"generation {report['generation_start']} -> {report['generation_end']}, {report['table_swaps']} table swaps",
     ]

@@ -37,6 +37,14 @@ class DeviceConfig:
         "Broker address; without it everything runs here and nothing is shipped.",
         example="nats://gateway:4222",
     )
+    credentials: Path | None = setting(
+        None, "This device's key for the broker, from `ssc server device add`.", example="pi-1.creds"
+    )
+    tls_ca: Path | None = setting(
+        None, "Authorities to check a tls:// broker against; without it the system's.", example="ca.pem"
+    )
+    tls_cert: Path | None = setting(None, "This device's certificate, where the broker asks for one.", example="pi.pem")
+    tls_key: Path | None = setting(None, "The key of that certificate.", example="pi.key")
     bundle: Path | None = setting(None, "Bundle directory to run instead of the server's release.", example="bundle")
     pub: Path | None = setting(
         None, "Public key to trust; without it the server's, pinned at the first contact.", example="signing.pub"
@@ -86,6 +94,9 @@ class DeviceConfig:
         None, "Score from which a label is an event, instead of the head's own thresholds.", ge=0, le=1, example=0.8
     )
     report: Path | None = setting(None, "Write the run's accounting here as JSON at its end.", example="report.json")
+    metrics_port: int | None = setting(
+        None, "Prometheus metrics on this port of 127.0.0.1; 0 takes a free one.", ge=0, le=65_535, example=9464
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting("warning", "What to log.")
     log_format: Literal["text", "json"] = setting("text", "Log lines as text, or as one JSON object each.")
     seed: int = setting(0, "Seed of the splitter's probes.", ge=0)

@@ -23,15 +23,17 @@ from runtime_edge import subjects
 from runtime_edge.accounting import Accounting
 from runtime_edge.capture import Capture, Captured
 from runtime_edge.config import DeviceConfig
+from runtime_edge.credentials import Credentials
 from runtime_edge.delivery import Delivery
 from runtime_edge.engine import Embedding, Engine, Step
-from runtime_edge.errors import FrameError
+from runtime_edge.errors import FrameError, SscError
 from runtime_edge.files import locked
 from runtime_edge.heartbeat import Heartbeat
 from runtime_edge.labelling import Labelling
 from runtime_edge.learner import Learner
 from runtime_edge.link import Link
 from runtime_edge.logs import LastTroubles
+from runtime_edge.metrics import MetricsServer
 from runtime_edge.monitor import BandwidthEstimator, CpuMonitor, health
 from runtime_edge.notify import Notifier
 from runtime_edge.outbox import Outbox
@@ -66,6 +68,7 @@ class Device:
         self._since = time.time()
         self._troubles = LastTroubles()
         self._heartbeat: Heartbeat
+        self._metrics: MetricsServer | None = None
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         # One thread computes and touches the spool, so buffers and the database have one user.
@@ -92,6 +95,7 @@ class Device:
 
     async def _run(self) -> dict[str, Any]:
         background: list[asyncio.Task[None]] = []
+        ended = "it failed"
         try:
             await self._start(background)
             with self._swap.orderly():
@@ -99,17 +103,23 @@ class Device:
                 if self._delivery is not None:
                     await finish_unless(self._stopping, self._delivery.drain(self.config.drain_s))
                     await self._delivery.close()  # what is still under way is decided before the report
-            await self._heartbeat.last()
+            ended = "it was stopped" if self._stopping.is_set() else "its source has ended"
             return await self._report()
+        except SscError as exc:
+            ended = str(exc)
+            raise
         finally:
             await cancel_all(background)
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            if hasattr(self, "_heartbeat"):
+                await self._heartbeat.last(ended)
             await self._close()
 
     async def _start(self, background: list[asyncio.Task[None]]) -> None:
         config = self.config
         if config.broker is not None:
-            self._link = Link(config.broker, config.device, self.boot, self._late_reply)
+            credentials = Credentials(config.credentials, config.tls_ca, config.tls_cert, config.tls_key)
+            self._link = Link(config.broker, config.device, self.boot, self._late_reply, credentials)
             background.append(asyncio.create_task(self._link.connect_at_last()))
             # With something to run there is no need to wait: what is newer takes over later.
             await asyncio.wait(
@@ -132,6 +142,10 @@ class Device:
         front_end = info.front_end
         self._capture = Capture(config, front_end.sample_rate, front_end.window_samples, front_end.hop_samples)
         self._heartbeat = Heartbeat(config.state, self._status, self._link, self._notifier)
+        if config.metrics_port is not None:
+            heartbeat = self._heartbeat
+            self._metrics = MetricsServer(config.metrics_port, lambda: heartbeat.latest)
+            _LOG.info("metrics on http://127.0.0.1:%d/metrics", self._metrics.port)
         background.append(asyncio.create_task(self._heartbeat.beat_forever()))
         self._notifier.ready()
 
@@ -282,7 +296,7 @@ class Device:
             **self._swap.status(),
         }
 
-    async def _status(self, stopped: bool) -> Status:
+    async def _status(self, ended: str | None) -> Status:
         """How the device is now."""
         report, link, uplink = await self._report(), self._link, self._uplink
         return Status(
@@ -292,11 +306,11 @@ class Device:
             since=self._since,
             written=time.time(),
             written_monotonic=time.monotonic(),
-            stopped=stopped,
+            ended=ended,
             encoder=Encoder(
                 generation=self._engine.generation,
                 bundle=self._engine.bundle.digest,
-                variant=self.config.variant,
+                variant=self._engine.prefix.variant,
                 runtime=self._engine.prefix.backend.name,
                 table=self._splitter.table.created_by,
                 on_trial=bool(report["on_trial"]),
@@ -315,6 +329,7 @@ class Device:
             audio=dataclasses.replace(self._capture.counters),
             source_silent_s=self._capture.silent_s,
             health=health(),
+            metrics_port=None if self._metrics is None else self._metrics.port,
             report=report,
             stage_ms={**self.accounting.stage_ms},
             cut_ms={**self.accounting.cut_ms},
@@ -324,6 +339,8 @@ class Device:
     async def _close(self) -> None:
         if self._delivery is not None:
             await self._delivery.close()
+        if self._metrics is not None:
+            self._metrics.close()
         if self._link is not None:
             await self._link.close()
         if hasattr(self, "_outbox"):

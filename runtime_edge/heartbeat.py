@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ class Heartbeat:
     """
 
     def __init__(
-        self, state: Path, take: Callable[[bool], Awaitable[Status]], link: Link | None, notifier: Notifier
+        self, state: Path, take: Callable[[str | None], Awaitable[Status]], link: Link | None, notifier: Notifier
     ) -> None:
         self._state, self._take, self._link, self._notifier = state, take, link, notifier
         self._period_s = min(_PERIOD_S, (notifier.watchdog_s or _PERIOD_S * 3) / 3)
@@ -46,13 +47,14 @@ class Heartbeat:
                 self._notifier.alive()  # starting again mends no disk
             await asyncio.sleep(self._period_s)
 
-    async def last(self) -> None:
-        """The device ends in order."""
+    async def last(self, reason: str) -> None:
+        """The device ends, and can say why."""
         self._notifier.stopping()
-        await self._write(await self._take(True))
+        with contextlib.suppress(SpoolError):
+            await self._write(await self._take(reason))
 
     async def _beat(self) -> None:
-        status = self.latest = await self._take(False)
+        status = self.latest = await self._take(None)
         await self._write(status)
         self._notifier.status(sentence(status))
         if status.source_silent_s < STALE_S:  # a microphone that has died may come back with a new start

@@ -62,8 +62,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     written: float
     written_monotonic: float
     """The clock that never jumps; comparable between processes until the machine starts again."""
-    stopped: bool
-    """Ended in order."""
+    ended: str | None
+    """Why, when it has ended and could say so."""
     encoder: Encoder
     cut: str | None
     """Of the latest window."""
@@ -75,6 +75,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     source_silent_s: float
     """Since the source last delivered audio."""
     health: Health
+    metrics_port: int | None
     report: dict[str, Any]
     """The run's accounting."""
     stage_ms: dict[Stage, Histogram]
@@ -112,7 +113,7 @@ def read_status(state: Path) -> Status | None:
 def problems(state: Path, status: Status) -> list[str]:
     """What is wrong with a device, in words; empty when it runs and all is well."""
     if not is_locked(lock_file(state)):
-        return ["not running: it was stopped" if status.stopped else "not running: it ended without a word"]
+        return [f"not running: {status.ended or 'it ended without a word (killed, or the power failed)'}"]
     found = []
     silent_s = time.monotonic() - status.written_monotonic
     if silent_s > STALE_S:

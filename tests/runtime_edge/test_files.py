@@ -1,11 +1,13 @@
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from runtime_edge.errors import BundleError, FormatError
-from runtime_edge.files import fsync_directory, read_bounded, write_atomic
+from runtime_edge.errors import BundleError, FormatError, UsageError
+from runtime_edge.files import fsync_directory, is_locked, locked, read_bounded, write_atomic
 
 STATUS = Path("/proc/self/status")
 
@@ -79,3 +81,32 @@ def test_a_directory_is_made_durable(tmp_path):
     fsync_directory(tmp_path)
     with pytest.raises(FileNotFoundError):
         fsync_directory(tmp_path / "missing")
+
+
+def test_a_lock_is_held_by_one_and_goes_with_its_process(tmp_path):
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    script = (
+        "import sys, pathlib\nfrom runtime_edge.files import locked\n"
+        f"with locked(pathlib.Path({str(path)!r}), 'busy'):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        assert is_locked(path)
+        with pytest.raises(UsageError, match="busy"), locked(path, "busy"):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    assert not is_locked(path)
+    with locked(path, "busy"):
+        assert is_locked(path)
+
+
+def test_a_file_nobody_waits_for_is_whole_all_the_same(tmp_path):
+    path = tmp_path / "status"
+    write_atomic(path, b"one")
+    write_atomic(path, b"two", durable=False)
+    assert path.read_bytes() == b"two"
+    assert [file.name for file in tmp_path.iterdir()] == ["status"]
