@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from runtime_edge.bundle import open_bundle
+from runtime_server.cli_label import label
 from runtime_server.cli_releases import release_configs, release_options, releases
 from runtime_server.hub import Hub
 from runtime_server.server import Server, ServerConfig
@@ -85,6 +86,7 @@ def run(
 
 
 server.add_command(releases)
+server.add_command(label)
 
 
 async def _serve(running: Server) -> None:
