@@ -26,6 +26,7 @@ from runtime_server.consumer import PullConsumer
 from runtime_server.generations import Generations
 from runtime_server.hub import Hub
 from runtime_server.ledger import Ledger
+from runtime_server.rate import RateLimit
 from runtime_server.trainer import Trainer
 
 _LOG = logging.getLogger(__name__)
@@ -50,10 +51,18 @@ class _Arrival:
 class Ingest:
     """Serves the partitions; the torch work is done in one thread, the rest on the event loop."""
 
-    def __init__(self, hub: Hub, generations: Generations, trainer: Trainer | None, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        generations: Generations,
+        trainer: Trainer | None,
+        ledger: Ledger,
+        rate: RateLimit | None = None,
+    ) -> None:
         self.counters: Counter[str] = Counter()
         self.ledger = ledger
         self._hub, self._generations, self._trainer = hub, generations, trainer
+        self._rate = rate or RateLimit()
         # Short: what waits here longer than the broker's patience is delivered a second time.
         self._queue: asyncio.Queue[tuple[Msg, float]] = asyncio.Queue(2 * _MAX_BATCH)
         self._torch = ThreadPoolExecutor(1, "complete")
@@ -98,6 +107,9 @@ class Ingest:
                 arrival = _decode(message, arrived)
             except FrameError as exc:
                 await self._drop(message, exc)
+                continue
+            if not self._rate.allow(arrival.device):
+                await self._deny(arrival)
                 continue
             groups[arrival.header.generation, arrival.header.cut].append(arrival)
         for (generation, cut), arrivals in groups.items():
@@ -186,6 +198,13 @@ class Ingest:
         except (nats.errors.Error, OSError) as exc:
             # Not acknowledged: the broker delivers it again, and the ledger keeps it from counting twice.
             _LOG.debug("answer to %s: %s", arrival.device, exc)
+
+    async def _deny(self, arrival: _Arrival) -> None:
+        """A device that floods gets no more work done for it."""
+        if not self.counters["over_rate"] % 1000:
+            _LOG.warning("%s sends too much: `ssc server device revoke` keeps it out", arrival.device)
+        self.counters["over_rate"] += 1
+        await self._answer(arrival, _reply(arrival, self._generations.newest.number, "refused"))
 
     async def _drop(self, message: Msg, reason: SscError) -> None:
         """Garbage is counted and never comes back."""

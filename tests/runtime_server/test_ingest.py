@@ -15,6 +15,7 @@ from runtime_edge.wire import decode_reply, encode_frame
 from runtime_server import ingest as ingest_module
 from runtime_server.ingest import Ingest
 from runtime_server.ledger import Ledger
+from runtime_server.rate import RateLimit
 from runtime_server.releases import first_model
 from runtime_server.trainer import TrainConfig, Trainer
 
@@ -47,8 +48,8 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def serving(hub, generations, trainer=None, partitions=range(subjects.PARTITIONS)):
-    ingest = Ingest(hub, generations, trainer, Ledger())
+async def serving(hub, generations, trainer=None, partitions=range(subjects.PARTITIONS), rate=None):
+    ingest = Ingest(hub, generations, trainer, Ledger(), rate)
     task = asyncio.create_task(ingest.run(partitions))
     try:
         yield ingest
@@ -207,6 +208,23 @@ def test_answers_go_to_the_devices_own_inbox_only(play, generations, sounds, fra
             return overheard
 
     assert play(work) == [subjects.frames("pi-1")] * 11
+
+
+def test_a_device_that_floods_is_refused_and_the_others_are_served(play, generations, sounds, frame_of):
+    async def work(hub):
+        flood, other = await Peer(hub).listen(), await Peer(hub, "pi-2").listen()
+        async with serving(hub, generations, rate=RateLimit(0.02, lambda: 0.0)) as ingest:
+            for window in range(25):
+                await flood.send(frame_of(sounds[window], window, 1), window)
+            await other.send(frame_of(sounds[0], 0, 1), 0)
+            replies, others = await flood.replies(25), await other.replies(1)
+            await settled(hub)
+            return [replies[window].status for window in range(25)], others[0].status, ingest.counters
+
+    statuses, other, counters = play(work)
+    assert statuses == ["ok"] * 20 + ["refused"] * 5
+    assert other == "ok"
+    assert counters == {"windows": 21, "over_rate": 5}
 
 
 def test_every_so_many_windows_the_mixture_comes_along(play, generations, sounds, frame_of, monkeypatch):

@@ -1,0 +1,34 @@
+"""How many frames one device may have completed: a token bucket for each (the broker itself knows no such limit)."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+FRAMES_PER_S = 100.0
+_BURST_S = 1000.0
+_MAX_DEVICES = 16_384
+
+
+class RateLimit:
+    """Allows each device `per_s` frames a second, and at first, or after a silence, 1000 seconds' worth at once.
+
+    So much that a device which replays days of spooled frames never notices, and a flood still ends within seconds.
+    The devices heard of longest ago are forgotten beyond 16 384 of them.
+    """
+
+    def __init__(self, per_s: float = FRAMES_PER_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s, self._burst, self._clock = per_s, per_s * _BURST_S, clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def allow(self, device: str) -> bool:
+        """Whether another frame of this device may be completed now; it counts if so."""
+        now = self._clock()
+        tokens, at = self._buckets.pop(device, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - at) * self._per_s)
+        allowed = tokens >= 1
+        self._buckets[device] = (tokens - allowed, now)
+        if len(self._buckets) > _MAX_DEVICES:
+            self._buckets.popitem(last=False)
+        return allowed
