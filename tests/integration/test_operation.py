@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device import Device
 from runtime_edge.engine import Engine
-from runtime_edge.errors import UsageError
+from runtime_edge.errors import SourceError, UsageError
 from runtime_edge.notify import Notifier
 from runtime_edge.results import CallbackSink
 from runtime_edge.status import read_status
@@ -34,22 +35,21 @@ class Manager:
     def __init__(self, directory: Path, watchdog_s: float) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(directory / "n"))
-        self._socket.settimeout(0.05)
         self.environment = {"NOTIFY_SOCKET": str(directory / "n"), "WATCHDOG_USEC": str(int(watchdog_s * 1e6))}
-        self.heard: list[tuple[float, str]] = []
-
-    def listen(self, seconds: float = 0.0) -> list[str]:
-        """What has come in until now, and in so many seconds more."""
-        until = time.monotonic() + seconds
-        while True:
-            try:
-                self.heard.append((time.monotonic(), self._socket.recv(4096).decode()))
-            except TimeoutError:
-                if time.monotonic() >= until:
-                    return [message for _, message in self.heard]
+        self.heard: list[str] = []
+        # All the time: a socket's queue holds ten datagrams, and a device waits for nobody.
+        self._listener = threading.Thread(target=self._listen)
+        self._listener.start()
 
     def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+            own.sendto(b"", self.environment["NOTIFY_SOCKET"])
+        self._listener.join()
         self._socket.close()
+
+    def _listen(self) -> None:
+        while message := self._socket.recv(4096):
+            self.heard.append(message.decode())
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_device_started_from_a_file_is_watched_measured_and_asked_how_it_is(
         monkeypatch.setenv(name, value)
     process = harness.Process(tmp_path / "service.log", "edge", "run", "--config", config)
     try:
-        harness.until(lambda: "READY=1" in manager.listen(), 60.0, "READY=1")
+        harness.until(lambda: "READY=1" in manager.heard, 60.0, "READY=1")
         harness.until(lambda: status(state)[0] == 0, 30.0, "healthy")
         harness.until(lambda: json.loads(status(state, "--json")[1])["report"]["windows_acked"] > 3, 30.0, "acks")
         said = json.loads(status(state, "--json")[1])
@@ -112,10 +112,10 @@ def test_a_device_started_from_a_file_is_watched_measured_and_asked_how_it_is(
         assert second.stderr.splitlines()[-1].endswith("another device runs from this state directory")
 
         process.signal(signal.SIGTERM)
-        heard = manager.listen()
+        heard = manager.heard
+        harness.until(lambda: heard[-1] == "STOPPING=1", 5.0, "the last word")
         assert heard.count("WATCHDOG=1") > 3
         assert any(message.startswith("STATUS=generation 1, cut ") for message in heard)
-        assert heard[-1] == "STOPPING=1"
         code, words = status(state)
         assert code == 1
         assert "not running: it was stopped" in words
@@ -167,12 +167,12 @@ def test_a_stuck_engine_lets_the_watchdog_fire_and_one_that_goes_on_does_not(
             await asyncio.sleep(0.02)
         free.clear()
         await asyncio.sleep(1.0)  # what was under way has ended
-        before = len(manager.listen())
+        before = len(manager.heard)
         await asyncio.sleep(2.0)
-        stuck = manager.listen()[before:]
+        stuck = manager.heard[before:]
         free.set()
         await asyncio.sleep(1.5)
-        again = manager.listen()[before:]
+        again = manager.heard[before:]
         device.stop()
         await task
         return stuck, again
@@ -185,7 +185,7 @@ def test_a_stuck_engine_lets_the_watchdog_fire_and_one_that_goes_on_does_not(
 def test_the_last_word_of_a_device_whose_source_fails_is_the_reason(toy, tmp_path):
     config = DeviceConfig("pi-1", str(tmp_path), tmp_path / "state", "rpi4", bundle=toy / "bundle")
     (tmp_path / "no.wav").write_bytes(b"not audio")
-    with pytest.raises(Exception, match="none of its 1 audio files"):
+    with pytest.raises(SourceError, match="none of its 1 audio files"):
         asyncio.run(Device(config, []).run())
     assert "none of its 1 audio files" in read_status(tmp_path / "state").ended
 
@@ -230,8 +230,6 @@ def test_a_bundle_that_was_installed_runs_without_a_server_and_without_being_nam
 
 @pytest.mark.parametrize("damage", ["manifest", "asset", "nothing there"])
 def test_a_bundle_that_does_not_hold_is_not_installed(toy, tmp_path, damage):
-    import shutil
-
     bundle = tmp_path / "bundle"
     shutil.copytree(toy / "bundle", bundle)
     if damage == "manifest":
