@@ -66,6 +66,8 @@ class Swap:
         self._next_engine: Engine | None = None
         self._next_table: SplitterTable | None = None
         self._installing = asyncio.Lock()
+        self._running: Bundle
+        """What the last window ran on; `_engine` may be one that still has to take over."""
         self._trial: Trial | None = None
         self._proving: asyncio.Task[None] | None = None
         self._rechecked = float("-inf")
@@ -145,7 +147,7 @@ class Swap:
     def status(self) -> dict[str, Any]:
         """For the report: which bundle runs, whether it still has to prove itself, what could not be run here."""
         return {
-            "bundle": self._engine.bundle.digest,
+            "bundle": self._running.digest,
             "on_trial": self._trial is not None,
             "update_failures": [msgspec.to_builtins(failure) for failure in self._failures.values()],
         }
@@ -293,6 +295,7 @@ class Swap:
 
     def _try_out(self, bundle: Bundle) -> None:
         """It runs from now on."""
+        self._running = bundle
         self._failures.pop(bundle.digest, None)
         proven = self._trials.known().proven == bundle.digest or not self._store.holds(bundle)
         self._trial = None if proven else Trial(bundle, self._config.trial_s)
