@@ -68,6 +68,9 @@ class DeviceConfig:
     trial_s: float = setting(
         60.0, "Go back to the earlier bundle when a new one crashes the device within so long.", ge=0, le=86_400
     )
+    power_safe: bool = setting(
+        False, "Wait for the disk at every frame: a power cut then takes none, for 5 to 50 ms each on a memory card."
+    )
     min_cut: str | None = setting(None, "Privacy floor: never ship anything earlier than this cut.", example="layer2.0")
     realtime: bool = setting(True, "Play files at the speed they were recorded; otherwise as fast as possible.")
     loop: bool = setting(False, "Start files again at their end.")

@@ -350,7 +350,7 @@ class Device:
             sink.close()
 
     def _open_outbox(self) -> Outbox:
-        spool = Spool(self.config.state / "spool.db", self.config.spool_bytes)
+        spool = Spool(self.config.state / "spool.db", self.config.spool_bytes, self.config.power_safe)
         return Outbox(spool, f"{self.config.device}.{self.boot}.", self.accounting)
 
     def _message_id(self, window: Captured) -> str:

@@ -191,6 +191,54 @@ def damage(path: Path, kind: str) -> None:
             file.write(b"\xa5" * (size - 8_192))
 
 
+@pytest.fixture(scope="module")
+def cut_off(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, list[list[str]]]:
+    """(database, write-ahead log, every state it has been in) of a spool whose power failed."""
+    path = tmp_path_factory.mktemp("cut") / "spool.db"
+    states: list[list[str]] = [[]]
+    with closing(Spool(path, MIB)) as spool:
+        for index in range(30):
+            spool.put(f"d-b-{index}", index, bytes([index]) * 700, 0.5)
+            states.append(ids(spool))
+            if index % 3 == 2:
+                spool.ack([f"d-b-{index - 2}"])
+                states.append(ids(spool))
+        return path.read_bytes(), path.with_name("spool.db-wal").read_bytes(), states
+
+
+@settings(max_examples=60, deadline=None)
+@given(kept=st.floats(0, 1), flipped=st.none() | st.tuples(st.floats(0, 0.999), st.integers(1, 255)))
+def test_whatever_a_power_cut_leaves_of_the_log_is_a_state_the_spool_was_in(
+    cut_off: tuple[bytes, bytes, list[list[str]]], kept: float, flipped: tuple[float, int] | None
+) -> None:
+    database, log, states = cut_off
+    log = bytearray(log[: round(len(log) * kept)])
+    if flipped is not None and log:
+        log[int(len(log) * flipped[0])] ^= flipped[1]
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "spool.db"
+        path.write_bytes(database)
+        path.with_name("spool.db-wal").write_bytes(log)
+        with closing(Spool(path, MIB)) as spool:
+            found = ids(spool)
+            assert found in states
+            assert spool.depth() == len(found)
+            if kept == 1.0 and flipped is None:
+                assert found == states[-1]
+            spool.put("d-c-0", 0, b"after", 0.5)
+            assert ids(spool) == [*found, "d-c-0"]
+            assert spool.recoveries == 0
+
+
+def test_a_log_that_is_whole_gives_everything_back(cut_off: tuple[bytes, bytes, list[list[str]]], path: Path) -> None:
+    database, log, states = cut_off
+    path.parent.mkdir()
+    path.write_bytes(database)
+    path.with_name("spool.db-wal").write_bytes(log)
+    with closing(Spool(path, MIB)) as spool:
+        assert ids(spool) == states[-1]
+
+
 @pytest.mark.parametrize("kind", ["text", "cut", "zeros", "middle"])
 def test_a_damaged_file_is_moved_aside_and_reported(path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     with closing(Spool(path, MIB)) as spool:
