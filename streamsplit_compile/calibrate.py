@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from runtime_edge.audio import Windower, open_source
 from runtime_edge.codec import CutCodec, channel_axis, int8_scale
-from runtime_edge.errors import CheckFailed, UsageError
+from runtime_edge.errors import CheckFailed
 from runtime_edge.manifest import BundleInfo, Calibration, Cut, Int8Scale
 from runtime_edge.prefix import Prefix
+from streamsplit_compile.recordings import sample_windows
 from streamsplit_compile.soundscape import soundscape
 
 Array = npt.NDArray[Any]
@@ -24,7 +24,7 @@ DEFAULT_WINDOWS = 16
 def calibration_windows(
     directory: Path | None, sample_rate: int, window: int, hop: int, count: int, seed: int
 ) -> tuple[npt.NDArray[np.float32], Calibration]:
-    """`count` windows (count, window) float32, spread evenly over the recordings of a directory.
+    """`count` windows (count, window) float32, spread over the recordings of a directory as the seed chooses.
 
     Without a directory they come from the seeded soundscape, and the calibration says so. Raises UsageError when
     the directory holds less than one window, SourceError when it cannot be read.
@@ -33,13 +33,8 @@ def calibration_windows(
         audio = soundscape((window + (count - 1) * hop) / sample_rate, sample_rate, seed)
         found = np.stack([audio[i * hop : i * hop + window] for i in range(count)])
         return found, Calibration(source="synthetic soundscape", windows=count, seed=seed)
-    blocks = open_source(str(directory), sample_rate)
-    windows = [item.samples.copy() for item in Windower(window, hop).windows(blocks)]
-    if not windows:
-        raise UsageError(f"{directory}: less than one window of audio; give more recordings to --calibrate")
-    chosen = np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)
-    found = np.stack([windows[i] for i in chosen])
-    return found, Calibration(source=f"{len(windows)} windows of recordings", windows=len(found), seed=seed)
+    found, available = sample_windows(directory, sample_rate, window, hop, count, seed)
+    return found, Calibration(source=f"{available} windows of recordings", windows=len(found), seed=seed)
 
 
 def windows_for(info: BundleInfo, directory: Path | None) -> npt.NDArray[np.float32]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from runtime_edge.audio.block import Counters
 from runtime_edge.audio.stream import BLOCK_SECONDS, Raw
@@ -20,6 +24,7 @@ _LOG = logging.getLogger(__name__)
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile's answer for a FLAC written to a pipe is near 2**63
 _UNKNOWN_WAV_BYTES = 0x7FFF0000  # programs that write WAV to a pipe put a length near 2**31 or 2**32
 _MAX_WAV_CHUNKS = 1_000
+_READ_VALUES = 1 << 16
 
 
 def audio_files(directory: Path) -> list[Path]:
@@ -44,18 +49,57 @@ def read_file(path: Path) -> Iterator[Raw]:
             before the first block, damage in the middle when it is reached.
         MissingExtra: soundfile is not installed.
     """
+    with _opened(path) as file:
+        _check(path, file)
+        size = max(1, round(file.samplerate * BLOCK_SECONDS))
+        starts = True
+        # A call into libsndfile costs as much as some thousand samples: several blocks at once.
+        at_once = size * max(1, _READ_VALUES // (size * file.channels))
+        while len(frames := file.read(at_once, dtype="float32", always_2d=True)):
+            for start in range(0, len(frames), size):
+                yield Raw(frames[start : start + size], file.samplerate, starts)
+                starts = False
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file in libsndfile; whatever that makes of damage becomes a SourceError."""
     soundfile = _soundfile()
     try:
         with soundfile.SoundFile(str(path)) as file:
-            _check(path, file)
-            frames_per_block = max(1, round(file.samplerate * BLOCK_SECONDS))
-            starts = True
-            while len(frames := file.read(frames_per_block, dtype="float32", always_2d=True)):
-                yield Raw(frames, file.samplerate, starts)
-                starts = False
+            yield file
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as exc:
         reason = " ".join(str(exc).split())
         raise SourceError(f"{path}: cannot be decoded ({reason}): give a whole WAV, FLAC or Ogg file") from exc
+
+
+def recording_length(path: Path) -> tuple[int, int]:
+    """Frames and sample rate (Hz) by the header of one file, nothing decoded.
+
+    Raises:
+        SourceError: not audio, no sample in it, cut short, or without a length.
+        MissingExtra: soundfile is not installed.
+    """
+    with _opened(path) as file:
+        _check_header(path, file)
+        if not file.seekable() or file.frames >= _UNKNOWN_FRAMES:
+            raise SourceError(f"{path}: does not say how long it is: convert it first")
+        return int(file.frames), int(file.samplerate)
+
+
+def read_span(path: Path, start: int, stop: int) -> NDArray[np.float32]:
+    """Frames [start, stop) of one file: float32[n, channels]; memory does not grow with its length.
+
+    Raises:
+        SourceError: the file is damaged there.
+        MissingExtra: soundfile is not installed.
+    """
+    with _opened(path) as file:
+        file.seek(start)
+        frames: NDArray[np.float32] = file.read(stop - start, dtype="float32", always_2d=True)
+    if len(frames) < stop - start:
+        raise SourceError(f"{path}: cut short at frame {start + len(frames)}: copy or record it again")
+    return frames
 
 
 def read_directory(directory: Path, loop: bool, counters: Counters) -> Iterator[Raw]:
@@ -86,8 +130,8 @@ def read_directory(directory: Path, loop: bool, counters: Counters) -> Iterator[
             return
 
 
-def _check(path: Path, file: Any) -> None:
-    """Refuse what a header promises and the file does not hold."""
+def _check_header(path: Path, file: Any) -> None:
+    """Refuse a header that cannot be, or that promises more bytes than there are."""
     if file.frames == 0:
         raise SourceError(f"{path}: holds no audio sample: record it again")
     if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
@@ -96,6 +140,11 @@ def _check(path: Path, file: Any) -> None:
         raise SourceError(f"{path}: {file.channels} channels, more than {MAX_CHANNELS}: mix it down first")
     if missing := _missing_wav_bytes(path):
         raise SourceError(f"{path}: cut short, {missing} bytes are missing: copy or record it again")
+
+
+def _check(path: Path, file: Any) -> None:
+    """Refuse what a header promises and the file does not hold."""
+    _check_header(path, file)
     if file.seekable() and file.frames < _UNKNOWN_FRAMES:
         try:
             file.seek(file.frames - 1)

@@ -2,11 +2,16 @@ import wave
 
 import numpy as np
 import pytest
+import scipy.signal
+import soundfile
 
+from runtime_edge.audio import open_source
+from runtime_edge.audio.files import read_span
 from runtime_edge.codec import CutCodec
 from runtime_edge.errors import SourceError, UsageError
 from runtime_edge.manifest import Cut
 from runtime_edge.prefix import Prefix
+from streamsplit_compile import recordings
 from streamsplit_compile.calibrate import (
     calibrate_cut,
     calibration_windows,
@@ -46,13 +51,55 @@ def test_synthetic_windows_overlap_by_the_hop_and_follow_the_seed():
     assert not np.array_equal(windows, calibration_windows(None, RATE, 1000, 400, 5, 4)[0])
 
 
-def test_recordings_are_sampled_evenly_from_first_to_last(tmp_path):
-    record(tmp_path / "a.wav", np.repeat(np.arange(10) / 10, 500))
-    record(tmp_path / "b.wav", np.repeat(-np.arange(10) / 10, 500))
-    windows, said = calibration_windows(tmp_path, RATE, 500, 500, 5, 0)
-    assert said.source == "20 windows of recordings"
+def test_recordings_are_sampled_from_first_to_last_as_the_seed_says(tmp_path):
+    record(tmp_path / "a.wav", np.arange(5000) / 10_000)
+    record(tmp_path / "b.wav", np.arange(5000, 10_000) / 10_000)
+    chosen, said = calibration_windows(tmp_path, RATE, 500, 250, 5, 0)
+    assert said.source == "39 windows of recordings"
     assert said.windows == 5
-    np.testing.assert_allclose(windows.mean(1), [0.0, 0.5, 0.0, -0.4, -0.9], atol=0.06)
+    starts = chosen[:, 0] * 10_000
+    np.testing.assert_allclose(chosen, chosen[:, :1] + np.arange(500) / 10_000, atol=1e-4)
+    assert list(np.floor(starts / 1950 + 0.01)) == [0, 1, 2, 3, 4]
+    again, other = (calibration_windows(tmp_path, RATE, 500, 250, 5, seed)[0] for seed in (0, 1))
+    assert np.array_equal(chosen, again)
+    assert not np.array_equal(chosen, other)
+
+
+def test_a_window_of_another_rate_is_what_resampling_the_whole_gives(tmp_path):
+    sound = scipy.signal.lfilter(*scipy.signal.butter(4, 0.2), np.random.default_rng(0).normal(0, 0.2, 3 * RATE))
+    record(tmp_path / "a.wav", sound[:RATE])
+    record(tmp_path / "b.wav", sound[RATE:])
+    target = 3000
+    found, _ = calibration_windows(tmp_path, target, 512, 100, 200, 0)
+    whole = np.concatenate([block.samples for block in open_source(str(tmp_path), target)])
+    for index, window in enumerate(found):
+        np.testing.assert_allclose(window, whole[index * 100 : index * 100 + 512], atol=1e-3)
+
+
+def test_only_what_was_chosen_is_read(tmp_path, monkeypatch):
+    for name in "abcd":
+        record(tmp_path / f"{name}.wav", np.zeros(60 * RATE))
+    read = []
+    monkeypatch.setattr(
+        recordings, "read_span", lambda path, start, stop: (read.append(stop - start), read_span(path, start, stop))[1]
+    )
+    calibration_windows(tmp_path, RATE, 1000, 500, 3, 0)
+    assert sum(read) == 3000
+
+
+def test_damaged_recordings_are_left_out(tmp_path):
+    record(tmp_path / "a.wav", np.full(1000, 0.25))
+    record(tmp_path / "b.wav", np.full(1000, 0.5))
+    (tmp_path / "b.wav").write_bytes((tmp_path / "b.wav").read_bytes()[:-500])
+    soundfile.write(tmp_path / "c.flac", np.random.default_rng(0).uniform(-1, 1, 5000), RATE)
+    data = (tmp_path / "c.flac").read_bytes()
+    (tmp_path / "c.flac").write_bytes(data[:200] + bytes(len(data) - 200))
+    windows, said = calibration_windows(tmp_path, RATE, 500, 500, 9, 0)
+    assert said.source == "2 windows of recordings"
+    np.testing.assert_allclose(windows, 0.25, atol=1e-3)
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(SourceError, match=r"[bc]\.(wav|flac): c"):
+        calibration_windows(tmp_path, RATE, 500, 500, 9, 0)
 
 
 def test_fewer_windows_are_taken_where_there_are_no_more(tmp_path):
