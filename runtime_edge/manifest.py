@@ -124,7 +124,7 @@ class Cut(_Strict, frozen=True, kw_only=True, omit_defaults=False):
     bytes: dict[Name, Count]
     """Payload bytes for each encoding, the median over the calibration windows after zstd."""
     agreement: dict[Name, float]
-    """Median cosine of the final embedding with the float32 encoder's, for each encoding."""
+    """Median cosine of the final embedding with the float32 encoder's, for each encoding, as last measured."""
     int8: Int8Scale | None = None
 
 
@@ -190,13 +190,38 @@ class SelfTest(_Strict, frozen=True, kw_only=True):
     """For variants of another precision, whose embedding is another one."""
 
 
-class Parity(_Strict, frozen=True, kw_only=True):
-    """(device prefix, float32 wire, server suffix) against the whole encoder, by cut."""
+class Agreement(_Strict, frozen=True, kw_only=True):
+    """How near values come to those of the encoder in float32, over the calibration windows."""
 
-    max_abs_error: list[float]
-    cosine_median: list[float] = []
-    cosine_worst: list[float] = []
+    max_abs_error: Annotated[float, Meta(ge=0, le=1e39)]
+    cosine_median: Annotated[float, Meta(ge=-1, le=1)]
+    cosine_worst: Annotated[float, Meta(ge=-1, le=1)]
+
+
+class CutParity(_Strict, frozen=True, kw_only=True):
+    """One variant at one cut."""
+
+    prefix: Agreement
+    """The activation that the blocks up to the cut make."""
+    wire: dict[Name, Agreement]
+    """The embedding after (device prefix, wire, server suffix) for each encoding, float32 always among them."""
+
+
+class Parity(_Strict, frozen=True, kw_only=True):
+    """One variant against the whole encoder."""
+
     windows: Count
+    cuts: list[CutParity]
+
+    @property
+    def exact(self) -> list[Agreement]:
+        """With the float32 wire, by cut."""
+        return [cut.wire["float32"] for cut in self.cuts]
+
+    @property
+    def max_abs_error(self) -> list[float]:
+        """Of the embedding with the float32 wire, by cut."""
+        return [agreement.max_abs_error for agreement in self.exact]
 
 
 class BundleInfo(_Strict, frozen=True, kw_only=True):
@@ -213,6 +238,7 @@ class BundleInfo(_Strict, frozen=True, kw_only=True):
     calibration: Calibration
     self_test: SelfTest
     parity: dict[Name, Parity]
+    """By variant; empty when nobody held these weights against their encoder."""
     keep_norms: bool = False
     """Whether normalisation layers were left unfolded."""
 
@@ -324,8 +350,8 @@ def _check_consistent(manifest: Manifest, source: str) -> None:
     for name, expected in info.self_test.variants.items():
         _array(expected.embedding, "<f4", info.encoder.embedding_dim, f"self_test.variants.{name}.embedding")
     for name, parity in info.parity.items():
-        if len(parity.max_abs_error) != len(info.cuts):
-            raise BundleError(f"{source}: parity.{name}.max_abs_error needs one number for each cut")
+        if len(parity.cuts) != len(info.cuts) or any("float32" not in cut.wire for cut in parity.cuts):
+            raise BundleError(f"{source}: parity.{name}.cuts needs one entry for each cut, float32 in its wire")
     for name, cost in info.targets.items():
         for field in ("block_ms", "block_mj", "block_peak_bytes"):
             if len(getattr(cost, field)) != len(info.blocks):

@@ -10,12 +10,12 @@ import click
 from runtime_edge import minisign
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import BundleError, UsageError
+from runtime_edge.manifest import Parity
 from runtime_edge.patch import make_patch
 from runtime_edge.prefix import Prefix
 from streamsplit_compile.calibrate import collect_activations, windows_for
 from streamsplit_compile.compiler import bundle_variants, changed_blocks
 from streamsplit_compile.encoders import load_encoder, weights_digest
-from streamsplit_compile.measure import Reference, prove
 from streamsplit_compile.options import (
     PathParam,
     Steps,
@@ -27,10 +27,10 @@ from streamsplit_compile.options import (
     read_pub,
     size,
 )
-from streamsplit_compile.parity import check_parity
+from streamsplit_compile.parity import Prover, check_parity, shortfalls
 from streamsplit_compile.segment import split
 from streamsplit_compile.selection import cuts_of
-from streamsplit_compile.summary import bundle_summary, print_cuts
+from streamsplit_compile.summary import bundle_summary, parity_summary, print_cuts, print_parity
 
 
 @click.command()
@@ -64,38 +64,39 @@ def verify(bundle: Path, pub: Path | None, encoder: Path | None, calibrate: Path
     for target in opened.manifest.info.targets:
         opened.table(target)
     self_test = max(Prefix(opened, variant).self_test() for variant in bundle_variants(opened.manifest))
-    result: dict[str, Any] = {"bytes": checked, "signature": opened.signed_by, "self_test_error": self_test}
+    cuts, parity = opened.manifest.info.cuts, opened.manifest.info.parity
     if encoder is not None:
         with Steps(quiet=as_json) as steps:
-            result["parity"] = _parity(opened, encoder, calibrate, steps)
+            parity = _parity(opened, encoder, calibrate, steps)
     if as_json:
-        print_json(result)
-        return
-    click.echo(f"{bundle}: {size(checked)} match their digests, self-test off by {self_test:.1e}")
-    click.echo(f"signature: {opened.signed_by or 'not checked (give --pub)'}")
-    if encoder is not None:
-        click.echo("every float32 cut reproduces the encoder within 1e-4")
-        print_table(
-            "device prefix, float32 wire, torch suffix against the encoder",
-            ["variant", "cut", "max error", "median cosine", "worst cosine"],
-            [
-                [
-                    variant,
-                    cut,
-                    f"{found['max_abs_error']:.1e}",
-                    f"{found['cosine_median']:.6f}",
-                    f"{found['cosine_worst']:.6f}",
-                ]
-                for variant, cuts in result["parity"].items()
-                for cut, found in cuts.items()
-            ],
+        print_json(
+            {
+                "bytes": checked,
+                "signature": opened.signed_by,
+                "self_test_error": self_test,
+                "parity": parity_summary(cuts, parity),
+                "parity_measured": "now" if encoder is not None else "when it was compiled",
+            }
         )
+    else:
+        click.echo(f"{bundle}: {size(checked)} match their digests, self-test off by {self_test:.1e}")
+        click.echo(f"signature: {opened.signed_by or 'not checked (give --pub)'}")
+        _print_parity(opened, parity, measured=encoder is not None)
+    for line in shortfalls(opened.manifest.info.blocks, parity):
+        click.echo(f"warning: {line}", err=True)
 
 
-def _parity(
-    bundle: Bundle, encoder_file: Path, calibrate: Path | None, steps: Steps
-) -> dict[str, dict[str, dict[str, float]]]:
-    """By variant and cut: how far the device's prefix and the encoder's suffix are from the encoder.
+def _print_parity(bundle: Bundle, parity: dict[str, Parity], measured: bool) -> None:
+    if not parity:
+        click.echo("parity: never measured for these weights (give --encoder)")
+        return
+    held = "every float32 cut reproduces the encoder within 1e-4"
+    click.echo(held if measured else f"{held}, by the compiler's word (give --encoder to measure it again)")
+    print_parity(bundle.manifest.info.cuts, parity)
+
+
+def _parity(bundle: Bundle, encoder_file: Path, calibrate: Path | None, steps: Steps) -> dict[str, Parity]:
+    """By variant: how far the device's prefix and the encoder's suffix are from the encoder.
 
     Raises CheckFailed when a float32 variant is further than 1e-4.
     """
@@ -106,20 +107,13 @@ def _parity(
         raise BundleError(f"{bundle.path}: compiled from other weights than {encoder_file}; compile it again")
     segments = split(encoder.graph, cuts_of(encoder.graph.candidates, bundle.manifest, str(bundle.path)))
     windows = windows_for(info, calibrate)
+    prover = Prover(segments, windows)
     found = {}
     for variant in bundle_variants(bundle.manifest):
         activations = collect_activations(Prefix(bundle, variant), windows)
-        results = prove(info.cuts, activations, Reference(segments), steps, wire=("float32",))
+        found[variant] = prover.prove(info.cuts, activations, steps)
         if variant.endswith("fp32"):
-            check_parity(results)
-        found[variant] = {
-            result.cut: {
-                "max_abs_error": result.max_abs_error,
-                "cosine_median": result.agreement["float32"],
-                "cosine_worst": result.worst["float32"],
-            }
-            for result in results
-        }
+            check_parity(info.cuts, found[variant])
     return found
 
 

@@ -145,7 +145,10 @@ def compile_(
         with Steps(quiet=as_json) as steps:
             bundle = _recompile(base, encoder_file, out, generation, calibrate, parity, read_key(key), steps)
         print_json(bundle_summary(bundle)) if as_json else print_cuts(bundle)
+        _warn(bundle)
         return
+    if not parity:
+        raise UsageError("--no-parity: only with --base; a first compile proves its cuts to make splitter tables")
     options = CompileOptions(
         targets=parse_targets(targets),
         cuts=cuts,
@@ -167,7 +170,12 @@ def compile_(
     else:
         print_cuts(bundle)
         click.echo(f"Pictures: {report_path(out)}")
-    for line in shortfalls(bundle.manifest):
+    _warn(bundle)
+
+
+def _warn(bundle: Bundle) -> None:
+    info = bundle.manifest.info
+    for line in shortfalls(info.blocks, info.parity):
         click.echo(f"warning: {line}", err=True)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import fx
 
 from runtime_edge.bundle import Bundle
@@ -19,8 +18,7 @@ from runtime_edge.prefix import Prefix
 from runtime_edge.selftest import probe_waveform
 from streamsplit_compile.blocks import derive_precisions, keep_in_fp32
 from streamsplit_compile.calibrate import calibrate_cut, collect_activations
-from streamsplit_compile.parity import COSINE_FLOORS, CutParity, block_losses, check_parity, measure_cut
-from streamsplit_compile.segment import run_segments
+from streamsplit_compile.parity import COSINE_FLOORS, EXACT, Prover, block_losses, check_parity, lowest_median
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.1, "auto": 0.1}
 """How far a device's self-test may be off: other processors add up in another order, and int8 then rounds apart."""
@@ -47,7 +45,8 @@ def measure(
 
     `windows` is (n, samples) float32; `wanted[0]` is a float32 variant, the one the cuts are calibrated on. Blocks
     before `first_changed` are those of an earlier compile, so the cuts up to it keep their scales, and so does the
-    embedding: it is of unit norm whatever the weights. Without a reference, agreement and parity stay as they are.
+    embedding: it is of unit norm whatever the weights. Without a reference the parity is empty, for nothing is known
+    of these weights; the cuts keep the agreement they had, which splitter tables are made from.
     Raises CheckFailed when a float32 cut is further than 1e-4 from the encoder or values are not finite.
     """
     info = manifest.info
@@ -58,16 +57,17 @@ def measure(
         activations = collect_activations(_prefix(root, manifest, wanted[0]), windows)
         cuts = [calibrate_cut(cut, activations[cut.index]) if cut.index in stale else cut for cut in cuts]
     manifest = derive_precisions(root, manifest, wanted, activations, progress)
-    parity = info.parity
+    parity: dict[str, Parity] = {}
     if reference is not None and activations is not None:
-        results = prove(cuts, activations, reference, progress)
-        check_parity(results)
-        cuts = [
-            msgspec.structs.replace(cut, agreement=result.agreement) for cut, result in zip(cuts, results, strict=True)
-        ]
-        parity = {wanted[0]: _parity(results, len(windows))}
+        prover = Prover(reference.segments, windows)
+        parity[wanted[0]] = prover.prove(cuts, activations, progress)
+        check_parity(cuts, parity[wanted[0]])
         for variant in wanted[1:]:
-            manifest, parity[variant] = _settle(root, manifest, variant, cuts, windows, reference, progress)
+            manifest, parity[variant] = _settle(root, manifest, variant, cuts, windows, prover, progress)
+        cuts = [
+            msgspec.structs.replace(cut, agreement={name: found.cosine_median for name, found in proved.wire.items()})
+            for cut, proved in zip(cuts, parity[wanted[0]].cuts, strict=True)
+        ]
     info = msgspec.structs.replace(info, cuts=cuts, self_test=_self_test(root, manifest, wanted), parity=parity)
     metadata = msgspec.structs.replace(manifest.additional_metadata, ssc=info)
     return msgspec.structs.replace(manifest, additional_metadata=metadata)
@@ -99,64 +99,27 @@ def _settle(
     variant: str,
     cuts: Sequence[Cut],
     windows: npt.NDArray[np.float32],
-    reference: Reference,
+    prover: Prover,
     progress: Progress,
 ) -> tuple[Manifest, Parity]:
-    """Parity of a variant; of `auto`, the costliest blocks go back to float32 until the embedding is near enough."""
+    """Parity of a variant; of `auto`, the costliest blocks go back to float32 until the embedding is near enough.
+
+    Raises CheckFailed when a float32 variant is not the encoder.
+    """
     while True:
-        found = _prove_variant(root, manifest, variant, cuts, windows, reference, progress)
-        short = variant.endswith("auto") and min(found.cosine_median) < COSINE_FLOORS["auto"]
+        activations = collect_activations(_prefix(root, manifest, variant), windows)
+        found = prover.prove(cuts, activations, progress, wire=(EXACT,))
+        short = variant.endswith("auto") and lowest_median(found) < COSINE_FLOORS["auto"]
         quantised = [
             index
             for index, name in enumerate(manifest.info.blocks)
             if manifest.variant(name, variant).precision == "int8"
         ]
         if not short or not quantised:
-            return manifest, found
+            break
         losses = block_losses(found)
         worst = max(quantised, key=losses.__getitem__)
         manifest = keep_in_fp32(manifest, variant, manifest.info.blocks[worst])
-
-
-def _prove_variant(
-    root: Path,
-    manifest: Manifest,
-    variant: str,
-    cuts: Sequence[Cut],
-    windows: npt.NDArray[np.float32],
-    reference: Reference,
-    progress: Progress,
-) -> Parity:
-    """Parity of another variant's prefixes; its blocks are loaded only for this."""
-    activations = collect_activations(_prefix(root, manifest, variant), windows)
-    results = prove(cuts, activations, reference, progress, wire=("float32",))
     if variant.endswith("fp32"):
-        check_parity(results)
-    return _parity(results, len(windows))
-
-
-def _parity(results: Sequence[CutParity], windows: int) -> Parity:
-    return Parity(
-        max_abs_error=[result.max_abs_error for result in results],
-        cosine_median=[result.agreement["float32"] for result in results],
-        cosine_worst=[result.worst["float32"] for result in results],
-        windows=windows,
-    )
-
-
-def prove(
-    cuts: Sequence[Cut],
-    activations: Sequence[npt.NDArray[np.float32]],
-    reference: Reference,
-    progress: Progress,
-    wire: Sequence[str] | None = None,
-) -> list[CutParity]:
-    """Parity of every cut over each of its wire encodings, or over those named; activations[k] is (windows, *shape)."""
-    waveforms = torch.from_numpy(activations[0][:, 0])
-    with torch.inference_mode():
-        expected = run_segments(reference.segments, waveforms)
-    results = []
-    for index, (cut, values) in enumerate(zip(cuts, activations, strict=True)):
-        progress("proving cuts", index, len(cuts))
-        results.append(measure_cut(cut, values, reference.segments[index:], expected, wire))
-    return results
+        check_parity(cuts, found)
+    return manifest, prover.prove(cuts, activations, progress)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 import click
+import msgspec
 
 from runtime_edge.bundle import Bundle
-from runtime_edge.manifest import Cut
+from runtime_edge.manifest import Agreement, Cut, Parity
 from streamsplit_compile.options import print_table, size
+from streamsplit_compile.parity import lowest_median
 
 
 def bundle_summary(bundle: Bundle) -> dict[str, Any]:
     """What `--json` prints of a bundle."""
     info = bundle.manifest.info
     exact = min((name for name in info.parity if name.endswith("fp32")), default=None)
-    parity = [None] * len(info.cuts) if exact is None else info.parity[exact].max_abs_error
+    proved = None if exact is None else info.parity[exact]
     macs = list(accumulate([0, *(_macs(bundle, block) for block in info.blocks)]))
     return {
         "bundle": str(bundle.path),
@@ -25,14 +28,7 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
         "signed": (bundle.path / "manifest.json.minisig").exists(),
         "bytes": sum(bundle.manifest.assets().values()),
         "variants": sorted(next(iter(bundle.manifest.components.values())).variants),
-        "parity": {
-            name: {
-                "max_abs_error": found.max_abs_error,
-                "cosine_median": found.cosine_median,
-                "cosine_worst": found.cosine_worst,
-            }
-            for name, found in info.parity.items()
-        },
+        "parity": parity_summary(info.cuts, info.parity),
         "calibration": {"source": info.calibration.source, "windows": info.calibration.windows},
         "cuts": [
             {
@@ -40,9 +36,9 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
                 "name": cut.name,
                 "shape": list(cut.shape),
                 "bytes": cut.bytes,
-                "agreement": cut.agreement,
+                "agreement": {} if proved is None else cut.agreement,
                 "macs": macs[cut.index],
-                "max_abs_error": parity[cut.index],
+                "max_abs_error": None if proved is None else proved.max_abs_error[cut.index],
                 "targets": {
                     name: {
                         "ms": round(sum(cost.block_ms[: cut.index]), 3),
@@ -56,6 +52,41 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
     }
 
 
+def parity_summary(cuts: Sequence[Cut], parity: Mapping[str, Parity]) -> dict[str, dict[str, Any]]:
+    """Parity by variant and name of the cut: of the prefix alone, and by wire encoding of the embedding."""
+    return {
+        variant: dict(zip((cut.name for cut in cuts), msgspec.to_builtins(found.cuts), strict=True))
+        for variant, found in parity.items()
+    }
+
+
+PARITY_COLUMNS = ("variant", "cut", "prefix alone", "float32 wire", "float16 or PCM wire", "int8 wire")
+
+
+def parity_rows(cuts: Sequence[Cut], parity: Mapping[str, Parity]) -> list[list[str]]:
+    """One row for each variant and cut under `PARITY_COLUMNS`: largest error, median and worst cosine."""
+    rows = []
+    for variant, found in parity.items():
+        for cut, proved in zip(cuts, found.cuts, strict=True):
+            half = proved.wire.get("float16", proved.wire.get("pcm16"))
+            measured = (proved.prefix, proved.wire.get("float32"), half, proved.wire.get("int8"))
+            rows.append([variant, cut.name, *(_numbers(item) for item in measured)])
+    return rows
+
+
+def print_parity(cuts: Sequence[Cut], parity: Mapping[str, Parity]) -> None:
+    """The table that `ssc verify` prints."""
+    windows = max(found.windows for found in parity.values())
+    title = f"largest error, median and worst cosine over {windows} windows: the prefix's activation; the embedding"
+    print_table(f"{title} after prefix, wire and torch suffix", list(PARITY_COLUMNS), parity_rows(cuts, parity))
+
+
+def _numbers(agreement: Agreement | None) -> str:
+    if agreement is None:
+        return ""
+    return f"{agreement.max_abs_error:.0e} {agreement.cosine_median:.5f} {agreement.cosine_worst:.5f}"
+
+
 def print_cuts(bundle: Bundle) -> None:
     """The table of cuts that `ssc compile` and `ssc inspect` print."""
     summary = bundle_summary(bundle)
@@ -64,7 +95,7 @@ def print_cuts(bundle: Bundle) -> None:
     columns += [f"{target} ms" for target in targets] + [f"{target} mJ" for target in targets]
     rows = []
     for cut, entry in zip(bundle.manifest.info.cuts, summary["cuts"], strict=True):
-        row = [str(cut.index), cut.name, "x".join(map(str, cut.shape[1:])), _wire(cut), _agreement(cut)]
+        row = [str(cut.index), cut.name, "x".join(map(str, cut.shape[1:])), _wire(cut), _agreement(entry["agreement"])]
         error = entry["max_abs_error"]
         row += [f"{entry['macs'] / 1e6:.1f}", "-" if error is None else f"{error:.1e}"]
         row += [f"{entry['targets'][target]['ms']:.1f}" for target in targets]
@@ -91,10 +122,10 @@ def _variant_row(bundle: Bundle, variant: str) -> list[str]:
     blocks = bundle.manifest.components.values()
     total = sum(block.variants[variant].executor_info.ssc.bytes for block in blocks)
     parity = bundle.manifest.info.parity.get(variant)
-    if parity is None or not parity.cosine_median:
+    if parity is None:
         return [variant, size(total), "-", "-", "-"]
-    errors = [f"{max(parity.max_abs_error):.1e}", f"{min(parity.cosine_median):.5f}", f"{min(parity.cosine_worst):.5f}"]
-    return [variant, size(total), *errors]
+    worst = min(exact.cosine_worst for exact in parity.exact)
+    return [variant, size(total), f"{max(parity.max_abs_error):.1e}", f"{lowest_median(parity):.5f}", f"{worst:.5f}"]
 
 
 def _macs(bundle: Bundle, block: str) -> int:
@@ -105,6 +136,6 @@ def _wire(cut: Cut) -> str:
     return " ".join(f"{name} {size(count)}" for name, count in cut.bytes.items() if name != "float32")
 
 
-def _agreement(cut: Cut) -> str:
-    best = cut.agreement.get("int8", cut.agreement.get("pcm16"))
+def _agreement(medians: Mapping[str, float]) -> str:
+    best = medians.get("int8", medians.get("pcm16"))
     return "-" if best is None else f"{best:.5f}"

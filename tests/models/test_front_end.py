@@ -173,6 +173,7 @@ def test_upsampling_matches_scipy_away_from_the_ends(factor, samples):
     np.testing.assert_allclose(raised[:, middle], expected[:, middle], atol=2e-3)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_runtime_upsamples_as_torch_does(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     waveform = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 4003)).astype(np.float32))

@@ -22,6 +22,14 @@ values = st.recursive(
 )
 
 
+agreements = st.fixed_dictionaries(
+    {"max_abs_error": st.floats(0, 1e38), "cosine_median": st.floats(-1, 1), "cosine_worst": st.floats(-1, 1)}
+)
+proved = st.fixed_dictionaries(
+    {"prefix": agreements, "wire": st.fixed_dictionaries({"float32": agreements}, optional={"int8": agreements})}
+)
+
+
 @st.composite
 def cuts(draw, index, shape):
     int8 = None
@@ -72,7 +80,7 @@ def built(draw):
         )
     )
     each = st.lists(numbers, min_size=len(blocks), max_size=len(blocks))
-    at_cuts = st.lists(numbers, min_size=len(blocks) + 1, max_size=len(blocks) + 1)
+    at_cuts = st.lists(proved, min_size=len(blocks) + 1, max_size=len(blocks) + 1)
     target = st.fixed_dictionaries(
         {
             "variant": names,
@@ -112,9 +120,7 @@ def built(draw):
                 name: {"embedding": bytes(4 * dim), "tolerance": 0.1} for name in draw(st.sets(names, max_size=2))
             },
         },
-        "parity": draw(
-            st.dictionaries(names, st.fixed_dictionaries({"max_abs_error": at_cuts, "windows": counts}), max_size=2)
-        ),
+        "parity": draw(st.dictionaries(names, st.fixed_dictionaries({"cuts": at_cuts, "windows": counts}), max_size=2)),
     }
     fields = {
         "package_name": draw(names),
@@ -169,7 +175,7 @@ def objects(value, path=""):
 def test_an_unknown_field_is_refused_wherever_it_stands(fields):
     refused = 0
     for path, item in list(objects(fields)):
-        if path.endswith((".bytes", ".agreement")):
+        if path.endswith((".bytes", ".agreement", ".wire")):
             continue  # by encoding, so any name may stand there
         item["surprise"] = 1
         with pytest.raises(BundleError, match=r"^m\.json: "):
@@ -182,9 +188,9 @@ def test_an_unknown_field_is_refused_wherever_it_stands(fields):
 
 def test_a_missing_field_is_refused_by_name(fields):
     optional = {"schema_version", "layout", "dtype", "int8", "provenance", "parameters", "graphs", "macs"}
-    optional |= {"cosine_median", "cosine_worst", "variants", "keep_norms"}
+    optional |= {"variants", "keep_norms"}
     for path, item in list(objects(fields)):
-        if path.endswith((".bytes", ".agreement", ".targets", ".parity", ".variants", ".graphs")):
+        if path.endswith((".bytes", ".agreement", ".wire", ".targets", ".parity", ".variants", ".graphs")):
             continue
         for key in list(item):
             value = item.pop(key)
@@ -215,7 +221,10 @@ def test_a_missing_field_is_refused_by_name(fields):
         (lambda ssc: ssc["self_test"].update(embedding="AAAA"), "self_test.embedding has 3 bytes"),
         (lambda ssc: ssc["targets"]["rpi4"]["block_ms"].pop(), "targets.rpi4.block_ms"),
         (lambda ssc: ssc["server_block_ms"].pop(), "server_block_ms"),
-        (lambda ssc: ssc["parity"]["onnx-fp32"]["max_abs_error"].pop(), "parity.onnx-fp32.max_abs_error"),
+        (lambda ssc: ssc["parity"]["onnx-fp32"]["cuts"].pop(), "parity.onnx-fp32.cuts"),
+        (lambda ssc: ssc["parity"]["onnx-fp32"]["cuts"][1]["wire"].pop("float32"), "parity.onnx-fp32.cuts"),
+        (lambda ssc: ssc["parity"]["onnx-fp32"]["cuts"][1]["prefix"].update(cosine_worst=2), "cosine_worst"),
+        (lambda ssc: ssc["parity"]["onnx-fp32"]["cuts"][1]["prefix"].update(max_abs_error=-1), "max_abs_error"),
         (lambda ssc: ssc["targets"]["rpi4"].update(table="tables/../../etc/x.json"), "table"),
         (lambda ssc: ssc["targets"]["rpi4"].update(table="/etc/x.json"), "table"),
         (lambda ssc: ssc["targets"]["rpi4"].update(table="tables/x.json\n"), "table"),

@@ -246,6 +246,7 @@ def test_recompiling_changes_only_the_touched_blocks(base, tmp_path, names, bloc
         assert new.manifest.components[block] == base.manifest.components[block]
     np.testing.assert_allclose(Prefix(new).embed(window()), in_torch(module, window()), atol=1e-4, rtol=0)
     assert new.manifest.info.generation == 2
+    assert new.manifest.info.parity == {}, "the base's numbers are not those of new weights"
     new.verify_assets()
     Prefix(new).self_test()
 

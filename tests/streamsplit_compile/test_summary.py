@@ -30,6 +30,10 @@ def test_the_summary_is_json_and_adds_up(small_bundle):
     assert last["targets"]["rpi4"]["ms"] == pytest.approx(sum(info.targets["rpi4"].block_ms), abs=1e-3)
     assert summary["cuts"][0]["targets"]["rpi4"] == {"ms": 0, "mj": 0}
     assert last["max_abs_error"] == info.parity["onnx-fp32"].max_abs_error[-1]
+    down = summary["parity"]["onnx-fp32"]["down"]
+    assert down["prefix"]["max_abs_error"] <= 1e-4
+    assert down["wire"]["int8"]["cosine_median"] == summary["cuts"][2]["agreement"]["int8"]
+    assert set(down["wire"]) == {"float32", "float16", "int8"}
 
 
 def test_the_table_shows_every_cut_and_target(small_bundle, capsys):
@@ -45,6 +49,7 @@ def test_the_table_shows_every_cut_and_target(small_bundle, capsys):
 def test_a_bundle_that_was_not_proved_says_so(resnet_bundle, capsys):
     bundle = without_parity(resnet_bundle)
     assert {cut["max_abs_error"] for cut in bundle_summary(bundle)["cuts"]} == {None}
+    assert not any(cut["agreement"] for cut in bundle_summary(bundle)["cuts"])
     print_cuts(bundle)
     text = capsys.readouterr().out
     assert " - " in text

@@ -10,7 +10,6 @@ from streamsplit_compile.blocks import split_variant
 from streamsplit_compile.calibrate import calibration_windows
 from streamsplit_compile.compiler import CompileOptions, bundle_variants, compile_encoder, recompile
 from streamsplit_compile.formats import FORMATS, PRECISIONS, variant_name
-from streamsplit_compile.measure import Reference
 from streamsplit_compile.segment import split
 from streamsplit_compile.selection import cuts_of
 from streamsplit_compile.targets import load_target
@@ -59,7 +58,10 @@ def test_parity_is_measured_for_each_variant_and_float32_within_its_limit(bundle
     assert set(found) == ALL
     cuts = len(bundle.manifest.info.cuts)
     for name, numbers in found.items():
-        assert len(numbers.max_abs_error) == len(numbers.cosine_median) == len(numbers.cosine_worst) == cuts
+        assert len(numbers.cuts) == cuts
+        assert [set(found.wire) for found in numbers.cuts[1:]] == [{"float32", "float16", "int8"}] * (cuts - 1)
+        assert numbers.cuts[0].prefix.max_abs_error == 0.0
+        assert numbers.cuts[-1].prefix == numbers.cuts[-1].wire["float32"]
         if name.endswith("fp32"):
             assert max(numbers.max_abs_error) <= 1e-4
 
@@ -94,7 +96,7 @@ def test_auto_puts_blocks_back_into_float32_until_the_embedding_is_near_enough(
         "onnx-auto",
         bundle.manifest.info.cuts,
         windows_of(bundle),
-        Reference(segments),
+        parity.Prover(segments, windows_of(bundle)),
         lambda what, done, total: None,
     )
 
@@ -106,7 +108,7 @@ def test_auto_puts_blocks_back_into_float32_until_the_embedding_is_near_enough(
 def test_a_shortfall_names_the_variant_and_the_block(bundle, monkeypatch):
     monkeypatch.setitem(parity.COSINE_FLOORS, "int8", 1.1)
 
-    lines = parity.shortfalls(bundle.manifest)
+    lines = parity.shortfalls(bundle.manifest.info.blocks, bundle.manifest.info.parity)
 
     assert len(lines) == 2
     assert all("block-" in line and "int8" in line for line in lines)
