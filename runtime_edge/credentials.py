@@ -86,12 +86,16 @@ def new_seed() -> str:
 def public_key(seed: str) -> str:
     """The public half of a seed, 56 characters that begin with `U`. Raises FormatError."""
     try:
+        prefix, raw = nkeys.decode_seed(seed.encode())
+        intact = nkeys.encode_seed(raw, prefix).decode() == seed  # the library itself does not look at the checksum
         public = nkeys.from_seed(bytearray(seed.encode())).public_key.decode()
     except Exception as exc:
         # The library raises errors of its own, of base64 and of pynacl, by what is wrong.
         raise FormatError(f"not an nkey seed ({type(exc).__name__})") from None
-    if not public.startswith("U"):
-        raise FormatError("the nkey of an account or operator, not of a user")
+    if not intact:
+        raise FormatError("not an nkey seed (its checksum does not match)")
+    if prefix != nkeys.PREFIX_BYTE_USER:
+        raise FormatError("not an nkey seed of a user, but of an account or operator")
     return str(public)
 
 

@@ -19,6 +19,7 @@ import os
 import secrets
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +33,24 @@ from runtime_edge.errors import FormatError, LinkError, UsageError
 from runtime_edge.files import read_bounded, write_atomic
 
 _MAX_BYTES = 64 << 20
-_ANONYMOUS = "anonymous"
+_ANONYMOUS = "_anyone"
+"""No device can have this name."""
+
 _DIRECT_GET = "$JS.API.DIRECT.GET"
 
 Policy = Literal["devices", "always", "never"]
 """Ask for credentials once a device has been added, always, or never."""
+
+
+@dataclass(frozen=True)
+class SecurityConfig:
+    """Who is let in, and what is encrypted; see `ssc server run --help`."""
+
+    auth: bool | None = None
+    credentials: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
 
 
 class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +100,7 @@ class Access:
 
     def set_policy(self, auth: bool | None, host: str) -> None:
         """Ask for credentials or not; unless told, as soon as others than this machine can reach the broker."""
-        policy: Policy = "devices" if _is_loopback(host) else "always"
+        policy: Policy = "devices" if is_loopback(host) else "always"
         if auth is not None:
             policy = "always" if auth else "never"
         with self._changing() as state:
@@ -112,8 +126,8 @@ class Access:
                 raise UsageError(f"{name}: no such device is let in; `ssc server device list` shows all")
             state.members[name] = msgspec.structs.replace(member, revoked=_now(), password="")
 
-    def config(self) -> str:
-        """The broker's configuration that says all this."""
+    def config(self, anyone: bool = True) -> str:
+        """The broker's configuration that says all this; without `anyone`, as if credentials were required."""
         state, server = self._read(), public_key(read_seed(_existing(self.credentials.nkey)))
         users: list[dict[str, Any]] = [{"nkey": server}]
         for _, member in sorted(state.members.items()):
@@ -124,11 +138,11 @@ class Access:
             who = {"nkey": member.public} if member.public else {"user": member.name, "password": member.password}
             users.append({**who, "permissions": permissions})
         lines = [f"    {json.dumps(user)}" for user in users]
-        anyone = ""
-        if not _required(state):
+        default = ""
+        if anyone and not _required(state):
             lines.append(f'    {{"user": "{_ANONYMOUS}", "password": "{_ANONYMOUS}"}}')
-            anyone = f"no_auth_user: {_ANONYMOUS}\n"
-        return "authorization {\n  timeout: 5\n  users: [\n" + ",\n".join(lines) + "\n  ]\n}\n" + anyone
+            default = f"no_auth_user: {_ANONYMOUS}\n"
+        return "authorization {\n  timeout: 5\n  users: [\n" + ",\n".join(lines) + "\n  ]\n}\n" + default
 
     def write(self) -> None:
         """Put the configuration where the embedded broker includes it from."""
@@ -212,7 +226,8 @@ def _required(state: _State) -> bool:
     return state.policy == "always" or (state.policy == "devices" and bool(state.members))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"

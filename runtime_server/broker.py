@@ -21,10 +21,10 @@ from pathlib import Path
 import psutil
 
 from runtime_edge.credentials import Address, Credentials
-from runtime_edge.errors import LinkError, MissingExtra
+from runtime_edge.errors import LinkError, MissingExtra, UsageError
 from runtime_edge.files import write_atomic
 from runtime_edge.wire import MAX_FRAME_BYTES
-from runtime_server.access import Access
+from runtime_server.access import Access, SecurityConfig, is_loopback
 
 _LOG = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
@@ -54,6 +54,31 @@ class BrokerTls:
         """What the server on the same machine connects with: it knows this very certificate, whatever its name."""
         own = (self.cert, self.key) if self.ca else (None, None)
         return replace(credentials, tls_ca=self.cert, tls_cert=own[0], tls_key=own[1], check_hostname=False)
+
+
+def embedded(root: Path, host: str, port: int, mqtt_port: int | None, security: SecurityConfig) -> Broker:
+    """The broker of a server's state directory. Raises UsageError for options that do not go together."""
+    if security.credentials is not None:
+        raise UsageError("--credentials are for an outside --broker; the embedded one knows its server")
+    tls = None
+    if security.tls_cert is not None and security.tls_key is not None:
+        tls = BrokerTls(security.tls_cert, security.tls_key, security.tls_ca)
+    elif security.tls_cert or security.tls_key or security.tls_ca:
+        raise UsageError("--tls-cert and --tls-key go together: the broker needs both")
+    for path in (security.tls_cert, security.tls_key, security.tls_ca):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{path}: no such file")
+    access = Access(root)
+    access.set_policy(security.auth, host)
+    return Broker(root / "broker", host, port, mqtt_port, access, tls)
+
+
+def outside(url: str, security: SecurityConfig) -> Address:
+    """How to connect to a broker that others run. Raises UsageError for options that do not go together."""
+    if security.auth is not None:
+        raise UsageError("--auth and --no-auth are for the embedded broker; see `ssc server device config`")
+    files = (security.credentials, security.tls_ca, security.tls_cert, security.tls_key)
+    return Address(url, Credentials(*files))
 
 
 class Broker:
@@ -87,6 +112,15 @@ class Broker:
         """Where and how the server itself connects."""
         credentials = self._access.credentials if self._access else Credentials()
         return Address(self.url, self._tls.trusted_by(credentials) if self._tls else credentials)
+
+    @property
+    def lets_in(self) -> str:
+        """One line about who may connect; empty when only this machine can."""
+        if self._access is None or is_loopback(self.host):
+            return ""
+        if not self._access.required:
+            return f"warning: anyone who reaches {self.url} may do anything there; leave out --no-auth"
+        return f"only devices added with `ssc server device add NAME --state {self.state.parent}` are let in"
 
     async def start(self) -> None:
         """Start and wait until it listens. Raises LinkError with the broker's own words when it does not."""

@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 from runtime_edge.bundle import open_bundle
+from runtime_edge.credentials import Address
+from runtime_server.cli_devices import device, security_configs, security_options
 from runtime_server.cli_label import label
 from runtime_server.cli_releases import release_configs, release_options, releases
 from runtime_server.hub import Hub
@@ -54,6 +56,7 @@ def server() -> None:
 @release_options
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Torch threads.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the training.")
+@security_options
 @key_option
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
 def run(
@@ -80,11 +83,13 @@ def run(
         training=training,
         train=TrainConfig(batch=batch, learning_rate=learning_rate, share=train_share, seed=seed),
         **release_configs(settings),
+        **security_configs(settings),
         **settings,
     )
     asyncio.run(_serve(Server(load_encoder(encoder_file), config)))
 
 
+server.add_command(device)
 server.add_command(releases)
 server.add_command(label)
 
@@ -99,6 +104,8 @@ async def _serve(running: Server) -> None:
     if not task.done():
         key = running.key.public.to_text().splitlines()[1]
         click.echo(f"serving generation {running.generations.newest.number} on {running.url}, public key {key}")
+        if running.broker is not None and (line := running.broker.lets_in):
+            click.echo(line, err=True)
     started.cancel()
     status = await task
     click.echo(f"stopped after {sum(status['windows'].values())} windows, {status['training_steps']} training steps")
@@ -107,7 +114,7 @@ async def _serve(running: Server) -> None:
 @server.command()
 @broker_option
 @json_option
-def status(broker: str, as_json: bool) -> None:
+def status(broker: Address, as_json: bool) -> None:
     """Show a running server and its devices.
 
     Example: ssc server status --broker nats://127.0.0.1:4222
@@ -139,7 +146,7 @@ def status(broker: str, as_json: bool) -> None:
     )
 
 
-async def _status(broker: str) -> dict[str, Any]:
+async def _status(broker: Address) -> dict[str, Any]:
     hub = Hub(broker, "status")
     await hub.connect()
     try:
@@ -153,7 +160,7 @@ async def _status(broker: str) -> dict[str, Any]:
 @broker_option
 @key_option
 @json_option
-def deploy(bundle: Path, broker: str, key: Path | None, as_json: bool) -> None:
+def deploy(bundle: Path, broker: Address, key: Path | None, as_json: bool) -> None:
     """Put a bundle and its tables where devices find it, and tell them.
 
     Example: ssc deploy bundle/ --broker nats://127.0.0.1:4222
@@ -165,7 +172,7 @@ def deploy(bundle: Path, broker: str, key: Path | None, as_json: bool) -> None:
         click.echo(f"{bundle}: {size(sent)} new on {broker}, released to {', '.join(targets)}")
 
 
-async def _deploy(path: Path, broker: str, key_path: Path | None) -> tuple[int, list[str]]:
+async def _deploy(path: Path, broker: Address, key_path: Path | None) -> tuple[int, list[str]]:
     bundle, key = open_bundle(path), read_key(key_path)
     hub = Hub(broker, "deploy")
     await hub.connect()

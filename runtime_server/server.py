@@ -22,10 +22,13 @@ from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import BundleError, FormatError, SscError
 from runtime_edge.releases import open_table
 from runtime_edge.tasks import cancel_all
-from runtime_server.broker import Broker
+from runtime_server.access import SecurityConfig
+from runtime_server.broker import Broker, embedded, outside
 from runtime_server.generations import KEPT_GENERATIONS, Generations
+from runtime_server.health import HealthServer, healthz
 from runtime_server.hub import STATUS_SUBJECT, Hub
 from runtime_server.ingest import Ingest
+from runtime_server.rate import FRAMES_PER_S, RateLimit
 from runtime_server.releases import ReleaseConfig, Releaser, first_model
 from runtime_server.rollout import Rollout, RolloutConfig
 from runtime_server.rollout_service import RolloutService
@@ -58,6 +61,11 @@ class ServerConfig:
     training: bool = True
     threads: int = 1
     train: TrainConfig = field(default_factory=TrainConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    max_rate: float = FRAMES_PER_S
+    """Frames a second one device may send for long."""
+    health_port: int | None = None
+    """Where `/healthz` answers on this machine."""
     release: ReleaseConfig = field(default_factory=ReleaseConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
@@ -70,16 +78,20 @@ class Server:
         self.state = ServerState(config.state)
         self.key = self.state.signing_key(config.key)
         self.started = asyncio.Event()
-        self._broker = (
-            None if config.broker else Broker(self.state.root / "broker", config.host, config.port, config.mqtt_port)
-        )
+        self.broker: Broker | None = None
+        if config.broker is None:
+            self.broker = embedded(self.state.root, config.host, config.port, config.mqtt_port, config.security)
+            self.address = self.broker.address
+        else:
+            self.address = outside(config.broker, config.security)
         self._stopping = asyncio.Event()
+        self._jobs: dict[str, asyncio.Future[Any]] = {}
         self._began = time.monotonic()
 
     @property
     def url(self) -> str:
         """Where devices connect."""
-        return self.config.broker or (self._broker.url if self._broker else "")
+        return self.address.url
 
     def stop(self) -> None:
         """Finish what is under way and end."""
@@ -90,12 +102,14 @@ class Server:
         torch.set_num_threads(self.config.threads)
         self._load()
         self.ledger = self.state.ledger()
-        self.hub = Hub(self.url, "server")
+        self.hub = Hub(self.address, "server")
+        port = self.config.health_port
+        health = None if port is None else HealthServer(port, {"/healthz": healthz(self.troubles)})
         try:
-            if self._broker is not None:
-                await self._broker.start()
+            if self.broker is not None:
+                await self.broker.start()
             await self.hub.connect(create=True)
-            self.ingest = Ingest(self.hub, self.generations, self.trainer, self.ledger)
+            self.ingest = Ingest(self.hub, self.generations, self.trainer, self.ledger, RateLimit(self.config.max_rate))
             self.releases = RolloutService(self.hub, self.rollout, self.generations, self.state)
             await self.hub.client.subscribe(STATUS_SUBJECT, cb=self._on_status)
             await self._announce()
@@ -103,20 +117,24 @@ class Server:
             return await self._serve()
         finally:
             await self.hub.close()
-            if self._broker is not None:
-                await self._broker.stop()
+            if self.broker is not None:
+                await self.broker.stop()
             self.ledger.close()
+            if health is not None:
+                health.close()
 
     async def _serve(self) -> dict[str, Any]:
         halt = threading.Event()
-        jobs = [self.ingest.run(range(subjects.PARTITIONS)), self.releases.run(), self._save_ledger()]
-        if self._broker is not None:
-            jobs.append(self._broker.keep_running())
-        tasks: list[asyncio.Future[Any]] = [asyncio.create_task(job) for job in jobs]
+        jobs = {"ingest": self.ingest.run(range(subjects.PARTITIONS)), "releases": self.releases.run()}
+        jobs["ledger"] = self._save_ledger()
+        if self.broker is not None:
+            jobs["broker"] = self.broker.keep_running()
+        self._jobs = {name: asyncio.create_task(job) for name, job in jobs.items()}
         loop = asyncio.get_running_loop()
         training = ThreadPoolExecutor(1, "train")
         if self.trainer is not None:
-            tasks.append(loop.run_in_executor(training, self._train, loop, halt))
+            self._jobs["trainer"] = loop.run_in_executor(training, self._train, loop, halt)
+        tasks = list(self._jobs.values())
         stopped = asyncio.create_task(self._stopping.wait())
         self.started.set()
         try:
@@ -130,6 +148,13 @@ class Server:
             await asyncio.gather(*tasks, return_exceptions=True)  # a training step ends by itself
             training.shutdown()
         return self.status()
+
+    async def troubles(self) -> list[str]:
+        """What keeps the server from being well now."""
+        if not self.started.is_set():
+            return ["it is starting"]
+        away = [] if self.hub.client.is_connected else ["the broker is away"]
+        return away + [f"the {name} has ended" for name, job in self._jobs.items() if job.done()]
 
     def status(self) -> dict[str, Any]:
         """What the server would say of itself now."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from runtime_edge import minisign
+from runtime_edge.credentials import Address, Credentials
 from streamsplit_compile.targets import Target, load_target
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -49,8 +51,23 @@ def pub_option(command: _Command) -> _Command:
 
 
 def broker_option(command: _Command) -> _Command:
-    """`--broker`: where the server listens."""
-    return click.option("--broker", default="nats://127.0.0.1:4222", show_default=True, help="Broker address.")(command)
+    """`--broker`, and how to be let in there: together one Address, given as `broker`."""
+
+    @click.option("--broker", default="nats://127.0.0.1:4222", show_default=True, help="Broker address.")
+    @click.option(
+        "--credentials",
+        type=PathParam(),
+        envvar="SSC_CREDENTIALS",
+        help="Key for it: server.nkey of the server's state.",
+    )
+    @click.option(
+        "--tls-ca", type=PathParam(), envvar="SSC_TLS_CA", help="Authorities to check a tls:// broker against."
+    )
+    @functools.wraps(command)
+    def with_address(broker: str, credentials: Path | None, tls_ca: Path | None, **settings: Any) -> Any:
+        return command(broker=Address(broker, Credentials(nkey=credentials, tls_ca=tls_ca)), **settings)
+
+    return cast(_Command, with_address)
 
 
 def parse_targets(text: str) -> list[Target]:
