@@ -2,27 +2,46 @@
 
     import runtime_edge
     embeddings = runtime_edge.open("bundle/").embed(waveform)
+    labels = runtime_edge.open("bundle/", head="head.json").classify(waveform)
+    runtime_edge.run("mic", print, broker="nats://gateway:4222", target="rpi4")
 
 Only numpy and one inference runtime are needed; torch is never imported.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime_edge.library import EdgeEncoder
+    from runtime_edge.results import Callback
 
-__all__ = ["open"]
+__all__ = ["open", "run"]
 
 
-def open(path: str, pub: str | None = None, variant: str = "auto", threads: int = 1) -> EdgeEncoder:  # noqa: A001
-    """Open a bundle directory; with `pub` (a minisign public key file) only if that key signed it.
+def open(  # noqa: A001
+    path: str, pub: str | None = None, variant: str = "auto", threads: int = 1, head: str | None = None
+) -> EdgeEncoder:
+    """Open a bundle directory, and perhaps a head file; with `pub` (a minisign public key file) only if it signed both.
 
     `variant` "auto" takes what an installed runtime can run, float32 first.
 
-    Raises BundleError, SignatureError, MissingExtra or BackendError.
+    Raises BundleError, HeadError, SignatureError, MissingExtra or BackendError.
     """
     from runtime_edge.library import open_encoder
 
-    return open_encoder(path, pub, variant, threads)
+    return open_encoder(path, pub, variant, threads, head)
+
+
+def run(source: str, on_result: Callback, **settings: Any) -> dict[str, Any]:
+    """Run the device loop of `ssc edge run` until the source ends; returns the run's report.
+
+    Each window's WindowResult goes to `on_result`, on the loop's thread: it must not block for long, and what it raises
+    is counted, not fatal. `settings` are those of the command and its file, such as bundle, broker, target, head or
+    max_windows. To run it inside an asyncio program, await `runtime_edge.device.Device(config, sinks).run()`.
+
+    Raises SscError when the device cannot start.
+    """
+    from runtime_edge.library import run_device
+
+    return run_device(source, on_result, settings)

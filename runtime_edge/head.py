@@ -4,7 +4,7 @@ A head (`streamsplit.head/1`, JSON, at most 512 KiB) is a file of its own, like 
 server from a few labelled windows (`ssc server label`), signed, and swapped alone.
 
     head = Head.from_json(data, "head.json")
-    head.check_fits(manifest.info)
+    head.check_fits(manifest.info, "head.json")
     head.scores(embeddings)                     # (windows, labels) in [0, 1]
 
 `Head.from_json(head.to_json(), ...) == head`.
@@ -107,13 +107,15 @@ class Head(_Strict, frozen=True, kw_only=True):
         """Whether a bundle gives the embeddings this head takes."""
         return (self.encoder, self.embedding_dim) == (info.encoder.id, info.encoder.embedding_dim)
 
-    def check_fits(self, info: BundleInfo) -> None:
-        """Raise HeadError unless `fits`."""
+    def check_fits(self, info: BundleInfo, source: str) -> None:
+        """Raise HeadError, naming `source` and the field, unless `fits`."""
         if self.encoder != info.encoder.id:
-            raise HeadError(f"encoder: trained on embeddings of {self.encoder}, but {info.encoder.id} runs here")
+            raise HeadError(
+                f"{source}: encoder: trained on embeddings of {self.encoder}, but {info.encoder.id} runs here"
+            )
         if not self.fits(info):
             raise HeadError(
-                f"embedding_dim: trained on embeddings of {self.embedding_dim} values, but those of this "
+                f"{source}: embedding_dim: trained on embeddings of {self.embedding_dim} values, but those of this "
                 f"{info.encoder.id} have {info.encoder.embedding_dim}"
             )
 

@@ -37,7 +37,7 @@ class Labelling:
         """The newest, and the one before it: the newest may have come before the bundle it is for."""
         if config.head is not None:
             head = read_head(config.head, self._store().trusted)
-            _check_fits(head, info, str(config.head))
+            head.check_fits(info, str(config.head))
             self._heads = [head]
         elif self._kept.exists():
             self._take_up()
@@ -75,7 +75,7 @@ class Labelling:
         try:
             record = read_bounded(self._kept, MAX_RECORD_BYTES, HeadError)
             head = open_head(record, self._store().trusted, str(self._kept))
-            _check_fits(head, self._info, str(self._kept))
+            head.check_fits(self._info, str(self._kept))
             self._heads = [head]
         except SscError as exc:
             self._count(exc)
@@ -90,7 +90,7 @@ class Labelling:
                 return
             self._own_head = own
             self._heads = [head, *self._heads[:1]]
-            _check_fits(head, self._info, f"head {key}")
+            head.check_fits(self._info, f"head {key}")
             write_atomic(self._kept, record)
         except LinkError:
             raise  # the watch tries again
@@ -117,10 +117,3 @@ class Labelling:
     def _count(self, exc: SscError) -> None:
         self._accounting.errors[type(exc).__name__] += 1
         _LOG.warning("head refused: %s", exc)
-
-
-def _check_fits(head: Head, info: BundleInfo, source: str) -> None:
-    try:
-        head.check_fits(info)
-    except HeadError as exc:
-        raise HeadError(f"{source}: {exc}") from None

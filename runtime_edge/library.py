@@ -1,8 +1,10 @@
-"""The library call behind `runtime_edge.open`."""
+"""The library calls behind `runtime_edge.open` and `runtime_edge.run`."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,21 +12,26 @@ import numpy.typing as npt
 from runtime_edge import minisign
 from runtime_edge.backend import RuntimeOptions
 from runtime_edge.bundle import open_bundle
+from runtime_edge.config import DeviceConfig
+from runtime_edge.device import Device
 from runtime_edge.errors import UsageError
+from runtime_edge.head import Head, read_head
 from runtime_edge.prefix import Prefix
+from runtime_edge.results import Callback, CallbackSink, JsonLines, Sink
+from runtime_edge.settings import validate
 from runtime_edge.variants import choose_variant
 
 
 class EdgeEncoder:
-    """A whole encoder on this machine."""
+    """A whole encoder on this machine, perhaps with a head on top."""
 
-    def __init__(self, prefix: Prefix) -> None:
+    def __init__(self, prefix: Prefix, head: Head | None = None) -> None:
         front_end = prefix.bundle.manifest.info.front_end
         self.sample_rate: int = front_end.sample_rate
         self.window_samples: int = front_end.window_samples
         self.hop_samples: int = front_end.hop_samples
         self.embedding_dim: int = prefix.bundle.manifest.info.encoder.embedding_dim
-        self._prefix = prefix
+        self._prefix, self._head = prefix, head
 
     def embed(self, waveform: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Embeddings (windows, d) float32, unit norm, of a mono waveform (samples,) in [-1, 1].
@@ -45,11 +52,38 @@ class EdgeEncoder:
             result[row] = self._prefix.embed(audio[start : start + self.window_samples])
         return result
 
+    def classify(self, waveform: npt.ArrayLike) -> list[dict[str, float]]:
+        """For each window of a waveform (samples,), labels with scores in [0, 1], best first.
 
-def open_encoder(path: str, pub: str | None, variant: str, threads: int) -> EdgeEncoder:
+        Raises UsageError, also when no head was opened with the bundle.
+        """
+        if self._head is None:
+            raise UsageError('no head: open the bundle with one, as in open("bundle/", head="head.json")')
+        labels = self._head.labels
+        return [
+            {labels[place]: float(scores[place]) for place in np.argsort(-scores, kind="stable")}
+            for scores in self._head.scores(self.embed(waveform))
+        ]
+
+
+def open_encoder(path: str, pub: str | None, variant: str, threads: int, head: str | None) -> EdgeEncoder:
     """See `runtime_edge.open`."""
     trusted = None if pub is None else minisign.read_public_key(Path(pub))
     bundle = open_bundle(Path(path), trusted)
     prefix = Prefix(bundle, choose_variant(bundle.manifest, variant), RuntimeOptions(threads))
     prefix.load_all()
-    return EdgeEncoder(prefix)
+    read = None
+    if head is not None:
+        read = read_head(Path(head), trusted)
+        read.check_fits(bundle.manifest.info, head)
+    return EdgeEncoder(prefix, read)
+
+
+def run_device(source: str, on_result: Callback, settings: dict[str, Any]) -> dict[str, Any]:
+    """See `runtime_edge.run`."""
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    config = DeviceConfig(source=source, **validate(DeviceConfig, given, "runtime_edge.run"))
+    if config.broker is None and config.bundle is None:
+        raise UsageError("runtime_edge.run: give broker, a server's address, or bundle, to run one without a server")
+    sinks: list[Sink] = [CallbackSink(on_result), *(JsonLines(path) for path in config.results)]
+    return asyncio.run(Device(config, sinks).run())

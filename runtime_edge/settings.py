@@ -150,20 +150,25 @@ def read(config: type[_Dataclass], path: Path) -> dict[str, Any]:
         table = tomllib.loads(read_bounded(path, _MAX_BYTES).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise UsageError(f"{path}: not TOML ({exc})") from None
+    return validate(config, table, str(path))
+
+
+def validate(config: type[_Dataclass], table: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The values of a table, of the types the settings have. Raises UsageError naming the source and the key."""
     known = {key.name: key for key in _settings(config)}
     values = {}
     for name, value in table.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f", did you mean {near[0]}?" if near else ""
-            raise UsageError(f"{path}: {name!r:.100}: no such setting{hint}")
+            raise UsageError(f"{source}: {name!r:.100}: no such setting{hint}")
         key = known[name]
         try:
             values[name] = msgspec.convert(value, key.type, dec_hook=_path)
         except msgspec.ValidationError as exc:
             allowed = f" ({key.allowed})" if key.allowed else ""
             example = f"{name} = {_toml_value(key.shown)}"
-            raise UsageError(f"{path}: {name} is {value!r:.100}: {exc}{allowed}; for example {example}") from None
+            raise UsageError(f"{source}: {name} is {value!r:.100}: {exc}{allowed}; for example {example}") from None
     return values
 
 

@@ -159,11 +159,11 @@ def test_a_head_of_another_encoder_or_width_says_so(small_bundle):
     info = small_bundle.manifest.info
     fitting = make(encoder=info.encoder.id, embedding_dim=6, weights=bytes(4 * 3 * 6))
     assert fitting.fits(info)
-    fitting.check_fits(info)
-    with pytest.raises(HeadError, match=f"encoder: trained on .* toy, but {re.escape(info.encoder.id)} runs"):
-        make().check_fits(info)
-    with pytest.raises(HeadError, match="embedding_dim: trained on embeddings of 4 values"):
-        make(encoder=info.encoder.id).check_fits(info)
+    fitting.check_fits(info, "head")
+    with pytest.raises(HeadError, match=f"head: encoder: trained on .* toy, but {re.escape(info.encoder.id)} runs"):
+        make().check_fits(info, "head")
+    with pytest.raises(HeadError, match="head: embedding_dim: trained on embeddings of 4 values"):
+        make(encoder=info.encoder.id).check_fits(info, "head")
     assert not make().fits(info)
 
 

@@ -3,10 +3,13 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from scipy.special import softmax
 
 import runtime_edge
-from runtime_edge.errors import BundleError, SignatureError, UsageError
+from runtime_edge.errors import BundleError, HeadError, SignatureError, UsageError
+from runtime_edge.head import Head, signature_of
 from runtime_edge.minisign import SecretKey, write_key_pair
 
 
@@ -90,8 +93,80 @@ def test_a_damaged_block_is_refused_at_once(bundle_copy):
         runtime_edge.open(str(bundle_copy))
 
 
+@pytest.fixture
+def head(small_bundle, signing_key, tmp_path):
+    """A signed head for the small bundle, and its path."""
+    weights = np.random.default_rng(1).normal(size=(3, 6)).astype("<f4") * 4
+    head = Head(
+        encoder=small_bundle.manifest.info.encoder.id, embedding_dim=6, generations=(1, 1), labels=("a", "b", "c"),
+        scores_by="softmax", thresholds=(0.5, 0.5, 0.5), validation=None, created_by="test",
+        bias=np.zeros(3, "<f4").tobytes(), weights=weights.tobytes(),
+    )  # fmt: skip
+    path = tmp_path / "head.json"
+    path.write_bytes(head.to_json())
+    (tmp_path / "head.json.minisig").write_text(signature_of(head.to_json(), signing_key))
+    return head, path
+
+
+def test_with_a_head_every_window_is_classified(small_bundle, head, audio):
+    encoder = runtime_edge.open(str(small_bundle.path), head=str(head[1]))
+    found = encoder.classify(audio)
+    assert len(found) == 4
+    for scores, labels in zip(softmax(encoder.embed(audio) @ weights_of(head[0]).T, axis=1), found, strict=True):
+        assert list(labels) == [head[0].labels[place] for place in np.argsort(-scores)]
+        assert list(labels.values()) == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
+        assert sum(labels.values()) == pytest.approx(1.0, abs=1e-5)
+
+
+def weights_of(head):
+    return np.frombuffer(head.weights, "<f4").reshape(3, 6)
+
+
+def test_a_head_must_fit_and_be_signed_by_the_same_key(small_bundle, resnet_bundle, signing_key, head, tmp_path, audio):
+    public = write_key_pair(signing_key, tmp_path / "key")
+    runtime_edge.open(str(small_bundle.path), pub=str(public), head=str(head[1])).classify(audio)
+    with pytest.raises(HeadError, match=r"head\.json: encoder: trained on"):
+        runtime_edge.open(str(resnet_bundle.path), head=str(head[1]))
+    (tmp_path / "head.json.minisig").unlink()
+    with pytest.raises(SignatureError, match="missing"):
+        runtime_edge.open(str(small_bundle.path), pub=str(public), head=str(head[1]))
+    with pytest.raises(UsageError, match="no head"):
+        runtime_edge.open(str(small_bundle.path)).classify(audio)
+
+
+def test_a_device_runs_in_a_program_with_a_callback(small_bundle, head, tmp_path, audio, encoder):
+    soundfile.write(tmp_path / "audio.wav", audio, 4000, subtype="FLOAT")
+    seen = []
+    report = runtime_edge.run(
+        str(tmp_path / "audio.wav"), seen.append, bundle=small_bundle.path, state=tmp_path / "state", head=str(head[1]),
+        realtime=False, results=[str(tmp_path / "results.jsonl")],
+    )  # fmt: skip
+    assert report["windows_captured"] == len(seen) == 4
+    assert (tmp_path / "results.jsonl").read_text().count("\n") == 4
+    for result, embedding, labels in zip(
+        seen,
+        encoder.embed(audio),
+        runtime_edge.open(str(small_bundle.path), head=str(head[1])).classify(audio),
+        strict=True,
+    ):
+        assert result.embedding == pytest.approx(embedding.tolist(), abs=1e-4)
+        assert result.labels == pytest.approx(labels, abs=1e-3)
+        assert result.detected == [label for label, score in labels.items() if score >= 0.5]
+
+
+def test_a_run_with_wrong_settings_names_them(small_bundle, tmp_path):
+    with pytest.raises(UsageError, match=r"runtime_edge\.run: 'bundel': no such setting, did you mean bundle"):
+        runtime_edge.run("mic", print, bundel="bundle/")
+    with pytest.raises(UsageError, match=r"runtime_edge\.run: threads is 'two'"):
+        runtime_edge.run("mic", print, threads="two")
+    with pytest.raises(UsageError, match="give broker"):
+        runtime_edge.run("mic", print)
+    with pytest.raises(HeadError, match="missing"):
+        runtime_edge.run("a.wav", print, bundle=small_bundle.path, state=tmp_path / "s", head=tmp_path / "missing.json")
+
+
 def test_its_names_are_pinned():
-    assert runtime_edge.__all__ == ["open"]
+    assert runtime_edge.__all__ == ["open", "run"]
 
 
 def test_a_device_never_loads_what_it_does_not_have(small_bundle):
