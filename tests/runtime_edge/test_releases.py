@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from runtime_edge import releases
 from runtime_edge.errors import FormatError, SignatureError, TableError
 from runtime_edge.minisign import SecretKey
-from runtime_edge.releases import MAX_RECORD_BYTES, Release, SignedTable, decode_release, open_table, sign_table
+from runtime_edge.releases import (
+    MAX_RECORD_BYTES,
+    Release,
+    ReleasedBundle,
+    SignedTable,
+    canary_place,
+    decode_release,
+    open_table,
+    sign_table,
+)
 
 DIGEST = "sha256:" + "0f" * 32
 OTHER = SecretKey(b"\1" * 8, bytes(32))
@@ -25,6 +34,9 @@ def table(small_bundle):
         manifest=st.just(DIGEST),
         signature=st.text(max_size=50),
         rollback=st.booleans(),
+        share=st.floats(0, 1),
+        stable=st.none() | st.builds(ReleasedBundle, generation=st.integers(1, 9), manifest=st.just(DIGEST)),
+        oldest=st.integers(1, 2**32 - 1),
     )
 )
 def test_a_release_survives_its_bytes(release):
@@ -41,6 +53,11 @@ def test_a_release_survives_its_bytes(release):
         {"manifest": DIGEST + "\n"},
         {"signature": None},
         {"rollback": 1},
+        {"share": 1.01},
+        {"share": -0.01},
+        {"oldest": 0},
+        {"stable": {"generation": 1}},
+        {"stable": {"generation": 1, "manifest": DIGEST, "stable": None}},
         {"surprise": 1},
     ],
 )
@@ -62,6 +79,25 @@ def test_a_record_too_large_is_refused_unread():
     for read in (lambda data: decode_release(data, "x"), lambda data: open_table(data, None, "x")):
         with pytest.raises(FormatError, match=f"x: {MAX_RECORD_BYTES + 1} bytes, more than {MAX_RECORD_BYTES}"):
             read(b" " * (MAX_RECORD_BYTES + 1))
+
+
+def test_canaries_run_the_release_and_the_others_what_is_stable():
+    stable = ReleasedBundle(generation=1, manifest=DIGEST)
+    release = Release(generation=2, manifest=DIGEST, share=0.25, stable=stable)
+    names = [f"pi-{number}" for number in range(100)]
+    chosen = {name: release.for_device(name) for name in names}
+    assert {name for name in names if chosen[name] is release} == {n for n in names if canary_place(n, 2) < 0.25}
+    assert all(choice in (release, stable) for choice in chosen.values())
+    assert 10 < sum(choice is release for choice in chosen.values()) < 40
+    everybody = Release(generation=2, manifest=DIGEST, share=0.0)
+    assert everybody.for_device("pi-1") is everybody, "there is nothing else to run"
+
+
+def test_a_table_for_another_target_is_refused(table, signing_key):
+    record = releases.encode(sign_table(table, signing_key))
+    assert open_table(record, signing_key.public, "table rpi4", "rpi4") == table
+    with pytest.raises(TableError, match=r"^table m2: made for target 'rpi4', not for 'm2'"):
+        open_table(record, signing_key.public, "table m2", "m2")
 
 
 def test_a_signed_table_survives_its_bytes(table, signing_key):
