@@ -45,7 +45,7 @@ class Capture:
         )
         self._windower = Windower(window_samples, hop_samples, config.gate_db, self.counters)
         self._ended = threading.Event()
-        self._live = config.source == "mic"
+        self._live = config.source == "mic" or config.source.startswith("mic:")
         self._heard = (0, time.monotonic())
 
     @property
@@ -65,19 +65,12 @@ class Capture:
         thread = threading.Thread(target=self._read, args=(loop, queue, free), name="capture", daemon=True)
         thread.start()
         stopped = asyncio.create_task(stopping.wait())
+        stopped.add_done_callback(lambda _: queue.put_nowait(None))
         try:
-            while not stopping.is_set():
-                item = asyncio.create_task(queue.get())
-                await asyncio.wait({item, stopped}, return_when=asyncio.FIRST_COMPLETED)
-                if not item.done():
-                    item.cancel()
-                    break
-                window = item.result()
+            while not stopping.is_set() and (window := await queue.get()) is not None:
                 free.release()
                 if isinstance(window, Exception):
                     raise window
-                if window is None:
-                    break
                 yield window
         finally:
             stopped.cancel()

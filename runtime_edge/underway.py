@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from runtime_edge.capture import Captured
 from runtime_edge.engine import Embedding, Engine, Step
 from runtime_edge.results import WindowResult
@@ -33,7 +35,7 @@ class Underway:
         return WindowResult(
             window=self.window.index,
             time=self.window.capture_time_ns / 1e9,
-            embedding=[round(float(value), 5) for value in embedding],
+            embedding=np.round(embedding.astype(np.float64), 5).tolist(),
             uncertainty=uncertainty,
             cut=self.cut,
             encoding=self.step.encoding,
