@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from runtime_edge.credentials import Address
 from runtime_server.hub import Hub
 from runtime_server.releases import ReleaseConfig
 from runtime_server.rollout import RolloutConfig
@@ -87,7 +88,7 @@ def releases() -> None:
 @releases.command("list")
 @broker_option
 @json_option
-def list_(broker: str, as_json: bool) -> None:
+def list_(broker: Address, as_json: bool) -> None:
     """Show the generations that were released and how they went.
 
     Example: ssc server releases list
@@ -99,7 +100,7 @@ def list_(broker: str, as_json: bool) -> None:
 @_generation
 @broker_option
 @json_option
-def promote(generation: int | None, broker: str, as_json: bool) -> None:
+def promote(generation: int | None, broker: Address, as_json: bool) -> None:
     """Give the generation on trial, or another one, to all devices now.
 
     Example: ssc server releases promote
@@ -111,7 +112,7 @@ def promote(generation: int | None, broker: str, as_json: bool) -> None:
 @_generation
 @broker_option
 @json_option
-def rollback(generation: int | None, broker: str, as_json: bool) -> None:
+def rollback(generation: int | None, broker: Address, as_json: bool) -> None:
     """Go back to the stable generation, to the one before it, or to another one.
 
     Example: ssc server releases rollback 3
@@ -123,7 +124,7 @@ def rollback(generation: int | None, broker: str, as_json: bool) -> None:
 @_generation
 @broker_option
 @json_option
-def pin(generation: int | None, broker: str, as_json: bool) -> None:
+def pin(generation: int | None, broker: Address, as_json: bool) -> None:
     """Keep all devices on the present generation, or on another one: nothing is released until `unpin`.
 
     Example: ssc server releases pin 3
@@ -134,7 +135,7 @@ def pin(generation: int | None, broker: str, as_json: bool) -> None:
 @releases.command()
 @broker_option
 @json_option
-def unpin(broker: str, as_json: bool) -> None:
+def unpin(broker: Address, as_json: bool) -> None:
     """Let generations be released again, at once.
 
     Example: ssc server releases unpin
@@ -142,7 +143,7 @@ def unpin(broker: str, as_json: bool) -> None:
     _ask(broker, "unpin", None, as_json)
 
 
-def _ask(broker: str, action: Action, generation: int | None, as_json: bool) -> None:
+def _ask(broker: Address, action: Action, generation: int | None, as_json: bool) -> None:
     found = asyncio.run(_request(broker, action, generation))
     if as_json:
         print_json(found)
@@ -156,7 +157,7 @@ def _ask(broker: str, action: Action, generation: int | None, as_json: bool) -> 
         click.echo(f"nothing is released by itself now: {found['held']}")
 
 
-async def _request(broker: str, action: Action, generation: int | None) -> dict[str, Any]:
+async def _request(broker: Address, action: Action, generation: int | None) -> dict[str, Any]:
     hub = Hub(broker, "releases")
     await hub.connect()
     try:

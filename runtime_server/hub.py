@@ -46,7 +46,7 @@ _Result = TypeVar("_Result")
 _Request = Callable[Concatenate["Hub", _Arguments], Awaitable[_Result]]
 
 
-def _raises_link_error(request: _Request[_Arguments, _Result]) -> _Request[_Arguments, _Result]:
+def raises_link_error(request: _Request[_Arguments, _Result]) -> _Request[_Arguments, _Result]:
     """Turn what the library raises into LinkError."""
 
     @functools.wraps(request)
@@ -108,7 +108,7 @@ class Hub:
                 await asyncio.wait_for(self.client.flush(), _FLUSH_S)
         await disconnect(self.client)
 
-    @_raises_link_error
+    @raises_link_error
     async def publish_bundle(self, bundle: Bundle) -> int:
         """Put a bundle's device files and manifest into the object store; returns the bytes that were new."""
         store = await self.stream.object_store(subjects.BUNDLES)
@@ -124,7 +124,7 @@ class Hub:
             sent += await _put(store, name, (bundle.path / MANIFEST).read_bytes())
         return sent
 
-    @_raises_link_error
+    @raises_link_error
     async def release(
         self,
         bundle: Bundle,
@@ -144,14 +144,14 @@ class Hub:
         bucket = await self.stream.key_value(subjects.RELEASES)
         await bucket.put(target, releases.encode(record))
 
-    @_raises_link_error
+    @raises_link_error
     async def put_table(self, table: SplitterTable, key: minisign.SecretKey | None, device: str | None = None) -> None:
         """Give every device of the table's target, or one device, a splitter table."""
         bucket = await self.stream.key_value(subjects.TABLES)
         record = releases.encode(releases.sign_table(table, key))
         await bucket.put(subjects.table_key(table.target, device), record)
 
-    @_raises_link_error
+    @raises_link_error
     async def table(self, target: str) -> bytes | None:
         """The record of the table every device of a target has been given."""
         bucket = await self.stream.key_value(subjects.TABLES)
@@ -160,19 +160,19 @@ class Hub:
         except nats.js.errors.KeyNotFoundError:
             return None
 
-    @_raises_link_error
+    @raises_link_error
     async def put_head(self, head: Head, key: minisign.SecretKey | None, target: str, device: str | None) -> None:
         """Give every device of a target, or one device, a head."""
         bucket = await self.stream.key_value(subjects.HEADS)
         await bucket.put(subjects.table_key(target, device), sign_head(head, key))
 
-    @_raises_link_error
+    @raises_link_error
     async def put_signing_key(self, key: minisign.PublicKey) -> None:
         """Publish the key that devices without one pin at their first contact."""
         bucket = await self.stream.key_value(subjects.RELEASES)
         await bucket.put(subjects.SIGNING_KEY, key.to_text().encode())
 
-    @_raises_link_error
+    @raises_link_error
     async def presence(self) -> dict[str, dict[str, object]]:
         """The last report of every device that is there."""
         bucket = await self.stream.key_value(subjects.PRESENCE)

@@ -17,8 +17,7 @@ from runtime_edge import releases, subjects
 from runtime_edge.bundle import Bundle
 from runtime_edge.errors import FormatError
 from runtime_edge.patch import make_patch
-from runtime_server.hub import Hub
-from runtime_server.hub import _raises_link_error as raises_link_error
+from runtime_server.hub import Hub, raises_link_error
 
 _GRACE_S = 120.0
 """What has been put so lately may belong to a bundle whose release is still to come."""
