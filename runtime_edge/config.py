@@ -71,7 +71,9 @@ class DeviceConfig:
     power_safe: bool = setting(
         False, "Wait for the disk at every frame: a power cut then takes none, for 5 to 50 ms each on a memory card."
     )
-    min_cut: str | None = setting(None, "Privacy floor: never ship anything earlier than this cut.", example="layer2.0")
+    min_cut: str | None = setting(
+        None, "Privacy floor: never ship anything earlier than this cut; local ships nothing.", example="layer2.0"
+    )
     realtime: bool = setting(True, "Play files at the speed they were recorded; otherwise as fast as possible.")
     loop: bool = setting(False, "Start files again at their end.")
     speed: float = setting(1.0, "Play files so many times faster.", ge=0.01, le=1000)

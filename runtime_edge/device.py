@@ -37,6 +37,7 @@ from runtime_edge.metrics import MetricsServer
 from runtime_edge.monitor import BandwidthEstimator, CpuMonitor, health
 from runtime_edge.notify import Notifier
 from runtime_edge.outbox import Outbox
+from runtime_edge.privacy import drop_below_floor
 from runtime_edge.results import EventSink, Sink
 from runtime_edge.splitter import Decision, Splitter
 from runtime_edge.spool import Spool
@@ -179,8 +180,8 @@ class Device:
         self.accounting.stage_ms["wait"].observe((time.monotonic() - window.ready_at) * 1e3)
         cpu, bandwidth, rtt = self._cpu.load(), self._uplink.uplink_mbits, self._uplink.rtt_ms
         decision = self._splitter.choose(self._learner.uncertainty, cpu, bandwidth, rtt)
-        if self._link is None:
-            decision = decision._replace(cut=LOCAL, probe=False)  # nobody to ship to
+        if self._link is None or self.config.min_cut == LOCAL:
+            decision = decision._replace(cut=LOCAL, probe=False)  # nobody to ship to, or nothing may be shipped
         self.accounting.probes += decision.probe
         engine, started = self._engine, time.monotonic()
         index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
@@ -351,6 +352,8 @@ class Device:
 
     def _open_outbox(self) -> Outbox:
         spool = Spool(self.config.state / "spool.db", self.config.spool_bytes, self.config.power_safe)
+        manifest = self._engine.bundle.manifest
+        self.accounting.inherited_dropped = drop_below_floor(spool, self.config.state, manifest, self.config.min_cut)
         return Outbox(spool, f"{self.config.device}.{self.boot}.", self.accounting)
 
     def _message_id(self, window: Captured) -> str:

@@ -162,8 +162,32 @@ class Spool:
 
         return self._guarded(select)
 
-    def ack(self, message_ids: Iterable[str]) -> None:
-        """Remove frames the server has; unknown ids change nothing. A disk that refuses raises nothing."""
+    def discard(self, unwanted: Callable[[builtins.bytes], bool]) -> int:
+        """Drop the frames whose payload is unwanted; returns how many.
+
+        Raises:
+            SpoolError: the disk fails.
+        """
+
+        def delete() -> int:
+            dropped = 0
+            with self._transaction():
+                self._delete_acked()
+                for place, size in self._db.execute("SELECT place, length(payload) FROM frames").fetchall():
+                    (payload,) = self._db.execute("SELECT payload FROM frames WHERE place = ?", (place,)).fetchone()
+                    if unwanted(payload):
+                        self._remove(place, size, dropped=1)
+                        dropped += 1
+            self._acked.clear()
+            return dropped
+
+        return self._guarded(delete)
+
+    def ack(self, message_ids: Iterable[str], with_next_put: bool = False) -> None:
+        """Remove frames the server has; unknown ids change nothing. A disk that refuses raises nothing.
+
+        With `with_next_put` the disk is written once for both; a process that dies before sends the frames again.
+        """
 
         def delete() -> None:
             with self._transaction():
@@ -172,6 +196,8 @@ class Spool:
 
         with self._lock:
             self._acked.update(message_ids)
+            if with_next_put or not self._acked:
+                return
             try:
                 self._guarded(delete)
             except SpoolError as exc:

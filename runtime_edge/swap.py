@@ -24,9 +24,10 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.engine import Engine
 from runtime_edge.errors import BackendError, BundleError, FormatError, LinkError, SscError, TableError, UsageError
 from runtime_edge.link import Link
+from runtime_edge.privacy import floor_index
 from runtime_edge.releases import ReleasedBundle, decode_release, open_table
 from runtime_edge.splitter import Splitter
-from runtime_edge.table import SplitterTable
+from runtime_edge.table import LOCAL, SplitterTable
 from runtime_edge.trial import Refusal, Trial
 from runtime_edge.updates import BundleStore, Fetched, OlderBundle, store_table, stored_table
 
@@ -43,7 +44,8 @@ def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) ->
     action above the floor, or asks for a state variable that is not measured here.
     """
     manifest = bundle.manifest
-    floor = 0 if config.min_cut is None else manifest.cut_named(config.min_cut).index
+    # With `local` as the floor nothing is shipped whatever is chosen, and a table need not know that action.
+    floor = 0 if config.min_cut == LOCAL else floor_index(manifest, config.min_cut)
     splitter = Splitter(table, [cut.name for cut in manifest.info.cuts], min_cut_index=floor, seed=config.seed)
     table.lookup({"uncertainty": 1.0, "cpu": 0.0, "bandwidth_mbps": 1.0, "rtt_ms": 1.0})
     return splitter
