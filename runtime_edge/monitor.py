@@ -12,6 +12,9 @@ from pathlib import Path
 import psutil
 
 SYSFS = Path("/sys")
+BANDWIDTH_SMOOTHING = 0.3
+"""Factor of the uplink's exponential moving average, for a sample every SAMPLE_S (METHOD section 6)."""
+SAMPLE_S = 0.1
 
 _SMALL_FRAME_BYTES = 1024
 _FULL_WEIGHT_BITS = 8192 * 8

@@ -7,18 +7,23 @@ splitter.choose(uncertainty=0.4, cpu=0.2, bandwidth_mbps=3.0, rtt_ms=80.0).cut
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from runtime_edge.errors import TableError
-from runtime_edge.table import LOCAL, SplitterTable, cut_position
+from runtime_edge.online import OnlineLearner
+from runtime_edge.reward import BYTES_PER_MS
+from runtime_edge.table import LOCAL, Allowance, SplitterTable, StateAxis, allowance, cut_position
 
 UNCERTAINTY_SMOOTHING = 0.3
 """Weight of the newest uncertainty in the exponential mean the table is looked up with (METHOD section 6)."""
-BYTES_PER_MS = 125.0
-"""At 1 Mbit/s."""
+
+
+BREAKS_DWELL = ("bandwidth_mbps", "cpu")
+"""State variables whose move to another bin ends a dwell."""
 
 
 class Decision(NamedTuple):
@@ -27,7 +32,7 @@ class Decision(NamedTuple):
     cut: str
     """Name of a cut, or `local`."""
     action: int
-    """Index into the table's actions; -1 when no action was allowed and `cut` is `local` for that reason."""
+    """Index into the table's actions."""
     row: int
     probe: bool
     """Shipped earlier than the policy would, for the server to learn from."""
@@ -36,34 +41,66 @@ class Decision(NamedTuple):
 class Splitter:
     """Chooses a cut for each window from a table (METHOD section 6); holds the state that makes it steady.
 
-    The device knows a window's uncertainty only after it, so the table is looked up with the exponential
-    mean of the known ones; before the first it is 1. An action earlier than cut `min_cut_index` (the privacy
-    floor) is never chosen, by policy or by probe. Raises TableError when the table does not fit.
+    Three things keep it from flapping: a bin is left only well past its edge (`dead_band`), a better action must be
+    better by more than `hysteresis`, and after a change the next one waits `dwell` windows unless link or load have
+    moved to another bin. The device knows a window's uncertainty only after it, so the table is looked up with the
+    exponential mean of the known ones; before the first it is 1. An action earlier than cut `min_cut_index` (the
+    privacy floor) is never chosen, by policy or by probe. Raises TableError when the table does not fit.
     """
 
     def __init__(
-        self, table: SplitterTable, cut_names: Sequence[str], *, min_cut_index: int = 0, seed: int = 0
+        self,
+        table: SplitterTable,
+        cut_names: Sequence[str],
+        *,
+        min_cut_index: int = 0,
+        seed: int = 0,
+        learner: OnlineLearner | None = None,
     ) -> None:
         self._cut_names = tuple(cut_names)
         self._min_cut_index = min_cut_index
         self._random = np.random.default_rng(seed)
         self._uncertainty = 1.0
-        self._current: str | None = None
-        self._install(table)
+        self._plan = _plan(table, self._cut_names, min_cut_index)
+        self._learner = learner
+        self._action = -1
+        self._allowance = self._plan.allowance.size
+        self._reset()
 
     @property
     def table(self) -> SplitterTable:
         """The table in use."""
-        return self._table
+        return self._plan.table
+
+    @property
+    def learner(self) -> OnlineLearner | None:
+        """What this device has learnt on top of the table, with `--learn`."""
+        return self._learner
 
     @property
     def uncertainty(self) -> float:
         """The smoothed uncertainty, in [0, 1]."""
         return self._uncertainty
 
-    def swap(self, table: SplitterTable) -> None:
+    @property
+    def state(self) -> dict[str, float]:
+        """What the latest choice was made from; empty before the first."""
+        return dict(self._state)
+
+    def swap(self, table: SplitterTable, learner: OnlineLearner | None = None) -> None:
         """Use another table from the next window on. If it does not fit, TableError and the old one stays."""
-        self._install(table)
+        plan = _plan(table, self._cut_names, self._min_cut_index)
+        current = self._plan.names[self._action] if self._action >= 0 else None
+        kept = [action for action in plan.open if plan.names[action] == current]
+        self._plan, self._learner, self._action = plan, learner, kept[0] if kept else -1
+        self._allowance = min(self._allowance, plan.allowance.size)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._bins = [-1] * len(self._plan.axes)
+        self._state: Mapping[str, float] = {}
+        self._changed_at: list[int] = []
+        self._held = 0
 
     def choose(
         self,
@@ -72,57 +109,173 @@ class Splitter:
         bandwidth_mbps: float,
         rtt_ms: float,
         *,
-        allowed: Sequence[bool] | None = None,
+        connected: bool = True,
         extra: Mapping[str, float] | None = None,
     ) -> Decision:
         """Choose for one window.
 
         uncertainty: the latest known, normalised to [0, 1]; None or NaN when nothing new is known. cpu: load
-        of other work in [0, 1]. allowed: for each action of the table whether it may be chosen now (link
-        down: only those that ship nothing). extra: state variables beyond the four. NaN counts as bad.
+        of other work in [0, 1]. connected: while the link is down the device runs everything itself whatever is
+        chosen, so the choice is what to spool: the smallest frame the server can still train on. extra: state
+        variables beyond the four. NaN counts as bad.
         """
         if uncertainty is not None and not math.isnan(uncertainty):
             self._uncertainty += UNCERTAINTY_SMOOTHING * (uncertainty - self._uncertainty)
         if math.isnan(bandwidth_mbps):
             bandwidth_mbps = 0.0
-        state = {
-            "cpu": cpu,
-            "bandwidth_mbps": bandwidth_mbps,
-            "rtt_ms": rtt_ms,
-            "uncertainty": self._uncertainty,
-        }
-        row = self._table.lookup(state if extra is None else {**extra, **state})
-        actions = self._open if allowed is None else [action for action in self._open if allowed[action]]
-        if not actions:
-            return Decision(LOCAL, -1, row, False)
-        action = self._steady(self._table.q[row], actions)
-        probe = self._probe(action, actions, bandwidth_mbps)
-        if probe is not None:
-            return Decision(self._table.actions[probe], probe, row, True)
-        return Decision(self._table.actions[action], action, row, False)
+        state = {"uncertainty": self._uncertainty, "cpu": cpu, "bandwidth_mbps": bandwidth_mbps, "rtt_ms": rtt_ms}
+        if extra is not None:
+            state = {**extra, **state}
+        plan, row = self._plan, self._row(state)
+        if not connected:
+            spooled = self._afforded(row, plan.to_spool, None)[0] if plan.capped else plan.to_spool
+            return Decision(plan.names[spooled], spooled, row, False)
+        action, probe = self._steady(row), None
+        if plan.table.probe_rate and self._random.random() < plan.table.probe_rate:
+            probe = self._probe(action, bandwidth_mbps)
+        if plan.capped:
+            action, probe = self._afforded(row, action, probe)
+        chosen = action if probe is None else probe
+        return Decision(plan.names[chosen], chosen, row, probe is not None)
 
-    def _steady(self, q: tuple[float, ...], actions: list[int]) -> int:
-        """The best action, or the current one while it is within the hysteresis margin of the best."""
-        best = max(actions, key=q.__getitem__)
-        if self._current is not None and self._current in self._table.actions:
-            current = self._table.actions.index(self._current)
-            if current in actions and q[best] - q[current] <= self._table.hysteresis:
-                return current
-        self._current = self._table.actions[best]
+    def mbps_in_question(self) -> float | None:
+        """The next uplink rate above the present one at which another action would be better; None if there is none.
+
+        While small frames are shipped nobody learns that the link has recovered; this says how far to look.
+        """
+        plan = self._plan
+        if plan.bandwidth is None or self._action < 0:
+            return None
+        axis, place = plan.axes[plan.bandwidth], self._bins[plan.bandwidth]
+        row = sum(place * axis.stride for place, axis in zip(self._bins, plan.axes, strict=True))
+        for above in range(place, len(axis.edges)):
+            row += axis.stride
+            q = self._q(row)
+            if max(q[action] for action in plan.open) - q[self._action] > plan.table.hysteresis:
+                return axis.up[above]
+        return None
+
+    def _row(self, state: Mapping[str, float]) -> int:
+        """The row, with each bin kept until its value is past the edge by the dead band."""
+        row, bins = 0, self._bins
+        for index, (name, edges, down, up, stride) in enumerate(self._plan.axes):
+            value = state.get(name)
+            if value is None:
+                raise TableError(f"the table needs the state variable {name}, which is not measured here")
+            place = bins[index]
+            # Written so that NaN leaves its bin; bisect puts it into the last one.
+            if place < 0 or not down[place] <= value < up[place]:
+                bins[index] = place = bisect_right(edges, value)
+            row += place * stride
+        self._state = state
+        return row
+
+    def _q(self, row: int) -> Sequence[float]:
+        return self._plan.table.q[row] if self._learner is None else self._learner.q(row)
+
+    def _steady(self, row: int) -> int:
+        """The best action, or the current one while it is good enough or has hardly begun."""
+        plan, current = self._plan, self._action
+        self._held += 1
+        q = self._q(row)
+        best = plan.best[row] if self._learner is None else max(plan.open, key=q.__getitem__)
+        if best == current or (current >= 0 and q[best] - q[current] <= plan.table.hysteresis):
+            return current
+        moving = [self._bins[index] for index in plan.moving]
+        if current >= 0 and self._held < plan.table.dwell and moving == self._changed_at:
+            return current
+        self._action, self._held, self._changed_at = best, 0, moving
         return best
 
-    def _probe(self, action: int, actions: list[int], bandwidth_mbps: float) -> int | None:
-        """Now and then an earlier cut than `action` whose transfer takes at most `reward.t_max_ms`."""
-        if self._table.probe_rate == 0 or self._random.random() >= self._table.probe_rate:
-            return None
-        room = bandwidth_mbps * BYTES_PER_MS * self._table.reward.t_max_ms
-        fitting = [other for other in actions if other < action and self._table.action_bytes[other] <= room]
+    def _afforded(self, row: int, action: int, probe: int | None) -> tuple[int, int | None]:
+        """The same, unless the cap on bytes does not allow it now: then no probe, or the best action that it does."""
+        plan = self._plan
+        self._allowance = min(plan.allowance.size, self._allowance + plan.allowance.refill)
+        if probe is not None and plan.bytes[probe] > self._allowance:
+            probe = None
+        if probe is None and plan.bytes[action] > self._allowance:
+            affordable = [other for other in plan.open if plan.bytes[other] <= self._allowance]
+            action = max(affordable, key=self._q(row).__getitem__) if affordable else plan.smallest
+        self._allowance -= plan.bytes[action if probe is None else probe]
+        return action, probe
+
+    def _probe(self, action: int, bandwidth_mbps: float) -> int | None:
+        """An earlier cut than `action` whose transfer takes at most `reward.t_max_ms`."""
+        plan = self._plan
+        room = bandwidth_mbps * BYTES_PER_MS * plan.table.reward.t_max_ms
+        fitting = [other for other in plan.open if other < action and plan.bytes[other] <= room]
         return fitting[self._random.integers(len(fitting))] if fitting else None
 
-    def _install(self, table: SplitterTable) -> None:
-        table.check_cuts(self._cut_names)
-        positions = [cut_position(action, self._cut_names) for action in table.actions]
-        above_floor = [action for action, position in enumerate(positions) if position >= self._min_cut_index]
-        if not above_floor:
-            raise TableError(f"actions: all are earlier than this device's privacy floor, cut {self._min_cut_index}")
-        self._table, self._open = table, above_floor
+
+class _Axis(NamedTuple):
+    """A state variable, ready for lookups: bin i is kept while `down[i] <= value < up[i]`."""
+
+    name: str
+    edges: tuple[float, ...]
+    down: tuple[float, ...]
+    up: tuple[float, ...]
+    stride: int
+
+
+def bounds(axis: StateAxis, dead_band: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Between which values each bin is kept once it has been entered: its edges, each moved out by the dead band."""
+    down = (-math.inf, *(edge - dead_band * abs(edge) for edge in axis.edges))
+    up = (*(edge + dead_band * abs(edge) for edge in axis.edges), math.inf)
+    return down, up
+
+
+class _Plan(NamedTuple):
+    """A table and what is worked out from it once, so that a choice is a few look-ups."""
+
+    table: SplitterTable
+    names: tuple[str, ...]
+    bytes: tuple[int, ...]
+    open: list[int]
+    """Actions above the privacy floor."""
+    best: list[int]
+    """The best of them in each row."""
+    axes: list[_Axis]
+    moving: list[int]
+    """Axes whose move ends a dwell."""
+    bandwidth: int | None
+    """Axis of the uplink."""
+    to_spool: int
+    """What to spool while the link is down."""
+    smallest: int
+    """Action with the fewest bytes."""
+    capped: bool
+    allowance: Allowance
+
+
+def _plan(table: SplitterTable, cut_names: Sequence[str], min_cut_index: int) -> _Plan:
+    table.check_cuts(cut_names)
+    names, sizes = table.actions, table.action_bytes
+    above_floor = [action for action, name in enumerate(names) if cut_position(name, cut_names) >= min_cut_index]
+    if not above_floor:
+        raise TableError(f"costs: all cuts are earlier than this device's privacy floor, cut {min_cut_index}")
+    axes = _axes(table.state, table.dead_band)
+    shipping = [action for action in above_floor if names[action] != LOCAL] or above_floor
+    teaching = [action for action in shipping if table.costs[action].teaches]
+    return _Plan(
+        table=table,
+        names=names,
+        bytes=sizes,
+        open=above_floor,
+        best=[max(above_floor, key=q.__getitem__) for q in table.q],
+        axes=axes,
+        moving=[index for index, axis in enumerate(axes) if axis.name in BREAKS_DWELL],
+        bandwidth=next((index for index, axis in enumerate(axes) if axis.name == "bandwidth_mbps"), None),
+        to_spool=min(teaching or shipping, key=sizes.__getitem__),
+        smallest=min(above_floor, key=sizes.__getitem__),
+        capped=table.limits.mb_per_hour is not None,
+        allowance=allowance(table.limits, table.hop_s),
+    )
+
+
+def _axes(state: Sequence[StateAxis], dead_band: float) -> list[_Axis]:
+    axes: list[_Axis] = []
+    stride = 1
+    for axis in reversed(state):
+        axes.insert(0, _Axis(axis.name, axis.edges, *bounds(axis, dead_band), stride))
+        stride *= len(axis.edges) + 1
+    return axes

@@ -1,19 +1,27 @@
-"""`ssc splitter`: train a table, look at one, push one to devices."""
+"""`ssc splitter`: train a table, look at one, push one to devices, merge what they learnt."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import itertools
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
 
-from runtime_edge.bundle import MAX_TABLE_BYTES, open_bundle
+from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import TableError, UsageError
-from runtime_edge.files import read_bounded, write_atomic
+from runtime_edge.files import read_bounded
+from runtime_edge.online import MAX_LEARNT_BYTES, Learnt
 from runtime_edge.profile import MAX_PROFILE_BYTES, Profile
-from runtime_edge.table import Reward, SplitterTable
+from runtime_edge.table import MAX_TABLE_BYTES, Limits, Reward, SplitterTable, StateAxis
+from streamsplit_compile.bundle_writer import write_table
+from streamsplit_compile.environment import Environment, environment_for
+from streamsplit_compile.evaluation import evaluate
+from streamsplit_compile.merge import merge
 from streamsplit_compile.options import (
     PathParam,
     broker_option,
@@ -24,15 +32,27 @@ from streamsplit_compile.options import (
     print_table,
     read_key,
 )
-from streamsplit_compile.pricing import DEFAULT_TRACES, bundle_actions
-from streamsplit_compile.splitter import train_table
+from streamsplit_compile.pricing import bundle_actions, hop_seconds
+from streamsplit_compile.splitter import TableOptions, default_held_out, train_table
 from streamsplit_compile.targets import load_target
-from streamsplit_compile.traces import synthetic_traces
+from streamsplit_compile.trace_csv import known_families, recorded_traces
+from streamsplit_compile.traces import FAMILIES, HELD_OUT, Traces, family_traces
+
+_STATES = ("uncertainty", "cpu", "bandwidth_mbps", "rtt_ms", "temperature_c", "battery")
+
+traces_option = click.option(
+    "--traces",
+    default=",".join(FAMILIES),
+    show_default=True,
+    help="Families of synthetic traces, or a CSV file or a directory of recorded ones.",
+)
+profile_option = click.option("--profile", "profile_file", type=PathParam(), help="Measured times (`ssc profile`).")
+seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the traces.")
 
 
 @click.group()
 def splitter() -> None:
-    """Train, look at and push splitter tables.
+    """Train, judge, explain and push splitter tables.
 
     Example: ssc splitter train bundle/ --target rpi4 -o table.json
     """
@@ -42,52 +62,61 @@ def splitter() -> None:
 @bundle_argument
 @click.option("--target", required=True, help="A target the bundle was compiled for.")
 @click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")
-@click.option("--profile", "profile_file", type=PathParam(), help="Measured times of the device (`ssc profile`).")
-@click.option("--bandwidth", default="0.1,16", show_default=True, help="Uplink range to expect, Mbit/s.")
-@click.option("--rtt", default="10,200", show_default=True, help="Round-trip range to expect, ms.")
+@profile_option
+@traces_option
+@click.option("--bins", multiple=True, help="Edges of a state variable, such as cpu=0.3,0.6; once for each variable.")
 @click.option("--alpha", type=click.FloatRange(0), help="Weight of agreement [default: 10].")
 @click.option("--beta", type=click.FloatRange(0), help="Weight of latency [default: 5].")
 @click.option("--eta", type=click.FloatRange(0), help="Weight of energy [default: 3].")
+@click.option("--t-max-ms", type=click.FloatRange(0, min_open=True), help="Latency that costs beta [default: 200].")
+@click.option("--e-budget-mj", type=click.FloatRange(0, min_open=True), help="Energy that costs eta [default: 100].")
 @click.option("--rho", type=click.FloatRange(0), help="Value of windows the server can learn from [default: 0.2].")
+@click.option("--max-mb-per-hour", type=click.FloatRange(0, min_open=True), help="Hard cap on bytes shipped.")
+@click.option("--max-latency-ms", type=click.FloatRange(0, min_open=True), help="Hard cap on the 95th percentile.")
+@click.option("--max-memory-mb", type=click.FloatRange(0, min_open=True), help="Hard cap on a prefix's memory.")
+@click.option("--min-cut", help="Privacy floor: no action before this cut.")
 @click.option("--probe-rate", default=0.02, show_default=True, type=click.FloatRange(0, 0.2))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of traces and learner.")
+@seed_option
+@key_option
 @json_option
 def train(
     bundle: Path,
     target: str,
     out: Path,
     profile_file: Path | None,
-    bandwidth: str,
-    rtt: str,
-    alpha: float | None,
-    beta: float | None,
-    eta: float | None,
-    rho: float | None,
+    traces: str,
+    bins: tuple[str, ...],
+    max_mb_per_hour: float | None,
+    max_latency_ms: float | None,
+    max_memory_mb: float | None,
+    min_cut: str | None,
     probe_rate: float,
     seed: int,
+    key: Path | None,
     as_json: bool,
+    **weights: float | None,
 ) -> None:
-    """Learn a table by Q-learning on the bundle's costs and synthetic traces (METHOD section 6).
+    """Learn a table by Q-learning on the bundle's costs and on traces (METHOD section 6).
 
-    Example: ssc splitter train bundle/ --target rpi4 --bandwidth 0.5,8 -o table.json
+    Example: ssc splitter train bundle/ --target rpi4 --traces lte,outages --max-mb-per-hour 40 -o table.json
     """
     opened = open_bundle(bundle)
-    model = dataclasses.replace(
-        DEFAULT_TRACES, bandwidth_mbps=_range(bandwidth, "--bandwidth"), rtt_ms=_range(rtt, "--rtt")
+    limits = Limits(
+        mb_per_hour=max_mb_per_hour, latency_p95_ms=max_latency_ms, memory_mb=max_memory_mb, min_cut=min_cut
     )
-    weights = {"alpha": alpha, "beta": beta, "eta": eta, "rho": rho}
+    reward = Reward(**{name: value for name, value in weights.items() if value is not None})
+    seen, held_out = traces_of(traces, seed)
     table = train_table(
-        bundle_actions(opened.manifest, target, _read_profile(profile_file)),
-        load_target(target),
+        bundle_environment(opened, target, reward, limits, profile_file),
+        target=target,
         encoder=opened.manifest.info.encoder.id,
         cut_names=[cut.name for cut in opened.manifest.info.cuts],
-        reward=Reward(**{name: value for name, value in weights.items() if value is not None}),
-        seed=seed,
-        traces=synthetic_traces(model, 512, 600, seed),
-        held_out=synthetic_traces(model, 128, 600, seed + 1_000_003),
-        probe_rate=probe_rate,
+        bundle=opened.digest,
+        traces=seen,
+        held_out=held_out,
+        options=TableOptions(seed=seed, bins=_axes(bins), probe_rate=probe_rate),
     )
-    write_atomic(out, table.to_json())
+    write_table(out.parent, out.name, table.to_json(), read_key(key))
     if as_json:
         print_json(table.metrics)
     else:
@@ -102,7 +131,7 @@ def show(table: Path, as_json: bool) -> None:
 
     Example: ssc splitter show bundle/tables/rpi4.json
     """
-    read = _read(table)
+    read = read_table(table)
     if as_json:
         print_json({"target": read.target, "actions": read.actions, "shares": _shares(read), "metrics": read.metrics})
     else:
@@ -114,34 +143,106 @@ def show(table: Path, as_json: bool) -> None:
 @click.option("--device", help="Only this device [default: every device of the table's target].")
 @broker_option
 @key_option
-def push(table: Path, device: str | None, broker: str, key: Path | None) -> None:
+@json_option
+def push(table: Path, device: str | None, broker: str, key: Path | None, as_json: bool) -> None:
     """Give running devices another table; it takes effect at their next window.
 
     Example: ssc splitter push table.json --device pi-1 --key signing.key
     """
-    # The server's package stands above this one; it is only asked for by name.
-    from importlib import import_module
-
-    hub = import_module("runtime_server.hub").Hub(broker, "splitter")
-    read, secret = _read(table), read_key(key)
-
-    async def put() -> None:
-        await hub.connect()
-        try:
-            await hub.put_table(read, secret, device)
-        finally:
-            await hub.close()
-
-    asyncio.run(put())
-    click.echo(f"{table}: pushed to {device or f'every device of {read.target}'}")
+    read, secret = read_table(table), read_key(key)
+    ask(broker, lambda hub: hub.put_table(read, secret, device))
+    if as_json:
+        print_json({"table": read.digest, "target": read.target, "device": device})
+    else:
+        click.echo(f"{table}: pushed to {device or f'every device of {read.target}'}")
 
 
-def _read(path: Path) -> SplitterTable:
+@splitter.command("merge")
+@click.argument("table", type=PathParam())
+@click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")
+@click.option("--learnt", multiple=True, type=PathParam(), help="A device's learnt.json [default: ask the broker].")
+@seed_option
+@broker_option
+@key_option
+@json_option
+def merge_command(
+    table: Path, out: Path, learnt: tuple[Path, ...], seed: int, broker: str, key: Path | None, as_json: bool
+) -> None:
+    """Fold what devices learnt with --learn into the table they ran.
+
+    Example: ssc splitter merge table.json --broker nats://gateway:4222 -o next.json
+    """
+    read = read_table(table)
+    if learnt:
+        records = [Learnt.from_json(read_bounded(path, MAX_LEARNT_BYTES, TableError), str(path)) for path in learnt]
+    else:
+        found = ask(broker, lambda hub: hub.learnt())
+        records = [Learnt.from_json(data, f"learnt values of {device}") for device, data in sorted(found.items())]
+        records = [record for record in records if record.table == read.digest]
+    merged = merge(read, records)
+    merged = msgspec.structs.replace(merged, metrics=evaluate(merged, default_held_out(seed)).metrics())
+    write_table(out.parent, out.name, merged.to_json(), read_key(key))
+    changed = sum(before != after for before, after in zip(read.policy, merged.policy, strict=True))
+    if as_json:
+        print_json({"devices": len(records), "changed_rows": changed, "metrics": merged.metrics})
+    else:
+        click.echo(f"{out}: {len(records)} devices, another choice in {changed} of {len(merged.policy)} states")
+
+
+def bundle_environment(
+    bundle: Bundle, target: str, reward: Reward, limits: Limits, profile_file: Path | None
+) -> Environment:
+    """The environment of a bundle on one of its targets, with a profile's times where there is one."""
+    profile = None
+    if profile_file is not None:
+        profile = Profile.from_json(read_bounded(profile_file, MAX_PROFILE_BYTES), str(profile_file))
+    actions = bundle_actions(bundle.manifest, target, profile)
+    return environment_for(actions, load_target(target), reward, limits, hop_seconds(bundle.manifest))
+
+
+def traces_of(text: str, seed: int) -> tuple[Traces, Traces]:
+    """Traces to train on and held-out ones for `--traces`."""
+    families = known_families(text)
+    if families is not None:
+        each = 640 // len(families)
+        return family_traces(families, each, 480, seed), family_traces(families, each // 4, 480, seed + HELD_OUT)
+    if not Path(text).exists():
+        raise UsageError(f"--traces {text}: no such file, and the families are {', '.join(FAMILIES)}")
+    return recorded_traces(Path(text), seed)
+
+
+def read_table(path: Path) -> SplitterTable:
+    """A table file. Raises TableError."""
     return SplitterTable.from_json(read_bounded(path, MAX_TABLE_BYTES, TableError), str(path))
 
 
-def _read_profile(path: Path | None) -> Profile | None:
-    return None if path is None else Profile.from_json(read_bounded(path, MAX_PROFILE_BYTES), str(path))
+def ask(broker: str, work: Any) -> Any:
+    """Run `await work(hub)` on a connection to the broker."""
+    # The server's package stands above this one; it is only asked for by name.
+    hub = import_module("runtime_server.hub").Hub(broker, "splitter")
+
+    async def connected() -> Any:
+        await hub.connect()
+        try:
+            return await work(hub)
+        finally:
+            await hub.close()
+
+    return asyncio.run(connected())
+
+
+def _axes(texts: tuple[str, ...]) -> tuple[StateAxis, ...]:
+    axes = []
+    for text in texts:
+        name, _, numbers = text.partition("=")
+        try:
+            edges = tuple(float(number) for number in numbers.split(",") if number)
+        except ValueError:
+            edges = (1.0, 0.0)
+        if name not in _STATES or any(low >= high for low, high in itertools.pairwise(edges)):
+            raise UsageError(f"--bins {text}: expected a name of {', '.join(_STATES)} and rising edges: cpu=0.3,0.6")
+        axes.append(StateAxis(name=name, edges=edges))  # type: ignore[arg-type]
+    return tuple(axes)
 
 
 def _shares(table: SplitterTable) -> dict[str, float]:
@@ -154,21 +255,14 @@ def _describe(table: SplitterTable, where: str) -> None:
     shares = _shares(table)
     print_table(
         f"{where}: {table.encoder} on {table.target}",
-        ["cut", "bytes", "chosen in"],
+        ["cut", "device ms", "device mJ", "bytes", "chosen in"],
         [
-            [action, str(size), f"{shares[action]:.0%} of states"]
-            for action, size in zip(table.actions, table.action_bytes, strict=True)
+            [a.name, f"{a.device_ms:.1f}", f"{a.device_mj:.0f}", str(a.bytes), f"{shares[a.name]:.0%} of states"]
+            for a in table.costs
         ],
     )
     for name, value in table.metrics.items():
         click.echo(f"  {name} {value:g}")
 
 
-def _range(text: str, option: str) -> tuple[float, float]:
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} {text!r}: expected two numbers such as 0.5,8") from None
-    if not 0 < low < high < 1e6:
-        raise UsageError(f"{option} {text!r}: the first must be above 0 and below the second")
-    return low, high
+import_module("streamsplit_compile.cli_splitter_look")

@@ -1,61 +1,39 @@
-"""The splitter's environment: what every action costs and is worth in every window (METHOD section 6).
+"""The splitter's environment: every action of a bundle on a target, in every window of some traces.
 
-    Lat = device_ms / (1 - min(R, 0.9)) + bytes / bandwidth + round trip + server_ms
-    E   = device_mj + mj_per_kb * bytes / 1000 + transmit_w * transfer_ms
-    A   = quality(k, u) + rho * u  if the server can learn from the window (shipped at a cut before the last)
-    r   = alpha * A - beta * Lat / t_max_ms - eta * E / e_budget_mj
-
-`local` ships nothing and waits for nothing. Arrays have shape (trace, window, action), float64.
+The arithmetic of one action in one window stands in `runtime_edge.reward`. Arrays have shape (trace, window, action),
+float64.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.errors import UsageError
-from runtime_edge.splitter import BYTES_PER_MS
-from runtime_edge.table import LOCAL, Reward
+from runtime_edge.reward import Conditions, terms, whole
+from runtime_edge.table import LOCAL, ActionCosts, Limits, Reward, SplitterTable, Uplink, costs_digest
 from streamsplit_compile.targets import Target
 from streamsplit_compile.traces import Traces
 
 Array = npt.NDArray[np.float64]
-
-MAX_LOAD = 0.9
-"""Under load the prefix slows down tenfold at most."""
-MIN_BANDWIDTH_MBPS = 0.01
-"""Keeps the latency of an outage finite."""
-
-
-@dataclass(frozen=True)
-class ActionCosts:
-    """One action: a cut, or `local`. Costs of one window on an idle device."""
-
-    name: str
-    device_ms: float
-    device_mj: float
-    bytes: int
-    server_ms: float
-    quality: tuple[float, ...]
-    """Agreement with the float32 encoder, for equally wide bins of uncertainty over [0, 1] (one or more)."""
-    teaches: bool
-    """Whether the server can train on what is shipped: a cut before the last."""
+RULE_FULL_MBPS = 8.0
+"""Bandwidth that counts as 1 in the heuristic rule: the top of METHOD section 6's range."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Actions in cut order, `local` last, with the uplink's energy and the reward."""
+    """Actions in cut order, `local` last, with the uplink's costs, the reward and the caps."""
 
     actions: tuple[ActionCosts, ...]
-    mj_per_kb: float
-    transmit_w: float
+    uplink: Uplink
     reward: Reward
+    limits: Limits = field(default_factory=Limits)
+    hop_s: float = 0.5
+    """Seconds from one window to the next."""
 
     def __post_init__(self) -> None:
         names = [action.name for action in self.actions]
@@ -70,9 +48,12 @@ class Environment:
     @property
     def digest(self) -> str:
         """`sha256:<hex>` over the costs, not the reward."""
-        costs = dataclasses.asdict(self)
-        del costs["reward"]
-        return "sha256:" + hashlib.sha256(json.dumps(costs, sort_keys=True).encode()).hexdigest()
+        return costs_digest(self.actions, self.uplink)
+
+    @property
+    def bytes(self) -> Array:
+        """Of each action, shape (action,)."""
+        return np.array([action.bytes for action in self.actions], np.float64)
 
 
 @dataclass(frozen=True)
@@ -84,52 +65,73 @@ class Outcome:
     quality: Array
     """Agreement, without the learning value."""
     reward: Array
+    """With what the caps charge."""
 
 
-def environment_for(costs: Sequence[ActionCosts], target: Target, reward: Reward) -> Environment:
-    """The environment of these actions on this target. Raises UsageError for actions that make no sense."""
+def environment_for(
+    costs: Sequence[ActionCosts],
+    target: Target,
+    reward: Reward,
+    limits: Limits | None = None,
+    hop_s: float = 0.5,
+) -> Environment:
+    """The environment of these actions on this target, less those the privacy floor or the memory cap forbid.
+
+    Raises UsageError for actions that make no sense, or when a cap leaves none.
+    """
+    limits = limits if limits is not None else Limits()
+    names = [action.name for action in costs]
+    if limits.min_cut is not None and limits.min_cut not in names:
+        raise UsageError(f"privacy floor {limits.min_cut!r}: the cuts are {', '.join(names)}")
+    floor = 0 if limits.min_cut is None else names.index(limits.min_cut)
+    room = np.inf if limits.memory_mb is None else limits.memory_mb
+    allowed = tuple(action for action in costs[floor:] if action.memory_mb <= room)
+    if not allowed:
+        least = min(action.memory_mb for action in costs[floor:])
+        raise UsageError(f"memory cap {room:g} MB: no cut above the privacy floor needs less than {least:.1f} MB")
     radio = target.radio
-    return Environment(tuple(costs), radio.mj_per_kb.value, radio.transmit_w.value, reward)
+    uplink = Uplink(mj_per_kb=radio.mj_per_kb.value, transmit_w=radio.transmit_w.value)
+    return Environment(allowed, uplink, reward, limits, hop_s)
+
+
+def environment_of(table: SplitterTable) -> Environment:
+    """The environment a table was trained on."""
+    return Environment(table.costs, table.uplink, table.reward, table.limits, table.hop_s)
+
+
+def with_local(environment: Environment) -> Environment:
+    """The same with the action `local`: everything on the device, nothing shipped."""
+    if environment.actions[-1].name == LOCAL:
+        return environment
+    last = whole(environment.actions)
+    local = msgspec.structs.replace(last, name=LOCAL, bytes=0, server_ms=0.0, teaches=False)
+    return Environment(
+        (*environment.actions, local), environment.uplink, environment.reward, environment.limits, environment.hop_s
+    )
 
 
 def simulate(environment: Environment, traces: Traces) -> Outcome:
     """Play every action in every window."""
-    actions, reward = environment.actions, environment.reward
-    cpu, uncertainty = traces.cpu[..., None], traces.uncertainty[..., None]
-    transfer_ms = _column(actions, "bytes") / (
-        np.maximum(traces.bandwidth_mbps, MIN_BANDWIDTH_MBPS)[..., None] * BYTES_PER_MS
+    at = Conditions(traces.uncertainty, traces.cpu, traces.bandwidth_mbps, traces.rtt_ms)
+    last = whole(environment.actions)
+    played = [
+        terms(action, last, environment.uplink, environment.reward, environment.limits, at)
+        for action in environment.actions
+    ]
+    alpha = environment.reward.alpha or 1.0
+    return Outcome(
+        np.stack([item.latency_ms for item in played], axis=-1),
+        np.stack([item.energy_mj for item in played], axis=-1),
+        np.stack([item.quality for item in played], axis=-1) / alpha,
+        np.stack([item.total for item in played], axis=-1),
     )
-    ships = np.array([action.name != LOCAL for action in actions])
-    round_trip_ms = ships * traces.rtt_ms[..., None] + _column(actions, "server_ms")
-    latency_ms = _column(actions, "device_ms") / (1 - np.minimum(cpu, MAX_LOAD)) + transfer_ms + round_trip_ms
-    energy_mj = (
-        _column(actions, "device_mj")
-        + environment.mj_per_kb * _column(actions, "bytes") / 1000
-        + environment.transmit_w * transfer_ms
-    )
-    quality = np.stack([_quality(action, traces.uncertainty) for action in actions], axis=-1)
-    value = quality + reward.rho * uncertainty * _column(actions, "teaches")
-    total = (
-        reward.alpha * value - reward.beta * latency_ms / reward.t_max_ms - reward.eta * energy_mj / reward.e_budget_mj
-    )
-    return Outcome(latency_ms, energy_mj, quality, total)
 
 
-def heuristic_rule(environment: Environment, traces: Traces) -> npt.NDArray[np.int64]:
-    """The baseline `k = clip(floor(L (0.6 (1 - R) + 0.4 B_norm)), 1, L - 1)` as actions, (trace, window).
+def heuristic_rule(environment: Environment, cpu: Array, bandwidth_mbps: Array) -> npt.NDArray[np.int64]:
+    """The baseline `k = clip(floor(L (0.6 (1 - R) + 0.4 B_norm)), 1, L - 1)` as actions, shaped as its arguments.
 
     L is the number of blocks; B_norm is the bandwidth over 8 Mbit/s, at most 1.
     """
     blocks = sum(action.name != LOCAL for action in environment.actions) - 1
-    share = 0.6 * (1 - traces.cpu) + 0.4 * np.minimum(traces.bandwidth_mbps / 8.0, 1.0)
+    share = 0.6 * (1 - cpu) + 0.4 * np.minimum(bandwidth_mbps / RULE_FULL_MBPS, 1.0)
     return np.clip(np.floor(blocks * share), min(1, blocks), max(blocks - 1, 0)).astype(np.int64)
-
-
-def _column(actions: tuple[ActionCosts, ...], field: str) -> Array:
-    return np.array([getattr(action, field) for action in actions], np.float64)
-
-
-def _quality(action: ActionCosts, uncertainty: Array) -> Array:
-    values = np.asarray(action.quality, np.float64)
-    bins = np.minimum((uncertainty * len(values)).astype(np.int64), len(values) - 1)
-    return np.asarray(values[bins], np.float64)

@@ -6,23 +6,20 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from runtime_edge import manifest as manifests
 from runtime_edge.errors import UsageError
 from runtime_edge.manifest import Cut, Manifest, TargetCost
 from runtime_edge.profile import Profile
-from runtime_edge.table import SplitterTable
+from runtime_edge.table import ActionCosts, Reward, SplitterTable
 from runtime_edge.wire import MAX_HEADER_BYTES
 from streamsplit_compile.cost import BlockWork, predict
-from streamsplit_compile.environment import ActionCosts
-from streamsplit_compile.splitter import train_table
+from streamsplit_compile.environment import environment_for
+from streamsplit_compile.splitter import TableOptions, train_table
 from streamsplit_compile.targets import Target, load_target
-from streamsplit_compile.traces import TraceModel, synthetic_traces
 
 SERVER_TARGET = "x86-64"
 SERVER_OVERHEAD_MS = 3.0
 """Broker, batching and reply on the server, measured on a 2-core machine (docs/benchmarks.md)."""
-
-DEFAULT_TRACES = TraceModel(bandwidth_mbps=(0.1, 16.0), rtt_ms=(10.0, 200.0))
-"""From a thin gateway to Wi-Fi: wider than the LTE-like family of METHOD section 6, which it contains."""
 
 
 def price(
@@ -36,33 +33,41 @@ def price(
     """Add predicted costs for each target to the manifest; returns it and the tables by their path."""
     server = [round(server_ms(item), 4) for item in work]
     costs: dict[str, TargetCost] = {}
-    tables: dict[str, SplitterTable] = {}
-    for index, target in enumerate(targets):
-        progress("training splitter tables", index, len(targets))
+    for target in targets:
         blocks = [predict(item, target) for item in work]
         cost = TargetCost(
             variant=variant,
+            threads=target.threads,
+            providers=target.providers,
             block_ms=[round(block.ms, 4) for block in blocks],
             block_mj=[round(block.mj, 4) for block in blocks],
             block_peak_bytes=[block.peak_memory_bytes for block in blocks],
             radio_mj_per_kb=target.radio.mj_per_kb.value,
             table=f"tables/{target.name}.json",
         )
-        actions = action_costs(manifest.info.cuts, cost, server)
         costs[target.name] = cost
-        tables[cost.table] = train_table(
-            actions,
-            target,
-            encoder=manifest.info.encoder.id,
-            cut_names=[cut.name for cut in manifest.info.cuts],
-            seed=seed,
-            traces=synthetic_traces(DEFAULT_TRACES, 512, 600, seed),
-            held_out=synthetic_traces(DEFAULT_TRACES, 128, 600, seed + 1_000_003),
-            created_by="ssc compile",
-        )
     info = msgspec.structs.replace(manifest.info, targets=costs, server_block_ms=server)
     metadata = msgspec.structs.replace(manifest.additional_metadata, ssc=info)
-    return msgspec.structs.replace(manifest, additional_metadata=metadata), tables
+    manifest = msgspec.structs.replace(manifest, additional_metadata=metadata)
+    bundle = manifests.digest(manifests.encode(manifest))
+    tables: dict[str, SplitterTable] = {}
+    for index, target in enumerate(targets):
+        progress("training splitter tables", index, len(targets))
+        tables[costs[target.name].table] = train_table(
+            environment_for(bundle_actions(manifest, target.name), target, Reward(), hop_s=hop_seconds(manifest)),
+            target=target.name,
+            encoder=info.encoder.id,
+            cut_names=[cut.name for cut in info.cuts],
+            bundle=bundle,
+            options=TableOptions(seed=seed, created_by="ssc compile"),
+        )
+    return manifest, tables
+
+
+def hop_seconds(manifest: Manifest) -> float:
+    """Seconds from one window to the next."""
+    front_end = manifest.info.front_end
+    return front_end.hop_samples / front_end.sample_rate
 
 
 def server_ms(work: BlockWork) -> float:
@@ -83,7 +88,20 @@ def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = No
         if profile.blocks != info.blocks or profile.encoder != info.encoder.id:
             raise UsageError(f"the profile is of {profile.encoder} in {len(profile.blocks)} blocks, not of this bundle")
         cost = measured_cost(cost, profile)
-    return action_costs(info.cuts, cost, info.server_block_ms)
+    memory = prefix_memory_mb(manifest, cost)
+    return [
+        msgspec.structs.replace(action, memory_mb=size)
+        for action, size in zip(action_costs(info.cuts, cost, info.server_block_ms), memory, strict=True)
+    ]
+
+
+def prefix_memory_mb(manifest: Manifest, cost: TargetCost) -> list[float]:
+    """Memory each cut's prefix works in: the weights of its blocks and the largest activations, MB (1e6 bytes)."""
+    weights = [manifest.variant(block, cost.variant).bytes for block in manifest.info.blocks]
+    return [
+        round((sum(weights[: cut.index]) + max(cost.block_peak_bytes[: cut.index], default=0)) / 1e6, 3)
+        for cut in manifest.info.cuts
+    ]
 
 
 def measured_cost(cost: TargetCost, profile: Profile) -> TargetCost:

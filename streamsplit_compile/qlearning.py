@@ -6,13 +6,11 @@ state does not depend on the action and the same traces serve every policy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime_edge.table import StateAxis
 
 Array = npt.NDArray[np.float64]
 States = npt.NDArray[np.int64]
@@ -24,14 +22,10 @@ class Learning:
 
     gamma: float = 0.5
     """Discount. Actions do not change the state, so it moves no optimum; a high one only adds noise."""
-    epochs: int = 8
+    epochs: int = 6
     """Passes over the traces."""
-    epsilon: tuple[float, float] = (1.0, 0.1)
-    """Share of random actions, from the first step to the last, falling linearly."""
-    step_power: float = 0.7
-    """The step size of a state and action after n visits is n ** -step_power."""
     min_visits: int = 5
-    """A state in which some action was tried less often counts as not visited."""
+    """A state that comes less often counts as not visited."""
 
 
 def quantile_edges(values: Array, bins: int) -> tuple[float, ...]:
@@ -40,44 +34,38 @@ def quantile_edges(values: Array, bins: int) -> tuple[float, ...]:
     return tuple(float(edge) for edge in edges)
 
 
-def rows_of(observed: Mapping[str, Array], axes: Sequence[StateAxis]) -> States:
-    """Table row of every window, (trace, window); the same as `SplitterTable.lookup` for each."""
-    rows = np.zeros(observed[axes[0].name].shape, np.int64)
-    for axis in axes:
-        rows = rows * (len(axis.edges) + 1) + np.digitize(observed[axis.name], axis.edges)
-    return rows
+def geometric_edges(values: Array, bins: int) -> tuple[float, ...]:
+    """Edges in equal ratios between the 5 % and the 95 % quantile: for bandwidth, since delay goes with its inverse."""
+    low, high = np.quantile(values, (0.05, 0.95))
+    if not 0 < low < high:
+        return quantile_edges(values, bins)
+    return tuple(float(edge) for edge in np.unique(np.round(np.geomspace(low, high, bins - 1), 3)))
 
 
 def q_learning(
-    states: States, rewards: Array, n_states: int, settings: Learning, random: np.random.Generator
+    states: States, rewards: Array, n_states: int, settings: Learning
 ) -> tuple[Array, npt.NDArray[np.int64]]:
-    """Epsilon-greedy tabular Q-learning, all traces in step.
+    """Tabular Q-learning, all traces in step.
 
-    states: (trace, window). rewards: (trace, window, action). Returns Q and visits, each (state, action).
-    Where several traces are in the same state and take the same action, their targets are averaged and count
-    as that many visits.
+    states: (trace, window). rewards: (trace, window, action). Returns Q (state, action) and visits (state,).
+    Traces say what every action would have brought in a window, so every action of a state is updated at each visit:
+    there is nothing to explore, and actions are compared on the same windows. Where several traces are in the same
+    state their targets are averaged and count as that many visits. The step size after n visits is
+    1 / (1 + (1 - gamma) n), which forgets the start as fast as it averages.
     """
-    traces, windows, actions = rewards.shape
-    q = np.zeros(n_states * actions)
-    visits = np.zeros(n_states * actions)
-    steps = settings.epochs * (windows - 1)
-    epsilons = np.linspace(*settings.epsilon, steps)
-    trace = np.arange(traces)
-    for step in range(steps):
+    windows, actions = rewards.shape[1:]
+    q, visits = np.zeros((n_states, actions)), np.zeros(n_states)
+    for step in range(settings.epochs * (windows - 1)):
         window = step % (windows - 1)
         state = states[:, window]
-        table = q.reshape(n_states, actions)
-        explores = random.random(traces) < epsilons[step]
-        action = np.where(explores, random.integers(actions, size=traces), table[state].argmax(1))
-        target = rewards[trace, window, action] + settings.gamma * table[states[:, window + 1]].max(1)
-        pair = state * actions + action
-        count = np.bincount(pair, minlength=len(q))
-        touched = np.flatnonzero(count)
-        mean = np.bincount(pair, weights=target, minlength=len(q))[touched] / count[touched]
-        visits[touched] += count[touched]
-        rate = 1 - (1 - visits[touched] ** -settings.step_power) ** count[touched]
-        q[touched] += rate * (mean - q[touched])
-    return q.reshape(n_states, actions), visits.reshape(n_states, actions).astype(np.int64)
+        target = rewards[:, window] + settings.gamma * q[states[:, window + 1]].max(1)[:, None]
+        touched, place, count = np.unique(state, return_inverse=True, return_counts=True)
+        mean = np.zeros((len(touched), actions))
+        np.add.at(mean, place, target / count[place][:, None])
+        visits[touched] += count
+        rate = 1 - (1 - 1 / (1 + (1 - settings.gamma) * visits[touched])) ** count
+        q[touched] += rate[:, None] * (mean - q[touched])
+    return q, visits.astype(np.int64)
 
 
 def estimate_model(states: States, rewards: Array, n_states: int) -> tuple[Array, Array, npt.NDArray[np.int64]]:

@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
+from small_tables import CUTS
+from small_tables import make_table as make
 
 from runtime_edge.errors import TableError
 from runtime_edge.splitter import UNCERTAINTY_SMOOTHING, Decision, Splitter
-from runtime_edge.table import LOCAL, Reward, SplitterTable, StateAxis, StateName, cuts_digest
-
-CUTS = ["waveform", "layer1", "layer2", "embedding"]
-
-
-def make(
-    q: tuple[tuple[float, ...], ...],
-    axis: StateName = "bandwidth_mbps",
-    edges: tuple[float, ...] = (1.0,),
-    **changes: Any,
-) -> SplitterTable:
-    fields: dict[str, Any] = {
-        "target": "rpi4",
-        "encoder": "resnet18",
-        "created_by": "test",
-        "actions": (*CUTS, LOCAL),
-        "action_bytes": (32000, 16000, 8000, 256, 0),
-        "state": (StateAxis(name=axis, edges=edges),),
-        "reward": Reward(),
-        "hysteresis": 0.5,
-        "probe_rate": 0.0,
-        "costs_digest": "sha256:" + "0" * 64,
-        "bundle_cuts": cuts_digest(CUTS),
-        "metrics": {},
-        "policy": tuple(row.index(max(row)) for row in q),
-        "q": q,
-    }
-    return SplitterTable(**(fields | changes))
-
+from runtime_edge.table import LOCAL, Limits, StateAxis, cuts_digest
 
 SLOW_LOCAL_FAST_WAVEFORM = ((0.0, 1.0, 2.0, 3.0, 4.0), (9.0, 8.0, 7.0, 6.0, 5.0))
 
@@ -78,16 +51,59 @@ def test_the_privacy_floor_masks_the_best_action_and_every_probe() -> None:
 
 
 def test_a_floor_that_leaves_nothing_is_refused() -> None:
-    table = make(((1.0, 0.0),) * 2, actions=("waveform", "layer1"), action_bytes=(2, 1))
+    table = make(((1.0, 0.0),) * 2, names=("waveform", "layer1"), sizes=(2, 1))
     with pytest.raises(TableError, match="privacy floor, cut 2"):
         Splitter(table, CUTS, min_cut_index=2)
 
 
-def test_a_mask_for_a_link_that_is_down() -> None:
+def test_while_the_link_is_down_the_smallest_frame_that_teaches_is_spooled() -> None:
     splitter = Splitter(make(SLOW_LOCAL_FAST_WAVEFORM, probe_rate=0.2), CUTS)
-    down = [False, False, False, False, True]
-    assert {splitter.choose(0.5, 0.1, 5.0, 80.0, allowed=down) for _ in range(100)} == {Decision(LOCAL, 4, 1, False)}
-    assert splitter.choose(0.5, 0.1, 5.0, 80.0, allowed=[False] * 5) == Decision(LOCAL, -1, 1, False)
+    down = {splitter.choose(0.5, 0.1, 5.0, 80.0, connected=False) for _ in range(100)}
+    assert down == {Decision("layer2", 2, 1, False)}
+    floored = Splitter(make(SLOW_LOCAL_FAST_WAVEFORM), CUTS, min_cut_index=3)
+    assert floored.choose(0.5, 0.1, 5.0, 80.0, connected=False).cut == "embedding"
+    nothing_ships = Splitter(make(((1.0,),) * 2, names=(LOCAL,), sizes=(0,)), CUTS)
+    assert nothing_ships.choose(0.5, 0.1, 5.0, 80.0, connected=False).cut == LOCAL
+
+
+def test_a_bin_is_left_only_well_past_its_edge() -> None:
+    splitter = Splitter(make(SLOW_LOCAL_FAST_WAVEFORM, dead_band=0.1), CUTS)
+    mbps = (0.95, 1.05, 1.09, 1.11, 1.05, 0.95, 0.91, 0.89, 1.0, 5.0)
+    assert [splitter.choose(None, 0.1, value, 80.0).row for value in mbps] == [0, 0, 0, 1, 1, 1, 1, 0, 0, 1]
+
+
+def test_a_dead_band_is_narrow_enough_for_a_jump_over_several_bins() -> None:
+    table = make(tuple((float(i), 0.0, 0.0, 0.0, 0.0) for i in range(5)), edges=(1.0, 2.0, 4.0, 8.0), dead_band=0.2)
+    splitter = Splitter(table, CUTS)
+    assert [splitter.choose(None, 0.1, value, 80.0).row for value in (0.5, 9.7, 7.9, 4.1, 0.1)] == [0, 4, 4, 3, 0]
+
+
+def test_after_a_change_a_cut_is_kept_for_the_dwell_unless_link_or_load_move() -> None:
+    axes = (StateAxis(name="uncertainty", edges=(0.5,)), StateAxis(name="cpu", edges=(0.5,)))
+    q = tuple(tuple(9.0 * (action == best) for action in range(5)) for best in (0, 1, 2, 3))
+    splitter = Splitter(make(q, state=axes, dwell=4, hysteresis=0.0), CUTS)
+
+    def actions(*states: tuple[float, float]) -> list[int]:
+        found = []
+        for uncertainty, cpu in states:
+            splitter._uncertainty = uncertainty
+            found.append(splitter.choose(None, cpu, 1.0, 80.0).action)
+        return found
+
+    sure, unsure = (0.1, 0.1), (0.9, 0.1)
+    assert actions(sure, unsure, unsure, unsure, unsure, sure, sure, sure, sure) == [0, 0, 0, 0, 2, 2, 2, 2, 0]
+    assert actions(unsure, (0.9, 0.9), (0.1, 0.9), (0.1, 0.1)) == [0, 3, 3, 0]
+
+
+def test_it_asks_about_the_link_only_where_a_faster_one_would_change_the_choice() -> None:
+    small, large = (0.0, 0.0, 0.0, 5.0, 0.0), (0.0, 5.0, 0.0, 0.0, 0.0)
+    splitter = Splitter(make((small, small, large, large), edges=(1.0, 2.0, 4.0), dead_band=0.1), CUTS)
+    assert splitter.mbps_in_question() is None  # before the first window
+    splitter.choose(None, 0.1, 0.5, 80.0)
+    assert splitter.mbps_in_question() == pytest.approx(2.2)
+    splitter.choose(None, 0.1, 3.0, 80.0)
+    assert splitter.mbps_in_question() is None
+    assert Splitter(make((small, large), axis="cpu"), CUTS).mbps_in_question() is None
 
 
 def test_probes_are_earlier_cuts_whose_transfer_fits() -> None:
@@ -117,6 +133,13 @@ def test_unknown_conditions_count_as_bad() -> None:
     assert loaded.choose(0.5, math.nan, 1.0, 80.0).row == 1
 
 
+def test_what_was_decided_from_can_be_read() -> None:
+    splitter = Splitter(make(SLOW_LOCAL_FAST_WAVEFORM), CUTS)
+    assert splitter.state == {}
+    splitter.choose(None, 0.1, 5.0, 80.0)
+    assert splitter.state == {"uncertainty": 1.0, "cpu": 0.1, "bandwidth_mbps": 5.0, "rtt_ms": 80.0}
+
+
 def test_state_variables_beyond_the_four_are_passed_or_missed_by_name() -> None:
     splitter = Splitter(make(SLOW_LOCAL_FAST_WAVEFORM, axis="temperature_c", edges=(70.0,)), CUTS)
     assert splitter.choose(0.5, 0.1, 1.0, 80.0, extra={"temperature_c": 75.0}).row == 1
@@ -137,3 +160,16 @@ def test_a_swap_holds_from_the_next_window_and_a_bad_one_changes_nothing() -> No
         splitter.swap(make(SLOW_LOCAL_FAST_WAVEFORM, bundle_cuts=cuts_digest(["a"])))
     assert splitter.table is swapped
     assert splitter.choose(None, 0.1, 5.0, 80.0).cut == "embedding"
+
+
+def test_a_cap_on_bytes_holds_in_every_hour_and_the_best_that_it_allows_is_taken() -> None:
+    cap_mb = 20.0
+    table = make(((9.0, 8.0, 7.0, 6.0, 5.0),) * 2, limits=Limits(mb_per_hour=cap_mb), probe_rate=0.2)
+    splitter = Splitter(table, CUTS)
+    chosen = [splitter.choose(0.5, 0.1, 50.0, 80.0, connected=window % 1000 < 900).action for window in range(20_000)]
+    sizes = np.asarray(table.action_bytes)[chosen]
+    hour = np.convolve(sizes, np.ones(7200), "valid")
+    assert hour.max() <= cap_mb * 1e6
+    assert hour.min() > 0.9 * cap_mb * 1e6
+    assert set(chosen[:40]) == {0}  # the burst
+    assert {2, 3} <= set(chosen[7200:])

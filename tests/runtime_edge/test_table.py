@@ -17,23 +17,55 @@ from runtime_edge.errors import TableError
 from runtime_edge.table import (
     LOCAL,
     MAX_TABLE_BYTES,
+    ActionCosts,
+    Limits,
     Reward,
     SplitterTable,
     StateAxis,
     StateName,
+    Uplink,
+    costs_digest,
     cuts_digest,
 )
 
 CUTS = ["waveform", "layer1", "embedding"]
 
 
+UPLINK = Uplink(mj_per_kb=2.27, transmit_w=0.133)
+
+
+def actions_of(names: Any, sizes: Any) -> tuple[ActionCosts, ...]:
+    return tuple(
+        ActionCosts(
+            name=name,
+            device_ms=10.0 * index,
+            device_mj=40.0 * index,
+            bytes=size,
+            server_ms=3.0,
+            quality=(0.99, 0.98),
+            teaches=name not in (LOCAL, "embedding"),
+        )
+        for index, (name, size) in enumerate(zip(names, sizes, strict=True))
+    )
+
+
+COSTS = actions_of((*CUTS, LOCAL), (32000, 8000, 256, 0))
+
+
 def make(**changes: Any) -> SplitterTable:
+    changes.setdefault("costs_digest", costs_digest(changes.get("costs", COSTS), UPLINK))
     fields: dict[str, Any] = {
         "target": "rpi4",
         "encoder": "resnet18",
         "created_by": "test",
-        "actions": (*CUTS, LOCAL),
-        "action_bytes": (32000, 8000, 256, 0),
+        "costs": COSTS,
+        "uplink": UPLINK,
+        "limits": Limits(),
+        "discount": 0.5,
+        "hop_s": 0.5,
+        "dead_band": 0.1,
+        "dwell": 6,
+        "bundle": "sha256:" + "1" * 64,
         "state": (
             StateAxis(name="uncertainty", edges=(0.5,)),
             StateAxis(name="bandwidth_mbps", edges=(1.0, 4.0)),
@@ -41,7 +73,6 @@ def make(**changes: Any) -> SplitterTable:
         "reward": Reward(),
         "hysteresis": 0.1,
         "probe_rate": 0.05,
-        "costs_digest": "sha256:" + "0" * 64,
         "bundle_cuts": cuts_digest(CUTS),
         "metrics": {"regret": 0.01},
         "policy": (3, 1, 0, 2, 1, 0),
@@ -55,6 +86,11 @@ def make(**changes: Any) -> SplitterTable:
 
 def edited(**changes: Any) -> bytes:
     return json.dumps(json.loads(make().to_json()) | changes).encode()
+
+
+def with_costs(index: int, **changes: Any) -> list[dict[str, Any]]:
+    costs = msgspec.to_builtins(COSTS)
+    return [action | changes if place == index else action for place, action in enumerate(costs)]
 
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
@@ -74,8 +110,15 @@ def tables(draw: st.DrawFn) -> SplitterTable:
     row = st.tuples(*[finite] * len(actions))
     q = tuple(draw(st.lists(row, min_size=rows, max_size=rows)))
     return make(
-        actions=actions,
-        action_bytes=(*draw(st.lists(st.integers(0, 1 << 31), min_size=len(cuts), max_size=len(cuts))), 0),
+        costs=actions_of(
+            actions, (*draw(st.lists(st.integers(0, 1 << 31), min_size=len(cuts), max_size=len(cuts))), 0)
+        ),
+        limits=draw(
+            st.builds(Limits, mb_per_hour=st.none() | st.floats(0.1, 1e6), price_per_kb=st.floats(0, 10), min_cut=names)
+        ),
+        discount=draw(st.floats(0, 0.99)),
+        dead_band=draw(st.floats(0, 0.5)),
+        dwell=draw(st.integers(0, 100)),
         bundle_cuts=cuts_digest(cuts),
         state=axes,
         q=q,
@@ -129,8 +172,8 @@ def test_a_table_fits_the_bundle_it_was_made_for_and_no_other() -> None:
     with pytest.raises(TableError, match=r"bundle_cuts: .*other cuts"):
         table.check_cuts(["waveform", "layer1", "layer2", "embedding"])
     with pytest.raises(TableError, match="not in the order"):
-        make(actions=("layer1", "waveform", "embedding", LOCAL)).check_cuts(CUTS)
-    make(actions=("waveform", "embedding"), action_bytes=(1, 1), policy=(0,) * 6, q=((1.0, 0.0),) * 6).check_cuts(CUTS)
+        make(costs=actions_of(("layer1", "waveform", "embedding", LOCAL), (1, 1, 1, 0))).check_cuts(CUTS)
+    make(costs=actions_of(("waveform", "embedding"), (1, 1)), policy=(0,) * 6, q=((1.0, 0.0),) * 6).check_cuts(CUTS)
 
 
 @pytest.mark.parametrize(
@@ -139,11 +182,18 @@ def test_a_table_fits_the_bundle_it_was_made_for_and_no_other() -> None:
         ({"colour": 1}, "unknown field `colour`"),
         ({"format": "streamsplit.table/2"}, "format"),
         ({"target": ""}, "target"),
-        ({"actions": []}, "actions"),
-        ({"actions": ["waveform", "waveform", "embedding", "local"]}, "actions: a name stands twice"),
-        ({"action_bytes": [1, 2, 3]}, "action_bytes: 3 numbers for 4 actions"),
-        ({"action_bytes": [1, 2, -3, 0]}, r"action_bytes\[2\]"),
-        ({"action_bytes": [1, 2, 3, 4]}, "action_bytes: local"),
+        ({"costs": []}, "costs"),
+        ({"costs": with_costs(1, name="waveform")}, "costs: a name stands twice"),
+        ({"costs": with_costs(2, bytes=-3)}, r"costs\[2\]\.bytes|costs\[...\]\.bytes"),
+        ({"costs": with_costs(2, colour=1)}, "unknown field `colour`"),
+        ({"costs": with_costs(1, quality=[])}, "quality"),
+        ({"costs": with_costs(3, bytes=4)}, "costs: local"),
+        ({"costs": with_costs(3, teaches=True)}, "costs: local"),
+        ({"costs": with_costs(1, device_ms=11.5)}, "costs_digest: not that of costs"),
+        ({"limits": {"mb_per_hour": 0}}, r"limits\.mb_per_hour"),
+        ({"discount": 1.0}, "discount"),
+        ({"dead_band": 0.6}, "dead_band"),
+        ({"dwell": -1}, "dwell"),
         ({"state": []}, "state"),
         ({"state": [{"name": "mood", "edges": []}]}, "state"),
         ({"state": [{"name": "cpu", "edges": [0.5, 0.5]}]}, "edges of cpu"),
