@@ -99,7 +99,7 @@ class Delivery:
         """Wait until the spool is empty and nothing is under way, at most `patience_s`."""
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
-            if not self._sending and await self._run(self._outbox.spool.depth) == 0:
+            if not self._sending and await self._run(self._outbox.depth) == 0:
                 return
             await asyncio.sleep(0.05)
 
@@ -127,7 +127,7 @@ class Delivery:
         self._sending += 1
         try:
             delivered = await self._publish(message_id, window, frame)
-            await self._run(self._outbox.settle, message_id, delivered)
+            self._outbox.settle_soon(message_id, delivered)
         finally:
             self._sending -= 1
         return delivered

@@ -1,12 +1,14 @@
 """Frames between the encoder and the broker: on disk, and in the accounts exactly once.
 
-Used by the compute thread alone, so that what is counted and what lies on the disk always agree. A frame that has no
-place on the disk may still be on its way; only when that fails, too, it is dropped, with the reason it had no place.
+Used by the compute thread alone, but for `settle_soon`, so that what is counted and what lies on the disk always
+agree. A frame that has no place on the disk may still be on its way; only when that fails, too, it is dropped, with the
+reason it had no place.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import Any
 
 from runtime_edge.accounting import Accounting, DropReason
@@ -33,11 +35,13 @@ class Outbox:
         self._own, self._accounting = own, accounting
         self._claimed: set[str] = set()
         self._homeless: dict[str, DropReason] = {}
+        self._over: deque[tuple[str, bool]] = deque()
         self._recoveries = spool.recoveries
         accounting.inherited = spool.depth()
 
     def put(self, message_id: str, window: int, frame: bytes, uncertainty: float, claim: bool) -> None:
         """Store a frame of this run; with `claim` the caller sends it now and the replay leaves it alone."""
+        self._settle_due(with_next_put=True)
         self._accounting.captured += 1
         if claim:
             self._claimed.add(message_id)
@@ -57,6 +61,7 @@ class Outbox:
 
     def claim_oldest(self) -> SpooledFrame | None:
         """The oldest frame that nobody is sending, now claimed. Raises SpoolError."""
+        self._settle_due()
         stored = self.spool.oldest(1 + len(self._claimed))
         self._account_damage()
         found = next((frame for frame in stored if frame.message_id not in self._claimed), None)
@@ -64,12 +69,16 @@ class Outbox:
             self._claimed.add(found.message_id)
         return found
 
-    def settle(self, message_id: str, delivered: bool) -> None:
+    def settle_soon(self, message_id: str, delivered: bool) -> None:
+        """The attempt to send a claimed frame is over: settled by the next call of another method. From any thread."""
+        self._over.append((message_id, delivered))
+
+    def settle(self, message_id: str, delivered: bool, with_next_put: bool = False) -> None:
         """The attempt to send a claimed frame is over."""
         self._claimed.discard(message_id)
         reason = self._homeless.pop(message_id, None)
         if delivered:
-            self.spool.ack([message_id])
+            self.spool.ack([message_id], with_next_put)
         if self.is_own(message_id):
             self._accounting.acked += delivered
             self._accounting.undecided -= reason is not None
@@ -81,6 +90,7 @@ class Outbox:
 
     def give_up(self) -> None:
         """Settle whatever is claimed: nobody is sending any more."""
+        self._settle_due()
         for message_id in list(self._claimed):
             self.settle(message_id, delivered=False)
 
@@ -90,15 +100,28 @@ class Outbox:
 
     def report(self) -> dict[str, Any]:
         """The accounting and what is spooled, at one moment. Raises SpoolError."""
-        return self._accounting.report(self.spool.depth())
+        return self._accounting.report(self.depth())
+
+    def depth(self) -> int:
+        """How many frames are spooled. Raises SpoolError."""
+        self._settle_due()
+        return self.spool.depth()
 
     def state(self) -> SpoolState:
         """What is spooled. Raises SpoolError."""
+        self._settle_due()
         return self.spool.state()
 
     def close(self) -> None:
         """Release the spool's file."""
+        self._settle_due()
         self.spool.close()
+
+    def _settle_due(self, with_next_put: bool = False) -> None:
+        while self._over:
+            self.settle(*self._over.popleft(), with_next_put)
+        if not with_next_put:
+            self.spool.ack([])  # those that waited for a put
 
     def _has_no_place(self, message_id: str, reason: DropReason) -> None:
         """Not on the disk, or not any more."""

@@ -138,9 +138,12 @@ class Anything(RuleBasedStateMachine):
         self.claimed = []
         self.delivered = set()
 
-    @rule(uncertainty=st.floats(0, 1), claim=st.booleans(), refused=st.booleans())
-    def put(self, uncertainty, claim, refused):
+    @rule(uncertainty=st.floats(0, 1), claim=st.booleans(), refused=st.booleans(), over=st.booleans())
+    def put(self, uncertainty, claim, refused, over):
         self.number += 1
+        if over and self.claimed:
+            self.outbox.settle_soon(self.claimed[0], True)
+            self.delivered.add(self.claimed.pop(0))
         real = self.outbox.spool.put
         if refused:
 
@@ -180,7 +183,7 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def every_window_is_somewhere_once(self):
-        a, depth = self.accounting, self.outbox.spool.depth()
+        a, depth = self.accounting, self.outbox.depth()
         own = depth - a.inherited
         assert a.captured == a.acked + a.kept_local + sum(a.dropped.values()) + a.undecided + own
         assert a.lost(depth) == 0
@@ -198,3 +201,30 @@ def test_in_any_order_the_sum_is_right(tmp_path):
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(machine, settings=quiet)
+
+
+def test_what_is_settled_soon_is_settled_with_the_next_put(path):
+    accounting = Accounting()
+    outbox = Outbox(Spool(path, ROOM), "pi.new.", accounting)
+    sent, failed = put(outbox, 0, claim=True), put(outbox, 1, claim=True)
+    outbox.settle_soon(sent, True)
+    outbox.settle_soon(failed, False)
+    assert accounting.acked == 0
+    written = []
+    outbox.spool._db.set_trace_callback(lambda statement: written.append(statement.split()[0]))
+    put(outbox, 2)
+    assert written.count("COMMIT") == 1, "the disk is written once"
+    assert accounting.acked == 1
+    assert [frame.index for frame in outbox.spool.oldest(9)] == [1, 2]
+    assert outbox.claim_oldest().message_id == failed
+    assert accounting.lost(outbox.depth()) == 0
+
+
+@pytest.mark.parametrize("ask", ["depth", "state", "report", "claim_oldest", "close"])
+def test_nothing_that_is_over_stays_unsettled(path, ask):
+    accounting = Accounting()
+    outbox = Outbox(Spool(path, ROOM), "pi.new.", accounting)
+    outbox.settle_soon(put(outbox, 0, claim=True), True)
+    getattr(outbox, ask)()
+    assert accounting.acked == 1
+    assert Spool(path, ROOM).depth() == 0
