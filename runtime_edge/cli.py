@@ -59,7 +59,8 @@ def run(config: Path | None, as_json: bool, verbose: bool, **given: Any) -> None
     accounting = asyncio.run(_run(settings, [JsonLines(path) for path in settings.results]))
     if settings.report is not None:
         write_atomic(settings.report, json.dumps(accounting, indent=2).encode() + b"\n")
-    click.echo(json.dumps(accounting, indent=2) if as_json else _sentence(accounting))
+    summary = json.dumps(accounting, indent=2) if as_json else _sentence(accounting)
+    click.echo(summary, err="-" in settings.results)  # standard output is the results' then
 
 
 @edge.command("config")

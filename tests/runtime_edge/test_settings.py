@@ -168,3 +168,8 @@ def test_a_run_without_what_it_needs_says_so(tmp_path, text, words):
     result = CliRunner().invoke(cli.edge, ["run", "--config", str(write(tmp_path, text))])
     with pytest.raises(UsageError, match=words):
         raise result.exception
+
+
+def test_the_documentation_shows_every_setting():
+    page = (Path(__file__).parents[2] / "docs" / "operation.md").read_text()
+    assert f"```toml\n{as_toml(DeviceConfig)}```" in page, "put the output of `ssc edge config` into docs/operation.md"
