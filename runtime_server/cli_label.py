@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 
 from runtime_edge import minisign
 from runtime_edge.bundle import Bundle, open_bundle, signature_path
+from runtime_edge.credentials import Address
 from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.files import write_atomic
 from runtime_edge.head import Head, signature_of
@@ -58,7 +60,7 @@ def label(
     follow: bool,
     gate_db: float,
     seed: int,
-    broker: str,
+    broker: Address,
     key: Path | None,
     as_json: bool,
 ) -> None:
@@ -71,6 +73,7 @@ def label(
     """
     if follow and given is not None:
         raise UsageError("--follow looks for new generations in --state; leave out --bundle")
+    broker = _with_own_key(broker, state)
     done = 0
     while True:
         bundles = _bundles(state, given)
@@ -104,6 +107,14 @@ def _bundles(state: Path, given: Path | None) -> dict[int, Bundle]:
     return {number: open_bundle(directory / f"{number:05d}") for number in numbers}
 
 
+def _with_own_key(broker: Address, state: Path) -> Address:
+    """The server's own credentials, unless others are given."""
+    own = state / "server.nkey"
+    if broker.credentials.nkey is not None or not own.exists():
+        return broker
+    return replace(broker, credentials=replace(broker.credentials, nkey=own))
+
+
 def _signing_key(given: Path | None, state: Path) -> minisign.SecretKey | None:
     own = state / "signing.key"
     return read_key(given or (own if own.exists() else None))
@@ -118,7 +129,7 @@ def _targets(bundle: Bundle, target: str | None, device: str | None) -> list[str
     return known if target is None else [target]
 
 
-def _examples(source: Path, bundles: dict[int, Bundle], broker: str, gate_db: float, quiet: bool) -> Examples:
+def _examples(source: Path, bundles: dict[int, Bundle], broker: Address, gate_db: float, quiet: bool) -> Examples:
     newest = bundles[max(bundles)]
     with Steps(quiet) as steps:
         if not is_events(source):
@@ -136,7 +147,7 @@ def _examples(source: Path, bundles: dict[int, Bundle], broker: str, gate_db: fl
 
 
 def _ship(
-    head: Head, out: Path, key: minisign.SecretKey | None, broker: str, targets: list[str], device: str | None
+    head: Head, out: Path, key: minisign.SecretKey | None, broker: Address, targets: list[str], device: str | None
 ) -> None:
     """Write it, and put it where the devices of the targets find it."""
     data = head.to_json()

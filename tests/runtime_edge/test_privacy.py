@@ -1,4 +1,4 @@
-"""Nothing earlier than the privacy floor leaves a device: not by a table, a probe, a swap, or an earlier run's spool."""
+"""Nothing earlier than the privacy floor leaves a device: by no table, probe or swap, nor from an earlier spool."""
 
 import pytest
 from hypothesis import given, settings
