@@ -1,0 +1,148 @@
+"""The device runtime on an emulated Raspberry Pi 4: the library call, `ssc edge run`, `ssc doctor`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tools.arm.machine import CPU, REPOSITORY, Machine, Site
+from tools.arm.sample import Sample, make_sample
+from tools.arm.stream import MAX_WINDOWS_PER_CUT, Streamed, serve, stream
+
+_NUMPY_2, _NUMPY_1 = "numpy==2.4.6", "numpy==1.26.4"
+SITES = (
+    Site("onnxruntime", "onnx", "edge", ("onnxruntime==1.23.2", _NUMPY_2)),
+    Site("onnxruntime-newest", "onnx", "edge", ("onnxruntime==1.31.1", _NUMPY_2)),
+    Site("tflite-runtime", "tflite", "edge-tflite-runtime", ("tflite-runtime==2.14.0", _NUMPY_1)),
+)
+"""The newest onnxruntime, which pip takes, runs the library call alone: the loop is the same."""
+MAX_ERROR = 1e-4
+_OURS = ("models", "runtime_edge", "runtime_server", "streamsplit_compile")
+_TIMEOUT_S = 180.0
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One variant's embeddings of a recording, there against here."""
+
+    runtime: str
+    variant: str
+    windows: int
+    max_error: float
+    cosine_to_fp32: tuple[float, float]
+    """Medians, here and there."""
+    rss_mb: float
+    """The emulator's memory included."""
+    window_s: float
+
+    @property
+    def holds(self) -> bool:
+        """Float32 alone is judged: int8 kernels round and saturate differently on different processors."""
+        return self.max_error <= MAX_ERROR or not self.variant.endswith("fp32")
+
+
+@dataclass
+class Outcome:
+    """All that was found."""
+
+    cpu: str = CPU
+    installed_mb: dict[str, float] = field(default_factory=dict)
+    """Disk use of a device's site-packages, by site."""
+    embedded: list[Embedded] = field(default_factory=list)
+    streamed: list[Streamed] = field(default_factory=list)
+    doctor: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    """What `ssc doctor` finds, by site."""
+
+    @property
+    def failures(self) -> list[str]:
+        """What did not hold, one line each."""
+        rows: list[Embedded | Streamed] = [*self.embedded, *self.streamed]
+        problems = [
+            f"ssc doctor, {site}: {finding['what']}: {finding['detail']}"
+            for site, found in self.doctor.items()
+            for finding in found
+            if finding["state"] == "problem"
+        ]
+        return [str(row) for row in rows if not row.holds] + problems
+
+
+def check(machine: Machine, recordings: Path | None, directory: Path, say: Callable[[str], None]) -> Outcome:
+    """Everything, in a scratch directory."""
+    packages = {site: machine.install(site) for site in SITES}
+    outcome = Outcome()
+    say("compiling the bundle: onnx and tflite, fp32 and int8")
+    sample = make_sample(directory, recordings, MAX_WINDOWS_PER_CUT)
+    for site in SITES:
+        say(f"{site.runtime} on {CPU}: library call, ssc doctor")
+        outcome.embedded += embed(machine, site, packages[site], sample, directory)
+        outcome.doctor[site.name] = examine(machine, packages[site])
+        outcome.installed_mb[site.name] = sum(map(_disk_mb, [packages[site], *(REPOSITORY / name for name in _OURS)]))
+    with serve(directory, sample) as server:
+        for site in (site for site in SITES if "newest" not in site.name):
+            for encoding in ("int8", "float16"):
+                say(f"{site.runtime} on {CPU}: ssc edge run, {encoding}")
+                outcome.streamed.append(stream(machine, site, packages[site], encoding, sample, server, directory))
+    return outcome
+
+
+def embed(machine: Machine, site: Site, packages: Path, sample: Sample, directory: Path) -> list[Embedded]:
+    """The library call with every variant of the site's format, there and here."""
+    exact, small = variants = (f"{site.format}-fp32", f"{site.format}-int8")
+    script = [Path(__file__).with_name("embed.py"), sample.bundle.path, sample.recording, ",".join(variants)]
+    _output([sys.executable, *script, directory / "here.npz"])
+    said = json.loads(_output(machine.command(*script, directory / "there.npz"), machine.environment(packages)))
+    if said["machine"] != "aarch64":
+        raise RuntimeError(f"{site.runtime} ran on {said['machine']}")
+    here, there = (dict(np.load(directory / name)) for name in ("here.npz", "there.npz"))
+    return [
+        Embedded(
+            runtime=site.runtime,
+            variant=variant,
+            windows=len(there[variant]),
+            max_error=float(np.abs(here[variant] - there[variant]).max()),
+            cosine_to_fp32=(_cosine(here[variant], here[exact]), _cosine(there[variant], here[exact])),
+            rss_mb=said["rss_mb"],
+            window_s=said["window_s"][variant],
+        )
+        for variant in (exact, small)
+    ]
+
+
+def examine(machine: Machine, packages: Path) -> list[dict[str, str]]:
+    """What `ssc doctor` finds there."""
+    found: list[dict[str, str]] = json.loads(
+        _output(machine.ssc("doctor", "--json"), machine.environment(packages), allowed=(0, 1))
+    )
+    return found
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """For programs."""
+    return asdict(outcome) | {"failures": outcome.failures}
+
+
+def _cosine(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+    """Median over windows; embeddings have unit norm."""
+    return float(np.median((found * expected).sum(1)))
+
+
+def _disk_mb(directory: Path) -> float:
+    """What `du` counts, in units of 1e6 bytes."""
+    return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*")) / 1e6
+
+
+def _output(command: list[Any], environment: dict[str, str] | None = None, allowed: tuple[int, ...] = (0,)) -> str:
+    done = subprocess.run(
+        [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S
+    )
+    if done.returncode not in allowed:
+        raise RuntimeError(f"{command[0]}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return done.stdout

@@ -1,0 +1,79 @@
+"""What is checked: a small encoder, the bundle compiled from it, and a recording."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import torch
+
+from runtime_edge.bundle import Bundle
+from streamsplit_compile.calibrate import calibration_windows
+from streamsplit_compile.compiler import CompileOptions, compile_encoder
+from streamsplit_compile.encoders import load_encoder, new_encoder, save_checkpoint
+from streamsplit_compile.targets import load_target
+
+Array = npt.NDArray[np.float32]
+TARGET = "rpi4"
+_ENCODER, _BLOCKS = "mobilenet_v3_small", "3"
+_CALIBRATION_WINDOWS = 4
+_FILE_RATE, _FILE_WINDOWS = 44_100, 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A bundle, the module it came from, and audio for it."""
+
+    encoder: Path
+    bundle: Bundle
+    module: torch.nn.Module
+    pcm: npt.NDArray[np.int16]
+    """(samples,) at the encoder's rate, enough for some windows at every cut."""
+    recording: Path
+    """The same sound's beginning as a stereo FLAC file at 44.1 kHz."""
+
+    @property
+    def window(self) -> int:
+        """Samples of a window."""
+        return self.bundle.manifest.info.front_end.window_samples
+
+    @property
+    def hop(self) -> int:
+        """Samples between the starts of two windows."""
+        return self.bundle.manifest.info.front_end.hop_samples
+
+    @property
+    def cuts(self) -> list[str]:
+        """Names of the cuts, in order."""
+        return [cut.name for cut in self.bundle.manifest.info.cuts]
+
+    def expected(self, windows: list[int]) -> npt.NDArray[Any]:
+        """(windows, d): what the whole encoder makes of these windows in torch."""
+        audio = self.pcm.astype(np.float32) / 32768
+        batch = np.stack([audio[index * self.hop : index * self.hop + self.window] for index in windows])
+        with torch.no_grad():
+            found: npt.NDArray[Any] = self.module(torch.from_numpy(batch)).numpy()
+        return found
+
+
+def make_sample(directory: Path, recordings: Path | None, windows_per_cut: int) -> Sample:
+    """Compile the encoder in both formats, in float32 and int8; audio from the recordings, or synthesised."""
+    encoder = directory / "encoder.pt"
+    module, config = new_encoder(_ENCODER)
+    save_checkpoint(_ENCODER, config, module, encoder)
+    options = CompileOptions([load_target(TARGET)], cuts=_BLOCKS, calibrate=recordings,
+                             calibration_windows=_CALIBRATION_WINDOWS,
+                             formats=("onnx", "tflite"), precisions=("fp32", "int8"))  # fmt: skip
+    bundle = compile_encoder(load_encoder(encoder), options, directory / "bundle")
+    front_end = bundle.manifest.info.front_end
+    rate, hop = front_end.sample_rate, front_end.hop_samples
+    count = front_end.window_samples // hop + windows_per_cut * len(bundle.manifest.info.cuts)
+    audio = np.concatenate(calibration_windows(recordings, rate, hop, hop, count, seed=1)[0])
+    recording = directory / "recording.flac"
+    length = round((front_end.window_samples + (_FILE_WINDOWS - 1) * hop) / rate * _FILE_RATE)
+    soundfile.write(recording, np.stack([audio[:length]] * 2, axis=1), _FILE_RATE)
+    return Sample(encoder, bundle, module.eval(), np.round(audio * 32767).astype("<i2"), recording)

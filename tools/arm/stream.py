@@ -1,0 +1,231 @@
+"""`ssc edge run` on the emulated machine against a broker and a server here.
+
+The device hears audio through its standard input, a window at a time, and its splitter table is swapped until windows
+have been shipped at every cut. The server's answers are held against the whole encoder in torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from msgspec.structs import replace
+
+from runtime_edge import minisign
+from runtime_edge.bundle import Bundle
+from runtime_edge.table import SplitterTable, StateAxis
+from runtime_server.hub import Hub
+from tools.arm.machine import Machine, Site
+from tools.arm.sample import TARGET, Sample
+
+MIN_COSINE = {"pcm16": 0.9999, "float16": 0.999, "int8": 0.9}
+"""Of an embedding with what torch makes of the same window, by encoding; int8 of an untrained encoder is coarse."""
+MAX_WINDOWS_PER_CUT = 6
+_WINDOWS_PER_CUT = 2
+_DEADLINE_MS = 60_000
+_PATIENCE_S = 120.0
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What came of one `ssc edge run`."""
+
+    runtime: str
+    encoding: str
+    windows: int
+    acked: int
+    refused: int
+    counted: int
+    """Windows in the server's ledger."""
+    unanswered: int
+    """Windows shipped at a cut before the last whose embedding is not the server's answer."""
+    by_cut: dict[str, int]
+    worst_cosine: dict[str, float]
+    """By the encoding of the frame: the waveform always goes as pcm16, the embedding as float16."""
+    rss_mb: float
+    """The emulator's memory included."""
+    seconds: float
+
+    @property
+    def holds(self) -> bool:
+        """Windows at every cut, all acknowledged, counted, completed by the server, and right."""
+        arrived = self.windows == self.acked == self.counted and not self.refused and not self.unanswered
+        right = all(cosine >= MIN_COSINE[encoding] for encoding, cosine in self.worst_cosine.items())
+        return arrived and right and all(self.by_cut.values())
+
+
+class Server:
+    """A server process with its own broker that completes frames and does not train."""
+
+    def __init__(self, directory: Path, sample: Sample) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url, self.log = f"nats://127.0.0.1:{port}", directory / "server.log"
+        self._state = directory / "server"
+        command = [str(Path(sys.executable).with_name("ssc")), "server", "run", str(sample.encoder),
+                   str(sample.bundle.path), "--state", str(self._state), "--port", str(port),
+                   "--no-training", "-v"]  # fmt: skip
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    def put_table(self, table: SplitterTable, device: str) -> None:
+        """Give one device a table."""
+        key = minisign.read_secret_key(self._state / "signing.key")
+        self._ask(lambda hub: hub.put_table(table, key, device))
+
+    def counted(self, device: str) -> int:
+        """Windows of a device in the server's ledger."""
+        status: dict[str, Any] = self._ask(lambda hub: hub.server_status())
+        return int(status["windows"].get(device, 0))
+
+    def _ask(self, work: Callable[[Hub], Awaitable[Any]]) -> Any:
+        async def connected() -> Any:
+            hub = Hub(self.url, "arm-check")
+            await hub.connect()
+            try:
+                return await work(hub)
+            finally:
+                await hub.close()
+
+        return asyncio.run(connected())
+
+
+@contextmanager
+def serve(directory: Path, sample: Sample) -> Iterator[Server]:
+    """A server that is ready."""
+    server = Server(directory, sample)
+    try:
+        _until(lambda: "serving generation" in server.log.read_text() or None, server.process, server.log)
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait(30)
+
+
+class _Device:
+    """The emulated process, its standard input and its results."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path, results: Path) -> None:
+        self._log, self._results = log, results
+        with log.open("w") as out:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment)
+
+    def hear(self, pcm: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(pcm)
+        self.process.stdin.flush()
+
+    def results(self, count: int) -> list[dict[str, Any]]:
+        """All results, as soon as there are `count`."""
+
+        def lines() -> str | None:
+            found = self._results.read_text() if self._results.exists() else ""
+            return found if found.count("\n") >= count else None
+
+        return [json.loads(line) for line in _until(lines, self.process, self._log).splitlines()]
+
+    def finish(self) -> None:
+        """End the audio and wait for the end."""
+        self.process.communicate(timeout=_PATIENCE_S)
+        if self.process.returncode:
+            raise RuntimeError(
+                f"{self._log.name}: exit code {self.process.returncode}\n{self._log.read_text()[-2000:]}"
+            )
+
+
+def stream(
+    machine: Machine, site: Site, packages: Path, encoding: str, sample: Sample, server: Server, directory: Path
+) -> Streamed:
+    """One device process, a few windows at every cut."""
+    started, name = time.monotonic(), f"{site.name}-{encoding}"
+    results, report = directory / f"{name}.jsonl", directory / f"{name}.json"
+    command = machine.ssc(
+        "edge", "run", "--broker", server.url, "--device", name, "--target", TARGET, "--source", "-",
+        "--state", directory / name, "--variant", f"{site.format}-fp32", "--encoding", encoding,
+        "--deadline-ms", _DEADLINE_MS, "--results", results, "--report", report, "-v",
+    )  # fmt: skip
+    server.put_table(_always(sample.bundle, sample.cuts[0]), name)
+    device = _Device(command, machine.environment(packages), directory / f"{name}.log", results)
+    try:
+        _ship_at_every_cut(device, name, sample, server)
+        device.finish()
+    finally:
+        device.process.kill()
+        device.process.wait()
+    said, found = json.loads(report.read_text()), device.results(0)
+    _until(lambda: server.counted(name) >= len(found) or None, server.process, server.log)
+    answered = [result["finished"] == "server" or result["cut"] == sample.cuts[-1] for result in found]
+    return Streamed(
+        runtime=said["runtime"],
+        encoding=encoding,
+        windows=said["windows_captured"],
+        acked=said["windows_acked"],
+        refused=said["windows_refused"],
+        counted=server.counted(name),
+        unanswered=answered.count(False),
+        by_cut={cut: sum(result["cut"] == cut for result in found) for cut in sample.cuts},
+        worst_cosine=_worst_cosine(found, sample),
+        rss_mb=said["memory_mb"],
+        seconds=time.monotonic() - started,
+    )
+
+
+def _ship_at_every_cut(device: _Device, name: str, sample: Sample, server: Server) -> None:
+    written = 2 * (sample.window - sample.hop)
+    pcm = sample.pcm.tobytes()
+    device.hear(pcm[:written])
+    for cut in sample.cuts:
+        server.put_table(_always(sample.bundle, cut), name)
+        shipped = 0
+        for _ in range(MAX_WINDOWS_PER_CUT):  # the table may arrive after the first
+            heard = len(device.results(0))
+            device.hear(pcm[written : written + 2 * sample.hop])
+            written += 2 * sample.hop
+            shipped += sum(result["cut"] == cut for result in device.results(heard + 1)[heard:])
+            if shipped >= _WINDOWS_PER_CUT:
+                break
+
+
+def _always(bundle: Bundle, cut: str) -> SplitterTable:
+    """A table that takes one cut in every state."""
+    table = bundle.table(TARGET)
+    best = table.actions.index(cut)
+    row = tuple(float(action == best) for action in range(len(table.actions)))
+    axes = (StateAxis(name="bandwidth_mbps", edges=()),)
+    return replace(table, state=axes, q=(row,), policy=(best,), hysteresis=0.0, probe_rate=0.0, created_by=f"all {cut}")
+
+
+def _worst_cosine(results: list[dict[str, Any]], sample: Sample) -> dict[str, float]:
+    worst: dict[str, float] = {}
+    expected = sample.expected([result["window"] for result in results])
+    for result, whole in zip(results, expected, strict=True):
+        found = np.array(result["embedding"])
+        cosine = float(found @ whole / np.linalg.norm(found) / np.linalg.norm(whole))
+        worst[result["encoding"]] = min(cosine, worst.get(result["encoding"], 1.0))
+    return worst
+
+
+def _until(condition: Callable[[], _T | None], process: subprocess.Popen[bytes], log: Path) -> _T:
+    """What `condition()` gives once it is not None. Raises RuntimeError when the time or the process ends first."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while (value := condition()) is None:
+        if time.monotonic() > deadline or process.poll() is not None:
+            raise RuntimeError(f"{log.name} ends with\n{_tail(log)}")
+        time.sleep(0.05)
+    return value
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-2000:]
