@@ -119,13 +119,15 @@ class Releaser:
         # Kept on disk before any device can hear of it: a server that starts again can complete its frames.
         self._state.save_weights(number, tensors)
         generation = self._generations.add(bundle, tensors)
-        self._note(number, (newest.bundle, bundle), "held-out loss did not rise", before, after, started)
+        self._note(
+            number, (newest.bundle, bundle), "held-out loss and diversity are as they must be", before, after, started
+        )
         return generation
 
     def _objection(self, before: Judgement, after: Judgement) -> str:
         """Why some weights must not follow others; empty when they may."""
         if not after.loss <= before.loss + abs(before.loss) * self.config.tolerance:  # NaN is refused, too
-            return "held-out loss rose"
+            return "held-out loss rose" if self.config.tolerance >= 0 else "held-out loss did not fall enough"
         if after.rank - 1 < (before.rank - 1) * self.config.least_rank:  # a rank of 1 is no diversity at all
             return "embeddings are collapsing"
         return ""

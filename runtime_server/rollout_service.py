@@ -52,7 +52,7 @@ class RolloutService:
         for device, report in (await self._hub.presence()).items():
             self._rollout.observe(device, report)
         generation = None if unreleased is None else self._generations.get(unreleased)
-        if generation is None:
+        if generation is None or self._rollout.held:
             await self._publish()
         else:
             await self._offer(generation, None)
@@ -76,6 +76,9 @@ class RolloutService:
         while True:
             generation, outcome = await self._news.get()
             while generation.number == self._generations.newest.number:
+                if held := self._rollout.held:
+                    _LOG.info("generation %d is not released: %s", generation.number, held)
+                    break
                 try:
                     await self._offer(generation, outcome)
                     break

@@ -65,6 +65,18 @@ def test_only_the_last_few_are_kept_and_the_newest_is_by_number(tiny_encoder, nu
     assert known.get(4) is None
 
 
+def test_what_devices_are_told_to_run_is_kept_however_old(tiny_encoder, numbered):
+    known = Generations(tiny_encoder.graph, kept=2)
+    known.protect({1, 2})
+    for number in range(1, 6):
+        known.add(numbered(number), tiny_encoder.tensors)
+    assert [generation.number for generation in known.kept()] == [1, 2, 4, 5]
+    known.protect({2})
+    assert [generation.number for generation in known.kept()] == [2, 4, 5]
+    known.add(numbered(6), tiny_encoder.tensors)
+    assert [generation.number for generation in known.kept()] == [2, 5, 6]
+
+
 def test_each_generation_has_its_own_weights(generations, tiny_encoder, numbered, sounds, whole):
     changed = {name: value.copy() for name, value in tiny_encoder.tensors.items()}
     changed["head.weight"] = -changed["head.weight"]

@@ -61,6 +61,46 @@ def test_it_is_due_after_so_many_steps_since_the_last_attempt(releaser, trainer)
     assert [outcome.steps for outcome in releaser.outcomes] == [3, 6]
 
 
+def test_it_is_due_after_so_much_time_if_anything_was_trained_and_not_too_often(releaser, trainer, monkeypatch):
+    now = [releaser._last_time]
+    monkeypatch.setattr("runtime_server.releases.time.monotonic", lambda: now[0])
+    releaser.config = ReleaseConfig(every_steps=1000, every_s=60.0)
+    now[0] += 61
+    assert not releaser.due, "nothing is new"
+    trainer.step()
+    assert releaser.due
+    releaser.config = ReleaseConfig(every_steps=1, least_s=100.0)
+    assert not releaser.due
+    now[0] += 40
+    assert releaser.due
+
+
+def test_nothing_is_due_while_the_rollout_stands_against_it(releaser, trainer, rollout):
+    for _ in range(3):
+        trainer.step()
+    rollout.pin(None)
+    assert not releaser.due
+    rollout.unpin()
+    assert releaser.due
+
+
+def test_after_a_rollback_it_goes_on_from_what_devices_run_under_a_new_number(releaser, trainer, rollout, generations):
+    set_weights(trainer, head__weight=lambda w: w * 1.01)
+    second = releaser.attempt()
+    rollout.offer(2, second.bundle.digest)
+    rollout.roll_back(None)
+    third = releaser.attempt()
+    assert third.number == 3
+    assert releaser.outcomes[-1].held_out_before == releaser.outcomes[0].held_out_before, "judged against the second"
+    assert generations.newest is third
+
+
+def test_an_improvement_can_be_asked_for(releaser, trainer):
+    releaser.config = ReleaseConfig(tolerance=-0.01)
+    assert releaser.attempt() is None, "the same weights"
+    assert releaser.outcomes[-1].reason == "held-out loss did not fall enough"
+
+
 def test_no_worse_weights_become_the_next_generation(
     releaser, trainer, generations, state, signing_key, sounds, small_bundle
 ):
@@ -110,7 +150,7 @@ def test_a_higher_loss_is_not_released(releaser, trainer, generations):
     releaser.config = ReleaseConfig(tolerance=-1.0)  # nothing is good enough
     set_weights(trainer, head__weight=lambda w: w * 1.01)
     assert releaser.attempt() is None
-    assert releaser.outcomes[-1].reason == "held-out loss rose"
+    assert releaser.outcomes[-1].reason == "held-out loss did not fall enough"
     assert generations.newest.number == 1
 
 

@@ -38,6 +38,19 @@ def test_the_newest_few_are_found_oldest_first(kept):
     assert ServerState(kept.root).generations(1)[0][0].path == kept.bundle_path(3)
 
 
+def test_one_that_devices_run_is_found_however_old(kept):
+    assert [bundle.path for bundle, _ in kept.generations(1, {1})] == [kept.bundle_path(1), kept.bundle_path(3)]
+    assert [bundle.path for bundle, _ in kept.generations(1, {7})] == [kept.bundle_path(3)]
+
+
+def test_old_generations_are_removed_but_those_that_are_needed(kept):
+    assert kept.prune(1, {1}) == [2]
+    assert paths(kept) == [kept.bundle_path(1), kept.bundle_path(3)]
+    assert not kept.bundle_path(2).exists()
+    assert {path.name for path in (kept.root / "weights").iterdir()} == {"00001.pt", "00003.pt"}
+    assert kept.prune(5) == []
+
+
 def test_an_empty_state_has_none(tmp_path):
     assert ServerState(tmp_path / "new").generations(4) == []
 
