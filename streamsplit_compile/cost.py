@@ -93,7 +93,7 @@ def count_work(module: fx.GraphModule) -> BlockWork:
 
 
 def count_macs(node: fx.Node) -> int:
-    """Multiply-accumulates of one node for a batch of 1; 0 for what is neither convolution nor matmul."""
+    """Multiply-accumulates of one node for a batch of 1; 0 for what is no convolution, matmul or recurrent layer."""
     counter = _MACS.get(_operator(node))
     return counter(node) if counter is not None else 0
 
@@ -154,6 +154,17 @@ def _einsum(node: fx.Node) -> int:
     return math.prod(lengths.values())
 
 
+def _recurrent(node: fx.Node) -> int:
+    """Every matrix of every layer and direction once for each step: they are the two-dimensional weights."""
+    weights = node.args[2:4] if _operator(node).endswith("_cell") else _in_lists(node)
+    matrices = [shape for shape in map(_shape, weights) if len(shape) == 2]
+    return math.prod(_shape(node.args[0])[:-1]) * sum(map(math.prod, matrices))
+
+
+def _in_lists(node: fx.Node) -> list[Any]:
+    return [item for argument in node.args if isinstance(argument, (list, tuple)) for item in argument]
+
+
 _MACS: dict[str, Callable[[fx.Node], int]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
@@ -162,6 +173,8 @@ _MACS: dict[str, Callable[[fx.Node], int]] = {
     "convolution": _any_convolution,
     "scaled_dot_product_attention": _attention,
     "einsum": _einsum,
+    **dict.fromkeys(("gru", "lstm", "rnn_tanh", "rnn_relu"), _recurrent),
+    **dict.fromkeys(("gru_cell", "lstm_cell", "rnn_tanh_cell", "rnn_relu_cell"), _recurrent),
 }
 
 _VIEWS = {

@@ -83,6 +83,33 @@ def test_other_matmuls_are_counted() -> None:
     assert [count for node in graph.graph.nodes if (count := count_macs(node))] == [5, 1, 5, 1]
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer over (batch, steps, features), or a cell over (batch, features)."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.layer(x)
+        return cast(torch.Tensor, out[0] if isinstance(out, tuple) else out)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_recurrent_layers_are_counted_by_the_textbook(kind: type[nn.RNNBase], gates: int, dynamic: bool) -> None:
+    steps, features, hidden = 11, 8, 5
+    module = Recurrent(kind(features, hidden, num_layers=2, bidirectional=True, batch_first=True))
+    first, second = (gates * hidden * (width + hidden) for width in (features, 2 * hidden))
+    assert count_work(exported(module, steps, features, dynamic=dynamic)).macs == steps * 2 * (first + second)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.RNNCell, 1), (nn.GRUCell, 3), (nn.LSTMCell, 4)])
+def test_recurrent_cells_are_counted_by_the_textbook(kind: type[nn.RNNCellBase], gates: int) -> None:
+    module = Recurrent(kind(8, 5))  # type: ignore[call-arg]
+    assert count_work(exported(module, 8, dynamic=False)).macs == gates * 5 * (8 + 5)
+
+
 def test_bytes_kernels_and_peak_of_a_graph_counted_by_hand() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:
