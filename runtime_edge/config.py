@@ -74,6 +74,9 @@ class DeviceConfig:
     min_cut: str | None = setting(
         None, "Privacy floor: never ship anything earlier than this cut; local ships nothing.", example="layer2.0"
     )
+    learn: bool = setting(
+        False, "Correct the splitter table by measured latencies, within bounds; `ssc splitter merge` collects them."
+    )
     realtime: bool = setting(True, "Play files at the speed they were recorded; otherwise as fast as possible.")
     loop: bool = setting(False, "Start files again at their end.")
     speed: float = setting(1.0, "Play files so many times faster.", ge=0.01, le=1000)

@@ -171,6 +171,12 @@ class Link:
             subject = subjects.bucket_subject(subjects.PRESENCE, self.device)
             await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(subjects.PRESENCE))
 
+    async def put_learnt(self, data: bytes) -> None:
+        """Store what this device has learnt on its table, best effort."""
+        with contextlib.suppress(*BROKER_ERRORS):
+            subject = subjects.bucket_subject(subjects.LEARNT, self.device)
+            await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(subjects.LEARNT))
+
     async def close(self) -> None:
         """Disconnect and stop watching."""
         await cancel_all([*self._watchers, *([self._keeper] if self._keeper else [])])

@@ -82,7 +82,7 @@ def terms(
         reward.alpha * reward.rho * action.teaches * at.uncertainty,
         -reward.beta * latency_ms / reward.t_max_ms,
         -reward.eta * energy_mj / reward.e_budget_mj,
-        -limits.price_per_kb * action.bytes / 1000 - limits.price_late * too_late,
+        0.0 - limits.price_per_kb * action.bytes / 1000 - limits.price_late * too_late,
     )
 
 

@@ -55,14 +55,13 @@ class Splitter:
         *,
         min_cut_index: int = 0,
         seed: int = 0,
-        learner: OnlineLearner | None = None,
     ) -> None:
         self._cut_names = tuple(cut_names)
         self._min_cut_index = min_cut_index
         self._random = np.random.default_rng(seed)
         self._uncertainty = 1.0
         self._plan = _plan(table, self._cut_names, min_cut_index)
-        self._learner = learner
+        self._learner: OnlineLearner | None = None
         self._action = -1
         self._allowance = self._plan.allowance.size
         self._reset()
@@ -87,12 +86,16 @@ class Splitter:
         """What the latest choice was made from; empty before the first."""
         return dict(self._state)
 
-    def swap(self, table: SplitterTable, learner: OnlineLearner | None = None) -> None:
+    def learn(self, learner: OnlineLearner | None) -> None:
+        """Take the values of a learner of this very table instead of the shipped ones; None: the shipped ones."""
+        self._learner = learner
+
+    def swap(self, table: SplitterTable) -> None:
         """Use another table from the next window on. If it does not fit, TableError and the old one stays."""
         plan = _plan(table, self._cut_names, self._min_cut_index)
         current = self._plan.names[self._action] if self._action >= 0 else None
         kept = [action for action in plan.open if plan.names[action] == current]
-        self._plan, self._learner, self._action = plan, learner, kept[0] if kept else -1
+        self._plan, self._learner, self._action = plan, None, kept[0] if kept else -1
         self._allowance = min(self._allowance, plan.allowance.size)
         self._reset()
 

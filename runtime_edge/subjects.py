@@ -13,6 +13,7 @@ TABLES = "tables"
 HEADS = "heads"
 RELEASES = "releases"
 PRESENCE = "presence"
+LEARNT = "learnt"
 BUNDLES = "bundles"
 
 SIGNING_KEY = "_key"

@@ -211,6 +211,7 @@ def _permissions(member: Member) -> dict[str, list[str]]:
             subjects.frames(name),
             subjects.events(name),
             subjects.bucket_subject(subjects.PRESENCE, name),
+            subjects.bucket_subject(subjects.LEARNT, name),
             *(
                 f"{_DIRECT_GET}.{subjects.bucket_stream(bucket)}.{subjects.bucket_subject(bucket, key)}"
                 for bucket, key in readable

@@ -29,6 +29,7 @@ from runtime_edge.credentials import Address, explain
 from runtime_edge.errors import AccessError, LinkError
 from runtime_edge.head import Head, sign_head
 from runtime_edge.link import BROKER_ERRORS, disconnect, reason
+from runtime_edge.online import MAX_LEARNT_BYTES
 from runtime_edge.releases import Release, ReleasedBundle
 from runtime_edge.table import SplitterTable
 from runtime_edge.wire import MAX_FRAME_BYTES
@@ -152,11 +153,11 @@ class Hub:
         await bucket.put(subjects.table_key(table.target, device), record)
 
     @raises_link_error
-    async def table(self, target: str) -> bytes | None:
-        """The record of the table every device of a target has been given."""
+    async def table(self, target: str, device: str | None = None) -> bytes | None:
+        """The record of the table every device of a target, or one device, has been given."""
         bucket = await self.stream.key_value(subjects.TABLES)
         try:
-            return (await bucket.get(subjects.table_key(target))).value
+            return (await bucket.get(subjects.table_key(target, device))).value
         except nats.js.errors.KeyNotFoundError:
             return None
 
@@ -171,6 +172,17 @@ class Hub:
         """Publish the key that devices without one pin at their first contact."""
         bucket = await self.stream.key_value(subjects.RELEASES)
         await bucket.put(subjects.SIGNING_KEY, key.to_text().encode())
+
+    @raises_link_error
+    async def learnt(self) -> dict[str, bytes]:
+        """What devices have learnt on their tables (`runtime_edge.online.Learnt`), by device."""
+        bucket = await self.stream.key_value(subjects.LEARNT)
+        found: dict[str, bytes] = {}
+        with contextlib.suppress(nats.js.errors.NoKeysError):
+            for device in await bucket.keys():
+                with contextlib.suppress(nats.js.errors.KeyNotFoundError):
+                    found[device] = (await bucket.get(device)).value or b""
+        return found
 
     @raises_link_error
     async def presence(self) -> dict[str, dict[str, object]]:
@@ -215,6 +227,7 @@ class Hub:
                 max_msg_size=_PRESENCE_BYTES,
                 allow_rollup_hdrs=False,
             ),
+            _bucket(subjects.LEARNT, max_msg_size=MAX_LEARNT_BYTES, allow_rollup_hdrs=False),
         ]
         for config in (frames, *buckets):
             try:

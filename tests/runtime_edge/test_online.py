@@ -77,7 +77,8 @@ def test_corrections_are_bounded_and_the_table_stays_as_it_was() -> None:
 def test_a_device_that_learns_takes_another_cut_where_the_table_is_wrong() -> None:
     table = make_table(((0.0, 5.0, 4.0, 0.0, 0.0),) * 2, hysteresis=0.1)
     learner = OnlineLearner(table, "pi-1")
-    splitter = Splitter(table, CUTS, learner=learner)
+    splitter = Splitter(table, CUTS)
+    splitter.learn(learner)
     assert splitter.choose(0.5, 0.0, 8.0, 50.0).cut == "layer1"
     live(learner, 300, 1, 500.0, 500.0, row=1)
     assert splitter.choose(0.5, 0.0, 8.0, 50.0).cut == "layer2"
