@@ -8,8 +8,9 @@ from itertools import accumulate
 
 from runtime_edge.bundle import Bundle
 from runtime_edge.manifest import BundleInfo, Cut
-from streamsplit_compile.environment import ActionCosts
+from runtime_edge.table import ActionCosts
 from streamsplit_compile.pricing import bundle_actions, default_encoding
+from streamsplit_compile.summary import PARITY_COLUMNS, parity_rows
 
 BANDWIDTHS_MBPS = (0.1, 0.5, 2.0, 8.0)
 ROUND_TRIP_MS = 50.0
@@ -41,6 +42,10 @@ def render_report(bundle: Bundle) -> bytes:
 ({info.calibration.windows} windows). A window is {_seconds(info, info.front_end.window_samples):g} s of audio,
 one every {_seconds(info, info.front_end.hop_samples):g} s.</p>
 <h2>Cuts</h2>{_cut_table(bundle)}
+<h2>Parity</h2>{_table(PARITY_COLUMNS, parity_rows(info.cuts, info.parity))}
+<p class="note">Against the encoder in float32: largest error, median and worst cosine over the calibration windows. Of
+the prefix alone it is the activation at the cut, of the wire encodings the embedding after prefix, wire and torch
+suffix.</p>
 <h2>Bytes for each window</h2>{_bytes_picture(info)}
 <p class="note">Bytes on the wire are medians over the calibration windows, zstd included. A codec need only send the
 audio that is new since the last window.</p>
@@ -56,14 +61,16 @@ def _cut_table(bundle: Bundle) -> str:
     info = bundle.manifest.info
     macs = accumulate([0, *(bundle.manifest.components[b].additional_metadata.ssc.macs for b in info.blocks)])
     head = ["cut", "name", "shape", "MMACs before", "default encoding", "bytes", "agreement"]
-    head += [f"max error {variant}" for variant in info.parity]
     rows = []
     for cut, done in zip(info.cuts, macs, strict=True):
         encoding = default_encoding(cut, len(info.cuts))
         row = [str(cut.index), cut.name, "x".join(map(str, cut.shape[1:])), f"{done / 1e6:.1f}", encoding]
         row += [f"{cut.bytes[encoding]:,}", f"{cut.agreement.get(encoding, float('nan')):.5f}"]
-        row += [f"{parity.max_abs_error[cut.index]:.1e}" for parity in info.parity.values()]
         rows.append(row)
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(value)}</td>" for value in row) + "</tr>" for row in rows)
     return f"<table><tr>{cells}</tr>{body}</table>"

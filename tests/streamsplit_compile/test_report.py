@@ -39,6 +39,7 @@ def test_it_names_every_cut_and_target_and_is_well_formed(small_bundle):
     for target in small_bundle.manifest.info.targets:
         assert f"<h2>{target}</h2>" in page
     assert not re.search(r'(src|href)="', page)
+    assert page.count("<td>onnx-fp32</td>") == len(small_bundle.manifest.info.cuts)
 
 
 def test_the_same_bundle_gives_the_same_bytes_and_lies_beside_it(small_bundle):
