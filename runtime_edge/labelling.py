@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -43,10 +44,17 @@ class Labelling:
             self._take_up()
 
     async def follow(self) -> None:
-        """Watch for later heads, unless one was given."""
-        if self._link is not None and self._config.head is None:
-            keys = [subjects.table_key(self._config.target), self._own_key]
-            await self._link.watch(subjects.HEADS, keys, self._on_head)
+        """Take what the broker has now and watch for later heads, unless one was given."""
+        link = self._link
+        if link is None or self._config.head is not None:
+            return
+        keys = [self._own_key, subjects.table_key(self._config.target)]
+        with contextlib.suppress(LinkError):
+            for key in keys if link.connected else []:
+                record = await link.value(subjects.HEADS, key)
+                if record is not None:
+                    await self._on_head(key, record)
+        await link.watch(subjects.HEADS, keys, self._on_head)
 
     def label(self, result: WindowResult, info: BundleInfo, embedding: Embedding) -> WindowResult:
         """The result of a window of an encoder, labelled by its embedding (d,) when there is a head for it."""

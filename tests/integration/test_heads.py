@@ -1,0 +1,232 @@
+"""Heads on a running system: from what devices sent, signed, swapped alone, and refused when they do not fit."""
+
+import asyncio
+import csv
+import json
+import os
+from pathlib import Path
+
+import harness
+import msgspec
+import numpy as np
+import pytest
+import sounds
+from msgspec.structs import replace
+
+from runtime_edge import minisign, subjects
+from runtime_edge.bundle import open_bundle
+from runtime_edge.errors import UsageError
+from runtime_edge.head import Head, SignedHead, read_head, sign_head
+from runtime_server.labelled import Event, of_events
+from streamsplit_compile.compiler import recompile
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def constant(info, label, **changes):
+    """A head that gives every window one label."""
+    width = info.encoder.embedding_dim
+    head = Head(
+        encoder=info.encoder.id, embedding_dim=width, generations=(1, 1), labels=(label, "other"), scores_by="softmax",
+        thresholds=(0.5, 0.5), validation=None, created_by="test", bias=np.array([9, 0], "<f4").tobytes(),
+        weights=bytes(4 * 2 * width),
+    )  # fmt: skip
+    return replace(head, **changes)
+
+
+def test_heads_swap_between_windows_and_wrong_ones_are_refused_and_reported(start, quiet_server, tmp_path, toy_bundle):
+    server, name, info = quiet_server, "pi-heads", toy_bundle.manifest.info
+    key = subjects.table_key("rpi4", name)
+    source = harness.write_wav(tmp_path / "audio.wav", 4.0, seed=40)
+    device = start.device(server, name, source, "--loop")
+    device.wait_for_results(3)
+
+    async def play(hub):
+        bucket, events = await hub.stream.key_value(subjects.HEADS), asyncio.Queue()
+
+        async def on_event(message):
+            await events.put(msgspec.json.decode(message.data))
+
+        await hub.client.subscribe(subjects.events(name), cb=on_event)
+
+        async def answer_to(record):
+            """The next event that is another than the last head's labels."""
+            await bucket.put(key, record)
+            while True:
+                event = await asyncio.wait_for(events.get(), 15.0)
+                if event["event"] == "head_refused":
+                    return event["reason"]
+                if event["detected"] != last:
+                    return event["detected"]
+
+        last = []
+        said = {"first": await answer_to(sign_head(constant(info, "first"), server.key))}
+        last = ["first"]
+        said["second"] = await answer_to(sign_head(constant(info, "second"), server.key))
+        last = ["second"]
+        wide = constant(info, "wide", embedding_dim=17, weights=bytes(4 * 2 * 17))
+        for what, record in {
+            "unsigned": sign_head(constant(info, "x"), None),
+            "forged": sign_head(constant(info, "x"), minisign.generate_key()),
+            "garbage": b"{",
+            "foreign": sign_head(constant(info, "x", encoder="resnet18"), server.key),
+            "wide": sign_head(wide, server.key),
+            "changed": msgspec.json.encode(SignedHead(head=constant(info, "x").to_json().decode(), signature="no")),
+        }.items():
+            said[what] = await answer_to(record)
+        return said
+
+    said = server.ask(play)
+    assert (said.pop("first"), said.pop("second")) == (["first"], ["second"])
+    for what, reason in {
+        "unsigned": "not signed", "forged": "trusted", "garbage": "not JSON", "foreign": "encoder: trained on",
+        "wide": "embedding_dim: trained on", "changed": "signature",
+    }.items():  # fmt: skip
+        assert f"head {key}" in said[what]
+        assert reason in said[what]
+    seen = len(device.results())
+    device.wait_for_results(seen + 3)
+    device.process.signal(15)
+    report = device.finish()
+    in_order = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+    labels = [next(iter(result.get("labels", {"none": 1}))) for result in in_order]
+    assert list(dict.fromkeys(labels)) == ["none", "first", "second"]
+    assert labels == sorted(labels, key=["none", "first", "second"].index), "a swap happens between two results"
+    assert report["errors"] == {"SignatureError": 3, "HeadError": 3}
+    assert {result.get("head_generation") for result in in_order} == {None, 1}
+
+    # Away from every server the last head that fitted is still used.
+    alone = start.device("nats://127.0.0.1:9", name, source, "--no-realtime", "--drain-s", "0")
+    alone.finish()
+    assert {next(iter(result["labels"])) for result in alone.results()} == {"second"}
+
+
+def test_a_head_for_one_device_wins_and_a_given_one_over_that(start, quiet_server, tmp_path, toy_bundle):
+    server, info = quiet_server, toy_bundle.manifest.info
+    server.ask(lambda hub: hub.put_head(constant(info, "mine"), server.key, "m2", "pi-mine"))
+    server.ask(lambda hub: hub.put_head(constant(info, "ours"), server.key, "m2", None))
+    given = tmp_path / "head.json"
+    given.write_bytes(constant(info, "given").to_json())
+    source = harness.write_wav(tmp_path / "audio.wav", 2.0, seed=41)
+    bundle = ["--target", "m2", "--bundle", toy_bundle.path]
+    devices = {
+        "mine": start.device(server, "pi-mine", source, "--target", "m2"),
+        "ours": start.device(server, "pi-ours", source, "--target", "m2"),
+        "given": start.device(server, "pi-given", source, *bundle, "--head", given),
+    }
+    for label, device in devices.items():
+        device.finish()
+        assert {next(iter(result["labels"])) for result in device.results()} == {label}
+
+
+def stream(start, server, name, source):
+    """Run a device over a file; its results, and for each window of one kind only a line of a CSV."""
+    device = start.device(server, name, source, "--no-realtime")
+    report = device.finish()
+    assert report["windows_acked"] == report["windows_captured"]
+    events = [
+        (name, result["time"] - harness.WINDOW / harness.SAMPLE_RATE / 2, sounds.heard(result["window"]))
+        for result in device.results()
+        if sounds.heard(result["window"])
+    ]
+    return device.results(), events
+
+
+def test_a_head_is_trained_on_what_devices_sent_and_every_device_gets_it(start, tmp_path):
+    server = start.server("--no-training")
+    source = sounds.write_turns(tmp_path / "turns.wav", 8)
+    _, events = stream(start, server, "pi-a", source)
+    with (tmp_path / "heard.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("device", "time", "label"), *events])
+    label = harness.Process(
+        tmp_path / "label.log", "server", "label", "heard.csv", "--state", server.state, "--broker", server.url,
+        "--push", "--json",
+    )  # fmt: skip
+    label.finish()
+    said = json.loads(label.text()[label.text().index("{") :])
+    assert set(said["pushed_to"]) == {"rpi4", "m2"}
+    assert sum(said["windows"].values()) == len(events)
+    assert said["validation"]["groups"] == 8
+    assert said["validation"]["accuracy"] > 0.9
+    read_head(tmp_path / "head.json", server.key.public)
+
+    results, _ = stream(start, server, "pi-b", source)
+    pure = [result for result in results if sounds.heard(result["window"])]
+    right = [next(iter(result["labels"])) == sounds.heard(result["window"]) for result in pure]
+    assert np.mean(right) > 0.9
+    assert {result["head_generation"] for result in results} == {1}
+
+
+def test_frames_give_the_embeddings_the_device_got_and_the_newest_generation_where_it_can(start, tmp_path):
+    server = start.server("--no-training")
+    source = sounds.write_turns(tmp_path / "turns.wav", 2)
+    server.put_table(harness.always(open_bundle(server.state / "generations" / "00001"), "rpi4", "one"))
+    results, _ = stream(start, server, "pi-a", source)
+    everything = [Event("pi-a", results[0]["time"] - 1, results[-1]["time"] + 1, "tone")]
+    first = open_bundle(server.state / "generations" / "00001")
+    examples = server.ask(lambda hub: of_events(everything, hub, {1: first}))
+    np.testing.assert_allclose(examples.embeddings, [result["embedding"] for result in results], atol=2e-3)
+    assert examples.generations == (1, 1)
+
+    # Other weights behind the cut: the new generation finishes what the old one began. Before it: it cannot.
+    for changed, generations in (("two.0.weight", (2, 2)), ("one.0.weight", (1, 1))):
+        tensors = {name: value.numpy() for name, value in server.model(1).state_dict().items()}
+        tensors[changed] = tensors[changed] * 1.5
+        windows = harness.windows_of(source)
+        second = recompile(first, tensors, tmp_path / changed, generation=2, windows=windows, reference=None)
+        later = server.ask(lambda hub, second=second: of_events(everything, hub, {1: first, 2: second}))
+        assert later.generations == generations
+        moved = np.abs(later.embeddings - examples.embeddings).max() > 1e-3
+        assert moved == (generations == (2, 2))
+
+    # A generation that is not there any more, and a time at which nobody sent anything.
+    with pytest.raises(UsageError, match="none of the 1 events"):
+        server.ask(lambda hub: of_events(everything, hub, {2: second}))
+    with pytest.raises(UsageError, match="pi-a"):
+        server.ask(lambda hub: of_events([Event("pi-a", 5.0, 6.0, "tone")], hub, {1: first}))
+
+
+AUDIO, WEIGHTS = os.environ.get("SSC_TEST_AUDIO"), os.environ.get("SSC_TEST_WEIGHTS")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not (AUDIO and WEIGHTS), reason="set SSC_TEST_AUDIO (ESC-10) and SSC_TEST_WEIGHTS (mn04)")
+def test_real_sounds_and_a_real_encoder_give_a_head_whose_labels_a_device_finds_again(start, tmp_path):
+    import runtime_edge
+    from streamsplit_compile.compiler import CompileOptions, compile_encoder
+    from streamsplit_compile.encoders import load_encoder
+    from streamsplit_compile.importers import import_efficientat
+    from streamsplit_compile.targets import load_target
+
+    import_efficientat(next(Path(WEIGHTS).glob("mn04*.pt")), tmp_path / "mn.pt", {})
+    options = CompileOptions([load_target("rpi4")], cuts="3", calibration_windows=4)
+    bundle = compile_encoder(load_encoder(tmp_path / "mn.pt"), options, tmp_path / "bundle")
+    esc10 = Path(AUDIO) / "esc10"
+    rows = list(csv.DictReader((esc10 / "labels.csv").open()))
+    wanted = ("chainsaw", "dog_bark", "rain", "rooster")
+    few = [row for row in rows if row["class"] in wanted and sum(map(ord, row["filename"])) % 3 == 0]
+    seen, fresh = ([row for row in few if (row["fold"] == "5") == held_out] for held_out in (False, True))
+    with (tmp_path / "seen.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filename", "class", "fold"])
+        writer.writerows([esc10 / row["filename"], row["class"], row["fold"]] for row in seen)
+    label = harness.Process(tmp_path / "label.log", "server", "label", "seen.csv", "--bundle", "bundle", "--json")
+    label.finish(300)
+    validation = json.loads(label.text()[label.text().index("{") :])["validation"]
+    assert validation["split"] == "the 4 folds given"
+    assert validation["accuracy"] > 0.8
+    assert validation["group_accuracy"] > 0.9
+
+    right, head = [], str(tmp_path / "head.json")
+    encoder = runtime_edge.open(str(bundle.path), head=head)
+    for row in fresh[:6]:
+        results = []
+        runtime_edge.run(
+            str(esc10 / row["filename"]), results.append, bundle=bundle.path, head=head, realtime=False, gate_db=-60.0,
+            state=tmp_path / "state",
+        )  # fmt: skip
+        right += [next(iter(result.labels)) == row["class"] for result in results]
+        again = encoder.classify([0.0] * encoder.window_samples)
+        assert len(again) == 1
+    assert np.mean(right) > 0.75
