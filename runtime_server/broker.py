@@ -181,7 +181,7 @@ class Broker:
             f'jetstream {{ store_dir: "{self.state / "jetstream"}", max_file_store: 8GB }}',
         ]
         if self._tls:
-            parts.append(self._tls.config("handshake_first: auto"))
+            parts.append(self._tls.config("handshake_first: true"))
         if self.mqtt_port:
             # The broker asks for a name before it lets MQTT clients keep sessions.
             tls = self._tls.config() if self._tls else ""

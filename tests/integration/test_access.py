@@ -11,12 +11,14 @@ import nats
 import nats.errors
 import nats.js.errors
 import pytest
+from nats.aio.client import Client
 from nats.js.api import ConsumerConfig
 
 from runtime_edge import subjects
 from runtime_edge.credentials import Address, Credentials
 from runtime_edge.errors import AccessError, LinkError, UsageError
 from runtime_edge.link import Link
+from runtime_edge.wire import Reply, encode_reply
 from runtime_server.access import Access
 from runtime_server.broker import Broker, BrokerTls
 from runtime_server.hub import Hub
@@ -114,8 +116,6 @@ def test_a_device_with_its_own_credentials_does_all_it_needs(guarded):
             stored = await hub.stream.get_msg(subjects.STREAM, 1)
             answer = asyncio.Event()
             link._late_reply = lambda reply: answer.set()
-            from runtime_edge.wire import Reply, encode_reply
-
             await hub.client.publish(stored.headers[subjects.REPLY_HEADER], encode_reply(Reply(1, 0, 1, "ok", 0)))
             await asyncio.wait_for(answer.wait(), 5)
             for _ in range(100):
@@ -353,7 +353,13 @@ def test_anyone_is_let_in_until_the_first_device_is_added_and_not_again_after_th
     broker = Broker(tmp_path / "broker", port=harness.free_port(), access=access)
 
     async def anonymous():
-        return await nats.connect(broker.url, allow_reconnect=False, error_cb=_quiet, max_reconnect_attempts=1)
+        client = Client()
+        try:
+            await client.connect(broker.url, allow_reconnect=False, error_cb=_quiet, max_reconnect_attempts=1)
+        except nats.errors.Error:
+            await client.close()
+            raise
+        return client
 
     async def work():
         await broker.start()
