@@ -5,6 +5,7 @@
     ├── MissingExtra        an optional dependency is not installed; names the extra
     ├── FormatError         a file or message that cannot be trusted or read
     │   ├── BundleError     a bundle: layout, manifest, digest, generation
+    │   │   └── OlderBundle older than the one in use, and nobody said to go back
     │   ├── SignatureError  a signature that is missing, malformed or wrong
     │   ├── TableError      a splitter table
     │   ├── HeadError       a head that labels embeddings
@@ -46,6 +47,10 @@ class FormatError(SscError):
 
 class BundleError(FormatError):
     """A bundle whose layout, manifest, digests or generation do not hold."""
+
+
+class OlderBundle(BundleError):
+    """A bundle of an older generation than the one in use, and nobody said to go back."""
 
 
 class SignatureError(FormatError):

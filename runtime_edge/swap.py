@@ -22,14 +22,14 @@ from runtime_edge.accounting import Accounting
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.config import DeviceConfig
 from runtime_edge.engine import Engine
-from runtime_edge.errors import BackendError, BundleError, FormatError, LinkError, SscError, TableError, UsageError
+from runtime_edge.errors import BackendError, FormatError, LinkError, OlderBundle, SscError, TableError, UsageError
 from runtime_edge.link import Link
 from runtime_edge.privacy import floor_index
 from runtime_edge.releases import ReleasedBundle, decode_release, open_table
 from runtime_edge.splitter import Splitter
 from runtime_edge.table import LOCAL, SplitterTable
 from runtime_edge.trial import Refusal, Trial
-from runtime_edge.updates import BundleStore, Fetched, OlderBundle, store_table, stored_table
+from runtime_edge.updates import BundleStore, Fetched, check_same_ends, store_table, stored_table
 
 _LOG = logging.getLogger(__name__)
 _FIRST_RELEASE_S = 10.0
@@ -95,7 +95,7 @@ class Swap:
                 self._table = await self._first_table(bundle, records)
                 break
             except SscError as exc:
-                await self._failed("update_failed", exc, bundle)
+                await self._not_taken(exc, bundle)
                 if bundle is bundles[-1]:
                     raise
         try:
@@ -206,7 +206,7 @@ class Swap:
         except SscError as exc:
             if present is None:
                 raise
-            await self._failed("update_failed", exc)
+            await self._not_taken(exc)
             return None
 
     async def _fetch(self, link: Link, release: ReleasedBundle, present: Bundle | None) -> Fetched:
@@ -263,7 +263,7 @@ class Swap:
                 await self._failed("table_refused", exc)
                 continue
             self._own_table = key == self._own_key
-            store_table(self._config.state, record)
+            self._keep_table(record)
             return table
         target = self._config.target
         known = bundle.manifest.info.targets.get(target)
@@ -337,22 +337,23 @@ class Swap:
             try:
                 assert self._link is not None
                 await self._pin(self._link)
-                release = decode_release(record, f"release for {key}").for_device(self._config.device)
-                present = self._engine.bundle
-                if release.manifest == present.digest or self._trials.refusal(release.manifest) is not None:
+                told = decode_release(record, f"release for {key}")
+                release, present = told.for_device(self._config.device), self._engine.bundle
+                if release.manifest == present.digest:
+                    return
+                if self._trials.refusal(release.manifest) is not None:
+                    if present.manifest.info.generation < told.oldest:
+                        await self.report("retired", generation=present.manifest.info.generation, oldest=told.oldest)
                     return
                 bundle = (await self._fetch(self._link, release, present)).bundle
-                _check_same_ends(present, bundle)
+                check_same_ends(present, bundle)
                 engine = await self._prepare(bundle)
                 early = self._needed_table(bundle)
                 self._adopt(bundle)
             except LinkError:
                 raise  # the watch tries again
-            except OlderBundle as exc:
-                await self._failed("update_refused", exc)
-                return
             except (SscError, OSError) as exc:
-                await self._failed("update_failed", exc, bundle)
+                await self._not_taken(exc, bundle)
                 return
             self._engine = self._next_engine = engine
             if early is not None:
@@ -371,21 +372,29 @@ class Swap:
         return None
 
     def _use(self, table: SplitterTable, record: bytes) -> None:
-        """From the next window on, and at the next start; a full disk is no reason to wait."""
+        """From the next window on."""
         self._table = self._next_table = table
+        self._keep_table(record)
+
+    def _keep_table(self, record: bytes) -> None:
+        """For the next start; a full disk is no reason to do without it now."""
         try:
             store_table(self._config.state, record)
         except OSError as exc:
             _LOG.warning("the table cannot be kept: %s", exc)
 
-    async def _failed(self, event: str, exc: Exception, bundle: Bundle | None = None) -> None:
-        self._accounting.errors[type(exc).__name__] += 1
-        _LOG.warning("%s: %s", event, exc)
+    async def _not_taken(self, exc: Exception, bundle: Bundle | None = None) -> None:
+        """A release, or a bundle of one, that goes on the shelf; what runs goes on running."""
         details: dict[str, object] = {}
         if bundle is not None:
             details = {"generation": bundle.manifest.info.generation, "digest": bundle.digest}
-            self._remember(bundle.manifest.info.generation, bundle.digest, event, exc)
+            self._remember(bundle.manifest.info.generation, bundle.digest, "update_failed", exc)
             self._ended(bundle)
+        await self._failed("update_refused" if isinstance(exc, OlderBundle) else "update_failed", exc, **details)
+
+    async def _failed(self, event: str, exc: Exception, **details: object) -> None:
+        self._accounting.errors[type(exc).__name__] += 1
+        _LOG.warning("%s: %s", event, exc)
         await self.report(event, **details, reason=str(exc)[:500])
 
     def _remember(self, generation: int, digest: str, event: str, exc: Exception) -> None:
@@ -393,18 +402,3 @@ class Swap:
         self._failures[digest] = Refusal(generation=generation, manifest=digest, event=event, reason=str(exc)[:500])
         while len(self._failures) > _REPORTED_FAILURES:
             self._failures.pop(next(iter(self._failures)))
-
-
-def _check_same_ends(present: Bundle, coming: Bundle) -> None:
-    """Windows are being captured for the present one, and the memory is as wide as its embeddings."""
-    ends = [
-        (
-            info.front_end.sample_rate,
-            info.front_end.window_samples,
-            info.front_end.hop_samples,
-            info.encoder.embedding_dim,
-        )
-        for info in (present.manifest.info, coming.manifest.info)
-    ]
-    if ends[0] != ends[1]:
-        raise BundleError(f"{coming.path}: takes other windows or gives other embeddings; restart the device to run it")

@@ -20,7 +20,7 @@ from pathlib import Path
 from runtime_edge import manifest as manifests
 from runtime_edge import minisign, subjects
 from runtime_edge.bundle import MANIFEST, SIGNATURE, Bundle, asset_path, check_asset, open_bundle, signature_path
-from runtime_edge.errors import BundleError, FormatError, LinkError, SignatureError, TableError
+from runtime_edge.errors import BundleError, FormatError, LinkError, OlderBundle, SignatureError, TableError
 from runtime_edge.files import read_bounded, write_atomic
 from runtime_edge.link import Link
 from runtime_edge.manifest import Manifest
@@ -44,10 +44,6 @@ class Fetched:
     """Files fetched in full."""
     patches: int = 0
     """Files made from the device's own copy and a patch."""
-
-
-class OlderBundle(BundleError):
-    """A bundle of an older generation than the one in use, and nobody said to go back."""
 
 
 class BundleStore:
@@ -279,6 +275,24 @@ def _check_order(present: Bundle | None, coming: Manifest, source: str) -> None:
             f"{source}: generation {coming.info.generation} is older than {present.manifest.info.generation}, "
             "which is in use; not a rollback"
         )
+
+
+def check_same_ends(present: Bundle, coming: Bundle) -> None:
+    """Windows are being captured for the present one, and the memory is as wide as its embeddings.
+
+    Raises BundleError.
+    """
+    ends = [
+        (
+            info.front_end.sample_rate,
+            info.front_end.window_samples,
+            info.front_end.hop_samples,
+            info.encoder.embedding_dim,
+        )
+        for info in (present.manifest.info, coming.manifest.info)
+    ]
+    if ends[0] != ends[1]:
+        raise BundleError(f"{coming.path}: takes other windows or gives other embeddings; restart the device to run it")
 
 
 def _copy_tables(given: Bundle, installed: Bundle) -> None:

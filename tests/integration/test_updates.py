@@ -12,13 +12,13 @@ from msgspec.structs import replace
 
 from runtime_edge import subjects
 from runtime_edge.bundle import open_bundle
-from runtime_edge.errors import BundleError, SignatureError
+from runtime_edge.errors import BundleError, OlderBundle, SignatureError
 from runtime_edge.link import Link
 from runtime_edge.minisign import generate_key
 from runtime_edge.prefix import Prefix
 from runtime_edge.releases import canary_place, decode_release
 from runtime_edge.trial import update_log
-from runtime_edge.updates import BundleStore, OlderBundle
+from runtime_edge.updates import BundleStore
 from runtime_server.hub import released_bundle
 from runtime_server.objects import publish_patches
 from runtime_server.state import ServerState
@@ -154,14 +154,14 @@ def test_two_generations_behind_is_completed_and_a_retired_one_is_told_and_updat
     ask(server, "promote")
 
     def behind(bundle):
-        older = start.device(server, "pi-behind", source, "--bundle", bundle, "--no-realtime")
+        older = start.device(server, "pi-behind", source, "--bundle", bundle, "--no-realtime", "--encoding", "float32")
         report = older.finish()
         assert report["windows_acked"] == len(windows)
         return report, older.results()
 
     report, results = behind(tmp_path / "first")
     assert report["windows_refused"] == 0
-    assert harness.cosines(results, windows, server.model(1)).min() > 0.99
+    assert harness.cosines(results, windows, server.model(1)).min() > 0.9999
     assert harness.cosines(results, windows, server.model(3)).min() < 0.99, "generations do not differ"
 
     # Away while three more come out: what it has spooled is of a retired generation.
@@ -180,15 +180,12 @@ def test_two_generations_behind_is_completed_and_a_retired_one_is_told_and_updat
     report = away.finish()
     assert (report["generation_start"], report["generation_end"]) == (1, 6)
     assert report["windows_refused"] > 0, "nobody said that generation 1 is retired"
-    updated = [r for r in away.results() if r["generation"] == 6 and r["finished"] == "server"]
-    whole = harness.windows_of(harness.write_wav(tmp_path / "audio.wav", 3.0, seed=4))
-    assert len(updated) >= 4
-    assert len(whole) == len(windows)
+    assert sum(r["generation"] == 6 and r["finished"] == "server" for r in away.results()) >= 4
 
     report, results = behind(tmp_path / "first")
     assert report["windows_refused"] == len(windows)
     assert {r["finished"] for r in results} <= {"fallback", "device"}
-    assert harness.cosines(results, windows, server.model(1)).min() > 0.99, "answered by the device itself"
+    assert harness.cosines(results, windows, server.model(1)).min() > 0.9999, "answered by the device itself"
 
 
 def test_a_norms_only_update_costs_a_fraction(play, broker, tmp_path, resnet_norms, signing_key):
