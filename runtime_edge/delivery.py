@@ -6,9 +6,6 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor
-from typing import Any, TypeVar
 
 from runtime_edge.accounting import Accounting
 from runtime_edge.config import DeviceConfig
@@ -16,13 +13,12 @@ from runtime_edge.errors import LinkError, SpoolError
 from runtime_edge.link import FRAME_OVERHEAD_BYTES, Link
 from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.outbox import Outbox
-from runtime_edge.tasks import cancel_all
+from runtime_edge.tasks import Compute, cancel_all
 from runtime_edge.wire import Reply
 
 _LOG = logging.getLogger(__name__)
 _IDLE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
-_T = TypeVar("_T")
 
 
 class Delivery:
@@ -33,16 +29,21 @@ class Delivery:
         config: DeviceConfig,
         link: Link,
         outbox: Outbox,
-        executor: Executor,
+        compute: Compute,
         accounting: Accounting,
         uplink: BandwidthEstimator,
     ) -> None:
-        self._config, self._link, self._outbox, self._executor = config, link, outbox, executor
+        self._config, self._link, self._outbox, self._compute = config, link, outbox, compute
         self._accounting, self._uplink = accounting, uplink
         self._sending = 0
         # Devices that lost the same broker at the same moment must not all come back at the same moment.
         self._random = random.Random(f"{config.seed}.{config.device}.{link.boot}")  # noqa: S311
         self._tasks: set[asyncio.Task[bool]] = set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the link stands."""
+        return self._link.connected
 
     @property
     def room(self) -> bool:
@@ -99,20 +100,20 @@ class Delivery:
         """Wait until the spool is empty and nothing is under way, at most `patience_s`."""
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
-            if not self._sending and await self._run(self._outbox.depth) == 0:
+            if not self._sending and await self._compute.run(self._outbox.depth) == 0:
                 return
             await asyncio.sleep(0.05)
 
     async def close(self) -> None:
         """Give up what is under way; what is spooled stays so."""
         await cancel_all(self._tasks)
-        await self._run(self._outbox.give_up)
+        await self._compute.run(self._outbox.give_up)
 
     async def _replay_one(self) -> bool | None:
         """Send the oldest spooled frame; whether the broker took it, None when there is none."""
         while self._sending and self._link.connected:
             await asyncio.sleep(0.01)
-        oldest = await self._run(self._outbox.claim_oldest)
+        oldest = await self._compute.run(self._outbox.claim_oldest)
         if oldest is None:
             return None
         started = time.monotonic()
@@ -137,6 +138,8 @@ class Delivery:
         # An answer to an earlier run's window would be taken for this run's window of that number.
         awaited = window if self._outbox.is_own(message_id) else None
         try:
+            if alone:
+                self._uplink.sending(len(frame) + FRAME_OVERHEAD_BYTES)
             seconds = await self._link.deliver(message_id, awaited, frame, self._config.ack_timeout_s)
         except LinkError as exc:
             _LOG.debug("%s", exc)
@@ -146,6 +149,3 @@ class Delivery:
             self._uplink.observe(len(frame) + FRAME_OVERHEAD_BYTES, seconds)
         self._accounting.bytes_sent += len(frame) + FRAME_OVERHEAD_BYTES
         return True
-
-    async def _run(self, call: Callable[..., _T], *arguments: Any) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call, *arguments)

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 _LOG = logging.getLogger(__name__)
 _AGAIN_S = 1.0
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class Compute(ThreadPoolExecutor):
+    """The one thread that runs the encoder and touches the spool, so buffers and the database have one user."""
+
+    def __init__(self) -> None:
+        super().__init__(1, "compute")
+
+    async def run(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Do something in the thread, after what was asked before."""
+        return await asyncio.get_running_loop().run_in_executor(self, call, *arguments)
 
 
 async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -15,7 +14,7 @@ from runtime_edge.link import Link
 from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.outbox import Outbox
 from runtime_edge.spool import Spool
-from runtime_edge.tasks import cancel_all
+from runtime_edge.tasks import Compute, cancel_all
 from runtime_edge.wire import Reply, encode_reply
 
 pytestmark = pytest.mark.timeout(90)
@@ -34,9 +33,9 @@ async def delivering(broker, spool, replay=True, **settings):
     config = DeviceConfig("pi-1", "-", spool._path.parent, "rpi4", **{"ack_timeout_s": 1.0} | settings)
     link, accounting = Link(broker.url, "pi-1", "new", lambda reply: None), Accounting()
     await link.connect()
-    with ThreadPoolExecutor(1) as executor:
+    with Compute() as compute:
         delivery = Delivery(
-            config, link, Outbox(spool, "pi-1.new.", accounting), executor, accounting, BandwidthEstimator()
+            config, link, Outbox(spool, "pi-1.new.", accounting), compute, accounting, BandwidthEstimator()
         )
         tasks = [asyncio.create_task(delivery.replay_forever())] if replay else []
         try:
@@ -55,7 +54,7 @@ def store(spool, boot, windows):
 async def spooled(delivery, window, claim=False):
     """As the device does: in the thread that owns the outbox."""
     message_id, frame = subjects.message_id("pi-1", "new", window), b"frame %d" % window
-    await delivery._run(delivery._outbox.put, message_id, window, frame, 0.5, claim)
+    await delivery._compute.run(delivery._outbox.put, message_id, window, frame, 0.5, claim)
     return message_id, frame
 
 
@@ -205,8 +204,8 @@ def test_a_disk_that_fails_does_not_end_the_replay(play, broker, tmp_path):
         config = DeviceConfig("pi-1", "-", tmp_path, "rpi4")
         link = Link(broker.url, "pi-1", "new", lambda reply: None)
         await link.connect()
-        with ThreadPoolExecutor(1) as executor:
-            delivery = Delivery(config, link, outbox, executor, Accounting(), BandwidthEstimator())
+        with Compute() as compute:
+            delivery = Delivery(config, link, outbox, compute, Accounting(), BandwidthEstimator())
             task = asyncio.create_task(delivery.replay_forever())
             await asyncio.sleep(0.3)
             alive = not task.done()

@@ -25,7 +25,7 @@ from runtime_edge.notify import Notifier
 from runtime_edge.results import CallbackSink
 from runtime_edge.status import read_status
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 SSC = Path(sys.executable).with_name("ssc")
 
 

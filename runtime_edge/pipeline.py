@@ -1,0 +1,216 @@
+"""One window's way: cut, prefix, frame, spool, answer, memory, result.
+
+While the link is down everything runs here and the frames wait in the spool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from runtime_edge import subjects
+from runtime_edge.accounting import Accounting
+from runtime_edge.capture import Captured
+from runtime_edge.config import DeviceConfig
+from runtime_edge.delivery import Delivery
+from runtime_edge.engine import Embedding, Engine, Step
+from runtime_edge.errors import FrameError
+from runtime_edge.labelling import Labelling
+from runtime_edge.learner import Learner
+from runtime_edge.learning import Learning
+from runtime_edge.monitor import BandwidthEstimator, CpuMonitor
+from runtime_edge.outbox import Outbox
+from runtime_edge.results import Sink
+from runtime_edge.reward import Conditions
+from runtime_edge.splitter import Decision, Splitter
+from runtime_edge.swap import Swap, make_splitter
+from runtime_edge.table import LOCAL
+from runtime_edge.tasks import Compute
+from runtime_edge.underway import Underway
+from runtime_edge.wire import Reply
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Pipeline:
+    """Takes windows one by one and hands each one's result to the sinks, some of them later than the next window's."""
+
+    config: DeviceConfig
+    boot: str
+    accounting: Accounting
+    compute: Compute
+    swap: Swap
+    engine: Engine
+    splitter: Splitter
+    learner: Learner
+    """The memory and what it says of a window."""
+    learning: Learning
+    """Of the splitter table, with `--learn`."""
+    labelling: Labelling
+    outbox: Outbox
+    delivery: Delivery | None
+    """None without a broker."""
+    uplink: BandwidthEstimator
+    sinks: list[Sink]
+    cpu: CpuMonitor = field(default_factory=CpuMonitor)
+    cut: str | None = None
+    """Of the latest window."""
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def take(self, window: Captured) -> None:
+        """Run one window with what has been swapped in since the last one; returns when the next may come."""
+        self.accounting.pcm16_bytes += 2 * self.engine.bundle.manifest.info.front_end.hop_samples
+        self._take_over()
+        await self._process(window)
+
+    async def settle(self) -> None:
+        """Wait for the windows that are still under way."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def late_reply(self, reply: Reply) -> None:
+        """An answer after its deadline still teaches the memory, unless the window has taught it already."""
+        embedding = self._embedding(reply)
+        if embedding is not None:
+            self.learner.teach_late(reply.window, embedding)
+        self._refresh_memory(reply)
+
+    def _take_over(self) -> None:
+        """Install what has arrived since the last window."""
+        engine, table = self.swap.take()
+        if engine is not None:
+            self.engine = engine
+            self.accounting.generation_end = engine.generation
+        if table is not None and table != self.splitter.table:
+            if table.bundle_cuts == self.splitter.table.bundle_cuts:
+                self.splitter.swap(table)
+            else:
+                self.splitter = make_splitter(self.engine.bundle, table, self.config)
+            self.splitter.learn(self.learning.learner_for(table))
+            self.accounting.table_swaps += 1
+
+    async def _process(self, window: Captured) -> None:
+        self.accounting.stage_ms["wait"].observe((time.monotonic() - window.ready_at) * 1e3)
+        cpu, bandwidth, rtt = self.cpu.load(), self.uplink.uplink_mbits, self.uplink.rtt_ms
+        connected = self.delivery is None or self.delivery.connected
+        decision = self.splitter.choose(self.learner.uncertainty, cpu, bandwidth, rtt, connected=connected)
+        if self.delivery is None or self.config.min_cut == LOCAL:
+            decision = decision._replace(cut=LOCAL, probe=False)  # nobody to ship to, or nothing may be shipped
+        self.accounting.probes += decision.probe
+        engine, started = self.engine, time.monotonic()
+        index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
+        live = decision.cut != LOCAL and await self._has_room()
+        if self.splitter.learner is not None and (live or index == engine.last_cut):  # otherwise more than that is run
+            at = Conditions(self.splitter.uncertainty, cpu, bandwidth, rtt)
+            self.splitter.learner.decided(window.index, decision.row, decision.action, at)
+        step = await self.compute.run(self._run_window, engine, window, decision, index, live)
+        device_ms = (time.monotonic() - started) * 1e3
+        cut = engine.cut_names[index] if decision.cut != LOCAL else LOCAL
+        self.cut = cut
+        self.accounting.cuts[cut] += 1
+        underway = Underway(window, decision, cut, engine, step, cpu, bandwidth, rtt, device_ms)
+        if step.embedding is not None:
+            self._finish(underway, step.embedding, "device")
+        if live:
+            self._spawn(self._exchange(underway))
+
+    def _run_window(self, engine: Engine, window: Captured, decision: Decision, cut: int, live: bool) -> Step:
+        """In the compute thread: run, frame and spool."""
+        uncertainty = self.splitter.uncertainty
+        step = engine.run(window.samples, window.index, window.capture_time_ns, cut, uncertainty, not live)
+        stages = self.accounting.stage_ms
+        stages["prefix"].observe(step.prefix_ms)
+        if decision.cut == LOCAL:
+            self.outbox.keep_local()
+        else:
+            stages["encode"].observe(step.encode_ms)
+            started = time.perf_counter()
+            self.outbox.put(self._message_id(window), window.index, step.frame, uncertainty, claim=live)
+            stages["spool"].observe((time.perf_counter() - started) * 1e3)
+        return step
+
+    async def _has_room(self) -> bool:
+        """Whether this window may be sent live. A source that does not run in real time waits for room."""
+        if self.delivery is None:
+            return False
+        if not self.config.realtime:
+            await self.delivery.wait_for_room()
+        return self.delivery.room
+
+    async def _exchange(self, underway: Underway) -> None:
+        """Send one frame and finish the window with the server's answer or, past the deadline, without it."""
+        assert self.delivery is not None
+        window = underway.window
+        deadline_s = max(self.config.deadline_s - underway.device_ms / 1e3, 0.05)
+        reply, seconds = await self.delivery.exchange(
+            self._message_id(window), window.index, underway.step.frame, deadline_s
+        )
+        if reply is not None:
+            self.accounting.stage_ms["reply"].observe(seconds * 1e3)
+            self._refresh_memory(reply)
+        if underway.step.embedding is not None:
+            return
+        embedding = None if reply is None else self._embedding(reply)
+        if embedding is not None and reply is not None:
+            server_ms = min(reply.server_us / 1e3, seconds * 1e3)
+            self._finish(underway, embedding, "server", seconds * 1e3 - server_ms, server_ms)
+        else:
+            embedding = await self.compute.run(underway.engine.embed, window.samples)
+            if embedding is not None:
+                self._finish(underway, embedding, "fallback", seconds * 1e3)
+
+    def _embedding(self, reply: Reply) -> Embedding | None:
+        """The (d,) float32 embedding of an answer; None when the server refused the frame."""
+        if reply.status != "ok" or len(reply.embedding) != 2 * self.learner.memory.dim:
+            self.accounting.refused += reply.status != "ok"
+            if reply.status == "retired":
+                self._spawn(self.swap.recheck())
+            return None
+        return np.frombuffer(reply.embedding, "<f2").astype(np.float32)
+
+    def _refresh_memory(self, reply: Reply) -> None:
+        if reply.mixture:
+            try:
+                self.learner.memory.load_parameters(reply.mixture)
+            except FrameError as exc:
+                self._count_error(exc)
+
+    def _finish(
+        self,
+        underway: Underway,
+        embedding: Embedding,
+        where: str,
+        network_ms: float = 0.0,
+        server_ms: float = 0.0,
+    ) -> None:
+        uncertainty = self.learner.teach(underway.window.index, embedding)
+        if self.splitter.learner is not None:
+            answer_ms = None if where == "device" else network_ms + server_ms
+            self.splitter.learner.finished(underway.window.index, uncertainty, underway.device_ms, answer_ms)
+        result = underway.result(embedding, uncertainty, where, network_ms, server_ms)
+        result = self.labelling.label(result, underway.engine.bundle.manifest.info, embedding)
+        self.accounting.finish(underway.cut, where, result.latency_ms)
+        for sink in self.sinks:
+            try:
+                sink.put(result)
+            except Exception as exc:
+                # A full disk under the results, or a user's callback, must not end the capture.
+                self._count_error(exc)
+
+    def _message_id(self, window: Captured) -> str:
+        return subjects.message_id(self.config.device, self.boot, window.index)
+
+    def _count_error(self, exc: Exception) -> None:
+        self.accounting.errors[type(exc).__name__] += 1
+        _LOG.warning("%s", exc)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
