@@ -69,12 +69,17 @@ async def _patch(store: ObjectStore, old: Bundle, before: str, new: Bundle, afte
     name = subjects.patch_object(before, after)
     with contextlib.suppress(nats.js.errors.ObjectNotFoundError):
         return (await store.get_info(name)).size or 0
-    data = new.read(after)
     # In a thread: a large encoder takes seconds.
-    patch = await asyncio.to_thread(make_patch, old.read(before), data)
+    data, patch = await asyncio.to_thread(_make, old, before, new, after)
     if len(patch) < len(data):
         await store.put(name, patch)
     return len(patch)
+
+
+def _make(old: Bundle, before: str, new: Bundle, after: str) -> tuple[bytes, bytes]:
+    """An asset, and the patch that gives it."""
+    data = new.read(after)
+    return data, make_patch(old.read(before), data)
 
 
 async def _objects(store: ObjectStore) -> dict[str, ObjectInfo]:
