@@ -162,10 +162,14 @@ class Server:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
+    def launch(self) -> Process:
+        """Start the process and do not wait for it."""
+        return Process(self.directory / "server.log", *self._command)
+
     def start(self) -> Process:
         log = self.directory / "server.log"
         seen = log.read_text().count("serving generation") if log.exists() else 0
-        self.process = Process(log, *self._command)
+        self.process = self.launch()
         until(
             lambda: self.process.text().count("serving generation") > seen or not self.process.running, 60.0, "serving"
         )

@@ -1,0 +1,188 @@
+"""The fault matrix: kills at random moments, a silent link, a full disk, a clock that jumps. No window gets lost."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import harness
+import numpy as np
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+KILLS = int(os.environ.get("SSC_TEST_KILLS", "100"))
+CUT_S = float(os.environ.get("SSC_TEST_CUT_S", "120"))
+FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+
+
+def boot_of(device, state):
+    """The boot that runs in a state directory, and the last window it has given a result for."""
+    results = device.results()
+    try:
+        boot = json.loads((state / "status.json").read_text())["report"]["boot"]
+    except FileNotFoundError:
+        return None, -1
+    return boot, results[-1]["window"] if results else -1
+
+
+def kill_broker(server):
+    """Whatever process the server says its broker is, if it still is one."""
+    try:
+        process = psutil.Process(int((server.state / "broker" / "broker.pid").read_text()))
+        if process.name().startswith("nats-server"):
+            process.kill()
+    except (OSError, ValueError, psutil.Error):
+        return  # it is being started, or has died with the server
+
+
+def test_kills_of_device_server_and_broker_at_random_moments_lose_nothing(start, tmp_path, toy_bundle):
+    rng = np.random.default_rng(0)
+    server = start.server("--no-training")
+    server.put_table(harness.always(toy_bundle, "rpi4", "one"))
+    source = harness.write_wav(tmp_path / "audio.wav", 20.0, seed=20)
+    state = tmp_path / "pi-1-state"
+
+    def start_device(*options):
+        return start.device(server, "pi-1", source, "--deadline-ms", 300, *options)
+
+    device, seen, victims = start_device("--loop"), {}, []
+    device.wait_for_results(4)
+    for _ in range(KILLS):
+        time.sleep(rng.uniform(0.05, 1.5))
+        victims.append(rng.choice(["device", "server", "broker"], p=[0.5, 0.2, 0.3]))
+        if victims[-1] == "broker":
+            kill_broker(server)
+        elif victims[-1] == "server":
+            server.process.signal(signal.SIGKILL)
+            server.process = server.launch()
+        else:
+            device.process.signal(signal.SIGKILL)
+            boot, last = boot_of(device, state)
+            seen[boot] = max(last, seen.get(boot, -1))
+            device = start_device("--loop")
+    assert set(victims) == {"device", "server", "broker"}
+    device.process.signal(signal.SIGKILL)
+    server.process.signal(signal.SIGKILL)
+    server.start()
+    report = start_device("--drain-s", 60, "--deadline-ms", 300).finish(120.0)
+    counted = harness.until(lambda: settled(server), 60.0, "nothing more arrives")
+    server.process.signal(signal.SIGTERM)
+
+    assert report["windows_lost"] == report["windows_spooled"] == report["windows_inherited"] == 0
+    assert report["dropped"] == {} and report["inherited_dropped"] == 0
+    chains = json.loads((server.state / "ledger.json").read_text())
+    runs = {chain.partition(".")[2]: runs for chain, runs in chains.items()}
+    assert all(len(found) == 1 and found[0][0] == 0 for found in runs.values()), f"a window is missing: {runs}"
+    assert sum(found[0][1] + 1 for found in runs.values()) == counted, "counted twice"
+    for boot, last in seen.items():
+        if last >= 0:
+            assert runs[boot][0][1] >= last, "a window that had its result never arrived"
+    assert any(last >= 0 for last in seen.values()), "no boot lived long enough to be looked at"
+
+
+def settled(server):
+    """How many windows the server has counted, once the number stands still."""
+    before = server.counted("pi-1")
+    time.sleep(2.0)
+    return before if before == server.counted("pi-1") else 0
+
+
+def test_a_link_that_is_silent_for_minutes_costs_no_window(start, tmp_path, toy_bundle, toy_model):
+    server = start.server("--no-training")
+    server.put_table(harness.always(toy_bundle, "rpi4", "one"))
+    source = harness.write_wav(tmp_path / "audio.wav", CUT_S + 10.0, seed=21)
+    device = start.device(server, "pi-1", source, "--deadline-ms", 300, "--drain-s", 60)
+    device.wait_for_results(8)
+
+    server.signal_broker(signal.SIGSTOP)
+    try:
+        time.sleep(CUT_S)
+        alone = len(device.results())
+    finally:
+        server.signal_broker(signal.SIGCONT)
+    report = device.finish(CUT_S + 120.0)
+
+    windows, results = harness.windows_of(source), device.results()
+    assert alone >= CUT_S / harness.HOP_S * 0.9, "the device did not go on alone"
+    assert [r["window"] for r in results] == list(range(len(windows)))
+    assert harness.cosines(results, windows, toy_model).min() > 0.99
+    assert report["windows_captured"] == report["windows_acked"] == len(windows)
+    assert report["windows_lost"] == report["windows_spooled"] == report["windows_dropped"] == 0
+    harness.until(lambda: server.counted("pi-1") == len(windows), 40.0, "every window counted")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 6 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], capture_output=True)
+    if made.returncode:
+        pytest.skip("a small file system cannot be mounted here: root is needed")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_costs_only_what_could_not_be_sent_either_and_says_so(start, tmp_path, toy_bundle, small_disk):
+    server = start.server("--no-training")
+    server.put_table(harness.always(toy_bundle, "rpi4", "one"))
+    source = harness.write_wav(tmp_path / "audio.wav", 60.0, seed=22)
+    device = start.device(
+        server, "pi-1", source, "--deadline-ms", 300, "--state", small_disk / "state", "--drain-s", 30
+    )
+    device.wait_for_results(8)
+
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(bytes(8 << 20))
+    server.signal_broker(signal.SIGSTOP)
+    try:
+        before = len(device.results())
+        harness.until(lambda: len(device.results()) > before + 30, 40.0, "the device goes on")
+    finally:
+        server.signal_broker(signal.SIGCONT)
+    filler.unlink()
+    reached = len(device.results())
+    harness.until(
+        lambda: any(r["finished"] == "server" for r in device.results()[reached:]) or not device.process.running,
+        40.0,
+        "the link mends",
+    )
+    report = device.finish(120.0)
+
+    windows = len(harness.windows_of(source))
+    assert len(device.results()) == report["windows_captured"] == windows
+    assert set(report["dropped"]) == {"spool_refused"}
+    assert report["windows_acked"] + report["windows_dropped"] == windows
+    assert report["windows_lost"] == report["windows_spooled"] == report["windows_undecided"] == 0
+    harness.until(lambda: server.counted("pi-1") == report["windows_acked"], 40.0, "every window counted")
+
+
+@pytest.mark.skipif(not FAKETIME, reason="libfaketime is not installed (Debian: libfaketime)")
+def test_a_clock_that_jumps_an_hour_either_way_disturbs_nothing(start, tmp_path, toy_bundle, toy_model, monkeypatch):
+    server = start.server("--no-training")
+    server.put_table(harness.always(toy_bundle, "rpi4", "one"))
+    source = harness.write_wav(tmp_path / "audio.wav", 16.0, seed=23)
+    clock = tmp_path / "clock"
+    clock.write_text("+0\n")
+    with monkeypatch.context() as faked:
+        faked.setenv("LD_PRELOAD", str(FAKETIME[0]))
+        faked.setenv("FAKETIME_TIMESTAMP_FILE", str(clock))
+        faked.setenv("FAKETIME_NO_CACHE", "1")
+        faked.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        device = start.device(server, "pi-1", source)
+    for count, offset in ((16, "+3600"), (48, "-3600")):
+        device.wait_for_results(count)
+        clock.write_text(f"{offset}\n")
+    report = device.finish()
+
+    windows, results = harness.windows_of(source), device.results()
+    assert [r["window"] for r in results] == list(range(len(windows)))
+    assert harness.cosines(results, windows, toy_model).min() > 0.99
+    assert report["windows_captured"] == report["windows_acked"] == len(windows)
+    times = np.array([r["time"] for r in results])
+    assert times.max() - times.min() > 3000, "the clock did not jump: nothing was tested"
+    assert {r["finished"] for r in results[8:]} == {"server"}
