@@ -119,7 +119,7 @@ class Hub:
                 info = variant.executor_info.ssc
                 name = subjects.asset_object(info.file)
                 if not await _has(store, name):
-                    sent += await _put(store, name, bundle.read(info.file))
+                    sent += await _put(store, name, await asyncio.to_thread(bundle.read, info.file))
         name = subjects.manifest_object(bundle.digest)
         if not await _has(store, name):
             sent += await _put(store, name, (bundle.path / MANIFEST).read_bytes())
