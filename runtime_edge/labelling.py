@@ -34,12 +34,13 @@ class Labelling:
         self._config, self._link, self._accounting, self._info = config, link, accounting, info
         self._own_key = subjects.table_key(config.target, config.device)
         self._own_head = False
-        self._heads: list[Head] = []
-        """The newest, and the one before it: the newest may have come before the bundle it is for."""
+        self._head: Head | None = None
+        self._early: Head | None = None
+        """A later one that does not fit what runs: it may have come before the bundle it is for."""
         if config.head is not None:
             head = read_head(config.head, self._store().trusted)
             head.check_fits(info, str(config.head))
-            self._heads = [head]
+            self._head = head
         elif self._kept.exists():
             self._take_up()
 
@@ -59,8 +60,10 @@ class Labelling:
     def label(self, result: WindowResult, info: BundleInfo, embedding: Embedding) -> WindowResult:
         """The result of a window of an encoder, labelled by its embedding (d,) when there is a head for it."""
         self._info = info
-        head = next((head for head in self._heads if head.fits(info)), None)
-        if head is None:
+        if self._early is not None and self._early.fits(info):
+            self._head, self._early = self._early, None
+        head = self._head
+        if head is None or not head.fits(info):
             return result
         scores = head.scores(embedding)
         order = np.argsort(-scores, kind="stable").tolist()
@@ -84,7 +87,7 @@ class Labelling:
             record = read_bounded(self._kept, MAX_RECORD_BYTES, HeadError)
             head = open_head(record, self._store().trusted, str(self._kept))
             head.check_fits(self._info, str(self._kept))
-            self._heads = [head]
+            self._head = head
         except SscError as exc:
             self._count(exc)
 
@@ -94,11 +97,11 @@ class Labelling:
             return
         try:
             head = open_head(record, await self._trusted(), f"head {key}")
-            if self._heads and head == self._heads[0]:
+            if head in (self._head, self._early):
                 return
-            self._own_head = own
-            self._heads = [head, *self._heads[:1]]
+            self._early = head
             head.check_fits(self._info, f"head {key}")
+            self._own_head = own
             write_atomic(self._kept, record)
         except LinkError:
             raise  # the watch tries again

@@ -13,6 +13,7 @@ import pytest
 import sounds
 from msgspec.structs import replace
 
+import runtime_edge
 from runtime_edge import minisign, subjects
 from runtime_edge.bundle import open_bundle
 from runtime_edge.errors import UsageError
@@ -21,6 +22,8 @@ from runtime_server.labelled import Event, of_events
 from streamsplit_compile.compiler import recompile
 
 pytestmark = pytest.mark.timeout(180)
+
+WINDOW_S = harness.WINDOW / harness.SAMPLE_RATE
 
 
 def constant(info, label, **changes):
@@ -120,24 +123,23 @@ def test_a_head_for_one_device_wins_and_a_given_one_over_that(start, quiet_serve
 
 
 def stream(start, server, name, source):
-    """Run a device over a file; its results, and for each window of one kind only a line of a CSV."""
+    """Results of a device that runs over a whole file."""
     device = start.device(server, name, source, "--no-realtime")
     report = device.finish()
     assert report["windows_acked"] == report["windows_captured"]
-    events = [
-        (name, result["time"] - harness.WINDOW / harness.SAMPLE_RATE / 2, sounds.heard(result["window"]))
-        for result in device.results()
-        if sounds.heard(result["window"])
-    ]
-    return device.results(), events
+    return device.results()
 
 
 def test_a_head_is_trained_on_what_devices_sent_and_every_device_gets_it(start, tmp_path):
     server = start.server("--no-training")
     source = sounds.write_turns(tmp_path / "turns.wav", 8)
-    _, events = stream(start, server, "pi-a", source)
+    results = stream(start, server, "pi-a", source)
+    middles = np.array([result["time"] for result in results]) - WINDOW_S / 2
+    began = middles[0] - WINDOW_S / 2
+    events = [("pi-a", began + 2 * turn + 0.26, 1.5, sounds.LABELS[turn % 2]) for turn in range(8)]
+    inside = sum(((middles >= time) & (middles <= time + seconds)).sum() for _, time, seconds, _ in events)
     with (tmp_path / "heard.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("device", "time", "label"), *events])
+        csv.writer(file).writerows([("device", "time", "seconds", "label"), *events])
     label = harness.Process(
         tmp_path / "label.log", "server", "label", "heard.csv", "--state", server.state, "--broker", server.url,
         "--push", "--json",
@@ -145,12 +147,12 @@ def test_a_head_is_trained_on_what_devices_sent_and_every_device_gets_it(start, 
     label.finish()
     said = json.loads(label.text()[label.text().index("{") :])
     assert set(said["pushed_to"]) == {"rpi4", "m2"}
-    assert sum(said["windows"].values()) == len(events)
+    assert sum(said["windows"].values()) == inside > 80
     assert said["validation"]["groups"] == 8
     assert said["validation"]["accuracy"] > 0.9
     read_head(tmp_path / "head.json", server.key.public)
 
-    results, _ = stream(start, server, "pi-b", source)
+    results = stream(start, server, "pi-b", source)
     pure = [result for result in results if sounds.heard(result["window"])]
     right = [next(iter(result["labels"])) == sounds.heard(result["window"]) for result in pure]
     assert np.mean(right) > 0.9
@@ -161,7 +163,7 @@ def test_frames_give_the_embeddings_the_device_got_and_the_newest_generation_whe
     server = start.server("--no-training")
     source = sounds.write_turns(tmp_path / "turns.wav", 2)
     server.put_table(harness.always(open_bundle(server.state / "generations" / "00001"), "rpi4", "one"))
-    results, _ = stream(start, server, "pi-a", source)
+    results = stream(start, server, "pi-a", source)
     everything = [Event("pi-a", results[0]["time"] - 1, results[-1]["time"] + 1, "tone")]
     first = open_bundle(server.state / "generations" / "00001")
     examples = server.ask(lambda hub: of_events(everything, hub, {1: first}))
@@ -193,7 +195,6 @@ AUDIO, WEIGHTS = os.environ.get("SSC_TEST_AUDIO"), os.environ.get("SSC_TEST_WEIG
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not (AUDIO and WEIGHTS), reason="set SSC_TEST_AUDIO (ESC-10) and SSC_TEST_WEIGHTS (mn04)")
 def test_real_sounds_and_a_real_encoder_give_a_head_whose_labels_a_device_finds_again(start, tmp_path):
-    import runtime_edge
     from streamsplit_compile.compiler import CompileOptions, compile_encoder
     from streamsplit_compile.encoders import load_encoder
     from streamsplit_compile.importers import import_efficientat
@@ -203,7 +204,7 @@ def test_real_sounds_and_a_real_encoder_give_a_head_whose_labels_a_device_finds_
     options = CompileOptions([load_target("rpi4")], cuts="3", calibration_windows=4)
     bundle = compile_encoder(load_encoder(tmp_path / "mn.pt"), options, tmp_path / "bundle")
     esc10 = Path(AUDIO) / "esc10"
-    rows = list(csv.DictReader((esc10 / "labels.csv").open()))
+    rows = list(csv.DictReader((esc10 / "labels.csv").read_text().splitlines()))
     wanted = ("chainsaw", "dog_bark", "rain", "rooster")
     few = [row for row in rows if row["class"] in wanted and sum(map(ord, row["filename"])) % 3 == 0]
     seen, fresh = ([row for row in few if (row["fold"] == "5") == held_out] for held_out in (False, True))
@@ -219,7 +220,6 @@ def test_real_sounds_and_a_real_encoder_give_a_head_whose_labels_a_device_finds_
     assert validation["group_accuracy"] > 0.9
 
     right, head = [], str(tmp_path / "head.json")
-    encoder = runtime_edge.open(str(bundle.path), head=head)
     for row in fresh[:6]:
         results = []
         runtime_edge.run(
@@ -227,6 +227,4 @@ def test_real_sounds_and_a_real_encoder_give_a_head_whose_labels_a_device_finds_
             state=tmp_path / "state",
         )  # fmt: skip
         right += [next(iter(result.labels)) == row["class"] for result in results]
-        again = encoder.classify([0.0] * encoder.window_samples)
-        assert len(again) == 1
     assert np.mean(right) > 0.75
