@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -17,7 +18,14 @@ BANDWIDTH_SMOOTHING = 0.3
 SAMPLE_S = 0.1
 
 _SMALL_FRAME_BYTES = 1024
-_FULL_WEIGHT_BITS = 8192 * 8
+_JITTER_S = 0.015
+"""Of one round trip (METHOD section 6)."""
+_PAIR_JITTER_S = 0.005
+"""Of the difference between two that follow each other at once."""
+_CLEAR = 4.0
+"""A time counts in full when it is so many times the jitter."""
+_UNEXPLAINED = 2.5
+"""A difference from the expected time that is no jitter any more, in multiples of it."""
 _MINUTE_SECONDS = 60.0
 _MIN_MBITS, _MAX_MBITS = 0.001, 10_000.0
 _LOSS_MEMORY = 64
@@ -58,9 +66,13 @@ class BandwidthEstimator:
 
     A frame's time is one round trip plus its bytes over the bandwidth. Frames below 1 KiB teach the round
     trip; larger ones teach the bandwidth: delivered bits over transfer time, each an exponential moving
-    average with factor `smoothing` (METHOD section 6). Averaging the two apart, and not their ratio, keeps
-    jitter from inflating the estimate and lets one slow frame count for the time it took. Frames below 8 KiB
-    weigh less in proportion: most of what they took is jitter.
+    average with factor `smoothing` (METHOD section 6). Averaging the two apart, and not their ratio, keeps jitter
+    from inflating the estimate and lets one slow frame count for the time it took. A frame weighs less in
+    proportion when neither the time it took nor the time it should have taken stands out from jitter. One that
+    misses the expected time by more than jitter explains means that the link has changed: it counts as a sample
+    of each 100 ms since the last frame, as in METHOD, so that the estimate is there after one or two frames.
+
+    `observe_pair` learns from a sounding, which tells round trip and transfer apart by itself.
 
     An estimate that no large frame has confirmed for 5 s doubles every 5 s, up to 100 Mbit/s: a device that was
     driven to small frames by a thin link would otherwise never learn that the link has recovered.
@@ -79,7 +91,7 @@ class BandwidthEstimator:
         self,
         initial_mbits: float = 2.0,
         initial_rtt_ms: float = 50.0,
-        smoothing: float = 0.3,
+        smoothing: float = BANDWIDTH_SMOOTHING,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._smoothing = smoothing
@@ -90,16 +102,23 @@ class BandwidthEstimator:
         self._bits: float | None = None
         self._transfer_s = 0.0
         self._bandwidth_learnt_at = now()
+        self._under_way: tuple[float, float] | None = None
         # (time, seconds), both rising: the front is the fastest frame of the last minute.
         self._fastest: deque[tuple[float, float]] = deque()
         self._outcomes: deque[bool] = deque(maxlen=_LOSS_MEMORY)
         self._lock = threading.Lock()
+
+    def sending(self, bytes_sent: int) -> None:
+        """A frame has just begun its way, alone: from when it is overdue, the estimate is no better than it shows."""
+        with self._lock:
+            self._under_way = (self._now(), bytes_sent * 8.0)
 
     def observe(self, bytes_sent: int, seconds: float) -> None:
         """Learn from a frame of `bytes_sent` whose acknowledgement came after `seconds`."""
         if bytes_sent < 0 or not 0.0 < seconds <= _MINUTE_SECONDS:
             return
         with self._lock:
+            self._under_way = None
             self._outcomes.append(False)
             if bytes_sent < _SMALL_FRAME_BYTES:
                 self._learn_rtt(seconds)
@@ -109,11 +128,23 @@ class BandwidthEstimator:
                 self._fastest.pop()
             self._fastest.append((self._now(), seconds))
 
+    def observe_pair(self, bytes_between: int, rtt_s: float, transfer_s: float) -> None:
+        """Learn from two empty round trips with `bytes_between` sent between them: the first took `rtt_s`, and the
+        second ended `transfer_s` after it.
+        """
+        if not 0.0 < rtt_s <= _MINUTE_SECONDS or not 0.0 <= transfer_s <= _MINUTE_SECONDS:
+            return
+        with self._lock:
+            self._learn_rtt(rtt_s)
+            if bytes_between:
+                self._learn_bandwidth(bytes_between * 8.0, max(transfer_s, 1e-4), _PAIR_JITTER_S)
+
     def timeout(self, seconds: float) -> None:
         """Learn that a frame was given up after `seconds`: nothing delivered in that time."""
         if not 0.0 < seconds <= _MINUTE_SECONDS:
             return
         with self._lock:
+            self._under_way = None
             self._outcomes.append(True)
             self._learn_bandwidth(0.0, seconds)
 
@@ -123,11 +154,12 @@ class BandwidthEstimator:
         with self._lock:
             if self._bits is None:
                 return self._initial_mbits
-            known = self._bits / 1e6 / max(self._transfer_s, 1e-9)
+            # From nothing at all no hope would grow.
+            known = max(_MIN_MBITS, self._bits / 1e6 / max(self._transfer_s, 1e-9))
             stale_s = max(0.0, self._now() - self._bandwidth_learnt_at - _STALE_S)
             growth: float = 2.0 ** min(stale_s / _STALE_S, 60.0)
-            hoped = min(known * growth, _OPTIMISM_CAP_MBITS)
-            return min(_MAX_MBITS, max(_MIN_MBITS, known, hoped))
+            hoped = max(known, min(known * growth, _OPTIMISM_CAP_MBITS))
+            return min(_MAX_MBITS, max(_MIN_MBITS, min(hoped, self._shown_mbits(hoped))))
 
     @property
     def rtt_ms(self) -> float:
@@ -147,15 +179,31 @@ class BandwidthEstimator:
         with self._lock:
             return sum(self._outcomes) / len(self._outcomes) if self._outcomes else 0.0
 
+    def _shown_mbits(self, hoped: float) -> float:
+        """The most that the frame under way leaves possible; endless until it is overdue."""
+        if self._under_way is None:
+            return math.inf
+        since, bits = self._under_way
+        transfer_s = self._now() - since - self._rtt_s
+        # Of a frame that was lost no word may ever come.
+        overdue = _UNEXPLAINED * _JITTER_S < transfer_s - bits / 1e6 / hoped < _MINUTE_SECONDS
+        return bits / 1e6 / transfer_s if overdue else math.inf
+
     def _learn_rtt(self, seconds: float) -> None:
         weight = 1.0 if self._rtt_learnt_at is None else self._smoothing
         self._rtt_s += weight * (seconds - self._rtt_s)
         self._rtt_learnt_at = self._now()
 
-    def _learn_bandwidth(self, bits: float, transfer_s: float) -> None:
-        weight = self._smoothing * min(1.0, bits / _FULL_WEIGHT_BITS if bits else 1.0)
+    def _learn_bandwidth(self, bits: float, transfer_s: float, jitter_s: float = _JITTER_S) -> None:
+        weight = 1.0
         if self._bits is None:
-            self._bits, weight = 0.0, 1.0
+            self._bits = 0.0
+        else:
+            expected_s = self._transfer_s * bits / max(self._bits, 1.0)
+            if abs(transfer_s - expected_s) > _UNEXPLAINED * jitter_s:
+                weight = 1.0
+            else:
+                weight = self._smoothing * min(1.0, max(transfer_s, expected_s) / (_CLEAR * jitter_s))
         self._bits += weight * (bits - self._bits)
         self._transfer_s += weight * (transfer_s - self._transfer_s)
         self._bandwidth_learnt_at = self._now()

@@ -81,8 +81,7 @@ def test_damaged_frames_are_refused_or_decoded_and_nothing_else(codecs):
                 assert values.shape == SHAPE
                 assert np.isfinite(values).all()
                 outcomes["decoded"] += 1
-            except FrameError as exc:
-                assert "\n" not in str(exc)
+            except FrameError:
                 outcomes["refused"] += 1
 
     attack(FRAMES // 10)
@@ -110,8 +109,7 @@ def test_damaged_replies_are_refused_or_read_and_nothing_else():
             reply = decode_reply(damaged(whole, rng))
             memory.load_parameters(reply.mixture)
             outcomes["read"] += 1
-        except FrameError as exc:
-            assert "\n" not in str(exc)
+        except FrameError:
             outcomes["refused"] += 1
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()

@@ -322,3 +322,16 @@ def test_an_unconfirmed_estimate_grows_until_a_large_frame_corrects_it() -> None
     assert estimator.uplink_mbits == 100.0
     estimator.observe(16_000, 1.02)
     assert estimator.uplink_mbits == pytest.approx(0.128, rel=0.1)
+
+
+def test_after_nothing_but_timeouts_hope_grows_again_with_a_frame_under_way() -> None:
+    clock = [0.0]
+    estimator = BandwidthEstimator(now=lambda: clock[0])
+    for _ in range(40):
+        estimator.timeout(10.0)
+        clock[0] += 10.0
+    estimator.sending(100_000)
+    clock[0] += 5.0
+    assert estimator.uplink_mbits == pytest.approx(0.001)
+    clock[0] += 120.0
+    assert estimator.uplink_mbits > 1.0
