@@ -21,11 +21,11 @@ from runtime_edge.capture import Capture
 from runtime_edge.config import DeviceConfig
 from runtime_edge.credentials import Credentials
 from runtime_edge.delivery import Delivery
+from runtime_edge.device_memory import DeviceMemory
 from runtime_edge.errors import SscError
 from runtime_edge.files import locked
 from runtime_edge.heartbeat import Heartbeat
 from runtime_edge.labelling import Labelling
-from runtime_edge.learner import Learner
 from runtime_edge.learning import Learning
 from runtime_edge.link import Link
 from runtime_edge.logs import LastTroubles
@@ -139,7 +139,7 @@ class Device:
             swap=self._swap,
             engine=engine,
             splitter=splitter,
-            learner=Learner(info.encoder.embedding_dim),
+            memory=DeviceMemory(info.encoder.embedding_dim),
             learning=self._learning,
             labelling=labelling,
             outbox=self._outbox,
@@ -202,7 +202,7 @@ class Device:
                 on_trial=bool(report["on_trial"]),
             ),
             cut=pipeline.cut,
-            uncertainty=pipeline.learner.uncertainty,
+            uncertainty=pipeline.memory.uncertainty,
             cpu=pipeline.cpu.load(),
             uplink=Uplink(
                 broker=self.config.broker,

@@ -19,10 +19,10 @@ from runtime_edge.accounting import Accounting
 from runtime_edge.capture import Captured
 from runtime_edge.config import DeviceConfig
 from runtime_edge.delivery import Delivery
+from runtime_edge.device_memory import DeviceMemory
 from runtime_edge.engine import Embedding, Engine, Step
 from runtime_edge.errors import FrameError
 from runtime_edge.labelling import Labelling
-from runtime_edge.learner import Learner
 from runtime_edge.learning import Learning
 from runtime_edge.monitor import BandwidthEstimator, CpuMonitor
 from runtime_edge.outbox import Outbox
@@ -49,7 +49,7 @@ class Pipeline:
     swap: Swap
     engine: Engine
     splitter: Splitter
-    learner: Learner
+    memory: DeviceMemory
     """The memory and what it says of a window."""
     learning: Learning
     """Of the splitter table, with `--learn`."""
@@ -78,7 +78,7 @@ class Pipeline:
         """An answer after its deadline still teaches the memory, unless the window has taught it already."""
         embedding = self._embedding(reply)
         if embedding is not None:
-            self.learner.teach_late(reply.window, embedding)
+            self.memory.teach_late(reply.window, embedding)
         self._refresh_memory(reply)
 
     def _take_over(self) -> None:
@@ -99,7 +99,7 @@ class Pipeline:
         self.accounting.stage_ms["wait"].observe((time.monotonic() - window.ready_at) * 1e3)
         cpu, bandwidth, rtt = self.cpu.load(), self.uplink.uplink_mbits, self.uplink.rtt_ms
         connected = self.delivery is None or self.delivery.connected
-        decision = self.splitter.choose(self.learner.uncertainty, cpu, bandwidth, rtt, connected=connected)
+        decision = self.splitter.choose(self.memory.uncertainty, cpu, bandwidth, rtt, connected=connected)
         if self.delivery is None or self.config.min_cut == LOCAL:
             decision = decision._replace(cut=LOCAL, probe=False)  # nobody to ship to, or nothing may be shipped
         self.accounting.probes += decision.probe
@@ -167,7 +167,7 @@ class Pipeline:
 
     def _embedding(self, reply: Reply) -> Embedding | None:
         """The (d,) float32 embedding of an answer; None when the server refused the frame."""
-        if reply.status != "ok" or len(reply.embedding) != 2 * self.learner.memory.dim:
+        if reply.status != "ok" or len(reply.embedding) != 2 * self.memory.mixture.dim:
             self.accounting.refused += reply.status != "ok"
             if reply.status == "retired":
                 self._spawn(self.swap.recheck())
@@ -177,7 +177,7 @@ class Pipeline:
     def _refresh_memory(self, reply: Reply) -> None:
         if reply.mixture:
             try:
-                self.learner.memory.load_parameters(reply.mixture)
+                self.memory.mixture.load_parameters(reply.mixture)
             except FrameError as exc:
                 self._count_error(exc)
 
@@ -189,7 +189,7 @@ class Pipeline:
         network_ms: float = 0.0,
         server_ms: float = 0.0,
     ) -> None:
-        uncertainty = self.learner.teach(underway.window.index, embedding)
+        uncertainty = self.memory.teach(underway.window.index, embedding)
         if self.splitter.learner is not None:
             answer_ms = None if where == "device" else network_ms + server_ms
             self.splitter.learner.finished(underway.window.index, uncertainty, underway.device_ms, answer_ms)

@@ -214,14 +214,15 @@ def test_a_bundle_that_was_installed_runs_without_a_server_and_without_being_nam
     assert installed.returncode == 0, installed.stderr
     assert "generation 1, onnx-fp32, verified and self-tested" in installed.stdout
     assert os.stat(state / "bundles.json").st_uid == os.stat(state).st_uid
-    results = tmp_path / "results.jsonl"
     ran = subprocess.run(
         [SSC, "edge", "run", "--broker", "nats://127.0.0.1:1", "--source", source, "--no-realtime", "--drain-s", "0",
-         "--state", state, "--results", results],
+         "--state", state, "--results", "-"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    assert len(results.read_text().splitlines()) == len(harness.windows_of(source))
+    windows = [json.loads(line)["window"] for line in ran.stdout.splitlines()]  # and nothing else on that stream
+    assert windows == list(range(len(harness.windows_of(source))))
+    assert f"{len(windows)} windows" in ran.stderr
     code, words = status(state)
     assert code == 1
     assert "its source has ended" in words

@@ -8,11 +8,11 @@ from runtime_edge.memory import GaussianMemory
 _REMEMBERED = 1024
 
 
-class Learner:
-    """The memory and the latest uncertainty it gave."""
+class DeviceMemory:
+    """The mixture and the latest uncertainty it gave."""
 
     def __init__(self, dim: int) -> None:
-        self.memory = GaussianMemory(dim=dim)
+        self.mixture = GaussianMemory(dim=dim)
         self.uncertainty: float | None = None
         """Normalised, in [0, 1]; None before the first window."""
         self._taught: dict[int, None] = {}
@@ -22,7 +22,7 @@ class Learner:
         self._taught[window] = None
         if len(self._taught) > _REMEMBERED:
             self._taught.pop(next(iter(self._taught)))
-        self.uncertainty = self.memory.update(embedding)
+        self.uncertainty = self.mixture.update(embedding)
         return self.uncertainty
 
     def teach_late(self, window: int, embedding: Embedding) -> None:
