@@ -1,10 +1,10 @@
-# make demo · make test · make lint · make bench: each makes its own .venv on first use.
+# make demo · make test · make lint · make bench · make arm-check: each makes its own .venv on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 AUDIO ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench arm-check clean
 
 # One environment for developers and for the demo; again whenever the dependencies change.
 $(VENV)/.installed: pyproject.toml tools/make_venv.sh
@@ -26,6 +26,9 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m tools.bench
+
+arm-check: $(VENV)/.installed
+	$(BIN)/python -m tools.arm $(if $(AUDIO),--audio "$(AUDIO)")
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info

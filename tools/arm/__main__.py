@@ -1,6 +1,6 @@
 """`make arm-check`: run the device runtime on an emulated Raspberry Pi 4 (docs/arm.md).
 
-python -m tools.arm [--cache DIR] [--audio DIR] [--json FILE]
+python -m tools.arm [--runtimes NAME,...] [--cache DIR] [--audio DIR] [--json FILE]
 
 Exit codes: 0 everything held; 1 something did not; 77 (skipped, as Automake has it) when the emulated machine cannot be
 had here, with one line that says why.
@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tools.arm.check import Outcome, as_json, check
+from tools.arm.check import SITES, Outcome, as_json, check
 from tools.arm.machine import MIRROR, REPOSITORY, Machine, Unavailable
 
 SKIPPED = 77
@@ -28,7 +28,12 @@ def main() -> int:
     parser.add_argument("--audio", type=Path, help="recordings to use instead of a synthesised soundscape")
     parser.add_argument("--mirror", default=MIRROR, help=f"Debian mirror [{MIRROR}]")
     parser.add_argument("--json", type=Path, help="write everything found here")
+    names = [site.name for site in SITES]
+    parser.add_argument("--runtimes", default=",".join(names), help=f"some of {', '.join(names)}")
     given = parser.parse_args()
+    wanted = given.runtimes.split(",")
+    if unknown := set(wanted) - set(names):
+        parser.error(f"--runtimes: no {', '.join(sorted(unknown))}, only {', '.join(names)}")
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -37,7 +42,7 @@ def main() -> int:
     try:
         machine = Machine(given.cache, given.mirror, say)
         with tempfile.TemporaryDirectory(prefix="arm-check-") as directory:
-            outcome = check(machine, given.audio, Path(directory), say)
+            outcome = check(machine, [site for site in SITES if site.name in wanted], given.audio, Path(directory), say)
     except Unavailable as exc:
         print(f"skipped: {exc}")
         return SKIPPED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from tools.arm.sample import Sample, make_sample
 from tools.arm.stream import MAX_WINDOWS_PER_CUT, Streamed, serve, stream
 
 _NUMPY_2, _NUMPY_1 = "numpy==2.4.6", "numpy==1.26.4"
+NEWEST = "onnxruntime-newest"
 SITES = (
     Site("onnxruntime", "onnx", "edge", ("onnxruntime==1.23.2", _NUMPY_2)),
-    Site("onnxruntime-newest", "onnx", "edge", ("onnxruntime==1.31.1", _NUMPY_2)),
+    Site(NEWEST, "onnx", "edge", ("onnxruntime==1.31.1", _NUMPY_2)),
     Site("tflite-runtime", "tflite", "edge-tflite-runtime", ("tflite-runtime==2.14.0", _NUMPY_1)),
 )
-"""The newest onnxruntime, which pip takes, runs the library call alone: the loop is the same."""
+"""The second is what pip chooses; the loop is the same for both, so it runs the library call alone."""
 MAX_ERROR = 1e-4
 _OURS = ("models", "runtime_edge", "runtime_server", "streamsplit_compile")
 _TIMEOUT_S = 180.0
@@ -74,19 +75,21 @@ class Outcome:
         return [str(row) for row in rows if not row.holds] + problems
 
 
-def check(machine: Machine, recordings: Path | None, directory: Path, say: Callable[[str], None]) -> Outcome:
-    """Everything, in a scratch directory."""
-    packages = {site: machine.install(site) for site in SITES}
+def check(
+    machine: Machine, sites: Sequence[Site], recordings: Path | None, directory: Path, say: Callable[[str], None]
+) -> Outcome:
+    """Everything for some sites, in a scratch directory. Raises Unavailable."""
+    packages = {site: machine.install(site) for site in sites}
     outcome = Outcome()
     say("compiling the bundle: onnx and tflite, fp32 and int8")
     sample = make_sample(directory, recordings, MAX_WINDOWS_PER_CUT)
-    for site in SITES:
+    for site in sites:
         say(f"{site.runtime} on {CPU}: library call, ssc doctor")
         outcome.embedded += embed(machine, site, packages[site], sample, directory)
-        outcome.doctor[site.name] = examine(machine, packages[site])
+        outcome.doctor[site.name] = examine(machine, packages[site], sample)
         outcome.installed_mb[site.name] = sum(map(_disk_mb, [packages[site], *(REPOSITORY / name for name in _OURS)]))
     with serve(directory, sample) as server:
-        for site in (site for site in SITES if "newest" not in site.name):
+        for site in (site for site in sites if site.name != NEWEST):
             for encoding in ("int8", "float16"):
                 say(f"{site.runtime} on {CPU}: ssc edge run, {encoding}")
                 outcome.streamed.append(stream(machine, site, packages[site], encoding, sample, server, directory))
@@ -116,11 +119,10 @@ def embed(machine: Machine, site: Site, packages: Path, sample: Sample, director
     ]
 
 
-def examine(machine: Machine, packages: Path) -> list[dict[str, str]]:
-    """What `ssc doctor` finds there."""
-    found: list[dict[str, str]] = json.loads(
-        _output(machine.ssc("doctor", "--json"), machine.environment(packages), allowed=(0, 1))
-    )
+def examine(machine: Machine, packages: Path, sample: Sample) -> list[dict[str, str]]:
+    """What `ssc doctor` finds there, with the bundle."""
+    command = machine.ssc("doctor", sample.bundle.path, "--json")
+    found: list[dict[str, str]] = json.loads(_output(command, machine.environment(packages), allowed=(0, 1)))
     return found
 
 

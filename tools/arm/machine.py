@@ -58,6 +58,7 @@ Dir::Etc::sourceparts "/dev/null";
 Acquire::Languages "none";
 Acquire::Retries "2";
 Acquire::http::Timeout "20";
+APT::Update::Error-Mode "any";
 """
 # An older QEMU shows programs the real machine's /proc/cpuinfo. On x86 onnxruntime then finds no processor, and from
 # 1.28 on it follows a null pointer at import; given a Raspberry Pi 4's, all versions load.
@@ -212,6 +213,8 @@ def _pip(command: str, *arguments: str) -> None:
     if done.returncode:
         if "conflict" in done.stderr:
             raise RuntimeError(f"pip cannot put these together: {' '.join(arguments)}\n{done.stderr}")
+        if "connection broken" in done.stderr:
+            raise Unavailable(f"pip {command}: the package index cannot be reached")
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
         raise Unavailable(f"pip {command}: {(errors or ['ERROR: no reason given'])[-1][7:]}")
 
@@ -222,5 +225,7 @@ def _output(command: list[str], cwd: Path | None = None, env: dict[str, str] | N
     except subprocess.TimeoutExpired:
         raise Unavailable(f"{command[0]}: no answer within {_TIMEOUT_S:.0f} s") from None
     if done.returncode:
-        raise Unavailable(f"{command[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        lines = done.stderr.strip().splitlines()
+        errors = [line for line in lines if line.startswith("E:")]
+        raise Unavailable(f"{command[0]}: {(errors or lines or ['failed'])[0]}")
     return done.stdout
