@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,13 @@ def build(model: str, config: str, directory: str | None, fields: Mapping[str, A
     Only safetensors are read, all weights must be there, and torch's global generator stays as it was. Raises
     ImportError if the library is missing and ValueError, naming the field or file, for what cannot work.
     """
-    library = _library()
+    model_class, config_class = _classes(model, config)
     if directory is None:
-        return _fresh(getattr(library, model), getattr(library, config), fields, seed)
+        return _fresh(model_class, config_class, fields, seed)
     if fields:
         raise ValueError(f"{', '.join(fields)}: the directory {directory} already says, leave out one of them")
     read_json(directory, "config.json")
-    return _saved(getattr(library, model), directory)
+    return _saved(model_class, directory)
 
 
 def read_json(directory: str, name: str) -> dict[str, Any]:
@@ -70,11 +71,18 @@ def preprocessor(directory: str | None) -> dict[str, Any]:
     return said
 
 
-def _library() -> Any:
+def _classes(*names: str) -> list[Any]:
+    """Classes of the library, which imports what they need when they are asked for."""
+    disabled = logging.root.manager.disable
+    # It also imports a quantisation library that warns about its own kernels and of what torch deprecates in it.
+    logging.disable(logging.WARNING)
     try:
-        return importlib.import_module("transformers")
+        library = importlib.import_module("transformers")
+        return [getattr(library, name) for name in names]
     except ModuleNotFoundError as exc:
         raise ImportError('transformers is not installed: pip install "streamsplit[transformers]"') from exc
+    finally:
+        logging.disable(disabled)
 
 
 def _fresh(model: Any, config: Any, fields: Mapping[str, Any], seed: int) -> nn.Module:

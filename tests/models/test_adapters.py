@@ -1,4 +1,6 @@
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -24,6 +26,13 @@ def unit(x):
 def test_without_the_library_the_error_names_the_extra(factory):
     with pytest.raises(ImportError, match="streamsplit\\[transformers\\]"):
         factory()
+
+
+@needs_transformers
+def test_building_one_says_nothing():
+    code = "from models.adapters import ast; ast(num_hidden_layers=1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == done.stderr == ""
 
 
 @needs_transformers
