@@ -86,8 +86,8 @@ class Swap:
         earlier = [] if given else self._store.earlier()
         bundles = list({bundle.digest: bundle for bundle in (released, present, *earlier) if bundle}.values())
         if not bundles:
-            where = "no --broker was given" if self._link is None else f"{self._link.url} gave none"
-            raise LinkError(f"no bundle on this device yet, and {where}: start the server, or give --bundle")
+            why = "no --broker was given" if self._link is None else self._link.trouble or f"{self._link.url} gave none"
+            raise LinkError(f"no bundle on this device yet ({why}); start the server, or give --bundle")
         records = await self._table_records()
         for bundle in bundles:
             try:

@@ -196,8 +196,8 @@ def _permissions(member: Member) -> dict[str, list[str]]:
     No `*` at an end: the broker takes a wish for `a.>` as one that `a.*` allows.
     """
     if member.kind == "reader":
-        # The broker keeps an MQTT client's session under $MQTT.
-        return {"publish": [], "subscribe": [subjects.events(">"), "$MQTT.sub.>"]}
+        # MQTT's `evt/#` is both; the broker keeps a client's session under $MQTT.
+        return {"publish": [], "subscribe": ["evt", subjects.events(">"), "$MQTT.sub.>"]}
     name = member.name
     readable = [(subjects.RELEASES, ">")]
     readable += [
