@@ -15,6 +15,7 @@ from runtime_edge.credentials import Address
 from runtime_server.cli_devices import device, security_configs, security_options
 from runtime_server.cli_label import label
 from runtime_server.cli_releases import release_configs, release_options, releases
+from runtime_server.cli_status import status
 from runtime_server.hub import Hub
 from runtime_server.server import Server, ServerConfig
 from runtime_server.trainer import TrainConfig
@@ -92,6 +93,7 @@ def run(
 server.add_command(device)
 server.add_command(releases)
 server.add_command(label)
+server.add_command(status)
 
 
 async def _serve(running: Server) -> None:
@@ -109,50 +111,6 @@ async def _serve(running: Server) -> None:
     started.cancel()
     status = await task
     click.echo(f"stopped after {sum(status['windows'].values())} windows, {status['training_steps']} training steps")
-
-
-@server.command()
-@broker_option
-@json_option
-def status(broker: Address, as_json: bool) -> None:
-    """Show a running server and its devices.
-
-    Example: ssc server status --broker nats://127.0.0.1:4222
-    """
-    found = asyncio.run(_status(broker))
-    if as_json:
-        print_json(found)
-        return
-    own, devices = found["server"], found["devices"]
-    click.echo(
-        f"{own['encoder']}, generation {own['generation']}, up {own['uptime_s']:.0f} s, "
-        f"{own['training_steps']} training steps, {len(own['releases'])} release attempts"
-    )
-    print_table(
-        "Devices",
-        ["device", "target", "windows", "acked", "spooled", "sent", "generation"],
-        [
-            [
-                name,
-                str(report.get("target")),
-                str(report.get("windows_captured")),
-                str(report.get("windows_acked")),
-                str(report.get("windows_spooled")),
-                size(report.get("bytes_sent", 0)),
-                str(report.get("generation_end")),
-            ]
-            for name, report in devices.items()
-        ],
-    )
-
-
-async def _status(broker: Address) -> dict[str, Any]:
-    hub = Hub(broker, "status")
-    await hub.connect()
-    try:
-        return {"server": await hub.server_status(), "devices": await hub.presence()}
-    finally:
-        await hub.close()
 
 
 @click.command()

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timezone
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
@@ -184,16 +185,23 @@ class Hub:
                     found[device] = (await bucket.get(device)).value or b""
         return found
 
-    @raises_link_error
     async def presence(self) -> dict[str, dict[str, object]]:
-        """The last report of every device that is there."""
-        bucket = await self.stream.key_value(subjects.PRESENCE)
-        found: dict[str, dict[str, object]] = {}
+        """The last report of every device that is there. Raises LinkError."""
+        return {device: report for device, (report, _) in (await self.last_reports()).items()}
+
+    @raises_link_error
+    async def last_reports(self) -> dict[str, tuple[dict[str, object], float]]:
+        """The last report of every device that is there, and how many seconds ago the broker stored it."""
+        bucket, stream = await self.stream.key_value(subjects.PRESENCE), subjects.bucket_stream(subjects.PRESENCE)
+        found: dict[str, tuple[dict[str, object], float]] = {}
         with contextlib.suppress(nats.js.errors.NoKeysError):
             for device in await bucket.keys():
-                with contextlib.suppress(nats.js.errors.KeyNotFoundError, msgspec.DecodeError):
-                    value = (await bucket.get(device)).value
-                    found[device] = msgspec.json.decode(value or b"{}", type=dict[str, object])
+                subject = subjects.bucket_subject(subjects.PRESENCE, device)
+                with contextlib.suppress(nats.js.errors.NotFoundError, msgspec.DecodeError):
+                    stored = await self.stream.get_last_msg(stream, subject, direct=True)
+                    report = msgspec.json.decode(stored.data or b"{}", type=dict[str, object])
+                    age_s = (datetime.now(timezone.utc) - stored.time).total_seconds() if stored.time else 0.0
+                    found[device] = (report, max(age_s, 0.0))
         return found
 
     async def server_status(self) -> dict[str, object]:
