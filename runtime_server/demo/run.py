@@ -149,7 +149,7 @@ async def _swap_table(
     table = str(work / "table.json")
     await children.run(
         "splitter-train", "splitter", "train", str(work / "bundle"), "--target", device.target,
-        "--eta", "0", "--bandwidth", "0.1,4", "-o", table,
+        "--eta", "0", "--traces", "lte,outages", "-o", table,
     )  # fmt: skip
     await asyncio.sleep(config.seconds * 0.45)
     await children.run(
