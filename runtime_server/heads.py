@@ -206,8 +206,11 @@ def _held_out_scores(examples: Examples, folds: Integers) -> Floats:
 
 
 def _thresholds(scores: Floats, truth: Bools) -> Floats:
-    """For each label the score that detects it best (largest F1), halfway to the next lower one."""
-    return np.array([_best_threshold(column, right) for column, right in zip(scores.T, truth.T, strict=True)])
+    """For each label the score that detects it best (largest F1), halfway to the next lower one; at least a half.
+
+    Below a half another label, or none, is more likely: sounds that were never labelled score there.
+    """
+    return np.maximum(0.5, [_best_threshold(column, right) for column, right in zip(scores.T, truth.T, strict=True)])
 
 
 def _best_threshold(scores: Floats, truth: Bools) -> float:

@@ -115,6 +115,7 @@ def test_a_threshold_separates_a_label_from_the_rest():
     head = fit_head(examples(x, kind, group), "toy", "test")
     detected = head.scores(x) >= np.array(head.thresholds)
     assert (detected == np.eye(3, dtype=bool)[kind]).mean() > 0.97
+    assert min(head.thresholds) >= 0.5
 
 
 def test_several_labels_to_a_window_give_sigmoid_scores():
