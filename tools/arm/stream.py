@@ -152,7 +152,7 @@ def stream(
     started, name = time.monotonic(), f"{site.name}-{encoding}"
     results, report = directory / f"{name}.jsonl", directory / f"{name}.json"
     command = machine.ssc(
-        "edge", "run", "--broker", server.url, "--device", name, "--target", TARGET, "--source", "-",
+        "edge", "run", "--broker", server.url, "--device", name, "--target", TARGET, "--source", "-", "--no-realtime",
         "--state", directory / name, "--variant", f"{site.format}-fp32", "--encoding", encoding,
         "--deadline-ms", _DEADLINE_MS, "--results", results, "--report", report, "-v",
     )  # fmt: skip
