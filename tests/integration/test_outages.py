@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(120)
 def test_a_killed_server_costs_no_window(start, tmp_path, toy_bundle, toy_model):
     server = start.server("--no-training")
     server.put_table(harness.always(toy_bundle, "rpi4", "one"))
-    source = harness.write_wav(tmp_path / "audio.wav", 14.0, seed=2)
+    source = harness.write_wav(tmp_path / "audio.wav", 30.0, seed=2)
     device = start.device(server, "pi-1", source, "--deadline-ms", 300)
     device.wait_for_results(24)
 
