@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class OnnxBackend:
-    """onnxruntime without spinning threads. Its arena stays: off, it saves no memory (docs/benchmarks.md)."""
+    """onnxruntime without spinning threads. Its arena stays on: off, MobileNetV3-Small held 80 MB as well as on."""
 
     name = f"onnxruntime {onnxruntime.__version__}"
 

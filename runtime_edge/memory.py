@@ -79,6 +79,8 @@ class GaussianMemory:
         self.variances = np.full((components, dim), 1 / dim, np.float32)
         self.weights = np.full(components, 1 / components, np.float32)
         self._average = np.zeros(dim, np.float32)  # running mean of the embeddings; gives D²
+        # Where the window at hand lies from every mean, its squares, and room to reckon in: nothing is allocated.
+        self._offsets, self._squares, self._noisy, self._scratch = np.empty((4, components, dim), np.float32)
 
     @property
     def cold(self) -> bool:
@@ -102,7 +104,8 @@ class GaussianMemory:
             if z is None:
                 self.rejected += 1
                 continue
-            total += self._uncertainty(z)
+            self._measure(z)
+            total += self._entropy()
             self._learn(z)
             count += 1
         return total / count if count else 1.0
@@ -113,14 +116,18 @@ class GaussianMemory:
         1.0 while cold and for what `update` would reject.
         """
         rows = [z for row in self._rows(embedding) if (z := _direction(row)) is not None]
-        return sum(map(self._uncertainty, rows)) / len(rows) if rows else 1.0
+        total = 0.0
+        for z in rows:
+            self._measure(z)
+            total += self._entropy()
+        return total / len(rows) if rows else 1.0
 
     def responsibilities(self, embedding: npt.ArrayLike) -> Array:
         """Posterior `r_c(z)` of each component, [d] -> [C] or [n, d] -> [n, C], by Bayes' rule.
 
         Raises UsageError for an embedding that is not finite or has no direction.
         """
-        rows = [np.exp(self._log_posterior(z)) for z in self._usable(embedding)]
+        rows = [self._posterior(z) for z in self._usable(embedding)]
         return np.stack(rows) if np.ndim(embedding) == 2 else rows[0]
 
     def sample_negatives(self, anchor: npt.ArrayLike, count: int, rng: np.random.Generator) -> Array:
@@ -196,36 +203,52 @@ class GaussianMemory:
             raise UsageError("memory: an embedding is empty, zero or not finite")
         return rows
 
-    def _log_posterior(self, z: Array, noise: float = 0.0) -> Array:
-        variances = self.variances + np.float32(noise) if noise else self.variances
-        offsets = z - self.means
-        exponent = np.einsum("cd,cd->c", offsets, offsets / variances) + np.log(variances).sum(axis=1)
+    def _measure(self, z: Array) -> None:
+        """Take a window; what follows reads where it lies."""
+        np.subtract(z, self.means, out=self._offsets)
+        np.multiply(self._offsets, self._offsets, out=self._squares)
+
+    def _log_posterior(self, noise: float = 0.0) -> Array:
+        """`ln r_c` of the measured window, [C], seen through isotropic noise of that variance."""
+        variances, scratch = self.variances, self._scratch
+        if noise:
+            variances = np.add(variances, np.float32(noise), out=self._noisy)
+        exponent = np.divide(self._squares, variances, out=scratch).sum(axis=1)
+        exponent += np.log(variances, out=scratch).sum(axis=1)
         joint = np.log(self.weights) - 0.5 * exponent
         joint -= joint.max()
         result: Array = joint - np.log(np.exp(joint).sum())
         return result
 
-    def _uncertainty(self, z: Array) -> float:
+    def _posterior(self, z: Array) -> Array:
+        self._measure(z)
+        result: Array = np.exp(self._log_posterior())
+        return result
+
+    def _entropy(self) -> float:
+        """The normalised uncertainty of the measured window."""
         if self.cold:
             return 1.0
         limit = math.log(self.components)
-        log_r = self._log_posterior(z, self.resolution * self.spread / (4 * limit))
+        log_r = self._log_posterior(self.resolution * self.spread / (4 * limit))
         return min(max(-float(np.exp(log_r) @ log_r) / limit, 0.0), 1.0)
 
     def _learn(self, z: Array) -> None:
+        """Move towards `z`, the measured window."""
         self.windows += 1
         gain = max(self.rate, 1.0 / (self.windows + 1))  # a plain mean first, then a sliding one
         self._average += np.float32(gain) * (z - self._average)
-        offsets = z - self.means
-        if float(np.einsum("cd,cd->c", offsets, offsets).min()) > _NOVEL * self.spread:
+        if float(self._squares.sum(axis=1).min()) > _NOVEL * self.spread:
             self._claim(z)
             return
-        posterior = np.exp(self._log_posterior(z))
-        step = np.float32(self.rate) * posterior[:, None]
-        self.means += step * offsets
+        posterior = np.exp(self._log_posterior())
+        # In many dimensions most responsibilities are exactly 0, and such a component stays as it is.
+        moved = np.flatnonzero(posterior)
+        step = np.float32(self.rate) * posterior[moved, None]
+        self.means[moved] += step * self._offsets[moved]
         # The variance of the blend (1 - step)·N(mean, variance) + step·(a point at z).
-        self.variances = (1 - step) * (self.variances + step * offsets**2)
-        np.maximum(self.variances, np.float32(VARIANCE_FLOOR), out=self.variances)
+        variances = (1 - step) * (self.variances[moved] + step * self._squares[moved])
+        self.variances[moved] = np.maximum(variances, np.float32(VARIANCE_FLOOR))
         self.weights = _normalised_weights(self.weights + np.float32(self.rate) * (posterior - self.weights))
 
     def _claim(self, z: Array) -> None:
@@ -239,7 +262,7 @@ class GaussianMemory:
         self.weights = _normalised_weights(weights)
 
     def _negatives(self, z: Array, count: int, rng: np.random.Generator) -> Array:
-        own = int(np.argmax(self._log_posterior(z)))
+        own = int(np.argmax(self._posterior(z)))
         offsets = self.means - self.means[own]
         scores = np.log(self.weights) - np.einsum("cd,cd->c", offsets, offsets) / (2 * NEGATIVE_SCALE**2)
         scores[own] = -np.inf

@@ -64,7 +64,8 @@ def measure(work: Path, quick: bool, minutes: float) -> Section:
             section.add("rss_tflite_mb", tflite["rss_mb"], "at most 90", "the same with tflite-runtime")
         overhead = _overhead(work / "overhead-small", broker, sound, quick)
         section.add("overhead_ms", overhead["overhead_ms"], "at most 1.5", "a window without the model, median")
-        section.detail("of this, means by thread, the model included, ms", _listed(overhead["threads_ms"]))
+        section.detail("medians of its named steps, ms", _listed(overhead["steps_ms"]))
+        section.detail("means by thread, the model included, ms", _listed(overhead["threads_ms"]))
     with _server(work, paper) as broker:
         share = _overhead(work / "overhead-paper", broker, sound, quick)
         model_ms = _model_ms(paper, quick)

@@ -11,19 +11,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import statistics
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from runtime_edge import engine
 from runtime_edge.capture import Captured
+from runtime_edge.codec import CutCodec
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device import Device
+from runtime_edge.memory import GaussianMemory
+from runtime_edge.outbox import Outbox
+from runtime_edge.pipeline import Pipeline
 from runtime_edge.prefix import Prefix
 from runtime_edge.results import WindowResult
+from runtime_edge.splitter import Splitter
+from runtime_edge.underway import Underway
 
 WARM_UP = 40
 
@@ -42,45 +50,80 @@ class MeasuredPrefix(Prefix):
             MeasuredPrefix.model_ms += (time.thread_time() - started) * 1e3
 
 
-class MeasuredDevice(Device):
-    """A device that notes the processor time spent so far whenever a window is due."""
+STEPS = (
+    ("splitter", Splitter, "choose"),
+    ("codec", CutCodec, "encode"),
+    ("frame", engine, "encode_frame"),
+    ("spool", Outbox, "put"),
+    ("memory", GaussianMemory, "update"),
+    ("result", Underway, "result"),
+)
+"""The named steps of a window; the rest is reading audio, threads that wake each other, and the broker's library."""
 
-    def __init__(self, config: DeviceConfig) -> None:
-        super().__init__(config, [self])
-        self.spent: list[tuple[float, float]] = []
+
+class Notes:
+    """The processor time spent so far whenever a window is due; a sink that keeps nothing but the cuts."""
+
+    def __init__(self, windows: int) -> None:
+        self._windows = windows
+        self.spent_ms: list[tuple[float, float]] = []
         self.by_thread: list[dict[str, float]] = []
-        self.results: list[WindowResult] = []
+        self.cuts: Counter[str] = Counter()
+        self.steps_ms = {name: [0.0] for name, _, _ in STEPS}
+
+    def window(self) -> None:
+        """A window is due."""
+        self.spent_ms.append((time.process_time() * 1e3, MeasuredPrefix.model_ms))
+        if len(self.spent_ms) in (WARM_UP, self._windows):
+            self.by_thread.append(_thread_ms())
+        for times in self.steps_ms.values():
+            times.append(0.0)
+
+    def watch(self, name: str, owner: Any, attribute: str) -> None:
+        """Add up the processor time of a function for each window."""
+        call, times = getattr(owner, attribute), self.steps_ms[name]
+
+        @functools.wraps(call)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return call(*arguments, **named)
+            finally:
+                times[-1] += (time.thread_time() - started) * 1e3
+
+        setattr(owner, attribute, timed)
 
     def put(self, result: WindowResult) -> None:
-        """Take one result, as a sink."""
-        self.results.append(result)
+        """Take one result."""
+        self.cuts[result.cut] += 1
 
     def close(self) -> None:
         """Nothing to close."""
 
-    async def _process(self, window: Captured) -> None:
-        self.spent.append((time.process_time() * 1e3, MeasuredPrefix.model_ms))
-        if len(self.spent) in (WARM_UP, self.config.max_windows):
-            self.by_thread.append(_thread_ms())
-        await super()._process(window)
 
-
-def measure(config: DeviceConfig) -> dict[str, Any]:
+def measure(config: DeviceConfig, windows: int) -> dict[str, Any]:
     """Medians over the windows after the first 40, ms, and means by thread."""
-    engine.Prefix = MeasuredPrefix  # type: ignore[misc]
-    device = MeasuredDevice(config)
-    report = asyncio.run(device.run())
-    steps = list(zip(device.spent[WARM_UP:], device.spent[WARM_UP + 1 :], strict=False))
+    notes, take = Notes(windows), Pipeline.take
+
+    async def noted(pipeline: Pipeline, window: Captured) -> None:
+        notes.window()
+        await take(pipeline, window)
+
+    engine.Prefix, Pipeline.take = MeasuredPrefix, noted  # type: ignore[misc, method-assign]
+    for step in STEPS:
+        notes.watch(*step)
+    report = asyncio.run(Device(config, [notes]).run())
+    steps = list(zip(notes.spent_ms[WARM_UP:], notes.spent_ms[WARM_UP + 1 :], strict=False))
     model = [after[1] - before[1] for before, after in steps]
-    everything = [after[0] - before[0] for before, after in steps]
-    overhead = [one - other for one, other in zip(everything, model, strict=True)]
-    first, last = device.by_thread
+    overhead = [after[0] - before[0] - ms for (before, after), ms in zip(steps, model, strict=True)]
+    first, last = notes.by_thread
     return {
         "overhead_ms": statistics.median(overhead),
         "prefix_ms": statistics.median(model),
+        "steps_ms": {name: round(statistics.median(times[WARM_UP:]), 3) for name, times in notes.steps_ms.items()},
         "threads_ms": {name: round((last[name] - first[name]) / len(steps), 3) for name in first if name in last},
         "finished": report["finished"],
-        "cuts": {cut: sum(result.cut == cut for result in device.results) for cut in {r.cut for r in device.results}},
+        "cuts": dict(notes.cuts),
         "lost": report["windows_lost"],
     }
 
@@ -112,7 +155,7 @@ def main() -> None:
         max_windows=options.windows,
         drain_s=5.0,
     )
-    print(json.dumps(measure(config)))
+    print(json.dumps(measure(config, options.windows)))
 
 
 if __name__ == "__main__":
