@@ -35,8 +35,8 @@ class CutCodec:
         self.encoding = encoding
         self._wire = np.empty(cut.shape, _DTYPES[encoding])
         self._float = np.empty(cut.shape, np.float32)
-        self._raw = memoryview(self._wire.reshape(-1).view(np.uint8))
-        self._packed = memoryview(np.empty(self._wire.nbytes, np.uint8))
+        self._raw = self._wire.reshape(-1).view(np.uint8).data
+        self._packed = np.empty(self._wire.nbytes, np.uint8).data
         self._scale: Array | None = None
         if encoding == "int8":
             if cut.int8 is None:
