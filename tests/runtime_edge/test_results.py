@@ -1,3 +1,4 @@
+import asyncio
 import json
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import msgspec
 import pytest
 
 from runtime_edge.errors import UsageError
-from runtime_edge.results import CallbackSink, JsonLines, WindowResult
+from runtime_edge.results import CallbackSink, EventSink, JsonLines, WindowResult
 
 RESULT = WindowResult(
     window=7,
@@ -71,3 +72,71 @@ def test_a_callback_gets_the_result_itself():
     sink.put(RESULT)
     sink.close()
     assert seen == [RESULT]
+
+
+LABELLED = msgspec.structs.replace(
+    RESULT, labels={"dog": 0.8, "rain": 0.15, "alarm": 0.05}, detected=["dog"], head_generation=2
+)
+
+
+def published(results, mode="labels", threshold=None, publish=None):
+    """What a sink publishes: (subject, event) pairs, and the sink."""
+    sent = []
+
+    async def keep(subject, data):
+        sent.append((subject, json.loads(data)))
+
+    async def run():
+        sink = EventSink(publish or keep, "pi-1", mode, threshold)
+        for result in results:
+            sink.put(result)
+        await asyncio.sleep(0)
+        sink.close()
+        await asyncio.sleep(0)
+        return sink
+
+    return sent, asyncio.run(run())
+
+
+def test_an_event_says_what_was_heard_and_holds_no_embedding():
+    ((subject, event),), _ = published([LABELLED])
+    assert subject == "evt.pi-1"
+    assert event == {
+        "event": "result", "device": "pi-1", "window": 7, "time": 1.5, "labels": LABELLED.labels,
+        "detected": ["dog"], "uncertainty": 0.25, "cut": "layer1", "finished": "server", "generation": 3,
+        "latency_ms": 12.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mode", "threshold", "detected"),
+    [
+        ("labels", None, [["dog"]]),
+        ("labels", 0.9, []),
+        ("labels", 0.1, [["dog", "rain"]]),
+        ("all", None, [None, ["dog"]]),
+        ("all", 0.9, [None, None]),
+        ("off", 0.0, []),
+    ],
+)
+def test_which_results_are_events(mode, threshold, detected):
+    sent, _ = published([RESULT, LABELLED], mode, threshold)
+    assert [event.get("detected") for _, event in sent] == detected
+
+
+def test_a_broker_that_does_not_keep_up_costs_events_not_memory():
+    async def stuck(subject, data):
+        await asyncio.Event().wait()
+
+    _, sink = published([LABELLED] * 100, publish=stuck)
+    assert sink.dropped == 100 - 64
+
+
+def test_labels_stand_in_a_result_only_when_there_is_a_head(tmp_path):
+    sink = JsonLines(str(tmp_path / "results.jsonl"))
+    sink.put(RESULT)
+    sink.put(LABELLED)
+    sink.close()
+    plain, labelled = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert labelled.keys() - plain.keys() == {"labels", "detected", "head_generation"}
+    assert list(labelled["labels"]) == ["dog", "rain", "alarm"]
