@@ -79,6 +79,19 @@ class Delivery:
             return None, time.monotonic() - started
         return reply, time.monotonic() - started
 
+    async def sound(self, filler_bytes: int) -> None:
+        """Learn of the link what the last frame did not tell, unless another frame is under way."""
+        if self._sending or not self._link.connected:
+            return
+        self._sending += 1  # no replay in between: it would look like a slow link
+        try:
+            self._uplink.observe_pair(filler_bytes, *await self._link.sound(bytes(filler_bytes)))
+            self._accounting.bytes_sent += filler_bytes
+        except LinkError as exc:
+            _LOG.debug("%s", exc)
+        finally:
+            self._sending -= 1
+
     async def replay_forever(self) -> None:
         """Send what lies in the spool, oldest first, while no live frame needs the link."""
         pause_s = _IDLE_S

@@ -40,6 +40,7 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 5.0
 _REFUSED_PAUSE_S = 30.0
 _CLOSE_S = 2.0
+_PING_S = 2
 _PIECE_PATIENCE_S = 60.0
 _RECHECK_S = 300.0
 """How often a watched key is read again although no news of it came."""
@@ -170,6 +171,35 @@ class Link:
         with contextlib.suppress(*BROKER_ERRORS):
             subject = subjects.bucket_subject(subjects.PRESENCE, self.device)
             await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(subjects.PRESENCE))
+
+    async def sound(self, filler: bytes) -> tuple[float, float]:
+        """Two pings with `filler` between them: seconds the first took, and how much later the second was answered.
+
+        Raises LinkError when an answer does not come in time.
+        """
+        started = time.monotonic()
+        first = asyncio.create_task(self._pinged())
+        try:
+            await asyncio.sleep(0)  # the first ping is written
+            if filler:
+                await self._client.publish(subjects.filler(self.device), filler)
+                # The library writes a ping at once, but other data from a task of its own: that must come first.
+                for _ in range(100):
+                    if not self._client.pending_data_size:
+                        break
+                    await asyncio.sleep(0)
+            second = await self._pinged() if filler else await first
+            answered = await first
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: a ping is not answered ({reason(exc)})") from None
+        finally:
+            first.cancel()
+        return answered - started, second - answered
+
+    async def _pinged(self) -> float:
+        """When the broker has answered a ping."""
+        await self._client.flush(_PING_S)
+        return time.monotonic()
 
     async def put_learnt(self, data: bytes) -> None:
         """Store what this device has learnt on its table, best effort."""

@@ -137,7 +137,8 @@ class BandwidthEstimator:
         with self._lock:
             self._learn_rtt(rtt_s)
             if bytes_between:
-                self._learn_bandwidth(bytes_between * 8.0, max(transfer_s, 1e-4), _PAIR_JITTER_S)
+                # A rate that would be over in less than the jitter cannot be told from a higher one.
+                self._learn_bandwidth(bytes_between * 8.0, max(transfer_s, _PAIR_JITTER_S / 2), _PAIR_JITTER_S)
 
     def timeout(self, seconds: float) -> None:
         """Learn that a frame was given up after `seconds`: nothing delivered in that time."""
@@ -201,7 +202,8 @@ class BandwidthEstimator:
         else:
             expected_s = self._transfer_s * bits / max(self._bits, 1.0)
             if abs(transfer_s - expected_s) > _UNEXPLAINED * jitter_s:
-                weight = 1.0
+                samples = max(1.0, (self._now() - self._bandwidth_learnt_at) / SAMPLE_S)
+                weight = 1.0 if jitter_s < _JITTER_S else 1.0 - (1.0 - self._smoothing) ** samples
             else:
                 weight = self._smoothing * min(1.0, max(transfer_s, expected_s) / (_CLEAR * jitter_s))
         self._bits += weight * (bits - self._bits)

@@ -28,6 +28,7 @@ from runtime_edge.monitor import BandwidthEstimator, CpuMonitor
 from runtime_edge.outbox import Outbox
 from runtime_edge.results import Sink
 from runtime_edge.reward import Conditions
+from runtime_edge.sounding import filler_bytes
 from runtime_edge.splitter import Decision, Splitter
 from runtime_edge.swap import Swap, make_splitter
 from runtime_edge.table import LOCAL
@@ -152,6 +153,7 @@ class Pipeline:
             self._message_id(window), window.index, underway.step.frame, deadline_s
         )
         if reply is not None:
+            self._spawn(self._sound(len(underway.step.frame)))
             self.accounting.stage_ms["reply"].observe(seconds * 1e3)
             self._refresh_memory(reply)
         if underway.step.embedding is not None:
@@ -164,6 +166,14 @@ class Pipeline:
             embedding = await self.compute.run(underway.engine.embed, window.samples)
             if embedding is not None:
                 self._finish(underway, embedding, "fallback", seconds * 1e3)
+
+    async def _sound(self, frame_bytes: int) -> None:
+        """Behind a frame, learn how the link is, and whether it has become better than this cut needs."""
+        assert self.delivery is not None
+        capped = self.splitter.table.limits.mb_per_hour is not None
+        question = None if capped else self.splitter.mbps_in_question()
+        hop_s = self.splitter.table.hop_s
+        await self.delivery.sound(filler_bytes(self.uplink.uplink_mbits, question, hop_s, frame_bytes))
 
     def _embedding(self, reply: Reply) -> Embedding | None:
         """The (d,) float32 embedding of an answer; None when the server refused the frame."""

@@ -23,7 +23,16 @@ UNCERTAINTY_SMOOTHING = 0.3
 
 
 BREAKS_DWELL = ("bandwidth_mbps", "cpu")
-"""State variables whose move to another bin ends a dwell."""
+"""State variables whose move ends a dwell."""
+
+
+URGENT = 0.25
+"""What a cut must lose, in reward (10 ms of latency at the default weights), for a dwell to end early."""
+
+
+def move_bins(edges: Sequence[float]) -> int:
+    """How many bins are a move, and not the wavering of an estimate: a sixth of the axis, at least one."""
+    return max(1, (len(edges) + 1) // 6)
 
 
 class Decision(NamedTuple):
@@ -42,10 +51,11 @@ class Splitter:
     """Chooses a cut for each window from a table (METHOD section 6); holds the state that makes it steady.
 
     Three things keep it from flapping: a bin is left only well past its edge (`dead_band`), a better action must be
-    better by more than `hysteresis`, and after a change the next one waits `dwell` windows unless link or load have
-    moved to another bin. The device knows a window's uncertainty only after it, so the table is looked up with the
-    exponential mean of the known ones; before the first it is 1. An action earlier than cut `min_cut_index` (the
-    privacy floor) is never chosen, by policy or by probe. Raises TableError when the table does not fit.
+    better by more than `hysteresis`, and after a change the next one waits `dwell` windows, unless link or load have
+    moved and waiting would cost more than URGENT. The device knows a window's uncertainty only after it, so the table
+    is looked up with the exponential mean of the known ones; before the first it is 1. An action earlier than cut
+    `min_cut_index` (the privacy floor) is never chosen, by policy or by probe. Raises TableError when the table does
+    not fit.
     """
 
     def __init__(
@@ -184,11 +194,16 @@ class Splitter:
         best = plan.best[row] if self._learner is None else max(plan.open, key=q.__getitem__)
         if best == current or (current >= 0 and q[best] - q[current] <= plan.table.hysteresis):
             return current
-        moving = [self._bins[index] for index in plan.moving]
-        if current >= 0 and self._held < plan.table.dwell and moving == self._changed_at:
+        urgent = current < 0 or (q[best] - q[current] > URGENT and self._moved())
+        if self._held < plan.table.dwell and not urgent:
             return current
-        self._action, self._held, self._changed_at = best, 0, moving
+        self._action, self._held, self._changed_at = best, 0, list(self._bins)
         return best
+
+    def _moved(self) -> bool:
+        """Whether link or load are elsewhere than at the last change."""
+        bins, before = self._bins, self._changed_at
+        return not before or any(abs(bins[axis] - before[axis]) >= enough for axis, enough in self._plan.moving)
 
     def _afforded(self, row: int, action: int, probe: int | None) -> tuple[int, int | None]:
         """The same, unless the cap on bytes does not allow it now: then no probe, or the best action that it does."""
@@ -238,8 +253,8 @@ class _Plan(NamedTuple):
     best: list[int]
     """The best of them in each row."""
     axes: list[_Axis]
-    moving: list[int]
-    """Axes whose move ends a dwell."""
+    moving: list[tuple[int, int]]
+    """Axes whose move ends a dwell, and how many bins are one."""
     bandwidth: int | None
     """Axis of the uplink."""
     to_spool: int
@@ -266,7 +281,7 @@ def _plan(table: SplitterTable, cut_names: Sequence[str], min_cut_index: int) ->
         open=above_floor,
         best=[max(above_floor, key=q.__getitem__) for q in table.q],
         axes=axes,
-        moving=[index for index, axis in enumerate(axes) if axis.name in BREAKS_DWELL],
+        moving=[(index, move_bins(axis.edges)) for index, axis in enumerate(axes) if axis.name in BREAKS_DWELL],
         bandwidth=next((index for index, axis in enumerate(axes) if axis.name == "bandwidth_mbps"), None),
         to_spool=min(teaching or shipping, key=sizes.__getitem__),
         smallest=min(above_floor, key=sizes.__getitem__),

@@ -67,6 +67,11 @@ def events(device: str) -> str:
     return f"evt.{device}"
 
 
+def filler(device: str) -> str:
+    """Subject of filler that sounds the link (`runtime_edge.sounding`). Nobody listens and nothing is stored."""
+    return f"nil.{device}"
+
+
 def inbox(device: str) -> str:
     """Prefix of the subjects a device is answered on: nobody else may subscribe below it."""
     return f"_INBOX.{device}"

@@ -210,6 +210,7 @@ def _permissions(member: Member) -> dict[str, list[str]]:
         "publish": [
             subjects.frames(name),
             subjects.events(name),
+            subjects.filler(name),
             subjects.bucket_subject(subjects.PRESENCE, name),
             subjects.bucket_subject(subjects.LEARNT, name),
             *(

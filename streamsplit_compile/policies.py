@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.reward import BYTES_PER_MS
-from runtime_edge.splitter import BREAKS_DWELL, bounds
+from runtime_edge.splitter import BREAKS_DWELL, URGENT, bounds, move_bins
 from runtime_edge.table import SplitterTable, StateAxis, allowance
 
 Array = npt.NDArray[np.float64]
@@ -29,7 +29,8 @@ def play(table: SplitterTable, observed: Mapping[str, Array]) -> Actions:
     q = np.asarray(table.q)
     values = [observed[axis.name] for axis in table.state]
     kept = [tuple(np.asarray(side) for side in bounds(axis, table.dead_band)) for axis in table.state]
-    resources = np.array([axis.name in BREAKS_DWELL for axis in table.state])
+    # An axis that does not end a dwell can never move far enough.
+    enough = np.array([move_bins(a.edges) if a.name in BREAKS_DWELL else 1 << 30 for a in table.state])
     traces, windows = values[0].shape
     every = np.arange(traces)
     bins = np.stack([np.digitize(v[:, 0], axis.edges) for v, axis in zip(values, table.state, strict=True)])
@@ -48,8 +49,9 @@ def play(table: SplitterTable, observed: Mapping[str, Array]) -> Actions:
         held += 1
         here = q[rows]
         best = here.argmax(1)
-        resting = (held < table.dwell) & (bins == changed_at)[resources].all(0)
-        changes = (current < 0) | ((here[every, best] - here[every, current] > table.hysteresis) & ~resting)
+        better = here[every, best] - here[every, current]
+        urgent = (better > URGENT) & (np.abs(bins - changed_at) >= enough[:, None]).any(0)
+        changes = (current < 0) | ((better > table.hysteresis) & ((held >= table.dwell) | urgent))
         current = np.where(changes, best, current)
         held[changes] = 0
         changed_at[:, changes] = bins[:, changes]

@@ -230,3 +230,31 @@ def test_without_a_broker_everything_says_so_and_closing_still_works():
             await Link("nats://[", "pi-1", "boot", lambda reply: None).connect(0.5)
 
     asyncio.run(work())
+
+
+def test_a_sounding_tells_the_round_trip_and_what_filler_adds_to_it(play, broker):
+    async def work(hub):
+        before = await hub.stream.stream_info(subjects.STREAM)
+        async with linked(broker) as link:
+            empty = await link.sound(b"")
+            filled = await link.sound(bytes(16_384))
+        after = await hub.stream.stream_info(subjects.STREAM)
+        return empty, filled, before.state.messages == after.state.messages
+
+    empty, filled, nothing_stored = play(work)
+    assert 0 < empty[0] < 1
+    assert empty[1] == 0
+    assert filled[0] > 0
+    assert 0 <= filled[1] < 1
+    assert nothing_stored
+
+
+def test_a_sounding_without_a_broker_is_one_error(play, broker):
+    async def work(hub):
+        async with linked(broker) as link:
+            await broker.stop()
+            await until(lambda: not link.connected)
+            with pytest.raises(LinkError):
+                await link.sound(b"x")
+
+    play(work)

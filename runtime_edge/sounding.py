@@ -1,0 +1,23 @@
+"""How far to look for a better link: a little filler between two empty round trips.
+
+A device that ships small frames over a thin link learns nothing of the link's recovery. Behind each frame it sends
+two pings, and between them, only where a faster link would change the cut, filler of at most SHARE of the uplink: how
+much later the second answer comes is the filler's transfer time.
+"""
+
+from __future__ import annotations
+
+SHARE = 0.05
+LARGEST_BYTES = 16_384
+SMALLEST_BYTES = 512
+TELLING_BYTES = 1024
+"""From here on a frame's own time says something of the uplink."""
+
+
+def filler_bytes(uplink_mbits: float, mbps_in_question: float | None, hop_s: float, frame_bytes: int) -> int:
+    """Bytes of filler after a frame of so many bytes; 0 when the frame told as much, or no rate is in question."""
+    if mbps_in_question is None:
+        return 0
+    share = int(SHARE * uplink_mbits * 125_000 * hop_s)
+    filler = min(max(share, SMALLEST_BYTES), LARGEST_BYTES)
+    return 0 if frame_bytes >= max(filler, TELLING_BYTES) else filler

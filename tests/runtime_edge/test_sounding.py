@@ -1,0 +1,93 @@
+"""Filler is sent only where it can change a choice, and never more than its share of the link."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime_edge.monitor import BandwidthEstimator
+from runtime_edge.sounding import LARGEST_BYTES, SHARE, SMALLEST_BYTES, filler_bytes
+
+
+def test_nothing_is_sent_when_no_faster_link_would_change_the_cut() -> None:
+    assert filler_bytes(1.0, None, 0.5, 300) == 0
+
+
+def test_filler_is_a_share_of_the_uplink_within_bounds() -> None:
+    assert filler_bytes(1.0, 2.0, 0.5, 300) == int(SHARE * 125_000 * 0.5)
+    assert filler_bytes(0.05, 2.0, 0.5, 300) == SMALLEST_BYTES
+    assert filler_bytes(500.0, 900.0, 0.5, 300) == LARGEST_BYTES
+
+
+def test_a_frame_that_tells_as_much_needs_none() -> None:
+    assert filler_bytes(1.0, 2.0, 0.5, 3200) == 0
+    assert filler_bytes(1.0, 2.0, 0.5, 3000) > 0
+    assert filler_bytes(0.2, 2.0, 0.5, 1000) > 0  # more than the filler, but its time is mostly the round trip
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def settled(mbits: float, clock: Clock | None = None) -> BandwidthEstimator:
+    """An estimator that has seen a frame of 16 kB and a ping of 50 ms every half second; the next are due."""
+    clock = clock or Clock()
+    estimator = BandwidthEstimator(now=clock)
+    for _ in range(40):
+        estimator.observe(100, 0.05)
+        estimator.observe(16_000, 0.05 + 0.128 / mbits)
+        clock.now += 0.5
+    assert estimator.uplink_mbits == pytest.approx(mbits, rel=0.02)
+    return estimator
+
+
+def test_one_pair_tells_that_a_thin_link_has_recovered() -> None:
+    estimator = settled(0.2)
+    estimator.observe_pair(625, 0.05, 0.0025)  # it should have taken 25 ms
+    assert estimator.uplink_mbits == pytest.approx(2.0, rel=0.05)
+
+
+def test_pairs_within_jitter_hardly_move_the_estimate() -> None:
+    estimator = settled(0.2)
+    for transfer_s in (0.029, 0.021, 0.03, 0.02, 0.026):
+        estimator.observe_pair(625, 0.05, transfer_s)
+        assert estimator.uplink_mbits == pytest.approx(0.2, rel=0.15)
+
+
+def test_a_pair_without_filler_teaches_the_round_trip_alone() -> None:
+    estimator = settled(1.0)
+    before = estimator.uplink_mbits
+    for _ in range(20):
+        estimator.observe_pair(0, 0.2, 0.0)
+    assert estimator.rtt_ms == pytest.approx(200, rel=0.01)
+    assert estimator.uplink_mbits == pytest.approx(before, rel=0.1)
+    for wrong in ((0, 0.0, 0.0), (0, -1.0, 0.0), (500, 0.05, -0.1), (500, float("nan"), 0.1), (500, 99.0, 0.1)):
+        estimator.observe_pair(*wrong)
+    assert estimator.rtt_ms == pytest.approx(200, rel=0.01)
+
+
+def test_one_frame_tells_that_the_link_has_become_slow_and_a_jittery_one_does_not() -> None:
+    estimator = settled(8.0)
+    estimator.observe(16_000, 0.05 + 0.016 + 0.02)
+    assert estimator.uplink_mbits > 5.0
+    estimator = settled(8.0)
+    estimator.observe(16_000, 0.05 + 0.128 / 0.5)
+    assert estimator.uplink_mbits == pytest.approx(0.5, rel=0.25)
+
+
+def test_a_frame_that_is_overdue_lowers_the_estimate_before_it_arrives() -> None:
+    clock = Clock()
+    estimator = settled(8.0, clock)
+    estimator.sending(16_000)
+    assert estimator.uplink_mbits == pytest.approx(8.0, rel=0.02)
+    clock.now += 0.3
+    assert estimator.uplink_mbits == pytest.approx(0.128 / 0.25, rel=0.02)
+    clock.now += 0.3
+    assert estimator.uplink_mbits == pytest.approx(0.128 / 0.55, rel=0.02)
+    estimator.observe(16_000, 0.05 + 0.128 / 8.0)  # it came after all
+    assert estimator.uplink_mbits == pytest.approx(8.0, rel=0.02)
+    estimator.sending(16_000)
+    clock.now += 120.0
+    assert estimator.uplink_mbits >= 8.0  # of a frame that was lost no word may ever come
