@@ -4,6 +4,7 @@ import asyncio
 import csv
 import json
 import os
+import signal
 from pathlib import Path
 
 import harness
@@ -17,7 +18,7 @@ import runtime_edge
 from runtime_edge import minisign, subjects
 from runtime_edge.bundle import open_bundle
 from runtime_edge.errors import UsageError
-from runtime_edge.head import Head, SignedHead, read_head, sign_head
+from runtime_edge.head import Head, SignedHead, open_head, read_head, sign_head
 from runtime_server.labelled import Event, of_events
 from streamsplit_compile.compiler import recompile
 
@@ -89,7 +90,7 @@ def test_heads_swap_between_windows_and_wrong_ones_are_refused_and_reported(star
         assert reason in said[what]
     seen = len(device.results())
     device.wait_for_results(seen + 3)
-    device.process.signal(15)
+    device.process.signal(signal.SIGTERM)
     report = device.finish()
     in_order = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
     labels = [next(iter(result.get("labels", {"none": 1}))) for result in in_order]
@@ -186,6 +187,34 @@ def test_frames_give_the_embeddings_the_device_got_and_the_newest_generation_whe
         server.ask(lambda hub: of_events(everything, hub, {2: second}))
     with pytest.raises(UsageError, match="pi-a"):
         server.ask(lambda hub: of_events([Event("pi-a", 5.0, 6.0, "tone")], hub, {1: first}))
+
+
+def test_with_follow_every_release_gets_a_head_of_its_own(start, tmp_path):
+    server = start.server("--no-training")
+    clips = sounds.write_clips(tmp_path / "clips", clips=3)
+    label = harness.Process(
+        tmp_path / "label.log", "server", "label", clips, "--state", server.state, "--broker", server.url, "--follow"
+    )
+    try:
+        label.wait_for_line("generation 1")
+        label.wait_for_line("pushed to")
+        first = open_bundle(server.state / "generations" / "00001")
+        tensors = {name: value.numpy() * 1.1 for name, value in server.model(1).state_dict().items()}
+        windows = harness.windows_of(next(clips.rglob("*.wav")))
+        released = server.state / "generations" / "00002"
+        recompile(first, tensors, released, generation=2, windows=windows, reference=None, key=server.key)
+        label.wait_for_line("generation 2")
+        harness.until(lambda: label.text().count("pushed to") == 2, 10.0, "the second push")
+    finally:
+        label.signal(signal.SIGTERM)
+
+    async def on_the_broker(hub):
+        bucket = await hub.stream.key_value(subjects.HEADS)
+        return (await bucket.get(subjects.table_key("rpi4"))).value
+
+    head = open_head(server.ask(on_the_broker), server.key.public, "heads")
+    assert head.generations == (2, 2)
+    assert head.labels == sounds.LABELS
 
 
 AUDIO, WEIGHTS = os.environ.get("SSC_TEST_AUDIO"), os.environ.get("SSC_TEST_WEIGHTS")
