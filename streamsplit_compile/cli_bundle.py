@@ -15,11 +15,12 @@ from runtime_edge.patch import make_patch
 from runtime_edge.prefix import Prefix
 from streamsplit_compile.calibrate import collect_activations, windows_for
 from streamsplit_compile.compiler import bundle_variants, changed_blocks
-from streamsplit_compile.encoders import load_encoder, weights_digest
+from streamsplit_compile.encoders import Encoder, load_encoder, weights_digest
 from streamsplit_compile.options import (
     PathParam,
     Steps,
     bundle_argument,
+    encoder_options,
     json_option,
     print_json,
     print_table,
@@ -53,8 +54,18 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @pub_option
 @click.option("--encoder", type=PathParam(), help="Also hold every cut against this encoder.")
 @click.option("--calibrate", type=PathParam(), help="Directory of recordings to check parity on.")
+@encoder_options
 @json_option
-def verify(bundle: Path, pub: Path | None, encoder: Path | None, calibrate: Path | None, as_json: bool) -> None:
+def verify(
+    bundle: Path,
+    pub: Path | None,
+    encoder: Path | None,
+    calibrate: Path | None,
+    factory: str | None,
+    sample_rate: int | None,
+    unsafe_load: bool,
+    as_json: bool,
+) -> None:
     """Check a bundle: digests, signature, tables, self-test and, given the encoder, parity of every cut.
 
     Example: ssc verify bundle/ --encoder encoder.pt --pub signing.pub
@@ -67,7 +78,11 @@ def verify(bundle: Path, pub: Path | None, encoder: Path | None, calibrate: Path
     cuts, parity = opened.manifest.info.cuts, opened.manifest.info.parity
     if encoder is not None:
         with Steps(quiet=as_json) as steps:
-            parity = _parity(opened, encoder, calibrate, steps)
+            steps("exporting", 0, 1)
+            loaded = load_encoder(encoder, factory, sample_rate, unsafe_load)
+            if opened.manifest.info.encoder.weights != weights_digest(loaded.tensors):
+                raise BundleError(f"{bundle}: compiled from other weights than {encoder}; compile it again")
+            parity = _parity(opened, loaded, calibrate, steps)
     if as_json:
         print_json(
             {
@@ -95,16 +110,12 @@ def _print_parity(bundle: Bundle, parity: dict[str, Parity], measured: bool) -> 
     print_parity(bundle.manifest.info.cuts, parity)
 
 
-def _parity(bundle: Bundle, encoder_file: Path, calibrate: Path | None, steps: Steps) -> dict[str, Parity]:
+def _parity(bundle: Bundle, encoder: Encoder, calibrate: Path | None, steps: Steps) -> dict[str, Parity]:
     """By variant: how far the device's prefix and the encoder's suffix are from the encoder.
 
     Raises CheckFailed when a float32 variant is further than 1e-4.
     """
-    steps("exporting", 0, 1)
     info = bundle.manifest.info
-    encoder = load_encoder(encoder_file)
-    if info.encoder.weights != weights_digest(encoder.tensors):
-        raise BundleError(f"{bundle.path}: compiled from other weights than {encoder_file}; compile it again")
     segments = split(encoder.graph, cuts_of(encoder.graph.candidates, bundle.manifest, str(bundle.path)))
     windows = windows_for(info, calibrate)
     prover = Prover(segments, windows)

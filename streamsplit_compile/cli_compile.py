@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from runtime_edge import minisign
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import UsageError
 from streamsplit_compile.calibrate import windows_for
 from streamsplit_compile.compiler import CompileOptions, compile_encoder, recompile, report_path
-from streamsplit_compile.encoders import list_encoders, load_encoder, new_encoder, read_tensors, save_checkpoint
+from streamsplit_compile.encoders import (
+    Encoder,
+    list_encoders,
+    load_encoder,
+    new_encoder,
+    read_tensors,
+    save_checkpoint,
+)
 from streamsplit_compile.formats import FORMATS, PRECISIONS
 from streamsplit_compile.importers import IMPORTERS
 from streamsplit_compile.measure import Reference
 from streamsplit_compile.options import (
     PathParam,
     Steps,
+    encoder_options,
     json_option,
     key_option,
     parse_targets,
@@ -112,9 +122,7 @@ def import_(kind: str, file: Path, out: Path, config_json: str, as_json: bool) -
 @click.option("--base", type=PathParam(), help="Write new weights into this bundle's kept graphs; trace nothing.")
 @click.option("--no-parity", "parity", flag_value=False, default=True, help="With --base: do not prove the cuts.")
 @click.option("--keep-norms", is_flag=True, help="Leave normalisation layers unfolded.")
-@click.option("--factory", help="package.module:callable that builds the module for a plain state_dict.")
-@click.option("--sample-rate", type=click.IntRange(1000, 384000), help="Sample rate of an archive's waveform, Hz.")
-@click.option("--unsafe-load", is_flag=True, help="Unpickle a module, running the code in it. Only for your own files.")
+@encoder_options
 @key_option
 @json_option
 def compile_(
@@ -141,9 +149,11 @@ def compile_(
 
     Example: ssc compile encoder.pt --targets rpi4,m2 -o bundle/
     """
+    load = functools.partial(load_encoder, encoder_file, factory, sample_rate, unsafe_load)
     if base is not None:
+        _refuse_what_the_base_decides(click.get_current_context())
         with Steps(quiet=as_json) as steps:
-            bundle = _recompile(base, encoder_file, out, generation, calibrate, parity, read_key(key), steps)
+            bundle = _recompile(base, encoder_file, load, out, generation, calibrate, parity, read_key(key), steps)
         print_json(bundle_summary(bundle)) if as_json else print_cuts(bundle)
         _warn(bundle)
         return
@@ -163,8 +173,7 @@ def compile_(
     )
     with Steps(quiet=as_json) as steps:
         steps("exporting", 0, 1)
-        loaded = load_encoder(encoder_file, factory, sample_rate, unsafe_load)
-        bundle = compile_encoder(loaded, options, out, steps)
+        bundle = compile_encoder(load(), options, out, steps)
     if as_json:
         print_json(bundle_summary(bundle))
     else:
@@ -179,9 +188,17 @@ def _warn(bundle: Bundle) -> None:
         click.echo(f"warning: {line}", err=True)
 
 
+def _refuse_what_the_base_decides(context: click.Context) -> None:
+    decided = ("targets", "cuts", "formats", "precision", "windows", "seed", "keep_norms")
+    given = [name for name in decided if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        raise UsageError(f"--{given[0].replace('_', '-')}: with --base it is as in the base; leave it out")
+
+
 def _recompile(
     base_path: Path,
     encoder_file: Path,
+    load: Callable[[], Encoder],
     out: Path,
     generation: int | None,
     calibrate: Path | None,
@@ -195,12 +212,15 @@ def _recompile(
     reference = None
     if parity:
         steps("exporting", 0, 1)
-        graph = load_encoder(encoder_file).graph
+        loaded = load()
+        tensors, graph = loaded.tensors, loaded.graph
         reference = Reference(split(graph, cuts_of(graph.candidates, base.manifest, str(base_path))))
+    else:
+        tensors = read_tensors(encoder_file)
     steps("writing weights", 0, 1)
     return recompile(
         base,
-        read_tensors(encoder_file),
+        tensors,
         out,
         generation=generation or info.generation + 1,
         windows=windows_for(info, calibrate),

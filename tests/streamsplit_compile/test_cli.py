@@ -84,10 +84,15 @@ BAD = {
         "compile resnet.pt --base bundle -o out",
         "bundle: cut waveform does not exist in this encoder",
     ),
+    "a base and what it decides": ("compile tiny.pt --base bundle --cuts all -o out", "--cuts: with --base it is as"),
+    "no parity without a base": ("compile tiny.pt --factory toys:Tiny --no-parity -o out", "--no-parity: only with "),
 }
 GOOD = {
     "inspect": ("inspect bundle --json", "cuts"),
     "verify": ("verify bundle --pub key.pub --json", "self_test_error"),
+    "verify again": ("verify bundle --encoder tiny.pt --factory toys:Tiny --json", "parity"),
+    "recompile": ("compile tiny.pt --base bundle --factory toys:Tiny -o again --json", "parity"),
+    "recompile without proof": ("compile tiny.pt --base bundle --no-parity -o quick --json", "cuts"),
     "diff": ("diff bundle bundle --json", "changed"),
     "encoder list": ("encoder list --json", "resnet18"),
 }
