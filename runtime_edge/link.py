@@ -37,7 +37,7 @@ FRAME_OVERHEAD_BYTES = 160
 """Subject, headers and protocol text that go with a frame, for the bandwidth estimate."""
 
 _FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 5.0
+_LONGEST_PAUSE_S = 2.0
 _REFUSED_PAUSE_S = 30.0
 _CLOSE_S = 2.0
 _PING_S = 2
