@@ -21,7 +21,8 @@ _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; } h3 { font-size: 1rem; margin: 1rem 0 .2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid #ddd; }
+th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid #ddd; white-space: nowrap; }
+.wide { font-size: .85rem; overflow-x: auto; }
 th:nth-child(2), td:nth-child(2) { text-align: left; }
 svg text { font: 12px system-ui, sans-serif; } .note { color: #666; }
 """
@@ -42,7 +43,7 @@ def render_report(bundle: Bundle) -> bytes:
 ({info.calibration.windows} windows). A window is {_seconds(info, info.front_end.window_samples):g} s of audio,
 one every {_seconds(info, info.front_end.hop_samples):g} s.</p>
 <h2>Cuts</h2>{_cut_table(bundle)}
-<h2>Parity</h2>{_table(PARITY_COLUMNS, parity_rows(info.cuts, info.parity))}
+<h2>Parity</h2><div class="wide">{_table(PARITY_COLUMNS, parity_rows(info.cuts, info.parity))}</div>
 <p class="note">Against the encoder in float32: largest error, median and worst cosine over the calibration windows. Of
 the prefix alone it is the activation at the cut, of the wire encodings the embedding after prefix, wire and torch
 suffix.</p>

@@ -77,8 +77,9 @@ def parity_rows(cuts: Sequence[Cut], parity: Mapping[str, Parity]) -> list[list[
 def print_parity(cuts: Sequence[Cut], parity: Mapping[str, Parity]) -> None:
     """The table that `ssc verify` prints."""
     windows = max(found.windows for found in parity.values())
-    title = f"largest error, median and worst cosine over {windows} windows: the prefix's activation; the embedding"
-    print_table(f"{title} after prefix, wire and torch suffix", list(PARITY_COLUMNS), parity_rows(cuts, parity))
+    title = f"largest error, median and worst cosine over {windows} windows"
+    print_table(title, list(PARITY_COLUMNS), parity_rows(cuts, parity))
+    click.echo("prefix alone: the activation at the cut; wire: the embedding after prefix, wire and torch suffix.")
 
 
 def _numbers(agreement: Agreement | None) -> str:
@@ -105,7 +106,7 @@ def print_cuts(bundle: Bundle) -> None:
     print_table(title, columns, rows)
     if len(summary["variants"]) > 1:
         print_table(
-            "variants: device prefix, float32 wire, torch suffix against the encoder",
+            "variants: prefix, float32 wire and torch suffix against the encoder, at the worst cut",
             ["variant", "bytes", "largest error", "median cosine", "worst cosine"],
             [_variant_row(bundle, name) for name in summary["variants"]],
         )
