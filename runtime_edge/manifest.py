@@ -196,6 +196,8 @@ class Agreement(_Strict, frozen=True, kw_only=True):
     max_abs_error: Annotated[float, Meta(ge=0, le=1e39)]
     cosine_median: Annotated[float, Meta(ge=-1, le=1)]
     cosine_worst: Annotated[float, Meta(ge=-1, le=1)]
+    by_uncertainty: Annotated[list[Annotated[float, Meta(ge=-1, le=1)]], Meta(max_length=16)] = []
+    """Of an embedding: the median cosine in equally wide bins of a window's uncertainty over [0, 1]."""
 
 
 class CutParity(_Strict, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from runtime_edge.codec import CutCodec
 from runtime_edge.errors import CheckFailed
 from runtime_edge.manifest import Agreement, Cut, CutParity, Parity
 from streamsplit_compile.calibrate import encodings
+from streamsplit_compile.quality import by_uncertainty, uncertainties
 from streamsplit_compile.segment import run_segments
 
 FP32_LIMIT = 1e-4
@@ -43,8 +44,9 @@ class Prover:
         with torch.inference_mode():
             for segment in segments:
                 self._exact.append(run_segments([segment], self._exact[-1]))
+        self._uncertainty = uncertainties(self._exact[-1].numpy())
         self._known = {
-            _key(index, activation.numpy()): agreement(self._exact[-1], self._exact[-1])
+            _key(index, activation.numpy()): agreement(self._exact[-1], self._exact[-1], self._uncertainty)
             for index, activation in enumerate(self._exact)
         }
 
@@ -76,7 +78,7 @@ class Prover:
         if key not in self._known:
             with torch.inference_mode():
                 embedding = run_segments(self._segments[cut.index :], torch.from_numpy(decoded))
-            self._known[key] = agreement(embedding, self._exact[-1])
+            self._known[key] = agreement(embedding, self._exact[-1], self._uncertainty)
         return self._known[key]
 
 
@@ -84,8 +86,13 @@ def _key(cut: int, activations: Array) -> tuple[int, bytes]:
     return cut, hashlib.sha256(activations.tobytes()).digest()
 
 
-def agreement(found: torch.Tensor, expected: torch.Tensor) -> Agreement:
-    """Compare (windows, ...) with (windows, ...) float32; NaN and infinity are as far off as can be."""
+def agreement(
+    found: torch.Tensor, expected: torch.Tensor, uncertainty: npt.NDArray[np.float64] | None = None
+) -> Agreement:
+    """Compare (windows, ...) with (windows, ...) float32; NaN and infinity are as far off as can be.
+
+    With the windows' uncertainty (windows,) also by it.
+    """
     found, expected = found.flatten(1).double(), expected.flatten(1).double()
     limit = torch.finfo(torch.float32).max
     error = (found - expected).abs().nan_to_num(nan=limit).clamp(max=limit).max()
@@ -97,6 +104,7 @@ def agreement(found: torch.Tensor, expected: torch.Tensor) -> Agreement:
         max_abs_error=float(f"{float(error):.3g}"),
         cosine_median=round(float(cosine.median()), 7),
         cosine_worst=round(float(cosine.min()), 7),
+        by_uncertainty=[] if uncertainty is None else by_uncertainty(cosine.numpy(), uncertainty),
     )
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from runtime_edge import manifest as manifests
 from runtime_edge.errors import UsageError
-from runtime_edge.manifest import Cut, Manifest, TargetCost
+from runtime_edge.manifest import Cut, Manifest, Parity, TargetCost
 from runtime_edge.profile import Profile
 from runtime_edge.table import ActionCosts, Reward, SplitterTable
 from runtime_edge.wire import MAX_HEADER_BYTES
@@ -91,7 +91,9 @@ def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = No
     memory = prefix_memory_mb(manifest, cost)
     return [
         msgspec.structs.replace(action, memory_mb=size)
-        for action, size in zip(action_costs(info.cuts, cost, info.server_block_ms), memory, strict=True)
+        for action, size in zip(
+            action_costs(info.cuts, cost, info.server_block_ms, info.parity.get(cost.variant)), memory, strict=True
+        )
     ]
 
 
@@ -113,8 +115,13 @@ def measured_cost(cost: TargetCost, profile: Profile) -> TargetCost:
     return msgspec.structs.replace(cost, block_ms=profile.block_ms, block_mj=energy, provenance="measured")
 
 
-def action_costs(cuts: Sequence[Cut], cost: TargetCost, server_ms: Sequence[float]) -> list[ActionCosts]:
-    """One action for each cut, with the encoding a device uses there by default."""
+def action_costs(
+    cuts: Sequence[Cut], cost: TargetCost, server_ms: Sequence[float], parity: Parity | None = None
+) -> list[ActionCosts]:
+    """One action for each cut, with the encoding a device uses there by default.
+
+    Quality is that of the variant's parity by uncertainty, where it was measured; else the cut's median agreement.
+    """
     actions = []
     for cut in cuts:
         encoding = default_encoding(cut, len(cuts))
@@ -125,11 +132,16 @@ def action_costs(cuts: Sequence[Cut], cost: TargetCost, server_ms: Sequence[floa
                 device_mj=sum(cost.block_mj[: cut.index]),
                 bytes=cut.bytes[encoding] + MAX_HEADER_BYTES,
                 server_ms=SERVER_OVERHEAD_MS + sum(server_ms[cut.index :]),
-                quality=(cut.agreement[encoding],),
+                quality=_quality(cut, encoding, parity),
                 teaches=cut.index < len(cuts) - 1,
             )
         )
     return actions
+
+
+def _quality(cut: Cut, encoding: str, parity: Parity | None) -> tuple[float, ...]:
+    found = None if parity is None else parity.cuts[cut.index].wire.get(encoding)
+    return tuple(found.by_uncertainty) if found is not None and found.by_uncertainty else (cut.agreement[encoding],)
 
 
 def default_encoding(cut: Cut, cuts: int) -> str:

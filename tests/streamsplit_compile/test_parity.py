@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -37,7 +38,9 @@ def test_torch_against_torch_is_exact_and_encodings_agree(chain):
         *[["float32", "float16", "int8"]] * (len(cuts) - 1),
     ]
     for found in parity.cuts:
-        assert found.prefix == found.wire["float32"]
+        exact = found.wire["float32"]
+        assert exact.by_uncertainty == [1.0] * 4
+        assert found.prefix == msgspec.structs.replace(exact, by_uncertainty=[])
         assert found.prefix == Agreement(max_abs_error=0.0, cosine_median=1.0, cosine_worst=1.0)
         for name, value in found.wire.items():
             assert 0.99 < value.cosine_worst <= value.cosine_median <= 1.0, name
