@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	audio=$$(cat .cache/demo-audio.path); $(BIN)/ssc demo $${audio:+--audio "$$audio"} -o demo-report
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
