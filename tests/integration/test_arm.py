@@ -49,10 +49,9 @@ def test_frames_of_every_cut_and_encoding_are_completed_by_the_server(outcome):
         assert min(run["by_cut"].values()) >= 2, run
         assert run["windows"] == run["acked"] == run["counted"] >= 8, run
         assert run["refused"] == run["unanswered"] == 0, run
-        assert set(run["worst_cosine"]) == {"pcm16", "float16", encoding}, run
-        assert run["worst_cosine"]["pcm16"] > 0.9999, run
-        assert run["worst_cosine"]["float16"] > 0.999, run
-        assert run["worst_cosine"][encoding] > 0.9, run  # int8 of an encoder with random weights is coarse
+        assert set(run["cosine"]) == {"pcm16", "float16", encoding}, run
+        assert min(run["cosine"].values()) > 0.999, run  # with this machine, cut and encoded alike
+        assert run["torch_cosine"]["pcm16"] > 0.999, run
 
 
 def test_the_doctor_has_nothing_against_it(outcome):

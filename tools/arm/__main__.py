@@ -61,11 +61,12 @@ def _print(outcome: Outcome) -> None:
         here, there = one.cosine_to_fp32
         print(f"{one.runtime:22} {one.variant:12} {one.windows:7} {one.max_error:10.1e} {here:19.5f} {there:7.5f} "
               f"{one.rss_mb:7.0f} {one.window_s:10.2f}")  # fmt: skip
-    print(f"\nssc edge run on {outcome.cpu}, frames completed by a server here")
+    print(f"\nssc edge run on {outcome.cpu}, frames completed by a server here; worst cosines with the same frame made "
+          "here, and with the encoder in torch")  # fmt: skip
     print(f"{'runtime':22} {'encoding':9} {'windows':>7} {'acked':>5} {'decoded':>7} {'RSS MB':>7} {'seconds':>7}  "
-          "worst cosine with torch")  # fmt: skip
+          "cosines")  # fmt: skip
     for run in outcome.streamed:
-        worst = ", ".join(f"{name} {cosine:.5f}" for name, cosine in sorted(run.worst_cosine.items()))
+        worst = ", ".join(f"{name} {run.cosine[name]:.5f} {run.torch_cosine[name]:.5f}" for name in sorted(run.cosine))
         print(f"{run.runtime:22} {run.encoding:9} {run.windows:7} {run.acked:5} {run.counted:7} {run.rss_mb:7.0f} "
               f"{run.seconds:7.0f}  {worst}")  # fmt: skip
     print("\nsite-packages with bytecode: "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,8 @@ import soundfile
 import torch
 
 from runtime_edge.bundle import Bundle
+from runtime_edge.codec import CutCodec
+from runtime_edge.prefix import Prefix
 from streamsplit_compile.calibrate import calibration_windows
 from streamsplit_compile.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.encoders import load_encoder, new_encoder, save_checkpoint
@@ -36,6 +38,11 @@ class Sample:
     recording: Path
     """The same sound's beginning as a stereo FLAC file at 44.1 kHz."""
 
+    @functools.cached_property
+    def prefix(self) -> Prefix:
+        """The bundle's ONNX blocks on this machine."""
+        return Prefix(self.bundle, "onnx-fp32")
+
     @property
     def window(self) -> int:
         """Samples of a window."""
@@ -51,13 +58,28 @@ class Sample:
         """Names of the cuts, in order."""
         return [cut.name for cut in self.bundle.manifest.info.cuts]
 
-    def expected(self, windows: list[int]) -> npt.NDArray[Any]:
-        """(windows, d): what the whole encoder makes of these windows in torch."""
-        audio = self.pcm.astype(np.float32) / 32768
-        batch = np.stack([audio[index * self.hop : index * self.hop + self.window] for index in windows])
+    def heard(self, index: int) -> Array:
+        """(samples,) float32: window `index` as a device hears it."""
+        audio: Array = self.pcm[index * self.hop : index * self.hop + self.window].astype(np.float32)
+        audio /= 32768
+        return audio
+
+    def whole(self, index: int) -> Array:
+        """(d,): what the whole encoder makes of a window in torch."""
         with torch.no_grad():
-            found: npt.NDArray[Any] = self.module(torch.from_numpy(batch)).numpy()
-        return found
+            embedding: Array = self.module(torch.from_numpy(self.heard(index))[None])[0].numpy()
+        return embedding
+
+    def through(self, index: int, cut: str, encoding: str) -> Array:
+        """(d,): what this machine makes of a window whose activation at a cut has gone through a frame's encoding."""
+        position = self.cuts.index(cut)
+        codec = CutCodec(self.bundle.manifest.info.cuts[position], encoding)
+        self.prefix.start(self.heard(index))
+        activation = self.prefix.advance(position)
+        payload, compressed = codec.encode(activation)
+        activation[...] = codec.decode(bytes(payload), compressed)
+        embedding: Array = self.prefix.advance(self.prefix.last_cut)[0].copy()
+        return embedding
 
 
 def make_sample(directory: Path, recordings: Path | None, windows_per_cut: int) -> Sample:
