@@ -71,6 +71,6 @@ def draw_evaluation(found: Evaluation, title: str, out: Path) -> None:
 def _save(figure: Figure, out: Path) -> None:
     data = io.BytesIO()
     kind = out.suffix.lstrip(".").lower() or "svg"
-    with mpl.rc_context({"svg.hashsalt": "streamsplit", "svg.fonttype": "path"}):
+    with mpl.rc_context({"svg.hashsalt": "streamsplit", "svg.fonttype": "none"}):
         figure.savefig(data, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
     write_atomic(out, data.getvalue())
