@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -33,7 +32,14 @@ _WATCH_PERIOD_S = 1.0
 _MAX_CONNECTIONS = 10_000
 _MAX_SUBSCRIPTIONS = 256
 """Of one connection: a device needs about ten."""
-_PR_SET_PDEATHSIG = 1
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Run by an interpreter that then becomes the broker: it is told to stop when the server dies, however it dies. A
+function between fork and exec would do the same, but in a process with threads (torch's, JAX's) it may deadlock."""
+_BECOME = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT] if sys.platform == "linux" else []
 
 
 @dataclass(frozen=True)
@@ -133,11 +139,10 @@ class Broker:
         write_atomic(config, self._config().encode())
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(_binary()), "-c", str(config)],
+                [*_BECOME, str(_binary()), "-c", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
         write_atomic(self.state / "broker.pid", f"{self._process.pid}\n".encode())
         deadline = time.monotonic() + _START_TIMEOUT_S
@@ -220,8 +225,3 @@ def _stop_orphan(pid_file: Path) -> None:
             process.wait(_STOP_TIMEOUT_S)
     except (OSError, ValueError, psutil.Error):
         return
-
-
-def _die_with_parent() -> None:
-    """In the child, before it becomes the broker: be told to stop when the server dies, however it dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
