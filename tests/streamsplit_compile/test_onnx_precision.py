@@ -27,6 +27,7 @@ def session_of(data):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as the device runtime does
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
