@@ -59,9 +59,7 @@ def recorded_traces(path: Path, seed: int) -> tuple[Traces, Traces]:
     length = min(MAX_WINDOWS, shortest // HELD_OUT_SHARE)
     if length < MIN_WINDOWS:
         need_s = MIN_WINDOWS * HELD_OUT_SHARE * STEP_S
-        raise UsageError(
-            f"--traces {path}: the shortest recording lasts {shortest * STEP_S:g} s, {need_s:g} s needed"
-        )
+        raise UsageError(f"--traces {path}: the shortest recording lasts {shortest * STEP_S:g} s, {need_s:g} s needed")
     train, held_out = [], []
     for index, columns in enumerate(recordings):
         traces = _cut(columns, length, seed + index)

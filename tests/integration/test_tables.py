@@ -1,5 +1,6 @@
 """Splitter tables on running devices: a hundred swaps under load, learning, and what a device says of its choice."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def test_a_hundred_swaps_under_load_take_effect_at_the_next_window_and_lose_noth
 
     cuts = [result["cut"] for result in device.results()]
     assert [result["window"] for result in device.results()] == list(range(len(cuts)))
-    changes = sum(before != after for before, after in zip(cuts, cuts[1:], strict=False))
+    changes = sum(before != after for before, after in itertools.pairwise(cuts))
     assert report["table_swaps"] == changes == SWAPS
     assert set(cuts) == {"one", "two"}
     assert len(cuts) == report["windows_captured"] == 1500
@@ -92,7 +93,8 @@ def test_a_device_learns_on_top_of_its_table_and_the_next_table_takes_it_in(star
     assert json.loads(merged)["devices"] == 1
     following = SplitterTable.from_json((tmp_path / "next.json").read_bytes(), "next.json")
     assert following.q != table.q
-    assert replace(following, q=table.q, policy=table.policy, metrics=table.metrics, created_by=table.created_by) == table
+    same = {name: getattr(table, name) for name in ("q", "policy", "metrics", "created_by")}
+    assert replace(following, **same) == table
 
 
 def test_recorded_results_replay_against_any_table(start, quiet_server, tmp_path, toy_bundle):
