@@ -118,14 +118,23 @@ def _check_signature(module: fx.GraphModule) -> None:
             f"output {tensors[0].name}: expected a float32 embedding (batch, d), got {_describe(embedding)}"
         )
     for node in module.graph.nodes:
-        if node.target in _TRAINING_OPS and node.args[_TRAINING_OPS[node.target]] is True:
-            raise UsageError(f"node {node.name}: exported in training mode; call .eval() before torch.export")
+        if isinstance(node.target, torch._ops.OpOverload):
+            _check_repeatable(node, node.target)
 
 
-_TRAINING_OPS: dict[Any, int] = {
-    torch.ops.aten.dropout.default: 2,
-    torch.ops.aten.batch_norm.default: 5,
-}
+_TRAINING_SWITCHES = ("train", "training", "dropout_p")
+
+
+def _check_repeatable(node: fx.Node, operator: torch._ops.OpOverload) -> None:
+    """Refuse what gives another answer each time, or in training."""
+    for position, argument in enumerate(operator._schema.arguments):
+        if argument.name in _TRAINING_SWITCHES:
+            given = dict(enumerate(node.args)).get(position, argument.default_value)
+            if node.kwargs.get(argument.name, given):
+                raise UsageError(f"node {node.name}: exported in training mode; call .eval() before torch.export")
+            return
+    if torch.Tag.nondeterministic_seeded in operator.tags:
+        raise UsageError(f"node {node.name}: draws random numbers; an encoder gives one embedding for one waveform")
 
 
 def _find_candidates(graph: fx.Graph) -> list[Candidate]:
@@ -241,5 +250,6 @@ def _static(size: Any) -> int:
 
 def _describe(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return f"{value.dtype} {tuple(value.shape)}"
+        sizes = ", ".join(str(size) if isinstance(size, int) else "batch" for size in value.shape)
+        return f"{str(value.dtype).removeprefix('torch.')} ({sizes})"
     return type(value).__name__

@@ -65,7 +65,7 @@ def _cut_table(bundle: Bundle) -> str:
     rows = []
     for cut, done in zip(info.cuts, macs, strict=True):
         encoding = default_encoding(cut, len(info.cuts))
-        row = [str(cut.index), cut.name, "x".join(map(str, cut.shape[1:])), f"{done / 1e6:.1f}", encoding]
+        row = [str(cut.index), cut.name, "x".join(map(str, cut.shape[1:])), f"{done / 1e6:.3g}", encoding]
         row += [f"{cut.bytes[encoding]:,}", f"{cut.agreement.get(encoding, float('nan')):.5f}"]
         rows.append(row)
     return _table(head, rows)

@@ -98,7 +98,7 @@ def print_cuts(bundle: Bundle) -> None:
     for cut, entry in zip(bundle.manifest.info.cuts, summary["cuts"], strict=True):
         row = [str(cut.index), cut.name, "x".join(map(str, cut.shape[1:])), _wire(cut), _agreement(entry["agreement"])]
         error = entry["max_abs_error"]
-        row += [f"{entry['macs'] / 1e6:.1f}", "-" if error is None else f"{error:.1e}"]
+        row += [f"{entry['macs'] / 1e6:.3g}", "-" if error is None else f"{error:.1e}"]
         row += [f"{entry['targets'][target]['ms']:.1f}" for target in targets]
         row += [f"{entry['targets'][target]['mj']:.1f}" for target in targets]
         rows.append(row)
@@ -106,7 +106,7 @@ def print_cuts(bundle: Bundle) -> None:
     print_table(title, columns, rows)
     if len(summary["variants"]) > 1:
         print_table(
-            "variants: prefix, float32 wire and torch suffix against the encoder, at the worst cut",
+            "variants with the float32 wire, at the worst cut",
             ["variant", "bytes", "largest error", "median cosine", "worst cosine"],
             [_variant_row(bundle, name) for name in summary["variants"]],
         )

@@ -207,6 +207,32 @@ def test_a_program_exported_in_training_mode_is_refused_by_node(layer, node):
     graph_of_program(program(module.eval(), torch.zeros(1, WINDOW)))
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.parametrize("layer", [nn.GRU(8, 8, dropout=0.5, num_layers=2), nn.TransformerEncoderLayer(8, 2)])
+def test_layers_that_could_drop_values_but_do_not_are_taken(layer):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.layer = nn.Linear(WINDOW, 8), layer
+
+        def forward(self, x):
+            found = self.layer(self.first(x)[:, None])
+            return (found[0] if isinstance(found, tuple) else found)[:, 0]
+
+    graph_of_program(program(Wrapped().eval(), torch.zeros(1, WINDOW)))
+    with pytest.raises(UsageError, match=r"node [a-z_]+: exported in training mode"):
+        graph_of_program(program(Wrapped().train(), torch.zeros(1, WINDOW)))
+
+
+def test_random_numbers_are_refused_by_node():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x[:, :8] + torch.randn_like(x[:, :8])
+
+    with pytest.raises(UsageError, match="node randn_like: draws random numbers"):
+        graph_of_program(program(Noisy(), torch.zeros(1, WINDOW)))
+
+
 def test_a_decomposed_program_is_taken_too():
     module = Tiny()
     with quiet():
