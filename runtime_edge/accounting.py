@@ -74,7 +74,11 @@ class Accounting:
         return max(0, self.captured - known)
 
     def report(self, spooled: int) -> dict[str, Any]:
-        """The numbers for JSON; latencies as median and 95th percentile by cut, ms. `spooled` as in `lost`."""
+        """The numbers for JSON; latencies as median and 95th percentile by cut, ms. `spooled` as in `lost`.
+
+        May be called while another thread finishes windows: what that changes is copied whole before it is looked at.
+        """
+        latencies = {cut: list(values) for cut, values in list(self.latency_ms.items())}
         return {
             "windows_captured": self.captured,
             "windows_acked": self.acked,
@@ -103,7 +107,7 @@ class Accounting:
                     "p95": round(float(np.percentile(values, 95)), 3),
                     "windows": len(values),
                 }
-                for cut, values in self.latency_ms.items()
+                for cut, values in latencies.items()
             },
             "torch_imported": "torch" in sys.modules,
         }

@@ -1,4 +1,5 @@
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -67,3 +68,22 @@ def test_windows_are_counted_where_they_finished():
     assert report["errors"] == {"link": 1}
     assert report["windows_dropped"] == 4
     assert report["dropped"] == {"spool_full": 3, "spool_refused": 1}
+
+
+def test_windows_may_finish_while_the_report_is_made():
+    accounting, ended = Accounting(), threading.Event()
+
+    def finish():
+        number = 0
+        while not ended.is_set():
+            accounting.finish(f"cut-{number}", "server", float(number))
+            number += 1
+
+    finisher = threading.Thread(target=finish)
+    finisher.start()
+    try:
+        for _ in range(200):
+            assert accounting.report(0)["windows_lost"] == 0
+    finally:
+        ended.set()
+        finisher.join()
