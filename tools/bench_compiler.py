@@ -35,8 +35,10 @@ from streamsplit_compile.targets import load_target
 from tools.benchmarks import Section, publish
 
 ENCODERS = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
-LOADS = 9
+LOADS = 7
 """How often the sessions that are compared are loaded anew."""
+BURST = 5
+"""Calls that are timed together."""
 WEIGHTS = "SSC_TEST_WEIGHTS"
 """Directory that may hold EfficientAT's checkpoint; with it `mn` is measured too."""
 
@@ -110,19 +112,25 @@ def _chain_ratio(work: Path, name: str, variant: str, rounds: int) -> float:
     ratios = []
     for _ in range(LOADS):
         first, second = Prefix(chain, variant), Prefix(whole, variant)
-        ratios.append(_interleaved(partial(first.embed, window), partial(second.embed, window), rounds // 2))
+        ratios.append(_interleaved(partial(first.embed, window), partial(second.embed, window), rounds))
     return statistics.median(ratios)
 
 
 def _interleaved(first: Callable[[], object], second: Callable[[], object], rounds: int) -> float:
-    """Median of the ratios of neighbouring runs, the order alternating; other programs' time does not count."""
+    """Median of the ratios of neighbouring bursts, the order alternating.
+
+    Other programs' time does not count, and the first call of a burst neither: it finds the other's weights in the
+    processor's caches, which on a device it never does.
+    """
     ratios = []
-    for index in range(-5, rounds):
+    for index in range(-1, rounds // BURST):
         pair = (first, second) if index % 2 else (second, first)
         times = {}
         for call in pair:
-            started = time.process_time_ns()
             call()
+            started = time.process_time_ns()
+            for _ in range(BURST):
+                call()
             times[call] = time.process_time_ns() - started
         if index >= 0:
             ratios.append(times[first] / times[second])
