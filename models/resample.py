@@ -36,6 +36,7 @@ class Upsample(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, samples) float32 -> (batch, factor * samples) float32."""
         samples = waveform.shape[1]
-        padded = nn.functional.pad(waveform.unsqueeze(1), (HALF_TAPS - 1, HALF_TAPS + -samples % STEP))
+        excess = -samples % STEP
+        padded = nn.functional.pad(waveform.unsqueeze(1), (HALF_TAPS - 1, HALF_TAPS + excess))
         raised = nn.functional.conv1d(padded, self.rows, stride=STEP).transpose(1, 2).flatten(1)
-        return raised[:, : self.factor * samples]
+        return raised[:, : self.factor * samples] if excess else raised
