@@ -18,18 +18,25 @@ _PACKAGES = ("torch", "onnxruntime", "onnx", "numpy")
 
 @dataclass
 class Section:
-    """One tool's numbers."""
+    """One tool's numbers. Tools that share a key give their parts names, and keep to names of numbers of their own."""
 
     key: str
     title: str
     command: str
+    part: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
     rows: list[tuple[str, str, str, str]] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """Of the block on the page and of the machine: `key`, or `key.part`."""
+        return f"{self.key}.{self.part}" if self.part else self.key
+
     def add(self, name: str, value: float, goal: str, what: str) -> None:
-        """A number that programs compare."""
+        """A number that programs compare; `group.name` stands in a mapping `group`. No goal is an empty one."""
         self.numbers[name] = round(value, 5)
-        self.rows.append((f"`{self.key}.{name}`", f"{value:.4g}", f"{goal}, {_verdict(value, goal)}", what))
+        judged = f"{goal}, {_verdict(value, goal)}" if goal else ""
+        self.rows.append((f"`{self.key}.{name}`", f"{value:.4g}", judged, what))
 
     def detail(self, what: str, value: str) -> None:
         """A number for people only."""
@@ -37,16 +44,40 @@ class Section:
 
 
 def publish(section: Section) -> dict[str, Any]:
-    """Put a section in the place of its former self in both files; returns the JSON's contents."""
+    """Put a section in the place of its former self in both files; returns the JSON's contents.
+
+    Numbers of the other parts of its key stay as they are.
+    """
     path = _DOCS / "benchmarks.json"
     content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    content[section.key] = section.numbers
-    content.setdefault("machine", {})[section.key] = machine()
+    kept = content.setdefault(section.key, {}) if section.part else {}
+    names = content.setdefault("parts", {})
+    for name in names.get(section.name, []):
+        kept.pop(name, None)
+    numbers = _nested(section.numbers)
+    if taken := sorted(numbers.keys() & kept.keys()):
+        raise ValueError(f"{section.name}: {', '.join(taken)} already published by another part of {section.key}")
+    if section.part:
+        names[section.name] = sorted(numbers)
+    content[section.key] = kept | numbers
+    content.setdefault("machine", {})[section.name] = machine()
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     _publish_page(section)
     for name, value, goal, what in section.rows:
         print(f"{name.strip('`'):44} {value:>10}  {what}  {f'({goal})' if goal else ''}")
     return content
+
+
+def _nested(numbers: dict[str, float]) -> dict[str, Any]:
+    """`{"a": 1, "b.c": 2}` as `{"a": 1, "b": {"c": 2}}`."""
+    nested: dict[str, Any] = {}
+    for name, value in numbers.items():
+        group, _, rest = name.partition(".")
+        if rest:
+            nested.setdefault(group, {})[rest] = value
+        else:
+            nested[group] = value
+    return nested
 
 
 def machine() -> dict[str, str]:
@@ -63,7 +94,7 @@ def machine() -> dict[str, str]:
 
 def _publish_page(section: Section) -> None:
     path = _DOCS / "benchmarks.md"
-    start, end = f"<!-- {section.key} -->", f"<!-- end {section.key} -->"
+    start, end = f"<!-- {section.name} -->", f"<!-- end {section.name} -->"
     where = ", ".join(f"{key} {value}" for key, value in machine().items())
     lines = [
         start,
