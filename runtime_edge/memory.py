@@ -30,11 +30,13 @@ Not thread-safe; one device, one memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime_edge.errors import FrameError, UsageError
+from runtime_edge.errors import FormatError, FrameError, UsageError
 
 Array = npt.NDArray[np.float32]
 
@@ -49,6 +51,7 @@ _NARROW = 0.25  # of the overall variance: what a newly claimed component covers
 _MIN_SPREAD = 0.01  # of D²: embeddings closer than this (about 6 degrees) are one sound
 _MIN_NORM = 1e-6  # shorter vectors have no direction
 _MEAN_SLACK = 1.01  # means of unit vectors are no longer than 1, float16 rounding aside
+_ARRAYS = ("weights", "means", "variances", "_average")  # what is learnt
 _MAX_COMPONENTS, _MAX_DIM = 512, 65536  # 512 weights of at least 1e-3 leave room to differ
 
 
@@ -188,6 +191,27 @@ class GaussianMemory:
         self.variances = np.maximum(deviations**2, np.float32(VARIANCE_FLOOR))
         self._average = self.weights @ self.means
         self.windows = max(self.windows, COLD_WINDOWS)
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs to go on to the bit: float32 arrays by name, and counts as JSON values."""
+        arrays = {name: getattr(self, name).copy() for name in _ARRAYS}
+        return {**arrays, "windows": self.windows, "rejected": self.rejected, "rng": self._rng.bit_generator.state}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave of a memory of the same size. Raises FormatError, and changes nothing."""
+        try:
+            arrays = {name: np.array(state[name], np.float32) for name in _ARRAYS}
+            shapes = {name: (array.shape, getattr(self, name).shape) for name, array in arrays.items()}
+            if any(found != own for found, own in shapes.values()):
+                raise ValueError(f"its arrays are {shapes}")
+            windows, rejected = int(state["windows"]), int(state["rejected"])
+            rng = np.random.default_rng()
+            rng.bit_generator.state = state["rng"]
+        except (KeyError, TypeError, ValueError, OverflowError) as exc:
+            raise FormatError(f"state of a memory: {exc}") from None
+        for name, array in arrays.items():
+            setattr(self, name, array)
+        self.windows, self.rejected, self._rng = windows, rejected, rng
 
     def _rows(self, embedding: npt.ArrayLike) -> Array:
         with np.errstate(over="ignore"):  # beyond float32 is infinite, and rejected as such

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ _UNCERTAINTY_FLOOR = 0.1  # a window the device was sure of is still drawn now a
 
 Chain = tuple[str, str]
 """A device and one of its boots; window indices are comparable inside one."""
+_Key = tuple[Chain, int]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Window:
     embedding: Tensor | None = None
     """float32[d], the latest the suffix made of it."""
     label: int = UNLABELLED
+    sequence: int = 0
+    """Place of its frame in the broker's stream, from 1; 0 where there is none: then it counts as the latest."""
 
     @property
     def nbytes(self) -> int:
@@ -79,8 +82,9 @@ class TemporalBuffer:
     """A sliding buffer of each device's last `horizon` window indices, within `limit_bytes` altogether.
 
     Late windows are put in their place, gaps stay, and what is already held is refused. A device keeps
-    its two latest boots. When memory runs out the window that arrived longest ago goes first. May be
-    used from several threads.
+    its two latest boots. When memory runs out the window that stands first in the stream goes first. The
+    order of the stream decides, not that in which `add` is called: what is read again from the stream ends
+    as it was, and the same windows and the same `rng` give the same batch. May be used from several threads.
     """
 
     horizon: int = HORIZON
@@ -90,7 +94,9 @@ class TemporalBuffer:
     refused: Counter[str] = field(default_factory=Counter)
     """How many windows were not taken: "duplicate", "late" (beyond the horizon), "invalid"."""
     nbytes: int = field(default=0, init=False)
-    _windows: OrderedDict[tuple[Chain, int], Window] = field(default_factory=OrderedDict, init=False)
+    _windows: dict[_Key, Window] = field(default_factory=dict, init=False)
+    _order: list[tuple[int, _Key]] = field(default_factory=list, init=False)
+    """Every window by its place in the stream."""
     _chains: dict[Chain, list[int]] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -107,16 +113,17 @@ class TemporalBuffer:
             embedding=None if window.embedding is None else _copy(window.embedding, torch.float32),
         )
         with self._lock:
-            reason = self._refusal(kept)
+            if not kept.sequence:
+                kept = replace(kept, sequence=self._order[-1][0] + 1 if self._order else 1)
+            reason = self._refusal(kept) or self._forget_boots(kept)
             if reason is not None:
                 self.refused[reason] += 1
                 return False
             chain = (kept.device, kept.boot)
-            if chain not in self._chains:
-                self._forget_boots(kept.device)
             indices = self._chains.setdefault(chain, [])
             bisect.insort(indices, kept.index)
             self._windows[chain, kept.index] = kept
+            bisect.insort(self._order, (kept.sequence, (chain, kept.index)))
             self.nbytes += kept.nbytes
             while indices[0] <= indices[-1] - self.horizon:
                 self._drop((chain, indices[0]))
@@ -141,6 +148,11 @@ class TemporalBuffer:
         with self._lock:
             chains = sorted(chain for chain in self._chains if chain[0] == device)
             return [self._windows[chain, index] for chain in chains for index in self._chains[chain]]
+
+    def sequences(self) -> list[int]:
+        """Where the windows it holds stand in the stream, ascending."""
+        with self._lock:
+            return [sequence for sequence, _ in self._order]
 
     def sample_batch(self, rng: np.random.Generator, size: int) -> list[Group]:
         """Up to `size` distinct windows, the same number from each device as far as they go.
@@ -168,20 +180,32 @@ class TemporalBuffer:
             return "invalid"
         return None
 
-    def _forget_boots(self, device: str) -> None:
-        """Make room for another boot of the device; the one first heard of goes first."""
-        boots = [chain for chain in self._chains if chain[0] == device]
-        for chain in boots[: len(boots) - _MAX_BOOTS + 1]:
-            for index in list(self._chains[chain]):
-                self._drop((chain, index))
+    def _forget_boots(self, window: Window) -> str | None:
+        """Make room for another boot of a device: that goes whose last window stands first in the stream.
+
+        "late" when it is the window's own.
+        """
+        chain = (window.device, window.boot)
+        boots = [other for other in self._chains if other[0] == window.device]
+        if chain in boots or len(boots) < _MAX_BOOTS:
+            return None
+        last = {boot: max(self._windows[boot, index].sequence for index in self._chains[boot]) for boot in boots}
+        oldest = min(boots, key=last.__getitem__)
+        if window.sequence < last[oldest]:
+            return "late"
+        for index in list(self._chains[oldest]):
+            self._drop((oldest, index))
+        return None
 
     def _trim(self) -> None:
         while self.nbytes > self.limit_bytes:
-            self._drop(next(iter(self._windows)))
+            self._drop(self._order[0][1])
 
-    def _drop(self, key: tuple[Chain, int]) -> None:
+    def _drop(self, key: _Key) -> None:
         chain, index = key
-        self.nbytes -= self._windows.pop(key).nbytes
+        window = self._windows.pop(key)
+        self.nbytes -= window.nbytes
+        del self._order[bisect.bisect_left(self._order, (window.sequence, key))]
         indices = self._chains[chain]
         del indices[bisect.bisect_left(indices, index)]
         if not indices:
@@ -192,9 +216,9 @@ class TemporalBuffer:
 
         Adding a Gumbel variate to each log weight and sorting gives the order of such a draw.
         """
-        devices = list(dict.fromkeys(device for device, _ in self._chains))
+        devices = sorted({device for device, _ in self._chains})
         chosen = {devices[i] for i in rng.permutation(len(devices))[:size]}
-        chains = [(chain, indices) for chain, indices in self._chains.items() if chain[0] in chosen]
+        chains = [(chain, self._chains[chain]) for chain in sorted(self._chains) if chain[0] in chosen]
         windows = [self._windows[chain, index] for chain, indices in chains for index in indices]
         ages = np.array([indices[-1] - index for _, indices in chains for index in indices])
         unsure = np.array([window.uncertainty for window in windows])

@@ -8,7 +8,6 @@ import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import nats.errors
 import numpy as np
@@ -20,7 +19,8 @@ from runtime_edge import subjects
 from runtime_edge.errors import FrameError, SscError
 from runtime_edge.memory import GaussianMemory
 from runtime_edge.tasks import cancel_all, next_within
-from runtime_edge.wire import SCHEMA_VERSION, FrameHeader, Reply, decode_frame, encode_reply
+from runtime_edge.wire import SCHEMA_VERSION, Reply, encode_reply
+from runtime_server.arrival import Arrival, decode_arrival
 from runtime_server.buffer import Window
 from runtime_server.consumer import PullConsumer
 from runtime_server.generations import Generations
@@ -34,18 +34,6 @@ _MAX_BATCH = 32
 _LINGER_S = 0.003
 _T_SYNC = 100
 _MAX_MEMORIES = 4096
-
-
-@dataclass(frozen=True)
-class _Arrival:
-    """A frame that decoded."""
-
-    message: Msg
-    device: str
-    boot: str
-    header: FrameHeader
-    payload: bytes
-    arrived: float
 
 
 class Ingest:
@@ -101,10 +89,10 @@ class Ingest:
         return batch
 
     async def _serve(self, batch: list[tuple[Msg, float]]) -> None:
-        groups: dict[tuple[int, int], list[_Arrival]] = defaultdict(list)
+        groups: dict[tuple[int, int], list[Arrival]] = defaultdict(list)
         for message, arrived in batch:
             try:
-                arrival = _decode(message, arrived)
+                arrival = decode_arrival(message, arrived)
             except FrameError as exc:
                 await self._drop(message, exc)
                 continue
@@ -119,7 +107,7 @@ class Ingest:
             for arrival, reply in zip(arrivals, replies, strict=True):
                 await self._answer(arrival, reply)
 
-    def _complete(self, number: int, cut: int, arrivals: list[_Arrival]) -> list[Reply]:
+    def _complete(self, number: int, cut: int, arrivals: list[Arrival]) -> list[Reply]:
         """In the torch thread: one pass through the suffix for all arrivals of one generation and cut."""
         generation = self._generations.get(number)
         newest = self._generations.newest.number
@@ -150,7 +138,7 @@ class Ingest:
             replies[place] = self._completed(arrival, newest, embeddings[row].numpy())
         return replies
 
-    def _remember(self, arrival: _Arrival, activation: torch.Tensor, embedding: torch.Tensor) -> None:
+    def _remember(self, arrival: Arrival, activation: torch.Tensor, embedding: torch.Tensor) -> None:
         """Exactly once for each window: count it, and keep it for training."""
         if not self.ledger.add(arrival.device, arrival.boot, arrival.header.window):
             self.counters["duplicates"] += 1
@@ -168,10 +156,11 @@ class Ingest:
                     activation=activation,
                     uncertainty=header.uncertainty,
                     embedding=embedding,
+                    sequence=arrival.sequence,
                 )
             )
 
-    def _completed(self, arrival: _Arrival, newest: int, embedding: npt.NDArray[np.float32]) -> Reply:
+    def _completed(self, arrival: Arrival, newest: int, embedding: npt.NDArray[np.float32]) -> Reply:
         memory = self._memories.pop(arrival.device, None) or GaussianMemory(dim=embedding.size)
         self._memories[arrival.device] = memory
         if len(self._memories) > _MAX_MEMORIES:
@@ -189,7 +178,7 @@ class Ingest:
             memory.to_bytes() if due else b"",
         )
 
-    async def _answer(self, arrival: _Arrival, reply: Reply) -> None:
+    async def _answer(self, arrival: Arrival, reply: Reply) -> None:
         inbox = (arrival.message.headers or {}).get(subjects.REPLY_HEADER)
         try:
             if inbox and subjects.is_reply(arrival.device, inbox):
@@ -199,7 +188,7 @@ class Ingest:
             # Not acknowledged: the broker delivers it again, and the ledger keeps it from counting twice.
             _LOG.debug("answer to %s: %s", arrival.device, exc)
 
-    async def _deny(self, arrival: _Arrival) -> None:
+    async def _deny(self, arrival: Arrival) -> None:
         """A device that floods gets no more work done for it."""
         if not self.counters["over_rate"] % 1000:
             _LOG.warning("%s sends too much: `ssc server device revoke` keeps it out", arrival.device)
@@ -216,19 +205,6 @@ class Ingest:
             _LOG.debug("%s: %s", message.subject, exc)
 
 
-def _decode(message: Msg, arrived: float) -> _Arrival:
-    """Check the identity in the message id against the subject, then the frame. Raises FrameError."""
-    device = message.subject.rsplit(".", 1)[-1]
-    if not subjects.is_device(device) or message.subject != subjects.frames(device):
-        raise FrameError("no device publishes on this subject")
-    header, payload = decode_frame(message.data)
-    identity = (message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "").split(".")
-    boot = identity[1] if len(identity) == 3 else ""
-    if not subjects.is_boot(boot) or ".".join(identity) != subjects.message_id(device, boot, header.window):
-        raise FrameError("the message id does not name this device and window")
-    return _Arrival(message, device, boot, header, payload, arrived)
-
-
-def _reply(arrival: _Arrival, newest: int, status: str, embedding: bytes = b"", mixture: bytes = b"") -> Reply:
+def _reply(arrival: Arrival, newest: int, status: str, embedding: bytes = b"", mixture: bytes = b"") -> Reply:
     elapsed_us = int((time.monotonic() - arrival.arrived) * 1e6)
     return Reply(SCHEMA_VERSION, arrival.header.window, newest, status, elapsed_us, embedding, mixture)

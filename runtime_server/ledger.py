@@ -36,6 +36,13 @@ class Ledger:
         with self._lock:
             return self._add(f"{device}.{boot}", index)
 
+    def holds(self, device: str, boot: str, index: int) -> bool:
+        """Whether a window was noted."""
+        with self._lock:
+            runs = self._chains.get(f"{device}.{boot}", [])
+            place = bisect.bisect_right(runs, [index, 1 << 62])
+            return place > 0 and index <= runs[place - 1][1]
+
     def counts(self) -> dict[str, int]:
         """Distinct windows seen by device, over all its boots."""
         found: dict[str, int] = {}

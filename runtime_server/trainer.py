@@ -27,6 +27,8 @@ HELD_OUT_RUN, HELD_OUT_PERIOD = 4, 32
 """Of every 32 window indices the first 4 never train: they judge releases, as neighbours in time."""
 _MIN_HELD_OUT = 4
 _MIN_NORM = 1e-5
+_REMEMBERED = 1 << 14
+"""Windows taken last whose places in the stream are known: farther back none is taken out of turn."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Trainer:
         self._buffer = TemporalBuffer()
         self._held_out = TemporalBuffer()
         self._memory = GaussianMemory(dim=embedding_dim, seed=config.seed)
-        self._memory_lock = threading.Lock()
+        self._taken: deque[int] = deque(maxlen=_REMEMBERED)
+        self._taking = threading.Lock()
         self._loss = HybridLoss(config.loss)
         self._rng = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
@@ -92,10 +95,17 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
     def take(self, window: Window) -> None:
-        """Keep a window for training, or, at the start of every `HELD_OUT_PERIOD`, for judging releases."""
-        if window.embedding is not None:
-            with self._memory_lock:
+        """Keep a window for training, or, at the start of every `HELD_OUT_PERIOD`, for judging releases.
+
+        Only the ledger knows whether it is new: call this once for each window.
+        """
+        with self._taking:
+            if window.embedding is not None:
                 self._memory.update(window.embedding.numpy())
+            self._taken.append(window.sequence)
+            self._keep(window)
+
+    def _keep(self, window: Window) -> None:
         if window.cut < len(self.model.segments):
             buffer = self._held_out if window.index % HELD_OUT_PERIOD < HELD_OUT_RUN else self._buffer
             buffer.add(window)
@@ -178,7 +188,7 @@ class Trainer:
 
     def _mixture(self) -> GaussianMemory:
         """The memory as it is now; `take` goes on changing the original."""
-        with self._memory_lock:
+        with self._taking:
             return copy.deepcopy(self._memory)
 
     def _virtual_negatives(self, anchors: Tensor, mixture: GaussianMemory, generator: torch.Generator) -> Tensor | None:

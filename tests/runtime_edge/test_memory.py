@@ -6,7 +6,7 @@ from scipy.special import logsumexp
 from scipy.stats import chisquare, entropy, norm
 from sklearn.metrics import adjusted_rand_score
 
-from runtime_edge.errors import FrameError, UsageError
+from runtime_edge.errors import FormatError, FrameError, UsageError
 from runtime_edge.memory import (
     COLD_WINDOWS,
     VARIANCE_FLOOR,
@@ -210,6 +210,27 @@ def test_noise_forever():
     values = [memory.update(rng.standard_normal(16)) for _ in range(3000)]
     assert_sound(memory)
     assert 0 <= min(values) <= max(values) <= 1
+
+
+def test_its_state_goes_on_to_the_bit():
+    windows, _ = clusters(9, 300, dim=16)
+    whole, resumed = GaussianMemory(8, 16, seed=3), GaussianMemory(8, 16, seed=4)
+    whole.update(windows[:150])
+    whole.update(np.full(16, np.nan))
+    resumed.load_state(whole.state())
+    assert resumed.rejected == 1
+    assert resumed.update(windows[150:]) == whole.update(windows[150:])
+    assert resumed.to_bytes() == whole.to_bytes()
+    assert np.array_equal(resumed.means, whole.means)
+
+
+@pytest.mark.parametrize("change", [{"means": np.zeros((8, 15))}, {"rng": {}}, {"windows": "x"}, {"weights": None}])
+def test_a_state_that_does_not_fit_changes_nothing(change):
+    memory = GaussianMemory(8, 16)
+    before = memory.to_bytes()
+    with pytest.raises(FormatError, match="state of a memory"):
+        memory.load_state({**GaussianMemory(8, 16, seed=9).state(), **change})
+    assert memory.to_bytes() == before
 
 
 def test_float16_round_trip():

@@ -82,6 +82,37 @@ def test_the_activation_is_kept_as_a_float16_copy():
     assert (kept == 1).all()
 
 
+def test_a_boot_from_before_the_two_that_are_kept_is_late():
+    buffer = filled(window(0, boot="b1", sequence=10), window(0, boot="b2", sequence=20))
+    assert not buffer.add(window(7, boot="b0", sequence=5))
+    assert buffer.refused == {"late": 1}
+    assert buffer.add(window(0, boot="b3", sequence=30))
+    assert [w.boot for w in buffer.windows("a")] == ["b2", "b3"]
+
+
+def test_when_memory_runs_out_the_order_of_the_stream_decides_and_not_that_of_arrival():
+    one = filled(window(0)).nbytes
+    buffer = filled(*(window(i, sequence=100 - i) for i in range(5)), limit_bytes=3 * one)
+    assert indices(buffer) == [0, 1, 2]
+    assert buffer.sequences() == [98, 99, 100]
+
+
+@given(seed=st.integers(0, 1 << 32))
+@settings(max_examples=60, deadline=None)
+def test_what_is_read_again_in_any_order_gives_the_same_batches(seed):
+    rng = np.random.default_rng(seed)
+    places = [(d, b, i) for b in ("b2", "b0", "b1") for i in rng.permutation(30)[:20].tolist() for d in "ab"]
+    items = [window(i, device=d, boot=b, sequence=n, uncertainty=i / 30) for n, (d, b, i) in enumerate(places, 1)]
+    first = filled(*items, horizon=12)
+    again = filled(*(items[n] for n in rng.permutation(len(items))), horizon=12)
+    assert first.sequences() == again.sequences()
+    for one, other in zip(batch(first, 9, seed), batch(again, 9, seed), strict=True):
+        assert one.devices == other.devices
+        assert torch.equal(one.chains, other.chains)
+        assert torch.equal(one.windows, other.windows)
+        assert torch.equal(one.partners, other.partners)
+
+
 def test_memory_is_bounded_and_the_earliest_arrival_goes_first():
     one = filled(window(0)).nbytes
     buffer = filled(*(window(i, device=d) for i in range(4) for d in "ab"), limit_bytes=3 * one)

@@ -25,6 +25,8 @@ def test_it_remembers_what_a_set_remembers(notes):
         seen.add(note)
     devices = {device for device, _, _ in seen}
     assert ledger.counts() == {device: sum(note[0] == device for note in seen) for device in devices}
+    asked = [(device, boot, index) for device in ("a", "pi-1") for boot in ("b0", "b1") for index in range(-1, 32)]
+    assert [note for note in asked if ledger.holds(*note)] == [note for note in asked if note in seen]
 
 
 @given(NOTES, NOTES)
