@@ -25,7 +25,7 @@ from runtime_server.buffer import Window
 from runtime_server.consumer import PullConsumer
 from runtime_server.generations import Generations
 from runtime_server.hub import Hub
-from runtime_server.ledger import Ledger
+from runtime_server.ledger import Ledger, PartitionedLedger
 from runtime_server.rate import RateLimit
 from runtime_server.trainer import Trainer
 
@@ -44,7 +44,7 @@ class Ingest:
         hub: Hub,
         generations: Generations,
         trainer: Trainer | None,
-        ledger: Ledger,
+        ledger: Ledger | PartitionedLedger,
         rate: RateLimit | None = None,
     ) -> None:
         self.counters: Counter[str] = Counter()

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
+import fcntl
 import logging
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import msgspec
 from msgspec import Meta
 
-from runtime_edge.errors import FormatError
+from runtime_edge import subjects
+from runtime_edge.errors import FormatError, UsageError
 from runtime_edge.files import read_bounded, write_atomic
 
 _LOG = logging.getLogger(__name__)
 _MAX_CHAINS = 20_000
 _MAX_BYTES = 256 << 20
+_LOCK_PATIENCE_S = 5.0
+"""A process that has just been killed still holds its files for a moment."""
 _Runs = list[Annotated[list[int], Meta(min_length=2, max_length=2)]]
 
 
@@ -135,3 +142,56 @@ class DurableLedger(Ledger):
         with self._lock:
             self.save()
             self._journal.close()
+
+
+class PartitionedLedger:
+    """One durable ledger for each of some partitions, in files of its own: another process may have the others.
+
+    `directory/<partition>.json` and its journal belong to one process at a time. Which process that is may change
+    from start to start, so that another number of ranks goes on counting where the former left off.
+    """
+
+    def __init__(self, directory: Path, partitions: Iterable[int] = range(subjects.PARTITIONS)) -> None:
+        """Raises UsageError when another process has one of the partitions, FormatError for a damaged file."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._ledgers: dict[int, DurableLedger] = {}
+        with contextlib.ExitStack() as held:
+            for partition in partitions:
+                held.enter_context(_locked(directory / f"{partition}.lock"))
+                self._ledgers[partition] = ledger = DurableLedger(directory / f"{partition}.json")
+                held.callback(ledger.close)
+            self._held = held.pop_all()
+
+    def add(self, device: str, boot: str, index: int) -> bool:
+        """Note a window; False when it was noted before. Raises KeyError for a device of a partition not held."""
+        return self._ledgers[subjects.partition(device)].add(device, boot, index)
+
+    def counts(self) -> dict[str, int]:
+        """Distinct windows seen by device, over all its boots."""
+        return {device: count for ledger in self._ledgers.values() for device, count in ledger.counts().items()}
+
+    def save(self) -> None:
+        """Write every ledger whole and empty its journal. Raises OSError; then journals stay."""
+        for ledger in self._ledgers.values():
+            ledger.save()
+
+    def close(self) -> None:
+        """Save and let other processes have the partitions."""
+        self._held.close()
+
+
+def _locked(path: Path) -> TextIO:
+    """A file that this process alone holds until it is closed. Raises UsageError when another one holds it."""
+    file = path.open("w")
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise UsageError(
+                    f"{path}: another server runs on this state directory; stop it, or give another --state"
+                ) from None
+        time.sleep(0.05)

@@ -4,7 +4,7 @@
 <state>/generations/00002/            bundles it compiled
 <state>/weights/00002.pt              the weights each was compiled from
 <state>/rollout.json                  which of them devices run, and how each release went
-<state>/ledger.json, .journal         which windows have been taken
+<state>/ledger/0.json, 0.json.journal  which windows have been taken, by partition
 <state>/broker/                       the embedded broker's streams
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from runtime_edge import minisign
+from runtime_edge import minisign, subjects
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import FormatError
 from runtime_edge.files import write_atomic
-from runtime_server.ledger import DurableLedger
+from runtime_server.ledger import PartitionedLedger
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -83,9 +83,9 @@ class ServerState:
             shutil.rmtree(self.bundle_path(number), ignore_errors=True)
         return gone
 
-    def ledger(self) -> DurableLedger:
-        """The windows taken so far. Raises FormatError."""
-        return DurableLedger(self.root / "ledger.json")
+    def ledger(self, partitions: Iterable[int] = range(subjects.PARTITIONS)) -> PartitionedLedger:
+        """The windows taken so far. Raises FormatError, or UsageError when another process has a partition."""
+        return PartitionedLedger(self.root / "ledger", partitions)
 
     def _numbers(self) -> list[int]:
         names = (path.name for path in (self.root / "generations").iterdir())

@@ -12,6 +12,8 @@ import numpy as np
 import psutil
 import pytest
 
+from runtime_edge import subjects
+
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 KILLS = int(os.environ.get("SSC_TEST_KILLS", "100"))
 CUT_S = float(os.environ.get("SSC_TEST_CUT_S", "120"))
@@ -74,7 +76,7 @@ def test_kills_of_device_server_and_broker_at_random_moments_lose_nothing(start,
     assert report["windows_lost"] == report["windows_spooled"] == report["windows_inherited"] == 0
     assert report["dropped"] == {}
     assert report["inherited_dropped"] == 0
-    chains = json.loads((server.state / "ledger.json").read_text())
+    chains = json.loads((server.state / "ledger" / f"{subjects.partition('pi-1')}.json").read_text())
     runs = {chain.partition(".")[2]: runs for chain, runs in chains.items()}
     assert all(len(found) == 1 and found[0][0] == 0 for found in runs.values()), f"a window is missing: {runs}"
     assert sum(found[0][1] + 1 for found in runs.values()) == counted, "counted twice"

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_edge.errors import FormatError
-from runtime_server.ledger import DurableLedger, Ledger
+from runtime_edge import subjects
+from runtime_edge.errors import FormatError, UsageError
+from runtime_server import ledger as ledgers
+from runtime_server.ledger import DurableLedger, Ledger, PartitionedLedger
 
 NOTES = st.lists(
     st.tuples(
@@ -111,3 +113,34 @@ def test_threads_do_not_get_in_each_others_way(tmp_path):
         ledger.counts()
     assert sum(new) == ledger.counts()["pi-1"] == 2000
     ledger.close()
+
+
+@given(NOTES, st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_another_number_of_processes_goes_on_where_the_former_left_off(tmp_path_factory, notes, worlds):
+    directory, seen = tmp_path_factory.mktemp("ledger"), set()
+    for world in worlds:
+        ranks = [
+            PartitionedLedger(directory, range(rank, subjects.PARTITIONS, world))
+            for rank in range(min(world, subjects.PARTITIONS))
+        ]
+        for note in notes[: len(seen) + 3]:
+            new = ranks[subjects.partition(note[0]) % world].add(*note)
+            assert new == (note not in seen)
+            seen.add(note)
+        counts = {device: count for rank in ranks for device, count in rank.counts().items()}
+        assert sum(counts.values()) == len(seen)
+        for rank in ranks:
+            rank.close()
+
+
+def test_two_processes_never_have_the_same_partition(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledgers, "_LOCK_PATIENCE_S", 0.1)
+    first = PartitionedLedger(tmp_path, [0, 2])
+    other = PartitionedLedger(tmp_path, [1])
+    with pytest.raises(UsageError, match=r"2\.lock: another server"):
+        PartitionedLedger(tmp_path, [3, 2])
+    third = PartitionedLedger(tmp_path, [3])  # what the refused one had taken is free again
+    first.close()
+    PartitionedLedger(tmp_path, [0, 2]).close()
+    for opened in (other, third):
+        opened.close()

@@ -90,10 +90,10 @@ def test_a_given_key_is_used_and_a_bad_one_refused(tmp_path):
         state.signing_key(bad)
 
 
-def test_the_ledger_is_one_file_in_it(kept):
+def test_the_ledger_in_it_belongs_to_one_process_and_is_found_again(kept):
     ledger = kept.ledger()
     ledger.add("pi-1", "boot", 3)
+    ledger.close()
     reborn = ServerState(kept.root).ledger()
     assert reborn.counts() == {"pi-1": 1}
-    for opened in (ledger, reborn):
-        opened.close()
+    reborn.close()
