@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
     """Seconds that never jump."""
 
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], object] = threading.Event().wait
+    """Seconds; an event that nobody sets, since `time.sleep` fails under programs that fake the wall clock."""
 
 
 SYSTEM_CLOCK = Clock()

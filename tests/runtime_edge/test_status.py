@@ -101,14 +101,14 @@ def test_a_damaged_status_is_one_error_that_names_the_file(tmp_path, data):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, None),
-        ({"written_monotonic": time.monotonic() - 100}, "no sign of life for 1"),
-        ({"source_silent_s": 40.0}, "no audio for 40 s"),
-        ({"report": accounting().report(1)}, "2 windows are lost"),
+        (dict, None),
+        (lambda: {"written_monotonic": time.monotonic() - 100}, "no sign of life for 1"),
+        (lambda: {"source_silent_s": 40.0}, "no audio for 40 s"),
+        (lambda: {"report": accounting().report(1)}, "2 windows are lost"),
     ],
 )
 def test_a_running_device_is_judged_by_what_it_says(running, changes, words):
-    said = status(**changes)
+    said = status(**changes())
     write_status(running, said)
     found = problems(running, said)
     assert (not found) if words is None else words in "; ".join(found)
