@@ -30,6 +30,7 @@ from runtime_edge.results import Sink
 from runtime_edge.reward import Conditions
 from runtime_edge.sounding import filler_bytes
 from runtime_edge.splitter import Decision, Splitter
+from runtime_edge.surroundings import Surroundings
 from runtime_edge.swap import Swap, make_splitter
 from runtime_edge.table import LOCAL
 from runtime_edge.tasks import Compute
@@ -61,6 +62,7 @@ class Pipeline:
     uplink: BandwidthEstimator
     sinks: list[Sink]
     cpu: CpuMonitor = field(default_factory=CpuMonitor)
+    surroundings: Surroundings = field(default_factory=Surroundings)
     cut: str | None = None
     """Of the latest window."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -100,7 +102,8 @@ class Pipeline:
         self.accounting.stage_ms["wait"].observe((time.monotonic() - window.ready_at) * 1e3)
         cpu, bandwidth, rtt = self.cpu.load(), self.uplink.uplink_mbits, self.uplink.rtt_ms
         connected = self.delivery is None or self.delivery.connected
-        decision = self.splitter.choose(self.memory.uncertainty, cpu, bandwidth, rtt, connected=connected)
+        extra = self.surroundings.now()
+        decision = self.splitter.choose(self.memory.uncertainty, cpu, bandwidth, rtt, connected=connected, extra=extra)
         if self.delivery is None or self.config.min_cut == LOCAL:
             decision = decision._replace(cut=LOCAL, probe=False)  # nobody to ship to, or nothing may be shipped
         self.accounting.probes += decision.probe

@@ -130,7 +130,7 @@ class Splitter:
         uncertainty: the latest known, normalised to [0, 1]; None or NaN when nothing new is known. cpu: load
         of other work in [0, 1]. connected: while the link is down the device runs everything itself whatever is
         chosen, so the choice is what to spool: the smallest frame the server can still train on. extra: state
-        variables beyond the four. NaN counts as bad.
+        variables beyond the four. NaN counts as bad, and so does a variable that is missing now.
         """
         if uncertainty is not None and not math.isnan(uncertainty):
             self._uncertainty += UNCERTAINTY_SMOOTHING * (uncertainty - self._uncertainty)
@@ -172,9 +172,7 @@ class Splitter:
         """The row, with each bin kept until its value is past the edge by the dead band."""
         row, bins = 0, self._bins
         for index, (name, edges, down, up, stride) in enumerate(self._plan.axes):
-            value = state.get(name)
-            if value is None:
-                raise TableError(f"the table needs the state variable {name}, which is not measured here")
+            value = state.get(name, math.nan)
             place = bins[index]
             # Written so that NaN leaves its bin; bisect puts it into the last one.
             if place < 0 or not down[place] <= value < up[place]:

@@ -27,6 +27,7 @@ from runtime_edge.link import Link
 from runtime_edge.privacy import floor_index
 from runtime_edge.releases import ReleasedBundle, decode_release, open_table
 from runtime_edge.splitter import Splitter
+from runtime_edge.surroundings import measured
 from runtime_edge.table import LOCAL, SplitterTable
 from runtime_edge.trial import Refusal, Trial
 from runtime_edge.updates import BundleStore, Fetched, check_same_ends, store_table, stored_table
@@ -47,7 +48,7 @@ def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) ->
     # With `local` as the floor nothing is shipped whatever is chosen, and a table need not know that action.
     floor = 0 if config.min_cut == LOCAL else floor_index(manifest, config.min_cut)
     splitter = Splitter(table, [cut.name for cut in manifest.info.cuts], min_cut_index=floor, seed=config.seed)
-    table.lookup({"uncertainty": 1.0, "cpu": 0.0, "bandwidth_mbps": 1.0, "rtt_ms": 1.0})
+    table.lookup({"uncertainty": 1.0, "cpu": 0.0, "bandwidth_mbps": 1.0, "rtt_ms": 1.0, **measured()})
     return splitter
 
 

@@ -140,11 +140,11 @@ def test_what_was_decided_from_can_be_read() -> None:
     assert splitter.state == {"uncertainty": 1.0, "cpu": 0.1, "bandwidth_mbps": 5.0, "rtt_ms": 80.0}
 
 
-def test_state_variables_beyond_the_four_are_passed_or_missed_by_name() -> None:
+def test_state_variables_beyond_the_four_are_passed_and_a_missing_one_counts_as_bad() -> None:
     splitter = Splitter(make(SLOW_LOCAL_FAST_WAVEFORM, axis="temperature_c", edges=(70.0,)), CUTS)
     assert splitter.choose(0.5, 0.1, 1.0, 80.0, extra={"temperature_c": 75.0}).row == 1
-    with pytest.raises(TableError, match="temperature_c"):
-        splitter.choose(0.5, 0.1, 1.0, 80.0)
+    assert splitter.choose(0.5, 0.1, 1.0, 80.0, extra={"temperature_c": 65.0}).row == 0
+    assert splitter.choose(0.5, 0.1, 1.0, 80.0).row == 1
 
 
 def test_a_swap_holds_from_the_next_window_and_a_bad_one_changes_nothing() -> None:
