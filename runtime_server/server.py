@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,21 @@ from nats.aio.msg import Msg
 
 from runtime_edge import subjects
 from runtime_edge.bundle import Bundle, open_bundle
-from runtime_edge.errors import BundleError, FormatError, SscError
+from runtime_edge.errors import BundleError, FormatError
 from runtime_edge.releases import open_table
 from runtime_edge.tasks import cancel_all
 from runtime_server.access import SecurityConfig
 from runtime_server.broker import Broker, embedded, outside
+from runtime_server.checkpoint import Checkpoints, resumed
 from runtime_server.generations import KEPT_GENERATIONS, Generations
 from runtime_server.health import HealthServer, healthz
 from runtime_server.hub import STATUS_SUBJECT, Hub
 from runtime_server.ingest import Ingest
+from runtime_server.learning import Learning
+from runtime_server.ledger import Ledger
 from runtime_server.rate import FRAMES_PER_S, RateLimit
 from runtime_server.releases import ReleaseConfig, Releaser, first_model
+from runtime_server.replay import Replay, ReplayConfig
 from runtime_server.rollout import Rollout, RolloutConfig
 from runtime_server.rollout_service import RolloutService
 from runtime_server.state import ServerState
@@ -66,6 +68,9 @@ class ServerConfig:
     """Frames a second one device may send for long."""
     health_port: int | None = None
     """Where `/healthz` answers on this machine."""
+    checkpoint_steps: int = 200
+    """Training steps between two checkpoints."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     release: ReleaseConfig = field(default_factory=ReleaseConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
@@ -111,6 +116,7 @@ class Server:
             await self.hub.connect(create=True)
             self.ingest = Ingest(self.hub, self.generations, self.trainer, self.ledger, RateLimit(self.config.max_rate))
             self.releases = RolloutService(self.hub, self.rollout, self.generations, self.state)
+            self._start_learning()
             await self.hub.client.subscribe(STATUS_SUBJECT, cb=self._on_status)
             await self._announce()
             await self.releases.start(self._unreleased)
@@ -124,16 +130,13 @@ class Server:
                 health.close()
 
     async def _serve(self) -> dict[str, Any]:
-        halt = threading.Event()
-        jobs = {"ingest": self.ingest.run(range(subjects.PARTITIONS)), "releases": self.releases.run()}
-        jobs["ledger"] = self._save_ledger()
+        partitions = range(subjects.PARTITIONS)
+        jobs = {"ingest": self.ingest.run(partitions), "releases": self.releases.run(), "ledger": self._save_ledger()}
         if self.broker is not None:
             jobs["broker"] = self.broker.keep_running()
+        if self.learning is not None:
+            jobs["trainer"] = self.learning.run(partitions)
         self._jobs = {name: asyncio.create_task(job) for name, job in jobs.items()}
-        loop = asyncio.get_running_loop()
-        training = ThreadPoolExecutor(1, "train")
-        if self.trainer is not None:
-            self._jobs["trainer"] = loop.run_in_executor(training, self._train, loop, halt)
         tasks = list(self._jobs.values())
         stopped = asyncio.create_task(self._stopping.wait())
         self.started.set()
@@ -143,10 +146,10 @@ class Server:
                 if task.done() and not task.cancelled():
                     task.result()
         finally:
-            halt.set()
-            await cancel_all([stopped, *tasks[: len(jobs)]])
-            await asyncio.gather(*tasks, return_exceptions=True)  # a training step ends by itself
-            training.shutdown()
+            if self.learning is not None:
+                self.learning.stop()  # and a step under way ends by itself
+            await cancel_all([stopped, *(job for name, job in self._jobs.items() if name != "trainer")])
+            await asyncio.gather(*tasks, return_exceptions=True)
         return self.status()
 
     async def troubles(self) -> list[str]:
@@ -166,6 +169,7 @@ class Server:
             "windows": self.ledger.counts(),
             "counters": dict(self.ingest.counters),
             "training_steps": self.trainer.steps if self.trainer else 0,
+            "replay": asdict(self.learning.replayed) if self.learning and self.learning.replayed else None,
             "losses": [{"step": item.step, "seconds": round(item.seconds, 4), **item.losses} for item in history],
             "rollout": self.releases.status(),
             "releases": [asdict(outcome) for outcome in self.releaser.outcomes] if self.releaser else [],
@@ -186,10 +190,11 @@ class Server:
         self.trainer: Trainer | None = None
         self.releaser: Releaser | None = None
         if self.config.training:
-            model = first_model(self.encoder.graph, newest)
-            self.trainer = Trainer(model, self.config.train, self.encoder.embedding_dim)
+            self.checkpoints = Checkpoints(self.state.root / "trainer" / "checkpoint.pt", self.encoder.id)
+            graph, train, width = self.encoder.graph, self.config.train, self.encoder.embedding_dim
+            self.trainer = resumed(lambda: Trainer(first_model(graph, newest), train, width), self.checkpoints)
             self.releaser = Releaser(
-                self.encoder.graph,
+                graph,
                 self.generations,
                 self.trainer,
                 self.state,
@@ -198,6 +203,17 @@ class Server:
                 self.config.release,
                 self.rollout,
             )
+
+    def _start_learning(self) -> None:
+        """What trains; which windows it may read again is fixed before any more are counted."""
+        self.learning: Learning | None = None
+        if self.trainer is None or self.releaser is None:
+            return
+        counted = Ledger.from_bytes(self.ledger.to_bytes())
+        replay = Replay(self.hub, self.generations, self.trainer, counted, self.config.replay)
+        self.learning = Learning(
+            self.trainer, self.releaser, replay, self.checkpoints, self.config.checkpoint_steps, self.releases.released
+        )
 
     def _import_first(self) -> tuple[Bundle, dict[str, npt.NDArray[Any]]]:
         given = open_bundle(self.config.bundle)
@@ -236,26 +252,6 @@ class Server:
                 await asyncio.to_thread(self.ledger.save)
             except OSError as exc:
                 _LOG.error("the ledger cannot be saved: %s", exc)
-
-    def _train(self, loop: asyncio.AbstractEventLoop, halt: threading.Event) -> None:
-        """In the trainer's thread: steps and releases, leaving a share of the time to completing frames."""
-        assert self.trainer is not None
-        assert self.releaser is not None
-        rest = 1.0 / self.config.train.share - 1.0
-        while not halt.is_set():
-            if not self.trainer.ready:
-                halt.wait(0.2)
-                continue
-            metrics = self.trainer.step()
-            if self.releaser.due:
-                try:
-                    generation = self.releaser.attempt()
-                except (SscError, OSError) as exc:
-                    _LOG.error("release refused: %s", exc)
-                    generation = None
-                if generation is not None:
-                    loop.call_soon_threadsafe(self.releases.released, generation, self.releaser.outcomes[-1])
-            halt.wait(metrics.seconds * rest)
 
     async def _on_status(self, message: Msg) -> None:
         await message.respond(msgspec.json.encode(self.status()))

@@ -6,7 +6,7 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,14 +21,13 @@ from runtime_server.buffer import Group, TemporalBuffer, Window
 from runtime_server.generations import CutModel, copy_module
 from runtime_server.losses import HybridConfig, HybridLoss
 from runtime_server.metrics import effective_rank
+from runtime_server.taken import Taken
 from streamsplit_compile.segment import run_segments
 
 HELD_OUT_RUN, HELD_OUT_PERIOD = 4, 32
 """Of every 32 window indices the first 4 never train: they judge releases, as neighbours in time."""
 _MIN_HELD_OUT = 4
 _MIN_NORM = 1e-5
-_REMEMBERED = 1 << 14
-"""Windows taken last whose places in the stream are known: farther back none is taken out of turn."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,11 @@ class Trainer:
         self._buffer = TemporalBuffer()
         self._held_out = TemporalBuffer()
         self._memory = GaussianMemory(dim=embedding_dim, seed=config.seed)
-        self._taken: deque[int] = deque(maxlen=_REMEMBERED)
+        self.stream = ""
+        """Which stream the places of windows are in; empty while none was taken from one."""
+        self.taken = Taken()
+        self.awaited: set[int] = set()
+        """Places of windows it was resumed without: to be read again before it goes on."""
         self._taking = threading.Lock()
         self._loss = HybridLoss(config.loss)
         self._rng = np.random.default_rng(config.seed)
@@ -102,7 +105,13 @@ class Trainer:
         with self._taking:
             if window.embedding is not None:
                 self._memory.update(window.embedding.numpy())
-            self._taken.append(window.sequence)
+            self.taken.add(window.sequence)
+            self._keep(window)
+
+    def put_back(self, window: Window) -> None:
+        """Keep a window again that was taken before."""
+        with self._taking:
+            self.awaited.discard(window.sequence)
             self._keep(window)
 
     def _keep(self, window: Window) -> None:
@@ -154,6 +163,51 @@ class Trainer:
     def averaged_tensors(self) -> dict[str, npt.NDArray[Any]]:
         """The weights to release, copies by name."""
         return {name: value.cpu().numpy().copy() for name, value in self.averaged.state_dict().items()}
+
+    def forget_stream(self, stream: str) -> None:
+        """Places of windows are in this stream from now on; those in another one mean nothing."""
+        with self._taking:
+            if self.stream:
+                self.taken, self.awaited = Taken(), set()
+            self.stream = stream
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on; windows are named by their places in the stream."""
+        with self._taking:
+            memory, taken = self._memory.state(), (self.taken.floor, self.taken.last())
+            kept = sorted({*self._buffer.sequences(), *self._held_out.sequences(), *self.awaited})
+        return {
+            "steps": self.steps,
+            "weights": self.model.module.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "rng": self._rng.bit_generator.state,
+            "generators": [self._generator.get_state(), self._loss.generator.get_state()],
+            "memory": memory,
+            "stream": self.stream,
+            "floor": taken[0],
+            "taken": taken[1],
+            "kept": kept,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave; `awaited` then says which windows are missing.
+
+        Settings stay those of `config`. Raises KeyError, TypeError, ValueError, RuntimeError or FormatError for what
+        is not of this encoder: then the trainer is of no use.
+        """
+        self.model.module.load_state_dict(state["weights"])
+        self.averaged.load_state_dict(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        for group in self._optimizer.param_groups:
+            group.update(lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+        self._rng.bit_generator.state = state["rng"]
+        for generator, saved in zip((self._generator, self._loss.generator), state["generators"], strict=True):
+            generator.set_state(saved)
+        with self._taking:
+            self._memory.load_state(state["memory"])
+            self.taken = Taken.of(state["floor"], state["taken"])
+            self.steps, self.stream, self.awaited = state["steps"], state["stream"], set(state["kept"])
 
     def _objective(
         self,

@@ -180,6 +180,40 @@ def test_a_release_is_on_disk_and_in_the_store_before_a_device_hears_of_it(
     assert len(status["losses"]) == status["training_steps"]
 
 
+def test_a_restart_goes_on_training_where_it_stood(run_server, sounds, frame_of, tmp_path):
+    settings = {
+        "training": True,
+        "train": TrainConfig(batch=8, min_windows=16, share=0.2),
+        "release": ReleaseConfig(every_steps=10**6),
+        "checkpoint_steps": 5,
+    }
+    file = tmp_path / "server" / "trainer" / "checkpoint.pt"
+
+    async def first(server, hub):
+        for window, sound in enumerate(sounds):
+            await send(hub, frame_of(sound, window, 1), window)
+        while server.trainer.steps < 12:
+            await asyncio.sleep(0.02)
+        assert file.exists(), "written while it trains"
+
+    async def second(server, hub):
+        while server.learning.replayed is None:
+            await asyncio.sleep(0.02)
+        return server.learning.replayed, (await hub.server_status())["training_steps"]
+
+    _, before = run_server(first, **settings)
+    (replayed, started_at), after = run_server(second, **settings)
+    assert before["replay"]["read"] <= len(sounds)
+    assert (replayed.put_back, replayed.taken, replayed.missing) == (len(sounds), 0, 0)
+    assert after["training_steps"] >= started_at >= before["training_steps"] >= 12
+    assert after["windows"] == {"pi-1": len(sounds)}
+    assert after["counters"] == {}, "nothing came in"
+    file.write_bytes(b"damaged")
+    (replayed, started_at), status = run_server(second, **settings)
+    assert (replayed.put_back, replayed.taken) == (0, len(sounds))
+    assert status["windows"] == {"pi-1": len(sounds)}
+
+
 def test_a_bundle_of_other_weights_is_refused(small_bundle, tmp_path):
     torch.save(Tiny(seed=1).state_dict(), tmp_path / "other.pt")
     other = load_encoder(tmp_path / "other.pt", "toys:Tiny")

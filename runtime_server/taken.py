@@ -1,0 +1,50 @@
+"""Which frames of the stream training has taken, so that reading the stream again takes none twice."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+_REMEMBERED = 1 << 14
+
+
+class Taken:
+    """Places in the stream: the last `remembered` ones exactly; what stands before all that were forgotten is taken.
+
+    Frames are taken nearly in the order of the stream, so only one that is late by more than `remembered` others
+    would be counted as taken when it was not.
+    """
+
+    def __init__(self, remembered: int = _REMEMBERED) -> None:
+        self.floor = 0
+        """Everything up to here counts as taken."""
+        self._remembered = remembered
+        self._last: deque[int] = deque()
+        self._set: set[int] = set()
+
+    def add(self, sequence: int) -> None:
+        """Note a place; 0, which is none, is not noted."""
+        if sequence < 1 or sequence in self:
+            return
+        self._last.append(sequence)
+        self._set.add(sequence)
+        if len(self._last) > self._remembered:
+            forgotten = self._last.popleft()
+            self._set.discard(forgotten)
+            self.floor = max(self.floor, forgotten)
+
+    def __contains__(self, sequence: int) -> bool:
+        return sequence <= self.floor or sequence in self._set
+
+    def last(self) -> list[int]:
+        """Those that are remembered, in the order in which they were taken."""
+        return list(self._last)
+
+    @classmethod
+    def of(cls, floor: int, last: Iterable[int]) -> Taken:
+        """What `floor` and `last` told."""
+        taken = cls()
+        taken.floor = floor
+        for sequence in last:
+            taken.add(sequence)
+        return taken
