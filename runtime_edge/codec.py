@@ -20,6 +20,8 @@ from runtime_edge.manifest import Cut
 Array = npt.NDArray[np.float32]
 
 ENCODINGS = ("float32", "float16", "int8", "pcm16")
+STREAMS = ("pcm16-stream", "flac", "opus")
+"""Of the waveform, each frame with what is new in its window (`runtime_edge.audio_stream`)."""
 _DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "i1", "pcm16": "<i2"}
 _PCM_SCALE = np.float32(32767.0)
 _LARGEST = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from runtime_edge.audio_stream import AudioStreamEncoder
 from runtime_edge.backend import RuntimeOptions
 from runtime_edge.bundle import Bundle
 from runtime_edge.codec import CutCodec
@@ -65,13 +66,29 @@ class Engine:
             "float32" if encoding == "float32" else "float16",
         ]
         self._codecs = [CutCodec(cut, name) for cut, name in zip(self.cuts, names, strict=True)]
+        self._stream: AudioStreamEncoder | None = None
 
     @classmethod
     def configured(cls, bundle: Bundle, config: DeviceConfig, previous: Engine | None = None) -> Engine:
         """The engine a device's settings ask for. Raises what the constructor does, and MissingExtra."""
         variant = choose_variant(bundle.manifest, config.variant, config.target)
         options = runtime_options(bundle.manifest, config.target, config.threads)
-        return cls(bundle, variant, config.encoding, options, config.max_memory_mb, previous)
+        engine = cls(bundle, variant, config.encoding, options, config.max_memory_mb, previous)
+        if config.audio != "pcm16":
+            front_end = bundle.manifest.info.front_end
+            engine._stream = AudioStreamEncoder(
+                config.audio,
+                front_end.sample_rate,
+                front_end.window_samples,
+                front_end.hop_samples,
+                config.opus_kbps,
+            )
+        return engine
+
+    def begin_stream_anew(self) -> None:
+        """The server has lost the thread of the waveform's stream."""
+        if self._stream is not None:
+            self._stream.begin_anew()
 
     @property
     def last_cut(self) -> int:
@@ -97,15 +114,20 @@ class Engine:
         """
         started = time.perf_counter()
         self.prefix.start(samples)
-        codec = self._codecs[cut]
         activation = self.prefix.advance(cut)
         ran = time.perf_counter()
-        payload, compressed = codec.encode(activation)
-        frame = encode_frame(window, capture_ns, self.generation, cut, codec.encoding, compressed, uncertainty, payload)
+        if cut == 0 and self._stream is not None:
+            # What is not sent now is spooled, and comes when it comes.
+            encoding, compressed = self._stream.encoding, False
+            payload: bytes | memoryview = self._stream.encode(samples, window, alone=finish)
+        else:
+            encoding = self._codecs[cut].encoding
+            payload, compressed = self._codecs[cut].encode(activation)
+        frame = encode_frame(window, capture_ns, self.generation, cut, encoding, compressed, uncertainty, payload)
         framed = time.perf_counter()
         whole = cut == self.last_cut or (finish and self.prefix.fits(self.last_cut))
         embedding = self.prefix.advance(self.last_cut)[0].copy() if whole else None
-        return Step(frame, codec.encoding, embedding, (ran - started) * 1e3, (framed - ran) * 1e3)
+        return Step(frame, encoding, embedding, (ran - started) * 1e3, (framed - ran) * 1e3)
 
     def embed(self, samples: npt.NDArray[np.float32]) -> Embedding | None:
         """Embedding (d,) of one window (samples,); None where the memory limit has no room for the whole encoder."""

@@ -184,6 +184,7 @@ class Pipeline:
             self.accounting.refused += reply.status != "ok"
             if reply.status == "retired":
                 self._spawn(self.swap.recheck())
+            self.engine.begin_stream_anew()
             return None
         return np.frombuffer(reply.embedding, "<f2").astype(np.float32)
 

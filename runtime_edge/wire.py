@@ -13,10 +13,12 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from runtime_edge.codec import ENCODINGS
+from runtime_edge.codec import ENCODINGS, STREAMS
 from runtime_edge.errors import FrameError
 
 SCHEMA_VERSION = 1
+WIRE_ENCODINGS = (*ENCODINGS, *STREAMS)
+"""By their number in a header."""
 MAX_HEADER_BYTES = 48
 MAX_FRAME_BYTES = 8 << 20
 MAX_REPLY_BYTES = 1 << 20
@@ -34,7 +36,7 @@ class FrameHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     """Capture time of the window's last sample, ns since the epoch."""
     generation: U32
     cut: U16
-    encoding: Annotated[int, Meta(ge=0, le=len(ENCODINGS) - 1)]
+    encoding: Annotated[int, Meta(ge=0, le=len(WIRE_ENCODINGS) - 1)]
     compressed: bool
     uncertainty: Annotated[float, Meta(ge=0.0, le=1.0)]
     crc32: U32
@@ -79,7 +81,7 @@ def encode_frame(
             capture_ns,
             generation,
             cut,
-            ENCODINGS.index(encoding),
+            WIRE_ENCODINGS.index(encoding),
             compressed,
             uncertainty,
             zlib.crc32(payload),

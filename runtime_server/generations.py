@@ -15,9 +15,9 @@ import torch
 from torch import fx
 
 from runtime_edge.bundle import Bundle
-from runtime_edge.codec import ENCODINGS, CutCodec
+from runtime_edge.codec import CutCodec
 from runtime_edge.errors import BundleError, FrameError
-from runtime_edge.wire import FrameHeader
+from runtime_edge.wire import WIRE_ENCODINGS, FrameHeader
 from streamsplit_compile.graph import EncoderGraph
 from streamsplit_compile.segment import run_segments, split
 from streamsplit_compile.selection import cuts_of
@@ -57,7 +57,7 @@ class Generation:
         cuts = self.bundle.manifest.info.cuts
         if header.cut >= len(cuts):
             raise FrameError(f"frame of window {header.window}: cut {header.cut}, this bundle has {len(cuts)}")
-        key = header.cut, ENCODINGS[header.encoding]
+        key = header.cut, WIRE_ENCODINGS[header.encoding]
         if key not in self.codecs:
             try:
                 self.codecs[key] = CutCodec(cuts[header.cut], key[1])

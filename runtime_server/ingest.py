@@ -21,6 +21,7 @@ from runtime_edge.memory import GaussianMemory
 from runtime_edge.tasks import cancel_all, next_within
 from runtime_edge.wire import SCHEMA_VERSION, Reply, encode_reply
 from runtime_server.arrival import Arrival, decode_arrival
+from runtime_server.audio_streams import AudioStreams
 from runtime_server.buffer import Window
 from runtime_server.consumer import PullConsumer
 from runtime_server.generations import Generations
@@ -54,6 +55,7 @@ class Ingest:
         # Short: what waits here longer than the broker's patience is delivered a second time.
         self._queue: asyncio.Queue[tuple[Msg, float]] = asyncio.Queue(2 * _MAX_BATCH)
         self._torch = ThreadPoolExecutor(1, "complete")
+        self._streams = AudioStreams()
         self._memories: OrderedDict[str, GaussianMemory] = OrderedDict()
         self._since_sync: Counter[str] = Counter()
 
@@ -118,7 +120,7 @@ class Ingest:
         decoded: dict[int, npt.NDArray[np.float32]] = {}
         for place, arrival in enumerate(arrivals):
             try:
-                decoded[place] = generation.decode(arrival.header, arrival.payload)
+                decoded[place] = self._streams.activation(generation, arrival)
             except FrameError as exc:
                 self.counters["refused"] += 1
                 _LOG.warning("%s: %s", arrival.device, exc)

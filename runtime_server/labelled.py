@@ -29,12 +29,12 @@ from runtime_edge import subjects
 from runtime_edge.audio import Windower, open_source
 from runtime_edge.audio.files import AUDIO_SUFFIXES
 from runtime_edge.bundle import Bundle
-from runtime_edge.codec import ENCODINGS, CutCodec
+from runtime_edge.codec import CutCodec
 from runtime_edge.errors import FormatError, FrameError, LinkError, UsageError
 from runtime_edge.files import read_bounded
 from runtime_edge.link import BROKER_ERRORS, reason
 from runtime_edge.prefix import Prefix
-from runtime_edge.wire import FrameHeader, decode_frame
+from runtime_edge.wire import WIRE_ENCODINGS, FrameHeader, decode_frame
 from runtime_server.heads import Examples, truth_of
 from runtime_server.hub import Hub
 
@@ -223,7 +223,7 @@ class _Completer:
         key = header.generation, header.cut, header.encoding
         try:
             if key not in self._codecs:
-                self._codecs[key] = CutCodec(own.manifest.info.cuts[header.cut], ENCODINGS[header.encoding])
+                self._codecs[key] = CutCodec(own.manifest.info.cuts[header.cut], WIRE_ENCODINGS[header.encoding])
             activation = self._codecs[key].decode(payload, header.compressed)
         except FormatError:
             return None

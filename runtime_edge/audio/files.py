@@ -64,7 +64,7 @@ def read_file(path: Path) -> Iterator[Raw]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """The file in libsndfile; whatever that makes of damage becomes a SourceError."""
-    soundfile = _soundfile()
+    soundfile = soundfile_module()
     try:
         with soundfile.SoundFile(str(path)) as file:
             yield file
@@ -149,7 +149,7 @@ def _check(path: Path, file: Any) -> None:
         try:
             file.seek(file.frames - 1)
             last = len(file.read(1, dtype="float32"))
-        except _soundfile().SoundFileError:
+        except soundfile_module().SoundFileError:
             last = 0
         if not last:
             raise SourceError(f"{path}: cut short, its end is missing: copy or record it again")
@@ -176,7 +176,8 @@ def _missing_wav_bytes(path: Path) -> int:
     return 0
 
 
-def _soundfile() -> Any:
+def soundfile_module() -> Any:
+    """The library, for whoever reads or writes audio. Raises MissingExtra or SourceError when it is not there."""
     try:
         import soundfile
     except ImportError as exc:
