@@ -71,6 +71,10 @@ class Ledger:
         ledger._chains = OrderedDict(msgspec.json.decode(data, type=dict[str, _Runs]))
         return ledger
 
+    def snapshot(self) -> Ledger:
+        """What is noted now, in memory: it does not change with this one."""
+        return Ledger.from_bytes(self.to_bytes())
+
     def _add(self, chain: str, index: int) -> bool:
         runs = self._chains.setdefault(chain, [])
         self._chains.move_to_end(chain)
@@ -169,6 +173,13 @@ class PartitionedLedger:
     def counts(self) -> dict[str, int]:
         """Distinct windows seen by device, over all its boots."""
         return {device: count for ledger in self._ledgers.values() for device, count in ledger.counts().items()}
+
+    def snapshot(self) -> Ledger:
+        """What is noted now of all the partitions, in memory: it does not change with these."""
+        whole = Ledger()
+        for ledger in self._ledgers.values():
+            whole._chains.update(ledger.snapshot()._chains)
+        return whole
 
     def save(self) -> None:
         """Write every ledger whole and empty its journal. Raises OSError; then journals stay."""

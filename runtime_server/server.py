@@ -28,7 +28,6 @@ from runtime_server.health import HealthServer, healthz
 from runtime_server.hub import STATUS_SUBJECT, Hub
 from runtime_server.ingest import Ingest
 from runtime_server.learning import Learning
-from runtime_server.ledger import Ledger
 from runtime_server.rate import FRAMES_PER_S, RateLimit
 from runtime_server.releases import ReleaseConfig, Releaser, first_model
 from runtime_server.replay import Replay, ReplayConfig
@@ -209,8 +208,7 @@ class Server:
         self.learning: Learning | None = None
         if self.trainer is None or self.releaser is None:
             return
-        counted = Ledger.from_bytes(self.ledger.to_bytes())
-        replay = Replay(self.hub, self.generations, self.trainer, counted, self.config.replay)
+        replay = Replay(self.hub, self.generations, self.trainer, self.ledger.snapshot(), self.config.replay)
         self.learning = Learning(
             self.trainer, self.releaser, replay, self.checkpoints, self.config.checkpoint_steps, self.releases.released
         )

@@ -144,3 +144,14 @@ def test_two_processes_never_have_the_same_partition(tmp_path, monkeypatch):
     PartitionedLedger(tmp_path, [0, 2]).close()
     for opened in (other, third):
         opened.close()
+
+
+def test_a_snapshot_stays_as_it_is(tmp_path):
+    ledger = PartitionedLedger(tmp_path)
+    for device in ("pi-1", "pi-2", "pi-3"):
+        ledger.add(device, "b0", 3)
+    snapshot = ledger.snapshot()
+    ledger.add("pi-1", "b0", 4)
+    assert snapshot.counts() == {"pi-1": 1, "pi-2": 1, "pi-3": 1}
+    assert not snapshot.holds("pi-1", "b0", 4)
+    ledger.close()

@@ -166,7 +166,7 @@ def test_beside_live_ingest_each_window_teaches_once(play, generations, trainer_
         async with ingesting(hub, generations, None, ledger):
             await counted(ledger, 5 * 30)
         trainer = trainer_of()
-        replay = Replay(hub, generations, trainer, Ledger.from_bytes(ledger.to_bytes()))
+        replay = Replay(hub, generations, trainer, ledger.snapshot())
         await send(hub, streams(60)[5 * 30 :])
         async with ingesting(hub, generations, trainer, ledger):
             again = [("pi-1", "b0", window) for window in range(20)]
