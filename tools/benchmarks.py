@@ -121,7 +121,7 @@ run, interleaved; seconds and milliseconds are of the machine named below each t
 
 
 def _verdict(value: float, goal: str) -> str:
-    kind, bound = re.fullmatch(r"(at most|at least) ([\d.]+)", goal).groups()  # type: ignore[union-attr]
+    kind, bound = re.fullmatch(r"(at most|at least) (-?[\d.]+)", goal).groups()  # type: ignore[union-attr]
     met = value <= float(bound) if kind == "at most" else value >= float(bound)
     return "met" if met else "**missed**"
 
