@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from runtime_server.demo.summary import Evidence, check_summary, summarise
 from runtime_server.hub import Hub
 
 _START_S = 60.0
+_COMPILES = 4.0
+"""Streaming lasts as long as so many compiles at least: a machine that compiles slowly also trains and swaps slowly."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,22 @@ async def run_demo(config: DemoConfig) -> dict[str, Any]:
 
 async def _play(config: DemoConfig, work: Path) -> Evidence:
     began = time.monotonic()
-    plan = devices(config.seconds)
-    audio, sources = share_audio(config.audio, [device.name for device in plan], work, config.seconds, config.seed)
+    names = [device.name for device in devices(config.seconds)]
+    audio, sources = share_audio(config.audio, names, work, config.seconds, config.seed)
     say = _Teller(config.quiet, began)
     async with Children(work) as children:
         say(f"audio: {audio}")
-        port = _free_port()
+        compile_s = await _compile(children, config, work, sources, say)
+        config = replace(config, seconds=max(config.seconds, _COMPILES * compile_s))
+        plan, port = devices(config.seconds), _free_port()
         server = await _start_server(children, config, work, sources, port, say)
         shapers = [Shaper(port, device.phases, device.one_way_ms) for device in plan]
         for shaper in shapers:
             await shaper.start()
         hub = Hub(f"nats://127.0.0.1:{port}", "demo")
         try:
-            say("streaming from " + ", ".join(f"{device.name} ({device.target})" for device in plan))
+            named = ", ".join(f"{device.name} ({device.target})" for device in plan)
+            say(f"streaming for {config.seconds:.0f} s from {named}")
             running = [
                 await _start_device(children, config, work, device, sources[device.name], shaper)
                 for device, shaper in zip(plan, shapers, strict=True)
@@ -98,21 +103,27 @@ async def _play(config: DemoConfig, work: Path) -> Evidence:
         return Evidence.collect(work, plan, audio, status, streamed, swapped_at, time.monotonic() - began)
 
 
+async def _compile(children: Children, config: DemoConfig, work: Path, sources: dict[str, Path], say: _Teller) -> float:
+    """Make an encoder and its bundle; returns how many seconds the compile took."""
+    encoder = str(work / "encoder.pt")
+    await children.run("encoder", "encoder", "new", config.encoder, "-o", encoder)
+    say(f"compiling {config.encoder} for rpi4 and m2")
+    started = time.monotonic()
+    await children.run(
+        "compile", "compile", encoder, "--targets", "rpi4,m2", "-o", str(work / "bundle"),
+        "--cuts", config.cuts, "--calibrate", str(next(iter(sources.values()))), "--seed", str(config.seed),
+    )  # fmt: skip
+    return time.monotonic() - started
+
+
 async def _start_server(
     children: Children, config: DemoConfig, work: Path, sources: dict[str, Path], port: int, say: _Teller
 ) -> Child:
-    encoder, bundle = str(work / "encoder.pt"), str(work / "bundle")
-    calibrate = str(next(iter(sources.values())))
-    await children.run("encoder", "encoder", "new", config.encoder, "-o", encoder)
-    say(f"compiling {config.encoder} for rpi4 and m2")
-    await children.run(
-        "compile", "compile", encoder, "--targets", "rpi4,m2", "-o", bundle,
-        "--cuts", config.cuts, "--calibrate", calibrate, "--seed", str(config.seed),
-    )  # fmt: skip
     say("starting the broker and the server")
     server = await children.start(
-        "server", "server", "run", encoder, bundle, "--state", str(work / "server"), "--port", str(port),
-        "--calibrate", calibrate, "--release-steps", str(config.release_steps), "--seed", str(config.seed), "-v",
+        "server", "server", "run", str(work / "encoder.pt"), str(work / "bundle"), "--state", str(work / "server"),
+        "--port", str(port), "--calibrate", str(next(iter(sources.values()))),
+        "--release-steps", str(config.release_steps), "--seed", str(config.seed), "-v",
     )  # fmt: skip
     await wait_for_line(server, "serving generation", _START_S)
     return server
