@@ -34,7 +34,7 @@ class DeviceConfig:
     target: str = setting("rpi4", "Which target's releases and tables to follow.")
     broker: str | None = setting(
         None,
-        "Broker address; without it everything runs here and nothing is shipped.",
+        "Broker address, or several of a cluster with commas between; without it everything runs here.",
         example="nats://gateway:4222",
     )
     credentials: Path | None = setting(

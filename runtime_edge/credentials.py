@@ -41,7 +41,7 @@ class Credentials:
         options: dict[str, Any] = {}
         if self.nkey is not None:
             options["nkeys_seed_str"] = read_seed(self.nkey)
-        if url.startswith("tls://"):
+        if servers(url)[0].startswith("tls://"):
             # Before anything is said: a broker that only claimed not to know TLS would be believed otherwise.
             options |= {"tls": self._tls(), "tls_handshake_first": True}
         elif self.tls_ca or self.tls_cert:
@@ -76,6 +76,19 @@ class Address:
 
     def __str__(self) -> str:
         return self.url
+
+
+def servers(url: str) -> list[str]:
+    """The brokers of an address: one, or several of a cluster with commas between them.
+
+    Raises UsageError when there is none, or when only some of them are encrypted.
+    """
+    found = [one.strip() for one in url.split(",") if one.strip()]
+    if not found:
+        raise UsageError(f"broker {url!r}: an address is needed, such as nats://gateway:4222")
+    if len({one.startswith("tls://") for one in found}) > 1:
+        raise UsageError(f"broker {url}: give all of a cluster's addresses as tls://, or none")
+    return found
 
 
 def new_seed() -> str:

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import itertools
 import logging
 import time
 import zlib
@@ -27,7 +28,7 @@ from nats.aio.msg import Msg
 from nats.js.api import RawStreamMsg
 
 from runtime_edge import subjects
-from runtime_edge.credentials import Credentials, explain
+from runtime_edge.credentials import Credentials, explain, servers
 from runtime_edge.errors import AccessError, FormatError, FrameError, LinkError, SscError
 from runtime_edge.tasks import cancel_all, next_within
 from runtime_edge.wire import Reply, decode_reply
@@ -72,7 +73,10 @@ class Link:
     def __init__(
         self, url: str, device: str, boot: str, late_reply: LateReply, credentials: Credentials | None = None
     ) -> None:
-        """Raises UsageError or FormatError when the credentials cannot be read."""
+        """`url` may name several brokers of a cluster, with commas between them.
+
+        Raises UsageError or FormatError when the credentials cannot be read.
+        """
         self.url, self.device, self.boot = url, subjects.check_device(device), boot
         self._credentials = credentials or Credentials()
         self._credentials.options(url)
@@ -83,6 +87,9 @@ class Link:
         self._refusals: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._random = np.random.default_rng(zlib.crc32(device.encode()))
+        # A fleet spreads over the brokers, and each device goes through all of them in an order of its own.
+        self._servers = servers(url)
+        self._random.shuffle(self._servers)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._watches: list[tuple[str, str, OnChange]] = []
         self._watchers: list[asyncio.Task[None]] = []
@@ -96,8 +103,14 @@ class Link:
         return not self.trouble and self._client.is_connected
 
     async def connect(self, timeout_s: float = 5.0) -> None:
-        """Connect once; afterwards the connection mends itself for ever. Raises LinkError."""
-        await self._connect(timeout_s)
+        """Connect once; afterwards the connection mends itself for ever. Raises LinkError when no broker answers."""
+        for more in range(len(self._servers) - 1, -1, -1):
+            try:
+                await self._connect(timeout_s)
+                break
+            except LinkError:
+                if not more:
+                    raise
         self._keeper = asyncio.create_task(self._keep())
 
     async def connect_at_last(self) -> None:
@@ -213,7 +226,11 @@ class Link:
         await disconnect(self._client)
 
     async def _connect(self, timeout_s: float = 5.0) -> None:
-        """One attempt, which the first error ends. Raises LinkError, and FormatError for unreadable credentials."""
+        """One attempt at one broker, which the first error ends; the next attempt is at another one.
+
+        Raises LinkError, and FormatError for unreadable credentials.
+        """
+        self._servers.append(server := self._servers.pop(0))
         self._client, self._lost = Client(), asyncio.Event()
         lost, connecting = self._lost, True
 
@@ -229,7 +246,7 @@ class Link:
         try:
             await asyncio.wait_for(
                 self._client.connect(
-                    self.url,
+                    server,
                     name=self.device,
                     error_cb=on_error,
                     closed_cb=on_closed,
@@ -261,9 +278,9 @@ class Link:
         self._restart_watchers()
 
     async def _connect_patiently(self) -> None:
-        """Until connected, with pauses that grow and that differ from device to device."""
+        """Until connected; when all brokers were tried, with pauses that grow and that differ from device to device."""
         pause_s = _FIRST_PAUSE_S
-        while True:
+        for attempt in itertools.count(1):
             try:
                 return await self._connect()
             except SscError as exc:
@@ -272,8 +289,9 @@ class Link:
                     _LOG.log(logging.WARNING if refused else logging.INFO, "%s; frames wait in the spool", exc)
                 self.trouble = str(exc)
                 longest_s = _REFUSED_PAUSE_S if isinstance(exc, AccessError) else pause_s
-            await asyncio.sleep(longest_s * self._random.uniform(0.5, 1.0))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            if attempt % len(self._servers) == 0:
+                await asyncio.sleep(longest_s * self._random.uniform(0.5, 1.0))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _keep(self) -> None:
         """Connect again whenever the connection is lost."""

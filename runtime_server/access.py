@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import ipaddress
 import json
 import os
@@ -80,7 +81,7 @@ class Access:
 
     def __init__(self, root: Path) -> None:
         self._file, self._key = root / "devices.json", root / "server.nkey"
-        self._broker = root / "broker"
+        self._root = root
 
     @property
     def credentials(self) -> Credentials:
@@ -144,15 +145,31 @@ class Access:
             default = f"no_auth_user: {_ANONYMOUS}\n"
         return "authorization {\n  timeout: 5\n  users: [\n" + ",\n".join(lines) + "\n  ]\n}\n" + default
 
+    @property
+    def secret(self) -> str:
+        """What the brokers of a cluster prove to each other: they have this register, and so the server's key."""
+        seed = read_seed(_existing(self.credentials.nkey))
+        return hashlib.sha256(f"streamsplit cluster {seed}".encode()).hexdigest()
+
     def write(self) -> None:
-        """Put the configuration where the embedded broker includes it from."""
-        write_atomic(self._broker / "access.conf", self.config().encode(), 0o600)
+        """Put the configuration where the brokers of this state directory include it from."""
+        for broker in self._brokers():
+            write_atomic(broker / "access.conf", self.config().encode(), 0o600)
 
     def reload(self) -> bool:
-        """Write it and make a running broker take it up; False when none is running. Raises LinkError."""
+        """Write it and make running brokers take it up; False when none is running here. Raises LinkError."""
         self.write()
+        told = [self._told(broker) for broker in self._brokers()]
+        return any(told)
+
+    def _brokers(self) -> list[Path]:
+        """Directories of the embedded broker or of a cluster's."""
+        return [path for path in self._root.glob("broker*") if path.is_dir()] or [self._root / "broker"]
+
+    def _told(self, broker: Path) -> bool:
+        """Whether a running broker was told to read its configuration again. Raises LinkError."""
         try:
-            process = psutil.Process(int((self._broker / "broker.pid").read_text()))
+            process = psutil.Process(int((broker / "broker.pid").read_text()))
             if not process.name().startswith("nats-server"):
                 return False
             os.kill(process.pid, signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""The embedded broker: nats-server with JetStream as a child process of the server."""
+"""A broker: nats-server with JetStream as a child process, alone or as one of a cluster."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ import psutil
 from runtime_edge.credentials import Address, Credentials
 from runtime_edge.errors import LinkError, MissingExtra, UsageError
 from runtime_edge.files import write_atomic
+from runtime_edge.subjects import is_device
 from runtime_edge.wire import MAX_FRAME_BYTES
 from runtime_server.access import Access, SecurityConfig, is_loopback
 
@@ -32,6 +34,7 @@ _WATCH_PERIOD_S = 1.0
 _MAX_CONNECTIONS = 10_000
 _MAX_SUBSCRIPTIONS = 256
 """Of one connection: a device needs about ten."""
+_ROUTE = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}:[0-9]{1,5}")
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -62,8 +65,48 @@ class BrokerTls:
         return replace(credentials, tls_ca=self.cert, tls_cert=own[0], tls_key=own[1], check_hostname=False)
 
 
-def embedded(root: Path, host: str, port: int, mqtt_port: int | None, security: SecurityConfig) -> Broker:
-    """The broker of a server's state directory. Raises UsageError for options that do not go together."""
+@dataclass(frozen=True)
+class ClusterConfig:
+    """One broker's place in a cluster."""
+
+    name: str
+    """Of this broker; no other one of the cluster has it."""
+    port: int
+    """Where the others reach it."""
+    routes: tuple[str, ...]
+    """`host:port` of the others."""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError, naming the option, for a name or route that cannot stand in a configuration."""
+        if not is_device(self.name):
+            raise UsageError(f"--name {self.name!r}: use lower-case letters, digits and '-', 63 characters at most")
+        for route in self.routes:
+            if not _ROUTE.fullmatch(route):
+                raise UsageError(f"--routes {route!r}: give host:port of each other broker's --cluster-port")
+
+    def config(self, host: str, password: str, tls: BrokerTls | None) -> str:
+        """A `cluster` block of the broker's configuration, and the names of both."""
+        who = f"streamsplit:{password}@" if password else ""
+        parts = [f'listen: "{host}:{self.port}"', "name: streamsplit"]
+        parts.append(f"routes: {json.dumps([f'nats-route://{who}{route}' for route in self.routes])}")
+        if password:
+            parts.append(f'authorization {{ user: streamsplit, password: "{password}", timeout: 5 }}')
+        if tls:
+            parts.append(tls.config())
+        return f'server_name: "{self.name}"\ncluster {{\n  ' + "\n  ".join(parts) + "\n}"
+
+
+def embedded(
+    root: Path,
+    host: str,
+    port: int,
+    mqtt_port: int | None,
+    security: SecurityConfig,
+    cluster: ClusterConfig | None = None,
+) -> Broker:
+    """The broker of a server's state directory, or one of several. Raises UsageError for options that do not go
+    together.
+    """
     if security.credentials is not None:
         raise UsageError("--credentials are for an outside --broker; the embedded one knows its server")
     tls = None
@@ -76,7 +119,8 @@ def embedded(root: Path, host: str, port: int, mqtt_port: int | None, security: 
             raise UsageError(f"{path}: no such file")
     access = Access(root)
     access.set_policy(security.auth, host)
-    return Broker(root / "broker", host, port, mqtt_port, access, tls)
+    directory = root / ("broker" if cluster is None else f"broker-{cluster.name}")
+    return Broker(directory, host, port, mqtt_port, access, tls, cluster)
 
 
 def outside(url: str, security: SecurityConfig) -> Address:
@@ -98,13 +142,14 @@ class Broker:
         mqtt_port: int | None = None,
         access: Access | None = None,
         tls: BrokerTls | None = None,
+        cluster: ClusterConfig | None = None,
     ) -> None:
         """Without `access` anyone may do anything; without `tls` nothing is encrypted.
 
         With `mqtt_port` MQTT clients can connect there; subject `evt.pi-1` is their topic `evt/pi-1`.
         """
         self.state, self.host, self.port, self.mqtt_port = state, host, port, mqtt_port
-        self._access, self._tls = access, tls
+        self._access, self._tls, self._cluster = access, tls, cluster
         self._process: subprocess.Popen[bytes] | None = None
         self._log = state / "broker.log"
 
@@ -136,7 +181,7 @@ class Broker:
             if port is not None and _listens(self.host, port):
                 raise LinkError(f"port {port} is taken by another program; choose another {option}")
         config = self.state / "broker.conf"
-        write_atomic(config, self._config().encode())
+        write_atomic(config, self._config().encode(), 0o600)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*_BECOME, str(_binary()), "-c", str(config)],
@@ -187,10 +232,13 @@ class Broker:
         ]
         if self._tls:
             parts.append(self._tls.config("handshake_first: true"))
+        if self._cluster:
+            parts.append(self._cluster.config(self.host, self._access.secret if self._access else "", self._tls))
+        elif self.mqtt_port:
+            parts.append("server_name: streamsplit")  # or it would not let MQTT clients keep sessions
         if self.mqtt_port:
-            # The broker asks for a name before it lets MQTT clients keep sessions.
             tls = self._tls.config() if self._tls else ""
-            parts.append(f'server_name: streamsplit\nmqtt {{ listen: "{self.host}:{self.mqtt_port}"\n{tls} }}')
+            parts.append(f'mqtt {{ listen: "{self.host}:{self.mqtt_port}"\n{tls} }}')
         if self._access:
             self._access.write()
             parts.append('include "access.conf"')

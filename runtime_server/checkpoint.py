@@ -55,10 +55,13 @@ class Checkpoints:
     Args:
         path: the file.
         encoder: id of the encoder that is trained; a checkpoint of another one is refused.
+        rank: one behind the first has a file of its own beside it, for the windows that it had. All ranks go on from
+            the first one's weights.
     """
 
-    def __init__(self, path: Path, encoder: str) -> None:
-        self.path, self._encoder = path, encoder
+    def __init__(self, path: Path, encoder: str, rank: int = 0) -> None:
+        self._first, self._encoder = path, encoder
+        self.path = path.with_name(f"{path.stem}-{rank}{path.suffix}") if rank else path
         self.saved: int | None = None
         """Steps of the trainer when it was last saved or loaded here."""
 
@@ -97,26 +100,34 @@ class Checkpoints:
 
         Raises FormatError when it is damaged, of another encoder or of another version: the trainer is then of no use.
         """
-        if not self.path.exists():
+        if not self._first.exists():
             return False
         try:
-            state = self._read(trainer)
-            trainer.load_state_dict(state)
+            state = self._read(self._first, trainer)
+            trainer.load_state_dict(state, None if self.path == self._first else self._own(trainer))
         except FormatError as exc:
-            raise FormatError(f"{self.path}: {exc}") from None
+            raise FormatError(f"{self._first}: {exc}") from None
         except Exception as exc:  # torch raises whatever comes up in reading a damaged archive
-            raise FormatError(f"{self.path}: cannot be resumed ({' '.join(str(exc).split())[:200]})") from None
+            raise FormatError(f"{self._first}: cannot be resumed ({' '.join(str(exc).split())[:200]})") from None
         for line in _changes(state["config"], trainer.config):
             _LOG.warning("training goes on with other settings than before: %s", line)
         self.saved = trainer.steps
         return True
 
-    def _read(self, trainer: Trainer) -> dict[str, Any]:
+    def _own(self, trainer: Trainer) -> dict[str, Any]:
+        """What a rank behind the first had for itself; nothing where it has no file, or an unusable one."""
+        try:
+            return self._read(self.path, trainer) if self.path.exists() else {}
+        except Exception as exc:  # as in `load`
+            _LOG.warning("%s: cannot be read (%s); this rank's windows are read anew", self.path, type(exc).__name__)
+            return {}
+
+    def _read(self, path: Path, trainer: Trainer) -> dict[str, Any]:
         own = sum(value.nbytes for value in trainer.model.module.state_dict().values())
-        size = self.path.stat().st_size
+        size = path.stat().st_size
         if size > _COPIES * own + _ROOM_BYTES:
             raise FormatError(f"{size} bytes, too many for a trainer of {own} bytes of weights")
-        document = torch.load(self.path, map_location="cpu", weights_only=True)
+        document = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise FormatError(f"not a {FORMAT} file")
         if document["encoder"] != self._encoder:

@@ -12,11 +12,13 @@ import click
 
 from runtime_edge.bundle import open_bundle
 from runtime_edge.credentials import Address
+from runtime_server.cli_broker import broker
 from runtime_server.cli_devices import device, security_configs, security_options
 from runtime_server.cli_label import label
 from runtime_server.cli_releases import release_configs, release_options, releases
 from runtime_server.cli_status import status
 from runtime_server.hub import Hub
+from runtime_server.ranks import Ranks
 from runtime_server.server import Server, ServerConfig
 from runtime_server.trainer import TrainConfig
 from streamsplit_compile.encoders import load_encoder
@@ -45,7 +47,10 @@ def server() -> None:
 @click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam())
 @bundle_argument
 @click.option("--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="State directory.")
-@click.option("--broker", help="Use this broker instead of starting one.")
+@click.option("--broker", help="Use this broker, or a cluster's with commas between, instead of starting one.")
+@click.option(
+    "--replicas", default=1, show_default=True, type=click.IntRange(1, 5), help="Brokers that keep a message."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address the embedded broker listens on.")
 @click.option("--port", default=4222, show_default=True, type=click.IntRange(1, 65535), help="Its port.")
 @click.option("--mqtt-port", type=click.IntRange(1, 65535), help="Let MQTT clients read events on this port.")
@@ -87,9 +92,14 @@ def run(
         **security_configs(settings),
         **settings,
     )
-    asyncio.run(_serve(Server(load_encoder(encoder_file), config)))
+    ranks = Ranks.join()
+    try:
+        asyncio.run(_serve(Server(load_encoder(encoder_file), config, ranks)))
+    finally:
+        ranks.leave()
 
 
+server.add_command(broker)
 server.add_command(device)
 server.add_command(releases)
 server.add_command(label)
@@ -104,8 +114,9 @@ async def _serve(running: Server) -> None:
     started = asyncio.create_task(running.started.wait())
     await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
     if not task.done():
-        key = running.key.public.to_text().splitlines()[1]
-        click.echo(f"serving generation {running.generations.newest.number} on {running.url}, public key {key}")
+        key, ranks = running.key.public.to_text().splitlines()[1], running.ranks
+        who = "" if ranks.world == 1 else f"rank {ranks.rank} of {ranks.world}: "
+        click.echo(f"{who}serving generation {running.generations.newest.number} on {running.url}, public key {key}")
         if running.broker is not None and (line := running.broker.lets_in):
             click.echo(line, err=True)
     started.cancel()

@@ -17,12 +17,14 @@ from streamsplit_compile.options import PathParam, json_option, print_json, prin
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_AUTH = click.option(
+    "--auth/--no-auth",
+    default=None,
+    help="Let in only devices that were added [default: once one was, or --host is not this machine].",
+)
+
 _OPTIONS = [
-    click.option(
-        "--auth/--no-auth",
-        default=None,
-        help="Let in only devices that were added [default: once one was, or --host is not this machine].",
-    ),
+    _AUTH,
     click.option("--credentials", type=PathParam(), help="The server's nkey for an outside --broker."),
     click.option("--tls-cert", type=PathParam(), help="The embedded broker's certificate, or this server's own."),
     click.option("--tls-key", type=PathParam(), help="The key of that certificate."),
@@ -36,6 +38,20 @@ _OPTIONS = [
     ),
     click.option("--health-port", type=click.IntRange(0, 65535), help="Answer /healthz on this port of 127.0.0.1."),
 ]
+
+_BROKER_OPTIONS = [
+    _AUTH,
+    click.option("--tls-cert", type=PathParam(), help="The broker's certificate."),
+    click.option("--tls-key", type=PathParam(), help="The key of that certificate."),
+    click.option("--tls-ca", type=PathParam(), help="Check devices' certificates against this authority."),
+]
+
+
+def broker_security_options(command: _Command) -> _Command:
+    """Who is let in by a broker, and what it encrypts."""
+    for option in reversed(_BROKER_OPTIONS):
+        command = option(command)
+    return command
 
 
 def security_options(command: _Command) -> _Command:

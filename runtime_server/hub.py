@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -26,7 +27,7 @@ from nats.js.client import JetStreamContext
 
 from runtime_edge import minisign, releases, subjects
 from runtime_edge.bundle import MANIFEST, SIGNATURE, Bundle
-from runtime_edge.credentials import Address, explain
+from runtime_edge.credentials import Address, explain, servers
 from runtime_edge.errors import AccessError, LinkError
 from runtime_edge.head import Head, sign_head
 from runtime_edge.link import BROKER_ERRORS, disconnect, reason
@@ -41,6 +42,11 @@ _DUPLICATES_S = 600
 _PRESENCE_TTL_S = 60
 _PRESENCE_BYTES = 64 << 10
 _FLUSH_S = 2.0
+_AGAIN_S = 0.5
+_PING_S = 5
+_ELECTION_S = 30.0
+_EXISTS = 10058
+"""The broker's number for a stream that is there with another configuration."""
 STATUS_SUBJECT = "srv.status"
 
 _Arguments = ParamSpec("_Arguments")
@@ -74,8 +80,8 @@ class Hub:
         """The JetStream context of the connection."""
         return self.client.jetstream()
 
-    async def connect(self, create: bool = False) -> None:
-        """Connect; with `create` make sure that the stream and the buckets are there.
+    async def connect(self, create: bool = False, replicas: int = 1) -> None:
+        """Connect; with `create` make sure that the stream and the buckets are there, each on so many brokers.
 
         Raises LinkError; UsageError or FormatError when the credentials cannot be read.
         """
@@ -91,12 +97,20 @@ class Hub:
         options = self._credentials.options(self.url)
         try:
             await asyncio.wait_for(
-                self.client.connect(self.url, name=self._name, error_cb=on_error, max_reconnect_attempts=-1, **options),
+                self.client.connect(
+                    servers(self.url),
+                    name=self._name,
+                    error_cb=on_error,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=1,
+                    ping_interval=_PING_S,
+                    **options,
+                ),
                 5.0,
             )
             connecting = False
             if create:
-                await self._create()
+                await self._create(replicas)
         except BROKER_ERRORS as exc:
             await disconnect(self.client)
             # When the time is up, the reason is what the last attempt failed of.
@@ -212,7 +226,7 @@ class Hub:
             raise LinkError(f"broker {self.url}: no server answers ({reason(exc)})") from None
         return msgspec.json.decode(answer.data, type=dict[str, object])
 
-    async def _create(self) -> None:
+    async def _create(self, replicas: int = 1) -> None:
         frames = StreamConfig(
             name=subjects.STREAM,
             subjects=["act.>"],
@@ -237,12 +251,27 @@ class Hub:
             ),
             _bucket(subjects.LEARNT, max_msg_size=MAX_LEARNT_BYTES, allow_rollup_hdrs=False),
         ]
-        for config in (frames, *buckets):
-            try:
-                await self.stream.add_stream(config)
-            except nats.js.errors.BadRequestError:  # there already, made by an earlier version
-                await self.stream.update_stream(config)
-        await self.stream.create_object_store(subjects.BUNDLES)
+        bundles = _object_store(subjects.BUNDLES)
+        deadline = time.monotonic() + _ELECTION_S
+        for config in (frames, *buckets, bundles):
+            while True:
+                try:
+                    await self._make(config.evolve(num_replicas=replicas))
+                    break
+                except (nats.js.errors.ServiceUnavailableError, nats.js.errors.ServerError, asyncio.TimeoutError):
+                    # The brokers of a cluster are still finding each other.
+                    if time.monotonic() > deadline:
+                        raise
+                    await asyncio.sleep(_AGAIN_S)
+
+    async def _make(self, config: StreamConfig) -> None:
+        try:
+            await self.stream.add_stream(config)
+        except nats.js.errors.BadRequestError as exc:
+            if exc.err_code != _EXISTS:
+                raise
+            # Made by an earlier version, or with other replicas.
+            await self.stream.update_stream(config)
 
 
 def _bucket(name: str, **settings: Any) -> StreamConfig:
@@ -260,6 +289,19 @@ def _bucket(name: str, **settings: Any) -> StreamConfig:
         republish=RePublish(src=subjects.bucket_subject(name, ">"), dest=subjects.news(name, ">")),
     )
     return config.evolve(**settings)
+
+
+def _object_store(name: str) -> StreamConfig:
+    """The stream of an object store (NATS ADR-20)."""
+    return StreamConfig(
+        name=f"OBJ_{name}",
+        subjects=[f"$O.{name}.C.>", f"$O.{name}.M.>"],
+        storage=StorageType.FILE,
+        max_age=0,
+        discard=DiscardPolicy.NEW,
+        allow_rollup_hdrs=True,
+        allow_direct=True,
+    )
 
 
 def released_bundle(bundle: Bundle, rollback: bool = False) -> ReleasedBundle:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from runtime_edge.errors import LinkError, SscError
 from runtime_server.checkpoint import Checkpoints
 from runtime_server.generations import Generation
+from runtime_server.ranks import Ranks
 from runtime_server.releases import ReleaseOutcome, Releaser
 from runtime_server.replay import Replay, ReplayOutcome
 from runtime_server.trainer import Trainer
@@ -23,7 +24,10 @@ Released = Callable[[Generation, ReleaseOutcome], None]
 
 
 class Learning:
-    """Runs a trainer. `released` is called on the event loop for every new generation."""
+    """Runs a trainer, step by step with those of the other ranks.
+
+    `released` is called on the event loop for every new generation.
+    """
 
     def __init__(
         self,
@@ -33,10 +37,12 @@ class Learning:
         checkpoints: Checkpoints,
         checkpoint_steps: int,
         released: Released,
+        ranks: Ranks | None = None,
     ) -> None:
         self.replayed: ReplayOutcome | None = None
         self._trainer, self._releaser, self._replay, self._released = trainer, releaser, replay, released
         self._checkpoints, self._checkpoint_steps = checkpoints, checkpoint_steps
+        self._ranks = ranks or Ranks()
         self._halt = threading.Event()
         self._refilling: asyncio.Task[None] | None = None
 
@@ -72,15 +78,20 @@ class Learning:
     def _train(self, loop: asyncio.AbstractEventLoop) -> None:
         """In the trainer's thread; a share of the time is left to completing frames."""
         trainer, rest = self._trainer, 1.0 / self._trainer.config.share - 1.0
-        while not self._halt.is_set():
-            if not trainer.ready:
+        self._ranks.check_alike(trainer.fingerprint(), "weights to train")
+        while True:
+            due = self._ranks.first and self._releaser.due
+            halted, windows, release = self._ranks.sum(self._halt.is_set(), trainer.trainable, due)
+            if halted:
+                break
+            if release:
+                self._release(loop)
+            if windows < trainer.config.min_windows:
                 self._halt.wait(_IDLE_S)
                 continue
             metrics = trainer.step()
             if trainer.steps - (self._checkpoints.saved or 0) >= self._checkpoint_steps:
                 self._save()
-            if self._releaser.due:
-                self._release(loop)
             self._halt.wait(metrics.seconds * rest)
         if trainer.steps != (self._checkpoints.saved or 0):
             self._save()

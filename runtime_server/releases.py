@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge import minisign
-from runtime_edge.bundle import Bundle
+from runtime_edge.bundle import Bundle, open_bundle
 from runtime_server.generations import CutModel, Generation, Generations, cut_model
+from runtime_server.ranks import Ranks
 from runtime_server.rollout import Rollout
 from runtime_server.state import ServerState
 from runtime_server.trainer import Judgement, Trainer
@@ -70,10 +71,11 @@ class Releaser:
         key: minisign.SecretKey,
         config: ReleaseConfig,
         rollout: Rollout,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = config
         self.outcomes: deque[ReleaseOutcome] = deque(maxlen=_KEPT_OUTCOMES)
-        self._rollout = rollout
+        self._rollout, self._ranks = rollout, ranks or Ranks()
         self._graph, self._generations, self._trainer = graph, generations, trainer
         self._state, self._windows, self._key = state, windows, key
         self._last_step, self._last_time = trainer.steps, time.monotonic()
@@ -89,14 +91,17 @@ class Releaser:
     def attempt(self) -> Generation | None:
         """Judge the averaged weights and, when they are no worse, compile and keep them as the next generation.
 
-        Raises CheckFailed when the recompiled blocks do not reproduce the weights.
+        All ranks judge, and the first one does the rest. Raises CheckFailed when the recompiled blocks do not
+        reproduce the weights.
         """
         self._last_step, self._last_time = self._trainer.steps, time.monotonic()
         started = self._last_time
-        newest = self._generations.get(self._rollout.base) or self._generations.newest
+        newest = self._base()
         tensors = self._trainer.averaged_tensors()
         candidate = cut_model(self._graph, newest.bundle, tensors)
         judged = self._trainer.judge([newest.model, candidate])
+        if not self._ranks.first:
+            return None
         # Never a number that devices may know by another bundle.
         number = max(self._generations.newest.number, self._rollout.highest) + 1
         if judged is None:
@@ -123,6 +128,15 @@ class Releaser:
             number, (newest.bundle, bundle), "held-out loss and diversity are as they must be", before, after, started
         )
         return generation
+
+    def _base(self) -> Generation:
+        """What the next generation follows: the first rank knows, and has it on the disk."""
+        own = self._generations.get(self._rollout.base) or self._generations.newest
+        (number,) = self._ranks.sum(own.number if self._ranks.first else 0)
+        found = self._generations.get(number)
+        return found or self._generations.add(
+            open_bundle(self._state.bundle_path(number)), self._state.load_weights(number)
+        )
 
     def _objection(self, before: Judgement, after: Judgement) -> str:
         """Why some weights must not follow others; empty when they may."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import msgspec
@@ -39,10 +40,22 @@ class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RolloutService:
-    """One server's rollout; everything runs on its event loop."""
+    """One server's rollout; everything runs on its event loop.
 
-    def __init__(self, hub: Hub, rollout: Rollout, generations: Generations, state: ServerState) -> None:
+    `ready` is awaited with the generations that are completed, before devices hear of a change: other ranks complete
+    them by then. It may raise LinkError.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        rollout: Rollout,
+        generations: Generations,
+        state: ServerState,
+        ready: Callable[[list[int]], Awaitable[None]] | None = None,
+    ) -> None:
         self._hub, self._rollout, self._generations, self._state = hub, rollout, generations, state
+        self._ready = ready
         self._news: asyncio.Queue[tuple[Generation, ReleaseOutcome]] = asyncio.Queue()
         self._publishing = asyncio.Lock()
         self._told: tuple[object, ...] | None = None
@@ -112,7 +125,8 @@ class RolloutService:
         async with self._publishing:
             wanted = self._rollout.wanted
             self._generations.protect(self._rollout.running)
-            oldest = self._generations.kept()[0].number
+            kept = [generation.number for generation in self._generations.kept()]
+            oldest = kept[0]
             if self._told == (wanted, oldest):
                 return
             stable, trial = (
@@ -124,6 +138,8 @@ class RolloutService:
             back = stable.number < wanted.highest
             await self._hub.publish_bundle(stable.bundle)
             await self._hub.publish_bundle(chosen.bundle)
+            if self._ready is not None:
+                await self._ready(kept)
             for target in chosen.bundle.manifest.info.targets:
                 await self._hub.release(
                     chosen.bundle,

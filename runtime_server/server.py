@@ -1,4 +1,4 @@
-"""The server: broker, ingest, trainer and releases in one process."""
+"""The server: broker, ingest, trainer and releases in one process, or as one of several ranks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ import numpy.typing as npt
 import torch
 from nats.aio.msg import Msg
 
-from runtime_edge import subjects
 from runtime_edge.bundle import Bundle, open_bundle
-from runtime_edge.errors import BundleError, FormatError
+from runtime_edge.errors import AccessError, BundleError, FormatError, LinkError, UsageError
 from runtime_edge.releases import open_table
 from runtime_edge.tasks import cancel_all
 from runtime_server.access import SecurityConfig
 from runtime_server.broker import Broker, embedded, outside
 from runtime_server.checkpoint import Checkpoints, resumed
-from runtime_server.generations import KEPT_GENERATIONS, Generations
+from runtime_server.followers import Followers, Following, together
+from runtime_server.generations import KEPT_GENERATIONS, Generation, Generations
 from runtime_server.health import HealthServer, healthz
 from runtime_server.hub import STATUS_SUBJECT, Hub
 from runtime_server.ingest import Ingest
 from runtime_server.learning import Learning
+from runtime_server.ranks import Ranks
 from runtime_server.rate import FRAMES_PER_S, RateLimit
 from runtime_server.releases import ReleaseConfig, Releaser, first_model
 from runtime_server.replay import Replay, ReplayConfig
@@ -41,6 +42,8 @@ from streamsplit_compile.encoders import Encoder, weights_digest
 
 _LOG = logging.getLogger(__name__)
 _LEDGER_PERIOD_S = 5.0
+_BROKER_PATIENCE_S = 60.0
+"""Of a rank: ending would make all of them start again."""
 _STATUS_STEPS = 1000
 """Training steps a status tells of: more would not fit a message of every broker."""
 
@@ -53,6 +56,8 @@ class ServerConfig:
     state: Path
     broker: str | None = None
     """An outside broker; without one the server starts its own."""
+    replicas: int = 1
+    """Brokers of a cluster that keep each message."""
     host: str = "127.0.0.1"
     port: int = 4222
     mqtt_port: int | None = None
@@ -77,10 +82,14 @@ class ServerConfig:
 class Server:
     """Completes, trains and releases until `stop` is called."""
 
-    def __init__(self, encoder: Encoder, config: ServerConfig) -> None:
-        self.config, self.encoder = config, encoder
+    def __init__(self, encoder: Encoder, config: ServerConfig, ranks: Ranks | None = None) -> None:
+        """Raises UsageError for options that do not go together."""
+        self.config, self.encoder, self.ranks = config, encoder, ranks or Ranks()
+        if self.ranks.world > 1 and config.broker is None:
+            raise UsageError(
+                "--broker: several ranks need one that outlives each of them, such as `ssc server broker`; give its URL"
+            )
         self.state = ServerState(config.state)
-        self.key = self.state.signing_key(config.key)
         self.started = asyncio.Event()
         self.broker: Broker | None = None
         if config.broker is None:
@@ -104,21 +113,27 @@ class Server:
     async def run(self) -> dict[str, Any]:
         """Run until stopped; returns the final status. Raises SscError when it cannot start or a part fails."""
         torch.set_num_threads(self.config.threads)
-        self._load()
-        self.ledger = self.state.ledger()
+        await asyncio.to_thread(self._load)
+        self.ledger = self.state.ledger(self.ranks.partitions)
         self.hub = Hub(self.address, "server")
-        port = self.config.health_port
+        port = self.config.health_port if self.ranks.first else None
         health = None if port is None else HealthServer(port, {"/healthz": healthz(self.troubles)})
         try:
             if self.broker is not None:
                 await self.broker.start()
-            await self.hub.connect(create=True)
+            await self._connect()
             self.ingest = Ingest(self.hub, self.generations, self.trainer, self.ledger, RateLimit(self.config.max_rate))
-            self.releases = RolloutService(self.hub, self.rollout, self.generations, self.state)
+            self.followers = Followers(self.hub, self.ranks.world)
+            self.releases = RolloutService(
+                self.hub, self.rollout, self.generations, self.state, self.followers.keep if self.ranks.first else None
+            )
             self._start_learning()
-            await self.hub.client.subscribe(STATUS_SUBJECT, cb=self._on_status)
-            await self._announce()
-            await self.releases.start(self._unreleased)
+            if self.ranks.first:
+                await self.hub.client.subscribe(STATUS_SUBJECT, cb=self._on_status)
+                await self._announce()
+                await self.releases.start(self._unreleased)
+            else:
+                await Following(self.hub, self.ranks.rank, self.generations, self.state, self.status_of_all).start()
             return await self._serve()
         finally:
             await self.hub.close()
@@ -128,13 +143,26 @@ class Server:
             if health is not None:
                 health.close()
 
+    async def _connect(self) -> None:
+        """To a broker that is there, or, as one of several ranks, with patience."""
+        deadline = time.monotonic() + (_BROKER_PATIENCE_S if self.ranks.world > 1 else 0.0)
+        while True:
+            try:
+                return await self.hub.connect(create=self.ranks.first, replicas=self.config.replicas)
+            except LinkError as exc:
+                if isinstance(exc, AccessError) or time.monotonic() > deadline:
+                    raise
+                _LOG.warning("%s", exc)
+            await asyncio.sleep(1.0)
+
     async def _serve(self) -> dict[str, Any]:
-        partitions = range(subjects.PARTITIONS)
-        jobs = {"ingest": self.ingest.run(partitions), "releases": self.releases.run(), "ledger": self._save_ledger()}
+        jobs = {"ingest": self.ingest.run(self.ranks.partitions), "ledger": self._save_ledger()}
+        if self.ranks.first:
+            jobs["releases"] = self.releases.run()
         if self.broker is not None:
             jobs["broker"] = self.broker.keep_running()
         if self.learning is not None:
-            jobs["trainer"] = self.learning.run(partitions)
+            jobs["trainer"] = self.learning.run(self.ranks.partitions)
         self._jobs = {name: asyncio.create_task(job) for name, job in jobs.items()}
         tasks = list(self._jobs.values())
         stopped = asyncio.create_task(self._stopping.wait())
@@ -152,11 +180,26 @@ class Server:
         return self.status()
 
     async def troubles(self) -> list[str]:
-        """What keeps the server from being well now."""
+        """What keeps the server from being well now; the first rank speaks for all."""
+        found = self._troubles()
+        if self.started.is_set() and self.ranks.first and not found:
+            others = await self.followers.statuses()
+            for rank in range(1, self.ranks.world):
+                told = others.get(rank, {}).get("troubles", ["no answer"])
+                found += [f"rank {rank}: {trouble}" for trouble in told]
+        return found
+
+    def _troubles(self) -> list[str]:
         if not self.started.is_set():
             return ["it is starting"]
         away = [] if self.hub.client.is_connected else ["the broker is away"]
         return away + [f"the {name} has ended" for name, job in self._jobs.items() if job.done()]
+
+    async def status_of_all(self) -> dict[str, Any]:
+        """What the ranks would say of themselves now, as one; of itself alone where it is not the first."""
+        if not self.ranks.first:
+            return {**self.status(), "troubles": self._troubles()}
+        return together(self.status(), await self.followers.statuses(), self.ranks.world)
 
     def status(self) -> dict[str, Any]:
         """What the server would say of itself now."""
@@ -175,33 +218,49 @@ class Server:
         }
 
     def _load(self) -> None:
-        """Generations from the state directory, or the given bundle as the first one."""
+        """What is on the disk; the first rank makes what is not there yet while the others wait."""
+        number = 0 if self.ranks.first else self.ranks.sum(0)[0]
+        self.key = self.state.signing_key(self.config.key)
+        self._unreleased: int | None = None
+        newest = self._load_generations()
+        self._load_trainer(self.generations.get(number) or newest)
+        if self.ranks.first:
+            self.ranks.sum(newest.number)
+
+    def _load_generations(self) -> Generation:
+        """Generations from the state directory, or the given bundle as the first one; the one to train on."""
         self.generations = Generations(self.encoder.graph)
         self.rollout = Rollout(self.state.root / "rollout.json", self.config.rollout)
         self.generations.protect(self.rollout.running)
         known = self.state.generations(KEPT_GENERATIONS, self.rollout.running)
         for bundle, tensors in known or [self._import_first()]:
             newest = self.generations.add(bundle, tensors)
-        kept = {generation.number: generation.bundle.digest for generation in self.generations.kept()}
-        self._unreleased = self.rollout.begin(kept)
+        if self.ranks.first:
+            kept = {generation.number: generation.bundle.digest for generation in self.generations.kept()}
+            self._unreleased = self.rollout.begin(kept)
         if self._unreleased is None:
             newest = self.generations.get(self.rollout.base) or newest
+        return newest
+
+    def _load_trainer(self, newest: Generation) -> None:
         self.trainer: Trainer | None = None
         self.releaser: Releaser | None = None
-        if self.config.training:
-            self.checkpoints = Checkpoints(self.state.root / "trainer" / "checkpoint.pt", self.encoder.id)
-            graph, train, width = self.encoder.graph, self.config.train, self.encoder.embedding_dim
-            self.trainer = resumed(lambda: Trainer(first_model(graph, newest), train, width), self.checkpoints)
-            self.releaser = Releaser(
-                graph,
-                self.generations,
-                self.trainer,
-                self.state,
-                windows_for(newest.bundle.manifest.info, self.config.calibrate),
-                self.key,
-                self.config.release,
-                self.rollout,
-            )
+        if not self.config.training:
+            return
+        graph, train, width = self.encoder.graph, self.config.train, self.encoder.embedding_dim
+        self.checkpoints = Checkpoints(self.state.root / "trainer" / "checkpoint.pt", self.encoder.id, self.ranks.rank)
+        self.trainer = resumed(lambda: Trainer(first_model(graph, newest), train, width, self.ranks), self.checkpoints)
+        self.releaser = Releaser(
+            graph,
+            self.generations,
+            self.trainer,
+            self.state,
+            windows_for(newest.bundle.manifest.info, self.config.calibrate),
+            self.key,
+            self.config.release,
+            self.rollout,
+            self.ranks,
+        )
 
     def _start_learning(self) -> None:
         """What trains; which windows it may read again is fixed before any more are counted."""
@@ -210,7 +269,13 @@ class Server:
             return
         replay = Replay(self.hub, self.generations, self.trainer, self.ledger.snapshot(), self.config.replay)
         self.learning = Learning(
-            self.trainer, self.releaser, replay, self.checkpoints, self.config.checkpoint_steps, self.releases.released
+            self.trainer,
+            self.releaser,
+            replay,
+            self.checkpoints,
+            self.config.checkpoint_steps,
+            self.releases.released,
+            self.ranks,
         )
 
     def _import_first(self) -> tuple[Bundle, dict[str, npt.NDArray[Any]]]:
@@ -252,4 +317,4 @@ class Server:
                 _LOG.error("the ledger cannot be saved: %s", exc)
 
     async def _on_status(self, message: Msg) -> None:
-        await message.respond(msgspec.json.encode(self.status()))
+        await message.respond(msgspec.json.encode(await self.status_of_all()))

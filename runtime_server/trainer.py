@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from runtime_server.buffer import Group, TemporalBuffer, Window
 from runtime_server.generations import CutModel, copy_module
 from runtime_server.losses import HybridConfig, HybridLoss
 from runtime_server.metrics import effective_rank
+from runtime_server.ranks import Batch, Ranks
 from runtime_server.taken import Taken
 from streamsplit_compile.segment import run_segments
 
@@ -75,8 +77,8 @@ class Judgement:
 class Trainer:
     """Owns the newest weights. `take` may be called from another thread than `step`."""
 
-    def __init__(self, model: CutModel, config: TrainConfig, embedding_dim: int) -> None:
-        self.config = config
+    def __init__(self, model: CutModel, config: TrainConfig, embedding_dim: int, ranks: Ranks | None = None) -> None:
+        self.config, self._width, self._ranks = config, embedding_dim, ranks or Ranks()
         self.model = model
         self.averaged = copy_module(model.module)
         self.history: deque[StepMetrics] = deque(maxlen=10_000)
@@ -91,8 +93,9 @@ class Trainer:
         """Places of windows it was resumed without: to be read again before it goes on."""
         self._taking = threading.Lock()
         self._loss = HybridLoss(config.loss)
-        self._rng = np.random.default_rng(config.seed)
-        self._generator = torch.Generator().manual_seed(config.seed)
+        # Every rank draws windows and views of its own; what the loss draws is the same for all.
+        self._rng = np.random.default_rng(self._ranks.seed(config.seed))
+        self._generator = torch.Generator().manual_seed(self._ranks.seed(config.seed))
         # The segments are an eval-mode graph: norm layers use their running statistics and never change them.
         self._parameters = [p for p in model.module.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -120,17 +123,31 @@ class Trainer:
             buffer.add(window)
 
     @property
+    def trainable(self) -> int:
+        """Windows there are to train on."""
+        return len(self._buffer)
+
+    @property
     def ready(self) -> bool:
-        """Whether there is enough to train on."""
-        return len(self._buffer) >= self.config.min_windows
+        """Whether there is enough to train on, for one rank."""
+        return self.trainable >= self.config.min_windows
+
+    def fingerprint(self) -> int:
+        """A number that is the same for the same weights after the same number of steps."""
+        found = self.steps
+        for value in self.model.module.state_dict().values():
+            found = zlib.crc32(value.contiguous().numpy(), found)
+        return found
 
     def step(self) -> StepMetrics:
-        """One optimiser step of the hybrid loss (METHOD section 5) on a fresh batch."""
+        """One optimiser step of the hybrid loss (METHOD section 5) on a fresh batch; all ranks take it together."""
         started = time.monotonic()
-        groups = self._buffer.sample_batch(self._rng, self.config.batch)
+        groups = self._sample(self._buffer, self._rng, self.config.batch)
         loss, losses = self._objective(groups, self.model.segments, self._loss, self._mixture(), self._generator)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        if groups:
+            loss.backward()  # type: ignore[no-untyped-call]
+        self._ranks.add_gradients(self._parameters)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
         if torch.isfinite(norm):  # one bad batch must not end the training
             self._optimizer.step()
@@ -147,15 +164,17 @@ class Trainer:
         All are judged on the same batch, views and directions, and without virtual negatives: the mixture was learnt
         from earlier weights, so that whatever leads away from them, a collapse for instance, would look good.
         """
-        groups = self._held_out.sample_batch(np.random.default_rng(self.config.seed), 2 * self.config.batch)
-        if sum(len(group) for group in groups) < _MIN_HELD_OUT:
+        seed = self._ranks.seed(self.config.seed)
+        groups = self._sample(self._held_out, np.random.default_rng(seed), 2 * self.config.batch)
+        if self._ranks.sum(sum(len(group) for group in groups))[0] < _MIN_HELD_OUT:
             return None
         judgements = []
         for model in models:
-            generator = torch.Generator().manual_seed(self.config.seed)
+            generator = torch.Generator().manual_seed(seed)
             with torch.no_grad():
                 loss, _ = self._objective(groups, model.segments, HybridLoss(self.config.loss), None, generator)
-                z = torch.cat([_embed(model.segments, group) for group in groups])
+                own = self._rows([_embed(model.segments, group) for group in groups])
+                (z,) = self._ranks.gather(own)
             rank = effective_rank(z) if bool(z.isfinite().all()) else 0.0
             judgements.append(Judgement(float(loss), rank))
         return judgements
@@ -190,24 +209,28 @@ class Trainer:
             "kept": kept,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> None:
         """Go on from what `state_dict` gave; `awaited` then says which windows are missing.
 
-        Settings stay those of `config`. Raises KeyError, TypeError, ValueError, RuntimeError or FormatError for what
-        is not of this encoder: then the trainer is of no use.
+        With `own` the windows, and what chooses among them, are that one's, as when `state` is another rank's; with an
+        empty one they begin anew. Settings stay those of `config`. Raises KeyError, TypeError, ValueError,
+        RuntimeError or FormatError for what is not of this encoder: then the trainer is of no use.
         """
         self.model.module.load_state_dict(state["weights"])
         self.averaged.load_state_dict(state["averaged"])
         self._optimizer.load_state_dict(state["optimizer"])
         for group in self._optimizer.param_groups:
             group.update(lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
-        self._rng.bit_generator.state = state["rng"]
-        for generator, saved in zip((self._generator, self._loss.generator), state["generators"], strict=True):
-            generator.set_state(saved)
+        self._loss.generator.set_state(state["generators"][1])
+        self.steps, own = state["steps"], state if own is None else own
+        if not own:
+            return
+        self._rng.bit_generator.state = own["rng"]
+        self._generator.set_state(own["generators"][0])
         with self._taking:
-            self._memory.load_state(state["memory"])
-            self.taken = Taken.of(state["floor"], state["taken"])
-            self.steps, self.stream, self.awaited = state["steps"], state["stream"], set(state["kept"])
+            self._memory.load_state(own["memory"])
+            self.taken = Taken.of(own["floor"], own["taken"])
+            self.stream, self.awaited = own["stream"], set(own["kept"])
 
     def _objective(
         self,
@@ -227,18 +250,34 @@ class Trainer:
             both = run_segments(suffix, torch.cat(views))
             anchors.append(both[: len(group)])
             positives.append(both[len(group) :])
-        windows = torch.cat([group.windows for group in groups])
-        chains = torch.cat([group.chains for group in groups])
-        z = torch.cat(anchors)
+        z, numbers = self._rows(anchors), torch.zeros(0, dtype=torch.int64)
+        own = Batch(
+            anchors=z,
+            positives=self._rows(positives),
+            negatives=None if mixture is None else self._virtual_negatives(z, mixture, generator),
+            windows=torch.cat([numbers, *(group.windows for group in groups)]),
+            chains=torch.cat([numbers, *(group.chains for group in groups)]),
+        )
+        batch = self._ranks.gather_batch(own)
+        windows, chains = batch.windows, batch.chains
         near = (chains[:, None] == chains[None, :]) & ((windows[:, None] - windows[None, :]).abs() <= 2)
         return loss(
-            z,
-            positives=torch.cat(positives),
-            negatives=None if mixture is None else self._virtual_negatives(z, mixture, generator),
+            batch.anchors,
+            positives=batch.positives,
+            negatives=batch.negatives,
             ignore=near,
             windows=windows,
             chains=chains,
         )
+
+    def _sample(self, buffer: TemporalBuffer, rng: np.random.Generator, size: int) -> list[Group]:
+        """A batch's share of this rank; nothing where it has no windows, or there are more ranks than the batch has."""
+        share = self._ranks.share(size)
+        return buffer.sample_batch(rng, share) if share else []
+
+    def _rows(self, parts: Sequence[Tensor]) -> Tensor:
+        """Embeddings (n, d) of all parts; (0, d) of none."""
+        return torch.cat(list(parts)) if parts else torch.zeros(0, self._width)
 
     def _mixture(self) -> GaussianMemory:
         """The memory as it is now; `take` goes on changing the original."""
@@ -252,7 +291,7 @@ class Trainer:
         """
         z = anchors.detach()
         directed = bool((z.norm(dim=1) > _MIN_NORM).all())
-        if self.config.virtual_negatives == 0 or mixture.cold or not directed:
+        if self.config.virtual_negatives == 0 or mixture.cold or not directed or not len(z):
             return None
         rng = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=generator)))
         return torch.from_numpy(mixture.sample_negatives(z.numpy(), self.config.virtual_negatives, rng))

@@ -108,3 +108,27 @@ def frame_of(small_bundle, activation):
         return encode_frame(window, 0, generation, cut, encoding, compressed, 0.5, payload)
 
     return encode
+
+
+@pytest.fixture
+def together():
+    """`together(world, work)`: the results of `work(ranks)` in as many threads, by rank."""
+
+    from concurrent.futures import ThreadPoolExecutor
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    from runtime_server.ranks import Ranks
+
+    def run(world, work):
+        store = dist.HashStore()
+
+        def one(rank):
+            group = dist.ProcessGroupGloo(dist.PrefixStore("test", store), rank, world, timedelta(seconds=20))
+            return work(Ranks(rank, world, group))
+
+        with ThreadPoolExecutor(world) as pool:
+            return list(pool.map(one, range(world)))
+
+    return run

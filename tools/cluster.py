@@ -1,0 +1,172 @@
+"""A cluster of brokers and a server of several ranks on this machine, to be killed at will.
+
+    brokers = Brokers(directory, 3)
+    await brokers.start()
+    server = RankedServer(directory, encoder, bundle, brokers, world=2)
+    await server.ready()
+    server.kill(1)                  # torchrun starts the ranks again
+    brokers.kill(0)                 # it is started again here
+
+Real nats-server processes and a real torchrun; nothing but this module's own processes is signalled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from runtime_edge.errors import LinkError
+from runtime_edge.tasks import cancel_all
+from runtime_server.broker import Broker, ClusterConfig
+from runtime_server.hub import Hub
+
+_READY_S = 120.0
+_STOP_S = 60.0
+
+
+class Brokers:
+    """Brokers that find each other, each with a store of its own; one that dies is started again after a second."""
+
+    def __init__(self, directory: Path, count: int = 3) -> None:
+        ports = _free_ports(2 * count)
+        clients, routes = ports[:count], [f"127.0.0.1:{port}" for port in ports[count:]]
+        self.each = []
+        for place, port in enumerate(clients):
+            others = tuple(route for route in routes if route != routes[place])
+            cluster = ClusterConfig(f"b{place + 1}", ports[count + place], others) if count > 1 else None
+            self.each.append(Broker(directory / f"broker-{place + 1}", port=port, cluster=cluster))
+        self.url = ",".join(broker.url for broker in self.each)
+        self._keepers: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """All of them. Raises LinkError."""
+        for broker in self.each:
+            await broker.start()
+        self._keepers = [asyncio.create_task(broker.keep_running()) for broker in self.each]
+
+    async def stop(self) -> None:
+        """All of them."""
+        await cancel_all(self._keepers)
+        for broker in self.each:
+            await broker.stop()
+
+    def process(self, place: int) -> psutil.Process | None:
+        """One broker's process, while it has one."""
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            found = psutil.Process(int((self.each[place].state / "broker.pid").read_text()))
+            return found if found.name().startswith("nats-server") else None
+        return None
+
+    def kill(self, place: int) -> bool:
+        """SIGKILL; whether there was anything to kill."""
+        return _kill(self.process(place))
+
+
+class RankedServer:
+    """`torchrun -m runtime_server` with its log in `server.log` and its state in `server`."""
+
+    def __init__(
+        self, directory: Path, encoder: Path, bundle: Path, brokers: Brokers, world: int, *options: object
+    ) -> None:
+        self.world, self.state, self.log = world, directory / "server", directory / "server.log"
+        self._hub_url, self._replicas = brokers.url, min(3, len(brokers.each))
+        launcher = [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            *("--nproc-per-node", world, "--max-restarts", 1_000_000, "--monitor-interval", 0.2),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{_free_ports(1)[0]}"),
+        ]
+        run = ["-m", "runtime_server", encoder, bundle, "--state", self.state, "--broker", brokers.url]
+        self._command = [*launcher, *run, "--replicas", self._replicas, "-v", *options]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and do not wait for it."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                list(map(str, self._command)),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+            )
+
+    async def ready(self) -> dict[str, Any]:
+        """Start it, and wait until every rank answers; the status then. Raises LinkError."""
+        self.start()
+        deadline = time.monotonic() + _READY_S
+        while True:
+            with contextlib.suppress(LinkError):
+                status = await self.status()
+                if not any(rank.get("missing") for rank in status.get("ranks", [])):
+                    return status
+            if time.monotonic() > deadline or self._process is None or self._process.poll() is not None:
+                raise LinkError(f"the server is not ready: {self.log.read_text(errors='replace')[-2000:]}")
+            await asyncio.sleep(0.2)
+
+    async def status(self) -> dict[str, Any]:
+        """What `ssc server status` would say. Raises LinkError."""
+        hub = Hub(self._hub_url, "fleet")
+        await hub.connect()
+        try:
+            return await hub.server_status()
+        finally:
+            await hub.close()
+
+    def processes(self) -> dict[int, psutil.Process]:
+        """The processes of the ranks that live now."""
+        found = {}
+        with contextlib.suppress(psutil.Error):
+            assert self._process is not None
+            for child in psutil.Process(self._process.pid).children():
+                with contextlib.suppress(psutil.Error, KeyError):
+                    if "runtime_server" in child.cmdline():
+                        found[int(child.environ()["RANK"])] = child
+        return found
+
+    def kill(self, rank: int) -> bool:
+        """SIGKILL one rank; whether there was anything to kill."""
+        return _kill(self.processes().get(rank))
+
+    async def stop(self) -> int:
+        """SIGTERM to torchrun, which hands it on; its exit status. What does not end is killed."""
+        assert self._process is not None
+        ranks = self.processes().values()
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return await asyncio.to_thread(self._process.wait, _STOP_S)
+        finally:
+            for process in [*ranks, psutil.Process(self._process.pid)] if self._process.poll() is None else ranks:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            await asyncio.to_thread(self._process.wait)
+
+
+def _kill(process: psutil.Process | None) -> bool:
+    if process is None:
+        return False
+    with contextlib.suppress(psutil.Error):
+        process.kill()
+        return True
+    return False
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    with contextlib.ExitStack() as probes:
+        taken = []
+        for _ in range(count):
+            probe = probes.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            taken.append(probe.getsockname()[1])
+        return taken

@@ -1,0 +1,374 @@
+"""A fleet on this machine, while ranks and brokers are killed: what arrives, what is lost, what is answered wrongly.
+
+    python -m tools.fleet [--devices 200] [--minutes 10] [--kill-every-s 60] [--ranks 2] [--brokers 3] [--audio DIR]
+
+A device here is a device's own link, spool and delivery (connection, message ids, reply inbox, acknowledgements,
+repetition); only microphone and encoder are replaced by recorded activations, one window a second. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import secrets
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from runtime_edge import subjects
+from runtime_edge.accounting import Accounting
+from runtime_edge.bundle import Bundle, open_bundle
+from runtime_edge.codec import CutCodec
+from runtime_edge.config import DeviceConfig
+from runtime_edge.delivery import Delivery
+from runtime_edge.errors import LinkError
+from runtime_edge.link import Link
+from runtime_edge.monitor import BandwidthEstimator
+from runtime_edge.outbox import Outbox
+from runtime_edge.prefix import Prefix
+from runtime_edge.spool import Spool
+from runtime_edge.tasks import Compute, cancel_all
+from runtime_edge.wire import Reply, encode_frame
+from runtime_server.generations import Generation, cut_model
+from runtime_server.ledger import PartitionedLedger
+from streamsplit_compile.calibrate import calibration_windows
+from streamsplit_compile.compiler import CompileOptions, compile_encoder
+from streamsplit_compile.encoders import load_encoder, new_encoder, save_checkpoint
+from streamsplit_compile.targets import load_target
+from tools.cluster import Brokers, RankedServer
+
+DEADLINE_S = 1.0
+TOLERANCE = 3e-3
+"""Between an answer (float16, completed in whatever batch it came in) and the embedding computed here."""
+_RECORDED = 257
+"""A prime, so that devices in step do not ship the same activation."""
+_SPOOL_BYTES = 64 << 20
+_SETTLE_S = 180.0
+
+
+class Recorded:
+    """Activations of recordings at several cuts, and the embedding that a right answer to each brings."""
+
+    def __init__(self, bundle: Bundle, encoder: Path, audio: Path | None, cuts: list[int] | None = None) -> None:
+        """`cuts`: those that are shipped, in turn [default: all behind the front end that can be trained on]."""
+        info, loaded = bundle.manifest.info, load_encoder(encoder)
+        front = info.front_end
+        windows, _ = calibration_windows(
+            audio, front.sample_rate, front.window_samples, front.hop_samples, _RECORDED, seed=0
+        )
+        generation = Generation(bundle, cut_model(loaded.graph, bundle, loaded.tensors))
+        prefix, chosen = Prefix(bundle), cuts or list(range(1, len(info.cuts) - 1))
+        codecs = {cut: CutCodec(info.cuts[cut], "int8") for cut in chosen}
+        self._number, self._payloads, expected = info.generation, [], []
+        for place, window in enumerate(windows):
+            cut = chosen[place % len(chosen)]
+            prefix.start(window)
+            payload, compressed = codecs[cut].encode(prefix.advance(cut))
+            self._payloads.append((cut, compressed, bytes(payload)))
+            activation = codecs[cut].decode(payload, compressed)
+            expected.append(generation.complete(cut, torch.from_numpy(activation))[0].numpy())
+        self._expected = np.stack(expected)
+
+    def frame(self, device: int, window: int) -> bytes:
+        """What a device ships for a window."""
+        cut, compressed, payload = self._payloads[self._place(device, window)]
+        return encode_frame(window, time.time_ns(), self._number, cut, "int8", compressed, 0.5, payload)
+
+    def belongs(self, device: int, window: int, embedding: npt.NDArray[np.float32]) -> bool:
+        """Whether an embedding is that window's."""
+        expected = self._expected[self._place(device, window)]
+        return embedding.shape == expected.shape and float(np.abs(embedding - expected).max()) <= TOLERANCE
+
+    @property
+    def told_apart(self) -> float:
+        """Share of pairs of recorded windows whose answers could not be taken for each other."""
+        gaps = np.abs(self._expected[:, None] - self._expected[None]).max(axis=2)
+        pairs = len(gaps) * (len(gaps) - 1)
+        return float((gaps > 2 * TOLERANCE).sum() / pairs)
+
+    @property
+    def mean_bytes(self) -> float:
+        """Of a payload."""
+        return float(np.mean([len(payload) for _, _, payload in self._payloads]))
+
+    def _place(self, device: int, window: int) -> int:
+        return (31 * device + 7 * window) % len(self._payloads)
+
+
+@dataclass
+class Answers:
+    """What came back to all devices."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    late: int = 0
+    wrong: int = 0
+    """Not of this device and window."""
+    took_ms: list[float] = field(default_factory=list)
+
+
+class SimulatedDevice:
+    """One device: a window a second from a moment of its own."""
+
+    def __init__(
+        self, number: int, broker: str, directory: Path, recorded: Recorded, compute: Compute, answers: Answers
+    ) -> None:
+        self.name, self._number = f"fleet-{number}", number
+        self._boot = secrets.token_hex(4)
+        self.accounting = Accounting()
+        self._recorded, self._compute, self._answers = recorded, compute, answers
+        self.link = Link(broker, self.name, self._boot, self._late)
+        self.outbox = Outbox(
+            Spool(directory / f"{self.name}.db", _SPOOL_BYTES), f"{self.name}.{self._boot}.", self.accounting
+        )
+        config = DeviceConfig(self.name, "-", directory, "rpi4", seed=number)
+        self._delivery = Delivery(config, self.link, self.outbox, compute, self.accounting, BandwidthEstimator())
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, period_s: float, stopping: asyncio.Event) -> None:
+        """Ship windows until told to stop, and then what lies in the spool."""
+        connecting = asyncio.create_task(self.link.connect_at_last())
+        replay = asyncio.create_task(self._delivery.replay_forever())
+        due = time.monotonic() + period_s * random.Random(self._number).random()
+        window = 0
+        try:
+            while not stopping.is_set():
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                due += period_s
+                await self._ship(window)
+                window += 1
+            await asyncio.gather(*self._tasks)
+            await self._delivery.drain(_SETTLE_S)
+        finally:
+            await cancel_all([connecting, replay, *self._tasks])
+            await self._delivery.close()
+            await self.link.close()
+            await self._compute.run(self.outbox.close)
+
+    async def _ship(self, window: int) -> None:
+        live, frame = self._delivery.room, self._recorded.frame(self._number, window)
+        message_id = subjects.message_id(self.name, self._boot, window)
+        await self._compute.run(self.outbox.put, message_id, window, frame, 0.5, live)
+        if live:
+            task = asyncio.create_task(self._exchange(message_id, window, frame))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _exchange(self, message_id: str, window: int, frame: bytes) -> None:
+        reply, seconds = await self._delivery.exchange(message_id, window, frame, DEADLINE_S)
+        if reply is not None:
+            self._answers.took_ms.append(seconds * 1e3)
+            self._check(reply, window)
+
+    def _late(self, reply: Reply) -> None:
+        self._answers.late += 1
+        self._check(reply, reply.window)
+
+    def _check(self, reply: Reply, window: int) -> None:
+        self._answers.statuses[reply.status] += 1
+        embedding = np.frombuffer(reply.embedding, "<f2").astype(np.float32)
+        known = reply.window == window and window < self.accounting.captured
+        if reply.status == "ok" and not (known and self._recorded.belongs(self._number, window, embedding)):
+            self._answers.wrong += 1
+
+
+@dataclass(frozen=True)
+class FleetReport:
+    """What a run gave."""
+
+    devices: int
+    ranks: int
+    brokers: int
+    seconds: float
+    kills: dict[str, int]
+    """Rank or broker -> how often it was killed."""
+    captured: int
+    acked: int
+    replayed: int
+    """Of these, sent from the spool later."""
+    counted: int
+    """Windows in the server's ledger."""
+    lost: int
+    """Acknowledged and not in the ledger, or captured and nowhere."""
+    duplicated: int
+    """In the ledger more often than captured."""
+    replies: dict[str, int]
+    late_replies: int
+    wrong_replies: int
+    told_apart: float
+    reply_p50_ms: float
+    reply_p95_ms: float
+    training_steps: int
+    """Of the ranks' last life."""
+    exit_status: int
+    settled_s: float
+    """From the last window until everything was counted."""
+
+
+@dataclass(frozen=True)
+class FleetConfig:
+    """How large, how long, and what is killed."""
+
+    devices: int = 200
+    seconds: float = 600.0
+    period_s: float = 1.0
+    kill_every_s: float | None = 60.0
+    ranks: int = 2
+    brokers: int = 3
+    seed: int = 0
+    server_options: tuple[object, ...] = ()
+
+
+class Fleet:
+    """Devices against brokers and ranks below `directory`."""
+
+    def __init__(self, directory: Path, encoder: Path, bundle: Path, recorded: Recorded, config: FleetConfig) -> None:
+        self.config, self._directory, self._recorded = config, directory, recorded
+        self.brokers = Brokers(directory, config.brokers)
+        self.server = RankedServer(directory, encoder, bundle, self.brokers, config.ranks, *config.server_options)
+        self.answers, self.kills = Answers(), Counter[str]()
+        self.devices: list[SimulatedDevice] = []
+        self._status: dict[str, Any] = {}
+
+    async def run(self) -> FleetReport:
+        """Everything from the first broker's start to the last one's stop."""
+        began = time.monotonic()
+        await self.brokers.start()
+        try:
+            await self.server.ready()
+            try:
+                settled_s = await self._stream()
+            finally:
+                exit_status = await self.server.stop()
+        finally:
+            await self.brokers.stop()
+        return self._report(time.monotonic() - began, settled_s, exit_status)
+
+    async def _stream(self) -> float:
+        stopping = asyncio.Event()
+        with Compute() as compute:
+            self.devices = [
+                SimulatedDevice(number, self.brokers.url, self._directory, self._recorded, compute, self.answers)
+                for number in range(self.config.devices)
+            ]
+            running = [asyncio.create_task(device.run(self.config.period_s, stopping)) for device in self.devices]
+            killing = asyncio.create_task(self._kill_forever())
+            await asyncio.wait([*running, killing], timeout=self.config.seconds, return_when=asyncio.FIRST_EXCEPTION)
+            await cancel_all([killing])
+            ended = time.monotonic()
+            stopping.set()
+            await asyncio.gather(*running)
+        await self._settle()
+        return time.monotonic() - ended
+
+    async def _kill_forever(self) -> None:
+        """SIGKILL one process after the other, each of them in an order that the seed gives."""
+        if self.config.kill_every_s is None:
+            return
+        order = random.Random(self.config.seed)
+        victims = [f"rank {rank}" for rank in range(self.config.ranks)]
+        victims += [f"broker {place}" for place in range(self.config.brokers)]
+        while True:
+            await asyncio.sleep(self.config.kill_every_s)
+            victim = order.choice(victims)
+            kind, _, number = victim.partition(" ")
+            if (self.server if kind == "rank" else self.brokers).kill(int(number)):
+                self.kills[victim] += 1
+                print(f"killed {victim}", flush=True)
+
+    async def _settle(self) -> None:
+        """Until the server has counted what was acknowledged, or no more comes."""
+        acked, deadline = sum(device.accounting.acked for device in self.devices), time.monotonic() + _SETTLE_S
+        while time.monotonic() < deadline:
+            try:
+                self._status = await self.server.status()
+            except LinkError:
+                self._status = {}
+            missing = any(rank.get("missing") for rank in self._status.get("ranks", []))
+            if self._status and not missing and sum(self._status["windows"].values()) >= acked:
+                break
+            await asyncio.sleep(1.0)
+        await asyncio.sleep(2.0)  # what would be counted twice comes now
+
+    def _report(self, seconds: float, settled_s: float, exit_status: int) -> FleetReport:
+        ledger = PartitionedLedger(self.server.state / "ledger")
+        counted = ledger.counts()
+        ledger.close()
+        totals = [device.accounting for device in self.devices]
+        lost = duplicated = 0
+        for device in self.devices:
+            own, there = device.accounting, counted.get(device.name, 0)
+            lost += max(0, own.captured - there)
+            duplicated += max(0, there - own.captured)
+        took = self.answers.took_ms or [float("nan")]
+        return FleetReport(
+            devices=self.config.devices,
+            ranks=self.config.ranks,
+            brokers=self.config.brokers,
+            seconds=round(seconds, 1),
+            kills=dict(self.kills),
+            captured=sum(one.captured for one in totals),
+            acked=sum(one.acked for one in totals),
+            replayed=sum(one.replayed for one in totals),
+            counted=sum(counted.values()),
+            lost=lost,
+            duplicated=duplicated,
+            replies=dict(self.answers.statuses),
+            late_replies=self.answers.late,
+            wrong_replies=self.answers.wrong,
+            told_apart=round(self._recorded.told_apart, 4),
+            reply_p50_ms=round(float(np.percentile(took, 50)), 1),
+            reply_p95_ms=round(float(np.percentile(took, 95)), 1),
+            training_steps=self._status.get("training_steps", 0),
+            exit_status=exit_status,
+            settled_s=round(settled_s, 1),
+        )
+
+
+def prepare(directory: Path, name: str) -> tuple[Path, Path]:
+    """A fresh registered encoder and its bundle below `directory`."""
+    encoder, bundle = directory / "encoder.pt", directory / "bundle"
+    module, config = new_encoder(name)
+    save_checkpoint(name, config, module, encoder)
+    compile_encoder(load_encoder(encoder), CompileOptions([load_target("rpi4")]), bundle)
+    return encoder, bundle
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Run a fleet; prints and returns the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--kill-every-s", type=float, default=60.0, help="0 kills nothing")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--brokers", type=int, default=3)
+    parser.add_argument("--encoder", default="mobilenet_v3_small")
+    parser.add_argument("--audio", type=Path, help="recordings [default: a synthesised soundscape]")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    config = FleetConfig(
+        devices=options.devices,
+        seconds=60.0 * options.minutes,
+        kill_every_s=options.kill_every_s or None,
+        ranks=options.ranks,
+        brokers=options.brokers,
+        seed=options.seed,
+    )
+    with tempfile.TemporaryDirectory(prefix="ssc-fleet-") as work:
+        encoder, bundle = prepare(Path(work), options.encoder)
+        recorded = Recorded(open_bundle(bundle), encoder, options.audio)
+        report = asyncio.run(Fleet(Path(work), encoder, bundle, recorded, config).run())
+    print(json.dumps(asdict(report), indent=2))
+    return asdict(report)
+
+
+if __name__ == "__main__":
+    main()
