@@ -18,7 +18,7 @@ _EXPIRES_S = 30.0
 _HEARTBEAT_S = 1.0
 _SILENCE_S = 3.0
 """Without a message or a heartbeat for so long the broker has forgotten the request (it was restarted)."""
-_ACK_WAIT_S = 30.0
+_ACK_WAIT_S = 10.0
 
 
 class PullConsumer:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import secrets
@@ -353,6 +354,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--encoder", default="mobilenet_v3_small")
     parser.add_argument("--audio", type=Path, help="recordings [default: a synthesised soundscape]")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="leave logs and state in this directory")
     options = parser.parse_args(arguments)
     config = FleetConfig(
         devices=options.devices,
@@ -362,10 +364,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         brokers=options.brokers,
         seed=options.seed,
     )
-    with tempfile.TemporaryDirectory(prefix="ssc-fleet-") as work:
-        encoder, bundle = prepare(Path(work), options.encoder)
+    with contextlib.ExitStack() as stack:
+        work = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssc-fleet-")))
+        work.mkdir(exist_ok=True)
+        encoder, bundle = prepare(work, options.encoder)
         recorded = Recorded(open_bundle(bundle), encoder, options.audio)
-        report = asyncio.run(Fleet(Path(work), encoder, bundle, recorded, config).run())
+        report = asyncio.run(Fleet(work, encoder, bundle, recorded, config).run())
     print(json.dumps(asdict(report), indent=2))
     return asdict(report)
 
