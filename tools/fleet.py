@@ -281,9 +281,10 @@ class Fleet:
             await asyncio.sleep(self.config.kill_every_s)
             victim = order.choice(victims)
             kind, _, number = victim.partition(" ")
-            if (self.server if kind == "rank" else self.brokers).kill(int(number)):
-                self.kills[victim] += 1
-                print(f"killed {victim}", flush=True)
+            while not (self.server if kind == "rank" else self.brokers).kill(int(number)):
+                await asyncio.sleep(0.2)  # it is being started
+            self.kills[victim] += 1
+            print(f"killed {victim}", flush=True)
 
     async def _settle(self) -> None:
         """Until the server has counted what was acknowledged, or no more comes."""
