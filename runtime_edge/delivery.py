@@ -13,6 +13,7 @@ from runtime_edge.errors import LinkError, SpoolError
 from runtime_edge.link import FRAME_OVERHEAD_BYTES, Link
 from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.outbox import Outbox
+from runtime_edge.sounding import CONFIRMATIONS, confirming_bytes
 from runtime_edge.tasks import Compute, cancel_all
 from runtime_edge.wire import Reply
 
@@ -85,8 +86,13 @@ class Delivery:
             return
         self._sending += 1  # no replay in between: it would look like a slow link
         try:
-            self._uplink.observe_pair(filler_bytes, *await self._link.sound(bytes(filler_bytes)))
-            self._accounting.bytes_sent += filler_bytes
+            told = await self._sounded(filler_bytes)
+            for _ in range(CONFIRMATIONS):
+                if not self._uplink.is_rise(filler_bytes, told[1]):
+                    break
+                filler_bytes = confirming_bytes(filler_bytes)
+                told = await self._sounded(filler_bytes)
+            self._uplink.observe_pair(filler_bytes, *told)
         except LinkError as exc:
             _LOG.debug("%s", exc)
         finally:

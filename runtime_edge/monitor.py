@@ -140,6 +140,14 @@ class BandwidthEstimator:
                 # A rate that would be over in less than the jitter cannot be told from a higher one.
                 self._learn_bandwidth(bytes_between * 8.0, max(transfer_s, _PAIR_JITTER_S / 2), _PAIR_JITTER_S)
 
+    def is_rise(self, bytes_between: int, transfer_s: float) -> bool:
+        """Whether a sounding shows a faster link than is known, by more than jitter explains."""
+        with self._lock:
+            if self._bits is None or not bytes_between:
+                return False
+            expected_s = self._transfer_s * bytes_between * 8.0 / max(self._bits, 1.0)
+            return expected_s - max(transfer_s, _PAIR_JITTER_S / 2) > _UNEXPLAINED * _PAIR_JITTER_S
+
     def timeout(self, seconds: float) -> None:
         """Learn that a frame was given up after `seconds`: nothing delivered in that time."""
         if not 0.0 < seconds <= _MINUTE_SECONDS:

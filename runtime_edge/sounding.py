@@ -2,7 +2,8 @@
 
 A device that ships small frames over a thin link learns nothing of the link's recovery. Behind each frame it sends
 two pings, and between them, only where a faster link would change the cut, filler of at most SHARE of the uplink: how
-much later the second answer comes is the filler's transfer time.
+much later the second answer comes is the filler's transfer time. Packets that waited for each other on the way arrive
+together, as over a fast link: a rise is believed when more filler, right behind, shows it too, and yet more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 SHARE = 0.05
 LARGEST_BYTES = 16_384
 SMALLEST_BYTES = 512
+CONFIRMATIONS, CONFIRMING = 2, 4
 TELLING_BYTES = 1024
 """From here on a frame's own time says something of the uplink."""
 
@@ -21,3 +23,8 @@ def filler_bytes(uplink_mbits: float, mbps_in_question: float | None, hop_s: flo
     share = int(SHARE * uplink_mbits * 125_000 * hop_s)
     filler = min(max(share, SMALLEST_BYTES), LARGEST_BYTES)
     return 0 if frame_bytes >= max(filler, TELLING_BYTES) else filler
+
+
+def confirming_bytes(filler_bytes: int) -> int:
+    """Bytes of filler that confirm what so many have shown."""
+    return min(CONFIRMING * filler_bytes, LARGEST_BYTES)

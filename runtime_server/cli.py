@@ -160,7 +160,9 @@ async def _deploy(path: Path, broker: Address, key_path: Path | None) -> tuple[i
 @click.option("-o", "--out", type=PathParam(), default=Path("demo-report"), show_default=True, help="Report directory.")
 @click.option("--encoder", default="resnet18", show_default=True, help="A registered encoder.")
 @click.option("--cuts", default="auto", show_default=True, help="As in `ssc compile`.")
-@click.option("--seconds", default=50.0, show_default=True, type=click.FloatRange(10, 3600), help="Streaming time at least.")
+@click.option(
+    "--seconds", default=50.0, show_default=True, type=click.FloatRange(10, 3600), help="Streaming time at least."
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @json_option
 def demo(audio: Path | None, out: Path, encoder: str, cuts: str, seconds: float, seed: int, as_json: bool) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from runtime_edge.link import FRAME_OVERHEAD_BYTES
 from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.reward import MAX_LOAD
-from runtime_edge.sounding import filler_bytes
+from runtime_edge.sounding import CONFIRMATIONS, confirming_bytes, filler_bytes
 from runtime_edge.splitter import Splitter
 from runtime_edge.table import SplitterTable
 
@@ -49,6 +49,8 @@ class SimulatedDevice:
     after: Conditions
     step_s: float
     seed: int
+    bunched: float = 0.0
+    """Share of soundings whose packets waited for each other on the way, and arrive as over an endless link."""
     now: float = 0.0
     _events: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
 
@@ -95,13 +97,26 @@ class SimulatedDevice:
 
     def _acknowledge(self, acked_s: float, size: int, seconds: float, rtt_s: float) -> None:
         """Learn from a frame, and sound the link behind it."""
-        self._uplink.observe(size, seconds)
+        uplink = self._uplink
+        uplink.observe(size, seconds)
         question = self._splitter.mbps_in_question()
-        filler = filler_bytes(self._uplink.uplink_mbits, question, self.table.hop_s, size)
-        transfer_s = self._transfer(acked_s, filler) - acked_s if filler else 0.0
-        pair_s = max(0.0, transfer_s + self._random.uniform(-PAIR_JITTER_S, PAIR_JITTER_S)) if filler else 0.0
+        filler = filler_bytes(uplink.uplink_mbits, question, self.table.hop_s, size)
+        sounded_s, trip_s, pair_s = self._sound(acked_s, filler, rtt_s)
+        for _ in range(CONFIRMATIONS):
+            if not uplink.is_rise(filler, pair_s):
+                break
+            filler = confirming_bytes(filler)
+            sounded_s, trip_s, pair_s = self._sound(sounded_s, filler, rtt_s)
+        self._events.append((sounded_s, lambda: uplink.observe_pair(filler, trip_s, pair_s)))
+
+    def _sound(self, start_s: float, filler: int, rtt_s: float) -> tuple[float, float, float]:
+        """When a sounding is over, its round trip, and how much later the second answer came."""
         trip_s = rtt_s + self._random.uniform(-JITTER_S, JITTER_S)
-        self._events.append((acked_s + trip_s + pair_s, lambda: self._uplink.observe_pair(filler, trip_s, pair_s)))
+        if not filler or (self.bunched and self._random.random() < self.bunched):
+            return start_s + trip_s, trip_s, 0.0
+        transfer_s = self._transfer(start_s, filler) - start_s
+        pair_s = max(0.0, transfer_s + self._random.uniform(-PAIR_JITTER_S, PAIR_JITTER_S))
+        return start_s + trip_s + pair_s, trip_s, pair_s
 
     def _transfer(self, start_s: float, size: int) -> float:
         """When `size` bytes that start at `start_s` are through; the rate wavers by 5 % and steps at its time."""

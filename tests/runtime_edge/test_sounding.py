@@ -49,6 +49,17 @@ def test_one_pair_tells_that_a_thin_link_has_recovered() -> None:
     assert estimator.uplink_mbits == pytest.approx(2.0, rel=0.05)
 
 
+def test_a_rise_is_a_pair_that_came_sooner_than_jitter_explains() -> None:
+    estimator = settled(0.2)
+    assert [estimator.is_rise(625, transfer_s) for transfer_s in (0.0, 0.005, 0.02, 0.025, 0.2)] == [
+        True,
+        True,
+        *[False] * 3,
+    ]
+    assert not estimator.is_rise(0, 0.0)
+    assert not BandwidthEstimator().is_rise(625, 0.0), "nothing is known yet"
+
+
 def test_pairs_within_jitter_hardly_move_the_estimate() -> None:
     estimator = settled(0.2)
     for transfer_s in (0.029, 0.021, 0.03, 0.02, 0.026):
