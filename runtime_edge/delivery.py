@@ -98,6 +98,11 @@ class Delivery:
         finally:
             self._sending -= 1
 
+    async def _sounded(self, filler_bytes: int) -> tuple[float, float]:
+        told = await self._link.sound(bytes(filler_bytes))
+        self._accounting.bytes_sent += filler_bytes
+        return told
+
     async def replay_forever(self) -> None:
         """Send what lies in the spool, oldest first, while no live frame needs the link."""
         pause_s = _IDLE_S
