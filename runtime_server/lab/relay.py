@@ -1,0 +1,204 @@
+"""A TCP relay that is a link: delay, jitter and outages both ways, and a rate where the kernel does not shape.
+
+Nothing is dropped: what cannot be sent yet is held, and TCP passes that on to the sender.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_CHUNK_BYTES = 2048
+"""Small, so that a chunk's way is paced finely."""
+_QUEUE_CHUNKS = 32
+_CLOSE_S = 1.0
+MakeSocket = Callable[[], socket.socket]
+
+
+@dataclass(frozen=True)
+class LinkState:
+    """What a link is like now."""
+
+    one_way_ms: float = 0.0
+    jitter_ms: float = 0.0
+    """Each chunk is later by up to this much, either way; the order stays."""
+    uplink_mbps: float | None = None
+    """None: as fast as the network below."""
+    downlink_mbps: float | None = None
+    outage: bool = False
+    """Nothing passes; connections stay."""
+
+
+class Relay:
+    """Relays connections to one address; `state` may be changed at any time.
+
+    Args:
+        upstream: host and port that connections go on to.
+        listener: a bound socket to listen on; a free port of loopback when not given.
+        make_socket: makes the sockets that go upstream, so that they can stand in another network namespace.
+        seed: of the jitter.
+    """
+
+    def __init__(
+        self,
+        upstream: tuple[str, int],
+        listener: socket.socket | None = None,
+        make_socket: MakeSocket = lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
+        seed: int = 0,
+    ) -> None:
+        self.port = 0
+        self.passed = {"up": 0, "down": 0}
+        """Bytes of data each way, without any protocol's headers."""
+        self._upstream, self._listener, self._make_socket = upstream, listener, make_socket
+        self._random = random.Random(seed)  # noqa: S311
+        self._state = LinkState()
+        self._passable = asyncio.Event()
+        self._passable.set()
+        self._server: asyncio.Server | None = None
+        self._relays: set[asyncio.Task[None]] = set()
+
+    @property
+    def state(self) -> LinkState:
+        """What the link is like."""
+        return self._state
+
+    @state.setter
+    def state(self, state: LinkState) -> None:
+        self._state = state
+        if state.outage:
+            self._passable.clear()
+        else:
+            self._passable.set()
+
+    def now(self) -> LinkState:
+        """What the link is like at this moment."""
+        return self._state
+
+    async def start(self) -> None:
+        """Listen; `port` says where."""
+        if self._listener is None:
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        else:
+            self._server = await asyncio.start_server(self._accept, sock=self._listener)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Close the listener and every connection."""
+        if self._server is not None:
+            self._server.close()
+        for relay in list(self._relays):
+            relay.cancel()
+        await asyncio.gather(*self._relays, return_exceptions=True)
+        if self._server is not None:
+            await self._server.wait_closed()
+        # One turn of the loop in which aborted connections are torn down.
+        await asyncio.sleep(0)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._relays.add(task)
+        _send_at_once(writer)
+        try:
+            up_reader, up_writer = await self._connect()
+            try:
+                await self._relay_both(reader, writer, up_reader, up_writer)
+            finally:
+                await _close(up_writer)
+        except (OSError, asyncio.CancelledError):
+            # The broker is away: the device sees its connection close, as on a real link. Or `stop` was called.
+            return
+        finally:
+            await _close(writer)
+            self._relays.discard(task)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        outgoing = self._make_socket()
+        outgoing.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(outgoing, self._upstream)
+            reader, writer = await asyncio.open_connection(sock=outgoing)
+        except BaseException:
+            outgoing.close()
+            raise
+        _send_at_once(writer)
+        return reader, writer
+
+    async def _relay_both(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        up_reader: asyncio.StreamReader,
+        up_writer: asyncio.StreamWriter,
+    ) -> None:
+        """Until one side closes."""
+        ways = [
+            asyncio.create_task(self._relay(reader, up_writer, "up")),
+            asyncio.create_task(self._relay(up_reader, writer, "down")),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUE_CHUNKS)
+        sender = asyncio.create_task(self._send(queue, writer))
+        free_at = due = time.monotonic()
+        try:
+            while chunk := await reader.read(_CHUNK_BYTES):
+                free_at = max(free_at, time.monotonic())
+                self.passed[way] += len(chunk)
+                if (rate := getattr(self.now(), f"{way}link_mbps")) is not None:
+                    free_at += len(chunk) * 8 / (rate * 1e6)
+                    await asyncio.sleep(max(0.0, free_at - time.monotonic()))
+                due = max(due, free_at + self._delay_s())
+                await queue.put((due, chunk))
+            await queue.put((0.0, b""))
+            await sender
+        finally:
+            sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await sender
+
+    async def _send(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+        """Write chunks when they are due and the link lets them pass, until the empty one that marks the end."""
+        while True:
+            due, chunk = await queue.get()
+            if not chunk:
+                return
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await self._passable.wait()
+            writer.write(chunk)
+            await writer.drain()
+
+    def _delay_s(self) -> float:
+        now = self.now()
+        jitter_ms = now.jitter_ms
+        return max(0.0, now.one_way_ms + self._random.uniform(-jitter_ms, jitter_ms)) / 1e3
+
+
+def _send_at_once(writer: asyncio.StreamWriter) -> None:
+    """Without Nagle's algorithm, which would add a delay of its own."""
+    connection = writer.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """Close once what was written has left; at once when that takes too long or nobody waits any more."""
+    writer.close()
+    try:
+        await asyncio.wait_for(writer.wait_closed(), _CLOSE_S)
+    except (OSError, asyncio.TimeoutError):
+        writer.transport.abort()
+    except asyncio.CancelledError:
+        writer.transport.abort()
+        raise
