@@ -6,12 +6,14 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from runtime_edge.errors import CheckFailed
 
 _STOP_TIMEOUT_S = 20.0
+SSC = (sys.executable, "-c", "from streamsplit_compile.cli import main; main()")
 
 
 class Child:
@@ -58,18 +60,16 @@ class Children:
         self._logs = logs
         self._children: list[Child] = []
 
-    async def start(self, name: str, *arguments: str) -> Child:
-        """Start `ssc` with arguments."""
+    async def start(self, name: str, *arguments: str, launcher: Sequence[str] = SSC, piped: bool = False) -> Child:
+        """Start `ssc` with arguments; `piped`: its standard input and output are this process's to use."""
         log = self._logs / f"{name}.log"
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-c",
-                "from streamsplit_compile.cli import main; main()",
+                *launcher,
                 *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
+                stdin=asyncio.subprocess.PIPE if piped else asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE if piped else output,
                 stderr=output,
                 env=environment,
             )

@@ -1,0 +1,112 @@
+"""What the lab's link and processor do: one list of steps for each scenario and seed, the same for every policy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from runtime_edge.errors import UsageError
+from streamsplit_compile.traces import STEP_S, TraceModel, Traces, synthetic_traces
+
+
+@dataclass(frozen=True)
+class Step:
+    """What holds from a moment on."""
+
+    at_s: float
+    mbps: float
+    """Both ways."""
+    rtt_ms: float
+    jitter_ms: float
+    cpu: float
+    """Share of the device's processor that another program asks for."""
+    outage: bool = False
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A link and a processor over time; ranges as in METHOD section 6, changes more often so that runs can be short."""
+
+    name: str
+    what: str
+    mbps: tuple[float, float]
+    """Levels are lognormal around the geometric middle."""
+    rtt_ms: tuple[float, float]
+    jitter_ms: float
+    change_s: float = 10.0
+    cpu: tuple[float, ...] = (0.0,)
+    """Levels of load, each step a neighbouring one."""
+    outage_s: tuple[float, float] | None = None
+    """In the second half of each level nothing passes for so long."""
+
+    def steps(self, seconds: float, seed: int) -> list[Step]:
+        """From 0 to `seconds`."""
+        random = np.random.default_rng((seed, sum(self.name.encode())))
+        low, high = self.mbps
+        level = int(random.integers(len(self.cpu)))
+        steps: list[Step] = []
+        for index in range(math.ceil(seconds / self.change_s)):
+            at_s = index * self.change_s
+            spread = math.log(high / low) / 4  # the range is four standard deviations wide
+            mbps = float(np.clip(math.exp(math.log(low * high) / 2 + spread * random.normal()), low, high))
+            steps.append(Step(at_s, mbps, float(random.uniform(*self.rtt_ms)), self.jitter_ms, self.cpu[level]))
+            if self.outage_s is not None:
+                lasts_s = float(random.uniform(*self.outage_s))
+                steps += [
+                    replace(steps[-1], at_s=at_s + self.change_s / 2, outage=True),
+                    replace(steps[-1], at_s=at_s + self.change_s / 2 + lasts_s),
+                ]
+            level = int(np.clip(level + random.choice((-1, 1)), 0, len(self.cpu) - 1))
+        return steps
+
+    def traces(self, count: int, windows: int, seed: int) -> Traces:
+        """Many runs as the splitter's environment sees them, each window as the step that holds then."""
+        sounds = synthetic_traces(TraceModel(), count, windows, seed).uncertainty
+        shape = (count, windows)
+        traces = Traces(sounds, np.zeros(shape), np.zeros(shape), np.zeros(shape))
+        random = np.random.default_rng(seed)
+        for row in range(count):
+            steps = self.steps(windows * STEP_S, seed + 1 + row)
+            starts = [step.at_s for step in steps]
+            for window in range(windows):
+                step = steps[int(np.searchsorted(starts, window * STEP_S, side="right")) - 1]
+                traces.cpu[row, window] = step.cpu
+                traces.bandwidth_mbps[row, window] = 0.0 if step.outage else step.mbps
+                traces.rtt_ms[row, window] = max(1.0, step.rtt_ms + random.uniform(-step.jitter_ms, step.jitter_ms))
+        return traces
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("lte", "0.5 to 8 Mbit/s, 50 to 200 ms", (0.5, 8.0), (50.0, 200.0), 15.0),
+        Scenario("wifi", "2 to 50 Mbit/s, 5 to 40 ms", (2.0, 50.0), (5.0, 40.0), 5.0),
+        Scenario("lora-gateway", "50 kbit/s, 100 to 200 ms", (0.05, 0.05), (100.0, 200.0), 15.0),
+        Scenario(
+            "busy-pi",
+            "Wi-Fi, and another program on the device's processor",
+            (8.0, 20.0),
+            (10.0, 30.0),
+            5.0,
+            cpu=(0.05, 0.3, 0.55, 0.8),
+        ),
+        Scenario(
+            "outage",
+            "LTE, away for 2 to 4 s every 15 s",
+            (0.5, 8.0),
+            (50.0, 200.0),
+            15.0,
+            change_s=15.0,
+            outage_s=(2.0, 4.0),
+        ),
+    )
+}
+
+
+def scenario_named(name: str) -> Scenario:
+    """Raises UsageError for an unknown one."""
+    if name not in SCENARIOS:
+        raise UsageError(f"no scenario {name!r}; there are {', '.join(SCENARIOS)}")
+    return SCENARIOS[name]

@@ -1,0 +1,260 @@
+"""One server, and devices one after the other, each on the same link and through the same steps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from runtime_edge import minisign
+from runtime_edge.bundle import Bundle
+from runtime_edge.errors import CheckFailed
+from runtime_edge.results import WindowResult
+from runtime_server.demo.processes import Child, Children, wait_for_line
+from runtime_server.hub import Hub
+from runtime_server.lab.network import SERVER_ADDRESS, Network, Traffic, listener_in, socket_in
+from runtime_server.lab.pacing import Pace
+from runtime_server.lab.policies import Policy
+from runtime_server.lab.relay import LinkState, Relay
+from runtime_server.lab.scenarios import Step
+from streamsplit_compile.targets import load_target
+
+_START_S = 90.0
+_FIRST_WINDOWS = 6
+"""Before a scenario begins: the device has its table, its blocks are loaded, its caches are warm."""
+_SETTLE_S = 2.0
+"""After it ends: what is under way arrives."""
+_CHILD = (sys.executable, "-m", "runtime_server.lab.child")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One result, and when it left the device's process, s since the epoch."""
+
+    at: float
+    result: WindowResult
+
+
+@dataclass
+class Recording:
+    """What a device did during a scenario."""
+
+    began: float
+    """s since the epoch."""
+    seconds: float = 0.0
+    results: list[Heard] = field(default_factory=list)
+    """Of windows captured during the scenario, in the order they came."""
+    traffic: Traffic = field(default_factory=lambda: Traffic(0, 0))
+    processor_s: float = 0.0
+    """That the device process used."""
+    memory_mb: float = 0.0
+    status: dict[str, Any] = field(default_factory=dict)
+    """The device's own account, from its start."""
+
+
+class Lab:
+    """`async with Lab(...) as lab: await lab.play(policy, audio, steps, seconds)`.
+
+    With `namespaces` the kernel shapes a cable between two network namespaces and counts its bytes; without, the relay
+    paces what passes it and only data is counted. Raises UsageError where namespaces are not permitted.
+    """
+
+    def __init__(self, work: Path, bundle: Bundle, target: str, namespaces: bool = True, paced: bool = True) -> None:
+        self.work, self.bundle, self.target, self._paced = work, bundle, target, paced
+        self._network = Network() if namespaces else None
+        self._children = Children(work)
+        self._stack = contextlib.AsyncExitStack()
+        self._cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._runs = 0
+        self._load: Child
+        self._relay: Relay
+        self._hub: Hub
+
+    @property
+    def measured_on(self) -> str:
+        """What the bytes are those of."""
+        return "the device's interface, all headers" if self._network else "the data of TCP, without its headers"
+
+    async def __aenter__(self) -> Lab:
+        try:
+            if self._network is not None:
+                self._stack.enter_context(self._network)
+            await self._stack.enter_async_context(self._children)
+            if self._paced:
+                (self.work / "pace.json").write_bytes(msgspec.json.encode(self.pace()))
+            self._load = await self._children.start(
+                "load", *self._device_cores(), launcher=(sys.executable, "-m", "runtime_server.lab.load"), piped=True
+            )
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def pace(self) -> Pace:
+        """As slow as the target's cost table, and as its call into a runtime is compared with this machine's."""
+        cost = self.bundle.manifest.info.targets[self.target]
+        here, there = load_target("x86-64").launch.session_us, load_target(self.target).launch.session_us
+        return Pace(list(cost.block_ms), max(1.0, there.value / here.value))
+
+    async def serve(self, encoder: Path) -> None:
+        """Start the server on its side of the link."""
+        port = _free_port()
+        server = await self._children.start(
+            "server", "server", "run", str(encoder), str(self.bundle.path), "--state", str(self.work / "server"),
+            "--port", str(port), "--no-training", "-v", launcher=self._launcher(self._server_cores(), server=True),
+        )  # fmt: skip
+        await wait_for_line(server, "serving generation", _START_S)
+        if self._network is not None:
+            side = self._network.server
+            self._relay = Relay(("127.0.0.1", port), listener_in(side, SERVER_ADDRESS), lambda: socket_in(side))
+            desk = Relay(("127.0.0.1", port), None, lambda: socket_in(side))
+        else:
+            self._relay, desk = Relay(("127.0.0.1", port)), Relay(("127.0.0.1", port))
+        for relay in (self._relay, desk):
+            await relay.start()
+            self._stack.push_async_callback(relay.stop)
+        self._hub = Hub(f"nats://127.0.0.1:{desk.port}", "lab")
+        await self._hub.connect()
+        self._stack.push_async_callback(self._hub.close)
+
+    @property
+    def url(self) -> str:
+        """Where devices connect."""
+        return f"nats://{SERVER_ADDRESS if self._network else '127.0.0.1'}:{self._relay.port}"
+
+    async def play(self, policy: Policy, audio: Path, steps: Sequence[Step], seconds: float) -> Recording:
+        """One device through one scenario. Raises CheckFailed when it fails."""
+        async with self.device(policy, audio, "--threads", "1") as device:
+            lines = _Lines(device)
+            reading = asyncio.create_task(lines.read())
+            try:
+                self._shape(Step(0.0, 100.0, 0.0, 0.0, 0.0))
+                await lines.wait_for(_FIRST_WINDOWS, _START_S)
+                recording = await self._record(device, lines, steps, seconds)
+            finally:
+                await device.stop()
+                await reading
+        status = self.work / device.name / "status.json"
+        recording.status = msgspec.json.decode(status.read_bytes()) if status.exists() else {}
+        return recording
+
+    @contextlib.asynccontextmanager
+    async def device(self, policy: Policy, audio: Path, *options: str) -> AsyncGenerator[Child, None]:
+        """A device process that writes its results to a pipe."""
+        self._runs += 1
+        name = f"{policy.name.replace(':', '-').replace('.', '-')}-{self._runs}".lower()
+        key = minisign.read_secret_key(self.work / "server" / "signing.key")
+        await self._hub.put_table(policy.table, key, name)
+        pace = ["--pace", str(self.work / "pace.json")] if self._paced else []
+        device = await self._children.start(
+            name, *pace, "edge", "run", "--broker", self.url, "--target", self.target, "--source", str(audio),
+            "--device", name, "--state", str(self.work / name), "--bundle", str(self.bundle.path), "--results", "-",
+            *options, *policy.options, launcher=self._launcher(self._device_cores()), piped=True,
+        )  # fmt: skip
+        try:
+            yield device
+        finally:
+            await device.stop()
+
+    async def _record(self, device: Child, lines: _Lines, steps: Sequence[Step], seconds: float) -> Recording:
+        process = psutil.Process(device.process.pid)
+        player = asyncio.create_task(self._play_steps(steps))
+        recording, before = Recording(began=time.time()), self._traffic()
+        used = sum(process.cpu_times()[:2])
+        try:
+            await asyncio.sleep(seconds)
+            recording.seconds = time.time() - recording.began
+            recording.traffic = self._traffic().since(before)
+            recording.processor_s = sum(process.cpu_times()[:2]) - used
+            recording.memory_mb = process.memory_info().rss / 1e6
+            await asyncio.sleep(_SETTLE_S)
+        except psutil.NoSuchProcess:
+            raise CheckFailed(f"{device.name}: {device.last_words()}") from None
+        finally:
+            player.cancel()
+            self._shape(Step(0.0, 100.0, 0.0, 0.0, 0.0))
+        ended = recording.began + recording.seconds
+        recording.results = [heard for heard in lines.heard if recording.began <= heard.result.time < ended]
+        if not recording.results:
+            raise CheckFailed(f"{device.name}: no window was finished; {device.last_words()}")
+        return recording
+
+    async def _play_steps(self, steps: Sequence[Step]) -> None:
+        began = time.monotonic()
+        for step in steps:
+            await asyncio.sleep(max(0.0, began + step.at_s - time.monotonic()))
+            self._shape(step)
+
+    def _shape(self, step: Step) -> None:
+        """Make link and load what a step says."""
+        in_relay = None if self._network else step.mbps
+        # A round trip's jitter comes from both ways.
+        self._relay.state = LinkState(step.rtt_ms / 2, step.jitter_ms / 2, in_relay, in_relay, step.outage)
+        if self._network is not None:
+            self._network.shape(step.mbps, step.mbps)
+        assert self._load.process.stdin is not None
+        self._load.process.stdin.write(f"{step.cpu}\n".encode())
+
+    def _traffic(self) -> Traffic:
+        if self._network is not None:
+            return self._network.traffic()
+        return Traffic(self._relay.passed["up"], self._relay.passed["down"])
+
+    def _device_cores(self) -> list[str]:
+        return [str(self._cores[-1])] if len(self._cores) > 1 else []
+
+    def _server_cores(self) -> list[str]:
+        return [str(core) for core in self._cores[:-1]]
+
+    def _launcher(self, cores: Sequence[str], server: bool = False) -> list[str]:
+        inside = []
+        if self._network is not None:
+            inside = self._network.run_in(self._network.server if server else self._network.device)
+        return [*inside, *_CHILD, *(word for core in cores for word in ("--core", core))]
+
+
+class _Lines:
+    """The results of a device as it writes them."""
+
+    def __init__(self, device: Child) -> None:
+        self.heard: list[Heard] = []
+        self._device, self._more = device, asyncio.Event()
+        self._decoder = msgspec.json.Decoder(WindowResult)
+
+    async def read(self) -> None:
+        """Until the device ends."""
+        assert self._device.process.stdout is not None
+        async for line in self._device.process.stdout:
+            with contextlib.suppress(msgspec.MsgspecError):
+                self.heard.append(Heard(time.time(), self._decoder.decode(line)))
+            self._more.set()
+        self._more.set()
+
+    async def wait_for(self, count: int, timeout_s: float) -> None:
+        """Until there are so many results. Raises CheckFailed."""
+        deadline = time.monotonic() + timeout_s
+        while len(self.heard) < count:
+            self._more.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._more.wait(), 1.0)
+            if not self._device.running or time.monotonic() > deadline:
+                raise CheckFailed(f"{self._device.name}: {self._device.last_words()}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
