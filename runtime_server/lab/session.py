@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import sys
 import time
@@ -19,6 +20,7 @@ import psutil
 from runtime_edge import minisign
 from runtime_edge.bundle import Bundle
 from runtime_edge.errors import CheckFailed
+from runtime_edge.files import write_atomic
 from runtime_edge.results import WindowResult
 from runtime_server.demo.processes import Child, Children, wait_for_line
 from runtime_server.hub import Hub
@@ -138,7 +140,7 @@ class Lab:
     async def play(self, policy: Policy, audio: Path, steps: Sequence[Step], seconds: float) -> Recording:
         """One device through one scenario. Raises CheckFailed when it fails."""
         async with self.device(policy, audio, "--threads", "1") as device:
-            lines = _Lines(device)
+            lines = Lines(device)
             reading = asyncio.create_task(lines.read())
             try:
                 self._shape(Step(0.0, 100.0, 0.0, 0.0, 0.0))
@@ -152,16 +154,19 @@ class Lab:
         return recording
 
     @contextlib.asynccontextmanager
-    async def device(self, policy: Policy, audio: Path, *options: str) -> AsyncGenerator[Child, None]:
+    async def device(
+        self, policy: Policy, audio: Path, *options: str, paced: bool = True
+    ) -> AsyncGenerator[Child, None]:
         """A device process that writes its results to a pipe."""
         self._runs += 1
         name = f"{policy.name.replace(':', '-').replace('.', '-')}-{self._runs}".lower()
         key = minisign.read_secret_key(self.work / "server" / "signing.key")
         await self._hub.put_table(policy.table, key, name)
-        pace = ["--pace", str(self.work / "pace.json")] if self._paced else []
+        bundle = self._bundle_with(policy, name)
+        pace = ["--pace", str(self.work / "pace.json")] if self._paced and paced else []
         device = await self._children.start(
             name, *pace, "edge", "run", "--broker", self.url, "--target", self.target, "--source", str(audio),
-            "--device", name, "--state", str(self.work / name), "--bundle", str(self.bundle.path), "--results", "-",
+            "--device", name, "--state", str(self.work / name), "--bundle", str(bundle), "--results", "-",
             *options, *policy.options, launcher=self._launcher(self._device_cores()), piped=True,
         )  # fmt: skip
         try:
@@ -169,7 +174,17 @@ class Lab:
         finally:
             await device.stop()
 
-    async def _record(self, device: Child, lines: _Lines, steps: Sequence[Step], seconds: float) -> Recording:
+    def _bundle_with(self, policy: Policy, name: str) -> Path:
+        """The same bundle with the policy's table, so that the very first window is the policy's."""
+        path = self.work / f"{name}-bundle"
+        shutil.copytree(self.bundle.path, path, copy_function=_link_or_copy)
+        file = self.bundle.manifest.info.targets[self.target].table
+        (path / file).unlink()
+        (path / f"{file}.minisig").unlink(missing_ok=True)
+        write_atomic(path / file, policy.table.to_json())
+        return path
+
+    async def _record(self, device: Child, lines: Lines, steps: Sequence[Step], seconds: float) -> Recording:
         process = psutil.Process(device.process.pid)
         player = asyncio.create_task(self._play_steps(steps))
         recording, before = Recording(began=time.time()), self._traffic()
@@ -226,7 +241,7 @@ class Lab:
         return [*inside, *_CHILD, *(word for core in cores for word in ("--core", core))]
 
 
-class _Lines:
+class Lines:
     """The results of a device as it writes them."""
 
     def __init__(self, device: Child) -> None:
@@ -252,6 +267,13 @@ class _Lines:
                 await asyncio.wait_for(self._more.wait(), 1.0)
             if not self._device.running or time.monotonic() > deadline:
                 raise CheckFailed(f"{self._device.name}: {self._device.last_words()}")
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
 
 
 def _free_port() -> int:

@@ -1,0 +1,107 @@
+"""Labelled recordings of 5 s (ESC-10), and how well embeddings tell their classes apart. Imports scikit-learn alone."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from runtime_edge.errors import FormatError, MissingExtra
+
+SAMPLE_RATE, CLIP_SAMPLES = 16_000, 80_000
+FOLDS = 5
+_NEIGHBOURS = 10
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Field recordings of 5 s."""
+
+    waveforms: Array
+    """(clips, 80000) float32 at 16 kHz."""
+    labels: npt.NDArray[np.int64]
+    folds: npt.NDArray[np.int64]
+    """1 to 5; recordings of one source are in one fold."""
+
+    def select(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Clips:
+        """Some of them."""
+        return Clips(self.waveforms[chosen], self.labels[chosen], self.folds[chosen])
+
+    def heard_through(self, change: Callable[[Array, int], Array]) -> Clips:
+        """The same clips after `change` of each waveform (samples,) and its number."""
+        changed = [change(waveform, number) for number, waveform in enumerate(self.waveforms)]
+        return replace(self, waveforms=np.stack(changed))
+
+    def windows(self, samples: int, hop: int) -> Array:
+        """(clips, windows, samples), a view."""
+        view = np.lib.stride_tricks.sliding_window_view(self.waveforms, samples, axis=1)
+        windows: Array = view[:, ::hop]
+        return windows
+
+
+def load_clips(root: Path) -> Clips:
+    """Read `<root>/esc10/labels.csv` and the recordings it names. Raises FormatError."""
+    table = root / "esc10" / "labels.csv"
+    try:
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        waveforms = np.zeros((len(rows), CLIP_SAMPLES), np.float32)
+        for place, row in enumerate(rows):
+            audio, rate = soundfile.read(root / "esc10" / row["filename"], dtype="float32")
+            if rate != SAMPLE_RATE:
+                raise FormatError(f"{row['file']}: {rate} Hz, expected {SAMPLE_RATE}")
+            waveforms[place, : min(len(audio), CLIP_SAMPLES)] = audio[:CLIP_SAMPLES]
+    except (OSError, KeyError, soundfile.LibsndfileError) as exc:
+        raise FormatError(f"{table}: {exc}") from None
+    classes = sorted({row["class"] for row in rows})
+    labels = np.array([classes.index(row["class"]) for row in rows])
+    return Clips(waveforms, labels, np.array([int(row["fold"]) for row in rows]))
+
+
+def probe_accuracy(embeddings: Array, clips: Clips, held_out_fold: int) -> float:
+    """Share of a fold's clips that logistic regression on the other folds' embeddings (clips, d) gets right."""
+    sklearn = _sklearn()
+    train, test = clips.folds != held_out_fold, clips.folds == held_out_fold
+    probe = sklearn.pipeline.make_pipeline(
+        sklearn.preprocessing.StandardScaler(), sklearn.linear_model.LogisticRegression(max_iter=2000)
+    )
+    probe.fit(embeddings[train], clips.labels[train])
+    return float(probe.score(embeddings[test], clips.labels[test]))
+
+
+def cross_validated(embeddings: Array, clips: Clips) -> float:
+    """`probe_accuracy`, the mean over all folds."""
+    return float(np.mean([probe_accuracy(embeddings, clips, fold) for fold in np.unique(clips.folds)]))
+
+
+def precision_at_10(embeddings: Array, clips: Clips) -> float:
+    """Share of a clip's ten nearest clips by cosine, of other folds, that are of its class; the mean over clips."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    near = unit @ unit.T
+    near[clips.folds[:, None] == clips.folds[None]] = -np.inf
+    nearest = np.argsort(-near, axis=1)[:, :_NEIGHBOURS]
+    return float((clips.labels[nearest] == clips.labels[:, None]).mean())
+
+
+def silhouette(embeddings: Array, clips: Clips) -> float:
+    """Mean silhouette of the classes, by cosine distance."""
+    return float(_sklearn().metrics.silhouette_score(embeddings, clips.labels, metric="cosine"))
+
+
+def _sklearn() -> Any:
+    try:
+        import sklearn
+        import sklearn.linear_model
+        import sklearn.metrics
+        import sklearn.pipeline
+        import sklearn.preprocessing
+    except ImportError as exc:
+        raise MissingExtra("scikit-learn", "bench") from exc
+    return sklearn

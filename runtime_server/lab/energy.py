@@ -1,0 +1,88 @@
+"""Energy of a window on the device, always with where it comes from.
+
+model    the target's cost table for the blocks that ran, its power for the encoding, its radio for the bytes
+rapl     what this machine's processor package used meanwhile (everything on it, not the device alone)
+meter    what a USB meter between supply and board logged: CSV lines `time_s,watts`, seconds since the epoch
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime_edge.bundle import Bundle
+from runtime_edge.errors import FormatError
+from runtime_edge.table import LOCAL
+from runtime_server.lab.scenarios import Step
+from runtime_server.lab.session import Recording
+from streamsplit_compile.targets import load_target
+
+RAPL = Path("/sys/class/powercap")
+_BITS_PER_BYTE = 8
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Of one window on average, mJ."""
+
+    compute_mj: float
+    radio_mj: float
+
+    @property
+    def total_mj(self) -> float:
+        """Both."""
+        return self.compute_mj + self.radio_mj
+
+
+def modelled(recording: Recording, bundle: Bundle, target: str, steps: Sequence[Step], encode_ms: float) -> Energy:
+    """By the target's figures, METHOD section 6, for the cuts that ran and the bytes the interface counted.
+
+    encode_ms: what making a frame took, paced. A window that was finished here after all ran the whole encoder.
+    Receiving is not in the model: the figures of radios that the targets cite are of sending.
+    """
+    info, figures = bundle.manifest.info, load_target(target)
+    block_mj = info.targets[target].block_mj
+    names = [cut.name for cut in info.cuts]
+    compute = []
+    for heard in recording.results:
+        result = heard.result
+        whole = result.cut == LOCAL or result.finished != "server"
+        blocks = len(block_mj) if whole else names.index(result.cut)
+        encoding = 0.0 if result.cut == LOCAL else encode_ms
+        compute.append(sum(block_mj[:blocks]) + encoding * (figures.power.active_w.value - figures.power.idle_w.value))
+    bytes_each = recording.traffic.up / len(recording.results)
+    mbps = np.array([_step_at(steps, heard.result.time - recording.began).mbps for heard in recording.results])
+    transfer_ms = bytes_each * _BITS_PER_BYTE / (mbps * 1e3)
+    radio = figures.radio.mj_per_kb.value * bytes_each / 1000 + figures.radio.transmit_w.value * transfer_ms
+    return Energy(float(np.mean(compute)), float(np.mean(radio)))
+
+
+def rapl_joules(root: Path = RAPL) -> float | None:
+    """What the processor packages have used so far, J; None where the kernel does not say."""
+    counters = sorted(root.glob("intel-rapl:[0-9]/energy_uj"))
+    try:
+        return sum(int(counter.read_text()) for counter in counters) / 1e6 if counters else None
+    except (OSError, ValueError):  # readable by root alone
+        return None
+
+
+def metered_mj(path: Path, began: float, seconds: float, windows: int) -> float:
+    """Energy of one window by a meter's log, mJ. Raises FormatError when it does not cover the time."""
+    try:
+        with path.open(newline="") as file:
+            rows = [(float(row["time_s"]), float(row["watts"])) for row in csv.DictReader(file)]
+    except (OSError, KeyError, TypeError, ValueError) as exc:
+        raise FormatError(f"{path}: expected CSV with time_s and watts ({exc})") from None
+    times, watts = np.array(rows).reshape(-1, 2).T
+    inside = (times >= began) & (times < began + seconds)
+    if inside.sum() < 2 or times.min() > began or times.max() < began + seconds:
+        raise FormatError(f"{path}: no readings over the {seconds:.0f} s from {began:.0f}")
+    return float(watts[inside].mean() * seconds * 1e3 / windows)
+
+
+def _step_at(steps: Sequence[Step], at_s: float) -> Step:
+    return [step for step in steps if step.at_s <= max(at_s, 0.0)][-1]

@@ -1,0 +1,157 @@
+"""What is reported of one run, from what the device's results, the interface and the process showed."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+from runtime_edge.bundle import Bundle
+from runtime_server.lab.energy import modelled
+from runtime_server.lab.scenarios import Step
+from runtime_server.lab.session import Heard, Recording
+
+_HOUR_S = 3600.0
+_SETTLED_S = 3.0
+"""After a step, what a policy takes then is its answer to it."""
+_BEFORE_WINDOWS = 4
+Array = npt.NDArray[np.float32]
+Number = Annotated[float, Meta(ge=0)]
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One policy in one scenario, once."""
+
+    encoder: str
+    scenario: str
+    policy: str
+    repeat: int
+    windows: int
+    """Captured in time, with an embedding by the end."""
+    missing: int
+    """Captured in time, without one."""
+    latency_ms: dict[str, Number]
+    """From the end of a window to its embedding outside the device's process: p50, p95, p99."""
+    parts_ms: dict[str, Number]
+    """Medians of what the device says of it: device, network, server; wait is the rest of the median latency."""
+    up_mb_per_hour: Number
+    down_mb_per_hour: Number
+    energy_mj: dict[str, Number]
+    """Of a window, by the model: compute, radio, total; and what was measured, if anything was."""
+    fidelity: float
+    """Mean cosine with the embedding of the whole encoder in float32."""
+    fidelity_worst: float
+    finished: dict[str, int]
+    cuts: dict[str, int]
+    changes: int
+    """Of cut, from one window to the next."""
+    reaction_s: list[Number]
+    """For each step that the policy answers with another cut."""
+    processor_share: Number
+    """Of one processor of this machine, paced."""
+    memory_mb: Number
+    sequence: list[str]
+    """The cut of each window in order of capture."""
+    frame_bytes: list[int]
+    times_s: list[float]
+    """Capture of each window, from the scenario's begin."""
+
+
+def figures(
+    recording: Recording,
+    *,
+    encoder: str,
+    scenario: str,
+    policy: str,
+    repeat: int,
+    bundle: Bundle,
+    target: str,
+    steps: Sequence[Step],
+    reference: Array,
+    measured_mj: dict[str, float],
+) -> Figures:
+    """`reference` holds the float32 embedding of each window of the audio, (windows, d)."""
+    heard = sorted(recording.results, key=lambda item: item.result.window)
+    results = [item.result for item in heard]
+    front_end = bundle.manifest.info.front_end
+    expected = recording.seconds * front_end.sample_rate / front_end.hop_samples
+    latency = np.array([(item.at - item.result.time) * 1e3 for item in heard])
+    parts = np.median([(r.device_ms, r.network_ms, r.server_ms) for r in results], axis=0)
+    energy = modelled(recording, bundle, target, steps, _encode_ms(recording))
+    cosine = _cosines(heard, reference)
+    per_hour = _HOUR_S / recording.seconds / 1e6
+    sequence = [result.cut for result in results]
+    return Figures(
+        encoder=encoder,
+        scenario=scenario,
+        policy=policy,
+        repeat=repeat,
+        windows=len(results),
+        missing=max(0, int(expected) - len(results)),
+        latency_ms={f"p{p}": round(float(np.percentile(latency, p)), 2) for p in (50, 95, 99)},
+        parts_ms={
+            **{name: round(float(ms), 2) for name, ms in zip(("device", "network", "server"), parts, strict=True)},
+            "wait": round(max(0.0, float(np.median(latency)) - float(parts.sum())), 2),
+        },
+        up_mb_per_hour=round(recording.traffic.up * per_hour, 4),
+        down_mb_per_hour=round(recording.traffic.down * per_hour, 4),
+        energy_mj={
+            "compute": round(energy.compute_mj, 3),
+            "radio": round(energy.radio_mj, 3),
+            "total": round(energy.total_mj, 3),
+            **{name: round(value, 2) for name, value in measured_mj.items()},
+        },
+        fidelity=round(float(cosine.mean()), 5),
+        fidelity_worst=round(float(cosine.min()), 5),
+        finished=dict(Counter(result.finished for result in results)),
+        cuts=dict(Counter(sequence)),
+        changes=sum(before != after for before, after in itertools.pairwise(sequence)),
+        reaction_s=[round(value, 3) for value in reactions(recording.began, heard, steps)],
+        processor_share=round(recording.processor_s / recording.seconds, 4),
+        memory_mb=round(recording.memory_mb, 1),
+        sequence=sequence,
+        frame_bytes=[result.frame_bytes for result in results],
+        times_s=[round(result.time - recording.began, 3) for result in results],
+    )
+
+
+def reactions(began: float, heard: Sequence[Heard], steps: Sequence[Step]) -> list[float]:
+    """Seconds from each step to the first window at the cut that the policy settles on, where that is another one.
+
+    Only steps whose level lasts long enough to settle count. A window is decided at the end of its capture.
+    """
+    times = np.array([item.result.time - began for item in heard])
+    cuts = np.array([item.result.cut for item in heard])
+    found = []
+    for step, following in zip(steps[1:], [*steps[2:], None], strict=True):
+        ends = times[-1] if following is None else following.at_s
+        before = cuts[times < step.at_s][-_BEFORE_WINDOWS:]
+        after = cuts[(times >= step.at_s + _SETTLED_S) & (times < ends)]
+        if not before.size or not after.size:
+            continue
+        new = Counter(after.tolist()).most_common(1)[0][0]
+        if new == Counter(before.tolist()).most_common(1)[0][0]:
+            continue
+        first = times[(times >= step.at_s) & (cuts == new)]
+        found.append(float(first[0] - step.at_s))
+    return found
+
+
+def _encode_ms(recording: Recording) -> float:
+    """Mean time of making a frame, from the device's own account."""
+    stage = recording.status.get("stage_ms", {}).get("encode")
+    return stage["sum_ms"] / max(sum(stage["counts"]), 1) if stage else 0.0
+
+
+def _cosines(heard: Sequence[Heard], reference: Array) -> Array:
+    found = np.array([item.result.embedding for item in heard], np.float32)
+    wanted = reference[[item.result.window for item in heard]]
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+    cosine: Array = (found * wanted).sum(1) / np.maximum(norms, 1e-12)
+    return cosine
