@@ -26,6 +26,7 @@ _COMMANDS = {
     "edge": ("runtime_edge.cli:edge", "Run a device."),
     "server": ("runtime_server.cli:server", "Run and look at the server."),
     "deploy": ("runtime_server.cli:deploy", "Put a bundle where devices find it."),
+    "bench": ("runtime_server.cli_bench:bench", "Measure policies on shaped networks; compare measurements."),
     "demo": ("runtime_server.cli:demo", "The whole loop on one machine, with a report."),
 }
 _EXTRAS = {
@@ -35,6 +36,7 @@ _EXTRAS = {
     "onnxscript": "compile",
     "onnxsim": "compile",
     "rich": "compile",
+    "sklearn": "bench",
     "torch": "compile",
 }
 

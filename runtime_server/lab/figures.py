@@ -129,8 +129,8 @@ def reactions(began: float, heard: Sequence[Heard], steps: Sequence[Step]) -> li
     times = np.array([item.result.time - began for item in heard])
     cuts = np.array([item.result.cut for item in heard])
     found = []
-    for step, following in zip(steps[1:], [*steps[2:], None], strict=True):
-        ends = times[-1] if following is None else following.at_s
+    ends_s = [step.at_s for step in steps[2:]] + [float(times[-1])]
+    for step, ends in zip(steps[1:], ends_s, strict=False):
         before = cuts[times < step.at_s][-_BEFORE_WINDOWS:]
         after = cuts[(times >= step.at_s + _SETTLED_S) & (times < ends)]
         if not before.size or not after.size:

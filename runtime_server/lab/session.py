@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import socket
 import sys
@@ -159,7 +160,7 @@ class Lab:
     ) -> AsyncGenerator[Child, None]:
         """A device process that writes its results to a pipe."""
         self._runs += 1
-        name = f"{policy.name.replace(':', '-').replace('.', '-')}-{self._runs}".lower()
+        name = f"{re.sub(r'[^a-z0-9]+', '-', policy.name.lower())[:48]}-{self._runs}"
         key = minisign.read_secret_key(self.work / "server" / "signing.key")
         await self._hub.put_table(policy.table, key, name)
         bundle = self._bundle_with(policy, name)

@@ -1,0 +1,58 @@
+"""The lab with everything real: namespaces, broker, server, a paced device on a shaped link."""
+
+import asyncio
+import subprocess
+
+import harness
+import numpy as np
+import pytest
+
+from runtime_server.lab.figures import figures
+from runtime_server.lab.network import remove_stale, why_not
+from runtime_server.lab.policies import all_policies, chosen_policies
+from runtime_server.lab.scenarios import SCENARIOS, Step
+from runtime_server.lab.session import Lab
+
+pytestmark = pytest.mark.timeout(120)
+SECONDS = 3.0
+
+
+@pytest.fixture(params=["namespaces", "relay"])
+def namespaces(request):
+    if request.param == "namespaces" and (reason := why_not()):
+        pytest.skip(reason)
+    return request.param == "namespaces"
+
+
+def test_a_device_is_measured_on_a_shaped_link(toy, toy_bundle, toy_model, tmp_path, namespaces):
+    audio = harness.write_wav(tmp_path / "a.wav", 30.0, seed=5)
+    policies = all_policies(toy_bundle, "rpi4", SCENARIOS["lte"], 0)
+    (flac,) = chosen_policies(policies, ["flac"])
+    steps = [Step(0.0, 1.0, 60.0, 0.0, 0.5)]
+
+    async def play():
+        async with Lab(tmp_path, toy_bundle, "rpi4", namespaces) as lab:
+            await lab.serve(toy / "encoder.pt")
+            return await lab.play(flac, audio, steps, SECONDS)
+
+    recording = asyncio.run(play())
+    windows = harness.windows_of(audio)
+    import torch
+
+    with torch.no_grad():
+        reference = toy_model(torch.from_numpy(windows)).numpy()
+    found = figures(
+        recording, encoder="toy", scenario="lte", policy="flac", repeat=0, bundle=toy_bundle, target="rpi4",
+        steps=steps, reference=np.asarray(reference), measured_mj={},
+    )  # fmt: skip
+    assert found.cuts == {"waveform": found.windows}
+    assert found.windows > 0.5 * SECONDS / harness.HOP_S
+    assert found.fidelity > 0.999
+    assert found.latency_ms["p50"] > 60.0  # the round trip alone
+    shipped = sum(found.frame_bytes) * 3600 / recording.seconds / 1e6
+    assert found.up_mb_per_hour > shipped  # with what goes around the frames
+    assert found.energy_mj["radio"] > 0
+    if namespaces:
+        remove_stale()
+        left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+        assert "ssc-lab-" not in left
