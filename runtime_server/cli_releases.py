@@ -14,7 +14,7 @@ from runtime_server.hub import Hub
 from runtime_server.releases import ReleaseConfig
 from runtime_server.rollout import RolloutConfig
 from runtime_server.rollout_service import Action, request
-from streamsplit_compile.options import broker_option, json_option, print_json, print_table, size
+from streamsplit_compile.options import PathParam, broker_option, json_option, print_json, print_table, size
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -31,6 +31,7 @@ _OPTIONS = [
         type=click.FloatRange(-1, 1),
         help="Share by which the held-out loss may rise; negative: by which it must fall.",
     ),
+    click.option("--probe", type=PathParam(), help="Labelled recordings (folder or CSV) no release may lose on."),
     click.option(
         "--canary-share",
         default=RolloutConfig.canary_share,

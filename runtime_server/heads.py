@@ -81,13 +81,10 @@ def fit_head(examples: Examples, encoder: str, created_by: str, seed: int = 0) -
         raise UsageError(f"only one label, {', '.join(examples.labels)}: give windows of at least one other")
     if not counts.all():
         raise UsageError(f"label {examples.labels[int(np.argmin(counts))]!r}: no window has it")
-    folds = _folds(examples, seed)
+    folds = folds_of(examples, seed)
     strength, thresholds, validation = 1.0, np.full(len(counts), 0.5), None
     if folds is not None:
-        tried = _held_out_scores(examples, folds)
-        losses = [log_loss(scores, examples.truth, examples.exclusive) for scores in tried]
-        best = int(np.argmin(losses))
-        strength, held_out = STRENGTHS[best], tried[best]
+        strength, held_out = _strongest(examples, folds)
         thresholds = _thresholds(held_out, examples.truth)
         validation = _validate(examples, held_out, folds)
     fitted = fit_path(examples.embeddings, examples.truth, examples.exclusive, [strength])[0]
@@ -103,6 +100,12 @@ def fit_head(examples: Examples, encoder: str, created_by: str, seed: int = 0) -
         bias=fitted.bias.astype("<f4").tobytes(),
         weights=fitted.weights.astype("<f4").tobytes(),
     )
+
+
+def validate(examples: Examples, seed: int = 0) -> Validation | None:
+    """How good a head is on windows it has not seen; None when no split leaves every label on both sides."""
+    folds = folds_of(examples, seed)
+    return None if folds is None else _validate(examples, _strongest(examples, folds)[1], folds)
 
 
 def fit_path(
@@ -174,8 +177,8 @@ def average_precision(scores: Floats, truth: Bools) -> float:
     return float(np.mean(values))
 
 
-def _folds(examples: Examples, seed: int) -> Integers | None:
-    """(windows,) fold of each; None when some label would be missing from a fit."""
+def folds_of(examples: Examples, seed: int) -> Integers | None:
+    """(windows,) fold of each, those given or dealt by the seed; None when some label would be missing from a fit."""
     folds = examples.folds
     if folds is None:
         folds = _dealt(examples, seed)
@@ -192,6 +195,13 @@ def _dealt(examples: Examples, seed: int) -> Integers:
     fold_of = np.empty(len(groups), np.int64)
     fold_of[order] = np.arange(len(groups)) % min(FOLDS, len(groups))
     return np.asarray(fold_of[np.searchsorted(groups, examples.groups)])
+
+
+def _strongest(examples: Examples, folds: Integers) -> tuple[float, Floats]:
+    """The strength with the least log loss on held-out windows, and their scores (windows, labels)."""
+    tried = _held_out_scores(examples, folds)
+    best = int(np.argmin([log_loss(scores, examples.truth, examples.exclusive) for scores in tried]))
+    return STRENGTHS[best], tried[best]
 
 
 def _held_out_scores(examples: Examples, folds: Integers) -> Floats:

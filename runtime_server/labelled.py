@@ -14,7 +14,7 @@ import csv
 import io
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -33,6 +33,7 @@ from runtime_edge.codec import CutCodec
 from runtime_edge.errors import FormatError, FrameError, LinkError, UsageError
 from runtime_edge.files import read_bounded
 from runtime_edge.link import BROKER_ERRORS, reason
+from runtime_edge.manifest import FrontEndInfo
 from runtime_edge.prefix import Prefix
 from runtime_edge.wire import WIRE_ENCODINGS, FrameHeader, decode_frame
 from runtime_server.heads import Examples, truth_of
@@ -122,23 +123,50 @@ def of_clips(
 
     Raises UsageError when there is none, SourceError for a recording that cannot be read.
     """
-    prefix = Prefix(bundle, _variant(bundle))
-    front_end = bundle.manifest.info.front_end
-    embeddings, labels, groups = [], [], []
+    prefix, number = Prefix(bundle, _variant(bundle)), bundle.manifest.info.generation
+    heard = _windows(clips, bundle.manifest.info.front_end, gate_db, progress)
+    return _gathered(clips, ((group, prefix.embed(samples)) for group, samples in heard), (number, number), gate_db)
+
+
+def windows_of(clips: Sequence[Clip], front_end: FrontEndInfo, most: int, gate_db: float | None = -60.0) -> Examples:
+    """Up to `most` windows of each recording, evenly spaced, with their samples (windows, samples) for embeddings.
+
+    Raises UsageError when there is none, SourceError for a recording that cannot be read.
+    """
+    rows: list[tuple[int, npt.NDArray[np.float32]]] = []
+    for group, clip in enumerate(clips):
+        own = [samples.copy() for _, samples in _windows([clip], front_end, gate_db, lambda what, done, total: None)]
+        count = min(most, len(own))
+        rows += [(group, own[place * len(own) // count]) for place in range(count)]
+    return _gathered(clips, rows, (0, 0), gate_db)
+
+
+def _windows(
+    clips: Sequence[Clip], front_end: FrontEndInfo, gate_db: float | None, progress: Progress
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Number of the recording and samples (window_samples,) of every window, which are valid until the next one."""
     for group, clip in enumerate(clips):
         progress("embedding recordings", group, len(clips))
         windower = Windower(front_end.window_samples, front_end.hop_samples, gate_db)
         for window in windower.windows(open_source(str(clip.path), front_end.sample_rate, False)):
-            embeddings.append(prefix.embed(window.samples))
-            labels.append(clip.labels)
-            groups.append(group)
-    if not embeddings:
+            yield group, window.samples
+
+
+def _gathered(
+    clips: Sequence[Clip],
+    rows: Iterable[tuple[int, npt.NDArray[np.float32]]],
+    generations: tuple[int, int],
+    gate_db: float | None,
+) -> Examples:
+    """What is known of windows, given the number of the recording and a vector of each."""
+    found = list(rows)
+    if not found:
         raise UsageError(f"no window of the {len(clips)} recordings is louder than {gate_db} dB; see --gate-db")
-    names, truth = truth_of(labels)
+    names, truth = truth_of([clips[group].labels for group, _ in found])
     folds = [clip.fold for clip in clips]
-    given = None if None in folds else np.array(folds, np.int64)[groups]
-    generation = bundle.manifest.info.generation
-    return Examples(np.stack(embeddings), names, truth, np.array(groups), (generation, generation), given, unit="clip")
+    numbers = np.array([group for group, _ in found])
+    given = None if None in folds else np.array(folds, np.int64)[numbers]
+    return Examples(np.stack([vector for _, vector in found]), names, truth, numbers, generations, given, unit="clip")
 
 
 async def of_events(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -35,6 +38,26 @@ def effective_rank(embeddings: Tensor) -> float:
         return 0.0
     shares = values / total
     return float(torch.special.entr(shares).sum().exp())
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How embeddings lie on the sphere; NaN throughout when they are not finite."""
+
+    alignment: float
+    """Between two views of a window; lower is better."""
+    uniformity: float
+    """Of one view of each window; lower is better."""
+    effective_rank: float
+    """Of one view of each window; 1 when they are all in one place."""
+
+
+def geometry(embeddings: Tensor, views: Tensor) -> Geometry:
+    """Of embeddings [n, d] and other views [n, d] of the same windows; both are normalised here."""
+    if not bool(embeddings.isfinite().all() and views.isfinite().all()):
+        return Geometry(math.nan, math.nan, math.nan)
+    z, other = (torch.nn.functional.normalize(side.float(), dim=1) for side in (embeddings, views))
+    return Geometry(alignment(z, other), uniformity(z), effective_rank(z))
 
 
 def knn_accuracy(

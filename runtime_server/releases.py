@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from runtime_edge import minisign
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_server.generations import CutModel, Generation, Generations, cut_model
+from runtime_server.probe import Probe, ProbeScore
 from runtime_server.ranks import Ranks
 from runtime_server.rollout import Rollout
 from runtime_server.state import ServerState
@@ -39,6 +41,29 @@ class ReleaseConfig:
     least_rank: float = 0.5
     """Share of the present release's diversity (effective rank of embeddings, above 1) that must be left: the loss of
     a collapsed encoder is that of guessing, which is less than that of an untrained one."""
+    geometry_tolerance: float = 0.2
+    """How much alignment + uniformity of the held-out windows may rise. Lower is better for both; the one may be paid
+    for with the other."""
+    probe_tolerance: float = 0.02
+    """How much of the accuracy on labelled recordings may be lost, where there are some."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What some weights are worth; everything but the probe on held-out windows of the stream."""
+
+    loss: float
+    alignment: float
+    uniformity: float
+    effective_rank: float
+    probe_accuracy: float | None = None
+    knn_accuracy: float | None = None
+
+    @classmethod
+    def of(cls, judgement: Judgement, score: ProbeScore | None) -> Quality:
+        """Both judgements as one."""
+        accuracies = () if score is None else (score.accuracy, score.knn_accuracy)
+        return cls(judgement.loss, *astuple(judgement.geometry), *accuracies)
 
 
 @dataclass(frozen=True)
@@ -51,10 +76,10 @@ class ReleaseOutcome:
     """Training steps done by then."""
     reason: str
     changed_blocks: tuple[str, ...]
-    held_out_before: float | None
-    held_out_after: float | None
-    rank_before: float | None
-    rank_after: float | None
+    before: Quality | None
+    """Of what devices run."""
+    after: Quality | None
+    """Of the weights that would follow."""
     seconds: float
 
 
@@ -72,10 +97,12 @@ class Releaser:
         config: ReleaseConfig,
         rollout: Rollout,
         ranks: Ranks | None = None,
+        probe: Probe | None = None,
     ) -> None:
         self.config = config
         self.outcomes: deque[ReleaseOutcome] = deque(maxlen=_KEPT_OUTCOMES)
-        self._rollout, self._ranks = rollout, ranks or Ranks()
+        self._rollout, self._ranks, self._probe = rollout, ranks or Ranks(), probe
+        self._probed: tuple[int, ProbeScore] | None = None
         self._graph, self._generations, self._trainer = graph, generations, trainer
         self._state, self._windows, self._key = state, windows, key
         self._last_step, self._last_time = trainer.steps, time.monotonic()
@@ -107,7 +134,7 @@ class Releaser:
         if judged is None:
             self._note(number, None, "too few held-out windows", None, None, started)
             return None
-        before, after = judged
+        before, after = self._qualities(newest, candidate, judged)
         objection = self._objection(before, after)
         if objection:
             self._note(number, None, objection, before, after, started)
@@ -124,9 +151,7 @@ class Releaser:
         # Kept on disk before any device can hear of it: a server that starts again can complete its frames.
         self._state.save_weights(number, tensors)
         generation = self._generations.add(bundle, tensors)
-        self._note(
-            number, (newest.bundle, bundle), "held-out loss and diversity are as they must be", before, after, started
-        )
+        self._note(number, (newest.bundle, bundle), "held-out quality is as it must be", before, after, started)
         return generation
 
     def _base(self) -> Generation:
@@ -138,12 +163,29 @@ class Releaser:
             open_bundle(self._state.bundle_path(number)), self._state.load_weights(number)
         )
 
-    def _objection(self, before: Judgement, after: Judgement) -> str:
-        """Why some weights must not follow others; empty when they may."""
-        if not after.loss <= before.loss + abs(before.loss) * self.config.tolerance:  # NaN is refused, too
-            return "held-out loss rose" if self.config.tolerance >= 0 else "held-out loss did not fall enough"
-        if after.rank - 1 < (before.rank - 1) * self.config.least_rank:  # a rank of 1 is no diversity at all
-            return "embeddings are collapsing"
+    def _qualities(
+        self, newest: Generation, candidate: CutModel, judged: Sequence[Judgement]
+    ) -> tuple[Quality, Quality]:
+        """Of what devices run and of what would follow; recordings are asked only of weights not asked before."""
+        if self._probe is None:
+            return Quality.of(judged[0], None), Quality.of(judged[1], None)
+        if self._probed is None or self._probed[0] != newest.number:
+            self._probed = newest.number, self._probe.score(newest.model)
+        return Quality.of(judged[0], self._probed[1]), Quality.of(judged[1], self._probe.score(candidate))
+
+    def _objection(self, before: Quality, after: Quality) -> str:
+        """Why some weights must not follow others; empty when they may. What is not a number is refused, too."""
+        config = self.config
+        if not after.loss <= before.loss + abs(before.loss) * config.tolerance:
+            return "held-out loss rose" if config.tolerance >= 0 else "held-out loss did not fall enough"
+        if not after.effective_rank - 1 >= (before.effective_rank - 1) * config.least_rank:
+            return "embeddings are collapsing"  # a rank of 1 is no diversity at all
+        allowed = before.alignment + before.uniformity + config.geometry_tolerance
+        if not after.alignment + after.uniformity <= allowed:
+            return "held-out alignment and uniformity got worse"
+        told, tells = before.probe_accuracy, after.probe_accuracy
+        if told is not None and tells is not None and tells < told - config.probe_tolerance:
+            return "accuracy on the labelled recordings fell"
         return ""
 
     def _note(
@@ -151,8 +193,8 @@ class Releaser:
         number: int,
         bundles: tuple[Bundle, Bundle] | None,
         reason: str,
-        before: Judgement | None,
-        after: Judgement | None,
+        before: Quality | None,
+        after: Quality | None,
         started: float,
     ) -> None:
         changed = () if bundles is None else tuple(changed_blocks(bundles[0].manifest, bundles[1].manifest))
@@ -162,10 +204,8 @@ class Releaser:
             steps=self._last_step,
             reason=reason,
             changed_blocks=changed,
-            held_out_before=None if before is None else before.loss,
-            held_out_after=None if after is None else after.loss,
-            rank_before=None if before is None else before.rank,
-            rank_after=None if after is None else after.rank,
+            before=before,
+            after=after,
             seconds=time.monotonic() - started,
         )
         self.outcomes.append(outcome)

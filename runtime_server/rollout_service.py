@@ -112,8 +112,8 @@ class RolloutService:
             if earlier is not None:
                 patched = (await publish_patches(self._hub, earlier.bundle, bundle)).get(variant, full)
         facts: dict[str, float | None] = {"full_bytes": full, "patch_bytes": patched}
-        if outcome is not None:
-            facts |= {"held_out_before": outcome.held_out_before, "held_out_after": outcome.held_out_after}
+        if outcome is not None and outcome.before is not None and outcome.after is not None:
+            facts |= {"held_out_before": outcome.before.loss, "held_out_after": outcome.after.loss}
         self._rollout.offer(generation.number, bundle.digest, facts)
         share = self._rollout.wanted.share
         _LOG.info("generation %d released to %.0f %% of the devices", generation.number, 100 * share)

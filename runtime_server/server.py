@@ -28,6 +28,7 @@ from runtime_server.health import HealthServer, healthz
 from runtime_server.hub import STATUS_SUBJECT, Hub
 from runtime_server.ingest import Ingest
 from runtime_server.learning import Learning
+from runtime_server.probe import Probe
 from runtime_server.ranks import Ranks
 from runtime_server.rate import FRAMES_PER_S, RateLimit
 from runtime_server.releases import ReleaseConfig, Releaser, first_model
@@ -76,6 +77,8 @@ class ServerConfig:
     """Training steps between two checkpoints."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     release: ReleaseConfig = field(default_factory=ReleaseConfig)
+    probe: Path | None = None
+    """Labelled recordings, a folder or CSV, on which no release may be worse."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
 
@@ -247,6 +250,7 @@ class Server:
         self.releaser: Releaser | None = None
         if not self.config.training:
             return
+        info = newest.bundle.manifest.info
         graph, train, width = self.encoder.graph, self.config.train, self.encoder.embedding_dim
         self.checkpoints = Checkpoints(self.state.root / "trainer" / "checkpoint.pt", self.encoder.id, self.ranks.rank)
         self.trainer = resumed(lambda: Trainer(first_model(graph, newest), train, width, self.ranks), self.checkpoints)
@@ -255,11 +259,12 @@ class Server:
             self.generations,
             self.trainer,
             self.state,
-            windows_for(newest.bundle.manifest.info, self.config.calibrate),
+            windows_for(info, self.config.calibrate),
             self.key,
             self.config.release,
             self.rollout,
             self.ranks,
+            Probe(self.config.probe, info.front_end) if self.config.probe and self.ranks.first else None,
         )
 
     def _start_learning(self) -> None:

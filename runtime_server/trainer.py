@@ -21,7 +21,7 @@ from runtime_server.augment import AugmentConfig, augment
 from runtime_server.buffer import Group, TemporalBuffer, Window
 from runtime_server.generations import CutModel, copy_module
 from runtime_server.losses import HybridConfig, HybridLoss
-from runtime_server.metrics import effective_rank
+from runtime_server.metrics import Geometry, geometry
 from runtime_server.ranks import Batch, Ranks
 from runtime_server.taken import Taken
 from streamsplit_compile.segment import run_segments
@@ -62,6 +62,10 @@ class StepMetrics:
     seconds: float
     windows: int
     losses: dict[str, float]
+    geometry: Geometry
+    """Of the batch, before the step."""
+    gradient_norm: float
+    """Before clipping; not finite for a step that was left out."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,7 @@ class Judgement:
 
     loss: float
     """The hybrid loss without virtual negatives."""
-    rank: float
-    """Effective rank of the embeddings; 1 when they are all in one place, 0 when they are not finite."""
+    geometry: Geometry
 
 
 class Trainer:
@@ -143,7 +146,9 @@ class Trainer:
         """One optimiser step of the hybrid loss (METHOD section 5) on a fresh batch; all ranks take it together."""
         started = time.monotonic()
         groups = self._sample(self._buffer, self._rng, self.config.batch)
-        loss, losses = self._objective(groups, self.model.segments, self._loss, self._mixture(), self._generator)
+        loss, losses, geometry = self._objective(
+            groups, self.model.segments, self._loss, self._mixture(), self._generator
+        )
         self._optimizer.zero_grad(set_to_none=True)
         if groups:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -154,7 +159,7 @@ class Trainer:
             self._average()
         self.steps += 1
         windows = sum(len(group) for group in groups)
-        metrics = StepMetrics(self.steps, time.monotonic() - started, windows, losses)
+        metrics = StepMetrics(self.steps, time.monotonic() - started, windows, losses, geometry, float(norm))
         self.history.append(metrics)
         return metrics
 
@@ -172,11 +177,10 @@ class Trainer:
         for model in models:
             generator = torch.Generator().manual_seed(seed)
             with torch.no_grad():
-                loss, _ = self._objective(groups, model.segments, HybridLoss(self.config.loss), None, generator)
-                own = self._rows([_embed(model.segments, group) for group in groups])
-                (z,) = self._ranks.gather(own)
-            rank = effective_rank(z) if bool(z.isfinite().all()) else 0.0
-            judgements.append(Judgement(float(loss), rank))
+                loss, _, geometry = self._objective(
+                    groups, model.segments, HybridLoss(self.config.loss), None, generator
+                )
+            judgements.append(Judgement(float(loss), geometry))
         return judgements
 
     def averaged_tensors(self) -> dict[str, npt.NDArray[Any]]:
@@ -239,15 +243,17 @@ class Trainer:
         loss: HybridLoss,
         mixture: GaussianMemory | None,
         generator: torch.Generator,
-    ) -> tuple[Tensor, dict[str, float]]:
-        anchors, positives = [], []
+    ) -> tuple[Tensor, dict[str, float], Geometry]:
+        """The loss of two views of each window, its parts, and how the views lie."""
+        anchors: list[Tensor] = []
+        positives: list[Tensor] = []
         for group in groups:
             suffix = segments[group.cut :]
-            views = [
+            seen = [
                 augment(kept.flatten(0, 1).float(), generator, self.config.augment, group.cut == 0)
                 for kept in (group.activations, group.partners)
             ]
-            both = run_segments(suffix, torch.cat(views))
+            both = run_segments(suffix, torch.cat(seen))
             anchors.append(both[: len(group)])
             positives.append(both[len(group) :])
         z, numbers = self._rows(anchors), torch.zeros(0, dtype=torch.int64)
@@ -261,7 +267,7 @@ class Trainer:
         batch = self._ranks.gather_batch(own)
         windows, chains = batch.windows, batch.chains
         near = (chains[:, None] == chains[None, :]) & ((windows[:, None] - windows[None, :]).abs() <= 2)
-        return loss(
+        total, parts = loss(
             batch.anchors,
             positives=batch.positives,
             negatives=batch.negatives,
@@ -269,6 +275,7 @@ class Trainer:
             windows=windows,
             chains=chains,
         )
+        return total, parts, geometry(batch.anchors.detach(), batch.positives.detach())
 
     def _sample(self, buffer: TemporalBuffer, rng: np.random.Generator, size: int) -> list[Group]:
         """A batch's share of this rank; nothing where it has no windows, or there are more ranks than the batch has."""
@@ -300,8 +307,3 @@ class Trainer:
     def _average(self) -> None:
         for average, current in zip(self.averaged.parameters(), self.model.module.parameters(), strict=True):
             average.lerp_(current, 1.0 - self.config.ema)
-
-
-def _embed(segments: Sequence[fx.GraphModule], group: Group) -> Tensor:
-    """Embeddings (n, d) of a group's windows as they came."""
-    return run_segments(segments[group.cut :], group.activations.flatten(0, 1).float())

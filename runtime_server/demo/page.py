@@ -95,8 +95,8 @@ def _releases(summary: dict[str, Any]) -> str:
             row["steps"],
             row["reason"],
             ", ".join(row["changed_blocks"]) or "-",
-            _number(row["held_out_before"]),
-            _number(row["held_out_after"]),
+            _number((row["before"] or {}).get("loss")),
+            _number((row["after"] or {}).get("loss")),
             f"{row['seconds']:.1f} s",
         ]
         for row in summary["releases"]

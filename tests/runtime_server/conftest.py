@@ -56,6 +56,22 @@ def sounds(small_bundle):
     return np.stack([audio[i * hop : i * hop + window] for i in range(count)])
 
 
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory, small_bundle):
+    """A folder with two labels, a low and a high sound, six recordings of each; a Tiny tells them apart mostly."""
+    import numpy as np
+    import soundfile
+
+    root, rate = tmp_path_factory.mktemp("recordings"), small_bundle.manifest.info.front_end.sample_rate
+    rng, time = np.random.default_rng(0), np.arange(2 * rate) / rate
+    for label, pitch in (("high", 900.0), ("low", 120.0)):
+        (root / label).mkdir()
+        for number in range(6):
+            tone = 0.3 * np.sin(2 * np.pi * (pitch + 10 * number) * time) + 0.05 * rng.standard_normal(len(time))
+            soundfile.write(root / label / f"{number}.wav", tone.astype(np.float32), rate)
+    return root
+
+
 @pytest.fixture
 def generations(tiny_encoder, small_bundle):
     """One generation of the small bundle."""

@@ -1,5 +1,7 @@
 """Releases: what may pass, what is recompiled, and what is on disk before anybody is told."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ import torch
 from runtime_edge.bundle import open_bundle
 from runtime_edge.prefix import Prefix
 from runtime_server.buffer import Window
-from runtime_server.releases import ReleaseConfig, Releaser, first_model
+from runtime_server.probe import Probe
+from runtime_server.releases import Quality, ReleaseConfig, Releaser, first_model
 from runtime_server.rollout import Rollout, RolloutConfig
 from runtime_server.state import ServerState
 from runtime_server.trainer import TrainConfig, Trainer
@@ -91,7 +94,7 @@ def test_after_a_rollback_it_goes_on_from_what_devices_run_under_a_new_number(re
     rollout.roll_back(None)
     third = releaser.attempt()
     assert third.number == 3
-    assert releaser.outcomes[-1].held_out_before == releaser.outcomes[0].held_out_before, "judged against the second"
+    assert releaser.outcomes[-1].before == releaser.outcomes[0].before, "judged against the second"
     assert generations.newest is third
 
 
@@ -109,7 +112,7 @@ def test_no_worse_weights_become_the_next_generation(
 
     (outcome,) = releaser.outcomes
     assert outcome.released
-    assert outcome.held_out_after <= outcome.held_out_before * 1.02
+    assert outcome.after.loss <= outcome.before.loss * 1.02
     assert outcome.changed_blocks == (small_bundle.manifest.info.blocks[-1],), "only the head's block was changed"
     assert generations.newest is generation
     assert generation.number == 2
@@ -144,6 +147,75 @@ def test_worse_weights_are_not_released(releaser, trainer, generations, state, r
     assert generations.newest.number == 1
     assert state.generations(9) == []
     assert not state.bundle_path(2).exists()
+
+
+def test_training_that_goes_wrong_is_not_released(generations, sounds, activation, state, signing_key, rollout):
+    """A real drop: steps far too long, which help at first and then make everything one point."""
+    config = TrainConfig(batch=8, learning_rate=0.1, ema=0.0)
+    trainer = Trainer(first_model(generations._graph, generations.newest), config, 6)
+    for index, sound in enumerate(sounds):
+        trainer.take(Window("pi-1", "boot", index, 1, 1, torch.from_numpy(activation(sound, 1)), 0.5))
+    releaser = Releaser(
+        generations._graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(), rollout
+    )
+    for _ in range(25):
+        trainer.step()
+    better = releaser.attempt()
+    rollout.offer(2, better.bundle.digest)
+    for _ in range(75):
+        trainer.step()
+    assert releaser.attempt() is None
+    outcome = releaser.outcomes[-1]
+    assert not outcome.released
+    assert outcome.after.loss > 2 * outcome.before.loss
+    assert outcome.reason == "held-out loss rose"
+    assert generations.newest is better
+    assert not state.bundle_path(3).exists()
+
+
+GOOD = Quality(loss=1.0, alignment=0.3, uniformity=-2.0, effective_rank=5.0, probe_accuracy=0.8, knn_accuracy=0.7)
+
+
+@pytest.mark.parametrize(
+    ("after", "objection"),
+    [
+        ({}, ""),
+        ({"loss": 1.019}, ""),
+        ({"loss": 1.03}, "held-out loss rose"),
+        ({"loss": float("nan")}, "held-out loss rose"),
+        ({"effective_rank": 3.1}, ""),
+        ({"effective_rank": 2.9}, "embeddings are collapsing"),
+        ({"alignment": 0.49}, ""),
+        ({"alignment": 0.51}, "held-out alignment and uniformity got worse"),
+        ({"uniformity": -1.7}, "held-out alignment and uniformity got worse"),
+        ({"alignment": 0.6, "uniformity": -2.2}, ""),
+        ({"alignment": 0.0, "uniformity": 0.0}, "held-out alignment and uniformity got worse"),
+        ({"alignment": float("nan")}, "held-out alignment and uniformity got worse"),
+        ({"probe_accuracy": 0.785}, ""),
+        ({"probe_accuracy": 0.77}, "accuracy on the labelled recordings fell"),
+        ({"knn_accuracy": 0.0}, ""),
+    ],
+)
+def test_what_a_release_must_not_make_worse(releaser, after, objection):
+    assert releaser._objection(GOOD, replace(GOOD, **after)) == objection
+
+
+def test_recordings_with_labels_have_a_say(
+    generations, trainer, state, sounds, signing_key, rollout, recordings, small_bundle
+):
+    probe = Probe(recordings, small_bundle.manifest.info.front_end)
+    lenient = ReleaseConfig(tolerance=100.0, least_rank=0.0, geometry_tolerance=100.0)
+    releaser = Releaser(
+        generations._graph, generations, trainer, state, sounds[:4], signing_key, lenient, rollout, probe=probe
+    )
+    set_weights(trainer, head__weight=torch.zeros_like)
+    assert releaser.attempt() is None
+    outcome = releaser.outcomes[-1]
+    assert outcome.reason == "accuracy on the labelled recordings fell"
+    assert outcome.before.probe_accuracy > outcome.after.probe_accuracy + 0.1
+    set_weights(trainer, head__weight=lambda w: generations.newest.model.module.get_parameter("head.weight") * 1.01)
+    assert releaser.attempt().number == 2
+    assert releaser.outcomes[-1].before == outcome.before
 
 
 def test_a_higher_loss_is_not_released(releaser, trainer, generations):

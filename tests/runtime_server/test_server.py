@@ -214,6 +214,28 @@ def test_a_restart_goes_on_training_where_it_stood(run_server, sounds, frame_of,
     assert status["windows"] == {"pi-1": len(sounds)}
 
 
+def test_a_drop_in_held_out_quality_is_not_published(run_server, sounds, frame_of):
+    """Steps that are far too long make everything one point sooner or later."""
+    train = TrainConfig(batch=8, min_windows=len(sounds) - 8, learning_rate=0.1, ema=0.0)
+
+    async def work(server, hub):
+        for window, sound in enumerate(sounds):
+            await send(hub, frame_of(sound, window, 1), window)
+        while server.trainer.steps < 120:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1.0)  # what was released by then has been published
+        bucket = await hub.stream.key_value(subjects.RELEASES)
+        told = {decode_release(entry.value, "test").generation for entry in await bucket.history("rpi4")}
+        return told, list(server.releaser.outcomes)
+
+    (told, outcomes), _ = run_server(work, training=True, train=train, release=ReleaseConfig(every_steps=20))
+    dropped = [outcome for outcome in outcomes if outcome.after.loss > outcome.before.loss * 1.02]
+    assert dropped
+    assert not any(outcome.released for outcome in dropped)
+    assert {outcome.reason for outcome in dropped} <= {"held-out loss rose"}
+    assert {1} <= told <= {1, *(outcome.generation for outcome in outcomes if outcome.released)}
+
+
 def test_a_bundle_of_other_weights_is_refused(small_bundle, tmp_path):
     torch.save(Tiny(seed=1).state_dict(), tmp_path / "other.pt")
     other = load_encoder(tmp_path / "other.pt", "toys:Tiny")
