@@ -9,6 +9,7 @@ import click
 
 from runtime_edge.errors import CheckFailed
 from runtime_server.lab.bench import BenchConfig, read_bench, run_bench, save
+from runtime_server.lab.page import write_page
 from runtime_server.lab.report import COLUMNS, compare, rows
 from runtime_server.lab.scenarios import SCENARIOS, scenario_named
 from streamsplit_compile.options import PathParam, json_option, print_json, print_table
@@ -60,6 +61,7 @@ def run(
     )
     found = asyncio.run(run_bench(config, lambda text: click.echo(text, err=True)))
     path = save(found, out)
+    write_page(found, out / "bench.md", "Bench")
     if as_json:
         print_json({"file": str(path), "runs": len(found.runs)})
         return

@@ -15,12 +15,6 @@ COLUMNS = (
     "policy", "p50 ms", "p95 ms", "p99 ms", "device", "network", "server", "MB/h up", "MB/h down", "mJ", "of it radio",
     "fidelity", "probe", "P@10", "latency", "bytes", "energy",
 )  # fmt: skip
-PAPER = (
-    ("latency, server-only / ours", "up to 4.7", "latency"),
-    ("bytes, fewer than server-only", "77.1 %", "bytes"),
-    ("energy, less than server-only", "52.3 %", "energy"),
-    ("accuracy, points below server-only", "2.2", "accuracy"),
-)
 
 
 @dataclass(frozen=True)

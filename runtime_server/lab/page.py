@@ -1,0 +1,87 @@
+"""A bench as a page: goals, tables, pictures, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime_server.lab.bench import Bench
+from runtime_server.lab.goals import DIFFERS, Goal, goals
+from runtime_server.lab.plots import draw
+from runtime_server.lab.report import COLUMNS, ratios, rows, spread
+from runtime_server.lab.scenarios import SCENARIOS
+
+
+def write_page(bench: Bench, path: Path, title: str = "The proof") -> None:
+    """Write the page and, beside it, its pictures."""
+    pairs = list(dict.fromkeys((run.encoder, run.scenario) for run in bench.runs))
+    lines = [f"# {title}", "", *_how(bench), "", "## Against the paper", "", *_headline(bench), ""]
+    for encoder, scenario in pairs:
+        what = SCENARIOS[scenario].what if scenario in SCENARIOS else ""
+        lines += [f"## {encoder}, {scenario}", "", what, "", *_table(COLUMNS, rows(bench, encoder, scenario)), ""]
+        lines += [f"![{picture.stem}]({picture.name})" for picture in draw(bench, encoder, scenario, path.parent)]
+        lines += ["", *_reactions(bench, encoder, scenario), *_repeatable(bench, encoder, scenario), ""]
+    path.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _how(bench: Bench) -> list[str]:
+    where = ", ".join(f"{name} {value}" for name, value in bench.machine.items())
+    return [
+        f"`{bench.command}`, {bench.created}: runs of {bench.seconds:g} s, {bench.repeats} of each, policies in turn, "
+        f"seed {bench.seed}. {bench.audio[0].upper()}{bench.audio[1:]}. Measured on: {where}.",
+        "",
+        f"Latency is from the end of a window to its embedding outside the device's process. Bytes are those of "
+        f"{bench.bytes_are}. The device computes at the pace of {bench.target}'s cost table; the Python around the "
+        f"blocks is not slowed. Energy is modelled: {bench.target}'s figures for the blocks that ran, for encoding "
+        "and for the bytes sent; receiving is not in it. Fidelity is the mean cosine with the float32 encoder's "
+        "embedding; the probe and P@10 are over labelled clips through the same processes. Latency, bytes and energy "
+        "in the last columns are against `pcm16`: 16-bit samples, each sent once.",
+    ]
+
+
+def _headline(bench: Bench) -> list[str]:
+    found = [(encoder, goal) for encoder in bench.encoders for goal in goals(bench, encoder)]
+    if not found:
+        return ["Not measured: this needs the scenario lte with the policies pcm16 and table."]
+    table = [[encoder, goal.name, goal.paper, f"{goal.value:.3g}", _verdict(goal), goal.why] for encoder, goal in found]
+    return [
+        *_table(("encoder", "number, lte", "paper", "here", "goal", "made of"), table),
+        "",
+        *(f"- {text}" for text in DIFFERS),
+    ]
+
+
+def _verdict(goal: Goal) -> str:
+    return f"{goal.goal}, met" if goal.met else f"{goal.goal}, **missed** by {goal.missed_by:.3g}"
+
+
+def _reactions(bench: Bench, encoder: str, scenario: str) -> list[str]:
+    found = [
+        reaction
+        for run in bench.runs
+        if (run.encoder, run.scenario, run.policy) == (encoder, scenario, "table")
+        for reaction in run.reaction_s
+    ]
+    if not found:
+        return ["No step called for another cut of the table."]
+    return [f"The table answered {len(found)} steps with another cut, within {max(found):.1f} s at most."]
+
+
+def _repeatable(bench: Bench, encoder: str, scenario: str) -> list[str]:
+    """How much the ratios of repetitions differ, the worst policy."""
+    worst = (0.0, "")
+    for policy in dict.fromkeys(run.policy for run in bench.runs):
+        found = ratios(bench, encoder, scenario, policy)
+        if len(found) > 1:
+            differs = max(
+                spread(r.latency for r in found),
+                spread(1 - r.bytes_saved for r in found),
+                spread(1 - r.energy_saved for r in found),
+            )
+            worst = max(worst, (differs, policy))
+    return [f"Repetitions differ by at most {worst[0]:.1%} in a ratio (`{worst[1]}`)."] if worst[1] else []
+
+
+def _table(columns: Sequence[str], found: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return lines + [f"| {' | '.join(row)} |" for row in found]

@@ -1,0 +1,65 @@
+"""Measure StreamSplit against what people would use instead, in namespaces, and write docs/proof.md.
+
+    python -m tools.bench_lab [--quick] [--encoder mn04.pt] [--audio recordings/] [--scenario lte]
+
+`--quick` takes one short run of each policy in `lte`. Where namespaces are not permitted it says so and
+measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from runtime_server.lab.bench import Bench, BenchConfig, run_bench
+from runtime_server.lab.goals import goals
+from runtime_server.lab.network import why_not
+from runtime_server.lab.page import write_page
+from runtime_server.lab.scenarios import SCENARIOS, scenario_named
+from tools.benchmarks import Section, publish
+
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+ENCODERS = ("resnet18", "mobilenet_v3_small")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--encoder", action="append", default=[])
+    parser.add_argument("--scenario", action="append", default=[])
+    parser.add_argument("--audio", type=Path)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--repeats", type=int, default=2)
+    given, _ = parser.parse_known_args(arguments)
+    if reason := why_not():
+        print(f"not measured: {reason}")
+        return
+    config = BenchConfig(
+        scenarios=tuple(scenario_named(name) for name in given.scenario or (["lte"] if given.quick else SCENARIOS)),
+        encoders=tuple(given.encoder) or ENCODERS[: 1 if given.quick else None],
+        audio=given.audio,
+        seconds=10.0 if given.quick else given.seconds,
+        repeats=1 if given.quick else given.repeats,
+        clips_every=10 if given.quick else 1,
+    )
+    bench = asyncio.run(run_bench(config, print))
+    write_page(bench, _DOCS / "proof.md")
+    (_DOCS / "proof.json").write_bytes(bench.to_json())
+    publish(section(bench))
+
+
+def section(bench: Bench) -> Section:
+    """The goals, for docs/benchmarks.md."""
+    found = Section("proof", "The proof", "python -m tools.bench_lab")
+    for encoder in bench.encoders:
+        for goal in goals(bench, encoder):
+            name = goal.name.replace(" / ", " to ").replace(" ", "_").lower()
+            found.add(f"{encoder}.{name}", goal.value, goal.goal, f"table in lte against server-only PCM: {goal.why}")
+    found.detail("all policies, scenarios and parts", "[proof.md](proof.md)")
+    return found
+
+
+if __name__ == "__main__":
+    main()
