@@ -27,9 +27,12 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamInfo
 from nats.js.client import JetStreamContext
 
 from runtime_edge import subjects
+from runtime_edge.codec import STREAMS
 from runtime_edge.errors import FrameError, LinkError
 from runtime_edge.link import BROKER_ERRORS, reason
+from runtime_edge.wire import WIRE_ENCODINGS
 from runtime_server.arrival import Arrival, decode_arrival
+from runtime_server.audio_streams import AudioStreams
 from runtime_server.buffer import Window
 from runtime_server.generations import Generations
 from runtime_server.hub import Hub
@@ -78,10 +81,11 @@ class Replay:
         self._hub, self._generations, self._trainer, self._counted = hub, generations, trainer, counted
         self._config = config or ReplayConfig()
         self._seen: Counter[str] = Counter()
+        self._streams = AudioStreams()
 
     async def run(self, partitions: Iterable[int]) -> ReplayOutcome:
         """Read the recent frames of the partitions, once. Raises LinkError; then it may be called again."""
-        began, self._seen = time.monotonic(), Counter()
+        began, self._seen, self._streams = time.monotonic(), Counter(), AudioStreams()
         try:
             info = await self._hub.stream.stream_info(subjects.STREAM)
             self._check_stream(info)
@@ -143,13 +147,14 @@ class Replay:
         again: list[Window] = []
         anew: list[Window] = []
         for message in messages:
+            why = ""
             try:
                 arrival = decode_arrival(message, 0.0)
                 had = arrival.sequence in trainer.awaited
                 why = "" if had else self._objection(arrival, oldest)
-                window = None if why else self._window(arrival)
+                window = self._window(arrival) if not why or _streamed(arrival) else None
             except FrameError:
-                why = "garbage"
+                why = why or "garbage"  # or audio whose beginning is out of reach
             if why:
                 self._seen[why] += 1
             elif window is None:
@@ -182,7 +187,7 @@ class Replay:
             index=header.window,
             generation=header.generation,
             cut=header.cut,
-            activation=torch.from_numpy(generation.decode(header, arrival.payload)),
+            activation=torch.tensor(self._streams.activation(generation, arrival)),
             uncertainty=header.uncertainty,
             sequence=arrival.sequence,
         )
@@ -201,6 +206,11 @@ class Replay:
             for place, embedding in zip(places, embeddings, strict=True):
                 found[place] = replace(windows[place], embedding=embedding)
         return found
+
+
+def _streamed(arrival: Arrival) -> bool:
+    """Whether a frame goes on where the one before it ended: then all of them are decoded, wanted or not."""
+    return WIRE_ENCODINGS[arrival.header.encoding] in STREAMS
 
 
 async def _next(subscription: JetStreamContext.PullSubscription, size: int) -> list[Msg]:

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from runtime_edge import subjects
+from runtime_edge.audio_stream import AudioStreamEncoder
 from runtime_edge.tasks import cancel_all
+from runtime_edge.wire import encode_frame
 from runtime_server.checkpoint import Checkpoints
 from runtime_server.ingest import Ingest
 from runtime_server.ledger import Ledger
+from runtime_server.rate import RateLimit
 from runtime_server.releases import first_model
 from runtime_server.replay import Replay, ReplayConfig
 from runtime_server.trainer import TrainConfig, Trainer
@@ -45,7 +48,7 @@ def send(sounds, frame_of):
 
 @contextlib.asynccontextmanager
 async def ingesting(hub, generations, trainer, ledger):
-    task = asyncio.create_task(Ingest(hub, generations, trainer, ledger).run(ALL))
+    task = asyncio.create_task(Ingest(hub, generations, trainer, ledger, RateLimit(1000.0)).run(ALL))
     try:
         yield
     finally:
@@ -254,3 +257,34 @@ def test_what_cannot_be_read_again_is_said_and_does_not_stand_in_the_way(
     assert not fresh.awaited
     assert retired.taken == 0
     assert retired.skipped == {"retired": 40, "garbage": 1}
+
+
+def test_audio_that_goes_on_from_frame_to_frame_is_put_together_again(
+    play, generations, trainer_of, sounds, small_bundle, tmp_path
+):
+    """Each frame holds what is new since the one before, so that even those that are not wanted must be decoded."""
+    info, checkpoints = small_bundle.manifest.info.front_end, Checkpoints(tmp_path / "checkpoint.pt", "tiny")
+    rate, window, hop = info.sample_rate, info.window_samples, info.hop_samples
+    audio = np.tile(np.concatenate(sounds), 2)
+    encoder = AudioStreamEncoder("pcm16-stream", rate, window, hop, 16.0)
+    heard = [audio[index * hop : index * hop + window] for index in range(130)]  # the first 30 are let go
+
+    async def work(hub):
+        trainer, ledger = trainer_of(), Ledger()
+        for index, samples in enumerate(heard):
+            payload = encoder.encode(samples, index, alone=False)
+            frame = encode_frame(index, 0, 1, 0, "pcm16-stream", False, 0.5, payload)
+            headers = {subjects.MESSAGE_ID_HEADER: subjects.message_id("pi-1", "b0", index)}
+            await hub.stream.publish(subjects.frames("pi-1"), frame, headers=headers)
+        async with ingesting(hub, generations, trainer, ledger):
+            await counted(ledger, len(heard))
+        await Replay(hub, generations, trainer, ledger).run(ALL)
+        checkpoints.save(trainer)
+        resumed = trainer_of()
+        checkpoints.load(resumed)
+        return trainer, resumed, await Replay(hub, generations, resumed, ledger).run(ALL)
+
+    trainer, resumed, outcome = play(work)
+    assert outcome.missing == 0
+    assert outcome.put_back == len(held(trainer)) < len(heard)
+    assert held(resumed) == held(trainer)
