@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,12 +23,16 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from runtime_edge import subjects
 from runtime_edge.errors import FormatError, LinkError, UsageError
 
 _PATIENCE = timedelta(minutes=10)
 """The others wait while the first one compiles a release; a rank that dies is noticed at once."""
+_MEETING = timedelta(minutes=2)
+_LOOK_S = 0.05
 _SEEDS_APART = 1_000_003
 
 
@@ -62,8 +68,10 @@ class Ranks:
         if world == 1:
             return cls()
         ranks = cls(rank, world)
+        host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
         with ranks._talking():
-            dist.init_process_group("gloo", timeout=_PATIENCE)
+            store = meet(TCPStore(host, port, world, is_master=False, timeout=_MEETING), rank, world)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
         ranks._group = dist.group.WORLD
         return ranks
 
@@ -180,3 +188,26 @@ class Ranks:
         except RuntimeError as exc:
             why = " ".join(str(exc).split())[:200]
             raise LinkError(f"rank {self.rank} of {self.world}: another rank is gone ({why})") from None
+
+
+def meet(store: Store, rank: int, world: int, patience: timedelta = _MEETING) -> Store:
+    """A part of the store that these processes alone know. Raises RuntimeError when the others do not come.
+
+    torchrun's store outlives the processes it starts again, and what the former ones have left there, where they
+    listen for instance, looks like a word of the living. So the first one opens a room with a name of its own, each of
+    the others leaves its token there, and comes in when the first has seen that very token.
+    """
+    deadline, token = time.monotonic() + patience.total_seconds(), secrets.token_hex(8)
+    if rank == 0:
+        store.set("ssc/room", token)
+    while time.monotonic() < deadline:
+        if store.check(["ssc/room"]):
+            room = store.get("ssc/room").decode()
+            here, seen = [f"ssc/{room}/{other}" for other in range(world)], f"ssc/{room}/seen"
+            store.set(here[rank], token)
+            if rank == 0 and store.check(here):
+                store.set(seen, " ".join(store.get(key).decode() for key in here))
+            if store.check([seen]) and store.get(seen).decode().split()[rank] == token:
+                return PrefixStore(f"ssc/{room}/group", store)
+        time.sleep(_LOOK_S)
+    raise RuntimeError(f"no {world} ranks within {patience.total_seconds():.0f} s")

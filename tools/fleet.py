@@ -134,8 +134,8 @@ class SimulatedDevice:
         self._delivery = Delivery(config, self.link, self.outbox, compute, self.accounting, BandwidthEstimator())
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, period_s: float, stopping: asyncio.Event) -> None:
-        """Ship windows until told to stop, and then what lies in the spool."""
+    async def run(self, period_s: float, stopping: asyncio.Event, leaving: asyncio.Event) -> None:
+        """Ship windows until told to stop, then what lies in the spool, and take answers until told to leave."""
         connecting = asyncio.create_task(self.link.connect_at_last())
         replay = asyncio.create_task(self._delivery.replay_forever())
         due = time.monotonic() + period_s * random.Random(self._number).random()
@@ -148,6 +148,7 @@ class SimulatedDevice:
                 window += 1
             await asyncio.gather(*self._tasks)
             await self._delivery.drain(_SETTLE_S)
+            await leaving.wait()
         finally:
             await cancel_all([connecting, replay, *self._tasks])
             await self._delivery.close()
@@ -254,20 +255,22 @@ class Fleet:
         return self._report(time.monotonic() - began, settled_s, exit_status)
 
     async def _stream(self) -> float:
-        stopping = asyncio.Event()
+        stopping, leaving = asyncio.Event(), asyncio.Event()
         with Compute() as compute:
             self.devices = [
                 SimulatedDevice(number, self.brokers.url, self._directory, self._recorded, compute, self.answers)
                 for number in range(self.config.devices)
             ]
-            running = [asyncio.create_task(device.run(self.config.period_s, stopping)) for device in self.devices]
+            period_s = self.config.period_s
+            running = [asyncio.create_task(device.run(period_s, stopping, leaving)) for device in self.devices]
             killing = asyncio.create_task(self._kill_forever())
             await asyncio.wait([*running, killing], timeout=self.config.seconds, return_when=asyncio.FIRST_EXCEPTION)
             await cancel_all([killing])
             ended = time.monotonic()
             stopping.set()
+            await self._settle()
+            leaving.set()
             await asyncio.gather(*running)
-        await self._settle()
         return time.monotonic() - ended
 
     async def _kill_forever(self) -> None:
@@ -287,15 +290,16 @@ class Fleet:
             print(f"killed {victim}", flush=True)
 
     async def _settle(self) -> None:
-        """Until the server has counted what was acknowledged, or no more comes."""
-        acked, deadline = sum(device.accounting.acked for device in self.devices), time.monotonic() + _SETTLE_S
+        """Until the server has counted what was captured, or no more comes."""
+        deadline = time.monotonic() + _SETTLE_S
         while time.monotonic() < deadline:
+            captured = sum(device.accounting.captured for device in self.devices)
             try:
                 self._status = await self.server.status()
             except LinkError:
                 self._status = {}
             missing = any(rank.get("missing") for rank in self._status.get("ranks", []))
-            if self._status and not missing and sum(self._status["windows"].values()) >= acked:
+            if self._status and not missing and sum(self._status["windows"].values()) >= captured:
                 break
             await asyncio.sleep(1.0)
         await asyncio.sleep(2.0)  # what would be counted twice comes now

@@ -1,14 +1,18 @@
 """Ranks that train together, as threads here: what all of them know, and that a step of theirs is a step of one."""
 
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from runtime_edge import subjects
 from runtime_edge.errors import LinkError, UsageError
-from runtime_server.ranks import Batch, Ranks
+from runtime_server.ranks import Batch, Ranks, meet
 
 
 def test_every_partition_has_one_rank_whatever_their_number():
@@ -83,3 +87,24 @@ def test_a_rank_that_is_gone_is_one_clear_error(together):
             ranks.wait()
 
     together(2, work)
+
+
+def test_ranks_that_are_started_again_do_not_take_the_former_ones_for_each_other():
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def come(rank, after_s=0.0):
+        time.sleep(after_s)
+        client = dist.TCPStore("127.0.0.1", store.port, is_master=False)
+        room = meet(client, rank, 2, timedelta(seconds=10))
+        if rank == 0:
+            room.set("word", str(next(words)))
+        return room.get("word")
+
+    words = iter(range(9))
+    with ThreadPoolExecutor(2) as pool:
+        for attempt, late in enumerate(((0.0, 0.0), (0.4, 0.0), (0.0, 0.4))):
+            if attempt == 2:  # one of the second attempt's came, and was killed before the other did
+                with pytest.raises(RuntimeError, match="no 2 ranks"):
+                    meet(store, 0, 2, timedelta(seconds=0.2))
+            met = list(pool.map(come, range(2), late))
+            assert met == [str(attempt).encode()] * 2
