@@ -1,14 +1,13 @@
-"""A device's status as Prometheus metrics, on loopback only. The one file that imports prometheus_client."""
+"""A device's status as Prometheus metrics, on loopback only."""
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from runtime_edge.errors import MissingExtra, UsageError
-from runtime_edge.histogram import BOUNDS_MS, Histogram
+from runtime_edge.errors import UsageError
+from runtime_edge.prometheus import counters, gauge, histograms, info, require, serve
 from runtime_edge.status import Status
 
 if TYPE_CHECKING:
@@ -30,21 +29,14 @@ class MetricsServer:
     """
 
     def __init__(self, port: int, latest: Callable[[], Status | None]) -> None:
-        try:
-            from prometheus_client import CollectorRegistry, start_http_server
-            from prometheus_client.registry import Collector
-        except ImportError:
-            raise MissingExtra("prometheus-client", "metrics") from None
+        require()
 
-        class FromStatus(Collector):
-            def collect(self) -> Iterable[Metric]:
-                status = latest()
-                return () if status is None else metrics(status)
+        def families() -> Iterable[Metric]:
+            status = latest()
+            return () if status is None else metrics(status)
 
-        registry = CollectorRegistry()
-        registry.register(FromStatus())
         try:
-            self._server, self._thread = start_http_server(port, "127.0.0.1", registry)
+            self._server, self._thread = serve(port, families)
         except OSError as exc:
             raise UsageError(f"--metrics-port {port}: {exc.strerror}; give another one, or 0 for any") from None
         self.port = self._server.server_port
@@ -58,21 +50,17 @@ class MetricsServer:
 
 def metrics(status: Status) -> Iterator[Metric]:
     """Every metric of a status. Labels are stages, reasons, cuts of the bundle and names of errors: all bounded."""
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
-
     described = {"device": status.device, "target": status.target, "bundle": status.encoder.bundle}
     described |= {"variant": status.encoder.variant, "runtime": status.encoder.runtime}
-    yield InfoMetricFamily(_PREFIX + "device", "What runs.", value=described)
+    yield info(_PREFIX + "device", "What runs.", described)
     for name, text, value in _gauges(status):
         if value is not None:
-            yield GaugeMetricFamily(_PREFIX + name, text, value=float(value))
+            yield gauge(_PREFIX + name, text, value)
     for name, text, label, counts in _counters(status):
-        family = CounterMetricFamily(_PREFIX + name, text, labels=[label] if label else [])
-        for key, count in counts.items():
-            family.add_metric([key] if label else [], count)
-        yield family
-    yield _histograms("latency_seconds", "From a window's end to its embedding, by cut.", "cut", status.cut_ms.items())
-    yield _histograms("stage_seconds", "Time of one step of a window's way.", "stage", status.stage_ms.items())
+        yield counters(_PREFIX + name, text, label, counts)
+    latencies, stages = status.cut_ms.items(), status.stage_ms.items()
+    yield histograms(_PREFIX + "latency_seconds", "From a window's end to its embedding, by cut.", "cut", latencies)
+    yield histograms(_PREFIX + "stage_seconds", "Time of one step of a window's way.", "stage", stages)
 
 
 def _gauges(status: Status) -> Iterator[tuple[str, str, float | None]]:
@@ -116,14 +104,3 @@ def _counters(status: Status) -> Iterator[tuple[str, str, str, dict[str, int]]]:
     yield "audio_events", "What happened to the audio before it became windows.", "event", events
     yield "audio_samples", "Samples that were missing, not finite, or beyond full scale.", "kind", samples
     yield "errors", "Errors by type.", "type", report["errors"]
-
-
-def _histograms(name: str, text: str, label: str, histograms: Iterable[tuple[str, Histogram]]) -> Metric:
-    from prometheus_client.core import HistogramMetricFamily
-
-    family = HistogramMetricFamily(_PREFIX + name, text, labels=[label])
-    bounds = [*(str(bound / 1e3) for bound in BOUNDS_MS), "+Inf"]
-    for key, histogram in histograms:
-        buckets = list(zip(bounds, map(float, itertools.accumulate(histogram.counts)), strict=True))
-        family.add_metric([key], buckets, histogram.sum_ms / 1e3)
-    return family

@@ -77,6 +77,16 @@ class Group:
         return len(self.windows)
 
 
+@dataclass(frozen=True)
+class BufferSize:
+    """What a buffer holds."""
+
+    windows: int
+    nbytes: int
+    refused: dict[str, int]
+    """Windows that were not taken, by reason."""
+
+
 @dataclass
 class TemporalBuffer:
     """A sliding buffer of each device's last `horizon` window indices, within `limit_bytes` altogether.
@@ -148,6 +158,11 @@ class TemporalBuffer:
         with self._lock:
             chains = sorted(chain for chain in self._chains if chain[0] == device)
             return [self._windows[chain, index] for chain in chains for index in self._chains[chain]]
+
+    def size(self) -> BufferSize:
+        """What it holds now."""
+        with self._lock:
+            return BufferSize(len(self._windows), self.nbytes, dict(self.refused))
 
     def sequences(self) -> list[int]:
         """Where the windows it holds stand in the stream, ascending."""

@@ -60,6 +60,7 @@ def server() -> None:
 @click.option("--learning-rate", default=3e-5, show_default=True, type=float)
 @click.option("--train-share", default=0.6, show_default=True, type=click.FloatRange(0.01, 1.0))
 @release_options
+@click.option("--tensorboard", type=PathParam(), help="Directory for TensorBoard's event files of the training.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Torch threads.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the training.")
 @security_options

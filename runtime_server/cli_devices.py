@@ -36,7 +36,7 @@ _OPTIONS = [
         type=click.FloatRange(min=0.1),
         help="Frames a second one device may send for long.",
     ),
-    click.option("--health-port", type=click.IntRange(0, 65535), help="Answer /healthz on this port of 127.0.0.1."),
+    click.option("--health-port", type=click.IntRange(0, 65535), help="Answer /healthz and /metrics on 127.0.0.1."),
 ]
 
 _BROKER_OPTIONS = [

@@ -1,6 +1,6 @@
-"""Whether the server is well, over HTTP on this machine: `GET /healthz` is 200, or 503 with the reasons.
+"""The server over HTTP on this machine: `GET /healthz` is 200, or 503 with what is wrong, and `/metrics` measures.
 
-health = HealthServer(8080, {"/healthz": healthz(server.troubles)})
+health = HealthServer(8080, {"/healthz": healthz(server.troubles), "/metrics": metrics_page(server.measure)})
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from runtime_edge.errors import UsageError
+from runtime_edge import prometheus
+from runtime_edge.errors import MissingExtra, UsageError
+from runtime_server.server_metrics import Measured, families
 
 _TIMEOUT_S = 3.0
 
@@ -69,6 +71,27 @@ class HealthServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def metrics_page(measure: Callable[[], Coroutine[Any, Any, Measured]]) -> Callable[[], Answer]:
+    """What to call for `/metrics`; `measure` runs on the event loop of the caller.
+
+    503 when the event loop stands still, 501 when prometheus-client is not installed.
+    """
+    loop = asyncio.get_running_loop()
+
+    def ask() -> Answer:
+        asked = asyncio.run_coroutine_threadsafe(measure(), loop)
+        try:
+            prometheus.require()
+            return Answer(200, prometheus.render(families(asked.result(_TIMEOUT_S))), prometheus.CONTENT_TYPE)
+        except MissingExtra as exc:
+            return Answer(501, f"{exc}\n".encode(), "text/plain")
+        except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
+            asked.cancel()
+            return Answer(503, b"no answer in time\n", "text/plain")
+
+    return ask
 
 
 def healthz(troubles: Callable[[], Coroutine[Any, Any, list[str]]]) -> Callable[[], Answer]:

@@ -17,6 +17,7 @@ from nats.aio.msg import Msg
 
 from runtime_edge import subjects
 from runtime_edge.errors import FrameError, SscError
+from runtime_edge.histogram import Histogram
 from runtime_edge.memory import GaussianMemory
 from runtime_edge.tasks import cancel_all, next_within
 from runtime_edge.wire import SCHEMA_VERSION, Reply, encode_reply
@@ -49,6 +50,8 @@ class Ingest:
         rate: RateLimit | None = None,
     ) -> None:
         self.counters: Counter[str] = Counter()
+        self.latency_ms = {"batch": Histogram(), "reply": Histogram()}
+        """Of a batch in the torch thread, and of a frame from its arrival to its answer."""
         self.ledger = ledger
         self._hub, self._generations, self._trainer = hub, generations, trainer
         self._rate = rate or RateLimit()
@@ -103,9 +106,11 @@ class Ingest:
                 continue
             groups[arrival.header.generation, arrival.header.cut].append(arrival)
         for (generation, cut), arrivals in groups.items():
+            began = time.monotonic()
             replies = await asyncio.get_running_loop().run_in_executor(
                 self._torch, self._complete, generation, cut, arrivals
             )
+            self.latency_ms["batch"].observe((time.monotonic() - began) * 1e3)
             for arrival, reply in zip(arrivals, replies, strict=True):
                 await self._answer(arrival, reply)
 
@@ -186,6 +191,7 @@ class Ingest:
             if inbox and subjects.is_reply(arrival.device, inbox):
                 await self._hub.client.publish(inbox, encode_reply(reply))
             await arrival.message.ack()
+            self.latency_ms["reply"].observe((time.monotonic() - arrival.arrived) * 1e3)
         except (nats.errors.Error, OSError) as exc:
             # Not acknowledged: the broker delivers it again, and the ledger keeps it from counting twice.
             _LOG.debug("answer to %s: %s", arrival.device, exc)

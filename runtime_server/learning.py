@@ -9,11 +9,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from runtime_edge.errors import LinkError, SscError
+from runtime_edge.histogram import Histogram
 from runtime_server.checkpoint import Checkpoints
 from runtime_server.generations import Generation
 from runtime_server.ranks import Ranks
 from runtime_server.releases import ReleaseOutcome, Releaser
 from runtime_server.replay import Replay, ReplayOutcome
+from runtime_server.server_metrics import Training
+from runtime_server.tensorboard import Board
 from runtime_server.trainer import Trainer
 
 _LOG = logging.getLogger(__name__)
@@ -38,11 +41,13 @@ class Learning:
         checkpoint_steps: int,
         released: Released,
         ranks: Ranks | None = None,
+        board: Board | None = None,
     ) -> None:
+        self.step_ms = Histogram()
         self.replayed: ReplayOutcome | None = None
         self._trainer, self._releaser, self._replay, self._released = trainer, releaser, replay, released
         self._checkpoints, self._checkpoint_steps = checkpoints, checkpoint_steps
-        self._ranks = ranks or Ranks()
+        self._ranks, self._board = ranks or Ranks(), board
         self._halt = threading.Event()
         self._refilling: asyncio.Task[None] | None = None
 
@@ -90,11 +95,30 @@ class Learning:
                 self._halt.wait(_IDLE_S)
                 continue
             metrics = trainer.step()
+            self.step_ms.observe(metrics.seconds * 1e3)
+            if self._board is not None:
+                self._board.step(metrics)
             if trainer.steps - (self._checkpoints.saved or 0) >= self._checkpoint_steps:
                 self._save()
             self._halt.wait(metrics.seconds * rest)
         if trainer.steps != (self._checkpoints.saved or 0):
             self._save()
+        if self._board is not None:
+            self._board.close()
+
+    def measure(self) -> Training:
+        """Where training stands now."""
+        history, outcomes = list(self._trainer.history), list(self._releaser.outcomes)
+        return Training(
+            steps=self._trainer.steps,
+            saved_steps=self._checkpoints.saved or 0,
+            last=history[-1] if history else None,
+            step_ms=self.step_ms,
+            buffers=self._trainer.sizes(),
+            outcomes=self._releaser.counts.copy(),
+            judged=outcomes[-1] if outcomes else None,
+            replayed=self.replayed,
+        )
 
     def _save(self) -> None:
         try:
@@ -108,5 +132,7 @@ class Learning:
         except (SscError, OSError) as exc:
             _LOG.error("release refused: %s", exc)
             return
+        if self._board is not None and self._releaser.outcomes:
+            self._board.judged(self._releaser.outcomes[-1])
         if generation is not None:
             loop.call_soon_threadsafe(self._released, generation, self._releaser.outcomes[-1])

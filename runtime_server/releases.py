@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -101,6 +101,8 @@ class Releaser:
     ) -> None:
         self.config = config
         self.outcomes: deque[ReleaseOutcome] = deque(maxlen=_KEPT_OUTCOMES)
+        self.counts: Counter[str] = Counter()
+        """Attempts since the start, by "released" or the reason against it."""
         self._rollout, self._ranks, self._probe = rollout, ranks or Ranks(), probe
         self._probed: tuple[int, ProbeScore] | None = None
         self._graph, self._generations, self._trainer = graph, generations, trainer
@@ -209,6 +211,7 @@ class Releaser:
             seconds=time.monotonic() - started,
         )
         self.outcomes.append(outcome)
+        self.counts["released" if outcome.released else reason] += 1
         _LOG.info("%s", outcome)
 
 

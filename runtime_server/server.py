@@ -24,7 +24,7 @@ from runtime_server.broker import Broker, embedded, outside
 from runtime_server.checkpoint import Checkpoints, resumed
 from runtime_server.followers import Followers, Following, together
 from runtime_server.generations import KEPT_GENERATIONS, Generation, Generations
-from runtime_server.health import HealthServer, healthz
+from runtime_server.health import HealthServer, healthz, metrics_page
 from runtime_server.hub import STATUS_SUBJECT, Hub
 from runtime_server.ingest import Ingest
 from runtime_server.learning import Learning
@@ -35,7 +35,9 @@ from runtime_server.releases import ReleaseConfig, Releaser, first_model
 from runtime_server.replay import Replay, ReplayConfig
 from runtime_server.rollout import Rollout, RolloutConfig
 from runtime_server.rollout_service import RolloutService
+from runtime_server.server_metrics import Measured
 from runtime_server.state import ServerState
+from runtime_server.tensorboard import Board
 from runtime_server.trainer import TrainConfig, Trainer
 from streamsplit_compile.bundle_writer import staging_directory, write_manifest
 from streamsplit_compile.calibrate import windows_for
@@ -72,7 +74,9 @@ class ServerConfig:
     max_rate: float = FRAMES_PER_S
     """Frames a second one device may send for long."""
     health_port: int | None = None
-    """Where `/healthz` answers on this machine."""
+    """Where `/healthz` and `/metrics` answer on this machine."""
+    tensorboard: Path | None = None
+    """Directory for TensorBoard's event files."""
     checkpoint_steps: int = 200
     """Training steps between two checkpoints."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -120,7 +124,8 @@ class Server:
         self.ledger = self.state.ledger(self.ranks.partitions)
         self.hub = Hub(self.address, "server")
         port = self.config.health_port if self.ranks.first else None
-        health = None if port is None else HealthServer(port, {"/healthz": healthz(self.troubles)})
+        paths = {"/healthz": healthz(self.troubles), "/metrics": metrics_page(self.measure)}
+        health = None if port is None else HealthServer(port, paths)
         try:
             if self.broker is not None:
                 await self.broker.start()
@@ -204,6 +209,23 @@ class Server:
             return {**self.status(), "troubles": self._troubles()}
         return together(self.status(), await self.followers.statuses(), self.ranks.world)
 
+    async def measure(self) -> Measured:
+        """What there is to measure now; windows and frames of all ranks, the rest of the first one."""
+        if not self.started.is_set():
+            return Measured(self.encoder.id, 0, time.monotonic() - self._began, 0, 0, {}, False)
+        told = await self.status_of_all()
+        return Measured(
+            encoder=self.encoder.id,
+            generation=self.rollout.base,
+            uptime_s=time.monotonic() - self._began,
+            devices=len(told["windows"]),
+            windows=sum(told["windows"].values()),
+            frames=told["counters"],
+            connected=self.hub.client.is_connected,
+            latency_ms=self.ingest.latency_ms,
+            training=None if self.learning is None else self.learning.measure(),
+        )
+
     def status(self) -> dict[str, Any]:
         """What the server would say of itself now."""
         history = list(self.trainer.history)[-_STATUS_STEPS:] if self.trainer else []
@@ -281,6 +303,7 @@ class Server:
             self.config.checkpoint_steps,
             self.releases.released,
             self.ranks,
+            Board(self.config.tensorboard) if self.config.tensorboard and self.ranks.first else None,
         )
 
     def _import_first(self) -> tuple[Bundle, dict[str, npt.NDArray[Any]]]:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from runtime_edge.memory import GaussianMemory
 from runtime_server.augment import AugmentConfig, augment
-from runtime_server.buffer import Group, TemporalBuffer, Window
+from runtime_server.buffer import BufferSize, Group, TemporalBuffer, Window
 from runtime_server.generations import CutModel, copy_module
 from runtime_server.losses import HybridConfig, HybridLoss
 from runtime_server.metrics import Geometry, geometry
@@ -124,6 +124,10 @@ class Trainer:
         if window.cut < len(self.model.segments):
             buffer = self._held_out if window.index % HELD_OUT_PERIOD < HELD_OUT_RUN else self._buffer
             buffer.add(window)
+
+    def sizes(self) -> dict[str, BufferSize]:
+        """What is kept, by its use."""
+        return {"train": self._buffer.size(), "held_out": self._held_out.size()}
 
     @property
     def trainable(self) -> int:

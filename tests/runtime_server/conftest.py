@@ -6,11 +6,20 @@ import socket
 import pytest
 
 
-@pytest.fixture
-def free_port():
+def _free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def free_port():
+    return _free_port()
+
+
+@pytest.fixture
+def health_port():
+    return _free_port()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -10,7 +11,8 @@ import pytest
 
 from runtime_edge.errors import UsageError
 from runtime_server import health
-from runtime_server.health import Answer, HealthServer, healthz
+from runtime_server.health import Answer, HealthServer, healthz, metrics_page
+from runtime_server.server_metrics import Measured
 
 
 def get(port, path):
@@ -60,3 +62,21 @@ def test_a_port_in_use_is_refused():
             HealthServer(server.port, {})
     finally:
         server.close()
+
+
+def test_measures_without_the_package_name_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+
+    async def measure():
+        return Measured("tiny", 1, 2.0, 3, 4, {}, True)
+
+    async def life():
+        server = HealthServer(0, {"/metrics": metrics_page(measure)})
+        try:
+            return await asyncio.to_thread(get, server.port, "/metrics")
+        finally:
+            server.close()
+
+    status, body = asyncio.run(life())
+    assert status == 501
+    assert b'pip install "streamsplit[metrics]"' in body

@@ -2,10 +2,14 @@
 
 import asyncio
 import shutil
+import urllib.request
 
+import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
+from prometheus_client.parser import text_string_to_metric_families
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import Tiny
 
 from runtime_edge import minisign, subjects
@@ -212,6 +216,61 @@ def test_a_restart_goes_on_training_where_it_stood(run_server, sounds, frame_of,
     (replayed, started_at), status = run_server(second, **settings)
     assert (replayed.put_back, replayed.taken) == (0, len(sounds))
     assert status["windows"] == {"pi-1": len(sounds)}
+
+
+def test_what_it_measures_is_there_for_prometheus_and_tensorboard(
+    run_server, sounds, frame_of, tmp_path, health_port, recordings
+):
+    settings = {
+        "training": True,
+        "train": TrainConfig(batch=8, min_windows=16),
+        "release": ReleaseConfig(every_steps=5, tolerance=1.0),
+        "health_port": health_port,
+        "tensorboard": tmp_path / "board",
+        "probe": recordings,
+    }
+
+    def scrape():
+        with urllib.request.urlopen(f"http://127.0.0.1:{health_port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return {(sample.name, *sample.labels.values()): sample.value for sample in samples}
+
+    async def work(server, hub):
+        for window, sound in enumerate(sounds):
+            await send(hub, frame_of(sound, window, 1), window)
+        await hub.stream.publish(subjects.frames("pi-1"), b"garbage")
+        while not server.releaser.outcomes or server.ingest.counters["garbage"] < 1 or server.trainer.steps < 10:
+            await asyncio.sleep(0.05)
+        return await asyncio.to_thread(scrape)
+
+    found, status = run_server(work, **settings)
+    assert found["ssc_server_windows_total",] == len(sounds)
+    assert found["ssc_server_frames_total", "windows"] == len(sounds)
+    assert found["ssc_server_frames_total", "garbage"] == 1
+    assert found["ssc_server_latency_seconds_count", "reply"] >= len(sounds)
+    assert 0 < found["ssc_server_latency_seconds_count", "batch"] <= len(sounds)
+    assert found["ssc_server_buffer_windows", "train"] == len(sounds) - 8
+    assert found["ssc_server_buffer_windows", "held_out"] == 8
+    steps = found["ssc_server_training_steps_total",]
+    assert found["ssc_server_training_step_seconds_count",] == steps >= 10
+    assert found["ssc_server_releases_total", "released"] >= 1
+    for measure in ("alignment", "uniformity", "effective_rank"):
+        assert np.isfinite(found["ssc_server_embeddings", measure])
+    for measure in ("loss", "alignment", "uniformity", "effective_rank", "probe_accuracy", "knn_accuracy"):
+        assert np.isfinite(found["ssc_server_candidate_quality", measure])
+        assert np.isfinite(found["ssc_server_released_quality", measure])
+
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    for name in ("total", "task", "spread", "laplacian"):
+        written = {event.step: event.value for event in events.Scalars(f"loss/{name}")}
+        assert len(written) == status["training_steps"]
+        for row in status["losses"]:
+            assert written[row["step"]] == pytest.approx(row[name], rel=1e-6)
+    released = [event.step for event in events.Scalars("release/released") if event.value]
+    assert released == [outcome["steps"] for outcome in status["releases"] if outcome["released"]]
+    assert events.Scalars("release/candidate/knn_accuracy")
+    assert all(event.value > 0 for event in events.Scalars("step/per_second"))
 
 
 def test_a_drop_in_held_out_quality_is_not_published(run_server, sounds, frame_of):
