@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 
 from runtime_edge.errors import CheckFailed, UsageError
+from runtime_edge.manifest import FrontEndInfo
 from runtime_server.lab.clips import (
     CLIP_SAMPLES,
     SAMPLE_RATE,
@@ -43,19 +44,20 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Recordings:
     """The clips one after the other in one file, as a device hears them."""
 
-    def __init__(self, root: Path, work: Path, every: int, window_samples: int, hop_samples: int) -> None:
+    def __init__(self, root: Path, work: Path, every: int, front_end: FrontEndInfo) -> None:
         """Takes every `every`-th clip. Raises FormatError, or UsageError when clips are no whole number of hops."""
         clips = load_clips(root)
         self.clips = clips.select(np.arange(0, len(clips.labels), every))
-        if CLIP_SAMPLES % hop_samples:
-            raise UsageError(f"clips of {CLIP_SAMPLES} samples are no whole number of hops of {hop_samples}")
+        length = CLIP_SAMPLES * front_end.sample_rate // SAMPLE_RATE  # of a clip, as the encoder hears it
+        if length % front_end.hop_samples:
+            raise UsageError(f"clips of {length} samples are no whole number of hops of {front_end.hop_samples}")
         self.path = work / "clips.wav"
         soundfile.write(self.path, self.clips.waveforms.ravel(), SAMPLE_RATE, subtype="PCM_16")
-        total = self.clips.waveforms.size
-        starts = np.arange(0, total - window_samples + 1, hop_samples)
-        clip = starts // CLIP_SAMPLES
+        total = length * len(self.clips.labels)
+        starts = np.arange(0, total - front_end.window_samples + 1, front_end.hop_samples)
+        clip = starts // length
         self.windows = starts.size
-        self.clip_of = np.where(clip == (starts + window_samples - 1) // CLIP_SAMPLES, clip, -1)
+        self.clip_of = np.where(clip == (starts + front_end.window_samples - 1) // length, clip, -1)
         """Of each window; -1 for one that hears two clips."""
 
     def score(self, embeddings: Array) -> Accuracy:

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import soundfile
 
+from runtime_edge.audio import open_source
 from runtime_edge.audio.files import audio_files
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import FormatError, UsageError
@@ -212,10 +213,7 @@ class _Encoder:
         root = self.config.audio
         if root is None or not (root / "esc10" / "labels.csv").is_file():
             return {}
-        front_end = self.bundle.manifest.info.front_end
-        recordings = Recordings(
-            root, self.work, self.config.clips_every, front_end.window_samples, front_end.hop_samples
-        )
+        recordings = Recordings(root, self.work, self.config.clips_every, self.bundle.manifest.info.front_end)
         by_policy = {}
         for policy in all_policies(self.bundle, self.config.target, self.config.scenarios[0], self.config.seed):
             if policy.cut is not None and policy.name != "flac":  # its samples are those of pcm16
@@ -245,17 +243,12 @@ def _waveform(directory: Path | None, seconds: float, rate: int, seed: int) -> A
     if directory is None:
         found = soundscape(seconds, rate, seed)
     else:
-        paths = audio_files(directory)
-        parts: list[Array] = []
+        paths, parts, have = audio_files(directory), [], 0
         for index in np.random.default_rng(seed).permutation(len(paths)):
-            audio, file_rate = soundfile.read(paths[index], dtype="float32", always_2d=True)
-            if file_rate == rate:
-                parts.append(audio.mean(1))
-            if sum(part.size for part in parts) >= wanted:
+            parts += [block.samples for block in open_source(str(paths[index]), rate, realtime=False)]
+            if (have := sum(part.size for part in parts)) >= wanted:
                 break
-        if not parts:
-            raise UsageError(f"{directory}: no recording at {rate} Hz, which the encoder takes")
-        found = np.resize(np.concatenate(parts), wanted)
+        found = np.resize(np.concatenate(parts), max(wanted, have))
     pcm: Array = np.rint(found[:wanted] * 32767).astype(np.int16).astype(np.float32) / np.float32(32768)
     return pcm
 
