@@ -19,6 +19,7 @@ from runtime_server.cli_releases import release_configs, release_options, releas
 from runtime_server.cli_status import status
 from runtime_server.hub import Hub
 from runtime_server.ranks import Ranks
+from runtime_server.replay import ReplayConfig
 from runtime_server.server import Server, ServerConfig
 from runtime_server.trainer import TrainConfig
 from streamsplit_compile.encoders import load_encoder
@@ -59,6 +60,16 @@ def server() -> None:
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(2), help="Windows in a training step.")
 @click.option("--learning-rate", default=3e-5, show_default=True, type=float)
 @click.option("--train-share", default=0.6, show_default=True, type=click.FloatRange(0.01, 1.0))
+@click.option(
+    "--checkpoint-steps", default=200, show_default=True, type=click.IntRange(1), help="Steps between two checkpoints."
+)
+@click.option(
+    "--replay-mb",
+    default=512,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Read so much of the stream again at a start; 0: nothing.",
+)
 @release_options
 @click.option("--tensorboard", type=PathParam(), help="Directory for TensorBoard's event files of the training.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Torch threads.")
@@ -73,6 +84,7 @@ def run(
     batch: int,
     learning_rate: float,
     train_share: float,
+    replay_mb: int,
     seed: int,
     verbose: bool,
     **settings: Any,
@@ -89,6 +101,7 @@ def run(
         bundle=bundle,
         training=training,
         train=TrainConfig(batch=batch, learning_rate=learning_rate, share=train_share, seed=seed),
+        replay=ReplayConfig(max_bytes=replay_mb << 20),
         **release_configs(settings),
         **security_configs(settings),
         **settings,

@@ -3,6 +3,7 @@
 <state>/signing.key, signing.pub      made at the first start unless --key is given
 <state>/generations/00002/            bundles it compiled
 <state>/weights/00002.pt              the weights each was compiled from
+<state>/trainer/checkpoint.pt          where training stands; another rank's windows in a file beside it
 <state>/rollout.json                  which of them devices run, and how each release went
 <state>/ledger/0.json, 0.json.journal  which windows have been taken, by partition
 <state>/broker/                       the embedded broker's streams
