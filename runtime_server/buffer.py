@@ -1,4 +1,4 @@
-"""The last W windows of every device: what the trainer draws its batches from (METHOD section 5)."""
+"""The latest windows of every device: what the trainer draws its batches from (METHOD section 5)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ _OVERHEAD_BYTES = 1024  # what a window costs besides its tensors, so that empty
 _MAX_BOOTS = 2  # of one device: its own past is all that a device which restarts in a loop pushes out
 _UNCERTAINTY_FLOOR = 0.1  # a window the device was sure of is still drawn now and then
 
+ADJACENCY = 3
+"""Windows of one boot at most so far apart, in window indices, are taken to hear the same thing."""
 Chain = tuple[str, str]
 """A device and one of its boots; window indices are comparable inside one."""
 _Key = tuple[Chain, int]
@@ -59,10 +61,6 @@ class Group:
     cut: int
     activations: Tensor
     """float16[n, *shape]."""
-    partners: Tensor
-    """float16[n, *shape]: the nearest window in time, or the anchor itself where there is none."""
-    has_partner: Tensor
-    """bool[n]."""
     devices: list[str]
     chains: Tensor
     """int64[n], one number for each boot of each device, the same in every group of a batch."""
@@ -99,8 +97,8 @@ class TemporalBuffer:
 
     horizon: int = HORIZON
     limit_bytes: int = 1 << 30
-    adjacency: int = 2
-    """Largest distance, in window indices, of a temporally adjacent partner."""
+    adjacency: int = ADJACENCY
+    """Largest distance, in window indices, of windows that are drawn together."""
     refused: Counter[str] = field(default_factory=Counter)
     """How many windows were not taken: "duplicate", "late" (beyond the horizon), "invalid"."""
     nbytes: int = field(default=0, init=False)
@@ -170,10 +168,12 @@ class TemporalBuffer:
             return [sequence for sequence, _ in self._order]
 
     def sample_batch(self, rng: np.random.Generator, size: int) -> list[Group]:
-        """Up to `size` distinct windows, the same number from each device as far as they go.
+        """Up to `size` distinct windows, the same number from each device, or one more, as far as they go.
 
         Within a device a window is drawn in proportion to `exp(-age / (horizon / 2)) · (0.1 + U)`, age
-        in window indices behind the newest of its boot. The groups come in order of generation and cut.
+        in window indices behind the newest of its boot, and brings along one of its neighbours in time, at
+        whatever cut: with most windows missing, few would have one otherwise. The groups come in order of
+        generation and cut.
         """
         if size < 1:
             raise UsageError(f"batch size {size}: at least 1 is needed")
@@ -227,7 +227,7 @@ class TemporalBuffer:
             del self._chains[chain]
 
     def _draw(self, rng: np.random.Generator, size: int) -> list[Window]:
-        """A weighted draw without replacement in which devices take turns.
+        """A weighted draw without replacement in which devices take turns, each window with a neighbour.
 
         Adding a Gumbel variate to each log weight and sorting gives the order of such a draw.
         """
@@ -246,26 +246,31 @@ class TemporalBuffer:
             device = windows[position].device
             ranked.append((turns[device], int(fair[position]), position))
             turns[device] += 1
-        return [windows[position] for _, _, position in sorted(ranked)[:size]]
+        drawn: dict[_Key, Window] = {}
+        for _, _, position in sorted(ranked):
+            window = windows[position]
+            if len(drawn) >= size:
+                break
+            if _key(window) in drawn:
+                continue
+            drawn[_key(window)] = window
+            near = [key for key in self._neighbours(window) if key not in drawn]
+            if near and len(drawn) < size:
+                key = near[rng.integers(len(near))]
+                drawn[key] = self._windows[key]
+        return list(drawn.values())
 
-    def _partner(self, window: Window) -> Window | None:
-        """The nearest window in time that the same suffix can run; of two, the earlier."""
-        chain = (window.device, window.boot)
-        for distance in range(1, self.adjacency + 1):
-            for index in (window.index - distance, window.index + distance):
-                other = self._windows.get((chain, index))
-                if other is not None and _group_key(other) == _group_key(window):
-                    return other
-        return None
+    def _neighbours(self, window: Window) -> list[_Key]:
+        """The windows held that are near in time."""
+        chain, index = _key(window)
+        around = range(index - self.adjacency, index + self.adjacency + 1)
+        return [(chain, other) for other in around if other != index and (chain, other) in self._windows]
 
     def _group(self, windows: list[Window], numbers: dict[Chain, int]) -> Group:
-        partners = [self._partner(window) for window in windows]
         return Group(
             generation=windows[0].generation,
             cut=windows[0].cut,
             activations=torch.stack([w.activation for w in windows]),
-            partners=torch.stack([(p or w).activation for p, w in zip(partners, windows, strict=True)]),
-            has_partner=torch.tensor([p is not None for p in partners]),
             devices=[w.device for w in windows],
             chains=torch.tensor([numbers[w.device, w.boot] for w in windows]),
             windows=torch.tensor([w.index for w in windows]),
@@ -277,6 +282,10 @@ class TemporalBuffer:
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy of its own on the CPU, so that no larger tensor is kept alive by a view."""
     return tensor.detach().to("cpu", dtype, copy=True)
+
+
+def _key(window: Window) -> _Key:
+    return (window.device, window.boot), window.index
 
 
 def _group_key(window: Window) -> tuple[int, int, tuple[int, ...]]:

@@ -57,8 +57,10 @@ def server() -> None:
 @click.option("--mqtt-port", type=click.IntRange(1, 65535), help="Let MQTT clients read events on this port.")
 @click.option("--calibrate", type=PathParam(), help="Recordings to measure int8 ranges on at every release.")
 @click.option("--no-training", "training", flag_value=False, default=True, help="Complete frames only.")
-@click.option("--batch", default=16, show_default=True, type=click.IntRange(2), help="Windows in a training step.")
-@click.option("--learning-rate", default=3e-5, show_default=True, type=float)
+@click.option(
+    "--batch", default=TrainConfig.batch, show_default=True, type=click.IntRange(2), help="Windows in a training step."
+)
+@click.option("--learning-rate", default=TrainConfig.learning_rate, show_default=True, type=float)
 @click.option("--train-share", default=0.6, show_default=True, type=click.FloatRange(0.01, 1.0))
 @click.option(
     "--checkpoint-steps", default=200, show_default=True, type=click.IntRange(1), help="Steps between two checkpoints."

@@ -8,7 +8,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,39 +17,43 @@ import torch
 from torch import Tensor, fx, nn
 
 from runtime_edge.memory import GaussianMemory
-from runtime_server.augment import AugmentConfig, augment
+from runtime_server.augment import AugmentConfig
 from runtime_server.buffer import BufferSize, Group, TemporalBuffer, Window
 from runtime_server.generations import CutModel, copy_module
 from runtime_server.losses import HybridConfig, HybridLoss
 from runtime_server.metrics import Geometry, geometry
-from runtime_server.ranks import Batch, Ranks
+from runtime_server.objective import batch_loss, batch_of, virtual_negatives
+from runtime_server.ranks import Ranks
 from runtime_server.taken import Taken
-from streamsplit_compile.segment import run_segments
 
 HELD_OUT_RUN, HELD_OUT_PERIOD = 4, 32
 """Of every 32 window indices the first 4 never train: they judge releases, as neighbours in time."""
 _MIN_HELD_OUT = 4
-_MIN_NORM = 1e-5
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How the server learns."""
 
-    batch: int = 16
-    learning_rate: float = 3e-5
-    """Norm layers keep their statistics, so nothing rescues a network from steps that are too long: ten times this
-    collapses a ResNet-18 within 30 steps."""
+    batch: int = 32
+    learning_rate: float = 1e-4
+    """For an encoder that knows something. One from random weights takes ten times this (`tools/bench_learning.py`)."""
+    warm_up_steps: int = 20
+    """So many steps grow to that length: norm layers keep their statistics, so that nothing rescues a network from
+    steps that are too long."""
+    horizon: int = 400
+    """Window indices of a device that are trained on: with fewer, all negatives are of the last minute."""
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
-    ema: float = 0.9
+    ema: float = 0.97
     """Weight of the past in the averaged weights that are released."""
     share: float = 0.6
     """Share of the time that is spent training; the rest is left to completing frames."""
     min_windows: int = 32
     """Nothing is trained before so many trainable windows have arrived."""
     virtual_negatives: int = 256
-    loss: HybridConfig = field(default_factory=HybridConfig)
+    loss: HybridConfig = field(default_factory=lambda: HybridConfig(sigma=4.0))
+    """Where windows are missing the nearest can be far off in time: edges of the graph fade with the distance."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int = 0
 
@@ -83,10 +87,11 @@ class Trainer:
     def __init__(self, model: CutModel, config: TrainConfig, embedding_dim: int, ranks: Ranks | None = None) -> None:
         self.config, self._width, self._ranks = config, embedding_dim, ranks or Ranks()
         self.model = model
+        model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions go backwards in two thirds of the time
         self.averaged = copy_module(model.module)
         self.history: deque[StepMetrics] = deque(maxlen=10_000)
         self.steps = 0
-        self._buffer = TemporalBuffer()
+        self._buffer = TemporalBuffer(horizon=config.horizon)
         self._held_out = TemporalBuffer()
         self._memory = GaussianMemory(dim=embedding_dim, seed=config.seed)
         self.stream = ""
@@ -153,6 +158,7 @@ class Trainer:
         loss, losses, geometry = self._objective(
             groups, self.model.segments, self._loss, self._mixture(), self._generator
         )
+        self._warm_up()
         self._optimizer.zero_grad(set_to_none=True)
         if groups:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -249,36 +255,12 @@ class Trainer:
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, float], Geometry]:
         """The loss of two views of each window, its parts, and how the views lie."""
-        anchors: list[Tensor] = []
-        positives: list[Tensor] = []
-        for group in groups:
-            suffix = segments[group.cut :]
-            seen = [
-                augment(kept.flatten(0, 1).float(), generator, self.config.augment, group.cut == 0)
-                for kept in (group.activations, group.partners)
-            ]
-            both = run_segments(suffix, torch.cat(seen))
-            anchors.append(both[: len(group)])
-            positives.append(both[len(group) :])
-        z, numbers = self._rows(anchors), torch.zeros(0, dtype=torch.int64)
-        own = Batch(
-            anchors=z,
-            positives=self._rows(positives),
-            negatives=None if mixture is None else self._virtual_negatives(z, mixture, generator),
-            windows=torch.cat([numbers, *(group.windows for group in groups)]),
-            chains=torch.cat([numbers, *(group.chains for group in groups)]),
-        )
+        own = batch_of(groups, segments, self._width, generator, self.config.augment, loss.config.task)
+        if mixture is not None:
+            negatives = virtual_negatives(own.anchors, mixture, self.config.virtual_negatives, generator)
+            own = replace(own, negatives=negatives)
         batch = self._ranks.gather_batch(own)
-        windows, chains = batch.windows, batch.chains
-        near = (chains[:, None] == chains[None, :]) & ((windows[:, None] - windows[None, :]).abs() <= 2)
-        total, parts = loss(
-            batch.anchors,
-            positives=batch.positives,
-            negatives=batch.negatives,
-            ignore=near,
-            windows=windows,
-            chains=chains,
-        )
+        total, parts = batch_loss(batch, loss)
         return total, parts, geometry(batch.anchors.detach(), batch.positives.detach())
 
     def _sample(self, buffer: TemporalBuffer, rng: np.random.Generator, size: int) -> list[Group]:
@@ -286,26 +268,16 @@ class Trainer:
         share = self._ranks.share(size)
         return buffer.sample_batch(rng, share) if share else []
 
-    def _rows(self, parts: Sequence[Tensor]) -> Tensor:
-        """Embeddings (n, d) of all parts; (0, d) of none."""
-        return torch.cat(list(parts)) if parts else torch.zeros(0, self._width)
-
     def _mixture(self) -> GaussianMemory:
         """The memory as it is now; `take` goes on changing the original."""
         with self._taking:
             return copy.deepcopy(self._memory)
 
-    def _virtual_negatives(self, anchors: Tensor, mixture: GaussianMemory, generator: torch.Generator) -> Tensor | None:
-        """(n, m, d) samples of the mixture for each anchor (METHOD section 4).
-
-        None while it is cold, and when an anchor has no direction: then the loss says what is wrong.
-        """
-        z = anchors.detach()
-        directed = bool((z.norm(dim=1) > _MIN_NORM).all())
-        if self.config.virtual_negatives == 0 or mixture.cold or not directed or not len(z):
-            return None
-        rng = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=generator)))
-        return torch.from_numpy(mixture.sample_negatives(z.numpy(), self.config.virtual_negatives, rng))
+    def _warm_up(self) -> None:
+        """The first steps are shorter: the optimiser does not know the scale of the gradients yet."""
+        share = min(1.0, (self.steps + 1) / max(self.config.warm_up_steps, 1))
+        for group in self._optimizer.param_groups:
+            group["lr"] = share * self.config.learning_rate
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -4,10 +4,9 @@ Four devices play the recordings of folds 1 to 4, without labels and each in an 
 share of its windows and ships each at a random cut, encoded as on the wire; the server's own trainer learns from them,
 and after every pass over the recordings the devices move to the averaged weights.
 
-    python -m tools.learning encoder.pt --audio recordings/ [--room 1] [--terms hybrid,task] [--passes 6] [--raw]
+    python -m tools.learning encoder.pt --audio recordings/ [--room 1] [--terms hybrid,task] [--passes 4] [--raw]
 
-`recordings/esc10/labels.csv` names the recordings. What comes out moves by several points from pass to pass: one fold
-has 80 recordings.
+`recordings/esc10/labels.csv` names the recordings. `tools.bench_learning` runs this for the benchmark's two starts.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,26 +25,33 @@ from runtime_edge.codec import CutCodec
 from runtime_server.buffer import Window
 from runtime_server.generations import CutModel, cut_model
 from runtime_server.losses import HybridConfig
+from runtime_server.objective import first_trainable
 from runtime_server.trainer import TrainConfig, Trainer
 from streamsplit_compile.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.encoders import Encoder, load_encoder
 from streamsplit_compile.segment import run_segments
 from streamsplit_compile.targets import load_target
-from tools.esc10 import Array, Clips, load_clips, probe_accuracy
+from tools.esc10 import Clips, load_clips
+from tools.probe import Probed, probe
 from tools.room import Room
 
+HYBRID = TrainConfig().loss
 TERMS = {
-    "hybrid": HybridConfig(),
-    "task": HybridConfig(spread=None, laplacian=False),
-    "task+sw": HybridConfig(laplacian=False),
-    "task+laplacian": HybridConfig(spread=None),
-    "task+mse": HybridConfig(spread="mse", laplacian=False),
-    "task+kl": HybridConfig(spread="kl", laplacian=False),
-    "task+mmd": HybridConfig(spread="mmd", laplacian=False),
+    "hybrid": HYBRID,
+    "task": replace(HYBRID, spread=None, laplacian=False),
+    "sw": replace(HYBRID, task=False, laplacian=False),
+    "laplacian": replace(HYBRID, task=False, spread=None),
+    "task+sw": replace(HYBRID, laplacian=False),
+    "task+laplacian": replace(HYBRID, spread=None),
+    "task+mse": replace(HYBRID, spread="mse", laplacian=False),
+    "task+kl": replace(HYBRID, spread="kl", laplacian=False),
+    "task+mmd": replace(HYBRID, spread="mmd", laplacian=False),
 }
-"""The objective and its parts, as far as one can be switched off."""
+"""The objective, each of its terms alone, and the task with one other term (the published ablation)."""
 DEVICES = 4
 HELD_OUT_FOLD = 5
+CUTS = "6"
+"""Blocks that the encoder is cut into, so that windows come from early, middle and late cuts."""
 _CHUNK = 36
 """Window positions of each device between two rounds of training steps: four recordings."""
 
@@ -54,80 +60,109 @@ _CHUNK = 36
 class Learning:
     """One run: what arrives and how it is learnt from."""
 
-    loss: HybridConfig = field(default_factory=HybridConfig)
+    loss: HybridConfig = HYBRID
     kept_share: float = 0.25
     """Share of the windows that reach the server."""
     raw: bool = False
     """Ship raw audio instead of activations at mixed cuts."""
-    passes: int = 6
+    passes: int = 4
     steps_per_chunk: int = 3
-    batch: int = 32
-    learning_rate: float = 1e-4
+    batch: int = 64
+    learning_rate: float = TrainConfig.learning_rate
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An encoder cut as in its bundle, and the recordings as the first trainable block gets them.
+
+    The blocks before it, a front end for instance, are the same in every generation and wherever they run: they are run
+    once, and raw audio, 16-bit PCM, is handed to the trainer behind them.
+    """
+
+    encoder: Encoder
+    bundle: Bundle
+    clips: Clips
+    fronts: torch.Tensor
+    """(clips, windows, *shape) float16 at cut `first`."""
+    first: int
+
+    @property
+    def start(self) -> CutModel:
+        """The encoder before it has learnt anything."""
+        return cut_model(self.encoder.graph, self.bundle, self.encoder.tensors)
+
+    def judged(self, model: CutModel) -> Probed:
+        """What a linear probe makes of a model's embeddings."""
+        flat, rows = self.fronts.flatten(0, 1), []
+        with torch.inference_mode():
+            for part in flat.split(128):
+                rows.append(run_segments(model.segments[self.first :], part.float()))
+        embeddings = torch.cat(rows).unflatten(0, self.fronts.shape[:2]).numpy()
+        return probe(embeddings, self.clips.labels, self.clips.folds, HELD_OUT_FOLD)
+
+
+def stage(encoder: Encoder, clips: Clips, calibrate: Path, work: Path) -> Stage:
+    """Compile the encoder below `work`, and run what never changes."""
+    options = CompileOptions(targets=[load_target("rpi4")], calibrate=calibrate, cuts=CUTS)
+    bundle = compile_encoder(encoder, options, work / "bundle")
+    model = cut_model(encoder.graph, bundle, encoder.tensors)
+    first = first_trainable(model.segments)
+    fronts = []
+    with torch.inference_mode():
+        for clip in clips.windows(encoder.window_samples, bundle.manifest.info.front_end.hop_samples):
+            pcm = torch.from_numpy(np.round(clip * 32767.0).clip(-32768, 32767) / np.float32(32767.0))
+            fronts.append(run_segments(model.segments[:first], pcm).half())
+    return Stage(encoder, bundle, clips, torch.stack(fronts), first)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What one run gave."""
 
-    accuracies: tuple[float, ...]
-    """Linear probe on the held-out fold: before, and after each pass."""
+    before: Probed
+    after: Probed
     steps: int
     windows: int
 
 
-def learn(
-    encoder: Encoder, bundle: Bundle, clips: Clips, run: Learning, note: Callable[[str], None] = print
-) -> Outcome:
-    """Stream, train and probe. The bundle says where the encoder is cut and how its activations are encoded."""
-    info = bundle.manifest.info
-    config = TrainConfig(
-        batch=run.batch, learning_rate=run.learning_rate, loss=run.loss, seed=run.seed, min_windows=2 * run.batch
+def learn(staged: Stage, run: Learning, before: Probed | None = None, note: Callable[[str], None] = print) -> Outcome:
+    """Stream, train and probe."""
+    released, config = (
+        staged.start,
+        TrainConfig(
+            batch=run.batch, learning_rate=run.learning_rate, loss=run.loss, seed=run.seed, min_windows=run.batch
+        ),
     )
-    tensors = {name: value.copy() for name, value in encoder.tensors.items()}
-    released = cut_model(encoder.graph, bundle, tensors)
-    trainer = Trainer(cut_model(encoder.graph, bundle, tensors), config, encoder.embedding_dim)
-    uplink = _Uplink(bundle, run)
-    hop = info.front_end.hop_samples
-    recordings = clips.select(clips.folds != HELD_OUT_FOLD).windows(encoder.window_samples, hop)
-    accuracies = [probe_accuracy(embed(released, clips, encoder.window_samples, hop), clips, HELD_OUT_FOLD)]
-    generation, windows = 1, 0
+    trainer = Trainer(staged.start, config, staged.encoder.embedding_dim)
+    uplink = _Uplink(staged, run)
+    recordings = staged.fronts[torch.from_numpy(staged.clips.folds != HELD_OUT_FOLD)]
+    before = before or staged.judged(released)
+    windows = 0
     for number in range(run.passes):
         for chunk in _pass(recordings, number, run):
-            for window in uplink.ship(released, generation, chunk):
+            for window in uplink.ship(released, number + 1, chunk):
                 trainer.take(window)
                 windows += 1
             if trainer.ready:
                 for _ in range(run.steps_per_chunk):
                     trainer.step()
-        released, generation = cut_model(encoder.graph, bundle, trainer.averaged_tensors()), generation + 1
-        embeddings = embed(released, clips, encoder.window_samples, hop)
-        accuracies.append(probe_accuracy(embeddings, clips, HELD_OUT_FOLD))
-        losses = trainer.history[-1].losses if trainer.history else {}
-        note(f"  pass {number + 1}: {accuracies[-1]:.4f} after {trainer.steps} steps {losses}")
-    return Outcome(tuple(accuracies), trainer.steps, windows)
-
-
-def embed(model: CutModel, clips: Clips, samples: int, hop: int) -> Array:
-    """Mean embedding (clips, d) of each recording's windows."""
-    windows = clips.windows(samples, hop)
-    rows = []
-    with torch.inference_mode():
-        for clip in windows:
-            rows.append(run_segments(model.segments, torch.from_numpy(clip.copy())).mean(0).numpy())
-    return np.stack(rows)
+        released = cut_model(staged.encoder.graph, staged.bundle, trainer.averaged_tensors())
+    after = staged.judged(released)
+    note(f"  {after}  ({windows} windows, {trainer.steps} steps)")
+    return Outcome(before, after, trainer.steps, windows)
 
 
 @dataclass(frozen=True)
 class _Heard:
-    """A window of one device, before anything has run."""
+    """A window of one device, before any block that learns has run."""
 
     device: int
     index: int
-    samples: Array
+    front: torch.Tensor
 
 
-def _pass(recordings: Array, number: int, run: Learning) -> Iterator[list[_Heard]]:
+def _pass(recordings: torch.Tensor, number: int, run: Learning) -> Iterator[list[_Heard]]:
     """Every recording once, a few at a time; what is not kept has never been sent."""
     rng = np.random.default_rng((run.seed, number))
     order = rng.permutation(len(recordings))
@@ -147,11 +182,12 @@ def _pass(recordings: Array, number: int, run: Learning) -> Iterator[list[_Heard
 class _Uplink:
     """Prefix, encoding and decoding: a device's half in torch, which the compiler proves to be the same numbers."""
 
-    def __init__(self, bundle: Bundle, run: Learning) -> None:
-        cuts = bundle.manifest.info.cuts
+    def __init__(self, staged: Stage, run: Learning) -> None:
+        cuts = staged.bundle.manifest.info.cuts
+        self._first = staged.first
         # The embedding trains nothing, so the last cut is left out.
         self._cuts = [0] if run.raw else list(range(len(cuts) - 1))
-        self._codecs = {cut: CutCodec(cuts[cut], "int8" if cut else "pcm16") for cut in self._cuts}
+        self._codecs = {cut: CutCodec(cuts[cut], "int8") for cut in self._cuts if cut}
         self._rng = np.random.default_rng((run.seed, 99))
 
     def ship(self, model: CutModel, generation: int, heard: list[_Heard]) -> Iterator[Window]:
@@ -161,25 +197,30 @@ class _Uplink:
             members = [window for window, chosen in zip(heard, drawn, strict=True) if chosen == cut]
             if not members:
                 continue
+            at = max(cut, self._first)
             with torch.inference_mode():
-                samples = torch.from_numpy(np.stack([window.samples for window in members]))
-                activations = run_segments(model.segments[:cut], samples).numpy()
-                codec = self._codecs[cut]
-                rows = activations.shape[0] // len(members)
-                received = np.concatenate(
-                    [codec.decode(*codec.encode(part)) for part in np.split(activations, len(members))]
+                received = run_segments(
+                    model.segments[self._first : at], torch.stack([window.front for window in members]).float()
                 )
-                embeddings = run_segments(model.segments[cut:], torch.from_numpy(received))
+                if cut:
+                    received = self._over_the_wire(self._codecs[cut], received, len(members))
+                embeddings = run_segments(model.segments[at:], received)
+            rows = len(received) // len(members)
             for place, window in enumerate(members):
                 yield Window(
                     device=f"device-{window.device}",
                     boot="a",
                     index=window.index,
                     generation=generation,
-                    cut=cut,
-                    activation=torch.from_numpy(received[place * rows : (place + 1) * rows]).clone(),
+                    cut=at,
+                    activation=received[place * rows : (place + 1) * rows].clone(),
                     embedding=embeddings[place].clone(),
                 )
+
+    @staticmethod
+    def _over_the_wire(codec: CutCodec, activations: torch.Tensor, count: int) -> torch.Tensor:
+        parts = np.split(activations.numpy(), count)
+        return torch.from_numpy(np.concatenate([codec.decode(*codec.encode(part)) for part in parts]))
 
 
 def main() -> None:
@@ -190,26 +231,25 @@ def main() -> None:
     parser.add_argument("--room", type=int, help="Seed of another room and microphone to hear everything through.")
     parser.add_argument("--terms", default="hybrid", help=f"Some of {', '.join(TERMS)}.")
     parser.add_argument("--passes", type=int, default=Learning.passes)
+    parser.add_argument("--batch", type=int, default=Learning.batch)
+    parser.add_argument("--steps-per-chunk", type=int, default=Learning.steps_per_chunk)
     parser.add_argument("--learning-rate", type=float, default=Learning.learning_rate)
     parser.add_argument("--kept-share", type=float, default=Learning.kept_share)
     parser.add_argument("--raw", action="store_true", help="Ship raw audio instead of activations at mixed cuts.")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    given = vars(parser.parse_args())
     torch.set_num_threads(1)
-    clips, encoder = load_clips(given.audio), load_encoder(given.encoder)
-    if given.room is not None:
-        clips = clips.heard_through(Room(given.room).hear)
+    audio, room, terms = given.pop("audio"), given.pop("room"), given.pop("terms")
+    encoder, clips = load_encoder(given.pop("encoder")), load_clips(audio)
+    if room is not None:
+        clips = clips.heard_through(Room(room).hear)
     with tempfile.TemporaryDirectory() as work:
-        options = CompileOptions(targets=[load_target("rpi4")], calibrate=given.audio)
-        bundle = compile_encoder(encoder, options, Path(work) / "bundle")
-        for term in given.terms.split(","):
-            run = Learning(
-                TERMS[term], given.kept_share, given.raw, given.passes,
-                learning_rate=given.learning_rate, seed=given.seed,
-            )  # fmt: skip
-            outcome = learn(encoder, bundle, clips, run)
-            told = " ".join(f"{accuracy:.4f}" for accuracy in outcome.accuracies)
-            print(f"{term}: {told} ({outcome.windows} windows, {outcome.steps} steps)")
+        staged = stage(encoder, clips, audio, Path(work))
+        before = staged.judged(staged.start)
+        print(f"before\n  {before}")
+        for term in terms.split(","):
+            print(term)
+            learn(staged, Learning(TERMS[term], **given), before)
 
 
 if __name__ == "__main__":

@@ -14,19 +14,24 @@ def info_nce(
     negatives: Tensor | None = None,
     temperature: float = TEMPERATURE,
     ignore: Tensor | None = None,
+    matches: Tensor | None = None,
 ) -> Tensor:
     """Mean InfoNCE of unit `anchors` [n, d] and their `positives` [n, d]; a scalar.
 
     An anchor's negatives are the other anchors' positives and its own virtual `negatives` [n, m, d].
     `ignore` bool[n, n] takes pairs (anchor, other's positive) out of the negatives, for instance those
-    that are neighbours in time; its diagonal is not looked at. 0 when no negative is left.
+    that are neighbours in time; its diagonal is not looked at. `matches` bool[n, n] names pairs that are
+    positive besides an anchor's own, for instance neighbours in time: the loss is then the mean over an
+    anchor's positives (the outer sum of Khosla et al. 2020). 0 when no negative is left.
     """
+    own = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
+    wanted = own if matches is None else own | matches
     logits = anchors @ positives.T / temperature
     if ignore is not None:
-        own = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
-        logits = logits.masked_fill(ignore & ~own, float("-inf"))
+        logits = logits.masked_fill(ignore & ~wanted, float("-inf"))
+    candidates = logits
     if negatives is not None:
         virtual = torch.einsum("nd,nmd->nm", anchors, negatives.to(anchors)) / temperature
-        logits = torch.cat([logits, virtual], dim=1)
-    target = torch.arange(len(anchors), device=anchors.device)
-    return torch.nn.functional.cross_entropy(logits, target)
+        candidates = torch.cat([logits, virtual], dim=1)
+    missing = candidates.logsumexp(dim=1, keepdim=True) - logits
+    return (missing.masked_fill(~wanted, 0.0).sum(dim=1) / wanted.sum(dim=1)).mean()

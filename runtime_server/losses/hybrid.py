@@ -36,6 +36,8 @@ SPREAD_TERMS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 class HybridConfig:
     """Which terms, and how strong."""
 
+    task: bool = True
+    """Whether the task is part of the loss; without it the other terms stand alone, for ablation."""
     lambda1: float = 0.1
     """Weight of the spread term (diversity)."""
     lambda2: float = 0.01
@@ -87,6 +89,7 @@ class HybridLoss:
         positives: Tensor | None = None,
         negatives: Tensor | None = None,
         ignore: Tensor | None = None,
+        matches: Tensor | None = None,
         labels: Tensor | None = None,
         head: nn.Module | None = None,
         windows: Tensor | None = None,
@@ -95,7 +98,7 @@ class HybridLoss:
         """Loss of `embeddings` [n, d], normalised here, and its parts before weighting ("total" is the sum).
 
         The task is cross-entropy when `labels` int64[n] and `head` are given, else InfoNCE with
-        `positives` [n, d], virtual `negatives` [n, m, d] and `ignore` bool[n, n] (see info_nce), else
+        `positives` [n, d], virtual `negatives` [n, m, d], `ignore` and `matches` bool[n, n] (see info_nce), else
         nothing. The graph needs `windows` and `chains` int64[n] (see temporal_edges); without them the
         Dirichlet energy is left out. Raises UsageError for an empty batch.
         """
@@ -103,11 +106,13 @@ class HybridLoss:
             raise UsageError(f"loss: embeddings of shape {tuple(embeddings.shape)}, [n, d] with n >= 1 expected")
         config, z = self.config, nn.functional.normalize(embeddings, dim=1)
         terms: dict[str, tuple[float, Tensor]] = {}
-        if labels is not None and head is not None:
+        if not config.task:
+            pass
+        elif labels is not None and head is not None:
             terms["task"] = (1.0, classification_loss(head, z, labels))
         elif positives is not None:
             views = nn.functional.normalize(positives, dim=1)
-            terms["task"] = (1.0, info_nce(z, views, negatives, config.temperature, ignore))
+            terms["task"] = (1.0, info_nce(z, views, negatives, config.temperature, ignore, matches))
         if self._spread is not None:
             terms["spread"] = (config.lambda1, self._spread(z, self.generator))
         if config.laplacian and windows is not None and chains is not None:

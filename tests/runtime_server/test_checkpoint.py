@@ -64,7 +64,7 @@ def test_new_settings_are_said_and_hold(checkpoints, trainer_of, caplog):
     assert trainer.steps == 3
     assert trainer._optimizer.param_groups[0]["lr"] == 0.5
     said = [record.message.rpartition(": ")[2] for record in caplog.records]
-    assert said == ["learning_rate 3e-05 -> 0.5", "ema 0.9 -> 0.1"]
+    assert said == ["learning_rate 0.0001 -> 0.5", "ema 0.97 -> 0.1"]
 
 
 class Malice:

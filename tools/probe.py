@@ -1,0 +1,71 @@
+"""A linear probe whose strength never sees the fold it is judged on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+_STRENGTHS = 10.0 ** np.arange(-1, 5)
+"""Ridge penalties to choose from, of standardised embeddings."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Shares that are right."""
+
+    clip: float
+    """Of the held-out fold's recordings, by their mean embedding."""
+    window: float
+    """Of the held-out fold's windows."""
+    clip_all: float
+    """Of all recordings, each judged by a probe on the other folds (cross-validation)."""
+    window_all: float
+
+    def __str__(self) -> str:
+        return "  ".join(f"{name} {value:.3f}" for name, value in asdict(self).items())
+
+
+def probe(
+    embeddings: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], folds: npt.NDArray[np.int64], held_out: int
+) -> Probed:
+    """Probe embeddings (clips, windows, d) of recordings with int labels [clips] and folds [clips].
+
+    Ridge regression on the classes; the penalty is the one that does best in cross-validation over the folds that are
+    trained on.
+    """
+    count = embeddings.shape[1]
+    clips = embeddings.mean(1).astype(np.float64)
+    windows = embeddings.reshape(-1, embeddings.shape[-1]).astype(np.float64)
+    by_clip = {fold: _accuracy(clips, labels, folds, fold) for fold in np.unique(folds)}
+    every = np.repeat(labels, count), np.repeat(folds, count)
+    by_window = {fold: _accuracy(windows, *every, fold) for fold in np.unique(folds)}
+    sizes = [np.sum(folds == fold) for fold in by_clip]
+    return Probed(
+        by_clip[held_out],
+        by_window[held_out],
+        float(np.average(list(by_clip.values()), weights=sizes)),
+        float(np.average(list(by_window.values()), weights=sizes)),
+    )
+
+
+def _accuracy(rows: Array, labels: npt.NDArray[np.int64], folds: npt.NDArray[np.int64], held_out: int) -> float:
+    known = folds != held_out
+    inner = [_scores(rows, labels, known & (folds != fold), folds == fold) for fold in np.unique(folds[known])]
+    best = int(np.mean(inner, axis=0).argmax())
+    return float(_scores(rows, labels, known, ~known)[best])
+
+
+def _scores(
+    rows: Array, labels: npt.NDArray[np.int64], train: npt.NDArray[np.bool_], test: npt.NDArray[np.bool_]
+) -> Array:
+    """Accuracy on `test` for every penalty, from one eigendecomposition."""
+    mean, deviation = rows[train].mean(0), rows[train].std(0) + 1e-8
+    x, seen = (rows[train] - mean) / deviation, (rows[test] - mean) / deviation
+    classes = np.eye(labels.max() + 1)[labels[train]]
+    values, directions = np.linalg.eigh(x.T @ x)
+    along = directions.T @ (x.T @ (classes - classes.mean(0)))
+    scores = [seen @ (directions @ (along / (values + strength)[:, None])) + classes.mean(0) for strength in _STRENGTHS]
+    return np.array([np.mean(score.argmax(1) == labels[test]) for score in scores])
