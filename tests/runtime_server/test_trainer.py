@@ -159,3 +159,13 @@ def test_windows_may_arrive_while_it_trains(trainer_of, give):
         trainer.step()
         trainer.judge([trainer.model])
     assert not failures
+
+
+def test_the_first_steps_are_shorter(trainer_of, give):
+    trainer = trainer_of(min_windows=8, warm_up_steps=4, learning_rate=0.1)
+    give(trainer, 1)
+    rates = []
+    for _ in range(6):
+        trainer.step()
+        rates.append(trainer._optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])

@@ -70,3 +70,18 @@ def test_identical_embeddings_give_the_log_of_the_candidates(count):
 def test_ignoring_every_other_leaves_the_own_positive():
     anchors, positives, _ = batch()
     assert info_nce(anchors, positives, ignore=torch.ones(6, 6, dtype=torch.bool)).item() == 0
+
+
+def test_several_positives_are_the_mean_over_them():
+    anchors, positives, virtual = batch()
+    matches = torch.zeros(6, 6, dtype=torch.bool)
+    matches[0, 3] = matches[0, 4] = matches[5, 1] = True
+    ignore = torch.zeros(6, 6, dtype=torch.bool)
+    ignore[0, 3] = ignore[0, 2] = True  # what matches is not ignored
+    total = 0.0
+    for i in range(6):
+        seen = [j for j in range(6) if not (i == 0 and j == 2)]
+        scores = torch.cat([positives[seen], virtual[i]]) @ anchors[i] / 0.3
+        wanted = [j for j in range(6) if j == i or matches[i, j]]
+        total -= sum((positives[j] @ anchors[i] / 0.3 - scores.logsumexp(0)).item() for j in wanted) / len(wanted)
+    assert info_nce(anchors, positives, virtual, 0.3, ignore, matches).item() == pytest.approx(total / 6)

@@ -66,6 +66,18 @@ def test_ablations_leave_out_what_they_say(batch, spread, laplacian):
     assert ("laplacian" in parts) == laplacian
 
 
+def test_a_term_can_stand_alone(batch):
+    _, parts = HybridLoss(HybridConfig(task=False, laplacian=False))(**batch)
+    assert parts.keys() == {"spread", "total"}
+
+
+def test_matches_are_positives(batch):
+    z, views = normalize(batch["embeddings"], dim=1), normalize(batch["positives"], dim=1)
+    matches = torch.rand(10, 10, generator=torch.Generator().manual_seed(1)) < 0.3
+    _, parts = HybridLoss()(**batch, matches=matches)
+    assert parts["task"] == pytest.approx(info_nce(z, views, matches=matches).item())
+
+
 def test_labels_and_head_make_the_task_cross_entropy(batch):
     head, labels = LinearHead(6, 2), torch.arange(10) % 2
     _, parts = HybridLoss()(**batch, labels=labels, head=head)
