@@ -22,7 +22,8 @@ def info_nce(
     `ignore` bool[n, n] takes pairs (anchor, other's positive) out of the negatives, for instance those
     that are neighbours in time; its diagonal is not looked at. `matches` bool[n, n] names pairs that are
     positive besides an anchor's own, for instance neighbours in time: the loss is then the mean over an
-    anchor's positives (the outer sum of Khosla et al. 2020). 0 when no negative is left.
+    anchor's positives (the outer sum of Khosla et al. 2020) less the logarithm of their number, which is
+    what no embedding could take away. 0 when no negative is left and the positives are equally near.
     """
     own = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
     wanted = own if matches is None else own | matches
@@ -34,4 +35,5 @@ def info_nce(
         virtual = torch.einsum("nd,nmd->nm", anchors, negatives.to(anchors)) / temperature
         candidates = torch.cat([logits, virtual], dim=1)
     missing = candidates.logsumexp(dim=1, keepdim=True) - logits
-    return (missing.masked_fill(~wanted, 0.0).sum(dim=1) / wanted.sum(dim=1)).mean()
+    count = wanted.sum(dim=1)
+    return (missing.masked_fill(~wanted, 0.0).sum(dim=1) / count - count.to(logits).log()).mean()

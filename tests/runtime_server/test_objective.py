@@ -52,7 +52,7 @@ def test_neighbours_at_different_cuts_are_positives_and_later_windows_negatives(
     total = 0.0
     for i, wanted in enumerate(([0, 1], [0, 1], [2])):
         scores = (z @ z[i]).tolist()
-        total += math.log(sum(map(math.exp, scores))) - sum(scores[j] for j in wanted) / len(wanted)
+        total += math.log(sum(map(math.exp, scores)) / len(wanted)) - sum(scores[j] for j in wanted) / len(wanted)
     assert parts["task"] == pytest.approx(total / 3)
 
 

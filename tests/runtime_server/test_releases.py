@@ -132,8 +132,8 @@ def test_no_worse_weights_become_the_next_generation(
 @pytest.mark.parametrize(
     ("ruin", "reason"),
     [
-        # Everything in one place: what an encoder that has learnt nothing gains by not trying.
-        ({"head__weight": torch.zeros_like, "head__bias": torch.ones_like}, "embeddings are collapsing"),
+        # Everything in one place.
+        ({"head__weight": torch.zeros_like, "head__bias": torch.ones_like}, "held-out loss rose"),
         ({"head__weight": lambda w: w * float("nan")}, "held-out loss rose"),
     ],
     ids=["collapsed", "nan"],
@@ -158,11 +158,11 @@ def test_training_that_goes_wrong_is_not_released(generations, sounds, activatio
     releaser = Releaser(
         generations._graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(), rollout
     )
-    for _ in range(25):
+    for _ in range(10):
         trainer.step()
     better = releaser.attempt()
     rollout.offer(2, better.bundle.digest)
-    for _ in range(75):
+    for _ in range(40):
         trainer.step()
     assert releaser.attempt() is None
     outcome = releaser.outcomes[-1]
