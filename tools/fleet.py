@@ -263,9 +263,9 @@ class Fleet:
             ]
             period_s = self.config.period_s
             running = [asyncio.create_task(device.run(period_s, stopping, leaving)) for device in self.devices]
-            killing = asyncio.create_task(self._kill_forever())
-            await asyncio.wait([*running, killing], timeout=self.config.seconds, return_when=asyncio.FIRST_EXCEPTION)
-            await cancel_all([killing])
+            meanwhile = asyncio.create_task(self.meanwhile())
+            await asyncio.wait([*running, meanwhile], timeout=self.config.seconds, return_when=asyncio.FIRST_EXCEPTION)
+            await cancel_all([meanwhile])
             ended = time.monotonic()
             stopping.set()
             await self._settle()
@@ -273,8 +273,8 @@ class Fleet:
             await asyncio.gather(*running)
         return time.monotonic() - ended
 
-    async def _kill_forever(self) -> None:
-        """SIGKILL one process after the other, each of them in an order that the seed gives."""
+    async def meanwhile(self) -> None:
+        """While the devices ship: SIGKILL one process after the other, in an order that the seed gives."""
         if self.config.kill_every_s is None:
             return
         order = random.Random(self.config.seed)
