@@ -56,7 +56,9 @@ def server_lines(own: dict[str, Any]) -> list[str]:
         f"{own['training_steps']} training steps" + ("" if loss is None else f", loss {loss:.3f}"),
     ]
     for rank in own.get("ranks", []):
-        well = "does not answer" if rank.get("missing") else f"{rank['windows']} windows, up {_duration(rank['uptime_s'])}"
+        well = (
+            "does not answer" if rank.get("missing") else f"{rank['windows']} windows, up {_duration(rank['uptime_s'])}"
+        )
         lines.append(f"rank {rank['rank']}: {well}")
     for entry in own["rollout"]["releases"][:_SHOWN_RELEASES]:
         proven = f"{entry['devices']} devices, {entry['devices_proven']} of them proven"

@@ -44,5 +44,7 @@ def test_a_server_in_a_few_lines():
         "9 training steps, loss 1.235",
         "release 2: stable, 3 devices, 2 of them proven",
     ]
+    ranks = [{"rank": 0, "windows": 15, "uptime_s": 90.0}, {"rank": 1, "missing": True}]
+    assert server_lines({**own, "ranks": ranks})[3:5] == ["rank 0: 15 windows, up 90 s", "rank 1: does not answer"]
     bare = {**own, "losses": [], "counters": {}, "rollout": {"releases": []}, "windows": {}}
     assert server_lines(bare)[1:] == ["0 windows arrived", "9 training steps"]
