@@ -1,0 +1,112 @@
+"""Two ranks of one server, both in this process: what each of them does when frames come and generations follow."""
+
+import asyncio
+
+import pytest
+import torch.distributed as dist
+
+from runtime_edge import subjects
+from runtime_edge.errors import UsageError
+from runtime_edge.releases import decode_release
+from runtime_edge.wire import decode_reply
+from runtime_server.hub import Hub
+from runtime_server.ranks import Ranks
+from runtime_server.releases import ReleaseConfig
+from runtime_server.server import Server, ServerConfig
+from runtime_server.trainer import TrainConfig
+
+# torch copies graphs within a filter of warnings, which holds for all threads until the first of them is done.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+NAMES = [next(f"pi-{n}" for n in range(99) if subjects.partition(f"pi-{n}") % 2 == rank) for rank in range(2)]
+"""A device of each rank's."""
+
+
+@pytest.fixture
+def run_ranks(tiny_encoder, small_bundle, tmp_path, broker, together):
+    """`run_ranks(work)` runs `await work(servers, hub)` while two ranks serve; returns (result, their statuses)."""
+    config = ServerConfig(
+        bundle=small_bundle.path,
+        state=tmp_path / "server",
+        broker=broker.url,
+        train=TrainConfig(batch=8, min_windows=16, learning_rate=1e-4),
+        release=ReleaseConfig(every_steps=5, tolerance=1.0),
+    )
+
+    async def life(ranks, work):
+        servers = [Server(tiny_encoder, config, one) for one in ranks]
+        running = [asyncio.create_task(server.run()) for server in servers]
+        try:
+            started = [asyncio.create_task(server.started.wait()) for server in servers]
+            await asyncio.wait_for(asyncio.gather(*started), 60)
+            hub = Hub(broker.url, "test")
+            await hub.connect()
+            try:
+                result = await asyncio.wait_for(work(servers, hub), 60)
+            finally:
+                await hub.close()
+        finally:
+            for server in servers:
+                server.stop()
+            statuses = await asyncio.wait_for(asyncio.gather(*running), 60)
+        return result, statuses
+
+    def run(work):
+        ranks = together(2, lambda one: one)
+        return asyncio.run(life(ranks, work))
+
+    return run
+
+
+async def send(hub, name, window, frame, inbox=None):
+    headers = {subjects.MESSAGE_ID_HEADER: subjects.message_id(name, "boot", window)}
+    if inbox is not None:
+        headers[subjects.REPLY_HEADER] = inbox
+    await hub.stream.publish(subjects.frames(name), frame, headers=headers)
+
+
+def test_every_rank_completes_a_generation_before_devices_hear_of_it(run_ranks, sounds, frame_of):
+    async def work(servers, hub):
+        bucket = await hub.stream.key_value(subjects.RELEASES)
+        watcher = await bucket.watch("rpi4")
+        for window, sound in enumerate(sounds):
+            for name in NAMES:
+                await send(hub, name, window, frame_of(sound, window, 1))
+        async for entry in watcher:
+            if entry is not None and (number := decode_release(entry.value, "test").generation) > 1:
+                break
+        known = [server.generations.get(number) is not None for server in servers]
+        answers = []
+        for name in NAMES:
+            inbox = f"{subjects.inbox(name)}.abc.{len(sounds)}"
+            replies = await hub.client.subscribe(inbox)
+            await send(hub, name, len(sounds), frame_of(sounds[0], len(sounds), 4, generation=number), inbox)
+            answers.append(decode_reply((await replies.next_msg(10)).data))
+        return known, answers, await hub.server_status()
+
+    (known, answers, status), (first, second) = run_ranks(work)
+    assert known == [True, True]
+    assert [answer.status for answer in answers] == ["ok", "ok"]
+    assert status["windows"] == dict.fromkeys(NAMES, len(sounds) + 1)
+    assert [rank["windows"] for rank in status["ranks"]] == [len(sounds) + 1] * 2
+    assert first["windows"] == {NAMES[0]: len(sounds) + 1}
+    assert second["windows"] == {NAMES[1]: len(sounds) + 1}
+    assert first["training_steps"] == second["training_steps"] >= 5
+    assert [step["total"] for step in first["losses"]] == [step["total"] for step in second["losses"]]
+    assert second["releases"] == [], "another rank than the first one has released"
+
+
+def test_the_first_rank_says_what_ails_another(run_ranks, monkeypatch):
+    async def work(servers, hub):
+        well = await servers[0].troubles()
+        monkeypatch.setattr(servers[1], "_troubles", lambda: ["the ingest has ended"])
+        return well, await servers[0].troubles(), await servers[1].troubles()
+
+    (well, troubles, own), _ = run_ranks(work)
+    assert well == []
+    assert troubles == ["rank 1: the ingest has ended"]
+    assert own == ["the ingest has ended"]
+
+
+def test_ranks_need_a_broker_that_outlives_them(tiny_encoder, small_bundle, tmp_path):
+    with pytest.raises(UsageError, match="--broker: several ranks need one"):
+        Server(tiny_encoder, ServerConfig(small_bundle.path, tmp_path / "server"), Ranks(0, 2, dist.ProcessGroup))
