@@ -59,6 +59,10 @@ class BrokerTls:
         lines = [f"{name}: {json.dumps(str(path.resolve()))}" for name, path in paths.items()]
         return "tls { " + ", ".join([*lines, "timeout: 5", *(["verify: true"] if self.ca else []), more]) + " }"
 
+    def among_brokers(self) -> str:
+        """The same for a cluster, whose brokers check each other: by `ca`, or because all have this certificate."""
+        return replace(self, ca=self.ca or self.cert).config()
+
     def trusted_by(self, credentials: Credentials) -> Credentials:
         """What the server on the same machine connects with: it knows this very certificate, whatever its name."""
         own = (self.cert, self.key) if self.ca else (None, None)
@@ -92,7 +96,7 @@ class ClusterConfig:
         if password:
             parts.append(f'authorization {{ user: streamsplit, password: "{password}", timeout: 5 }}')
         if tls:
-            parts.append(tls.config())
+            parts.append(tls.among_brokers())
         return f'server_name: "{self.name}"\ncluster {{\n  ' + "\n  ".join(parts) + "\n}"
 
 
