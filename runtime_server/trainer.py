@@ -256,7 +256,7 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, float], Geometry]:
         """The loss of two views of each window, its parts, and how the views lie."""
         own = batch_of(groups, segments, self._width, generator, self.config.augment, loss.config.task)
-        if mixture is not None:
+        if mixture is not None and loss.config.task:
             negatives = virtual_negatives(own.anchors, mixture, self.config.virtual_negatives, generator)
             own = replace(own, negatives=negatives)
         batch = self._ranks.gather_batch(own)

@@ -22,6 +22,7 @@ import torch
 
 from runtime_edge.bundle import Bundle
 from runtime_edge.codec import CutCodec
+from runtime_server.augment import AugmentConfig
 from runtime_server.buffer import Window
 from runtime_server.generations import CutModel, cut_model
 from runtime_server.losses import HybridConfig
@@ -35,7 +36,7 @@ from tools.esc10 import Clips, load_clips
 from tools.probe import Probed, probe
 from tools.room import Room
 
-HYBRID = TrainConfig().loss
+HYBRID, _USUAL = TrainConfig().loss, TrainConfig().augment
 TERMS = {
     "hybrid": HYBRID,
     "task": replace(HYBRID, spread=None, laplacian=False),
@@ -69,6 +70,7 @@ class Learning:
     steps_per_chunk: int = 3
     batch: int = 64
     learning_rate: float = TrainConfig.learning_rate
+    augment: AugmentConfig = _USUAL
     seed: int = 0
 
 
@@ -131,7 +133,12 @@ def learn(staged: Stage, run: Learning, before: Probed | None = None, note: Call
     released, config = (
         staged.start,
         TrainConfig(
-            batch=run.batch, learning_rate=run.learning_rate, loss=run.loss, seed=run.seed, min_windows=run.batch
+            batch=run.batch,
+            learning_rate=run.learning_rate,
+            loss=run.loss,
+            augment=run.augment,
+            seed=run.seed,
+            min_windows=run.batch,
         ),
     )
     trainer = Trainer(staged.start, config, staged.encoder.embedding_dim)
