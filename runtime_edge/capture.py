@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.audio import Counters, Windower, open_source
+from runtime_edge.audio.stream import BLOCK_SECONDS
 from runtime_edge.config import DeviceConfig
 
 _QUEUE_WINDOWS = 4
@@ -41,6 +42,8 @@ class Capture:
             speed=config.speed,
             stdin_rate=config.stdin_rate,
             stdin_channels=config.stdin_channels,
+            # A file played in real time need wake nobody before a window may be complete.
+            block_s=max(BLOCK_SECONDS, hop_samples / sample_rate),
             counters=self.counters,
         )
         self._windower = Windower(window_samples, hop_samples, config.gate_db, self.counters)

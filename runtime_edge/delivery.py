@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import time
@@ -13,7 +14,7 @@ from runtime_edge.errors import LinkError, SpoolError
 from runtime_edge.link import FRAME_OVERHEAD_BYTES, Link
 from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.outbox import Outbox
-from runtime_edge.sounding import CONFIRMATIONS, confirming_bytes
+from runtime_edge.sounding import CONFIRMATIONS, TELLING_BYTES, confirming_bytes
 from runtime_edge.tasks import Compute, cancel_all
 from runtime_edge.wire import Reply
 
@@ -39,7 +40,9 @@ class Delivery:
         self._sending = 0
         # Devices that lost the same broker at the same moment must not all come back at the same moment.
         self._random = random.Random(f"{config.seed}.{config.device}.{link.boot}")  # noqa: S311
-        self._tasks: set[asyncio.Task[bool]] = set()
+        self._under_way: set[asyncio.Future[float]] = set()
+        self._to_replay = asyncio.Event()
+        self._to_replay.set()
 
     @property
     def connected(self) -> bool:
@@ -54,10 +57,10 @@ class Delivery:
     async def wait_for_room(self) -> None:
         """Until `room`, or until the link is gone."""
         while self._link.connected and not self.room:
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=_IDLE_S, return_when=asyncio.FIRST_COMPLETED)
+            if self._under_way:
+                await asyncio.wait(self._under_way, timeout=_IDLE_S, return_when=asyncio.FIRST_COMPLETED)
             else:
-                await asyncio.sleep(0.01)  # what is under way is a replay
+                await asyncio.sleep(0.01)  # what is under way is a sounding
 
     async def exchange(
         self, message_id: str, window: int, frame: bytes, deadline_s: float
@@ -68,21 +71,16 @@ class Delivery:
         frame stays spooled and is replayed.
         """
         started = time.monotonic()
-        answer = self._link.expect(window)
-        task = asyncio.create_task(self._send(message_id, window, frame))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        try:
-            reply = await asyncio.wait_for(answer, deadline_s)
-        except asyncio.TimeoutError:
-            self._link.forget(window)
+        answer = self._link.expect(window, deadline_s)
+        await self._send(message_id, window, frame)
+        reply = await answer
+        if reply is None:
             self._uplink.timeout(deadline_s)
-            return None, time.monotonic() - started
         return reply, time.monotonic() - started
 
     async def sound(self, filler_bytes: int) -> None:
         """Learn of the link what the last frame did not tell, unless another frame is under way."""
-        if self._sending or not self._link.connected:
+        if not filler_bytes or self._sending or not self._link.connected:
             return
         self._sending += 1  # no replay in between: it would look like a slow link
         try:
@@ -103,21 +101,27 @@ class Delivery:
         self._accounting.bytes_sent += filler_bytes
         return told
 
+    def replay_soon(self) -> None:
+        """Something may lie in the spool that nobody is sending."""
+        self._to_replay.set()
+
     async def replay_forever(self) -> None:
         """Send what lies in the spool, oldest first, while no live frame needs the link."""
         pause_s = _IDLE_S
         while True:
+            await self._to_replay.wait()
             try:
                 taken = self._link.connected and await self._replay_one()
             except SpoolError as exc:
                 _LOG.warning("%s", exc)
                 taken = False
+                self.replay_soon()
             if taken is False and self._link.connected:
                 await asyncio.sleep(pause_s * self._random.uniform(0.5, 1.5))
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 continue
             pause_s = _IDLE_S
-            if not taken:
+            if taken is False:
                 await asyncio.sleep(_IDLE_S)
 
     async def drain(self, patience_s: float) -> None:
@@ -130,46 +134,73 @@ class Delivery:
 
     async def close(self) -> None:
         """Give up what is under way; what is spooled stays so."""
-        await cancel_all(self._tasks)
+        await cancel_all(self._under_way)
         await self._compute.run(self._outbox.give_up)
 
     async def _replay_one(self) -> bool | None:
         """Send the oldest spooled frame; whether the broker took it, None when there is none."""
         while self._sending and self._link.connected:
             await asyncio.sleep(0.01)
+        self._to_replay.clear()
         oldest = await self._compute.run(self._outbox.claim_oldest)
         if oldest is None:
             return None
+        self._to_replay.set()
         started = time.monotonic()
-        taken = await self._send(oldest.message_id, oldest.index, oldest.payload)
+        stored = await self._send(oldest.message_id, oldest.index, oldest.payload)
+        if stored is not None:
+            await asyncio.wait({stored})
+        taken = _succeeded(stored)
         self._accounting.replayed += taken
         # Half the link's time is left to live frames.
         await asyncio.sleep((time.monotonic() - started) * taken)
         return taken
 
-    async def _send(self, message_id: str, window: int, frame: bytes) -> bool:
-        """Try once to have the broker store a claimed frame, and settle it; whether it did."""
-        self._sending += 1
-        try:
-            delivered = await self._publish(message_id, window, frame)
-            self._outbox.settle_soon(message_id, delivered)
-        finally:
-            self._sending -= 1
-        return delivered
+    async def _send(self, message_id: str, window: int, frame: bytes) -> asyncio.Future[float] | None:
+        """Try once to have the broker store a claimed frame, and settle it when it has or has not.
 
-    async def _publish(self, message_id: str, window: int, frame: bytes) -> bool:
-        alone = self._sending == 1
+        Returns what the trying may be awaited by; None when it has failed already.
+        """
         # An answer to an earlier run's window would be taken for this run's window of that number.
         awaited = window if self._outbox.is_own(message_id) else None
+        sent_bytes, alone = len(frame) + FRAME_OVERHEAD_BYTES, not self._sending
+        self._sending += 1
         try:
             if alone:
-                self._uplink.sending(len(frame) + FRAME_OVERHEAD_BYTES)
-            seconds = await self._link.deliver(message_id, awaited, frame, self._config.ack_timeout_s)
+                if sent_bytes >= TELLING_BYTES:  # the acknowledgement of a smaller one tells the round trip itself
+                    await self._link.probe(self._uplink.observe_round_trip)
+                self._uplink.sending(sent_bytes)
+            stored = await self._link.send(message_id, awaited, frame, self._config.ack_timeout_s)
         except LinkError as exc:
             _LOG.debug("%s", exc)
-            return False
+            self._sending -= 1
+            self._settle(message_id, delivered=False)
+            return None
+        self._under_way.add(stored)
+        stored.add_done_callback(functools.partial(self._decided, message_id, sent_bytes, alone))
+        return stored
+
+    def _decided(self, message_id: str, sent_bytes: int, alone: bool, stored: asyncio.Future[float]) -> None:
+        """The broker has a frame, or not; a cancelled one is settled by whoever cancels."""
+        self._sending -= 1
+        self._under_way.discard(stored)
+        if stored.cancelled():
+            return
+        self._settle(message_id, delivered=_succeeded(stored))
+        if (failure := stored.exception()) is not None:
+            _LOG.debug("%s: %s", message_id, failure)
+            return
+        seconds = stored.result()
         self._accounting.stage_ms["publish"].observe(seconds * 1e3)
+        self._accounting.bytes_sent += sent_bytes
         if alone:
-            self._uplink.observe(len(frame) + FRAME_OVERHEAD_BYTES, seconds)
-        self._accounting.bytes_sent += len(frame) + FRAME_OVERHEAD_BYTES
-        return True
+            self._uplink.observe(sent_bytes, seconds)
+
+    def _settle(self, message_id: str, delivered: bool) -> None:
+        self._outbox.settle_soon(message_id, delivered)
+        if not delivered:
+            self.replay_soon()
+
+
+def _succeeded(stored: asyncio.Future[float] | None) -> bool:
+    return stored is not None and not stored.cancelled() and stored.exception() is None

@@ -2,36 +2,31 @@
 
 link = Link(url, "pi-1", boot)
 await link.connect()
-answer = link.expect(window)                                  # the server's answer, once it comes
-seconds = await link.deliver(message_id, window, frame)       # returns with the broker's acknowledgement
+answer = link.expect(window, deadline_s=1.0)                  # the server's answer, once it comes
+stored = await link.send(message_id, window, frame)           # the broker's acknowledgement, once it comes
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import itertools
 import logging
 import time
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
-import msgspec
-import nats
 import nats.errors
-import nats.js.errors
 import numpy as np
 from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.js.api import RawStreamMsg
 
-from runtime_edge import subjects
+from runtime_edge import buckets, subjects
+from runtime_edge.broker import BROKER_ERRORS, disconnect, reason
 from runtime_edge.credentials import Credentials, explain, servers
-from runtime_edge.errors import AccessError, FormatError, FrameError, LinkError, SscError
-from runtime_edge.tasks import cancel_all, next_within
-from runtime_edge.wire import Reply, decode_reply
+from runtime_edge.errors import AccessError, LinkError, SscError
+from runtime_edge.inbox import Inbox
+from runtime_edge.tasks import cancel_all
+from runtime_edge.wire import Reply
 
 _LOG = logging.getLogger(__name__)
 FRAME_OVERHEAD_BYTES = 160
@@ -40,27 +35,11 @@ FRAME_OVERHEAD_BYTES = 160
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 2.0
 _REFUSED_PAUSE_S = 30.0
-_CLOSE_S = 2.0
 _PING_S = 2
-_PIECE_PATIENCE_S = 60.0
-_RECHECK_S = 300.0
-"""How often a watched key is read again although no news of it came."""
 _LONGEST_WATCH_PAUSE_S = 30.0
-BROKER_ERRORS = (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError)
-"""What the library raises when the broker is away, slow or refuses."""
 
 OnChange = Callable[[str, bytes], Awaitable[None]]
 LateReply = Callable[[Reply], None]
-
-
-class _ObjectInfo(msgspec.Struct):
-    """What the object store says of an object (NATS ADR-20), as far as it is needed to read it."""
-
-    nuid: str
-    size: int = 0
-    chunks: int = 0
-    digest: str = ""
-    deleted: bool = False
 
 
 class Link:
@@ -78,11 +57,11 @@ class Link:
         Raises UsageError or FormatError when the credentials cannot be read.
         """
         self.url, self.device, self.boot = url, subjects.check_device(device), boot
+        self._frames, self._filler = subjects.frames(device), subjects.filler(device)
         self._credentials = credentials or Credentials()
         self._credentials.options(url)
-        self._late_reply = late_reply
         self._client = Client()
-        self._inbox = ""
+        self._inbox = Inbox(late_reply)
         self._lost = asyncio.Event()
         self._refusals: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
@@ -90,12 +69,15 @@ class Link:
         # A fleet spreads over the brokers, and each device goes through all of them in an order of its own.
         self._servers = servers(url)
         self._random.shuffle(self._servers)
-        self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._watches: list[tuple[str, str, OnChange]] = []
         self._watchers: list[asyncio.Task[None]] = []
-        self.bad_replies = 0
         self.trouble = "not connected yet"
         """Why there is no connection; empty while there is one."""
+
+    @property
+    def bad_replies(self) -> int:
+        """Answers that could not be read."""
+        return self._inbox.bad_replies
 
     @property
     def connected(self) -> bool:
@@ -118,37 +100,31 @@ class Link:
         await self._connect_patiently()
         self._keeper = asyncio.create_task(self._keep())
 
-    async def deliver(self, message_id: str, window: int | None, frame: bytes, timeout_s: float = 10.0) -> float:
-        """Publish one frame and wait until the broker has stored it; returns the seconds it took.
+    def expect(self, window: int, deadline_s: float) -> asyncio.Future[Reply | None]:
+        """Announce that the answer to this window is awaited, for so long; call before `send`.
 
-        The server answers under the number `window`, or not at all when that is None. Raises LinkError; the frame
-        may or may not have arrived then, and sending it again is harmless.
+        An answer that comes later goes to the late-reply callback.
         """
-        headers = {subjects.MESSAGE_ID_HEADER: message_id}
+        return self._inbox.expect(window, deadline_s)
+
+    async def send(
+        self, message_id: str, window: int | None, frame: bytes, timeout_s: float = 10.0
+    ) -> asyncio.Future[float]:
+        """Publish one frame; the seconds until the broker has stored it, to be awaited.
+
+        The server answers under the number `window`, or not at all when that is None. Raises LinkError, as the future
+        does; the frame may or may not have arrived then, and sending it again is harmless.
+        """
+        headers = {subjects.MESSAGE_ID_HEADER: message_id, subjects.STREAM_HEADER: subjects.STREAM}
         if window is not None:
-            headers[subjects.REPLY_HEADER] = f"{self._inbox}.{window}"
-        started = time.monotonic()
+            headers[subjects.REPLY_HEADER] = f"{self._inbox.name}.{window}"
+        acknowledge, stored = self._inbox.acknowledgement(timeout_s)
         try:
-            await self._client.jetstream().publish(
-                subjects.frames(self.device),
-                frame,
-                timeout=timeout_s,
-                stream=subjects.STREAM,
-                headers=headers,
-            )
+            await self._client.publish(self._frames, frame, acknowledge, headers)
         except BROKER_ERRORS as exc:
-            raise LinkError(f"broker {self.url}: frame {message_id} not acknowledged ({reason(exc)})") from None
-        return time.monotonic() - started
-
-    def expect(self, window: int) -> asyncio.Future[Reply]:
-        """Announce that the answer to this window is awaited; call before `deliver`."""
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting[window] = future
-        return future
-
-    def forget(self, window: int) -> None:
-        """Stop waiting: a later answer goes to the late-reply callback."""
-        self._waiting.pop(window, None)
+            stored.cancel()
+            raise LinkError(f"broker {self.url}: frame {message_id} not sent ({reason(exc)})") from None
+        return stored
 
     async def publish(self, subject: str, data: bytes) -> None:
         """Publish an event, best effort."""
@@ -164,18 +140,14 @@ class Link:
     async def value(self, bucket: str, key: str) -> bytes | None:
         """The present value of a key, or None. Raises LinkError when the broker does not answer."""
         try:
-            stored = await self._last(subjects.bucket_stream(bucket), subjects.bucket_subject(bucket, key))
+            return await buckets.value(self._client, bucket, key)
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: {bucket}/{key} cannot be read ({reason(exc)})") from None
-        return None if stored is None else _value(stored)
 
     async def fetch(self, name: str, limit_bytes: int) -> bytes:
-        """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError.
-
-        Read piece by piece, each asked for when the one before has come: as fast as the link is, and never faster.
-        """
+        """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""
         try:
-            return await self._fetch(name, limit_bytes)
+            return await buckets.fetch_object(self._client, name, limit_bytes)
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: object {name} cannot be fetched ({reason(exc)})") from None
 
@@ -184,6 +156,17 @@ class Link:
         with contextlib.suppress(*BROKER_ERRORS):
             subject = subjects.bucket_subject(subjects.PRESENCE, self.device)
             await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(subjects.PRESENCE))
+
+    async def probe(self, on_answer: Callable[[float], None]) -> None:
+        """Have the broker answer at once, in a packet of its own; the callback gets the seconds that took.
+
+        Nobody listens to filler, and that is what the broker answers. Raises LinkError.
+        """
+        try:
+            await self._client.publish(self._filler, b"", self._inbox.round_trip(on_answer))
+            await self._written()
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: a probe is not sent ({reason(exc)})") from None
 
     async def sound(self, filler: bytes) -> tuple[float, float]:
         """Two pings with `filler` between them: seconds the first took, and how much later the second was answered.
@@ -194,20 +177,22 @@ class Link:
         first = asyncio.create_task(self._pinged())
         try:
             await asyncio.sleep(0)  # the first ping is written
-            if filler:
-                await self._client.publish(subjects.filler(self.device), filler)
-                # The library writes a ping at once, but other data from a task of its own: that must come first.
-                for _ in range(100):
-                    if not self._client.pending_data_size:
-                        break
-                    await asyncio.sleep(0)
-            second = await self._pinged() if filler else await first
+            await self._client.publish(self._filler, filler)
+            await self._written()  # the library writes a ping at once
+            second = await self._pinged()
             answered = await first
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: a ping is not answered ({reason(exc)})") from None
         finally:
             first.cancel()
         return answered - started, second - answered
+
+    async def _written(self) -> None:
+        """Until what was published is on its way: the library writes it from a task of its own."""
+        for _ in range(100):
+            if not self._client.pending_data_size:
+                return
+            await asyncio.sleep(0)
 
     async def _pinged(self) -> float:
         """When the broker has answered a ping."""
@@ -242,6 +227,7 @@ class Link:
 
         async def on_closed() -> None:
             lost.set()
+            self._inbox.connection_lost()
 
         try:
             await asyncio.wait_for(
@@ -264,7 +250,7 @@ class Link:
             connecting = False
             self._refusals.clear()
             inbox = self._client.new_inbox()
-            await self._client.subscribe(f"{inbox}.*", cb=self._on_reply)
+            await self._client.subscribe(f"{inbox}.*", cb=self._inbox.on_message)
             # The library may write the ping of the first before the subscription, and a refusal comes after it.
             await self._client.flush(2)
             await self._client.flush(2)
@@ -274,7 +260,7 @@ class Link:
         if self._refusals:
             await disconnect(self._client)
             raise AccessError(f"broker {self.url}: the credentials {self._credentials.nkey} are not {self.device}'s")
-        self._inbox, self.trouble = inbox, ""
+        self._inbox.name, self.trouble = inbox, ""
         self._restart_watchers()
 
     async def _connect_patiently(self) -> None:
@@ -310,19 +296,6 @@ class Link:
             self._refusals.add(text)
             _LOG.warning("broker %s: %s", self.url, text)
 
-    async def _on_reply(self, message: Msg) -> None:
-        try:
-            reply = decode_reply(message.data)
-        except FrameError as exc:
-            self.bad_replies += 1
-            _LOG.warning("reply dropped: %s", exc)
-            return
-        future = self._waiting.pop(reply.window, None)
-        if future is not None and not future.done():
-            future.set_result(reply)
-        else:
-            self._late_reply(reply)
-
     def _restart_watchers(self) -> None:
         """What followed the keys on the former connection has ended with it."""
         for task in self._watchers:
@@ -334,7 +307,7 @@ class Link:
         pause_s = 1.0
         while True:
             try:
-                async with contextlib.aclosing(self._news(bucket, key)) as news:
+                async with contextlib.aclosing(buckets.news(self._client, bucket, key, self._random)) as news:
                     async for value in news:
                         await on_change(key, value)
                         pause_s = 1.0
@@ -342,78 +315,3 @@ class Link:
                 _LOG.info("watching %s/%s: %s", bucket, key, reason(exc))
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_WATCH_PAUSE_S)
-
-    async def _news(self, bucket: str, key: str) -> AsyncGenerator[bytes, None]:
-        """The present value of a key and each later one, by revision; ends when the connection does."""
-        client, repeated = self._client, asyncio.Queue[Msg]()
-        stream, subject = subjects.bucket_stream(bucket), subjects.bucket_subject(bucket, key)
-        subscription = await client.subscribe(subjects.news(bucket, key), cb=repeated.put)
-        newest = 0
-        try:
-            stored = await self._last(stream, subject)
-            while client.is_connected:
-                if stored is not None and (stored.seq or 0) > newest:
-                    newest = stored.seq or 0
-                    if (value := _value(stored)) is not None:
-                        yield value
-                message = await next_within(repeated, _RECHECK_S * self._random.uniform(0.5, 1.0))
-                stored = await self._last(stream, subject) if message is None else _repeated(message)
-        finally:
-            if client.is_connected:
-                with contextlib.suppress(*BROKER_ERRORS):
-                    await subscription.unsubscribe()
-
-    async def _last(self, stream: str, subject: str) -> RawStreamMsg | None:
-        """The last message a stream holds of a subject; None when it has none or is not there."""
-        try:
-            return await self._client.jetstream().get_last_msg(stream, subject, direct=True)
-        except (nats.js.errors.NotFoundError, nats.errors.NoRespondersError):
-            return None
-
-    async def _fetch(self, name: str, limit_bytes: int) -> bytes:
-        stream, prefix = f"OBJ_{subjects.BUNDLES}", f"$O.{subjects.BUNDLES}"
-        stored = await self._last(stream, f"{prefix}.M.{base64.urlsafe_b64encode(name.encode()).decode()}")
-        if stored is None:
-            raise LinkError(f"broker {self.url}: object {name} cannot be fetched (not in the store)")
-        try:
-            info = msgspec.json.decode(stored.data or b"", type=_ObjectInfo)
-        except msgspec.DecodeError as exc:
-            raise FormatError(f"object {name}: damaged in the broker's store ({exc})") from None
-        if info.deleted:
-            raise LinkError(f"broker {self.url}: object {name} cannot be fetched (deleted)")
-        if info.size > limit_bytes:
-            raise FormatError(f"object {name}: {info.size} bytes, more than the {limit_bytes} expected")
-        jetstream, data, sequence = self._client.jetstream(timeout=_PIECE_PATIENCE_S), bytearray(), 1
-        while len(data) < info.size:
-            piece = await jetstream.get_msg(stream, sequence, f"{prefix}.C.{info.nuid}", direct=True, next=True)
-            data += piece.data or b""
-            sequence = (piece.seq or 0) + 1
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
-        if len(data) != info.size or info.digest.removeprefix("SHA-256=") != digest:
-            raise FormatError(f"object {name}: damaged in the broker's store (its digest does not match)")
-        return bytes(data)
-
-
-def _value(stored: RawStreamMsg) -> bytes | None:
-    """What a key holds; None when the entry says that it was deleted."""
-    return None if "KV-Operation" in (stored.headers or {}) else stored.data or None
-
-
-def _repeated(message: Msg) -> RawStreamMsg:
-    """A stored value that the broker has repeated to those who watch."""
-    headers = message.headers or {}
-    revision = headers.get("Nats-Sequence", "")
-    return RawStreamMsg(seq=int(revision) if revision.isdecimal() else 0, data=message.data, headers=headers)
-
-
-async def disconnect(client: Client) -> None:
-    """Close a connection in whatever state it is; one that was never begun cannot be closed."""
-    if client.is_connected or client.is_connecting or client.is_reconnecting:
-        # A handshake that failed can leave the library waiting for the end of a transport it no longer has.
-        with contextlib.suppress(*BROKER_ERRORS):
-            await asyncio.wait_for(client.close(), _CLOSE_S)
-
-
-def reason(exc: Exception) -> str:
-    """What to say of an error of the library; some have no text."""
-    return str(exc) or type(exc).__name__

@@ -82,8 +82,9 @@ class GaussianMemory:
         self.variances = np.full((components, dim), 1 / dim, np.float32)
         self.weights = np.full(components, 1 / components, np.float32)
         self._average = np.zeros(dim, np.float32)  # running mean of the embeddings; gives D²
-        # Where the window at hand lies from every mean, its squares, and room to reckon in: nothing is allocated.
-        self._offsets, self._squares, self._noisy, self._scratch = np.empty((4, components, dim), np.float32)
+        # Squared distances of the window at hand to every mean, and room to reckon in: small enough to stay in cache.
+        self._squares, self._scratch = np.empty((2, components, dim), np.float32)
+        self._ones = np.ones(dim, np.float32)  # a product with it is a sum, and the faster one
 
     @property
     def cold(self) -> bool:
@@ -229,16 +230,15 @@ class GaussianMemory:
 
     def _measure(self, z: Array) -> None:
         """Take a window; what follows reads where it lies."""
-        np.subtract(z, self.means, out=self._offsets)
-        np.multiply(self._offsets, self._offsets, out=self._squares)
+        np.subtract(z, self.means, out=self._squares)
+        np.multiply(self._squares, self._squares, out=self._squares)
 
     def _log_posterior(self, noise: float = 0.0) -> Array:
         """`ln r_c` of the measured window, [C], seen through isotropic noise of that variance."""
-        variances, scratch = self.variances, self._scratch
-        if noise:
-            variances = np.add(variances, np.float32(noise), out=self._noisy)
-        exponent = np.divide(self._squares, variances, out=scratch).sum(axis=1)
-        exponent += np.log(variances, out=scratch).sum(axis=1)
+        scratch, ones = self._scratch, self._ones
+        np.add(self.variances, np.float32(noise), out=scratch)
+        exponent = np.log(scratch) @ ones
+        exponent += np.divide(self._squares, scratch, out=scratch) @ ones
         joint = np.log(self.weights) - 0.5 * exponent
         joint -= joint.max()
         result: Array = joint - np.log(np.exp(joint).sum())
@@ -262,14 +262,14 @@ class GaussianMemory:
         self.windows += 1
         gain = max(self.rate, 1.0 / (self.windows + 1))  # a plain mean first, then a sliding one
         self._average += np.float32(gain) * (z - self._average)
-        if float(self._squares.sum(axis=1).min()) > _NOVEL * self.spread:
+        if float((self._squares @ self._ones).min()) > _NOVEL * self.spread:
             self._claim(z)
             return
         posterior = np.exp(self._log_posterior())
         # In many dimensions most responsibilities are exactly 0, and such a component stays as it is.
         moved = np.flatnonzero(posterior)
         step = np.float32(self.rate) * posterior[moved, None]
-        self.means[moved] += step * self._offsets[moved]
+        self.means[moved] += step * (z - self.means[moved])
         # The variance of the blend (1 - step)·N(mean, variance) + step·(a point at z).
         variances = (1 - step) * (self.variances[moved] + step * self._squares[moved])
         self.variances[moved] = np.maximum(variances, np.float32(VARIANCE_FLOOR))
@@ -310,10 +310,10 @@ def _unit(vectors: Array) -> Array:
 
 def _direction(vector: Array) -> Array | None:
     """The unit vector along `vector`, or None if it is not finite or has none."""
-    if not np.isfinite(vector).all():
-        return None
-    norm = float(np.linalg.norm(vector.astype(np.float64)))  # float32 overflows beyond 1e19
-    return (vector / norm).astype(np.float32) if norm > _MIN_NORM else None
+    norm = math.sqrt(vector @ vector)
+    if not norm < math.inf:  # not finite itself, or beyond 1e19, whose square float32 does not hold
+        norm = float(np.linalg.norm(vector.astype(np.float64)))
+    return vector / np.float32(norm) if _MIN_NORM < norm < math.inf else None
 
 
 def _normalised_weights(weights: Array) -> Array:

@@ -72,7 +72,8 @@ class BandwidthEstimator:
     misses the expected time by more than jitter explains means that the link has changed: it counts as a sample
     of each 100 ms since the last frame, as in METHOD, so that the estimate is there after one or two frames.
 
-    `observe_pair` learns from a sounding, which tells round trip and transfer apart by itself.
+    `observe_round_trip` learns from a probe in front of a frame, `observe_pair` from a sounding behind it, which tells
+    round trip and transfer apart by itself.
 
     An estimate that no large frame has confirmed for 5 s doubles every 5 s, up to 100 Mbit/s: a device that was
     driven to small frames by a thin link would otherwise never learn that the link has recovered.
@@ -128,6 +129,12 @@ class BandwidthEstimator:
                 self._fastest.pop()
             self._fastest.append((self._now(), seconds))
 
+    def observe_round_trip(self, seconds: float) -> None:
+        """Learn from an empty round trip."""
+        if 0.0 < seconds <= _MINUTE_SECONDS:
+            with self._lock:
+                self._learn_rtt(seconds)
+
     def observe_pair(self, bytes_between: int, rtt_s: float, transfer_s: float) -> None:
         """Learn from two empty round trips with `bytes_between` sent between them: the first took `rtt_s`, and the
         second ended `transfer_s` after it.
@@ -136,9 +143,8 @@ class BandwidthEstimator:
             return
         with self._lock:
             self._learn_rtt(rtt_s)
-            if bytes_between:
-                # A rate that would be over in less than the jitter cannot be told from a higher one.
-                self._learn_bandwidth(bytes_between * 8.0, max(transfer_s, _PAIR_JITTER_S / 2), _PAIR_JITTER_S)
+            # A rate that would be over in less than the jitter cannot be told from a higher one.
+            self._learn_bandwidth(bytes_between * 8.0, max(transfer_s, _PAIR_JITTER_S / 2), _PAIR_JITTER_S)
 
     def is_rise(self, bytes_between: int, transfer_s: float) -> bool:
         """Whether a sounding shows a faster link than is known, by more than jitter explains."""

@@ -123,6 +123,8 @@ class Pipeline:
             self._finish(underway, step.embedding, "device")
         if live:
             self._spawn(self._exchange(underway))
+        elif self.delivery is not None:
+            self.delivery.replay_soon()
 
     def _run_window(self, engine: Engine, window: Captured, decision: Decision, cut: int, live: bool) -> Step:
         """In the compute thread: run, frame and spool."""
@@ -156,19 +158,23 @@ class Pipeline:
             self._message_id(window), window.index, underway.step.frame, deadline_s
         )
         if reply is not None:
-            self._spawn(self._sound(len(underway.step.frame)))
             self.accounting.stage_ms["reply"].observe(seconds * 1e3)
             self._refresh_memory(reply)
-        if underway.step.embedding is not None:
-            return
+        if underway.step.embedding is None:
+            await self._finish_with(underway, reply, seconds)
+        if reply is not None:
+            await self._sound(len(underway.step.frame))
+
+    async def _finish_with(self, underway: Underway, reply: Reply | None, seconds: float) -> None:
+        """By the server's answer, or else by the device itself."""
         embedding = None if reply is None else self._embedding(reply)
         if embedding is not None and reply is not None:
             server_ms = min(reply.server_us / 1e3, seconds * 1e3)
             self._finish(underway, embedding, "server", seconds * 1e3 - server_ms, server_ms)
-        else:
-            embedding = await self.compute.run(underway.engine.embed, window.samples)
-            if embedding is not None:
-                self._finish(underway, embedding, "fallback", seconds * 1e3)
+            return
+        embedding = await self.compute.run(underway.engine.embed, underway.window.samples)
+        if embedding is not None:
+            self._finish(underway, embedding, "fallback", seconds * 1e3)
 
     async def _sound(self, frame_bytes: int) -> None:
         """Behind a frame, learn how the link is, and whether it has become better than this cut needs."""

@@ -24,6 +24,8 @@ ALL_DEVICES = "_all"
 
 REPLY_HEADER = "Ssc-Reply"
 MESSAGE_ID_HEADER = "Nats-Msg-Id"
+STREAM_HEADER = "Nats-Expected-Stream"
+"""Which stream a message is for: another one that takes its subject refuses it."""
 
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _REPLY = re.compile(r"[A-Za-z0-9]{1,64}\.[0-9]{1,20}")

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from typing import Any
 
 import msgspec
@@ -29,6 +28,7 @@ from runtime_edge.releases import ReleasedBundle, decode_release, open_table
 from runtime_edge.splitter import Splitter
 from runtime_edge.surroundings import measured
 from runtime_edge.table import LOCAL, SplitterTable
+from runtime_edge.tasks import Compute
 from runtime_edge.trial import Refusal, Trial
 from runtime_edge.updates import BundleStore, Fetched, check_same_ends, store_table, stored_table
 
@@ -55,8 +55,8 @@ def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) ->
 class Swap:
     """Watches releases and tables; prepares and self-tests in the compute thread, hands over when asked."""
 
-    def __init__(self, config: DeviceConfig, link: Link | None, executor: Executor, accounting: Accounting) -> None:
-        self._config, self._link, self._executor, self._accounting = config, link, executor, accounting
+    def __init__(self, config: DeviceConfig, link: Link | None, compute: Compute, accounting: Accounting) -> None:
+        self._config, self._link, self._compute, self._accounting = config, link, compute, accounting
         self._store = BundleStore(config.state, config.trusted)
         self._trials = self._store.trials
         self._own_key = subjects.table_key(config.target, config.device)
@@ -276,7 +276,7 @@ class Swap:
 
     async def _prepare(self, bundle: Bundle) -> Engine:
         """Load and self-test in the compute thread; the bundle in use goes on undisturbed until this is done."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._load, bundle)
+        return await self._compute.run(self._load, bundle)
 
     def _load(self, bundle: Bundle) -> Engine:
         config, own = self._config, self._store.holds(bundle)

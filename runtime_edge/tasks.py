@@ -3,26 +3,74 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
+import queue
+import threading
 from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 _LOG = logging.getLogger(__name__)
 _AGAIN_S = 1.0
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_Work = tuple[Callable[..., Any], tuple[Any, ...], asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
 
 
-class Compute(ThreadPoolExecutor):
-    """The one thread that runs the encoder and touches the spool, so buffers and the database have one user."""
+class Compute:
+    """The one thread that runs the encoder and touches the spool, so buffers and the database have one user.
+
+    A pool of one thread would do; this one wakes nobody but who waits, and spends a fifth of the time on a hand-over.
+    """
 
     def __init__(self) -> None:
-        super().__init__(1, "compute")
+        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     async def run(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Do something in the thread, after what was asked before."""
-        return await asyncio.get_running_loop().run_in_executor(self, call, *arguments)
+        """Do something in the thread, after what was asked before; what is cancelled before its turn is not done."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="compute", daemon=True)
+            self._thread.start()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[_Result] = loop.create_future()
+        self._work.put((call, arguments, loop, done))
+        return await done
+
+    def shutdown(self) -> None:
+        """Wait until what was asked for is done, and end the thread."""
+        if self._thread is not None:
+            self._work.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> Compute:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.shutdown()
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            call, arguments, loop, done = work
+            if not done.cancelled():
+                try:
+                    settle = functools.partial(_set, done, call(*arguments))
+                except BaseException as exc:
+                    settle = functools.partial(_set, done, None, exc)
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(settle)
+            del work, call, arguments, done  # nothing is kept alive until the next call
+
+
+def _set(done: asyncio.Future[Any], result: Any, error: BaseException | None = None) -> None:
+    if done.cancelled():
+        return
+    if error is None:
+        done.set_result(result)
+    else:
+        done.set_exception(error)
 
 
 async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:

@@ -32,7 +32,7 @@ from runtime_edge.bundle import Bundle
 from runtime_edge.codec import CutCodec
 from runtime_edge.errors import FormatError, FrameError, LinkError, UsageError
 from runtime_edge.files import read_bounded
-from runtime_edge.link import BROKER_ERRORS, reason
+from runtime_edge.broker import BROKER_ERRORS, reason
 from runtime_edge.manifest import FrontEndInfo
 from runtime_edge.prefix import Prefix
 from runtime_edge.wire import WIRE_ENCODINGS, FrameHeader, decode_frame

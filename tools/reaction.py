@@ -15,7 +15,7 @@ import numpy as np
 from runtime_edge.link import FRAME_OVERHEAD_BYTES
 from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.reward import MAX_LOAD
-from runtime_edge.sounding import CONFIRMATIONS, confirming_bytes, filler_bytes
+from runtime_edge.sounding import CONFIRMATIONS, TELLING_BYTES, confirming_bytes, filler_bytes
 from runtime_edge.splitter import Splitter
 from runtime_edge.table import SplitterTable
 
@@ -89,6 +89,9 @@ class SimulatedDevice:
         if not alone:
             return
         uplink, seconds = self._uplink, acked_s - ready_s
+        if size >= TELLING_BYTES:
+            trip_s = self._at(ready_s).rtt_ms / 1e3 + self._random.uniform(-JITTER_S, JITTER_S)
+            self._events.append((ready_s + trip_s, lambda: uplink.observe_round_trip(trip_s)))
         self._events.append((ready_s, lambda: uplink.sending(size)))
         deadline_s = self.table.uplink.deadline_ms / 1e3
         if seconds > deadline_s:
@@ -101,6 +104,8 @@ class SimulatedDevice:
         uplink.observe(size, seconds)
         question = self._splitter.mbps_in_question()
         filler = filler_bytes(uplink.uplink_mbits, question, self.table.hop_s, size)
+        if not filler:
+            return
         sounded_s, trip_s, pair_s = self._sound(acked_s, filler, rtt_s)
         for _ in range(CONFIRMATIONS):
             if not uplink.is_rise(filler, pair_s):
@@ -112,7 +117,7 @@ class SimulatedDevice:
     def _sound(self, start_s: float, filler: int, rtt_s: float) -> tuple[float, float, float]:
         """When a sounding is over, its round trip, and how much later the second answer came."""
         trip_s = rtt_s + self._random.uniform(-JITTER_S, JITTER_S)
-        if not filler or (self.bunched and self._random.random() < self.bunched):
+        if self.bunched and self._random.random() < self.bunched:
             return start_s + trip_s, trip_s, 0.0
         transfer_s = self._transfer(start_s, filler) - start_s
         pair_s = max(0.0, transfer_s + self._random.uniform(-PAIR_JITTER_S, PAIR_JITTER_S))

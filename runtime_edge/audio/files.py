@@ -41,8 +41,8 @@ def audio_files(directory: Path) -> list[Path]:
     return found
 
 
-def read_file(path: Path) -> Iterator[Raw]:
-    """Decode one file block by block; memory does not grow with its length.
+def read_file(path: Path, block_s: float = BLOCK_SECONDS) -> Iterator[Raw]:
+    """Decode one file in blocks of `block_s` seconds; memory does not grow with its length.
 
     Raises:
         SourceError: not audio, no sample in it, cut short, or damaged. A length that does not hold is noticed
@@ -51,7 +51,7 @@ def read_file(path: Path) -> Iterator[Raw]:
     """
     with _opened(path) as file:
         _check(path, file)
-        size = max(1, round(file.samplerate * BLOCK_SECONDS))
+        size = max(1, round(file.samplerate * block_s))
         starts = True
         # A call into libsndfile costs as much as some thousand samples: several blocks at once.
         at_once = size * max(1, _READ_VALUES // (size * file.channels))
@@ -102,7 +102,9 @@ def read_span(path: Path, start: int, stop: int) -> NDArray[np.float32]:
     return frames
 
 
-def read_directory(directory: Path, loop: bool, counters: Counters) -> Iterator[Raw]:
+def read_directory(
+    directory: Path, loop: bool, counters: Counters, block_s: float = BLOCK_SECONDS
+) -> Iterator[Raw]:
     """Decode every audio file below `directory` in order, as one stream.
 
     A file that cannot be read is skipped, logged and counted, once; so is the rest of a damaged one.
@@ -116,7 +118,7 @@ def read_directory(directory: Path, loop: bool, counters: Counters) -> Iterator[
         delivered = False
         for path in paths:
             try:
-                for raw in read_file(path):
+                for raw in read_file(path, block_s):
                     delivered = True
                     yield raw
             except SourceError as exc:

@@ -11,7 +11,7 @@ from runtime_edge.audio.files import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, rea
 from runtime_edge.audio.live import FrameQueue
 from runtime_edge.audio.microphone import Microphone
 from runtime_edge.audio.stdin import capture_pcm16, read_pcm16
-from runtime_edge.audio.stream import Raw, to_blocks
+from runtime_edge.audio.stream import BLOCK_SECONDS, Raw, to_blocks
 from runtime_edge.errors import SourceError, UsageError
 
 
@@ -26,10 +26,11 @@ def open_source(
     stdin_channels: int = 1,
     stdin_fd: int = 0,
     queue_seconds: float = 10.0,
+    block_s: float = BLOCK_SECONDS,
     counters: Counters | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Generator[Block, None, None]:
-    """Open a source and return its audio as mono float32 blocks of about 0.1 s at `sample_rate`.
+    """Open a source and return its audio as mono float32 blocks at `sample_rate`.
 
     | spec | what it is | too slow a reader |
     |---|---|---|
@@ -51,6 +52,7 @@ def open_source(
         stdin_channels: interleaved channels on stdin.
         stdin_fd: the file descriptor read for `-`.
         queue_seconds: audio a live source keeps for a reader that is late; at least twice the window.
+        block_s: length of the blocks of a file, about; those of live sources are of 0.1 s.
         counters: what is counted; a fresh one when not given.
         clock: the time and the sleep that paces files.
 
@@ -81,24 +83,24 @@ def open_source(
         else:
             raws = read_pcm16(stdin_fd, rate_hz, stdin_channels, counters)
     else:
-        raws = _open_path(Path(spec), loop, counters)
+        raws = _open_path(Path(spec), loop, counters, block_s)
         pace = speed if realtime else None
     return to_blocks(raws, sample_rate, counters, anchor, clock, pace)
 
 
-def _open_path(path: Path, loop: bool, counters: Counters) -> Iterator[Raw]:
+def _open_path(path: Path, loop: bool, counters: Counters, block_s: float) -> Iterator[Raw]:
     if path.is_dir():
-        return read_directory(path, loop, counters)
+        return read_directory(path, loop, counters, block_s)
     if not path.exists():
         raise SourceError(f"{path}: no such file or directory: give mic, an audio file, a directory or -")
     if not path.is_file():
         raise SourceError(f"{path}: neither a file nor a directory: to read a pipe, redirect it and give -")
-    return _repeat(path) if loop else read_file(path)
+    return _repeat(path, block_s) if loop else read_file(path, block_s)
 
 
-def _repeat(path: Path) -> Iterator[Raw]:
+def _repeat(path: Path, block_s: float) -> Iterator[Raw]:
     while True:
-        yield from read_file(path)
+        yield from read_file(path, block_s)
 
 
 def _is_microphone(spec: str) -> bool:

@@ -55,6 +55,8 @@ async def spooled(delivery, window, claim=False):
     """As the device does: in the thread that owns the outbox."""
     message_id, frame = subjects.message_id("pi-1", "new", window), b"frame %d" % window
     await delivery._compute.run(delivery._outbox.put, message_id, window, frame, 0.5, claim)
+    if not claim:
+        delivery.replay_soon()
     return message_id, frame
 
 
@@ -84,7 +86,7 @@ def test_the_spool_of_an_earlier_boot_is_sent_and_answers_no_window_of_this_one(
     async def work(hub):
         await answer_all(hub)
         async with delivering(broker, spool) as (delivery, link, accounting):
-            answers = [link.expect(window) for window in range(6)]
+            answers = [link.expect(window, 30.0) for window in range(6)]
             await delivery.drain(10.0)
             await asyncio.sleep(0.1)
             return [answer.done() for answer in answers], accounting, await stored(hub)

@@ -25,6 +25,10 @@ async def linked(broker, late=lambda reply: None):
         await asyncio.wait_for(link.close(), 5.0)
 
 
+async def deliver(link, *frame):
+    return await (await link.send(*frame))
+
+
 async def until(condition, timeout_s=15.0):
     for _ in range(int(timeout_s / 0.02)):
         if condition():
@@ -52,13 +56,12 @@ def test_each_window_gets_its_own_answer_and_late_ones_go_to_the_callback(play, 
     async def work(hub):
         await answer_all(hub)
         async with linked(broker, late.append) as link:
-            futures = {window: link.expect(window) for window in range(8)}
-            link.forget(3)
+            futures = {window: link.expect(window, 0.0 if window == 3 else 20.0) for window in range(8)}
+            assert await futures.pop(3) is None
             await asyncio.gather(
-                *(link.deliver(f"pi-1.boot.{window}", window, b"frame %d" % window) for window in reversed(range(9)))
+                *(deliver(link, f"pi-1.boot.{window}", window, b"frame %d" % window) for window in reversed(range(9)))
             )
             await until(lambda: len(late) == 2)
-            del futures[3]
             return {window: (await future).embedding for window, future in futures.items()}
 
     assert play(work) == {window: b"frame %d" % window for window in range(8) if window != 3}
@@ -71,8 +74,8 @@ def test_a_frame_without_a_number_is_not_answered(play, broker):
     async def work(hub):
         await answer_all(hub)
         async with linked(broker, late.append) as link:
-            future = link.expect(5)
-            await link.deliver("pi-1.earlier.5", None, b"of an earlier boot")
+            future = link.expect(5, 20.0)
+            await deliver(link, "pi-1.earlier.5", None, b"of an earlier boot")
             await asyncio.sleep(0.2)
             return future.done()
 
@@ -84,7 +87,7 @@ def test_garbage_in_the_inbox_is_counted(play, broker):
     async def work(hub):
         async with linked(broker) as link:
             for data in (b"", b"garbage", encode_reply(Reply(2, 0, 1, "ok", 0))):
-                await hub.client.publish(f"{link._inbox}.0", data)
+                await hub.client.publish(f"{link._inbox.name}.0", data)
             await until(lambda: link.bad_replies == 3)
             return link.connected
 
@@ -146,7 +149,7 @@ def test_what_is_older_than_the_present_value_is_not_news(play, broker):
 
 
 def test_news_that_got_lost_is_found_again(play, broker, monkeypatch):
-    monkeypatch.setattr("runtime_edge.link._RECHECK_S", 0.2)
+    monkeypatch.setattr("runtime_edge.buckets._RECHECK_S", 0.2)
     seen = []
 
     async def on_change(key, value):
@@ -222,7 +225,9 @@ def test_without_a_broker_everything_says_so_and_closing_still_works():
         with pytest.raises(LinkError, match="is `ssc server run` running"):
             await link.connect(0.5)
         with pytest.raises(LinkError):
-            await link.deliver("pi-1.boot.0", 0, b"frame", 0.5)
+            await link.send("pi-1.boot.0", 0, b"frame", 0.5)
+        with pytest.raises(LinkError):
+            await link.probe(lambda seconds: None)
         await link.publish("evt.pi-1", b"best effort")
         await link.put_presence(b"best effort")
         await link.close()
@@ -236,17 +241,63 @@ def test_a_sounding_tells_the_round_trip_and_what_filler_adds_to_it(play, broker
     async def work(hub):
         before = await hub.stream.stream_info(subjects.STREAM)
         async with linked(broker) as link:
-            empty = await link.sound(b"")
             filled = await link.sound(bytes(16_384))
         after = await hub.stream.stream_info(subjects.STREAM)
-        return empty, filled, before.state.messages == after.state.messages
+        return filled, before.state.messages == after.state.messages
 
-    empty, filled, nothing_stored = play(work)
-    assert 0 < empty[0] < 1
-    assert empty[1] == 0
-    assert filled[0] > 0
-    assert 0 <= filled[1] < 1
+    (round_trip_s, transfer_s), nothing_stored = play(work)
+    assert 0 < round_trip_s < 1
+    assert 0 <= transfer_s < 1
     assert nothing_stored
+
+
+def test_a_probe_is_answered_at_once_and_only_the_latest_counts(play, broker):
+    trips, superseded = [], []
+
+    async def work(hub):
+        before = await hub.stream.stream_info(subjects.STREAM)
+        async with linked(broker) as link:
+            await asyncio.gather(link.probe(superseded.append), link.probe(trips.append))
+            await until(lambda: trips)
+            await deliver(link, "pi-1.boot.0", 0, b"frame")
+        after = await hub.stream.stream_info(subjects.STREAM)
+        return after.state.messages - before.state.messages
+
+    assert play(work) == 1, "a probe was stored"
+    assert superseded == []
+    assert len(trips) == 1
+    assert 0 < trips[0] < 5
+
+
+def test_a_frame_that_the_broker_does_not_store_says_why(broker):
+    async def work():
+        async with linked(broker) as link:
+            with pytest.raises(LinkError, match="no stream takes it"):
+                await deliver(link, "pi-1.boot.0", 0, b"frame")
+            other = subjects.bucket_stream(subjects.TABLES)
+            await link._client.jetstream().add_stream(name=other, subjects=["act.>"])
+            with pytest.raises(LinkError, match="expected stream"):
+                await deliver(link, "pi-1.boot.0", 0, b"frame")
+            await link._client.jetstream().delete_stream(other)
+
+    asyncio.run(work())
+
+
+def test_what_waits_for_the_broker_learns_at_once_that_it_is_gone(broker):
+    async def ignore(message):
+        return
+
+    async def work():
+        async with linked(broker) as link:
+            await link._client.subscribe("act.>", cb=ignore)  # somebody takes the frame, but no stream stores it
+            stored = await link.send("pi-1.boot.0", 0, b"frame", 60.0)
+            await asyncio.sleep(0.2)
+            assert not stored.done()
+            await broker.stop()
+            with pytest.raises(LinkError, match="the connection was lost"):
+                await asyncio.wait_for(stored, 20.0)
+
+    asyncio.run(work())
 
 
 def test_a_sounding_without_a_broker_is_one_error(play, broker):

@@ -67,15 +67,17 @@ def test_pairs_within_jitter_hardly_move_the_estimate() -> None:
         assert estimator.uplink_mbits == pytest.approx(0.2, rel=0.15)
 
 
-def test_a_pair_without_filler_teaches_the_round_trip_alone() -> None:
+def test_a_probe_teaches_the_round_trip_alone() -> None:
     estimator = settled(1.0)
     before = estimator.uplink_mbits
     for _ in range(20):
-        estimator.observe_pair(0, 0.2, 0.0)
+        estimator.observe_round_trip(0.2)
     assert estimator.rtt_ms == pytest.approx(200, rel=0.01)
     assert estimator.uplink_mbits == pytest.approx(before, rel=0.1)
-    for wrong in ((0, 0.0, 0.0), (0, -1.0, 0.0), (500, 0.05, -0.1), (500, float("nan"), 0.1), (500, 99.0, 0.1)):
-        estimator.observe_pair(*wrong)
+    for seconds in (0.0, -1.0, float("nan"), 99.0):
+        estimator.observe_round_trip(seconds)
+        estimator.observe_pair(500, seconds, 0.1)
+    estimator.observe_pair(500, 0.05, -0.1)
     assert estimator.rtt_ms == pytest.approx(200, rel=0.01)
 
 
