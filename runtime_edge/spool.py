@@ -54,6 +54,8 @@ _INSERT = """
 INSERT INTO frames (message_id, window_index, uncertainty, payload) VALUES (?, ?, ?, ?)
 ON CONFLICT (message_id) DO NOTHING
 """
+_UPDATE_TOTALS = "UPDATE totals SET put = put + ?, acked = acked + ?, dropped = dropped + ?, bytes = bytes + ?"
+_REMEMBERED = 64
 _Result = TypeVar("_Result")
 
 
@@ -74,6 +76,16 @@ class SpoolCounters:
     put: int
     acked: int
     dropped: int
+
+
+@dataclass(slots=True)
+class _Change:
+    """What one transaction does to the totals."""
+
+    put: int = 0
+    acked: int = 0
+    dropped: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,9 @@ class Spool:
         self._synchronous = "FULL" if power_safe else "NORMAL"
         self._lock = threading.RLock()
         self._acked: set[str] = set()
+        self._places: dict[str, tuple[int, int]] = {}
+        self._change = _Change()
+        self._stored_bytes: int | None = None
         self.recoveries = 0
         """Damaged databases moved aside since this object was made."""
         self._closed = False
@@ -137,10 +152,13 @@ class Spool:
             dropped: list[str] = []
             with self._transaction():
                 self._delete_acked()
-                if self._db.execute(_INSERT, row).rowcount:
-                    self._db.execute("UPDATE totals SET put = put + 1, bytes = bytes + ?", (cost,))
+                inserted = self._db.execute(_INSERT, row)
+                if inserted.rowcount:
+                    self._change.put, self._change.bytes = 1, self._change.bytes + cost
                     dropped = self._drop_excess()
             self._acked.clear()
+            if inserted.rowcount and inserted.lastrowid is not None:
+                self._remember(message_id, inserted.lastrowid, len(payload))
             return dropped
 
         return self._guarded(insert)
@@ -173,11 +191,11 @@ class Spool:
             dropped = 0
             with self._transaction():
                 self._delete_acked()
-                for place, size in self._db.execute("SELECT place, length(payload) FROM frames").fetchall():
+                for message_id, place in self._db.execute("SELECT message_id, place FROM frames").fetchall():
                     (payload,) = self._db.execute("SELECT payload FROM frames WHERE place = ?", (place,)).fetchone()
                     if unwanted(payload):
-                        self._remove(place, size, dropped=1)
-                        dropped += 1
+                        dropped += self._remove(message_id, place, len(payload))
+                self._change.dropped = dropped
             self._acked.clear()
             return dropped
 
@@ -236,6 +254,8 @@ class Spool:
         return self._connection
 
     def _disconnect(self) -> None:
+        self._stored_bytes = None
+        self._places.clear()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -247,40 +267,53 @@ class Spool:
 
     def _delete_acked(self) -> None:
         for message_id in self._acked:
-            row = self._db.execute(
+            known = self._places.pop(message_id, None) or self._db.execute(
                 "SELECT place, length(payload) FROM frames WHERE message_id = ?", (message_id,)
             ).fetchone()
-            if row is not None:
-                self._remove(row[0], row[1], acked=1)
+            if known is not None:
+                self._change.acked += self._remove(message_id, *known)
 
     def _drop_excess(self) -> list[str]:
+        if self._stored_bytes is None:
+            (self._stored_bytes,) = self._db.execute("SELECT bytes FROM totals").fetchone()
         dropped = []
-        while self._db.execute("SELECT bytes FROM totals").fetchone()[0] > self._max_bytes:
+        while self._stored_bytes + self._change.bytes > self._max_bytes:
             message_id, place, payload_bytes = self._db.execute(
                 "SELECT message_id, place, length(payload) FROM frames ORDER BY uncertainty, place LIMIT 1"
             ).fetchone()
-            self._remove(place, payload_bytes, dropped=1)
+            self._change.dropped += self._remove(message_id, place, payload_bytes)
             dropped.append(message_id)
         return dropped
 
-    def _remove(self, place: int, payload_bytes: int, acked: int = 0, dropped: int = 0) -> None:
-        self._db.execute("DELETE FROM frames WHERE place = ?", (place,))
-        self._db.execute(
-            "UPDATE totals SET acked = acked + ?, dropped = dropped + ?, bytes = bytes - ?",
-            (acked, dropped, payload_bytes + ROW_BYTES),
-        )
+    def _remember(self, message_id: str, place: int, payload_bytes: int) -> None:
+        """Where a frame lies: most are acknowledged before many others are put."""
+        self._places[message_id] = place, payload_bytes
+        if len(self._places) > _REMEMBERED:
+            del self._places[next(iter(self._places))]
+
+    def _remove(self, message_id: str, place: int, payload_bytes: int) -> int:
+        """How many frames it was: none when another frame has that place by now."""
+        removed = self._db.execute("DELETE FROM frames WHERE place = ? AND message_id = ?", (place, message_id)).rowcount
+        self._change.bytes -= removed * (payload_bytes + ROW_BYTES)
+        return removed
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        db = self._db
+        """All of it or nothing; the totals are written once, with what `_change` has counted."""
+        db, self._change = self._db, _Change()
         db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            change = self._change
+            db.execute(_UPDATE_TOTALS, (change.put, change.acked, change.dropped, change.bytes))
             db.execute("COMMIT")
         except BaseException:
+            self._stored_bytes = None
             if db.in_transaction:  # SQLite rolls back on its own after some errors
                 db.execute("ROLLBACK")
             raise
+        if self._stored_bytes is not None:
+            self._stored_bytes += change.bytes
 
     def _guarded(self, operation: Callable[[], _Result]) -> _Result:
         """Run under the lock; replace a damaged database once, turn what the disk refuses into SpoolError."""
