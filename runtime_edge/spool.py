@@ -267,9 +267,12 @@ class Spool:
 
     def _delete_acked(self) -> None:
         for message_id in self._acked:
-            known = self._places.pop(message_id, None) or self._db.execute(
-                "SELECT place, length(payload) FROM frames WHERE message_id = ?", (message_id,)
-            ).fetchone()
+            known = (
+                self._places.pop(message_id, None)
+                or self._db.execute(
+                    "SELECT place, length(payload) FROM frames WHERE message_id = ?", (message_id,)
+                ).fetchone()
+            )
             if known is not None:
                 self._change.acked += self._remove(message_id, *known)
 
@@ -293,7 +296,9 @@ class Spool:
 
     def _remove(self, message_id: str, place: int, payload_bytes: int) -> int:
         """How many frames it was: none when another frame has that place by now."""
-        removed = self._db.execute("DELETE FROM frames WHERE place = ? AND message_id = ?", (place, message_id)).rowcount
+        removed = self._db.execute(
+            "DELETE FROM frames WHERE place = ? AND message_id = ?", (place, message_id)
+        ).rowcount
         self._change.bytes -= removed * (payload_bytes + ROW_BYTES)
         return removed
 

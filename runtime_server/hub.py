@@ -26,11 +26,11 @@ from nats.js.api import DiscardPolicy, RePublish, StorageType, StreamConfig
 from nats.js.client import JetStreamContext
 
 from runtime_edge import minisign, releases, subjects
+from runtime_edge.broker import BROKER_ERRORS, disconnect, reason
 from runtime_edge.bundle import MANIFEST, SIGNATURE, Bundle
 from runtime_edge.credentials import Address, explain, servers
 from runtime_edge.errors import AccessError, LinkError
 from runtime_edge.head import Head, sign_head
-from runtime_edge.broker import BROKER_ERRORS, disconnect, reason
 from runtime_edge.online import MAX_LEARNT_BYTES
 from runtime_edge.releases import Release, ReleasedBundle
 from runtime_edge.table import SplitterTable

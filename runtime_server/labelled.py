@@ -28,11 +28,11 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from runtime_edge import subjects
 from runtime_edge.audio import Windower, open_source
 from runtime_edge.audio.files import AUDIO_SUFFIXES
+from runtime_edge.broker import BROKER_ERRORS, reason
 from runtime_edge.bundle import Bundle
 from runtime_edge.codec import CutCodec
 from runtime_edge.errors import FormatError, FrameError, LinkError, UsageError
 from runtime_edge.files import read_bounded
-from runtime_edge.broker import BROKER_ERRORS, reason
 from runtime_edge.manifest import FrontEndInfo
 from runtime_edge.prefix import Prefix
 from runtime_edge.wire import WIRE_ENCODINGS, FrameHeader, decode_frame

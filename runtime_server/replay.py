@@ -27,9 +27,9 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamInfo
 from nats.js.client import JetStreamContext
 
 from runtime_edge import subjects
+from runtime_edge.broker import BROKER_ERRORS, reason
 from runtime_edge.codec import STREAMS
 from runtime_edge.errors import FrameError, LinkError
-from runtime_edge.link import BROKER_ERRORS, reason
 from runtime_edge.wire import WIRE_ENCODINGS
 from runtime_server.arrival import Arrival, decode_arrival
 from runtime_server.audio_streams import AudioStreams

@@ -15,8 +15,8 @@ import msgspec
 from nats.aio.msg import Msg
 
 from runtime_edge import subjects
-from runtime_edge.errors import LinkError, SscError, UsageError
 from runtime_edge.broker import BROKER_ERRORS, reason
+from runtime_edge.errors import LinkError, SscError, UsageError
 from runtime_edge.tasks import cancel_all
 from runtime_server.generations import KEPT_GENERATIONS, Generation, Generations
 from runtime_server.hub import Hub, released_bundle

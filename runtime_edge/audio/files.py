@@ -102,9 +102,7 @@ def read_span(path: Path, start: int, stop: int) -> NDArray[np.float32]:
     return frames
 
 
-def read_directory(
-    directory: Path, loop: bool, counters: Counters, block_s: float = BLOCK_SECONDS
-) -> Iterator[Raw]:
+def read_directory(directory: Path, loop: bool, counters: Counters, block_s: float = BLOCK_SECONDS) -> Iterator[Raw]:
     """Decode every audio file below `directory` in order, as one stream.
 
     A file that cannot be read is skipped, logged and counted, once; so is the rest of a damaged one.

@@ -114,10 +114,9 @@ def test_a_device_with_its_own_credentials_does_all_it_needs(guarded):
             assert (await events.next_msg(5)).data == b"event"
             await (await link.send("pi-1.boot.0", 0, b"frame"))
             stored = await hub.stream.get_msg(subjects.STREAM, 1)
-            answer = asyncio.Event()
-            link._late_reply = lambda reply: answer.set()
+            answer = link.expect(0, 5.0)
             await hub.client.publish(stored.headers[subjects.REPLY_HEADER], encode_reply(Reply(1, 0, 1, "ok", 0)))
-            await asyncio.wait_for(answer.wait(), 5)
+            assert await answer is not None
             for _ in range(100):
                 if len(seen) == 3:
                     break
