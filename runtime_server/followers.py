@@ -21,9 +21,9 @@ import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
+from runtime_edge.broker import BROKER_ERRORS, reason
 from runtime_edge.bundle import open_bundle
 from runtime_edge.errors import LinkError, SscError
-from runtime_edge.link import BROKER_ERRORS, reason
 from runtime_server.generations import Generations
 from runtime_server.hub import Hub
 from runtime_server.state import ServerState
