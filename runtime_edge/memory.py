@@ -114,6 +114,16 @@ class GaussianMemory:
             count += 1
         return total / count if count else 1.0
 
+    def learn(self, embedding: npt.ArrayLike) -> None:
+        """`update` for those who need no uncertainty: it leaves the same mixture in less time."""
+        for row in self._rows(embedding):
+            z = _direction(row)
+            if z is None:
+                self.rejected += 1
+                continue
+            self._measure(z)
+            self._learn(z)
+
     def uncertainty(self, embedding: npt.ArrayLike) -> float:
         """`H(r(z)) / ln C` in [0, 1] of float32[d], or its mean over [n, d], without learning.
 

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -25,6 +25,8 @@ _MAX_CHAINS = 20_000
 _MAX_BYTES = 256 << 20
 _LOCK_PATIENCE_S = 5.0
 """A process that has just been killed still holds its files for a moment."""
+WindowId = tuple[str, str, int]
+"""Device, boot and window index."""
 _Runs = list[Annotated[list[int], Meta(min_length=2, max_length=2)]]
 
 
@@ -40,8 +42,12 @@ class Ledger:
 
     def add(self, device: str, boot: str, index: int) -> bool:
         """Note a window; False when it was noted before."""
+        return self.add_all([(device, boot, index)])[0]
+
+    def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
+        """Note windows, in order; for each, False when it was noted before."""
         with self._lock:
-            return self._add(f"{device}.{boot}", index)
+            return [self._add(f"{device}.{boot}", index) for device, boot, index in windows]
 
     def holds(self, device: str, boot: str, index: int) -> bool:
         """Whether a window was noted."""
@@ -104,7 +110,7 @@ class Ledger:
 class DurableLedger(Ledger):
     """A ledger in a file, and beside it in `<file>.journal` what was noted since the last `save`.
 
-    A window is in the journal before `add` returns, so the death of the process forgets none. A power cut may take
+    A window is in the journal before `add_all` returns, so the death of the process forgets none. A power cut may take
     the last seconds; those windows then count as not yet seen. Raises FormatError for a damaged file.
     """
 
@@ -124,13 +130,14 @@ class DurableLedger(Ledger):
                     self._add(chain, int(index))
         self._journal = journal.open("ab", buffering=0)
 
-    def add(self, device: str, boot: str, index: int) -> bool:
-        """Note a window; False when it was noted before."""
+    def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
+        """Note windows, in order; for each, False when it was noted before."""
         with self._lock:
-            new = super().add(device, boot, index)
-            if new:
+            new = super().add_all(windows)
+            lines = [f"{'.'.join(map(str, window))}\n" for window, is_new in zip(windows, new, strict=True) if is_new]
+            if lines:
                 try:
-                    self._journal.write(f"{device}.{boot}.{index}\n".encode())
+                    self._journal.write("".join(lines).encode())
                 except OSError as exc:
                     _LOG.warning("%s: %s; the next save has it", self._journal.name, exc)
             return new
@@ -168,7 +175,18 @@ class PartitionedLedger:
 
     def add(self, device: str, boot: str, index: int) -> bool:
         """Note a window; False when it was noted before. Raises KeyError for a device of a partition not held."""
-        return self._ledgers[subjects.partition(device)].add(device, boot, index)
+        return self.add_all([(device, boot, index)])[0]
+
+    def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
+        """Note windows, in order; for each, False when it was noted before. Raises KeyError like `add`."""
+        places: dict[int, list[int]] = {}
+        for place, (device, _, _) in enumerate(windows):
+            places.setdefault(subjects.partition(device), []).append(place)
+        new = [False] * len(windows)
+        for partition, own in places.items():
+            for place, is_new in zip(own, self._ledgers[partition].add_all([windows[i] for i in own]), strict=True):
+                new[place] = is_new
+        return new
 
     def counts(self) -> dict[str, int]:
         """Distinct windows seen by device, over all its boots."""

@@ -115,7 +115,7 @@ class Trainer:
         """
         with self._taking:
             if window.embedding is not None:
-                self._memory.update(window.embedding.numpy())
+                self._memory.learn(window.embedding.numpy())
             self.taken.add(window.sequence)
             self._keep(window)
 

@@ -163,6 +163,16 @@ def test_a_batch_is_its_rows_in_order():
     assert whole.to_bytes() == single.to_bytes()
 
 
+def test_learning_without_the_uncertainty_leaves_the_same_bytes():
+    windows, _ = clusters(4, 150)
+    windows[70] = np.nan
+    told, quiet = GaussianMemory(), GaussianMemory()
+    told.update(windows)
+    quiet.learn(windows)
+    assert quiet.to_bytes() == told.to_bytes()
+    assert (quiet.windows, quiet.rejected) == (told.windows, told.rejected) == (149, 1)
+
+
 def test_the_seed_decides_the_bytes():
     windows, _ = clusters(5, 60)
     memories = [GaussianMemory(seed=seed) for seed in (1, 1, 2)]
