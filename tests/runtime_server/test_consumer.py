@@ -94,6 +94,32 @@ def test_what_was_not_acknowledged_comes_again_to_the_next_reader(play, monkeypa
     assert play(work) == ([b"0", b"2"], 0)
 
 
+def test_what_is_still_held_is_not_delivered_again_and_what_was_let_go_is(play, monkeypatch):
+    monkeypatch.setattr(consumer, "_ACK_WAIT_S", 1.0)
+
+    async def work(hub):
+        await hub.stream.publish(SUBJECT, b"slow")
+        await hub.stream.publish(SUBJECT, b"lost")
+        async with reading(hub, acknowledge=False) as found:
+            held = [message for _, message in await take(found, 2)]
+            slow = held.pop(0)
+            await hub.stream.publish(SUBJECT, b"next")  # so that the reader itself lets go of the last one
+            held = await take(found, 1)
+            seen = []
+            with contextlib.suppress(asyncio.TimeoutError):
+                while True:
+                    seen += [message.data for _, message in await take(found, 1, 3.0)][:1]
+                    if len(seen) > 1:
+                        break
+            await slow.ack()
+            await held[0][1].ack()
+            return seen
+
+    seen = play(work)
+    assert seen[0] == b"lost"
+    assert b"slow" not in seen
+
+
 def test_a_device_cannot_pass_a_frame_off_as_a_word_of_the_broker(play):
     async def work(hub):
         await hub.stream.publish(SUBJECT, b"poison", headers={"Status": "404"})
