@@ -18,8 +18,9 @@ from runtime_edge.bundle import Bundle
 from runtime_edge.codec import CutCodec
 from runtime_edge.errors import BundleError, FrameError
 from runtime_edge.wire import WIRE_ENCODINGS, FrameHeader
+from runtime_server.serving import Precision, ServedBlocks
 from streamsplit_compile.graph import EncoderGraph
-from streamsplit_compile.segment import run_segments, split
+from streamsplit_compile.segment import split
 from streamsplit_compile.selection import cuts_of
 
 KEPT_GENERATIONS = 4
@@ -45,6 +46,7 @@ class Generation:
 
     bundle: Bundle
     model: CutModel
+    served: ServedBlocks
     codecs: dict[tuple[int, str], CutCodec] = field(default_factory=dict)
 
     @property
@@ -67,22 +69,22 @@ class Generation:
 
     def complete(self, cut: int, activations: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, d) of activations (n * rows, ...) float32 at a cut, without gradients."""
-        with torch.inference_mode():
-            return run_segments(self.model.segments[cut:], activations)
+        return self.served.complete(cut, activations)
 
 
 class Generations:
     """The newest generation and the few before it. Used from the ingest and the trainer thread."""
 
-    def __init__(self, graph: EncoderGraph, kept: int = KEPT_GENERATIONS) -> None:
-        self._graph, self._kept = graph, kept
+    def __init__(self, graph: EncoderGraph, kept: int = KEPT_GENERATIONS, precision: Precision = "float32") -> None:
+        self._graph, self._kept, self._precision = graph, kept, precision
         self._lock = threading.Lock()
         self._by_number: dict[int, Generation] = {}
         self._protected: frozenset[int] = frozenset()
 
     def add(self, bundle: Bundle, tensors: Tensors) -> Generation:
         """Take a bundle with its weights; the oldest beyond the kept number are retired. Raises BundleError."""
-        generation = Generation(bundle, cut_model(self._graph, bundle, tensors))
+        model = cut_model(self._graph, bundle, tensors)
+        generation = Generation(bundle, model, ServedBlocks(model.segments, self._precision))
         with self._lock:
             self._by_number[generation.number] = generation
             self._retire()
