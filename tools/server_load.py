@@ -1,0 +1,174 @@
+"""Devices in bulk: recorded activations, sent to a real broker as devices send them, at a steady rate.
+
+    python -m tools.server_load --broker nats://127.0.0.1:4222 --bundle bundle/ --cut 1 --rate 500 --seconds 30
+
+Every device publishes one window after the other, waits for none of them, and takes the broker's acknowledgement and
+the server's answer for each. Prints JSON: how many were stored and answered, and how long answers took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from runtime_edge import subjects
+from runtime_edge.bundle import Bundle, open_bundle
+from runtime_edge.codec import CutCodec
+from runtime_edge.prefix import Prefix
+from runtime_edge.wire import decode_reply, encode_frame
+from streamsplit_compile.soundscape import soundscape
+
+_PATIENCE_S = 30.0
+_ANSWER = re.compile(rb"MSG _INBOX\.")
+
+
+class Recorded:
+    """What devices ship of recorded sound at one cut, and under which names."""
+
+    def __init__(self, bundle: Bundle, cut: int, devices: int, windows: int = 64, encoding: str = "int8") -> None:
+        info = bundle.manifest.info
+        front, self.generation, self.cut, self.encoding = info.front_end, info.generation, cut, encoding
+        seconds = (front.window_samples + windows * front.hop_samples) / front.sample_rate
+        audio = soundscape(seconds, front.sample_rate, seed=0)
+        codec, prefix = CutCodec(info.cuts[cut], encoding), Prefix(bundle)
+        self.payloads: list[tuple[bytes, bool]] = []
+        self.activations = np.empty((windows, *info.cuts[cut].shape[1:]), np.float32)
+        for number in range(windows):
+            start = number * front.hop_samples
+            prefix.start(audio[start : start + front.window_samples])
+            payload, compressed = codec.encode(prefix.advance(cut))
+            self.payloads.append((bytes(payload), compressed))
+            self.activations[number] = codec.decode(payload, compressed)[0]
+        self.devices = [f"load-{number}" for number in range(devices)]
+        self._boot = secrets.token_hex(4)
+        self._next = Counter[str]()
+
+    def message(self, device: str, connection: str = "bulk") -> tuple[int, bytes, dict[str, str]]:
+        """The next window of a device: its index, its frame, and the headers it goes with."""
+        window = self._next[device]
+        self._next[device] += 1
+        payload, compressed = self.payloads[window % len(self.payloads)]
+        frame = encode_frame(window, time.time_ns(), self.generation, self.cut, self.encoding, compressed, 0.5, payload)
+        headers = {
+            subjects.MESSAGE_ID_HEADER: subjects.message_id(device, self._boot, window),
+            subjects.REPLY_HEADER: f"{subjects.inbox(device)}.{connection}.{window}",
+        }
+        return window, frame, headers
+
+
+async def fill(client: Client, recorded: Recorded, count: int, under_way: int = 256) -> None:
+    """Put `count` frames into the stream, the devices in turn, each stored before this returns."""
+    stream = client.jetstream(publish_async_max_pending=under_way)
+    for number in range(count):
+        device = recorded.devices[number % len(recorded.devices)]
+        _, frame, headers = recorded.message(device)
+        await stream.publish_async(subjects.frames(device), frame, wait_stall=_PATIENCE_S, headers=headers)
+    await stream.publish_async_completed()
+
+
+class AnswerCounter:
+    """Counts the answers to all devices off the wire: a client of the library would take more time than the server."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._rest = b""
+
+    @contextlib.asynccontextmanager
+    async def listening(self, host: str, port: int) -> AsyncIterator[AnswerCounter]:
+        """Counts while inside."""
+        reader, writer = await asyncio.open_connection(host, port)
+        await reader.readline()  # the broker's INFO
+        writer.write(b'CONNECT {"verbose":false}\r\nSUB _INBOX.> 1\r\nPING\r\n')
+        while await reader.readline() != b"PONG\r\n":
+            pass
+        task = asyncio.create_task(self._read(reader, writer))
+        try:
+            yield self
+        finally:
+            task.cancel()
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 18):
+            if data.endswith(b"PING\r\n"):
+                writer.write(b"PONG\r\n")
+            data = self._rest + data
+            self.count += len(_ANSWER.findall(data))
+            self._rest = data[-10:]  # one byte less than what is looked for
+
+
+async def drive(broker: str, recorded: Recorded, rate: float, seconds: float) -> dict[str, Any]:
+    """Send `rate` frames a second, evenly over the devices and each at a moment of its own, for `seconds`."""
+    client = Client()
+    await client.connect(broker, name="load")
+    sent: dict[tuple[str, int], float] = {}
+    took_ms: list[float] = []
+    statuses: Counter[str] = Counter()
+
+    async def on_answer(message: Msg) -> None:
+        reply = decode_reply(message.data)
+        device = message.subject.split(".")[1]
+        started = sent.pop((device, reply.window), None)
+        if started is not None:
+            statuses[reply.status] += 1
+            took_ms.append((time.monotonic() - started) * 1e3)
+
+    await client.subscribe("_INBOX.*.live.*", cb=on_answer)
+    stream = client.jetstream(publish_async_max_pending=1 << 16)
+    began, number, late_s = time.monotonic(), 0, 0.0
+    moments = np.sort(np.random.default_rng(0).uniform(0, seconds, int(rate * seconds)))
+    devices = np.random.default_rng(1).permutation(len(moments)) % len(recorded.devices)
+    for moment, place in zip(moments, devices, strict=True):
+        if (wait := began + moment - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+        late_s = max(late_s, -wait)
+        device = recorded.devices[place]
+        window, frame, headers = recorded.message(device, "live")
+        sent[device, window] = began + moment
+        await stream.publish_async(subjects.frames(device), frame, wait_stall=_PATIENCE_S, headers=headers)
+        number += 1
+    elapsed_s = time.monotonic() - began
+    await asyncio.wait_for(stream.publish_async_completed(), _PATIENCE_S)
+    deadline = time.monotonic() + _PATIENCE_S
+    while sent and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    await client.close()
+    return {
+        "stored": number,
+        "rate": number / elapsed_s,
+        "statuses": dict(statuses),
+        "unanswered": len(sent),
+        "generator_late_ms": late_s * 1e3,
+        **{f"p{share}_ms": float(np.percentile(took_ms, share)) for share in (50, 95, 99)},
+    }
+
+
+def main() -> None:
+    """Drive and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--broker", required=True)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--cut", type=int, required=True)
+    parser.add_argument("--rate", type=float, required=True, help="frames a second")
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--devices", type=int, default=200)
+    options = parser.parse_args()
+    recorded = Recorded(open_bundle(options.bundle), options.cut, options.devices)
+    print(json.dumps(asyncio.run(drive(options.broker, recorded, options.rate, options.seconds))))
+
+
+if __name__ == "__main__":
+    main()
