@@ -13,6 +13,7 @@ import click
 from runtime_edge.bundle import open_bundle
 from runtime_edge.credentials import Address
 from runtime_server.cli_broker import broker
+from runtime_server.cli_dead import dead
 from runtime_server.cli_devices import device, security_configs, security_options
 from runtime_server.cli_label import label
 from runtime_server.cli_releases import release_configs, release_options, releases
@@ -75,6 +76,13 @@ def server() -> None:
 @release_options
 @click.option("--tensorboard", type=PathParam(), help="Directory for TensorBoard's event files of the training.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Torch threads.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="What frames are completed in.",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the training.")
 @security_options
 @key_option
@@ -120,6 +128,7 @@ server.add_command(device)
 server.add_command(releases)
 server.add_command(label)
 server.add_command(status)
+server.add_command(dead)
 
 
 async def _serve(running: Server) -> None:

@@ -39,6 +39,8 @@ from runtime_edge.wire import MAX_FRAME_BYTES
 _STREAM_BYTES = 4 << 30
 _STREAM_AGE_S = 7 * 24 * 3600
 _DUPLICATES_S = 600
+_DEAD_LETTERS, _DEAD_OF_ONE, _DEAD_AGE_S = 1000, 100, 30 * 24 * 3600
+"""Each letter is small; a bound in bytes would be room that the broker holds free."""
 _PRESENCE_TTL_S = 60
 _PRESENCE_BYTES = 64 << 10
 _FLUSH_S = 2.0
@@ -48,6 +50,8 @@ _ELECTION_S = 30.0
 _EXISTS = 10058
 """The broker's number for a stream that is there with another configuration."""
 STATUS_SUBJECT = "srv.status"
+DEAD = "DEAD"
+"""The stream of dead letters (`runtime_server.dead`)."""
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -237,6 +241,16 @@ class Hub:
             discard=DiscardPolicy.OLD,
             duplicate_window=_DUPLICATES_S,
         )
+        letters = StreamConfig(
+            name=DEAD,
+            subjects=["dead.>"],
+            storage=StorageType.FILE,
+            max_msgs=_DEAD_LETTERS,
+            max_msgs_per_subject=_DEAD_OF_ONE,
+            max_age=_DEAD_AGE_S,
+            discard=DiscardPolicy.OLD,
+            allow_direct=True,
+        )
         buckets = [
             _bucket(subjects.TABLES, max_msgs_per_subject=5),
             _bucket(subjects.HEADS, max_msgs_per_subject=5),
@@ -253,7 +267,7 @@ class Hub:
         ]
         bundles = _object_store(subjects.BUNDLES)
         deadline = time.monotonic() + _ELECTION_S
-        for config in (frames, *buckets, bundles):
+        for config in (frames, letters, *buckets, bundles):
             while True:
                 try:
                     await self._make(config.evolve(num_replicas=replicas))

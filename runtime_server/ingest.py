@@ -1,45 +1,60 @@
-"""Frames in, embeddings out: batch by (generation, cut), complete, reply, remember for training."""
+"""Frames in, embeddings out: batch by (generation, cut), complete, reply, remember for training.
+
+    the event loop      takes frames off the broker, checks them, answers and acknowledges
+    the torch thread    decodes them and runs the suffix, one batch after the other
+    the counting thread notes every window once, teaches the device's mixture and the trainer
+
+While a batch is completed, the one before it is counted and answered and the next one comes together, so that batches
+grow with the load by themselves. A frame is acknowledged when it has been counted, and never before.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import time
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
-import nats.errors
-import numpy as np
-import numpy.typing as npt
-import torch
 from nats.aio.msg import Msg
 
 from runtime_edge import subjects
-from runtime_edge.errors import FrameError, SscError
+from runtime_edge.broker import BROKER_ERRORS, reason
+from runtime_edge.errors import FrameError
 from runtime_edge.histogram import Histogram
-from runtime_edge.memory import GaussianMemory
-from runtime_edge.tasks import cancel_all, next_within
+from runtime_edge.tasks import cancel_all
 from runtime_edge.wire import SCHEMA_VERSION, Reply, encode_reply
+from runtime_server import dead
 from runtime_server.arrival import Arrival, decode_arrival
-from runtime_server.audio_streams import AudioStreams
+from runtime_server.backlog import PASS_S, Backlog, Batch
 from runtime_server.buffer import Window
+from runtime_server.completion import Completer, Outcome
 from runtime_server.consumer import PullConsumer
 from runtime_server.generations import Generations
 from runtime_server.hub import Hub
 from runtime_server.ledger import Ledger, PartitionedLedger
+from runtime_server.mixtures import Mixtures
 from runtime_server.rate import RateLimit
+from runtime_server.suspects import DELIVERIES, Suspects
 from runtime_server.trainer import Trainer
 
 _LOG = logging.getLogger(__name__)
-_MAX_BATCH = 32
 _LINGER_S = 0.003
-_T_SYNC = 100
-_MAX_MEMORIES = 4096
+"""How long a frame waits for company when nothing else is being completed."""
+_AGAIN_S = 5.0
+_COMPLETING, _PASSES = 2, 4
+"""Batches given to the torch thread at once, and batches that are not answered yet."""
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 class Ingest:
-    """Serves the partitions; the torch work is done in one thread, the rest on the event loop."""
+    """Serves the partitions. `suspects` remembers what frame an earlier process died of."""
 
     def __init__(
         self,
@@ -48,153 +63,163 @@ class Ingest:
         trainer: Trainer | None,
         ledger: Ledger | PartitionedLedger,
         rate: RateLimit | None = None,
+        suspects: Suspects | None = None,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.latency_ms = {"batch": Histogram(), "reply": Histogram()}
         """Of a batch in the torch thread, and of a frame from its arrival to its answer."""
         self.ledger = ledger
         self._hub, self._generations, self._trainer = hub, generations, trainer
-        self._rate = rate or RateLimit()
-        # Short: what waits here longer than the broker's patience is delivered a second time.
-        self._queue: asyncio.Queue[tuple[Msg, float]] = asyncio.Queue(2 * _MAX_BATCH)
-        self._torch = ThreadPoolExecutor(1, "complete")
-        self._streams = AudioStreams()
-        self._memories: OrderedDict[str, GaussianMemory] = OrderedDict()
-        self._since_sync: Counter[str] = Counter()
+        self._rate, self._suspects = rate or RateLimit(), suspects
+        self._completer, self._mixtures = Completer(generations), Mixtures()
+        self._backlog = Backlog()
+        self._torch, self._counting = ThreadPoolExecutor(1, "complete"), ThreadPoolExecutor(1, "count")
+        self._completing = 0
+        self._passes: set[asyncio.Task[None]] = set()
+        self._changed, self._room = asyncio.Event(), asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, partitions: Iterable[int]) -> None:
         """Until cancelled."""
-        readers = [asyncio.create_task(self._read(partition)) for partition in partitions]
+        tasks = [asyncio.create_task(self._read(partition)) for partition in partitions]
+        tasks.append(asyncio.create_task(self._dispatch()))
         try:
-            while True:
-                await self._serve(await self._next_batch())
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            await cancel_all(readers)
+            await cancel_all([*tasks, *self._passes])
             self._torch.shutdown(wait=True)
+            self._counting.shutdown(wait=True)
 
     async def _read(self, partition: int) -> None:
-        """Messages of one partition into the queue; starts over when the broker was away."""
+        """Messages of one partition into the backlog; starts over when the broker was away."""
         while True:
             try:
                 async for message in PullConsumer(self._hub.client, partition).messages():
-                    await self._queue.put((message, time.monotonic()))
-            except (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError) as exc:
-                _LOG.warning("partition %d: %s", partition, exc or type(exc).__name__)
+                    await self._accept(message, partition)
+                    while self._backlog.crowded:
+                        self._room.clear()
+                        await self._room.wait()
+            except BROKER_ERRORS as exc:
+                _LOG.warning("partition %d: %s", partition, reason(exc))
                 await asyncio.sleep(0.5)
 
-    async def _next_batch(self) -> list[tuple[Msg, float]]:
-        """One message at least, and what else arrives within the linger time."""
-        batch = [await self._queue.get()]
-        deadline = time.monotonic() + _LINGER_S
-        while len(batch) < _MAX_BATCH:
-            item = await next_within(self._queue, max(0.0, deadline - time.monotonic()))
-            if item is None:
-                break
-            batch.append(item)
-        return batch
+    async def _accept(self, message: Msg, partition: int) -> None:
+        """Check a frame; what is no frame of its device is put away."""
+        try:
+            arrival = decode_arrival(message, time.monotonic())
+        except FrameError as exc:
+            self.counters["garbage"] += 1
+            device = message.subject.rsplit(".", 1)[-1]
+            device = device if subjects.is_device(device) else dead.UNKNOWN
+            await self._put_away(message, device, str(exc) if self._rate.allow(device) else "")
+            return
+        if not self._rate.allow(arrival.device):
+            await self._deny(arrival)
+        elif self._suspects is not None and self._suspects.guilty(partition, arrival.sequence):
+            await self._put_away(message, arrival.device, "the server died while it completed this frame")
+            self._suspects.forget(partition)
+        else:
+            delivered = message.metadata.num_delivered
+            self._backlog.add(arrival, suspect=self._suspects is not None and delivered > DELIVERIES)
+            self._changed.set()
 
-    async def _serve(self, batch: list[tuple[Msg, float]]) -> None:
-        groups: dict[tuple[int, int], list[Arrival]] = defaultdict(list)
-        for message, arrived in batch:
-            try:
-                arrival = decode_arrival(message, arrived)
-            except FrameError as exc:
-                await self._drop(message, exc)
-                continue
-            if not self._rate.allow(arrival.device):
-                await self._deny(arrival)
-                continue
-            groups[arrival.header.generation, arrival.header.cut].append(arrival)
-        for (generation, cut), arrivals in groups.items():
-            began = time.monotonic()
-            replies = await asyncio.get_running_loop().run_in_executor(
-                self._torch, self._complete, generation, cut, arrivals
-            )
-            self.latency_ms["batch"].observe((time.monotonic() - began) * 1e3)
-            for arrival, reply in zip(arrivals, replies, strict=True):
+    async def _dispatch(self) -> None:
+        """Batches to the torch thread: at once when it has nothing to do, else full ones, one ahead."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            for task in [task for task in self._passes if task.done()]:
+                self._passes.discard(task)
+                task.result()
+            while self._completing < _COMPLETING and len(self._passes) < _PASSES and len(self._backlog):
+                batch = self._backlog.take(time.monotonic() - (PASS_S if self._completing else _LINGER_S))
+                if batch is None:
+                    self._look_again()
+                    break
+                self._room.set()
+                if batch.suspect:  # alone, so that nothing else can be blamed for what happens
+                    await asyncio.gather(*self._passes)
+                task = asyncio.create_task(self._pass(batch))
+                self._passes.add(task)
+                task.add_done_callback(lambda _: self._changed.set())
+                self._completing += 1
+                if batch.suspect:
+                    await asyncio.wait([task])
+
+    def _look_again(self) -> None:
+        """Once the frames that wait for company have waited for long enough."""
+        if self._timer is None or self._timer.when() < asyncio.get_running_loop().time():
+            self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self._changed.set)
+
+    async def _pass(self, batch: Batch) -> None:
+        """Complete a batch, count it, answer it."""
+        suspect = batch.arrivals[0] if batch.suspect else None
+        if suspect is not None and self._suspects is not None:
+            with self._suspects.trying(subjects.partition(suspect.device), suspect.sequence):
+                outcomes, replies = await self._completed(batch)
+        else:
+            outcomes, replies = await self._completed(batch)
+        poisoned = []
+        for arrival, outcome, reply in zip(batch.arrivals, outcomes, replies, strict=True):
+            if outcome.status != "ok":
+                self.counters[outcome.status] += 1
+            if outcome.poison:
+                poisoned.append((arrival, outcome.poison, reply))
+            else:
                 await self._answer(arrival, reply)
+        for arrival, why, reply in poisoned:  # last: the others need not wait until the broker has stored it
+            with contextlib.suppress(*BROKER_ERRORS):
+                await self._reply(arrival, reply)
+            await self._put_away(arrival.message, arrival.device, why)
 
-    def _complete(self, number: int, cut: int, arrivals: list[Arrival]) -> list[Reply]:
-        """In the torch thread: one pass through the suffix for all arrivals of one generation and cut."""
-        generation = self._generations.get(number)
+    async def _completed(self, batch: Batch) -> tuple[list[Outcome], list[Reply]]:
+        try:
+            outcomes, seconds = await self._in(self._torch, self._completer.complete, batch)
+        finally:
+            self._completing -= 1
+            self._changed.set()
+        self._backlog.took(batch, seconds)
+        self.latency_ms["batch"].observe(seconds * 1e3)
+        return outcomes, await self._in(self._counting, self._count, batch.arrivals, outcomes)
+
+    def _count(self, arrivals: Sequence[Arrival], outcomes: Sequence[Outcome]) -> list[Reply]:
+        """In the counting thread: note each window once, keep it for training; the replies."""
         newest = self._generations.newest.number
-        if generation is None:
-            status = "retired" if number < newest else "refused"
-            self.counters[status] += len(arrivals)
-            return [_reply(arrival, newest, status) for arrival in arrivals]
-        decoded: dict[int, npt.NDArray[np.float32]] = {}
-        for place, arrival in enumerate(arrivals):
-            try:
-                decoded[place] = self._streams.activation(generation, arrival)
-            except FrameError as exc:
-                self.counters["refused"] += 1
-                _LOG.warning("%s: %s", arrival.device, exc)
-        replies = [_reply(arrival, newest, "refused") for arrival in arrivals]
-        if not decoded:
-            return replies
-        activations = torch.from_numpy(np.concatenate(list(decoded.values())))
-        embeddings = generation.complete(cut, activations)
-        finite = torch.isfinite(embeddings).all(dim=1)
-        rows = activations.shape[0] // len(decoded)
-        for row, place in enumerate(decoded):
-            if not finite[row]:
-                self.counters["refused"] += 1
+        ids = [
+            (arrival.device, arrival.boot, arrival.header.window)
+            for arrival, outcome in zip(arrivals, outcomes, strict=True)
+            if outcome.embedding is not None
+        ]
+        new = iter(self.ledger.add_all(ids))
+        replies = []
+        for arrival, outcome in zip(arrivals, outcomes, strict=True):
+            if outcome.embedding is None:
+                replies.append(_reply(arrival, newest, outcome.status))
                 continue
-            arrival = arrivals[place]
-            self._remember(arrival, activations[row * rows : (row + 1) * rows], embeddings[row])
-            replies[place] = self._completed(arrival, newest, embeddings[row].numpy())
+            is_new = next(new)
+            self.counters["windows" if is_new else "duplicates"] += 1
+            if is_new and self._trainer is not None:
+                self._trainer.take(_window(arrival, outcome))
+            embedding = outcome.embedding.numpy()
+            mixture = self._mixtures.learn(arrival.device, embedding)
+            replies.append(_reply(arrival, newest, "ok", embedding.astype("<f2").tobytes(), mixture))
         return replies
 
-    def _remember(self, arrival: Arrival, activation: torch.Tensor, embedding: torch.Tensor) -> None:
-        """Exactly once for each window: count it, and keep it for training."""
-        if not self.ledger.add(arrival.device, arrival.boot, arrival.header.window):
-            self.counters["duplicates"] += 1
-            return
-        self.counters["windows"] += 1
-        if self._trainer is not None:
-            header = arrival.header
-            self._trainer.take(
-                Window(
-                    device=arrival.device,
-                    boot=arrival.boot,
-                    index=header.window,
-                    generation=header.generation,
-                    cut=header.cut,
-                    activation=activation,
-                    uncertainty=header.uncertainty,
-                    embedding=embedding,
-                    sequence=arrival.sequence,
-                )
-            )
-
-    def _completed(self, arrival: Arrival, newest: int, embedding: npt.NDArray[np.float32]) -> Reply:
-        memory = self._memories.pop(arrival.device, None) or GaussianMemory(dim=embedding.size)
-        self._memories[arrival.device] = memory
-        if len(self._memories) > _MAX_MEMORIES:
-            self._memories.popitem(last=False)
-        memory.update(embedding)
-        self._since_sync[arrival.device] += 1
-        due = self._since_sync[arrival.device] >= _T_SYNC
-        if due:
-            self._since_sync[arrival.device] = 0
-        return _reply(
-            arrival,
-            newest,
-            "ok",
-            embedding.astype("<f2").tobytes(),
-            memory.to_bytes() if due else b"",
-        )
-
     async def _answer(self, arrival: Arrival, reply: Reply) -> None:
-        inbox = (arrival.message.headers or {}).get(subjects.REPLY_HEADER)
         try:
-            if inbox and subjects.is_reply(arrival.device, inbox):
-                await self._hub.client.publish(inbox, encode_reply(reply))
+            await self._reply(arrival, reply)
             await arrival.message.ack()
             self.latency_ms["reply"].observe((time.monotonic() - arrival.arrived) * 1e3)
-        except (nats.errors.Error, OSError) as exc:
+        except BROKER_ERRORS as exc:
             # Not acknowledged: the broker delivers it again, and the ledger keeps it from counting twice.
-            _LOG.debug("answer to %s: %s", arrival.device, exc)
+            _LOG.debug("answer to %s: %s", arrival.device, reason(exc))
+
+    async def _reply(self, arrival: Arrival, reply: Reply) -> None:
+        inbox = (arrival.message.headers or {}).get(subjects.REPLY_HEADER)
+        if inbox and subjects.is_reply(arrival.device, inbox):
+            await self._hub.client.publish(inbox, encode_reply(reply))
 
     async def _deny(self, arrival: Arrival) -> None:
         """A device that floods gets no more work done for it."""
@@ -203,14 +228,43 @@ class Ingest:
         self.counters["over_rate"] += 1
         await self._answer(arrival, _reply(arrival, self._generations.newest.number, "refused"))
 
-    async def _drop(self, message: Msg, reason: SscError) -> None:
-        """Garbage is counted and never comes back."""
-        self.counters["garbage"] += 1
-        _LOG.warning("%s: %s", message.subject, reason)
+    async def _put_away(self, message: Msg, device: str, why: str) -> None:
+        """A frame that can never be completed becomes a dead letter, and does not come again."""
         try:
+            if why:
+                _LOG.warning("%s: %s; see `ssc server dead list`", message.subject, why)
+                await dead.park(self._hub.stream, message, device, why)
+                self.counters["dead"] += 1
             await message.term()
-        except (nats.errors.Error, OSError) as exc:
-            _LOG.debug("%s: %s", message.subject, exc)
+        except BROKER_ERRORS as exc:
+            _LOG.warning("%s: cannot be put away (%s); it comes again", message.subject, reason(exc))
+            with contextlib.suppress(*BROKER_ERRORS):
+                await message.nak(_AGAIN_S)
+
+    async def _in(
+        self,
+        thread: ThreadPoolExecutor,
+        call: Callable[_Arguments, _Result],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(thread, functools.partial(call, *args, **kwargs))
+
+
+def _window(arrival: Arrival, outcome: Outcome) -> Window:
+    assert outcome.activation is not None
+    header = arrival.header
+    return Window(
+        device=arrival.device,
+        boot=arrival.boot,
+        index=header.window,
+        generation=header.generation,
+        cut=header.cut,
+        activation=outcome.activation,
+        uncertainty=header.uncertainty,
+        embedding=outcome.embedding,
+        sequence=arrival.sequence,
+    )
 
 
 def _reply(arrival: Arrival, newest: int, status: str, embedding: bytes = b"", mixture: bytes = b"") -> Reply:

@@ -36,7 +36,9 @@ from runtime_server.replay import Replay, ReplayConfig
 from runtime_server.rollout import Rollout, RolloutConfig
 from runtime_server.rollout_service import RolloutService
 from runtime_server.server_metrics import Measured
+from runtime_server.serving import Precision
 from runtime_server.state import ServerState
+from runtime_server.suspects import Suspects
 from runtime_server.tensorboard import Board
 from runtime_server.trainer import TrainConfig, Trainer
 from streamsplit_compile.bundle_writer import staging_directory, write_manifest
@@ -69,6 +71,8 @@ class ServerConfig:
     calibrate: Path | None = None
     training: bool = True
     threads: int = 1
+    precision: Precision = "float32"
+    """What frames are completed in; training is always in float32."""
     train: TrainConfig = field(default_factory=TrainConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     max_rate: float = FRAMES_PER_S
@@ -130,7 +134,14 @@ class Server:
             if self.broker is not None:
                 await self.broker.start()
             await self._connect()
-            self.ingest = Ingest(self.hub, self.generations, self.trainer, self.ledger, RateLimit(self.config.max_rate))
+            self.ingest = Ingest(
+                self.hub,
+                self.generations,
+                self.trainer,
+                self.ledger,
+                RateLimit(self.config.max_rate),
+                Suspects(self.state.root / "suspects", self.ranks.partitions),
+            )
             self.followers = Followers(self.hub, self.ranks.world)
             self.releases = RolloutService(
                 self.hub, self.rollout, self.generations, self.state, self.followers.keep if self.ranks.first else None
@@ -254,7 +265,7 @@ class Server:
 
     def _load_generations(self) -> Generation:
         """Generations from the state directory, or the given bundle as the first one; the one to train on."""
-        self.generations = Generations(self.encoder.graph)
+        self.generations = Generations(self.encoder.graph, precision=self.config.precision)
         self.rollout = Rollout(self.state.root / "rollout.json", self.config.rollout)
         self.generations.protect(self.rollout.running)
         known = self.state.generations(KEPT_GENERATIONS, self.rollout.running)

@@ -2,8 +2,12 @@
 
 import asyncio
 import socket
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `peers`
 
 
 def _free_port():

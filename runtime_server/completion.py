@@ -1,0 +1,87 @@
+"""What becomes of frames in the torch thread: decoded, completed together, and told apart."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime_edge.errors import FrameError
+from runtime_server.arrival import Arrival
+from runtime_server.audio_streams import AudioStreams
+from runtime_server.backlog import Batch
+from runtime_server.generations import Generation, Generations
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one frame."""
+
+    status: str
+    """As in its reply: ok, retired or refused."""
+    activation: Tensor | None = None
+    """(rows, ...) float32 when it is ok."""
+    embedding: Tensor | None = None
+    """(d,) float32 when it is ok."""
+    poison: str = ""
+    """Why it can never be completed; empty unless that is so."""
+
+
+class Completer:
+    """Used by one thread."""
+
+    def __init__(self, generations: Generations) -> None:
+        self._generations, self._streams = generations, AudioStreams()
+
+    def complete(self, batch: Batch) -> tuple[list[Outcome], float]:
+        """One pass through the suffix of a generation for all frames of a batch; an outcome for each, and seconds."""
+        began = time.monotonic()
+        return self._outcomes(batch), time.monotonic() - began
+
+    def _outcomes(self, batch: Batch) -> list[Outcome]:
+        generation = self._generations.get(batch.generation)
+        if generation is None:
+            status = "retired" if batch.generation < self._generations.newest.number else "refused"
+            return [Outcome(status)] * len(batch.arrivals)
+        found = [self._decode(generation, arrival) for arrival in batch.arrivals]
+        decoded = [activation for activation in found if isinstance(activation, Tensor)]
+        completed = iter(_complete(generation, batch.cut, decoded))
+        return [outcome if isinstance(outcome, Outcome) else next(completed) for outcome in found]
+
+    def _decode(self, generation: Generation, arrival: Arrival) -> Tensor | Outcome:
+        """The activation of a frame, or what becomes of one that has none."""
+        try:
+            return torch.from_numpy(self._streams.activation(generation, arrival))
+        except FrameError as exc:
+            return _poison(exc)
+        except Exception as exc:  # whatever a foreign payload makes a decoder do, the others are served
+            _LOG.exception("frame of %s cannot be decoded", arrival.device)
+            return _poison(exc)
+
+
+def _complete(generation: Generation, cut: int, activations: list[Tensor]) -> list[Outcome]:
+    """Outcomes of activations (rows, ...) of equal shape; where all together fail, each half is tried alone."""
+    if not activations:
+        return []
+    try:
+        embeddings = generation.complete(cut, torch.cat(activations))
+    except Exception as exc:
+        if len(activations) == 1:
+            _LOG.exception("a frame at cut %d of generation %d cannot be completed", cut, generation.number)
+            return [_poison(exc)]
+        half = len(activations) // 2
+        return _complete(generation, cut, activations[:half]) + _complete(generation, cut, activations[half:])
+    finite = torch.isfinite(embeddings).all(dim=1).tolist()
+    return [
+        Outcome("ok", activation, embedding) if is_finite else Outcome("refused", poison="its embedding is not finite")
+        for activation, embedding, is_finite in zip(activations, embeddings, finite, strict=True)
+    ]
+
+
+def _poison(exc: Exception) -> Outcome:
+    return Outcome("refused", poison=str(exc) if isinstance(exc, FrameError) else f"{type(exc).__name__}: {exc}")

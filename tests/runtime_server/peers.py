@@ -1,0 +1,59 @@
+"""Devices as the broker sees them, and an ingest that serves them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from runtime_edge import subjects
+from runtime_edge.tasks import cancel_all
+from runtime_edge.wire import decode_reply
+from runtime_server.ingest import Ingest
+from runtime_server.ledger import Ledger
+
+
+class Peer:
+    """A device as the broker sees it: publishes frames, collects answers."""
+
+    def __init__(self, hub, name="pi-1", boot="boot"):
+        self.hub, self.name, self.boot = hub, name, boot
+        self.inbox, self.answers = f"{subjects.inbox(name)}.connection.0", asyncio.Queue()
+
+    async def listen(self):
+        async def on_answer(message):
+            await self.answers.put(decode_reply(message.data))
+
+        await self.hub.client.subscribe(self.inbox, cb=on_answer)
+        return self
+
+    async def send(self, frame, window, message_id=None, subject=None, reply=None):
+        headers = {
+            subjects.MESSAGE_ID_HEADER: message_id or subjects.message_id(self.name, self.boot, window),
+            subjects.REPLY_HEADER: reply or self.inbox,
+        }
+        await self.hub.stream.publish(subject or subjects.frames(self.name), frame, headers=headers)
+
+    async def replies(self, count):
+        """By window."""
+        found = [await asyncio.wait_for(self.answers.get(), 10.0) for _ in range(count)]
+        return {reply.window: reply for reply in found}
+
+
+@contextlib.asynccontextmanager
+async def serving(hub, generations, trainer=None, partitions=range(subjects.PARTITIONS), rate=None):
+    ingest = Ingest(hub, generations, trainer, Ledger(), rate)
+    task = asyncio.create_task(ingest.run(partitions))
+    try:
+        yield ingest
+    finally:
+        await asyncio.wait_for(cancel_all([task]), 5.0)
+
+
+async def settled(hub):
+    """Until no frame is waiting for anything; the sum of deliveries that were not acknowledged."""
+    for _ in range(200):
+        infos = [await hub.stream.consumer_info(subjects.STREAM, f"server-{p}") for p in range(subjects.PARTITIONS)]
+        if not sum(info.num_pending + info.num_ack_pending for info in infos):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("frames are left in the stream")
