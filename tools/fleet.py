@@ -39,11 +39,12 @@ from runtime_edge.prefix import Prefix
 from runtime_edge.spool import Spool
 from runtime_edge.tasks import Compute, cancel_all
 from runtime_edge.wire import Reply, encode_frame
-from runtime_server.generations import Generation, cut_model
+from runtime_server.generations import cut_model
 from runtime_server.ledger import PartitionedLedger
 from streamsplit_compile.calibrate import calibration_windows
 from streamsplit_compile.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.encoders import load_encoder, new_encoder, save_checkpoint
+from streamsplit_compile.segment import run_segments
 from streamsplit_compile.targets import load_target
 from tools.cluster import Brokers, RankedServer
 
@@ -66,7 +67,7 @@ class Recorded:
         windows, _ = calibration_windows(
             audio, front.sample_rate, front.window_samples, front.hop_samples, _RECORDED, seed=0
         )
-        generation = Generation(bundle, cut_model(loaded.graph, bundle, loaded.tensors))
+        model = cut_model(loaded.graph, bundle, loaded.tensors)
         prefix, chosen = Prefix(bundle), cuts or list(range(1, len(info.cuts) - 1))
         codecs = {cut: CutCodec(info.cuts[cut], "int8") for cut in chosen}
         self._number, self._payloads, expected = info.generation, [], []
@@ -76,7 +77,8 @@ class Recorded:
             payload, compressed = codecs[cut].encode(prefix.advance(cut))
             self._payloads.append((cut, compressed, bytes(payload)))
             activation = codecs[cut].decode(payload, compressed)
-            expected.append(generation.complete(cut, torch.from_numpy(activation))[0].numpy())
+            with torch.inference_mode():
+                expected.append(run_segments(model.segments[cut:], torch.from_numpy(activation))[0].numpy())
         self._expected = np.stack(expected)
 
     def frame(self, device: int, window: int) -> bytes:
