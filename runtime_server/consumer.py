@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import json
 import time
-import weakref
-from collections import deque
 from collections.abc import AsyncIterator
 
 from nats.aio.client import Client
@@ -16,7 +14,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from runtime_edge import subjects
 from runtime_edge.broker import BROKER_ERRORS
-from runtime_edge.tasks import cancel_all, next_within
+from runtime_edge.tasks import next_within
 
 _BATCH = 64
 _EXPIRES_S = 30.0
@@ -29,14 +27,37 @@ messages it still has, so that a long queue is not delivered a second time."""
 _MAX_BYTES = 32 << 20
 
 
+class Held:
+    """Messages that somebody here has and has not answered: the broker is told in time, and does not repeat them."""
+
+    def __init__(self) -> None:
+        self._messages: dict[str, tuple[float, Msg]] = {}
+
+    def take(self, message: Msg) -> None:
+        """From now on it is held."""
+        self._messages[message.reply] = time.monotonic(), message
+
+    def let_go(self, message: Msg) -> None:
+        """It was answered, or will not be: then the broker delivers it again."""
+        self._messages.pop(message.reply, None)
+
+    async def keep(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(_ACK_WAIT_S / 4)
+            before = time.monotonic() - _ACK_WAIT_S / 4
+            for message in [message for since, message in self._messages.values() if since < before]:
+                with contextlib.suppress(*BROKER_ERRORS):
+                    await message.in_progress()
+
+
 class PullConsumer:
     """One partition's durable consumer. The library's `fetch` waits for full batches; this hands out at once."""
 
-    def __init__(self, client: Client, partition: int) -> None:
-        self._client = client
-        self._partition = partition
+    def __init__(self, client: Client, partition: int, held: Held | None = None) -> None:
+        """What comes is taken into `held`; whoever reads the messages lets go of each."""
+        self._client, self._partition, self._held = client, partition, held or Held()
         self._durable = f"server-{partition}"
-        self._held: deque[tuple[float, weakref.ref[Msg]]] = deque()
 
     async def messages(self) -> AsyncIterator[Msg]:
         """Messages of the partition, those first that were delivered before but never acknowledged."""
@@ -54,11 +75,11 @@ class PullConsumer:
         inbox, arrived = self._client.new_inbox(), asyncio.Queue[Msg]()
 
         async def on_message(message: Msg) -> None:
-            self._held.append((time.monotonic(), weakref.ref(message)))
+            if message.reply:  # the broker's own words have none
+                self._held.take(message)
             await arrived.put(message)
 
         subscription = await self._client.subscribe(inbox, cb=on_message)
-        keeper = asyncio.create_task(self._keep())
         request = json.dumps(
             {
                 "batch": _BATCH,
@@ -83,20 +104,7 @@ class PullConsumer:
                     outstanding -= 1
                     yield message
         finally:
-            await cancel_all([keeper])
+            while not arrived.empty():
+                self._held.let_go(arrived.get_nowait())
             if not self._client.is_closed:
                 await subscription.unsubscribe()
-
-    async def _keep(self) -> None:
-        """Tell the broker of messages that somebody here still has and has not answered."""
-        while True:
-            await asyncio.sleep(_ACK_WAIT_S / 4)
-            overdue, now = [], time.monotonic()
-            while self._held and now - self._held[0][0] > _ACK_WAIT_S / 4:
-                message = self._held.popleft()[1]()
-                if message is not None and message.reply and not message.is_acked:
-                    overdue.append(message)
-            for message in overdue:
-                with contextlib.suppress(*BROKER_ERRORS):
-                    await message.in_progress()
-                self._held.append((now, weakref.ref(message)))

@@ -33,7 +33,7 @@ from runtime_server.arrival import Arrival, decode_arrival
 from runtime_server.backlog import PASS_S, Backlog, Batch
 from runtime_server.buffer import Window
 from runtime_server.completion import Completer, Outcome
-from runtime_server.consumer import PullConsumer
+from runtime_server.consumer import Held, PullConsumer
 from runtime_server.generations import Generations
 from runtime_server.hub import Hub
 from runtime_server.ledger import Ledger, PartitionedLedger
@@ -72,7 +72,7 @@ class Ingest:
         self._hub, self._generations, self._trainer = hub, generations, trainer
         self._rate, self._suspects = rate or RateLimit(), suspects
         self._completer, self._mixtures = Completer(generations), Mixtures()
-        self._backlog = Backlog()
+        self._backlog, self._held = Backlog(), Held()
         self._torch, self._counting = ThreadPoolExecutor(1, "complete"), ThreadPoolExecutor(1, "count")
         self._completing = 0
         self._passes: set[asyncio.Task[None]] = set()
@@ -82,7 +82,7 @@ class Ingest:
     async def run(self, partitions: Iterable[int]) -> None:
         """Until cancelled."""
         tasks = [asyncio.create_task(self._read(partition)) for partition in partitions]
-        tasks.append(asyncio.create_task(self._dispatch()))
+        tasks += [asyncio.create_task(self._dispatch()), asyncio.create_task(self._held.keep())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -96,7 +96,7 @@ class Ingest:
         """Messages of one partition into the backlog; starts over when the broker was away."""
         while True:
             try:
-                async for message in PullConsumer(self._hub.client, partition).messages():
+                async for message in PullConsumer(self._hub.client, partition, self._held).messages():
                     await self._accept(message, partition)
                     while self._backlog.crowded:
                         self._room.clear()
@@ -215,6 +215,8 @@ class Ingest:
         except BROKER_ERRORS as exc:
             # Not acknowledged: the broker delivers it again, and the ledger keeps it from counting twice.
             _LOG.debug("answer to %s: %s", arrival.device, reason(exc))
+        finally:
+            self._held.let_go(arrival.message)
 
     async def _reply(self, arrival: Arrival, reply: Reply) -> None:
         inbox = (arrival.message.headers or {}).get(subjects.REPLY_HEADER)
@@ -240,6 +242,8 @@ class Ingest:
             _LOG.warning("%s: cannot be put away (%s); it comes again", message.subject, reason(exc))
             with contextlib.suppress(*BROKER_ERRORS):
                 await message.nak(_AGAIN_S)
+        finally:
+            self._held.let_go(message)
 
     async def _in(
         self,
