@@ -91,7 +91,7 @@ class AnswerCounter:
         """Counts while inside."""
         reader, writer = await asyncio.open_connection(host, port)
         await reader.readline()  # the broker's INFO
-        writer.write(b'CONNECT {"verbose":false}\r\nSUB _INBOX.> 1\r\nPING\r\n')
+        writer.write(b'CONNECT {"verbose":false}\r\nSUB _INBOX.*.bulk.* 1\r\nPING\r\n')
         while await reader.readline() != b"PONG\r\n":
             pass
         task = asyncio.create_task(self._read(reader, writer))

@@ -1,0 +1,232 @@
+"""A server's ingest: how much of what torch alone could do it does, how long answers take, whether it grows.
+
+    python -m tools.bench_server [--quick] [--minutes 20]
+
+The server is a process of its own with the broker it starts. For the ratio it is stopped (SIGSTOP) while frames are put
+into the stream and then let run; in between, torch completes the same activations in batches and does nothing else.
+Answers are timed, and memory is watched, at half the rate that came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from nats.aio.client import Client
+
+from runtime_edge.bundle import open_bundle
+from runtime_edge.errors import LinkError
+from runtime_server.generations import cut_model
+from runtime_server.hub import Hub
+from runtime_server.serving import ServedBlocks
+from streamsplit_compile.encoders import load_encoder
+from streamsplit_compile.segment import run_segments
+from tools.benchmarks import Section, publish
+from tools.fleet import prepare
+from tools.server_load import AnswerCounter, Recorded, fill
+
+ENCODER = "mobilenet_v3_small"
+_DEVICES = 200
+_BATCHES = (16, 32, 64)
+_READY_S = _DRAIN_S = 60.0
+_WARM_S = 10.0
+"""Of a run under load, in which memory is not looked at yet."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Windows a second, one after the other."""
+
+    server: float
+    torch_graph: float
+    """Of the encoder's graph as it was exported."""
+    torch_folded: float
+    """Of the blocks that the server uses."""
+
+
+class ServerProcess:
+    """`ssc server run` without training, on one torch thread."""
+
+    def __init__(self, directory: Path, encoder: Path, bundle: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url, self.log = f"nats://127.0.0.1:{self.port}", directory / "server.log"
+        run = ["-m", "runtime_server", encoder, bundle, "--state", directory / "server", "--port", self.port]
+        self._command = list(map(str, [sys.executable, *run, "--no-training", "--threads", 1, "--max-rate", 10_000]))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[psutil.Process]:
+        """The process, from when it answers until it has stopped. Raises LinkError when it does not start."""
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+        try:
+            await self._ready(process)
+            yield psutil.Process(process.pid)
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            process.wait(_DRAIN_S)
+
+    async def _ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _READY_S
+        while True:
+            hub = Hub(self.url, "bench")
+            with contextlib.suppress(LinkError):
+                await hub.connect()
+                try:
+                    await hub.server_status()
+                    return
+                finally:
+                    await hub.close()
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise LinkError(f"the server is not ready: {self.log.read_text(errors='replace')[-2000:]}")
+            await asyncio.sleep(0.2)
+
+
+async def drained(server: ServerProcess, process: psutil.Process, recorded: Recorded, frames: int) -> float:
+    """Frames a second from a backlog; the first tenth, in which it wakes up, is not timed. Raises TimeoutError."""
+    client = Client()
+    await client.connect(server.url, name="bench")
+    async with AnswerCounter().listening("127.0.0.1", server.port) as answers:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            await fill(client, recorded, frames)
+        finally:
+            process.send_signal(signal.SIGCONT)
+        deadline, began, first = time.monotonic() + _DRAIN_S, 0.0, 0
+        while answers.count < frames:
+            if not began and answers.count >= frames // 10:
+                began, first = time.monotonic(), answers.count
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{answers.count} of {frames} frames were answered")
+            await asyncio.sleep(0.005)
+        seconds = time.monotonic() - began
+    await client.close()
+    return (frames - first) / seconds
+
+
+def completed(complete: Callable[[torch.Tensor], object], activations: torch.Tensor, seconds: float) -> float:
+    """Windows a second of torch alone, at the best of several batch sizes."""
+    best = 0.0
+    for size in _BATCHES:
+        batch = activations[torch.arange(size) % len(activations)]
+        with torch.inference_mode():
+            complete(batch)
+            began, done = time.perf_counter(), 0
+            while time.perf_counter() - began < seconds / len(_BATCHES):
+                complete(batch)
+                done += size
+        best = max(best, done / (time.perf_counter() - began))
+    return best
+
+
+async def under_load(
+    server: ServerProcess, process: psutil.Process, bundle: Path, cut: int, rate: float, seconds: float
+) -> tuple[dict[str, Any], float]:
+    """What `tools.server_load` reports of a steady rate, and by how many MB (1e6 bytes) the server grew meanwhile."""
+    command = [
+        *(sys.executable, "-m", "tools.server_load", "--broker", server.url, "--bundle", str(bundle)),
+        *("--cut", str(cut), "--rate", str(rate), "--seconds", str(seconds), "--devices", str(_DEVICES)),
+    ]
+    load = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output = asyncio.create_task(load.communicate())
+    began, memory = time.monotonic(), []
+    while not output.done():
+        await asyncio.sleep(0.5)
+        if _WARM_S <= time.monotonic() - began <= seconds:
+            memory.append(process.memory_info().rss / 1e6)
+    report: dict[str, Any] = json.loads((await output)[0])
+    quarter = max(1, len(memory) // 4)
+    return report, float(np.mean(memory[-quarter:]) - np.mean(memory[:quarter]))
+
+
+async def measure(work: Path, quick: bool, minutes: float) -> Section:
+    """Run everything below `work`; returns the section for docs/benchmarks."""
+    torch.set_num_threads(1)
+    encoder, bundle = prepare(work, ENCODER)
+    opened, loaded = open_bundle(bundle), load_encoder(encoder)
+    cut = len(opened.manifest.info.cuts) // 2
+    name = opened.manifest.info.cuts[cut].name
+    recorded = Recorded(opened, cut, _DEVICES)
+    segments = cut_model(loaded.graph, opened, loaded.tensors).segments
+    activations, served = torch.from_numpy(recorded.activations), ServedBlocks(segments)
+    frames, rounds = (4000, 3) if quick else (12_000, 7)
+    server, found = ServerProcess(work, encoder, bundle), []
+    async with server.running() as process:
+        await drained(server, process, recorded, frames // 2)  # warm
+        for _ in range(rounds):
+            found.append(
+                Round(
+                    await drained(server, process, recorded, frames),
+                    completed(lambda batch: run_segments(segments[cut:], batch), activations, 1.5),
+                    completed(lambda batch: served.complete(cut, batch), activations, 1.5),
+                )
+            )
+            print(found[-1], flush=True)
+        rate = float(np.median([one.server for one in found])) / 2
+        report, growth_mb = await under_load(server, process, bundle, cut, rate, 60.0 * minutes)
+    print(report, flush=True)
+    return _section(found, name, report, growth_mb, minutes)
+
+
+def _section(found: list[Round], cut: str, report: dict[str, Any], growth_mb: float, minutes: float) -> Section:
+    section = Section("server", "Ingest", "python -m tools.bench_server", part="ingest")
+    ratios = [one.server / one.torch_graph for one in found]
+    section.add(
+        "ingest_ratio",
+        float(np.median(ratios)),
+        "at least 0.8",
+        f"frames a second through the server over torch alone on the exported graph, {ENCODER} behind {cut}, one "
+        f"torch thread each, median of {len(found)} rounds ({min(ratios):.2f} to {max(ratios):.2f})",
+    )
+    folded = float(np.median([one.server / one.torch_folded for one in found]))
+    section.add(
+        "ingest_ratio_folded", folded, "", "the same over torch alone on the folded blocks that the server runs"
+    )
+    about = (
+        f"from a frame's moment to its answer at half that load, {report['rate']:.0f} a second of {_DEVICES} devices"
+    )
+    section.add("reply_p95_ms", report["p95_ms"], "at most 60", about)
+    about = f"MB (1e6 bytes) by which the server grew in {minutes:g} minutes of it: last quarter less first"
+    section.add("memory_growth_mb", growth_mb, "", about)
+    for name in ("server", "torch_graph", "torch_folded"):
+        median = float(np.median([getattr(one, name) for one in found]))
+        section.detail(f"windows a second: {name.replace('_', ', ')}", f"{median:.0f}")
+    section.detail("reply p50, p99 at half that load, ms", f"{report['p50_ms']:.1f}, {report['p99_ms']:.1f}")
+    section.detail("frames of that load: sent, unanswered", f"{report['stored']}, {report['unanswered']}")
+    return section
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and frames, and less time under load")
+    parser.add_argument("--minutes", type=float, help="under load [default: 20, with --quick 0.5]")
+    options = parser.parse_args(arguments)
+    minutes = options.minutes or (0.5 if options.quick else 20.0)
+    with tempfile.TemporaryDirectory(prefix="ssc-bench-") as work:
+        section = asyncio.run(measure(Path(work), options.quick, minutes))
+    return publish(section)
+
+
+if __name__ == "__main__":
+    main()
