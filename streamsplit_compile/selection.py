@@ -12,9 +12,9 @@ from streamsplit_compile.graph import Candidate
 _FREE = 1e-4
 MIN_BLOCK_SHARE = 0.01
 """A block with less of the encoder's work than this is not worth a session of its own."""
-BOUNDARY_US = 22.0
+BOUNDARY_US = 30.0
 """What another block costs on a desktop: the session's call, and around a residual connection that is cut an addition
-and changes of layout that the runtime would have fused. Measured 45 us where the encoder takes twice its prediction."""
+and changes of layout that the runtime would have fused, and memory that is not in the caches. Measured 40 to 60 us."""
 BOUNDARY_SHARE = 0.035
 """All boundaries together cost at most this share of the encoder, as predicted for a desktop."""
 
