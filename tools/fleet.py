@@ -165,6 +165,8 @@ class SimulatedDevice:
             task = asyncio.create_task(self._exchange(message_id, window, frame))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        else:
+            self._delivery.replay_soon()
 
     async def _exchange(self, message_id: str, window: int, frame: bytes) -> None:
         reply, seconds = await self._delivery.exchange(message_id, window, frame, DEADLINE_S)

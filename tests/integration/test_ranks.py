@@ -23,6 +23,7 @@ def test_a_fleet_loses_nothing_while_ranks_and_brokers_are_killed(toy, toy_bundl
     fleet = Fleet(tmp_path, encoder, toy / "bundle", recorded, config)
     report = asyncio.run(fleet.run())
     log = fleet.server.log.read_text()
+    last_life = log[log.rindex("serving generation") :]  # a rank whose neighbour was killed may end in order, too
 
     assert report.kills == {"rank 1": 1, "broker 0": 1, "rank 0": 1}
     assert report.captured >= 20 * 24
@@ -32,5 +33,5 @@ def test_a_fleet_loses_nothing_while_ranks_and_brokers_are_killed(toy, toy_bundl
     assert set(report.replies) == {"ok"}
     assert report.replies["ok"] >= 0.6 * report.captured
     assert report.training_steps > 0
-    assert log.count("stopped after") == 2, "SIGTERM to torchrun did not end both ranks in order"
+    assert last_life.count("stopped after") == 2, "SIGTERM to torchrun did not end both ranks in order"
     assert "the weights to train are not" not in log
