@@ -12,10 +12,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from runtime_edge.errors import BundleError, FrameError
 from runtime_edge.manifest import Cut
+from runtime_edge.zstd import (
+    ZstdCompressor,
+    ZstdDecompressor,
+    ZstdError,
+    compress_frame,
+    decompress_frame,
+    get_frame_info,
+)
 
 Array = npt.NDArray[np.float32]
 
@@ -38,7 +45,6 @@ class CutCodec:
         self._wire = np.empty(cut.shape, _DTYPES[encoding])
         self._float = np.empty(cut.shape, np.float32)
         self._raw = self._wire.reshape(-1).view(np.uint8).data
-        self._packed = np.empty(self._wire.nbytes, np.uint8).data
         self._scale: Array | None = None
         if encoding == "int8":
             if cut.int8 is None:
@@ -48,8 +54,7 @@ class CutCodec:
             along[cut.int8.axis] = -1
             self._scale = scale.reshape(along)
             self._zero = zero.reshape(along).astype(np.float32)
-        self._compressor = zstandard.ZstdCompressor(level=level)
-        self._decompressor = zstandard.ZstdDecompressor()
+        self._compressor = ZstdCompressor(level=level)
 
     @property
     def raw_bytes(self) -> int:
@@ -59,8 +64,8 @@ class CutCodec:
     def encode(self, activation: Array) -> tuple[memoryview, bool]:
         """Encode one activation of shape `cut.shape`; returns (payload, whether zstd made it smaller).
 
-        The payload is a view of a buffer of the codec's, valid until the next `encode`. NaN becomes 0 and infinities
-        the largest value the encoding holds.
+        The payload is valid until the next `encode`: what zstd makes no smaller is a view of the codec's buffer.
+        NaN becomes 0 and infinities the largest value the encoding holds.
         """
         if self.encoding == "int8":
             self._quantise(activation, *self._spread, -128.0, 127.0)
@@ -68,9 +73,8 @@ class CutCodec:
             self._quantise(activation, _PCM_SCALE, np.float32(0.0), -32768.0, 32767.0)
         else:
             self._cast(activation)
-        # Into a buffer as long as the input: what does not fit has not become smaller.
-        size = self._compressor.stream_reader(self._raw, size=self._wire.nbytes).readinto(self._packed)
-        return (self._packed[:size], True) if size < self._wire.nbytes else (self._raw, False)
+        packed = compress_frame(self._compressor, self._raw)
+        return (memoryview(packed), True) if len(packed) < len(self._raw) else (self._raw, False)
 
     def decode(self, payload: bytes | memoryview, compressed: bool) -> Array:
         """Decode to float32 of shape `cut.shape` (a fresh array). Raises FrameError on any other length."""
@@ -120,12 +124,15 @@ class CutCodec:
 
     def _decompress(self, payload: bytes | memoryview) -> bytes:
         try:
-            size = zstandard.frame_content_size(payload)
+            size = get_frame_info(payload).decompressed_size
             if size != self.raw_bytes:
                 raise FrameError(f"payload would unpack to {size} bytes, expected {self.raw_bytes}")
-            return self._decompressor.decompress(payload, max_output_size=self.raw_bytes)
-        except zstandard.ZstdError as exc:
+            found = decompress_frame(ZstdDecompressor(), payload, self.raw_bytes)
+        except ZstdError as exc:
             raise FrameError(f"payload is not a zstd frame ({exc})") from None
+        if found is None:
+            raise FrameError(f"payload does not unpack to the {self.raw_bytes} bytes it claims")
+        return found
 
 
 def _has_nan(values: Array) -> bool:

@@ -18,18 +18,29 @@ from typing import Annotated
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import zstandard
 from msgspec import Meta
 
 from runtime_edge.errors import FormatError
 from runtime_edge.manifest import MAX_ASSET_BYTES
+from runtime_edge.zstd import (
+    CompressionParameter,
+    DecompressionParameter,
+    ZstdCompressor,
+    ZstdDecompressor,
+    ZstdDict,
+    ZstdError,
+    compress_frame,
+    decompress_frame,
+)
 
 _MAGIC = b"SSCP"
 _VERSION = 1
 _CHUNK = 4 << 20
 _MARGIN = 64 << 10
+_LEVEL = 3
 _HASH_LOG = 20
 _WINDOW_LOG = 24
+_SHORTEST_DICTIONARY = 8
 _WIDTH = 4
 """Bytes of a weight."""
 _FRAME = struct.Struct("<BI")
@@ -78,12 +89,18 @@ def apply_patch(old: bytes, patch: bytes, size: int) -> bytes:
 def _compress(old: bytes, chunk: bytes, start: int) -> tuple[int, bytes]:
     """The better of the two ways, and the zstd frame."""
     planes = _difference(old, chunk, start).reshape(-1, _WIDTH).T.tobytes()
-    frame = zstandard.ZstdCompressor(level=3).compress(planes)
+    frame = compress_frame(ZstdCompressor(level=_LEVEL), planes)
     if len(frame) <= _POOR * len(chunk):
         return _PLANES, frame
-    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=_WINDOW_LOG, hash_log=_HASH_LOG)
+    options: dict[int, int] = {
+        CompressionParameter.compression_level: _LEVEL,
+        CompressionParameter.window_log: _WINDOW_LOG,
+        CompressionParameter.hash_log: _HASH_LOG,
+    }
     dictionary = _dictionary(old, start, _CHUNK)
-    other = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters).compress(chunk)
+    if dictionary is None:
+        return _PLANES, frame
+    other = compress_frame(ZstdCompressor(options=options, zstd_dict=dictionary.as_undigested_dict), chunk)
     return (_DICTIONARY, other) if len(other) < len(frame) else (_PLANES, frame)
 
 
@@ -93,13 +110,13 @@ def _decompress(old: bytes, frame: bytes, method: int, start: int, chunk: int, s
         raise FormatError(f"patch has a chunk of kind {method}; this version knows 0 and 1")
     dictionary = _dictionary(old, start, chunk) if method == _DICTIONARY else None
     expected = size if method == _DICTIONARY else size + -size % _WIDTH
-    decompressor = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=1 << _WINDOW_LOG)
+    decompressor = ZstdDecompressor(dictionary, {DecompressionParameter.window_log_max: _WINDOW_LOG})
     try:
-        if zstandard.frame_content_size(frame) != expected:
-            raise FormatError("patch does not fit the file it is for")
-        found = decompressor.decompress(frame, max_output_size=expected)
-    except zstandard.ZstdError as exc:
+        found = decompress_frame(decompressor, frame, expected)
+    except ZstdError as exc:
         raise FormatError(f"patch cannot be applied ({exc})") from None
+    if found is None:
+        raise FormatError("patch does not fit the file it is for")
     if method == _DICTIONARY:
         return found
     difference = np.frombuffer(found, np.uint8).reshape(_WIDTH, -1).T.tobytes()
@@ -125,6 +142,7 @@ def _read_header(patch: bytes) -> tuple[_Header, int]:
         raise FormatError(f"patch header: {exc}") from None
 
 
-def _dictionary(old: bytes, start: int, chunk: int) -> zstandard.ZstdCompressionDict:
+def _dictionary(old: bytes, start: int, chunk: int) -> ZstdDict | None:
+    """The old bytes around a chunk; None for fewer than zstd takes."""
     part = old[max(0, start - _MARGIN) : start + chunk + _MARGIN]
-    return zstandard.ZstdCompressionDict(part, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return ZstdDict(part, is_raw=True) if len(part) >= _SHORTEST_DICTIONARY else None
