@@ -1,12 +1,12 @@
 """What an action does to one window, and what that is worth (METHOD section 6). Works on numbers and on arrays.
 
-    Lat = device_ms / (1 - min(R, 0.9)) + bytes / bandwidth + round trip + server_ms
+    Lat = device_ms / (1 - min(R, 0.9)), and + bytes / bandwidth + round trip + server_ms at a cut before the last
     E   = device_mj + mj_per_kb * bytes / 1000 + transmit_w * transfer_ms
     A   = quality(k, u) + rho * u  if the server can learn from the window (shipped at a cut before the last)
     r   = alpha * A - beta * Lat / t_max_ms - eta * E / e_budget_mj
 
-`local` ships nothing and waits for nothing. An answer that is not there after `deadline_ms` is not waited for: the
-device runs the rest itself, as its loop does.
+At the last cut the device has the embedding itself: it ships, and waits for nothing. `local` does not even ship. An
+answer that is not there after `deadline_ms` is not waited for: the device runs the rest itself, as its loop does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime_edge.table import LOCAL, ActionCosts, Limits, Reward, Uplink
+from runtime_edge.table import ActionCosts, Limits, Reward, Uplink
 
 BYTES_PER_MS = 125.0
 """At 1 Mbit/s."""
@@ -62,10 +62,10 @@ def terms(
 ) -> Terms:
     """Play one action. `rest_of` is the action that runs the whole encoder."""
     slowdown = 1 / (1 - np.minimum(at.cpu, MAX_LOAD))
-    ships = action.name != LOCAL
+    waits = action.teaches  # only a cut before the last teaches, and only there is the answer the embedding
     transfer_ms = action.bytes / (np.maximum(at.bandwidth_mbps, MIN_BANDWIDTH_MBPS) * BYTES_PER_MS)
-    answer_ms = transfer_ms + ships * at.rtt_ms + action.server_ms
-    late = ships * (answer_ms > uplink.deadline_ms)
+    answer_ms = waits * (transfer_ms + at.rtt_ms + action.server_ms)
+    late = answer_ms > uplink.deadline_ms
     waited_ms = np.where(late, uplink.deadline_ms + slowdown * (rest_of.device_ms - action.device_ms), answer_ms)
     latency_ms = slowdown * action.device_ms + waited_ms
     energy_mj = (

@@ -41,11 +41,13 @@ class Energy:
 def modelled(recording: Recording, bundle: Bundle, target: str, steps: Sequence[Step], encode_ms: float) -> Energy:
     """By the target's figures, METHOD section 6, for the cuts that ran and the bytes the interface counted.
 
-    encode_ms: what making a frame took, paced. A window that was finished here after all ran the whole encoder.
+    encode_ms: what making a frame took, paced, on one core of those that the model's power is for. A window that was
+    finished here after all ran the whole encoder.
     Receiving is not in the model: the figures of radios that the targets cite are of sending.
     """
     info, figures = bundle.manifest.info, load_target(target)
     block_mj = info.targets[target].block_mj
+    core_w = (figures.power.active_w.value - figures.power.idle_w.value) / figures.threads
     names = [cut.name for cut in info.cuts]
     compute = []
     for heard in recording.results:
@@ -53,7 +55,7 @@ def modelled(recording: Recording, bundle: Bundle, target: str, steps: Sequence[
         whole = result.cut == LOCAL or result.finished != "server"
         blocks = len(block_mj) if whole else names.index(result.cut)
         encoding = 0.0 if result.cut == LOCAL else encode_ms
-        compute.append(sum(block_mj[:blocks]) + encoding * (figures.power.active_w.value - figures.power.idle_w.value))
+        compute.append(sum(block_mj[:blocks]) + encoding * core_w)
     bytes_each = recording.traffic.up / len(recording.results)
     mbps = np.array([_step_at(steps, heard.result.time - recording.began).mbps for heard in recording.results])
     transfer_ms = bytes_each * _BITS_PER_BYTE / (mbps * 1e3)

@@ -35,7 +35,7 @@ class Scenario:
     """Levels are lognormal around the geometric middle."""
     rtt_ms: tuple[float, float]
     jitter_ms: float
-    change_s: float = 10.0
+    change_s: float = 5.0
     cpu: tuple[float, ...] = (0.0,)
     """Levels of load, each step a neighbouring one."""
     outage_s: tuple[float, float] | None = None
