@@ -10,7 +10,7 @@ import click
 from runtime_edge.errors import CheckFailed
 from runtime_server.lab.bench import BenchConfig, read_bench, run_bench, save
 from runtime_server.lab.page import write_page
-from runtime_server.lab.report import COLUMNS, compare, rows
+from runtime_server.lab.report import COSTS, QUALITY, compare, costs, quality
 from runtime_server.lab.scenarios import SCENARIOS, scenario_named
 from streamsplit_compile.options import PathParam, json_option, print_json, print_table
 
@@ -79,10 +79,11 @@ def show_command(file: Path) -> None:
 
 
 def show(file: Path) -> None:
-    """One table for each encoder and scenario."""
+    """Two tables for each encoder and scenario."""
     found = read_bench(file)
     for encoder, scenario in dict.fromkeys((run.encoder, run.scenario) for run in found.runs):
-        print_table(f"{encoder}, {scenario}, {found.target}", list(COLUMNS), rows(found, encoder, scenario))
+        print_table(f"{encoder}, {scenario}, {found.target}", list(COSTS), costs(found, encoder, scenario))
+        print_table("", list(QUALITY), quality(found, encoder, scenario))
 
 
 @bench.command("compare")

@@ -106,7 +106,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     click.echo(title)  # a table's own title is broken at the table's width
     table = Table(header_style="bold")
     for index, column in enumerate(columns):
-        numeric = all(row[index][:1].isdigit() or row[index][:1] in "-." for row in rows)
+        numeric = all(row[index][:1].isdigit() or row[index][:1] in "+-." for row in rows)
         table.add_column(column, justify="right" if numeric and rows else "left")
     for row in rows:
         table.add_row(*row)

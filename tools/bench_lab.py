@@ -1,9 +1,10 @@
 """Measure StreamSplit against what people would use instead, in namespaces, and write docs/proof.md.
 
     python -m tools.bench_lab [--quick] [--encoder mn04.pt] [--audio recordings/] [--scenario lte]
+    python -m tools.bench_lab --from a/bench.json --from b/bench.json
 
-`--quick` takes one short run of each policy in `lte`. Where namespaces are not permitted it says so and
-measures nothing.
+`--from` publishes what `ssc bench run` has measured, further files as further repetitions. `--quick` takes one short
+run of each policy in `lte`. Where namespaces are not permitted it says so and measures nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from runtime_server.lab.bench import Bench, BenchConfig, run_bench
+from runtime_server.lab.bench import Bench, BenchConfig, joined, read_bench, run_bench
 from runtime_server.lab.goals import goals
 from runtime_server.lab.network import why_not
 from runtime_server.lab.page import write_page
@@ -32,7 +33,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--audio", type=Path)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--from", dest="files", action="append", default=[], type=Path)
     given, _ = parser.parse_known_args(arguments)
+    if given.files:
+        publish_bench(joined([read_bench(path) for path in given.files]))
+        return
     if reason := why_not():
         print(f"not measured: {reason}")
         return
@@ -44,7 +49,11 @@ def main(arguments: list[str] | None = None) -> None:
         repeats=1 if given.quick else given.repeats,
         clips_every=10 if given.quick else 1,
     )
-    bench = asyncio.run(run_bench(config, print))
+    publish_bench(asyncio.run(run_bench(config, print)))
+
+
+def publish_bench(bench: Bench) -> None:
+    """The page with its pictures, the figures for `ssc bench compare`, and the goals among the benchmarks."""
     write_page(bench, _DOCS / "proof.md")
     (_DOCS / "proof.json").write_bytes(bench.to_json())
     publish(section(bench))
@@ -52,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def section(bench: Bench) -> Section:
     """The goals, for docs/benchmarks.md."""
-    found = Section("proof", "The proof", "python -m tools.bench_lab")
+    found = Section("proof", "The proof", bench.command)
     for encoder in bench.encoders:
         for goal in goals(bench, encoder):
             name = goal.name.replace(" / ", " to ").replace(" ", "_").lower()

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -97,6 +98,38 @@ def read_bench(path: Path) -> Bench:
         return msgspec.json.decode(read_bounded(path, MAX_BENCH_BYTES), type=Bench)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise FormatError(f"{path}: {exc}") from None
+
+
+def joined(benches: Sequence[Bench]) -> Bench:
+    """Measurements of one target, length of run and seed as one: what was played again is a further repetition.
+
+    Raises UsageError for measurements that cannot stand together.
+    """
+    whole = benches[0]
+    for more in benches[1:]:
+        for name in ("target", "seconds", "seed", "bytes_are"):
+            if getattr(whole, name) != getattr(more, name):
+                raise UsageError(f"{name}: {getattr(whole, name)!r} and {getattr(more, name)!r} cannot be joined")
+        encoders = dict(whole.encoders)
+        for name, compared in more.encoders.items():
+            known = encoders.get(name, compared)
+            if known.cuts != compared.cuts:
+                raise UsageError(f"encoders.{name}.cuts: {known.cuts} and {compared.cuts} cannot be joined")
+            accuracy = compared.accuracy | known.accuracy
+            encoders[name] = msgspec.structs.replace(compared, accuracy=accuracy)
+        again = Counter((run.encoder, run.scenario, run.policy) for run in whole.runs)
+        runs = [
+            msgspec.structs.replace(run, repeat=run.repeat + again[run.encoder, run.scenario, run.policy])
+            for run in more.runs
+        ]
+        whole = msgspec.structs.replace(
+            whole,
+            command=f"{whole.command}; {more.command}",
+            repeats=max(run.repeat for run in [*whole.runs, *runs]) + 1,
+            encoders=encoders,
+            runs=[*whole.runs, *runs],
+        )
+    return whole
 
 
 async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> Bench:

@@ -22,6 +22,8 @@ from runtime_server.lab.session import Recording
 from streamsplit_compile.targets import load_target
 
 RAPL = Path("/sys/class/powercap")
+MODELLED = ("compute", "radio", "total")
+"""The names of the model's figures; others are what was measured."""
 _BITS_PER_BYTE = 8
 
 

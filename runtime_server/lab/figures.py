@@ -21,6 +21,7 @@ _HOUR_S = 3600.0
 _SETTLED_S = 3.0
 """After a step, what a policy takes then is its answer to it."""
 _BEFORE_WINDOWS = 4
+PARTS = ("device", "network", "server", "wait")
 Array = npt.NDArray[np.float32]
 Number = Annotated[float, Meta(ge=0)]
 
@@ -96,7 +97,7 @@ def figures(
         missing=max(0, int(expected) - len(results)),
         latency_ms={f"p{p}": round(float(np.percentile(latency, p)), 2) for p in (50, 95, 99)},
         parts_ms={
-            **{name: round(float(ms), 2) for name, ms in zip(("device", "network", "server"), parts, strict=True)},
+            **{name: round(float(ms), 2) for name, ms in zip(PARTS, parts, strict=False)},
             "wait": round(max(0.0, float(np.median(latency)) - float(parts.sum())), 2),
         },
         up_mb_per_hour=round(recording.traffic.up * per_hour, 4),

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from runtime_edge.table import LOCAL
 from runtime_server.lab.bench import Bench
-from runtime_server.lab.figures import Figures
+from runtime_server.lab.figures import PARTS, Figures
+from runtime_server.lab.goals import OURS
+from runtime_server.lab.report import policies_of, runs_of, scored
 from runtime_server.lab.scenarios import SCENARIOS
 
-_PARTS = {"device": "#0b7189", "network": "#bbbbbb", "server": "#6a994e", "wait": "#e0a458"}
+_COLOURS = dict(zip(PARTS, ("#0b7189", "#bbbbbb", "#6a994e", "#e0a458"), strict=True))
+_OURS, _OTHERS = "#0b7189", "#999999"
+_NEAR_BYTES, _NEAR_GOOD = 0.06, 0.03
+"""Points nearer than this, in decades and in the height of the picture, share a label."""
 
 
 def draw(bench: Bench, encoder: str, scenario: str, out: Path) -> list[Path]:
@@ -21,8 +28,8 @@ def draw(bench: Bench, encoder: str, scenario: str, out: Path) -> list[Path]:
     name = f"proof-{encoder}-{scenario}"
     files = [out / f"{name}-{what}.svg" for what in ("latency", "bytes", "time")]
     _draw_latency(runs, f"{encoder}, {scenario}, {bench.target}", files[0])
-    _draw_bytes(bench, runs, f"{encoder}, {scenario}, {bench.target}", files[1])
-    chosen = next((run for run in runs if run.policy == "table"), None)
+    _draw_bytes(bench, encoder, scenario, f"{encoder}, {scenario}, {bench.target}", files[1])
+    chosen = next((run for run in runs if run.policy == OURS), None)
     if chosen is None or scenario not in SCENARIOS:
         return files[:2]
     _draw_time(bench, chosen, f"{encoder}, {scenario}: the table", files[2])
@@ -32,10 +39,10 @@ def draw(bench: Bench, encoder: str, scenario: str, out: Path) -> list[Path]:
 def _draw_latency(runs: list[Figures], title: str, out: Path) -> None:
     """Medians of the parts, stacked; a mark at the 95th percentile."""
     names = list(dict.fromkeys(run.policy for run in runs))
-    figure = Figure(figsize=(8, 0.35 * len(names) + 1.4), layout="constrained")
+    figure = Figure(figsize=(8, 0.35 * len(names) + 1.7), layout="constrained")
     axes = figure.subplots()
     left = [0.0] * len(names)
-    for part, colour in _PARTS.items():
+    for part, colour in _COLOURS.items():
         widths = [statistics.median(run.parts_ms[part] for run in runs if run.policy == name) for name in names]
         axes.barh(names, widths, left=left, color=colour, label=part)
         left = [before + width for before, width in zip(left, widths, strict=True)]
@@ -43,39 +50,61 @@ def _draw_latency(runs: list[Figures], title: str, out: Path) -> None:
     axes.plot(p95, names, "k|", markersize=10, label="95th percentile")
     axes.invert_yaxis()
     axes.set(xlabel="from the end of a window to its embedding, ms (median)", title=title)
-    axes.legend(frameon=False, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=len(_COLOURS) + 1, frameon=False, fontsize="small")
     _save(figure, out)
 
 
-def _draw_bytes(bench: Bench, runs: list[Figures], title: str, out: Path) -> None:
+def _draw_bytes(bench: Bench, encoder: str, scenario: str, title: str, out: Path) -> None:
     """Accuracy of a probe, or fidelity where none was measured, over bytes an hour."""
-    accuracy = bench.encoders[runs[0].encoder].accuracy
+    accuracy = bench.encoders[encoder].accuracy
+    places: list[tuple[float, float, str]] = []
+    for name in policies_of(bench, encoder, scenario):
+        runs, of_clips = runs_of(bench, encoder, scenario, name), scored(bench, encoder, scenario, name)
+        good = of_clips.probe if of_clips else statistics.median(run.fidelity for run in runs)
+        places.append((statistics.median(run.up_mb_per_hour for run in runs), good, name))
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    for name in dict.fromkeys(run.policy for run in runs):
-        own = [run for run in runs if run.policy == name]
-        scored = accuracy.get(f"{own[0].scenario}/{name}", accuracy.get("pcm16" if name == "flac" else name))
-        good = scored.probe if scored else statistics.median(run.fidelity for run in own)
-        up = statistics.median(run.up_mb_per_hour for run in own)
-        axes.plot(up, good, "o", color="#0b7189" if name == "table" else "#999999")
-        axes.annotate(name, (up, good), textcoords="offset points", xytext=(5, 3), fontsize="small")
-    axes.set(
-        xscale="log", xlabel="MB an hour, up", ylabel="probe accuracy" if accuracy else "fidelity (cosine)", title=title
-    )
+    for up, good, name in places:
+        axes.plot(up, good, "o", color=_OURS if name == OURS else _OTHERS, zorder=3 if name == OURS else 2)
+    axes.set(xscale="log", xlabel="MB an hour, up", ylabel="probe accuracy" if accuracy else "fidelity", title=title)
+    axes.margins(x=0.15, y=0.15)
+    for up, good, names in _labels(places):
+        axes.annotate("\n".join(names), (up, good), textcoords="offset points", xytext=(6, 4), fontsize="small")
     axes.grid(alpha=0.3)
     _save(figure, out)
 
 
+def _labels(places: list[tuple[float, float, str]]) -> list[tuple[float, float, list[str]]]:
+    """Names of points that lie on one another stand together."""
+    height = max(good for _, good, _ in places) - min(good for _, good, _ in places)
+    found: list[tuple[float, float, list[str]]] = []
+    for up, good, name in sorted(places):
+        for at_up, at_good, names in found:
+            if math.log10(up / at_up) < _NEAR_BYTES and abs(good - at_good) <= _NEAR_GOOD * height:
+                names.append(name)
+                break
+        else:
+            found.append((up, good, [name]))
+    return found
+
+
 def _draw_time(bench: Bench, run: Figures, title: str, out: Path) -> None:
-    """The link above, the cuts that were taken below."""
+    """The link and the load above, the cuts that were taken below."""
     steps = SCENARIOS[run.scenario].steps(bench.seconds, bench.seed)
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    link, cut = figure.subplots(2, 1, sharex=True)
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    link, other, cut = figure.subplots(3, 1, sharex=True)
     times = [step.at_s for step in steps] + [bench.seconds]
-    link.step(times, [0.0 if step.outage else step.mbps for step in steps] + [steps[-1].mbps], where="post")
-    link.set(ylabel="Mbit/s", title=title)
-    order = bench.encoders[run.encoder].cuts
-    cut.plot(run.times_s, [order.index(name) if name in order else len(order) for name in run.sequence], ".")
+    steps.append(steps[-1])
+    link.step(times, [0.0 if step.outage else step.mbps for step in steps], where="post", color=_OURS)
+    link.set(ylabel="Mbit/s", title=title, ylim=(0, None))
+    if any(step.cpu for step in steps):
+        other.step(times, [step.cpu for step in steps], where="post", color=_OURS)
+        other.set(ylabel="load", ylim=(0, 1))
+    else:
+        other.step(times, [step.rtt_ms for step in steps], where="post", color=_OURS)
+        other.set(ylabel="round trip, ms", ylim=(0, None))
+    order = [*bench.encoders[run.encoder].cuts, *({LOCAL} & set(run.sequence))]
+    cut.plot(run.times_s, [order.index(name) for name in run.sequence], ".", color=_OURS)
     cut.set(ylabel="cut", xlabel="s", ylim=(-0.5, len(order) - 0.5), yticks=range(len(order)), yticklabels=order)
     _save(figure, out)
 

@@ -5,13 +5,13 @@ import re
 import msgspec
 import pytest
 
-from runtime_edge.errors import CheckFailed, FormatError
+from runtime_edge.errors import CheckFailed, FormatError, UsageError
 from runtime_server.lab.accuracy import Accuracy
-from runtime_server.lab.bench import Bench, Compared, read_bench
+from runtime_server.lab.bench import Bench, Compared, joined, read_bench
 from runtime_server.lab.figures import Figures
 from runtime_server.lab.goals import goals
 from runtime_server.lab.page import write_page
-from runtime_server.lab.report import COLUMNS, compare, ratios, rows
+from runtime_server.lab.report import COSTS, QUALITY, compare, costs, quality, ratios
 
 
 def run(policy, repeat, latency, up, energy, cut="waveform"):
@@ -84,16 +84,33 @@ def test_a_bench_differs_from_itself_by_nothing_and_from_a_slower_one_by_as_much
         compare(bench, msgspec.structs.replace(bench, runs=[]))
 
 
+def test_what_is_measured_again_is_a_further_repetition_against_its_own_baseline(bench):
+    slower = [
+        msgspec.structs.replace(r, latency_ms={p: 2 * ms for p, ms in r.latency_ms.items()})
+        for r in bench.runs
+        if r.policy in ("pcm16", "table")
+    ]
+    whole = joined([bench, msgspec.structs.replace(bench, runs=slower)])
+    assert [r.latency for r in ratios(whole, "toy", "lte", "table")] == [5.0, 5.5, 5.0, 5.5]
+    assert [run.repeat for run in whole.runs if run.policy == "table"] == [0, 1, 2, 3]
+    assert whole.repeats == 4
+    with pytest.raises(UsageError, match="seconds"):
+        joined([bench, msgspec.structs.replace(bench, seconds=30.0)])
+
+
 def test_the_page_has_a_row_for_each_policy_and_its_pictures(bench, tmp_path):
     write_page(bench, tmp_path / "proof.md")
     page = (tmp_path / "proof.md").read_text()
     for policy in ("pcm16", "opus-12", "table"):
-        assert page.count(f"\n| {policy} |") == 1
+        assert page.count(f"\n| {policy} |") == 2  # what it costs, and what it is worth
     assert "at most 1.0, **missed** by 0.25" in page
     pictures = re.findall(r"\]\((.+\.svg)\)", page)
     assert len(pictures) == 3
+    assert "| paper | server-only | up to 4.7x | -77.1% | -52.3% | 2.2 |" in page
+    assert "| toy | opus-12 | 3.75x | +25.0% | -9.1% | 1.0 |" in page
     assert all((tmp_path / picture).read_text().lstrip().startswith("<?xml") for picture in pictures)
-    assert all(len(row) == len(COLUMNS) for row in rows(bench, "toy", "lte"))
+    assert all(len(row) == len(COSTS) for row in costs(bench, "toy", "lte"))
+    assert all(len(row) == len(QUALITY) for row in quality(bench, "toy", "lte"))
 
 
 def test_a_file_survives_and_a_foreign_one_is_refused_by_field(bench, tmp_path):
