@@ -56,6 +56,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """For each step that the policy answers with another cut."""
     processor_share: Number
     """Of one processor of this machine, paced."""
+    queued_share: Number = 0.0
+    """Of the time that the device's threads could have run, others had the processor: the scenario's load or not."""
     memory_mb: Number
     sequence: list[str]
     """The cut of each window in order of capture."""
@@ -115,6 +117,7 @@ def figures(
         changes=sum(before != after for before, after in itertools.pairwise(sequence)),
         reaction_s=[round(value, 3) for value in reactions(recording.began, heard, steps)],
         processor_share=round(recording.processor_s / recording.seconds, 4),
+        queued_share=round(recording.queued_s / max(recording.queued_s + recording.processor_s, 1e-9), 4),
         memory_mb=round(recording.memory_mb, 1),
         sequence=sequence,
         frame_bytes=[result.frame_bytes for result in results],

@@ -52,7 +52,10 @@ def _how(bench: Bench) -> list[str]:
         "silhouette are over labelled clips through the same processes. Encoders given by name have random weights: "
         "their accuracy shows what a wire takes away, not what they could do. `by server` is the share of windows "
         "that the server finished, `fell back` those that the device finished after all, `reaction s` the longest time "
-        "from a step to the cut that was settled on, `processor` the share of one processor, `MB` the device's memory.",
+        "from a step to the cut that was settled on, `processor` the share of one processor, `MB` the device's memory. "
+        "`queued` is the share of the time in which the device could have run that other programs had its processor: "
+        "where no load belongs to the scenario, more than some percent of it means that this machine was not quiet, "
+        "and that the device looks slower than it is.",
     ]
 
 

@@ -21,7 +21,7 @@ COSTS = (
 )  # fmt: skip
 QUALITY = (
     "policy", "fidelity", "worst", "probe", "P@10", "silhouette", "by server", "fell back", "missing", "changes",
-    "reaction s", "processor", "MB", "mJ measured",
+    "reaction s", "processor", "queued", "MB", "mJ measured",
 )  # fmt: skip
 
 
@@ -121,6 +121,7 @@ def quality(bench: Bench, encoder: str, scenario: str) -> list[list[str]]:
                 f"{_median(run.changes for run in runs):.0f}",
                 f"{max(reactions):.1f}" if reactions else "",
                 f"{_median(run.processor_share for run in runs):.1%}",
+                f"{_median(run.queued_share for run in runs):.0%}",
                 f"{_median(run.memory_mb for run in runs):.0f}",
                 ", ".join(f"{kind} {_median(run.energy_mj[kind] for run in runs):.0f}" for kind in sorted(measured)),
             ]

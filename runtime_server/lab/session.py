@@ -60,6 +60,8 @@ class Recording:
     traffic: Traffic = field(default_factory=lambda: Traffic(0, 0))
     processor_s: float = 0.0
     """That the device process used."""
+    queued_s: float = 0.0
+    """That its threads stood ready while others had the processor; 0 where the kernel does not say."""
     memory_mb: float = 0.0
     status: dict[str, Any] = field(default_factory=dict)
     """The device's own account, from its start."""
@@ -189,12 +191,13 @@ class Lab:
         process = psutil.Process(device.process.pid)
         player = asyncio.create_task(self._play_steps(steps))
         recording, before = Recording(began=time.time()), self._traffic()
-        used = sum(process.cpu_times()[:2])
+        used, queued = sum(process.cpu_times()[:2]), _queued_s(process.pid)
         try:
             await asyncio.sleep(seconds)
             recording.seconds = time.time() - recording.began
             recording.traffic = self._traffic().since(before)
             recording.processor_s = sum(process.cpu_times()[:2]) - used
+            recording.queued_s = max(0.0, _queued_s(process.pid) - queued)
             recording.memory_mb = process.memory_info().rss / 1e6
             await asyncio.sleep(_SETTLE_S)
         except psutil.NoSuchProcess:
@@ -268,6 +271,15 @@ class Lines:
                 await asyncio.wait_for(self._more.wait(), 1.0)
             if not self._device.running or time.monotonic() > deadline:
                 raise CheckFailed(f"{self._device.name}: {self._device.last_words()}")
+
+
+def _queued_s(pid: int) -> float:
+    """Time that the threads of a process have waited in the run queue so far (Linux)."""
+    total_ns = 0
+    for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            total_ns += int(file.read_text().split()[1])
+    return total_ns / 1e9
 
 
 def _link_or_copy(source: str, target: str) -> None:
