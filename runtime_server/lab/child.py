@@ -1,12 +1,13 @@
 """`ssc` as a child of the lab: on given processors, paced like another machine, and never outliving its parent.
 
-    python -m runtime_server.lab.child --core 1 --pace pace.json edge run ...
+    python -m runtime_server.lab.child --core 1 --pace pace.json --account encoded.json edge run ...
 
 Imports nothing of the server: a device's memory is measured here.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -24,20 +25,24 @@ def become_child(cores: list[int]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Take `--core N` and `--pace FILE` from the front, then run `ssc` with the rest."""
+    """Take `--core N`, `--pace FILE` and `--account FILE` from the front, then run `ssc` with the rest."""
     cores: list[int] = []
-    pace = None
-    while arguments and arguments[0] in ("--core", "--pace"):
+    pace = account = None
+    while arguments and arguments[0] in ("--core", "--pace", "--account"):
         option, value, *arguments = arguments
         if option == "--core":
             cores.append(int(value))
-        else:
+        elif option == "--pace":
             pace = value
+        else:
+            account = value
     become_child(cores)
     if pace is not None:
         from runtime_server.lab import pacing
 
-        pacing.apply(pacing.read_pace(pace), cores)
+        encoded = pacing.apply(pacing.read_pace(pace), cores)
+        if account is not None:
+            atexit.register(pacing.write_account, account, encoded)
     from streamsplit_compile.cli import main as ssc
 
     ssc(arguments)

@@ -40,11 +40,11 @@ class Energy:
         return self.compute_mj + self.radio_mj
 
 
-def modelled(recording: Recording, bundle: Bundle, target: str, steps: Sequence[Step], encode_ms: float) -> Energy:
+def modelled(recording: Recording, bundle: Bundle, target: str, steps: Sequence[Step]) -> Energy:
     """By the target's figures, METHOD section 6, for the cuts that ran and the bytes the interface counted.
 
-    encode_ms: what making a frame took, paced, on one core of those that the model's power is for. A window that was
-    finished here after all ran the whole encoder.
+    A frame is made on one core of those that the model's power is for. A window that was finished here after all ran
+    the whole encoder.
     Receiving is not in the model: the figures of radios that the targets cite are of sending.
     """
     info, figures = bundle.manifest.info, load_target(target)
@@ -56,7 +56,7 @@ def modelled(recording: Recording, bundle: Bundle, target: str, steps: Sequence[
         result = heard.result
         whole = result.cut == LOCAL or result.finished != "server"
         blocks = len(block_mj) if whole else names.index(result.cut)
-        encoding = 0.0 if result.cut == LOCAL else encode_ms
+        encoding = 0.0 if result.cut == LOCAL else recording.encode_ms
         compute.append(sum(block_mj[:blocks]) + encoding * core_w)
     bytes_each = recording.traffic.up / len(recording.results)
     mbps = np.array([_step_at(steps, heard.result.time - recording.began).mbps for heard in recording.results])

@@ -86,7 +86,7 @@ def figures(
     expected = recording.seconds * front_end.sample_rate / front_end.hop_samples
     latency = np.array([(item.at - item.result.time) * 1e3 for item in heard])
     parts = np.median([(r.device_ms, r.network_ms, r.server_ms) for r in results], axis=0)
-    energy = modelled(recording, bundle, target, steps, _encode_ms(recording))
+    energy = modelled(recording, bundle, target, steps)
     cosine = _cosines(heard, reference)
     per_hour = _HOUR_S / recording.seconds / 1e6
     sequence = [result.cut for result in results]
@@ -145,12 +145,6 @@ def reactions(began: float, heard: Sequence[Heard], steps: Sequence[Step]) -> li
         first = times[(times >= step.at_s) & (cuts == new)]
         found.append(float(first[0] - step.at_s))
     return found
-
-
-def _encode_ms(recording: Recording) -> float:
-    """Mean time of making a frame, from the device's own account."""
-    stage = recording.status.get("stage_ms", {}).get("encode")
-    return stage["sum_ms"] / max(sum(stage["counts"]), 1) if stage else 0.0
 
 
 def _cosines(heard: Sequence[Heard], reference: Array) -> Array:

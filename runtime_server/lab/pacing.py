@@ -1,8 +1,9 @@
 """A device process that computes as slowly as another machine.
 
 Every block takes the processor for as long as the target's cost table says, and the encoding of a frame, Opus's
-included, for `scalar_factor` times what it took here. The processor is really used, so another program on the same one
-slows both down, as it would there. What is not paced: the Python around the blocks, some milliseconds a window.
+included, for `scalar_factor` times what it took here; an account of the latter, in its thread's time, is written at the
+end. The processor is really used, so another program on the same one slows both down, as it would there. What is not
+paced: the Python around the blocks, some milliseconds a window.
 """
 
 from __future__ import annotations
@@ -37,13 +38,34 @@ class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many times longer other arithmetic takes there."""
 
 
+class Encoded(msgspec.Struct, forbid_unknown_fields=True):
+    """What making frames has taken so far, paced."""
+
+    seconds: float = 0.0
+    frames: int = 0
+
+    @property
+    def mean_ms(self) -> float:
+        """Of one frame."""
+        return self.seconds * 1e3 / max(self.frames, 1)
+
+
 def read_pace(path: str) -> Pace:
     """From a JSON file."""
     return msgspec.json.decode(Path(path).read_bytes(), type=Pace)
 
 
-def apply(pace: Pace, cores: list[int]) -> None:
-    """Slow this process down, and have it see the load of its own processors only: the others stand for elsewhere."""
+def write_account(path: str, encoded: Encoded) -> None:
+    """As JSON."""
+    Path(path).write_bytes(msgspec.json.encode(encoded))
+
+
+def apply(pace: Pace, cores: list[int]) -> Encoded:
+    """Slow this process down, and have it see the load of its own processors only: the others stand for elsewhere.
+
+    Returns an account that goes on as frames are made.
+    """
+    encoded = Encoded()
 
     class PacedPrefix(Prefix):
         def _load(self, index: int) -> LoadedBlock:
@@ -54,9 +76,10 @@ def apply(pace: Pace, cores: list[int]) -> None:
 
     _replace(runtime_edge.engine, "Prefix", PacedPrefix)
     for codec in (CutCodec, AudioStreamEncoder):
-        _replace(codec, "encode", _slowed(codec.encode, pace.scalar_factor))
+        _replace(codec, "encode", _slowed(codec.encode, pace.scalar_factor, encoded))
     if cores:
         _replace(runtime_edge.monitor, "_cpu_seconds", lambda: _cpu_seconds(cores))
+    return encoded
 
 
 def _replace(owner: Any, name: str, value: Any) -> None:
@@ -81,11 +104,13 @@ def use_processor_until(thread_time_s: float) -> None:
         hashlib.blake2b(_WORK)
 
 
-def _slowed(call: Callable[..., _Result], factor: float) -> Callable[..., _Result]:
+def _slowed(call: Callable[..., _Result], factor: float, encoded: Encoded) -> Callable[..., _Result]:
     def slowed(*arguments: Any, **named: Any) -> _Result:
         began = time.thread_time()
         result = call(*arguments, **named)
         use_processor_until(began + factor * (time.thread_time() - began))
+        encoded.seconds += time.thread_time() - began
+        encoded.frames += 1
         return result
 
     return slowed

@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import psutil
@@ -26,7 +25,7 @@ from runtime_edge.results import WindowResult
 from runtime_server.demo.processes import Child, Children, wait_for_line
 from runtime_server.hub import Hub
 from runtime_server.lab.network import SERVER_ADDRESS, Network, Traffic, listener_in, socket_in
-from runtime_server.lab.pacing import Pace
+from runtime_server.lab.pacing import Encoded, Pace
 from runtime_server.lab.policies import Policy
 from runtime_server.lab.relay import LinkState, Relay
 from runtime_server.lab.scenarios import Step
@@ -63,8 +62,8 @@ class Recording:
     queued_s: float = 0.0
     """That its threads stood ready while others had the processor; 0 where the kernel does not say."""
     memory_mb: float = 0.0
-    status: dict[str, Any] = field(default_factory=dict)
-    """The device's own account, from its start."""
+    encode_ms: float = 0.0
+    """Of processor time to make one frame, paced; 0 for a device that is not."""
 
 
 class Lab:
@@ -152,8 +151,9 @@ class Lab:
             finally:
                 await device.stop()
                 await reading
-        status = self.work / device.name / "status.json"
-        recording.status = msgspec.json.decode(status.read_bytes()) if status.exists() else {}
+        account = self.work / f"{device.name}-encoded.json"
+        if account.exists():
+            recording.encode_ms = msgspec.json.decode(account.read_bytes(), type=Encoded).mean_ms
         return recording
 
     @contextlib.asynccontextmanager
@@ -166,7 +166,8 @@ class Lab:
         key = minisign.read_secret_key(self.work / "server" / "signing.key")
         await self._hub.put_table(policy.table, key, name)
         bundle = self._bundle_with(policy, name)
-        pace = ["--pace", str(self.work / "pace.json")] if self._paced and paced else []
+        account = str(self.work / f"{name}-encoded.json")
+        pace = ["--pace", str(self.work / "pace.json"), "--account", account] if self._paced and paced else []
         device = await self._children.start(
             name, *pace, "edge", "run", "--broker", self.url, "--target", self.target, "--source", str(audio),
             "--device", name, "--state", str(self.work / name), "--bundle", str(bundle), "--results", "-",

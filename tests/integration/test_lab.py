@@ -53,6 +53,7 @@ def test_a_device_is_measured_on_a_shaped_link(toy, toy_bundle, toy_model, tmp_p
     shipped = sum(found.frame_bytes) * 3600 / recording.seconds / 1e6
     assert found.up_mb_per_hour > shipped  # with what goes around the frames
     assert found.energy_mj["radio"] > 0
+    assert 0 < found.energy_mj["compute"] < 20  # FLAC of half a second, on one core, four times as slow as here
     assert 0 < found.queued_share < 1  # the load wants half of the same processor
     if namespaces:
         remove_stale()
