@@ -10,8 +10,9 @@ import click
 from runtime_edge.errors import CheckFailed
 from runtime_server.lab.bench import BenchConfig, read_bench, run_bench, save
 from runtime_server.lab.page import write_page
+from runtime_server.lab.recorded import RecordedScenario
 from runtime_server.lab.report import COSTS, QUALITY, compare, costs, quality
-from runtime_server.lab.scenarios import SCENARIOS, scenario_named
+from runtime_server.lab.scenarios import SCENARIOS, Playable, scenario_named
 from streamsplit_compile.options import PathParam, json_option, print_json, print_table
 
 
@@ -50,10 +51,12 @@ def run(
 ) -> None:
     """Play SCENARIOS (all without any) with every policy: real processes, shaped links, paced devices.
 
-    Example: ssc bench run lte wifi --encoder mn04.pt --audio recordings/ -o bench/
+    A scenario may also be a recorded trace, a CSV file as `ssc splitter train --traces` reads it.
+
+    Example: ssc bench run lte walk.csv --encoder mn04.pt --audio recordings/ -o bench/
     """
     config = BenchConfig(
-        tuple(scenario_named(name) for name in scenarios or SCENARIOS),
+        tuple(_scenario(name) for name in scenarios or SCENARIOS),
         encoders,
         policies,
         namespaces=network == "namespaces",
@@ -66,6 +69,11 @@ def run(
         print_json({"file": str(path), "runs": len(found.runs)})
         return
     show(path)
+
+
+def _scenario(name: str) -> Playable:
+    path = Path(name)
+    return RecordedScenario.read(path) if path.suffix == ".csv" else scenario_named(name)
 
 
 @bench.command("show")

@@ -4,7 +4,8 @@
     python -m tools.bench_lab --from a/bench.json --from b/bench.json
 
 `--from` publishes what `ssc bench run` has measured, further files as further repetitions. `--quick` takes one short
-run of each policy in `lte`. Where namespaces are not permitted it says so and measures nothing.
+run of each policy in `lte`; without it a scenario takes some 10 minutes for each encoder. Where namespaces are not
+permitted it says so and measures nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--encoder", action="append", default=[])
     parser.add_argument("--scenario", action="append", default=[])
     parser.add_argument("--audio", type=Path)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--from", dest="files", action="append", default=[], type=Path)
     given, _ = parser.parse_known_args(arguments)

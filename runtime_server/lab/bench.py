@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from runtime_server.lab.accuracy import Accuracy, Recordings, embeddings_of, mix
 from runtime_server.lab.energy import metered_mj, rapl_joules
 from runtime_server.lab.figures import Array, Figures, figures
 from runtime_server.lab.policies import Policy, all_policies, chosen_policies
-from runtime_server.lab.scenarios import Scenario
+from runtime_server.lab.scenarios import Playable, Step
 from runtime_server.lab.session import Lab, Recording
 from streamsplit_compile.soundscape import soundscape
 
@@ -46,7 +47,7 @@ _PACKAGES = ("torch", "onnxruntime", "numpy", "nats-py", "soundfile")
 class BenchConfig:
     """Settings of `ssc bench run`."""
 
-    scenarios: tuple[Scenario, ...]
+    scenarios: tuple[Playable, ...]
     encoders: tuple[str, ...]
     """Registered names, or checkpoint files."""
     policies: tuple[str, ...] = ()
@@ -71,6 +72,13 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """By policy that takes one cut; `scenario/policy` for one that chooses."""
 
 
+class Played(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A scenario as it was played."""
+
+    what: str
+    steps: list[Step]
+
+
 class Bench(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything a call of `ssc bench run` measured."""
 
@@ -86,6 +94,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     machine: dict[str, str]
     encoders: dict[str, Compared]
     runs: list[Figures]
+    scenarios: dict[str, Played] = {}
 
     def to_json(self) -> bytes:
         """JSON with a final newline."""
@@ -128,6 +137,7 @@ def joined(benches: Sequence[Bench]) -> Bench:
             repeats=max(run.repeat for run in [*whole.runs, *runs]) + 1,
             encoders=encoders,
             runs=[*whole.runs, *runs],
+            scenarios=more.scenarios | whole.scenarios,
         )
     return whole
 
@@ -161,6 +171,7 @@ async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> Bench:
             machine=_machine(),
             encoders=encoders,
             runs=runs,
+            scenarios={s.name: Played(s.what, s.steps(config.seconds, config.seed)) for s in config.scenarios},
         )
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -213,11 +224,11 @@ class _Encoder:
                     self.say(f"{self.name} {scenario.name} {repeat}: {policy.name} {latency:.0f} ms")
         return runs, await self._accuracy(lab, runs)
 
-    def _policies(self, scenario: Scenario) -> list[Policy]:
+    def _policies(self, scenario: Playable) -> list[Policy]:
         every = all_policies(self.bundle, self.config.target, scenario, self.config.seed)
         return chosen_policies(every, self.config.policies)
 
-    async def _play(self, lab: Lab, scenario: Scenario, policy: Policy, repeat: int) -> Figures:
+    async def _play(self, lab: Lab, scenario: Playable, policy: Policy, repeat: int) -> Figures:
         steps = scenario.steps(self.config.seconds, self.config.seed)
         before = rapl_joules()
         recording = await lab.play(policy, self.audio, steps, self.config.seconds)
@@ -297,12 +308,18 @@ async def _ssc(*arguments: str) -> None:
 
 def _machine() -> dict[str, str]:
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": str(os.cpu_count()),
         "system": platform.platform(),
         "python": platform.python_version(),
         **{name: version(name) for name in _PACKAGES},
     }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def save(bench: Bench, out: Path) -> Path:

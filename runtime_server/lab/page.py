@@ -20,7 +20,6 @@ from runtime_server.lab.report import (
     scored,
     spread,
 )
-from runtime_server.lab.scenarios import SCENARIOS
 
 
 def write_page(bench: Bench, path: Path, title: str = "The proof") -> None:
@@ -28,7 +27,7 @@ def write_page(bench: Bench, path: Path, title: str = "The proof") -> None:
     pairs = list(dict.fromkeys((run.encoder, run.scenario) for run in bench.runs))
     lines = [f"# {title}", "", *_how(bench), "", "## Against the paper", "", *_headline(bench), ""]
     for encoder, scenario in pairs:
-        what = SCENARIOS[scenario].what if scenario in SCENARIOS else ""
+        what = bench.scenarios[scenario].what if scenario in bench.scenarios else ""
         lines += [f"## {encoder}, {scenario}", "", what, "", *_table(COSTS, costs(bench, encoder, scenario)), ""]
         lines += [*_table(QUALITY, quality(bench, encoder, scenario)), ""]
         lines += [f"![{picture.stem}]({picture.name})" for picture in draw(bench, encoder, scenario, path.parent)]
@@ -48,14 +47,15 @@ def _how(bench: Bench) -> list[str]:
         "and for the bytes sent; receiving is not in it. Latency, bytes and energy in the last columns are against "
         "`pcm16`: 16-bit samples, each sent once.",
         "",
-        "Fidelity is the mean cosine with the float32 encoder's embedding, and the worst window's; probe, P@10 and "
-        "silhouette are over labelled clips through the same processes. Encoders given by name have random weights: "
-        "their accuracy shows what a wire takes away, not what they could do. `by server` is the share of windows "
-        "that the server finished, `fell back` those that the device finished after all, `reaction s` the longest time "
-        "from a step to the cut that was settled on, `processor` the share of one processor, `MB` the device's memory. "
-        "`queued` is the share of the time in which the device could have run that other programs had its processor: "
-        "where no load belongs to the scenario, more than some percent of it means that this machine was not quiet, "
-        "and that the device looks slower than it is.",
+        "- `fidelity`: mean cosine with the float32 encoder's embedding, and the worst window's. Opus is heard 6.5 ms "
+        "late, as its decoder has it, which costs it some.",
+        "- `probe`, `P@10`, `silhouette`: over labelled clips, through the same processes. Encoders given by name have "
+        "random weights: their accuracy shows what a wire takes away, not what they could do.",
+        "- `by server`: windows that the server finished; `fell back`: that the device finished after all.",
+        "- `reaction s`: the longest time from a step to the cut that was settled on.",
+        "- `processor`: of one processor, used by the device. `queued`: of the time that the device could have run, "
+        "others had its processor. Where no load belongs to the scenario, more than some percent of it means that this "
+        "machine was not quiet, and that the device looks slower than it is.",
     ]
 
 

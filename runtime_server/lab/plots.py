@@ -14,7 +14,6 @@ from runtime_server.lab.bench import Bench
 from runtime_server.lab.figures import PARTS, Figures
 from runtime_server.lab.goals import OURS
 from runtime_server.lab.report import policies_of, runs_of, scored
-from runtime_server.lab.scenarios import SCENARIOS
 
 _COLOURS = dict(zip(PARTS, ("#0b7189", "#bbbbbb", "#6a994e", "#e0a458"), strict=True))
 _OURS, _OTHERS = "#0b7189", "#999999"
@@ -30,7 +29,7 @@ def draw(bench: Bench, encoder: str, scenario: str, out: Path) -> list[Path]:
     _draw_latency(runs, f"{encoder}, {scenario}, {bench.target}", files[0])
     _draw_bytes(bench, encoder, scenario, f"{encoder}, {scenario}, {bench.target}", files[1])
     chosen = next((run for run in runs if run.policy == OURS), None)
-    if chosen is None or scenario not in SCENARIOS:
+    if chosen is None or scenario not in bench.scenarios:
         return files[:2]
     _draw_time(bench, chosen, f"{encoder}, {scenario}: the table", files[2])
     return files
@@ -90,7 +89,7 @@ def _labels(places: list[tuple[float, float, str]]) -> list[tuple[float, float, 
 
 def _draw_time(bench: Bench, run: Figures, title: str, out: Path) -> None:
     """The link and the load above, the cuts that were taken below."""
-    steps = SCENARIOS[run.scenario].steps(bench.seconds, bench.seed)
+    steps = list(bench.scenarios[run.scenario].steps)
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     link, other, cut = figure.subplots(3, 1, sharex=True)
     times = [step.at_s for step in steps] + [bench.seconds]

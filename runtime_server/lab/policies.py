@@ -13,7 +13,7 @@ from runtime_edge.bundle import Bundle
 from runtime_edge.errors import UsageError
 from runtime_edge.reward import MAX_LOAD
 from runtime_edge.table import LOCAL, SplitterTable, StateAxis
-from runtime_server.lab.scenarios import Scenario
+from runtime_server.lab.scenarios import Playable
 from streamsplit_compile.environment import RULE_FULL_MBPS, environment_of, heuristic_rule, simulate
 from streamsplit_compile.policies import Array, rows_of
 from streamsplit_compile.qlearning import estimate_model, value_iteration
@@ -37,7 +37,7 @@ class Policy:
     """The only cut it ever takes; None for one that chooses."""
 
 
-def all_policies(bundle: Bundle, target: str, scenario: Scenario, seed: int) -> list[Policy]:
+def all_policies(bundle: Bundle, target: str, scenario: Playable, seed: int) -> list[Policy]:
     """Server-only in each encoding, device-only, each fixed cut, the rule, the bundle's table, the optimum."""
     table = bundle.table(target)
     cuts = [cut.name for cut in bundle.manifest.info.cuts]
@@ -78,7 +78,7 @@ def rule(table: SplitterTable) -> SplitterTable:
     return _with_q(table, axes, np.eye(len(table.actions))[actions], "heuristic rule")
 
 
-def optimum(table: SplitterTable, scenario: Scenario, seed: int) -> SplitterTable:
+def optimum(table: SplitterTable, scenario: Playable, seed: int) -> SplitterTable:
     """The best policy on the table's own bins for this very scenario, by value iteration."""
     traces = scenario.traces(_TRACES, _WINDOWS, seed)
     rows = rows_of(observe(traces), table.state)

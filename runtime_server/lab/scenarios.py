@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -76,6 +77,24 @@ class Scenario:
                 traces.bandwidth_mbps[row, window] = 0.0 if step.outage else step.mbps
                 traces.rtt_ms[row, window] = max(1.0, step.rtt_ms + random.uniform(-step.jitter_ms, step.jitter_ms))
         return traces
+
+
+class Playable(Protocol):
+    """What the lab plays: a `Scenario`, or a recorded one."""
+
+    @property
+    def name(self) -> str:
+        """Of its runs and pictures."""
+
+    @property
+    def what(self) -> str:
+        """One line for people."""
+
+    def steps(self, seconds: float, seed: int) -> list[Step]:
+        """From 0 to `seconds`."""
+
+    def traces(self, count: int, windows: int, seed: int) -> Traces:
+        """For the exact optimum, as the splitter's environment sees it."""
 
 
 SCENARIOS = {

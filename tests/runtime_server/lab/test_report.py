@@ -7,11 +7,12 @@ import pytest
 
 from runtime_edge.errors import CheckFailed, FormatError, UsageError
 from runtime_server.lab.accuracy import Accuracy
-from runtime_server.lab.bench import Bench, Compared, joined, read_bench
+from runtime_server.lab.bench import Bench, Compared, Played, joined, read_bench
 from runtime_server.lab.figures import Figures
 from runtime_server.lab.goals import goals
 from runtime_server.lab.page import write_page
 from runtime_server.lab.report import COSTS, QUALITY, compare, costs, quality, ratios
+from runtime_server.lab.scenarios import Step
 
 
 def run(policy, repeat, latency, up, energy, cut="waveform"):
@@ -42,6 +43,7 @@ def bench():
     return Bench(
         created="2026-01-01T00:00:00", command="ssc bench run lte", target="rpi4", seconds=20.0, repeats=2, seed=0,
         bytes_are="the device's interface", audio="a soundscape", machine={"cores": "2"}, runs=runs,
+        scenarios={"lte": Played("a link", [Step(0.0, 2.0, 80.0, 0.0, 0.0), Step(10.0, 1.0, 90.0, 0.0, 0.0)])},
         encoders={"toy": Compared(cuts=["waveform", "one", "two"], block_ms=[1.0, 2.0], accuracy=accuracy)},
     )  # fmt: skip
 

@@ -3,8 +3,9 @@ import itertools
 import numpy as np
 import pytest
 
-from runtime_edge.errors import UsageError
-from runtime_server.lab.scenarios import SCENARIOS, scenario_named
+from runtime_edge.errors import FormatError, UsageError
+from runtime_server.lab.recorded import RecordedScenario
+from runtime_server.lab.scenarios import SCENARIOS, Step, scenario_named
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
@@ -36,3 +37,23 @@ def test_traces_are_the_steps_window_by_window():
 def test_an_unknown_scenario_is_refused_by_name():
     with pytest.raises(UsageError, match="lora-gateway"):
         scenario_named("satellite")
+
+
+def test_a_recorded_trace_is_played_line_by_line_and_again(tmp_path):
+    path = tmp_path / "walk.csv"
+    path.write_text("time_s,bandwidth_mbps,rtt_ms,cpu\n100,4,60,0.1\n101,0,60,0.2\n102,2,80,0.3\n")
+    walk = RecordedScenario.read(path)
+    assert walk.name == "walk"
+    assert walk.steps(4.5, seed=0) == [
+        Step(0.0, 4.0, 60.0, 0.0, 0.1),
+        Step(1.0, 0.01, 60.0, 0.0, 0.2, outage=True),
+        Step(2.0, 2.0, 80.0, 0.0, 0.3),
+        Step(3.0, 4.0, 60.0, 0.0, 0.1),
+        Step(4.0, 0.01, 60.0, 0.0, 0.2, outage=True),
+    ]
+    traces = walk.traces(3, 12, seed=1)
+    assert sorted(set(traces.bandwidth_mbps.ravel())) == [0.0, 2.0, 4.0]
+    assert ((traces.rtt_ms == 80.0) == (traces.cpu == 0.3)).all()
+    path.write_text("time_s,bandwidth_mbps,rtt_ms\n0,1,1\n")
+    with pytest.raises(FormatError, match="cpu"):
+        RecordedScenario.read(path)

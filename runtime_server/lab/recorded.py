@@ -1,0 +1,62 @@
+"""A recorded trace as a scenario: the link and the load of a CSV file, line by line (streamsplit_compile.trace_csv)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime_server.lab.scenarios import Step
+from streamsplit_compile.trace_csv import Columns, read_csv
+from streamsplit_compile.traces import STEP_S, TraceModel, Traces, synthetic_traces
+
+LEAST_MBPS = 0.01
+"""Of a link that is there; one with less is away."""
+
+
+@dataclass(frozen=True)
+class RecordedScenario:
+    """Played from its first line on, and again from there when the run is longer than the recording."""
+
+    name: str
+    what: str
+    columns: Columns
+    lasts_s: float
+    """To where the last line stops holding: a line's usual length behind it."""
+
+    @classmethod
+    def read(cls, path: Path) -> RecordedScenario:
+        """Raises FormatError naming file, line and column."""
+        columns = read_csv(path)
+        times = columns["time_s"] - columns["time_s"][0]
+        lasts_s = float(times[-1] + np.median(np.diff(times)))
+        return cls(path.stem, f"recorded: {path.name}, {lasts_s:.0f} s", {**columns, "time_s": times}, lasts_s)
+
+    def steps(self, seconds: float, seed: int) -> list[Step]:
+        """From 0 to `seconds`; the seed changes nothing."""
+        times = self.columns["time_s"]
+        rounds = int(np.ceil(seconds / self.lasts_s))
+        return [
+            self._step(line, float(again * self.lasts_s + times[line]))
+            for again in range(rounds)
+            for line in range(times.size)
+            if again * self.lasts_s + times[line] < seconds
+        ]
+
+    def traces(self, count: int, windows: int, seed: int) -> Traces:
+        """The recording from `count` moments of it on, window by window."""
+        starts_s = np.random.default_rng(seed).uniform(0, self.lasts_s, count)
+        at_s = (starts_s[:, None] + np.arange(windows) * STEP_S) % self.lasts_s
+        line = np.searchsorted(self.columns["time_s"], at_s, side="right") - 1
+        sounds = self.columns.get("uncertainty")
+        return Traces(
+            synthetic_traces(TraceModel(), count, windows, seed).uncertainty if sounds is None else sounds[line],
+            self.columns["cpu"][line],
+            self.columns["bandwidth_mbps"][line],
+            self.columns["rtt_ms"][line],
+        )
+
+    def _step(self, line: int, at_s: float) -> Step:
+        mbps, rtt_ms, cpu = (float(self.columns[name][line]) for name in ("bandwidth_mbps", "rtt_ms", "cpu"))
+        return Step(at_s, max(mbps, LEAST_MBPS), rtt_ms, 0.0, cpu, outage=mbps < LEAST_MBPS)
