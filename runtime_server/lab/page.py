@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,9 +38,15 @@ def write_page(bench: Bench, path: Path, title: str = "The proof") -> None:
 
 def _how(bench: Bench) -> list[str]:
     where = ", ".join(f"{name} {value}" for name, value in bench.machine.items())
+    counts = sorted(set(Counter((run.encoder, run.scenario, run.policy) for run in bench.runs).values())) or [0]
+    often = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return [
-        f"`{bench.command}`, {bench.created}: runs of {bench.seconds:g} s, {bench.repeats} of each, policies in turn, "
-        f"seed {bench.seed}. {bench.audio[0].upper()}{bench.audio[1:]}. Measured on: {where}.",
+        "```sh",
+        *bench.command.split("; "),
+        "```",
+        "",
+        f"{bench.created}: runs of {bench.seconds:g} s, {often} of each, policies in turn, seed {bench.seed}. "
+        f"{bench.audio[0].upper()}{bench.audio[1:]}. Measured on: {where}.",
         "",
         f"Latency is from the end of a window to its embedding outside the device's process. Bytes are those of "
         f"{bench.bytes_are}. The device computes at the pace of {bench.target}'s cost table; the Python around the "
