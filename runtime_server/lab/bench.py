@@ -161,7 +161,7 @@ async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> Bench:
             )
         return Bench(
             created=time.strftime("%Y-%m-%dT%H:%M:%S"),
-            command=" ".join(["ssc", *sys.argv[1:]]),
+            command=command_of(sys.argv[1:]),
             target=config.target,
             seconds=config.seconds,
             repeats=config.repeats,
@@ -310,10 +310,15 @@ def _machine() -> dict[str, str]:
     return {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
-        "system": platform.platform(),
+        "system": platform.system(),
         "python": platform.python_version(),
         **{name: version(name) for name in _PACKAGES},
     }
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """As it is published: files and directories without where they lie."""
+    return " ".join(["ssc", *(Path(word).name if "/" in word else word for word in arguments)])
 
 
 def _processor() -> str:

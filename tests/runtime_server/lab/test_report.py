@@ -7,7 +7,7 @@ import pytest
 
 from runtime_edge.errors import CheckFailed, FormatError, UsageError
 from runtime_server.lab.accuracy import Accuracy
-from runtime_server.lab.bench import Bench, Compared, Played, joined, read_bench
+from runtime_server.lab.bench import Bench, Compared, Played, command_of, joined, read_bench
 from runtime_server.lab.figures import Figures
 from runtime_server.lab.goals import goals
 from runtime_server.lab.page import write_page
@@ -122,3 +122,7 @@ def test_a_file_survives_and_a_foreign_one_is_refused_by_field(bench, tmp_path):
     path.write_text('{"format": "streamsplit.bench/2"}')
     with pytest.raises(FormatError, match="format"):
         read_bench(path)
+
+
+def test_a_published_command_does_not_say_where_files_lie():
+    assert command_of(["bench", "run", "lte", "--encoder", "/home/me/mn04.pt"]) == "ssc bench run lte --encoder mn04.pt"
