@@ -17,7 +17,7 @@ from runtime_server.lab.report import policies_of, runs_of, scored
 
 _COLOURS = dict(zip(PARTS, ("#0b7189", "#bbbbbb", "#6a994e", "#e0a458"), strict=True))
 _OURS, _OTHERS = "#0b7189", "#999999"
-_NEAR_BYTES, _NEAR_GOOD = 0.06, 0.03
+_NEAR_BYTES, _NEAR_GOOD = 0.05, 0.03
 """Points nearer than this, in decades and in the height of the picture, share a label."""
 
 
@@ -66,9 +66,13 @@ def _draw_bytes(bench: Bench, encoder: str, scenario: str, title: str, out: Path
     for up, good, name in places:
         axes.plot(up, good, "o", color=_OURS if name == OURS else _OTHERS, zorder=3 if name == OURS else 2)
     axes.set(xscale="log", xlabel="MB an hour, up", ylabel="probe accuracy" if accuracy else "fidelity", title=title)
-    axes.margins(x=0.15, y=0.15)
+    axes.margins(x=0.1, y=0.1)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.6 * (high - low))  # room for the labels
     for up, good, names in _labels(places):
-        axes.annotate("\n".join(names), (up, good), textcoords="offset points", xytext=(6, 4), fontsize="small")
+        axes.annotate(
+            ", ".join(names), (up, good), textcoords="offset points", xytext=(-1, 5), rotation=60, fontsize="small"
+        )
     axes.grid(alpha=0.3)
     _save(figure, out)
 
