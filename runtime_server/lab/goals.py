@@ -56,23 +56,35 @@ def goals(bench: Bench, encoder: str, scenario: str = "lte", policy: str = OURS)
         return []
     runs = runs_of(bench, encoder, scenario, policy)
     part = {name: statistics.median(run.parts_ms[name] for run in runs) for name in runs[0].parts_ms}
+    base_runs = runs_of(bench, encoder, scenario, BASELINE)
+    base_ms = statistics.median(run.latency_ms["p50"] for run in base_runs)
+    base_mj = statistics.median(run.energy_mj["total"] for run in base_runs)
     energy = {name: statistics.median(run.energy_mj[name] for run in runs) for name in ("compute", "radio")}
     found = [
-        Goal("latency", "up to 4.7", statistics.median(r.latency for r in ratio), "at least 4.7", _parts(part, "ms")),
+        Goal(
+            "latency", "up to 4.7", statistics.median(r.latency for r in ratio), "at least 4.7",
+            f"{_parts(part, 'ms')}; {BASELINE} {base_ms:.0f} ms",
+        ),
         Goal(
             "bytes saved", "0.771", statistics.median(r.bytes_saved for r in ratio), "at least 0.771",
-            _parts(_bytes(runs), "MB/h"),
+            f"{_parts(_bytes(runs), 'MB/h')}; {BASELINE} {_up(base_runs):.0f} MB/h",
         ),
         Goal(
             "energy saved", "0.523", statistics.median(r.energy_saved for r in ratio), "at least 0.523",
-            _parts(energy, "mJ"),
+            f"{_parts(energy, 'mJ')}; {BASELINE} {base_mj:.0f} mJ",
         ),
     ]  # fmt: skip
     own, base = (scored(bench, encoder, scenario, name) for name in (policy, BASELINE))
     if own is not None and base is not None:
         lost = _POINT * (base.probe - own.probe)
         found.append(
-            Goal("points of accuracy lost", "2.2", lost, "at most 2.2", f"probe {own.probe:.3f}, PCM {base.probe:.3f}")
+            Goal(
+                "points of accuracy lost",
+                "2.2",
+                lost,
+                "at most 2.2",
+                f"probe {own.probe:.3f}; {BASELINE} {base.probe:.3f}",
+            )
         )
         found += _against_opus(bench, encoder, scenario, policy, own.probe)
     return found
