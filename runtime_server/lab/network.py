@@ -1,8 +1,9 @@
 """Two network namespaces joined by a cable whose rate can be set: the server's side and the device's.
 
 Linux only, and only where making namespaces is permitted (usually root). The rate is the kernel's token bucket, both
-ways; `Relay` adds delay and outages. Names carry the process id, so that what a killed run has left is found and
-removed by the next. Nothing but these two namespaces and their loopback is ever addressed.
+ways; `Relay` adds delay, outages, and the time of what the bucket let pass at once. Names carry the process id, so that
+what a killed run has left is found and removed by the next. Nothing but these two namespaces and their loopback is ever
+addressed.
 """
 
 from __future__ import annotations

@@ -220,9 +220,9 @@ class Lab:
 
     def _shape(self, step: Step) -> None:
         """Make link and load what a step says."""
-        in_relay = None if self._network else step.mbps
-        # A round trip's jitter comes from both ways.
-        self._relay.state = LinkState(step.rtt_ms / 2, step.jitter_ms / 2, in_relay, in_relay, step.outage)
+        # A round trip's jitter comes from both ways. The kernel's bucket lets what fits into it pass at once; the relay
+        # behind it holds that for as long as it would have taken, and adds next to nothing to what comes at the rate.
+        self._relay.state = LinkState(step.rtt_ms / 2, step.jitter_ms / 2, step.mbps, step.mbps, step.outage)
         if self._network is not None:
             self._network.shape(step.mbps, step.mbps)
         assert self._load.process.stdin is not None

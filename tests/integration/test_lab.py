@@ -25,6 +25,23 @@ def namespaces(request):
     return request.param == "namespaces"
 
 
+def test_a_frame_takes_its_time_on_a_thin_link(toy, toy_bundle, tmp_path, namespaces):
+    """Opus of half a second at 16 kbit/s, 1.1 kB, takes 180 ms at 50 kbit/s; a bucket alone lets it pass at once."""
+    audio = harness.write_wav(tmp_path / "a.wav", 30.0, seed=5)
+    (opus,) = chosen_policies(all_policies(toy_bundle, "rpi4", SCENARIOS["lora-gateway"], 0), ["opus-16"])
+
+    async def play():
+        async with Lab(tmp_path, toy_bundle, "rpi4", namespaces) as lab:
+            await lab.serve(toy / "encoder.pt")
+            return await lab.play(opus, audio, [Step(0.0, 0.05, 10.0, 0.0, 0.0)], 4.0)
+
+    results = [heard.result for heard in asyncio.run(play()).results]
+    finished = [result for result in results if result.finished == "server"]
+    assert finished
+    least_ms = min(result.network_ms - result.frame_bytes * 8 / 50 for result in finished)
+    assert least_ms > 0
+
+
 def test_a_device_is_measured_on_a_shaped_link(toy, toy_bundle, toy_model, tmp_path, namespaces):
     audio = harness.write_wav(tmp_path / "a.wav", 30.0, seed=5)
     policies = all_policies(toy_bundle, "rpi4", SCENARIOS["lte"], 0)
