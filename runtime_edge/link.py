@@ -25,7 +25,7 @@ from runtime_edge.broker import BROKER_ERRORS, disconnect, reason
 from runtime_edge.credentials import Credentials, explain, servers
 from runtime_edge.errors import AccessError, LinkError, SscError
 from runtime_edge.inbox import Inbox
-from runtime_edge.tasks import cancel_all
+from runtime_edge.tasks import cancel_all, within
 from runtime_edge.wire import Reply
 
 _LOG = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ class Link:
             self._inbox.connection_lost()
 
         try:
-            await asyncio.wait_for(
+            await within(
                 self._client.connect(
                     server,
                     name=self.device,

@@ -96,6 +96,23 @@ async def finish_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]
     await cancel_all(tasks)
 
 
+async def within(work: Coroutine[Any, Any, _Result], seconds: float) -> _Result:
+    """What `work` gives; asyncio.TimeoutError when it takes longer, and then it has ended.
+
+    In the place of `asyncio.wait_for` around the broker's library: that asks once, and before Python 3.12 the library's
+    own waiting may lose the one cancellation (`cancel_all`).
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if task.done():
+            return task.result()
+    finally:
+        if not task.done():
+            await cancel_all([task])
+    raise asyncio.TimeoutError
+
+
 async def next_within(queue: asyncio.Queue[_Item], timeout_s: float) -> _Item | None:
     """The next item, or None when there is none within `timeout_s`; a cancellation is never lost."""
     if not queue.empty():

@@ -34,6 +34,7 @@ from runtime_edge.head import Head, sign_head
 from runtime_edge.online import MAX_LEARNT_BYTES
 from runtime_edge.releases import Release, ReleasedBundle
 from runtime_edge.table import SplitterTable
+from runtime_edge.tasks import within
 from runtime_edge.wire import MAX_FRAME_BYTES
 
 _STREAM_BYTES = 4 << 30
@@ -100,7 +101,7 @@ class Hub:
 
         options = self._credentials.options(self.url)
         try:
-            await asyncio.wait_for(
+            await within(
                 self.client.connect(
                     servers(self.url),
                     name=self._name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -41,9 +42,11 @@ class ReleaseConfig:
     least_rank: float = 0.5
     """Share of the present release's diversity (effective rank of embeddings, above 1) that must be left: the loss of
     a collapsed encoder is that of guessing, which is less than that of an untrained one."""
+    least_uniformity: float = 0.1
+    """Share of the present release's uniformity (at most 0, which is one point) that must be left, against the same."""
     geometry_tolerance: float = 0.2
-    """How much alignment + uniformity of the held-out windows may rise. Lower is better for both; the one may be paid
-    for with the other."""
+    """How much alignment and uniformity of the held-out windows may both rise. Lower is better for either; the one may
+    be paid for with the other."""
     probe_tolerance: float = 0.02
     """How much of the accuracy on labelled recordings may be lost, where there are some."""
 
@@ -180,10 +183,12 @@ class Releaser:
         config = self.config
         if not after.loss <= before.loss + abs(before.loss) * config.tolerance:
             return "held-out loss rose" if config.tolerance >= 0 else "held-out loss did not fall enough"
-        if not after.effective_rank - 1 >= (before.effective_rank - 1) * config.least_rank:
-            return "embeddings are collapsing"  # a rank of 1 is no diversity at all
-        allowed = before.alignment + before.uniformity + config.geometry_tolerance
-        if not after.alignment + after.uniformity <= allowed:
+        diverse = after.effective_rank - 1 >= (before.effective_rank - 1) * config.least_rank  # 1 is no diversity
+        if not (diverse and after.uniformity <= before.uniformity * config.least_uniformity):
+            return "embeddings are collapsing"
+        aligned = after.alignment <= before.alignment + config.geometry_tolerance
+        spread = after.uniformity <= before.uniformity + config.geometry_tolerance
+        if math.isnan(after.alignment) or not (aligned or spread):
             return "held-out alignment and uniformity got worse"
         told, tells = before.probe_accuracy, after.probe_accuracy
         if told is not None and tells is not None and tells < told - config.probe_tolerance:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from runtime_edge.tasks import cancel_all, finish_unless, next_within
+from runtime_edge.tasks import cancel_all, finish_unless, next_within, within
 
 
 def test_a_task_that_loses_a_cancellation_is_asked_again():
@@ -23,6 +23,46 @@ def test_a_task_that_loses_a_cancellation_is_asked_again():
         return task
 
     assert asyncio.run(work()).cancelled()
+
+
+def test_work_that_loses_a_cancellation_is_over_when_its_time_is_up():
+    ended = []
+
+    async def stubborn():
+        try:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    async def work():
+        with pytest.raises(asyncio.TimeoutError):
+            await within(stubborn(), 0.05)
+        return list(ended), await within(asyncio.sleep(0, "done"), 5.0)
+
+    assert asyncio.run(asyncio.wait_for(work(), 10.0)) == ([True], "done")
+
+
+def test_a_cancellation_ends_the_work_that_is_waited_for():
+    ended = []
+
+    async def long():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    async def work():
+        waiting = asyncio.create_task(within(long(), 60.0))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(work())
+    assert ended == [True]
 
 
 def test_results_and_failures_of_tasks_that_had_ended_are_let_be(caplog):
