@@ -206,7 +206,7 @@ def test_recordings_with_labels_have_a_say(
     generations, trainer, state, sounds, signing_key, rollout, recordings, small_bundle
 ):
     probe = Probe(recordings, small_bundle.manifest.info.front_end)
-    lenient = ReleaseConfig(tolerance=100.0, least_rank=0.0, geometry_tolerance=100.0)
+    lenient = ReleaseConfig(tolerance=100.0, least_rank=0.0, least_uniformity=0.0, geometry_tolerance=100.0)
     releaser = Releaser(
         generations._graph, generations, trainer, state, sounds[:4], signing_key, lenient, rollout, probe=probe
     )
