@@ -7,6 +7,7 @@ import functools
 import logging
 import random
 import time
+from collections.abc import Callable
 
 from runtime_edge.accounting import Accounting
 from runtime_edge.config import DeviceConfig
@@ -62,21 +63,28 @@ class Delivery:
             else:
                 await asyncio.sleep(0.01)  # what is under way is a sounding
 
-    async def exchange(
-        self, message_id: str, window: int, frame: bytes, deadline_s: float
-    ) -> tuple[Reply | None, float]:
-        """Send a claimed frame; the server's answer, or None when it has not come in `deadline_s`, and the seconds.
+    def exchange(
+        self,
+        message_id: str,
+        window: int,
+        frame: bytes,
+        deadline_s: float,
+        on_answer: Callable[[Reply | None, float], None],
+    ) -> None:
+        """Send a claimed frame; call back with the server's answer, None when it has not come in time, and the seconds.
 
         The delivery goes on behind the caller's back until the broker has the frame or the attempt fails; then the
         frame stays spooled and is replayed.
         """
         started = time.monotonic()
-        answer = self._link.expect(window, deadline_s)
-        await self._send(message_id, window, frame)
-        reply = await answer
-        if reply is None:
-            self._uplink.timeout(deadline_s)
-        return reply, time.monotonic() - started
+
+        def answered(reply: Reply | None) -> None:
+            if reply is None:
+                self._uplink.timeout(deadline_s)
+            on_answer(reply, time.monotonic() - started)
+
+        self._link.expect(window, deadline_s, answered)
+        self._send(message_id, window, frame)
 
     async def sound(self, filler_bytes: int) -> None:
         """Learn of the link what the last frame did not tell, unless another frame is under way."""
@@ -147,7 +155,7 @@ class Delivery:
             return None
         self._to_replay.set()
         started = time.monotonic()
-        stored = await self._send(oldest.message_id, oldest.index, oldest.payload)
+        stored = self._send(oldest.message_id, oldest.index, oldest.payload)
         if stored is not None:
             await asyncio.wait({stored})
         taken = _succeeded(stored)
@@ -156,7 +164,7 @@ class Delivery:
         await asyncio.sleep((time.monotonic() - started) * taken)
         return taken
 
-    async def _send(self, message_id: str, window: int, frame: bytes) -> asyncio.Future[float] | None:
+    def _send(self, message_id: str, window: int, frame: bytes) -> asyncio.Future[float] | None:
         """Try once to have the broker store a claimed frame, and settle it when it has or has not.
 
         Returns what the trying may be awaited by; None when it has failed already.
@@ -168,9 +176,9 @@ class Delivery:
         try:
             if alone:
                 if sent_bytes >= TELLING_BYTES:  # the acknowledgement of a smaller one tells the round trip itself
-                    await self._link.probe(self._uplink.observe_round_trip)
+                    self._link.probe(self._uplink.observe_round_trip)
                 self._uplink.sending(sent_bytes)
-            stored = await self._link.send(message_id, awaited, frame, self._config.ack_timeout_s)
+            stored = self._link.send(message_id, awaited, frame, self._config.ack_timeout_s)
         except LinkError as exc:
             _LOG.debug("%s", exc)
             self._sending -= 1

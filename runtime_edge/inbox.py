@@ -1,7 +1,7 @@
 """What comes back for a frame: how long a round trip takes, the broker's acknowledgement, the server's answer.
 
-All come on one subscription below a name that is new with each connection. An awaited one is a future with a timer: no
-task is started for a frame.
+All come on one subscription below a name that is new with each connection. An awaited one is a callback or a future
+with a timer: no task is started for a frame.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable
 
 import msgspec
-from nats.aio.msg import Msg
 
+from runtime_edge.client import Headers
 from runtime_edge.errors import FrameError, LinkError
 from runtime_edge.wire import Reply, decode_reply
 
 _LOG = logging.getLogger(__name__)
 _NOBODY = "503"
 """Status with which a broker says that nobody listens to a subject, no stream either."""
+
+
+OnAnswer = Callable[[Reply | None], None]
 
 
 class _Acknowledgement(msgspec.Struct):
@@ -44,17 +47,15 @@ class Inbox:
         """Of the present connection's inbox; subjects of answers are `<name>.<token>`."""
         self.bad_replies = 0
         self._late_reply = late_reply
-        self._replies: dict[int, tuple[asyncio.Future[Reply | None], asyncio.TimerHandle]] = {}
+        self._replies: dict[int, tuple[OnAnswer, asyncio.TimerHandle]] = {}
         self._stored: dict[str, tuple[asyncio.Future[float], asyncio.TimerHandle, float]] = {}
         self._probe: tuple[str, Callable[[float], None], float] | None = None
         self._sent = 0
 
-    def expect(self, window: int, deadline_s: float) -> asyncio.Future[Reply | None]:
-        """The server's answer to this window, or None when it has not come in `deadline_s`."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply | None] = loop.create_future()
-        self._replies[window] = future, loop.call_later(deadline_s, self._forget, window)
-        return future
+    def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
+        """Call back with the server's answer to this window, or None when it has not come in `deadline_s`."""
+        timer = asyncio.get_running_loop().call_later(deadline_s, self._forget, window)
+        self._replies[window] = on_answer, timer
 
     def acknowledgement(self, timeout_s: float) -> tuple[str, asyncio.Future[float]]:
         """Where the broker is to acknowledge a message, and the seconds it has taken, once it has.
@@ -80,23 +81,22 @@ class Inbox:
         for token in list(self._stored):
             self._fail(token, "the connection was lost")
 
-    async def on_message(self, message: Msg) -> None:
+    def take(self, token: str, data: bytes, headers: Headers) -> None:
         """Take what has come."""
-        token = message.subject[len(self.name) + 1 :]
         if token in self._stored:
-            self._acknowledged(token, message)
+            self._acknowledged(token, data, headers)
         elif self._probe is not None and token == self._probe[0]:
             _, on_answer, since = self._probe
             self._probe = None
             on_answer(time.monotonic() - since)
         elif not token.startswith(("a", "p")):  # else one that came too late
-            self._replied(message)
+            self._replied(data)
 
-    def _acknowledged(self, token: str, message: Msg) -> None:
+    def _acknowledged(self, token: str, data: bytes, headers: Headers) -> None:
         try:
-            said = _decoder.decode(message.data)
+            said = _decoder.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            nobody = (message.headers or {}).get("Status") == _NOBODY
+            nobody = headers.get("Status") == _NOBODY
             self._fail(token, "no stream takes it" if nobody else "an answer that cannot be read")
             return
         if said.error is not None or not said.stream:
@@ -113,22 +113,20 @@ class Inbox:
         if not future.done():
             future.set_exception(LinkError(f"not acknowledged by the broker: {why}"))
 
-    def _replied(self, message: Msg) -> None:
+    def _replied(self, data: bytes) -> None:
         try:
-            reply = decode_reply(message.data)
+            reply = decode_reply(data)
         except FrameError as exc:
             self.bad_replies += 1
             _LOG.warning("reply dropped: %s", exc)
             return
-        future, timer = self._replies.pop(reply.window, (None, None))
-        if timer is not None:
+        if reply.window in self._replies:
+            on_answer, timer = self._replies.pop(reply.window)
             timer.cancel()
-        if future is not None and not future.done():
-            future.set_result(reply)
+            on_answer(reply)
         else:
             self._late_reply(reply)
 
     def _forget(self, window: int) -> None:
-        future, _ = self._replies.pop(window)
-        if not future.done():
-            future.set_result(None)
+        on_answer, _ = self._replies.pop(window)
+        on_answer(None)

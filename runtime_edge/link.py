@@ -2,8 +2,8 @@
 
 link = Link(url, "pi-1", boot)
 await link.connect()
-answer = link.expect(window, deadline_s=1.0)                  # the server's answer, once it comes
-stored = await link.send(message_id, window, frame)           # the broker's acknowledgement, once it comes
+link.expect(window, 1.0, on_answer)                           # the server's answer, once it comes
+stored = link.send(message_id, window, frame)                 # the broker's acknowledgement, once it comes
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections.abc import Awaitable, Callable
 
 import nats.errors
 import numpy as np
-from nats.aio.client import Client
 
 from runtime_edge import buckets, subjects
 from runtime_edge.broker import BROKER_ERRORS, disconnect, reason
+from runtime_edge.client import DirectClient
 from runtime_edge.credentials import Credentials, explain, servers
 from runtime_edge.errors import AccessError, LinkError, SscError
-from runtime_edge.inbox import Inbox
+from runtime_edge.inbox import Inbox, OnAnswer
 from runtime_edge.tasks import cancel_all, within
 from runtime_edge.wire import Reply
 
@@ -60,8 +60,8 @@ class Link:
         self._frames, self._filler = subjects.frames(device), subjects.filler(device)
         self._credentials = credentials or Credentials()
         self._credentials.options(url)
-        self._client = Client()
         self._inbox = Inbox(late_reply)
+        self._client = DirectClient(self._inbox.take)
         self._lost = asyncio.Event()
         self._refusals: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
@@ -100,16 +100,14 @@ class Link:
         await self._connect_patiently()
         self._keeper = asyncio.create_task(self._keep())
 
-    def expect(self, window: int, deadline_s: float) -> asyncio.Future[Reply | None]:
-        """Announce that the answer to this window is awaited, for so long; call before `send`.
+    def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
+        """Call back with the answer to this window, or None when it has not come in time; call before `send`.
 
         An answer that comes later goes to the late-reply callback.
         """
-        return self._inbox.expect(window, deadline_s)
+        self._inbox.expect(window, deadline_s, on_answer)
 
-    async def send(
-        self, message_id: str, window: int | None, frame: bytes, timeout_s: float = 10.0
-    ) -> asyncio.Future[float]:
+    def send(self, message_id: str, window: int | None, frame: bytes, timeout_s: float = 10.0) -> asyncio.Future[float]:
         """Publish one frame; the seconds until the broker has stored it, to be awaited.
 
         The server answers under the number `window`, or not at all when that is None. Raises LinkError, as the future
@@ -120,7 +118,7 @@ class Link:
             headers[subjects.REPLY_HEADER] = f"{self._inbox.name}.{window}"
         acknowledge, stored = self._inbox.acknowledgement(timeout_s)
         try:
-            await self._client.publish(self._frames, frame, acknowledge, headers)
+            self._client.write_message(self._frames, frame, acknowledge, headers)
         except BROKER_ERRORS as exc:
             stored.cancel()
             raise LinkError(f"broker {self.url}: frame {message_id} not sent ({reason(exc)})") from None
@@ -157,14 +155,13 @@ class Link:
             subject = subjects.bucket_subject(subjects.PRESENCE, self.device)
             await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(subjects.PRESENCE))
 
-    async def probe(self, on_answer: Callable[[float], None]) -> None:
+    def probe(self, on_answer: Callable[[float], None]) -> None:
         """Have the broker answer at once, in a packet of its own; the callback gets the seconds that took.
 
         Nobody listens to filler, and that is what the broker answers. Raises LinkError.
         """
         try:
-            await self._client.publish(self._filler, b"", self._inbox.round_trip(on_answer))
-            await self._written()
+            self._client.write_message(self._filler, b"", self._inbox.round_trip(on_answer))
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: a probe is not sent ({reason(exc)})") from None
 
@@ -176,9 +173,8 @@ class Link:
         started = time.monotonic()
         first = asyncio.create_task(self._pinged())
         try:
-            await asyncio.sleep(0)  # the first ping is written
-            await self._client.publish(self._filler, filler)
-            await self._written()  # the library writes a ping at once
+            await asyncio.sleep(0)  # the first ping is written: the library does so at once
+            self._client.write_message(self._filler, filler)
             second = await self._pinged()
             answered = await first
         except BROKER_ERRORS as exc:
@@ -186,13 +182,6 @@ class Link:
         finally:
             first.cancel()
         return answered - started, second - answered
-
-    async def _written(self) -> None:
-        """Until what was published is on its way: the library writes it from a task of its own."""
-        for _ in range(100):
-            if not self._client.pending_data_size:
-                return
-            await asyncio.sleep(0)
 
     async def _pinged(self) -> float:
         """When the broker has answered a ping."""
@@ -216,7 +205,7 @@ class Link:
         Raises LinkError, and FormatError for unreadable credentials.
         """
         self._servers.append(server := self._servers.pop(0))
-        self._client, self._lost = Client(), asyncio.Event()
+        self._client, self._lost = DirectClient(self._inbox.take), asyncio.Event()
         lost, connecting = self._lost, True
 
         async def on_error(exc: Exception) -> None:
@@ -249,8 +238,8 @@ class Link:
             )
             connecting = False
             self._refusals.clear()
-            inbox = self._client.new_inbox()
-            await self._client.subscribe(f"{inbox}.*", cb=self._inbox.on_message)
+            inbox = self._client.inbox = self._client.new_inbox()
+            await self._client.subscribe(f"{inbox}.*")
             # The library may write the ping of the first before the subscription, and a refusal comes after it.
             await self._client.flush(2)
             await self._client.flush(2)

@@ -6,6 +6,7 @@ While the link is down everything runs here and the frames wait in the spool.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Coroutine
@@ -38,6 +39,7 @@ from runtime_edge.underway import Underway
 from runtime_edge.wire import Reply
 
 _LOG = logging.getLogger(__name__)
+_SETTLING_S = 0.02
 
 
 @dataclass(kw_only=True)
@@ -65,6 +67,8 @@ class Pipeline:
     surroundings: Surroundings = field(default_factory=Surroundings)
     cut: str | None = None
     """Of the latest window."""
+    _unanswered: int = 0
+    """Windows that wait for the server's answer or their deadline."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def take(self, window: Captured) -> None:
@@ -75,6 +79,8 @@ class Pipeline:
 
     async def settle(self) -> None:
         """Wait for the windows that are still under way."""
+        while self._unanswered:
+            await asyncio.sleep(_SETTLING_S)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def late_reply(self, reply: Reply) -> None:
@@ -122,7 +128,7 @@ class Pipeline:
         if step.embedding is not None:
             self._finish(underway, step.embedding, "device")
         if live:
-            self._spawn(self._exchange(underway))
+            self._exchange(underway)
         elif self.delivery is not None:
             self.delivery.replay_soon()
 
@@ -149,40 +155,45 @@ class Pipeline:
             await self.delivery.wait_for_room()
         return self.delivery.room
 
-    async def _exchange(self, underway: Underway) -> None:
-        """Send one frame and finish the window with the server's answer or, past the deadline, without it."""
+    def _exchange(self, underway: Underway) -> None:
+        """Send one frame; the window is finished with the server's answer or, past the deadline, without it."""
         assert self.delivery is not None
         window = underway.window
         deadline_s = max(self.config.deadline_s - underway.device_ms / 1e3, 0.05)
-        reply, seconds = await self.delivery.exchange(
-            self._message_id(window), window.index, underway.step.frame, deadline_s
-        )
+        answered = functools.partial(self._answered, underway)
+        self._unanswered += 1
+        self.delivery.exchange(self._message_id(window), window.index, underway.step.frame, deadline_s, answered)
+
+    def _answered(self, underway: Underway, reply: Reply | None, seconds: float) -> None:
+        """The server's answer to a frame, or None past its deadline."""
+        self._unanswered -= 1
+        embedding = None
         if reply is not None:
             self.accounting.stage_ms["reply"].observe(seconds * 1e3)
             self._refresh_memory(reply)
-        if underway.step.embedding is None:
-            await self._finish_with(underway, reply, seconds)
-        if reply is not None:
-            await self._sound(len(underway.step.frame))
-
-    async def _finish_with(self, underway: Underway, reply: Reply | None, seconds: float) -> None:
-        """By the server's answer, or else by the device itself."""
-        embedding = None if reply is None else self._embedding(reply)
+            embedding = None if underway.step.embedding is not None else self._embedding(reply)
         if embedding is not None and reply is not None:
             server_ms = min(reply.server_us / 1e3, seconds * 1e3)
             self._finish(underway, embedding, "server", seconds * 1e3 - server_ms, server_ms)
-            return
+        elif underway.step.embedding is None:
+            self._spawn(self._fall_back(underway, seconds))
+        if reply is not None:
+            self._sound(len(underway.step.frame))
+
+    async def _fall_back(self, underway: Underway, seconds: float) -> None:
+        """The device finishes by itself what the server has not."""
         embedding = await self.compute.run(underway.engine.embed, underway.window.samples)
         if embedding is not None:
             self._finish(underway, embedding, "fallback", seconds * 1e3)
 
-    async def _sound(self, frame_bytes: int) -> None:
+    def _sound(self, frame_bytes: int) -> None:
         """Behind a frame, learn how the link is, and whether it has become better than this cut needs."""
         assert self.delivery is not None
         capped = self.splitter.table.limits.mb_per_hour is not None
         question = None if capped else self.splitter.mbps_in_question()
         hop_s = self.splitter.table.hop_s
-        await self.delivery.sound(filler_bytes(self.uplink.uplink_mbits, question, hop_s, frame_bytes))
+        if filler := filler_bytes(self.uplink.uplink_mbits, question, hop_s, frame_bytes):
+            self._spawn(self.delivery.sound(filler))
 
     def _embedding(self, reply: Reply) -> Embedding | None:
         """The (d,) float32 embedding of an answer; None when the server refused the frame."""

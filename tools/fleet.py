@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import random
 import secrets
@@ -134,7 +135,7 @@ class SimulatedDevice:
         )
         config = DeviceConfig(self.name, "-", directory, "rpi4", seed=number)
         self._delivery = Delivery(config, self.link, self.outbox, compute, self.accounting, BandwidthEstimator())
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._awaited: set[asyncio.Future[None]] = set()
 
     async def run(self, period_s: float, stopping: asyncio.Event, leaving: asyncio.Event) -> None:
         """Ship windows until told to stop, then what lies in the spool, and take answers until told to leave."""
@@ -148,11 +149,11 @@ class SimulatedDevice:
                 due += period_s
                 await self._ship(window)
                 window += 1
-            await asyncio.gather(*self._tasks)
+            await asyncio.gather(*self._awaited)
             await self._delivery.drain(_SETTLE_S)
             await leaving.wait()
         finally:
-            await cancel_all([connecting, replay, *self._tasks])
+            await cancel_all([connecting, replay, *self._awaited])
             await self._delivery.close()
             await self.link.close()
             await self._compute.run(self.outbox.close)
@@ -162,14 +163,18 @@ class SimulatedDevice:
         message_id = subjects.message_id(self.name, self._boot, window)
         await self._compute.run(self.outbox.put, message_id, window, frame, 0.5, live)
         if live:
-            task = asyncio.create_task(self._exchange(message_id, window, frame))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._awaited.add(answered)
+            answered.add_done_callback(self._awaited.discard)
+            self._delivery.exchange(
+                message_id, window, frame, DEADLINE_S, functools.partial(self._answered, window, answered)
+            )
         else:
             self._delivery.replay_soon()
 
-    async def _exchange(self, message_id: str, window: int, frame: bytes) -> None:
-        reply, seconds = await self._delivery.exchange(message_id, window, frame, DEADLINE_S)
+    def _answered(self, window: int, answered: asyncio.Future[None], reply: Reply | None, seconds: float) -> None:
+        if not answered.done():
+            answered.set_result(None)
         if reply is not None:
             self._answers.took_ms.append(seconds * 1e3)
             self._check(reply, window)

@@ -26,7 +26,13 @@ async def linked(broker, late=lambda reply: None):
 
 
 async def deliver(link, *frame):
-    return await (await link.send(*frame))
+    return await link.send(*frame)
+
+
+def expect(link, window, deadline_s):
+    answer = asyncio.get_running_loop().create_future()
+    link.expect(window, deadline_s, answer.set_result)
+    return answer
 
 
 async def until(condition, timeout_s=15.0):
@@ -56,7 +62,7 @@ def test_each_window_gets_its_own_answer_and_late_ones_go_to_the_callback(play, 
     async def work(hub):
         await answer_all(hub)
         async with linked(broker, late.append) as link:
-            futures = {window: link.expect(window, 0.0 if window == 3 else 20.0) for window in range(8)}
+            futures = {window: expect(link, window, 0.0 if window == 3 else 20.0) for window in range(8)}
             assert await futures.pop(3) is None
             await asyncio.gather(
                 *(deliver(link, f"pi-1.boot.{window}", window, b"frame %d" % window) for window in reversed(range(9)))
@@ -74,7 +80,7 @@ def test_a_frame_without_a_number_is_not_answered(play, broker):
     async def work(hub):
         await answer_all(hub)
         async with linked(broker, late.append) as link:
-            future = link.expect(5, 20.0)
+            future = expect(link, 5, 20.0)
             await deliver(link, "pi-1.earlier.5", None, b"of an earlier boot")
             await asyncio.sleep(0.2)
             return future.done()
@@ -225,9 +231,9 @@ def test_without_a_broker_everything_says_so_and_closing_still_works():
         with pytest.raises(LinkError, match="is `ssc server run` running"):
             await link.connect(0.5)
         with pytest.raises(LinkError):
-            await link.send("pi-1.boot.0", 0, b"frame", 0.5)
+            link.send("pi-1.boot.0", 0, b"frame", 0.5)
         with pytest.raises(LinkError):
-            await link.probe(lambda seconds: None)
+            link.probe(lambda seconds: None)
         await link.publish("evt.pi-1", b"best effort")
         await link.put_presence(b"best effort")
         await link.close()
@@ -257,7 +263,8 @@ def test_a_probe_is_answered_at_once_and_only_the_latest_counts(play, broker):
     async def work(hub):
         before = await hub.stream.stream_info(subjects.STREAM)
         async with linked(broker) as link:
-            await asyncio.gather(link.probe(superseded.append), link.probe(trips.append))
+            link.probe(superseded.append)
+            link.probe(trips.append)
             await until(lambda: trips)
             await deliver(link, "pi-1.boot.0", 0, b"frame")
         after = await hub.stream.stream_info(subjects.STREAM)
@@ -290,7 +297,8 @@ def test_what_waits_for_the_broker_learns_at_once_that_it_is_gone(broker):
     async def work():
         async with linked(broker) as link:
             await link._client.subscribe("act.>", cb=ignore)  # somebody takes the frame, but no stream stores it
-            stored = await link.send("pi-1.boot.0", 0, b"frame", 60.0)
+            await link._client.flush()
+            stored = link.send("pi-1.boot.0", 0, b"frame", 60.0)
             await asyncio.sleep(0.2)
             assert not stored.done()
             await broker.stop()
