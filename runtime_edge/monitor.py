@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -46,7 +49,7 @@ class CpuMonitor:
         self._period_s = period_s
         self._now = now
         self._read_at = now()
-        self._busy, self._total = _cpu_seconds()
+        self._busy, self._total = _cpu_times()
         self._load = 0.0
 
     def load(self) -> float:
@@ -54,7 +57,7 @@ class CpuMonitor:
         now = self._now()
         if now - self._read_at < self._period_s:
             return self._load
-        busy, total = _cpu_seconds()
+        busy, total = _cpu_times()
         if total > self._total:
             self._load = min(1.0, max(0.0, (busy - self._busy) / (total - self._total)))
         self._read_at, self._busy, self._total = now, busy, total
@@ -286,9 +289,21 @@ def _read_number(path: Path, base: int) -> int | None:
         return None
 
 
-def _cpu_seconds() -> tuple[float, float]:
-    """(busy, total) seconds of all processors since boot."""
-    times = psutil.cpu_times()._asdict()
-    # Linux counts a guest's time in user and nice as well.
-    total = sum(times.values()) - times.get("guest", 0.0) - times.get("guest_nice", 0.0)
-    return total - times["idle"] - times.get("iowait", 0.0), total
+def _cpu_times() -> tuple[float, float]:
+    """(busy, total) time of all processors since boot, in a unit of its own."""
+    stat = _kernel_counters()
+    if stat is None:
+        times = psutil.cpu_times()
+        return sum(times) - times.idle, sum(times)
+    # user nice system idle iowait irq softirq steal; a guest's time is in user and nice as well.
+    ticks = [int(text) for text in os.pread(stat, 256, 0).split()[1:9]]
+    total = sum(ticks)
+    return total - ticks[3] - ticks[4], total
+
+
+@functools.cache
+def _kernel_counters() -> int | None:
+    """Linux's own file, open from the first use to the process's end: psutil opens and reads all of it each time."""
+    with contextlib.suppress(OSError):
+        return os.open("/proc/stat", os.O_RDONLY)
+    return None
