@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -18,14 +20,13 @@ from runtime_edge.config import DeviceConfig
 _QUEUE_WINDOWS = 4
 
 
-@dataclass(frozen=True)
-class Captured:
+class Captured(msgspec.Struct, frozen=True):
     """One window, its samples a copy of its own: (samples,) float32 in [-1, 1]."""
 
     index: int
     capture_time_ns: int
     samples: npt.NDArray[np.float32]
-    ready_at: float = field(default_factory=time.monotonic)
+    ready_at: float = msgspec.field(default_factory=time.monotonic)
     """When its last sample had been read, monotonic seconds."""
 
 
@@ -64,14 +65,16 @@ class Capture:
         """Every window until the source ends or `stopping` is set. Raises the source's SourceError."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Captured | Exception | None] = asyncio.Queue()
-        free = threading.Semaphore(_QUEUE_WINDOWS)
+        free = SimpleQueue[None]()  # the places, as a semaphore that is not written in Python
+        for _ in range(_QUEUE_WINDOWS):
+            free.put(None)
         thread = threading.Thread(target=self._read, args=(loop, queue, free), name="capture", daemon=True)
         thread.start()
         stopped = asyncio.create_task(stopping.wait())
         stopped.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while not stopping.is_set() and (window := await queue.get()) is not None:
-                free.release()
+                free.put(None)
                 if isinstance(window, Exception):
                     raise window
                 yield window
@@ -83,11 +86,12 @@ class Capture:
         self,
         loop: asyncio.AbstractEventLoop,
         queue: asyncio.Queue[Captured | Exception | None],
-        free: threading.Semaphore,
+        free: SimpleQueue[None],
     ) -> None:
         def hand_over(item: Captured | Exception | None) -> None:
             while not self._ended.is_set():
-                if free.acquire(timeout=0.2):
+                with contextlib.suppress(Empty):
+                    free.get(timeout=0.2)
                     loop.call_soon_threadsafe(queue.put_nowait, item)
                     return
 

@@ -48,7 +48,8 @@ class Inbox:
         self.bad_replies = 0
         self._late_reply = late_reply
         self._replies: dict[int, tuple[OnAnswer, asyncio.TimerHandle]] = {}
-        self._stored: dict[str, tuple[asyncio.Future[float], asyncio.TimerHandle, float]] = {}
+        self._stored: dict[str, tuple[asyncio.Future[float], float, float]] = {}
+        self._overdue: asyncio.TimerHandle | None = None
         self._probe: tuple[str, Callable[[float], None], float] | None = None
         self._sent = 0
 
@@ -64,9 +65,11 @@ class Inbox:
         """
         loop = asyncio.get_running_loop()
         self._sent += 1
-        token, future = f"a{self._sent}", loop.create_future()
-        timer = loop.call_later(timeout_s, self._fail, token, f"no answer in {timeout_s:g} s")
-        self._stored[token] = future, timer, time.monotonic()
+        token, future, now = f"a{self._sent}", loop.create_future(), loop.time()
+        self._stored[token] = future, timeout_s, now
+        # One timer for all: most are acknowledged long before.
+        if self._overdue is None or now + timeout_s < self._overdue.when():
+            self._fail_overdue()
         return f"{self.name}.{token}", future
 
     def round_trip(self, on_answer: Callable[[float], None]) -> str:
@@ -102,14 +105,25 @@ class Inbox:
         if said.error is not None or not said.stream:
             self._fail(token, str((said.error or {}).get("description", "refused")))
             return
-        future, timer, since = self._stored.pop(token)
-        timer.cancel()
+        future, _, since = self._stored.pop(token)
         if not future.done():
-            future.set_result(time.monotonic() - since)
+            future.set_result(asyncio.get_running_loop().time() - since)
+
+    def _fail_overdue(self) -> None:
+        """Give up what is not acknowledged in time, and come back when the next one may be overdue."""
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+        loop = asyncio.get_running_loop()
+        for token, (_, timeout_s, since) in list(self._stored.items()):
+            if since + timeout_s <= loop.time():
+                self._fail(token, f"no answer in {timeout_s:g} s")
+        if self._stored:
+            due = min(since + timeout_s for _, timeout_s, since in self._stored.values())
+            self._overdue = loop.call_at(due, self._fail_overdue)
 
     def _fail(self, token: str, why: str) -> None:
-        future, timer, _ = self._stored.pop(token)
-        timer.cancel()
+        future, _, _ = self._stored.pop(token)
         if not future.done():
             future.set_exception(LinkError(f"not acknowledged by the broker: {why}"))
 

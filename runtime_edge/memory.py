@@ -42,6 +42,8 @@ Array = npt.NDArray[np.float32]
 
 COLD_WINDOWS = 50
 VARIANCE_FLOOR = 1e-6
+VARIANCE_CEILING = 4.0
+"""No coordinate of unit vectors varies more; what was loaded is held to it."""
 WEIGHT_FLOOR = 1e-3
 NEGATIVE_SCALE = 0.1
 """tau of the virtual negatives (METHOD section 4)."""
@@ -85,6 +87,7 @@ class GaussianMemory:
         # Squared distances of the window at hand to every mean, and room to reckon in: small enough to stay in cache.
         self._squares, self._scratch = np.empty((2, components, dim), np.float32)
         self._ones = np.ones(dim, np.float32)  # a product with it is a sum, and the faster one
+        self._log_volumes = _log_volumes(self.variances)  # as the variances are: few change with a window
 
     @property
     def cold(self) -> bool:
@@ -109,8 +112,13 @@ class GaussianMemory:
                 self.rejected += 1
                 continue
             self._measure(z)
-            total += self._entropy()
-            self._learn(z)
+            if self.cold:
+                total += 1.0
+                self._learn(z)
+            else:
+                plain, blurred = self._log_posteriors(0.0, self._noise)
+                total += self._entropy(blurred)
+                self._learn(z, plain)
             count += 1
         return total / count if count else 1.0
 
@@ -130,11 +138,13 @@ class GaussianMemory:
         1.0 while cold and for what `update` would reject.
         """
         rows = [z for row in self._rows(embedding) if (z := _direction(row)) is not None]
+        if self.cold or not rows:
+            return 1.0
         total = 0.0
         for z in rows:
             self._measure(z)
-            total += self._entropy()
-        return total / len(rows) if rows else 1.0
+            total += self._entropy(self._log_posteriors(self._noise)[0])
+        return total / len(rows)
 
     def responsibilities(self, embedding: npt.ArrayLike) -> Array:
         """Posterior `r_c(z)` of each component, [d] -> [C] or [n, d] -> [n, C], by Bayes' rule.
@@ -197,9 +207,10 @@ class GaussianMemory:
         longest = float(np.linalg.norm(means, axis=1).max())
         if longest > _MEAN_SLACK:
             raise FrameError(f"mixture parameters: a mean of norm {longest:g}, unit embeddings allow 1")
-        self.weights = _normalised_weights(weights)
+        self.weights = _floored(weights / weights.sum())
         self.means = means.copy()
-        self.variances = np.maximum(deviations**2, np.float32(VARIANCE_FLOOR))
+        self.variances = np.clip(deviations**2, np.float32(VARIANCE_FLOOR), np.float32(VARIANCE_CEILING))
+        self._log_volumes = _log_volumes(self.variances)
         self._average = self.weights @ self.means
         self.windows = max(self.windows, COLD_WINDOWS)
 
@@ -222,6 +233,7 @@ class GaussianMemory:
             raise FormatError(f"state of a memory: {exc}") from None
         for name, array in arrays.items():
             setattr(self, name, array)
+        self._log_volumes = _log_volumes(self.variances)
         self.windows, self.rejected, self._rng = windows, rejected, rng
 
     def _rows(self, embedding: npt.ArrayLike) -> Array:
@@ -243,31 +255,33 @@ class GaussianMemory:
         np.subtract(z, self.means, out=self._squares)
         np.multiply(self._squares, self._squares, out=self._squares)
 
-    def _log_posterior(self, noise: float = 0.0) -> Array:
-        """`ln r_c` of the measured window, [C], seen through isotropic noise of that variance."""
-        scratch, ones = self._scratch, self._ones
-        np.add(self.variances, np.float32(noise), out=scratch)
-        exponent = np.log(scratch) @ ones
-        exponent += np.divide(self._squares, scratch, out=scratch) @ ones
-        joint = np.log(self.weights) - 0.5 * exponent
-        joint -= joint.max()
-        result: Array = joint - np.log(np.exp(joint).sum())
+    @property
+    def _noise(self) -> float:
+        """Variance of the noise that the uncertainty is seen through."""
+        return self.resolution * self.spread / (4 * math.log(self.components))
+
+    def _log_posteriors(self, *noises: float) -> Array:
+        """`ln r_c` of the measured window seen through isotropic noise of each variance, [len(noises), C]."""
+        exponents = np.empty((len(noises), self.components), np.float32)
+        for exponent, noise in zip(exponents, noises, strict=True):
+            variances = np.add(self.variances, np.float32(noise), out=self._scratch) if noise else self.variances
+            volumes = _log_volumes(variances) if noise else self._log_volumes
+            np.add(np.divide(self._squares, variances, out=self._scratch) @ self._ones, volumes, out=exponent)
+        joint = np.log(self.weights) - 0.5 * exponents
+        joint -= joint.max(axis=1, keepdims=True)
+        result: Array = joint - np.log(np.exp(joint).sum(axis=1, keepdims=True))
         return result
 
     def _posterior(self, z: Array) -> Array:
         self._measure(z)
-        result: Array = np.exp(self._log_posterior())
+        result: Array = np.exp(self._log_posteriors(0.0)[0])
         return result
 
-    def _entropy(self) -> float:
-        """The normalised uncertainty of the measured window."""
-        if self.cold:
-            return 1.0
-        limit = math.log(self.components)
-        log_r = self._log_posterior(self.resolution * self.spread / (4 * limit))
-        return min(max(-float(np.exp(log_r) @ log_r) / limit, 0.0), 1.0)
+    def _entropy(self, log_posterior: Array) -> float:
+        """Normalised, in [0, 1]."""
+        return min(max(-float(np.exp(log_posterior) @ log_posterior) / math.log(self.components), 0.0), 1.0)
 
-    def _learn(self, z: Array) -> None:
+    def _learn(self, z: Array, log_posterior: Array | None = None) -> None:
         """Move towards `z`, the measured window."""
         self.windows += 1
         gain = max(self.rate, 1.0 / (self.windows + 1))  # a plain mean first, then a sliding one
@@ -275,15 +289,19 @@ class GaussianMemory:
         if float((self._squares @ self._ones).min()) > _NOVEL * self.spread:
             self._claim(z)
             return
-        posterior = np.exp(self._log_posterior())
-        # In many dimensions most responsibilities are exactly 0, and such a component stays as it is.
-        moved = np.flatnonzero(posterior)
-        step = np.float32(self.rate) * posterior[moved, None]
-        self.means[moved] += step * (z - self.means[moved])
+        posterior = np.exp(self._log_posteriors(0.0)[0] if log_posterior is None else log_posterior)
+        # In many dimensions most responsibilities are exactly 0, and such a component stays as it is; most often one
+        # moves, and a slice is faster than an index.
+        (moved,) = posterior.nonzero()
+        rows = slice(moved[0], moved[0] + 1) if moved.size == 1 else moved
+        step = np.float32(self.rate) * posterior[rows, None]
+        means, variances = self.means[rows], self.variances[rows]
+        self.means[rows] = means + step * (z - means)
         # The variance of the blend (1 - step)·N(mean, variance) + step·(a point at z).
-        variances = (1 - step) * (self.variances[moved] + step * self._squares[moved])
-        self.variances[moved] = np.maximum(variances, np.float32(VARIANCE_FLOOR))
-        self.weights = _normalised_weights(self.weights + np.float32(self.rate) * (posterior - self.weights))
+        variances = (1 - step) * (variances + step * self._squares[rows])
+        self.variances[rows] = variances = np.maximum(variances, np.float32(VARIANCE_FLOOR))
+        self._log_volumes[rows] = _log_volumes(variances)
+        self.weights = _floored(self.weights + np.float32(self.rate) * (posterior - self.weights))
 
     def _claim(self, z: Array) -> None:
         lightest = int(np.argmin(self.weights))
@@ -291,9 +309,10 @@ class GaussianMemory:
         noise = self._rng.standard_normal(self.dim).astype(np.float32)
         self.means[lightest] = _unit((z + math.sqrt(variance) * noise).astype(np.float32))
         self.variances[lightest] = variance
+        self._log_volumes[lightest] = self.dim * math.log(variance)
         weights = self.weights * np.float32(1 - 1 / self.components)
         weights[lightest] = 1 / self.components
-        self.weights = _normalised_weights(weights)
+        self.weights = _floored(weights)
 
     def _negatives(self, z: Array, count: int, rng: np.random.Generator) -> Array:
         own = int(np.argmax(self._posterior(z)))
@@ -326,7 +345,20 @@ def _direction(vector: Array) -> Array | None:
     return vector / np.float32(norm) if _MIN_NORM < norm < math.inf else None
 
 
-def _normalised_weights(weights: Array) -> Array:
-    floored = np.maximum(weights / weights.sum(), np.float32(WEIGHT_FLOOR))
+def _floored(weights: Array) -> Array:
+    """Weights that sum to 1, none of them below the floor by much."""
+    floored = np.maximum(weights, np.float32(WEIGHT_FLOOR))
     result: Array = floored / floored.sum()
+    return result
+
+
+def _log_volumes(variances: Array) -> Array:
+    """`ln` of the product of each row, [n, d] -> [n]: a logarithm for every four, which is what takes the time."""
+    quarter = variances.shape[1] // 4
+    product = variances[:, :quarter] * variances[:, quarter : 2 * quarter]
+    product *= variances[:, 2 * quarter : 3 * quarter]
+    product *= variances[:, 3 * quarter : 4 * quarter]
+    result: Array = np.log(product).sum(axis=1)
+    if rest := variances.shape[1] - 4 * quarter:
+        result += np.log(variances[:, -rest:]).sum(axis=1)
     return result

@@ -164,7 +164,7 @@ class Splitter:
         for above in range(place, len(axis.edges)):
             row += axis.stride
             q = self._q(row)
-            if max(q[action] for action in plan.open) - q[self._action] > plan.table.hysteresis:
+            if q[self._best(row)] - q[self._action] > plan.table.hysteresis:
                 return axis.up[above]
         return None
 
@@ -184,12 +184,16 @@ class Splitter:
     def _q(self, row: int) -> Sequence[float]:
         return self._plan.table.q[row] if self._learner is None else self._learner.q(row)
 
+    def _best(self, row: int) -> int:
+        """The best action of a row that is above the privacy floor."""
+        return self._plan.best[row] if self._learner is None else max(self._plan.open, key=self._q(row).__getitem__)
+
     def _steady(self, row: int) -> int:
         """The best action, or the current one while it is good enough or has hardly begun."""
         plan, current = self._plan, self._action
         self._held += 1
         q = self._q(row)
-        best = plan.best[row] if self._learner is None else max(plan.open, key=q.__getitem__)
+        best = self._best(row)
         if best == current or (current >= 0 and q[best] - q[current] <= plan.table.hysteresis):
             return current
         urgent = current < 0 or (q[best] - q[current] > URGENT and self._moved())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 
 from runtime_edge.capture import Captured
@@ -13,8 +12,7 @@ from runtime_edge.splitter import Decision
 from runtime_edge.table import LOCAL
 
 
-@dataclass(frozen=True)
-class Underway:
+class Underway(msgspec.Struct, frozen=True):
     """What is known of a window once its prefix has run."""
 
     window: Captured
@@ -35,7 +33,7 @@ class Underway:
         return WindowResult(
             window=self.window.index,
             time=self.window.capture_time_ns / 1e9,
-            embedding=np.round(embedding.astype(np.float64), 5).tolist(),
+            embedding=embedding.astype(np.float64).round(5).tolist(),
             uncertainty=uncertainty,
             cut=self.cut,
             encoding=self.step.encoding,

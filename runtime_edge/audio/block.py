@@ -7,8 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+
+_HELD = threading.Lock()
+_HELD.acquire()
+
+
+def _sleep(seconds: float) -> None:
+    """Wait for a lock that nobody releases: `time.sleep` fails under programs that fake the wall clock."""
+    _HELD.acquire(timeout=seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +31,8 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
     """Seconds that never jump."""
 
-    sleep: Callable[[float], object] = threading.Event().wait
-    """Seconds; an event that nobody sets, since `time.sleep` fails under programs that fake the wall clock."""
+    sleep: Callable[[float], object] = _sleep
+    """Seconds."""
 
 
 SYSTEM_CLOCK = Clock()
@@ -56,8 +66,7 @@ class Counters:
     """Files of a directory that could not be read, or not to their end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(msgspec.Struct, frozen=True):
     """A run of mono audio at the rate asked for.
 
     Attributes:

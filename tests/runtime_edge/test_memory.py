@@ -61,8 +61,8 @@ def test_uncertainty_is_the_normalised_entropy_at_the_resolution(resolution):
     rng = np.random.default_rng(4)
     memory = GaussianMemory(components=5, dim=6, resolution=resolution)
     memory.update(clusters(5, COLD_WINDOWS, dim=6)[0])
-    memory.means[:] = 0.8 * unit(rng.standard_normal((5, 6)))
-    memory.variances[:] = rng.uniform(0.05, 0.3, (5, 6))
+    means, variances = 0.8 * unit(rng.standard_normal((5, 6))), rng.uniform(0.05, 0.3, (5, 6))
+    memory.load_state({**memory.state(), "means": means, "variances": variances})
     noise = resolution * memory.spread / (4 * np.log(5))
     values = []
     for z in unit(rng.standard_normal((20, 6))).astype(np.float32):
@@ -83,8 +83,8 @@ def test_spread_is_the_mean_squared_distance_between_windows():
 def test_a_known_window_moves_components_by_rate_times_responsibility():
     rng = np.random.default_rng(4)
     memory = GaussianMemory(components=5, dim=6, rate=0.05)
-    memory.means[:] = 0.8 * unit(np.eye(6)[0] + 0.3 * rng.standard_normal((5, 6)))
-    memory.variances[:] = rng.uniform(0.05, 0.3, (5, 6))
+    means = 0.8 * unit(np.eye(6)[0] + 0.3 * rng.standard_normal((5, 6)))
+    memory.load_state({**memory.state(), "means": means, "variances": rng.uniform(0.05, 0.3, (5, 6))})
     z = np.eye(6, dtype=np.float32)[0]
     r = np.exp(reference_log_posterior(memory, z))
     pi, mu, s = (a.astype(np.float64) for a in (memory.weights, memory.means, memory.variances))
