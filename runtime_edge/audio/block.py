@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-
 _HELD = threading.Lock()
 _HELD.acquire()
 
