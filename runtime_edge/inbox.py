@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import msgspec
 
-from runtime_edge.client import Headers
 from runtime_edge.errors import FrameError, LinkError
 from runtime_edge.wire import Reply, decode_reply
 
@@ -84,10 +83,10 @@ class Inbox:
         for token in list(self._stored):
             self._fail(token, "the connection was lost")
 
-    def take(self, token: str, data: bytes, headers: Headers) -> None:
+    def take(self, token: str, data: bytes, status: str) -> None:
         """Take what has come."""
         if token in self._stored:
-            self._acknowledged(token, data, headers)
+            self._acknowledged(token, data, status)
         elif self._probe is not None and token == self._probe[0]:
             _, on_answer, since = self._probe
             self._probe = None
@@ -95,12 +94,11 @@ class Inbox:
         elif not token.startswith(("a", "p")):  # else one that came too late
             self._replied(data)
 
-    def _acknowledged(self, token: str, data: bytes, headers: Headers) -> None:
+    def _acknowledged(self, token: str, data: bytes, status: str) -> None:
         try:
             said = _decoder.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            nobody = headers.get("Status") == _NOBODY
-            self._fail(token, "no stream takes it" if nobody else "an answer that cannot be read")
+            self._fail(token, "no stream takes it" if status == _NOBODY else "an answer that cannot be read")
             return
         if said.error is not None or not said.stream:
             self._fail(token, str((said.error or {}).get("description", "refused")))

@@ -238,8 +238,7 @@ class Link:
             )
             connecting = False
             self._refusals.clear()
-            inbox = self._client.inbox = self._client.new_inbox()
-            await self._client.subscribe(f"{inbox}.*")
+            await self._client.subscribe(f"{self._client.inbox}.*")
             # The library may write the ping of the first before the subscription, and a refusal comes after it.
             await self._client.flush(2)
             await self._client.flush(2)
@@ -249,7 +248,7 @@ class Link:
         if self._refusals:
             await disconnect(self._client)
             raise AccessError(f"broker {self.url}: the credentials {self._credentials.nkey} are not {self.device}'s")
-        self._inbox.name, self.trouble = inbox, ""
+        self._inbox.name, self.trouble = self._client.inbox, ""
         self._restart_watchers()
 
     async def _connect_patiently(self) -> None:
