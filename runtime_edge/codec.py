@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -110,7 +111,7 @@ class CutCodec:
             np.multiply(activation, factor, out=scratch)
         np.add(scratch, zero, out=scratch)
         np.rint(scratch, out=scratch)
-        np.clip(scratch, low, high, out=scratch)
+        np.minimum(np.maximum(scratch, low, out=scratch), high, out=scratch)
         if _has_nan(scratch):
             np.copyto(scratch, zero, where=np.isnan(scratch))
         np.copyto(self._wire, scratch, casting="unsafe")
@@ -137,7 +138,7 @@ class CutCodec:
 
 def _has_nan(values: Array) -> bool:
     # The minimum of values with a NaN among them is NaN; unlike `isnan` it allocates nothing.
-    return bool(np.isnan(values.min()))
+    return math.isnan(np.minimum.reduce(values, axis=None))
 
 
 def channel_axis(shape: tuple[int, ...]) -> int:

@@ -116,9 +116,9 @@ class GaussianMemory:
                 total += 1.0
                 self._learn(z)
             else:
-                plain, blurred = self._log_posteriors(0.0, self._noise)
-                total += self._entropy(blurred)
-                self._learn(z, plain)
+                odds, logs, sums = self._odds(0.0, self._noise)
+                total += self._entropy(odds[1], logs[1], float(sums[1]))
+                self._learn(z, odds[0] / sums[0])
             count += 1
         return total / count if count else 1.0
 
@@ -143,7 +143,8 @@ class GaussianMemory:
         total = 0.0
         for z in rows:
             self._measure(z)
-            total += self._entropy(self._log_posteriors(self._noise)[0])
+            odds, logs, sums = self._odds(self._noise)
+            total += self._entropy(odds[0], logs[0], float(sums[0]))
         return total / len(rows)
 
     def responsibilities(self, embedding: npt.ArrayLike) -> Array:
@@ -237,6 +238,8 @@ class GaussianMemory:
         self.windows, self.rejected, self._rng = windows, rejected, rng
 
     def _rows(self, embedding: npt.ArrayLike) -> Array:
+        if isinstance(embedding, np.ndarray) and embedding.dtype == np.float32 and embedding.shape == (self.dim,):
+            return embedding[None]
         with np.errstate(over="ignore"):  # beyond float32 is infinite, and rejected as such
             rows = np.atleast_2d(np.asarray(embedding, np.float32))
         if rows.ndim != 2 or rows.shape[1] != self.dim:
@@ -260,36 +263,42 @@ class GaussianMemory:
         """Variance of the noise that the uncertainty is seen through."""
         return self.resolution * self.spread / (4 * math.log(self.components))
 
-    def _log_posteriors(self, *noises: float) -> Array:
-        """`ln r_c` of the measured window seen through isotropic noise of each variance, [len(noises), C]."""
+    def _odds(self, *noises: float) -> tuple[Array, Array, Array]:
+        """The measured window seen through isotropic noise of each variance: odds, [len(noises), C], the most likely
+        component's being 1, their logarithms, and their sums.
+        """
         exponents = np.empty((len(noises), self.components), np.float32)
         for exponent, noise in zip(exponents, noises, strict=True):
             variances = np.add(self.variances, np.float32(noise), out=self._scratch) if noise else self.variances
             volumes = _log_volumes(variances) if noise else self._log_volumes
             np.add(np.divide(self._squares, variances, out=self._scratch) @ self._ones, volumes, out=exponent)
-        joint = np.log(self.weights) - 0.5 * exponents
-        joint -= joint.max(axis=1, keepdims=True)
-        result: Array = joint - np.log(np.exp(joint).sum(axis=1, keepdims=True))
-        return result
+        logs = np.log(self.weights) - 0.5 * exponents
+        logs -= np.maximum.reduce(logs, axis=1, keepdims=True)
+        odds = np.exp(logs)
+        return odds, logs, np.add.reduce(odds, axis=1)
 
     def _posterior(self, z: Array) -> Array:
         self._measure(z)
-        result: Array = np.exp(self._log_posteriors(0.0)[0])
+        odds, _, sums = self._odds(0.0)
+        result: Array = odds[0] / sums[0]
         return result
 
-    def _entropy(self, log_posterior: Array) -> float:
-        """Normalised, in [0, 1]."""
-        return min(max(-float(np.exp(log_posterior) @ log_posterior) / math.log(self.components), 0.0), 1.0)
+    def _entropy(self, odds: Array, logs: Array, total: float) -> float:
+        """Of a posterior given by its odds, normalised, in [0, 1]."""
+        entropy = math.log(total) - float(odds @ logs) / total
+        return min(max(entropy / math.log(self.components), 0.0), 1.0)
 
-    def _learn(self, z: Array, log_posterior: Array | None = None) -> None:
+    def _learn(self, z: Array, posterior: Array | None = None) -> None:
         """Move towards `z`, the measured window."""
         self.windows += 1
         gain = max(self.rate, 1.0 / (self.windows + 1))  # a plain mean first, then a sliding one
         self._average += np.float32(gain) * (z - self._average)
-        if float((self._squares @ self._ones).min()) > _NOVEL * self.spread:
+        if float(np.minimum.reduce(self._squares @ self._ones)) > _NOVEL * self.spread:
             self._claim(z)
             return
-        posterior = np.exp(self._log_posteriors(0.0)[0] if log_posterior is None else log_posterior)
+        if posterior is None:
+            odds, _, sums = self._odds(0.0)
+            posterior = odds[0] / sums[0]
         # In many dimensions most responsibilities are exactly 0, and such a component stays as it is; most often one
         # moves, and a slice is faster than an index.
         (moved,) = posterior.nonzero()
@@ -348,7 +357,7 @@ def _direction(vector: Array) -> Array | None:
 def _floored(weights: Array) -> Array:
     """Weights that sum to 1, none of them below the floor by much."""
     floored = np.maximum(weights, np.float32(WEIGHT_FLOOR))
-    result: Array = floored / floored.sum()
+    result: Array = floored / np.add.reduce(floored)
     return result
 
 
@@ -358,7 +367,7 @@ def _log_volumes(variances: Array) -> Array:
     product = variances[:, :quarter] * variances[:, quarter : 2 * quarter]
     product *= variances[:, 2 * quarter : 3 * quarter]
     product *= variances[:, 3 * quarter : 4 * quarter]
-    result: Array = np.log(product).sum(axis=1)
+    result: Array = np.add.reduce(np.log(product), axis=1)
     if rest := variances.shape[1] - 4 * quarter:
-        result += np.log(variances[:, -rest:]).sum(axis=1)
+        result += np.add.reduce(np.log(variances[:, -rest:]), axis=1)
     return result

@@ -28,8 +28,7 @@ import math
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -149,19 +148,14 @@ class Spool:
         row = (message_id, index, uncertainty if math.isfinite(uncertainty) else 0.0, payload)
 
         def insert() -> list[str]:
-            dropped: list[str] = []
-            with self._transaction():
-                self._delete_acked()
-                inserted = self._db.execute(_INSERT, row)
-                if inserted.rowcount:
-                    self._change.put, self._change.bytes = 1, self._change.bytes + cost
-                    dropped = self._drop_excess()
-            self._acked.clear()
-            if inserted.rowcount and inserted.lastrowid is not None:
-                self._remember(message_id, inserted.lastrowid, len(payload))
-            return dropped
+            inserted = self._db.execute(_INSERT, row)
+            if not inserted.rowcount or inserted.lastrowid is None:
+                return []
+            self._change.put, self._change.bytes = 1, self._change.bytes + cost
+            self._remember(message_id, inserted.lastrowid, len(payload))
+            return self._drop_excess()
 
-        return self._guarded(insert)
+        return self._changed(insert)
 
     def oldest(self, limit: int) -> list[SpooledFrame]:
         """Return up to `limit` frames in the order they were put; they stay until acknowledged.
@@ -189,35 +183,26 @@ class Spool:
 
         def delete() -> int:
             dropped = 0
-            with self._transaction():
-                self._delete_acked()
-                for message_id, place in self._db.execute("SELECT message_id, place FROM frames").fetchall():
-                    (payload,) = self._db.execute("SELECT payload FROM frames WHERE place = ?", (place,)).fetchone()
-                    if unwanted(payload):
-                        dropped += self._remove(message_id, place, len(payload))
-                self._change.dropped = dropped
-            self._acked.clear()
+            for message_id, place in self._db.execute("SELECT message_id, place FROM frames").fetchall():
+                (payload,) = self._db.execute("SELECT payload FROM frames WHERE place = ?", (place,)).fetchone()
+                if unwanted(payload):
+                    dropped += self._remove(message_id, place, len(payload))
+            self._change.dropped = dropped
             return dropped
 
-        return self._guarded(delete)
+        return self._changed(delete)
 
     def ack(self, message_ids: Iterable[str], with_next_put: bool = False) -> None:
         """Remove frames the server has; unknown ids change nothing. A disk that refuses raises nothing.
 
         With `with_next_put` the disk is written once for both; a process that dies before sends the frames again.
         """
-
-        def delete() -> None:
-            with self._transaction():
-                self._delete_acked()
-            self._acked.clear()
-
         with self._lock:
             self._acked.update(message_ids)
             if with_next_put or not self._acked:
                 return
             try:
-                self._guarded(delete)
+                self._changed(lambda: None)
             except SpoolError as exc:
                 _LOG.warning("acknowledgements kept in memory: %s", exc)
 
@@ -302,23 +287,31 @@ class Spool:
         self._change.bytes -= removed * (payload_bytes + ROW_BYTES)
         return removed
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All of it or nothing; the totals are written once, with what `_change` has counted."""
-        db, self._change = self._db, _Change()
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            change = self._change
-            db.execute(_UPDATE_TOTALS, (change.put, change.acked, change.dropped, change.bytes))
-            db.execute("COMMIT")
-        except BaseException:
-            self._stored_bytes = None
-            if db.in_transaction:  # SQLite rolls back on its own after some errors
-                db.execute("ROLLBACK")
-            raise
-        if self._stored_bytes is not None:
-            self._stored_bytes += change.bytes
+    def _changed(self, work: Callable[[], _Result]) -> _Result:
+        """Do something and delete what is acknowledged in one transaction, under `_guarded`."""
+
+        def transaction() -> _Result:
+            db, self._change = self._db, _Change()
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                self._delete_acked()
+                result = work()
+                change = self._change
+                # The totals are written once, with what was counted on the way.
+                db.execute(_UPDATE_TOTALS, (change.put, change.acked, change.dropped, change.bytes))
+                db.execute("COMMIT")
+            except BaseException:
+                self._stored_bytes = None
+                self._places.clear()
+                if db.in_transaction:  # SQLite rolls back on its own after some errors
+                    db.execute("ROLLBACK")
+                raise
+            if self._stored_bytes is not None:
+                self._stored_bytes += change.bytes
+            self._acked.clear()
+            return result
+
+        return self._guarded(transaction)
 
     def _guarded(self, operation: Callable[[], _Result]) -> _Result:
         """Run under the lock; replace a damaged database once, turn what the disk refuses into SpoolError."""

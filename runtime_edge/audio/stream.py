@@ -35,7 +35,7 @@ def to_mono(frames: NDArray[np.float32], counters: Counters) -> NDArray[np.float
 
     NaN and infinite values become 0, values beyond [-1, 1] are clipped; both are counted.
     """
-    if frames.size and not np.abs(frames).max() <= 1.0:
+    if frames.size and not (frames.max() <= 1.0 and frames.min() >= -1.0):  # NaN is neither
         finite = np.isfinite(frames)
         counters.bad_samples += int(frames.size - np.count_nonzero(finite))
         frames = np.where(finite, frames, np.float32(0))
