@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
 from queue import Empty, SimpleQueue
 
 import msgspec
@@ -64,16 +65,26 @@ class Capture:
     async def windows(self, stopping: asyncio.Event) -> AsyncGenerator[Captured, None]:
         """Every window until the source ends or `stopping` is set. Raises the source's SourceError."""
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Captured | Exception | None] = asyncio.Queue()
+        arrived, news = deque[Captured | Exception | None](), asyncio.Event()
+
+        def arrive(item: Captured | Exception | None) -> None:
+            arrived.append(item)
+            news.set()
+
         free = SimpleQueue[None]()  # the places, as a semaphore that is not written in Python
         for _ in range(_QUEUE_WINDOWS):
             free.put(None)
-        thread = threading.Thread(target=self._read, args=(loop, queue, free), name="capture", daemon=True)
+        thread = threading.Thread(target=self._read, args=(loop, arrive, free), name="capture", daemon=True)
         thread.start()
         stopped = asyncio.create_task(stopping.wait())
-        stopped.add_done_callback(lambda _: queue.put_nowait(None))
+        stopped.add_done_callback(lambda _: arrive(None))
         try:
-            while not stopping.is_set() and (window := await queue.get()) is not None:
+            while True:
+                while not arrived:
+                    news.clear()
+                    await news.wait()
+                if stopping.is_set() or (window := arrived.popleft()) is None:
+                    return
                 free.put(None)
                 if isinstance(window, Exception):
                     raise window
@@ -85,14 +96,14 @@ class Capture:
     def _read(
         self,
         loop: asyncio.AbstractEventLoop,
-        queue: asyncio.Queue[Captured | Exception | None],
+        arrive: Callable[[Captured | Exception | None], None],
         free: SimpleQueue[None],
     ) -> None:
         def hand_over(item: Captured | Exception | None) -> None:
             while not self._ended.is_set():
                 with contextlib.suppress(Empty):
                     free.get(timeout=0.2)
-                    loop.call_soon_threadsafe(queue.put_nowait, item)
+                    loop.call_soon_threadsafe(arrive, item)
                     return
 
         try:

@@ -111,6 +111,7 @@ class Splitter:
 
     def _reset(self) -> None:
         self._bins = [-1] * len(self._plan.axes)
+        self._latest_row = -1
         self._state: Mapping[str, float] = {}
         self._changed_at: list[int] = []
         self._held = 0
@@ -157,10 +158,10 @@ class Splitter:
         While small frames are shipped nobody learns that the link has recovered; this says how far to look.
         """
         plan = self._plan
-        if plan.bandwidth is None or self._action < 0:
+        if plan.bandwidth is None or self._action < 0 or self._latest_row < 0:
             return None
         axis, place = plan.axes[plan.bandwidth], self._bins[plan.bandwidth]
-        row = sum(place * axis.stride for place, axis in zip(self._bins, plan.axes, strict=True))
+        row = self._latest_row
         for above in range(place, len(axis.edges)):
             row += axis.stride
             q = self._q(row)
@@ -178,7 +179,7 @@ class Splitter:
             if place < 0 or not down[place] <= value < up[place]:
                 bins[index] = place = bisect_right(edges, value)
             row += place * stride
-        self._state = state
+        self._state, self._latest_row = state, row
         return row
 
     def _q(self, row: int) -> Sequence[float]:
