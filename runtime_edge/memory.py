@@ -40,6 +40,7 @@ from runtime_edge.errors import FormatError, FrameError, UsageError
 
 Array = npt.NDArray[np.float32]
 
+COMPONENTS = 64
 COLD_WINDOWS = 50
 VARIANCE_FLOOR = 1e-6
 VARIANCE_CEILING = 4.0
@@ -66,12 +67,14 @@ class GaussianMemory:
 
     def __init__(
         self,
-        components: int = 64,
+        components: int = COMPONENTS,
         dim: int = 128,
         rate: float = 0.01,
         seed: int = 0,
         resolution: float = 1.0,
+        room: Array | None = None,
     ) -> None:
+        """Memories that one thread uses may share their `room`, float32[2, C, d]: it then stays in the cache."""
         if not (2 <= components <= _MAX_COMPONENTS and 1 <= dim <= _MAX_DIM):
             raise UsageError(f"memory: {components} components of width {dim}, need at least 2 of at least 1")
         if not (0 < rate < 1 and 0 <= resolution < math.inf):
@@ -85,7 +88,7 @@ class GaussianMemory:
         self.weights = np.full(components, 1 / components, np.float32)
         self._average = np.zeros(dim, np.float32)  # running mean of the embeddings; gives D²
         # Squared distances of the window at hand to every mean, and room to reckon in: small enough to stay in cache.
-        self._squares, self._scratch = np.empty((2, components, dim), np.float32)
+        self._squares, self._scratch = np.empty((2, components, dim), np.float32) if room is None else room
         self._ones = np.ones(dim, np.float32)  # a product with it is a sum, and the faster one
         self._log_volumes = _log_volumes(self.variances)  # as the variances are: few change with a window
 
@@ -173,7 +176,7 @@ class GaussianMemory:
     def from_bytes(
         cls,
         data: bytes,
-        components: int = 64,
+        components: int = COMPONENTS,
         dim: int = 128,
         rate: float = 0.01,
         seed: int = 0,
