@@ -2,7 +2,7 @@
 
     the event loop      takes frames off the broker, checks them, answers and acknowledges
     the torch thread    decodes them and runs the suffix, one batch after the other
-    the counting thread notes every window once, teaches the device's mixture and the trainer
+    the counting thread notes every window once, teaches the trainer, and in quiet moments the device's mixture
 
 While a batch is completed, the one before it is counted and answered and the next one comes together, so that batches
 grow with the load by themselves. A frame is acknowledged when it has been counted, and never before.
@@ -74,7 +74,7 @@ class Ingest:
         self._completer, self._mixtures = Completer(generations), Mixtures()
         self._backlog, self._held = Backlog(), Held()
         self._torch, self._counting = ThreadPoolExecutor(1, "complete"), ThreadPoolExecutor(1, "count")
-        self._completing = 0
+        self._completing = self._to_count = 0
         self._passes: set[asyncio.Task[None]] = set()
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -173,6 +173,7 @@ class Ingest:
             with contextlib.suppress(*BROKER_ERRORS):
                 await self._reply(arrival, reply)
             await self._put_away(arrival.message, arrival.device, why)
+        await self._in(self._counting, self._mixtures.catch_up, lambda: self._to_count > 0)
 
     async def _completed(self, batch: Batch) -> tuple[list[Outcome], list[Reply]]:
         try:
@@ -182,7 +183,11 @@ class Ingest:
             self._changed.set()
         self._backlog.took(batch, seconds)
         self.latency_ms["batch"].observe(seconds * 1e3)
-        return outcomes, await self._in(self._counting, self._count, batch.arrivals, outcomes)
+        self._to_count += 1
+        try:
+            return outcomes, await self._in(self._counting, self._count, batch.arrivals, outcomes)
+        finally:
+            self._to_count -= 1
 
     def _count(self, arrivals: Sequence[Arrival], outcomes: Sequence[Outcome]) -> list[Reply]:
         """In the counting thread: note each window once, keep it for training; the replies."""
@@ -203,7 +208,7 @@ class Ingest:
             if is_new and self._trainer is not None:
                 self._trainer.take(_window(arrival, outcome))
             embedding = outcome.embedding.numpy()
-            mixture = self._mixtures.learn(arrival.device, embedding)
+            mixture = self._mixtures.hear(arrival.device, embedding)
             replies.append(_reply(arrival, newest, "ok", embedding.astype("<f2").tobytes(), mixture))
         return replies
 
