@@ -2,14 +2,17 @@
 
 What the encoder does to its weights before they meet data is done once (batch norms go into the convolutions), and
 images are laid out channel by channel as the convolutions want them. Measured for MobileNetV3-Small behind its middle
-cut, one thread, 32 windows at once: 1.4 times the windows of the plain graph. `torch.compile` gave less and takes a
-minute and a compiler; TorchScript gave a little more and is on its way out of torch. bfloat16 gave 1.1 times as many
-again on a processor that has its instructions (AVX-512).
+cut, one thread, 32 windows at once: 1.4 times the windows of the plain graph. bfloat16 gave 1.1 times as many again on
+a processor that has its instructions (AVX-512). `torch.compile` gave less and takes a minute and a compiler.
+
+A block is recorded as TorchScript where that does the same. Alone it is hardly faster, but a graph module asks for
+Python's lock at each of a hundred operations, and waits there for the threads that take frames in and answer them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -18,6 +21,7 @@ from torch import fx
 from streamsplit_compile.fx_folding import fold
 from streamsplit_compile.weight_program import separate
 
+Block = Callable[[torch.Tensor], object]
 Precision = Literal["float32", "bfloat16"]
 """The first block is run in float32 always: of a quiet sound's spectrum bfloat16 leaves too little."""
 
@@ -27,7 +31,7 @@ class ServedBlocks:
 
     def __init__(self, segments: Sequence[fx.GraphModule], precision: Precision = "float32") -> None:
         self._segments, self._precision = segments, precision
-        self._blocks: dict[int, fx.GraphModule] = {}
+        self._blocks: dict[int, Block] = {}
 
     def complete(self, cut: int, activations: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, d) float32 of activations (n * rows, ...) float32 at a cut, without gradients.
@@ -47,10 +51,25 @@ class ServedBlocks:
         return activation
 
     def _run(self, index: int, activation: torch.Tensor) -> torch.Tensor:
-        if index not in self._blocks:
-            self._blocks[index], _ = separate(fold(self._segments[index]), ())
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._precision == "bfloat16" and index > 0):
+        lower = self._precision == "bfloat16" and index > 0
+        with torch.jit.optimized_execution(False), torch.autocast("cpu", torch.bfloat16, lower, cache_enabled=False):
+            if index not in self._blocks:
+                segment = self._segments[index]
+                self._blocks[index] = _recorded(separate(fold(segment), ())[0], activation, segment.meta["rows"])
             return _tensor(self._blocks[index](activation)).float()
+
+
+def _recorded(block: fx.GraphModule, activation: torch.Tensor, rows: int | None) -> Block:
+    """The block as TorchScript, or as it is where that cannot be or does something else with more windows."""
+    probe = activation if rows is not None else torch.cat([activation, activation])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes that it takes for constants, and that it is on its way out
+            recorded: Block = torch.jit.trace(block, activation, check_trace=False)
+        same = torch.equal(_tensor(recorded(probe)), _tensor(block(probe)))
+    except (RuntimeError, NotImplementedError):
+        return block
+    return recorded if same else block
 
 
 def _tensor(value: object) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """The served blocks are the encoder's own function, folded or in bfloat16, at every cut."""
 
+import operator
+
 import pytest
 import torch
 
-from runtime_server.serving import ServedBlocks
+from runtime_server.serving import ServedBlocks, _recorded
 from streamsplit_compile.encoders import load_encoder, new_encoder, save_checkpoint
 from streamsplit_compile.segment import run_segments, split
 from streamsplit_compile.soundscape import soundscape
@@ -68,3 +70,34 @@ def test_a_block_keeps_its_own_copy_of_the_weights(segments, activations):
         weight.mul_(2.0)
         assert torch.equal(served.complete(2, activations[2]), before)
         weight.copy_(kept)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_blocks_are_recorded_so_that_no_operation_asks_for_pythons_lock(segments, activations, precision):
+    served = ServedBlocks(segments[-2:], precision)
+    for count in (1, 5):
+        found = served.complete(0, activations[-3][:count])
+        assert len(found) == count
+    assert [type(block).__name__ for block in served._blocks.values()] == ["TopLevelTracedModule"] * 2
+
+
+class _Sized(torch.nn.Module):
+    def forward(self, activation):
+        return activation / operator.index(activation.shape[0])
+
+
+class _Refused(torch.nn.Module):
+    def forward(self, activation):
+        return activation if activation.sum() else [1, "text"]
+
+
+@pytest.mark.parametrize(("block", "rows", "is_recorded"), [(_Sized(), None, False), (_Sized(), 3, True)])
+def test_a_block_that_would_do_something_else_with_more_windows_stays_as_it_is(block, rows, is_recorded):
+    recorded = _recorded(block, torch.ones(3, 2), rows)
+    assert (recorded is not block) == is_recorded
+    assert torch.equal(recorded(torch.ones(3, 2)), torch.full((3, 2), 1 / 3))
+
+
+def test_a_block_that_cannot_be_recorded_stays_as_it_is():
+    block = _Refused()
+    assert _recorded(block, torch.zeros(1, 2), None) is block
