@@ -52,7 +52,8 @@ class ServedBlocks:
 
     def _run(self, index: int, activation: torch.Tensor) -> torch.Tensor:
         lower = self._precision == "bfloat16" and index > 0
-        with torch.jit.optimized_execution(False), torch.autocast("cpu", torch.bfloat16, lower, cache_enabled=False):
+        optimized = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]  # it would take a second first
+        with optimized, torch.autocast("cpu", torch.bfloat16, lower, cache_enabled=False):
             if index not in self._blocks:
                 segment = self._segments[index]
                 self._blocks[index] = _recorded(separate(fold(segment), ())[0], activation, segment.meta["rows"])
@@ -65,7 +66,7 @@ def _recorded(block: fx.GraphModule, activation: torch.Tensor, rows: int | None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes that it takes for constants, and that it is on its way out
-            recorded: Block = torch.jit.trace(block, activation, check_trace=False)
+            recorded: Block = torch.jit.trace(block, activation, check_trace=False)  # type: ignore[no-untyped-call]
         same = torch.equal(_tensor(recorded(probe)), _tensor(block(probe)))
     except (RuntimeError, NotImplementedError):
         return block
