@@ -22,17 +22,21 @@ UNCERTAINTY_SMOOTHING = 0.3
 """Weight of the newest uncertainty in the exponential mean the table is looked up with (METHOD section 6)."""
 
 
-BREAKS_DWELL = ("bandwidth_mbps", "cpu")
-"""State variables whose move ends a dwell."""
+BREAKS_DWELL = ("bandwidth_mbps", "cpu", "rtt_ms")
+"""State variables whose move ends a dwell: of the link and of the load, not of the sound."""
+
+
+RTT_JITTER_MS = 5.0
+"""How far the smoothed round trip wavers while the link stays as it is (METHOD section 6: samples by 15 ms)."""
 
 
 URGENT = 0.25
 """What a cut must lose, in reward (10 ms of latency at the default weights), for a dwell to end early."""
 
 
-def move_bins(edges: Sequence[float]) -> int:
+def move_bins(axis: StateAxis) -> int:
     """How many bins are a move, and not the wavering of an estimate: a sixth of the axis, at least one."""
-    return max(1, (len(edges) + 1) // 6)
+    return max(1, (len(axis.edges) + 1) // 6)
 
 
 class Decision(NamedTuple):
@@ -50,9 +54,9 @@ class Decision(NamedTuple):
 class Splitter:
     """Chooses a cut for each window from a table (METHOD section 6); holds the state that makes it steady.
 
-    Three things keep it from flapping: a bin is left only well past its edge (`dead_band`), a better action must be
-    better by more than `hysteresis`, and after a change the next one waits `dwell` windows, unless link or load have
-    moved and waiting would cost more than URGENT. The device knows a window's uncertainty only after it, so the table
+    Three things keep it from flapping: a bin of link or load is left only well past its edge (`dead_band`), a better
+    action must be better by more than `hysteresis`, and after a change the next one waits `dwell` windows, unless link
+    or load have moved and waiting would cost more than URGENT. The device knows a window's uncertainty only after it, so the table
     is looked up with the exponential mean of the known ones; before the first it is 1. An action earlier than cut
     `min_cut_index` (the privacy floor) is never chosen, by policy or by probe. Raises TableError when the table does
     not fit.
@@ -239,9 +243,18 @@ class _Axis(NamedTuple):
 
 
 def bounds(axis: StateAxis, dead_band: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Between which values each bin is kept once it has been entered: its edges, each moved out by the dead band."""
-    down = (-math.inf, *(edge - dead_band * abs(edge) for edge in axis.edges))
-    up = (*(edge + dead_band * abs(edge) for edge in axis.edges), math.inf)
+    """Between which values each bin is kept once it has been entered: its edges, each moved out by the dead band.
+
+    Only a variable that may end a dwell needs one; for the others the dwell is enough. A round trip jitters by
+    RTT_JITTER_MS whatever its length.
+    """
+    if dead_band == 0 or axis.name not in BREAKS_DWELL:
+        widths = [0.0] * len(axis.edges)
+    else:
+        least = RTT_JITTER_MS if axis.name == "rtt_ms" else 0.0
+        widths = [max(least, dead_band * abs(edge)) for edge in axis.edges]
+    down = (-math.inf, *(edge - width for edge, width in zip(axis.edges, widths, strict=True)))
+    up = (*(edge + width for edge, width in zip(axis.edges, widths, strict=True)), math.inf)
     return down, up
 
 
@@ -284,7 +297,7 @@ def _plan(table: SplitterTable, cut_names: Sequence[str], min_cut_index: int) ->
         open=above_floor,
         best=[max(above_floor, key=q.__getitem__) for q in table.q],
         axes=axes,
-        moving=[(index, move_bins(axis.edges)) for index, axis in enumerate(axes) if axis.name in BREAKS_DWELL],
+        moving=[(index, move_bins(axis)) for index, axis in enumerate(table.state) if axis.name in BREAKS_DWELL],
         bandwidth=next((index for index, axis in enumerate(axes) if axis.name == "bandwidth_mbps"), None),
         to_spool=min(teaching or shipping, key=sizes.__getitem__),
         smallest=min(above_floor, key=sizes.__getitem__),

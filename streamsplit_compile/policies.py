@@ -30,7 +30,7 @@ def play(table: SplitterTable, observed: Mapping[str, Array]) -> Actions:
     values = [observed[axis.name] for axis in table.state]
     kept = [tuple(np.asarray(side) for side in bounds(axis, table.dead_band)) for axis in table.state]
     # An axis that does not end a dwell can never move far enough.
-    enough = np.array([move_bins(a.edges) if a.name in BREAKS_DWELL else 1 << 30 for a in table.state])
+    enough = np.array([move_bins(a) if a.name in BREAKS_DWELL else 1 << 30 for a in table.state])
     traces, windows = values[0].shape
     every = np.arange(traces)
     bins = np.stack([np.digitize(v[:, 0], axis.edges) for v, axis in zip(values, table.state, strict=True)])

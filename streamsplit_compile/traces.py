@@ -89,7 +89,7 @@ FAMILIES = {
     "outages": TraceModel(dropout_every_s=60.0, dropout_s=(5.0, 40.0), dropout_mbps=0.0),
     "wide": TraceModel(bandwidth_mbps=(0.1, 16.0), rtt_ms=(10.0, 200.0)),
 }
-"""Named families; a default table is trained on all of them in equal parts."""
+"""Named families; a default table is trained on all of them."""
 
 
 def family_traces(families: Sequence[str], traces: int, windows: int, seed: int) -> Traces:
