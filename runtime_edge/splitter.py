@@ -56,10 +56,10 @@ class Splitter:
 
     Three things keep it from flapping: a bin of link or load is left only well past its edge (`dead_band`), a better
     action must be better by more than `hysteresis`, and after a change the next one waits `dwell` windows, unless link
-    or load have moved and waiting would cost more than URGENT. The device knows a window's uncertainty only after it, so the table
-    is looked up with the exponential mean of the known ones; before the first it is 1. An action earlier than cut
-    `min_cut_index` (the privacy floor) is never chosen, by policy or by probe. Raises TableError when the table does
-    not fit.
+    or load have moved and waiting would cost more than URGENT. The device knows a window's uncertainty only after it,
+    so the table is looked up with the exponential mean of the known ones; before the first it is 1. An action earlier
+    than cut `min_cut_index` (the privacy floor) is never chosen, by policy or by probe. Raises TableError when the
+    table does not fit.
     """
 
     def __init__(

@@ -46,8 +46,8 @@ class TableOptions:
 def default_traces(seed: int) -> Traces:
     """What a table is trained on unless it is told otherwise: all families, and outages twice.
 
-    A frame that meets an outage costs more than a thousand others gain over the best fixed cut: a device that lives with
-    outages, and whose table cannot know it, must not lose by it.
+    A frame that meets an outage costs more than a thousand others gain over the best fixed cut: a device that lives
+    with outages, and whose table cannot know it, must not lose by it.
     """
     return family_traces((*FAMILIES, "outages"), 256, 480, seed)
 
