@@ -189,10 +189,11 @@ class Pipeline:
     def _sound(self, frame_bytes: int) -> None:
         """Behind a frame, learn how the link is, and whether it has become better than this cut needs."""
         assert self.delivery is not None
-        capped = self.splitter.table.limits.mb_per_hour is not None
-        question = None if capped else self.splitter.mbps_in_question()
-        hop_s = self.splitter.table.hop_s
-        if filler := filler_bytes(self.uplink.uplink_mbits, question, hop_s, frame_bytes):
+        table = self.splitter.table
+        question = self.splitter.mbps_in_question() if table.limits.mb_per_hour is None else None
+        if question is not None and (
+            filler := filler_bytes(self.uplink.uplink_mbits, question, table.hop_s, frame_bytes)
+        ):
             self._spawn(self.delivery.sound(filler))
 
     def _embedding(self, reply: Reply) -> Embedding | None:
