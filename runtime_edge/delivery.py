@@ -16,7 +16,7 @@ from runtime_edge.link import FRAME_OVERHEAD_BYTES, Link
 from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.outbox import Outbox
 from runtime_edge.sounding import CONFIRMATIONS, TELLING_BYTES, confirming_bytes
-from runtime_edge.tasks import Compute, cancel_all
+from runtime_edge.tasks import Compute
 from runtime_edge.wire import Reply
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ class Delivery:
         self._sending = 0
         # Devices that lost the same broker at the same moment must not all come back at the same moment.
         self._random = random.Random(f"{config.seed}.{config.device}.{link.boot}")  # noqa: S311
-        self._under_way: set[asyncio.Future[float]] = set()
+        self._closed = False
+        self._room_made: asyncio.Future[None] | None = None
         self._to_replay = asyncio.Event()
         self._to_replay.set()
 
@@ -58,10 +59,8 @@ class Delivery:
     async def wait_for_room(self) -> None:
         """Until `room`, or until the link is gone."""
         while self._link.connected and not self.room:
-            if self._under_way:
-                await asyncio.wait(self._under_way, timeout=_IDLE_S, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                await asyncio.sleep(0.01)  # what is under way is a sounding
+            self._room_made = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._room_made}, timeout=_IDLE_S)
 
     def exchange(
         self,
@@ -103,7 +102,7 @@ class Delivery:
         except LinkError as exc:
             _LOG.debug("%s", exc)
         finally:
-            self._sending -= 1
+            self._sent()
 
     async def _sounded(self, filler_bytes: int) -> tuple[float, float]:
         told = await self._link.sound(bytes(filler_bytes))
@@ -117,7 +116,7 @@ class Delivery:
     async def replay_forever(self) -> None:
         """Send what lies in the spool, oldest first, while no live frame needs the link."""
         pause_s = _IDLE_S
-        while True:
+        while not self._closed:
             await self._to_replay.wait()
             try:
                 taken = self._link.connected and await self._replay_one()
@@ -143,7 +142,7 @@ class Delivery:
 
     async def close(self) -> None:
         """Give up what is under way; what is spooled stays so."""
-        await cancel_all(self._under_way)
+        self._closed = True
         await self._compute.run(self._outbox.give_up)
 
     async def _replay_one(self) -> bool | None:
@@ -156,60 +155,57 @@ class Delivery:
             return None
         self._to_replay.set()
         started = time.monotonic()
-        stored = self._send(oldest.message_id, oldest.index, oldest.payload)
-        if stored is not None:
-            await asyncio.wait({stored})
-        taken = _succeeded(stored)
+        decided: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._send(oldest.message_id, oldest.index, oldest.payload, decided)
+        taken = await decided
         self._accounting.replayed += taken
         # Half the link's time is left to live frames.
         await asyncio.sleep((time.monotonic() - started) * taken)
         return taken
 
-    def _send(self, message_id: str, window: int, frame: bytes) -> asyncio.Future[float] | None:
-        """Try once to have the broker store a claimed frame, and settle it when it has or has not.
-
-        Returns what the trying may be awaited by; None when it has failed already.
-        """
+    def _send(self, message_id: str, window: int, frame: bytes, decided: asyncio.Future[bool] | None = None) -> None:
+        """Try once to have the broker store a claimed frame, and settle it when it has or has not: `decided`."""
         # An answer to an earlier run's window would be taken for this run's window of that number.
         awaited = window if self._outbox.is_own(message_id) else None
         sent_bytes, alone = len(frame) + FRAME_OVERHEAD_BYTES, not self._sending
+        on_stored = functools.partial(self._on_stored, message_id, sent_bytes, alone, decided)
         self._sending += 1
         try:
             if alone:
                 if sent_bytes >= TELLING_BYTES:  # the acknowledgement of a smaller one tells the round trip itself
                     self._link.probe(self._uplink.observe_round_trip)
                 self._uplink.sending(sent_bytes)
-            stored = self._link.send(message_id, awaited, frame, self._config.ack_timeout_s)
+            self._link.send(message_id, awaited, frame, on_stored, self._config.ack_timeout_s)
         except LinkError as exc:
-            _LOG.debug("%s", exc)
-            self._sending -= 1
-            self._settle(message_id, delivered=False)
-            return None
-        self._under_way.add(stored)
-        stored.add_done_callback(functools.partial(self._decided, message_id, sent_bytes, alone))
-        return stored
+            on_stored(exc)
 
-    def _decided(self, message_id: str, sent_bytes: int, alone: bool, stored: asyncio.Future[float]) -> None:
-        """The broker has a frame, or not; a cancelled one is settled by whoever cancels."""
-        self._sending -= 1
-        self._under_way.discard(stored)
-        if stored.cancelled():
+    def _on_stored(
+        self,
+        message_id: str,
+        sent_bytes: int,
+        alone: bool,
+        decided: asyncio.Future[bool] | None,
+        said: float | LinkError,
+    ) -> None:
+        """The broker has a frame after so many seconds, or not; once closed, what was under way is settled already."""
+        self._sent()
+        if self._closed:
             return
-        self._settle(message_id, delivered=_succeeded(stored))
-        if (failure := stored.exception()) is not None:
-            _LOG.debug("%s: %s", message_id, failure)
+        delivered = not isinstance(said, LinkError)
+        self._outbox.settle_soon(message_id, delivered)
+        if decided is not None and not decided.done():
+            decided.set_result(delivered)
+        if isinstance(said, LinkError):
+            _LOG.debug("%s: %s", message_id, said)
+            self.replay_soon()
             return
-        seconds = stored.result()
-        self._accounting.stage_ms["publish"].observe(seconds * 1e3)
+        self._accounting.stage_ms["publish"].observe(said * 1e3)
         self._accounting.bytes_sent += sent_bytes
         if alone:
-            self._uplink.observe(sent_bytes, seconds)
+            self._uplink.observe(sent_bytes, said)
 
-    def _settle(self, message_id: str, delivered: bool) -> None:
-        self._outbox.settle_soon(message_id, delivered)
-        if not delivered:
-            self.replay_soon()
-
-
-def _succeeded(stored: asyncio.Future[float] | None) -> bool:
-    return stored is not None and not stored.cancelled() and stored.exception() is None
+    def _sent(self) -> None:
+        """One less is under way."""
+        self._sending -= 1
+        if self._room_made is not None and not self._room_made.done():
+            self._room_made.set_result(None)

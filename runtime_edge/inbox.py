@@ -1,7 +1,7 @@
 """What comes back for a frame: how long a round trip takes, the broker's acknowledgement, the server's answer.
 
-All come on one subscription below a name that is new with each connection. An awaited one is a callback or a future
-with a timer: no task is started for a frame.
+All come on one subscription below a name that is new with each connection. An awaited one is a callback: no task is
+started for a frame.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _NOBODY = "503"
 
 
 OnAnswer = Callable[[Reply | None], None]
+OnStored = Callable[[float | LinkError], None]
+"""Gets the seconds until the broker has stored a message, or why it has not."""
 
 
 class _Acknowledgement(msgspec.Struct):
@@ -47,7 +49,7 @@ class Inbox:
         self.bad_replies = 0
         self._late_reply = late_reply
         self._replies: dict[int, tuple[OnAnswer, asyncio.TimerHandle]] = {}
-        self._stored: dict[str, tuple[asyncio.Future[float], float, float]] = {}
+        self._stored: dict[str, tuple[OnStored, float, float]] = {}
         self._overdue: asyncio.TimerHandle | None = None
         self._probe: tuple[str, Callable[[float], None], float] | None = None
         self._sent = 0
@@ -57,19 +59,22 @@ class Inbox:
         timer = asyncio.get_running_loop().call_later(deadline_s, self._forget, window)
         self._replies[window] = on_answer, timer
 
-    def acknowledgement(self, timeout_s: float) -> tuple[str, asyncio.Future[float]]:
-        """Where the broker is to acknowledge a message, and the seconds it has taken, once it has.
+    def acknowledgement(self, timeout_s: float, on_stored: OnStored) -> str:
+        """Where the broker is to acknowledge a message; the callback hears of it once, when it has or will not.
 
-        The future fails with LinkError: the broker refuses, does not answer in `timeout_s`, or is lost.
+        It will not when it refuses, does not answer in `timeout_s`, or is lost.
         """
-        loop = asyncio.get_running_loop()
         self._sent += 1
-        token, future, now = f"a{self._sent}", loop.create_future(), loop.time()
-        self._stored[token] = future, timeout_s, now
+        token, now = f"a{self._sent}", asyncio.get_running_loop().time()
+        self._stored[token] = on_stored, timeout_s, now
         # One timer for all: most are acknowledged long before.
         if self._overdue is None or now + timeout_s < self._overdue.when():
             self._fail_overdue()
-        return f"{self.name}.{token}", future
+        return f"{self.name}.{token}"
+
+    def not_sent(self, acknowledge: str) -> None:
+        """Forget a message that the broker cannot acknowledge."""
+        self._stored.pop(acknowledge[len(self.name) + 1 :], None)
 
     def round_trip(self, on_answer: Callable[[float], None]) -> str:
         """Where the broker is to answer a probe; the callback gets the seconds. Only the latest probe counts."""
@@ -103,9 +108,8 @@ class Inbox:
         if said.error is not None or not said.stream:
             self._fail(token, str((said.error or {}).get("description", "refused")))
             return
-        future, _, since = self._stored.pop(token)
-        if not future.done():
-            future.set_result(asyncio.get_running_loop().time() - since)
+        on_stored, _, since = self._stored.pop(token)
+        on_stored(asyncio.get_running_loop().time() - since)
 
     def _fail_overdue(self) -> None:
         """Give up what is not acknowledged in time, and come back when the next one may be overdue."""
@@ -121,9 +125,8 @@ class Inbox:
             self._overdue = loop.call_at(due, self._fail_overdue)
 
     def _fail(self, token: str, why: str) -> None:
-        future, _, _ = self._stored.pop(token)
-        if not future.done():
-            future.set_exception(LinkError(f"not acknowledged by the broker: {why}"))
+        on_stored, _, _ = self._stored.pop(token)
+        on_stored(LinkError(f"not acknowledged by the broker: {why}"))
 
     def _replied(self, data: bytes) -> None:
         try:

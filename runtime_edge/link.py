@@ -3,7 +3,7 @@
 link = Link(url, "pi-1", boot)
 await link.connect()
 link.expect(window, 1.0, on_answer)                           # the server's answer, once it comes
-stored = link.send(message_id, window, frame)                 # the broker's acknowledgement, once it comes
+link.send(message_id, window, frame, on_stored)               # the broker's acknowledgement, once it comes
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from runtime_edge.broker import BROKER_ERRORS, disconnect, reason
 from runtime_edge.client import DirectClient
 from runtime_edge.credentials import Credentials, explain, servers
 from runtime_edge.errors import AccessError, LinkError, SscError
-from runtime_edge.inbox import Inbox, OnAnswer
+from runtime_edge.inbox import Inbox, OnAnswer, OnStored
 from runtime_edge.tasks import cancel_all, within
 from runtime_edge.wire import Reply
 
@@ -107,22 +107,23 @@ class Link:
         """
         self._inbox.expect(window, deadline_s, on_answer)
 
-    def send(self, message_id: str, window: int | None, frame: bytes, timeout_s: float = 10.0) -> asyncio.Future[float]:
-        """Publish one frame; the seconds until the broker has stored it, to be awaited.
+    def send(
+        self, message_id: str, window: int | None, frame: bytes, on_stored: OnStored, timeout_s: float = 10.0
+    ) -> None:
+        """Publish one frame; call back with the seconds until the broker has stored it, or with why it has not.
 
-        The server answers under the number `window`, or not at all when that is None. Raises LinkError, as the future
-        does; the frame may or may not have arrived then, and sending it again is harmless.
+        The server answers under the number `window`, or not at all when that is None. Raises LinkError when it cannot
+        be sent, and then does not call back; otherwise it may have arrived even so, and sending it again is harmless.
         """
         headers = {subjects.MESSAGE_ID_HEADER: message_id, subjects.STREAM_HEADER: subjects.STREAM}
         if window is not None:
             headers[subjects.REPLY_HEADER] = f"{self._inbox.name}.{window}"
-        acknowledge, stored = self._inbox.acknowledgement(timeout_s)
+        acknowledge = self._inbox.acknowledgement(timeout_s, on_stored)
         try:
             self._client.write_message(self._frames, frame, acknowledge, headers)
         except BROKER_ERRORS as exc:
-            stored.cancel()
+            self._inbox.not_sent(acknowledge)
             raise LinkError(f"broker {self.url}: frame {message_id} not sent ({reason(exc)})") from None
-        return stored
 
     async def publish(self, subject: str, data: bytes) -> None:
         """Publish an event, best effort."""

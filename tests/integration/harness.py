@@ -22,6 +22,7 @@ from torch import nn
 from models.encoder import Normalize
 from models.front_end import FrontEnd, LogMel
 from runtime_edge import minisign
+from runtime_edge.errors import LinkError
 from runtime_edge.table import SplitterTable, StateAxis
 from runtime_server.hub import Hub
 from streamsplit_compile.soundscape import soundscape
@@ -254,3 +255,17 @@ class Device:
         """Wait for the end; the report."""
         self.process.finish(timeout_s)
         return json.loads(self._report.read_text())
+
+
+def stored(link, message_id, window, frame, timeout_s=10.0):
+    """Send a frame; what the broker says of it, as a future."""
+    future = asyncio.get_running_loop().create_future()
+
+    def on_stored(said):
+        if isinstance(said, LinkError):
+            future.set_exception(said)
+        else:
+            future.set_result(said)
+
+    link.send(message_id, window, frame, on_stored, timeout_s)
+    return future

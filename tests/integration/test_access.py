@@ -112,7 +112,7 @@ def test_a_device_with_its_own_credentials_does_all_it_needs(guarded):
             await hub.client.flush()
             await link.publish(subjects.events("pi-1"), b"event")
             assert (await events.next_msg(5)).data == b"event"
-            await link.send("pi-1.boot.0", 0, b"frame")
+            await harness.stored(link, "pi-1.boot.0", 0, b"frame")
             stored = await hub.stream.get_msg(subjects.STREAM, 1)
             answer = asyncio.get_running_loop().create_future()
             link.expect(0, 5.0, answer.set_result)
@@ -200,7 +200,7 @@ def test_a_device_cannot_listen_to_others(guarded):
                 await client.subscribe(subject, cb=on_message)
                 await client.subscribe(subject, "server", cb=on_message)
             await client.flush()
-            await link.send("pi-1.boot.0", 0, b"secret")
+            await harness.stored(link, "pi-1.boot.0", 0, b"secret")
             await link.publish(subjects.events("pi-1"), b"secret")
             await link.put_presence(b'{"secret": 1}')
             stored = await hub.stream.get_msg(subjects.STREAM, 1)
@@ -254,7 +254,7 @@ def test_a_device_cannot_ask_jetstream_for_anything_but_its_own(guarded):
 
     async def work():
         async with guarded.running() as hub, guarded.raw("pi-2") as (client, denied), guarded.linked("pi-1") as link:
-            await link.send("pi-1.boot.0", 0, b"secret")
+            await harness.stored(link, "pi-1.boot.0", 0, b"secret")
             await link.put_presence(b'{"secret": 1}')
             await (await hub.stream.key_value(subjects.TABLES)).put("pi-1.rpi4", b"pi-1's table")
             await (await hub.stream.object_store(subjects.BUNDLES)).put("assets/a", b"bundle")
@@ -328,18 +328,18 @@ def test_a_revoked_device_is_out_at_once_says_so_and_comes_back_with_new_credent
 
     async def work():
         async with guarded.running() as hub, guarded.linked("pi-1") as link, guarded.linked("pi-2") as other:
-            await link.send("pi-1.boot.0", 0, b"frame")
+            await harness.stored(link, "pi-1.boot.0", 0, b"frame")
             neighbour = other._client
             guarded.access.revoke("pi-1")
             assert guarded.access.reload()
             await until(lambda: "unknown or revoked" in link.trouble)
             assert not link.connected
             with pytest.raises(LinkError):
-                await link.send("pi-1.boot.1", 1, b"frame", 0.5)
+                await harness.stored(link, "pi-1.boot.1", 1, b"frame", 0.5)
             guarded.add("pi-1")
             guarded.access.reload()
             await until(lambda: link.connected)
-            await link.send("pi-1.boot.1", 1, b"frame")
+            await harness.stored(link, "pi-1.boot.1", 1, b"frame")
             assert other._client is neighbour, "others were disconnected"
             assert neighbour.is_connected
             assert hub.client.is_connected
@@ -434,7 +434,7 @@ def _attempt(guarded, url, **tls):
         link = Link(url, "pi-1", "boot", print, guarded.credentials("pi-1", **tls))
         try:
             await link.connect()
-            await link.send("pi-1.boot.0", 0, b"frame")
+            await harness.stored(link, "pi-1.boot.0", 0, b"frame")
         finally:
             await link.close()
 

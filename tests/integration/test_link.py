@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 
+import harness
 import pytest
 
 from runtime_edge import subjects
@@ -23,10 +24,6 @@ async def linked(broker, late=lambda reply: None):
         yield link
     finally:
         await asyncio.wait_for(link.close(), 5.0)
-
-
-async def deliver(link, *frame):
-    return await link.send(*frame)
 
 
 def expect(link, window, deadline_s):
@@ -65,7 +62,10 @@ def test_each_window_gets_its_own_answer_and_late_ones_go_to_the_callback(play, 
             futures = {window: expect(link, window, 0.0 if window == 3 else 20.0) for window in range(8)}
             assert await futures.pop(3) is None
             await asyncio.gather(
-                *(deliver(link, f"pi-1.boot.{window}", window, b"frame %d" % window) for window in reversed(range(9)))
+                *(
+                    harness.stored(link, f"pi-1.boot.{window}", window, b"frame %d" % window)
+                    for window in reversed(range(9))
+                )
             )
             await until(lambda: len(late) == 2)
             return {window: (await future).embedding for window, future in futures.items()}
@@ -81,7 +81,7 @@ def test_a_frame_without_a_number_is_not_answered(play, broker):
         await answer_all(hub)
         async with linked(broker, late.append) as link:
             future = expect(link, 5, 20.0)
-            await deliver(link, "pi-1.earlier.5", None, b"of an earlier boot")
+            await harness.stored(link, "pi-1.earlier.5", None, b"of an earlier boot")
             await asyncio.sleep(0.2)
             return future.done()
 
@@ -231,7 +231,7 @@ def test_without_a_broker_everything_says_so_and_closing_still_works():
         with pytest.raises(LinkError, match="is `ssc server run` running"):
             await link.connect(0.5)
         with pytest.raises(LinkError):
-            link.send("pi-1.boot.0", 0, b"frame", 0.5)
+            link.send("pi-1.boot.0", 0, b"frame", lambda said: None, 0.5)
         with pytest.raises(LinkError):
             link.probe(lambda seconds: None)
         await link.publish("evt.pi-1", b"best effort")
@@ -266,7 +266,7 @@ def test_a_probe_is_answered_at_once_and_only_the_latest_counts(play, broker):
             link.probe(superseded.append)
             link.probe(trips.append)
             await until(lambda: trips)
-            await deliver(link, "pi-1.boot.0", 0, b"frame")
+            await harness.stored(link, "pi-1.boot.0", 0, b"frame")
         after = await hub.stream.stream_info(subjects.STREAM)
         return after.state.messages - before.state.messages
 
@@ -280,11 +280,11 @@ def test_a_frame_that_the_broker_does_not_store_says_why(broker):
     async def work():
         async with linked(broker) as link:
             with pytest.raises(LinkError, match="no stream takes it"):
-                await deliver(link, "pi-1.boot.0", 0, b"frame")
+                await harness.stored(link, "pi-1.boot.0", 0, b"frame")
             other = subjects.bucket_stream(subjects.TABLES)
             await link._client.jetstream().add_stream(name=other, subjects=["act.>"])
             with pytest.raises(LinkError, match="expected stream"):
-                await deliver(link, "pi-1.boot.0", 0, b"frame")
+                await harness.stored(link, "pi-1.boot.0", 0, b"frame")
             await link._client.jetstream().delete_stream(other)
 
     asyncio.run(work())
@@ -298,12 +298,12 @@ def test_what_waits_for_the_broker_learns_at_once_that_it_is_gone(broker):
         async with linked(broker) as link:
             await link._client.subscribe("act.>", cb=ignore)  # somebody takes the frame, but no stream stores it
             await link._client.flush()
-            stored = link.send("pi-1.boot.0", 0, b"frame", 60.0)
+            said = harness.stored(link, "pi-1.boot.0", 0, b"frame", 60.0)
             await asyncio.sleep(0.2)
-            assert not stored.done()
+            assert not said.done()
             await broker.stop()
             with pytest.raises(LinkError, match="the connection was lost"):
-                await asyncio.wait_for(stored, 20.0)
+                await asyncio.wait_for(said, 20.0)
 
     asyncio.run(work())
 
