@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections import deque
@@ -101,10 +100,12 @@ class Capture:
     ) -> None:
         def hand_over(item: Captured | Exception | None) -> None:
             while not self._ended.is_set():
-                with contextlib.suppress(Empty):
+                try:
                     free.get(timeout=0.2)
-                    loop.call_soon_threadsafe(arrive, item)
-                    return
+                except Empty:
+                    continue
+                loop.call_soon_threadsafe(arrive, item)
+                return
 
         try:
             for window in self._windower.windows(self._blocks):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import queue
@@ -59,8 +58,10 @@ class Compute:
                     settle = functools.partial(_set, done, call(*arguments))
                 except BaseException as exc:
                     settle = functools.partial(_set, done, None, exc)
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                try:
                     loop.call_soon_threadsafe(settle)
+                except RuntimeError:
+                    _LOG.debug("nobody waits any more: the loop is closed")
             del work, call, arguments, done  # nothing is kept alive until the next call
 
 
