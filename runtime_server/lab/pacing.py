@@ -78,7 +78,7 @@ def apply(pace: Pace, cores: list[int]) -> Encoded:
     for codec in (CutCodec, AudioStreamEncoder):
         _replace(codec, "encode", _slowed(codec.encode, pace.scalar_factor, encoded))
     if cores:
-        _replace(runtime_edge.monitor, "_cpu_seconds", lambda: _cpu_seconds(cores))
+        _replace(runtime_edge.monitor, "_cpu_times", lambda: _cpu_times(cores))
     return encoded
 
 
@@ -116,7 +116,7 @@ def _slowed(call: Callable[..., _Result], factor: float, encoded: Encoded) -> Ca
     return slowed
 
 
-def _cpu_seconds(cores: list[int]) -> tuple[float, float]:
+def _cpu_times(cores: list[int]) -> tuple[float, float]:
     """As `runtime_edge.monitor` reads them, of some processors."""
     every = psutil.cpu_times(percpu=True)
     busy = total = 0.0
