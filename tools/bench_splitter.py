@@ -73,7 +73,12 @@ def measure(work: Path, quick: bool) -> Section:
 def _section(found: Found) -> Section:
     section = Section("splitter", "The splitter", "python -m tools.bench_splitter")
     worst = max(statistics.mean(values) for values in found.regret.values())
-    section.add("regret", worst, "at most 0.02", "of the gain over the best fixed cut, or of 0.1 where that is less; mean of the seeds, worst case")
+    section.add(
+        "regret",
+        worst,
+        "at most 0.02",
+        "of the gain over the best fixed cut, or of 0.1 where that is less; mean of the seeds, worst case",
+    )
     section.add("regret_max", max(map(max, found.regret.values())), "at most 0.02", "the same, worst of all seeds")
     section.add("train_s", max(found.train_s), "at most 10", "default grid, processor time, worst")
     section.add("lookup_us", max(found.lookup_us), "at most 20", "one choice on the device, worst of 4 tables")
