@@ -72,6 +72,21 @@ def test_a_bin_is_left_only_well_past_its_edge() -> None:
     assert [splitter.choose(None, 0.1, value, 80.0).row for value in mbps] == [0, 0, 0, 1, 1, 1, 1, 0, 0, 1]
 
 
+def test_a_bin_of_the_round_trip_is_left_only_past_its_jitter() -> None:
+    splitter = Splitter(make(SLOW_LOCAL_FAST_WAVEFORM, axis="rtt_ms", edges=(30.0,), dead_band=0.1), CUTS)
+    rtt_ms = (28.0, 34.0, 36.0, 26.0, 24.0)  # a tenth of the edge would be 3 ms
+    assert [splitter.choose(None, 0.1, 1.0, value).row for value in rtt_ms] == [0, 0, 1, 1, 0]
+
+
+def test_what_cannot_end_a_dwell_has_no_dead_band() -> None:
+    splitter = Splitter(make(SLOW_LOCAL_FAST_WAVEFORM, axis="uncertainty", edges=(0.5,), dead_band=0.1), CUTS)
+    rows = []
+    for value in (0.49, 0.51, 0.49):
+        splitter._uncertainty = value
+        rows.append(splitter.choose(None, 0.1, 1.0, 80.0).row)
+    assert rows == [0, 1, 0]
+
+
 def test_a_dead_band_is_narrow_enough_for_a_jump_over_several_bins() -> None:
     table = make(tuple((float(i), 0.0, 0.0, 0.0, 0.0) for i in range(5)), edges=(1.0, 2.0, 4.0, 8.0), dead_band=0.2)
     splitter = Splitter(table, CUTS)
@@ -93,6 +108,11 @@ def test_after_a_change_a_cut_is_kept_for_the_dwell_unless_link_or_load_move() -
     sure, unsure = (0.1, 0.1), (0.9, 0.1)
     assert actions(sure, unsure, unsure, unsure, unsure, sure, sure, sure, sure) == [0, 0, 0, 0, 2, 2, 2, 2, 0]
     assert actions(unsure, (0.9, 0.9), (0.1, 0.9), (0.1, 0.1)) == [0, 3, 3, 0]
+
+
+def test_a_move_of_the_round_trip_ends_a_dwell() -> None:
+    splitter = Splitter(make(SLOW_LOCAL_FAST_WAVEFORM, axis="rtt_ms", edges=(50.0,), dwell=100), CUTS)
+    assert [splitter.choose(None, 0.1, 1.0, rtt_ms).action for rtt_ms in (20.0, 80.0, 20.0)] == [4, 0, 4]
 
 
 def test_it_asks_about_the_link_only_where_a_faster_one_would_change_the_choice() -> None:
