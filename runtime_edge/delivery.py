@@ -92,9 +92,8 @@ class Delivery:
         self._sending += 1  # no replay in between: it would look like a slow link
         try:
             told = await self._sounded(filler_bytes)
-            for confirmed in range(CONFIRMATIONS):
-                sure = confirmed and self._uplink.came_apart(told[1])
-                if sure or not self._uplink.is_rise(filler_bytes, told[1]):
+            for _ in range(CONFIRMATIONS):
+                if not self._uplink.is_rise(filler_bytes, told[1]):
                     break
                 filler_bytes = confirming_bytes(filler_bytes)
                 told = await self._sounded(filler_bytes)

@@ -157,11 +157,6 @@ class BandwidthEstimator:
             expected_s = self._transfer_s * bytes_between * 8.0 / max(self._bits, 1.0)
             return expected_s - max(transfer_s, _PAIR_JITTER_S / 2) > _UNEXPLAINED * _PAIR_JITTER_S
 
-    @staticmethod
-    def came_apart(transfer_s: float) -> bool:
-        """Whether the packets of a sounding cannot have waited for each other on the way: then they come together."""
-        return transfer_s > 2 * _PAIR_JITTER_S
-
     def timeout(self, seconds: float) -> None:
         """Learn that a frame was given up after `seconds`: nothing delivered in that time."""
         if not 0.0 < seconds <= _MINUTE_SECONDS:

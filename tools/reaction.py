@@ -107,8 +107,8 @@ class SimulatedDevice:
         if not filler:
             return
         sounded_s, trip_s, pair_s = self._sound(acked_s, filler, rtt_s)
-        for confirmed in range(CONFIRMATIONS):
-            if (confirmed and uplink.came_apart(pair_s)) or not uplink.is_rise(filler, pair_s):
+        for _ in range(CONFIRMATIONS):
+            if not uplink.is_rise(filler, pair_s):
                 break
             filler = confirming_bytes(filler)
             sounded_s, trip_s, pair_s = self._sound(sounded_s, filler, rtt_s)

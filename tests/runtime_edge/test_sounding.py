@@ -60,13 +60,6 @@ def test_a_rise_is_a_pair_that_came_sooner_than_jitter_explains() -> None:
     assert not BandwidthEstimator().is_rise(625, 0.0), "nothing is known yet"
 
 
-def test_packets_that_waited_for_each_other_do_not_come_apart() -> None:
-    assert [BandwidthEstimator.came_apart(transfer_s) for transfer_s in (0.0, 0.01, 0.011, 0.2)] == [
-        *[False] * 2,
-        *[True] * 2,
-    ]
-
-
 def test_pairs_within_jitter_hardly_move_the_estimate() -> None:
     estimator = settled(0.2)
     for transfer_s in (0.029, 0.021, 0.03, 0.02, 0.026):
