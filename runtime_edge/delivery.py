@@ -85,19 +85,23 @@ class Delivery:
         self._link.expect(window, deadline_s, answered)
         self._send(message_id, window, frame)
 
-    async def sound(self, filler_bytes: int) -> None:
-        """Learn of the link what the last frame did not tell, unless another frame is under way."""
-        if not filler_bytes or self._sending or not self._link.connected:
+    async def sound(self, frame_bytes: int, filler_bytes: int) -> None:
+        """Learn of the link what a frame does not tell that has just been sent, unless others are under way.
+
+        At its heels, and not once it is acknowledged: on a long way, that would be a decision later.
+        """
+        if not filler_bytes or self._sending != 1 or not self._link.connected:
             return
+        before = frame_bytes + FRAME_OVERHEAD_BYTES
         self._sending += 1  # no replay in between: it would look like a slow link
         try:
             told = await self._sounded(filler_bytes)
             for _ in range(CONFIRMATIONS):
                 if not self._uplink.is_rise(filler_bytes, told[1]):
                     break
-                filler_bytes = confirming_bytes(filler_bytes)
+                before, filler_bytes = 0, confirming_bytes(filler_bytes)
                 told = await self._sounded(filler_bytes)
-            self._uplink.observe_pair(filler_bytes, *told)
+            self._uplink.observe_pair(filler_bytes, *told, before)
         except LinkError as exc:
             _LOG.debug("%s", exc)
         finally:

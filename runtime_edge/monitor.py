@@ -27,6 +27,8 @@ _PAIR_JITTER_S = 0.005
 """Of the difference between two that follow each other at once."""
 _CLEAR = 4.0
 """A time counts in full when it is so many times the jitter."""
+_LEAST_WEIGHT = 0.2
+"""Of a round trip as long as it was expected, in shares of `smoothing`; one that misses by twice the jitter has all."""
 _UNEXPLAINED = 2.5
 """A difference from the expected time that is no jitter any more, in multiples of it."""
 _MINUTE_SECONDS = 60.0
@@ -138,14 +140,16 @@ class BandwidthEstimator:
             with self._lock:
                 self._learn_rtt(seconds)
 
-    def observe_pair(self, bytes_between: int, rtt_s: float, transfer_s: float) -> None:
+    def observe_pair(self, bytes_between: int, rtt_s: float, transfer_s: float, bytes_before: int = 0) -> None:
         """Learn from two empty round trips with `bytes_between` sent between them: the first took `rtt_s`, and the
-        second ended `transfer_s` after it.
+        second ended `transfer_s` after it. The first waited behind `bytes_before`, which it is not blamed for.
         """
         if not 0.0 < rtt_s <= _MINUTE_SECONDS or not 0.0 <= transfer_s <= _MINUTE_SECONDS:
             return
         with self._lock:
-            self._learn_rtt(rtt_s)
+            waited_s = transfer_s * bytes_before / max(bytes_between, 1)
+            if waited_s < rtt_s:
+                self._learn_rtt(rtt_s - waited_s)
             # A rate that would be over in less than the jitter cannot be told from a higher one.
             self._learn_bandwidth(bytes_between * 8.0, max(transfer_s, _PAIR_JITTER_S / 2), _PAIR_JITTER_S)
 
@@ -208,8 +212,9 @@ class BandwidthEstimator:
         return bits / 1e6 / transfer_s if overdue else math.inf
 
     def _learn_rtt(self, seconds: float) -> None:
-        weight = 1.0 if self._rtt_learnt_at is None else self._smoothing
-        self._rtt_s += weight * (seconds - self._rtt_s)
+        missed_s = seconds - self._rtt_s
+        weight = self._smoothing * min(1.0, max(_LEAST_WEIGHT, abs(missed_s) / (2 * _JITTER_S)))
+        self._rtt_s += (1.0 if self._rtt_learnt_at is None else weight) * missed_s
         self._rtt_learnt_at = self._now()
 
     def _learn_bandwidth(self, bits: float, transfer_s: float, jitter_s: float = _JITTER_S) -> None:

@@ -163,6 +163,7 @@ class Pipeline:
         answered = functools.partial(self._answered, underway)
         self._unanswered += 1
         self.delivery.exchange(self._message_id(window), window.index, underway.step.frame, deadline_s, answered)
+        self._sound(len(underway.step.frame))
 
     def _answered(self, underway: Underway, reply: Reply | None, seconds: float) -> None:
         """The server's answer to a frame, or None past its deadline."""
@@ -177,8 +178,6 @@ class Pipeline:
             self._finish(underway, embedding, "server", seconds * 1e3 - server_ms, server_ms)
         elif underway.step.embedding is None:
             self._spawn(self._fall_back(underway, seconds))
-        if reply is not None:
-            self._sound(len(underway.step.frame))
 
     async def _fall_back(self, underway: Underway, seconds: float) -> None:
         """The device finishes by itself what the server has not."""
@@ -194,7 +193,7 @@ class Pipeline:
         if question is not None and (
             filler := filler_bytes(self.uplink.uplink_mbits, question, table.hop_s, frame_bytes)
         ):
-            self._spawn(self.delivery.sound(filler))
+            self._spawn(self.delivery.sound(frame_bytes, filler))
 
     def _embedding(self, reply: Reply) -> Embedding | None:
         """The (d,) float32 embedding of an answer; None when the server refused the frame."""

@@ -1,8 +1,8 @@
 """How far to look for a better link: a little filler between two empty round trips.
 
 A device that ships small frames over a thin link learns nothing of the link's recovery. Only where a faster link would
-change the cut it sends, behind each frame, two pings and between them filler of at most SHARE of the uplink: how much
-later the second answer comes is the filler's transfer time. Packets that waited for each other on the way arrive
+change the cut it sends, right behind each frame, two pings and between them filler of at most SHARE of the uplink: how
+much later the second answer comes is the filler's transfer time. Packets that waited for each other on the way arrive
 together, as over a fast link: a rise is believed when more filler, right behind, shows it too, and yet more.
 """
 

@@ -88,6 +88,7 @@ class SimulatedDevice:
         acked_s = sent_s + rtt_s + self._random.uniform(-JITTER_S, JITTER_S)
         if not alone:
             return
+        self._sound(ready_s, sent_s, size, rtt_s)
         uplink, seconds = self._uplink, acked_s - ready_s
         if size >= TELLING_BYTES:
             trip_s = self._at(ready_s).rtt_ms / 1e3 + self._random.uniform(-JITTER_S, JITTER_S)
@@ -96,25 +97,25 @@ class SimulatedDevice:
         deadline_s = self.table.uplink.deadline_ms / 1e3
         if seconds > deadline_s:
             self._events.append((ready_s + deadline_s, lambda: uplink.timeout(deadline_s)))
-        self._events.append((acked_s, lambda: self._acknowledge(acked_s, size, seconds, rtt_s)))
+        self._events.append((acked_s, lambda: uplink.observe(size, seconds)))
 
-    def _acknowledge(self, acked_s: float, size: int, seconds: float, rtt_s: float) -> None:
-        """Learn from a frame, and sound the link behind it."""
+    def _sound(self, ready_s: float, sent_s: float, size: int, rtt_s: float) -> None:
+        """Sound the link behind a frame, and learn from it once it is over."""
         uplink = self._uplink
-        uplink.observe(size, seconds)
         question = self._splitter.mbps_in_question()
-        filler = filler_bytes(uplink.uplink_mbits, question, self.table.hop_s, size)
+        filler, before = filler_bytes(uplink.uplink_mbits, question, self.table.hop_s, size), size
         if not filler:
             return
-        sounded_s, trip_s, pair_s = self._sound(acked_s, filler, rtt_s)
+        sounded_s, trip_s, pair_s = self._sounded(sent_s, filler, rtt_s)
+        trip_s += sent_s - ready_s
         for _ in range(CONFIRMATIONS):
             if not uplink.is_rise(filler, pair_s):
                 break
-            filler = confirming_bytes(filler)
-            sounded_s, trip_s, pair_s = self._sound(sounded_s, filler, rtt_s)
-        self._events.append((sounded_s, lambda: uplink.observe_pair(filler, trip_s, pair_s)))
+            before, filler = 0, confirming_bytes(filler)
+            sounded_s, trip_s, pair_s = self._sounded(sounded_s, filler, rtt_s)
+        self._events.append((sounded_s, lambda: uplink.observe_pair(filler, trip_s, pair_s, before)))
 
-    def _sound(self, start_s: float, filler: int, rtt_s: float) -> tuple[float, float, float]:
+    def _sounded(self, start_s: float, filler: int, rtt_s: float) -> tuple[float, float, float]:
         """When a sounding is over, its round trip, and how much later the second answer came."""
         trip_s = rtt_s + self._random.uniform(-JITTER_S, JITTER_S)
         if self.bunched and self._random.random() < self.bunched:

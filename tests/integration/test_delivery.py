@@ -10,7 +10,7 @@ from runtime_edge import subjects
 from runtime_edge.accounting import Accounting
 from runtime_edge.config import DeviceConfig
 from runtime_edge.delivery import Delivery
-from runtime_edge.link import Link
+from runtime_edge.link import FRAME_OVERHEAD_BYTES, Link
 from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.outbox import Outbox
 from runtime_edge.spool import Spool
@@ -166,6 +166,28 @@ def test_a_broker_without_our_stream_is_not_hammered(broker, spool):
     assert 1 <= len(heard) <= 8
     assert sent == 0
     assert spool.depth() == 5
+
+
+def test_the_link_is_sounded_at_the_heels_of_a_frame_that_is_alone(play, broker, spool):
+    async def work(hub):
+        async with delivering(broker, spool, replay=False) as (delivery, _, accounting):
+            sounded = []
+            for frames in (0, 1, 2):
+                claimed = [await spooled(delivery, 10 * frames + number, claim=True) for number in range(frames)]
+                for number, (message_id, frame) in enumerate(claimed):
+                    delivery.exchange(message_id, 10 * frames + number, frame, 1.0, lambda *answer: None)
+                await delivery.sound(8, 512)
+                await delivery.drain(5.0)
+                sounded.append(accounting.bytes_sent)
+            return sounded, delivery._uplink.rtt_ms, await stored(hub)
+
+    (idle, alone, crowded), rtt_ms, messages = play(work)
+    assert messages == 3, "filler was stored"
+    assert idle == 0
+    one = len(b"frame 10") + FRAME_OVERHEAD_BYTES
+    assert alone >= one + 512
+    assert crowded == alone + 2 * one
+    assert rtt_ms < 50, "it was assumed until then"
 
 
 def test_a_replay_under_way_does_not_stop_the_wait_for_room(play, broker, spool):
