@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_CHUNK_BYTES = 2048
-"""Small, so that a chunk's way is paced finely."""
+_CHUNK_BYTES = 64, 2048
+_CHUNK_S = 0.002
+"""Of a paced way: short, since what a chunk holds arrives together, as a packet does."""
 _QUEUE_CHUNKS = 32
 _CLOSE_S = 1.0
 MakeSocket = Callable[[], socket.socket]
@@ -153,10 +154,10 @@ class Relay:
         sender = asyncio.create_task(self._send(queue, writer))
         free_at = due = time.monotonic()
         try:
-            while chunk := await reader.read(_CHUNK_BYTES):
+            while chunk := await reader.read(self._chunk_bytes(way)):
                 free_at = max(free_at, time.monotonic())
                 self.passed[way] += len(chunk)
-                if (rate := getattr(self.now(), f"{way}link_mbps")) is not None:
+                if (rate := self._mbps(way)) is not None:
                     free_at += len(chunk) * 8 / (rate * 1e6)
                     await asyncio.sleep(max(0.0, free_at - time.monotonic()))
                 due = max(due, free_at + self._delay_s())
@@ -178,6 +179,15 @@ class Relay:
             await self._passable.wait()
             writer.write(chunk)
             await writer.drain()
+
+    def _mbps(self, way: str) -> float | None:
+        rate: float | None = getattr(self.now(), f"{way}link_mbps")
+        return rate
+
+    def _chunk_bytes(self, way: str) -> int:
+        least, most = _CHUNK_BYTES
+        rate = self._mbps(way)
+        return most if rate is None else min(max(int(_CHUNK_S * rate * 1e6 / 8), least), most)
 
     def _delay_s(self) -> float:
         now = self.now()

@@ -66,3 +66,16 @@ def test_an_outage_holds_what_is_sent_until_it_is_over():
         assert relay.passed == {"up": 25_856, "down": 25_856}
 
     through(LinkState(), work)
+
+
+def test_what_is_sent_first_arrives_first_on_a_thin_link():
+    """Otherwise two pings with filler between them would be answered together, as over a fast link."""
+
+    async def work(reader, writer, relay):
+        writer.write(bytes(1500))
+        await reader.readexactly(6)
+        began = time.monotonic()
+        await reader.readexactly(1494)
+        return time.monotonic() - began
+
+    assert through(LinkState(uplink_mbps=0.15), work) > 0.5 * 1500 * 8 / 0.15e6
