@@ -1,6 +1,6 @@
 """What learning is worth, on real recordings: before, after, after each term alone, and after everything as raw audio.
 
-    python -m tools.bench_learning [--quick] [--ablation] [--audio DIR] [--weights mn04_as_mAP_432.pt]
+    python -m tools.bench_learning [--quick] [--ablation] [--audio DIR] [--weights mn04_as_mAP_432.pt] [--kept FILE]
 
 Two starts, three seeds each. `random`: MobileNetV3-Small from random weights (the seed's). `room`: the AudioSet-trained
 mn04, and every recording heard by another microphone in another room (the seed's). Four devices play the recordings
@@ -11,16 +11,20 @@ of ESC-10's folds 1 to 4, no labels are used, 75 % of the windows are missing an
 The recordings and the weights are not part of the project: `--audio` (or SSC_TEST_AUDIO) holds esc10/labels.csv and
 what it names, `--weights` (or SSC_TEST_WEIGHTS, a directory) is EfficientAT's checkpoint.
 Without them nothing is measured.
+
+It takes hours. With `--kept FILE` every probe is kept there and not measured again, so that a run may be cut off
+and go on, and several may share the work: `--only random` and `--only room`, then one without to publish.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +64,7 @@ RANDOM = Start("random", "MobileNetV3-Small from random weights", 1e-3, 4)
 # What is trained already must be shown something harder: with the usual views it gained nothing.
 _HARDER = AugmentConfig(time_mask=0.5, frequency_mask=0.5, noise=0.3, mix=0.3)
 ROOM = Start("room", "AudioSet-trained mn04 in another room", 1e-4, 3, _HARDER)
+STARTS = (RANDOM, ROOM)
 FIRST_ROOM = 2
 """Its settings were found in room 1, which is not measured."""
 ARMS = {
@@ -77,11 +82,24 @@ ABLATION = ("task+mse", "task+kl", "task+mmd", "task+sw", "task+laplacian", "hyb
 class Found:
     """One probe for each seed, by start and arm."""
 
+    kept: Path | None = None
+    """JSON lines of what was measured before; more are added."""
     probes: dict[tuple[str, str], list[Probed]] = field(default_factory=dict)
 
-    def add(self, start: str, arm: str, probed: Probed) -> None:
-        """Of the next seed."""
+    def measured(self, start: str, seed: int, arm: str, measure: Callable[[], Probed]) -> Probed:
+        """Of the next seed: measured now, or before."""
+        key, probed = [start, seed, arm], None
+        if self.kept is not None and self.kept.exists():
+            for line in map(json.loads, self.kept.read_text().splitlines()):
+                probed = Probed(**line["probed"]) if line["key"] == key else probed
+        if probed is None:
+            print(f"{start}, seed {seed}, {arm}", flush=True)
+            probed = measure()
+            if self.kept is not None:
+                with self.kept.open("a") as lines:
+                    lines.write(json.dumps({"key": key, "probed": asdict(probed)}) + "\n")
         self.probes.setdefault((start, arm), []).append(probed)
+        return probed
 
     def mean(self, start: str, arm: str, what: str = "window") -> float:
         """Over the seeds."""
@@ -105,6 +123,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--ablation", action="store_true", help="The terms that the method compares.")
     parser.add_argument("--audio", type=Path, default=os.environ.get("SSC_TEST_AUDIO"))
     parser.add_argument("--weights", type=Path, default=os.environ.get("SSC_TEST_WEIGHTS"))
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="Go on from what is kept there.")
+    parser.add_argument("--only", choices=[start.name for start in STARTS], help="One start, and nothing is published.")
     given = parser.parse_args(arguments)
     if given.audio is None or given.weights is None:
         print("left out: --audio (SSC_TEST_AUDIO) and --weights (SSC_TEST_WEIGHTS) are needed")
@@ -112,28 +132,93 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(1)
     clips, weights = load_clips(Path(given.audio)), Path(given.weights)
     checkpoint = weights / _CHECKPOINT if weights.is_dir() else weights
-    measure = _measure_ablation if given.ablation else _measure
+    bench = Bench(clips, Path(given.audio), checkpoint, given.quick, Found(given.kept))
+    starts = [start for start in STARTS if given.only in (None, start.name)]
     content: dict[str, Any] = {}
-    for section in measure(clips, Path(given.audio), checkpoint, given.quick):
-        if given.quick:
+    for section in bench.ablation() if given.ablation else bench.learning(starts):
+        if given.quick or given.only:
             print(*(" ".join(row) for row in section.rows), sep="\n")
         else:
             content = publish(section)
     return content
 
 
-def _measure(clips: Clips, audio: Path, checkpoint: Path, quick: bool) -> Iterator[Section]:
-    """What was found so far, after each start."""
-    found, began, section = Found(), time.monotonic(), _section("what learning is worth", "", "learning")
-    for start in (RANDOM, ROOM):
-        for seed, staged, before in _stages(start, clips, audio, checkpoint, quick):
-            found.add(start.name, "before", before)
-            for arm, run in ARMS.items():
-                print(f"{start.name}, seed {seed}, {arm}", flush=True)
-                found.add(start.name, arm, learn(staged, _of(run, start, seed, quick), before).after)
-        _tell(section, start, found)
-        section.detail(f"{start.title}: measured in", f"{(time.monotonic() - began) / 60:.0f} min")
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, and on what."""
+
+    clips: Clips
+    audio: Path
+    checkpoint: Path
+    quick: bool
+    found: Found
+
+    def learning(self, starts: Sequence[Start]) -> Iterator[Section]:
+        """What was found so far, after each start."""
+        section = _section("what learning is worth", "", "learning")
+        for start in starts:
+            for seed in self._seeds():
+                self._of_seed(start, seed, ARMS)
+            _tell(section, start, self.found)
+            yield section
+
+    def ablation(self) -> Iterator[Section]:
+        """Terms of the loss, from random weights."""
+        runs = {
+            f"{term}, {arm}": Learning(TERMS[term], kept_share=share)
+            for term in ABLATION
+            for arm, share in (("dense", 1.0), ("sparse", 0.25))
+        }
+        for seed in self._seeds():
+            self._of_seed(RANDOM, seed, runs)
+        section = _section("the terms of its loss", " --ablation", "terms")
+        for term in ABLATION:
+            dense, sparse = (self.found.mean(RANDOM.name, f"{term}, {arm}") for arm in ("dense", "sparse"))
+            section.detail(
+                f"{term}: windows of fold 5 right, all windows at mixed cuts; lost with a quarter of them",
+                f"{100 * dense:.1f} %; {100 * (dense - sparse):.1f}",
+            )
+            name = term.removeprefix("task+")
+            section.numbers |= {f"terms.{name}": round(dense, 4), f"terms_drop.{name}": round(dense - sparse, 4)}
         yield section
+
+    def _seeds(self) -> Sequence[int]:
+        return list(SEEDS)[: 1 if self.quick else None]
+
+    def _of_seed(self, start: Start, seed: int, runs: Mapping[str, Learning]) -> None:
+        """What a probe makes of the start before anything is learnt, and after each run."""
+        with tempfile.TemporaryDirectory(prefix="ssc-bench-") as work:
+            staged = functools.cache(lambda: self._stage(start, seed, Path(work)))
+
+            def before() -> Probed:
+                return staged().judged(staged().start)
+
+            known = self.found.measured(start.name, seed, "before", before)
+            for arm, run in runs.items():
+                learning = replace(
+                    run,
+                    learning_rate=start.learning_rate,
+                    augment=start.augment,
+                    passes=1 if self.quick else start.passes,
+                    seed=seed,
+                )
+
+                def after(learning: Learning = learning) -> Probed:
+                    return learn(staged(), learning, known).after
+
+                self.found.measured(start.name, seed, arm, after)
+
+    def _stage(self, start: Start, seed: int, work: Path) -> Stage:
+        """A seed's encoder and recordings."""
+        if start is RANDOM:
+            name, config, heard = "mobilenet_v3_small", {"seed": seed}, self.clips
+            module, _ = new_encoder(name, config)
+        else:
+            name, config, heard = "mn", {}, self.clips.heard_through(Room(FIRST_ROOM + seed).hear)
+            module, _ = new_encoder(name, config)
+            module.load_state_dict(torch.load(self.checkpoint, weights_only=True))
+        save_checkpoint(name, config, module, work / "encoder.pt")
+        return stage(load_encoder(work / "encoder.pt"), heard, self.audio, work)
 
 
 def _section(title: str, options: str, part: str) -> Section:
@@ -157,52 +242,6 @@ def _tell(section: Section, start: Start, found: Found) -> None:
     for arm in ("before", *ARMS):
         told = {"after": "hybrid"}.get(arm, arm)
         section.detail(f"{start.title}, {told}: {_COLUMNS}", found.told(name, arm))
-
-
-def _measure_ablation(clips: Clips, audio: Path, checkpoint: Path, quick: bool) -> Iterator[Section]:
-    found = Found()
-    for seed, staged, before in _stages(RANDOM, clips, audio, checkpoint, quick):
-        for term in ABLATION:
-            for arm, share in (("dense", 1.0), ("sparse", 0.25)):
-                print(f"{term}, {arm}, seed {seed}", flush=True)
-                run = _of(Learning(TERMS[term], kept_share=share), RANDOM, seed, quick)
-                found.add(term, arm, learn(staged, run, before).after)
-    section = _section("the terms of its loss", " --ablation", "terms")
-    for term in ABLATION:
-        dense, sparse = found.mean(term, "dense"), found.mean(term, "sparse")
-        section.detail(
-            f"{term}: windows of fold 5 right, all windows at mixed cuts; lost with a quarter of them",
-            f"{100 * dense:.1f} %; {100 * (dense - sparse):.1f}",
-        )
-        name = term.removeprefix("task+")
-        section.numbers |= {f"terms.{name}": round(dense, 4), f"terms_drop.{name}": round(dense - sparse, 4)}
-    yield section
-
-
-def _stages(
-    start: Start, clips: Clips, audio: Path, checkpoint: Path, quick: bool
-) -> Iterator[tuple[int, Stage, Probed]]:
-    """Each seed, its encoder and recordings, and what a probe makes of it before anything is learnt."""
-    for seed in list(SEEDS)[: 1 if quick else None]:
-        with tempfile.TemporaryDirectory(prefix="ssc-bench-") as work:
-            if start is RANDOM:
-                name, config, heard = "mobilenet_v3_small", {"seed": seed}, clips
-                module, _ = new_encoder(name, config)
-            else:
-                name, config, heard = "mn", {}, clips.heard_through(Room(FIRST_ROOM + seed).hear)
-                module, _ = new_encoder(name, config)
-                module.load_state_dict(torch.load(checkpoint, weights_only=True))
-            path = Path(work) / "encoder.pt"
-            save_checkpoint(name, config, module, path)
-            staged = stage(load_encoder(path), heard, audio, Path(work))
-            before = staged.judged(staged.start)
-            print(f"{start.name}, seed {seed}, before\n  {before}", flush=True)
-            yield seed, staged, before
-
-
-def _of(run: Learning, start: Start, seed: int, quick: bool) -> Learning:
-    passes = 1 if quick else start.passes
-    return replace(run, learning_rate=start.learning_rate, augment=start.augment, passes=passes, seed=seed)
 
 
 if __name__ == "__main__":
