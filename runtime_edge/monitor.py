@@ -127,7 +127,8 @@ class BandwidthEstimator:
             self._under_way = None
             self._outcomes.append(False)
             if bytes_sent < _SMALL_FRAME_BYTES:
-                self._learn_rtt(seconds)
+                # Its own transfer is no round trip; half of its time at most, should the estimate be far too low.
+                self._learn_rtt(max(seconds - self._expected_s(bytes_sent * 8.0), seconds / 2))
             else:
                 self._learn_bandwidth(bytes_sent * 8.0, self._transfer_of(seconds))
             while self._fastest and self._fastest[-1][1] >= seconds:
@@ -158,8 +159,7 @@ class BandwidthEstimator:
         with self._lock:
             if self._bits is None or not bytes_between:
                 return False
-            expected_s = self._transfer_s * bytes_between * 8.0 / max(self._bits, 1.0)
-            return expected_s - max(transfer_s, _PAIR_JITTER_S / 2) > _UNEXPLAINED * _PAIR_JITTER_S
+            return self._expected_s(bytes_between * 8.0) - max(transfer_s, _PAIR_JITTER_S / 2) > _UNEXPLAINED * _PAIR_JITTER_S
 
     def timeout(self, seconds: float) -> None:
         """Learn that a frame was given up after `seconds`: nothing delivered in that time."""
@@ -211,6 +211,10 @@ class BandwidthEstimator:
         overdue = _UNEXPLAINED * _JITTER_S < transfer_s - bits / 1e6 / hoped < _MINUTE_SECONDS
         return bits / 1e6 / transfer_s if overdue else math.inf
 
+    def _expected_s(self, bits: float) -> float:
+        """Transfer time at the rate that is known; 0 while none is."""
+        return 0.0 if self._bits is None else self._transfer_s * bits / max(self._bits, 1.0)
+
     def _learn_rtt(self, seconds: float) -> None:
         missed_s = seconds - self._rtt_s
         weight = self._smoothing * min(1.0, max(_LEAST_WEIGHT, abs(missed_s) / (2 * _JITTER_S)))
@@ -222,7 +226,7 @@ class BandwidthEstimator:
         if self._bits is None:
             self._bits = 0.0
         else:
-            expected_s = self._transfer_s * bits / max(self._bits, 1.0)
+            expected_s = self._expected_s(bits)
             if abs(transfer_s - expected_s) > _UNEXPLAINED * jitter_s:
                 samples = max(1.0, (self._now() - self._bandwidth_learnt_at) / SAMPLE_S)
                 weight = 1.0 if jitter_s < _JITTER_S else 1.0 - (1.0 - self._smoothing) ** samples

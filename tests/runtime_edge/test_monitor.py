@@ -68,8 +68,8 @@ def test_without_jitter_it_is_right_over_the_range_of_the_traces(mbits: float, r
         link.send(estimator, 100)
         link.send(estimator, 20_000)
 
-    assert estimator.rtt_ms == pytest.approx(rtt_ms + 0.8 / mbits, rel=1e-6)
-    assert estimator.rtt_min_ms == pytest.approx(estimator.rtt_ms)
+    assert estimator.rtt_ms == pytest.approx(rtt_ms, rel=1e-3)
+    assert estimator.rtt_min_ms == pytest.approx(rtt_ms + 0.8 / mbits)
     assert estimator.uplink_mbits == pytest.approx(mbits, rel=0.02)
     assert estimator.loss == 0.0
 

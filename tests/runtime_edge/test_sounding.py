@@ -38,7 +38,7 @@ def settled(mbits: float, clock: Clock | None = None) -> BandwidthEstimator:
     clock = clock or Clock()
     estimator = BandwidthEstimator(now=clock)
     for _ in range(40):
-        estimator.observe(100, 0.05)
+        estimator.observe(100, 0.05 + 0.0008 / mbits)
         estimator.observe(16_000, 0.05 + 0.128 / mbits)
         clock.now += 0.5
     assert estimator.uplink_mbits == pytest.approx(mbits, rel=0.02)
@@ -76,6 +76,16 @@ def test_a_ping_that_waited_behind_a_frame_is_not_blamed_for_it() -> None:
     assert estimator.rtt_ms == pytest.approx(50, rel=0.01)
     estimator.observe_pair(625, 0.05, 0.025, bytes_before=50_000)  # so many cannot have been in front of it
     assert estimator.rtt_ms == pytest.approx(50, rel=0.01)
+
+
+def test_a_small_frame_is_not_blamed_for_its_own_transfer() -> None:
+    estimator = settled(0.2)
+    for _ in range(40):
+        estimator.observe(1000, 0.05 + 0.04)
+    assert estimator.rtt_ms == pytest.approx(50, rel=0.05)
+    for _ in range(40):
+        estimator.observe(1000, 0.03)  # the link is faster than the estimate by far: half of it is taken for the trip
+    assert 14 < estimator.rtt_ms < 30
 
 
 def test_the_round_trip_wavers_less_than_its_dead_band_and_follows_a_step() -> None:
