@@ -159,7 +159,10 @@ class BandwidthEstimator:
         with self._lock:
             if self._bits is None or not bytes_between:
                 return False
-            return self._expected_s(bytes_between * 8.0) - max(transfer_s, _PAIR_JITTER_S / 2) > _UNEXPLAINED * _PAIR_JITTER_S
+            return (
+                self._expected_s(bytes_between * 8.0) - max(transfer_s, _PAIR_JITTER_S / 2)
+                > _UNEXPLAINED * _PAIR_JITTER_S
+            )
 
     def timeout(self, seconds: float) -> None:
         """Learn that a frame was given up after `seconds`: nothing delivered in that time."""

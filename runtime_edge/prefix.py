@@ -86,7 +86,7 @@ class Prefix:
     def advance(self, cut: int) -> Array:
         """Run the blocks up to `cut` that have not run yet; the returned buffer is valid until the next `start`."""
         for index in range(self._done, cut):
-            block = self._blocks[index] or self._load(index)
+            block = self._blocks[index] or self.load(index)
             block.run()
             self._used[index] = self._window
             self._done = index + 1
@@ -115,7 +115,7 @@ class Prefix:
         """Load every block now rather than at its first use."""
         for index, block in enumerate(self._blocks):
             if block is None:
-                self._load(index)
+                self.load(index)
             progress(index)
 
     def self_test(self) -> float:
@@ -131,7 +131,8 @@ class Prefix:
             )
         return error
 
-    def _load(self, index: int) -> LoadedBlock:
+    def load(self, index: int) -> LoadedBlock:
+        """Load one block. Without a memory limit several may be loaded side by side."""
         if self._limit_mb is not None:
             self._make_room(self._resident_mb[index], keep=index)
         before_mb = rss_mb()

@@ -43,7 +43,8 @@ from runtime_server.tensorboard import Board
 from runtime_server.trainer import TrainConfig, Trainer
 from streamsplit_compile.bundle_writer import staging_directory, write_manifest
 from streamsplit_compile.calibrate import windows_for
-from streamsplit_compile.encoders import Encoder, weights_digest
+from streamsplit_compile.digests import weights_digest
+from streamsplit_compile.encoders import Encoder
 
 _LOG = logging.getLogger(__name__)
 _LEDGER_PERIOD_S = 5.0

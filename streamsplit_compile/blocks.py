@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,11 +25,10 @@ from runtime_edge.manifest import (
 from streamsplit_compile import formats
 from streamsplit_compile.bundle_writer import link_asset, write_asset
 from streamsplit_compile.cost import BlockWork
-from streamsplit_compile.encoders import weights_digest
+from streamsplit_compile.digests import Digests, Tensors, combined_digest, tensor_digests
 from streamsplit_compile.formats import Format, Precision
 from streamsplit_compile.graph import Candidate
 
-Tensors = Mapping[str, npt.NDArray[Any]]
 Source = tuple[fx.GraphModule, tuple[int, ...]]
 """A segment and the shape of its activation, for the few graphs that must be converted again."""
 
@@ -47,21 +45,27 @@ def lower_blocks(
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Component]:
     """Every segment in float32 in every wanted format, written as assets. Raises MissingExtra or UsageError."""
-    components = {}
+    components, digests = {}, tensor_digests(tensors)
     for index, (segment, cut) in enumerate(zip(segments, cuts, strict=False)):
         progress(f"lowering blocks to {', '.join(wanted)}", index, len(segments))
         block = BlockInfo(macs=work[index].macs)
         variants: dict[str, Variant] = {}
         for name in wanted:
             lowered = formats.lower(name, segment, cut.shape, tensors, metadata, keep_norms)
-            block = _with_graph(root, block, name, lowered.kept, tensors)
+            block = _with_graph(root, block, name, lowered.kept, digests)
             variants[formats.variant_name(name, "fp32")] = _variant(root, name, "fp32", lowered.model)
         components[f"block-{index:02d}"] = Component(variants=variants, additional_metadata=BlockMetadata(ssc=block))
     return components
 
 
 def reweight_block(
-    root: Path, base: Bundle, name: str, tensors: Tensors, metadata: Mapping[str, str], source: Source | None
+    root: Path,
+    base: Bundle,
+    name: str,
+    tensors: Tensors,
+    digests: Digests,
+    metadata: Mapping[str, str],
+    source: Source | None,
 ) -> Component:
     """One block of the base bundle with new weights in float32; all the same files when its weights are the same.
 
@@ -71,12 +75,12 @@ def reweight_block(
     block = component.additional_metadata.ssc
     kept = {format_name: base.read(graph.file) for format_name, graph in block.graphs.items()}
     try:
-        digests = {digest for name_, graph in kept.items() if (digest := _digest(name_, graph, tensors))}
+        found = {digest for name_, graph in kept.items() if (digest := _digest(name_, graph, digests))}
     except KeyError as exc:
         raise BundleError(f"{base.path}: {name} needs tensor {exc}; are these weights of this encoder?") from None
     for graph in block.graphs.values():
         link_asset(base, root, graph.file)
-    if not digests or digests == {block.parameters}:
+    if not found or found == {block.parameters}:
         for variant in component.variants.values():
             link_asset(base, root, variant.executor_info.ssc.file)
         return component
@@ -87,7 +91,7 @@ def reweight_block(
         )
         for format_name, graph in kept.items()
     }
-    block = msgspec.structs.replace(block, parameters=digests.pop())
+    block = msgspec.structs.replace(block, parameters=found.pop())
     return Component(variants=variants, additional_metadata=BlockMetadata(ssc=block))
 
 
@@ -138,19 +142,19 @@ def split_variant(variant: str) -> tuple[Format, Precision]:
     raise BundleError(f"variant {variant!r}: this version makes {', '.join(formats.FORMATS)} in {formats.PRECISIONS}")
 
 
-def _with_graph(root: Path, block: BlockInfo, name: Format, kept: bytes, tensors: Tensors) -> BlockInfo:
+def _with_graph(root: Path, block: BlockInfo, name: Format, kept: bytes, digests: Digests) -> BlockInfo:
     """Keep a graph beside its block, unless it has no parameters and so can never change."""
-    digest = _digest(name, kept, tensors)
+    digest = _digest(name, kept, digests)
     if digest is None:
         return block
     graph = KeptGraph(file=write_asset(root, f"{name}.graph", kept), bytes=len(kept))
     return msgspec.structs.replace(block, parameters=digest, graphs={**block.graphs, name: graph})
 
 
-def _digest(format_name: Format, kept: bytes, tensors: Tensors) -> str | None:
+def _digest(format_name: Format, kept: bytes, digests: Digests) -> str | None:
     """Digest of the parameters a kept graph takes; None when it takes none. Raises KeyError."""
     names = formats.parameter_names(format_name, kept)
-    return weights_digest({name: tensors[name] for name in names}) if names else None
+    return combined_digest(digests, names) if names else None
 
 
 def _variant(root: Path, format_name: Format, precision: Precision, data: bytes) -> Variant:

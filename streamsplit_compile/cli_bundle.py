@@ -15,7 +15,8 @@ from runtime_edge.patch import make_patch
 from runtime_edge.prefix import Prefix
 from streamsplit_compile.calibrate import collect_activations, windows_for
 from streamsplit_compile.compiler import bundle_variants, changed_blocks
-from streamsplit_compile.encoders import Encoder, load_encoder, weights_digest
+from streamsplit_compile.digests import weights_digest
+from streamsplit_compile.encoders import Encoder, load_encoder
 from streamsplit_compile.options import (
     PathParam,
     Steps,

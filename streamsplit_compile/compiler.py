@@ -10,6 +10,7 @@ a device will run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ from streamsplit_compile.blocks import lower_blocks, reweight_block
 from streamsplit_compile.bundle_writer import staging_directory, write_manifest, write_table
 from streamsplit_compile.calibrate import DEFAULT_WINDOWS, calibration_windows
 from streamsplit_compile.cost import count_work
-from streamsplit_compile.encoders import Encoder, weights_digest
+from streamsplit_compile.digests import combined_digest, tensor_digests, weights_digest
+from streamsplit_compile.encoders import Encoder
 from streamsplit_compile.formats import Format, Precision, variant_name
 from streamsplit_compile.graph import Candidate
 from streamsplit_compile.measure import Reference, measure
@@ -155,18 +157,23 @@ def recompile(
         metadata = _onnx_metadata(
             info.encoder.id, info.front_end.sample_rate, info.front_end.window_samples, info.front_end.details
         )
-        components = {
-            name: reweight_block(staging, base, name, tensors, metadata, _source(reference, base, index))
-            for index, name in enumerate(info.blocks)
-        }
-        encoder = msgspec.structs.replace(info.encoder, weights=weights_digest(tensors))
+        digests = tensor_digests(tensors)
+
+        def reweighted(index: int) -> Component:
+            source = _source(reference, base, index)
+            return reweight_block(staging, base, info.blocks[index], tensors, digests, metadata, source)
+
+        with ThreadPoolExecutor() as pool:
+            components = dict(zip(info.blocks, pool.map(reweighted, range(len(info.blocks))), strict=True))
+        encoder = msgspec.structs.replace(info.encoder, weights=combined_digest(digests, digests))
         draft = msgspec.structs.replace(info, encoder=encoder, generation=generation)
         changed = [index for index, name in enumerate(components) if components[name] != base.manifest.components[name]]
         wanted = bundle_variants(base.manifest)
         first_changed = min(changed, default=len(components))
         manifest = measure(staging, _manifest(draft, components), wanted, windows, reference, _silent, first_changed)
         for target, cost in info.targets.items():
-            write_table(staging, cost.table, base.table(target).to_json(), key)
+            base.table(target)  # nothing is signed that does not hold together
+            write_table(staging, cost.table, base.table_bytes(target), key)
         write_manifest(staging, manifest, key)
     return open_bundle(out)
 

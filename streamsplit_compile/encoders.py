@@ -9,7 +9,6 @@ A checkpoint is `{"format": "streamsplit.encoder/1", "encoder": name, "config": 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 import json
@@ -20,7 +19,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -123,16 +121,6 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     """`read_state` as arrays."""
     return {name: value.numpy() for name, value in read_state(path).items()}
-
-
-def weights_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-    """`sha256:<hex>` over names, dtypes, shapes and values, in name order."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-        digest.update(array.data)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _from_checkpoint(path: Path, content: dict[str, Any]) -> Encoder:

@@ -9,6 +9,7 @@ A format's libraries are imported when it is first asked for.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -28,6 +29,8 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 FORMATS: tuple[Format, ...] = ("onnx", "tflite")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "auto")
+_CONVERTING = threading.Lock()
+"""Blocks get their weights side by side; a converter is not made for that."""
 INPUT, OUTPUT = onnx_lowering.INPUT, onnx_lowering.OUTPUT
 """Names of a block's ends, in every format."""
 
@@ -92,7 +95,8 @@ def reweight(
     if source is None:
         raise UsageError("this TFLite block must be converted again for new weights, which needs the encoder")
     segment, shape = source
-    return bytes(lowering.lower(segment, shape, {name: tensors[name] for name in lowering.parameter_names(kept)}))
+    with _CONVERTING:
+        return bytes(lowering.lower(segment, shape, {name: tensors[name] for name in lowering.parameter_names(kept)}))
 
 
 def to_precision(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,10 @@ def _self_test(root: Path, manifest: Manifest, wanted: Sequence[str]) -> SelfTes
     probe = probe_waveform(front_end.window_samples, front_end.sample_rate)
     found: dict[str, Expected] = {}
     for variant in wanted:
-        embedding = _prefix(root, manifest, variant).embed(probe)
+        prefix = _prefix(root, manifest, variant)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(prefix.load, range(prefix.last_cut)))
+        embedding = prefix.embed(probe)
         if not np.isfinite(embedding).all():
             raise CheckFailed(f"{variant}: the self-test's embedding is NaN or infinite; look at the encoder's weights")
         tolerance = TOLERANCES[variant.split("-")[1]]

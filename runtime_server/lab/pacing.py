@@ -68,8 +68,8 @@ def apply(pace: Pace, cores: list[int]) -> Encoded:
     encoded = Encoded()
 
     class PacedPrefix(Prefix):
-        def _load(self, index: int) -> LoadedBlock:
-            block = super()._load(index)
+        def load(self, index: int) -> LoadedBlock:
+            block = super().load(index)
             paced = _PacedBlock(block, pace.block_ms[index] / 1e3)
             self._blocks[index] = paced
             return paced

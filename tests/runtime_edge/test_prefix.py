@@ -161,7 +161,7 @@ def memory(monkeypatch):
     def watch(prefix):
         held = lambda: 100.0 + 10.0 * sum(block is not None for block in prefix._blocks)  # noqa: E731
         monkeypatch.setattr(prefix_module, "rss_mb", held)
-        load = prefix._load
+        load = prefix.load
 
         def counted(index):
             loads.append(index)
@@ -169,7 +169,7 @@ def memory(monkeypatch):
             prefix._resident_mb[index] = 10.0
             return block
 
-        monkeypatch.setattr(prefix, "_load", counted)
+        monkeypatch.setattr(prefix, "load", counted)
         return loads
 
     return watch
