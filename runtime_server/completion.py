@@ -1,4 +1,4 @@
-"""What becomes of frames in the torch thread: decoded, completed together, and told apart."""
+"""What becomes of frames: decoded one by one, completed together, and told apart."""
 
 from __future__ import annotations
 
@@ -32,26 +32,42 @@ class Outcome:
     """Why it can never be completed; empty unless that is so."""
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A batch on its way from one thread to the next."""
+
+    generation: Generation | None
+    cut: int
+    found: list[Tensor | Outcome]
+    """Of each frame its activation, or what becomes of it without."""
+    seconds: float
+
+
 class Completer:
-    """Used by one thread."""
+    """Each of its two steps is used by one thread."""
 
     def __init__(self, generations: Generations) -> None:
         self._generations, self._streams = generations, AudioStreams()
 
-    def complete(self, batch: Batch) -> tuple[list[Outcome], float]:
-        """One pass through the suffix of a generation for all frames of a batch; an outcome for each, and seconds."""
+    def decode(self, batch: Batch) -> Decoded:
+        """The activations of a batch."""
         began = time.monotonic()
-        return self._outcomes(batch), time.monotonic() - began
-
-    def _outcomes(self, batch: Batch) -> list[Outcome]:
         generation = self._generations.get(batch.generation)
         if generation is None:
             status = "retired" if batch.generation < self._generations.newest.number else "refused"
-            return [Outcome(status)] * len(batch.arrivals)
+            return Decoded(None, batch.cut, [Outcome(status)] * len(batch.arrivals), 0.0)
         found = [self._decode(generation, arrival) for arrival in batch.arrivals]
-        decoded = [activation for activation in found if isinstance(activation, Tensor)]
-        completed = iter(_complete(generation, batch.cut, decoded))
-        return [outcome if isinstance(outcome, Outcome) else next(completed) for outcome in found]
+        return Decoded(generation, batch.cut, found, time.monotonic() - began)
+
+    def complete(self, decoded: Decoded) -> tuple[list[Outcome], float]:
+        """One pass through the suffix of a generation for all frames of a batch; an outcome for each, and the seconds
+        that both steps took.
+        """
+        began = time.monotonic()
+        activations = [found for found in decoded.found if isinstance(found, Tensor)]
+        completed = iter(_complete(decoded.generation, decoded.cut, activations) if decoded.generation else ())
+        outcomes = [found if isinstance(found, Outcome) else next(completed) for found in decoded.found]
+        return outcomes, decoded.seconds + time.monotonic() - began
 
     def _decode(self, generation: Generation, arrival: Arrival) -> Tensor | Outcome:
         """The activation of a frame, or what becomes of one that has none."""

@@ -1,7 +1,8 @@
 """Frames in, embeddings out: batch by (generation, cut), complete, reply, remember for training.
 
     the event loop      takes frames off the broker, checks them, answers and acknowledges
-    the torch thread    decodes them and runs the suffix, one batch after the other
+    the decode thread   unpacks them
+    the torch thread    runs the suffix, one batch after the other
     the counting thread notes every window once, teaches the trainer, and in quiet moments the device's mixture
 
 While a batch is completed, the one before it is counted and answered and the next one comes together, so that batches
@@ -73,7 +74,8 @@ class Ingest:
         self._rate, self._suspects = rate or RateLimit(), suspects
         self._completer, self._mixtures = Completer(generations), Mixtures()
         self._backlog, self._held = Backlog(), Held()
-        self._torch, self._counting = ThreadPoolExecutor(1, "complete"), ThreadPoolExecutor(1, "count")
+        self._decoding, self._torch = ThreadPoolExecutor(1, "decode"), ThreadPoolExecutor(1, "complete")
+        self._counting = ThreadPoolExecutor(1, "count")
         self._completing = self._to_count = 0
         self._passes: set[asyncio.Task[None]] = set()
         self._changed, self._room = asyncio.Event(), asyncio.Event()
@@ -89,8 +91,8 @@ class Ingest:
                 task.result()
         finally:
             await cancel_all([*tasks, *self._passes])
-            self._torch.shutdown(wait=True)
-            self._counting.shutdown(wait=True)
+            for thread in (self._decoding, self._torch, self._counting):
+                thread.shutdown(wait=True)
 
     async def _read(self, partition: int) -> None:
         """Messages of one partition into the backlog; starts over when the broker was away."""
@@ -177,7 +179,8 @@ class Ingest:
 
     async def _completed(self, batch: Batch) -> tuple[list[Outcome], list[Reply]]:
         try:
-            outcomes, seconds = await self._in(self._torch, self._completer.complete, batch)
+            decoded = await self._in(self._decoding, self._completer.decode, batch)
+            outcomes, seconds = await self._in(self._torch, self._completer.complete, decoded)
         finally:
             self._completing -= 1
             self._changed.set()

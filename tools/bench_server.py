@@ -1,10 +1,10 @@
 """A server's ingest: how much of what torch alone could do it does, how long answers take, whether it grows.
 
-    python -m tools.bench_server [--quick] [--minutes 20]
+    python -m tools.bench_server [--quick] [--only ingest|soak] [--minutes 20]
 
 The server is a process of its own with the broker it starts. For the ratio it is stopped (SIGSTOP) while frames are put
 into the stream and then let run; in between, torch completes the same activations in batches and does nothing else.
-Answers are timed, and memory is watched, at half the rate that came out.
+Answers are timed at half the rate that came out. In the soak, memory is watched at a steady rate.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ from tools.server_load import AnswerCounter, Recorded, fill
 
 ENCODER = "mobilenet_v3_small"
 _DEVICES = 200
+SOAK_RATE = 200.0
+"""Windows a second: each device's of one."""
 _BATCHES = (16, 32, 64)
 _READY_S = _DRAIN_S = 60.0
 _WARM_S = 10.0
@@ -159,37 +161,53 @@ async def under_load(
     return report, float(np.mean(memory[-quarter:]) - np.mean(memory[:quarter]))
 
 
-async def measure(work: Path, quick: bool, minutes: float) -> Section:
-    """Run everything below `work`; returns the section for docs/benchmarks."""
-    torch.set_num_threads(1)
-    encoder, bundle = prepare(work, ENCODER)
-    opened, loaded = open_bundle(bundle), load_encoder(encoder)
-    cut = len(opened.manifest.info.cuts) // 2
-    name = opened.manifest.info.cuts[cut].name
-    recorded = Recorded(opened, cut, _DEVICES)
-    segments = cut_model(loaded.graph, opened, loaded.tensors).segments
-    activations, served = torch.from_numpy(recorded.activations), ServedBlocks(segments)
-    frames, rounds = (4000, 3) if quick else (12_000, 7)
-    server, found = ServerProcess(work, encoder, bundle), []
-    async with server.running() as process:
-        await drained(server, process, recorded, frames // 2)  # warm
-        for _ in range(rounds):
-            found.append(
-                Round(
-                    await drained(server, process, recorded, frames),
-                    completed(lambda batch: run_segments(segments[cut:], batch), activations, 1.5),
-                    completed(lambda batch: served.complete(cut, batch), activations, 1.5),
+class Bench:
+    """An encoder, its bundle, a server, and what devices ship at the middle cut."""
+
+    def __init__(self, work: Path) -> None:
+        torch.set_num_threads(1)
+        self.encoder, self.bundle = prepare(work, ENCODER)
+        self._opened = open_bundle(self.bundle)
+        self.cut = len(self._opened.manifest.info.cuts) // 2
+        self.server = ServerProcess(work, self.encoder, self.bundle)
+
+    async def ingest(self, frames: int, rounds: int, seconds: float) -> Section:
+        """Throughput against torch alone, and answers at half of it for so many seconds."""
+        loaded, recorded = load_encoder(self.encoder), Recorded(self._opened, self.cut, _DEVICES)
+        segments = cut_model(loaded.graph, self._opened, loaded.tensors).segments
+        activations, served, cut = torch.from_numpy(recorded.activations), ServedBlocks(segments), self.cut
+        found = []
+        async with self.server.running() as process:
+            await drained(self.server, process, recorded, frames // 2)  # warm
+            for _ in range(rounds):
+                found.append(
+                    Round(
+                        await drained(self.server, process, recorded, frames),
+                        completed(lambda batch: run_segments(segments[cut:], batch), activations, 1.5),
+                        completed(lambda batch: served.complete(cut, batch), activations, 1.5),
+                    )
                 )
-            )
-            print(found[-1], flush=True)
-        rate = float(np.median([one.server for one in found])) / 2
-        report, growth_mb = await under_load(server, process, bundle, cut, rate, 60.0 * minutes)
-    print(report, flush=True)
-    return _section(found, name, report, growth_mb, minutes)
+                print(found[-1], flush=True)
+            rate = float(np.median([one.server for one in found])) / 2
+            report, _ = await under_load(self.server, process, self.bundle, cut, rate, seconds)
+        print(report, flush=True)
+        return _ingest(found, self._opened.manifest.info.cuts[cut].name, report)
+
+    async def soak(self, rate: float, minutes: float) -> Section:
+        """Memory while so many windows a second come."""
+        async with self.server.running() as process:
+            report, growth_mb = await under_load(self.server, process, self.bundle, self.cut, rate, 60.0 * minutes)
+        section = Section("server", "Memory", "python -m tools.bench_server --only soak", part="soak")
+        about = (
+            f"MB (1e6 bytes) that the server grew by in {minutes:g} minutes of {report['rate']:.0f} windows a second"
+        )
+        section.add("memory_growth_mb", growth_mb, "at most 5", f"{about}: mean of the last quarter less the first")
+        section.detail("frames of that: sent, unanswered", f"{report['stored']}, {report['unanswered']}")
+        return section
 
 
-def _section(found: list[Round], cut: str, report: dict[str, Any], growth_mb: float, minutes: float) -> Section:
-    section = Section("server", "Ingest", "python -m tools.bench_server", part="ingest")
+def _ingest(found: list[Round], cut: str, report: dict[str, Any]) -> Section:
+    section = Section("server", "Ingest", "python -m tools.bench_server --only ingest", part="ingest")
     ratios = [one.server / one.torch_graph for one in found]
     section.add(
         "ingest_ratio",
@@ -206,8 +224,6 @@ def _section(found: list[Round], cut: str, report: dict[str, Any], growth_mb: fl
         f"from a frame's moment to its answer at half that load, {report['rate']:.0f} a second of {_DEVICES} devices"
     )
     section.add("reply_p95_ms", report["p95_ms"], "at most 60", about)
-    about = f"MB (1e6 bytes) by which the server grew in {minutes:g} minutes of it: last quarter less first"
-    section.add("memory_growth_mb", growth_mb, "", about)
     for name in ("server", "torch_graph", "torch_folded"):
         median = float(np.median([getattr(one, name) for one in found]))
         section.detail(f"windows a second: {name.replace('_', ', ')}", f"{median:.0f}")
@@ -220,12 +236,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and frames, and less time under load")
-    parser.add_argument("--minutes", type=float, help="under load [default: 20, with --quick 0.5]")
+    parser.add_argument("--only", choices=("ingest", "soak"))
+    parser.add_argument("--minutes", type=float, help="of the soak [default: 20, with --quick 0.5]")
     options = parser.parse_args(arguments)
-    minutes = options.minutes or (0.5 if options.quick else 20.0)
+    quick, content = options.quick, {}
     with tempfile.TemporaryDirectory(prefix="ssc-bench-") as work:
-        section = asyncio.run(measure(Path(work), options.quick, minutes))
-    return publish(section)
+        bench = Bench(Path(work))
+        if options.only != "soak":
+            frames, rounds, seconds = (4000, 3, 30.0) if quick else (12_000, 9, 180.0)
+            content = publish(asyncio.run(bench.ingest(frames, rounds, seconds)))
+        if options.only != "ingest":
+            content = publish(asyncio.run(bench.soak(SOAK_RATE, options.minutes or (0.5 if quick else 20.0))))
+    return content
 
 
 if __name__ == "__main__":
