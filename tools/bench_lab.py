@@ -1,11 +1,12 @@
 """Measure StreamSplit against what people would use instead, in namespaces, and write docs/proof.md.
 
     python -m tools.bench_lab [--quick] [--encoder mn04.pt] [--audio recordings/] [--scenario lte]
-    python -m tools.bench_lab --from a/bench.json --from b/bench.json
+    python -m tools.bench_lab --from a/bench.json --from b/bench.json [--page proof-zero]
 
-`--from` publishes what `ssc bench run` has measured, further files as further repetitions. `--quick` takes one short
-run of each policy in `lte`; without it a scenario takes some 10 minutes for each encoder. Where namespaces are not
-permitted it says so and measures nothing.
+`--from` publishes what `ssc bench run` has measured, further files as further repetitions; with `--page` (of another
+target, say) on a page of its own in docs/, whose goals are not among the benchmarks. `--quick` takes one short run of each
+policy in `lte`; without it a scenario takes some 10 minutes for each encoder. Where namespaces are not permitted it says
+so and measures nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from runtime_server.lab.scenarios import SCENARIOS, scenario_named
 from tools.benchmarks import Section, publish
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
+_PAGE = "proof"
 ENCODERS = ("resnet18", "mobilenet_v3_small")
 
 
@@ -35,9 +37,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--from", dest="files", action="append", default=[], type=Path)
+    parser.add_argument("--page", default=_PAGE)
     given, _ = parser.parse_known_args(arguments)
     if given.files:
-        publish_bench(joined([read_bench(path) for path in given.files]))
+        publish_bench(joined([read_bench(path) for path in given.files]), given.page)
         return
     if reason := why_not():
         print(f"not measured: {reason}")
@@ -53,11 +56,12 @@ def main(arguments: list[str] | None = None) -> None:
     publish_bench(asyncio.run(run_bench(config, print)))
 
 
-def publish_bench(bench: Bench) -> None:
+def publish_bench(bench: Bench, page: str = _PAGE) -> None:
     """The page with its pictures, the figures for `ssc bench compare`, and the goals among the benchmarks."""
-    write_page(bench, _DOCS / "proof.md")
-    (_DOCS / "proof.json").write_bytes(bench.to_json())
-    publish(section(bench))
+    write_page(bench, _DOCS / f"{page}.md", "The proof" if page == _PAGE else f"The proof on {bench.target}")
+    (_DOCS / f"{page}.json").write_bytes(bench.to_json())
+    if page == _PAGE:
+        publish(section(bench))
 
 
 def section(bench: Bench) -> Section:

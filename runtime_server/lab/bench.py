@@ -87,6 +87,9 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     command: str
     target: str
     seconds: float
+    """Of each run; of the longest where what was joined differs."""
+    shortest_s: float = 0.0
+    """Of the shortest then, else 0."""
     repeats: int
     seed: int
     bytes_are: str
@@ -110,15 +113,19 @@ def read_bench(path: Path) -> Bench:
 
 
 def joined(benches: Sequence[Bench]) -> Bench:
-    """Measurements of one target, length of run and seed as one: what was played again is a further repetition.
+    """Measurements of one target and seed as one: what was played again is a further repetition.
 
-    Raises UsageError for measurements that cannot stand together.
+    Raises UsageError for measurements that cannot stand together, as of one encoder in one scenario for other times.
     """
     whole = benches[0]
     for more in benches[1:]:
-        for name in ("target", "seconds", "seed", "bytes_are"):
+        again_played = {(run.encoder, run.scenario) for run in whole.runs} & {
+            (run.encoder, run.scenario) for run in more.runs
+        }
+        for name in ("target", "seed", "bytes_are", *(["seconds"] if again_played else [])):
             if getattr(whole, name) != getattr(more, name):
                 raise UsageError(f"{name}: {getattr(whole, name)!r} and {getattr(more, name)!r} cannot be joined")
+        lengths = [length for bench in (whole, more) for length in (bench.seconds, bench.shortest_s) if length]
         encoders = dict(whole.encoders)
         for name, compared in more.encoders.items():
             known = encoders.get(name, compared)
@@ -134,6 +141,8 @@ def joined(benches: Sequence[Bench]) -> Bench:
         whole = msgspec.structs.replace(
             whole,
             command=f"{whole.command}; {more.command}",
+            seconds=max(lengths),
+            shortest_s=min(lengths) if len(set(lengths)) > 1 else 0.0,
             repeats=max(run.repeat for run in [*whole.runs, *runs]) + 1,
             encoders=encoders,
             runs=[*whole.runs, *runs],

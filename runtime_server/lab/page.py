@@ -31,7 +31,7 @@ def write_page(bench: Bench, path: Path, title: str = "The proof") -> None:
         what = bench.scenarios[scenario].what if scenario in bench.scenarios else ""
         lines += [f"## {encoder}, {scenario}", "", what, "", *_table(COSTS, costs(bench, encoder, scenario)), ""]
         lines += [*_table(QUALITY, quality(bench, encoder, scenario)), ""]
-        lines += [f"![{picture.stem}]({picture.name})" for picture in draw(bench, encoder, scenario, path.parent)]
+        lines += [f"![{picture.stem}]({picture.name})" for picture in draw(bench, encoder, scenario, path)]
         lines += ["", *_reactions(bench, encoder, scenario), *_repeatable(bench, encoder, scenario), ""]
     path.write_text("\n".join(lines).rstrip() + "\n")
 
@@ -40,12 +40,13 @@ def _how(bench: Bench) -> list[str]:
     where = ", ".join(f"{name} {value}" for name, value in bench.machine.items())
     counts = sorted(set(Counter((run.encoder, run.scenario, run.policy) for run in bench.runs).values())) or [0]
     often = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    long = f"{bench.shortest_s:g} to {bench.seconds:g}" if bench.shortest_s else f"{bench.seconds:g}"
     return [
         "```sh",
         *bench.command.split("; "),
         "```",
         "",
-        f"{bench.created}: runs of {bench.seconds:g} s, {often} of each, policies in turn, seed {bench.seed}. "
+        f"{bench.created}: runs of {long} s, {often} of each, policies in turn, seed {bench.seed}. "
         f"{bench.audio[0].upper()}{bench.audio[1:]}. Measured on: {where}.",
         "",
         f"Latency is from the end of a window to its embedding outside the device's process. Bytes are those of "

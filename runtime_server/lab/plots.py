@@ -21,11 +21,10 @@ _NEAR_BYTES, _NEAR_GOOD = 0.05, 0.03
 """Points nearer than this, in decades and in the height of the picture, share a label."""
 
 
-def draw(bench: Bench, encoder: str, scenario: str, out: Path) -> list[Path]:
-    """Three SVG files below `out`; returns them."""
+def draw(bench: Bench, encoder: str, scenario: str, page: Path) -> list[Path]:
+    """Three SVG files beside a page, named after it; returns them."""
     runs = [run for run in bench.runs if (run.encoder, run.scenario) == (encoder, scenario)]
-    name = f"proof-{encoder}-{scenario}"
-    files = [out / f"{name}-{what}.svg" for what in ("latency", "bytes", "time")]
+    files = [page.with_name(f"{page.stem}-{encoder}-{scenario}-{what}.svg") for what in ("latency", "bytes", "time")]
     _draw_latency(runs, f"{encoder}, {scenario}, {bench.target}", files[0])
     _draw_bytes(bench, encoder, scenario, f"{encoder}, {scenario}, {bench.target}", files[1])
     chosen = next((run for run in runs if run.policy == OURS), None)

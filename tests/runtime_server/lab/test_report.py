@@ -98,6 +98,10 @@ def test_what_is_measured_again_is_a_further_repetition_against_its_own_baseline
     assert whole.repeats == 4
     with pytest.raises(UsageError, match="seconds"):
         joined([bench, msgspec.structs.replace(bench, seconds=30.0)])
+    elsewhere = [msgspec.structs.replace(run, scenario="wifi") for run in bench.runs]
+    whole = joined([bench, msgspec.structs.replace(bench, seconds=30.0, runs=elsewhere)])
+    assert (whole.seconds, whole.shortest_s) == (30.0, bench.seconds)
+    assert joined([bench, bench]).shortest_s == 0
 
 
 def test_the_page_has_a_row_for_each_policy_and_its_pictures(bench, tmp_path):
