@@ -4,9 +4,9 @@
     python -m tools.bench_lab --from a/bench.json --from b/bench.json [--page proof-zero]
 
 `--from` publishes what `ssc bench run` has measured, further files as further repetitions; with `--page` (of another
-target, say) on a page of its own in docs/, whose goals are not among the benchmarks. `--quick` takes one short run of each
-policy in `lte`; without it a scenario takes some 10 minutes for each encoder. Where namespaces are not permitted it says
-so and measures nothing.
+target, say) on a page of its own in docs/, whose goals are not among the benchmarks. `--quick` takes one short run of
+each policy in `lte`; without it a scenario takes some 10 minutes for each encoder. Where namespaces are not permitted
+it says so and measures nothing.
 """
 
 from __future__ import annotations
