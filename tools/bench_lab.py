@@ -72,6 +72,8 @@ def section(bench: Bench) -> Section:
             name = goal.name.replace(" / ", " to ").replace(" ", "_").lower()
             found.add(f"{encoder}.{name}", goal.value, goal.goal, f"table in lte against server-only PCM: {goal.why}")
     found.detail("all policies, scenarios and parts", "[proof.md](proof.md)")
+    for page in sorted(_DOCS.glob(f"{_PAGE}-*.md")):
+        found.detail("the same on another device", f"[{page.name}]({page.name})")
     return found
 
 

@@ -13,7 +13,8 @@ what it names, `--weights` (or SSC_TEST_WEIGHTS, a directory) is EfficientAT's c
 Without them nothing is measured.
 
 It takes hours. With `--kept FILE` every probe is kept there and not measured again, so that a run may be cut off
-and go on, and several may share the work: `--only random` and `--only room`, then one without to publish.
+and go on, and several may share the work: `--only random` and `--only room`, then one without to publish. What was
+measured so far lies in docs/learning-probes.jsonl.
 """
 
 from __future__ import annotations
