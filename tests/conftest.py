@@ -5,6 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is slow, not wrong; what hangs is ended by pytest-timeout.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))  # for `--factory toys:Tiny`
 
