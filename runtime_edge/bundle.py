@@ -51,7 +51,11 @@ class Bundle:
 
     def table(self, target: str) -> SplitterTable:
         """The splitter table shipped for a target. Raises BundleError, SignatureError or TableError."""
-        data, path = self.table_bytes(target), self._table_path(target)
+        costs = self.manifest.info.targets
+        if target not in costs:
+            raise BundleError(f"{self.path}: compiled for {', '.join(sorted(costs))}, not for {target!r}")
+        path = self.path / costs[target].table
+        data, _ = _read_signed(self.path, path, MAX_TABLE_BYTES, self.trusted)
         table = SplitterTable.from_json(data, str(path))
         if table.target != target:
             raise BundleError(f"{path}: target is {table.target!r}, expected {target!r}")
@@ -60,16 +64,6 @@ class Bundle:
         except TableError as exc:
             raise TableError(f"{path}: {exc}") from None
         return table
-
-    def table_bytes(self, target: str) -> bytes:
-        """The file of that table, its signature checked. Raises BundleError or SignatureError."""
-        return _read_signed(self.path, self._table_path(target), MAX_TABLE_BYTES, self.trusted)[0]
-
-    def _table_path(self, target: str) -> Path:
-        costs = self.manifest.info.targets
-        if target not in costs:
-            raise BundleError(f"{self.path}: compiled for {', '.join(sorted(costs))}, not for {target!r}")
-        return self.path / costs[target].table
 
     def verify_assets(self) -> int:
         """Check every asset's digest; return the bytes read. Raises BundleError at the first that is wrong."""

@@ -172,8 +172,7 @@ def recompile(
         first_changed = min(changed, default=len(components))
         manifest = measure(staging, _manifest(draft, components), wanted, windows, reference, _silent, first_changed)
         for target, cost in info.targets.items():
-            base.table(target)  # nothing is signed that does not hold together
-            write_table(staging, cost.table, base.table_bytes(target), key)
+            write_table(staging, cost.table, base.table(target).to_json(), key)
         write_manifest(staging, manifest, key)
     return open_bundle(out)
 
