@@ -1,6 +1,7 @@
 import random
 import zipfile
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -236,13 +237,8 @@ def test_a_file_without_weights_is_refused(tmp_path, content):
         read_tensors(write(tmp_path / "empty.pt", content))
 
 
+@pytest.mark.skipif(find_spec("transformers") is not None, reason="transformers is installed")
 def test_an_encoder_that_needs_a_missing_library_is_refused_in_one_line():
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        pass
-    else:
-        pytest.skip("transformers is installed")
     with pytest.raises((UsageError, FormatError), match=r"transformers is not installed: pip install"):
         new_encoder("ast")
 
