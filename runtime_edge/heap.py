@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+_kept = 0
 
 
 def give_memory_back() -> None:
@@ -15,8 +18,19 @@ def give_memory_back() -> None:
     much as the weights themselves.
     """
     trim = _malloc_trim()
-    if trim is not None:
+    if trim is not None and not _kept:
         trim(0)
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Nothing is given back meanwhile: where as much is needed again at once, fetching every page anew takes longer."""
+    global _kept
+    _kept += 1
+    try:
+        yield
+    finally:
+        _kept -= 1
 
 
 @cache

@@ -73,6 +73,11 @@ class Prefix:
         """Index of the cut behind the whole encoder."""
         return len(self._files)
 
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the blocks that are not loaded."""
+        return [index for index, block in enumerate(self._blocks) if block is None]
+
     def start(self, window: Array) -> None:
         """Take a window of shape (samples,) float32. Raises UsageError for another length."""
         if window.shape != self.buffers[0].shape[1:]:
@@ -99,7 +104,7 @@ class Prefix:
 
     def fits(self, cut: int) -> bool:
         """Whether running up to `cut` keeps within the memory limit without loading blocks over and over."""
-        missing = [index for index in range(cut) if self._blocks[index] is None]
+        missing = [index for index in self.missing if index < cut]
         if self._limit_mb is None or not missing:
             return True
         behind = sum(self._resident_mb[index] for index in range(cut, self.last_cut) if self._blocks[index])

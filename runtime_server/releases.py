@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from runtime_edge import minisign
 from runtime_edge.bundle import Bundle, open_bundle
+from runtime_edge.heap import give_memory_back
 from runtime_server.generations import CutModel, Generation, Generations, cut_model
 from runtime_server.probe import Probe, ProbeScore
 from runtime_server.ranks import Ranks
@@ -153,6 +154,7 @@ class Releaser:
             reference=Reference(candidate.segments),
             key=self._key,
         )
+        give_memory_back()
         # Kept on disk before any device can hear of it: a server that starts again can complete its frames.
         self._state.save_weights(number, tensors)
         generation = self._generations.add(bundle, tensors)

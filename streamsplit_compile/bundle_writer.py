@@ -51,8 +51,10 @@ def write_asset(root: Path, name: str, data: bytes) -> str:
 
 
 def link_asset(base: Bundle, root: Path, reference: str) -> None:
-    """Take an asset over from another bundle, its digest checked, without copying where the disk allows."""
-    data = base.read(reference)
+    """Take an asset over from another bundle, without reading it where the disk allows.
+
+    Its digest is checked where it is read: whoever links a model runs it before the new bundle is whole.
+    """
     path = asset_path(root, reference)
     if path.exists():
         return
@@ -60,7 +62,7 @@ def link_asset(base: Bundle, root: Path, reference: str) -> None:
     try:
         os.link(asset_path(base.path, reference), path)
     except OSError:
-        write_atomic(path, data)
+        write_atomic(path, base.read(reference))
 
 
 def write_manifest(root: Path, manifest: Manifest, key: minisign.SecretKey | None) -> bytes:

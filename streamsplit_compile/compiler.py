@@ -24,6 +24,7 @@ from runtime_edge import minisign
 from runtime_edge.bundle import Bundle, open_bundle
 from runtime_edge.errors import BundleError
 from runtime_edge.files import write_atomic
+from runtime_edge.heap import memory_kept
 from runtime_edge.manifest import (
     BundleInfo,
     Calibration,
@@ -35,6 +36,7 @@ from runtime_edge.manifest import (
     Metadata,
     SelfTest,
 )
+from runtime_edge.prefix import Prefix
 from streamsplit_compile import pricing
 from streamsplit_compile.blocks import lower_blocks, reweight_block
 from streamsplit_compile.bundle_writer import staging_directory, write_manifest, write_table
@@ -153,24 +155,8 @@ def recompile(
     info = base.manifest.info
     if generation <= info.generation:
         raise BundleError(f"generation {generation} does not follow {info.generation} of {base.path}")
-    with staging_directory(out) as staging:
-        metadata = _onnx_metadata(
-            info.encoder.id, info.front_end.sample_rate, info.front_end.window_samples, info.front_end.details
-        )
-        digests = tensor_digests(tensors)
-
-        def reweighted(index: int) -> Component:
-            source = _source(reference, base, index)
-            return reweight_block(staging, base, info.blocks[index], tensors, digests, metadata, source)
-
-        with ThreadPoolExecutor() as pool:
-            components = dict(zip(info.blocks, pool.map(reweighted, range(len(info.blocks))), strict=True))
-        encoder = msgspec.structs.replace(info.encoder, weights=combined_digest(digests, digests))
-        draft = msgspec.structs.replace(info, encoder=encoder, generation=generation)
-        changed = [index for index, name in enumerate(components) if components[name] != base.manifest.components[name]]
-        wanted = bundle_variants(base.manifest)
-        first_changed = min(changed, default=len(components))
-        manifest = measure(staging, _manifest(draft, components), wanted, windows, reference, _silent, first_changed)
+    with memory_kept(), staging_directory(out) as staging:
+        manifest = _reweight(staging, base, tensors, generation, windows, reference)
         for target, cost in info.targets.items():
             write_table(staging, cost.table, base.table(target).to_json(), key)
         write_manifest(staging, manifest, key)
@@ -191,6 +177,39 @@ def changed_blocks(old: Manifest, new: Manifest) -> list[str]:
         for name in new.info.blocks
         if any(v.executor_info.ssc.file not in known for v in new.components[name].variants.values())
     ]
+
+
+def _reweight(
+    staging: Path,
+    base: Bundle,
+    tensors: Tensors,
+    generation: int,
+    windows: npt.NDArray[np.float32],
+    reference: Reference | None,
+) -> Manifest:
+    """The blocks with new weights, written to `staging` and measured; those that stay are loaded meanwhile."""
+    info, known = base.manifest.info, base.manifest.components
+    metadata = _onnx_metadata(
+        info.encoder.id, info.front_end.sample_rate, info.front_end.window_samples, info.front_end.details
+    )
+    digests = tensor_digests(tensors)
+    loaded = {variant: Prefix(base, variant) for variant in bundle_variants(base.manifest)}
+
+    def reweighted(index: int) -> Component:
+        name, source = info.blocks[index], _source(reference, base, index)
+        component = reweight_block(staging, base, name, tensors, digests, metadata, source)
+        if component == known[name]:
+            for prefix in loaded.values():
+                prefix.load(index)
+        return component
+
+    with ThreadPoolExecutor() as pool:
+        components = dict(zip(info.blocks, pool.map(reweighted, range(len(info.blocks))), strict=True))
+    encoder = msgspec.structs.replace(info.encoder, weights=combined_digest(digests, digests))
+    draft = _manifest(msgspec.structs.replace(info, encoder=encoder, generation=generation), components)
+    changed = [index for index, name in enumerate(components) if components[name] != known[name]]
+    first_changed = min(changed, default=len(components))
+    return measure(staging, draft, list(loaded), windows, reference, _silent, first_changed, loaded)
 
 
 def choose_cuts(encoder: Encoder, spec: str) -> list[Candidate]:

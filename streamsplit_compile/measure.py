@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -24,6 +25,7 @@ from streamsplit_compile.parity import COSINE_FLOORS, EXACT, Prover, block_losse
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.1, "auto": 0.1}
 """How far a device's self-test may be off: other processors add up in another order, and int8 then rounds apart."""
 Progress = Callable[[str, int, int], None]
+_NONE: Mapping[str, Prefix] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def measure(
     reference: Reference | None,
     progress: Progress,
     first_changed: int = 0,
+    loaded: Mapping[str, Prefix] = _NONE,
 ) -> Manifest:
     """Make the wanted variants that are missing and fill in scales, wire bytes, self-tests, agreement and parity.
 
@@ -48,14 +51,15 @@ def measure(
     before `first_changed` are those of an earlier compile, so the cuts up to it keep their scales, and so does the
     embedding: it is of unit norm whatever the weights. Without a reference the parity is empty, for nothing is known
     of these weights; the cuts keep the agreement they had, which splitter tables are made from.
-    Raises CheckFailed when a float32 cut is further than 1e-4 from the encoder or values are not finite.
+    `loaded` are prefixes of that earlier compile by variant; blocks that they have and that are the same file are not
+    loaded again. Raises CheckFailed when a float32 cut is further than 1e-4 from the encoder or values are not finite.
     """
     info = manifest.info
     cuts = info.cuts
     stale = range(first_changed + 1, len(cuts) - 1) if first_changed else range(len(cuts))
     activations = None
     if stale or reference is not None or any(variant.endswith(("int8", "auto")) for variant in wanted):
-        activations = collect_activations(_prefix(root, manifest, wanted[0]), windows)
+        activations = collect_activations(_prefix(root, manifest, wanted[0], loaded), windows)
         cuts = [calibrate_cut(cut, activations[cut.index]) if cut.index in stale else cut for cut in cuts]
     manifest = derive_precisions(root, manifest, wanted, activations, progress)
     parity: dict[str, Parity] = {}
@@ -69,24 +73,24 @@ def measure(
             msgspec.structs.replace(cut, agreement={name: found.cosine_median for name, found in proved.wire.items()})
             for cut, proved in zip(cuts, parity[wanted[0]].cuts, strict=True)
         ]
-    info = msgspec.structs.replace(info, cuts=cuts, self_test=_self_test(root, manifest, wanted), parity=parity)
+    info = msgspec.structs.replace(info, cuts=cuts, self_test=_self_test(root, manifest, wanted, loaded), parity=parity)
     metadata = msgspec.structs.replace(manifest.additional_metadata, ssc=info)
     return msgspec.structs.replace(manifest, additional_metadata=metadata)
 
 
-def _prefix(root: Path, manifest: Manifest, variant: str) -> Prefix:
-    return Prefix(Bundle(root, manifest, "", None), variant)
+def _prefix(root: Path, manifest: Manifest, variant: str, loaded: Mapping[str, Prefix] = _NONE) -> Prefix:
+    return Prefix(Bundle(root, manifest, "", None), variant, previous=loaded.get(variant))
 
 
-def _self_test(root: Path, manifest: Manifest, wanted: Sequence[str]) -> SelfTest:
+def _self_test(root: Path, manifest: Manifest, wanted: Sequence[str], loaded: Mapping[str, Prefix]) -> SelfTest:
     """What each variant makes of the probe chirp. Raises CheckFailed for values that are not finite."""
     front_end = manifest.info.front_end
     probe = probe_waveform(front_end.window_samples, front_end.sample_rate)
     found: dict[str, Expected] = {}
     for variant in wanted:
-        prefix = _prefix(root, manifest, variant)
+        prefix = _prefix(root, manifest, variant, loaded)
         with ThreadPoolExecutor() as pool:
-            list(pool.map(prefix.load, range(prefix.last_cut)))
+            list(pool.map(prefix.load, prefix.missing))
         embedding = prefix.embed(probe)
         if not np.isfinite(embedding).all():
             raise CheckFailed(f"{variant}: the self-test's embedding is NaN or infinite; look at the encoder's weights")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,32 +16,29 @@ Array = npt.NDArray[Any]
 _MAX_FOLDED_BYTES = 64 << 20
 
 
-def fold(graph: onnx.GraphProto, norms: bool = True) -> None:
-    """Fold in place; the function the graph computes stays the same up to rounding."""
-    values = {tensor.name: tensor for tensor in graph.initializer}
+def fold(graph: onnx.GraphProto, weights: Mapping[str, Array], norms: bool = True) -> None:
+    """Write weights into a graph and fold in place; the function it computes stays the same up to rounding."""
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer} | dict(weights)
     _fold_constants(graph, values)
     if norms:
         _fold_batch_norms(graph, values)
     used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     del graph.initializer[:]
-    graph.initializer.extend(tensor for name, tensor in sorted(values.items()) if name in used)
+    for name in sorted(used & values.keys()):
+        graph.initializer.append(numpy_helper.from_array(values[name], name))
 
 
-def _fold_constants(graph: onnx.GraphProto, values: dict[str, onnx.TensorProto]) -> None:
+def _fold_constants(graph: onnx.GraphProto, values: dict[str, Array]) -> None:
     """Evaluate nodes all of whose inputs are known (transposed weights, reshaped biases)."""
     outputs = {value.name for value in graph.output}
     rest = []
     for node in graph.node:
         known = bool(node.input) and all(name in values or not name for name in node.input)
         if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensor = node.attribute[0].t
-            tensor.name = node.output[0]
-            values[node.output[0]] = tensor
+            values[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
         elif known and not outputs.intersection(node.output):
-            feeds = {name: numpy_helper.to_array(values[name]) for name in node.input if name}
-            results = _evaluate(node, feeds)
-            for name, result in zip(node.output, results, strict=True):
-                values[name] = numpy_helper.from_array(np.ascontiguousarray(result), name)
+            results = _evaluate(node, {name: values[name] for name in node.input if name})
+            values.update(zip(node.output, map(np.ascontiguousarray, results), strict=True))
         else:
             rest.append(node)
     del graph.node[:]
@@ -58,7 +56,7 @@ def _evaluate(node: onnx.NodeProto, feeds: dict[str, Array]) -> list[Array]:
     return [np.asarray(result) for result in results]
 
 
-def _fold_batch_norms(graph: onnx.GraphProto, values: dict[str, onnx.TensorProto]) -> None:
+def _fold_batch_norms(graph: onnx.GraphProto, values: dict[str, Array]) -> None:
     """Y = scale * (conv(x) - mean) / sqrt(var + eps) + bias, written into the convolution's weight and bias."""
     makers = {output: node for node in graph.node for output in node.output}
     uses = Counter(name for node in graph.node for name in node.input)
@@ -69,16 +67,17 @@ def _fold_batch_norms(graph: onnx.GraphProto, values: dict[str, onnx.TensorProto
             continue
         if not all(name in values for name in [*node.input[1:5], *conv.input[1:]]):
             continue
-        scale, bias, mean, variance = (numpy_helper.to_array(values[name]) for name in node.input[1:5])
+        scale, bias, mean, variance = (values[name] for name in node.input[1:5])
         epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
         factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
-        weight = numpy_helper.to_array(values[conv.input[1]])
-        before = numpy_helper.to_array(values[conv.input[2]]) if len(conv.input) > 2 else 0.0
-        folded = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        weight = values[conv.input[1]]
+        before = values[conv.input[2]] if len(conv.input) > 2 else 0.0
+        folded = np.empty_like(weight)  # reckoned in float64, without as large an array of it
+        np.multiply(weight, factor.reshape(-1, *[1] * (weight.ndim - 1)), out=folded, casting="same_kind")
         # Named after the convolution's result: its weight may be shared with another one, as may the norm.
         names = [f"{conv.output[0]}.folded_weight", f"{conv.output[0]}.folded_bias"]
-        for name, array in zip(names, (folded, bias + (before - mean) * factor), strict=True):
-            values[name] = numpy_helper.from_array(array.astype(weight.dtype), name)
+        shift = (bias + (before - mean) * factor).astype(weight.dtype)
+        values.update(zip(names, (folded, shift), strict=True))
         conv.input[1:] = names
         conv.output[0] = node.output[0]
         dropped.append(node)

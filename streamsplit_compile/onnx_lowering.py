@@ -18,7 +18,7 @@ import onnx
 import onnxscript.optimizer
 import onnxsim
 import torch
-from onnx import helper, numpy_helper
+from onnx import helper
 from torch import fx
 
 from runtime_edge.errors import FormatError
@@ -76,15 +76,15 @@ def write_weights(
     model = onnx.load_from_string(kept_graph)
     graph = model.graph
     activation = [value for value in graph.input if value.name == INPUT]
-    graph.initializer.extend(_initializer(value, tensors) for value in graph.input if value.name != INPUT)
+    weights = {value.name: _weight(value, tensors) for value in graph.input if value.name != INPUT}
     del graph.input[:]
     graph.input.extend(activation)
-    fold(graph, norms=not keep_norms)
+    fold(graph, weights, norms=not keep_norms)
     helper.set_model_props(model, dict(sorted(metadata.items())))
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _initializer(value: onnx.ValueInfoProto, tensors: Mapping[str, Array]) -> onnx.TensorProto:
+def _weight(value: onnx.ValueInfoProto, tensors: Mapping[str, Array]) -> Array:
     tensor = np.asarray(tensors[value.name], order="C")
     wanted = value.type.tensor_type
     dtype, shape = helper.tensor_dtype_to_np_dtype(wanted.elem_type), [size.dim_value for size in wanted.shape.dim]
@@ -93,7 +93,7 @@ def _initializer(value: onnx.ValueInfoProto, tensors: Mapping[str, Array]) -> on
             f"tensor {value.name} is {tensor.dtype} {list(tensor.shape)}, the graph needs {dtype} {shape}; "
             "are these weights of this encoder?"
         )
-    return numpy_helper.from_array(tensor, value.name)
+    return tensor
 
 
 def _rename_ends(model: onnx.ModelProto) -> None:

@@ -97,11 +97,11 @@ def test_blocks_are_loaded_when_a_cut_first_needs_them(small_bundle, windows):
     prefix = Prefix(small_bundle)
     prefix.start(windows[0])
     prefix.advance(2)
-    assert [block is not None for block in prefix._blocks] == [True, True, *[False] * (prefix.last_cut - 2)]
+    assert prefix.missing == list(range(2, prefix.last_cut))
     progress = []
     prefix.load_all(progress.append)
     assert progress == list(range(prefix.last_cut))
-    assert all(prefix._blocks)
+    assert not prefix.missing
 
 
 def test_buffers_stay_where_they_are(prefix, windows):

@@ -27,7 +27,7 @@ def run(model, activation):
 def folded(model, **options):
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    fold(copy.graph, **options)
+    fold(copy.graph, {}, **options)
     onnx.checker.check_model(copy)
     return copy
 
