@@ -26,20 +26,20 @@ class DirectClient(Client):
 
     Args:
         take: gets what comes below `inbox`. Must not block.
+        inbox: whose messages are taken [default: a new one with each connection]; the subscription is the caller's.
     """
 
-    def __init__(self, take: Take) -> None:
+    def __init__(self, take: Take, inbox: str = "") -> None:
         super().__init__()
         self._take = take
         self._socket: asyncio.Transport | None = None
-        self.inbox = ""
-        """Whose messages are taken; the subscription is the caller's."""
+        self.inbox = self._fixed_inbox = inbox
 
     async def connect(self, *arguments: Any, **options: Any) -> None:
         """See the library."""
         await super().connect(*arguments, **options)
         self._socket = self._transport._io_writer.transport  # type: ignore[union-attr]
-        self.inbox = self.new_inbox()
+        self.inbox = self._fixed_inbox or self.new_inbox()
         # Nothing is subscribed to yet, so no message has come in part.
         behind = cast(asyncio.Protocol, self._socket.get_protocol())
         self._socket.set_protocol(_Sorter(behind, self.inbox, self._take))

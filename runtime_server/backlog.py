@@ -10,6 +10,8 @@ from runtime_server.arrival import Arrival
 
 LARGEST, SMALLEST = 64, 4
 """Frames of a pass. MobileNetV3-Small's suffix gains nothing beyond 64 and half of what there is to gain by 8."""
+WORTHWHILE = 0.5
+"""Of the frames that a pass may take: with so many it need not wait for more."""
 PASS_S = 0.05
 """A pass of a slow suffix takes fewer frames, so that others need not wait for longer than about this."""
 _MAX_FRAMES, _MAX_BYTES = 256, 64 << 20
@@ -57,9 +59,11 @@ class Backlog:
         self._bytes += len(arrival.payload)
 
     def take(self, before: float) -> Batch | None:
-        """The group that has waited for longest, of those that fill a pass or whose first frame arrived `before`."""
+        """The group that has waited for longest, of those worth a pass or whose first frame arrived `before`."""
         ready = [
-            key for key, group in self._groups.items() if group[0].arrived <= before or len(group) >= self._most(key)
+            key
+            for key, group in self._groups.items()
+            if group[0].arrived <= before or len(group) >= WORTHWHILE * self._most(key)
         ]
         if not ready:
             return None

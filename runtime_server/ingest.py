@@ -128,7 +128,7 @@ class Ingest:
             self._changed.set()
 
     async def _dispatch(self) -> None:
-        """Batches to the torch thread: at once when it has nothing to do, else full ones, one ahead."""
+        """Batches to the torch thread: at once when it has nothing to do, else those worth it, one ahead."""
         while True:
             await self._changed.wait()
             self._changed.clear()

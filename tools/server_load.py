@@ -22,16 +22,17 @@ from typing import Any
 
 import numpy as np
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from runtime_edge import subjects
 from runtime_edge.bundle import Bundle, open_bundle
+from runtime_edge.client import DirectClient
 from runtime_edge.codec import CutCodec
 from runtime_edge.prefix import Prefix
 from runtime_edge.wire import decode_reply, encode_frame
 from streamsplit_compile.soundscape import soundscape
 
 _PATIENCE_S = 30.0
+_INBOX, _STORED = "_INBOX", "stored"
 _ANSWER = re.compile(rb"MSG _INBOX\.")
 
 
@@ -110,49 +111,66 @@ class AnswerCounter:
             self._rest = data[-10:]  # one byte less than what is looked for
 
 
+class Load:
+    """What came back of the frames that were sent, taken as it is read off the wire.
+
+    On the machine that serves, whoever sends the frames takes time from who answers them: as little as can be.
+    """
+
+    def __init__(self) -> None:
+        self.sent: dict[tuple[str, int], float] = {}
+        """When each frame was due that is not answered yet, by device and window, monotonic seconds."""
+        self.took_ms: list[float] = []
+        self.statuses: Counter[str] = Counter()
+        self.stored = 0
+
+    def take(self, token: str, data: bytes, status: str) -> None:
+        """An answer `<device>.live.<window>`, or the broker's acknowledgement `stored.<number>`."""
+        where, _, rest = token.partition(".")
+        if where == _STORED:
+            if b'"error"' in data or status:
+                raise RuntimeError(f"the broker refuses a frame: {data.decode()} {status}")
+            self.stored += 1
+        elif rest.startswith("live."):
+            reply = decode_reply(data)
+            due = self.sent.pop((where, reply.window), None)
+            if due is not None:
+                self.statuses[reply.status] += 1
+                self.took_ms.append((time.monotonic() - due) * 1e3)
+
+
 async def drive(broker: str, recorded: Recorded, rate: float, seconds: float) -> dict[str, Any]:
     """Send `rate` frames a second, evenly over the devices and each at a moment of its own, for `seconds`."""
-    client = Client()
+    load = Load()
+    client = DirectClient(load.take, _INBOX)
     await client.connect(broker, name="load")
-    sent: dict[tuple[str, int], float] = {}
-    took_ms: list[float] = []
-    statuses: Counter[str] = Counter()
-
-    async def on_answer(message: Msg) -> None:
-        reply = decode_reply(message.data)
-        device = message.subject.split(".")[1]
-        started = sent.pop((device, reply.window), None)
-        if started is not None:
-            statuses[reply.status] += 1
-            took_ms.append((time.monotonic() - started) * 1e3)
-
-    await client.subscribe("_INBOX.*.live.*", cb=on_answer)
-    stream = client.jetstream(publish_async_max_pending=1 << 16)
-    began, number, late_s = time.monotonic(), 0, 0.0
-    moments = np.sort(np.random.default_rng(0).uniform(0, seconds, int(rate * seconds)))
-    devices = np.random.default_rng(1).permutation(len(moments)) % len(recorded.devices)
-    for moment, place in zip(moments, devices, strict=True):
+    await client.subscribe(f"{_INBOX}.*.live.*")
+    await client.subscribe(f"{_INBOX}.{_STORED}.*")
+    await client.flush()
+    began, late_s = time.monotonic(), 0.0
+    moments = np.sort(np.random.default_rng(0).uniform(0, seconds, int(rate * seconds))).tolist()
+    devices = (np.random.default_rng(1).permutation(len(moments)) % len(recorded.devices)).tolist()
+    for number, (moment, place) in enumerate(zip(moments, devices, strict=True)):
         if (wait := began + moment - time.monotonic()) > 0:
             await asyncio.sleep(wait)
         late_s = max(late_s, -wait)
         device = recorded.devices[place]
         window, frame, headers = recorded.message(device, "live")
-        sent[device, window] = began + moment
-        await stream.publish_async(subjects.frames(device), frame, wait_stall=_PATIENCE_S, headers=headers)
-        number += 1
+        load.sent[device, window] = began + moment
+        client.write_message(subjects.frames(device), frame, f"{_INBOX}.{_STORED}.{number}", headers)
     elapsed_s = time.monotonic() - began
-    await asyncio.wait_for(stream.publish_async_completed(), _PATIENCE_S)
     deadline = time.monotonic() + _PATIENCE_S
-    while sent and time.monotonic() < deadline:
+    while (load.sent or load.stored < len(moments)) and time.monotonic() < deadline:
         await asyncio.sleep(0.05)
     await client.close()
     return {
-        "stored": number,
-        "rate": number / elapsed_s,
-        "statuses": dict(statuses),
-        "unanswered": len(sent),
+        "stored": load.stored,
+        "rate": len(moments) / elapsed_s,
+        "statuses": dict(load.statuses),
+        "unanswered": len(load.sent),
         "generator_late_ms": late_s * 1e3,
-        **{f"p{share}_ms": float(np.percentile(took_ms, share)) for share in (50, 95, 99)},
+        "generator_cpu": time.process_time() / elapsed_s,
+        **{f"p{share}_ms": float(np.percentile(load.took_ms, share)) for share in (50, 95, 99)},
     }
 
 

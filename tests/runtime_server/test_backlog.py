@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from runtime_server.backlog import LARGEST, PASS_S, SMALLEST, Backlog, Batch
+from runtime_server.backlog import LARGEST, PASS_S, SMALLEST, WORTHWHILE, Backlog, Batch
 
 LONG_AGO = -1.0
 SOON = 1e9
@@ -41,6 +41,14 @@ def test_a_full_pass_need_not_wait_and_the_others_wait_their_time(backlog):
     assert backlog.take(0.0).cut == 2, "a rare cut does not starve"
     assert backlog.take(0.0) is None
     assert len(backlog) == 3
+
+
+def test_what_is_worth_a_pass_need_not_wait_either(backlog):
+    worthwhile = int(WORTHWHILE * LARGEST)
+    for number in range(worthwhile):
+        assert backlog.take(LONG_AGO) is None
+        backlog.add(arrival(float(number)))
+    assert len(backlog.take(LONG_AGO).arrivals) == worthwhile
 
 
 def test_a_suspect_goes_alone(backlog):
