@@ -14,7 +14,11 @@ from typing import Any, cast
 import nats.errors
 from nats.aio.client import Client
 
+from runtime_edge.wire import MAX_FRAME_BYTES
+
 _LOG = logging.getLogger(__name__)
+_MAX_BYTES = MAX_FRAME_BYTES + (64 << 10)
+"""Of one operation: a broker that announces more than any broker of ours lets through is not waited for."""
 
 Headers = Mapping[str, str]
 Take = Callable[[str, bytes, str], None]
@@ -71,13 +75,15 @@ class _Sorter(asyncio.Protocol):
         self._begun = b""
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio."""
-        data, start = self._begun + data, 0
+        """See asyncio. Raises ValueError, which ends the connection, for what no broker of ours says."""
+        data, start, stop = self._begun + data, 0, 0
         others = []
         while (end := data.find(b"\r\n", start) + 2) > 1:
             words = data[start:end].split()
             is_message = words[:1] in ([b"MSG"], [b"HMSG"])
             stop = end + int(words[-1]) + 2 if is_message else end
+            if stop < end:
+                raise ValueError("a broker announces less than nothing")
             if stop > len(data):
                 break
             if is_message and words[1].startswith(self._prefix):
@@ -87,6 +93,8 @@ class _Sorter(asyncio.Protocol):
                 others.append(data[start:stop])
             start = stop
         self._begun = data[start:]
+        if max(len(self._begun), stop - start) > _MAX_BYTES:
+            raise ValueError(f"a broker announces more than {_MAX_BYTES} bytes at once")
         if others:
             self._behind.data_received(b"".join(others))
 

@@ -68,3 +68,17 @@ def test_what_is_no_protocol_of_a_broker_ends_the_connection():
     sorter = _Sorter(Library(), INBOX, lambda *message: None)
     with pytest.raises(ValueError, match="invalid literal"):  # asyncio closes the connection then
         sorter.data_received(b"MSG _INBOX.pi-1.abc.1 2 many\r\n")
+
+
+@pytest.mark.parametrize(
+    ("start", "why"),
+    [
+        (b"MSG _INBOX.pi-1.abc.1 2 9000000\r\n", "more than"),
+        (b"INFO " + bytes(9_000_000), "more than"),
+        (b"MSG _INBOX.pi-1.abc.1 2 -90\r\n", "less than"),
+    ],
+)
+def test_a_length_that_no_broker_of_ours_announces_ends_the_connection(start, why):
+    sorter = _Sorter(Library(), INBOX, lambda *message: None)
+    with pytest.raises(ValueError, match=why):
+        sorter.data_received(start)
