@@ -67,11 +67,16 @@ def _draw_bytes(bench: Bench, encoder: str, scenario: str, title: str, out: Path
     axes.set(xscale="log", xlabel="MB an hour, up", ylabel="probe accuracy" if accuracy else "fidelity", title=title)
     axes.margins(x=0.1, y=0.1)
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.6 * (high - low))  # room for the labels
+    room = 0.6 * (high - low)  # for the labels: those of the best points above, the others below
+    axes.set_ylim(low - room, high + room)
+    best = max(good for _, good, _ in places)
     for up, good, names in _labels(places):
+        is_best = best - good <= _NEAR_GOOD * (high - low)
+        offset, rotation, align = ((-1, 5), 60, "bottom") if is_best else ((-1, -5), -60, "top")
         axes.annotate(
-            ", ".join(names), (up, good), textcoords="offset points", xytext=(-1, 5), rotation=60, fontsize="small"
-        )
+            ", ".join(names), (up, good), textcoords="offset points", xytext=offset, rotation=rotation, va=align,
+            fontsize="small",
+        )  # fmt: skip
     axes.grid(alpha=0.3)
     _save(figure, out)
 
