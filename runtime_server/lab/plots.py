@@ -67,8 +67,8 @@ def _draw_bytes(bench: Bench, encoder: str, scenario: str, title: str, out: Path
     axes.set(xscale="log", xlabel="MB an hour, up", ylabel="probe accuracy" if accuracy else "fidelity", title=title)
     axes.margins(x=0.1, y=0.1)
     low, high = axes.get_ylim()
-    room = 0.6 * (high - low)  # for the labels: those of the best points above, the others below
-    axes.set_ylim(low - room, high + room)
+    room = high - low  # for the labels: those of the best points above, the others below
+    axes.set_ylim(low - room / 2, high + room)
     best = max(good for _, good, _ in places)
     for up, good, names in _labels(places):
         is_best = best - good <= _NEAR_GOOD * (high - low)
