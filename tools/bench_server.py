@@ -4,7 +4,8 @@
 
 The server is a process of its own with the broker it starts. For the ratio it is stopped (SIGSTOP) while frames are put
 into the stream and then let run; in between, torch completes the same activations in batches and does nothing else.
-Answers are timed at half the rate that came out. In the soak, memory is watched at a steady rate.
+Answers are timed at half the rate that is asked of it, and at half the rate that came out. In the soak, memory is
+watched at a steady rate.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ _DEVICES = 200
 SOAK_RATE = 200.0
 """Windows a second: each device's of one."""
 _BATCHES = (16, 32, 64)
+_ASKED = 0.8
+"""Of what torch alone does."""
 _READY_S = _DRAIN_S = 60.0
 _WARM_S = 10.0
 """Of a run under load, in which memory is not looked at yet."""
@@ -172,7 +175,7 @@ class Bench:
         self.server = ServerProcess(work, self.encoder, self.bundle)
 
     async def ingest(self, frames: int, rounds: int, seconds: float) -> Section:
-        """Throughput against torch alone, and answers at half of it for so many seconds."""
+        """Throughput against torch alone, and answers under two loads for so many seconds each."""
         loaded, recorded = load_encoder(self.encoder), Recorded(self._opened, self.cut, _DEVICES)
         segments = cut_model(loaded.graph, self._opened, loaded.tensors).segments
         activations, served, cut = torch.from_numpy(recorded.activations), ServedBlocks(segments), self.cut
@@ -188,10 +191,13 @@ class Bench:
                     )
                 )
                 print(found[-1], flush=True)
-            rate = float(np.median([one.server for one in found])) / 2
-            report, _ = await under_load(self.server, process, self.bundle, cut, rate, seconds)
-        print(report, flush=True)
-        return _ingest(found, self._opened.manifest.info.cuts[cut].name, report)
+            asked, reached = (_median(found, name) for name in ("torch_graph", "server"))
+            reports = [
+                (await under_load(self.server, process, self.bundle, cut, rate / 2, seconds))[0]
+                for rate in (_ASKED * asked, reached)
+            ]
+        print(*reports, sep="\n", flush=True)
+        return _ingest(found, self._opened.manifest.info.cuts[cut].name, *reports)
 
     async def soak(self, rate: float, minutes: float) -> Section:
         """Memory while so many windows a second come."""
@@ -206,13 +212,13 @@ class Bench:
         return section
 
 
-def _ingest(found: list[Round], cut: str, report: dict[str, Any]) -> Section:
+def _ingest(found: list[Round], cut: str, asked: dict[str, Any], reached: dict[str, Any]) -> Section:
     section = Section("server", "Ingest", "python -m tools.bench_server --only ingest", part="ingest")
     ratios = [one.server / one.torch_graph for one in found]
     section.add(
         "ingest_ratio",
         float(np.median(ratios)),
-        "at least 0.8",
+        f"at least {_ASKED}",
         f"frames a second through the server over torch alone on the exported graph, {ENCODER} behind {cut}, one "
         f"torch thread each, median of {len(found)} rounds ({min(ratios):.2f} to {max(ratios):.2f})",
     )
@@ -220,16 +226,21 @@ def _ingest(found: list[Round], cut: str, report: dict[str, Any]) -> Section:
     section.add(
         "ingest_ratio_folded", folded, "", "the same over torch alone on the folded blocks that the server runs"
     )
-    about = (
-        f"from a frame's moment to its answer at half that load, {report['rate']:.0f} a second of {_DEVICES} devices"
-    )
-    section.add("reply_p95_ms", report["p95_ms"], "at most 60", about)
+    about = "from a frame's moment to its answer, of {} devices, at {:.0f} a second: half of {}"
+    for name, report, goal, load in (
+        ("reply_p95_ms", asked, "at most 60", f"{_ASKED:.0%} of torch alone"),
+        ("reply_p95_ms_reached", reached, "", "what the server reaches"),
+    ):
+        section.add(name, report["p95_ms"], goal, about.format(_DEVICES, report["rate"], load))
+        section.detail("the same, p50, p99, ms", f"{report['p50_ms']:.1f}, {report['p99_ms']:.1f}")
+        section.detail("frames of that load: sent, unanswered", f"{report['stored']}, {report['unanswered']}")
     for name in ("server", "torch_graph", "torch_folded"):
-        median = float(np.median([getattr(one, name) for one in found]))
-        section.detail(f"windows a second: {name.replace('_', ', ')}", f"{median:.0f}")
-    section.detail("reply p50, p99 at half that load, ms", f"{report['p50_ms']:.1f}, {report['p99_ms']:.1f}")
-    section.detail("frames of that load: sent, unanswered", f"{report['stored']}, {report['unanswered']}")
+        section.detail(f"windows a second: {name.replace('_', ', ')}", f"{_median(found, name):.0f}")
     return section
+
+
+def _median(found: list[Round], name: str) -> float:
+    return float(np.median([getattr(one, name) for one in found]))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -243,7 +254,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="ssc-bench-") as work:
         bench = Bench(Path(work))
         if options.only != "soak":
-            frames, rounds, seconds = (4000, 3, 30.0) if quick else (12_000, 9, 180.0)
+            frames, rounds, seconds = (4000, 3, 30.0) if quick else (12_000, 9, 120.0)
             content = publish(asyncio.run(bench.ingest(frames, rounds, seconds)))
         if options.only != "ingest":
             content = publish(asyncio.run(bench.soak(SOAK_RATE, options.minutes or (0.5 if quick else 20.0))))
