@@ -51,6 +51,14 @@ def test_what_is_worth_a_pass_need_not_wait_either(backlog):
     assert len(backlog.take(LONG_AGO).arrivals) == worthwhile
 
 
+def test_what_is_over_goes_with_the_next_pass_in_order(backlog):
+    for number in range(43):
+        backlog.add(arrival(float(number)))
+    batches = [backlog.take(SOON).arrivals for _ in range(3)]
+    assert [len(batch) for batch in batches] == [32, 8, 3]
+    assert [frame.arrived for batch in batches for frame in batch] == list(range(43))
+
+
 def test_a_suspect_goes_alone(backlog):
     backlog.add(arrival(0.0, sequence=7), suspect=True)
     backlog.add(arrival(1.0, sequence=8))
@@ -70,8 +78,8 @@ def test_a_slow_suffix_takes_few_frames_at_once_and_a_fast_one_many(backlog):
 
     for _ in range(3 * LARGEST):
         backlog.add(arrival(0.0))
-    learn(PASS_S / 10)
-    assert len(backlog.take(SOON).arrivals) == 10
+    learn(PASS_S / 12)
+    assert len(backlog.take(SOON).arrivals) == 12
     learn(10 * PASS_S)
     assert len(backlog.take(SOON).arrivals) == SMALLEST
     learn(1e-6)
