@@ -186,7 +186,7 @@ async def _deploy(path: Path, broker: Address, key_path: Path | None) -> tuple[i
 @click.option("--encoder", default="resnet18", show_default=True, help="A registered encoder.")
 @click.option("--cuts", default="auto", show_default=True, help="As in `ssc compile`.")
 @click.option(
-    "--seconds", default=50.0, show_default=True, type=click.FloatRange(10, 3600), help="Streaming time at least."
+    "--seconds", default=75.0, show_default=True, type=click.FloatRange(10, 3600), help="Streaming time at least."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @json_option

@@ -18,15 +18,20 @@ class Phase:
 
 
 class Shaper(Relay):
-    """Relays connections to the broker; the uplink is paced to the phase of the schedule, both ways are delayed."""
+    """Relays connections to the broker; the uplink is paced to the phase of the schedule, both ways are delayed.
+
+    Before the schedule begins it passes on at once: whoever fetches a first bundle then is not the last to start.
+    """
 
     def __init__(self, broker_port: int, phases: Sequence[Phase], one_way_ms: float) -> None:
         super().__init__(("127.0.0.1", broker_port))
         self._phases, self._delayed = list(phases), LinkState(one_way_ms=one_way_ms)
-        self._began = time.monotonic()
+        self._began: float | None = None
 
     def now(self) -> LinkState:
         """The delay, and the rate of the present phase."""
+        if self._began is None:
+            return LinkState()
         return replace(self._delayed, uplink_mbps=self.uplink_mbps())
 
     def begin(self) -> None:
@@ -34,8 +39,8 @@ class Shaper(Relay):
         self._began = time.monotonic()
 
     def uplink_mbps(self) -> float:
-        """The rate of the present phase; the last phase stays."""
-        elapsed = time.monotonic() - self._began
+        """The rate of the present phase, or of the first to come; the last phase stays."""
+        elapsed = 0.0 if self._began is None else time.monotonic() - self._began
         for phase in self._phases:
             if elapsed < phase.seconds:
                 return phase.uplink_mbps

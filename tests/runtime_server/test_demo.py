@@ -12,6 +12,7 @@ from runtime_edge.errors import CheckFailed, SourceError
 from runtime_server.demo.scenario import devices, share_audio
 from runtime_server.demo.shaper import Phase, Shaper
 from runtime_server.demo.summary import check_summary
+from runtime_server.lab.relay import LinkState
 
 DEVICE = {
     "windows_captured": 10,
@@ -67,8 +68,11 @@ def test_the_uplink_has_the_rate_and_the_delay_of_the_plan() -> None:
 
 
 def test_the_rate_changes_with_the_phase_and_the_last_phase_stays() -> None:
-    shaper = Shaper(1, [Phase(0.05, 8.0), Phase(0.05, 1.0)], 0.0)
+    shaper = Shaper(1, [Phase(0.05, 8.0), Phase(0.05, 1.0)], 25.0)
+    time.sleep(0.06)
+    assert shaper.now() == LinkState(), "nothing is shaped before the schedule begins"
     shaper.begin()
+    assert shaper.now() == LinkState(one_way_ms=25.0, uplink_mbps=8.0)
 
     assert shaper.uplink_mbps() == 8.0
     time.sleep(0.06)
