@@ -50,6 +50,7 @@ _BATCHES = (16, 32, 64)
 _ASKED = 0.8
 """Of what torch alone does."""
 _READY_S = _DRAIN_S = 60.0
+_WARM_FRAMES = 8000
 _WARM_S = 10.0
 """Of a run under load, in which memory is not looked at yet."""
 
@@ -200,8 +201,10 @@ class Bench:
         return _ingest(found, self._opened.manifest.info.cuts[cut].name, *reports)
 
     async def soak(self, rate: float, minutes: float) -> Section:
-        """Memory while so many windows a second come."""
+        """Memory while so many windows a second come, after passes of every size were needed once."""
+        recorded = Recorded(self._opened, self.cut, _DEVICES)
         async with self.server.running() as process:
+            await drained(self.server, process, recorded, _WARM_FRAMES)
             report, growth_mb = await under_load(self.server, process, self.bundle, self.cut, rate, 60.0 * minutes)
         section = Section("server", "Memory", "python -m tools.bench_server --only soak", part="soak")
         about = (
