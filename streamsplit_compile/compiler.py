@@ -179,6 +179,16 @@ def changed_blocks(old: Manifest, new: Manifest) -> list[str]:
     ]
 
 
+def choose_cuts(encoder: Encoder, spec: str) -> list[Candidate]:
+    """The cuts for `--cuts`, judged by MACs and int8 bytes (PCM16 for the waveform)."""
+    candidates = encoder.graph.candidates
+    macs = [count_work(piece).macs for piece in split(encoder.graph, candidates)]
+    sizes = [float(np.prod(candidate.shape)) for candidate in candidates]
+    sizes[0] *= 2
+    encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
+    return select_cuts(candidates, spec, np.cumsum([0, *macs]).tolist(), sizes, worthwhile_blocks(encoder_ms))
+
+
 def _reweight(
     staging: Path,
     base: Bundle,
@@ -210,16 +220,6 @@ def _reweight(
     changed = [index for index, name in enumerate(components) if components[name] != known[name]]
     first_changed = min(changed, default=len(components))
     return measure(staging, draft, list(loaded), windows, reference, _silent, first_changed, loaded)
-
-
-def choose_cuts(encoder: Encoder, spec: str) -> list[Candidate]:
-    """The cuts for `--cuts`, judged by MACs and int8 bytes (PCM16 for the waveform)."""
-    candidates = encoder.graph.candidates
-    macs = [count_work(piece).macs for piece in split(encoder.graph, candidates)]
-    sizes = [float(np.prod(candidate.shape)) for candidate in candidates]
-    sizes[0] *= 2
-    encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
-    return select_cuts(candidates, spec, np.cumsum([0, *macs]).tolist(), sizes, worthwhile_blocks(encoder_ms))
 
 
 def _draft(
