@@ -1,12 +1,13 @@
-"""The source in its own thread, windows handed to the device loop one by one."""
+"""The source in its own thread, which hands over its windows one by one."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 import msgspec
@@ -17,7 +18,9 @@ from runtime_edge.audio import Counters, Windower, open_source
 from runtime_edge.audio.stream import BLOCK_SECONDS
 from runtime_edge.config import DeviceConfig
 
-_QUEUE_WINDOWS = 4
+_LOG = logging.getLogger(__name__)
+_WINDOWS_AHEAD = 4
+_LOOK_UP_S = 0.2
 
 
 class Captured(msgspec.Struct, frozen=True):
@@ -26,8 +29,8 @@ class Captured(msgspec.Struct, frozen=True):
     index: int
     capture_time_ns: int
     samples: npt.NDArray[np.float32]
-    ready_at: float = msgspec.field(default_factory=time.monotonic)
-    """When its last sample had been read, monotonic seconds."""
+    ready_at: float
+    """When it could have been run at the earliest, monotonic seconds."""
 
 
 class Capture:
@@ -48,7 +51,13 @@ class Capture:
             counters=self.counters,
         )
         self._windower = Windower(window_samples, hop_samples, config.gate_db, self.counters)
-        self._ended = threading.Event()
+        # Places of windows that have not gone through, as a semaphore that is not written in Python.
+        self._ahead = _WINDOWS_AHEAD if config.realtime else 1
+        self._places = SimpleQueue[None]()
+        for _ in range(self._ahead):
+            self._places.put(None)
+        self._ended = False
+        self._over: asyncio.Future[None] | None = None
         self._live = config.source == "mic" or config.source.startswith("mic:")
         self._heard = (0, time.monotonic())
 
@@ -61,62 +70,69 @@ class Capture:
             return 0.0
         return time.monotonic() - since
 
-    async def windows(self, stopping: asyncio.Event) -> AsyncGenerator[Captured, None]:
-        """Every window until the source ends or `stopping` is set. Raises the source's SourceError."""
+    async def read(self, take: Callable[[Captured], None], stopping: asyncio.Event, limit: int | None = None) -> None:
+        """Hand every window to `take`, which is called in the capture thread and says `gone_through` later on.
+
+        Until all of the source, or `limit` windows, have gone through, or `stopping` is set. Where nothing is played in
+        real time the next window is handed over when the last one has gone through, otherwise a few are ahead.
+        Raises the source's SourceError, and what a window ended with.
+        """
         loop = asyncio.get_running_loop()
-        arrived, news = deque[Captured | Exception | None](), asyncio.Event()
-
-        def arrive(item: Captured | Exception | None) -> None:
-            arrived.append(item)
-            news.set()
-
-        free = SimpleQueue[None]()  # the places, as a semaphore that is not written in Python
-        for _ in range(_QUEUE_WINDOWS):
-            free.put(None)
-        thread = threading.Thread(target=self._read, args=(loop, arrive, free), name="capture", daemon=True)
-        thread.start()
+        over = self._over = loop.create_future()
+        ended = functools.partial(loop.call_soon_threadsafe, self._end)
+        threading.Thread(target=self._read, args=(take, limit, ended), name="capture", daemon=True).start()
         stopped = asyncio.create_task(stopping.wait())
-        stopped.add_done_callback(lambda _: arrive(None))
         try:
-            while True:
-                while not arrived:
-                    news.clear()
-                    await news.wait()
-                if stopping.is_set() or (window := arrived.popleft()) is None:
-                    return
-                free.put(None)
-                if isinstance(window, Exception):
-                    raise window
-                yield window
+            await asyncio.wait({over, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if over.done():
+                over.result()
         finally:
             stopped.cancel()
-            self._ended.set()
+            over.cancel()
+            self._ended = True
+
+    def gone_through(self, error: Exception | None = None) -> None:
+        """A window is done with: another may come. `error` ends the reading. In the loop's thread."""
+        self._places.put(None)
+        if error is not None:
+            self._end(error)
+
+    def _end(self, error: Exception | None = None) -> None:
+        if self._over is None or self._over.done():
+            if error is not None:
+                _LOG.warning("after the end: %r", error)
+        elif error is None:
+            self._over.set_result(None)
+        else:
+            self._over.set_exception(error)
 
     def _read(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        arrive: Callable[[Captured | Exception | None], None],
-        free: SimpleQueue[None],
+        self, take: Callable[[Captured], None], limit: int | None, ended: Callable[[Exception | None], object]
     ) -> None:
-        def hand_over(item: Captured | Exception | None) -> None:
-            while not self._ended.is_set():
-                try:
-                    free.get(timeout=0.2)
-                except Empty:
-                    continue
-                loop.call_soon_threadsafe(arrive, item)
-                return
-
         try:
-            for window in self._windower.windows(self._blocks):
-                hand_over(Captured(window.index, window.capture_time_ns, window.samples.copy()))
-                if self._ended.is_set():
+            for count, window in enumerate(self._windower.windows(self._blocks), start=1):
+                captured = Captured(window.index, window.capture_time_ns, window.samples.copy(), window.ready_at)
+                if not self._has_place():
                     return
-            hand_over(None)
+                take(captured)
+                if count == limit:
+                    break
+            if all(self._has_place() for _ in range(self._ahead)):
+                ended(None)
         except Exception as exc:
             # Whatever it was, the device loop raises it: a source that dies in silence looks like silence. When the
             # device has ended meanwhile its loop is closed, and nobody is waiting any more.
-            if not self._ended.is_set():
-                hand_over(exc)
+            if not self._ended:
+                ended(exc)
         finally:
             self._blocks.close()
+
+    def _has_place(self) -> bool:
+        """Wait for a place; False when the reading has ended."""
+        while not self._ended:
+            try:
+                self._places.get(timeout=_LOOK_UP_S)
+            except Empty:
+                continue
+            return True
+        return False

@@ -15,7 +15,7 @@ from runtime_edge.errors import LinkError, SpoolError
 from runtime_edge.link import FRAME_OVERHEAD_BYTES, Link
 from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.outbox import Outbox
-from runtime_edge.sounding import CONFIRMATIONS, TELLING_BYTES, confirming_bytes
+from runtime_edge.sounding import CONFIRMATIONS, confirming_bytes
 from runtime_edge.tasks import Compute
 from runtime_edge.wire import Reply
 
@@ -51,14 +51,13 @@ class Delivery:
         """Whether the link stands."""
         return self._link.connected
 
-    @property
-    def room(self) -> bool:
-        """Whether another live frame may be sent now."""
-        return self._link.connected and self._sending < self._config.in_flight
+    def has_room(self, coming: int = 0) -> bool:
+        """Whether another live frame may be sent now, besides those that are coming. From any thread."""
+        return self._link.connected and self._sending + coming < self._config.in_flight
 
     async def wait_for_room(self) -> None:
-        """Until `room`, or until the link is gone."""
-        while self._link.connected and not self.room:
+        """Until there is room, or until the link is gone."""
+        while self._link.connected and not self.has_room():
             self._room_made = asyncio.get_running_loop().create_future()
             await asyncio.wait({self._room_made}, timeout=_IDLE_S)
 
@@ -175,7 +174,7 @@ class Delivery:
         self._sending += 1
         try:
             if alone:
-                if sent_bytes >= TELLING_BYTES:  # the acknowledgement of a smaller one tells the round trip itself
+                if self._uplink.asks_round_trip(sent_bytes):
                     self._link.probe(self._uplink.observe_round_trip)
                 self._uplink.sending(sent_bytes)
             self._link.send(message_id, awaited, frame, on_stored, self._config.ack_timeout_s)

@@ -7,7 +7,6 @@ between windows. What happens to a window stands in `runtime_edge.pipeline`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
@@ -126,11 +125,12 @@ class Device:
             self._delivery = Delivery(config, self._link, self._outbox, self._compute, self.accounting, self._uplink)
             background.append(asyncio.create_task(self._delivery.replay_forever()))
             self._sinks.append(EventSink(self._link.publish, config.device, config.events, config.event_threshold))
-            await self._swap.follow()
             await labelling.follow()
         self._learning = Learning(config, self._link)
         splitter = make_splitter(engine.bundle, table, config)
         splitter.learn(self._learning.learner_for(table))
+        front_end = info.front_end
+        self._capture = Capture(config, front_end.sample_rate, front_end.window_samples, front_end.hop_samples)
         self._pipeline = Pipeline(
             config=config,
             boot=self.boot,
@@ -146,9 +146,9 @@ class Device:
             delivery=self._delivery,
             uplink=self._uplink,
             sinks=self._sinks,
+            gone_through=self._capture.gone_through,
         )
-        front_end = info.front_end
-        self._capture = Capture(config, front_end.sample_rate, front_end.window_samples, front_end.hop_samples)
+        await self._swap.follow(self._pipeline.take_over)
         self._heartbeat = Heartbeat(config.state, self._status, self._link, self._notifier)
         if config.metrics_port is not None:
             heartbeat = self._heartbeat
@@ -159,13 +159,7 @@ class Device:
         self._notifier.ready()
 
     async def _process_source(self) -> None:
-        count = 0
-        async with contextlib.aclosing(self._capture.windows(self._stopping)) as windows:
-            async for window in windows:
-                count += 1
-                await self._pipeline.take(window)
-                if count == self.config.max_windows:
-                    break
+        await self._capture.read(self._pipeline.take, self._stopping, self.config.max_windows)
         await self._pipeline.settle()
 
     async def _report(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Heartbeat:
 
     Args:
         state: the device's state directory.
-        take: makes a status. It must pass through the compute thread: when that is stuck no status comes, no sign of
+        take: makes a status. It must take its turn among the windows: when one is stuck no status comes, no sign of
             life reaches systemd, and its watchdog starts the device again.
         link: where the server hears the report, if there is one.
         notifier: systemd's side.

@@ -316,10 +316,11 @@ class GaussianMemory:
         self.weights = _floored(self.weights + np.float32(self.rate) * (posterior - self.weights))
 
     def _claim(self, z: Array) -> None:
-        lightest = int(np.argmin(self.weights))
+        lightest = int(self.weights.argmin())
         variance = max(_NARROW * self.spread / (2 * self.dim), VARIANCE_FLOOR)
         noise = self._rng.standard_normal(self.dim).astype(np.float32)
-        self.means[lightest] = _unit((z + math.sqrt(variance) * noise).astype(np.float32))
+        mean = (z + math.sqrt(variance) * noise).astype(np.float32)
+        self.means[lightest] = mean / np.float32(max(math.sqrt(mean @ mean), _MIN_NORM))
         self.variances[lightest] = variance
         self._log_volumes[lightest] = self.dim * math.log(variance)
         weights = self.weights * np.float32(1 - 1 / self.components)

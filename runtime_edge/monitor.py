@@ -31,6 +31,8 @@ _LEAST_WEIGHT = 0.2
 """Of a round trip as long as it was expected, in shares of `smoothing`; one that misses by twice the jitter has all."""
 _UNEXPLAINED = 2.5
 """A difference from the expected time that is no jitter any more, in multiples of it."""
+_NEGLIGIBLE_S = _JITTER_S / 10
+"""A transfer so short is lost in the jitter."""
 _MINUTE_SECONDS = 60.0
 _MIN_MBITS, _MAX_MBITS = 0.001, 10_000.0
 _LOSS_MEMORY = 64
@@ -42,9 +44,9 @@ _THROTTLED_NOW = 0b1111  # under-voltage, frequency capped, throttled, soft temp
 class CpuMonitor:
     """System-wide CPU load, from the kernel's own counters. Never blocks, starts no thread.
 
-    Call `load` as often as you like: the counters are read at most once every `period_s`, and the answer is
-    the mean over the time between the last two readings. Every process counts, this one included; a
-    processor that waits for a disk counts as idle.
+    Call `load` as often as you like, from any thread: the counters are read at most once every `period_s`, and the
+    answer is the mean over the time between the last two readings. Every process counts, this one included; a processor
+    that waits for a disk counts as idle.
     """
 
     def __init__(self, period_s: float = 0.1, now: Callable[[], float] = time.monotonic) -> None:
@@ -53,17 +55,18 @@ class CpuMonitor:
         self._read_at = now()
         self._busy, self._total = _cpu_times()
         self._load = 0.0
+        self._lock = threading.Lock()
 
     def load(self) -> float:
         """Share of the processors' time in use, in [0, 1]; 0 until the first period is over."""
-        now = self._now()
-        if now - self._read_at < self._period_s:
+        with self._lock:
+            now = self._now()
+            if now - self._read_at >= self._period_s:
+                busy, total = _cpu_times()
+                if total > self._total:
+                    self._load = min(1.0, max(0.0, (busy - self._busy) / (total - self._total)))
+                self._read_at, self._busy, self._total = now, busy, total
             return self._load
-        busy, total = _cpu_times()
-        if total > self._total:
-            self._load = min(1.0, max(0.0, (busy - self._busy) / (total - self._total)))
-        self._read_at, self._busy, self._total = now, busy, total
-        return self._load
 
 
 class BandwidthEstimator:
@@ -77,8 +80,8 @@ class BandwidthEstimator:
     misses the expected time by more than jitter explains means that the link has changed: it counts as a sample
     of each 100 ms since the last frame, as in METHOD, so that the estimate is there after one or two frames.
 
-    `observe_round_trip` learns from a probe in front of a frame, `observe_pair` from a sounding behind it, which tells
-    round trip and transfer apart by itself.
+    `observe_round_trip` learns from a probe in front of a frame, where `asks_round_trip` says that it is worth one, and
+    `observe_pair` from a sounding behind it, which tells round trip and transfer apart by itself.
 
     An estimate that no large frame has confirmed for 5 s doubles every 5 s, up to 100 Mbit/s: a device that was
     driven to small frames by a thin link would otherwise never learn that the link has recovered.
@@ -113,6 +116,19 @@ class BandwidthEstimator:
         self._fastest: deque[tuple[float, float]] = deque()
         self._outcomes: deque[bool] = deque(maxlen=_LOSS_MEMORY)
         self._lock = threading.Lock()
+
+    def asks_round_trip(self, bytes_sent: int) -> bool:
+        """Whether a probe in front of a frame would tell what its acknowledgement does not.
+
+        A small frame's is a round trip itself. Over a link that takes no time worth speaking of for the frame, one
+        probe in 5 s will do: a slower one shows in the frame's own time.
+        """
+        with self._lock:
+            if bytes_sent < _SMALL_FRAME_BYTES:
+                return False
+            if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > _STALE_S:
+                return True
+            return self._bits is None or self._expected_s(bytes_sent * 8.0) > _NEGLIGIBLE_S
 
     def sending(self, bytes_sent: int) -> None:
         """A frame has just begun its way, alone: from when it is overdue, the estimate is no better than it shows."""
@@ -308,7 +324,7 @@ def _cpu_times() -> tuple[float, float]:
         times = psutil.cpu_times()
         return sum(times) - times.idle, sum(times)
     # user nice system idle iowait irq softirq steal; a guest's time is in user and nice as well.
-    ticks = [int(text) for text in os.pread(stat, 256, 0).split()[1:9]]
+    ticks = [int(text) for text in os.pread(stat, 256, 0).split(None, 9)[1:9]]
     total = sum(ticks)
     return total - ticks[3] - ticks[4], total
 

@@ -10,6 +10,7 @@ and the correction is held within +-BOUND. `Learnt` is the record a server reads
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -83,7 +84,7 @@ class _Open:
 
 
 class OnlineLearner:
-    """Corrections to one table. One thread uses it."""
+    """Corrections to one table. One thread decides about windows, another one may finish them."""
 
     def __init__(self, table: SplitterTable, device: str, learnt: Learnt | None = None) -> None:
         """`learnt` is where an earlier run left off. Raises TableError when it is of another table."""
@@ -93,6 +94,7 @@ class OnlineLearner:
         self._visits: dict[tuple[int, int], int] = {}
         self._windows: dict[int, _Open] = {}
         self._latest: int | None = None
+        self._lock = threading.Lock()
         self.updates = 0
         if learnt is not None:
             learnt.check(table, "learnt values")
@@ -106,41 +108,44 @@ class OnlineLearner:
 
     def decided(self, window: int, row: int, action: int, at: Conditions) -> None:
         """A window goes to `action` under these conditions; windows come in order."""
-        before = self._windows.get(self._latest) if self._latest is not None else None
-        if before is not None and self._latest is not None:
-            before.next_row = row
-            self._learn(self._latest, before)
-        self._windows[window], self._latest = _Open(row, action, at), window
-        if len(self._windows) > _OPEN_WINDOWS:  # never finished: nothing to learn
-            self._windows.pop(next(iter(self._windows)))
+        with self._lock:
+            before = self._windows.get(self._latest) if self._latest is not None else None
+            if before is not None and self._latest is not None:
+                before.next_row = row
+                self._learn(self._latest, before)
+            self._windows[window], self._latest = _Open(row, action, at), window
+            if len(self._windows) > _OPEN_WINDOWS:  # never finished: nothing to learn
+                self._windows.pop(next(iter(self._windows)))
 
     def finished(self, window: int, uncertainty: float, device_ms: float, answer_ms: float | None) -> None:
         """A window is done: measured time on the device and, where the server finished it, until its answer."""
-        open_window = self._windows.get(window)
-        if open_window is None or open_window.reward is not None:
-            return
-        table, action, at = self._table, self._table.costs[open_window.action], open_window.at
-        expected = terms(
-            action,
-            self._whole,
-            table.uplink,
-            table.reward,
-            table.limits,
-            at._replace(uncertainty=uncertainty),
-        )
-        if answer_ms is None:
-            on_device = terms(action, self._whole, table.uplink, table.reward, table.limits, at._replace(cpu=0.0))
-            answer_ms = float(on_device.latency_ms) - action.device_ms
-        late_ms = device_ms + answer_ms - float(expected.latency_ms)
-        open_window.reward = float(expected.total) - table.reward.beta * late_ms / table.reward.t_max_ms
-        self._learn(window, open_window)
+        with self._lock:
+            open_window = self._windows.get(window)
+            if open_window is None or open_window.reward is not None:
+                return
+            table, action, at = self._table, self._table.costs[open_window.action], open_window.at
+            expected = terms(
+                action,
+                self._whole,
+                table.uplink,
+                table.reward,
+                table.limits,
+                at._replace(uncertainty=uncertainty),
+            )
+            if answer_ms is None:
+                on_device = terms(action, self._whole, table.uplink, table.reward, table.limits, at._replace(cpu=0.0))
+                answer_ms = float(on_device.latency_ms) - action.device_ms
+            late_ms = device_ms + answer_ms - float(expected.latency_ms)
+            open_window.reward = float(expected.total) - table.reward.beta * late_ms / table.reward.t_max_ms
+            self._learn(window, open_window)
 
     def record(self) -> Learnt:
         """What was learnt so far."""
-        cells = [
-            (row, action, round(self._rows[row][action] - self._table.q[row][action], 4), visits)
-            for (row, action), visits in sorted(self._visits.items())
-        ]
+        with self._lock:
+            cells = [
+                (row, action, round(self._rows[row][action] - self._table.q[row][action], 4), visits)
+                for (row, action), visits in sorted(self._visits.items())
+            ]
         return Learnt(device=self._device, target=self._table.target, table=self._table.digest, cells=cells)
 
     def _learn(self, window: int, done: _Open) -> None:

@@ -1,8 +1,8 @@
 """Frames between the encoder and the broker: on disk, and in the accounts exactly once.
 
-Used by the compute thread alone, but for `settle_soon`, so that what is counted and what lies on the disk always
-agree. A frame that has no place on the disk may still be on its way; only when that fails, too, it is dropped, with the
-reason it had no place.
+Used by who has the turn (`runtime_edge.tasks.Compute`), but for `settle_soon`, so that what is counted and what lies on
+the disk always agree. A frame that has no place on the disk may still be on its way; only when that fails, too, it is
+dropped, with the reason it had no place.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One window's way: cut, prefix, frame, spool, answer, memory, result.
 
-While the link is down everything runs here and the frames wait in the spool.
+Up to the spool it goes in the capture thread, the rest is the loop's. While the link is down everything runs here and
+the frames wait in the spool.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,7 @@ from runtime_edge.sounding import filler_bytes
 from runtime_edge.splitter import Decision, Splitter
 from runtime_edge.surroundings import Surroundings
 from runtime_edge.swap import Swap, make_splitter
-from runtime_edge.table import LOCAL
+from runtime_edge.table import LOCAL, SplitterTable
 from runtime_edge.tasks import Compute
 from runtime_edge.underway import Underway
 from runtime_edge.wire import Reply
@@ -44,7 +45,10 @@ _SETTLING_S = 0.02
 
 @dataclass(kw_only=True)
 class Pipeline:
-    """Takes windows one by one and hands each one's result to the sinks, some of them later than the next window's."""
+    """Takes windows one by one and hands each one's result to the sinks, some of them later than the next window's.
+
+    Made in the device's loop.
+    """
 
     config: DeviceConfig
     boot: str
@@ -63,23 +67,42 @@ class Pipeline:
     """None without a broker."""
     uplink: BandwidthEstimator
     sinks: list[Sink]
+    gone_through: Callable[[Exception | None], None]
+    """Called in the loop when another window may come, or with what ends the device."""
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     cpu: CpuMonitor = field(default_factory=CpuMonitor)
     surroundings: Surroundings = field(default_factory=Surroundings)
     cut: str | None = None
     """Of the latest window."""
+    _taken: int = 0
+    _through: int = 0
+    """Windows that the loop has; `_taken` is counted in the capture thread."""
+    _live: int = 0
+    """Frames to be sent at once; counted in the capture thread, and `_exchanged` in the loop."""
+    _exchanged: int = 0
     _unanswered: int = 0
     """Windows that wait for the server's answer or their deadline."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def take(self, window: Captured) -> None:
-        """Run one window with what has been swapped in since the last one; returns when the next may come."""
-        self.accounting.pcm16_bytes += 2 * self.engine.bundle.manifest.info.front_end.hop_samples
-        self._take_over()
-        await self._process(window)
+    def take(self, window: Captured) -> None:
+        """Run one window in this thread, always the same, and have the loop send it on. Raises what running does."""
+        self._taken += 1
+        try:
+            run = self.compute.here(self._run, window)
+        except BaseException:
+            self._taken -= 1
+            raise
+        self.loop.call_soon_threadsafe(self._has_run, *run)
+
+    def take_over(self) -> None:
+        """Let a bundle or table that is ready take over, between two windows."""
+        engine, table = self.swap.take()
+        if engine is not None or table is not None:
+            self._spawn(self._install_between(engine, table))
 
     async def settle(self) -> None:
         """Wait for the windows that are still under way."""
-        while self._unanswered:
+        while self._through < self._taken or self._unanswered:
             await asyncio.sleep(_SETTLING_S)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -90,9 +113,13 @@ class Pipeline:
             self.memory.teach_late(reply.window, embedding)
         self._refresh_memory(reply)
 
-    def _take_over(self) -> None:
-        """Install what has arrived since the last window."""
-        engine, table = self.swap.take()
+    async def _install_between(self, engine: Engine | None, table: SplitterTable | None) -> None:
+        try:
+            await self.compute.run(self._install, engine, table)
+        except Exception as exc:
+            self.gone_through(exc)
+
+    def _install(self, engine: Engine | None, table: SplitterTable | None) -> None:
         if engine is not None:
             self.engine = engine
             self.accounting.generation_end = engine.generation
@@ -104,7 +131,9 @@ class Pipeline:
             self.splitter.learn(self.learning.learner_for(table))
             self.accounting.table_swaps += 1
 
-    async def _process(self, window: Captured) -> None:
+    def _run(self, window: Captured) -> tuple[Underway, bool]:
+        """Choose, run, frame and spool; and whether the frame is to be sent at once."""
+        self.accounting.pcm16_bytes += 2 * self.engine.bundle.manifest.info.front_end.hop_samples
         self.accounting.stage_ms["wait"].observe((time.monotonic() - window.ready_at) * 1e3)
         cpu, bandwidth, rtt = self.cpu.load(), self.uplink.uplink_mbits, self.uplink.rtt_ms
         connected = self.delivery is None or self.delivery.connected
@@ -115,25 +144,20 @@ class Pipeline:
         self.accounting.probes += decision.probe
         engine, started = self.engine, time.monotonic()
         index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
-        live = decision.cut != LOCAL and await self._has_room()
+        live = (
+            decision.cut != LOCAL and self.delivery is not None and self.delivery.has_room(self._live - self._exchanged)
+        )
         if self.splitter.learner is not None and (live or index == engine.last_cut):  # otherwise more than that is run
             at = Conditions(self.splitter.uncertainty, cpu, bandwidth, rtt)
             self.splitter.learner.decided(window.index, decision.row, decision.action, at)
-        step = await self.compute.run(self._run_window, engine, window, decision, index, live)
+        step = self._frame(engine, window, decision, index, live)
         device_ms = (time.monotonic() - started) * 1e3
         cut = engine.cut_names[index] if decision.cut != LOCAL else LOCAL
-        self.cut = cut
-        self.accounting.cuts[cut] += 1
-        underway = Underway(window, decision, cut, engine, step, cpu, bandwidth, rtt, device_ms)
-        if step.embedding is not None:
-            self._finish(underway, step.embedding, "device")
-        if live:
-            self._exchange(underway)
-        elif self.delivery is not None:
-            self.delivery.replay_soon()
+        self._live += live
+        question = self.splitter.mbps_in_question()
+        return Underway(window, decision, question, cut, engine, step, cpu, bandwidth, rtt, device_ms), live
 
-    def _run_window(self, engine: Engine, window: Captured, decision: Decision, cut: int, live: bool) -> Step:
-        """In the compute thread: run, frame and spool."""
+    def _frame(self, engine: Engine, window: Captured, decision: Decision, cut: int, live: bool) -> Step:
         uncertainty = self.splitter.uncertainty
         step = engine.run(window.samples, window.index, window.capture_time_ns, cut, uncertainty, not live)
         stages = self.accounting.stage_ms
@@ -147,13 +171,34 @@ class Pipeline:
             stages["spool"].observe((time.perf_counter() - started) * 1e3)
         return step
 
-    async def _has_room(self) -> bool:
-        """Whether this window may be sent live. A source that does not run in real time waits for room."""
-        if self.delivery is None:
-            return False
-        if not self.config.realtime:
-            await self.delivery.wait_for_room()
-        return self.delivery.room
+    def _has_run(self, underway: Underway, live: bool) -> None:
+        """A window is the loop's now: what can be finished is, the rest is on its way."""
+        self._through += 1
+        try:
+            self._send_on(underway, live)
+            self.take_over()
+        except Exception as exc:
+            self.gone_through(exc)
+            return
+        if self.delivery is None or self.config.realtime:
+            self.gone_through(None)
+        else:  # a source that does not run in real time waits for room
+            self._spawn(self._gone_through_with_room(self.delivery))
+
+    def _send_on(self, underway: Underway, live: bool) -> None:
+        self.cut = underway.cut
+        self.accounting.cuts[underway.cut] += 1
+        if underway.step.embedding is not None:
+            self._finish(underway, underway.step.embedding, "device")
+        if live:
+            self._exchanged += 1
+            self._exchange(underway)
+        elif self.delivery is not None:
+            self.delivery.replay_soon()
+
+    async def _gone_through_with_room(self, delivery: Delivery) -> None:
+        await delivery.wait_for_room()
+        self.gone_through(None)
 
     def _exchange(self, underway: Underway) -> None:
         """Send one frame; the window is finished with the server's answer or, past the deadline, without it."""
@@ -163,7 +208,7 @@ class Pipeline:
         answered = functools.partial(self._answered, underway)
         self._unanswered += 1
         self.delivery.exchange(self._message_id(window), window.index, underway.step.frame, deadline_s, answered)
-        self._sound(len(underway.step.frame))
+        self._sound(underway.mbps_in_question, len(underway.step.frame))
 
     def _answered(self, underway: Underway, reply: Reply | None, seconds: float) -> None:
         """The server's answer to a frame, or None past its deadline."""
@@ -185,14 +230,13 @@ class Pipeline:
         if embedding is not None:
             self._finish(underway, embedding, "fallback", seconds * 1e3)
 
-    def _sound(self, frame_bytes: int) -> None:
+    def _sound(self, mbps_in_question: float | None, frame_bytes: int) -> None:
         """Behind a frame, learn how the link is, and whether it has become better than this cut needs."""
         assert self.delivery is not None
         table = self.splitter.table
-        question = self.splitter.mbps_in_question() if table.limits.mb_per_hour is None else None
-        if question is not None and (
-            filler := filler_bytes(self.uplink.uplink_mbits, question, table.hop_s, frame_bytes)
-        ):
+        if table.limits.mb_per_hour is not None:
+            return
+        if filler := filler_bytes(self.uplink.uplink_mbits, mbps_in_question, table.hop_s, frame_bytes):
             self._spawn(self.delivery.sound(frame_bytes, filler))
 
     def _embedding(self, reply: Reply) -> Embedding | None:

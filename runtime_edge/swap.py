@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -53,7 +53,7 @@ def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) ->
 
 
 class Swap:
-    """Watches releases and tables; prepares and self-tests in the compute thread, hands over when asked."""
+    """Watches releases and tables; prepares and self-tests between two windows, hands over when asked."""
 
     def __init__(self, config: DeviceConfig, link: Link | None, compute: Compute, accounting: Accounting) -> None:
         self._config, self._link, self._compute, self._accounting = config, link, compute, accounting
@@ -68,6 +68,7 @@ class Swap:
         """A table, and its record, that does not fit what runs: it may have come before the bundle it is for."""
         self._next_engine: Engine | None = None
         self._next_table: SplitterTable | None = None
+        self._on_ready: Callable[[], None] = lambda: None
         self._installing = asyncio.Lock()
         self._running: Bundle
         """What the last window ran on; `_engine` may be one that still has to take over."""
@@ -106,8 +107,9 @@ class Swap:
         self._try_out(self._engine.bundle)
         return self._engine, self._table
 
-    async def follow(self) -> None:
-        """Watch for later tables and, unless a bundle was given, for later releases."""
+    async def follow(self, on_ready: Callable[[], None]) -> None:
+        """Watch for later tables and, unless a bundle was given, for later releases; says when to `take` one."""
+        self._on_ready = on_ready
         if self._link is not None:
             keys = [self._common_key, self._own_key]
             await self._link.watch(subjects.TABLES, keys, self._on_table)
@@ -275,7 +277,7 @@ class Swap:
         return table
 
     async def _prepare(self, bundle: Bundle) -> Engine:
-        """Load and self-test in the compute thread; the bundle in use goes on undisturbed until this is done."""
+        """Load and self-test between two windows; the bundle in use goes on undisturbed until this is done."""
         return await self._compute.run(self._load, bundle)
 
     def _load(self, bundle: Bundle) -> Engine:
@@ -329,6 +331,7 @@ class Swap:
                 make_splitter(self._engine.bundle, table, self._config)
                 self._use(table, record)
                 self._own_table = own
+                self._on_ready()
         except SscError as exc:
             await self._failed("table_refused", exc)
 
@@ -359,6 +362,7 @@ class Swap:
             self._engine = self._next_engine = engine
             if early is not None:
                 self._use(*early)
+            self._on_ready()
         await self.report("generation", generation=bundle.manifest.info.generation, digest=bundle.digest)
 
     def _needed_table(self, bundle: Bundle) -> tuple[SplitterTable, bytes] | None:

@@ -15,17 +15,22 @@ _AGAIN_S = 1.0
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _Work = tuple[Callable[..., Any], tuple[Any, ...], asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
+_LOOK_UP_S = 0.1
 
 
 class Compute:
-    """The one thread that runs the encoder and touches the spool, so buffers and the database have one user.
+    """The right to run the encoder and to touch the spool: one thread at a time has it.
 
-    A pool of one thread would do; this one wakes nobody but who waits, and spends a fifth of the time on a hand-over.
+    The loop's calls are done in a thread of its own, which wakes nobody but who waits and so spends a fifth of a pool's
+    time on a hand-over; a window is run by the thread that has read it.
     """
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._turn = threading.Lock()
+        self._asked = self._done = 0
+        self._one_more = threading.Event()
 
     async def run(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
         """Do something in the thread, after what was asked before; what is cancelled before its turn is not done."""
@@ -34,8 +39,18 @@ class Compute:
             self._thread.start()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[_Result] = loop.create_future()
+        self._asked += 1
         self._work.put((call, arguments, loop, done))
         return await done
+
+    def here(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Do something in this thread, not the loop's, after what was asked of the other one before."""
+        while self._done < self._asked:  # a lock alone may be had again before those who wait for it wake up
+            self._one_more.clear()
+            if self._done < self._asked:
+                self._one_more.wait(_LOOK_UP_S)
+        with self._turn:
+            return call(*arguments)
 
     def shutdown(self) -> None:
         """Wait until what was asked for is done, and end the thread."""
@@ -55,13 +70,17 @@ class Compute:
             call, arguments, loop, done = work
             if not done.cancelled():
                 try:
-                    settle = functools.partial(_set, done, call(*arguments))
+                    with self._turn:
+                        settle = functools.partial(_set, done, call(*arguments))
                 except BaseException as exc:
                     settle = functools.partial(_set, done, None, exc)
                 try:
                     loop.call_soon_threadsafe(settle)
                 except RuntimeError:
                     _LOG.debug("nobody waits any more: the loop is closed")
+                del settle
+            self._done += 1
+            self._one_more.set()
             del work, call, arguments, done  # nothing is kept alive until the next call
 
 

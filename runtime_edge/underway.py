@@ -17,6 +17,8 @@ class Underway(msgspec.Struct, frozen=True):
 
     window: Captured
     decision: Decision
+    mbps_in_question: float | None
+    """The uplink rate, above the present one, at which another cut would have been better."""
     cut: str
     engine: Engine
     """The one that ran it, whatever has taken over since."""

@@ -43,6 +43,13 @@ LARGEST_CUT = "stem"
 SPEED = 10.0
 _SETTLED = 0.5  # of a soak: memory is judged in its second half
 _SAMPLE_S = 1.0
+_STAY_AWAKE = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while True:
+    pass
+"""
 
 
 def measure(work: Path, quick: bool, minutes: float) -> Section:
@@ -64,8 +71,13 @@ def measure(work: Path, quick: bool, minutes: float) -> Section:
             section.add("rss_tflite_mb", tflite["rss_mb"], "at most 90", "the same with tflite-runtime")
         overhead = _overhead(work / "overhead-small", broker, sound, quick)
         section.add("overhead_ms", overhead["overhead_ms"], "at most 1.5", "a window without the model, median")
-        section.detail("medians of its named steps, ms", _listed(overhead["steps_ms"]))
         section.detail("means by thread, the model included, ms", _listed(overhead["threads_ms"]))
+        steps = _overhead(work / "overhead-steps", broker, sound, True, "--steps")
+        section.detail("medians of its named steps, ms", _listed(steps["steps_ms"]))
+        with _alone():
+            alone = _overhead(work / "overhead-alone", broker, sound, quick)
+        what = "the same on a processor of its own that does not halt between windows, ms"
+        section.detail(what, f"{alone['overhead_ms']:.2f}")
     with _server(work, paper) as broker:
         share = _overhead(work / "overhead-paper", broker, sound, quick)
         model_ms = _model_ms(paper, quick)
@@ -155,11 +167,31 @@ def _soak(python: Path, state: Path, broker: str, sound: Path, seconds: float) -
     }
 
 
-def _overhead(state: Path, broker: str, sound: Path, quick: bool) -> dict[str, Any]:
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Everything that runs now on the last processor, what is started on the others, and none of them halts: a virtual
+    processor that does loses its caches to its neighbours. What keeps them awake gives way to any other process.
+    """
+    *first, last = sorted(os.sched_getaffinity(0))
+    for process in psutil.Process().children(recursive=True):
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, {last})
+    os.sched_setaffinity(0, first or {last})
+    awake = [subprocess.Popen([sys.executable, "-c", _STAY_AWAKE, str(processor)]) for processor in (*first, last)]
+    try:
+        yield
+    finally:
+        for process in awake:
+            process.kill()
+            process.wait()
+        os.sched_setaffinity(0, {*first, last})
+
+
+def _overhead(state: Path, broker: str, sound: Path, quick: bool, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tools.edge_overhead", "--broker", broker, "--source", sound, "--state", state]
     windows = 200 if quick else 1000
     done = subprocess.run(
-        [*map(str, command), "--windows", str(windows), "--speed", str(SPEED)],
+        [*map(str, command), "--windows", str(windows), "--speed", str(SPEED), *options],
         capture_output=True, text=True, check=False, env=_env(),
     )  # fmt: skip
     if done.returncode:

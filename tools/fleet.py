@@ -159,7 +159,7 @@ class SimulatedDevice:
             await self._compute.run(self.outbox.close)
 
     async def _ship(self, window: int) -> None:
-        live, frame = self._delivery.room, self._recorded.frame(self._number, window)
+        live, frame = self._delivery.has_room(), self._recorded.frame(self._number, window)
         message_id = subjects.message_id(self.name, self._boot, window)
         await self._compute.run(self.outbox.put, message_id, window, frame, 0.5, live)
         if live:

@@ -15,7 +15,7 @@ import numpy as np
 from runtime_edge.link import FRAME_OVERHEAD_BYTES
 from runtime_edge.monitor import BandwidthEstimator
 from runtime_edge.reward import MAX_LOAD
-from runtime_edge.sounding import CONFIRMATIONS, TELLING_BYTES, confirming_bytes, filler_bytes
+from runtime_edge.sounding import CONFIRMATIONS, confirming_bytes, filler_bytes
 from runtime_edge.splitter import Splitter
 from runtime_edge.table import SplitterTable
 
@@ -90,7 +90,7 @@ class SimulatedDevice:
             return
         self._sound(ready_s, sent_s, size, rtt_s)
         uplink, seconds = self._uplink, acked_s - ready_s
-        if size >= TELLING_BYTES:
+        if uplink.asks_round_trip(size):
             trip_s = self._at(ready_s).rtt_ms / 1e3 + self._random.uniform(-JITTER_S, JITTER_S)
             self._events.append((ready_s + trip_s, lambda: uplink.observe_round_trip(trip_s)))
         self._events.append((ready_s, lambda: uplink.sending(size)))

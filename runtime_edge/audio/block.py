@@ -73,9 +73,11 @@ class Block(msgspec.Struct, frozen=True):
         start_time_ns: capture time at which the first sample begins, ns since 1970.
         end_time_ns: capture time at which the last sample ends, ns since 1970.
         gap_samples: samples missing between the previous block and this one; 0 when they join.
+        ready_at: when a reader could have had it at the earliest, monotonic seconds.
     """
 
     samples: NDArray[np.float32]
     start_time_ns: int
     end_time_ns: int
     gap_samples: int = 0
+    ready_at: float = 0.0

@@ -33,7 +33,7 @@ class FrameQueue:
         self._counters = counters
         self._clock = clock
         self._ready = threading.Condition()
-        self._queue: deque[tuple[int, NDArray[np.float32]]] = deque()
+        self._queue: deque[tuple[int, NDArray[np.float32], float]] = deque()
         self._queued = 0
         self._position = 0
         self._started: float | None = None
@@ -52,7 +52,7 @@ class FrameQueue:
             late = now - self._started - (self._position + count) / self._rate_hz
             if late > STALL_SECONDS:
                 self._position += round(late * self._rate_hz)
-            self._queue.append((self._position, frames))
+            self._queue.append((self._position, frames, now))
             self._position += count
             self._queued += count
             if self._queued > self._capacity:
@@ -86,14 +86,14 @@ class FrameQueue:
                     if self._error is not None:
                         raise self._error
                     return
-                position, frames = self._queue.popleft()
+                position, frames, captured_at = self._queue.popleft()
                 self._queued -= len(frames)
             gap = position - (expected or 0)
-            yield Raw(frames, self._rate_hz, expected is None or gap > 0, gap)
+            yield Raw(frames, self._rate_hz, expected is None or gap > 0, gap, captured_at)
             expected = position + len(frames)
 
     def _drop_oldest_half(self) -> None:
         while self._queued > self._capacity // 2 and len(self._queue) > 1:
-            _, frames = self._queue.popleft()
+            _, frames, _ = self._queue.popleft()
             self._queued -= len(frames)
         self._counters.overruns += 1

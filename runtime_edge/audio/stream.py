@@ -22,12 +22,14 @@ class Raw(msgspec.Struct, frozen=True):
         rate_hz: their sample rate.
         starts: whether they do not continue the previous frames (a new file, or after a gap).
         gap_frames: frames missing before these.
+        captured_at: when a live source delivered them, monotonic seconds.
     """
 
     frames: NDArray[np.float32]
     rate_hz: int
     starts: bool
     gap_frames: int = 0
+    captured_at: float | None = None
 
 
 def to_mono(frames: NDArray[np.float32], counters: Counters) -> NDArray[np.float32]:
@@ -35,7 +37,7 @@ def to_mono(frames: NDArray[np.float32], counters: Counters) -> NDArray[np.float
 
     NaN and infinite values become 0, values beyond [-1, 1] are clipped; both are counted.
     """
-    if frames.size and not (frames.max() <= 1.0 and frames.min() >= -1.0):  # NaN is neither
+    if frames.size and not _within_bounds(frames):
         finite = np.isfinite(frames)
         counters.bad_samples += int(frames.size - np.count_nonzero(finite))
         frames = np.where(finite, frames, np.float32(0))
@@ -44,6 +46,11 @@ def to_mono(frames: NDArray[np.float32], counters: Counters) -> NDArray[np.float
     if frames.shape[1] == 1:
         return np.ascontiguousarray(frames[:, 0])
     return np.asarray(frames.mean(axis=1, dtype=np.float32))
+
+
+def _within_bounds(frames: NDArray[np.float32]) -> bool:
+    """NaN is not."""
+    return bool(np.maximum.reduce(frames, axis=None) <= 1.0 and np.minimum.reduce(frames, axis=None) >= -1.0)
 
 
 def to_blocks(
@@ -63,34 +70,42 @@ def to_blocks(
     """
     ns_per_sample = 1e9 / (sample_rate * (pace or 1.0))
     anchor, started, position = 0, 0.0, 0
-    for samples, gap in _resampled(raws, sample_rate, counters):
+    for samples, gap, captured_at in _resampled(raws, sample_rate, counters):
         if position == 0:
             anchor, started = anchor_ns(), clock.monotonic()
         start = position + gap
         position = start + samples.size
         if pace is not None:
-            wait = started + position * ns_per_sample * 1e-9 - clock.monotonic()
-            if wait > 0:
+            ready_at = started + position * ns_per_sample * 1e-9
+            if (wait := ready_at - clock.monotonic()) > 0:
                 clock.sleep(wait)
+        else:
+            ready_at = clock.monotonic() if captured_at is None else captured_at
         counters.blocks += 1
         counters.samples += samples.size
         counters.dropped_samples += gap
-        yield Block(samples, anchor + round(start * ns_per_sample), anchor + round(position * ns_per_sample), gap)
+        start_ns, end_ns = anchor + round(start * ns_per_sample), anchor + round(position * ns_per_sample)
+        yield Block(samples, start_ns, end_ns, gap, ready_at)
 
 
-def _resampled(raws: Iterable[Raw], sample_rate: int, counters: Counters) -> Iterator[tuple[NDArray[np.float32], int]]:
-    """Yield (float32[m] with m >= 1, samples missing before them); each recording has its own filter."""
+def _resampled(
+    raws: Iterable[Raw], sample_rate: int, counters: Counters
+) -> Iterator[tuple[NDArray[np.float32], int, float | None]]:
+    """Yield float32[m] with m >= 1, samples missing before them, when they were captured; each recording has its own
+    filter.
+    """
     resampler: Resampler | None = None
-    gap = 0
+    gap, captured_at = 0, None
     for raw in raws:
         if resampler is None or raw.starts:
             if resampler is not None and (tail := resampler.finish()).size:
-                yield tail, gap
+                yield tail, gap, captured_at
                 gap = 0
             resampler = Resampler(raw.rate_hz, sample_rate)
             gap += round(raw.gap_frames * sample_rate / raw.rate_hz)
+        captured_at = raw.captured_at
         if (samples := resampler.push(to_mono(raw.frames, counters))).size:
-            yield samples, gap
+            yield samples, gap, captured_at
             gap = 0
     if resampler is not None and (tail := resampler.finish()).size:
-        yield tail, gap
+        yield tail, gap, captured_at

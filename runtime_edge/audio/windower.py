@@ -22,11 +22,13 @@ class Window(msgspec.Struct, frozen=True):
         capture_time_ns: capture time of the end of the last sample, ns since 1970.
         samples: float32[window_samples] in [-1, 1], a view into the windower's buffer: valid until the next
             window is asked for or the next block is pushed. Copy it to keep it.
+        ready_at: when its last block was, monotonic seconds.
     """
 
     index: int
     capture_time_ns: int
     samples: NDArray[np.float32]
+    ready_at: float
 
 
 class Windower:
@@ -69,6 +71,7 @@ class Windower:
         self._index = 0
         self._position = 0  # samples on the time line so far, missing ones included
         self._end_time_ns = 0
+        self._ready_at = 0.0
 
     def windows(self, blocks: Iterable[Block]) -> Iterator[Window]:
         """Yield every window of a whole stream."""
@@ -80,7 +83,7 @@ class Windower:
         """Take one block and yield the windows it completes. Exhaust it before the next push."""
         if block.gap_samples:
             self._jump(block.gap_samples)
-        samples, size = block.samples, block.samples.size
+        samples, size, self._ready_at = block.samples, block.samples.size, block.ready_at
         taken = 0
         while taken < size:
             step = min(size - taken, self._skip or self._window - self._fill)
@@ -112,7 +115,7 @@ class Windower:
             self.counters.gated += 1
             return
         self.counters.windows += 1
-        yield Window(self._index, self._end_time_ns, samples)
+        yield Window(self._index, self._end_time_ns, samples, self._ready_at)
 
     def _advance(self) -> None:
         self._index += 1

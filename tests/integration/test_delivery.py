@@ -126,7 +126,7 @@ def test_a_broker_that_dies_again_and_again_gets_every_frame_once(play, broker, 
                     await broker.stop()
                 if window % 30 == 8:
                     await broker.start()
-                if delivery.room:
+                if delivery.has_room():
                     await exchange(delivery, window, 0.02)
                 else:
                     await spooled(delivery, window)
@@ -197,7 +197,7 @@ def test_a_replay_under_way_does_not_stop_the_wait_for_room(play, broker, spool)
         async with delivering(broker, spool, in_flight=1) as (delivery, _, _):
             for window in range(5):
                 await delivery.wait_for_room()
-                assert delivery.room
+                assert delivery.has_room()
                 await exchange(delivery, window, 0.01)
             await delivery.drain(10.0)
             return await stored(hub)

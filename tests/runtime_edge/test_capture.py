@@ -8,7 +8,7 @@ import pytest
 
 from runtime_edge.capture import Capture
 from runtime_edge.config import DeviceConfig
-from runtime_edge.errors import SourceError
+from runtime_edge.errors import BackendError, SourceError
 
 RATE, WINDOW, HOP = 8000, 800, 400
 
@@ -34,13 +34,15 @@ def capture(source, tmp_path, **options):
     return Capture(config, RATE, WINDOW, HOP)
 
 
-async def collect(capturing, stopping=None, limit=None):
-    windows = []
-    source = capturing.windows(stopping or asyncio.Event())
-    async for window in source:
+async def collect(capturing, stopping=None, limit=None, delay_s=0.0):
+    """Every window, gone through in the loop `delay_s` after it was taken."""
+    windows, loop = [], asyncio.get_running_loop()
+
+    def take(window):
         windows.append(window)
-        if len(windows) == limit:
-            await source.aclose()
+        loop.call_soon_threadsafe(loop.call_later, delay_s, capturing.gone_through)
+
+    await capturing.read(take, stopping or asyncio.Event(), limit)
     return windows
 
 
@@ -81,14 +83,54 @@ def test_samples_are_a_copy_of_the_windows_own(sound, tmp_path):
 
 
 def test_a_slow_reader_loses_nothing_of_a_file(sound, tmp_path):
-    async def slowly():
-        found = []
-        async for window in capture(sound[0], tmp_path).windows(asyncio.Event()):
-            await asyncio.sleep(0.01)
-            found.append(window.index)
-        return found
+    windows = asyncio.run(collect(capture(sound[0], tmp_path), delay_s=0.01))
+    assert [window.index for window in windows] == list(range(19))
 
-    assert asyncio.run(slowly()) == list(range(19))
+
+@pytest.mark.parametrize(("options", "ahead"), [({}, 1), ({"realtime": True, "speed": 1000.0}, 4)])
+def test_only_so_many_windows_are_ahead_of_those_that_have_gone_through(sound, tmp_path, options, ahead):
+    async def run():
+        capturing, taken, stopping = capture(sound[0], tmp_path, **options), [], asyncio.Event()
+        reading = asyncio.create_task(capturing.read(taken.append, stopping))
+        counts = []
+        for _ in range(3):
+            await asyncio.sleep(0.3)
+            counts.append(len(taken))
+            capturing.gone_through()
+        stopping.set()
+        await reading
+        return counts
+
+    assert asyncio.run(run()) == [ahead, ahead + 1, ahead + 2]
+
+
+def test_it_has_not_read_to_the_end_before_the_last_window_has_gone_through(sound, tmp_path):
+    async def run():
+        capturing, taken = capture(sound[0], tmp_path, realtime=True, speed=1000.0), []
+        reading = asyncio.create_task(capturing.read(taken.append, asyncio.Event(), limit=2))
+        await asyncio.sleep(0.3)
+        capturing.gone_through()
+        await asyncio.sleep(0.3)
+        early = reading.done()
+        capturing.gone_through()
+        await asyncio.wait_for(reading, 5)
+        return early, len(taken)
+
+    assert asyncio.run(run()) == (False, 2)
+
+
+def test_what_a_window_ends_with_ends_the_reading(sound, tmp_path, thread_ends):
+    async def run():
+        capturing = capture(sound[0], tmp_path, loop=True)
+        loop = asyncio.get_running_loop()
+        error = BackendError("the runtime fails")
+        await asyncio.wait_for(
+            capturing.read(lambda window: loop.call_soon_threadsafe(capturing.gone_through, error), asyncio.Event()), 5
+        )
+
+    with pytest.raises(BackendError, match="the runtime fails"):
+        asyncio.run(run())
+    thread_ends()
 
 
 def test_stopping_ends_an_endless_source(sound, tmp_path, thread_ends):

@@ -114,6 +114,22 @@ def test_a_probe_teaches_the_round_trip_alone() -> None:
     assert estimator.rtt_ms == pytest.approx(200, rel=0.03)
 
 
+def test_a_probe_goes_in_front_of_a_frame_that_takes_its_time_and_seldom_of_one_that_does_not() -> None:
+    clock = Clock()
+    estimator = BandwidthEstimator(now=lambda: clock.now)
+    assert estimator.asks_round_trip(16_000), "nothing is known yet"
+    assert not estimator.asks_round_trip(500), "its acknowledgement is a round trip itself"
+    estimator = settled(100.0, clock)
+    assert not estimator.asks_round_trip(16_000)
+    assert estimator.asks_round_trip(500_000)
+    clock.now += 5.1
+    assert estimator.asks_round_trip(16_000), "the round trip may have changed"
+    estimator.observe_round_trip(0.05)
+    assert not estimator.asks_round_trip(16_000)
+    estimator.observe(16_000, 0.05 + 0.128 / 2.0)
+    assert estimator.asks_round_trip(16_000), "the link has become slow"
+
+
 def test_one_frame_tells_that_the_link_has_become_slow_and_a_jittery_one_does_not() -> None:
     estimator = settled(8.0)
     estimator.observe(16_000, 0.05 + 0.016 + 0.02)

@@ -44,6 +44,7 @@ def test_a_reader_that_keeps_up_gets_everything_in_order() -> None:
     assert counters.overruns == counters.dropped_samples == 0
     assert blocks[0].start_time_ns == 10**18
     assert blocks[-1].end_time_ns == 10**18 + 500_000_000
+    assert [block.ready_at for block in blocks] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5]), "not when it was read"
 
 
 def test_too_slow_a_reader_loses_the_oldest_half_and_knows_how_much() -> None:

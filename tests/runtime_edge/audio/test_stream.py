@@ -119,6 +119,15 @@ def test_a_late_reader_is_caught_up_without_losing_audio() -> None:
     assert time.slept == pytest.approx(0.1 + 0.9), "0.1 s before the first block; 1 s of the rest was made up"
 
 
+def test_how_long_a_block_has_waited_for_a_late_reader_can_be_told() -> None:
+    time, waited = Time(), []
+    for block in to_blocks(raws(5, 1_600, 16_000), 16_000, Counters(), lambda: 0, time.clock(), 1.0):
+        waited.append(time.seconds - block.ready_at)
+        time.seconds += 0.25 if len(waited) == 1 else 0.0
+
+    assert waited == pytest.approx([0.0, 0.15, 0.05, 0.0, 0.0])
+
+
 def test_recordings_of_different_rates_form_one_stream() -> None:
     counters = Counters()
     source = [*raws(10, 4_410, 44_100), *raws(10, 800, 8_000), *raws(10, 1_600, 16_000)]
