@@ -137,8 +137,9 @@ class CutCodec:
 
 
 def _has_nan(values: Array) -> bool:
-    # The minimum of values with a NaN among them is NaN; unlike `isnan` it allocates nothing.
-    return math.isnan(np.minimum.reduce(values, axis=None))
+    # A NaN among them is what `argmin` finds first; unlike `isnan` it allocates nothing.
+    flat = values.reshape(-1)
+    return math.isnan(flat[flat.argmin()])
 
 
 def channel_axis(shape: tuple[int, ...]) -> int:

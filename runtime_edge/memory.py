@@ -54,6 +54,7 @@ _NARROW = 0.25  # of the overall variance: what a newly claimed component covers
 _MIN_SPREAD = 0.01  # of D²: embeddings closer than this (about 6 degrees) are one sound
 _MIN_NORM = 1e-6  # shorter vectors have no direction
 _MEAN_SLACK = 1.01  # means of unit vectors are no longer than 1, float16 rounding aside
+_MINUS_HALF = np.array(-0.5, np.float32)  # numpy takes an array's type sooner than a number's
 _ARRAYS = ("weights", "means", "variances", "_average")  # what is learnt
 _MAX_COMPONENTS, _MAX_DIM = 512, 65536  # 512 weights of at least 1e-3 leave room to differ
 
@@ -89,8 +90,9 @@ class GaussianMemory:
         self._average = np.zeros(dim, np.float32)  # running mean of the embeddings; gives D²
         # Squared distances of the window at hand to every mean, and room to reckon in: small enough to stay in cache.
         self._squares, self._scratch = np.empty((2, components, dim), np.float32) if room is None else room
-        self._ones = np.ones(dim, np.float32)  # a product with it is a sum, and the faster one
-        self._log_volumes = _log_volumes(self.variances)  # as the variances are: few change with a window
+        # A product with ones is a sum, and the faster one, above all where numpy has to be fetched from memory first.
+        self._ones, self._each = np.ones(dim, np.float32), np.ones(components, np.float32)
+        self._log_volumes = self._log_volumes_of(self.variances)  # as the variances are: few change with a window
 
     @property
     def cold(self) -> bool:
@@ -119,9 +121,8 @@ class GaussianMemory:
                 total += 1.0
                 self._learn(z)
             else:
-                odds, logs, sums = self._odds(0.0, self._noise)
-                total += self._entropy(odds[1], logs[1], float(sums[1]))
-                self._learn(z, odds[0] / sums[0])
+                total += self._entropy(*self._odds(self._noise))
+                self._learn(z)
             count += 1
         return total / count if count else 1.0
 
@@ -146,8 +147,7 @@ class GaussianMemory:
         total = 0.0
         for z in rows:
             self._measure(z)
-            odds, logs, sums = self._odds(self._noise)
-            total += self._entropy(odds[0], logs[0], float(sums[0]))
+            total += self._entropy(*self._odds(self._noise))
         return total / len(rows)
 
     def responsibilities(self, embedding: npt.ArrayLike) -> Array:
@@ -211,10 +211,10 @@ class GaussianMemory:
         longest = float(np.linalg.norm(means, axis=1).max())
         if longest > _MEAN_SLACK:
             raise FrameError(f"mixture parameters: a mean of norm {longest:g}, unit embeddings allow 1")
-        self.weights = _floored(weights / weights.sum())
+        self.weights = self._floored(weights / weights.sum())
         self.means = means.copy()
         self.variances = np.clip(deviations**2, np.float32(VARIANCE_FLOOR), np.float32(VARIANCE_CEILING))
-        self._log_volumes = _log_volumes(self.variances)
+        self._log_volumes = self._log_volumes_of(self.variances)
         self._average = self.weights @ self.means
         self.windows = max(self.windows, COLD_WINDOWS)
 
@@ -237,7 +237,7 @@ class GaussianMemory:
             raise FormatError(f"state of a memory: {exc}") from None
         for name, array in arrays.items():
             setattr(self, name, array)
-        self._log_volumes = _log_volumes(self.variances)
+        self._log_volumes = self._log_volumes_of(self.variances)
         self.windows, self.rejected, self._rng = windows, rejected, rng
 
     def _rows(self, embedding: npt.ArrayLike) -> Array:
@@ -266,24 +266,25 @@ class GaussianMemory:
         """Variance of the noise that the uncertainty is seen through."""
         return self.resolution * self.spread / (4 * math.log(self.components))
 
-    def _odds(self, *noises: float) -> tuple[Array, Array, Array]:
-        """The measured window seen through isotropic noise of each variance: odds, [len(noises), C], the most likely
-        component's being 1, their logarithms, and their sums.
+    def _odds(self, noise: float = 0.0) -> tuple[Array, Array, float]:
+        """The measured window seen through isotropic noise of a variance: odds [C], 1 for the most likely component,
+        their logarithms, and their sum.
         """
-        exponents = np.empty((len(noises), self.components), np.float32)
-        for exponent, noise in zip(exponents, noises, strict=True):
-            variances = np.add(self.variances, np.float32(noise), out=self._scratch) if noise else self.variances
-            volumes = _log_volumes(variances) if noise else self._log_volumes
-            np.add(np.divide(self._squares, variances, out=self._scratch) @ self._ones, volumes, out=exponent)
-        logs = np.log(self.weights) - 0.5 * exponents
-        logs -= np.maximum.reduce(logs, axis=1, keepdims=True)
+        variances, logs = self.variances, self._log_volumes
+        if noise:
+            variances = np.add(variances, np.float32(noise), out=self._scratch)
+            logs = self._log_volumes_of(variances)
+        logs = np.divide(self._squares, variances, out=self._scratch) @ self._ones + logs
+        logs *= _MINUS_HALF
+        logs += np.log(self.weights)
+        logs -= logs[logs.argmax()]
         odds = np.exp(logs)
-        return odds, logs, np.add.reduce(odds, axis=1)
+        return odds, logs, float(odds @ self._each)
 
     def _posterior(self, z: Array) -> Array:
         self._measure(z)
-        odds, _, sums = self._odds(0.0)
-        result: Array = odds[0] / sums[0]
+        odds, _, total = self._odds()
+        result: Array = odds / np.float32(total)
         return result
 
     def _entropy(self, odds: Array, logs: Array, total: float) -> float:
@@ -291,17 +292,17 @@ class GaussianMemory:
         entropy = math.log(total) - float(odds @ logs) / total
         return min(max(entropy / math.log(self.components), 0.0), 1.0)
 
-    def _learn(self, z: Array, posterior: Array | None = None) -> None:
+    def _learn(self, z: Array) -> None:
         """Move towards `z`, the measured window."""
         self.windows += 1
         gain = max(self.rate, 1.0 / (self.windows + 1))  # a plain mean first, then a sliding one
         self._average += np.float32(gain) * (z - self._average)
-        if float(np.minimum.reduce(self._squares @ self._ones)) > _NOVEL * self.spread:
+        distances = self._squares @ self._ones
+        if float(distances[distances.argmin()]) > _NOVEL * self.spread:
             self._claim(z)
             return
-        if posterior is None:
-            odds, _, sums = self._odds(0.0)
-            posterior = odds[0] / sums[0]
+        odds, _, total = self._odds()
+        posterior = odds / np.float32(total)
         # In many dimensions most responsibilities are exactly 0, and such a component stays as it is; most often one
         # moves, and a slice is faster than an index.
         (moved,) = posterior.nonzero()
@@ -312,8 +313,8 @@ class GaussianMemory:
         # The variance of the blend (1 - step)·N(mean, variance) + step·(a point at z).
         variances = (1 - step) * (variances + step * self._squares[rows])
         self.variances[rows] = variances = np.maximum(variances, np.float32(VARIANCE_FLOOR))
-        self._log_volumes[rows] = _log_volumes(variances)
-        self.weights = _floored(self.weights + np.float32(self.rate) * (posterior - self.weights))
+        self._log_volumes[rows] = self._log_volumes_of(variances)
+        self.weights = self._floored(self.weights + np.float32(self.rate) * (posterior - self.weights))
 
     def _claim(self, z: Array) -> None:
         lightest = int(self.weights.argmin())
@@ -325,7 +326,24 @@ class GaussianMemory:
         self._log_volumes[lightest] = self.dim * math.log(variance)
         weights = self.weights * np.float32(1 - 1 / self.components)
         weights[lightest] = 1 / self.components
-        self.weights = _floored(weights)
+        self.weights = self._floored(weights)
+
+    def _floored(self, weights: Array) -> Array:
+        """Weights that sum to 1, none of them below the floor by much."""
+        floored = np.maximum(weights, np.float32(WEIGHT_FLOOR))
+        result: Array = floored / (floored @ self._each)
+        return result
+
+    def _log_volumes_of(self, variances: Array) -> Array:
+        """`ln` of the product of each row, [n, d] -> [n]: a logarithm for every four, which is what takes the time."""
+        quarter = self.dim // 4
+        product = variances[:, :quarter] * variances[:, quarter : 2 * quarter]
+        product *= variances[:, 2 * quarter : 3 * quarter]
+        product *= variances[:, 3 * quarter : 4 * quarter]
+        result: Array = np.log(product) @ self._ones[:quarter]
+        if rest := self.dim - 4 * quarter:
+            result += np.log(variances[:, -rest:]) @ self._ones[:rest]
+        return result
 
     def _negatives(self, z: Array, count: int, rng: np.random.Generator) -> Array:
         own = int(np.argmax(self._posterior(z)))
@@ -356,22 +374,3 @@ def _direction(vector: Array) -> Array | None:
     if not norm < math.inf:  # not finite itself, or beyond 1e19, whose square float32 does not hold
         norm = float(np.linalg.norm(vector.astype(np.float64)))
     return vector / np.float32(norm) if _MIN_NORM < norm < math.inf else None
-
-
-def _floored(weights: Array) -> Array:
-    """Weights that sum to 1, none of them below the floor by much."""
-    floored = np.maximum(weights, np.float32(WEIGHT_FLOOR))
-    result: Array = floored / np.add.reduce(floored)
-    return result
-
-
-def _log_volumes(variances: Array) -> Array:
-    """`ln` of the product of each row, [n, d] -> [n]: a logarithm for every four, which is what takes the time."""
-    quarter = variances.shape[1] // 4
-    product = variances[:, :quarter] * variances[:, quarter : 2 * quarter]
-    product *= variances[:, 2 * quarter : 3 * quarter]
-    product *= variances[:, 3 * quarter : 4 * quarter]
-    result: Array = np.add.reduce(np.log(product), axis=1)
-    if rest := variances.shape[1] - 4 * quarter:
-        result += np.add.reduce(np.log(variances[:, -rest:]), axis=1)
-    return result
