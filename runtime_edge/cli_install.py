@@ -23,6 +23,7 @@ _PATH = click.Path(path_type=Path)
 @click.argument("bundle", required=False, type=_PATH)
 @click.option("--config", type=_PATH, help="TOML file of the device's settings.")
 @click.option("--state", type=_PATH, help="State directory of the device  [default: ssc-edge]")
+@click.option("--pub", type=_PATH, help="Public key to trust; without it the settings', or the one pinned before.")
 @click.option("--allow-older", is_flag=True, help="Install BUNDLE though its generation is older.")
 @click.option("--systemd", is_flag=True, help="Write a systemd unit, its configuration and its environment file.")
 @click.option("--root", type=_PATH, help="With --systemd, write below this directory: for images, or to look at.")
@@ -31,6 +32,7 @@ def install(
     bundle: Path | None,
     config: Path | None,
     state: Path | None,
+    pub: Path | None,
     allow_older: bool,
     systemd: bool,
     root: Path | None,
@@ -46,7 +48,7 @@ def install(
     if systemd:
         _install_service(config, root, show)
     if bundle is not None:
-        _install_bundle(bundle, load(DeviceConfig, config, {"state": state}), allow_older)
+        _install_bundle(bundle, load(DeviceConfig, config, {"state": state, "pub": pub}), allow_older)
 
 
 def _install_bundle(bundle: Path, settings: DeviceConfig, allow_older: bool) -> None:
@@ -55,8 +57,11 @@ def _install_bundle(bundle: Path, settings: DeviceConfig, allow_older: bool) -> 
     variant = choose_variant(open_bundle(bundle, store.trusted).manifest, settings.variant, settings.target)
     installed = store.install_local(bundle, variant, allow_older=allow_older)
     _give_to_owner(settings.state)
+    verified = (
+        "verified" if store.trusted else "verified by its digests alone (no key is trusted yet: give one with --pub)"
+    )
     click.echo(
-        f"{installed.path}: generation {installed.manifest.info.generation}, {variant}, verified and self-tested; "
+        f"{installed.path}: generation {installed.manifest.info.generation}, {variant}, {verified} and self-tested; "
         "a device that runs takes it at its next start"
     )
 

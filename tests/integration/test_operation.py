@@ -206,13 +206,24 @@ def test_two_devices_do_not_share_a_state_directory(toy, source, tmp_path):
     asyncio.run(work())
 
 
+def test_an_install_that_has_checked_the_signature_says_so(small_bundle, signing_key, tmp_path):
+    key = tmp_path / "signing.pub"
+    key.write_text(signing_key.public.to_text())
+    installed = subprocess.run(
+        [SSC, "edge", "install", small_bundle.path, "--state", tmp_path / "state", "--pub", key],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert installed.returncode == 0, installed.stderr
+    assert "generation 1, onnx-fp32, verified and self-tested" in installed.stdout
+
+
 def test_a_bundle_that_was_installed_runs_without_a_server_and_without_being_named(toy, source, tmp_path):
     state = tmp_path / "state"
     installed = subprocess.run(
         [SSC, "edge", "install", toy / "bundle", "--state", state], capture_output=True, text=True
     )
     assert installed.returncode == 0, installed.stderr
-    assert "generation 1, onnx-fp32, verified and self-tested" in installed.stdout
+    assert "generation 1, onnx-fp32, verified by its digests alone (no key is trusted yet" in installed.stdout
     assert os.stat(state / "bundles.json").st_uid == os.stat(state).st_uid
     ran = subprocess.run(
         [SSC, "edge", "run", "--broker", "nats://127.0.0.1:1", "--source", source, "--no-realtime", "--drain-s", "0",
