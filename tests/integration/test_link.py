@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import types
 
 import harness
 import pytest
@@ -11,6 +12,7 @@ from runtime_edge import subjects
 from runtime_edge.errors import FormatError, LinkError
 from runtime_edge.link import Link
 from runtime_edge.wire import Reply, encode_reply
+from runtime_server.lab.relay import LinkState, Relay
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -192,6 +194,38 @@ def test_a_change_that_cannot_be_handled_now_is_tried_again(play, broker):
 
     play(work)
     assert attempts == [b"release", b"release"]
+
+
+@pytest.mark.parametrize(("downlink_mbps", "pieces", "most_requests"), [(None, 64, 12), (1.5, 3, 3)])
+def test_pieces_of_an_object_come_several_at_a_time_unless_the_link_is_thin(
+    play, broker, downlink_mbps, pieces, most_requests
+):
+    good, requests = random.Random(0).randbytes(pieces * 131_072), []
+
+    async def work(hub):
+        store = await hub.stream.object_store(subjects.BUNDLES)
+        await store.put("assets/other", b"x")
+        await store.put("assets/good", good)
+        relay = Relay(("127.0.0.1", int(broker.url.rpartition(":")[2])))
+        await relay.start()
+        try:
+            async with linked(types.SimpleNamespace(url=f"nats://127.0.0.1:{relay.port}")) as link:
+
+                async def note(message):
+                    requests.append(message.data)
+
+                await hub.client.subscribe(f"$JS.API.DIRECT.GET.OBJ_{subjects.BUNDLES}", cb=note)
+                await hub.client.flush()
+                relay.state = LinkState(downlink_mbps=downlink_mbps)
+                assert await link.fetch("assets/good", len(good)) == good
+                await hub.client.flush()
+        finally:
+            await relay.stop()
+
+    play(work)
+    assert pieces / 16 <= len(requests) <= most_requests
+    if downlink_mbps:
+        assert len(requests) == pieces
 
 
 def test_objects_are_bounded_and_damage_is_told_from_absence(play, broker):
