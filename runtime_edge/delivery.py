@@ -95,8 +95,10 @@ class Delivery:
         self._sending += 1  # no replay in between: it would look like a slow link
         try:
             told = await self._sounded(filler_bytes)
-            for _ in range(CONFIRMATIONS):
+            for confirmations in range(CONFIRMATIONS):
                 if not self._uplink.is_rise(filler_bytes, told[1]):
+                    break
+                if confirmations and self._uplink.is_clear_rise(filler_bytes, told[1]):
                     break
                 before, filler_bytes = 0, confirming_bytes(filler_bytes)
                 told = await self._sounded(filler_bytes)

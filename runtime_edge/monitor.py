@@ -25,6 +25,7 @@ _JITTER_S = 0.015
 """Of one round trip (METHOD section 6)."""
 _PAIR_JITTER_S = 0.005
 """Of the difference between two that follow each other at once."""
+_LONG_WAY_S, _LONGEST_WAIT_S = 0.12, 0.04
 _CLEAR = 4.0
 """A time counts in full when it is so many times the jitter."""
 _LEAST_WEIGHT = 0.2
@@ -172,13 +173,14 @@ class BandwidthEstimator:
 
     def is_rise(self, bytes_between: int, transfer_s: float) -> bool:
         """Whether a sounding shows a faster link than is known, by more than jitter explains."""
-        with self._lock:
-            if self._bits is None or not bytes_between:
-                return False
-            return (
-                self._expected_s(bytes_between * 8.0) - max(transfer_s, _PAIR_JITTER_S / 2)
-                > _UNEXPLAINED * _PAIR_JITTER_S
-            )
+        return self._gained_s(bytes_between, transfer_s) > _UNEXPLAINED * _PAIR_JITTER_S
+
+    def is_clear_rise(self, bytes_between: int, transfer_s: float) -> bool:
+        """Whether it shows one at least twice as fast, by more than packets wait for each other on most ways, and the
+        round trip is so long that there is no time for a sounding more until the next window.
+        """
+        gained_s = self._gained_s(bytes_between, transfer_s)
+        return self._rtt_s > _LONG_WAY_S and gained_s > max(_LONGEST_WAIT_S, transfer_s)
 
     def timeout(self, seconds: float) -> None:
         """Learn that a frame was given up after `seconds`: nothing delivered in that time."""
@@ -229,6 +231,13 @@ class BandwidthEstimator:
         # Of a frame that was lost no word may ever come.
         overdue = _UNEXPLAINED * _JITTER_S < transfer_s - bits / 1e6 / hoped < _MINUTE_SECONDS
         return bits / 1e6 / transfer_s if overdue else math.inf
+
+    def _gained_s(self, bytes_between: int, transfer_s: float) -> float:
+        """How much sooner a sounding's second answer came than at the rate that is known; 0 while none is."""
+        with self._lock:
+            if self._bits is None or not bytes_between:
+                return 0.0
+            return self._expected_s(bytes_between * 8.0) - max(transfer_s, _PAIR_JITTER_S / 2)
 
     def _expected_s(self, bits: float) -> float:
         """Transfer time at the rate that is known; 0 while none is."""

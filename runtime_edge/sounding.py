@@ -3,7 +3,8 @@
 A device that ships small frames over a thin link learns nothing of the link's recovery. Only where a faster link would
 change the cut it sends, right behind each frame, two pings and between them filler of at most SHARE of the uplink: how
 much later the second answer comes is the filler's transfer time. Packets that waited for each other on the way arrive
-together, as over a fast link: a rise is believed when more filler, right behind, shows it too, and yet more.
+together, as over a fast link: a rise is believed when more filler, right behind, shows it too, and yet more. Where the
+round trip is long there is no time for that until the next window, and a clear rise is believed at once.
 """
 
 from __future__ import annotations

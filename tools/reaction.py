@@ -108,8 +108,10 @@ class SimulatedDevice:
             return
         sounded_s, trip_s, pair_s = self._sounded(sent_s, filler, rtt_s)
         trip_s += sent_s - ready_s
-        for _ in range(CONFIRMATIONS):
+        for confirmations in range(CONFIRMATIONS):
             if not uplink.is_rise(filler, pair_s):
+                break
+            if confirmations and uplink.is_clear_rise(filler, pair_s):
                 break
             before, filler = 0, confirming_bytes(filler)
             sounded_s, trip_s, pair_s = self._sounded(sounded_s, filler, rtt_s)

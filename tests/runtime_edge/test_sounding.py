@@ -88,6 +88,21 @@ def test_a_small_frame_is_not_blamed_for_its_own_transfer() -> None:
     assert 14 < estimator.rtt_ms < 30
 
 
+def test_a_rise_is_clear_on_a_long_way_when_packets_would_have_had_to_wait_long_for_each_other() -> None:
+    def clear(rtt_s: float, transfer_s: float, filler: int = 2500) -> bool:
+        estimator = settled(0.2)  # 2500 bytes take 100 ms
+        for _ in range(40):
+            estimator.observe_round_trip(rtt_s)
+        return estimator.is_clear_rise(filler, transfer_s)
+
+    assert clear(0.15, 0.0)
+    assert clear(0.15, 0.045)
+    assert not clear(0.15, 0.055), "less than twice as fast"
+    assert not clear(0.15, 0.0, 625), "25 ms is how long packets wait"
+    assert not clear(0.1, 0.0), "there is time to ask again"
+    assert not BandwidthEstimator().is_clear_rise(2500, 0.0)
+
+
 def test_the_round_trip_wavers_less_than_its_dead_band_and_follows_a_step() -> None:
     estimator, jitter = settled(1.0), np.random.default_rng(0)
     seen = []
