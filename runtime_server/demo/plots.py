@@ -107,7 +107,7 @@ def _draw_bytes(path: Path, summary: dict[str, Any]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_title("bytes")
     axes.margins(x=0.12)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     _save(figure, path)
 
 
