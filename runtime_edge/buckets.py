@@ -98,7 +98,8 @@ async def fetch_object(client: Client, name: str, limit_bytes: int) -> bytes:
     data, sequence, count = bytearray(), 1, 1
     while len(data) < info.size:
         started = time.monotonic()
-        for piece in await _batch(client, stream, f"{prefix}.C.{info.nuid}", sequence, count):
+        room = info.size - len(data)
+        for piece in await _batch(client, stream, f"{prefix}.C.{info.nuid}", sequence, count, room):
             data += piece.data
             sequence = _sequence(piece) + 1
         brisk = time.monotonic() - started < _BRISK_S
@@ -109,8 +110,10 @@ async def fetch_object(client: Client, name: str, limit_bytes: int) -> bytes:
     return bytes(data)
 
 
-async def _batch(client: Client, stream: str, subject: str, sequence: int, count: int) -> list[Msg]:
+async def _batch(client: Client, stream: str, subject: str, sequence: int, count: int, room: int) -> list[Msg]:
     """One to `count` messages of a subject, from a sequence on, which the broker sends in one go (NATS ADR-31).
+
+    None is taken after those that hold `room` bytes or more. A broker that knows no batches (before 2.11) gives one.
 
     Raises NotFoundError when there is none, and what the library raises.
     """
@@ -119,13 +122,16 @@ async def _batch(client: Client, stream: str, subject: str, sequence: int, count
     try:
         wanted = msgspec.json.encode({"seq": sequence, "next_by_subj": subject, "batch": count})
         await client.publish(f"$JS.API.DIRECT.GET.{stream}", wanted, reply=inbox)
-        while len(messages) < count:
+        while len(messages) < count and room > 0:
             message = await next_within(arrived, _PIECE_PATIENCE_S)
             if message is None:
                 raise nats.errors.TimeoutError
-            if "Status" in (message.headers or {}):  # the end of the batch, or there is nothing
+            if not message.data:  # the end of the batch, or there is nothing
                 break
             messages.append(message)
+            room -= len(message.data)
+            if "Nats-Num-Pending" not in (message.headers or {}):
+                break
     finally:
         if client.is_connected:
             await subscription.unsubscribe()

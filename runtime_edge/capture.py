@@ -19,7 +19,6 @@ from runtime_edge.audio.stream import BLOCK_SECONDS
 from runtime_edge.config import DeviceConfig
 
 _LOG = logging.getLogger(__name__)
-_WINDOWS_AHEAD = 4
 _LOOK_UP_S = 0.2
 
 
@@ -51,11 +50,8 @@ class Capture:
             counters=self.counters,
         )
         self._windower = Windower(window_samples, hop_samples, config.gate_db, self.counters)
-        # Places of windows that have not gone through, as a semaphore that is not written in Python.
-        self._ahead = _WINDOWS_AHEAD if config.realtime else 1
-        self._places = SimpleQueue[None]()
-        for _ in range(self._ahead):
-            self._places.put(None)
+        self._place = SimpleQueue[None]()  # a semaphore that is not written in Python
+        self._place.put(None)
         self._ended = False
         self._over: asyncio.Future[None] | None = None
         self._live = config.source == "mic" or config.source.startswith("mic:")
@@ -73,9 +69,8 @@ class Capture:
     async def read(self, take: Callable[[Captured], None], stopping: asyncio.Event, limit: int | None = None) -> None:
         """Hand every window to `take`, which is called in the capture thread and says `gone_through` later on.
 
-        Until all of the source, or `limit` windows, have gone through, or `stopping` is set. Where nothing is played in
-        real time the next window is handed over when the last one has gone through, otherwise a few are ahead.
-        Raises the source's SourceError, and what a window ended with.
+        The next is handed over when the last one has gone through, until the source ends, or `limit` windows have, or
+        `stopping` is set. Raises the source's SourceError, and what a window ended with.
         """
         loop = asyncio.get_running_loop()
         over = self._over = loop.create_future()
@@ -93,7 +88,7 @@ class Capture:
 
     def gone_through(self, error: Exception | None = None) -> None:
         """A window is done with: another may come. `error` ends the reading. In the loop's thread."""
-        self._places.put(None)
+        self._place.put(None)
         if error is not None:
             self._end(error)
 
@@ -112,12 +107,12 @@ class Capture:
         try:
             for count, window in enumerate(self._windower.windows(self._blocks), start=1):
                 captured = Captured(window.index, window.capture_time_ns, window.samples.copy(), window.ready_at)
-                if not self._has_place():
+                if not self._wait_for_place():
                     return
                 take(captured)
                 if count == limit:
                     break
-            if all(self._has_place() for _ in range(self._ahead)):
+            if self._wait_for_place():
                 ended(None)
         except Exception as exc:
             # Whatever it was, the device loop raises it: a source that dies in silence looks like silence. When the
@@ -127,11 +122,11 @@ class Capture:
         finally:
             self._blocks.close()
 
-    def _has_place(self) -> bool:
-        """Wait for a place; False when the reading has ended."""
+    def _wait_for_place(self) -> bool:
+        """Until the last window has gone through; False when the reading has ended."""
         while not self._ended:
             try:
-                self._places.get(timeout=_LOOK_UP_S)
+                self._place.get(timeout=_LOOK_UP_S)
             except Empty:
                 continue
             return True

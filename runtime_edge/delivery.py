@@ -51,9 +51,9 @@ class Delivery:
         """Whether the link stands."""
         return self._link.connected
 
-    def has_room(self, coming: int = 0) -> bool:
-        """Whether another live frame may be sent now, besides those that are coming. From any thread."""
-        return self._link.connected and self._sending + coming < self._config.in_flight
+    def has_room(self) -> bool:
+        """Whether another live frame may be sent now. From any thread."""
+        return self._link.connected and self._sending < self._config.in_flight
 
     async def wait_for_room(self) -> None:
         """Until there is room, or until the link is gone."""
@@ -96,9 +96,7 @@ class Delivery:
         try:
             told = await self._sounded(filler_bytes)
             for confirmations in range(CONFIRMATIONS):
-                if not self._uplink.is_rise(filler_bytes, told[1]):
-                    break
-                if confirmations and self._uplink.is_clear_rise(filler_bytes, told[1]):
+                if not self._uplink.asks_confirmation(filler_bytes, told[1], confirmations):
                     break
                 before, filler_bytes = 0, confirming_bytes(filler_bytes)
                 told = await self._sounded(filler_bytes)

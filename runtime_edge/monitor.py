@@ -20,7 +20,8 @@ BANDWIDTH_SMOOTHING = 0.3
 """Factor of the uplink's exponential moving average, for a sample every SAMPLE_S (METHOD section 6)."""
 SAMPLE_S = 0.1
 
-_SMALL_FRAME_BYTES = 1024
+TELLING_BYTES = 1024
+"""From here on a frame's own time says something of the uplink."""
 _JITTER_S = 0.015
 """Of one round trip (METHOD section 6)."""
 _PAIR_JITTER_S = 0.005
@@ -125,7 +126,7 @@ class BandwidthEstimator:
         probe in 5 s will do: a slower one shows in the frame's own time.
         """
         with self._lock:
-            if bytes_sent < _SMALL_FRAME_BYTES:
+            if bytes_sent < TELLING_BYTES:
                 return False
             if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > _STALE_S:
                 return True
@@ -143,7 +144,7 @@ class BandwidthEstimator:
         with self._lock:
             self._under_way = None
             self._outcomes.append(False)
-            if bytes_sent < _SMALL_FRAME_BYTES:
+            if bytes_sent < TELLING_BYTES:
                 # Its own transfer is no round trip; half of its time at most, should the estimate be far too low.
                 self._learn_rtt(max(seconds - self._expected_s(bytes_sent * 8.0), seconds / 2))
             else:
@@ -181,6 +182,12 @@ class BandwidthEstimator:
         """
         gained_s = self._gained_s(bytes_between, transfer_s)
         return self._rtt_s > _LONG_WAY_S and gained_s > max(_LONGEST_WAIT_S, transfer_s)
+
+    def asks_confirmation(self, bytes_between: int, transfer_s: float, confirmations: int) -> bool:
+        """Whether what a sounding shows, after so many confirmations, has to be confirmed before it is believed."""
+        if confirmations and self.is_clear_rise(bytes_between, transfer_s):
+            return False
+        return self.is_rise(bytes_between, transfer_s)
 
     def timeout(self, seconds: float) -> None:
         """Learn that a frame was given up after `seconds`: nothing delivered in that time."""

@@ -77,9 +77,6 @@ class Pipeline:
     _taken: int = 0
     _through: int = 0
     """Windows that the loop has; `_taken` is counted in the capture thread."""
-    _live: int = 0
-    """Frames to be sent at once; counted in the capture thread, and `_exchanged` in the loop."""
-    _exchanged: int = 0
     _unanswered: int = 0
     """Windows that wait for the server's answer or their deadline."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -144,16 +141,13 @@ class Pipeline:
         self.accounting.probes += decision.probe
         engine, started = self.engine, time.monotonic()
         index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
-        live = (
-            decision.cut != LOCAL and self.delivery is not None and self.delivery.has_room(self._live - self._exchanged)
-        )
+        live = decision.cut != LOCAL and self.delivery is not None and self.delivery.has_room()
         if self.splitter.learner is not None and (live or index == engine.last_cut):  # otherwise more than that is run
             at = Conditions(self.splitter.uncertainty, cpu, bandwidth, rtt)
             self.splitter.learner.decided(window.index, decision.row, decision.action, at)
         step = self._frame(engine, window, decision, index, live)
         device_ms = (time.monotonic() - started) * 1e3
         cut = engine.cut_names[index] if decision.cut != LOCAL else LOCAL
-        self._live += live
         question = self.splitter.mbps_in_question()
         return Underway(window, decision, question, cut, engine, step, cpu, bandwidth, rtt, device_ms), live
 
@@ -191,7 +185,6 @@ class Pipeline:
         if underway.step.embedding is not None:
             self._finish(underway, underway.step.embedding, "device")
         if live:
-            self._exchanged += 1
             self._exchange(underway)
         elif self.delivery is not None:
             self.delivery.replay_soon()

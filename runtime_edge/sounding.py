@@ -9,12 +9,12 @@ round trip is long there is no time for that until the next window, and a clear 
 
 from __future__ import annotations
 
+from runtime_edge.monitor import TELLING_BYTES
+
 SHARE = 0.05
 LARGEST_BYTES = 16_384
 SMALLEST_BYTES = 512
 CONFIRMATIONS, CONFIRMING = 2, 4
-TELLING_BYTES = 1024
-"""From here on a frame's own time says something of the uplink."""
 
 
 def filler_bytes(uplink_mbits: float, mbps_in_question: float | None, hop_s: float, frame_bytes: int) -> int:

@@ -179,7 +179,8 @@ def _alone() -> Iterator[None]:
     *first, last = sorted(os.sched_getaffinity(0))
     for process in psutil.Process().children(recursive=True):
         for thread in process.threads():
-            os.sched_setaffinity(thread.id, {last})
+            with contextlib.suppress(ProcessLookupError):  # one that has ended
+                os.sched_setaffinity(thread.id, {last})
     os.sched_setaffinity(0, first or {last})
     awake = [subprocess.Popen([sys.executable, "-c", _STAY_AWAKE, str(processor)]) for processor in (*first, last)]
     try:

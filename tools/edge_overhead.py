@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=400)
     parser.add_argument("--speed", type=float, default=10.0)
-    parser.add_argument("--steps", action="store_true", help="time the named steps too, which adds some 0.05 ms")
+    parser.add_argument("--steps", action="store_true", help="time the named steps too")
     options = parser.parse_args()
     config = DeviceConfig(
         device="overhead",

@@ -109,9 +109,7 @@ class SimulatedDevice:
         sounded_s, trip_s, pair_s = self._sounded(sent_s, filler, rtt_s)
         trip_s += sent_s - ready_s
         for confirmations in range(CONFIRMATIONS):
-            if not uplink.is_rise(filler, pair_s):
-                break
-            if confirmations and uplink.is_clear_rise(filler, pair_s):
+            if not uplink.asks_confirmation(filler, pair_s, confirmations):
                 break
             before, filler = 0, confirming_bytes(filler)
             sounded_s, trip_s, pair_s = self._sounded(sounded_s, filler, rtt_s)
