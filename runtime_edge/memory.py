@@ -117,12 +117,8 @@ class GaussianMemory:
                 self.rejected += 1
                 continue
             self._measure(z)
-            if self.cold:
-                total += 1.0
-                self._learn(z)
-            else:
-                total += self._entropy(*self._odds(self._noise))
-                self._learn(z)
+            total += 1.0 if self.cold else self._entropy(*self._odds(self._noise))
+            self._learn(z)
             count += 1
         return total / count if count else 1.0
 
