@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime_edge.library import EdgeEncoder
-    from runtime_edge.results import Callback
+    from runtime_edge.api import EdgeEncoder
+    from runtime_edge.formats.results import Callback
 
 __all__ = ["open", "run"]
 
@@ -28,7 +28,7 @@ def open(  # noqa: A001
 
     Raises BundleError, HeadError, SignatureError, MissingExtra or BackendError.
     """
-    from runtime_edge.library import open_encoder
+    from runtime_edge.api import open_encoder
 
     return open_encoder(path, pub, variant, threads, head)
 
@@ -38,10 +38,10 @@ def run(source: str, on_result: Callback, **settings: Any) -> dict[str, Any]:
 
     Each window's WindowResult goes to `on_result`, on the loop's thread: it must not block for long, and what it raises
     is counted, not fatal. `settings` are those of the command and its file, such as bundle, broker, target, head or
-    max_windows. To run it inside an asyncio program, await `runtime_edge.device.Device(config, sinks).run()`.
+    max_windows. To run it inside an asyncio program, await `runtime_edge.device.device.Device(config, sinks).run()`.
 
     Raises SscError when the device cannot start.
     """
-    from runtime_edge.library import run_device
+    from runtime_edge.api import run_device
 
     return run_device(source, on_result, settings)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runtime_edge import minisign
+from runtime_edge.formats import minisign
 from runtime_edge.settings import setting
 
 

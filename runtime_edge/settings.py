@@ -23,8 +23,8 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_arg
 import click
 import msgspec
 
+from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import UsageError
-from runtime_edge.files import read_bounded
 
 if sys.version_info >= (3, 11):
     import tomllib

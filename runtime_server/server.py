@@ -15,36 +15,36 @@ import numpy.typing as npt
 import torch
 from nats.aio.msg import Msg
 
-from runtime_edge.bundle import Bundle, open_bundle
+from runtime_edge.base.aio import cancel_all
 from runtime_edge.errors import AccessError, BundleError, FormatError, LinkError, UsageError
-from runtime_edge.releases import open_table
-from runtime_edge.tasks import cancel_all
-from runtime_server.access import SecurityConfig
-from runtime_server.broker import Broker, embedded, outside
-from runtime_server.checkpoint import Checkpoints, resumed
-from runtime_server.followers import Followers, Following, together
-from runtime_server.generations import KEPT_GENERATIONS, Generation, Generations
-from runtime_server.health import HealthServer, healthz, metrics_page
-from runtime_server.hub import STATUS_SUBJECT, Hub
-from runtime_server.ingest import Ingest
-from runtime_server.learning import Learning
-from runtime_server.probe import Probe
-from runtime_server.ranks import Ranks
-from runtime_server.rate import FRAMES_PER_S, RateLimit
-from runtime_server.releases import ReleaseConfig, Releaser, first_model
-from runtime_server.replay import Replay, ReplayConfig
-from runtime_server.rollout import Rollout, RolloutConfig
-from runtime_server.rollout_service import RolloutService
-from runtime_server.server_metrics import Measured
-from runtime_server.serving import Precision
-from runtime_server.state import ServerState
-from runtime_server.suspects import Suspects
-from runtime_server.tensorboard import Board
-from runtime_server.trainer import TrainConfig, Trainer
-from streamsplit_compile.bundle_writer import staging_directory, write_manifest
-from streamsplit_compile.calibrate import windows_for
-from streamsplit_compile.digests import weights_digest
-from streamsplit_compile.encoders import Encoder
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.records.release import open_table
+from runtime_server.broker.access import SecurityConfig
+from runtime_server.broker.broker_process import Broker, embedded, outside
+from runtime_server.broker.hub import STATUS_SUBJECT, Hub
+from runtime_server.ingest.frame_replay import Replay, ReplayConfig
+from runtime_server.ingest.ingest import Ingest
+from runtime_server.ingest.rate import FRAMES_PER_S, RateLimit
+from runtime_server.labels.linear_probe import Probe
+from runtime_server.releases.followers import Followers, Following, together
+from runtime_server.releases.release_gate import ReleaseConfig, Releaser, first_model
+from runtime_server.releases.rollout import Rollout, RolloutConfig
+from runtime_server.releases.rollout_service import RolloutService
+from runtime_server.state.server_state import ServerState
+from runtime_server.state.suspects import Suspects
+from runtime_server.suffix.generations import KEPT_GENERATIONS, Generation, Generations
+from runtime_server.suffix.suffix import Precision
+from runtime_server.telemetry.health import HealthServer, healthz, metrics_page
+from runtime_server.telemetry.server_metrics import Measured
+from runtime_server.telemetry.tensorboard import Board
+from runtime_server.training.checkpoint import Checkpoints, resumed
+from runtime_server.training.ranks import Ranks
+from runtime_server.training.trainer import TrainConfig, Trainer
+from runtime_server.training_loop import Learning
+from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest
+from streamsplit_compile.bundle.calibrate import windows_for
+from streamsplit_compile.bundle.digests import weights_digest
+from streamsplit_compile.encoder.encoders import Encoder
 
 _LOG = logging.getLogger(__name__)
 _LEDGER_PERIOD_S = 5.0

@@ -1,5 +1,5 @@
 """The compiler: an encoder cut wherever one tensor crosses, lowered, proved and packed into a bundle.
 
-from streamsplit_compile.encoders import load_encoder
-from streamsplit_compile.compiler import CompileOptions, compile_encoder
+from streamsplit_compile.encoder.encoders import load_encoder
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
 """

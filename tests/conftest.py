@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent / "data"))  # for `--factory toys:T
 
 @pytest.fixture(scope="session")
 def signing_key():
-    from runtime_edge.minisign import SecretKey
+    from runtime_edge.formats.minisign import SecretKey
 
     return SecretKey(bytes(range(8)), bytes(range(32)))
 
@@ -34,7 +34,7 @@ def tiny_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tiny_file):
-    from streamsplit_compile.encoders import load_encoder
+    from streamsplit_compile.encoder.encoders import load_encoder
 
     return load_encoder(tiny_file, "toys:Tiny")
 
@@ -42,8 +42,8 @@ def tiny_encoder(tiny_file):
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory, tiny_encoder, signing_key):
     """The tiny encoder in four blocks, for two targets, signed. A `Bundle`; copy its directory to change it."""
-    from streamsplit_compile.compiler import CompileOptions, compile_encoder
-    from streamsplit_compile.targets import load_target
+    from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+    from streamsplit_compile.cost.targets import load_target
 
     options = CompileOptions(
         [load_target("rpi4"), load_target("m2")], cuts="stem,down,residual", calibration_windows=4, key=signing_key
@@ -60,7 +60,7 @@ def bundle_copy(small_bundle, tmp_path):
 @pytest.fixture(scope="session")
 def resnet_file(tmp_path_factory):
     """A checkpoint as `ssc encoder new resnet18` writes it."""
-    from streamsplit_compile.encoders import new_encoder, save_checkpoint
+    from streamsplit_compile.encoder.encoders import new_encoder, save_checkpoint
 
     path = tmp_path_factory.mktemp("resnet") / "encoder.pt"
     save_checkpoint("resnet18", {}, new_encoder("resnet18")[0], path)
@@ -69,7 +69,7 @@ def resnet_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def resnet_encoder(resnet_file):
-    from streamsplit_compile.encoders import load_encoder
+    from streamsplit_compile.encoder.encoders import load_encoder
 
     return load_encoder(resnet_file)
 
@@ -77,8 +77,8 @@ def resnet_encoder(resnet_file):
 @pytest.fixture(scope="session")
 def resnet_bundle(tmp_path_factory, resnet_encoder):
     """ResNet-18 with the automatic cuts, for one target, not signed."""
-    from streamsplit_compile.compiler import CompileOptions, compile_encoder
-    from streamsplit_compile.targets import load_target
+    from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+    from streamsplit_compile.cost.targets import load_target
 
     options = CompileOptions([load_target("rpi4")], calibration_windows=4)
     return compile_encoder(resnet_encoder, options, tmp_path_factory.mktemp("bundles") / "resnet")

@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from runtime_edge.bundle import Bundle, open_bundle
-from runtime_edge.patch import make_patch
-from runtime_edge.prefix import Prefix
-from runtime_edge.profile import measure_profile
-from streamsplit_compile.calibrate import calibration_windows
-from streamsplit_compile.compiler import CompileOptions, compile_encoder, recompile
-from streamsplit_compile.encoders import load_encoder, new_encoder, read_tensors, save_checkpoint
-from streamsplit_compile.formats import Format
-from streamsplit_compile.importers import import_efficientat
-from streamsplit_compile.targets import load_target
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.patch import make_patch
+from runtime_edge.inference.prefix import Prefix
+from runtime_edge.inference.profile import measure_profile
+from streamsplit_compile.bundle.calibrate import calibration_windows
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, read_tensors, save_checkpoint
+from streamsplit_compile.encoder.importers import import_efficientat
+from streamsplit_compile.lowering.artifact_formats import Format
 from tools.benchmarks import Section, publish
 
 ENCODERS = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
@@ -142,7 +142,7 @@ def _interleaved(first: Callable[[], object], second: Callable[[], object], roun
 
 def _cold_compile(directory: Path) -> float:
     encoder = _checkpoint(directory, "resnet18")
-    command = "from streamsplit_compile.cli import main; main()"
+    command = "from streamsplit_compile.cli.main import main; main()"
     arguments = ["compile", str(encoder), "--targets", "rpi4,m2", "-o", str(directory / "cold"), "--json"]
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", command, *arguments], check=True, capture_output=True)

@@ -26,14 +26,14 @@ import numpy as np
 import psutil
 import soundfile
 
-from runtime_edge.bundle import Bundle, open_bundle
-from runtime_edge.codec import CutCodec
-from runtime_edge.prefix import Prefix
-from runtime_edge.wire import encode_frame
-from streamsplit_compile.compiler import CompileOptions, compile_encoder
-from streamsplit_compile.encoders import load_encoder, new_encoder, save_checkpoint
-from streamsplit_compile.soundscape import soundscape
-from streamsplit_compile.targets import load_target
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.codec import CutCodec
+from runtime_edge.formats.wire import encode_frame
+from runtime_edge.inference.prefix import Prefix
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+from streamsplit_compile.bundle.soundscape import soundscape
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 from tools.benchmarks import Section, publish
 from tools.edge_size import available, installed_mb, make_environment, torch_mb
 

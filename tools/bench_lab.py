@@ -15,10 +15,10 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from runtime_server.lab.bench import Bench, BenchConfig, joined, read_bench, run_bench
+from runtime_server.harness.network import why_not
 from runtime_server.lab.goals import goals
-from runtime_server.lab.network import why_not
-from runtime_server.lab.page import write_page
+from runtime_server.lab.policy_bench import Bench, BenchConfig, joined, read_bench, run_bench
+from runtime_server.lab.proof_page import write_page
 from runtime_server.lab.scenarios import SCENARIOS, scenario_named
 from tools.benchmarks import Section, publish
 

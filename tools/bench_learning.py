@@ -32,8 +32,8 @@ from typing import Any
 
 import torch
 
-from runtime_server.augment import AugmentConfig
-from streamsplit_compile.encoders import load_encoder, new_encoder, save_checkpoint
+from runtime_server.training.augment import AugmentConfig
+from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 from tools.benchmarks import Section, publish
 from tools.esc10 import Clips, load_clips
 from tools.learning import TERMS, Learning, Stage, learn, stage

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from runtime_edge.bundle import open_bundle
+from runtime_edge.formats.bundle import open_bundle
 from tools.benchmarks import Section, publish
 from tools.fleet import Fleet, FleetConfig, FleetReport, Recorded, prepare
 

@@ -31,13 +31,13 @@ import psutil
 import torch
 from nats.aio.client import Client
 
-from runtime_edge.bundle import open_bundle
 from runtime_edge.errors import LinkError
-from runtime_server.generations import cut_model
-from runtime_server.hub import Hub
-from runtime_server.serving import ServedBlocks
-from streamsplit_compile.encoders import load_encoder
-from streamsplit_compile.segment import run_segments
+from runtime_edge.formats.bundle import open_bundle
+from runtime_server.broker.hub import Hub
+from runtime_server.suffix.generations import cut_model
+from runtime_server.suffix.suffix import ServedBlocks
+from streamsplit_compile.encoder.encoders import load_encoder
+from streamsplit_compile.encoder.segment import run_segments
 from tools.benchmarks import Section, publish
 from tools.fleet import prepare
 from tools.server_load import AnswerCounter, Recorded, fill

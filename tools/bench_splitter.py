@@ -20,17 +20,17 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from runtime_edge.bundle import Bundle
-from runtime_edge.splitter import Splitter
-from runtime_edge.table import Limits, Reward, SplitterTable
-from streamsplit_compile.compiler import CompileOptions, compile_encoder
-from streamsplit_compile.encoders import load_encoder, new_encoder, save_checkpoint
-from streamsplit_compile.environment import environment_for
-from streamsplit_compile.evaluation import evaluate
-from streamsplit_compile.pricing import bundle_actions, hop_seconds
-from streamsplit_compile.splitter import TableOptions, default_held_out, default_traces, train_table
-from streamsplit_compile.targets import load_target
-from streamsplit_compile.traces import FAMILIES, HELD_OUT, family_traces, observe, synthetic_traces
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.records.table import Limits, Reward, SplitterTable
+from runtime_edge.policy.splitter import Splitter
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
+from streamsplit_compile.splitter.environment import environment_for
+from streamsplit_compile.splitter.evaluation import evaluate
+from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds
+from streamsplit_compile.splitter.table_training import TableOptions, default_held_out, default_traces, train_table
+from streamsplit_compile.splitter.traces import FAMILIES, HELD_OUT, family_traces, observe, synthetic_traces
 from tools.benchmarks import Section, publish
 from tools.reaction import STEP_AT_S, Conditions, SimulatedDevice, changes_while_steady, reaction_s
 

@@ -25,10 +25,10 @@ from typing import Any
 
 import psutil
 
+from runtime_edge.base.aio import cancel_all
 from runtime_edge.errors import LinkError
-from runtime_edge.tasks import cancel_all
-from runtime_server.broker import Broker, ClusterConfig
-from runtime_server.hub import Hub
+from runtime_server.broker.broker_process import Broker, ClusterConfig
+from runtime_server.broker.hub import Hub
 
 _READY_S = 120.0
 _STOP_S = 60.0

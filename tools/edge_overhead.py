@@ -20,18 +20,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from runtime_edge import engine
-from runtime_edge.capture import Captured
-from runtime_edge.codec import CutCodec
 from runtime_edge.config import DeviceConfig
-from runtime_edge.device import Device
-from runtime_edge.memory import GaussianMemory
-from runtime_edge.outbox import Outbox
-from runtime_edge.pipeline import Pipeline
-from runtime_edge.prefix import Prefix
-from runtime_edge.results import WindowResult
-from runtime_edge.splitter import Splitter
-from runtime_edge.underway import Underway
+from runtime_edge.device.capture import Captured
+from runtime_edge.device.device import Device
+from runtime_edge.device.in_flight import Underway
+from runtime_edge.device.pipeline import Pipeline
+from runtime_edge.formats.codec import CutCodec
+from runtime_edge.formats.results import WindowResult
+from runtime_edge.inference import engine
+from runtime_edge.inference.prefix import Prefix
+from runtime_edge.policy.memory import GaussianMemory
+from runtime_edge.policy.splitter import Splitter
+from runtime_edge.transport.frame_store import Outbox
 
 WARM_UP = 40
 

@@ -31,7 +31,11 @@ def make_environment(extra: str, directory: Path) -> Path:
         pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
         _run(*pip, f"{ROOT}[{extra}]")
         runtime = _RUNTIMES.get(extra, "tflite_runtime.interpreter")
-        _run(str(python), "-c", f"import runtime_edge.cli, runtime_edge.device, soundfile, soxr, {runtime}")
+        _run(
+            str(python),
+            "-c",
+            f"import runtime_edge.cli.edge_commands, runtime_edge.device.device, soundfile, soxr, {runtime}",
+        )
     return python
 
 

@@ -26,27 +26,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from runtime_edge import subjects
-from runtime_edge.accounting import Accounting
-from runtime_edge.bundle import Bundle, open_bundle
-from runtime_edge.codec import CutCodec
+from runtime_edge.base.aio import Compute, cancel_all
 from runtime_edge.config import DeviceConfig
-from runtime_edge.delivery import Delivery
 from runtime_edge.errors import LinkError
-from runtime_edge.link import Link
-from runtime_edge.monitor import BandwidthEstimator
-from runtime_edge.outbox import Outbox
-from runtime_edge.prefix import Prefix
-from runtime_edge.spool import Spool
-from runtime_edge.tasks import Compute, cancel_all
-from runtime_edge.wire import Reply, encode_frame
-from runtime_server.generations import cut_model
-from runtime_server.ledger import PartitionedLedger
-from streamsplit_compile.calibrate import calibration_windows
-from streamsplit_compile.compiler import CompileOptions, compile_encoder
-from streamsplit_compile.encoders import load_encoder, new_encoder, save_checkpoint
-from streamsplit_compile.segment import run_segments
-from streamsplit_compile.targets import load_target
+from runtime_edge.formats import subjects
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.codec import CutCodec
+from runtime_edge.formats.wire import Reply, encode_frame
+from runtime_edge.inference.prefix import Prefix
+from runtime_edge.system import BandwidthEstimator
+from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.connection import Link
+from runtime_edge.transport.delivery import Delivery
+from runtime_edge.transport.frame_store import Outbox
+from runtime_edge.transport.spool import Spool
+from runtime_server.state.ledger import PartitionedLedger
+from runtime_server.suffix.generations import cut_model
+from streamsplit_compile.bundle.calibrate import calibration_windows
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
+from streamsplit_compile.encoder.segment import run_segments
 from tools.cluster import Brokers, RankedServer
 
 DEADLINE_S = 1.0

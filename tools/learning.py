@@ -20,18 +20,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runtime_edge.bundle import Bundle
-from runtime_edge.codec import CutCodec
-from runtime_server.augment import AugmentConfig
-from runtime_server.buffer import Window
-from runtime_server.generations import CutModel, cut_model
-from runtime_server.losses import HybridConfig
-from runtime_server.objective import first_trainable
-from runtime_server.trainer import TrainConfig, Trainer
-from streamsplit_compile.compiler import CompileOptions, compile_encoder
-from streamsplit_compile.encoders import Encoder, load_encoder
-from streamsplit_compile.segment import run_segments
-from streamsplit_compile.targets import load_target
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.codec import CutCodec
+from runtime_server.suffix.generations import CutModel, cut_model
+from runtime_server.training.augment import AugmentConfig
+from runtime_server.training.buffer import Window
+from runtime_server.training.losses import HybridConfig
+from runtime_server.training.objective import first_trainable
+from runtime_server.training.trainer import TrainConfig, Trainer
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.encoder.encoders import Encoder, load_encoder
+from streamsplit_compile.encoder.segment import run_segments
 from tools.esc10 import Clips, load_clips
 from tools.probe import Probed, probe
 from tools.room import Room

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime_edge.link import FRAME_OVERHEAD_BYTES
-from runtime_edge.monitor import BandwidthEstimator
-from runtime_edge.reward import MAX_LOAD
-from runtime_edge.sounding import CONFIRMATIONS, confirming_bytes, filler_bytes
-from runtime_edge.splitter import Splitter
-from runtime_edge.table import SplitterTable
+from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.policy.reward import MAX_LOAD
+from runtime_edge.policy.splitter import Splitter
+from runtime_edge.system import BandwidthEstimator
+from runtime_edge.transport.bandwidth_probe import CONFIRMATIONS, confirming_bytes, filler_bytes
+from runtime_edge.transport.connection import FRAME_OVERHEAD_BYTES
 
 STEP_AT_S = 20.0
 END_S = 36.0

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from nats.aio.client import Client
 
-from runtime_edge import subjects
-from runtime_edge.bundle import Bundle, open_bundle
-from runtime_edge.client import DirectClient
-from runtime_edge.codec import CutCodec
-from runtime_edge.prefix import Prefix
-from runtime_edge.wire import decode_reply, encode_frame
-from streamsplit_compile.soundscape import soundscape
+from runtime_edge.formats import subjects
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.codec import CutCodec
+from runtime_edge.formats.wire import decode_reply, encode_frame
+from runtime_edge.inference.prefix import Prefix
+from runtime_edge.transport.fast_client import DirectClient
+from streamsplit_compile.bundle.soundscape import soundscape
 
 _PATIENCE_S = 30.0
 _INBOX, _STORED = "_INBOX", "stored"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+from runtime_edge.audio.audio_files import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, read_directory, read_file
 from runtime_edge.audio.block import SYSTEM_CLOCK, Block, Clock, Counters
-from runtime_edge.audio.files import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, read_directory, read_file
 from runtime_edge.audio.live import FrameQueue
 from runtime_edge.audio.microphone import Microphone
 from runtime_edge.audio.stdin import capture_pcm16, read_pcm16

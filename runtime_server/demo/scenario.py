@@ -8,9 +8,9 @@ from pathlib import Path
 
 import soundfile
 
-from runtime_edge.audio.files import audio_files
-from runtime_server.demo.shaper import Phase
-from streamsplit_compile.soundscape import soundscape
+from runtime_edge.audio.audio_files import audio_files
+from runtime_server.harness.shaper import Phase
+from streamsplit_compile.bundle.soundscape import soundscape
 
 SAMPLE_RATE = 16_000
 HOP_S = 0.5

@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from runtime_edge.errors import CheckFailed, UsageError
-from runtime_edge.manifest import FrontEndInfo
+from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_server.lab.clips import (
     CLIP_SAMPLES,
     SAMPLE_RATE,
@@ -25,7 +25,7 @@ from runtime_server.lab.clips import (
     precision_at_10,
     silhouette,
 )
-from runtime_server.lab.policies import Policy
+from runtime_server.lab.policy_arms import Policy
 from runtime_server.lab.session import Lab, Lines
 
 _TIMEOUT_S = 600.0

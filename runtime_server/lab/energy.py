@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime_edge.bundle import Bundle
 from runtime_edge.errors import FormatError
-from runtime_edge.table import LOCAL
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.records.table import LOCAL
 from runtime_server.lab.scenarios import Step
 from runtime_server.lab.session import Recording
-from streamsplit_compile.targets import load_target
+from streamsplit_compile.cost.targets import load_target
 
 RAPL = Path("/sys/class/powercap")
 MODELLED = ("compute", "radio", "total")

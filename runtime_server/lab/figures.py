@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from runtime_edge.bundle import Bundle
+from runtime_edge.formats.bundle import Bundle
 from runtime_server.lab.energy import modelled
 from runtime_server.lab.scenarios import Step
 from runtime_server.lab.session import Heard, Recording

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from runtime_server.lab.bench import Bench
 from runtime_server.lab.figures import Figures
-from runtime_server.lab.report import BASELINE, ratios, runs_of, scored
+from runtime_server.lab.policy_bench import Bench
+from runtime_server.lab.proof_report import BASELINE, ratios, runs_of, scored
 
 OURS = "table"
 _POINT = 100.0

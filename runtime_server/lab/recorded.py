@@ -1,4 +1,4 @@
-"""A recorded trace as a scenario: the link and the load of a CSV file, line by line (streamsplit_compile.trace_csv)."""
+"""A recorded trace as a scenario: the link and the load of a CSV file, line by line (`splitter.trace_csv`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from runtime_server.lab.scenarios import Step
-from streamsplit_compile.trace_csv import Columns, read_csv
-from streamsplit_compile.traces import STEP_S, TraceModel, Traces, synthetic_traces
+from streamsplit_compile.splitter.trace_csv import Columns, read_csv
+from streamsplit_compile.splitter.traces import STEP_S, TraceModel, Traces, synthetic_traces
 
 LEAST_MBPS = 0.01
 """Of a link that is there; one with less is away."""

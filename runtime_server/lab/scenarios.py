@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from runtime_edge.errors import UsageError
-from streamsplit_compile.traces import STEP_S, TraceModel, Traces, synthetic_traces
+from streamsplit_compile.splitter.traces import STEP_S, TraceModel, Traces, synthetic_traces
 
 
 @dataclass(frozen=True)

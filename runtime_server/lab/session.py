@@ -17,26 +17,26 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from runtime_edge import minisign
-from runtime_edge.bundle import Bundle
+from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import CheckFailed
-from runtime_edge.files import write_atomic
-from runtime_edge.results import WindowResult
-from runtime_server.demo.processes import Child, Children, wait_for_line
-from runtime_server.hub import Hub
-from runtime_server.lab.network import SERVER_ADDRESS, Network, Traffic, listener_in, socket_in
-from runtime_server.lab.pacing import Encoded, Pace
-from runtime_server.lab.policies import Policy
-from runtime_server.lab.relay import LinkState, Relay
+from runtime_edge.formats import minisign
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.results import WindowResult
+from runtime_server.broker.hub import Hub
+from runtime_server.harness.network import SERVER_ADDRESS, Network, Traffic, listener_in, socket_in
+from runtime_server.harness.pacing import Encoded, Pace
+from runtime_server.harness.processes import Child, Children, wait_for_line
+from runtime_server.harness.relay import LinkState, Relay
+from runtime_server.lab.policy_arms import Policy
 from runtime_server.lab.scenarios import Step
-from streamsplit_compile.targets import load_target
+from streamsplit_compile.cost.targets import load_target
 
 _START_S = 90.0
 _FIRST_WINDOWS = 6
 """Before a scenario begins: the device has its table, its blocks are loaded, its caches are warm."""
 _SETTLE_S = 2.0
 """After it ends: what is under way arrives."""
-_CHILD = (sys.executable, "-m", "runtime_server.lab.child")
+_CHILD = (sys.executable, "-m", "runtime_server.harness.child")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,10 @@ class Lab:
             if self._paced:
                 (self.work / "pace.json").write_bytes(msgspec.json.encode(self.pace()))
             self._load = await self._children.start(
-                "load", *self._device_cores(), launcher=(sys.executable, "-m", "runtime_server.lab.load"), piped=True
+                "load",
+                *self._device_cores(),
+                launcher=(sys.executable, "-m", "runtime_server.harness.load"),
+                piped=True,
             )
         except BaseException:
             await self._stack.aclose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from runtime_edge.table import (
+from runtime_edge.formats.records.table import (
     LOCAL,
     ActionCosts,
     Limits,

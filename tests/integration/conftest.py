@@ -16,9 +16,9 @@ def toy(tmp_path_factory):
     import harness
     import torch
 
-    from streamsplit_compile.compiler import CompileOptions, compile_encoder
-    from streamsplit_compile.encoders import load_encoder
-    from streamsplit_compile.targets import load_target
+    from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+    from streamsplit_compile.cost.targets import load_target
+    from streamsplit_compile.encoder.encoders import load_encoder
 
     directory = tmp_path_factory.mktemp("toy")
     with warnings.catch_warnings():
@@ -33,7 +33,7 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def toy_bundle(toy):
-    from runtime_edge.bundle import open_bundle
+    from runtime_edge.formats.bundle import open_bundle
 
     return open_bundle(toy / "bundle")
 
@@ -82,7 +82,7 @@ def broker(tmp_path):
 
     import harness
 
-    from runtime_server.broker import Broker
+    from runtime_server.broker.broker_process import Broker
 
     running = Broker(tmp_path / "broker", port=harness.free_port())
     asyncio.run(running.start())
@@ -95,7 +95,7 @@ def play(broker):
     """`play(work)` runs `await work(hub)` on a hub that has made the streams and buckets."""
     import asyncio
 
-    from runtime_server.hub import Hub
+    from runtime_server.broker.hub import Hub
 
     async def connected(work):
         hub = Hub(broker.url, "test")

@@ -19,13 +19,13 @@ import torch
 from msgspec.structs import replace
 from torch import nn
 
-from models.encoder import Normalize
-from models.front_end import FrontEnd, LogMel
-from runtime_edge import minisign
 from runtime_edge.errors import LinkError
-from runtime_edge.table import SplitterTable, StateAxis
-from runtime_server.hub import Hub
-from streamsplit_compile.soundscape import soundscape
+from runtime_edge.formats import minisign
+from runtime_edge.formats.records.table import SplitterTable, StateAxis
+from runtime_server.broker.hub import Hub
+from streamsplit_compile.bundle.soundscape import soundscape
+from streamsplit_models.encoder import Normalize
+from streamsplit_models.front_end import FrontEnd, LogMel
 
 SAMPLE_RATE, WINDOW, HOP = 16_000, 4000, 2000
 HOP_S = HOP / SAMPLE_RATE

@@ -14,14 +14,14 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig
 
-from runtime_edge import subjects
-from runtime_edge.credentials import Address, Credentials
 from runtime_edge.errors import AccessError, LinkError, UsageError
-from runtime_edge.link import Link
-from runtime_edge.wire import Reply, encode_reply
-from runtime_server.access import Access
-from runtime_server.broker import Broker, BrokerTls
-from runtime_server.hub import Hub
+from runtime_edge.formats import subjects
+from runtime_edge.formats.credentials import Address, Credentials
+from runtime_edge.formats.wire import Reply, encode_reply
+from runtime_edge.transport.connection import Link
+from runtime_server.broker.access import Access
+from runtime_server.broker.broker_process import Broker, BrokerTls
+from runtime_server.broker.hub import Hub
 
 pytestmark = pytest.mark.timeout(120)
 DENIED_S = 0.3
@@ -317,7 +317,7 @@ def test_anothers_credentials_under_ones_own_name_are_refused_and_tried_again_sl
 
 
 def test_a_revoked_device_is_out_at_once_says_so_and_comes_back_with_new_credentials(guarded, monkeypatch):
-    monkeypatch.setattr("runtime_edge.link._REFUSED_PAUSE_S", 1.0)
+    monkeypatch.setattr("runtime_edge.transport.connection._REFUSED_PAUSE_S", 1.0)
 
     async def until(condition):
         for _ in range(500):

@@ -9,9 +9,9 @@ import harness
 import pytest
 from test_guarded_server import ssc
 
-from runtime_edge import minisign, subjects
-from runtime_edge.credentials import Address, Credentials
-from runtime_server.hub import Hub
+from runtime_edge.formats import minisign, subjects
+from runtime_edge.formats.credentials import Address, Credentials
+from runtime_server.broker.hub import Hub
 
 pytestmark = pytest.mark.timeout(240)
 

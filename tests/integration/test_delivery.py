@@ -6,16 +6,16 @@ import time
 
 import pytest
 
-from runtime_edge import subjects
-from runtime_edge.accounting import Accounting
+from runtime_edge.base.aio import Compute, cancel_all
 from runtime_edge.config import DeviceConfig
-from runtime_edge.delivery import Delivery
-from runtime_edge.link import FRAME_OVERHEAD_BYTES, Link
-from runtime_edge.monitor import BandwidthEstimator
-from runtime_edge.outbox import Outbox
-from runtime_edge.spool import Spool
-from runtime_edge.tasks import Compute, cancel_all
-from runtime_edge.wire import Reply, encode_reply
+from runtime_edge.formats import subjects
+from runtime_edge.formats.wire import Reply, encode_reply
+from runtime_edge.system import BandwidthEstimator
+from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.connection import FRAME_OVERHEAD_BYTES, Link
+from runtime_edge.transport.delivery import Delivery
+from runtime_edge.transport.frame_store import Outbox
+from runtime_edge.transport.spool import Spool
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from runtime_edge import subjects
+from runtime_edge.formats import subjects
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 KILLS = int(os.environ.get("SSC_TEST_KILLS", "100"))

@@ -12,9 +12,9 @@ import harness
 import pytest
 import test_events
 
-from runtime_edge.credentials import Address, Credentials
-from runtime_server.access import Access
-from runtime_server.hub import Hub
+from runtime_edge.formats.credentials import Address, Credentials
+from runtime_server.broker.access import Access
+from runtime_server.broker.hub import Hub
 
 pytestmark = pytest.mark.timeout(300)
 phones = test_events.phones

@@ -15,12 +15,12 @@ import sounds
 from msgspec.structs import replace
 
 import runtime_edge
-from runtime_edge import minisign, subjects
-from runtime_edge.bundle import open_bundle
 from runtime_edge.errors import UsageError
-from runtime_edge.head import Head, SignedHead, open_head, read_head, sign_head
-from runtime_server.labelled import Event, of_events
-from streamsplit_compile.compiler import recompile
+from runtime_edge.formats import minisign, subjects
+from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.formats.records.head import Head, SignedHead, open_head, read_head, sign_head
+from runtime_server.labels.labelled import Event, of_events
+from streamsplit_compile.bundle.compiler import recompile
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -224,10 +224,10 @@ AUDIO, WEIGHTS = os.environ.get("SSC_TEST_AUDIO"), os.environ.get("SSC_TEST_WEIG
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not (AUDIO and WEIGHTS), reason="set SSC_TEST_AUDIO (ESC-10) and SSC_TEST_WEIGHTS (mn04)")
 def test_real_sounds_and_a_real_encoder_give_a_head_whose_labels_a_device_finds_again(start, tmp_path):
-    from streamsplit_compile.compiler import CompileOptions, compile_encoder
-    from streamsplit_compile.encoders import load_encoder
-    from streamsplit_compile.importers import import_efficientat
-    from streamsplit_compile.targets import load_target
+    from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+    from streamsplit_compile.cost.targets import load_target
+    from streamsplit_compile.encoder.encoders import load_encoder
+    from streamsplit_compile.encoder.importers import import_efficientat
 
     import_efficientat(next(Path(WEIGHTS).glob("mn04*.pt")), tmp_path / "mn.pt", {})
     options = CompileOptions([load_target("rpi4")], cuts="3", calibration_windows=4)

@@ -8,9 +8,9 @@ import harness
 import numpy as np
 import pytest
 
+from runtime_server.harness.network import remove_stale, why_not
 from runtime_server.lab.figures import figures
-from runtime_server.lab.network import remove_stale, why_not
-from runtime_server.lab.policies import all_policies, chosen_policies
+from runtime_server.lab.policy_arms import all_policies, chosen_policies
 from runtime_server.lab.scenarios import SCENARIOS, Step
 from runtime_server.lab.session import Lab
 

@@ -8,11 +8,11 @@ import types
 import harness
 import pytest
 
-from runtime_edge import subjects
 from runtime_edge.errors import FormatError, LinkError
-from runtime_edge.link import Link
-from runtime_edge.wire import Reply, encode_reply
-from runtime_server.lab.relay import LinkState, Relay
+from runtime_edge.formats import subjects
+from runtime_edge.formats.wire import Reply, encode_reply
+from runtime_edge.transport.connection import Link
+from runtime_server.harness.relay import LinkState, Relay
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -157,7 +157,7 @@ def test_what_is_older_than_the_present_value_is_not_news(play, broker):
 
 
 def test_news_that_got_lost_is_found_again(play, broker, monkeypatch):
-    monkeypatch.setattr("runtime_edge.buckets._RECHECK_S", 0.2)
+    monkeypatch.setattr("runtime_edge.transport.direct_get._RECHECK_S", 0.2)
     seen = []
 
     async def on_change(key, value):

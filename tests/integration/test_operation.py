@@ -18,12 +18,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from runtime_edge.config import DeviceConfig
-from runtime_edge.device import Device
-from runtime_edge.engine import Engine
+from runtime_edge.device.device import Device
 from runtime_edge.errors import SourceError, UsageError
-from runtime_edge.notify import Notifier
-from runtime_edge.results import CallbackSink
-from runtime_edge.status import read_status
+from runtime_edge.formats.results import CallbackSink
+from runtime_edge.inference.engine import Engine
+from runtime_edge.service.sd_notify import Notifier
+from runtime_edge.service.status import read_status
 
 pytestmark = pytest.mark.timeout(300)
 SSC = Path(sys.executable).with_name("ssc")

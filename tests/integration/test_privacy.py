@@ -5,10 +5,10 @@ import signal
 import harness
 import pytest
 
-from runtime_edge import subjects, wire
-from streamsplit_compile.compiler import CompileOptions, compile_encoder
-from streamsplit_compile.encoders import load_encoder
-from streamsplit_compile.targets import load_target
+from runtime_edge.formats import subjects, wire
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.encoder.encoders import load_encoder
 
 pytestmark = pytest.mark.timeout(180)
 

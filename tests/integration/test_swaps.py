@@ -9,13 +9,13 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from runtime_edge import minisign, subjects, wire
-from runtime_edge.bundle import open_bundle
-from runtime_edge.releases import SignedTable, encode, sign_table
-from runtime_edge.table import cuts_digest
-from streamsplit_compile.compiler import CompileOptions, compile_encoder, recompile
-from streamsplit_compile.encoders import load_encoder
-from streamsplit_compile.targets import load_target
+from runtime_edge.formats import minisign, subjects, wire
+from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.formats.records.release import SignedTable, encode, sign_table
+from runtime_edge.formats.records.table import cuts_digest
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.encoder.encoders import load_encoder
 
 pytestmark = pytest.mark.timeout(120)
 

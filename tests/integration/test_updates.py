@@ -10,24 +10,24 @@ import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
 
-from runtime_edge import subjects
-from runtime_edge.bundle import open_bundle
 from runtime_edge.errors import BundleError, OlderBundle, SignatureError
-from runtime_edge.link import Link
-from runtime_edge.minisign import generate_key
-from runtime_edge.prefix import Prefix
-from runtime_edge.releases import canary_place, decode_release
-from runtime_edge.trial import update_log
-from runtime_edge.updates import BundleStore
-from runtime_server.hub import released_bundle
-from runtime_server.objects import publish_patches
-from runtime_server.state import ServerState
-from streamsplit_compile.bundle_writer import write_manifest
-from streamsplit_compile.calibrate import windows_for
-from streamsplit_compile.cli import ssc
-from streamsplit_compile.compiler import CompileOptions, compile_encoder, recompile
-from streamsplit_compile.encoders import load_encoder
-from streamsplit_compile.targets import load_target
+from runtime_edge.formats import subjects
+from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.formats.minisign import generate_key
+from runtime_edge.formats.records.release import canary_place, decode_release
+from runtime_edge.inference.prefix import Prefix
+from runtime_edge.transport.connection import Link
+from runtime_edge.updates.bundle_store import BundleStore
+from runtime_edge.updates.trial import update_log
+from runtime_server.broker.hub import released_bundle
+from runtime_server.releases.bundle_publisher import publish_patches
+from runtime_server.state.server_state import ServerState
+from streamsplit_compile.bundle.bundle_writer import write_manifest
+from streamsplit_compile.bundle.calibrate import windows_for
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile
+from streamsplit_compile.cli.main import ssc
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.encoder.encoders import load_encoder
 
 pytestmark = pytest.mark.timeout(180)
 

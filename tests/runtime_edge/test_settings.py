@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_edge import cli
+from runtime_edge.cli import edge_commands as cli
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import FormatError, UsageError
 from runtime_edge.settings import as_toml, load, options, read, setting

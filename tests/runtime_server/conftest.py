@@ -29,7 +29,7 @@ def health_port():
 @pytest.fixture
 def broker(tmp_path, free_port):
     """A running nats-server with JetStream; `broker.url` says where."""
-    from runtime_server.broker import Broker
+    from runtime_server.broker.broker_process import Broker
 
     running = Broker(tmp_path / "broker", port=free_port)
     asyncio.run(running.start())
@@ -40,7 +40,7 @@ def broker(tmp_path, free_port):
 @pytest.fixture
 def play(broker):
     """`play(work)` runs `await work(hub)` on a hub that has made the streams and buckets."""
-    from runtime_server.hub import Hub
+    from runtime_server.broker.hub import Hub
 
     def run(work, timeout_s=30.0):
         async def connected():
@@ -61,7 +61,7 @@ def sounds(small_bundle):
     """(64, samples) float32: windows for the small bundle."""
     import numpy as np
 
-    from streamsplit_compile.soundscape import soundscape
+    from streamsplit_compile.bundle.soundscape import soundscape
 
     info = small_bundle.manifest.info.front_end
     count, window, hop = 64, info.window_samples, info.hop_samples
@@ -88,7 +88,7 @@ def recordings(tmp_path_factory, small_bundle):
 @pytest.fixture
 def generations(tiny_encoder, small_bundle):
     """One generation of the small bundle."""
-    from runtime_server.generations import Generations
+    from runtime_server.suffix.generations import Generations
 
     known = Generations(tiny_encoder.graph)
     known.add(small_bundle, tiny_encoder.tensors)
@@ -100,7 +100,7 @@ def numbered(small_bundle):
     """`numbered(n)`: the small bundle as if it were generation n."""
     from msgspec.structs import replace
 
-    from runtime_edge.bundle import Bundle
+    from runtime_edge.formats.bundle import Bundle
 
     def renumber(number):
         info = replace(small_bundle.manifest.info, generation=number)
@@ -114,7 +114,7 @@ def numbered(small_bundle):
 @pytest.fixture(scope="session")
 def activation(small_bundle):
     """`activation(sound, cut)`: what a device has of a window (samples,) at a cut."""
-    from runtime_edge.prefix import Prefix
+    from runtime_edge.inference.prefix import Prefix
 
     prefix = Prefix(small_bundle)
 
@@ -128,8 +128,8 @@ def activation(small_bundle):
 @pytest.fixture(scope="session")
 def frame_of(small_bundle, activation):
     """`frame_of(sound, window, cut)`: a frame as a device sends it."""
-    from runtime_edge.codec import CutCodec
-    from runtime_edge.wire import encode_frame
+    from runtime_edge.formats.codec import CutCodec
+    from runtime_edge.formats.wire import encode_frame
 
     def encode(sound, window, cut, encoding="float32", generation=1):
         codec = CutCodec(small_bundle.manifest.info.cuts[cut], encoding)
@@ -148,7 +148,7 @@ def together():
 
     import torch.distributed as dist
 
-    from runtime_server.ranks import Ranks
+    from runtime_server.training.ranks import Ranks
 
     def run(world, work):
         store = dist.HashStore()

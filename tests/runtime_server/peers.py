@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from runtime_edge import subjects
-from runtime_edge.tasks import cancel_all
-from runtime_edge.wire import decode_reply
-from runtime_server.ingest import Ingest
-from runtime_server.ledger import Ledger
+from runtime_edge.base.aio import cancel_all
+from runtime_edge.formats import subjects
+from runtime_edge.formats.wire import decode_reply
+from runtime_server.ingest.ingest import Ingest
+from runtime_server.state.ledger import Ledger
 
 
 class Peer:

@@ -5,15 +5,15 @@ import asyncio
 import pytest
 import torch.distributed as dist
 
-from runtime_edge import subjects
 from runtime_edge.errors import UsageError
-from runtime_edge.releases import decode_release
-from runtime_edge.wire import decode_reply
-from runtime_server.hub import Hub
-from runtime_server.ranks import Ranks
-from runtime_server.releases import ReleaseConfig
+from runtime_edge.formats import subjects
+from runtime_edge.formats.records.release import decode_release
+from runtime_edge.formats.wire import decode_reply
+from runtime_server.broker.hub import Hub
+from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.server import Server, ServerConfig
-from runtime_server.trainer import TrainConfig
+from runtime_server.training.ranks import Ranks
+from runtime_server.training.trainer import TrainConfig
 
 # torch copies graphs within a filter of warnings, which holds for all threads until the first of them is done.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

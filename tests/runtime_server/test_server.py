@@ -12,15 +12,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import Tiny
 
-from runtime_edge import minisign, subjects
 from runtime_edge.errors import BundleError, LinkError
-from runtime_edge.releases import decode_release, open_table
-from runtime_server.hub import Hub
-from runtime_server.releases import ReleaseConfig
+from runtime_edge.formats import minisign, subjects
+from runtime_edge.formats.records.release import decode_release, open_table
+from runtime_server.broker.hub import Hub
+from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.server import Server, ServerConfig
-from runtime_server.state import ServerState
-from runtime_server.trainer import TrainConfig
-from streamsplit_compile.encoders import load_encoder
+from runtime_server.state.server_state import ServerState
+from runtime_server.training.trainer import TrainConfig
+from streamsplit_compile.encoder.encoders import load_encoder
 
 
 @pytest.fixture

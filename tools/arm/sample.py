@@ -11,13 +11,13 @@ import numpy.typing as npt
 import soundfile
 import torch
 
-from runtime_edge.bundle import Bundle
-from runtime_edge.codec import CutCodec
-from runtime_edge.prefix import Prefix
-from streamsplit_compile.calibrate import calibration_windows
-from streamsplit_compile.compiler import CompileOptions, compile_encoder
-from streamsplit_compile.encoders import load_encoder, new_encoder, save_checkpoint
-from streamsplit_compile.targets import load_target
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.codec import CutCodec
+from runtime_edge.inference.prefix import Prefix
+from streamsplit_compile.bundle.calibrate import calibration_windows
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 
 Array = npt.NDArray[np.float32]
 TARGET = "rpi4"

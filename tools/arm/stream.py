@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 import numpy as np
 from msgspec.structs import replace
 
-from runtime_edge import minisign
-from runtime_edge.bundle import Bundle
-from runtime_edge.table import SplitterTable, StateAxis
-from runtime_server.hub import Hub
+from runtime_edge.formats import minisign
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.records.table import SplitterTable, StateAxis
+from runtime_server.broker.hub import Hub
 from tools.arm.machine import Machine, Site
 from tools.arm.sample import TARGET, Array, Sample
 

@@ -5,7 +5,7 @@ import pytest
 
 from runtime_edge.audio.opus import OpusDecoder, OpusEncoder, packet_sizes
 from runtime_edge.errors import FormatError, UsageError
-from streamsplit_compile.soundscape import soundscape
+from streamsplit_compile.bundle.soundscape import soundscape
 
 RATE, HOP = 16_000, 8000
 LOOK_AHEAD = 104  # samples of libopus at 16 kHz, application audio

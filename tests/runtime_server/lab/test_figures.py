@@ -1,7 +1,7 @@
 import pytest
 
 from runtime_edge.errors import FormatError
-from runtime_edge.results import WindowResult
+from runtime_edge.formats.results import WindowResult
 from runtime_server.lab.energy import metered_mj, rapl_joules
 from runtime_server.lab.figures import reactions
 from runtime_server.lab.scenarios import Step

@@ -1,0 +1,124 @@
+"""EfficientAT's MobileNetV3 family, trained on AudioSet (Schmid et al. 2023).
+
+    encoder = mn(width_mult=0.4)
+    encoder.load_state_dict(torch.load("mn04_as_mAP_432.pt", weights_only=True))
+
+The front end is EfficientAT's own and in the graph. The embedding is the mean-pooled vector before the
+classifier (384 wide at width 0.4), scaled to unit norm; the classifier of a published checkpoint is dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from streamsplit_models.encoder import Encoder, GlobalAveragePool, Normalize
+from streamsplit_models.front_end import PRESETS, FrontEnd, LogMel, samples
+from streamsplit_models.initialise import start
+from streamsplit_models.mobile import Block, InvertedResidual, conv_norm, round_channels
+from streamsplit_models.mobilenet import scaled
+
+NATIVE_RATE = 32_000
+
+# channels in, kernel, expanded, channels out, squeeze-and-excitation, hard-swish, stride: MobileNetV3-Large
+LARGE = (
+    (16, 3, 16, 16, False, False, 1),
+    (16, 3, 64, 24, False, False, 2),
+    (24, 3, 72, 24, False, False, 1),
+    (24, 5, 72, 40, True, False, 2),
+    (40, 5, 120, 40, True, False, 1),
+    (40, 5, 120, 40, True, False, 1),
+    (40, 3, 240, 80, False, True, 2),
+    (80, 3, 200, 80, False, True, 1),
+    (80, 3, 184, 80, False, True, 1),
+    (80, 3, 184, 80, False, True, 1),
+    (80, 3, 480, 112, True, True, 1),
+    (112, 3, 672, 112, True, True, 1),
+    (112, 5, 672, 160, True, True, 2),
+    (160, 5, 960, 160, True, True, 1),
+    (160, 5, 960, 160, True, True, 1),
+)
+
+
+class ChannelExcite(nn.Module):
+    """Squeeze-and-excitation by linear layers and a sigmoid gate."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, squeezed)
+        self.relu = nn.ReLU()
+        self.fc2 = nn.Linear(squeezed, channels)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, mels, frames) -> the same shape."""
+        scale: Tensor = self.gate(self.fc2(self.relu(self.fc1(x.mean(dim=(2, 3))))))
+        return x * scale.unsqueeze(2).unsqueeze(3)
+
+
+class ConcurrentExcite(nn.Module):
+    """A list of one: the published networks can excite other axes too, and their keys say so."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        squeezed = round_channels(block.expanded // 4)
+        self.conc_se_layers = nn.ModuleList([ChannelExcite(block.expanded, squeezed)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, mels, frames) -> the same shape."""
+        excited: Tensor = self.conc_se_layers[0](x)
+        return excited
+
+
+class MNEncoder(Encoder):
+    """LogMel, `features.0` to `features.16` with the published key names, pool, unit norm."""
+
+    def __init__(self, width_mult: float, front_end: FrontEnd) -> None:
+        blocks = scaled(LARGE, width_mult)
+        last = blocks[-1].channels_out
+        super().__init__(front_end, embedding_dim=6 * last)
+        self.log_mel = LogMel(front_end)
+        self.features = nn.Sequential(
+            conv_norm(1, blocks[0].channels_in, kernel=3, stride=2, activation=nn.Hardswish),
+            *(InvertedResidual(block, ConcurrentExcite) for block in blocks),
+            conv_norm(last, 6 * last, activation=nn.Hardswish),
+        )
+        self.pool = GlobalAveragePool()
+        self.normalize = Normalize()
+        features = tuple(f"features.{index}" for index in range(len(self.features)))
+        self.stages = ("log_mel", *features, "pool", "normalize")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch, but the classifier of a published checkpoint is left out."""
+        kept = {key: value for key, value in state_dict.items() if not key.startswith("classifier.")}
+        return super().load_state_dict(kept, strict=strict, assign=assign)
+
+
+def mn(
+    width_mult: float = 0.4,
+    input_rate: int = 16_000,
+    window_seconds: float = 1.0,
+    hop_seconds: float = 0.5,
+    seed: int = 0,
+) -> MNEncoder:
+    """EfficientAT's `mn04` (`width_mult` 0.4) and its siblings, untrained until weights are loaded.
+
+    `input_rate` is the waveform's: a divisor of 32 000 Hz, the rate the published weights were trained at;
+    a lower rate is raised to it in the graph. Raises ValueError, naming the field, for values that cannot
+    work.
+    """
+    if isinstance(input_rate, bool) or not isinstance(input_rate, int) or input_rate <= 0:
+        raise ValueError(f"input_rate is {input_rate!r}, must be a positive whole number of Hz")
+    if NATIVE_RATE % input_rate:
+        raise ValueError(f"input_rate is {input_rate}, must divide {NATIVE_RATE} Hz (16000 or 32000 is usual)")
+    config = dataclasses.replace(
+        PRESETS["efficientat"],
+        sample_rate=input_rate,
+        window_samples=samples("window_seconds", window_seconds, input_rate),
+        hop_samples=samples("hop_seconds", hop_seconds, input_rate),
+        upsample=NATIVE_RATE // input_rate,
+    )
+    return start(lambda: MNEncoder(width_mult, config), seed)

@@ -1,0 +1,135 @@
+"""The waveform on the wire without sending twice what two windows share: plain, as FLAC, or as Opus.
+
+Windows overlap. A frame of a stream carries the samples that are new since the window before it; the first one, and
+each after a gap, begins anew with the whole window. The other end puts windows together again, so it needs every frame
+of a stream in order; one whose predecessor is missing is refused, and the device begins anew.
+
+    payload = begins anew? 0 : 1   (one byte), then PCM16, FLAC frames, or Opus packets behind their lengths
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.audio import flac
+from runtime_edge.audio.opus import OpusDecoder, OpusEncoder, packet_sizes
+from runtime_edge.errors import FormatError, FrameError, UsageError
+from runtime_edge.formats.codec import STREAMS
+
+Samples = npt.NDArray[np.float32]
+_PCM_SCALE = np.float32(32767.0)
+_ANEW, _GOES_ON = 0, 1
+
+
+class AudioStreamEncoder:
+    """Frames' payloads of one device's waveform.
+
+    Args:
+        encoding: one of `STREAMS`.
+        rate: sample rate, Hz.
+        window_samples, hop_samples: length of a window and distance between two.
+        kbps: bit rate of Opus, kbit/s.
+
+    Raises:
+        UsageError: a window or rate that the encoding cannot have, or its library is missing.
+    """
+
+    def __init__(self, encoding: str, rate: int, window_samples: int, hop_samples: int, kbps: float) -> None:
+        self.encoding = encoding
+        self._rate, self._window, self._hop, self._kbps = rate, window_samples, hop_samples, kbps
+        self._code = _encoder(encoding, rate, kbps)
+        if encoding == "opus":
+            packet_sizes(window_samples, rate)
+            packet_sizes(min(hop_samples, window_samples), rate)
+        self._last: int | None = None
+
+    def encode(self, samples: Samples, index: int, alone: bool) -> bytes:
+        """The payload of window `index` (samples,); `alone`: it may arrive at any time, so it must not lean on others.
+
+        NaN becomes silence.
+        """
+        goes_on = not alone and self._last == index - 1 and self._hop <= self._window
+        self._last = None if alone else index
+        if not goes_on:
+            self._code = _encoder(self.encoding, self._rate, self._kbps)
+        clean = np.nan_to_num(np.clip(samples[-self._hop :] if goes_on else samples, -1.0, 1.0))
+        return bytes((_GOES_ON if goes_on else _ANEW,)) + self._code(clean)
+
+    def begin_anew(self) -> None:
+        """The other end has lost the thread."""
+        self._last = None
+
+
+class AudioStreamDecoder:
+    """Windows from payloads; one for each stream. Takes frames in order, and the latest one again."""
+
+    def __init__(self, encoding: str, rate: int, window_samples: int, hop_samples: int) -> None:
+        """Raises UsageError for a rate the encoding cannot have, or when its library is missing."""
+        self._encoding, self._rate, self._hop = encoding, rate, hop_samples
+        self._code = _decoder(encoding, rate)
+        self._window = np.zeros(window_samples, np.float32)
+        self._index: int | None = None
+
+    def decode(self, payload: bytes, index: int) -> Samples:
+        """Window `index`, (1, samples) float32. Raises FrameError for a frame that cannot be understood."""
+        if index == self._index:
+            return self._window[None]
+        goes_on = payload[:1] == bytes((_GOES_ON,))
+        if goes_on and self._index != index - 1:
+            raise FrameError(f"window {index} goes on from window {index - 1}, which has not come before it")
+        self._index = None
+        if not goes_on:
+            self._code = _decoder(self._encoding, self._rate)
+        new = self._hop if goes_on else self._window.size
+        try:
+            samples = self._code(payload[1:], new)
+        except FormatError as exc:
+            raise FrameError(f"audio of window {index}: {exc}") from None
+        self._window = np.concatenate([self._window[new:], samples])
+        self._index = index
+        return self._window[None]
+
+
+def _encoder(encoding: str, rate: int, kbps: float) -> Callable[[Samples], bytes]:
+    """What codes samples in this way, with nothing remembered."""
+    if encoding == "opus":
+        return OpusEncoder(rate, kbps).encode
+    if encoding == "flac":
+        return lambda samples: flac.encode(_to_pcm(samples), rate)
+    if encoding == "pcm16-stream":
+        return lambda samples: _to_pcm(samples).tobytes()
+    raise _unknown(encoding)
+
+
+def _decoder(encoding: str, rate: int) -> Callable[[bytes, int], Samples]:
+    """What turns bytes into so many samples; raises FormatError."""
+    if encoding == "opus":
+        return OpusDecoder(rate).decode
+    if encoding == "flac":
+        return lambda data, samples: _from_pcm(flac.decode(data, samples, rate))
+    if encoding == "pcm16-stream":
+        return _plain
+    raise _unknown(encoding)
+
+
+def _unknown(encoding: str) -> UsageError:
+    return UsageError(f"audio encoding {encoding!r}: expected one of {', '.join(STREAMS)}")
+
+
+def _plain(data: bytes, samples: int) -> Samples:
+    if len(data) != 2 * samples:
+        raise FormatError(f"{len(data)} bytes of PCM, expected {2 * samples}")
+    return _from_pcm(np.frombuffer(data, "<i2"))
+
+
+def _to_pcm(samples: Samples) -> npt.NDArray[np.int16]:
+    pcm: npt.NDArray[np.int16] = np.rint(samples * _PCM_SCALE).astype("<i2")
+    return pcm
+
+
+def _from_pcm(pcm: npt.NDArray[np.int16]) -> Samples:
+    samples: Samples = pcm.astype(np.float32) / _PCM_SCALE
+    return samples

@@ -1,0 +1,94 @@
+"""Prometheus metrics out of plain numbers. The one file that imports prometheus_client."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from runtime_edge.base.histogram import BOUNDS_MS, Histogram
+from runtime_edge.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def gauge(name: str, text: str, value: float) -> Metric:
+    """One value."""
+    return gauges(name, text, "", {"": value})
+
+
+def gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    """Values by what `label` says; an empty label: the one value there is."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(name, text, labels=[label] if label else [])
+    for key, value in values.items():
+        family.add_metric([key] if label else [], float(value))
+    return family
+
+
+def counters(name: str, text: str, label: str, counts: Mapping[str, float]) -> Metric:
+    """Counts by what `label` says; an empty label: the one count there is."""
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(name, text, labels=[label] if label else [])
+    for key, count in counts.items():
+        family.add_metric([key] if label else [], count)
+    return family
+
+
+def histograms(name: str, text: str, label: str, found: Iterable[tuple[str, Histogram]]) -> Metric:
+    """Durations, in seconds as Prometheus has them, by what `label` says."""
+    from prometheus_client.core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(name, text, labels=[label] if label else [])
+    bounds = [*(str(bound / 1e3) for bound in BOUNDS_MS), "+Inf"]
+    for key, histogram in found:
+        buckets = list(zip(bounds, map(float, itertools.accumulate(histogram.counts)), strict=True))
+        family.add_metric([key] if label else [], buckets, histogram.sum_ms / 1e3)
+    return family
+
+
+def info(name: str, text: str, values: Mapping[str, str]) -> Metric:
+    """What something is."""
+    from prometheus_client.core import InfoMetricFamily
+
+    return InfoMetricFamily(name, text, value=dict(values))
+
+
+def render(families: Iterable[Metric]) -> bytes:
+    """The text that Prometheus reads."""
+    from prometheus_client import generate_latest
+
+    return generate_latest(_registry(lambda: families))
+
+
+def serve(port: int, families: Callable[[], Iterable[Metric]]) -> tuple[Any, Any]:
+    """Answer `GET /metrics` on 127.0.0.1; the server and its thread. Raises OSError when the port is taken."""
+    from prometheus_client import start_http_server
+
+    return start_http_server(port, "127.0.0.1", _registry(families))
+
+
+def require() -> None:
+    """Raises MissingExtra when prometheus-client is not installed."""
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError:
+        raise MissingExtra("prometheus-client", "metrics") from None
+
+
+def _registry(families: Callable[[], Iterable[Metric]]) -> Any:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
+
+    class Collected(Collector):
+        def collect(self) -> Iterable[Metric]:
+            return families()
+
+    registry = CollectorRegistry()
+    registry.register(Collected())
+    return registry

@@ -1,0 +1,101 @@
+"""`ssc edge`: run a device, install a bundle on it, see how it is doing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime_edge.base.files import write_atomic
+from runtime_edge.base.logs import configure
+from runtime_edge.cli.install_command import install
+from runtime_edge.cli.status_command import status_
+from runtime_edge.config import DeviceConfig
+from runtime_edge.device.device import Device
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.results import JsonLines, Sink
+from runtime_edge.service.sd_notify import Notifier
+from runtime_edge.settings import as_toml, load, options, read
+
+
+class _Path(click.Path):
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+
+@click.group()
+def edge() -> None:
+    """Run a device.
+
+    Example: ssc edge run --broker nats://gateway:4222 --target rpi4 --source mic
+    """
+
+
+@edge.command(context_settings={"auto_envvar_prefix": "SSC_EDGE"})
+@click.option("--config", type=_Path(), help="TOML file of settings; `ssc edge config` prints one.")
+@options(DeviceConfig)
+@click.option("--json", "as_json", is_flag=True, allow_from_autoenv=False, help="Print the accounting as JSON.")
+@click.option("-v", "--verbose", is_flag=True, allow_from_autoenv=False, help="The same as --log-level info.")
+def run(config: Path | None, as_json: bool, verbose: bool, **given: Any) -> None:
+    """Stream audio: run a prefix of the encoder, ship the activation, take the embedding.
+
+    Every option is also a key of the file (`--spool-mb` is spool_mb) and a variable (SSC_EDGE_SPOOL_MB): the command
+    line wins over the environment, which wins over the file.
+
+    Example: ssc edge run --broker nats://gateway:4222 --target rpi4 --source recordings/ --results results.jsonl
+    """
+    if verbose:
+        given["log_level"] = "info"
+    settings = load(DeviceConfig, config, given)
+    if not settings.source:
+        raise UsageError("give --source, or source in the file of --config")
+    if settings.broker is None and settings.bundle is None:
+        raise UsageError("give --broker of a server, or --bundle to run one without a server")
+    configure(settings.log_level, settings.log_format)
+    accounting = asyncio.run(_run(settings, [JsonLines(path) for path in settings.results]))
+    if settings.report is not None:
+        write_atomic(settings.report, json.dumps(accounting, indent=2).encode() + b"\n")
+    summary = json.dumps(accounting, indent=2) if as_json else _sentence(accounting)
+    click.echo(summary, err="-" in settings.results)  # standard output is the results' then
+
+
+@edge.command("config")
+@click.argument("file", required=False, type=_Path())
+def config_(file: Path | None) -> None:
+    """Print every setting, its default and what it is for, as a TOML file; with FILE, check it and show it complete.
+
+    Example: ssc edge config > ssc-edge.toml
+    """
+    click.echo(as_toml(DeviceConfig, read(DeviceConfig, file) if file else None), nl=False)
+
+
+edge.add_command(status_)
+edge.add_command(install)
+
+
+async def _run(config: DeviceConfig, sinks: list[Sink]) -> dict[str, Any]:
+    device = Device(config, sinks, Notifier())
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, device.stop)
+    return await device.run()
+
+
+def _sentence(report: dict[str, Any]) -> str:
+    finished = ", ".join(f"{count} on the {where}" for where, count in sorted(report["finished"].items()))
+    lines = [
+        f"{report['device']}: {report['windows_captured']} windows, {finished or 'none finished'}",
+        f"acknowledged {report['windows_acked']}, spooled {report['windows_spooled']}, "
+        f"kept local {report['windows_local']}, dropped {report['windows_dropped']}, lost {report['windows_lost']}",
+        f"{report['bytes_sent']:,} bytes sent, {report['bytes_pcm16']:,} as 16-bit PCM",
+        f"generation {report['generation_start']} -> {report['generation_end']}, {report['table_swaps']} table swaps",
+    ]
+    lines += [
+        f"  {cut}: {latency['windows']} windows, median {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms"
+        for cut, latency in report["latency_ms"].items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""`ssc edge status`: how the device of a state directory is doing, for a person or as JSON."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from runtime_edge.config import DeviceConfig
+from runtime_edge.errors import CheckFailed
+from runtime_edge.service.status import Status, problems, read_status
+from runtime_edge.settings import load
+from runtime_edge.updates.trial import Trials, update_log
+
+_UPDATES_SHOWN = 5
+
+
+@click.command("status", context_settings={"auto_envvar_prefix": "SSC_EDGE"})
+@click.option("--state", type=click.Path(path_type=Path), help="State directory of the device  [default: ssc-edge]")
+@click.option("--config", type=click.Path(path_type=Path), help="The device's TOML file, instead of --state.")
+@click.option("--json", "as_json", is_flag=True, allow_from_autoenv=False, help="Print everything as JSON.")
+def status_(state: Path | None, config: Path | None, as_json: bool) -> None:
+    """Show how this machine's device is doing. Exits with 1 when it does not run, or not well.
+
+    Example: ssc edge status --state /var/lib/ssc-edge
+    """
+    directory = load(DeviceConfig, config, {"state": state}).state
+    status = read_status(directory)
+    if status is None:
+        raise CheckFailed(f"{directory}: no device has run from this state directory")
+    wrong = problems(directory, status)
+    record, updates = Trials(directory).known(), update_log(directory, _UPDATES_SHOWN)
+    if as_json:
+        everything = msgspec.to_builtins(status)
+        everything |= {"healthy": not wrong, "problems": wrong}
+        everything |= {"bundles": msgspec.to_builtins(record), "updates": updates}
+        click.echo(json.dumps(everything, indent=2))
+    else:
+        click.echo("\n".join([_headline(status, wrong), *_lines(status, record.proven), *map(_update, updates)]))
+    if wrong:
+        raise CheckFailed(f"{directory}: {'; '.join(wrong)}")
+
+
+def _headline(status: Status, wrong: list[str]) -> str:
+    since, written = _when(status.since), _when(status.written)
+    if wrong and wrong[0].startswith("not running"):
+        return f"{status.device}: {wrong[0]} (started {since}, last word {written})"
+    return f"{status.device}: running since {since}" + "".join(f"; {problem}" for problem in wrong)
+
+
+def _lines(status: Status, proven: str | None) -> list[str]:
+    encoder, link, spool, report, vitals = status.encoder, status.uplink, status.spool, status.report, status.health
+    trial = ", on trial" if encoder.on_trial else ""
+    previous = f", falls back to {proven[:19]}" if proven and proven != encoder.bundle else ""
+    server = f"{link.broker} {'connected' if link.connected else 'away'}" if link.broker else "none"
+    certainty = "unknown" if status.uncertainty is None else f"{status.uncertainty:.3f}"
+    dropped = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items())
+    audio = {
+        "gated as silence": status.audio.gated,
+        "overruns": status.audio.overruns,
+        "samples missing": status.audio.dropped_samples,
+        "files skipped": status.audio.files_skipped,
+    }
+    heard = ", ".join(f"{count} {what}" for what, count in audio.items() if count)
+    rows = {
+        "bundle": f"generation {encoder.generation}, {encoder.bundle[:19]}{trial}{previous}",
+        "runs": f"{encoder.variant} on {encoder.runtime}, table {encoder.table}",
+        "server": server,
+        "uplink": f"{link.bandwidth_mbps:.3g} Mbit/s, {link.rtt_ms:.0f} ms, {link.loss:.1%} unanswered",
+        "now": f"cut {status.cut}, U {certainty}, processor {status.cpu:.0%}",
+        "windows": f"{report['windows_captured']} captured, {report['windows_acked']} acknowledged, "
+        f"{report['windows_local']} kept local, {report['windows_spooled']} spooled, {report['windows_lost']} lost",
+        "dropped": f"{dropped or 'none'}; of earlier runs {report['inherited_dropped']}",
+        "audio": heard or "complete",
+        "spool": f"{spool.frames} frames, {spool.bytes / 2**20:.1f} of {spool.limit_bytes / 2**20:.1f} MiB",
+        "machine": f"{vitals.rss_mb:.0f} MB, {_degrees(vitals.temperature_c)}"
+        + (", throttled" if vitals.throttled else ""),
+        "errors": ", ".join(f"{count} {name}" for name, count in report["errors"].items()) or "none",
+    }
+    lines = [f"  {name:<10}{text}" for name, text in rows.items()]
+    return lines + [f"  {'trouble':<10}{trouble.time} {trouble.message}" for trouble in status.troubles]
+
+
+def _update(entry: dict[str, Any]) -> str:
+    details = ", ".join(f"{key} {value}" for key, value in entry.items() if key not in ("time", "event"))
+    return f"  {'update':<10}{_when(float(entry.get('time', 0)))} {entry.get('event')}: {details}"
+
+
+def _when(seconds: float) -> str:
+    moment = dt.datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+    minutes, _ = divmod(max(0, int(time.time() - seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{moment} ({f'{hours} h ' * bool(hours)}{minutes} min ago)"
+
+
+def _degrees(celsius: float | None) -> str:
+    return "temperature unknown" if celsius is None else f"{celsius:.0f} °C"

@@ -1,0 +1,1 @@
+"""One device, from its audio source to its results."""

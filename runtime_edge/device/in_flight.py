@@ -1,0 +1,53 @@
+"""A window between its decision and its result."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from runtime_edge.device.capture import Captured
+from runtime_edge.formats.records.table import LOCAL
+from runtime_edge.formats.results import WindowResult
+from runtime_edge.inference.engine import Embedding, Engine, Step
+from runtime_edge.policy.splitter import Decision
+
+
+class Underway(msgspec.Struct, frozen=True):
+    """What is known of a window once its prefix has run."""
+
+    window: Captured
+    decision: Decision
+    mbps_in_question: float | None
+    """The uplink rate, above the present one, at which another cut would have been better."""
+    cut: str
+    engine: Engine
+    """The one that ran it, whatever has taken over since."""
+    step: Step
+    cpu: float
+    bandwidth_mbps: float
+    rtt_ms: float
+    device_ms: float
+
+    def result(
+        self, embedding: Embedding, uncertainty: float, where: str, network_ms: float, server_ms: float
+    ) -> WindowResult:
+        """The window's result: its embedding (d,), finished at `where` with these shares of the latency."""
+        return WindowResult(
+            window=self.window.index,
+            time=self.window.capture_time_ns / 1e9,
+            embedding=embedding.astype(np.float64).round(5).tolist(),
+            uncertainty=uncertainty,
+            cut=self.cut,
+            encoding=self.step.encoding,
+            probe=self.decision.probe,
+            generation=self.engine.generation,
+            finished=where,
+            latency_ms=round(self.device_ms + network_ms + server_ms, 3),
+            device_ms=round(self.device_ms, 3),
+            network_ms=round(network_ms, 3),
+            server_ms=round(server_ms, 3),
+            frame_bytes=0 if self.cut == LOCAL else len(self.step.frame),
+            bandwidth_mbps=round(self.bandwidth_mbps, 4),
+            rtt_ms=round(self.rtt_ms, 3),
+            cpu=round(self.cpu, 4),
+        )

@@ -1,0 +1,1 @@
+"""Every file and message that device, compiler and server read or write."""

@@ -1,0 +1,132 @@
+"""Opening a bundle directory: nothing is handed out before its signature and digest have been checked.
+
+>>> bundle = open_bundle(Path("bundle/"))            # doctest: +SKIP
+>>> data = bundle.block_bytes("block-00", "onnx-fp32")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime_edge.base.files import read_bounded
+from runtime_edge.errors import BundleError, SignatureError, TableError
+from runtime_edge.formats import manifest as manifests
+from runtime_edge.formats import minisign
+from runtime_edge.formats.manifest import Manifest
+from runtime_edge.formats.records.table import SplitterTable
+
+MAX_TABLE_BYTES = 64 << 10
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.minisig"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest has been read and, where a key is trusted, verified."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    """`sha256:<hex>` of manifest.json: names this very bundle."""
+    signed_by: str | None
+    """Trusted comment of the signature when it was checked."""
+    trusted: minisign.PublicKey | None = None
+    """The key that had to sign it, and has to sign its tables."""
+
+    def read(self, reference: str) -> bytes:
+        """The bytes of an asset `sha256:<hex>/<name>`, digest checked. Raises BundleError."""
+        size = self.manifest.assets().get(reference)
+        if size is None:
+            raise BundleError(f"{self.path}: {reference} is not an asset of this bundle")
+        path = asset_path(self.path, reference)
+        data = _read_plain(self.path, path, size)
+        check_asset(reference, size, data, str(path))
+        return data
+
+    def block_bytes(self, block: str, variant: str) -> bytes:
+        """The compiled file of one block, digest checked. Raises BundleError."""
+        return self.read(self.manifest.variant(block, variant).file)
+
+    def table(self, target: str) -> SplitterTable:
+        """The splitter table shipped for a target. Raises BundleError, SignatureError or TableError."""
+        costs = self.manifest.info.targets
+        if target not in costs:
+            raise BundleError(f"{self.path}: compiled for {', '.join(sorted(costs))}, not for {target!r}")
+        path = self.path / costs[target].table
+        data, _ = _read_signed(self.path, path, MAX_TABLE_BYTES, self.trusted)
+        table = SplitterTable.from_json(data, str(path))
+        if table.target != target:
+            raise BundleError(f"{path}: target is {table.target!r}, expected {target!r}")
+        try:
+            table.check_cuts([cut.name for cut in self.manifest.info.cuts])
+        except TableError as exc:
+            raise TableError(f"{path}: {exc}") from None
+        return table
+
+    def verify_assets(self) -> int:
+        """Check every asset's digest; return the bytes read. Raises BundleError at the first that is wrong."""
+        return sum(len(self.read(reference)) for reference in sorted(self.manifest.assets()))
+
+
+def open_bundle(path: Path, trusted: minisign.PublicKey | None = None) -> Bundle:
+    """Read and check the manifest of a bundle directory; with `trusted`, an unsigned bundle is refused too.
+
+    Raises BundleError or SignatureError.
+    """
+    if not path.is_dir():
+        raise BundleError(f"{path}: no such bundle directory; make one with `ssc compile encoder.pt -o {path}`")
+    data, comment = _read_signed(path, path / MANIFEST, manifests.MAX_MANIFEST_BYTES, trusted)
+    manifest = manifests.decode(data, str(path / MANIFEST))
+    if comment is not None and f"generation:{manifest.info.generation}" not in comment.split():
+        raise SignatureError(f"{path / SIGNATURE}: signed for another generation ({comment!r})")
+    return Bundle(path, manifest, manifests.digest(data), comment, trusted)
+
+
+def asset_path(root: Path, reference: str) -> Path:
+    """Where `sha256:<hex>/<name>` lies below a bundle. Raises BundleError for anything else."""
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}", reference):
+        raise BundleError(f"asset reference {reference!r}: expected sha256:<64 hex digits>/<file name>")
+    directory, name = reference.split("/")
+    return root / "shared_assets" / directory.replace(":", "-") / name
+
+
+def signature_path(path: Path) -> Path:
+    """Where the signature of a file of a bundle stands."""
+    return path.with_name(f"{path.name}.minisig")
+
+
+def check_asset(reference: str, size: int, data: bytes, source: str) -> None:
+    """Raise BundleError unless `data` has the size and digest its reference promises."""
+    if len(data) != size:
+        raise BundleError(f"{source}: {len(data)} bytes, but the manifest says {size}; fetch or compile it again")
+    if manifests.asset_ref(reference.split("/")[1], data) != reference:
+        raise BundleError(f"{source}: digest does not match the manifest; fetch or compile it again")
+
+
+def _read_signed(
+    root: Path, path: Path, limit_bytes: int, trusted: minisign.PublicKey | None
+) -> tuple[bytes, str | None]:
+    """Read a file and, where a key is trusted, verify its signature; returns the trusted comment too."""
+    data = _read_plain(root, path, limit_bytes)
+    if trusted is None:
+        return data, None
+    signature = signature_path(path)
+    _refuse_links(root, signature)
+    if not signature.exists():
+        raise SignatureError(f"{signature}: missing, but the signature of key {trusted.hex_id} is required")
+    return data, minisign.verify(data, minisign.read_signature(signature), trusted, str(signature))
+
+
+def _read_plain(root: Path, path: Path, limit_bytes: int) -> bytes:
+    """Read a file below `root` that is reached through no link. Raises BundleError."""
+    _refuse_links(root, path)
+    return read_bounded(path, limit_bytes, BundleError)
+
+
+def _refuse_links(root: Path, path: Path) -> None:
+    inside = [path, *path.parents]
+    for part in inside[: inside.index(root)]:
+        if part.is_symlink():
+            raise BundleError(f"{part}: a link; bundles hold plain files only")

@@ -1,0 +1,157 @@
+"""Activations to bytes and back: float32, float16, int8 (static per-channel affine) or pcm16 (the waveform).
+
+>>> codec = CutCodec(cut, "int8")           # doctest: +SKIP
+>>> payload, compressed = codec.encode(activation)   # doctest: +SKIP
+>>> codec.decode(payload, compressed)       # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.base.zstd import (
+    ZstdCompressor,
+    ZstdDecompressor,
+    ZstdError,
+    compress_frame,
+    decompress_frame,
+    get_frame_info,
+)
+from runtime_edge.errors import BundleError, FrameError
+from runtime_edge.formats.manifest import Cut
+
+Array = npt.NDArray[np.float32]
+
+ENCODINGS = ("float32", "float16", "int8", "pcm16")
+STREAMS = ("pcm16-stream", "flac", "opus")
+"""Of the waveform, each frame with what is new in its window (`runtime_edge.audio.wire_streams`)."""
+_DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "i1", "pcm16": "<i2"}
+_PCM_SCALE = np.float32(32767.0)
+_LARGEST = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0}
+
+
+class CutCodec:
+    """Encodes the activation of one cut. Buffers are allocated once; not safe for use by two threads."""
+
+    def __init__(self, cut: Cut, encoding: str, level: int = 1) -> None:
+        if encoding not in ENCODINGS:
+            raise BundleError(f"encoding {encoding!r}: expected one of {', '.join(ENCODINGS)}")
+        self.shape = cut.shape
+        self.encoding = encoding
+        self._wire = np.empty(cut.shape, _DTYPES[encoding])
+        self._float = np.empty(cut.shape, np.float32)
+        self._raw = self._wire.reshape(-1).view(np.uint8).data
+        self._scale: Array | None = None
+        if encoding == "int8":
+            if cut.int8 is None:
+                raise BundleError(f"cut {cut.name}: the bundle holds no int8 scales for it")
+            scale, zero = cut.int8.arrays(cut.shape)
+            along = [1] * len(cut.shape)
+            along[cut.int8.axis] = -1
+            self._scale = scale.reshape(along)
+            self._zero = zero.reshape(along).astype(np.float32)
+        self._compressor = ZstdCompressor(level=level)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Payload bytes before zstd."""
+        return self._wire.nbytes
+
+    def encode(self, activation: Array) -> tuple[memoryview, bool]:
+        """Encode one activation of shape `cut.shape`; returns (payload, whether zstd made it smaller).
+
+        The payload is valid until the next `encode`: what zstd makes no smaller is a view of the codec's buffer.
+        NaN becomes 0 and infinities the largest value the encoding holds.
+        """
+        if self.encoding == "int8":
+            self._quantise(activation, *self._spread, -128.0, 127.0)
+        elif self.encoding == "pcm16":
+            self._quantise(activation, _PCM_SCALE, np.float32(0.0), -32768.0, 32767.0)
+        else:
+            self._cast(activation)
+        packed = compress_frame(self._compressor, self._raw)
+        return (memoryview(packed), True) if len(packed) < len(self._raw) else (self._raw, False)
+
+    def decode(self, payload: bytes | memoryview, compressed: bool) -> Array:
+        """Decode to float32 of shape `cut.shape` (a fresh array). Raises FrameError on any other length."""
+        if compressed:
+            payload = self._decompress(payload)
+        if len(payload) != self.raw_bytes:
+            raise FrameError(f"payload has {len(payload)} bytes, this cut in {self.encoding} has {self.raw_bytes}")
+        wire = np.frombuffer(payload, self._wire.dtype).reshape(self.shape)
+        if self.encoding == "int8":
+            assert self._scale is not None
+            values: Array = (wire.astype(np.float32) - self._zero) * self._scale
+            return values
+        values = wire.astype(np.float32)
+        if self.encoding == "pcm16":
+            values /= _PCM_SCALE
+            return values
+        if not np.isfinite(values).all():
+            raise FrameError("payload holds NaN or infinite values")
+        return values
+
+    @cached_property
+    def _spread(self) -> tuple[Array, Array]:
+        """Inverse scale and zero point of every value: numpy allocates to broadcast, and takes twice as long."""
+        assert self._scale is not None
+        inverse = (1.0 / self._scale).astype(np.float32)
+        return np.broadcast_to(inverse, self.shape).copy(), np.broadcast_to(self._zero, self.shape).copy()
+
+    def _quantise(
+        self, activation: Array, factor: Array | np.float32, zero: Array | np.float32, low: float, high: float
+    ) -> None:
+        scratch = self._float
+        with np.errstate(over="ignore"):  # infinite is as good as too large: both are clipped
+            np.multiply(activation, factor, out=scratch)
+        np.add(scratch, zero, out=scratch)
+        np.rint(scratch, out=scratch)
+        np.minimum(np.maximum(scratch, low, out=scratch), high, out=scratch)
+        if _has_nan(scratch):
+            np.copyto(scratch, zero, where=np.isnan(scratch))
+        np.copyto(self._wire, scratch, casting="unsafe")
+
+    def _cast(self, activation: Array) -> None:
+        limit = _LARGEST[self.encoding]
+        if not (activation.min() >= -limit and activation.max() <= limit):  # NaN is neither
+            activation = np.clip(activation, -limit, limit, out=self._float)
+            np.copyto(activation, 0.0, where=np.isnan(activation))
+        np.copyto(self._wire, activation, casting="same_kind")
+
+    def _decompress(self, payload: bytes | memoryview) -> bytes:
+        try:
+            size = get_frame_info(payload).decompressed_size
+            if size != self.raw_bytes:
+                raise FrameError(f"payload would unpack to {size} bytes, expected {self.raw_bytes}")
+            found = decompress_frame(ZstdDecompressor(), payload, self.raw_bytes)
+        except ZstdError as exc:
+            raise FrameError(f"payload is not a zstd frame ({exc})") from None
+        if found is None:
+            raise FrameError(f"payload does not unpack to the {self.raw_bytes} bytes it claims")
+        return found
+
+
+def _has_nan(values: Array) -> bool:
+    # A NaN among them is what `argmin` finds first; unlike `isnan` it allocates nothing.
+    flat = values.reshape(-1)
+    return math.isnan(flat[flat.argmin()])
+
+
+def channel_axis(shape: tuple[int, ...]) -> int:
+    """Axis whose entries get a scale each: channels of (N, C, F, T), bands of a single channel, else the last."""
+    if len(shape) >= 4:
+        return 1 if shape[1] > 1 else 2
+    return len(shape) - 1
+
+
+def int8_scale(low: npt.NDArray[Any], high: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Scale (float32) and zero point (int8) per channel so that [low, high], widened to hold 0, maps to int8."""
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    scale = np.maximum((high - low) / 255.0, 1e-8).astype("<f4")
+    zero = np.clip(np.rint(-128.0 - low / scale), -128, 127).astype("i1")
+    return scale, zero

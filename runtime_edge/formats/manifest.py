@@ -1,0 +1,362 @@
+"""The bundle's manifest: what is in it, where it was cut, what each part costs.
+
+`manifest.json` is an ONNX Runtime model package (schema 1.0, layout "portable"): components are blocks, variants
+are `<format>-<precision>`. What this project adds stands under `additional_metadata["ssc"]` and
+`executor_info["ssc"]`. Unknown fields are refused everywhere, and `decode(encode(m)) == m`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+from runtime_edge.errors import BundleError
+
+MAX_MANIFEST_BYTES = 8 << 20
+MAX_ASSET_BYTES = 4 << 30
+WAVEFORM = "waveform"
+
+MAX_ACTIVATION_VALUES = 1 << 28
+"""In one window at one cut: what a device allocates on a manifest's word."""
+
+Name = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+\Z")]
+"""Without control characters, so that an error that quotes it stays one line."""
+Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+Positive = Annotated[int, Meta(ge=1, le=1 << 31)]
+AssetRef = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}\Z")]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    pass
+
+
+class VariantInfo(_Strict, frozen=True, kw_only=True):
+    """One compiled file of a block."""
+
+    format: Literal["onnx", "tflite"]
+    precision: Name
+    file: AssetRef
+    bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
+    input: Name
+    output: Name
+
+
+class ExecutorInfo(_Strict, frozen=True, kw_only=True):
+    """The `executor_info` object of a variant: our namespace only."""
+
+    ssc: VariantInfo
+
+
+class Variant(_Strict, frozen=True, kw_only=True):
+    """A variant of a component (named `<format>-<precision>`)."""
+
+    executor_info: ExecutorInfo
+
+
+class KeptGraph(_Strict, frozen=True, kw_only=True):
+    """A block's graph without its weights, into which new ones are written without tracing."""
+
+    file: AssetRef
+    bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
+
+
+class BlockInfo(_Strict, frozen=True, kw_only=True):
+    """What is the same for all variants of a block."""
+
+    parameters: Digest | None = None
+    """Digest over the names and values of the parameters in this block; None when it has none."""
+    graphs: dict[Literal["onnx", "tflite"], KeptGraph] = {}
+    """The kept graph of each format; none when the block has no parameters. Devices do not fetch them."""
+    macs: Count = 0
+
+
+class BlockMetadata(_Strict, frozen=True, kw_only=True):
+    """The `additional_metadata` object of a component."""
+
+    ssc: BlockInfo
+
+
+class Component(_Strict, frozen=True, kw_only=True):
+    """A block: the graph between two neighbouring cuts."""
+
+    variants: dict[Name, Variant]
+    additional_metadata: BlockMetadata
+
+
+class Int8Scale(_Strict, frozen=True, kw_only=True):
+    """Static per-channel affine quantisation: real = scale[c] * (q - zero_point[c]).
+
+    `scale` is float32 and `zero_point` int8, both little-endian and of length shape[axis].
+    """
+
+    axis: Annotated[int, Meta(ge=0, le=8)]
+    scale: bytes
+    zero_point: bytes
+
+    def arrays(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+        """Scale and zero point, each of shape (shape[axis],). Raises BundleError when they do not fit."""
+        if self.axis >= len(shape):
+            raise BundleError(f"manifest.json: int8.axis {self.axis} is outside shape {list(shape)}")
+        scale = _array(self.scale, "<f4", shape[self.axis], "int8.scale").astype(np.float32)
+        zero = _array(self.zero_point, "i1", shape[self.axis], "int8.zero_point").astype(np.int8)
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise BundleError("manifest.json: int8.scale must be finite and positive")
+        return scale, zero
+
+
+class Cut(_Strict, frozen=True, kw_only=True, omit_defaults=False):
+    """A boundary between blocks where exactly one tensor crosses. Cut 0 is the waveform, the last the embedding."""
+
+    index: Count
+    name: Name
+    node: Name
+    shape: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=8)]
+    """With a leading batch axis of 1."""
+    dtype: Literal["float32"] = "float32"
+    bytes: dict[Name, Count]
+    """Payload bytes for each encoding, the median over the calibration windows after zstd."""
+    agreement: dict[Name, float]
+    """Median cosine of the final embedding with the float32 encoder's, for each encoding, as last measured."""
+    int8: Int8Scale | None = None
+
+
+class TargetCost(_Strict, frozen=True, kw_only=True):
+    """Predicted cost on one target of each block, in block order."""
+
+    variant: Name
+    """Which variant of the blocks the costs are for."""
+    threads: Annotated[int, Meta(ge=1, le=256)] = 1
+    """Inference threads the costs are for."""
+    providers: Annotated[tuple[Literal["cpu", "xnnpack", "coreml"], ...], Meta(min_length=1, max_length=8)] = (
+        "xnnpack",
+        "cpu",
+    )
+    """What a runtime computes with, preferred first; it takes the first it has."""
+    block_ms: list[float]
+    block_mj: list[float]
+    block_peak_bytes: list[Count]
+    radio_mj_per_kb: float
+    table: Name
+    provenance: Literal["predicted", "measured"] = "predicted"
+
+
+class EncoderInfo(_Strict, frozen=True, kw_only=True):
+    """Which encoder this is; enough to build it again from its registered name."""
+
+    id: Name
+    config: dict[str, Any]
+    weights: Digest
+    embedding_dim: Positive
+
+
+class FrontEndInfo(_Strict, frozen=True, kw_only=True):
+    """The signal the encoder takes. The log-mel itself is inside the graph."""
+
+    sample_rate: Positive
+    window_samples: Positive
+    hop_samples: Positive
+    details: dict[str, Any]
+
+
+class Calibration(_Strict, frozen=True, kw_only=True):
+    """What the int8 scales and agreements were measured on."""
+
+    source: Name
+    windows: Count
+    seed: Count
+
+
+class Expected(_Strict, frozen=True, kw_only=True):
+    """The float32 embedding a variant should give, and how far off it may be."""
+
+    embedding: bytes
+    tolerance: float
+
+
+class SelfTest(_Strict, frozen=True, kw_only=True):
+    """A device runs the chirp of `runtime_edge.inference.self_test` and compares with this float32 embedding."""
+
+    embedding: bytes
+    tolerance: float
+    variants: dict[Name, Expected] = {}
+    """For variants of another precision, whose embedding is another one."""
+
+
+class Agreement(_Strict, frozen=True, kw_only=True):
+    """How near values come to those of the encoder in float32, over the calibration windows."""
+
+    max_abs_error: Annotated[float, Meta(ge=0, le=1e39)]
+    cosine_median: Annotated[float, Meta(ge=-1, le=1)]
+    cosine_worst: Annotated[float, Meta(ge=-1, le=1)]
+    by_uncertainty: Annotated[list[Annotated[float, Meta(ge=-1, le=1)]], Meta(max_length=16)] = []
+    """Of an embedding: the median cosine in equally wide bins of a window's uncertainty over [0, 1]."""
+
+
+class CutParity(_Strict, frozen=True, kw_only=True):
+    """One variant at one cut."""
+
+    prefix: Agreement
+    """The activation that the blocks up to the cut make."""
+    wire: dict[Name, Agreement]
+    """The embedding after (device prefix, wire, server suffix) for each encoding, float32 always among them."""
+
+
+class Parity(_Strict, frozen=True, kw_only=True):
+    """One variant against the whole encoder."""
+
+    windows: Count
+    cuts: list[CutParity]
+
+    @property
+    def exact(self) -> list[Agreement]:
+        """With the float32 wire, by cut."""
+        return [cut.wire["float32"] for cut in self.cuts]
+
+    @property
+    def max_abs_error(self) -> list[float]:
+        """Of the embedding with the float32 wire, by cut."""
+        return [agreement.max_abs_error for agreement in self.exact]
+
+
+class BundleInfo(_Strict, frozen=True, kw_only=True):
+    """All this project says about a bundle."""
+
+    encoder: EncoderInfo
+    generation: Positive
+    front_end: FrontEndInfo
+    blocks: Annotated[list[Name], Meta(min_length=1, max_length=4096)]
+    cuts: Annotated[list[Cut], Meta(min_length=2, max_length=4097)]
+    targets: dict[Name, TargetCost]
+    server_block_ms: list[float]
+    """Predicted cost of each block on the server, in block order."""
+    calibration: Calibration
+    self_test: SelfTest
+    parity: dict[Name, Parity]
+    """By variant; empty when nobody held these weights against their encoder."""
+    keep_norms: bool = False
+    """Whether normalisation layers were left unfolded."""
+
+
+class Metadata(_Strict, frozen=True, kw_only=True):
+    """The `additional_metadata` object of the package."""
+
+    ssc: BundleInfo
+
+
+class Manifest(_Strict, frozen=True, kw_only=True, omit_defaults=False):
+    """The whole `manifest.json`."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    package_name: Name
+    package_version: Name
+    layout: Literal["portable"] = "portable"
+    components: dict[Name, Component]
+    additional_metadata: Metadata
+
+    @property
+    def info(self) -> BundleInfo:
+        """The part under `additional_metadata["ssc"]`."""
+        return self.additional_metadata.ssc
+
+    def variant(self, block: str, variant: str) -> VariantInfo:
+        """The file of one block. Raises BundleError naming the variants there are."""
+        variants = self.components[block].variants
+        if variant not in variants:
+            raise BundleError(f"manifest.json: {block} has no variant {variant!r}, only {sorted(variants)}")
+        return variants[variant].executor_info.ssc
+
+    def assets(self) -> dict[str, int]:
+        """Every asset a device or compiler may read: reference -> bytes."""
+        found: dict[str, int] = {}
+        for component in self.components.values():
+            for variant in component.variants.values():
+                found[variant.executor_info.ssc.file] = variant.executor_info.ssc.bytes
+            for graph in component.additional_metadata.ssc.graphs.values():
+                found[graph.file] = graph.bytes
+        return found
+
+    def cut_named(self, name: str) -> Cut:
+        """The cut of that name. Raises BundleError listing the names there are."""
+        for cut in self.info.cuts:
+            if cut.name == name:
+                return cut
+        raise BundleError(f"no cut {name!r}; this bundle has {', '.join(c.name for c in self.info.cuts)}")
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Canonical JSON: sorted keys, two-space indent, a final newline."""
+    packed = msgspec.json.encode(msgspec.to_builtins(manifest), order="sorted")
+    return msgspec.json.format(packed, indent=2) + b"\n"
+
+
+def decode(data: bytes, source: str = "manifest.json") -> Manifest:
+    """Read and check a manifest. Raises BundleError naming the field."""
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.ValidationError as exc:
+        raise BundleError(f"{source}: {exc}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise BundleError(f"{source}: not JSON ({exc})") from None
+    _check_consistent(manifest, source)
+    return manifest
+
+
+def digest(data: bytes) -> str:
+    """`sha256:<hex>` of some bytes."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def asset_ref(name: str, data: bytes) -> str:
+    """Reference of a one-file asset directory, as ONNX Runtime's model package hashes directories."""
+    line = f"{hashlib.sha256(data).hexdigest()}  {name}\n"
+    return f"{digest(line.encode())}/{name}"
+
+
+def _array(data: bytes, dtype: str, length: int, field: str) -> npt.NDArray[Any]:
+    expected = length * np.dtype(dtype).itemsize
+    if len(data) != expected:
+        raise BundleError(f"manifest.json: {field} has {len(data)} bytes, expected {expected}")
+    return np.frombuffer(data, dtype)
+
+
+def _check_consistent(manifest: Manifest, source: str) -> None:
+    info = manifest.info
+    if sorted(info.blocks) != sorted(manifest.components) or len(set(info.blocks)) != len(info.blocks):
+        raise BundleError(f"{source}: blocks and components do not name the same blocks")
+    if len(info.cuts) != len(info.blocks) + 1:
+        raise BundleError(f"{source}: {len(info.blocks)} blocks need {len(info.blocks) + 1} cuts")
+    if [cut.index for cut in info.cuts] != list(range(len(info.cuts))):
+        raise BundleError(f"{source}: cuts[].index must count up from 0")
+    if len({cut.name for cut in info.cuts}) != len(info.cuts):
+        raise BundleError(f"{source}: cuts[].name must be unique")
+    for cut in info.cuts:
+        if math.prod(cut.shape) > MAX_ACTIVATION_VALUES:
+            raise BundleError(f"{source}: cuts[{cut.index}].shape holds more than {MAX_ACTIVATION_VALUES} values")
+        if cut.int8 is not None:
+            cut.int8.arrays(cut.shape)
+    if info.cuts[0].shape != (1, info.front_end.window_samples):
+        raise BundleError(f"{source}: cuts[0].shape must be [1, front_end.window_samples]")
+    if info.cuts[-1].shape != (1, info.encoder.embedding_dim):
+        raise BundleError(f"{source}: the last cut's shape must be [1, encoder.embedding_dim]")
+    if len(info.server_block_ms) != len(info.blocks):
+        raise BundleError(f"{source}: server_block_ms needs one number for each block")
+    _array(info.self_test.embedding, "<f4", info.encoder.embedding_dim, "self_test.embedding")
+    for name, expected in info.self_test.variants.items():
+        _array(expected.embedding, "<f4", info.encoder.embedding_dim, f"self_test.variants.{name}.embedding")
+    for name, parity in info.parity.items():
+        if len(parity.cuts) != len(info.cuts) or any("float32" not in cut.wire for cut in parity.cuts):
+            raise BundleError(f"{source}: parity.{name}.cuts needs one entry for each cut, float32 in its wire")
+    for name, cost in info.targets.items():
+        for field in ("block_ms", "block_mj", "block_peak_bytes"):
+            if len(getattr(cost, field)) != len(info.blocks):
+                raise BundleError(f"{source}: targets.{name}.{field} needs one number for each block")
+        if not re.fullmatch(r"tables/[a-z0-9._-]+\.json", cost.table):
+            raise BundleError(f"{source}: targets.{name}.table must be tables/<target>.json")

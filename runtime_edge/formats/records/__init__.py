@@ -1,0 +1,1 @@
+"""Records that are signed or kept on their own: tables, heads, releases."""

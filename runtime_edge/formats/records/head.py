@@ -1,0 +1,210 @@
+"""The head, a small linear layer that turns an embedding into labels with scores (docs/events.md).
+
+A head (`streamsplit.head/1`, JSON, at most 512 KiB) is a file of its own, like a splitter table: trained on the
+server from a few labelled windows (`ssc server label`), signed, and swapped alone.
+
+    head = Head.from_json(data, "head.json")
+    head.check_fits(manifest.info, "head.json")
+    head.scores(embeddings)                     # (windows, labels) in [0, 1]
+
+`Head.from_json(head.to_json(), ...) == head`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+from runtime_edge.base.files import read_bounded
+from runtime_edge.errors import HeadError, SignatureError
+from runtime_edge.formats import minisign
+from runtime_edge.formats.bundle import signature_path
+from runtime_edge.formats.manifest import BundleInfo, Name
+
+MAX_HEAD_BYTES = 512 << 10
+MAX_RECORD_BYTES = 2 * MAX_HEAD_BYTES
+"""On the broker, where the file stands as text inside JSON with its signature."""
+
+_LARGEST = 1e6
+_Kind = TypeVar("_Kind")
+Array = npt.NDArray[np.float32]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
+Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Validation(_Strict, frozen=True):
+    """How good a head was on windows that it was not fitted to."""
+
+    split: Name
+    """How windows were held out, such as `5 folds by clip`."""
+    windows: Count
+    groups: Count
+    """Clips or events; the windows of one are held out together."""
+    accuracy: Share
+    """Share of windows whose labels were all right."""
+    group_accuracy: Share
+    """The same of groups, by the mean score of their windows."""
+    average_precision: Share
+    """Mean over the labels."""
+
+
+class Head(_Strict, frozen=True, kw_only=True):
+    """A whole head file. Building one that does not hold together raises HeadError naming the field."""
+
+    format: Literal["streamsplit.head/1"] = "streamsplit.head/1"
+    encoder: Name
+    """Id of the encoder whose embeddings it takes."""
+    embedding_dim: Annotated[int, Meta(ge=1, le=1 << 16)]
+    generations: tuple[Generation, Generation]
+    """First and last generation of the embeddings it was trained on."""
+    labels: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=4096)]
+    scores_by: Literal["softmax", "sigmoid"]
+    """`softmax`: one label to a window, scores add up to 1. `sigmoid`: any number of labels."""
+    thresholds: tuple[Share, ...]
+    """A label counts as detected from this score on."""
+    validation: Validation | None
+    """None when there was too little to hold anything out."""
+    created_by: Name
+    bias: bytes
+    """float32[labels], little-endian."""
+    weights: bytes
+    """float32[labels, embedding_dim], little-endian, in row-major order."""
+
+    def __post_init__(self) -> None:
+        for problem in _problems(self):
+            raise HeadError(problem)
+
+    @classmethod
+    def from_json(cls, data: bytes, source: str) -> Head:
+        """Read and check a head. Raises HeadError, one line that names `source` and the field."""
+        if len(data) > MAX_HEAD_BYTES:
+            raise HeadError(f"{source}: {len(data)} bytes, a head has at most {MAX_HEAD_BYTES}")
+        return _decode(data, cls, source)
+
+    def to_json(self) -> bytes:
+        """One field a line, so that a person can read all but the weights. Raises HeadError when it is too large."""
+        fields = [f"{_json(name)}:{_json(getattr(self, name))}" for name in self.__struct_fields__]
+        data = ("{" + ",\n ".join(fields) + "}\n").encode()
+        if len(data) > MAX_HEAD_BYTES:
+            raise HeadError(
+                f"weights: {len(self.labels)} labels of {self.embedding_dim} values make {len(data)} bytes, a head "
+                f"has at most {MAX_HEAD_BYTES}; use fewer labels"
+            )
+        return data
+
+    def fits(self, info: BundleInfo) -> bool:
+        """Whether a bundle gives the embeddings this head takes."""
+        return (self.encoder, self.embedding_dim) == (info.encoder.id, info.encoder.embedding_dim)
+
+    def check_fits(self, info: BundleInfo, source: str) -> None:
+        """Raise HeadError, naming `source` and the field, unless `fits`."""
+        if self.encoder != info.encoder.id:
+            raise HeadError(
+                f"{source}: encoder: trained on embeddings of {self.encoder}, but {info.encoder.id} runs here"
+            )
+        if not self.fits(info):
+            raise HeadError(
+                f"{source}: embedding_dim: trained on embeddings of {self.embedding_dim} values, but those of this "
+                f"{info.encoder.id} have {info.encoder.embedding_dim}"
+            )
+
+    def scores(self, embeddings: npt.ArrayLike) -> Array:
+        """Scores (..., labels) float32 in [0, 1] of embeddings (..., embedding_dim)."""
+        weights = np.frombuffer(self.weights, "<f4").reshape(len(self.labels), self.embedding_dim)
+        logits = np.asarray(embeddings, np.float32) @ weights.T + np.frombuffer(self.bias, "<f4")
+        if self.scores_by == "sigmoid":
+            return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), np.float32)  # never overflows
+        grown = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return np.asarray(grown / grown.sum(axis=-1, keepdims=True), np.float32)
+
+
+class SignedHead(_Strict, frozen=True):
+    """The value under `heads/<target>` or `heads/<target>.<device>`."""
+
+    head: str
+    signature: str = ""
+
+
+def sign_head(head: Head, key: minisign.SecretKey | None) -> bytes:
+    """The record to put on the broker; signed when there is a key."""
+    text = head.to_json()
+    signature = "" if key is None else signature_of(text, key)
+    return msgspec.json.encode(SignedHead(head=text.decode(), signature=signature))
+
+
+def signature_of(text: bytes, key: minisign.SecretKey) -> str:
+    """The contents of `head.json.minisig`."""
+    return minisign.sign(text, key, "head")
+
+
+def open_head(record: bytes, trusted: minisign.PublicKey | None, source: str) -> Head:
+    """Check a record's signature where a key is trusted and read the head. Raises SignatureError or HeadError."""
+    if len(record) > MAX_RECORD_BYTES:
+        raise HeadError(f"{source}: {len(record)} bytes, more than {MAX_RECORD_BYTES}")
+    signed = _decode(record, SignedHead, source)
+    try:
+        text = signed.head.encode()
+    except UnicodeError:
+        raise HeadError(f"{source}: not text") from None
+    if trusted is not None:
+        if not signed.signature:
+            raise SignatureError(f"{source}: the head is not signed, but this device trusts a key")
+        minisign.verify(text, signed.signature, trusted, source)
+    return Head.from_json(text, source)
+
+
+def read_head(path: Path, trusted: minisign.PublicKey | None = None) -> Head:
+    """Read a head file; with `trusted`, only if `<path>.minisig` holds that key's signature.
+
+    Raises SignatureError or HeadError.
+    """
+    data = read_bounded(path, MAX_HEAD_BYTES, HeadError)
+    if trusted is not None:
+        signature = signature_path(path)
+        if not signature.exists():
+            raise SignatureError(f"{signature}: missing, but the signature of key {trusted.hex_id} is required")
+        minisign.verify(data, minisign.read_signature(signature), trusted, str(signature))
+    return Head.from_json(data, str(path))
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _decode(data: bytes, kind: type[_Kind], source: str) -> _Kind:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except HeadError as exc:
+        raise HeadError(f"{source}: {exc}") from None
+    except msgspec.ValidationError as exc:
+        raise HeadError(f"{source}: {' '.join(str(exc).split())}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise HeadError(f"{source}: not JSON ({' '.join(str(exc).split())})") from None
+
+
+def _problems(head: Head) -> Iterator[str]:
+    """What msgspec's types cannot say."""
+    count = len(head.labels)
+    if len(set(head.labels)) != count:
+        yield "labels: a name stands twice"
+    if len(head.thresholds) != count:
+        yield f"thresholds: {len(head.thresholds)} numbers for {count} labels"
+    if head.generations[0] > head.generations[1]:
+        yield f"generations: the first, {head.generations[0]}, comes after the last, {head.generations[1]}"
+    for name, values in (("bias", count), ("weights", count * head.embedding_dim)):
+        data: bytes = getattr(head, name)
+        if len(data) != 4 * values:
+            yield f"{name}: {len(data)} bytes, expected {4 * values}"
+        if len(data) % 4 == 0 and not (np.abs(np.frombuffer(data, "<f4")) <= _LARGEST).all():
+            yield f"{name}: not all finite and within {_LARGEST:g}"

@@ -1,0 +1,1 @@
+"""Running the encoder, or any prefix of it, on an inference runtime."""

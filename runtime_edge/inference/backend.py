@@ -1,0 +1,58 @@
+"""The contract of an inference runtime: load one compiled block, run it on buffers that stay where they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.errors import BackendError
+from runtime_edge.formats.manifest import VariantInfo
+
+Array = npt.NDArray[np.float32]
+
+
+class LoadedBlock(Protocol):
+    """A block bound to its input and output buffer."""
+
+    def run(self) -> None:
+        """Read the input buffer, write the output buffer."""
+
+
+class Backend(Protocol):
+    """An inference runtime."""
+
+    name: str
+
+    def load(self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str) -> LoadedBlock:
+        """Load a block from verified bytes and bind it to two C-contiguous float32 buffers. Raises BackendError."""
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How an inference runtime is set up on a small device."""
+
+    threads: int = 1
+    providers: tuple[str, ...] = ("xnnpack", "cpu")
+    """What computes, preferred first: the first of them that the runtime has, and the processor for the rest."""
+
+
+def open_backend(format_name: str, options: RuntimeOptions) -> Backend:
+    """The runtime for `onnx` or `tflite` blocks. Raises MissingExtra or BackendError."""
+    if format_name == "onnx":
+        from runtime_edge.inference.onnx_backend import OnnxBackend
+
+        return OnnxBackend(options)
+    if format_name == "tflite":
+        from runtime_edge.inference.tflite_backend import TfliteBackend
+
+        return TfliteBackend(options)
+    raise BackendError(f"block format {format_name!r}: this version runs onnx and tflite")
+
+
+def check_shape(found: Any, expected: tuple[int, ...], where: str) -> None:
+    """Raise BackendError unless a block's declared shape is the manifest's."""
+    if tuple(found) != expected:
+        raise BackendError(f"{where}: the block declares shape {list(found)}, the manifest {list(expected)}")

@@ -1,0 +1,133 @@
+"""One opened bundle, ready to run windows and make frames. A hot-swap replaces the whole engine between windows."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.audio.wire_streams import AudioStreamEncoder
+from runtime_edge.config import DeviceConfig
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.codec import CutCodec
+from runtime_edge.formats.wire import encode_frame
+from runtime_edge.inference.backend import RuntimeOptions
+from runtime_edge.inference.prefix import Prefix
+from runtime_edge.inference.variants import choose_variant, runtime_options
+
+Embedding = npt.NDArray[np.float32]
+ACTIVATION_ENCODINGS = ("int8", "float16", "float32")
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What running a window up to a cut gave."""
+
+    frame: bytes
+    encoding: str
+    embedding: Embedding | None
+    """When the whole encoder ran."""
+    prefix_ms: float
+    encode_ms: float
+
+
+class Engine:
+    """Runs prefixes of one bundle and encodes frames; used by one thread at a time."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: str,
+        encoding: str = "int8",
+        options: RuntimeOptions | None = None,
+        memory_limit_mb: float | None = None,
+        previous: Engine | None = None,
+    ) -> None:
+        """Raises BundleError, BackendError, or UsageError for an encoding the cuts do not have.
+
+        With `previous`, an engine used by the same thread, blocks that have not changed are not loaded again.
+        """
+        if encoding not in ACTIVATION_ENCODINGS:
+            raise UsageError(f"encoding {encoding!r}: expected one of {', '.join(ACTIVATION_ENCODINGS)}")
+        self.bundle = bundle
+        self.cuts = bundle.manifest.info.cuts
+        self.cut_names = [cut.name for cut in self.cuts]
+        self.generation = bundle.manifest.info.generation
+        self.prefix: Prefix = Prefix(
+            bundle, variant, options, memory_limit_mb, None if previous is None else previous.prefix
+        )
+        # The waveform ships as PCM; the embedding is so small that int8 would save nothing worth its error.
+        names = [
+            "pcm16",
+            *[encoding] * (len(self.cuts) - 2),
+            "float32" if encoding == "float32" else "float16",
+        ]
+        self._codecs = [CutCodec(cut, name) for cut, name in zip(self.cuts, names, strict=True)]
+        self._stream: AudioStreamEncoder | None = None
+
+    @classmethod
+    def configured(cls, bundle: Bundle, config: DeviceConfig, previous: Engine | None = None) -> Engine:
+        """The engine a device's settings ask for. Raises what the constructor does, and MissingExtra."""
+        variant = choose_variant(bundle.manifest, config.variant, config.target)
+        options = runtime_options(bundle.manifest, config.target, config.threads)
+        engine = cls(bundle, variant, config.encoding, options, config.max_memory_mb, previous)
+        if config.audio != "pcm16":
+            front_end = bundle.manifest.info.front_end
+            engine._stream = AudioStreamEncoder(
+                config.audio,
+                front_end.sample_rate,
+                front_end.window_samples,
+                front_end.hop_samples,
+                config.opus_kbps,
+            )
+        return engine
+
+    def begin_stream_anew(self) -> None:
+        """The server has lost the thread of the waveform's stream."""
+        if self._stream is not None:
+            self._stream.begin_anew()
+
+    @property
+    def last_cut(self) -> int:
+        """The cut behind the whole encoder."""
+        return self.prefix.last_cut
+
+    def ready(self) -> float:
+        """Self-test, which loads every block; returns the largest error. Raises SelfTestError."""
+        return self.prefix.self_test()
+
+    def run(
+        self,
+        samples: npt.NDArray[np.float32],
+        window: int,
+        capture_ns: int,
+        cut: int,
+        uncertainty: float,
+        finish: bool,
+    ) -> Step:
+        """Run one window (samples,) up to `cut` and frame its activation; with `finish` go on to the embedding.
+
+        There is no going on where the memory limit has no room for the blocks behind the cut.
+        """
+        started = time.perf_counter()
+        self.prefix.start(samples)
+        activation = self.prefix.advance(cut)
+        ran = time.perf_counter()
+        if cut == 0 and self._stream is not None:
+            # What is not sent now is spooled, and comes when it comes.
+            encoding, compressed = self._stream.encoding, False
+            payload: bytes | memoryview = self._stream.encode(samples, window, alone=finish)
+        else:
+            encoding = self._codecs[cut].encoding
+            payload, compressed = self._codecs[cut].encode(activation)
+        frame = encode_frame(window, capture_ns, self.generation, cut, encoding, compressed, uncertainty, payload)
+        framed = time.perf_counter()
+        whole = cut == self.last_cut or (finish and self.prefix.fits(self.last_cut))
+        embedding = self.prefix.advance(self.last_cut)[0].copy() if whole else None
+        return Step(frame, encoding, embedding, (ran - started) * 1e3, (framed - ran) * 1e3)
+
+    def embed(self, samples: npt.NDArray[np.float32]) -> Embedding | None:
+        """Embedding (d,) of one window (samples,); None where the memory limit has no room for the whole encoder."""
+        return self.prefix.embed(samples) if self.prefix.fits(self.last_cut) else None

@@ -1,0 +1,175 @@
+"""Running any prefix of the encoder: one session for each block, chained through buffers allocated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from runtime_edge.base.heap import give_memory_back
+from runtime_edge.errors import SelfTestError, UsageError
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.inference.backend import Array, LoadedBlock, RuntimeOptions, open_backend
+from runtime_edge.inference.self_test import probe_waveform
+from runtime_edge.system import rss_mb
+
+_LATELY_WINDOWS = 64
+_FIRST_GUESS = 2.0
+"""Resident bytes of a loaded block for each byte of its file, until it has been loaded and measured."""
+
+
+class Prefix:
+    """The encoder as a chain of blocks. `start` takes a window, `advance` runs up to a cut.
+
+    Blocks are loaded when a cut first needs them and stay loaded, so that switching cuts costs nothing. With a memory
+    limit those that have not been needed for longest, the deepest first, are unloaded to make room, and all that have
+    not been needed for 64 windows while the process is above it.
+
+    Args:
+        bundle: where the blocks come from.
+        variant: which compiled files.
+        options: how they are run.
+        memory_limit_mb: resident memory of the process to stay under, MB (1e6 bytes); loading a block may go beyond
+            it for a moment.
+        previous: a prefix used by the same thread; blocks that are the same file are not loaded again.
+
+    Raises:
+        BundleError: the bundle has no such variant.
+        BackendError, MissingExtra: its runtime is not there.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: str = "onnx-fp32",
+        options: RuntimeOptions | None = None,
+        memory_limit_mb: float | None = None,
+        previous: Prefix | None = None,
+    ) -> None:
+        info = bundle.manifest.info
+        files = [bundle.manifest.variant(block, variant) for block in info.blocks]
+        self.bundle = bundle
+        self.variant = variant
+        self.options = options or RuntimeOptions()
+        self.backend = open_backend(files[0].format, self.options)
+        self.buffers: list[Array] = [np.zeros(cut.shape, np.float32) for cut in info.cuts]
+        self._files = files
+        self._blocks: list[LoadedBlock | None] = [None] * len(files)
+        self._limit_mb = memory_limit_mb
+        self._resident_mb = [_FIRST_GUESS * file.bytes / 1e6 for file in files]
+        self._used = [0] * len(files)
+        self._window = 0
+        self._done = 0
+        if previous is not None:
+            self._take_over(previous)
+
+    def __del__(self) -> None:
+        if blocks := getattr(self, "_blocks", None):
+            blocks.clear()
+            give_memory_back()
+
+    @property
+    def last_cut(self) -> int:
+        """Index of the cut behind the whole encoder."""
+        return len(self._files)
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the blocks that are not loaded."""
+        return [index for index, block in enumerate(self._blocks) if block is None]
+
+    def start(self, window: Array) -> None:
+        """Take a window of shape (samples,) float32. Raises UsageError for another length."""
+        if window.shape != self.buffers[0].shape[1:]:
+            raise UsageError(f"window of shape {window.shape}; this encoder takes {self.buffers[0].shape[1:]}")
+        self.buffers[0][0] = window
+        self._done = 0
+        self._window += 1
+        if self._limit_mb is not None and self._window % _LATELY_WINDOWS == 0:
+            self._make_room(0.0, unused_since=self._window - _LATELY_WINDOWS)
+
+    def advance(self, cut: int) -> Array:
+        """Run the blocks up to `cut` that have not run yet; the returned buffer is valid until the next `start`."""
+        for index in range(self._done, cut):
+            block = self._blocks[index] or self.load(index)
+            block.run()
+            self._used[index] = self._window
+            self._done = index + 1
+        return self.buffers[cut]
+
+    def resume(self, cut: int, activation: Array) -> None:
+        """Go on from an activation of the cut's shape, as if the blocks before it had run; for what a server has."""
+        self.buffers[cut][...] = activation
+        self._done = cut
+
+    def fits(self, cut: int) -> bool:
+        """Whether running up to `cut` keeps within the memory limit without loading blocks over and over."""
+        missing = [index for index in self.missing if index < cut]
+        if self._limit_mb is None or not missing:
+            return True
+        behind = sum(self._resident_mb[index] for index in range(cut, self.last_cut) if self._blocks[index])
+        return rss_mb() - behind + sum(self._resident_mb[index] for index in missing) <= self._limit_mb
+
+    def embed(self, window: Array) -> Array:
+        """Embedding of shape (d,) of one window of shape (samples,); a copy."""
+        self.start(window)
+        embedding: Array = self.advance(self.last_cut)[0].copy()
+        return embedding
+
+    def load_all(self, progress: Callable[[int], None] = lambda index: None) -> None:
+        """Load every block now rather than at its first use."""
+        for index, block in enumerate(self._blocks):
+            if block is None:
+                self.load(index)
+            progress(index)
+
+    def self_test(self) -> float:
+        """Embed the probe chirp and compare with the bundle; returns the largest error. Raises SelfTestError."""
+        info = self.bundle.manifest.info
+        test = info.self_test.variants.get(self.variant, info.self_test)
+        expected = np.frombuffer(test.embedding, "<f4")
+        found = self.embed(probe_waveform(info.front_end.window_samples, info.front_end.sample_rate))
+        error = float(np.max(np.abs(found - expected)))
+        if not error <= test.tolerance:
+            raise SelfTestError(
+                f"{self.bundle.path}: self-test embedding is off by {error:.2e}, allowed {test.tolerance:.0e}"
+            )
+        return error
+
+    def load(self, index: int) -> LoadedBlock:
+        """Load one block. Without a memory limit several may be loaded side by side."""
+        if self._limit_mb is not None:
+            self._make_room(self._resident_mb[index], keep=index)
+        before_mb = rss_mb()
+        name, file = self.bundle.manifest.info.blocks[index], self._files[index]
+        where = f"{self.bundle.path}: {name} ({self.variant})"
+        data = self.bundle.block_bytes(name, self.variant)
+        block = self.backend.load(data, file, self.buffers[index], self.buffers[index + 1], where)
+        self._blocks[index] = block
+        del data
+        give_memory_back()
+        self._resident_mb[index] = max(rss_mb() - before_mb, file.bytes / 1e6)
+        return block
+
+    def _make_room(self, needed_mb: float, keep: int | None = None, unused_since: int | None = None) -> None:
+        """Unload blocks, those first that were not needed for longest and of these the deepest."""
+        assert self._limit_mb is not None
+        loaded = [index for index, block in enumerate(self._blocks) if block is not None and index != keep]
+        for index in sorted(loaded, key=lambda index: (self._used[index], -index)):
+            if rss_mb() + needed_mb <= self._limit_mb or (
+                unused_since is not None and self._used[index] >= unused_since
+            ):
+                break
+            self._blocks[index] = None
+            give_memory_back()
+
+    def _take_over(self, previous: Prefix) -> None:
+        """Use the buffers and the loaded blocks of an earlier prefix where they are the same."""
+        same = [buffer.shape for buffer in self.buffers] == [buffer.shape for buffer in previous.buffers]
+        if not same or self.options != previous.options:
+            return
+        self.buffers = previous.buffers
+        for index, file in enumerate(self._files):
+            if file == previous._files[index]:
+                self._blocks[index] = previous._blocks[index]
+                self._resident_mb[index] = previous._resident_mb[index]

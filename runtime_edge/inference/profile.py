@@ -1,0 +1,100 @@
+"""Measured block times of this device: a profile that takes the place of a target's estimates.
+
+profile = measure_profile(open_bundle(Path("bundle/")), "rpi4")
+Path("profile.json").write_bytes(profile.to_json())
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from runtime_edge.errors import FormatError
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.manifest import Name
+from runtime_edge.inference.backend import RuntimeOptions
+from runtime_edge.inference.prefix import Prefix
+from runtime_edge.system import rss_mb
+
+MAX_PROFILE_BYTES = 1 << 20
+_WARM_UP = 5
+
+Milliseconds = Annotated[float, Meta(ge=0, le=1e7)]
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Median and spread of each block's time on one device, in block order."""
+
+    format: Literal["streamsplit.profile/1"] = "streamsplit.profile/1"
+    target: Name
+    encoder: Name
+    variant: Name
+    blocks: list[Name]
+    block_ms: list[Milliseconds]
+    block_p90_ms: list[Milliseconds]
+    runs: Annotated[int, Meta(ge=1)]
+    threads: Annotated[int, Meta(ge=1)]
+    memory_mb: float
+    machine: dict[str, str]
+
+    def to_json(self) -> bytes:
+        """Indented JSON with a final newline."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, source: str) -> Profile:
+        """Read and check. Raises FormatError naming the field."""
+        try:
+            profile = msgspec.json.decode(data, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            raise FormatError(f"{source}: {exc}") from None
+        if not len(profile.blocks) == len(profile.block_ms) == len(profile.block_p90_ms):
+            raise FormatError(f"{source}: blocks, block_ms and block_p90_ms must be equally long")
+        return profile
+
+
+def measure_profile(
+    bundle: Bundle,
+    target: str,
+    variant: str = "onnx-fp32",
+    threads: int = 1,
+    runs: int = 50,
+    progress: Callable[[int], None] = lambda run: None,
+) -> Profile:
+    """Run the whole chain `runs` times on noise and time every block. Raises BundleError or BackendError."""
+    info = bundle.manifest.info
+    prefix = Prefix(bundle, variant, RuntimeOptions(threads))
+    window = np.random.default_rng(0).normal(0, 0.1, info.front_end.window_samples).astype(np.float32)
+    times = np.zeros((runs, len(info.blocks)))
+    for run in range(-_WARM_UP, runs):
+        prefix.start(window)
+        for block in range(len(info.blocks)):
+            started = time.perf_counter()
+            prefix.advance(block + 1)
+            if run >= 0:
+                times[run, block] = (time.perf_counter() - started) * 1e3
+        progress(max(run, 0))
+    return Profile(
+        target=target,
+        encoder=info.encoder.id,
+        variant=variant,
+        blocks=list(info.blocks),
+        block_ms=[round(statistics.median(column), 5) for column in times.T.tolist()],
+        block_p90_ms=[round(float(value), 5) for value in np.percentile(times, 90, axis=0)],
+        runs=runs,
+        threads=threads,
+        memory_mb=round(rss_mb(), 1),
+        machine={
+            "system": platform.platform(),
+            "architecture": platform.machine(),
+            "python": platform.python_version(),
+            "runtime": prefix.backend.name,
+        },
+    )

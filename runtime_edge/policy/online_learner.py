@@ -1,0 +1,164 @@
+"""What a device learns on top of its table, with `--learn`: bounded corrections, kept apart from the shipped values.
+
+Only latency is measured on a device; quality and energy of an action are those the table was trained on. A window's
+reward is known when it is finished, its successor's row when the next one is decided; then
+
+    Q(row, action) <- Q + rate * (reward + discount * max Q(next row) - Q),   Q = shipped + correction
+
+and the correction is held within +-BOUND. `Learnt` is the record a server reads and merges into the next table.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from runtime_edge.errors import TableError
+from runtime_edge.formats.records.table import Digest, SplitterTable
+from runtime_edge.policy.reward import Conditions, terms, whole
+
+BOUND = 3.0
+"""A correction's largest size, in reward: 120 ms of latency at the default weights."""
+STEP_POWER = 0.7
+PRIOR_VISITS = 10
+"""What the shipped values weigh against the first measurements."""
+SMALLEST_RATE = 0.02
+"""Keeps following a device that changes."""
+MAX_LEARNT_BYTES = 512 << 10
+_OPEN_WINDOWS = 256
+
+Cell = tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)], float, Annotated[int, Meta(ge=1, le=1 << 53)]]
+"""Row, action, correction, visits."""
+
+
+class Learnt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The corrections of one device to one table."""
+
+    format: Literal["streamsplit.learnt/1"] = "streamsplit.learnt/1"
+    device: Annotated[str, Meta(max_length=63)]
+    target: Annotated[str, Meta(max_length=200)]
+    table: Digest
+    """Of the table they correct."""
+    cells: Annotated[list[Cell], Meta(max_length=65536)]
+
+    def to_json(self) -> bytes:
+        """JSON bytes."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes, source: str) -> Learnt:
+        """Read and check a record. Raises TableError naming `source` and the field."""
+        if len(data) > MAX_LEARNT_BYTES:
+            raise TableError(f"{source}: {len(data)} bytes, at most {MAX_LEARNT_BYTES}")
+        try:
+            record = msgspec.json.decode(data, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            raise TableError(f"{source}: {' '.join(str(exc).split())}") from None
+        for row, action, correction, _ in record.cells:
+            if not abs(correction) <= BOUND:
+                raise TableError(f"{source}: cells: {correction} at row {row}, action {action} is beyond {BOUND}")
+        return record
+
+    def check(self, table: SplitterTable, source: str) -> None:
+        """Raise TableError unless the corrections are to this very table."""
+        if self.table != table.digest:
+            raise TableError(f"{source}: learnt on another table ({self.table[:19]}...), not on {table.digest[:19]}...")
+        if any(row >= len(table.q) or action >= len(table.costs) for row, action, _, _ in self.cells):
+            raise TableError(f"{source}: cells: a row or action that the table does not have")
+
+
+@dataclass
+class _Open:
+    """A window that is not finished yet."""
+
+    row: int
+    action: int
+    at: Conditions
+    reward: float | None = None
+    next_row: int | None = None
+
+
+class OnlineLearner:
+    """Corrections to one table. One thread decides about windows, another one may finish them."""
+
+    def __init__(self, table: SplitterTable, device: str, learnt: Learnt | None = None) -> None:
+        """`learnt` is where an earlier run left off. Raises TableError when it is of another table."""
+        self._table, self._device = table, device
+        self._whole = whole(table.costs)
+        self._rows: dict[int, list[float]] = {}
+        self._visits: dict[tuple[int, int], int] = {}
+        self._windows: dict[int, _Open] = {}
+        self._latest: int | None = None
+        self._lock = threading.Lock()
+        self.updates = 0
+        if learnt is not None:
+            learnt.check(table, "learnt values")
+            for row, action, correction, visits in learnt.cells:
+                self._of(row)[action] = table.q[row][action] + correction
+                self._visits[row, action] = visits
+
+    def q(self, row: int) -> Sequence[float]:
+        """Corrected values of a row."""
+        return self._rows.get(row) or self._table.q[row]
+
+    def decided(self, window: int, row: int, action: int, at: Conditions) -> None:
+        """A window goes to `action` under these conditions; windows come in order."""
+        with self._lock:
+            before = self._windows.get(self._latest) if self._latest is not None else None
+            if before is not None and self._latest is not None:
+                before.next_row = row
+                self._learn(self._latest, before)
+            self._windows[window], self._latest = _Open(row, action, at), window
+            if len(self._windows) > _OPEN_WINDOWS:  # never finished: nothing to learn
+                self._windows.pop(next(iter(self._windows)))
+
+    def finished(self, window: int, uncertainty: float, device_ms: float, answer_ms: float | None) -> None:
+        """A window is done: measured time on the device and, where the server finished it, until its answer."""
+        with self._lock:
+            open_window = self._windows.get(window)
+            if open_window is None or open_window.reward is not None:
+                return
+            table, action, at = self._table, self._table.costs[open_window.action], open_window.at
+            expected = terms(
+                action,
+                self._whole,
+                table.uplink,
+                table.reward,
+                table.limits,
+                at._replace(uncertainty=uncertainty),
+            )
+            if answer_ms is None:
+                on_device = terms(action, self._whole, table.uplink, table.reward, table.limits, at._replace(cpu=0.0))
+                answer_ms = float(on_device.latency_ms) - action.device_ms
+            late_ms = device_ms + answer_ms - float(expected.latency_ms)
+            open_window.reward = float(expected.total) - table.reward.beta * late_ms / table.reward.t_max_ms
+            self._learn(window, open_window)
+
+    def record(self) -> Learnt:
+        """What was learnt so far."""
+        with self._lock:
+            cells = [
+                (row, action, round(self._rows[row][action] - self._table.q[row][action], 4), visits)
+                for (row, action), visits in sorted(self._visits.items())
+            ]
+        return Learnt(device=self._device, target=self._table.target, table=self._table.digest, cells=cells)
+
+    def _learn(self, window: int, done: _Open) -> None:
+        if done.reward is None or done.next_row is None:
+            return
+        del self._windows[window]
+        row, shipped = self._of(done.row), self._table.q[done.row][done.action]
+        visits = self._visits[done.row, done.action] = self._visits.get((done.row, done.action), 0) + 1
+        target = done.reward + self._table.discount * max(self.q(done.next_row))
+        rate = max((PRIOR_VISITS + visits) ** -STEP_POWER, SMALLEST_RATE)
+        value = row[done.action] + rate * (target - row[done.action])
+        row[done.action] = min(max(value, shipped - BOUND), shipped + BOUND)
+        self.updates += 1
+
+    def _of(self, row: int) -> list[float]:
+        return self._rows.setdefault(row, list(self._table.q[row]))

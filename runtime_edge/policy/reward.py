@@ -1,0 +1,97 @@
+"""What an action does to one window, and what that is worth (METHOD section 6). Works on numbers and on arrays.
+
+    Lat = device_ms / (1 - min(R, 0.9)), and + bytes / bandwidth + round trip + server_ms at a cut before the last
+    E   = device_mj + mj_per_kb * bytes / 1000 + transmit_w * transfer_ms
+    A   = quality(k, u) + rho * u  if the server can learn from the window (shipped at a cut before the last)
+    r   = alpha * A - beta * Lat / t_max_ms - eta * E / e_budget_mj
+
+At the last cut the device has the embedding itself: it ships, and waits for nothing. `local` does not even ship. An
+answer that is not there after `deadline_ms` is not waited for: the device runs the rest itself, as its loop does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from runtime_edge.formats.records.table import ActionCosts, Limits, Reward, Uplink
+
+BYTES_PER_MS = 125.0
+"""At 1 Mbit/s."""
+MAX_LOAD = 0.9
+"""Under load the prefix slows down tenfold at most."""
+MIN_BANDWIDTH_MBPS = 0.01
+"""Keeps the transfer time of an outage finite."""
+
+
+class Conditions(NamedTuple):
+    """Of one window, or arrays of one shape for many."""
+
+    uncertainty: Any
+    cpu: Any
+    bandwidth_mbps: Any
+    rtt_ms: Any
+
+
+class Terms(NamedTuple):
+    """The consequences of an action and the terms of its reward, shaped as the conditions."""
+
+    latency_ms: Any
+    energy_mj: Any
+    quality: Any
+    """alpha * A(k, u)."""
+    learning: Any
+    """alpha * rho * u."""
+    delay: Any
+    """-beta * Lat / t_max_ms."""
+    energy: Any
+    """-eta * E / e_budget_mj."""
+    limits: Any
+    """What the caps charge for bytes and late windows."""
+
+    @property
+    def total(self) -> Any:
+        """The reward."""
+        return self.quality + self.learning + self.delay + self.energy + self.limits
+
+
+def terms(
+    action: ActionCosts, rest_of: ActionCosts, uplink: Uplink, reward: Reward, limits: Limits, at: Conditions
+) -> Terms:
+    """Play one action. `rest_of` is the action that runs the whole encoder."""
+    slowdown = 1 / (1 - np.minimum(at.cpu, MAX_LOAD))
+    waits = action.teaches  # only a cut before the last teaches, and only there is the answer the embedding
+    transfer_ms = action.bytes / (np.maximum(at.bandwidth_mbps, MIN_BANDWIDTH_MBPS) * BYTES_PER_MS)
+    answer_ms = waits * (transfer_ms + at.rtt_ms + action.server_ms)
+    late = answer_ms > uplink.deadline_ms
+    waited_ms = np.where(late, uplink.deadline_ms + slowdown * (rest_of.device_ms - action.device_ms), answer_ms)
+    latency_ms = slowdown * action.device_ms + waited_ms
+    energy_mj = (
+        action.device_mj
+        + late * (rest_of.device_mj - action.device_mj)
+        + uplink.mj_per_kb * action.bytes / 1000
+        + uplink.transmit_w * np.minimum(transfer_ms, uplink.deadline_ms)
+    )
+    too_late = 0.0 if limits.latency_p95_ms is None else latency_ms > limits.latency_p95_ms
+    return Terms(
+        latency_ms,
+        energy_mj,
+        reward.alpha * quality(action, at.uncertainty),
+        reward.alpha * reward.rho * action.teaches * at.uncertainty,
+        -reward.beta * latency_ms / reward.t_max_ms,
+        -reward.eta * energy_mj / reward.e_budget_mj,
+        0.0 - limits.price_per_kb * action.bytes / 1000 - limits.price_late * too_late,
+    )
+
+
+def quality(action: ActionCosts, uncertainty: Any) -> Any:
+    """A(k, u)."""
+    values = np.asarray(action.quality, np.float64)
+    return values[np.minimum((np.asarray(uncertainty) * len(values)).astype(np.int64), len(values) - 1)]
+
+
+def whole(costs: Sequence[ActionCosts]) -> ActionCosts:
+    """The action that runs most of the encoder on the device: the last cut, or `local`."""
+    return max(costs, key=lambda action: action.device_ms)

@@ -1,0 +1,315 @@
+"""Choosing a cut for each window from a splitter table, on the device.
+
+splitter = Splitter(table, [cut.name for cut in manifest.info.cuts])
+splitter.choose(uncertainty=0.4, cpu=0.2, bandwidth_mbps=3.0, rtt_ms=80.0).cut
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from runtime_edge.errors import TableError
+from runtime_edge.formats.records.table import LOCAL, Allowance, SplitterTable, StateAxis, allowance, cut_position
+from runtime_edge.policy.online_learner import OnlineLearner
+from runtime_edge.policy.reward import BYTES_PER_MS
+
+UNCERTAINTY_SMOOTHING = 0.3
+"""Weight of the newest uncertainty in the exponential mean the table is looked up with (METHOD section 6)."""
+
+
+BREAKS_DWELL = ("bandwidth_mbps", "cpu", "rtt_ms")
+"""State variables whose move ends a dwell: of the link and of the load, not of the sound."""
+
+
+RTT_JITTER_MS = 5.0
+"""How far the smoothed round trip wavers while the link stays as it is (METHOD section 6: samples by 15 ms)."""
+
+
+URGENT = 0.25
+"""What a cut must lose, in reward (10 ms of latency at the default weights), for a dwell to end early."""
+
+
+def move_bins(axis: StateAxis) -> int:
+    """How many bins are a move, and not the wavering of an estimate: a sixth of the axis, at least one."""
+    return max(1, (len(axis.edges) + 1) // 6)
+
+
+class Decision(NamedTuple):
+    """What to do with one window."""
+
+    cut: str
+    """Name of a cut, or `local`."""
+    action: int
+    """Index into the table's actions."""
+    row: int
+    probe: bool
+    """Shipped earlier than the policy would, for the server to learn from."""
+
+
+class Splitter:
+    """Chooses a cut for each window from a table (METHOD section 6); holds the state that makes it steady.
+
+    Three things keep it from flapping: a bin of link or load is left only well past its edge (`dead_band`), a better
+    action must be better by more than `hysteresis`, and after a change the next one waits `dwell` windows, unless link
+    or load have moved and waiting would cost more than URGENT. The device knows a window's uncertainty only after it,
+    so the table is looked up with the exponential mean of the known ones; before the first it is 1. An action earlier
+    than cut `min_cut_index` (the privacy floor) is never chosen, by policy or by probe. Raises TableError when the
+    table does not fit.
+    """
+
+    def __init__(
+        self,
+        table: SplitterTable,
+        cut_names: Sequence[str],
+        *,
+        min_cut_index: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self._cut_names = tuple(cut_names)
+        self._min_cut_index = min_cut_index
+        self._random = np.random.default_rng(seed)
+        self._uncertainty = 1.0
+        self._plan = _plan(table, self._cut_names, min_cut_index)
+        self._learner: OnlineLearner | None = None
+        self._action = -1
+        self._allowance = self._plan.allowance.size
+        self._reset()
+
+    @property
+    def table(self) -> SplitterTable:
+        """The table in use."""
+        return self._plan.table
+
+    @property
+    def learner(self) -> OnlineLearner | None:
+        """What this device has learnt on top of the table, with `--learn`."""
+        return self._learner
+
+    @property
+    def uncertainty(self) -> float:
+        """The smoothed uncertainty, in [0, 1]."""
+        return self._uncertainty
+
+    @property
+    def state(self) -> dict[str, float]:
+        """What the latest choice was made from; empty before the first."""
+        return dict(self._state)
+
+    def learn(self, learner: OnlineLearner | None) -> None:
+        """Take the values of a learner of this very table instead of the shipped ones; None: the shipped ones."""
+        self._learner = learner
+
+    def swap(self, table: SplitterTable) -> None:
+        """Use another table from the next window on. If it does not fit, TableError and the old one stays."""
+        plan = _plan(table, self._cut_names, self._min_cut_index)
+        current = self._plan.names[self._action] if self._action >= 0 else None
+        kept = [action for action in plan.open if plan.names[action] == current]
+        self._plan, self._learner, self._action = plan, None, kept[0] if kept else -1
+        self._allowance = min(self._allowance, plan.allowance.size)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._bins = [-1] * len(self._plan.axes)
+        self._latest_row = -1
+        self._state: Mapping[str, float] = {}
+        self._changed_at: list[int] = []
+        self._held = 0
+
+    def choose(
+        self,
+        uncertainty: float | None,
+        cpu: float,
+        bandwidth_mbps: float,
+        rtt_ms: float,
+        *,
+        connected: bool = True,
+        extra: Mapping[str, float] | None = None,
+    ) -> Decision:
+        """Choose for one window.
+
+        uncertainty: the latest known, normalised to [0, 1]; None or NaN when nothing new is known. cpu: load
+        of other work in [0, 1]. connected: while the link is down the device runs everything itself whatever is
+        chosen, so the choice is what to spool: the smallest frame the server can still train on. extra: state
+        variables beyond the four. NaN counts as bad, and so does a variable that is missing now.
+        """
+        if uncertainty is not None and not math.isnan(uncertainty):
+            self._uncertainty += UNCERTAINTY_SMOOTHING * (uncertainty - self._uncertainty)
+        if math.isnan(bandwidth_mbps):
+            bandwidth_mbps = 0.0
+        state = {"uncertainty": self._uncertainty, "cpu": cpu, "bandwidth_mbps": bandwidth_mbps, "rtt_ms": rtt_ms}
+        if extra is not None:
+            state = {**extra, **state}
+        plan, row = self._plan, self._row(state)
+        if not connected:
+            spooled = self._afforded(row, plan.to_spool, None)[0] if plan.capped else plan.to_spool
+            return Decision(plan.names[spooled], spooled, row, False)
+        action, probe = self._steady(row), None
+        if plan.table.probe_rate and self._random.random() < plan.table.probe_rate:
+            probe = self._probe(action, bandwidth_mbps)
+        if plan.capped:
+            action, probe = self._afforded(row, action, probe)
+        chosen = action if probe is None else probe
+        return Decision(plan.names[chosen], chosen, row, probe is not None)
+
+    def mbps_in_question(self) -> float | None:
+        """The next uplink rate above the present one at which another action would be better; None if there is none.
+
+        While small frames are shipped nobody learns that the link has recovered; this says how far to look.
+        """
+        plan = self._plan
+        if plan.bandwidth is None or self._action < 0 or self._latest_row < 0:
+            return None
+        axis, place = plan.axes[plan.bandwidth], self._bins[plan.bandwidth]
+        row = self._latest_row
+        for above in range(place, len(axis.edges)):
+            row += axis.stride
+            q = self._q(row)
+            if q[self._best(row)] - q[self._action] > plan.table.hysteresis:
+                return axis.up[above]
+        return None
+
+    def _row(self, state: Mapping[str, float]) -> int:
+        """The row, with each bin kept until its value is past the edge by the dead band."""
+        row, bins = 0, self._bins
+        for index, (name, edges, down, up, stride) in enumerate(self._plan.axes):
+            value = state.get(name, math.nan)
+            place = bins[index]
+            # Written so that NaN leaves its bin; bisect puts it into the last one.
+            if place < 0 or not down[place] <= value < up[place]:
+                bins[index] = place = bisect_right(edges, value)
+            row += place * stride
+        self._state, self._latest_row = state, row
+        return row
+
+    def _q(self, row: int) -> Sequence[float]:
+        return self._plan.table.q[row] if self._learner is None else self._learner.q(row)
+
+    def _best(self, row: int) -> int:
+        """The best action of a row that is above the privacy floor."""
+        return self._plan.best[row] if self._learner is None else max(self._plan.open, key=self._q(row).__getitem__)
+
+    def _steady(self, row: int) -> int:
+        """The best action, or the current one while it is good enough or has hardly begun."""
+        plan, current = self._plan, self._action
+        self._held += 1
+        q = self._q(row)
+        best = self._best(row)
+        if best == current or (current >= 0 and q[best] - q[current] <= plan.table.hysteresis):
+            return current
+        urgent = current < 0 or (q[best] - q[current] > URGENT and self._moved())
+        if self._held < plan.table.dwell and not urgent:
+            return current
+        self._action, self._held, self._changed_at = best, 0, list(self._bins)
+        return best
+
+    def _moved(self) -> bool:
+        """Whether link or load are elsewhere than at the last change."""
+        bins, before = self._bins, self._changed_at
+        return not before or any(abs(bins[axis] - before[axis]) >= enough for axis, enough in self._plan.moving)
+
+    def _afforded(self, row: int, action: int, probe: int | None) -> tuple[int, int | None]:
+        """The same, unless the cap on bytes does not allow it now: then no probe, or the best action that it does."""
+        plan = self._plan
+        self._allowance = min(plan.allowance.size, self._allowance + plan.allowance.refill)
+        if probe is not None and plan.bytes[probe] > self._allowance:
+            probe = None
+        if probe is None and plan.bytes[action] > self._allowance:
+            affordable = [other for other in plan.open if plan.bytes[other] <= self._allowance]
+            action = max(affordable, key=self._q(row).__getitem__) if affordable else plan.smallest
+        self._allowance -= plan.bytes[action if probe is None else probe]
+        return action, probe
+
+    def _probe(self, action: int, bandwidth_mbps: float) -> int | None:
+        """An earlier cut than `action` whose transfer takes at most `reward.t_max_ms`."""
+        plan = self._plan
+        room = bandwidth_mbps * BYTES_PER_MS * plan.table.reward.t_max_ms
+        fitting = [other for other in plan.open if other < action and plan.bytes[other] <= room]
+        return fitting[self._random.integers(len(fitting))] if fitting else None
+
+
+class _Axis(NamedTuple):
+    """A state variable, ready for lookups: bin i is kept while `down[i] <= value < up[i]`."""
+
+    name: str
+    edges: tuple[float, ...]
+    down: tuple[float, ...]
+    up: tuple[float, ...]
+    stride: int
+
+
+def bounds(axis: StateAxis, dead_band: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Between which values each bin is kept once it has been entered: its edges, each moved out by the dead band.
+
+    Only a variable that may end a dwell needs one; for the others the dwell is enough. A round trip jitters by
+    RTT_JITTER_MS whatever its length.
+    """
+    if dead_band == 0 or axis.name not in BREAKS_DWELL:
+        widths = [0.0] * len(axis.edges)
+    else:
+        least = RTT_JITTER_MS if axis.name == "rtt_ms" else 0.0
+        widths = [max(least, dead_band * abs(edge)) for edge in axis.edges]
+    down = (-math.inf, *(edge - width for edge, width in zip(axis.edges, widths, strict=True)))
+    up = (*(edge + width for edge, width in zip(axis.edges, widths, strict=True)), math.inf)
+    return down, up
+
+
+class _Plan(NamedTuple):
+    """A table and what is worked out from it once, so that a choice is a few look-ups."""
+
+    table: SplitterTable
+    names: tuple[str, ...]
+    bytes: tuple[int, ...]
+    open: list[int]
+    """Actions above the privacy floor."""
+    best: list[int]
+    """The best of them in each row."""
+    axes: list[_Axis]
+    moving: list[tuple[int, int]]
+    """Axes whose move ends a dwell, and how many bins are one."""
+    bandwidth: int | None
+    """Axis of the uplink."""
+    to_spool: int
+    """What to spool while the link is down."""
+    smallest: int
+    """Action with the fewest bytes."""
+    capped: bool
+    allowance: Allowance
+
+
+def _plan(table: SplitterTable, cut_names: Sequence[str], min_cut_index: int) -> _Plan:
+    table.check_cuts(cut_names)
+    names, sizes = table.actions, table.action_bytes
+    above_floor = [action for action, name in enumerate(names) if cut_position(name, cut_names) >= min_cut_index]
+    if not above_floor:
+        raise TableError(f"costs: all cuts are earlier than this device's privacy floor, cut {min_cut_index}")
+    axes = _axes(table.state, table.dead_band)
+    shipping = [action for action in above_floor if names[action] != LOCAL] or above_floor
+    teaching = [action for action in shipping if table.costs[action].teaches]
+    return _Plan(
+        table=table,
+        names=names,
+        bytes=sizes,
+        open=above_floor,
+        best=[max(above_floor, key=q.__getitem__) for q in table.q],
+        axes=axes,
+        moving=[(index, move_bins(axis)) for index, axis in enumerate(table.state) if axis.name in BREAKS_DWELL],
+        bandwidth=next((index for index, axis in enumerate(axes) if axis.name == "bandwidth_mbps"), None),
+        to_spool=min(teaching or shipping, key=sizes.__getitem__),
+        smallest=min(above_floor, key=sizes.__getitem__),
+        capped=table.limits.mb_per_hour is not None,
+        allowance=allowance(table.limits, table.hop_s),
+    )
+
+
+def _axes(state: Sequence[StateAxis], dead_band: float) -> list[_Axis]:
+    axes: list[_Axis] = []
+    stride = 1
+    for axis in reversed(state):
+        axes.insert(0, _Axis(axis.name, axis.edges, *bounds(axis, dead_band), stride))
+        stride *= len(axis.edges) + 1
+    return axes

@@ -1,0 +1,1 @@
+"""The device as a service: status, heartbeat, metrics, systemd."""

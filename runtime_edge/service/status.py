@@ -1,0 +1,125 @@
+"""How a device is doing, for people and programs on the same machine.
+
+<state>/status.json       what the device said last, rewritten every few seconds and at its end
+<state>/running.lock      held by the device as long as its process lives
+
+The file is not forced onto the disk: it is of no use after a power cut, and a memory card wears.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runtime_edge.audio import Counters
+from runtime_edge.base.files import is_locked, read_bounded, write_atomic
+from runtime_edge.base.histogram import Histogram
+from runtime_edge.base.logs import Trouble
+from runtime_edge.errors import FormatError
+from runtime_edge.system import Health
+from runtime_edge.transport.accounting import Stage
+from runtime_edge.transport.spool import SpoolState
+
+STALE_S = 30.0
+"""Without a word for so long, a running device counts as stuck."""
+_MAX_BYTES = 1 << 20
+
+
+class Encoder(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs."""
+
+    generation: int
+    bundle: str
+    """Digest of its manifest."""
+    variant: str
+    runtime: str
+    table: str
+    """Who made the splitter table."""
+    on_trial: bool
+
+
+class Uplink(msgspec.Struct, frozen=True, kw_only=True):
+    """The way to the server; rates as the splitter sees them."""
+
+    broker: str | None
+    connected: bool
+    bandwidth_mbps: float
+    rtt_ms: float
+    loss: float
+    """Share of the last frames that were not answered in time."""
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """One moment of a device. Times are seconds since the epoch."""
+
+    device: str
+    target: str
+    pid: int
+    since: float
+    written: float
+    written_monotonic: float
+    """The clock that never jumps; comparable between processes until the machine starts again."""
+    ended: str | None
+    """Why, when it has ended and could say so."""
+    encoder: Encoder
+    cut: str | None
+    """Of the latest window."""
+    uncertainty: float | None
+    cpu: float
+    uplink: Uplink
+    spool: SpoolState
+    audio: Counters
+    source_silent_s: float
+    """Since the source last delivered audio."""
+    health: Health
+    metrics_port: int | None
+    report: dict[str, Any]
+    """The run's accounting."""
+    stage_ms: dict[Stage, Histogram]
+    cut_ms: dict[str, Histogram]
+    troubles: list[Trouble]
+    """The last warnings, newest first."""
+
+
+def status_file(state: Path) -> Path:
+    """Where a device with this state directory says how it is."""
+    return state / "status.json"
+
+
+def lock_file(state: Path) -> Path:
+    """What a device with this state directory holds while it lives."""
+    return state / "running.lock"
+
+
+def write_status(state: Path, status: Status) -> None:
+    """Replace what was said before. Raises OSError."""
+    write_atomic(status_file(state), msgspec.json.encode(status), durable=False)
+
+
+def read_status(state: Path) -> Status | None:
+    """What the device said last; None when it has never run from here. Raises FormatError."""
+    path = status_file(state)
+    if not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(read_bounded(path, _MAX_BYTES), type=Status)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise FormatError(f"{path}: not a device's status ({exc}); start the device again") from None
+
+
+def problems(state: Path, status: Status) -> list[str]:
+    """What is wrong with a device, in words; empty when it runs and all is well."""
+    if not is_locked(lock_file(state)):
+        return [f"not running: {status.ended or 'it ended without a word (killed, or the power failed)'}"]
+    found = []
+    silent_s = time.monotonic() - status.written_monotonic
+    if silent_s > STALE_S:
+        found.append(f"no sign of life for {silent_s:.0f} s: its computing or its disk is stuck")
+    if status.source_silent_s > STALE_S:
+        found.append(f"no audio for {status.source_silent_s:.0f} s: look at the source")
+    if lost := status.report.get("windows_lost"):
+        found.append(f"{lost} windows are lost without a reason: a fault of the device, please report it")
+    return found

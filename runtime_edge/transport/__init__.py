@@ -1,0 +1,1 @@
+"""Frames to the broker and answers back: connection, spool, delivery, bandwidth."""

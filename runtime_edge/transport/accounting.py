@@ -1,0 +1,113 @@
+"""What became of every window: the numbers behind `ssc edge status` and the run's report."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from runtime_edge.base.histogram import Histogram
+
+DropReason = Literal["spool_full", "spool_refused", "spool_damaged"]
+"""Why a window never arrives: it was the least informative one in a full spool, the spool's disk refused it while
+it could not be sent either, or it lay in a spool whose file was damaged."""
+
+Stage = Literal["wait", "prefix", "encode", "spool", "publish", "reply"]
+"""Of a window's way: waiting for the device, running the prefix, making the frame, writing it down, the broker's
+acknowledgement, the server's answer."""
+
+_MAX_CUTS = 64
+
+
+@dataclass
+class Accounting:
+    """Counters of one run; `lost` is what remains when everything else has been accounted for."""
+
+    captured: int = 0
+    acked: int = 0
+    kept_local: int = 0
+    """Windows the policy chose not to ship (`local`)."""
+    dropped: dict[DropReason, int] = field(default_factory=lambda: defaultdict(int))
+    undecided: int = 0
+    """Windows that are not on the disk but on their way: acknowledged or dropped before long."""
+    inherited: int = 0
+    """Frames of earlier runs that are still in the spool."""
+    inherited_dropped: int = 0
+    finished: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    bytes_sent: int = 0
+    pcm16_bytes: int = 0
+    table_swaps: int = 0
+    generation_start: int = 0
+    generation_end: int = 0
+    replayed: int = 0
+    refused: int = 0
+    probes: int = 0
+    errors: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    latency_ms: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=4096)))
+    """The latest ones by cut, so that memory stays bounded over months."""
+    cut_ms: dict[str, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
+    """All latencies by cut."""
+    cuts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Windows by the cut that was chosen."""
+    stage_ms: dict[Stage, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
+
+    def finish(self, cut: str, where: str, latency_ms: float) -> None:
+        """Count a window that has its embedding."""
+        self.finished[where] += 1
+        self.latency_ms[cut].append(latency_ms)
+        self.cut_ms[cut].observe(latency_ms)
+        if len(self.cut_ms) > _MAX_CUTS:  # bundles come and go
+            oldest = next(iter(self.cut_ms))
+            del self.cut_ms[oldest], self.latency_ms[oldest]
+            self.cuts.pop(oldest, None)
+
+    def lost(self, spooled: int) -> int:
+        """Windows of this run that are not acknowledged, kept local, dropped for a reason, on their way or spooled.
+
+        `spooled` frames lie in the spool, those of earlier runs included. Always 0 unless the device is wrong.
+        """
+        own = spooled - self.inherited
+        known = self.acked + self.kept_local + sum(self.dropped.values()) + self.undecided + own
+        return max(0, self.captured - known)
+
+    def report(self, spooled: int) -> dict[str, Any]:
+        """The numbers for JSON; latencies as median and 95th percentile by cut, ms. `spooled` as in `lost`.
+
+        May be called while another thread finishes windows: what that changes is copied whole before it is looked at.
+        """
+        latencies = {cut: list(values) for cut, values in list(self.latency_ms.items())}
+        return {
+            "windows_captured": self.captured,
+            "windows_acked": self.acked,
+            "windows_local": self.kept_local,
+            "windows_spooled": spooled,
+            "windows_inherited": self.inherited,
+            "windows_dropped": sum(self.dropped.values()),
+            "windows_undecided": self.undecided,
+            "windows_lost": self.lost(spooled),
+            "dropped": dict(self.dropped),
+            "inherited_dropped": self.inherited_dropped,
+            "windows_replayed": self.replayed,
+            "windows_refused": self.refused,
+            "probes": self.probes,
+            "cuts": dict(self.cuts),
+            "finished": dict(self.finished),
+            "bytes_sent": self.bytes_sent,
+            "bytes_pcm16": self.pcm16_bytes,
+            "table_swaps": self.table_swaps,
+            "generation_start": self.generation_start,
+            "generation_end": self.generation_end,
+            "errors": dict(self.errors),
+            "latency_ms": {
+                cut: {
+                    "p50": round(float(np.percentile(values, 50)), 3),
+                    "p95": round(float(np.percentile(values, 95)), 3),
+                    "windows": len(values),
+                }
+                for cut, values in latencies.items()
+            },
+            "torch_imported": "torch" in sys.modules,
+        }

@@ -1,0 +1,307 @@
+"""The device's side of the broker: publish frames, await replies, watch keys, fetch objects.
+
+link = Link(url, "pi-1", boot)
+await link.connect()
+link.expect(window, 1.0, on_answer)                           # the server's answer, once it comes
+link.send(message_id, window, frame, on_stored)               # the broker's acknowledgement, once it comes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+
+import nats.errors
+import numpy as np
+
+from runtime_edge.base.aio import cancel_all, within
+from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, reason
+from runtime_edge.errors import AccessError, LinkError, SscError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.credentials import Credentials, explain, servers
+from runtime_edge.formats.wire import Reply
+from runtime_edge.transport import direct_get as buckets
+from runtime_edge.transport.fast_client import DirectClient
+from runtime_edge.transport.pending import Inbox, OnAnswer, OnStored
+
+_LOG = logging.getLogger(__name__)
+FRAME_OVERHEAD_BYTES = 160
+"""Subject, headers and protocol text that go with a frame, for the bandwidth estimate."""
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 2.0
+_REFUSED_PAUSE_S = 30.0
+_PING_S = 2
+_LONGEST_WATCH_PAUSE_S = 30.0
+
+OnChange = Callable[[str, bytes], Awaitable[None]]
+LateReply = Callable[[Reply], None]
+
+
+class Link:
+    """One connection to the broker that outlives the broker's restarts.
+
+    Of JetStream it uses publishing and direct reads alone, never a consumer: a subject says all that is asked for, so
+    the broker can hold a device to its own subjects.
+    """
+
+    def __init__(
+        self, url: str, device: str, boot: str, late_reply: LateReply, credentials: Credentials | None = None
+    ) -> None:
+        """`url` may name several brokers of a cluster, with commas between them.
+
+        Raises UsageError or FormatError when the credentials cannot be read.
+        """
+        self.url, self.device, self.boot = url, subjects.check_device(device), boot
+        self._frames, self._filler = subjects.frames(device), subjects.filler(device)
+        self._credentials = credentials or Credentials()
+        self._credentials.options(url)
+        self._inbox = Inbox(late_reply)
+        self._client = DirectClient(self._inbox.take)
+        self._lost = asyncio.Event()
+        self._refusals: set[str] = set()
+        self._keeper: asyncio.Task[None] | None = None
+        self._random = np.random.default_rng(zlib.crc32(device.encode()))
+        # A fleet spreads over the brokers, and each device goes through all of them in an order of its own.
+        self._servers = servers(url)
+        self._random.shuffle(self._servers)
+        self._watches: list[tuple[str, str, OnChange]] = []
+        self._watchers: list[asyncio.Task[None]] = []
+        self.trouble = "not connected yet"
+        """Why there is no connection; empty while there is one."""
+
+    @property
+    def bad_replies(self) -> int:
+        """Answers that could not be read."""
+        return self._inbox.bad_replies
+
+    @property
+    def connected(self) -> bool:
+        """Whether frames can be published now, and their answers received."""
+        return not self.trouble and self._client.is_connected
+
+    async def connect(self, timeout_s: float = 5.0) -> None:
+        """Connect once; afterwards the connection mends itself for ever. Raises LinkError when no broker answers."""
+        for more in range(len(self._servers) - 1, -1, -1):
+            try:
+                await self._connect(timeout_s)
+                break
+            except LinkError:
+                if not more:
+                    raise
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def connect_at_last(self) -> None:
+        """Until the first connection stands; a broker that is away at the start is no reason to stop."""
+        await self._connect_patiently()
+        self._keeper = asyncio.create_task(self._keep())
+
+    def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
+        """Call back with the answer to this window, or None when it has not come in time; call before `send`.
+
+        An answer that comes later goes to the late-reply callback.
+        """
+        self._inbox.expect(window, deadline_s, on_answer)
+
+    def send(
+        self, message_id: str, window: int | None, frame: bytes, on_stored: OnStored, timeout_s: float = 10.0
+    ) -> None:
+        """Publish one frame; call back with the seconds until the broker has stored it, or with why it has not.
+
+        The server answers under the number `window`, or not at all when that is None. Raises LinkError when it cannot
+        be sent, and then does not call back; otherwise it may have arrived even so, and sending it again is harmless.
+        """
+        headers = {subjects.MESSAGE_ID_HEADER: message_id, subjects.STREAM_HEADER: subjects.STREAM}
+        if window is not None:
+            headers[subjects.REPLY_HEADER] = f"{self._inbox.name}.{window}"
+        acknowledge = self._inbox.acknowledgement(timeout_s, on_stored)
+        try:
+            self._client.write_message(self._frames, frame, acknowledge, headers)
+        except BROKER_ERRORS as exc:
+            self._inbox.not_sent(acknowledge)
+            raise LinkError(f"broker {self.url}: frame {message_id} not sent ({reason(exc)})") from None
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        """Publish an event, best effort."""
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._client.publish(subject, data)
+
+    async def watch(self, bucket: str, keys: list[str], on_change: OnChange) -> None:
+        """Call back with the present and every later value of the keys, over reconnections too."""
+        for key in keys:
+            self._watches.append((bucket, key, on_change))
+            self._watchers.append(asyncio.create_task(self._watch(bucket, key, on_change)))
+
+    async def value(self, bucket: str, key: str) -> bytes | None:
+        """The present value of a key, or None. Raises LinkError when the broker does not answer."""
+        try:
+            return await buckets.value(self._client, bucket, key)
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: {bucket}/{key} cannot be read ({reason(exc)})") from None
+
+    async def fetch(self, name: str, limit_bytes: int) -> bytes:
+        """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""
+        try:
+            return await buckets.fetch_object(self._client, name, limit_bytes)
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: object {name} cannot be fetched ({reason(exc)})") from None
+
+    async def put_presence(self, data: bytes) -> None:
+        """Store this device's report, best effort."""
+        with contextlib.suppress(*BROKER_ERRORS):
+            subject = subjects.bucket_subject(subjects.PRESENCE, self.device)
+            await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(subjects.PRESENCE))
+
+    def probe(self, on_answer: Callable[[float], None]) -> None:
+        """Have the broker answer at once, in a packet of its own; the callback gets the seconds that took.
+
+        Nobody listens to filler, and that is what the broker answers. Raises LinkError.
+        """
+        try:
+            self._client.write_message(self._filler, b"", self._inbox.round_trip(on_answer))
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: a probe is not sent ({reason(exc)})") from None
+
+    async def sound(self, filler: bytes) -> tuple[float, float]:
+        """Two pings with `filler` between them: seconds the first took, and how much later the second was answered.
+
+        Raises LinkError when an answer does not come in time.
+        """
+        started = time.monotonic()
+        first = asyncio.create_task(self._pinged())
+        try:
+            await asyncio.sleep(0)  # the first ping is written: the library does so at once
+            self._client.write_message(self._filler, filler)
+            second = await self._pinged()
+            answered = await first
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: a ping is not answered ({reason(exc)})") from None
+        finally:
+            first.cancel()
+        return answered - started, second - answered
+
+    async def _pinged(self) -> float:
+        """When the broker has answered a ping."""
+        await self._client.flush(_PING_S)
+        return time.monotonic()
+
+    async def put_learnt(self, data: bytes) -> None:
+        """Store what this device has learnt on its table, best effort."""
+        with contextlib.suppress(*BROKER_ERRORS):
+            subject = subjects.bucket_subject(subjects.LEARNT, self.device)
+            await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(subjects.LEARNT))
+
+    async def close(self) -> None:
+        """Disconnect and stop watching."""
+        await cancel_all([*self._watchers, *([self._keeper] if self._keeper else [])])
+        await disconnect(self._client)
+
+    async def _connect(self, timeout_s: float = 5.0) -> None:
+        """One attempt at one broker, which the first error ends; the next attempt is at another one.
+
+        Raises LinkError, and FormatError for unreadable credentials.
+        """
+        self._servers.append(server := self._servers.pop(0))
+        self._client, self._lost = DirectClient(self._inbox.take), asyncio.Event()
+        lost, connecting = self._lost, True
+
+        async def on_error(exc: Exception) -> None:
+            if "permissions violation" in str(exc).lower():
+                self._refuse(str(exc))
+            elif connecting:
+                raise exc  # otherwise the library tries again until the time is up, and the reason is lost
+
+        async def on_closed() -> None:
+            lost.set()
+            self._inbox.connection_lost()
+
+        try:
+            await within(
+                self._client.connect(
+                    server,
+                    name=self.device,
+                    error_cb=on_error,
+                    closed_cb=on_closed,
+                    # Connecting again is done here: the library would never do so after a refusal.
+                    allow_reconnect=False,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    connect_timeout=2,
+                    pending_size=0,
+                    inbox_prefix=subjects.inbox(self.device),
+                    **self._credentials.options(self.url),
+                ),
+                timeout_s,
+            )
+            connecting = False
+            self._refusals.clear()
+            await self._client.subscribe(f"{self._client.inbox}.*")
+            # The library may write the ping of the first before the subscription, and a refusal comes after it.
+            await self._client.flush(2)
+            await self._client.flush(2)
+        except BROKER_ERRORS as exc:
+            await disconnect(self._client)
+            raise explain(self.url, self._credentials, exc) from None
+        if self._refusals:
+            await disconnect(self._client)
+            raise AccessError(f"broker {self.url}: the credentials {self._credentials.nkey} are not {self.device}'s")
+        self._inbox.name, self.trouble = self._client.inbox, ""
+        self._restart_watchers()
+
+    async def _connect_patiently(self) -> None:
+        """Until connected; when all brokers were tried, with pauses that grow and that differ from device to device."""
+        pause_s = _FIRST_PAUSE_S
+        for attempt in itertools.count(1):
+            try:
+                return await self._connect()
+            except SscError as exc:
+                if str(exc) != self.trouble:
+                    refused = not isinstance(exc, LinkError) or isinstance(exc, AccessError)
+                    _LOG.log(logging.WARNING if refused else logging.INFO, "%s; frames wait in the spool", exc)
+                self.trouble = str(exc)
+                longest_s = _REFUSED_PAUSE_S if isinstance(exc, AccessError) else pause_s
+            if attempt % len(self._servers) == 0:
+                await asyncio.sleep(longest_s * self._random.uniform(0.5, 1.0))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _keep(self) -> None:
+        """Connect again whenever the connection is lost."""
+        while True:
+            await self._lost.wait()
+            self.trouble = f"broker {self.url}: the connection was lost"
+            _LOG.info("broker is away")
+            # A whole fleet has lost it at this moment.
+            await asyncio.sleep(_FIRST_PAUSE_S * self._random.uniform())
+            await self._connect_patiently()
+            _LOG.info("broker is back")
+
+    def _refuse(self, text: str) -> None:
+        """Say once for each subject that the broker does not allow it."""
+        if text not in self._refusals and len(self._refusals) < 16:
+            self._refusals.add(text)
+            _LOG.warning("broker %s: %s", self.url, text)
+
+    def _restart_watchers(self) -> None:
+        """What followed the keys on the former connection has ended with it."""
+        for task in self._watchers:
+            task.cancel()
+        self._watchers = [asyncio.create_task(self._watch(*watch)) for watch in self._watches]
+
+    async def _watch(self, bucket: str, key: str, on_change: OnChange) -> None:
+        """Follow one key; start over, with patience, when the broker or the bucket is not there yet."""
+        pause_s = 1.0
+        while True:
+            try:
+                async with contextlib.aclosing(buckets.news(self._client, bucket, key, self._random)) as news:
+                    async for value in news:
+                        await on_change(key, value)
+                        pause_s = 1.0
+            except (*BROKER_ERRORS, SscError) as exc:
+                _LOG.info("watching %s/%s: %s", bucket, key, reason(exc))
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_WATCH_PAUSE_S)

@@ -1,0 +1,122 @@
+"""The broker's library, with a short way for what a device does with every window.
+
+The library hands what is published to a task that writes it, and what comes to a stream, a parser, a queue and a task
+behind them: turns of the event loop that cost a small device more than the work itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import nats.errors
+from nats.aio.client import Client
+
+from runtime_edge.formats.wire import MAX_FRAME_BYTES
+
+_LOG = logging.getLogger(__name__)
+_MAX_BYTES = MAX_FRAME_BYTES + (64 << 10)
+"""Of one operation: a broker that announces more than any broker of ours lets through is not waited for."""
+
+Headers = Mapping[str, str]
+Take = Callable[[str, bytes, str], None]
+"""Gets an answer's token, its data and its status (`503`: nobody listens), which most have not."""
+
+
+class DirectClient(Client):
+    """A connection that writes at once and hands over the answers of one inbox as they are read.
+
+    Args:
+        take: gets what comes below `inbox`. Must not block.
+        inbox: whose messages are taken [default: a new one with each connection]; the subscription is the caller's.
+    """
+
+    def __init__(self, take: Take, inbox: str = "") -> None:
+        super().__init__()
+        self._take = take
+        self._socket: asyncio.Transport | None = None
+        self.inbox = self._fixed_inbox = inbox
+
+    async def connect(self, *arguments: Any, **options: Any) -> None:
+        """See the library."""
+        await super().connect(*arguments, **options)
+        self._socket = self._transport._io_writer.transport  # type: ignore[union-attr]
+        self.inbox = self._fixed_inbox or self.new_inbox()
+        # Nothing is subscribed to yet, so no message has come in part.
+        behind = cast(asyncio.Protocol, self._socket.get_protocol())
+        self._socket.set_protocol(_Sorter(behind, self.inbox, self._take))
+
+    def write_message(self, subject: str, payload: bytes, reply: str = "", headers: Headers | None = None) -> None:
+        """`publish`, but on its way when this returns: in a packet of its own unless the link is behind.
+
+        It overtakes what the library has not written yet. Subjects and headers must be valid: nothing is checked.
+        Raises what `publish` raises.
+        """
+        if not self.is_connected or self._socket is None:
+            raise nats.errors.ConnectionClosedError
+        if len(payload) > self.max_payload:
+            raise nats.errors.MaxPayloadError
+        if headers is None:
+            start, head = f"PUB {subject} {reply} {len(payload)}\r\n", ""
+        else:
+            head = "".join(["NATS/1.0\r\n", *[f"{name}: {value}\r\n" for name, value in headers.items()], "\r\n"])
+            start = f"HPUB {subject} {reply} {len(head)} {len(head) + len(payload)}\r\n"
+        self._socket.write(b"".join(((start + head).encode(), payload, b"\r\n")))
+
+
+class _Sorter(asyncio.Protocol):
+    """Takes one inbox's messages out of what a broker sends; the rest goes on to the library, in whole operations."""
+
+    def __init__(self, behind: asyncio.Protocol, inbox: str, take: Take) -> None:
+        self._behind, self._take = behind, take
+        self._prefix = f"{inbox}.".encode()
+        self._begun = b""
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio. Raises ValueError, which ends the connection, for what no broker of ours says."""
+        data, start, stop = self._begun + data, 0, 0
+        others = []
+        while (end := data.find(b"\r\n", start) + 2) > 1:
+            words = data[start:end].split()
+            is_message = words[:1] in ([b"MSG"], [b"HMSG"])
+            stop = end + int(words[-1]) + 2 if is_message else end
+            if stop < end:
+                raise ValueError("a broker announces less than nothing")
+            if stop > len(data):
+                break
+            if is_message and words[1].startswith(self._prefix):
+                head = int(words[-2]) if words[0] == b"HMSG" else 0
+                self._message(words[1], data[end : end + head], data[end + head : stop - 2])
+            else:
+                others.append(data[start:stop])
+            start = stop
+        self._begun = data[start:]
+        if max(len(self._begun), stop - start) > _MAX_BYTES:
+            raise ValueError(f"a broker announces more than {_MAX_BYTES} bytes at once")
+        if others:
+            self._behind.data_received(b"".join(others))
+
+    def _message(self, subject: bytes, head: bytes, payload: bytes) -> None:
+        status = head.partition(b"\r\n")[0].split()[1:2]
+        try:
+            self._take(subject[len(self._prefix) :].decode(), payload, b"".join(status).decode())
+        except Exception:
+            _LOG.exception("an answer cannot be handled")  # the connection is none the worse for it
+
+    def eof_received(self) -> bool | None:
+        """See asyncio."""
+        return self._behind.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        self._behind.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See asyncio."""
+        self._behind.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        self._behind.resume_writing()

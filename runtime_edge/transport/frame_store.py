@@ -1,0 +1,152 @@
+"""Frames between the encoder and the broker: on disk, and in the accounts exactly once.
+
+Used by who has the turn (`runtime_edge.base.aio.Compute`), but for `settle_soon`, so that what is counted and what
+lies on the disk always agree. A frame that has no place on the disk may still be on its way; only when that fails, too,
+it is dropped, with the reason it had no place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Any
+
+from runtime_edge.errors import SpoolError
+from runtime_edge.transport.accounting import Accounting, DropReason
+from runtime_edge.transport.spool import Spool, SpooledFrame, SpoolState
+
+_LOG = logging.getLogger(__name__)
+
+
+class Outbox:
+    """Puts frames into the spool and takes them out once the broker has them.
+
+    Args:
+        spool: where they lie; what earlier runs have left in it is sent as well.
+        own: beginning of this run's message ids.
+        accounting: what becomes of this run's windows, and of the inherited frames.
+
+    Raises:
+        SpoolError: the disk fails.
+    """
+
+    def __init__(self, spool: Spool, own: str, accounting: Accounting) -> None:
+        self.spool = spool
+        self._own, self._accounting = own, accounting
+        self._claimed: set[str] = set()
+        self._homeless: dict[str, DropReason] = {}
+        self._over: deque[tuple[str, bool]] = deque()
+        self._recoveries = spool.recoveries
+        accounting.inherited = spool.depth()
+
+    def put(self, message_id: str, window: int, frame: bytes, uncertainty: float, claim: bool) -> None:
+        """Store a frame of this run; with `claim` the caller sends it now and the replay leaves it alone."""
+        self._settle_due(with_next_put=True)
+        self._accounting.captured += 1
+        if claim:
+            self._claimed.add(message_id)
+        try:
+            for dropped in self.spool.put(message_id, window, frame, uncertainty):
+                self._has_no_place(dropped, "spool_full")
+        except SpoolError as exc:
+            self._accounting.errors["SpoolError"] += 1
+            _LOG.warning("%s", exc)
+            self._has_no_place(message_id, "spool_refused")
+        self._account_damage(message_id)
+
+    def keep_local(self) -> None:
+        """Count a window of this run that is not to be shipped."""
+        self._accounting.captured += 1
+        self._accounting.kept_local += 1
+
+    def claim_oldest(self) -> SpooledFrame | None:
+        """The oldest frame that nobody is sending, now claimed. Raises SpoolError."""
+        self._settle_due()
+        stored = self.spool.oldest(1 + len(self._claimed))
+        self._account_damage()
+        found = next((frame for frame in stored if frame.message_id not in self._claimed), None)
+        if found is not None:
+            self._claimed.add(found.message_id)
+        return found
+
+    def settle_soon(self, message_id: str, delivered: bool) -> None:
+        """The attempt to send a claimed frame is over: settled by the next call of another method. From any thread."""
+        self._over.append((message_id, delivered))
+
+    def settle(self, message_id: str, delivered: bool, with_next_put: bool = False) -> None:
+        """The attempt to send a claimed frame is over."""
+        self._claimed.discard(message_id)
+        reason = self._homeless.pop(message_id, None)
+        if delivered:
+            self.spool.ack([message_id], with_next_put)
+        if self.is_own(message_id):
+            self._accounting.acked += delivered
+            self._accounting.undecided -= reason is not None
+        elif reason is None:
+            self._accounting.inherited -= delivered
+        if reason is not None and not delivered:
+            self._drop(message_id, reason)
+        self._account_damage()
+
+    def give_up(self) -> None:
+        """Settle whatever is claimed: nobody is sending any more."""
+        self._settle_due()
+        for message_id in list(self._claimed):
+            self.settle(message_id, delivered=False)
+
+    def is_own(self, message_id: str) -> bool:
+        """Whether a frame is of this run."""
+        return message_id.startswith(self._own)
+
+    def report(self) -> dict[str, Any]:
+        """The accounting and what is spooled, at one moment. Raises SpoolError."""
+        return self._accounting.report(self.depth())
+
+    def depth(self) -> int:
+        """How many frames are spooled. Raises SpoolError."""
+        self._settle_due()
+        return self.spool.depth()
+
+    def state(self) -> SpoolState:
+        """What is spooled. Raises SpoolError."""
+        self._settle_due()
+        return self.spool.state()
+
+    def close(self) -> None:
+        """Release the spool's file."""
+        self._settle_due()
+        self.spool.close()
+
+    def _settle_due(self, with_next_put: bool = False) -> None:
+        while self._over:
+            self.settle(*self._over.popleft(), with_next_put)
+        if not with_next_put:
+            self.spool.ack([])  # those that waited for a put
+
+    def _has_no_place(self, message_id: str, reason: DropReason) -> None:
+        """Not on the disk, or not any more."""
+        own = self.is_own(message_id)
+        self._accounting.inherited -= not own
+        if message_id in self._claimed:
+            self._homeless[message_id] = reason
+            self._accounting.undecided += own
+        else:
+            self._drop(message_id, reason)
+
+    def _drop(self, message_id: str, reason: DropReason) -> None:
+        if self.is_own(message_id):
+            self._accounting.dropped[reason] += 1
+        else:
+            self._accounting.inherited_dropped += 1
+
+    def _account_damage(self, stored_since: str = "") -> None:
+        """A damaged spool has been replaced by an empty one: what lay in it is gone, but for what is on its way."""
+        if self.spool.recoveries == self._recoveries:
+            return
+        depth = self.spool.depth()
+        self._recoveries = self.spool.recoveries
+        for message_id in self._claimed - self._homeless.keys() - {stored_since}:
+            self._has_no_place(message_id, "spool_damaged")
+        self._accounting.inherited_dropped += self._accounting.inherited
+        self._accounting.inherited = 0
+        self._accounting.dropped["spool_damaged"] += self._accounting.lost(depth)

@@ -1,0 +1,54 @@
+"""The privacy floor (`--min-cut`): nothing earlier than a cut ever leaves the device, whoever asks for it.
+
+Two places keep it: the splitter never chooses an earlier cut, whatever a table or a probe says, and frames that an
+earlier run spooled without this floor are dropped before anything is sent. With `local` as the floor no frame leaves
+at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.errors import FormatError, FrameError
+from runtime_edge.formats.manifest import BundleInfo, Manifest
+from runtime_edge.formats.records.table import LOCAL
+from runtime_edge.formats.wire import decode_frame
+from runtime_edge.transport.spool import Spool
+
+_MAX_NOTE_BYTES = 4096
+
+
+def floor_index(manifest: Manifest, min_cut: str | None) -> int:
+    """Index of the first cut that may leave the device; one past the last for `local`. Raises BundleError."""
+    if min_cut is None:
+        return 0
+    return len(manifest.info.cuts) if min_cut == LOCAL else manifest.cut_named(min_cut).index
+
+
+def drop_below_floor(spool: Spool, state: Path, manifest: Manifest, min_cut: str | None) -> int:
+    """Drop what runs under another floor have spooled and this one would not ship; returns how many frames.
+
+    Which floor the spooled frames were made under stands in `<state>/privacy-floor`. When it was another one, frames
+    of other generations go, too: their cuts may have been others. Raises BundleError or SpoolError.
+    """
+    floor, note = floor_index(manifest, min_cut), state / "privacy-floor"
+    try:
+        before = read_bounded(note, _MAX_NOTE_BYTES).decode() if note.exists() else ""
+    except (FormatError, UnicodeDecodeError):
+        before = "damaged"
+    if before == (min_cut or ""):
+        return 0
+    dropped = spool.discard(lambda frame: floor > 0 and not _may_leave(frame, manifest.info, floor))
+    with contextlib.suppress(OSError):  # on a full disk this run keeps its floor, and the next one looks again
+        write_atomic(note, (min_cut or "").encode())
+    return dropped
+
+
+def _may_leave(frame: bytes, info: BundleInfo, floor: int) -> bool:
+    try:
+        header, _ = decode_frame(frame)
+    except FrameError:
+        return False
+    return header.generation == info.generation and header.cut >= floor

@@ -1,0 +1,1 @@
+"""Bundles, tables and heads that take over while the device runs."""

@@ -1,0 +1,331 @@
+"""Bundles and tables on the device's disk: fetched, verified and self-tested before they take over.
+
+<state>/trusted.pub           the key this device trusts (pinned at the first contact unless given)
+<state>/bundles/<digest>/     the present bundle, and those to go back to
+<state>/bundles.json          which is which (`runtime_edge.updates.trial`)
+<state>/table.json            the last splitter table, as it came
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.errors import BundleError, FormatError, LinkError, OlderBundle, SignatureError, TableError
+from runtime_edge.formats import manifest as manifests
+from runtime_edge.formats import minisign, subjects
+from runtime_edge.formats.bundle import (
+    MANIFEST,
+    SIGNATURE,
+    Bundle,
+    asset_path,
+    check_asset,
+    open_bundle,
+    signature_path,
+)
+from runtime_edge.formats.manifest import Manifest
+from runtime_edge.formats.patch import apply_patch
+from runtime_edge.formats.records.release import MAX_RECORD_BYTES, ReleasedBundle
+from runtime_edge.inference.prefix import Prefix
+from runtime_edge.inference.variants import AUTO, choose_variant
+from runtime_edge.transport.connection import Link
+from runtime_edge.updates.trial import Refusal, Trials
+
+_STAGING = ".new."
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A bundle that has come onto the disk, and what it cost."""
+
+    bundle: Bundle
+    fetched_bytes: int = 0
+    """Of assets and patches."""
+    assets: int = 0
+    """Files fetched in full."""
+    patches: int = 0
+    """Files made from the device's own copy and a patch."""
+
+
+class BundleStore:
+    """The bundles a device keeps."""
+
+    def __init__(self, state: Path, trusted: minisign.PublicKey | None) -> None:
+        self.state = state
+        self.trials = Trials(state)
+        self._bundles = state / "bundles"
+        self._pin = state / "trusted.pub"
+        if trusted is None and self._pin.exists():
+            trusted = minisign.read_public_key(self._pin)
+        self.trusted = trusted
+
+    def pin(self, key_text: str) -> None:
+        """Trust a key from now on, unless one is trusted already. Raises SignatureError."""
+        if self.trusted is None:
+            self.trusted = minisign.PublicKey.from_text(key_text, "the server's public key")
+            write_atomic(self._pin, self.trusted.to_text().encode())
+
+    def recover(self) -> list[Refusal]:
+        """Call once when a device starts: what crashed it is refused, and what was half fetched is removed."""
+        for left in self._bundles.glob(f"{_STAGING}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        return self.trials.recover()
+
+    def current(self) -> Bundle | None:
+        """The bundle that ran last, verified again; None on a fresh device. Raises BundleError or SignatureError."""
+        digest = self.trials.record().current
+        return None if digest is None else self._open(digest)
+
+    def earlier(self) -> list[Bundle]:
+        """What can be gone back to, the best first; what is damaged is left out."""
+        record = self.trials.known()
+        found = []
+        for digest in (record.proven, record.before):
+            if digest is not None and digest != record.current:
+                try:
+                    found.append(self._open(digest))
+                except FormatError:
+                    continue
+        return found
+
+    def holds(self, bundle: Bundle) -> bool:
+        """Whether it is one of these, and not a directory somebody gave."""
+        return bundle.path.parent == self._bundles
+
+    def adopt(self, bundle: Bundle) -> None:
+        """Make a bundle that has been self-tested the present one; those that are no longer wanted are removed."""
+        wanted = {self._path(digest) for digest in self.trials.adopt(bundle).wanted}
+        for directory in self._bundles.iterdir():
+            if directory not in wanted and not directory.name.startswith(_STAGING):
+                shutil.rmtree(directory, ignore_errors=True)
+
+    async def fetch(
+        self, link: Link, release: ReleasedBundle, variant: str, target: str, present: Bundle | None
+    ) -> Fetched:
+        """Bring a released bundle onto the disk: only assets that are missing, as patches where that is less.
+
+        `variant` may be "auto" (`choose_variant`).
+        Raises LinkError, SignatureError, or BundleError (OlderBundle among them).
+        """
+        where = f"release {release.generation}"
+        data = await link.fetch(subjects.manifest_object(release.manifest), manifests.MAX_MANIFEST_BYTES)
+        if manifests.digest(data) != release.manifest:
+            raise BundleError(f"{where}: the manifest's digest does not match")
+        if self.trusted is not None:
+            if not release.signature:
+                raise SignatureError(f"{where}: not signed, but this device trusts a key")
+            minisign.verify(data, release.signature, self.trusted, where)
+        manifest = manifests.decode(data, where)
+        if manifest.info.generation != release.generation:
+            raise BundleError(f"{where}: the manifest is of generation {manifest.info.generation}")
+        if not release.rollback:
+            _check_order(present, manifest, where)
+        variant = choose_variant(manifest, variant, target)
+        final = self._path(release.manifest)
+        kept = await asyncio.to_thread(self._intact, final, variant)
+        if kept is not None:
+            return Fetched(kept)
+        known = await asyncio.to_thread(self._known)
+        fetched = patches = assets = 0
+        with self._staging() as staging:
+            for block in manifest.info.blocks:
+                info = manifest.variant(block, variant)
+                # In a thread: a card that takes its time must not hold up replies.
+                if await asyncio.to_thread(self._take_over, info.file, info.bytes, staging):
+                    continue
+                made, cost = await self._patched(link, info.file, info.bytes, block, variant, known)
+                if made is None:
+                    made = await link.fetch(subjects.asset_object(info.file), info.bytes)
+                    check_asset(info.file, info.bytes, made, f"{where}: {block}")
+                    assets, fetched = assets + 1, fetched + len(made)
+                else:
+                    patches, fetched = patches + 1, fetched + cost
+                await asyncio.to_thread(write_atomic, asset_path(staging, info.file), made)
+            self._finish(staging, final, data, release.signature)
+        return Fetched(open_bundle(final, self.trusted), fetched, assets, patches)
+
+    def install_local(
+        self, bundle: Path, variant: str = AUTO, target: str | None = None, *, allow_older: bool = False
+    ) -> Bundle:
+        """Verify, copy and self-test a bundle directory and make it the one this device starts with.
+
+        A device that is running goes on with what it has until it is started again. What had been refused here is
+        tried once more. Raises BundleError (OlderBundle among them), SignatureError, TableError, SelfTestError or
+        BackendError; then nothing has changed.
+        """
+        given = open_bundle(bundle, self.trusted)
+        if not allow_older:
+            _check_order(self._present(), given.manifest, str(bundle))
+        variant = choose_variant(given.manifest, variant, target)
+        final = self._path(given.digest)
+        installed = self._intact(final, variant)
+        if installed is None:
+            with self._staging() as staging:
+                for block in given.manifest.info.blocks:
+                    reference = given.manifest.variant(block, variant).file
+                    write_atomic(asset_path(staging, reference), given.block_bytes(block, variant))
+                signature = given.path / SIGNATURE
+                text = minisign.read_signature(signature) if signature.exists() else ""
+                self._finish(staging, final, (given.path / MANIFEST).read_bytes(), text)
+            installed = open_bundle(final, self.trusted)
+        _copy_tables(given, installed)
+        error = Prefix(installed, variant).self_test()
+        self.trials.forgive(installed.digest)
+        self.trials.adopt(installed)
+        self.trials.note(
+            "installed", generation=given.manifest.info.generation, digest=given.digest, self_test_error=error
+        )
+        return installed
+
+    async def _patched(
+        self, link: Link, reference: str, size: int, block: str, variant: str, known: list[Bundle]
+    ) -> tuple[bytes | None, int]:
+        """An asset made from a copy of its predecessor on this disk, and the patch's bytes; None when it cannot be."""
+        for bundle in known:
+            try:
+                old = bundle.manifest.variant(block, variant).file
+                data = await asyncio.to_thread(bundle.read, old)
+                patch = await link.fetch(subjects.patch_object(old, reference), size)
+                made = await asyncio.to_thread(apply_patch, data, patch, size)
+                check_asset(reference, size, made, f"patch for {block}")
+            except (KeyError, FormatError, LinkError):
+                continue  # the whole file is there, too
+            return made, len(patch)
+        return None, 0
+
+    def _take_over(self, reference: str, size: int, staging: Path) -> bool:
+        """Link an asset that an earlier bundle has; False when none has it intact."""
+        for directory in self._bundles.iterdir():
+            path = asset_path(directory, reference)
+            if directory == staging or not path.is_file():
+                continue
+            try:
+                data = read_bounded(path, size, BundleError)
+                check_asset(reference, size, data, str(path))
+            except BundleError:
+                continue
+            target = asset_path(staging, reference)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, target)
+            except FileExistsError:
+                pass  # two blocks are the same file
+            except OSError:
+                write_atomic(target, data)  # this file system has no links
+            return True
+        return False
+
+    def _known(self) -> list[Bundle]:
+        """Intact manifests on this disk, the newest generation first."""
+        found = []
+        for directory in self._bundles.iterdir() if self._bundles.exists() else ():
+            try:
+                found.append(open_bundle(directory, self.trusted))
+            except FormatError:
+                continue
+        return sorted(found, key=lambda bundle: -bundle.manifest.info.generation)
+
+    def _present(self) -> Bundle | None:
+        try:
+            return self.current()
+        except FormatError:
+            return None  # damaged: whatever comes is better
+
+    def _open(self, digest: str) -> Bundle:
+        bundle = open_bundle(self._path(digest), self.trusted)
+        if bundle.digest != digest:
+            raise BundleError(f"{bundle.path}: not the bundle that was installed there; remove the directory")
+        return bundle
+
+    def _intact(self, path: Path, variant: str) -> Bundle | None:
+        """The bundle in a directory when all its blocks are there; what is left of a damaged one is removed."""
+        if not path.exists():
+            return None
+        try:
+            bundle = open_bundle(path, self.trusted)
+            for block in bundle.manifest.info.blocks:
+                bundle.block_bytes(block, variant)
+        except FormatError:
+            shutil.rmtree(path)
+            return None
+        return bundle
+
+    def _path(self, digest: str) -> Path:
+        return self._bundles / digest.split(":")[1][:16]
+
+    @contextmanager
+    def _staging(self) -> Iterator[Path]:
+        self._bundles.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=self._bundles, prefix=_STAGING))
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _finish(self, staging: Path, final: Path, manifest: bytes, signature: str) -> None:
+        """All assets are there: from now on it is a bundle."""
+        if signature:
+            write_atomic(staging / SIGNATURE, signature.encode())
+        write_atomic(staging / MANIFEST, manifest)
+        os.rename(staging, final)
+
+
+def _check_order(present: Bundle | None, coming: Manifest, source: str) -> None:
+    if present is not None and coming.info.generation < present.manifest.info.generation:
+        raise OlderBundle(
+            f"{source}: generation {coming.info.generation} is older than {present.manifest.info.generation}, "
+            "which is in use; not a rollback"
+        )
+
+
+def check_same_ends(present: Bundle, coming: Bundle) -> None:
+    """Windows are being captured for the present one, and the memory is as wide as its embeddings.
+
+    Raises BundleError.
+    """
+    ends = [
+        (
+            info.front_end.sample_rate,
+            info.front_end.window_samples,
+            info.front_end.hop_samples,
+            info.encoder.embedding_dim,
+        )
+        for info in (present.manifest.info, coming.manifest.info)
+    ]
+    if ends[0] != ends[1]:
+        raise BundleError(f"{coming.path}: takes other windows or gives other embeddings; restart the device to run it")
+
+
+def _copy_tables(given: Bundle, installed: Bundle) -> None:
+    """The tables that came with a bundle directory, each checked first. Raises BundleError or TableError."""
+    for target, cost in given.manifest.info.targets.items():
+        path = given.path / cost.table
+        if not path.exists():
+            continue
+        given.table(target)
+        for source in (path, signature_path(path)):
+            if source.exists():
+                write_atomic(installed.path / source.relative_to(given.path), source.read_bytes())
+
+
+def has_bundle(state: Path) -> bool:
+    """Whether a bundle has run from this state directory."""
+    return Trials(state).known().current is not None
+
+
+def stored_table(state: Path) -> bytes | None:
+    """The last table record this device used, as it came from the server."""
+    path = state / "table.json"
+    return read_bounded(path, MAX_RECORD_BYTES, TableError) if path.exists() else None
+
+
+def store_table(state: Path, record: bytes) -> None:
+    """Keep a table record for the next start."""
+    write_atomic(state / "table.json", record)

@@ -1,0 +1,75 @@
+"""`--learn` in the device loop: one learner for the table in use, on disk and on the broker every minute."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.config import DeviceConfig
+from runtime_edge.errors import FormatError, TableError
+from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.policy.online_learner import MAX_LEARNT_BYTES, Learnt, OnlineLearner
+from runtime_edge.transport.connection import Link
+
+_LOG = logging.getLogger(__name__)
+_PERIOD_S = 60.0
+
+
+class Learning:
+    """Keeps what a device learns, in `<state>/learnt.json` and under `learnt/<device>` on the broker.
+
+    Another table begins with nothing learnt: what was learnt on the former one has been reported, and may be merged
+    into the next (`ssc splitter merge`).
+    """
+
+    def __init__(self, config: DeviceConfig, link: Link | None) -> None:
+        self._config, self._link = config, link
+        self._path = config.state / "learnt.json"
+        self._learner: OnlineLearner | None = None
+        self._saved = 0
+
+    def learner_for(self, table: SplitterTable) -> OnlineLearner | None:
+        """A learner for this table, with what an earlier run left; None without `--learn`."""
+        if self._config.learn:
+            self._save()
+            try:
+                self._learner = OnlineLearner(table, self._config.device, self._read())
+            except TableError as exc:
+                _LOG.info("%s; learning begins anew", exc)
+                self._learner = OnlineLearner(table, self._config.device)
+            self._saved = 0
+        return self._learner
+
+    async def share_forever(self) -> None:
+        """Save and report every minute, until cancelled."""
+        while True:
+            await asyncio.sleep(_PERIOD_S)
+            await self.share()
+
+    async def share(self) -> None:
+        """Save and report what is new, best effort."""
+        record = self._save()
+        if record is not None and self._link is not None and self._link.connected:
+            await self._link.put_learnt(record.to_json())
+
+    def _save(self) -> Learnt | None:
+        """The record, when there is something new in it."""
+        if self._learner is None or self._learner.updates == self._saved:
+            return None
+        self._saved = self._learner.updates
+        record = self._learner.record()
+        try:
+            write_atomic(self._path, record.to_json())
+        except OSError as exc:
+            _LOG.warning("%s: cannot be written (%s)", self._path, exc.strerror or exc)
+        return record
+
+    def _read(self) -> Learnt | None:
+        if not self._path.exists():
+            return None
+        try:
+            return Learnt.from_json(read_bounded(self._path, MAX_LEARNT_BYTES, TableError), str(self._path))
+        except FormatError as exc:
+            _LOG.warning("%s", exc)
+            return None

@@ -1,0 +1,226 @@
+"""Which bundles a device may run: one is on trial until it has proven itself, and refused when it crashes the device.
+
+A bundle that passes its self-test can still bring the process down (a runtime that segfaults, memory that runs out),
+and then nobody is left to say so. So each start of an unproven bundle is written down before it is loaded, and struck
+out when the run ends in order. After `FAILED_STARTS` starts that did not, the device goes back to the bundle that has
+proven itself and never takes that one again.
+
+<state>/bundles.json      the record, written whole
+<state>/updates.jsonl     what happened, newest last, bounded
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from msgspec.structs import replace
+
+from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.errors import BundleError
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.manifest import Digest
+
+FAILED_STARTS = 2
+PROVEN_WINDOWS = 20
+"""Windows a bundle runs, and `DeviceConfig.trial_s` seconds, before it counts as proven."""
+_MAX_RECORD_BYTES = 64 << 10
+_MAX_LOG_BYTES = 64 << 10
+_KEPT_REFUSALS = 16
+_MAX_REASON = 500
+
+Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Start(_Strict, frozen=True):
+    """Starts of an unproven bundle that have not ended in order."""
+
+    generation: Generation
+    manifest: Digest
+    count: Annotated[int, Meta(ge=1, le=1000)]
+
+
+class Refusal(_Strict, frozen=True):
+    """A bundle this device does not take again."""
+
+    generation: Generation
+    manifest: Digest
+    event: str
+    reason: str
+
+
+class BundleRecord(_Strict, frozen=True):
+    """The contents of `bundles.json`."""
+
+    current: Digest | None = None
+    """What runs, or ran last."""
+    proven: Digest | None = None
+    """What to go back to."""
+    before: Digest | None = None
+    """What had proven itself before that: a server's rollback finds it on the disk."""
+    starts: list[Start] = []
+    refused: list[Refusal] = []
+
+    @property
+    def wanted(self) -> set[str]:
+        """Digests of the bundles worth their disk."""
+        return {digest for digest in (self.current, self.proven, self.before) if digest is not None}
+
+
+class Trial:
+    """Counts what an unproven bundle has done in this run."""
+
+    def __init__(self, bundle: Bundle, seconds: float) -> None:
+        self.bundle = bundle
+        self._until = time.monotonic() + seconds
+        self._windows = PROVEN_WINDOWS
+
+    def passed(self) -> bool:
+        """Call for each window before it runs: whether those before it were enough."""
+        self._windows -= 1
+        return self._windows < 0 and time.monotonic() >= self._until
+
+
+class Trials:
+    """The record of one state directory. Every change is on the disk when the call returns; any thread may call."""
+
+    def __init__(self, state: Path) -> None:
+        self._path, self._log = state / "bundles.json", state / "updates.jsonl"
+        self._lock = threading.Lock()
+
+    def record(self) -> BundleRecord:
+        """What is known; empty on a fresh device. Raises BundleError."""
+        if not self._path.exists():
+            return BundleRecord()
+        data = read_bounded(self._path, _MAX_RECORD_BYTES, BundleError)
+        try:
+            return msgspec.json.decode(data, type=BundleRecord)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            raise BundleError(f"{self._path}: {exc}; remove the file, and the server's release is fetched") from None
+
+    def known(self) -> BundleRecord:
+        """The record; a damaged one holds nothing worth a stop."""
+        try:
+            return self.record()
+        except BundleError:
+            return BundleRecord()
+
+    def refusal(self, manifest: str) -> Refusal | None:
+        """Why a bundle is not taken here, or None when it may be."""
+        return next((item for item in self.known().refused if item.manifest == manifest), None)
+
+    def begin(self, bundle: Bundle) -> None:
+        """Call before a bundle is loaded: from now on the process may die of it."""
+
+        def change(record: BundleRecord) -> BundleRecord:
+            if bundle.digest == record.proven:
+                return record
+            count = 1 + sum(item.count for item in record.starts if item.manifest == bundle.digest)
+            start = Start(generation=bundle.manifest.info.generation, manifest=bundle.digest, count=count)
+            return replace(record, starts=[*_without(record.starts, bundle.digest), start])
+
+        self._change(change)
+
+    def adopt(self, bundle: Bundle) -> BundleRecord:
+        """It is loaded and self-tested, and runs from now on."""
+        return self._change(lambda record: replace(record, current=bundle.digest))
+
+    def prove(self, bundle: Bundle) -> BundleRecord:
+        """It has run long enough to be the one to go back to."""
+
+        def change(record: BundleRecord) -> BundleRecord:
+            before = record.before if record.proven == bundle.digest else record.proven
+            starts = _without(record.starts, bundle.digest)
+            return replace(record, proven=bundle.digest, before=before, starts=starts)
+
+        return self._change(change)
+
+    def ended(self, bundle: Bundle) -> None:
+        """It was stopped in order, proven or not, or could not be used for a reason that may pass."""
+        self._change(lambda record: replace(record, starts=_without(record.starts, bundle.digest)))
+
+    def refuse(self, bundle: Bundle, reason: str) -> None:
+        """It does not work on this device, and is not tried again while there is another one."""
+        refusal = _refusal(bundle.manifest.info.generation, bundle.digest, "update_failed", reason)
+        self._change(lambda record: _refused(record, refusal))
+
+    def forgive(self, manifest: str) -> None:
+        """A person wants it tried again."""
+
+        def change(record: BundleRecord) -> BundleRecord:
+            refused = [item for item in record.refused if item.manifest != manifest]
+            return replace(record, refused=refused, starts=_without(record.starts, manifest))
+
+        self._change(change)
+
+    def recover(self) -> list[Refusal]:
+        """Call once at the start of a device: refuses what has crashed it too often, and goes back."""
+        before = self.known()
+        for loop in before.starts:
+            if loop.count >= FAILED_STARTS:
+                reason = f"the device died {loop.count} times within the first windows of generation {loop.generation}"
+                refusal = _refusal(loop.generation, loop.manifest, "rolled_back", reason)
+                self._change(lambda record, refusal=refusal: _refused(record, refusal))  # type: ignore[misc]
+        return [item for item in self.known().refused if item not in before.refused]
+
+    def note(self, event: str, **details: Any) -> None:
+        """Append to the log; a full disk is no reason to stop."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **details}) + "\n"
+        try:
+            if self._log.exists() and self._log.stat().st_size + len(line) > _MAX_LOG_BYTES:
+                kept = self._log.read_bytes()[-_MAX_LOG_BYTES // 2 :]
+                write_atomic(self._log, kept[kept.find(b"\n") + 1 :])
+            with self._log.open("a") as file:
+                file.write(line)
+        except OSError:
+            return
+
+    def _change(self, change: Callable[[BundleRecord], BundleRecord]) -> BundleRecord:
+        with self._lock:
+            before = self.known()
+            after = change(before)
+            if after != before:
+                write_atomic(self._path, msgspec.json.format(msgspec.json.encode(after), indent=2) + b"\n")
+            return after
+
+
+def update_log(state: Path, newest: int = 20) -> list[dict[str, Any]]:
+    """The last lines of `updates.jsonl`, oldest first: time (s since the epoch), event, and what belongs to it."""
+    path = state / "updates.jsonl"
+    if not path.exists():
+        return []
+    found = []
+    for line in read_bounded(path, 2 * _MAX_LOG_BYTES).splitlines():
+        try:
+            found.append(msgspec.json.decode(line, type=dict[str, Any]))
+        except msgspec.MsgspecError:
+            continue  # the power went while it was written
+    return found[-newest:]
+
+
+def _without(starts: list[Start], manifest: str) -> list[Start]:
+    return [item for item in starts if item.manifest != manifest]
+
+
+def _refusal(generation: int, manifest: str, event: str, reason: str) -> Refusal:
+    return Refusal(generation=generation, manifest=manifest, event=event, reason=reason[:_MAX_REASON])
+
+
+def _refused(record: BundleRecord, refusal: Refusal) -> BundleRecord:
+    """Without that bundle, if there is another one that may work."""
+    digest = refusal.manifest
+    other = record.current if record.current != digest else record.proven
+    if other in (None, digest) or record.proven == digest:
+        return record
+    refused = [*(item for item in record.refused if item.manifest != digest), refusal]
+    return replace(record, current=other, starts=_without(record.starts, digest), refused=refused[-_KEPT_REFUSALS:])

@@ -1,0 +1,409 @@
+"""Which bundle and table a device runs: the first ones, and every later one, ready to take over between windows.
+
+An engine and a table are only handed over when they fit each other and the device's privacy floor, so taking over
+cannot fail. What does not fit is refused, counted and reported; what runs goes on running. A new bundle is on trial
+(`runtime_edge.updates.trial`) until it has run for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from runtime_edge.base.aio import Compute
+from runtime_edge.config import DeviceConfig
+from runtime_edge.errors import BackendError, FormatError, LinkError, OlderBundle, SscError, TableError, UsageError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.records.release import ReleasedBundle, decode_release, open_table
+from runtime_edge.formats.records.table import LOCAL, SplitterTable
+from runtime_edge.inference.engine import Engine
+from runtime_edge.policy.splitter import Splitter
+from runtime_edge.policy.surroundings import measured
+from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.connection import Link
+from runtime_edge.transport.privacy import floor_index
+from runtime_edge.updates.bundle_store import BundleStore, Fetched, check_same_ends, store_table, stored_table
+from runtime_edge.updates.trial import Refusal, Trial
+
+_LOG = logging.getLogger(__name__)
+_FIRST_RELEASE_S = 10.0
+_RECHECK_S = 30.0
+_REPORTED_FAILURES = 8
+
+
+def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) -> Splitter:
+    """A splitter for a bundle's cuts that keeps the device's privacy floor.
+
+    Raises BundleError when the bundle has no such cut, TableError when the table was made for other cuts, has no
+    action above the floor, or asks for a state variable that is not measured here.
+    """
+    manifest = bundle.manifest
+    # With `local` as the floor nothing is shipped whatever is chosen, and a table need not know that action.
+    floor = 0 if config.min_cut == LOCAL else floor_index(manifest, config.min_cut)
+    splitter = Splitter(table, [cut.name for cut in manifest.info.cuts], min_cut_index=floor, seed=config.seed)
+    table.lookup({"uncertainty": 1.0, "cpu": 0.0, "bandwidth_mbps": 1.0, "rtt_ms": 1.0, **measured()})
+    return splitter
+
+
+class Swap:
+    """Watches releases and tables; prepares and self-tests between two windows, hands over when asked."""
+
+    def __init__(self, config: DeviceConfig, link: Link | None, compute: Compute, accounting: Accounting) -> None:
+        self._config, self._link, self._compute, self._accounting = config, link, compute, accounting
+        self._store = BundleStore(config.state, config.trusted)
+        self._trials = self._store.trials
+        self._own_key = subjects.table_key(config.target, config.device)
+        self._common_key = subjects.table_key(config.target)
+        self._own_table = False
+        self._engine: Engine
+        self._table: SplitterTable
+        self._early: tuple[SplitterTable, bytes] | None = None
+        """A table, and its record, that does not fit what runs: it may have come before the bundle it is for."""
+        self._next_engine: Engine | None = None
+        self._next_table: SplitterTable | None = None
+        self._on_ready: Callable[[], None] = lambda: None
+        self._installing = asyncio.Lock()
+        self._running: Bundle
+        """What the last window ran on; `_engine` may be one that still has to take over."""
+        self._trial: Trial | None = None
+        self._proving: asyncio.Task[None] | None = None
+        self._rechecked = float("-inf")
+        self._failures: dict[str, Refusal] = {}
+        """By digest, for the server: what this device could not run, and what it will never try again."""
+
+    async def first(self) -> tuple[Engine, SplitterTable]:
+        """The bundle and table to start with: given, newest released, or last used. Raises SscError."""
+        given = self._config.bundle
+        if given is None:
+            await self._recover()
+        present = open_bundle(given, self._store.trusted) if given else self._last_used()
+        released = None if given else await self._released(present)
+        earlier = [] if given else self._store.earlier()
+        bundles = list({bundle.digest: bundle for bundle in (released, present, *earlier) if bundle}.values())
+        if not bundles:
+            why = "no --broker was given" if self._link is None else self._link.trouble or f"{self._link.url} gave none"
+            raise LinkError(f"no bundle on this device yet ({why}); start the server, or give --bundle")
+        records = await self._table_records()
+        for bundle in bundles:
+            try:
+                self._engine = await self._prepare(bundle)
+                self._table = await self._first_table(bundle, records)
+                break
+            except SscError as exc:
+                await self._not_taken(exc, bundle)
+                if bundle is bundles[-1]:
+                    raise
+        try:
+            self._adopt(self._engine.bundle)
+        except OSError as exc:
+            _LOG.warning("which bundle runs cannot be written down: %s", exc)
+        self._try_out(self._engine.bundle)
+        return self._engine, self._table
+
+    async def follow(self, on_ready: Callable[[], None]) -> None:
+        """Watch for later tables and, unless a bundle was given, for later releases; says when to `take` one."""
+        self._on_ready = on_ready
+        if self._link is not None:
+            keys = [self._common_key, self._own_key]
+            await self._link.watch(subjects.TABLES, keys, self._on_table)
+            if self._config.bundle is None:
+                await self._link.watch(subjects.RELEASES, [self._config.target], self._on_release)
+
+    def take(self) -> tuple[Engine | None, SplitterTable | None]:
+        """What should take over now; a new engine whose cuts are others comes with a table for them."""
+        ready = self._next_engine, self._next_table
+        self._next_engine = self._next_table = None
+        if ready[0] is not None:
+            self._try_out(ready[0].bundle)
+        elif self._trial is not None and self._trial.passed():
+            self._proving = asyncio.create_task(self._prove(self._trial.bundle))
+            self._trial = None
+        return ready
+
+    @contextlib.contextmanager
+    def orderly(self) -> Iterator[None]:
+        """Around the run: however it ends, unless the bundle may be the reason, this was no failed start."""
+        try:
+            yield
+        except (SscError, OSError, asyncio.CancelledError) as exc:
+            if not isinstance(exc, BackendError):
+                self._ended(self._engine.bundle)
+            raise
+        self._ended(self._engine.bundle)
+
+    async def recheck(self) -> None:
+        """The server has retired the generation that runs: look whether there is a release to take."""
+        now = time.monotonic()
+        if self._config.bundle is not None or now - self._rechecked < _RECHECK_S or self._server is None:
+            return
+        self._rechecked = now
+        with contextlib.suppress(LinkError):
+            record = await self._server.value(subjects.RELEASES, self._config.target)
+            if record is not None:
+                await self._on_release(self._config.target, record)
+
+    def status(self) -> dict[str, Any]:
+        """For the report: which bundle runs, whether it still has to prove itself, what could not be run here."""
+        return {
+            "bundle": self._running.digest,
+            "on_trial": self._trial is not None,
+            "update_failures": [msgspec.to_builtins(failure) for failure in self._failures.values()],
+        }
+
+    async def report(self, event: str, **details: object) -> None:
+        """Write into the device's log of updates and tell the server, best effort."""
+        await asyncio.to_thread(self._trials.note, event, **details)
+        if self._link is not None:
+            body = msgspec.json.encode({"event": event, "device": self._config.device, **details})
+            await self._link.publish(subjects.events(self._config.device), body)
+
+    @property
+    def _server(self) -> Link | None:
+        """The link, while it stands."""
+        return self._link if self._link is not None and self._link.connected else None
+
+    async def _recover(self) -> None:
+        """What earlier runs died of is not tried again, and the server is told."""
+        refused = self._trials.known().refused[-_REPORTED_FAILURES:]
+        self._failures = {refusal.manifest: refusal for refusal in refused}
+        for refusal in self._store.recover():
+            _LOG.warning("%s", refusal.reason)
+            self._failures[refusal.manifest] = refusal
+            await self.report(
+                refusal.event, generation=refusal.generation, digest=refusal.manifest, reason=refusal.reason
+            )
+
+    def _last_used(self) -> Bundle | None:
+        """What this device ran last; when that is damaged the server is asked, if there is one."""
+        try:
+            return self._store.current()
+        except FormatError as exc:
+            if self._server is None:
+                raise
+            _LOG.warning("%s", exc)
+            return None
+
+    async def _released(self, present: Bundle | None) -> Bundle | None:
+        """The newest release, brought onto the disk; with a bundle to fall back on no failure is fatal."""
+        link, target = self._server, self._config.target
+        if link is None:
+            return None
+        try:
+            record = await self._first_release(link, 0.0 if present else _FIRST_RELEASE_S)
+            if record is None and present is None:
+                raise UsageError(f"--target {target}: the server has released nothing for it")
+            if record is None:
+                return None
+            release = decode_release(record, f"release for {target}").for_device(self._config.device)
+            if self._trials.refusal(release.manifest) is not None:
+                _LOG.warning("generation %d is not tried again", release.generation)
+                return None
+            return (await self._fetch(link, release, present)).bundle
+        except SscError as exc:
+            if present is None:
+                raise
+            await self._not_taken(exc)
+            return None
+
+    async def _fetch(self, link: Link, release: ReleasedBundle, present: Bundle | None) -> Fetched:
+        """Raises what `BundleStore.fetch` raises, noted as a failure of that release."""
+        try:
+            fetched = await self._store.fetch(link, release, self._config.variant, self._config.target, present)
+        except OlderBundle:
+            raise  # the device's own choice says nothing of the release
+        except FormatError as exc:
+            self._remember(release.generation, release.manifest, "update_failed", exc)
+            raise
+        if fetched.fetched_bytes:
+            await self.report(
+                "fetched", generation=release.generation, digest=release.manifest, bytes=fetched.fetched_bytes,
+                assets=fetched.assets, patches=fetched.patches,
+            )  # fmt: skip
+        return fetched
+
+    async def _first_release(self, link: Link, patience_s: float) -> bytes | None:
+        """What is released for this target; a server that is just starting may not have got so far."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            await self._pin(link)
+            record = await link.value(subjects.RELEASES, self._config.target)
+            if record is not None or time.monotonic() >= deadline:
+                return record
+            await asyncio.sleep(0.25)
+
+    async def _pin(self, link: Link) -> None:
+        """At the first contact trust the key the server publishes, unless one was given."""
+        if self._store.trusted is None:
+            key = await link.value(subjects.RELEASES, subjects.SIGNING_KEY)
+            if key is not None:
+                self._store.pin(key.decode(errors="replace"))
+
+    async def _table_records(self) -> list[tuple[str, bytes]]:
+        """Tables to choose the first from: this device's, the target's, the one used last."""
+        found = []
+        if self._server is not None:
+            for key in (self._own_key, self._common_key):
+                with contextlib.suppress(LinkError):
+                    record = await self._server.value(subjects.TABLES, key)
+                    if record is not None:
+                        found.append((key, record))
+        stored = stored_table(self._config.state)
+        return found if stored is None else [*found, ("used last", stored)]
+
+    async def _first_table(self, bundle: Bundle, records: list[tuple[str, bytes]]) -> SplitterTable:
+        for key, record in records:
+            try:
+                table = open_table(record, self._store.trusted, f"table {key}", self._config.target)
+                make_splitter(bundle, table, self._config)
+            except SscError as exc:
+                await self._failed("table_refused", exc)
+                continue
+            self._own_table = key == self._own_key
+            self._keep_table(record)
+            return table
+        target = self._config.target
+        known = bundle.manifest.info.targets.get(target)
+        if known is not None and not (bundle.path / known.table).exists():
+            raise TableError(f"--target {target}: no splitter table for the cuts of {bundle.path}; push one")
+        table = bundle.table(target)
+        make_splitter(bundle, table, self._config)
+        return table
+
+    async def _prepare(self, bundle: Bundle) -> Engine:
+        """Load and self-test between two windows; the bundle in use goes on undisturbed until this is done."""
+        return await self._compute.run(self._load, bundle)
+
+    def _load(self, bundle: Bundle) -> Engine:
+        config, own = self._config, self._store.holds(bundle)
+        if own:
+            with contextlib.suppress(OSError):  # a full disk is no reason to stand still
+                self._trials.begin(bundle)
+        try:
+            engine = Engine.configured(bundle, config, getattr(self, "_engine", None))
+            engine.ready()
+        except BackendError as exc:
+            if own:
+                self._trials.refuse(bundle, str(exc))
+            raise
+        return engine
+
+    def _adopt(self, bundle: Bundle) -> None:
+        if self._store.holds(bundle):
+            self._store.adopt(bundle)
+
+    def _try_out(self, bundle: Bundle) -> None:
+        """It runs from now on."""
+        self._running = bundle
+        self._failures.pop(bundle.digest, None)
+        proven = self._trials.known().proven == bundle.digest or not self._store.holds(bundle)
+        self._trial = None if proven else Trial(bundle, self._config.trial_s)
+
+    async def _prove(self, bundle: Bundle) -> None:
+        try:
+            await asyncio.to_thread(self._trials.prove, bundle)
+        except OSError as exc:
+            _LOG.warning("generation %d runs, but that cannot be kept: %s", bundle.manifest.info.generation, exc)
+        await self.report("proven", generation=bundle.manifest.info.generation, digest=bundle.digest)
+
+    def _ended(self, bundle: Bundle) -> None:
+        """Its start was none that failed, or it is not to blame."""
+        if self._store.holds(bundle):
+            with contextlib.suppress(OSError):
+                self._trials.ended(bundle)
+
+    async def _on_table(self, key: str, record: bytes) -> None:
+        own = key == self._own_key
+        if self._own_table and not own:
+            return
+        assert self._link is not None
+        await self._pin(self._link)
+        try:
+            table = open_table(record, self._store.trusted, f"table {key}", self._config.target)
+            if table != self._table:
+                self._early = (table, record)
+                make_splitter(self._engine.bundle, table, self._config)
+                self._use(table, record)
+                self._own_table = own
+                self._on_ready()
+        except SscError as exc:
+            await self._failed("table_refused", exc)
+
+    async def _on_release(self, key: str, record: bytes) -> None:
+        async with self._installing:
+            bundle: Bundle | None = None
+            try:
+                assert self._link is not None
+                await self._pin(self._link)
+                told = decode_release(record, f"release for {key}")
+                release, present = told.for_device(self._config.device), self._engine.bundle
+                if release.manifest == present.digest:
+                    return
+                if self._trials.refusal(release.manifest) is not None:
+                    if present.manifest.info.generation < told.oldest:
+                        await self.report("retired", generation=present.manifest.info.generation, oldest=told.oldest)
+                    return
+                bundle = (await self._fetch(self._link, release, present)).bundle
+                check_same_ends(present, bundle)
+                engine = await self._prepare(bundle)
+                early = self._needed_table(bundle)
+                self._adopt(bundle)
+            except LinkError:
+                raise  # the watch tries again
+            except (SscError, OSError) as exc:
+                await self._not_taken(exc, bundle)
+                return
+            self._engine = self._next_engine = engine
+            if early is not None:
+                self._use(*early)
+            self._on_ready()
+        await self.report("generation", generation=bundle.manifest.info.generation, digest=bundle.digest)
+
+    def _needed_table(self, bundle: Bundle) -> tuple[SplitterTable, bytes] | None:
+        """None when the table in use fits a bundle, or else the one that came before it. Raises TableError."""
+        try:
+            make_splitter(bundle, self._table, self._config)
+        except TableError:
+            if self._early is None:
+                raise
+            make_splitter(bundle, self._early[0], self._config)
+            return self._early
+        return None
+
+    def _use(self, table: SplitterTable, record: bytes) -> None:
+        """From the next window on."""
+        self._table = self._next_table = table
+        self._keep_table(record)
+
+    def _keep_table(self, record: bytes) -> None:
+        """For the next start; a full disk is no reason to do without it now."""
+        try:
+            store_table(self._config.state, record)
+        except OSError as exc:
+            _LOG.warning("the table cannot be kept: %s", exc)
+
+    async def _not_taken(self, exc: Exception, bundle: Bundle | None = None) -> None:
+        """A release, or a bundle of one, that goes on the shelf; what runs goes on running."""
+        details: dict[str, object] = {}
+        if bundle is not None:
+            details = {"generation": bundle.manifest.info.generation, "digest": bundle.digest}
+            self._remember(bundle.manifest.info.generation, bundle.digest, "update_failed", exc)
+            self._ended(bundle)
+        await self._failed("update_refused" if isinstance(exc, OlderBundle) else "update_failed", exc, **details)
+
+    async def _failed(self, event: str, exc: Exception, **details: object) -> None:
+        self._accounting.errors[type(exc).__name__] += 1
+        _LOG.warning("%s: %s", event, exc)
+        await self.report(event, **details, reason=str(exc)[:500])
+
+    def _remember(self, generation: int, digest: str, event: str, exc: Exception) -> None:
+        self._failures.pop(digest, None)
+        self._failures[digest] = Refusal(generation=generation, manifest=digest, event=event, reason=str(exc)[:500])
+        while len(self._failures) > _REPORTED_FAILURES:
+            self._failures.pop(next(iter(self._failures)))

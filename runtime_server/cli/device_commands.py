@@ -1,0 +1,179 @@
+"""`ssc server device`, and the options of `ssc server run` that say who is let in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from runtime_edge.base.files import write_atomic
+from runtime_edge.errors import UsageError
+from runtime_server.broker.access import Access, SecurityConfig
+from runtime_server.ingest.rate import FRAMES_PER_S
+from streamsplit_compile.cli.options import PathParam, json_option, print_json, print_table
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_AUTH = click.option(
+    "--auth/--no-auth",
+    default=None,
+    help="Let in only devices that were added [default: once one was, or --host is not this machine].",
+)
+
+_OPTIONS = [
+    _AUTH,
+    click.option("--credentials", type=PathParam(), help="The server's nkey for an outside --broker."),
+    click.option("--tls-cert", type=PathParam(), help="The embedded broker's certificate, or this server's own."),
+    click.option("--tls-key", type=PathParam(), help="The key of that certificate."),
+    click.option("--tls-ca", type=PathParam(), help="Check devices' certificates, or an outside broker's, against it."),
+    click.option(
+        "--max-rate",
+        default=FRAMES_PER_S,
+        show_default=True,
+        type=click.FloatRange(min=0.1),
+        help="Frames a second one device may send for long.",
+    ),
+    click.option("--health-port", type=click.IntRange(0, 65535), help="Answer /healthz and /metrics on 127.0.0.1."),
+]
+
+_BROKER_OPTIONS = [
+    _AUTH,
+    click.option("--tls-cert", type=PathParam(), help="The broker's certificate."),
+    click.option("--tls-key", type=PathParam(), help="The key of that certificate."),
+    click.option("--tls-ca", type=PathParam(), help="Check devices' certificates against this authority."),
+]
+
+
+def broker_security_options(command: _Command) -> _Command:
+    """Who is let in by a broker, and what it encrypts."""
+    for option in reversed(_BROKER_OPTIONS):
+        command = option(command)
+    return command
+
+
+def security_options(command: _Command) -> _Command:
+    """Who is let in, and what is encrypted."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def security_configs(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of `security_options` that belong together out of a command's settings."""
+    names = [field.name for field in dataclasses.fields(SecurityConfig)]
+    return {"security": SecurityConfig(**{name: settings.pop(name) for name in names})}
+
+
+def _state_option(command: _Command) -> _Command:
+    return click.option(
+        "--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="The server's state directory."
+    )(command)
+
+
+@click.group()
+def device() -> None:
+    """Say which devices are let in. Run it where the server runs; a running server knows at once.
+
+    Example: ssc server device add pi-1 -o pi-1.creds
+    """
+
+
+@device.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("-o", "--out", type=PathParam(), help="File, or existing directory, for the key [default: NAME.creds].")
+@click.option("--reader", is_flag=True, help="Not a device: an MQTT client that may read all events, with a password.")
+@_state_option
+@json_option
+def add(names: tuple[str, ...], out: Path | None, reader: bool, state: Path, as_json: bool) -> None:
+    """Let devices in: each gets a key file to copy to it, for `ssc edge run --credentials`.
+
+    Example: ssc server device add pi-1 pi-2 -o keys/
+    """
+    if out is not None and len(names) > 1 and not out.is_dir():
+        raise UsageError(f"-o {out}: give an existing directory for the keys of {len(names)} devices")
+    if reader and out is not None:
+        raise UsageError("-o: a reader has no key file; its password is printed")
+    access, added = _access(state), []
+    for name in names:
+        if reader:
+            added.append({"name": name, "password": access.add_reader(name)})
+            continue
+        path = out / f"{name}.creds" if out is not None and out.is_dir() else out or Path(f"{name}.creds")
+        if path.exists():
+            raise UsageError(f"{path}: is there already; move it away, or give another -o")
+        seed = access.add(name)
+        write_atomic(path, f"{seed}\n".encode(), 0o600)
+        added.append({"name": name, "credentials": str(path)})
+    known = access.reload()
+    if as_json:
+        print_json({"added": added, "broker_told": known})
+        return
+    for entry in added:
+        secret = f"password {entry['password']}" if reader else f"key in {entry['credentials']}, for the device alone"
+        click.echo(f"{entry['name']}: {secret}")
+    click.echo(_told(known))
+
+
+@device.command()
+@click.argument("names", nargs=-1, required=True)
+@_state_option
+@json_option
+def revoke(names: tuple[str, ...], state: Path, as_json: bool) -> None:
+    """Keep devices out from now on; one that is connected is disconnected.
+
+    Example: ssc server device revoke pi-1
+    """
+    access = _access(state)
+    for name in names:
+        access.revoke(name)
+    known = access.reload()
+    if as_json:
+        print_json({"revoked": list(names), "broker_told": known})
+    else:
+        click.echo(f"revoked {', '.join(names)}. {_told(known)}")
+
+
+@device.command("list")
+@_state_option
+@json_option
+def list_(state: Path, as_json: bool) -> None:
+    """Show who was ever let in.
+
+    Example: ssc server device list --json
+    """
+    access = _access(state)
+    rows = [
+        {"name": one.name, "kind": one.kind, "public_key": one.public, "added": one.added, "revoked": one.revoked}
+        for one in access.members()
+    ]
+    if as_json:
+        print_json({"required": access.required, "devices": rows})
+        return
+    print_table("Devices", ["name", "kind", "public_key", "added", "revoked"], [list(row.values()) for row in rows])
+    click.echo("only these are let in" if access.required else "anyone is let in")
+
+
+@device.command()
+@_state_option
+def config(state: Path) -> None:
+    """Print the configuration that makes an outside nats-server hold everybody to this register.
+
+    Example: ssc server device config > /etc/nats/streamsplit.conf
+    """
+    access = _access(state)
+    click.echo("# include this from nats-server's configuration, then: nats-server --signal reload")
+    click.echo(f"# the server itself connects with --credentials {access.credentials.nkey}")
+    click.echo(access.config(anyone=False), nl=False)
+
+
+def _access(state: Path) -> Access:
+    if not state.is_dir():
+        raise UsageError(f"--state {state}: no such directory; give the one of `ssc server run`")
+    return Access(state)
+
+
+def _told(known: bool) -> str:
+    return "The running broker knows." if known else "No embedded broker is running here; it will know at its start."

@@ -1,0 +1,206 @@
+"""`ssc server label`: train a head from labelled recordings or events, and ship it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime_edge.base.files import write_atomic
+from runtime_edge.errors import LinkError, UsageError
+from runtime_edge.formats import minisign
+from runtime_edge.formats.bundle import Bundle, open_bundle, signature_path
+from runtime_edge.formats.credentials import Address
+from runtime_edge.formats.records.head import Head, signature_of
+from runtime_server.broker.hub import Hub
+from runtime_server.labels.head_training import Examples, fit_head
+from runtime_server.labels.labelled import is_events, of_clips, of_events, read_clips, read_events
+from streamsplit_compile.cli.options import (
+    PathParam,
+    Steps,
+    broker_option,
+    json_option,
+    key_option,
+    print_json,
+    print_table,
+    read_key,
+)
+
+_LOOK_S = 2.0
+
+
+@click.command()
+@click.argument("source", metavar="FOLDER|CSV", type=PathParam())
+@click.option(
+    "--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="The server's directory."
+)
+@click.option("--bundle", "given", type=PathParam(), help="Use this bundle instead of the server's newest generation.")
+@click.option("-o", "--out", type=PathParam(), default=Path("head.json"), show_default=True, help="Head file to write.")
+@click.option("--push", is_flag=True, help="Give it to running devices; it takes effect at their next window.")
+@click.option("--target", help="Push to devices of this target only [default: all of the bundle's].")
+@click.option("--device", help="Push to this device only; needs --target when the bundle has several.")
+@click.option("--follow", is_flag=True, help="Stay, and fit and push anew at every release.")
+@click.option("--gate-db", default=-60.0, show_default=True, help="Leave out windows of recordings below this level.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the held-out folds.")
+@broker_option
+@key_option
+@json_option
+def label(
+    source: Path,
+    state: Path,
+    given: Path | None,
+    out: Path,
+    push: bool,
+    target: str | None,
+    device: str | None,
+    follow: bool,
+    gate_db: float,
+    seed: int,
+    broker: Address,
+    key: Path | None,
+    as_json: bool,
+) -> None:
+    """Train a head: labels with scores for every window of every device.
+
+    From a folder with one subfolder of recordings for each label, from a CSV `file,label[,fold]`, or from a CSV
+    `device,time,label[,seconds]` that says when a device heard what. It is signed with --key or the server's key.
+
+    Example: ssc server label heard.csv --state server/ --push
+    """
+    if follow and given is not None:
+        raise UsageError("--follow looks for new generations in --state; leave out --bundle")
+    broker = _with_own_key(broker, state)
+    done = 0
+    while True:
+        bundles = _bundles(state, given)
+        if max(bundles) > done:
+            try:
+                newest = bundles[max(bundles)]
+                targets = _targets(newest, target, device) if push or follow else []
+                examples = _examples(source, bundles, broker, gate_db, quiet=as_json)
+                head = fit_head(examples, newest.manifest.info.encoder.id, "ssc server label", seed)
+                _ship(head, out, _signing_key(key, state), broker, targets, device)
+                _report(head, examples, out, targets, as_json)
+                done = max(bundles)
+            except LinkError as exc:
+                if not follow:
+                    raise
+                click.echo(f"waiting for the broker: {exc}")
+        if not follow:
+            return
+        time.sleep(_LOOK_S)
+
+
+def _bundles(state: Path, given: Path | None) -> dict[int, Bundle]:
+    """The server's generations by number. Raises UsageError when there is none."""
+    if given is not None:
+        bundle = open_bundle(given)
+        return {bundle.manifest.info.generation: bundle}
+    directory = state / "generations"
+    numbers = [int(path.name) for path in directory.glob("*") if path.name.isdecimal()]
+    if not numbers:
+        raise UsageError(f"{state}: no server has run here; give its --state directory, or --bundle")
+    return {number: open_bundle(directory / f"{number:05d}") for number in numbers}
+
+
+def _with_own_key(broker: Address, state: Path) -> Address:
+    """The server's own credentials, unless others are given."""
+    own = state / "server.nkey"
+    if broker.credentials.nkey is not None or not own.exists():
+        return broker
+    return replace(broker, credentials=replace(broker.credentials, nkey=own))
+
+
+def _signing_key(given: Path | None, state: Path) -> minisign.SecretKey | None:
+    own = state / "signing.key"
+    return read_key(given or (own if own.exists() else None))
+
+
+def _targets(bundle: Bundle, target: str | None, device: str | None) -> list[str]:
+    known = list(bundle.manifest.info.targets)
+    if target is not None and target not in known:
+        raise UsageError(f"--target {target}: this bundle was compiled for {', '.join(known)}")
+    if device is not None and target is None and len(known) > 1:
+        raise UsageError(f"--device {device}: say with --target which of {', '.join(known)} it is")
+    return known if target is None else [target]
+
+
+def _examples(source: Path, bundles: dict[int, Bundle], broker: Address, gate_db: float, quiet: bool) -> Examples:
+    newest = bundles[max(bundles)]
+    with Steps(quiet) as steps:
+        if not is_events(source):
+            return of_clips(read_clips(source), newest, gate_db, steps)
+
+        async def read() -> Examples:
+            hub = Hub(broker, "label")
+            await hub.connect()
+            try:
+                return await of_events(read_events(source), hub, bundles, steps)
+            finally:
+                await hub.close()
+
+        return asyncio.run(read())
+
+
+def _ship(
+    head: Head, out: Path, key: minisign.SecretKey | None, broker: Address, targets: list[str], device: str | None
+) -> None:
+    """Write it, and put it where the devices of the targets find it."""
+    data = head.to_json()
+    write_atomic(out, data)
+    if key is not None:
+        write_atomic(signature_path(out), signature_of(data, key).encode())
+
+    async def push() -> None:
+        hub = Hub(broker, "label")
+        await hub.connect()
+        try:
+            for target in targets:
+                await hub.put_head(head, key, target, device)
+        finally:
+            await hub.close()
+
+    if targets:
+        asyncio.run(push())
+
+
+def _report(head: Head, examples: Examples, out: Path, pushed_to: list[str], as_json: bool) -> None:
+    counts = examples.truth.sum(axis=0).tolist()
+    validation = head.validation
+    if as_json:
+        found: dict[str, Any] = {
+            "head": str(out),
+            "encoder": head.encoder,
+            "generations": head.generations,
+            "windows": dict(zip(head.labels, counts, strict=True)),
+            "thresholds": dict(zip(head.labels, head.thresholds, strict=True)),
+            "validation": None
+            if validation is None
+            else {f: getattr(validation, f) for f in validation.__struct_fields__},
+            "pushed_to": pushed_to,
+        }
+        print_json(found)
+        return
+    first, last = head.generations
+    print_table(
+        f"{out}: {head.encoder}, generation {first if first == last else f'{first} to {last}'}",
+        ["label", "windows", "detected from"],
+        [
+            [name, str(count), f"{threshold:.2f}"]
+            for name, count, threshold in zip(head.labels, counts, head.thresholds, strict=True)
+        ],
+    )
+    if validation is None:
+        click.echo(f"  not validated: give every label at least two {examples.unit}s")
+    else:
+        click.echo(
+            f"  held out ({validation.split}): {validation.accuracy:.1%} of {validation.windows} windows right, "
+            f"{validation.group_accuracy:.1%} of {validation.groups} {examples.unit}s, "
+            f"average precision {validation.average_precision:.3f}"
+        )
+    if pushed_to:
+        click.echo(f"  pushed to {', '.join(pushed_to)}")

@@ -1,0 +1,192 @@
+"""`ssc server releases`, and the options of `ssc server run` that say when and to whom generations are released."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from runtime_edge.formats.credentials import Address
+from runtime_server.broker.hub import Hub
+from runtime_server.releases.release_gate import ReleaseConfig
+from runtime_server.releases.rollout import RolloutConfig
+from runtime_server.releases.rollout_service import Action, request
+from streamsplit_compile.cli.options import PathParam, broker_option, json_option, print_json, print_table, size
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OPTIONS = [
+    click.option("--release-steps", default=50, show_default=True, type=click.IntRange(1), help="Steps between tries."),
+    click.option("--release-s", type=click.FloatRange(0), help="Also try after so many seconds, if anything is new."),
+    click.option(
+        "--release-least-s", default=0.0, show_default=True, type=click.FloatRange(0), help="Seconds between tries."
+    ),
+    click.option(
+        "--release-tolerance",
+        default=0.02,
+        show_default=True,
+        type=click.FloatRange(-1, 1),
+        help="Share by which the held-out loss may rise; negative: by which it must fall.",
+    ),
+    click.option("--probe", type=PathParam(), help="Labelled recordings (folder or CSV) no release may lose on."),
+    click.option(
+        "--canary-share",
+        default=RolloutConfig.canary_share,
+        show_default=True,
+        type=click.FloatRange(0, 1),
+        help="Share of the devices that take a generation first.",
+    ),
+    click.option(
+        "--canary-from",
+        default=RolloutConfig.canary_from,
+        show_default=True,
+        type=click.IntRange(1),
+        help="With fewer devices all take it at once.",
+    ),
+    click.option(
+        "--healthy-s",
+        default=RolloutConfig.healthy_s,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Promote a generation so long after its release, when the devices that have it are well.",
+    ),
+]
+
+
+def release_options(command: _Command) -> _Command:
+    """When generations are released, and to whom first."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def release_configs(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take those options out of a command's settings; the fields of ServerConfig they make."""
+    release = ReleaseConfig(
+        every_steps=settings.pop("release_steps"),
+        every_s=settings.pop("release_s"),
+        least_s=settings.pop("release_least_s"),
+        tolerance=settings.pop("release_tolerance"),
+    )
+    rollout = RolloutConfig(**{name: settings.pop(name) for name in ("canary_share", "canary_from", "healthy_s")})
+    return {"release": release, "rollout": rollout}
+
+
+_generation = click.argument("generation", required=False, type=click.IntRange(1))
+
+
+@click.group()
+def releases() -> None:
+    """List, promote, roll back and pin the generations of a running server.
+
+    Example: ssc server releases list --broker nats://127.0.0.1:4222
+    """
+
+
+@releases.command("list")
+@broker_option
+@json_option
+def list_(broker: Address, as_json: bool) -> None:
+    """Show the generations that were released and how they went.
+
+    Example: ssc server releases list
+    """
+    _ask(broker, "list", None, as_json)
+
+
+@releases.command()
+@_generation
+@broker_option
+@json_option
+def promote(generation: int | None, broker: Address, as_json: bool) -> None:
+    """Give the generation on trial, or another one, to all devices now.
+
+    Example: ssc server releases promote
+    """
+    _ask(broker, "promote", generation, as_json)
+
+
+@releases.command()
+@_generation
+@broker_option
+@json_option
+def rollback(generation: int | None, broker: Address, as_json: bool) -> None:
+    """Go back to the stable generation, to the one before it, or to another one.
+
+    Example: ssc server releases rollback 3
+    """
+    _ask(broker, "rollback", generation, as_json)
+
+
+@releases.command()
+@_generation
+@broker_option
+@json_option
+def pin(generation: int | None, broker: Address, as_json: bool) -> None:
+    """Keep all devices on the present generation, or on another one: nothing is released until `unpin`.
+
+    Example: ssc server releases pin 3
+    """
+    _ask(broker, "pin", generation, as_json)
+
+
+@releases.command()
+@broker_option
+@json_option
+def unpin(broker: Address, as_json: bool) -> None:
+    """Let generations be released again, at once.
+
+    Example: ssc server releases unpin
+    """
+    _ask(broker, "unpin", None, as_json)
+
+
+def _ask(broker: Address, action: Action, generation: int | None, as_json: bool) -> None:
+    found = asyncio.run(_request(broker, action, generation))
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        "Releases",
+        ["generation", "status", "share", "age", "devices", "proven", "held-out loss", "in full", "as patches", "why"],
+        [_row(release) for release in found["releases"]],
+    )
+    if found["held"]:
+        click.echo(f"nothing is released by itself now: {found['held']}")
+
+
+async def _request(broker: Address, action: Action, generation: int | None) -> dict[str, Any]:
+    hub = Hub(broker, "releases")
+    await hub.connect()
+    try:
+        return await request(hub, action, generation)
+    finally:
+        await hub.close()
+
+
+def _row(release: dict[str, Any]) -> list[str]:
+    losses = [release["held_out_before"], release["held_out_after"]]
+    marks = [name for name in ("pinned", "retired") if release[name]]
+    return [
+        str(release["generation"]),
+        ", ".join([release["status"], *marks]),
+        f"{release['share']:.0%}",
+        _age(time.time() - release["released_at"]),
+        str(release["devices"]),
+        str(release["devices_proven"]),
+        "" if None in losses else f"{losses[0]:.4f} -> {losses[1]:.4f}",
+        size(release["full_bytes"]),
+        size(release["patch_bytes"]),
+        release["reason"],
+    ]
+
+
+def _age(seconds: float) -> str:
+    """For people."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

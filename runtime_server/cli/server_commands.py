@@ -1,0 +1,231 @@
+"""`ssc server`, `ssc deploy` and `ssc demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.formats.credentials import Address
+from runtime_server.broker.hub import Hub
+from runtime_server.cli.broker_commands import broker
+from runtime_server.cli.dead_letter_commands import dead
+from runtime_server.cli.device_commands import device, security_configs, security_options
+from runtime_server.cli.label_commands import label
+from runtime_server.cli.release_commands import release_configs, release_options, releases
+from runtime_server.cli.server_status_command import status
+from runtime_server.ingest.frame_replay import ReplayConfig
+from runtime_server.server import Server, ServerConfig
+from runtime_server.training.ranks import Ranks
+from runtime_server.training.trainer import TrainConfig
+from streamsplit_compile.cli.options import (
+    PathParam,
+    broker_option,
+    bundle_argument,
+    json_option,
+    key_option,
+    print_json,
+    print_table,
+    read_key,
+    size,
+)
+from streamsplit_compile.encoder.encoders import load_encoder
+
+
+@click.group()
+def server() -> None:
+    """Run and look at the server.
+
+    Example: ssc server run encoder.pt bundle/ --state server/
+    """
+
+
+@server.command()
+@click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam())
+@bundle_argument
+@click.option("--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="State directory.")
+@click.option("--broker", help="Use this broker, or a cluster's with commas between, instead of starting one.")
+@click.option(
+    "--replicas", default=1, show_default=True, type=click.IntRange(1, 5), help="Brokers that keep a message."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address the embedded broker listens on.")
+@click.option("--port", default=4222, show_default=True, type=click.IntRange(1, 65535), help="Its port.")
+@click.option("--mqtt-port", type=click.IntRange(1, 65535), help="Let MQTT clients read events on this port.")
+@click.option("--calibrate", type=PathParam(), help="Recordings to measure int8 ranges on at every release.")
+@click.option("--no-training", "training", flag_value=False, default=True, help="Complete frames only.")
+@click.option(
+    "--batch", default=TrainConfig.batch, show_default=True, type=click.IntRange(2), help="Windows in a training step."
+)
+@click.option("--learning-rate", default=TrainConfig.learning_rate, show_default=True, type=float)
+@click.option("--train-share", default=0.6, show_default=True, type=click.FloatRange(0.01, 1.0))
+@click.option(
+    "--checkpoint-steps", default=200, show_default=True, type=click.IntRange(1), help="Steps between two checkpoints."
+)
+@click.option(
+    "--replay-mb",
+    default=512,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Read so much of the stream again at a start; 0: nothing.",
+)
+@release_options
+@click.option("--tensorboard", type=PathParam(), help="Directory for TensorBoard's event files of the training.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Torch threads.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="What frames are completed in.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the training.")
+@security_options
+@key_option
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
+def run(
+    encoder_file: Path,
+    bundle: Path,
+    training: bool,
+    batch: int,
+    learning_rate: float,
+    train_share: float,
+    replay_mb: int,
+    seed: int,
+    verbose: bool,
+    **settings: Any,
+) -> None:
+    """Complete frames, train on them, and release new generations, until stopped.
+
+    Example: ssc server run encoder.pt bundle/ --state server/ --host 0.0.0.0
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    config = ServerConfig(
+        bundle=bundle,
+        training=training,
+        train=TrainConfig(batch=batch, learning_rate=learning_rate, share=train_share, seed=seed),
+        replay=ReplayConfig(max_bytes=replay_mb << 20),
+        **release_configs(settings),
+        **security_configs(settings),
+        **settings,
+    )
+    ranks = Ranks.join()
+    try:
+        asyncio.run(_serve(Server(load_encoder(encoder_file), config, ranks)))
+    finally:
+        ranks.leave()
+
+
+server.add_command(broker)
+server.add_command(device)
+server.add_command(releases)
+server.add_command(label)
+server.add_command(status)
+server.add_command(dead)
+
+
+async def _serve(running: Server) -> None:
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, running.stop)
+    task = asyncio.create_task(running.run())
+    started = asyncio.create_task(running.started.wait())
+    await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+        key, ranks = running.key.public.to_text().splitlines()[1], running.ranks
+        who = "" if ranks.world == 1 else f"rank {ranks.rank} of {ranks.world}: "
+        click.echo(f"{who}serving generation {running.generations.newest.number} on {running.url}, public key {key}")
+        if running.broker is not None and (line := running.broker.lets_in):
+            click.echo(line, err=True)
+    started.cancel()
+    status = await task
+    click.echo(f"stopped after {sum(status['windows'].values())} windows, {status['training_steps']} training steps")
+
+
+@click.command()
+@bundle_argument
+@broker_option
+@key_option
+@json_option
+def deploy(bundle: Path, broker: Address, key: Path | None, as_json: bool) -> None:
+    """Put a bundle and its tables where devices find it, and tell them.
+
+    Example: ssc deploy bundle/ --broker nats://127.0.0.1:4222
+    """
+    sent, targets = asyncio.run(_deploy(bundle, broker, key))
+    if as_json:
+        print_json({"bytes": sent, "targets": targets})
+    else:
+        click.echo(f"{bundle}: {size(sent)} new on {broker}, released to {', '.join(targets)}")
+
+
+async def _deploy(path: Path, broker: Address, key_path: Path | None) -> tuple[int, list[str]]:
+    bundle, key = open_bundle(path), read_key(key_path)
+    hub = Hub(broker, "deploy")
+    await hub.connect()
+    try:
+        sent = await hub.publish_bundle(bundle)
+        for target in bundle.manifest.info.targets:
+            await hub.put_table(bundle.table(target), key)
+            await hub.release(bundle, target)
+        return sent, list(bundle.manifest.info.targets)
+    finally:
+        await hub.close()
+
+
+@click.command()
+@click.option("--audio", type=PathParam(), help="Directory of recordings [default: a synthesised soundscape].")
+@click.option("-o", "--out", type=PathParam(), default=Path("demo-report"), show_default=True, help="Report directory.")
+@click.option("--encoder", default="resnet18", show_default=True, help="A registered encoder.")
+@click.option("--cuts", default="auto", show_default=True, help="As in `ssc compile`.")
+@click.option(
+    "--seconds", default=75.0, show_default=True, type=click.FloatRange(10, 3600), help="Streaming time at least."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@json_option
+def demo(audio: Path | None, out: Path, encoder: str, cuts: str, seconds: float, seed: int, as_json: bool) -> None:
+    """The whole loop on one machine: compile, stream, train, recompile, hot-swap, report.
+
+    Example: ssc demo --audio recordings/ -o demo-report
+    """
+    # Imported here: matplotlib is slow, and only the demo draws.
+    from runtime_server.demo.demo import DemoConfig, run_demo
+
+    config = DemoConfig(audio, out, encoder, cuts, seconds, seed=seed, quiet=as_json)
+    summary = asyncio.run(run_demo(config))
+    if as_json:
+        print_json(summary)
+        return
+    print_table(
+        f"{summary['encoder']} on {summary['audio']}",
+        ["device", "windows", "acked", "cuts", "sent", "as PCM", "generation", "swaps"],
+        [
+            [
+                name,
+                str(device["windows_captured"]),
+                str(device["windows_acked"]),
+                ", ".join(f"{cut} {count}" for cut, count in sorted(device["cuts_used"].items())),
+                size(device["bytes_sent"]),
+                size(device["bytes_pcm16"]),
+                f"{device['generation_start']} -> {device['generation_end']}",
+                str(device["table_swaps"]),
+            ]
+            for name, device in summary["devices"].items()
+        ],
+    )
+    for cut, latency in summary["latency_ms"].items():
+        click.echo(
+            f"  {cut}: median {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms, {latency['windows']} windows"
+        )
+    click.echo(
+        f"{summary['bytes_saved_share']:.0%} fewer bytes than PCM, "
+        f"parity within {summary['parity_max_abs_error']:.1e}, {summary['training_steps']} training steps, "
+        f"{summary['duration_s']:.0f} s. Report: {out / 'report.html'}"
+    )

@@ -1,0 +1,166 @@
+"""The report's pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullFormatter
+
+from runtime_server.demo.demo_summary import Evidence
+from runtime_server.demo.scenario import DemoDevice
+
+_COLOURS = ("#0b7189", "#e07a1f", "#6a994e", "#8f2d56", "#3d405b", "#b5838d", "#577590", "#f2cc8f")
+_STYLE: dict[Any, Any] = {
+    "figure.dpi": 110,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+}
+
+
+def draw_all(directory: Path, evidence: Evidence, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Draw every picture into a directory; returns (file name, caption)."""
+    pictures = []
+    with plt.rc_context(_STYLE):
+        for device in evidence.plan:
+            name = f"device-{device.name}.png"
+            _draw_device(directory / name, device, evidence)
+            pictures.append((name, f"{device.name}: the cut of every window, its link and its processor"))
+        _draw_bytes(directory / "bytes.png", summary)
+        pictures.append(("bytes.png", "Bytes on the link against the same audio as 16-bit PCM"))
+        _draw_latency(directory / "latency.png", summary)
+        pictures.append(("latency.png", "Median latency by cut, from the end of a window to its embedding"))
+        _draw_losses(directory / "losses.png", evidence)
+        pictures.append(("losses.png", "Training on the server; a dashed line is a release"))
+        _draw_generations(directory / "generations.png", evidence)
+        pictures.append(("generations.png", "The generation each window ran on"))
+    return pictures
+
+
+def _seconds(evidence: Evidence, rows: list[dict[str, Any]]) -> list[float]:
+    return [row["time"] - evidence.streamed_at for row in rows]
+
+
+def _draw_device(path: Path, device: DemoDevice, evidence: Evidence) -> None:
+    rows = evidence.results[device.name]
+    times = _seconds(evidence, rows)
+    figure, (top, middle, bottom) = plt.subplots(
+        3, 1, figsize=(9, 5.6), sharex=True, height_ratios=(1.4, 1.2, 0.8), layout="constrained"
+    )
+    positions = [evidence.cuts.index(row["cut"]) for row in rows]
+    for probe, marker, label in ((False, "o", "policy"), (True, "D", "probe")):
+        chosen = [(t, p) for t, p, row in zip(times, positions, rows, strict=True) if row["probe"] == probe]
+        if chosen:
+            top.scatter(*zip(*chosen, strict=True), s=14, marker=marker, color=_COLOURS[probe], label=label, zorder=3)
+    top.plot(times, positions, color=_COLOURS[0], alpha=0.3, drawstyle="steps-post")
+    top.set_yticks(range(len(evidence.cuts)), evidence.cuts)
+    top.set_ylim(-0.5, len(evidence.cuts) + 0.2)
+    top.set_title(f"{device.name} ({device.target}): cut chosen")
+    if device.swapped:
+        top.axvline(evidence.swapped_at - evidence.streamed_at, color=_COLOURS[3], ls="--", label="table swapped")
+    top.legend(loc="upper right", frameon=False, ncols=3)
+    _draw_link(middle, device, times, rows)
+    bottom.plot(times, [row["cpu"] for row in rows], color=_COLOURS[2])
+    bottom.set_ylim(0, 1.05)
+    bottom.set_title("processor load of the machine")
+    bottom.set_xlabel("seconds")
+    _save(figure, path)
+
+
+def _draw_link(axes: Axes, device: DemoDevice, times: list[float], rows: list[dict[str, Any]]) -> None:
+    edges, rates, elapsed = [0.0], [], 0.0
+    for phase in device.phases:
+        elapsed += phase.seconds
+        edges.append(elapsed)
+        rates.append(phase.uplink_mbps)
+    axes.stairs(rates, edges, color=_COLOURS[4], lw=1.5, label="emulated uplink", baseline=None)
+    axes.plot(times, [row["bandwidth_mbps"] for row in rows], color=_COLOURS[1], label="the device's estimate")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_title("bandwidth, Mbit/s")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * 2.5)
+    axes.legend(loc="upper right", frameon=False, ncols=2)
+
+
+def _draw_bytes(path: Path, summary: dict[str, Any]) -> None:
+    figure, axes = plt.subplots(figsize=(9, 2.8), layout="constrained")
+    names = list(summary["devices"])
+    for index, (key, label) in enumerate((("bytes_pcm16", "16-bit PCM"), ("bytes_sent", "sent"))):
+        values = [summary["devices"][name][key] / 1e3 for name in names]
+        bars = axes.barh([i + 0.2 - 0.4 * index for i in range(len(names))], values, 0.38,
+                         color=_COLOURS[4 if index == 0 else 0], label=label)  # fmt: skip
+        axes.bar_label(bars, fmt="%.0f kB", padding=3)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title("bytes")
+    axes.margins(x=0.12)
+    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    _save(figure, path)
+
+
+def _draw_latency(path: Path, summary: dict[str, Any]) -> None:
+    labels, parts = [], []
+    for name, device in summary["devices"].items():
+        for cut, values in device["latency_parts_ms"].items():
+            labels.append(f"{name} · {cut} ({device['cuts_used'][cut]})")
+            parts.append(values)
+    figure, axes = plt.subplots(figsize=(9, 0.8 + 0.33 * len(labels)), layout="constrained")
+    left = [0.0] * len(labels)
+    for index, part in enumerate(("device", "network", "server")):
+        widths = [values[part] for values in parts]
+        axes.barh(labels, widths, left=left, color=_COLOURS[index], label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    for row, total in enumerate(left):
+        axes.text(total, row, f" {total:.0f} ms", va="center")
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_title("median latency, ms (windows in brackets)")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _draw_losses(path: Path, evidence: Evidence) -> None:
+    losses = evidence.server["losses"]
+    names = [name for name in ("total", "task", "spread", "laplacian") if losses and name in losses[0]]
+    figure, axes = plt.subplots(figsize=(9, 3), layout="constrained")
+    steps = [row["step"] for row in losses]
+    for index, name in enumerate(names):
+        axes.plot(steps, [row[name] for row in losses], color=_COLOURS[index], label=name, marker=".", ms=4)
+    for row in evidence.server["releases"]:
+        if row["released"]:
+            axes.axvline(row["steps"], color="grey", ls="--", lw=0.8)
+            axes.text(row["steps"], axes.get_ylim()[1], f"{row['generation']} ", ha="right", va="top", color="grey")
+    axes.set_xlabel("training step")
+    axes.set_title("hybrid loss and its terms, before weighting")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _draw_generations(path: Path, evidence: Evidence) -> None:
+    figure, axes = plt.subplots(figsize=(9, 2.6), layout="constrained")
+    for index, (name, rows) in enumerate(evidence.results.items()):
+        axes.plot(_seconds(evidence, rows), [row["generation"] + 0.06 * index for row in rows],
+                  color=_COLOURS[index], drawstyle="steps-post", label=name)  # fmt: skip
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("seconds")
+    axes.set_title("generation")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path)
+    plt.close(figure)

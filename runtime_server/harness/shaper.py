@@ -1,0 +1,48 @@
+"""A thin link between a device and the broker: a relay with a rate, a delay and a schedule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from runtime_server.harness.relay import LinkState, Relay
+
+
+@dataclass(frozen=True)
+class Phase:
+    """So many seconds at one uplink rate."""
+
+    seconds: float
+    uplink_mbps: float
+
+
+class Shaper(Relay):
+    """Relays connections to the broker; the uplink is paced to the phase of the schedule, both ways are delayed.
+
+    Before the schedule begins it passes on at once: whoever fetches a first bundle then is not the last to start.
+    """
+
+    def __init__(self, broker_port: int, phases: Sequence[Phase], one_way_ms: float) -> None:
+        super().__init__(("127.0.0.1", broker_port))
+        self._phases, self._delayed = list(phases), LinkState(one_way_ms=one_way_ms)
+        self._began: float | None = None
+
+    def now(self) -> LinkState:
+        """The delay, and the rate of the present phase."""
+        if self._began is None:
+            return LinkState()
+        return replace(self._delayed, uplink_mbps=self.uplink_mbps())
+
+    def begin(self) -> None:
+        """Start the schedule now."""
+        self._began = time.monotonic()
+
+    def uplink_mbps(self) -> float:
+        """The rate of the present phase, or of the first to come; the last phase stays."""
+        elapsed = 0.0 if self._began is None else time.monotonic() - self._began
+        for phase in self._phases:
+            if elapsed < phase.seconds:
+                return phase.uplink_mbps
+            elapsed -= phase.seconds
+        return self._phases[-1].uplink_mbps

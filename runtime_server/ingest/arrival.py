@@ -1,0 +1,42 @@
+"""A frame as the broker hands it over: whose it is, and what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nats.aio.msg import Msg
+
+from runtime_edge.errors import FrameError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.wire import FrameHeader, decode_frame
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A frame that decoded."""
+
+    message: Msg
+    device: str
+    boot: str
+    header: FrameHeader
+    payload: bytes
+    arrived: float
+    """`time.monotonic()` of its arrival here, s."""
+
+    @property
+    def sequence(self) -> int:
+        """Its place in the broker's stream."""
+        return int(self.message.metadata.sequence.stream)
+
+
+def decode_arrival(message: Msg, arrived: float) -> Arrival:
+    """Check the identity in the message id against the subject, then the frame. Raises FrameError."""
+    device = message.subject.rsplit(".", 1)[-1]
+    if not subjects.is_device(device) or message.subject != subjects.frames(device):
+        raise FrameError("no device publishes on this subject")
+    header, payload = decode_frame(message.data)
+    identity = (message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "").split(".")
+    boot = identity[1] if len(identity) == 3 else ""
+    if not subjects.is_boot(boot) or ".".join(identity) != subjects.message_id(device, boot, header.window):
+        raise FrameError("the message id does not name this device and window")
+    return Arrival(message, device, boot, header, payload, arrived)

@@ -1,0 +1,103 @@
+"""What becomes of frames: decoded one by one, completed together, and told apart."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime_edge.errors import FrameError
+from runtime_server.ingest.arrival import Arrival
+from runtime_server.ingest.audio_streams import AudioStreams
+from runtime_server.ingest.backlog import Batch
+from runtime_server.suffix.generations import Generation, Generations
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one frame."""
+
+    status: str
+    """As in its reply: ok, retired or refused."""
+    activation: Tensor | None = None
+    """(rows, ...) float32 when it is ok."""
+    embedding: Tensor | None = None
+    """(d,) float32 when it is ok."""
+    poison: str = ""
+    """Why it can never be completed; empty unless that is so."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A batch on its way from one thread to the next."""
+
+    generation: Generation | None
+    cut: int
+    found: list[Tensor | Outcome]
+    """Of each frame its activation, or what becomes of it without."""
+    seconds: float
+
+
+class Completer:
+    """Each of its two steps is used by one thread."""
+
+    def __init__(self, generations: Generations) -> None:
+        self._generations, self._streams = generations, AudioStreams()
+
+    def decode(self, batch: Batch) -> Decoded:
+        """The activations of a batch."""
+        began = time.monotonic()
+        generation = self._generations.get(batch.generation)
+        if generation is None:
+            status = "retired" if batch.generation < self._generations.newest.number else "refused"
+            return Decoded(None, batch.cut, [Outcome(status)] * len(batch.arrivals), 0.0)
+        found = [self._decode(generation, arrival) for arrival in batch.arrivals]
+        return Decoded(generation, batch.cut, found, time.monotonic() - began)
+
+    def complete(self, decoded: Decoded) -> tuple[list[Outcome], float]:
+        """One pass through the suffix of a generation for all frames of a batch; an outcome for each, and the seconds
+        that both steps took.
+        """
+        began = time.monotonic()
+        activations = [found for found in decoded.found if isinstance(found, Tensor)]
+        completed = iter(_complete(decoded.generation, decoded.cut, activations) if decoded.generation else ())
+        outcomes = [found if isinstance(found, Outcome) else next(completed) for found in decoded.found]
+        return outcomes, decoded.seconds + time.monotonic() - began
+
+    def _decode(self, generation: Generation, arrival: Arrival) -> Tensor | Outcome:
+        """The activation of a frame, or what becomes of one that has none."""
+        try:
+            return torch.from_numpy(self._streams.activation(generation, arrival))
+        except FrameError as exc:
+            return _poison(exc)
+        except Exception as exc:  # whatever a foreign payload makes a decoder do, the others are served
+            _LOG.exception("frame of %s cannot be decoded", arrival.device)
+            return _poison(exc)
+
+
+def _complete(generation: Generation, cut: int, activations: list[Tensor]) -> list[Outcome]:
+    """Outcomes of activations (rows, ...) of equal shape; where all together fail, each half is tried alone."""
+    if not activations:
+        return []
+    try:
+        embeddings = generation.complete(cut, torch.cat(activations))
+    except Exception as exc:
+        if len(activations) == 1:
+            _LOG.exception("a frame at cut %d of generation %d cannot be completed", cut, generation.number)
+            return [_poison(exc)]
+        half = len(activations) // 2
+        return _complete(generation, cut, activations[:half]) + _complete(generation, cut, activations[half:])
+    finite = torch.isfinite(embeddings).all(dim=1).tolist()
+    return [
+        Outcome("ok", activation, embedding) if is_finite else Outcome("refused", poison="its embedding is not finite")
+        for activation, embedding, is_finite in zip(activations, embeddings, finite, strict=True)
+    ]
+
+
+def _poison(exc: Exception) -> Outcome:
+    return Outcome("refused", poison=str(exc) if isinstance(exc, FrameError) else f"{type(exc).__name__}: {exc}")

@@ -1,0 +1,131 @@
+"""Dead letters: frames that cannot be completed, kept for a while with the reason, out of everybody's way.
+
+They lie in a stream of their own, `dead.<partition>.<device>`, bounded in number, in size and in age; the oldest go
+first. A letter is there before its frame is taken out of the queue, and once only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import nats.js.errors
+from nats.aio.msg import Msg
+from nats.js.api import RawStreamMsg
+from nats.js.client import JetStreamContext
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats import subjects
+from runtime_server.broker.hub import DEAD, Hub, raises_link_error
+
+UNKNOWN = "_unknown"
+"""In the place of a device where there is none of that name; no device can be called so."""
+_KEPT_BYTES = 256 << 10
+"""Of a frame: enough to see what it was."""
+_MAX_TEXT = 500
+_REASON, _SUBJECT, _SEQUENCE, _IDENTITY, _SIZE = (
+    "Ssc-Reason", "Ssc-Subject", "Ssc-Sequence", "Ssc-Message-Id", "Ssc-Bytes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A frame that was put away."""
+
+    number: int
+    """Its number among the dead letters."""
+    time: datetime | None
+    """When it was put away."""
+    device: str
+    reason: str
+    subject: str
+    """Where it was published."""
+    sequence: int
+    """Its place in the stream of frames."""
+    message_id: str
+    size: int
+    """The frame's, bytes."""
+    frame: bytes
+    """At most its first 256 KiB."""
+
+
+async def park(stream: JetStreamContext, message: Msg, device: str, reason: str) -> None:
+    """Keep a frame with the reason; returns once the broker has it. Raises what the library raises."""
+    sequence = int(message.metadata.sequence.stream)
+    headers = {
+        subjects.MESSAGE_ID_HEADER: f"dead.{message.metadata.stream}.{sequence}",
+        _REASON: _text(reason),
+        _SUBJECT: _text(message.subject),
+        _SEQUENCE: str(sequence),
+        _IDENTITY: _text((message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "")),
+        _SIZE: str(len(message.data)),
+    }
+    await stream.publish(_subject(device), message.data[:_KEPT_BYTES], stream=DEAD, headers=headers)
+
+
+@raises_link_error
+async def newest(hub: Hub, count: int) -> list[Letter]:
+    """The last `count` letters, the newest first. Raises LinkError."""
+    letters = [letter async for letter in _all(hub.stream)]
+    return letters[: -count - 1 : -1]
+
+
+@raises_link_error
+async def letter(hub: Hub, number: int) -> Letter:
+    """One letter. Raises UsageError when there is none of that number, LinkError."""
+    try:
+        return _letter(await hub.stream.get_msg(DEAD, number, direct=True))
+    except nats.js.errors.NotFoundError:
+        raise UsageError(f"dead letter {number}: there is none; `ssc server dead list` shows all") from None
+
+
+@raises_link_error
+async def purge(hub: Hub, device: str | None = None) -> int:
+    """Remove all letters, or those of one device; returns how many there were. Raises UsageError, LinkError."""
+    if device not in (None, UNKNOWN):
+        subjects.check_device(device or "")
+    subject = None if device is None else _subject(device)
+    try:
+        info = await hub.stream.stream_info(DEAD, subjects_filter=subject or "dead.>")
+        await hub.stream.purge_stream(DEAD, subject=subject)
+    except nats.js.errors.NotFoundError:
+        return 0
+    return sum((info.state.subjects or {}).values())
+
+
+async def _all(stream: JetStreamContext) -> AsyncIterator[Letter]:
+    number = 0
+    while True:
+        try:
+            found = await stream.get_msg(DEAD, number + 1, subject="dead.>", direct=True, next=True)
+        except nats.js.errors.NotFoundError:
+            return
+        number = found.seq or 0
+        yield _letter(found)
+
+
+def _letter(stored: RawStreamMsg) -> Letter:
+    """Whoever may write to the broker may have written it."""
+    headers = {name: _text(value) for name, value in (stored.headers or {}).items()}
+    numbers = [int(text) if (text := headers.get(name, "")).isdecimal() else 0 for name in (_SEQUENCE, _SIZE)]
+    return Letter(
+        number=stored.seq or 0,
+        time=stored.time,
+        device=_text((stored.subject or "").rsplit(".", 1)[-1]),
+        reason=headers.get(_REASON, "-"),
+        subject=headers.get(_SUBJECT, "-"),
+        sequence=numbers[0],
+        message_id=headers.get(_IDENTITY, "-"),
+        size=numbers[1],
+        frame=stored.data or b"",
+    )
+
+
+def _subject(device: str) -> str:
+    return f"dead.{subjects.partition(device)}.{device}"
+
+
+def _text(value: str) -> str:
+    """What can stand in a header and on a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in value[:_MAX_TEXT]) or "-"

@@ -1,0 +1,220 @@
+"""Reading the stream again: a trainer that starts has the recent windows of its partitions back.
+
+Nothing but the broker's stream keeps windows. Acknowledged frames stay in it until its limits are reached, so that
+they can be read once more by a consumer that acknowledges nothing:
+
+    outcome = await Replay(hub, generations, trainer, counted).run(partitions)
+
+What becomes of a frame: one that a resumed trainer had is put back; one that it has taken and let go stays away; one
+that was counted and is not known to it (the checkpoint is older, or there is none) is completed and taken; one that
+was not counted is left to ingest, which may be at work meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+
+import nats.errors
+import torch
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamInfo
+from nats.js.client import JetStreamContext
+
+from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
+from runtime_edge.errors import FrameError, LinkError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.codec import STREAMS
+from runtime_edge.formats.wire import WIRE_ENCODINGS
+from runtime_server.broker.hub import Hub
+from runtime_server.ingest.arrival import Arrival, decode_arrival
+from runtime_server.ingest.audio_streams import AudioStreams
+from runtime_server.state.ledger import Ledger
+from runtime_server.suffix.generations import Generations
+from runtime_server.training.buffer import Window
+from runtime_server.training.trainer import Trainer
+
+_LOG = logging.getLogger(__name__)
+_FETCH, _FETCH_BYTES = 128, 8 << 20
+_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """How much of the stream is read again; what is reached first ends it."""
+
+    max_frames: int = 200_000
+    max_bytes: int = 512 << 20
+    """About: the stream's mean frame is reckoned with."""
+    max_age_s: float = 24 * 3600.0
+    """Frames that are older are not taken anew; those a resumed trainer had are put back."""
+
+
+@dataclass(frozen=True)
+class ReplayOutcome:
+    """What reading again gave."""
+
+    read: int
+    """Frames that were read."""
+    put_back: int
+    """Windows that a resumed trainer had, and has again."""
+    taken: int
+    """Windows that were counted before, and are new to it."""
+    missing: int
+    """Windows that it had, and that can no longer be read."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Frames by why they were left: "known", "uncounted", "old", "retired", "garbage"."""
+    seconds: float = 0.0
+
+
+class Replay:
+    """Reads for one trainer. `counted` says which windows had been counted before ingest began: it must not change."""
+
+    def __init__(
+        self, hub: Hub, generations: Generations, trainer: Trainer, counted: Ledger, config: ReplayConfig | None = None
+    ) -> None:
+        self._hub, self._generations, self._trainer, self._counted = hub, generations, trainer, counted
+        self._config = config or ReplayConfig()
+        self._seen: Counter[str] = Counter()
+        self._streams = AudioStreams()
+
+    async def run(self, partitions: Iterable[int]) -> ReplayOutcome:
+        """Read the recent frames of the partitions, once. Raises LinkError; then it may be called again."""
+        began, self._seen, self._streams = time.monotonic(), Counter(), AudioStreams()
+        try:
+            info = await self._hub.stream.stream_info(subjects.STREAM)
+            self._check_stream(info)
+            if info.state.messages and self._config.max_frames and self._config.max_bytes:
+                for partition in partitions:
+                    await self._read(partition, info)
+        except (*BROKER_ERRORS, nats.errors.Error) as exc:
+            raise LinkError(f"broker {self._hub.url}: cannot read the stream again ({reason(exc)})") from None
+        missing = len(self._trainer.awaited)
+        self._trainer.awaited.clear()  # they are gone: nothing is to be read for them again
+        seen = self._seen
+        read, put_back, taken = seen.pop("read", 0), seen.pop("put back", 0), seen.pop("taken", 0)
+        return ReplayOutcome(read, put_back, taken, missing, dict(seen), time.monotonic() - began)
+
+    def _check_stream(self, info: StreamInfo) -> None:
+        """Places in another stream, or in one that was made anew, mean nothing."""
+        created = "" if info.created is None else info.created.isoformat()
+        if self._trainer.stream != created:
+            if self._trainer.stream:
+                _LOG.warning("the stream is not the one that was trained on: windows from before are not found again")
+            self._trainer.forget_stream(created)
+
+    def _first(self, info: StreamInfo) -> int:
+        """Where to begin within the bounds, leaving out what is known to be taken and let go."""
+        state, config = info.state, self._config
+        mean = max(state.bytes / state.messages, 1.0)
+        bounded = state.last_seq + 1 - min(config.max_frames, int(config.max_bytes / mean))
+        needed = min([self._trainer.taken.floor + 1, *self._trainer.awaited])
+        return max(state.first_seq, bounded, needed, 1)
+
+    async def _read(self, partition: int, info: StreamInfo) -> None:
+        first, last = self._first(info), info.state.last_seq
+        if first > last:
+            return
+        config = ConsumerConfig(
+            ack_policy=AckPolicy.NONE,
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=first,
+            inactive_threshold=60.0,
+            mem_storage=True,
+        )
+        subscription = await self._hub.stream.pull_subscribe(
+            subjects.partition_filter(partition), stream=subjects.STREAM, config=config
+        )
+        try:
+            size = max(1, min(_FETCH, int(_FETCH_BYTES * info.state.messages / max(info.state.bytes, 1))))
+            while messages := await _next(subscription, size):
+                within = [message for message in messages if message.metadata.sequence.stream <= last]
+                await asyncio.to_thread(self._absorb, within)
+                if len(within) < len(messages) or not messages[-1].metadata.num_pending:
+                    break
+        finally:
+            await subscription.unsubscribe()
+
+    def _absorb(self, messages: Sequence[Msg]) -> None:
+        """In a thread: frames in the order of the stream."""
+        trainer, oldest = self._trainer, datetime.now(timezone.utc) - timedelta(seconds=self._config.max_age_s)
+        self._seen["read"] += len(messages)
+        again: list[Window] = []
+        anew: list[Window] = []
+        for message in messages:
+            why = ""
+            try:
+                arrival = decode_arrival(message, 0.0)
+                had = arrival.sequence in trainer.awaited
+                why = "" if had else self._objection(arrival, oldest)
+                window = self._window(arrival) if not why or _streamed(arrival) else None
+            except FrameError:
+                why = why or "garbage"  # or audio whose beginning is out of reach
+            if why:
+                self._seen[why] += 1
+            elif window is None:
+                self._seen["retired"] += 1
+            else:
+                (again if had else anew).append(window)
+        for window in again:
+            trainer.put_back(window)
+        for window in self._embedded(anew):
+            trainer.take(window)
+        self._seen.update({"put back": len(again), "taken": len(anew)})
+
+    def _objection(self, arrival: Arrival, oldest: datetime) -> str:
+        """Why a frame that the trainer did not have is left; empty when it is to be taken."""
+        if arrival.sequence in self._trainer.taken:
+            return "known"
+        if not self._counted.holds(arrival.device, arrival.boot, arrival.header.window):
+            return "uncounted"
+        return "old" if arrival.message.metadata.timestamp < oldest else ""
+
+    def _window(self, arrival: Arrival) -> Window | None:
+        """None when its generation is no longer kept. Raises FrameError."""
+        header = arrival.header
+        generation = self._generations.get(header.generation)
+        if generation is None:
+            return None
+        return Window(
+            device=arrival.device,
+            boot=arrival.boot,
+            index=header.window,
+            generation=header.generation,
+            cut=header.cut,
+            activation=torch.tensor(self._streams.activation(generation, arrival)),
+            uncertainty=header.uncertainty,
+            sequence=arrival.sequence,
+        )
+
+    def _embedded(self, windows: Sequence[Window]) -> list[Window]:
+        """The windows with what their suffix makes of them, in the same order."""
+        groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+        for place, window in enumerate(windows):
+            groups[window.generation, window.cut, len(window.activation)].append(place)
+        found = list(windows)
+        for (number, cut, _), places in groups.items():
+            generation = self._generations.get(number)
+            if generation is None:  # retired a moment ago
+                continue
+            embeddings = generation.complete(cut, torch.cat([windows[place].activation for place in places]))
+            for place, embedding in zip(places, embeddings, strict=True):
+                found[place] = replace(windows[place], embedding=embedding)
+        return found
+
+
+def _streamed(arrival: Arrival) -> bool:
+    """Whether a frame goes on where the one before it ended: then all of them are decoded, wanted or not."""
+    return WIRE_ENCODINGS[arrival.header.encoding] in STREAMS
+
+
+async def _next(subscription: JetStreamContext.PullSubscription, size: int) -> list[Msg]:
+    """The next messages; none when there are no more. Raises what the library raises."""
+    if not (await subscription.consumer_info()).num_pending:
+        return []
+    return await subscription.fetch(size, timeout=_PATIENCE_S)

@@ -1,0 +1,284 @@
+"""Frames in, embeddings out: batch by (generation, cut), complete, reply, remember for training.
+
+    the event loop      takes frames off the broker, checks them, answers and acknowledges
+    the decode thread   unpacks them
+    the torch thread    runs the suffix, one batch after the other
+    the counting thread notes every window once, teaches the trainer, and in quiet moments the device's mixture
+
+While a batch is completed, the one before it is counted and answered and the next one comes together, so that batches
+grow with the load by themselves. A frame is acknowledged when it has been counted, and never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from nats.aio.msg import Msg
+
+from runtime_edge.base.aio import cancel_all
+from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
+from runtime_edge.base.histogram import Histogram
+from runtime_edge.errors import FrameError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.wire import SCHEMA_VERSION, Reply, encode_reply
+from runtime_server.broker.consumer import Held, PullConsumer
+from runtime_server.broker.hub import Hub
+from runtime_server.ingest import dead_letters as dead
+from runtime_server.ingest.arrival import Arrival, decode_arrival
+from runtime_server.ingest.backlog import PASS_S, Backlog, Batch
+from runtime_server.ingest.completion import Completer, Outcome
+from runtime_server.ingest.rate import RateLimit
+from runtime_server.state.ledger import Ledger, PartitionedLedger
+from runtime_server.state.suspects import DELIVERIES, Suspects
+from runtime_server.suffix.generations import Generations
+from runtime_server.training.buffer import Window
+from runtime_server.training.mixtures import Mixtures
+from runtime_server.training.trainer import Trainer
+
+_LOG = logging.getLogger(__name__)
+_LINGER_S = 0.003
+"""How long a frame waits for company when nothing else is being completed."""
+_AGAIN_S = 5.0
+_COMPLETING, _PASSES = 2, 4
+"""Batches given to the torch thread at once, and batches that are not answered yet."""
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+class Ingest:
+    """Serves the partitions. `suspects` remembers what frame an earlier process died of."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        generations: Generations,
+        trainer: Trainer | None,
+        ledger: Ledger | PartitionedLedger,
+        rate: RateLimit | None = None,
+        suspects: Suspects | None = None,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self.latency_ms = {"batch": Histogram(), "reply": Histogram()}
+        """Of a batch in the torch thread, and of a frame from its arrival to its answer."""
+        self.ledger = ledger
+        self._hub, self._generations, self._trainer = hub, generations, trainer
+        self._rate, self._suspects = rate or RateLimit(), suspects
+        self._completer, self._mixtures = Completer(generations), Mixtures()
+        self._backlog, self._held = Backlog(), Held()
+        self._decoding, self._torch = ThreadPoolExecutor(1, "decode"), ThreadPoolExecutor(1, "complete")
+        self._counting = ThreadPoolExecutor(1, "count")
+        self._completing = self._to_count = 0
+        self._passes: set[asyncio.Task[None]] = set()
+        self._changed, self._room = asyncio.Event(), asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def run(self, partitions: Iterable[int]) -> None:
+        """Until cancelled."""
+        tasks = [asyncio.create_task(self._read(partition)) for partition in partitions]
+        tasks += [asyncio.create_task(self._dispatch()), asyncio.create_task(self._held.keep())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await cancel_all([*tasks, *self._passes])
+            for thread in (self._decoding, self._torch, self._counting):
+                thread.shutdown(wait=True)
+
+    async def _read(self, partition: int) -> None:
+        """Messages of one partition into the backlog; starts over when the broker was away."""
+        while True:
+            try:
+                async for message in PullConsumer(self._hub.client, partition, self._held).messages():
+                    await self._accept(message, partition)
+                    while self._backlog.crowded:
+                        self._room.clear()
+                        await self._room.wait()
+            except BROKER_ERRORS as exc:
+                _LOG.warning("partition %d: %s", partition, reason(exc))
+                await asyncio.sleep(0.5)
+
+    async def _accept(self, message: Msg, partition: int) -> None:
+        """Check a frame; what is no frame of its device is put away."""
+        try:
+            arrival = decode_arrival(message, time.monotonic())
+        except FrameError as exc:
+            self.counters["garbage"] += 1
+            device = message.subject.rsplit(".", 1)[-1]
+            device = device if subjects.is_device(device) else dead.UNKNOWN
+            await self._put_away(message, device, str(exc) if self._rate.allow(device) else "")
+            return
+        if not self._rate.allow(arrival.device):
+            await self._deny(arrival)
+        elif self._suspects is not None and self._suspects.guilty(partition, arrival.sequence):
+            await self._put_away(message, arrival.device, "the server died while it completed this frame")
+            self._suspects.forget(partition)
+        else:
+            delivered = message.metadata.num_delivered
+            self._backlog.add(arrival, suspect=self._suspects is not None and delivered > DELIVERIES)
+            self._changed.set()
+
+    async def _dispatch(self) -> None:
+        """Batches to the torch thread: at once when it has nothing to do, else those worth it, one ahead."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            for task in [task for task in self._passes if task.done()]:
+                self._passes.discard(task)
+                task.result()
+            while self._completing < _COMPLETING and len(self._passes) < _PASSES and len(self._backlog):
+                batch = self._backlog.take(time.monotonic() - (PASS_S if self._completing else _LINGER_S))
+                if batch is None:
+                    self._look_again()
+                    break
+                self._room.set()
+                if batch.suspect:  # alone, so that nothing else can be blamed for what happens
+                    await asyncio.gather(*self._passes)
+                task = asyncio.create_task(self._pass(batch))
+                self._passes.add(task)
+                task.add_done_callback(lambda _: self._changed.set())
+                self._completing += 1
+                if batch.suspect:
+                    await asyncio.wait([task])
+
+    def _look_again(self) -> None:
+        """Once the frames that wait for company have waited for long enough."""
+        if self._timer is None or self._timer.when() < asyncio.get_running_loop().time():
+            self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self._changed.set)
+
+    async def _pass(self, batch: Batch) -> None:
+        """Complete a batch, count it, answer it."""
+        suspect = batch.arrivals[0] if batch.suspect else None
+        if suspect is not None and self._suspects is not None:
+            with self._suspects.trying(subjects.partition(suspect.device), suspect.sequence):
+                outcomes, replies = await self._completed(batch)
+        else:
+            outcomes, replies = await self._completed(batch)
+        poisoned = []
+        for arrival, outcome, reply in zip(batch.arrivals, outcomes, replies, strict=True):
+            if outcome.status != "ok":
+                self.counters[outcome.status] += 1
+            if outcome.poison:
+                poisoned.append((arrival, outcome.poison, reply))
+            else:
+                await self._answer(arrival, reply)
+        for arrival, why, reply in poisoned:  # last: the others need not wait until the broker has stored it
+            with contextlib.suppress(*BROKER_ERRORS):
+                await self._reply(arrival, reply)
+            await self._put_away(arrival.message, arrival.device, why)
+        await self._in(self._counting, self._mixtures.catch_up, lambda: self._to_count > 0)
+
+    async def _completed(self, batch: Batch) -> tuple[list[Outcome], list[Reply]]:
+        try:
+            decoded = await self._in(self._decoding, self._completer.decode, batch)
+            outcomes, seconds = await self._in(self._torch, self._completer.complete, decoded)
+        finally:
+            self._completing -= 1
+            self._changed.set()
+        self._backlog.took(batch, seconds)
+        self.latency_ms["batch"].observe(seconds * 1e3)
+        self._to_count += 1
+        try:
+            return outcomes, await self._in(self._counting, self._count, batch.arrivals, outcomes)
+        finally:
+            self._to_count -= 1
+
+    def _count(self, arrivals: Sequence[Arrival], outcomes: Sequence[Outcome]) -> list[Reply]:
+        """In the counting thread: note each window once, keep it for training; the replies."""
+        newest = self._generations.newest.number
+        ids = [
+            (arrival.device, arrival.boot, arrival.header.window)
+            for arrival, outcome in zip(arrivals, outcomes, strict=True)
+            if outcome.embedding is not None
+        ]
+        new = iter(self.ledger.add_all(ids))
+        replies = []
+        for arrival, outcome in zip(arrivals, outcomes, strict=True):
+            if outcome.embedding is None:
+                replies.append(_reply(arrival, newest, outcome.status))
+                continue
+            is_new = next(new)
+            self.counters["windows" if is_new else "duplicates"] += 1
+            if is_new and self._trainer is not None:
+                self._trainer.take(_window(arrival, outcome))
+            embedding = outcome.embedding.numpy()
+            mixture = self._mixtures.hear(arrival.device, embedding)
+            replies.append(_reply(arrival, newest, "ok", embedding.astype("<f2").tobytes(), mixture))
+        return replies
+
+    async def _answer(self, arrival: Arrival, reply: Reply) -> None:
+        try:
+            await self._reply(arrival, reply)
+            await arrival.message.ack()
+            self.latency_ms["reply"].observe((time.monotonic() - arrival.arrived) * 1e3)
+        except BROKER_ERRORS as exc:
+            # Not acknowledged: the broker delivers it again, and the ledger keeps it from counting twice.
+            _LOG.debug("answer to %s: %s", arrival.device, reason(exc))
+        finally:
+            self._held.let_go(arrival.message)
+
+    async def _reply(self, arrival: Arrival, reply: Reply) -> None:
+        inbox = (arrival.message.headers or {}).get(subjects.REPLY_HEADER)
+        if inbox and subjects.is_reply(arrival.device, inbox):
+            await self._hub.client.publish(inbox, encode_reply(reply))
+
+    async def _deny(self, arrival: Arrival) -> None:
+        """A device that floods gets no more work done for it."""
+        if not self.counters["over_rate"] % 1000:
+            _LOG.warning("%s sends too much: `ssc server device revoke` keeps it out", arrival.device)
+        self.counters["over_rate"] += 1
+        await self._answer(arrival, _reply(arrival, self._generations.newest.number, "refused"))
+
+    async def _put_away(self, message: Msg, device: str, why: str) -> None:
+        """A frame that can never be completed becomes a dead letter, and does not come again."""
+        try:
+            if why:
+                _LOG.warning("%s: %s; see `ssc server dead list`", message.subject, why)
+                await dead.park(self._hub.stream, message, device, why)
+                self.counters["dead"] += 1
+            await message.term()
+        except BROKER_ERRORS as exc:
+            _LOG.warning("%s: cannot be put away (%s); it comes again", message.subject, reason(exc))
+            with contextlib.suppress(*BROKER_ERRORS):
+                await message.nak(_AGAIN_S)
+        finally:
+            self._held.let_go(message)
+
+    async def _in(
+        self,
+        thread: ThreadPoolExecutor,
+        call: Callable[_Arguments, _Result],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(thread, functools.partial(call, *args, **kwargs))
+
+
+def _window(arrival: Arrival, outcome: Outcome) -> Window:
+    assert outcome.activation is not None
+    header = arrival.header
+    return Window(
+        device=arrival.device,
+        boot=arrival.boot,
+        index=header.window,
+        generation=header.generation,
+        cut=header.cut,
+        activation=outcome.activation,
+        uncertainty=header.uncertainty,
+        embedding=outcome.embedding,
+        sequence=arrival.sequence,
+    )
+
+
+def _reply(arrival: Arrival, newest: int, status: str, embedding: bytes = b"", mixture: bytes = b"") -> Reply:
+    elapsed_us = int((time.monotonic() - arrival.arrived) * 1e6)
+    return Reply(SCHEMA_VERSION, arrival.header.window, newest, status, elapsed_us, embedding, mixture)

@@ -1,0 +1,118 @@
+"""`ssc bench`: measure policies on shaped networks, and compare two measurements."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from runtime_edge.errors import CheckFailed
+from runtime_server.lab.policy_bench import BenchConfig, read_bench, run_bench, save
+from runtime_server.lab.proof_page import write_page
+from runtime_server.lab.proof_report import COSTS, QUALITY, compare, costs, quality
+from runtime_server.lab.recorded import RecordedScenario
+from runtime_server.lab.scenarios import SCENARIOS, Playable, scenario_named
+from streamsplit_compile.cli.options import PathParam, json_option, print_json, print_table
+
+
+@click.group()
+def bench() -> None:
+    """Measure ways of shipping sound on networks made on this machine.
+
+    Example: ssc bench run lte --encoder resnet18 -o bench/
+    """
+
+
+@bench.command()
+@click.argument("scenarios", nargs=-1)
+@click.option("--encoder", "encoders", multiple=True, default=("resnet18",), show_default=True, help="Name or file.")
+@click.option("--policy", "policies", multiple=True, help="Only these; pcm16 is what others are compared with.")
+@click.option("--target", default="rpi4", show_default=True, help="Which device's pace and energy.")
+@click.option("--audio", type=PathParam(), help="Directory of recordings [default: a synthesised soundscape].")
+@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(5, 3600), help="Of each run.")
+@click.option("--repeats", default=2, show_default=True, type=click.IntRange(1, 100))
+@click.option(
+    "--clips-every", default=1, show_default=True, type=click.IntRange(1), help="Take each n-th labelled clip."
+)
+@click.option("--network", default="namespaces", show_default=True, type=click.Choice(["namespaces", "relay"]))
+@click.option("--meter", type=PathParam(), help="A USB meter's log while this runs: CSV with time_s, watts.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of links, loads and audio.")
+@click.option("-o", "--out", type=PathParam(), default=Path("bench"), show_default=True, help="Directory to write to.")
+@json_option
+def run(
+    scenarios: tuple[str, ...],
+    encoders: tuple[str, ...],
+    policies: tuple[str, ...],
+    network: str,
+    out: Path,
+    as_json: bool,
+    **settings: object,
+) -> None:
+    """Play SCENARIOS (all without any) with every policy: real processes, shaped links, paced devices.
+
+    A scenario may also be a recorded trace, a CSV file as `ssc splitter train --traces` reads it.
+
+    Example: ssc bench run lte walk.csv --encoder mn04.pt --audio recordings/ -o bench/
+    """
+    config = BenchConfig(
+        tuple(_scenario(name) for name in scenarios or SCENARIOS),
+        encoders,
+        policies,
+        namespaces=network == "namespaces",
+        **settings,  # type: ignore[arg-type]
+    )
+    found = asyncio.run(run_bench(config, lambda text: click.echo(text, err=True)))
+    path = save(found, out)
+    write_page(found, out / "bench.md", "Bench")
+    if as_json:
+        print_json({"file": str(path), "runs": len(found.runs)})
+        return
+    show(path)
+
+
+def _scenario(name: str) -> Playable:
+    path = Path(name)
+    return RecordedScenario.read(path) if path.suffix == ".csv" else scenario_named(name)
+
+
+@bench.command("show")
+@click.argument("file", type=PathParam())
+def show_command(file: Path) -> None:
+    """Print a measurement's tables.
+
+    Example: ssc bench show bench/bench.json
+    """
+    show(file)
+
+
+def show(file: Path) -> None:
+    """Two tables for each encoder and scenario."""
+    found = read_bench(file)
+    for encoder, scenario in dict.fromkeys((run.encoder, run.scenario) for run in found.runs):
+        print_table(f"{encoder}, {scenario}, {found.target}", list(COSTS), costs(found, encoder, scenario))
+        print_table("", list(QUALITY), quality(found, encoder, scenario))
+
+
+@bench.command("compare")
+@click.argument("first", type=PathParam())
+@click.argument("second", type=PathParam())
+@click.option("--within", default=0.1, show_default=True, type=click.FloatRange(0), help="Largest difference allowed.")
+@json_option
+def compare_command(first: Path, second: Path, within: float, as_json: bool) -> None:
+    """Compare the ratios of two measurements; exit code 1 when one differs by more than --within.
+
+    Example: ssc bench compare before/bench.json after/bench.json
+    """
+    found = compare(read_bench(first), read_bench(second))
+    if as_json:
+        print_json([dict(zip(("where", "ratio", "first", "second", "difference"), row, strict=True)) for row in found])
+    else:
+        print_table(
+            f"{first} and {second}",
+            ["where", "ratio to pcm16", "first", "second", "difference"],
+            [[where, name, f"{one:.3f}", f"{other:.3f}", f"{by:.1%}"] for where, name, one, other, by in found],
+        )
+    worst = max(found, key=lambda row: row[-1])
+    if worst[-1] > within:
+        raise CheckFailed(f"{worst[0]}: {worst[1]} differs by {worst[-1]:.1%}, more than {within:.0%}")

@@ -1,0 +1,109 @@
+"""What is compared: tables and device options, one for each way of choosing what to ship."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.records.table import LOCAL, SplitterTable, StateAxis
+from runtime_edge.policy.reward import MAX_LOAD
+from runtime_server.lab.scenarios import Playable
+from streamsplit_compile.splitter.environment import RULE_FULL_MBPS, environment_of, heuristic_rule, simulate
+from streamsplit_compile.splitter.policies import Array, rows_of
+from streamsplit_compile.splitter.qlearning import estimate_model, value_iteration
+from streamsplit_compile.splitter.traces import observe
+
+OPUS_KBPS = (6, 12, 16, 24)
+_CPU_EDGES = tuple(np.round(np.linspace(0.1, MAX_LOAD, 9), 3).tolist())
+_MBPS_EDGES = tuple(np.round(np.linspace(0.5, RULE_FULL_MBPS, 16), 3).tolist())
+_TRACES, _WINDOWS = 64, 240
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One way, as a device is told of it."""
+
+    name: str
+    table: SplitterTable
+    options: tuple[str, ...] = ()
+    """Of `ssc edge run`."""
+    cut: str | None = None
+    """The only cut it ever takes; None for one that chooses."""
+
+
+def all_policies(bundle: Bundle, target: str, scenario: Playable, seed: int) -> list[Policy]:
+    """Server-only in each encoding, device-only, each fixed cut, the rule, the bundle's table, the optimum."""
+    table = bundle.table(target)
+    cuts = [cut.name for cut in bundle.manifest.info.cuts]
+    raw = always(table, cuts[0])
+    streams: list[tuple[str, tuple[str, ...]]] = [
+        ("pcm16", ("--audio", "pcm16-stream")),
+        ("flac", ("--audio", "flac")),
+    ]
+    streams += [(f"opus-{kbps}", ("--audio", "opus", "--opus-kbps", str(kbps))) for kbps in OPUS_KBPS]
+    found = [Policy(name, raw, options, cuts[0]) for name, options in streams]
+    found += [Policy("device-only", always(table, cuts[-1]), ("--min-cut", LOCAL), LOCAL)]
+    found += [Policy(f"cut:{cut}", always(table, cut), (), cut) for cut in cuts[1:]]
+    found += [Policy("rule", rule(table)), Policy("table", table), Policy("optimum", optimum(table, scenario, seed))]
+    return found
+
+
+def chosen_policies(policies: Sequence[Policy], names: Sequence[str]) -> list[Policy]:
+    """Those named, in the order of `policies`; all when none is named. Raises UsageError for an unknown name."""
+    known = [policy.name for policy in policies]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no policy {name!r}; there are {', '.join(known)}")
+    return [policy for policy in policies if not names or policy.name in names]
+
+
+def always(table: SplitterTable, cut: str) -> SplitterTable:
+    """The same costs, and one cut in every state."""
+    q = np.zeros((1, len(table.actions)))
+    q[0, table.actions.index(cut)] = 1.0
+    return _with_q(table, (StateAxis(name="bandwidth_mbps", edges=()),), q, f"always {cut}")
+
+
+def rule(table: SplitterTable) -> SplitterTable:
+    """The heuristic rule of METHOD section 6, in fine bins of load and bandwidth."""
+    axes = (StateAxis(name="cpu", edges=_CPU_EDGES), StateAxis(name="bandwidth_mbps", edges=_MBPS_EDGES))
+    cpu, mbps = np.meshgrid(_middles(_CPU_EDGES), _middles(_MBPS_EDGES), indexing="ij")
+    actions = heuristic_rule(environment_of(table), cpu.ravel(), mbps.ravel())
+    return _with_q(table, axes, np.eye(len(table.actions))[actions], "heuristic rule")
+
+
+def optimum(table: SplitterTable, scenario: Playable, seed: int) -> SplitterTable:
+    """The best policy on the table's own bins for this very scenario, by value iteration."""
+    traces = scenario.traces(_TRACES, _WINDOWS, seed)
+    rows = rows_of(observe(traces), table.state)
+    transition, reward, visits = estimate_model(rows, simulate(environment_of(table), traces).reward, len(table.q))
+    q = value_iteration(transition, reward, table.discount)
+    # A state that the scenario's traces never were in is as the trained table has it.
+    known = np.asarray(visits) > 0
+    q = np.where(known[:, None], q, np.asarray(table.q))
+    return _with_q(table, table.state, q, f"optimum for {scenario.name}")
+
+
+def _with_q(table: SplitterTable, axes: tuple[StateAxis, ...], q: Array, created_by: str) -> SplitterTable:
+    q = np.round(q, 3) + 0.0
+    return msgspec.structs.replace(
+        table,
+        state=axes,
+        q=tuple(tuple(map(float, row)) for row in q),
+        policy=tuple(int(best) for best in q.argmax(1)),
+        hysteresis=0.0,
+        dwell=1,
+        probe_rate=0.0,
+        created_by=created_by,
+    )
+
+
+def _middles(edges: Sequence[float]) -> Array:
+    inner = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    return np.array([edges[0] / 2, *inner, edges[-1]])

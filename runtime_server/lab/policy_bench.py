@@ -1,0 +1,344 @@
+"""`ssc bench`: encoders, scenarios and policies, one after the other, interleaved; everything measured in one file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import soundfile
+
+from runtime_edge.audio import open_source
+from runtime_edge.audio.audio_files import audio_files
+from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.records.table import LOCAL
+from runtime_edge.inference.prefix import Prefix
+from runtime_server.harness.processes import SSC
+from runtime_server.lab.accuracy import Accuracy, Recordings, embeddings_of, mixed
+from runtime_server.lab.energy import metered_mj, rapl_joules
+from runtime_server.lab.figures import Array, Figures, figures
+from runtime_server.lab.policy_arms import Policy, all_policies, chosen_policies
+from runtime_server.lab.scenarios import Playable, Step
+from runtime_server.lab.session import Lab, Recording
+from streamsplit_compile.bundle.soundscape import soundscape
+
+MAX_BENCH_BYTES = 64 << 20
+_SPARE_S = 40.0
+"""Audio beyond the scenario: the device's start and what is thrown away."""
+_PACKAGES = ("torch", "onnxruntime", "numpy", "nats-py", "soundfile")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Settings of `ssc bench run`."""
+
+    scenarios: tuple[Playable, ...]
+    encoders: tuple[str, ...]
+    """Registered names, or checkpoint files."""
+    policies: tuple[str, ...] = ()
+    target: str = "rpi4"
+    audio: Path | None = None
+    """Directory of recordings; with `esc10/labels.csv` in it accuracy is measured too."""
+    seconds: float = 60.0
+    repeats: int = 2
+    clips_every: int = 1
+    namespaces: bool = True
+    meter: Path | None = None
+    seed: int = 0
+
+
+class Compared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An encoder as it was compiled."""
+
+    cuts: list[str]
+    block_ms: list[float]
+    """On the target, predicted: what the device was paced to."""
+    accuracy: dict[str, Accuracy] = {}
+    """By policy that takes one cut; `scenario/policy` for one that chooses."""
+
+
+class Played(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A scenario as it was played."""
+
+    what: str
+    steps: list[Step]
+
+
+class Bench(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a call of `ssc bench run` measured."""
+
+    format: Literal["streamsplit.bench/1"] = "streamsplit.bench/1"
+    created: str
+    command: str
+    target: str
+    seconds: float
+    """Of each run; of the longest where what was joined differs."""
+    shortest_s: float = 0.0
+    """Of the shortest then, else 0."""
+    repeats: int
+    seed: int
+    bytes_are: str
+    audio: str
+    machine: dict[str, str]
+    encoders: dict[str, Compared]
+    runs: list[Figures]
+    scenarios: dict[str, Played] = {}
+
+    def to_json(self) -> bytes:
+        """JSON with a final newline."""
+        return msgspec.json.encode(self) + b"\n"
+
+
+def read_bench(path: Path) -> Bench:
+    """Raises FormatError naming file and field."""
+    try:
+        return msgspec.json.decode(read_bounded(path, MAX_BENCH_BYTES), type=Bench)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise FormatError(f"{path}: {exc}") from None
+
+
+def joined(benches: Sequence[Bench]) -> Bench:
+    """Measurements of one target and seed as one: what was played again is a further repetition.
+
+    Raises UsageError for measurements that cannot stand together, as of one encoder in one scenario for other times.
+    """
+    whole = benches[0]
+    for more in benches[1:]:
+        again_played = {(run.encoder, run.scenario) for run in whole.runs} & {
+            (run.encoder, run.scenario) for run in more.runs
+        }
+        for name in ("target", "seed", "bytes_are", *(["seconds"] if again_played else [])):
+            if getattr(whole, name) != getattr(more, name):
+                raise UsageError(f"{name}: {getattr(whole, name)!r} and {getattr(more, name)!r} cannot be joined")
+        lengths = [length for bench in (whole, more) for length in (bench.seconds, bench.shortest_s) if length]
+        encoders = dict(whole.encoders)
+        for name, compared in more.encoders.items():
+            known = encoders.get(name, compared)
+            if known.cuts != compared.cuts:
+                raise UsageError(f"encoders.{name}.cuts: {known.cuts} and {compared.cuts} cannot be joined")
+            accuracy = compared.accuracy | known.accuracy
+            encoders[name] = msgspec.structs.replace(compared, accuracy=accuracy)
+        again = Counter((run.encoder, run.scenario, run.policy) for run in whole.runs)
+        runs = [
+            msgspec.structs.replace(run, repeat=run.repeat + again[run.encoder, run.scenario, run.policy])
+            for run in more.runs
+        ]
+        whole = msgspec.structs.replace(
+            whole,
+            command=f"{whole.command}; {more.command}",
+            seconds=max(lengths),
+            shortest_s=min(lengths) if len(set(lengths)) > 1 else 0.0,
+            repeats=max(run.repeat for run in [*whole.runs, *runs]) + 1,
+            encoders=encoders,
+            runs=[*whole.runs, *runs],
+            scenarios=more.scenarios | whole.scenarios,
+        )
+    return whole
+
+
+async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> Bench:
+    """Measure everything. Raises UsageError where the lab cannot be built, CheckFailed when a process fails."""
+    work = Path(tempfile.mkdtemp(prefix="ssc-bench-"))
+    try:
+        encoders, runs, bytes_are = {}, [], ""
+        for name in config.encoders:
+            measured = await _Encoder.prepare(name, config, work, say)
+            async with Lab(measured.work, measured.bundle, config.target, config.namespaces) as lab:
+                await lab.serve(measured.file)
+                bytes_are = lab.measured_on
+                found, accuracy = await measured.measure(lab)
+            runs += found
+            info = measured.bundle.manifest.info
+            block_ms = list(info.targets[config.target].block_ms)
+            encoders[measured.name] = Compared(
+                cuts=[cut.name for cut in info.cuts], block_ms=block_ms, accuracy=accuracy
+            )
+        return Bench(
+            created=time.strftime("%Y-%m-%dT%H:%M:%S"),
+            command=command_of(sys.argv[1:]),
+            target=config.target,
+            seconds=config.seconds,
+            repeats=config.repeats,
+            seed=config.seed,
+            bytes_are=bytes_are,
+            audio="a synthesised soundscape" if config.audio is None else f"recordings of {config.audio.name}/",
+            machine=_machine(),
+            encoders=encoders,
+            runs=runs,
+            scenarios={s.name: Played(s.what, s.steps(config.seconds, config.seed)) for s in config.scenarios},
+        )
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """One encoder, compiled, with the audio its devices hear."""
+
+    name: str
+    file: Path
+    bundle: Bundle
+    work: Path
+    audio: Path
+    reference: Array
+    config: BenchConfig
+    say: Callable[[str], None]
+
+    @classmethod
+    async def prepare(cls, name: str, config: BenchConfig, root: Path, say: Callable[[str], None]) -> _Encoder:
+        file = Path(name)
+        short = file.stem if file.suffix else name
+        work = root / short
+        work.mkdir()
+        if not file.suffix:
+            file = work / "encoder.pt"
+            await _ssc("encoder", "new", name, "-o", str(file))
+        elif not file.is_file():
+            raise UsageError(f"{file}: no such encoder file")
+        say(f"{short}: compiling for {config.target}")
+        calibrate = ["--calibrate", str(config.audio)] if config.audio else []
+        targets = ",".join(dict.fromkeys((config.target, "x86-64")))
+        await _ssc("compile", str(file), "--targets", targets, "-o", str(work / "bundle"), *calibrate)
+        bundle = open_bundle(work / "bundle")
+        audio = work / "audio.wav"
+        seconds = config.seconds + _SPARE_S
+        waveform = _waveform(config.audio, seconds, bundle.manifest.info.front_end.sample_rate, config.seed)
+        soundfile.write(audio, waveform, bundle.manifest.info.front_end.sample_rate, subtype="PCM_16")
+        return cls(short, file.resolve(), bundle, work, audio, _reference(bundle, waveform), config, say)
+
+    async def measure(self, lab: Lab) -> tuple[list[Figures], dict[str, Accuracy]]:
+        """Every scenario, every repetition, every policy."""
+        runs = []
+        for scenario in self.config.scenarios:
+            policies = self._policies(scenario)
+            for repeat in range(self.config.repeats):
+                for policy in policies:
+                    runs.append(await self._play(lab, scenario, policy, repeat))
+                    latency = runs[-1].latency_ms["p50"]
+                    self.say(f"{self.name} {scenario.name} {repeat}: {policy.name} {latency:.0f} ms")
+        return runs, await self._accuracy(lab, runs)
+
+    def _policies(self, scenario: Playable) -> list[Policy]:
+        every = all_policies(self.bundle, self.config.target, scenario, self.config.seed)
+        return chosen_policies(every, self.config.policies)
+
+    async def _play(self, lab: Lab, scenario: Playable, policy: Policy, repeat: int) -> Figures:
+        steps = scenario.steps(self.config.seconds, self.config.seed)
+        before = rapl_joules()
+        recording = await lab.play(policy, self.audio, steps, self.config.seconds)
+        return figures(
+            recording,
+            encoder=self.name,
+            scenario=scenario.name,
+            policy=policy.name,
+            repeat=repeat,
+            bundle=self.bundle,
+            target=self.config.target,
+            steps=steps,
+            reference=self.reference,
+            measured_mj=self._measured_mj(recording, before),
+        )
+
+    def _measured_mj(self, recording: Recording, before: float | None) -> dict[str, float]:
+        windows, found = len(recording.results), {}
+        if before is not None and (after := rapl_joules()) is not None:
+            found["rapl"] = max(0.0, (after - before) * 1e3 / windows)  # start and end of the process included
+        if self.config.meter is not None:
+            found["meter"] = metered_mj(self.config.meter, recording.began, recording.seconds, windows)
+        return found
+
+    async def _accuracy(self, lab: Lab, runs: Sequence[Figures]) -> dict[str, Accuracy]:
+        root = self.config.audio
+        if root is None or not (root / "esc10" / "labels.csv").is_file():
+            return {}
+        recordings = Recordings(root, self.work, self.config.clips_every, self.bundle.manifest.info.front_end)
+        by_policy = {}
+        for policy in all_policies(self.bundle, self.config.target, self.config.scenarios[0], self.config.seed):
+            if policy.cut is not None and policy.name != "flac":  # its samples are those of pcm16
+                self.say(f"{self.name}: {len(recordings.clips.labels)} clips by {policy.name}")
+                by_policy[policy.name] = await embeddings_of(lab, policy, recordings)
+        found = {name: recordings.score(embeddings) for name, embeddings in by_policy.items()}
+        cuts = self.bundle.manifest.info.cuts
+        by_cut = {cut.name: by_policy[f"cut:{cut.name}"] for cut in cuts[1:]}
+        by_cut |= {cuts[0].name: by_policy["pcm16"], LOCAL: by_policy["device-only"]}
+        for run in runs:
+            if run.policy in ("rule", "table", "optimum") and run.repeat == 0:
+                found[f"{run.scenario}/{run.policy}"] = recordings.score(mixed(by_cut, run.sequence))
+        return found
+
+
+def _reference(bundle: Bundle, waveform: Array) -> Array:
+    """The float32 embedding (windows, d) of every window of the audio."""
+    front_end = bundle.manifest.info.front_end
+    prefix = Prefix(bundle)
+    starts = range(0, waveform.size - front_end.window_samples + 1, front_end.hop_samples)
+    return np.stack([prefix.embed(waveform[start : start + front_end.window_samples]) for start in starts])
+
+
+def _waveform(directory: Path | None, seconds: float, rate: int, seed: int) -> Array:
+    """Recordings in an order of the seed, end to end, as 16-bit samples; a synthesised soundscape without any."""
+    wanted = round(seconds * rate)
+    if directory is None:
+        found = soundscape(seconds, rate, seed)
+    else:
+        paths, parts, have = audio_files(directory), [], 0
+        for index in np.random.default_rng(seed).permutation(len(paths)):
+            parts += [block.samples for block in open_source(str(paths[index]), rate, realtime=False)]
+            if (have := sum(part.size for part in parts)) >= wanted:
+                break
+        found = np.resize(np.concatenate(parts), max(wanted, have))
+    pcm: Array = np.rint(found[:wanted] * 32767).astype(np.int16).astype(np.float32) / np.float32(32768)
+    return pcm
+
+
+async def _ssc(*arguments: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *SSC, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    if process.returncode:
+        raise UsageError(f"ssc {arguments[0]}: {output.decode(errors='replace').strip().splitlines()[-1:]}")
+
+
+def _machine() -> dict[str, str]:
+    return {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+    }
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """As it is published: files and directories without where they lie."""
+    return " ".join(["ssc", *(Path(word).name if "/" in word else word for word in arguments)])
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def save(bench: Bench, out: Path) -> Path:
+    """Write `bench.json` below `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "bench.json"
+    write_atomic(path, bench.to_json())
+    return path

@@ -1,0 +1,160 @@
+"""A bench as tables: every policy against server-only PCM, and the goals it is held to."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from runtime_edge.errors import CheckFailed
+from runtime_server.lab.accuracy import Accuracy
+from runtime_server.lab.energy import MODELLED
+from runtime_server.lab.figures import PARTS, Figures
+from runtime_server.lab.policy_arms import OPUS_KBPS
+from runtime_server.lab.policy_bench import Bench
+
+BASELINE = "pcm16"
+SERVER_ONLY = (BASELINE, "flac", *(f"opus-{kbps}" for kbps in OPUS_KBPS))
+COSTS = (
+    "policy", "p50 ms", "p95 ms", "p99 ms", "device", "network", "server", "wait", "MB/h up", "MB/h down", "mJ",
+    "of it radio", "latency", "bytes", "energy",
+)  # fmt: skip
+QUALITY = (
+    "policy", "fidelity", "worst", "probe", "P@10", "silhouette", "by server", "fell back", "missing", "changes",
+    "reaction s", "processor", "queued", "MB", "mJ measured",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """One policy against the baseline of the same encoder, scenario and repetition."""
+
+    latency: float
+    """p50 of the baseline over its own: how many times faster."""
+    bytes_saved: float
+    """Share of the baseline's bytes up that it does not send."""
+    energy_saved: float
+
+
+def ratios(bench: Bench, encoder: str, scenario: str, policy: str, baseline: str = BASELINE) -> list[Ratios]:
+    """One for each repetition; empty without a baseline."""
+    found = []
+    for run in runs_of(bench, encoder, scenario, policy):
+        base = next((r for r in runs_of(bench, encoder, scenario, baseline) if r.repeat == run.repeat), None)
+        if base is not None:
+            found.append(
+                Ratios(
+                    base.latency_ms["p50"] / max(run.latency_ms["p50"], 1e-9),
+                    1 - run.up_mb_per_hour / base.up_mb_per_hour,
+                    1 - run.energy_mj["total"] / base.energy_mj["total"],
+                )
+            )
+    return found
+
+
+def spread(values: Iterable[float]) -> float:
+    """(largest - smallest) / mean; how much repetitions differ."""
+    values = list(values)
+    middle = abs(statistics.fmean(values))
+    return (max(values) - min(values)) / middle if middle else 0.0
+
+
+def policies_of(bench: Bench, encoder: str, scenario: str) -> list[str]:
+    """In the order they were played."""
+    return list(dict.fromkeys(run.policy for run in bench.runs if (run.encoder, run.scenario) == (encoder, scenario)))
+
+
+def scored(bench: Bench, encoder: str, scenario: str, policy: str) -> Accuracy | None:
+    """How accurate a policy is; one that chooses, with the cuts it took in this scenario. None where not measured."""
+    accuracy = bench.encoders[encoder].accuracy
+    return accuracy.get(f"{scenario}/{policy}", accuracy.get(BASELINE if policy == "flac" else policy))
+
+
+def costs(bench: Bench, encoder: str, scenario: str) -> list[list[str]]:
+    """One row for each policy, medians over the repetitions, columns as in `COSTS`."""
+    found = []
+    for policy in policies_of(bench, encoder, scenario):
+        runs = runs_of(bench, encoder, scenario, policy)
+        ratio = ratios(bench, encoder, scenario, policy)
+        found.append(
+            [
+                policy,
+                *(f"{_median(run.latency_ms[p] for run in runs):.0f}" for p in ("p50", "p95", "p99")),
+                *(f"{_median(run.parts_ms[part] for run in runs):.0f}" for part in PARTS),
+                f"{_median(run.up_mb_per_hour for run in runs):.2f}",
+                f"{_median(run.down_mb_per_hour for run in runs):.2f}",
+                f"{_median(run.energy_mj['total'] for run in runs):.1f}",
+                f"{_median(run.energy_mj['radio'] for run in runs):.1f}",
+                *(as_text(ratio) if ratio else ("", "", "")),
+            ]
+        )
+    return found
+
+
+def as_text(ratio: Sequence[Ratios]) -> tuple[str, str, str]:
+    """Medians: how many times faster, and bytes and energy more or less than the baseline's."""
+    return (
+        f"{_median(r.latency for r in ratio):.2f}x",
+        f"{-_median(r.bytes_saved for r in ratio):+.1%}",
+        f"{-_median(r.energy_saved for r in ratio):+.1%}",
+    )
+
+
+def quality(bench: Bench, encoder: str, scenario: str) -> list[list[str]]:
+    """One row for each policy, columns as in `QUALITY`: medians, sums of what was missed, the longest reaction."""
+    found = []
+    for policy in policies_of(bench, encoder, scenario):
+        runs = runs_of(bench, encoder, scenario, policy)
+        accuracy = scored(bench, encoder, scenario, policy)
+        of_clips = (accuracy.probe, accuracy.precision_at_10, accuracy.silhouette) if accuracy else ()
+        reactions = [reaction for run in runs for reaction in run.reaction_s]
+        measured = {kind for run in runs for kind in run.energy_mj if kind not in MODELLED}
+        found.append(
+            [
+                policy,
+                f"{_median(run.fidelity for run in runs):.4f}",
+                f"{min(run.fidelity_worst for run in runs):.4f}",
+                *([f"{value:.3f}" for value in of_clips] or ["", "", ""]),
+                f"{_median(run.finished.get('server', 0) / run.windows for run in runs):.0%}",
+                str(sum(run.finished.get("fallback", 0) for run in runs)),
+                str(sum(run.missing for run in runs)),
+                f"{_median(run.changes for run in runs):.0f}",
+                f"{max(reactions):.1f}" if reactions else "",
+                f"{_median(run.processor_share for run in runs):.1%}",
+                f"{_median(run.queued_share for run in runs):.0%}",
+                f"{_median(run.memory_mb for run in runs):.0f}",
+                ", ".join(f"{kind} {_median(run.energy_mj[kind] for run in runs):.0f}" for kind in sorted(measured)),
+            ]
+        )
+    return found
+
+
+def compare(first: Bench, second: Bench) -> list[tuple[str, str, float, float, float]]:
+    """(where, ratio, first, second, difference relative to the first) for every ratio both benches have.
+
+    Bytes and energy are compared as quotients of the baseline's. Raises CheckFailed when they have nothing in common.
+    """
+    found = []
+    for encoder, scenario, policy in dict.fromkeys((r.encoder, r.scenario, r.policy) for r in first.runs):
+        pair = [ratios(bench, encoder, scenario, policy) for bench in (first, second)]
+        if policy == BASELINE or not all(pair):
+            continue
+        for name in ("latency", "bytes", "energy"):
+            one, other = (_median(_quotient(ratio, name) for ratio in side) for side in pair)
+            found.append((f"{encoder} {scenario} {policy}", name, one, other, abs(other - one) / max(abs(one), 1e-9)))
+    if not found:
+        raise CheckFailed("the two benches have no policy of one encoder and scenario in common beside a baseline")
+    return found
+
+
+def _quotient(ratio: Ratios, name: str) -> float:
+    return {"latency": ratio.latency, "bytes": 1 - ratio.bytes_saved, "energy": 1 - ratio.energy_saved}[name]
+
+
+def runs_of(bench: Bench, encoder: str, scenario: str, policy: str) -> list[Figures]:
+    """Its repetitions."""
+    return [run for run in bench.runs if (run.encoder, run.scenario, run.policy) == (encoder, scenario, policy)]
+
+
+def _median(values: Iterable[float]) -> float:
+    return float(statistics.median(values))

@@ -1,0 +1,1 @@
+"""Labelled recordings and what is trained on them: heads and linear probes."""

@@ -1,0 +1,266 @@
+"""Fitting a head: regularised logistic regression on embeddings, and how good it is on windows it has not seen.
+
+    head = fit_head(examples, encoder="mn", created_by="ssc server label", seed=0)
+    head.validation.accuracy
+
+The strength of the regularisation is the one whose scores are the most honest on held-out windows (least log loss),
+so the scores a device gives can be read as probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.records.head import Head, Validation
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+"""Inverse regularisation strengths tried, `C` in scikit-learn's terms; features are scaled to unit variance."""
+FOLDS = 5
+_ITERATIONS = 500
+_ROUGHLY = 1e-4
+"""Gradient at which fits on held-out folds stop: their scores are then right within a hundredth."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled windows."""
+
+    embeddings: npt.NDArray[np.float32]
+    """(windows, d)."""
+    labels: tuple[str, ...]
+    truth: Bools
+    """(windows, labels)."""
+    groups: Integers
+    """(windows,): the clip or event each is of; the windows of one are held out together."""
+    generations: tuple[int, int]
+    """First and last generation of the embeddings."""
+    folds: Integers | None = None
+    """(windows,): a given split, the same for all windows of a group."""
+    unit: str = "clip"
+    """What a group is."""
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether each window has exactly one label."""
+        return bool((self.truth.sum(axis=1) == 1).all())
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Logits `x @ weights.T + bias`."""
+
+    weights: Floats
+    """(labels, d)."""
+    bias: Floats
+    """(labels,)."""
+
+    def scores(self, embeddings: npt.ArrayLike, exclusive: bool) -> Floats:
+        """(windows, labels) in [0, 1]."""
+        logits = torch.from_numpy(np.asarray(embeddings, np.float64) @ self.weights.T + self.bias)
+        return np.asarray((torch.softmax(logits, 1) if exclusive else torch.sigmoid(logits)).numpy())
+
+
+def fit_head(examples: Examples, encoder: str, created_by: str, seed: int = 0) -> Head:
+    """A head for devices that run `encoder`, with its scores on held-out windows.
+
+    Raises UsageError when there are no two labels to tell apart, or a label has no window.
+    """
+    counts = examples.truth.sum(axis=0)
+    if len(examples.labels) < 2 and counts.sum() == len(examples.truth):
+        raise UsageError(f"only one label, {', '.join(examples.labels)}: give windows of at least one other")
+    if not counts.all():
+        raise UsageError(f"label {examples.labels[int(np.argmin(counts))]!r}: no window has it")
+    folds = folds_of(examples, seed)
+    strength, thresholds, validation = 1.0, np.full(len(counts), 0.5), None
+    if folds is not None:
+        strength, held_out = _strongest(examples, folds)
+        thresholds = _thresholds(held_out, examples.truth)
+        validation = _validate(examples, held_out, folds)
+    fitted = fit_path(examples.embeddings, examples.truth, examples.exclusive, [strength])[0]
+    return Head(
+        encoder=encoder,
+        embedding_dim=examples.embeddings.shape[1],
+        generations=examples.generations,
+        labels=examples.labels,
+        scores_by="softmax" if examples.exclusive else "sigmoid",
+        thresholds=tuple(float(value) for value in thresholds),
+        validation=validation,
+        created_by=created_by,
+        bias=fitted.bias.astype("<f4").tobytes(),
+        weights=fitted.weights.astype("<f4").tobytes(),
+    )
+
+
+def validate(examples: Examples, seed: int = 0) -> Validation | None:
+    """How good a head is on windows it has not seen; None when no split leaves every label on both sides."""
+    folds = folds_of(examples, seed)
+    return None if folds is None else _validate(examples, _strongest(examples, folds)[1], folds)
+
+
+def fit_path(
+    embeddings: npt.ArrayLike, truth: Bools, exclusive: bool, strengths: Sequence[float], gradient: float = 1e-5
+) -> list[Linear]:
+    """For each strength, the weights that minimise `sum of log losses + |W|^2 / (2 strength)`, by L-BFGS.
+
+    `exclusive`: softmax over the labels; otherwise a sigmoid for each. Embeddings (windows, d) are standardised (the
+    mean of each value, one scale for all), which is folded into the weights that are returned. Each fit starts from
+    the one before it, so rising strengths are quickest; it stops at that gradient of the mean objective.
+    """
+    x = torch.as_tensor(np.asarray(embeddings, np.float64))
+    y = torch.as_tensor(truth.astype(np.float64))
+    mean = x.mean(0)
+    scale = float((x - mean).square().mean().sqrt().clamp(min=1e-9))
+    x = (x - mean) / scale
+    weights = torch.zeros(y.shape[1], x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(y.shape[1], dtype=torch.float64, requires_grad=True)
+    fitted = []
+    for strength in strengths:
+        _minimise(x, y, weights, bias, exclusive, strength, gradient)
+        folded = weights.detach() / scale
+        fitted.append(Linear(folded.numpy(), (bias.detach() - folded @ mean).numpy()))
+    return fitted
+
+
+def _minimise(
+    x: Tensor, y: Tensor, weights: Tensor, bias: Tensor, exclusive: bool, strength: float, gradient: float
+) -> None:
+    optimizer = torch.optim.LBFGS(
+        [weights, bias],
+        max_iter=_ITERATIONS,
+        history_size=10,
+        tolerance_grad=gradient,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
+    )
+    loss_of = nn.functional.cross_entropy if exclusive else nn.functional.binary_cross_entropy_with_logits
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        losses = loss_of(x @ weights.T + bias, y, reduction="sum")
+        loss = (losses + weights.square().sum() / (2 * strength)) / len(x)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(step)  # type: ignore[no-untyped-call]
+
+
+def log_loss(scores: Floats, truth: Bools, exclusive: bool) -> float:
+    """Mean negative log likelihood of the truth (windows, labels)."""
+    clipped = np.clip(scores, 1e-12, 1.0 - 1e-12)
+    likelihood = truth * np.log(clipped)
+    if not exclusive:
+        likelihood = likelihood + ~truth * np.log(1.0 - clipped)
+    return float(-likelihood.sum(axis=1).mean())
+
+
+def average_precision(scores: Floats, truth: Bools) -> float:
+    """Mean over the labels of the area under the precision-recall curve, `sum of (R_i - R_(i-1)) P_i`."""
+    values = []
+    for column, right in zip(scores.T, truth.T, strict=True):
+        order = np.argsort(-column, kind="stable")
+        hits = np.cumsum(right[order])
+        last = np.append(np.diff(column[order]) != 0, True)  # equal scores are one point of the curve
+        precision = hits[last] / (np.flatnonzero(last) + 1)
+        recall = hits[last] / max(int(right.sum()), 1)
+        values.append(float(np.sum(np.diff(recall, prepend=0.0) * precision)))
+    return float(np.mean(values))
+
+
+def folds_of(examples: Examples, seed: int) -> Integers | None:
+    """(windows,) fold of each, those given or dealt by the seed; None when some label would be missing from a fit."""
+    folds = examples.folds
+    if folds is None:
+        folds = _dealt(examples, seed)
+    outside = [examples.truth[folds != fold].any(axis=0).all() for fold in np.unique(folds)]
+    return folds if len(outside) > 1 and all(outside) else None
+
+
+def _dealt(examples: Examples, seed: int) -> Integers:
+    """Groups dealt to folds like cards, label by label, so that each fold gets some of every label."""
+    groups, first = np.unique(examples.groups, return_index=True)
+    shuffled = np.random.default_rng(seed).permutation(len(groups))
+    kinds = examples.truth[first[shuffled]].argmax(axis=1)
+    order = shuffled[np.argsort(kinds, kind="stable")]
+    fold_of = np.empty(len(groups), np.int64)
+    fold_of[order] = np.arange(len(groups)) % min(FOLDS, len(groups))
+    return np.asarray(fold_of[np.searchsorted(groups, examples.groups)])
+
+
+def _strongest(examples: Examples, folds: Integers) -> tuple[float, Floats]:
+    """The strength with the least log loss on held-out windows, and their scores (windows, labels)."""
+    tried = _held_out_scores(examples, folds)
+    best = int(np.argmin([log_loss(scores, examples.truth, examples.exclusive) for scores in tried]))
+    return STRENGTHS[best], tried[best]
+
+
+def _held_out_scores(examples: Examples, folds: Integers) -> Floats:
+    """(strengths, windows, labels): each window's scores by fits that saw nothing of its fold."""
+    scores = np.empty((len(STRENGTHS), *examples.truth.shape))
+    for fold in np.unique(folds):
+        out = folds == fold
+        path = fit_path(examples.embeddings[~out], examples.truth[~out], examples.exclusive, STRENGTHS, _ROUGHLY)
+        for place, fitted in enumerate(path):
+            scores[place, out] = fitted.scores(examples.embeddings[out], examples.exclusive)
+    return scores
+
+
+def _thresholds(scores: Floats, truth: Bools) -> Floats:
+    """For each label the score that detects it best (largest F1), halfway to the next lower one; at least a half.
+
+    Below a half another label, or none, is more likely: sounds that were never labelled score there.
+    """
+    return np.maximum(0.5, [_best_threshold(column, right) for column, right in zip(scores.T, truth.T, strict=True)])
+
+
+def _best_threshold(scores: Floats, truth: Bools) -> float:
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(truth[order])
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + truth.sum())
+    best = int(np.argmax(f1))
+    here, below = scores[order[best]], scores[order[min(best + 1, len(order) - 1)]]
+    return float((here + below) / 2)
+
+
+def _validate(examples: Examples, scores: Floats, folds: Integers) -> Validation:
+    groups, inverse = np.unique(examples.groups, return_inverse=True)
+    mean = np.zeros((len(groups), len(examples.labels)))
+    np.add.at(mean, inverse, scores)
+    mean /= np.bincount(inverse)[:, None]
+    first = np.unique(examples.groups, return_index=True)[1]
+    count = len(np.unique(folds))
+    return Validation(
+        split=f"{count} folds by {examples.unit}" if examples.folds is None else f"the {count} folds given",
+        windows=len(scores),
+        groups=len(groups),
+        accuracy=_accuracy(scores, examples.truth, examples.exclusive),
+        group_accuracy=_accuracy(mean, examples.truth[first], examples.exclusive),
+        average_precision=average_precision(scores, examples.truth),
+    )
+
+
+def _accuracy(scores: Floats, truth: Bools, exclusive: bool) -> float:
+    """Share of rows whose labels are all right: the best one, or those with a score of one half or more."""
+    if exclusive:
+        return float(truth[np.arange(len(truth)), scores.argmax(axis=1)].mean())
+    return float(((scores >= 0.5) == truth).all(axis=1).mean())
+
+
+def truth_of(labels: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], Bools]:
+    """The distinct labels in order, and (windows, labels) which window has which."""
+    names = tuple(sorted({label for own in labels for label in own}))
+    places = {name: place for place, name in enumerate(names)}
+    truth = np.zeros((len(labels), len(names)), np.bool_)
+    for row, own in enumerate(labels):
+        truth[row, [places[label] for label in own]] = True
+    return names, truth

@@ -1,0 +1,378 @@
+"""Labelled windows: of recordings on this machine, or of what devices have sent.
+
+A folder has one subfolder of recordings for each label. A CSV has a header, and either `file,label` (and perhaps
+`fold`; ESC-50's `filename`, `category` are read too) or `device,time,label` (and perhaps `seconds`): when a device
+heard what, in seconds since 1970 or as 2026-11-21T10:00:00Z. Repeat a line with another label for two at once.
+
+    examples = of_clips(read_clips(Path("clips/")), bundle)
+    examples = await of_events(read_events(Path("heard.csv")), hub, bundles)
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import nats.errors
+import numpy as np
+import numpy.typing as npt
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from runtime_edge.audio import Windower, open_source
+from runtime_edge.audio.audio_files import AUDIO_SUFFIXES
+from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
+from runtime_edge.base.files import read_bounded
+from runtime_edge.errors import FormatError, FrameError, LinkError, UsageError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.codec import CutCodec
+from runtime_edge.formats.manifest import FrontEndInfo
+from runtime_edge.formats.wire import WIRE_ENCODINGS, FrameHeader, decode_frame
+from runtime_edge.inference.prefix import Prefix
+from runtime_server.broker.hub import Hub
+from runtime_server.labels.head_training import Examples, truth_of
+
+MAX_CSV_BYTES = 64 << 20
+MAX_WINDOWS = 200_000
+_SYNONYMS = {"filename": "file", "class": "label", "category": "label"}
+_CLOCK_SLACK = timedelta(days=1)
+"""How far a device's clock may run ahead of the broker's."""
+_FETCH, _PATIENCE_S = 256, 10.0
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recording of which one or several labels hold from its beginning to its end."""
+
+    path: Path
+    labels: tuple[str, ...]
+    fold: int | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a device heard, from `start_s` to `end_s` since 1970."""
+
+    device: str
+    start_s: float
+    end_s: float
+    label: str
+
+
+def is_events(source: Path) -> bool:
+    """Whether a source names devices and times, rather than recordings. Raises UsageError or FormatError."""
+    return not source.is_dir() and "device" in _rows(source)[0]
+
+
+def read_clips(source: Path) -> list[Clip]:
+    """The recordings of a folder or CSV. Raises UsageError or FormatError naming file and line."""
+    if source.is_dir():
+        found = [
+            Clip(path, (folder.name,))
+            for folder in sorted(source.iterdir())
+            if folder.is_dir()
+            for path in sorted(folder.rglob("*"))
+            if path.suffix.lower() in AUDIO_SUFFIXES
+        ]
+        if not found:
+            raise UsageError(f"{source}: no recordings in subfolders; make one subfolder for each label")
+        return found
+    clips: dict[str, Clip] = {}
+    for number, row in enumerate(_rows(source), 2):
+        where = f"{source}: line {number}"
+        name, label = _field(row, "file", where), _field(row, "label", where)
+        fold = None if "fold" not in row else int(_number(row["fold"], f"{where}: fold"))
+        known = clips.get(name)
+        if known is not None and known.fold != fold:
+            raise FormatError(f"{where}: {name} stands in two folds")
+        labels = (label,) if known is None else (*known.labels, label)
+        clips[name] = Clip(source.parent / name, labels, fold)
+    return list(clips.values())
+
+
+def read_events(source: Path) -> list[Event]:
+    """The events of a CSV. Raises FormatError naming file and line."""
+    events = []
+    for number, row in enumerate(_rows(source), 2):
+        where = f"{source}: line {number}"
+        device, label = _field(row, "device", where), _field(row, "label", where)
+        if not subjects.is_device(device):
+            raise FormatError(f"{where}: device {device!r}: no device has this name")
+        start = _time(_field(row, "time", where), where)
+        seconds = _number(row["seconds"], f"{where}: seconds") if row.get("seconds") else 0.0
+        events.append(Event(device, start, start + max(0.0, seconds), label))
+    return events
+
+
+def of_clips(
+    clips: Sequence[Clip],
+    bundle: Bundle,
+    gate_db: float | None = -60.0,
+    progress: Progress = lambda what, done, total: None,
+) -> Examples:
+    """Every window of the recordings that is louder than `gate_db`, embedded by the bundle's own blocks.
+
+    Raises UsageError when there is none, SourceError for a recording that cannot be read.
+    """
+    prefix, number = Prefix(bundle, _variant(bundle)), bundle.manifest.info.generation
+    heard = _windows(clips, bundle.manifest.info.front_end, gate_db, progress)
+    return _gathered(clips, ((group, prefix.embed(samples)) for group, samples in heard), (number, number), gate_db)
+
+
+def windows_of(clips: Sequence[Clip], front_end: FrontEndInfo, most: int, gate_db: float | None = -60.0) -> Examples:
+    """Up to `most` windows of each recording, evenly spaced, with their samples (windows, samples) for embeddings.
+
+    Raises UsageError when there is none, SourceError for a recording that cannot be read.
+    """
+    rows: list[tuple[int, npt.NDArray[np.float32]]] = []
+    for group, clip in enumerate(clips):
+        own = [samples.copy() for _, samples in _windows([clip], front_end, gate_db, lambda what, done, total: None)]
+        count = min(most, len(own))
+        rows += [(group, own[place * len(own) // count]) for place in range(count)]
+    return _gathered(clips, rows, (0, 0), gate_db)
+
+
+def _windows(
+    clips: Sequence[Clip], front_end: FrontEndInfo, gate_db: float | None, progress: Progress
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Number of the recording and samples (window_samples,) of every window, which are valid until the next one."""
+    for group, clip in enumerate(clips):
+        progress("embedding recordings", group, len(clips))
+        windower = Windower(front_end.window_samples, front_end.hop_samples, gate_db)
+        for window in windower.windows(open_source(str(clip.path), front_end.sample_rate, False)):
+            yield group, window.samples
+
+
+def _gathered(
+    clips: Sequence[Clip],
+    rows: Iterable[tuple[int, npt.NDArray[np.float32]]],
+    generations: tuple[int, int],
+    gate_db: float | None,
+) -> Examples:
+    """What is known of windows, given the number of the recording and a vector of each."""
+    found = list(rows)
+    if not found:
+        raise UsageError(f"no window of the {len(clips)} recordings is louder than {gate_db} dB; see --gate-db")
+    names, truth = truth_of([clips[group].labels for group, _ in found])
+    folds = [clip.fold for clip in clips]
+    numbers = np.array([group for group, _ in found])
+    given = None if None in folds else np.array(folds, np.int64)[numbers]
+    return Examples(np.stack([vector for _, vector in found]), names, truth, numbers, generations, given, unit="clip")
+
+
+async def of_events(
+    events: Sequence[Event],
+    hub: Hub,
+    bundles: Mapping[int, Bundle],
+    progress: Progress = lambda what, done, total: None,
+) -> Examples:
+    """The windows in the broker's stream that the events overlap by half the window or half the event.
+
+    `bundles` has the server's generations by number; a frame is completed by the newest one whose blocks before the
+    cut are those that made it. Windows that a device kept to itself are not in the stream. Consecutive windows of a
+    device with the same labels are held out together. Raises UsageError when there is none, LinkError.
+    """
+    completer = _Completer(bundles)
+    devices = sorted({event.device for event in events})
+    rows: list[tuple[str, int, tuple[str, ...], npt.NDArray[np.float32], int]] = []
+    for place, device in enumerate(devices):
+        progress("reading what devices have sent", place, len(devices))
+        own = _Events([event for event in events if event.device == device], completer.window_s)
+        since = datetime.fromtimestamp(own.first_s, timezone.utc) - _CLOCK_SLACK
+        for header, payload in await _frames(hub, device, since, own):
+            completed = completer.complete(header, payload)
+            if completed is not None:
+                rows.append((device, header.capture_ns, own.labels(header), *completed))
+    if not rows:
+        raise UsageError(
+            f"none of the {len(events)} events is in what {', '.join(devices)} sent and the broker still has; "
+            "look at device names and times (seconds since 1970, of the device's clock)"
+        )
+    rows.sort(key=lambda row: row[:3])
+    names, truth = truth_of([row[2] for row in rows])
+    numbers = [row[4] for row in rows]
+    return Examples(
+        np.stack([row[3] for row in rows]),
+        names,
+        truth,
+        _runs([row[:3] for row in rows], completer.window_s),
+        (min(numbers), max(numbers)),
+        unit="event",
+    )
+
+
+class _Events:
+    """The events of one device."""
+
+    def __init__(self, events: Sequence[Event], window_s: float) -> None:
+        self._events, self._window_s = sorted(events, key=lambda event: event.start_s), window_s
+        self._starts = [event.start_s for event in self._events]
+        self._longest_s = max(event.end_s - event.start_s for event in events)
+        self.first_s = self._starts[0]
+
+    def labels(self, header: FrameHeader) -> tuple[str, ...]:
+        """Labels of a window, sorted; none when no event overlaps it enough."""
+        end = header.capture_ns / 1e9
+        start = end - self._window_s
+        found = set()
+        near = slice(bisect_left(self._starts, start - self._longest_s), bisect_right(self._starts, end))
+        for event in self._events[near]:
+            shared = min(end, event.end_s) - max(start, event.start_s)
+            if shared >= 0.5 * min(self._window_s, event.end_s - event.start_s):
+                found.add(event.label)
+        return tuple(sorted(found))
+
+
+class _Completer:
+    """Embeddings of frames of several generations."""
+
+    def __init__(self, bundles: Mapping[int, Bundle]) -> None:
+        self._bundles = bundles
+        self._newest = bundles[max(bundles)]
+        front_end = self._newest.manifest.info.front_end
+        self.window_s = front_end.window_samples / front_end.sample_rate
+        self._prefixes: dict[int, Prefix] = {}
+        self._codecs: dict[tuple[int, int, int], CutCodec] = {}
+
+    def complete(self, header: FrameHeader, payload: bytes) -> tuple[npt.NDArray[np.float32], int] | None:
+        """The embedding (d,) and the generation it is of; None for a frame that no bundle here can read."""
+        own = self._bundles.get(header.generation)
+        if own is None or header.cut >= len(own.manifest.info.cuts):
+            return None
+        key = header.generation, header.cut, header.encoding
+        try:
+            if key not in self._codecs:
+                self._codecs[key] = CutCodec(own.manifest.info.cuts[header.cut], WIRE_ENCODINGS[header.encoding])
+            activation = self._codecs[key].decode(payload, header.compressed)
+        except FormatError:
+            return None
+        bundle = self._newest if _same_until(own, self._newest, header.cut) else own
+        number = bundle.manifest.info.generation
+        if number not in self._prefixes:
+            self._prefixes[number] = Prefix(bundle, _variant(bundle))
+        prefix = self._prefixes[number]
+        prefix.resume(header.cut, activation)
+        return prefix.advance(prefix.last_cut)[0].copy(), number
+
+
+def _same_until(own: Bundle, newest: Bundle, cut: int) -> bool:
+    """Whether two bundles have the same blocks before a cut, so that the newer one can finish what the older began."""
+    blocks = [bundle.manifest.info.blocks[:cut] for bundle in (own, newest)]
+    files = [
+        [bundle.manifest.variant(block, _variant(bundle)).file for block in names]
+        for bundle, names in zip((own, newest), blocks, strict=True)
+    ]
+    cuts = [bundle.manifest.info.cuts for bundle in (own, newest)]
+    return files[0] == files[1] and cut < len(cuts[1]) and cuts[0][cut].shape == cuts[1][cut].shape
+
+
+def _variant(bundle: Bundle) -> str:
+    """The float32 files of a bundle. Raises UsageError when it has none."""
+    found = set.intersection(*(set(block.variants) for block in bundle.manifest.components.values()))
+    for name in ("onnx-fp32", "tflite-fp32"):
+        if name in found:
+            return name
+    raise UsageError(f"{bundle.path}: has no float32 blocks, only {', '.join(sorted(found))}")
+
+
+async def _frames(hub: Hub, device: str, since: datetime, events: _Events) -> list[tuple[FrameHeader, bytes]]:
+    """The labelled frames of one device, each once. Raises LinkError."""
+    config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.BY_START_TIME, opt_start_time=since)
+    found: dict[str, tuple[FrameHeader, bytes]] = {}
+    try:
+        subscription = await hub.stream.pull_subscribe(subjects.frames(device), stream=subjects.STREAM, config=config)
+        left = (await subscription.consumer_info()).num_pending or 0
+        while left > 0 and len(found) < MAX_WINDOWS:
+            messages = await subscription.fetch(min(_FETCH, left), timeout=_PATIENCE_S)
+            left -= len(messages)
+            for message in messages:
+                frame = _labelled(message, events)
+                if frame is not None:
+                    found[(message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "")] = frame
+        await subscription.unsubscribe()
+    except (*BROKER_ERRORS, nats.errors.Error) as exc:
+        raise LinkError(f"broker {hub.url}: cannot read what {device} sent ({reason(exc)})") from None
+    return list(found.values())
+
+
+def _labelled(message: Msg, events: _Events) -> tuple[FrameHeader, bytes] | None:
+    try:
+        header, payload = decode_frame(message.data)
+    except FrameError:
+        return None
+    return (header, payload) if events.labels(header) else None
+
+
+def _runs(rows: Sequence[tuple[str, int, tuple[str, ...]]], window_s: float) -> npt.NDArray[np.int64]:
+    """A number for each run of windows of one device, less than a window apart, with the same labels."""
+    groups = np.zeros(len(rows), np.int64)
+    for place in range(1, len(rows)):
+        (device, time_ns, labels), (before, earlier_ns, previous) = rows[place], rows[place - 1]
+        same = device == before and labels == previous and time_ns - earlier_ns <= window_s * 1e9
+        groups[place] = groups[place - 1] + (not same)
+    return groups
+
+
+def _rows(source: Path) -> list[dict[str, str]]:
+    """The lines of a CSV by column, under the names this project gives them."""
+    if not source.is_file():
+        raise UsageError(f"{source}: no such folder or CSV file")
+    try:
+        text = read_bounded(source, MAX_CSV_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise FormatError(f"{source}: not UTF-8 text") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        found = [
+            {
+                _SYNONYMS.get(name.strip().lower(), name.strip().lower()): (value or "").strip()
+                for name, value in row.items()
+                if isinstance(name, str) and not isinstance(value, list)
+            }
+            for row in reader
+        ]
+    except csv.Error as exc:
+        raise FormatError(f"{source}: line {reader.line_num}: {exc}") from None
+    if not found:
+        raise UsageError(f"{source}: no lines; the first one names the columns: file,label or device,time,label")
+    return found
+
+
+def _field(row: Mapping[str, str], name: str, where: str) -> str:
+    if name not in row:
+        raise FormatError(f"{where}: no column {name!r}; the columns are file,label or device,time,label")
+    if not row[name]:
+        raise FormatError(f"{where}: {name} is empty")
+    return row[name]
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise FormatError(f"{where}: {text!r} is not a number")
+    return value
+
+
+def _time(text: str, where: str) -> float:
+    # A number first: some numbers of seconds are dates, too, when they are read as ISO 8601.
+    try:
+        return _number(text, where)
+    except FormatError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        raise FormatError(f"{where}: time {text!r}: expected seconds since 1970 or 2026-11-21T10:00:00Z") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()

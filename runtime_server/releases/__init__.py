@@ -1,0 +1,1 @@
+"""New generations: the gate, the rollout, publishing."""

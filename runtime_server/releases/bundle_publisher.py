@@ -1,0 +1,123 @@
+"""What devices fetch from the object store: assets, manifests and patches, and no more of them than is still needed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from collections.abc import Iterable
+from datetime import datetime, timezone
+
+import nats.js.errors
+from nats.js.api import ObjectInfo
+from nats.js.object_store import ObjectStore
+
+from runtime_edge.errors import FormatError
+from runtime_edge.formats import manifest as manifests
+from runtime_edge.formats import subjects
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.patch import make_patch
+from runtime_edge.formats.records import release as releases
+from runtime_server.broker.hub import Hub, raises_link_error
+
+_GRACE_S = 120.0
+"""What has been put so lately may belong to a bundle whose release is still to come."""
+
+
+@raises_link_error
+async def publish_patches(hub: Hub, old: Bundle, new: Bundle) -> dict[str, int]:
+    """Put a patch for each device file of `new` that takes the place of another one in `old`, where that is smaller.
+
+    Returns, by variant, the bytes a device that has `old` fetches for `new`.
+    """
+    store = await hub.stream.object_store(subjects.BUNDLES)
+    cost: dict[str, int] = {}
+    for block in new.manifest.info.blocks:
+        before = old.manifest.components.get(block)
+        for variant, after in new.manifest.components[block].variants.items():
+            info = after.executor_info.ssc
+            size = info.bytes
+            if before is not None and variant in before.variants:
+                earlier = before.variants[variant].executor_info.ssc.file
+                size = 0 if earlier == info.file else min(size, await _patch(store, old, earlier, new, info.file))
+            cost[variant] = cost.get(variant, 0) + size
+    return cost
+
+
+@raises_link_error
+async def prune(hub: Hub, kept: Iterable[Bundle], grace_s: float = _GRACE_S) -> int:
+    """Remove what neither the kept bundles nor any release record needs; returns the bytes that were freed."""
+    store = await hub.stream.object_store(subjects.BUNDLES)
+    objects = await _objects(store)
+    needed = await _needed(hub, store, kept, set(objects))
+    assets = {name.split("/")[1] for name in needed if name.startswith("assets/")}
+    freed = 0
+    for name, info in objects.items():
+        patched = name.startswith("patches/") and set(name.removeprefix("patches/").split("..")) <= assets
+        if name in needed or patched or (not info.deleted and _age_s(info) < grace_s):
+            continue
+        if not info.deleted:
+            await store.delete(name)
+        # Otherwise a mark that something was here would stay for ever.
+        mark = f"$O.{subjects.BUNDLES}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+        await hub.stream.purge_stream(f"OBJ_{subjects.BUNDLES}", subject=mark)
+        freed += info.size or 0
+    return freed
+
+
+async def _patch(store: ObjectStore, old: Bundle, before: str, new: Bundle, after: str) -> int:
+    """Bytes of the patch between two assets; it is in the store afterwards when it is smaller than the asset."""
+    name = subjects.patch_object(before, after)
+    with contextlib.suppress(nats.js.errors.ObjectNotFoundError):
+        return (await store.get_info(name)).size or 0
+    # In a thread: a large encoder takes seconds.
+    data, patch = await asyncio.to_thread(_make, old, before, new, after)
+    if len(patch) < len(data):
+        await store.put(name, patch)
+    return len(patch)
+
+
+def _make(old: Bundle, before: str, new: Bundle, after: str) -> tuple[bytes, bytes]:
+    """An asset, and the patch that gives it."""
+    data = new.read(after)
+    return data, make_patch(old.read(before), data)
+
+
+async def _objects(store: ObjectStore) -> dict[str, ObjectInfo]:
+    try:
+        return {info.name: info for info in await store.list()}
+    except nats.js.errors.NotFoundError:
+        return {}
+
+
+async def _needed(hub: Hub, store: ObjectStore, kept: Iterable[Bundle], there: set[str]) -> set[str]:
+    """Names of the manifests that somebody may ask for, and of their assets."""
+    found = {subjects.manifest_object(bundle.digest): bundle.manifest for bundle in kept}
+    for digest in await _released(hub):
+        name = subjects.manifest_object(digest)
+        if name in there and name not in found:
+            with contextlib.suppress(FormatError):
+                found[name] = manifests.decode((await store.get(name)).data or b"", name)
+    return set(found) | {subjects.asset_object(file) for manifest in found.values() for file in manifest.assets()}
+
+
+async def _released(hub: Hub) -> set[str]:
+    """Digests of the manifests that release records name: `ssc deploy` may have put them."""
+    bucket = await hub.stream.key_value(subjects.RELEASES)
+    found: set[str] = set()
+    targets: list[str] = []
+    with contextlib.suppress(nats.js.errors.NoKeysError):
+        targets = await bucket.keys()
+    for target in set(targets) - {subjects.SIGNING_KEY}:
+        with contextlib.suppress(FormatError, nats.js.errors.KeyNotFoundError):
+            release = releases.decode_release((await bucket.get(target)).value or b"", target)
+            found |= {choice.manifest for choice in (release, release.stable) if choice is not None}
+    return found
+
+
+def _age_s(info: ObjectInfo) -> float:
+    """Seconds since an object was put; 0 when it does not say."""
+    try:
+        return (datetime.now(timezone.utc) - datetime.fromisoformat(info.mtime or "")).total_seconds()
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,147 @@
+"""The ranks behind the first one: they keep the generations it keeps, and tell it how they are.
+
+    await Following(hub, 1, generations, state, status).start()     # at every rank but the first
+    followers = Followers(hub, world)                               # at the first
+    await followers.keep([1, 2, 3])                                 # before a device hears of generation 3
+
+Requests go to `srv.rank.<r>`. What a generation is, its bundle and its weights, lies in the state directory that all
+ranks share; only its number is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+import nats.errors
+from nats.aio.msg import Msg
+
+from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
+from runtime_edge.errors import LinkError, SscError
+from runtime_edge.formats.bundle import open_bundle
+from runtime_server.broker.hub import Hub
+from runtime_server.state.server_state import ServerState
+from runtime_server.suffix.generations import Generations
+
+_LOG = logging.getLogger(__name__)
+_KEEP_S = 60.0
+"""A rank that is starting needs so long to be there; one that is there loads a large encoder within it."""
+_STATUS_S = 1.5
+_AGAIN_S = 0.3
+
+Status = Callable[[], Coroutine[Any, Any, dict[str, Any]]]
+
+
+class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    keep: list[int] | None = None
+    """Generations to complete from now on; without them the rank is asked for its status."""
+
+
+def _subject(rank: int) -> str:
+    return f"srv.rank.{rank}"
+
+
+class Following:
+    """One rank's answers to the first. `status` says how it is."""
+
+    def __init__(self, hub: Hub, rank: int, generations: Generations, state: ServerState, status: Status) -> None:
+        self._hub, self._rank, self._status = hub, rank, status
+        self._generations, self._state = generations, state
+
+    async def start(self) -> None:
+        """Answer from now on."""
+        await self._hub.client.subscribe(_subject(self._rank), cb=self._on_request)
+
+    async def _on_request(self, message: Msg) -> None:
+        answer: dict[str, Any]
+        try:
+            request = msgspec.json.decode(message.data, type=_Request)
+            if request.keep is not None:
+                await asyncio.to_thread(follow, self._generations, self._state, request.keep)
+            answer = await self._status()
+        except (SscError, OSError, msgspec.MsgspecError) as exc:
+            _LOG.error("%s", exc)
+            answer = {"error": str(exc)}
+        await message.respond(msgspec.json.encode(answer))
+
+
+class Followers:
+    """What the first of `world` ranks asks the others; with one rank there are none."""
+
+    def __init__(self, hub: Hub, world: int = 1) -> None:
+        self._hub, self._others = hub, range(1, world)
+
+    async def keep(self, numbers: list[int]) -> None:
+        """Until every rank completes frames of these generations. Raises LinkError when one does not."""
+        request = msgspec.json.encode(_Request(numbers))
+        answers = await asyncio.gather(*(self._ask(rank, request, _KEEP_S) for rank in self._others))
+        for rank, answer in zip(self._others, answers, strict=True):
+            if "error" in answer:
+                raise LinkError(f"rank {rank} cannot complete generations {numbers}: {answer['error']}")
+
+    async def statuses(self) -> dict[int, dict[str, Any]]:
+        """What every other rank says of itself; nothing from one that does not answer."""
+        request = msgspec.json.encode(_Request())
+        asked = [self._ask(rank, request, _STATUS_S) for rank in self._others]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        found = {}
+        for rank, answer in zip(self._others, answers, strict=True):
+            if isinstance(answer, dict):
+                found[rank] = answer
+            elif not isinstance(answer, LinkError):
+                raise answer
+        return found
+
+    async def _ask(self, rank: int, request: bytes, patience_s: float) -> dict[str, Any]:
+        deadline = time.monotonic() + patience_s
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                answer = await self._hub.client.request(_subject(rank), request, timeout=max(left_s, _AGAIN_S))
+                return msgspec.json.decode(answer.data, type=dict[str, Any])
+            except nats.errors.NoRespondersError:
+                if left_s <= 0:
+                    raise LinkError(f"rank {rank} is not there") from None
+            except BROKER_ERRORS as exc:
+                raise LinkError(f"rank {rank} does not answer ({reason(exc)})") from None
+            await asyncio.sleep(_AGAIN_S)
+
+
+def follow(generations: Generations, state: ServerState, numbers: list[int]) -> None:
+    """Complete frames of exactly these generations, as far as the last few go. Raises FormatError or BundleError."""
+    for number in sorted(numbers):
+        if generations.get(number) is None:
+            generations.add(open_bundle(state.bundle_path(number)), state.load_weights(number))
+    generations.protect(numbers)
+
+
+def together(own: dict[str, Any], others: dict[int, dict[str, Any]], world: int) -> dict[str, Any]:
+    """The status of all ranks as one: windows and counters added up, everything else the first one's.
+
+    `ranks` names each with what is its own, and `missing` where it gave no answer.
+    """
+    if world == 1:
+        return own
+    by_rank = {0: own, **others}
+    counters: Counter[str] = Counter()
+    windows: Counter[str] = Counter()
+    for status in by_rank.values():
+        counters.update(status["counters"])
+        windows.update(status["windows"])
+    ranks = [
+        {
+            "rank": rank,
+            "windows": sum(by_rank[rank]["windows"].values()),
+            "uptime_s": by_rank[rank]["uptime_s"],
+            "training_steps": by_rank[rank]["training_steps"],
+        }
+        if rank in by_rank
+        else {"rank": rank, "missing": True}
+        for rank in range(world)
+    ]
+    return {**own, "windows": dict(windows), "counters": dict(counters), "ranks": ranks}

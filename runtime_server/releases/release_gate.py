@@ -1,0 +1,227 @@
+"""Releasing: recompile what training changed, prove it, judge it, sign it, and let devices swap."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.base.heap import give_memory_back
+from runtime_edge.formats import minisign
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_server.labels.linear_probe import Probe, ProbeScore
+from runtime_server.releases.rollout import Rollout
+from runtime_server.state.server_state import ServerState
+from runtime_server.suffix.generations import CutModel, Generation, Generations, cut_model
+from runtime_server.training.ranks import Ranks
+from runtime_server.training.trainer import Judgement, Trainer
+from streamsplit_compile.bundle.compiler import changed_blocks, recompile
+from streamsplit_compile.bundle.measure import Reference
+from streamsplit_compile.encoder.graph import EncoderGraph
+
+_LOG = logging.getLogger(__name__)
+_KEPT_OUTCOMES = 200
+
+
+@dataclass(frozen=True)
+class ReleaseConfig:
+    """When a release is tried and what it must not make worse."""
+
+    every_steps: int = 50
+    every_s: float | None = None
+    """Also try when so many seconds have passed since the last attempt and anything has been trained."""
+    least_s: float = 0.0
+    """Seconds between two attempts at least."""
+    tolerance: float = 0.02
+    """Share by which the held-out loss may be above the present release's; negative: by which it must be below."""
+    least_rank: float = 0.5
+    """Share of the present release's diversity (effective rank of embeddings, above 1) that must be left: the loss of
+    a collapsed encoder is that of guessing, which is less than that of an untrained one."""
+    least_uniformity: float = 0.1
+    """Share of the present release's uniformity (at most 0, which is one point) that must be left, against the same."""
+    geometry_tolerance: float = 0.2
+    """How much alignment and uniformity of the held-out windows may both rise. Lower is better for either; the one may
+    be paid for with the other."""
+    probe_tolerance: float = 0.02
+    """How much of the accuracy on labelled recordings may be lost, where there are some."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What some weights are worth; everything but the probe on held-out windows of the stream."""
+
+    loss: float
+    alignment: float
+    uniformity: float
+    effective_rank: float
+    probe_accuracy: float | None = None
+    knn_accuracy: float | None = None
+
+    @classmethod
+    def of(cls, judgement: Judgement, score: ProbeScore | None) -> Quality:
+        """Both judgements as one."""
+        accuracies = () if score is None else (score.accuracy, score.knn_accuracy)
+        return cls(judgement.loss, *astuple(judgement.geometry), *accuracies)
+
+
+@dataclass(frozen=True)
+class ReleaseOutcome:
+    """What one attempt gave."""
+
+    generation: int
+    released: bool
+    steps: int
+    """Training steps done by then."""
+    reason: str
+    changed_blocks: tuple[str, ...]
+    before: Quality | None
+    """Of what devices run."""
+    after: Quality | None
+    """Of the weights that would follow."""
+    seconds: float
+
+
+class Releaser:
+    """Turns the trainer's averaged weights into the next generation."""
+
+    def __init__(
+        self,
+        graph: EncoderGraph,
+        generations: Generations,
+        trainer: Trainer,
+        state: ServerState,
+        windows: npt.NDArray[np.float32],
+        key: minisign.SecretKey,
+        config: ReleaseConfig,
+        rollout: Rollout,
+        ranks: Ranks | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        self.config = config
+        self.outcomes: deque[ReleaseOutcome] = deque(maxlen=_KEPT_OUTCOMES)
+        self.counts: Counter[str] = Counter()
+        """Attempts since the start, by "released" or the reason against it."""
+        self._rollout, self._ranks, self._probe = rollout, ranks or Ranks(), probe
+        self._probed: tuple[int, ProbeScore] | None = None
+        self._graph, self._generations, self._trainer = graph, generations, trainer
+        self._state, self._windows, self._key = state, windows, key
+        self._last_step, self._last_time = trainer.steps, time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether enough has been trained since the last attempt, and nothing stands against a release."""
+        steps, seconds = self._trainer.steps - self._last_step, time.monotonic() - self._last_time
+        timely = self.config.every_s is not None and seconds >= self.config.every_s and steps > 0
+        enough = steps >= self.config.every_steps or timely
+        return enough and seconds >= self.config.least_s and not self._rollout.held
+
+    def attempt(self) -> Generation | None:
+        """Judge the averaged weights and, when they are no worse, compile and keep them as the next generation.
+
+        All ranks judge, and the first one does the rest. Raises CheckFailed when the recompiled blocks do not
+        reproduce the weights.
+        """
+        self._last_step, self._last_time = self._trainer.steps, time.monotonic()
+        started = self._last_time
+        newest = self._base()
+        tensors = self._trainer.averaged_tensors()
+        candidate = cut_model(self._graph, newest.bundle, tensors)
+        judged = self._trainer.judge([newest.model, candidate])
+        if not self._ranks.first:
+            return None
+        # Never a number that devices may know by another bundle.
+        number = max(self._generations.newest.number, self._rollout.highest) + 1
+        if judged is None:
+            self._note(number, None, "too few held-out windows", None, None, started)
+            return None
+        before, after = self._qualities(newest, candidate, judged)
+        objection = self._objection(before, after)
+        if objection:
+            self._note(number, None, objection, before, after, started)
+            return None
+        bundle = recompile(
+            newest.bundle,
+            tensors,
+            self._state.bundle_path(number),
+            generation=number,
+            windows=self._windows,
+            reference=Reference(candidate.segments),
+            key=self._key,
+        )
+        give_memory_back()
+        # Kept on disk before any device can hear of it: a server that starts again can complete its frames.
+        self._state.save_weights(number, tensors)
+        generation = self._generations.add(bundle, tensors)
+        self._note(number, (newest.bundle, bundle), "held-out quality is as it must be", before, after, started)
+        return generation
+
+    def _base(self) -> Generation:
+        """What the next generation follows: the first rank knows, and has it on the disk."""
+        own = self._generations.get(self._rollout.base) or self._generations.newest
+        (number,) = self._ranks.sum(own.number if self._ranks.first else 0)
+        found = self._generations.get(number)
+        return found or self._generations.add(
+            open_bundle(self._state.bundle_path(number)), self._state.load_weights(number)
+        )
+
+    def _qualities(
+        self, newest: Generation, candidate: CutModel, judged: Sequence[Judgement]
+    ) -> tuple[Quality, Quality]:
+        """Of what devices run and of what would follow; recordings are asked only of weights not asked before."""
+        if self._probe is None:
+            return Quality.of(judged[0], None), Quality.of(judged[1], None)
+        if self._probed is None or self._probed[0] != newest.number:
+            self._probed = newest.number, self._probe.score(newest.model)
+        return Quality.of(judged[0], self._probed[1]), Quality.of(judged[1], self._probe.score(candidate))
+
+    def _objection(self, before: Quality, after: Quality) -> str:
+        """Why some weights must not follow others; empty when they may. What is not a number is refused, too."""
+        config = self.config
+        if not after.loss <= before.loss + abs(before.loss) * config.tolerance:
+            return "held-out loss rose" if config.tolerance >= 0 else "held-out loss did not fall enough"
+        diverse = after.effective_rank - 1 >= (before.effective_rank - 1) * config.least_rank  # 1 is no diversity
+        if not (diverse and after.uniformity <= before.uniformity * config.least_uniformity):
+            return "embeddings are collapsing"
+        aligned = after.alignment <= before.alignment + config.geometry_tolerance
+        spread = after.uniformity <= before.uniformity + config.geometry_tolerance
+        if math.isnan(after.alignment) or not (aligned or spread):
+            return "held-out alignment and uniformity got worse"
+        told, tells = before.probe_accuracy, after.probe_accuracy
+        if told is not None and tells is not None and tells < told - config.probe_tolerance:
+            return "accuracy on the labelled recordings fell"
+        return ""
+
+    def _note(
+        self,
+        number: int,
+        bundles: tuple[Bundle, Bundle] | None,
+        reason: str,
+        before: Quality | None,
+        after: Quality | None,
+        started: float,
+    ) -> None:
+        changed = () if bundles is None else tuple(changed_blocks(bundles[0].manifest, bundles[1].manifest))
+        outcome = ReleaseOutcome(
+            generation=number,
+            released=bundles is not None,
+            steps=self._last_step,
+            reason=reason,
+            changed_blocks=changed,
+            before=before,
+            after=after,
+            seconds=time.monotonic() - started,
+        )
+        self.outcomes.append(outcome)
+        self.counts["released" if outcome.released else reason] += 1
+        _LOG.info("%s", outcome)
+
+
+def first_model(graph: EncoderGraph, generation: Generation) -> CutModel:
+    """A copy of a generation's weights to train on."""
+    return cut_model(graph, generation.bundle, generation.model.tensors())

@@ -1,0 +1,378 @@
+"""Which generation devices run: canaries first, everybody once they are well, back again when they are not.
+
+rollout = Rollout(path, RolloutConfig())
+rollout.begin(known)                      # generation -> digest, as found on the disk
+rollout.offer(generation, digest, facts)  # a new one is on trial
+rollout.observe("pi-1", report)           # what devices say, as it comes
+rollout.decide()                          # promotes, rolls back or widens; what is wanted then stands in `wanted`
+
+Nothing here talks to anybody: `rollout_service` does. The state is on the disk after every change.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.formats.records.release import canary_place
+
+PRESENT_S = 60.0
+"""A device that has not reported for so long is not there."""
+_MAX_BYTES = 4 << 20
+_KEPT_ENTRIES = 64
+_LISTED = 20
+_LONGEST_HOLD_S = 24 * 3600.0
+
+Status = Literal["trial", "stable", "superseded", "rolled back"]
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How a generation comes to all devices."""
+
+    canary_share: float = 0.1
+    """Share of the devices that take a generation first."""
+    canary_from: int = 10
+    """With fewer devices there are no canaries: all take it at once."""
+    healthy_s: float = 60.0
+    """A generation is promoted so long after its release at the earliest..."""
+    healthy_share: float = 0.5
+    """...and when this share of its devices has proven it."""
+    failure_share: float = 0.1
+    """It is rolled back when this share of its devices cannot run it; one device is enough where they are few."""
+    hold_s: float = 600.0
+    """After a rollback nothing is released for so long, and twice as long after each further one in a row."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One released generation."""
+
+    generation: int
+    manifest: str
+    released_at: float
+    """Seconds since the epoch."""
+    share: float
+    status: Status
+    reason: str = ""
+    """Why it has that status."""
+    held_out_before: float | None = None
+    held_out_after: float | None = None
+    full_bytes: int = 0
+    """Of its files for one device."""
+    patch_bytes: int = 0
+    """What a device that runs the generation before it fetches instead."""
+    failures: dict[str, str] = {}
+    """Device -> why it cannot run it."""
+
+
+class _State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    entries: list[Entry] = []
+    pinned: int | None = None
+    held_until: float = 0.0
+    rollbacks: int = 0
+    """In a row."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the devices should be told."""
+
+    stable: int
+    trial: int | None
+    """The newer generation that some or all of them should run instead."""
+    share: float
+    highest: int
+    """Going to anything older is a rollback."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A device's last report."""
+
+    at: float
+    bundle: str
+    proven: bool
+
+
+class Rollout:
+    """The state machine. `held`, `base` and `highest` may be read from another thread than the one that changes it."""
+
+    def __init__(self, path: Path, config: RolloutConfig, clock: Callable[[], float] = time.time) -> None:
+        """Raises FormatError when the file cannot be read."""
+        self.config = config
+        self._path, self._clock = path, clock
+        self._lock = threading.RLock()
+        self._devices: dict[str, _Seen] = {}
+        self._state = _read(path)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the devices should be told now."""
+        stable, trial = self._one("stable"), self._one("trial")
+        assert stable is not None
+        return Wanted(
+            stable=stable.generation,
+            trial=None if trial is None else trial.generation,
+            share=1.0 if trial is None else trial.share,
+            highest=self.highest,
+        )
+
+    @property
+    def running(self) -> set[int]:
+        """Generations that devices are told to run; none before the first `begin`."""
+        return {entry.generation for entry in self._state.entries if entry.status in ("stable", "trial")}
+
+    @property
+    def base(self) -> int:
+        """The generation that the next one follows and is judged against."""
+        wanted = self.wanted
+        return wanted.stable if wanted.trial is None else wanted.trial
+
+    @property
+    def highest(self) -> int:
+        """The highest generation ever released: its number and those below are never used again."""
+        return max(entry.generation for entry in self._state.entries)
+
+    @property
+    def held(self) -> str:
+        """Why nothing may be released by itself now; empty when it may."""
+        with self._lock:
+            if self._state.pinned is not None:
+                return f"generation {self._state.pinned} is pinned"
+            left_s = self._state.held_until - self._clock()
+            if left_s > 0:
+                return f"held for {left_s:.0f} s after a rollback"
+            trial = self._one("trial")
+            if trial is not None and trial.share < 1.0:
+                return f"generation {trial.generation} is with its canaries"
+            return ""
+
+    def begin(self, known: Mapping[int, str]) -> int | None:
+        """Start with the generations on the disk, number -> digest; returns the newest when it was never offered."""
+        with self._lock:
+            entries = [e for e in self._state.entries if known.get(e.generation, e.manifest) == e.manifest]
+            lost = "no longer on the server's disk"
+            entries = [
+                replace(e, status="superseded", reason=lost)
+                if e.generation not in known and e.status in ("trial", "stable")
+                else e
+                for e in entries
+            ]
+            if not any(entry.status == "stable" for entry in entries):
+                bad = {entry.generation for entry in entries if entry.status == "rolled back"}
+                number = max([number for number in known if number not in bad] or known)
+                entries = [entry for entry in entries if entry.generation != number]
+                entries.append(self._entry(number, known[number], "stable", 1.0, {}))
+            self._keep(replace(self._state, entries=_sorted(entries)))
+            newest = max(known)
+            return newest if newest > self.highest else None
+
+    def offer(self, generation: int, manifest: str, facts: Mapping[str, Any] | None = None) -> None:
+        """A new generation is on trial from now on; `facts` are further fields of its `Entry`."""
+        with self._lock:
+            entries = [
+                replace(entry, status="superseded", reason=f"generation {generation} came")
+                if entry.status == "trial"
+                else entry
+                for entry in self._state.entries
+                if entry.generation != generation
+            ]
+            there = self.present()
+            share = 1.0 if len(there) < self.config.canary_from else _reaching(there, generation, self.config)
+            entries.append(self._entry(generation, manifest, "trial", share, facts or {}))
+            self._keep(replace(self._state, entries=_sorted(entries)))
+
+    def observe(self, device: str, report: Mapping[str, Any]) -> None:
+        """Take in what a device says of itself."""
+        bundle, trial = report.get("bundle"), self._one("trial")
+        if not isinstance(bundle, str):
+            return
+        with self._lock:
+            self._devices[device] = _Seen(self._clock(), bundle, not report.get("on_trial", True))
+            if trial is None:
+                return
+            reason = _failure(report, trial.manifest)
+            failures = {name: why for name, why in trial.failures.items() if name != device}
+            if reason:
+                failures[device] = reason[:500]
+            if failures != trial.failures:
+                self._change(trial.generation, failures=failures)
+
+    def present(self) -> list[str]:
+        """Names of the devices that are there."""
+        oldest = self._clock() - PRESENT_S
+        with self._lock:
+            self._devices = {name: seen for name, seen in self._devices.items() if seen.at >= oldest}
+            return sorted(self._devices)
+
+    def decide(self) -> str:
+        """Judge the generation on trial; what was done, or an empty text."""
+        with self._lock:
+            trial = self._one("trial")
+            if trial is None:
+                return ""
+            there = self.present()
+            canaries = [name for name in there if canary_place(name, trial.generation) < trial.share]
+            enough = max(1, math.ceil(self.config.failure_share * len(canaries)))
+            if len(trial.failures) >= enough:
+                device, why = next(iter(trial.failures.items()))
+                others = f" and {len(trial.failures) - 1} more" if len(trial.failures) > 1 else ""
+                self.roll_back(None, f"{device}{others}: {why}")
+                return f"generation {trial.generation} rolled back: {device}{others}: {why}"
+            healthy = sum(self._devices[name].proven and self._runs(name, trial) for name in canaries)
+            elapsed_s = self._clock() - trial.released_at
+            if elapsed_s >= self.config.healthy_s and canaries:
+                if healthy >= max(1, math.ceil(self.config.healthy_share * len(canaries))):
+                    self.promote(None, f"{healthy} of {len(canaries)} devices have proven it")
+                    return f"generation {trial.generation} promoted: {healthy} of {len(canaries)} devices are well"
+            elif there and not canaries:
+                share = _reaching(there, trial.generation, self.config)
+                self._change(trial.generation, share=share)
+                return f"generation {trial.generation}: no canary is there, so it goes to {share:.0%} of the devices"
+            return ""
+
+    def promote(self, generation: int | None, reason: str = "by hand") -> int:
+        """Everybody runs it from now on: the one on trial, or any. Returns which. Raises UsageError."""
+        with self._lock:
+            number = self._number(generation, "trial", "no generation is on trial; name one")
+            self._make_stable(number, "superseded", f"generation {number} was promoted", reason)
+            self._keep(replace(self._state, pinned=None, held_until=0.0, rollbacks=0))
+            return number
+
+    def roll_back(self, generation: int | None, reason: str = "by hand") -> int:
+        """Back to the stable generation or, when that runs already, to the one before it. Raises UsageError."""
+        with self._lock:
+            if generation is None and self._one("trial") is None:
+                stable = self.wanted.stable
+                sound = [e.generation for e in self._state.entries if e.status == "superseded"]
+                generation = max((number for number in sound if number < stable), default=None)
+            number = self._number(generation, "stable", "there is nothing to go back to")
+            if number == self.base:
+                raise UsageError(f"generation {number} is what runs already; there is nothing to go back to")
+            self._make_stable(number, "rolled back", reason, f"gone back to: {reason}")
+            hold_s = min(self.config.hold_s * 2**self._state.rollbacks, _LONGEST_HOLD_S)
+            held_until, rollbacks = self._clock() + hold_s, self._state.rollbacks + 1
+            self._keep(replace(self._state, pinned=None, held_until=held_until, rollbacks=rollbacks))
+            return number
+
+    def pin(self, generation: int | None) -> int:
+        """Everybody runs this one until `unpin`. Returns which. Raises UsageError."""
+        with self._lock:
+            number = self.base if generation is None else self._number(generation, "stable", "")
+            self._make_stable(number, "superseded", f"generation {number} was pinned", "pinned")
+            self._keep(replace(self._state, pinned=number))
+            return number
+
+    def unpin(self) -> None:
+        """Releases come by themselves again, at once."""
+        with self._lock:
+            self._keep(replace(self._state, pinned=None, held_until=0.0, rollbacks=0))
+
+    def listing(self) -> list[dict[str, Any]]:
+        """The last entries with the devices that run them, newest first."""
+        there = self.present()
+        rows = []
+        with self._lock:
+            for entry in self._state.entries[: -_LISTED - 1 : -1]:
+                running = [name for name in there if self._runs(name, entry)]
+                proven = sum(self._devices[name].proven for name in running)
+                rows.append(
+                    {
+                        **msgspec.to_builtins(entry),
+                        "failures": dict(list(entry.failures.items())[:_LISTED]),
+                        "pinned": entry.generation == self._state.pinned,
+                        "devices": len(running),
+                        "devices_proven": proven,
+                    }
+                )
+        return rows
+
+    def _make_stable(self, number: int, others: Status, why_others: str, why: str) -> None:
+        """Make one generation stable; what stood in its place, or is newer than it and on trial, gets `others`."""
+        leaving = {entry.generation for entry in self._state.entries if entry.status in ("trial", "stable")} - {number}
+        entries = []
+        for entry in self._state.entries:
+            if entry.generation == number:
+                entry = replace(entry, status="stable", share=1.0, reason=why)
+            elif entry.generation in leaving:
+                newer = entry.generation > number
+                status: Status = others if newer else "superseded"
+                entry = replace(entry, status=status, reason=why_others if newer else f"generation {number} followed")
+            entries.append(entry)
+        self._keep(replace(self._state, entries=entries))
+
+    def _number(self, generation: int | None, status: Status, otherwise: str) -> int:
+        if generation is None:
+            entry = self._one(status)
+            if entry is None:
+                raise UsageError(otherwise)
+            return entry.generation
+        if not any(entry.generation == generation for entry in self._state.entries):
+            raise UsageError(f"generation {generation} has never been released")
+        return generation
+
+    def _runs(self, device: str, entry: Entry) -> bool:
+        return self._devices[device].bundle == entry.manifest
+
+    def _one(self, status: Status) -> Entry | None:
+        return next((entry for entry in self._state.entries if entry.status == status), None)
+
+    def _entry(self, number: int, manifest: str, status: Status, share: float, facts: Mapping[str, Any]) -> Entry:
+        return Entry(
+            generation=number, manifest=manifest, released_at=self._clock(), share=share, status=status, **facts
+        )
+
+    def _change(self, generation: int, **fields: Any) -> None:
+        entries = [replace(e, **fields) if e.generation == generation else e for e in self._state.entries]
+        self._keep(replace(self._state, entries=entries))
+
+    def _keep(self, state: _State) -> None:
+        """On the disk first: a server that starts again must not release what has been rolled back."""
+        entries = state.entries[-_KEPT_ENTRIES:]
+        entries = [e for e in state.entries if e.status in ("stable", "trial") and e not in entries] + entries
+        state = replace(state, entries=entries)
+        if state != self._state:
+            write_atomic(self._path, msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
+            self._state = state
+
+
+def _read(path: Path) -> _State:
+    if not path.exists():
+        return _State()
+    try:
+        return msgspec.json.decode(read_bounded(path, _MAX_BYTES), type=_State)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise FormatError(f"{path}: {exc}; remove the file, and the newest generation is taken as stable") from None
+
+
+def _sorted(entries: list[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: entry.generation)
+
+
+def _is(entry: Entry, number: int, status: Status) -> bool:
+    return entry.generation == number and entry.status == status
+
+
+def _reaching(devices: list[str], generation: int, config: RolloutConfig) -> float:
+    """The canary share, or as much more as it takes to reach one of the devices that are there."""
+    nearest = min(canary_place(name, generation) for name in devices)
+    return min(1.0, max(config.canary_share, math.nextafter(nearest, 2.0)))
+
+
+def _failure(report: Mapping[str, Any], manifest: str) -> str:
+    """Why a device cannot run a bundle; empty when it has not said so."""
+    failures = report.get("update_failures")
+    for failure in failures if isinstance(failures, list) else []:
+        if isinstance(failure, dict) and failure.get("manifest") == manifest:
+            return f"{failure.get('event')}: {failure.get('reason')}"
+    return ""

@@ -1,0 +1,230 @@
+"""Carries out a rollout: listens to devices, publishes what is wanted, and does what an operator asks for.
+
+The other side of `ssc server releases`: requests on `srv.releases`, {"action": ..., "generation": ...}, are answered
+with the list of releases or with {"error": ...}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import msgspec
+from nats.aio.msg import Msg
+
+from runtime_edge.base.aio import cancel_all
+from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
+from runtime_edge.errors import LinkError, SscError, UsageError
+from runtime_edge.formats import subjects
+from runtime_server.broker.hub import Hub, released_bundle
+from runtime_server.releases.bundle_publisher import prune, publish_patches
+from runtime_server.releases.release_gate import ReleaseOutcome
+from runtime_server.releases.rollout import Rollout
+from runtime_server.state.server_state import ServerState
+from runtime_server.suffix.generations import KEPT_GENERATIONS, Generation, Generations
+
+RELEASES_SUBJECT = "srv.releases"
+_LOG = logging.getLogger(__name__)
+_TICK_S = 1.0
+_RETRY_S = 2.0
+_KEPT_ON_DISK = 2 * KEPT_GENERATIONS
+
+Action = Literal["list", "promote", "rollback", "pin", "unpin"]
+
+
+class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    action: Action
+    generation: int | None = None
+
+
+class RolloutService:
+    """One server's rollout; everything runs on its event loop.
+
+    `ready` is awaited with the generations that are completed, before devices hear of a change: other ranks complete
+    them by then. It may raise LinkError.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        rollout: Rollout,
+        generations: Generations,
+        state: ServerState,
+        ready: Callable[[list[int]], Awaitable[None]] | None = None,
+    ) -> None:
+        self._hub, self._rollout, self._generations, self._state = hub, rollout, generations, state
+        self._ready = ready
+        self._news: asyncio.Queue[tuple[Generation, ReleaseOutcome]] = asyncio.Queue()
+        self._publishing = asyncio.Lock()
+        self._told: tuple[object, ...] | None = None
+
+    async def start(self, unreleased: int | None) -> None:
+        """Tell the devices what is wanted, with a generation that was compiled and never released. Raises LinkError."""
+        for device, report in (await self._hub.presence()).items():
+            self._rollout.observe(device, report)
+        generation = None if unreleased is None else self._generations.get(unreleased)
+        if generation is None or self._rollout.held:
+            await self._publish()
+        else:
+            await self._offer(generation, None)
+        await self._hub.client.subscribe(RELEASES_SUBJECT, cb=self._on_request)
+        # As they are written, and not through a consumer, which would die with the broker.
+        await self._hub.client.subscribe(subjects.bucket_subject(subjects.PRESENCE, "*"), cb=self._on_report)
+
+    def released(self, generation: Generation, outcome: ReleaseOutcome) -> None:
+        """A new generation has been compiled: offer it to the devices."""
+        self._news.put_nowait((generation, outcome))
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        tasks = [asyncio.create_task(job) for job in (self._release_forever(), self._tick_forever())]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            await cancel_all(tasks)
+
+    async def _release_forever(self) -> None:
+        while True:
+            generation, outcome = await self._news.get()
+            while generation.number == self._generations.newest.number:
+                if held := self._rollout.held:
+                    _LOG.info("generation %d is not released: %s", generation.number, held)
+                    break
+                try:
+                    await self._offer(generation, outcome)
+                    break
+                except (SscError, OSError) as exc:
+                    _LOG.warning("generation %d waits: %s", generation.number, exc)
+                    await asyncio.sleep(_RETRY_S)
+
+    async def _offer(self, generation: Generation, outcome: ReleaseOutcome | None) -> None:
+        """All that devices need of it, then the word. Raises LinkError or OSError."""
+        bundle, wanted = generation.bundle, self._rollout.wanted
+        variant = next(iter(bundle.manifest.info.targets.values())).variant
+        full = sum(bundle.manifest.variant(block, variant).bytes for block in bundle.manifest.info.blocks)
+        await self._hub.publish_bundle(bundle)
+        patched = full
+        # Last the one that most devices run: its cost is the one that is listed.
+        for number in sorted({wanted.stable, self._rollout.base} - {generation.number}):
+            earlier = self._generations.get(number)
+            if earlier is not None:
+                patched = (await publish_patches(self._hub, earlier.bundle, bundle)).get(variant, full)
+        facts: dict[str, float | None] = {"full_bytes": full, "patch_bytes": patched}
+        if outcome is not None and outcome.before is not None and outcome.after is not None:
+            facts |= {"held_out_before": outcome.before.loss, "held_out_after": outcome.after.loss}
+        self._rollout.offer(generation.number, bundle.digest, facts)
+        share = self._rollout.wanted.share
+        _LOG.info("generation %d released to %.0f %% of the devices", generation.number, 100 * share)
+        await self._decide()
+        await self._tidy()
+
+    async def _publish(self) -> None:
+        """Tell the devices what is wanted, if they have not been told. Raises LinkError."""
+        async with self._publishing:
+            wanted = self._rollout.wanted
+            self._generations.protect(self._rollout.running)
+            kept = [generation.number for generation in self._generations.kept()]
+            oldest = kept[0]
+            if self._told == (wanted, oldest):
+                return
+            stable, trial = (
+                None if number is None else self._generations.get(number) for number in (wanted.stable, wanted.trial)
+            )
+            chosen = trial or stable
+            if chosen is None or stable is None:
+                raise LinkError(f"generation {wanted.stable} is no longer on this server's disk")
+            back = stable.number < wanted.highest
+            await self._hub.publish_bundle(stable.bundle)
+            await self._hub.publish_bundle(chosen.bundle)
+            if self._ready is not None:
+                await self._ready(kept)
+            for target in chosen.bundle.manifest.info.targets:
+                await self._hub.release(
+                    chosen.bundle,
+                    target,
+                    back and trial is None,
+                    share=wanted.share,
+                    stable=None if trial is None else released_bundle(stable.bundle, back),
+                    oldest=oldest,
+                )
+            self._told = (wanted, oldest)
+
+    async def _tidy(self) -> None:
+        """Neither the broker's disk nor this server's may fill up; what cannot be removed now is tried next time."""
+        kept = self._generations.kept()
+        numbers = {generation.number for generation in kept}
+        try:
+            freed = await prune(self._hub, [generation.bundle for generation in kept])
+            gone = await asyncio.to_thread(self._state.prune, _KEPT_ON_DISK, numbers)
+        except (SscError, OSError) as exc:
+            _LOG.warning("what is no longer needed stays: %s", exc)
+            return
+        _LOG.info("generations %s are completed; %s removed from the disk, %d bytes", sorted(numbers), gone, freed)
+
+    async def _on_report(self, message: Msg) -> None:
+        try:
+            report = msgspec.json.decode(message.data, type=dict[str, Any])
+        except msgspec.DecodeError:
+            return
+        self._rollout.observe(message.subject.rsplit(".", 1)[-1], report)
+        await self._decide()
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            await self._decide()
+
+    async def _decide(self) -> None:
+        try:
+            if done := self._rollout.decide():
+                _LOG.warning("%s", done)
+            await self._publish()
+        except (SscError, OSError) as exc:
+            _LOG.warning("releases: %s", exc)  # the next tick tries again
+
+    async def _on_request(self, message: Msg) -> None:
+        try:
+            answer = await self._answer(msgspec.json.decode(message.data, type=_Request))
+        except (SscError, OSError, msgspec.MsgspecError) as exc:
+            answer = {"error": str(exc)}
+        await message.respond(msgspec.json.encode(answer))
+
+    async def _answer(self, request: _Request) -> dict[str, Any]:
+        """Raises UsageError, LinkError or OSError."""
+        number = request.generation
+        if number is not None and request.action != "list" and self._generations.get(number) is None:
+            kept = ", ".join(str(generation.number) for generation in self._generations.kept())
+            raise UsageError(f"generation {number} is not kept here; there are {kept}")
+        if request.action == "promote":
+            self._rollout.promote(number)
+        elif request.action == "rollback":
+            self._rollout.roll_back(number)
+        elif request.action == "pin":
+            self._rollout.pin(number)
+        elif request.action == "unpin":
+            self._rollout.unpin()
+        if request.action != "list":
+            _LOG.warning("%s by hand: generation %d is stable", request.action, self._rollout.wanted.stable)
+            await self._publish()
+        return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """Releases, newest first, and what stands against the next one."""
+        kept = {generation.number for generation in self._generations.kept()}
+        rows = [{**row, "retired": row["generation"] not in kept} for row in self._rollout.listing()]
+        return {"releases": rows, "held": self._rollout.held}
+
+
+async def request(hub: Hub, action: Action, generation: int | None = None) -> dict[str, Any]:
+    """Ask a running server. Raises LinkError when none answers, UsageError when it refuses."""
+    try:
+        body = msgspec.json.encode(_Request(action, generation))
+        answer = await hub.client.request(RELEASES_SUBJECT, body, timeout=10.0)
+    except BROKER_ERRORS as exc:
+        raise LinkError(f"broker {hub.url}: no server answers ({reason(exc)})") from None
+    found = msgspec.json.decode(answer.data, type=dict[str, Any])
+    if "error" in found:
+        raise UsageError(str(found["error"]))
+    return found

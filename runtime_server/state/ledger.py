@@ -1,0 +1,226 @@
+"""Which windows of which device have been taken: exactly-once beyond the broker's memory of duplicates."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import fcntl
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import msgspec
+from msgspec import Meta
+
+from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.formats import subjects
+
+_LOG = logging.getLogger(__name__)
+_MAX_CHAINS = 20_000
+_MAX_BYTES = 256 << 20
+_LOCK_PATIENCE_S = 5.0
+"""A process that has just been killed still holds its files for a moment."""
+WindowId = tuple[str, str, int]
+"""Device, boot and window index."""
+_Runs = list[Annotated[list[int], Meta(min_length=2, max_length=2)]]
+
+
+class Ledger:
+    """Window indices seen for each boot of each device, as sorted runs; small because indices are mostly dense.
+
+    May be used from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._chains: OrderedDict[str, list[list[int]]] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def add(self, device: str, boot: str, index: int) -> bool:
+        """Note a window; False when it was noted before."""
+        return self.add_all([(device, boot, index)])[0]
+
+    def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
+        """Note windows, in order; for each, False when it was noted before."""
+        with self._lock:
+            return [self._add(f"{device}.{boot}", index) for device, boot, index in windows]
+
+    def holds(self, device: str, boot: str, index: int) -> bool:
+        """Whether a window was noted."""
+        with self._lock:
+            runs = self._chains.get(f"{device}.{boot}", [])
+            place = bisect.bisect_right(runs, [index, 1 << 62])
+            return place > 0 and index <= runs[place - 1][1]
+
+    def counts(self) -> dict[str, int]:
+        """Distinct windows seen by device, over all its boots."""
+        found: dict[str, int] = {}
+        with self._lock:
+            for chain, runs in self._chains.items():
+                device = chain.rpartition(".")[0]
+                found[device] = found.get(device, 0) + sum(last - first + 1 for first, last in runs)
+        return found
+
+    def to_bytes(self) -> bytes:
+        """JSON."""
+        with self._lock:
+            return msgspec.json.encode(self._chains)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Ledger:
+        """Raises msgspec.MsgspecError for anything else than what `to_bytes` wrote."""
+        ledger = cls()
+        ledger._chains = OrderedDict(msgspec.json.decode(data, type=dict[str, _Runs]))
+        return ledger
+
+    def snapshot(self) -> Ledger:
+        """What is noted now, in memory: it does not change with this one."""
+        return Ledger.from_bytes(self.to_bytes())
+
+    def _add(self, chain: str, index: int) -> bool:
+        runs = self._chains.setdefault(chain, [])
+        self._chains.move_to_end(chain)
+        if len(self._chains) > _MAX_CHAINS:
+            self._chains.popitem(last=False)
+        place = bisect.bisect_right(runs, [index, 1 << 62])
+        before = runs[place - 1] if place else None
+        if before is not None and index <= before[1]:
+            return False
+        after = runs[place] if place < len(runs) else None
+        touches_before = before is not None and before[1] + 1 == index
+        touches_after = after is not None and after[0] == index + 1
+        if touches_before and touches_after:
+            assert before is not None
+            before[1] = runs.pop(place)[1]
+        elif touches_before:
+            assert before is not None
+            before[1] = index
+        elif touches_after:
+            assert after is not None
+            after[0] = index
+        else:
+            runs.insert(place, [index, index])
+        return True
+
+
+class DurableLedger(Ledger):
+    """A ledger in a file, and beside it in `<file>.journal` what was noted since the last `save`.
+
+    A window is in the journal before `add_all` returns, so the death of the process forgets none. A power cut may take
+    the last seconds; those windows then count as not yet seen. Raises FormatError for a damaged file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        journal = path.with_name(path.name + ".journal")
+        if path.exists():
+            try:
+                self._chains = Ledger.from_bytes(read_bounded(path, _MAX_BYTES))._chains
+            except msgspec.MsgspecError as exc:
+                raise FormatError(f"{path}: {exc}; remove it to start counting anew") from None
+        if journal.exists():
+            for line in read_bounded(journal, _MAX_BYTES).decode(errors="replace").splitlines():
+                chain, _, index = line.rpartition(".")
+                if chain and index.isdecimal():
+                    self._add(chain, int(index))
+        self._journal = journal.open("ab", buffering=0)
+
+    def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
+        """Note windows, in order; for each, False when it was noted before."""
+        with self._lock:
+            new = super().add_all(windows)
+            lines = [f"{'.'.join(map(str, window))}\n" for window, is_new in zip(windows, new, strict=True) if is_new]
+            if lines:
+                try:
+                    self._journal.write("".join(lines).encode())
+                except OSError as exc:
+                    _LOG.warning("%s: %s; the next save has it", self._journal.name, exc)
+            return new
+
+    def save(self) -> None:
+        """Write the whole ledger and empty the journal. Raises OSError; then the journal stays."""
+        with self._lock:
+            write_atomic(self._path, self.to_bytes())
+            self._journal.truncate(0)
+
+    def close(self) -> None:
+        """Save and release the files."""
+        with self._lock:
+            self.save()
+            self._journal.close()
+
+
+class PartitionedLedger:
+    """One durable ledger for each of some partitions, in files of its own: another process may have the others.
+
+    `directory/<partition>.json` and its journal belong to one process at a time. Which process that is may change
+    from start to start, so that another number of ranks goes on counting where the former left off.
+    """
+
+    def __init__(self, directory: Path, partitions: Iterable[int] = range(subjects.PARTITIONS)) -> None:
+        """Raises UsageError when another process has one of the partitions, FormatError for a damaged file."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._ledgers: dict[int, DurableLedger] = {}
+        with contextlib.ExitStack() as held:
+            for partition in partitions:
+                held.enter_context(_locked(directory / f"{partition}.lock"))
+                self._ledgers[partition] = ledger = DurableLedger(directory / f"{partition}.json")
+                held.callback(ledger.close)
+            self._held = held.pop_all()
+
+    def add(self, device: str, boot: str, index: int) -> bool:
+        """Note a window; False when it was noted before. Raises KeyError for a device of a partition not held."""
+        return self.add_all([(device, boot, index)])[0]
+
+    def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
+        """Note windows, in order; for each, False when it was noted before. Raises KeyError like `add`."""
+        places: dict[int, list[int]] = {}
+        for place, (device, _, _) in enumerate(windows):
+            places.setdefault(subjects.partition(device), []).append(place)
+        new = [False] * len(windows)
+        for partition, own in places.items():
+            for place, is_new in zip(own, self._ledgers[partition].add_all([windows[i] for i in own]), strict=True):
+                new[place] = is_new
+        return new
+
+    def counts(self) -> dict[str, int]:
+        """Distinct windows seen by device, over all its boots."""
+        return {device: count for ledger in self._ledgers.values() for device, count in ledger.counts().items()}
+
+    def snapshot(self) -> Ledger:
+        """What is noted now of all the partitions, in memory: it does not change with these."""
+        whole = Ledger()
+        for ledger in self._ledgers.values():
+            whole._chains.update(ledger.snapshot()._chains)
+        return whole
+
+    def save(self) -> None:
+        """Write every ledger whole and empty its journal. Raises OSError; then journals stay."""
+        for ledger in self._ledgers.values():
+            ledger.save()
+
+    def close(self) -> None:
+        """Save and let other processes have the partitions."""
+        self._held.close()
+
+
+def _locked(path: Path) -> TextIO:
+    """A file that this process alone holds until it is closed. Raises UsageError when another one holds it."""
+    file = path.open("w")
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise UsageError(
+                    f"{path}: another server runs on this state directory; stop it, or give another --state"
+                ) from None
+        time.sleep(0.05)

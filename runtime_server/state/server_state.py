@@ -1,0 +1,97 @@
+"""What a server keeps on its disk, all of it written whole or not at all.
+
+<state>/signing.key, signing.pub      made at the first start unless --key is given
+<state>/generations/00002/            bundles it compiled
+<state>/weights/00002.pt              the weights each was compiled from
+<state>/trainer/checkpoint.pt          where training stands; another rank's windows in a file beside it
+<state>/rollout.json                  which of them devices run, and how each release went
+<state>/ledger/0.json, 0.json.journal  which windows have been taken, by partition
+<state>/suspects/0.trying              the frame that is being tried alone, by partition
+<state>/broker/                       the embedded broker's streams
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from runtime_edge.base.files import write_atomic
+from runtime_edge.errors import FormatError
+from runtime_edge.formats import minisign, subjects
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_server.state.ledger import PartitionedLedger
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+class ServerState:
+    """A server's state directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("generations", "weights", "broker"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+
+    def signing_key(self, given: Path | None) -> minisign.SecretKey:
+        """The key releases are signed with; made on first use. Raises SignatureError."""
+        if given is not None:
+            return minisign.read_secret_key(given)
+        path = self.root / "signing.key"
+        if not path.exists():
+            minisign.write_key_pair(minisign.generate_key(), path)
+        return minisign.read_secret_key(path)
+
+    def bundle_path(self, number: int) -> Path:
+        """Where the bundle of a generation is kept."""
+        return self.root / "generations" / f"{number:05d}"
+
+    def save_weights(self, number: int, tensors: Tensors) -> None:
+        """Keep the weights of a generation."""
+        buffer = io.BytesIO()
+        torch.save({name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}, buffer)
+        write_atomic(self._weights(number), buffer.getvalue())
+
+    def load_weights(self, number: int) -> Tensors:
+        """Raises FormatError."""
+        try:
+            state = torch.load(self._weights(number), map_location="cpu", weights_only=True)
+            return {name: tensor.numpy() for name, tensor in state.items()}
+        except Exception as exc:
+            raise FormatError(f"{self._weights(number)}: cannot be read ({type(exc).__name__})") from None
+
+    def generations(self, newest: int, also: Collection[int] = ()) -> list[tuple[Bundle, Tensors]]:
+        """The last `newest` generations that are complete on disk and those of `also`, oldest first.
+
+        Raises FormatError.
+        """
+        complete = [number for number in self._numbers() if self._weights(number).exists()]
+        wanted = [number for number in complete if number in also or number in complete[-newest:]]
+        return [(open_bundle(self.bundle_path(n)), self.load_weights(n)) for n in wanted]
+
+    def prune(self, newest: int, also: Collection[int] = ()) -> list[int]:
+        """Remove all generations but the last `newest` and those of `also`; returns which."""
+        numbers = self._numbers()
+        gone = [number for number in numbers[:-newest] if number not in also]
+        for number in gone:
+            # The weights first: without them it no longer counts, whatever is left of it.
+            self._weights(number).unlink(missing_ok=True)
+            shutil.rmtree(self.bundle_path(number), ignore_errors=True)
+        return gone
+
+    def ledger(self, partitions: Iterable[int] = range(subjects.PARTITIONS)) -> PartitionedLedger:
+        """The windows taken so far. Raises FormatError, or UsageError when another process has a partition."""
+        return PartitionedLedger(self.root / "ledger", partitions)
+
+    def _numbers(self) -> list[int]:
+        names = (path.name for path in (self.root / "generations").iterdir())
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def _weights(self, number: int) -> Path:
+        return self.root / "weights" / f"{number:05d}.pt"

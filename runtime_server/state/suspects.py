@@ -1,0 +1,56 @@
+"""Frames that the process may have died of, told from those that were only there when it did.
+
+A frame that the broker has delivered several times without an answer is completed alone, and while it is, a file
+names it. A process that finds such a file at its start knows what killed the one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from runtime_edge.base.files import read_bounded, write_atomic
+
+_LOG = logging.getLogger(__name__)
+DELIVERIES = 3
+"""So many times a frame is completed among others. More than that is rare: each time the process must have died."""
+_MAX_BYTES = 64
+
+
+class Suspects:
+    """One file for each partition, so that processes which share a state directory have their own."""
+
+    def __init__(self, directory: Path, partitions: Iterable[int]) -> None:
+        self._directory = directory
+        self._guilty: dict[int, int] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+        for partition in partitions:
+            if self._file(partition).exists():
+                with contextlib.suppress(ValueError):  # otherwise torn by a power cut: no frame to blame
+                    self._guilty[partition] = int(read_bounded(self._file(partition), _MAX_BYTES))
+
+    def guilty(self, partition: int, sequence: int) -> bool:
+        """Whether the process before this one died while it completed this frame of the stream alone."""
+        return self._guilty.get(partition) == sequence
+
+    @contextlib.contextmanager
+    def trying(self, partition: int, sequence: int) -> Iterator[None]:
+        """While inside, that frame is the one to blame."""
+        try:
+            write_atomic(self._file(partition), str(sequence).encode())
+        except OSError as exc:
+            _LOG.warning("%s: %s; should the server die now, nobody knows of what", self._file(partition), exc)
+        try:
+            yield
+        finally:
+            self._file(partition).unlink(missing_ok=True)
+
+    def forget(self, partition: int) -> None:
+        """The guilty frame has been put away."""
+        self._guilty.pop(partition, None)
+        self._file(partition).unlink(missing_ok=True)
+
+    def _file(self, partition: int) -> Path:
+        return self._directory / f"{partition}.trying"

@@ -1,0 +1,138 @@
+"""The last few generations: each with its bundle, its weights and the suffixes that complete its frames."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from runtime_edge.errors import BundleError, FrameError
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.codec import CutCodec
+from runtime_edge.formats.wire import WIRE_ENCODINGS, FrameHeader
+from runtime_server.suffix.suffix import Precision, ServedBlocks
+from streamsplit_compile.encoder.graph import EncoderGraph
+from streamsplit_compile.encoder.segment import split
+from streamsplit_compile.encoder.selection import cuts_of
+
+KEPT_GENERATIONS = 4
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class CutModel:
+    """The encoder in torch and its segments, which share its parameters."""
+
+    module: fx.GraphModule
+    segments: Sequence[fx.GraphModule]
+    """One for each block."""
+
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """Parameters and buffers by name, copies."""
+        return {name: value.detach().cpu().numpy().copy() for name, value in self.module.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One released state of the encoder."""
+
+    bundle: Bundle
+    model: CutModel
+    served: ServedBlocks
+    codecs: dict[tuple[int, str], CutCodec] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        """Its generation number."""
+        return self.bundle.manifest.info.generation
+
+    def decode(self, header: FrameHeader, payload: bytes) -> npt.NDArray[np.float32]:
+        """The activation (rows, ...) of a frame. Raises FrameError."""
+        cuts = self.bundle.manifest.info.cuts
+        if header.cut >= len(cuts):
+            raise FrameError(f"frame of window {header.window}: cut {header.cut}, this bundle has {len(cuts)}")
+        key = header.cut, WIRE_ENCODINGS[header.encoding]
+        if key not in self.codecs:
+            try:
+                self.codecs[key] = CutCodec(cuts[header.cut], key[1])
+            except BundleError as exc:
+                raise FrameError(f"frame of window {header.window}: {exc}") from None
+        return self.codecs[key].decode(payload, header.compressed)
+
+    def complete(self, cut: int, activations: torch.Tensor) -> torch.Tensor:
+        """Embeddings (n, d) of activations (n * rows, ...) float32 at a cut, without gradients."""
+        return self.served.complete(cut, activations)
+
+
+class Generations:
+    """The newest generation and the few before it. Used from the ingest and the trainer thread."""
+
+    def __init__(self, graph: EncoderGraph, kept: int = KEPT_GENERATIONS, precision: Precision = "float32") -> None:
+        self._graph, self._kept, self._precision = graph, kept, precision
+        self._lock = threading.Lock()
+        self._by_number: dict[int, Generation] = {}
+        self._protected: frozenset[int] = frozenset()
+
+    def add(self, bundle: Bundle, tensors: Tensors) -> Generation:
+        """Take a bundle with its weights; the oldest beyond the kept number are retired. Raises BundleError."""
+        model = cut_model(self._graph, bundle, tensors)
+        generation = Generation(bundle, model, ServedBlocks(model.segments, self._precision))
+        with self._lock:
+            self._by_number[generation.number] = generation
+            self._retire()
+        return generation
+
+    def protect(self, numbers: Iterable[int]) -> None:
+        """Devices are told to run these: they are not retired, however old."""
+        with self._lock:
+            self._protected = frozenset(numbers)
+            self._retire()
+
+    def get(self, number: int) -> Generation | None:
+        """That generation, or None when it is retired or was never released."""
+        with self._lock:
+            return self._by_number.get(number)
+
+    def kept(self) -> list[Generation]:
+        """All whose frames are still completed, the oldest first."""
+        with self._lock:
+            return [self._by_number[number] for number in sorted(self._by_number)]
+
+    @property
+    def newest(self) -> Generation:
+        """The generation with the highest number."""
+        with self._lock:
+            return self._by_number[max(self._by_number)]
+
+    def _retire(self) -> None:
+        for number in sorted(self._by_number)[: -self._kept]:
+            if number not in self._protected:
+                del self._by_number[number]
+
+
+def cut_model(graph: EncoderGraph, bundle: Bundle, tensors: Tensors) -> CutModel:
+    """The encoder cut as in a bundle, over its own copy of the weights. Raises BundleError when they do not fit."""
+    module = copy_module(graph.module)
+    try:
+        module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()})
+    except RuntimeError as exc:
+        reason = " ".join(str(exc).split())[:200]
+        raise BundleError(f"{bundle.path}: weights do not fit the encoder ({reason})") from None
+    own = EncoderGraph(module, graph.candidates, graph.dynamic_batch)
+    return CutModel(module, split(own, cuts_of(graph.candidates, bundle.manifest, str(bundle.path))))
+
+
+def copy_module(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy with its own parameters."""
+    with warnings.catch_warnings():
+        # torch's own pytree warns about itself when an exported graph is copied.
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(module)

@@ -1,0 +1,103 @@
+"""What a server measures of itself, for Prometheus: `GET /metrics` on the health port.
+
+Labels are statuses, loss terms, uses of a buffer and reasons of the release gate: all bounded. Devices are none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from runtime_edge.base.histogram import Histogram
+from runtime_edge.base.prometheus import counters, gauge, gauges, histograms, info
+from runtime_server.ingest.frame_replay import ReplayOutcome
+from runtime_server.releases.release_gate import ReleaseOutcome
+from runtime_server.training.buffer import BufferSize
+from runtime_server.training.trainer import StepMetrics
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+_PREFIX = "ssc_server_"
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where training stands."""
+
+    steps: int
+    saved_steps: int
+    """Steps of the last checkpoint; 0 before the first."""
+    last: StepMetrics | None
+    step_ms: Histogram
+    buffers: Mapping[str, BufferSize]
+    """By use: "train" and "held_out"."""
+    outcomes: Counter[str]
+    """Attempts at a release by what came of them."""
+    judged: ReleaseOutcome | None
+    """The last attempt."""
+    replayed: ReplayOutcome | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A server at one moment."""
+
+    encoder: str
+    generation: int
+    uptime_s: float
+    devices: int
+    windows: int
+    """Distinct windows that were counted, ever."""
+    frames: Mapping[str, int]
+    """Frames since the start, by what became of them."""
+    connected: bool
+    latency_ms: Mapping[str, Histogram] = field(default_factory=dict)
+    """By what took so long."""
+    training: Training | None = None
+
+
+def families(measured: Measured) -> Iterator[Metric]:
+    """Every metric."""
+    yield info(_PREFIX + "encoder", "What is served.", {"encoder": measured.encoder})
+    yield gauge(_PREFIX + "generation", "Of the weights that devices are told to run.", measured.generation)
+    yield gauge(_PREFIX + "uptime_seconds", "Since the start.", measured.uptime_s)
+    yield gauge(_PREFIX + "connected", "Whether the broker is reached.", measured.connected)
+    yield gauge(_PREFIX + "devices", "Devices whose windows were counted, ever.", measured.devices)
+    yield counters(_PREFIX + "windows", "Distinct windows that were counted, ever.", "", {"": measured.windows})
+    yield counters(_PREFIX + "frames", "Frames since the start, by what became of them.", "outcome", measured.frames)
+    if measured.latency_ms:
+        text = "Time of a batch in the suffix, and of a frame from its arrival to its answer."
+        yield histograms(_PREFIX + "latency_seconds", text, "of", measured.latency_ms.items())
+    if measured.training is not None:
+        yield from _training(measured.training)
+
+
+def _training(training: Training) -> Iterator[Metric]:
+    yield counters(_PREFIX + "training_steps", "Optimiser steps, over all runs.", "", {"": training.steps})
+    yield gauge(_PREFIX + "checkpoint_steps", "Optimiser steps of the last checkpoint.", training.saved_steps)
+    step = [("", training.step_ms)]
+    yield histograms(_PREFIX + "training_step_seconds", "Time of one step.", "", step)
+    if training.last is not None:
+        yield gauges(_PREFIX + "loss", "Of the last step, by term before weighting.", "term", training.last.losses)
+        yield gauges(_PREFIX + "embeddings", "How the last batch lay.", "measure", asdict(training.last.geometry))
+        yield gauge(_PREFIX + "gradient_norm", "Of the last step, before clipping.", training.last.gradient_norm)
+    sizes = training.buffers
+    windows = {use: float(size.windows) for use, size in sizes.items()}
+    yield gauges(_PREFIX + "buffer_windows", "Windows kept, by use.", "use", windows)
+    yield gauges(_PREFIX + "buffer_bytes", "Memory of them.", "use", {use: size.nbytes for use, size in sizes.items()})
+    refused = Counter[str]()
+    for size in sizes.values():
+        refused.update(size.refused)
+    yield counters(_PREFIX + "buffer_refused", "Windows that were not kept, by reason.", "reason", refused)
+    yield counters(_PREFIX + "releases", "Attempts at a release, by what came of them.", "outcome", training.outcomes)
+    if training.replayed is not None:
+        read = {name: float(getattr(training.replayed, name)) for name in ("read", "put_back", "taken", "missing")}
+        yield gauges(_PREFIX + "replayed_windows", "Read again from the stream at the start.", "what", read)
+    if training.judged is not None:
+        for which, quality in (("released", training.judged.before), ("candidate", training.judged.after)):
+            if quality is not None:
+                told = {name: value for name, value in asdict(quality).items() if value is not None}
+                yield gauges(f"{_PREFIX}{which}_quality", "At the last attempt at a release.", "measure", told)

@@ -1,0 +1,1 @@
+"""Training the suffix: objective, losses, buffer, checkpoints, ranks."""

@@ -1,0 +1,292 @@
+"""The latest windows of every device: what the trainer draws its batches from (METHOD section 5)."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import threading
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime_edge.errors import UsageError
+from runtime_server.training.losses.classification import UNLABELLED
+from runtime_server.training.losses.laplacian import HORIZON
+
+_OVERHEAD_BYTES = 1024  # what a window costs besides its tensors, so that empty ones are bounded too
+_MAX_BOOTS = 2  # of one device: its own past is all that a device which restarts in a loop pushes out
+_UNCERTAINTY_FLOOR = 0.1  # a window the device was sure of is still drawn now and then
+
+ADJACENCY = 3
+"""Windows of one boot at most so far apart, in window indices, are taken to hear the same thing."""
+Chain = tuple[str, str]
+"""A device and one of its boots; window indices are comparable inside one."""
+_Key = tuple[Chain, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window as it arrived. The buffer keeps `activation` as a float16 CPU copy."""
+
+    device: str
+    boot: str
+    index: int
+    """Window index, counted from the boot; below 2^63."""
+    generation: int
+    cut: int
+    activation: Tensor
+    """[*shape], without a batch axis."""
+    uncertainty: float = 1.0
+    embedding: Tensor | None = None
+    """float32[d], the latest the suffix made of it."""
+    label: int = UNLABELLED
+    sequence: int = 0
+    """Place of its frame in the broker's stream, from 1; 0 where there is none: then it counts as the latest."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it holds, roughly from above."""
+        embedded = 0 if self.embedding is None else self.embedding.nbytes
+        return self.activation.nbytes + embedded + _OVERHEAD_BYTES
+
+
+@dataclass(frozen=True)
+class Group:
+    """The part of a batch that one suffix can run: same generation, cut and activation shape."""
+
+    generation: int
+    cut: int
+    activations: Tensor
+    """float16[n, *shape]."""
+    devices: list[str]
+    chains: Tensor
+    """int64[n], one number for each boot of each device, the same in every group of a batch."""
+    windows: Tensor
+    """int64[n], window indices."""
+    uncertainty: Tensor
+    """float32[n]."""
+    labels: Tensor
+    """int64[n], -1 where unknown."""
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+
+@dataclass(frozen=True)
+class BufferSize:
+    """What a buffer holds."""
+
+    windows: int
+    nbytes: int
+    refused: dict[str, int]
+    """Windows that were not taken, by reason."""
+
+
+@dataclass
+class TemporalBuffer:
+    """A sliding buffer of each device's last `horizon` window indices, within `limit_bytes` altogether.
+
+    Late windows are put in their place, gaps stay, and what is already held is refused. A device keeps
+    its two latest boots. When memory runs out the window that stands first in the stream goes first. The
+    order of the stream decides, not that in which `add` is called: what is read again from the stream ends
+    as it was, and the same windows and the same `rng` give the same batch. May be used from several threads.
+    """
+
+    horizon: int = HORIZON
+    limit_bytes: int = 1 << 30
+    adjacency: int = ADJACENCY
+    """Largest distance, in window indices, of windows that are drawn together."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """How many windows were not taken: "duplicate", "late" (beyond the horizon), "invalid"."""
+    nbytes: int = field(default=0, init=False)
+    _windows: dict[_Key, Window] = field(default_factory=dict, init=False)
+    _order: list[tuple[int, _Key]] = field(default_factory=list, init=False)
+    """Every window by its place in the stream."""
+    _chains: dict[Chain, list[int]] = field(default_factory=dict, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def add(self, window: Window) -> bool:
+        """Take a window; False, counted in `refused`, for a duplicate, a late or a non-finite one."""
+        uncertainty = window.uncertainty if math.isfinite(window.uncertainty) else 1.0
+        kept = replace(
+            window,
+            activation=_copy(window.activation, torch.float16),
+            uncertainty=min(max(uncertainty, 0.0), 1.0),
+            embedding=None if window.embedding is None else _copy(window.embedding, torch.float32),
+        )
+        with self._lock:
+            if not kept.sequence:
+                kept = replace(kept, sequence=self._order[-1][0] + 1 if self._order else 1)
+            reason = self._refusal(kept) or self._forget_boots(kept)
+            if reason is not None:
+                self.refused[reason] += 1
+                return False
+            chain = (kept.device, kept.boot)
+            indices = self._chains.setdefault(chain, [])
+            bisect.insort(indices, kept.index)
+            self._windows[chain, kept.index] = kept
+            bisect.insort(self._order, (kept.sequence, (chain, kept.index)))
+            self.nbytes += kept.nbytes
+            while indices[0] <= indices[-1] - self.horizon:
+                self._drop((chain, indices[0]))
+            self._trim()
+        return True
+
+    def set_embedding(self, device: str, boot: str, index: int, embedding: Tensor) -> bool:
+        """Remember the latest embedding float32[d] of a window; False if the window has gone."""
+        key = ((device, boot), index)
+        with self._lock:
+            window = self._windows.get(key)
+            if window is None:
+                return False
+            updated = replace(window, embedding=_copy(embedding, torch.float32))
+            self.nbytes += updated.nbytes - window.nbytes
+            self._windows[key] = updated
+            self._trim()
+        return True
+
+    def windows(self, device: str) -> list[Window]:
+        """The device's windows, by boot and window index."""
+        with self._lock:
+            chains = sorted(chain for chain in self._chains if chain[0] == device)
+            return [self._windows[chain, index] for chain in chains for index in self._chains[chain]]
+
+    def size(self) -> BufferSize:
+        """What it holds now."""
+        with self._lock:
+            return BufferSize(len(self._windows), self.nbytes, dict(self.refused))
+
+    def sequences(self) -> list[int]:
+        """Where the windows it holds stand in the stream, ascending."""
+        with self._lock:
+            return [sequence for sequence, _ in self._order]
+
+    def sample_batch(self, rng: np.random.Generator, size: int) -> list[Group]:
+        """Up to `size` distinct windows, the same number from each device, or one more, as far as they go.
+
+        Within a device a window is drawn in proportion to `exp(-age / (horizon / 2)) · (0.1 + U)`, age
+        in window indices behind the newest of its boot, and brings along one of its neighbours in time, at
+        whatever cut: with most windows missing, few would have one otherwise. The groups come in order of
+        generation and cut.
+        """
+        if size < 1:
+            raise UsageError(f"batch size {size}: at least 1 is needed")
+        with self._lock:
+            order = self._draw(rng, size)
+            numbers = {chain: number for number, chain in enumerate(sorted(self._chains))}
+            members: dict[tuple[int, int, tuple[int, ...]], list[Window]] = {}
+            for window in order:
+                members.setdefault(_group_key(window), []).append(window)
+            return [self._group(members[key], numbers) for key in sorted(members)]
+
+    def _refusal(self, window: Window) -> str | None:
+        indices = self._chains.get((window.device, window.boot))
+        if ((window.device, window.boot), window.index) in self._windows:
+            return "duplicate"
+        if indices and window.index <= indices[-1] - self.horizon:
+            return "late"
+        if window.nbytes > self.limit_bytes or not bool(window.activation.isfinite().all()):
+            return "invalid"
+        return None
+
+    def _forget_boots(self, window: Window) -> str | None:
+        """Make room for another boot of a device: that goes whose last window stands first in the stream.
+
+        "late" when it is the window's own.
+        """
+        chain = (window.device, window.boot)
+        boots = [other for other in self._chains if other[0] == window.device]
+        if chain in boots or len(boots) < _MAX_BOOTS:
+            return None
+        last = {boot: max(self._windows[boot, index].sequence for index in self._chains[boot]) for boot in boots}
+        oldest = min(boots, key=last.__getitem__)
+        if window.sequence < last[oldest]:
+            return "late"
+        for index in list(self._chains[oldest]):
+            self._drop((oldest, index))
+        return None
+
+    def _trim(self) -> None:
+        while self.nbytes > self.limit_bytes:
+            self._drop(self._order[0][1])
+
+    def _drop(self, key: _Key) -> None:
+        chain, index = key
+        window = self._windows.pop(key)
+        self.nbytes -= window.nbytes
+        del self._order[bisect.bisect_left(self._order, (window.sequence, key))]
+        indices = self._chains[chain]
+        del indices[bisect.bisect_left(indices, index)]
+        if not indices:
+            del self._chains[chain]
+
+    def _draw(self, rng: np.random.Generator, size: int) -> list[Window]:
+        """A weighted draw without replacement in which devices take turns, each window with a neighbour.
+
+        Adding a Gumbel variate to each log weight and sorting gives the order of such a draw.
+        """
+        devices = sorted({device for device, _ in self._chains})
+        chosen = {devices[i] for i in rng.permutation(len(devices))[:size]}
+        chains = [(chain, self._chains[chain]) for chain in sorted(self._chains) if chain[0] in chosen]
+        windows = [self._windows[chain, index] for chain, indices in chains for index in indices]
+        ages = np.array([indices[-1] - index for _, indices in chains for index in indices])
+        unsure = np.array([window.uncertainty for window in windows])
+        keys = np.log(_UNCERTAINTY_FLOOR + unsure) - ages / (self.horizon / 2) + rng.gumbel(size=len(windows))
+        # Within a turn the keys' own order would favour devices that are unsure; a fair one is drawn.
+        fair = rng.permutation(len(windows))
+        turns: Counter[str] = Counter()
+        ranked: list[tuple[int, int, int]] = []
+        for position in np.argsort(-keys, kind="stable").tolist():
+            device = windows[position].device
+            ranked.append((turns[device], int(fair[position]), position))
+            turns[device] += 1
+        drawn: dict[_Key, Window] = {}
+        for _, _, position in sorted(ranked):
+            window = windows[position]
+            if len(drawn) >= size:
+                break
+            if _key(window) in drawn:
+                continue
+            drawn[_key(window)] = window
+            near = [key for key in self._neighbours(window) if key not in drawn]
+            if near and len(drawn) < size:
+                key = near[rng.integers(len(near))]
+                drawn[key] = self._windows[key]
+        return list(drawn.values())
+
+    def _neighbours(self, window: Window) -> list[_Key]:
+        """The windows held that are near in time."""
+        chain, index = _key(window)
+        around = range(index - self.adjacency, index + self.adjacency + 1)
+        return [(chain, other) for other in around if other != index and (chain, other) in self._windows]
+
+    def _group(self, windows: list[Window], numbers: dict[Chain, int]) -> Group:
+        return Group(
+            generation=windows[0].generation,
+            cut=windows[0].cut,
+            activations=torch.stack([w.activation for w in windows]),
+            devices=[w.device for w in windows],
+            chains=torch.tensor([numbers[w.device, w.boot] for w in windows]),
+            windows=torch.tensor([w.index for w in windows]),
+            uncertainty=torch.tensor([w.uncertainty for w in windows]),
+            labels=torch.tensor([w.label for w in windows]),
+        )
+
+
+def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of its own on the CPU, so that no larger tensor is kept alive by a view."""
+    return tensor.detach().to("cpu", dtype, copy=True)
+
+
+def _key(window: Window) -> _Key:
+    return (window.device, window.boot), window.index
+
+
+def _group_key(window: Window) -> tuple[int, int, tuple[int, ...]]:
+    return window.generation, window.cut, tuple(window.activation.shape)

@@ -1,0 +1,148 @@
+"""Where training stands, in a file: a server that starts again goes on at the exact step.
+
+    <state>/trainer/checkpoint.pt
+
+It holds weights, averaged weights, the optimiser's moments, every generator of random numbers, the mixture memory,
+and the places in the broker's stream of the windows it had. The windows themselves stay in the stream
+(`runtime_server.ingest.frame_replay` reads them again).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime_edge.base.files import fsync_directory
+from runtime_edge.errors import FormatError
+from runtime_server.training.trainer import TrainConfig, Trainer
+
+FORMAT = "streamsplit.trainer/1"
+_LOG = logging.getLogger(__name__)
+_COPIES = 5
+"""Of the weights that a checkpoint may hold: itself, their average, two moments, and room."""
+_ROOM_BYTES = 256 << 20
+
+
+def resumed(make: Callable[[], Trainer], checkpoints: Checkpoints) -> Trainer:
+    """A trainer that goes on where the last one stood, or a new one.
+
+    A file that cannot be resumed is moved out of the way with a warning: a server that learns anew from the weights it
+    last released is better than none.
+    """
+    trainer = make()
+    try:
+        if checkpoints.load(trainer):
+            _LOG.info("training goes on at step %d", trainer.steps)
+        return trainer
+    except FormatError as exc:
+        aside = checkpoints.path.with_name(checkpoints.path.name + ".unusable")
+        os.replace(checkpoints.path, aside)
+        _LOG.warning("%s; training starts anew from the released weights, the file is now %s", exc, aside.name)
+        return make()
+
+
+class Checkpoints:
+    """One trainer's checkpoint, replaced as training goes on.
+
+    Args:
+        path: the file.
+        encoder: id of the encoder that is trained; a checkpoint of another one is refused.
+        rank: one behind the first has a file of its own beside it, for the windows that it had. All ranks go on from
+            the first one's weights.
+    """
+
+    def __init__(self, path: Path, encoder: str, rank: int = 0) -> None:
+        self._first, self._encoder = path, encoder
+        self.path = path.with_name(f"{path.stem}-{rank}{path.suffix}") if rank else path
+        self.saved: int | None = None
+        """Steps of the trainer when it was last saved or loaded here."""
+
+    def save(self, trainer: Trainer) -> None:
+        """Replace the file, whole or not at all. Call it between two steps. Raises OSError."""
+        state = trainer.state_dict()
+        memory = dict(state["memory"])
+        arrays = {name: torch.from_numpy(memory.pop(name)) for name in list(memory) if hasattr(memory[name], "shape")}
+        document = {
+            **state,
+            "format": FORMAT,
+            "encoder": self._encoder,
+            "config": json.dumps(asdict(trainer.config)),
+            "rng": json.dumps(state["rng"]),
+            "memory": arrays,
+            "memory_counts": json.dumps(memory),
+            **{name: torch.tensor(state[name], dtype=torch.int64) for name in ("taken", "kept")},
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Straight to the disk: several times the weights need not be in memory twice.
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(document, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, self.path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        fsync_directory(self.path.parent)
+        self.saved = trainer.steps
+
+    def load(self, trainer: Trainer) -> bool:
+        """Let a new trainer go on from the file; False when there is none.
+
+        Raises FormatError when it is damaged, of another encoder or of another version: the trainer is then of no use.
+        """
+        if not self._first.exists():
+            return False
+        try:
+            state = self._read(self._first, trainer)
+            trainer.load_state_dict(state, None if self.path == self._first else self._own(trainer))
+        except FormatError as exc:
+            raise FormatError(f"{self._first}: {exc}") from None
+        except Exception as exc:  # torch raises whatever comes up in reading a damaged archive
+            raise FormatError(f"{self._first}: cannot be resumed ({' '.join(str(exc).split())[:200]})") from None
+        for line in _changes(state["config"], trainer.config):
+            _LOG.warning("training goes on with other settings than before: %s", line)
+        self.saved = trainer.steps
+        return True
+
+    def _own(self, trainer: Trainer) -> dict[str, Any]:
+        """What a rank behind the first had for itself; nothing where it has no file, or an unusable one."""
+        try:
+            return self._read(self.path, trainer) if self.path.exists() else {}
+        except Exception as exc:  # as in `load`
+            _LOG.warning("%s: cannot be read (%s); this rank's windows are read anew", self.path, type(exc).__name__)
+            return {}
+
+    def _read(self, path: Path, trainer: Trainer) -> dict[str, Any]:
+        own = sum(value.nbytes for value in trainer.model.module.state_dict().values())
+        size = path.stat().st_size
+        if size > _COPIES * own + _ROOM_BYTES:
+            raise FormatError(f"{size} bytes, too many for a trainer of {own} bytes of weights")
+        document = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise FormatError(f"not a {FORMAT} file")
+        if document["encoder"] != self._encoder:
+            raise FormatError(f"training of encoder {document['encoder']}, this one is {self._encoder}")
+        arrays = {name: array.numpy() for name, array in document["memory"].items()}
+        return {
+            **document,
+            "rng": json.loads(document["rng"]),
+            "memory": arrays | json.loads(document["memory_counts"]),
+            **{name: document[name].tolist() for name in ("taken", "kept")},
+        }
+
+
+def _changes(before: str, config: TrainConfig) -> list[str]:
+    """Settings that are not those of a checkpoint; with them the steps that follow are others."""
+    then, now = json.loads(before), asdict(config)
+    names = [field.name for field in fields(config)]
+    return [f"{name} {then.get(name)} -> {now[name]}" for name in names if then.get(name) != now[name]]

@@ -1,0 +1,13 @@
+"""The server's objective (METHOD section 5), one term in each file.
+
+    loss = HybridLoss(HybridConfig())
+    total, parts = loss(embeddings, positives=views, windows=indices, chains=devices)
+
+`total` is differentiable; `parts` are detached numbers for the log. Every term takes unit embeddings
+[n, d], works from a batch of one upward and has finite gradients when all embeddings are the same.
+"""
+
+from runtime_server.training.losses.classification import LinearHead
+from runtime_server.training.losses.hybrid import HybridConfig, HybridLoss
+
+__all__ = ["HybridConfig", "HybridLoss", "LinearHead"]

@@ -1,0 +1,71 @@
+"""The mixture of every device as the server knows it, which goes back to the device now and then (METHOD section 4)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.policy.memory import COMPONENTS, GaussianMemory
+
+T_SYNC = 100
+_MAX_MEMORIES = 4096
+_MAX_WAITING = 8
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass
+class _Heard:
+    memory: GaussianMemory
+    waiting: list[Array] = field(default_factory=list)
+    """Embeddings that it has yet to learn, in order."""
+
+    def learn(self) -> None:
+        for embedding in self.waiting:
+            self.memory.learn(embedding)
+        self.waiting.clear()
+
+
+class Mixtures:
+    """The device heard of longest ago is forgotten first. Used by one thread.
+
+    Learning takes longer than all else that a frame's answer needs from this thread, and few answers depend on it: what
+    is heard is learnt in `catch_up`, or before that when the mixture is due or too much waits. It learns the same.
+    """
+
+    def __init__(self) -> None:
+        self._heard: OrderedDict[str, _Heard] = OrderedDict()
+        self._behind: dict[str, None] = {}
+        self._room = np.empty((2, COMPONENTS, 0), np.float32)
+
+    def hear(self, device: str, embedding: Array) -> bytes:
+        """Take an embedding float32[d]; the parameters after every `T_SYNC` of them, otherwise nothing."""
+        heard = self._heard.pop(device, None) or _Heard(self._new(embedding.size))
+        self._heard[device] = heard
+        if len(self._heard) > _MAX_MEMORIES:
+            self._behind.pop(self._heard.popitem(last=False)[0], None)
+        memory, before = heard.memory, heard.memory.windows
+        heard.waiting.append(embedding.copy())  # it is a row of a whole batch
+        due = (before + len(heard.waiting)) // T_SYNC > before // T_SYNC
+        if not due and len(heard.waiting) < _MAX_WAITING:
+            self._behind[device] = None
+            return b""
+        heard.learn()
+        self._behind.pop(device, None)
+        return memory.to_bytes() if memory.windows > before and memory.windows % T_SYNC == 0 else b""
+
+    def catch_up(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Learn what was heard, device by device, until there is something more urgent to do."""
+        while self._behind and not until():
+            device = next(iter(self._behind))
+            del self._behind[device]
+            self._heard[device].learn()
+
+    def _new(self, dim: int) -> GaussianMemory:
+        if self._room.shape[2] != dim:
+            self._room = np.empty((2, COMPONENTS, dim), np.float32)
+        return GaussianMemory(dim=dim, room=self._room)

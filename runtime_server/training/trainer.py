@@ -1,0 +1,285 @@
+"""Training the newest weights from whatever cuts arrive: a sample at cut k trains the blocks after k."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+
+from runtime_edge.policy.memory import GaussianMemory
+from runtime_server.suffix.generations import CutModel, copy_module
+from runtime_server.training.augment import AugmentConfig
+from runtime_server.training.buffer import BufferSize, Group, TemporalBuffer, Window
+from runtime_server.training.embedding_metrics import Geometry, geometry
+from runtime_server.training.losses import HybridConfig, HybridLoss
+from runtime_server.training.objective import batch_loss, batch_of, virtual_negatives
+from runtime_server.training.ranks import Ranks
+from runtime_server.training.trained import Taken
+
+HELD_OUT_RUN, HELD_OUT_PERIOD = 4, 32
+"""Of every 32 window indices the first 4 never train: they judge releases, as neighbours in time."""
+_MIN_HELD_OUT = 4
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the server learns."""
+
+    batch: int = 32
+    learning_rate: float = 1e-4
+    """For an encoder that knows something. One from random weights takes ten times this (`tools/bench_learning.py`)."""
+    warm_up_steps: int = 20
+    """So many steps grow to that length: norm layers keep their statistics, so that nothing rescues a network from
+    steps that are too long."""
+    horizon: int = 400
+    """Window indices of a device that are trained on: with fewer, all negatives are of the last minute."""
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema: float = 0.97
+    """Weight of the past in the averaged weights that are released."""
+    share: float = 0.6
+    """Share of the time that is spent training; the rest is left to completing frames."""
+    min_windows: int = 32
+    """Nothing is trained before so many trainable windows have arrived."""
+    virtual_negatives: int = 256
+    loss: HybridConfig = field(default_factory=lambda: HybridConfig(sigma=4.0))
+    """Where windows are missing the nearest can be far off in time: edges of the graph fade with the distance."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One optimiser step."""
+
+    step: int
+    seconds: float
+    windows: int
+    losses: dict[str, float]
+    geometry: Geometry
+    """Of the batch, before the step."""
+    gradient_norm: float
+    """Before clipping; not finite for a step that was left out."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What some weights are worth on held-out windows."""
+
+    loss: float
+    """The hybrid loss without virtual negatives."""
+    geometry: Geometry
+
+
+class Trainer:
+    """Owns the newest weights. `take` may be called from another thread than `step`."""
+
+    def __init__(self, model: CutModel, config: TrainConfig, embedding_dim: int, ranks: Ranks | None = None) -> None:
+        self.config, self._width, self._ranks = config, embedding_dim, ranks or Ranks()
+        self.model = model
+        model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions go backwards in two thirds of the time
+        self.averaged = copy_module(model.module)
+        self.history: deque[StepMetrics] = deque(maxlen=10_000)
+        self.steps = 0
+        self._buffer = TemporalBuffer(horizon=config.horizon)
+        self._held_out = TemporalBuffer()
+        self._memory = GaussianMemory(dim=embedding_dim, seed=config.seed)
+        self.stream = ""
+        """Which stream the places of windows are in; empty while none was taken from one."""
+        self.taken = Taken()
+        self.awaited: set[int] = set()
+        """Places of windows it was resumed without: to be read again before it goes on."""
+        self._taking = threading.Lock()
+        self._loss = HybridLoss(config.loss)
+        # Every rank draws windows and views of its own; what the loss draws is the same for all.
+        self._rng = np.random.default_rng(self._ranks.seed(config.seed))
+        self._generator = torch.Generator().manual_seed(self._ranks.seed(config.seed))
+        # The segments are an eval-mode graph: norm layers use their running statistics and never change them.
+        self._parameters = [p for p in model.module.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    def take(self, window: Window) -> None:
+        """Keep a window for training, or, at the start of every `HELD_OUT_PERIOD`, for judging releases.
+
+        Only the ledger knows whether it is new: call this once for each window.
+        """
+        with self._taking:
+            if window.embedding is not None:
+                self._memory.learn(window.embedding.numpy())
+            self.taken.add(window.sequence)
+            self._keep(window)
+
+    def put_back(self, window: Window) -> None:
+        """Keep a window again that was taken before."""
+        with self._taking:
+            self.awaited.discard(window.sequence)
+            self._keep(window)
+
+    def _keep(self, window: Window) -> None:
+        if window.cut < len(self.model.segments):
+            buffer = self._held_out if window.index % HELD_OUT_PERIOD < HELD_OUT_RUN else self._buffer
+            buffer.add(window)
+
+    def sizes(self) -> dict[str, BufferSize]:
+        """What is kept, by its use."""
+        return {"train": self._buffer.size(), "held_out": self._held_out.size()}
+
+    @property
+    def trainable(self) -> int:
+        """Windows there are to train on."""
+        return len(self._buffer)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is enough to train on, for one rank."""
+        return self.trainable >= self.config.min_windows
+
+    def fingerprint(self) -> int:
+        """A number that is the same for the same weights after the same number of steps."""
+        found = self.steps
+        for value in self.model.module.state_dict().values():
+            found = zlib.crc32(value.contiguous().numpy(), found)
+        return found
+
+    def step(self) -> StepMetrics:
+        """One optimiser step of the hybrid loss (METHOD section 5) on a fresh batch; all ranks take it together."""
+        started = time.monotonic()
+        groups = self._sample(self._buffer, self._rng, self.config.batch)
+        loss, losses, geometry = self._objective(
+            groups, self.model.segments, self._loss, self._mixture(), self._generator
+        )
+        self._warm_up()
+        self._optimizer.zero_grad(set_to_none=True)
+        if groups:
+            loss.backward()  # type: ignore[no-untyped-call]
+        self._ranks.add_gradients(self._parameters)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
+        if torch.isfinite(norm):  # one bad batch must not end the training
+            self._optimizer.step()
+            self._average()
+        self.steps += 1
+        windows = sum(len(group) for group in groups)
+        metrics = StepMetrics(self.steps, time.monotonic() - started, windows, losses, geometry, float(norm))
+        self.history.append(metrics)
+        return metrics
+
+    def judge(self, models: Sequence[CutModel]) -> list[Judgement] | None:
+        """Each model's weights on the held-out windows, without gradients; None while there are too few.
+
+        All are judged on the same batch, views and directions, and without virtual negatives: the mixture was learnt
+        from earlier weights, so that whatever leads away from them, a collapse for instance, would look good.
+        """
+        seed = self._ranks.seed(self.config.seed)
+        groups = self._sample(self._held_out, np.random.default_rng(seed), 2 * self.config.batch)
+        if self._ranks.sum(sum(len(group) for group in groups))[0] < _MIN_HELD_OUT:
+            return None
+        judgements = []
+        for model in models:
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                loss, _, geometry = self._objective(
+                    groups, model.segments, HybridLoss(self.config.loss), None, generator
+                )
+            judgements.append(Judgement(float(loss), geometry))
+        return judgements
+
+    def averaged_tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """The weights to release, copies by name."""
+        return {name: value.cpu().numpy().copy() for name, value in self.averaged.state_dict().items()}
+
+    def forget_stream(self, stream: str) -> None:
+        """Places of windows are in this stream from now on; those in another one mean nothing."""
+        with self._taking:
+            if self.stream:
+                self.taken, self.awaited = Taken(), set()
+            self.stream = stream
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on; windows are named by their places in the stream."""
+        with self._taking:
+            memory, taken = self._memory.state(), (self.taken.floor, self.taken.last())
+            kept = sorted({*self._buffer.sequences(), *self._held_out.sequences(), *self.awaited})
+        return {
+            "steps": self.steps,
+            "weights": self.model.module.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "rng": self._rng.bit_generator.state,
+            "generators": [self._generator.get_state(), self._loss.generator.get_state()],
+            "memory": memory,
+            "stream": self.stream,
+            "floor": taken[0],
+            "taken": taken[1],
+            "kept": kept,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> None:
+        """Go on from what `state_dict` gave; `awaited` then says which windows are missing.
+
+        With `own` the windows, and what chooses among them, are that one's, as when `state` is another rank's; with an
+        empty one they begin anew. Settings stay those of `config`. Raises KeyError, TypeError, ValueError,
+        RuntimeError or FormatError for what is not of this encoder: then the trainer is of no use.
+        """
+        self.model.module.load_state_dict(state["weights"])
+        self.averaged.load_state_dict(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        for group in self._optimizer.param_groups:
+            group.update(lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+        self._loss.generator.set_state(state["generators"][1])
+        self.steps, own = state["steps"], state if own is None else own
+        if not own:
+            return
+        self._rng.bit_generator.state = own["rng"]
+        self._generator.set_state(own["generators"][0])
+        with self._taking:
+            self._memory.load_state(own["memory"])
+            self.taken = Taken.of(own["floor"], own["taken"])
+            self.stream, self.awaited = own["stream"], set(own["kept"])
+
+    def _objective(
+        self,
+        groups: Sequence[Group],
+        segments: Sequence[fx.GraphModule],
+        loss: HybridLoss,
+        mixture: GaussianMemory | None,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, float], Geometry]:
+        """The loss of two views of each window, its parts, and how the views lie."""
+        own = batch_of(groups, segments, self._width, generator, self.config.augment, loss.config.task)
+        if mixture is not None and loss.config.task:
+            negatives = virtual_negatives(own.anchors, mixture, self.config.virtual_negatives, generator)
+            own = replace(own, negatives=negatives)
+        batch = self._ranks.gather_batch(own)
+        total, parts = batch_loss(batch, loss)
+        return total, parts, geometry(batch.anchors.detach(), batch.positives.detach())
+
+    def _sample(self, buffer: TemporalBuffer, rng: np.random.Generator, size: int) -> list[Group]:
+        """A batch's share of this rank; nothing where it has no windows, or there are more ranks than the batch has."""
+        share = self._ranks.share(size)
+        return buffer.sample_batch(rng, share) if share else []
+
+    def _mixture(self) -> GaussianMemory:
+        """The memory as it is now; `take` goes on changing the original."""
+        with self._taking:
+            return copy.deepcopy(self._memory)
+
+    def _warm_up(self) -> None:
+        """The first steps are shorter: the optimiser does not know the scale of the gradients yet."""
+        share = min(1.0, (self.steps + 1) / max(self.config.warm_up_steps, 1))
+        for group in self._optimizer.param_groups:
+            group["lr"] = share * self.config.learning_rate
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for average, current in zip(self.averaged.parameters(), self.model.module.parameters(), strict=True):
+            average.lerp_(current, 1.0 - self.config.ema)

@@ -1,0 +1,138 @@
+"""Training as one of the server's jobs: read the stream again, then steps, checkpoints and releases until stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from runtime_edge.base.histogram import Histogram
+from runtime_edge.errors import LinkError, SscError
+from runtime_server.ingest.frame_replay import Replay, ReplayOutcome
+from runtime_server.releases.release_gate import ReleaseOutcome, Releaser
+from runtime_server.suffix.generations import Generation
+from runtime_server.telemetry.server_metrics import Training
+from runtime_server.telemetry.tensorboard import Board
+from runtime_server.training.checkpoint import Checkpoints
+from runtime_server.training.ranks import Ranks
+from runtime_server.training.trainer import Trainer
+
+_LOG = logging.getLogger(__name__)
+_RETRY_S = 2.0
+_IDLE_S = 0.2
+
+Released = Callable[[Generation, ReleaseOutcome], None]
+
+
+class Learning:
+    """Runs a trainer, step by step with those of the other ranks.
+
+    `released` is called on the event loop for every new generation.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        releaser: Releaser,
+        replay: Replay,
+        checkpoints: Checkpoints,
+        checkpoint_steps: int,
+        released: Released,
+        ranks: Ranks | None = None,
+        board: Board | None = None,
+    ) -> None:
+        self.step_ms = Histogram()
+        self.replayed: ReplayOutcome | None = None
+        self._trainer, self._releaser, self._replay, self._released = trainer, releaser, replay, released
+        self._checkpoints, self._checkpoint_steps = checkpoints, checkpoint_steps
+        self._ranks, self._board = ranks or Ranks(), board
+        self._halt = threading.Event()
+        self._refilling: asyncio.Task[None] | None = None
+
+    async def run(self, partitions: range) -> None:
+        """Until `stop`. The first step waits for what there is to read again, so that a resumed trainer goes on."""
+        self._refilling = asyncio.create_task(self._refill(partitions))
+        await asyncio.wait({self._refilling})
+        if self._halt.is_set():
+            return
+        self._refilling.result()
+        with ThreadPoolExecutor(1, "train") as pool:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(pool, self._train, loop)
+
+    def stop(self) -> None:
+        """Finish the step under way, save, and end."""
+        self._halt.set()
+        if self._refilling is not None:
+            self._refilling.cancel()
+
+    async def _refill(self, partitions: range) -> None:
+        while True:
+            try:
+                self.replayed = await self._replay.run(partitions)
+                break
+            except LinkError as exc:
+                _LOG.warning("training waits: %s", exc)
+                await asyncio.sleep(_RETRY_S)
+        _LOG.info("%s", self.replayed)
+        if self.replayed.missing:
+            _LOG.warning("%d windows of the last run are no longer in the stream", self.replayed.missing)
+
+    def _train(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In the trainer's thread; a share of the time is left to completing frames."""
+        trainer, rest = self._trainer, 1.0 / self._trainer.config.share - 1.0
+        self._ranks.check_alike(trainer.fingerprint(), "weights to train")
+        while True:
+            due = self._ranks.first and self._releaser.due
+            halted, windows, release = self._ranks.sum(self._halt.is_set(), trainer.trainable, due)
+            if halted:
+                break
+            if release:
+                self._release(loop)
+            if windows < trainer.config.min_windows:
+                self._halt.wait(_IDLE_S)
+                continue
+            metrics = trainer.step()
+            self.step_ms.observe(metrics.seconds * 1e3)
+            if self._board is not None:
+                self._board.step(metrics)
+            if trainer.steps - (self._checkpoints.saved or 0) >= self._checkpoint_steps:
+                self._save()
+            self._halt.wait(metrics.seconds * rest)
+        if trainer.steps != (self._checkpoints.saved or 0):
+            self._save()
+        if self._board is not None:
+            self._board.close()
+
+    def measure(self) -> Training:
+        """Where training stands now."""
+        history, outcomes = list(self._trainer.history), list(self._releaser.outcomes)
+        return Training(
+            steps=self._trainer.steps,
+            saved_steps=self._checkpoints.saved or 0,
+            last=history[-1] if history else None,
+            step_ms=self.step_ms,
+            buffers=self._trainer.sizes(),
+            outcomes=self._releaser.counts.copy(),
+            judged=outcomes[-1] if outcomes else None,
+            replayed=self.replayed,
+        )
+
+    def _save(self) -> None:
+        try:
+            self._checkpoints.save(self._trainer)
+        except OSError as exc:
+            _LOG.error("no checkpoint at step %d: %s", self._trainer.steps, exc)
+
+    def _release(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            generation = self._releaser.attempt()
+        except (SscError, OSError) as exc:
+            _LOG.error("release refused: %s", exc)
+            return
+        if self._board is not None and self._releaser.outcomes:
+            self._board.judged(self._releaser.outcomes[-1])
+        if generation is not None:
+            loop.call_soon_threadsafe(self._released, generation, self._releaser.outcomes[-1])

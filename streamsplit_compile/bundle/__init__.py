@@ -1,0 +1,1 @@
+"""Segments, tables and measurements to one bundle."""

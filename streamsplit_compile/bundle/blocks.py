@@ -1,0 +1,169 @@
+"""Blocks on disk: lower every segment in every format, reweight kept graphs, derive the smaller precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from torch import fx
+
+from runtime_edge.errors import BundleError
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.manifest import (
+    BlockInfo,
+    BlockMetadata,
+    Component,
+    ExecutorInfo,
+    KeptGraph,
+    Manifest,
+    Variant,
+    VariantInfo,
+)
+from streamsplit_compile.bundle.bundle_writer import link_asset, write_asset
+from streamsplit_compile.bundle.digests import Digests, Tensors, combined_digest, tensor_digests
+from streamsplit_compile.cost.cost_model import BlockWork
+from streamsplit_compile.encoder.graph import Candidate
+from streamsplit_compile.lowering import artifact_formats as formats
+from streamsplit_compile.lowering.artifact_formats import Format, Precision
+
+Source = tuple[fx.GraphModule, tuple[int, ...]]
+"""A segment and the shape of its activation, for the few graphs that must be converted again."""
+
+
+def lower_blocks(
+    root: Path,
+    segments: Sequence[fx.GraphModule],
+    cuts: Sequence[Candidate],
+    work: Sequence[BlockWork],
+    tensors: Tensors,
+    metadata: Mapping[str, str],
+    wanted: Sequence[Format],
+    keep_norms: bool,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Component]:
+    """Every segment in float32 in every wanted format, written as assets. Raises MissingExtra or UsageError."""
+    components, digests = {}, tensor_digests(tensors)
+    for index, (segment, cut) in enumerate(zip(segments, cuts, strict=False)):
+        progress(f"lowering blocks to {', '.join(wanted)}", index, len(segments))
+        block = BlockInfo(macs=work[index].macs)
+        variants: dict[str, Variant] = {}
+        for name in wanted:
+            lowered = formats.lower(name, segment, cut.shape, tensors, metadata, keep_norms)
+            block = _with_graph(root, block, name, lowered.kept, digests)
+            variants[formats.variant_name(name, "fp32")] = _variant(root, name, "fp32", lowered.model)
+        components[f"block-{index:02d}"] = Component(variants=variants, additional_metadata=BlockMetadata(ssc=block))
+    return components
+
+
+def reweight_block(
+    root: Path,
+    base: Bundle,
+    name: str,
+    tensors: Tensors,
+    digests: Digests,
+    metadata: Mapping[str, str],
+    source: Source | None,
+) -> Component:
+    """One block of the base bundle with new weights in float32; all the same files when its weights are the same.
+
+    Raises BundleError when a tensor is missing, UsageError when a graph must be converted and there is no source.
+    """
+    component = base.manifest.components[name]
+    block = component.additional_metadata.ssc
+    kept = {format_name: base.read(graph.file) for format_name, graph in block.graphs.items()}
+    try:
+        found = {digest for name_, graph in kept.items() if (digest := _digest(name_, graph, digests))}
+    except KeyError as exc:
+        raise BundleError(f"{base.path}: {name} needs tensor {exc}; are these weights of this encoder?") from None
+    for graph in block.graphs.values():
+        link_asset(base, root, graph.file)
+    if not found or found == {block.parameters}:
+        for variant in component.variants.values():
+            link_asset(base, root, variant.executor_info.ssc.file)
+        return component
+    keep_norms = base.manifest.info.keep_norms
+    variants = {
+        formats.variant_name(format_name, "fp32"): _variant(
+            root, format_name, "fp32", formats.reweight(format_name, graph, tensors, metadata, keep_norms, source)
+        )
+        for format_name, graph in kept.items()
+    }
+    block = msgspec.structs.replace(block, parameters=found.pop())
+    return Component(variants=variants, additional_metadata=BlockMetadata(ssc=block))
+
+
+def derive_precisions(
+    root: Path,
+    manifest: Manifest,
+    wanted: Sequence[str],
+    activations: Sequence[npt.NDArray[np.float32]] | None,
+    progress: Callable[[str, int, int], None],
+) -> Manifest:
+    """Add the wanted variants that blocks lack, made from their float32 files.
+
+    `activations[k]` (windows, *shape) are what comes into block k on calibration audio; int8 needs them. Raises
+    UsageError.
+    """
+    bundle = Bundle(root, manifest, "", None)
+    components = dict(manifest.components)
+    for index, name in enumerate(manifest.info.blocks):
+        variants = dict(components[name].variants)
+        for variant in wanted:
+            if variant in variants:
+                continue
+            progress("making smaller precisions", index, len(manifest.info.blocks))
+            format_name, precision = split_variant(variant)
+            model = bundle.block_bytes(name, formats.variant_name(format_name, "fp32"))
+            inputs = None if activations is None else activations[index]
+            data = formats.to_precision(format_name, model, precision, inputs)
+            variants[variant] = _variant(root, format_name, "int8" if precision == "auto" else precision, data)
+        components[name] = msgspec.structs.replace(components[name], variants=variants)
+    return msgspec.structs.replace(manifest, components=components)
+
+
+def keep_in_fp32(manifest: Manifest, variant: str, block: str) -> Manifest:
+    """The manifest with one block of a mixed variant in float32 instead of int8."""
+    format_name, _ = split_variant(variant)
+    component = manifest.components[block]
+    exact = component.variants[formats.variant_name(format_name, "fp32")]
+    changed = msgspec.structs.replace(component, variants={**component.variants, variant: exact})
+    return msgspec.structs.replace(manifest, components={**manifest.components, block: changed})
+
+
+def split_variant(variant: str) -> tuple[Format, Precision]:
+    """`onnx-int8` as ("onnx", "int8"). Raises BundleError for a name this version does not make."""
+    for format_name in formats.FORMATS:
+        for precision in formats.PRECISIONS:
+            if variant == formats.variant_name(format_name, precision):
+                return format_name, precision
+    raise BundleError(f"variant {variant!r}: this version makes {', '.join(formats.FORMATS)} in {formats.PRECISIONS}")
+
+
+def _with_graph(root: Path, block: BlockInfo, name: Format, kept: bytes, digests: Digests) -> BlockInfo:
+    """Keep a graph beside its block, unless it has no parameters and so can never change."""
+    digest = _digest(name, kept, digests)
+    if digest is None:
+        return block
+    graph = KeptGraph(file=write_asset(root, f"{name}.graph", kept), bytes=len(kept))
+    return msgspec.structs.replace(block, parameters=digest, graphs={**block.graphs, name: graph})
+
+
+def _digest(format_name: Format, kept: bytes, digests: Digests) -> str | None:
+    """Digest of the parameters a kept graph takes; None when it takes none. Raises KeyError."""
+    names = formats.parameter_names(format_name, kept)
+    return combined_digest(digests, names) if names else None
+
+
+def _variant(root: Path, format_name: Format, precision: Precision, data: bytes) -> Variant:
+    info = VariantInfo(
+        format=format_name,
+        precision=precision,
+        file=write_asset(root, f"model.{format_name}", data),
+        bytes=len(data),
+        input=formats.INPUT,
+        output=formats.OUTPUT,
+    )
+    return Variant(executor_info=ExecutorInfo(ssc=info))

@@ -1,0 +1,95 @@
+"""Writing bundles: assets by digest, the manifest last, a directory that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runtime_edge.base.files import fsync_directory, write_atomic
+from runtime_edge.errors import UsageError
+from runtime_edge.formats import manifest as manifests
+from runtime_edge.formats import minisign
+from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle, asset_path, signature_path
+from runtime_edge.formats.manifest import Manifest
+
+
+@contextmanager
+def staging_directory(out: Path) -> Iterator[Path]:
+    """A temporary directory beside `out` that takes its place when the block ends without an error.
+
+    An older bundle at `out` is replaced; anything else there is refused with UsageError, as is a place that cannot
+    be written.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: exists and is not a bundle; choose another -o")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UsageError(f"{out}: a bundle cannot take the place of the directory you are in; choose another -o")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as exc:
+        raise UsageError(f"{out}: cannot be written ({exc.strerror}); choose another -o") from None
+    try:
+        staging.chmod(0o755)
+        yield staging
+        _swap(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_asset(root: Path, name: str, data: bytes) -> str:
+    """Store `data` under its digest; returns its reference `sha256:<hex>/<name>`."""
+    reference = manifests.asset_ref(name, data)
+    path = asset_path(root, reference)
+    if not path.exists():
+        write_atomic(path, data)
+    return reference
+
+
+def link_asset(base: Bundle, root: Path, reference: str) -> None:
+    """Take an asset over from another bundle, without reading it where the disk allows.
+
+    Its digest is checked where it is read: whoever links a model runs it before the new bundle is whole.
+    """
+    path = asset_path(root, reference)
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(asset_path(base.path, reference), path)
+    except OSError:
+        write_atomic(path, base.read(reference))
+
+
+def write_manifest(root: Path, manifest: Manifest, key: minisign.SecretKey | None) -> bytes:
+    """Write manifest.json and, with a key, its signature; returns the manifest's bytes."""
+    data = manifests.encode(manifest)
+    manifests.decode(data)
+    if key is not None:
+        comment = f"generation:{manifest.info.generation} encoder:{manifest.info.encoder.id}"
+        write_atomic(root / SIGNATURE, minisign.sign(data, key, comment).encode())
+    write_atomic(root / MANIFEST, data)
+    return data
+
+
+def write_table(root: Path, path: str, data: bytes, key: minisign.SecretKey | None) -> None:
+    """Write a splitter table `tables/<target>.json` and, with a key, its signature."""
+    file = root / path
+    write_atomic(file, data)
+    if key is not None:
+        write_atomic(signature_path(file), minisign.sign(data, key, f"table:{file.stem}").encode())
+
+
+def _swap(staging: Path, out: Path) -> None:
+    old = None
+    if out.exists():
+        old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
+        out.rename(old / out.name)
+    staging.rename(out)
+    fsync_directory(out.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)

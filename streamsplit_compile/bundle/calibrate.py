@@ -1,0 +1,101 @@
+"""Calibration: which windows, what ranges each cut's activation takes, how many bytes it is on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.errors import CheckFailed
+from runtime_edge.formats.codec import CutCodec, channel_axis, int8_scale
+from runtime_edge.formats.manifest import BundleInfo, Calibration, Cut, Int8Scale
+from runtime_edge.inference.prefix import Prefix
+from streamsplit_compile.bundle.recordings import sample_windows
+from streamsplit_compile.bundle.soundscape import soundscape
+
+Array = npt.NDArray[Any]
+DEFAULT_WINDOWS = 16
+
+
+def calibration_windows(
+    directory: Path | None, sample_rate: int, window: int, hop: int, count: int, seed: int
+) -> tuple[npt.NDArray[np.float32], Calibration]:
+    """`count` windows (count, window) float32, spread over the recordings of a directory as the seed chooses.
+
+    Without a directory they come from the seeded soundscape, and the calibration says so. Raises UsageError when
+    the directory holds less than one window, SourceError when it cannot be read.
+    """
+    if directory is None:
+        audio = soundscape((window + (count - 1) * hop) / sample_rate, sample_rate, seed)
+        found = np.stack([audio[i * hop : i * hop + window] for i in range(count)])
+        return found, Calibration(source="synthetic soundscape", windows=count, seed=seed)
+    found, available = sample_windows(directory, sample_rate, window, hop, count, seed)
+    return found, Calibration(source=f"{available} windows of recordings", windows=len(found), seed=seed)
+
+
+def windows_for(info: BundleInfo, directory: Path | None) -> npt.NDArray[np.float32]:
+    """As many calibration windows (windows, samples) float32 as a bundle was made with, for a recompile or a check."""
+    front_end, made = info.front_end, info.calibration
+    return calibration_windows(
+        directory, front_end.sample_rate, front_end.window_samples, front_end.hop_samples, made.windows, made.seed
+    )[0]
+
+
+def collect_activations(prefix: Prefix, windows: npt.NDArray[np.float32]) -> list[Array]:
+    """For each cut the activations of every window, (windows, *cut.shape) float32, through the compiled blocks."""
+    collected: list[list[Array]] = [[] for _ in prefix.buffers]
+    for window in windows:
+        prefix.start(window)
+        for cut in range(prefix.last_cut + 1):
+            collected[cut].append(prefix.advance(cut).copy())
+    return [np.stack(values) for values in collected]
+
+
+def calibrate_cut(cut: Cut, activations: Array) -> Cut:
+    """The cut with int8 scales from the range of `activations` (windows, *shape) and its bytes by encoding.
+
+    Raises CheckFailed when an activation is NaN or infinite.
+    """
+    if not np.isfinite(activations).all():
+        raise CheckFailed(f"cut {cut.name}: the encoder gives NaN or infinite values there; look at its weights")
+    if cut.index > 0:
+        cut = msgspec.structs.replace(cut, int8=_int8_scale(cut.shape, activations))
+    return msgspec.structs.replace(cut, bytes={name: wire_bytes(cut, name, activations) for name in encodings(cut)})
+
+
+def encodings(cut: Cut) -> Sequence[str]:
+    """The wire encodings that make sense at a cut: PCM for the waveform, int8 for activations."""
+    return ("float32", "pcm16") if cut.index == 0 else ("float32", "float16", "int8")
+
+
+def wire_bytes(cut: Cut, encoding: str, activations: Array) -> int:
+    """Median payload bytes over the windows, zstd included."""
+    codec = CutCodec(cut, encoding)
+    return int(np.median([len(codec.encode(activation)[0]) for activation in activations]))
+
+
+def _int8_scale(shape: tuple[int, ...], activations: Array) -> Int8Scale:
+    axis = channel_axis(shape)
+    if len(shape) == 3 and len(activations) > 1:
+        # (N, C, T) or (N, T, D): the axis whose ranges, learnt from every other window, fit the windows between best.
+        axis = min((1, 2), key=lambda candidate: _misfit(activations[::2], activations[1::2], candidate))
+    scale, zero = _ranges(activations, axis)
+    return Int8Scale(axis=axis, scale=scale.tobytes(), zero_point=zero.tobytes())
+
+
+def _ranges(activations: Array, axis: int) -> tuple[Array, Array]:
+    others = tuple(i for i in range(activations.ndim) if i != axis + 1)
+    return int8_scale(activations.min(axis=others), activations.max(axis=others))
+
+
+def _misfit(seen: Array, unseen: Array, axis: int) -> float:
+    """Mean squared error of unseen activations quantised with the ranges of seen ones."""
+    along = [1] * unseen.ndim
+    along[axis + 1] = -1
+    scale, zero = (values.astype(np.float32).reshape(along) for values in _ranges(seen, axis))
+    quantised = np.clip(np.rint(unseen / scale + zero), -128, 127)
+    return float(np.mean(((quantised - zero) * scale - unseen) ** 2))

@@ -1,0 +1,286 @@
+"""Encoder to bundle: cut, lower, measure, prove, price, sign.
+
+    compile_encoder(encoder, options, Path("bundle/"))
+    recompile(base, tensors, Path("bundle-2/"), ...)     new weights of the same graph; nothing is traced
+
+Both write the blocks first and then run them with the device runtime, so that what is measured and proved is what
+a device will run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from torch import fx
+
+from runtime_edge.base.files import write_atomic
+from runtime_edge.base.heap import memory_kept
+from runtime_edge.errors import BundleError
+from runtime_edge.formats import minisign
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.manifest import (
+    BundleInfo,
+    Calibration,
+    Component,
+    Cut,
+    EncoderInfo,
+    FrontEndInfo,
+    Manifest,
+    Metadata,
+    SelfTest,
+)
+from runtime_edge.inference.prefix import Prefix
+from streamsplit_compile.bundle.blocks import lower_blocks, reweight_block
+from streamsplit_compile.bundle.bundle_page import render_report
+from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest, write_table
+from streamsplit_compile.bundle.calibrate import DEFAULT_WINDOWS, calibration_windows
+from streamsplit_compile.bundle.digests import combined_digest, tensor_digests, weights_digest
+from streamsplit_compile.bundle.measure import Reference, measure
+from streamsplit_compile.cost.cost_model import count_work
+from streamsplit_compile.cost.targets import Target
+from streamsplit_compile.encoder.encoders import Encoder
+from streamsplit_compile.encoder.graph import Candidate
+from streamsplit_compile.encoder.segment import split
+from streamsplit_compile.encoder.selection import select_cuts, worthwhile_blocks
+from streamsplit_compile.lowering.artifact_formats import Format, Precision, variant_name
+from streamsplit_compile.splitter import pricing
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, steps done, steps in all)."""
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """The progress of a library call that nobody watches."""
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What `ssc compile` lets the user choose."""
+
+    targets: Sequence[Target]
+    cuts: str = "auto"
+    calibrate: Path | None = None
+    calibration_windows: int = DEFAULT_WINDOWS
+    seed: int = 0
+    generation: int = 1
+    hop_share: float = 0.5
+    """Hop between windows as a share of the window (METHOD section 1)."""
+    formats: Sequence[Format] = ("onnx",)
+    precisions: Sequence[Precision] = ("fp32",)
+    """Beside fp32, which is always there: the others are made from it and held against it."""
+    keep_norms: bool = False
+    key: minisign.SecretKey | None = field(default=None, repr=False)
+
+    @property
+    def variants(self) -> list[str]:
+        """Names of the variants, the float32 one of the first format first."""
+        precisions: list[Precision] = ["fp32", *(p for p in self.precisions if p != "fp32")]
+        return [variant_name(name, precision) for precision in precisions for name in self.formats]
+
+
+def compile_encoder(encoder: Encoder, options: CompileOptions, out: Path, progress: Progress = _silent) -> Bundle:
+    """Compile an encoder into a bundle directory.
+
+    Raises UsageError for cuts that do not exist, CheckFailed when a cut does not reproduce the encoder to 1e-4;
+    then nothing is written.
+    """
+    progress("choosing cuts", 0, 1)
+    cuts = choose_cuts(encoder, options.cuts)
+    segments = split(encoder.graph, cuts)
+    hop = max(1, round(encoder.window_samples * options.hop_share))
+    windows, calibration = calibration_windows(
+        options.calibrate,
+        encoder.sample_rate,
+        encoder.window_samples,
+        hop,
+        options.calibration_windows,
+        options.seed,
+    )
+    work = [count_work(segment) for segment in segments]
+    with staging_directory(out) as staging:
+        components = lower_blocks(
+            staging,
+            segments,
+            cuts,
+            work,
+            encoder.tensors,
+            _onnx_metadata(encoder.id, encoder.sample_rate, encoder.window_samples, encoder.front_end),
+            options.formats,
+            options.keep_norms,
+            progress,
+        )
+        info = _draft(encoder, options, list(components), cuts, calibration, hop)
+        manifest = _manifest(info, components)
+        manifest = measure(staging, manifest, options.variants, windows, Reference(segments), progress)
+        progress("training splitter tables", 0, len(options.targets))
+        manifest, tables = pricing.price(manifest, options.variants[0], work, options.targets, options.seed, progress)
+        for path, table in tables.items():
+            write_table(staging, path, table.to_json(), options.key)
+        write_manifest(staging, manifest, options.key)
+    bundle = open_bundle(out)
+    # Beside the bundle, not in it: everything in a bundle is covered by a digest or a signature.
+    write_atomic(report_path(out), render_report(bundle))
+    return bundle
+
+
+def report_path(out: Path) -> Path:
+    """Where the page about a bundle is written: `bundle.html` for `bundle/`."""
+    return out.with_name(f"{out.name}.html")
+
+
+def recompile(
+    base: Bundle,
+    tensors: Tensors,
+    out: Path,
+    *,
+    generation: int,
+    windows: npt.NDArray[np.float32],
+    reference: Reference | None,
+    key: minisign.SecretKey | None = None,
+) -> Bundle:
+    """The base bundle with new weights of the same graph, written into its kept graphs.
+
+    Blocks whose parameters did not change keep their files and digests. `windows` (n, samples) float32 are used to
+    measure int8 scales; with a `reference` every cut is proved as in a full compile. Raises BundleError when a
+    tensor is missing or the generation would go backwards, CheckFailed when a cut does not hold.
+    """
+    info = base.manifest.info
+    if generation <= info.generation:
+        raise BundleError(f"generation {generation} does not follow {info.generation} of {base.path}")
+    with memory_kept(), staging_directory(out) as staging:
+        manifest = _reweight(staging, base, tensors, generation, windows, reference)
+        for target, cost in info.targets.items():
+            write_table(staging, cost.table, base.table(target).to_json(), key)
+        write_manifest(staging, manifest, key)
+    return open_bundle(out)
+
+
+def bundle_variants(manifest: Manifest) -> list[str]:
+    """Names of a bundle's variants, float32 ones first."""
+    names = manifest.components[manifest.info.blocks[0]].variants
+    return sorted(names, key=lambda name: (not name.endswith("fp32"), name))
+
+
+def changed_blocks(old: Manifest, new: Manifest) -> list[str]:
+    """Blocks of `new` with a file that `old` does not have."""
+    known = set(old.assets())
+    return [
+        name
+        for name in new.info.blocks
+        if any(v.executor_info.ssc.file not in known for v in new.components[name].variants.values())
+    ]
+
+
+def choose_cuts(encoder: Encoder, spec: str) -> list[Candidate]:
+    """The cuts for `--cuts`, judged by MACs and int8 bytes (PCM16 for the waveform)."""
+    candidates = encoder.graph.candidates
+    macs = [count_work(piece).macs for piece in split(encoder.graph, candidates)]
+    sizes = [float(np.prod(candidate.shape)) for candidate in candidates]
+    sizes[0] *= 2
+    encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
+    return select_cuts(candidates, spec, np.cumsum([0, *macs]).tolist(), sizes, worthwhile_blocks(encoder_ms))
+
+
+def _reweight(
+    staging: Path,
+    base: Bundle,
+    tensors: Tensors,
+    generation: int,
+    windows: npt.NDArray[np.float32],
+    reference: Reference | None,
+) -> Manifest:
+    """The blocks with new weights, written to `staging` and measured; those that stay are loaded meanwhile."""
+    info, known = base.manifest.info, base.manifest.components
+    metadata = _onnx_metadata(
+        info.encoder.id, info.front_end.sample_rate, info.front_end.window_samples, info.front_end.details
+    )
+    digests = tensor_digests(tensors)
+    loaded = {variant: Prefix(base, variant) for variant in bundle_variants(base.manifest)}
+
+    def reweighted(index: int) -> Component:
+        name, source = info.blocks[index], _source(reference, base, index)
+        component = reweight_block(staging, base, name, tensors, digests, metadata, source)
+        if component == known[name]:
+            for prefix in loaded.values():
+                prefix.load(index)
+        return component
+
+    with ThreadPoolExecutor() as pool:
+        components = dict(zip(info.blocks, pool.map(reweighted, range(len(info.blocks))), strict=True))
+    encoder = msgspec.structs.replace(info.encoder, weights=combined_digest(digests, digests))
+    draft = _manifest(msgspec.structs.replace(info, encoder=encoder, generation=generation), components)
+    changed = [index for index, name in enumerate(components) if components[name] != known[name]]
+    first_changed = min(changed, default=len(components))
+    return measure(staging, draft, list(loaded), windows, reference, _silent, first_changed, loaded)
+
+
+def _draft(
+    encoder: Encoder,
+    options: CompileOptions,
+    blocks: list[str],
+    cuts: Sequence[Candidate],
+    calibration: Calibration,
+    hop: int,
+) -> BundleInfo:
+    """What is known before anything has been run; `measure` and `price` fill in the rest."""
+    return BundleInfo(
+        encoder=EncoderInfo(
+            id=encoder.id,
+            config=encoder.config,
+            weights=weights_digest(encoder.tensors),
+            embedding_dim=encoder.embedding_dim,
+        ),
+        generation=options.generation,
+        front_end=FrontEndInfo(
+            sample_rate=encoder.sample_rate,
+            window_samples=encoder.window_samples,
+            hop_samples=hop,
+            details=encoder.front_end,
+        ),
+        blocks=blocks,
+        cuts=[
+            Cut(index=index, name=cut.name, node=cut.node, shape=cut.shape, bytes={}, agreement={})
+            for index, cut in enumerate(cuts)
+        ],
+        targets={},
+        server_block_ms=[],
+        calibration=calibration,
+        self_test=SelfTest(embedding=b"", tolerance=0.0),
+        keep_norms=options.keep_norms,
+        parity={},
+    )
+
+
+def _manifest(info: BundleInfo, components: dict[str, Component]) -> Manifest:
+    return Manifest(
+        package_name=info.encoder.id,
+        package_version=str(info.generation),
+        components=components,
+        additional_metadata=Metadata(ssc=info),
+    )
+
+
+def _source(reference: Reference | None, base: Bundle, block: int) -> tuple[fx.GraphModule, tuple[int, ...]] | None:
+    """The traced segment of a block, where the encoder is at hand."""
+    return None if reference is None else (reference.segments[block], base.manifest.info.cuts[block].shape)
+
+
+def _onnx_metadata(
+    encoder_id: str, sample_rate: int, window_samples: int, details: Mapping[str, Any]
+) -> dict[str, str]:
+    """Flat metadata in sherpa-onnx's style; the same for every generation, so that blocks keep their digests."""
+    flat = {name: str(value) for name, value in details.items() if isinstance(value, (int, float, str, bool))}
+    return {
+        **flat,
+        "sample_rate": str(sample_rate),
+        "ssc.encoder": encoder_id,
+        "ssc.window_samples": str(window_samples),
+    }

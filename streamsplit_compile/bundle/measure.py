@@ -1,0 +1,133 @@
+"""Run the freshly written blocks on the device runtime and put what was measured into the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from torch import fx
+
+from runtime_edge.errors import CheckFailed
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.manifest import Cut, Expected, Manifest, Parity, SelfTest
+from runtime_edge.inference.prefix import Prefix
+from runtime_edge.inference.self_test import probe_waveform
+from streamsplit_compile.bundle.blocks import derive_precisions, keep_in_fp32
+from streamsplit_compile.bundle.calibrate import calibrate_cut, collect_activations
+from streamsplit_compile.bundle.parity import COSINE_FLOORS, EXACT, Prover, block_losses, check_parity, lowest_median
+
+TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.1, "auto": 0.1}
+"""How far a device's self-test may be off: other processors add up in another order, and int8 then rounds apart."""
+Progress = Callable[[str, int, int], None]
+_NONE: Mapping[str, Prefix] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The encoder in torch, as its segments: what the compiled blocks are held against."""
+
+    segments: Sequence[fx.GraphModule]
+
+
+def measure(
+    root: Path,
+    manifest: Manifest,
+    wanted: Sequence[str],
+    windows: npt.NDArray[np.float32],
+    reference: Reference | None,
+    progress: Progress,
+    first_changed: int = 0,
+    loaded: Mapping[str, Prefix] = _NONE,
+) -> Manifest:
+    """Make the wanted variants that are missing and fill in scales, wire bytes, self-tests, agreement and parity.
+
+    `windows` is (n, samples) float32; `wanted[0]` is a float32 variant, the one the cuts are calibrated on. Blocks
+    before `first_changed` are those of an earlier compile, so the cuts up to it keep their scales, and so does the
+    embedding: it is of unit norm whatever the weights. Without a reference the parity is empty, for nothing is known
+    of these weights; the cuts keep the agreement they had, which splitter tables are made from.
+    `loaded` are prefixes of that earlier compile by variant; blocks that they have and that are the same file are not
+    loaded again. Raises CheckFailed when a float32 cut is further than 1e-4 from the encoder or values are not finite.
+    """
+    info = manifest.info
+    cuts = info.cuts
+    stale = range(first_changed + 1, len(cuts) - 1) if first_changed else range(len(cuts))
+    activations = None
+    if stale or reference is not None or any(variant.endswith(("int8", "auto")) for variant in wanted):
+        activations = collect_activations(_prefix(root, manifest, wanted[0], loaded), windows)
+        cuts = [calibrate_cut(cut, activations[cut.index]) if cut.index in stale else cut for cut in cuts]
+    manifest = derive_precisions(root, manifest, wanted, activations, progress)
+    parity: dict[str, Parity] = {}
+    if reference is not None and activations is not None:
+        prover = Prover(reference.segments, windows)
+        parity[wanted[0]] = prover.prove(cuts, activations, progress)
+        check_parity(cuts, parity[wanted[0]])
+        for variant in wanted[1:]:
+            manifest, parity[variant] = _settle(root, manifest, variant, cuts, windows, prover, progress)
+        cuts = [
+            msgspec.structs.replace(cut, agreement={name: found.cosine_median for name, found in proved.wire.items()})
+            for cut, proved in zip(cuts, parity[wanted[0]].cuts, strict=True)
+        ]
+    info = msgspec.structs.replace(info, cuts=cuts, self_test=_self_test(root, manifest, wanted, loaded), parity=parity)
+    metadata = msgspec.structs.replace(manifest.additional_metadata, ssc=info)
+    return msgspec.structs.replace(manifest, additional_metadata=metadata)
+
+
+def _prefix(root: Path, manifest: Manifest, variant: str, loaded: Mapping[str, Prefix] = _NONE) -> Prefix:
+    return Prefix(Bundle(root, manifest, "", None), variant, previous=loaded.get(variant))
+
+
+def _self_test(root: Path, manifest: Manifest, wanted: Sequence[str], loaded: Mapping[str, Prefix]) -> SelfTest:
+    """What each variant makes of the probe chirp. Raises CheckFailed for values that are not finite."""
+    front_end = manifest.info.front_end
+    probe = probe_waveform(front_end.window_samples, front_end.sample_rate)
+    found: dict[str, Expected] = {}
+    for variant in wanted:
+        prefix = _prefix(root, manifest, variant, loaded)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(prefix.load, prefix.missing))
+        embedding = prefix.embed(probe)
+        if not np.isfinite(embedding).all():
+            raise CheckFailed(f"{variant}: the self-test's embedding is NaN or infinite; look at the encoder's weights")
+        tolerance = TOLERANCES[variant.split("-")[1]]
+        found[variant] = Expected(embedding=embedding.astype("<f4").tobytes(), tolerance=tolerance)
+    first = found.pop(wanted[0])
+    others = {variant: expected for variant, expected in found.items() if not variant.endswith("fp32")}
+    return SelfTest(embedding=first.embedding, tolerance=first.tolerance, variants=others)
+
+
+def _settle(
+    root: Path,
+    manifest: Manifest,
+    variant: str,
+    cuts: Sequence[Cut],
+    windows: npt.NDArray[np.float32],
+    prover: Prover,
+    progress: Progress,
+) -> tuple[Manifest, Parity]:
+    """Parity of a variant; of `auto`, the costliest blocks go back to float32 until the embedding is near enough.
+
+    Raises CheckFailed when a float32 variant is not the encoder.
+    """
+    while True:
+        activations = collect_activations(_prefix(root, manifest, variant), windows)
+        found = prover.prove(cuts, activations, progress, wire=(EXACT,))
+        short = variant.endswith("auto") and lowest_median(found) < COSINE_FLOORS["auto"]
+        quantised = [
+            index
+            for index, name in enumerate(manifest.info.blocks)
+            if manifest.variant(name, variant).precision == "int8"
+        ]
+        if not short or not quantised:
+            break
+        losses = block_losses(found)
+        worst = max(quantised, key=losses.__getitem__)
+        manifest = keep_in_fp32(manifest, variant, manifest.info.blocks[worst])
+    if variant.endswith("fp32"):
+        check_parity(cuts, found)
+    return manifest, prover.prove(cuts, activations, progress)

@@ -1,0 +1,154 @@
+"""Does (device prefix, wire, server suffix) equal the whole encoder? Measured for every cut and encoding.
+
+prover = Prover(segments, windows)                    # the encoder in torch
+parity = prover.prove(cuts, activations, progress)    # what the compiled blocks made of the same windows
+
+The limits that precisions are held to stand here too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from runtime_edge.errors import CheckFailed
+from runtime_edge.formats.codec import CutCodec
+from runtime_edge.formats.manifest import Agreement, Cut, CutParity, Parity
+from streamsplit_compile.bundle.calibrate import encodings
+from streamsplit_compile.bundle.quality import by_uncertainty, uncertainties
+from streamsplit_compile.encoder.segment import run_segments
+
+FP32_LIMIT = 1e-4
+EXACT = "float32"
+"""The wire encoding that loses nothing."""
+Array = npt.NDArray[np.float32]
+
+
+class Prover:
+    """The encoder in torch on some windows, and how near compiled blocks come to it.
+
+    What arrives at the server decides what it makes of it: bytes that another variant or an earlier try of `auto`
+    has sent are not run through the suffix again.
+    """
+
+    def __init__(self, segments: Sequence[fx.GraphModule], windows: Array) -> None:
+        """`windows` is (n, samples) float32, `segments` are the encoder between the cuts to be proved."""
+        self._segments = segments
+        self._exact = [torch.from_numpy(windows)]
+        with torch.inference_mode():
+            for segment in segments:
+                self._exact.append(run_segments([segment], self._exact[-1]))
+        self._uncertainty = uncertainties(self._exact[-1].numpy())
+        self._known = {
+            _key(index, activation.numpy()): agreement(self._exact[-1], self._exact[-1], self._uncertainty)
+            for index, activation in enumerate(self._exact)
+        }
+
+    def prove(
+        self,
+        cuts: Sequence[Cut],
+        activations: Sequence[Array],
+        progress: Callable[[str, int, int], None],
+        wire: Sequence[str] | None = None,
+    ) -> Parity:
+        """Parity of one variant, whose blocks made `activations[k]` (windows, *cuts[k].shape) at cut k.
+
+        Over every encoding the cut has, or over those in `wire`, "float32" among them.
+        """
+        found = []
+        for cut, values in zip(cuts, activations, strict=True):
+            progress("proving cuts", cut.index, len(cuts))
+            chosen = encodings(cut) if wire is None else wire
+            prefix = agreement(torch.from_numpy(values), self._exact[cut.index].reshape(values.shape))
+            embeddings = {encoding: self._sent(cut, values, encoding) for encoding in chosen}
+            found.append(CutParity(prefix=prefix, wire=embeddings))
+        return Parity(windows=len(activations[0]), cuts=found)
+
+    def _sent(self, cut: Cut, activations: Array, encoding: str) -> Agreement:
+        """How near the embedding is that the server makes of activations sent in an encoding."""
+        codec = CutCodec(cut, encoding)
+        decoded = np.concatenate([codec.decode(*codec.encode(activation)) for activation in activations])
+        key = _key(cut.index, decoded)
+        if key not in self._known:
+            with torch.inference_mode():
+                embedding = run_segments(self._segments[cut.index :], torch.from_numpy(decoded))
+            self._known[key] = agreement(embedding, self._exact[-1], self._uncertainty)
+        return self._known[key]
+
+
+def _key(cut: int, activations: Array) -> tuple[int, bytes]:
+    return cut, hashlib.sha256(activations.tobytes()).digest()
+
+
+def agreement(
+    found: torch.Tensor, expected: torch.Tensor, uncertainty: npt.NDArray[np.float64] | None = None
+) -> Agreement:
+    """Compare (windows, ...) with (windows, ...) float32; NaN and infinity are as far off as can be.
+
+    With the windows' uncertainty (windows,) also by it.
+    """
+    found, expected = found.flatten(1).double(), expected.flatten(1).double()
+    limit = torch.finfo(torch.float32).max
+    error = (found - expected).abs().nan_to_num(nan=limit).clamp(max=limit).max()
+    # An encoding can push values where the encoder is undefined (the logarithm of 0): that is no agreement at all.
+    cosine = torch.nn.functional.cosine_similarity(found, expected, eps=1e-30).nan_to_num(0.0).clamp(-1.0, 1.0)
+    # Silence has no direction, but silence for silence is right.
+    cosine = cosine.where((found != expected).any(dim=1), 1.0)
+    return Agreement(
+        max_abs_error=float(f"{float(error):.3g}"),
+        cosine_median=round(float(cosine.median()), 7),
+        cosine_worst=round(float(cosine.min()), 7),
+        by_uncertainty=[] if uncertainty is None else by_uncertainty(cosine.numpy(), uncertainty),
+    )
+
+
+def check_parity(cuts: Sequence[Cut], parity: Parity, limit: float = FP32_LIMIT) -> None:
+    """Raise CheckFailed naming the worst cut when the embedding is off by more than `limit` over the float32 wire."""
+    worst = max(cuts, key=lambda cut: parity.max_abs_error[cut.index])
+    error = parity.max_abs_error[worst.index]
+    if error > limit:
+        raise CheckFailed(f"cut {worst.name}: prefix and suffix are off by {error:.2e}, allowed {limit:.0e}")
+
+
+COSINE_FLOORS = {"fp16": 0.999, "int8": 0.98, "auto": 0.98}
+"""Smallest median cosine of the embedding that a precision should keep at every cut."""
+
+
+def shortfalls(blocks: Sequence[str], parity: Mapping[str, Parity]) -> list[str]:
+    """One line for each variant whose embedding is not near enough, naming the block that costs most."""
+    lines = []
+    for variant, found in parity.items():
+        floor = COSINE_FLOORS.get(variant.split("-")[1])
+        if floor is None or lowest_median(found) >= floor:
+            continue
+        losses = block_losses(found)
+        worst = max(range(len(losses)), key=losses.__getitem__)
+        lines.append(
+            f"{variant}: median cosine {lowest_median(found):.4f}, wanted {floor}; "
+            f"{blocks[worst]} costs most ({losses[worst]:.4f}): {_ADVICE[variant.split('-')[1]]}"
+        )
+    return lines
+
+
+_ADVICE = {
+    "fp16": "use fp32, its weights leave the range of float16",
+    "int8": "keep it in fp32 (--precision auto)",
+    "auto": "calibrate on recordings like those it will hear (--calibrate DIR)",
+}
+
+
+def block_losses(parity: Parity) -> list[float]:
+    """How much median cosine each block costs a variant, in block order."""
+    medians = [exact.cosine_median for exact in parity.exact]
+    return [before - after for before, after in itertools.pairwise(medians)]
+
+
+def lowest_median(parity: Parity) -> float:
+    """Median cosine of the embedding over the float32 wire at the worst cut."""
+    return min(exact.cosine_median for exact in parity.exact)

@@ -1,0 +1,28 @@
+"""A(k, u) of METHOD section 6, measured: how agreement depends on the uncertainty of a window."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.policy.memory import COLD_WINDOWS, GaussianMemory
+
+BINS = 4
+"""Equally wide, over uncertainties in [0, 1]."""
+_PASSES = 3
+
+
+def uncertainties(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Normalised uncertainty (n,) that a device's memory has of each of (n, d) embeddings, once warm on them."""
+    memory = GaussianMemory(dim=embeddings.shape[1])
+    for _ in range(_PASSES + COLD_WINDOWS // len(embeddings)):
+        memory.update(embeddings)
+    return np.array([memory.uncertainty(embedding) for embedding in embeddings])
+
+
+def by_uncertainty(cosines: npt.NDArray[np.float64], uncertainty: npt.NDArray[np.float64]) -> list[float]:
+    """Median cosine in each bin of uncertainty; where no window falls, the median of all. Both arguments are (n,)."""
+    place = np.minimum((uncertainty * BINS).astype(int), BINS - 1)
+    overall = float(np.median(cosines))
+    found = [float(np.median(cosines[place == i])) if (place == i).any() else overall for i in range(BINS)]
+    return [round(value, 7) for value in found]

@@ -1,0 +1,113 @@
+"""A few windows out of hours of recordings: headers are read first, then only the samples that were chosen."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.audio import Counters
+from runtime_edge.audio.audio_files import audio_files, read_span, recording_length
+from runtime_edge.audio.resample import Resampler
+from runtime_edge.audio.stream import to_mono
+from runtime_edge.errors import SourceError, UsageError
+
+_LOG = logging.getLogger(__name__)
+_MARGIN_S = 0.1
+"""Read on both sides of a window that is resampled, so that the filter has settled."""
+Samples = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    path: Path
+    frames: int
+    rate: int
+    start: int
+    """Where it begins when all recordings are played one after the other, in samples of the rate asked for."""
+    stop: int
+
+
+def sample_windows(place: Path, sample_rate: int, window: int, hop: int, count: int, seed: int) -> tuple[Samples, int]:
+    """At most `count` windows (n, window) float32 of a file, or of all files below a directory, and how many there are.
+
+    The recordings are one long stream, cut into as many stretches of equal length as windows are wanted; of each
+    stretch the seed chooses one. Files that cannot be read are left out, with a warning in the log. Raises UsageError
+    for less than one window, SourceError when nothing can be read.
+    """
+    if not place.exists():
+        raise SourceError(f"{place}: no such file or directory; --calibrate takes recordings")
+    paths = audio_files(place) if place.is_dir() else [place]
+    while True:
+        recordings = _line_up(paths, sample_rate)
+        available = max(0, 1 + (recordings[-1].stop - window) // hop)
+        if not available:
+            raise UsageError(f"{place}: less than one window of audio; give more recordings to --calibrate")
+        edges = np.linspace(0, available, min(count, available) + 1).astype(int)
+        chosen = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+        try:
+            return np.stack([_read(recordings, int(index) * hop, window, sample_rate) for index in chosen]), available
+        except _Damaged as exc:
+            _LOG.warning("skipped: %s", exc.reason)
+            paths = [path for path in paths if path != exc.path]
+
+
+class _Damaged(Exception):
+    """A recording whose header is right and whose samples are not."""
+
+    def __init__(self, path: Path, reason: SourceError) -> None:
+        super().__init__(str(reason))
+        self.path, self.reason = path, reason
+
+
+def _line_up(paths: Sequence[Path], sample_rate: int) -> list[_Recording]:
+    """The recordings one after the other. Raises SourceError when none can be read."""
+    found: list[_Recording] = []
+    wrong = SourceError("none of the recordings can be read, see the log")
+    start = 0
+    for path in paths:
+        try:
+            frames, rate = recording_length(path)
+        except SourceError as exc:
+            _LOG.warning("skipped: %s", exc)
+            wrong = exc
+            continue
+        stop = start + frames * sample_rate // rate
+        found.append(_Recording(path, frames, rate, start, stop))
+        start = stop
+    if not found:
+        raise wrong
+    return found
+
+
+def _read(recordings: Sequence[_Recording], start: int, length: int, sample_rate: int) -> Samples:
+    """Samples [start, start + length) of all recordings one after the other."""
+    parts = [
+        _resampled(item, max(start, item.start) - item.start, min(start + length, item.stop) - item.start, sample_rate)
+        for item in recordings
+        if item.start < start + length and item.stop > start
+    ]
+    return np.concatenate(parts)
+
+
+def _resampled(recording: _Recording, start: int, stop: int, sample_rate: int) -> Samples:
+    """Samples [start, stop) of one recording at `sample_rate`."""
+    ratio = recording.rate / sample_rate
+    margin = 0 if recording.rate == sample_rate else round(_MARGIN_S * recording.rate)
+    step = recording.rate // math.gcd(recording.rate, sample_rate)  # so that both rates have a sample there
+    first = max(0, (int(start * ratio) - margin) // step * step)
+    last = min(recording.frames, int(np.ceil(stop * ratio)) + margin)
+    try:
+        mono = to_mono(read_span(recording.path, first, last), Counters())
+    except SourceError as exc:
+        raise _Damaged(recording.path, exc) from None
+    resampler = Resampler(recording.rate, sample_rate)
+    audio = np.concatenate([resampler.push(mono), resampler.finish()])
+    skipped = start - round(first / ratio)
+    audio = audio[skipped : skipped + stop - start]
+    return np.pad(audio, (0, stop - start - len(audio)))

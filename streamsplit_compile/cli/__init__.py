@@ -1,0 +1,1 @@
+"""The `ssc` command and what it shows."""

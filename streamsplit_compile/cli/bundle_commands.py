@@ -1,0 +1,192 @@
+"""`ssc inspect`, `ssc verify`, `ssc diff` and `ssc key`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime_edge.errors import BundleError, UsageError
+from runtime_edge.formats import minisign
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.manifest import Parity
+from runtime_edge.formats.patch import make_patch
+from runtime_edge.inference.prefix import Prefix
+from streamsplit_compile.bundle.bundle_summary import bundle_summary, parity_summary, print_cuts, print_parity
+from streamsplit_compile.bundle.calibrate import collect_activations, windows_for
+from streamsplit_compile.bundle.compiler import bundle_variants, changed_blocks
+from streamsplit_compile.bundle.digests import weights_digest
+from streamsplit_compile.bundle.parity import Prover, check_parity, shortfalls
+from streamsplit_compile.cli.options import (
+    PathParam,
+    Steps,
+    bundle_argument,
+    encoder_options,
+    json_option,
+    print_json,
+    print_table,
+    pub_option,
+    read_pub,
+    size,
+)
+from streamsplit_compile.encoder.encoders import Encoder, load_encoder
+from streamsplit_compile.encoder.segment import split
+from streamsplit_compile.encoder.selection import cuts_of
+
+
+@click.command()
+@bundle_argument
+@json_option
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show a bundle's cuts, sizes and predicted costs.
+
+    Example: ssc inspect bundle/
+    """
+    opened = open_bundle(bundle)
+    if as_json:
+        print_json(bundle_summary(opened))
+    else:
+        print_cuts(opened)
+
+
+@click.command()
+@bundle_argument
+@pub_option
+@click.option("--encoder", type=PathParam(), help="Also hold every cut against this encoder.")
+@click.option("--calibrate", type=PathParam(), help="Directory of recordings to check parity on.")
+@encoder_options
+@json_option
+def verify(
+    bundle: Path,
+    pub: Path | None,
+    encoder: Path | None,
+    calibrate: Path | None,
+    factory: str | None,
+    sample_rate: int | None,
+    unsafe_load: bool,
+    as_json: bool,
+) -> None:
+    """Check a bundle: digests, signature, tables, self-test and, given the encoder, parity of every cut.
+
+    Example: ssc verify bundle/ --encoder encoder.pt --pub signing.pub
+    """
+    opened = open_bundle(bundle, read_pub(pub))
+    checked = opened.verify_assets()
+    for target in opened.manifest.info.targets:
+        opened.table(target)
+    self_test = max(Prefix(opened, variant).self_test() for variant in bundle_variants(opened.manifest))
+    cuts, parity = opened.manifest.info.cuts, opened.manifest.info.parity
+    if encoder is not None:
+        with Steps(quiet=as_json) as steps:
+            steps("exporting", 0, 1)
+            loaded = load_encoder(encoder, factory, sample_rate, unsafe_load)
+            if opened.manifest.info.encoder.weights != weights_digest(loaded.tensors):
+                raise BundleError(f"{bundle}: compiled from other weights than {encoder}; compile it again")
+            parity = _parity(opened, loaded, calibrate, steps)
+    if as_json:
+        print_json(
+            {
+                "bytes": checked,
+                "signature": opened.signed_by,
+                "self_test_error": self_test,
+                "parity": parity_summary(cuts, parity),
+                "parity_measured": "now" if encoder is not None else "when it was compiled",
+            }
+        )
+    else:
+        click.echo(f"{bundle}: {size(checked)} match their digests, self-test off by {self_test:.1e}")
+        click.echo(f"signature: {opened.signed_by or 'not checked (give --pub)'}")
+        _print_parity(opened, parity, measured=encoder is not None)
+    for line in shortfalls(opened.manifest.info.blocks, parity):
+        click.echo(f"warning: {line}", err=True)
+
+
+def _print_parity(bundle: Bundle, parity: dict[str, Parity], measured: bool) -> None:
+    if not parity:
+        click.echo("parity: never measured for these weights (give --encoder)")
+        return
+    held = "every float32 cut reproduces the encoder within 1e-4"
+    click.echo(held if measured else f"{held}, by the compiler's word (give --encoder to measure it again)")
+    print_parity(bundle.manifest.info.cuts, parity)
+
+
+def _parity(bundle: Bundle, encoder: Encoder, calibrate: Path | None, steps: Steps) -> dict[str, Parity]:
+    """By variant: how far the device's prefix and the encoder's suffix are from the encoder.
+
+    Raises CheckFailed when a float32 variant is further than 1e-4.
+    """
+    info = bundle.manifest.info
+    segments = split(encoder.graph, cuts_of(encoder.graph.candidates, bundle.manifest, str(bundle.path)))
+    windows = windows_for(info, calibrate)
+    prover = Prover(segments, windows)
+    found = {}
+    for variant in bundle_variants(bundle.manifest):
+        activations = collect_activations(Prefix(bundle, variant), windows)
+        found[variant] = prover.prove(info.cuts, activations, steps)
+        if variant.endswith("fp32"):
+            check_parity(info.cuts, found[variant])
+    return found
+
+
+@click.command()
+@click.argument("old", type=PathParam())
+@click.argument("new", type=PathParam())
+@json_option
+def diff(old: Path, new: Path, as_json: bool) -> None:
+    """Show which blocks changed between two bundles and what a device has to fetch.
+
+    Example: ssc diff bundle-1/ bundle-2/
+    """
+    before, after = open_bundle(old), open_bundle(new)
+    rows: list[dict[str, Any]] = []
+    for block in changed_blocks(before.manifest, after.manifest):
+        for name, variant in after.manifest.components[block].variants.items():
+            data = after.read(variant.executor_info.ssc.file)
+            rows.append(
+                {
+                    "block": block,
+                    "variant": name,
+                    "bytes": len(data),
+                    "patch": _patch(before, block, name, data),
+                }
+            )
+    total, patches = sum(row["bytes"] for row in rows), sum(row["patch"] for row in rows)
+    if as_json:
+        print_json({"changed": rows, "bytes": total, "patch_bytes": patches})
+        return
+    print_table(
+        f"{old} -> {new}: {len(rows)} files change, {size(total)} in full, {size(patches)} as patches",
+        ["block", "variant", "bytes", "patch"],
+        [[row["block"], row["variant"], size(row["bytes"]), size(row["patch"])] for row in rows],
+    )
+
+
+def _patch(before: Bundle, block: str, variant: str, data: bytes) -> int:
+    """Bytes of a patch against the old file, or of the file where that is smaller."""
+    component = before.manifest.components.get(block)
+    if component is None or variant not in component.variants:
+        return len(data)
+    old = before.read(component.variants[variant].executor_info.ssc.file)
+    return min(len(make_patch(old, data)), len(data))
+
+
+@click.group()
+def key() -> None:
+    """Make signing keys.
+
+    Example: ssc key new -o signing.key
+    """
+
+
+@key.command()
+@click.option("-o", "--out", type=PathParam(), required=True, help="Secret key file; the public half goes beside it.")
+def new(out: Path) -> None:
+    """Make a minisign-compatible Ed25519 key pair.
+
+    Example: ssc key new -o signing.key
+    """
+    if out.exists():
+        raise UsageError(f"{out}: exists; a key is never overwritten")
+    public = minisign.write_key_pair(minisign.generate_key(), out)
+    click.echo(f"secret key {out} (keep it off devices), public key {public}")

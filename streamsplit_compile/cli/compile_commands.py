@@ -1,0 +1,251 @@
+"""`ssc encoder` and `ssc compile`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats import minisign
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from streamsplit_compile.bundle.bundle_summary import bundle_summary, print_cuts
+from streamsplit_compile.bundle.calibrate import windows_for
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile, report_path
+from streamsplit_compile.bundle.measure import Reference
+from streamsplit_compile.bundle.parity import shortfalls
+from streamsplit_compile.cli.options import (
+    PathParam,
+    Steps,
+    encoder_options,
+    json_option,
+    key_option,
+    parse_targets,
+    print_json,
+    print_table,
+    read_key,
+)
+from streamsplit_compile.encoder.encoders import (
+    Encoder,
+    list_encoders,
+    load_encoder,
+    new_encoder,
+    read_tensors,
+    save_checkpoint,
+)
+from streamsplit_compile.encoder.importers import IMPORTERS
+from streamsplit_compile.encoder.segment import split
+from streamsplit_compile.encoder.selection import cuts_of
+from streamsplit_compile.lowering.artifact_formats import FORMATS, PRECISIONS
+
+
+@click.group()
+def encoder() -> None:
+    """Make or list encoders.
+
+    Example: ssc encoder new resnet18 -o encoder.pt
+    """
+
+
+@encoder.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the registered encoders.
+
+    Example: ssc encoder list
+    """
+    found = list_encoders()
+    if as_json:
+        print_json(found)
+    else:
+        print_table("Encoders", ["name", "factory"], [[name, where] for name, where in found.items()])
+
+
+@encoder.command()
+@click.argument("name")
+@click.option("-o", "--out", type=PathParam(), required=True, help="Checkpoint to write.")
+@click.option("--config", "config_json", default="{}", help="JSON object of arguments for the encoder's factory.")
+@json_option
+def new(name: str, out: Path, config_json: str, as_json: bool) -> None:
+    """Write a checkpoint to start from.
+
+    Example: ssc encoder new resnet18 -o encoder.pt
+    """
+    module, config = new_encoder(name, _parse_config(config_json))
+    save_checkpoint(name, config, module, out)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    if as_json:
+        print_json({"encoder": name, "config": config, "parameters": parameters, "file": str(out)})
+    else:
+        click.echo(f"{out}: {name}, {parameters:,} parameters")
+
+
+@encoder.command("import")
+@click.argument("kind", type=click.Choice(sorted(IMPORTERS)))
+@click.argument("file", type=PathParam())
+@click.option("-o", "--out", type=PathParam(), required=True, help="Checkpoint to write.")
+@click.option("--config", "config_json", default="{}", help="JSON object of further arguments for the factory.")
+@json_option
+def import_(kind: str, file: Path, out: Path, config_json: str, as_json: bool) -> None:
+    """Turn a published checkpoint into one of ours.
+
+    Example: ssc encoder import efficientat mn04_as_mAP_432.pt -o encoder.pt
+    """
+    config = IMPORTERS[kind](file, out, _parse_config(config_json))
+    if as_json:
+        print_json({"encoder": "mn", "config": config, "file": str(out)})
+    else:
+        click.echo(f"{out}: {kind} checkpoint {file.name}, {config}")
+
+
+@click.command("compile")
+@click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam())
+@click.option("--targets", default="rpi4,m2", show_default=True, help="Target names or TOML files, comma-separated.")
+@click.option("-o", "--out", type=PathParam(), required=True, help="Bundle directory to write.")
+@click.option("--cuts", default="auto", show_default=True, help="auto, all, a number of blocks, or names.")
+@click.option("--formats", default="onnx", show_default=True, help="onnx, tflite, or both, comma-separated.")
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    help="fp32, fp16, int8, auto (int8 where it does no harm), comma-separated; fp32 is always there.",
+)
+@click.option("--calibrate", type=PathParam(), help="Directory of recordings to measure int8 ranges and parity on.")
+@click.option("--windows", default=16, show_default=True, type=click.IntRange(1, 4096), help="Calibration windows.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random.")
+@click.option("--generation", type=click.IntRange(1), help="Generation number [default: 1, or the base's and one].")
+@click.option("--base", type=PathParam(), help="Write new weights into this bundle's kept graphs; trace nothing.")
+@click.option("--no-parity", "parity", flag_value=False, default=True, help="With --base: do not prove the cuts.")
+@click.option("--keep-norms", is_flag=True, help="Leave normalisation layers unfolded.")
+@encoder_options
+@key_option
+@json_option
+def compile_(
+    encoder_file: Path,
+    targets: str,
+    out: Path,
+    cuts: str,
+    formats: str,
+    precision: str,
+    calibrate: Path | None,
+    windows: int,
+    seed: int,
+    generation: int | None,
+    base: Path | None,
+    parity: bool,
+    keep_norms: bool,
+    factory: str | None,
+    sample_rate: int | None,
+    unsafe_load: bool,
+    key: Path | None,
+    as_json: bool,
+) -> None:
+    """Compile an encoder into a bundle: every cut lowered, proved, priced and signed.
+
+    Example: ssc compile encoder.pt --targets rpi4,m2 -o bundle/
+    """
+    load = functools.partial(load_encoder, encoder_file, factory, sample_rate, unsafe_load)
+    if base is not None:
+        _refuse_what_the_base_decides(click.get_current_context())
+        with Steps(quiet=as_json) as steps:
+            bundle = _recompile(base, encoder_file, load, out, generation, calibrate, parity, read_key(key), steps)
+        print_json(bundle_summary(bundle)) if as_json else print_cuts(bundle)
+        _warn(bundle)
+        return
+    if not parity:
+        raise UsageError("--no-parity: only with --base; a first compile proves its cuts to make splitter tables")
+    options = CompileOptions(
+        targets=parse_targets(targets),
+        cuts=cuts,
+        formats=_choices(formats, FORMATS, "--formats"),
+        precisions=_choices(precision, PRECISIONS, "--precision"),
+        calibrate=calibrate,
+        calibration_windows=windows,
+        seed=seed,
+        generation=generation or 1,
+        keep_norms=keep_norms,
+        key=read_key(key),
+    )
+    with Steps(quiet=as_json) as steps:
+        steps("exporting", 0, 1)
+        bundle = compile_encoder(load(), options, out, steps)
+    if as_json:
+        print_json(bundle_summary(bundle))
+    else:
+        print_cuts(bundle)
+        click.echo(f"Pictures: {report_path(out)}")
+    _warn(bundle)
+
+
+def _warn(bundle: Bundle) -> None:
+    info = bundle.manifest.info
+    for line in shortfalls(info.blocks, info.parity):
+        click.echo(f"warning: {line}", err=True)
+
+
+def _refuse_what_the_base_decides(context: click.Context) -> None:
+    decided = ("targets", "cuts", "formats", "precision", "windows", "seed", "keep_norms")
+    given = [name for name in decided if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        raise UsageError(f"--{given[0].replace('_', '-')}: with --base it is as in the base; leave it out")
+
+
+def _recompile(
+    base_path: Path,
+    encoder_file: Path,
+    load: Callable[[], Encoder],
+    out: Path,
+    generation: int | None,
+    calibrate: Path | None,
+    parity: bool,
+    key: minisign.SecretKey | None,
+    steps: Steps,
+) -> Bundle:
+    """New weights into a base bundle; with `parity` the encoder is traced too, to prove the cuts."""
+    base = open_bundle(base_path)
+    info = base.manifest.info
+    reference = None
+    if parity:
+        steps("exporting", 0, 1)
+        loaded = load()
+        tensors, graph = loaded.tensors, loaded.graph
+        reference = Reference(split(graph, cuts_of(graph.candidates, base.manifest, str(base_path))))
+    else:
+        tensors = read_tensors(encoder_file)
+    steps("writing weights", 0, 1)
+    return recompile(
+        base,
+        tensors,
+        out,
+        generation=generation or info.generation + 1,
+        windows=windows_for(info, calibrate),
+        reference=reference,
+        key=key,
+    )
+
+
+_Choice = TypeVar("_Choice", bound=str)
+
+
+def _choices(text: str, known: Sequence[_Choice], option: str) -> list[_Choice]:
+    """Comma-separated names out of those known, without repetitions. Raises UsageError."""
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    wrong = [name for name in names if name not in known]
+    if wrong or not names:
+        raise UsageError(f"{option} {text}: expected some of {', '.join(known)}")
+    return [choice for name in names for choice in known if choice == name]
+
+
+def _parse_config(text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise UsageError(f"--config: not JSON ({exc})") from None
+    if not isinstance(config, dict):
+        raise UsageError("--config: expected a JSON object")
+    return config

@@ -1,0 +1,268 @@
+"""`ssc splitter`: train a table, look at one, push one to devices, merge what they learnt."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from runtime_edge.base.files import read_bounded
+from runtime_edge.errors import TableError, UsageError
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.records.table import MAX_TABLE_BYTES, Limits, Reward, SplitterTable, StateAxis
+from runtime_edge.inference.profile import MAX_PROFILE_BYTES, Profile
+from runtime_edge.policy.online_learner import MAX_LEARNT_BYTES, Learnt
+from streamsplit_compile.bundle.bundle_writer import write_table
+from streamsplit_compile.cli.options import (
+    PathParam,
+    broker_option,
+    bundle_argument,
+    json_option,
+    key_option,
+    print_json,
+    print_table,
+    read_key,
+)
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.splitter.environment import Environment, environment_for
+from streamsplit_compile.splitter.evaluation import evaluate
+from streamsplit_compile.splitter.merge import merge
+from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds
+from streamsplit_compile.splitter.table_training import TableOptions, default_held_out, train_table
+from streamsplit_compile.splitter.trace_csv import known_families, recorded_traces
+from streamsplit_compile.splitter.traces import FAMILIES, HELD_OUT, Traces, family_traces
+
+_STATES = ("uncertainty", "cpu", "bandwidth_mbps", "rtt_ms", "temperature_c", "battery")
+
+traces_option = click.option(
+    "--traces",
+    default=",".join(FAMILIES),
+    show_default=True,
+    help="Families of synthetic traces, or a CSV file or a directory of recorded ones.",
+)
+profile_option = click.option("--profile", "profile_file", type=PathParam(), help="Measured times (`ssc profile`).")
+seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the traces.")
+
+
+@click.group()
+def splitter() -> None:
+    """Train, judge, explain and push splitter tables.
+
+    Example: ssc splitter train bundle/ --target rpi4 -o table.json
+    """
+
+
+@splitter.command()
+@bundle_argument
+@click.option("--target", required=True, help="A target the bundle was compiled for.")
+@click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")
+@profile_option
+@traces_option
+@click.option("--bins", multiple=True, help="Edges of a state variable, such as cpu=0.3,0.6; once for each variable.")
+@click.option("--alpha", type=click.FloatRange(0), help="Weight of agreement [default: 10].")
+@click.option("--beta", type=click.FloatRange(0), help="Weight of latency [default: 5].")
+@click.option("--eta", type=click.FloatRange(0), help="Weight of energy [default: 3].")
+@click.option("--t-max-ms", type=click.FloatRange(0, min_open=True), help="Latency that costs beta [default: 200].")
+@click.option("--e-budget-mj", type=click.FloatRange(0, min_open=True), help="Energy that costs eta [default: 100].")
+@click.option("--rho", type=click.FloatRange(0), help="Value of windows the server can learn from [default: 0.2].")
+@click.option("--max-mb-per-hour", type=click.FloatRange(0, min_open=True), help="Hard cap on bytes shipped.")
+@click.option("--max-latency-ms", type=click.FloatRange(0, min_open=True), help="Hard cap on the 95th percentile.")
+@click.option("--max-memory-mb", type=click.FloatRange(0, min_open=True), help="Hard cap on a prefix's memory.")
+@click.option("--min-cut", help="Privacy floor: no action before this cut.")
+@click.option("--probe-rate", default=0.02, show_default=True, type=click.FloatRange(0, 0.2))
+@seed_option
+@key_option
+@json_option
+def train(
+    bundle: Path,
+    target: str,
+    out: Path,
+    profile_file: Path | None,
+    traces: str,
+    bins: tuple[str, ...],
+    max_mb_per_hour: float | None,
+    max_latency_ms: float | None,
+    max_memory_mb: float | None,
+    min_cut: str | None,
+    probe_rate: float,
+    seed: int,
+    key: Path | None,
+    as_json: bool,
+    **weights: float | None,
+) -> None:
+    """Learn a table by Q-learning on the bundle's costs and on traces (METHOD section 6).
+
+    Example: ssc splitter train bundle/ --target rpi4 --traces lte,outages --max-mb-per-hour 40 -o table.json
+    """
+    opened = open_bundle(bundle)
+    limits = Limits(
+        mb_per_hour=max_mb_per_hour, latency_p95_ms=max_latency_ms, memory_mb=max_memory_mb, min_cut=min_cut
+    )
+    reward = Reward(**{name: value for name, value in weights.items() if value is not None})
+    seen, held_out = traces_of(traces, seed)
+    table = train_table(
+        bundle_environment(opened, target, reward, limits, profile_file),
+        target=target,
+        encoder=opened.manifest.info.encoder.id,
+        cut_names=[cut.name for cut in opened.manifest.info.cuts],
+        bundle=opened.digest,
+        traces=seen,
+        held_out=held_out,
+        options=TableOptions(seed=seed, bins=_axes(bins), probe_rate=probe_rate),
+    )
+    write_table(out.parent, out.name, table.to_json(), read_key(key))
+    if as_json:
+        print_json(table.metrics)
+    else:
+        _describe(table, str(out))
+
+
+@splitter.command()
+@click.argument("table", type=PathParam())
+@json_option
+def show(table: Path, as_json: bool) -> None:
+    """Show what a table chooses and how it did on held-out traces.
+
+    Example: ssc splitter show bundle/tables/rpi4.json
+    """
+    read = read_table(table)
+    if as_json:
+        print_json({"target": read.target, "actions": read.actions, "shares": _shares(read), "metrics": read.metrics})
+    else:
+        _describe(read, str(table))
+
+
+@splitter.command()
+@click.argument("table", type=PathParam())
+@click.option("--device", help="Only this device [default: every device of the table's target].")
+@broker_option
+@key_option
+@json_option
+def push(table: Path, device: str | None, broker: str, key: Path | None, as_json: bool) -> None:
+    """Give running devices another table; it takes effect at their next window.
+
+    Example: ssc splitter push table.json --device pi-1 --key signing.key
+    """
+    read, secret = read_table(table), read_key(key)
+    ask(broker, lambda hub: hub.put_table(read, secret, device))
+    if as_json:
+        print_json({"table": read.digest, "target": read.target, "device": device})
+    else:
+        click.echo(f"{table}: pushed to {device or f'every device of {read.target}'}")
+
+
+@splitter.command("merge")
+@click.argument("table", type=PathParam())
+@click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")
+@click.option("--learnt", multiple=True, type=PathParam(), help="A device's learnt.json [default: ask the broker].")
+@seed_option
+@broker_option
+@key_option
+@json_option
+def merge_command(
+    table: Path, out: Path, learnt: tuple[Path, ...], seed: int, broker: str, key: Path | None, as_json: bool
+) -> None:
+    """Fold what devices learnt with --learn into the table they ran.
+
+    Example: ssc splitter merge table.json --broker nats://gateway:4222 -o next.json
+    """
+    read = read_table(table)
+    if learnt:
+        records = [Learnt.from_json(read_bounded(path, MAX_LEARNT_BYTES, TableError), str(path)) for path in learnt]
+    else:
+        found = ask(broker, lambda hub: hub.learnt())
+        records = [Learnt.from_json(data, f"learnt values of {device}") for device, data in sorted(found.items())]
+        records = [record for record in records if record.table == read.digest]
+    merged = merge(read, records)
+    merged = msgspec.structs.replace(merged, metrics=evaluate(merged, default_held_out(seed)).metrics())
+    write_table(out.parent, out.name, merged.to_json(), read_key(key))
+    changed = sum(before != after for before, after in zip(read.policy, merged.policy, strict=True))
+    if as_json:
+        print_json({"devices": len(records), "changed_rows": changed, "metrics": merged.metrics})
+    else:
+        click.echo(f"{out}: {len(records)} devices, another choice in {changed} of {len(merged.policy)} states")
+
+
+def bundle_environment(
+    bundle: Bundle, target: str, reward: Reward, limits: Limits, profile_file: Path | None
+) -> Environment:
+    """The environment of a bundle on one of its targets, with a profile's times where there is one."""
+    profile = None
+    if profile_file is not None:
+        profile = Profile.from_json(read_bounded(profile_file, MAX_PROFILE_BYTES), str(profile_file))
+    actions = bundle_actions(bundle.manifest, target, profile)
+    return environment_for(actions, load_target(target), reward, limits, hop_seconds(bundle.manifest))
+
+
+def traces_of(text: str, seed: int) -> tuple[Traces, Traces]:
+    """Traces to train on and held-out ones for `--traces`."""
+    families = known_families(text)
+    if families is not None:
+        each = 640 // len(families)
+        return family_traces(families, each, 480, seed), family_traces(families, each // 4, 480, seed + HELD_OUT)
+    if not Path(text).exists():
+        raise UsageError(f"--traces {text}: no such file, and the families are {', '.join(FAMILIES)}")
+    return recorded_traces(Path(text), seed)
+
+
+def read_table(path: Path) -> SplitterTable:
+    """A table file. Raises TableError."""
+    return SplitterTable.from_json(read_bounded(path, MAX_TABLE_BYTES, TableError), str(path))
+
+
+def ask(broker: str, work: Any) -> Any:
+    """Run `await work(hub)` on a connection to the broker."""
+    # The server's package stands above this one; it is only asked for by name.
+    hub = import_module("runtime_server.broker.hub").Hub(broker, "splitter")
+
+    async def connected() -> Any:
+        await hub.connect()
+        try:
+            return await work(hub)
+        finally:
+            await hub.close()
+
+    return asyncio.run(connected())
+
+
+def _axes(texts: tuple[str, ...]) -> tuple[StateAxis, ...]:
+    axes = []
+    for text in texts:
+        name, _, numbers = text.partition("=")
+        try:
+            edges = tuple(float(number) for number in numbers.split(",") if number)
+        except ValueError:
+            edges = (1.0, 0.0)
+        if name not in _STATES or any(low >= high for low, high in itertools.pairwise(edges)):
+            raise UsageError(f"--bins {text}: expected a name of {', '.join(_STATES)} and rising edges: cpu=0.3,0.6")
+        axes.append(StateAxis(name=name, edges=edges))  # type: ignore[arg-type]
+    return tuple(axes)
+
+
+def _shares(table: SplitterTable) -> dict[str, float]:
+    """Share of the table's states in which each action is chosen."""
+    counts = Counter(table.actions[action] for action in table.policy)
+    return {action: round(counts[action] / len(table.policy), 4) for action in table.actions}
+
+
+def _describe(table: SplitterTable, where: str) -> None:
+    shares = _shares(table)
+    print_table(
+        f"{where}: {table.encoder} on {table.target}",
+        ["cut", "device ms", "device mJ", "bytes", "chosen in"],
+        [
+            [a.name, f"{a.device_ms:.1f}", f"{a.device_mj:.0f}", str(a.bytes), f"{shares[a.name]:.0%} of states"]
+            for a in table.costs
+        ],
+    )
+    for name, value in table.metrics.items():
+        click.echo(f"  {name} {value:g}")
+
+
+import_module("streamsplit_compile.cli.table_commands")

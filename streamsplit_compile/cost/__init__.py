@@ -1,0 +1,1 @@
+"""What a block costs on a target."""

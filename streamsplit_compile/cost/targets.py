@@ -1,0 +1,155 @@
+"""Targets: what a device can do, as a TOML file of numbers that each name their source.
+
+The files stand in `streamsplit_compile/targets/`; a user's own file has the same fields. Rates are what an
+inference runtime achieves with `threads` threads on the first of `providers`, not peaks of a datasheet.
+
+    target = load_target("rpi4")        # or load_target("my-board.toml")
+    target.gmacs_per_s("fp32")
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from runtime_edge.base.files import read_bounded
+from runtime_edge.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAX_TARGET_BYTES = 64 << 10
+DIRECTORY = Path(__file__).with_name("targets")
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Figure(_Strict, frozen=True):
+    """A number that is zero or more, with where it comes from."""
+
+    value: Annotated[float, Meta(ge=0, le=1e9)]
+    source: Annotated[str, Meta(min_length=1, max_length=400)]
+    estimate: bool
+    """False only for what was measured on the device itself (`ssc profile`)."""
+
+
+class Rate(Figure, frozen=True):
+    """A number something is divided by, so more than zero."""
+
+    value: Annotated[float, Meta(gt=0, le=1e9)]
+
+
+class Compute(_Strict, frozen=True):
+    """Achieved rate of convolution and matmul by precision, GMAC/s (1e9 multiply-accumulates a second)."""
+
+    fp32: Rate
+    fp16: Rate | None = None
+    int8: Rate | None = None
+
+
+class Memory(_Strict, frozen=True):
+    """Main memory."""
+
+    bandwidth_gb_per_s: Rate
+    """Bytes read and written by the cores, 1e9 bytes/s."""
+    ram_mb: Rate
+    """What is left for the runtime beside the system, 1e6 bytes."""
+
+
+class Launch(_Strict, frozen=True):
+    """Time that passes without arithmetic."""
+
+    session_us: Figure
+    """For each block: one call into the runtime, microseconds."""
+    kernel_us: Figure
+    """For each kernel: dispatch and the threads' barrier, microseconds."""
+
+
+class Power(_Strict, frozen=True):
+    """Power of the whole board."""
+
+    active_w: Figure
+    """While a block runs on `threads` threads, W."""
+    idle_w: Figure
+    """While nothing runs, W. Only the difference is charged to a window."""
+
+
+class Radio(_Strict, frozen=True):
+    """Uplink energy: `mj_per_kb * bytes / 1000 + transmit_w * transfer_ms` (mJ)."""
+
+    mj_per_kb: Figure
+    """mJ for 1000 bytes."""
+    transmit_w: Figure
+    """Extra W while transmitting, whatever the rate."""
+
+
+class Target(_Strict, frozen=True):
+    """A kind of device."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    description: Annotated[str, Meta(max_length=400)]
+    threads: Annotated[int, Meta(ge=1, le=256)]
+    formats: Annotated[tuple[Literal["onnx", "tflite"], ...], Meta(min_length=1)]
+    """Preferred first."""
+    providers: Annotated[tuple[Literal["cpu", "xnnpack", "coreml"], ...], Meta(min_length=1)]
+    """Preferred first; a runtime takes the first it has."""
+    compute: Compute
+    memory: Memory
+    launch: Launch
+    power: Power
+    radio: Radio
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions this target has a rate for."""
+        return tuple(name for name in self.compute.__struct_fields__ if getattr(self.compute, name) is not None)
+
+    def gmacs_per_s(self, precision: str) -> float:
+        """Achieved GMAC/s. Raises UsageError naming the precisions there are."""
+        if precision not in self.precisions:
+            raise UsageError(f"target {self.name} has no precision {precision!r}, only {', '.join(self.precisions)}")
+        rate: Rate = getattr(self.compute, precision)
+        return rate.value
+
+
+def list_targets() -> list[str]:
+    """Names of the targets that come with the package, sorted."""
+    return sorted(path.stem for path in DIRECTORY.glob("*.toml"))
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """A target by name, or from a TOML file of the user's.
+
+    Raises UsageError listing the known names, or naming the file and the field that is wrong; FormatError
+    when the file cannot be read or is larger than 64 KiB.
+    """
+    text = str(name_or_path)
+    known = list_targets()
+    if text in known:
+        path = DIRECTORY / f"{text}.toml"
+    elif text.endswith(".toml") or Path(text).is_file():
+        path = Path(text)
+    else:
+        raise UsageError(f"no target {text!r}; there are {', '.join(known)}, or give the path of a .toml file")
+    return parse_target(read_bounded(path, MAX_TARGET_BYTES), str(path))
+
+
+def parse_target(data: bytes, source: str) -> Target:
+    """Read and check a target file. Raises UsageError naming `source` and the field."""
+    try:
+        target = msgspec.convert(tomllib.loads(data.decode()), Target)
+    except msgspec.ValidationError as exc:
+        raise UsageError(f"{source}: {' '.join(str(exc).split())}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise UsageError(f"{source}: not TOML ({' '.join(str(exc).split())})") from None
+    if target.power.active_w.value < target.power.idle_w.value:
+        raise UsageError(f"{source}: power.active_w is less than power.idle_w")
+    return target

@@ -1,0 +1,1 @@
+"""An encoder's file to a graph, and the graph to segments."""

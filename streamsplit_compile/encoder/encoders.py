@@ -1,0 +1,195 @@
+"""Encoders by name, and encoder.pt files: reading and writing them without ever unpickling code.
+
+    load_encoder(Path("encoder.pt"))   a checkpoint of a registered encoder, or a torch.export archive
+    new_encoder("resnet18")            a fresh one
+    save_checkpoint(encoder, path)
+
+A checkpoint is `{"format": "streamsplit.encoder/1", "encoder": name, "config": {...}, "state_dict": {...}}`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from runtime_edge.base.files import write_atomic
+from runtime_edge.errors import FormatError, UsageError
+from streamsplit_compile.encoder import archives as export_archive
+from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program
+
+CHECKPOINT_FORMAT = "streamsplit.encoder/1"
+ENTRY_POINT_GROUP = "streamsplit.encoders"
+_MAX_ENCODER_BYTES = 4 << 30
+_DEFAULT_SAMPLE_RATE = 16_000
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder that can be compiled: its graph and what a device must feed it."""
+
+    id: str
+    config: dict[str, Any]
+    graph: EncoderGraph
+    sample_rate: int
+    window_samples: int
+    front_end: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """Parameters and buffers under the names of the user's module; views, not copies."""
+        return {name: value.detach().cpu().numpy() for name, value in self.graph.module.state_dict().items()}
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width d of the embedding."""
+        return self.graph.candidates[-1].shape[-1]
+
+
+def list_encoders() -> dict[str, str]:
+    """Registered encoder names -> where their factory stands."""
+    return {point.name: point.value for point in sorted(entry_points(group=ENTRY_POINT_GROUP))}
+
+
+def new_encoder(name: str, config: Mapping[str, Any] | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """A fresh module of a registered encoder and its config. Raises UsageError."""
+    points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in points:
+        raise UsageError(f"unknown encoder {name!r}; registered: {', '.join(sorted(points))}")
+    return _build(points[name].load(), name, dict(config or {})), dict(config or {})
+
+
+def save_checkpoint(name: str, config: Mapping[str, Any], module: torch.nn.Module, path: Path) -> None:
+    """Write a checkpoint that `load_encoder` reads."""
+    buffer = io.BytesIO()
+    state = {key: value.detach().cpu() for key, value in module.state_dict().items()}
+    torch.save({"format": CHECKPOINT_FORMAT, "encoder": name, "config": dict(config), "state_dict": state}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_encoder(
+    path: Path, factory: str | None = None, sample_rate: int | None = None, unsafe: bool = False
+) -> Encoder:
+    """Read encoder.pt and export it.
+
+    `factory` ("package.module:callable") builds a module for a plain state_dict; `sample_rate` is for archives,
+    which do not say theirs; `unsafe` admits a pickled module. Raises FormatError or UsageError.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; start with `ssc encoder new resnet18 -o {path}`")
+    if path.stat().st_size > _MAX_ENCODER_BYTES:
+        raise FormatError(f"{path}: larger than {_MAX_ENCODER_BYTES} bytes")
+    if not zipfile.is_zipfile(path):
+        raise FormatError(f"{path}: neither a checkpoint nor a torch.export archive")
+    if export_archive.is_archive(path):
+        return _from_archive(path, sample_rate or _DEFAULT_SAMPLE_RATE)
+    content = _read_checkpoint(path, unsafe)
+    if isinstance(content, torch.nn.Module):
+        return _from_module(path.stem, {}, content, sample_rate)
+    if factory is not None:
+        return _from_state_dict(path, factory, content, sample_rate)
+    if content.get("format") != CHECKPOINT_FORMAT:
+        raise FormatError(
+            f'{path}: field "format" is {content.get("format")!r}, expected {CHECKPOINT_FORMAT!r}; '
+            "for a plain state_dict name its code with --factory package.module:callable"
+        )
+    return _from_checkpoint(path, content)
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """Only the weights of a checkpoint or a plain state_dict; nothing is built or traced. Raises FormatError."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    content = _read_checkpoint(path, unsafe=False)
+    state = content.get("state_dict", content)
+    items = state.items() if isinstance(state, dict) else ()
+    tensors = {name: value for name, value in items if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise FormatError(f"{path}: holds no tensors")
+    return tensors
+
+
+def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """`read_state` as arrays."""
+    return {name: value.numpy() for name, value in read_state(path).items()}
+
+
+def _from_checkpoint(path: Path, content: dict[str, Any]) -> Encoder:
+    for name, kind in (("encoder", str), ("config", dict), ("state_dict", dict)):
+        if not isinstance(content.get(name), kind):
+            raise FormatError(f'{path}: field "{name}" is missing or not a {kind.__name__}')
+    try:
+        json.dumps(content["config"])
+    except (TypeError, ValueError) as exc:
+        raise FormatError(f'{path}: field "config": {exc}; only what JSON can hold') from None
+    try:
+        module, config = new_encoder(content["encoder"], content["config"])
+    except UsageError as exc:
+        raise FormatError(f'{path}: field "encoder": {exc}') from None
+    _load_state(module, content["state_dict"], path)
+    return _from_module(content["encoder"], config, module, None)
+
+
+def _from_state_dict(path: Path, factory: str, content: dict[str, Any], sample_rate: int | None) -> Encoder:
+    module_name, _, attribute = factory.partition(":")
+    try:
+        build = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as exc:
+        raise UsageError(f"--factory {factory}: {exc}; expected package.module:callable") from None
+    module = _build(build, factory, {})
+    _load_state(module, content.get("state_dict", content), path)
+    return _from_module(factory, {}, module, sample_rate)
+
+
+def _from_module(name: str, config: dict[str, Any], module: torch.nn.Module, sample_rate: int | None) -> Encoder:
+    rate = int(getattr(module, "sample_rate", None) or sample_rate or _DEFAULT_SAMPLE_RATE)
+    window = int(getattr(module, "window_samples", rate))
+    front_end = getattr(module, "front_end", None)
+    to_dict = getattr(front_end, "to_dict", None)
+    details = to_dict() if callable(to_dict) else {}
+    return Encoder(name, config, export_encoder(module, window), rate, window, details)
+
+
+def _from_archive(path: Path, sample_rate: int) -> Encoder:
+    graph = graph_of_program(export_archive.load(path))
+    return Encoder(path.stem, {}, graph, sample_rate, graph.candidates[0].shape[1])
+
+
+def _build(factory: Callable[..., Any], name: str, config: dict[str, Any]) -> torch.nn.Module:
+    try:
+        module = factory(**config)
+    except ImportError as exc:
+        raise UsageError(f"encoder {name!r}: {exc}") from None
+    except (TypeError, ValueError, KeyError) as exc:
+        raise UsageError(f"encoder {name!r} does not accept config {config}: {exc}") from None
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"encoder {name!r}: its factory returned {type(module).__name__}, not a torch module")
+    return module.eval()
+
+
+def _load_state(module: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as exc:
+        reason = " ".join(str(exc).split())[:300]
+        raise FormatError(f'{path}: field "state_dict" does not fit the encoder: {reason}') from None
+
+
+def _read_checkpoint(path: Path, unsafe: bool) -> Any:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not unsafe)
+    except Exception as exc:
+        hint = "" if unsafe else "; a pickled module is refused because loading it runs its code (--unsafe-load)"
+        raise FormatError(f"{path}: not a checkpoint of tensors ({type(exc).__name__}){hint}") from None
+    if not isinstance(content, (dict, torch.nn.Module)):
+        raise FormatError(f"{path}: holds a {type(content).__name__}, expected a checkpoint")
+    return content

@@ -1,0 +1,255 @@
+"""An encoder as an exported graph, and its cut candidates.
+
+Work is done on the ATen graph of `torch.export`, never on a list of blocks somebody wrote down. A node is a cut
+candidate when it is the only data tensor alive after it; values that depend on parameters or constants alone do
+not count, nor do sizes that can be read off the crossing tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from runtime_edge.errors import UsageError
+from streamsplit_compile.encoder.functional import make_functional, reads_through_views
+from streamsplit_compile.encoder.quiet import quiet
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point of the graph that exactly one tensor crosses."""
+
+    position: int
+    """0 is the input waveform; counts up in topological order."""
+    node: str
+    """Name of the graph node whose value crosses."""
+    name: str
+    """The module it follows, for example `layer4.0`."""
+    shape: tuple[int, ...]
+    """With a batch axis of 1."""
+    boundary: bool
+    """Whether it lies where a module of the user's ends, not inside one."""
+
+
+@dataclass(frozen=True)
+class EncoderGraph:
+    """The exported encoder: one input (batch, samples), one output (batch, d)."""
+
+    module: fx.GraphModule
+    """Parameters keep the names of the user's module."""
+    candidates: tuple[Candidate, ...]
+    """First the waveform, last the embedding."""
+    dynamic_batch: bool
+
+    def node(self, name: str) -> fx.Node:
+        """The graph node of that name. Raises UsageError."""
+        found: fx.Node | None = next((node for node in self.module.graph.nodes if node.name == name), None)
+        if found is not None:
+            return found
+        raise UsageError(f"the encoder's graph has no node {name!r}; was the bundle compiled from this encoder?")
+
+
+def export_encoder(module: torch.nn.Module, window_samples: int) -> EncoderGraph:
+    """Export an encoder taking (batch, window_samples) float32 and find where it can be cut.
+
+    The batch stays dynamic where the encoder allows it, so that the server can batch. Raises UsageError with the
+    reason when the encoder cannot be exported or does not give one (batch, d) float32 tensor.
+    """
+    module = module.eval()
+    example = torch.zeros(2, window_samples)
+    batch = torch.export.Dim("batch")
+    try:
+        with quiet():
+            program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+    except Exception as dynamic_error:
+        try:
+            with quiet():
+                program = torch.export.export(module, (example[:1],))
+        except Exception as exc:
+            reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+            raise UsageError(f"the encoder cannot be exported by torch.export: {reason}") from dynamic_error
+    return graph_of_program(program)
+
+
+def graph_of_program(program: torch.export.ExportedProgram) -> EncoderGraph:
+    """The same from a program that was exported elsewhere. Raises UsageError naming the node that is in the way."""
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    _check_signature(module)
+    if reads_through_views(module.graph):
+        with quiet():
+            module = program.run_decompositions({}).module(check_guards=False)
+        assert isinstance(module, fx.GraphModule)
+    make_functional(module)
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    dynamic = not isinstance(inputs[0].meta["val"].shape[0], int)
+    candidates = tuple(_find_candidates(module.graph))
+    if len(candidates) < 2:
+        raise UsageError("the encoder returns its input; there is nothing to compile")
+    return EncoderGraph(module, candidates, dynamic)
+
+
+def _check_signature(module: fx.GraphModule) -> None:
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise UsageError(f"the encoder takes {len(inputs)} inputs ({inputs}); it must take the waveform alone")
+    waveform = inputs[0].meta["val"]
+    if not isinstance(waveform, torch.Tensor) or waveform.dim() != 2 or waveform.dtype != torch.float32:
+        raise UsageError(f"input {inputs[0].name}: expected float32 (batch, samples), got {_describe(waveform)}")
+    batch, samples = waveform.shape
+    if not isinstance(samples, int) or (isinstance(batch, int) and batch != 1):
+        raise UsageError(
+            f"input {inputs[0].name}: exported for {_describe(waveform)}; export with a batch of 1 or a dynamic one, "
+            "and a fixed number of samples"
+        )
+    (output,) = [node for node in module.graph.nodes if node.op == "output"]
+    values = output.args[0] if isinstance(output.args[0], (tuple, list)) else (output.args[0],)
+    tensors = [value for value in values if isinstance(value, fx.Node)]
+    if len(tensors) != 1:
+        raise UsageError(f"the encoder returns {len(tensors)} values ({tensors}); wrap it to return the embedding")
+    embedding = tensors[0].meta["val"]
+    shaped = isinstance(embedding, torch.Tensor) and embedding.dim() == 2 and embedding.dtype == torch.float32
+    # Sizes are compared as text: comparing symbols would add a guard to the graph.
+    if not shaped or str(embedding.shape[0]) != str(batch):
+        raise UsageError(
+            f"output {tensors[0].name}: expected a float32 embedding (batch, d), got {_describe(embedding)}"
+        )
+    for node in module.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            _check_repeatable(node, node.target)
+
+
+_TRAINING_SWITCHES = ("train", "training", "dropout_p")
+
+
+def _check_repeatable(node: fx.Node, operator: torch._ops.OpOverload) -> None:
+    """Refuse what gives another answer each time, or in training."""
+    for position, argument in enumerate(operator._schema.arguments):
+        if argument.name in _TRAINING_SWITCHES:
+            given = dict(enumerate(node.args)).get(position, argument.default_value)
+            if node.kwargs.get(argument.name, given):
+                raise UsageError(f"node {node.name}: exported in training mode; call .eval() before torch.export")
+            return
+    if torch.Tag.nondeterministic_seeded in operator.tags:
+        raise UsageError(f"node {node.name}: draws random numbers; an encoder gives one embedding for one waveform")
+
+
+def _find_candidates(graph: fx.Graph) -> list[Candidate]:
+    """Live-tensor scan in topological order."""
+    nodes = list(graph.nodes)
+    order = {node: index for index, node in enumerate(nodes)}
+    ends = _module_ends(nodes)
+    live: set[fx.Node] = set()
+    data: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    taken: set[str] = set()
+    found: list[Candidate] = []
+    for index, node in enumerate(nodes):
+        if node.op == "output":
+            break
+        if node.op == "placeholder" or data.intersection(node.all_input_nodes):
+            data.add(node)
+            live.add(node)
+        live = {value for value in live if any(order[user] > index for user in value.users)}
+        crossing = _single_tensor(_wanted(live, order, index))
+        if crossing is None or crossing in seen:
+            continue
+        seen.add(crossing)
+        followed = "waveform" if crossing.op == "placeholder" else _followed_module(crossing, order[crossing], ends)
+        name = followed or _place(crossing)
+        shape = tuple(_static(size) for size in crossing.meta["val"].shape)
+        found.append(Candidate(len(found), crossing.name, _unique(name, taken), shape, followed is not None))
+    return found
+
+
+def _wanted(live: set[fx.Node], order: dict[fx.Node, int], index: int) -> set[fx.Node]:
+    """The live values; in the place of a tensor of which only sizes are still wanted, those sizes."""
+    wanted = set()
+    for value in live:
+        users = {user for user in value.users if order[user] > index}
+        wanted |= {value} if is_size(value) or not all(map(is_size, users)) else users
+    return wanted
+
+
+def _single_tensor(live: set[fx.Node]) -> fx.Node | None:
+    """The one float32 tensor, batch first, from which every other live value (sizes) can be read; else None."""
+    tensors = [value for value in live if not is_size(value)]
+    if len(tensors) != 1:
+        return None
+    value = tensors[0].meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.dim() < 1:
+        return None
+    if any(size_in(size.meta["val"], tensors[0]) is None for size in live if is_size(size)):
+        return None
+    symbols = [bool(getattr(size, "node", None)) for size in value.shape]
+    return None if any(symbols[1:]) else tensors[0]
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether a node's value is an integer (a size that depends on the batch), not a tensor."""
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))
+
+
+def size_in(size: Any, tensor: fx.Node) -> int | None:
+    """K such that `size == tensor.shape[0] // k` or, negative, `tensor.shape[0] * -k`; None when it is not so."""
+    first = tensor.meta["val"].shape[0]
+    if isinstance(size, int) or isinstance(first, int):
+        return None
+    ratio = first.node.expr / size.node.expr
+    if ratio.is_Integer:
+        return int(ratio)
+    return -int(1 / ratio) if (1 / ratio).is_Integer else None
+
+
+def _module_ends(nodes: list[fx.Node]) -> dict[str, int]:
+    """For each module path the position of its last node."""
+    ends: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        if node.op == "call_function":
+            for path in _module_paths(node):
+                ends[path] = index
+    return ends
+
+
+def _module_paths(node: fx.Node) -> list[str]:
+    """Paths of the modules a node was traced in, outermost first, without the root."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [path.split("@")[0] for path, _ in stack.values() if path]
+
+
+def _followed_module(node: fx.Node, position: int, ends: dict[str, int]) -> str | None:
+    """The outermost module that is complete at this node."""
+    return next((path for path in _module_paths(node) if ends[path] <= position), None)
+
+
+def _place(node: fx.Node) -> str:
+    """Where a node inside a module stands."""
+    paths = _module_paths(node)
+    return f"{paths[-1]}.{node.name}" if paths else node.name
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, count = name, 1
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}~{count}"
+    taken.add(candidate)
+    return candidate
+
+
+def _static(size: Any) -> int:
+    """A size with the batch set to 1 (the example was exported with a batch of 2 or 1)."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        sizes = ", ".join(str(size) if isinstance(size, int) else "batch" for size in value.shape)
+        return f"{str(value.dtype).removeprefix('torch.')} ({sizes})"
+    return type(value).__name__

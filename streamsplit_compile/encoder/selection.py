@@ -1,0 +1,110 @@
+"""Which cut candidates become cuts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from runtime_edge.errors import BundleError, UsageError
+from runtime_edge.formats.manifest import Manifest
+from streamsplit_compile.encoder.graph import Candidate
+
+_FREE = 1e-4
+MIN_BLOCK_SHARE = 0.01
+"""A block with less of the encoder's work than this is not worth a session of its own."""
+BOUNDARY_US = 30.0
+"""What another block costs on a desktop: the session's call, and around a residual connection that is cut an addition
+and changes of layout that the runtime would have fused, and memory that is not in the caches. Measured 40 to 60 us."""
+BOUNDARY_SHARE = 0.035
+"""All boundaries together cost at most this share of the encoder, as predicted for a desktop."""
+
+
+def worthwhile_blocks(encoder_ms: float) -> int:
+    """How many blocks an encoder of so many predicted milliseconds is worth being cut into by `auto`."""
+    return 1 + max(1, int(encoder_ms * 1e3 * BOUNDARY_SHARE / BOUNDARY_US))
+
+
+def select_cuts(
+    candidates: Sequence[Candidate],
+    spec: str,
+    work: Sequence[float],
+    wire_bytes: Sequence[float],
+    auto_blocks: int = 64,
+) -> list[Candidate]:
+    """Cuts for `--cuts auto|all|N|name,...`, always with the waveform first and the embedding last.
+
+    `work[i]` is the cumulative device work up to candidate i (any unit), `wire_bytes[i]` what it ships. `auto` makes at
+    most `auto_blocks` blocks. Raises UsageError for a name or number that does not fit.
+    """
+    last = len(candidates) - 1
+    if spec == "all":
+        chosen = list(range(last + 1))
+    elif spec == "auto":
+        useful = _useful(candidates, work, wire_bytes)
+        chosen = _merge(useful, work, lambda share, count: share >= MIN_BLOCK_SHARE and count <= auto_blocks)
+    elif spec.isdecimal():
+        blocks = int(spec)
+        if not 1 <= blocks <= last:
+            raise UsageError(f"--cuts {spec}: this encoder can be cut into 1 to {last} blocks")
+        useful = _useful(candidates, work, wire_bytes)
+        start = useful if len(useful) > blocks else list(range(last + 1))
+        chosen = _merge(start, work, lambda share, count: count <= blocks)
+    else:
+        chosen = _named(candidates, spec)
+    return [candidates[index] for index in chosen]
+
+
+def cuts_of(candidates: Sequence[Candidate], manifest: Manifest, source: str) -> list[Candidate]:
+    """The candidates a bundle was cut at. Raises BundleError when it was compiled from another graph."""
+    by_node = {candidate.node: candidate for candidate in candidates}
+    found = []
+    for cut in manifest.info.cuts:
+        candidate = by_node.get(cut.node)
+        if candidate is None or candidate.shape != cut.shape or candidate.name != cut.name:
+            raise BundleError(f"{source}: cut {cut.name} does not exist in this encoder; compile it again")
+        found.append(candidate)
+    return found
+
+
+def _useful(candidates: Sequence[Candidate], work: Sequence[float], wire_bytes: Sequence[float]) -> list[int]:
+    """Drop a candidate when an earlier one, which costs the device no more, ships no more bytes.
+
+    Only module boundaries are considered where there are any: inside a module stand values that were never meant
+    to be looked at (a power spectrum before its logarithm), which quantise badly. Of boundaries with the same bytes
+    and next to no work between them the last stays: behind a convolution's norm and activation, not before.
+    """
+    last = len(candidates) - 1
+    inner = [candidate.position for candidate in candidates[1:-1]]
+    considered = [index for index in inner if candidates[index].boundary] or inner
+    kept = [0]
+    since = 0.0
+    for index in considered:
+        if wire_bytes[index] < wire_bytes[kept[-1]]:
+            kept.append(index)
+            since = work[index]
+        elif len(kept) > 1 and wire_bytes[index] == wire_bytes[kept[-1]] and work[index] - since <= _FREE * work[-1]:
+            kept[-1] = index
+    return [*kept, last]
+
+
+def _merge(chosen: list[int], work: Sequence[float], enough: Callable[[float, int], bool]) -> list[int]:
+    """Merge the lightest block into a neighbour until every block, or their number, is as wanted."""
+    chosen = list(chosen)
+    while len(chosen) > 2:
+        shares = [(work[b] - work[a]) / max(work[-1], 1e-12) for a, b in itertools.pairwise(chosen)]
+        lightest = min(range(len(shares)), key=shares.__getitem__)
+        if enough(shares[lightest], len(shares)):
+            break
+        # Of the block's two ends the earlier one goes: the later ships less for nearly the same work.
+        chosen.pop(lightest if lightest > 0 else 1)
+    return chosen
+
+
+def _named(candidates: Sequence[Candidate], spec: str) -> list[int]:
+    by_name = {candidate.name: candidate.position for candidate in candidates}
+    wanted = {0, len(candidates) - 1}
+    for name in filter(None, (part.strip() for part in spec.split(","))):
+        if name not in by_name:
+            raise UsageError(f"--cuts: no cut {name!r}; this encoder has {', '.join(by_name)}")
+        wanted.add(by_name[name])
+    return sorted(wanted)

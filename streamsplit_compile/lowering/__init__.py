@@ -1,0 +1,1 @@
+"""A segment to an ONNX or TFLite file."""

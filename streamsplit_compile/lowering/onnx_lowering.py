@@ -1,0 +1,151 @@
+"""A segment to ONNX in two steps: a kept graph whose parameters are inputs, then one file with weights written in.
+
+Keeping the graph apart from the weights is what makes a recompile cheap: nothing is traced, exported or simplified
+again. The simplifier never sees a weight, so the kept graph cannot depend on one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxscript.optimizer
+import onnxsim
+import torch
+from onnx import helper
+from torch import fx
+
+from runtime_edge.errors import FormatError
+from streamsplit_compile.lowering.onnx_folding import fold
+
+OPSET = 18
+INPUT, OUTPUT = "input", "output"
+Array = npt.NDArray[np.generic]
+
+
+def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Collection[str]) -> bytes:
+    """Export a segment for one window; its tensors named in `parameters` become graph inputs under their names.
+
+    `shape` is the activation's, with a batch axis of 1. Other tensors (a front end's fixed matrices) stay in as
+    constants. Returns a serialised ONNX model without weights.
+    """
+    with _quiet():
+        exported = torch.onnx.export(
+            segment, (torch.zeros(shape),), dynamo=True, optimize=False, opset_version=OPSET, verbose=False
+        )
+    assert exported is not None
+    model = exported.model_proto
+    _rename_ends(model)
+    _strip_provenance(model)
+    _initializers_to_inputs(model, parameters)
+    with _quiet():
+        model = onnxscript.optimizer.optimize(model)
+        model, _ = onnxsim.simplify(model, check_n=0, skip_fuse_bn=True)
+    _strip_provenance(model)
+    kept = [value for value in model.graph.input if value.name == INPUT or value.name in parameters]
+    used = {name for node in model.graph.node for name in node.input}
+    del model.graph.input[:]
+    model.graph.input.extend(value for value in kept if value.name == INPUT or value.name in used)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def parameter_names(kept_graph: bytes) -> list[str]:
+    """Names of the tensors that `write_weights` needs for this kept graph, in graph order."""
+    return [value.name for value in onnx.load_from_string(kept_graph).graph.input if value.name != INPUT]
+
+
+def write_weights(
+    kept_graph: bytes,
+    tensors: Mapping[str, Array],
+    metadata: Mapping[str, str],
+    keep_norms: bool = False,
+) -> bytes:
+    """Write tensors into a kept graph and fold what is exact (constants; batch norms into convolutions).
+
+    `keep_norms` leaves normalisation layers as they are, so that their affine parameters stay separate tensors.
+    Raises KeyError when a tensor is missing, FormatError naming one of another shape or type. Returns the
+    deterministic bytes of the ONNX file.
+    """
+    model = onnx.load_from_string(kept_graph)
+    graph = model.graph
+    activation = [value for value in graph.input if value.name == INPUT]
+    weights = {value.name: _weight(value, tensors) for value in graph.input if value.name != INPUT}
+    del graph.input[:]
+    graph.input.extend(activation)
+    fold(graph, weights, norms=not keep_norms)
+    helper.set_model_props(model, dict(sorted(metadata.items())))
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _weight(value: onnx.ValueInfoProto, tensors: Mapping[str, Array]) -> Array:
+    tensor = np.asarray(tensors[value.name], order="C")
+    wanted = value.type.tensor_type
+    dtype, shape = helper.tensor_dtype_to_np_dtype(wanted.elem_type), [size.dim_value for size in wanted.shape.dim]
+    if tensor.dtype != dtype or list(tensor.shape) != shape:
+        raise FormatError(
+            f"tensor {value.name} is {tensor.dtype} {list(tensor.shape)}, the graph needs {dtype} {shape}; "
+            "are these weights of this encoder?"
+        )
+    return tensor
+
+
+def _rename_ends(model: onnx.ModelProto) -> None:
+    """Call the activation that comes in `input` and the one that goes out `output`."""
+    graph = model.graph
+    (activation,) = [value for value in graph.input if value.name not in {t.name for t in graph.initializer}]
+    (result,) = graph.output
+    renames = {activation.name: INPUT, result.name: OUTPUT}
+    activation.name, result.name = INPUT, OUTPUT
+    for node in graph.node:
+        node.input[:] = [renames.get(name, name) for name in node.input]
+        node.output[:] = [renames.get(name, name) for name in node.output]
+
+
+def _initializers_to_inputs(model: onnx.ModelProto, names: Collection[str]) -> None:
+    graph = model.graph
+    lifted = [tensor for tensor in graph.initializer if tensor.name in names]
+    rest = [tensor for tensor in graph.initializer if tensor.name not in names]
+    already = {value.name for value in graph.input}
+    del graph.initializer[:]
+    graph.initializer.extend(rest)
+    graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        for tensor in lifted
+        if tensor.name not in already
+    )
+
+
+def _strip_provenance(model: onnx.ModelProto) -> None:
+    """Drop stack traces, source paths and versions, so that the same input gives the same bytes anywhere."""
+    model.producer_name, model.producer_version, model.doc_string, model.domain = "streamsplit", "", "", ""
+    model.graph.name = "block"
+    model.graph.doc_string = ""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
+        value.doc_string = ""
+        del value.metadata_props[:]
+    del model.graph.value_info[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters print progress and warn about themselves; neither is for the user of a compiler."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

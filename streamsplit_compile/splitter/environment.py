@@ -1,0 +1,137 @@
+"""The splitter's environment: every action of a bundle on a target, in every window of some traces.
+
+The arithmetic of one action in one window stands in `runtime_edge.policy.reward`. Arrays have shape
+(trace, window, action), float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.records.table import LOCAL, ActionCosts, Limits, Reward, SplitterTable, Uplink, costs_digest
+from runtime_edge.policy.reward import Conditions, terms, whole
+from streamsplit_compile.cost.targets import Target
+from streamsplit_compile.splitter.traces import Traces
+
+Array = npt.NDArray[np.float64]
+RULE_FULL_MBPS = 8.0
+"""Bandwidth that counts as 1 in the heuristic rule: the top of METHOD section 6's range."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Actions in cut order, `local` last, with the uplink's costs, the reward and the caps."""
+
+    actions: tuple[ActionCosts, ...]
+    uplink: Uplink
+    reward: Reward
+    limits: Limits = field(default_factory=Limits)
+    hop_s: float = 0.5
+    """Seconds from one window to the next."""
+
+    def __post_init__(self) -> None:
+        names = [action.name for action in self.actions]
+        if not names or len(set(names)) != len(names):
+            raise UsageError(f"actions must have different names, got {names}")
+        for action in self.actions:
+            if not action.quality:
+                raise UsageError(f"action {action.name}: quality needs at least one number")
+            if action.name == LOCAL and (action.bytes or action.teaches):
+                raise UsageError("action local ships nothing: its bytes are 0 and it teaches nothing")
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` over the costs, not the reward."""
+        return costs_digest(self.actions, self.uplink)
+
+    @property
+    def bytes(self) -> Array:
+        """Of each action, shape (action,)."""
+        return np.array([action.bytes for action in self.actions], np.float64)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Every action's consequences in every window, each of shape (trace, window, action)."""
+
+    latency_ms: Array
+    energy_mj: Array
+    quality: Array
+    """Agreement, without the learning value."""
+    reward: Array
+    """With what the caps charge."""
+
+
+def environment_for(
+    costs: Sequence[ActionCosts],
+    target: Target,
+    reward: Reward,
+    limits: Limits | None = None,
+    hop_s: float = 0.5,
+) -> Environment:
+    """The environment of these actions on this target, less those the privacy floor or the memory cap forbid.
+
+    Raises UsageError for actions that make no sense, or when a cap leaves none.
+    """
+    limits = limits if limits is not None else Limits()
+    names = [action.name for action in costs]
+    if limits.min_cut is not None and limits.min_cut not in names:
+        raise UsageError(f"privacy floor {limits.min_cut!r}: the cuts are {', '.join(names)}")
+    floor = 0 if limits.min_cut is None else names.index(limits.min_cut)
+    room = np.inf if limits.memory_mb is None else limits.memory_mb
+    allowed = tuple(action for action in costs[floor:] if action.memory_mb <= room)
+    if not allowed:
+        least = min(action.memory_mb for action in costs[floor:])
+        raise UsageError(f"memory cap {room:g} MB: no cut above the privacy floor needs less than {least:.1f} MB")
+    radio = target.radio
+    uplink = Uplink(mj_per_kb=radio.mj_per_kb.value, transmit_w=radio.transmit_w.value)
+    return Environment(allowed, uplink, reward, limits, hop_s)
+
+
+def environment_of(table: SplitterTable) -> Environment:
+    """The environment a table was trained on."""
+    return Environment(table.costs, table.uplink, table.reward, table.limits, table.hop_s)
+
+
+def with_local(environment: Environment) -> Environment:
+    """The same with the action `local`: everything on the device, nothing shipped."""
+    if environment.actions[-1].name == LOCAL:
+        return environment
+    last = whole(environment.actions)
+    local = msgspec.structs.replace(last, name=LOCAL, bytes=0, server_ms=0.0, teaches=False)
+    return Environment(
+        (*environment.actions, local), environment.uplink, environment.reward, environment.limits, environment.hop_s
+    )
+
+
+def simulate(environment: Environment, traces: Traces) -> Outcome:
+    """Play every action in every window."""
+    at = Conditions(traces.uncertainty, traces.cpu, traces.bandwidth_mbps, traces.rtt_ms)
+    last = whole(environment.actions)
+    played = [
+        terms(action, last, environment.uplink, environment.reward, environment.limits, at)
+        for action in environment.actions
+    ]
+    alpha = environment.reward.alpha or 1.0
+    return Outcome(
+        np.stack([item.latency_ms for item in played], axis=-1),
+        np.stack([item.energy_mj for item in played], axis=-1),
+        np.stack([item.quality for item in played], axis=-1) / alpha,
+        np.stack([item.total for item in played], axis=-1),
+    )
+
+
+def heuristic_rule(environment: Environment, cpu: Array, bandwidth_mbps: Array) -> npt.NDArray[np.int64]:
+    """The baseline `k = clip(floor(L (0.6 (1 - R) + 0.4 B_norm)), 1, L - 1)` as actions, shaped as its arguments.
+
+    L is the number of blocks; B_norm is the bandwidth over 8 Mbit/s, at most 1.
+    """
+    blocks = sum(action.name != LOCAL for action in environment.actions) - 1
+    share = 0.6 * (1 - cpu) + 0.4 * np.minimum(bandwidth_mbps / RULE_FULL_MBPS, 1.0)
+    return np.clip(np.floor(blocks * share), min(1, blocks), max(blocks - 1, 0)).astype(np.int64)

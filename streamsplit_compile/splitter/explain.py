@@ -1,0 +1,86 @@
+"""Why a table chooses what it chooses: the reward's terms for every cut, and what would change the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.policy.reward import Conditions, Terms, terms, whole
+
+UNITS = {"bandwidth_mbps": "Mbit/s", "rtt_ms": "ms", "temperature_c": "°C"}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The nearest value of one state variable at which another action is chosen."""
+
+    variable: str
+    above: bool
+    """Whether the variable has to rise."""
+    edge: float
+    action: str
+
+    def __str__(self) -> str:
+        unit = f" {UNITS[self.variable]}" if self.variable in UNITS else ""
+        return f"{self.variable} {'from' if self.above else 'below'} {self.edge:g}{unit}: {self.action}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One state of one table."""
+
+    state: dict[str, float]
+    row: int
+    chosen: str
+    q: dict[str, float]
+    """By action: the mean over all windows of this row's bins, discounted."""
+    terms: dict[str, Terms]
+    """By action, in exactly this state."""
+    turns: list[Turn]
+    margin: float
+    """How much better another action must be before a device changes."""
+
+
+def explain(table: SplitterTable, state: Mapping[str, float]) -> Explanation:
+    """Explain a choice; hysteresis and dwell aside. Raises UsageError for a state that is not whole."""
+    names = {*(axis.name for axis in table.state), *Conditions._fields}
+    missing, unknown = sorted(names - set(state)), sorted(set(state) - names)
+    if missing or unknown:
+        what = f"{', '.join(missing)} missing" if missing else f"{', '.join(unknown)} not known"
+        raise UsageError(f"state: {what}; this table needs {', '.join(sorted(names))}")
+    at = Conditions(**{name: float(state[name]) for name in Conditions._fields})
+    last = whole(table.costs)
+    row = table.lookup(state)
+    return Explanation(
+        state={name: float(state[name]) for name in sorted(names)},
+        row=row,
+        chosen=table.actions[table.policy[row]],
+        q=dict(zip(table.actions, table.q[row], strict=True)),
+        terms={
+            action.name: Terms(*map(float, terms(action, last, table.uplink, table.reward, table.limits, at)))
+            for action in table.costs
+        },
+        turns=_turns(table, state),
+        margin=table.hysteresis,
+    )
+
+
+def _turns(table: SplitterTable, state: Mapping[str, float]) -> list[Turn]:
+    """For every state variable the nearest edge, upwards and downwards, behind which the choice is another one."""
+    chosen = table.policy[table.lookup(state)]
+    turns = []
+    for axis in table.state:
+        value = state[axis.name]
+        above = [edge for edge in axis.edges if edge > value]
+        below = [edge for edge in reversed(axis.edges) if edge <= value]
+        for edges, rises in ((above, True), (below, False)):
+            for edge in edges:
+                # A bin begins at its edge; just below it lies the one before.
+                moved = {**state, axis.name: edge if rises else edge - 1e-9 * max(abs(edge), 1.0)}
+                action = table.policy[table.lookup(moved)]
+                if action != chosen:
+                    turns.append(Turn(axis.name, rises, edge, table.actions[action]))
+                    break
+    return turns

@@ -1,0 +1,40 @@
+"""Folding what devices have learnt into a table (`runtime_edge.policy.online_learner`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.policy.online_learner import Learnt
+
+SHIPPED_VISITS = 20.0
+"""What a shipped value weighs against the devices' visits."""
+
+
+def merge(table: SplitterTable, records: Sequence[Learnt], created_by: str = "ssc splitter merge") -> SplitterTable:
+    """The table with each value moved by its devices' corrections, each weighing as much as its visits.
+
+    Raises TableError for records of another table, UsageError when there are none.
+    """
+    if not records:
+        raise UsageError("no learnt values to merge: run devices with --learn, or name a file with --learnt")
+    moved, weight = (
+        np.zeros((len(table.q), len(table.costs))),
+        np.full((len(table.q), len(table.costs)), SHIPPED_VISITS),
+    )
+    for record in records:
+        record.check(table, f"learnt values of {record.device}")
+        for row, action, correction, visits in record.cells:
+            moved[row, action] += visits * correction
+            weight[row, action] += visits
+    q = np.round(np.asarray(table.q) + moved / weight, 3) + 0.0
+    return msgspec.structs.replace(
+        table,
+        created_by=created_by,
+        policy=tuple(int(best) for best in q.argmax(1)),
+        q=tuple(tuple(float(value) for value in row) for row in q),
+    )

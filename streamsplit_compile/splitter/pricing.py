@@ -1,0 +1,151 @@
+"""What each cut costs on each target, and the default splitter tables made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats import manifest as manifests
+from runtime_edge.formats.manifest import Cut, Manifest, Parity, TargetCost
+from runtime_edge.formats.records.table import ActionCosts, Reward, SplitterTable
+from runtime_edge.formats.wire import MAX_HEADER_BYTES
+from runtime_edge.inference.profile import Profile
+from streamsplit_compile.cost.cost_model import BlockWork, predict
+from streamsplit_compile.cost.targets import Target, load_target
+from streamsplit_compile.splitter.environment import environment_for
+from streamsplit_compile.splitter.table_training import TableOptions, train_table
+
+SERVER_TARGET = "x86-64"
+SERVER_OVERHEAD_MS = 3.0
+"""Broker, batching and reply on the server, measured on a 2-core machine (docs/benchmarks.md)."""
+
+
+def price(
+    manifest: Manifest,
+    variant: str,
+    work: Sequence[BlockWork],
+    targets: Sequence[Target],
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> tuple[Manifest, dict[str, SplitterTable]]:
+    """Add predicted costs for each target to the manifest; returns it and the tables by their path."""
+    server = [round(server_ms(item), 4) for item in work]
+    costs: dict[str, TargetCost] = {}
+    for target in targets:
+        blocks = [predict(item, target) for item in work]
+        cost = TargetCost(
+            variant=variant,
+            threads=target.threads,
+            providers=target.providers,
+            block_ms=[round(block.ms, 4) for block in blocks],
+            block_mj=[round(block.mj, 4) for block in blocks],
+            block_peak_bytes=[block.peak_memory_bytes for block in blocks],
+            radio_mj_per_kb=target.radio.mj_per_kb.value,
+            table=f"tables/{target.name}.json",
+        )
+        costs[target.name] = cost
+    info = msgspec.structs.replace(manifest.info, targets=costs, server_block_ms=server)
+    metadata = msgspec.structs.replace(manifest.additional_metadata, ssc=info)
+    manifest = msgspec.structs.replace(manifest, additional_metadata=metadata)
+    bundle = manifests.digest(manifests.encode(manifest))
+    tables: dict[str, SplitterTable] = {}
+    for index, target in enumerate(targets):
+        progress("training splitter tables", index, len(targets))
+        tables[costs[target.name].table] = train_table(
+            environment_for(bundle_actions(manifest, target.name), target, Reward(), hop_s=hop_seconds(manifest)),
+            target=target.name,
+            encoder=info.encoder.id,
+            cut_names=[cut.name for cut in info.cuts],
+            bundle=bundle,
+            options=TableOptions(seed=seed, created_by="ssc compile"),
+        )
+    return manifest, tables
+
+
+def hop_seconds(manifest: Manifest) -> float:
+    """Seconds from one window to the next."""
+    front_end = manifest.info.front_end
+    return front_end.hop_samples / front_end.sample_rate
+
+
+def server_ms(work: BlockWork) -> float:
+    """Predicted milliseconds of some work on the server's processor."""
+    return predict(work, load_target(SERVER_TARGET)).ms
+
+
+def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = None) -> list[ActionCosts]:
+    """The actions of a compiled bundle on one of its targets, with a profile's times where there is one.
+
+    Raises UsageError when the bundle was not compiled for the target or the profile is of other blocks.
+    """
+    info = manifest.info
+    if target not in info.targets:
+        raise UsageError(f"--target {target}: this bundle was compiled for {', '.join(sorted(info.targets))}")
+    cost = info.targets[target]
+    if profile is not None:
+        if profile.blocks != info.blocks or profile.encoder != info.encoder.id:
+            raise UsageError(f"the profile is of {profile.encoder} in {len(profile.blocks)} blocks, not of this bundle")
+        cost = measured_cost(cost, profile)
+    memory = prefix_memory_mb(manifest, cost)
+    return [
+        msgspec.structs.replace(action, memory_mb=size)
+        for action, size in zip(
+            action_costs(info.cuts, cost, info.server_block_ms, info.parity.get(cost.variant)), memory, strict=True
+        )
+    ]
+
+
+def prefix_memory_mb(manifest: Manifest, cost: TargetCost) -> list[float]:
+    """Memory each cut's prefix works in: the weights of its blocks and the largest activations, MB (1e6 bytes)."""
+    weights = [manifest.variant(block, cost.variant).bytes for block in manifest.info.blocks]
+    return [
+        round((sum(weights[: cut.index]) + max(cost.block_peak_bytes[: cut.index], default=0)) / 1e6, 3)
+        for cut in manifest.info.cuts
+    ]
+
+
+def measured_cost(cost: TargetCost, profile: Profile) -> TargetCost:
+    """A target's costs with measured times; energy follows, at the target's power."""
+    energy = [
+        mj * measured / predicted if predicted else mj
+        for mj, measured, predicted in zip(cost.block_mj, profile.block_ms, cost.block_ms, strict=True)
+    ]
+    return msgspec.structs.replace(cost, block_ms=profile.block_ms, block_mj=energy, provenance="measured")
+
+
+def action_costs(
+    cuts: Sequence[Cut], cost: TargetCost, server_ms: Sequence[float], parity: Parity | None = None
+) -> list[ActionCosts]:
+    """One action for each cut, with the encoding a device uses there by default.
+
+    Quality is that of the variant's parity by uncertainty, where it was measured; else the cut's median agreement.
+    """
+    actions = []
+    for cut in cuts:
+        encoding = default_encoding(cut, len(cuts))
+        actions.append(
+            ActionCosts(
+                name=cut.name,
+                device_ms=sum(cost.block_ms[: cut.index]),
+                device_mj=sum(cost.block_mj[: cut.index]),
+                bytes=cut.bytes[encoding] + MAX_HEADER_BYTES,
+                server_ms=SERVER_OVERHEAD_MS + sum(server_ms[cut.index :]),
+                quality=_quality(cut, encoding, parity),
+                teaches=cut.index < len(cuts) - 1,
+            )
+        )
+    return actions
+
+
+def _quality(cut: Cut, encoding: str, parity: Parity | None) -> tuple[float, ...]:
+    found = None if parity is None else parity.cuts[cut.index].wire.get(encoding)
+    return tuple(found.by_uncertainty) if found is not None and found.by_uncertainty else (cut.agreement[encoding],)
+
+
+def default_encoding(cut: Cut, cuts: int) -> str:
+    """PCM for the waveform, float16 for the embedding, int8 between."""
+    if cut.index == 0:
+        return "pcm16"
+    return "float16" if cut.index == cuts - 1 else "int8"

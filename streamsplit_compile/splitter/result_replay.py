@@ -1,0 +1,105 @@
+"""A device's recorded results against any table: what it would have chosen, and what that would have brought."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from runtime_edge.base.files import read_bounded
+from runtime_edge.errors import FormatError, TableError
+from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.policy.splitter import UNCERTAINTY_SMOOTHING
+from streamsplit_compile.splitter.environment import environment_of, simulate, with_local
+from streamsplit_compile.splitter.evaluation import Consequences, consequences
+from streamsplit_compile.splitter.policies import play
+from streamsplit_compile.splitter.traces import Traces, previous, smoothed
+
+MAX_LOG_BYTES = 1 << 30
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """What is needed of a result line (`ssc edge run --results`); other fields are passed over."""
+
+    window: int
+    cut: str
+    probe: bool
+    uncertainty: float
+    cpu: float
+    bandwidth_mbps: float
+    rtt_ms: float
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A recording and a table."""
+
+    windows: int
+    changed: float
+    """Share of windows for which the table chooses another cut than the device took."""
+    taken: dict[str, float]
+    """Share of windows by cut, as recorded."""
+    chosen: dict[str, float]
+    """The same, as the table chooses."""
+    measured_latency_ms: float
+    recorded: Consequences
+    """What the device did, by the table's costs."""
+    table: Consequences
+
+
+def read_results(path: Path) -> list[Recorded]:
+    """Read a file of JSON lines. Raises FormatError naming file, line and field."""
+    decoder = msgspec.json.Decoder(Recorded)
+    found = []
+    for number, line in enumerate(read_bounded(path, MAX_LOG_BYTES, FormatError).splitlines(), 1):
+        if line.strip():
+            try:
+                found.append(decoder.decode(line))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+                raise FormatError(f"{path}:{number}: {' '.join(str(exc).split())}") from None
+    if not found:
+        raise FormatError(f"{path}: no results in it")
+    return sorted(found, key=lambda result: result.window)
+
+
+def replay(table: SplitterTable, results: list[Recorded]) -> Replay:
+    """Play a table on what a device saw. Raises TableError when a recorded cut is none of its actions."""
+    environment = with_local(environment_of(table))
+    names = [action.name for action in environment.actions]
+    for result in results:
+        if result.cut not in names:
+            raise TableError(f"window {result.window} was cut at {result.cut!r}; the table has {', '.join(names)}")
+
+    def column(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        return np.array([[getattr(result, name) for result in results]], np.float64)
+
+    uncertainty = column("uncertainty")
+    observed = {
+        "uncertainty": smoothed(previous(uncertainty), UNCERTAINTY_SMOOTHING),
+        **{name: column(name) for name in ("cpu", "bandwidth_mbps", "rtt_ms")},
+    }
+    for axis in table.state:
+        if axis.name not in observed:
+            raise TableError(f"state: {axis.name} is not in recorded results")
+    traces = Traces(uncertainty, observed["cpu"], observed["bandwidth_mbps"], observed["rtt_ms"])
+    outcome = simulate(environment, traces)
+    chosen = play(table, observed)
+    taken = np.array([[names.index(result.cut) for result in results]])
+    return Replay(
+        windows=len(results),
+        changed=float((chosen != taken).mean()),
+        taken=_shares(taken, names),
+        chosen=_shares(chosen, names),
+        measured_latency_ms=float(column("latency_ms").mean()),
+        recorded=consequences(environment, outcome, taken),
+        table=consequences(environment, outcome, chosen),
+    )
+
+
+def _shares(actions: np.ndarray[tuple[int, ...], np.dtype[np.int64]], names: list[str]) -> dict[str, float]:
+    counts = Counter(actions.ravel().tolist())
+    return {name: counts[index] / actions.size for index, name in enumerate(names)}

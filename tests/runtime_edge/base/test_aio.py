@@ -1,0 +1,179 @@
+"""Ending tasks for certain."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from runtime_edge.base.aio import Compute, cancel_all, finish_unless, next_within, within
+
+
+def test_a_task_that_loses_a_cancellation_is_asked_again():
+    async def stubborn():
+        for _ in range(2):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                continue  # what asyncio.wait_for does when a result and a cancellation meet
+        await asyncio.sleep(60)
+
+    async def work():
+        task = asyncio.create_task(stubborn())
+        await asyncio.sleep(0)
+        await asyncio.wait_for(cancel_all([task]), 5.0)
+        return task
+
+    assert asyncio.run(work()).cancelled()
+
+
+def test_work_that_loses_a_cancellation_is_over_when_its_time_is_up():
+    ended = []
+
+    async def stubborn():
+        try:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    async def work():
+        with pytest.raises(asyncio.TimeoutError):
+            await within(stubborn(), 0.05)
+        return list(ended), await within(asyncio.sleep(0, "done"), 5.0)
+
+    assert asyncio.run(asyncio.wait_for(work(), 10.0)) == ([True], "done")
+
+
+def test_a_cancellation_ends_the_work_that_is_waited_for():
+    ended = []
+
+    async def long():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    async def work():
+        waiting = asyncio.create_task(within(long(), 60.0))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(work())
+    assert ended == [True]
+
+
+def test_results_and_failures_of_tasks_that_had_ended_are_let_be(caplog):
+    async def fails():
+        raise ValueError("broken")
+
+    async def work():
+        tasks = [asyncio.create_task(fails()), asyncio.create_task(asyncio.sleep(0, "done"))]
+        await asyncio.sleep(0.01)
+        await cancel_all(tasks)
+        return tasks[1].result()
+
+    assert asyncio.run(work()) == "done"
+    assert "broken" in caplog.text
+
+
+def test_the_next_item_or_nothing_within_a_time():
+    async def work():
+        queue = asyncio.Queue()
+        nothing = await next_within(queue, 0.01)
+        asyncio.get_running_loop().call_later(0.05, queue.put_nowait, "late")
+        return nothing, await next_within(queue, 5.0), queue.qsize()
+
+    assert asyncio.run(work()) == (None, "late", 0)
+
+
+def test_an_item_and_a_cancellation_at_once_cancel():
+    async def work():
+        queue = asyncio.Queue()
+        task = asyncio.create_task(next_within(queue, 60.0))
+        await asyncio.sleep(0.01)
+        queue.put_nowait("item")
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(("stop_after_s", "expected"), [(0.05, "stopped"), (5.0, "done")])
+def test_work_goes_on_until_it_is_done_or_the_event_is_set(stop_after_s, expected):
+    async def work():
+        stopping, ended = asyncio.Event(), "stopped"
+
+        async def long():
+            nonlocal ended
+            await asyncio.sleep(0.2)
+            ended = "done"
+
+        asyncio.get_running_loop().call_later(stop_after_s, stopping.set)
+        await finish_unless(stopping, long())
+        return ended
+
+    assert asyncio.run(work()) == expected
+
+
+def test_windows_and_the_loops_calls_take_turns():
+    """A thread that asks for its turn again and again keeps nobody waiting for longer than one of its own."""
+    inside, waited, stopping = [], [], threading.Event()
+
+    def turn(who, seconds):
+        assert not inside
+        inside.append(who)
+        time.sleep(seconds)
+        inside.remove(who)
+
+    async def work():
+        with Compute() as compute:
+
+            def windows():
+                while not stopping.is_set():
+                    compute.here(turn, "window", 0.02)
+
+            thread = threading.Thread(target=windows)
+            thread.start()
+            for _ in range(10):
+                started = time.monotonic()
+                await compute.run(turn, "loop", 0.0)
+                waited.append(time.monotonic() - started)
+            stopping.set()
+            await asyncio.to_thread(thread.join)
+
+    asyncio.run(work())
+    assert max(waited) < 0.5
+    assert sum(waited) / len(waited) < 0.1
+
+
+def test_what_fails_in_a_thread_of_ones_own_is_raised_there_and_ends_no_turn():
+    async def work():
+        with Compute() as compute:
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.to_thread(compute.here, lambda: 1 / 0)
+            return await compute.run(lambda: "goes on")
+
+    assert asyncio.run(work()) == "goes on"
+
+
+def test_a_call_cancelled_before_its_turn_is_not_done():
+    done = []
+
+    async def work():
+        with Compute() as compute:
+            first = asyncio.create_task(compute.run(time.sleep, 0.1))
+            second = asyncio.create_task(compute.run(done.append, "cancelled"))
+            await asyncio.sleep(0.02)
+            second.cancel()
+            await first
+            await compute.run(done.append, "asked for")
+
+    asyncio.run(work())
+    assert done == ["asked for"]

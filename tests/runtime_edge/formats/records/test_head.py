@@ -1,0 +1,194 @@
+"""A head file survives a round trip, scores as scikit-learn does, and anything wrong is refused by field."""
+
+import contextlib
+import json
+import re
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit, softmax
+
+from runtime_edge.base.files import write_atomic
+from runtime_edge.errors import HeadError, SignatureError
+from runtime_edge.formats import minisign
+from runtime_edge.formats.records.head import (
+    MAX_HEAD_BYTES,
+    MAX_RECORD_BYTES,
+    Head,
+    Validation,
+    open_head,
+    read_head,
+    sign_head,
+    signature_of,
+)
+
+LABELS, WIDTH = ("dog", "rain", "alarm"), 4
+WEIGHTS = np.random.default_rng(0).normal(size=(3, WIDTH)).astype("<f4")
+BIAS = np.array([0.5, -0.25, 0.0], "<f4")
+
+
+def make(**changes):
+    fields = {
+        "encoder": "toy",
+        "embedding_dim": WIDTH,
+        "generations": (2, 3),
+        "labels": LABELS,
+        "scores_by": "softmax",
+        "thresholds": (0.5, 0.4, 0.9),
+        "validation": Validation(
+            split="5 folds by clip",
+            windows=40,
+            groups=10,
+            accuracy=0.9,
+            group_accuracy=1.0,
+            average_precision=0.95,
+        ),
+        "created_by": "test",
+        "bias": BIAS.tobytes(),
+        "weights": WEIGHTS.tobytes(),
+    }
+    return Head(**fields | changes)
+
+
+def edited(**changes):
+    return json.dumps(json.loads(make().to_json()) | changes).encode()
+
+
+names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=30)
+shares = st.floats(0, 1)
+
+
+@st.composite
+def heads(draw):
+    labels = draw(st.lists(names, min_size=1, max_size=6, unique=True))
+    width = draw(st.integers(1, 8))
+    values = st.floats(-1e6, 1e6, width=32)
+
+    def floats(count):
+        return np.array(draw(st.lists(values, min_size=count, max_size=count)), "<f4").tobytes()
+
+    return make(
+        labels=tuple(labels),
+        embedding_dim=width,
+        encoder=draw(names),
+        generations=tuple(sorted(draw(st.tuples(st.integers(1, 2**32 - 1), st.integers(1, 2**32 - 1))))),
+        scores_by=draw(st.sampled_from(["softmax", "sigmoid"])),
+        thresholds=tuple(draw(st.lists(shares, min_size=len(labels), max_size=len(labels)))),
+        validation=draw(st.sampled_from([None, make().validation])),
+        bias=floats(len(labels)),
+        weights=floats(len(labels) * width),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(heads())
+def test_reading_what_was_written_gives_the_same_head_and_the_same_bytes(head):
+    data = head.to_json()
+    again = Head.from_json(data, "head.json")
+    assert again == head
+    assert again.to_json() == data
+    assert json.loads(data)["format"] == "streamsplit.head/1"
+
+
+@settings(max_examples=60, deadline=None)
+@given(heads(), st.integers(0, 2**32 - 1))
+def test_scores_are_those_of_scipy_and_always_shares(head, seed):
+    embeddings = np.random.default_rng(seed).normal(size=(3, head.embedding_dim))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    weights = np.frombuffer(head.weights, "<f4").reshape(len(head.labels), -1)
+    logits = (embeddings.astype(np.float32) @ weights.T + np.frombuffer(head.bias, "<f4")).astype(np.float64)
+    expected = softmax(logits, axis=1) if head.scores_by == "softmax" else expit(logits)
+    scores = head.scores(embeddings)
+    assert scores.shape == expected.shape
+    assert scores.dtype == np.float32
+    assert ((scores >= 0) & (scores <= 1)).all()
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    np.testing.assert_allclose(head.scores(embeddings[1]), scores[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "streamsplit.head/2"}, r"head.json: .*\$\.format"),
+        ({"surprise": 1}, "surprise"),
+        ({"labels": []}, r"\$\.labels"),
+        ({"labels": ["dog", "dog", "rain"]}, "labels: a name stands twice"),
+        ({"labels": ["dog\nrain", "b", "c"]}, r"\$\.labels"),
+        ({"labels": ["dog", "rain"]}, "thresholds: 3 numbers for 2 labels"),
+        ({"thresholds": [0.5, 0.5, 1.5]}, r"\$\.thresholds"),
+        ({"generations": [3, 2]}, "generations: the first, 3, comes after the last, 2"),
+        ({"generations": [0, 2]}, r"\$\.generations"),
+        ({"embedding_dim": 5}, "weights: 48 bytes, expected 60"),
+        ({"embedding_dim": 0}, r"\$\.embedding_dim"),
+        ({"scores_by": "magic"}, r"\$\.scores_by"),
+        ({"bias": "AAAA"}, "bias: 3 bytes, expected 12"),
+        ({"weights": "not base64"}, r"\$\.weights"),
+        ({"bias": msgspec.to_builtins(np.array([0, np.nan, 0], "<f4").tobytes())}, "bias: not all finite"),
+        ({"bias": msgspec.to_builtins(np.array([0, 2e6, 0], "<f4").tobytes())}, "bias: not all finite"),
+    ],
+)
+def test_what_does_not_hold_together_is_refused_by_file_and_field(changes, message):
+    with pytest.raises(HeadError, match=message) as caught:
+        Head.from_json(edited(**changes), "head.json")
+    assert str(caught.value).startswith("head.json: ")
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=400) | st.integers(0, 10_000).map(lambda n: make().to_json()[: n % 700]))
+def test_garbage_gives_a_head_error_and_nothing_else(data):
+    for read in (lambda: Head.from_json(data, "x"), lambda: open_head(data, None, "x")):
+        with contextlib.suppress(HeadError):
+            read()
+
+
+def test_sizes_are_bounded_before_they_are_read():
+    with pytest.raises(HeadError, match="a head has at most"):
+        Head.from_json(b" " * (MAX_HEAD_BYTES + 1), "head.json")
+    with pytest.raises(HeadError, match="more than"):
+        open_head(b" " * (MAX_RECORD_BYTES + 1), None, "heads/rpi4")
+    wide = 32_768
+    with pytest.raises(HeadError, match="use fewer labels"):
+        make(embedding_dim=wide, weights=bytes(4 * 3 * wide)).to_json()
+
+
+def test_a_head_of_another_encoder_or_width_says_so(small_bundle):
+    info = small_bundle.manifest.info
+    fitting = make(encoder=info.encoder.id, embedding_dim=6, weights=bytes(4 * 3 * 6))
+    assert fitting.fits(info)
+    fitting.check_fits(info, "head")
+    with pytest.raises(HeadError, match=f"head: encoder: trained on .* toy, but {re.escape(info.encoder.id)} runs"):
+        make().check_fits(info, "head")
+    with pytest.raises(HeadError, match="head: embedding_dim: trained on embeddings of 4 values"):
+        make(encoder=info.encoder.id).check_fits(info, "head")
+    assert not make().fits(info)
+
+
+def test_a_record_is_opened_only_with_the_trusted_signature(signing_key):
+    head = make()
+    record = sign_head(head, signing_key)
+    assert open_head(record, signing_key.public, "x") == open_head(record, None, "x") == head
+    with pytest.raises(SignatureError, match="trusted"):
+        open_head(sign_head(head, minisign.generate_key()), signing_key.public, "x")
+    with pytest.raises(SignatureError, match="not signed"):
+        open_head(sign_head(head, None), signing_key.public, "x")
+    with pytest.raises(SignatureError, match="changed"):
+        open_head(record.replace(b"rain", b"raim"), signing_key.public, "x")
+
+
+def test_a_file_is_read_only_with_the_trusted_signature_beside_it(signing_key, tmp_path):
+    path = tmp_path / "head.json"
+    write_atomic(path, make().to_json())
+    assert read_head(path) == make()
+    with pytest.raises(SignatureError, match=r"head\.json\.minisig: missing"):
+        read_head(path, signing_key.public)
+    write_atomic(tmp_path / "head.json.minisig", signature_of(path.read_bytes(), signing_key).encode())
+    assert read_head(path, signing_key.public) == make()
+    path.write_bytes(path.read_bytes().replace(b"rain", b"raim"))
+    with pytest.raises(SignatureError, match="changed"):
+        read_head(path, signing_key.public)
+    with pytest.raises(HeadError, match="cannot be read"):
+        read_head(tmp_path / "missing.json")

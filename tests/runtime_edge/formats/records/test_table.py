@@ -1,0 +1,286 @@
+"""A table file survives a round trip, and anything wrong is refused in a line that names the field."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime_edge.errors import TableError
+from runtime_edge.formats.records.table import (
+    LOCAL,
+    MAX_TABLE_BYTES,
+    ActionCosts,
+    Limits,
+    Reward,
+    SplitterTable,
+    StateAxis,
+    StateName,
+    Uplink,
+    costs_digest,
+    cuts_digest,
+)
+
+CUTS = ["waveform", "layer1", "embedding"]
+
+
+UPLINK = Uplink(mj_per_kb=2.27, transmit_w=0.133)
+
+
+def actions_of(names: Any, sizes: Any) -> tuple[ActionCosts, ...]:
+    return tuple(
+        ActionCosts(
+            name=name,
+            device_ms=10.0 * index,
+            device_mj=40.0 * index,
+            bytes=size,
+            server_ms=3.0,
+            quality=(0.99, 0.98),
+            teaches=name not in (LOCAL, "embedding"),
+        )
+        for index, (name, size) in enumerate(zip(names, sizes, strict=True))
+    )
+
+
+COSTS = actions_of((*CUTS, LOCAL), (32000, 8000, 256, 0))
+
+
+def make(**changes: Any) -> SplitterTable:
+    changes.setdefault("costs_digest", costs_digest(changes.get("costs", COSTS), UPLINK))
+    fields: dict[str, Any] = {
+        "target": "rpi4",
+        "encoder": "resnet18",
+        "created_by": "test",
+        "costs": COSTS,
+        "uplink": UPLINK,
+        "limits": Limits(),
+        "discount": 0.5,
+        "hop_s": 0.5,
+        "dead_band": 0.1,
+        "dwell": 6,
+        "bundle": "sha256:" + "1" * 64,
+        "state": (
+            StateAxis(name="uncertainty", edges=(0.5,)),
+            StateAxis(name="bandwidth_mbps", edges=(1.0, 4.0)),
+        ),
+        "reward": Reward(),
+        "hysteresis": 0.1,
+        "probe_rate": 0.05,
+        "bundle_cuts": cuts_digest(CUTS),
+        "metrics": {"regret": 0.01},
+        "policy": (3, 1, 0, 2, 1, 0),
+        "q": (
+            *((1.0, 2.0, 3.0, 4.0), (1.0, 9.0, 3.0, 4.0), (5.5, 2.0, 3.0, 4.0)),
+            *((1.0, 2.0, 8.0, 4.0), (1.0, 7.0, 3.0, 4.0), (6.0, 2.0, 3.0, 4.0)),
+        ),
+    }
+    return SplitterTable(**(fields | changes))
+
+
+def edited(**changes: Any) -> bytes:
+    return json.dumps(json.loads(make().to_json()) | changes).encode()
+
+
+def with_costs(index: int, **changes: Any) -> list[dict[str, Any]]:
+    costs = msgspec.to_builtins(COSTS)
+    return [action | changes if place == index else action for place, action in enumerate(costs)]
+
+
+finite = st.floats(-1e6, 1e6, allow_nan=False)
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> SplitterTable:
+    cuts = draw(st.lists(names.filter(lambda name: name != LOCAL), min_size=1, max_size=5, unique=True))
+    actions = (*cuts, LOCAL)
+    variables: list[StateName] = draw(
+        st.lists(st.sampled_from(["uncertainty", "cpu", "rtt_ms", "battery"]), min_size=1, max_size=3, unique=True)
+    )
+    edges = st.lists(finite, max_size=3, unique=True).map(lambda values: tuple(sorted(values)))
+    axes = tuple(StateAxis(name=name, edges=draw(edges)) for name in variables)
+    rows = math.prod(len(axis.edges) + 1 for axis in axes)
+    row = st.tuples(*[finite] * len(actions))
+    q = tuple(draw(st.lists(row, min_size=rows, max_size=rows)))
+    return make(
+        costs=actions_of(
+            actions, (*draw(st.lists(st.integers(0, 1 << 31), min_size=len(cuts), max_size=len(cuts))), 0)
+        ),
+        limits=draw(
+            st.builds(Limits, mb_per_hour=st.none() | st.floats(0.1, 1e6), price_per_kb=st.floats(0, 10), min_cut=names)
+        ),
+        discount=draw(st.floats(0, 0.99)),
+        dead_band=draw(st.floats(0, 0.5)),
+        dwell=draw(st.integers(0, 100)),
+        bundle_cuts=cuts_digest(cuts),
+        state=axes,
+        q=q,
+        policy=tuple(values.index(max(values)) for values in q),
+        hysteresis=draw(st.floats(0, 10)),
+        probe_rate=draw(st.floats(0, 0.2)),
+        metrics=draw(st.dictionaries(names, finite, max_size=3)),
+        encoder=draw(names),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables())
+def test_reading_what_was_written_gives_the_same_table_and_the_same_bytes(table: SplitterTable) -> None:
+    data = table.to_json()
+    again = SplitterTable.from_json(data, "t.json")
+    assert again == table
+    assert again.to_json() == data
+    assert json.loads(data)["format"] == "streamsplit.table/1"
+
+
+def test_whole_numbers_are_written_as_they_are_read() -> None:
+    whole = make(hysteresis=1, state=(StateAxis(name="cpu", edges=(1, 2, 3, 4, 5)),))
+    assert whole.to_json() == SplitterTable.from_json(whole.to_json(), "t.json").to_json()
+
+
+def test_lookup_is_row_major_with_the_lower_edge_inside() -> None:
+    table = make()
+    rows = [
+        table.lookup({"uncertainty": u, "bandwidth_mbps": b, "unused": 1.0})
+        for u in (0.0, 0.5)
+        for b in (0.1, 1.0, 4.0)
+    ]
+    assert rows == [0, 1, 2, 3, 4, 5]
+    assert table.lookup({"uncertainty": 0.49, "bandwidth_mbps": 3.99}) == 1
+    values = np.random.default_rng(0).uniform(-1, 6, 200)
+    expected = np.digitize(values, [1.0, 4.0])
+    assert [table.lookup({"uncertainty": 0.0, "bandwidth_mbps": value}) for value in values] == expected.tolist()
+
+
+def test_a_state_that_is_not_measured_is_named() -> None:
+    with pytest.raises(TableError, match="state variable uncertainty"):
+        make().lookup({"bandwidth_mbps": 1.0})
+
+
+def test_a_table_fits_the_bundle_it_was_made_for_and_no_other() -> None:
+    table = make()
+    table.check_cuts(CUTS)
+    with pytest.raises(TableError, match="no cut 'layer1', only waveform, layer2"):
+        table.check_cuts(["waveform", "layer2", "embedding"])
+    with pytest.raises(TableError, match=r"bundle_cuts: .*other cuts"):
+        table.check_cuts(["waveform", "layer1", "layer2", "embedding"])
+    with pytest.raises(TableError, match="not in the order"):
+        make(costs=actions_of(("layer1", "waveform", "embedding", LOCAL), (1, 1, 1, 0))).check_cuts(CUTS)
+    make(costs=actions_of(("waveform", "embedding"), (1, 1)), policy=(0,) * 6, q=((1.0, 0.0),) * 6).check_cuts(CUTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": 1}, "unknown field `colour`"),
+        ({"format": "streamsplit.table/2"}, "format"),
+        ({"target": ""}, "target"),
+        ({"costs": []}, "costs"),
+        ({"costs": with_costs(1, name="waveform")}, "costs: a name stands twice"),
+        ({"costs": with_costs(2, bytes=-3)}, r"costs\[2\]\.bytes|costs\[...\]\.bytes"),
+        ({"costs": with_costs(2, colour=1)}, "unknown field `colour`"),
+        ({"costs": with_costs(1, quality=[])}, "quality"),
+        ({"costs": with_costs(3, bytes=4)}, "costs: local"),
+        ({"costs": with_costs(3, teaches=True)}, "costs: local"),
+        ({"costs": with_costs(1, device_ms=11.5)}, "costs_digest: not that of costs"),
+        ({"limits": {"mb_per_hour": 0}}, r"limits\.mb_per_hour"),
+        ({"discount": 1.0}, "discount"),
+        ({"dead_band": 0.6}, "dead_band"),
+        ({"dwell": -1}, "dwell"),
+        ({"state": []}, "state"),
+        ({"state": [{"name": "mood", "edges": []}]}, "state"),
+        ({"state": [{"name": "cpu", "edges": [0.5, 0.5]}]}, "edges of cpu"),
+        (
+            {"state": [{"name": "cpu", "edges": []}, {"name": "cpu", "edges": []}]},
+            "state: a name stands twice",
+        ),
+        ({"state": [{"name": "cpu", "edges": [0.5]}]}, "6 and 6 rows, but there are 2"),
+        ({"reward": {"t_max_ms": 0}}, r"reward\.t_max_ms"),
+        ({"reward": {"alpha": -1}}, r"reward\.alpha"),
+        ({"reward": {"gamma": 1}}, "unknown field `gamma`"),
+        ({"hysteresis": -0.1}, "hysteresis"),
+        ({"hysteresis": "0.1"}, "hysteresis"),
+        ({"hysteresis": True}, "hysteresis"),
+        ({"probe_rate": 0.3}, "probe_rate"),
+        ({"costs_digest": "sha256:0"}, "costs_digest"),
+        ({"bundle_cuts": None}, "bundle_cuts"),
+        ({"metrics": {"regret": "low"}}, "metrics"),
+        ({"policy": [3, 1, 0, 2, 1]}, "6 and 5 rows"),
+        ({"policy": [3, 1, 0, 2, 1, 3]}, r"policy\[5\]: action 3 is not the best"),
+        ({"policy": [9, 1, 0, 2, 1, 0]}, r"policy\[0\]: action 9"),
+        ({"policy": [3, 1, 0, 2, 1, 0.5]}, "policy"),
+        ({"q": [[1.0, 2.0]] * 6}, r"q\[0\]: 2 numbers for 4 actions"),
+        ({"q": [[1.0, 2.0, 3.0, 1e7]] * 6}, r"q\[0\]: not all finite"),
+        ({"q": [[1.0, 2.0, 3.0, None]] * 6}, "q"),
+    ],
+)
+def test_a_wrong_field_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TableError, match=message) as caught:
+        SplitterTable.from_json(edited(**changes), "tables/rpi4.json")
+    assert str(caught.value).startswith("tables/rpi4.json: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", SplitterTable.__struct_fields__)
+def test_no_field_but_the_format_may_be_missing(field: str) -> None:
+    fields = json.loads(make().to_json())
+    del fields[field]
+    if field == "format":
+        assert SplitterTable.from_json(json.dumps(fields).encode(), "t.json") == make()
+    else:
+        with pytest.raises(TableError, match=f"t.json: .*`{field}`"):
+            SplitterTable.from_json(json.dumps(fields).encode(), "t.json")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b"null",
+        b"[" * 5000,
+        make().to_json().replace(b"9.0", b"NaN"),
+        b'{"a":1e999}',
+    ],
+)
+def test_what_is_no_table_is_refused(data: bytes) -> None:
+    with pytest.raises(TableError, match=r"^t\.json: "):
+        SplitterTable.from_json(data, "t.json")
+
+
+def test_size_is_bounded_on_both_sides() -> None:
+    with pytest.raises(TableError, match="at most 65536"):
+        SplitterTable.from_json(b" " * (MAX_TABLE_BYTES + 1), "t.json")
+    rows = 64 * 64
+    axes = tuple(StateAxis(name=name, edges=tuple(map(float, range(63)))) for name in ("cpu", "rtt_ms"))
+    big = make(state=axes, policy=(3,) * rows, q=((1.234, 2.345, 3.456, 4.567),) * rows)
+    with pytest.raises(TableError, match="use fewer bins or fewer cuts"):
+        big.to_json()
+
+
+def test_a_table_that_does_not_hold_together_cannot_be_built() -> None:
+    with pytest.raises(TableError, match="metrics"):
+        make(metrics={"regret": math.inf})
+    with pytest.raises(TableError, match=r"q\[0\]"):
+        make(q=((math.nan,) * 4,) * 6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damage_is_refused_or_harmless_but_never_crashes(data: st.DataObject) -> None:
+    whole = bytearray(make().to_json())
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.one_of(st.none(), st.integers(0, len(whole))))
+    with contextlib.suppress(TableError):
+        table = SplitterTable.from_json(bytes(whole[:cut]), "t.json")
+        assert msgspec.convert(msgspec.to_builtins(table), SplitterTable) == table

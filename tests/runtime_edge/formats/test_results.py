@@ -1,0 +1,142 @@
+import asyncio
+import json
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.results import CallbackSink, EventSink, JsonLines, WindowResult
+
+RESULT = WindowResult(
+    window=7,
+    time=1.5,
+    embedding=[0.6, 0.8],
+    uncertainty=0.25,
+    cut="layer1",
+    encoding="int8",
+    probe=False,
+    generation=3,
+    finished="server",
+    latency_ms=12.5,
+    device_ms=3.0,
+    network_ms=8.5,
+    server_ms=1.0,
+    frame_bytes=321,
+    bandwidth_mbps=5.0,
+    rtt_ms=8.0,
+    cpu=0.5,
+)
+
+
+def test_each_result_is_one_line_and_there_at_once(tmp_path):
+    path = tmp_path / "results.jsonl"
+    sink = JsonLines(str(path))
+    sink.put(RESULT)
+    (line,) = path.read_text().splitlines()
+    assert msgspec.json.decode(line, type=WindowResult) == RESULT
+    assert json.loads(line)["embedding"] == [0.6, 0.8]
+    sink.put(RESULT)
+    sink.close()
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_results_are_appended_to_those_of_the_run_before(tmp_path):
+    path = tmp_path / "results.jsonl"
+    for _ in range(2):
+        sink = JsonLines(str(path))
+        sink.put(RESULT)
+        sink.close()
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_dash_is_standard_output_and_stays_open():
+    code = (
+        "from runtime_edge.formats.results import JsonLines; import sys\n"
+        "sink = JsonLines('-'); sink.close(); print('still open')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "still open\n"
+
+
+def test_a_file_that_cannot_be_written_is_refused_by_name(tmp_path):
+    for path in (tmp_path, tmp_path / "missing" / "file"):
+        with pytest.raises(UsageError, match=f"results {path}: cannot be written"):
+            JsonLines(str(path))
+
+
+def test_a_callback_gets_the_result_itself():
+    seen = []
+    sink = CallbackSink(seen.append)
+    sink.put(RESULT)
+    sink.close()
+    assert seen == [RESULT]
+
+
+LABELLED = msgspec.structs.replace(
+    RESULT, labels={"dog": 0.8, "rain": 0.15, "alarm": 0.05}, detected=["dog"], head_generation=2
+)
+
+
+def published(results, mode="labels", threshold=None, publish=None):
+    """What a sink publishes: (subject, event) pairs, and the sink."""
+    sent = []
+
+    async def keep(subject, data):
+        sent.append((subject, json.loads(data)))
+
+    async def run():
+        sink = EventSink(publish or keep, "pi-1", mode, threshold)
+        for result in results:
+            sink.put(result)
+        await asyncio.sleep(0)
+        sink.close()
+        await asyncio.sleep(0)
+        return sink
+
+    return sent, asyncio.run(run())
+
+
+def test_an_event_says_what_was_heard_and_holds_no_embedding():
+    ((subject, event),), _ = published([LABELLED])
+    assert subject == "evt.pi-1"
+    assert event == {
+        "event": "result", "device": "pi-1", "window": 7, "time": 1.5, "labels": LABELLED.labels,
+        "detected": ["dog"], "uncertainty": 0.25, "cut": "layer1", "finished": "server", "generation": 3,
+        "latency_ms": 12.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mode", "threshold", "detected"),
+    [
+        ("labels", None, [["dog"]]),
+        ("labels", 0.9, []),
+        ("labels", 0.1, [["dog", "rain"]]),
+        ("all", None, [None, ["dog"]]),
+        ("all", 0.9, [None, None]),
+        ("off", 0.0, []),
+    ],
+)
+def test_which_results_are_events(mode, threshold, detected):
+    sent, _ = published([RESULT, LABELLED], mode, threshold)
+    assert [event.get("detected") for _, event in sent] == detected
+
+
+def test_a_broker_that_does_not_keep_up_costs_events_not_memory():
+    async def stuck(subject, data):
+        await asyncio.Event().wait()
+
+    _, sink = published([LABELLED] * 100, publish=stuck)
+    assert sink.dropped == 100 - 64
+
+
+def test_labels_stand_in_a_result_only_when_there_is_a_head(tmp_path):
+    sink = JsonLines(str(tmp_path / "results.jsonl"))
+    sink.put(RESULT)
+    sink.put(LABELLED)
+    sink.close()
+    plain, labelled = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert labelled.keys() - plain.keys() == {"labels", "detected", "head_generation"}
+    assert list(labelled["labels"]) == ["dog", "rain", "alarm"]

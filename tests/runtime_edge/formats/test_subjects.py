@@ -1,0 +1,71 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats import subjects
+
+devices = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
+
+
+@given(devices)
+def test_a_devices_frames_go_to_its_partition(device):
+    assert subjects.check_device(device) == device
+    partition = subjects.partition(device)
+    assert 0 <= partition < subjects.PARTITIONS
+    subject = subjects.frames(device)
+    assert subject == f"act.{partition}.{device}"
+    assert subject.startswith(subjects.partition_filter(partition).removesuffix(">"))
+
+
+def test_partitions_are_all_used():
+    counts = [0] * subjects.PARTITIONS
+    for number in range(1000):
+        counts[subjects.partition(f"pi-{number}")] += 1
+    assert min(counts) > 150
+
+
+def test_the_partition_of_a_device_never_changes():
+    # CRC-32 of "123456789" is 0xCBF43926 by its definition.
+    assert subjects.partition("123456789") == 0xCBF43926 % subjects.PARTITIONS
+
+
+@pytest.mark.parametrize("device", ["", "-a", "A", "a.b", "a b", "a*", ">", "a/b", "é", "a\n", "a" * 64, "a_b"])
+def test_a_name_that_cannot_stand_in_a_subject_is_refused(device):
+    with pytest.raises(UsageError, match=re.escape(f"device {device!r}")):
+        subjects.check_device(device)
+
+
+@given(devices, st.from_regex(r"[A-Za-z0-9]{1,64}", fullmatch=True), st.integers(0, 2**63))
+def test_a_device_is_answered_below_its_own_inbox_and_no_others(device, connection, window):
+    reply = f"{subjects.inbox(device)}.{connection}.{window}"
+    assert subjects.is_reply(device, reply)
+    for other in (device + "x", device[:-1] + ("b" if device[-1] == "a" else "a")):
+        assert not subjects.is_reply(other, reply)
+
+
+@pytest.mark.parametrize(
+    "rest", ["", ".", ".a", ".a.", ".a.b", ".*.1", ".>", ".a.>", ".a b.1", ".a.1.2", ".a.1\n", "x.a.1"]
+)
+def test_a_reply_subject_of_another_shape_is_not_answered(rest):
+    assert not subjects.is_reply("pi-1", "_INBOX.pi-1" + rest)
+
+
+def test_message_ids_tell_windows_boots_and_devices_apart():
+    ids = {subjects.message_id(d, b, w) for d in ("a", "b") for b in ("0f", "10") for w in (1, 2, 11)}
+    assert len(ids) == 12
+
+
+def test_objects_are_named_by_their_digest():
+    digest = "sha256:" + "ab" * 32
+    assert subjects.asset_object(f"{digest}/model.onnx") == f"assets/sha256-{'ab' * 32}/model.onnx"
+    assert subjects.manifest_object(digest) == f"manifests/sha256-{'ab' * 32}"
+    assert subjects.events("pi-1") == "evt.pi-1"
+    assert subjects.table_key("rpi4") == "_all.rpi4"
+    assert subjects.table_key("rpi4", "pi-1") == "pi-1.rpi4"
+    assert not subjects.is_device(subjects.ALL_DEVICES)
+    assert subjects.bucket_stream(subjects.TABLES) == "KV_tables"
+    assert subjects.bucket_subject(subjects.TABLES, "rpi4") == "$KV.tables.rpi4"
+    assert subjects.news(subjects.TABLES, "rpi4") == "news.tables.rpi4"

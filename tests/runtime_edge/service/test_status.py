@@ -1,0 +1,228 @@
+"""What a device says of itself: written, read back, judged, and shown as text and as metrics."""
+
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from prometheus_client.parser import text_string_to_metric_families
+
+from runtime_edge.audio import Counters
+from runtime_edge.base.files import locked
+from runtime_edge.base.histogram import BOUNDS_MS, Histogram
+from runtime_edge.base.logs import Trouble
+from runtime_edge.cli import edge_commands as cli
+from runtime_edge.errors import CheckFailed, FormatError, UsageError
+from runtime_edge.service.metrics import MetricsServer
+from runtime_edge.service.status import (
+    Encoder,
+    Status,
+    Uplink,
+    lock_file,
+    problems,
+    read_status,
+    status_file,
+    write_status,
+)
+from runtime_edge.system import Health
+from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.spool import SpoolState
+
+
+def accounting():
+    counted = Accounting(captured=20, acked=12, kept_local=3, inherited_dropped=1)
+    counted.dropped["spool_full"] += 2
+    counted.errors["LinkError"] += 4
+    counted.cuts |= {"one": 15, "local": 5}
+    for ms in (0.5, 3.0, 3.0, 70_000.0):
+        counted.finish("one", "server", ms)
+        counted.stage_ms["prefix"].observe(ms)
+    return counted
+
+
+def status(**changes):
+    counted = accounting()
+    made = Status(
+        device="pi-1",
+        target="rpi4",
+        pid=1,
+        since=time.time() - 3700,
+        written=time.time(),
+        written_monotonic=time.monotonic(),
+        ended=None,
+        encoder=Encoder(
+            generation=7, bundle="sha256:" + "ab" * 32, variant="onnx-fp32", runtime="onnxruntime 1.23",
+            table="ssc splitter train", on_trial=True,
+        ),
+        cut="one",
+        uncertainty=0.25,
+        cpu=0.5,
+        uplink=Uplink(broker="nats://gateway:4222", connected=True, bandwidth_mbps=2.5, rtt_ms=80.0, loss=0.125),
+        spool=SpoolState(3, 2 << 20, 256 << 20, 0),
+        audio=Counters(blocks=9, samples=100, windows=20, gated=4, overruns=1, dropped_samples=8000),
+        source_silent_s=0.0,
+        health=Health(101.5, 61.25, True),
+        metrics_port=None,
+        report=counted.report(3),
+        stage_ms=dict(counted.stage_ms),
+        cut_ms=dict(counted.cut_ms),
+        troubles=[Trouble("2026-01-01T00:00:00.000+00:00", "broker is away")],
+    )  # fmt: skip
+    return msgspec.structs.replace(made, **changes)
+
+
+@pytest.fixture
+def running(tmp_path):
+    with locked(lock_file(tmp_path), "busy"):
+        yield tmp_path
+
+
+def invoke(state, *arguments):
+    return CliRunner().invoke(cli.edge, ["status", "--state", str(state), *arguments])
+
+
+def test_what_is_written_reads_back_the_same(tmp_path):
+    said = status()
+    write_status(tmp_path, said)
+    assert read_status(tmp_path) == said
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[" * 100_000, b"\xff", b"x" * (2 << 20)])
+def test_a_damaged_status_is_one_error_that_names_the_file(tmp_path, data):
+    status_file(tmp_path).write_bytes(data)
+    with pytest.raises(FormatError, match=r"status\.json"):
+        read_status(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict, None),
+        (lambda: {"written_monotonic": time.monotonic() - 100}, "no sign of life for 1"),
+        (lambda: {"source_silent_s": 40.0}, "no audio for 40 s"),
+        (lambda: {"report": accounting().report(1)}, "2 windows are lost"),
+    ],
+)
+def test_a_running_device_is_judged_by_what_it_says(running, changes, words):
+    said = status(**changes())
+    write_status(running, said)
+    found = problems(running, said)
+    assert (not found) if words is None else words in "; ".join(found)
+    result = invoke(running)
+    assert isinstance(result.exception, CheckFailed if words else type(None))
+
+
+@pytest.mark.parametrize(
+    ("ended", "words"), [(None, "ended without a word"), ("it was stopped", "not running: it was stopped")]
+)
+def test_a_device_whose_process_has_gone_is_not_running_however_fresh_its_word(tmp_path, ended, words):
+    write_status(tmp_path, status(ended=ended))
+    result = invoke(tmp_path)
+    assert result.exception.exit_code == 1
+    assert words in str(result.exception)
+    assert words in result.output
+
+
+def test_a_directory_without_a_device_says_so(tmp_path):
+    with pytest.raises(CheckFailed, match="no device has run"):
+        raise invoke(tmp_path).exception
+
+
+def test_the_text_shows_everything_a_person_looks_for(running):
+    write_status(running, status())
+    (running / "updates.jsonl").write_text('{"time": 1.0, "event": "rolled_back", "reason": "died 2 times"}\n')
+    output = invoke(running).output
+    for words in (
+        "pi-1: running since", "1 h 1 min ago", "generation 7", "on trial", "onnx-fp32 on onnxruntime 1.23",
+        "nats://gateway:4222 connected", "2.5 Mbit/s, 80 ms, 12.5% unanswered", "cut one, U 0.250",
+        "20 captured, 12 acknowledged, 3 kept local, 3 spooled, 0 lost", "2 spool_full; of earlier runs 1",
+        "4 gated as silence", "1 overruns", "2.0 of 256.0 MiB", "102 MB, 61 °C, throttled", "4 LinkError",
+        "broker is away", "rolled_back: reason died 2 times",
+    ):  # fmt: skip
+        assert words in output
+
+
+def test_json_holds_the_same_and_says_whether_all_is_well(running):
+    write_status(running, status())
+    found = json.loads(invoke(running, "--json").output)
+    assert found["healthy"] is True
+    assert found["problems"] == found["updates"] == []
+    assert found["report"]["dropped"] == {"spool_full": 2}
+    assert found["spool"]["bytes"] == 2 << 20
+
+
+def scrape(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_are_what_the_status_says():
+    server = MetricsServer(0, status)
+    try:
+        found = scrape(server.port)
+    finally:
+        server.close()
+    expected = {
+        ("ssc_edge_generation",): 7,
+        ("ssc_edge_uncertainty",): 0.25,
+        ("ssc_edge_uplink_bits_per_second",): 2.5e6,
+        ("ssc_edge_rtt_seconds",): 0.08,
+        ("ssc_edge_loss_ratio",): 0.125,
+        ("ssc_edge_spool_frames",): 3,
+        ("ssc_edge_temperature_celsius",): 61.25,
+        ("ssc_edge_throttled",): 1,
+        ("ssc_edge_resident_memory_bytes",): 101.5e6,
+        ("ssc_edge_windows_captured_total",): 20,
+        ("ssc_edge_windows_total", "acked"): 12,
+        ("ssc_edge_windows_dropped_total", "spool_full"): 2,
+        ("ssc_edge_windows_finished_total", "server"): 4,
+        ("ssc_edge_cut_total", "one"): 15,
+        ("ssc_edge_cut_total", "local"): 5,
+        ("ssc_edge_errors_total", "LinkError"): 4,
+        ("ssc_edge_audio_events_total", "overrun"): 1,
+        ("ssc_edge_windows_lost",): 0,
+        ("ssc_edge_stage_seconds_bucket", "0.001", "prefix"): 1,
+        ("ssc_edge_stage_seconds_bucket", "0.005", "prefix"): 3,
+        ("ssc_edge_stage_seconds_bucket", "10.0", "prefix"): 3,
+        ("ssc_edge_stage_seconds_bucket", "+Inf", "prefix"): 4,
+        ("ssc_edge_latency_seconds_count", "one"): 4,
+        ("ssc_edge_latency_seconds_sum", "one"): pytest.approx(70.0065),
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    assert ("ssc_edge_device_info", "sha256:" + "ab" * 32, "pi-1", "onnxruntime 1.23", "rpi4", "onnx-fp32") in found
+
+
+def test_metrics_are_for_this_machine_alone_and_a_taken_port_is_refused():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UsageError, match=f"--metrics-port {other.getsockname()[1]}: .*in use"):
+            MetricsServer(other.getsockname()[1], lambda: None)
+    server = MetricsServer(0, lambda: None)
+    try:
+        assert server._server.server_address[0] == "127.0.0.1"
+        assert scrape(server.port) == {}
+    finally:
+        server.close()
+    with pytest.raises(urllib.error.URLError):
+        scrape(server.port)
+
+
+def test_a_histogram_counts_each_duration_under_its_bound():
+    histogram = Histogram()
+    for ms in (0.0, 1.0, 1.001, 10_000, 10_001):
+        histogram.observe(ms)
+    assert histogram.counts[0] == 2
+    assert histogram.counts[1] == 1
+    assert histogram.counts[len(BOUNDS_MS) - 1 :] == [1, 1]
+    assert histogram.count == 5
+    assert histogram.mean_ms == pytest.approx(20_003.001 / 5)

@@ -1,0 +1,119 @@
+"""The embedded broker: a child that starts, stops, and neither outlives nor outwits its server."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import time
+
+import nats
+import psutil
+import pytest
+
+from runtime_edge.errors import LinkError, MissingExtra
+from runtime_server.broker.broker_process import Broker
+
+
+def test_it_listens_after_start_and_is_gone_after_stop(tmp_path, free_port):
+    broker = Broker(tmp_path / "broker", port=free_port)
+
+    async def life():
+        await broker.start()
+        client = await nats.connect(broker.url)
+        await client.jetstream().account_info()
+        await client.close()
+        pid = pid_of(broker)
+        await broker.stop()
+        return pid
+
+    pid = asyncio.run(life())
+    assert not psutil.pid_exists(pid)
+    assert not (tmp_path / "broker" / "broker.pid").exists()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", free_port)) != 0
+    asyncio.run(broker.stop())  # a second time does nothing
+
+
+def test_a_port_in_use_is_refused_even_when_another_broker_listens_there(broker, tmp_path):
+    other = Broker(tmp_path / "other", port=broker.port)
+    with pytest.raises(LinkError, match=f"port {broker.port} is taken"):
+        asyncio.run(other.start())
+    assert psutil.pid_exists(pid_of(broker))
+
+
+def test_a_broker_that_cannot_start_says_why(tmp_path, free_port):
+    broker = Broker(tmp_path / "broker", host="192.0.2.1", port=free_port)  # an address of no interface here
+    with pytest.raises(LinkError, match="did not start"):
+        asyncio.run(broker.start())
+
+
+def test_what_a_killed_server_left_on_the_same_store_is_stopped_first(tmp_path, free_port):
+    left = Broker(tmp_path / "broker", port=free_port)
+    again = Broker(tmp_path / "broker", port=free_port)
+    asyncio.run(left.start())
+    old = pid_of(left)
+    asyncio.run(again.start())
+    try:
+        assert pid_of(again) != old
+        assert left._process.poll() is not None
+    finally:
+        asyncio.run(again.stop())
+
+
+def test_a_dead_broker_is_started_again(tmp_path, free_port, monkeypatch):
+    monkeypatch.setattr("runtime_server.broker.broker_process._WATCH_PERIOD_S", 0.05)
+    broker = Broker(tmp_path / "broker", port=free_port)
+
+    async def life():
+        await broker.start()
+        keeper = asyncio.create_task(broker.keep_running())
+        old = pid_of(broker)
+        os.kill(old, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while pid_of(broker) == old and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        client = await nats.connect(broker.url)
+        await client.close()
+        keeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeper
+        await broker.stop()
+
+    asyncio.run(life())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
+def test_it_dies_with_a_killed_server(tmp_path, free_port):
+    program = f"""
+        import asyncio, pathlib, time
+        from runtime_server.broker.broker_process import Broker
+        asyncio.run(Broker(pathlib.Path({str(tmp_path / "broker")!r}), port={free_port}).start())
+        print("up", flush=True)
+        time.sleep(60)
+    """
+    server = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True)
+    with server.stdout:
+        assert server.stdout.readline() == "up\n"
+    child = psutil.Process(int((tmp_path / "broker" / "broker.pid").read_text()))
+    server.kill()
+    server.wait()
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running()
+
+
+def test_a_missing_binary_names_the_extra(tmp_path, free_port, monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingExtra, match=r"streamsplit\[server\]"):
+        asyncio.run(Broker(tmp_path / "broker", port=free_port).start())
+
+
+def pid_of(broker):
+    with contextlib.suppress(OSError):
+        return int((broker.state / "broker.pid").read_text())
+    return None

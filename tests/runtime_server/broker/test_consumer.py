@@ -1,0 +1,146 @@
+"""The pull consumer: at once, everything, again when it was not acknowledged, and after a broker's death."""
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+
+from runtime_edge.base.aio import cancel_all
+from runtime_edge.formats import subjects
+from runtime_server.broker import consumer
+from runtime_server.broker.consumer import Held, PullConsumer
+
+PARTITION = subjects.partition("pi-1")
+SUBJECT = subjects.frames("pi-1")
+
+
+@contextlib.asynccontextmanager
+async def reading(hub, partition=PARTITION, acknowledge=True, held=None):
+    """A queue of (seconds, message) fed by a consumer in its own task."""
+    found = asyncio.Queue()
+
+    async def read():
+        async for message in PullConsumer(hub.client, partition, held).messages():
+            if acknowledge:
+                await message.ack()
+            await found.put((time.monotonic(), message))
+
+    task = asyncio.create_task(read())
+    try:
+        yield found
+    finally:
+        await asyncio.wait_for(cancel_all([task]), 5.0)
+
+
+async def take(found, count, timeout_s=10.0):
+    return [await asyncio.wait_for(found.get(), timeout_s) for _ in range(count)]
+
+
+def test_a_message_is_handed_out_at_once_though_the_batch_is_not_full(play):
+    async def work(hub):
+        async with reading(hub) as found:
+            await asyncio.sleep(0.3)
+            delays = []
+            for number in range(5):
+                started = time.monotonic()
+                await hub.stream.publish(SUBJECT, b"%d" % number)
+                delays += [arrived - started for arrived, _ in await take(found, 1)]
+            return delays
+
+    assert max(play(work)) < 1.0
+
+
+def test_more_than_a_batch_comes_in_order_and_once(play):
+    count = 3 * consumer._BATCH + 5
+
+    async def work(hub):
+        for number in range(count):
+            await hub.stream.publish(SUBJECT, b"%d" % number)
+        async with reading(hub) as found:
+            received = [int(message.data) for _, message in await take(found, count)]
+            await asyncio.sleep(0.3)
+            return received, found.qsize()
+
+    assert play(work) == (list(range(count)), 0)
+
+
+def test_other_partitions_are_left_alone(play):
+    async def work(hub):
+        other = next(name for name in map("pi-{}".format, range(99)) if subjects.partition(name) != PARTITION)
+        await hub.stream.publish(subjects.frames(other), b"other")
+        await hub.stream.publish(SUBJECT, b"own")
+        async with reading(hub) as found:
+            return [message.data for _, message in await take(found, 1)], found.qsize()
+
+    assert play(work) == ([b"own"], 0)
+
+
+def test_what_was_not_acknowledged_comes_again_to_the_next_reader(play, monkeypatch):
+    monkeypatch.setattr(consumer, "_ACK_WAIT_S", 1.0)
+
+    async def work(hub):
+        for number in range(3):
+            await hub.stream.publish(SUBJECT, b"%d" % number)
+        async with reading(hub, acknowledge=False) as found:
+            messages = [message for _, message in await take(found, 3)]
+            await messages[1].ack()
+        await hub.client.flush()
+        async with reading(hub) as found:
+            again = sorted(message.data for _, message in await take(found, 2))
+            await asyncio.sleep(1.5)
+            return again, found.qsize()
+
+    assert play(work) == ([b"0", b"2"], 0)
+
+
+def test_what_is_held_is_not_delivered_again_and_what_was_let_go_is(play, monkeypatch):
+    monkeypatch.setattr(consumer, "_ACK_WAIT_S", 1.0)
+
+    async def work(hub):
+        await hub.stream.publish(SUBJECT, b"slow")
+        await hub.stream.publish(SUBJECT, b"lost")
+        held = Held()
+        keeper = asyncio.create_task(held.keep())
+        async with reading(hub, acknowledge=False, held=held) as found:
+            (_, slow), (_, lost) = await take(found, 2)
+            held.let_go(lost)
+            again = [message for _, message in await take(found, 1)]
+            await asyncio.sleep(2.0)
+            await slow.ack()
+            held.let_go(slow)
+            again += [found.get_nowait()[1] for _ in range(found.qsize())]
+            await cancel_all([keeper])
+            return [message.data for message in again]
+
+    assert play(work) == [b"lost"]
+
+
+def test_a_device_cannot_pass_a_frame_off_as_a_word_of_the_broker(play):
+    async def work(hub):
+        await hub.stream.publish(SUBJECT, b"poison", headers={"Status": "404"})
+        await hub.stream.publish(SUBJECT, b"next")
+        async with reading(hub) as found:
+            return [message.data for _, message in await take(found, 2)]
+
+    assert play(work) == [b"poison", b"next"]
+
+
+@pytest.mark.slow
+def test_it_goes_on_within_seconds_when_the_broker_was_restarted(play, broker):
+    async def work(hub):
+        async with reading(hub) as found:
+            await hub.stream.publish(SUBJECT, b"before")
+            await take(found, 1)
+            await broker.stop()
+            await broker.start()
+            while not hub.client.is_connected:
+                await asyncio.sleep(0.05)
+            started = time.monotonic()
+            await hub.stream.publish(SUBJECT, b"after")
+            ((arrived, message),) = await take(found, 1)
+            return arrived - started, message.data
+
+    seconds, data = play(work)
+    assert data == b"after"
+    assert seconds < 2 * consumer._SILENCE_S

@@ -1,0 +1,50 @@
+"""What `ssc server status` makes of reports, whoever wrote them. The command itself runs in the integration tests."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime_server.cli.server_status_command import device_row, server_lines
+from streamsplit_compile.cli.options import print_table
+
+REPORT = {
+    "target": "rpi4", "generation_end": 3, "cuts": {"one": 3, "local": 40}, "windows_captured": 43,
+    "windows_spooled": 2, "bytes_sent": 12_345, "seen_s": 130.0,
+}  # fmt: skip
+
+
+def test_a_device_in_a_row():
+    expected = ["pi-1", "rpi4", "3", "local", "43", "41", "2", "12.3 kB", "2 min ago"]
+    assert device_row("pi-1", REPORT, 41) == expected
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(set(REPORT) - {"seen_s"})), json_values))
+def test_a_device_may_say_anything_of_itself(report):
+    row = device_row("pi-1", {**report, "seen_s": 1.0}, 0)
+    assert all(cell.isprintable() and len(cell) <= 64 for cell in row)
+    print_table("Devices", ["column"] * len(row), [row])
+
+
+def test_a_server_in_a_few_lines():
+    release = {"generation": 2, "status": "stable", "devices": 3, "devices_proven": 2}
+    own = {
+        "encoder": "resnet18", "generation": 2, "uptime_s": 7300.0, "windows": {"pi-1": 10, "pi-2": 5},
+        "counters": {"windows": 15, "over_rate": 7, "garbage": 0}, "training_steps": 9,
+        "losses": [{"step": 9, "total": 1.23456}], "rollout": {"releases": [release]},
+    }  # fmt: skip
+    assert server_lines(own) == [
+        "resnet18, generation 2, up 2 h",
+        "15 windows arrived, 7 over rate",
+        "9 training steps, loss 1.235",
+        "release 2: stable, 3 devices, 2 of them proven",
+    ]
+    ranks = [{"rank": 0, "windows": 15, "uptime_s": 90.0}, {"rank": 1, "missing": True}]
+    assert server_lines({**own, "ranks": ranks})[3:5] == ["rank 0: 15 windows, up 90 s", "rank 1: does not answer"]
+    bare = {**own, "losses": [], "counters": {}, "rollout": {"releases": []}, "windows": {}}
+    assert server_lines(bare)[1:] == ["0 windows arrived", "9 training steps"]

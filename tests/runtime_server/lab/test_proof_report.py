@@ -1,0 +1,132 @@
+"""Tables, goals and pages, from runs that are made up so that every ratio can be worked out by hand."""
+
+import re
+
+import msgspec
+import pytest
+
+from runtime_edge.errors import CheckFailed, FormatError, UsageError
+from runtime_server.lab.accuracy import Accuracy
+from runtime_server.lab.figures import Figures
+from runtime_server.lab.goals import goals
+from runtime_server.lab.policy_bench import Bench, Compared, Played, command_of, joined, read_bench
+from runtime_server.lab.proof_page import write_page
+from runtime_server.lab.proof_report import COSTS, QUALITY, compare, costs, quality, ratios
+from runtime_server.lab.scenarios import Step
+
+
+def run(policy, repeat, latency, up, energy, cut="waveform"):
+    return Figures(
+        encoder="toy", scenario="lte", policy=policy, repeat=repeat, windows=4, missing=0,
+        latency_ms={"p50": latency, "p95": 2 * latency, "p99": 3 * latency},
+        parts_ms={"device": latency / 4, "network": latency / 2, "server": latency / 4, "wait": 0.0},
+        up_mb_per_hour=up, down_mb_per_hour=1.0,
+        energy_mj={"compute": energy / 2, "radio": energy / 2, "total": energy},
+        fidelity=0.99, fidelity_worst=0.9, finished={"server": 4}, cuts={cut: 4}, changes=0, reaction_s=[0.7],
+        processor_share=0.1, memory_mb=100.0, sequence=[cut] * 4, frame_bytes=[10] * 4, times_s=[0.5, 1.0, 1.5, 2.0],
+    )  # fmt: skip
+
+
+@pytest.fixture
+def bench():
+    accuracy = {
+        "pcm16": Accuracy(0.9, 0.8, 0.2, 40),
+        "opus-6": Accuracy(0.5, 0.4, 0.1, 40),
+        "opus-12": Accuracy(0.9, 0.8, 0.2, 40),
+        "lte/table": Accuracy(0.89, 0.8, 0.2, 40),
+    }
+    runs = [
+        run("pcm16", 0, 200.0, 100.0, 50.0), run("pcm16", 1, 220.0, 100.0, 50.0),
+        run("opus-6", 0, 150.0, 4.0, 20.0), run("opus-12", 0, 150.0, 16.0, 22.0),
+        run("table", 0, 40.0, 20.0, 20.0, "one"), run("table", 1, 40.0, 20.0, 20.0, "one"),
+    ]  # fmt: skip
+    return Bench(
+        created="2026-01-01T00:00:00", command="ssc bench run lte", target="rpi4", seconds=20.0, repeats=2, seed=0,
+        bytes_are="the device's interface", audio="a soundscape", machine={"cores": "2"}, runs=runs,
+        scenarios={"lte": Played("a link", [Step(0.0, 2.0, 80.0, 0.0, 0.0), Step(10.0, 1.0, 90.0, 0.0, 0.0)])},
+        encoders={"toy": Compared(cuts=["waveform", "one", "two"], block_ms=[1.0, 2.0], accuracy=accuracy)},
+    )  # fmt: skip
+
+
+def test_ratios_are_against_the_baseline_of_the_same_repetition(bench):
+    first, second = ratios(bench, "toy", "lte", "table")
+    assert (first.latency, second.latency) == (5.0, 5.5)
+    assert first.bytes_saved == pytest.approx(0.8)
+    assert first.energy_saved == pytest.approx(0.6)
+
+
+def test_goals_say_what_is_met_and_by_how_much_the_rest_is_missed(bench):
+    found = {goal.name: goal for goal in goals(bench, "toy")}
+    assert found["latency"].value == 5.25
+    assert found["latency"].met
+    assert found["energy saved"].met
+    assert found["points of accuracy lost"].value == pytest.approx(1.0)
+    against_opus = found["bytes / Opus as accurate"]  # opus-6 is cheaper, but far less accurate
+    assert against_opus.value == pytest.approx(20 / 16)
+    assert not against_opus.met
+    assert against_opus.missed_by == pytest.approx(0.25)
+    assert "opus-12" in against_opus.why
+
+
+def test_a_bench_differs_from_itself_by_nothing_and_from_a_slower_one_by_as_much(bench):
+    assert all(row[-1] == 0 for row in compare(bench, bench))
+    slower = msgspec.structs.replace(
+        bench,
+        runs=[
+            msgspec.structs.replace(r, latency_ms={p: 2 * ms for p, ms in r.latency_ms.items()})
+            if r.policy == "table"
+            else r
+            for r in bench.runs
+        ],
+    )
+    worst = max(compare(bench, slower), key=lambda row: row[-1])
+    assert worst[:2] == ("toy lte table", "latency")
+    assert worst[-1] == pytest.approx(0.5)
+    with pytest.raises(CheckFailed, match="in common"):
+        compare(bench, msgspec.structs.replace(bench, runs=[]))
+
+
+def test_what_is_measured_again_is_a_further_repetition_against_its_own_baseline(bench):
+    slower = [
+        msgspec.structs.replace(r, latency_ms={p: 2 * ms for p, ms in r.latency_ms.items()})
+        for r in bench.runs
+        if r.policy in ("pcm16", "table")
+    ]
+    whole = joined([bench, msgspec.structs.replace(bench, runs=slower)])
+    assert [r.latency for r in ratios(whole, "toy", "lte", "table")] == [5.0, 5.5, 5.0, 5.5]
+    assert [run.repeat for run in whole.runs if run.policy == "table"] == [0, 1, 2, 3]
+    assert whole.repeats == 4
+    with pytest.raises(UsageError, match="seconds"):
+        joined([bench, msgspec.structs.replace(bench, seconds=30.0)])
+    elsewhere = [msgspec.structs.replace(run, scenario="wifi") for run in bench.runs]
+    whole = joined([bench, msgspec.structs.replace(bench, seconds=30.0, runs=elsewhere)])
+    assert (whole.seconds, whole.shortest_s) == (30.0, bench.seconds)
+    assert joined([bench, bench]).shortest_s == 0
+
+
+def test_the_page_has_a_row_for_each_policy_and_its_pictures(bench, tmp_path):
+    write_page(bench, tmp_path / "proof.md")
+    page = (tmp_path / "proof.md").read_text()
+    for policy in ("pcm16", "opus-12", "table"):
+        assert page.count(f"\n| {policy} |") == 2  # what it costs, and what it is worth
+    assert "at most 1.0, **missed** by 0.25" in page
+    pictures = re.findall(r"\]\((.+\.svg)\)", page)
+    assert len(pictures) == 3
+    assert "| paper | server-only | up to 4.7x | -77.1% | -52.3% | 2.2 |" in page
+    assert "| toy | opus-12 | 3.75x | +25.0% | -9.1% | 1.0 |" in page
+    assert all((tmp_path / picture).read_text().lstrip().startswith("<?xml") for picture in pictures)
+    assert all(len(row) == len(COSTS) for row in costs(bench, "toy", "lte"))
+    assert all(len(row) == len(QUALITY) for row in quality(bench, "toy", "lte"))
+
+
+def test_a_file_survives_and_a_foreign_one_is_refused_by_field(bench, tmp_path):
+    path = tmp_path / "bench.json"
+    path.write_bytes(bench.to_json())
+    assert read_bench(path) == bench
+    path.write_text('{"format": "streamsplit.bench/2"}')
+    with pytest.raises(FormatError, match="format"):
+        read_bench(path)
+
+
+def test_a_published_command_does_not_say_where_files_lie():
+    assert command_of(["bench", "run", "lte", "--encoder", "/home/me/mn04.pt"]) == "ssc bench run lte --encoder mn04.pt"

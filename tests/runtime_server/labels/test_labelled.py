@@ -1,0 +1,124 @@
+"""Labelled windows of folders and CSVs; what devices sent is tested against a real broker in tests/integration."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from runtime_edge.errors import FormatError, SourceError, SscError, UsageError
+from runtime_edge.inference.prefix import Prefix
+from runtime_server.labels.labelled import Clip, Event, is_events, of_clips, read_clips, read_events
+
+RATE, WINDOW, HOP = 4000, 1024, 512
+
+
+def write(path, seconds=1.0, level=0.3, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).normal(scale=level, size=int(seconds * RATE)).clip(-1, 1)
+    soundfile.write(path, noise, RATE)
+    return path
+
+
+def csv_file(tmp_path, text):
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    return path
+
+
+def test_a_folder_gives_a_label_for_each_subfolder(tmp_path):
+    for name in ("dog/a.wav", "dog/deeper/b.flac", "rain/c.wav"):
+        write(tmp_path / name)
+    (tmp_path / "rain" / "notes.txt").write_text("no recording")
+    (tmp_path / "readme.md").write_text("no label")
+    found = [(clip.path.name, clip.labels) for clip in read_clips(tmp_path)]
+    assert found == [("a.wav", ("dog",)), ("b.flac", ("dog",)), ("c.wav", ("rain",))]
+    with pytest.raises(UsageError, match="one subfolder for each label"):
+        read_clips(tmp_path / "dog" / "deeper")
+
+
+def test_a_csv_gives_files_labels_and_folds_in_esc_50s_words_too(tmp_path):
+    plain = csv_file(tmp_path, "file,label\na.wav,dog\nb.wav,rain\na.wav,rain\n")
+    assert not is_events(plain)
+    assert read_clips(plain) == [Clip(tmp_path / "a.wav", ("dog", "rain")), Clip(tmp_path / "b.wav", ("rain",))]
+    esc = csv_file(tmp_path, "\ufefffilename,fold,target,category\n1-a.wav,1,0,dog\n2-b.wav,2,10,rain\n")
+    assert read_clips(esc) == [Clip(tmp_path / "1-a.wav", ("dog",), 1), Clip(tmp_path / "2-b.wav", ("rain",), 2)]
+
+
+def test_a_csv_of_events_reads_seconds_and_iso_times(tmp_path):
+    path = csv_file(
+        tmp_path,
+        "device,time,seconds,label\npi-1,1795255200.5,2,dog\npi-2,2026-11-21T10:00:00Z,,rain\n"
+        "pi-2,2026-11-21T11:00:00+01:00,0,rain\npi-3,1711211200,,dog\n",
+    )
+    assert is_events(path)
+    noon = 1795255200.0
+    assert read_events(path) == [
+        Event("pi-1", noon + 0.5, noon + 2.5, "dog"),
+        Event("pi-2", noon, noon, "rain"),
+        Event("pi-2", noon, noon, "rain"),
+        Event("pi-3", 1711211200.0, 1711211200.0, "dog"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no lines"),
+        ("device,time,label\n", "no lines"),
+        ("file,colour\na.wav,red\n", "line 2: no column 'label'"),
+        ("file,label\na.wav,\n", "line 2: label is empty"),
+        ("file,label\na.wav,dog\n,dog\n", "line 3: file is empty"),
+        ("file,label,fold\na.wav,dog,one\n", "line 2: fold: 'one' is not a number"),
+        ("file,label,fold\na.wav,dog,1\na.wav,rain,2\n", "line 3: a.wav stands in two folds"),
+        ("device,time,label\npi-1,yesterday,dog\n", "line 2: time 'yesterday': expected seconds"),
+        ("device,time,label\npi-1,nan,dog\n", "line 2: time 'nan'"),
+        ("device,time,label\nPi 1,5,dog\n", "line 2: device 'Pi 1'"),
+        ("device,label\npi-1,dog\n", "line 2: no column 'time'"),
+        ("device,time,seconds,label\npi-1,5,long,dog\n", "line 2: seconds: 'long' is not a number"),
+    ],
+)
+def test_what_is_wrong_is_named_by_file_and_line(tmp_path, text, message):
+    path = csv_file(tmp_path, text)
+    with pytest.raises(SscError, match=message) as caught:
+        (read_events if is_events(path) else read_clips)(path)
+    assert "labels.csv" in str(caught.value)
+
+
+def test_what_is_no_text_or_not_there_is_refused(tmp_path):
+    path = tmp_path / "labels.csv"
+    with pytest.raises(UsageError, match="no such folder or CSV"):
+        is_events(path)
+    path.write_bytes(b"file,label\n\xff\xfe,dog\n")
+    with pytest.raises(FormatError, match="not UTF-8"):
+        is_events(path)
+
+
+def test_every_window_of_a_clip_is_embedded_as_a_device_would(small_bundle, tmp_path):
+    clips = [
+        Clip(write(tmp_path / "a.wav", seed=1), ("dog",)),
+        Clip(write(tmp_path / "b.wav", 0.1, seed=2), ("dog", "rain")),
+    ]
+    found = of_clips(clips, small_bundle)
+    audio = soundfile.read(tmp_path / "a.wav", dtype="float32")[0]
+    starts = range(0, RATE - WINDOW + 1, HOP)
+    prefix = Prefix(small_bundle)
+    expected = np.stack([prefix.embed(audio[start : start + WINDOW]) for start in starts])
+    np.testing.assert_allclose(found.embeddings[:-1], expected, atol=1e-6)
+    assert found.labels == ("dog", "rain")
+    assert found.truth.tolist() == [[True, False]] * len(starts) + [[True, True]]
+    assert found.groups.tolist() == [0] * len(starts) + [1]
+    assert found.folds is None
+    assert found.generations == (1, 1)
+    assert not found.exclusive
+
+
+def test_silence_in_a_clip_is_left_out(small_bundle, tmp_path):
+    quiet = write(tmp_path / "quiet.wav", level=1e-5)
+    loud = write(tmp_path / "loud.wav")
+    found = of_clips([Clip(quiet, ("dog",), 1), Clip(loud, ("rain",), 2)], small_bundle)
+    assert found.labels == ("rain",)
+    assert set(found.groups) == {1}
+    assert set(found.folds) == {2}
+    with pytest.raises(UsageError, match="louder than -60"):
+        of_clips([Clip(quiet, ("dog",))], small_bundle)
+    with pytest.raises(SourceError, match=r"missing\.wav"):
+        of_clips([Clip(tmp_path / "missing.wav", ("dog",))], small_bundle)

@@ -1,0 +1,254 @@
+"""Releases: what may pass, what is recompiled, and what is on disk before anybody is told."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.inference.prefix import Prefix
+from runtime_server.labels.linear_probe import Probe
+from runtime_server.releases.release_gate import Quality, ReleaseConfig, Releaser, first_model
+from runtime_server.releases.rollout import Rollout, RolloutConfig
+from runtime_server.state.server_state import ServerState
+from runtime_server.training.buffer import Window
+from runtime_server.training.trainer import TrainConfig, Trainer
+
+
+@pytest.fixture
+def state(tmp_path):
+    return ServerState(tmp_path / "server")
+
+
+@pytest.fixture
+def trainer(generations, sounds, activation):
+    """With 64 windows at the first cut, 8 of them held out."""
+    trained = Trainer(first_model(generations._graph, generations.newest), TrainConfig(batch=8), 6)
+    for index, sound in enumerate(sounds):
+        kept = torch.from_numpy(activation(sound, 1))
+        trained.take(Window("pi-1", "boot", index, 1, 1, kept, 0.5, torch.from_numpy(activation(sound, 4)[0])))
+    return trained
+
+
+@pytest.fixture
+def rollout(state, generations):
+    begun = Rollout(state.root / "rollout.json", RolloutConfig())
+    begun.begin({1: generations.newest.bundle.digest})
+    return begun
+
+
+@pytest.fixture
+def releaser(generations, trainer, state, sounds, signing_key, rollout):
+    config = ReleaseConfig(every_steps=3)
+    return Releaser(generations._graph, generations, trainer, state, sounds[:4], signing_key, config, rollout)
+
+
+def set_weights(trainer, **changes):
+    """Put weights into the average that would be released."""
+    with torch.no_grad():
+        for name, change in changes.items():
+            parameter = trainer.averaged.get_parameter(name.replace("__", "."))
+            parameter.copy_(change(parameter))
+
+
+def test_it_is_due_after_so_many_steps_since_the_last_attempt(releaser, trainer):
+    due = []
+    for _ in range(7):
+        trainer.step()
+        due.append(releaser.due)
+        if releaser.due:
+            releaser.attempt()
+    assert due == [False, False, True, False, False, True, False]
+    assert len(releaser.outcomes) == 2
+    assert [outcome.steps for outcome in releaser.outcomes] == [3, 6]
+
+
+def test_it_is_due_after_so_much_time_if_anything_was_trained_and_not_too_often(releaser, trainer, monkeypatch):
+    now = [releaser._last_time]
+    monkeypatch.setattr("runtime_server.releases.release_gate.time.monotonic", lambda: now[0])
+    releaser.config = ReleaseConfig(every_steps=1000, every_s=60.0)
+    now[0] += 61
+    assert not releaser.due, "nothing is new"
+    trainer.step()
+    assert releaser.due
+    releaser.config = ReleaseConfig(every_steps=1, least_s=100.0)
+    assert not releaser.due
+    now[0] += 40
+    assert releaser.due
+
+
+def test_nothing_is_due_while_the_rollout_stands_against_it(releaser, trainer, rollout):
+    for _ in range(3):
+        trainer.step()
+    rollout.pin(None)
+    assert not releaser.due
+    rollout.unpin()
+    assert releaser.due
+
+
+def test_after_a_rollback_it_goes_on_from_what_devices_run_under_a_new_number(releaser, trainer, rollout, generations):
+    set_weights(trainer, head__weight=lambda w: w * 1.01)
+    second = releaser.attempt()
+    rollout.offer(2, second.bundle.digest)
+    rollout.roll_back(None)
+    third = releaser.attempt()
+    assert third.number == 3
+    assert releaser.outcomes[-1].before == releaser.outcomes[0].before, "judged against the second"
+    assert generations.newest is third
+
+
+def test_an_improvement_can_be_asked_for(releaser, trainer):
+    releaser.config = ReleaseConfig(tolerance=-0.01)
+    assert releaser.attempt() is None, "the same weights"
+    assert releaser.outcomes[-1].reason == "held-out loss did not fall enough"
+
+
+def test_no_worse_weights_become_the_next_generation(
+    releaser, trainer, generations, state, signing_key, sounds, small_bundle
+):
+    set_weights(trainer, head__weight=lambda w: w * 1.01)
+    generation = releaser.attempt()
+
+    (outcome,) = releaser.outcomes
+    assert outcome.released
+    assert outcome.after.loss <= outcome.before.loss * 1.02
+    assert outcome.changed_blocks == (small_bundle.manifest.info.blocks[-1],), "only the head's block was changed"
+    assert generations.newest is generation
+    assert generation.number == 2
+    # What devices will fetch: signed, the other blocks' files untouched, and the new weights' function.
+    bundle = open_bundle(state.bundle_path(2), signing_key.public)
+    assert bundle.digest == generation.bundle.digest
+    for block in small_bundle.manifest.info.blocks[:-1]:
+        assert bundle.block_bytes(block, "onnx-fp32") == small_bundle.block_bytes(block, "onnx-fp32")
+    expected = generation.complete(0, torch.from_numpy(sounds[:1])).numpy()[0]
+    assert np.abs(Prefix(bundle).embed(sounds[0]) - expected).max() < 1e-4
+    # A server that dies now starts with it.
+    (last,) = ServerState(state.root).generations(1)
+    assert last[0].digest == bundle.digest
+    assert np.array_equal(last[1]["head.weight"], trainer.averaged_tensors()["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("ruin", "reason"),
+    [
+        # Everything in one place.
+        ({"head__weight": torch.zeros_like, "head__bias": torch.ones_like}, "held-out loss rose"),
+        ({"head__weight": lambda w: w * float("nan")}, "held-out loss rose"),
+    ],
+    ids=["collapsed", "nan"],
+)
+def test_worse_weights_are_not_released(releaser, trainer, generations, state, ruin, reason):
+    set_weights(trainer, **ruin)
+    assert releaser.attempt() is None
+    outcome = releaser.outcomes[-1]
+    assert not outcome.released
+    assert outcome.reason == reason
+    assert generations.newest.number == 1
+    assert state.generations(9) == []
+    assert not state.bundle_path(2).exists()
+
+
+def test_training_that_goes_wrong_is_not_released(generations, sounds, activation, state, signing_key, rollout):
+    """A real drop: steps far too long, which help at first and then make everything one point."""
+    config = TrainConfig(batch=8, learning_rate=0.1, ema=0.0)
+    trainer = Trainer(first_model(generations._graph, generations.newest), config, 6)
+    for index, sound in enumerate(sounds):
+        trainer.take(Window("pi-1", "boot", index, 1, 1, torch.from_numpy(activation(sound, 1)), 0.5))
+    releaser = Releaser(
+        generations._graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(), rollout
+    )
+    for _ in range(10):
+        trainer.step()
+    better = releaser.attempt()
+    rollout.offer(2, better.bundle.digest)
+    for _ in range(40):
+        trainer.step()
+    assert releaser.attempt() is None
+    outcome = releaser.outcomes[-1]
+    assert not outcome.released
+    assert outcome.after.loss > 2 * outcome.before.loss
+    assert outcome.reason == "held-out loss rose"
+    assert generations.newest is better
+    assert not state.bundle_path(3).exists()
+
+
+GOOD = Quality(loss=1.0, alignment=0.3, uniformity=-2.0, effective_rank=5.0, probe_accuracy=0.8, knn_accuracy=0.7)
+
+
+@pytest.mark.parametrize(
+    ("after", "objection"),
+    [
+        ({}, ""),
+        ({"loss": 1.019}, ""),
+        ({"loss": 1.03}, "held-out loss rose"),
+        ({"loss": float("nan")}, "held-out loss rose"),
+        ({"effective_rank": 3.1}, ""),
+        ({"effective_rank": 2.9}, "embeddings are collapsing"),
+        ({"alignment": 0.51, "uniformity": -1.79}, "held-out alignment and uniformity got worse"),
+        ({"alignment": 0.49, "uniformity": -1.79}, ""),
+        ({"alignment": 0.9, "uniformity": -2.0}, ""),
+        ({"alignment": 0.1, "uniformity": -0.5}, ""),
+        ({"alignment": 0.1, "uniformity": -0.1}, "embeddings are collapsing"),
+        ({"alignment": 0.0, "uniformity": 0.0}, "embeddings are collapsing"),
+        ({"uniformity": float("nan")}, "embeddings are collapsing"),
+        ({"alignment": float("nan")}, "held-out alignment and uniformity got worse"),
+        ({"probe_accuracy": 0.785}, ""),
+        ({"probe_accuracy": 0.77}, "accuracy on the labelled recordings fell"),
+        ({"knn_accuracy": 0.0}, ""),
+    ],
+)
+def test_what_a_release_must_not_make_worse(releaser, after, objection):
+    assert releaser._objection(GOOD, replace(GOOD, **after)) == objection
+
+
+def test_recordings_with_labels_have_a_say(
+    generations, trainer, state, sounds, signing_key, rollout, recordings, small_bundle
+):
+    probe = Probe(recordings, small_bundle.manifest.info.front_end)
+    lenient = ReleaseConfig(tolerance=100.0, least_rank=0.0, least_uniformity=0.0, geometry_tolerance=100.0)
+    releaser = Releaser(
+        generations._graph, generations, trainer, state, sounds[:4], signing_key, lenient, rollout, probe=probe
+    )
+    set_weights(trainer, head__weight=torch.zeros_like)
+    assert releaser.attempt() is None
+    outcome = releaser.outcomes[-1]
+    assert outcome.reason == "accuracy on the labelled recordings fell"
+    assert outcome.before.probe_accuracy > outcome.after.probe_accuracy + 0.1
+    set_weights(trainer, head__weight=lambda w: generations.newest.model.module.get_parameter("head.weight") * 1.01)
+    assert releaser.attempt().number == 2
+    assert releaser.outcomes[-1].before == outcome.before
+
+
+def test_a_higher_loss_is_not_released(releaser, trainer, generations):
+    releaser.config = ReleaseConfig(tolerance=-1.0)  # nothing is good enough
+    set_weights(trainer, head__weight=lambda w: w * 1.01)
+    assert releaser.attempt() is None
+    assert releaser.outcomes[-1].reason == "held-out loss did not fall enough"
+    assert generations.newest.number == 1
+
+
+def test_nothing_is_released_unjudged(generations, state, sounds, signing_key, rollout):
+    trainer = Trainer(first_model(generations._graph, generations.newest), TrainConfig(), 6)
+    config = ReleaseConfig()
+    releaser = Releaser(generations._graph, generations, trainer, state, sounds[:4], signing_key, config, rollout)
+    assert releaser.attempt() is None
+    assert releaser.outcomes[0].reason == "too few held-out windows"
+
+
+def test_a_release_whose_weights_cannot_be_kept_is_none_and_is_made_again(
+    releaser, trainer, generations, state, monkeypatch
+):
+    set_weights(trainer, head__weight=lambda w: w * 1.01)
+    with monkeypatch.context() as patched:
+        patched.setattr("runtime_server.state.server_state.write_atomic", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            releaser.attempt()
+    assert generations.newest.number == 1
+    assert state.generations(9) == []
+    assert releaser.attempt().number == 2
+    assert len(state.generations(9)) == 1
+
+
+def full_disk(path, data):
+    raise OSError(28, "No space left on device")

@@ -1,0 +1,157 @@
+"""Exactly once: the ledger against a plain set, and against death at any moment."""
+
+import threading
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.formats import subjects
+from runtime_server.state import ledger as ledgers
+from runtime_server.state.ledger import DurableLedger, Ledger, PartitionedLedger
+
+NOTES = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "pi-1"]), st.sampled_from(["b0", "b1"]), st.integers(0, 30) | st.integers(0, 1 << 40)
+    )
+)
+
+
+@given(NOTES)
+def test_it_remembers_what_a_set_remembers(notes):
+    ledger, seen = Ledger(), set()
+    for note in notes:
+        assert ledger.add(*note) == (note not in seen)
+        seen.add(note)
+    devices = {device for device, _, _ in seen}
+    assert ledger.counts() == {device: sum(note[0] == device for note in seen) for device in devices}
+    asked = [(device, boot, index) for device in ("a", "pi-1") for boot in ("b0", "b1") for index in range(-1, 32)]
+    assert [note for note in asked if ledger.holds(*note)] == [note for note in asked if note in seen]
+
+
+@given(NOTES, NOTES)
+def test_bytes_bring_it_back(before, after):
+    ledger = Ledger()
+    for note in before:
+        ledger.add(*note)
+    copy = Ledger.from_bytes(ledger.to_bytes())
+    assert copy.to_bytes() == ledger.to_bytes()
+    assert [copy.add(*note) for note in after] == [ledger.add(*note) for note in after]
+
+
+def test_a_dense_run_takes_no_room():
+    ledger = Ledger()
+    for index in range(10_000):
+        ledger.add("pi-1", "boot", (7919 * index) % 10_000)
+    assert len(ledger.to_bytes()) < 50
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"a.b": [[1]]}', b'{"a.b": [[1, 2, 3]]}', b'{"a.b": "x"}', b"\xff"])
+def test_other_bytes_are_refused(data):
+    with pytest.raises(msgspec.MsgspecError):
+        Ledger.from_bytes(data)
+
+
+@given(NOTES, st.sets(st.integers(0, 50)))
+def test_nothing_noted_is_forgotten_by_a_process_that_dies(tmp_path_factory, notes, saves):
+    path = tmp_path_factory.mktemp("ledger") / "ledger.json"
+    ledger, plain = DurableLedger(path), Ledger()
+    for place, note in enumerate(notes):
+        ledger.add(*note)
+        plain.add(*note)
+        if place in saves:
+            ledger.save()
+    reborn = DurableLedger(path)  # the first one was never closed
+    assert reborn.counts() == plain.counts()
+    assert not any(reborn.add(*note) for note in notes)
+    for opened in (ledger, reborn):
+        opened.close()
+
+
+def test_a_journal_line_that_a_power_cut_tore_is_left_out(tmp_path):
+    ledger = DurableLedger(tmp_path / "ledger.json")
+    ledger.add("pi-1", "b0", 1)
+    ledger._journal.close()
+    with (tmp_path / "ledger.json.journal").open("ab") as journal:
+        journal.write(b"pi-1.b0.2\n\0\0\0\n.5\npi-1.b0.\npi")
+    reborn = DurableLedger(tmp_path / "ledger.json")
+    assert reborn.counts() == {"pi-1": 2}
+    reborn.close()
+
+
+def test_saving_empties_the_journal_and_closing_saves(tmp_path):
+    path = tmp_path / "ledger.json"
+    ledger = DurableLedger(path)
+    for index in range(5):
+        ledger.add("pi-1", "b0", index)
+    ledger.save()
+    assert path.with_name("ledger.json.journal").read_bytes() == b""
+    ledger.add("pi-1", "b0", 5)
+    ledger.close()
+    assert Ledger.from_bytes(path.read_bytes()).counts() == {"pi-1": 6}
+
+
+def test_a_damaged_file_names_itself_and_says_what_to_do(tmp_path):
+    (tmp_path / "ledger.json").write_text('{"pi-1.b0": [')
+    with pytest.raises(FormatError, match=r"ledger\.json: .*remove it"):
+        DurableLedger(tmp_path / "ledger.json")
+
+
+def test_threads_do_not_get_in_each_others_way(tmp_path):
+    ledger, new = DurableLedger(tmp_path / "ledger.json"), []
+
+    def note():
+        new.append(sum(ledger.add("pi-1", "b0", index) for index in range(2000)))
+
+    threads = [threading.Thread(target=note) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        ledger.save()
+        ledger.counts()
+    assert sum(new) == ledger.counts()["pi-1"] == 2000
+    ledger.close()
+
+
+@given(NOTES, st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_another_number_of_processes_goes_on_where_the_former_left_off(tmp_path_factory, notes, worlds):
+    directory, seen = tmp_path_factory.mktemp("ledger"), set()
+    for world in worlds:
+        ranks = [
+            PartitionedLedger(directory, range(rank, subjects.PARTITIONS, world))
+            for rank in range(min(world, subjects.PARTITIONS))
+        ]
+        for note in notes[: len(seen) + 3]:
+            new = ranks[subjects.partition(note[0]) % world].add(*note)
+            assert new == (note not in seen)
+            seen.add(note)
+        counts = {device: count for rank in ranks for device, count in rank.counts().items()}
+        assert sum(counts.values()) == len(seen)
+        for rank in ranks:
+            rank.close()
+
+
+def test_two_processes_never_have_the_same_partition(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledgers, "_LOCK_PATIENCE_S", 0.1)
+    first = PartitionedLedger(tmp_path, [0, 2])
+    other = PartitionedLedger(tmp_path, [1])
+    with pytest.raises(UsageError, match=r"2\.lock: another server"):
+        PartitionedLedger(tmp_path, [3, 2])
+    third = PartitionedLedger(tmp_path, [3])  # what the refused one had taken is free again
+    first.close()
+    PartitionedLedger(tmp_path, [0, 2]).close()
+    for opened in (other, third):
+        opened.close()
+
+
+def test_a_snapshot_stays_as_it_is(tmp_path):
+    ledger = PartitionedLedger(tmp_path)
+    for device in ("pi-1", "pi-2", "pi-3"):
+        ledger.add(device, "b0", 3)
+    snapshot = ledger.snapshot()
+    ledger.add("pi-1", "b0", 4)
+    assert snapshot.counts() == {"pi-1": 1, "pi-2": 1, "pi-3": 1}
+    assert not snapshot.holds("pi-1", "b0", 4)
+    ledger.close()

@@ -1,0 +1,99 @@
+"""A server's disk: what a restart finds, and what a crash in the middle leaves."""
+
+import shutil
+import stat
+
+import numpy as np
+import pytest
+
+from runtime_edge.errors import FormatError, SignatureError
+from runtime_server.state.server_state import ServerState
+
+
+@pytest.fixture
+def kept(tmp_path, small_bundle, tiny_encoder):
+    """A state with generations 1 to 3 (the same bundle under each number)."""
+    state = ServerState(tmp_path / "server")
+    for number in (1, 2, 3):
+        shutil.copytree(small_bundle.path, state.bundle_path(number))
+        state.save_weights(number, tiny_encoder.tensors)
+    return state
+
+
+def paths(state, newest=9):
+    return [bundle.path for bundle, _ in state.generations(newest)]
+
+
+def test_weights_come_back_as_they_were(kept, tiny_encoder):
+    found = kept.load_weights(2)
+    assert found.keys() == tiny_encoder.tensors.keys()
+    for name, value in tiny_encoder.tensors.items():
+        assert found[name].dtype == value.dtype
+        assert found[name].shape == value.shape
+        assert np.array_equal(found[name], value)
+
+
+def test_the_newest_few_are_found_oldest_first(kept):
+    assert paths(kept, 2) == [kept.bundle_path(2), kept.bundle_path(3)]
+    assert ServerState(kept.root).generations(1)[0][0].path == kept.bundle_path(3)
+
+
+def test_one_that_devices_run_is_found_however_old(kept):
+    assert [bundle.path for bundle, _ in kept.generations(1, {1})] == [kept.bundle_path(1), kept.bundle_path(3)]
+    assert [bundle.path for bundle, _ in kept.generations(1, {7})] == [kept.bundle_path(3)]
+
+
+def test_old_generations_are_removed_but_those_that_are_needed(kept):
+    assert kept.prune(1, {1}) == [2]
+    assert paths(kept) == [kept.bundle_path(1), kept.bundle_path(3)]
+    assert not kept.bundle_path(2).exists()
+    assert {path.name for path in (kept.root / "weights").iterdir()} == {"00001.pt", "00003.pt"}
+    assert kept.prune(5) == []
+
+
+def test_an_empty_state_has_none(tmp_path):
+    assert ServerState(tmp_path / "new").generations(4) == []
+
+
+def test_what_a_crash_left_half_done_is_left_out(kept, small_bundle):
+    shutil.copytree(small_bundle.path, kept.bundle_path(4))  # died before the weights were written
+    kept.save_weights(5, {})  # nothing else of it
+    (kept.root / "generations" / ".00006.x1y2").mkdir()  # died while compiling
+    (kept.root / "generations" / "00007.old").mkdir()
+    assert paths(kept) == [kept.bundle_path(number) for number in (1, 2, 3)]
+
+
+def test_weights_cut_short_are_refused_by_name(kept):
+    path = kept.root / "weights" / "00002.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(FormatError, match=r"00002\.pt: cannot be read"):
+        kept.generations(4)
+
+
+def test_the_key_is_made_once_and_kept_to_the_owner(tmp_path):
+    state = ServerState(tmp_path / "server")
+    key = state.signing_key(None)
+    assert ServerState(tmp_path / "server").signing_key(None).public == key.public
+    assert stat.S_IMODE((tmp_path / "server" / "signing.key").stat().st_mode) == 0o600
+    assert (tmp_path / "server" / "signing.pub").read_text() == key.public.to_text()
+
+
+def test_a_given_key_is_used_and_a_bad_one_refused(tmp_path):
+    other = ServerState(tmp_path / "other")
+    key = other.signing_key(None)
+    state = ServerState(tmp_path / "server")
+    assert state.signing_key(other.root / "signing.key").public == key.public
+    assert not (state.root / "signing.key").exists()
+    bad = tmp_path / "bad.key"
+    bad.write_text("no key")
+    with pytest.raises(SignatureError, match=r"bad\.key"):
+        state.signing_key(bad)
+
+
+def test_the_ledger_in_it_belongs_to_one_process_and_is_found_again(kept):
+    ledger = kept.ledger()
+    ledger.add("pi-1", "boot", 3)
+    ledger.close()
+    reborn = ServerState(kept.root).ledger()
+    assert reborn.counts() == {"pi-1": 1}
+    reborn.close()

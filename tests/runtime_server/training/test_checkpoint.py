@@ -1,0 +1,160 @@
+"""Checkpoint files: written whole, refused with one line, and no code in them is ever run.
+
+That a resumed training is the uninterrupted one is shown in test_replay, with the stream it needs.
+"""
+
+import logging
+import os
+
+import pytest
+import torch
+
+from runtime_edge.errors import FormatError
+from runtime_server.releases.release_gate import first_model
+from runtime_server.training.buffer import Window
+from runtime_server.training.checkpoint import Checkpoints, resumed
+from runtime_server.training.trainer import TrainConfig, Trainer
+
+
+@pytest.fixture
+def trainer_of(generations):
+    def make(**config):
+        model = first_model(generations._graph, generations.newest)
+        return Trainer(model, TrainConfig(**{"batch": 8, "min_windows": 8, **config}), 6)
+
+    return make
+
+
+@pytest.fixture
+def trained(trainer_of, sounds, activation):
+    trainer = trainer_of()
+    for index, sound in enumerate(sounds[:32]):
+        kept = torch.from_numpy(activation(sound, 1))
+        trainer.take(Window("pi-1", "b", index, 1, 1, kept, 0.5, torch.from_numpy(activation(sound, 4)[0]), sequence=7))
+    for _ in range(3):
+        trainer.step()
+    return trainer
+
+
+@pytest.fixture
+def checkpoints(tmp_path, trained):
+    kept = Checkpoints(tmp_path / "trainer" / "checkpoint.pt", "tiny")
+    kept.save(trained)
+    return kept
+
+
+def test_there_is_nothing_to_go_on_from_at_first(trainer_of, tmp_path):
+    trainer = resumed(trainer_of, Checkpoints(tmp_path / "no.pt", "tiny"))
+    assert trainer.steps == 0
+
+
+def test_a_new_trainer_goes_on_where_the_last_one_stood(checkpoints, trainer_of, trained):
+    again = Checkpoints(checkpoints.path, "tiny")
+    trainer = resumed(trainer_of, again)
+    assert trainer.steps == again.saved == checkpoints.saved == 3
+    assert trainer.awaited == {7}
+    assert not trainer.ready, "its windows are still to be read"
+    expected, found = trained.model.module.state_dict(), trainer.model.module.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_new_settings_are_said_and_hold(checkpoints, trainer_of, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer = resumed(lambda: trainer_of(learning_rate=0.5, ema=0.1), checkpoints)
+    assert trainer.steps == 3
+    assert trainer._optimizer.param_groups[0]["lr"] == 0.5
+    said = [record.message.rpartition(": ")[2] for record in caplog.records]
+    assert said == ["learning_rate 0.0001 -> 0.5", "ema 0.97 -> 0.1"]
+
+
+class Malice:
+    def __reduce__(self):
+        return os.mkdir, ("malice",)
+
+
+def _truncate(path, trained):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _flip(path, trained):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
+    path.write_bytes(data)
+
+
+def _other_file(path, trained):
+    torch.save({"weights": torch.zeros(3)}, path)
+
+
+def _no_code(path, trained):
+    torch.save({"format": "streamsplit.trainer/1", "encoder": Malice()}, path)
+
+
+def _too_large(path, trained):
+    with path.open("ab") as file:
+        file.truncate(1 << 30)
+
+
+def _part_missing(path, trained):
+    document = torch.load(path, weights_only=True)
+    del document["optimizer"]
+    torch.save(document, path)
+
+
+def _other_shapes(path, trained):
+    document = torch.load(path, weights_only=True)
+    document["weights"]["head.weight"] = torch.zeros(5, 12)
+    torch.save(document, path)
+
+
+@pytest.mark.parametrize(
+    ("ruin", "said"),
+    [
+        (_truncate, "cannot be resumed"),
+        (_flip, "cannot be resumed"),
+        (_other_file, "not a streamsplit.trainer/1 file"),
+        (_no_code, "cannot be resumed"),
+        (_too_large, "too many for a trainer"),
+        (_part_missing, "cannot be resumed"),
+        (_other_shapes, "size mismatch for head.weight"),
+    ],
+)
+def test_a_file_that_cannot_be_resumed_is_set_aside_and_training_starts_anew(
+    checkpoints, trainer_of, trained, ruin, said, caplog, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    ruin(checkpoints.path, trained)
+    with pytest.raises(FormatError, match=said) as caught:
+        checkpoints.load(trainer_of())
+    assert str(checkpoints.path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with caplog.at_level(logging.WARNING):
+        trainer = resumed(trainer_of, checkpoints)
+    assert trainer.steps == 0
+    assert not trainer.awaited
+    fresh = trainer_of().model.module.state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in trainer.model.module.state_dict().items())
+    assert [path.name for path in checkpoints.path.parent.iterdir()] == ["checkpoint.pt.unusable"]
+    assert "starts anew" in caplog.text
+    assert not (tmp_path / "malice").exists()
+
+
+def test_a_checkpoint_of_another_encoder_is_refused(checkpoints, trainer_of):
+    with pytest.raises(FormatError, match="training of encoder tiny, this one is other"):
+        Checkpoints(checkpoints.path, "other").load(trainer_of())
+
+
+def test_a_full_disk_leaves_the_last_one(checkpoints, trained, monkeypatch):
+    before = checkpoints.path.read_bytes()
+    trained.step()
+
+    def full(document, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("runtime_server.training.checkpoint.torch.save", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save(trained)
+    assert checkpoints.path.read_bytes() == before
+    assert list(checkpoints.path.parent.iterdir()) == [checkpoints.path]
+    assert checkpoints.saved == 3

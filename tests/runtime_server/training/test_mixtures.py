@@ -1,0 +1,70 @@
+"""Mixtures learn late what they learn, and the same."""
+
+import numpy as np
+import pytest
+
+from runtime_edge.policy.memory import GaussianMemory
+from runtime_server.training import mixtures
+from runtime_server.training.mixtures import Mixtures
+
+DIM = 12
+
+
+@pytest.fixture
+def embeddings():
+    return np.random.default_rng(0).standard_normal((60, DIM)).astype(np.float32)
+
+
+def expected(embeddings, at):
+    memory = GaussianMemory(dim=DIM)
+    memory.learn(embeddings[:at])
+    return memory.to_bytes()
+
+
+@pytest.mark.parametrize("every", [1, 5, 1000])
+def test_what_is_due_holds_every_window_heard_whether_there_was_time_to_learn_or_not(embeddings, monkeypatch, every):
+    monkeypatch.setattr(mixtures, "T_SYNC", 25)
+    heard, replies = Mixtures(), []
+    for number, embedding in enumerate(embeddings):
+        replies.append(heard.hear("pi-1", embedding))
+        heard.hear("pi-2", -embedding)
+        if number % every == 0:
+            heard.catch_up()
+    assert [number for number, reply in enumerate(replies) if reply] == [24, 49]
+    assert replies[24] == expected(embeddings, 25)
+    assert replies[49] == expected(embeddings, 50)
+
+
+def test_it_stops_learning_as_soon_as_something_is_urgent(embeddings, monkeypatch):
+    heard, learnt = Mixtures(), []
+    monkeypatch.setattr(GaussianMemory, "learn", lambda memory, embedding: learnt.append(embedding))
+    for number in range(4):
+        heard.hear(f"pi-{number}", embeddings[number])
+    heard.catch_up(lambda: len(learnt) == 2)
+    assert len(learnt) == 2
+    heard.catch_up()
+    heard.catch_up()
+    np.testing.assert_array_equal(learnt, embeddings[:4])
+
+
+def test_no_device_waits_with_many_windows(embeddings, monkeypatch):
+    learnt = []
+    monkeypatch.setattr(GaussianMemory, "learn", lambda memory, embedding: learnt.append(embedding))
+    heard = Mixtures()
+    for embedding in embeddings:
+        heard.hear("pi-1", embedding)
+    assert len(embeddings) - len(learnt) < mixtures._MAX_WAITING
+
+
+def test_what_waits_is_its_own_and_forgotten_with_its_device(embeddings, monkeypatch):
+    monkeypatch.setattr(mixtures, "_MAX_MEMORIES", 2)
+    monkeypatch.setattr(mixtures, "T_SYNC", 2)
+    heard, row = Mixtures(), embeddings[0].copy()
+    heard.hear("pi-1", row)
+    row[:] = np.nan
+    assert heard.hear("pi-1", embeddings[1]) == expected(embeddings, 2)
+    heard.hear("pi-1", embeddings[2])
+    heard.hear("pi-2", embeddings[0])
+    heard.hear("pi-3", embeddings[0])
+    heard.catch_up()
+    assert not heard.hear("pi-1", embeddings[3]), "it starts anew"

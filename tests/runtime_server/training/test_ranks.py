@@ -1,0 +1,110 @@
+"""Ranks that train together, as threads here: what all of them know, and that a step of theirs is a step of one."""
+
+import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from runtime_edge.errors import LinkError, UsageError
+from runtime_edge.formats import subjects
+from runtime_server.training.ranks import Batch, Ranks, meet
+
+
+def test_every_partition_has_one_rank_whatever_their_number():
+    for world in range(1, subjects.PARTITIONS + 1):
+        owned = sorted(partition for rank in range(world) for partition in Ranks(rank, world).partitions)
+        assert owned == list(range(subjects.PARTITIONS))
+        assert sum(Ranks(rank, world).share(17) for rank in range(world)) == 17
+    with pytest.raises(UsageError, match="partitions; start as many"):
+        Ranks(0, subjects.PARTITIONS + 1)
+
+
+def test_numbers_are_added_up_and_rows_of_all_ranks_are_everywhere(together):
+    def work(ranks):
+        own = torch.full((ranks.rank, 2), float(ranks.rank))  # rank 0 has none
+        return ranks.sum(ranks.rank, 5), *ranks.gather(own, own.long())
+
+    for total, rows, whole in together(3, work):
+        assert total == [3, 15]
+        assert rows.tolist() == [[1.0, 1.0], [2.0, 2.0], [2.0, 2.0]]
+        assert torch.equal(whole, rows.long())
+
+
+def test_gradients_of_a_loss_of_all_rows_are_those_of_one_process(together):
+    torch.manual_seed(0)
+    inputs = torch.randn(7, 3)
+
+    net, unused = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), nn.Linear(9, 9)
+    copies = [copy.deepcopy((net, unused)) for _ in range(3)]
+
+    def loss_of(z):  # depends on every pair, as InfoNCE does
+        return (z @ z.T).softmax(dim=1).diagonal().log().mean()
+
+    def work(ranks):
+        net, unused = copies[ranks.rank]
+        own = inputs[:7] if ranks.world == 1 else (inputs[:0], inputs[:3], inputs[3:])[ranks.rank]
+        loss = loss_of(ranks.gather(net(own))[0])
+        if len(own):
+            loss.backward()
+        ranks.add_gradients([*net.parameters(), *unused.parameters()])
+        assert all(parameter.grad is None for parameter in unused.parameters())
+        return loss.item(), torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
+
+    expected_loss, expected = work(Ranks())
+    copies[0] = copy.deepcopy(copies[1])
+    for loss, gradient in together(3, work):
+        assert loss == pytest.approx(expected_loss, abs=1e-6)
+        assert torch.allclose(gradient, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_batch_has_virtual_negatives_when_every_rank_with_anchors_has(together, cold):
+    def work(ranks):
+        rows = (2, 0, 1)[ranks.rank]
+        z = torch.full((rows, 4), float(ranks.rank))
+        negatives = None if not rows or (cold and ranks.rank == 2) else torch.ones(rows, 5, 4)
+        return ranks.gather_batch(Batch(z, z, negatives, torch.arange(rows), torch.zeros(rows, dtype=torch.int64)))
+
+    for batch in together(3, work):
+        assert batch.anchors[:, 0].tolist() == [0.0, 0.0, 2.0]
+        assert batch.windows.tolist() == [0, 1, 0]
+        assert len(set(batch.chains.tolist())) == 2, "chains of two ranks have one number"
+        assert (batch.negatives is None) == cold
+        assert cold or batch.negatives.shape == (3, 5, 4)
+
+
+def test_a_rank_that_is_gone_is_one_clear_error(together):
+    def work(ranks):
+        ranks.wait()
+        if ranks.rank == 1:
+            return None
+        with pytest.raises(LinkError, match="rank 0 of 2: another rank is gone"):
+            ranks.wait()
+
+    together(2, work)
+
+
+def test_ranks_that_are_started_again_do_not_take_the_former_ones_for_each_other():
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def come(rank, after_s=0.0):
+        time.sleep(after_s)
+        client = dist.TCPStore("127.0.0.1", store.port, is_master=False)
+        room = meet(client, rank, 2, timedelta(seconds=10))
+        if rank == 0:
+            room.set("word", str(next(words)))
+        return room.get("word")
+
+    words = iter(range(9))
+    with ThreadPoolExecutor(2) as pool:
+        for attempt, late in enumerate(((0.0, 0.0), (0.4, 0.0), (0.0, 0.4))):
+            if attempt == 2:  # one of the second attempt's came, and was killed before the other did
+                with pytest.raises(RuntimeError, match="no 2 ranks"):
+                    meet(store, 0, 2, timedelta(seconds=0.2))
+            met = list(pool.map(come, range(2), late))
+            assert met == [str(attempt).encode()] * 2

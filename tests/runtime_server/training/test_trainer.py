@@ -1,0 +1,171 @@
+"""Training from the middle: what a window at a cut may change, and what nothing changes."""
+
+import copy
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from runtime_server.releases.release_gate import first_model
+from runtime_server.training.buffer import Window
+from runtime_server.training.trainer import HELD_OUT_PERIOD, HELD_OUT_RUN, TrainConfig, Trainer
+
+BLOCKS = ("stem", "down", "residual", "head")
+
+
+@pytest.fixture
+def trainer_of(generations):
+    def make(**config):
+        model = first_model(generations._graph, generations.newest)
+        return Trainer(model, TrainConfig(**{"batch": 8, **config}), 6)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def give(sounds, activation):
+    """`give(trainer, cut, windows)`: what ingest hands over for windows 0..n-1 at one cut."""
+
+    def take(trainer, cut, count=64, device="pi-1"):
+        for index in range(count):
+            kept = torch.from_numpy(activation(sounds[index % len(sounds)], cut))
+            embedding = torch.from_numpy(activation(sounds[index % len(sounds)], 4)[0])
+            trainer.take(Window(device, "boot", index, 1, cut, kept, 0.5, embedding))
+
+    return take
+
+
+def state(trainer):
+    return copy.deepcopy(trainer.model.module.state_dict())
+
+
+@pytest.mark.parametrize("cut", range(4))
+def test_a_window_trains_the_blocks_behind_its_cut_and_no_others(trainer_of, give, cut):
+    trainer = trainer_of(min_windows=8)
+    give(trainer, cut)
+    before = state(trainer)
+    for _ in range(3):
+        trainer.step()
+    after = state(trainer)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == set(BLOCKS[cut:])
+    buffers = dict(trainer.model.module.named_buffers())
+    assert any("running_mean" in name for name in buffers)
+    assert all(torch.equal(before[name], after[name]) for name in buffers)
+
+
+def test_blocks_once_trained_rest_while_only_later_cuts_arrive(trainer_of, give):
+    trainer = trainer_of(min_windows=8)
+    give(trainer, 0, 32, "pi-early")
+    trainer.step()  # the optimiser now has momentum for every block
+    trainer._buffer = type(trainer._buffer)()
+    give(trainer, 3, 32, "pi-late")
+    before = state(trainer)
+    trainer.step()
+    after = state(trainer)
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("head"))
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(trainer_of, give):
+    def train(seed):
+        trainer = trainer_of(min_windows=8, seed=seed)
+        for cut, device in ((0, "pi-1"), (2, "pi-2")):
+            give(trainer, cut, 64, device)
+        losses = [trainer.step().losses for _ in range(4)]
+        return losses, trainer.averaged_tensors()
+
+    (losses, weights), (same_losses, same_weights), (_, other) = train(0), train(0), train(1)
+    assert losses == same_losses
+    assert all(np.array_equal(weights[name], same_weights[name]) for name in weights)
+    assert not np.array_equal(weights["head.weight"], other["head.weight"])
+
+
+def test_the_average_moves_by_its_share(trainer_of, give):
+    trainer = trainer_of(min_windows=8, ema=0.75)
+    give(trainer, 1)
+    start = state(trainer)["head.weight"]
+    trainer.step()
+    expected = 0.75 * start + 0.25 * state(trainer)["head.weight"]
+    assert np.allclose(trainer.averaged_tensors()["head.weight"], expected.numpy(), atol=1e-7)
+
+
+def test_runs_of_neighbours_judge_and_never_train(trainer_of, give):
+    trainer = trainer_of(min_windows=50)
+    give(trainer, 2, 3)
+    assert trainer.judge([trainer.model]) is None
+    give(trainer, 2, 53)
+    assert not trainer.ready
+    give(trainer, 2, 64)
+    assert trainer.ready
+    judges = [window.index for window in trainer._held_out.windows("pi-1")]
+    assert judges == [*range(HELD_OUT_RUN), *range(HELD_OUT_PERIOD, HELD_OUT_PERIOD + HELD_OUT_RUN)]
+    trained = [window.index for window in trainer._buffer.windows("pi-1")]
+    assert sorted(judges + trained) == list(range(64))
+
+
+def test_embeddings_of_whole_encoders_are_no_use_for_training(trainer_of, give):
+    trainer = trainer_of(min_windows=1)
+    give(trainer, 4)
+    assert not trainer.ready
+    assert not trainer._memory.cold
+
+
+def test_models_are_judged_on_the_same_windows_and_views(trainer_of, give):
+    trainer = trainer_of(min_windows=8)
+    give(trainer, 1, 64)
+    first, second = trainer.judge([trainer.model, trainer.model])
+    assert first == second == trainer.judge([trainer.model])[0]
+
+
+def test_a_batch_that_explodes_changes_nothing(trainer_of, give):
+    trainer = trainer_of(min_windows=8)
+    give(trainer, 1)
+    with torch.no_grad():
+        trainer.model.module.get_parameter("down.0.weight").mul_(1e38)
+    before = state(trainer)
+    trainer.step()
+    assert all(torch.equal(before[name], value) for name, value in state(trainer).items())
+    assert all(np.isfinite(value).all() for value in trainer.averaged_tensors().values())
+
+
+def test_a_frozen_parameter_stays(generations, give):
+    model = first_model(generations._graph, generations.newest)
+    model.module.get_parameter("head.bias").requires_grad_(False)
+    trainer = Trainer(model, TrainConfig(batch=8, min_windows=8), 6)
+    give(trainer, 2)
+    before = state(trainer)
+    trainer.step()
+    after = state(trainer)
+    assert torch.equal(before["head.bias"], after["head.bias"])
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+
+
+def test_windows_may_arrive_while_it_trains(trainer_of, give):
+    trainer, failures = trainer_of(min_windows=8), []
+    give(trainer, 1, 16)
+
+    def arrive():
+        try:
+            for device in range(6):
+                give(trainer, 1, 40, f"pi-{device}")
+        except Exception as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=arrive)
+    thread.start()
+    while thread.is_alive():
+        trainer.step()
+        trainer.judge([trainer.model])
+    assert not failures
+
+
+def test_the_first_steps_are_shorter(trainer_of, give):
+    trainer = trainer_of(min_windows=8, warm_up_steps=4, learning_rate=0.1)
+    give(trainer, 1)
+    rates = []
+    for _ in range(6):
+        trainer.step()
+        rates.append(trainer._optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])

@@ -1,0 +1,248 @@
+import random
+import zipfile
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toys import Tiny
+
+from runtime_edge.errors import FormatError, UsageError
+from streamsplit_compile.encoder import encoders
+from streamsplit_compile.encoder.encoders import (
+    list_encoders,
+    load_encoder,
+    new_encoder,
+    read_tensors,
+    save_checkpoint,
+)
+
+
+class Pickled(nn.Module):
+    """Unpickling it writes a file."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "mobile.pt"
+    config = {"embedding_dim": 16, "seed": 5}
+    save_checkpoint("mobilenet_v3_small", config, new_encoder("mobilenet_v3_small", config)[0], path)
+    return path
+
+
+def write(path, content):
+    torch.save(content, path)
+    return path
+
+
+def test_every_registered_encoder_is_listed_and_has_a_factory():
+    listed = list_encoders()
+    assert {"resnet18", "mobilenet_v3_small", "mn", "efficientnet_b0"} <= listed.keys()
+    for point in entry_points(group="streamsplit.encoders"):
+        assert listed[point.name] == point.value
+        assert callable(point.load())
+
+
+def test_a_checkpoint_gives_the_same_encoder_back(checkpoint):
+    encoder = load_encoder(checkpoint)
+    module, config = new_encoder("mobilenet_v3_small", {"embedding_dim": 16, "seed": 5})
+    waveform = torch.rand(2, 16000)
+    with torch.inference_mode():
+        assert torch.equal(encoder.graph.module(waveform), module(waveform))
+    assert (encoder.id, encoder.config, encoder.embedding_dim) == ("mobilenet_v3_small", config, 16)
+    assert (encoder.sample_rate, encoder.window_samples) == (16000, 16000)
+    assert encoder.front_end["n_mels"] == 128
+
+
+def test_saving_twice_gives_the_same_bytes(checkpoint, tmp_path):
+    config = {"embedding_dim": 16, "seed": 5}
+    again = tmp_path / "mobile.pt"
+    save_checkpoint("mobilenet_v3_small", config, new_encoder("mobilenet_v3_small", config)[0], again)
+    assert again.read_bytes() == checkpoint.read_bytes()
+
+
+def test_weights_are_those_of_the_file_not_of_a_fresh_encoder(tmp_path):
+    module, _ = new_encoder("mobilenet_v3_small", {"embedding_dim": 16})
+    with torch.no_grad():
+        module.projection.bias += 1
+    save_checkpoint("mobilenet_v3_small", {"embedding_dim": 16}, module, tmp_path / "encoder.pt")
+    encoder = load_encoder(tmp_path / "encoder.pt")
+    assert np.array_equal(encoder.tensors["projection.bias"], module.projection.bias.detach().numpy())
+    assert encoder.tensors.keys() == module.state_dict().keys()
+
+
+def test_a_state_dict_needs_its_factory(tiny_file, tiny_encoder):
+    assert tiny_encoder.id == "toys:Tiny"
+    assert (tiny_encoder.sample_rate, tiny_encoder.window_samples) == (4000, 1024)
+    with pytest.raises(FormatError, match=r'field "format" is None, expected .* name its code with --factory'):
+        load_encoder(tiny_file)
+
+
+def test_a_state_dict_may_lie_inside_a_training_checkpoint(tmp_path, tiny_encoder):
+    path = write(tmp_path / "last.pt", {"epoch": 3, "state_dict": Tiny(seed=2).state_dict()})
+    found = load_encoder(path, "toys:Tiny")
+    assert np.array_equal(found.tensors["head.bias"], Tiny(seed=2).head.bias.detach().numpy())
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("toys", "expected package.module:callable"),
+        ("toys:", "expected package.module:callable"),
+        (":Tiny", "expected package.module:callable"),
+        ("", "expected package.module:callable"),
+        ("no_such_module:Tiny", "No module named 'no_such_module'"),
+        ("toys:NoSuch", "no attribute 'NoSuch'"),
+        ("toys:not_a_module", "its factory returned str, not a torch module"),
+        ("toys:broken", "no such size"),
+        ("toys:unit", "does not accept config"),
+        ("toys:__doc__", "does not accept config"),
+    ],
+)
+def test_a_factory_that_gives_no_module_is_refused(tiny_file, factory, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        load_encoder(tiny_file, factory)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_dict_that_does_not_fit_is_refused_in_one_line(tmp_path):
+    for state in (nn.Linear(3, 3).state_dict(), {}, {"stem.0.weight": 3}, {1: torch.zeros(1)}, {"head.bias": None}):
+        path = write(tmp_path / "other.pt", state)
+        with pytest.raises(FormatError, match=r'other\.pt: field "state_dict" does not fit the encoder: ') as caught:
+            load_encoder(path, "toys:Tiny")
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "streamsplit.encoder/2"}, 'field "format" is .streamsplit.encoder/2'),
+        ({"format": None}, 'field "format" is None'),
+        ({"encoder": 5}, 'field "encoder" is missing or not a str'),
+        ({"encoder": "vgg"}, "field \"encoder\": unknown encoder 'vgg'; registered: "),
+        ({"config": [1]}, 'field "config" is missing or not a dict'),
+        ({"config": {"depth": 9}}, "does not accept config"),
+        ({"config": {"embedding_dim": -1}}, "embedding_dim is -1"),
+        ({"config": {1: 2}}, "does not accept config"),
+        ({"config": {"embedding_dim": torch.tensor(16)}}, 'field "config": .* only what JSON can hold'),
+        ({"config": {"seed": torch.tensor(1)}}, 'field "config": .* only what JSON can hold'),
+        ({"state_dict": None}, 'field "state_dict" is missing or not a dict'),
+        ({"state_dict": {}}, 'field "state_dict" does not fit'),
+        ({"state_dict": {"projection.bias": "text"}}, 'field "state_dict" does not fit'),
+    ],
+)
+def test_a_checkpoint_with_a_wrong_field_is_refused_by_field(tmp_path, checkpoint, change, message):
+    content = torch.load(checkpoint, weights_only=True)
+    path = write(tmp_path / "wrong.pt", {**content, **change})
+    with pytest.raises(FormatError, match=message) as caught:
+        load_encoder(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), "text", None, 5])
+def test_a_file_that_holds_something_else_is_refused(tmp_path, content):
+    with pytest.raises(FormatError, match="expected a checkpoint"):
+        load_encoder(write(tmp_path / "other.pt", content))
+
+
+def test_a_pickled_module_is_refused_without_executing_it(tmp_path):
+    mark = tmp_path / "executed"
+    for content in (
+        Pickled(mark),
+        {"state_dict": Pickled(mark)},
+        {"format": encoders.CHECKPOINT_FORMAT, "x": Pickled(mark)},
+    ):
+        path = write(tmp_path / "pickled.pt", content)
+        for factory in (None, "toys:Tiny"):
+            with pytest.raises(FormatError, match=r"a pickled module is refused because .* \(--unsafe-load\)"):
+                load_encoder(path, factory)
+        with pytest.raises(FormatError):
+            read_tensors(path)
+        assert not mark.exists()
+
+
+def test_a_pickled_module_is_read_when_the_user_insists(tmp_path):
+    module = Tiny(seed=3)
+    path = write(tmp_path / "module.pt", module)
+    with pytest.raises(FormatError, match="--unsafe-load"):
+        load_encoder(path)
+    encoder = load_encoder(path, unsafe=True)
+    assert (encoder.id, encoder.window_samples) == ("module", 1024)
+    assert np.array_equal(encoder.tensors["head.bias"], module.head.bias.detach().numpy())
+
+
+def test_what_is_no_zip_file_is_refused(tmp_path):
+    path = tmp_path / "encoder.pt"
+    for data in (b"", b"text", b"\x80\x02.", bytes(5000)):
+        path.write_bytes(data)
+        with pytest.raises(FormatError, match=r"encoder\.pt: neither a checkpoint nor a torch\.export archive"):
+            load_encoder(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("word/document.xml", "<xml/>")
+    with pytest.raises(FormatError, match=r"encoder\.pt: not a checkpoint of tensors"):
+        load_encoder(path)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "missing.pt"):
+        with pytest.raises(UsageError, match=f"{path}: no such file; start with `ssc encoder new"):
+            load_encoder(path)
+        with pytest.raises(UsageError, match="no such file"):
+            read_tensors(path)
+
+
+def test_truncated_checkpoints_are_refused(checkpoint, tmp_path):
+    data, path = checkpoint.read_bytes(), tmp_path / "short.pt"
+    for length in (1, 1000, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(FormatError, match=r"short\.pt: "):
+            load_encoder(path)
+
+
+def test_damaged_checkpoints_are_refused_or_hold_tensors(tiny_file, tmp_path):
+    rng, data, path = random.Random(0), tiny_file.read_bytes(), tmp_path / "damaged.pt"
+    refused = 0
+    for _ in range(300):
+        changed = bytearray(data)
+        changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        try:
+            read_tensors(path)
+        except FormatError as error:
+            refused += 1
+            message = str(error)
+            assert "\n" not in message, message
+    assert refused > 20
+
+
+def test_weights_are_read_without_an_encoder(checkpoint, tiny_file):
+    assert read_tensors(checkpoint).keys() == load_encoder(checkpoint).tensors.keys()
+    assert read_tensors(tiny_file).keys() == Tiny().state_dict().keys()
+
+
+@pytest.mark.parametrize("content", [{}, {"state_dict": {}}, {"state_dict": 5}, {"a": 1}, [1]])
+def test_a_file_without_weights_is_refused(tmp_path, content):
+    with pytest.raises(FormatError, match=r"empty\.pt: "):
+        read_tensors(write(tmp_path / "empty.pt", content))
+
+
+@pytest.mark.skipif(find_spec("transformers") is not None, reason="transformers is installed")
+def test_an_encoder_that_needs_a_missing_library_is_refused_in_one_line():
+    with pytest.raises((UsageError, FormatError), match=r"transformers is not installed: pip install"):
+        new_encoder("ast")
+
+
+def test_an_unknown_encoder_is_refused_with_those_there_are():
+    with pytest.raises(UsageError, match=r"unknown encoder 'vgg'; registered: .*resnet18"):
+        new_encoder("vgg")

@@ -1,0 +1,119 @@
+import itertools
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime_edge.errors import BundleError, UsageError
+from streamsplit_compile.encoder.graph import Candidate
+from streamsplit_compile.encoder.selection import cuts_of, select_cuts
+
+
+def candidates(count, boundaries=()):
+    last = count - 1
+    return [Candidate(i, f"node{i}", f"cut{i}", (1, 8), i in boundaries or i in (0, last)) for i in range(count)]
+
+
+@st.composite
+def encoders(draw):
+    """Candidates, the work up to each of them and what each ships."""
+    count = draw(st.integers(2, 12))
+    boundaries = draw(st.sets(st.integers(1, count)))
+    blocks = draw(st.lists(st.integers(0, 1000), min_size=count - 1, max_size=count - 1))
+    work = [sum(blocks[:index]) for index in range(count)]
+    sizes = draw(st.lists(st.integers(1, 10**6), min_size=count, max_size=count))
+    return candidates(count, boundaries), work, sizes
+
+
+@given(encoders(), st.sampled_from(["auto", "all", "1", "cut1", "cut1,cut1", ""]))
+def test_cuts_start_with_the_waveform_and_end_with_the_embedding(encoder, spec):
+    known, work, sizes = encoder
+    found = select_cuts(known, spec, work, sizes)
+    assert found[0] is known[0]
+    assert found[-1] is known[-1]
+    positions = [candidate.position for candidate in found]
+    assert positions == sorted(set(positions))
+
+
+@given(encoders())
+def test_auto_ships_less_at_each_later_cut_or_is_the_embedding(encoder):
+    known, work, sizes = encoder
+    found = select_cuts(known, "auto", work, sizes)
+    shipped = [sizes[candidate.position] for candidate in found[:-1]]
+    assert shipped == sorted(shipped, reverse=True)
+    assert len(set(shipped)) == len(shipped)
+
+
+@given(encoders())
+def test_no_block_of_auto_is_too_light_for_a_session(encoder):
+    known, work, sizes = encoder
+    positions = [candidate.position for candidate in select_cuts(known, "auto", work, sizes)]
+    if len(positions) > 2 and work[-1]:
+        shares = [(work[b] - work[a]) / work[-1] for a, b in itertools.pairwise(positions)]
+        assert min(shares) >= 0.01
+
+
+@given(encoders(), st.integers(1, 12))
+def test_auto_makes_no_more_blocks_than_are_worthwhile(encoder, limit):
+    known, work, sizes = encoder
+    assert len(select_cuts(known, "auto", work, sizes, limit)) - 1 <= max(1, limit)
+
+
+@given(encoders())
+def test_auto_looks_inside_modules_only_where_there_is_nothing_else(encoder):
+    known, work, sizes = encoder
+    inner = select_cuts(known, "auto", work, sizes)[1:-1]
+    if any(candidate.boundary for candidate in known[1:-1]):
+        assert all(candidate.boundary for candidate in inner)
+
+
+@given(encoders(), st.data())
+def test_a_number_gives_that_many_blocks(encoder, data):
+    known, work, sizes = encoder
+    blocks = data.draw(st.integers(1, len(known) - 1))
+    assert len(select_cuts(known, str(blocks), work, sizes)) == blocks + 1
+
+
+@given(encoders())
+def test_all_gives_all(encoder):
+    known, work, sizes = encoder
+    assert select_cuts(known, "all", work, sizes) == known
+
+
+def test_names_give_those_cuts_in_order_of_the_graph():
+    found = select_cuts(candidates(6), " cut4, cut2,", [0] * 6, [1] * 6)
+    assert [candidate.name for candidate in found] == ["cut0", "cut2", "cut4", "cut5"]
+
+
+@pytest.mark.parametrize("spec", ["cut9", "cut1,nothing", "-1", "1.5", "ALL", "auto,all", "²", "cut1 cut2"])
+def test_an_unknown_name_is_refused_with_those_there_are(spec):
+    with pytest.raises(UsageError, match=r"--cuts: no cut '.*'; this encoder has cut0, cut1, cut2"):
+        select_cuts(candidates(3), spec, [0, 1, 2], [3, 2, 1])
+
+
+@pytest.mark.parametrize("spec", ["0", "3", "99999999999999999999"])
+def test_a_number_that_does_not_fit_is_refused_with_the_range(spec):
+    with pytest.raises(UsageError, match=f"--cuts {spec}: this encoder can be cut into 1 to 2 blocks"):
+        select_cuts(candidates(3), spec, [0, 1, 2], [3, 2, 1])
+
+
+def test_an_encoder_without_arithmetic_can_be_cut():
+    assert len(select_cuts(candidates(4, {1, 2}), "auto", [0, 0, 0, 0], [8, 4, 2, 1])) >= 2
+
+
+def test_the_cuts_of_a_bundle_are_found_again(small_bundle, tiny_encoder):
+    found = cuts_of(tiny_encoder.graph.candidates, small_bundle.manifest, "bundle")
+    assert [cut.name for cut in found] == [cut.name for cut in small_bundle.manifest.info.cuts]
+
+
+@pytest.mark.parametrize("change", [{"node": "other"}, {"shape": (1, 9)}, {"name": "other"}])
+def test_a_bundle_of_another_graph_is_refused_by_cut(small_bundle, tiny_encoder, change):
+    known = list(tiny_encoder.graph.candidates)
+    place = next(index for index, candidate in enumerate(known) if candidate.name == "down")
+    fields = {name: getattr(known[place], name) for name in ("position", "node", "name", "shape", "boundary")}
+    known[place] = Candidate(**{**fields, **change})
+    with pytest.raises(
+        BundleError, match=re.escape("bundle: cut down does not exist in this encoder; compile it again")
+    ):
+        cuts_of(known, small_bundle.manifest, "bundle")

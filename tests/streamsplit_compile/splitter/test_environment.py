@@ -1,0 +1,152 @@
+"""Latency, energy, quality and reward of every action, checked against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+import numpy as np
+import pytest
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.records.table import LOCAL, ActionCosts, Limits, Reward, Uplink
+from runtime_edge.policy.reward import Conditions, terms
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.splitter.environment import (
+    Environment,
+    environment_for,
+    heuristic_rule,
+    simulate,
+    with_local,
+)
+from streamsplit_compile.splitter.traces import Traces
+
+
+def action(
+    name: str, ms: float, mj: float, size: int, server_ms: float, quality: tuple[float, ...], teaches: bool
+) -> ActionCosts:
+    return ActionCosts(
+        name=name, device_ms=ms, device_mj=mj, bytes=size, server_ms=server_ms, quality=quality, teaches=teaches
+    )
+
+
+WAVEFORM = action("waveform", 0.0, 0.0, 25_000, 10.0, (1.0,), True)
+EARLY = action("early", 20.0, 80.0, 5_000, 8.0, (0.9, 0.8), True)
+EMBEDDING = action("embedding", 50.0, 200.0, 250, 0.0, (1.0,), False)
+ON_DEVICE = action(LOCAL, 50.0, 200.0, 0, 0.0, (1.0,), False)
+UPLINK = Uplink(mj_per_kb=2.0, transmit_w=0.5)
+ENVIRONMENT = Environment((WAVEFORM, EARLY, EMBEDDING, ON_DEVICE), UPLINK, Reward(rho=0.3))
+
+
+def one_window(cpu: float, uncertainty: float, mbps: float, rtt_ms: float) -> Traces:
+    return Traces(
+        uncertainty=np.array([[uncertainty]]),
+        cpu=np.array([[cpu]]),
+        bandwidth_mbps=np.array([[mbps]]),
+        rtt_ms=np.array([[rtt_ms]]),
+    )
+
+
+def test_a_window_by_hand() -> None:
+    outcome = simulate(ENVIRONMENT, one_window(cpu=0.5, uncertainty=0.4, mbps=2.0, rtt_ms=60.0))
+
+    # 2 Mbit/s is 250 bytes a millisecond, so transfers take 100, 20, 1 and 0 ms; half the processor is taken.
+    # Behind the last cut the embedding is there before it is shipped.
+    assert outcome.latency_ms[0, 0].tolist() == pytest.approx([100 + 70, 40 + 20 + 68, 100, 100])
+    assert outcome.energy_mj[0, 0].tolist() == pytest.approx([50 + 50, 80 + 10 + 10, 200 + 0.5 + 0.5, 200])
+    assert outcome.quality[0, 0].tolist() == [1.0, 0.9, 1.0, 1.0]
+    expected = [
+        10 * (1.0 + 0.12) - 5 * 170 / 200 - 3 * 100 / 100,
+        10 * (0.9 + 0.12) - 5 * 128 / 200 - 3 * 100 / 100,
+        10 * 1.0 - 5 * 100 / 200 - 3 * 201 / 100,
+        10 * 1.0 - 5 * 100 / 200 - 3 * 200 / 100,
+    ]
+    assert outcome.reward[0, 0].tolist() == pytest.approx(expected)
+
+
+def test_quality_depends_on_the_bin_of_uncertainty() -> None:
+    quality = [simulate(ENVIRONMENT, one_window(0.0, u, 1.0, 50.0)).quality[0, 0, 1] for u in (0.0, 0.49, 0.5, 1.0)]
+    assert quality == [0.9, 0.9, 0.8, 0.8]
+
+
+def test_a_full_processor_slows_the_prefix_tenfold_and_no_more() -> None:
+    outcome = simulate(ENVIRONMENT, one_window(cpu=1.0, uncertainty=0.0, mbps=2.0, rtt_ms=60.0))
+    assert outcome.latency_ms[0, 0, 3] == pytest.approx(500.0)
+
+
+def test_on_a_dead_link_the_device_waits_for_the_deadline_and_runs_the_rest_itself() -> None:
+    outcome = simulate(ENVIRONMENT, one_window(cpu=0.5, uncertainty=0.0, mbps=0.0, rtt_ms=60.0))
+    # Twice as slow under load: 20 ms become 40, the remaining 30 become 60. At 0.01 Mbit/s 250 bytes take 200 ms.
+    assert outcome.latency_ms[0, 0].tolist() == pytest.approx([1000 + 100, 40 + 1000 + 60, 100, 100])
+    # The rest of the encoder is paid for, and one second of transmitting.
+    assert outcome.energy_mj[0, 0].tolist() == pytest.approx([200 + 50 + 500, 200 + 10 + 500, 200 + 0.5 + 100, 200])
+
+
+def test_the_radio_comes_from_the_target() -> None:
+    environment = environment_for([WAVEFORM, ON_DEVICE], load_target("rpi4"), Reward())
+    assert (environment.uplink.mj_per_kb, environment.uplink.transmit_w) == (2.27, 0.133)
+
+
+def test_the_terms_of_the_reward_add_up_and_caps_charge_for_bytes_and_late_windows() -> None:
+    limits = Limits(latency_p95_ms=100.0, price_per_kb=0.4, price_late=2.0)
+    at = Conditions(uncertainty=0.4, cpu=0.5, bandwidth_mbps=2.0, rtt_ms=60.0)
+    found = terms(EARLY, EMBEDDING, UPLINK, Reward(rho=0.3), limits, at)
+    assert found.latency_ms == pytest.approx(40 + 20 + 68)
+    assert (found.quality, found.learning) == pytest.approx((9.0, 1.2))
+    assert (found.delay, found.energy) == pytest.approx((-5 * 128 / 200, -3.0))
+    assert found.limits == pytest.approx(-0.4 * 5 - 2.0)
+    assert found.total == pytest.approx(9.0 + 1.2 - 3.2 - 3.0 - 4.0)
+
+
+def test_the_privacy_floor_and_the_memory_cap_leave_actions_out() -> None:
+    sized = [
+        msgspec.structs.replace(item, memory_mb=size)
+        for item, size in zip((WAVEFORM, EARLY, EMBEDDING), (0.0, 5.0, 40.0), strict=True)
+    ]
+    target = load_target("rpi4")
+
+    def names(**limits: object) -> list[str]:
+        return [item.name for item in environment_for(sized, target, Reward(), Limits(**limits)).actions]
+
+    assert names(min_cut="early") == ["early", "embedding"]
+    assert names(memory_mb=10.0) == ["waveform", "early"]
+    with pytest.raises(UsageError, match=r"memory cap 10 MB: .* less than 40.0 MB"):
+        names(min_cut="embedding", memory_mb=10.0)
+    with pytest.raises(UsageError, match="privacy floor 'late': the cuts are waveform, early, embedding"):
+        names(min_cut="late")
+
+
+def test_device_only_runs_everything_and_ships_nothing() -> None:
+    shipping = dataclasses.replace(ENVIRONMENT, actions=ENVIRONMENT.actions[:3])
+    assert with_local(shipping).actions[-1] == ON_DEVICE
+    assert with_local(ENVIRONMENT) is ENVIRONMENT
+
+
+def test_the_rule_of_the_paper() -> None:
+    blocks = tuple(action(f"cut{k}", 0.0, 0.0, 1, 0.0, (1.0,), k < 8) for k in range(9))
+    environment = Environment((*blocks, ON_DEVICE), UPLINK, Reward())
+    cpu, mbps = np.array([[0.0, 1.0, 0.5, 0.2]]), np.array([[20.0, 0.0, 4.0, 2.0]])
+    # 8 blocks: floor(8 * 1) clipped to 7; floor(0) clipped to 1; floor(8 * 0.5); floor(8 * (0.48 + 0.1))
+    assert heuristic_rule(environment, cpu, mbps).tolist() == [[7, 1, 4, 4]]
+
+
+def test_the_digest_covers_costs_and_not_the_reward() -> None:
+    changed = msgspec.structs.replace(EARLY, bytes=5001)
+    assert ENVIRONMENT.digest == dataclasses.replace(ENVIRONMENT, reward=Reward()).digest
+    assert ENVIRONMENT.digest != dataclasses.replace(ENVIRONMENT, actions=(WAVEFORM, changed)).digest
+    assert ENVIRONMENT.digest != dataclasses.replace(ENVIRONMENT, uplink=Uplink(mj_per_kb=2.0, transmit_w=0.6)).digest
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        ((), "different names"),
+        ((EARLY, EARLY), "different names"),
+        ((msgspec.structs.replace(EARLY, quality=()),), "early: quality"),
+        ((msgspec.structs.replace(ON_DEVICE, bytes=1),), "local ships nothing"),
+        ((msgspec.structs.replace(ON_DEVICE, teaches=True),), "local ships nothing"),
+    ],
+)
+def test_actions_that_make_no_sense(actions: tuple[ActionCosts, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Environment(actions, UPLINK, Reward())
