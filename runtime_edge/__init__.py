@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime_edge.api import EdgeEncoder
-    from runtime_edge.formats.results import Callback
+    from runtime_edge.device.sinks import Callback
 
 __all__ = ["open", "run"]
 

@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.device import Device
+from runtime_edge.device.sinks import Callback, CallbackSink, JsonLines, Sink
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.records.head import Head, read_head
-from runtime_edge.formats.results import Callback, CallbackSink, JsonLines, Sink
-from runtime_edge.inference.backend import RuntimeOptions
+from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import choose_variant
 from runtime_edge.settings import validate

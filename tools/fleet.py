@@ -26,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from runtime_edge.base.aio import Compute, cancel_all
+from runtime_edge.base.aio import cancel_all
+from runtime_edge.base.worker import Compute
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import LinkError
 from runtime_edge.formats import subjects
@@ -34,8 +35,8 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.wire import Reply, encode_frame
 from runtime_edge.inference.prefix import Prefix
-from runtime_edge.system import BandwidthEstimator
 from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.connection import Link
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import Outbox

@@ -15,7 +15,7 @@ import numpy as np
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.policy.reward import MAX_LOAD
 from runtime_edge.policy.splitter import Splitter
-from runtime_edge.system import BandwidthEstimator
+from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.bandwidth_probe import CONFIRMATIONS, confirming_bytes, filler_bytes
 from runtime_edge.transport.connection import FRAME_OVERHEAD_BYTES
 

@@ -55,11 +55,11 @@ class LastTroubles(logging.Handler):
         self._troubles: deque[Trouble] = deque(maxlen=keep)
 
     def __enter__(self) -> LastTroubles:
-        logging.getLogger(__package__).addHandler(self)
+        logging.getLogger("runtime_edge").addHandler(self)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        logging.getLogger(__package__).removeHandler(self)
+        logging.getLogger("runtime_edge").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one record's time and message."""

@@ -16,8 +16,8 @@ from runtime_edge.cli.install_command import install
 from runtime_edge.cli.status_command import status_
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.device import Device
+from runtime_edge.device.sinks import JsonLines, Sink
 from runtime_edge.errors import UsageError
-from runtime_edge.formats.results import JsonLines, Sink
 from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.settings import as_toml, load, options, read
 

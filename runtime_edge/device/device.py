@@ -15,24 +15,26 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from runtime_edge.base.aio import Compute, cancel_all, finish_unless
+from runtime_edge.base.aio import cancel_all, finish_unless
 from runtime_edge.base.files import locked
 from runtime_edge.base.logs import LastTroubles
+from runtime_edge.base.worker import Compute
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Capture
 from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.pipeline import Pipeline
+from runtime_edge.device.sinks import EventSink, Sink
 from runtime_edge.errors import SscError
 from runtime_edge.formats.credentials import Credentials
 from runtime_edge.formats.manifest import Manifest
-from runtime_edge.formats.results import EventSink, Sink
 from runtime_edge.formats.wire import Reply
 from runtime_edge.service.heartbeat import Heartbeat
 from runtime_edge.service.metrics import MetricsServer
 from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import Encoder, Status, Uplink, lock_file
-from runtime_edge.system import BandwidthEstimator, health
+from runtime_edge.system import health
 from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.connection import Link
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import Outbox

@@ -16,22 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from runtime_edge.base.aio import Compute
+from runtime_edge.base.worker import Compute
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Captured
 from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.in_flight import Underway
+from runtime_edge.device.sinks import Sink
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.table import LOCAL, SplitterTable
-from runtime_edge.formats.results import Sink
 from runtime_edge.formats.wire import Reply
 from runtime_edge.inference.engine import Embedding, Engine, Step
 from runtime_edge.policy.reward import Conditions
 from runtime_edge.policy.splitter import Decision, Splitter
 from runtime_edge.policy.surroundings import Surroundings
-from runtime_edge.system import BandwidthEstimator, CpuMonitor
+from runtime_edge.system import CpuMonitor
 from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.bandwidth_probe import filler_bytes
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import Outbox

@@ -14,7 +14,7 @@ from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.wire import encode_frame
-from runtime_edge.inference.backend import RuntimeOptions
+from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import choose_variant, runtime_options
 

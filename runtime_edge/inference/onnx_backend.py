@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime_edge.errors import BackendError, MissingExtra
 from runtime_edge.formats.manifest import VariantInfo
-from runtime_edge.inference.backend import Array, LoadedBlock, RuntimeOptions, check_shape
+from runtime_edge.inference.contract import Array, LoadedBlock, RuntimeOptions, check_shape
 
 try:
     import onnxruntime

@@ -9,7 +9,8 @@ import numpy as np
 from runtime_edge.base.heap import give_memory_back
 from runtime_edge.errors import SelfTestError, UsageError
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.inference.backend import Array, LoadedBlock, RuntimeOptions, open_backend
+from runtime_edge.inference.contract import Array, LoadedBlock, RuntimeOptions
+from runtime_edge.inference.factory import open_backend
 from runtime_edge.inference.self_test import probe_waveform
 from runtime_edge.system import rss_mb
 

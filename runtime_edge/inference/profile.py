@@ -19,7 +19,7 @@ from msgspec import Meta
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import Name
-from runtime_edge.inference.backend import RuntimeOptions
+from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.system import rss_mb
 

@@ -11,7 +11,7 @@ import os
 
 from runtime_edge.errors import MissingExtra
 from runtime_edge.formats.manifest import Manifest
-from runtime_edge.inference.backend import RuntimeOptions
+from runtime_edge.inference.contract import RuntimeOptions
 
 AUTO = "auto"
 _MODULES = {"onnx": ("onnxruntime",), "tflite": ("ai_edge_litert", "tflite_runtime")}

@@ -9,7 +9,7 @@ round trip is long there is no time for that until the next window, and a clear 
 
 from __future__ import annotations
 
-from runtime_edge.system import TELLING_BYTES
+from runtime_edge.transport.bandwidth import TELLING_BYTES
 
 SHARE = 0.05
 LARGEST_BYTES = 16_384

@@ -9,12 +9,12 @@ import random
 import time
 from collections.abc import Callable
 
-from runtime_edge.base.aio import Compute
+from runtime_edge.base.worker import Compute
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import LinkError, SpoolError
 from runtime_edge.formats.wire import Reply
-from runtime_edge.system import BandwidthEstimator
 from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.bandwidth_probe import CONFIRMATIONS, confirming_bytes
 from runtime_edge.transport.connection import FRAME_OVERHEAD_BYTES, Link
 from runtime_edge.transport.frame_store import Outbox

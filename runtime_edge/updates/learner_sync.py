@@ -8,8 +8,9 @@ import logging
 from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import FormatError, TableError
+from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES, Learnt
 from runtime_edge.formats.records.table import SplitterTable
-from runtime_edge.policy.online_learner import MAX_LEARNT_BYTES, Learnt, OnlineLearner
+from runtime_edge.policy.online_learner import OnlineLearner
 from runtime_edge.transport.connection import Link
 
 _LOG = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from runtime_edge.base.aio import Compute
+from runtime_edge.base.worker import Compute
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import BackendError, FormatError, LinkError, OlderBundle, SscError, TableError, UsageError
 from runtime_edge.formats import subjects

@@ -33,10 +33,10 @@ from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle
 from runtime_edge.formats.credentials import Address, explain, servers
 from runtime_edge.formats.records import release as releases
 from runtime_edge.formats.records.head import Head, sign_head
+from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES
 from runtime_edge.formats.records.release import Release, ReleasedBundle
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
-from runtime_edge.policy.online_learner import MAX_LEARNT_BYTES
 
 _STREAM_BYTES = 4 << 30
 _STREAM_AGE_S = 7 * 24 * 3600

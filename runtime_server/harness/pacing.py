@@ -21,7 +21,7 @@ import runtime_edge.inference.engine
 import runtime_edge.system
 from runtime_edge.audio.wire_streams import AudioStreamEncoder
 from runtime_edge.formats.codec import CutCodec
-from runtime_edge.inference.backend import LoadedBlock
+from runtime_edge.inference.contract import LoadedBlock
 from runtime_edge.inference.prefix import Prefix
 
 _WORK = bytes(1 << 14)

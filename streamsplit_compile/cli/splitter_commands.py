@@ -15,9 +15,9 @@ import msgspec
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import TableError, UsageError
 from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES, Learnt
 from runtime_edge.formats.records.table import MAX_TABLE_BYTES, Limits, Reward, SplitterTable, StateAxis
 from runtime_edge.inference.profile import MAX_PROFILE_BYTES, Profile
-from runtime_edge.policy.online_learner import MAX_LEARNT_BYTES, Learnt
 from streamsplit_compile.bundle.bundle_writer import write_table
 from streamsplit_compile.cli.options import (
     PathParam,

@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 
 from runtime_edge.errors import UsageError
+from runtime_edge.formats.records.learnt import Learnt
 from runtime_edge.formats.records.table import SplitterTable
-from runtime_edge.policy.online_learner import Learnt
 
 SHIPPED_VISITS = 20.0
 """What a shipped value weighs against the devices' visits."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.policy.splitter import UNCERTAINTY_SMOOTHING
-from runtime_edge.system import BANDWIDTH_SMOOTHING, SAMPLE_S
+from runtime_edge.transport.bandwidth import BANDWIDTH_SMOOTHING, SAMPLE_S
 
 Array = npt.NDArray[np.float64]
 

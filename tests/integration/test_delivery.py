@@ -6,12 +6,13 @@ import time
 
 import pytest
 
-from runtime_edge.base.aio import Compute, cancel_all
+from runtime_edge.base.aio import cancel_all
+from runtime_edge.base.worker import Compute
 from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import Reply, encode_reply
-from runtime_edge.system import BandwidthEstimator
 from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.connection import FRAME_OVERHEAD_BYTES, Link
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import Outbox

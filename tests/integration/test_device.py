@@ -9,8 +9,8 @@ import pytest
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.device import Device
+from runtime_edge.device.sinks import CallbackSink
 from runtime_edge.errors import BundleError, LinkError, SourceError
-from runtime_edge.formats.results import CallbackSink
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.device import Device
+from runtime_edge.device.sinks import CallbackSink
 from runtime_edge.errors import SourceError, UsageError
-from runtime_edge.formats.results import CallbackSink
 from runtime_edge.inference.engine import Engine
 from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import read_status

@@ -10,8 +10,8 @@ import harness
 import pytest
 from msgspec.structs import replace
 
+from runtime_edge.formats.records.learnt import Learnt
 from runtime_edge.formats.records.table import SplitterTable
-from runtime_edge.policy.online_learner import Learnt
 
 pytestmark = pytest.mark.timeout(180)
 SWAPS = 100

@@ -6,7 +6,7 @@ from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import ENCODINGS, CutCodec
 from runtime_edge.formats.wire import decode_frame
-from runtime_edge.inference.backend import RuntimeOptions
+from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle.soundscape import soundscape

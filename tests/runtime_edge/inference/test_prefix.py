@@ -6,9 +6,10 @@ import torch
 
 from runtime_edge.errors import BackendError, BundleError, SelfTestError, UsageError
 from runtime_edge.formats.bundle import open_bundle
-from runtime_edge.inference import backend
+from runtime_edge.inference import factory as backend
 from runtime_edge.inference import prefix as prefix_module
-from runtime_edge.inference.backend import RuntimeOptions, open_backend
+from runtime_edge.inference.contract import RuntimeOptions
+from runtime_edge.inference.factory import open_backend
 from runtime_edge.inference.onnx_backend import choose_providers
 from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle.compiler import recompile

@@ -6,7 +6,8 @@ import pytest
 
 from runtime_edge.errors import BackendError, MissingExtra
 from runtime_edge.formats.manifest import VariantInfo
-from runtime_edge.inference.backend import RuntimeOptions, open_backend
+from runtime_edge.inference.contract import RuntimeOptions
+from runtime_edge.inference.factory import open_backend
 
 
 def found(name):

@@ -3,7 +3,7 @@ import pytest
 
 from runtime_edge.errors import BundleError, MissingExtra
 from runtime_edge.inference import variants
-from runtime_edge.inference.backend import RuntimeOptions
+from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.variants import choose_variant, runtime_options
 
 INSTALLED, MISSING = ("numpy",), ("no_such_module",)

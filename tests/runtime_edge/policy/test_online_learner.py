@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from small_tables import CUTS, UPLINK, make_table
 
 from runtime_edge.errors import TableError
+from runtime_edge.formats.records.learnt import BOUND, Learnt
 from runtime_edge.formats.records.table import Limits, Reward
-from runtime_edge.policy.online_learner import BOUND, Learnt, OnlineLearner
+from runtime_edge.policy.online_learner import OnlineLearner
 from runtime_edge.policy.reward import Conditions, terms, whole
 from runtime_edge.policy.splitter import Splitter
 

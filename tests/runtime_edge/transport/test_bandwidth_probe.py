@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime_edge.policy.splitter import RTT_JITTER_MS
-from runtime_edge.system import BandwidthEstimator
+from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.bandwidth_probe import LARGEST_BYTES, SHARE, SMALLEST_BYTES, filler_bytes
 
 

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from runtime_edge.errors import CheckFailed, FormatError, SscError, UsageError
 from runtime_edge.formats import minisign
+from runtime_edge.formats.records.learnt import Learnt
 from runtime_edge.formats.records.table import SplitterTable
-from runtime_edge.policy.online_learner import Learnt
 from streamsplit_compile.cli.splitter_commands import splitter
 
 QUICK = ["--traces", "lte"]

@@ -7,7 +7,8 @@ from shapes import WINDOW, Convolutional, Skip, make
 
 from runtime_edge.errors import MissingExtra, UsageError
 from runtime_edge.formats.manifest import VariantInfo
-from runtime_edge.inference.backend import RuntimeOptions, open_backend
+from runtime_edge.inference.contract import RuntimeOptions
+from runtime_edge.inference.factory import open_backend
 from streamsplit_compile.encoder.graph import export_encoder
 from streamsplit_compile.encoder.segment import extract
 from streamsplit_compile.lowering import artifact_formats as formats

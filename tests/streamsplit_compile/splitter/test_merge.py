@@ -6,7 +6,7 @@ import pytest
 from small_tables import make_table
 
 from runtime_edge.errors import TableError, UsageError
-from runtime_edge.policy.online_learner import Cell, Learnt
+from runtime_edge.formats.records.learnt import Cell, Learnt
 from streamsplit_compile.splitter.merge import SHIPPED_VISITS, merge
 
 TABLE = make_table(((5.0, 4.0, 0.0, 0.0, 0.0), (1.0, 2.0, 3.0, 4.0, 5.0)))

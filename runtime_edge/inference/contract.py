@@ -39,19 +39,6 @@ class RuntimeOptions:
     """What computes, preferred first: the first of them that the runtime has, and the processor for the rest."""
 
 
-def open_backend(format_name: str, options: RuntimeOptions) -> Backend:
-    """The runtime for `onnx` or `tflite` blocks. Raises MissingExtra or BackendError."""
-    if format_name == "onnx":
-        from runtime_edge.inference.onnx_backend import OnnxBackend
-
-        return OnnxBackend(options)
-    if format_name == "tflite":
-        from runtime_edge.inference.tflite_backend import TfliteBackend
-
-        return TfliteBackend(options)
-    raise BackendError(f"block format {format_name!r}: this version runs onnx and tflite")
-
-
 def check_shape(found: Any, expected: tuple[int, ...], where: str) -> None:
     """Raise BackendError unless a block's declared shape is the manifest's."""
     if tuple(found) != expected:

@@ -6,8 +6,9 @@ import sys
 import msgspec
 import pytest
 
+from runtime_edge.device.sinks import CallbackSink, EventSink, JsonLines
 from runtime_edge.errors import UsageError
-from runtime_edge.formats.results import CallbackSink, EventSink, JsonLines, WindowResult
+from runtime_edge.formats.results import WindowResult
 
 RESULT = WindowResult(
     window=7,

@@ -1,0 +1,248 @@
+"""The uplink's rate and round trip, learnt from the frames that are sent (METHOD section 6)."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+BANDWIDTH_SMOOTHING = 0.3
+"""Factor of the uplink's exponential moving average, for a sample every SAMPLE_S (METHOD section 6)."""
+SAMPLE_S = 0.1
+TELLING_BYTES = 1024
+"""From here on a frame's own time says something of the uplink."""
+_JITTER_S = 0.015
+"""Of one round trip (METHOD section 6)."""
+_PAIR_JITTER_S = 0.005
+"""Of the difference between two that follow each other at once."""
+_LONG_WAY_S, _LONGEST_WAIT_S = 0.12, 0.04
+_CLEAR = 4.0
+"""A time counts in full when it is so many times the jitter."""
+_LEAST_WEIGHT = 0.2
+"""Of a round trip as long as it was expected, in shares of `smoothing`; one that misses by twice the jitter has all."""
+_UNEXPLAINED = 2.5
+"""A difference from the expected time that is no jitter any more, in multiples of it."""
+_NEGLIGIBLE_S = _JITTER_S / 10
+"""A transfer so short is lost in the jitter."""
+_MINUTE_SECONDS = 60.0
+_MIN_MBITS, _MAX_MBITS = 0.001, 10_000.0
+_LOSS_MEMORY = 64
+_STALE_S = 5.0
+_OPTIMISM_CAP_MBITS = 100.0
+
+
+class BandwidthEstimator:
+    """Uplink rate and round trip, learnt from the frames that are sent anyway.
+
+    A frame's time is one round trip plus its bytes over the bandwidth. Frames below 1 KiB teach the round
+    trip; larger ones teach the bandwidth: delivered bits over transfer time, each an exponential moving
+    average with factor `smoothing` (METHOD section 6). Averaging the two apart, and not their ratio, keeps jitter
+    from inflating the estimate and lets one slow frame count for the time it took. A frame weighs less in
+    proportion when neither the time it took nor the time it should have taken stands out from jitter. One that
+    misses the expected time by more than jitter explains means that the link has changed: it counts as a sample
+    of each 100 ms since the last frame, as in METHOD, so that the estimate is there after one or two frames.
+
+    `observe_round_trip` learns from a probe in front of a frame, where `asks_round_trip` says that it is worth one, and
+    `observe_pair` from a sounding behind it, which tells round trip and transfer apart by itself.
+
+    An estimate that no large frame has confirmed for 5 s doubles every 5 s, up to 100 Mbit/s: a device that was
+    driven to small frames by a thin link would otherwise never learn that the link has recovered.
+
+    Times come from a monotonic clock; one that is not a positive number of at most a minute teaches
+    nothing. One thread may observe while another reads.
+
+    Args:
+        initial_mbits: uplink assumed before the first large frame, Mbit/s.
+        initial_rtt_ms: round trip assumed before the first small frame, ms.
+        smoothing: weight of the newest frame, in (0, 1].
+        now: monotonic time, s.
+    """
+
+    def __init__(
+        self,
+        initial_mbits: float = 2.0,
+        initial_rtt_ms: float = 50.0,
+        smoothing: float = BANDWIDTH_SMOOTHING,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._smoothing = smoothing
+        self._now = now
+        self._initial_mbits = initial_mbits
+        self._rtt_s = initial_rtt_ms / 1e3
+        self._rtt_learnt_at: float | None = None
+        self._bits: float | None = None
+        self._transfer_s = 0.0
+        self._bandwidth_learnt_at = now()
+        self._under_way: tuple[float, float] | None = None
+        # (time, seconds), both rising: the front is the fastest frame of the last minute.
+        self._fastest: deque[tuple[float, float]] = deque()
+        self._outcomes: deque[bool] = deque(maxlen=_LOSS_MEMORY)
+        self._lock = threading.Lock()
+
+    def asks_round_trip(self, bytes_sent: int) -> bool:
+        """Whether a probe in front of a frame would tell what its acknowledgement does not.
+
+        A small frame's is a round trip itself. Over a link that takes no time worth speaking of for the frame, one
+        probe in 5 s will do: a slower one shows in the frame's own time.
+        """
+        with self._lock:
+            if bytes_sent < TELLING_BYTES:
+                return False
+            if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > _STALE_S:
+                return True
+            return self._bits is None or self._expected_s(bytes_sent * 8.0) > _NEGLIGIBLE_S
+
+    def sending(self, bytes_sent: int) -> None:
+        """A frame has just begun its way, alone: from when it is overdue, the estimate is no better than it shows."""
+        with self._lock:
+            self._under_way = (self._now(), bytes_sent * 8.0)
+
+    def observe(self, bytes_sent: int, seconds: float) -> None:
+        """Learn from a frame of `bytes_sent` whose acknowledgement came after `seconds`."""
+        if bytes_sent < 0 or not 0.0 < seconds <= _MINUTE_SECONDS:
+            return
+        with self._lock:
+            self._under_way = None
+            self._outcomes.append(False)
+            if bytes_sent < TELLING_BYTES:
+                # Its own transfer is no round trip; half of its time at most, should the estimate be far too low.
+                self._learn_rtt(max(seconds - self._expected_s(bytes_sent * 8.0), seconds / 2))
+            else:
+                self._learn_bandwidth(bytes_sent * 8.0, self._transfer_of(seconds))
+            while self._fastest and self._fastest[-1][1] >= seconds:
+                self._fastest.pop()
+            self._fastest.append((self._now(), seconds))
+
+    def observe_round_trip(self, seconds: float) -> None:
+        """Learn from an empty round trip."""
+        if 0.0 < seconds <= _MINUTE_SECONDS:
+            with self._lock:
+                self._learn_rtt(seconds)
+
+    def observe_pair(self, bytes_between: int, rtt_s: float, transfer_s: float, bytes_before: int = 0) -> None:
+        """Learn from two empty round trips with `bytes_between` sent between them: the first took `rtt_s`, and the
+        second ended `transfer_s` after it. The first waited behind `bytes_before`, which it is not blamed for.
+        """
+        if not 0.0 < rtt_s <= _MINUTE_SECONDS or not 0.0 <= transfer_s <= _MINUTE_SECONDS:
+            return
+        with self._lock:
+            waited_s = transfer_s * bytes_before / max(bytes_between, 1)
+            if waited_s < rtt_s:
+                self._learn_rtt(rtt_s - waited_s)
+            # A rate that would be over in less than the jitter cannot be told from a higher one.
+            self._learn_bandwidth(bytes_between * 8.0, max(transfer_s, _PAIR_JITTER_S / 2), _PAIR_JITTER_S)
+
+    def is_rise(self, bytes_between: int, transfer_s: float) -> bool:
+        """Whether a sounding shows a faster link than is known, by more than jitter explains."""
+        return self._gained_s(bytes_between, transfer_s) > _UNEXPLAINED * _PAIR_JITTER_S
+
+    def is_clear_rise(self, bytes_between: int, transfer_s: float) -> bool:
+        """Whether it shows one at least twice as fast, by more than packets wait for each other on most ways, and the
+        round trip is so long that there is no time for a sounding more until the next window.
+        """
+        gained_s = self._gained_s(bytes_between, transfer_s)
+        return self._rtt_s > _LONG_WAY_S and gained_s > max(_LONGEST_WAIT_S, transfer_s)
+
+    def asks_confirmation(self, bytes_between: int, transfer_s: float, confirmations: int) -> bool:
+        """Whether what a sounding shows, after so many confirmations, has to be confirmed before it is believed."""
+        if confirmations and self.is_clear_rise(bytes_between, transfer_s):
+            return False
+        return self.is_rise(bytes_between, transfer_s)
+
+    def timeout(self, seconds: float) -> None:
+        """Learn that a frame was given up after `seconds`: nothing delivered in that time."""
+        if not 0.0 < seconds <= _MINUTE_SECONDS:
+            return
+        with self._lock:
+            self._under_way = None
+            self._outcomes.append(True)
+            self._learn_bandwidth(0.0, seconds)
+
+    @property
+    def uplink_mbits(self) -> float:
+        """Uplink estimate, Mbit/s, in [0.001, 10 000]."""
+        with self._lock:
+            if self._bits is None:
+                return self._initial_mbits
+            # From nothing at all no hope would grow.
+            known = max(_MIN_MBITS, self._bits / 1e6 / max(self._transfer_s, 1e-9))
+            stale_s = max(0.0, self._now() - self._bandwidth_learnt_at - _STALE_S)
+            growth: float = 2.0 ** min(stale_s / _STALE_S, 60.0)
+            hoped = max(known, min(known * growth, _OPTIMISM_CAP_MBITS))
+            return min(_MAX_MBITS, max(_MIN_MBITS, min(hoped, self._shown_mbits(hoped))))
+
+    @property
+    def rtt_ms(self) -> float:
+        """Round trip, smoothed, ms."""
+        with self._lock:
+            return self._rtt_s * 1e3
+
+    @property
+    def rtt_min_ms(self) -> float:
+        """Shortest time any frame took in the last minute, ms; the smoothed round trip if there was none."""
+        with self._lock:
+            return self._floor_s() * 1e3
+
+    @property
+    def loss(self) -> float:
+        """Share of timeouts among the last 64 frames, in [0, 1]."""
+        with self._lock:
+            return sum(self._outcomes) / len(self._outcomes) if self._outcomes else 0.0
+
+    def _shown_mbits(self, hoped: float) -> float:
+        """The most that the frame under way leaves possible; endless until it is overdue."""
+        if self._under_way is None:
+            return math.inf
+        since, bits = self._under_way
+        transfer_s = self._now() - since - self._rtt_s
+        # Of a frame that was lost no word may ever come.
+        overdue = _UNEXPLAINED * _JITTER_S < transfer_s - bits / 1e6 / hoped < _MINUTE_SECONDS
+        return bits / 1e6 / transfer_s if overdue else math.inf
+
+    def _gained_s(self, bytes_between: int, transfer_s: float) -> float:
+        """How much sooner a sounding's second answer came than at the rate that is known; 0 while none is."""
+        with self._lock:
+            if self._bits is None or not bytes_between:
+                return 0.0
+            return self._expected_s(bytes_between * 8.0) - max(transfer_s, _PAIR_JITTER_S / 2)
+
+    def _expected_s(self, bits: float) -> float:
+        """Transfer time at the rate that is known; 0 while none is."""
+        return 0.0 if self._bits is None else self._transfer_s * bits / max(self._bits, 1.0)
+
+    def _learn_rtt(self, seconds: float) -> None:
+        missed_s = seconds - self._rtt_s
+        weight = self._smoothing * min(1.0, max(_LEAST_WEIGHT, abs(missed_s) / (2 * _JITTER_S)))
+        self._rtt_s += (1.0 if self._rtt_learnt_at is None else weight) * missed_s
+        self._rtt_learnt_at = self._now()
+
+    def _learn_bandwidth(self, bits: float, transfer_s: float, jitter_s: float = _JITTER_S) -> None:
+        weight = 1.0
+        if self._bits is None:
+            self._bits = 0.0
+        else:
+            expected_s = self._expected_s(bits)
+            if abs(transfer_s - expected_s) > _UNEXPLAINED * jitter_s:
+                samples = max(1.0, (self._now() - self._bandwidth_learnt_at) / SAMPLE_S)
+                weight = 1.0 if jitter_s < _JITTER_S else 1.0 - (1.0 - self._smoothing) ** samples
+            else:
+                weight = self._smoothing * min(1.0, max(transfer_s, expected_s) / (_CLEAR * jitter_s))
+        self._bits += weight * (bits - self._bits)
+        self._transfer_s += weight * (transfer_s - self._transfer_s)
+        self._bandwidth_learnt_at = self._now()
+
+    def _transfer_of(self, seconds: float) -> float:
+        """Time without the round trip, but 2 % of it at least: jitter and wrong times stay harmless."""
+        rtt_s = self._rtt_s
+        if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > _MINUTE_SECONDS:
+            # Nobody measured it lately; all that is known is that the fastest frame took longer.
+            rtt_s = min(rtt_s, self._floor_s() / 2, seconds / 2)
+        return max(seconds - rtt_s, seconds / 50)
+
+    def _floor_s(self) -> float:
+        oldest = self._now() - _MINUTE_SECONDS
+        while self._fastest and self._fastest[0][0] < oldest:
+            self._fastest.popleft()
+        return self._fastest[0][1] if self._fastest else self._rtt_s

@@ -1,0 +1,66 @@
+"""The worker and the event loop take turns."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from runtime_edge.base.worker import Compute
+
+
+def test_windows_and_the_loops_calls_take_turns():
+    """A thread that asks for its turn again and again keeps nobody waiting for longer than one of its own."""
+    inside, waited, stopping = [], [], threading.Event()
+
+    def turn(who, seconds):
+        assert not inside
+        inside.append(who)
+        time.sleep(seconds)
+        inside.remove(who)
+
+    async def work():
+        with Compute() as compute:
+
+            def windows():
+                while not stopping.is_set():
+                    compute.here(turn, "window", 0.02)
+
+            thread = threading.Thread(target=windows)
+            thread.start()
+            for _ in range(10):
+                started = time.monotonic()
+                await compute.run(turn, "loop", 0.0)
+                waited.append(time.monotonic() - started)
+            stopping.set()
+            await asyncio.to_thread(thread.join)
+
+    asyncio.run(work())
+    assert max(waited) < 0.5
+    assert sum(waited) / len(waited) < 0.1
+
+
+def test_what_fails_in_a_thread_of_ones_own_is_raised_there_and_ends_no_turn():
+    async def work():
+        with Compute() as compute:
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.to_thread(compute.here, lambda: 1 / 0)
+            return await compute.run(lambda: "goes on")
+
+    assert asyncio.run(work()) == "goes on"
+
+
+def test_a_call_cancelled_before_its_turn_is_not_done():
+    done = []
+
+    async def work():
+        with Compute() as compute:
+            first = asyncio.create_task(compute.run(time.sleep, 0.1))
+            second = asyncio.create_task(compute.run(done.append, "cancelled"))
+            await asyncio.sleep(0.02)
+            second.cancel()
+            await first
+            await compute.run(done.append, "asked for")
+
+    asyncio.run(work())
+    assert done == ["asked for"]
