@@ -1,4 +1,4 @@
-"""`ssc server`, `ssc deploy` and `ssc demo`."""
+"""`ssc server run`, and the group of the other commands about a server."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from typing import Any
 
 import click
 
-from runtime_edge.formats.bundle import open_bundle
-from runtime_edge.formats.credentials import Address
-from runtime_server.broker.hub import Hub
 from runtime_server.cli.broker_commands import broker
 from runtime_server.cli.dead_letter_commands import dead
 from runtime_server.cli.device_commands import device, security_configs, security_options
@@ -25,14 +22,8 @@ from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import TrainConfig
 from streamsplit_compile.cli.options import (
     PathParam,
-    broker_option,
     bundle_argument,
-    json_option,
     key_option,
-    print_json,
-    print_table,
-    read_key,
-    size,
 )
 from streamsplit_compile.encoder.encoders import load_encoder
 
@@ -147,85 +138,3 @@ async def _serve(running: Server) -> None:
     started.cancel()
     status = await task
     click.echo(f"stopped after {sum(status['windows'].values())} windows, {status['training_steps']} training steps")
-
-
-@click.command()
-@bundle_argument
-@broker_option
-@key_option
-@json_option
-def deploy(bundle: Path, broker: Address, key: Path | None, as_json: bool) -> None:
-    """Put a bundle and its tables where devices find it, and tell them.
-
-    Example: ssc deploy bundle/ --broker nats://127.0.0.1:4222
-    """
-    sent, targets = asyncio.run(_deploy(bundle, broker, key))
-    if as_json:
-        print_json({"bytes": sent, "targets": targets})
-    else:
-        click.echo(f"{bundle}: {size(sent)} new on {broker}, released to {', '.join(targets)}")
-
-
-async def _deploy(path: Path, broker: Address, key_path: Path | None) -> tuple[int, list[str]]:
-    bundle, key = open_bundle(path), read_key(key_path)
-    hub = Hub(broker, "deploy")
-    await hub.connect()
-    try:
-        sent = await hub.publish_bundle(bundle)
-        for target in bundle.manifest.info.targets:
-            await hub.put_table(bundle.table(target), key)
-            await hub.release(bundle, target)
-        return sent, list(bundle.manifest.info.targets)
-    finally:
-        await hub.close()
-
-
-@click.command()
-@click.option("--audio", type=PathParam(), help="Directory of recordings [default: a synthesised soundscape].")
-@click.option("-o", "--out", type=PathParam(), default=Path("demo-report"), show_default=True, help="Report directory.")
-@click.option("--encoder", default="resnet18", show_default=True, help="A registered encoder.")
-@click.option("--cuts", default="auto", show_default=True, help="As in `ssc compile`.")
-@click.option(
-    "--seconds", default=75.0, show_default=True, type=click.FloatRange(10, 3600), help="Streaming time at least."
-)
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@json_option
-def demo(audio: Path | None, out: Path, encoder: str, cuts: str, seconds: float, seed: int, as_json: bool) -> None:
-    """The whole loop on one machine: compile, stream, train, recompile, hot-swap, report.
-
-    Example: ssc demo --audio recordings/ -o demo-report
-    """
-    # Imported here: matplotlib is slow, and only the demo draws.
-    from runtime_server.demo.demo import DemoConfig, run_demo
-
-    config = DemoConfig(audio, out, encoder, cuts, seconds, seed=seed, quiet=as_json)
-    summary = asyncio.run(run_demo(config))
-    if as_json:
-        print_json(summary)
-        return
-    print_table(
-        f"{summary['encoder']} on {summary['audio']}",
-        ["device", "windows", "acked", "cuts", "sent", "as PCM", "generation", "swaps"],
-        [
-            [
-                name,
-                str(device["windows_captured"]),
-                str(device["windows_acked"]),
-                ", ".join(f"{cut} {count}" for cut, count in sorted(device["cuts_used"].items())),
-                size(device["bytes_sent"]),
-                size(device["bytes_pcm16"]),
-                f"{device['generation_start']} -> {device['generation_end']}",
-                str(device["table_swaps"]),
-            ]
-            for name, device in summary["devices"].items()
-        ],
-    )
-    for cut, latency in summary["latency_ms"].items():
-        click.echo(
-            f"  {cut}: median {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms, {latency['windows']} windows"
-        )
-    click.echo(
-        f"{summary['bytes_saved_share']:.0%} fewer bytes than PCM, "
-        f"parity within {summary['parity_max_abs_error']:.1e}, {summary['training_steps']} training steps, "
-        f"{summary['duration_s']:.0f} s. Report: {out / 'report.html'}"
-    )

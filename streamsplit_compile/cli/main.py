@@ -1,8 +1,14 @@
-"""The `ssc` command. Groups of other packages are loaded by name, and only when they are asked for."""
+"""The `ssc` command. Each command is imported when it is asked for, so that `ssc edge` never loads torch.
+
+This package names its own commands and the device's. Packages above it register theirs under the entry-point group
+`streamsplit.commands`: the name of a table like `COMMANDS`.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.metadata
 import sys
 from typing import Any
 
@@ -10,7 +16,12 @@ import click
 
 from runtime_edge.errors import MissingExtra, SscError
 
-_COMMANDS = {
+GROUP = "streamsplit.commands"
+
+Commands = dict[str, tuple[str, str]]
+"""By the words that call it: where a command is, as module:attribute, and what it does, in one sentence."""
+
+COMMANDS: Commands = {
     "encoder": ("streamsplit_compile.cli.compile_commands:encoder", "Make or list encoders."),
     "compile": ("streamsplit_compile.cli.compile_commands:compile_", "Compile an encoder into a bundle."),
     "inspect": ("streamsplit_compile.cli.bundle_commands:inspect", "Show a bundle's cuts, sizes and predicted costs."),
@@ -21,13 +32,17 @@ _COMMANDS = {
     "diff": ("streamsplit_compile.cli.bundle_commands:diff", "Show what changed between two bundles."),
     "key": ("streamsplit_compile.cli.bundle_commands:key", "Make signing keys."),
     "profile": ("runtime_edge.cli.profile_command:profile", "Measure a bundle's blocks on this device."),
-    "splitter": ("streamsplit_compile.cli.splitter_commands:splitter", "Train, look at and push splitter tables."),
+    "splitter": ("streamsplit_compile.cli.main:splitter", "Train, judge, explain and push splitter tables."),
+    "splitter train": ("streamsplit_compile.cli.splitter_commands:train", "Train a table for a bundle and a target."),
+    "splitter show": ("streamsplit_compile.cli.splitter_commands:show", "Show what a table chooses."),
+    "splitter eval": (
+        "streamsplit_compile.cli.table_commands:evaluate_command",
+        "Compare a table with other policies.",
+    ),
+    "splitter replay": ("streamsplit_compile.cli.table_commands:replay", "Play a table on what a device recorded."),
+    "splitter map": ("streamsplit_compile.cli.table_commands:map_command", "Draw the chosen cuts."),
     "doctor": ("streamsplit_compile.cli.doctor_command:doctor", "Say what is missing here and how to mend it."),
     "edge": ("runtime_edge.cli.edge_commands:edge", "Run a device."),
-    "server": ("runtime_server.cli.server_commands:server", "Run and look at the server."),
-    "deploy": ("runtime_server.cli.server_commands:deploy", "Put a bundle where devices find it."),
-    "bench": ("runtime_server.lab.bench_commands:bench", "Measure policies on shaped networks; compare measurements."),
-    "demo": ("runtime_server.cli.server_commands:demo", "The whole loop on one machine, with a report."),
 }
 _EXTRAS = {
     "matplotlib": "compile",
@@ -41,18 +56,33 @@ _EXTRAS = {
 }
 
 
+@functools.cache
+def all_commands() -> Commands:
+    """The commands of this package and of those above it that are installed."""
+    found = dict(COMMANDS)
+    for entry in sorted(importlib.metadata.entry_points(group=GROUP)):
+        found |= entry.load()
+    return found
+
+
 class LazyGroup(click.Group):
     """Knows its commands by name and imports one when it is used."""
 
+    def __init__(self, *arguments: Any, words: str = "", **settings: Any) -> None:
+        """`words` call this group, as in `COMMANDS`; none for `ssc` itself."""
+        super().__init__(*arguments, **settings)
+        self._words = f"{words} " if words else ""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of use."""
-        return list(_COMMANDS)
+        return list(self._places())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command. Raises MissingExtra when an optional package is not there."""
-        if cmd_name not in _COMMANDS:
+        places = self._places()
+        if cmd_name not in places:
             return None
-        module_name, attribute = _COMMANDS[cmd_name][0].split(":")
+        module_name, attribute = places[cmd_name][0].split(":")
         try:
             command: click.Command = getattr(importlib.import_module(module_name), attribute)
         except ModuleNotFoundError as exc:
@@ -63,7 +93,16 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in self._places().items()])
+
+    def _places(self) -> Commands:
+        """Commands of this group by their last word."""
+        mine = {
+            words.removeprefix(self._words): place
+            for words, place in all_commands().items()
+            if words.startswith(self._words)
+        }
+        return {name: place for name, place in mine.items() if " " not in name}
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,6 +111,14 @@ def ssc() -> None:
     """Cut an audio encoder anywhere, run the front on a device, finish and train the rest on a server.
 
     Example: ssc encoder new resnet18 -o encoder.pt && ssc compile encoder.pt --targets rpi4,m2 -o bundle/
+    """
+
+
+@click.group(cls=LazyGroup, words="splitter")
+def splitter() -> None:
+    """Train, judge, explain and push splitter tables.
+
+    Example: ssc splitter train bundle/ --target rpi4 -o table.json
     """
 
 

@@ -1,27 +1,21 @@
-"""`ssc splitter`: train a table, look at one, push one to devices, merge what they learnt."""
+"""`ssc splitter train` and `show`, and what the other commands about tables share."""
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections import Counter
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import click
-import msgspec
 
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import TableError, UsageError
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES, Learnt
 from runtime_edge.formats.records.table import MAX_TABLE_BYTES, Limits, Reward, SplitterTable, StateAxis
 from runtime_edge.inference.profile import MAX_PROFILE_BYTES, Profile
 from streamsplit_compile.bundle.bundle_writer import write_table
 from streamsplit_compile.cli.options import (
     PathParam,
-    broker_option,
     bundle_argument,
     json_option,
     key_option,
@@ -31,10 +25,8 @@ from streamsplit_compile.cli.options import (
 )
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.splitter.environment import Environment, environment_for
-from streamsplit_compile.splitter.evaluation import evaluate
-from streamsplit_compile.splitter.merge import merge
 from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds
-from streamsplit_compile.splitter.table_training import TableOptions, default_held_out, train_table
+from streamsplit_compile.splitter.table_training import TableOptions, train_table
 from streamsplit_compile.splitter.trace_csv import known_families, recorded_traces
 from streamsplit_compile.splitter.traces import FAMILIES, HELD_OUT, Traces, family_traces
 
@@ -50,15 +42,7 @@ profile_option = click.option("--profile", "profile_file", type=PathParam(), hel
 seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the traces.")
 
 
-@click.group()
-def splitter() -> None:
-    """Train, judge, explain and push splitter tables.
-
-    Example: ssc splitter train bundle/ --target rpi4 -o table.json
-    """
-
-
-@splitter.command()
+@click.command()
 @bundle_argument
 @click.option("--target", required=True, help="A target the bundle was compiled for.")
 @click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")
@@ -123,7 +107,7 @@ def train(
         _describe(table, str(out))
 
 
-@splitter.command()
+@click.command()
 @click.argument("table", type=PathParam())
 @json_option
 def show(table: Path, as_json: bool) -> None:
@@ -136,57 +120,6 @@ def show(table: Path, as_json: bool) -> None:
         print_json({"target": read.target, "actions": read.actions, "shares": _shares(read), "metrics": read.metrics})
     else:
         _describe(read, str(table))
-
-
-@splitter.command()
-@click.argument("table", type=PathParam())
-@click.option("--device", help="Only this device [default: every device of the table's target].")
-@broker_option
-@key_option
-@json_option
-def push(table: Path, device: str | None, broker: str, key: Path | None, as_json: bool) -> None:
-    """Give running devices another table; it takes effect at their next window.
-
-    Example: ssc splitter push table.json --device pi-1 --key signing.key
-    """
-    read, secret = read_table(table), read_key(key)
-    ask(broker, lambda hub: hub.put_table(read, secret, device))
-    if as_json:
-        print_json({"table": read.digest, "target": read.target, "device": device})
-    else:
-        click.echo(f"{table}: pushed to {device or f'every device of {read.target}'}")
-
-
-@splitter.command("merge")
-@click.argument("table", type=PathParam())
-@click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")
-@click.option("--learnt", multiple=True, type=PathParam(), help="A device's learnt.json [default: ask the broker].")
-@seed_option
-@broker_option
-@key_option
-@json_option
-def merge_command(
-    table: Path, out: Path, learnt: tuple[Path, ...], seed: int, broker: str, key: Path | None, as_json: bool
-) -> None:
-    """Fold what devices learnt with --learn into the table they ran.
-
-    Example: ssc splitter merge table.json --broker nats://gateway:4222 -o next.json
-    """
-    read = read_table(table)
-    if learnt:
-        records = [Learnt.from_json(read_bounded(path, MAX_LEARNT_BYTES, TableError), str(path)) for path in learnt]
-    else:
-        found = ask(broker, lambda hub: hub.learnt())
-        records = [Learnt.from_json(data, f"learnt values of {device}") for device, data in sorted(found.items())]
-        records = [record for record in records if record.table == read.digest]
-    merged = merge(read, records)
-    merged = msgspec.structs.replace(merged, metrics=evaluate(merged, default_held_out(seed)).metrics())
-    write_table(out.parent, out.name, merged.to_json(), read_key(key))
-    changed = sum(before != after for before, after in zip(read.policy, merged.policy, strict=True))
-    if as_json:
-        print_json({"devices": len(records), "changed_rows": changed, "metrics": merged.metrics})
-    else:
-        click.echo(f"{out}: {len(records)} devices, another choice in {changed} of {len(merged.policy)} states")
 
 
 def bundle_environment(
@@ -214,21 +147,6 @@ def traces_of(text: str, seed: int) -> tuple[Traces, Traces]:
 def read_table(path: Path) -> SplitterTable:
     """A table file. Raises TableError."""
     return SplitterTable.from_json(read_bounded(path, MAX_TABLE_BYTES, TableError), str(path))
-
-
-def ask(broker: str, work: Any) -> Any:
-    """Run `await work(hub)` on a connection to the broker."""
-    # The server's package stands above this one; it is only asked for by name.
-    hub = import_module("runtime_server.broker.hub").Hub(broker, "splitter")
-
-    async def connected() -> Any:
-        await hub.connect()
-        try:
-            return await work(hub)
-        finally:
-            await hub.close()
-
-    return asyncio.run(connected())
 
 
 def _axes(texts: tuple[str, ...]) -> tuple[StateAxis, ...]:
@@ -263,6 +181,3 @@ def _describe(table: SplitterTable, where: str) -> None:
     )
     for name, value in table.metrics.items():
         click.echo(f"  {name} {value:g}")
-
-
-import_module("streamsplit_compile.cli.table_commands")

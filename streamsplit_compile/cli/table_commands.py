@@ -1,4 +1,4 @@
-"""`ssc splitter eval`, `explain`, `replay` and `map`: how good a table is, and why it chooses what it chooses."""
+"""`ssc splitter eval`, `replay` and `map`: how good a table is and what it chooses."""
 
 from __future__ import annotations
 
@@ -8,27 +8,21 @@ import click
 
 from runtime_edge.errors import CheckFailed, UsageError
 from runtime_edge.formats.bundle import open_bundle
-from runtime_edge.formats.records.release import open_table
-from runtime_edge.formats.records.table import SplitterTable
-from streamsplit_compile.cli.options import PathParam, broker_option, json_option, print_json, print_table
+from streamsplit_compile.cli.options import PathParam, json_option, print_json, print_table
 from streamsplit_compile.cli.splitter_commands import (
-    ask,
     bundle_environment,
     profile_option,
     read_table,
     seed_option,
-    splitter,
     traces_of,
     traces_option,
 )
 from streamsplit_compile.splitter.evaluation import Consequences, Evaluation, evaluate
-from streamsplit_compile.splitter.explain import Explanation
-from streamsplit_compile.splitter.explain import explain as explain_state
 from streamsplit_compile.splitter.result_replay import read_results
 from streamsplit_compile.splitter.result_replay import replay as replay_results
 
 
-@splitter.command("eval")
+@click.command("eval")
 @click.argument("table", type=PathParam())
 @click.option("--bundle", type=PathParam(), help="Take the costs from this bundle [default: those in the table].")
 @profile_option
@@ -78,47 +72,7 @@ def evaluate_command(
         raise CheckFailed(f"regret {found.regret:.4f} is above {max_regret:g}")
 
 
-@splitter.command()
-@click.argument("table", type=PathParam(), required=False)
-@click.option("--state", help="Such as bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4.")
-@click.option("--device", help="A running device: its state, and its table unless one is named.")
-@broker_option
-@json_option
-def explain(table: Path | None, state: str | None, device: str | None, broker: str, as_json: bool) -> None:
-    """Say what is chosen in a state, what every cut would bring, and what would have to change.
-
-    Example: ssc splitter explain table.json --state bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4
-    """
-    if (state is None) == (device is None):
-        raise UsageError("give --state, or --device of a running device")
-    read = None if table is None else read_table(table)
-    if state is not None:
-        if read is None:
-            raise UsageError("give a table file, or --device of a running device")
-        values = _parse_state(state)
-    else:
-        assert device is not None
-        values, running = _state_of(broker, device)
-        read = read if read is not None else running
-    found = explain_state(read, values)
-    if as_json:
-        print_json(
-            {
-                "state": found.state,
-                "chosen": found.chosen,
-                "row": found.row,
-                "q": found.q,
-                "terms": {name: {**item._asdict(), "total": item.total} for name, item in found.terms.items()},
-                "changes": [
-                    {"variable": t.variable, "above": t.above, "edge": t.edge, "action": t.action} for t in found.turns
-                ],
-            }
-        )
-    else:
-        _print_explanation(read, found)
-
-
-@splitter.command()
+@click.command()
 @click.argument("results", type=PathParam())
 @click.argument("table", type=PathParam())
 @json_option
@@ -140,7 +94,7 @@ def replay(results: Path, table: Path, as_json: bool) -> None:
     click.echo(f"  measured latency {found.measured_latency_ms:.1f} ms")
 
 
-@splitter.command("map")
+@click.command("map")
 @click.argument("table", type=PathParam())
 @click.option("-o", "--out", type=PathParam(), required=True, help="Picture to write (.svg or .png).")
 @click.option("--rtt", default=60.0, show_default=True, type=click.FloatRange(0), help="Round trip, ms.")
@@ -193,66 +147,3 @@ def _print_policies(title: str, rows: dict[str, Consequences]) -> None:
             for name, row in rows.items()
         ],
     )
-
-
-def _print_explanation(table: SplitterTable, found: Explanation) -> None:
-    state = ", ".join(f"{name} {value:g}" for name, value in found.state.items())
-    print_table(
-        f"{found.chosen} is chosen at {state}",
-        [
-            "cut",
-            "latency ms",
-            "energy mJ",
-            "quality",
-            "learning",
-            "delay",
-            "energy",
-            "limits",
-            "reward",
-            "Q of the row",
-        ],
-        [
-            [
-                f"{name} <-" if name == found.chosen else name,
-                f"{t.latency_ms:.1f}",
-                f"{t.energy_mj:.1f}",
-                *(f"{value:.2f}" for value in (t.quality, t.learning, t.delay, t.energy, t.limits, t.total)),
-                f"{found.q[name]:.3f}",
-            ]
-            for name, t in found.terms.items()
-        ],
-    )
-    click.echo("Q is the discounted mean over all windows in the row's bins; the choice is its largest.")
-    if found.turns:
-        click.echo("Another choice with")
-        for turn in found.turns:
-            click.echo(f"  {turn}")
-    else:
-        click.echo("No change of a single state variable changes the choice.")
-    click.echo(
-        f"A running device changes only when another cut is better by more than {found.margin:g}, and keeps it "
-        f"{table.dwell} windows while link and load stay."
-    )
-
-
-def _parse_state(text: str) -> dict[str, float]:
-    try:
-        pairs = [part.split("=") for part in text.split(",")]
-        return {name.strip(): float(value) for name, value in pairs}
-    except ValueError:
-        raise UsageError(f"--state {text!r}: expected name=number pairs such as cpu=0.3,rtt_ms=60") from None
-
-
-def _state_of(broker: str, device: str) -> tuple[dict[str, float], SplitterTable]:
-    """The state a running device decided from last, and the table it was given."""
-    report = ask(broker, lambda hub: hub.presence()).get(device)
-    if report is None:
-        raise UsageError(f"--device {device}: not seen on {broker} in the last minute")
-    state = report.get("state")
-    if not isinstance(state, dict) or not state:
-        raise UsageError(f"--device {device}: it has not decided on a window yet")
-    target = str(report["target"])
-    record = ask(broker, lambda hub: hub.table(target, device)) or ask(broker, lambda hub: hub.table(target))
-    if record is None:
-        raise UsageError(f"--device {device}: the broker holds no table for it; name its table file")
-    return {str(name): float(value) for name, value in state.items()}, open_table(record, None, f"table of {device}")

@@ -54,7 +54,7 @@ def test_results_are_appended_to_those_of_the_run_before(tmp_path):
 
 def test_a_dash_is_standard_output_and_stays_open():
     code = (
-        "from runtime_edge.formats.results import JsonLines; import sys\n"
+        "from runtime_edge.device.sinks import JsonLines; import sys\n"
         "sink = JsonLines('-'); sink.close(); print('still open')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -6,9 +6,8 @@ import torch
 
 from runtime_edge.errors import BackendError, BundleError, SelfTestError, UsageError
 from runtime_edge.formats.bundle import open_bundle
-from runtime_edge.inference import factory as backend
 from runtime_edge.inference import prefix as prefix_module
-from runtime_edge.inference.contract import RuntimeOptions
+from runtime_edge.inference.contract import RuntimeOptions, check_shape
 from runtime_edge.inference.factory import open_backend
 from runtime_edge.inference.onnx_backend import choose_providers
 from runtime_edge.inference.prefix import Prefix
@@ -313,7 +312,7 @@ def test_an_unknown_format_is_refused():
 
 
 def test_shapes_are_compared_whole():
-    backend.check_shape([1, 2], (1, 2), "x")
+    check_shape([1, 2], (1, 2), "x")
     for found in ([1], [1, 2, 3], ["batch", 2], [2, 1]):
         with pytest.raises(BackendError, match="x: the block declares"):
-            backend.check_shape(found, (1, 2), "x")
+            check_shape(found, (1, 2), "x")

@@ -204,7 +204,7 @@ def test_the_help_of_every_command_shows_an_example_that_calls_it():
 
 
 def test_every_command_that_is_listed_can_be_imported():
-    for name, (place, text) in cli._COMMANDS.items():
+    for name, (place, text) in cli.all_commands().items():
         module, attribute = place.split(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command), name

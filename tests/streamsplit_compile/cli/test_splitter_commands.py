@@ -12,7 +12,7 @@ from runtime_edge.errors import CheckFailed, FormatError, SscError, UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.records.learnt import Learnt
 from runtime_edge.formats.records.table import SplitterTable
-from streamsplit_compile.cli.splitter_commands import splitter
+from streamsplit_compile.cli.main import splitter
 
 QUICK = ["--traces", "lte"]
 STATE = "bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4"

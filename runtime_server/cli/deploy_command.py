@@ -1,0 +1,52 @@
+"""`ssc deploy`: a bundle and its tables to the broker, and the word that they are there."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.formats.credentials import Address
+from runtime_server.broker.hub import Hub
+from streamsplit_compile.cli.options import (
+    broker_option,
+    bundle_argument,
+    json_option,
+    key_option,
+    print_json,
+    read_key,
+    size,
+)
+
+
+@click.command()
+@bundle_argument
+@broker_option
+@key_option
+@json_option
+def deploy(bundle: Path, broker: Address, key: Path | None, as_json: bool) -> None:
+    """Put a bundle and its tables where devices find it, and tell them.
+
+    Example: ssc deploy bundle/ --broker nats://127.0.0.1:4222
+    """
+    sent, targets = asyncio.run(_deploy(bundle, broker, key))
+    if as_json:
+        print_json({"bytes": sent, "targets": targets})
+    else:
+        click.echo(f"{bundle}: {size(sent)} new on {broker}, released to {', '.join(targets)}")
+
+
+async def _deploy(path: Path, broker: Address, key_path: Path | None) -> tuple[int, list[str]]:
+    bundle, key = open_bundle(path), read_key(key_path)
+    hub = Hub(broker, "deploy")
+    await hub.connect()
+    try:
+        sent = await hub.publish_bundle(bundle)
+        for target in bundle.manifest.info.targets:
+            await hub.put_table(bundle.table(target), key)
+            await hub.release(bundle, target)
+        return sent, list(bundle.manifest.info.targets)
+    finally:
+        await hub.close()

@@ -1,0 +1,205 @@
+"""`ssc splitter push`, `merge` and `explain`: the commands about tables that talk to devices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import msgspec
+
+from runtime_edge.base.files import read_bounded
+from runtime_edge.errors import TableError, UsageError
+from runtime_edge.formats.credentials import Address
+from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES, Learnt
+from runtime_edge.formats.records.release import open_table
+from runtime_edge.formats.records.table import SplitterTable
+from runtime_server.broker.hub import Hub
+from streamsplit_compile.bundle.bundle_writer import write_table
+from streamsplit_compile.cli.options import (
+    PathParam,
+    broker_option,
+    json_option,
+    key_option,
+    print_json,
+    print_table,
+    read_key,
+)
+from streamsplit_compile.cli.splitter_commands import read_table, seed_option
+from streamsplit_compile.splitter.evaluation import evaluate
+from streamsplit_compile.splitter.explain import Explanation
+from streamsplit_compile.splitter.explain import explain as explain_state
+from streamsplit_compile.splitter.merge import merge
+from streamsplit_compile.splitter.table_training import default_held_out
+
+_Result = TypeVar("_Result")
+
+
+@click.command()
+@click.argument("table", type=PathParam())
+@click.option("--device", help="Only this device [default: every device of the table's target].")
+@broker_option
+@key_option
+@json_option
+def push(table: Path, device: str | None, broker: Address, key: Path | None, as_json: bool) -> None:
+    """Give running devices another table; it takes effect at their next window.
+
+    Example: ssc splitter push table.json --device pi-1 --key signing.key
+    """
+    read, secret = read_table(table), read_key(key)
+    _ask(broker, lambda hub: hub.put_table(read, secret, device))
+    if as_json:
+        print_json({"table": read.digest, "target": read.target, "device": device})
+    else:
+        click.echo(f"{table}: pushed to {device or f'every device of {read.target}'}")
+
+
+@click.command("merge")
+@click.argument("table", type=PathParam())
+@click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")
+@click.option("--learnt", multiple=True, type=PathParam(), help="A device's learnt.json [default: ask the broker].")
+@seed_option
+@broker_option
+@key_option
+@json_option
+def merge_command(
+    table: Path, out: Path, learnt: tuple[Path, ...], seed: int, broker: Address, key: Path | None, as_json: bool
+) -> None:
+    """Fold what devices learnt with --learn into the table they ran.
+
+    Example: ssc splitter merge table.json --broker nats://gateway:4222 -o next.json
+    """
+    read = read_table(table)
+    if learnt:
+        records = [Learnt.from_json(read_bounded(path, MAX_LEARNT_BYTES, TableError), str(path)) for path in learnt]
+    else:
+        found = _ask(broker, lambda hub: hub.learnt())
+        records = [Learnt.from_json(data, f"learnt values of {device}") for device, data in sorted(found.items())]
+        records = [record for record in records if record.table == read.digest]
+    merged = merge(read, records)
+    merged = msgspec.structs.replace(merged, metrics=evaluate(merged, default_held_out(seed)).metrics())
+    write_table(out.parent, out.name, merged.to_json(), read_key(key))
+    changed = sum(before != after for before, after in zip(read.policy, merged.policy, strict=True))
+    if as_json:
+        print_json({"devices": len(records), "changed_rows": changed, "metrics": merged.metrics})
+    else:
+        click.echo(f"{out}: {len(records)} devices, another choice in {changed} of {len(merged.policy)} states")
+
+
+@click.command()
+@click.argument("table", type=PathParam(), required=False)
+@click.option("--state", help="Such as bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4.")
+@click.option("--device", help="A running device: its state, and its table unless one is named.")
+@broker_option
+@json_option
+def explain(table: Path | None, state: str | None, device: str | None, broker: Address, as_json: bool) -> None:
+    """Say what is chosen in a state, what every cut would bring, and what would have to change.
+
+    Example: ssc splitter explain table.json --state bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4
+    """
+    if (state is None) == (device is None):
+        raise UsageError("give --state, or --device of a running device")
+    read = None if table is None else read_table(table)
+    if state is not None:
+        if read is None:
+            raise UsageError("give a table file, or --device of a running device")
+        values = _parse_state(state)
+    else:
+        assert device is not None
+        values, running = _state_of(broker, device)
+        read = read if read is not None else running
+    found = explain_state(read, values)
+    if as_json:
+        print_json(
+            {
+                "state": found.state,
+                "chosen": found.chosen,
+                "row": found.row,
+                "q": found.q,
+                "terms": {name: {**item._asdict(), "total": item.total} for name, item in found.terms.items()},
+                "changes": [
+                    {"variable": t.variable, "above": t.above, "edge": t.edge, "action": t.action} for t in found.turns
+                ],
+            }
+        )
+    else:
+        _print_explanation(read, found)
+
+
+def _ask(broker: Address, work: Callable[[Hub], Awaitable[_Result]]) -> _Result:
+    """What `work` gives on a connection to the broker."""
+
+    async def connected() -> _Result:
+        hub = Hub(broker, "splitter")
+        await hub.connect()
+        try:
+            return await work(hub)
+        finally:
+            await hub.close()
+
+    return asyncio.run(connected())
+
+
+def _print_explanation(table: SplitterTable, found: Explanation) -> None:
+    state = ", ".join(f"{name} {value:g}" for name, value in found.state.items())
+    print_table(
+        f"{found.chosen} is chosen at {state}",
+        [
+            "cut",
+            "latency ms",
+            "energy mJ",
+            "quality",
+            "learning",
+            "delay",
+            "energy",
+            "limits",
+            "reward",
+            "Q of the row",
+        ],
+        [
+            [
+                f"{name} <-" if name == found.chosen else name,
+                f"{t.latency_ms:.1f}",
+                f"{t.energy_mj:.1f}",
+                *(f"{value:.2f}" for value in (t.quality, t.learning, t.delay, t.energy, t.limits, t.total)),
+                f"{found.q[name]:.3f}",
+            ]
+            for name, t in found.terms.items()
+        ],
+    )
+    click.echo("Q is the discounted mean over all windows in the row's bins; the choice is its largest.")
+    if found.turns:
+        click.echo("Another choice with")
+        for turn in found.turns:
+            click.echo(f"  {turn}")
+    else:
+        click.echo("No change of a single state variable changes the choice.")
+    click.echo(
+        f"A running device changes only when another cut is better by more than {found.margin:g}, and keeps it "
+        f"{table.dwell} windows while link and load stay."
+    )
+
+
+def _parse_state(text: str) -> dict[str, float]:
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise UsageError(f"--state {text!r}: expected name=number pairs such as cpu=0.3,rtt_ms=60") from None
+
+
+def _state_of(broker: Address, device: str) -> tuple[dict[str, float], SplitterTable]:
+    """The state a running device decided from last, and the table it was given."""
+    report = _ask(broker, lambda hub: hub.presence()).get(device)
+    if report is None:
+        raise UsageError(f"--device {device}: not seen on {broker} in the last minute")
+    state = report.get("state")
+    if not isinstance(state, dict) or not state:
+        raise UsageError(f"--device {device}: it has not decided on a window yet")
+    target = str(report["target"])
+    record = _ask(broker, lambda hub: hub.table(target, device)) or _ask(broker, lambda hub: hub.table(target))
+    if record is None:
+        raise UsageError(f"--device {device}: the broker holds no table for it; name its table file")
+    return {str(name): float(value) for name, value in state.items()}, open_table(record, None, f"table of {device}")
