@@ -16,7 +16,8 @@ from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame
 from runtime_server.broker.hub import Hub
 from runtime_server.ingest import dead_letters as letters
 from runtime_server.ingest.dead_letters import Letter
-from streamsplit_compile.cli.options import PathParam, broker_option, json_option, print_json, print_table, size
+from streamsplit_compile.cli.options import PathParam, broker_option, json_option
+from streamsplit_compile.cli.printing import print_json, print_table, size
 
 _Result = TypeVar("_Result")
 

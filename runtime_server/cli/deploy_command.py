@@ -10,15 +10,8 @@ import click
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub
-from streamsplit_compile.cli.options import (
-    broker_option,
-    bundle_argument,
-    json_option,
-    key_option,
-    print_json,
-    read_key,
-    size,
-)
+from streamsplit_compile.cli.options import broker_option, bundle_argument, json_option, key_option, read_key
+from streamsplit_compile.cli.printing import print_json, size
 
 
 @click.command()

@@ -13,7 +13,8 @@ from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import UsageError
 from runtime_server.broker.access import Access, SecurityConfig
 from runtime_server.ingest.rate import FRAMES_PER_S
-from streamsplit_compile.cli.options import PathParam, json_option, print_json, print_table
+from streamsplit_compile.cli.options import PathParam, json_option
+from streamsplit_compile.cli.printing import print_json, print_table
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

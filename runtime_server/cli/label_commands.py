@@ -19,16 +19,8 @@ from runtime_edge.formats.records.head import Head, signature_of
 from runtime_server.broker.hub import Hub
 from runtime_server.labels.head_training import Examples, fit_head
 from runtime_server.labels.labelled import is_events, of_clips, of_events, read_clips, read_events
-from streamsplit_compile.cli.options import (
-    PathParam,
-    Steps,
-    broker_option,
-    json_option,
-    key_option,
-    print_json,
-    print_table,
-    read_key,
-)
+from streamsplit_compile.cli.options import PathParam, broker_option, json_option, key_option, read_key
+from streamsplit_compile.cli.printing import Steps, print_json, print_table
 
 _LOOK_S = 2.0
 

@@ -14,7 +14,8 @@ from runtime_server.broker.hub import Hub
 from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.releases.rollout import RolloutConfig
 from runtime_server.releases.rollout_service import Action, request
-from streamsplit_compile.cli.options import PathParam, broker_option, json_option, print_json, print_table, size
+from streamsplit_compile.cli.options import PathParam, broker_option, json_option
+from streamsplit_compile.cli.printing import print_json, print_table, size
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -9,7 +9,8 @@ import click
 
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub
-from streamsplit_compile.cli.options import broker_option, json_option, print_json, print_table, size
+from streamsplit_compile.cli.options import broker_option, json_option
+from streamsplit_compile.cli.printing import print_json, print_table, size
 
 _SHOWN_RELEASES = 3
 

@@ -18,15 +18,8 @@ from runtime_edge.formats.records.release import open_table
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.hub import Hub
 from streamsplit_compile.bundle.bundle_writer import write_table
-from streamsplit_compile.cli.options import (
-    PathParam,
-    broker_option,
-    json_option,
-    key_option,
-    print_json,
-    print_table,
-    read_key,
-)
+from streamsplit_compile.cli.options import PathParam, broker_option, json_option, key_option, read_key
+from streamsplit_compile.cli.printing import print_json, print_table
 from streamsplit_compile.cli.splitter_commands import read_table, seed_option
 from streamsplit_compile.splitter.evaluation import evaluate
 from streamsplit_compile.splitter.explain import Explanation

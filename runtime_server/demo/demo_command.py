@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from streamsplit_compile.cli.options import PathParam, json_option, print_json, print_table, size
+from streamsplit_compile.cli.options import PathParam, json_option
+from streamsplit_compile.cli.printing import print_json, print_table, size
 
 
 @click.command()

@@ -13,7 +13,8 @@ from runtime_server.lab.proof_page import write_page
 from runtime_server.lab.proof_report import COSTS, QUALITY, compare, costs, quality
 from runtime_server.lab.recorded import RecordedScenario
 from runtime_server.lab.scenarios import SCENARIOS, Playable, scenario_named
-from streamsplit_compile.cli.options import PathParam, json_option, print_json, print_table
+from streamsplit_compile.cli.options import PathParam, json_option
+from streamsplit_compile.cli.printing import print_json, print_table
 
 
 @click.group()

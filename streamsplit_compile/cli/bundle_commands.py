@@ -13,23 +13,21 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.manifest import Parity
 from runtime_edge.formats.patch import make_patch
 from runtime_edge.inference.prefix import Prefix
-from streamsplit_compile.bundle.bundle_summary import bundle_summary, parity_summary, print_cuts, print_parity
+from streamsplit_compile.bundle.bundle_summary import bundle_summary, parity_summary
 from streamsplit_compile.bundle.calibrate import collect_activations, windows_for
 from streamsplit_compile.bundle.compiler import bundle_variants, changed_blocks
 from streamsplit_compile.bundle.digests import weights_digest
 from streamsplit_compile.bundle.parity import Prover, check_parity, shortfalls
+from streamsplit_compile.cli.bundle_tables import print_cuts, print_parity
 from streamsplit_compile.cli.options import (
     PathParam,
-    Steps,
     bundle_argument,
     encoder_options,
     json_option,
-    print_json,
-    print_table,
     pub_option,
     read_pub,
-    size,
 )
+from streamsplit_compile.cli.printing import Steps, print_json, print_table, size
 from streamsplit_compile.encoder.encoders import Encoder, load_encoder
 from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import cuts_of

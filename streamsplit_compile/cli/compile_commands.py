@@ -14,22 +14,14 @@ from click.core import ParameterSource
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from streamsplit_compile.bundle.bundle_summary import bundle_summary, print_cuts
+from streamsplit_compile.bundle.bundle_summary import bundle_summary
 from streamsplit_compile.bundle.calibrate import windows_for
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile, report_path
 from streamsplit_compile.bundle.measure import Reference
 from streamsplit_compile.bundle.parity import shortfalls
-from streamsplit_compile.cli.options import (
-    PathParam,
-    Steps,
-    encoder_options,
-    json_option,
-    key_option,
-    parse_targets,
-    print_json,
-    print_table,
-    read_key,
-)
+from streamsplit_compile.cli.bundle_tables import print_cuts
+from streamsplit_compile.cli.options import PathParam, encoder_options, json_option, key_option, parse_targets, read_key
+from streamsplit_compile.cli.printing import Steps, print_json, print_table
 from streamsplit_compile.encoder.encoders import (
     Encoder,
     list_encoders,

@@ -1,26 +1,19 @@
-"""Options that several commands share, each one decorator, and how results are printed."""
+"""Options that several commands share, each one decorator."""
 
 from __future__ import annotations
 
 import functools
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from runtime_edge.formats import minisign
 from runtime_edge.formats.credentials import Address, Credentials
 from streamsplit_compile.cost.targets import Target, load_target
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-console = Console()
 
 
 class PathParam(click.Path):
@@ -94,65 +87,3 @@ def read_key(path: Path | None) -> minisign.SecretKey | None:
 def read_pub(path: Path | None) -> minisign.PublicKey | None:
     """The public key, when one is given. Raises SignatureError."""
     return None if path is None else minisign.read_public_key(path)
-
-
-def print_json(value: Any) -> None:
-    """One JSON document."""
-    click.echo(json.dumps(value, indent=2))
-
-
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table a person can read; numbers to the right."""
-    click.echo(title)  # a table's own title is broken at the table's width
-    table = Table(header_style="bold")
-    for index, column in enumerate(columns):
-        numeric = all(row[index][:1].isdigit() or row[index][:1] in "+-." for row in rows)
-        table.add_column(column, justify="right" if numeric and rows else "left")
-    for row in rows:
-        table.add_row(*row)
-    (console if sys.stdout.isatty() else Console(width=160)).print(table)
-
-
-class Steps:
-    """Progress of long work: a bar on a terminal, plain lines elsewhere. Call it with (what, done, total)."""
-
-    def __init__(self, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._bar = None
-        if sys.stderr.isatty() and not quiet:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task("starting", total=1)
-        self._last = ""
-
-    def __enter__(self) -> Steps:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, description="done", completed=1, total=1)
-            self._bar.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self._quiet:
-            return
-        if self._bar is not None:
-            self._bar.update(self._task, description=what, completed=done, total=total)
-        elif what != self._last:
-            click.echo(f"{what} ...")  # stderr is for the one line that says what went wrong
-        self._last = what
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError

@@ -14,15 +14,8 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.records.table import MAX_TABLE_BYTES, Limits, Reward, SplitterTable, StateAxis
 from runtime_edge.inference.profile import MAX_PROFILE_BYTES, Profile
 from streamsplit_compile.bundle.bundle_writer import write_table
-from streamsplit_compile.cli.options import (
-    PathParam,
-    bundle_argument,
-    json_option,
-    key_option,
-    print_json,
-    print_table,
-    read_key,
-)
+from streamsplit_compile.cli.options import PathParam, bundle_argument, json_option, key_option, read_key
+from streamsplit_compile.cli.printing import print_json, print_table
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.splitter.environment import Environment, environment_for
 from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds

@@ -8,7 +8,8 @@ import click
 
 from runtime_edge.errors import CheckFailed, UsageError
 from runtime_edge.formats.bundle import open_bundle
-from streamsplit_compile.cli.options import PathParam, json_option, print_json, print_table
+from streamsplit_compile.cli.options import PathParam, json_option
+from streamsplit_compile.cli.printing import print_json, print_table
 from streamsplit_compile.cli.splitter_commands import (
     bundle_environment,
     profile_option,

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime_server.cli.server_status_command import device_row, server_lines
-from streamsplit_compile.cli.options import print_table
+from streamsplit_compile.cli.printing import print_table
 
 REPORT = {
     "target": "rpi4", "generation_end": 3, "cuts": {"one": 3, "local": 40}, "windows_captured": 43,

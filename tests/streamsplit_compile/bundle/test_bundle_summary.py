@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from runtime_edge.formats.bundle import Bundle
-from streamsplit_compile.bundle.bundle_summary import bundle_summary, print_cuts
+from streamsplit_compile.bundle.bundle_summary import bundle_summary
+from streamsplit_compile.cli.bundle_tables import print_cuts
 
 
 def without_parity(bundle):
