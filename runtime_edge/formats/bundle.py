@@ -15,6 +15,7 @@ from runtime_edge.errors import BundleError, SignatureError, TableError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats import minisign
 from runtime_edge.formats.manifest import Manifest
+from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.records.table import SplitterTable
 
 MAX_TABLE_BYTES = 64 << 10
@@ -90,11 +91,6 @@ def asset_path(root: Path, reference: str) -> Path:
         raise BundleError(f"asset reference {reference!r}: expected sha256:<64 hex digits>/<file name>")
     directory, name = reference.split("/")
     return root / "shared_assets" / directory.replace(":", "-") / name
-
-
-def signature_path(path: Path) -> Path:
-    """Where the signature of a file of a bundle stands."""
-    return path.with_name(f"{path.name}.minisig")
 
 
 def check_asset(reference: str, size: int, data: bytes, source: str) -> None:

@@ -185,3 +185,8 @@ def _decode(line: str, source: str, what: str) -> bytes:
     if base64.b64encode(blob).decode() != line:
         raise SignatureError(f"{source}: the {what} is not base64")
     return blob
+
+
+def signature_path(path: Path) -> Path:
+    """Where the signature of a file of a bundle stands."""
+    return path.with_name(f"{path.name}.minisig")

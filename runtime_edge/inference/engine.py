@@ -9,14 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.audio.wire_streams import AudioStreamEncoder
-from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.wire import encode_frame
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
-from runtime_edge.inference.variants import choose_variant, runtime_options
 
 Embedding = npt.NDArray[np.float32]
 ACTIVATION_ENCODINGS = ("int8", "float16", "float32")
@@ -44,10 +42,12 @@ class Engine:
         options: RuntimeOptions | None = None,
         memory_limit_mb: float | None = None,
         previous: Engine | None = None,
+        stream: AudioStreamEncoder | None = None,
     ) -> None:
         """Raises BundleError, BackendError, or UsageError for an encoding the cuts do not have.
 
-        With `previous`, an engine used by the same thread, blocks that have not changed are not loaded again.
+        With `previous`, an engine used by the same thread, blocks that have not changed are not loaded again. With
+        `stream` the waveform is shipped as one: what is new in each window.
         """
         if encoding not in ACTIVATION_ENCODINGS:
             raise UsageError(f"encoding {encoding!r}: expected one of {', '.join(ACTIVATION_ENCODINGS)}")
@@ -65,24 +65,7 @@ class Engine:
             "float32" if encoding == "float32" else "float16",
         ]
         self._codecs = [CutCodec(cut, name) for cut, name in zip(self.cuts, names, strict=True)]
-        self._stream: AudioStreamEncoder | None = None
-
-    @classmethod
-    def configured(cls, bundle: Bundle, config: DeviceConfig, previous: Engine | None = None) -> Engine:
-        """The engine a device's settings ask for. Raises what the constructor does, and MissingExtra."""
-        variant = choose_variant(bundle.manifest, config.variant, config.target)
-        options = runtime_options(bundle.manifest, config.target, config.threads)
-        engine = cls(bundle, variant, config.encoding, options, config.max_memory_mb, previous)
-        if config.audio != "pcm16":
-            front_end = bundle.manifest.info.front_end
-            engine._stream = AudioStreamEncoder(
-                config.audio,
-                front_end.sample_rate,
-                front_end.window_samples,
-                front_end.hop_samples,
-                config.opus_kbps,
-            )
-        return engine
+        self._stream = stream
 
     def begin_stream_anew(self) -> None:
         """The server has lost the thread of the waveform's stream."""

@@ -8,9 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-BANDWIDTH_SMOOTHING = 0.3
-"""Factor of the uplink's exponential moving average, for a sample every SAMPLE_S (METHOD section 6)."""
-SAMPLE_S = 0.1
+from runtime_edge.policy.splitter import BANDWIDTH_SMOOTHING, SAMPLE_S
+
 TELLING_BYTES = 1024
 """From here on a frame's own time says something of the uplink."""
 _JITTER_S = 0.015

@@ -21,16 +21,9 @@ from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.errors import BundleError, FormatError, LinkError, OlderBundle, SignatureError, TableError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats import minisign, subjects
-from runtime_edge.formats.bundle import (
-    MANIFEST,
-    SIGNATURE,
-    Bundle,
-    asset_path,
-    check_asset,
-    open_bundle,
-    signature_path,
-)
+from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle, asset_path, check_asset, open_bundle
 from runtime_edge.formats.manifest import Manifest
+from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.patch import apply_patch
 from runtime_edge.formats.records.release import MAX_RECORD_BYTES, ReleasedBundle
 from runtime_edge.inference.prefix import Prefix

@@ -30,6 +30,7 @@ from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.connection import Link
 from runtime_edge.transport.privacy import floor_index
 from runtime_edge.updates.bundle_store import BundleStore, Fetched, check_same_ends, store_table, stored_table
+from runtime_edge.updates.engine_setup import engine_for
 from runtime_edge.updates.trial import Refusal, Trial
 
 _LOG = logging.getLogger(__name__)
@@ -286,7 +287,7 @@ class Swap:
             with contextlib.suppress(OSError):  # a full disk is no reason to stand still
                 self._trials.begin(bundle)
         try:
-            engine = Engine.configured(bundle, config, getattr(self, "_engine", None))
+            engine = engine_for(bundle, config, getattr(self, "_engine", None))
             engine.ready()
         except BackendError as exc:
             if own:

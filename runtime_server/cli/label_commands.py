@@ -13,8 +13,9 @@ import click
 from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.formats import minisign
-from runtime_edge.formats.bundle import Bundle, open_bundle, signature_path
+from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.credentials import Address
+from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.records.head import Head, signature_of
 from runtime_server.broker.hub import Hub
 from runtime_server.labels.head_training import Examples, fit_head

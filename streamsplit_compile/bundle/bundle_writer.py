@@ -13,8 +13,9 @@ from runtime_edge.base.files import fsync_directory, write_atomic
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats import minisign
-from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle, asset_path, signature_path
+from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle, asset_path
 from runtime_edge.formats.manifest import Manifest
+from runtime_edge.formats.minisign import signature_path
 
 
 @contextmanager

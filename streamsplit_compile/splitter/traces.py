@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from runtime_edge.policy.splitter import UNCERTAINTY_SMOOTHING
-from runtime_edge.transport.bandwidth import BANDWIDTH_SMOOTHING, SAMPLE_S
+from runtime_edge.policy.splitter import BANDWIDTH_SMOOTHING, SAMPLE_S, UNCERTAINTY_SMOOTHING
 
 Array = npt.NDArray[np.float64]
 

@@ -24,8 +24,8 @@ from msgspec import Meta
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import HeadError, SignatureError
 from runtime_edge.formats import minisign
-from runtime_edge.formats.bundle import signature_path
 from runtime_edge.formats.manifest import BundleInfo, Name
+from runtime_edge.formats.minisign import signature_path
 
 MAX_HEAD_BYTES = 512 << 10
 MAX_RECORD_BYTES = 2 * MAX_HEAD_BYTES

@@ -10,7 +10,8 @@ import pytest
 from runtime_edge.errors import BundleError, FormatError, SignatureError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats import minisign
-from runtime_edge.formats.bundle import asset_path, check_asset, open_bundle, signature_path
+from runtime_edge.formats.bundle import asset_path, check_asset, open_bundle
+from runtime_edge.formats.minisign import signature_path
 from runtime_edge.inference import onnx_backend as backend_onnx
 from runtime_edge.inference.prefix import Prefix
 

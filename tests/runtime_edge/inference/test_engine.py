@@ -1,12 +1,10 @@
 import numpy as np
 import pytest
 
-from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import ENCODINGS, CutCodec
 from runtime_edge.formats.wire import decode_frame
-from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle.soundscape import soundscape
@@ -94,15 +92,6 @@ def test_an_engine_finishes_only_where_its_memory_limit_has_room(small_bundle, w
     whole = limited.run(window, 0, 0, limited.last_cut, 0.0, finish=False)
     assert np.array_equal(whole.embedding, engine.embed(window)), "a cut that was chosen always runs"
     assert 0 <= limited.ready() < 1e-5
-
-
-def test_it_is_set_up_as_the_device_is_told(small_bundle, tmp_path):
-    config = DeviceConfig(device="d", state=tmp_path, target="rpi4", threads=2, encoding="float16", max_memory_mb=64.0)
-    first = Engine.configured(small_bundle, config)
-    first.ready()
-    assert (first.prefix.variant, first.prefix.options) == ("onnx-fp32", RuntimeOptions(2, ("xnnpack", "cpu")))
-    following = Engine.configured(small_bundle, config, first)
-    assert following.prefix.buffers is first.prefix.buffers
 
 
 def test_it_knows_its_bundle(engine, small_bundle):

@@ -1,0 +1,25 @@
+"""The engine that a device's settings ask for."""
+
+from __future__ import annotations
+
+from runtime_edge.audio.wire_streams import AudioStreamEncoder
+from runtime_edge.config import DeviceConfig
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.inference.engine import Engine
+from runtime_edge.inference.variants import choose_variant, runtime_options
+
+
+def engine_for(bundle: Bundle, config: DeviceConfig, previous: Engine | None = None) -> Engine:
+    """An engine for a bundle; with `previous`, an engine of the same thread, what has not changed is kept loaded.
+
+    Raises what `Engine` raises, MissingExtra, and UsageError for a waveform that cannot be a stream.
+    """
+    variant = choose_variant(bundle.manifest, config.variant, config.target)
+    options = runtime_options(bundle.manifest, config.target, config.threads)
+    stream = None
+    if config.audio != "pcm16":
+        front_end = bundle.manifest.info.front_end
+        stream = AudioStreamEncoder(
+            config.audio, front_end.sample_rate, front_end.window_samples, front_end.hop_samples, config.opus_kbps
+        )
+    return Engine(bundle, variant, config.encoding, options, config.max_memory_mb, previous, stream)
