@@ -1,4 +1,4 @@
-"""What the splitter looks at: CPU load, uplink, and the health of the device (METHOD section 6)."""
+"""What the splitter looks at: CPU load, uplink, and the health of the device (docs/method.md, section 6)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import psutil
 
 SYSFS = Path("/sys")
 BANDWIDTH_SMOOTHING = 0.3
-"""Factor of the uplink's exponential moving average, for a sample every SAMPLE_S (METHOD section 6)."""
+"""Factor of the uplink's exponential moving average, for a sample every SAMPLE_S (docs/method.md, section 6)."""
 SAMPLE_S = 0.1
 
 TELLING_BYTES = 1024
 """From here on a frame's own time says something of the uplink."""
 _JITTER_S = 0.015
-"""Of one round trip (METHOD section 6)."""
+"""Of one round trip (docs/method.md, section 6)."""
 _PAIR_JITTER_S = 0.005
 """Of the difference between two that follow each other at once."""
 _LONG_WAY_S, _LONGEST_WAIT_S = 0.12, 0.04
@@ -76,11 +76,11 @@ class BandwidthEstimator:
 
     A frame's time is one round trip plus its bytes over the bandwidth. Frames below 1 KiB teach the round
     trip; larger ones teach the bandwidth: delivered bits over transfer time, each an exponential moving
-    average with factor `smoothing` (METHOD section 6). Averaging the two apart, and not their ratio, keeps jitter
-    from inflating the estimate and lets one slow frame count for the time it took. A frame weighs less in
+    average with factor `smoothing` (docs/method.md, section 6). Averaging the two apart, and not their ratio, keeps
+    jitter from inflating the estimate and lets one slow frame count for the time it took. A frame weighs less in
     proportion when neither the time it took nor the time it should have taken stands out from jitter. One that
     misses the expected time by more than jitter explains means that the link has changed: it counts as a sample
-    of each 100 ms since the last frame, as in METHOD, so that the estimate is there after one or two frames.
+    of each 100 ms since the last frame, as in the method, so that the estimate is there after one or two frames.
 
     `observe_round_trip` learns from a probe in front of a frame, where `asks_round_trip` says that it is worth one, and
     `observe_pair` from a sounding behind it, which tells round trip and transfer apart by itself.

@@ -19,7 +19,7 @@ from runtime_edge.policy.online_learner import OnlineLearner
 from runtime_edge.policy.reward import BYTES_PER_MS
 
 UNCERTAINTY_SMOOTHING = 0.3
-"""Weight of the newest uncertainty in the exponential mean the table is looked up with (METHOD section 6)."""
+"""Weight of the newest uncertainty in the exponential mean the table is looked up with (docs/method.md, section 6)."""
 
 
 BREAKS_DWELL = ("bandwidth_mbps", "cpu", "rtt_ms")
@@ -27,7 +27,7 @@ BREAKS_DWELL = ("bandwidth_mbps", "cpu", "rtt_ms")
 
 
 RTT_JITTER_MS = 5.0
-"""How far the smoothed round trip wavers while the link stays as it is (METHOD section 6: samples by 15 ms)."""
+"""How far the smoothed round trip wavers on a steady link (docs/method.md, section 6: samples by 15 ms)."""
 
 
 URGENT = 0.25
@@ -52,7 +52,7 @@ class Decision(NamedTuple):
 
 
 class Splitter:
-    """Chooses a cut for each window from a table (METHOD section 6); holds the state that makes it steady.
+    """Chooses a cut for each window from a table (docs/method.md, section 6); holds the state that makes it steady.
 
     Three things keep it from flapping: a bin of link or load is left only well past its edge (`dead_band`), a better
     action must be better by more than `hysteresis`, and after a change the next one waits `dwell` windows, unless link
