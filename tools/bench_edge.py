@@ -39,7 +39,7 @@ from tools.edge_size import available, installed_mb, make_environment, torch_mb
 
 ENCODINGS = ("float32", "float16", "int8")
 LARGEST_CUT = "stem"
-"""What crosses most of the paper's cuts: 64 x 32 x 25 values behind ResNet-18's stem (METHOD section 2)."""
+"""What crosses most of the paper's cuts: 64 x 32 x 25 values behind ResNet-18's stem (docs/method.md, section 2)."""
 SPEED = 10.0
 _SETTLED = 0.5  # of a soak: memory is judged in its second half
 _SAMPLE_S = 1.0

@@ -42,7 +42,7 @@ from tools.room import Room
 
 SEEDS = range(3)
 TOLERATED = 0.022
-"""What mixed cuts with windows missing may cost against everything sent (METHOD section 7)."""
+"""What mixed cuts with windows missing may cost against everything sent (docs/method.md, section 7)."""
 _COLUMNS = "recordings and windows of fold 5, recordings and windows of all folds (%, ± over seeds)"
 _CHECKPOINT = "mn04_as_mAP_432.pt"
 

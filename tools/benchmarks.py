@@ -117,6 +117,8 @@ _HEAD = """# Benchmarks
 
 Made by `make bench`; the same numbers are in [benchmarks.json](benchmarks.json). Ratios compare alternatives within one
 run, interleaved; seconds and milliseconds are of the machine named below each table.
+
+Figures measured once, to choose between alternatives, are in [measurements.md](measurements.md).
 """
 
 

@@ -1,4 +1,4 @@
-"""The log-mel front end as part of the encoder's graph (METHOD section 1).
+"""The log-mel front end as part of the encoder's graph (docs/method.md, section 1).
 
     log_mel = LogMel(PRESETS["paper"])
     image = log_mel(waveform)        # (batch, samples) float32 -> (batch, 1, mels, frames) float32
@@ -62,7 +62,7 @@ def _require_whole(config: object, *names: str) -> None:
 class FrontEnd:
     """What turns a waveform into a log-mel image; every field is plain data, so it travels as JSON.
 
-    The defaults are METHOD section 1's. Raises ValueError, naming the field, for values that cannot work.
+    The defaults are those of docs/method.md, section 1. Raises ValueError, naming the field, for impossible values.
     """
 
     sample_rate: int = 16_000

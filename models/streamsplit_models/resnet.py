@@ -1,4 +1,4 @@
-"""The paper's encoder: ResNet-18 on the log-mel image (METHOD section 2)."""
+"""The paper's encoder: ResNet-18 on the log-mel image (docs/method.md, section 2)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from runtime_edge.errors import UsageError
 
 
 class Window(msgspec.Struct, frozen=True):
-    """One analysis window (METHOD section 1).
+    """One analysis window (docs/method.md, section 1).
 
     Attributes:
         index: place on the stream's time line, in hops. It never repeats; audio that was dropped or gated

@@ -1,4 +1,4 @@
-"""What the device has heard so far: its memory, taught by every window once (METHOD section 4)."""
+"""What the device has heard so far: its memory, taught by every window once (docs/method.md, section 4)."""
 
 from __future__ import annotations
 

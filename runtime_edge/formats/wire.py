@@ -55,7 +55,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     embedding: Annotated[bytes, Meta(max_length=1 << 17)] = b""
     """float16, little-endian, d values; empty unless status is ok."""
     mixture: Annotated[bytes, Meta(max_length=1 << 19)] = b""
-    """Refined mixture parameters when they are due (METHOD section 4)."""
+    """Refined mixture parameters when they are due (docs/method.md, section 4)."""
 
 
 _header_decoder = msgspec.msgpack.Decoder(FrameHeader)

@@ -1,4 +1,4 @@
-"""The distributional memory: what a device has heard, as a small Gaussian mixture (METHOD section 4).
+"""The distributional memory: what a device has heard, as a small Gaussian mixture (docs/method.md, section 4).
 
     memory = GaussianMemory(components=64, dim=128)
     uncertainty = memory.update(embedding)      # [0, 1]; 1.0 while cold
@@ -47,7 +47,7 @@ VARIANCE_CEILING = 4.0
 """No coordinate of unit vectors varies more; what was loaded is held to it."""
 WEIGHT_FLOOR = 1e-3
 NEGATIVE_SCALE = 0.1
-"""tau of the virtual negatives (METHOD section 4)."""
+"""tau of the virtual negatives (docs/method.md, section 4)."""
 
 _NOVEL = 0.5  # of D²: farther from every component than this claims one
 _NARROW = 0.25  # of the overall variance: what a newly claimed component covers

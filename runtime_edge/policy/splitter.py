@@ -19,14 +19,14 @@ from runtime_edge.policy.online_learner import OnlineLearner
 from runtime_edge.policy.reward import BYTES_PER_MS
 
 UNCERTAINTY_SMOOTHING = 0.3
-"""Weight of the newest uncertainty in the exponential mean the table is looked up with (METHOD section 6)."""
+"""Weight of the newest uncertainty in the exponential mean the table is looked up with (docs/method.md, section 6)."""
 BANDWIDTH_SMOOTHING = 0.3
-"""Weight of the newest sample in the uplink's exponential mean, for a sample every SAMPLE_S (METHOD section 6)."""
+"""Weight of a new sample in the uplink's exponential mean, one every SAMPLE_S (docs/method.md, section 6)."""
 SAMPLE_S = 0.1
 BREAKS_DWELL = ("bandwidth_mbps", "cpu", "rtt_ms")
 """State variables whose move ends a dwell: of the link and of the load, not of the sound."""
 RTT_JITTER_MS = 5.0
-"""How far the smoothed round trip wavers while the link stays as it is (METHOD section 6: samples by 15 ms)."""
+"""How far the smoothed round trip wavers on a steady link (docs/method.md, section 6: samples by 15 ms)."""
 URGENT = 0.25
 """What a cut must lose, in reward (10 ms of latency at the default weights), for a dwell to end early."""
 
@@ -49,7 +49,7 @@ class Decision(NamedTuple):
 
 
 class Splitter:
-    """Chooses a cut for each window from a table (METHOD section 6); holds the state that makes it steady.
+    """Chooses a cut for each window from a table (docs/method.md, section 6); holds the state that makes it steady.
 
     Three things keep it from flapping: a bin of link or load is left only well past its edge (`dead_band`), a better
     action must be better by more than `hysteresis`, and after a change the next one waits `dwell` windows, unless link

@@ -1,4 +1,4 @@
-"""The uplink's rate and round trip, learnt from the frames that are sent (METHOD section 6)."""
+"""The uplink's rate and round trip, learnt from the frames that are sent (docs/method.md, section 6)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime_edge.policy.splitter import BANDWIDTH_SMOOTHING, SAMPLE_S
 TELLING_BYTES = 1024
 """From here on a frame's own time says something of the uplink."""
 _JITTER_S = 0.015
-"""Of one round trip (METHOD section 6)."""
+"""Of one round trip (docs/method.md, section 6)."""
 _PAIR_JITTER_S = 0.005
 """Of the difference between two that follow each other at once."""
 _LONG_WAY_S, _LONGEST_WAIT_S = 0.12, 0.04
@@ -35,13 +35,13 @@ _OPTIMISM_CAP_MBITS = 100.0
 class BandwidthEstimator:
     """Uplink rate and round trip, learnt from the frames that are sent anyway.
 
-    A frame's time is one round trip plus its bytes over the bandwidth. Frames below 1 KiB teach the round
-    trip; larger ones teach the bandwidth: delivered bits over transfer time, each an exponential moving
-    average with factor `smoothing` (METHOD section 6). Averaging the two apart, and not their ratio, keeps jitter
-    from inflating the estimate and lets one slow frame count for the time it took. A frame weighs less in
-    proportion when neither the time it took nor the time it should have taken stands out from jitter. One that
-    misses the expected time by more than jitter explains means that the link has changed: it counts as a sample
-    of each 100 ms since the last frame, as in METHOD, so that the estimate is there after one or two frames.
+    A frame's time is one round trip plus its bytes over the bandwidth. Frames below 1 KiB teach the round trip;
+    larger ones teach the bandwidth: delivered bits over transfer time, each an exponential moving average with
+    factor `smoothing` (docs/method.md, section 6). Averaging the two apart, and not their ratio, keeps jitter from
+    inflating the estimate and lets one slow frame count for the time it took. A frame weighs less in proportion
+    when neither the time it took nor the time it should have taken stands out from jitter. One that misses the
+    expected time by more than jitter explains means that the link has changed: it counts as a sample of each 100 ms
+    since the last frame, as in the method, so that the estimate is there after one or two frames.
 
     `observe_round_trip` learns from a probe in front of a frame, where `asks_round_trip` says that it is worth one, and
     `observe_pair` from a sounding behind it, which tells round trip and transfer apart by itself.

@@ -41,7 +41,7 @@ class Energy:
 
 
 def modelled(recording: Recording, bundle: Bundle, target: str, steps: Sequence[Step]) -> Energy:
-    """By the target's figures, METHOD section 6, for the cuts that ran and the bytes the interface counted.
+    """By the target's figures (docs/method.md, section 6), for the cuts that ran and the bytes the interface counted.
 
     A frame is made on one core of those that the model's power is for. A window that was finished here after all ran
     the whole encoder.

@@ -71,7 +71,7 @@ def always(table: SplitterTable, cut: str) -> SplitterTable:
 
 
 def rule(table: SplitterTable) -> SplitterTable:
-    """The heuristic rule of METHOD section 6, in fine bins of load and bandwidth."""
+    """The heuristic rule of docs/method.md, section 6, in fine bins of load and bandwidth."""
     axes = (StateAxis(name="cpu", edges=_CPU_EDGES), StateAxis(name="bandwidth_mbps", edges=_MBPS_EDGES))
     cpu, mbps = np.meshgrid(_middles(_CPU_EDGES), _middles(_MBPS_EDGES), indexing="ij")
     actions = heuristic_rule(environment_of(table), cpu.ravel(), mbps.ravel())

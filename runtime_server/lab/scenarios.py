@@ -28,7 +28,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A link and a processor over time; ranges as in METHOD section 6, changes more often so that runs can be short."""
+    """A link and a processor over time; ranges as in docs/method.md, section 6, changes more often for short runs."""
 
     name: str
     what: str

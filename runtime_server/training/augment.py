@@ -1,4 +1,4 @@
-"""Second views of activations: masks, gain, noise, low-level mixing (METHOD section 5, ours).
+"""Second views of activations: masks, gain, noise, low-level mixing (docs/method.md, section 5; ours).
 
 Only the activation reaches the server, so a view is made of it and not of the waveform. What each axis
 means follows from the rank: [B, C, F, T] feature maps, [B, T, D] token sequences, [B, S] waveforms.

@@ -1,4 +1,4 @@
-"""The latest windows of every device: what the trainer draws its batches from (METHOD section 5)."""
+"""The latest windows of every device: what the trainer draws its batches from (docs/method.md, section 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mixture of every device as the server knows it, which goes back to the device now and then (METHOD section 4)."""
+"""The mixture of every device as the server knows it, synchronised now and then (docs/method.md, section 4)."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def batch_of(
 
 
 def batch_loss(batch: Batch, loss: HybridLoss) -> tuple[Tensor, dict[str, float]]:
-    """The hybrid loss (METHOD section 5) of a batch, and its parts.
+    """The hybrid loss (docs/method.md, section 5) of a batch, and its parts.
 
     A window's positives are its own other view and the other views of its neighbours in time, whatever cut each of
     them came from: two views of a late activation are nearly the same, and teach little.
@@ -61,7 +61,7 @@ def batch_loss(batch: Batch, loss: HybridLoss) -> tuple[Tensor, dict[str, float]
 
 
 def virtual_negatives(z: Tensor, mixture: GaussianMemory, count: int, generator: torch.Generator) -> Tensor | None:
-    """(n, count, d) samples of the mixture for each of z (n, d) (METHOD section 4).
+    """(n, count, d) samples of the mixture for each of z (n, d) (docs/method.md, section 4).
 
     None while it is cold, and when a window has no direction: then the loss says what is wrong.
     """

@@ -152,7 +152,7 @@ class Trainer:
         return found
 
     def step(self) -> StepMetrics:
-        """One optimiser step of the hybrid loss (METHOD section 5) on a fresh batch; all ranks take it together."""
+        """One step of the hybrid loss (docs/method.md, section 5) on a fresh batch; all ranks take it together."""
         started = time.monotonic()
         groups = self._sample(self._buffer, self._rng, self.config.batch)
         loss, losses, geometry = self._objective(

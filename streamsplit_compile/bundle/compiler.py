@@ -72,7 +72,7 @@ class CompileOptions:
     seed: int = 0
     generation: int = 1
     hop_share: float = 0.5
-    """Hop between windows as a share of the window (METHOD section 1)."""
+    """Hop between windows as a share of the window (docs/method.md, section 1)."""
     formats: Sequence[Format] = ("onnx",)
     precisions: Sequence[Precision] = ("fp32",)
     """Beside fp32, which is always there: the others are made from it and held against it."""

@@ -1,4 +1,4 @@
-"""A(k, u) of METHOD section 6, measured: how agreement depends on the uncertainty of a window."""
+"""A(k, u) of docs/method.md, section 6, measured: how agreement depends on the uncertainty of a window."""
 
 from __future__ import annotations
 

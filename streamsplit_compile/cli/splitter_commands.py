@@ -73,7 +73,7 @@ def train(
     as_json: bool,
     **weights: float | None,
 ) -> None:
-    """Learn a table by Q-learning on the bundle's costs and on traces (METHOD section 6).
+    """Learn a table by Q-learning on the bundle's costs and on traces (docs/method.md, section 6).
 
     Example: ssc splitter train bundle/ --target rpi4 --traces lte,outages --max-mb-per-hour 40 -o table.json
     """

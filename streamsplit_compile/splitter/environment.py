@@ -21,7 +21,7 @@ from streamsplit_compile.splitter.traces import Traces
 
 Array = npt.NDArray[np.float64]
 RULE_FULL_MBPS = 8.0
-"""Bandwidth that counts as 1 in the heuristic rule: the top of METHOD section 6's range."""
+"""Bandwidth that counts as 1 in the heuristic rule: the top of the range in docs/method.md, section 6."""
 
 
 @dataclass(frozen=True)

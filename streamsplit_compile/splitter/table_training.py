@@ -1,4 +1,4 @@
-"""Training a splitter table (METHOD section 6)."""
+"""Training a splitter table (docs/method.md, section 6)."""
 
 from __future__ import annotations
 

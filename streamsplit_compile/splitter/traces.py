@@ -1,6 +1,6 @@
 """Traces: what a device lives through, one value for each window. Arrays have shape (trace, window), float64.
 
-`synthetic_traces(FAMILIES["lte"], ...)` draws from METHOD section 6: LTE-like bandwidth that changes every 30 s,
+`synthetic_traces(FAMILIES["lte"], ...)` draws from docs/method.md, section 6: LTE-like bandwidth changing every 30 s,
 round trips with jitter, CPU load as a Markov chain, uncertainty as an autoregressive process. The other families
 are Wi-Fi with dropouts, office-hours load, link outages, and anything from a thin gateway to Wi-Fi. Recorded traces
 come from `streamsplit_compile.splitter.trace_csv`.
@@ -20,9 +20,9 @@ from runtime_edge.policy.splitter import BANDWIDTH_SMOOTHING, SAMPLE_S, UNCERTAI
 Array = npt.NDArray[np.float64]
 
 STEP_S = 0.5
-"""One window each half second (METHOD section 1)."""
+"""One window each half second (docs/method.md, section 1)."""
 LINK_SMOOTHING = 1 - (1 - BANDWIDTH_SMOOTHING) ** (STEP_S / SAMPLE_S)
-"""Weight of the last window in the link estimate: factor 0.3, sampled every 100 ms (METHOD section 6)."""
+"""Weight of the last window in the link estimate: factor 0.3, sampled every 100 ms (docs/method.md, section 6)."""
 OUTAGE_MBPS = 0.05
 """What an outage does to the estimate: nothing comes of a frame in the time until the device gives it up."""
 HELD_OUT = 1_000_003

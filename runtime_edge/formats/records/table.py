@@ -46,7 +46,7 @@ class StateAxis(_Strict, frozen=True):
 
 
 class Reward(_Strict, frozen=True):
-    """METHOD section 6: `alpha * (A + rho * u) - beta * Lat / t_max_ms - eta * E / e_budget_mj`."""
+    """docs/method.md, section 6: `alpha * (A + rho * u) - beta * Lat / t_max_ms - eta * E / e_budget_mj`."""
 
     alpha: Weight = 10.0
     beta: Weight = 5.0

@@ -1,4 +1,4 @@
-"""The server's objective (METHOD section 5), one term in each file.
+"""The server's objective (docs/method.md, section 5), one term in each file.
 
     loss = HybridLoss(HybridConfig())
     total, parts = loss(embeddings, positives=views, windows=indices, chains=devices)

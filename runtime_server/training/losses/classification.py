@@ -1,4 +1,4 @@
-"""L_task with labels: cross-entropy on a linear head (METHOD section 5)."""
+"""L_task with labels: cross-entropy on a linear head (docs/method.md, section 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""L_task without labels: InfoNCE over the batch and virtual negatives (METHOD section 5)."""
+"""L_task without labels: InfoNCE over the batch and virtual negatives (docs/method.md, section 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`L = L_task + lambda1 · L_SW + lambda2 · L_Lap` and its ablations (METHOD section 5)."""
+"""`L = L_task + lambda1 · L_SW + lambda2 · L_Lap` and its ablations (docs/method.md, section 5)."""
 
 from __future__ import annotations
 

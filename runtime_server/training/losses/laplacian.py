@@ -1,4 +1,4 @@
-"""L_Lap: Dirichlet energy of the embeddings over each device's temporal graph (METHOD section 5)."""
+"""L_Lap: Dirichlet energy of the embeddings over each device's temporal graph (docs/method.md, section 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""L_SW: sliced Wasserstein-2 distance from the batch to the uniform law on the sphere (METHOD section 5).
+"""L_SW: sliced Wasserstein-2 distance from the batch to the uniform law on the sphere (docs/method.md, section 5).
 
 A collapsed batch lies sqrt(2/d) away, a uniform one only the sampling error.
 """
