@@ -21,7 +21,6 @@ from runtime_edge.errors import BundleError
 
 MAX_MANIFEST_BYTES = 8 << 20
 MAX_ASSET_BYTES = 4 << 30
-WAVEFORM = "waveform"
 
 MAX_ACTIVATION_VALUES = 1 << 28
 """In one window at one cut: what a device allocates on a manifest's word."""

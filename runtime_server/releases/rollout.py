@@ -359,10 +359,6 @@ def _sorted(entries: list[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.generation)
 
 
-def _is(entry: Entry, number: int, status: Status) -> bool:
-    return entry.generation == number and entry.status == status
-
-
 def _reaching(devices: list[str], generation: int, config: RolloutConfig) -> float:
     """The canary share, or as much more as it takes to reach one of the devices that are there."""
     nearest = min(canary_place(name, generation) for name in devices)
