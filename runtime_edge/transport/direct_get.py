@@ -37,7 +37,6 @@ class _ObjectInfo(msgspec.Struct):
 
     nuid: str
     size: int = 0
-    chunks: int = 0
     digest: str = ""
     deleted: bool = False
 
