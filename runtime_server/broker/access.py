@@ -28,9 +28,9 @@ from typing import Any, Literal
 import msgspec
 import psutil
 
-from runtime_edge.base.files import read_bounded, write_atomic
-from runtime_edge.errors import FormatError, LinkError, UsageError
-from runtime_edge.formats import subjects
+from runtime_edge.base.files import write_atomic
+from runtime_edge.errors import LinkError, UsageError
+from runtime_edge.formats import strict, subjects
 from runtime_edge.formats.credentials import Credentials, new_seed, public_key, read_seed
 
 _MAX_BYTES = 64 << 20
@@ -201,10 +201,8 @@ class Access:
     def _read(self) -> _State:
         if not self._file.exists():
             return _State()
-        try:
-            return msgspec.json.decode(read_bounded(self._file, _MAX_BYTES), type=_State)
-        except msgspec.DecodeError as exc:
-            raise FormatError(f"{self._file}: {exc}; put back a copy, or remove it and add the devices again") from None
+        fix = "; put back a copy, or remove it and add the devices again"
+        return strict.read(self._file, _State, _MAX_BYTES, fix=fix)
 
 
 def _permissions(member: Member) -> dict[str, list[str]]:

@@ -17,8 +17,9 @@ import msgspec
 from msgspec import Meta
 
 from runtime_edge.base.files import read_bounded, write_atomic
-from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.errors import UsageError
 from runtime_edge.formats import subjects
+from runtime_edge.formats.strict import decode
 
 _LOG = logging.getLogger(__name__)
 _MAX_CHAINS = 20_000
@@ -71,10 +72,11 @@ class Ledger:
             return msgspec.json.encode(self._chains)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Ledger:
-        """Raises msgspec.MsgspecError for anything else than what `to_bytes` wrote."""
+    def from_bytes(cls, data: bytes, source: str = "ledger") -> Ledger:
+        """Raises FormatError, naming `source`, for anything else than what `to_bytes` wrote."""
         ledger = cls()
-        ledger._chains = OrderedDict(msgspec.json.decode(data, type=dict[str, _Runs]))
+        fix = "; remove it to start counting anew"
+        ledger._chains = OrderedDict(decode(data, dict[str, _Runs], source, _MAX_BYTES, fix=fix))
         return ledger
 
     def snapshot(self) -> Ledger:
@@ -119,10 +121,7 @@ class DurableLedger(Ledger):
         self._path = path
         journal = path.with_name(path.name + ".journal")
         if path.exists():
-            try:
-                self._chains = Ledger.from_bytes(read_bounded(path, _MAX_BYTES))._chains
-            except msgspec.MsgspecError as exc:
-                raise FormatError(f"{path}: {exc}; remove it to start counting anew") from None
+            self._chains = Ledger.from_bytes(read_bounded(path, _MAX_BYTES), str(path))._chains
         if journal.exists():
             for line in read_bounded(journal, _MAX_BYTES).decode(errors="replace").splitlines():
                 chain, _, index = line.rpartition(".")
