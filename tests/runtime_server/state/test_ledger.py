@@ -136,7 +136,7 @@ def test_two_processes_never_have_the_same_partition(tmp_path, monkeypatch):
     monkeypatch.setattr(ledgers, "_LOCK_PATIENCE_S", 0.1)
     first = PartitionedLedger(tmp_path, [0, 2])
     other = PartitionedLedger(tmp_path, [1])
-    with pytest.raises(UsageError, match=r"2\.lock: another server"):
+    with pytest.raises(UsageError, match="another server"):
         PartitionedLedger(tmp_path, [3, 2])
     third = PartitionedLedger(tmp_path, [3])  # what the refused one had taken is free again
     first.close()
