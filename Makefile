@@ -24,6 +24,7 @@ lint: $(VENV)/.installed
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m tools.bench

@@ -115,12 +115,8 @@ class RankedServer:
 
     async def status(self) -> dict[str, Any]:
         """What `ssc server status` would say. Raises LinkError."""
-        hub = Hub(self._hub_url, "fleet")
-        await hub.connect()
-        try:
+        async with Hub(self._hub_url, "fleet") as hub:
             return await hub.server_status()
-        finally:
-            await hub.close()
 
     def processes(self) -> dict[int, psutil.Process]:
         """The processes of the ranks that live now."""

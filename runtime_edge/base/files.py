@@ -13,6 +13,7 @@ from pathlib import Path
 from runtime_edge.errors import FormatError, UsageError
 
 _LOCK_PATIENCE_S = 1.0
+"""Somebody may just be asking `is_locked`."""
 
 
 def read_bounded(path: Path, limit_bytes: int, error: type[FormatError] = FormatError) -> bytes:
@@ -65,10 +66,13 @@ def fsync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file; the kernel lets go of it however the process ends. Raises UsageError with `what` if held."""
-    with _lock_file(path) as descriptor:
-        deadline = time.monotonic() + _LOCK_PATIENCE_S  # somebody may just be asking `is_locked`
+def locked(path: Path, what: str, patience_s: float = _LOCK_PATIENCE_S) -> Iterator[None]:
+    """Hold a lock file; the kernel lets go of it however the process ends.
+
+    Raises UsageError with `what` when another process holds it for longer than `patience_s`.
+    """
+    with _lock_file(path, os.O_RDWR | os.O_CREAT) as descriptor:  # network file systems lock what is open for writing
+        deadline = time.monotonic() + patience_s
         while not _take_lock(descriptor):
             if time.monotonic() > deadline:
                 raise UsageError(f"{path.parent}: {what}")
@@ -80,13 +84,13 @@ def is_locked(path: Path) -> bool:
     """Whether a running process holds the lock."""
     if not path.exists():
         return False
-    with _lock_file(path) as descriptor:
+    with _lock_file(path, os.O_RDONLY) as descriptor:
         return not _take_lock(descriptor)
 
 
 @contextlib.contextmanager
-def _lock_file(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+def _lock_file(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o644)
     try:
         yield descriptor
     finally:

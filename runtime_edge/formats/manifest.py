@@ -18,10 +18,11 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from runtime_edge.errors import BundleError
+from runtime_edge.formats import strict
+from runtime_edge.formats.strict import Strict
 
 MAX_MANIFEST_BYTES = 8 << 20
 MAX_ASSET_BYTES = 4 << 30
-WAVEFORM = "waveform"
 
 MAX_ACTIVATION_VALUES = 1 << 28
 """In one window at one cut: what a device allocates on a manifest's word."""
@@ -34,11 +35,11 @@ AssetRef = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 
-class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class _Part(Strict, frozen=True, kw_only=True, omit_defaults=True):
     pass
 
 
-class VariantInfo(_Strict, frozen=True, kw_only=True):
+class VariantInfo(_Part, frozen=True, kw_only=True):
     """One compiled file of a block."""
 
     format: Literal["onnx", "tflite"]
@@ -49,49 +50,49 @@ class VariantInfo(_Strict, frozen=True, kw_only=True):
     output: Name
 
 
-class ExecutorInfo(_Strict, frozen=True, kw_only=True):
+class ExecutorInfo(_Part, frozen=True, kw_only=True):
     """The `executor_info` object of a variant: our namespace only."""
 
     ssc: VariantInfo
 
 
-class Variant(_Strict, frozen=True, kw_only=True):
+class Variant(_Part, frozen=True, kw_only=True):
     """A variant of a component (named `<format>-<precision>`)."""
 
     executor_info: ExecutorInfo
 
 
-class KeptGraph(_Strict, frozen=True, kw_only=True):
+class KeptGraph(_Part, frozen=True, kw_only=True):
     """A block's graph without its weights, into which new ones are written without tracing."""
 
     file: AssetRef
     bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
 
 
-class BlockInfo(_Strict, frozen=True, kw_only=True):
+class BlockInfo(_Part, frozen=True, kw_only=True):
     """What is the same for all variants of a block."""
 
     parameters: Digest | None = None
     """Digest over the names and values of the parameters in this block; None when it has none."""
-    graphs: dict[Literal["onnx", "tflite"], KeptGraph] = {}
+    graphs: dict[Literal["onnx", "tflite"], KeptGraph] = msgspec.field(default_factory=dict)
     """The kept graph of each format; none when the block has no parameters. Devices do not fetch them."""
     macs: Count = 0
 
 
-class BlockMetadata(_Strict, frozen=True, kw_only=True):
+class BlockMetadata(_Part, frozen=True, kw_only=True):
     """The `additional_metadata` object of a component."""
 
     ssc: BlockInfo
 
 
-class Component(_Strict, frozen=True, kw_only=True):
+class Component(_Part, frozen=True, kw_only=True):
     """A block: the graph between two neighbouring cuts."""
 
     variants: dict[Name, Variant]
     additional_metadata: BlockMetadata
 
 
-class Int8Scale(_Strict, frozen=True, kw_only=True):
+class Int8Scale(_Part, frozen=True, kw_only=True):
     """Static per-channel affine quantisation: real = scale[c] * (q - zero_point[c]).
 
     `scale` is float32 and `zero_point` int8, both little-endian and of length shape[axis].
@@ -112,7 +113,7 @@ class Int8Scale(_Strict, frozen=True, kw_only=True):
         return scale, zero
 
 
-class Cut(_Strict, frozen=True, kw_only=True, omit_defaults=False):
+class Cut(_Part, frozen=True, kw_only=True, omit_defaults=False):
     """A boundary between blocks where exactly one tensor crosses. Cut 0 is the waveform, the last the embedding."""
 
     index: Count
@@ -128,7 +129,7 @@ class Cut(_Strict, frozen=True, kw_only=True, omit_defaults=False):
     int8: Int8Scale | None = None
 
 
-class TargetCost(_Strict, frozen=True, kw_only=True):
+class TargetCost(_Part, frozen=True, kw_only=True):
     """Predicted cost on one target of each block, in block order."""
 
     variant: Name
@@ -148,7 +149,7 @@ class TargetCost(_Strict, frozen=True, kw_only=True):
     provenance: Literal["predicted", "measured"] = "predicted"
 
 
-class EncoderInfo(_Strict, frozen=True, kw_only=True):
+class EncoderInfo(_Part, frozen=True, kw_only=True):
     """Which encoder this is; enough to build it again from its registered name."""
 
     id: Name
@@ -157,7 +158,7 @@ class EncoderInfo(_Strict, frozen=True, kw_only=True):
     embedding_dim: Positive
 
 
-class FrontEndInfo(_Strict, frozen=True, kw_only=True):
+class FrontEndInfo(_Part, frozen=True, kw_only=True):
     """The signal the encoder takes. The log-mel itself is inside the graph."""
 
     sample_rate: Positive
@@ -166,7 +167,7 @@ class FrontEndInfo(_Strict, frozen=True, kw_only=True):
     details: dict[str, Any]
 
 
-class Calibration(_Strict, frozen=True, kw_only=True):
+class Calibration(_Part, frozen=True, kw_only=True):
     """What the int8 scales and agreements were measured on."""
 
     source: Name
@@ -174,33 +175,35 @@ class Calibration(_Strict, frozen=True, kw_only=True):
     seed: Count
 
 
-class Expected(_Strict, frozen=True, kw_only=True):
+class Expected(_Part, frozen=True, kw_only=True):
     """The float32 embedding a variant should give, and how far off it may be."""
 
     embedding: bytes
     tolerance: float
 
 
-class SelfTest(_Strict, frozen=True, kw_only=True):
+class SelfTest(_Part, frozen=True, kw_only=True):
     """A device runs the chirp of `runtime_edge.inference.self_test` and compares with this float32 embedding."""
 
     embedding: bytes
     tolerance: float
-    variants: dict[Name, Expected] = {}
+    variants: dict[Name, Expected] = msgspec.field(default_factory=dict)
     """For variants of another precision, whose embedding is another one."""
 
 
-class Agreement(_Strict, frozen=True, kw_only=True):
+class Agreement(_Part, frozen=True, kw_only=True):
     """How near values come to those of the encoder in float32, over the calibration windows."""
 
     max_abs_error: Annotated[float, Meta(ge=0, le=1e39)]
     cosine_median: Annotated[float, Meta(ge=-1, le=1)]
     cosine_worst: Annotated[float, Meta(ge=-1, le=1)]
-    by_uncertainty: Annotated[list[Annotated[float, Meta(ge=-1, le=1)]], Meta(max_length=16)] = []
+    by_uncertainty: Annotated[list[Annotated[float, Meta(ge=-1, le=1)]], Meta(max_length=16)] = msgspec.field(
+        default_factory=list
+    )
     """Of an embedding: the median cosine in equally wide bins of a window's uncertainty over [0, 1]."""
 
 
-class CutParity(_Strict, frozen=True, kw_only=True):
+class CutParity(_Part, frozen=True, kw_only=True):
     """One variant at one cut."""
 
     prefix: Agreement
@@ -209,7 +212,7 @@ class CutParity(_Strict, frozen=True, kw_only=True):
     """The embedding after (device prefix, wire, server suffix) for each encoding, float32 always among them."""
 
 
-class Parity(_Strict, frozen=True, kw_only=True):
+class Parity(_Part, frozen=True, kw_only=True):
     """One variant against the whole encoder."""
 
     windows: Count
@@ -226,7 +229,7 @@ class Parity(_Strict, frozen=True, kw_only=True):
         return [agreement.max_abs_error for agreement in self.exact]
 
 
-class BundleInfo(_Strict, frozen=True, kw_only=True):
+class BundleInfo(_Part, frozen=True, kw_only=True):
     """All this project says about a bundle."""
 
     encoder: EncoderInfo
@@ -245,13 +248,13 @@ class BundleInfo(_Strict, frozen=True, kw_only=True):
     """Whether normalisation layers were left unfolded."""
 
 
-class Metadata(_Strict, frozen=True, kw_only=True):
+class Metadata(_Part, frozen=True, kw_only=True):
     """The `additional_metadata` object of the package."""
 
     ssc: BundleInfo
 
 
-class Manifest(_Strict, frozen=True, kw_only=True, omit_defaults=False):
+class Manifest(_Part, frozen=True, kw_only=True, omit_defaults=False):
     """The whole `manifest.json`."""
 
     schema_version: Literal["1.0"] = "1.0"
@@ -299,12 +302,7 @@ def encode(manifest: Manifest) -> bytes:
 
 def decode(data: bytes, source: str = "manifest.json") -> Manifest:
     """Read and check a manifest. Raises BundleError naming the field."""
-    try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.ValidationError as exc:
-        raise BundleError(f"{source}: {exc}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BundleError(f"{source}: not JSON ({exc})") from None
+    manifest = strict.decode(data, Manifest, source, MAX_MANIFEST_BYTES, BundleError)
     _check_consistent(manifest, source)
     return manifest
 

@@ -32,6 +32,7 @@ from runtime_edge.base.zstd import (
 )
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.manifest import MAX_ASSET_BYTES
+from runtime_edge.formats.strict import decode
 
 _MAGIC = b"SSCP"
 _VERSION = 1
@@ -136,10 +137,7 @@ def _read_header(patch: bytes) -> tuple[_Header, int]:
     length = patch[4] if len(patch) > 5 else 0
     if patch[:4] != _MAGIC or 5 + length > len(patch):
         raise FormatError("not a patch")
-    try:
-        return msgspec.msgpack.decode(patch[5 : 5 + length], type=_Header), 5 + length
-    except msgspec.MsgspecError as exc:
-        raise FormatError(f"patch header: {exc}") from None
+    return decode(patch[5 : 5 + length], _Header, "patch header", 0xFF, form="MessagePack"), 5 + length
 
 
 def _dictionary(old: bytes, start: int, chunk: int) -> ZstdDict | None:

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from runtime_edge.errors import FrameError
 from runtime_edge.formats.codec import ENCODINGS, STREAMS
+from runtime_edge.formats.strict import UNREADABLE
 
 SCHEMA_VERSION = 1
 WIRE_ENCODINGS = (*ENCODINGS, *STREAMS)
@@ -99,7 +100,7 @@ def decode_frame(frame: bytes) -> tuple[FrameHeader, bytes]:
         raise FrameError(f"frame header of {length} bytes does not fit")
     try:
         header = _header_decoder.decode(memoryview(frame)[1 : 1 + length])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except UNREADABLE as exc:
         raise FrameError(f"frame header: {exc}") from None
     if header.version != SCHEMA_VERSION:
         raise FrameError(f"frame version {header.version}; this server reads {SCHEMA_VERSION}")
@@ -120,7 +121,7 @@ def decode_reply(data: bytes) -> Reply:
         raise FrameError(f"reply of {len(data)} bytes; at most {MAX_REPLY_BYTES} are read")
     try:
         reply = _reply_decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except UNREADABLE as exc:
         raise FrameError(f"reply: {exc}") from None
     if reply.version != SCHEMA_VERSION:
         raise FrameError(f"reply version {reply.version}; this device reads {SCHEMA_VERSION}")

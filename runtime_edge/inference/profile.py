@@ -19,6 +19,7 @@ from msgspec import Meta
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import Name
+from runtime_edge.formats.strict import Strict, decode
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.system import rss_mb
@@ -29,7 +30,7 @@ _WARM_UP = 5
 Milliseconds = Annotated[float, Meta(ge=0, le=1e7)]
 
 
-class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Profile(Strict, frozen=True, kw_only=True):
     """Median and spread of each block's time on one device, in block order."""
 
     format: Literal["streamsplit.profile/1"] = "streamsplit.profile/1"
@@ -51,10 +52,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @classmethod
     def from_json(cls, data: bytes, source: str) -> Profile:
         """Read and check. Raises FormatError naming the field."""
-        try:
-            profile = msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-            raise FormatError(f"{source}: {exc}") from None
+        profile = decode(data, cls, source, MAX_PROFILE_BYTES)
         if not len(profile.blocks) == len(profile.block_ms) == len(profile.block_p90_ms):
             raise FormatError(f"{source}: blocks, block_ms and block_p90_ms must be equally long")
         return profile

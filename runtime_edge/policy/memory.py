@@ -146,14 +146,6 @@ class GaussianMemory:
             total += self._entropy(*self._odds(self._noise))
         return total / len(rows)
 
-    def responsibilities(self, embedding: npt.ArrayLike) -> Array:
-        """Posterior `r_c(z)` of each component, [d] -> [C] or [n, d] -> [n, C], by Bayes' rule.
-
-        Raises UsageError for an embedding that is not finite or has no direction.
-        """
-        rows = [self._posterior(z) for z in self._usable(embedding)]
-        return np.stack(rows) if np.ndim(embedding) == 2 else rows[0]
-
     def sample_negatives(self, anchor: npt.ArrayLike, count: int, rng: np.random.Generator) -> Array:
         """Virtual negatives, [d] -> unit float32[count, d], or [n, d] -> [n, count, d].
 
@@ -167,21 +159,6 @@ class GaussianMemory:
         """The parameters alone: exactly `parameter_bytes(C, d)` bytes, float16 (see the module)."""
         parts = (self.weights, self.means, np.sqrt(self.variances))
         return b"".join(part.astype("<f2").tobytes() for part in parts)
-
-    @classmethod
-    def from_bytes(
-        cls,
-        data: bytes,
-        components: int = COMPONENTS,
-        dim: int = 128,
-        rate: float = 0.01,
-        seed: int = 0,
-        resolution: float = 1.0,
-    ) -> GaussianMemory:
-        """A warm memory with the parameters `to_bytes` wrote. Raises FrameError if they do not hold."""
-        memory = cls(components, dim, rate, seed, resolution)
-        memory.load_parameters(data)
-        return memory
 
     def load_parameters(self, data: bytes) -> None:
         """Replace the mixture by one the server refined (lazy synchronisation); the memory is warm after.

@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 
 from runtime_edge.audio import Counters
-from runtime_edge.base.files import is_locked, read_bounded, write_atomic
+from runtime_edge.base.files import is_locked, write_atomic
 from runtime_edge.base.histogram import Histogram
 from runtime_edge.base.logs import Trouble
-from runtime_edge.errors import FormatError
+from runtime_edge.formats import strict
 from runtime_edge.system import Health
 from runtime_edge.transport.accounting import Stage
 from runtime_edge.transport.spool import SpoolState
@@ -104,10 +104,7 @@ def read_status(state: Path) -> Status | None:
     path = status_file(state)
     if not path.exists():
         return None
-    try:
-        return msgspec.json.decode(read_bounded(path, _MAX_BYTES), type=Status)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise FormatError(f"{path}: not a device's status ({exc}); start the device again") from None
+    return strict.read(path, Status, _MAX_BYTES, fix="; start the device again")
 
 
 def problems(state: Path, status: Status) -> list[str]:

@@ -179,12 +179,6 @@ class BandwidthEstimator:
             return self._rtt_s * 1e3
 
     @property
-    def rtt_min_ms(self) -> float:
-        """Shortest time any frame took in the last minute, ms; the smoothed round trip if there was none."""
-        with self._lock:
-            return self._floor_s() * 1e3
-
-    @property
     def loss(self) -> float:
         """Share of timeouts among the last 64 frames, in [0, 1]."""
         with self._lock:

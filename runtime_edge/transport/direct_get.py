@@ -25,8 +25,10 @@ from runtime_edge.base.aio import next_within
 from runtime_edge.base.broker_errors import BROKER_ERRORS
 from runtime_edge.errors import FormatError, LinkError
 from runtime_edge.formats import subjects
+from runtime_edge.formats.strict import decode
 
 _PIECE_PATIENCE_S = 60.0
+_MAX_INFO_BYTES = 64 << 10
 _BRISK_S, _MOST_PIECES = 0.5, 16
 _RECHECK_S = 300.0
 """How often a followed key is read again although no news of it came."""
@@ -37,7 +39,6 @@ class _ObjectInfo(msgspec.Struct):
 
     nuid: str
     size: int = 0
-    chunks: int = 0
     digest: str = ""
     deleted: bool = False
 
@@ -87,10 +88,7 @@ async def fetch_object(client: Client, name: str, limit_bytes: int) -> bytes:
     stored = await _last(client, stream, f"{prefix}.M.{base64.urlsafe_b64encode(name.encode()).decode()}")
     if stored is None:
         raise LinkError(f"object {name} cannot be fetched (not in the store)")
-    try:
-        info = msgspec.json.decode(stored.data or b"", type=_ObjectInfo)
-    except msgspec.DecodeError as exc:
-        raise FormatError(f"object {name}: damaged in the broker's store ({exc})") from None
+    info = decode(stored.data or b"", _ObjectInfo, f"object {name}: damaged in the broker's store", _MAX_INFO_BYTES)
     if info.deleted:
         raise LinkError(f"object {name} cannot be fetched (deleted)")
     if info.size > limit_bytes:

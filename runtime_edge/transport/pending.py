@@ -14,6 +14,7 @@ from collections.abc import Callable
 import msgspec
 
 from runtime_edge.errors import FrameError, LinkError
+from runtime_edge.formats.strict import UNREADABLE
 from runtime_edge.formats.wire import Reply, decode_reply
 
 _LOG = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class Inbox:
     def _acknowledged(self, token: str, data: bytes, status: str) -> None:
         try:
             said = _decoder.decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNREADABLE:
             self._fail(token, "no stream takes it" if status == _NOBODY else "an answer that cannot be read")
             return
         if said.error is not None or not said.stream:

@@ -24,8 +24,10 @@ from msgspec.structs import replace
 
 from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.errors import BundleError
+from runtime_edge.formats import strict
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import Digest
+from runtime_edge.formats.strict import Strict
 
 FAILED_STARTS = 2
 PROVEN_WINDOWS = 20
@@ -38,11 +40,7 @@ _MAX_REASON = 500
 Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 
 
-class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class Start(_Strict, frozen=True):
+class Start(Strict, frozen=True):
     """Starts of an unproven bundle that have not ended in order."""
 
     generation: Generation
@@ -50,7 +48,7 @@ class Start(_Strict, frozen=True):
     count: Annotated[int, Meta(ge=1, le=1000)]
 
 
-class Refusal(_Strict, frozen=True):
+class Refusal(Strict, frozen=True):
     """A bundle this device does not take again."""
 
     generation: Generation
@@ -59,7 +57,7 @@ class Refusal(_Strict, frozen=True):
     reason: str
 
 
-class BundleRecord(_Strict, frozen=True):
+class BundleRecord(Strict, frozen=True):
     """The contents of `bundles.json`."""
 
     current: Digest | None = None
@@ -68,8 +66,8 @@ class BundleRecord(_Strict, frozen=True):
     """What to go back to."""
     before: Digest | None = None
     """What had proven itself before that: a server's rollback finds it on the disk."""
-    starts: list[Start] = []
-    refused: list[Refusal] = []
+    starts: list[Start] = msgspec.field(default_factory=list)
+    refused: list[Refusal] = msgspec.field(default_factory=list)
 
     @property
     def wanted(self) -> set[str]:
@@ -102,11 +100,8 @@ class Trials:
         """What is known; empty on a fresh device. Raises BundleError."""
         if not self._path.exists():
             return BundleRecord()
-        data = read_bounded(self._path, _MAX_RECORD_BYTES, BundleError)
-        try:
-            return msgspec.json.decode(data, type=BundleRecord)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-            raise BundleError(f"{self._path}: {exc}; remove the file, and the server's release is fetched") from None
+        fix = "; remove the file, and the server's release is fetched"
+        return strict.read(self._path, BundleRecord, _MAX_RECORD_BYTES, BundleError, fix)
 
     def known(self) -> BundleRecord:
         """The record; a damaged one holds nothing worth a stop."""
@@ -203,7 +198,7 @@ def update_log(state: Path, newest: int = 20) -> list[dict[str, Any]]:
     for line in read_bounded(path, 2 * _MAX_LOG_BYTES).splitlines():
         try:
             found.append(msgspec.json.decode(line, type=dict[str, Any]))
-        except msgspec.MsgspecError:
+        except strict.UNREADABLE:
             continue  # the power went while it was written
     return found[-newest:]
 

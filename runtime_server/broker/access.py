@@ -12,7 +12,6 @@ deliver anything on a subject it has no right to.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import ipaddress
 import json
@@ -28,12 +27,13 @@ from typing import Any, Literal
 import msgspec
 import psutil
 
-from runtime_edge.base.files import read_bounded, write_atomic
-from runtime_edge.errors import FormatError, LinkError, UsageError
-from runtime_edge.formats import subjects
+from runtime_edge.base.files import locked, write_atomic
+from runtime_edge.errors import LinkError, UsageError
+from runtime_edge.formats import strict, subjects
 from runtime_edge.formats.credentials import Credentials, new_seed, public_key, read_seed
 
 _MAX_BYTES = 64 << 20
+_LOCK_PATIENCE_S = 30.0
 _ANONYMOUS = "_anyone"
 """No device can have this name."""
 
@@ -192,8 +192,8 @@ class Access:
     def _changing(self) -> Iterator[_State]:
         """One at a time, also among processes."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with (self._file.parent / ".devices.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = self._file.parent / ".devices.lock"
+        with locked(lock, "another command is changing the devices; try again", _LOCK_PATIENCE_S):
             state = self._read()
             yield state
             write_atomic(self._file, msgspec.json.format(msgspec.json.encode(state), indent=1), 0o600)
@@ -201,10 +201,8 @@ class Access:
     def _read(self) -> _State:
         if not self._file.exists():
             return _State()
-        try:
-            return msgspec.json.decode(read_bounded(self._file, _MAX_BYTES), type=_State)
-        except msgspec.DecodeError as exc:
-            raise FormatError(f"{self._file}: {exc}; put back a copy, or remove it and add the devices again") from None
+        fix = "; put back a copy, or remove it and add the devices again"
+        return strict.read(self._file, _State, _MAX_BYTES, fix=fix)
 
 
 def _permissions(member: Member) -> dict[str, list[str]]:

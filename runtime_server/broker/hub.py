@@ -1,10 +1,9 @@
 """The server's side of the broker: its streams and buckets, and what it puts into them.
 
-hub = Hub("nats://127.0.0.1:4222")
-await hub.connect()
-await hub.publish_bundle(bundle)                      # assets by digest, then the manifest
-await hub.put_table(table, key)                       # every device of the table's target
-await hub.release(bundle, "rpi4")                     # devices fetch it now
+async with Hub("nats://127.0.0.1:4222") as hub:
+    await hub.publish_bundle(bundle)                  # assets by digest, then the manifest
+    await hub.put_table(table, key)                   # every device of the table's target
+    await hub.release(bundle, "rpi4")                 # devices fetch it now
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from nats.js.client import JetStreamContext
 
 from runtime_edge.base.aio import within
 from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, reason
-from runtime_edge.errors import AccessError, LinkError
+from runtime_edge.errors import AccessError, FormatError, LinkError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle
 from runtime_edge.formats.credentials import Address, explain, servers
@@ -36,6 +35,7 @@ from runtime_edge.formats.records.head import Head, sign_head
 from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES
 from runtime_edge.formats.records.release import Release, ReleasedBundle
 from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.formats.strict import decode
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
 
 _STREAM_BYTES = 4 << 30
@@ -52,6 +52,8 @@ _ELECTION_S = 30.0
 _EXISTS = 10058
 """The broker's number for a stream that is there with another configuration."""
 STATUS_SUBJECT = "srv.status"
+MAX_MESSAGE_BYTES = MAX_FRAME_BYTES
+"""The broker takes nothing larger."""
 DEAD = "DEAD"
 """The stream of dead letters (`runtime_server.ingest.dead_letters`)."""
 
@@ -80,6 +82,13 @@ class Hub:
         address = Address(broker) if isinstance(broker, str) else broker
         self.url, self._credentials, self._name = address.url, address.credentials, name
         self.client = Client()
+
+    async def __aenter__(self) -> Hub:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     @property
     def stream(self) -> JetStreamContext:
@@ -217,9 +226,9 @@ class Hub:
         with contextlib.suppress(nats.js.errors.NoKeysError):
             for device in await bucket.keys():
                 subject = subjects.bucket_subject(subjects.PRESENCE, device)
-                with contextlib.suppress(nats.js.errors.NotFoundError, msgspec.DecodeError):
+                with contextlib.suppress(nats.js.errors.NotFoundError, FormatError):
                     stored = await self.stream.get_last_msg(stream, subject, direct=True)
-                    report = msgspec.json.decode(stored.data or b"{}", type=dict[str, object])
+                    report = decode(stored.data or b"{}", dict[str, object], subject, MAX_MESSAGE_BYTES)
                     age_s = (datetime.now(timezone.utc) - stored.time).total_seconds() if stored.time else 0.0
                     found[device] = (report, max(age_s, 0.0))
         return found
@@ -230,7 +239,7 @@ class Hub:
             answer = await self.client.request(STATUS_SUBJECT, b"", timeout=3.0)
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: no server answers ({reason(exc)})") from None
-        return msgspec.json.decode(answer.data, type=dict[str, object])
+        return decode(answer.data, dict[str, object], "the server's status", MAX_MESSAGE_BYTES, LinkError)
 
     async def _create(self, replicas: int = 1) -> None:
         frames = StreamConfig(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +11,7 @@ from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import FrameError
 from runtime_edge.formats.credentials import Address
 from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame
-from runtime_server.broker.hub import Hub
+from runtime_server.cli.ask import ask
 from runtime_server.ingest import dead_letters as letters
 from runtime_server.ingest.dead_letters import Letter
 from streamsplit_compile.cli.options import PathParam, broker_option, json_option
@@ -41,7 +39,7 @@ def list_(limit: int, broker: Address, as_json: bool) -> None:
 
     Example: ssc server dead list --limit 50
     """
-    found = _ask(broker, lambda hub: letters.newest(hub, limit))
+    found = ask(broker, "dead", lambda hub: letters.newest(hub, limit))
     if as_json:
         print_json([_record(letter) for letter in found])
         return
@@ -62,7 +60,7 @@ def show(number: int, out: Path | None, broker: Address, as_json: bool) -> None:
 
     Example: ssc server dead show 7 -o frame.bin
     """
-    letter = _ask(broker, lambda hub: letters.letter(hub, number))
+    letter = ask(broker, "dead", lambda hub: letters.letter(hub, number))
     record = _record(letter) | {"header": _header(letter.frame)}
     if out is not None:
         write_atomic(out, letter.frame)
@@ -82,23 +80,11 @@ def purge(device: str | None, broker: Address, as_json: bool) -> None:
 
     Example: ssc server dead purge --device pi-1
     """
-    removed = _ask(broker, lambda hub: letters.purge(hub, device))
+    removed = ask(broker, "dead", lambda hub: letters.purge(hub, device))
     if as_json:
         print_json({"removed": removed})
     else:
         click.echo(f"{removed} dead letters removed")
-
-
-def _ask(broker: Address, work: Callable[[Hub], Awaitable[_Result]]) -> _Result:
-    async def connected() -> _Result:
-        hub = Hub(broker, "dead")
-        await hub.connect()
-        try:
-            return await work(hub)
-        finally:
-            await hub.close()
-
-    return asyncio.run(connected())
 
 
 def _record(letter: Letter) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
 
-from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.formats import minisign
+from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub
+from runtime_server.cli.ask import ask
 from streamsplit_compile.cli.options import broker_option, bundle_argument, json_option, key_option, read_key
 from streamsplit_compile.cli.printing import print_json, size
 
@@ -24,22 +25,19 @@ def deploy(bundle: Path, broker: Address, key: Path | None, as_json: bool) -> No
 
     Example: ssc deploy bundle/ --broker nats://127.0.0.1:4222
     """
-    sent, targets = asyncio.run(_deploy(bundle, broker, key))
+    opened, secret = open_bundle(bundle), read_key(key)
+    targets = list(opened.manifest.info.targets)
+    sent = ask(broker, "deploy", lambda hub: _deploy(hub, opened, secret))
     if as_json:
         print_json({"bytes": sent, "targets": targets})
     else:
         click.echo(f"{bundle}: {size(sent)} new on {broker}, released to {', '.join(targets)}")
 
 
-async def _deploy(path: Path, broker: Address, key_path: Path | None) -> tuple[int, list[str]]:
-    bundle, key = open_bundle(path), read_key(key_path)
-    hub = Hub(broker, "deploy")
-    await hub.connect()
-    try:
-        sent = await hub.publish_bundle(bundle)
-        for target in bundle.manifest.info.targets:
-            await hub.put_table(bundle.table(target), key)
-            await hub.release(bundle, target)
-        return sent, list(bundle.manifest.info.targets)
-    finally:
-        await hub.close()
+async def _deploy(hub: Hub, bundle: Bundle, key: minisign.SecretKey | None) -> int:
+    """Bytes that were new on the broker."""
+    sent = await hub.publish_bundle(bundle)
+    for target in bundle.manifest.info.targets:
+        await hub.put_table(bundle.table(target), key)
+        await hub.release(bundle, target)
+    return sent

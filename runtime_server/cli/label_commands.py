@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from runtime_edge.formats.credentials import Address
 from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.records.head import Head, signature_of
 from runtime_server.broker.hub import Hub
+from runtime_server.cli.ask import ask
 from runtime_server.labels.head_training import Examples, fit_head
 from runtime_server.labels.labelled import is_events, of_clips, of_events, read_clips, read_events
 from streamsplit_compile.cli.options import PathParam, broker_option, json_option, key_option, read_key
@@ -128,15 +128,7 @@ def _examples(source: Path, bundles: dict[int, Bundle], broker: Address, gate_db
         if not is_events(source):
             return of_clips(read_clips(source), newest, gate_db, steps)
 
-        async def read() -> Examples:
-            hub = Hub(broker, "label")
-            await hub.connect()
-            try:
-                return await of_events(read_events(source), hub, bundles, steps)
-            finally:
-                await hub.close()
-
-        return asyncio.run(read())
+        return ask(broker, "label", lambda hub: of_events(read_events(source), hub, bundles, steps))
 
 
 def _ship(
@@ -148,17 +140,12 @@ def _ship(
     if key is not None:
         write_atomic(signature_path(out), signature_of(data, key).encode())
 
-    async def push() -> None:
-        hub = Hub(broker, "label")
-        await hub.connect()
-        try:
-            for target in targets:
-                await hub.put_head(head, key, target, device)
-        finally:
-            await hub.close()
+    async def push(hub: Hub) -> None:
+        for target in targets:
+            await hub.put_head(head, key, target, device)
 
     if targets:
-        asyncio.run(push())
+        ask(broker, "label", push)
 
 
 def _report(head: Head, examples: Examples, out: Path, pushed_to: list[str], as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from runtime_edge.formats.credentials import Address
-from runtime_server.broker.hub import Hub
+from runtime_server.cli.ask import ask
 from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.releases.rollout import RolloutConfig
 from runtime_server.releases.rollout_service import Action, request
@@ -95,7 +94,7 @@ def list_(broker: Address, as_json: bool) -> None:
 
     Example: ssc server releases list
     """
-    _ask(broker, "list", None, as_json)
+    _carry_out(broker, "list", None, as_json)
 
 
 @releases.command()
@@ -107,7 +106,7 @@ def promote(generation: int | None, broker: Address, as_json: bool) -> None:
 
     Example: ssc server releases promote
     """
-    _ask(broker, "promote", generation, as_json)
+    _carry_out(broker, "promote", generation, as_json)
 
 
 @releases.command()
@@ -119,7 +118,7 @@ def rollback(generation: int | None, broker: Address, as_json: bool) -> None:
 
     Example: ssc server releases rollback 3
     """
-    _ask(broker, "rollback", generation, as_json)
+    _carry_out(broker, "rollback", generation, as_json)
 
 
 @releases.command()
@@ -131,7 +130,7 @@ def pin(generation: int | None, broker: Address, as_json: bool) -> None:
 
     Example: ssc server releases pin 3
     """
-    _ask(broker, "pin", generation, as_json)
+    _carry_out(broker, "pin", generation, as_json)
 
 
 @releases.command()
@@ -142,11 +141,11 @@ def unpin(broker: Address, as_json: bool) -> None:
 
     Example: ssc server releases unpin
     """
-    _ask(broker, "unpin", None, as_json)
+    _carry_out(broker, "unpin", None, as_json)
 
 
-def _ask(broker: Address, action: Action, generation: int | None, as_json: bool) -> None:
-    found = asyncio.run(_request(broker, action, generation))
+def _carry_out(broker: Address, action: Action, generation: int | None, as_json: bool) -> None:
+    found = ask(broker, "releases", lambda hub: request(hub, action, generation))
     if as_json:
         print_json(found)
         return
@@ -157,15 +156,6 @@ def _ask(broker: Address, action: Action, generation: int | None, as_json: bool)
     )
     if found["held"]:
         click.echo(f"nothing is released by itself now: {found['held']}")
-
-
-async def _request(broker: Address, action: Action, generation: int | None) -> dict[str, Any]:
-    hub = Hub(broker, "releases")
-    await hub.connect()
-    try:
-        return await request(hub, action, generation)
-    finally:
-        await hub.close()
 
 
 def _row(release: dict[str, Any]) -> list[str]:

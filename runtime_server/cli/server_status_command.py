@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import click
 
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub
+from runtime_server.cli.ask import ask
 from streamsplit_compile.cli.options import broker_option, json_option
 from streamsplit_compile.cli.printing import print_json, print_table, size
 
@@ -23,7 +23,7 @@ def status(broker: Address, as_json: bool) -> None:
 
     Example: ssc server status --broker nats://127.0.0.1:4222
     """
-    found = asyncio.run(_ask(broker))
+    found = ask(broker, "status", _status)
     if as_json:
         print_json(found)
         return
@@ -35,15 +35,10 @@ def status(broker: Address, as_json: bool) -> None:
     print_table(f"{len(rows)} devices are there, {len(windows)} have sent windows", columns, rows)
 
 
-async def _ask(broker: Address) -> dict[str, Any]:
-    hub = Hub(broker, "status")
-    await hub.connect()
-    try:
-        reports = await hub.last_reports()
-        devices = {name: {**report, "seen_s": round(age_s, 1)} for name, (report, age_s) in reports.items()}
-        return {"server": await hub.server_status(), "devices": devices}
-    finally:
-        await hub.close()
+async def _status(hub: Hub) -> dict[str, Any]:
+    reports = await hub.last_reports()
+    devices = {name: {**report, "seen_s": round(age_s, 1)} for name, (report, age_s) in reports.items()}
+    return {"server": await hub.server_status(), "devices": devices}
 
 
 def server_lines(own: dict[str, Any]) -> list[str]:

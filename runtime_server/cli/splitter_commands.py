@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +15,7 @@ from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES, Learnt
 from runtime_edge.formats.records.release import open_table
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.hub import Hub
+from runtime_server.cli.ask import ask
 from streamsplit_compile.bundle.bundle_writer import write_table
 from streamsplit_compile.cli.options import PathParam, broker_option, json_option, key_option, read_key
 from streamsplit_compile.cli.printing import print_json, print_table
@@ -42,7 +41,7 @@ def push(table: Path, device: str | None, broker: Address, key: Path | None, as_
     Example: ssc splitter push table.json --device pi-1 --key signing.key
     """
     read, secret = read_table(table), read_key(key)
-    _ask(broker, lambda hub: hub.put_table(read, secret, device))
+    ask(broker, "splitter", lambda hub: hub.put_table(read, secret, device))
     if as_json:
         print_json({"table": read.digest, "target": read.target, "device": device})
     else:
@@ -68,7 +67,7 @@ def merge_command(
     if learnt:
         records = [Learnt.from_json(read_bounded(path, MAX_LEARNT_BYTES, TableError), str(path)) for path in learnt]
     else:
-        found = _ask(broker, lambda hub: hub.learnt())
+        found = ask(broker, "splitter", lambda hub: hub.learnt())
         records = [Learnt.from_json(data, f"learnt values of {device}") for device, data in sorted(found.items())]
         records = [record for record in records if record.table == read.digest]
     merged = merge(read, records)
@@ -121,20 +120,6 @@ def explain(table: Path | None, state: str | None, device: str | None, broker: A
         _print_explanation(read, found)
 
 
-def _ask(broker: Address, work: Callable[[Hub], Awaitable[_Result]]) -> _Result:
-    """What `work` gives on a connection to the broker."""
-
-    async def connected() -> _Result:
-        hub = Hub(broker, "splitter")
-        await hub.connect()
-        try:
-            return await work(hub)
-        finally:
-            await hub.close()
-
-    return asyncio.run(connected())
-
-
 def _print_explanation(table: SplitterTable, found: Explanation) -> None:
     state = ", ".join(f"{name} {value:g}" for name, value in found.state.items())
     print_table(
@@ -185,14 +170,18 @@ def _parse_state(text: str) -> dict[str, float]:
 
 def _state_of(broker: Address, device: str) -> tuple[dict[str, float], SplitterTable]:
     """The state a running device decided from last, and the table it was given."""
-    report = _ask(broker, lambda hub: hub.presence()).get(device)
+    report = ask(broker, "splitter", lambda hub: hub.presence()).get(device)
     if report is None:
         raise UsageError(f"--device {device}: not seen on {broker} in the last minute")
     state = report.get("state")
     if not isinstance(state, dict) or not state:
         raise UsageError(f"--device {device}: it has not decided on a window yet")
     target = str(report["target"])
-    record = _ask(broker, lambda hub: hub.table(target, device)) or _ask(broker, lambda hub: hub.table(target))
+
+    async def given(hub: Hub) -> bytes | None:
+        return await hub.table(target, device) or await hub.table(target)
+
+    record = ask(broker, "splitter", given)
     if record is None:
         raise UsageError(f"--device {device}: the broker holds no table for it; name its table file")
     return {str(name): float(value) for name, value in state.items()}, open_table(record, None, f"table of {device}")

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.strict import Strict
 from runtime_server.lab.energy import modelled
 from runtime_server.lab.scenarios import Step
 from runtime_server.lab.session import Heard, Recording
@@ -26,7 +26,7 @@ Array = npt.NDArray[np.float32]
 Number = Annotated[float, Meta(ge=0)]
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Figures(Strict, frozen=True, kw_only=True):
     """One policy in one scenario, once."""
 
     encoder: str

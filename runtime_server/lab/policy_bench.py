@@ -23,10 +23,12 @@ import soundfile
 
 from runtime_edge.audio import open_source
 from runtime_edge.audio.audio_files import audio_files
-from runtime_edge.base.files import read_bounded, write_atomic
-from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.base.files import write_atomic
+from runtime_edge.errors import UsageError
+from runtime_edge.formats import strict
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.records.table import LOCAL
+from runtime_edge.formats.strict import Strict
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.harness.processes import SSC
 from runtime_server.lab.accuracy import Accuracy, Recordings, embeddings_of, mixed
@@ -62,13 +64,13 @@ class BenchConfig:
     seed: int = 0
 
 
-class Compared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Compared(Strict, frozen=True, kw_only=True):
     """An encoder as it was compiled."""
 
     cuts: list[str]
     block_ms: list[float]
     """On the target, predicted: what the device was paced to."""
-    accuracy: dict[str, Accuracy] = {}
+    accuracy: dict[str, Accuracy] = msgspec.field(default_factory=dict)
     """By policy that takes one cut; `scenario/policy` for one that chooses."""
 
 
@@ -79,7 +81,7 @@ class Played(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: list[Step]
 
 
-class Bench(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Bench(Strict, frozen=True, kw_only=True):
     """Everything a call of `ssc bench run` measured."""
 
     format: Literal["streamsplit.bench/1"] = "streamsplit.bench/1"
@@ -97,7 +99,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     machine: dict[str, str]
     encoders: dict[str, Compared]
     runs: list[Figures]
-    scenarios: dict[str, Played] = {}
+    scenarios: dict[str, Played] = msgspec.field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """JSON with a final newline."""
@@ -106,10 +108,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 def read_bench(path: Path) -> Bench:
     """Raises FormatError naming file and field."""
-    try:
-        return msgspec.json.decode(read_bounded(path, MAX_BENCH_BYTES), type=Bench)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise FormatError(f"{path}: {exc}") from None
+    return strict.read(path, Bench, MAX_BENCH_BYTES)
 
 
 def joined(benches: Sequence[Bench]) -> Bench:

@@ -22,6 +22,7 @@ from runtime_edge.errors import CheckFailed
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.results import WindowResult
+from runtime_edge.formats.strict import UNREADABLE
 from runtime_server.broker.hub import Hub
 from runtime_server.harness.network import SERVER_ADDRESS, Network, Traffic, listener_in, socket_in
 from runtime_server.harness.pacing import Encoded, Pace
@@ -261,7 +262,7 @@ class Lines:
         """Until the device ends."""
         assert self._device.process.stdout is not None
         async for line in self._device.process.stdout:
-            with contextlib.suppress(msgspec.MsgspecError):
+            with contextlib.suppress(*UNREADABLE):
                 self.heard.append(Heard(time.time(), self._decoder.decode(line)))
             self._more.set()
         self._more.set()

@@ -24,7 +24,8 @@ from nats.aio.msg import Msg
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.errors import LinkError, SscError
 from runtime_edge.formats.bundle import open_bundle
-from runtime_server.broker.hub import Hub
+from runtime_edge.formats.strict import decode
+from runtime_server.broker.hub import MAX_MESSAGE_BYTES, Hub
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import Generations
 
@@ -60,11 +61,11 @@ class Following:
     async def _on_request(self, message: Msg) -> None:
         answer: dict[str, Any]
         try:
-            request = msgspec.json.decode(message.data, type=_Request)
+            request = decode(message.data, _Request, "request", MAX_MESSAGE_BYTES)
             if request.keep is not None:
                 await asyncio.to_thread(follow, self._generations, self._state, request.keep)
             answer = await self._status()
-        except (SscError, OSError, msgspec.MsgspecError) as exc:
+        except (SscError, OSError) as exc:
             _LOG.error("%s", exc)
             answer = {"error": str(exc)}
         await message.respond(msgspec.json.encode(answer))
@@ -103,7 +104,7 @@ class Followers:
             left_s = deadline - time.monotonic()
             try:
                 answer = await self._hub.client.request(_subject(rank), request, timeout=max(left_s, _AGAIN_S))
-                return msgspec.json.decode(answer.data, type=dict[str, Any])
+                return decode(answer.data, dict[str, Any], f"answer of rank {rank}", MAX_MESSAGE_BYTES, LinkError)
             except nats.errors.NoRespondersError:
                 if left_s <= 0:
                     raise LinkError(f"rank {rank} is not there") from None

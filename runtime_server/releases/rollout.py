@@ -22,9 +22,11 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from runtime_edge.base.files import read_bounded, write_atomic
-from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.base.files import write_atomic
+from runtime_edge.errors import UsageError
+from runtime_edge.formats import strict
 from runtime_edge.formats.records.release import canary_place
+from runtime_edge.formats.strict import Strict
 
 PRESENT_S = 60.0
 """A device that has not reported for so long is not there."""
@@ -54,7 +56,7 @@ class RolloutConfig:
     """After a rollback nothing is released for so long, and twice as long after each further one in a row."""
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Entry(Strict, frozen=True, kw_only=True):
     """One released generation."""
 
     generation: int
@@ -71,12 +73,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Of its files for one device."""
     patch_bytes: int = 0
     """What a device that runs the generation before it fetches instead."""
-    failures: dict[str, str] = {}
+    failures: dict[str, str] = msgspec.field(default_factory=dict)
     """Device -> why it cannot run it."""
 
 
-class _State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    entries: list[Entry] = []
+class _State(Strict, frozen=True, kw_only=True):
+    entries: list[Entry] = msgspec.field(default_factory=list)
     pinned: int | None = None
     held_until: float = 0.0
     rollbacks: int = 0
@@ -349,18 +351,11 @@ class Rollout:
 def _read(path: Path) -> _State:
     if not path.exists():
         return _State()
-    try:
-        return msgspec.json.decode(read_bounded(path, _MAX_BYTES), type=_State)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise FormatError(f"{path}: {exc}; remove the file, and the newest generation is taken as stable") from None
+    return strict.read(path, _State, _MAX_BYTES, fix="; remove the file, and the newest generation is taken as stable")
 
 
 def _sorted(entries: list[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.generation)
-
-
-def _is(entry: Entry, number: int, status: Status) -> bool:
-    return entry.generation == number and entry.status == status
 
 
 def _reaching(devices: list[str], generation: int, config: RolloutConfig) -> float:

@@ -16,9 +16,10 @@ from nats.aio.msg import Msg
 
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
-from runtime_edge.errors import LinkError, SscError, UsageError
+from runtime_edge.errors import FormatError, LinkError, SscError, UsageError
 from runtime_edge.formats import subjects
-from runtime_server.broker.hub import Hub, released_bundle
+from runtime_edge.formats.strict import decode
+from runtime_server.broker.hub import MAX_MESSAGE_BYTES, Hub, released_bundle
 from runtime_server.releases.bundle_publisher import prune, publish_patches
 from runtime_server.releases.release_gate import ReleaseOutcome
 from runtime_server.releases.rollout import Rollout
@@ -165,8 +166,8 @@ class RolloutService:
 
     async def _on_report(self, message: Msg) -> None:
         try:
-            report = msgspec.json.decode(message.data, type=dict[str, Any])
-        except msgspec.DecodeError:
+            report = decode(message.data, dict[str, Any], message.subject, MAX_MESSAGE_BYTES)
+        except FormatError:
             return
         self._rollout.observe(message.subject.rsplit(".", 1)[-1], report)
         await self._decide()
@@ -186,8 +187,8 @@ class RolloutService:
 
     async def _on_request(self, message: Msg) -> None:
         try:
-            answer = await self._answer(msgspec.json.decode(message.data, type=_Request))
-        except (SscError, OSError, msgspec.MsgspecError) as exc:
+            answer = await self._answer(decode(message.data, _Request, "request", MAX_MESSAGE_BYTES))
+        except (SscError, OSError) as exc:
             answer = {"error": str(exc)}
         await message.respond(msgspec.json.encode(answer))
 
@@ -224,7 +225,7 @@ async def request(hub: Hub, action: Action, generation: int | None = None) -> di
         answer = await hub.client.request(RELEASES_SUBJECT, body, timeout=10.0)
     except BROKER_ERRORS as exc:
         raise LinkError(f"broker {hub.url}: no server answers ({reason(exc)})") from None
-    found = msgspec.json.decode(answer.data, type=dict[str, Any])
+    found = decode(answer.data, dict[str, Any], "the server's answer", MAX_MESSAGE_BYTES, LinkError)
     if "error" in found:
         raise UsageError(str(found["error"]))
     return found

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import fcntl
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from runtime_edge.base.files import read_bounded, write_atomic
-from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.base.files import locked, read_bounded, write_atomic
 from runtime_edge.formats import subjects
+from runtime_edge.formats.strict import decode
 
 _LOG = logging.getLogger(__name__)
 _MAX_CHAINS = 20_000
 _MAX_BYTES = 256 << 20
 _LOCK_PATIENCE_S = 5.0
 """A process that has just been killed still holds its files for a moment."""
+_TAKEN = "another server runs on this state directory; stop it, or give another --state"
 WindowId = tuple[str, str, int]
 """Device, boot and window index."""
 _Runs = list[Annotated[list[int], Meta(min_length=2, max_length=2)]]
@@ -71,10 +70,11 @@ class Ledger:
             return msgspec.json.encode(self._chains)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Ledger:
-        """Raises msgspec.MsgspecError for anything else than what `to_bytes` wrote."""
+    def from_bytes(cls, data: bytes, source: str = "ledger") -> Ledger:
+        """Raises FormatError, naming `source`, for anything else than what `to_bytes` wrote."""
         ledger = cls()
-        ledger._chains = OrderedDict(msgspec.json.decode(data, type=dict[str, _Runs]))
+        fix = "; remove it to start counting anew"
+        ledger._chains = OrderedDict(decode(data, dict[str, _Runs], source, _MAX_BYTES, fix=fix))
         return ledger
 
     def snapshot(self) -> Ledger:
@@ -119,10 +119,7 @@ class DurableLedger(Ledger):
         self._path = path
         journal = path.with_name(path.name + ".journal")
         if path.exists():
-            try:
-                self._chains = Ledger.from_bytes(read_bounded(path, _MAX_BYTES))._chains
-            except msgspec.MsgspecError as exc:
-                raise FormatError(f"{path}: {exc}; remove it to start counting anew") from None
+            self._chains = Ledger.from_bytes(read_bounded(path, _MAX_BYTES), str(path))._chains
         if journal.exists():
             for line in read_bounded(journal, _MAX_BYTES).decode(errors="replace").splitlines():
                 chain, _, index = line.rpartition(".")
@@ -168,7 +165,7 @@ class PartitionedLedger:
         self._ledgers: dict[int, DurableLedger] = {}
         with contextlib.ExitStack() as held:
             for partition in partitions:
-                held.enter_context(_locked(directory / f"{partition}.lock"))
+                held.enter_context(locked(directory / f"{partition}.lock", _TAKEN, _LOCK_PATIENCE_S))
                 self._ledgers[partition] = ledger = DurableLedger(directory / f"{partition}.json")
                 held.callback(ledger.close)
             self._held = held.pop_all()
@@ -207,20 +204,3 @@ class PartitionedLedger:
     def close(self) -> None:
         """Save and let other processes have the partitions."""
         self._held.close()
-
-
-def _locked(path: Path) -> TextIO:
-    """A file that this process alone holds until it is closed. Raises UsageError when another one holds it."""
-    file = path.open("w")
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except OSError:
-            if time.monotonic() > deadline:
-                file.close()
-                raise UsageError(
-                    f"{path}: another server runs on this state directory; stop it, or give another --state"
-                ) from None
-        time.sleep(0.05)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from runtime_edge.errors import UsageError
-from runtime_server.training.losses.classification import UNLABELLED
 from runtime_server.training.losses.laplacian import HORIZON
 
 _OVERHEAD_BYTES = 1024  # what a window costs besides its tensors, so that empty ones are bounded too
@@ -42,7 +41,6 @@ class Window:
     uncertainty: float = 1.0
     embedding: Tensor | None = None
     """float32[d], the latest the suffix made of it."""
-    label: int = UNLABELLED
     sequence: int = 0
     """Place of its frame in the broker's stream, from 1; 0 where there is none: then it counts as the latest."""
 
@@ -57,19 +55,13 @@ class Window:
 class Group:
     """The part of a batch that one suffix can run: same generation, cut and activation shape."""
 
-    generation: int
     cut: int
     activations: Tensor
     """float16[n, *shape]."""
-    devices: list[str]
     chains: Tensor
     """int64[n], one number for each boot of each device, the same in every group of a batch."""
     windows: Tensor
     """int64[n], window indices."""
-    uncertainty: Tensor
-    """float32[n]."""
-    labels: Tensor
-    """int64[n], -1 where unknown."""
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -135,19 +127,6 @@ class TemporalBuffer:
             self.nbytes += kept.nbytes
             while indices[0] <= indices[-1] - self.horizon:
                 self._drop((chain, indices[0]))
-            self._trim()
-        return True
-
-    def set_embedding(self, device: str, boot: str, index: int, embedding: Tensor) -> bool:
-        """Remember the latest embedding float32[d] of a window; False if the window has gone."""
-        key = ((device, boot), index)
-        with self._lock:
-            window = self._windows.get(key)
-            if window is None:
-                return False
-            updated = replace(window, embedding=_copy(embedding, torch.float32))
-            self.nbytes += updated.nbytes - window.nbytes
-            self._windows[key] = updated
             self._trim()
         return True
 
@@ -268,14 +247,10 @@ class TemporalBuffer:
 
     def _group(self, windows: list[Window], numbers: dict[Chain, int]) -> Group:
         return Group(
-            generation=windows[0].generation,
             cut=windows[0].cut,
             activations=torch.stack([w.activation for w in windows]),
-            devices=[w.device for w in windows],
             chains=torch.tensor([numbers[w.device, w.boot] for w in windows]),
             windows=torch.tensor([w.index for w in windows]),
-            uncertainty=torch.tensor([w.uncertainty for w in windows]),
-            labels=torch.tensor([w.label for w in windows]),
         )
 
 

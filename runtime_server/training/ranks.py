@@ -98,10 +98,6 @@ class Ranks:
         """A seed of this rank's own; the first one's is `seed`."""
         return seed + _SEEDS_APART * self.rank
 
-    def wait(self) -> None:
-        """Until all ranks have come here. All ranks call it."""
-        self.sum(0)
-
     def sum(self, *numbers: int) -> list[int]:
         """Each number added up over the ranks. All ranks call it."""
         if self._group is None:

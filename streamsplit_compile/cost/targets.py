@@ -9,30 +9,20 @@ inference runtime achieves with `threads` threads on the first of `providers`, n
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta
 
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from runtime_edge.formats.strict import Strict, decode
 
 MAX_TARGET_BYTES = 64 << 10
 DIRECTORY = Path(__file__).with_name("targets")
 
 
-class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class Figure(_Strict, frozen=True):
+class Figure(Strict, frozen=True):
     """A number that is zero or more, with where it comes from."""
 
     value: Annotated[float, Meta(ge=0, le=1e9)]
@@ -47,7 +37,7 @@ class Rate(Figure, frozen=True):
     value: Annotated[float, Meta(gt=0, le=1e9)]
 
 
-class Compute(_Strict, frozen=True):
+class Compute(Strict, frozen=True):
     """Achieved rate of convolution and matmul by precision, GMAC/s (1e9 multiply-accumulates a second)."""
 
     fp32: Rate
@@ -55,7 +45,7 @@ class Compute(_Strict, frozen=True):
     int8: Rate | None = None
 
 
-class Memory(_Strict, frozen=True):
+class Memory(Strict, frozen=True):
     """Main memory."""
 
     bandwidth_gb_per_s: Rate
@@ -64,7 +54,7 @@ class Memory(_Strict, frozen=True):
     """What is left for the runtime beside the system, 1e6 bytes."""
 
 
-class Launch(_Strict, frozen=True):
+class Launch(Strict, frozen=True):
     """Time that passes without arithmetic."""
 
     session_us: Figure
@@ -73,7 +63,7 @@ class Launch(_Strict, frozen=True):
     """For each kernel: dispatch and the threads' barrier, microseconds."""
 
 
-class Power(_Strict, frozen=True):
+class Power(Strict, frozen=True):
     """Power of the whole board."""
 
     active_w: Figure
@@ -82,7 +72,7 @@ class Power(_Strict, frozen=True):
     """While nothing runs, W. Only the difference is charged to a window."""
 
 
-class Radio(_Strict, frozen=True):
+class Radio(Strict, frozen=True):
     """Uplink energy: `mj_per_kb * bytes / 1000 + transmit_w * transfer_ms` (mJ)."""
 
     mj_per_kb: Figure
@@ -91,7 +81,7 @@ class Radio(_Strict, frozen=True):
     """Extra W while transmitting, whatever the rate."""
 
 
-class Target(_Strict, frozen=True):
+class Target(Strict, frozen=True):
     """A kind of device."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -144,12 +134,7 @@ def load_target(name_or_path: str | Path) -> Target:
 
 def parse_target(data: bytes, source: str) -> Target:
     """Read and check a target file. Raises UsageError naming `source` and the field."""
-    try:
-        target = msgspec.convert(tomllib.loads(data.decode()), Target)
-    except msgspec.ValidationError as exc:
-        raise UsageError(f"{source}: {' '.join(str(exc).split())}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise UsageError(f"{source}: not TOML ({' '.join(str(exc).split())})") from None
+    target = decode(data, Target, source, MAX_TARGET_BYTES, UsageError, "TOML")
     if target.power.active_w.value < target.power.idle_w.value:
         raise UsageError(f"{source}: power.active_w is less than power.idle_w")
     return target

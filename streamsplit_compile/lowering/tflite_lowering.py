@@ -24,6 +24,7 @@ import zstandard
 from torch import fx
 
 from runtime_edge.errors import FormatError
+from runtime_edge.formats.strict import decode
 from streamsplit_compile.encoder.quiet import quiet
 from streamsplit_compile.lowering.fx_folding import fold
 from streamsplit_compile.lowering.tflite_convert import INPUT, OUTPUT, convert
@@ -203,10 +204,8 @@ def _is_faithful(kept: bytes, segment: fx.GraphModule, shape: tuple[int, ...]) -
 
 
 def _decode(kept_graph: bytes) -> KeptGraph:
-    try:
-        kept = msgspec.msgpack.decode(kept_graph, type=KeptGraph)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise FormatError(f"kept graph: {exc}; compile it again") from None
+    fix = "; compile it again"
+    kept = decode(kept_graph, KeptGraph, "kept graph", MAX_MODEL_BYTES, form="MessagePack", fix=fix)
     if not 0 <= kept.model_bytes <= MAX_MODEL_BYTES:
         raise FormatError(f"kept graph: model_bytes is {kept.model_bytes}; compile it again")
     return kept

@@ -12,6 +12,7 @@ import numpy as np
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import FormatError, TableError
 from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.formats.strict import decode
 from runtime_edge.policy.splitter import UNCERTAINTY_SMOOTHING
 from streamsplit_compile.splitter.environment import environment_of, simulate, with_local
 from streamsplit_compile.splitter.evaluation import Consequences, consequences
@@ -53,14 +54,8 @@ class Replay:
 
 def read_results(path: Path) -> list[Recorded]:
     """Read a file of JSON lines. Raises FormatError naming file, line and field."""
-    decoder = msgspec.json.Decoder(Recorded)
-    found = []
-    for number, line in enumerate(read_bounded(path, MAX_LOG_BYTES, FormatError).splitlines(), 1):
-        if line.strip():
-            try:
-                found.append(decoder.decode(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-                raise FormatError(f"{path}:{number}: {' '.join(str(exc).split())}") from None
+    lines = enumerate(read_bounded(path, MAX_LOG_BYTES, FormatError).splitlines(), 1)
+    found = [decode(line, Recorded, f"{path}:{number}", MAX_LOG_BYTES) for number, line in lines if line.strip()]
     if not found:
         raise FormatError(f"{path}: no results in it")
     return sorted(found, key=lambda result: result.window)

@@ -184,12 +184,8 @@ class Server:
         """Run `await work(hub)` on a connection of its own."""
 
         async def connected():
-            hub = Hub(self.url, "test")
-            await hub.connect()
-            try:
+            async with Hub(self.url, "test") as hub:
                 return await work(hub)
-            finally:
-                await hub.close()
 
         return asyncio.run(connected())
 

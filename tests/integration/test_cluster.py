@@ -37,12 +37,8 @@ class Cluster:
 
     def ask(self, work):
         async def connected():
-            hub = Hub(Address(self.url, Credentials(nkey=self.state / "server.nkey")), "test")
-            await hub.connect()
-            try:
+            async with Hub(Address(self.url, Credentials(nkey=self.state / "server.nkey")), "test") as hub:
                 return await work(hub)
-            finally:
-                await hub.close()
 
         return asyncio.run(connected())
 

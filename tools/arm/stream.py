@@ -96,12 +96,8 @@ class Server:
 
     def _ask(self, work: Callable[[Hub], Awaitable[Any]]) -> Any:
         async def connected() -> Any:
-            hub = Hub(self.url, "arm-check")
-            await hub.connect()
-            try:
+            async with Hub(self.url, "arm-check") as hub:
                 return await work(hub)
-            finally:
-                await hub.close()
 
         return asyncio.run(connected())
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -26,24 +26,20 @@ from runtime_edge.errors import HeadError, SignatureError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.manifest import BundleInfo, Name
 from runtime_edge.formats.minisign import signature_path
+from runtime_edge.formats.strict import Strict, decode
 
 MAX_HEAD_BYTES = 512 << 10
 MAX_RECORD_BYTES = 2 * MAX_HEAD_BYTES
 """On the broker, where the file stands as text inside JSON with its signature."""
 
 _LARGEST = 1e6
-_Kind = TypeVar("_Kind")
 Array = npt.NDArray[np.float32]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 
 
-class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class Validation(_Strict, frozen=True):
+class Validation(Strict, frozen=True):
     """How good a head was on windows that it was not fitted to."""
 
     split: Name
@@ -59,7 +55,7 @@ class Validation(_Strict, frozen=True):
     """Mean over the labels."""
 
 
-class Head(_Strict, frozen=True, kw_only=True):
+class Head(Strict, frozen=True, kw_only=True):
     """A whole head file. Building one that does not hold together raises HeadError naming the field."""
 
     format: Literal["streamsplit.head/1"] = "streamsplit.head/1"
@@ -88,9 +84,7 @@ class Head(_Strict, frozen=True, kw_only=True):
     @classmethod
     def from_json(cls, data: bytes, source: str) -> Head:
         """Read and check a head. Raises HeadError, one line that names `source` and the field."""
-        if len(data) > MAX_HEAD_BYTES:
-            raise HeadError(f"{source}: {len(data)} bytes, a head has at most {MAX_HEAD_BYTES}")
-        return _decode(data, cls, source)
+        return decode(data, cls, source, MAX_HEAD_BYTES, HeadError)
 
     def to_json(self) -> bytes:
         """One field a line, so that a person can read all but the weights. Raises HeadError when it is too large."""
@@ -129,7 +123,7 @@ class Head(_Strict, frozen=True, kw_only=True):
         return np.asarray(grown / grown.sum(axis=-1, keepdims=True), np.float32)
 
 
-class SignedHead(_Strict, frozen=True):
+class SignedHead(Strict, frozen=True):
     """The value under `heads/<target>` or `heads/<target>.<device>`."""
 
     head: str
@@ -150,9 +144,7 @@ def signature_of(text: bytes, key: minisign.SecretKey) -> str:
 
 def open_head(record: bytes, trusted: minisign.PublicKey | None, source: str) -> Head:
     """Check a record's signature where a key is trusted and read the head. Raises SignatureError or HeadError."""
-    if len(record) > MAX_RECORD_BYTES:
-        raise HeadError(f"{source}: {len(record)} bytes, more than {MAX_RECORD_BYTES}")
-    signed = _decode(record, SignedHead, source)
+    signed = decode(record, SignedHead, source, MAX_RECORD_BYTES, HeadError)
     try:
         text = signed.head.encode()
     except UnicodeError:
@@ -180,17 +172,6 @@ def read_head(path: Path, trusted: minisign.PublicKey | None = None) -> Head:
 
 def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
-
-
-def _decode(data: bytes, kind: type[_Kind], source: str) -> _Kind:
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except HeadError as exc:
-        raise HeadError(f"{source}: {exc}") from None
-    except msgspec.ValidationError as exc:
-        raise HeadError(f"{source}: {' '.join(str(exc).split())}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise HeadError(f"{source}: not JSON ({' '.join(str(exc).split())})") from None
 
 
 def _problems(head: Head) -> Iterator[str]:

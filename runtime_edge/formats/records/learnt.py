@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from runtime_edge.errors import TableError
 from runtime_edge.formats.records.table import Digest, SplitterTable
+from runtime_edge.formats.strict import Strict, decode
 
 BOUND = 3.0
 """A correction's largest size, in reward: 120 ms of latency at the default weights."""
@@ -17,7 +18,7 @@ Cell = tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)], float, Anno
 """Row, action, correction, visits."""
 
 
-class Learnt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Learnt(Strict, frozen=True, kw_only=True):
     """The corrections of one device to one table."""
 
     format: Literal["streamsplit.learnt/1"] = "streamsplit.learnt/1"
@@ -34,12 +35,7 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @classmethod
     def from_json(cls, data: bytes, source: str) -> Learnt:
         """Read and check a record. Raises TableError naming `source` and the field."""
-        if len(data) > MAX_LEARNT_BYTES:
-            raise TableError(f"{source}: {len(data)} bytes, at most {MAX_LEARNT_BYTES}")
-        try:
-            record = msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-            raise TableError(f"{source}: {' '.join(str(exc).split())}") from None
+        record = decode(data, cls, source, MAX_LEARNT_BYTES, TableError)
         for row, action, correction, _ in record.cells:
             if not abs(correction) <= BOUND:
                 raise TableError(f"{source}: cells: {correction} at row {row}, action {action} is beyond {BOUND}")

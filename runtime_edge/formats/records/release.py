@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from runtime_edge.errors import FormatError, SignatureError, TableError
+from runtime_edge.errors import SignatureError, TableError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.manifest import Digest
 from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.formats.strict import Strict, decode
 
 MAX_RECORD_BYTES = 128 << 10
-_Record = TypeVar("_Record")
 
 
-class ReleasedBundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ReleasedBundle(Strict, frozen=True, kw_only=True):
     """A bundle in the object store that a device may be told to run."""
 
     generation: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
@@ -28,7 +28,7 @@ class ReleasedBundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Whether devices may go back to it from a newer generation."""
 
 
-class Release(ReleasedBundle, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Release(ReleasedBundle, frozen=True, kw_only=True):
     """The value under `releases/<target>`: which bundle devices of a target should run."""
 
     share: Annotated[float, Meta(ge=0, le=1)] = 1.0
@@ -51,7 +51,7 @@ def canary_place(device: str, generation: int) -> float:
     return int.from_bytes(digest, "big") / (1 << 32)
 
 
-class SignedTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SignedTable(Strict, frozen=True, kw_only=True):
     """The value under `tables/<target>` or `tables/<target>.<device>`."""
 
     table: str
@@ -65,7 +65,7 @@ def encode(record: Release | SignedTable) -> bytes:
 
 def decode_release(data: bytes, source: str) -> Release:
     """Raises FormatError naming the field."""
-    return _decode(data, Release, source)
+    return decode(data, Release, source, MAX_RECORD_BYTES)
 
 
 def sign_table(table: SplitterTable, key: minisign.SecretKey | None) -> SignedTable:
@@ -82,7 +82,7 @@ def open_table(
 
     Raises SignatureError or TableError.
     """
-    record = _decode(data, SignedTable, source)
+    record = decode(data, SignedTable, source, MAX_RECORD_BYTES)
     text = record.table.encode()
     if trusted is not None:
         if not record.signature:
@@ -95,12 +95,3 @@ def open_table(
     if target is not None and table.target != target:
         raise TableError(f"{source}: made for target {table.target!r}, not for {target!r}")
     return table
-
-
-def _decode(data: bytes, kind: type[_Record], source: str) -> _Record:
-    if len(data) > MAX_RECORD_BYTES:
-        raise FormatError(f"{source}: {len(data)} bytes, more than {MAX_RECORD_BYTES}")
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise FormatError(f"{source}: {exc}") from None

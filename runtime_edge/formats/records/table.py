@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from runtime_edge.errors import TableError
+from runtime_edge.formats.strict import Strict, decode
 
 MAX_TABLE_BYTES = 64 << 10
 LOCAL = "local"
@@ -34,18 +35,14 @@ Cost = Annotated[float, Meta(ge=0, le=1e9)]
 StateName = Literal["uncertainty", "cpu", "bandwidth_mbps", "rtt_ms", "temperature_c", "battery"]
 
 
-class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class StateAxis(_Strict, frozen=True):
+class StateAxis(Strict, frozen=True):
     """A state variable in bins: bin i holds `edges[i-1] <= value < edges[i]`, one bin more than edges."""
 
     name: StateName
     edges: Annotated[tuple[float, ...], Meta(max_length=63)]
 
 
-class Reward(_Strict, frozen=True):
+class Reward(Strict, frozen=True):
     """docs/method.md, section 6: `alpha * (A + rho * u) - beta * Lat / t_max_ms - eta * E / e_budget_mj`."""
 
     alpha: Weight = 10.0
@@ -57,7 +54,7 @@ class Reward(_Strict, frozen=True):
     """Worth of a window the server can learn from, for each unit of uncertainty."""
 
 
-class ActionCosts(_Strict, frozen=True):
+class ActionCosts(Strict, frozen=True):
     """One action: a cut, or `local`. Costs of one window on an idle device."""
 
     name: Name
@@ -74,7 +71,7 @@ class ActionCosts(_Strict, frozen=True):
     """Working memory of the prefix."""
 
 
-class Uplink(_Strict, frozen=True):
+class Uplink(Strict, frozen=True):
     """What shipping costs a device, whatever is shipped."""
 
     mj_per_kb: Cost
@@ -83,7 +80,7 @@ class Uplink(_Strict, frozen=True):
     """A device that has no answer after this long runs the rest itself."""
 
 
-class Limits(_Strict, frozen=True):
+class Limits(Strict, frozen=True):
     """Caps that training keeps beside the reward; None is no cap. The prices are the multipliers that keep them."""
 
     mb_per_hour: Annotated[float, Meta(gt=0, le=1e9)] | None = None
@@ -121,7 +118,7 @@ def cut_position(action: str, cut_names: Sequence[str]) -> int:
     return len(cut_names) if action == LOCAL else cut_names.index(action)
 
 
-class SplitterTable(_Strict, frozen=True, kw_only=True):
+class SplitterTable(Strict, frozen=True, kw_only=True):
     """A whole table file. Building one that does not hold together raises TableError naming the field."""
 
     format: Literal["streamsplit.table/1"] = "streamsplit.table/1"
@@ -180,16 +177,7 @@ class SplitterTable(_Strict, frozen=True, kw_only=True):
     @classmethod
     def from_json(cls, data: bytes, source: str) -> SplitterTable:
         """Read and check a table. Raises TableError, one line that names `source` and the field."""
-        if len(data) > MAX_TABLE_BYTES:
-            raise TableError(f"{source}: {len(data)} bytes, a table has at most {MAX_TABLE_BYTES}")
-        try:
-            return msgspec.json.decode(data, type=cls)
-        except TableError as exc:
-            raise TableError(f"{source}: {exc}") from None
-        except msgspec.ValidationError as exc:
-            raise TableError(f"{source}: {' '.join(str(exc).split())}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise TableError(f"{source}: not JSON ({' '.join(str(exc).split())})") from None
+        return decode(data, cls, source, MAX_TABLE_BYTES, TableError)
 
     def to_json(self) -> bytes:
         """Canonical bytes, one row of Q and one action a line. Raises TableError when they are too many."""

@@ -7,7 +7,6 @@
 [n, d], works from a batch of one upward and has finite gradients when all embeddings are the same.
 """
 
-from runtime_server.training.losses.classification import LinearHead
 from runtime_server.training.losses.hybrid import HybridConfig, HybridLoss
 
-__all__ = ["HybridConfig", "HybridLoss", "LinearHead"]
+__all__ = ["HybridConfig", "HybridLoss"]

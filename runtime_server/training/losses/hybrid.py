@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from runtime_edge.errors import UsageError
-from runtime_server.training.losses.classification import classification_loss
 from runtime_server.training.losses.contrastive import TEMPERATURE, info_nce
 from runtime_server.training.losses.kl import kl_to_uniform
 from runtime_server.training.losses.laplacian import (
@@ -90,27 +89,20 @@ class HybridLoss:
         negatives: Tensor | None = None,
         ignore: Tensor | None = None,
         matches: Tensor | None = None,
-        labels: Tensor | None = None,
-        head: nn.Module | None = None,
         windows: Tensor | None = None,
         chains: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of `embeddings` [n, d], normalised here, and its parts before weighting ("total" is the sum).
 
-        The task is cross-entropy when `labels` int64[n] and `head` are given, else InfoNCE with
-        `positives` [n, d], virtual `negatives` [n, m, d], `ignore` and `matches` bool[n, n] (see info_nce), else
-        nothing. The graph needs `windows` and `chains` int64[n] (see temporal_edges); without them the
-        Dirichlet energy is left out. Raises UsageError for an empty batch.
+        The task is InfoNCE with `positives` [n, d], virtual `negatives` [n, m, d], `ignore` and `matches` bool[n, n]
+        (see info_nce), and nothing without positives. The graph needs `windows` and `chains` int64[n] (see
+        temporal_edges); without them the Dirichlet energy is left out. Raises UsageError for an empty batch.
         """
         if embeddings.ndim != 2 or not len(embeddings):
             raise UsageError(f"loss: embeddings of shape {tuple(embeddings.shape)}, [n, d] with n >= 1 expected")
         config, z = self.config, nn.functional.normalize(embeddings, dim=1)
         terms: dict[str, tuple[float, Tensor]] = {}
-        if not config.task:
-            pass
-        elif labels is not None and head is not None:
-            terms["task"] = (1.0, classification_loss(head, z, labels))
-        elif positives is not None:
+        if config.task and positives is not None:
             views = nn.functional.normalize(positives, dim=1)
             terms["task"] = (1.0, info_nce(z, views, negatives, config.temperature, ignore, matches))
         if self._spread is not None:

@@ -43,19 +43,6 @@ def assert_sound(memory):
     assert memory.weights.sum() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.fixture(scope="module")
-def trained():
-    memory = GaussianMemory(components=16, dim=24, resolution=1.0)
-    memory.update(clusters(6, 400, dim=24, noise=1.2)[0])
-    return memory
-
-
-def test_responsibilities_are_bayes_rule(trained):
-    for z in clusters(6, 20, dim=24, noise=1.2, seed=1)[0]:
-        expected = np.exp(reference_log_posterior(trained, z))
-        np.testing.assert_allclose(trained.responsibilities(z), expected, rtol=2e-3, atol=1e-6)
-
-
 @pytest.mark.parametrize("resolution", [0.0, 1.0, 3.0])
 def test_uncertainty_is_the_normalised_entropy_at_the_resolution(resolution):
     rng = np.random.default_rng(4)
@@ -105,7 +92,7 @@ def test_components_find_the_clusters():
     windows, labels = clusters(8, 600)
     memory = GaussianMemory()
     memory.update(windows)
-    found = memory.responsibilities(windows).argmax(axis=1)
+    found = [int(np.argmax(reference_log_posterior(memory, z))) for z in windows]
     assert adjusted_rand_score(labels, found) > 0.9
 
 
@@ -211,7 +198,9 @@ def test_one_sound_forever():
         last = memory.update(z)
     assert_sound(memory)
     assert last < 0.15
-    assert_sound(GaussianMemory.from_bytes(memory.to_bytes()))
+    loaded = GaussianMemory()
+    loaded.load_parameters(memory.to_bytes())
+    assert_sound(loaded)
 
 
 def test_noise_forever():
@@ -248,7 +237,8 @@ def test_float16_round_trip():
     memory.update(clusters(6, 300)[0])
     memory.variances[0] = VARIANCE_FLOOR
     data = memory.to_bytes()
-    loaded = GaussianMemory.from_bytes(data)
+    loaded = GaussianMemory()
+    loaded.load_parameters(data)
     assert len(data) == 32_896 == 2 * (2 * 64 * 128) + 2 * 64
     np.testing.assert_allclose(loaded.means, memory.means, atol=5e-4)
     np.testing.assert_allclose(loaded.variances, memory.variances, rtol=2e-3)
@@ -360,7 +350,9 @@ def test_negatives_spread_like_their_component():
     assert (negatives @ np.eye(64)[1]).mean() == pytest.approx(1 / np.sqrt(1.25), abs=0.02)
 
 
-def test_negatives_for_several_anchors(trained):
+def test_negatives_for_several_anchors():
+    trained = GaussianMemory(components=16, dim=24, resolution=1.0)
+    trained.update(clusters(6, 400, dim=24, noise=1.2)[0])
     anchors = clusters(6, 3, dim=24)[0]
     rngs = [np.random.default_rng(1) for _ in range(3)]
     several = trained.sample_negatives(anchors, 7, rngs[0])
@@ -379,7 +371,7 @@ def test_negatives_for_several_anchors(trained):
         lambda: GaussianMemory().update(np.ones(5)),
         lambda: GaussianMemory().update(np.ones((2, 2, 128))),
         lambda: GaussianMemory().sample_negatives(np.zeros(128), 3, np.random.default_rng(0)),
-        lambda: GaussianMemory().responsibilities(np.full(128, np.nan)),
+        lambda: GaussianMemory().sample_negatives(np.full(128, np.nan), 3, np.random.default_rng(0)),
     ],
 )
 def test_misuse_is_one_clear_error(call):

@@ -63,7 +63,6 @@ def test_without_jitter_it_is_right_over_the_range_of_the_traces(mbits: float, r
         link.send(estimator, 20_000)
 
     assert estimator.rtt_ms == pytest.approx(rtt_ms, rel=1e-3)
-    assert estimator.rtt_min_ms == pytest.approx(rtt_ms + 0.8 / mbits)
     assert estimator.uplink_mbits == pytest.approx(mbits, rel=0.02)
     assert estimator.loss == 0.0
 
@@ -117,19 +116,6 @@ def test_a_round_trip_that_shrinks_is_followed_although_no_small_frame_is_sent()
         link.send(estimator, 25_000)
 
     assert estimator.uplink_mbits == pytest.approx(2.0, rel=0.1)
-    assert estimator.rtt_min_ms == pytest.approx(20.4, rel=0.01)
-
-
-def test_the_minimum_forgets_after_a_minute() -> None:
-    link = Link(mbits=2.0, rtt_ms=20.0, jitter_ms=0.0)
-    estimator = BandwidthEstimator(now=link.now)
-    link.send(estimator, 0)
-    link.rtt_ms = 90.0
-    link.send(estimator, 0)
-    assert estimator.rtt_min_ms == pytest.approx(20.0)
-    link.seconds += 59.9
-
-    assert estimator.rtt_min_ms == pytest.approx(90.0)
 
 
 @settings(max_examples=200, deadline=None)
@@ -155,7 +141,6 @@ def test_no_times_sizes_or_clock_jumps_make_it_fail(seen: list[tuple[int, float,
             estimator.observe(size, seconds)
         assert 0.001 <= estimator.uplink_mbits <= 10_000.0
         assert 0.0 <= estimator.rtt_ms <= 60_000.0
-        assert 0.0 <= estimator.rtt_min_ms <= 60_000.0
         assert 0.0 <= estimator.loss <= 1.0
 
 
@@ -166,13 +151,13 @@ def test_a_time_that_cannot_be_teaches_nothing(seconds: float) -> None:
     for _ in range(10):
         link.send(estimator, 100)
         link.send(estimator, 10_000)
-    before = (estimator.uplink_mbits, estimator.rtt_ms, estimator.rtt_min_ms, estimator.loss)
+    before = (estimator.uplink_mbits, estimator.rtt_ms, estimator.loss)
 
     estimator.observe(10_000, seconds)
     estimator.observe(100, seconds)
     estimator.timeout(seconds)
 
-    assert (estimator.uplink_mbits, estimator.rtt_ms, estimator.rtt_min_ms, estimator.loss) == before
+    assert (estimator.uplink_mbits, estimator.rtt_ms, estimator.loss) == before
 
 
 def test_one_impossibly_fast_frame_does_no_lasting_harm() -> None:
@@ -219,9 +204,8 @@ def test_timeouts_count_as_loss_and_pull_the_estimate_down() -> None:
 def test_before_any_frame_it_answers_what_it_was_told() -> None:
     estimator = BandwidthEstimator(initial_mbits=3.5, initial_rtt_ms=70.0)
 
-    assert (estimator.uplink_mbits, estimator.rtt_ms, estimator.rtt_min_ms, estimator.loss) == (
+    assert (estimator.uplink_mbits, estimator.rtt_ms, estimator.loss) == (
         3.5,
-        70.0,
         70.0,
         0,
     )

@@ -2,7 +2,6 @@
 
 import threading
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +49,7 @@ def test_a_dense_run_takes_no_room():
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"a.b": [[1]]}', b'{"a.b": [[1, 2, 3]]}', b'{"a.b": "x"}', b"\xff"])
 def test_other_bytes_are_refused(data):
-    with pytest.raises(msgspec.MsgspecError):
+    with pytest.raises(FormatError, match="ledger: "):
         Ledger.from_bytes(data)
 
 
@@ -137,7 +136,7 @@ def test_two_processes_never_have_the_same_partition(tmp_path, monkeypatch):
     monkeypatch.setattr(ledgers, "_LOCK_PATIENCE_S", 0.1)
     first = PartitionedLedger(tmp_path, [0, 2])
     other = PartitionedLedger(tmp_path, [1])
-    with pytest.raises(UsageError, match=r"2\.lock: another server"):
+    with pytest.raises(UsageError, match="another server"):
         PartitionedLedger(tmp_path, [3, 2])
     third = PartitionedLedger(tmp_path, [3])  # what the refused one had taken is free again
     first.close()

@@ -31,6 +31,11 @@ def batch(buffer, size, seed=0):
     return buffer.sample_batch(np.random.default_rng(seed), size)
 
 
+def chains(groups):
+    """The device of each window, as its number in alphabetical order where each has one boot."""
+    return [chain for group in groups for chain in group.chains.tolist()]
+
+
 def test_late_windows_find_their_place_and_gaps_stay():
     assert indices(filled(*(window(i) for i in (5, 1, 9, 3)))) == [1, 3, 5, 9]
 
@@ -107,7 +112,6 @@ def test_what_is_read_again_in_any_order_gives_the_same_batches(seed):
     again = filled(*(items[n] for n in rng.permutation(len(items))), horizon=12)
     assert first.sequences() == again.sequences()
     for one, other in zip(batch(first, 9, seed), batch(again, 9, seed), strict=True):
-        assert one.devices == other.devices
         assert torch.equal(one.chains, other.chains)
         assert torch.equal(one.windows, other.windows)
         assert torch.equal(one.activations, other.activations)
@@ -121,23 +125,6 @@ def test_memory_is_bounded_and_the_earliest_arrival_goes_first():
     assert not filled(window(0), limit_bytes=one - 1).nbytes
 
 
-def test_an_embedding_is_remembered_counted_and_forgotten():
-    buffer = filled(window(0))
-    before = buffer.nbytes
-    assert buffer.set_embedding("a", "b0", 0, torch.arange(5.0, requires_grad=True))
-    assert torch.equal(buffer.windows("a")[0].embedding, torch.arange(5.0))
-    assert buffer.nbytes == before + 20
-    assert not buffer.set_embedding("a", "b0", 1, torch.ones(5))
-    buffer.add(window(200))
-    assert buffer.nbytes == before
-
-
-def test_embeddings_count_towards_the_bound():
-    buffer = filled(window(0), window(1), limit_bytes=filled(window(0), window(1)).nbytes)
-    buffer.set_embedding("a", "b0", 1, torch.ones(5))
-    assert indices(buffer) == [1]
-
-
 def test_groups_hold_what_one_suffix_can_run():
     buffer = filled(
         window(0),
@@ -145,20 +132,16 @@ def test_groups_hold_what_one_suffix_can_run():
         window(2, generation=2),
         window(3),
         window(4, shape=(5,)),
-        window(5, label=4),
+        window(5),
     )
     groups = batch(buffer, 10)
-    assert [(g.generation, g.cut, tuple(g.activations.shape[1:])) for g in groups] == [
-        (1, 2, (3, 4)),
-        (1, 2, (5,)),
-        (1, 3, (3, 4)),
-        (2, 2, (3, 4)),
+    assert [(sorted(g.windows.tolist()), g.cut, tuple(g.activations.shape[1:])) for g in groups] == [
+        ([0, 3, 5], 2, (3, 4)),
+        ([4], 2, (5,)),
+        ([1], 3, (3, 4)),
+        ([2], 2, (3, 4)),
     ]
-    first = groups[0]
-    assert sorted(first.windows.tolist()) == [0, 3, 5]
-    assert torch.equal(first.activations[:, 0, 0].long(), first.windows)
-    assert dict(zip(first.windows.tolist(), first.labels.tolist(), strict=True)) == {0: -1, 3: -1, 5: 4}
-    assert sum(len(g) for g in groups) == 6
+    assert torch.equal(groups[0].activations[:, 0, 0].long(), groups[0].windows)
 
 
 def drawn(groups):
@@ -180,37 +163,37 @@ def test_every_neighbour_is_brought_along_at_times_and_nothing_farther_off():
 
 
 def test_chains_number_boots_of_devices_alike_in_all_groups():
-    items = [window(i, device=d, boot=b, cut=i % 2) for i in range(4) for d in "ab" for b in "xy"]
+    places = [(device, boot) for device in "ab" for boot in "xy"]
+    items = [window(i, device=d, boot=b, cut=i % 2, value=n) for i in range(4) for n, (d, b) in enumerate(places)]
     seen = set()
     for group in batch(filled(*items), 16):
-        for device, chain in zip(group.devices, group.chains.tolist(), strict=True):
-            seen.add((device, chain))
-    assert seen == {("a", 0), ("a", 1), ("b", 2), ("b", 3)}
+        seen |= set(zip(group.activations[:, 0, 0].tolist(), group.chains.tolist(), strict=True))
+    assert seen == {(0, 0), (1, 1), (2, 2), (3, 3)}
 
 
 def test_a_batch_is_distinct_windows_balanced_by_device():
     items = [window(i, device="busy") for i in range(90)] + [window(i, device="calm") for i in range(20)]
     buffer = filled(*items, window(0, device="rare"))
     groups = batch(buffer, 31)
-    chosen = [(d, w) for g in groups for d, w in zip(g.devices, g.windows.tolist(), strict=True)]
+    chosen = [(c, w) for g in groups for c, w in zip(g.chains.tolist(), g.windows.tolist(), strict=True)]
     assert len(set(chosen)) == len(chosen) == 31
-    counts = Counter(d for d, _ in chosen)
-    assert counts["rare"] == 1
-    assert abs(counts["busy"] - counts["calm"]) == 2, "30 places are 15 pairs"
+    busy, calm, rare = (chains(groups).count(device) for device in range(3))
+    assert rare == 1
+    assert abs(busy - calm) == 2, "30 places are 15 pairs"
 
 
 def test_more_devices_than_places_take_turns_fairly():
     buffer = filled(*(window(0, device=f"d{i}", uncertainty=i / 9) for i in range(10)))
     rng = np.random.default_rng(0)
-    counts = Counter(d for _ in range(500) for g in buffer.sample_batch(rng, 3) for d in g.devices)
-    assert set(counts) == {f"d{i}" for i in range(10)}
+    counts = Counter(device for _ in range(500) for device in chains(buffer.sample_batch(rng, 3)))
+    assert set(counts) == set(range(10))
     assert 110 < min(counts.values()) < max(counts.values()) < 190
 
 
 def test_an_odd_place_goes_to_either_device_however_unsure():
     buffer = filled(*(window(i, device=d, uncertainty=u) for i in range(5) for d, u in (("a", 1), ("b", 0))))
     rng = np.random.default_rng(0)
-    extra = [Counter(d for g in buffer.sample_batch(rng, 3) for d in g.devices)["a"] == 2 for _ in range(400)]
+    extra = [chains(buffer.sample_batch(rng, 3)).count(0) == 2 for _ in range(400)]
     assert 0.4 < np.mean(extra) < 0.6
 
 
@@ -227,7 +210,7 @@ def test_same_seed_same_batch():
     buffer = filled(*(window(i, device=d) for i in range(30) for d in "abc"))
     first, same, other = (batch(buffer, 12, seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first.windows, same.windows)
-    assert first.devices == same.devices
+    assert torch.equal(first.chains, same.chains)
     assert not torch.equal(first.windows, other.windows)
 
 
