@@ -14,6 +14,33 @@ settings.load_profile("patient")
 sys.path.insert(0, str(Path(__file__).parent / "data"))  # for `--factory toys:Tiny`
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--renew-golden",
+        metavar="VERSION",
+        help="write tests/data/golden/VERSION with today's code, and the digests of the bundles whose tests run",
+    )
+    parser.addoption(
+        "--all-encoders",
+        action="store_true",
+        help="hold every shipped encoder's bundle against its recorded digests, not the small ones alone (minutes)",
+    )
+
+
+def pytest_configure(config):
+    version = config.getoption("--renew-golden")
+    if version and not hasattr(config, "workerinput"):
+        from golden_write import write
+
+        write(Path(__file__).parent / "data" / "golden" / version)
+
+
+@pytest.fixture(scope="session")
+def renew_golden(request):
+    """The version whose golden data is being renewed, or None."""
+    return request.config.getoption("--renew-golden")
+
+
 @pytest.fixture(scope="session")
 def signing_key():
     from runtime_edge.formats.minisign import SecretKey

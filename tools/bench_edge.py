@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
+from streamsplit_compile.lowering.artifact_formats import Format
 from tools.benchmarks import Section, publish
 from tools.edge_size import available, installed_mb, make_environment, torch_mb
 
@@ -57,9 +58,9 @@ def measure(work: Path, quick: bool, minutes: float) -> Section:
     section = Section("edge", "The device", f"python -m tools.bench_edge --minutes {minutes:g}")
     sound = work / "sound.wav"
     soundfile.write(sound, soundscape(60.0, 16_000, seed=0), 16_000, subtype="PCM_16")
-    small, paper = (_bundle(work, name) for name in ("mobilenet_v3_small", "resnet18"))
+    small, paper = (compiled(work, name) for name in ("mobilenet_v3_small", "resnet18"))
     environments = {extra: make_environment(extra, work / extra) for extra in _extras()}
-    with _server(work, small) as broker:
+    with completing_server(work, small) as broker:
         onnx = _soak(environments["edge"], work / "soak-onnx", broker, sound, 60 * minutes)
         _sizes(section, environments)
         section.add("rss_mb", onnx["rss_mb"], "at most 130", "resident memory, MobileNetV3-Small, onnxruntime, MB")
@@ -74,13 +75,13 @@ def measure(work: Path, quick: bool, minutes: float) -> Section:
         section.detail("means by thread, the model included, ms", _listed(overhead["threads_ms"]))
         steps = _overhead(work / "overhead-steps", broker, sound, True, "--steps")
         section.detail("medians of its named steps, ms", _listed(steps["steps_ms"]))
-        with _alone():
-            alone = _overhead(work / "overhead-alone", broker, sound, quick)
+        with alone():
+            own = _overhead(work / "overhead-alone", broker, sound, quick)
         what = "the same on a processor of its own that does not halt between windows"
-        section.add("overhead_alone_ms", alone["overhead_ms"], "at most 1.5", what)
-    with _server(work, paper) as broker:
+        section.add("overhead_alone_ms", own["overhead_ms"], "at most 1.5", what)
+    with completing_server(work, paper) as broker:
         shared = _overhead(work / "overhead-shared", broker, sound, quick)
-        with _alone():
+        with alone():
             share = _overhead(work / "overhead-paper", broker, sound, quick)
             model_ms = _model_ms(paper, quick)
         what = "a window without the model / ResNet-18 itself, both as in `overhead_alone_ms`"
@@ -103,18 +104,19 @@ def _sizes(section: Section, environments: dict[str, Path]) -> None:
     section.detail("torch alone, du -m", f"{torch_mb():.0f}")
 
 
-def _bundle(work: Path, name: str, cuts: str = "auto") -> Bundle:
+def compiled(work: Path, name: str, cuts: str = "auto", formats: Sequence[Format] = ("onnx", "tflite")) -> Bundle:
+    """A fresh registered encoder below `work`, as `encoder.pt` with its bundle beside it."""
     directory = work / f"{name}-{cuts}"
     directory.mkdir()
     module, config = new_encoder(name)
     save_checkpoint(name, config, module, directory / "encoder.pt")
-    options = CompileOptions([load_target("x86-64")], cuts, calibration_windows=4, formats=("onnx", "tflite"))
+    options = CompileOptions([load_target("x86-64")], cuts, calibration_windows=4, formats=formats)
     compile_encoder(load_encoder(directory / "encoder.pt"), options, directory / "bundle")
     return open_bundle(directory / "bundle")
 
 
 @contextlib.contextmanager
-def _server(work: Path, bundle: Bundle) -> Iterator[str]:
+def completing_server(work: Path, bundle: Bundle) -> Iterator[str]:
     """A server that completes frames of a bundle and does not train; its broker's address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -172,7 +174,7 @@ def _soak(python: Path, state: Path, broker: str, sound: Path, seconds: float) -
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Everything that runs now on the last processor, what is started on the others, and none of them halts: a virtual
     processor that does loses its caches to its neighbours. What keeps them awake gives way to any other process.
     """
@@ -219,7 +221,7 @@ def _model_ms(bundle: Bundle, quick: bool) -> float:
 
 def _codec(section: Section, work: Path) -> None:
     """Milliseconds from the activation at the paper encoder's largest cut to its frame."""
-    bundle = _bundle(work, "resnet18", LARGEST_CUT)
+    bundle = compiled(work, "resnet18", LARGEST_CUT)
     cut, prefix = bundle.manifest.cut_named(LARGEST_CUT), Prefix(bundle)
     sound = soundscape(60.0, 16_000, seed=1)
     for encoding in ENCODINGS:

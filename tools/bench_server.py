@@ -43,7 +43,7 @@ from tools.fleet import prepare
 from tools.server_load import AnswerCounter, Recorded, fill
 
 ENCODER = "mobilenet_v3_small"
-_DEVICES = 200
+DEVICES = 200
 SOAK_RATE = 200.0
 """Windows a second: each device's of one."""
 _BATCHES = (16, 32, 64)
@@ -67,23 +67,27 @@ class Round:
 
 
 class ServerProcess:
-    """`ssc server run` without training, on one torch thread."""
+    """`ssc server run` without training, on one torch thread; of another checkout by its root and interpreter."""
 
-    def __init__(self, directory: Path, encoder: Path, bundle: Path) -> None:
+    def __init__(
+        self, directory: Path, encoder: Path, bundle: Path, root: Path | None = None, python: Path | None = None
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.url, self.log = f"nats://127.0.0.1:{self.port}", directory / "server.log"
         run = ["-m", "runtime_server", encoder, bundle, "--state", directory / "server", "--port", self.port]
-        self._command = list(map(str, [sys.executable, *run, "--no-training", "--threads", 1, "--max-rate", 10_000]))
+        self._root = root
+        self._env = {**os.environ, "OMP_NUM_THREADS": "1", **({"PYTHONPATH": str(root)} if root else {})}
+        self._command = list(
+            map(str, [python or sys.executable, *run, "--no-training", "--threads", 1, "--max-rate", 10_000])
+        )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[psutil.Process]:
         """The process, from when it answers until it has stopped. Raises LinkError when it does not start."""
         with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-            )
+            process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._env, cwd=self._root)
         try:
             await self._ready(process)
             yield psutil.Process(process.pid)
@@ -151,7 +155,7 @@ async def under_load(
     """What `tools.server_load` reports of a steady rate, and by how many MB (1e6 bytes) the server grew meanwhile."""
     command = [
         *(sys.executable, "-m", "tools.server_load", "--broker", server.url, "--bundle", str(bundle)),
-        *("--cut", str(cut), "--rate", str(rate), "--seconds", str(seconds), "--devices", str(_DEVICES)),
+        *("--cut", str(cut), "--rate", str(rate), "--seconds", str(seconds), "--devices", str(DEVICES)),
     ]
     load = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     output = asyncio.create_task(load.communicate())
@@ -177,7 +181,7 @@ class Bench:
 
     async def ingest(self, frames: int, rounds: int, seconds: float) -> Section:
         """Throughput against torch alone, and answers under two loads for so many seconds each."""
-        loaded, recorded = load_encoder(self.encoder), Recorded(self._opened, self.cut, _DEVICES)
+        loaded, recorded = load_encoder(self.encoder), Recorded(self._opened, self.cut, DEVICES)
         segments = cut_model(loaded.graph, self._opened, loaded.tensors).segments
         activations, served, cut = torch.from_numpy(recorded.activations), ServedBlocks(segments), self.cut
         found = []
@@ -202,7 +206,7 @@ class Bench:
 
     async def soak(self, rate: float, minutes: float) -> Section:
         """Memory while so many windows a second come, after passes of every size were needed once."""
-        recorded = Recorded(self._opened, self.cut, _DEVICES)
+        recorded = Recorded(self._opened, self.cut, DEVICES)
         async with self.server.running() as process:
             await drained(self.server, process, recorded, _WARM_FRAMES)
             report, growth_mb = await under_load(self.server, process, self.bundle, self.cut, rate, 60.0 * minutes)
@@ -234,7 +238,7 @@ def _ingest(found: list[Round], cut: str, asked: dict[str, Any], reached: dict[s
         ("reply_p95_ms", asked, "at most 60", f"{_ASKED:.0%} of torch alone"),
         ("reply_p95_ms_reached", reached, "", "what the server reaches"),
     ):
-        section.add(name, report["p95_ms"], goal, about.format(_DEVICES, report["rate"], load))
+        section.add(name, report["p95_ms"], goal, about.format(DEVICES, report["rate"], load))
         section.detail("the same, p50, p99, ms", f"{report['p50_ms']:.1f}, {report['p99_ms']:.1f}")
         section.detail("frames of that load: sent, unanswered", f"{report['stored']}, {report['unanswered']}")
     for name in ("server", "torch_graph", "torch_folded"):

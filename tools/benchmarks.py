@@ -63,9 +63,14 @@ def publish(section: Section) -> dict[str, Any]:
     content.setdefault("machine", {})[section.name] = machine()
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     _publish_page(section)
+    show(section)
+    return content
+
+
+def show(section: Section) -> None:
+    """Print a section's rows."""
     for name, value, goal, what in section.rows:
         print(f"{name.strip('`'):44} {value:>10}  {what}  {f'({goal})' if goal else ''}")
-    return content
 
 
 def _nested(numbers: dict[str, float]) -> dict[str, Any]:

@@ -1,0 +1,243 @@
+"""What stands in the files that `golden_write` makes, read with the code that is checked out, as JSON can hold it.
+
+    FORMATS["frames"](Path("tests/data/golden/07558ea"))
+
+What is opened may be written to, so give a copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from nats.js.api import RawStreamMsg
+from toys import Tiny
+
+from runtime_edge.audio.wire_streams import AudioStreamDecoder
+from runtime_edge.formats import minisign, subjects
+from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.formats.codec import CutCodec
+from runtime_edge.formats.credentials import public_key, read_seed
+from runtime_edge.formats.records.head import open_head, read_head
+from runtime_edge.formats.records.release import decode_release, open_table
+from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame, decode_reply
+from runtime_edge.inference.prefix import Prefix
+from runtime_edge.policy.memory import GaussianMemory
+from runtime_edge.policy.online_learner import Learnt
+from runtime_edge.service.status import read_status
+from runtime_edge.transport.spool import Spool
+from runtime_edge.updates.bundle_store import BundleStore, stored_table
+from runtime_edge.updates.trial import update_log
+from runtime_server.broker.access import Access
+from runtime_server.ingest import dead_letters
+from runtime_server.releases.release_gate import first_model
+from runtime_server.releases.rollout import Rollout, RolloutConfig
+from runtime_server.state.server_state import ServerState
+from runtime_server.state.suspects import Suspects
+from runtime_server.suffix.generations import Generations
+from runtime_server.training.checkpoint import Checkpoints
+from runtime_server.training.trainer import TrainConfig, Trainer
+from streamsplit_compile.encoder.graph import export_encoder
+
+STREAM = (16_000, 1600, 800)
+"""Of the audio streams: sample rate (Hz), samples of a window, samples between two windows."""
+NOW = 1_700_000_100.0
+Json = dict[str, Any]
+
+
+def _frames(root: Path) -> Json:
+    """Headers, and the activations that the payloads hold."""
+    cuts = open_bundle(root / "server" / "generations" / "00001").manifest.info.cuts
+    found = {}
+    for path in sorted((root / "frames").glob("*.frame")):
+        header, payload = decode_frame(path.read_bytes())
+        codec = CutCodec(cuts[header.cut], WIRE_ENCODINGS[header.encoding])
+        found[path.stem] = {**_fields(header), "activation": _values(codec.decode(payload, header.compressed))}
+    return found
+
+
+def _streams(root: Path) -> Json:
+    """Windows of streams without loss, and of Opus, whose decoder may round otherwise, how loud they are."""
+    found = {}
+    decoders: dict[str, AudioStreamDecoder] = {}
+    for path in sorted((root / "streams").glob("*.frame")):
+        header, payload = decode_frame(path.read_bytes())
+        encoding = WIRE_ENCODINGS[header.encoding]
+        decoder = decoders.setdefault(encoding, AudioStreamDecoder(encoding, *STREAM))
+        window = decoder.decode(payload, header.window)
+        heard = round(20 * np.log10(np.sqrt(np.square(window).mean()))) if encoding == "opus" else _values(window)
+        found[path.stem] = {**_fields(header), "window": heard}
+    return found
+
+
+def _replies(root: Path) -> Json:
+    found = {}
+    for path in sorted((root / "replies").glob("*.reply")):
+        reply = decode_reply(path.read_bytes())
+        found[path.stem] = {
+            **_fields(reply),
+            "embedding": np.frombuffer(reply.embedding, "<f2").tolist(),
+            "mixture": _mixture(reply.mixture) if reply.mixture else None,
+        }
+    return found
+
+
+def _mixture(parameters: bytes) -> list[str]:
+    memory = GaussianMemory(components=4, dim=6)
+    memory.load_parameters(parameters)
+    return [_values(array) for array in (memory.weights, memory.means, memory.variances)]
+
+
+def _records(root: Path) -> Json:
+    directory, key = root / "records", minisign.read_public_key(root / "records" / "key.pub")
+    table = open_table((directory / "table.record").read_bytes(), key, "table.record", "rpi4")
+    assert table == SplitterTable.from_json((directory / "table.json").read_bytes(), "table.json")
+    signature = minisign.read_signature(directory / "table.json.minisig")
+    head = read_head(directory / "head.json", key)
+    assert head == open_head((directory / "head.record").read_bytes(), key, "head.record")
+    release = decode_release((directory / "release.record").read_bytes(), "release.record")
+    learnt = Learnt.from_json((directory / "learnt.json").read_bytes(), "learnt.json")
+    learnt.check(table, "learnt.json")
+    return {
+        "key": minisign.read_secret_key(directory / "key").public.hex_id,
+        "table": _fields(table),
+        "table signed by": minisign.verify(table.to_json(), signature, key),
+        "table digest": table.digest,
+        "head": _fields(head),
+        "scores": np.round(head.scores(np.linspace(-1, 1, 6)).astype(float), 5).tolist(),
+        "release": _fields(release),
+        "generation of each device": [release.for_device(f"pi-{number}").generation for number in range(20)],
+        "learnt": _fields(learnt),
+    }
+
+
+def _device(root: Path) -> Json:
+    """A device's state directory: what it would start with."""
+    state = root / "device"
+    store = BundleStore(state, None)
+    assert store.trusted is not None
+    refused = store.recover()
+    bundle = store.current()
+    assert bundle is not None
+    table = open_table(stored_table(state) or b"", store.trusted, "table.json")
+    head = open_head((state / "head.json").read_bytes(), store.trusted, "head.json")
+    head.check_fits(bundle.manifest.info, "head.json")
+    learnt = Learnt.from_json((state / "learnt.json").read_bytes(), "learnt.json")
+    learnt.check(table, "learnt.json")
+    error = Prefix(bundle).self_test()
+    return {
+        "trusted": store.trusted.hex_id,
+        "refused now": [_fields(refusal) for refusal in refused],
+        "trials": _fields(store.trials.record()),
+        "log": update_log(state),
+        "bundle": [bundle.digest, bundle.signed_by, bundle.manifest.info.generation],
+        "self-test passes": error <= bundle.manifest.info.self_test.tolerance,
+        "table": table.digest,
+        "head": list(head.labels),
+        "learnt": _fields(learnt),
+        "status": _fields(read_status(state)),
+        "spool": _spool(state / "spool.db"),
+    }
+
+
+def _spool(path: Path) -> Json:
+    spool = Spool(path, 1 << 20)
+    try:
+        frames = [
+            [frame.message_id, frame.index, frame.uncertainty, _fields(decode_frame(frame.payload)[0])]
+            for frame in spool.oldest(10)
+        ]
+        return {"frames": frames, "counters": _fields(spool.counters()), "state": _fields(spool.state())}
+    finally:
+        spool.close()
+
+
+def _server(root: Path) -> Json:
+    """A server's state directory: what it would start with."""
+    path = root / "server"
+    state = ServerState(path)
+    ((bundle, tensors),) = state.generations(3)
+    bundle.verify_assets()
+    rollout = Rollout(path / "rollout.json", RolloutConfig(), clock=lambda: NOW)
+    ledger = state.ledger()
+    counts = ledger.counts()
+    again = ledger.add_all([("pi-1", "boot", index) for index in range(8)])
+    ledger.close()
+    partition = subjects.partition("pi-1")
+    return {
+        "key": state.signing_key(None).public.hex_id,
+        "server": public_key(read_seed(path / "server.nkey")),
+        "devices": [_fields(member) for member in Access(path).members()],
+        "bundle": [bundle.digest, bundle.manifest.info.encoder.weights],
+        "weights": {name: _values(value) for name, value in sorted(tensors.items())},
+        "rollout": {"listing": rollout.listing(), "wanted": _fields(rollout.wanted), "held": rollout.held},
+        "windows": counts,
+        "new": again,
+        "guilty": [Suspects(path / "suspects", [partition]).guilty(partition, number) for number in (40, 41)],
+        "training": _training(path / "trainer" / "checkpoint.pt", bundle, tensors),
+    }
+
+
+def _training(path: Path, bundle: Any, tensors: Any) -> Json:
+    graph = export_encoder(Tiny(), Tiny.window_samples)
+    generations = Generations(graph)
+    trainer = Trainer(first_model(graph, generations.add(bundle, tensors)), TrainConfig(batch=8, min_windows=8), 6)
+    assert Checkpoints(path, "toys:Tiny").load(trainer)
+    return {
+        "steps": trainer.steps,
+        "awaited": sorted(trainer.awaited),
+        "averaged": {name: _values(value) for name, value in sorted(trainer.averaged_tensors().items())},
+        "weights": {name: _values(value.numpy()) for name, value in sorted(trainer.model.module.state_dict().items())},
+    }
+
+
+def _letters(root: Path) -> Json:
+    """Dead letters, from messages as the broker would give them back."""
+    messages = json.loads((root / "dead_letters.json").read_text())
+
+    async def get_msg(stream: str, number: int, direct: bool) -> RawStreamMsg:
+        message = messages[number - 1]
+        data = base64.b64decode(message["data"])
+        return RawStreamMsg(message["subject"], number, data, None, message["headers"], stream)
+
+    hub: Any = SimpleNamespace(stream=SimpleNamespace(get_msg=get_msg), url="nats://gateway:4222")
+    letters = [asyncio.run(dead_letters.letter(hub, number + 1)) for number in range(len(messages))]
+    return {str(letter.number): _fields(letter) for letter in letters}
+
+
+def _credentials(root: Path) -> Json:
+    return {path.name: public_key(read_seed(path)) for path in sorted((root / "credentials").iterdir())}
+
+
+FORMATS: dict[str, Callable[[Path], Json]] = {
+    "frames": _frames,
+    "streams": _streams,
+    "replies": _replies,
+    "records": _records,
+    "device": _device,
+    "server": _server,
+    "dead_letters": _letters,
+    "credentials": _credentials,
+}
+
+
+def _fields(value: object) -> Any:
+    """Any dataclass or struct by the names of its fields, as JSON can hold it."""
+    named = msgspec.structs.asdict(value) if isinstance(value, msgspec.Struct) else value
+    return json.loads(msgspec.json.encode(named))
+
+
+def _values(array: npt.NDArray[Any]) -> str:
+    """Shape and type, and the digest of all values."""
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return f"{array.dtype} {list(array.shape)} {digest[:32]}"

@@ -1,0 +1,221 @@
+"""Today's checkout against an earlier version: what a window costs on the device, and how fast the server drains.
+
+    python -m tools.bench_house [--against DIR] [--pairs 15] [--ingest-pairs 7] [--no-publish]
+
+The earlier version is a clone with a virtual environment of its own, made below .cache when it is not there, with the
+same versions of all packages. Each side runs in processes of its own, on the same bundle; they take turns, and every
+pair of runs gives one ratio. 15 and 7 pairs take about 25 minutes on two cores, and 5 more when the clone has to be
+made first. Nothing else should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from runtime_edge.formats.bundle import Bundle
+from streamsplit_compile.bundle.soundscape import soundscape
+from tools.bench_edge import SPEED, alone, compiled, completing_server
+from tools.bench_server import DEVICES, ENCODER, ServerProcess, drained
+from tools.benchmarks import Section, publish, show
+from tools.server_load import Recorded
+
+ROOT = Path(__file__).resolve().parent.parent
+EARLIER = "07558ea"
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A version of this project with its own interpreter."""
+
+    name: str
+    root: Path
+    python: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Of its processes: they import this checkout's packages alone."""
+        return {**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
+
+    def run(self, *arguments: object) -> str:
+        """Standard output of its interpreter. Raises SystemExit with the end of what it said when it fails."""
+        done = subprocess.run(
+            [str(self.python), *map(str, arguments)],
+            capture_output=True, text=True, check=False, env=self.env, cwd=self.root,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"{self.name}: {' '.join(map(str, arguments[:2]))}: {done.stderr[-2000:]}")
+        return done.stdout
+
+    def check(self) -> None:
+        """Raises SystemExit unless it runs its own code."""
+        found = Path(self.run("-c", "import runtime_edge; print(runtime_edge.__file__)").strip())
+        if self.root not in found.parents:
+            raise SystemExit(f"{self.name}: runs {found}, which is not below {self.root}; make its .venv anew")
+
+    def packages(self) -> set[str]:
+        """What is installed, as `name==version`."""
+        return set(self.run("-m", "pip", "freeze", "--exclude-editable").splitlines())
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One measurement of each side, one after the other."""
+
+    today: float
+    earlier: float
+
+    @property
+    def ratio(self) -> float:
+        """Today over the earlier version."""
+        return self.today / self.earlier
+
+
+def today() -> Checkout:
+    """What is checked out here."""
+    return Checkout("today", ROOT, Path(sys.executable))
+
+
+def earlier(directory: Path) -> Checkout:
+    """The version to compare with; cloned from this checkout and installed when the directory is not there."""
+    python = directory / ".venv" / "bin" / "python"
+    if not directory.exists():
+        print(f"cloning {EARLIER} into {directory}", flush=True)
+        subprocess.run(["git", "clone", "--quiet", "--no-checkout", ROOT, directory], check=True)
+        subprocess.run(["git", "checkout", "--quiet", EARLIER], cwd=directory, check=True)
+    if not python.exists():
+        print(f"installing it in {python.parent.parent}, with the packages of this environment", flush=True)
+        constraints = directory / ".git" / "constraints.txt"
+        constraints.write_text("\n".join(sorted(today().packages())) + "\n")
+        subprocess.run(
+            ["sh", "tools/make_venv.sh", sys.executable, ".venv"],
+            cwd=directory, env={**os.environ, "PIP_CONSTRAINT": str(constraints)}, check=True,
+        )  # fmt: skip
+    return Checkout(EARLIER, directory.resolve(), python.absolute())
+
+
+def taking_turns(sides: tuple[Checkout, Checkout], pairs: int, measure: Callable[[Checkout, str], float]) -> list[Pair]:
+    """Measure both sides so many times, in turn; which one begins changes from pair to pair."""
+    found = []
+    for number in range(pairs):
+        order = sides if number % 2 == 0 else sides[::-1]
+        values = {side.name: measure(side, f"{number}-{side.name}") for side in order}
+        found.append(Pair(*(values[side.name] for side in sides)))
+        print(f"pair {number + 1} of {pairs}: {found[-1]}, ratio {found[-1].ratio:.4f}", flush=True)
+    return found
+
+
+def overhead(section: Section, sides: tuple[Checkout, Checkout], work: Path, pairs: int, windows: int) -> None:
+    """What a window costs on a device besides the model (`tools.edge_overhead`), both against one server of today's."""
+    sound, bundle = work / "sound.wav", compiled(work, ENCODER, formats=("onnx",))
+    soundfile.write(sound, soundscape(60.0, 16_000, seed=0), 16_000, subtype="PCM_16")
+    cuts: dict[str, Counter[str]] = {side.name: Counter() for side in sides}
+    with completing_server(work, bundle) as broker, alone():
+
+        def measure(side: Checkout, name: str) -> float:
+            found = json.loads(
+                side.run("-m", "tools.edge_overhead", "--broker", broker, "--source", sound, "--state", work / name,
+                         "--windows", windows, "--speed", SPEED)
+            )  # fmt: skip
+            cuts[side.name].update(found["cuts"])
+            return float(found["overhead_ms"])
+
+        measured = taking_turns(sides, pairs, measure)
+    what = f"processor time of a window besides the model, {ENCODER}, {windows} windows a run"
+    _ratio(section, "overhead", measured, "at most 1.03", what, "ms")
+    for side in sides:
+        section.detail(
+            f"windows by cut, {side.name}", ", ".join(f"{cut} {n}" for cut, n in sorted(cuts[side.name].items()))
+        )
+
+
+def ingest(section: Section, sides: tuple[Checkout, Checkout], work: Path, pairs: int, frames: int) -> None:
+    """Windows a second that a server drains, started anew each time, after it has drained a third as many."""
+    bundle: Bundle = compiled(work, ENCODER, formats=("onnx",))
+    cut = len(bundle.manifest.info.cuts) // 2
+    recorded = Recorded(bundle, cut, DEVICES)
+
+    async def drain(side: Checkout, name: str) -> float:
+        (work / name).mkdir()
+        server = ServerProcess(work / name, bundle.path.parent / "encoder.pt", bundle.path, side.root, side.python)
+        async with server.running() as process:
+            await drained(server, process, recorded, frames // 3)
+            return await drained(server, process, recorded, frames)
+
+    measured = taking_turns(sides, pairs, lambda side, name: asyncio.run(drain(side, name)))
+    what = f"windows a second from a backlog of {frames}, {ENCODER} behind {bundle.manifest.info.cuts[cut].name}"
+    _ratio(section, "ingest", measured, "at least 0.97", what, "windows a second")
+
+
+def _ratio(section: Section, name: str, pairs: list[Pair], goal: str, what: str, unit: str) -> None:
+    first, median, third = np.percentile([pair.ratio for pair in pairs], (25, 50, 75)).tolist()
+    section.add(f"{name}_ratio", median, goal, f"{what}: today over {EARLIER}, median of {len(pairs)} pairs")
+    section.add(f"{name}_ratio_quartile_1", first, "", "a quarter of the pairs are below")
+    section.add(f"{name}_ratio_quartile_3", third, "", "a quarter of the pairs are above")
+    medians = (float(np.median([getattr(pair, side) for pair in pairs])) for side in ("today", "earlier"))
+    section.detail(f"{name}, today and {EARLIER}, medians, {unit}", ", ".join(f"{value:.4g}" for value in medians))
+
+
+def _surroundings(section: Section, sides: tuple[Checkout, Checkout]) -> None:
+    """Whatever could make the two differ besides their code."""
+    section.detail("processes that wanted to run when it began, mean of a minute", f"{os.getloadavg()[0]:.2f}")
+    differing = sides[0].packages() ^ sides[1].packages()
+    section.detail("packages that differ between the two environments", ", ".join(sorted(differing)) or "none")
+
+
+def _directories(work: Path) -> Iterator[Path]:
+    for name in ("overhead", "ingest"):
+        (work / name).mkdir()
+        yield work / name
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--against", type=Path, default=ROOT / ".cache" / "house" / EARLIER,
+        help="checkout of the earlier version, with its .venv [default: %(default)s, made when it is not there]",
+    )  # fmt: skip
+    parser.add_argument("--pairs", type=int, help="of device runs [default: 15, with --quick 5]; 0 leaves them out")
+    parser.add_argument(
+        "--ingest-pairs", type=int, help="of server runs [default: 7, with --quick 3]; 0 leaves them out"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer pairs, and shorter runs")
+    parser.add_argument("--no-publish", action="store_true", help="print the numbers and leave docs/ alone")
+    options = parser.parse_args(arguments)
+    quick = options.quick
+    pairs = (5 if quick else 15) if options.pairs is None else options.pairs
+    ingest_pairs = (3 if quick else 7) if options.ingest_pairs is None else options.ingest_pairs
+    sides = (today(), earlier(options.against))
+    for side in sides:
+        side.check()
+    command = f"python -m tools.bench_house --pairs {pairs} --ingest-pairs {ingest_pairs}"
+    section = Section("house", f"This version against {EARLIER}", command + (" --quick" if quick else ""))
+    _surroundings(section, sides)
+    with tempfile.TemporaryDirectory(prefix="ssc-bench-") as work:
+        of_overhead, of_ingest = _directories(Path(work))
+        if pairs:
+            overhead(section, sides, of_overhead, pairs, 200 if quick else 500)
+        if ingest_pairs:
+            ingest(section, sides, of_ingest, ingest_pairs, 6000 if quick else 12_000)
+    if options.no_publish:
+        show(section)
+        return {}
+    return publish(section)
+
+
+if __name__ == "__main__":
+    main()
