@@ -149,7 +149,7 @@ class Server:
             )
             self._start_learning()
             if self.ranks.first:
-                await self.hub.client.subscribe(STATUS_SUBJECT, cb=self._on_status)
+                await self.hub.subscribe(STATUS_SUBJECT, self._on_status)
                 await self._announce()
                 await self.releases.start(self._unreleased)
             else:

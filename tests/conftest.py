@@ -1,5 +1,7 @@
 """Bundles that several tests read: compiled once from real encoders, never changed in place."""
 
+import asyncio
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -109,3 +111,35 @@ def resnet_bundle(tmp_path_factory, resnet_encoder):
 
     options = CompileOptions([load_target("rpi4")], calibration_windows=4)
     return compile_encoder(resnet_encoder, options, tmp_path_factory.mktemp("bundles") / "resnet")
+
+
+@pytest.fixture
+def noting_broker():
+    """`async with noting_broker() as (url, said)`: a broker that answers pings and notes the operations it is sent."""
+    from runtime_edge.base.aio import cancel_all
+
+    @contextlib.asynccontextmanager
+    async def running():
+        said, serving = [], []
+
+        async def serve(reader, writer):
+            serving.append(asyncio.current_task())
+            writer.write(b'INFO {"server_id":"noting","version":"2.11.0","max_payload":1048576,"headers":true}\r\n')
+            try:
+                while line := await reader.readline():
+                    said.append(line.partition(b" ")[0].strip().decode())
+                    if said[-1] == "PUB":
+                        await reader.readline()  # the payload
+                    if said[-1] == "PING":
+                        writer.write(b"PONG\r\n")
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        try:
+            yield f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}", said
+        finally:
+            server.close()
+            await cancel_all(serving)
+
+    return running

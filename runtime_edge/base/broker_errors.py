@@ -1,4 +1,4 @@
-"""What the broker's library raises, and how to part from it."""
+"""What the broker's library raises, and how to flush and close a connection of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ BROKER_ERRORS = (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, 
 """What the library raises when the broker is away, slow or refuses."""
 
 _CLOSE_S = 2.0
+
+
+async def flush(client: Client, timeout_s: int = 10) -> None:
+    """Return once the broker has handled everything this client subscribed to or published before the call.
+
+    The library writes a flush's ping at once, ahead of the subscriptions and messages that its own task has yet to
+    write, so only the second ping is sure to come after them. Raises what the library raises; each ping may take
+    `timeout_s`.
+    """
+    for _ in range(2):
+        await client.flush(timeout_s)
 
 
 async def disconnect(client: Client) -> None:

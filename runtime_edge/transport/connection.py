@@ -20,7 +20,7 @@ import nats.errors
 import numpy as np
 
 from runtime_edge.base.aio import cancel_all, within
-from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, reason
+from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, flush, reason
 from runtime_edge.errors import AccessError, LinkError, SscError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials, explain, servers
@@ -241,9 +241,7 @@ class Link:
             connecting = False
             self._refusals.clear()
             await self._client.subscribe(f"{self._client.inbox}.*")
-            # The library may write the ping of the first before the subscription, and a refusal comes after it.
-            await self._client.flush(2)
-            await self._client.flush(2)
+            await flush(self._client, 2)  # a refusal of the subscription has come by then
         except BROKER_ERRORS as exc:
             await disconnect(self._client)
             raise explain(self.url, self._credentials, exc) from None

@@ -21,11 +21,12 @@ import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy, RePublish, StorageType, StreamConfig
 from nats.js.client import JetStreamContext
 
 from runtime_edge.base.aio import within
-from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, reason
+from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, flush, reason
 from runtime_edge.errors import AccessError, FormatError, LinkError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle
@@ -136,8 +137,14 @@ class Hub:
         """Flush and disconnect."""
         with contextlib.suppress(*BROKER_ERRORS):
             if self.client.is_connected:
-                await asyncio.wait_for(self.client.flush(), _FLUSH_S)
+                await asyncio.wait_for(flush(self.client), _FLUSH_S)
         await disconnect(self.client)
+
+    @raises_link_error
+    async def subscribe(self, subject: str, on_message: Callable[[Msg], Awaitable[None]]) -> None:
+        """Call back with every message on a subject that is published after this has returned, by whomever."""
+        await self.client.subscribe(subject, cb=on_message)
+        await flush(self.client)
 
     @raises_link_error
     async def publish_bundle(self, bundle: Bundle) -> int:

@@ -56,7 +56,7 @@ class Following:
 
     async def start(self) -> None:
         """Answer from now on."""
-        await self._hub.client.subscribe(_subject(self._rank), cb=self._on_request)
+        await self._hub.subscribe(_subject(self._rank), self._on_request)
 
     async def _on_request(self, message: Msg) -> None:
         answer: dict[str, Any]

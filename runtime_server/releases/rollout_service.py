@@ -70,9 +70,9 @@ class RolloutService:
             await self._publish()
         else:
             await self._offer(generation, None)
-        await self._hub.client.subscribe(RELEASES_SUBJECT, cb=self._on_request)
+        await self._hub.subscribe(RELEASES_SUBJECT, self._on_request)
         # As they are written, and not through a consumer, which would die with the broker.
-        await self._hub.client.subscribe(subjects.bucket_subject(subjects.PRESENCE, "*"), cb=self._on_report)
+        await self._hub.subscribe(subjects.bucket_subject(subjects.PRESENCE, "*"), self._on_report)
 
     def released(self, generation: Generation, outcome: ReleaseOutcome) -> None:
         """A new generation has been compiled: offer it to the devices."""

@@ -109,6 +109,14 @@ def until(condition, timeout_s: float, what: str):
     return value
 
 
+async def eventually(condition, timeout_s: float = 60.0) -> None:
+    """Until `condition()` is true; the loop runs on meanwhile."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        await asyncio.sleep(0.02)
+
+
 class Process:
     """One running `ssc` command with its output in a log file."""
 

@@ -17,6 +17,7 @@ from runtime_edge.transport.connection import FRAME_OVERHEAD_BYTES, Link
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import Outbox
 from runtime_edge.transport.spool import Spool
+from runtime_server.broker.hub import Hub
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -79,8 +80,7 @@ async def answer_all(hub):
             window = int(inbox.rsplit(".", 1)[-1])
             await hub.client.publish(inbox, encode_reply(Reply(1, window, 1, "ok", 5, message.data)))
 
-    await hub.client.subscribe("act.>", cb=on_frame)
-    await hub.client.flush()
+    await hub.subscribe("act.>", on_frame)
 
 
 def test_the_spool_of_an_earlier_boot_is_sent_and_answers_no_window_of_this_one(play, broker, spool):
@@ -153,10 +153,9 @@ def test_a_broker_without_our_stream_is_not_hammered(broker, spool):
         async def on_frame(message):
             heard.append(message.subject)
 
-        other = Link(broker.url, "pi-9", "boot", lambda reply: None)
+        other = Hub(broker.url, "test")
         await other.connect()
-        await other._client.subscribe("act.>", cb=on_frame)
-        await other._client.flush()
+        await other.subscribe("act.>", on_frame)
         async with delivering(broker, spool) as (delivery, _, accounting):
             await delivery.drain(1.0)
             sent = accounting.replayed

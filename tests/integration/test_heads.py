@@ -51,13 +51,13 @@ def test_heads_swap_between_windows_and_wrong_ones_are_refused_and_reported(star
         async def on_event(message):
             await events.put(msgspec.json.decode(message.data))
 
-        await hub.client.subscribe(subjects.events(name), cb=on_event)
+        await hub.subscribe(subjects.events(name), on_event)
 
         async def answer_to(record):
             """The next event that is another than the last head's labels."""
             await bucket.put(key, record)
             while True:
-                event = await asyncio.wait_for(events.get(), 15.0)
+                event = await asyncio.wait_for(events.get(), 60.0)
                 if event["event"] == "head_refused":
                     return event["reason"]
                 if event["detected"] != last:

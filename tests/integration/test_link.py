@@ -8,6 +8,7 @@ import types
 import harness
 import pytest
 
+from runtime_edge.base.broker_errors import flush
 from runtime_edge.errors import FormatError, LinkError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import Reply, encode_reply
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.timeout(90)
 async def linked(broker, late=lambda reply: None):
     link = Link(broker.url, "pi-1", "boot", late)
     await link.connect()
-    await link._client.flush()
     try:
         yield link
     finally:
@@ -34,14 +34,6 @@ def expect(link, window, deadline_s):
     return answer
 
 
-async def until(condition, timeout_s=15.0):
-    for _ in range(int(timeout_s / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("not in time")
-
-
 async def answer_all(hub, status="ok"):
     """A server that answers every frame the moment it is published."""
 
@@ -51,8 +43,7 @@ async def answer_all(hub, status="ok"):
             window = int(inbox.rsplit(".", 1)[-1])
             await hub.client.publish(inbox, encode_reply(Reply(1, window, 1, status, 5, message.data[:64])))
 
-    await hub.client.subscribe("act.>", cb=on_frame)
-    await hub.client.flush()
+    await hub.subscribe("act.>", on_frame)
 
 
 def test_each_window_gets_its_own_answer_and_late_ones_go_to_the_callback(play, broker):
@@ -69,7 +60,7 @@ def test_each_window_gets_its_own_answer_and_late_ones_go_to_the_callback(play, 
                     for window in reversed(range(9))
                 )
             )
-            await until(lambda: len(late) == 2)
+            await harness.eventually(lambda: len(late) == 2)
             return {window: (await future).embedding for window, future in futures.items()}
 
     assert play(work) == {window: b"frame %d" % window for window in range(8) if window != 3}
@@ -96,7 +87,7 @@ def test_garbage_in_the_inbox_is_counted(play, broker):
         async with linked(broker) as link:
             for data in (b"", b"garbage", encode_reply(Reply(2, 0, 1, "ok", 0))):
                 await hub.client.publish(f"{link._inbox.name}.0", data)
-            await until(lambda: link.bad_replies == 3)
+            await harness.eventually(lambda: link.bad_replies == 3)
             return link.connected
 
     assert play(work) is True
@@ -114,16 +105,16 @@ def test_a_watch_gives_the_present_value_then_changes_and_goes_on_after_the_brok
             await bucket.put("rpi4", value)
         async with linked(broker) as link:
             await link.watch(subjects.TABLES, ["rpi4", "rpi4.pi-1"], on_change)
-            await until(lambda: len(seen) == 1)
+            await harness.eventually(lambda: len(seen) == 1)
             await bucket.put("rpi4.pi-1", b"own")
             await bucket.put("m2", b"not for us")
-            await until(lambda: len(seen) == 2)
+            await harness.eventually(lambda: len(seen) == 2)
             for _ in range(2):
                 await broker.stop()
                 await broker.start()
-                await until(lambda: link.connected and hub.client.is_connected)
+                await harness.eventually(lambda: link.connected and hub.client.is_connected)
             await bucket.put("rpi4", b"after")
-            await until(lambda: ("rpi4", b"after") in seen)
+            await harness.eventually(lambda: ("rpi4", b"after") in seen)
             subscriptions = len(link._client._subs)
         return subscriptions
 
@@ -145,12 +136,12 @@ def test_what_is_older_than_the_present_value_is_not_news(play, broker):
             await bucket.put("rpi4", value)
         async with linked(broker) as link:
             await link.watch(subjects.TABLES, ["rpi4"], on_change)
-            await until(lambda: seen == [b"2"])
+            await harness.eventually(lambda: seen == [b"2"])
             for headers in ({"Nats-Sequence": "1"}, {"Nats-Sequence": "2"}, {"Nats-Sequence": "new"}, None):
                 await hub.client.publish(subjects.news(subjects.TABLES, "rpi4"), b"old", headers=headers)
             await bucket.delete("rpi4")
             await bucket.put("rpi4", b"3")
-            await until(lambda: b"3" in seen)
+            await harness.eventually(lambda: b"3" in seen)
 
     play(work)
     assert seen == [b"2", b"3"]
@@ -168,12 +159,12 @@ def test_news_that_got_lost_is_found_again(play, broker, monkeypatch):
         await bucket.put("rpi4", b"1")
         async with linked(broker) as link:
             await link.watch(subjects.TABLES, ["rpi4"], on_change)
-            await until(lambda: seen == [b"1"])
+            await harness.eventually(lambda: seen == [b"1"])
             (subscription,) = [sub for sub in link._client._subs.values() if sub.subject.startswith("news.")]
             await link._client._send_unsubscribe(subscription._id)
-            await link._client.flush()
+            await flush(link._client)
             await bucket.put("rpi4", b"2")
-            await until(lambda: len(seen) == 2)
+            await harness.eventually(lambda: len(seen) == 2)
 
     play(work)
     assert seen == [b"1", b"2"]
@@ -191,7 +182,7 @@ def test_a_change_that_cannot_be_handled_now_is_tried_again(play, broker):
         await (await hub.stream.key_value(subjects.RELEASES)).put("rpi4", b"release")
         async with linked(broker) as link:
             await link.watch(subjects.RELEASES, ["rpi4"], on_change)
-            await until(lambda: len(attempts) == 2)
+            await harness.eventually(lambda: len(attempts) == 2)
 
     play(work)
     assert attempts == [b"release", b"release"]
@@ -215,11 +206,10 @@ def test_pieces_of_an_object_come_several_at_a_time_unless_the_link_is_thin(
                 async def note(message):
                     requests.append(message.data)
 
-                await hub.client.subscribe(f"$JS.API.DIRECT.GET.OBJ_{subjects.BUNDLES}", cb=note)
-                await hub.client.flush()
+                await hub.subscribe(f"$JS.API.DIRECT.GET.OBJ_{subjects.BUNDLES}", note)
                 relay.state = LinkState(downlink_mbps=downlink_mbps)
                 assert await link.fetch("assets/good", len(good)) == good
-                await hub.client.flush()
+                await flush(hub.client)
         finally:
             await relay.stop()
 
@@ -300,7 +290,7 @@ def test_a_probe_is_answered_at_once_and_only_the_latest_counts(play, broker):
         async with linked(broker) as link:
             link.probe(superseded.append)
             link.probe(trips.append)
-            await until(lambda: trips)
+            await harness.eventually(lambda: trips)
             await harness.stored(link, "pi-1.boot.0", 0, b"frame")
         after = await hub.stream.stream_info(subjects.STREAM)
         return after.state.messages - before.state.messages
@@ -332,7 +322,7 @@ def test_what_waits_for_the_broker_learns_at_once_that_it_is_gone(broker):
     async def work():
         async with linked(broker) as link:
             await link._client.subscribe("act.>", cb=ignore)  # somebody takes the frame, but no stream stores it
-            await link._client.flush()
+            await flush(link._client)
             said = harness.stored(link, "pi-1.boot.0", 0, b"frame", 60.0)
             await asyncio.sleep(0.2)
             assert not said.done()
@@ -347,7 +337,7 @@ def test_a_sounding_without_a_broker_is_one_error(play, broker):
     async def work(hub):
         async with linked(broker) as link:
             await broker.stop()
-            await until(lambda: not link.connected)
+            await harness.eventually(lambda: not link.connected)
             with pytest.raises(LinkError):
                 await link.sound(b"x")
 

@@ -105,11 +105,11 @@ def test_bad_releases_are_refused_and_reported_and_good_ones_taken(start, quiet_
 
         async def answer_to(bundle, rollback=False):
             await hub.release(bundle, "m2", rollback)
-            while (event := await asyncio.wait_for(events.get(), 15.0))["event"] in ("fetched", "proven"):
+            while (event := await asyncio.wait_for(events.get(), 60.0))["event"] in ("fetched", "proven"):
                 pass
             return event
 
-        await hub.client.subscribe(subjects.events(name), cb=on_event)
+        await hub.subscribe(subjects.events(name), on_event)
 
         for bundle in (second, third, forged):
             await hub.publish_bundle(bundle)

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from runtime_edge.base.aio import cancel_all
+from runtime_edge.base.broker_errors import flush
 from runtime_edge.formats import subjects
 from runtime_server.broker import consumer
 from runtime_server.broker.consumer import Held, PullConsumer
@@ -85,7 +86,7 @@ def test_what_was_not_acknowledged_comes_again_to_the_next_reader(play, monkeypa
         async with reading(hub, acknowledge=False) as found:
             messages = [message for _, message in await take(found, 3)]
             await messages[1].ack()
-        await hub.client.flush()
+        await flush(hub.client)
         async with reading(hub) as found:
             again = sorted(message.data for _, message in await take(found, 2))
             await asyncio.sleep(1.5)

@@ -90,10 +90,28 @@ def test_the_status_comes_from_whoever_serves(play):
         async def answer(message):
             await message.respond(msgspec.json.encode({"generation": 4}))
 
-        await hub.client.subscribe(STATUS_SUBJECT, cb=answer)
+        await hub.subscribe(STATUS_SUBJECT, answer)
         return await hub.server_status()
 
     assert play(work) == {"generation": 4}
+
+
+def test_the_broker_knows_of_a_subscription_once_it_is_made(noting_broker):
+    async def ignore(message):
+        pass
+
+    async def work():
+        async with noting_broker() as (url, said):
+            hub = Hub(url, "test")
+            await hub.connect()
+            said.clear()
+            await hub.subscribe("evt.pi-1", ignore)
+            known = list(said)
+            await hub.close()
+            return known
+
+    known = asyncio.run(work())
+    assert "PING" in known[known.index("SUB") :], known
 
 
 def test_no_broker_and_a_broker_that_is_not_ours_give_one_line(broker, small_bundle):

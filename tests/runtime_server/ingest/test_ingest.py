@@ -150,7 +150,7 @@ def test_answers_go_to_the_devices_own_inbox_only(play, generations, sounds, fra
             overheard.append(message.subject)
 
         for subject in ("evt.>", "act.>", "srv.>", "_INBOX.pi-2.>", "_INBOX.pi-1.>"):
-            await hub.client.subscribe(subject, cb=on_message)
+            await hub.subscribe(subject, on_message)
         peer = Peer(hub)
         wrong = ("evt.pi-2", "act.0.pi-2", "srv.status", "_INBOX", "_INBOX.pi-2.connection.0", "_INBOX.pi-1.a.b")
         invalid = ("_INBOX.pi-1.>", "_INBOX.pi-1.*.1", "_INBOX.pi-1. .1", "_INBOX.pi-1..1", "_INBOX.pi-1.a.1.2")
