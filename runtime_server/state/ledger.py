@@ -23,7 +23,7 @@ from runtime_edge.formats import subjects
 _LOG = logging.getLogger(__name__)
 _MAX_CHAINS = 20_000
 _MAX_BYTES = 256 << 20
-_LOCK_PATIENCE_S = 5.0
+LOCK_PATIENCE_S = 5.0
 """A process that has just been killed still holds its files for a moment."""
 WindowId = tuple[str, str, int]
 """Device, boot and window index."""
@@ -162,13 +162,18 @@ class PartitionedLedger:
     from start to start, so that another number of ranks goes on counting where the former left off.
     """
 
-    def __init__(self, directory: Path, partitions: Iterable[int] = range(subjects.PARTITIONS)) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        partitions: Iterable[int] = range(subjects.PARTITIONS),
+        lock_patience_s: float = LOCK_PATIENCE_S,
+    ) -> None:
         """Raises UsageError when another process has one of the partitions, FormatError for a damaged file."""
         directory.mkdir(parents=True, exist_ok=True)
         self._ledgers: dict[int, DurableLedger] = {}
         with contextlib.ExitStack() as held:
             for partition in partitions:
-                held.enter_context(_locked(directory / f"{partition}.lock"))
+                held.enter_context(_locked(directory / f"{partition}.lock", lock_patience_s))
                 self._ledgers[partition] = ledger = DurableLedger(directory / f"{partition}.json")
                 held.callback(ledger.close)
             self._held = held.pop_all()
@@ -209,10 +214,10 @@ class PartitionedLedger:
         self._held.close()
 
 
-def _locked(path: Path) -> TextIO:
+def _locked(path: Path, patience_s: float) -> TextIO:
     """A file that this process alone holds until it is closed. Raises UsageError when another one holds it."""
     file = path.open("w")
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
