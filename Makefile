@@ -1,10 +1,12 @@
-# make demo · make test · make lint · make bench · make arm-check: each makes its own .venv on first use.
+# make demo · check · test · test-slow · bench · arm-check: each makes its own .venv on first use (docs/testing.md).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 AUDIO ?=
 
-.PHONY: demo test lint bench arm-check clean
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo check test test-slow lint bench arm-check clean
 
 # One environment for developers and for the demo; again whenever the dependencies change.
 $(VENV)/.installed: pyproject.toml tools/make_venv.sh
@@ -15,8 +17,15 @@ demo: $(VENV)/.installed
 	sh tools/demo_audio.sh "$(AUDIO)" .cache/demo-audio
 	audio=$$(cat .cache/demo-audio.path); $(BIN)/ssc demo $${audio:+--audio "$$audio"} -o demo-report
 
+check: lint
+	$(PYTEST) -q -m "not slow and not integration"
+
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+# Everything, what is slow included; what passed at which commit is left in docs/verified.json.
+test-slow: lint
+	$(PYTEST) -p tools.verified --durations 30
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -201,7 +201,7 @@ class Server:
 
     async def troubles(self) -> list[str]:
         """What keeps the server from being well now; the first rank speaks for all."""
-        found = self._troubles()
+        found = self.own_troubles()
         if self.started.is_set() and self.ranks.first and not found:
             others = await self.followers.statuses()
             for rank in range(1, self.ranks.world):
@@ -209,7 +209,8 @@ class Server:
                 found += [f"rank {rank}: {trouble}" for trouble in told]
         return found
 
-    def _troubles(self) -> list[str]:
+    def own_troubles(self) -> list[str]:
+        """What keeps this rank from being well now."""
         if not self.started.is_set():
             return ["it is starting"]
         away = [] if self.hub.client.is_connected else ["the broker is away"]
@@ -218,7 +219,7 @@ class Server:
     async def status_of_all(self) -> dict[str, Any]:
         """What the ranks would say of themselves now, as one; of itself alone where it is not the first."""
         if not self.ranks.first:
-            return {**self.status(), "troubles": self._troubles()}
+            return {**self.status(), "troubles": self.own_troubles()}
         return together(self.status(), await self.followers.statuses(), self.ranks.world)
 
     async def measure(self) -> Measured:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-_DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 _PACKAGES = ("torch", "onnxruntime", "onnx", "numpy")
 
 
@@ -48,7 +48,7 @@ def publish(section: Section) -> dict[str, Any]:
 
     Numbers of the other parts of its key stay as they are.
     """
-    path = _DOCS / "benchmarks.json"
+    path = DOCS / "benchmarks.json"
     content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     kept = content.setdefault(section.key, {}) if section.part else {}
     names = content.setdefault("parts", {})
@@ -98,7 +98,7 @@ def machine() -> dict[str, str]:
 
 
 def _publish_page(section: Section) -> None:
-    path = _DOCS / "benchmarks.md"
+    path = DOCS / "benchmarks.md"
     start, end = f"<!-- {section.name} -->", f"<!-- end {section.name} -->"
     where = ", ".join(f"{key} {value}" for key, value in machine().items())
     lines = [

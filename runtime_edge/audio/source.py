@@ -30,7 +30,7 @@ def open_source(
     counters: Counters | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Generator[Block, None, None]:
-    """Open a source and return its audio as mono float32 blocks at `sample_rate`.
+    """Open a source; returns a generator of its audio as mono float32 blocks at `sample_rate`. `close()` stops it.
 
     | spec | what it is | too slow a reader |
     |---|---|---|
@@ -39,8 +39,8 @@ def open_source(
     | a directory | every .wav, .flac, .ogg below it, sorted, one stream; bad ones skipped | the files wait |
     | `-` | raw 16-bit little-endian PCM on stdin | the pipe waits; live (`realtime`): dropped |
 
-    Capture time is anchored to the wall clock once, at the first samples, and advanced by the samples since:
-    later jumps of the clock change nothing. A file that is not `realtime` runs ahead of the clock.
+    Capture time is anchored to the wall clock once, at the first samples, and advanced by the samples since: later
+    jumps of the clock change nothing. A file that is not `realtime` runs ahead of it.
 
     Args:
         spec: see the table.
@@ -56,36 +56,37 @@ def open_source(
         counters: what is counted; a fresh one when not given.
         clock: the time and the sleep that paces files.
 
-    Returns:
-        A generator of blocks; `close()` stops the source.
-
     Raises:
         UsageError: an option out of range or not for this source.
         SourceError: nothing at `spec`, or (also while reading) audio that cannot be read or has ended badly.
         MissingExtra: the source needs a library that is not installed.
     """
     _check_options(spec, sample_rate, realtime, loop, speed, queue_seconds)
-    counters = Counters() if counters is None else counters
-    raws: Iterator[Raw]
-    anchor: Callable[[], int] = clock.wall_ns
-    pace = None
+    counters = counters or Counters()
     if _is_microphone(spec):
         microphone = Microphone(spec[4:], queue_seconds, counters, clock)
-        raws, anchor = microphone.read(), microphone.queue.anchor_ns
-    elif spec == "-":
+        return to_blocks(microphone.read(), sample_rate, counters, microphone.queue.anchor_ns, clock, None)
+    if spec == "-":
         rate_hz = sample_rate if stdin_rate is None else stdin_rate
-        _check_range("stdin rate", rate_hz, MIN_RATE_HZ, MAX_RATE_HZ)
-        _check_range("stdin channels", stdin_channels, 1, MAX_CHANNELS)
-        if realtime:
-            queue = FrameQueue(rate_hz, queue_seconds, counters, clock)
-            capture_pcm16(stdin_fd, rate_hz, stdin_channels, queue, counters)
-            raws, anchor = queue.read(), queue.anchor_ns
-        else:
-            raws = read_pcm16(stdin_fd, rate_hz, stdin_channels, counters)
-    else:
-        raws = _open_path(Path(spec), loop, counters, block_s)
-        pace = speed if realtime else None
-    return to_blocks(raws, sample_rate, counters, anchor, clock, pace)
+        raws, anchor = _open_stdin(
+            stdin_fd, rate_hz, stdin_channels, queue_seconds if realtime else None, counters, clock
+        )
+        return to_blocks(raws, sample_rate, counters, anchor, clock, None)
+    pace, raws = speed if realtime else None, _open_path(Path(spec), loop, counters, block_s)
+    return to_blocks(raws, sample_rate, counters, clock.wall_ns, clock, pace)
+
+
+def _open_stdin(
+    fd: int, rate_hz: int, channels: int, live_s: float | None, counters: Counters, clock: Clock
+) -> tuple[Iterator[Raw], Callable[[], int]]:
+    """PCM as it is read, or kept by a thread for `live_s` seconds; and what says when its first sample was captured."""
+    _check_range("stdin rate", rate_hz, MIN_RATE_HZ, MAX_RATE_HZ)
+    _check_range("stdin channels", channels, 1, MAX_CHANNELS)
+    if live_s is None:
+        return read_pcm16(fd, rate_hz, channels, counters), clock.wall_ns
+    queue = FrameQueue(rate_hz, live_s, counters, clock)
+    capture_pcm16(fd, rate_hz, channels, queue, counters)
+    return queue.read(), queue.anchor_ns
 
 
 def _open_path(path: Path, loop: bool, counters: Counters, block_s: float) -> Iterator[Raw]:

@@ -17,7 +17,7 @@ def give_memory_back() -> None:
     glibc keeps freed memory for later: after loading ResNet-18, which is parsed and copied more than once, twice as
     much as the weights themselves.
     """
-    trim = _malloc_trim()
+    trim = malloc_trim()
     if trim is not None and not _kept:
         trim(0)
 
@@ -34,7 +34,8 @@ def memory_kept() -> Iterator[None]:
 
 
 @cache
-def _malloc_trim() -> Callable[[int], Any] | None:
+def malloc_trim() -> Callable[[int], Any] | None:
+    """The C library's function of that name; None where it has none."""
     try:
         trim: Callable[[int], Any] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
     except (OSError, TypeError):  # Windows has no library without a name

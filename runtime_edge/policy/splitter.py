@@ -55,8 +55,9 @@ class Splitter:
     action must be better by more than `hysteresis`, and after a change the next one waits `dwell` windows, unless link
     or load have moved and waiting would cost more than URGENT. The device knows a window's uncertainty only after it,
     so the table is looked up with the exponential mean of the known ones; before the first it is 1. An action earlier
-    than cut `min_cut_index` (the privacy floor) is never chosen, by policy or by probe. Raises TableError when the
-    table does not fit.
+    than cut `min_cut_index` (the privacy floor) is never chosen, by policy or by probe. `uncertainty_smoothing` is the
+    newest uncertainty's weight in the mean: 1.0 for values that are smoothed already. Raises TableError when the table
+    does not fit.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class Splitter:
         *,
         min_cut_index: int = 0,
         seed: int = 0,
+        uncertainty_smoothing: float = UNCERTAINTY_SMOOTHING,
     ) -> None:
         self._cut_names = tuple(cut_names)
         self._min_cut_index = min_cut_index
         self._random = np.random.default_rng(seed)
         self._uncertainty = 1.0
+        self._uncertainty_smoothing = uncertainty_smoothing
         self._plan = _plan(table, self._cut_names, min_cut_index)
         self._learner: OnlineLearner | None = None
         self._action = -1
@@ -135,7 +138,7 @@ class Splitter:
         variables beyond the four. NaN counts as bad, and so does a variable that is missing now.
         """
         if uncertainty is not None and not math.isnan(uncertainty):
-            self._uncertainty += UNCERTAINTY_SMOOTHING * (uncertainty - self._uncertainty)
+            self._uncertainty += self._uncertainty_smoothing * (uncertainty - self._uncertainty)
         if math.isnan(bandwidth_mbps):
             bandwidth_mbps = 0.0
         state = {"uncertainty": self._uncertainty, "cpu": cpu, "bandwidth_mbps": bandwidth_mbps, "rtt_ms": rtt_ms}

@@ -51,9 +51,17 @@ class Link:
     """
 
     def __init__(
-        self, url: str, device: str, boot: str, late_reply: LateReply, credentials: Credentials | None = None
+        self,
+        url: str,
+        device: str,
+        boot: str,
+        late_reply: LateReply,
+        credentials: Credentials | None = None,
+        recheck_s: float = buckets.RECHECK_S,
     ) -> None:
         """`url` may name several brokers of a cluster, with commas between them.
+
+        Keys that are watched are read again after at most `recheck_s`, in case news of them got lost.
 
         Raises UsageError or FormatError when the credentials cannot be read.
         """
@@ -63,6 +71,7 @@ class Link:
         self._credentials.options(url)
         self._inbox = Inbox(late_reply)
         self._client = DirectClient(self._inbox.take)
+        self._recheck_s = recheck_s
         self._lost = asyncio.Event()
         self._refusals: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
@@ -295,7 +304,8 @@ class Link:
         pause_s = 1.0
         while True:
             try:
-                async with contextlib.aclosing(buckets.news(self._client, bucket, key, self._random)) as news:
+                values = buckets.news(self._client, bucket, key, self._random, self._recheck_s)
+                async with contextlib.aclosing(values) as news:
                     async for value in news:
                         await on_change(key, value)
                         pause_s = 1.0

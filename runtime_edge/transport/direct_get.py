@@ -30,7 +30,7 @@ from runtime_edge.formats.strict import decode
 _PIECE_PATIENCE_S = 60.0
 _MAX_INFO_BYTES = 64 << 10
 _BRISK_S, _MOST_PIECES = 0.5, 16
-_RECHECK_S = 300.0
+RECHECK_S = 300.0
 """How often a followed key is read again although no news of it came."""
 
 
@@ -49,7 +49,9 @@ async def value(client: Client, bucket: str, key: str) -> bytes | None:
     return None if stored is None else _value(stored)
 
 
-async def news(client: Client, bucket: str, key: str, random: np.random.Generator) -> AsyncGenerator[bytes, None]:
+async def news(
+    client: Client, bucket: str, key: str, random: np.random.Generator, recheck_s: float = RECHECK_S
+) -> AsyncGenerator[bytes, None]:
     """The present value of a key and each later one, by revision; ends when the connection does."""
     repeated = asyncio.Queue[Msg]()
     stream, subject = subjects.bucket_stream(bucket), subjects.bucket_subject(bucket, key)
@@ -62,7 +64,7 @@ async def news(client: Client, bucket: str, key: str, random: np.random.Generato
                 newest = stored.seq or 0
                 if (value := _value(stored)) is not None:
                     yield value
-            message = await next_within(repeated, _RECHECK_S * random.uniform(0.5, 1.0))
+            message = await next_within(repeated, recheck_s * random.uniform(0.5, 1.0))
             stored = await _last(client, stream, subject) if message is None else _repeated(message)
     finally:
         if client.is_connected:

@@ -46,7 +46,7 @@ class DirectClient(Client):
         self.inbox = self._fixed_inbox or self.new_inbox()
         # Nothing is subscribed to yet, so no message has come in part.
         behind = cast(asyncio.Protocol, self._socket.get_protocol())
-        self._socket.set_protocol(_Sorter(behind, self.inbox, self._take))
+        self._socket.set_protocol(InboxSorter(behind, self.inbox, self._take))
 
     def write_message(self, subject: str, payload: bytes, reply: str = "", headers: Headers | None = None) -> None:
         """`publish`, but on its way when this returns: in a packet of its own unless the link is behind.
@@ -66,7 +66,7 @@ class DirectClient(Client):
         self._socket.write(b"".join(((start + head).encode(), payload, b"\r\n")))
 
 
-class _Sorter(asyncio.Protocol):
+class InboxSorter(asyncio.Protocol):
     """Takes one inbox's messages out of what a broker sends; the rest goes on to the library, in whole operations."""
 
     def __init__(self, behind: asyncio.Protocol, inbox: str, take: Take) -> None:

@@ -78,15 +78,16 @@ class BundleRecord(Strict, frozen=True):
 class Trial:
     """Counts what an unproven bundle has done in this run."""
 
-    def __init__(self, bundle: Bundle, seconds: float) -> None:
+    def __init__(self, bundle: Bundle, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.bundle = bundle
-        self._until = time.monotonic() + seconds
+        self._clock = clock
+        self._until = clock() + seconds
         self._windows = PROVEN_WINDOWS
 
     def passed(self) -> bool:
         """Call for each window before it runs: whether those before it were enough."""
         self._windows -= 1
-        return self._windows < 0 and time.monotonic() >= self._until
+        return self._windows < 0 and self._clock() >= self._until
 
 
 class Trials:

@@ -30,7 +30,6 @@ from runtime_server.broker.access import Access, SecurityConfig, is_loopback
 _LOG = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
-_WATCH_PERIOD_S = 1.0
 _MAX_CONNECTIONS = 10_000
 _MAX_SUBSCRIPTIONS = 256
 """Of one connection: a device needs about ten."""
@@ -188,7 +187,7 @@ class Broker:
         write_atomic(config, self._config().encode(), 0o600)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_BECOME, str(_binary()), "-c", str(config)],
+                [*_BECOME, str(broker_program()), "-c", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -201,10 +200,10 @@ class Broker:
                 raise LinkError(f"the broker did not start on {self.url}: {self._last_words()} (see {self._log})")
             await asyncio.sleep(0.02)
 
-    async def keep_running(self) -> None:
-        """Start it again whenever it has died, until cancelled."""
+    async def keep_running(self, period_s: float = 1.0) -> None:
+        """Start it again whenever it has died, until cancelled; looks every `period_s`."""
         while True:
-            await asyncio.sleep(_WATCH_PERIOD_S)
+            await asyncio.sleep(period_s)
             if self._process is not None and self._process.poll() is None:
                 continue
             _LOG.error("the broker has died: %s; starting it again", self._last_words())
@@ -254,7 +253,8 @@ class Broker:
         return "no message"
 
 
-def _binary() -> Path:
+def broker_program() -> Path:
+    """The nats-server of this environment, or else the one on the path. Raises MissingExtra."""
     beside = Path(sysconfig.get_path("scripts")) / "nats-server"
     found = beside if beside.exists() else shutil.which("nats-server")
     if not found:

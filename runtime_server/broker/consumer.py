@@ -16,14 +16,15 @@ from runtime_edge.base.aio import next_within
 from runtime_edge.base.broker_errors import BROKER_ERRORS
 from runtime_edge.formats import subjects
 
-_BATCH = 64
+BATCH = 64
+"""Messages asked for at once."""
 _EXPIRES_S = 3.0
 """Of a request. The broker (2.15) keeps one with `max_bytes` until then, filled or not, and looks through all that it
 keeps with every message: with 30 s it took twice as long for each after a minute of 2000 messages a second."""
 _HEARTBEAT_S = 1.0
 _SILENCE_S = 3.0
 """Without a message or a heartbeat for so long the broker has forgotten the request (it was restarted)."""
-_ACK_WAIT_S = 10.0
+ACK_WAIT_S = 10.0
 """What a process that dies leaves behind comes again after so long. One that lives tells the broker in time of the
 messages it still has, so that a long queue is not delivered a second time."""
 _MAX_BYTES = 32 << 20
@@ -32,7 +33,9 @@ _MAX_BYTES = 32 << 20
 class Held:
     """Messages that somebody here has and has not answered: the broker is told in time, and does not repeat them."""
 
-    def __init__(self) -> None:
+    def __init__(self, ack_wait_s: float = ACK_WAIT_S) -> None:
+        self.ack_wait_s = ack_wait_s
+        """What the broker delivers again after so long, unless it is told."""
         self._messages: dict[str, tuple[float, Msg]] = {}
 
     def take(self, message: Msg) -> None:
@@ -46,8 +49,8 @@ class Held:
     async def keep(self) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.sleep(_ACK_WAIT_S / 4)
-            before = time.monotonic() - _ACK_WAIT_S / 4
+            await asyncio.sleep(self.ack_wait_s / 4)
+            before = time.monotonic() - self.ack_wait_s / 4
             for message in [message for since, message in self._messages.values() if since < before]:
                 with contextlib.suppress(*BROKER_ERRORS):
                     await message.in_progress()
@@ -69,7 +72,7 @@ class PullConsumer:
                 durable_name=self._durable,
                 filter_subject=subjects.partition_filter(self._partition),
                 ack_policy=AckPolicy.EXPLICIT,
-                ack_wait=_ACK_WAIT_S,
+                ack_wait=self._held.ack_wait_s,
                 deliver_policy=DeliverPolicy.ALL,
                 max_ack_pending=1024,
             ),
@@ -84,7 +87,7 @@ class PullConsumer:
         subscription = await self._client.subscribe(inbox, cb=on_message)
         request = json.dumps(
             {
-                "batch": _BATCH,
+                "batch": BATCH,
                 "max_bytes": _MAX_BYTES,
                 "expires": int(_EXPIRES_S * 1e9),
                 "idle_heartbeat": int(_HEARTBEAT_S * 1e9),
@@ -93,7 +96,7 @@ class PullConsumer:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.STREAM}.{self._durable}"
         try:
             while True:
-                outstanding = _BATCH
+                outstanding = BATCH
                 await self._client.publish(subject, request, inbox)
                 while outstanding:
                     message = await next_within(arrived, _SILENCE_S)

@@ -10,7 +10,7 @@ import contextlib
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 _CHUNK_BYTES = 64, 2048
@@ -19,6 +19,8 @@ _CHUNK_S = 0.002
 _QUEUE_CHUNKS = 32
 _CLOSE_S = 1.0
 MakeSocket = Callable[[], socket.socket]
+Clock = Callable[[], float]
+Sleep = Callable[[float], Awaitable[object]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Relay:
         listener: a bound socket to listen on; a free port of loopback when not given.
         make_socket: makes the sockets that go upstream, so that they can stand in another network namespace.
         seed: of the jitter.
+        clock, sleep: the time in seconds, and the wait for it.
     """
 
     def __init__(
@@ -51,12 +54,15 @@ class Relay:
         listener: socket.socket | None = None,
         make_socket: MakeSocket = lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
         seed: int = 0,
+        clock: Clock = time.monotonic,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.port = 0
         self.passed = {"up": 0, "down": 0}
         """Bytes of data each way, without any protocol's headers."""
         self._upstream, self._listener, self._make_socket = upstream, listener, make_socket
         self._random = random.Random(seed)  # noqa: S311
+        self._clock, self._sleep = clock, sleep
         self._state = LinkState()
         self._passable = asyncio.Event()
         self._passable.set()
@@ -152,14 +158,14 @@ class Relay:
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUE_CHUNKS)
         sender = asyncio.create_task(self._send(queue, writer))
-        free_at = due = time.monotonic()
+        free_at = due = self._clock()
         try:
             while chunk := await reader.read(self._chunk_bytes(way)):
-                free_at = max(free_at, time.monotonic())
+                free_at = max(free_at, self._clock())
                 self.passed[way] += len(chunk)
                 if (rate := self._mbps(way)) is not None:
                     free_at += len(chunk) * 8 / (rate * 1e6)
-                    await asyncio.sleep(max(0.0, free_at - time.monotonic()))
+                    await self._sleep(max(0.0, free_at - self._clock()))
                 due = max(due, free_at + self._delay_s())
                 await queue.put((due, chunk))
             await queue.put((0.0, b""))
@@ -175,7 +181,7 @@ class Relay:
             due, chunk = await queue.get()
             if not chunk:
                 return
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await self._sleep(max(0.0, due - self._clock()))
             await self._passable.wait()
             writer.write(chunk)
             await writer.drain()

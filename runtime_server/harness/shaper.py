@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from runtime_server.harness.relay import LinkState, Relay
+from runtime_server.harness.relay import Clock, LinkState, Relay, Sleep
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,15 @@ class Shaper(Relay):
     Before the schedule begins it passes on at once: whoever fetches a first bundle then is not the last to start.
     """
 
-    def __init__(self, broker_port: int, phases: Sequence[Phase], one_way_ms: float) -> None:
-        super().__init__(("127.0.0.1", broker_port))
+    def __init__(
+        self,
+        broker_port: int,
+        phases: Sequence[Phase],
+        one_way_ms: float,
+        clock: Clock = time.monotonic,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        super().__init__(("127.0.0.1", broker_port), clock=clock, sleep=sleep)
         self._phases, self._delayed = list(phases), LinkState(one_way_ms=one_way_ms)
         self._began: float | None = None
 
@@ -36,11 +44,11 @@ class Shaper(Relay):
 
     def begin(self) -> None:
         """Start the schedule now."""
-        self._began = time.monotonic()
+        self._began = self._clock()
 
     def uplink_mbps(self) -> float:
         """The rate of the present phase, or of the first to come; the last phase stays."""
-        elapsed = 0.0 if self._began is None else time.monotonic() - self._began
+        elapsed = 0.0 if self._began is None else self._clock() - self._began
         for phase in self._phases:
             if elapsed < phase.seconds:
                 return phase.uplink_mbps

@@ -29,7 +29,7 @@ from runtime_edge.base.histogram import Histogram
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import SCHEMA_VERSION, Reply, encode_reply
-from runtime_server.broker.consumer import Held, PullConsumer
+from runtime_server.broker.consumer import ACK_WAIT_S, Held, PullConsumer
 from runtime_server.broker.hub import Hub
 from runtime_server.ingest import dead_letters as dead
 from runtime_server.ingest.arrival import Arrival, decode_arrival
@@ -45,7 +45,7 @@ from runtime_server.training.trainer import Trainer
 _LOG = logging.getLogger(__name__)
 _LINGER_S = 0.003
 """How long a frame waits for company when nothing else is being completed."""
-_AGAIN_S = 5.0
+AGAIN_S = 5.0
 _COMPLETING, _PASSES = 2, 4
 """Batches given to the torch thread at once, and batches that are not answered yet."""
 
@@ -54,7 +54,18 @@ _Result = TypeVar("_Result")
 
 
 class Ingest:
-    """Serves the partitions. `suspects` remembers what frame an earlier process died of."""
+    """Serves the partitions.
+
+    Args:
+        hub: the connection to the broker.
+        generations: what completes frames.
+        trainer: gets every window once; None: nothing is trained.
+        ledger: which windows were counted.
+        rate: of the frames of one device.
+        suspects: what frame an earlier process died of.
+        ack_wait_s: the broker delivers what a dead process had after so long.
+        again_s: a frame that could not be put away comes again after so long.
+    """
 
     def __init__(
         self,
@@ -64,6 +75,9 @@ class Ingest:
         ledger: Ledger | PartitionedLedger,
         rate: RateLimit | None = None,
         suspects: Suspects | None = None,
+        *,
+        ack_wait_s: float = ACK_WAIT_S,
+        again_s: float = AGAIN_S,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.latency_ms = {"batch": Histogram(), "reply": Histogram()}
@@ -72,7 +86,7 @@ class Ingest:
         self._hub, self._generations, self._trainer = hub, generations, trainer
         self._rate, self._suspects = rate or RateLimit(), suspects
         self._completer, self._mixtures = Completer(generations), Mixtures()
-        self._backlog, self._held = Backlog(), Held()
+        self._backlog, self._held, self._again_s = Backlog(), Held(ack_wait_s), again_s
         self._decoding, self._torch = ThreadPoolExecutor(1, "decode"), ThreadPoolExecutor(1, "complete")
         self._counting = ThreadPoolExecutor(1, "count")
         self._completing = self._to_count = 0
@@ -248,7 +262,7 @@ class Ingest:
         except BROKER_ERRORS as exc:
             _LOG.warning("%s: cannot be put away (%s); it comes again", message.subject, reason(exc))
             with contextlib.suppress(*BROKER_ERRORS):
-                await message.nak(_AGAIN_S)
+                await message.nak(self._again_s)
         finally:
             self._held.let_go(message)
 

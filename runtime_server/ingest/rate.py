@@ -8,18 +8,24 @@ from collections.abc import Callable
 
 FRAMES_PER_S = 100.0
 _BURST_S = 1000.0
-_MAX_DEVICES = 16_384
+MAX_DEVICES = 16_384
 
 
 class RateLimit:
     """Allows each device `per_s` frames a second, and at first, or after a silence, 1000 seconds' worth at once.
 
     So much that a device which replays days of spooled frames never notices, and a flood still ends within seconds.
-    The devices heard of longest ago are forgotten beyond 16 384 of them.
+    The devices heard of longest ago are forgotten beyond `max_devices` of them.
     """
 
-    def __init__(self, per_s: float = FRAMES_PER_S, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        per_s: float = FRAMES_PER_S,
+        clock: Callable[[], float] = time.monotonic,
+        max_devices: int = MAX_DEVICES,
+    ) -> None:
         self._per_s, self._burst, self._clock = per_s, per_s * _BURST_S, clock
+        self._max_devices = max_devices
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def allow(self, device: str) -> bool:
@@ -29,6 +35,6 @@ class RateLimit:
         tokens = min(self._burst, tokens + (now - at) * self._per_s)
         allowed = tokens >= 1
         self._buckets[device] = (tokens - allowed, now)
-        if len(self._buckets) > _MAX_DEVICES:
+        if len(self._buckets) > self._max_devices:
             self._buckets.popitem(last=False)
         return allowed

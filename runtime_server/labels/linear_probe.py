@@ -50,17 +50,18 @@ class Probe:
         folds = folds_of(heard, seed)
         if folds is None or len(heard.labels) < 2:
             raise UsageError(f"{source}: too little to judge by: give at least two labels, each in several recordings")
-        self._heard = replace(heard, folds=folds)
+        self.examples = replace(heard, folds=folds)
+        """The windows it asks of, (n, samples) where embeddings stand, with their labels and folds."""
 
     def score(self, model: CutModel) -> ProbeScore:
         """Ask some weights."""
         with torch.inference_mode():
-            heard = torch.from_numpy(self._heard.embeddings)
+            heard = torch.from_numpy(self.examples.embeddings)
             parts = [heard[start : start + _BATCH] for start in range(0, len(heard), _BATCH)]
             embeddings = torch.cat([run_segments(model.segments, part) for part in parts])
         if not bool(embeddings.isfinite().all()):
             return ProbeScore(0.0, 0.0)
-        examples = replace(self._heard, embeddings=embeddings.numpy())
+        examples = replace(self.examples, embeddings=embeddings.numpy())
         validation = validate(examples)
         assert validation is not None  # there are folds
         return ProbeScore(validation.accuracy, _knn(examples) if examples.exclusive else None)

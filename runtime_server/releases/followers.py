@@ -30,7 +30,7 @@ from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import Generations
 
 _LOG = logging.getLogger(__name__)
-_KEEP_S = 60.0
+KEEP_S = 60.0
 """A rank that is starting needs so long to be there; one that is there loads a large encoder within it."""
 _STATUS_S = 1.5
 _AGAIN_S = 0.3
@@ -72,15 +72,18 @@ class Following:
 
 
 class Followers:
-    """What the first of `world` ranks asks the others; with one rank there are none."""
+    """What the first of `world` ranks asks the others; with one rank there are none.
 
-    def __init__(self, hub: Hub, world: int = 1) -> None:
-        self._hub, self._others = hub, range(1, world)
+    A rank has `keep_s` seconds to be there and to have loaded what it is to keep.
+    """
+
+    def __init__(self, hub: Hub, world: int = 1, keep_s: float = KEEP_S) -> None:
+        self._hub, self._others, self._keep_s = hub, range(1, world), keep_s
 
     async def keep(self, numbers: list[int]) -> None:
         """Until every rank completes frames of these generations. Raises LinkError when one does not."""
         request = msgspec.json.encode(_Request(numbers))
-        answers = await asyncio.gather(*(self._ask(rank, request, _KEEP_S) for rank in self._others))
+        answers = await asyncio.gather(*(self._ask(rank, request, self._keep_s) for rank in self._others))
         for rank, answer in zip(self._others, answers, strict=True):
             if "error" in answer:
                 raise LinkError(f"rank {rank} cannot complete generations {numbers}: {answer['error']}")

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -102,6 +102,7 @@ class Releaser:
         rollout: Rollout,
         ranks: Ranks | None = None,
         probe: Probe | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self.outcomes: deque[ReleaseOutcome] = deque(maxlen=_KEPT_OUTCOMES)
@@ -111,12 +112,13 @@ class Releaser:
         self._probed: tuple[int, ProbeScore] | None = None
         self._graph, self._generations, self._trainer = graph, generations, trainer
         self._state, self._windows, self._key = state, windows, key
-        self._last_step, self._last_time = trainer.steps, time.monotonic()
+        self._clock = clock
+        self._last_step, self._last_time = trainer.steps, clock()
 
     @property
     def due(self) -> bool:
         """Whether enough has been trained since the last attempt, and nothing stands against a release."""
-        steps, seconds = self._trainer.steps - self._last_step, time.monotonic() - self._last_time
+        steps, seconds = self._trainer.steps - self._last_step, self._clock() - self._last_time
         timely = self.config.every_s is not None and seconds >= self.config.every_s and steps > 0
         enough = steps >= self.config.every_steps or timely
         return enough and seconds >= self.config.least_s and not self._rollout.held
@@ -127,7 +129,7 @@ class Releaser:
         All ranks judge, and the first one does the rest. Raises CheckFailed when the recompiled blocks do not
         reproduce the weights.
         """
-        self._last_step, self._last_time = self._trainer.steps, time.monotonic()
+        self._last_step, self._last_time = self._trainer.steps, self._clock()
         started = self._last_time
         newest = self._base()
         tensors = self._trainer.averaged_tensors()
@@ -141,7 +143,7 @@ class Releaser:
             self._note(number, None, "too few held-out windows", None, None, started)
             return None
         before, after = self._qualities(newest, candidate, judged)
-        objection = self._objection(before, after)
+        objection = self.objection(before, after)
         if objection:
             self._note(number, None, objection, before, after, started)
             return None
@@ -180,7 +182,7 @@ class Releaser:
             self._probed = newest.number, self._probe.score(newest.model)
         return Quality.of(judged[0], self._probed[1]), Quality.of(judged[1], self._probe.score(candidate))
 
-    def _objection(self, before: Quality, after: Quality) -> str:
+    def objection(self, before: Quality, after: Quality) -> str:
         """Why some weights must not follow others; empty when they may. What is not a number is refused, too."""
         config = self.config
         if not after.loss <= before.loss + abs(before.loss) * config.tolerance:
@@ -215,7 +217,7 @@ class Releaser:
             changed_blocks=changed,
             before=before,
             after=after,
-            seconds=time.monotonic() - started,
+            seconds=self._clock() - started,
         )
         self.outcomes.append(outcome)
         self.counts["released" if outcome.released else reason] += 1

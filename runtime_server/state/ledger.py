@@ -21,7 +21,7 @@ from runtime_edge.formats.strict import decode
 _LOG = logging.getLogger(__name__)
 _MAX_CHAINS = 20_000
 _MAX_BYTES = 256 << 20
-_LOCK_PATIENCE_S = 5.0
+LOCK_PATIENCE_S = 5.0
 """A process that has just been killed still holds its files for a moment."""
 _TAKEN = "another server runs on this state directory; stop it, or give another --state"
 WindowId = tuple[str, str, int]
@@ -159,13 +159,18 @@ class PartitionedLedger:
     from start to start, so that another number of ranks goes on counting where the former left off.
     """
 
-    def __init__(self, directory: Path, partitions: Iterable[int] = range(subjects.PARTITIONS)) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        partitions: Iterable[int] = range(subjects.PARTITIONS),
+        lock_patience_s: float = LOCK_PATIENCE_S,
+    ) -> None:
         """Raises UsageError when another process has one of the partitions, FormatError for a damaged file."""
         directory.mkdir(parents=True, exist_ok=True)
         self._ledgers: dict[int, DurableLedger] = {}
         with contextlib.ExitStack() as held:
             for partition in partitions:
-                held.enter_context(locked(directory / f"{partition}.lock", _TAKEN, _LOCK_PATIENCE_S))
+                held.enter_context(locked(directory / f"{partition}.lock", _TAKEN, lock_patience_s))
                 self._ledgers[partition] = ledger = DurableLedger(directory / f"{partition}.json")
                 held.callback(ledger.close)
             self._held = held.pop_all()

@@ -67,14 +67,16 @@ class Generations:
     """The newest generation and the few before it. Used from the ingest and the trainer thread."""
 
     def __init__(self, graph: EncoderGraph, kept: int = KEPT_GENERATIONS, precision: Precision = "float32") -> None:
-        self._graph, self._kept, self._precision = graph, kept, precision
+        self.graph = graph
+        """The encoder that all of them are states of."""
+        self._kept, self._precision = kept, precision
         self._lock = threading.Lock()
         self._by_number: dict[int, Generation] = {}
         self._protected: frozenset[int] = frozenset()
 
     def add(self, bundle: Bundle, tensors: Tensors) -> Generation:
         """Take a bundle with its weights; the oldest beyond the kept number are retired. Raises BundleError."""
-        model = cut_model(self._graph, bundle, tensors)
+        model = cut_model(self.graph, bundle, tensors)
         served, codecs = ServedBlocks(model.segments, self._precision), FrameCodecs(bundle.manifest.info.cuts)
         generation = Generation(bundle, model, served, codecs)
         with self._lock:

@@ -56,11 +56,11 @@ class ServedBlocks:
         with optimized, torch.autocast("cpu", torch.bfloat16, lower, cache_enabled=False):
             if index not in self._blocks:
                 segment = self._segments[index]
-                self._blocks[index] = _recorded(separate(fold(segment), ())[0], activation, segment.meta["rows"])
+                self._blocks[index] = record_block(separate(fold(segment), ())[0], activation, segment.meta["rows"])
             return _tensor(self._blocks[index](activation)).float()
 
 
-def _recorded(block: fx.GraphModule, activation: torch.Tensor, rows: int | None) -> Block:
+def record_block(block: fx.GraphModule, activation: torch.Tensor, rows: int | None) -> Block:
     """The block as TorchScript, or as it is where that cannot be or does something else with more windows."""
     probe = activation if rows is not None else torch.cat([activation, activation])
     try:

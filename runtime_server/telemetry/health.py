@@ -18,7 +18,8 @@ from runtime_edge.base import prometheus
 from runtime_edge.errors import MissingExtra, UsageError
 from runtime_server.telemetry.server_metrics import Measured, families
 
-_TIMEOUT_S = 3.0
+TIMEOUT_S = 3.0
+"""What the event loop has to answer in."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class HealthServer:
 
     def __init__(self, port: int, paths: Mapping[str, Callable[[], Answer]]) -> None:
         class Handler(BaseHTTPRequestHandler):
-            timeout = _TIMEOUT_S
+            timeout = TIMEOUT_S
 
             def do_GET(self) -> None:  # the library's name
                 ask = paths.get(self.path.partition("?")[0])
@@ -73,7 +74,9 @@ class HealthServer:
         self._thread.join()
 
 
-def metrics_page(measure: Callable[[], Coroutine[Any, Any, Measured]]) -> Callable[[], Answer]:
+def metrics_page(
+    measure: Callable[[], Coroutine[Any, Any, Measured]], timeout_s: float = TIMEOUT_S
+) -> Callable[[], Answer]:
     """What to call for `/metrics`; `measure` runs on the event loop of the caller.
 
     503 when the event loop stands still, 501 when prometheus-client is not installed.
@@ -84,7 +87,7 @@ def metrics_page(measure: Callable[[], Coroutine[Any, Any, Measured]]) -> Callab
         asked = asyncio.run_coroutine_threadsafe(measure(), loop)
         try:
             prometheus.require()
-            return Answer(200, prometheus.render(families(asked.result(_TIMEOUT_S))), prometheus.CONTENT_TYPE)
+            return Answer(200, prometheus.render(families(asked.result(timeout_s))), prometheus.CONTENT_TYPE)
         except MissingExtra as exc:
             return Answer(501, f"{exc}\n".encode(), "text/plain")
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
@@ -94,7 +97,9 @@ def metrics_page(measure: Callable[[], Coroutine[Any, Any, Measured]]) -> Callab
     return ask
 
 
-def healthz(troubles: Callable[[], Coroutine[Any, Any, list[str]]]) -> Callable[[], Answer]:
+def healthz(
+    troubles: Callable[[], Coroutine[Any, Any, list[str]]], timeout_s: float = TIMEOUT_S
+) -> Callable[[], Answer]:
     """What to call for `/healthz`; `troubles` runs on the event loop of the caller, and its answer must not take long.
 
     200 with no troubles, else 503; also 503 when the event loop stands still.
@@ -104,10 +109,10 @@ def healthz(troubles: Callable[[], Coroutine[Any, Any, list[str]]]) -> Callable[
     def ask() -> Answer:
         asked = asyncio.run_coroutine_threadsafe(troubles(), loop)
         try:
-            found = asked.result(_TIMEOUT_S)
+            found = asked.result(timeout_s)
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
             asked.cancel()
-            found = [f"no answer within {_TIMEOUT_S:g} s"]
+            found = [f"no answer within {timeout_s:g} s"]
         body = {"status": "unhealthy" if found else "ok", "troubles": found}
         return Answer(503 if found else 200, json.dumps(body).encode() + b"\n")
 

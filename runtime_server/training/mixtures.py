@@ -12,8 +12,9 @@ import numpy.typing as npt
 from runtime_edge.policy.memory import COMPONENTS, GaussianMemory
 
 T_SYNC = 100
-_MAX_MEMORIES = 4096
-_MAX_WAITING = 8
+MAX_MEMORIES = 4096
+MAX_WAITING = 8
+"""Windows of a device that wait to be learnt, at most."""
 
 Array = npt.NDArray[np.float32]
 
@@ -31,13 +32,14 @@ class _Heard:
 
 
 class Mixtures:
-    """The device heard of longest ago is forgotten first. Used by one thread.
+    """The device heard of longest ago is forgotten first, beyond `max_memories` of them. Used by one thread.
 
     Learning takes longer than all else that a frame's answer needs from this thread, and few answers depend on it: what
     is heard is learnt in `catch_up`, or before that when the mixture is due or too much waits. It learns the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_memories: int = MAX_MEMORIES) -> None:
+        self._max_memories = max_memories
         self._heard: OrderedDict[str, _Heard] = OrderedDict()
         self._behind: dict[str, None] = {}
         self._room = np.empty((2, COMPONENTS, 0), np.float32)
@@ -46,12 +48,12 @@ class Mixtures:
         """Take an embedding float32[d]; the parameters after every `T_SYNC` of them, otherwise nothing."""
         heard = self._heard.pop(device, None) or _Heard(self._new(embedding.size))
         self._heard[device] = heard
-        if len(self._heard) > _MAX_MEMORIES:
+        if len(self._heard) > self._max_memories:
             self._behind.pop(self._heard.popitem(last=False)[0], None)
         memory, before = heard.memory, heard.memory.windows
         heard.waiting.append(embedding.copy())  # it is a row of a whole batch
         due = (before + len(heard.waiting)) // T_SYNC > before // T_SYNC
-        if not due and len(heard.waiting) < _MAX_WAITING:
+        if not due and len(heard.waiting) < MAX_WAITING:
             self._behind[device] = None
             return b""
         heard.learn()

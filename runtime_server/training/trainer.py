@@ -91,9 +91,12 @@ class Trainer:
         self.averaged = copy_module(model.module)
         self.history: deque[StepMetrics] = deque(maxlen=10_000)
         self.steps = 0
-        self._buffer = TemporalBuffer(horizon=config.horizon)
-        self._held_out = TemporalBuffer()
-        self._memory = GaussianMemory(dim=embedding_dim, seed=config.seed)
+        self.buffer = TemporalBuffer(horizon=config.horizon)
+        """Windows to train on."""
+        self.held_out = TemporalBuffer()
+        """Windows that judge releases."""
+        self.memory = GaussianMemory(dim=embedding_dim, seed=config.seed)
+        """Mixture of every embedding taken: where virtual negatives come from."""
         self.stream = ""
         """Which stream the places of windows are in; empty while none was taken from one."""
         self.taken = Taken()
@@ -106,7 +109,7 @@ class Trainer:
         self._generator = torch.Generator().manual_seed(self._ranks.seed(config.seed))
         # The segments are an eval-mode graph: norm layers use their running statistics and never change them.
         self._parameters = [p for p in model.module.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
     def take(self, window: Window) -> None:
         """Keep a window for training, or, at the start of every `HELD_OUT_PERIOD`, for judging releases.
@@ -115,7 +118,7 @@ class Trainer:
         """
         with self._taking:
             if window.embedding is not None:
-                self._memory.learn(window.embedding.numpy())
+                self.memory.learn(window.embedding.numpy())
             self.taken.add(window.sequence)
             self._keep(window)
 
@@ -127,17 +130,17 @@ class Trainer:
 
     def _keep(self, window: Window) -> None:
         if window.cut < len(self.model.segments):
-            buffer = self._held_out if window.index % HELD_OUT_PERIOD < HELD_OUT_RUN else self._buffer
+            buffer = self.held_out if window.index % HELD_OUT_PERIOD < HELD_OUT_RUN else self.buffer
             buffer.add(window)
 
     def sizes(self) -> dict[str, BufferSize]:
         """What is kept, by its use."""
-        return {"train": self._buffer.size(), "held_out": self._held_out.size()}
+        return {"train": self.buffer.size(), "held_out": self.held_out.size()}
 
     @property
     def trainable(self) -> int:
         """Windows there are to train on."""
-        return len(self._buffer)
+        return len(self.buffer)
 
     @property
     def ready(self) -> bool:
@@ -154,18 +157,18 @@ class Trainer:
     def step(self) -> StepMetrics:
         """One step of the hybrid loss (docs/method.md, section 5) on a fresh batch; all ranks take it together."""
         started = time.monotonic()
-        groups = self._sample(self._buffer, self._rng, self.config.batch)
+        groups = self._sample(self.buffer, self._rng, self.config.batch)
         loss, losses, geometry = self._objective(
             groups, self.model.segments, self._loss, self._mixture(), self._generator
         )
         self._warm_up()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         if groups:
             loss.backward()  # type: ignore[no-untyped-call]
         self._ranks.add_gradients(self._parameters)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
         if torch.isfinite(norm):  # one bad batch must not end the training
-            self._optimizer.step()
+            self.optimizer.step()
             self._average()
         self.steps += 1
         windows = sum(len(group) for group in groups)
@@ -180,7 +183,7 @@ class Trainer:
         from earlier weights, so that whatever leads away from them, a collapse for instance, would look good.
         """
         seed = self._ranks.seed(self.config.seed)
-        groups = self._sample(self._held_out, np.random.default_rng(seed), 2 * self.config.batch)
+        groups = self._sample(self.held_out, np.random.default_rng(seed), 2 * self.config.batch)
         if self._ranks.sum(sum(len(group) for group in groups))[0] < _MIN_HELD_OUT:
             return None
         judgements = []
@@ -207,13 +210,13 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on; windows are named by their places in the stream."""
         with self._taking:
-            memory, taken = self._memory.state(), (self.taken.floor, self.taken.last())
-            kept = sorted({*self._buffer.sequences(), *self._held_out.sequences(), *self.awaited})
+            memory, taken = self.memory.state(), (self.taken.floor, self.taken.last())
+            kept = sorted({*self.buffer.sequences(), *self.held_out.sequences(), *self.awaited})
         return {
             "steps": self.steps,
             "weights": self.model.module.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "rng": self._rng.bit_generator.state,
             "generators": [self._generator.get_state(), self._loss.generator.get_state()],
             "memory": memory,
@@ -232,8 +235,8 @@ class Trainer:
         """
         self.model.module.load_state_dict(state["weights"])
         self.averaged.load_state_dict(state["averaged"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        for group in self._optimizer.param_groups:
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
             group.update(lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
         self._loss.generator.set_state(state["generators"][1])
         self.steps, own = state["steps"], state if own is None else own
@@ -242,7 +245,7 @@ class Trainer:
         self._rng.bit_generator.state = own["rng"]
         self._generator.set_state(own["generators"][0])
         with self._taking:
-            self._memory.load_state(own["memory"])
+            self.memory.load_state(own["memory"])
             self.taken = Taken.of(own["floor"], own["taken"])
             self.stream, self.awaited = own["stream"], set(own["kept"])
 
@@ -271,12 +274,12 @@ class Trainer:
     def _mixture(self) -> GaussianMemory:
         """The memory as it is now; `take` goes on changing the original."""
         with self._taking:
-            return copy.deepcopy(self._memory)
+            return copy.deepcopy(self.memory)
 
     def _warm_up(self) -> None:
         """The first steps are shorter: the optimiser does not know the scale of the gradients yet."""
         share = min(1.0, (self.steps + 1) / max(self.config.warm_up_steps, 1))
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = share * self.config.learning_rate
 
     @torch.no_grad()

@@ -68,7 +68,7 @@ def measure(
         parity[wanted[0]] = prover.prove(cuts, activations, progress)
         check_parity(cuts, parity[wanted[0]])
         for variant in wanted[1:]:
-            manifest, parity[variant] = _settle(root, manifest, variant, cuts, windows, prover, progress)
+            manifest, parity[variant] = settle(root, manifest, variant, cuts, windows, prover, progress)
         cuts = [
             msgspec.structs.replace(cut, agreement={name: found.cosine_median for name, found in proved.wire.items()})
             for cut, proved in zip(cuts, parity[wanted[0]].cuts, strict=True)
@@ -101,7 +101,7 @@ def _self_test(root: Path, manifest: Manifest, wanted: Sequence[str], loaded: Ma
     return SelfTest(embedding=first.embedding, tolerance=first.tolerance, variants=others)
 
 
-def _settle(
+def settle(
     root: Path,
     manifest: Manifest,
     variant: str,

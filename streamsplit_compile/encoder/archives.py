@@ -103,7 +103,7 @@ def _admit_json(data: bytes, where: str) -> bytes:
         if item.get("use_pickle"):
             raise FormatError(f"{where}: a pickled tensor; only plain tensors are admitted")
         if "expr_str" in item:
-            _check_expression(str(item["expr_str"]), where)
+            check_expression(str(item["expr_str"]), where)
         if "target" in item and not _OPERATORS.fullmatch(str(item["target"])):
             raise FormatError(f"{where}: operator {str(item['target'])[:60]!r} is not one of torch.ops.aten")
         for field in ("in_spec", "out_spec"):
@@ -128,7 +128,8 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             pending.extend(item)
 
 
-def _check_expression(expression: str, where: str) -> None:
+def check_expression(expression: str, where: str) -> None:
+    """Raises FormatError for anything but a size as torch writes it: `2*s0`, `Mod(u0, 2)`."""
     plain = _SYMBOL.sub("s0", expression)
     names = re.findall(r"[A-Za-z_]\w*", plain)
     if not _EXPRESSION.fullmatch(plain) or not all(_NAMES.fullmatch(name) for name in names):

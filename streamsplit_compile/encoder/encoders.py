@@ -94,7 +94,7 @@ def load_encoder(
         return _from_archive(path, sample_rate or _DEFAULT_SAMPLE_RATE)
     content = _read_checkpoint(path, unsafe)
     if isinstance(content, torch.nn.Module):
-        return _from_module(path.stem, {}, content, sample_rate)
+        return from_module(path.stem, {}, content, sample_rate)
     if factory is not None:
         return _from_state_dict(path, factory, content, sample_rate)
     if content.get("format") != CHECKPOINT_FORMAT:
@@ -136,7 +136,7 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> Encoder:
     except UsageError as exc:
         raise FormatError(f'{path}: field "encoder": {exc}') from None
     _load_state(module, content["state_dict"], path)
-    return _from_module(content["encoder"], config, module, None)
+    return from_module(content["encoder"], config, module, None)
 
 
 def _from_state_dict(path: Path, factory: str, content: dict[str, Any], sample_rate: int | None) -> Encoder:
@@ -147,10 +147,13 @@ def _from_state_dict(path: Path, factory: str, content: dict[str, Any], sample_r
         raise UsageError(f"--factory {factory}: {exc}; expected package.module:callable") from None
     module = _build(build, factory, {})
     _load_state(module, content.get("state_dict", content), path)
-    return _from_module(factory, {}, module, sample_rate)
+    return from_module(factory, {}, module, sample_rate)
 
 
-def _from_module(name: str, config: dict[str, Any], module: torch.nn.Module, sample_rate: int | None) -> Encoder:
+def from_module(name: str, config: dict[str, Any], module: torch.nn.Module, sample_rate: int | None) -> Encoder:
+    """An encoder of a torch module that takes waveforms (batch, samples); what it says of itself goes before
+    `sample_rate`, Hz.
+    """
     rate = int(getattr(module, "sample_rate", None) or sample_rate or _DEFAULT_SAMPLE_RATE)
     window = int(getattr(module, "window_samples", rate))
     front_end = getattr(module, "front_end", None)

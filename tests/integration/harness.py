@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ import soundfile
 import torch
 from msgspec.structs import replace
 from torch import nn
+from waiting import eventually as eventually
+from waiting import until as until
 
 from runtime_edge.errors import LinkError
 from runtime_edge.formats import minisign
@@ -100,23 +101,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def until(condition, timeout_s: float, what: str):
-    """The first true value of `condition()`."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.05)
-    return value
-
-
-async def eventually(condition, timeout_s: float = 60.0) -> None:
-    """Until `condition()` is true; the loop runs on meanwhile."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        await asyncio.sleep(0.02)
-
-
 class Process:
     """One running `ssc` command with its output in a log file."""
 
@@ -132,6 +116,10 @@ class Process:
                 cwd=log.parent,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
             )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def running(self) -> bool:

@@ -14,8 +14,8 @@ import pytest
 
 from runtime_edge.formats import subjects
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
-KILLS = int(os.environ.get("SSC_TEST_KILLS", "100"))
+pytestmark = pytest.mark.timeout(1800)
+KILLS = int(os.environ.get("SSC_TEST_KILLS", "300"))
 CUT_S = float(os.environ.get("SSC_TEST_CUT_S", "120"))
 FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
@@ -48,7 +48,8 @@ def kill_broker(server):
         return  # it is being started, or has died with the server
 
 
-def test_kills_of_device_server_and_broker_at_random_moments_lose_nothing(start, tmp_path, toy_bundle):
+@pytest.mark.parametrize("kills", [10, pytest.param(KILLS, marks=pytest.mark.slow)])
+def test_kills_of_device_server_and_broker_at_random_moments_lose_nothing(start, tmp_path, toy_bundle, kills):
     rng = np.random.default_rng(0)
     server = start.server("--no-training")
     server.put_table(harness.always(toy_bundle, "rpi4", "one"))
@@ -60,7 +61,7 @@ def test_kills_of_device_server_and_broker_at_random_moments_lose_nothing(start,
 
     device, seen, victims = start_device("--loop"), {}, []
     device.wait_for_results(4)
-    for _ in range(KILLS):
+    for _ in range(kills):
         time.sleep(rng.uniform(0.05, 1.5))
         victims.append(rng.choice(["device", "server", "broker"], p=[0.5, 0.2, 0.3]))
         if victims[-1] == "broker":
@@ -101,23 +102,24 @@ def settled(server):
     return before if before == server.counted("pi-1") else 0
 
 
-def test_a_link_that_is_silent_for_minutes_costs_no_window(start, tmp_path, toy_bundle, toy_model):
+@pytest.mark.parametrize("cut_s", [8.0, pytest.param(CUT_S, marks=pytest.mark.slow)])
+def test_a_link_that_is_silent_costs_no_window(start, tmp_path, toy_bundle, toy_model, cut_s):
     server = start.server("--no-training")
     server.put_table(harness.always(toy_bundle, "rpi4", "one"))
-    source = harness.write_wav(tmp_path / "audio.wav", CUT_S + 10.0, seed=21)
+    source = harness.write_wav(tmp_path / "audio.wav", cut_s + 10.0, seed=21)
     device = start.device(server, "pi-1", source, "--deadline-ms", 300, "--drain-s", 60)
     device.wait_for_results(8)
 
     server.signal_broker(signal.SIGSTOP)
     try:
-        time.sleep(CUT_S)
+        time.sleep(cut_s)
         alone = len(device.results())
     finally:
         server.signal_broker(signal.SIGCONT)
-    report = device.finish(CUT_S + 120.0)
+    report = device.finish(cut_s + 120.0)
 
     windows, results = harness.windows_of(source), device.results()
-    assert alone >= CUT_S / harness.HOP_S * 0.9, "the device did not go on alone"
+    assert alone >= cut_s / harness.HOP_S * 0.9, "the device did not go on alone"
     assert [r["window"] for r in results] == list(range(len(windows)))
     assert harness.cosines(results, windows, toy_model).min() > 0.99
     assert report["windows_captured"] == report["windows_acked"] == len(windows)
@@ -137,6 +139,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_only_what_could_not_be_sent_either_and_says_so(start, tmp_path, toy_bundle, small_disk):
     server = start.server("--no-training")
     server.put_table(harness.always(toy_bundle, "rpi4", "one"))
@@ -172,6 +175,7 @@ def test_a_full_disk_costs_only_what_could_not_be_sent_either_and_says_so(start,
     harness.until(lambda: server.counted("pi-1") == report["windows_acked"], 40.0, "every window counted")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FAKETIME, reason="libfaketime is not installed (Debian: libfaketime)")
 def test_a_clock_that_jumps_an_hour_either_way_disturbs_nothing(start, tmp_path, toy_bundle, toy_model, monkeypatch):
     server = start.server("--no-training")
@@ -187,8 +191,9 @@ def test_a_clock_that_jumps_an_hour_either_way_disturbs_nothing(start, tmp_path,
         device = start.device(server, "pi-1", source)
     for count, offset in ((16, "+3600"), (48, "-3600")):
         device.wait_for_results(count)
+        before = written(status)
         clock.write_text(f"{offset}\n")
-        harness.until(lambda: abs(written(status) - time.time() - int(offset)) < 100, 30.0, "a jump")  # noqa: B023
+        harness.until(lambda before=before: abs(written(status) - before) > 3000, 30.0, "a jump")
     report = device.finish()
 
     windows, results = harness.windows_of(source), device.results()

@@ -38,49 +38,51 @@ def constant(info, label, **changes):
     return replace(head, **changes)
 
 
+async def put_heads(hub, name, info, signing_key):
+    """What a device answers to two heads that fit, and then to six that must not be used."""
+    bucket, events = await hub.stream.key_value(subjects.HEADS), asyncio.Queue()
+
+    async def on_event(message):
+        await events.put(msgspec.json.decode(message.data))
+
+    await hub.client.subscribe(subjects.events(name), cb=on_event)
+
+    async def answer_to(record):
+        """The next event that is another than the last head's labels."""
+        await bucket.put(subjects.table_key("rpi4", name), record)
+        while True:
+            event = await asyncio.wait_for(events.get(), 15.0)
+            if event["event"] == "head_refused":
+                return event["reason"]
+            if event["detected"] != last:
+                return event["detected"]
+
+    last = []
+    said = {"first": await answer_to(sign_head(constant(info, "first"), signing_key))}
+    last = ["first"]
+    said["second"] = await answer_to(sign_head(constant(info, "second"), signing_key))
+    last = ["second"]
+    wide = constant(info, "wide", embedding_dim=17, weights=bytes(4 * 2 * 17))
+    for what, record in {
+        "unsigned": sign_head(constant(info, "x"), None),
+        "forged": sign_head(constant(info, "x"), minisign.generate_key()),
+        "garbage": b"{",
+        "foreign": sign_head(constant(info, "x", encoder="resnet18"), signing_key),
+        "wide": sign_head(wide, signing_key),
+        "changed": msgspec.json.encode(SignedHead(head=constant(info, "x").to_json().decode(), signature="no")),
+    }.items():
+        said[what] = await answer_to(record)
+    return said
+
+
 def test_heads_swap_between_windows_and_wrong_ones_are_refused_and_reported(start, quiet_server, tmp_path, toy_bundle):
-    server, name, info = quiet_server, "pi-heads", toy_bundle.manifest.info
+    server, name = quiet_server, "pi-heads"
     key = subjects.table_key("rpi4", name)
     source = harness.write_wav(tmp_path / "audio.wav", 4.0, seed=40)
     device = start.device(server, name, source, "--loop")
     device.wait_for_results(3)
 
-    async def play(hub):
-        bucket, events = await hub.stream.key_value(subjects.HEADS), asyncio.Queue()
-
-        async def on_event(message):
-            await events.put(msgspec.json.decode(message.data))
-
-        await hub.subscribe(subjects.events(name), on_event)
-
-        async def answer_to(record):
-            """The next event that is another than the last head's labels."""
-            await bucket.put(key, record)
-            while True:
-                event = await asyncio.wait_for(events.get(), 60.0)
-                if event["event"] == "head_refused":
-                    return event["reason"]
-                if event["detected"] != last:
-                    return event["detected"]
-
-        last = []
-        said = {"first": await answer_to(sign_head(constant(info, "first"), server.key))}
-        last = ["first"]
-        said["second"] = await answer_to(sign_head(constant(info, "second"), server.key))
-        last = ["second"]
-        wide = constant(info, "wide", embedding_dim=17, weights=bytes(4 * 2 * 17))
-        for what, record in {
-            "unsigned": sign_head(constant(info, "x"), None),
-            "forged": sign_head(constant(info, "x"), minisign.generate_key()),
-            "garbage": b"{",
-            "foreign": sign_head(constant(info, "x", encoder="resnet18"), server.key),
-            "wide": sign_head(wide, server.key),
-            "changed": msgspec.json.encode(SignedHead(head=constant(info, "x").to_json().decode(), signature="no")),
-        }.items():
-            said[what] = await answer_to(record)
-        return said
-
-    said = server.ask(play)
+    said = server.ask(lambda hub: put_heads(hub, name, toy_bundle.manifest.info, server.key))
     assert (said.pop("first"), said.pop("second")) == (["first"], ["second"])
     for what, reason in {
         "unsigned": "not signed", "forged": "trusted", "garbage": "not JSON", "foreign": "encoder: trained on",

@@ -95,7 +95,7 @@ def test_a_device_started_from_a_file_is_watched_measured_and_asked_how_it_is(
         said = json.loads(status(state, "--json")[1])
         assert said["healthy"] is True
         assert said["device"] == "pi-service"
-        assert said["pid"] == process._process.pid
+        assert said["pid"] == process.pid
         assert said["uplink"]["connected"] is True
         assert said["report"]["windows_lost"] == 0
         assert set(said["stage_ms"]) >= {"wait", "prefix", "encode", "spool", "publish"}

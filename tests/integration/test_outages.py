@@ -18,18 +18,18 @@ def test_a_killed_server_costs_no_window(start, tmp_path, toy_bundle, toy_model)
     device.wait_for_results(24)
 
     server.process.signal(signal.SIGKILL)
-    killed = time.time()
-    time.sleep(2.0)
-    alone = [r for r in device.results() if r["time"] > killed + 0.2]
+    killed = device.results()[-1]["window"] + 2  # what was on its way may have been answered
+    device.wait_for_results(killed + 10)
+    alone = [r for r in device.results() if r["window"] > killed]
     server.start()
-    restarted = time.time()
+    restarted = device.results()[-1]["window"]
     report = device.finish()
 
     windows, results = harness.windows_of(source), device.results()
     assert [r["window"] for r in results] == list(range(len(windows)))
     assert len(alone) >= 8
     assert {r["finished"] for r in alone} <= {"fallback", "device"}
-    assert any(r["finished"] == "server" for r in results if r["time"] > restarted + 1.0), "the link did not mend"
+    assert any(r["finished"] == "server" for r in results if r["window"] > restarted + 4), "the link did not mend"
     assert harness.cosines(results, windows, toy_model).min() > 0.99
     assert report["windows_captured"] == report["windows_acked"] == len(windows)
     assert report["windows_lost"] == report["windows_spooled"] == 0

@@ -8,6 +8,7 @@ import contextlib
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import decode_reply
+from runtime_server.broker.hub import Hub
 from runtime_server.ingest.ingest import Ingest
 from runtime_server.state.ledger import Ledger
 
@@ -40,13 +41,20 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def serving(hub, generations, trainer=None, partitions=range(subjects.PARTITIONS), rate=None):
-    ingest = Ingest(hub, generations, trainer, Ledger(), rate)
+async def serving(hub, generations, trainer=None, partitions=range(subjects.PARTITIONS), rate=None, **options):
+    ingest = Ingest(hub, generations, trainer, Ledger(), rate, **options)
     task = asyncio.create_task(ingest.run(partitions))
     try:
         yield ingest
     finally:
         await asyncio.wait_for(cancel_all([task]), 5.0)
+
+
+async def make_streams(url):
+    """Those that are not there, as a server that starts does."""
+    hub = Hub(url, "start")
+    await hub.connect(create=True)
+    await hub.close()
 
 
 async def settled(hub):

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import Tiny
+from waiting import eventually
 
 from runtime_edge.errors import BundleError, LinkError
 from runtime_edge.formats import minisign, subjects
@@ -21,6 +22,8 @@ from runtime_server.server import Server, ServerConfig
 from runtime_server.state.server_state import ServerState
 from runtime_server.training.trainer import TrainConfig
 from streamsplit_compile.encoder.encoders import load_encoder
+
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
@@ -63,8 +66,10 @@ async def send(hub, frame, window, name="pi-1"):
 
 
 async def counted(hub, count, name="pi-1"):
-    while (await hub.server_status())["windows"].get(name, 0) < count:
-        await asyncio.sleep(0.05)
+    async def enough():
+        return (await hub.server_status())["windows"].get(name, 0) >= count
+
+    await eventually(enough)
 
 
 async def released(hub, target="rpi4"):
@@ -196,13 +201,11 @@ def test_a_restart_goes_on_training_where_it_stood(run_server, sounds, frame_of,
     async def first(server, hub):
         for window, sound in enumerate(sounds):
             await send(hub, frame_of(sound, window, 1), window)
-        while server.trainer.steps < 12:
-            await asyncio.sleep(0.02)
+        await eventually(lambda: server.trainer.steps >= 12)
         assert file.exists(), "written while it trains"
 
     async def second(server, hub):
-        while server.learning.replayed is None:
-            await asyncio.sleep(0.02)
+        await eventually(lambda: server.learning.replayed is not None)
         return server.learning.replayed, (await hub.server_status())["training_steps"]
 
     _, before = run_server(first, **settings)
@@ -240,8 +243,8 @@ def test_what_it_measures_is_there_for_prometheus_and_tensorboard(
         for window, sound in enumerate(sounds):
             await send(hub, frame_of(sound, window, 1), window)
         await hub.stream.publish(subjects.frames("pi-1"), b"garbage")
-        while not server.releaser.outcomes or server.ingest.counters["garbage"] < 1 or server.trainer.steps < 10:
-            await asyncio.sleep(0.05)
+        await eventually(lambda: server.releaser.outcomes and server.ingest.counters["garbage"])
+        await eventually(lambda: server.trainer.steps >= 10)
         return await asyncio.to_thread(scrape)
 
     found, status = run_server(work, **settings)
@@ -280,8 +283,7 @@ def test_a_drop_in_held_out_quality_is_not_published(run_server, sounds, frame_o
     async def work(server, hub):
         for window, sound in enumerate(sounds):
             await send(hub, frame_of(sound, window, 1), window)
-        while server.trainer.steps < 120:
-            await asyncio.sleep(0.05)
+        await eventually(lambda: server.trainer.steps >= 120)
         await asyncio.sleep(1.0)  # what was released by then has been published
         bucket = await hub.stream.key_value(subjects.RELEASES)
         told = {decode_release(entry.value, "test").generation for entry in await bucket.history("rpi4")}

@@ -7,6 +7,8 @@ import torch
 
 from streamsplit_models.adapters import ast, clap, wav2vec2
 
+pytestmark = pytest.mark.integration
+
 installed = importlib.util.find_spec("transformers") is not None
 needs_transformers = pytest.mark.skipif(not installed, reason="transformers is not installed")
 FACTORIES = {ast: 192, clap: 128, wav2vec2: 192}

@@ -1,7 +1,10 @@
+import pytest
 import torch
 
 from streamsplit_models.efficientnet import efficientnet_b0
 from streamsplit_models.front_end import PRESETS
+
+pytestmark = pytest.mark.integration
 
 PUBLISHED = 5_288_548  # parameters of torchvision's efficientnet_b0, its 1000-way classifier included
 

@@ -8,6 +8,8 @@ import torch
 
 from streamsplit_models.mn import mn
 
+pytestmark = pytest.mark.integration
+
 CHECKPOINT = "mn04_as_mAP_432.pt"
 PUBLISHED_PARAMETERS = 983_599  # width 0.4, classifier included
 CLASSIFIER_PARAMETERS = (384 * 512 + 512) + (512 * 527 + 527)

@@ -3,6 +3,8 @@ import pytest
 from streamsplit_models.mobile import round_channels
 from streamsplit_models.mobilenet import mobilenet_v3_small
 
+pytestmark = pytest.mark.integration
+
 PUBLISHED_FEATURES = 927_008  # parameters of torchvision's mobilenet_v3_small().features
 
 

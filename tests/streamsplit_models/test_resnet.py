@@ -3,6 +3,8 @@ import torch
 
 from streamsplit_models.resnet import resnet18
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def encoder():

@@ -13,7 +13,7 @@ from tools.benchmarks import Section, publish
 
 @pytest.fixture
 def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(benchmarks, "_DOCS", tmp_path)
+    monkeypatch.setattr(benchmarks, "DOCS", tmp_path)
     return tmp_path
 
 

@@ -1,10 +1,10 @@
 import asyncio
 import threading
-import time
 import wave
 
 import numpy as np
 import pytest
+from waiting import eventually, until
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Capture
@@ -52,10 +52,7 @@ def thread_ends():
     before = set(threading.enumerate())
 
     def wait():
-        deadline = time.monotonic() + 5
-        while set(threading.enumerate()) - before:
-            assert time.monotonic() < deadline, "the capture thread does not end"
-            time.sleep(0.01)
+        until(lambda: set(threading.enumerate()) <= before, what="the capture thread ends")
 
     return wait
 
@@ -93,8 +90,9 @@ def test_the_next_window_comes_when_the_last_one_has_gone_through(sound, tmp_pat
         capturing, taken, stopping = capture(sound[0], tmp_path, **options), [], asyncio.Event()
         reading = asyncio.create_task(capturing.read(taken.append, stopping))
         counts = []
-        for _ in range(3):
-            await asyncio.sleep(0.3)
+        for count in (1, 2, 3):
+            await eventually(lambda count=count: len(taken) >= count)
+            await asyncio.sleep(0.1)  # for one that comes too early
             counts.append(len(taken))
             capturing.gone_through()
         stopping.set()
@@ -108,9 +106,10 @@ def test_it_has_not_read_to_the_end_before_the_last_window_has_gone_through(soun
     async def run():
         capturing, taken = capture(sound[0], tmp_path, realtime=True, speed=1000.0), []
         reading = asyncio.create_task(capturing.read(taken.append, asyncio.Event(), limit=2))
-        await asyncio.sleep(0.3)
+        await eventually(lambda: len(taken) == 1)
         capturing.gone_through()
-        await asyncio.sleep(0.3)
+        await eventually(lambda: len(taken) == 2)
+        await asyncio.sleep(0.1)
         early = reading.done()
         capturing.gone_through()
         await asyncio.wait_for(reading, 5)

@@ -21,8 +21,12 @@ def test_a_late_answer_teaches_unless_the_device_has_finished_the_window_itself(
 
 
 def test_what_was_taught_is_remembered_for_a_bounded_number_of_windows():
-    memory, given = DeviceMemory(8), embeddings(1)
+    memory, given = DeviceMemory(8), embeddings(2)
     for window in range(5000):
         memory.teach(window, given[0])
-    assert len(memory._taught) == 1024
+    before = memory.mixture.to_bytes()
+    memory.teach_late(5000 - 1024, given[1])
+    assert memory.mixture.to_bytes() == before
+    memory.teach_late(5000 - 1025, given[1])
+    assert memory.mixture.to_bytes() != before
     assert 0.0 <= memory.uncertainty <= 1.0

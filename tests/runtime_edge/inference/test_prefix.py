@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -75,22 +76,21 @@ def test_the_order_of_cuts_makes_no_difference(prefix, windows):
 
 def test_advancing_runs_each_block_once(small_bundle, windows):
     prefix = Prefix(small_bundle)
-    prefix.load_all()
-    runs = []
+    backend, runs = prefix.backend, []
 
     class Counted:
-        def __init__(self, index, block):
-            self.index, self.block = index, block
+        def __init__(self, block):
+            self.block = block
 
         def run(self):
-            runs.append(self.index)
+            runs.append(self)
             self.block.run()
 
-    prefix._blocks = [Counted(index, block) for index, block in enumerate(prefix._blocks)]
+    prefix.backend = SimpleNamespace(load=lambda *arguments: Counted(backend.load(*arguments)))
     prefix.start(windows[0])
     for cut in (0, 2, 1, 2, prefix.last_cut, prefix.last_cut):
         prefix.advance(cut)
-    assert runs == list(range(prefix.last_cut))
+    assert len(runs) == len(set(runs)) == prefix.last_cut
 
 
 def test_blocks_are_loaded_when_a_cut_first_needs_them(small_bundle, windows):
@@ -155,19 +155,16 @@ def test_the_self_test_notices_another_embedding(bundle_copy):
 
 @pytest.fixture
 def memory(monkeypatch):
-    """`memory(prefix)`: pretend that the process holds 100 MB and 10 MB for each loaded block; gives the loads."""
+    """`memory(prefix)`: pretend that a process holds `rest[0]` MB and 10 MB for each loaded block; gives the loads."""
     loads = []
 
-    def watch(prefix):
-        held = lambda: 100.0 + 10.0 * sum(block is not None for block in prefix._blocks)  # noqa: E731
-        monkeypatch.setattr(prefix_module, "rss_mb", held)
+    def watch(prefix, rest=(100.0,)):
+        monkeypatch.setattr(prefix_module, "rss_mb", lambda: rest[0] + 10.0 * len(loaded(prefix)))
         load = prefix.load
 
         def counted(index):
             loads.append(index)
-            block = load(index)
-            prefix._resident_mb[index] = 10.0
-            return block
+            return load(index)
 
         monkeypatch.setattr(prefix, "load", counted)
         return loads
@@ -176,7 +173,7 @@ def memory(monkeypatch):
 
 
 def loaded(prefix):
-    return [index for index, block in enumerate(prefix._blocks) if block is not None]
+    return [index for index in range(prefix.last_cut) if index not in prefix.missing]
 
 
 def test_under_a_memory_limit_the_embedding_is_the_same(prefix, windows, small_bundle):
@@ -190,8 +187,15 @@ def test_under_a_memory_limit_the_embedding_is_the_same(prefix, windows, small_b
 
 def test_a_memory_limit_unloads_the_deepest_blocks_that_were_not_needed_lately(small_bundle, windows, memory):
     prefix = Prefix(small_bundle, memory_limit_mb=135.0)  # room for three of the four blocks
-    loads = memory(prefix)
-    prefix._resident_mb = [10.0] * 4
+    rest = [0.0]
+    loads = memory(prefix, rest)
+    prefix.embed(windows[0])  # what a block holds is known once it has been loaded
+    rest[0] = 1000.0
+    for _ in range(128):
+        prefix.start(windows[0])
+    assert loaded(prefix) == []
+    rest[0] = 100.0
+    loads.clear()
     prefix.start(windows[0])
     prefix.advance(3)
     assert (loaded(prefix), loads) == ([0, 1, 2], [0, 1, 2])
@@ -210,13 +214,14 @@ def test_a_memory_limit_unloads_the_deepest_blocks_that_were_not_needed_lately(s
 
 def test_blocks_not_needed_for_long_are_unloaded_while_the_process_is_above_its_limit(small_bundle, windows, memory):
     prefix = Prefix(small_bundle, memory_limit_mb=1000.0)
-    memory(prefix)
+    rest = [100.0]
+    memory(prefix, rest)
     prefix.embed(windows[0])
     for _ in range(200):
         prefix.start(windows[0])
         prefix.advance(1)
     assert loaded(prefix) == [0, 1, 2, 3]
-    prefix._limit_mb = 125.0
+    rest[0] = 975.0
     for _ in range(64):
         prefix.start(windows[0])
         prefix.advance(1)

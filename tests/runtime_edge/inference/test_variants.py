@@ -1,12 +1,12 @@
+import importlib.util
+import os
+
 import msgspec
 import pytest
 
 from runtime_edge.errors import BundleError, MissingExtra
-from runtime_edge.inference import variants
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.variants import choose_variant, runtime_options
-
-INSTALLED, MISSING = ("numpy",), ("no_such_module",)
 
 
 @pytest.fixture
@@ -38,8 +38,9 @@ def installed(monkeypatch):
     """`installed("onnx")`: only runtimes of these formats are there."""
 
     def only(*formats):
-        for name in ("onnx", "tflite"):
-            monkeypatch.setitem(variants._MODULES, name, INSTALLED if name in formats else MISSING)
+        modules = {"onnx": {"onnxruntime"}, "tflite": {"ai_edge_litert", "tflite_runtime"}}
+        there = set().union(*(modules[name] for name in formats))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda module: module if module in there else None)
 
     return only
 
@@ -84,7 +85,7 @@ def test_a_variant_asked_for_must_be_there(manifest, installed):
 def test_threads_and_providers_are_the_target_s(manifest, monkeypatch):
     found = manifest("onnx-fp32", threads=4, providers=("coreml", "cpu"))
     for processors, threads in ((8, 4), (2, 2)):
-        monkeypatch.setattr(variants, "_processors", lambda processors=processors: processors)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, count=processors: set(range(count)), raising=False)
         assert runtime_options(found, "board") == RuntimeOptions(threads, ("coreml", "cpu"))
     assert runtime_options(found, "board", threads=3).threads == 3
     assert runtime_options(found, "another") == RuntimeOptions()

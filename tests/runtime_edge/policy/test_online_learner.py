@@ -91,9 +91,10 @@ def test_windows_that_are_never_finished_are_forgotten() -> None:
     for window in range(5000):
         learner.decided(window, 0, 1, AT)
     learner.finished(0, 0.5, 1.0, 1.0)
-    learner.finished(77, 0.5, 1.0, 1.0)
+    learner.finished(5000 - 257, 0.5, 1.0, 1.0)
     assert learner.updates == 0
-    assert len(learner._windows) <= 256
+    learner.finished(5000 - 256, 0.5, 1.0, 1.0)
+    assert learner.updates == 1
 
 
 def test_what_was_learnt_survives_a_restart_and_only_with_its_table() -> None:

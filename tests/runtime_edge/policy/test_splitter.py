@@ -79,12 +79,10 @@ def test_a_bin_of_the_round_trip_is_left_only_past_its_jitter() -> None:
 
 
 def test_what_cannot_end_a_dwell_has_no_dead_band() -> None:
-    splitter = Splitter(make(SLOW_LOCAL_FAST_WAVEFORM, axis="uncertainty", edges=(0.5,), dead_band=0.1), CUTS)
-    rows = []
-    for value in (0.49, 0.51, 0.49):
-        splitter._uncertainty = value
-        rows.append(splitter.choose(None, 0.1, 1.0, 80.0).row)
-    assert rows == [0, 1, 0]
+    splitter = Splitter(
+        make(SLOW_LOCAL_FAST_WAVEFORM, axis="uncertainty", edges=(0.5,), dead_band=0.1), CUTS, uncertainty_smoothing=1.0
+    )
+    assert [splitter.choose(value, 0.1, 1.0, 80.0).row for value in (0.49, 0.51, 0.49)] == [0, 1, 0]
 
 
 def test_a_dead_band_is_narrow_enough_for_a_jump_over_several_bins() -> None:
@@ -96,14 +94,10 @@ def test_a_dead_band_is_narrow_enough_for_a_jump_over_several_bins() -> None:
 def test_after_a_change_a_cut_is_kept_for_the_dwell_unless_link_or_load_move() -> None:
     axes = (StateAxis(name="uncertainty", edges=(0.5,)), StateAxis(name="cpu", edges=(0.5,)))
     q = tuple(tuple(9.0 * (action == best) for action in range(5)) for best in (0, 1, 2, 3))
-    splitter = Splitter(make(q, state=axes, dwell=4, hysteresis=0.0), CUTS)
+    splitter = Splitter(make(q, state=axes, dwell=4, hysteresis=0.0), CUTS, uncertainty_smoothing=1.0)
 
     def actions(*states: tuple[float, float]) -> list[int]:
-        found = []
-        for uncertainty, cpu in states:
-            splitter._uncertainty = uncertainty
-            found.append(splitter.choose(None, cpu, 1.0, 80.0).action)
-        return found
+        return [splitter.choose(uncertainty, cpu, 1.0, 80.0).action for uncertainty, cpu in states]
 
     sure, unsure = (0.1, 0.1), (0.9, 0.1)
     assert actions(sure, unsure, unsure, unsure, unsure, sure, sure, sure, sure) == [0, 0, 0, 0, 2, 2, 2, 2, 0]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_edge.transport.fast_client import _Sorter
+from runtime_edge.transport.fast_client import InboxSorter
 
 INBOX = "_INBOX.pi-1.abc"
 NOBODY = b"NATS/1.0 503\r\n\r\n"
@@ -38,7 +38,7 @@ class Library(asyncio.Protocol):
 @given(st.lists(st.sampled_from(OPERATIONS), max_size=12), st.lists(st.integers(1, 40), max_size=60))
 def test_messages_are_sorted_whatever_the_pieces_they_come_in(operations, sizes):
     library, taken = Library(), []
-    sorter = _Sorter(library, INBOX, lambda *message: taken.append(message))
+    sorter = InboxSorter(library, INBOX, lambda *message: taken.append(message))
     stream = b"".join(operation for operation, _ in operations)
     for size in [*sizes, len(stream)]:
         if piece := stream[:size]:
@@ -58,14 +58,14 @@ def test_an_answer_that_cannot_be_handled_is_logged_and_the_next_one_is_taken(ca
             raise RuntimeError("of this answer")
         taken.append(token)
 
-    sorter = _Sorter(Library(), INBOX, take)
+    sorter = InboxSorter(Library(), INBOX, take)
     sorter.data_received(b"MSG _INBOX.pi-1.abc.bad 2 0\r\n\r\nMSG _INBOX.pi-1.abc.good 2 0\r\n\r\n")
     assert taken == ["good"]
     assert "cannot be handled" in caplog.text
 
 
 def test_what_is_no_protocol_of_a_broker_ends_the_connection():
-    sorter = _Sorter(Library(), INBOX, lambda *message: None)
+    sorter = InboxSorter(Library(), INBOX, lambda *message: None)
     with pytest.raises(ValueError, match="invalid literal"):  # asyncio closes the connection then
         sorter.data_received(b"MSG _INBOX.pi-1.abc.1 2 many\r\n")
 
@@ -79,6 +79,6 @@ def test_what_is_no_protocol_of_a_broker_ends_the_connection():
     ],
 )
 def test_a_length_that_no_broker_of_ours_announces_ends_the_connection(start, why):
-    sorter = _Sorter(Library(), INBOX, lambda *message: None)
+    sorter = InboxSorter(Library(), INBOX, lambda *message: None)
     with pytest.raises(ValueError, match=why):
         sorter.data_received(start)

@@ -284,14 +284,11 @@ def test_another_program_s_database_is_left_alone(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["other.db"]
 
 
-def limit_pages(spool: Spool, pages: int) -> None:
-    """Make SQLite report a full disk, as the file system would, at this many pages."""
-    spool._db.execute(f"PRAGMA max_page_count = {pages}")
-
-
-def test_a_full_disk_is_one_error_and_the_spool_goes_on(spool: Spool, path: Path) -> None:
+def test_a_full_disk_is_one_error_and_the_spool_goes_on(
+    connections: list[sqlite3.Connection], spool: Spool, path: Path
+) -> None:
     fill(spool, 10)
-    limit_pages(spool, 20)
+    connections[0].execute("PRAGMA max_page_count = 20")  # SQLite reports a full disk then, as the file system would
     with pytest.raises(SpoolError, match="full") as caught:
         fill(spool, 100)
     stored = ids(spool)
@@ -300,7 +297,7 @@ def test_a_full_disk_is_one_error_and_the_spool_goes_on(spool: Spool, path: Path
     assert str(path) in str(caught.value)
     assert 10 <= len(stored) < 100
     assert spool.depth() == len(stored)
-    limit_pages(spool, 100_000)
+    connections[0].execute("PRAGMA max_page_count = 100000")
     spool.put("after", 1, b"x", 1.0)
     assert ids(spool) == [*stored, "after"]
 
@@ -380,9 +377,9 @@ def test_the_file_stays_near_its_bound(path: Path, size: int) -> None:
         assert used < 1.5 * 2 * MIB + 8 * MIB
 
 
-def test_power_safe_waits_for_the_disk(path: Path) -> None:
-    with closing(Spool(path, MIB, power_safe=True)) as spool:
-        assert spool._db.execute("PRAGMA synchronous").fetchone()[0] == 2
-    with closing(Spool(path, MIB)) as spool:
-        assert spool._db.execute("PRAGMA synchronous").fetchone()[0] == 1
-        assert spool._db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+def test_power_safe_waits_for_the_disk(connections: list[sqlite3.Connection], path: Path) -> None:
+    with closing(Spool(path, MIB, power_safe=True)):
+        assert connections[-1].execute("PRAGMA synchronous").fetchone()[0] == 2
+    with closing(Spool(path, MIB)):
+        assert connections[-1].execute("PRAGMA synchronous").fetchone()[0] == 1
+        assert connections[-1].execute("PRAGMA journal_mode").fetchone()[0] == "wal"

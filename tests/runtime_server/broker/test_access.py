@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from runtime_edge.errors import FormatError, SscError, UsageError
 from runtime_edge.formats.credentials import Credentials, new_seed, public_key, read_seed
 from runtime_server.broker.access import Access, SecurityConfig
-from runtime_server.broker.broker_process import _binary, embedded, outside
+from runtime_server.broker.broker_process import broker_program, embedded, outside
 from runtime_server.cli.device_commands import device
 
 SEED = "SUANNOXSOVSW2C2OZWOKL34QZO5JI7O4FCRAC7NXO6FL3FECPSQSTQXYA4"
@@ -151,7 +151,7 @@ def test_the_printed_configuration_is_one_nats_server_takes(tmp_path):
     _ssc("add", "phone", "--reader", *state)
     (tmp_path / "access.conf").write_text(_ssc("config", *state))
     (tmp_path / "nats.conf").write_text('include "access.conf"\n')
-    checked = subprocess.run([_binary(), "-t", "-c", tmp_path / "nats.conf"], capture_output=True, text=True)
+    checked = subprocess.run([broker_program(), "-t", "-c", tmp_path / "nats.conf"], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
 
 

@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import time
 
-import pytest
+from waiting import eventually
 
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import flush
@@ -18,14 +17,14 @@ SUBJECT = subjects.frames("pi-1")
 
 @contextlib.asynccontextmanager
 async def reading(hub, partition=PARTITION, acknowledge=True, held=None):
-    """A queue of (seconds, message) fed by a consumer in its own task."""
+    """A queue of messages fed by a consumer in its own task."""
     found = asyncio.Queue()
 
     async def read():
         async for message in PullConsumer(hub.client, partition, held).messages():
             if acknowledge:
                 await message.ack()
-            await found.put((time.monotonic(), message))
+            await found.put(message)
 
     task = asyncio.create_task(read())
     try:
@@ -40,26 +39,29 @@ async def take(found, count, timeout_s=10.0):
 
 def test_a_message_is_handed_out_at_once_though_the_batch_is_not_full(play):
     async def work(hub):
-        async with reading(hub) as found:
-            await asyncio.sleep(0.3)
-            delays = []
-            for number in range(5):
-                started = time.monotonic()
-                await hub.stream.publish(SUBJECT, b"%d" % number)
-                delays += [arrived - started for arrived, _ in await take(found, 1)]
-            return delays
+        requests = []
 
-    assert max(play(work)) < 1.0
+        async def on_request(message):
+            requests.append(message)
+
+        await hub.client.subscribe("$JS.API.CONSUMER.MSG.NEXT.>", cb=on_request)
+        async with reading(hub) as found:
+            for number in range(5):
+                await hub.stream.publish(SUBJECT, b"%d" % number)
+                await take(found, 1)
+            return len(requests)
+
+    assert play(work) < 5, "each message came only when a request had expired"
 
 
 def test_more_than_a_batch_comes_in_order_and_once(play):
-    count = 3 * consumer._BATCH + 5
+    count = 3 * consumer.BATCH + 5
 
     async def work(hub):
         for number in range(count):
             await hub.stream.publish(SUBJECT, b"%d" % number)
         async with reading(hub) as found:
-            received = [int(message.data) for _, message in await take(found, count)]
+            received = [int(message.data) for message in await take(found, count)]
             await asyncio.sleep(0.3)
             return received, found.qsize()
 
@@ -72,45 +74,41 @@ def test_other_partitions_are_left_alone(play):
         await hub.stream.publish(subjects.frames(other), b"other")
         await hub.stream.publish(SUBJECT, b"own")
         async with reading(hub) as found:
-            return [message.data for _, message in await take(found, 1)], found.qsize()
+            return [message.data for message in await take(found, 1)], found.qsize()
 
     assert play(work) == ([b"own"], 0)
 
 
-def test_what_was_not_acknowledged_comes_again_to_the_next_reader(play, monkeypatch):
-    monkeypatch.setattr(consumer, "_ACK_WAIT_S", 1.0)
-
+def test_what_was_not_acknowledged_comes_again_to_the_next_reader(play):
     async def work(hub):
         for number in range(3):
             await hub.stream.publish(SUBJECT, b"%d" % number)
-        async with reading(hub, acknowledge=False) as found:
-            messages = [message for _, message in await take(found, 3)]
+        async with reading(hub, acknowledge=False, held=Held(1.0)) as found:
+            messages = await take(found, 3)
             await messages[1].ack()
         await flush(hub.client)
-        async with reading(hub) as found:
-            again = sorted(message.data for _, message in await take(found, 2))
+        async with reading(hub, held=Held(1.0)) as found:
+            again = sorted(message.data for message in await take(found, 2))
             await asyncio.sleep(1.5)
             return again, found.qsize()
 
     assert play(work) == ([b"0", b"2"], 0)
 
 
-def test_what_is_held_is_not_delivered_again_and_what_was_let_go_is(play, monkeypatch):
-    monkeypatch.setattr(consumer, "_ACK_WAIT_S", 1.0)
-
+def test_what_is_held_is_not_delivered_again_and_what_was_let_go_is(play):
     async def work(hub):
         await hub.stream.publish(SUBJECT, b"slow")
         await hub.stream.publish(SUBJECT, b"lost")
-        held = Held()
+        held = Held(1.0)
         keeper = asyncio.create_task(held.keep())
         async with reading(hub, acknowledge=False, held=held) as found:
-            (_, slow), (_, lost) = await take(found, 2)
+            slow, lost = await take(found, 2)
             held.let_go(lost)
-            again = [message for _, message in await take(found, 1)]
+            again = await take(found, 1)
             await asyncio.sleep(2.0)
             await slow.ack()
             held.let_go(slow)
-            again += [found.get_nowait()[1] for _ in range(found.qsize())]
+            again += [found.get_nowait() for _ in range(found.qsize())]
             await cancel_all([keeper])
             return [message.data for message in again]
 
@@ -122,26 +120,21 @@ def test_a_device_cannot_pass_a_frame_off_as_a_word_of_the_broker(play):
         await hub.stream.publish(SUBJECT, b"poison", headers={"Status": "404"})
         await hub.stream.publish(SUBJECT, b"next")
         async with reading(hub) as found:
-            return [message.data for _, message in await take(found, 2)]
+            return [message.data for message in await take(found, 2)]
 
     assert play(work) == [b"poison", b"next"]
 
 
-@pytest.mark.slow
-def test_it_goes_on_within_seconds_when_the_broker_was_restarted(play, broker):
+def test_it_goes_on_when_the_broker_was_restarted(play, broker):
     async def work(hub):
         async with reading(hub) as found:
             await hub.stream.publish(SUBJECT, b"before")
             await take(found, 1)
             await broker.stop()
             await broker.start()
-            while not hub.client.is_connected:
-                await asyncio.sleep(0.05)
-            started = time.monotonic()
+            await eventually(lambda: hub.client.is_connected)
             await hub.stream.publish(SUBJECT, b"after")
-            ((arrived, message),) = await take(found, 1)
-            return arrived - started, message.data
+            (message,) = await take(found, 1, 25.0)
+            return message.data
 
-    seconds, data = play(work)
-    assert data == b"after"
-    assert seconds < 2 * consumer._SILENCE_S
+    assert play(work) == b"after"

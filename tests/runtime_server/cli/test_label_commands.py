@@ -12,6 +12,8 @@ import soundfile
 from runtime_edge.formats.records.head import read_head
 from streamsplit_compile.cli.main import main, ssc
 
+pytestmark = pytest.mark.integration
+
 PAGE = Path(__file__).parents[3] / "docs" / "events.md"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import time
 
 import pytest
+from virtual_time import VirtualTime
 
 from runtime_edge.errors import CheckFailed, SourceError
 from runtime_server.demo.demo_summary import check_summary
@@ -31,6 +31,8 @@ SUMMARY = {"devices": {"pi": DEVICE}, "parity_max_abs_error": 1e-6}
 def transfer(phases: list[Phase], size: int, one_way_ms: float) -> float:
     """Seconds that `size` bytes take through a shaper to an echo server that answers when it has them all."""
 
+    time = VirtualTime()
+
     async def run() -> float:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readexactly(size)
@@ -40,15 +42,15 @@ def transfer(phases: list[Phase], size: int, one_way_ms: float) -> float:
             await writer.wait_closed()
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        shaper = Shaper(server.sockets[0].getsockname()[1], phases, one_way_ms)
+        shaper = Shaper(server.sockets[0].getsockname()[1], phases, one_way_ms, time.clock, time.sleep)
         await shaper.start()
         try:
             shaper.begin()
-            started = time.monotonic()
+            started = time.seconds
             reader, writer = await asyncio.open_connection("127.0.0.1", shaper.port)
             writer.write(bytes(size))
             assert await asyncio.wait_for(reader.readexactly(4), 10) == b"done"
-            seconds = time.monotonic() - started
+            seconds = time.seconds - started
             writer.close()
             await writer.wait_closed()
             return seconds
@@ -68,16 +70,17 @@ def test_the_uplink_has_the_rate_and_the_delay_of_the_plan() -> None:
 
 
 def test_the_rate_changes_with_the_phase_and_the_last_phase_stays() -> None:
-    shaper = Shaper(1, [Phase(0.05, 8.0), Phase(0.05, 1.0)], 25.0)
-    time.sleep(0.06)
+    time = VirtualTime()
+    shaper = Shaper(1, [Phase(5.0, 8.0), Phase(5.0, 1.0)], 25.0, time.clock)
+    time.seconds = 6.0
     assert shaper.now() == LinkState(), "nothing is shaped before the schedule begins"
     shaper.begin()
     assert shaper.now() == LinkState(one_way_ms=25.0, uplink_mbps=8.0)
 
     assert shaper.uplink_mbps() == 8.0
-    time.sleep(0.06)
+    time.seconds += 6.0
     assert shaper.uplink_mbps() == 1.0
-    time.sleep(0.1)
+    time.seconds += 10.0
     assert shaper.uplink_mbps() == 1.0
 
 

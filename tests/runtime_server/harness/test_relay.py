@@ -1,13 +1,15 @@
-"""The emulated link: what it delays, and that an outage loses nothing. Nothing is asserted on upper bounds of time."""
+"""The emulated link: what it delays, in virtual time, and that an outage loses nothing."""
 
 import asyncio
-import time
+
+from virtual_time import VirtualTime
 
 from runtime_server.harness.relay import LinkState, Relay
 
 
 def through(state, work):
-    """`await work(reader, writer, relay)` on a connection to an echo server behind a relay."""
+    """What `work(reader, writer, relay)` gives on a connection to an echo server behind a relay, and the seconds."""
+    time = VirtualTime()
 
     async def run():
         async def echo(reader, writer):
@@ -17,13 +19,15 @@ def through(state, work):
             writer.close()
 
         server = await asyncio.start_server(echo, "127.0.0.1", 0)
-        relay = Relay(server.sockets[0].getsockname()[:2])
+        relay = Relay(server.sockets[0].getsockname()[:2], clock=time.clock, sleep=time.sleep)
         relay.state = state
         await relay.start()
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
             try:
-                return await asyncio.wait_for(work(reader, writer, relay), 30)
+                began = time.seconds
+                found = await asyncio.wait_for(work(reader, writer, relay), 30)
+                return found, time.seconds - began
             finally:
                 writer.close()
                 await writer.wait_closed()
@@ -36,21 +40,19 @@ def through(state, work):
 
 
 async def there_and_back(reader, writer, size):
-    began = time.monotonic()
     writer.write(bytes(range(256)) * (size // 256))
     data = await reader.readexactly(size)
     assert data == bytes(range(256)) * (size // 256)
-    return time.monotonic() - began
 
 
 def test_both_ways_are_delayed_and_the_order_stays_under_jitter():
-    seconds = through(LinkState(40.0, 20.0), lambda reader, writer, relay: there_and_back(reader, writer, 25_600))
+    _, seconds = through(LinkState(40.0, 20.0), lambda reader, writer, relay: there_and_back(reader, writer, 25_600))
     assert seconds > 0.04
 
 
 def test_both_rates_hold():
     state = LinkState(uplink_mbps=4.0, downlink_mbps=8.0)
-    seconds = through(state, lambda reader, writer, relay: there_and_back(reader, writer, 51_200))
+    _, seconds = through(state, lambda reader, writer, relay: there_and_back(reader, writer, 51_200))
     assert seconds > 51_200 * 8 / 4e6
 
 
@@ -74,8 +76,10 @@ def test_what_is_sent_first_arrives_first_on_a_thin_link():
     async def work(reader, writer, relay):
         writer.write(bytes(1500))
         await reader.readexactly(6)
-        began = time.monotonic()
+        first = relay.passed["down"]
         await reader.readexactly(1494)
-        return time.monotonic() - began
+        return first
 
-    assert through(LinkState(uplink_mbps=0.15), work) > 0.5 * 1500 * 8 / 0.15e6
+    first, seconds = through(LinkState(uplink_mbps=0.15), work)
+    assert first < 750
+    assert seconds > 0.5 * 1500 * 8 / 0.15e6

@@ -8,16 +8,15 @@ import threading
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from peers import Peer, serving, settled
+from peers import Peer, make_streams, serving, settled
+from waiting import eventually
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import encode_frame
-from runtime_server.broker import consumer
 from runtime_server.broker.hub import DEAD, Hub
 from runtime_server.cli.server_commands import server
 from runtime_server.ingest import dead_letters as dead
-from runtime_server.ingest import ingest as ingest_module
 from runtime_server.ingest.ingest import Ingest
 from runtime_server.ingest.rate import RateLimit
 from runtime_server.state import suspects
@@ -46,6 +45,10 @@ def breaks(generations, monkeypatch, how):
         return complete(cut, activations)
 
     monkeypatch.setattr(served, "complete", picky)
+
+
+async def three_letters(hub):
+    return len(await dead.newest(hub, 10)) == 3
 
 
 def out_of_range():
@@ -87,10 +90,7 @@ def test_the_commands_show_and_remove_what_was_put_away(play, broker, generation
         await peer.send(torn, 8)
         async with serving(hub, generations):
             await peer.replies(1)
-            for _ in range(100):
-                if len(await dead.newest(hub, 10)) == 3:
-                    break
-                await asyncio.sleep(0.05)
+            await eventually(lambda: three_letters(hub))
             await settled(hub)
 
     def run(*arguments):
@@ -126,8 +126,7 @@ def test_a_flood_of_garbage_fills_neither_the_stream_nor_the_log(play, generatio
         for window in range(40):
             await peer.send(b"garbage", window)
         async with serving(hub, generations, rate=RateLimit(0.005, lambda: 0.0)) as ingest:
-            while ingest.counters["garbage"] < 40:
-                await asyncio.sleep(0.05)
+            await eventually(lambda: ingest.counters["garbage"] >= 40)
             await settled(hub)
             return ingest.counters, len(await dead.newest(hub, 100))
 
@@ -136,19 +135,15 @@ def test_a_flood_of_garbage_fills_neither_the_stream_nor_the_log(play, generatio
     assert letters == 5
 
 
-def test_a_frame_that_cannot_be_put_away_comes_again(play, generations, monkeypatch):
-    monkeypatch.setattr(ingest_module, "_AGAIN_S", 0.5)
-
+def test_a_frame_that_cannot_be_put_away_comes_again(play, broker, generations):
     async def work(hub):
         peer = await Peer(hub).listen()
         await hub.stream.delete_stream(DEAD)
         await peer.send(b"garbage", 0)
-        async with serving(hub, generations) as ingest:
-            while ingest.counters["garbage"] < 1:
-                await asyncio.sleep(0.05)
-            await hub._create()
-            while ingest.counters["dead"] < 1:
-                await asyncio.sleep(0.05)
+        async with serving(hub, generations, again_s=0.5) as ingest:
+            await eventually(lambda: ingest.counters["garbage"])
+            await make_streams(broker.url)
+            await eventually(lambda: ingest.counters["dead"])
             await settled(hub)
             return len(await dead.newest(hub, 10))
 
@@ -158,7 +153,6 @@ def test_a_frame_that_cannot_be_put_away_comes_again(play, generations, monkeypa
 def test_a_frame_that_the_server_dies_of_is_found_out_and_no_other_suffers(
     play, broker, generations, sounds, frame_of, poison, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(consumer, "_ACK_WAIT_S", 1.0)
     hung, end = threading.Event(), threading.Event()
 
     def hang():
@@ -173,10 +167,10 @@ def test_a_frame_that_the_server_dies_of_is_found_out_and_no_other_suffers(
         hub = Hub(broker.url, "server")
         await hub.connect()
         hung.clear()
-        ingest = Ingest(hub, generations, None, ledger, suspects=Suspects(tmp_path, range(subjects.PARTITIONS)))
+        blamed = Suspects(tmp_path, range(subjects.PARTITIONS))
+        ingest = Ingest(hub, generations, None, ledger, suspects=blamed, ack_wait_s=1.0)
         tasks.append(asyncio.create_task(ingest.run(range(subjects.PARTITIONS))))
-        while not hung.is_set() and not ingest.counters["dead"]:
-            await asyncio.sleep(0.05)
+        await eventually(lambda: hung.is_set() or ingest.counters["dead"])
         if not hung.is_set():
             await settled(hub)
         await hub.close()

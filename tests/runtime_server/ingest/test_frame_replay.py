@@ -6,6 +6,8 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from peers import make_streams
+from waiting import eventually
 
 from runtime_edge.audio.wire_streams import AudioStreamEncoder
 from runtime_edge.base.aio import cancel_all
@@ -27,7 +29,7 @@ assert len({subjects.partition(name) for name in DEVICES}) > 2
 @pytest.fixture
 def trainer_of(generations):
     def make(**config):
-        model = first_model(generations._graph, generations.newest)
+        model = first_model(generations.graph, generations.newest)
         return Trainer(model, TrainConfig(**{"batch": 8, "min_windows": 8, "learning_rate": 1e-3, **config}), 6)
 
     return make
@@ -56,18 +58,14 @@ async def ingesting(hub, generations, trainer, ledger):
 
 
 async def counted(ledger, count):
-    for _ in range(400):
-        if sum(ledger.counts().values()) >= count:
-            return
-        await asyncio.sleep(0.025)
-    raise AssertionError(f"{ledger.counts()} instead of {count}")
+    await eventually(lambda: sum(ledger.counts().values()) >= count, what=f"{count} windows counted")
 
 
 def held(trainer):
     """Every window that trains or judges, with what it holds."""
     return {
         (w.device, w.boot, w.index): (w.sequence, w.cut, w.uncertainty, w.activation.numpy().tobytes())
-        for buffer in (trainer._buffer, trainer._held_out)
+        for buffer in (trainer.buffer, trainer.held_out)
         for device in DEVICES
         for w in buffer.windows(device)
     }
@@ -116,7 +114,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(play, generation
     averaged = resumed.averaged_tensors()
     assert all(np.array_equal(value, averaged[name]) for name, value in trainer.averaged_tensors().items())
     assert resumed.judge([resumed.model]) == trainer.judge([trainer.model])
-    assert resumed._memory.to_bytes() == trainer._memory.to_bytes()
+    assert resumed.memory.to_bytes() == trainer.memory.to_bytes()
 
 
 def test_without_a_checkpoint_the_counted_windows_train_again(play, generations, trainer_of, send):
@@ -133,7 +131,7 @@ def test_without_a_checkpoint_the_counted_windows_train_again(play, generations,
     assert outcome.taken == 5 * 30
     assert outcome.skipped == {"uncounted": 10}
     assert held(fresh) == held(trainer)
-    assert fresh._memory.windows == trainer._memory.windows == 5 * 30
+    assert fresh.memory.windows == trainer.memory.windows == 5 * 30
     assert fresh.ready
 
 
@@ -159,7 +157,7 @@ def test_windows_after_the_checkpoint_are_taken_and_those_before_are_not_learnt_
     trainer, resumed, outcome = play(work)
     assert (outcome.put_back, outcome.taken) == (5 * 20 - 5 * 4, 5 * 12), "embeddings are not kept"
     assert held(resumed) == held(trainer)
-    assert resumed._memory.windows == trainer._memory.windows == 5 * 32
+    assert resumed.memory.windows == trainer.memory.windows == 5 * 32
 
 
 def test_beside_live_ingest_each_window_teaches_once(play, generations, trainer_of, send):
@@ -179,7 +177,7 @@ def test_beside_live_ingest_each_window_teaches_once(play, generations, trainer_
 
     trainer, outcome = play(work)
     assert outcome.taken == 5 * 30
-    assert trainer._memory.windows == 5 * 80
+    assert trainer.memory.windows == 5 * 80
     assert set(held(trainer)) == {(device, boot, window) for device, boot, window in streams(80) if window % 5 != 4}
 
 
@@ -210,7 +208,7 @@ def test_it_is_bounded_by_frames_bytes_and_age(play, generations, trainer_of, se
     assert part.taken == 20 * len(own) < 100
 
 
-def test_places_in_a_stream_that_was_made_anew_mean_nothing(play, generations, trainer_of, send, tmp_path):
+def test_places_in_a_stream_that_was_made_anew_mean_nothing(play, broker, generations, trainer_of, send, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoint.pt", "tiny")
 
     async def work(hub):
@@ -221,7 +219,7 @@ def test_places_in_a_stream_that_was_made_anew_mean_nothing(play, generations, t
         await Replay(hub, generations, trainer, ledger).run(ALL)
         checkpoints.save(trainer)
         await hub.stream.delete_stream(subjects.STREAM)
-        await hub._create()
+        await make_streams(broker.url)
         await send(hub, streams(10, "later"))
         resumed = trainer_of()
         checkpoints.load(resumed)

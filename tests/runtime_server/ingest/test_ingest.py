@@ -202,7 +202,7 @@ def test_every_so_many_windows_the_mixture_comes_along(play, generations, sounds
 
 
 def test_the_trainer_gets_every_window_once_with_its_activation(play, generations, sounds, frame_of, activation):
-    model = first_model(generations._graph, generations.newest)
+    model = first_model(generations.graph, generations.newest)
     trainer = Trainer(model, TrainConfig(), 6)
 
     async def work(hub):
@@ -215,7 +215,7 @@ def test_the_trainer_gets_every_window_once_with_its_activation(play, generation
             await peer.replies(18)
 
     play(work)
-    kept = {(w.boot, w.index): w for b in (trainer._buffer, trainer._held_out) for w in b.windows("pi-1")}
+    kept = {(w.boot, w.index): w for b in (trainer.buffer, trainer.held_out) for w in b.windows("pi-1")}
     assert set(kept) == {("boot", window) for window in range(16)} | {("again", 3)}
     for (_, index), window in kept.items():
         assert window.cut == 2

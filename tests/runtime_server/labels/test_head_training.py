@@ -18,6 +18,8 @@ from runtime_server.labels.head_training import (
     truth_of,
 )
 
+pytestmark = pytest.mark.integration
+
 WIDTH, LABELS = 12, ("alarm", "dog", "rain")
 
 

@@ -18,7 +18,7 @@ def front_end(small_bundle):
 
 @pytest.fixture
 def model(generations):
-    return first_model(generations._graph, generations.newest)
+    return first_model(generations.graph, generations.newest)
 
 
 def test_an_encoder_that_hears_the_difference_beats_one_that_does_not(recordings, front_end, model):
@@ -37,7 +37,7 @@ def test_an_encoder_that_hears_the_difference_beats_one_that_does_not(recordings
 
 def test_neighbours_are_those_of_other_folds(recordings, front_end, model):
     probe = Probe(recordings, front_end)
-    heard = probe._heard
+    heard = probe.examples
     with torch.no_grad():
         embeddings = model.module(torch.from_numpy(heard.embeddings)).numpy()
     labels, right = heard.truth.argmax(axis=1), 0
@@ -51,7 +51,7 @@ def test_neighbours_are_those_of_other_folds(recordings, front_end, model):
 
 def test_it_asks_a_bounded_number_of_windows_of_every_recording(recordings, front_end, model, monkeypatch):
     monkeypatch.setattr(probe_module, "MAX_WINDOWS", 30)
-    heard = Probe(recordings, front_end)._heard
+    heard = Probe(recordings, front_end).examples
     assert np.bincount(heard.groups).tolist() == [2] * 12
     assert heard.embeddings.shape == (24, front_end.window_samples)
 

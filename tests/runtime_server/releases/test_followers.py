@@ -6,7 +6,6 @@ import pytest
 
 from runtime_edge.errors import LinkError
 from runtime_server.broker.hub import Hub
-from runtime_server.releases import followers as module
 from runtime_server.releases.followers import Followers, Following, together
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import Generations
@@ -66,12 +65,10 @@ def test_a_generation_that_a_rank_cannot_load_is_not_released(meet):
     meet(work)
 
 
-def test_a_rank_that_is_not_there_is_waited_for_and_then_named(play, monkeypatch):
-    monkeypatch.setattr(module, "_KEEP_S", 0.5)
-
+def test_a_rank_that_is_not_there_is_waited_for_and_then_named(play):
     async def work(hub):
         with pytest.raises(LinkError, match="rank 1 is not there"):
-            await Followers(hub, 2).keep([1])
+            await Followers(hub, 2, keep_s=0.5).keep([1])
         assert await Followers(hub, 2).statuses() == {}
         assert await Followers(hub, 1).statuses() == {}
         await Followers(hub, 1).keep([1])

@@ -15,6 +15,8 @@ from runtime_server.state.server_state import ServerState
 from runtime_server.training.buffer import Window
 from runtime_server.training.trainer import TrainConfig, Trainer
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def state(tmp_path):
@@ -24,7 +26,7 @@ def state(tmp_path):
 @pytest.fixture
 def trainer(generations, sounds, activation):
     """With 64 windows at the first cut, 8 of them held out."""
-    trained = Trainer(first_model(generations._graph, generations.newest), TrainConfig(batch=8), 6)
+    trained = Trainer(first_model(generations.graph, generations.newest), TrainConfig(batch=8), 6)
     for index, sound in enumerate(sounds):
         kept = torch.from_numpy(activation(sound, 1))
         trained.take(Window("pi-1", "boot", index, 1, 1, kept, 0.5, torch.from_numpy(activation(sound, 4)[0])))
@@ -39,9 +41,15 @@ def rollout(state, generations):
 
 
 @pytest.fixture
-def releaser(generations, trainer, state, sounds, signing_key, rollout):
-    config = ReleaseConfig(every_steps=3)
-    return Releaser(generations._graph, generations, trainer, state, sounds[:4], signing_key, config, rollout)
+def now():
+    """The releaser's clock, in seconds: `now[0]` may be set."""
+    return [0.0]
+
+
+@pytest.fixture
+def releaser(generations, trainer, state, sounds, signing_key, rollout, now):
+    given = generations.graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(every_steps=3)
+    return Releaser(*given, rollout, clock=lambda: now[0])
 
 
 def set_weights(trainer, **changes):
@@ -64,9 +72,7 @@ def test_it_is_due_after_so_many_steps_since_the_last_attempt(releaser, trainer)
     assert [outcome.steps for outcome in releaser.outcomes] == [3, 6]
 
 
-def test_it_is_due_after_so_much_time_if_anything_was_trained_and_not_too_often(releaser, trainer, monkeypatch):
-    now = [releaser._last_time]
-    monkeypatch.setattr("runtime_server.releases.release_gate.time.monotonic", lambda: now[0])
+def test_it_is_due_after_so_much_time_if_anything_was_trained_and_not_too_often(releaser, trainer, now):
     releaser.config = ReleaseConfig(every_steps=1000, every_s=60.0)
     now[0] += 61
     assert not releaser.due, "nothing is new"
@@ -152,11 +158,11 @@ def test_worse_weights_are_not_released(releaser, trainer, generations, state, r
 def test_training_that_goes_wrong_is_not_released(generations, sounds, activation, state, signing_key, rollout):
     """A real drop: steps far too long, which help at first and then make everything one point."""
     config = TrainConfig(batch=8, learning_rate=0.1, ema=0.0)
-    trainer = Trainer(first_model(generations._graph, generations.newest), config, 6)
+    trainer = Trainer(first_model(generations.graph, generations.newest), config, 6)
     for index, sound in enumerate(sounds):
         trainer.take(Window("pi-1", "boot", index, 1, 1, torch.from_numpy(activation(sound, 1)), 0.5))
     releaser = Releaser(
-        generations._graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(), rollout
+        generations.graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(), rollout
     )
     for _ in range(10):
         trainer.step()
@@ -199,7 +205,7 @@ GOOD = Quality(loss=1.0, alignment=0.3, uniformity=-2.0, effective_rank=5.0, pro
     ],
 )
 def test_what_a_release_must_not_make_worse(releaser, after, objection):
-    assert releaser._objection(GOOD, replace(GOOD, **after)) == objection
+    assert releaser.objection(GOOD, replace(GOOD, **after)) == objection
 
 
 def test_recordings_with_labels_have_a_say(
@@ -208,7 +214,7 @@ def test_recordings_with_labels_have_a_say(
     probe = Probe(recordings, small_bundle.manifest.info.front_end)
     lenient = ReleaseConfig(tolerance=100.0, least_rank=0.0, least_uniformity=0.0, geometry_tolerance=100.0)
     releaser = Releaser(
-        generations._graph, generations, trainer, state, sounds[:4], signing_key, lenient, rollout, probe=probe
+        generations.graph, generations, trainer, state, sounds[:4], signing_key, lenient, rollout, probe=probe
     )
     set_weights(trainer, head__weight=torch.zeros_like)
     assert releaser.attempt() is None
@@ -229,9 +235,9 @@ def test_a_higher_loss_is_not_released(releaser, trainer, generations):
 
 
 def test_nothing_is_released_unjudged(generations, state, sounds, signing_key, rollout):
-    trainer = Trainer(first_model(generations._graph, generations.newest), TrainConfig(), 6)
+    trainer = Trainer(first_model(generations.graph, generations.newest), TrainConfig(), 6)
     config = ReleaseConfig()
-    releaser = Releaser(generations._graph, generations, trainer, state, sounds[:4], signing_key, config, rollout)
+    releaser = Releaser(generations.graph, generations, trainer, state, sounds[:4], signing_key, config, rollout)
     assert releaser.attempt() is None
     assert releaser.outcomes[0].reason == "too few held-out windows"
 

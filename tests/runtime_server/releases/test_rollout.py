@@ -237,14 +237,14 @@ def test_a_generation_that_was_compiled_and_never_offered_is_named(make, tmp_pat
     assert Rollout(tmp_path / "rollout.json", CONFIG).begin({1: digest(1)}) is None
 
 
-def test_generations_that_are_gone_from_the_disk_are_not_wanted(make):
+def test_generations_that_are_gone_from_the_disk_are_not_wanted(make, tmp_path):
     rollout = make()
     rollout.offer(2, digest(2))
     rollout.promote(None)
     rollout.offer(3, digest(3))
     back = make((1,))
     assert back.wanted == Wanted(stable=1, trial=None, share=1.0, highest=3)
-    other = Rollout(back._path, CONFIG)
+    other = Rollout(tmp_path / "rollout.json", CONFIG)
     other.begin({1: "sha256:another server's"})
     assert other.wanted.stable == 1
 

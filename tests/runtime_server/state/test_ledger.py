@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from runtime_edge.errors import FormatError, UsageError
 from runtime_edge.formats import subjects
-from runtime_server.state import ledger as ledgers
 from runtime_server.state.ledger import DurableLedger, Ledger, PartitionedLedger
 
 NOTES = st.lists(
@@ -72,12 +71,12 @@ def test_nothing_noted_is_forgotten_by_a_process_that_dies(tmp_path_factory, not
 def test_a_journal_line_that_a_power_cut_tore_is_left_out(tmp_path):
     ledger = DurableLedger(tmp_path / "ledger.json")
     ledger.add("pi-1", "b0", 1)
-    ledger._journal.close()
     with (tmp_path / "ledger.json.journal").open("ab") as journal:
         journal.write(b"pi-1.b0.2\n\0\0\0\n.5\npi-1.b0.\npi")
     reborn = DurableLedger(tmp_path / "ledger.json")
     assert reborn.counts() == {"pi-1": 2}
-    reborn.close()
+    for opened in (ledger, reborn):
+        opened.close()
 
 
 def test_saving_empties_the_journal_and_closing_saves(tmp_path):
@@ -132,12 +131,11 @@ def test_another_number_of_processes_goes_on_where_the_former_left_off(tmp_path_
             rank.close()
 
 
-def test_two_processes_never_have_the_same_partition(tmp_path, monkeypatch):
-    monkeypatch.setattr(ledgers, "_LOCK_PATIENCE_S", 0.1)
+def test_two_processes_never_have_the_same_partition(tmp_path):
     first = PartitionedLedger(tmp_path, [0, 2])
     other = PartitionedLedger(tmp_path, [1])
-    with pytest.raises(UsageError, match="another server"):
-        PartitionedLedger(tmp_path, [3, 2])
+    with pytest.raises(UsageError, match=r"2\.lock: another server"):
+        PartitionedLedger(tmp_path, [3, 2], lock_patience_s=0.1)
     third = PartitionedLedger(tmp_path, [3])  # what the refused one had taken is free again
     first.close()
     PartitionedLedger(tmp_path, [0, 2]).close()

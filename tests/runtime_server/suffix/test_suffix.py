@@ -5,10 +5,13 @@ import operator
 import pytest
 import torch
 
-from runtime_server.suffix.suffix import ServedBlocks, _recorded
+from runtime_server.suffix import suffix
+from runtime_server.suffix.suffix import ServedBlocks, record_block
 from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 from streamsplit_compile.encoder.segment import run_segments, split
+
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +54,14 @@ def test_folded_blocks_give_the_plain_graphs_embeddings(segments, activations, c
 
 
 def test_bfloat16_is_close_and_leaves_the_front_end_alone(segments, activations):
-    served, exact = ServedBlocks(segments, "bfloat16"), ServedBlocks(segments)
+    served = ServedBlocks(segments, "bfloat16")
     for cut, activation in enumerate(activations[:-1]):
         found = served.complete(cut, activation)
         assert found.dtype == torch.float32
         cosine = torch.nn.functional.cosine_similarity(found, activations[-1])
         assert 0.99 < cosine.min() < 1 - 1e-7, f"cut {cut}: not close, or not in bfloat16"
-    with torch.inference_mode():
-        assert torch.equal(served._run(0, activations[0]), exact._run(0, activations[0]))
+    lower, exact = (ServedBlocks(segments[:1], precision) for precision in ("bfloat16", "float32"))
+    assert torch.equal(lower.complete(0, activations[0]), exact.complete(0, activations[0]))
 
 
 def test_a_block_keeps_its_own_copy_of_the_weights(segments, activations):
@@ -73,12 +76,19 @@ def test_a_block_keeps_its_own_copy_of_the_weights(segments, activations):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_blocks_are_recorded_so_that_no_operation_asks_for_pythons_lock(segments, activations, precision):
+def test_blocks_are_recorded_so_that_no_operation_asks_for_pythons_lock(segments, activations, precision, monkeypatch):
+    blocks = []
+
+    def kept(*arguments):
+        blocks.append(record_block(*arguments))
+        return blocks[-1]
+
+    monkeypatch.setattr(suffix, "record_block", kept)
     served = ServedBlocks(segments[-2:], precision)
     for count in (1, 5):
         found = served.complete(0, activations[-3][:count])
         assert len(found) == count
-    assert [type(block).__name__ for block in served._blocks.values()] == ["TopLevelTracedModule"] * 2
+    assert [type(block).__name__ for block in blocks] == ["TopLevelTracedModule"] * 2
 
 
 class _Sized(torch.nn.Module):
@@ -93,11 +103,11 @@ class _Refused(torch.nn.Module):
 
 @pytest.mark.parametrize(("block", "rows", "is_recorded"), [(_Sized(), None, False), (_Sized(), 3, True)])
 def test_a_block_that_would_do_something_else_with_more_windows_stays_as_it_is(block, rows, is_recorded):
-    recorded = _recorded(block, torch.ones(3, 2), rows)
+    recorded = record_block(block, torch.ones(3, 2), rows)
     assert (recorded is not block) == is_recorded
     assert torch.equal(recorded(torch.ones(3, 2)), torch.full((3, 2), 1 / 3))
 
 
 def test_a_block_that_cannot_be_recorded_stays_as_it_is():
     block = _Refused()
-    assert _recorded(block, torch.zeros(1, 2), None) is block
+    assert record_block(block, torch.zeros(1, 2), None) is block

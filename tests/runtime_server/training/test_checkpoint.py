@@ -19,7 +19,7 @@ from runtime_server.training.trainer import TrainConfig, Trainer
 @pytest.fixture
 def trainer_of(generations):
     def make(**config):
-        model = first_model(generations._graph, generations.newest)
+        model = first_model(generations.graph, generations.newest)
         return Trainer(model, TrainConfig(**{"batch": 8, "min_windows": 8, **config}), 6)
 
     return make
@@ -62,7 +62,7 @@ def test_new_settings_are_said_and_hold(checkpoints, trainer_of, caplog):
     with caplog.at_level(logging.WARNING):
         trainer = resumed(lambda: trainer_of(learning_rate=0.5, ema=0.1), checkpoints)
     assert trainer.steps == 3
-    assert trainer._optimizer.param_groups[0]["lr"] == 0.5
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.5
     said = [record.message.rpartition(": ")[2] for record in caplog.records]
     assert said == ["learning_rate 0.0001 -> 0.5", "ema 0.97 -> 0.1"]
 

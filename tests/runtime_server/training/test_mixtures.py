@@ -53,13 +53,12 @@ def test_no_device_waits_with_many_windows(embeddings, monkeypatch):
     heard = Mixtures()
     for embedding in embeddings:
         heard.hear("pi-1", embedding)
-    assert len(embeddings) - len(learnt) < mixtures._MAX_WAITING
+    assert len(embeddings) - len(learnt) < mixtures.MAX_WAITING
 
 
 def test_what_waits_is_its_own_and_forgotten_with_its_device(embeddings, monkeypatch):
-    monkeypatch.setattr(mixtures, "_MAX_MEMORIES", 2)
     monkeypatch.setattr(mixtures, "T_SYNC", 2)
-    heard, row = Mixtures(), embeddings[0].copy()
+    heard, row = Mixtures(max_memories=2), embeddings[0].copy()
     heard.hear("pi-1", row)
     row[:] = np.nan
     assert heard.hear("pi-1", embeddings[1]) == expected(embeddings, 2)

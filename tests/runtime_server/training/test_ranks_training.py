@@ -15,6 +15,8 @@ from runtime_server.training.losses import HybridConfig
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import TrainConfig, Trainer
 
+pytestmark = pytest.mark.integration
+
 PLAIN = AugmentConfig(time_mask=0, frequency_mask=0, gain_db=0, noise=0, mix=0, shift=0)
 DEVICES = (("pi-1", 1), ("pi-2", 3))
 """Each with its cut: what one of them trains, the other has no gradient for."""
@@ -30,7 +32,7 @@ def trainer_of(generations):
         # Every window is in every batch and every window of a device its neighbour: order cannot matter.
         settings = {"augment": PLAIN, "virtual_negatives": 0, "loss": HybridConfig(neighbours=WINDOWS), **config}
         with copying:  # warnings are filtered for all threads meanwhile
-            model = first_model(generations._graph, generations.newest)
+            model = first_model(generations.graph, generations.newest)
             return Trainer(model, TrainConfig(batch=batch, min_windows=8, learning_rate=1e-3, **settings), 6, ranks)
 
     return make

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from runtime_server.releases.release_gate import first_model
-from runtime_server.training.buffer import Window
+from runtime_server.training.buffer import TemporalBuffer, Window
 from runtime_server.training.trainer import HELD_OUT_PERIOD, HELD_OUT_RUN, TrainConfig, Trainer
 
 BLOCKS = ("stem", "down", "residual", "head")
@@ -17,7 +17,7 @@ BLOCKS = ("stem", "down", "residual", "head")
 @pytest.fixture
 def trainer_of(generations):
     def make(**config):
-        model = first_model(generations._graph, generations.newest)
+        model = first_model(generations.graph, generations.newest)
         return Trainer(model, TrainConfig(**{"batch": 8, **config}), 6)
 
     return make
@@ -59,7 +59,7 @@ def test_blocks_once_trained_rest_while_only_later_cuts_arrive(trainer_of, give)
     trainer = trainer_of(min_windows=8)
     give(trainer, 0, 32, "pi-early")
     trainer.step()  # the optimiser now has momentum for every block
-    trainer._buffer = type(trainer._buffer)()
+    trainer.buffer = TemporalBuffer()
     give(trainer, 3, 32, "pi-late")
     before = state(trainer)
     trainer.step()
@@ -99,9 +99,9 @@ def test_runs_of_neighbours_judge_and_never_train(trainer_of, give):
     assert not trainer.ready
     give(trainer, 2, 64)
     assert trainer.ready
-    judges = [window.index for window in trainer._held_out.windows("pi-1")]
+    judges = [window.index for window in trainer.held_out.windows("pi-1")]
     assert judges == [*range(HELD_OUT_RUN), *range(HELD_OUT_PERIOD, HELD_OUT_PERIOD + HELD_OUT_RUN)]
-    trained = [window.index for window in trainer._buffer.windows("pi-1")]
+    trained = [window.index for window in trainer.buffer.windows("pi-1")]
     assert sorted(judges + trained) == list(range(64))
 
 
@@ -109,7 +109,7 @@ def test_embeddings_of_whole_encoders_are_no_use_for_training(trainer_of, give):
     trainer = trainer_of(min_windows=1)
     give(trainer, 4)
     assert not trainer.ready
-    assert not trainer._memory.cold
+    assert not trainer.memory.cold
 
 
 def test_models_are_judged_on_the_same_windows_and_views(trainer_of, give):
@@ -131,7 +131,7 @@ def test_a_batch_that_explodes_changes_nothing(trainer_of, give):
 
 
 def test_a_frozen_parameter_stays(generations, give):
-    model = first_model(generations._graph, generations.newest)
+    model = first_model(generations.graph, generations.newest)
     model.module.get_parameter("head.bias").requires_grad_(False)
     trainer = Trainer(model, TrainConfig(batch=8, min_windows=8), 6)
     give(trainer, 2)
@@ -167,5 +167,5 @@ def test_the_first_steps_are_shorter(trainer_of, give):
     rates = []
     for _ in range(6):
         trainer.step()
-        rates.append(trainer._optimizer.param_groups[0]["lr"])
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from toys import Tiny
 
 from streamsplit_compile.bundle.digests import combined_digest, tensor_digests, weights_digest
 
@@ -29,3 +30,17 @@ def test_the_digest_covers_names_types_shapes_and_values():
 def test_a_set_without_a_digest_of_each_is_refused():
     with pytest.raises(KeyError, match="c"):
         combined_digest(tensor_digests({"a": np.ones(2)}), ["a", "c"])
+
+
+def test_digests_of_parameters_follow_names_and_values(small_bundle):
+    digests = [
+        small_bundle.manifest.components[block].additional_metadata.ssc.parameters
+        for block in small_bundle.manifest.info.blocks
+    ]
+    assert len(set(digests)) == len(digests)
+    by_hand = hashlib.sha256()
+    for name in ("head.bias", "head.weight"):
+        value = Tiny().state_dict()[name].numpy()
+        own = hashlib.sha256(f"<f4|{value.shape}|".encode() + value.tobytes()).digest()
+        by_hand.update(name.encode() + b"|" + own)
+    assert digests[-1] == f"sha256:{by_hand.hexdigest()}"

@@ -16,6 +16,8 @@ from toys import Tiny
 from runtime_edge.formats.minisign import SecretKey, write_key_pair
 from streamsplit_compile.cli import main as cli
 
+pytestmark = pytest.mark.integration
+
 # Calls one command after the other as the console script does, so that torch is imported only once.
 DRIVER = """
 import json, os, sys, traceback

@@ -14,6 +14,8 @@ from runtime_edge.formats.records.learnt import Learnt
 from runtime_edge.formats.records.table import SplitterTable
 from streamsplit_compile.cli.main import splitter
 
+pytestmark = pytest.mark.integration
+
 QUICK = ["--traces", "lte"]
 STATE = "bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4"
 

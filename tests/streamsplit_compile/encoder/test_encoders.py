@@ -19,6 +19,8 @@ from streamsplit_compile.encoder.encoders import (
     save_checkpoint,
 )
 
+pytestmark = pytest.mark.integration
+
 
 class Pickled(nn.Module):
     """Unpickling it writes a file."""

@@ -9,6 +9,8 @@ from streamsplit_compile.encoder.graph import export_encoder, graph_of_program, 
 from streamsplit_compile.encoder.quiet import quiet
 from streamsplit_models.mobilenet import mobilenet_v3_small
 
+pytestmark = pytest.mark.integration
+
 
 def names(module, window=WINDOW):
     return [candidate.name for candidate in export_encoder(module.eval(), window).candidates]

@@ -11,6 +11,8 @@ from runtime_edge.errors import FormatError
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 from streamsplit_compile.encoder.importers import import_efficientat
 
+pytestmark = pytest.mark.integration
+
 
 def test_a_state_dict_of_that_layout_is_read_and_its_width_recognised(tmp_path):
     module, _ = new_encoder("mn", {"width_mult": 0.4, "seed": 7})

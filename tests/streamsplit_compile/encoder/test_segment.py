@@ -10,6 +10,8 @@ from streamsplit_compile.encoder.graph import Candidate, export_encoder
 from streamsplit_compile.encoder.segment import extract, run_segments, split
 from streamsplit_models.mobilenet import mobilenet_v3_small
 
+pytestmark = pytest.mark.integration
+
 
 def waveforms(count, samples=WINDOW):
     return torch.rand(count, samples, generator=torch.Generator().manual_seed(1)) * 2 - 1

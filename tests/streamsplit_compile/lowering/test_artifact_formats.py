@@ -13,6 +13,8 @@ from streamsplit_compile.encoder.graph import export_encoder
 from streamsplit_compile.encoder.segment import extract
 from streamsplit_compile.lowering import artifact_formats as formats
 
+pytestmark = pytest.mark.integration
+
 installed = all(importlib.util.find_spec(name) for name in ("litert_torch", "ai_edge_quantizer", "ai_edge_litert"))
 needs_tflite = pytest.mark.skipif(not installed, reason="litert-torch is not installed: extra compile-tflite")
 every_format = pytest.mark.parametrize("name", ["onnx", pytest.param("tflite", marks=needs_tflite)])

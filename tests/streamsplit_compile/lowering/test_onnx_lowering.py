@@ -17,6 +17,8 @@ from streamsplit_compile.encoder.graph import export_encoder
 from streamsplit_compile.encoder.segment import extract, split
 from streamsplit_compile.lowering.onnx_lowering import INPUT, OPSET, OUTPUT, keep_graph, parameter_names, write_weights
 
+pytestmark = pytest.mark.integration
+
 
 def tensors_of(encoder):
     return {name: value.detach().numpy() for name, value in encoder.module.state_dict().items()}

@@ -36,6 +36,8 @@ from streamsplit_compile.lowering.tflite_lowering import (
     write_weights,
 )
 
+pytestmark = pytest.mark.integration
+
 # The converter multiplies these weights by two, or adds to them, so that they cannot be written in later.
 CONVERTED_AGAIN = {Skip, InplaceInput, ReadThroughView}
 

@@ -24,6 +24,8 @@ from streamsplit_compile.lowering.tflite_file import Interpreter, float_constant
 from streamsplit_compile.lowering.tflite_lowering import INPUT, OUTPUT, keep_graph, write_weights
 from streamsplit_compile.lowering.tflite_precision import to_fp16_weights, to_int8
 
+pytestmark = pytest.mark.integration
+
 
 def run(data, activations):
     interpreter = Interpreter(model_content=data, num_threads=1)

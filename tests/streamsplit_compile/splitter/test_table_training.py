@@ -105,11 +105,10 @@ def test_the_evaluation_agrees_with_a_plain_loop(table: SplitterTable, environme
     outcome, observed = simulate(environment, unseen), observe(unseen)
     rewards, sizes, changes = [], [], 0
     for trace in range(3):
-        splitter, current = Splitter(quiet(table), CUTS), None
+        splitter, current = Splitter(quiet(table), CUTS, uncertainty_smoothing=1.0), None
         for window in range(80):
-            splitter._uncertainty = observed["uncertainty"][trace, window]
-            seen = (observed[name][trace, window] for name in ("cpu", "bandwidth_mbps", "rtt_ms"))
-            chosen = splitter.choose(None, *seen).action
+            seen = (observed[name][trace, window] for name in ("uncertainty", "cpu", "bandwidth_mbps", "rtt_ms"))
+            chosen = splitter.choose(*seen).action
             changes += current not in (None, chosen)
             current = chosen
             rewards.append(outcome.reward[trace, window, current])
@@ -143,11 +142,10 @@ def test_the_device_plays_what_the_evaluation_plays(table: SplitterTable, behavi
     played = play(changed, observed)
     assert len(np.unique(played)) > 1
     for trace in range(6):
-        splitter = Splitter(changed, CUTS)
+        splitter = Splitter(changed, CUTS, uncertainty_smoothing=1.0)
         for window in range(300):
-            splitter._uncertainty = observed["uncertainty"][trace, window]
-            cpu, mbps, rtt = (observed[name][trace, window] for name in ("cpu", "bandwidth_mbps", "rtt_ms"))
-            assert splitter.choose(None, cpu, mbps, rtt).action == played[trace, window]
+            seen = (observed[name][trace, window] for name in ("uncertainty", "cpu", "bandwidth_mbps", "rtt_ms"))
+            assert splitter.choose(*seen).action == played[trace, window]
 
 
 def test_probes_are_charged_to_the_bytes(table: SplitterTable) -> None:

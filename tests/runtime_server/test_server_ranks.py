@@ -98,7 +98,7 @@ def test_every_rank_completes_a_generation_before_devices_hear_of_it(run_ranks, 
 def test_the_first_rank_says_what_ails_another(run_ranks, monkeypatch):
     async def work(servers, hub):
         well = await servers[0].troubles()
-        monkeypatch.setattr(servers[1], "_troubles", lambda: ["the ingest has ended"])
+        monkeypatch.setattr(servers[1], "own_troubles", lambda: ["the ingest has ended"])
         return well, await servers[0].troubles(), await servers[1].troubles()
 
     (well, troubles, own), _ = run_ranks(work)

@@ -14,6 +14,8 @@ from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import cuts_of
 from streamsplit_compile.lowering.artifact_formats import FORMATS, PRECISIONS, variant_name
 
+pytestmark = pytest.mark.integration
+
 pytest.importorskip("litert_torch", reason="the TFLite converter is not installed: streamsplit[compile-tflite]")
 ALL = {variant_name(name, precision) for name in FORMATS for precision in PRECISIONS}
 
@@ -91,7 +93,7 @@ def test_auto_puts_blocks_back_into_float32_until_the_embedding_is_near_enough(
     monkeypatch.setitem(parity.COSINE_FLOORS, "auto", 1.1)  # never near enough: every block must go back
 
     segments = split(tiny_encoder.graph, cuts_of(tiny_encoder.graph.candidates, bundle.manifest, "bundle"))
-    manifest, _ = measure._settle(
+    manifest, _ = measure.settle(
         bundle.path,
         bundle.manifest,
         "onnx-auto",

@@ -13,6 +13,8 @@ from runtime_server.training.losses.mmd import mmd
 from runtime_server.training.losses.mse import mse_to_uniform
 from runtime_server.training.losses.uniform import uniform_on_sphere
 
+pytestmark = pytest.mark.integration
+
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)

@@ -11,6 +11,8 @@ from runtime_server.training.augment import AugmentConfig, augment
 from runtime_server.training.embedding_metrics import effective_rank, knn_accuracy
 from runtime_server.training.losses import HybridConfig, HybridLoss
 
+pytestmark = pytest.mark.integration
+
 CLASSES, WIDTH, DIM = 6, 32, 16
 
 

@@ -24,6 +24,8 @@ from runtime_edge.formats.wire import (
 )
 from runtime_edge.policy.memory import GaussianMemory
 
+pytestmark = pytest.mark.integration
+
 FRAMES, REPLIES = 100_000, 10_000
 SHAPE = (1, 8, 6, 5)
 

@@ -1,0 +1,33 @@
+"""Time that passes only by being slept through, for what takes a clock and a sleep."""
+
+import asyncio
+import heapq
+import itertools
+
+TURNS = 10
+"""Of the event loop, in which whatever can be done without time passing is done."""
+
+
+class VirtualTime:
+    """`clock()` in seconds, and `sleep(seconds)`: whoever is due first wakes first, and moves the clock."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._sleepers: list[tuple[float, int]] = []
+        self._numbers = itertools.count()
+
+    def clock(self) -> float:
+        return self.seconds
+
+    async def sleep(self, seconds: float) -> None:
+        own = self.seconds + seconds, next(self._numbers)
+        heapq.heappush(self._sleepers, own)
+        try:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            while self._sleepers[0] != own:
+                await asyncio.sleep(0)
+            self.seconds = max(self.seconds, own[0])
+        finally:
+            self._sleepers.remove(own)
+            heapq.heapify(self._sleepers)

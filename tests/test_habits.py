@@ -1,0 +1,178 @@
+"""What every test and every source file keeps to, read off their syntax."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+PACKAGES = {
+    "runtime_edge": ROOT / "runtime_edge",
+    "runtime_server": ROOT / "runtime_server",
+    "streamsplit_compile": ROOT / "streamsplit_compile",
+    "streamsplit_models": ROOT / "models" / "streamsplit_models",
+}
+SOURCES = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
+WITHOUT_COUNTERPART = {"integration", "docs", "tools", "data"}
+"""Folders of tests that are about several files at once, or about none of a package."""
+
+OF_NAMEDTUPLES = {"_replace", "_asdict", "_fields", "_make"}
+CLOCKS = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "time", "time_ns"}
+MAX_FILES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 15, 400, 60
+
+# Exceptions, each with its reason; one that is no longer needed fails the last test.
+PRIVATE_ALLOWED = {
+    "tests/integration/test_access.py": "is being mended",
+    "tests/runtime_edge/inference/test_tflite_backend.py": "TFLite says in no other way what runs on a delegate",
+    "tests/streamsplit_compile/encoder/test_functional.py": "torch says in no other way which operators write in place",
+    "tests/streamsplit_compile/lowering/test_fx_folding.py": "torch registers an operator for a test in no other way",
+}
+TIMES_ALLOWED = {"tests/data/waiting.py": "the one place where tests wait, with a deadline"}
+LONG_ALLOWED = {
+    "runtime_edge/updates/updater.py": "is being made shorter",
+    "tests/integration/test_access.py": "is being mended",
+}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def nodes_of(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in OF_NAMEDTUPLES
+
+
+def private_uses(path: Path) -> Iterator[str]:
+    """Attributes of other objects, and names that are patched or imported, with a leading underscore."""
+    for node in nodes_of(path):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                yield f"{relative(path)}:{node.lineno}: reads {node.attr}"
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if any(is_private(part) for part in (*(node.module or "").split("."), alias.name)):
+                    yield f"{relative(path)}:{node.lineno}: imports {alias.name}"
+        elif isinstance(node, ast.Call) and called(node) in ("setattr", "getattr", "delattr", "object", "patch"):
+            texts = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            if any(is_private(part) for text in texts for part in text.split(".")):
+                yield f"{relative(path)}:{node.lineno}: patches or reads {texts[0]}"
+
+
+def called(node: ast.Call) -> str:
+    """The last name of what is called."""
+    if isinstance(node.func, ast.Attribute):
+        return node.func.attr
+    return node.func.id if isinstance(node.func, ast.Name) else ""
+
+
+def reads_clock(node: ast.AST, timed: set[str]) -> bool:
+    """Whether an expression calls a clock or uses a variable that was worked out from one."""
+    return any(
+        (
+            isinstance(inner, ast.Call)
+            and isinstance(inner.func, ast.Attribute)
+            and isinstance(inner.func.value, ast.Name)
+            and inner.func.value.id == "time"
+            and inner.func.attr in CLOCKS
+        )
+        or (isinstance(inner, ast.Name) and inner.id in timed)
+        for inner in ast.walk(node)
+    )
+
+
+def timed_comparisons(path: Path) -> Iterator[str]:
+    """Comparisons, within a function, with what a clock of the machine said."""
+    for function in nodes_of(path):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        timed: set[str] = set()
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and reads_clock(node.value, timed):
+                timed |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Compare) and reads_clock(node, timed):
+                yield f"{relative(path)}:{node.lineno}: compares times"
+
+
+def too_long(path: Path) -> Iterator[str]:
+    """A file or functions of more lines than anybody reads at once."""
+    if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_FILE_LINES:
+        yield f"{relative(path)}: {lines} lines"
+    for node in nodes_of(path):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                yield f"{relative(path)}:{node.lineno}: {node.name} has {lines} lines"
+
+
+def without_source(path: Path) -> bool:
+    """Whether tests/<package>/<room>/test_<file>[_<part>].py has no <package>/<room>/<file>.py to be about."""
+    package, *rooms = path.relative_to(ROOT / "tests").parts[:-1]
+    room, name = PACKAGES[package].joinpath(*rooms), path.stem.removeprefix("test_")
+    return not any(name == file.stem or name.startswith(f"{file.stem}_") for file in room.glob("*.py"))
+
+
+CHECKS = [
+    (private_uses, TESTS, PRIVATE_ALLOWED),
+    (timed_comparisons, TESTS, TIMES_ALLOWED),
+    (too_long, [*SOURCES, *TESTS], LONG_ALLOWED),
+]
+
+
+def without(found: list[str], allowed: dict[str, str]) -> list[str]:
+    return [line for line in found if line.split(":")[0] not in allowed]
+
+
+@pytest.mark.parametrize(("check", "paths", "allowed"), CHECKS, ids=["private", "times", "long"])
+def test_no_file_has_private_uses_timed_comparisons_or_too_many_lines(check, paths, allowed) -> None:
+    found = [line for path in paths for line in check(path)]
+    assert without(found, allowed) == []
+    assert {line.split(":")[0] for line in found} == set(allowed), "an exception is no longer needed"
+
+
+def test_a_folder_holds_a_handful_of_files() -> None:
+    counts = Counter(path.parent for path in SOURCES)
+    assert {relative(folder): count for folder, count in counts.items() if count > MAX_FILES} == {}
+
+
+def test_tests_mirror_the_packages() -> None:
+    mirrors = [
+        path
+        for path in TESTS
+        if path.name.startswith("test_") and path.relative_to(ROOT / "tests").parts[0] in PACKAGES
+    ]
+    assert len(mirrors) > 100
+    assert [relative(path) for path in mirrors if without_source(path)] == []
+
+
+def test_every_test_has_a_folder_that_says_what_it_is_about() -> None:
+    known = {*PACKAGES, *WITHOUT_COUNTERPART}
+    tops = {path.relative_to(ROOT / "tests").parts[0] for path in TESTS}
+    assert {top for top in tops if not top.endswith(".py")} <= known
+
+
+@pytest.mark.parametrize(
+    ("check", "text"),
+    [
+        (private_uses, "thing._x"),
+        (private_uses, "monkeypatch.setattr('package.module._X', 1)"),
+        (private_uses, "monkeypatch.setattr(module, '_X', 1)"),
+        (private_uses, "from package import _x"),
+        (timed_comparisons, "def test():\n    began = time.monotonic()\n    assert time.monotonic() - began < 1"),
+        (timed_comparisons, "def test():\n    took = time.time() - began\n    assert took < 1"),
+    ],
+)
+def test_what_is_looked_for_is_found(check, text, monkeypatch, tmp_path) -> None:
+    path = tmp_path / "test_example.py"
+    path.write_text(text)
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    assert len(list(check(path))) == 1
