@@ -29,6 +29,8 @@ from streamsplit_models.front_end import FrontEnd, LogMel
 
 SAMPLE_RATE, WINDOW, HOP = 16_000, 4000, 2000
 HOP_S = HOP / SAMPLE_RATE
+PATIENCE_S = 240.0
+"""How long to wait for what must happen: a busy machine is slow, not wrong."""
 CUTS = ("waveform", "log_mel", "one", "two", "normalize")
 
 
@@ -100,7 +102,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def until(condition, timeout_s: float, what: str):
+def until(condition, what: str, timeout_s: float = PATIENCE_S):
     """The first true value of `condition()`."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -109,7 +111,7 @@ def until(condition, timeout_s: float, what: str):
     return value
 
 
-async def eventually(condition, timeout_s: float = 60.0) -> None:
+async def eventually(condition, timeout_s: float = PATIENCE_S) -> None:
     """Until `condition()` is true; the loop runs on meanwhile."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -140,11 +142,11 @@ class Process:
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait_for_line(self, text: str, timeout_s: float = 60.0) -> None:
-        until(lambda: text in self.text() or not self.running, timeout_s, f"{text!r} in {self.text()[-2000:]}")
+    def wait_for_line(self, text: str, timeout_s: float = PATIENCE_S) -> None:
+        until(lambda: text in self.text() or not self.running, f"{text!r} in {self.text()[-2000:]}", timeout_s)
         assert text in self.text(), f"ended without {text!r}: {self.text()[-2000:]}"
 
-    def finish(self, timeout_s: float = 60.0) -> None:
+    def finish(self, timeout_s: float = PATIENCE_S) -> None:
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -179,9 +181,7 @@ class Server:
         log = self.directory / "server.log"
         seen = log.read_text().count("serving generation") if log.exists() else 0
         self.process = self.launch()
-        until(
-            lambda: self.process.text().count("serving generation") > seen or not self.process.running, 60.0, "serving"
-        )
+        until(lambda: self.process.text().count("serving generation") > seen or not self.process.running, "serving")
         assert self.process.running, self.process.text()[-2000:]
         return self.process
 
@@ -215,7 +215,14 @@ class Server:
         return model
 
     def status(self) -> dict:
-        return self.ask(lambda hub: hub.server_status())
+        """What the server says of itself, once it has the time to."""
+
+        def answered():
+            with contextlib.suppress(LinkError):
+                return self.ask(lambda hub: hub.server_status())
+            return None
+
+        return until(answered, "the server's status")
 
     def counted(self, device: str) -> int:
         """Windows of a device in the server's ledger."""
@@ -253,13 +260,13 @@ class Device:
                 found.append(json.loads(line))
         return sorted(found, key=lambda result: result["window"])
 
-    def wait_for_results(self, count: int, timeout_s: float = 60.0) -> None:
-        until(lambda: len(self.results()) >= count or not self.process.running, timeout_s, f"{count} results")
+    def wait_for_results(self, count: int, timeout_s: float = PATIENCE_S) -> None:
+        until(lambda: len(self.results()) >= count or not self.process.running, f"{count} results", timeout_s)
 
-    def wait_for_cut(self, cut: str, timeout_s: float = 30.0) -> None:
-        until(lambda: any(r["cut"] == cut for r in self.results()), timeout_s, f"a window at cut {cut}")
+    def wait_for_cut(self, cut: str, timeout_s: float = PATIENCE_S) -> None:
+        until(lambda: any(r["cut"] == cut for r in self.results()), f"a window at cut {cut}", timeout_s)
 
-    def finish(self, timeout_s: float = 60.0) -> dict:
+    def finish(self, timeout_s: float = PATIENCE_S) -> dict:
         """Wait for the end; the report."""
         self.process.finish(timeout_s)
         return json.loads(self._report.read_text())

@@ -15,8 +15,6 @@ from runtime_edge.formats.wire import Reply, encode_reply
 from runtime_edge.transport.connection import Link
 from runtime_server.harness.relay import LinkState, Relay
 
-pytestmark = pytest.mark.timeout(90)
-
 
 @contextlib.asynccontextmanager
 async def linked(broker, late=lambda reply: None):

@@ -15,8 +15,6 @@ from runtime_server.broker.access import Access
 from runtime_server.broker.broker_process import Broker
 from runtime_server.broker.hub import Hub
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def test_anothers_credentials_under_ones_own_name_are_refused_and_tried_again_slowly(guarded, caplog):
     async def work():

@@ -13,8 +13,6 @@ from runtime_edge.base.broker_errors import flush
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import Reply, encode_reply
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def test_a_device_with_its_own_credentials_does_all_it_needs(guarded):
     seen = []

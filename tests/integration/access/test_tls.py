@@ -11,8 +11,6 @@ from runtime_edge.formats import subjects
 from runtime_edge.transport.connection import Link
 from runtime_server.broker.broker_process import BrokerTls
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def _attempt(guarded, url, **tls):
     """Connect as pi-1 with these files; a frame is delivered then."""
