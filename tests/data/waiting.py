@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+PATIENCE_S = 240.0
 
 
-def until(condition: Callable[[], T], timeout_s: float = 60.0, what: str = "it has happened") -> T:
+def until(condition: Callable[[], T], what: str = "it has happened", timeout_s: float = PATIENCE_S) -> T:
     """The first true value of `condition()`; AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -21,7 +22,7 @@ def until(condition: Callable[[], T], timeout_s: float = 60.0, what: str = "it h
 
 
 async def eventually(
-    condition: Callable[[], T | Awaitable[T]], timeout_s: float = 60.0, what: str = "it has happened"
+    condition: Callable[[], T | Awaitable[T]], what: str = "it has happened", timeout_s: float = PATIENCE_S
 ) -> T:
     """`until`, while the event loop goes on; the condition may be a coroutine function."""
     deadline = time.monotonic() + timeout_s

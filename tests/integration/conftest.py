@@ -95,13 +95,15 @@ def play(broker):
     """`play(work)` runs `await work(hub)` on a hub that has made the streams and buckets."""
     import asyncio
 
+    import harness
+
     from runtime_server.broker.hub import Hub
 
     async def connected(work):
         hub = Hub(broker.url, "test")
         await hub.connect(create=True)
         try:
-            return await asyncio.wait_for(work(hub), 60.0)
+            return await asyncio.wait_for(work(hub), harness.PATIENCE_S)
         finally:
             await hub.close()
 

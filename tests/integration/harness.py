@@ -17,6 +17,7 @@ import soundfile
 import torch
 from msgspec.structs import replace
 from torch import nn
+from waiting import PATIENCE_S as PATIENCE_S
 from waiting import eventually as eventually
 from waiting import until as until
 
@@ -30,6 +31,8 @@ from streamsplit_models.front_end import FrontEnd, LogMel
 
 SAMPLE_RATE, WINDOW, HOP = 16_000, 4000, 2000
 HOP_S = HOP / SAMPLE_RATE
+
+"""How long to wait for what must happen: a busy machine is slow, not wrong."""
 CUTS = ("waveform", "log_mel", "one", "two", "normalize")
 
 
@@ -128,11 +131,11 @@ class Process:
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait_for_line(self, text: str, timeout_s: float = 60.0) -> None:
-        until(lambda: text in self.text() or not self.running, timeout_s, f"{text!r} in {self.text()[-2000:]}")
+    def wait_for_line(self, text: str, timeout_s: float = PATIENCE_S) -> None:
+        until(lambda: text in self.text() or not self.running, f"{text!r} in {self.text()[-2000:]}", timeout_s)
         assert text in self.text(), f"ended without {text!r}: {self.text()[-2000:]}"
 
-    def finish(self, timeout_s: float = 60.0) -> None:
+    def finish(self, timeout_s: float = PATIENCE_S) -> None:
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -167,9 +170,7 @@ class Server:
         log = self.directory / "server.log"
         seen = log.read_text().count("serving generation") if log.exists() else 0
         self.process = self.launch()
-        until(
-            lambda: self.process.text().count("serving generation") > seen or not self.process.running, 60.0, "serving"
-        )
+        until(lambda: self.process.text().count("serving generation") > seen or not self.process.running, "serving")
         assert self.process.running, self.process.text()[-2000:]
         return self.process
 
@@ -199,7 +200,14 @@ class Server:
         return model
 
     def status(self) -> dict:
-        return self.ask(lambda hub: hub.server_status())
+        """What the server says of itself, once it has the time to."""
+
+        def answered():
+            with contextlib.suppress(LinkError):
+                return self.ask(lambda hub: hub.server_status())
+            return None
+
+        return until(answered, "the server's status")
 
     def counted(self, device: str) -> int:
         """Windows of a device in the server's ledger."""
@@ -237,13 +245,13 @@ class Device:
                 found.append(json.loads(line))
         return sorted(found, key=lambda result: result["window"])
 
-    def wait_for_results(self, count: int, timeout_s: float = 60.0) -> None:
-        until(lambda: len(self.results()) >= count or not self.process.running, timeout_s, f"{count} results")
+    def wait_for_results(self, count: int, timeout_s: float = PATIENCE_S) -> None:
+        until(lambda: len(self.results()) >= count or not self.process.running, f"{count} results", timeout_s)
 
-    def wait_for_cut(self, cut: str, timeout_s: float = 30.0) -> None:
-        until(lambda: any(r["cut"] == cut for r in self.results()), timeout_s, f"a window at cut {cut}")
+    def wait_for_cut(self, cut: str, timeout_s: float = PATIENCE_S) -> None:
+        until(lambda: any(r["cut"] == cut for r in self.results()), f"a window at cut {cut}", timeout_s)
 
-    def finish(self, timeout_s: float = 60.0) -> dict:
+    def finish(self, timeout_s: float = PATIENCE_S) -> dict:
         """Wait for the end; the report."""
         self.process.finish(timeout_s)
         return json.loads(self._report.read_text())

@@ -5,8 +5,6 @@ import ctypes.util
 import harness
 import pytest
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.mark.parametrize(
     ("audio", "least"),

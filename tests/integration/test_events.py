@@ -10,8 +10,6 @@ import pytest
 import sounds
 from paho.mqtt import client as mqtt
 
-pytestmark = pytest.mark.timeout(180)
-
 
 class Phone:
     """An MQTT client that has subscribed to the events of every device."""
@@ -27,7 +25,7 @@ class Phone:
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         self._client.subscribe("evt/#")
-        harness.until(lambda: self._subscribed, 10.0, "the subscription")
+        harness.until(lambda: self._subscribed, "the subscription")
 
     def _on_subscribe(self, *_):
         self._subscribed = True
@@ -82,7 +80,7 @@ def test_a_phone_gets_the_labelled_events_of_a_device(start, phones, tmp_path):
         device.finish()
 
     by_window = {result["window"]: result for result in quiet.results()}
-    harness.until(lambda: len(phone.results("pi-all")) == len(all_of_it.results()), 10.0, "all events")
+    harness.until(lambda: len(phone.results("pi-all")) == len(all_of_it.results()), "all events")
     events = phone.results("pi-labels")
     assert phone.results("pi-off") == []
     assert len(events) > len(by_window) / 2
@@ -111,5 +109,5 @@ def test_events_are_dropped_while_the_broker_is_away_and_come_again(start, phone
     phone = phones(port)
     device = start.device(server, "pi-away", source, "--events", "all")
     device.finish()
-    harness.until(lambda: len(phone.results("pi-away")) == len(device.results()), 10.0, "all events of the second run")
+    harness.until(lambda: len(phone.results("pi-away")) == len(device.results()), "all events of the second run")
     assert all("labels" not in event for event in phone.results("pi-away")), "there is no head"

@@ -16,7 +16,6 @@ from runtime_edge.formats.credentials import Address, Credentials
 from runtime_server.broker.access import Access
 from runtime_server.broker.hub import Hub
 
-pytestmark = pytest.mark.timeout(300)
 phones = test_events.phones
 
 
@@ -66,7 +65,7 @@ def test_a_device_streams_with_its_key_swaps_tables_is_seen_and_revoked(start, p
     phone = phones(mqtt, **login)
     put_table(server, harness.always(toy_bundle, "rpi4", "two"))
     device.wait_for_cut("two")
-    harness.until(lambda: phone.results("pi-1"), 20.0, "events on the phone")
+    harness.until(lambda: phone.results("pi-1"), "events on the phone")
     with pytest.raises(AssertionError, match="the subscription"):
         phones(mqtt, username="phone", password="wrong")
 
@@ -85,7 +84,7 @@ def test_a_device_streams_with_its_key_swaps_tables_is_seen_and_revoked(start, p
     device.wait_for_results(count + 4)
     key.write_text(access.add("pi-1"))
     assert access.reload()
-    device.process.wait_for_line("broker is back", 60.0)
+    device.process.wait_for_line("broker is back")
     device.process.signal(harness.signal.SIGINT)
     report = device.finish()
     assert report["windows_lost"] == 0

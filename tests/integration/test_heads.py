@@ -22,8 +22,6 @@ from runtime_edge.formats.records.head import Head, SignedHead, open_head, read_
 from runtime_server.labels.labelled import Event, of_events
 from streamsplit_compile.bundle.compiler import recompile
 
-pytestmark = pytest.mark.timeout(180)
-
 WINDOW_S = harness.WINDOW / harness.SAMPLE_RATE
 
 
@@ -206,7 +204,7 @@ def test_with_follow_every_release_gets_a_head_of_its_own(start, tmp_path):
         released = server.state / "generations" / "00002"
         recompile(first, tensors, released, generation=2, windows=windows, reference=None, key=server.key)
         label.wait_for_line("generation 2")
-        harness.until(lambda: label.text().count("pushed to") == 2, 10.0, "the second push")
+        harness.until(lambda: label.text().count("pushed to") == 2, "the second push")
     finally:
         label.signal(signal.SIGTERM)
 
@@ -223,7 +221,6 @@ AUDIO, WEIGHTS = os.environ.get("SSC_TEST_AUDIO"), os.environ.get("SSC_TEST_WEIG
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(not (AUDIO and WEIGHTS), reason="set SSC_TEST_AUDIO (ESC-10) and SSC_TEST_WEIGHTS (mn04)")
 def test_real_sounds_and_a_real_encoder_give_a_head_whose_labels_a_device_finds_again(start, tmp_path):
     from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = {"torch", "onnx", "onnxscript", "onnxsim", "matplotlib", "rich"}
@@ -52,4 +52,4 @@ def test_the_edge_extra_is_enough_and_any_sample_rate_will_do(device_environment
     assert report["windows_acked"] == report["windows_captured"]
     assert report["torch_imported"] is False
     assert np.isclose([np.linalg.norm(r["embedding"]) for r in device.results()], 1.0, atol=1e-2).all()
-    harness.until(lambda: quiet_server.counted("pi-installed") == report["windows_captured"], 20.0, "windows counted")
+    harness.until(lambda: quiet_server.counted("pi-installed") == report["windows_captured"], "windows counted")

@@ -14,7 +14,6 @@ from runtime_server.lab.policy_arms import all_policies, chosen_policies
 from runtime_server.lab.scenarios import SCENARIOS, Step
 from runtime_server.lab.session import Lab
 
-pytestmark = pytest.mark.timeout(120)
 SECONDS = 3.0
 
 

@@ -17,8 +17,6 @@ from runtime_edge.formats.wire import Reply, encode_reply
 from runtime_edge.transport.connection import Link
 from runtime_server.harness.relay import LinkState, Relay
 
-pytestmark = pytest.mark.timeout(90)
-
 
 @contextlib.asynccontextmanager
 async def linked(broker, late=lambda reply: None, **options):
@@ -63,7 +61,7 @@ def test_each_window_gets_its_own_answer_and_late_ones_go_to_the_callback(play, 
                     for window in reversed(range(9))
                 )
             )
-            await eventually(lambda: len(late) == 2)
+            await until(lambda: len(late) == 2)
             return {window: (await future).embedding for window, future in futures.items()}
 
     assert play(work) == {window: b"frame %d" % window for window in range(8) if window != 3}
@@ -117,14 +115,14 @@ def test_a_watch_gives_the_present_value_then_changes_and_goes_on_after_the_brok
             await bucket.put("rpi4", value)
         async with linked(broker) as link:
             await link.watch(subjects.TABLES, ["rpi4", "rpi4.pi-1"], on_change)
-            await eventually(lambda: len(seen) == 1)
+            await until(lambda: len(seen) == 1)
             await bucket.put("rpi4.pi-1", b"own")
             await bucket.put("m2", b"not for us")
-            await eventually(lambda: len(seen) == 2)
+            await until(lambda: len(seen) == 2)
             for _ in range(2):
                 await broker.stop()
                 await broker.start()
-                await eventually(lambda: link.connected and hub.client.is_connected)
+                await until(lambda: link.connected and hub.client.is_connected)
             await bucket.put("rpi4", b"after")
             await until(lambda: ("rpi4", b"after") in seen)
             await bucket.put("rpi4", b"last")
@@ -148,12 +146,12 @@ def test_what_is_older_than_the_present_value_is_not_news(play, broker):
             await bucket.put("rpi4", value)
         async with linked(broker) as link:
             await link.watch(subjects.TABLES, ["rpi4"], on_change)
-            await eventually(lambda: seen == [b"2"])
+            await until(lambda: seen == [b"2"])
             for headers in ({"Nats-Sequence": "1"}, {"Nats-Sequence": "2"}, {"Nats-Sequence": "new"}, None):
                 await hub.client.publish(subjects.news(subjects.TABLES, "rpi4"), b"old", headers=headers)
             await bucket.delete("rpi4")
             await bucket.put("rpi4", b"3")
-            await eventually(lambda: b"3" in seen)
+            await until(lambda: b"3" in seen)
 
     play(work)
     assert seen == [b"2", b"3"]
@@ -175,7 +173,7 @@ def test_news_that_got_lost_is_found_again(play, broker):
             config.republish = None  # nobody is told any more
             await hub.stream.update_stream(config)
             await bucket.put("rpi4", b"2")
-            await eventually(lambda: len(seen) == 2)
+            await until(lambda: len(seen) == 2)
 
     play(work)
     assert seen == [b"1", b"2"]
@@ -193,7 +191,7 @@ def test_a_change_that_cannot_be_handled_now_is_tried_again(play, broker):
         await (await hub.stream.key_value(subjects.RELEASES)).put("rpi4", b"release")
         async with linked(broker) as link:
             await link.watch(subjects.RELEASES, ["rpi4"], on_change)
-            await eventually(lambda: len(attempts) == 2)
+            await until(lambda: len(attempts) == 2)
 
     play(work)
     assert attempts == [b"release", b"release"]
@@ -301,7 +299,7 @@ def test_a_probe_is_answered_at_once_and_only_the_latest_counts(play, broker):
         async with linked(broker) as link:
             link.probe(superseded.append)
             link.probe(trips.append)
-            await eventually(lambda: trips)
+            await until(lambda: trips)
             await harness.stored(link, "pi-1.boot.0", 0, b"frame")
         after = await hub.stream.stream_info(subjects.STREAM)
         return after.state.messages - before.state.messages
@@ -351,7 +349,7 @@ def test_a_sounding_without_a_broker_is_one_error(play, broker):
     async def work(hub):
         async with linked(broker) as link:
             await broker.stop()
-            await eventually(lambda: not link.connected)
+            await until(lambda: not link.connected)
             with pytest.raises(LinkError):
                 await link.sound(b"x")
 

@@ -3,9 +3,6 @@
 import signal
 
 import harness
-import pytest
-
-pytestmark = pytest.mark.timeout(120)
 
 
 def test_a_device_follows_the_generations_and_every_window_is_completed_by_its_own(
@@ -47,5 +44,5 @@ def test_a_device_follows_the_generations_and_every_window_is_completed_by_its_o
 
     # Told to stop in the middle of training, it ends in order.
     server.process.signal(signal.SIGTERM)
-    server.process.finish(1.0)
+    server.process.finish()
     assert f"stopped after {len(windows) + 24} windows" in server.process.text()

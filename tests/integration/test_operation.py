@@ -25,7 +25,6 @@ from runtime_edge.inference.engine import Engine
 from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import read_status
 
-pytestmark = pytest.mark.timeout(300)
 SSC = Path(sys.executable).with_name("ssc")
 
 
@@ -89,9 +88,9 @@ def test_a_device_started_from_a_file_is_watched_measured_and_asked_how_it_is(
         monkeypatch.setenv(name, value)
     process = harness.Process(tmp_path / "service.log", "edge", "run", "--config", config)
     try:
-        harness.until(lambda: "READY=1" in manager.heard, 60.0, "READY=1")
-        harness.until(lambda: status(state)[0] == 0, 30.0, "healthy")
-        harness.until(lambda: json.loads(status(state, "--json")[1])["report"]["windows_acked"] > 3, 30.0, "acks")
+        harness.until(lambda: "READY=1" in manager.heard, "READY=1")
+        harness.until(lambda: status(state)[0] == 0, "healthy")
+        harness.until(lambda: json.loads(status(state, "--json")[1])["report"]["windows_acked"] > 3, "acks")
         said = json.loads(status(state, "--json")[1])
         assert said["healthy"] is True
         assert said["device"] == "pi-service"
@@ -113,7 +112,7 @@ def test_a_device_started_from_a_file_is_watched_measured_and_asked_how_it_is(
 
         process.signal(signal.SIGTERM)
         heard = manager.heard
-        harness.until(lambda: heard[-1] == "STOPPING=1", 5.0, "the last word")
+        harness.until(lambda: heard[-1] == "STOPPING=1", "the last word")
         assert heard.count("WATCHDOG=1") > 3
         assert any(message.startswith("STATUS=generation 1, cut ") for message in heard)
         code, words = status(state)
@@ -134,13 +133,13 @@ def test_a_device_that_is_killed_is_known_to_be_gone_and_starts_again_at_once(to
 
     process = start()
     try:
-        harness.until(lambda: status(tmp_path / "state")[0] == 0, 60.0, "healthy")
+        harness.until(lambda: status(tmp_path / "state")[0] == 0, "healthy")
         process.signal(signal.SIGKILL)
         code, words = status(tmp_path / "state")
         assert code == 1
         assert "ended without a word" in words
         process = start()
-        harness.until(lambda: status(tmp_path / "state")[0] == 0, 60.0, "healthy again")
+        harness.until(lambda: status(tmp_path / "state")[0] == 0, "healthy again")
     finally:
         process.signal(signal.SIGKILL)
 
@@ -171,15 +170,13 @@ def test_a_stuck_engine_lets_the_watchdog_fire_and_one_that_goes_on_does_not(
         await asyncio.sleep(2.0)
         stuck = manager.heard[before:]
         free.set()
-        await asyncio.sleep(1.5)
-        again = manager.heard[before:]
+        await harness.eventually(lambda: "WATCHDOG=1" in manager.heard[before:])
         device.stop()
         await task
-        return stuck, again
+        return stuck
 
-    stuck, again = asyncio.run(work())
+    stuck = asyncio.run(work())
     assert "WATCHDOG=1" not in stuck
-    assert "WATCHDOG=1" in again
 
 
 def test_the_last_word_of_a_device_whose_source_fails_is_the_reason(toy, tmp_path):

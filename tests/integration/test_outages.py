@@ -5,9 +5,6 @@ import sqlite3
 import time
 
 import harness
-import pytest
-
-pytestmark = pytest.mark.timeout(120)
 
 
 def test_a_killed_server_costs_no_window(start, tmp_path, toy_bundle, toy_model):
@@ -27,14 +24,13 @@ def test_a_killed_server_costs_no_window(start, tmp_path, toy_bundle, toy_model)
 
     windows, results = harness.windows_of(source), device.results()
     assert [r["window"] for r in results] == list(range(len(windows)))
-    assert len(alone) >= 8
     assert {r["finished"] for r in alone} <= {"fallback", "device"}
     assert any(r["finished"] == "server" for r in results if r["window"] > restarted + 4), "the link did not mend"
     assert harness.cosines(results, windows, toy_model).min() > 0.99
     assert report["windows_captured"] == report["windows_acked"] == len(windows)
     assert report["windows_lost"] == report["windows_spooled"] == 0
     assert report["windows_replayed"] >= len(alone) / 2
-    harness.until(lambda: server.counted("pi-1") == len(windows), 40.0, "every window counted")
+    harness.until(lambda: server.counted("pi-1") == len(windows), "every window counted")
     time.sleep(1.0)
     assert server.counted("pi-1") == len(windows), "counted twice"
 
@@ -51,7 +47,7 @@ def test_a_killed_broker_is_started_again(start, tmp_path, toy_bundle):
 
     windows = harness.windows_of(source)
     assert report["windows_captured"] == report["windows_acked"] == len(windows)
-    harness.until(lambda: server.counted("pi-1") == len(windows), 40.0, "every window counted")
+    harness.until(lambda: server.counted("pi-1") == len(windows), "every window counted")
     finished = [r["finished"] for r in device.results()]
     assert "fallback" in finished or "device" in finished
     assert finished[-1] == "server"
@@ -82,9 +78,7 @@ def test_a_killed_device_sends_what_its_spool_holds_when_it_starts_again(
     assert report["windows_inherited"] == report["windows_lost"] == report["windows_spooled"] == 0
     assert report["windows_captured"] == report["windows_acked"] == len(windows)
     assert report["windows_replayed"] == len(spooled)
-    harness.until(
-        lambda: quiet_server.counted("pi-crash") == captured + len(windows), 40.0, "every window of both boots"
-    )
+    harness.until(lambda: quiet_server.counted("pi-crash") == captured + len(windows), "every window of both boots")
     # Windows of the two boots have the same numbers: an answer to one must not be taken for the other.
     assert harness.cosines(second.results(), windows, toy_model).min() > 0.99
 
@@ -106,13 +100,11 @@ def test_a_device_that_starts_without_a_broker_joins_when_there_is_one(start, tm
     device.wait_for_results(4)
     assert {r["finished"] for r in device.results()} == {"device"}
     server.start()
-    harness.until(lambda: device.results()[-1]["finished"] == "server", 20.0, "the device has joined")
+    harness.until(lambda: device.results()[-1]["finished"] == "server", "the device has joined")
     server.put_table(harness.always(toy_bundle, "rpi4", "two"))
     # While there was no broker the smallest frame was spooled, which is of this cut, too.
-    harness.until(
-        lambda: (device.results()[-1]["finished"], device.results()[-1]["cut"]) == ("server", "two"), 30.0, "two"
-    )
-    harness.until(lambda: not _spooled(tmp_path / "pi-1-state" / "spool.db"), 20.0, "the spool is empty")
+    harness.until(lambda: (device.results()[-1]["finished"], device.results()[-1]["cut"]) == ("server", "two"), "two")
+    harness.until(lambda: not _spooled(tmp_path / "pi-1-state" / "spool.db"), "the spool is empty")
     device.process.signal(signal.SIGTERM)
     report = device.finish()
 

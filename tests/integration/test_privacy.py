@@ -3,14 +3,11 @@
 import signal
 
 import harness
-import pytest
 
 from runtime_edge.formats import subjects, wire
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.encoder.encoders import load_encoder
-
-pytestmark = pytest.mark.timeout(180)
 
 NOWHERE = "nats://127.0.0.1:9"
 

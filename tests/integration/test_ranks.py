@@ -6,7 +6,7 @@ import pytest
 
 from tools.fleet import Fleet, FleetConfig, Recorded
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def test_a_fleet_loses_nothing_while_ranks_and_brokers_are_killed(toy, toy_bundle, tmp_path):
