@@ -25,7 +25,7 @@ from runtime_edge.errors import LinkError, MissingExtra, UsageError
 from runtime_edge.formats.credentials import Address, Credentials
 from runtime_edge.formats.subjects import is_device
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
-from runtime_server.broker.access import Access, SecurityConfig, is_loopback
+from runtime_server.broker.access import INCLUDED, Access, SecurityConfig, is_loopback
 
 _LOG = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
@@ -245,7 +245,7 @@ class Broker:
             parts.append(f'mqtt {{ listen: "{self.host}:{self.mqtt_port}"\n{tls} }}')
         if self._access:
             self._access.write()
-            parts.append('include "access.conf"')
+            parts.append(f'include "{INCLUDED}"')
         return "\n".join(parts) + "\n"
 
     def _last_words(self) -> str:
