@@ -5,8 +5,8 @@ seed = access.add("pi-1")             # for the device alone; only its public ha
 access.write()                        # what the embedded broker includes; `reload` makes a running one read it again
 
 A device may publish its own frames, events and presence, be answered below its own inbox, and read what is there for
-every device or for it alone. Nothing it may do names a consumer, so it can neither read frames nor make the broker
-deliver anything on a subject it has no right to.
+every device or for it alone. It lives in an account of its own (`accounts`), and nothing it may do names a consumer: so
+it can neither read frames nor make the broker deliver anything on a subject it has no right to.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import ipaddress
-import json
 import os
 import secrets
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import psutil
@@ -31,14 +31,16 @@ from runtime_edge.base.files import locked, write_atomic
 from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.formats import strict, subjects
 from runtime_edge.formats.credentials import Credentials, new_seed, public_key, read_seed
+from runtime_server.broker.accounts import accounts_config
+
+INCLUDED = "accounts.conf"
+"""What the embedded broker's configuration includes. Earlier versions' `access.conf` had no accounts."""
 
 _MAX_BYTES = 64 << 20
 _LOCK_PATIENCE_S = 30.0
-_ANONYMOUS = "_anyone"
-"""No device can have this name."""
-
-_DIRECT_GET = "$JS.API.DIRECT.GET"
-
+_RELOAD_S = 30.0
+_RELOADED, _NOT_RELOADED = "Reloaded server configuration", "Failed to reload server configuration"
+"""What nats-server writes into its log."""
 Policy = Literal["devices", "always", "never"]
 """Ask for credentials once a device has been added, always, or never."""
 
@@ -129,21 +131,14 @@ class Access:
 
     def config(self, anyone: bool = True) -> str:
         """The broker's configuration that says all this; without `anyone`, as if credentials were required."""
-        state, server = self._read(), public_key(read_seed(_existing(self.credentials.nkey)))
-        users: list[dict[str, Any]] = [{"nkey": server}]
-        for _, member in sorted(state.members.items()):
-            if member.revoked:
-                continue
-            allowed = _permissions(member)
-            permissions = {verb: {"allow": names} if names else {"deny": ">"} for verb, names in allowed.items()}
-            who = {"nkey": member.public} if member.public else {"user": member.name, "password": member.password}
-            users.append({**who, "permissions": permissions})
-        lines = [f"    {json.dumps(user)}" for user in users]
-        default = ""
-        if anyone and not _required(state):
-            lines.append(f'    {{"user": "{_ANONYMOUS}", "password": "{_ANONYMOUS}"}}')
-            default = f"no_auth_user: {_ANONYMOUS}\n"
-        return "authorization {\n  timeout: 5\n  users: [\n" + ",\n".join(lines) + "\n  ]\n}\n" + default
+        state = self._read()
+        present = [member for member in state.members.values() if not member.revoked]
+        return accounts_config(
+            public_key(read_seed(_existing(self.credentials.nkey))),
+            {member.name: member.public for member in present if member.kind == "device"},
+            {member.name: member.password for member in present if member.kind == "reader"},
+            anyone and not _required(state),
+        )
 
     @property
     def secret(self) -> str:
@@ -154,32 +149,17 @@ class Access:
     def write(self) -> None:
         """Put the configuration where the brokers of this state directory include it from."""
         for broker in self._brokers():
-            write_atomic(broker / "access.conf", self.config().encode(), 0o600)
+            write_atomic(broker / INCLUDED, self.config().encode(), 0o600)
 
     def reload(self) -> bool:
         """Write it and make running brokers take it up; False when none is running here. Raises LinkError."""
         self.write()
-        told = [self._told(broker) for broker in self._brokers()]
+        told = [_told(broker) for broker in self._brokers()]
         return any(told)
 
     def _brokers(self) -> list[Path]:
         """Directories of the embedded broker or of a cluster's."""
         return [path for path in self._root.glob("broker*") if path.is_dir()] or [self._root / "broker"]
-
-    def _told(self, broker: Path) -> bool:
-        """Whether a running broker was told to read its configuration again. Raises LinkError."""
-        try:
-            process = psutil.Process(int((broker / "broker.pid").read_text()))
-            if not process.name().startswith("nats-server"):
-                return False
-            os.kill(process.pid, signal.SIGHUP)
-        except PermissionError:
-            raise LinkError(
-                f"the broker (process {process.pid}) belongs to another user: run this as that user"
-            ) from None
-        except (OSError, ValueError, psutil.Error):
-            return False
-        return True
 
     def _add(self, member: Member) -> None:
         with self._changing() as state:
@@ -205,38 +185,44 @@ class Access:
         return strict.read(self._file, _State, _MAX_BYTES, fix=fix)
 
 
-def _permissions(member: Member) -> dict[str, list[str]]:
-    """Subjects a device or reader may publish and subscribe to.
+def _told(broker: Path) -> bool:
+    """Whether a broker runs here and has read its configuration again. Raises LinkError.
 
-    No `*` at an end: the broker takes a wish for `a.>` as one that `a.*` allows.
+    Twice, because nats-server (2.15) carries requests out of an account only once it has read of it a second time.
     """
-    if member.kind == "reader":
-        # MQTT's `evt/#` is both; the broker keeps a client's session under $MQTT.
-        return {"publish": [], "subscribe": ["evt", subjects.events(">"), "$MQTT.sub.>"]}
-    name = member.name
-    readable = [(subjects.RELEASES, ">")]
-    readable += [
-        (bucket, key)
-        for bucket in (subjects.TABLES, subjects.HEADS)
-        for key in (f"{subjects.ALL_DEVICES}.>", f"{name}.>")
-    ]
-    bundles = f"OBJ_{subjects.BUNDLES}"
-    return {
-        "publish": [
-            subjects.frames(name),
-            subjects.events(name),
-            subjects.filler(name),
-            subjects.bucket_subject(subjects.PRESENCE, name),
-            subjects.bucket_subject(subjects.LEARNT, name),
-            *(
-                f"{_DIRECT_GET}.{subjects.bucket_stream(bucket)}.{subjects.bucket_subject(bucket, key)}"
-                for bucket, key in readable
-            ),
-            f"{_DIRECT_GET}.{bundles}",
-            f"{_DIRECT_GET}.{bundles}.>",
-        ],
-        "subscribe": [f"{subjects.inbox(name)}.>", *(subjects.news(bucket, key) for bucket, key in readable)],
-    }
+    return _reread(broker) and _reread(broker)
+
+
+def _reread(broker: Path) -> bool:
+    log = broker / "broker.log"
+    try:
+        process = psutil.Process(int((broker / "broker.pid").read_text()))
+        if not process.name().startswith("nats-server"):
+            return False
+        if INCLUDED not in (broker / "broker.conf").read_text():
+            raise LinkError("the running broker is an earlier version's: restart the server, and it knows")
+        before = log.stat().st_size
+        os.kill(process.pid, signal.SIGHUP)
+    except PermissionError:
+        raise LinkError(f"the broker (process {process.pid}) belongs to another user: run this as that user") from None
+    except (OSError, ValueError, psutil.Error):
+        return False
+    deadline = time.monotonic() + _RELOAD_S
+    while time.monotonic() < deadline and process.is_running():
+        said = _written_since(log, before)
+        if _RELOADED in said:
+            return True
+        if _NOT_RELOADED in said:
+            words = said.partition(_NOT_RELOADED)[2].splitlines()[0]
+            raise LinkError(f"the broker keeps its former configuration{words} (see {log})")
+        time.sleep(0.01)
+    raise LinkError(f"the broker (process {process.pid}) has not read its configuration in {_RELOAD_S:g} s (see {log})")
+
+
+def _written_since(log: Path, start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(start)
+        return file.read(_MAX_BYTES).decode(errors="replace")
 
 
 def _required(state: _State) -> bool:

@@ -20,12 +20,14 @@ from pathlib import Path
 
 import psutil
 
+from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import LinkError, MissingExtra, UsageError
 from runtime_edge.formats.credentials import Address, Credentials
 from runtime_edge.formats.subjects import is_device
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
-from runtime_server.broker.access import Access, SecurityConfig, is_loopback
+from runtime_server.broker.access import INCLUDED, Access, SecurityConfig, is_loopback
+from runtime_server.broker.upgrade import announce, upgrade_store
 
 _LOG = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
@@ -155,6 +157,7 @@ class Broker:
         self._access, self._tls, self._cluster = access, tls, cluster
         self._process: subprocess.Popen[bytes] | None = None
         self._log = state / "broker.log"
+        self._announcing: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -177,12 +180,17 @@ class Broker:
         return f"only devices added with `ssc server device add NAME --state {self.state.parent}` are let in"
 
     async def start(self) -> None:
-        """Start and wait until it listens. Raises LinkError with the broker's own words when it does not."""
+        """Start and wait until it listens. Raises LinkError with the broker's own words when it does not.
+
+        Streams of a version that knew no accounts are taken over; see `upgrade`.
+        """
         self.state.mkdir(parents=True, exist_ok=True)
         _stop_orphan(self.state / "broker.pid")
         for option, port in (("--port", self.port), ("--mqtt-port", self.mqtt_port)):
             if port is not None and _listens(self.host, port):
                 raise LinkError(f"port {port} is taken by another program; choose another {option}")
+        store = self.state / "jetstream" / "jetstream"
+        upgraded = self._access is not None and upgrade_store(store, self._cluster is not None)
         config = self.state / "broker.conf"
         write_atomic(config, self._config().encode(), 0o600)
         with self._log.open("ab") as log:
@@ -199,6 +207,13 @@ class Broker:
                 await self.stop()
                 raise LinkError(f"the broker did not start on {self.url}: {self._last_words()} (see {self._log})")
             await asyncio.sleep(0.02)
+        if upgraded and self._cluster is not None:
+            self._announcing = asyncio.create_task(announce(store, self.address))
+
+    async def announced(self) -> None:
+        """Until a cluster has been told of what an earlier version has left here; at once where there is nothing."""
+        if self._announcing is not None:
+            await asyncio.wait({self._announcing})
 
     async def keep_running(self, period_s: float = 1.0) -> None:
         """Start it again whenever it has died, until cancelled; looks every `period_s`."""
@@ -214,6 +229,7 @@ class Broker:
 
     async def stop(self) -> None:
         """Ask it to stop, then make it."""
+        await cancel_all([self._announcing] if self._announcing else [])
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -244,7 +260,7 @@ class Broker:
             parts.append(f'mqtt {{ listen: "{self.host}:{self.mqtt_port}"\n{tls} }}')
         if self._access:
             self._access.write()
-            parts.append('include "access.conf"')
+            parts.append(f'include "{INCLUDED}"')
         return "\n".join(parts) + "\n"
 
     def _last_words(self) -> str:

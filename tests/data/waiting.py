@@ -10,6 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 PATIENCE_S = 240.0
+"""A busy machine is slow, not wrong."""
 
 
 def until(condition: Callable[[], T], what: str = "it has happened", timeout_s: float = PATIENCE_S) -> T:

@@ -31,8 +31,6 @@ from streamsplit_models.front_end import FrontEnd, LogMel
 
 SAMPLE_RATE, WINDOW, HOP = 16_000, 4000, 2000
 HOP_S = HOP / SAMPLE_RATE
-
-"""How long to wait for what must happen: a busy machine is slow, not wrong."""
 CUTS = ("waveform", "log_mel", "one", "two", "normalize")
 
 

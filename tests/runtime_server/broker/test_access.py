@@ -82,9 +82,9 @@ def test_secrets_are_not_kept_and_files_are_the_owners_alone(tmp_path):
     access.write()
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "server.nkey"]
     assert all(seed not in path.read_text() for path in files)
-    for path in (tmp_path / "server.nkey", tmp_path / "devices.json", tmp_path / "broker" / "access.conf"):
+    for path in (tmp_path / "server.nkey", tmp_path / "devices.json", tmp_path / "broker" / "accounts.conf"):
         assert path.stat().st_mode & 0o077 == 0
-    assert password in (tmp_path / "broker" / "access.conf").read_text()
+    assert password in (tmp_path / "broker" / "accounts.conf").read_text()
     access.revoke("phone")
     access.write()
     assert all(password not in path.read_text() for path in files)

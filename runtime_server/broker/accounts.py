@@ -1,0 +1,114 @@
+"""The broker's accounts: one for the server and all that it keeps, and one for each device and reader of events.
+
+An account is a subject space of its own. What a device publishes stays in its account unless it is one of the requests
+that the account imports from the server's; then the broker replaces the reply subject the device named by one of its
+own, and carries what answers it back into the device's account. So nothing a device names as a reply is a subject of
+the server's or of another device's.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from runtime_edge.formats import subjects
+
+SERVER_ACCOUNT = "SERVER"
+"""Holds the streams and buckets. No member can have this name, because theirs are lower-case."""
+
+_ANONYMOUS = "_anyone"
+"""No device can have this name."""
+
+_DIRECT_GET = "$JS.API.DIRECT.GET"
+_OBJECTS = f"{_DIRECT_GET}.OBJ_{subjects.BUNDLES}"
+_READABLE = (subjects.RELEASES, subjects.TABLES, subjects.HEADS)
+_MAX_CONNECTIONS = 32
+"""Of one member: those of a device on a broken link linger until the broker has noticed."""
+_BATCH_PATIENCE = "10s"
+"""How long the broker waits for the next message of a batch before it forgets where the batch goes."""
+_SESSIONS = {"max_memory": 0, "max_file": 16 << 20, "max_streams": 8, "max_consumers": 256}
+"""What the broker may keep of one reader's MQTT sessions."""
+
+_Rules = dict[str, Any]
+
+
+def accounts_config(server_key: str, devices: dict[str, str], readers: dict[str, str], anyone: bool) -> str:
+    """The `accounts` block of the broker's configuration.
+
+    Args:
+        server_key: the server's public key.
+        devices: public key of each device, by name.
+        readers: password of each reader, by name.
+        anyone: whether those without credentials are let in, to everything that is the server's.
+    """
+    users: list[_Rules] = [{"nkey": server_key}]
+    if anyone:
+        users.append({"user": _ANONYMOUS, "password": _ANONYMOUS})
+    accounts = {SERVER_ACCOUNT: {"jetstream": "enabled", "users": users, "exports": _exports()}}
+    accounts |= {name: _device(name, key) for name, key in devices.items()}
+    accounts |= {name: _reader(name, password) for name, password in readers.items()}
+    lines = [f"  {json.dumps(name)}: {json.dumps(rules)}" for name, rules in sorted(accounts.items())]
+    default = f"no_auth_user: {_ANONYMOUS}\n" if anyone else ""
+    return "authorization { timeout: 5 }\naccounts {\n" + "\n".join(lines) + "\n}\n" + default
+
+
+def _exports() -> list[_Rules]:
+    """What of the server's account others may import: requests that one message answers, unless it says otherwise."""
+    requests = [
+        "act.*.*",
+        subjects.events("*"),
+        subjects.bucket_subject(subjects.PRESENCE, "*"),
+        subjects.bucket_subject(subjects.LEARNT, "*"),
+        *(_last(bucket, ">") for bucket in _READABLE),
+        f"{_OBJECTS}.>",
+    ]
+    batches = {"service": _OBJECTS, "response_type": "stream", "response_threshold": _BATCH_PATIENCE}
+    streams = [subjects.events("*"), subjects.news("*", ">"), f"{subjects.inbox('*')}.>"]
+    return [{"service": subject} for subject in requests] + [batches] + [{"stream": subject} for subject in streams]
+
+
+def _device(name: str, key: str) -> _Rules:
+    """A device's account: what reaches the server from it, what it gets to hear, and what it may do at all.
+
+    No `*` at an end: the broker takes a wish for `a.>` as one that `a.*` allows.
+    """
+    readable = [(subjects.RELEASES, ">")]
+    readable += [
+        (bucket, key)
+        for bucket in (subjects.TABLES, subjects.HEADS)
+        for key in (f"{subjects.ALL_DEVICES}.>", f"{name}.>")
+    ]
+    requests = [
+        subjects.frames(name),
+        subjects.events(name),
+        subjects.bucket_subject(subjects.PRESENCE, name),
+        subjects.bucket_subject(subjects.LEARNT, name),
+        *(_last(bucket, key) for bucket, key in readable),
+        _OBJECTS,
+        f"{_OBJECTS}.>",
+    ]
+    heard = [f"{subjects.inbox(name)}.>", *(subjects.news(bucket, key) for bucket, key in readable)]
+    # What measures the link goes nowhere, so it is no request.
+    permissions = {"publish": {"allow": [*requests, subjects.filler(name)]}, "subscribe": {"allow": heard}}
+    return _member({"nkey": key, "permissions": permissions}, requests, heard)
+
+
+def _reader(name: str, password: str) -> _Rules:
+    """A reader's account: MQTT's `evt/#` is `evt` as well as `evt.>`, and the broker keeps sessions under $MQTT."""
+    permissions = {
+        "publish": {"deny": ">"},
+        "subscribe": {"allow": ["evt", subjects.events(">"), "$MQTT.sub.>"]},
+    }
+    user = {"user": name, "password": password, "permissions": permissions}
+    return {**_member(user, [], [subjects.events("*")]), "jetstream": _SESSIONS}
+
+
+def _member(user: _Rules, requests: list[str], heard: list[str]) -> _Rules:
+    imports = [{kind: {"account": SERVER_ACCOUNT, "subject": subject}}
+               for kind, some in (("service", requests), ("stream", heard)) for subject in some]  # fmt: skip
+    return {"users": [user], "imports": imports, "limits": {"max_connections": _MAX_CONNECTIONS}}
+
+
+def _last(bucket: str, key: str) -> str:
+    """The request for what a bucket holds of a key."""
+    return f"{_DIRECT_GET}.{subjects.bucket_stream(bucket)}.{subjects.bucket_subject(bucket, key)}"

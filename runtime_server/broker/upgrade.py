@@ -1,0 +1,99 @@
+"""Streams that a broker of an earlier version has kept: they lay in the broker's unnamed account.
+
+Alone, a broker finds them where they are moved to. The brokers of a cluster keep among themselves what streams there
+are, under that account's name; so each begins anew with a copy of the streams, and says what they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from runtime_edge.base.broker_errors import BROKER_ERRORS
+from runtime_edge.errors import LinkError
+from runtime_edge.formats.credentials import Address
+from runtime_server.broker.accounts import SERVER_ACCOUNT
+from runtime_server.broker.hub import Hub
+
+_LOG = logging.getLogger(__name__)
+_UNNAMED, _SYSTEM = "$G", "$SYS"
+_PATIENCE_S, _AGAIN_S, _REQUEST_S = 300.0, 0.5, 5.0
+_THERE = (10058, 10148)
+"""The broker's numbers for a stream, and a consumer, that another of the cluster has brought already."""
+
+
+def upgrade_store(store: Path, clustered: bool) -> bool:
+    """Put an earlier version's streams where the server's account keeps its own; whether there were any.
+
+    Of a cluster's broker the former ones are left where they were: nothing reads them any more.
+    """
+    former, present = store / _UNNAMED, store / SERVER_ACCOUNT
+    if present.exists() or not (former / "streams").is_dir():
+        return False
+    if not clustered:
+        former.rename(present)
+        return True
+    begun = store.parent / f"{SERVER_ACCOUNT}.partial"
+    shutil.rmtree(begun, ignore_errors=True)
+    shutil.copytree(former, begun)
+    shutil.rmtree(store / _SYSTEM, ignore_errors=True)
+    begun.rename(present)
+    return True
+
+
+async def announce(store: Path, address: Address) -> None:
+    """Tell a cluster of the streams and consumers that lie in this broker's store, once enough of it is there."""
+    requests = list(_requests(store / SERVER_ACCOUNT / "streams"))
+    deadline, hub = time.monotonic() + _PATIENCE_S, Hub(address, "upgrade")
+    while requests and time.monotonic() < deadline:
+        try:
+            if not hub.client.is_connected:
+                await hub.connect()
+            while requests:
+                await _told(hub, *requests[0])
+                requests.pop(0)
+        except (LinkError, *BROKER_ERRORS) as exc:
+            _LOG.info("streams of an earlier version wait for the other brokers: %s", exc)
+            await asyncio.sleep(_AGAIN_S)
+    await hub.close()
+    if requests:
+        _LOG.error(
+            "%s: of an earlier version, and the cluster does not take it; `%s` is kept", requests[0][0], _UNNAMED
+        )
+    else:
+        _LOG.warning("the streams of an earlier version are taken over; remove %s when all is well", store / _UNNAMED)
+
+
+def _requests(streams: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Subject and body of what makes each stream, and behind it its consumers."""
+    found = []
+    for stream in sorted(streams.glob("*/meta.inf")):
+        name = stream.parent.name
+        found.append((f"$JS.API.STREAM.CREATE.{name}", _config(stream)))
+        for consumer in sorted(stream.parent.glob("obs/*/meta.inf")):
+            config = _config(consumer)
+            if durable := config.get("durable_name"):
+                body = {"stream_name": name, "config": config}
+                found.append((f"$JS.API.CONSUMER.DURABLE.CREATE.{name}.{durable}", body))
+    return found
+
+
+def _config(path: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(path.read_text())
+    for name in ("Created", "created"):
+        with contextlib.suppress(KeyError):
+            del config[name]
+    return config
+
+
+async def _told(hub: Hub, subject: str, body: dict[str, Any]) -> None:
+    answer = await hub.client.request(subject, json.dumps(body).encode(), timeout=_REQUEST_S)
+    error = json.loads(answer.data).get("error")
+    if error and error.get("err_code") not in _THERE:
+        raise LinkError(f"{subject}: {error.get('description')}")
