@@ -246,7 +246,7 @@ class _Completer:
     def complete(self, header: FrameHeader, payload: bytes) -> tuple[npt.NDArray[np.float32], int] | None:
         """The embedding (d,) and the generation it is of; None for a frame that no bundle here can read."""
         own = self._bundles.get(header.generation)
-        if own is None or header.cut >= len(own.manifest.info.cuts):
+        if own is None or header.width or header.cut >= len(own.manifest.info.cuts):
             return None
         key = header.generation, header.cut, header.encoding
         try:
@@ -295,21 +295,21 @@ async def _frames(hub: Hub, device: str, since: datetime, events: _Events) -> li
             messages = await subscription.fetch(min(_FETCH, left), timeout=_PATIENCE_S)
             left -= len(messages)
             for message in messages:
-                frame = _labelled(message, events)
-                if frame is not None:
-                    found[(message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "")] = frame
+                identity = (message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "")
+                for header, payload in _labelled(message, events):
+                    found[f"{identity}/{header.window}"] = header, payload
         await subscription.unsubscribe()
     except (*BROKER_ERRORS, nats.errors.Error) as exc:
         raise LinkError(f"broker {hub.url}: cannot read what {device} sent ({reason(exc)})") from None
     return list(found.values())
 
 
-def _labelled(message: Msg, events: _Events) -> tuple[FrameHeader, bytes] | None:
+def _labelled(message: Msg, events: _Events) -> list[tuple[FrameHeader, bytes]]:
     try:
-        header, payload = decode_frame(message.data)
+        windows = decode_frame(message.data)
     except FrameError:
-        return None
-    return (header, payload) if events.labels(header) else None
+        return []
+    return [(header, payload) for header, payload in windows if events.labels(header)]
 
 
 def _runs(rows: Sequence[tuple[str, int, tuple[str, ...]]], window_s: float) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import fx
 from runtime_edge.errors import BundleError, FrameError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import CutCodec
-from runtime_edge.formats.wire import WIRE_ENCODINGS, FrameHeader
+from runtime_edge.formats.manifest import model_number
+from runtime_edge.formats.wire import NO_MODEL, WIRE_ENCODINGS, FrameHeader
 from runtime_server.suffix.suffix import Precision, ServedBlocks
 from streamsplit_compile.encoder.graph import EncoderGraph
 from streamsplit_compile.encoder.segment import split
@@ -49,6 +51,15 @@ class Generation:
     served: ServedBlocks
     codecs: dict[tuple[int, str], CutCodec] = field(default_factory=dict)
 
+    @cached_property
+    def model_number(self) -> int:
+        """The number of its model in frames."""
+        return model_number(self.bundle.manifest)
+
+    def made(self, header: FrameHeader) -> bool:
+        """Whether a frame was made with this bundle; one of version 1 does not say and is believed."""
+        return header.model in (NO_MODEL, self.model_number)
+
     @property
     def number(self) -> int:
         """Its generation number."""
@@ -57,6 +68,8 @@ class Generation:
     def decode(self, header: FrameHeader, payload: bytes) -> npt.NDArray[np.float32]:
         """The activation (rows, ...) of a frame. Raises FrameError."""
         cuts = self.bundle.manifest.info.cuts
+        if header.width:
+            raise FrameError(f"frame of window {header.window}: width {header.width}, this bundle has no bottlenecks")
         if header.cut >= len(cuts):
             raise FrameError(f"frame of window {header.window}: cut {header.cut}, this bundle has {len(cuts)}")
         key = header.cut, WIRE_ENCODINGS[header.encoding]

@@ -41,7 +41,7 @@ async def answer_all(hub, status="ok"):
         inbox = (message.headers or {}).get(subjects.REPLY_HEADER)
         if inbox:
             window = int(inbox.rsplit(".", 1)[-1])
-            await hub.client.publish(inbox, encode_reply(Reply(1, window, 1, status, 5, message.data[:64])))
+            await hub.client.publish(inbox, encode_reply(Reply(window, 1, status, 5, message.data[:64])))
 
     await hub.subscribe("act.>", on_frame)
 
@@ -85,7 +85,7 @@ def test_a_frame_without_a_number_is_not_answered(play, broker):
 def test_garbage_in_the_inbox_is_counted(play, broker):
     async def work(hub):
         async with linked(broker) as link:
-            for data in (b"", b"garbage", encode_reply(Reply(2, 0, 1, "ok", 0))):
+            for data in (b"", b"garbage", b"\x97\x03\x00\x01\xa2ok\x00\x90"):
                 await hub.client.publish(f"{link._inbox.name}.0", data)
             await harness.eventually(lambda: link.bad_replies == 3)
             return link.connected
