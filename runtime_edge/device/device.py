@@ -43,7 +43,8 @@ from runtime_edge.transport.spool import Spool
 from runtime_edge.updates.bundle_store import has_bundle
 from runtime_edge.updates.head_updater import Labelling
 from runtime_edge.updates.learner_sync import Learning
-from runtime_edge.updates.updater import Swap, make_splitter
+from runtime_edge.updates.table_updater import make_splitter
+from runtime_edge.updates.updater import Swap
 
 _LOG = logging.getLogger(__name__)
 _BRIEFLY_S, _FIRST_S = 1.0, 5.0
@@ -120,7 +121,7 @@ class Device:
         self._swap = Swap(config, self._link, self._compute, self.accounting)
         engine, table = await self._swap.first()
         info = engine.bundle.manifest.info
-        labelling = Labelling(config, self._link, self.accounting, info)
+        labelling = Labelling(config, self._link, self._swap.reports, info)
         self._outbox = await self._compute.run(self._open_outbox, engine.bundle.manifest)
         self.accounting.generation_start = self.accounting.generation_end = engine.generation
         if self._link is not None:

@@ -36,7 +36,8 @@ from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import Outbox
 from runtime_edge.updates.head_updater import Labelling
 from runtime_edge.updates.learner_sync import Learning
-from runtime_edge.updates.updater import Swap, make_splitter
+from runtime_edge.updates.table_updater import make_splitter
+from runtime_edge.updates.updater import Swap
 
 _LOG = logging.getLogger(__name__)
 _SETTLING_S = 0.02

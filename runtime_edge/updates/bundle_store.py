@@ -1,9 +1,8 @@
-"""Bundles and tables on the device's disk: fetched, verified and self-tested before they take over.
+"""Bundles on the device's disk: fetched, verified and self-tested before they take over.
 
 <state>/trusted.pub           the key this device trusts (pinned at the first contact unless given)
 <state>/bundles/<digest>/     the present bundle, and those to go back to
 <state>/bundles.json          which is which (`runtime_edge.updates.trial`)
-<state>/table.json            the last splitter table, as it came
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime_edge.base.files import read_bounded, write_atomic
-from runtime_edge.errors import BundleError, FormatError, LinkError, OlderBundle, SignatureError, TableError
+from runtime_edge.errors import BundleError, FormatError, LinkError, OlderBundle, SignatureError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle, asset_path, check_asset, open_bundle
 from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.patch import apply_patch
-from runtime_edge.formats.records.release import MAX_RECORD_BYTES, ReleasedBundle
+from runtime_edge.formats.records.release import ReleasedBundle
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import AUTO, choose_variant
 from runtime_edge.transport.connection import Link
@@ -55,15 +54,26 @@ class BundleStore:
         self.trials = Trials(state)
         self._bundles = state / "bundles"
         self._pin = state / "trusted.pub"
-        if trusted is None and self._pin.exists():
-            trusted = minisign.read_public_key(self._pin)
-        self.trusted = trusted
+        self._trusted = trusted
+        self._trusted = self.trusted  # a damaged key is an error now, not with the first bundle
 
-    def pin(self, key_text: str) -> None:
-        """Trust a key from now on, unless one is trusted already. Raises SignatureError."""
+    @property
+    def trusted(self) -> minisign.PublicKey | None:
+        """The key that bundles, tables and heads must be signed with: given, or pinned by this or another store."""
+        if self._trusted is None and self._pin.exists():
+            self._trusted = minisign.read_public_key(self._pin)
+        return self._trusted
+
+    async def pin_first(self, link: Link) -> None:
+        """At the first contact trust the key the server publishes, unless one is trusted already.
+
+        Raises LinkError or SignatureError.
+        """
         if self.trusted is None:
-            self.trusted = minisign.PublicKey.from_text(key_text, "the server's public key")
-            write_atomic(self._pin, self.trusted.to_text().encode())
+            key = await link.value(subjects.RELEASES, subjects.SIGNING_KEY)
+            if key is not None:
+                self._trusted = minisign.PublicKey.from_text(key.decode(errors="replace"), "the server's public key")
+                write_atomic(self._pin, self._trusted.to_text().encode())
 
     def recover(self) -> list[Refusal]:
         """Call once when a device starts: what crashed it is refused, and what was half fetched is removed."""
@@ -311,14 +321,3 @@ def _copy_tables(given: Bundle, installed: Bundle) -> None:
 def has_bundle(state: Path) -> bool:
     """Whether a bundle has run from this state directory."""
     return Trials(state).known().current is not None
-
-
-def stored_table(state: Path) -> bytes | None:
-    """The last table record this device used, as it came from the server."""
-    path = state / "table.json"
-    return read_bounded(path, MAX_RECORD_BYTES, TableError) if path.exists() else None
-
-
-def store_table(state: Path, record: bytes) -> None:
-    """Keep a table record for the next start."""
-    write_atomic(state / "table.json", record)

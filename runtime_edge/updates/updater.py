@@ -18,20 +18,19 @@ import msgspec
 
 from runtime_edge.base.worker import Compute
 from runtime_edge.config import DeviceConfig
-from runtime_edge.errors import BackendError, FormatError, LinkError, OlderBundle, SscError, TableError, UsageError
+from runtime_edge.errors import BackendError, FormatError, LinkError, OlderBundle, SscError, UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_edge.formats.records.release import ReleasedBundle, decode_release, open_table
-from runtime_edge.formats.records.table import LOCAL, SplitterTable
+from runtime_edge.formats.records.release import ReleasedBundle, decode_release
+from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.inference.engine import Engine
-from runtime_edge.policy.splitter import Splitter
-from runtime_edge.policy.surroundings import measured
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.connection import Link
-from runtime_edge.transport.privacy import floor_index
-from runtime_edge.updates.bundle_store import BundleStore, Fetched, check_same_ends, store_table, stored_table
+from runtime_edge.updates.bundle_store import BundleStore, Fetched, check_same_ends
 from runtime_edge.updates.engine_setup import engine_for
+from runtime_edge.updates.table_updater import TableUpdater
 from runtime_edge.updates.trial import Refusal, Trial
+from runtime_edge.updates.update_reports import MAX_REASON, UpdateReports
 
 _LOG = logging.getLogger(__name__)
 _FIRST_RELEASE_S = 10.0
@@ -39,36 +38,17 @@ _RECHECK_S = 30.0
 _REPORTED_FAILURES = 8
 
 
-def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) -> Splitter:
-    """A splitter for a bundle's cuts that keeps the device's privacy floor.
-
-    Raises BundleError when the bundle has no such cut, TableError when the table was made for other cuts, has no
-    action above the floor, or asks for a state variable that is not measured here.
-    """
-    manifest = bundle.manifest
-    # With `local` as the floor nothing is shipped whatever is chosen, and a table need not know that action.
-    floor = 0 if config.min_cut == LOCAL else floor_index(manifest, config.min_cut)
-    splitter = Splitter(table, [cut.name for cut in manifest.info.cuts], min_cut_index=floor, seed=config.seed)
-    table.lookup({"uncertainty": 1.0, "cpu": 0.0, "bandwidth_mbps": 1.0, "rtt_ms": 1.0, **measured()})
-    return splitter
-
-
 class Swap:
     """Watches releases and tables; prepares and self-tests between two windows, hands over when asked."""
 
     def __init__(self, config: DeviceConfig, link: Link | None, compute: Compute, accounting: Accounting) -> None:
-        self._config, self._link, self._compute, self._accounting = config, link, compute, accounting
+        self._config, self._link, self._compute = config, link, compute
         self._store = BundleStore(config.state, config.trusted)
         self._trials = self._store.trials
-        self._own_key = subjects.table_key(config.target, config.device)
-        self._common_key = subjects.table_key(config.target)
-        self._own_table = False
+        self.reports = UpdateReports(config, link, accounting, self._trials)
+        self._tables = TableUpdater(config, link, self._store, self.reports)
         self._engine: Engine
-        self._table: SplitterTable
-        self._early: tuple[SplitterTable, bytes] | None = None
-        """A table, and its record, that does not fit what runs: it may have come before the bundle it is for."""
         self._next_engine: Engine | None = None
-        self._next_table: SplitterTable | None = None
         self._on_ready: Callable[[], None] = lambda: None
         self._installing = asyncio.Lock()
         self._running: Bundle
@@ -91,11 +71,11 @@ class Swap:
         if not bundles:
             why = "no --broker was given" if self._link is None else self._link.trouble or f"{self._link.url} gave none"
             raise LinkError(f"no bundle on this device yet ({why}); start the server, or give --bundle")
-        records = await self._table_records()
+        records = await self._tables.records()
         for bundle in bundles:
             try:
                 self._engine = await self._prepare(bundle)
-                self._table = await self._first_table(bundle, records)
+                table = await self._tables.first(bundle, records)
                 break
             except SscError as exc:
                 await self._not_taken(exc, bundle)
@@ -106,21 +86,19 @@ class Swap:
         except OSError as exc:
             _LOG.warning("which bundle runs cannot be written down: %s", exc)
         self._try_out(self._engine.bundle)
-        return self._engine, self._table
+        return self._engine, table
 
     async def follow(self, on_ready: Callable[[], None]) -> None:
         """Watch for later tables and, unless a bundle was given, for later releases; says when to `take` one."""
         self._on_ready = on_ready
-        if self._link is not None:
-            keys = [self._common_key, self._own_key]
-            await self._link.watch(subjects.TABLES, keys, self._on_table)
-            if self._config.bundle is None:
-                await self._link.watch(subjects.RELEASES, [self._config.target], self._on_release)
+        await self._tables.follow(on_ready)
+        if self._link is not None and self._config.bundle is None:
+            await self._link.watch(subjects.RELEASES, [self._config.target], self._on_release)
 
     def take(self) -> tuple[Engine | None, SplitterTable | None]:
         """What should take over now; a new engine whose cuts are others comes with a table for them."""
-        ready = self._next_engine, self._next_table
-        self._next_engine = self._next_table = None
+        ready = self._next_engine, self._tables.take()
+        self._next_engine = None
         if ready[0] is not None:
             self._try_out(ready[0].bundle)
         elif self._trial is not None and self._trial.passed():
@@ -158,13 +136,6 @@ class Swap:
             "update_failures": [msgspec.to_builtins(failure) for failure in self._failures.values()],
         }
 
-    async def report(self, event: str, **details: object) -> None:
-        """Write into the device's log of updates and tell the server, best effort."""
-        await asyncio.to_thread(self._trials.note, event, **details)
-        if self._link is not None:
-            body = msgspec.json.encode({"event": event, "device": self._config.device, **details})
-            await self._link.publish(subjects.events(self._config.device), body)
-
     @property
     def _server(self) -> Link | None:
         """The link, while it stands."""
@@ -177,7 +148,7 @@ class Swap:
         for refusal in self._store.recover():
             _LOG.warning("%s", refusal.reason)
             self._failures[refusal.manifest] = refusal
-            await self.report(
+            await self.reports.report(
                 refusal.event, generation=refusal.generation, digest=refusal.manifest, reason=refusal.reason
             )
 
@@ -223,7 +194,7 @@ class Swap:
             self._remember(release.generation, release.manifest, "update_failed", exc)
             raise
         if fetched.fetched_bytes:
-            await self.report(
+            await self.reports.report(
                 "fetched", generation=release.generation, digest=release.manifest, bytes=fetched.fetched_bytes,
                 assets=fetched.assets, patches=fetched.patches,
             )  # fmt: skip
@@ -233,49 +204,11 @@ class Swap:
         """What is released for this target; a server that is just starting may not have got so far."""
         deadline = time.monotonic() + patience_s
         while True:
-            await self._pin(link)
+            await self._store.pin_first(link)
             record = await link.value(subjects.RELEASES, self._config.target)
             if record is not None or time.monotonic() >= deadline:
                 return record
             await asyncio.sleep(0.25)
-
-    async def _pin(self, link: Link) -> None:
-        """At the first contact trust the key the server publishes, unless one was given."""
-        if self._store.trusted is None:
-            key = await link.value(subjects.RELEASES, subjects.SIGNING_KEY)
-            if key is not None:
-                self._store.pin(key.decode(errors="replace"))
-
-    async def _table_records(self) -> list[tuple[str, bytes]]:
-        """Tables to choose the first from: this device's, the target's, the one used last."""
-        found = []
-        if self._server is not None:
-            for key in (self._own_key, self._common_key):
-                with contextlib.suppress(LinkError):
-                    record = await self._server.value(subjects.TABLES, key)
-                    if record is not None:
-                        found.append((key, record))
-        stored = stored_table(self._config.state)
-        return found if stored is None else [*found, ("used last", stored)]
-
-    async def _first_table(self, bundle: Bundle, records: list[tuple[str, bytes]]) -> SplitterTable:
-        for key, record in records:
-            try:
-                table = open_table(record, self._store.trusted, f"table {key}", self._config.target)
-                make_splitter(bundle, table, self._config)
-            except SscError as exc:
-                await self._failed("table_refused", exc)
-                continue
-            self._own_table = key == self._own_key
-            self._keep_table(record)
-            return table
-        target = self._config.target
-        known = bundle.manifest.info.targets.get(target)
-        if known is not None and not (bundle.path / known.table).exists():
-            raise TableError(f"--target {target}: no splitter table for the cuts of {bundle.path}; push one")
-        table = bundle.table(target)
-        make_splitter(bundle, table, self._config)
-        return table
 
     async def _prepare(self, bundle: Bundle) -> Engine:
         """Load and self-test between two windows; the bundle in use goes on undisturbed until this is done."""
@@ -311,7 +244,7 @@ class Swap:
             await asyncio.to_thread(self._trials.prove, bundle)
         except OSError as exc:
             _LOG.warning("generation %d runs, but that cannot be kept: %s", bundle.manifest.info.generation, exc)
-        await self.report("proven", generation=bundle.manifest.info.generation, digest=bundle.digest)
+        await self.reports.report("proven", generation=bundle.manifest.info.generation, digest=bundle.digest)
 
     def _ended(self, bundle: Bundle) -> None:
         """Its start was none that failed, or it is not to blame."""
@@ -319,41 +252,26 @@ class Swap:
             with contextlib.suppress(OSError):
                 self._trials.ended(bundle)
 
-    async def _on_table(self, key: str, record: bytes) -> None:
-        own = key == self._own_key
-        if self._own_table and not own:
-            return
-        assert self._link is not None
-        await self._pin(self._link)
-        try:
-            table = open_table(record, self._store.trusted, f"table {key}", self._config.target)
-            if table != self._table:
-                self._early = (table, record)
-                make_splitter(self._engine.bundle, table, self._config)
-                self._use(table, record)
-                self._own_table = own
-                self._on_ready()
-        except SscError as exc:
-            await self._failed("table_refused", exc)
-
     async def _on_release(self, key: str, record: bytes) -> None:
         async with self._installing:
             bundle: Bundle | None = None
             try:
                 assert self._link is not None
-                await self._pin(self._link)
+                await self._store.pin_first(self._link)
                 told = decode_release(record, f"release for {key}")
                 release, present = told.for_device(self._config.device), self._engine.bundle
                 if release.manifest == present.digest:
                     return
                 if self._trials.refusal(release.manifest) is not None:
                     if present.manifest.info.generation < told.oldest:
-                        await self.report("retired", generation=present.manifest.info.generation, oldest=told.oldest)
+                        await self.reports.report(
+                            "retired", generation=present.manifest.info.generation, oldest=told.oldest
+                        )
                     return
                 bundle = (await self._fetch(self._link, release, present)).bundle
                 check_same_ends(present, bundle)
                 engine = await self._prepare(bundle)
-                early = self._needed_table(bundle)
+                table = self._tables.needed_for(bundle)
                 self._adopt(bundle)
             except LinkError:
                 raise  # the watch tries again
@@ -361,33 +279,9 @@ class Swap:
                 await self._not_taken(exc, bundle)
                 return
             self._engine = self._next_engine = engine
-            if early is not None:
-                self._use(*early)
+            self._tables.turn_to(bundle, table)
             self._on_ready()
-        await self.report("generation", generation=bundle.manifest.info.generation, digest=bundle.digest)
-
-    def _needed_table(self, bundle: Bundle) -> tuple[SplitterTable, bytes] | None:
-        """None when the table in use fits a bundle, or else the one that came before it. Raises TableError."""
-        try:
-            make_splitter(bundle, self._table, self._config)
-        except TableError:
-            if self._early is None:
-                raise
-            make_splitter(bundle, self._early[0], self._config)
-            return self._early
-        return None
-
-    def _use(self, table: SplitterTable, record: bytes) -> None:
-        """From the next window on."""
-        self._table = self._next_table = table
-        self._keep_table(record)
-
-    def _keep_table(self, record: bytes) -> None:
-        """For the next start; a full disk is no reason to do without it now."""
-        try:
-            store_table(self._config.state, record)
-        except OSError as exc:
-            _LOG.warning("the table cannot be kept: %s", exc)
+        await self.reports.report("generation", generation=bundle.manifest.info.generation, digest=bundle.digest)
 
     async def _not_taken(self, exc: Exception, bundle: Bundle | None = None) -> None:
         """A release, or a bundle of one, that goes on the shelf; what runs goes on running."""
@@ -396,15 +290,12 @@ class Swap:
             details = {"generation": bundle.manifest.info.generation, "digest": bundle.digest}
             self._remember(bundle.manifest.info.generation, bundle.digest, "update_failed", exc)
             self._ended(bundle)
-        await self._failed("update_refused" if isinstance(exc, OlderBundle) else "update_failed", exc, **details)
-
-    async def _failed(self, event: str, exc: Exception, **details: object) -> None:
-        self._accounting.errors[type(exc).__name__] += 1
-        _LOG.warning("%s: %s", event, exc)
-        await self.report(event, **details, reason=str(exc)[:500])
+        await self.reports.failed("update_refused" if isinstance(exc, OlderBundle) else "update_failed", exc, **details)
 
     def _remember(self, generation: int, digest: str, event: str, exc: Exception) -> None:
         self._failures.pop(digest, None)
-        self._failures[digest] = Refusal(generation=generation, manifest=digest, event=event, reason=str(exc)[:500])
+        self._failures[digest] = Refusal(
+            generation=generation, manifest=digest, event=event, reason=str(exc)[:MAX_REASON]
+        )
         while len(self._failures) > _REPORTED_FAILURES:
             self._failures.pop(next(iter(self._failures)))

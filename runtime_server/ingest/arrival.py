@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nats.aio.msg import Msg
+from torch import Tensor
 
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import FrameHeader, decode_frame
+from runtime_server.training.buffer import Window
 
 
 @dataclass
@@ -41,6 +43,21 @@ class Arrival:
     def sequence(self) -> int:
         """Its place in the broker's stream."""
         return int(self.message.metadata.sequence.stream)
+
+    def window(self, activation: Tensor, embedding: Tensor | None = None) -> Window:
+        """What the trainer gets of it: its activation (rows, ...) and, where it was completed, its embedding (d,)."""
+        header = self.header
+        return Window(
+            device=self.device,
+            boot=self.boot,
+            index=header.window,
+            generation=header.generation,
+            cut=header.cut,
+            activation=activation,
+            uncertainty=header.uncertainty,
+            embedding=embedding,
+            sequence=self.sequence,
+        )
 
 
 def decode_arrival(message: Msg, arrived: float) -> list[Arrival]:

@@ -66,7 +66,7 @@ class Completer:
         """
         began = time.monotonic()
         activations = [found for found in decoded.found if isinstance(found, Tensor)]
-        completed = iter(_complete(decoded.generation, decoded.cut, activations) if decoded.generation else ())
+        completed = iter(complete(decoded.generation, decoded.cut, activations) if decoded.generation else ())
         outcomes = [found if isinstance(found, Outcome) else next(completed) for found in decoded.found]
         return outcomes, decoded.seconds + time.monotonic() - began
 
@@ -83,7 +83,7 @@ class Completer:
             return _poison(exc)
 
 
-def _complete(generation: Generation, cut: int, activations: list[Tensor]) -> list[Outcome]:
+def complete(generation: Generation, cut: int, activations: list[Tensor]) -> list[Outcome]:
     """Outcomes of activations (rows, ...) of equal shape; where all together fail, each half is tried alone."""
     if not activations:
         return []
@@ -94,7 +94,7 @@ def _complete(generation: Generation, cut: int, activations: list[Tensor]) -> li
             _LOG.exception("a frame at cut %d of generation %d cannot be completed", cut, generation.number)
             return [_poison(exc)]
         half = len(activations) // 2
-        return _complete(generation, cut, activations[:half]) + _complete(generation, cut, activations[half:])
+        return complete(generation, cut, activations[:half]) + complete(generation, cut, activations[half:])
     finite = torch.isfinite(embeddings).all(dim=1).tolist()
     return [
         Outcome("ok", activation, embedding) if is_finite else Outcome("refused", poison="its embedding is not finite")

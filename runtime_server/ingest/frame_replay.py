@@ -13,6 +13,7 @@ was not counted is left to ingest, which may be at work meanwhile.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter, defaultdict
@@ -23,8 +24,7 @@ from datetime import datetime, timedelta, timezone
 import nats.errors
 import torch
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamInfo
-from nats.js.client import JetStreamContext
+from nats.js.api import StreamInfo
 
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.errors import FrameError, LinkError
@@ -32,8 +32,10 @@ from runtime_edge.formats import subjects
 from runtime_edge.formats.codec import STREAMS
 from runtime_edge.formats.wire import WIRE_ENCODINGS
 from runtime_server.broker.hub import Hub
+from runtime_server.broker.stored_frames import stored_frames
 from runtime_server.ingest.arrival import Arrival, decode_arrival
 from runtime_server.ingest.audio_streams import AudioStreams
+from runtime_server.ingest.completion import complete
 from runtime_server.state.ledger import Ledger
 from runtime_server.suffix.generations import Generations
 from runtime_server.training.buffer import Window
@@ -41,7 +43,6 @@ from runtime_server.training.trainer import Trainer
 
 _LOG = logging.getLogger(__name__)
 _FETCH, _FETCH_BYTES = 128, 8 << 20
-_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -120,25 +121,14 @@ class Replay:
         first, last = self._first(info), info.state.last_seq
         if first > last:
             return
-        config = ConsumerConfig(
-            ack_policy=AckPolicy.NONE,
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=first,
-            inactive_threshold=60.0,
-            mem_storage=True,
-        )
-        subscription = await self._hub.stream.pull_subscribe(
-            subjects.partition_filter(partition), stream=subjects.STREAM, config=config
-        )
-        try:
-            size = max(1, min(_FETCH, int(_FETCH_BYTES * info.state.messages / max(info.state.bytes, 1))))
-            while messages := await _next(subscription, size):
+        size = max(1, min(_FETCH, int(_FETCH_BYTES * info.state.messages / max(info.state.bytes, 1))))
+        frames = stored_frames(self._hub, subjects.partition_filter(partition), first, size)
+        async with contextlib.aclosing(frames) as batches:
+            async for messages in batches:
                 within = [message for message in messages if message.metadata.sequence.stream <= last]
                 await asyncio.to_thread(self._absorb, within)
-                if len(within) < len(messages) or not messages[-1].metadata.num_pending:
+                if len(within) < len(messages):
                     break
-        finally:
-            await subscription.unsubscribe()
 
     def _absorb(self, messages: Sequence[Msg]) -> None:
         """In a thread: frames in the order of the stream."""
@@ -184,20 +174,10 @@ class Replay:
 
     def _window(self, arrival: Arrival) -> Window | None:
         """None when its generation is no longer kept. Raises FrameError."""
-        header = arrival.header
-        generation = self._generations.get(header.generation)
+        generation = self._generations.get(arrival.header.generation)
         if generation is None:
             return None
-        return Window(
-            device=arrival.device,
-            boot=arrival.boot,
-            index=header.window,
-            generation=header.generation,
-            cut=header.cut,
-            activation=torch.tensor(self._streams.activation(generation, arrival)),
-            uncertainty=header.uncertainty,
-            sequence=arrival.sequence,
-        )
+        return arrival.window(torch.tensor(self._streams.activation(generation, arrival)))
 
     def _embedded(self, windows: Sequence[Window]) -> list[Window]:
         """The windows with what their suffix makes of them, in the same order."""
@@ -209,19 +189,12 @@ class Replay:
             generation = self._generations.get(number)
             if generation is None:  # retired a moment ago
                 continue
-            embeddings = generation.complete(cut, torch.cat([windows[place].activation for place in places]))
-            for place, embedding in zip(places, embeddings, strict=True):
-                found[place] = replace(windows[place], embedding=embedding)
+            outcomes = complete(generation, cut, [windows[place].activation for place in places])
+            for place, outcome in zip(places, outcomes, strict=True):
+                found[place] = replace(windows[place], embedding=outcome.embedding)
         return found
 
 
 def _streamed(arrival: Arrival) -> bool:
     """Whether a frame goes on where the one before it ended: then all of them are decoded, wanted or not."""
     return WIRE_ENCODINGS[arrival.header.encoding] in STREAMS
-
-
-async def _next(subscription: JetStreamContext.PullSubscription, size: int) -> list[Msg]:
-    """The next messages; none when there are no more. Raises what the library raises."""
-    if not (await subscription.consumer_info()).num_pending:
-        return []
-    return await subscription.fetch(size, timeout=_PATIENCE_S)

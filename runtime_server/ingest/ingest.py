@@ -39,7 +39,6 @@ from runtime_server.ingest.rate import RateLimit
 from runtime_server.state.ledger import Ledger, PartitionedLedger
 from runtime_server.state.suspects import DELIVERIES, Suspects
 from runtime_server.suffix.generations import Generations
-from runtime_server.training.buffer import Window
 from runtime_server.training.mixtures import Mixtures
 from runtime_server.training.trainer import Trainer
 
@@ -211,8 +210,8 @@ class Ingest:
                 continue
             is_new = next(new)
             self.counters["windows" if is_new else "duplicates"] += 1
-            if is_new and self._trainer is not None:
-                self._trainer.take(_window(arrival, outcome))
+            if is_new and self._trainer is not None and outcome.activation is not None:
+                self._trainer.take(arrival.window(outcome.activation, outcome.embedding))
             embedding = outcome.embedding.numpy()
             mixture = self._mixtures.hear(arrival.device, embedding)
             replies.append(_reply(arrival, newest, "ok", embedding.astype("<f2").tobytes(), mixture))
@@ -266,22 +265,6 @@ class Ingest:
         **kwargs: _Arguments.kwargs,
     ) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(thread, functools.partial(call, *args, **kwargs))
-
-
-def _window(arrival: Arrival, outcome: Outcome) -> Window:
-    assert outcome.activation is not None
-    header = arrival.header
-    return Window(
-        device=arrival.device,
-        boot=arrival.boot,
-        index=header.window,
-        generation=header.generation,
-        cut=header.cut,
-        activation=outcome.activation,
-        uncertainty=header.uncertainty,
-        embedding=outcome.embedding,
-        sequence=arrival.sequence,
-    )
 
 
 def _reply(arrival: Arrival, newest: int, status: ReplyStatus, embedding: bytes = b"", mixture: bytes = b"") -> Reply:

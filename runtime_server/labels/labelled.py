@@ -10,6 +10,7 @@ heard what, in seconds since 1970 or as 2026-11-21T10:00:00Z. Repeat a line with
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -23,7 +24,6 @@ import nats.errors
 import numpy as np
 import numpy.typing as npt
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from runtime_edge.audio import Windower, open_source
 from runtime_edge.audio.audio_files import AUDIO_SUFFIXES
@@ -32,19 +32,20 @@ from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import FormatError, FrameError, LinkError, UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.manifest import FrontEndInfo
-from runtime_edge.formats.wire import WIRE_ENCODINGS, FrameHeader, decode_frame
+from runtime_edge.formats.wire import FrameHeader, decode_frame
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.broker.hub import Hub
+from runtime_server.broker.stored_frames import stored_frames
 from runtime_server.labels.head_training import Examples, truth_of
+from runtime_server.suffix.frame_codecs import FrameCodecs
 
 MAX_CSV_BYTES = 64 << 20
 MAX_WINDOWS = 200_000
 _SYNONYMS = {"filename": "file", "class": "label", "category": "label"}
 _CLOCK_SLACK = timedelta(days=1)
 """How far a device's clock may run ahead of the broker's."""
-_FETCH, _PATIENCE_S = 256, 10.0
+_FETCH = 256
 
 Progress = Callable[[str, int, int], None]
 
@@ -241,18 +242,15 @@ class _Completer:
         front_end = self._newest.manifest.info.front_end
         self.window_s = front_end.window_samples / front_end.sample_rate
         self._prefixes: dict[int, Prefix] = {}
-        self._codecs: dict[tuple[int, int, int], CutCodec] = {}
+        self._codecs = {number: FrameCodecs(bundle.manifest.info.cuts) for number, bundle in bundles.items()}
 
     def complete(self, header: FrameHeader, payload: bytes) -> tuple[npt.NDArray[np.float32], int] | None:
         """The embedding (d,) and the generation it is of; None for a frame that no bundle here can read."""
         own = self._bundles.get(header.generation)
-        if own is None or header.width or header.cut >= len(own.manifest.info.cuts):
+        if own is None:
             return None
-        key = header.generation, header.cut, header.encoding
         try:
-            if key not in self._codecs:
-                self._codecs[key] = CutCodec(own.manifest.info.cuts[header.cut], WIRE_ENCODINGS[header.encoding])
-            activation = self._codecs[key].decode(payload, header.compressed)
+            activation = self._codecs[header.generation].decode(header, payload)
         except FormatError:
             return None
         bundle = self._newest if _same_until(own, self._newest, header.cut) else own
@@ -286,19 +284,16 @@ def _variant(bundle: Bundle) -> str:
 
 async def _frames(hub: Hub, device: str, since: datetime, events: _Events) -> list[tuple[FrameHeader, bytes]]:
     """The labelled frames of one device, each once. Raises LinkError."""
-    config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.BY_START_TIME, opt_start_time=since)
     found: dict[str, tuple[FrameHeader, bytes]] = {}
     try:
-        subscription = await hub.stream.pull_subscribe(subjects.frames(device), stream=subjects.STREAM, config=config)
-        left = (await subscription.consumer_info()).num_pending or 0
-        while left > 0 and len(found) < MAX_WINDOWS:
-            messages = await subscription.fetch(min(_FETCH, left), timeout=_PATIENCE_S)
-            left -= len(messages)
-            for message in messages:
-                identity = (message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "")
-                for header, payload in _labelled(message, events):
-                    found[f"{identity}/{header.window}"] = header, payload
-        await subscription.unsubscribe()
+        async with contextlib.aclosing(stored_frames(hub, subjects.frames(device), since, _FETCH)) as batches:
+            async for messages in batches:
+                for message in messages:
+                    identity = (message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "")
+                    for header, payload in _labelled(message, events):
+                        found[f"{identity}/{header.window}"] = header, payload
+                if len(found) >= MAX_WINDOWS:
+                    break
     except (*BROKER_ERRORS, nats.errors.Error) as exc:
         raise LinkError(f"broker {hub.url}: cannot read what {device} sent ({reason(exc)})") from None
     return list(found.values())

@@ -6,7 +6,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from runtime_edge.errors import BundleError, FrameError
+from runtime_edge.errors import BundleError
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.manifest import model_number
-from runtime_edge.formats.wire import NO_MODEL, WIRE_ENCODINGS, FrameHeader
+from runtime_edge.formats.wire import NO_MODEL, FrameHeader
+from runtime_server.suffix.frame_codecs import FrameCodecs
 from runtime_server.suffix.suffix import Precision, ServedBlocks
 from streamsplit_compile.encoder.graph import EncoderGraph
 from streamsplit_compile.encoder.segment import split
@@ -49,7 +49,7 @@ class Generation:
     bundle: Bundle
     model: CutModel
     served: ServedBlocks
-    codecs: dict[tuple[int, str], CutCodec] = field(default_factory=dict)
+    codecs: FrameCodecs
 
     @cached_property
     def model_number(self) -> int:
@@ -67,18 +67,7 @@ class Generation:
 
     def decode(self, header: FrameHeader, payload: bytes) -> npt.NDArray[np.float32]:
         """The activation (rows, ...) of a frame. Raises FrameError."""
-        cuts = self.bundle.manifest.info.cuts
-        if header.width:
-            raise FrameError(f"frame of window {header.window}: width {header.width}, this bundle has no bottlenecks")
-        if header.cut >= len(cuts):
-            raise FrameError(f"frame of window {header.window}: cut {header.cut}, this bundle has {len(cuts)}")
-        key = header.cut, WIRE_ENCODINGS[header.encoding]
-        if key not in self.codecs:
-            try:
-                self.codecs[key] = CutCodec(cuts[header.cut], key[1])
-            except BundleError as exc:
-                raise FrameError(f"frame of window {header.window}: {exc}") from None
-        return self.codecs[key].decode(payload, header.compressed)
+        return self.codecs.decode(header, payload)
 
     def complete(self, cut: int, activations: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, d) of activations (n * rows, ...) float32 at a cut, without gradients."""
@@ -97,7 +86,8 @@ class Generations:
     def add(self, bundle: Bundle, tensors: Tensors) -> Generation:
         """Take a bundle with its weights; the oldest beyond the kept number are retired. Raises BundleError."""
         model = cut_model(self._graph, bundle, tensors)
-        generation = Generation(bundle, model, ServedBlocks(model.segments, self._precision))
+        served, codecs = ServedBlocks(model.segments, self._precision), FrameCodecs(bundle.manifest.info.cuts)
+        generation = Generation(bundle, model, served, codecs)
         with self._lock:
             self._by_number[generation.number] = generation
             self._retire()

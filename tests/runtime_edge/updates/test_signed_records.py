@@ -1,0 +1,114 @@
+import asyncio
+from collections import Counter
+
+import pytest
+
+from runtime_edge.config import DeviceConfig
+from runtime_edge.errors import HeadError, LinkError, SignatureError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.minisign import generate_key
+from runtime_edge.transport.accounting import Accounting
+from runtime_edge.updates.bundle_store import BundleStore
+from runtime_edge.updates.signed_records import RecordKind, SignedRecords
+from runtime_edge.updates.update_reports import UpdateReports
+
+OWN, COMMON = subjects.table_key("rpi4", "pi-1"), subjects.table_key("rpi4")
+
+
+class Broker:
+    """What the device sees of one, in memory."""
+
+    connected = True
+
+    def __init__(self, **values):
+        self.values, self.published = values, []
+
+    async def value(self, bucket, key):
+        if self.values.get(key) is LinkError:
+            raise LinkError("gone")
+        return self.values.get(key)
+
+    async def publish(self, subject, body):
+        self.published.append(body)
+
+
+class Device:
+    """Uses every record but `bad`."""
+
+    def __init__(self, state, broker):
+        config = DeviceConfig(state=state, target="rpi4", device="pi-1")
+        self.store, self.accounting, self.used = BundleStore(state, None), Accounting(), []
+        reports = UpdateReports(config, broker, self.accounting, self.store.trials)
+        kind = RecordKind("head", subjects.HEADS, 100, HeadError, lambda data, trusted, source: (data, trusted))
+        self.records = SignedRecords(kind, config, broker, self.store, reports, self.use)
+
+    def use(self, record, data, source):
+        if data == b"bad":
+            raise HeadError(f"{source}: bad")
+        new = data not in self.used[-1:]
+        self.used.append(data)
+        return new
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(broker, *steps):
+        device = Device(tmp_path, broker)
+
+        async def play():
+            for key, record in steps:
+                await device.records.take(key, record)
+
+        asyncio.run(play())
+        return device
+
+    return run
+
+
+def test_its_own_record_is_not_replaced_by_that_of_all_devices(run):
+    assert run(Broker(), (COMMON, b"1"), (OWN, b"2"), (COMMON, b"3"), (OWN, b"4")).used == [b"1", b"2", b"4"]
+
+
+def test_its_own_record_comes_first_even_when_it_is_in_use_already(run):
+    device = run(Broker(), (OWN, b"1"), (OWN, b"1"), (COMMON, b"2"))
+    assert device.used == [b"1", b"1"]
+    assert device.records.kept() == b"1"
+
+
+def test_what_does_not_fit_is_counted_reported_and_not_kept(run):
+    broker = Broker()
+    device = run(broker, (COMMON, b"1"), (OWN, b"bad"), (COMMON, b"2"))
+    assert device.used == [b"1", b"2"], "a refused record of its own keeps no other one away"
+    assert device.records.kept() == b"2"
+    assert device.accounting.errors == Counter({"HeadError": 1})
+    (body,) = broker.published
+    assert b'"head_refused"' in body
+    assert f"head {OWN}: bad".encode() in body
+
+
+def test_the_key_is_pinned_at_the_first_contact_and_seen_by_every_store(run, tmp_path):
+    key, other = generate_key().public, generate_key().public
+    earlier = BundleStore(tmp_path, None)
+    device = run(Broker(**{subjects.SIGNING_KEY: key.to_text().encode()}), (COMMON, b"1"))
+    assert device.store.trusted == earlier.trusted == key
+    asyncio.run(earlier.pin_first(Broker(**{subjects.SIGNING_KEY: other.to_text().encode()})))
+    assert BundleStore(tmp_path, None).trusted == key
+
+
+def test_a_broker_that_goes_away_before_the_key_is_known_leaves_the_record_for_later(run):
+    with pytest.raises(LinkError):
+        run(Broker(**{subjects.SIGNING_KEY: LinkError}), (COMMON, b"1"))
+
+
+def test_a_damaged_key_is_an_error_at_once(tmp_path):
+    (tmp_path / "trusted.pub").write_text("nonsense")
+    with pytest.raises(SignatureError):
+        BundleStore(tmp_path, None)
+
+
+def test_present_are_those_that_can_be_read_its_own_first(tmp_path):
+    both = Device(tmp_path, Broker(**{COMMON: b"1", OWN: b"2"}))
+    assert asyncio.run(both.records.present()) == [(OWN, b"2"), (COMMON, b"1")]
+    one = Device(tmp_path, Broker(**{COMMON: b"1", OWN: LinkError}))
+    assert asyncio.run(one.records.present()) == [(COMMON, b"1")]
+    assert asyncio.run(Device(tmp_path, None).records.present()) == []
