@@ -26,7 +26,7 @@ from nats.aio.client import Client
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import CutCodec
-from runtime_edge.formats.wire import decode_reply, encode_frame
+from runtime_edge.formats.wire import decode_replies, encode_frame
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.transport.fast_client import DirectClient
 from streamsplit_compile.bundle.soundscape import soundscape
@@ -133,7 +133,7 @@ class Load:
             self.refused += refused
             self.stored += not refused
         elif rest.startswith("live."):
-            reply = decode_reply(data)
+            (reply,) = decode_replies(data)
             due = self.sent.pop((where, reply.window), None)
             if due is not None:
                 self.statuses[reply.status] += 1

@@ -14,8 +14,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from runtime_edge.base.worker import Compute
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Captured
@@ -236,13 +234,14 @@ class Pipeline:
 
     def _embedding(self, reply: Reply) -> Embedding | None:
         """The (d,) float32 embedding of an answer; None when the server refused the frame."""
-        if reply.status != "ok" or len(reply.embedding) != 2 * self.memory.mixture.dim:
+        embedding = reply.vector(self.memory.mixture.dim) if reply.status == "ok" else None
+        if embedding is None:
             self.accounting.refused += reply.status != "ok"
-            if reply.status == "retired":
+            if reply.status in ("retired", "foreign"):
                 self._spawn(self.swap.recheck())
             self.engine.begin_stream_anew()
             return None
-        return np.frombuffer(reply.embedding, "<f2").astype(np.float32)
+        return embedding
 
     def _refresh_memory(self, reply: Reply) -> None:
         if reply.mixture:

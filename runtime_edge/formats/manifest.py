@@ -312,6 +312,19 @@ def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+def model_number(manifest: Manifest) -> int:
+    """Which model makes activations: the first 8 bytes, big-endian, of a SHA-256 over what decides them and their
+    meaning on the wire: the weights of each block, and name, shape and int8 scales of each cut, in order.
+
+    The same for all formats and precisions of a bundle, which ship the same cuts. Every frame carries it.
+    """
+    info = manifest.info
+    weights = [manifest.components[block].additional_metadata.ssc.parameters for block in info.blocks]
+    cuts = [(cut.name, cut.shape, cut.int8) for cut in info.cuts]
+    told = msgspec.json.encode((info.encoder.id, weights, msgspec.to_builtins(cuts)), order="sorted")
+    return int.from_bytes(hashlib.sha256(told).digest()[:8], "big") or 1
+
+
 def asset_ref(name: str, data: bytes) -> str:
     """Reference of a one-file asset directory, as ONNX Runtime's model package hashes directories."""
     line = f"{hashlib.sha256(data).hexdigest()}  {name}\n"

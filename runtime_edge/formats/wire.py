@@ -1,40 +1,110 @@
 """Frames (device to server) and replies (server to device).
 
-A frame is one length byte, a positional MessagePack header (the two together at most 48 bytes) and the payload.
-What the subject (the device) or the bundle (shapes, scales) already says is not repeated. Nothing in a frame is
-executed; every length is checked before it is used, and the payload's CRC-32 before it is decoded.
+A frame is a length, a positional MessagePack header, the payload and a CRC-32 of all of it. It carries one window, or
+several that were made alike (same bundle, cut, width and encoding): then their payloads follow each other. What the
+subject (the device) or the bundle (shapes, scales) already says is not repeated. Nothing in a frame is executed; the
+checksum is compared and every length checked before anything is used.
+
+Version 2 is written. Version 1 (one window; checksum of the payload alone, in the header) is read, because spools and
+dead letters of earlier versions hold it, and answered in version 1.
 """
 
 from __future__ import annotations
 
 import zlib
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from msgspec import Meta
 
 from runtime_edge.errors import FrameError
 from runtime_edge.formats.codec import ENCODINGS, STREAMS
 from runtime_edge.formats.strict import UNREADABLE
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WIRE_ENCODINGS = (*ENCODINGS, *STREAMS)
 """By their number in a header."""
 MAX_HEADER_BYTES = 48
+"""Of a frame with one window, its length byte included."""
+CHECKSUM_BYTES = 4
+MAX_WINDOWS = 64
+"""In one frame."""
 MAX_FRAME_BYTES = 8 << 20
 MAX_REPLY_BYTES = 1 << 20
+NO_MODEL = 0
+"""In place of a model's number where a frame does not say: version 1."""
 
-U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
+_UNCERTAINTY_STEPS = 0xFFFF
+_TWO_BYTES = 0x80
+"""Set in the first byte of a length that needs two."""
+
 U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
+U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
+U64 = Annotated[int, Meta(ge=0)]
+WindowIndex = Annotated[int, Meta(ge=0, le=0xFFFFFFFFFF)]
+Nanoseconds = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+ReplyStatus = Literal["ok", "retired", "refused", "foreign"]
+"""ok: completed. retired: the server no longer completes this generation. refused: it cannot be completed. foreign: it
+was made with a bundle that is not this server's."""
 
 
-class FrameHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class FrameHeader(NamedTuple):
     """What a device says of one window."""
 
-    version: Annotated[int, Meta(ge=1, le=127)]
-    window: Annotated[int, Meta(ge=0, le=0xFFFFFFFFFF)]
-    capture_ns: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+    window: int
+    capture_ns: int
     """Capture time of the window's last sample, ns since the epoch."""
+    generation: int
+    cut: int
+    encoding: int
+    """Index into WIRE_ENCODINGS."""
+    compressed: bool
+    uncertainty: float
+    """Normalised, in [0, 1]; in steps of 1/65535."""
+    width: int = 0
+    """Channels of the bottleneck that were kept; 0 for the activation as it is."""
+    model: int = NO_MODEL
+    """The first 8 bytes of the digest of what made it (`manifest.model_number`), big-endian."""
+    version: int = SCHEMA_VERSION
+
+
+class _Further(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Another window of a frame."""
+
+    window: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
+    """After the window before it."""
+    capture_ns: Nanoseconds
+    """After the first window's."""
+    uncertainty: U16
+    bytes: U32
+    """Of its payload."""
+
+
+class _Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Version 2. The first window's payload is what the further ones leave."""
+
+    version: Annotated[int, Meta(ge=2, le=2)]
+    model: U64
+    generation: U32
+    cut: U16
+    width: U16
+    coding: Annotated[int, Meta(ge=0, le=2 * len(WIRE_ENCODINGS) - 1)]
+    """2 * encoding + compressed."""
+    window: WindowIndex
+    capture_ns: Nanoseconds
+    uncertainty: U16
+    further: Annotated[tuple[_Further, ...], Meta(max_length=MAX_WINDOWS - 1)] = ()
+
+
+class _HeaderV1(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Version 1."""
+
+    version: Annotated[int, Meta(ge=1, le=1)]
+    window: WindowIndex
+    capture_ns: Nanoseconds
     generation: U32
     cut: U16
     encoding: Annotated[int, Meta(ge=0, le=len(WIRE_ENCODINGS) - 1)]
@@ -43,24 +113,72 @@ class FrameHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     crc32: U32
 
 
-class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What the server answers to a frame."""
+class Reply(msgspec.Struct, frozen=True):
+    """What the server answers to one window."""
 
-    version: Annotated[int, Meta(ge=1, le=127)]
-    window: Annotated[int, Meta(ge=0, le=0xFFFFFFFFFF)]
-    generation: U32
+    window: int
+    generation: int
     """The server's newest generation."""
-    status: Annotated[str, Meta(pattern=r"^(ok|retired|refused)\Z")]
-    server_us: Annotated[int, Meta(ge=0, le=(1 << 53))]
+    status: ReplyStatus
+    server_us: int = 0
     """From the frame's arrival at the server process to this reply, µs."""
-    embedding: Annotated[bytes, Meta(max_length=1 << 17)] = b""
-    """float16, little-endian, d values; empty unless status is ok."""
-    mixture: Annotated[bytes, Meta(max_length=1 << 19)] = b""
+    embedding: bytes = b""
+    """As `encoding` says, d values; empty unless the status is ok."""
+    encoding: Literal["float16", "int8"] = "float16"
+    """float16: little-endian. int8: a little-endian float32, what one step is worth, and the steps."""
+    mixture: bytes = b""
     """Refined mixture parameters when they are due (docs/method.md, section 4)."""
 
+    def vector(self, dim: int) -> npt.NDArray[np.float32] | None:
+        """The embedding, (dim,) float32; None when there is none of that length."""
+        if self.encoding == "float16":
+            return np.frombuffer(self.embedding, "<f2").astype(np.float32) if len(self.embedding) == 2 * dim else None
+        if len(self.embedding) != 4 + dim:
+            return None
+        steps = np.frombuffer(self.embedding, "i1", offset=4).astype(np.float32)
+        scaled: npt.NDArray[np.float32] = steps * np.frombuffer(self.embedding, "<f4", 1)
+        return scaled
 
-_header_decoder = msgspec.msgpack.Decoder(FrameHeader)
-_reply_decoder = msgspec.msgpack.Decoder(Reply)
+
+class _Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    window: WindowIndex
+    embedding: Annotated[bytes, Meta(max_length=1 << 17)] = b""
+
+
+class _Replies(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Version 2: one message for all windows of a frame."""
+
+    version: Annotated[int, Meta(ge=2, le=2)]
+    generation: U32
+    status: ReplyStatus
+    server_us: Annotated[int, Meta(ge=0, le=1 << 53)]
+    encoding: Annotated[int, Meta(ge=0, le=1)]
+    """0 float16, 1 int8."""
+    answers: Annotated[tuple[_Answer, ...], Meta(min_length=1, max_length=MAX_WINDOWS)]
+    mixture: Annotated[bytes, Meta(max_length=1 << 19)] = b""
+
+
+class _ReplyV1(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Version 1: one window."""
+
+    version: Annotated[int, Meta(ge=1, le=1)]
+    window: WindowIndex
+    generation: U32
+    status: Literal["ok", "retired", "refused"]
+    server_us: Annotated[int, Meta(ge=0, le=1 << 53)]
+    embedding: Annotated[bytes, Meta(max_length=1 << 17)] = b""
+    mixture: Annotated[bytes, Meta(max_length=1 << 19)] = b""
+
+
+_REPLY_ENCODINGS: tuple[Literal["float16", "int8"], ...] = ("float16", "int8")
+_header_decoders: dict[int, msgspec.msgpack.Decoder[_HeaderV1] | msgspec.msgpack.Decoder[_Header]] = {
+    1: msgspec.msgpack.Decoder(_HeaderV1),
+    2: msgspec.msgpack.Decoder(_Header),
+}
+_reply_decoders: dict[int, msgspec.msgpack.Decoder[_ReplyV1] | msgspec.msgpack.Decoder[_Replies]] = {
+    1: msgspec.msgpack.Decoder(_ReplyV1),
+    2: msgspec.msgpack.Decoder(_Replies),
+}
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -73,56 +191,165 @@ def encode_frame(
     compressed: bool,
     uncertainty: float,
     payload: bytes | memoryview,
+    model: int = NO_MODEL,
+    width: int = 0,
 ) -> bytes:
-    """One frame; the payload is copied once."""
-    header = _encoder.encode(
-        FrameHeader(
-            SCHEMA_VERSION,
-            window,
-            capture_ns,
-            generation,
-            cut,
-            WIRE_ENCODINGS.index(encoding),
-            compressed,
-            uncertainty,
-            zlib.crc32(payload),
-        )
-    )
-    return b"".join((bytes((len(header),)), header, payload))
+    """One frame with one window, with the fields of a FrameHeader; the payload is copied once."""
+    number = WIRE_ENCODINGS.index(encoding)
+    header = FrameHeader(window, capture_ns, generation, cut, number, compressed, uncertainty, width, model)
+    return _frame(_header_of(header), payload)
 
 
-def decode_frame(frame: bytes) -> tuple[FrameHeader, bytes]:
-    """Header and payload. Raises FrameError for anything this version cannot read."""
+def encode_frames(windows: Sequence[tuple[FrameHeader, bytes | memoryview]]) -> bytes:
+    """One frame with 1 to MAX_WINDOWS windows, in the order of their indices.
+
+    Raises FrameError unless all have one generation, model, cut, width, encoding and compression.
+    """
+    if not 1 <= len(windows) <= MAX_WINDOWS:
+        raise FrameError(f"{len(windows)} windows; a frame carries 1 to {MAX_WINDOWS}")
+    first = windows[0][0]
+    if len({header[2:6] + header[7:] for header, _ in windows}) > 1:
+        raise FrameError("windows of one frame are of one generation, model, cut, width and encoding")
+    further, before = [], first.window
+    for header, payload in windows[1:]:
+        if header.window <= before or header.capture_ns < first.capture_ns:
+            raise FrameError("windows of one frame stand in their order")
+        since = header.capture_ns - first.capture_ns
+        further.append(_Further(header.window - before, since, _steps(header.uncertainty), len(payload)))
+        before = header.window
+    return _frame(_header_of(first, tuple(further)), b"".join(payload for _, payload in windows))
+
+
+def decode_frame(frame: bytes) -> list[tuple[FrameHeader, bytes]]:
+    """Header and payload of each window. Raises FrameError for anything this version cannot read."""
     if not 2 <= len(frame) <= MAX_FRAME_BYTES:
         raise FrameError(f"frame of {len(frame)} bytes; expected 2 to {MAX_FRAME_BYTES}")
-    length = frame[0]
-    if length + 1 > MAX_HEADER_BYTES or length + 1 > len(frame):
+    start, length = 1, frame[0]
+    if length & _TWO_BYTES:
+        start, length = 2, (length & ~_TWO_BYTES) << 8 | frame[1]
+    stop = start + length
+    if length < 2 or stop > len(frame):
         raise FrameError(f"frame header of {length} bytes does not fit")
+    version = frame[start + 1]
+    if version not in _header_decoders:
+        raise FrameError(f"frame version {version}; this server reads {', '.join(map(str, _header_decoders))}")
     try:
-        header = _header_decoder.decode(memoryview(frame)[1 : 1 + length])
+        header = _header_decoders[version].decode(memoryview(frame)[start:stop])
     except UNREADABLE as exc:
         raise FrameError(f"frame header: {exc}") from None
-    if header.version != SCHEMA_VERSION:
-        raise FrameError(f"frame version {header.version}; this server reads {SCHEMA_VERSION}")
-    payload = frame[1 + length :]
-    if zlib.crc32(payload) != header.crc32:
-        raise FrameError(f"frame of window {header.window}: checksum of the payload does not match")
-    return header, payload
+    if isinstance(header, _HeaderV1):
+        return [_read_v1(header, frame[stop:])]
+    return _read(header, frame, stop)
 
 
-def encode_reply(reply: Reply) -> bytes:
-    """MessagePack bytes of a reply."""
-    return _encoder.encode(reply)
+def encode_reply(reply: Reply, version: int = SCHEMA_VERSION) -> bytes:
+    """MessagePack bytes of the reply to one window, in the version of the frame that it answers."""
+    if version == 1:
+        status: Literal["ok", "retired", "refused"] = "refused" if reply.status == "foreign" else reply.status
+        old = _ReplyV1(1, reply.window, reply.generation, status, reply.server_us, reply.embedding, reply.mixture)
+        return _encoder.encode(old)
+    return encode_replies([reply])
 
 
-def decode_reply(data: bytes) -> Reply:
-    """Raises FrameError."""
-    if len(data) > MAX_REPLY_BYTES:
-        raise FrameError(f"reply of {len(data)} bytes; at most {MAX_REPLY_BYTES} are read")
+def encode_replies(replies: Sequence[Reply]) -> bytes:
+    """One message for the windows of one frame, which have all but window and embedding in common."""
+    first = replies[0]
+    coding = _REPLY_ENCODINGS.index(first.encoding)
+    answers = tuple(_Answer(reply.window, reply.embedding) for reply in replies)
+    packed = _Replies(2, first.generation, first.status, first.server_us, coding, answers, first.mixture)
+    return _encoder.encode(packed)
+
+
+def decode_replies(data: bytes) -> list[Reply]:
+    """The reply to each window; mixture parameters stand in the first. Raises FrameError."""
+    if not 2 <= len(data) <= MAX_REPLY_BYTES:
+        raise FrameError(f"reply of {len(data)} bytes; 2 to {MAX_REPLY_BYTES} are read")
+    if data[1] not in _reply_decoders:
+        raise FrameError(f"reply version {data[1]}; this device reads {', '.join(map(str, _reply_decoders))}")
     try:
-        reply = _reply_decoder.decode(data)
+        found = _reply_decoders[data[1]].decode(data)
     except UNREADABLE as exc:
         raise FrameError(f"reply: {exc}") from None
-    if reply.version != SCHEMA_VERSION:
-        raise FrameError(f"reply version {reply.version}; this device reads {SCHEMA_VERSION}")
-    return reply
+    if isinstance(found, _ReplyV1):
+        fields = {name: getattr(found, name) for name in found.__struct_fields__ if name != "version"}
+        return [Reply(**fields)]
+    return [
+        Reply(
+            window=answer.window,
+            generation=found.generation,
+            status=found.status,
+            server_us=found.server_us,
+            embedding=answer.embedding,
+            encoding=_REPLY_ENCODINGS[found.encoding],
+            mixture=b"" if place else found.mixture,
+        )
+        for place, answer in enumerate(found.answers)
+    ]
+
+
+def _header_of(header: FrameHeader, further: tuple[_Further, ...] = ()) -> _Header:
+    return _Header(
+        SCHEMA_VERSION,
+        header.model,
+        header.generation,
+        header.cut,
+        header.width,
+        2 * header.encoding + header.compressed,
+        header.window,
+        header.capture_ns,
+        _steps(header.uncertainty),
+        further,
+    )
+
+
+def _steps(uncertainty: float) -> int:
+    return round(min(max(uncertainty, 0.0), 1.0) * _UNCERTAINTY_STEPS)
+
+
+def _frame(header: _Header, payload: bytes | memoryview) -> bytes:
+    packed = _encoder.encode(header)
+    length = len(packed)
+    start = bytes((length,)) if length < _TWO_BYTES else bytes((_TWO_BYTES | length >> 8, length & 0xFF))
+    checksum = zlib.crc32(payload, zlib.crc32(packed))
+    return b"".join((start, packed, payload, checksum.to_bytes(CHECKSUM_BYTES, "little")))
+
+
+def _read(header: _Header, frame: bytes, start: int) -> list[tuple[FrameHeader, bytes]]:
+    end = len(frame) - CHECKSUM_BYTES
+    first = end - start - sum(part.bytes for part in header.further)
+    if first < 0:
+        raise FrameError(f"frame of window {header.window}: shorter than its windows' payloads")
+    checked = zlib.crc32(memoryview(frame)[1 if frame[0] < _TWO_BYTES else 2 : end])
+    if checked != int.from_bytes(frame[end:], "little"):
+        raise FrameError(f"frame of window {header.window}: its checksum does not match")
+    encoding, compressed = divmod(header.coding, 2)
+
+    def one(window: int, capture_ns: int, uncertainty: int) -> FrameHeader:
+        return FrameHeader(
+            window,
+            capture_ns,
+            header.generation,
+            header.cut,
+            encoding,
+            bool(compressed),
+            uncertainty / _UNCERTAINTY_STEPS,
+            header.width,
+            header.model,
+        )
+
+    window = header.window
+    found = [(one(window, header.capture_ns, header.uncertainty), frame[start : start + first])]
+    start += first
+    for part in header.further:
+        window += part.window
+        payload = frame[start : start + part.bytes]
+        found.append((one(window, header.capture_ns + part.capture_ns, part.uncertainty), payload))
+        start += part.bytes
+    return found
+
+
+def _read_v1(header: _HeaderV1, payload: bytes) -> tuple[FrameHeader, bytes]:
+    if zlib.crc32(payload) != header.crc32:
+        raise FrameError(f"frame of window {header.window}: its checksum does not match")
+    fields = (header.window, header.capture_ns, header.generation, header.cut, header.encoding, header.compressed)
+    return FrameHeader(*fields, header.uncertainty, version=1), payload

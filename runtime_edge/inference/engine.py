@@ -12,6 +12,7 @@ from runtime_edge.audio.wire_streams import AudioStreamEncoder
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import CutCodec
+from runtime_edge.formats.manifest import model_number
 from runtime_edge.formats.wire import encode_frame
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
@@ -55,6 +56,7 @@ class Engine:
         self.cuts = bundle.manifest.info.cuts
         self.cut_names = [cut.name for cut in self.cuts]
         self.generation = bundle.manifest.info.generation
+        self._model = model_number(bundle.manifest)
         self.prefix: Prefix = Prefix(
             bundle, variant, options, memory_limit_mb, None if previous is None else previous.prefix
         )
@@ -105,7 +107,9 @@ class Engine:
         else:
             encoding = self._codecs[cut].encoding
             payload, compressed = self._codecs[cut].encode(activation)
-        frame = encode_frame(window, capture_ns, self.generation, cut, encoding, compressed, uncertainty, payload)
+        frame = encode_frame(
+            window, capture_ns, self.generation, cut, encoding, compressed, uncertainty, payload, self._model
+        )
         framed = time.perf_counter()
         whole = cut == self.last_cut or (finish and self.prefix.fits(self.last_cut))
         embedding = self.prefix.advance(self.last_cut)[0].copy() if whole else None

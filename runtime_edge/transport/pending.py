@@ -15,7 +15,7 @@ import msgspec
 
 from runtime_edge.errors import FrameError, LinkError
 from runtime_edge.formats.strict import UNREADABLE
-from runtime_edge.formats.wire import Reply, decode_reply
+from runtime_edge.formats.wire import Reply, decode_replies
 
 _LOG = logging.getLogger(__name__)
 _NOBODY = "503"
@@ -131,17 +131,18 @@ class Inbox:
 
     def _replied(self, data: bytes) -> None:
         try:
-            reply = decode_reply(data)
+            replies = decode_replies(data)
         except FrameError as exc:
             self.bad_replies += 1
             _LOG.warning("reply dropped: %s", exc)
             return
-        if reply.window in self._replies:
-            on_answer, timer = self._replies.pop(reply.window)
-            timer.cancel()
-            on_answer(reply)
-        else:
-            self._late_reply(reply)
+        for reply in replies:
+            if reply.window in self._replies:
+                on_answer, timer = self._replies.pop(reply.window)
+                timer.cancel()
+                on_answer(reply)
+            else:
+                self._late_reply(reply)
 
     def _forget(self, window: int) -> None:
         on_answer, _ = self._replies.pop(window)

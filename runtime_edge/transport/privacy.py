@@ -48,7 +48,7 @@ def drop_below_floor(spool: Spool, state: Path, manifest: Manifest, min_cut: str
 
 def _may_leave(frame: bytes, info: BundleInfo, floor: int) -> bool:
     try:
-        header, _ = decode_frame(frame)
+        headers = [header for header, _ in decode_frame(frame)]
     except FrameError:
         return False
-    return header.generation == info.generation and header.cut >= floor
+    return all(header.generation == info.generation and header.cut >= floor for header in headers)

@@ -103,11 +103,13 @@ def _record(letter: Letter) -> dict[str, Any]:
 def _header(frame: bytes) -> dict[str, Any] | str:
     """What the frame says of itself, or why that cannot be read."""
     try:
-        header, payload = decode_frame(frame)
+        windows = decode_frame(frame)
     except FrameError as exc:
         return str(exc)
+    header, payload = windows[0]
     return {
         "window": header.window,
+        "windows": len(windows),
         "generation": header.generation,
         "cut": header.cut,
         "encoding": WIRE_ENCODINGS[header.encoding],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nats.aio.msg import Msg
 from torch import Tensor
@@ -13,9 +13,21 @@ from runtime_edge.formats.wire import FrameHeader, decode_frame
 from runtime_server.training.buffer import Window
 
 
+@dataclass
+class Parts:
+    """How many windows of a message still wait for their answer."""
+
+    left: int = 1
+
+    def done(self) -> bool:
+        """One more is answered; whether it was the last."""
+        self.left -= 1
+        return self.left == 0
+
+
 @dataclass(frozen=True)
 class Arrival:
-    """A frame that decoded."""
+    """One window of a frame that decoded."""
 
     message: Msg
     device: str
@@ -24,6 +36,8 @@ class Arrival:
     payload: bytes
     arrived: float
     """`time.monotonic()` of its arrival here, s."""
+    parts: Parts = field(default_factory=Parts)
+    """Of its message, which is acknowledged once."""
 
     @property
     def sequence(self) -> int:
@@ -46,14 +60,18 @@ class Arrival:
         )
 
 
-def decode_arrival(message: Msg, arrived: float) -> Arrival:
-    """Check the identity in the message id against the subject, then the frame. Raises FrameError."""
+def decode_arrival(message: Msg, arrived: float) -> list[Arrival]:
+    """Check the frame, and the identity in the message id against the subject and its first window.
+
+    Raises FrameError.
+    """
     device = message.subject.rsplit(".", 1)[-1]
     if not subjects.is_device(device) or message.subject != subjects.frames(device):
         raise FrameError("no device publishes on this subject")
-    header, payload = decode_frame(message.data)
+    windows = decode_frame(message.data)
     identity = (message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "").split(".")
     boot = identity[1] if len(identity) == 3 else ""
-    if not subjects.is_boot(boot) or ".".join(identity) != subjects.message_id(device, boot, header.window):
+    if not subjects.is_boot(boot) or ".".join(identity) != subjects.message_id(device, boot, windows[0][0].window):
         raise FrameError("the message id does not name this device and window")
-    return Arrival(message, device, boot, header, payload, arrived)
+    parts = Parts(len(windows))
+    return [Arrival(message, device, boot, header, payload, arrived, parts) for header, payload in windows]

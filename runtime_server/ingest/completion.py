@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime_edge.errors import FrameError
+from runtime_edge.formats.wire import ReplyStatus
 from runtime_server.ingest.arrival import Arrival
 from runtime_server.ingest.audio_streams import AudioStreams
 from runtime_server.ingest.backlog import Batch
@@ -22,8 +23,8 @@ _LOG = logging.getLogger(__name__)
 class Outcome:
     """Of one frame."""
 
-    status: str
-    """As in its reply: ok, retired or refused."""
+    status: ReplyStatus
+    """As in its reply."""
     activation: Tensor | None = None
     """(rows, ...) float32 when it is ok."""
     embedding: Tensor | None = None
@@ -54,7 +55,7 @@ class Completer:
         began = time.monotonic()
         generation = self._generations.get(batch.generation)
         if generation is None:
-            status = "retired" if batch.generation < self._generations.newest.number else "refused"
+            status: ReplyStatus = "retired" if batch.generation < self._generations.newest.number else "refused"
             return Decoded(None, batch.cut, [Outcome(status)] * len(batch.arrivals), 0.0)
         found = [self._decode(generation, arrival) for arrival in batch.arrivals]
         return Decoded(generation, batch.cut, found, time.monotonic() - began)
@@ -71,6 +72,8 @@ class Completer:
 
     def _decode(self, generation: Generation, arrival: Arrival) -> Tensor | Outcome:
         """The activation of a frame, or what becomes of one that has none."""
+        if not generation.made(arrival.header):
+            return Outcome("foreign")
         try:
             return torch.from_numpy(self._streams.activation(generation, arrival))
         except FrameError as exc:

@@ -17,7 +17,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 
@@ -136,10 +136,9 @@ class Replay:
         self._seen["read"] += len(messages)
         again: list[Window] = []
         anew: list[Window] = []
-        for message in messages:
+        for arrival in self._arrivals(messages):
             why = ""
             try:
-                arrival = decode_arrival(message, 0.0)
                 had = arrival.sequence in trainer.awaited
                 why = "" if had else self._objection(arrival, oldest)
                 window = self._window(arrival) if not why or _streamed(arrival) else None
@@ -156,6 +155,14 @@ class Replay:
         for window in self._embedded(anew):
             trainer.take(window)
         self._seen.update({"put back": len(again), "taken": len(anew)})
+
+    def _arrivals(self, messages: Sequence[Msg]) -> Iterator[Arrival]:
+        """The windows of the frames that decode."""
+        for message in messages:
+            try:
+                yield from decode_arrival(message, 0.0)
+            except FrameError:
+                self._seen["garbage"] += 1
 
     def _objection(self, arrival: Arrival, oldest: datetime) -> str:
         """Why a frame that the trainer did not have is left; empty when it is to be taken."""

@@ -28,7 +28,7 @@ from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.base.histogram import Histogram
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.wire import SCHEMA_VERSION, Reply, encode_reply
+from runtime_edge.formats.wire import Reply, ReplyStatus, encode_reply
 from runtime_server.broker.consumer import ACK_WAIT_S, Held, PullConsumer
 from runtime_server.broker.hub import Hub
 from runtime_server.ingest import dead_letters as dead
@@ -123,22 +123,25 @@ class Ingest:
     async def _accept(self, message: Msg, partition: int) -> None:
         """Check a frame; what is no frame of its device is put away."""
         try:
-            arrival = decode_arrival(message, time.monotonic())
+            arrivals = decode_arrival(message, time.monotonic())
         except FrameError as exc:
             self.counters["garbage"] += 1
             device = message.subject.rsplit(".", 1)[-1]
             device = device if subjects.is_device(device) else dead.UNKNOWN
             await self._put_away(message, device, str(exc) if self._rate.allow(device) else "")
             return
-        if not self._rate.allow(arrival.device):
-            await self._deny(arrival)
-        elif self._suspects is not None and self._suspects.guilty(partition, arrival.sequence):
-            await self._put_away(message, arrival.device, "the server died while it completed this frame")
+        first = arrivals[0]
+        if self._suspects is not None and self._suspects.guilty(partition, first.sequence):
+            await self._put_away(message, first.device, "the server died while it completed this frame")
             self._suspects.forget(partition)
-        else:
-            delivered = message.metadata.num_delivered
-            self._backlog.add(arrival, suspect=self._suspects is not None and delivered > DELIVERIES)
-            self._changed.set()
+            return
+        suspect = self._suspects is not None and message.metadata.num_delivered > DELIVERIES
+        for arrival in arrivals:
+            if self._rate.allow(arrival.device):
+                self._backlog.add(arrival, suspect=suspect)
+            else:
+                await self._deny(arrival)
+        self._changed.set()
 
     async def _dispatch(self) -> None:
         """Batches to the torch thread: at once when it has nothing to do, else those worth it, one ahead."""
@@ -231,18 +234,20 @@ class Ingest:
     async def _answer(self, arrival: Arrival, reply: Reply) -> None:
         try:
             await self._reply(arrival, reply)
-            await arrival.message.ack()
+            if arrival.parts.done():
+                await arrival.message.ack()
             self.latency_ms["reply"].observe((time.monotonic() - arrival.arrived) * 1e3)
         except BROKER_ERRORS as exc:
             # Not acknowledged: the broker delivers it again, and the ledger keeps it from counting twice.
             _LOG.debug("answer to %s: %s", arrival.device, reason(exc))
         finally:
-            self._held.let_go(arrival.message)
+            if not arrival.parts.left:
+                self._held.let_go(arrival.message)
 
     async def _reply(self, arrival: Arrival, reply: Reply) -> None:
         inbox = (arrival.message.headers or {}).get(subjects.REPLY_HEADER)
         if inbox and subjects.is_reply(arrival.device, inbox):
-            await self._hub.client.publish(inbox, encode_reply(reply))
+            await self._hub.client.publish(inbox, encode_reply(reply, arrival.header.version))
 
     async def _deny(self, arrival: Arrival) -> None:
         """A device that floods gets no more work done for it."""
@@ -276,6 +281,12 @@ class Ingest:
         return await asyncio.get_running_loop().run_in_executor(thread, functools.partial(call, *args, **kwargs))
 
 
-def _reply(arrival: Arrival, newest: int, status: str, embedding: bytes = b"", mixture: bytes = b"") -> Reply:
-    elapsed_us = int((time.monotonic() - arrival.arrived) * 1e6)
-    return Reply(SCHEMA_VERSION, arrival.header.window, newest, status, elapsed_us, embedding, mixture)
+def _reply(arrival: Arrival, newest: int, status: ReplyStatus, embedding: bytes = b"", mixture: bytes = b"") -> Reply:
+    return Reply(
+        window=arrival.header.window,
+        generation=newest,
+        status=status,
+        server_us=int((time.monotonic() - arrival.arrived) * 1e6),
+        embedding=embedding,
+        mixture=mixture,
+    )

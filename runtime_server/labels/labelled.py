@@ -289,9 +289,9 @@ async def _frames(hub: Hub, device: str, since: datetime, events: _Events) -> li
         async with contextlib.aclosing(stored_frames(hub, subjects.frames(device), since, _FETCH)) as batches:
             async for messages in batches:
                 for message in messages:
-                    frame = _labelled(message, events)
-                    if frame is not None:
-                        found[(message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "")] = frame
+                    identity = (message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "")
+                    for header, payload in _labelled(message, events):
+                        found[f"{identity}/{header.window}"] = header, payload
                 if len(found) >= MAX_WINDOWS:
                     break
     except (*BROKER_ERRORS, nats.errors.Error) as exc:
@@ -299,12 +299,12 @@ async def _frames(hub: Hub, device: str, since: datetime, events: _Events) -> li
     return list(found.values())
 
 
-def _labelled(message: Msg, events: _Events) -> tuple[FrameHeader, bytes] | None:
+def _labelled(message: Msg, events: _Events) -> list[tuple[FrameHeader, bytes]]:
     try:
-        header, payload = decode_frame(message.data)
+        windows = decode_frame(message.data)
     except FrameError:
-        return None
-    return (header, payload) if events.labels(header) else None
+        return []
+    return [(header, payload) for header, payload in windows if events.labels(header)]
 
 
 def _runs(rows: Sequence[tuple[str, int, tuple[str, ...]]], window_s: float) -> npt.NDArray[np.int64]:

@@ -22,6 +22,8 @@ class FrameCodecs:
 
     def decode(self, header: FrameHeader, payload: bytes) -> npt.NDArray[np.float32]:
         """The activation (rows, ...) of a frame. Raises FrameError."""
+        if header.width:
+            raise FrameError(f"frame of window {header.window}: width {header.width}, this bundle has no bottlenecks")
         if header.cut >= len(self._cuts):
             raise FrameError(f"frame of window {header.window}: cut {header.cut}, this bundle has {len(self._cuts)}")
         key = header.cut, WIRE_ENCODINGS[header.encoding]

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import fx
 
 from runtime_edge.errors import BundleError
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.wire import FrameHeader
+from runtime_edge.formats.manifest import model_number
+from runtime_edge.formats.wire import NO_MODEL, FrameHeader
 from runtime_server.suffix.frame_codecs import FrameCodecs
 from runtime_server.suffix.suffix import Precision, ServedBlocks
 from streamsplit_compile.encoder.graph import EncoderGraph
@@ -48,6 +50,15 @@ class Generation:
     model: CutModel
     served: ServedBlocks
     codecs: FrameCodecs
+
+    @cached_property
+    def model_number(self) -> int:
+        """The number of its model in frames."""
+        return model_number(self.bundle.manifest)
+
+    def made(self, header: FrameHeader) -> bool:
+        """Whether a frame was made with this bundle; one of version 1 does not say and is believed."""
+        return header.model in (NO_MODEL, self.model_number)
 
     @property
     def number(self) -> int:

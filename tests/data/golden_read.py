@@ -30,7 +30,7 @@ from runtime_edge.formats.credentials import public_key, read_seed
 from runtime_edge.formats.records.head import open_head, read_head
 from runtime_edge.formats.records.release import decode_release, open_table
 from runtime_edge.formats.records.table import SplitterTable
-from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame, decode_reply
+from runtime_edge.formats.wire import WIRE_ENCODINGS, FrameHeader, decode_frame, decode_replies
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_edge.policy.online_learner import Learnt
@@ -49,6 +49,7 @@ from runtime_server.training.checkpoint import Checkpoints
 from runtime_server.training.trainer import TrainConfig, Trainer
 from streamsplit_compile.encoder.graph import export_encoder
 
+NEW_IN_2 = ("width", "model")
 STREAM = (16_000, 1600, 800)
 """Of the audio streams: sample rate (Hz), samples of a window, samples between two windows."""
 NOW = 1_700_000_100.0
@@ -60,9 +61,9 @@ def _frames(root: Path) -> Json:
     cuts = open_bundle(root / "server" / "generations" / "00001").manifest.info.cuts
     found = {}
     for path in sorted((root / "frames").glob("*.frame")):
-        header, payload = decode_frame(path.read_bytes())
+        ((header, payload),) = decode_frame(path.read_bytes())
         codec = CutCodec(cuts[header.cut], WIRE_ENCODINGS[header.encoding])
-        found[path.stem] = {**_fields(header), "activation": _values(codec.decode(payload, header.compressed))}
+        found[path.stem] = {**_header(header), "activation": _values(codec.decode(payload, header.compressed))}
     return found
 
 
@@ -71,21 +72,21 @@ def _streams(root: Path) -> Json:
     found = {}
     decoders: dict[str, AudioStreamDecoder] = {}
     for path in sorted((root / "streams").glob("*.frame")):
-        header, payload = decode_frame(path.read_bytes())
+        ((header, payload),) = decode_frame(path.read_bytes())
         encoding = WIRE_ENCODINGS[header.encoding]
         decoder = decoders.setdefault(encoding, AudioStreamDecoder(encoding, *STREAM))
         window = decoder.decode(payload, header.window)
         heard = round(20 * np.log10(np.sqrt(np.square(window).mean()))) if encoding == "opus" else _values(window)
-        found[path.stem] = {**_fields(header), "window": heard}
+        found[path.stem] = {**_header(header), "window": heard}
     return found
 
 
 def _replies(root: Path) -> Json:
     found = {}
     for path in sorted((root / "replies").glob("*.reply")):
-        reply = decode_reply(path.read_bytes())
+        (reply,) = decode_replies(path.read_bytes())
         found[path.stem] = {
-            **_fields(reply),
+            **{name: getattr(reply, name) for name in ("window", "generation", "status", "server_us")},
             "embedding": np.frombuffer(reply.embedding, "<f2").tolist(),
             "mixture": _mixture(reply.mixture) if reply.mixture else None,
         }
@@ -154,7 +155,7 @@ def _spool(path: Path) -> Json:
     spool = Spool(path, 1 << 20)
     try:
         frames = [
-            [frame.message_id, frame.index, frame.uncertainty, _fields(decode_frame(frame.payload)[0])]
+            [frame.message_id, frame.index, frame.uncertainty, _header(decode_frame(frame.payload)[0][0])]
             for frame in spool.oldest(10)
         ]
         return {"frames": frames, "counters": _fields(spool.counters()), "state": _fields(spool.state())}
@@ -229,6 +230,11 @@ FORMATS: dict[str, Callable[[Path], Json]] = {
     "dead_letters": _letters,
     "credentials": _credentials,
 }
+
+
+def _header(header: FrameHeader) -> Json:
+    """What the frame says; version 1 says nothing of width and model."""
+    return {name: value for name, value in header._asdict().items() if header.version > 1 or name not in NEW_IN_2}
 
 
 def _fields(value: object) -> Any:

@@ -34,7 +34,7 @@ from runtime_edge.formats.credentials import new_seed
 from runtime_edge.formats.records.head import Head, Validation, sign_head, signature_of
 from runtime_edge.formats.records.release import Release, ReleasedBundle, encode, sign_table
 from runtime_edge.formats.records.table import SplitterTable, StateAxis
-from runtime_edge.formats.wire import SCHEMA_VERSION, Reply, encode_frame, encode_reply
+from runtime_edge.formats.wire import Reply, encode_frame, encode_reply
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_edge.policy.online_learner import Learnt
@@ -142,10 +142,10 @@ def _replies(directory: Path) -> None:
     for row in _noise(5, 60, 6):
         memory.update(row)
     replies = {
-        "ok": Reply(SCHEMA_VERSION, 7, 2, "ok", 1500, embedding),
-        "mixture": Reply(SCHEMA_VERSION, 8, 2, "ok", 1600, embedding, memory.to_bytes()),
-        "retired": Reply(SCHEMA_VERSION, 9, 3, "retired", 40),
-        "refused": Reply(SCHEMA_VERSION, 10, 3, "refused", 41),
+        "ok": Reply(7, 2, "ok", 1500, embedding),
+        "mixture": Reply(8, 2, "ok", 1600, embedding, mixture=memory.to_bytes()),
+        "retired": Reply(9, 3, "retired", 40),
+        "refused": Reply(10, 3, "refused", 41),
     }
     for name, reply in replies.items():
         (directory / f"{name}.reply").write_bytes(encode_reply(reply))

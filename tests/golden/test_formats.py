@@ -27,7 +27,7 @@ from streamsplit_compile.encoder.encoders import load_encoder
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 VERSIONS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.json"))
-WRITES_LIKE = "07558ea"
+WRITES_LIKE = "0.2.0"
 """The version whose bytes today's code still writes."""
 SAME_BYTES = (
     "frames/*-noise.frame",  # without zstd, whose versions write other bytes

@@ -84,7 +84,7 @@ async def answer_all(hub):
         inbox = (message.headers or {}).get(subjects.REPLY_HEADER)
         if inbox:
             window = int(inbox.rsplit(".", 1)[-1])
-            await hub.client.publish(inbox, encode_reply(Reply(1, window, 1, "ok", 5, message.data)))
+            await hub.client.publish(inbox, encode_reply(Reply(window, 1, "ok", 5, message.data)))
 
     await hub.subscribe("act.>", on_frame)
 

@@ -42,7 +42,7 @@ async def answer_all(hub, status="ok"):
         inbox = (message.headers or {}).get(subjects.REPLY_HEADER)
         if inbox:
             window = int(inbox.rsplit(".", 1)[-1])
-            await hub.client.publish(inbox, encode_reply(Reply(1, window, 1, status, 5, message.data[:64])))
+            await hub.client.publish(inbox, encode_reply(Reply(window, 1, status, 5, message.data[:64])))
 
     await hub.subscribe("act.>", on_frame)
 
@@ -95,7 +95,7 @@ def test_garbage_in_the_inbox_is_counted(play, broker):
         async with linked(broker) as link:
             await harness.stored(link, "pi-1.boot.0", 0, b"frame")
             await until(lambda: inboxes)
-            for data in (b"", b"garbage", encode_reply(Reply(2, 0, 1, "ok", 0))):
+            for data in (b"", b"garbage", b"\x97\x03\x00\x01\xa2ok\x00\x90"):
                 await hub.client.publish(inboxes[0], data)
             await until(lambda: link.bad_replies == 3)
             return link.connected

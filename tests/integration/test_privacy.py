@@ -19,7 +19,7 @@ def shipped(server, device):
         state = (await hub.stream.stream_info(subjects.STREAM)).state
         numbers = range(state.first_seq, state.last_seq + 1) if state.messages else []
         stored = [await hub.stream.get_msg(subjects.STREAM, number) for number in numbers]
-        headers = [wire.decode_frame(item.data)[0] for item in stored if item.subject == subjects.frames(device)]
+        headers = [wire.decode_frame(item.data)[0][0] for item in stored if item.subject == subjects.frames(device)]
         return {(header.generation, header.cut) for header in headers}
 
     return server.ask(read)

@@ -80,7 +80,7 @@ def test_no_table_and_no_probe_goes_below_the_privacy_floor(start, quiet_server,
         assert (report["probes"] > 0) == probes_expected
         shipped += report["windows_acked"]
 
-    cuts = [wire.decode_frame(frame)[0].cut for frame in frames_of(server, name)]
+    cuts = [wire.decode_frame(frame)[0][0].cut for frame in frames_of(server, name)]
     assert len(cuts) == shipped
     assert set(cuts) == {harness.CUTS.index("one"), harness.CUTS.index("two")}
 

@@ -7,7 +7,7 @@ import contextlib
 
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.formats import subjects
-from runtime_edge.formats.wire import decode_reply
+from runtime_edge.formats.wire import decode_replies
 from runtime_server.broker.hub import Hub
 from runtime_server.ingest.ingest import Ingest
 from runtime_server.state.ledger import Ledger
@@ -22,7 +22,8 @@ class Peer:
 
     async def listen(self):
         async def on_answer(message):
-            await self.answers.put(decode_reply(message.data))
+            for reply in decode_replies(message.data):
+                await self.answers.put(reply)
 
         await self.hub.client.subscribe(self.inbox, cb=on_answer)
         return self

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.release import decode_release
-from runtime_edge.formats.wire import decode_reply
+from runtime_edge.formats.wire import decode_replies
 from runtime_server.broker.hub import Hub
 from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.server import Server, ServerConfig
@@ -80,7 +80,7 @@ def test_every_rank_completes_a_generation_before_devices_hear_of_it(run_ranks, 
             inbox = f"{subjects.inbox(name)}.abc.{len(sounds)}"
             replies = await hub.client.subscribe(inbox)
             await send(hub, name, len(sounds), frame_of(sounds[0], len(sounds), 4, generation=number), inbox)
-            answers.append(decode_reply((await replies.next_msg(10)).data))
+            answers.extend(decode_replies((await replies.next_msg(10)).data))
         return known, answers, await hub.server_status()
 
     (known, answers, status), (first, second) = run_ranks(work)

@@ -43,7 +43,7 @@ def test_a_device_with_its_own_credentials_does_all_it_needs(guarded):
             stored = await hub.stream.get_msg(subjects.STREAM, 1)
             answer = asyncio.get_running_loop().create_future()
             link.expect(0, 60.0, answer.set_result)
-            await hub.client.publish(stored.headers[subjects.REPLY_HEADER], encode_reply(Reply(1, 0, 1, "ok", 0)))
+            await hub.client.publish(stored.headers[subjects.REPLY_HEADER], encode_reply(Reply(0, 1, "ok", 0)))
             assert await answer is not None
             await harness.eventually(lambda: len(seen) == 3)
 

@@ -4,6 +4,7 @@ import pytest
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import ENCODINGS, CutCodec
+from runtime_edge.formats.manifest import model_number
 from runtime_edge.formats.wire import decode_frame
 from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.prefix import Prefix
@@ -22,7 +23,7 @@ def window():
 
 
 def server_side(bundle: Bundle, frame: bytes) -> np.ndarray:
-    header, payload = decode_frame(frame)
+    ((header, payload),) = decode_frame(frame)
     return CutCodec(bundle.manifest.info.cuts[header.cut], ENCODINGS[header.encoding]).decode(
         payload, header.compressed
     )
@@ -30,9 +31,10 @@ def server_side(bundle: Bundle, frame: bytes) -> np.ndarray:
 
 def test_a_frame_says_what_the_device_knows(engine, window):
     step = engine.run(window, window=17, capture_ns=123456789, cut=2, uncertainty=0.25, finish=False)
-    header, _ = decode_frame(step.frame)
+    ((header, _),) = decode_frame(step.frame)
     assert (header.window, header.capture_ns, header.generation, header.cut) == (17, 123456789, 1, 2)
-    assert header.uncertainty == 0.25
+    assert header.uncertainty == pytest.approx(0.25, abs=1e-5)
+    assert header.model == model_number(engine.bundle.manifest)
     assert step.encoding == ENCODINGS[header.encoding] == "int8"
     assert step.embedding is None
 

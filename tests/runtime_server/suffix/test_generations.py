@@ -17,7 +17,7 @@ def whole():
 
 
 def header(cut, encoding, compressed=False):
-    return FrameHeader(1, 0, 0, 1, cut, ENCODINGS.index(encoding), compressed, 0.5, 0)
+    return FrameHeader(0, 0, 1, cut, ENCODINGS.index(encoding), compressed, 0.5)
 
 
 @pytest.mark.parametrize("encoding", ["float32", "float16", "int8"])
