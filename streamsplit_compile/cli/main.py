@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from runtime_edge.errors import MissingExtra, SscError
+from runtime_edge.errors import DISTRIBUTION, MissingExtra, SscError
 
 _COMMANDS = {
     "encoder": ("streamsplit_compile.cli.compile_commands:encoder", "Make or list encoders."),
@@ -30,7 +30,7 @@ _COMMANDS = {
     "demo": ("runtime_server.cli.server_commands:demo", "The whole loop on one machine, with a report."),
 }
 _EXTRAS = {
-    "matplotlib": "compile",
+    "matplotlib": "demo",
     "onnx": "compile",
     "onnxruntime": "edge",
     "onnxscript": "compile",
@@ -67,7 +67,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="streamsplit")
+@click.version_option(package_name=DISTRIBUTION)
 def ssc() -> None:
     """Cut an audio encoder anywhere, run the front on a device, finish and train the rest on a server.
 

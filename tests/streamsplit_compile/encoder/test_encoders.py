@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from toys import Tiny
 
-from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.errors import FormatError, MissingExtra, UsageError
 from streamsplit_compile.encoder import encoders
 from streamsplit_compile.encoder.encoders import (
     list_encoders,
@@ -239,7 +239,7 @@ def test_a_file_without_weights_is_refused(tmp_path, content):
 
 @pytest.mark.skipif(find_spec("transformers") is not None, reason="transformers is installed")
 def test_an_encoder_that_needs_a_missing_library_is_refused_in_one_line():
-    with pytest.raises((UsageError, FormatError), match=r"transformers is not installed: pip install"):
+    with pytest.raises(MissingExtra, match=r"transformers is not installed: pip install .*\[transformers\]"):
         new_encoder("ast")
 
 

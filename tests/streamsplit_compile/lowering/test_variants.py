@@ -14,7 +14,7 @@ from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import cuts_of
 from streamsplit_compile.lowering.artifact_formats import FORMATS, PRECISIONS, variant_name
 
-pytest.importorskip("litert_torch", reason="the TFLite converter is not installed: streamsplit[compile-tflite]")
+pytest.importorskip("litert_torch", reason="the TFLite converter is not installed: extra compile-tflite")
 ALL = {variant_name(name, precision) for name in FORMATS for precision in PRECISIONS}
 
 
