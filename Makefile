@@ -1,4 +1,5 @@
-# make demo · check · test · test-slow · bench · arm-check: each makes its own .venv on first use (docs/testing.md).
+# make demo · check · test · test-slow · wheel · bench · arm-check: each makes its own .venv on first use
+# (docs/testing.md).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,12 +7,24 @@ AUDIO ?=
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo check test test-slow lint bench arm-check clean
+.PHONY: demo check test test-slow lint wheel bench arm-check clean
+
+$(VENV)/bin/pip:
+	sh tools/make_venv.sh $(PYTHON) $(VENV)
 
 # One environment for developers and for the demo; again whenever the dependencies change.
-$(VENV)/.installed: pyproject.toml tools/make_venv.sh
-	sh tools/make_venv.sh $(PYTHON) $(VENV)
+# What 0.1 installed went by the name of `streamsplit`; with both, everything would be there twice.
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
+	rm -rf streamsplit.egg-info
+	$(BIN)/pip uninstall --quiet --quiet --yes streamsplit
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
+
+# What others install: dist/streamsplit_audio-VERSION-py3-none-any.whl. The same sources give the same bytes.
+wheel: | $(VENV)/bin/pip
+	rm -rf dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
 
 demo: $(VENV)/.installed
 	sh tools/demo_audio.sh "$(AUDIO)" .cache/demo-audio
@@ -42,4 +55,4 @@ arm-check: $(VENV)/.installed
 	$(BIN)/python -m tools.arm $(if $(AUDIO),--audio "$(AUDIO)")
 
 clean:
-	rm -rf $(VENV) .cache build *.egg-info
+	rm -rf $(VENV) .cache dist

@@ -23,6 +23,21 @@ A message says what was wrong, where (file, field, value) and what to do, on one
 
 from __future__ import annotations
 
+DISTRIBUTION = "streamsplit-audio"
+"""What is installed is called; `streamsplit` on the package index is another program."""
+
+
+def install_command(extra: str) -> str:
+    """The command that installs one of this project's extras: from the wheel, since no index has it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version(DISTRIBUTION)
+    except PackageNotFoundError:  # run from the sources
+        number = "VERSION"
+    wheel = f"{DISTRIBUTION.replace('-', '_')}-{number}-py3-none-any.whl"
+    return f'pip install "{wheel}[{extra}]" (the wheel that `make wheel` builds)'
+
 
 class SscError(Exception):
     """Base of every error this project raises on purpose."""
@@ -38,7 +53,7 @@ class MissingExtra(SscError):
     """An optional dependency is missing."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f'{package} is not installed: pip install "streamsplit[{extra}]"')
+        super().__init__(f"{package} is not installed: {install_command(extra)}")
 
 
 class FormatError(SscError):

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make a virtual environment with everything a developer needs, from nothing but Python 3.10 or newer.
+# Make a virtual environment, empty but for a current pip, from nothing but Python 3.10 or newer.
 set -eu
 python=$1
 venv=$2
@@ -19,4 +19,3 @@ if [ ! -x "$venv/bin/pip" ]; then
     }
 fi
 "$venv/bin/pip" install --quiet --disable-pip-version-check --upgrade pip
-"$venv/bin/pip" install --quiet --disable-pip-version-check -e ".[dev]"

@@ -79,8 +79,6 @@ def _classes(*names: str) -> list[Any]:
     try:
         library = importlib.import_module("transformers")
         return [getattr(library, name) for name in names]
-    except ModuleNotFoundError as exc:
-        raise ImportError('transformers is not installed: pip install "streamsplit[transformers]"') from exc
     finally:
         logging.disable(disabled)
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullFormatter
-
+from runtime_edge.errors import MissingExtra
 from runtime_server.demo.demo_summary import Evidence
 from runtime_server.demo.scenario import DemoDevice
+
+try:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullFormatter
+except ModuleNotFoundError as exc:
+    raise MissingExtra("matplotlib", "demo") from exc
 
 _COLOURS = ("#0b7189", "#e07a1f", "#6a994e", "#8f2d56", "#3d405b", "#b5838d", "#577590", "#f2cc8f")
 _STYLE: dict[Any, Any] = {

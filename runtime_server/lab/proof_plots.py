@@ -6,14 +6,18 @@ import math
 import statistics
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
+from runtime_edge.errors import MissingExtra
 from runtime_edge.formats.records.table import LOCAL
 from runtime_server.lab.figures import PARTS, Figures
 from runtime_server.lab.goals import OURS
 from runtime_server.lab.policy_bench import Bench
 from runtime_server.lab.proof_report import policies_of, runs_of, scored
+
+try:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as exc:
+    raise MissingExtra("matplotlib", "bench") from exc
 
 _COLOURS = dict(zip(PARTS, ("#0b7189", "#bbbbbb", "#6a994e", "#e0a458"), strict=True))
 _OURS, _OTHERS = "#0b7189", "#999999"

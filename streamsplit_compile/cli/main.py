@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from runtime_edge.errors import MissingExtra, SscError
+from runtime_edge.errors import DISTRIBUTION, MissingExtra, SscError
 
 GROUP = "streamsplit.commands"
 
@@ -45,7 +45,7 @@ COMMANDS: Commands = {
     "edge": ("runtime_edge.cli.edge_commands:edge", "Run a device."),
 }
 _EXTRAS = {
-    "matplotlib": "compile",
+    "matplotlib": "demo",
     "onnx": "compile",
     "onnxruntime": "edge",
     "onnxscript": "compile",
@@ -106,7 +106,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="streamsplit")
+@click.version_option(package_name=DISTRIBUTION)
 def ssc() -> None:
     """Cut an audio encoder anywhere, run the front on a device, finish and train the rest on a server.
 

@@ -46,7 +46,11 @@ def pub_option(command: _Command) -> _Command:
 def encoder_options(command: _Command) -> _Command:
     """How to read an encoder's file that does not say it all itself."""
     for option in (
-        click.option("--factory", help="package.module:callable that builds the module for a plain state_dict."),
+        click.option(
+            "--factory",
+            help="package.module:callable that builds the module for a plain state_dict; looked for in the working "
+            "directory, then on PYTHONPATH.",
+        ),
         click.option("--sample-rate", type=click.IntRange(1000, 384000), help="Hz, where the encoder does not say."),
         click.option("--unsafe-load", is_flag=True, help="Unpickle a module, running its code. For your own files."),
     )[::-1]:

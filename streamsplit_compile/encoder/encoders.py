@@ -12,8 +12,10 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -23,7 +25,7 @@ import numpy.typing as npt
 import torch
 
 from runtime_edge.base.files import write_atomic
-from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.errors import FormatError, MissingExtra, UsageError
 from streamsplit_compile.encoder import archives as export_archive
 from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program
 
@@ -61,7 +63,7 @@ def list_encoders() -> dict[str, str]:
 
 
 def new_encoder(name: str, config: Mapping[str, Any] | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """A fresh module of a registered encoder and its config. Raises UsageError."""
+    """A fresh module of a registered encoder and its config. Raises UsageError or MissingExtra."""
     points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in points:
         raise UsageError(f"unknown encoder {name!r}; registered: {', '.join(sorted(points))}")
@@ -82,7 +84,8 @@ def load_encoder(
     """Read encoder.pt and export it.
 
     `factory` ("package.module:callable") builds a module for a plain state_dict; `sample_rate` is for archives,
-    which do not say theirs; `unsafe` admits a pickled module. Raises FormatError or UsageError.
+    which do not say theirs; `unsafe` admits a pickled module. The code of both is imported from the working directory
+    or from `sys.path`. Raises FormatError, UsageError or MissingExtra.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file; start with `ssc encoder new resnet18 -o {path}`")
@@ -92,11 +95,15 @@ def load_encoder(
         raise FormatError(f"{path}: neither a checkpoint nor a torch.export archive")
     if export_archive.is_archive(path):
         return _from_archive(path, sample_rate or _DEFAULT_SAMPLE_RATE)
-    content = _read_checkpoint(path, unsafe)
-    if isinstance(content, torch.nn.Module):
-        return from_module(path.stem, {}, content, sample_rate)
-    if factory is not None:
-        return _from_state_dict(path, factory, content, sample_rate)
+    if factory is None and not unsafe:
+        content = _read_checkpoint(path, unsafe)
+    else:
+        with _working_directory_on_path():
+            content = _read_checkpoint(path, unsafe)
+            if isinstance(content, torch.nn.Module):
+                return from_module(path.stem, {}, content, sample_rate)
+            if factory is not None:
+                return _from_state_dict(path, factory, content, sample_rate)
     if content.get("format") != CHECKPOINT_FORMAT:
         raise FormatError(
             f'{path}: field "format" is {content.get("format")!r}, expected {CHECKPOINT_FORMAT!r}; '
@@ -150,6 +157,18 @@ def _from_state_dict(path: Path, factory: str, content: dict[str, Any], sample_r
     return from_module(factory, {}, module, sample_rate)
 
 
+@contextmanager
+def _working_directory_on_path() -> Iterator[None]:
+    """`python -m` looks for modules in the working directory first, an installed command not at all."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+
+
 def from_module(name: str, config: dict[str, Any], module: torch.nn.Module, sample_rate: int | None) -> Encoder:
     """An encoder of a torch module that takes waveforms (batch, samples); what it says of itself goes before
     `sample_rate`, Hz.
@@ -171,6 +190,8 @@ def _build(factory: Callable[..., Any], name: str, config: dict[str, Any]) -> to
     try:
         module = factory(**config)
     except ImportError as exc:
+        if exc.name == "transformers":
+            raise MissingExtra("transformers", "transformers") from None
         raise UsageError(f"encoder {name!r}: {exc}") from None
     except (TypeError, ValueError, KeyError) as exc:
         raise UsageError(f"encoder {name!r} does not accept config {config}: {exc}") from None

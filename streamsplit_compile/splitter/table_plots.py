@@ -6,15 +6,20 @@ import io
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from runtime_edge.base.files import write_atomic
+from runtime_edge.errors import MissingExtra
 from runtime_edge.formats.records.table import SplitterTable
 from streamsplit_compile.splitter.evaluation import Evaluation
+
+try:
+    import matplotlib as mpl
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+except ModuleNotFoundError as exc:
+    raise MissingExtra("matplotlib", "demo") from exc
 
 UNCERTAINTIES = (0.15, 0.4, 0.7)
 _CELLS = 240

@@ -1,4 +1,4 @@
-"""A device needs nothing but `pip install "streamsplit[edge]"`."""
+"""A device needs nothing but the extra `edge`."""
 
 import json
 import shutil

@@ -25,6 +25,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from runtime_edge.errors import DISTRIBUTION
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -124,7 +126,7 @@ class Machine:
         wanted = (*site.requirements(), constraints.read_text())
 
         def fill(directory: Path) -> None:
-            self._say(f"fetching aarch64 wheels of streamsplit[{site.extra}] with {', '.join(site.pins)}")
+            self._say(f"fetching aarch64 wheels of the extra {site.extra} with {', '.join(site.pins)}")
             with tempfile.TemporaryDirectory() as wheels:
                 _pip("wheel", "--no-deps", "--wheel-dir", wheels, *_SOURCE_ONLY)
                 given = ["--find-links", wheels, "--constraint", str(constraints), *site.requirements()]
@@ -139,7 +141,7 @@ class Machine:
 
     def ssc(self, *arguments: object) -> list[str]:
         """The command line that runs `ssc`, by its console entry point, on the emulated machine."""
-        (entry,) = importlib.metadata.entry_points(group="console_scripts", name="ssc")
+        entry = importlib.metadata.distribution(DISTRIBUTION).entry_points["ssc"]
         return self.command("-c", f"from {entry.module} import {entry.attr}; {entry.attr}()", *arguments)
 
     def environment(self, site: Path) -> dict[str, str]:

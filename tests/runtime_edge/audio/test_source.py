@@ -44,7 +44,7 @@ def test_a_device_node_is_neither_file_nor_directory() -> None:
 
 def test_the_microphone_without_library_or_hardware_says_what_to_do() -> None:
     installed = importlib.util.find_spec("sounddevice") is not None
-    expected = "^microphone.*: .*$" if installed else r'pip install "streamsplit\[audio\]"'
+    expected = "^microphone.*: .*$" if installed else r'pip install "streamsplit_audio-.*\[audio\]"'
     if installed and has_microphone():
         pytest.skip("this machine has a microphone")
 

@@ -66,7 +66,7 @@ def load(data, source=(1, 3), result=(1, 3), threads=1, info=INFO, options=None)
 
 @pytest.mark.skipif(installed, reason="a TFLite runtime is installed")
 def test_without_a_runtime_the_error_names_the_extra():
-    with pytest.raises(MissingExtra, match=r"ai-edge-litert .*streamsplit\[edge-tflite\]"):
+    with pytest.raises(MissingExtra, match=r"ai-edge-litert .*streamsplit_audio-.*\[edge-tflite\]"):
         open_backend("tflite", RuntimeOptions())
 
 

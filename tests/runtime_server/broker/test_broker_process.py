@@ -109,7 +109,7 @@ def test_it_dies_with_a_killed_server(tmp_path, free_port):
 def test_a_missing_binary_names_the_extra(tmp_path, free_port, monkeypatch):
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MissingExtra, match=r"streamsplit\[server\]"):
+    with pytest.raises(MissingExtra, match=r"streamsplit_audio-.*\[server\]"):
         asyncio.run(Broker(tmp_path / "broker", port=free_port).start())
 
 

@@ -76,4 +76,4 @@ def test_measures_without_the_package_name_the_extra(monkeypatch):
 
     status, body = asyncio.run(life())
     assert status == 501
-    assert b'pip install "streamsplit[metrics]"' in body
+    assert b"-py3-none-any.whl[metrics]" in body

@@ -10,7 +10,7 @@ from runtime_server.telemetry.tensorboard import Board
 
 def test_without_the_package_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(MissingExtra, match=r'pip install "streamsplit\[tensorboard\]"'):
+    with pytest.raises(MissingExtra, match=r'pip install "streamsplit_audio-.*\[tensorboard\]"'):
         Board(tmp_path / "board")
 
 

@@ -16,7 +16,7 @@ from streamsplit_compile.lowering.artifact_formats import FORMATS, PRECISIONS, v
 
 pytestmark = pytest.mark.integration
 
-pytest.importorskip("litert_torch", reason="the TFLite converter is not installed: streamsplit[compile-tflite]")
+pytest.importorskip("litert_torch", reason="the TFLite converter is not installed: extra compile-tflite")
 ALL = {variant_name(name, precision) for name in FORMATS for precision in PRECISIONS}
 
 

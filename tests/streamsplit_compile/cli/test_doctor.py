@@ -28,7 +28,7 @@ def test_a_pi_with_the_edge_extra_has_no_problem_and_is_told_what_it_can_add() -
     notes = {finding.what for finding in examine(PI) if finding.state == "note"}
 
     assert problems(PI) == {}
-    assert notes == {"sounddevice", "compiler", "broker"}
+    assert notes == {"sounddevice", "compiler", "broker", "matplotlib"}
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,9 @@ def test_a_pi_with_the_edge_extra_has_no_problem_and_is_told_what_it_can_add() -
     [
         ({"python": (3, 9)}, "Python", "3.10"),
         ({"bits": 32, "architecture": "armv7l"}, "processor", "64-bit"),
-        ({"versions": {"numpy": "2.2.0"}}, "inference runtime", "streamsplit[edge]"),
+        ({"versions": {"numpy": "2.2.0"}}, "inference runtime", ".whl[edge]"),
         ({"versions": {"numpy": "2.2.0", "onnxruntime": "1.21.1"}}, "onnxruntime", "!=1.21.*"),
-        ({"versions": {"numpy": "2.2.0", "tflite-runtime": "2.14.0"}}, "tflite-runtime", "numpy<2"),
+        ({"versions": {"numpy": "2.2.0", "tflite-runtime": "2.14.0"}}, "tflite-runtime", ".whl[edge-tflite-runtime]"),
         ({"versions": {"numpy": "2.2.0", "onnxruntime": "1.23.0", "torch": "2.13.0"}}, "compiler", "[compile]"),
         ({"failures": {"onnxruntime": "ends Python at import with SIGILL"}}, "onnxruntime", "another"),
         ({"free_bytes": 10**8}, "disk", "room"),

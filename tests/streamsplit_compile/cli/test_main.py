@@ -258,7 +258,7 @@ def test_a_missing_package_names_the_extra_to_install(monkeypatch):
         raise ModuleNotFoundError("No module named 'onnx'", name="onnx.helper")
 
     monkeypatch.setattr(cli.importlib, "import_module", missing)
-    with pytest.raises(cli.MissingExtra, match=r'onnx is not installed: pip install "streamsplit\[compile\]"'):
+    with pytest.raises(cli.MissingExtra, match=r'onnx is not installed: pip install "streamsplit_audio-.*\[compile\]"'):
         cli.ssc.get_command(click.Context(cli.ssc), "compile")
 
 

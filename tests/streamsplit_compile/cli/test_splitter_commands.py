@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from runtime_edge.errors import CheckFailed, FormatError, SscError, UsageError
+from runtime_edge.errors import CheckFailed, FormatError, MissingExtra, SscError, UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.records.learnt import Learnt
 from runtime_edge.formats.records.table import SplitterTable
@@ -110,6 +111,13 @@ def test_a_map_is_the_same_every_time(table, tmp_path):
         run("map", table, "-o", tmp_path / name, "--rtt", 80)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_map_without_matplotlib_names_the_extra(table, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "streamsplit_compile.splitter.table_plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtra, match=r"matplotlib is not installed: pip install .*\[demo\]"):
+        run("map", table, "-o", tmp_path / "map.svg")
 
 
 def test_learnt_files_are_merged(table, tmp_path):

@@ -1,4 +1,6 @@
+import importlib
 import random
+import sys
 import zipfile
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 from toys import Tiny
 
-from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.errors import FormatError, MissingExtra, UsageError
 from streamsplit_compile.encoder import encoders
 from streamsplit_compile.encoder.encoders import (
     list_encoders,
@@ -241,10 +243,29 @@ def test_a_file_without_weights_is_refused(tmp_path, content):
 
 @pytest.mark.skipif(find_spec("transformers") is not None, reason="transformers is installed")
 def test_an_encoder_that_needs_a_missing_library_is_refused_in_one_line():
-    with pytest.raises((UsageError, FormatError), match=r"transformers is not installed: pip install"):
+    with pytest.raises(MissingExtra, match=r"transformers is not installed: pip install .*\[transformers\]"):
         new_encoder("ast")
 
 
 def test_an_unknown_encoder_is_refused_with_those_there_are():
     with pytest.raises(UsageError, match=r"unknown encoder 'vgg'; registered: .*resnet18"):
         new_encoder("vgg")
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_code_is_found_in_the_working_directory_and_the_path_is_left_as_it_was(tmp_path, monkeypatch, pickled):
+    name = f"found_only_here_{pickled}"
+    (tmp_path / f"{name}.py").write_text("import toys\nclass Net(toys.Tiny):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    network = importlib.import_module(name).Net()
+    torch.save(network if pickled else network.state_dict(), tmp_path / "net.pt")
+    monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(tmp_path)])
+    before = list(sys.path)
+
+    monkeypatch.chdir(tmp_path)
+    found = load_encoder(tmp_path / "net.pt", None if pickled else f"{name}:Net", unsafe=pickled)
+
+    assert found.tensors.keys() == Tiny().state_dict().keys()
+    assert sys.path == before
+    sys.modules.pop(name)

@@ -95,5 +95,5 @@ def test_int8_without_calibration_is_refused(name):
 
 @pytest.mark.skipif(installed, reason="litert-torch is installed")
 def test_without_the_converter_the_error_names_the_extra():
-    with pytest.raises(MissingExtra, match=r"streamsplit\[compile-tflite\]"):
+    with pytest.raises(MissingExtra, match=r"streamsplit_audio-.*\[compile-tflite\]"):
         formats.lower("tflite", segment_of(Convolutional), (1, WINDOW), tensors_of(make(Convolutional)))
