@@ -49,7 +49,7 @@ lint: $(VENV)/.installed
 	$(BIN)/vulture
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m tools.bench
+	$(BIN)/python -m tools.run_benchmarks
 
 arm-check: $(VENV)/.installed
 	$(BIN)/python -m tools.arm $(if $(AUDIO),--audio "$(AUDIO)")

@@ -67,7 +67,7 @@ class DeviceConfig:
     )  # fmt: skip
     deadline_ms: int = setting(1000, "How long to wait for a window's answer, ms.", ge=10, le=600_000)
     ack_timeout_s: float = setting(10.0, "Give up on a frame the broker has not stored after so long.", ge=0.1, le=600)
-    in_flight: int = setting(4, "Frames under way at once.", ge=1, le=256)
+    in_flight: int = setting(4, "Frames in flight at once.", ge=1, le=256)
     spool_mb: float = setting(256.0, "Disk for frames that wait to be sent, MiB.", ge=0.001, le=1 << 20)
     trial_s: float = setting(
         60.0, "Go back to the earlier bundle when a new one crashes the device within so long.", ge=0, le=86_400
@@ -111,7 +111,7 @@ class DeviceConfig:
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("warning", "What to log.")
     log_format: Literal["text", "json"] = setting("text", "Log lines as text, or as one JSON object each.")
-    seed: int = setting(0, "Seed of the splitter's probes.", ge=0)
+    seed: int = setting(0, "Seed of the splitter's exploration.", ge=0)
 
     @property
     def deadline_s(self) -> float:

@@ -22,12 +22,12 @@ from runtime_edge.formats.records.release import open_table
 from runtime_server.broker.access import SecurityConfig
 from runtime_server.broker.broker_process import Broker, embedded, outside
 from runtime_server.broker.hub import STATUS_SUBJECT, Hub
-from runtime_server.ingest.frame_replay import Replay, ReplayConfig
+from runtime_server.ingest.frame_replay import FrameReplay, ReplayConfig
 from runtime_server.ingest.ingest import Ingest
 from runtime_server.ingest.rate import FRAMES_PER_S, RateLimit
-from runtime_server.labels.linear_probe import Probe
-from runtime_server.releases.followers import Followers, Following, together
-from runtime_server.releases.release_gate import ReleaseConfig, Releaser, first_model
+from runtime_server.labels.linear_probe import LinearProbe
+from runtime_server.releases.followers import Follower, Followers, together
+from runtime_server.releases.release_gate import ReleaseConfig, ReleaseGate, first_model
 from runtime_server.releases.rollout import Rollout, RolloutConfig
 from runtime_server.releases.rollout_service import RolloutService
 from runtime_server.state.server_state import ServerState
@@ -35,16 +35,16 @@ from runtime_server.state.suspects import Suspects
 from runtime_server.suffix.generations import KEPT_GENERATIONS, Generation, Generations
 from runtime_server.suffix.suffix import Precision
 from runtime_server.telemetry.health import HealthServer, healthz, metrics_page
-from runtime_server.telemetry.server_metrics import Measured
+from runtime_server.telemetry.server_metrics import ServerMeasurements
 from runtime_server.telemetry.tensorboard import Board
 from runtime_server.training.checkpoint import Checkpoints, resumed
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import TrainConfig, Trainer
-from runtime_server.training_loop import Learning
+from runtime_server.training_loop import TrainingLoop
 from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest
 from streamsplit_compile.bundle.calibrate import windows_for
 from streamsplit_compile.bundle.digests import weights_digest
-from streamsplit_compile.encoder.encoders import Encoder
+from streamsplit_compile.encoder.encoders import LoadedEncoder
 
 _LOG = logging.getLogger(__name__)
 _LEDGER_PERIOD_S = 5.0
@@ -94,7 +94,7 @@ class ServerConfig:
 class Server:
     """Completes, trains and releases until `stop` is called."""
 
-    def __init__(self, encoder: Encoder, config: ServerConfig, ranks: Ranks | None = None) -> None:
+    def __init__(self, encoder: LoadedEncoder, config: ServerConfig, ranks: Ranks | None = None) -> None:
         """Raises UsageError for options that do not go together."""
         self.config, self.encoder, self.ranks = config, encoder, ranks or Ranks()
         if self.ranks.world > 1 and config.broker is None:
@@ -111,7 +111,7 @@ class Server:
             self.address = outside(config.broker, config.security)
         self._stopping = asyncio.Event()
         self._jobs: dict[str, asyncio.Future[Any]] = {}
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
 
     @property
     def url(self) -> str:
@@ -119,7 +119,7 @@ class Server:
         return self.address.url
 
     def stop(self) -> None:
-        """Finish what is under way and end."""
+        """Finish the work in progress and end."""
         self._stopping.set()
 
     async def run(self) -> dict[str, Any]:
@@ -147,13 +147,13 @@ class Server:
             self.releases = RolloutService(
                 self.hub, self.rollout, self.generations, self.state, self.followers.keep if self.ranks.first else None
             )
-            self._start_learning()
+            self._start_training_loop()
             if self.ranks.first:
                 await self.hub.subscribe(STATUS_SUBJECT, self._on_status)
                 await self._announce()
                 await self.releases.start(self._unreleased)
             else:
-                await Following(self.hub, self.ranks.rank, self.generations, self.state, self.status_of_all).start()
+                await Follower(self.hub, self.ranks.rank, self.generations, self.state, self.status_of_all).start()
             return await self._serve()
         finally:
             await self.hub.close()
@@ -181,8 +181,8 @@ class Server:
             jobs["releases"] = self.releases.run()
         if self.broker is not None:
             jobs["broker"] = self.broker.keep_running()
-        if self.learning is not None:
-            jobs["trainer"] = self.learning.run(self.ranks.partitions)
+        if self.training_loop is not None:
+            jobs["trainer"] = self.training_loop.run(self.ranks.partitions)
         self._jobs = {name: asyncio.create_task(job) for name, job in jobs.items()}
         tasks = list(self._jobs.values())
         stopped = asyncio.create_task(self._stopping.wait())
@@ -193,14 +193,14 @@ class Server:
                 if task.done() and not task.cancelled():
                     task.result()
         finally:
-            if self.learning is not None:
-                self.learning.stop()  # and a step under way ends by itself
+            if self.training_loop is not None:
+                self.training_loop.stop()  # the current step finishes first
             await cancel_all([stopped, *(job for name, job in self._jobs.items() if name != "trainer")])
             await asyncio.gather(*tasks, return_exceptions=True)
         return self.status()
 
     async def troubles(self) -> list[str]:
-        """What keeps the server from being well now; the first rank speaks for all."""
+        """What is wrong with the server now; the first rank reports for all."""
         found = self.own_troubles()
         if self.started.is_set() and self.ranks.first and not found:
             others = await self.followers.statuses()
@@ -217,42 +217,44 @@ class Server:
         return away + [f"the {name} has ended" for name, job in self._jobs.items() if job.done()]
 
     async def status_of_all(self) -> dict[str, Any]:
-        """What the ranks would say of themselves now, as one; of itself alone where it is not the first."""
+        """The combined status of all ranks on the first one; on another rank its own."""
         if not self.ranks.first:
             return {**self.status(), "troubles": self.own_troubles()}
         return together(self.status(), await self.followers.statuses(), self.ranks.world)
 
-    async def measure(self) -> Measured:
-        """What there is to measure now; windows and frames of all ranks, the rest of the first one."""
+    async def measure(self) -> ServerMeasurements:
+        """The measurements for `/metrics`: windows and frames of all ranks, the rest of the first one."""
         if not self.started.is_set():
-            return Measured(self.encoder.id, 0, time.monotonic() - self._began, 0, 0, {}, False)
+            return ServerMeasurements(self.encoder.id, 0, time.monotonic() - self._started_at, 0, 0, {}, False)
         told = await self.status_of_all()
-        return Measured(
+        return ServerMeasurements(
             encoder=self.encoder.id,
             generation=self.rollout.base,
-            uptime_s=time.monotonic() - self._began,
+            uptime_s=time.monotonic() - self._started_at,
             devices=len(told["windows"]),
             windows=sum(told["windows"].values()),
             frames=told["counters"],
             connected=self.hub.client.is_connected,
             latency_ms=self.ingest.latency_ms,
-            training=None if self.learning is None else self.learning.measure(),
+            training=None if self.training_loop is None else self.training_loop.measure(),
         )
 
     def status(self) -> dict[str, Any]:
-        """What the server would say of itself now."""
+        """The server's status now."""
         history = list(self.trainer.history)[-_STATUS_STEPS:] if self.trainer else []
         return {
             "encoder": self.encoder.id,
             "generation": self.rollout.base,
-            "uptime_s": round(time.monotonic() - self._began, 1),
+            "uptime_s": round(time.monotonic() - self._started_at, 1),
             "windows": self.ledger.counts(),
             "counters": dict(self.ingest.counters),
             "training_steps": self.trainer.steps if self.trainer else 0,
-            "replay": asdict(self.learning.replayed) if self.learning and self.learning.replayed else None,
+            "replay": asdict(self.training_loop.replayed)
+            if self.training_loop and self.training_loop.replayed
+            else None,
             "losses": [{"step": item.step, "seconds": round(item.seconds, 4), **item.losses} for item in history],
             "rollout": self.releases.status(),
-            "releases": [asdict(outcome) for outcome in self.releaser.outcomes] if self.releaser else [],
+            "releases": [asdict(outcome) for outcome in self.release_gate.outcomes] if self.release_gate else [],
         }
 
     def _load(self) -> None:
@@ -282,14 +284,14 @@ class Server:
 
     def _load_trainer(self, newest: Generation) -> None:
         self.trainer: Trainer | None = None
-        self.releaser: Releaser | None = None
+        self.release_gate: ReleaseGate | None = None
         if not self.config.training:
             return
         info = newest.bundle.manifest.info
         graph, train, width = self.encoder.graph, self.config.train, self.encoder.embedding_dim
         self.checkpoints = Checkpoints(self.state.root / "trainer" / "checkpoint.pt", self.encoder.id, self.ranks.rank)
         self.trainer = resumed(lambda: Trainer(first_model(graph, newest), train, width, self.ranks), self.checkpoints)
-        self.releaser = Releaser(
+        self.release_gate = ReleaseGate(
             graph,
             self.generations,
             self.trainer,
@@ -299,18 +301,18 @@ class Server:
             self.config.release,
             self.rollout,
             self.ranks,
-            Probe(self.config.probe, info.front_end) if self.config.probe and self.ranks.first else None,
+            LinearProbe(self.config.probe, info.front_end) if self.config.probe and self.ranks.first else None,
         )
 
-    def _start_learning(self) -> None:
+    def _start_training_loop(self) -> None:
         """What trains; which windows it may read again is fixed before any more are counted."""
-        self.learning: Learning | None = None
-        if self.trainer is None or self.releaser is None:
+        self.training_loop: TrainingLoop | None = None
+        if self.trainer is None or self.release_gate is None:
             return
-        replay = Replay(self.hub, self.generations, self.trainer, self.ledger.snapshot(), self.config.replay)
-        self.learning = Learning(
+        replay = FrameReplay(self.hub, self.generations, self.trainer, self.ledger.snapshot(), self.config.replay)
+        self.training_loop = TrainingLoop(
             self.trainer,
-            self.releaser,
+            self.release_gate,
             replay,
             self.checkpoints,
             self.config.checkpoint_steps,

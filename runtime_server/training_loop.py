@@ -1,4 +1,4 @@
-"""Training as one of the server's jobs: read the stream again, then steps, checkpoints and releases until stopped."""
+"""The training loop: replay the stream, then train, checkpoint and release until stopped."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from runtime_edge.base.histogram import Histogram
 from runtime_edge.errors import LinkError, SscError
-from runtime_server.ingest.frame_replay import Replay, ReplayOutcome
-from runtime_server.releases.release_gate import ReleaseOutcome, Releaser
+from runtime_server.ingest.frame_replay import FrameReplay, ReplayOutcome
+from runtime_server.releases.release_gate import ReleaseGate, ReleaseOutcome
 from runtime_server.suffix.generations import Generation
-from runtime_server.telemetry.server_metrics import Training
+from runtime_server.telemetry.server_metrics import TrainingStatus
 from runtime_server.telemetry.tensorboard import Board
 from runtime_server.training.checkpoint import Checkpoints
 from runtime_server.training.ranks import Ranks
@@ -26,8 +26,8 @@ _IDLE_S = 0.2
 Released = Callable[[Generation, ReleaseOutcome], None]
 
 
-class Learning:
-    """Runs a trainer, step by step with those of the other ranks.
+class TrainingLoop:
+    """Runs a trainer, in lockstep with those of the other ranks.
 
     `released` is called on the event loop for every new generation.
     """
@@ -35,8 +35,8 @@ class Learning:
     def __init__(
         self,
         trainer: Trainer,
-        releaser: Releaser,
-        replay: Replay,
+        release_gate: ReleaseGate,
+        replay: FrameReplay,
         checkpoints: Checkpoints,
         checkpoint_steps: int,
         released: Released,
@@ -45,14 +45,14 @@ class Learning:
     ) -> None:
         self.step_ms = Histogram()
         self.replayed: ReplayOutcome | None = None
-        self._trainer, self._releaser, self._replay, self._released = trainer, releaser, replay, released
+        self._trainer, self._release_gate, self._replay, self._released = trainer, release_gate, replay, released
         self._checkpoints, self._checkpoint_steps = checkpoints, checkpoint_steps
         self._ranks, self._board = ranks or Ranks(), board
         self._halt = threading.Event()
         self._refilling: asyncio.Task[None] | None = None
 
     async def run(self, partitions: range) -> None:
-        """Until `stop`. The first step waits for what there is to read again, so that a resumed trainer goes on."""
+        """Train until `stop`. The first step waits for the replay, so that a resumed trainer has its windows."""
         self._refilling = asyncio.create_task(self._refill(partitions))
         await asyncio.wait({self._refilling})
         if self._halt.is_set():
@@ -63,7 +63,7 @@ class Learning:
             await loop.run_in_executor(pool, self._train, loop)
 
     def stop(self) -> None:
-        """Finish the step under way, save, and end."""
+        """Finish the current step, save a checkpoint, and end."""
         self._halt.set()
         if self._refilling is not None:
             self._refilling.cancel()
@@ -81,11 +81,11 @@ class Learning:
             _LOG.warning("%d windows of the last run are no longer in the stream", self.replayed.missing)
 
     def _train(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In the trainer's thread; a share of the time is left to completing frames."""
+        """Runs in the trainer's thread, and leaves a share of the time to completing frames."""
         trainer, rest = self._trainer, 1.0 / self._trainer.config.share - 1.0
         self._ranks.check_alike(trainer.fingerprint(), "weights to train")
         while True:
-            due = self._ranks.first and self._releaser.due
+            due = self._ranks.first and self._release_gate.due
             halted, windows, release = self._ranks.sum(self._halt.is_set(), trainer.trainable, due)
             if halted:
                 break
@@ -106,16 +106,16 @@ class Learning:
         if self._board is not None:
             self._board.close()
 
-    def measure(self) -> Training:
-        """Where training stands now."""
-        history, outcomes = list(self._trainer.history), list(self._releaser.outcomes)
-        return Training(
+    def measure(self) -> TrainingStatus:
+        """The state of training now."""
+        history, outcomes = list(self._trainer.history), list(self._release_gate.outcomes)
+        return TrainingStatus(
             steps=self._trainer.steps,
             saved_steps=self._checkpoints.saved or 0,
             last=history[-1] if history else None,
             step_ms=self.step_ms,
             buffers=self._trainer.sizes(),
-            outcomes=self._releaser.counts.copy(),
+            outcomes=self._release_gate.counts.copy(),
             judged=outcomes[-1] if outcomes else None,
             replayed=self.replayed,
         )
@@ -128,11 +128,11 @@ class Learning:
 
     def _release(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            generation = self._releaser.attempt()
+            generation = self._release_gate.attempt()
         except (SscError, OSError) as exc:
             _LOG.error("release refused: %s", exc)
             return
-        if self._board is not None and self._releaser.outcomes:
-            self._board.judged(self._releaser.outcomes[-1])
+        if self._board is not None and self._release_gate.outcomes:
+            self._board.judged(self._release_gate.outcomes[-1])
         if generation is not None:
-            loop.call_soon_threadsafe(self._released, generation, self._releaser.outcomes[-1])
+            loop.call_soon_threadsafe(self._released, generation, self._release_gate.outcomes[-1])

@@ -118,9 +118,9 @@ def compiled(work: Path, name: str, cuts: str = "auto", formats: Sequence[Format
 @contextlib.contextmanager
 def completing_server(work: Path, bundle: Bundle) -> Iterator[str]:
     """A server that completes frames of a bundle and does not train; its broker's address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     root = bundle.path.parent
     command = [_ssc(), "server", "run", root / "encoder.pt", bundle.path, "--state", root / "server", "--port", port]
     log = root / "server.log"

@@ -31,7 +31,7 @@ from streamsplit_compile.bundle.soundscape import soundscape
 from tools.bench_edge import SPEED, alone, compiled, completing_server
 from tools.bench_server import DEVICES, ENCODER, ServerProcess, drained
 from tools.benchmarks import Section, publish, show
-from tools.server_load import Recorded
+from tools.server_load import RecordedFrames
 
 ROOT = Path(__file__).resolve().parent.parent
 EARLIER = "07558ea"
@@ -146,7 +146,7 @@ def ingest(section: Section, sides: tuple[Checkout, Checkout], work: Path, pairs
     """Windows a second that a server drains, started anew each time, after it has drained a third as many."""
     bundle: Bundle = compiled(work, ENCODER, formats=("onnx",))
     cut = len(bundle.manifest.info.cuts) // 2
-    recorded = Recorded(bundle, cut, DEVICES)
+    recorded = RecordedFrames(bundle, cut, DEVICES)
 
     async def drain(side: Checkout, name: str) -> float:
         (work / name).mkdir()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from runtime_server.harness.network import why_not
 from runtime_server.lab.goals import goals
-from runtime_server.lab.policy_bench import Bench, BenchConfig, joined, read_bench, run_bench
+from runtime_server.lab.policy_bench import BenchConfig, PolicyBench, joined, read_bench, run_bench
 from runtime_server.lab.proof_page import write_page
 from runtime_server.lab.scenarios import SCENARIOS, scenario_named
 from tools.benchmarks import Section, publish
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     publish_bench(asyncio.run(run_bench(config, print)))
 
 
-def publish_bench(bench: Bench, page: str = _PAGE) -> None:
+def publish_bench(bench: PolicyBench, page: str = _PAGE) -> None:
     """The page with its pictures, the figures for `ssc bench compare`, and the goals among the benchmarks."""
     write_page(bench, _DOCS / f"{page}.md", "The proof" if page == _PAGE else f"The proof on {bench.target}")
     (_DOCS / f"{page}.json").write_bytes(bench.to_json())
@@ -64,7 +64,7 @@ def publish_bench(bench: Bench, page: str = _PAGE) -> None:
         publish(section(bench))
 
 
-def section(bench: Bench) -> Section:
+def section(bench: PolicyBench) -> Section:
     """The goals, for docs/benchmarks.md."""
     found = Section("proof", "The proof", bench.command)
     for encoder in bench.encoders:

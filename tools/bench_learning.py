@@ -5,8 +5,8 @@
 Two starts, three seeds each. `random`: MobileNetV3-Small from random weights (the seed's). `room`: the AudioSet-trained
 mn04, and every recording heard by another microphone in another room (the seed's). Four devices play the recordings
 of ESC-10's folds 1 to 4, no labels are used, 75 % of the windows are missing and the rest comes from mixed cuts
-(`tools.learning`). A linear probe (`tools.probe`) then sees labels of folds 1 to 4 and is judged on fold 5. With
-`--ablation` the terms that the method compares are measured instead, with all windows and with a quarter of them.
+(`tools.sparse_training`). A linear probe (`tools.clip_probe`) then sees labels of folds 1 to 4 and is judged on fold 5.
+With `--ablation` the terms that the method compares are measured instead, with all windows and with a quarter of them.
 
 The recordings and the weights are not part of the project: `--audio` (or SSC_TEST_AUDIO) holds esc10/labels.csv and
 what it names, `--weights` (or SSC_TEST_WEIGHTS, a directory) is EfficientAT's checkpoint.
@@ -35,10 +35,10 @@ import torch
 from runtime_server.training.augment import AugmentConfig
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 from tools.benchmarks import Section, publish
+from tools.clip_probe import Probed
 from tools.esc10 import Clips, load_clips
-from tools.learning import TERMS, Learning, Stage, learn, stage
-from tools.probe import Probed
 from tools.room import Room
+from tools.sparse_training import TERMS, Stage, TrainingRun, learn, stage
 
 SEEDS = range(3)
 TOLERATED = 0.022
@@ -51,7 +51,7 @@ _USUAL = AugmentConfig()
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingWeights:
     """Where learning starts, and how fast it goes from there."""
 
     name: str
@@ -61,26 +61,26 @@ class Start:
     augment: AugmentConfig = _USUAL
 
 
-RANDOM = Start("random", "MobileNetV3-Small from random weights", 1e-3, 4)
+RANDOM = StartingWeights("random", "MobileNetV3-Small from random weights", 1e-3, 4)
 # What is trained already must be shown something harder: with the usual views it gained nothing.
 _HARDER = AugmentConfig(time_mask=0.5, frequency_mask=0.5, noise=0.3, mix=0.3)
-ROOM = Start("room", "AudioSet-trained mn04 in another room", 1e-4, 3, _HARDER)
+ROOM = StartingWeights("room", "AudioSet-trained mn04 in another room", 1e-4, 3, _HARDER)
 STARTS = (RANDOM, ROOM)
 FIRST_ROOM = 2
 """Its settings were found in room 1, which is not measured."""
 ARMS = {
-    "after": Learning(),
-    "task": Learning(TERMS["task"]),
-    "sw": Learning(TERMS["sw"]),
-    "laplacian": Learning(TERMS["laplacian"]),
-    "all_raw": Learning(kept_share=1.0, raw=True),
+    "after": TrainingRun(),
+    "task": TrainingRun(TERMS["task"]),
+    "sw": TrainingRun(TERMS["sw"]),
+    "laplacian": TrainingRun(TERMS["laplacian"]),
+    "all_raw": TrainingRun(kept_share=1.0, raw=True),
 }
 """Runs of each start and seed."""
 ABLATION = ("task+mse", "task+kl", "task+mmd", "task+sw", "task+laplacian", "hybrid")
 
 
 @dataclass
-class Found:
+class ProbedRuns:
     """One probe for each seed, by start and arm."""
 
     kept: Path | None = None
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(1)
     clips, weights = load_clips(Path(given.audio)), Path(given.weights)
     checkpoint = weights / _CHECKPOINT if weights.is_dir() else weights
-    bench = Bench(clips, Path(given.audio), checkpoint, given.quick, Found(given.kept))
+    bench = LearningBench(clips, Path(given.audio), checkpoint, given.quick, ProbedRuns(given.kept))
     starts = [start for start in STARTS if given.only in (None, start.name)]
     content: dict[str, Any] = {}
     for section in bench.ablation() if given.ablation else bench.learning(starts):
@@ -145,16 +145,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Bench:
+class LearningBench:
     """What is measured, and on what."""
 
     clips: Clips
     audio: Path
     checkpoint: Path
     quick: bool
-    found: Found
+    found: ProbedRuns
 
-    def learning(self, starts: Sequence[Start]) -> Iterator[Section]:
+    def learning(self, starts: Sequence[StartingWeights]) -> Iterator[Section]:
         """What was found so far, after each start."""
         section = _section("what learning is worth", "", "learning")
         for start in starts:
@@ -166,7 +166,7 @@ class Bench:
     def ablation(self) -> Iterator[Section]:
         """Terms of the loss, from random weights."""
         runs = {
-            f"{term}, {arm}": Learning(TERMS[term], kept_share=share)
+            f"{term}, {arm}": TrainingRun(TERMS[term], kept_share=share)
             for term in ABLATION
             for arm, share in (("dense", 1.0), ("sparse", 0.25))
         }
@@ -186,7 +186,7 @@ class Bench:
     def _seeds(self) -> Sequence[int]:
         return list(SEEDS)[: 1 if self.quick else None]
 
-    def _of_seed(self, start: Start, seed: int, runs: Mapping[str, Learning]) -> None:
+    def _of_seed(self, start: StartingWeights, seed: int, runs: Mapping[str, TrainingRun]) -> None:
         """What a probe makes of the start before anything is learnt, and after each run."""
         with tempfile.TemporaryDirectory(prefix="ssc-bench-") as work:
             staged = functools.cache(lambda: self._stage(start, seed, Path(work)))
@@ -204,12 +204,12 @@ class Bench:
                     seed=seed,
                 )
 
-                def after(learning: Learning = learning) -> Probed:
+                def after(learning: TrainingRun = learning) -> Probed:
                     return learn(staged(), learning, known).after
 
                 self.found.measured(start.name, seed, arm, after)
 
-    def _stage(self, start: Start, seed: int, work: Path) -> Stage:
+    def _stage(self, start: StartingWeights, seed: int, work: Path) -> Stage:
         """A seed's encoder and recordings."""
         if start is RANDOM:
             name, config, heard = "mobilenet_v3_small", {"seed": seed}, self.clips
@@ -226,7 +226,7 @@ def _section(title: str, options: str, part: str) -> Section:
     return Section("server", f"The server: {title}", f"python -m tools.bench_learning{options}", part)
 
 
-def _tell(section: Section, start: Start, found: Found) -> None:
+def _tell(section: Section, start: StartingWeights, found: ProbedRuns) -> None:
     name = start.name
     for what, ending, plural in (("window", "", "windows"), ("clip", "_clips", "recordings")):
 

@@ -22,7 +22,7 @@ import psutil
 
 from runtime_edge.formats.bundle import open_bundle
 from tools.benchmarks import Section, publish
-from tools.fleet import Fleet, FleetConfig, FleetReport, Recorded, prepare
+from tools.fleet import Fleet, FleetConfig, FleetRecordings, FleetReport, prepare
 
 ENCODER = "mobilenet_v3_small"
 _WARM_S = 8.0
@@ -91,7 +91,7 @@ class MeasuredFleet(Fleet):
 def measure(work: Path, quick: bool, minutes: float, audio: Path | None) -> Section:
     """Run everything below `work`; returns the section for docs/benchmarks."""
     encoder, bundle = prepare(work, ENCODER)
-    recorded = Recorded(open_bundle(bundle), encoder, audio)
+    recorded = FleetRecordings(open_bundle(bundle), encoder, audio)
     sizes, seconds = ((20, 40), 25.0) if quick else ((50, 100, 200), 70.0)
     costs = []
     for devices in sizes:

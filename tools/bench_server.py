@@ -40,7 +40,7 @@ from streamsplit_compile.encoder.encoders import load_encoder
 from streamsplit_compile.encoder.segment import run_segments
 from tools.benchmarks import Section, publish
 from tools.fleet import prepare
-from tools.server_load import AnswerCounter, Recorded, fill
+from tools.server_load import AnswerCounter, RecordedFrames, fill
 
 ENCODER = "mobilenet_v3_small"
 DEVICES = 200
@@ -72,9 +72,9 @@ class ServerProcess:
     def __init__(
         self, directory: Path, encoder: Path, bundle: Path, root: Path | None = None, python: Path | None = None
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            self.port = int(listener.getsockname()[1])
         self.url, self.log = f"nats://127.0.0.1:{self.port}", directory / "server.log"
         run = ["-m", "runtime_server", encoder, bundle, "--state", directory / "server", "--port", self.port]
         self._root = root
@@ -112,7 +112,7 @@ class ServerProcess:
             await asyncio.sleep(0.2)
 
 
-async def drained(server: ServerProcess, process: psutil.Process, recorded: Recorded, frames: int) -> float:
+async def drained(server: ServerProcess, process: psutil.Process, recorded: RecordedFrames, frames: int) -> float:
     """Frames a second from a backlog; the first tenth, in which it wakes up, is not timed. Raises TimeoutError."""
     client = Client()
     await client.connect(server.url, name="bench")
@@ -169,7 +169,7 @@ async def under_load(
     return report, float(np.mean(memory[-quarter:]) - np.mean(memory[:quarter]))
 
 
-class Bench:
+class ServerBench:
     """An encoder, its bundle, a server, and what devices ship at the middle cut."""
 
     def __init__(self, work: Path) -> None:
@@ -181,7 +181,7 @@ class Bench:
 
     async def ingest(self, frames: int, rounds: int, seconds: float) -> Section:
         """Throughput against torch alone, and answers under two loads for so many seconds each."""
-        loaded, recorded = load_encoder(self.encoder), Recorded(self._opened, self.cut, DEVICES)
+        loaded, recorded = load_encoder(self.encoder), RecordedFrames(self._opened, self.cut, DEVICES)
         segments = cut_model(loaded.graph, self._opened, loaded.tensors).segments
         activations, served, cut = torch.from_numpy(recorded.activations), ServedBlocks(segments), self.cut
         found = []
@@ -206,7 +206,7 @@ class Bench:
 
     async def soak(self, rate: float, minutes: float) -> Section:
         """Memory while so many windows a second come, after passes of every size were needed once."""
-        recorded = Recorded(self._opened, self.cut, DEVICES)
+        recorded = RecordedFrames(self._opened, self.cut, DEVICES)
         async with self.server.running() as process:
             await drained(self.server, process, recorded, _WARM_FRAMES)
             report, growth_mb = await under_load(self.server, process, self.bundle, self.cut, rate, 60.0 * minutes)
@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     quick, content = options.quick, {}
     with tempfile.TemporaryDirectory(prefix="ssc-bench-") as work:
-        bench = Bench(Path(work))
+        bench = ServerBench(Path(work))
         if options.only != "soak":
             frames, rounds, seconds = (4000, 3, 30.0) if quick else (12_000, 9, 120.0)
             content = publish(asyncio.run(bench.ingest(frames, rounds, seconds)))

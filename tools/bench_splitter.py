@@ -32,7 +32,7 @@ from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds
 from streamsplit_compile.splitter.table_training import TableOptions, default_held_out, default_traces, train_table
 from streamsplit_compile.splitter.traces import FAMILIES, HELD_OUT, family_traces, observe, synthetic_traces
 from tools.benchmarks import Section, publish
-from tools.reaction import STEP_AT_S, Conditions, SimulatedDevice, changes_while_steady, reaction_s
+from tools.reaction import STEP_AT_S, StepConditions, SteppedDevice, changes_while_steady, reaction_s
 
 ENCODERS = ("resnet18", "mobilenet_v3_small")
 TARGETS = ("rpi4", "m2")
@@ -42,7 +42,7 @@ HAIR = 1e-3
 
 
 @dataclass
-class Found:
+class BenchedTable:
     """What was measured, over encoders, targets and seeds."""
 
     regret: dict[str, list[float]] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Found:
 
 def measure(work: Path, quick: bool) -> Section:
     """Run every measurement below `work`; returns the section for docs/benchmarks."""
-    found = Found()
+    found = BenchedTable()
     for encoder in ENCODERS:
         bundle = _bundle(work / encoder, encoder)
         for target in TARGETS:
@@ -70,7 +70,7 @@ def measure(work: Path, quick: bool) -> Section:
     return _section(found)
 
 
-def _section(found: Found) -> Section:
+def _section(found: BenchedTable) -> Section:
     section = Section("splitter", "The splitter", "python -m tools.bench_splitter")
     worst = max(statistics.mean(values) for values in found.regret.values())
     section.add(
@@ -115,7 +115,7 @@ def _bundle(directory: Path, encoder: str) -> Bundle:
     return compile_encoder(load_encoder(directory / "encoder.pt"), options, directory / "bundle")
 
 
-def _train(bundle: Bundle, target: str, seed: int, found: Found) -> SplitterTable:
+def _train(bundle: Bundle, target: str, seed: int, found: BenchedTable) -> SplitterTable:
     info = bundle.manifest.info
     environment = environment_for(
         bundle_actions(bundle.manifest, target), load_target(target), Reward(), Limits(), hop_seconds(bundle.manifest)
@@ -136,7 +136,7 @@ def _train(bundle: Bundle, target: str, seed: int, found: Found) -> SplitterTabl
     return table
 
 
-def _judge(table: SplitterTable, case: str, seed: int, found: Found) -> None:
+def _judge(table: SplitterTable, case: str, seed: int, found: BenchedTable) -> None:
     """Regret on all families together, gains on each, from seeds that training has not seen.
 
     So many traces because the optimum is worked out from the very traces it is played on: on a few it is too good.
@@ -150,11 +150,11 @@ def _judge(table: SplitterTable, case: str, seed: int, found: Found) -> None:
         found.rule_gains.append(result.table.reward - result.rule.reward)
 
 
-def _step(table: SplitterTable, cut_names: list[str], seed: int, steps: int, found: Found) -> None:
+def _step(table: SplitterTable, cut_names: list[str], seed: int, steps: int, found: BenchedTable) -> None:
     """Steps of link or load by at least a factor of three, from and to anything in the default range."""
     quiet = msgspec.structs.replace(table, probe_rate=0.0)
     for index, (before, after, step_s) in enumerate(_steps(np.random.default_rng(seed), steps)):
-        device = SimulatedDevice(quiet, cut_names, before, after, step_s, 1000 * seed + index)
+        device = SteppedDevice(quiet, cut_names, before, after, step_s, 1000 * seed + index)
         decisions = device.run()
         found.steady.append(changes_while_steady(decisions))
         reaction = reaction_s(device, decisions)
@@ -162,18 +162,18 @@ def _step(table: SplitterTable, cut_names: list[str], seed: int, steps: int, fou
             found.reactions.append(reaction)
 
 
-def _steps(random: np.random.Generator, steps: int) -> Iterator[tuple[Conditions, Conditions, float]]:
+def _steps(random: np.random.Generator, steps: int) -> Iterator[tuple[StepConditions, StepConditions, float]]:
     for index in range(steps):
         mbps, factor = np.exp(random.uniform(np.log(0.15), np.log(16.0))), np.exp(random.uniform(np.log(3), np.log(30)))
         other = mbps * factor if mbps * factor <= 16.0 else max(mbps / factor, 0.15)
         rtt_ms = random.uniform(20, 150)
         step_s = STEP_AT_S + random.uniform(0, 0.5)
         if index % 3:
-            yield Conditions(mbps, 0.1, rtt_ms), Conditions(other, 0.1, rtt_ms), step_s
+            yield StepConditions(mbps, 0.1, rtt_ms), StepConditions(other, 0.1, rtt_ms), step_s
         else:
             idle, busy = random.uniform(0.0, 0.2), random.uniform(0.6, 0.9)
             loads = (idle, busy) if random.random() < 0.5 else (busy, idle)
-            yield Conditions(mbps, loads[0], rtt_ms), Conditions(mbps, loads[1], rtt_ms), step_s
+            yield StepConditions(mbps, loads[0], rtt_ms), StepConditions(mbps, loads[1], rtt_ms), step_s
 
 
 def _lookup_us(table: SplitterTable, bundle: Bundle) -> float:

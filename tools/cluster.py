@@ -159,10 +159,10 @@ def _kill(process: psutil.Process | None) -> bool:
 
 def _free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as probes:
+    with contextlib.ExitStack() as listeners:
         taken = []
         for _ in range(count):
-            probe = probes.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            taken.append(probe.getsockname()[1])
+            listener = listeners.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            taken.append(listener.getsockname()[1])
         return taken

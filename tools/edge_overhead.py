@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime_edge.config import DeviceConfig
-from runtime_edge.device.capture import Captured
+from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.device.device import Device
-from runtime_edge.device.in_flight import Underway
+from runtime_edge.device.in_flight import InFlight
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.results import WindowResult
@@ -31,7 +31,7 @@ from runtime_edge.inference import engine
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_edge.policy.splitter import Splitter
-from runtime_edge.transport.frame_store import Outbox
+from runtime_edge.transport.frame_store import FrameStore
 
 WARM_UP = 40
 
@@ -54,9 +54,9 @@ STEPS = (
     ("splitter", Splitter, "choose"),
     ("codec", CutCodec, "encode"),
     ("frame", engine, "encode_frame"),
-    ("spool", Outbox, "put"),
+    ("spool", FrameStore, "put"),
     ("memory", GaussianMemory, "update"),
-    ("result", Underway, "result"),
+    ("result", InFlight, "result"),
 )
 """The named steps of a window; the rest is reading audio, threads that wake each other, and the broker's library."""
 
@@ -107,13 +107,13 @@ class Notes:
 
 def measure(config: DeviceConfig, windows: int, steps: bool) -> dict[str, Any]:
     """Medians over the windows after the first 40, ms, and means by thread."""
-    notes, take = Notes(windows, steps), Pipeline.take
+    notes, take = Notes(windows, steps), Pipeline.run_window
 
-    def noted(pipeline: Pipeline, window: Captured) -> None:
+    def noted(pipeline: Pipeline, window: CapturedWindow) -> None:
         notes.window()
         take(pipeline, window)
 
-    engine.Prefix, Pipeline.take = MeasuredPrefix, noted  # type: ignore[misc, method-assign]
+    engine.Prefix, Pipeline.run_window = MeasuredPrefix, noted  # type: ignore[misc, method-assign]
     report = asyncio.run(Device(config, [notes]).run())
     pairs = list(zip(notes.spent_ms[WARM_UP:], notes.spent_ms[WARM_UP + 1 :], strict=False))
     model = [after[1] - before[1] for before, after in pairs]

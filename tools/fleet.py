@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 
 from runtime_edge.base.aio import cancel_all
-from runtime_edge.base.worker import Compute
+from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import LinkError
 from runtime_edge.formats import subjects
@@ -37,9 +37,9 @@ from runtime_edge.formats.wire import Reply, encode_frame
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.bandwidth import BandwidthEstimator
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 from runtime_edge.transport.delivery import Delivery
-from runtime_edge.transport.frame_store import Outbox
+from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.spool import Spool
 from runtime_server.state.ledger import PartitionedLedger
 from runtime_server.suffix.generations import cut_model
@@ -59,7 +59,7 @@ _SPOOL_BYTES = 64 << 20
 _SETTLE_S = 180.0
 
 
-class Recorded:
+class FleetRecordings:
     """Activations of recordings at several cuts, and the embedding that a right answer to each brings."""
 
     def __init__(self, bundle: Bundle, encoder: Path, audio: Path | None, cuts: list[int] | None = None) -> None:
@@ -120,27 +120,29 @@ class Answers:
     took_ms: list[float] = field(default_factory=list)
 
 
-class SimulatedDevice:
+class FleetDevice:
     """One device: a window a second from a moment of its own."""
 
     def __init__(
-        self, number: int, broker: str, directory: Path, recorded: Recorded, compute: Compute, answers: Answers
+        self, number: int, broker: str, directory: Path, recorded: FleetRecordings, worker: Worker, answers: Answers
     ) -> None:
         self.name, self._number = f"fleet-{number}", number
         self._boot = secrets.token_hex(4)
         self.accounting = Accounting()
-        self._recorded, self._compute, self._answers = recorded, compute, answers
-        self.link = Link(broker, self.name, self._boot, self._late)
-        self.outbox = Outbox(
+        self._recorded, self._worker, self._answers = recorded, worker, answers
+        self.connection = Connection(broker, self.name, self._boot, self._late)
+        self.frame_store = FrameStore(
             Spool(directory / f"{self.name}.db", _SPOOL_BYTES), f"{self.name}.{self._boot}.", self.accounting
         )
         config = DeviceConfig(self.name, "-", directory, "rpi4", seed=number)
-        self._delivery = Delivery(config, self.link, self.outbox, compute, self.accounting, BandwidthEstimator())
+        self._delivery = Delivery(
+            config, self.connection, self.frame_store, worker, self.accounting, BandwidthEstimator()
+        )
         self._awaited: set[asyncio.Future[None]] = set()
 
     async def run(self, period_s: float, stopping: asyncio.Event, leaving: asyncio.Event) -> None:
         """Ship windows until told to stop, then what lies in the spool, and take answers until told to leave."""
-        connecting = asyncio.create_task(self.link.connect_at_last())
+        connecting = asyncio.create_task(self.connection.connect_with_retries())
         replay = asyncio.create_task(self._delivery.replay_forever())
         due = time.monotonic() + period_s * random.Random(self._number).random()
         window = 0
@@ -156,13 +158,13 @@ class SimulatedDevice:
         finally:
             await cancel_all([connecting, replay, *self._awaited])
             await self._delivery.close()
-            await self.link.close()
-            await self._compute.run(self.outbox.close)
+            await self.connection.close()
+            await self._worker.run(self.frame_store.close)
 
     async def _ship(self, window: int) -> None:
         live, frame = self._delivery.has_room(), self._recorded.frame(self._number, window)
         message_id = subjects.message_id(self.name, self._boot, window)
-        await self._compute.run(self.outbox.put, message_id, window, frame, 0.5, live)
+        await self._worker.run(self.frame_store.put, message_id, window, frame, 0.5, live)
         if live:
             answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._awaited.add(answered)
@@ -242,12 +244,14 @@ class FleetConfig:
 class Fleet:
     """Devices against brokers and ranks below `directory`."""
 
-    def __init__(self, directory: Path, encoder: Path, bundle: Path, recorded: Recorded, config: FleetConfig) -> None:
+    def __init__(
+        self, directory: Path, encoder: Path, bundle: Path, recorded: FleetRecordings, config: FleetConfig
+    ) -> None:
         self.config, self._directory, self._recorded = config, directory, recorded
         self.brokers = Brokers(directory, config.brokers)
         self.server = RankedServer(directory, encoder, bundle, self.brokers, config.ranks, *config.server_options)
         self.answers, self.kills = Answers(), Counter[str]()
-        self.devices: list[SimulatedDevice] = []
+        self.devices: list[FleetDevice] = []
         self._status: dict[str, Any] = {}
 
     async def run(self) -> FleetReport:
@@ -266,9 +270,9 @@ class Fleet:
 
     async def _stream(self) -> float:
         stopping, leaving = asyncio.Event(), asyncio.Event()
-        with Compute() as compute:
+        with Worker() as worker:
             self.devices = [
-                SimulatedDevice(number, self.brokers.url, self._directory, self._recorded, compute, self.answers)
+                FleetDevice(number, self.brokers.url, self._directory, self._recorded, worker, self.answers)
                 for number in range(self.config.devices)
             ]
             period_s = self.config.period_s
@@ -383,7 +387,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         work = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssc-fleet-")))
         work.mkdir(exist_ok=True)
         encoder, bundle = prepare(work, options.encoder)
-        recorded = Recorded(open_bundle(bundle), encoder, options.audio)
+        recorded = FleetRecordings(open_bundle(bundle), encoder, options.audio)
         report = asyncio.run(Fleet(work, encoder, bundle, recorded, config).run())
     print(json.dumps(asdict(report), indent=2))
     return asdict(report)

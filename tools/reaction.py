@@ -31,7 +31,7 @@ TOLERANCE = 0.25
 
 
 @dataclass(frozen=True)
-class Conditions:
+class StepConditions:
     """What holds before or after the step."""
 
     mbps: float
@@ -40,17 +40,17 @@ class Conditions:
 
 
 @dataclass
-class SimulatedDevice:
+class SteppedDevice:
     """One device through one step; `run` gives (time, cut) of every decision."""
 
     table: SplitterTable
     cut_names: Sequence[str]
-    before: Conditions
-    after: Conditions
+    before: StepConditions
+    after: StepConditions
     step_s: float
     seed: int
     bunched: float = 0.0
-    """Share of soundings whose packets waited for each other on the way, and arrive as over an endless link."""
+    """Share of bandwidth probes whose packets waited for each other on the way, and arrive as over an endless link."""
     now: float = 0.0
     _events: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
 
@@ -74,7 +74,7 @@ class SimulatedDevice:
             self._send(start_s, decision.action, load)
         return chosen
 
-    def _at(self, time_s: float) -> Conditions:
+    def _at(self, time_s: float) -> StepConditions:
         return self.before if time_s < self.step_s else self.after
 
     def _send(self, start_s: float, action: int, load: float) -> None:
@@ -88,9 +88,9 @@ class SimulatedDevice:
         acked_s = sent_s + rtt_s + self._random.uniform(-JITTER_S, JITTER_S)
         if not alone:
             return
-        self._sound(ready_s, sent_s, size, rtt_s)
+        self._bandwidth_probe(ready_s, sent_s, size, rtt_s)
         uplink, seconds = self._uplink, acked_s - ready_s
-        if uplink.asks_round_trip(size):
+        if uplink.wants_ping(size):
             trip_s = self._at(ready_s).rtt_ms / 1e3 + self._random.uniform(-JITTER_S, JITTER_S)
             self._events.append((ready_s + trip_s, lambda: uplink.observe_round_trip(trip_s)))
         self._events.append((ready_s, lambda: uplink.sending(size)))
@@ -99,24 +99,24 @@ class SimulatedDevice:
             self._events.append((ready_s + deadline_s, lambda: uplink.timeout(deadline_s)))
         self._events.append((acked_s, lambda: uplink.observe(size, seconds)))
 
-    def _sound(self, ready_s: float, sent_s: float, size: int, rtt_s: float) -> None:
+    def _bandwidth_probe(self, ready_s: float, sent_s: float, size: int, rtt_s: float) -> None:
         """Sound the link behind a frame, and learn from it once it is over."""
         uplink = self._uplink
         question = self._splitter.mbps_in_question()
         filler, before = filler_bytes(uplink.uplink_mbits, question, self.table.hop_s, size), size
         if not filler:
             return
-        sounded_s, trip_s, pair_s = self._sounded(sent_s, filler, rtt_s)
+        probed_s, trip_s, pair_s = self._probe_pair(sent_s, filler, rtt_s)
         trip_s += sent_s - ready_s
         for confirmations in range(CONFIRMATIONS):
-            if not uplink.asks_confirmation(filler, pair_s, confirmations):
+            if not uplink.needs_confirmation(filler, pair_s, confirmations):
                 break
             before, filler = 0, confirming_bytes(filler)
-            sounded_s, trip_s, pair_s = self._sounded(sounded_s, filler, rtt_s)
-        self._events.append((sounded_s, lambda: uplink.observe_pair(filler, trip_s, pair_s, before)))
+            probed_s, trip_s, pair_s = self._probe_pair(probed_s, filler, rtt_s)
+        self._events.append((probed_s, lambda: uplink.observe_pair(filler, trip_s, pair_s, before)))
 
-    def _sounded(self, start_s: float, filler: int, rtt_s: float) -> tuple[float, float, float]:
-        """When a sounding is over, its round trip, and how much later the second answer came."""
+    def _probe_pair(self, start_s: float, filler: int, rtt_s: float) -> tuple[float, float, float]:
+        """When a bandwidth probe is over, its round trip, and how much later the second answer came."""
         trip_s = rtt_s + self._random.uniform(-JITTER_S, JITTER_S)
         if self.bunched and self._random.random() < self.bunched:
             return start_s + trip_s, trip_s, 0.0
@@ -143,7 +143,7 @@ class SimulatedDevice:
         self.now = time_s
 
 
-def reaction_s(device: SimulatedDevice, decisions: Sequence[tuple[float, str]]) -> float | None:
+def reaction_s(device: SteppedDevice, decisions: Sequence[tuple[float, str]]) -> float | None:
     """Seconds from the step until a good cut is taken that stands for three seconds; None when the old one is good.
 
     A cut is good when it is within TOLERANCE of the best in the row of the true conditions, or of conditions as near to

@@ -36,7 +36,7 @@ _INBOX, _STORED = "_INBOX", "stored"
 _ANSWER = re.compile(rb"MSG _INBOX\.")
 
 
-class Recorded:
+class RecordedFrames:
     """What devices ship of recorded sound at one cut, and under which names."""
 
     def __init__(self, bundle: Bundle, cut: int, devices: int, windows: int = 64, encoding: str = "int8") -> None:
@@ -70,7 +70,7 @@ class Recorded:
         return window, frame, headers
 
 
-async def fill(client: Client, recorded: Recorded, count: int, under_way: int = 256) -> None:
+async def fill(client: Client, recorded: RecordedFrames, count: int, under_way: int = 256) -> None:
     """Put `count` frames into the stream, the devices in turn, each stored before this returns."""
     stream = client.jetstream(publish_async_max_pending=under_way)
     for number in range(count):
@@ -125,7 +125,7 @@ class Load:
         self.stored = self.refused = 0
         """By the broker."""
 
-    def take(self, token: str, data: bytes, status: str) -> None:
+    def receive(self, token: str, data: bytes, status: str) -> None:
         """An answer `<device>.live.<window>`, or the broker's acknowledgement `stored.<number>`."""
         where, _, rest = token.partition(".")
         if where == _STORED:
@@ -140,10 +140,10 @@ class Load:
                 self.took_ms.append((time.monotonic() - due) * 1e3)
 
 
-async def drive(broker: str, recorded: Recorded, rate: float, seconds: float) -> dict[str, Any]:
+async def drive(broker: str, recorded: RecordedFrames, rate: float, seconds: float) -> dict[str, Any]:
     """Send `rate` frames a second, evenly over the devices and each at a moment of its own, for `seconds`."""
     load = Load()
-    client = DirectClient(load.take, _INBOX)
+    client = DirectClient(load.receive, _INBOX)
     await client.connect(broker, name="load")
     await client.subscribe(f"{_INBOX}.*.live.*")
     await client.subscribe(f"{_INBOX}.{_STORED}.*")
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--devices", type=int, default=200)
     options = parser.parse_args()
-    recorded = Recorded(open_bundle(options.bundle), options.cut, options.devices)
+    recorded = RecordedFrames(open_bundle(options.bundle), options.cut, options.devices)
     print(json.dumps(asyncio.run(drive(options.broker, recorded, options.rate, options.seconds))))
 
 

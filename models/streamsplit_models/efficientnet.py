@@ -15,7 +15,7 @@ from torch import nn
 from streamsplit_models.encoder import Encoder, GlobalMaxPool, Normalize, input_norm
 from streamsplit_models.front_end import FrontEnd, LogMel, resolve_front_end
 from streamsplit_models.initialise import start
-from streamsplit_models.mobile import Block, InvertedResidual, SqueezeExcite, conv_norm
+from streamsplit_models.mobile import BlockSpec, InvertedResidual, SqueezeExcite, conv_norm
 
 # expansion, kernel, stride of the first block, channels out, blocks: table 1 of the paper
 STAGES = (
@@ -46,7 +46,7 @@ class EfficientNetB0Encoder(Encoder):
             stage = nn.Sequential()
             for index in range(count):
                 stride = first_stride if index == 0 else 1
-                block = Block(channels, kernel, channels * expansion, width, True, nn.SiLU, stride)
+                block = BlockSpec(channels, kernel, channels * expansion, width, True, nn.SiLU, stride)
                 stage.append(InvertedResidual(block, _excite))
                 names.append(f"features.{len(self.features)}.{index}")
                 channels = width
@@ -59,7 +59,7 @@ class EfficientNetB0Encoder(Encoder):
         self.stages = ("log_mel", "input_norm", *names, "pool", "projection", "normalize")
 
 
-def _excite(block: Block) -> nn.Module:
+def _excite(block: BlockSpec) -> nn.Module:
     # Unlike MobileNetV3, the squeeze is a quarter of the channels that enter the block.
     return SqueezeExcite(block.expanded, max(1, block.channels_in // 4), nn.SiLU, nn.Sigmoid)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from streamsplit_models.filters import dft_kernel, mel_filters
-from streamsplit_models.resample import Upsample
+from streamsplit_models.upsample import Upsample
 
 # Largest value of each whole-number field: a configuration may come from a file, so sizes are bounded.
 _WHOLE = {

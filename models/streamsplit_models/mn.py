@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from streamsplit_models.encoder import Encoder, GlobalAveragePool, Normalize
 from streamsplit_models.front_end import PRESETS, FrontEnd, LogMel, samples
 from streamsplit_models.initialise import start
-from streamsplit_models.mobile import Block, InvertedResidual, conv_norm, round_channels
+from streamsplit_models.mobile import BlockSpec, InvertedResidual, conv_norm, round_channels
 from streamsplit_models.mobilenet import scaled
 
 NATIVE_RATE = 32_000
@@ -62,7 +62,7 @@ class ChannelExcite(nn.Module):
 class ConcurrentExcite(nn.Module):
     """A list of one: the published networks can excite other axes too, and their keys say so."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: BlockSpec) -> None:
         super().__init__()
         squeezed = round_channels(block.expanded // 4)
         self.conc_se_layers = nn.ModuleList([ChannelExcite(block.expanded, squeezed)])

@@ -12,7 +12,7 @@ NORM_MOMENTUM = 0.01
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockSpec:
     """One inverted residual: expand by 1x1, filter each channel, squeeze-and-excite, project by 1x1."""
 
     channels_in: int
@@ -67,9 +67,9 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """A `Block`; `excite(block)` makes its squeeze-and-excitation. Sub-modules are in `block`, in order."""
+    """A `BlockSpec`; `excite(block)` makes its squeeze-and-excitation. Sub-modules are in `block`, in order."""
 
-    def __init__(self, config: Block, excite: Callable[[Block], nn.Module]) -> None:
+    def __init__(self, config: BlockSpec, excite: Callable[[BlockSpec], nn.Module]) -> None:
         super().__init__()
         c = config
         self.shortcut = c.stride == 1 and c.channels_in == c.channels_out

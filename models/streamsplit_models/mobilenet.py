@@ -10,7 +10,7 @@ from torch import nn
 from streamsplit_models.encoder import Encoder, GlobalAveragePool, Normalize, input_norm
 from streamsplit_models.front_end import FrontEnd, LogMel, resolve_front_end
 from streamsplit_models.initialise import start
-from streamsplit_models.mobile import Block, InvertedResidual, SqueezeExcite, conv_norm, round_channels
+from streamsplit_models.mobile import BlockSpec, InvertedResidual, SqueezeExcite, conv_norm, round_channels
 
 # channels in, kernel, expanded, channels out, squeeze-and-excitation, hard-swish, stride: table 2
 SMALL = (
@@ -28,7 +28,7 @@ SMALL = (
 )
 
 
-def scaled(table: tuple[tuple[int, int, int, int, bool, bool, int], ...], width: float) -> list[Block]:
+def scaled(table: tuple[tuple[int, int, int, int, bool, bool, int], ...], width: float) -> list[BlockSpec]:
     """Blocks of a MobileNetV3 table with all channel counts times `width`, rounded.
 
     Raises ValueError unless `width` is in [0.1, 4].
@@ -36,7 +36,7 @@ def scaled(table: tuple[tuple[int, int, int, int, bool, bool, int], ...], width:
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0.1 <= width <= 4:
         raise ValueError(f"width is {width!r}, must be a number from 0.1 to 4")
     return [
-        Block(
+        BlockSpec(
             round_channels(channels_in * width),
             kernel,
             round_channels(expanded * width),
@@ -71,7 +71,7 @@ class MobileNetV3SmallEncoder(Encoder):
         self.stages = ("log_mel", "input_norm", *features, "pool", "projection", "normalize")
 
 
-def _excite(block: Block) -> nn.Module:
+def _excite(block: BlockSpec) -> nn.Module:
     return SqueezeExcite(block.expanded, round_channels(block.expanded // 4), nn.ReLU, nn.Hardsigmoid)
 
 

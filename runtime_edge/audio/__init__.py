@@ -9,8 +9,8 @@ windows an encoder takes:
         print(window.index, window.capture_time_ns, window.samples.shape)
 """
 
-from runtime_edge.audio.block import SYSTEM_CLOCK, Block, Clock, Counters
+from runtime_edge.audio.block import SYSTEM_CLOCK, AudioBlock, Clock, Counters
 from runtime_edge.audio.source import open_source
-from runtime_edge.audio.windower import Window, Windower
+from runtime_edge.audio.windower import AudioWindow, Windower
 
-__all__ = ["SYSTEM_CLOCK", "Block", "Clock", "Counters", "Window", "Windower", "open_source"]
+__all__ = ["SYSTEM_CLOCK", "AudioBlock", "AudioWindow", "Clock", "Counters", "Windower", "open_source"]

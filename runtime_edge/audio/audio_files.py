@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_edge.audio.block import Counters
-from runtime_edge.audio.stream import BLOCK_SECONDS, Raw
+from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio
 from runtime_edge.errors import MissingExtra, SourceError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
@@ -41,7 +41,7 @@ def audio_files(directory: Path) -> list[Path]:
     return found
 
 
-def read_file(path: Path, block_s: float = BLOCK_SECONDS) -> Iterator[Raw]:
+def read_file(path: Path, block_s: float = BLOCK_SECONDS) -> Iterator[SourceAudio]:
     """Decode one file in blocks of `block_s` seconds; memory does not grow with its length.
 
     Raises:
@@ -57,7 +57,7 @@ def read_file(path: Path, block_s: float = BLOCK_SECONDS) -> Iterator[Raw]:
         at_once = size * max(1, _READ_VALUES // (size * file.channels))
         while len(frames := file.read(at_once, dtype="float32", always_2d=True)):
             for start in range(0, len(frames), size):
-                yield Raw(frames[start : start + size], file.samplerate, starts)
+                yield SourceAudio(frames[start : start + size], file.samplerate, starts)
                 starts = False
 
 
@@ -102,7 +102,9 @@ def read_span(path: Path, start: int, stop: int) -> NDArray[np.float32]:
     return frames
 
 
-def read_directory(directory: Path, loop: bool, counters: Counters, block_s: float = BLOCK_SECONDS) -> Iterator[Raw]:
+def read_directory(
+    directory: Path, loop: bool, counters: Counters, block_s: float = BLOCK_SECONDS
+) -> Iterator[SourceAudio]:
     """Decode every audio file below `directory` in order, as one stream.
 
     A file that cannot be read is skipped, logged and counted, once; so is the rest of a damaged one.

@@ -65,7 +65,7 @@ class Counters:
     """Files of a directory that could not be read, or not to their end."""
 
 
-class Block(msgspec.Struct, frozen=True):
+class AudioBlock(msgspec.Struct, frozen=True):
     """A run of mono audio at the rate asked for.
 
     Attributes:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_edge.audio.block import Clock, Counters
-from runtime_edge.audio.stream import Raw
+from runtime_edge.audio.stream import SourceAudio
 from runtime_edge.errors import SourceError, SscError
 
 STALL_SECONDS = 2.0
@@ -70,7 +70,7 @@ class FrameQueue:
         """Wall time of the first frame captured, ns since 1970."""
         return self._anchor_ns
 
-    def read(self, patience_seconds: float | None = None) -> Iterator[Raw]:
+    def read(self, patience_seconds: float | None = None) -> Iterator[SourceAudio]:
         """Yield what was put until closed.
 
         Raises:
@@ -89,7 +89,7 @@ class FrameQueue:
                 position, frames, captured_at = self._queue.popleft()
                 self._queued -= len(frames)
             gap = position - (expected or 0)
-            yield Raw(frames, self._rate_hz, expected is None or gap > 0, gap, captured_at)
+            yield SourceAudio(frames, self._rate_hz, expected is None or gap > 0, gap, captured_at)
             expected = position + len(frames)
 
     def _drop_oldest_half(self) -> None:

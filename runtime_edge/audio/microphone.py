@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime_edge.audio.block import Clock, Counters
 from runtime_edge.audio.live import FrameQueue
-from runtime_edge.audio.stream import BLOCK_SECONDS, Raw
+from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio
 from runtime_edge.errors import MissingExtra, SourceError
 
 PATIENCE_SECONDS = 5.0
@@ -51,7 +51,7 @@ class Microphone:
             raise self._error(exc) from exc
         self._failure = sounddevice.PortAudioError
 
-    def read(self) -> Iterator[Raw]:
+    def read(self) -> Iterator[SourceAudio]:
         """Start capturing and yield frames until closed.
 
         Raises:

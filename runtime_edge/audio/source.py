@@ -7,11 +7,11 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from runtime_edge.audio.audio_files import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, read_directory, read_file
-from runtime_edge.audio.block import SYSTEM_CLOCK, Block, Clock, Counters
+from runtime_edge.audio.block import SYSTEM_CLOCK, AudioBlock, Clock, Counters
 from runtime_edge.audio.live import FrameQueue
 from runtime_edge.audio.microphone import Microphone
 from runtime_edge.audio.stdin import capture_pcm16, read_pcm16
-from runtime_edge.audio.stream import BLOCK_SECONDS, Raw, to_blocks
+from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio, to_blocks
 from runtime_edge.errors import SourceError, UsageError
 
 
@@ -29,7 +29,7 @@ def open_source(
     block_s: float = BLOCK_SECONDS,
     counters: Counters | None = None,
     clock: Clock = SYSTEM_CLOCK,
-) -> Generator[Block, None, None]:
+) -> Generator[AudioBlock, None, None]:
     """Open a source; returns a generator of its audio as mono float32 blocks at `sample_rate`. `close()` stops it.
 
     | spec | what it is | too slow a reader |
@@ -78,7 +78,7 @@ def open_source(
 
 def _open_stdin(
     fd: int, rate_hz: int, channels: int, live_s: float | None, counters: Counters, clock: Clock
-) -> tuple[Iterator[Raw], Callable[[], int]]:
+) -> tuple[Iterator[SourceAudio], Callable[[], int]]:
     """PCM as it is read, or kept by a thread for `live_s` seconds; and what says when its first sample was captured."""
     _check_range("stdin rate", rate_hz, MIN_RATE_HZ, MAX_RATE_HZ)
     _check_range("stdin channels", channels, 1, MAX_CHANNELS)
@@ -89,7 +89,7 @@ def _open_stdin(
     return queue.read(), queue.anchor_ns
 
 
-def _open_path(path: Path, loop: bool, counters: Counters, block_s: float) -> Iterator[Raw]:
+def _open_path(path: Path, loop: bool, counters: Counters, block_s: float) -> Iterator[SourceAudio]:
     if path.is_dir():
         return read_directory(path, loop, counters, block_s)
     if not path.exists():
@@ -99,7 +99,7 @@ def _open_path(path: Path, loop: bool, counters: Counters, block_s: float) -> It
     return _repeat(path, block_s) if loop else read_file(path, block_s)
 
 
-def _repeat(path: Path, block_s: float) -> Iterator[Raw]:
+def _repeat(path: Path, block_s: float) -> Iterator[SourceAudio]:
     while True:
         yield from read_file(path, block_s)
 

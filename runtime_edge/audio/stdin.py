@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from runtime_edge.audio.block import Counters
 from runtime_edge.audio.live import FrameQueue
-from runtime_edge.audio.stream import BLOCK_SECONDS, Raw
+from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio
 from runtime_edge.errors import SourceError
 
 _CONTAINERS = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg"}
 
 
-def read_pcm16(fd: int, rate_hz: int, channels: int, counters: Counters) -> Iterator[Raw]:
+def read_pcm16(fd: int, rate_hz: int, channels: int, counters: Counters) -> Iterator[SourceAudio]:
     """Read signed 16-bit little-endian interleaved PCM from a file descriptor until it ends.
 
     Bytes of an incomplete last frame count as one bad sample.
@@ -38,7 +38,7 @@ def read_pcm16(fd: int, rate_hz: int, channels: int, counters: Counters) -> Iter
         if starts and (container := _CONTAINERS.get(pending[:4])):
             raise SourceError(f"stdin: holds {container}, not raw 16-bit PCM: name the file instead of -")
         if whole := len(pending) - len(pending) % frame_bytes:
-            yield Raw(_decode(pending[:whole], channels), rate_hz, starts)
+            yield SourceAudio(_decode(pending[:whole], channels), rate_hz, starts)
             pending, starts = pending[whole:], False
     if pending:
         counters.bad_samples += 1

@@ -8,13 +8,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import Block, Clock, Counters
+from runtime_edge.audio.block import AudioBlock, Clock, Counters
 from runtime_edge.audio.resample import Resampler
 
 BLOCK_SECONDS = 0.1
 
 
-class Raw(msgspec.Struct, frozen=True):
+class SourceAudio(msgspec.Struct, frozen=True):
     """Frames as a source delivers them.
 
     Attributes:
@@ -55,13 +55,13 @@ def _within_bounds(frames: NDArray[np.float32]) -> bool:
 
 
 def to_blocks(
-    raws: Iterable[Raw],
+    raws: Iterable[SourceAudio],
     sample_rate: int,
     counters: Counters,
     anchor_ns: Callable[[], int],
     clock: Clock,
     pace: float | None,
-) -> Generator[Block, None, None]:
+) -> Generator[AudioBlock, None, None]:
     """Mix, resample and time `raws`.
 
     Capture time is `anchor_ns()`, read once when the first samples arrive, advanced by the samples
@@ -86,11 +86,11 @@ def to_blocks(
         counters.samples += samples.size
         counters.dropped_samples += gap
         start_ns, end_ns = anchor + round(start * ns_per_sample), anchor + round(position * ns_per_sample)
-        yield Block(samples, start_ns, end_ns, gap, ready_at)
+        yield AudioBlock(samples, start_ns, end_ns, gap, ready_at)
 
 
 def _resampled(
-    raws: Iterable[Raw], sample_rate: int, counters: Counters
+    raws: Iterable[SourceAudio], sample_rate: int, counters: Counters
 ) -> Iterator[tuple[NDArray[np.float32], int, float | None]]:
     """Yield float32[m] with m >= 1, samples missing before them, when they were captured; each recording has its own
     filter.

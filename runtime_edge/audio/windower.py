@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import Block, Counters
+from runtime_edge.audio.block import AudioBlock, Counters
 from runtime_edge.errors import UsageError
 
 
-class Window(msgspec.Struct, frozen=True):
+class AudioWindow(msgspec.Struct, frozen=True):
     """One analysis window (docs/method.md, section 1).
 
     Attributes:
@@ -35,7 +35,7 @@ class Windower:
     """Cuts a stream into windows of `window_samples`, one every `hop_samples`.
 
     The samples lie in one buffer allocated at the start; a window is a view of it. Windows never span a gap:
-    after one, filling begins anew. The tail of a stream that fills no window is left out, except that a
+    after one, filling restarts. The tail of a stream that fills no window is left out, except that a
     stream too short for even one window gives one, padded with zeros.
 
     Args:
@@ -73,13 +73,13 @@ class Windower:
         self._end_time_ns = 0
         self._ready_at = 0.0
 
-    def windows(self, blocks: Iterable[Block]) -> Iterator[Window]:
+    def windows(self, blocks: Iterable[AudioBlock]) -> Iterator[AudioWindow]:
         """Yield every window of a whole stream."""
         for block in blocks:
             yield from self.push(block)
         yield from self.flush()
 
-    def push(self, block: Block) -> Iterator[Window]:
+    def push(self, block: AudioBlock) -> Iterator[AudioWindow]:
         """Take one block and yield the windows it completes. Exhaust it before the next push."""
         if block.gap_samples:
             self._jump(block.gap_samples)
@@ -101,7 +101,7 @@ class Windower:
                 yield from self._emit()
                 self._advance()
 
-    def flush(self) -> Iterator[Window]:
+    def flush(self) -> Iterator[AudioWindow]:
         """End the stream: yield the one padded window of a stream that was too short, else nothing."""
         if self._index == 0 and self._fill:
             self._buffer[self._start + self._fill : self._start + self._window] = 0.0
@@ -109,13 +109,13 @@ class Windower:
             self._index += 1
         self._fill = 0
 
-    def _emit(self) -> Iterator[Window]:
+    def _emit(self) -> Iterator[AudioWindow]:
         samples = self._buffer[self._start : self._start + self._window]
         if self._gate_energy and float(np.dot(samples, samples)) < self._gate_energy:
             self.counters.gated += 1
             return
         self.counters.windows += 1
-        yield Window(self._index, self._end_time_ns, samples, self._ready_at)
+        yield AudioWindow(self._index, self._end_time_ns, samples, self._ready_at)
 
     def _advance(self) -> None:
         self._index += 1
@@ -129,7 +129,7 @@ class Windower:
             self._start = 0
 
     def _jump(self, gap_samples: int) -> None:
-        """Begin anew after a gap, at the index the time line has reached."""
+        """Restart after a gap, at the index the time line has reached."""
         self._position += gap_samples
         self._index = max(self._index, -(-self._position // self._hop))
         self._start = self._fill = self._skip = 0

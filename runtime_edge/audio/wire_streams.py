@@ -1,10 +1,10 @@
 """The waveform on the wire without sending twice what two windows share: plain, as FLAC, or as Opus.
 
 Windows overlap. A frame of a stream carries the samples that are new since the window before it; the first one, and
-each after a gap, begins anew with the whole window. The other end puts windows together again, so it needs every frame
-of a stream in order; one whose predecessor is missing is refused, and the device begins anew.
+each after a gap, restarts with the whole window. The other end puts windows together again, so it needs every frame
+of a stream in order; one whose predecessor is missing is refused, and the device restarts.
 
-    payload = begins anew? 0 : 1   (one byte), then PCM16, FLAC frames, or Opus packets behind their lengths
+    payload = starts a stream? 0 : 1   (one byte), then PCM16, FLAC frames, or Opus packets behind their lengths
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from runtime_edge.formats.codec import STREAMS
 
 Samples = npt.NDArray[np.float32]
 _PCM_SCALE = np.float32(32767.0)
-_ANEW, _GOES_ON = 0, 1
+_STARTS, _CONTINUES = 0, 1
 
 
 class AudioStreamEncoder:
@@ -51,15 +51,15 @@ class AudioStreamEncoder:
 
         NaN becomes silence.
         """
-        goes_on = not alone and self._last == index - 1 and self._hop <= self._window
+        continues = not alone and self._last == index - 1 and self._hop <= self._window
         self._last = None if alone else index
-        if not goes_on:
+        if not continues:
             self._code = _encoder(self.encoding, self._rate, self._kbps)
-        clean = np.nan_to_num(np.clip(samples[-self._hop :] if goes_on else samples, -1.0, 1.0))
-        return bytes((_GOES_ON if goes_on else _ANEW,)) + self._code(clean)
+        clean = np.nan_to_num(np.clip(samples[-self._hop :] if continues else samples, -1.0, 1.0))
+        return bytes((_CONTINUES if continues else _STARTS,)) + self._code(clean)
 
-    def begin_anew(self) -> None:
-        """The other end has lost the thread."""
+    def restart(self) -> None:
+        """The decoder has lost the stream: start a new one with the next window."""
         self._last = None
 
 
@@ -77,13 +77,13 @@ class AudioStreamDecoder:
         """Window `index`, (1, samples) float32. Raises FrameError for a frame that cannot be understood."""
         if index == self._index:
             return self._window[None]
-        goes_on = payload[:1] == bytes((_GOES_ON,))
-        if goes_on and self._index != index - 1:
-            raise FrameError(f"window {index} goes on from window {index - 1}, which has not come before it")
+        continues = payload[:1] == bytes((_CONTINUES,))
+        if continues and self._index != index - 1:
+            raise FrameError(f"window {index} continues window {index - 1}, which has not come before it")
         self._index = None
-        if not goes_on:
+        if not continues:
             self._code = _decoder(self._encoding, self._rate)
-        new = self._hop if goes_on else self._window.size
+        new = self._hop if continues else self._window.size
         try:
             samples = self._code(payload[1:], new)
         except FormatError as exc:

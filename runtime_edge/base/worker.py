@@ -1,4 +1,4 @@
-"""A thread that shares its work with the event loop: one of them has the turn at a time."""
+"""A worker thread and the caller's own thread, of which only one runs work at a time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _Work = tuple[Callable[..., Any], tuple[Any, ...], asyncio.AbstractEventLoop, "a
 _LOOK_UP_S = 0.1
 
 
-class Compute:
-    """The right to run the encoder and to touch the spool: one thread at a time has it.
+class Worker:
+    """Serialises the encoder and the spool: only one thread at a time runs work.
 
-    The loop's calls are done in a thread of its own, which wakes nobody but who waits and so spends a fifth of a pool's
-    time on a hand-over; a window is run by the thread that has read it.
+    The event loop's calls run in a thread of this class, whose hand-over costs a fifth of a thread pool's; a window
+    runs in the thread that read it.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Compute:
         self._one_more = threading.Event()
 
     async def run(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Do something in the thread, after what was asked before; what is cancelled before its turn is not done."""
+        """Run a call in the worker thread, in order of submission, unless it is cancelled before its turn."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="compute", daemon=True)
             self._thread.start()
@@ -41,9 +41,9 @@ class Compute:
         self._work.put((call, arguments, loop, done))
         return await done
 
-    def here(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Do something in this thread, not the loop's, after what was asked of the other one before."""
-        while self._done < self._asked:  # a lock alone may be had again before those who wait for it wake up
+    def run_here(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Run a call in the calling thread, not the event loop's, after those already submitted with `run`."""
+        while self._done < self._asked:  # a plain lock is not fair
             self._one_more.clear()
             if self._done < self._asked:
                 self._one_more.wait(_LOOK_UP_S)
@@ -57,7 +57,7 @@ class Compute:
             self._thread.join()
             self._thread = None
 
-    def __enter__(self) -> Compute:
+    def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -12,7 +12,7 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.inference.variants import choose_variant
-from runtime_edge.service import systemd_unit as service
+from runtime_edge.service import systemd_unit
 from runtime_edge.settings import load, read
 from runtime_edge.updates.bundle_store import BundleStore
 
@@ -76,8 +76,8 @@ def _give_to_owner(state: Path) -> None:
 
 def _install_service(config: Path | None, root: Path | None, show: bool) -> None:
     settings = {} if config is None else read(DeviceConfig, config)
-    version = 0 if root is not None or show else service.systemd_version()
-    files = service.service_files(service.own_program(), version, settings)
+    version = 0 if root is not None or show else systemd_unit.systemd_version()
+    files = systemd_unit.service_files(systemd_unit.own_program(), version, settings)
     if show:
         click.echo("\n".join(f"# {path}\n{text}" for path, text in files.items()), nl=False)
         return
@@ -91,8 +91,8 @@ def _install_service(config: Path | None, root: Path | None, show: bool) -> None
             write_atomic(target, text.encode())
             click.echo(f"wrote {target}")
     click.echo(
-        f"next: edit {service.CONFIG} (broker, device, target), then\n"
-        f"  systemctl daemon-reload && systemctl enable --now {service.SERVICE}\n"
-        f"  systemctl status {service.SERVICE}; ssc edge status --state {service.STATE}; "
-        f"journalctl -u {service.SERVICE}"
+        f"next: edit {systemd_unit.CONFIG} (broker, device, target), then\n"
+        f"  systemctl daemon-reload && systemctl enable --now {systemd_unit.SERVICE}\n"
+        f"  systemctl status {systemd_unit.SERVICE}; ssc edge status --state {systemd_unit.STATE}; "
+        f"journalctl -u {systemd_unit.SERVICE}"
     )

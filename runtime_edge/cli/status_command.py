@@ -13,7 +13,7 @@ import msgspec
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import CheckFailed
-from runtime_edge.service.status import Status, problems, read_status
+from runtime_edge.service.status import DeviceStatus, problems, read_status
 from runtime_edge.settings import load
 from runtime_edge.updates.trial import Trials, update_log
 
@@ -46,14 +46,14 @@ def status_(state: Path | None, config: Path | None, as_json: bool) -> None:
         raise CheckFailed(f"{directory}: {'; '.join(wrong)}")
 
 
-def _headline(status: Status, wrong: list[str]) -> str:
+def _headline(status: DeviceStatus, wrong: list[str]) -> str:
     since, written = _when(status.since), _when(status.written)
     if wrong and wrong[0].startswith("not running"):
         return f"{status.device}: {wrong[0]} (started {since}, last word {written})"
     return f"{status.device}: running since {since}" + "".join(f"; {problem}" for problem in wrong)
 
 
-def _lines(status: Status, proven: str | None) -> list[str]:
+def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
     encoder, link, spool, report, vitals = status.encoder, status.uplink, status.spool, status.report, status.health
     trial = ", on trial" if encoder.on_trial else ""
     previous = f", falls back to {proven[:19]}" if proven and proven != encoder.bundle else ""

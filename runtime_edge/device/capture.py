@@ -1,4 +1,4 @@
-"""The source in its own thread, which hands over its windows one by one."""
+"""The capture thread: reads the audio source and hands over its windows one by one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 _LOOK_UP_S = 0.2
 
 
-class Captured(msgspec.Struct, frozen=True):
+class CapturedWindow(msgspec.Struct, frozen=True):
     """One window, its samples a copy of its own: (samples,) float32 in [-1, 1]."""
 
     index: int
@@ -66,16 +66,18 @@ class Capture:
             return 0.0
         return time.monotonic() - since
 
-    async def read(self, take: Callable[[Captured], None], stopping: asyncio.Event, limit: int | None = None) -> None:
-        """Hand every window to `take`, which is called in the capture thread and says `gone_through` later on.
+    async def read(
+        self, on_window: Callable[[CapturedWindow], None], stopping: asyncio.Event, limit: int | None = None
+    ) -> None:
+        """Pass every window to `on_window` in the capture thread; whoever processes it calls `window_done` afterwards.
 
-        The next is handed over when the last one has gone through, until the source ends, or `limit` windows have, or
-        `stopping` is set. Raises the source's SourceError, and what a window ended with.
+        The next window is passed on when the last one is done, until the source ends, `limit` windows are done, or
+        `stopping` is set. Raises the source's SourceError, and the error that a window ended with.
         """
         loop = asyncio.get_running_loop()
         over = self._over = loop.create_future()
         ended = functools.partial(loop.call_soon_threadsafe, self._end)
-        threading.Thread(target=self._read, args=(take, limit, ended), name="capture", daemon=True).start()
+        threading.Thread(target=self._read, args=(on_window, limit, ended), name="capture", daemon=True).start()
         stopped = asyncio.create_task(stopping.wait())
         try:
             await asyncio.wait({over, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -86,8 +88,11 @@ class Capture:
             over.cancel()
             self._ended = True
 
-    def gone_through(self, error: Exception | None = None) -> None:
-        """A window is done with: another may come. `error` ends the reading. In the loop's thread."""
+    def window_done(self, error: Exception | None = None) -> None:
+        """The last window is done, so the next may be read; `error` ends the reading.
+
+        Call it in the event loop's thread.
+        """
         self._place.put(None)
         if error is not None:
             self._end(error)
@@ -102,28 +107,31 @@ class Capture:
             self._over.set_exception(error)
 
     def _read(
-        self, take: Callable[[Captured], None], limit: int | None, ended: Callable[[Exception | None], object]
+        self,
+        on_window: Callable[[CapturedWindow], None],
+        limit: int | None,
+        ended: Callable[[Exception | None], object],
     ) -> None:
         try:
             for count, window in enumerate(self._windower.windows(self._blocks), start=1):
-                captured = Captured(window.index, window.capture_time_ns, window.samples.copy(), window.ready_at)
+                captured = CapturedWindow(window.index, window.capture_time_ns, window.samples.copy(), window.ready_at)
                 if not self._wait_for_place():
                     return
-                take(captured)
+                on_window(captured)
                 if count == limit:
                     break
             if self._wait_for_place():
                 ended(None)
         except Exception as exc:
-            # Whatever it was, the device loop raises it: a source that dies in silence looks like silence. When the
-            # device has ended meanwhile its loop is closed, and nobody is waiting any more.
+            # The event loop raises every error of the source: a source that failed unnoticed would look like silence.
+            # If the device has ended meanwhile, its loop is closed and nobody waits for the error.
             if not self._ended:
                 ended(exc)
         finally:
             self._blocks.close()
 
     def _wait_for_place(self) -> bool:
-        """Until the last window has gone through; False when the reading has ended."""
+        """Wait until the last window is done; False when reading has ended."""
         while not self._ended:
             try:
                 self._place.get(timeout=_LOOK_UP_S)

@@ -1,4 +1,4 @@
-"""One device from its start to its end: brings up its parts, feeds them windows, says how it is, takes them down.
+"""One device: starts its parts, feeds them windows, reports its status and shuts them down.
 
 A window is on disk before it is sent and leaves the disk when the broker has stored it. Tables and bundles swap
 between windows. What happens to a window stands in `runtime_edge.device.pipeline`.
@@ -18,7 +18,7 @@ from typing import Any
 from runtime_edge.base.aio import cancel_all, finish_unless
 from runtime_edge.base.files import locked
 from runtime_edge.base.logs import LastTroubles
-from runtime_edge.base.worker import Compute
+from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Capture
 from runtime_edge.device.device_memory import DeviceMemory
@@ -31,20 +31,20 @@ from runtime_edge.formats.wire import Reply
 from runtime_edge.service.heartbeat import Heartbeat
 from runtime_edge.service.metrics import MetricsServer
 from runtime_edge.service.sd_notify import Notifier
-from runtime_edge.service.status import Encoder, Status, Uplink, lock_file
+from runtime_edge.service.status import DeviceStatus, EncoderStatus, UplinkStatus, lock_file
 from runtime_edge.system import health
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.bandwidth import BandwidthEstimator
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 from runtime_edge.transport.delivery import Delivery
-from runtime_edge.transport.frame_store import Outbox
+from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.privacy import drop_below_floor
 from runtime_edge.transport.spool import Spool
 from runtime_edge.updates.bundle_store import has_bundle
-from runtime_edge.updates.head_updater import Labelling
-from runtime_edge.updates.learner_sync import Learning
+from runtime_edge.updates.head_updater import HeadUpdater
+from runtime_edge.updates.learner_sync import LearnerSync
 from runtime_edge.updates.table_updater import make_splitter
-from runtime_edge.updates.updater import Swap
+from runtime_edge.updates.updater import Updater
 
 _LOG = logging.getLogger(__name__)
 _BRIEFLY_S, _FIRST_S = 1.0, 5.0
@@ -62,14 +62,14 @@ class Device:
         self._since = time.time()
         self._troubles = LastTroubles()
         self._stopping = asyncio.Event()
-        self._compute = Compute()
+        self._worker = Worker()
         self._uplink = BandwidthEstimator()
-        self._link: Link | None = None
-        self._swap: Swap
-        self._outbox: Outbox
+        self._connection: Connection | None = None
+        self._updater: Updater
+        self._frame_store: FrameStore
         self._delivery: Delivery | None = None
         self._pipeline: Pipeline
-        self._learning: Learning
+        self._learner_sync: LearnerSync
         self._capture: Capture
         self._heartbeat: Heartbeat
         self._metrics: MetricsServer | None = None
@@ -89,11 +89,11 @@ class Device:
         ended = "it failed"
         try:
             await self._start(background)
-            with self._swap.orderly():
+            with self._updater.clean_exit():
                 await self._process_source()
                 if self._delivery is not None:
                     await finish_unless(self._stopping, self._delivery.drain(self.config.drain_s))
-                    await self._delivery.close()  # what is still under way is decided before the report
+                    await self._delivery.close()  # what is still in flight is decided before the report
             ended = "it was stopped" if self._stopping.is_set() else "its source has ended"
             return await self._report()
         except SscError as exc:
@@ -103,7 +103,7 @@ class Device:
             await cancel_all(background)
             if hasattr(self, "_pipeline"):
                 await self._pipeline.settle()
-                await self._learning.share()
+                await self._learner_sync.share()
             if hasattr(self, "_heartbeat"):
                 await self._heartbeat.last(ended)
             await self._close()
@@ -112,57 +112,61 @@ class Device:
         config = self.config
         if config.broker is not None:
             credentials = Credentials(config.credentials, config.tls_ca, config.tls_cert, config.tls_key)
-            self._link = Link(config.broker, config.device, self.boot, self._on_late_reply, credentials)
-            background.append(asyncio.create_task(self._link.connect_at_last()))
-            # With something to run there is no need to wait: what is newer takes over later.
+            self._connection = Connection(config.broker, config.device, self.boot, self._on_late_reply, credentials)
+            background.append(asyncio.create_task(self._connection.connect_with_retries()))
+            # With a bundle on the disk there is no need to wait: a newer one is swapped in later.
             await asyncio.wait(
                 background, timeout=_BRIEFLY_S if config.bundle or has_bundle(config.state) else _FIRST_S
             )
-        self._swap = Swap(config, self._link, self._compute, self.accounting)
-        engine, table = await self._swap.first()
+        self._updater = Updater(config, self._connection, self._worker, self.accounting)
+        engine, table = await self._updater.first()
         info = engine.bundle.manifest.info
-        labelling = Labelling(config, self._link, self._swap.reports, info)
-        self._outbox = await self._compute.run(self._open_outbox, engine.bundle.manifest)
+        head_updater = HeadUpdater(config, self._connection, self._updater.reports, info)
+        self._frame_store = await self._worker.run(self._open_frame_store, engine.bundle.manifest)
         self.accounting.generation_start = self.accounting.generation_end = engine.generation
-        if self._link is not None:
-            self._delivery = Delivery(config, self._link, self._outbox, self._compute, self.accounting, self._uplink)
+        if self._connection is not None:
+            self._delivery = Delivery(
+                config, self._connection, self._frame_store, self._worker, self.accounting, self._uplink
+            )
             background.append(asyncio.create_task(self._delivery.replay_forever()))
-            self._sinks.append(EventSink(self._link.publish, config.device, config.events, config.event_threshold))
-            await labelling.follow()
-        self._learning = Learning(config, self._link)
+            self._sinks.append(
+                EventSink(self._connection.publish, config.device, config.events, config.event_threshold)
+            )
+            await head_updater.follow()
+        self._learner_sync = LearnerSync(config, self._connection)
         splitter = make_splitter(engine.bundle, table, config)
-        splitter.learn(self._learning.learner_for(table))
+        splitter.learn(self._learner_sync.learner_for(table))
         front_end = info.front_end
         self._capture = Capture(config, front_end.sample_rate, front_end.window_samples, front_end.hop_samples)
         self._pipeline = Pipeline(
             config=config,
             boot=self.boot,
             accounting=self.accounting,
-            compute=self._compute,
-            swap=self._swap,
+            worker=self._worker,
+            updater=self._updater,
             engine=engine,
             splitter=splitter,
             memory=DeviceMemory(info.encoder.embedding_dim),
-            learning=self._learning,
-            labelling=labelling,
-            outbox=self._outbox,
+            learner_sync=self._learner_sync,
+            head_updater=head_updater,
+            frame_store=self._frame_store,
             delivery=self._delivery,
             uplink=self._uplink,
             sinks=self._sinks,
-            gone_through=self._capture.gone_through,
+            window_done=self._capture.window_done,
         )
-        await self._swap.follow(self._pipeline.take_over)
-        self._heartbeat = Heartbeat(config.state, self._status, self._link, self._notifier)
+        await self._updater.follow(self._pipeline.apply_updates)
+        self._heartbeat = Heartbeat(config.state, self._status, self._connection, self._notifier)
         if config.metrics_port is not None:
             heartbeat = self._heartbeat
             self._metrics = MetricsServer(config.metrics_port, lambda: heartbeat.latest)
             _LOG.info("metrics on http://127.0.0.1:%d/metrics", self._metrics.port)
         background.append(asyncio.create_task(self._heartbeat.beat_forever()))
-        background.append(asyncio.create_task(self._learning.share_forever()))
+        background.append(asyncio.create_task(self._learner_sync.share_forever()))
         self._notifier.ready()
 
     async def _process_source(self) -> None:
-        await self._capture.read(self._pipeline.take, self._stopping, self.config.max_windows)
+        await self._capture.read(self._pipeline.run_window, self._stopping, self.config.max_windows)
         await self._pipeline.settle()
 
     async def _report(self) -> dict[str, Any]:
@@ -171,18 +175,18 @@ class Device:
             "device": self.config.device,
             "target": self.config.target,
             "boot": self.boot,
-            **await self._compute.run(self._outbox.report),
+            **await self._worker.run(self._frame_store.report),
             "memory_mb": round(vitals.rss_mb, 1),
             "temperature_c": vitals.temperature_c,
             "runtime": self._pipeline.engine.prefix.backend.name,
             "state": self._pipeline.splitter.state,
-            **self._swap.status(),
+            **self._updater.status(),
         }
 
-    async def _status(self, ended: str | None) -> Status:
+    async def _status(self, ended: str | None) -> DeviceStatus:
         """How the device is now."""
-        report, link, uplink, pipeline = await self._report(), self._link, self._uplink, self._pipeline
-        return Status(
+        report, connection, uplink, pipeline = await self._report(), self._connection, self._uplink, self._pipeline
+        return DeviceStatus(
             device=self.config.device,
             target=self.config.target,
             pid=os.getpid(),
@@ -190,7 +194,7 @@ class Device:
             written=time.time(),
             written_monotonic=time.monotonic(),
             ended=ended,
-            encoder=Encoder(
+            encoder=EncoderStatus(
                 generation=pipeline.engine.generation,
                 bundle=pipeline.engine.bundle.digest,
                 variant=pipeline.engine.prefix.variant,
@@ -201,14 +205,14 @@ class Device:
             cut=pipeline.cut,
             uncertainty=pipeline.memory.uncertainty,
             cpu=pipeline.cpu.load(),
-            uplink=Uplink(
+            uplink=UplinkStatus(
                 broker=self.config.broker,
-                connected=link is not None and link.connected,
+                connected=connection is not None and connection.connected,
                 bandwidth_mbps=uplink.uplink_mbits,
                 rtt_ms=uplink.rtt_ms,
                 loss=uplink.loss,
             ),
-            spool=await self._compute.run(self._outbox.state),
+            spool=await self._worker.run(self._frame_store.state),
             audio=dataclasses.replace(self._capture.counters),
             source_silent_s=self._capture.silent_s,
             health=health(),
@@ -224,18 +228,18 @@ class Device:
             await self._delivery.close()
         if self._metrics is not None:
             self._metrics.close()
-        if self._link is not None:
-            await self._link.close()
-        if hasattr(self, "_outbox"):
-            await self._compute.run(self._outbox.close)
-        self._compute.shutdown()
+        if self._connection is not None:
+            await self._connection.close()
+        if hasattr(self, "_frame_store"):
+            await self._worker.run(self._frame_store.close)
+        self._worker.shutdown()
         for sink in self._sinks:
             sink.close()
 
     def _on_late_reply(self, reply: Reply) -> None:
         self._pipeline.late_reply(reply)
 
-    def _open_outbox(self, manifest: Manifest) -> Outbox:
+    def _open_frame_store(self, manifest: Manifest) -> FrameStore:
         spool = Spool(self.config.state / "spool.db", self.config.spool_bytes, self.config.power_safe)
         self.accounting.inherited_dropped = drop_below_floor(spool, self.config.state, manifest, self.config.min_cut)
-        return Outbox(spool, f"{self.config.device}.{self.boot}.", self.accounting)
+        return FrameStore(spool, f"{self.config.device}.{self.boot}.", self.accounting)

@@ -5,24 +5,24 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from runtime_edge.device.capture import Captured
+from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.formats.records.table import LOCAL
 from runtime_edge.formats.results import WindowResult
-from runtime_edge.inference.engine import Embedding, Engine, Step
+from runtime_edge.inference.engine import Embedding, Engine, PrefixResult
 from runtime_edge.policy.splitter import Decision
 
 
-class Underway(msgspec.Struct, frozen=True):
-    """What is known of a window once its prefix has run."""
+class InFlight(msgspec.Struct, frozen=True):
+    """A window whose prefix has run and whose result is not complete."""
 
-    window: Captured
+    window: CapturedWindow
     decision: Decision
     mbps_in_question: float | None
     """The uplink rate, above the present one, at which another cut would have been better."""
     cut: str
     engine: Engine
-    """The one that ran it, whatever has taken over since."""
-    step: Step
+    """The engine that ran it; a newer one may be in use by now."""
+    step: PrefixResult
     cpu: float
     bandwidth_mbps: float
     rtt_ms: float
@@ -39,7 +39,7 @@ class Underway(msgspec.Struct, frozen=True):
             uncertainty=uncertainty,
             cut=self.cut,
             encoding=self.step.encoding,
-            probe=self.decision.probe,
+            probe=self.decision.explored,
             generation=self.engine.generation,
             finished=where,
             latency_ms=round(self.device_ms + network_ms + server_ms, 3),

@@ -1,7 +1,8 @@
-"""One window's way: cut, prefix, frame, spool, answer, memory, result.
+"""The path of one window: choose a cut, run the prefix, frame, spool, await the reply, update the memory, emit the
+result.
 
-Up to the spool it goes in the capture thread, the rest is the loop's. While the link is down everything runs here and
-the frames wait in the spool.
+Everything up to the spool happens in the capture thread, the rest in the event loop. While the link is down the device
+runs the whole encoder and the frames wait in the spool.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime_edge.base.worker import Compute
+from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
-from runtime_edge.device.capture import Captured
+from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.device.device_memory import DeviceMemory
-from runtime_edge.device.in_flight import Underway
+from runtime_edge.device.in_flight import InFlight
 from runtime_edge.device.sinks import Sink
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.table import LOCAL, SplitterTable
 from runtime_edge.formats.wire import Reply
-from runtime_edge.inference.engine import Embedding, Engine, Step
+from runtime_edge.inference.engine import Embedding, Engine, PrefixResult
 from runtime_edge.policy.reward import Conditions
 from runtime_edge.policy.splitter import Decision, Splitter
 from runtime_edge.policy.surroundings import Surroundings
@@ -33,11 +34,11 @@ from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.bandwidth_probe import filler_bytes
 from runtime_edge.transport.delivery import Delivery
-from runtime_edge.transport.frame_store import Outbox
-from runtime_edge.updates.head_updater import Labelling
-from runtime_edge.updates.learner_sync import Learning
+from runtime_edge.transport.frame_store import FrameStore
+from runtime_edge.updates.head_updater import HeadUpdater
+from runtime_edge.updates.learner_sync import LearnerSync
 from runtime_edge.updates.table_updater import make_splitter
-from runtime_edge.updates.updater import Swap
+from runtime_edge.updates.updater import Updater
 
 _LOG = logging.getLogger(__name__)
 _SETTLING_S = 0.02
@@ -45,7 +46,7 @@ _SETTLING_S = 0.02
 
 @dataclass(kw_only=True)
 class Pipeline:
-    """Takes windows one by one and hands each one's result to the sinks, some of them later than the next window's.
+    """Processes windows one by one and passes their results to the sinks, possibly out of order.
 
     Made in the device's loop.
     """
@@ -53,53 +54,56 @@ class Pipeline:
     config: DeviceConfig
     boot: str
     accounting: Accounting
-    compute: Compute
-    swap: Swap
+    worker: Worker
+    updater: Updater
     engine: Engine
     splitter: Splitter
     memory: DeviceMemory
     """The memory and what it says of a window."""
-    learning: Learning
+    learner_sync: LearnerSync
     """Of the splitter table, with `--learn`."""
-    labelling: Labelling
-    outbox: Outbox
+    head_updater: HeadUpdater
+    frame_store: FrameStore
     delivery: Delivery | None
     """None without a broker."""
     uplink: BandwidthEstimator
     sinks: list[Sink]
-    gone_through: Callable[[Exception | None], None]
+    window_done: Callable[[Exception | None], None]
     """Called in the loop when another window may come, or with what ends the device."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     cpu: CpuMonitor = field(default_factory=CpuMonitor)
     surroundings: Surroundings = field(default_factory=Surroundings)
     cut: str | None = None
     """Of the latest window."""
-    _taken: int = 0
-    _through: int = 0
-    """Windows that the loop has; `_taken` is counted in the capture thread."""
+    _started: int = 0
+    _received: int = 0
+    """Windows that the loop has; `_started` is counted in the capture thread."""
     _unanswered: int = 0
     """Windows that wait for the server's answer or their deadline."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def take(self, window: Captured) -> None:
-        """Run one window in this thread, always the same, and have the loop send it on. Raises what running does."""
-        self._taken += 1
-        try:
-            run = self.compute.here(self._run, window)
-        except BaseException:
-            self._taken -= 1
-            raise
-        self.loop.call_soon_threadsafe(self._has_run, *run)
+    def run_window(self, window: CapturedWindow) -> None:
+        """Run one window in the calling thread (always the same one), then pass it to the event loop.
 
-    def take_over(self) -> None:
-        """Let a bundle or table that is ready take over, between two windows."""
-        engine, table = self.swap.take()
+        Raises what running raises.
+        """
+        self._started += 1
+        try:
+            run = self.worker.run_here(self._run, window)
+        except BaseException:
+            self._started -= 1
+            raise
+        self.loop.call_soon_threadsafe(self._prefix_done, *run)
+
+    def apply_updates(self) -> None:
+        """Switch to a bundle or table that is ready, between two windows."""
+        engine, table = self.updater.take_updates()
         if engine is not None or table is not None:
-            self._spawn(self._install_between(engine, table))
+            self._spawn(self._apply(engine, table))
 
     async def settle(self) -> None:
-        """Wait for the windows that are still under way."""
-        while self._through < self._taken or self._unanswered:
+        """Wait for the windows that are still in flight."""
+        while self._received < self._started or self._unanswered:
             await asyncio.sleep(_SETTLING_S)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -110,11 +114,11 @@ class Pipeline:
             self.memory.teach_late(reply.window, embedding)
         self._refresh_memory(reply)
 
-    async def _install_between(self, engine: Engine | None, table: SplitterTable | None) -> None:
+    async def _apply(self, engine: Engine | None, table: SplitterTable | None) -> None:
         try:
-            await self.compute.run(self._install, engine, table)
+            await self.worker.run(self._install, engine, table)
         except Exception as exc:
-            self.gone_through(exc)
+            self.window_done(exc)
 
     def _install(self, engine: Engine | None, table: SplitterTable | None) -> None:
         if engine is not None:
@@ -125,10 +129,10 @@ class Pipeline:
                 self.splitter.swap(table)
             else:
                 self.splitter = make_splitter(self.engine.bundle, table, self.config)
-            self.splitter.learn(self.learning.learner_for(table))
+            self.splitter.learn(self.learner_sync.learner_for(table))
             self.accounting.table_swaps += 1
 
-    def _run(self, window: Captured) -> tuple[Underway, bool]:
+    def _run(self, window: CapturedWindow) -> tuple[InFlight, bool]:
         """Choose, run, frame and spool; and whether the frame is to be sent at once."""
         self.accounting.pcm16_bytes += 2 * self.engine.bundle.manifest.info.front_end.hop_samples
         self.accounting.stage_ms["wait"].observe((time.monotonic() - window.ready_at) * 1e3)
@@ -137,8 +141,8 @@ class Pipeline:
         extra = self.surroundings.now()
         decision = self.splitter.choose(self.memory.uncertainty, cpu, bandwidth, rtt, connected=connected, extra=extra)
         if self.delivery is None or self.config.min_cut == LOCAL:
-            decision = decision._replace(cut=LOCAL, probe=False)  # nobody to ship to, or nothing may be shipped
-        self.accounting.probes += decision.probe
+            decision = decision._replace(cut=LOCAL, explored=False)  # nobody to ship to, or nothing may be shipped
+        self.accounting.explorations += decision.explored
         engine, started = self.engine, time.monotonic()
         index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
         live = decision.cut != LOCAL and self.delivery is not None and self.delivery.has_room()
@@ -149,88 +153,88 @@ class Pipeline:
         device_ms = (time.monotonic() - started) * 1e3
         cut = engine.cut_names[index] if decision.cut != LOCAL else LOCAL
         question = self.splitter.mbps_in_question()
-        return Underway(window, decision, question, cut, engine, step, cpu, bandwidth, rtt, device_ms), live
+        return InFlight(window, decision, question, cut, engine, step, cpu, bandwidth, rtt, device_ms), live
 
-    def _frame(self, engine: Engine, window: Captured, decision: Decision, cut: int, live: bool) -> Step:
+    def _frame(self, engine: Engine, window: CapturedWindow, decision: Decision, cut: int, live: bool) -> PrefixResult:
         uncertainty = self.splitter.uncertainty
         step = engine.run(window.samples, window.index, window.capture_time_ns, cut, uncertainty, not live)
         stages = self.accounting.stage_ms
         stages["prefix"].observe(step.prefix_ms)
         if decision.cut == LOCAL:
-            self.outbox.keep_local()
+            self.frame_store.keep_local()
         else:
             stages["encode"].observe(step.encode_ms)
             started = time.perf_counter()
-            self.outbox.put(self._message_id(window), window.index, step.frame, uncertainty, claim=live)
+            self.frame_store.put(self._message_id(window), window.index, step.frame, uncertainty, claim=live)
             stages["spool"].observe((time.perf_counter() - started) * 1e3)
         return step
 
-    def _has_run(self, underway: Underway, live: bool) -> None:
-        """A window is the loop's now: what can be finished is, the rest is on its way."""
-        self._through += 1
+    def _prefix_done(self, in_flight: InFlight, live: bool) -> None:
+        """A window has arrived in the event loop: finish it, or send its frame."""
+        self._received += 1
         try:
-            self._send_on(underway, live)
-            self.take_over()
+            self._send_on(in_flight, live)
+            self.apply_updates()
         except Exception as exc:
-            self.gone_through(exc)
+            self.window_done(exc)
             return
         if self.delivery is None or self.config.realtime:
-            self.gone_through(None)
+            self.window_done(None)
         else:  # a source that does not run in real time waits for room
-            self._spawn(self._gone_through_with_room(self.delivery))
+            self._spawn(self._window_done_with_room(self.delivery))
 
-    def _send_on(self, underway: Underway, live: bool) -> None:
-        self.cut = underway.cut
-        self.accounting.cuts[underway.cut] += 1
-        if underway.step.embedding is not None:
-            self._finish(underway, underway.step.embedding, "device")
+    def _send_on(self, in_flight: InFlight, live: bool) -> None:
+        self.cut = in_flight.cut
+        self.accounting.cuts[in_flight.cut] += 1
+        if in_flight.step.embedding is not None:
+            self._finish(in_flight, in_flight.step.embedding, "device")
         if live:
-            self._exchange(underway)
+            self._exchange(in_flight)
         elif self.delivery is not None:
             self.delivery.replay_soon()
 
-    async def _gone_through_with_room(self, delivery: Delivery) -> None:
+    async def _window_done_with_room(self, delivery: Delivery) -> None:
         await delivery.wait_for_room()
-        self.gone_through(None)
+        self.window_done(None)
 
-    def _exchange(self, underway: Underway) -> None:
+    def _exchange(self, in_flight: InFlight) -> None:
         """Send one frame; the window is finished with the server's answer or, past the deadline, without it."""
         assert self.delivery is not None
-        window = underway.window
-        deadline_s = max(self.config.deadline_s - underway.device_ms / 1e3, 0.05)
-        answered = functools.partial(self._answered, underway)
+        window = in_flight.window
+        deadline_s = max(self.config.deadline_s - in_flight.device_ms / 1e3, 0.05)
+        answered = functools.partial(self._answered, in_flight)
         self._unanswered += 1
-        self.delivery.exchange(self._message_id(window), window.index, underway.step.frame, deadline_s, answered)
-        self._sound(underway.mbps_in_question, len(underway.step.frame))
+        self.delivery.exchange(self._message_id(window), window.index, in_flight.step.frame, deadline_s, answered)
+        self._bandwidth_probe(in_flight.mbps_in_question, len(in_flight.step.frame))
 
-    def _answered(self, underway: Underway, reply: Reply | None, seconds: float) -> None:
+    def _answered(self, in_flight: InFlight, reply: Reply | None, seconds: float) -> None:
         """The server's answer to a frame, or None past its deadline."""
         self._unanswered -= 1
         embedding = None
         if reply is not None:
             self.accounting.stage_ms["reply"].observe(seconds * 1e3)
             self._refresh_memory(reply)
-            embedding = None if underway.step.embedding is not None else self._embedding(reply)
+            embedding = None if in_flight.step.embedding is not None else self._embedding(reply)
         if embedding is not None and reply is not None:
             server_ms = min(reply.server_us / 1e3, seconds * 1e3)
-            self._finish(underway, embedding, "server", seconds * 1e3 - server_ms, server_ms)
-        elif underway.step.embedding is None:
-            self._spawn(self._fall_back(underway, seconds))
+            self._finish(in_flight, embedding, "server", seconds * 1e3 - server_ms, server_ms)
+        elif in_flight.step.embedding is None:
+            self._spawn(self._fall_back(in_flight, seconds))
 
-    async def _fall_back(self, underway: Underway, seconds: float) -> None:
-        """The device finishes by itself what the server has not."""
-        embedding = await self.compute.run(underway.engine.embed, underway.window.samples)
+    async def _fall_back(self, in_flight: InFlight, seconds: float) -> None:
+        """The server did not answer in time, so the device runs the rest of the encoder."""
+        embedding = await self.worker.run(in_flight.engine.embed, in_flight.window.samples)
         if embedding is not None:
-            self._finish(underway, embedding, "fallback", seconds * 1e3)
+            self._finish(in_flight, embedding, "fallback", seconds * 1e3)
 
-    def _sound(self, mbps_in_question: float | None, frame_bytes: int) -> None:
-        """Behind a frame, learn how the link is, and whether it has become better than this cut needs."""
+    def _bandwidth_probe(self, mbps_in_question: float | None, frame_bytes: int) -> None:
+        """Behind a frame, run a bandwidth probe if a faster link would change the cut."""
         assert self.delivery is not None
         table = self.splitter.table
         if table.limits.mb_per_hour is not None:
             return
         if filler := filler_bytes(self.uplink.uplink_mbits, mbps_in_question, table.hop_s, frame_bytes):
-            self._spawn(self.delivery.sound(frame_bytes, filler))
+            self._spawn(self.delivery.bandwidth_probe(frame_bytes, filler))
 
     def _embedding(self, reply: Reply) -> Embedding | None:
         """The (d,) float32 embedding of an answer; None when the server refused the frame."""
@@ -238,8 +242,8 @@ class Pipeline:
         if embedding is None:
             self.accounting.refused += reply.status != "ok"
             if reply.status in ("retired", "foreign"):
-                self._spawn(self.swap.recheck())
-            self.engine.begin_stream_anew()
+                self._spawn(self.updater.recheck())
+            self.engine.restart_stream()
             return None
         return embedding
 
@@ -252,19 +256,19 @@ class Pipeline:
 
     def _finish(
         self,
-        underway: Underway,
+        in_flight: InFlight,
         embedding: Embedding,
         where: str,
         network_ms: float = 0.0,
         server_ms: float = 0.0,
     ) -> None:
-        uncertainty = self.memory.teach(underway.window.index, embedding)
+        uncertainty = self.memory.teach(in_flight.window.index, embedding)
         if self.splitter.learner is not None:
             answer_ms = None if where == "device" else network_ms + server_ms
-            self.splitter.learner.finished(underway.window.index, uncertainty, underway.device_ms, answer_ms)
-        result = underway.result(embedding, uncertainty, where, network_ms, server_ms)
-        result = self.labelling.label(result, underway.engine.bundle.manifest.info, embedding)
-        self.accounting.finish(underway.cut, where, result.latency_ms)
+            self.splitter.learner.finished(in_flight.window.index, uncertainty, in_flight.device_ms, answer_ms)
+        result = in_flight.result(embedding, uncertainty, where, network_ms, server_ms)
+        result = self.head_updater.label(result, in_flight.engine.bundle.manifest.info, embedding)
+        self.accounting.finish(in_flight.cut, where, result.latency_ms)
         for sink in self.sinks:
             try:
                 sink.put(result)
@@ -272,7 +276,7 @@ class Pipeline:
                 # A full disk under the results, or a user's callback, must not end the capture.
                 self._count_error(exc)
 
-    def _message_id(self, window: Captured) -> str:
+    def _message_id(self, window: CapturedWindow) -> str:
         return subjects.message_id(self.config.device, self.boot, window.index)
 
     def _count_error(self, exc: Exception) -> None:

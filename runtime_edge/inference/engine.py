@@ -21,7 +21,7 @@ Embedding = npt.NDArray[np.float32]
 ACTIVATION_ENCODINGS = ("int8", "float16", "float32")
 
 
-class Step(msgspec.Struct, frozen=True):
+class PrefixResult(msgspec.Struct, frozen=True):
     """What running a window up to a cut gave."""
 
     frame: bytes
@@ -69,10 +69,10 @@ class Engine:
         self._codecs = [CutCodec(cut, name) for cut, name in zip(self.cuts, names, strict=True)]
         self._stream = stream
 
-    def begin_stream_anew(self) -> None:
-        """The server has lost the thread of the waveform's stream."""
+    def restart_stream(self) -> None:
+        """The server cannot decode the audio stream any further: start a new one with the next window."""
         if self._stream is not None:
-            self._stream.begin_anew()
+            self._stream.restart()
 
     @property
     def last_cut(self) -> int:
@@ -91,7 +91,7 @@ class Engine:
         cut: int,
         uncertainty: float,
         finish: bool,
-    ) -> Step:
+    ) -> PrefixResult:
         """Run one window (samples,) up to `cut` and frame its activation; with `finish` go on to the embedding.
 
         There is no going on where the memory limit has no room for the blocks behind the cut.
@@ -101,7 +101,7 @@ class Engine:
         activation = self.prefix.advance(cut)
         ran = time.perf_counter()
         if cut == 0 and self._stream is not None:
-            # What is not sent now is spooled, and comes when it comes.
+            # A frame that is not sent now is spooled and may arrive at any later time.
             encoding, compressed = self._stream.encoding, False
             payload: bytes | memoryview = self._stream.encode(samples, window, alone=finish)
         else:
@@ -113,7 +113,7 @@ class Engine:
         framed = time.perf_counter()
         whole = cut == self.last_cut or (finish and self.prefix.fits(self.last_cut))
         embedding = self.prefix.advance(self.last_cut)[0].copy() if whole else None
-        return Step(frame, encoding, embedding, (ran - started) * 1e3, (framed - ran) * 1e3)
+        return PrefixResult(frame, encoding, embedding, (ran - started) * 1e3, (framed - ran) * 1e3)
 
     def embed(self, samples: npt.NDArray[np.float32]) -> Embedding | None:
         """Embedding (d,) of one window (samples,); None where the memory limit has no room for the whole encoder."""

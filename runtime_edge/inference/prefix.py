@@ -11,7 +11,7 @@ from runtime_edge.errors import SelfTestError, UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.inference.contract import Array, LoadedBlock, RuntimeOptions
 from runtime_edge.inference.factory import open_backend
-from runtime_edge.inference.self_test import probe_waveform
+from runtime_edge.inference.self_test import self_test_waveform
 from runtime_edge.system import rss_mb
 
 _LATELY_WINDOWS = 64
@@ -125,11 +125,11 @@ class Prefix:
             progress(index)
 
     def self_test(self) -> float:
-        """Embed the probe chirp and compare with the bundle; returns the largest error. Raises SelfTestError."""
+        """Embed the self-test chirp and compare with the bundle; returns the largest error. Raises SelfTestError."""
         info = self.bundle.manifest.info
         test = info.self_test.variants.get(self.variant, info.self_test)
         expected = np.frombuffer(test.embedding, "<f4")
-        found = self.embed(probe_waveform(info.front_end.window_samples, info.front_end.sample_rate))
+        found = self.embed(self_test_waveform(info.front_end.window_samples, info.front_end.sample_rate))
         error = float(np.max(np.abs(found - expected)))
         if not error <= test.tolerance:
             raise SelfTestError(

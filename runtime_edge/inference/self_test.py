@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def probe_waveform(samples: int, sample_rate: int) -> npt.NDArray[np.float32]:
+def self_test_waveform(samples: int, sample_rate: int) -> npt.NDArray[np.float32]:
     """A chirp from 100 Hz to 0.45 of the sample rate with four decaying bursts; (samples,) float32 in [-1, 1]."""
     time = np.arange(samples, dtype=np.float64) / sample_rate
     duration = samples / sample_rate

@@ -27,7 +27,7 @@ _OPEN_WINDOWS = 256
 
 
 @dataclass
-class _Open:
+class _OpenDecision:
     """A window that is not finished yet."""
 
     row: int
@@ -46,7 +46,7 @@ class OnlineLearner:
         self._whole = whole(table.costs)
         self._rows: dict[int, list[float]] = {}
         self._visits: dict[tuple[int, int], int] = {}
-        self._windows: dict[int, _Open] = {}
+        self._windows: dict[int, _OpenDecision] = {}
         self._latest: int | None = None
         self._lock = threading.Lock()
         self.updates = 0
@@ -67,7 +67,7 @@ class OnlineLearner:
             if before is not None and self._latest is not None:
                 before.next_row = row
                 self._learn(self._latest, before)
-            self._windows[window], self._latest = _Open(row, action, at), window
+            self._windows[window], self._latest = _OpenDecision(row, action, at), window
             if len(self._windows) > _OPEN_WINDOWS:  # never finished: nothing to learn
                 self._windows.pop(next(iter(self._windows)))
 
@@ -102,7 +102,7 @@ class OnlineLearner:
             ]
         return Learnt(device=self._device, target=self._table.target, table=self._table.digest, cells=cells)
 
-    def _learn(self, window: int, done: _Open) -> None:
+    def _learn(self, window: int, done: _OpenDecision) -> None:
         if done.reward is None or done.next_row is None:
             return
         del self._windows[window]

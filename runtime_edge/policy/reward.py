@@ -35,7 +35,7 @@ class Conditions(NamedTuple):
     rtt_ms: Any
 
 
-class Terms(NamedTuple):
+class RewardTerms(NamedTuple):
     """The consequences of an action and the terms of its reward, shaped as the conditions."""
 
     latency_ms: Any
@@ -59,7 +59,7 @@ class Terms(NamedTuple):
 
 def terms(
     action: ActionCosts, rest_of: ActionCosts, uplink: Uplink, reward: Reward, limits: Limits, at: Conditions
-) -> Terms:
+) -> RewardTerms:
     """Play one action. `rest_of` is the action that runs the whole encoder."""
     slowdown = 1 / (1 - np.minimum(at.cpu, MAX_LOAD))
     waits = action.teaches  # only a cut before the last teaches, and only there is the answer the embedding
@@ -75,7 +75,7 @@ def terms(
         + uplink.transmit_w * np.minimum(transfer_ms, uplink.deadline_ms)
     )
     too_late = 0.0 if limits.latency_p95_ms is None else latency_ms > limits.latency_p95_ms
-    return Terms(
+    return RewardTerms(
         latency_ms,
         energy_mj,
         reward.alpha * quality(action, at.uncertainty),

@@ -44,7 +44,7 @@ class Decision(NamedTuple):
     action: int
     """Index into the table's actions."""
     row: int
-    probe: bool
+    explored: bool
     """Shipped earlier than the policy would, for the server to learn from."""
 
 
@@ -148,13 +148,13 @@ class Splitter:
         if not connected:
             spooled = self._afforded(row, plan.to_spool, None)[0] if plan.capped else plan.to_spool
             return Decision(plan.names[spooled], spooled, row, False)
-        action, probe = self._steady(row), None
+        action, exploration = self._steady(row), None
         if plan.table.probe_rate and self._random.random() < plan.table.probe_rate:
-            probe = self._probe(action, bandwidth_mbps)
+            exploration = self._explore(action, bandwidth_mbps)
         if plan.capped:
-            action, probe = self._afforded(row, action, probe)
-        chosen = action if probe is None else probe
-        return Decision(plan.names[chosen], chosen, row, probe is not None)
+            action, exploration = self._afforded(row, action, exploration)
+        chosen = action if exploration is None else exploration
+        return Decision(plan.names[chosen], chosen, row, exploration is not None)
 
     def mbps_in_question(self) -> float | None:
         """The next uplink rate above the present one at which another action would be better; None if there is none.
@@ -212,19 +212,19 @@ class Splitter:
         bins, before = self._bins, self._changed_at
         return not before or any(abs(bins[axis] - before[axis]) >= enough for axis, enough in self._plan.moving)
 
-    def _afforded(self, row: int, action: int, probe: int | None) -> tuple[int, int | None]:
-        """The same, unless the cap on bytes does not allow it now: then no probe, or the best action that it does."""
+    def _afforded(self, row: int, action: int, exploration: int | None) -> tuple[int, int | None]:
+        """The same, unless the cap on bytes forbids it now: then no exploration, or the best affordable action."""
         plan = self._plan
         self._allowance = min(plan.allowance.size, self._allowance + plan.allowance.refill)
-        if probe is not None and plan.bytes[probe] > self._allowance:
-            probe = None
-        if probe is None and plan.bytes[action] > self._allowance:
+        if exploration is not None and plan.bytes[exploration] > self._allowance:
+            exploration = None
+        if exploration is None and plan.bytes[action] > self._allowance:
             affordable = [other for other in plan.open if plan.bytes[other] <= self._allowance]
             action = max(affordable, key=self._q(row).__getitem__) if affordable else plan.smallest
-        self._allowance -= plan.bytes[action if probe is None else probe]
-        return action, probe
+        self._allowance -= plan.bytes[action if exploration is None else exploration]
+        return action, exploration
 
-    def _probe(self, action: int, bandwidth_mbps: float) -> int | None:
+    def _explore(self, action: int, bandwidth_mbps: float) -> int | None:
         """An earlier cut than `action` whose transfer takes at most `reward.t_max_ms`."""
         plan = self._plan
         room = bandwidth_mbps * BYTES_PER_MS * plan.table.reward.t_max_ms

@@ -25,7 +25,7 @@ def measured(sysfs: Path = SYSFS) -> dict[str, float]:
 
 
 class Surroundings:
-    """The measurements, taken anew every `PERIOD_S`. One whose sensor falls silent keeps its last value."""
+    """The measurements, renewed every `PERIOD_S`. When a sensor stops answering, its last value is kept."""
 
     def __init__(
         self, measure: Callable[[], Mapping[str, float]] = measured, clock: Callable[[], float] = time.monotonic

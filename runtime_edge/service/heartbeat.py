@@ -12,30 +12,34 @@ import msgspec
 
 from runtime_edge.errors import SpoolError
 from runtime_edge.service.sd_notify import Notifier
-from runtime_edge.service.status import STALE_S, Status, write_status
-from runtime_edge.transport.connection import Link
+from runtime_edge.service.status import STALE_S, DeviceStatus, write_status
+from runtime_edge.transport.connection import Connection
 
 _LOG = logging.getLogger(__name__)
 _PERIOD_S = 5.0
 
 
 class Heartbeat:
-    """Takes the device's status again and again.
+    """Reports the device's status periodically.
 
     Args:
         state: the device's state directory.
-        take: makes a status. It must take its turn among the windows: when one is stuck no status comes, no sign of
-            life reaches systemd, and its watchdog starts the device again.
+        make_status: makes a status, in its turn among the windows: when one is stuck no status comes, no sign of life
+            reaches systemd, and its watchdog starts the device again.
         link: where the server hears the report, if there is one.
         notifier: systemd's side.
     """
 
     def __init__(
-        self, state: Path, take: Callable[[str | None], Awaitable[Status]], link: Link | None, notifier: Notifier
+        self,
+        state: Path,
+        make_status: Callable[[str | None], Awaitable[DeviceStatus]],
+        connection: Connection | None,
+        notifier: Notifier,
     ) -> None:
-        self._state, self._take, self._link, self._notifier = state, take, link, notifier
+        self._state, self._make_status, self._connection, self._notifier = state, make_status, connection, notifier
         self._period_s = min(_PERIOD_S, (notifier.watchdog_s or _PERIOD_S * 3) / 3)
-        self.latest: Status | None = None
+        self.latest: DeviceStatus | None = None
 
     async def beat_forever(self) -> None:
         """Until cancelled."""
@@ -44,33 +48,33 @@ class Heartbeat:
                 await self._beat()
             except SpoolError as exc:
                 _LOG.warning("%s", exc)
-                self._notifier.alive()  # starting again mends no disk
+                self._notifier.alive()  # a restart does not repair a disk
             await asyncio.sleep(self._period_s)
 
     async def last(self, reason: str) -> None:
-        """The device ends, and can say why."""
+        """Write the final status, with the reason for the end."""
         self._notifier.stopping()
         with contextlib.suppress(SpoolError):
-            await self._write(await self._take(reason))
+            await self._write(await self._make_status(reason))
 
     async def _beat(self) -> None:
-        status = self.latest = await self._take(None)
+        status = self.latest = await self._make_status(None)
         await self._write(status)
         self._notifier.status(sentence(status))
-        if status.source_silent_s < STALE_S:  # a microphone that has died may come back with a new start
+        if status.source_silent_s < STALE_S:  # a restart may bring back a microphone that has failed
             self._notifier.alive()
-        if self._link is not None and self._link.connected:
-            await self._link.put_presence(msgspec.json.encode(status.report))
+        if self._connection is not None and self._connection.connected:
+            await self._connection.put_presence(msgspec.json.encode(status.report))
 
-    async def _write(self, status: Status) -> None:
+    async def _write(self, status: DeviceStatus) -> None:
         try:
-            # In a thread: a card that takes its time must not hold up replies.
+            # In a thread: a slow memory card must not delay replies.
             await asyncio.to_thread(write_status, self._state, status)
         except OSError as exc:
             _LOG.warning("%s: the status cannot be written (%s)", self._state, exc.strerror or exc)
 
 
-def sentence(status: Status) -> str:
+def sentence(status: DeviceStatus) -> str:
     """One line for `systemctl status`."""
     report, link = status.report, status.uplink
     away = "" if link.connected else "no server"

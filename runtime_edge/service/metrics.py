@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from runtime_edge.base.prometheus import counters, gauge, histograms, info, require, serve
 from runtime_edge.errors import UsageError
-from runtime_edge.service.status import Status
+from runtime_edge.service.status import DeviceStatus
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -28,7 +28,7 @@ class MetricsServer:
         UsageError: the port is taken.
     """
 
-    def __init__(self, port: int, latest: Callable[[], Status | None]) -> None:
+    def __init__(self, port: int, latest: Callable[[], DeviceStatus | None]) -> None:
         require()
 
         def families() -> Iterable[Metric]:
@@ -48,7 +48,7 @@ class MetricsServer:
         self._thread.join()
 
 
-def metrics(status: Status) -> Iterator[Metric]:
+def metrics(status: DeviceStatus) -> Iterator[Metric]:
     """Every metric of a status. Labels are stages, reasons, cuts of the bundle and names of errors: all bounded."""
     described = {"device": status.device, "target": status.target, "bundle": status.encoder.bundle}
     described |= {"variant": status.encoder.variant, "runtime": status.encoder.runtime}
@@ -63,7 +63,7 @@ def metrics(status: Status) -> Iterator[Metric]:
     yield histograms(_PREFIX + "stage_seconds", "Time of one step of a window's way.", "stage", stages)
 
 
-def _gauges(status: Status) -> Iterator[tuple[str, str, float | None]]:
+def _gauges(status: DeviceStatus) -> Iterator[tuple[str, str, float | None]]:
     report, uplink, spool, vitals = status.report, status.uplink, status.spool, status.health
     yield "generation", "Of the bundle that runs.", status.encoder.generation
     yield "on_trial", "Whether the bundle still has to prove itself.", status.encoder.on_trial
@@ -85,7 +85,7 @@ def _gauges(status: Status) -> Iterator[tuple[str, str, float | None]]:
     yield "status_age_seconds", "Age of these numbers.", time.monotonic() - status.written_monotonic
 
 
-def _counters(status: Status) -> Iterator[tuple[str, str, str, dict[str, int]]]:
+def _counters(status: DeviceStatus) -> Iterator[tuple[str, str, str, dict[str, int]]]:
     """(name, text, label or nothing, counts by label)."""
     report, audio = status.report, status.audio
     fates = {fate: report[f"windows_{fate}"] for fate in ("acked", "local", "dropped")}

@@ -28,7 +28,7 @@ STALE_S = 30.0
 _MAX_BYTES = 1 << 20
 
 
-class Encoder(msgspec.Struct, frozen=True, kw_only=True):
+class EncoderStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What runs."""
 
     generation: int
@@ -41,7 +41,7 @@ class Encoder(msgspec.Struct, frozen=True, kw_only=True):
     on_trial: bool
 
 
-class Uplink(msgspec.Struct, frozen=True, kw_only=True):
+class UplinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The way to the server; rates as the splitter sees them."""
 
     broker: str | None
@@ -52,7 +52,7 @@ class Uplink(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the last frames that were not answered in time."""
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
+class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One moment of a device. Times are seconds since the epoch."""
 
     device: str
@@ -64,12 +64,12 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The clock that never jumps; comparable between processes until the machine starts again."""
     ended: str | None
     """Why, when it has ended and could say so."""
-    encoder: Encoder
+    encoder: EncoderStatus
     cut: str | None
     """Of the latest window."""
     uncertainty: float | None
     cpu: float
-    uplink: Uplink
+    uplink: UplinkStatus
     spool: SpoolState
     audio: Counters
     source_silent_s: float
@@ -94,20 +94,20 @@ def lock_file(state: Path) -> Path:
     return state / "running.lock"
 
 
-def write_status(state: Path, status: Status) -> None:
+def write_status(state: Path, status: DeviceStatus) -> None:
     """Replace what was said before. Raises OSError."""
     write_atomic(status_file(state), msgspec.json.encode(status), durable=False)
 
 
-def read_status(state: Path) -> Status | None:
+def read_status(state: Path) -> DeviceStatus | None:
     """What the device said last; None when it has never run from here. Raises FormatError."""
     path = status_file(state)
     if not path.exists():
         return None
-    return strict.read(path, Status, _MAX_BYTES, fix="; start the device again")
+    return strict.read(path, DeviceStatus, _MAX_BYTES, fix="; start the device again")
 
 
-def problems(state: Path, status: Status) -> list[str]:
+def problems(state: Path, status: DeviceStatus) -> list[str]:
     """What is wrong with a device, in words; empty when it runs and all is well."""
     if not is_locked(lock_file(state)):
         return [f"not running: {status.ended or 'it ended without a word (killed, or the power failed)'}"]

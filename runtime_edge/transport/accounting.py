@@ -44,7 +44,7 @@ class Accounting:
     generation_end: int = 0
     replayed: int = 0
     refused: int = 0
-    probes: int = 0
+    explorations: int = 0
     errors: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     latency_ms: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=4096)))
     """The latest ones by cut, so that memory stays bounded over months."""
@@ -92,7 +92,7 @@ class Accounting:
             "inherited_dropped": self.inherited_dropped,
             "windows_replayed": self.replayed,
             "windows_refused": self.refused,
-            "probes": self.probes,
+            "probes": self.explorations,
             "cuts": dict(self.cuts),
             "finished": dict(self.finished),
             "bytes_sent": self.bytes_sent,

@@ -43,8 +43,8 @@ class BandwidthEstimator:
     expected time by more than jitter explains means that the link has changed: it counts as a sample of each 100 ms
     since the last frame, as in the method, so that the estimate is there after one or two frames.
 
-    `observe_round_trip` learns from a probe in front of a frame, where `asks_round_trip` says that it is worth one, and
-    `observe_pair` from a sounding behind it, which tells round trip and transfer apart by itself.
+    `observe_round_trip` learns from a ping in front of a frame (`wants_ping` says when that is worthwhile), and
+    `observe_pair` from a bandwidth probe behind it, which measures round trip and transfer separately.
 
     An estimate that no large frame has confirmed for 5 s doubles every 5 s, up to 100 Mbit/s: a device that was
     driven to small frames by a thin link would otherwise never learn that the link has recovered.
@@ -80,11 +80,11 @@ class BandwidthEstimator:
         self._outcomes: deque[bool] = deque(maxlen=_LOSS_MEMORY)
         self._lock = threading.Lock()
 
-    def asks_round_trip(self, bytes_sent: int) -> bool:
-        """Whether a probe in front of a frame would tell what its acknowledgement does not.
+    def wants_ping(self, bytes_sent: int) -> bool:
+        """Whether to ping before a frame, because its acknowledgement alone would not tell the round trip.
 
-        A small frame's is a round trip itself. Over a link that takes no time worth speaking of for the frame, one
-        probe in 5 s will do: a slower one shows in the frame's own time.
+        A small frame's acknowledgement is a round trip itself. On a link so fast that the frame's transfer time is
+        negligible, one ping in 5 s is enough: if the link slows down, the frame's own time shows it.
         """
         with self._lock:
             if bytes_sent < TELLING_BYTES:
@@ -94,7 +94,7 @@ class BandwidthEstimator:
             return self._bits is None or self._expected_s(bytes_sent * 8.0) > _NEGLIGIBLE_S
 
     def sending(self, bytes_sent: int) -> None:
-        """A frame has just begun its way, alone: from when it is overdue, the estimate is no better than it shows."""
+        """A frame has been sent with no other in flight. Once it is overdue, it limits the estimate."""
         with self._lock:
             self._under_way = (self._now(), bytes_sent * 8.0)
 
@@ -130,22 +130,22 @@ class BandwidthEstimator:
             waited_s = transfer_s * bytes_before / max(bytes_between, 1)
             if waited_s < rtt_s:
                 self._learn_rtt(rtt_s - waited_s)
-            # A rate that would be over in less than the jitter cannot be told from a higher one.
+            # A transfer shorter than the jitter cannot be told from an even shorter one.
             self._learn_bandwidth(bytes_between * 8.0, max(transfer_s, _PAIR_JITTER_S / 2), _PAIR_JITTER_S)
 
     def is_rise(self, bytes_between: int, transfer_s: float) -> bool:
-        """Whether a sounding shows a faster link than is known, by more than jitter explains."""
+        """Whether a bandwidth probe shows a faster link than the estimate, by more than jitter explains."""
         return self._gained_s(bytes_between, transfer_s) > _UNEXPLAINED * _PAIR_JITTER_S
 
     def is_clear_rise(self, bytes_between: int, transfer_s: float) -> bool:
-        """Whether it shows one at least twice as fast, by more than packets wait for each other on most ways, and the
-        round trip is so long that there is no time for a sounding more until the next window.
+        """Whether it shows a link at least twice as fast, by more than packet bunching explains, while the round trip
+        is too long for another bandwidth probe before the next window.
         """
         gained_s = self._gained_s(bytes_between, transfer_s)
         return self._rtt_s > _LONG_WAY_S and gained_s > max(_LONGEST_WAIT_S, transfer_s)
 
-    def asks_confirmation(self, bytes_between: int, transfer_s: float, confirmations: int) -> bool:
-        """Whether what a sounding shows, after so many confirmations, has to be confirmed before it is believed."""
+    def needs_confirmation(self, bytes_between: int, transfer_s: float, confirmations: int) -> bool:
+        """Whether a bandwidth probe's result, after `confirmations`, needs another confirmation before it counts."""
         if confirmations and self.is_clear_rise(bytes_between, transfer_s):
             return False
         return self.is_rise(bytes_between, transfer_s)
@@ -165,7 +165,7 @@ class BandwidthEstimator:
         with self._lock:
             if self._bits is None:
                 return self._initial_mbits
-            # From nothing at all no hope would grow.
+            # Doubling zero would give zero.
             known = max(_MIN_MBITS, self._bits / 1e6 / max(self._transfer_s, 1e-9))
             stale_s = max(0.0, self._now() - self._bandwidth_learnt_at - _STALE_S)
             growth: float = 2.0 ** min(stale_s / _STALE_S, 60.0)
@@ -185,17 +185,17 @@ class BandwidthEstimator:
             return sum(self._outcomes) / len(self._outcomes) if self._outcomes else 0.0
 
     def _shown_mbits(self, hoped: float) -> float:
-        """The most that the frame under way leaves possible; endless until it is overdue."""
+        """The highest rate that the frame in flight still allows; infinite until it is overdue."""
         if self._under_way is None:
             return math.inf
         since, bits = self._under_way
         transfer_s = self._now() - since - self._rtt_s
-        # Of a frame that was lost no word may ever come.
+        # A lost frame may never be acknowledged.
         overdue = _UNEXPLAINED * _JITTER_S < transfer_s - bits / 1e6 / hoped < _MINUTE_SECONDS
         return bits / 1e6 / transfer_s if overdue else math.inf
 
     def _gained_s(self, bytes_between: int, transfer_s: float) -> float:
-        """How much sooner a sounding's second answer came than at the rate that is known; 0 while none is."""
+        """Seconds that a bandwidth probe's second answer came earlier than estimated; 0 without an estimate."""
         with self._lock:
             if self._bits is None or not bytes_between:
                 return 0.0
@@ -230,7 +230,7 @@ class BandwidthEstimator:
         """Time without the round trip, but 2 % of it at least: jitter and wrong times stay harmless."""
         rtt_s = self._rtt_s
         if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > _MINUTE_SECONDS:
-            # Nobody measured it lately; all that is known is that the fastest frame took longer.
+            # There is no recent round trip; all that is known is that the fastest frame took longer.
             rtt_s = min(rtt_s, self._floor_s() / 2, seconds / 2)
         return max(seconds - rtt_s, seconds / 50)
 

@@ -1,4 +1,4 @@
-"""How far to look for a better link: a little filler between two empty round trips.
+"""The bandwidth probe: a little filler between two pings finds out whether the link has become faster.
 
 A device that ships small frames over a thin link learns nothing of the link's recovery. Only where a faster link would
 change the cut it sends, right behind each frame, two pings and between them filler of at most SHARE of the uplink: how
@@ -18,7 +18,9 @@ CONFIRMATIONS, CONFIRMING = 2, 4
 
 
 def filler_bytes(uplink_mbits: float, mbps_in_question: float | None, hop_s: float, frame_bytes: int) -> int:
-    """Bytes of filler after a frame of so many bytes; 0 when the frame told as much, or no rate is in question."""
+    """Bytes of filler to send after a frame of `frame_bytes`; 0 when the frame is large enough itself, or no faster
+    link would change the cut.
+    """
     if mbps_in_question is None:
         return 0
     share = int(SHARE * uplink_mbits * 125_000 * hop_s)
@@ -27,5 +29,5 @@ def filler_bytes(uplink_mbits: float, mbps_in_question: float | None, hop_s: flo
 
 
 def confirming_bytes(filler_bytes: int) -> int:
-    """Bytes of filler that confirm what so many have shown."""
+    """Bytes of filler for the probe that confirms one of `filler_bytes`."""
     return min(CONFIRMING * filler_bytes, LARGEST_BYTES)

@@ -1,9 +1,9 @@
-"""The device's side of the broker: publish frames, await replies, watch keys, fetch objects.
+"""The device's connection to the broker: publish frames, await replies, watch keys, fetch objects.
 
-link = Link(url, "pi-1", boot)
-await link.connect()
-link.expect(window, 1.0, on_answer)                           # the server's answer, once it comes
-link.send(message_id, window, frame, on_stored)               # the broker's acknowledgement, once it comes
+connection = Connection(url, "pi-1", boot, late_reply)
+await connection.connect()
+connection.expect(window, 1.0, on_answer)                     # the server's reply
+connection.send(message_id, window, frame, on_stored)         # the broker's acknowledgement
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from runtime_edge.errors import AccessError, LinkError, SscError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials, explain, servers
 from runtime_edge.formats.wire import Reply
-from runtime_edge.transport import direct_get as buckets
+from runtime_edge.transport import direct_get
 from runtime_edge.transport.fast_client import DirectClient
-from runtime_edge.transport.pending import Inbox, OnAnswer, OnStored
+from runtime_edge.transport.pending import OnAnswer, OnStored, PendingAnswers
 
 _LOG = logging.getLogger(__name__)
 FRAME_OVERHEAD_BYTES = 160
@@ -35,7 +35,7 @@ FRAME_OVERHEAD_BYTES = 160
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 2.0
-_REFUSED_PAUSE_S = 30.0
+REFUSED_PAUSE_S = 30.0
 _PING_S = 2
 _LONGEST_WATCH_PAUSE_S = 30.0
 
@@ -43,11 +43,11 @@ OnChange = Callable[[str, bytes], Awaitable[None]]
 LateReply = Callable[[Reply], None]
 
 
-class Link:
-    """One connection to the broker that outlives the broker's restarts.
+class Connection:
+    """A connection to the broker that reconnects by itself when the broker restarts.
 
-    Of JetStream it uses publishing and direct reads alone, never a consumer: a subject says all that is asked for, so
-    the broker can hold a device to its own subjects.
+    It only publishes to JetStream and reads from it directly, and never creates a consumer. Each request is therefore
+    fully described by its subject, and subject permissions are enough to confine a device to its own data.
     """
 
     def __init__(
@@ -57,11 +57,13 @@ class Link:
         boot: str,
         late_reply: LateReply,
         credentials: Credentials | None = None,
-        recheck_s: float = buckets.RECHECK_S,
+        recheck_s: float = direct_get.RECHECK_S,
+        refused_pause_s: float = REFUSED_PAUSE_S,
     ) -> None:
         """`url` may name several brokers of a cluster, with commas between them.
 
         Keys that are watched are read again after at most `recheck_s`, in case news of them got lost.
+        A broker that refuses the credentials is asked again after at most `refused_pause_s`.
 
         Raises UsageError or FormatError when the credentials cannot be read.
         """
@@ -69,14 +71,14 @@ class Link:
         self._frames, self._filler = subjects.frames(device), subjects.filler(device)
         self._credentials = credentials or Credentials()
         self._credentials.options(url)
-        self._inbox = Inbox(late_reply)
-        self._client = DirectClient(self._inbox.take)
-        self._recheck_s = recheck_s
+        self._pending = PendingAnswers(late_reply)
+        self._client = DirectClient(self._pending.receive)
+        self._recheck_s, self._refused_pause_s = recheck_s, refused_pause_s
         self._lost = asyncio.Event()
         self._refusals: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._random = np.random.default_rng(zlib.crc32(device.encode()))
-        # A fleet spreads over the brokers, and each device goes through all of them in an order of its own.
+        # Each device tries the brokers in its own random order, which spreads a fleet over them.
         self._servers = servers(url)
         self._random.shuffle(self._servers)
         self._watches: list[tuple[str, str, OnChange]] = []
@@ -87,7 +89,7 @@ class Link:
     @property
     def bad_replies(self) -> int:
         """Answers that could not be read."""
-        return self._inbox.bad_replies
+        return self._pending.bad_replies
 
     @property
     def connected(self) -> bool:
@@ -95,7 +97,7 @@ class Link:
         return not self.trouble and self._client.is_connected
 
     async def connect(self, timeout_s: float = 5.0) -> None:
-        """Connect once; afterwards the connection mends itself for ever. Raises LinkError when no broker answers."""
+        """Connect once; later losses are repaired in the background. Raises LinkError when no broker answers."""
         for more in range(len(self._servers) - 1, -1, -1):
             try:
                 await self._connect(timeout_s)
@@ -105,9 +107,9 @@ class Link:
                     raise
         self._keeper = asyncio.create_task(self._keep())
 
-    async def connect_at_last(self) -> None:
-        """Until the first connection stands; a broker that is away at the start is no reason to stop."""
-        await self._connect_patiently()
+    async def connect_with_retries(self) -> None:
+        """Retry until the first connection is made: a broker that is down at the start is no reason to stop."""
+        await self._connect_with_retries()
         self._keeper = asyncio.create_task(self._keep())
 
     def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
@@ -115,7 +117,7 @@ class Link:
 
         An answer that comes later goes to the late-reply callback.
         """
-        self._inbox.expect(window, deadline_s, on_answer)
+        self._pending.expect(window, deadline_s, on_answer)
 
     def send(
         self, message_id: str, window: int | None, frame: bytes, on_stored: OnStored, timeout_s: float = 10.0
@@ -127,12 +129,12 @@ class Link:
         """
         headers = {subjects.MESSAGE_ID_HEADER: message_id, subjects.STREAM_HEADER: subjects.STREAM}
         if window is not None:
-            headers[subjects.REPLY_HEADER] = f"{self._inbox.name}.{window}"
-        acknowledge = self._inbox.acknowledgement(timeout_s, on_stored)
+            headers[subjects.REPLY_HEADER] = f"{self._pending.name}.{window}"
+        acknowledge = self._pending.acknowledgement(timeout_s, on_stored)
         try:
             self._client.write_message(self._frames, frame, acknowledge, headers)
         except BROKER_ERRORS as exc:
-            self._inbox.not_sent(acknowledge)
+            self._pending.not_sent(acknowledge)
             raise LinkError(f"broker {self.url}: frame {message_id} not sent ({reason(exc)})") from None
 
     async def publish(self, subject: str, data: bytes) -> None:
@@ -149,14 +151,14 @@ class Link:
     async def value(self, bucket: str, key: str) -> bytes | None:
         """The present value of a key, or None. Raises LinkError when the broker does not answer."""
         try:
-            return await buckets.value(self._client, bucket, key)
+            return await direct_get.value(self._client, bucket, key)
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: {bucket}/{key} cannot be read ({reason(exc)})") from None
 
     async def fetch(self, name: str, limit_bytes: int) -> bytes:
         """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""
         try:
-            return await buckets.fetch_object(self._client, name, limit_bytes)
+            return await direct_get.fetch_object(self._client, name, limit_bytes)
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: object {name} cannot be fetched ({reason(exc)})") from None
 
@@ -166,18 +168,18 @@ class Link:
             subject = subjects.bucket_subject(subjects.PRESENCE, self.device)
             await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(subjects.PRESENCE))
 
-    def probe(self, on_answer: Callable[[float], None]) -> None:
-        """Have the broker answer at once, in a packet of its own; the callback gets the seconds that took.
+    def ping(self, on_answer: Callable[[float], None]) -> None:
+        """Measure an empty round trip to the broker; the callback gets the seconds it took.
 
-        Nobody listens to filler, and that is what the broker answers. Raises LinkError.
+        The message goes to a subject without subscribers, so the broker answers with a 503 at once. Raises LinkError.
         """
         try:
-            self._client.write_message(self._filler, b"", self._inbox.round_trip(on_answer))
+            self._client.write_message(self._filler, b"", self._pending.round_trip(on_answer))
         except BROKER_ERRORS as exc:
-            raise LinkError(f"broker {self.url}: a probe is not sent ({reason(exc)})") from None
+            raise LinkError(f"broker {self.url}: a ping cannot be sent ({reason(exc)})") from None
 
-    async def sound(self, filler: bytes) -> tuple[float, float]:
-        """Two pings with `filler` between them: seconds the first took, and how much later the second was answered.
+    async def bandwidth_probe(self, filler: bytes) -> tuple[float, float]:
+        """Send two pings around `filler`; return the first one's seconds and the delay of the second behind it.
 
         Raises LinkError when an answer does not come in time.
         """
@@ -211,12 +213,12 @@ class Link:
         await disconnect(self._client)
 
     async def _connect(self, timeout_s: float = 5.0) -> None:
-        """One attempt at one broker, which the first error ends; the next attempt is at another one.
+        """Try one broker and stop at the first error; the next attempt uses the next broker.
 
         Raises LinkError, and FormatError for unreadable credentials.
         """
         self._servers.append(server := self._servers.pop(0))
-        self._client, self._lost = DirectClient(self._inbox.take), asyncio.Event()
+        self._client, self._lost = DirectClient(self._pending.receive), asyncio.Event()
         lost, connecting = self._lost, True
 
         async def on_error(exc: Exception) -> None:
@@ -227,7 +229,7 @@ class Link:
 
         async def on_closed() -> None:
             lost.set()
-            self._inbox.connection_lost()
+            self._pending.connection_lost()
 
         try:
             await within(
@@ -257,11 +259,11 @@ class Link:
         if self._refusals:
             await disconnect(self._client)
             raise AccessError(f"broker {self.url}: the credentials {self._credentials.nkey} are not {self.device}'s")
-        self._inbox.name, self.trouble = self._client.inbox, ""
+        self._pending.name, self.trouble = self._client.inbox, ""
         self._restart_watchers()
 
-    async def _connect_patiently(self) -> None:
-        """Until connected; when all brokers were tried, with pauses that grow and that differ from device to device."""
+    async def _connect_with_retries(self) -> None:
+        """Retry until connected. After each round over all brokers it waits, with exponential backoff and jitter."""
         pause_s = _FIRST_PAUSE_S
         for attempt in itertools.count(1):
             try:
@@ -271,7 +273,7 @@ class Link:
                     refused = not isinstance(exc, LinkError) or isinstance(exc, AccessError)
                     _LOG.log(logging.WARNING if refused else logging.INFO, "%s; frames wait in the spool", exc)
                 self.trouble = str(exc)
-                longest_s = _REFUSED_PAUSE_S if isinstance(exc, AccessError) else pause_s
+                longest_s = self._refused_pause_s if isinstance(exc, AccessError) else pause_s
             if attempt % len(self._servers) == 0:
                 await asyncio.sleep(longest_s * self._random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -284,27 +286,27 @@ class Link:
             _LOG.info("broker is away")
             # A whole fleet has lost it at this moment.
             await asyncio.sleep(_FIRST_PAUSE_S * self._random.uniform())
-            await self._connect_patiently()
+            await self._connect_with_retries()
             _LOG.info("broker is back")
 
     def _refuse(self, text: str) -> None:
-        """Say once for each subject that the broker does not allow it."""
+        """Log a permission error once for each subject."""
         if text not in self._refusals and len(self._refusals) < 16:
             self._refusals.add(text)
             _LOG.warning("broker %s: %s", self.url, text)
 
     def _restart_watchers(self) -> None:
-        """What followed the keys on the former connection has ended with it."""
+        """Watch all keys again on the new connection; the old watches ended with the old one."""
         for task in self._watchers:
             task.cancel()
         self._watchers = [asyncio.create_task(self._watch(*watch)) for watch in self._watches]
 
     async def _watch(self, bucket: str, key: str, on_change: OnChange) -> None:
-        """Follow one key; start over, with patience, when the broker or the bucket is not there yet."""
+        """Follow one key; when the broker or the bucket is missing, retry with exponential backoff."""
         pause_s = 1.0
         while True:
             try:
-                values = buckets.news(self._client, bucket, key, self._random, self._recheck_s)
+                values = direct_get.news(self._client, bucket, key, self._random, self._recheck_s)
                 async with contextlib.aclosing(values) as news:
                     async for value in news:
                         await on_change(key, value)

@@ -21,7 +21,7 @@ _MAX_BYTES = MAX_FRAME_BYTES + (64 << 10)
 """Of one operation: a broker that announces more than any broker of ours lets through is not waited for."""
 
 Headers = Mapping[str, str]
-Take = Callable[[str, bytes, str], None]
+OnMessage = Callable[[str, bytes, str], None]
 """Gets an answer's token, its data and its status (`503`: nobody listens), which most have not."""
 
 
@@ -29,13 +29,13 @@ class DirectClient(Client):
     """A connection that writes at once and hands over the answers of one inbox as they are read.
 
     Args:
-        take: gets what comes below `inbox`. Must not block.
+        on_message: called with each message below `inbox`. Must not block.
         inbox: whose messages are taken [default: a new one with each connection]; the subscription is the caller's.
     """
 
-    def __init__(self, take: Take, inbox: str = "") -> None:
+    def __init__(self, on_message: OnMessage, inbox: str = "") -> None:
         super().__init__()
-        self._take = take
+        self._on_message = on_message
         self._socket: asyncio.Transport | None = None
         self.inbox = self._fixed_inbox = inbox
 
@@ -46,7 +46,7 @@ class DirectClient(Client):
         self.inbox = self._fixed_inbox or self.new_inbox()
         # Nothing is subscribed to yet, so no message has come in part.
         behind = cast(asyncio.Protocol, self._socket.get_protocol())
-        self._socket.set_protocol(InboxSorter(behind, self.inbox, self._take))
+        self._socket.set_protocol(InboxSorter(behind, self.inbox, self._on_message))
 
     def write_message(self, subject: str, payload: bytes, reply: str = "", headers: Headers | None = None) -> None:
         """`publish`, but on its way when this returns: in a packet of its own unless the link is behind.
@@ -67,10 +67,10 @@ class DirectClient(Client):
 
 
 class InboxSorter(asyncio.Protocol):
-    """Takes one inbox's messages out of what a broker sends; the rest goes on to the library, in whole operations."""
+    """Separates one inbox's messages from the broker's byte stream; the library gets the rest."""
 
-    def __init__(self, behind: asyncio.Protocol, inbox: str, take: Take) -> None:
-        self._behind, self._take = behind, take
+    def __init__(self, behind: asyncio.Protocol, inbox: str, on_message: OnMessage) -> None:
+        self._behind, self._on_message = behind, on_message
         self._prefix = f"{inbox}.".encode()
         self._begun = b""
 
@@ -101,7 +101,7 @@ class InboxSorter(asyncio.Protocol):
     def _message(self, subject: bytes, head: bytes, payload: bytes) -> None:
         status = head.partition(b"\r\n")[0].split()[1:2]
         try:
-            self._take(subject[len(self._prefix) :].decode(), payload, b"".join(status).decode())
+            self._on_message(subject[len(self._prefix) :].decode(), payload, b"".join(status).decode())
         except Exception:
             _LOG.exception("an answer cannot be handled")  # the connection is none the worse for it
 

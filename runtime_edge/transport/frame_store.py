@@ -1,8 +1,8 @@
 """Frames between the encoder and the broker: on disk, and in the accounts exactly once.
 
-Used by who has the turn (`runtime_edge.base.aio.Compute`), but for `settle_soon`, so that what is counted and what
-lies on the disk always agree. A frame that has no place on the disk may still be on its way; only when that fails, too,
-it is dropped, with the reason it had no place.
+Called with the worker's lock held (`runtime_edge.base.worker.Worker`), except `settle_soon`, so that what is counted
+and what lies on the disk always agree. A frame that has no place on the disk may still be on its way; only when that
+fails, too, it is dropped, with the reason it had no place.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from runtime_edge.transport.spool import Spool, SpooledFrame, SpoolState
 _LOG = logging.getLogger(__name__)
 
 
-class Outbox:
-    """Puts frames into the spool and takes them out once the broker has them.
+class FrameStore:
+    """Adds frames to the spool, removes them once the broker has them, and keeps the accounting in step.
 
     Args:
         spool: where they lie; what earlier runs have left in it is sent as well.
@@ -34,8 +34,8 @@ class Outbox:
         self.spool = spool
         self._own, self._accounting = own, accounting
         self._claimed: set[str] = set()
-        self._homeless: dict[str, DropReason] = {}
-        self._over: deque[tuple[str, bool]] = deque()
+        self._unspooled: dict[str, DropReason] = {}
+        self._finished: deque[tuple[str, bool]] = deque()
         self._recoveries = spool.recoveries
         accounting.inherited = spool.depth()
 
@@ -47,11 +47,11 @@ class Outbox:
             self._claimed.add(message_id)
         try:
             for dropped in self.spool.put(message_id, window, frame, uncertainty):
-                self._has_no_place(dropped, "spool_full")
+                self._not_spooled(dropped, "spool_full")
         except SpoolError as exc:
             self._accounting.errors["SpoolError"] += 1
             _LOG.warning("%s", exc)
-            self._has_no_place(message_id, "spool_refused")
+            self._not_spooled(message_id, "spool_refused")
         self._account_damage(message_id)
 
     def keep_local(self) -> None:
@@ -70,13 +70,16 @@ class Outbox:
         return found
 
     def settle_soon(self, message_id: str, delivered: bool) -> None:
-        """The attempt to send a claimed frame is over: settled by the next call of another method. From any thread."""
-        self._over.append((message_id, delivered))
+        """Record the outcome of sending a claimed frame; the next call of another method applies it.
+
+        Safe from any thread.
+        """
+        self._finished.append((message_id, delivered))
 
     def settle(self, message_id: str, delivered: bool, with_next_put: bool = False) -> None:
         """The attempt to send a claimed frame is over."""
         self._claimed.discard(message_id)
-        reason = self._homeless.pop(message_id, None)
+        reason = self._unspooled.pop(message_id, None)
         if delivered:
             self.spool.ack([message_id], with_next_put)
         if self.is_own(message_id):
@@ -118,17 +121,17 @@ class Outbox:
         self.spool.close()
 
     def _settle_due(self, with_next_put: bool = False) -> None:
-        while self._over:
-            self.settle(*self._over.popleft(), with_next_put)
+        while self._finished:
+            self.settle(*self._finished.popleft(), with_next_put)
         if not with_next_put:
             self.spool.ack([])  # those that waited for a put
 
-    def _has_no_place(self, message_id: str, reason: DropReason) -> None:
-        """Not on the disk, or not any more."""
+    def _not_spooled(self, message_id: str, reason: DropReason) -> None:
+        """A frame is not on the disk (any more)."""
         own = self.is_own(message_id)
         self._accounting.inherited -= not own
         if message_id in self._claimed:
-            self._homeless[message_id] = reason
+            self._unspooled[message_id] = reason
             self._accounting.undecided += own
         else:
             self._drop(message_id, reason)
@@ -140,13 +143,13 @@ class Outbox:
             self._accounting.inherited_dropped += 1
 
     def _account_damage(self, stored_since: str = "") -> None:
-        """A damaged spool has been replaced by an empty one: what lay in it is gone, but for what is on its way."""
+        """When a damaged spool was replaced by an empty one, count its frames as lost, except those in flight."""
         if self.spool.recoveries == self._recoveries:
             return
         depth = self.spool.depth()
         self._recoveries = self.spool.recoveries
-        for message_id in self._claimed - self._homeless.keys() - {stored_since}:
-            self._has_no_place(message_id, "spool_damaged")
+        for message_id in self._claimed - self._unspooled.keys() - {stored_since}:
+            self._not_spooled(message_id, "spool_damaged")
         self._accounting.inherited_dropped += self._accounting.inherited
         self._accounting.inherited = 0
         self._accounting.dropped["spool_damaged"] += self._accounting.lost(depth)

@@ -1,7 +1,7 @@
-"""What comes back for a frame: how long a round trip takes, the broker's acknowledgement, the server's answer.
+"""Pending answers of a connection: pings, the broker's acknowledgements and the server's replies.
 
-All come on one subscription below a name that is new with each connection. An awaited one is a callback: no task is
-started for a frame.
+All arrive on one subscription, whose name changes with each connection. A pending answer is a callback, so that no
+asyncio task is needed for a frame.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from runtime_edge.formats.wire import Reply, decode_replies
 
 _LOG = logging.getLogger(__name__)
 _NOBODY = "503"
-"""Status with which a broker says that nobody listens to a subject, no stream either."""
+"""The broker's status for a subject that has neither a subscriber nor a stream."""
 
 
 OnAnswer = Callable[[Reply | None], None]
@@ -37,11 +37,11 @@ class _Acknowledgement(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Acknowledgement)
 
 
-class Inbox:
-    """Answers that are awaited on one connection after the other.
+class PendingAnswers:
+    """The answers that a connection waits for; it survives reconnections.
 
     Args:
-        late_reply: gets the server's answers that nobody awaits any more.
+        late_reply: gets the server's replies that come after their deadline.
     """
 
     def __init__(self, late_reply: Callable[[Reply], None]) -> None:
@@ -52,7 +52,7 @@ class Inbox:
         self._replies: dict[int, tuple[OnAnswer, asyncio.TimerHandle]] = {}
         self._stored: dict[str, tuple[OnStored, float, float]] = {}
         self._overdue: asyncio.TimerHandle | None = None
-        self._probe: tuple[str, Callable[[float], None], float] | None = None
+        self._ping: tuple[str, Callable[[float], None], float] | None = None
         self._sent = 0
 
     def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
@@ -61,9 +61,10 @@ class Inbox:
         self._replies[window] = on_answer, timer
 
     def acknowledgement(self, timeout_s: float, on_stored: OnStored) -> str:
-        """Where the broker is to acknowledge a message; the callback hears of it once, when it has or will not.
+        """The reply subject for a message's acknowledgement. The callback is called exactly once, with success or
+        failure.
 
-        It will not when it refuses, does not answer in `timeout_s`, or is lost.
+        It is a failure when the broker refuses the message, does not answer within `timeout_s`, or is lost.
         """
         self._sent += 1
         token, now = f"a{self._sent}", asyncio.get_running_loop().time()
@@ -78,24 +79,24 @@ class Inbox:
         self._stored.pop(acknowledge[len(self.name) + 1 :], None)
 
     def round_trip(self, on_answer: Callable[[float], None]) -> str:
-        """Where the broker is to answer a probe; the callback gets the seconds. Only the latest probe counts."""
+        """The reply subject for a ping; the callback gets the seconds. A newer ping replaces an older one."""
         self._sent += 1
         token = f"p{self._sent}"
-        self._probe = token, on_answer, time.monotonic()
+        self._ping = token, on_answer, time.monotonic()
         return f"{self.name}.{token}"
 
     def connection_lost(self) -> None:
-        """No acknowledgement comes any more, nor any answer; those have deadlines of their own."""
+        """Fail all pending acknowledgements. Pending replies run into their own deadlines."""
         for token in list(self._stored):
             self._fail(token, "the connection was lost")
 
-    def take(self, token: str, data: bytes, status: str) -> None:
-        """Take what has come."""
+    def receive(self, token: str, data: bytes, status: str) -> None:
+        """Pass an incoming message to whoever waits for it."""
         if token in self._stored:
             self._acknowledged(token, data, status)
-        elif self._probe is not None and token == self._probe[0]:
-            _, on_answer, since = self._probe
-            self._probe = None
+        elif self._ping is not None and token == self._ping[0]:
+            _, on_answer, since = self._ping
+            self._ping = None
             on_answer(time.monotonic() - since)
         elif not token.startswith(("a", "p")):  # else one that came too late
             self._replied(data)
@@ -113,7 +114,7 @@ class Inbox:
         on_stored(asyncio.get_running_loop().time() - since)
 
     def _fail_overdue(self) -> None:
-        """Give up what is not acknowledged in time, and come back when the next one may be overdue."""
+        """Fail acknowledgements that are overdue, and set the timer for the next one."""
         if self._overdue is not None:
             self._overdue.cancel()
             self._overdue = None

@@ -1,6 +1,6 @@
 """The privacy floor (`--min-cut`): nothing earlier than a cut ever leaves the device, whoever asks for it.
 
-Two places keep it: the splitter never chooses an earlier cut, whatever a table or a probe says, and frames that an
+Two places keep it: the splitter never chooses an earlier cut, whatever a table or exploration says, and frames that an
 earlier run spooled without this floor are dropped before anything is sent. With `local` as the floor no frame leaves
 at all.
 """

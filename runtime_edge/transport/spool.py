@@ -17,7 +17,7 @@ itself). With `power_safe=True` every put and ack waits for the disk: 5 to 50 ms
 | the disk is full or fails | SpoolError; what is stored stays, the next call tries again |
 | ... while acking | no error: the frames are hidden, and deleted by the next call that works |
 
-The loop catches SpoolError, counts the window and goes on.
+The device catches SpoolError, counts the window and continues.
 """
 
 from __future__ import annotations

@@ -27,15 +27,15 @@ from runtime_edge.formats.patch import apply_patch
 from runtime_edge.formats.records.release import ReleasedBundle
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import AUTO, choose_variant
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 from runtime_edge.updates.trial import Refusal, Trials
 
 _STAGING = ".new."
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """A bundle that has come onto the disk, and what it cost."""
+class FetchedBundle:
+    """A bundle that was fetched, and how many bytes that took."""
 
     bundle: Bundle
     fetched_bytes: int = 0
@@ -64,13 +64,13 @@ class BundleStore:
             self._trusted = minisign.read_public_key(self._pin)
         return self._trusted
 
-    async def pin_first(self, link: Link) -> None:
+    async def pin_first(self, connection: Connection) -> None:
         """At the first contact trust the key the server publishes, unless one is trusted already.
 
         Raises LinkError or SignatureError.
         """
         if self.trusted is None:
-            key = await link.value(subjects.RELEASES, subjects.SIGNING_KEY)
+            key = await connection.value(subjects.RELEASES, subjects.SIGNING_KEY)
             if key is not None:
                 self._trusted = minisign.PublicKey.from_text(key.decode(errors="replace"), "the server's public key")
                 write_atomic(self._pin, self._trusted.to_text().encode())
@@ -87,7 +87,7 @@ class BundleStore:
         return None if digest is None else self._open(digest)
 
     def earlier(self) -> list[Bundle]:
-        """What can be gone back to, the best first; what is damaged is left out."""
+        """Bundles to roll back to, the best first; damaged ones are left out."""
         record = self.trials.known()
         found = []
         for digest in (record.proven, record.before):
@@ -110,15 +110,15 @@ class BundleStore:
                 shutil.rmtree(directory, ignore_errors=True)
 
     async def fetch(
-        self, link: Link, release: ReleasedBundle, variant: str, target: str, present: Bundle | None
-    ) -> Fetched:
+        self, connection: Connection, release: ReleasedBundle, variant: str, target: str, present: Bundle | None
+    ) -> FetchedBundle:
         """Bring a released bundle onto the disk: only assets that are missing, as patches where that is less.
 
         `variant` may be "auto" (`choose_variant`).
         Raises LinkError, SignatureError, or BundleError (OlderBundle among them).
         """
         where = f"release {release.generation}"
-        data = await link.fetch(subjects.manifest_object(release.manifest), manifests.MAX_MANIFEST_BYTES)
+        data = await connection.fetch(subjects.manifest_object(release.manifest), manifests.MAX_MANIFEST_BYTES)
         if manifests.digest(data) != release.manifest:
             raise BundleError(f"{where}: the manifest's digest does not match")
         if self.trusted is not None:
@@ -134,34 +134,34 @@ class BundleStore:
         final = self._path(release.manifest)
         kept = await asyncio.to_thread(self._intact, final, variant)
         if kept is not None:
-            return Fetched(kept)
+            return FetchedBundle(kept)
         known = await asyncio.to_thread(self._known)
         fetched = patches = assets = 0
         with self._staging() as staging:
             for block in manifest.info.blocks:
                 info = manifest.variant(block, variant)
-                # In a thread: a card that takes its time must not hold up replies.
-                if await asyncio.to_thread(self._take_over, info.file, info.bytes, staging):
+                # In a thread: a slow memory card must not delay replies.
+                if await asyncio.to_thread(self._link_present, info.file, info.bytes, staging):
                     continue
-                made, cost = await self._patched(link, info.file, info.bytes, block, variant, known)
+                made, cost = await self._patched(connection, info.file, info.bytes, block, variant, known)
                 if made is None:
-                    made = await link.fetch(subjects.asset_object(info.file), info.bytes)
+                    made = await connection.fetch(subjects.asset_object(info.file), info.bytes)
                     check_asset(info.file, info.bytes, made, f"{where}: {block}")
                     assets, fetched = assets + 1, fetched + len(made)
                 else:
                     patches, fetched = patches + 1, fetched + cost
                 await asyncio.to_thread(write_atomic, asset_path(staging, info.file), made)
             self._finish(staging, final, data, release.signature)
-        return Fetched(open_bundle(final, self.trusted), fetched, assets, patches)
+        return FetchedBundle(open_bundle(final, self.trusted), fetched, assets, patches)
 
     def install_local(
         self, bundle: Path, variant: str = AUTO, target: str | None = None, *, allow_older: bool = False
     ) -> Bundle:
         """Verify, copy and self-test a bundle directory and make it the one this device starts with.
 
-        A device that is running goes on with what it has until it is started again. What had been refused here is
-        tried once more. Raises BundleError (OlderBundle among them), SignatureError, TableError, SelfTestError or
-        BackendError; then nothing has changed.
+        A running device keeps its bundle until it is restarted. A bundle that was refused here is tried again. Raises
+        BundleError (OlderBundle among them), SignatureError, TableError, SelfTestError or BackendError; then nothing
+        has changed.
         """
         given = open_bundle(bundle, self.trusted)
         if not allow_older:
@@ -188,14 +188,14 @@ class BundleStore:
         return installed
 
     async def _patched(
-        self, link: Link, reference: str, size: int, block: str, variant: str, known: list[Bundle]
+        self, connection: Connection, reference: str, size: int, block: str, variant: str, known: list[Bundle]
     ) -> tuple[bytes | None, int]:
         """An asset made from a copy of its predecessor on this disk, and the patch's bytes; None when it cannot be."""
         for bundle in known:
             try:
                 old = bundle.manifest.variant(block, variant).file
                 data = await asyncio.to_thread(bundle.read, old)
-                patch = await link.fetch(subjects.patch_object(old, reference), size)
+                patch = await connection.fetch(subjects.patch_object(old, reference), size)
                 made = await asyncio.to_thread(apply_patch, data, patch, size)
                 check_asset(reference, size, made, f"patch for {block}")
             except (KeyError, FormatError, LinkError):
@@ -203,7 +203,7 @@ class BundleStore:
             return made, len(patch)
         return None, 0
 
-    def _take_over(self, reference: str, size: int, staging: Path) -> bool:
+    def _link_present(self, reference: str, size: int, staging: Path) -> bool:
         """Link an asset that an earlier bundle has; False when none has it intact."""
         for directory in self._bundles.iterdir():
             path = asset_path(directory, reference)
@@ -273,7 +273,7 @@ class BundleStore:
             shutil.rmtree(staging, ignore_errors=True)
 
     def _finish(self, staging: Path, final: Path, manifest: bytes, signature: str) -> None:
-        """All assets are there: from now on it is a bundle."""
+        """All assets are complete: write the manifest and move the directory into place."""
         if signature:
             write_atomic(staging / SIGNATURE, signature.encode())
         write_atomic(staging / MANIFEST, manifest)

@@ -15,7 +15,7 @@ from runtime_edge.formats.manifest import BundleInfo
 from runtime_edge.formats.records.head import MAX_RECORD_BYTES, Head, open_head, read_head
 from runtime_edge.formats.results import WindowResult
 from runtime_edge.inference.engine import Embedding
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.signed_records import RecordKind, SignedRecords
 from runtime_edge.updates.update_reports import UpdateReports
@@ -25,24 +25,26 @@ _BEST = 5
 """Labels in one result."""
 
 
-class Labelling:
+class HeadUpdater:
     """Puts labels on results. Heads swap between windows, and one is used only on embeddings it was made for."""
 
-    def __init__(self, config: DeviceConfig, link: Link | None, reports: UpdateReports, info: BundleInfo) -> None:
+    def __init__(
+        self, config: DeviceConfig, connection: Connection | None, reports: UpdateReports, info: BundleInfo
+    ) -> None:
         """Starts with the head given, or else with the last one used. Raises HeadError or SignatureError."""
-        self._given, self._link, self._reports, self._info = config.head is not None, link, reports, info
+        self._given, self._connection, self._reports, self._info = config.head is not None, connection, reports, info
         store = BundleStore(config.state, config.trusted)
         kind = RecordKind("head", subjects.HEADS, MAX_RECORD_BYTES, HeadError, open_head)
-        self._records = SignedRecords(kind, config, link, store, reports, self._came)
+        self._records = SignedRecords(kind, config, connection, store, reports, self._came)
         self._head: Head | None = None
         self._early: Head | None = None
-        """A later one that does not fit what runs: it may have come before the bundle it is for."""
+        """A later head that does not fit what runs: it may have come before the bundle it is for."""
         if config.head is not None:
             head = read_head(config.head, store.trusted)
             head.check_fits(info, str(config.head))
             self._head = head
         else:
-            self._take_up()
+            self._load_kept()
 
     async def follow(self) -> None:
         """Take what the broker has now and watch for later heads, unless one was given."""
@@ -70,7 +72,7 @@ class Labelling:
             head_generation=head.generations[1],
         )
 
-    def _take_up(self) -> None:
+    def _load_kept(self) -> None:
         """The last one used."""
         try:
             record = self._records.kept()

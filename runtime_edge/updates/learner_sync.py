@@ -11,21 +11,21 @@ from runtime_edge.errors import FormatError, TableError
 from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES, Learnt
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.policy.online_learner import OnlineLearner
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 
 _LOG = logging.getLogger(__name__)
 _PERIOD_S = 60.0
 
 
-class Learning:
+class LearnerSync:
     """Keeps what a device learns, in `<state>/learnt.json` and under `learnt/<device>` on the broker.
 
-    Another table begins with nothing learnt: what was learnt on the former one has been reported, and may be merged
+    A new table starts with nothing learnt: what was learnt on the former one has been reported, and may be merged
     into the next (`ssc splitter merge`).
     """
 
-    def __init__(self, config: DeviceConfig, link: Link | None) -> None:
-        self._config, self._link = config, link
+    def __init__(self, config: DeviceConfig, connection: Connection | None) -> None:
+        self._config, self._connection = config, connection
         self._path = config.state / "learnt.json"
         self._learner: OnlineLearner | None = None
         self._saved = 0
@@ -37,7 +37,7 @@ class Learning:
             try:
                 self._learner = OnlineLearner(table, self._config.device, self._read())
             except TableError as exc:
-                _LOG.info("%s; learning begins anew", exc)
+                _LOG.info("%s; learning restarts", exc)
                 self._learner = OnlineLearner(table, self._config.device)
             self._saved = 0
         return self._learner
@@ -51,8 +51,8 @@ class Learning:
     async def share(self) -> None:
         """Save and report what is new, best effort."""
         record = self._save()
-        if record is not None and self._link is not None and self._link.connected:
-            await self._link.put_learnt(record.to_json())
+        if record is not None and self._connection is not None and self._connection.connected:
+            await self._connection.put_learnt(record.to_json())
 
     def _save(self) -> Learnt | None:
         """The record, when there is something new in it."""

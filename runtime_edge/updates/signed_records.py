@@ -15,7 +15,7 @@ from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import FormatError, LinkError, SscError
 from runtime_edge.formats import minisign, subjects
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.update_reports import UpdateReports
 
@@ -42,7 +42,7 @@ class SignedRecords(Generic[_Record]):
         self,
         kind: RecordKind[_Record],
         config: DeviceConfig,
-        link: Link | None,
+        connection: Connection | None,
         store: BundleStore,
         reports: UpdateReports,
         use: Callable[[_Record, bytes, str], bool],
@@ -51,7 +51,7 @@ class SignedRecords(Generic[_Record]):
 
         It returns False when it is in use already, and raises SscError when it does not fit what runs.
         """
-        self._kind, self._link, self._store, self._reports, self._use = kind, link, store, reports, use
+        self._kind, self._connection, self._store, self._reports, self._use = kind, connection, store, reports, use
         self._own_key = subjects.table_key(config.target, config.device)
         self._keys = [self._own_key, subjects.table_key(config.target)]
         self._own = False
@@ -60,26 +60,26 @@ class SignedRecords(Generic[_Record]):
     async def present(self) -> list[tuple[str, bytes]]:
         """What the broker has now, by its key, this device's own first; nothing without a connection."""
         found = []
-        if self._link is not None and self._link.connected:
+        if self._connection is not None and self._connection.connected:
             for key in self._keys:
                 with contextlib.suppress(LinkError):
-                    record = await self._link.value(self._kind.bucket, key)
+                    record = await self._connection.value(self._kind.bucket, key)
                     if record is not None:
                         found.append((key, record))
         return found
 
     async def watch(self) -> None:
         """Take later ones as they come."""
-        if self._link is not None:
-            await self._link.watch(self._kind.bucket, self._keys, self.take)
+        if self._connection is not None:
+            await self._connection.watch(self._kind.bucket, self._keys, self.take)
 
     async def take(self, key: str, record: bytes) -> None:
         """Use and keep a record, or report why it is refused. Raises LinkError; then it may be tried again."""
         if self._own and key != self._own_key:
             return
         try:
-            if self._link is not None:
-                await self._store.pin_first(self._link)
+            if self._connection is not None:
+                await self._store.pin_first(self._connection)
             source = f"{self._kind.name} {key}"
             used = self._use(self.open(record, source), record, source)
             self.chosen(key)
@@ -104,7 +104,7 @@ class SignedRecords(Generic[_Record]):
         return read_bounded(self.path, self._kind.limit_bytes, self._kind.error) if self.path.exists() else None
 
     def keep(self, record: bytes) -> None:
-        """For the next start; a full disk is no reason to do without it now."""
+        """Store the table for the next start; if that fails, it is still used now."""
         try:
             write_atomic(self.path, record)
         except OSError as exc:

@@ -12,7 +12,7 @@ from runtime_edge.formats.records.release import MAX_RECORD_BYTES, open_table
 from runtime_edge.formats.records.table import LOCAL, SplitterTable
 from runtime_edge.policy.splitter import Splitter
 from runtime_edge.policy.surroundings import measured
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 from runtime_edge.transport.privacy import floor_index
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.signed_records import RecordKind, SignedRecords
@@ -36,14 +36,16 @@ def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) ->
 class TableUpdater:
     """Tables swap between windows, and one is only handed over when it fits the bundle that runs then."""
 
-    def __init__(self, config: DeviceConfig, link: Link | None, store: BundleStore, reports: UpdateReports) -> None:
+    def __init__(
+        self, config: DeviceConfig, connection: Connection | None, store: BundleStore, reports: UpdateReports
+    ) -> None:
         self._config, self._reports = config, reports
 
         def open_record(record: bytes, trusted: minisign.PublicKey | None, source: str) -> SplitterTable:
             return open_table(record, trusted, source, config.target)
 
         kind = RecordKind("table", subjects.TABLES, MAX_RECORD_BYTES, TableError, open_record)
-        self._records = SignedRecords(kind, config, link, store, reports, self._came)
+        self._records = SignedRecords(kind, config, connection, store, reports, self._came)
         self._bundle: Bundle
         self._table: SplitterTable
         self._early: tuple[SplitterTable, bytes] | None = None

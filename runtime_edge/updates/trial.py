@@ -1,9 +1,9 @@
 """Which bundles a device may run: one is on trial until it has proven itself, and refused when it crashes the device.
 
 A bundle that passes its self-test can still bring the process down (a runtime that segfaults, memory that runs out),
-and then nobody is left to say so. So each start of an unproven bundle is written down before it is loaded, and struck
-out when the run ends in order. After `FAILED_STARTS` starts that did not, the device goes back to the bundle that has
-proven itself and never takes that one again.
+and then the process cannot report it. So each start of an unproven bundle is recorded before it is loaded, and the
+record is cleared when the run ends cleanly. After `FAILED_STARTS` starts that did not, the device rolls back to the
+proven bundle and refuses the other one for good.
 
 <state>/bundles.json      the record, written whole
 <state>/updates.jsonl     what happened, newest last, bounded
@@ -40,8 +40,8 @@ _MAX_REASON = 500
 Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 
 
-class Start(Strict, frozen=True):
-    """Starts of an unproven bundle that have not ended in order."""
+class UnprovenStart(Strict, frozen=True):
+    """Starts of an unproven bundle that have not ended cleanly."""
 
     generation: Generation
     manifest: Digest
@@ -66,7 +66,7 @@ class BundleRecord(Strict, frozen=True):
     """What to go back to."""
     before: Digest | None = None
     """What had proven itself before that: a server's rollback finds it on the disk."""
-    starts: list[Start] = msgspec.field(default_factory=list)
+    starts: list[UnprovenStart] = msgspec.field(default_factory=list)
     refused: list[Refusal] = msgspec.field(default_factory=list)
 
     @property
@@ -122,17 +122,17 @@ class Trials:
             if bundle.digest == record.proven:
                 return record
             count = 1 + sum(item.count for item in record.starts if item.manifest == bundle.digest)
-            start = Start(generation=bundle.manifest.info.generation, manifest=bundle.digest, count=count)
+            start = UnprovenStart(generation=bundle.manifest.info.generation, manifest=bundle.digest, count=count)
             return replace(record, starts=[*_without(record.starts, bundle.digest), start])
 
         self._change(change)
 
     def adopt(self, bundle: Bundle) -> BundleRecord:
-        """It is loaded and self-tested, and runs from now on."""
+        """Make a loaded and self-tested bundle the current one."""
         return self._change(lambda record: replace(record, current=bundle.digest))
 
     def prove(self, bundle: Bundle) -> BundleRecord:
-        """It has run long enough to be the one to go back to."""
+        """Mark a bundle as proven: the one to roll back to."""
 
         def change(record: BundleRecord) -> BundleRecord:
             before = record.before if record.proven == bundle.digest else record.proven
@@ -142,16 +142,16 @@ class Trials:
         return self._change(change)
 
     def ended(self, bundle: Bundle) -> None:
-        """It was stopped in order, proven or not, or could not be used for a reason that may pass."""
+        """The run ended cleanly, or the bundle could not be used for a passing reason: clear its recorded starts."""
         self._change(lambda record: replace(record, starts=_without(record.starts, bundle.digest)))
 
     def refuse(self, bundle: Bundle, reason: str) -> None:
-        """It does not work on this device, and is not tried again while there is another one."""
+        """Refuse a bundle that does not work on this device, as long as there is another one to run."""
         refusal = _refusal(bundle.manifest.info.generation, bundle.digest, "update_failed", reason)
         self._change(lambda record: _refused(record, refusal))
 
     def forgive(self, manifest: str) -> None:
-        """A person wants it tried again."""
+        """Lift a refusal, at an operator's request."""
 
         def change(record: BundleRecord) -> BundleRecord:
             refused = [item for item in record.refused if item.manifest != manifest]
@@ -204,7 +204,7 @@ def update_log(state: Path, newest: int = 20) -> list[dict[str, Any]]:
     return found[-newest:]
 
 
-def _without(starts: list[Start], manifest: str) -> list[Start]:
+def _without(starts: list[UnprovenStart], manifest: str) -> list[UnprovenStart]:
     return [item for item in starts if item.manifest != manifest]
 
 

@@ -10,7 +10,7 @@ import msgspec
 from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
 from runtime_edge.transport.accounting import Accounting
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 from runtime_edge.updates.trial import Trials
 
 MAX_REASON = 500
@@ -21,15 +21,17 @@ _LOG = logging.getLogger(__name__)
 class UpdateReports:
     """Everything is best effort: what runs goes on running."""
 
-    def __init__(self, config: DeviceConfig, link: Link | None, accounting: Accounting, trials: Trials) -> None:
-        self._device, self._link, self._accounting, self._trials = config.device, link, accounting, trials
+    def __init__(
+        self, config: DeviceConfig, connection: Connection | None, accounting: Accounting, trials: Trials
+    ) -> None:
+        self._device, self._connection, self._accounting, self._trials = config.device, connection, accounting, trials
 
     async def report(self, event: str, **details: object) -> None:
         """Write into the device's log of updates and tell the server."""
         await asyncio.to_thread(self._trials.note, event, **details)
-        if self._link is not None:
+        if self._connection is not None:
             body = msgspec.json.encode({"event": event, "device": self._device, **details})
-            await self._link.publish(subjects.events(self._device), body)
+            await self._connection.publish(subjects.events(self._device), body)
 
     async def failed(self, event: str, exc: Exception, **details: object) -> None:
         """Count what was not taken, and report why."""

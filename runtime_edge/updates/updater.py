@@ -1,8 +1,8 @@
-"""Which bundle and table a device runs: the first ones, and every later one, ready to take over between windows.
+"""Chooses the bundle and the table that a device starts with, and prepares later ones for a swap between windows.
 
-An engine and a table are only handed over when they fit each other and the device's privacy floor, so taking over
-cannot fail. What does not fit is refused, counted and reported; what runs goes on running. A new bundle is on trial
-(`runtime_edge.updates.trial`) until it has run for a while.
+An engine and a table are handed over only when they fit each other and the device's privacy floor, so the swap cannot
+fail. An update that does not fit is refused, counted and reported, and the device keeps what it runs. A new bundle is
+on trial (`runtime_edge.updates.trial`) until it has run for a while.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from runtime_edge.base.worker import Compute
+from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import BackendError, FormatError, LinkError, OlderBundle, SscError, UsageError
 from runtime_edge.formats import subjects
@@ -25,8 +25,8 @@ from runtime_edge.formats.records.release import ReleasedBundle, decode_release
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.inference.engine import Engine
 from runtime_edge.transport.accounting import Accounting
-from runtime_edge.transport.connection import Link
-from runtime_edge.updates.bundle_store import BundleStore, Fetched, check_same_ends
+from runtime_edge.transport.connection import Connection
+from runtime_edge.updates.bundle_store import BundleStore, FetchedBundle, check_same_ends
 from runtime_edge.updates.engine_setup import engine_for
 from runtime_edge.updates.table_updater import TableUpdater
 from runtime_edge.updates.trial import Refusal, Trial
@@ -38,26 +38,28 @@ _RECHECK_S = 30.0
 _REPORTED_FAILURES = 8
 
 
-class Swap:
-    """Watches releases and tables; prepares and self-tests between two windows, hands over when asked."""
+class Updater:
+    """Watches releases and tables, prepares and self-tests them between two windows, and hands them over when asked."""
 
-    def __init__(self, config: DeviceConfig, link: Link | None, compute: Compute, accounting: Accounting) -> None:
-        self._config, self._link, self._compute = config, link, compute
+    def __init__(
+        self, config: DeviceConfig, connection: Connection | None, worker: Worker, accounting: Accounting
+    ) -> None:
+        self._config, self._connection, self._worker = config, connection, worker
         self._store = BundleStore(config.state, config.trusted)
         self._trials = self._store.trials
-        self.reports = UpdateReports(config, link, accounting, self._trials)
-        self._tables = TableUpdater(config, link, self._store, self.reports)
+        self.reports = UpdateReports(config, connection, accounting, self._trials)
+        self._tables = TableUpdater(config, connection, self._store, self.reports)
         self._engine: Engine
         self._next_engine: Engine | None = None
         self._on_ready: Callable[[], None] = lambda: None
         self._installing = asyncio.Lock()
         self._running: Bundle
-        """What the last window ran on; `_engine` may be one that still has to take over."""
+        """The bundle of the last window; `_engine` may be a newer one that is not in use yet."""
         self._trial: Trial | None = None
         self._proving: asyncio.Task[None] | None = None
         self._rechecked = float("-inf")
         self._failures: dict[str, Refusal] = {}
-        """By digest, for the server: what this device could not run, and what it will never try again."""
+        """By digest, reported to the server: updates that failed here, and bundles that this device refuses."""
 
     async def first(self) -> tuple[Engine, SplitterTable]:
         """The bundle and table to start with: given, newest released, or last used. Raises SscError."""
@@ -69,7 +71,11 @@ class Swap:
         earlier = [] if given else self._store.earlier()
         bundles = list({bundle.digest: bundle for bundle in (released, present, *earlier) if bundle}.values())
         if not bundles:
-            why = "no --broker was given" if self._link is None else self._link.trouble or f"{self._link.url} gave none"
+            why = (
+                "no --broker was given"
+                if self._connection is None
+                else self._connection.trouble or f"{self._connection.url} gave none"
+            )
             raise LinkError(f"no bundle on this device yet ({why}); start the server, or give --bundle")
         records = await self._tables.records()
         for bundle in bundles:
@@ -78,37 +84,37 @@ class Swap:
                 table = await self._tables.first(bundle, records)
                 break
             except SscError as exc:
-                await self._not_taken(exc, bundle)
+                await self._reject(exc, bundle)
                 if bundle is bundles[-1]:
                     raise
         try:
             self._adopt(self._engine.bundle)
         except OSError as exc:
             _LOG.warning("which bundle runs cannot be written down: %s", exc)
-        self._try_out(self._engine.bundle)
+        self._start_trial(self._engine.bundle)
         return self._engine, table
 
     async def follow(self, on_ready: Callable[[], None]) -> None:
-        """Watch for later tables and, unless a bundle was given, for later releases; says when to `take` one."""
+        """Watch for tables and, unless a bundle was given, for releases; `on_ready` is called when there is one."""
         self._on_ready = on_ready
         await self._tables.follow(on_ready)
-        if self._link is not None and self._config.bundle is None:
-            await self._link.watch(subjects.RELEASES, [self._config.target], self._on_release)
+        if self._connection is not None and self._config.bundle is None:
+            await self._connection.watch(subjects.RELEASES, [self._config.target], self._on_release)
 
-    def take(self) -> tuple[Engine | None, SplitterTable | None]:
-        """What should take over now; a new engine whose cuts are others comes with a table for them."""
+    def take_updates(self) -> tuple[Engine | None, SplitterTable | None]:
+        """The engine and table to switch to now, or None. A new engine with other cuts comes with a table for them."""
         ready = self._next_engine, self._tables.take()
         self._next_engine = None
         if ready[0] is not None:
-            self._try_out(ready[0].bundle)
+            self._start_trial(ready[0].bundle)
         elif self._trial is not None and self._trial.passed():
             self._proving = asyncio.create_task(self._prove(self._trial.bundle))
             self._trial = None
         return ready
 
     @contextlib.contextmanager
-    def orderly(self) -> Iterator[None]:
-        """Around the run: however it ends, unless the bundle may be the reason, this was no failed start."""
+    def clean_exit(self) -> Iterator[None]:
+        """Wraps the run: unless it ends with an error of the bundle, the start does not count as failed."""
         try:
             yield
         except (SscError, OSError, asyncio.CancelledError) as exc:
@@ -118,7 +124,7 @@ class Swap:
         self._ended(self._engine.bundle)
 
     async def recheck(self) -> None:
-        """The server has retired the generation that runs: look whether there is a release to take."""
+        """Look for a newer release, because the server has retired the generation in use."""
         now = time.monotonic()
         if self._config.bundle is not None or now - self._rechecked < _RECHECK_S or self._server is None:
             return
@@ -137,12 +143,12 @@ class Swap:
         }
 
     @property
-    def _server(self) -> Link | None:
-        """The link, while it stands."""
-        return self._link if self._link is not None and self._link.connected else None
+    def _server(self) -> Connection | None:
+        """The connection, while it is up."""
+        return self._connection if self._connection is not None and self._connection.connected else None
 
     async def _recover(self) -> None:
-        """What earlier runs died of is not tried again, and the server is told."""
+        """Refuse bundles that crashed earlier runs, and report them to the server."""
         refused = self._trials.known().refused[-_REPORTED_FAILURES:]
         self._failures = {refusal.manifest: refusal for refusal in refused}
         for refusal in self._store.recover():
@@ -164,11 +170,11 @@ class Swap:
 
     async def _released(self, present: Bundle | None) -> Bundle | None:
         """The newest release, brought onto the disk; with a bundle to fall back on no failure is fatal."""
-        link, target = self._server, self._config.target
-        if link is None:
+        connection, target = self._server, self._config.target
+        if connection is None:
             return None
         try:
-            record = await self._first_release(link, 0.0 if present else _FIRST_RELEASE_S)
+            record = await self._first_release(connection, 0.0 if present else _FIRST_RELEASE_S)
             if record is None and present is None:
                 raise UsageError(f"--target {target}: the server has released nothing for it")
             if record is None:
@@ -177,17 +183,17 @@ class Swap:
             if self._trials.refusal(release.manifest) is not None:
                 _LOG.warning("generation %d is not tried again", release.generation)
                 return None
-            return (await self._fetch(link, release, present)).bundle
+            return (await self._fetch(connection, release, present)).bundle
         except SscError as exc:
             if present is None:
                 raise
-            await self._not_taken(exc)
+            await self._reject(exc)
             return None
 
-    async def _fetch(self, link: Link, release: ReleasedBundle, present: Bundle | None) -> Fetched:
+    async def _fetch(self, connection: Connection, release: ReleasedBundle, present: Bundle | None) -> FetchedBundle:
         """Raises what `BundleStore.fetch` raises, noted as a failure of that release."""
         try:
-            fetched = await self._store.fetch(link, release, self._config.variant, self._config.target, present)
+            fetched = await self._store.fetch(connection, release, self._config.variant, self._config.target, present)
         except OlderBundle:
             raise  # the device's own choice says nothing of the release
         except FormatError as exc:
@@ -200,19 +206,19 @@ class Swap:
             )  # fmt: skip
         return fetched
 
-    async def _first_release(self, link: Link, patience_s: float) -> bytes | None:
+    async def _first_release(self, connection: Connection, patience_s: float) -> bytes | None:
         """What is released for this target; a server that is just starting may not have got so far."""
         deadline = time.monotonic() + patience_s
         while True:
-            await self._store.pin_first(link)
-            record = await link.value(subjects.RELEASES, self._config.target)
+            await self._store.pin_first(connection)
+            record = await connection.value(subjects.RELEASES, self._config.target)
             if record is not None or time.monotonic() >= deadline:
                 return record
             await asyncio.sleep(0.25)
 
     async def _prepare(self, bundle: Bundle) -> Engine:
-        """Load and self-test between two windows; the bundle in use goes on undisturbed until this is done."""
-        return await self._compute.run(self._load, bundle)
+        """Load and self-test between two windows; the bundle in use keeps running meanwhile."""
+        return await self._worker.run(self._load, bundle)
 
     def _load(self, bundle: Bundle) -> Engine:
         config, own = self._config, self._store.holds(bundle)
@@ -232,8 +238,8 @@ class Swap:
         if self._store.holds(bundle):
             self._store.adopt(bundle)
 
-    def _try_out(self, bundle: Bundle) -> None:
-        """It runs from now on."""
+    def _start_trial(self, bundle: Bundle) -> None:
+        """The bundle is in use from now on; put it on trial unless it is proven."""
         self._running = bundle
         self._failures.pop(bundle.digest, None)
         proven = self._trials.known().proven == bundle.digest or not self._store.holds(bundle)
@@ -247,7 +253,7 @@ class Swap:
         await self.reports.report("proven", generation=bundle.manifest.info.generation, digest=bundle.digest)
 
     def _ended(self, bundle: Bundle) -> None:
-        """Its start was none that failed, or it is not to blame."""
+        """Clear the bundle's pending start: the run ended cleanly, or failed for another reason."""
         if self._store.holds(bundle):
             with contextlib.suppress(OSError):
                 self._trials.ended(bundle)
@@ -256,8 +262,8 @@ class Swap:
         async with self._installing:
             bundle: Bundle | None = None
             try:
-                assert self._link is not None
-                await self._store.pin_first(self._link)
+                assert self._connection is not None
+                await self._store.pin_first(self._connection)
                 told = decode_release(record, f"release for {key}")
                 release, present = told.for_device(self._config.device), self._engine.bundle
                 if release.manifest == present.digest:
@@ -268,7 +274,7 @@ class Swap:
                             "retired", generation=present.manifest.info.generation, oldest=told.oldest
                         )
                     return
-                bundle = (await self._fetch(self._link, release, present)).bundle
+                bundle = (await self._fetch(self._connection, release, present)).bundle
                 check_same_ends(present, bundle)
                 engine = await self._prepare(bundle)
                 table = self._tables.needed_for(bundle)
@@ -276,15 +282,15 @@ class Swap:
             except LinkError:
                 raise  # the watch tries again
             except (SscError, OSError) as exc:
-                await self._not_taken(exc, bundle)
+                await self._reject(exc, bundle)
                 return
             self._engine = self._next_engine = engine
             self._tables.turn_to(bundle, table)
             self._on_ready()
         await self.reports.report("generation", generation=bundle.manifest.info.generation, digest=bundle.digest)
 
-    async def _not_taken(self, exc: Exception, bundle: Bundle | None = None) -> None:
-        """A release, or a bundle of one, that goes on the shelf; what runs goes on running."""
+    async def _reject(self, exc: Exception, bundle: Bundle | None = None) -> None:
+        """Record and report a release that this device does not take; it keeps what it runs."""
         details: dict[str, object] = {}
         if bundle is not None:
             details = {"generation": bundle.manifest.info.generation, "digest": bundle.digest}

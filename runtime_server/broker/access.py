@@ -73,7 +73,7 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return "device" if self.public else "reader"
 
 
-class _State(msgspec.Struct, forbid_unknown_fields=True):
+class _AccessState(msgspec.Struct, forbid_unknown_fields=True):
     policy: Policy = "devices"
     members: dict[str, Member] = {}
 
@@ -102,7 +102,7 @@ class Access:
         return [member for _, member in sorted(self._read().members.items())]
 
     def set_policy(self, auth: bool | None, host: str) -> None:
-        """Ask for credentials or not; unless told, as soon as others than this machine can reach the broker."""
+        """Whether to require credentials [default: when other machines can reach the broker]."""
         policy: Policy = "devices" if is_loopback(host) else "always"
         if auth is not None:
             policy = "always" if auth else "never"
@@ -169,7 +169,7 @@ class Access:
             state.members[member.name] = member
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[_State]:
+    def _changing(self) -> Iterator[_AccessState]:
         """One at a time, also among processes."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         lock = self._file.parent / ".devices.lock"
@@ -178,11 +178,11 @@ class Access:
             yield state
             write_atomic(self._file, msgspec.json.format(msgspec.json.encode(state), indent=1), 0o600)
 
-    def _read(self) -> _State:
+    def _read(self) -> _AccessState:
         if not self._file.exists():
-            return _State()
+            return _AccessState()
         fix = "; put back a copy, or remove it and add the devices again"
-        return strict.read(self._file, _State, _MAX_BYTES, fix=fix)
+        return strict.read(self._file, _AccessState, _MAX_BYTES, fix=fix)
 
 
 def _told(broker: Path) -> bool:
@@ -225,7 +225,7 @@ def _written_since(log: Path, start: int) -> str:
         return file.read(_MAX_BYTES).decode(errors="replace")
 
 
-def _required(state: _State) -> bool:
+def _required(state: _AccessState) -> bool:
     return state.policy == "always" or (state.policy == "devices" and bool(state.members))
 
 

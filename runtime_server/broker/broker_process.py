@@ -279,9 +279,9 @@ def broker_program() -> Path:
 
 
 def _listens(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(0.2)
-        return probe.connect_ex((host, port)) == 0
+    with socket.socket() as client:
+        client.settimeout(0.2)
+        return client.connect_ex((host, port)) == 0
 
 
 def _stop_orphan(pid_file: Path) -> None:

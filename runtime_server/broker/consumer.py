@@ -30,20 +30,20 @@ messages it still has, so that a long queue is not delivered a second time."""
 _MAX_BYTES = 32 << 20
 
 
-class Held:
-    """Messages that somebody here has and has not answered: the broker is told in time, and does not repeat them."""
+class HeldMessages:
+    """Messages in progress: the broker is told regularly, so that it does not redeliver them."""
 
     def __init__(self, ack_wait_s: float = ACK_WAIT_S) -> None:
         self.ack_wait_s = ack_wait_s
         """What the broker delivers again after so long, unless it is told."""
         self._messages: dict[str, tuple[float, Msg]] = {}
 
-    def take(self, message: Msg) -> None:
-        """From now on it is held."""
+    def hold(self, message: Msg) -> None:
+        """Keep a message in progress from now on."""
         self._messages[message.reply] = time.monotonic(), message
 
-    def let_go(self, message: Msg) -> None:
-        """It was answered, or will not be: then the broker delivers it again."""
+    def release(self, message: Msg) -> None:
+        """Stop holding a message: it was answered, or the broker shall redeliver it."""
         self._messages.pop(message.reply, None)
 
     async def keep(self) -> None:
@@ -59,9 +59,9 @@ class Held:
 class PullConsumer:
     """One partition's durable consumer. The library's `fetch` waits for full batches; this hands out at once."""
 
-    def __init__(self, client: Client, partition: int, held: Held | None = None) -> None:
-        """What comes is taken into `held`; whoever reads the messages lets go of each."""
-        self._client, self._partition, self._held = client, partition, held or Held()
+    def __init__(self, client: Client, partition: int, held: HeldMessages | None = None) -> None:
+        """Messages are added to `held`; the reader releases each."""
+        self._client, self._partition, self._held = client, partition, held or HeldMessages()
         self._durable = f"server-{partition}"
 
     async def messages(self) -> AsyncIterator[Msg]:
@@ -81,7 +81,7 @@ class PullConsumer:
 
         async def on_message(message: Msg) -> None:
             if message.reply:  # the broker's own words have none
-                self._held.take(message)
+                self._held.hold(message)
             await arrived.put(message)
 
         subscription = await self._client.subscribe(inbox, cb=on_message)
@@ -110,6 +110,6 @@ class PullConsumer:
                     yield message
         finally:
             while not arrived.empty():
-                self._held.let_go(arrived.get_nowait())
+                self._held.release(arrived.get_nowait())
             if not self._client.is_closed:
                 await subscription.unsubscribe()

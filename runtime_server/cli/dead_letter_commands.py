@@ -12,8 +12,8 @@ from runtime_edge.errors import FrameError
 from runtime_edge.formats.credentials import Address
 from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame
 from runtime_server.cli.ask import ask
-from runtime_server.ingest import dead_letters as letters
-from runtime_server.ingest.dead_letters import Letter
+from runtime_server.ingest import dead_letters
+from runtime_server.ingest.dead_letters import DeadLetter
 from streamsplit_compile.cli.options import PathParam, broker_option, json_option
 from streamsplit_compile.cli.printing import print_json, print_table, size
 
@@ -39,7 +39,7 @@ def list_(limit: int, broker: Address, as_json: bool) -> None:
 
     Example: ssc server dead list --limit 50
     """
-    found = ask(broker, "dead", lambda hub: letters.newest(hub, limit))
+    found = ask(broker, "dead", lambda hub: dead_letters.newest(hub, limit))
     if as_json:
         print_json([_record(letter) for letter in found])
         return
@@ -60,7 +60,7 @@ def show(number: int, out: Path | None, broker: Address, as_json: bool) -> None:
 
     Example: ssc server dead show 7 -o frame.bin
     """
-    letter = ask(broker, "dead", lambda hub: letters.letter(hub, number))
+    letter = ask(broker, "dead", lambda hub: dead_letters.get(hub, number))
     record = _record(letter) | {"header": _header(letter.frame)}
     if out is not None:
         write_atomic(out, letter.frame)
@@ -80,14 +80,14 @@ def purge(device: str | None, broker: Address, as_json: bool) -> None:
 
     Example: ssc server dead purge --device pi-1
     """
-    removed = ask(broker, "dead", lambda hub: letters.purge(hub, device))
+    removed = ask(broker, "dead", lambda hub: dead_letters.purge(hub, device))
     if as_json:
         print_json({"removed": removed})
     else:
         click.echo(f"{removed} dead letters removed")
 
 
-def _record(letter: Letter) -> dict[str, Any]:
+def _record(letter: DeadLetter) -> dict[str, Any]:
     return {
         "number": letter.number,
         "time": _time(letter),
@@ -117,5 +117,5 @@ def _header(frame: bytes) -> dict[str, Any] | str:
     }
 
 
-def _time(letter: Letter) -> str:
+def _time(letter: DeadLetter) -> str:
     return letter.time.isoformat(timespec="seconds") if letter.time else ""

@@ -12,7 +12,7 @@ from runtime_edge.formats.credentials import Address
 from runtime_server.cli.ask import ask
 from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.releases.rollout import RolloutConfig
-from runtime_server.releases.rollout_service import Action, request
+from runtime_server.releases.rollout_service import RolloutAction, request
 from streamsplit_compile.cli.options import PathParam, broker_option, json_option
 from streamsplit_compile.cli.printing import print_json, print_table, size
 
@@ -144,7 +144,7 @@ def unpin(broker: Address, as_json: bool) -> None:
     _carry_out(broker, "unpin", None, as_json)
 
 
-def _carry_out(broker: Address, action: Action, generation: int | None, as_json: bool) -> None:
+def _carry_out(broker: Address, action: RolloutAction, generation: int | None, as_json: bool) -> None:
     found = ask(broker, "releases", lambda hub: request(hub, action, generation))
     if as_json:
         print_json(found)

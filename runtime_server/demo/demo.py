@@ -62,7 +62,7 @@ async def _play(config: DemoConfig, work: Path) -> Evidence:
     began = time.monotonic()
     names = [device.name for device in devices(config.seconds)]
     audio, sources = share_audio(config.audio, names, work, config.seconds, config.seed)
-    say = _Teller(config.quiet, began)
+    say = _Narrator(config.quiet, began)
     async with Children(work) as children:
         say(f"audio: {audio}")
         compile_s = await _compile(children, config, work, sources, say)
@@ -103,7 +103,9 @@ async def _play(config: DemoConfig, work: Path) -> Evidence:
         return Evidence.collect(work, plan, audio, status, streamed, swapped_at, time.monotonic() - began)
 
 
-async def _compile(children: Children, config: DemoConfig, work: Path, sources: dict[str, Path], say: _Teller) -> float:
+async def _compile(
+    children: Children, config: DemoConfig, work: Path, sources: dict[str, Path], say: _Narrator
+) -> float:
     """Make an encoder and its bundle; returns how many seconds the compile took."""
     encoder = str(work / "encoder.pt")
     await children.run("encoder", "encoder", "new", config.encoder, "-o", encoder)
@@ -117,7 +119,7 @@ async def _compile(children: Children, config: DemoConfig, work: Path, sources: 
 
 
 async def _start_server(
-    children: Children, config: DemoConfig, work: Path, sources: dict[str, Path], port: int, say: _Teller
+    children: Children, config: DemoConfig, work: Path, sources: dict[str, Path], port: int, say: _Narrator
 ) -> Child:
     say("starting the broker and the server")
     server = await children.start(
@@ -153,7 +155,7 @@ async def _first_results(running: list[Child], work: Path) -> float:
 
 
 async def _swap_table(
-    children: Children, config: DemoConfig, work: Path, plan: list[DemoDevice], port: int, say: _Teller
+    children: Children, config: DemoConfig, work: Path, plan: list[DemoDevice], port: int, say: _Narrator
 ) -> float:
     """Half-way, give one device a table that was trained to care less for energy; returns when, s since the epoch."""
     (device,) = [device for device in plan if device.swapped]
@@ -171,7 +173,7 @@ async def _swap_table(
     return time.time()
 
 
-async def _watch(hub: Hub, plan: list[DemoDevice], shapers: list[Shaper], say: _Teller) -> None:
+async def _watch(hub: Hub, plan: list[DemoDevice], shapers: list[Shaper], say: _Narrator) -> None:
     """A line now and then: links, windows, bytes, generation."""
     while True:
         await asyncio.sleep(5.0)
@@ -185,7 +187,7 @@ async def _watch(hub: Hub, plan: list[DemoDevice], shapers: list[Shaper], say: _
             say(f"{' · '.join(parts)} · generation {status['generation']}, {status['training_steps']} steps")
 
 
-class _Teller:
+class _Narrator:
     """Says what happens, with the seconds since the start."""
 
     def __init__(self, quiet: bool, began: float) -> None:
@@ -197,6 +199,6 @@ class _Teller:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

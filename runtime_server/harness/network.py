@@ -29,7 +29,7 @@ _CLONE_NEWNET = 0x40000000
 _TIMEOUT_S = 10.0
 _MTU_BYTES = 1514
 _QUEUE_BYTES = 1 << 20
-"""Waits in the kernel, and is never dropped: more than the broker's clients have under way."""
+"""Queue in the kernel, more than the broker's clients have in flight, so that nothing is dropped."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def why_not() -> str:
     missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
     if missing:
         return f"{' and '.join(missing)} not found: install iproute2, or use --network relay"
-    name = f"{_PREFIX}{os.getpid()}-probe"
+    name = f"{_PREFIX}{os.getpid()}-check"
     try:
         _ip("netns", "add", name)
     except UsageError as exc:

@@ -63,7 +63,7 @@ def write_account(path: str, encoded: Encoded) -> None:
 def apply(pace: Pace, cores: list[int]) -> Encoded:
     """Slow this process down, and have it see the load of its own processors only: the others stand for elsewhere.
 
-    Returns an account that goes on as frames are made.
+    Returns an account that is updated as frames are made.
     """
     encoded = Encoded()
 

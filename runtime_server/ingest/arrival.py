@@ -10,7 +10,7 @@ from torch import Tensor
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import FrameHeader, decode_frame
-from runtime_server.training.buffer import Window
+from runtime_server.training.buffer import TrainingWindow
 
 
 @dataclass
@@ -44,10 +44,10 @@ class Arrival:
         """Its place in the broker's stream."""
         return int(self.message.metadata.sequence.stream)
 
-    def window(self, activation: Tensor, embedding: Tensor | None = None) -> Window:
+    def window(self, activation: Tensor, embedding: Tensor | None = None) -> TrainingWindow:
         """What the trainer gets of it: its activation (rows, ...) and, where it was completed, its embedding (d,)."""
         header = self.header
-        return Window(
+        return TrainingWindow(
             device=self.device,
             boot=self.boot,
             index=header.window,

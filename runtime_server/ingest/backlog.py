@@ -1,4 +1,4 @@
-"""Frames that wait to be completed, by generation and cut: what one pass through a suffix can take together."""
+"""Frames waiting to be completed, in groups that one pass through a suffix can complete together."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Key = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Batch:
+class FrameBatch:
     """Frames for one pass."""
 
     generation: int
     cut: int
     arrivals: list[Arrival]
     suspect: bool = False
-    """One frame alone, because the process may have died of it before."""
+    """One frame alone, because it may have crashed an earlier process."""
 
 
 class Backlog:
@@ -51,7 +51,7 @@ class Backlog:
 
     @property
     def crowded(self) -> bool:
-        """Whether the broker should keep what else there is."""
+        """Whether to stop reading from the broker for now."""
         return self._frames >= _MAX_FRAMES or self._bytes >= _MAX_BYTES
 
     def add(self, arrival: Arrival, suspect: bool = False) -> None:
@@ -62,32 +62,32 @@ class Backlog:
         self._frames += 1
         self._bytes += len(arrival.payload)
 
-    def take(self, before: float) -> Batch | None:
-        """The group that has waited for longest, of those worth a pass or whose first frame arrived `before`."""
+    def next_batch(self, before: float) -> FrameBatch | None:
+        """The next batch: the longest-waiting group that is large enough or whose first frame arrived `before`."""
         ready = [
             key
             for key, group in self._groups.items()
-            if group[0].arrived <= before or len(group) >= WORTHWHILE * self._most(key)
+            if group[0].arrived <= before or len(group) >= WORTHWHILE * self._largest(key)
         ]
         if not ready:
             return None
         key = min(ready, key=lambda key: self._groups[key][0].arrived)
         group = self._groups[key]
-        size = SIZES[bisect.bisect_right(SIZES, min(len(group), self._most(key))) - 1]
+        size = SIZES[bisect.bisect_right(SIZES, min(len(group), self._largest(key))) - 1]
         arrivals = [group.popleft() for _ in range(size)]
         if not group:
             del self._groups[key]
         self._frames -= len(arrivals)
         self._bytes -= sum(len(arrival.payload) for arrival in arrivals)
-        return Batch(key[0], key[1], arrivals, suspect=key[2] > 0)
+        return FrameBatch(key[0], key[1], arrivals, suspect=key[2] > 0)
 
-    def took(self, batch: Batch, seconds: float) -> None:
-        """Learn from a pass how many frames of its kind the next one may take."""
+    def record_duration(self, batch: FrameBatch, seconds: float) -> None:
+        """Learn from a pass's duration how many frames the next one of its kind may hold."""
         kind, cost_s = (batch.generation, batch.cut), seconds / len(batch.arrivals)
         self._cost_s[kind] = cost_s + 0.7 * (self._cost_s.get(kind, cost_s) - cost_s)
         while len(self._cost_s) > 64:
             del self._cost_s[next(iter(self._cost_s))]
 
-    def _most(self, key: Key) -> int:
+    def _largest(self, key: Key) -> int:
         cost_s = self._cost_s.get(key[:2])
         return LARGEST if not cost_s else min(max(int(PASS_S / cost_s), SMALLEST), LARGEST)

@@ -1,4 +1,4 @@
-"""Dead letters: frames that cannot be completed, kept for a while with the reason, out of everybody's way.
+"""Dead letters: frames that cannot be completed, kept for a while with the reason.
 
 They lie in a stream of their own, `dead.<partition>.<device>`, bounded in number, in size and in age; the oldest go
 first. A letter is there before its frame is taken out of the queue, and once only.
@@ -20,7 +20,7 @@ from runtime_edge.formats import subjects
 from runtime_server.broker.hub import DEAD, Hub, raises_link_error
 
 UNKNOWN = "_unknown"
-"""In the place of a device where there is none of that name; no device can be called so."""
+"""Stands in for the name of an unknown device; no device can have this name."""
 _KEPT_BYTES = 256 << 10
 """Of a frame: enough to see what it was."""
 _MAX_TEXT = 500
@@ -30,13 +30,13 @@ _REASON, _SUBJECT, _SEQUENCE, _IDENTITY, _SIZE = (
 
 
 @dataclass(frozen=True)
-class Letter:
-    """A frame that was put away."""
+class DeadLetter:
+    """A frame in the dead-letter queue, with the reason."""
 
     number: int
     """Its number among the dead letters."""
     time: datetime | None
-    """When it was put away."""
+    """When it became a dead letter."""
     device: str
     reason: str
     subject: str
@@ -50,7 +50,7 @@ class Letter:
     """At most its first 256 KiB."""
 
 
-async def park(stream: JetStreamContext, message: Msg, device: str, reason: str) -> None:
+async def store(stream: JetStreamContext, message: Msg, device: str, reason: str) -> None:
     """Keep a frame with the reason; returns once the broker has it. Raises what the library raises."""
     sequence = int(message.metadata.sequence.stream)
     headers = {
@@ -65,14 +65,14 @@ async def park(stream: JetStreamContext, message: Msg, device: str, reason: str)
 
 
 @raises_link_error
-async def newest(hub: Hub, count: int) -> list[Letter]:
+async def newest(hub: Hub, count: int) -> list[DeadLetter]:
     """The last `count` letters, the newest first. Raises LinkError."""
     letters = [letter async for letter in _all(hub.stream)]
     return letters[: -count - 1 : -1]
 
 
 @raises_link_error
-async def letter(hub: Hub, number: int) -> Letter:
+async def get(hub: Hub, number: int) -> DeadLetter:
     """One letter. Raises UsageError when there is none of that number, LinkError."""
     try:
         return _letter(await hub.stream.get_msg(DEAD, number, direct=True))
@@ -94,7 +94,7 @@ async def purge(hub: Hub, device: str | None = None) -> int:
     return sum((info.state.subjects or {}).values())
 
 
-async def _all(stream: JetStreamContext) -> AsyncIterator[Letter]:
+async def _all(stream: JetStreamContext) -> AsyncIterator[DeadLetter]:
     number = 0
     while True:
         try:
@@ -105,11 +105,11 @@ async def _all(stream: JetStreamContext) -> AsyncIterator[Letter]:
         yield _letter(found)
 
 
-def _letter(stored: RawStreamMsg) -> Letter:
+def _letter(stored: RawStreamMsg) -> DeadLetter:
     """Whoever may write to the broker may have written it."""
     headers = {name: _text(value) for name, value in (stored.headers or {}).items()}
     numbers = [int(text) if (text := headers.get(name, "")).isdecimal() else 0 for name in (_SEQUENCE, _SIZE)]
-    return Letter(
+    return DeadLetter(
         number=stored.seq or 0,
         time=stored.time,
         device=_text((stored.subject or "").rsplit(".", 1)[-1]),

@@ -1,13 +1,13 @@
-"""Reading the stream again: a trainer that starts has the recent windows of its partitions back.
+"""Frame replay: a trainer that starts reads the recent windows of its partitions from the broker again.
 
 Nothing but the broker's stream keeps windows. Acknowledged frames stay in it until its limits are reached, so that
 they can be read once more by a consumer that acknowledges nothing:
 
     outcome = await Replay(hub, generations, trainer, counted).run(partitions)
 
-What becomes of a frame: one that a resumed trainer had is put back; one that it has taken and let go stays away; one
-that was counted and is not known to it (the checkpoint is older, or there is none) is completed and taken; one that
-was not counted is left to ingest, which may be at work meanwhile.
+A frame that a resumed trainer held is restored; one that it had trained on and dropped is skipped; one that was counted
+but is unknown to the trainer (the checkpoint is older, or missing) is completed and added; one that was not counted is
+left to ingest, which may run at the same time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from runtime_server.ingest.audio_streams import AudioStreams
 from runtime_server.ingest.completion import complete
 from runtime_server.state.ledger import Ledger
 from runtime_server.suffix.generations import Generations
-from runtime_server.training.buffer import Window
+from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.trainer import Trainer
 
 _LOG = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class ReplayConfig:
     max_bytes: int = 512 << 20
     """About: the stream's mean frame is reckoned with."""
     max_age_s: float = 24 * 3600.0
-    """Frames that are older are not taken anew; those a resumed trainer had are put back."""
+    """Frames that are older are not added; those a resumed trainer held are restored."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class ReplayOutcome:
     seconds: float = 0.0
 
 
-class Replay:
+class FrameReplay:
     """Reads for one trainer. `counted` says which windows had been counted before ingest began: it must not change."""
 
     def __init__(
@@ -95,14 +95,14 @@ class Replay:
                     await self._read(partition, info)
         except (*BROKER_ERRORS, nats.errors.Error) as exc:
             raise LinkError(f"broker {self._hub.url}: cannot read the stream again ({reason(exc)})") from None
-        missing = len(self._trainer.awaited)
-        self._trainer.awaited.clear()  # they are gone: nothing is to be read for them again
+        missing = len(self._trainer.to_reread)
+        self._trainer.to_reread.clear()  # they are gone: nothing is to be read for them again
         seen = self._seen
         read, put_back, taken = seen.pop("read", 0), seen.pop("put back", 0), seen.pop("taken", 0)
         return ReplayOutcome(read, put_back, taken, missing, dict(seen), time.monotonic() - began)
 
     def _check_stream(self, info: StreamInfo) -> None:
-        """Places in another stream, or in one that was made anew, mean nothing."""
+        """Sequence numbers of another or a recreated stream are meaningless: forget them."""
         created = "" if info.created is None else info.created.isoformat()
         if self._trainer.stream != created:
             if self._trainer.stream:
@@ -110,11 +110,11 @@ class Replay:
             self._trainer.forget_stream(created)
 
     def _first(self, info: StreamInfo) -> int:
-        """Where to begin within the bounds, leaving out what is known to be taken and let go."""
+        """The first sequence number to read: within the limits, and after what is known to be trained."""
         state, config = info.state, self._config
         mean = max(state.bytes / state.messages, 1.0)
         bounded = state.last_seq + 1 - min(config.max_frames, int(config.max_bytes / mean))
-        needed = min([self._trainer.taken.floor + 1, *self._trainer.awaited])
+        needed = min([self._trainer.trained.floor + 1, *self._trainer.to_reread])
         return max(state.first_seq, bounded, needed, 1)
 
     async def _read(self, partition: int, info: StreamInfo) -> None:
@@ -134,13 +134,13 @@ class Replay:
         """In a thread: frames in the order of the stream."""
         trainer, oldest = self._trainer, datetime.now(timezone.utc) - timedelta(seconds=self._config.max_age_s)
         self._seen["read"] += len(messages)
-        again: list[Window] = []
-        anew: list[Window] = []
+        again: list[TrainingWindow] = []
+        anew: list[TrainingWindow] = []
         for arrival in self._arrivals(messages):
             why = ""
             try:
-                had = arrival.sequence in trainer.awaited
-                why = "" if had else self._objection(arrival, oldest)
+                had = arrival.sequence in trainer.to_reread
+                why = "" if had else self._skip_reason(arrival, oldest)
                 window = self._window(arrival) if not why or _streamed(arrival) else None
             except FrameError:
                 why = why or "garbage"  # or audio whose beginning is out of reach
@@ -151,9 +151,9 @@ class Replay:
             else:
                 (again if had else anew).append(window)
         for window in again:
-            trainer.put_back(window)
+            trainer.restore(window)
         for window in self._embedded(anew):
-            trainer.take(window)
+            trainer.add(window)
         self._seen.update({"put back": len(again), "taken": len(anew)})
 
     def _arrivals(self, messages: Sequence[Msg]) -> Iterator[Arrival]:
@@ -164,22 +164,22 @@ class Replay:
             except FrameError:
                 self._seen["garbage"] += 1
 
-    def _objection(self, arrival: Arrival, oldest: datetime) -> str:
-        """Why a frame that the trainer did not have is left; empty when it is to be taken."""
-        if arrival.sequence in self._trainer.taken:
+    def _skip_reason(self, arrival: Arrival, oldest: datetime) -> str:
+        """Why to skip a frame that the trainer did not hold; empty when it is to be added."""
+        if arrival.sequence in self._trainer.trained:
             return "known"
         if not self._counted.holds(arrival.device, arrival.boot, arrival.header.window):
             return "uncounted"
         return "old" if arrival.message.metadata.timestamp < oldest else ""
 
-    def _window(self, arrival: Arrival) -> Window | None:
+    def _window(self, arrival: Arrival) -> TrainingWindow | None:
         """None when its generation is no longer kept. Raises FrameError."""
         generation = self._generations.get(arrival.header.generation)
         if generation is None:
             return None
         return arrival.window(torch.tensor(self._streams.activation(generation, arrival)))
 
-    def _embedded(self, windows: Sequence[Window]) -> list[Window]:
+    def _embedded(self, windows: Sequence[TrainingWindow]) -> list[TrainingWindow]:
         """The windows with what their suffix makes of them, in the same order."""
         groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         for place, window in enumerate(windows):
@@ -196,5 +196,5 @@ class Replay:
 
 
 def _streamed(arrival: Arrival) -> bool:
-    """Whether a frame goes on where the one before it ended: then all of them are decoded, wanted or not."""
+    """Whether a frame continues an audio stream; then every frame of the stream must be decoded."""
     return WIRE_ENCODINGS[arrival.header.encoding] in STREAMS

@@ -29,12 +29,12 @@ from runtime_edge.base.histogram import Histogram
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import Reply, ReplyStatus, encode_reply
-from runtime_server.broker.consumer import ACK_WAIT_S, Held, PullConsumer
+from runtime_server.broker.consumer import ACK_WAIT_S, HeldMessages, PullConsumer
 from runtime_server.broker.hub import Hub
-from runtime_server.ingest import dead_letters as dead
+from runtime_server.ingest import dead_letters
 from runtime_server.ingest.arrival import Arrival, decode_arrival
-from runtime_server.ingest.backlog import PASS_S, Backlog, Batch
-from runtime_server.ingest.completion import Completer, Outcome
+from runtime_server.ingest.backlog import PASS_S, Backlog, FrameBatch
+from runtime_server.ingest.completion import Completer, Completion
 from runtime_server.ingest.rate import RateLimit
 from runtime_server.state.ledger import Ledger, PartitionedLedger
 from runtime_server.state.suspects import DELIVERIES, Suspects
@@ -44,7 +44,7 @@ from runtime_server.training.trainer import Trainer
 
 _LOG = logging.getLogger(__name__)
 _LINGER_S = 0.003
-"""How long a frame waits for company when nothing else is being completed."""
+"""How long a frame waits for a larger batch when nothing else is being completed."""
 AGAIN_S = 5.0
 _COMPLETING, _PASSES = 2, 4
 """Batches given to the torch thread at once, and batches that are not answered yet."""
@@ -86,7 +86,7 @@ class Ingest:
         self._hub, self._generations, self._trainer = hub, generations, trainer
         self._rate, self._suspects = rate or RateLimit(), suspects
         self._completer, self._mixtures = Completer(generations), Mixtures()
-        self._backlog, self._held, self._again_s = Backlog(), Held(ack_wait_s), again_s
+        self._backlog, self._held, self._again_s = Backlog(), HeldMessages(ack_wait_s), again_s
         self._decoding, self._torch = ThreadPoolExecutor(1, "decode"), ThreadPoolExecutor(1, "complete")
         self._counting = ThreadPoolExecutor(1, "count")
         self._completing = self._to_count = 0
@@ -121,18 +121,18 @@ class Ingest:
                 await asyncio.sleep(0.5)
 
     async def _accept(self, message: Msg, partition: int) -> None:
-        """Check a frame; what is no frame of its device is put away."""
+        """Check a frame; an invalid one becomes a dead letter."""
         try:
             arrivals = decode_arrival(message, time.monotonic())
         except FrameError as exc:
             self.counters["garbage"] += 1
             device = message.subject.rsplit(".", 1)[-1]
-            device = device if subjects.is_device(device) else dead.UNKNOWN
-            await self._put_away(message, device, str(exc) if self._rate.allow(device) else "")
+            device = device if subjects.is_device(device) else dead_letters.UNKNOWN
+            await self._to_dead_letters(message, device, str(exc) if self._rate.allow(device) else "")
             return
         first = arrivals[0]
-        if self._suspects is not None and self._suspects.guilty(partition, first.sequence):
-            await self._put_away(message, first.device, "the server died while it completed this frame")
+        if self._suspects is not None and self._suspects.crashed_on(partition, first.sequence):
+            await self._to_dead_letters(message, first.device, "the server died while it completed this frame")
             self._suspects.forget(partition)
             return
         suspect = self._suspects is not None and message.metadata.num_delivered > DELIVERIES
@@ -152,12 +152,12 @@ class Ingest:
                 self._passes.discard(task)
                 task.result()
             while self._completing < _COMPLETING and len(self._passes) < _PASSES and len(self._backlog):
-                batch = self._backlog.take(time.monotonic() - (PASS_S if self._completing else _LINGER_S))
+                batch = self._backlog.next_batch(time.monotonic() - (PASS_S if self._completing else _LINGER_S))
                 if batch is None:
-                    self._look_again()
+                    self._dispatch_later()
                     break
                 self._room.set()
-                if batch.suspect:  # alone, so that nothing else can be blamed for what happens
+                if batch.suspect:  # alone, so that a crash can be attributed to it
                     await asyncio.gather(*self._passes)
                 task = asyncio.create_task(self._pass(batch))
                 self._passes.add(task)
@@ -166,16 +166,16 @@ class Ingest:
                 if batch.suspect:
                     await asyncio.wait([task])
 
-    def _look_again(self) -> None:
-        """Once the frames that wait for company have waited for long enough."""
+    def _dispatch_later(self) -> None:
+        """Dispatch again when the waiting frames have waited long enough for a larger batch."""
         if self._timer is None or self._timer.when() < asyncio.get_running_loop().time():
             self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self._changed.set)
 
-    async def _pass(self, batch: Batch) -> None:
+    async def _pass(self, batch: FrameBatch) -> None:
         """Complete a batch, count it, answer it."""
         suspect = batch.arrivals[0] if batch.suspect else None
         if suspect is not None and self._suspects is not None:
-            with self._suspects.trying(subjects.partition(suspect.device), suspect.sequence):
+            with self._suspects.retrying_alone(subjects.partition(suspect.device), suspect.sequence):
                 outcomes, replies = await self._completed(batch)
         else:
             outcomes, replies = await self._completed(batch)
@@ -190,25 +190,25 @@ class Ingest:
         for arrival, why, reply in poisoned:  # last: the others need not wait until the broker has stored it
             with contextlib.suppress(*BROKER_ERRORS):
                 await self._reply(arrival, reply)
-            await self._put_away(arrival.message, arrival.device, why)
-        await self._in(self._counting, self._mixtures.catch_up, lambda: self._to_count > 0)
+            await self._to_dead_letters(arrival.message, arrival.device, why)
+        await self._run_in(self._counting, self._mixtures.catch_up, lambda: self._to_count > 0)
 
-    async def _completed(self, batch: Batch) -> tuple[list[Outcome], list[Reply]]:
+    async def _completed(self, batch: FrameBatch) -> tuple[list[Completion], list[Reply]]:
         try:
-            decoded = await self._in(self._decoding, self._completer.decode, batch)
-            outcomes, seconds = await self._in(self._torch, self._completer.complete, decoded)
+            decoded = await self._run_in(self._decoding, self._completer.decode, batch)
+            outcomes, seconds = await self._run_in(self._torch, self._completer.complete, decoded)
         finally:
             self._completing -= 1
             self._changed.set()
-        self._backlog.took(batch, seconds)
+        self._backlog.record_duration(batch, seconds)
         self.latency_ms["batch"].observe(seconds * 1e3)
         self._to_count += 1
         try:
-            return outcomes, await self._in(self._counting, self._count, batch.arrivals, outcomes)
+            return outcomes, await self._run_in(self._counting, self._count, batch.arrivals, outcomes)
         finally:
             self._to_count -= 1
 
-    def _count(self, arrivals: Sequence[Arrival], outcomes: Sequence[Outcome]) -> list[Reply]:
+    def _count(self, arrivals: Sequence[Arrival], outcomes: Sequence[Completion]) -> list[Reply]:
         """In the counting thread: note each window once, keep it for training; the replies."""
         newest = self._generations.newest.number
         ids = [
@@ -225,9 +225,9 @@ class Ingest:
             is_new = next(new)
             self.counters["windows" if is_new else "duplicates"] += 1
             if is_new and self._trainer is not None and outcome.activation is not None:
-                self._trainer.take(arrival.window(outcome.activation, outcome.embedding))
+                self._trainer.add(arrival.window(outcome.activation, outcome.embedding))
             embedding = outcome.embedding.numpy()
-            mixture = self._mixtures.hear(arrival.device, embedding)
+            mixture = self._mixtures.add(arrival.device, embedding)
             replies.append(_reply(arrival, newest, "ok", embedding.astype("<f2").tobytes(), mixture))
         return replies
 
@@ -242,7 +242,7 @@ class Ingest:
             _LOG.debug("answer to %s: %s", arrival.device, reason(exc))
         finally:
             if not arrival.parts.left:
-                self._held.let_go(arrival.message)
+                self._held.release(arrival.message)
 
     async def _reply(self, arrival: Arrival, reply: Reply) -> None:
         inbox = (arrival.message.headers or {}).get(subjects.REPLY_HEADER)
@@ -250,28 +250,30 @@ class Ingest:
             await self._hub.client.publish(inbox, encode_reply(reply, arrival.header.version))
 
     async def _deny(self, arrival: Arrival) -> None:
-        """A device that floods gets no more work done for it."""
+        """Refuse a frame of a device that sends too many."""
         if not self.counters["over_rate"] % 1000:
             _LOG.warning("%s sends too much: `ssc server device revoke` keeps it out", arrival.device)
         self.counters["over_rate"] += 1
         await self._answer(arrival, _reply(arrival, self._generations.newest.number, "refused"))
 
-    async def _put_away(self, message: Msg, device: str, why: str) -> None:
-        """A frame that can never be completed becomes a dead letter, and does not come again."""
+    async def _to_dead_letters(self, message: Msg, device: str, why: str) -> None:
+        """Make a frame that can never be completed a dead letter; the broker does not redeliver it."""
         try:
             if why:
                 _LOG.warning("%s: %s; see `ssc server dead list`", message.subject, why)
-                await dead.park(self._hub.stream, message, device, why)
+                await dead_letters.store(self._hub.stream, message, device, why)
                 self.counters["dead"] += 1
             await message.term()
         except BROKER_ERRORS as exc:
-            _LOG.warning("%s: cannot be put away (%s); it comes again", message.subject, reason(exc))
+            _LOG.warning(
+                "%s: cannot be kept as a dead letter (%s); the broker redelivers it", message.subject, reason(exc)
+            )
             with contextlib.suppress(*BROKER_ERRORS):
                 await message.nak(self._again_s)
         finally:
-            self._held.let_go(message)
+            self._held.release(message)
 
-    async def _in(
+    async def _run_in(
         self,
         thread: ThreadPoolExecutor,
         call: Callable[_Arguments, _Result],

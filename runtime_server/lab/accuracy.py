@@ -26,7 +26,7 @@ from runtime_server.lab.clips import (
     silhouette,
 )
 from runtime_server.lab.policy_arms import Policy
-from runtime_server.lab.session import Lab, Lines
+from runtime_server.lab.session import Lab, ResultLines
 
 _TIMEOUT_S = 600.0
 
@@ -75,7 +75,7 @@ async def embeddings_of(lab: Lab, policy: Policy, recordings: Recordings) -> Arr
     """(windows, d): what a device that takes one cut gets, as fast as it can. Raises CheckFailed."""
     options = ("--no-realtime", "--deadline-ms", "10000", "--max-windows", str(recordings.windows))
     async with lab.device(policy, recordings.path, *options, paced=False) as device:
-        lines = Lines(device)
+        lines = ResultLines(device)
         reading = asyncio.create_task(lines.read())
         await device.finish(_TIMEOUT_S)
         await reading

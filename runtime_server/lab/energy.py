@@ -17,8 +17,8 @@ import numpy as np
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.records.table import LOCAL
-from runtime_server.lab.scenarios import Step
-from runtime_server.lab.session import Recording
+from runtime_server.lab.scenarios import ScenarioStep
+from runtime_server.lab.session import RunRecording
 from streamsplit_compile.cost.targets import load_target
 
 RAPL = Path("/sys/class/powercap")
@@ -40,7 +40,7 @@ class Energy:
         return self.compute_mj + self.radio_mj
 
 
-def modelled(recording: Recording, bundle: Bundle, target: str, steps: Sequence[Step]) -> Energy:
+def modelled(recording: RunRecording, bundle: Bundle, target: str, steps: Sequence[ScenarioStep]) -> Energy:
     """By the target's figures (docs/method.md, section 6), for the cuts that ran and the bytes the interface counted.
 
     A frame is made on one core of those that the model's power is for. A window that was finished here after all ran
@@ -88,5 +88,5 @@ def metered_mj(path: Path, began: float, seconds: float, windows: int) -> float:
     return float(watts[inside].mean() * seconds * 1e3 / windows)
 
 
-def _step_at(steps: Sequence[Step], at_s: float) -> Step:
+def _step_at(steps: Sequence[ScenarioStep], at_s: float) -> ScenarioStep:
     return [step for step in steps if step.at_s <= max(at_s, 0.0)][-1]

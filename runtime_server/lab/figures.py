@@ -14,8 +14,8 @@ from msgspec import Meta
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.strict import Strict
 from runtime_server.lab.energy import modelled
-from runtime_server.lab.scenarios import Step
-from runtime_server.lab.session import Heard, Recording
+from runtime_server.lab.scenarios import ScenarioStep
+from runtime_server.lab.session import RunRecording, TimedResult
 
 _HOUR_S = 3600.0
 _SETTLED_S = 3.0
@@ -67,7 +67,7 @@ class Figures(Strict, frozen=True, kw_only=True):
 
 
 def figures(
-    recording: Recording,
+    recording: RunRecording,
     *,
     encoder: str,
     scenario: str,
@@ -75,7 +75,7 @@ def figures(
     repeat: int,
     bundle: Bundle,
     target: str,
-    steps: Sequence[Step],
+    steps: Sequence[ScenarioStep],
     reference: Array,
     measured_mj: dict[str, float],
 ) -> Figures:
@@ -125,7 +125,7 @@ def figures(
     )
 
 
-def reactions(began: float, heard: Sequence[Heard], steps: Sequence[Step]) -> list[float]:
+def reactions(began: float, heard: Sequence[TimedResult], steps: Sequence[ScenarioStep]) -> list[float]:
     """Seconds from each step to the first window at the cut that the policy settles on, where that is another one.
 
     Only steps whose level lasts long enough to settle count. A window is decided at the end of its capture.
@@ -147,7 +147,7 @@ def reactions(began: float, heard: Sequence[Heard], steps: Sequence[Step]) -> li
     return found
 
 
-def _cosines(heard: Sequence[Heard], reference: Array) -> Array:
+def _cosines(heard: Sequence[TimedResult], reference: Array) -> Array:
     found = np.array([item.result.embedding for item in heard], np.float32)
     wanted = reference[[item.result.window for item in heard]]
     norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 
 from runtime_server.lab.figures import Figures
-from runtime_server.lab.policy_bench import Bench
+from runtime_server.lab.policy_bench import PolicyBench
 from runtime_server.lab.proof_report import BASELINE, ratios, runs_of, scored
 
 OURS = "table"
@@ -49,7 +49,7 @@ class Goal:
         return 0.0 if self.met else abs(self.value - float(self.goal.rsplit(" ", 1)[1]))
 
 
-def goals(bench: Bench, encoder: str, scenario: str = "lte", policy: str = OURS) -> list[Goal]:
+def goals(bench: PolicyBench, encoder: str, scenario: str = "lte", policy: str = OURS) -> list[Goal]:
     """Empty when the bench has not both the policy and the baseline."""
     ratio = ratios(bench, encoder, scenario, policy)
     if not ratio:
@@ -90,7 +90,7 @@ def goals(bench: Bench, encoder: str, scenario: str = "lte", policy: str = OURS)
     return found
 
 
-def _against_opus(bench: Bench, encoder: str, scenario: str, policy: str, probe: float) -> list[Goal]:
+def _against_opus(bench: PolicyBench, encoder: str, scenario: str, policy: str, probe: float) -> list[Goal]:
     """Bytes against the cheapest Opus that is as accurate, within the spread of a probe over so many clips."""
     accuracy = bench.encoders[encoder].accuracy
     rates = [

@@ -35,8 +35,8 @@ from runtime_server.lab.accuracy import Accuracy, Recordings, embeddings_of, mix
 from runtime_server.lab.energy import metered_mj, rapl_joules
 from runtime_server.lab.figures import Array, Figures, figures
 from runtime_server.lab.policy_arms import Policy, all_policies, chosen_policies
-from runtime_server.lab.scenarios import Playable, Step
-from runtime_server.lab.session import Lab, Recording
+from runtime_server.lab.scenarios import Playable, ScenarioStep
+from runtime_server.lab.session import Lab, RunRecording
 from streamsplit_compile.bundle.soundscape import soundscape
 
 MAX_BENCH_BYTES = 64 << 20
@@ -64,7 +64,7 @@ class BenchConfig:
     seed: int = 0
 
 
-class Compared(Strict, frozen=True, kw_only=True):
+class EncoderFigures(Strict, frozen=True, kw_only=True):
     """An encoder as it was compiled."""
 
     cuts: list[str]
@@ -74,14 +74,14 @@ class Compared(Strict, frozen=True, kw_only=True):
     """By policy that takes one cut; `scenario/policy` for one that chooses."""
 
 
-class Played(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PlayedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A scenario as it was played."""
 
     what: str
-    steps: list[Step]
+    steps: list[ScenarioStep]
 
 
-class Bench(Strict, frozen=True, kw_only=True):
+class PolicyBench(Strict, frozen=True, kw_only=True):
     """Everything a call of `ssc bench run` measured."""
 
     format: Literal["streamsplit.bench/1"] = "streamsplit.bench/1"
@@ -97,21 +97,21 @@ class Bench(Strict, frozen=True, kw_only=True):
     bytes_are: str
     audio: str
     machine: dict[str, str]
-    encoders: dict[str, Compared]
+    encoders: dict[str, EncoderFigures]
     runs: list[Figures]
-    scenarios: dict[str, Played] = msgspec.field(default_factory=dict)
+    scenarios: dict[str, PlayedScenario] = msgspec.field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """JSON with a final newline."""
         return msgspec.json.encode(self) + b"\n"
 
 
-def read_bench(path: Path) -> Bench:
+def read_bench(path: Path) -> PolicyBench:
     """Raises FormatError naming file and field."""
-    return strict.read(path, Bench, MAX_BENCH_BYTES)
+    return strict.read(path, PolicyBench, MAX_BENCH_BYTES)
 
 
-def joined(benches: Sequence[Bench]) -> Bench:
+def joined(benches: Sequence[PolicyBench]) -> PolicyBench:
     """Measurements of one target and seed as one: what was played again is a further repetition.
 
     Raises UsageError for measurements that cannot stand together, as of one encoder in one scenario for other times.
@@ -150,13 +150,13 @@ def joined(benches: Sequence[Bench]) -> Bench:
     return whole
 
 
-async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> Bench:
+async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> PolicyBench:
     """Measure everything. Raises UsageError where the lab cannot be built, CheckFailed when a process fails."""
     work = Path(tempfile.mkdtemp(prefix="ssc-bench-"))
     try:
         encoders, runs, bytes_are = {}, [], ""
         for name in config.encoders:
-            measured = await _Encoder.prepare(name, config, work, say)
+            measured = await _PreparedEncoder.prepare(name, config, work, say)
             async with Lab(measured.work, measured.bundle, config.target, config.namespaces) as lab:
                 await lab.serve(measured.file)
                 bytes_are = lab.measured_on
@@ -164,10 +164,10 @@ async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> Bench:
             runs += found
             info = measured.bundle.manifest.info
             block_ms = list(info.targets[config.target].block_ms)
-            encoders[measured.name] = Compared(
+            encoders[measured.name] = EncoderFigures(
                 cuts=[cut.name for cut in info.cuts], block_ms=block_ms, accuracy=accuracy
             )
-        return Bench(
+        return PolicyBench(
             created=time.strftime("%Y-%m-%dT%H:%M:%S"),
             command=command_of(sys.argv[1:]),
             target=config.target,
@@ -179,14 +179,14 @@ async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> Bench:
             machine=_machine(),
             encoders=encoders,
             runs=runs,
-            scenarios={s.name: Played(s.what, s.steps(config.seconds, config.seed)) for s in config.scenarios},
+            scenarios={s.name: PlayedScenario(s.what, s.steps(config.seconds, config.seed)) for s in config.scenarios},
         )
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 @dataclass(frozen=True)
-class _Encoder:
+class _PreparedEncoder:
     """One encoder, compiled, with the audio its devices hear."""
 
     name: str
@@ -199,7 +199,7 @@ class _Encoder:
     say: Callable[[str], None]
 
     @classmethod
-    async def prepare(cls, name: str, config: BenchConfig, root: Path, say: Callable[[str], None]) -> _Encoder:
+    async def prepare(cls, name: str, config: BenchConfig, root: Path, say: Callable[[str], None]) -> _PreparedEncoder:
         file = Path(name)
         short = file.stem if file.suffix else name
         work = root / short
@@ -253,7 +253,7 @@ class _Encoder:
             measured_mj=self._measured_mj(recording, before),
         )
 
-    def _measured_mj(self, recording: Recording, before: float | None) -> dict[str, float]:
+    def _measured_mj(self, recording: RunRecording, before: float | None) -> dict[str, float]:
         windows, found = len(recording.results), {}
         if before is not None and (after := rapl_joules()) is not None:
             found["rapl"] = max(0.0, (after - before) * 1e3 / windows)  # start and end of the process included
@@ -335,7 +335,7 @@ def _processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def save(bench: Bench, out: Path) -> Path:
+def save(bench: PolicyBench, out: Path) -> Path:
     """Write `bench.json` below `out`."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "bench.json"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime_server.lab.goals import DIFFERS, OURS, Goal, goals
-from runtime_server.lab.policy_bench import Bench
+from runtime_server.lab.policy_bench import PolicyBench
 from runtime_server.lab.proof_plots import draw
 from runtime_server.lab.proof_report import (
     COSTS,
@@ -23,7 +23,7 @@ from runtime_server.lab.proof_report import (
 )
 
 
-def write_page(bench: Bench, path: Path, title: str = "The proof") -> None:
+def write_page(bench: PolicyBench, path: Path, title: str = "The proof") -> None:
     """Write the page and, beside it, its pictures."""
     pairs = list(dict.fromkeys((run.encoder, run.scenario) for run in bench.runs))
     lines = [f"# {title}", "", *_how(bench), "", "## Against the paper", "", *_headline(bench), ""]
@@ -36,7 +36,7 @@ def write_page(bench: Bench, path: Path, title: str = "The proof") -> None:
     path.write_text("\n".join(lines).rstrip() + "\n")
 
 
-def _how(bench: Bench) -> list[str]:
+def _how(bench: PolicyBench) -> list[str]:
     where = ", ".join(f"{name} {value}" for name, value in bench.machine.items())
     counts = sorted(set(Counter((run.encoder, run.scenario, run.policy) for run in bench.runs).values())) or [0]
     often = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -67,7 +67,7 @@ def _how(bench: Bench) -> list[str]:
     ]
 
 
-def _headline(bench: Bench) -> list[str]:
+def _headline(bench: PolicyBench) -> list[str]:
     found = [(encoder, goal) for encoder in bench.encoders for goal in goals(bench, encoder)]
     if not found:
         return ["Not measured: this needs the scenario lte with the policies pcm16 and table."]
@@ -81,7 +81,7 @@ def _headline(bench: Bench) -> list[str]:
     ]
 
 
-def _against_baselines(bench: Bench, scenario: str = "lte") -> list[str]:
+def _against_baselines(bench: PolicyBench, scenario: str = "lte") -> list[str]:
     """The table against each server-only way, and first the paper against its own."""
     found = [["paper", "server-only", "up to 4.7x", "-77.1%", "-52.3%", "2.2"]]
     for encoder in bench.encoders:
@@ -98,7 +98,7 @@ def _verdict(goal: Goal) -> str:
     return f"{goal.goal}, met" if goal.met else f"{goal.goal}, **missed** by {goal.missed_by:.3g}"
 
 
-def _reactions(bench: Bench, encoder: str, scenario: str) -> list[str]:
+def _reactions(bench: PolicyBench, encoder: str, scenario: str) -> list[str]:
     found = [
         reaction
         for run in bench.runs
@@ -110,7 +110,7 @@ def _reactions(bench: Bench, encoder: str, scenario: str) -> list[str]:
     return [f"The table answered {len(found)} steps with another cut, within {max(found):.1f} s at most."]
 
 
-def _repeatable(bench: Bench, encoder: str, scenario: str) -> list[str]:
+def _repeatable(bench: PolicyBench, encoder: str, scenario: str) -> list[str]:
     """How much the ratios of repetitions differ, the worst policy."""
     worst = (0.0, "")
     for policy in policies_of(bench, encoder, scenario):

@@ -10,7 +10,7 @@ from runtime_edge.errors import MissingExtra
 from runtime_edge.formats.records.table import LOCAL
 from runtime_server.lab.figures import PARTS, Figures
 from runtime_server.lab.goals import OURS
-from runtime_server.lab.policy_bench import Bench
+from runtime_server.lab.policy_bench import PolicyBench
 from runtime_server.lab.proof_report import policies_of, runs_of, scored
 
 try:
@@ -25,7 +25,7 @@ _NEAR_BYTES, _NEAR_GOOD = 0.05, 0.03
 """Points nearer than this, in decades and in the height of the picture, share a label."""
 
 
-def draw(bench: Bench, encoder: str, scenario: str, page: Path) -> list[Path]:
+def draw(bench: PolicyBench, encoder: str, scenario: str, page: Path) -> list[Path]:
     """Three SVG files beside a page, named after it; returns them."""
     runs = [run for run in bench.runs if (run.encoder, run.scenario) == (encoder, scenario)]
     files = [page.with_name(f"{page.stem}-{encoder}-{scenario}-{what}.svg") for what in ("latency", "bytes", "time")]
@@ -56,7 +56,7 @@ def _draw_latency(runs: list[Figures], title: str, out: Path) -> None:
     _save(figure, out)
 
 
-def _draw_bytes(bench: Bench, encoder: str, scenario: str, title: str, out: Path) -> None:
+def _draw_bytes(bench: PolicyBench, encoder: str, scenario: str, title: str, out: Path) -> None:
     """Accuracy of a probe, or fidelity where none was measured, over bytes an hour."""
     accuracy = bench.encoders[encoder].accuracy
     places: list[tuple[float, float, str]] = []
@@ -99,7 +99,7 @@ def _labels(places: list[tuple[float, float, str]]) -> list[tuple[float, float, 
     return found
 
 
-def _draw_time(bench: Bench, run: Figures, title: str, out: Path) -> None:
+def _draw_time(bench: PolicyBench, run: Figures, title: str, out: Path) -> None:
     """The link and the load above, the cuts that were taken below."""
     steps = list(bench.scenarios[run.scenario].steps)
     figure = Figure(figsize=(8, 4.6), layout="constrained")

@@ -11,7 +11,7 @@ from runtime_server.lab.accuracy import Accuracy
 from runtime_server.lab.energy import MODELLED
 from runtime_server.lab.figures import PARTS, Figures
 from runtime_server.lab.policy_arms import OPUS_KBPS
-from runtime_server.lab.policy_bench import Bench
+from runtime_server.lab.policy_bench import PolicyBench
 
 BASELINE = "pcm16"
 SERVER_ONLY = (BASELINE, "flac", *(f"opus-{kbps}" for kbps in OPUS_KBPS))
@@ -36,7 +36,7 @@ class Ratios:
     energy_saved: float
 
 
-def ratios(bench: Bench, encoder: str, scenario: str, policy: str, baseline: str = BASELINE) -> list[Ratios]:
+def ratios(bench: PolicyBench, encoder: str, scenario: str, policy: str, baseline: str = BASELINE) -> list[Ratios]:
     """One for each repetition; empty without a baseline."""
     found = []
     for run in runs_of(bench, encoder, scenario, policy):
@@ -59,18 +59,18 @@ def spread(values: Iterable[float]) -> float:
     return (max(values) - min(values)) / middle if middle else 0.0
 
 
-def policies_of(bench: Bench, encoder: str, scenario: str) -> list[str]:
+def policies_of(bench: PolicyBench, encoder: str, scenario: str) -> list[str]:
     """In the order they were played."""
     return list(dict.fromkeys(run.policy for run in bench.runs if (run.encoder, run.scenario) == (encoder, scenario)))
 
 
-def scored(bench: Bench, encoder: str, scenario: str, policy: str) -> Accuracy | None:
+def scored(bench: PolicyBench, encoder: str, scenario: str, policy: str) -> Accuracy | None:
     """How accurate a policy is; one that chooses, with the cuts it took in this scenario. None where not measured."""
     accuracy = bench.encoders[encoder].accuracy
     return accuracy.get(f"{scenario}/{policy}", accuracy.get(BASELINE if policy == "flac" else policy))
 
 
-def costs(bench: Bench, encoder: str, scenario: str) -> list[list[str]]:
+def costs(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
     """One row for each policy, medians over the repetitions, columns as in `COSTS`."""
     found = []
     for policy in policies_of(bench, encoder, scenario):
@@ -100,7 +100,7 @@ def as_text(ratio: Sequence[Ratios]) -> tuple[str, str, str]:
     )
 
 
-def quality(bench: Bench, encoder: str, scenario: str) -> list[list[str]]:
+def quality(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
     """One row for each policy, columns as in `QUALITY`: medians, sums of what was missed, the longest reaction."""
     found = []
     for policy in policies_of(bench, encoder, scenario):
@@ -129,7 +129,7 @@ def quality(bench: Bench, encoder: str, scenario: str) -> list[list[str]]:
     return found
 
 
-def compare(first: Bench, second: Bench) -> list[tuple[str, str, float, float, float]]:
+def compare(first: PolicyBench, second: PolicyBench) -> list[tuple[str, str, float, float, float]]:
     """(where, ratio, first, second, difference relative to the first) for every ratio both benches have.
 
     Bytes and energy are compared as quotients of the baseline's. Raises CheckFailed when they have nothing in common.
@@ -151,7 +151,7 @@ def _quotient(ratio: Ratios, name: str) -> float:
     return {"latency": ratio.latency, "bytes": 1 - ratio.bytes_saved, "energy": 1 - ratio.energy_saved}[name]
 
 
-def runs_of(bench: Bench, encoder: str, scenario: str, policy: str) -> list[Figures]:
+def runs_of(bench: PolicyBench, encoder: str, scenario: str, policy: str) -> list[Figures]:
     """Its repetitions."""
     return [run for run in bench.runs if (run.encoder, run.scenario, run.policy) == (encoder, scenario, policy)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime_server.lab.scenarios import Step
+from runtime_server.lab.scenarios import ScenarioStep
 from streamsplit_compile.splitter.trace_csv import Columns, read_csv
 from streamsplit_compile.splitter.traces import STEP_S, TraceModel, Traces, synthetic_traces
 
@@ -33,7 +33,7 @@ class RecordedScenario:
         lasts_s = float(times[-1] + np.median(np.diff(times)))
         return cls(path.stem, f"recorded: {path.name}, {lasts_s:.0f} s", {**columns, "time_s": times}, lasts_s)
 
-    def steps(self, seconds: float, seed: int) -> list[Step]:
+    def steps(self, seconds: float, seed: int) -> list[ScenarioStep]:
         """From 0 to `seconds`; the seed changes nothing."""
         times = self.columns["time_s"]
         rounds = int(np.ceil(seconds / self.lasts_s))
@@ -57,6 +57,6 @@ class RecordedScenario:
             self.columns["rtt_ms"][line],
         )
 
-    def _step(self, line: int, at_s: float) -> Step:
+    def _step(self, line: int, at_s: float) -> ScenarioStep:
         mbps, rtt_ms, cpu = (float(self.columns[name][line]) for name in ("bandwidth_mbps", "rtt_ms", "cpu"))
-        return Step(at_s, max(mbps, LEAST_MBPS), rtt_ms, 0.0, cpu, outage=mbps < LEAST_MBPS)
+        return ScenarioStep(at_s, max(mbps, LEAST_MBPS), rtt_ms, 0.0, cpu, outage=mbps < LEAST_MBPS)

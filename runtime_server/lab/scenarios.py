@@ -13,7 +13,7 @@ from streamsplit_compile.splitter.traces import STEP_S, TraceModel, Traces, synt
 
 
 @dataclass(frozen=True)
-class Step:
+class ScenarioStep:
     """What holds from a moment on."""
 
     at_s: float
@@ -42,17 +42,17 @@ class Scenario:
     outage_s: tuple[float, float] | None = None
     """In the second half of each level nothing passes for so long."""
 
-    def steps(self, seconds: float, seed: int) -> list[Step]:
+    def steps(self, seconds: float, seed: int) -> list[ScenarioStep]:
         """From 0 to `seconds`."""
         random = np.random.default_rng((seed, sum(self.name.encode())))
         low, high = self.mbps
         level = int(random.integers(len(self.cpu)))
-        steps: list[Step] = []
+        steps: list[ScenarioStep] = []
         for index in range(math.ceil(seconds / self.change_s)):
             at_s = index * self.change_s
             spread = math.log(high / low) / 4  # the range is four standard deviations wide
             mbps = float(np.clip(math.exp(math.log(low * high) / 2 + spread * random.normal()), low, high))
-            steps.append(Step(at_s, mbps, float(random.uniform(*self.rtt_ms)), self.jitter_ms, self.cpu[level]))
+            steps.append(ScenarioStep(at_s, mbps, float(random.uniform(*self.rtt_ms)), self.jitter_ms, self.cpu[level]))
             if self.outage_s is not None:
                 lasts_s = float(random.uniform(*self.outage_s))
                 steps += [
@@ -90,7 +90,7 @@ class Playable(Protocol):
     def what(self) -> str:
         """One line for people."""
 
-    def steps(self, seconds: float, seed: int) -> list[Step]:
+    def steps(self, seconds: float, seed: int) -> list[ScenarioStep]:
         """From 0 to `seconds`."""
 
     def traces(self, count: int, windows: int, seed: int) -> Traces:

@@ -29,19 +29,19 @@ from runtime_server.harness.pacing import Encoded, Pace
 from runtime_server.harness.processes import Child, Children, wait_for_line
 from runtime_server.harness.relay import LinkState, Relay
 from runtime_server.lab.policy_arms import Policy
-from runtime_server.lab.scenarios import Step
+from runtime_server.lab.scenarios import ScenarioStep
 from streamsplit_compile.cost.targets import load_target
 
 _START_S = 90.0
 _FIRST_WINDOWS = 6
 """Before a scenario begins: the device has its table, its blocks are loaded, its caches are warm."""
 _SETTLE_S = 2.0
-"""After it ends: what is under way arrives."""
+"""Time after the end for frames in flight to arrive."""
 _CHILD = (sys.executable, "-m", "runtime_server.harness.child")
 
 
 @dataclass(frozen=True)
-class Heard:
+class TimedResult:
     """One result, and when it left the device's process, s since the epoch."""
 
     at: float
@@ -49,13 +49,13 @@ class Heard:
 
 
 @dataclass
-class Recording:
+class RunRecording:
     """What a device did during a scenario."""
 
     began: float
     """s since the epoch."""
     seconds: float = 0.0
-    results: list[Heard] = field(default_factory=list)
+    results: list[TimedResult] = field(default_factory=list)
     """Of windows captured during the scenario, in the order they came."""
     traffic: Traffic = field(default_factory=lambda: Traffic(0, 0))
     processor_s: float = 0.0
@@ -143,13 +143,13 @@ class Lab:
         """Where devices connect."""
         return f"nats://{SERVER_ADDRESS if self._network else '127.0.0.1'}:{self._relay.port}"
 
-    async def play(self, policy: Policy, audio: Path, steps: Sequence[Step], seconds: float) -> Recording:
+    async def play(self, policy: Policy, audio: Path, steps: Sequence[ScenarioStep], seconds: float) -> RunRecording:
         """One device through one scenario. Raises CheckFailed when it fails."""
         async with self.device(policy, audio, "--threads", "1") as device:
-            lines = Lines(device)
+            lines = ResultLines(device)
             reading = asyncio.create_task(lines.read())
             try:
-                self._shape(Step(0.0, 100.0, 0.0, 0.0, 0.0))
+                self._shape(ScenarioStep(0.0, 100.0, 0.0, 0.0, 0.0))
                 await lines.wait_for(_FIRST_WINDOWS, _START_S)
                 recording = await self._record(device, lines, steps, seconds)
             finally:
@@ -192,10 +192,12 @@ class Lab:
         write_atomic(path / file, policy.table.to_json())
         return path
 
-    async def _record(self, device: Child, lines: Lines, steps: Sequence[Step], seconds: float) -> Recording:
+    async def _record(
+        self, device: Child, lines: ResultLines, steps: Sequence[ScenarioStep], seconds: float
+    ) -> RunRecording:
         process = psutil.Process(device.process.pid)
         player = asyncio.create_task(self._play_steps(steps))
-        recording, before = Recording(began=time.time()), self._traffic()
+        recording, before = RunRecording(began=time.time()), self._traffic()
         used, queued = sum(process.cpu_times()[:2]), _queued_s(process.pid)
         try:
             await asyncio.sleep(seconds)
@@ -209,20 +211,20 @@ class Lab:
             raise CheckFailed(f"{device.name}: {device.last_words()}") from None
         finally:
             player.cancel()
-            self._shape(Step(0.0, 100.0, 0.0, 0.0, 0.0))
+            self._shape(ScenarioStep(0.0, 100.0, 0.0, 0.0, 0.0))
         ended = recording.began + recording.seconds
         recording.results = [heard for heard in lines.heard if recording.began <= heard.result.time < ended]
         if not recording.results:
             raise CheckFailed(f"{device.name}: no window was finished; {device.last_words()}")
         return recording
 
-    async def _play_steps(self, steps: Sequence[Step]) -> None:
+    async def _play_steps(self, steps: Sequence[ScenarioStep]) -> None:
         began = time.monotonic()
         for step in steps:
             await asyncio.sleep(max(0.0, began + step.at_s - time.monotonic()))
             self._shape(step)
 
-    def _shape(self, step: Step) -> None:
+    def _shape(self, step: ScenarioStep) -> None:
         """Make link and load what a step says."""
         # A round trip's jitter comes from both ways. The kernel's bucket lets what fits into it pass at once; the relay
         # behind it holds that for as long as it would have taken, and adds next to nothing to what comes at the rate.
@@ -250,11 +252,11 @@ class Lab:
         return [*inside, *_CHILD, *(word for core in cores for word in ("--core", core))]
 
 
-class Lines:
+class ResultLines:
     """The results of a device as it writes them."""
 
     def __init__(self, device: Child) -> None:
-        self.heard: list[Heard] = []
+        self.heard: list[TimedResult] = []
         self._device, self._more = device, asyncio.Event()
         self._decoder = msgspec.json.Decoder(WindowResult)
 
@@ -263,7 +265,7 @@ class Lines:
         assert self._device.process.stdout is not None
         async for line in self._device.process.stdout:
             with contextlib.suppress(*UNREADABLE):
-                self.heard.append(Heard(time.time(), self._decoder.decode(line)))
+                self.heard.append(TimedResult(time.time(), self._decoder.decode(line)))
             self._more.set()
         self._more.set()
 
@@ -295,6 +297,6 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -51,7 +51,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Clip:
+class LabelledClip:
     """A recording of which one or several labels hold from its beginning to its end."""
 
     path: Path
@@ -60,7 +60,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Event:
+class LabelledEvent:
     """What a device heard, from `start_s` to `end_s` since 1970."""
 
     device: str
@@ -74,11 +74,11 @@ def is_events(source: Path) -> bool:
     return not source.is_dir() and "device" in _rows(source)[0]
 
 
-def read_clips(source: Path) -> list[Clip]:
+def read_clips(source: Path) -> list[LabelledClip]:
     """The recordings of a folder or CSV. Raises UsageError or FormatError naming file and line."""
     if source.is_dir():
         found = [
-            Clip(path, (folder.name,))
+            LabelledClip(path, (folder.name,))
             for folder in sorted(source.iterdir())
             if folder.is_dir()
             for path in sorted(folder.rglob("*"))
@@ -87,7 +87,7 @@ def read_clips(source: Path) -> list[Clip]:
         if not found:
             raise UsageError(f"{source}: no recordings in subfolders; make one subfolder for each label")
         return found
-    clips: dict[str, Clip] = {}
+    clips: dict[str, LabelledClip] = {}
     for number, row in enumerate(_rows(source), 2):
         where = f"{source}: line {number}"
         name, label = _field(row, "file", where), _field(row, "label", where)
@@ -96,11 +96,11 @@ def read_clips(source: Path) -> list[Clip]:
         if known is not None and known.fold != fold:
             raise FormatError(f"{where}: {name} stands in two folds")
         labels = (label,) if known is None else (*known.labels, label)
-        clips[name] = Clip(source.parent / name, labels, fold)
+        clips[name] = LabelledClip(source.parent / name, labels, fold)
     return list(clips.values())
 
 
-def read_events(source: Path) -> list[Event]:
+def read_events(source: Path) -> list[LabelledEvent]:
     """The events of a CSV. Raises FormatError naming file and line."""
     events = []
     for number, row in enumerate(_rows(source), 2):
@@ -110,12 +110,12 @@ def read_events(source: Path) -> list[Event]:
             raise FormatError(f"{where}: device {device!r}: no device has this name")
         start = _time(_field(row, "time", where), where)
         seconds = _number(row["seconds"], f"{where}: seconds") if row.get("seconds") else 0.0
-        events.append(Event(device, start, start + max(0.0, seconds), label))
+        events.append(LabelledEvent(device, start, start + max(0.0, seconds), label))
     return events
 
 
 def of_clips(
-    clips: Sequence[Clip],
+    clips: Sequence[LabelledClip],
     bundle: Bundle,
     gate_db: float | None = -60.0,
     progress: Progress = lambda what, done, total: None,
@@ -129,7 +129,9 @@ def of_clips(
     return _gathered(clips, ((group, prefix.embed(samples)) for group, samples in heard), (number, number), gate_db)
 
 
-def windows_of(clips: Sequence[Clip], front_end: FrontEndInfo, most: int, gate_db: float | None = -60.0) -> Examples:
+def windows_of(
+    clips: Sequence[LabelledClip], front_end: FrontEndInfo, most: int, gate_db: float | None = -60.0
+) -> Examples:
     """Up to `most` windows of each recording, evenly spaced, with their samples (windows, samples) for embeddings.
 
     Raises UsageError when there is none, SourceError for a recording that cannot be read.
@@ -143,7 +145,7 @@ def windows_of(clips: Sequence[Clip], front_end: FrontEndInfo, most: int, gate_d
 
 
 def _windows(
-    clips: Sequence[Clip], front_end: FrontEndInfo, gate_db: float | None, progress: Progress
+    clips: Sequence[LabelledClip], front_end: FrontEndInfo, gate_db: float | None, progress: Progress
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """Number of the recording and samples (window_samples,) of every window, which are valid until the next one."""
     for group, clip in enumerate(clips):
@@ -154,7 +156,7 @@ def _windows(
 
 
 def _gathered(
-    clips: Sequence[Clip],
+    clips: Sequence[LabelledClip],
     rows: Iterable[tuple[int, npt.NDArray[np.float32]]],
     generations: tuple[int, int],
     gate_db: float | None,
@@ -171,7 +173,7 @@ def _gathered(
 
 
 async def of_events(
-    events: Sequence[Event],
+    events: Sequence[LabelledEvent],
     hub: Hub,
     bundles: Mapping[int, Bundle],
     progress: Progress = lambda what, done, total: None,
@@ -214,7 +216,7 @@ async def of_events(
 class _Events:
     """The events of one device."""
 
-    def __init__(self, events: Sequence[Event], window_s: float) -> None:
+    def __init__(self, events: Sequence[LabelledEvent], window_s: float) -> None:
         self._events, self._window_s = sorted(events, key=lambda event: event.start_s), window_s
         self._starts = [event.start_s for event in self._events]
         self._longest_s = max(event.end_s - event.start_s for event in events)

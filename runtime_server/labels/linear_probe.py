@@ -37,7 +37,7 @@ class ProbeScore:
     """Share of windows whose nearest neighbours label them rightly; None where a window may have several labels."""
 
 
-class Probe:
+class LinearProbe:
     """At most `MAX_WINDOWS` windows of the recordings, the same number of each as far as they go."""
 
     def __init__(self, source: Path, front_end: FrontEndInfo, seed: int = 0) -> None:

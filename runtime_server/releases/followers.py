@@ -35,10 +35,10 @@ KEEP_S = 60.0
 _STATUS_S = 1.5
 _AGAIN_S = 0.3
 
-Status = Callable[[], Coroutine[Any, Any, dict[str, Any]]]
+GetStatus = Callable[[], Coroutine[Any, Any, dict[str, Any]]]
 
 
-class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _FollowerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep: list[int] | None = None
     """Generations to complete from now on; without them the rank is asked for its status."""
 
@@ -47,10 +47,10 @@ def _subject(rank: int) -> str:
     return f"srv.rank.{rank}"
 
 
-class Following:
+class Follower:
     """One rank's answers to the first. `status` says how it is."""
 
-    def __init__(self, hub: Hub, rank: int, generations: Generations, state: ServerState, status: Status) -> None:
+    def __init__(self, hub: Hub, rank: int, generations: Generations, state: ServerState, status: GetStatus) -> None:
         self._hub, self._rank, self._status = hub, rank, status
         self._generations, self._state = generations, state
 
@@ -61,7 +61,7 @@ class Following:
     async def _on_request(self, message: Msg) -> None:
         answer: dict[str, Any]
         try:
-            request = decode(message.data, _Request, "request", MAX_MESSAGE_BYTES)
+            request = decode(message.data, _FollowerRequest, "request", MAX_MESSAGE_BYTES)
             if request.keep is not None:
                 await asyncio.to_thread(follow, self._generations, self._state, request.keep)
             answer = await self._status()
@@ -82,7 +82,7 @@ class Followers:
 
     async def keep(self, numbers: list[int]) -> None:
         """Until every rank completes frames of these generations. Raises LinkError when one does not."""
-        request = msgspec.json.encode(_Request(numbers))
+        request = msgspec.json.encode(_FollowerRequest(numbers))
         answers = await asyncio.gather(*(self._ask(rank, request, self._keep_s) for rank in self._others))
         for rank, answer in zip(self._others, answers, strict=True):
             if "error" in answer:
@@ -90,7 +90,7 @@ class Followers:
 
     async def statuses(self) -> dict[int, dict[str, Any]]:
         """What every other rank says of itself; nothing from one that does not answer."""
-        request = msgspec.json.encode(_Request())
+        request = msgspec.json.encode(_FollowerRequest())
         asked = [self._ask(rank, request, _STATUS_S) for rank in self._others]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         found = {}

@@ -1,4 +1,4 @@
-"""Releasing: recompile what training changed, prove it, judge it, sign it, and let devices swap."""
+"""The release gate: judges trained weights, and compiles, proves and signs them as a new generation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from runtime_edge.base.heap import give_memory_back
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_server.labels.linear_probe import Probe, ProbeScore
+from runtime_server.labels.linear_probe import LinearProbe, ProbeScore
 from runtime_server.releases.rollout import Rollout
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import CutModel, Generation, Generations, cut_model
@@ -54,7 +54,7 @@ class ReleaseConfig:
 
 @dataclass(frozen=True)
 class Quality:
-    """What some weights are worth; everything but the probe on held-out windows of the stream."""
+    """The quality of some weights; all but the linear probe is measured on held-out windows of the stream."""
 
     loss: float
     alignment: float
@@ -87,8 +87,8 @@ class ReleaseOutcome:
     seconds: float
 
 
-class Releaser:
-    """Turns the trainer's averaged weights into the next generation."""
+class ReleaseGate:
+    """Turns the trainer's averaged weights into the next generation, unless they are worse."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Releaser:
         config: ReleaseConfig,
         rollout: Rollout,
         ranks: Ranks | None = None,
-        probe: Probe | None = None,
+        probe: LinearProbe | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
@@ -117,7 +117,7 @@ class Releaser:
 
     @property
     def due(self) -> bool:
-        """Whether enough has been trained since the last attempt, and nothing stands against a release."""
+        """Whether enough has been trained since the last attempt, and releases are not on hold."""
         steps, seconds = self._trainer.steps - self._last_step, self._clock() - self._last_time
         timely = self.config.every_s is not None and seconds >= self.config.every_s and steps > 0
         enough = steps >= self.config.every_steps or timely
@@ -175,7 +175,7 @@ class Releaser:
     def _qualities(
         self, newest: Generation, candidate: CutModel, judged: Sequence[Judgement]
     ) -> tuple[Quality, Quality]:
-        """Of what devices run and of what would follow; recordings are asked only of weights not asked before."""
+        """Quality of the generation in use and of the candidate; a generation's linear probe is measured once."""
         if self._probe is None:
             return Quality.of(judged[0], None), Quality.of(judged[1], None)
         if self._probed is None or self._probed[0] != newest.number:
@@ -183,7 +183,7 @@ class Releaser:
         return Quality.of(judged[0], self._probed[1]), Quality.of(judged[1], self._probe.score(candidate))
 
     def objection(self, before: Quality, after: Quality) -> str:
-        """Why some weights must not follow others; empty when they may. What is not a number is refused, too."""
+        """Why weights must not be released; empty when they may. NaN counts as worse."""
         config = self.config
         if not after.loss <= before.loss + abs(before.loss) * config.tolerance:
             return "held-out loss rose" if config.tolerance >= 0 else "held-out loss did not fall enough"

@@ -35,7 +35,7 @@ _KEPT_ENTRIES = 64
 _LISTED = 20
 _LONGEST_HOLD_S = 24 * 3600.0
 
-Status = Literal["trial", "stable", "superseded", "rolled back"]
+EntryStatus = Literal["trial", "stable", "superseded", "rolled back"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RolloutConfig:
     """After a rollback nothing is released for so long, and twice as long after each further one in a row."""
 
 
-class Entry(Strict, frozen=True, kw_only=True):
+class RolloutEntry(Strict, frozen=True, kw_only=True):
     """One released generation."""
 
     generation: int
@@ -64,7 +64,7 @@ class Entry(Strict, frozen=True, kw_only=True):
     released_at: float
     """Seconds since the epoch."""
     share: float
-    status: Status
+    status: EntryStatus
     reason: str = ""
     """Why it has that status."""
     held_out_before: float | None = None
@@ -77,8 +77,8 @@ class Entry(Strict, frozen=True, kw_only=True):
     """Device -> why it cannot run it."""
 
 
-class _State(Strict, frozen=True, kw_only=True):
-    entries: list[Entry] = msgspec.field(default_factory=list)
+class _RolloutState(Strict, frozen=True, kw_only=True):
+    entries: list[RolloutEntry] = msgspec.field(default_factory=list)
     pinned: int | None = None
     held_until: float = 0.0
     rollbacks: int = 0
@@ -87,7 +87,7 @@ class _State(Strict, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the devices should be told."""
+    """The generations that devices should run."""
 
     stable: int
     trial: int | None
@@ -98,7 +98,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _LastReport:
     """A device's last report."""
 
     at: float
@@ -114,12 +114,12 @@ class Rollout:
         self.config = config
         self._path, self._clock = path, clock
         self._lock = threading.RLock()
-        self._devices: dict[str, _Seen] = {}
+        self._devices: dict[str, _LastReport] = {}
         self._state = _read(path)
 
     @property
     def wanted(self) -> Wanted:
-        """What the devices should be told now."""
+        """The generations that devices should run now."""
         stable, trial = self._one("stable"), self._one("trial")
         assert stable is not None
         return Wanted(
@@ -147,7 +147,7 @@ class Rollout:
 
     @property
     def held(self) -> str:
-        """Why nothing may be released by itself now; empty when it may."""
+        """Why automatic releases are on hold; empty when they are not."""
         with self._lock:
             if self._state.pinned is not None:
                 return f"generation {self._state.pinned} is pinned"
@@ -180,7 +180,7 @@ class Rollout:
             return newest if newest > self.highest else None
 
     def offer(self, generation: int, manifest: str, facts: Mapping[str, Any] | None = None) -> None:
-        """A new generation is on trial from now on; `facts` are further fields of its `Entry`."""
+        """A new generation is on trial from now on; `facts` are further fields of its `RolloutEntry`."""
         with self._lock:
             entries = [
                 replace(entry, status="superseded", reason=f"generation {generation} came")
@@ -200,7 +200,7 @@ class Rollout:
         if not isinstance(bundle, str):
             return
         with self._lock:
-            self._devices[device] = _Seen(self._clock(), bundle, not report.get("on_trial", True))
+            self._devices[device] = _LastReport(self._clock(), bundle, not report.get("on_trial", True))
             if trial is None:
                 return
             reason = _failure(report, trial.manifest)
@@ -256,8 +256,8 @@ class Rollout:
         with self._lock:
             if generation is None and self._one("trial") is None:
                 stable = self.wanted.stable
-                sound = [e.generation for e in self._state.entries if e.status == "superseded"]
-                generation = max((number for number in sound if number < stable), default=None)
+                healthy = [e.generation for e in self._state.entries if e.status == "superseded"]
+                generation = max((number for number in healthy if number < stable), default=None)
             number = self._number(generation, "stable", "there is nothing to go back to")
             if number == self.base:
                 raise UsageError(f"generation {number} is what runs already; there is nothing to go back to")
@@ -299,7 +299,7 @@ class Rollout:
                 )
         return rows
 
-    def _make_stable(self, number: int, others: Status, why_others: str, why: str) -> None:
+    def _make_stable(self, number: int, others: EntryStatus, why_others: str, why: str) -> None:
         """Make one generation stable; what stood in its place, or is newer than it and on trial, gets `others`."""
         leaving = {entry.generation for entry in self._state.entries if entry.status in ("trial", "stable")} - {number}
         entries = []
@@ -308,12 +308,12 @@ class Rollout:
                 entry = replace(entry, status="stable", share=1.0, reason=why)
             elif entry.generation in leaving:
                 newer = entry.generation > number
-                status: Status = others if newer else "superseded"
+                status: EntryStatus = others if newer else "superseded"
                 entry = replace(entry, status=status, reason=why_others if newer else f"generation {number} followed")
             entries.append(entry)
         self._keep(replace(self._state, entries=entries))
 
-    def _number(self, generation: int | None, status: Status, otherwise: str) -> int:
+    def _number(self, generation: int | None, status: EntryStatus, otherwise: str) -> int:
         if generation is None:
             entry = self._one(status)
             if entry is None:
@@ -323,14 +323,16 @@ class Rollout:
             raise UsageError(f"generation {generation} has never been released")
         return generation
 
-    def _runs(self, device: str, entry: Entry) -> bool:
+    def _runs(self, device: str, entry: RolloutEntry) -> bool:
         return self._devices[device].bundle == entry.manifest
 
-    def _one(self, status: Status) -> Entry | None:
+    def _one(self, status: EntryStatus) -> RolloutEntry | None:
         return next((entry for entry in self._state.entries if entry.status == status), None)
 
-    def _entry(self, number: int, manifest: str, status: Status, share: float, facts: Mapping[str, Any]) -> Entry:
-        return Entry(
+    def _entry(
+        self, number: int, manifest: str, status: EntryStatus, share: float, facts: Mapping[str, Any]
+    ) -> RolloutEntry:
+        return RolloutEntry(
             generation=number, manifest=manifest, released_at=self._clock(), share=share, status=status, **facts
         )
 
@@ -338,7 +340,7 @@ class Rollout:
         entries = [replace(e, **fields) if e.generation == generation else e for e in self._state.entries]
         self._keep(replace(self._state, entries=entries))
 
-    def _keep(self, state: _State) -> None:
+    def _keep(self, state: _RolloutState) -> None:
         """On the disk first: a server that starts again must not release what has been rolled back."""
         entries = state.entries[-_KEPT_ENTRIES:]
         entries = [e for e in state.entries if e.status in ("stable", "trial") and e not in entries] + entries
@@ -348,13 +350,15 @@ class Rollout:
             self._state = state
 
 
-def _read(path: Path) -> _State:
+def _read(path: Path) -> _RolloutState:
     if not path.exists():
-        return _State()
-    return strict.read(path, _State, _MAX_BYTES, fix="; remove the file, and the newest generation is taken as stable")
+        return _RolloutState()
+    return strict.read(
+        path, _RolloutState, _MAX_BYTES, fix="; remove the file, and the newest generation is taken as stable"
+    )
 
 
-def _sorted(entries: list[Entry]) -> list[Entry]:
+def _sorted(entries: list[RolloutEntry]) -> list[RolloutEntry]:
     return sorted(entries, key=lambda entry: entry.generation)
 
 

@@ -32,11 +32,11 @@ _TICK_S = 1.0
 _RETRY_S = 2.0
 _KEPT_ON_DISK = 2 * KEPT_GENERATIONS
 
-Action = Literal["list", "promote", "rollback", "pin", "unpin"]
+RolloutAction = Literal["list", "promote", "rollback", "pin", "unpin"]
 
 
-class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    action: Action
+class _RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    action: RolloutAction
     generation: int | None = None
 
 
@@ -122,7 +122,7 @@ class RolloutService:
         await self._tidy()
 
     async def _publish(self) -> None:
-        """Tell the devices what is wanted, if they have not been told. Raises LinkError."""
+        """Publish the wanted generations, if they have changed. Raises LinkError."""
         async with self._publishing:
             wanted = self._rollout.wanted
             self._generations.protect(self._rollout.running)
@@ -187,12 +187,12 @@ class RolloutService:
 
     async def _on_request(self, message: Msg) -> None:
         try:
-            answer = await self._answer(decode(message.data, _Request, "request", MAX_MESSAGE_BYTES))
+            answer = await self._answer(decode(message.data, _RolloutRequest, "request", MAX_MESSAGE_BYTES))
         except (SscError, OSError) as exc:
             answer = {"error": str(exc)}
         await message.respond(msgspec.json.encode(answer))
 
-    async def _answer(self, request: _Request) -> dict[str, Any]:
+    async def _answer(self, request: _RolloutRequest) -> dict[str, Any]:
         """Raises UsageError, LinkError or OSError."""
         number = request.generation
         if number is not None and request.action != "list" and self._generations.get(number) is None:
@@ -212,16 +212,16 @@ class RolloutService:
         return self.status()
 
     def status(self) -> dict[str, Any]:
-        """Releases, newest first, and what stands against the next one."""
+        """Releases, newest first, and why the next one is on hold."""
         kept = {generation.number for generation in self._generations.kept()}
         rows = [{**row, "retired": row["generation"] not in kept} for row in self._rollout.listing()]
         return {"releases": rows, "held": self._rollout.held}
 
 
-async def request(hub: Hub, action: Action, generation: int | None = None) -> dict[str, Any]:
+async def request(hub: Hub, action: RolloutAction, generation: int | None = None) -> dict[str, Any]:
     """Ask a running server. Raises LinkError when none answers, UsageError when it refuses."""
     try:
-        body = msgspec.json.encode(_Request(action, generation))
+        body = msgspec.json.encode(_RolloutRequest(action, generation))
         answer = await hub.client.request(RELEASES_SUBJECT, body, timeout=10.0)
     except BROKER_ERRORS as exc:
         raise LinkError(f"broker {hub.url}: no server answers ({reason(exc)})") from None

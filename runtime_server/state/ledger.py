@@ -1,4 +1,7 @@
-"""Which windows of which device have been taken: exactly-once beyond the broker's memory of duplicates."""
+"""The ledger: which windows of which device have been counted.
+
+It extends exactly-once beyond the broker's deduplication window.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ class Ledger:
         return self.add_all([(device, boot, index)])[0]
 
     def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
-        """Note windows, in order; for each, False when it was noted before."""
+        """Record windows, in order; for each, False when it was recorded before."""
         with self._lock:
             return [self._add(f"{device}.{boot}", index) for device, boot, index in windows]
 
@@ -128,7 +131,7 @@ class DurableLedger(Ledger):
         self._journal = journal.open("ab", buffering=0)
 
     def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
-        """Note windows, in order; for each, False when it was noted before."""
+        """Record windows, in order; for each, False when it was recorded before."""
         with self._lock:
             new = super().add_all(windows)
             lines = [f"{'.'.join(map(str, window))}\n" for window, is_new in zip(windows, new, strict=True) if is_new]
@@ -180,7 +183,7 @@ class PartitionedLedger:
         return self.add_all([(device, boot, index)])[0]
 
     def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
-        """Note windows, in order; for each, False when it was noted before. Raises KeyError like `add`."""
+        """Record windows, in order; for each, False when it was recorded before. Raises KeyError like `add`."""
         places: dict[int, list[int]] = {}
         for place, (device, _, _) in enumerate(windows):
             places.setdefault(subjects.partition(device), []).append(place)

@@ -86,7 +86,7 @@ class ServerState:
         return gone
 
     def ledger(self, partitions: Iterable[int] = range(subjects.PARTITIONS)) -> PartitionedLedger:
-        """The windows taken so far. Raises FormatError, or UsageError when another process has a partition."""
+        """The windows counted so far. Raises FormatError, or UsageError when another process has a partition."""
         return PartitionedLedger(self.root / "ledger", partitions)
 
     def _numbers(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Frames that the process may have died of, told from those that were only there when it did.
+"""Finds the frame that crashed the process among those that were merely in progress.
 
 A frame that the broker has delivered several times without an answer is completed alone, and while it is, a file
 names it. A process that finds such a file at its start knows what killed the one before.
@@ -15,7 +15,7 @@ from runtime_edge.base.files import read_bounded, write_atomic
 
 _LOG = logging.getLogger(__name__)
 DELIVERIES = 3
-"""So many times a frame is completed among others. More than that is rare: each time the process must have died."""
+"""Deliveries after which a frame is completed alone: it takes as many crashes to get there."""
 _MAX_BYTES = 64
 
 
@@ -24,20 +24,20 @@ class Suspects:
 
     def __init__(self, directory: Path, partitions: Iterable[int]) -> None:
         self._directory = directory
-        self._guilty: dict[int, int] = {}
+        self._crashed_on: dict[int, int] = {}
         directory.mkdir(parents=True, exist_ok=True)
         for partition in partitions:
             if self._file(partition).exists():
                 with contextlib.suppress(ValueError):  # otherwise torn by a power cut: no frame to blame
-                    self._guilty[partition] = int(read_bounded(self._file(partition), _MAX_BYTES))
+                    self._crashed_on[partition] = int(read_bounded(self._file(partition), _MAX_BYTES))
 
-    def guilty(self, partition: int, sequence: int) -> bool:
-        """Whether the process before this one died while it completed this frame of the stream alone."""
-        return self._guilty.get(partition) == sequence
+    def crashed_on(self, partition: int, sequence: int) -> bool:
+        """Whether an earlier process crashed while it completed this frame alone."""
+        return self._crashed_on.get(partition) == sequence
 
     @contextlib.contextmanager
-    def trying(self, partition: int, sequence: int) -> Iterator[None]:
-        """While inside, that frame is the one to blame."""
+    def retrying_alone(self, partition: int, sequence: int) -> Iterator[None]:
+        """Inside the block, a crash is attributed to this frame."""
         try:
             write_atomic(self._file(partition), str(sequence).encode())
         except OSError as exc:
@@ -48,8 +48,8 @@ class Suspects:
             self._file(partition).unlink(missing_ok=True)
 
     def forget(self, partition: int) -> None:
-        """The guilty frame has been put away."""
-        self._guilty.pop(partition, None)
+        """Forget the frame: it is a dead letter now."""
+        self._crashed_on.pop(partition, None)
         self._file(partition).unlink(missing_ok=True)
 
     def _file(self, partition: int) -> Path:

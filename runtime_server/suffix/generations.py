@@ -96,7 +96,7 @@ class Generations:
         return generation
 
     def protect(self, numbers: Iterable[int]) -> None:
-        """Devices are told to run these: they are not retired, however old."""
+        """Protect the generations that devices are told to run from retirement, however old."""
         with self._lock:
             self._protected = frozenset(numbers)
             self._retire()

@@ -21,7 +21,7 @@ from torch import fx
 from streamsplit_compile.lowering.fx_folding import fold
 from streamsplit_compile.lowering.weight_program import separate
 
-Block = Callable[[torch.Tensor], object]
+RunBlock = Callable[[torch.Tensor], object]
 Precision = Literal["float32", "bfloat16"]
 """The first block is run in float32 always: of a quiet sound's spectrum bfloat16 leaves too little."""
 
@@ -31,7 +31,7 @@ class ServedBlocks:
 
     def __init__(self, segments: Sequence[fx.GraphModule], precision: Precision = "float32") -> None:
         self._segments, self._precision = segments, precision
-        self._blocks: dict[int, Block] = {}
+        self._blocks: dict[int, RunBlock] = {}
 
     def complete(self, cut: int, activations: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, d) float32 of activations (n * rows, ...) float32 at a cut, without gradients.
@@ -60,14 +60,14 @@ class ServedBlocks:
             return _tensor(self._blocks[index](activation)).float()
 
 
-def record_block(block: fx.GraphModule, activation: torch.Tensor, rows: int | None) -> Block:
+def record_block(block: fx.GraphModule, activation: torch.Tensor, rows: int | None) -> RunBlock:
     """The block as TorchScript, or as it is where that cannot be or does something else with more windows."""
-    probe = activation if rows is not None else torch.cat([activation, activation])
+    doubled = activation if rows is not None else torch.cat([activation, activation])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes that it takes for constants, and that it is on its way out
-            recorded: Block = torch.jit.trace(block, activation, check_trace=False)  # type: ignore[no-untyped-call]
-        same = torch.equal(_tensor(recorded(probe)), _tensor(block(probe)))
+            recorded: RunBlock = torch.jit.trace(block, activation, check_trace=False)  # type: ignore[no-untyped-call]
+        same = torch.equal(_tensor(recorded(doubled)), _tensor(block(doubled)))
     except (RuntimeError, NotImplementedError):
         return block
     return recorded if same else block

@@ -16,14 +16,14 @@ from typing import Any
 
 from runtime_edge.base import prometheus
 from runtime_edge.errors import MissingExtra, UsageError
-from runtime_server.telemetry.server_metrics import Measured, families
+from runtime_server.telemetry.server_metrics import ServerMeasurements, families
 
 TIMEOUT_S = 3.0
 """What the event loop has to answer in."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class HealthAnswer:
     """What a path answers."""
 
     status: int
@@ -42,13 +42,13 @@ class HealthServer:
         UsageError: the port is taken.
     """
 
-    def __init__(self, port: int, paths: Mapping[str, Callable[[], Answer]]) -> None:
+    def __init__(self, port: int, paths: Mapping[str, Callable[[], HealthAnswer]]) -> None:
         class Handler(BaseHTTPRequestHandler):
             timeout = TIMEOUT_S
 
             def do_GET(self) -> None:  # the library's name
                 ask = paths.get(self.path.partition("?")[0])
-                answer = ask() if ask else Answer(404, json.dumps({"paths": sorted(paths)}).encode())
+                answer = ask() if ask else HealthAnswer(404, json.dumps({"paths": sorted(paths)}).encode())
                 self.send_response(answer.status)
                 self.send_header("Content-Type", answer.content_type)
                 self.send_header("Content-Length", str(len(answer.body)))
@@ -75,38 +75,38 @@ class HealthServer:
 
 
 def metrics_page(
-    measure: Callable[[], Coroutine[Any, Any, Measured]], timeout_s: float = TIMEOUT_S
-) -> Callable[[], Answer]:
+    measure: Callable[[], Coroutine[Any, Any, ServerMeasurements]], timeout_s: float = TIMEOUT_S
+) -> Callable[[], HealthAnswer]:
     """What to call for `/metrics`; `measure` runs on the event loop of the caller.
 
     503 when the event loop stands still, 501 when prometheus-client is not installed.
     """
     loop = asyncio.get_running_loop()
 
-    def ask() -> Answer:
+    def ask() -> HealthAnswer:
         asked = asyncio.run_coroutine_threadsafe(measure(), loop)
         try:
             prometheus.require()
-            return Answer(200, prometheus.render(families(asked.result(timeout_s))), prometheus.CONTENT_TYPE)
+            return HealthAnswer(200, prometheus.render(families(asked.result(timeout_s))), prometheus.CONTENT_TYPE)
         except MissingExtra as exc:
-            return Answer(501, f"{exc}\n".encode(), "text/plain")
+            return HealthAnswer(501, f"{exc}\n".encode(), "text/plain")
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
             asked.cancel()
-            return Answer(503, b"no answer in time\n", "text/plain")
+            return HealthAnswer(503, b"no answer in time\n", "text/plain")
 
     return ask
 
 
 def healthz(
     troubles: Callable[[], Coroutine[Any, Any, list[str]]], timeout_s: float = TIMEOUT_S
-) -> Callable[[], Answer]:
+) -> Callable[[], HealthAnswer]:
     """What to call for `/healthz`; `troubles` runs on the event loop of the caller, and its answer must not take long.
 
     200 with no troubles, else 503; also 503 when the event loop stands still.
     """
     loop = asyncio.get_running_loop()
 
-    def ask() -> Answer:
+    def ask() -> HealthAnswer:
         asked = asyncio.run_coroutine_threadsafe(troubles(), loop)
         try:
             found = asked.result(timeout_s)
@@ -114,6 +114,6 @@ def healthz(
             asked.cancel()
             found = [f"no answer within {timeout_s:g} s"]
         body = {"status": "unhealthy" if found else "ok", "troubles": found}
-        return Answer(503 if found else 200, json.dumps(body).encode() + b"\n")
+        return HealthAnswer(503 if found else 200, json.dumps(body).encode() + b"\n")
 
     return ask

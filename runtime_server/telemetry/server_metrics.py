@@ -24,8 +24,8 @@ _PREFIX = "ssc_server_"
 
 
 @dataclass(frozen=True)
-class Training:
-    """Where training stands."""
+class TrainingStatus:
+    """The state of training."""
 
     steps: int
     saved_steps: int
@@ -42,7 +42,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ServerMeasurements:
     """A server at one moment."""
 
     encoder: str
@@ -56,10 +56,10 @@ class Measured:
     connected: bool
     latency_ms: Mapping[str, Histogram] = field(default_factory=dict)
     """By what took so long."""
-    training: Training | None = None
+    training: TrainingStatus | None = None
 
 
-def families(measured: Measured) -> Iterator[Metric]:
+def families(measured: ServerMeasurements) -> Iterator[Metric]:
     """Every metric."""
     yield info(_PREFIX + "encoder", "What is served.", {"encoder": measured.encoder})
     yield gauge(_PREFIX + "generation", "Of the weights that devices are told to run.", measured.generation)
@@ -75,7 +75,7 @@ def families(measured: Measured) -> Iterator[Metric]:
         yield from _training(measured.training)
 
 
-def _training(training: Training) -> Iterator[Metric]:
+def _training(training: TrainingStatus) -> Iterator[Metric]:
     yield counters(_PREFIX + "training_steps", "Optimiser steps, over all runs.", "", {"": training.steps})
     yield gauge(_PREFIX + "checkpoint_steps", "Optimiser steps of the last checkpoint.", training.saved_steps)
     step = [("", training.step_ms)]

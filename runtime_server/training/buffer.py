@@ -27,7 +27,7 @@ _Key = tuple[Chain, int]
 
 
 @dataclass(frozen=True)
-class Window:
+class TrainingWindow:
     """One window as it arrived. The buffer keeps `activation` as a float16 CPU copy."""
 
     device: str
@@ -52,7 +52,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Group:
+class WindowGroup:
     """The part of a batch that one suffix can run: same generation, cut and activation shape."""
 
     cut: int
@@ -94,7 +94,7 @@ class TemporalBuffer:
     refused: Counter[str] = field(default_factory=Counter)
     """How many windows were not taken: "duplicate", "late" (beyond the horizon), "invalid"."""
     nbytes: int = field(default=0, init=False)
-    _windows: dict[_Key, Window] = field(default_factory=dict, init=False)
+    _windows: dict[_Key, TrainingWindow] = field(default_factory=dict, init=False)
     _order: list[tuple[int, _Key]] = field(default_factory=list, init=False)
     """Every window by its place in the stream."""
     _chains: dict[Chain, list[int]] = field(default_factory=dict, init=False)
@@ -103,7 +103,7 @@ class TemporalBuffer:
     def __len__(self) -> int:
         return len(self._windows)
 
-    def add(self, window: Window) -> bool:
+    def add(self, window: TrainingWindow) -> bool:
         """Take a window; False, counted in `refused`, for a duplicate, a late or a non-finite one."""
         uncertainty = window.uncertainty if math.isfinite(window.uncertainty) else 1.0
         kept = replace(
@@ -130,7 +130,7 @@ class TemporalBuffer:
             self._trim()
         return True
 
-    def windows(self, device: str) -> list[Window]:
+    def windows(self, device: str) -> list[TrainingWindow]:
         """The device's windows, by boot and window index."""
         with self._lock:
             chains = sorted(chain for chain in self._chains if chain[0] == device)
@@ -146,7 +146,7 @@ class TemporalBuffer:
         with self._lock:
             return [sequence for sequence, _ in self._order]
 
-    def sample_batch(self, rng: np.random.Generator, size: int) -> list[Group]:
+    def sample_batch(self, rng: np.random.Generator, size: int) -> list[WindowGroup]:
         """Up to `size` distinct windows, the same number from each device, or one more, as far as they go.
 
         Within a device a window is drawn in proportion to `exp(-age / (horizon / 2)) · (0.1 + U)`, age
@@ -159,12 +159,12 @@ class TemporalBuffer:
         with self._lock:
             order = self._draw(rng, size)
             numbers = {chain: number for number, chain in enumerate(sorted(self._chains))}
-            members: dict[tuple[int, int, tuple[int, ...]], list[Window]] = {}
+            members: dict[tuple[int, int, tuple[int, ...]], list[TrainingWindow]] = {}
             for window in order:
                 members.setdefault(_group_key(window), []).append(window)
             return [self._group(members[key], numbers) for key in sorted(members)]
 
-    def _refusal(self, window: Window) -> str | None:
+    def _refusal(self, window: TrainingWindow) -> str | None:
         indices = self._chains.get((window.device, window.boot))
         if ((window.device, window.boot), window.index) in self._windows:
             return "duplicate"
@@ -174,7 +174,7 @@ class TemporalBuffer:
             return "invalid"
         return None
 
-    def _forget_boots(self, window: Window) -> str | None:
+    def _forget_boots(self, window: TrainingWindow) -> str | None:
         """Make room for another boot of a device: that goes whose last window stands first in the stream.
 
         "late" when it is the window's own.
@@ -205,7 +205,7 @@ class TemporalBuffer:
         if not indices:
             del self._chains[chain]
 
-    def _draw(self, rng: np.random.Generator, size: int) -> list[Window]:
+    def _draw(self, rng: np.random.Generator, size: int) -> list[TrainingWindow]:
         """A weighted draw without replacement in which devices take turns, each window with a neighbour.
 
         Adding a Gumbel variate to each log weight and sorting gives the order of such a draw.
@@ -225,7 +225,7 @@ class TemporalBuffer:
             device = windows[position].device
             ranked.append((turns[device], int(fair[position]), position))
             turns[device] += 1
-        drawn: dict[_Key, Window] = {}
+        drawn: dict[_Key, TrainingWindow] = {}
         for _, _, position in sorted(ranked):
             window = windows[position]
             if len(drawn) >= size:
@@ -239,14 +239,14 @@ class TemporalBuffer:
                 drawn[key] = self._windows[key]
         return list(drawn.values())
 
-    def _neighbours(self, window: Window) -> list[_Key]:
+    def _neighbours(self, window: TrainingWindow) -> list[_Key]:
         """The windows held that are near in time."""
         chain, index = _key(window)
         around = range(index - self.adjacency, index + self.adjacency + 1)
         return [(chain, other) for other in around if other != index and (chain, other) in self._windows]
 
-    def _group(self, windows: list[Window], numbers: dict[Chain, int]) -> Group:
-        return Group(
+    def _group(self, windows: list[TrainingWindow], numbers: dict[Chain, int]) -> WindowGroup:
+        return WindowGroup(
             cut=windows[0].cut,
             activations=torch.stack([w.activation for w in windows]),
             chains=torch.tensor([numbers[w.device, w.boot] for w in windows]),
@@ -259,9 +259,9 @@ def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to("cpu", dtype, copy=True)
 
 
-def _key(window: Window) -> _Key:
+def _key(window: TrainingWindow) -> _Key:
     return (window.device, window.boot), window.index
 
 
-def _group_key(window: Window) -> tuple[int, int, tuple[int, ...]]:
+def _group_key(window: TrainingWindow) -> tuple[int, int, tuple[int, ...]]:
     return window.generation, window.cut, tuple(window.activation.shape)

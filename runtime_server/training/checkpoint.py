@@ -1,4 +1,4 @@
-"""Where training stands, in a file: a server that starts again goes on at the exact step.
+"""Training checkpoints: a server that restarts continues at the exact step.
 
     <state>/trainer/checkpoint.pt
 
@@ -32,25 +32,25 @@ _ROOM_BYTES = 256 << 20
 
 
 def resumed(make: Callable[[], Trainer], checkpoints: Checkpoints) -> Trainer:
-    """A trainer that goes on where the last one stood, or a new one.
+    """A trainer that continues from the checkpoint, or a new one.
 
-    A file that cannot be resumed is moved out of the way with a warning: a server that learns anew from the weights it
-    last released is better than none.
+    A checkpoint that cannot be resumed is moved aside with a warning: it is better to restart training from the
+    released weights than not to start.
     """
     trainer = make()
     try:
         if checkpoints.load(trainer):
-            _LOG.info("training goes on at step %d", trainer.steps)
+            _LOG.info("training continues at step %d", trainer.steps)
         return trainer
     except FormatError as exc:
         aside = checkpoints.path.with_name(checkpoints.path.name + ".unusable")
         os.replace(checkpoints.path, aside)
-        _LOG.warning("%s; training starts anew from the released weights, the file is now %s", exc, aside.name)
+        _LOG.warning("%s; training restarts from the released weights, the file is now %s", exc, aside.name)
         return make()
 
 
 class Checkpoints:
-    """One trainer's checkpoint, replaced as training goes on.
+    """One trainer's checkpoint, replaced as training continues.
 
     Args:
         path: the file.
@@ -110,7 +110,7 @@ class Checkpoints:
         except Exception as exc:  # torch raises whatever comes up in reading a damaged archive
             raise FormatError(f"{self._first}: cannot be resumed ({' '.join(str(exc).split())[:200]})") from None
         for line in _changes(state["config"], trainer.config):
-            _LOG.warning("training goes on with other settings than before: %s", line)
+            _LOG.warning("training continues with other settings than before: %s", line)
         self.saved = trainer.steps
         return True
 
@@ -119,7 +119,7 @@ class Checkpoints:
         try:
             return self._read(self.path, trainer) if self.path.exists() else {}
         except Exception as exc:  # as in `load`
-            _LOG.warning("%s: cannot be read (%s); this rank's windows are read anew", self.path, type(exc).__name__)
+            _LOG.warning("%s: cannot be read (%s); this rank's windows are read again", self.path, type(exc).__name__)
             return {}
 
     def _read(self, path: Path, trainer: Trainer) -> dict[str, Any]:

@@ -20,7 +20,7 @@ Array = npt.NDArray[np.float32]
 
 
 @dataclass
-class _Heard:
+class _DeviceMixture:
     memory: GaussianMemory
     waiting: list[Array] = field(default_factory=list)
     """Embeddings that it has yet to learn, in order."""
@@ -40,23 +40,23 @@ class Mixtures:
 
     def __init__(self, max_memories: int = MAX_MEMORIES) -> None:
         self._max_memories = max_memories
-        self._heard: OrderedDict[str, _Heard] = OrderedDict()
+        self._devices: OrderedDict[str, _DeviceMixture] = OrderedDict()
         self._behind: dict[str, None] = {}
         self._room = np.empty((2, COMPONENTS, 0), np.float32)
 
-    def hear(self, device: str, embedding: Array) -> bytes:
+    def add(self, device: str, embedding: Array) -> bytes:
         """Take an embedding float32[d]; the parameters after every `T_SYNC` of them, otherwise nothing."""
-        heard = self._heard.pop(device, None) or _Heard(self._new(embedding.size))
-        self._heard[device] = heard
-        if len(self._heard) > self._max_memories:
-            self._behind.pop(self._heard.popitem(last=False)[0], None)
-        memory, before = heard.memory, heard.memory.windows
-        heard.waiting.append(embedding.copy())  # it is a row of a whole batch
-        due = (before + len(heard.waiting)) // T_SYNC > before // T_SYNC
-        if not due and len(heard.waiting) < MAX_WAITING:
+        mixture = self._devices.pop(device, None) or _DeviceMixture(self._new(embedding.size))
+        self._devices[device] = mixture
+        if len(self._devices) > self._max_memories:
+            self._behind.pop(self._devices.popitem(last=False)[0], None)
+        memory, before = mixture.memory, mixture.memory.windows
+        mixture.waiting.append(embedding.copy())  # it is a row of a whole batch
+        due = (before + len(mixture.waiting)) // T_SYNC > before // T_SYNC
+        if not due and len(mixture.waiting) < MAX_WAITING:
             self._behind[device] = None
             return b""
-        heard.learn()
+        mixture.learn()
         self._behind.pop(device, None)
         return memory.to_bytes() if memory.windows > before and memory.windows % T_SYNC == 0 else b""
 
@@ -65,7 +65,7 @@ class Mixtures:
         while self._behind and not until():
             device = next(iter(self._behind))
             del self._behind[device]
-            self._heard[device].learn()
+            self._devices[device].learn()
 
     def _new(self, dim: int) -> GaussianMemory:
         if self._room.shape[2] != dim:

@@ -10,9 +10,9 @@ from torch import Tensor, fx
 
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_server.training.augment import AugmentConfig, augment
-from runtime_server.training.buffer import ADJACENCY, Group
+from runtime_server.training.buffer import ADJACENCY, WindowGroup
 from runtime_server.training.losses import HybridLoss
-from runtime_server.training.ranks import Batch
+from runtime_server.training.ranks import EmbeddingBatch
 from streamsplit_compile.encoder.segment import run_segments
 
 NEARBY = 8
@@ -22,13 +22,13 @@ _LAYOUT = torch.channels_last  # as the trainer keeps its weights
 
 
 def batch_of(
-    groups: Sequence[Group],
+    groups: Sequence[WindowGroup],
     segments: Sequence[fx.GraphModule],
     width: int,
     generator: torch.Generator,
     config: AugmentConfig,
     two: bool = True,
-) -> Batch:
+) -> EmbeddingBatch:
     """Embeddings, `width` wide, of two views of each window of `groups`; with `two` false of one, twice."""
     first, second = [torch.zeros(0, width)], [torch.zeros(0, width)]
     windows, chains = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
@@ -38,10 +38,10 @@ def batch_of(
         second.append(views[-len(group) :])
         windows.append(group.windows)
         chains.append(group.chains)
-    return Batch(torch.cat(first), torch.cat(second), None, torch.cat(windows), torch.cat(chains))
+    return EmbeddingBatch(torch.cat(first), torch.cat(second), None, torch.cat(windows), torch.cat(chains))
 
 
-def batch_loss(batch: Batch, loss: HybridLoss) -> tuple[Tensor, dict[str, float]]:
+def batch_loss(batch: EmbeddingBatch, loss: HybridLoss) -> tuple[Tensor, dict[str, float]]:
     """The hybrid loss (docs/method.md, section 5) of a batch, and its parts.
 
     A window's positives are its own other view and the other views of its neighbours in time, whatever cut each of
@@ -82,7 +82,7 @@ def first_trainable(segments: Sequence[fx.GraphModule]) -> int:
 
 
 def _views(
-    group: Group, segments: Sequence[fx.GraphModule], generator: torch.Generator, config: AugmentConfig, two: bool
+    group: WindowGroup, segments: Sequence[fx.GraphModule], generator: torch.Generator, config: AugmentConfig, two: bool
 ) -> Tensor:
     """Embeddings (2n, d) of two views of each window, or (n, d) of one.
 

@@ -30,14 +30,14 @@ from runtime_edge.errors import FormatError, LinkError, UsageError
 from runtime_edge.formats import subjects
 
 _PATIENCE = timedelta(minutes=10)
-"""The others wait while the first one compiles a release; a rank that dies is noticed at once."""
+"""The other ranks wait this long while the first compiles a release; a crash is noticed at once."""
 _MEETING = timedelta(minutes=2)
 _LOOK_S = 0.05
 _SEEDS_APART = 1_000_003
 
 
 @dataclass(frozen=True)
-class Batch:
+class EmbeddingBatch:
     """Embeddings of a batch, and what a loss wants to know of each; rows of one window stand in the same place."""
 
     anchors: Tensor
@@ -53,7 +53,7 @@ class Batch:
 
 
 class Ranks:
-    """A process among those that train together. Every method raises LinkError when another one is gone."""
+    """One of the processes that train together. Every method raises LinkError when another one is gone."""
 
     def __init__(self, rank: int = 0, world: int = 1, group: dist.ProcessGroup | None = None) -> None:
         """Raises UsageError when there are more ranks than partitions."""
@@ -63,20 +63,23 @@ class Ranks:
 
     @classmethod
     def join(cls) -> Ranks:
-        """Meet the others that torchrun has started; alone without it. Raises UsageError or LinkError."""
+        """Join the process group that torchrun has started; a single rank without it.
+
+        Raises UsageError or LinkError.
+        """
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1:
             return cls()
         ranks = cls(rank, world)
         host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
-        with ranks._talking():
-            store = meet(TCPStore(host, port, world, is_master=False, timeout=_MEETING), rank, world)
+        with ranks._link_errors():
+            store = rendezvous(TCPStore(host, port, world, is_master=False, timeout=_MEETING), rank, world)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
         ranks._group = dist.group.WORLD
         return ranks
 
     def leave(self) -> None:
-        """Let the others go."""
+        """Leave the process group."""
         if self._group is not None and self._group is dist.group.WORLD:
             dist.destroy_process_group()
 
@@ -103,7 +106,7 @@ class Ranks:
         if self._group is None:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.int64)
-        with self._talking():
+        with self._link_errors():
             self._group.allreduce([total]).wait()
         return total.tolist()
 
@@ -123,7 +126,7 @@ class Ranks:
         if self._group is None:
             return list(tensors)
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        with self._talking():
+        with self._link_errors():
             self._group.allgather([counts], [torch.tensor([len(tensors[0])])]).wait()
         rows = [int(count) for count in counts]
         found = []
@@ -132,14 +135,14 @@ class Ranks:
             padded[: len(own)] = own.detach()
             parts = [torch.empty_like(padded) for _ in rows]
             if padded.numel():
-                with self._talking():
+                with self._link_errors():
                     self._group.allgather([parts], [padded]).wait()
             kept = [part[:count] for part, count in zip(parts, rows, strict=True)]
             kept[self.rank] = own
             found.append(torch.cat(kept))
         return found
 
-    def gather_batch(self, batch: Batch) -> Batch:
+    def gather_batch(self, batch: EmbeddingBatch) -> EmbeddingBatch:
         """The batch of all ranks; without virtual negatives while a rank that has anchors has none. All ranks call it.
 
         A batch of one rank may be empty: it takes part all the same, so that nobody waits for it in vain.
@@ -156,7 +159,7 @@ class Ranks:
             if own is None:  # no anchors, so none of anything
                 own = batch.anchors.new_empty(0, most // ranks, batch.anchors.shape[1])
             (negatives,) = self.gather(own)
-        return Batch(plain[0], plain[1], negatives, plain[2], plain[3])
+        return EmbeddingBatch(plain[0], plain[1], negatives, plain[2], plain[3])
 
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Add up each parameter's gradient over the ranks. All ranks call it.
@@ -172,13 +175,13 @@ class Ranks:
             return
         parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in active]
         flat = torch.cat(parts)
-        with self._talking():
+        with self._link_errors():
             self._group.allreduce([flat]).wait()
         for parameter, part in zip(active, torch.split(flat, [p.numel() for p in active]), strict=True):
             parameter.grad = part.view_as(parameter).clone()
 
     @contextlib.contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _link_errors(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as exc:
@@ -186,7 +189,7 @@ class Ranks:
             raise LinkError(f"rank {self.rank} of {self.world}: another rank is gone ({why})") from None
 
 
-def meet(store: Store, rank: int, world: int, patience: timedelta = _MEETING) -> Store:
+def rendezvous(store: Store, rank: int, world: int, patience: timedelta = _MEETING) -> Store:
     """A part of the store that these processes alone know. Raises RuntimeError when the others do not come.
 
     torchrun's store outlives the processes it starts again, and what the former ones have left there, where they

@@ -1,4 +1,4 @@
-"""Which frames of the stream training has taken, so that reading the stream again takes none twice."""
+"""Which frames of the stream the trainer has received, so that a replay adds none twice."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable
 _REMEMBERED = 1 << 14
 
 
-class Taken:
-    """Places in the stream: the last `remembered` ones exactly; what stands before all that were forgotten is taken.
+class TrainedFrames:
+    """Sequence numbers of frames: the last `remembered` exactly; everything up to `floor` counts as trained.
 
-    Frames are taken nearly in the order of the stream, so only one that is late by more than `remembered` others
-    would be counted as taken when it was not.
+    Frames arrive nearly in the order of the stream, so only one that is late by more than `remembered` others would
+    wrongly count as trained.
     """
 
     def __init__(self, remembered: int = _REMEMBERED) -> None:
         self.floor = 0
-        """Everything up to here counts as taken."""
+        """Every sequence number up to here counts as trained."""
         self._remembered = remembered
         self._last: deque[int] = deque()
         self._set: set[int] = set()
@@ -41,8 +41,8 @@ class Taken:
         return list(self._last)
 
     @classmethod
-    def of(cls, floor: int, last: Iterable[int]) -> Taken:
-        """What `floor` and `last` told."""
+    def of(cls, floor: int, last: Iterable[int]) -> TrainedFrames:
+        """Restore from `floor` and `last`."""
         taken = cls()
         taken.floor = floor
         for sequence in last:

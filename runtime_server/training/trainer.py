@@ -19,12 +19,12 @@ from torch import Tensor, fx, nn
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_server.suffix.generations import CutModel, copy_module
 from runtime_server.training.augment import AugmentConfig
-from runtime_server.training.buffer import BufferSize, Group, TemporalBuffer, Window
+from runtime_server.training.buffer import BufferSize, TemporalBuffer, TrainingWindow, WindowGroup
 from runtime_server.training.embedding_metrics import Geometry, geometry
 from runtime_server.training.losses import HybridConfig, HybridLoss
 from runtime_server.training.objective import batch_loss, batch_of, virtual_negatives
 from runtime_server.training.ranks import Ranks
-from runtime_server.training.trained import Taken
+from runtime_server.training.trained import TrainedFrames
 
 HELD_OUT_RUN, HELD_OUT_PERIOD = 4, 32
 """Of every 32 window indices the first 4 never train: they judge releases, as neighbours in time."""
@@ -82,7 +82,7 @@ class Judgement:
 
 
 class Trainer:
-    """Owns the newest weights. `take` may be called from another thread than `step`."""
+    """Owns the newest weights. `add` may be called from another thread than `step`."""
 
     def __init__(self, model: CutModel, config: TrainConfig, embedding_dim: int, ranks: Ranks | None = None) -> None:
         self.config, self._width, self._ranks = config, embedding_dim, ranks or Ranks()
@@ -99,10 +99,10 @@ class Trainer:
         """Mixture of every embedding taken: where virtual negatives come from."""
         self.stream = ""
         """Which stream the places of windows are in; empty while none was taken from one."""
-        self.taken = Taken()
-        self.awaited: set[int] = set()
-        """Places of windows it was resumed without: to be read again before it goes on."""
-        self._taking = threading.Lock()
+        self.trained = TrainedFrames()
+        self.to_reread: set[int] = set()
+        """Sequence numbers of windows that a resumed trainer lacks: they are replayed before it continues."""
+        self._lock = threading.Lock()
         self._loss = HybridLoss(config.loss)
         # Every rank draws windows and views of its own; what the loss draws is the same for all.
         self._rng = np.random.default_rng(self._ranks.seed(config.seed))
@@ -111,24 +111,24 @@ class Trainer:
         self._parameters = [p for p in model.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    def take(self, window: Window) -> None:
+    def add(self, window: TrainingWindow) -> None:
         """Keep a window for training, or, at the start of every `HELD_OUT_PERIOD`, for judging releases.
 
         Only the ledger knows whether it is new: call this once for each window.
         """
-        with self._taking:
+        with self._lock:
             if window.embedding is not None:
                 self.memory.learn(window.embedding.numpy())
-            self.taken.add(window.sequence)
+            self.trained.add(window.sequence)
             self._keep(window)
 
-    def put_back(self, window: Window) -> None:
-        """Keep a window again that was taken before."""
-        with self._taking:
-            self.awaited.discard(window.sequence)
+    def restore(self, window: TrainingWindow) -> None:
+        """Restore a window that was added before a restart."""
+        with self._lock:
+            self.to_reread.discard(window.sequence)
             self._keep(window)
 
-    def _keep(self, window: Window) -> None:
+    def _keep(self, window: TrainingWindow) -> None:
         if window.cut < len(self.model.segments):
             buffer = self.held_out if window.index % HELD_OUT_PERIOD < HELD_OUT_RUN else self.buffer
             buffer.add(window)
@@ -202,16 +202,16 @@ class Trainer:
 
     def forget_stream(self, stream: str) -> None:
         """Places of windows are in this stream from now on; those in another one mean nothing."""
-        with self._taking:
+        with self._lock:
             if self.stream:
-                self.taken, self.awaited = Taken(), set()
+                self.trained, self.to_reread = TrainedFrames(), set()
             self.stream = stream
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on; windows are named by their places in the stream."""
-        with self._taking:
-            memory, taken = self.memory.state(), (self.taken.floor, self.taken.last())
-            kept = sorted({*self.buffer.sequences(), *self.held_out.sequences(), *self.awaited})
+        with self._lock:
+            memory, taken = self.memory.state(), (self.trained.floor, self.trained.last())
+            kept = sorted({*self.buffer.sequences(), *self.held_out.sequences(), *self.to_reread})
         return {
             "steps": self.steps,
             "weights": self.model.module.state_dict(),
@@ -227,10 +227,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> None:
-        """Go on from what `state_dict` gave; `awaited` then says which windows are missing.
+        """Go on from what `state_dict` gave; `to_reread` then says which windows are missing.
 
         With `own` the windows, and what chooses among them, are that one's, as when `state` is another rank's; with an
-        empty one they begin anew. Settings stay those of `config`. Raises KeyError, TypeError, ValueError,
+        empty one they start afresh. Settings stay those of `config`. Raises KeyError, TypeError, ValueError,
         RuntimeError or FormatError for what is not of this encoder: then the trainer is of no use.
         """
         self.model.module.load_state_dict(state["weights"])
@@ -244,14 +244,14 @@ class Trainer:
             return
         self._rng.bit_generator.state = own["rng"]
         self._generator.set_state(own["generators"][0])
-        with self._taking:
+        with self._lock:
             self.memory.load_state(own["memory"])
-            self.taken = Taken.of(own["floor"], own["taken"])
-            self.stream, self.awaited = own["stream"], set(own["kept"])
+            self.trained = TrainedFrames.of(own["floor"], own["taken"])
+            self.stream, self.to_reread = own["stream"], set(own["kept"])
 
     def _objective(
         self,
-        groups: Sequence[Group],
+        groups: Sequence[WindowGroup],
         segments: Sequence[fx.GraphModule],
         loss: HybridLoss,
         mixture: GaussianMemory | None,
@@ -266,14 +266,14 @@ class Trainer:
         total, parts = batch_loss(batch, loss)
         return total, parts, geometry(batch.anchors.detach(), batch.positives.detach())
 
-    def _sample(self, buffer: TemporalBuffer, rng: np.random.Generator, size: int) -> list[Group]:
+    def _sample(self, buffer: TemporalBuffer, rng: np.random.Generator, size: int) -> list[WindowGroup]:
         """A batch's share of this rank; nothing where it has no windows, or there are more ranks than the batch has."""
         share = self._ranks.share(size)
         return buffer.sample_batch(rng, share) if share else []
 
     def _mixture(self) -> GaussianMemory:
-        """The memory as it is now; `take` goes on changing the original."""
-        with self._taking:
+        """A copy of the memory as it is now; `add` keeps changing the original."""
+        with self._lock:
             return copy.deepcopy(self.memory)
 
     def _warm_up(self) -> None:

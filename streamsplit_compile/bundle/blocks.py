@@ -26,7 +26,7 @@ from streamsplit_compile.bundle.bundle_writer import link_asset, write_asset
 from streamsplit_compile.bundle.digests import Digests, Tensors, combined_digest, tensor_digests
 from streamsplit_compile.cost.cost_model import BlockWork
 from streamsplit_compile.encoder.graph import Candidate
-from streamsplit_compile.lowering import artifact_formats as formats
+from streamsplit_compile.lowering import artifact_formats
 from streamsplit_compile.lowering.artifact_formats import Format, Precision
 
 Source = tuple[fx.GraphModule, tuple[int, ...]]
@@ -51,9 +51,9 @@ def lower_blocks(
         block = BlockInfo(macs=work[index].macs)
         variants: dict[str, Variant] = {}
         for name in wanted:
-            lowered = formats.lower(name, segment, cut.shape, tensors, metadata, keep_norms)
+            lowered = artifact_formats.lower(name, segment, cut.shape, tensors, metadata, keep_norms)
             block = _with_graph(root, block, name, lowered.kept, digests)
-            variants[formats.variant_name(name, "fp32")] = _variant(root, name, "fp32", lowered.model)
+            variants[artifact_formats.variant_name(name, "fp32")] = _variant(root, name, "fp32", lowered.model)
         components[f"block-{index:02d}"] = Component(variants=variants, additional_metadata=BlockMetadata(ssc=block))
     return components
 
@@ -86,8 +86,11 @@ def reweight_block(
         return component
     keep_norms = base.manifest.info.keep_norms
     variants = {
-        formats.variant_name(format_name, "fp32"): _variant(
-            root, format_name, "fp32", formats.reweight(format_name, graph, tensors, metadata, keep_norms, source)
+        artifact_formats.variant_name(format_name, "fp32"): _variant(
+            root,
+            format_name,
+            "fp32",
+            artifact_formats.reweight(format_name, graph, tensors, metadata, keep_norms, source),
         )
         for format_name, graph in kept.items()
     }
@@ -116,9 +119,9 @@ def derive_precisions(
                 continue
             progress("making smaller precisions", index, len(manifest.info.blocks))
             format_name, precision = split_variant(variant)
-            model = bundle.block_bytes(name, formats.variant_name(format_name, "fp32"))
+            model = bundle.block_bytes(name, artifact_formats.variant_name(format_name, "fp32"))
             inputs = None if activations is None else activations[index]
-            data = formats.to_precision(format_name, model, precision, inputs)
+            data = artifact_formats.to_precision(format_name, model, precision, inputs)
             variants[variant] = _variant(root, format_name, "int8" if precision == "auto" else precision, data)
         components[name] = msgspec.structs.replace(components[name], variants=variants)
     return msgspec.structs.replace(manifest, components=components)
@@ -128,18 +131,21 @@ def keep_in_fp32(manifest: Manifest, variant: str, block: str) -> Manifest:
     """The manifest with one block of a mixed variant in float32 instead of int8."""
     format_name, _ = split_variant(variant)
     component = manifest.components[block]
-    exact = component.variants[formats.variant_name(format_name, "fp32")]
+    exact = component.variants[artifact_formats.variant_name(format_name, "fp32")]
     changed = msgspec.structs.replace(component, variants={**component.variants, variant: exact})
     return msgspec.structs.replace(manifest, components={**manifest.components, block: changed})
 
 
 def split_variant(variant: str) -> tuple[Format, Precision]:
     """`onnx-int8` as ("onnx", "int8"). Raises BundleError for a name this version does not make."""
-    for format_name in formats.FORMATS:
-        for precision in formats.PRECISIONS:
-            if variant == formats.variant_name(format_name, precision):
+    for format_name in artifact_formats.FORMATS:
+        for precision in artifact_formats.PRECISIONS:
+            if variant == artifact_formats.variant_name(format_name, precision):
                 return format_name, precision
-    raise BundleError(f"variant {variant!r}: this version makes {', '.join(formats.FORMATS)} in {formats.PRECISIONS}")
+    raise BundleError(
+        f"variant {variant!r}: this version makes {', '.join(artifact_formats.FORMATS)} "
+        f"in {artifact_formats.PRECISIONS}"
+    )
 
 
 def _with_graph(root: Path, block: BlockInfo, name: Format, kept: bytes, digests: Digests) -> BlockInfo:
@@ -153,7 +159,7 @@ def _with_graph(root: Path, block: BlockInfo, name: Format, kept: bytes, digests
 
 def _digest(format_name: Format, kept: bytes, digests: Digests) -> str | None:
     """Digest of the parameters a kept graph takes; None when it takes none. Raises KeyError."""
-    names = formats.parameter_names(format_name, kept)
+    names = artifact_formats.parameter_names(format_name, kept)
     return combined_digest(digests, names) if names else None
 
 
@@ -163,7 +169,7 @@ def _variant(root: Path, format_name: Format, precision: Precision, data: bytes)
         precision=precision,
         file=write_asset(root, f"model.{format_name}", data),
         bytes=len(data),
-        input=formats.INPUT,
-        output=formats.OUTPUT,
+        input=artifact_formats.INPUT,
+        output=artifact_formats.OUTPUT,
     )
     return Variant(executor_info=ExecutorInfo(ssc=info))

@@ -45,7 +45,7 @@ from streamsplit_compile.bundle.digests import combined_digest, tensor_digests, 
 from streamsplit_compile.bundle.measure import Reference, measure
 from streamsplit_compile.cost.cost_model import count_work
 from streamsplit_compile.cost.targets import Target
-from streamsplit_compile.encoder.encoders import Encoder
+from streamsplit_compile.encoder.encoders import LoadedEncoder
 from streamsplit_compile.encoder.graph import Candidate
 from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import select_cuts, worthwhile_blocks
@@ -86,7 +86,7 @@ class CompileOptions:
         return [variant_name(name, precision) for precision in precisions for name in self.formats]
 
 
-def compile_encoder(encoder: Encoder, options: CompileOptions, out: Path, progress: Progress = _silent) -> Bundle:
+def compile_encoder(encoder: LoadedEncoder, options: CompileOptions, out: Path, progress: Progress = _silent) -> Bundle:
     """Compile an encoder into a bundle directory.
 
     Raises UsageError for cuts that do not exist, CheckFailed when a cut does not reproduce the encoder to 1e-4;
@@ -179,7 +179,7 @@ def changed_blocks(old: Manifest, new: Manifest) -> list[str]:
     ]
 
 
-def choose_cuts(encoder: Encoder, spec: str) -> list[Candidate]:
+def choose_cuts(encoder: LoadedEncoder, spec: str) -> list[Candidate]:
     """The cuts for `--cuts`, judged by MACs and int8 bytes (PCM16 for the waveform)."""
     candidates = encoder.graph.candidates
     macs = [count_work(piece).macs for piece in split(encoder.graph, candidates)]
@@ -223,7 +223,7 @@ def _reweight(
 
 
 def _draft(
-    encoder: Encoder,
+    encoder: LoadedEncoder,
     options: CompileOptions,
     blocks: list[str],
     cuts: Sequence[Candidate],

@@ -17,7 +17,7 @@ from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import Cut, Expected, Manifest, Parity, SelfTest
 from runtime_edge.inference.prefix import Prefix
-from runtime_edge.inference.self_test import probe_waveform
+from runtime_edge.inference.self_test import self_test_waveform
 from streamsplit_compile.bundle.blocks import derive_precisions, keep_in_fp32
 from streamsplit_compile.bundle.calibrate import calibrate_cut, collect_activations
 from streamsplit_compile.bundle.parity import COSINE_FLOORS, EXACT, Prover, block_losses, check_parity, lowest_median
@@ -83,15 +83,15 @@ def _prefix(root: Path, manifest: Manifest, variant: str, loaded: Mapping[str, P
 
 
 def _self_test(root: Path, manifest: Manifest, wanted: Sequence[str], loaded: Mapping[str, Prefix]) -> SelfTest:
-    """What each variant makes of the probe chirp. Raises CheckFailed for values that are not finite."""
+    """Each variant's embedding of the self-test chirp. Raises CheckFailed for values that are not finite."""
     front_end = manifest.info.front_end
-    probe = probe_waveform(front_end.window_samples, front_end.sample_rate)
+    waveform = self_test_waveform(front_end.window_samples, front_end.sample_rate)
     found: dict[str, Expected] = {}
     for variant in wanted:
         prefix = _prefix(root, manifest, variant, loaded)
         with ThreadPoolExecutor() as pool:
             list(pool.map(prefix.load, prefix.missing))
-        embedding = prefix.embed(probe)
+        embedding = prefix.embed(waveform)
         if not np.isfinite(embedding).all():
             raise CheckFailed(f"{variant}: the self-test's embedding is NaN or infinite; look at the encoder's weights")
         tolerance = TOLERANCES[variant.split("-")[1]]

@@ -28,7 +28,7 @@ from streamsplit_compile.cli.options import (
     read_pub,
 )
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, size
-from streamsplit_compile.encoder.encoders import Encoder, load_encoder
+from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
 from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import cuts_of
 
@@ -109,7 +109,7 @@ def _print_parity(bundle: Bundle, parity: dict[str, Parity], measured: bool) -> 
     print_parity(bundle.manifest.info.cuts, parity)
 
 
-def _parity(bundle: Bundle, encoder: Encoder, calibrate: Path | None, steps: Steps) -> dict[str, Parity]:
+def _parity(bundle: Bundle, encoder: LoadedEncoder, calibrate: Path | None, steps: Steps) -> dict[str, Parity]:
     """By variant: how far the device's prefix and the encoder's suffix are from the encoder.
 
     Raises CheckFailed when a float32 variant is further than 1e-4.

@@ -23,7 +23,7 @@ from streamsplit_compile.cli.bundle_tables import print_cuts
 from streamsplit_compile.cli.options import PathParam, encoder_options, json_option, key_option, parse_targets, read_key
 from streamsplit_compile.cli.printing import Steps, print_json, print_table
 from streamsplit_compile.encoder.encoders import (
-    Encoder,
+    LoadedEncoder,
     list_encoders,
     load_encoder,
     new_encoder,
@@ -190,7 +190,7 @@ def _refuse_what_the_base_decides(context: click.Context) -> None:
 def _recompile(
     base_path: Path,
     encoder_file: Path,
-    load: Callable[[], Encoder],
+    load: Callable[[], LoadedEncoder],
     out: Path,
     generation: int | None,
     calibrate: Path | None,

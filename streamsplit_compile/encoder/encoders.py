@@ -26,7 +26,7 @@ import torch
 
 from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import FormatError, MissingExtra, UsageError
-from streamsplit_compile.encoder import archives as export_archive
+from streamsplit_compile.encoder import archives
 from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program
 
 CHECKPOINT_FORMAT = "streamsplit.encoder/1"
@@ -36,7 +36,7 @@ _DEFAULT_SAMPLE_RATE = 16_000
 
 
 @dataclass(frozen=True)
-class Encoder:
+class LoadedEncoder:
     """An encoder that can be compiled: its graph and what a device must feed it."""
 
     id: str
@@ -80,7 +80,7 @@ def save_checkpoint(name: str, config: Mapping[str, Any], module: torch.nn.Modul
 
 def load_encoder(
     path: Path, factory: str | None = None, sample_rate: int | None = None, unsafe: bool = False
-) -> Encoder:
+) -> LoadedEncoder:
     """Read encoder.pt and export it.
 
     `factory` ("package.module:callable") builds a module for a plain state_dict; `sample_rate` is for archives,
@@ -93,7 +93,7 @@ def load_encoder(
         raise FormatError(f"{path}: larger than {_MAX_ENCODER_BYTES} bytes")
     if not zipfile.is_zipfile(path):
         raise FormatError(f"{path}: neither a checkpoint nor a torch.export archive")
-    if export_archive.is_archive(path):
+    if archives.is_archive(path):
         return _from_archive(path, sample_rate or _DEFAULT_SAMPLE_RATE)
     if factory is None and not unsafe:
         content = _read_checkpoint(path, unsafe)
@@ -130,7 +130,7 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     return {name: value.numpy() for name, value in read_state(path).items()}
 
 
-def _from_checkpoint(path: Path, content: dict[str, Any]) -> Encoder:
+def _from_checkpoint(path: Path, content: dict[str, Any]) -> LoadedEncoder:
     for name, kind in (("encoder", str), ("config", dict), ("state_dict", dict)):
         if not isinstance(content.get(name), kind):
             raise FormatError(f'{path}: field "{name}" is missing or not a {kind.__name__}')
@@ -146,7 +146,7 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> Encoder:
     return from_module(content["encoder"], config, module, None)
 
 
-def _from_state_dict(path: Path, factory: str, content: dict[str, Any], sample_rate: int | None) -> Encoder:
+def _from_state_dict(path: Path, factory: str, content: dict[str, Any], sample_rate: int | None) -> LoadedEncoder:
     module_name, _, attribute = factory.partition(":")
     try:
         build = getattr(importlib.import_module(module_name), attribute)
@@ -169,7 +169,7 @@ def _working_directory_on_path() -> Iterator[None]:
             sys.path.remove(here)
 
 
-def from_module(name: str, config: dict[str, Any], module: torch.nn.Module, sample_rate: int | None) -> Encoder:
+def from_module(name: str, config: dict[str, Any], module: torch.nn.Module, sample_rate: int | None) -> LoadedEncoder:
     """An encoder of a torch module that takes waveforms (batch, samples); what it says of itself goes before
     `sample_rate`, Hz.
     """
@@ -178,12 +178,12 @@ def from_module(name: str, config: dict[str, Any], module: torch.nn.Module, samp
     front_end = getattr(module, "front_end", None)
     to_dict = getattr(front_end, "to_dict", None)
     details = to_dict() if callable(to_dict) else {}
-    return Encoder(name, config, export_encoder(module, window), rate, window, details)
+    return LoadedEncoder(name, config, export_encoder(module, window), rate, window, details)
 
 
-def _from_archive(path: Path, sample_rate: int) -> Encoder:
-    graph = graph_of_program(export_archive.load(path))
-    return Encoder(path.stem, {}, graph, sample_rate, graph.candidates[0].shape[1])
+def _from_archive(path: Path, sample_rate: int) -> LoadedEncoder:
+    graph = graph_of_program(archives.load(path))
+    return LoadedEncoder(path.stem, {}, graph, sample_rate, graph.candidates[0].shape[1])
 
 
 def _build(factory: Callable[..., Any], name: str, config: dict[str, Any]) -> torch.nn.Module:

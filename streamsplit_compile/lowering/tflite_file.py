@@ -17,13 +17,13 @@ try:
 except ImportError as exc:
     raise MissingExtra("ai-edge-litert", "compile-tflite") from exc
 
-__all__ = ["Constant", "Interpreter", "Node", "TfliteGraph", "float_constants", "read_graph"]
+__all__ = ["Interpreter", "TfliteConstant", "TfliteGraph", "TfliteNode", "float_constants", "read_graph"]
 
 _CODES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 
 
 @dataclass(frozen=True)
-class Constant:
+class TfliteConstant:
     """A float32 constant and where its bytes stand in the flatbuffer."""
 
     name: str
@@ -32,7 +32,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Node:
+class TfliteNode:
     """An operation: its builtin code's name and the tensors it reads and writes, by index."""
 
     code: str
@@ -44,7 +44,7 @@ class Node:
 class TfliteGraph:
     """The one subgraph of a model."""
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[TfliteNode, ...]
     names: tuple[str, ...]
     """Of the tensors."""
     constants: frozenset[int]
@@ -64,7 +64,7 @@ def read_graph(model: bytes) -> TfliteGraph:
         code = root.OperatorCodes(operator.OpcodeIndex())
         name = _CODES.get(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()), "CUSTOM")
         inputs = tuple(int(tensor) for tensor in operator.InputsAsNumpy() if tensor >= 0)
-        nodes.append(Node(name, inputs, tuple(int(tensor) for tensor in operator.OutputsAsNumpy())))
+        nodes.append(TfliteNode(name, inputs, tuple(int(tensor) for tensor in operator.OutputsAsNumpy())))
     constants = frozenset(
         index for index, tensor in enumerate(tensors) if root.Buffers(tensor.Buffer()).DataLength() > 0
     )
@@ -72,7 +72,7 @@ def read_graph(model: bytes) -> TfliteGraph:
     return TfliteGraph(tuple(nodes), names, constants, int(graph.Inputs(0)), int(graph.Outputs(0)))
 
 
-def float_constants(model: bytes | bytearray) -> Iterator[Constant]:
+def float_constants(model: bytes | bytearray) -> Iterator[TfliteConstant]:
     """The float32 constants of a model with one subgraph; their values are views of `model`."""
     start = np.frombuffer(model, np.uint8).ctypes.data
     root = schema.Model.GetRootAs(model, 0)
@@ -84,4 +84,4 @@ def float_constants(model: bytes | bytearray) -> Iterator[Constant]:
             continue
         data: npt.NDArray[Any] = buffer.DataAsNumpy()
         shape = tuple(tensor.ShapeAsNumpy()) if tensor.ShapeLength() else ()
-        yield Constant(tensor.Name().decode(), data.ctypes.data - start, data.view(np.float32).reshape(shape))
+        yield TfliteConstant(tensor.Name().decode(), data.ctypes.data - start, data.view(np.float32).reshape(shape))

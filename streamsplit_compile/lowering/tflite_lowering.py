@@ -43,7 +43,7 @@ _LAST = (127 + 100) << 23
 _TOLERANCE = 1e-3
 
 
-class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ConstantPiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One constant of the flatbuffer: a strided view of a finished array."""
 
     position: int
@@ -68,11 +68,11 @@ class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return np.lib.stride_tricks.as_strided(flat[self.first :], self.shape, steps, writeable=False)
 
 
-class KeptGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class KeptTfliteGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A converted segment without its weights, and how to write them in."""
 
     program: WeightProgram
-    pieces: list[Piece]
+    pieces: list[ConstantPiece]
     model_bytes: int
     model: bytes
     """The flatbuffer with zeros for weights, zstd; empty when weights cannot be written in."""
@@ -86,7 +86,7 @@ def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Coll
     when TFLite has no way to say what the segment does.
     """
     body, program = separate(fold(segment), parameters)
-    unwritable = msgspec.msgpack.encode(KeptGraph(program, [], 0, b""))
+    unwritable = msgspec.msgpack.encode(KeptTfliteGraph(program, [], 0, b""))
     sizes = _number(body, len(program.results))
     if sizes is None:
         return unwritable
@@ -98,7 +98,7 @@ def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Coll
         size = 4 * math.prod(piece.shape)
         model[piece.position : piece.position + size] = bytes(size)
     packed = zstandard.ZstdCompressor(level=9).compress(bytes(model))
-    kept = msgspec.msgpack.encode(KeptGraph(program, pieces, len(model), packed))
+    kept = msgspec.msgpack.encode(KeptTfliteGraph(program, pieces, len(model), packed))
     return kept if _is_faithful(kept, segment, shape) else unwritable
 
 
@@ -162,7 +162,7 @@ def _number(body: fx.GraphModule, count: int) -> list[int] | None:
     return sizes
 
 
-def _find_pieces(model: bytearray, sizes: Sequence[int]) -> list[Piece]:
+def _find_pieces(model: bytearray, sizes: Sequence[int]) -> list[ConstantPiece]:
     """The constants of a model converted with numbered weights that are strided views of one of them."""
     ends = np.cumsum(sizes)
     pieces = {}
@@ -181,7 +181,7 @@ def _find_pieces(model: bytearray, sizes: Sequence[int]) -> list[Piece]:
             expected += stride * np.arange(numbers.shape[axis]).reshape([-1, *[1] * (numbers.ndim - axis - 1)])
         if np.array_equal(numbers, expected) and numbers.min() >= begin and numbers.max() < ends[result]:
             shape = tuple(int(size) for size in numbers.shape)
-            pieces[constant.position] = Piece(constant.position, result, first - begin, shape, tuple(strides))
+            pieces[constant.position] = ConstantPiece(constant.position, result, first - begin, shape, tuple(strides))
     return [pieces[position] for position in sorted(pieces)]
 
 
@@ -203,9 +203,9 @@ def _is_faithful(kept: bytes, segment: fx.GraphModule, shape: tuple[int, ...]) -
     return bool(np.linalg.norm(found - expected) <= _TOLERANCE * np.linalg.norm(expected))
 
 
-def _decode(kept_graph: bytes) -> KeptGraph:
+def _decode(kept_graph: bytes) -> KeptTfliteGraph:
     fix = "; compile it again"
-    kept = decode(kept_graph, KeptGraph, "kept graph", MAX_MODEL_BYTES, form="MessagePack", fix=fix)
+    kept = decode(kept_graph, KeptTfliteGraph, "kept graph", MAX_MODEL_BYTES, form="MessagePack", fix=fix)
     if not 0 <= kept.model_bytes <= MAX_MODEL_BYTES:
         raise FormatError(f"kept graph: model_bytes is {kept.model_bytes}; compile it again")
     return kept

@@ -34,7 +34,7 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[int, ...]
 
 
-class Constant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ProgramConstant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fixed array that steps use."""
 
     dtype: str
@@ -42,7 +42,7 @@ class Constant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: bytes
 
 
-class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ProgramStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One ATen operation. A value among the arguments is `{"value": index}`, a dtype `{"dtype": name}`."""
 
     op: str
@@ -54,8 +54,8 @@ class WeightProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Named parameters in, finished arrays out. Values: parameters, then constants, then one for each step."""
 
     parameters: list[Parameter]
-    constants: list[Constant]
-    steps: list[Step]
+    constants: list[ProgramConstant]
+    steps: list[ProgramStep]
     results: list[int]
 
     def run(self, tensors: Mapping[str, Array]) -> list[Array]:
@@ -86,7 +86,7 @@ def separate(segment: fx.GraphModule, parameters: Collection[str]) -> tuple[fx.G
     builder = _Builder(segment, parameters)
     copies: dict[fx.Node, fx.Node] = {}
     for node in segment.graph.nodes:
-        if builder.take(node):
+        if builder.claim(node):
             continue
         for used in node.all_input_nodes:
             if used not in copies:
@@ -111,7 +111,7 @@ class _Builder:
         self._results: list[fx.Node] = []
         self._constants = 0
 
-    def take(self, node: fx.Node) -> bool:
+    def claim(self, node: fx.Node) -> bool:
         """Evaluate a node that depends on no data; False for one that does."""
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self._segment)
@@ -167,13 +167,13 @@ def _ancestors(results: Sequence[fx.Node], depends: Mapping[fx.Node, bool]) -> l
     return [node for node in depends if node in needed]
 
 
-def _step(node: fx.Node, index: Mapping[fx.Node, int]) -> Step:
+def _step(node: fx.Node, index: Mapping[fx.Node, int]) -> ProgramStep:
     schema = node.target._schema  # type: ignore[union-attr]
     if not schema.name.startswith("aten::"):
         raise UsageError(f"node {node.name}: {node.target} is no ATen operation; export the encoder without it")
     op = f"{schema.name.removeprefix('aten::')}.{schema.overload_name or 'default'}"
     kwargs = {name: value for name, value in node.kwargs.items() if name not in _PLACEMENT}
-    return Step(op, _encode(node.args, index), _encode(kwargs, index))
+    return ProgramStep(op, _encode(node.args, index), _encode(kwargs, index))
 
 
 def _encode(argument: Any, index: Mapping[fx.Node, int]) -> Any:
@@ -221,9 +221,9 @@ def _given(parameter: Parameter, value: Array) -> torch.Tensor:
     return _tensor(value)
 
 
-def _constant(value: torch.Tensor) -> Constant:
+def _constant(value: torch.Tensor) -> ProgramConstant:
     array = np.ascontiguousarray(value.numpy())
-    return Constant(array.dtype.str, array.shape, array.tobytes())
+    return ProgramConstant(array.dtype.str, array.shape, array.tobytes())
 
 
 def _tensor(array: Array) -> torch.Tensor:

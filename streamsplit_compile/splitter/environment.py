@@ -57,8 +57,8 @@ class Environment:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Every action's consequences in every window, each of shape (trace, window, action)."""
+class ActionOutcomes:
+    """The outcome of every action in every window, each of shape (trace, window, action)."""
 
     latency_ms: Array
     energy_mj: Array
@@ -110,7 +110,7 @@ def with_local(environment: Environment) -> Environment:
     )
 
 
-def simulate(environment: Environment, traces: Traces) -> Outcome:
+def simulate(environment: Environment, traces: Traces) -> ActionOutcomes:
     """Play every action in every window."""
     at = Conditions(traces.uncertainty, traces.cpu, traces.bandwidth_mbps, traces.rtt_ms)
     last = whole(environment.actions)
@@ -119,7 +119,7 @@ def simulate(environment: Environment, traces: Traces) -> Outcome:
         for action in environment.actions
     ]
     alpha = environment.reward.alpha or 1.0
-    return Outcome(
+    return ActionOutcomes(
         np.stack([item.latency_ms for item in played], axis=-1),
         np.stack([item.energy_mj for item in played], axis=-1),
         np.stack([item.quality for item in played], axis=-1) / alpha,

@@ -8,14 +8,14 @@ import numpy as np
 
 from runtime_edge.formats.records.table import LOCAL, SplitterTable
 from streamsplit_compile.splitter.environment import (
+    ActionOutcomes,
     Environment,
-    Outcome,
     environment_of,
     heuristic_rule,
     simulate,
     with_local,
 )
-from streamsplit_compile.splitter.policies import Actions, Array, play, probe_bytes, rows_of, taken
+from streamsplit_compile.splitter.policies import Actions, Array, exploration_bytes, play, rows_of, taken
 from streamsplit_compile.splitter.qlearning import estimate_model, value_iteration
 from streamsplit_compile.splitter.traces import Traces, observe
 
@@ -41,7 +41,7 @@ class Evaluation:
     """A table on traces, and what it is compared with."""
 
     table: Consequences
-    """With the table's hysteresis; bytes with its probes, the rest without."""
+    """With the table's hysteresis; bytes include exploration, the rest does not."""
     fixed: dict[str, Consequences]
     """Always the same action."""
     rule: Consequences
@@ -90,7 +90,7 @@ def evaluate(table: SplitterTable, traces: Traces, environment: Environment | No
     extended = with_local(environment)
     at_home = simulate(extended, traces)
     return Evaluation(
-        table=consequences(environment, outcome, chosen, probe_bytes(table, chosen, observed["bandwidth_mbps"])),
+        table=consequences(environment, outcome, chosen, exploration_bytes(table, chosen, observed["bandwidth_mbps"])),
         fixed={
             action.name: consequences(environment, outcome, np.full(rows.shape, index))
             for index, action in enumerate(environment.actions)
@@ -107,7 +107,7 @@ def evaluate(table: SplitterTable, traces: Traces, environment: Environment | No
 
 
 def consequences(
-    environment: Environment, outcome: Outcome, chosen: Actions, extra_bytes: Array | float = 0.0
+    environment: Environment, outcome: ActionOutcomes, chosen: Actions, extra_bytes: Array | float = 0.0
 ) -> Consequences:
     """What taking `chosen` (trace, window) does."""
     latency = taken(outcome.latency_ms, chosen)

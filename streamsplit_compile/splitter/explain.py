@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.records.table import SplitterTable
-from runtime_edge.policy.reward import Conditions, Terms, terms, whole
+from runtime_edge.policy.reward import Conditions, RewardTerms, terms, whole
 
 UNITS = {"bandwidth_mbps": "Mbit/s", "rtt_ms": "ms", "temperature_c": "°C"}
 
 
 @dataclass(frozen=True)
-class Turn:
+class TurningPoint:
     """The nearest value of one state variable at which another action is chosen."""
 
     variable: str
@@ -36,9 +36,9 @@ class Explanation:
     chosen: str
     q: dict[str, float]
     """By action: the mean over all windows of this row's bins, discounted."""
-    terms: dict[str, Terms]
+    terms: dict[str, RewardTerms]
     """By action, in exactly this state."""
-    turns: list[Turn]
+    turns: list[TurningPoint]
     margin: float
     """How much better another action must be before a device changes."""
 
@@ -59,7 +59,7 @@ def explain(table: SplitterTable, state: Mapping[str, float]) -> Explanation:
         chosen=table.actions[table.policy[row]],
         q=dict(zip(table.actions, table.q[row], strict=True)),
         terms={
-            action.name: Terms(*map(float, terms(action, last, table.uplink, table.reward, table.limits, at)))
+            action.name: RewardTerms(*map(float, terms(action, last, table.uplink, table.reward, table.limits, at)))
             for action in table.costs
         },
         turns=_turns(table, state),
@@ -67,7 +67,7 @@ def explain(table: SplitterTable, state: Mapping[str, float]) -> Explanation:
     )
 
 
-def _turns(table: SplitterTable, state: Mapping[str, float]) -> list[Turn]:
+def _turns(table: SplitterTable, state: Mapping[str, float]) -> list[TurningPoint]:
     """For every state variable the nearest edge, upwards and downwards, behind which the choice is another one."""
     chosen = table.policy[table.lookup(state)]
     turns = []
@@ -81,6 +81,6 @@ def _turns(table: SplitterTable, state: Mapping[str, float]) -> list[Turn]:
                 moved = {**state, axis.name: edge if rises else edge - 1e-9 * max(abs(edge), 1.0)}
                 action = table.policy[table.lookup(moved)]
                 if action != chosen:
-                    turns.append(Turn(axis.name, rises, edge, table.actions[action]))
+                    turns.append(TurningPoint(axis.name, rises, edge, table.actions[action]))
                     break
     return turns

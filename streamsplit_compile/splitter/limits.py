@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.records.table import Limits
-from streamsplit_compile.splitter.environment import Environment, Outcome, simulate
+from streamsplit_compile.splitter.environment import ActionOutcomes, Environment, simulate
 from streamsplit_compile.splitter.evaluation import LATE_SHARE, Consequences
 from streamsplit_compile.splitter.policies import Actions, Array
 from streamsplit_compile.splitter.traces import Traces
@@ -65,7 +65,7 @@ def broken_limits(limits: Limits, found: Consequences) -> list[str]:
     return broken
 
 
-def _means(environment: Environment, outcome: Outcome, rows: Actions, n_rows: int) -> _Rows:
+def _means(environment: Environment, outcome: ActionOutcomes, rows: Actions, n_rows: int) -> _Rows:
     count = np.bincount(rows.ravel(), minlength=n_rows)
 
     def mean(values: npt.NDArray[np.generic]) -> Array:

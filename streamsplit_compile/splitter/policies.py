@@ -25,7 +25,7 @@ def rows_of(observed: Mapping[str, Array], axes: tuple[StateAxis, ...]) -> Actio
 
 
 def play(table: SplitterTable, observed: Mapping[str, Array]) -> Actions:
-    """What a device with this table takes in every window, (trace, window), without probes: `Splitter`, vectorised."""
+    """`Splitter`, vectorised: the action in every window, (trace, window), without exploration."""
     q = np.asarray(table.q)
     values = [observed[axis.name] for axis in table.state]
     kept = [tuple(np.asarray(side) for side in bounds(axis, table.dead_band)) for axis in table.state]
@@ -66,8 +66,8 @@ def play(table: SplitterTable, observed: Mapping[str, Array]) -> Actions:
     return chosen
 
 
-def probe_bytes(table: SplitterTable, chosen: Actions, bandwidth_mbps: Array) -> Array:
-    """Bytes that probes add to every window on average, (trace, window)."""
+def exploration_bytes(table: SplitterTable, chosen: Actions, bandwidth_mbps: Array) -> Array:
+    """Bytes that exploration adds to every window on average, (trace, window)."""
     sizes = np.asarray(table.action_bytes, np.float64)
     room = bandwidth_mbps * BYTES_PER_MS * table.reward.t_max_ms
     total, count = np.zeros(chosen.shape), np.zeros(chosen.shape)

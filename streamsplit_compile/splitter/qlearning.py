@@ -17,8 +17,8 @@ States = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Learning:
-    """Settings of the learner."""
+class QLearningConfig:
+    """Settings of Q-learning."""
 
     gamma: float = 0.5
     """Discount. Actions do not change the state, so it moves no optimum; a high one only adds noise."""
@@ -43,7 +43,7 @@ def geometric_edges(values: Array, bins: int) -> tuple[float, ...]:
 
 
 def q_learning(
-    states: States, rewards: Array, n_states: int, settings: Learning
+    states: States, rewards: Array, n_states: int, settings: QLearningConfig
 ) -> tuple[Array, npt.NDArray[np.int64]]:
     """Tabular Q-learning, all traces in step.
 

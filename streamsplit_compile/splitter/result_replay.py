@@ -1,4 +1,4 @@
-"""A device's recorded results against any table: what it would have chosen, and what that would have brought."""
+"""Replays a device's recorded results with another table: what it would have chosen, and with what result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from streamsplit_compile.splitter.traces import Traces, previous, smoothed
 MAX_LOG_BYTES = 1 << 30
 
 
-class Recorded(msgspec.Struct, frozen=True):
+class RecordedWindow(msgspec.Struct, frozen=True):
     """What is needed of a result line (`ssc edge run --results`); other fields are passed over."""
 
     window: int
@@ -36,7 +36,7 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Replay:
+class ResultReplay:
     """A recording and a table."""
 
     windows: int
@@ -52,16 +52,16 @@ class Replay:
     table: Consequences
 
 
-def read_results(path: Path) -> list[Recorded]:
+def read_results(path: Path) -> list[RecordedWindow]:
     """Read a file of JSON lines. Raises FormatError naming file, line and field."""
     lines = enumerate(read_bounded(path, MAX_LOG_BYTES, FormatError).splitlines(), 1)
-    found = [decode(line, Recorded, f"{path}:{number}", MAX_LOG_BYTES) for number, line in lines if line.strip()]
+    found = [decode(line, RecordedWindow, f"{path}:{number}", MAX_LOG_BYTES) for number, line in lines if line.strip()]
     if not found:
         raise FormatError(f"{path}: no results in it")
     return sorted(found, key=lambda result: result.window)
 
 
-def replay(table: SplitterTable, results: list[Recorded]) -> Replay:
+def replay(table: SplitterTable, results: list[RecordedWindow]) -> ResultReplay:
     """Play a table on what a device saw. Raises TableError when a recorded cut is none of its actions."""
     environment = with_local(environment_of(table))
     names = [action.name for action in environment.actions]
@@ -83,14 +83,14 @@ def replay(table: SplitterTable, results: list[Recorded]) -> Replay:
     traces = Traces(uncertainty, observed["cpu"], observed["bandwidth_mbps"], observed["rtt_ms"])
     outcome = simulate(environment, traces)
     chosen = play(table, observed)
-    taken = np.array([[names.index(result.cut) for result in results]])
-    return Replay(
+    actual = np.array([[names.index(result.cut) for result in results]])
+    return ResultReplay(
         windows=len(results),
-        changed=float((chosen != taken).mean()),
-        taken=_shares(taken, names),
+        changed=float((chosen != actual).mean()),
+        taken=_shares(actual, names),
         chosen=_shares(chosen, names),
         measured_latency_ms=float(column("latency_ms").mean()),
-        recorded=consequences(environment, outcome, taken),
+        recorded=consequences(environment, outcome, actual),
         table=consequences(environment, outcome, chosen),
     )
 

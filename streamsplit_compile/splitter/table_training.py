@@ -15,7 +15,13 @@ from streamsplit_compile.splitter.environment import Environment, simulate
 from streamsplit_compile.splitter.evaluation import evaluate
 from streamsplit_compile.splitter.limits import broken_limits, priced
 from streamsplit_compile.splitter.policies import Actions, Array, rows_of
-from streamsplit_compile.splitter.qlearning import Learning, fill_unvisited, geometric_edges, q_learning, quantile_edges
+from streamsplit_compile.splitter.qlearning import (
+    QLearningConfig,
+    fill_unvisited,
+    geometric_edges,
+    q_learning,
+    quantile_edges,
+)
 from streamsplit_compile.splitter.traces import FAMILIES, HELD_OUT, Traces, family_traces, observe
 
 STATE: tuple[StateName, ...] = ("uncertainty", "cpu", "bandwidth_mbps", "rtt_ms")
@@ -36,7 +42,7 @@ class TableOptions:
     seed: int = 0
     bins: tuple[StateAxis, ...] = ()
     """State variables with their edges; none: the four usual ones, with edges from the traces' quantiles."""
-    learning: Learning = field(default_factory=Learning)
+    learning: QLearningConfig = field(default_factory=QLearningConfig)
     hysteresis: float = 0.02
     dead_band: float = 0.1
     probe_rate: float = 0.02

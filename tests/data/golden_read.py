@@ -184,7 +184,7 @@ def _server(root: Path) -> Json:
         "rollout": {"listing": rollout.listing(), "wanted": _fields(rollout.wanted), "held": rollout.held},
         "windows": counts,
         "new": again,
-        "guilty": [Suspects(path / "suspects", [partition]).guilty(partition, number) for number in (40, 41)],
+        "guilty": [Suspects(path / "suspects", [partition]).crashed_on(partition, number) for number in (40, 41)],
         "training": _training(path / "trainer" / "checkpoint.pt", bundle, tensors),
     }
 
@@ -196,7 +196,7 @@ def _training(path: Path, bundle: Any, tensors: Any) -> Json:
     assert Checkpoints(path, "toys:Tiny").load(trainer)
     return {
         "steps": trainer.steps,
-        "awaited": sorted(trainer.awaited),
+        "awaited": sorted(trainer.to_reread),
         "averaged": {name: _values(value) for name, value in sorted(trainer.averaged_tensors().items())},
         "weights": {name: _values(value.numpy()) for name, value in sorted(trainer.model.module.state_dict().items())},
     }
@@ -212,7 +212,7 @@ def _letters(root: Path) -> Json:
         return RawStreamMsg(message["subject"], number, data, None, message["headers"], stream)
 
     hub: Any = SimpleNamespace(stream=SimpleNamespace(get_msg=get_msg), url="nats://gateway:4222")
-    letters = [asyncio.run(dead_letters.letter(hub, number + 1)) for number in range(len(messages))]
+    letters = [asyncio.run(dead_letters.get(hub, number + 1)) for number in range(len(messages))]
     return {str(letter.number): _fields(letter) for letter in letters}
 
 

@@ -38,8 +38,8 @@ from runtime_edge.formats.wire import Reply, encode_frame, encode_reply
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_edge.policy.online_learner import Learnt
-from runtime_edge.service.status import Encoder as RunningEncoder
-from runtime_edge.service.status import Status, Uplink, write_status
+from runtime_edge.service.status import DeviceStatus, UplinkStatus, write_status
+from runtime_edge.service.status import EncoderStatus as RunningEncoder
 from runtime_edge.system import Health
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.spool import Spool, SpoolState
@@ -51,7 +51,7 @@ from runtime_server.releases.rollout import Rollout, RolloutConfig
 from runtime_server.state.server_state import ServerState
 from runtime_server.state.suspects import Suspects
 from runtime_server.suffix.generations import Generations
-from runtime_server.training.buffer import Window
+from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.checkpoint import Checkpoints
 from runtime_server.training.trainer import TrainConfig, Trainer
 from streamsplit_compile.bundle.bundle_writer import write_table
@@ -207,14 +207,14 @@ def _device(state: Path, bundle: Bundle, files: Path) -> None:
     write_status(state, _status(installed))
 
 
-def _status(bundle: Bundle) -> Status:
+def _status(bundle: Bundle) -> DeviceStatus:
     counted = Accounting(captured=20, acked=12, kept_local=3)
     counted.dropped["spool_full"] += 2
     counted.cuts |= {"stem": 15, "local": 5}
     for ms in (0.5, 3.0, 70_000.0):
         counted.finish("stem", "server", ms)
         counted.stage_ms["prefix"].observe(ms)
-    return Status(
+    return DeviceStatus(
         device="pi-1",
         target="rpi4",
         pid=1,
@@ -228,7 +228,7 @@ def _status(bundle: Bundle) -> Status:
         cut="stem",
         uncertainty=0.25,
         cpu=0.5,
-        uplink=Uplink(broker="nats://gateway:4222", connected=True, bandwidth_mbps=2.5, rtt_ms=80.0, loss=0.125),
+        uplink=UplinkStatus(broker="nats://gateway:4222", connected=True, bandwidth_mbps=2.5, rtt_ms=80.0, loss=0.125),
         spool=SpoolState(3, 2 << 20, 256 << 20, 0),
         audio=Counters(blocks=9, samples=100, windows=20, gated=4, overruns=1, dropped_samples=8000),
         source_silent_s=0.0,
@@ -267,7 +267,7 @@ def _server(state: Path, work: Path, encoder: Any, bundle: Bundle) -> None:
     ledger.save()
     ledger.add_all([("pi-1", "boot", index) for index in (5, 6)] + [("pi-2", "boot", 0)])
     partition = subjects.partition("pi-1")
-    with Suspects(work / "suspects", [partition]).trying(partition, 41):
+    with Suspects(work / "suspects", [partition]).retrying_alone(partition, 41):
         shutil.copytree(work, state, ignore=shutil.ignore_patterns("*.lock", "broker"))
     ledger.close()
     for path in (state / "ledger").iterdir():
@@ -282,7 +282,7 @@ def _checkpoint(path: Path, encoder: Any, generations: Generations) -> None:
         prefix.start(sound)
         kept = torch.from_numpy(prefix.advance(1).copy())
         embedding = torch.from_numpy(prefix.advance(prefix.last_cut)[0].copy())
-        trainer.take(Window("pi-1", "boot", index, 1, 1, kept, 0.5, embedding, sequence=index + 1))
+        trainer.add(TrainingWindow("pi-1", "boot", index, 1, 1, kept, 0.5, embedding, sequence=index + 1))
     for _ in range(3):
         trainer.step()
     Checkpoints(path, "toys:Tiny").save(trainer)
@@ -309,7 +309,7 @@ def _dead_letters(path: Path) -> None:
             headers={subjects.MESSAGE_ID_HEADER: f"pi-1.boot.{sequence}"},
             data=b"what was sent",
         )
-        coroutine = dead_letters.park(published, message, device, reason)  # type: ignore[arg-type]
+        coroutine = dead_letters.store(published, message, device, reason)  # type: ignore[arg-type]
         with contextlib.suppress(StopIteration):
             coroutine.send(None)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(published.messages), indent=1))

@@ -7,7 +7,7 @@ import nats
 
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 from runtime_server.broker.access import Access
 from runtime_server.broker.broker_process import Broker
 from runtime_server.broker.hub import Hub
@@ -41,8 +41,8 @@ class Guarded:
             await self.broker.stop()
 
     @contextlib.asynccontextmanager
-    async def linked(self, name="pi-1", late=lambda reply: None):
-        link = Link(self.broker.url, name, "boot", late, self.credentials(name))
+    async def linked(self, name="pi-1", late=lambda reply: None, **options):
+        link = Connection(self.broker.url, name, "boot", late, self.credentials(name), **options)
         try:
             await link.connect()
             yield link

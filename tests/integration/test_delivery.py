@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from runtime_edge.base.aio import cancel_all
-from runtime_edge.base.worker import Compute
+from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import Reply, encode_reply
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.bandwidth import BandwidthEstimator
-from runtime_edge.transport.connection import FRAME_OVERHEAD_BYTES, Link
+from runtime_edge.transport.connection import FRAME_OVERHEAD_BYTES, Connection
 from runtime_edge.transport.delivery import Delivery
-from runtime_edge.transport.frame_store import Outbox
+from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.spool import Spool
 from runtime_server.broker.hub import Hub
 
@@ -30,28 +30,28 @@ def spool(tmp_path):
 class Opened(Delivery):
     """With what a device hands its frames over through."""
 
-    def __init__(self, config, link, outbox, compute, accounting, uplink):
-        super().__init__(config, link, outbox, compute, accounting, uplink)
-        self.outbox, self.compute, self.uplink = outbox, compute, uplink
+    def __init__(self, config, connection, frame_store, worker, accounting, uplink):
+        super().__init__(config, connection, frame_store, worker, accounting, uplink)
+        self.frame_store, self.worker, self.uplink = frame_store, worker, uplink
 
 
 @contextlib.asynccontextmanager
 async def delivering(broker, spool, replay=True, **settings):
     """(delivery, link, accounting) of boot "new" of device pi-1."""
     config = DeviceConfig("pi-1", "-", Path("unused"), "rpi4", **{"ack_timeout_s": 30.0} | settings)
-    link, accounting = Link(broker.url, "pi-1", "new", lambda reply: None), Accounting()
-    await link.connect()
-    with Compute() as compute:
+    connection, accounting = Connection(broker.url, "pi-1", "new", lambda reply: None), Accounting()
+    await connection.connect()
+    with Worker() as worker:
         delivery = Opened(
-            config, link, Outbox(spool, "pi-1.new.", accounting), compute, accounting, BandwidthEstimator()
+            config, connection, FrameStore(spool, "pi-1.new.", accounting), worker, accounting, BandwidthEstimator()
         )
         tasks = [asyncio.create_task(delivery.replay_forever())] if replay else []
         try:
-            yield delivery, link, accounting
+            yield delivery, connection, accounting
         finally:
             await cancel_all(tasks)
             await delivery.close()
-            await link.close()
+            await connection.close()
 
 
 def store(spool, boot, windows):
@@ -62,7 +62,7 @@ def store(spool, boot, windows):
 async def spooled(delivery, window, claim=False):
     """As the device does: in the thread that owns the outbox."""
     message_id, frame = subjects.message_id("pi-1", "new", window), b"frame %d" % window
-    await delivery.compute.run(delivery.outbox.put, message_id, window, frame, 0.5, claim)
+    await delivery.worker.run(delivery.frame_store.put, message_id, window, frame, 0.5, claim)
     if not claim:
         delivery.replay_soon()
     return message_id, frame
@@ -94,10 +94,10 @@ def test_the_spool_of_an_earlier_boot_is_sent_and_answers_no_window_of_this_one(
 
     async def work(hub):
         await answer_all(hub)
-        async with delivering(broker, spool) as (delivery, link, accounting):
+        async with delivering(broker, spool) as (delivery, connection, accounting):
             answers = []
             for window in range(6):
-                link.expect(window, 30.0, answers.append)
+                connection.expect(window, 30.0, answers.append)
             await delivery.drain(60.0)
             await asyncio.sleep(0.1)
             return answers, accounting, await stored(hub)
@@ -174,18 +174,18 @@ def test_a_broker_without_our_stream_is_not_hammered(broker, spool):
     assert spool.depth() == 5
 
 
-def test_the_link_is_sounded_at_the_heels_of_a_frame_that_is_alone(play, broker, spool):
+def test_a_bandwidth_probe_follows_a_frame_that_is_alone(play, broker, spool):
     async def work(hub):
         async with delivering(broker, spool, replay=False) as (delivery, _, accounting):
-            sounded = []
+            sent = []
             for frames in (0, 1, 2):
                 claimed = [await spooled(delivery, 10 * frames + number, claim=True) for number in range(frames)]
                 for number, (message_id, frame) in enumerate(claimed):
                     delivery.exchange(message_id, 10 * frames + number, frame, 1.0, lambda *answer: None)
-                await delivery.sound(8, 512)
+                await delivery.bandwidth_probe(8, 512)
                 await delivery.drain(60.0)
-                sounded.append(accounting.bytes_sent)
-            return sounded, delivery.uplink.rtt_ms, await stored(hub)
+                sent.append(accounting.bytes_sent)
+            return sent, delivery.uplink.rtt_ms, await stored(hub)
 
     (idle, alone, crowded), rtt_ms, messages = play(work)
     assert messages == 3, "filler was stored"
@@ -227,23 +227,23 @@ def test_draining_gives_up_in_time_and_closing_keeps_what_was_not_stored(play, b
 def test_a_disk_that_fails_does_not_end_the_replay(play, broker, tmp_path):
     spool = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
     store(spool, "old", range(3))
-    outbox = Outbox(spool, "pi-1.new.", Accounting())
+    frame_store = FrameStore(spool, "pi-1.new.", Accounting())
 
     spool.close()  # from now on every call raises SpoolError
 
     async def work(hub):
         config = DeviceConfig("pi-1", "-", tmp_path, "rpi4")
-        link = Link(broker.url, "pi-1", "new", lambda reply: None)
-        await link.connect()
-        with Compute() as compute:
-            delivery = Delivery(config, link, outbox, compute, Accounting(), BandwidthEstimator())
+        connection = Connection(broker.url, "pi-1", "new", lambda reply: None)
+        await connection.connect()
+        with Worker() as worker:
+            delivery = Delivery(config, connection, frame_store, worker, Accounting(), BandwidthEstimator())
             task = asyncio.create_task(delivery.replay_forever())
             await asyncio.sleep(0.3)
             alive = not task.done()
-            outbox.spool = mended = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
+            frame_store.spool = mended = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
             await delivery.drain(60.0)
             await cancel_all([task])
-            await link.close()
+            await connection.close()
         mended.close()
         return alive, await stored(hub)
 

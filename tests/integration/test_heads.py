@@ -19,7 +19,7 @@ from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.records.head import Head, SignedHead, open_head, read_head, sign_head
-from runtime_server.labels.labelled import Event, of_events
+from runtime_server.labels.labelled import LabelledEvent, of_events
 from streamsplit_compile.bundle.compiler import recompile
 
 WINDOW_S = harness.WINDOW / harness.SAMPLE_RATE
@@ -165,7 +165,7 @@ def test_frames_give_the_embeddings_the_device_got_and_the_newest_generation_whe
     source = sounds.write_turns(tmp_path / "turns.wav", 2)
     server.put_table(harness.always(open_bundle(server.state / "generations" / "00001"), "rpi4", "one"))
     results = stream(start, server, "pi-a", source)
-    everything = [Event("pi-a", results[0]["time"] - 1, results[-1]["time"] + 1, "tone")]
+    everything = [LabelledEvent("pi-a", results[0]["time"] - 1, results[-1]["time"] + 1, "tone")]
     first = open_bundle(server.state / "generations" / "00001")
     examples = server.ask(lambda hub: of_events(everything, hub, {1: first}))
     np.testing.assert_allclose(examples.embeddings, [result["embedding"] for result in results], atol=2e-3)
@@ -186,7 +186,7 @@ def test_frames_give_the_embeddings_the_device_got_and_the_newest_generation_whe
     with pytest.raises(UsageError, match="none of the 1 events"):
         server.ask(lambda hub: of_events(everything, hub, {2: second}))
     with pytest.raises(UsageError, match="pi-a"):
-        server.ask(lambda hub: of_events([Event("pi-a", 5.0, 6.0, "tone")], hub, {1: first}))
+        server.ask(lambda hub: of_events([LabelledEvent("pi-a", 5.0, 6.0, "tone")], hub, {1: first}))
 
 
 def test_with_follow_every_release_gets_a_head_of_its_own(start, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from runtime_server.harness.network import remove_stale, why_not
 from runtime_server.lab.figures import figures
 from runtime_server.lab.policy_arms import all_policies, chosen_policies
-from runtime_server.lab.scenarios import SCENARIOS, Step
+from runtime_server.lab.scenarios import SCENARIOS, ScenarioStep
 from runtime_server.lab.session import Lab
 
 SECONDS = 3.0
@@ -32,7 +32,7 @@ def test_a_frame_takes_its_time_on_a_thin_link(toy, toy_bundle, tmp_path, namesp
     async def play():
         async with Lab(tmp_path, toy_bundle, "rpi4", namespaces) as lab:
             await lab.serve(toy / "encoder.pt")
-            return await lab.play(opus, audio, [Step(0.0, 0.05, 10.0, 0.0, 0.0)], 4.0)
+            return await lab.play(opus, audio, [ScenarioStep(0.0, 0.05, 10.0, 0.0, 0.0)], 4.0)
 
     results = [heard.result for heard in asyncio.run(play()).results]
     finished = [result for result in results if result.finished == "server"]
@@ -45,7 +45,7 @@ def test_a_device_is_measured_on_a_shaped_link(toy, toy_bundle, toy_model, tmp_p
     audio = harness.write_wav(tmp_path / "a.wav", 30.0, seed=5)
     policies = all_policies(toy_bundle, "rpi4", SCENARIOS["lte"], 0)
     (flac,) = chosen_policies(policies, ["flac"])
-    steps = [Step(0.0, 1.0, 60.0, 0.0, 0.5)]
+    steps = [ScenarioStep(0.0, 1.0, 60.0, 0.0, 0.5)]
 
     async def play():
         async with Lab(tmp_path, toy_bundle, "rpi4", namespaces) as lab:

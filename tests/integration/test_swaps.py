@@ -69,15 +69,15 @@ def test_a_table_for_one_device_wins_over_the_targets_and_is_kept_for_the_next_s
     assert report["windows_lost"] == 0
 
 
-def test_no_table_and_no_probe_goes_below_the_privacy_floor(start, quiet_server, tmp_path, toy_bundle):
+def test_no_table_and_no_exploration_goes_below_the_privacy_floor(start, quiet_server, tmp_path, toy_bundle):
     server, name = quiet_server, "pi-private"
     source = harness.write_wav(tmp_path / "audio.wav", 20.0, seed=8)
     shipped = 0
-    for wanted, probes_expected in (("two", True), ("waveform", False)):
+    for wanted, explorations_expected in (("two", True), ("waveform", False)):
         server.put_table(harness.always(toy_bundle, "rpi4", wanted, probe_rate=0.2), name)
         report = start.device(server, name, source, "--min-cut", "one", "--no-realtime").finish()
         assert report["windows_acked"] == report["windows_captured"] == len(harness.windows_of(source))
-        assert (report["probes"] > 0) == probes_expected
+        assert (report["probes"] > 0) == explorations_expected
         shipped += report["windows_acked"]
 
     cuts = [wire.decode_frame(frame)[0][0].cut for frame in frames_of(server, name)]

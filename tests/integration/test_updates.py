@@ -15,7 +15,7 @@ from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.minisign import generate_key
 from runtime_edge.formats.records.release import canary_place, decode_release
 from runtime_edge.inference.prefix import Prefix
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.trial import update_log
 from runtime_server.broker.hub import released_bundle
@@ -277,20 +277,20 @@ def resnet_norms(tmp_path_factory, resnet_file, signing_key):
 
 async def two_fetches(hub, broker, tmp_path, old, new, key, before_second=None):
     """What a device fetches for one bundle and then for the next, and how many bytes of objects came over the link."""
-    link = Link(broker.url, "pi-1", "boot", lambda reply: None)
-    await link.connect()
+    connection = Connection(broker.url, "pi-1", "boot", lambda reply: None)
+    await connection.connect()
     store = BundleStore(tmp_path / "state", key.public)
     await hub.publish_bundle(old)
     try:
-        first = await store.fetch(link, released_bundle(old), "onnx-fp32", "rpi4", None)
+        first = await store.fetch(connection, released_bundle(old), "onnx-fp32", "rpi4", None)
         store.adopt(first.bundle)
         await hub.publish_bundle(new)
         await publish_patches(hub, old, new)
         if before_second is not None:
             await before_second(hub)
-        second = await store.fetch(link, released_bundle(new), "onnx-fp32", "rpi4", first.bundle)
+        second = await store.fetch(connection, released_bundle(new), "onnx-fp32", "rpi4", first.bundle)
     finally:
-        await link.close()
+        await connection.close()
     for block in new.manifest.info.blocks:
         assert second.bundle.block_bytes(block, "onnx-fp32") == new.block_bytes(block, "onnx-fp32")
     return (first, first.fetched_bytes), (second, second.fetched_bytes)

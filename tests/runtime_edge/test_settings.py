@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_edge.cli import edge_commands as cli
+from runtime_edge.cli import edge_commands
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import FormatError, UsageError
 from runtime_edge.settings import as_toml, load, options, read, setting
@@ -149,14 +149,14 @@ def test_options_take_the_same_values_and_ranges():
 
 
 def test_edge_config_prints_a_file_and_checks_one(tmp_path):
-    printed = CliRunner().invoke(cli.edge, ["config"])
+    printed = CliRunner().invoke(edge_commands.edge, ["config"])
     assert printed.output == as_toml(DeviceConfig)
     path = write(tmp_path, "threads = 2\n")
-    checked = CliRunner().invoke(cli.edge, ["config", str(path)]).output
+    checked = CliRunner().invoke(edge_commands.edge, ["config", str(path)]).output
     assert "\nthreads = 2\n" in checked
     assert "\n# loop = false\n" in checked
     path.write_text("threads = 0\n")
-    refused = CliRunner().invoke(cli.edge, ["config", str(path)])
+    refused = CliRunner().invoke(edge_commands.edge, ["config", str(path)])
     assert isinstance(refused.exception, UsageError)
 
 
@@ -165,7 +165,7 @@ def test_edge_config_prints_a_file_and_checks_one(tmp_path):
     [('bundle = "x"', "give --source"), ('source = "mic"', "give --broker"), ("threads = 0", "threads is 0")],
 )
 def test_a_run_without_what_it_needs_says_so(tmp_path, text, words):
-    result = CliRunner().invoke(cli.edge, ["run", "--config", str(write(tmp_path, text))])
+    result = CliRunner().invoke(edge_commands.edge, ["run", "--config", str(write(tmp_path, text))])
     with pytest.raises(UsageError, match=words):
         raise result.exception
 

@@ -205,8 +205,8 @@ def test_a_restart_goes_on_training_where_it_stood(run_server, sounds, frame_of,
         assert file.exists(), "written while it trains"
 
     async def second(server, hub):
-        await eventually(lambda: server.learning.replayed is not None)
-        return server.learning.replayed, (await hub.server_status())["training_steps"]
+        await eventually(lambda: server.training_loop.replayed is not None)
+        return server.training_loop.replayed, (await hub.server_status())["training_steps"]
 
     _, before = run_server(first, **settings)
     (replayed, started_at), after = run_server(second, **settings)
@@ -243,7 +243,7 @@ def test_what_it_measures_is_there_for_prometheus_and_tensorboard(
         for window, sound in enumerate(sounds):
             await send(hub, frame_of(sound, window, 1), window)
         await hub.stream.publish(subjects.frames("pi-1"), b"garbage")
-        await eventually(lambda: server.releaser.outcomes and server.ingest.counters["garbage"])
+        await eventually(lambda: server.release_gate.outcomes and server.ingest.counters["garbage"])
         await eventually(lambda: server.trainer.steps >= 10)
         return await asyncio.to_thread(scrape)
 
@@ -287,7 +287,7 @@ def test_a_drop_in_held_out_quality_is_not_published(run_server, sounds, frame_o
         await asyncio.sleep(1.0)  # what was released by then has been published
         bucket = await hub.stream.key_value(subjects.RELEASES)
         told = {decode_release(entry.value, "test").generation for entry in await bucket.history("rpi4")}
-        return told, list(server.releaser.outcomes)
+        return told, list(server.release_gate.outcomes)
 
     (told, outcomes), _ = run_server(work, training=True, train=train, release=ReleaseConfig(every_steps=20))
     dropped = [outcome for outcome in outcomes if outcome.after.loss > outcome.before.loss * 1.02]

@@ -10,7 +10,7 @@ import scipy.signal
 import torch
 
 from streamsplit_models.front_end import PRESETS, FrontEnd, LogMel, resolve_front_end
-from streamsplit_models.resample import Upsample
+from streamsplit_models.upsample import Upsample
 
 
 @dataclass(frozen=True)

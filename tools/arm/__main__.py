@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tools.arm.check import SITES, Outcome, as_json, check
-from tools.arm.machine import MIRROR, REPOSITORY, Machine, Unavailable
+from tools.arm.check import SITES, CheckResult, as_json, check
+from tools.arm.machine import MIRROR, REPOSITORY, EmulatedMachine, Unavailable
 
 SKIPPED = 77
 
@@ -40,7 +40,7 @@ def main() -> int:
         print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
 
     try:
-        machine = Machine(given.cache, given.mirror, say)
+        machine = EmulatedMachine(given.cache, given.mirror, say)
         with tempfile.TemporaryDirectory(prefix="arm-check-") as directory:
             outcome = check(machine, [site for site in SITES if site.name in wanted], given.audio, Path(directory), say)
     except Unavailable as exc:
@@ -53,7 +53,7 @@ def main() -> int:
     return 1 if outcome.failures else 0
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: CheckResult) -> None:
     print(f"\nlibrary call on {outcome.cpu} against this machine")
     print(f"{'runtime':22} {'variant':12} {'windows':>7} {'max error':>10} {'cosine to fp32 here, there':>27} "
           f"{'RSS MB':>7} {'s a window':>10}")  # fmt: skip

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tools.arm.machine import CPU, REPOSITORY, Machine, Site
+from tools.arm.machine import CPU, REPOSITORY, EmulatedMachine, SitePackages
 from tools.arm.sample import Sample, make_sample
-from tools.arm.stream import MAX_WINDOWS_PER_CUT, Streamed, serve, stream
+from tools.arm.streaming import MAX_WINDOWS_PER_CUT, Streamed, serve, stream
 
 _NUMPY_2, _NUMPY_1 = "numpy==2.4.6", "numpy==1.26.4"
 NEWEST = "onnxruntime-newest"
 SITES = (
-    Site("onnxruntime", "onnx", "edge", ("onnxruntime==1.23.2", _NUMPY_2)),
-    Site(NEWEST, "onnx", "edge", ("onnxruntime==1.31.1", _NUMPY_2)),
-    Site("tflite-runtime", "tflite", "edge-tflite-runtime", ("tflite-runtime==2.14.0", _NUMPY_1)),
+    SitePackages("onnxruntime", "onnx", "edge", ("onnxruntime==1.23.2", _NUMPY_2)),
+    SitePackages(NEWEST, "onnx", "edge", ("onnxruntime==1.31.1", _NUMPY_2)),
+    SitePackages("tflite-runtime", "tflite", "edge-tflite-runtime", ("tflite-runtime==2.14.0", _NUMPY_1)),
 )
 """The second is what pip chooses; the loop is the same for both, so it runs the library call alone."""
 MAX_ERROR = 1e-4
@@ -51,7 +51,7 @@ class Embedded:
 
 
 @dataclass
-class Outcome:
+class CheckResult:
     """All that was found."""
 
     cpu: str = CPU
@@ -76,11 +76,15 @@ class Outcome:
 
 
 def check(
-    machine: Machine, sites: Sequence[Site], recordings: Path | None, directory: Path, say: Callable[[str], None]
-) -> Outcome:
+    machine: EmulatedMachine,
+    sites: Sequence[SitePackages],
+    recordings: Path | None,
+    directory: Path,
+    say: Callable[[str], None],
+) -> CheckResult:
     """Everything for some sites, in a scratch directory. Raises Unavailable."""
     packages = {site: machine.install(site) for site in sites}
-    outcome = Outcome()
+    outcome = CheckResult()
     say("compiling the bundle: onnx and tflite, fp32 and int8")
     sample = make_sample(directory, recordings, MAX_WINDOWS_PER_CUT)
     for site in sites:
@@ -96,7 +100,9 @@ def check(
     return outcome
 
 
-def embed(machine: Machine, site: Site, packages: Path, sample: Sample, directory: Path) -> list[Embedded]:
+def embed(
+    machine: EmulatedMachine, site: SitePackages, packages: Path, sample: Sample, directory: Path
+) -> list[Embedded]:
     """The library call with every variant of the site's format, there and here."""
     exact, small = variants = (f"{site.format}-fp32", f"{site.format}-int8")
     script = [Path(__file__).with_name("embed.py"), sample.bundle.path, sample.recording, ",".join(variants)]
@@ -119,14 +125,14 @@ def embed(machine: Machine, site: Site, packages: Path, sample: Sample, director
     ]
 
 
-def examine(machine: Machine, packages: Path, sample: Sample) -> list[dict[str, str]]:
+def examine(machine: EmulatedMachine, packages: Path, sample: Sample) -> list[dict[str, str]]:
     """What `ssc doctor` finds there, with the bundle."""
     command = machine.ssc("doctor", sample.bundle.path, "--json")
     found: list[dict[str, str]] = json.loads(_output(command, machine.environment(packages), allowed=(0, 1)))
     return found
 
 
-def as_json(outcome: Outcome) -> dict[str, Any]:
+def as_json(outcome: CheckResult) -> dict[str, Any]:
     """For programs."""
     return asdict(outcome) | {"failures": outcome.failures}
 

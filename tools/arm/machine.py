@@ -83,7 +83,7 @@ class Unavailable(Exception):
 
 
 @dataclass(frozen=True)
-class Site:
+class SitePackages:
     """The packages of one device, as pip installs them for an extra of this project."""
 
     name: str
@@ -108,7 +108,7 @@ class Site:
         return [str(one).partition(";")[0].strip() for one in wanted] + list(self.pins)
 
 
-class Machine:
+class EmulatedMachine:
     """The emulated machine. Making one fetches what the cache lacks; raises Unavailable when that cannot be done."""
 
     def __init__(self, cache: Path, mirror: str = MIRROR, say: Callable[[str], None] = print) -> None:
@@ -120,7 +120,7 @@ class Machine:
         self._root = self._cached("root", (_SUITE, *_PACKAGES, _CORE, _MODEL), self._unpack_root)
         self._qemu = Path(on_path) if on_path else self._cached("qemu", (_SUITE,), self._unpack_qemu) / _QEMU
 
-    def install(self, site: Site) -> Path:
+    def install(self, site: SitePackages) -> Path:
         """The directory with a site's packages."""
         constraints = Path(__file__).with_name("constraints.txt")
         wanted = (*site.requirements(), constraints.read_text())

@@ -10,7 +10,7 @@ from nats.aio.client import Client
 from runtime_edge.errors import AccessError, LinkError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Address, Credentials
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 from runtime_server.broker.access import Access
 from runtime_server.broker.broker_process import Broker
 from runtime_server.broker.hub import Hub
@@ -19,10 +19,10 @@ from runtime_server.broker.hub import Hub
 def test_anothers_credentials_under_ones_own_name_are_refused_and_tried_again_slowly(guarded, caplog):
     async def work():
         async with guarded.running():
-            link = Link(guarded.broker.url, "pi-1", "boot", print, guarded.credentials("pi-2"))
+            link = Connection(guarded.broker.url, "pi-1", "boot", print, guarded.credentials("pi-2"))
             with pytest.raises(AccessError, match=r"the credentials .*pi-2.creds are not pi-1's"):
                 await link.connect()
-            trying = asyncio.create_task(link.connect_at_last())
+            trying = asyncio.create_task(link.connect_with_retries())
             await asyncio.sleep(2.0)
             trying.cancel()
             assert not link.connected
@@ -33,13 +33,21 @@ def test_anothers_credentials_under_ones_own_name_are_refused_and_tried_again_sl
     assert log.count("Subscription Violation") == 2, "one attempt and one more: not a tight loop"
 
 
-def test_a_revoked_device_is_out_at_once_says_so_and_comes_back_with_new_credentials(guarded, monkeypatch):
-    monkeypatch.setattr("runtime_edge.transport.connection._REFUSED_PAUSE_S", 1.0)
+async def until_lost(link):
+    """Until a connection is gone, however briefly."""
+    while link.connected:
+        await asyncio.sleep(0.005)
 
+
+def test_a_revoked_device_is_out_at_once_says_so_and_comes_back_with_new_credentials(guarded):
     async def work():
-        async with guarded.running() as hub, guarded.linked("pi-1") as link, guarded.linked("pi-2") as other:
+        async with (
+            guarded.running() as hub,
+            guarded.linked("pi-1", refused_pause_s=1.0) as link,
+            guarded.linked("pi-2") as other,
+        ):
             await harness.stored(link, "pi-1.boot.0", 0, b"frame")
-            neighbour = other._client
+            neighbour = asyncio.create_task(until_lost(other))
             guarded.access.revoke("pi-1")
             assert guarded.access.reload()
             await harness.eventually(lambda: "unknown or revoked" in link.trouble)
@@ -50,8 +58,8 @@ def test_a_revoked_device_is_out_at_once_says_so_and_comes_back_with_new_credent
             guarded.access.reload()
             await harness.eventually(lambda: link.connected)
             await harness.stored(link, "pi-1.boot.1", 1, b"frame")
-            assert other._client is neighbour, "others were disconnected"
-            assert neighbour.is_connected
+            assert not neighbour.done(), "others were disconnected"
+            neighbour.cancel()
             assert hub.client.is_connected
             return (await hub.stream.stream_info(subjects.STREAM)).state.messages
 

@@ -8,7 +8,7 @@ from guarded_broker import Guarded
 
 from runtime_edge.errors import AccessError, LinkError, UsageError
 from runtime_edge.formats import subjects
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 from runtime_server.broker.broker_process import BrokerTls
 
 
@@ -16,7 +16,7 @@ def _attempt(guarded, url, **tls):
     """Connect as pi-1 with these files; a frame is delivered then."""
 
     async def work():
-        link = Link(url, "pi-1", "boot", print, guarded.credentials("pi-1", **tls))
+        link = Connection(url, "pi-1", "boot", print, guarded.credentials("pi-1", **tls))
         try:
             await link.connect()
             await harness.stored(link, "pi-1.boot.0", 0, b"frame")

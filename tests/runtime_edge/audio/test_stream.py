@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from runtime_edge.audio.block import Block, Clock, Counters
-from runtime_edge.audio.stream import Raw, to_blocks, to_mono
+from runtime_edge.audio.block import AudioBlock, Clock, Counters
+from runtime_edge.audio.stream import SourceAudio, to_blocks, to_mono
 
 
 class Time:
@@ -27,12 +27,12 @@ class Time:
         return Clock(lambda: self.wall_ns, lambda: self.seconds, self.sleep)
 
 
-def raws(count: int, size: int, rate_hz: int) -> list[Raw]:
+def raws(count: int, size: int, rate_hz: int) -> list[SourceAudio]:
     frames = np.full((size, 1), 0.25, np.float32)
-    return [Raw(frames, rate_hz, index == 0) for index in range(count)]
+    return [SourceAudio(frames, rate_hz, index == 0) for index in range(count)]
 
 
-def blocks_of(source: list[Raw], time: Time, pace: float | None = None) -> list[Block]:
+def blocks_of(source: list[SourceAudio], time: Time, pace: float | None = None) -> list[AudioBlock]:
     return list(to_blocks(source, 16_000, Counters(), lambda: time.wall_ns, time.clock(), pace))
 
 
@@ -82,7 +82,7 @@ def test_time_stamps_follow_the_sound_and_not_the_filter_s_delay() -> None:
     time = Time()
     samples = np.zeros((48_000, 1), np.float32)
     samples[24_000] = 0.9
-    source = [Raw(samples[start : start + 4_800], 48_000, start == 0) for start in range(0, 48_000, 4_800)]
+    source = [SourceAudio(samples[start : start + 4_800], 48_000, start == 0) for start in range(0, 48_000, 4_800)]
 
     blocks = blocks_of(source, time)
 
@@ -142,7 +142,7 @@ def test_recordings_of_different_rates_form_one_stream() -> None:
 def test_a_gap_moves_the_time_line_and_is_counted_at_the_new_rate() -> None:
     counters = Counters()
     frames = np.zeros((4_800, 1), np.float32)
-    source = [Raw(frames, 48_000, True), Raw(frames, 48_000, True, gap_frames=9_600)]
+    source = [SourceAudio(frames, 48_000, True), SourceAudio(frames, 48_000, True, gap_frames=9_600)]
 
     blocks = list(to_blocks(source, 16_000, counters, lambda: 0, Time().clock(), None))
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime_edge.audio import Block, Counters, Windower
+from runtime_edge.audio import AudioBlock, Counters, Windower
 from runtime_edge.errors import UsageError
 
 RATE = 1_000  # so that a sample is a millisecond
 NS = 1_000_000
 
 
-def blocks(samples: np.ndarray, sizes: list[int], start: int = 0, gap: int = 0) -> list[Block]:
+def blocks(samples: np.ndarray, sizes: list[int], start: int = 0, gap: int = 0) -> list[AudioBlock]:
     """Cut `samples` into blocks of the given sizes, round and round."""
     found, position = [], 0
     for size in itertools.cycle(sizes):
@@ -24,7 +24,7 @@ def blocks(samples: np.ndarray, sizes: list[int], start: int = 0, gap: int = 0) 
         if not piece.size:
             return found
         begin = start + position
-        found.append(Block(piece, begin * NS, (begin + piece.size) * NS, gap if position == 0 else 0))
+        found.append(AudioBlock(piece, begin * NS, (begin + piece.size) * NS, gap if position == 0 else 0))
         position += piece.size
     return found
 

@@ -58,9 +58,9 @@ def test_a_frame_without_its_predecessor_is_refused_until_the_stream_begins_anew
     encoder, decoder = ends(encoding)
     payloads = [encoder.encode(windows[index], index, alone=False) for index in range(3)]
     decoder.decode(payloads[0], 0)
-    with pytest.raises(FrameError, match="window 2 goes on from window 1"):
+    with pytest.raises(FrameError, match="window 2 continues window 1"):
         decoder.decode(payloads[2], 2)
-    encoder.begin_anew()
+    encoder.restart()
     assert np.array_equal(decoder.decode(encoder.encode(windows[3], 3, alone=False), 3)[0], windows[3])
 
 
@@ -109,7 +109,7 @@ def test_opus_refuses_windows_of_odd_lengths():
 
 
 @pytest.mark.parametrize("encoding", STREAMS)
-def test_whatever_a_frame_holds_it_is_refused_or_gives_sound(encoding, windows):
+def test_whatever_a_frame_holds_it_is_refused_or_gives_audio(encoding, windows):
     if encoding == "opus" and ctypes.util.find_library("opus") is None:
         pytest.skip("libopus is not installed")
     encoder, decoder = ends(encoding)
@@ -121,7 +121,7 @@ def test_whatever_a_frame_holds_it_is_refused_or_gives_sound(encoding, windows):
             damaged[place] = random.integers(256)
         try:
             assert np.isfinite(decoder.decode(bytes(damaged), index)).all()
-            outcomes.add("sound")
+            outcomes.add("audio")
         except FrameError:
             outcomes.add("refused")
     assert ("refused" in outcomes) == (encoding != "pcm16-stream")  # any bytes are PCM

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from runtime_edge.base.worker import Compute
+from runtime_edge.base.worker import Worker
 
 
 def test_windows_and_the_loops_calls_take_turns():
@@ -24,17 +24,17 @@ def test_windows_and_the_loops_calls_take_turns():
         return turns
 
     async def work():
-        with Compute() as compute:
+        with Worker() as worker:
 
             def windows():
                 while not stopping.is_set():
-                    compute.here(turn, "window", 0.02)
+                    worker.run_here(turn, "window", 0.02)
 
             thread = threading.Thread(target=windows)
             thread.start()
             for _ in range(10):
                 before = turns
-                waited.append(await compute.run(turn, "loop", 0.0) - before - 1)
+                waited.append(await worker.run(turn, "loop", 0.0) - before - 1)
             stopping.set()
             await asyncio.to_thread(thread.join)
 
@@ -44,10 +44,10 @@ def test_windows_and_the_loops_calls_take_turns():
 
 def test_what_fails_in_a_thread_of_ones_own_is_raised_there_and_ends_no_turn():
     async def work():
-        with Compute() as compute:
+        with Worker() as worker:
             with pytest.raises(ZeroDivisionError):
-                await asyncio.to_thread(compute.here, lambda: 1 / 0)
-            return await compute.run(lambda: "goes on")
+                await asyncio.to_thread(worker.run_here, lambda: 1 / 0)
+            return await worker.run(lambda: "goes on")
 
     assert asyncio.run(work()) == "goes on"
 
@@ -56,13 +56,13 @@ def test_a_call_cancelled_before_its_turn_is_not_done():
     done = []
 
     async def work():
-        with Compute() as compute:
-            first = asyncio.create_task(compute.run(time.sleep, 0.1))
-            second = asyncio.create_task(compute.run(done.append, "cancelled"))
+        with Worker() as worker:
+            first = asyncio.create_task(worker.run(time.sleep, 0.1))
+            second = asyncio.create_task(worker.run(done.append, "cancelled"))
             await asyncio.sleep(0.02)
             second.cancel()
             await first
-            await compute.run(done.append, "asked for")
+            await worker.run(done.append, "asked for")
 
     asyncio.run(work())
     assert done == ["asked for"]

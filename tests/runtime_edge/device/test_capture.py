@@ -40,7 +40,7 @@ async def collect(capturing, stopping=None, limit=None, delay_s=0.0):
 
     def take(window):
         windows.append(window)
-        loop.call_soon_threadsafe(loop.call_later, delay_s, capturing.gone_through)
+        loop.call_soon_threadsafe(loop.call_later, delay_s, capturing.window_done)
 
     await capturing.read(take, stopping or asyncio.Event(), limit)
     return windows
@@ -94,7 +94,7 @@ def test_the_next_window_comes_when_the_last_one_has_gone_through(sound, tmp_pat
             await eventually(lambda count=count: len(taken) >= count)
             await asyncio.sleep(0.1)  # for one that comes too early
             counts.append(len(taken))
-            capturing.gone_through()
+            capturing.window_done()
         stopping.set()
         await reading
         return counts
@@ -107,11 +107,11 @@ def test_it_has_not_read_to_the_end_before_the_last_window_has_gone_through(soun
         capturing, taken = capture(sound[0], tmp_path, realtime=True, speed=1000.0), []
         reading = asyncio.create_task(capturing.read(taken.append, asyncio.Event(), limit=2))
         await eventually(lambda: len(taken) == 1)
-        capturing.gone_through()
+        capturing.window_done()
         await eventually(lambda: len(taken) == 2)
         await asyncio.sleep(0.1)
         early = reading.done()
-        capturing.gone_through()
+        capturing.window_done()
         await asyncio.wait_for(reading, 5)
         return early, len(taken)
 
@@ -124,7 +124,7 @@ def test_what_a_window_ends_with_ends_the_reading(sound, tmp_path, thread_ends):
         loop = asyncio.get_running_loop()
         error = BackendError("the runtime fails")
         await asyncio.wait_for(
-            capturing.read(lambda window: loop.call_soon_threadsafe(capturing.gone_through, error), asyncio.Event()), 5
+            capturing.read(lambda window: loop.call_soon_threadsafe(capturing.window_done, error), asyncio.Event()), 5
         )
 
     with pytest.raises(BackendError, match="the runtime fails"):

@@ -231,8 +231,8 @@ def test_blocks_not_needed_for_long_are_unloaded_while_the_process_is_above_its_
 def test_a_new_generation_loads_only_what_has_changed(small_bundle, windows, tmp_path, tiny_file, memory):
     tensors = read_tensors(tiny_file)
     tensors["head.weight"] = tensors["head.weight"] * np.float32(1.5)
-    probes = np.random.default_rng(0).normal(0, 0.1, (2, 1024)).astype(np.float32)
-    new = recompile(small_bundle, tensors, tmp_path / "new", generation=2, windows=probes, reference=None)
+    windows = np.random.default_rng(0).normal(0, 0.1, (2, 1024)).astype(np.float32)
+    new = recompile(small_bundle, tensors, tmp_path / "new", generation=2, windows=windows, reference=None)
     old = Prefix(small_bundle)
     before = old.embed(windows[0])
     following = Prefix(new, previous=old)

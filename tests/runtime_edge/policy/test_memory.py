@@ -35,7 +35,7 @@ def reference_log_posterior(memory, z, noise=0.0):
     return joint - logsumexp(joint)
 
 
-def assert_sound(memory):
+def assert_intact(memory):
     assert np.isfinite(memory.means).all()
     assert np.isfinite(memory.variances).all()
     assert memory.variances.min() >= np.float32(VARIANCE_FLOOR)
@@ -196,18 +196,18 @@ def test_one_sound_forever():
     z = clusters(1, 1)[0][0]
     for _ in range(5000):
         last = memory.update(z)
-    assert_sound(memory)
+    assert_intact(memory)
     assert last < 0.15
     loaded = GaussianMemory()
     loaded.load_parameters(memory.to_bytes())
-    assert_sound(loaded)
+    assert_intact(loaded)
 
 
 def test_noise_forever():
     memory = GaussianMemory(components=8, dim=16)
     rng = np.random.default_rng(0)
     values = [memory.update(rng.standard_normal(16)) for _ in range(3000)]
-    assert_sound(memory)
+    assert_intact(memory)
     assert 0 <= min(values) <= max(values) <= 1
 
 
@@ -285,7 +285,7 @@ def test_parameters_that_do_not_hold_are_refused_whole(data, message):
 def test_loading_renormalises_weights_and_floors_variances():
     memory = GaussianMemory(4, 3)
     memory.load_parameters(parameters(weights=0.75, deviations=0))
-    assert_sound(memory)
+    assert_intact(memory)
     np.testing.assert_allclose(memory.weights, [0.5, 1 / 6, 1 / 6, 1 / 6], rtol=1e-3)
     assert memory.variances[0, 0] == np.float32(VARIANCE_FLOOR)
 
@@ -298,9 +298,9 @@ def test_any_bytes_are_refused_or_leave_a_working_memory(data, z):
         memory.load_parameters(data)
     except FrameError:
         return
-    assert_sound(memory)
+    assert_intact(memory)
     assert 0 <= memory.update(np.random.default_rng(z).standard_normal(3)) <= 1
-    assert_sound(memory)
+    assert_intact(memory)
 
 
 @given(
@@ -314,7 +314,7 @@ def test_any_parameters_that_hold_leave_a_working_memory(weights, means, deviati
     memory.load_parameters(np.array([*weights, *means, *deviations], "<f2").tobytes())
     for z in np.eye(3):
         assert 0 <= memory.update(z) <= 1
-    assert_sound(memory)
+    assert_intact(memory)
     assert np.isfinite(memory.sample_negatives(np.ones(3), 5, np.random.default_rng(0))).all()
 
 

@@ -1,4 +1,4 @@
-"""The choice on the device: the best allowed cut, steadily, with probes, never above the privacy floor."""
+"""The choice on the device: the best allowed cut, steadily, with exploration, never above the privacy floor."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_uncertainty_is_smoothed_and_starts_at_one() -> None:
     assert splitter.uncertainty == pytest.approx((1 - UNCERTAINTY_SMOOTHING) ** 3)
 
 
-def test_the_privacy_floor_masks_the_best_action_and_every_probe() -> None:
+def test_the_privacy_floor_masks_the_best_action_and_every_exploration() -> None:
     splitter = Splitter(make(SLOW_LOCAL_FAST_WAVEFORM, probe_rate=0.2), CUTS, min_cut_index=2)
     decisions = [splitter.choose(0.5, 0.1, 50.0, 80.0) for _ in range(500)]
     assert {decision.cut for decision in decisions} == {"layer2"}
     local = [splitter.choose(0.5, 0.1, 0.9, 80.0) for _ in range(500)]
     assert {decision.cut for decision in local} == {"layer2", "embedding", LOCAL}
-    assert all(decision.probe == (decision.cut != LOCAL) for decision in local)
+    assert all(decision.explored == (decision.cut != LOCAL) for decision in local)
 
 
 def test_a_floor_that_leaves_nothing_is_refused() -> None:
@@ -120,20 +120,20 @@ def test_it_asks_about_the_link_only_where_a_faster_one_would_change_the_choice(
     assert Splitter(make((small, large), axis="cpu"), CUTS).mbps_in_question() is None
 
 
-def test_probes_are_earlier_cuts_whose_transfer_fits() -> None:
+def test_exploration_takes_earlier_cuts_whose_transfer_fits() -> None:
     table = make(((0.0, 0.0, 0.0, 0.0, 9.0), (0.0, 0.0, 9.0, 0.0, 0.0)), probe_rate=0.2)
     splitter = Splitter(table, CUTS, seed=3)
     # 0.5 Mbit/s for at most 200 ms is 12 500 bytes; at 5 Mbit/s everything fits.
     slow = [splitter.choose(0.5, 0.1, 0.5, 80.0) for _ in range(4000)]
-    assert {decision.cut for decision in slow if decision.probe} == {"layer2", "embedding"}
-    assert {decision.cut for decision in slow if not decision.probe} == {LOCAL}
-    assert np.mean([decision.probe for decision in slow]) == pytest.approx(0.2, abs=0.03)
+    assert {decision.cut for decision in slow if decision.explored} == {"layer2", "embedding"}
+    assert {decision.cut for decision in slow if not decision.explored} == {LOCAL}
+    assert np.mean([decision.explored for decision in slow]) == pytest.approx(0.2, abs=0.03)
     fast = [splitter.choose(0.5, 0.1, 5.0, 80.0) for _ in range(4000)]
-    assert {decision.cut for decision in fast if decision.probe} == {"waveform", "layer1"}
-    assert {decision.cut for decision in fast if not decision.probe} == {"layer2"}
+    assert {decision.cut for decision in fast if decision.explored} == {"waveform", "layer1"}
+    assert {decision.cut for decision in fast if not decision.explored} == {"layer2"}
 
 
-def test_the_same_seed_probes_the_same_windows() -> None:
+def test_the_same_seed_explores_in_the_same_windows() -> None:
     table = make(((0.0, 0.0, 0.0, 0.0, 9.0),) * 2, probe_rate=0.2)
     first, second, other = (Splitter(table, CUTS, seed=seed) for seed in (1, 1, 2))
     histories = [[s.choose(0.5, 0.1, 9.0, 80.0) for _ in range(200)] for s in (first, second, other)]

@@ -15,13 +15,13 @@ from runtime_edge.audio import Counters
 from runtime_edge.base.files import locked
 from runtime_edge.base.histogram import BOUNDS_MS, Histogram
 from runtime_edge.base.logs import Trouble
-from runtime_edge.cli import edge_commands as cli
+from runtime_edge.cli import edge_commands
 from runtime_edge.errors import CheckFailed, FormatError, UsageError
 from runtime_edge.service.metrics import MetricsServer
 from runtime_edge.service.status import (
-    Encoder,
-    Status,
-    Uplink,
+    DeviceStatus,
+    EncoderStatus,
+    UplinkStatus,
     lock_file,
     problems,
     read_status,
@@ -46,7 +46,7 @@ def accounting():
 
 def status(**changes):
     counted = accounting()
-    made = Status(
+    made = DeviceStatus(
         device="pi-1",
         target="rpi4",
         pid=1,
@@ -54,14 +54,14 @@ def status(**changes):
         written=time.time(),
         written_monotonic=time.monotonic(),
         ended=None,
-        encoder=Encoder(
+        encoder=EncoderStatus(
             generation=7, bundle="sha256:" + "ab" * 32, variant="onnx-fp32", runtime="onnxruntime 1.23",
             table="ssc splitter train", on_trial=True,
         ),
         cut="one",
         uncertainty=0.25,
         cpu=0.5,
-        uplink=Uplink(broker="nats://gateway:4222", connected=True, bandwidth_mbps=2.5, rtt_ms=80.0, loss=0.125),
+        uplink=UplinkStatus(broker="nats://gateway:4222", connected=True, bandwidth_mbps=2.5, rtt_ms=80.0, loss=0.125),
         spool=SpoolState(3, 2 << 20, 256 << 20, 0),
         audio=Counters(blocks=9, samples=100, windows=20, gated=4, overruns=1, dropped_samples=8000),
         source_silent_s=0.0,
@@ -82,7 +82,7 @@ def running(tmp_path):
 
 
 def invoke(state, *arguments):
-    return CliRunner().invoke(cli.edge, ["status", "--state", str(state), *arguments])
+    return CliRunner().invoke(edge_commands.edge, ["status", "--state", str(state), *arguments])
 
 
 def test_what_is_written_reads_back_the_same(tmp_path):

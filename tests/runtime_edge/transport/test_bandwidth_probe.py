@@ -115,7 +115,7 @@ def test_the_round_trip_wavers_less_than_its_dead_band_and_follows_a_step() -> N
     assert estimator.rtt_ms > 130
 
 
-def test_a_probe_teaches_the_round_trip_alone() -> None:
+def test_a_ping_teaches_the_round_trip_alone() -> None:
     estimator = settled(1.0)
     before = estimator.uplink_mbits
     for _ in range(20):
@@ -129,20 +129,20 @@ def test_a_probe_teaches_the_round_trip_alone() -> None:
     assert estimator.rtt_ms == pytest.approx(200, rel=0.03)
 
 
-def test_a_probe_goes_in_front_of_a_frame_that_takes_its_time_and_seldom_of_one_that_does_not() -> None:
+def test_a_ping_goes_in_front_of_a_frame_that_takes_its_time_and_seldom_of_one_that_does_not() -> None:
     clock = Clock()
     estimator = BandwidthEstimator(now=lambda: clock.now)
-    assert estimator.asks_round_trip(16_000), "nothing is known yet"
-    assert not estimator.asks_round_trip(500), "its acknowledgement is a round trip itself"
+    assert estimator.wants_ping(16_000), "nothing is known yet"
+    assert not estimator.wants_ping(500), "its acknowledgement is a round trip itself"
     estimator = settled(100.0, clock)
-    assert not estimator.asks_round_trip(16_000)
-    assert estimator.asks_round_trip(500_000)
+    assert not estimator.wants_ping(16_000)
+    assert estimator.wants_ping(500_000)
     clock.now += 5.1
-    assert estimator.asks_round_trip(16_000), "the round trip may have changed"
+    assert estimator.wants_ping(16_000), "the round trip may have changed"
     estimator.observe_round_trip(0.05)
-    assert not estimator.asks_round_trip(16_000)
+    assert not estimator.wants_ping(16_000)
     estimator.observe(16_000, 0.05 + 0.128 / 2.0)
-    assert estimator.asks_round_trip(16_000), "the link has become slow"
+    assert estimator.wants_ping(16_000), "the link has become slow"
 
 
 def test_one_frame_tells_that_the_link_has_become_slow_and_a_jittery_one_does_not() -> None:

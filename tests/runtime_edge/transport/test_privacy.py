@@ -41,7 +41,7 @@ def tables(draw, base):
 
 @settings(max_examples=50, deadline=None)
 @given(st.data())
-def test_no_table_no_probe_and_no_swap_goes_below_the_floor(small_bundle, tmp_path_factory, data):
+def test_no_table_no_exploration_and_no_swap_goes_below_the_floor(small_bundle, tmp_path_factory, data):
     cuts = [cut.name for cut in small_bundle.manifest.info.cuts]
     base = small_bundle.table("rpi4")
     floor = data.draw(st.sampled_from(cuts))

@@ -36,8 +36,8 @@ def test_it_listens_after_start_and_is_gone_after_stop(tmp_path, free_port):
     pid = asyncio.run(life())
     assert not psutil.pid_exists(pid)
     assert not (tmp_path / "broker" / "broker.pid").exists()
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", free_port)) != 0
+    with socket.socket() as client:
+        assert client.connect_ex(("127.0.0.1", free_port)) != 0
     asyncio.run(broker.stop())  # a second time does nothing
 
 

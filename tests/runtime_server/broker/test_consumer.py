@@ -9,7 +9,7 @@ from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import flush
 from runtime_edge.formats import subjects
 from runtime_server.broker import consumer
-from runtime_server.broker.consumer import Held, PullConsumer
+from runtime_server.broker.consumer import HeldMessages, PullConsumer
 
 PARTITION = subjects.partition("pi-1")
 SUBJECT = subjects.frames("pi-1")
@@ -83,11 +83,11 @@ def test_what_was_not_acknowledged_comes_again_to_the_next_reader(play):
     async def work(hub):
         for number in range(3):
             await hub.stream.publish(SUBJECT, b"%d" % number)
-        async with reading(hub, acknowledge=False, held=Held(1.0)) as found:
+        async with reading(hub, acknowledge=False, held=HeldMessages(1.0)) as found:
             messages = await take(found, 3)
             await messages[1].ack()
         await flush(hub.client)
-        async with reading(hub, held=Held(1.0)) as found:
+        async with reading(hub, held=HeldMessages(1.0)) as found:
             again = sorted(message.data for message in await take(found, 2))
             await asyncio.sleep(1.5)
             return again, found.qsize()
@@ -99,15 +99,15 @@ def test_what_is_held_is_not_delivered_again_and_what_was_let_go_is(play):
     async def work(hub):
         await hub.stream.publish(SUBJECT, b"slow")
         await hub.stream.publish(SUBJECT, b"lost")
-        held = Held(1.0)
+        held = HeldMessages(1.0)
         keeper = asyncio.create_task(held.keep())
         async with reading(hub, acknowledge=False, held=held) as found:
             slow, lost = await take(found, 2)
-            held.let_go(lost)
+            held.release(lost)
             again = await take(found, 1)
             await asyncio.sleep(2.0)
             await slow.ack()
-            held.let_go(slow)
+            held.release(slow)
             again += [found.get_nowait() for _ in range(found.qsize())]
             await cancel_all([keeper])
             return [message.data for message in again]

@@ -34,9 +34,9 @@ def _brokers(directory, ports, access):
 def _free_ports(count):
     with contextlib.ExitStack() as probes:
         found = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in found:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in found]
+        for listener in found:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in found]
 
 
 @contextlib.asynccontextmanager

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from runtime_server.ingest.backlog import LARGEST, PASS_S, SMALLEST, WORTHWHILE, Backlog, Batch
+from runtime_server.ingest.backlog import LARGEST, PASS_S, SMALLEST, WORTHWHILE, Backlog, FrameBatch
 
 LONG_AGO = -1.0
 SOON = 1e9
@@ -23,12 +23,12 @@ def backlog():
 def test_frames_of_one_generation_and_cut_go_together_in_order(backlog):
     for number in range(6):
         backlog.add(arrival(float(number), generation=1 + number % 2))
-    batches = [backlog.take(SOON), backlog.take(SOON)]
+    batches = [backlog.next_batch(SOON), backlog.next_batch(SOON)]
     assert [(batch.generation, [a.arrived for a in batch.arrivals]) for batch in batches] == [
         (1, [0.0, 2.0, 4.0]),
         (2, [1.0, 3.0, 5.0]),
     ]
-    assert backlog.take(SOON) is None
+    assert backlog.next_batch(SOON) is None
     assert len(backlog) == 0
 
 
@@ -36,25 +36,25 @@ def test_a_full_pass_need_not_wait_and_the_others_wait_their_time(backlog):
     backlog.add(arrival(0.0, cut=2))
     for number in range(LARGEST + 3):
         backlog.add(arrival(5.0 + number, cut=1))
-    assert len(backlog.take(LONG_AGO).arrivals) == LARGEST
-    assert backlog.take(LONG_AGO) is None
-    assert backlog.take(0.0).cut == 2, "a rare cut does not starve"
-    assert backlog.take(0.0) is None
+    assert len(backlog.next_batch(LONG_AGO).arrivals) == LARGEST
+    assert backlog.next_batch(LONG_AGO) is None
+    assert backlog.next_batch(0.0).cut == 2, "a rare cut does not starve"
+    assert backlog.next_batch(0.0) is None
     assert len(backlog) == 3
 
 
 def test_what_is_worth_a_pass_need_not_wait_either(backlog):
     worthwhile = int(WORTHWHILE * LARGEST)
     for number in range(worthwhile):
-        assert backlog.take(LONG_AGO) is None
+        assert backlog.next_batch(LONG_AGO) is None
         backlog.add(arrival(float(number)))
-    assert len(backlog.take(LONG_AGO).arrivals) == worthwhile
+    assert len(backlog.next_batch(LONG_AGO).arrivals) == worthwhile
 
 
 def test_what_is_over_goes_with_the_next_pass_in_order(backlog):
     for number in range(43):
         backlog.add(arrival(float(number)))
-    batches = [backlog.take(SOON).arrivals for _ in range(3)]
+    batches = [backlog.next_batch(SOON).arrivals for _ in range(3)]
     assert [len(batch) for batch in batches] == [32, 8, 3]
     assert [frame.arrived for batch in batches for frame in batch] == list(range(43))
 
@@ -63,7 +63,7 @@ def test_a_suspect_goes_alone(backlog):
     backlog.add(arrival(0.0, sequence=7), suspect=True)
     backlog.add(arrival(1.0, sequence=8))
     backlog.add(arrival(2.0, sequence=9), suspect=True)
-    taken = [backlog.take(SOON) for _ in range(3)]
+    taken = [backlog.next_batch(SOON) for _ in range(3)]
     assert [([a.sequence for a in batch.arrivals], batch.suspect) for batch in taken] == [
         ([7], True),
         ([8], False),
@@ -74,23 +74,23 @@ def test_a_suspect_goes_alone(backlog):
 def test_a_slow_suffix_takes_few_frames_at_once_and_a_fast_one_many(backlog):
     def learn(seconds_per_frame):
         for _ in range(20):
-            backlog.took(Batch(1, 1, [arrival(0.0)] * 4), 4 * seconds_per_frame)
+            backlog.record_duration(FrameBatch(1, 1, [arrival(0.0)] * 4), 4 * seconds_per_frame)
 
     for _ in range(3 * LARGEST):
         backlog.add(arrival(0.0))
     learn(PASS_S / 12)
-    assert len(backlog.take(SOON).arrivals) == 12
+    assert len(backlog.next_batch(SOON).arrivals) == 12
     learn(10 * PASS_S)
-    assert len(backlog.take(SOON).arrivals) == SMALLEST
+    assert len(backlog.next_batch(SOON).arrivals) == SMALLEST
     learn(1e-6)
-    assert len(backlog.take(SOON).arrivals) == LARGEST
+    assert len(backlog.next_batch(SOON).arrivals) == LARGEST
 
 
 def test_it_is_crowded_by_number_and_by_bytes(backlog):
     for _ in range(8):
         backlog.add(arrival(0.0, size=8 << 20))
     assert backlog.crowded
-    backlog.take(SOON)
+    backlog.next_batch(SOON)
     assert not backlog.crowded
     for _ in range(256):
         backlog.add(arrival(0.0))

@@ -1,4 +1,4 @@
-"""Dead letters on a real broker: what cannot be completed is put away with the reason, and the rest is served."""
+"""Dead letters on a real broker: what cannot be completed is kept with the reason, and the rest is served."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import encode_frame
 from runtime_server.broker.hub import DEAD, Hub
 from runtime_server.cli.server_commands import server
-from runtime_server.ingest import dead_letters as dead
+from runtime_server.ingest import dead_letters
 from runtime_server.ingest.ingest import Ingest
 from runtime_server.ingest.rate import RateLimit
 from runtime_server.state import suspects
@@ -48,7 +48,7 @@ def breaks(generations, monkeypatch, how):
 
 
 async def three_letters(hub):
-    return len(await dead.newest(hub, 10)) == 3
+    return len(await dead_letters.newest(hub, 10)) == 3
 
 
 def out_of_range():
@@ -67,7 +67,7 @@ def test_one_frame_that_breaks_the_suffix_is_put_away_and_its_batch_is_served(
         async with serving(hub, generations) as ingest:
             replies = await peer.replies(24)
             await settled(hub)
-            return replies, ingest.counters, ingest.ledger.counts(), await dead.newest(hub, 10)
+            return replies, ingest.counters, ingest.ledger.counts(), await dead_letters.newest(hub, 10)
 
     replies, counters, counted, letters = play(work)
     assert [window for window, reply in sorted(replies.items()) if reply.status != "ok"] == [13]
@@ -128,7 +128,7 @@ def test_a_flood_of_garbage_fills_neither_the_stream_nor_the_log(play, generatio
         async with serving(hub, generations, rate=RateLimit(0.005, lambda: 0.0)) as ingest:
             await eventually(lambda: ingest.counters["garbage"] >= 40)
             await settled(hub)
-            return ingest.counters, len(await dead.newest(hub, 100))
+            return ingest.counters, len(await dead_letters.newest(hub, 100))
 
     counters, letters = play(work)
     assert counters == {"garbage": 40, "dead": 5}
@@ -145,7 +145,7 @@ def test_a_frame_that_cannot_be_put_away_comes_again(play, broker, generations):
             await make_streams(broker.url)
             await eventually(lambda: ingest.counters["dead"])
             await settled(hub)
-            return len(await dead.newest(hub, 10))
+            return len(await dead_letters.newest(hub, 10))
 
     assert play(work) == 1
 
@@ -190,7 +190,7 @@ def test_a_frame_that_the_server_dies_of_is_found_out_and_no_other_suffers(
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        return lives, counted, await dead.newest(hub, 10)
+        return lives, counted, await dead_letters.newest(hub, 10)
 
     lives, counted, (letter,) = play(work, 60.0)
     assert lives == suspects.DELIVERIES + 2

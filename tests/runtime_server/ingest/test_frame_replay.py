@@ -13,7 +13,7 @@ from runtime_edge.audio.wire_streams import AudioStreamEncoder
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import encode_frame
-from runtime_server.ingest.frame_replay import Replay, ReplayConfig
+from runtime_server.ingest.frame_replay import FrameReplay, ReplayConfig
 from runtime_server.ingest.ingest import Ingest
 from runtime_server.ingest.rate import RateLimit
 from runtime_server.releases.release_gate import first_model
@@ -89,7 +89,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(play, generation
         await send(hub, given)
         async with ingesting(hub, generations, trainer, ledger):
             await counted(ledger, len(given))
-        before = await Replay(hub, generations, trainer, ledger).run(ALL)
+        before = await FrameReplay(hub, generations, trainer, ledger).run(ALL)
         for _ in range(7):
             trainer.step()
         checkpoints.save(trainer)
@@ -98,8 +98,8 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(play, generation
 
         resumed = trainer_of()
         assert checkpoints.load(resumed)
-        assert len(resumed.awaited) == len(kept)
-        outcome = await Replay(hub, generations, resumed, ledger).run(ALL)
+        assert len(resumed.to_reread) == len(kept)
+        outcome = await FrameReplay(hub, generations, resumed, ledger).run(ALL)
         return trainer, whole, kept, before, outcome, resumed
 
     trainer, whole, kept, before, outcome, resumed = play(work, 60)
@@ -125,7 +125,7 @@ def test_without_a_checkpoint_the_counted_windows_train_again(play, generations,
             await counted(ledger, 5 * 30)
         fresh = trainer_of()
         await send(hub, [("pi-1", "b0", window) for window in range(30, 40)])  # nobody has counted these
-        return trainer, fresh, await Replay(hub, generations, fresh, ledger).run(ALL)
+        return trainer, fresh, await FrameReplay(hub, generations, fresh, ledger).run(ALL)
 
     trainer, fresh, outcome = play(work)
     assert outcome.taken == 5 * 30
@@ -145,14 +145,14 @@ def test_windows_after_the_checkpoint_are_taken_and_those_before_are_not_learnt_
         await send(hub, streams(20))
         async with ingesting(hub, generations, trainer, ledger):
             await counted(ledger, 5 * 20)
-        await Replay(hub, generations, trainer, ledger).run(ALL)
+        await FrameReplay(hub, generations, trainer, ledger).run(ALL)
         checkpoints.save(trainer)
         await send(hub, streams(32)[5 * 20 :])
         async with ingesting(hub, generations, trainer, ledger):
             await counted(ledger, 5 * 32)
         resumed = trainer_of()
         checkpoints.load(resumed)
-        return trainer, resumed, await Replay(hub, generations, resumed, ledger).run(ALL)
+        return trainer, resumed, await FrameReplay(hub, generations, resumed, ledger).run(ALL)
 
     trainer, resumed, outcome = play(work)
     assert (outcome.put_back, outcome.taken) == (5 * 20 - 5 * 4, 5 * 12), "embeddings are not kept"
@@ -167,7 +167,7 @@ def test_beside_live_ingest_each_window_teaches_once(play, generations, trainer_
         async with ingesting(hub, generations, None, ledger):
             await counted(ledger, 5 * 30)
         trainer = trainer_of()
-        replay = Replay(hub, generations, trainer, ledger.snapshot())
+        replay = FrameReplay(hub, generations, trainer, ledger.snapshot())
         await send(hub, streams(60)[5 * 30 :])
         async with ingesting(hub, generations, trainer, ledger):
             again = [("pi-1", "b0", window) for window in range(20)]
@@ -195,8 +195,8 @@ def test_it_is_bounded_by_frames_bytes_and_age(play, generations, trainer_of, se
             "age": ReplayConfig(max_age_s=0.0),
             "off": ReplayConfig(max_frames=0),
         }.items():
-            found[name] = await Replay(hub, generations, trainer_of(), ledger, config).run(ALL)
-        part = await Replay(hub, generations, trainer_of(), ledger).run([subjects.partition("pi-1")])
+            found[name] = await FrameReplay(hub, generations, trainer_of(), ledger, config).run(ALL)
+        part = await FrameReplay(hub, generations, trainer_of(), ledger).run([subjects.partition("pi-1")])
         return found, part
 
     found, part = play(work)
@@ -216,7 +216,7 @@ def test_places_in_a_stream_that_was_made_anew_mean_nothing(play, broker, genera
         await send(hub, streams(20))
         async with ingesting(hub, generations, trainer, ledger):
             await counted(ledger, 100)
-        await Replay(hub, generations, trainer, ledger).run(ALL)
+        await FrameReplay(hub, generations, trainer, ledger).run(ALL)
         checkpoints.save(trainer)
         await hub.stream.delete_stream(subjects.STREAM)
         await make_streams(broker.url)
@@ -225,7 +225,7 @@ def test_places_in_a_stream_that_was_made_anew_mean_nothing(play, broker, genera
         checkpoints.load(resumed)
         for device, boot, window in streams(10, "later"):
             ledger.add(device, boot, window)
-        return resumed, await Replay(hub, generations, resumed, ledger).run(ALL)
+        return resumed, await FrameReplay(hub, generations, resumed, ledger).run(ALL)
 
     resumed, outcome = play(work)
     assert (outcome.put_back, outcome.taken) == (0, 50)
@@ -243,16 +243,16 @@ def test_what_cannot_be_read_again_is_said_and_does_not_stand_in_the_way(
         await hub.stream.publish(subjects.frames("pi-1"), b"\xff" * 40)
         await hub.stream.purge_stream(subjects.STREAM, seq=11)
         fresh = trainer_of()
-        fresh.awaited = {3, 4, 20}
-        one = await Replay(hub, generations, fresh, ledger).run(ALL)
+        fresh.to_reread = {3, 4, 20}
+        one = await FrameReplay(hub, generations, fresh, ledger).run(ALL)
         for number in range(2, 8):
             generations.add(numbered(number), tiny_encoder.tensors)
-        return one, fresh, await Replay(hub, generations, trainer_of(), ledger).run(ALL)
+        return one, fresh, await FrameReplay(hub, generations, trainer_of(), ledger).run(ALL)
 
     one, fresh, retired = play(work)
     assert (one.put_back, one.missing, one.taken) == (1, 2, 39)
     assert one.skipped == {"garbage": 1}
-    assert not fresh.awaited
+    assert not fresh.to_reread
     assert retired.taken == 0
     assert retired.skipped == {"retired": 40, "garbage": 1}
 
@@ -276,11 +276,11 @@ def test_audio_that_goes_on_from_frame_to_frame_is_put_together_again(
             await hub.stream.publish(subjects.frames("pi-1"), frame, headers=headers)
         async with ingesting(hub, generations, trainer, ledger):
             await counted(ledger, len(heard))
-        await Replay(hub, generations, trainer, ledger).run(ALL)
+        await FrameReplay(hub, generations, trainer, ledger).run(ALL)
         checkpoints.save(trainer)
         resumed = trainer_of()
         checkpoints.load(resumed)
-        return trainer, resumed, await Replay(hub, generations, resumed, ledger).run(ALL)
+        return trainer, resumed, await FrameReplay(hub, generations, resumed, ledger).run(ALL)
 
     trainer, resumed, outcome = play(work)
     assert outcome.missing == 0

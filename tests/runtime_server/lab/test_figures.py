@@ -4,8 +4,8 @@ from runtime_edge.errors import FormatError
 from runtime_edge.formats.results import WindowResult
 from runtime_server.lab.energy import metered_mj, rapl_joules
 from runtime_server.lab.figures import reactions
-from runtime_server.lab.scenarios import Step
-from runtime_server.lab.session import Heard
+from runtime_server.lab.scenarios import ScenarioStep
+from runtime_server.lab.session import TimedResult
 
 
 def heard(at_s, cut):
@@ -14,11 +14,11 @@ def heard(at_s, cut):
         probe=False, generation=1, finished="server", latency_ms=1.0, device_ms=1.0, network_ms=0.0, server_ms=0.0,
         frame_bytes=1, bandwidth_mbps=1.0, rtt_ms=1.0, cpu=0.0,
     )  # fmt: skip
-    return Heard(100.0 + at_s, result)
+    return TimedResult(100.0 + at_s, result)
 
 
 def step(at_s):
-    return Step(at_s, 1.0, 50.0, 0.0, 0.0)
+    return ScenarioStep(at_s, 1.0, 50.0, 0.0, 0.0)
 
 
 def test_reaction_is_from_a_step_to_the_first_window_at_the_cut_that_stays():

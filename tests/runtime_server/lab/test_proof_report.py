@@ -9,10 +9,10 @@ from runtime_edge.errors import CheckFailed, FormatError, UsageError
 from runtime_server.lab.accuracy import Accuracy
 from runtime_server.lab.figures import Figures
 from runtime_server.lab.goals import goals
-from runtime_server.lab.policy_bench import Bench, Compared, Played, command_of, joined, read_bench
+from runtime_server.lab.policy_bench import EncoderFigures, PlayedScenario, PolicyBench, command_of, joined, read_bench
 from runtime_server.lab.proof_page import write_page
 from runtime_server.lab.proof_report import COSTS, QUALITY, compare, costs, quality, ratios
-from runtime_server.lab.scenarios import Step
+from runtime_server.lab.scenarios import ScenarioStep
 
 
 def run(policy, repeat, latency, up, energy, cut="waveform"):
@@ -40,11 +40,13 @@ def bench():
         run("opus-6", 0, 150.0, 4.0, 20.0), run("opus-12", 0, 150.0, 16.0, 22.0),
         run("table", 0, 40.0, 20.0, 20.0, "one"), run("table", 1, 40.0, 20.0, 20.0, "one"),
     ]  # fmt: skip
-    return Bench(
+    return PolicyBench(
         created="2026-01-01T00:00:00", command="ssc bench run lte", target="rpi4", seconds=20.0, repeats=2, seed=0,
         bytes_are="the device's interface", audio="a soundscape", machine={"cores": "2"}, runs=runs,
-        scenarios={"lte": Played("a link", [Step(0.0, 2.0, 80.0, 0.0, 0.0), Step(10.0, 1.0, 90.0, 0.0, 0.0)])},
-        encoders={"toy": Compared(cuts=["waveform", "one", "two"], block_ms=[1.0, 2.0], accuracy=accuracy)},
+        scenarios={"lte": PlayedScenario(
+            "a link", [ScenarioStep(0.0, 2.0, 80.0, 0.0, 0.0), ScenarioStep(10.0, 1.0, 90.0, 0.0, 0.0)]
+        )},
+        encoders={"toy": EncoderFigures(cuts=["waveform", "one", "two"], block_ms=[1.0, 2.0], accuracy=accuracy)},
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from runtime_edge.errors import FormatError, UsageError
 from runtime_server.lab.recorded import RecordedScenario
-from runtime_server.lab.scenarios import SCENARIOS, Step, scenario_named
+from runtime_server.lab.scenarios import SCENARIOS, ScenarioStep, scenario_named
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
@@ -45,11 +45,11 @@ def test_a_recorded_trace_is_played_line_by_line_and_again(tmp_path):
     walk = RecordedScenario.read(path)
     assert walk.name == "walk"
     assert walk.steps(4.5, seed=0) == [
-        Step(0.0, 4.0, 60.0, 0.0, 0.1),
-        Step(1.0, 0.01, 60.0, 0.0, 0.2, outage=True),
-        Step(2.0, 2.0, 80.0, 0.0, 0.3),
-        Step(3.0, 4.0, 60.0, 0.0, 0.1),
-        Step(4.0, 0.01, 60.0, 0.0, 0.2, outage=True),
+        ScenarioStep(0.0, 4.0, 60.0, 0.0, 0.1),
+        ScenarioStep(1.0, 0.01, 60.0, 0.0, 0.2, outage=True),
+        ScenarioStep(2.0, 2.0, 80.0, 0.0, 0.3),
+        ScenarioStep(3.0, 4.0, 60.0, 0.0, 0.1),
+        ScenarioStep(4.0, 0.01, 60.0, 0.0, 0.2, outage=True),
     ]
     traces = walk.traces(3, 12, seed=1)
     assert sorted(set(traces.bandwidth_mbps.ravel())) == [0.0, 2.0, 4.0]

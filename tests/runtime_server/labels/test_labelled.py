@@ -6,7 +6,7 @@ import soundfile
 
 from runtime_edge.errors import FormatError, SourceError, SscError, UsageError
 from runtime_edge.inference.prefix import Prefix
-from runtime_server.labels.labelled import Clip, Event, is_events, of_clips, read_clips, read_events
+from runtime_server.labels.labelled import LabelledClip, LabelledEvent, is_events, of_clips, read_clips, read_events
 
 RATE, WINDOW, HOP = 4000, 1024, 512
 
@@ -38,9 +38,15 @@ def test_a_folder_gives_a_label_for_each_subfolder(tmp_path):
 def test_a_csv_gives_files_labels_and_folds_in_esc_50s_words_too(tmp_path):
     plain = csv_file(tmp_path, "file,label\na.wav,dog\nb.wav,rain\na.wav,rain\n")
     assert not is_events(plain)
-    assert read_clips(plain) == [Clip(tmp_path / "a.wav", ("dog", "rain")), Clip(tmp_path / "b.wav", ("rain",))]
+    assert read_clips(plain) == [
+        LabelledClip(tmp_path / "a.wav", ("dog", "rain")),
+        LabelledClip(tmp_path / "b.wav", ("rain",)),
+    ]
     esc = csv_file(tmp_path, "\ufefffilename,fold,target,category\n1-a.wav,1,0,dog\n2-b.wav,2,10,rain\n")
-    assert read_clips(esc) == [Clip(tmp_path / "1-a.wav", ("dog",), 1), Clip(tmp_path / "2-b.wav", ("rain",), 2)]
+    assert read_clips(esc) == [
+        LabelledClip(tmp_path / "1-a.wav", ("dog",), 1),
+        LabelledClip(tmp_path / "2-b.wav", ("rain",), 2),
+    ]
 
 
 def test_a_csv_of_events_reads_seconds_and_iso_times(tmp_path):
@@ -52,10 +58,10 @@ def test_a_csv_of_events_reads_seconds_and_iso_times(tmp_path):
     assert is_events(path)
     noon = 1795255200.0
     assert read_events(path) == [
-        Event("pi-1", noon + 0.5, noon + 2.5, "dog"),
-        Event("pi-2", noon, noon, "rain"),
-        Event("pi-2", noon, noon, "rain"),
-        Event("pi-3", 1711211200.0, 1711211200.0, "dog"),
+        LabelledEvent("pi-1", noon + 0.5, noon + 2.5, "dog"),
+        LabelledEvent("pi-2", noon, noon, "rain"),
+        LabelledEvent("pi-2", noon, noon, "rain"),
+        LabelledEvent("pi-3", 1711211200.0, 1711211200.0, "dog"),
     ]
 
 
@@ -94,8 +100,8 @@ def test_what_is_no_text_or_not_there_is_refused(tmp_path):
 
 def test_every_window_of_a_clip_is_embedded_as_a_device_would(small_bundle, tmp_path):
     clips = [
-        Clip(write(tmp_path / "a.wav", seed=1), ("dog",)),
-        Clip(write(tmp_path / "b.wav", 0.1, seed=2), ("dog", "rain")),
+        LabelledClip(write(tmp_path / "a.wav", seed=1), ("dog",)),
+        LabelledClip(write(tmp_path / "b.wav", 0.1, seed=2), ("dog", "rain")),
     ]
     found = of_clips(clips, small_bundle)
     audio = soundfile.read(tmp_path / "a.wav", dtype="float32")[0]
@@ -114,11 +120,11 @@ def test_every_window_of_a_clip_is_embedded_as_a_device_would(small_bundle, tmp_
 def test_silence_in_a_clip_is_left_out(small_bundle, tmp_path):
     quiet = write(tmp_path / "quiet.wav", level=1e-5)
     loud = write(tmp_path / "loud.wav")
-    found = of_clips([Clip(quiet, ("dog",), 1), Clip(loud, ("rain",), 2)], small_bundle)
+    found = of_clips([LabelledClip(quiet, ("dog",), 1), LabelledClip(loud, ("rain",), 2)], small_bundle)
     assert found.labels == ("rain",)
     assert set(found.groups) == {1}
     assert set(found.folds) == {2}
     with pytest.raises(UsageError, match="louder than -60"):
-        of_clips([Clip(quiet, ("dog",))], small_bundle)
+        of_clips([LabelledClip(quiet, ("dog",))], small_bundle)
     with pytest.raises(SourceError, match=r"missing\.wav"):
-        of_clips([Clip(tmp_path / "missing.wav", ("dog",))], small_bundle)
+        of_clips([LabelledClip(tmp_path / "missing.wav", ("dog",))], small_bundle)

@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from runtime_edge.errors import UsageError
 from runtime_server.labels import linear_probe as probe_module
-from runtime_server.labels.linear_probe import Probe
+from runtime_server.labels.linear_probe import LinearProbe
 from runtime_server.releases.release_gate import first_model
 
 
@@ -22,7 +22,7 @@ def model(generations):
 
 
 def test_an_encoder_that_hears_the_difference_beats_one_that_does_not(recordings, front_end, model):
-    probe = Probe(recordings, front_end)
+    probe = LinearProbe(recordings, front_end)
     score = probe.score(model)
     assert score == probe.score(model)
     assert score.accuracy > 0.9
@@ -36,7 +36,7 @@ def test_an_encoder_that_hears_the_difference_beats_one_that_does_not(recordings
 
 
 def test_neighbours_are_those_of_other_folds(recordings, front_end, model):
-    probe = Probe(recordings, front_end)
+    probe = LinearProbe(recordings, front_end)
     heard = probe.examples
     with torch.no_grad():
         embeddings = model.module(torch.from_numpy(heard.embeddings)).numpy()
@@ -51,7 +51,7 @@ def test_neighbours_are_those_of_other_folds(recordings, front_end, model):
 
 def test_it_asks_a_bounded_number_of_windows_of_every_recording(recordings, front_end, model, monkeypatch):
     monkeypatch.setattr(probe_module, "MAX_WINDOWS", 30)
-    heard = Probe(recordings, front_end).examples
+    heard = LinearProbe(recordings, front_end).examples
     assert np.bincount(heard.groups).tolist() == [2] * 12
     assert heard.embeddings.shape == (24, front_end.window_samples)
 
@@ -60,10 +60,10 @@ def test_what_cannot_judge_is_refused(recordings, front_end, tmp_path):
     events = tmp_path / "heard.csv"
     events.write_text("device,time,label\npi-1,1,dog\n")
     with pytest.raises(UsageError, match="needs recordings"):
-        Probe(events, front_end)
+        LinearProbe(events, front_end)
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "low").symlink_to(recordings / "low")
     with pytest.raises(UsageError, match="at least two labels"):
-        Probe(tmp_path / "one", front_end)
+        LinearProbe(tmp_path / "one", front_end)
     with pytest.raises(UsageError, match="no such folder"):
-        Probe(tmp_path / "nowhere", front_end)
+        LinearProbe(tmp_path / "nowhere", front_end)

@@ -6,7 +6,7 @@ import pytest
 
 from runtime_edge.errors import LinkError
 from runtime_server.broker.hub import Hub
-from runtime_server.releases.followers import Followers, Following, together
+from runtime_server.releases.followers import Follower, Followers, together
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import Generations
 from streamsplit_compile.bundle.bundle_writer import write_manifest
@@ -38,7 +38,7 @@ def meet(play, broker, state, tiny_encoder):
         async def status():
             return OTHER
 
-        await Following(other, 1, generations, state, status).start()
+        await Follower(other, 1, generations, state, status).start()
         try:
             return await work(Followers(hub, 2), generations)
         finally:

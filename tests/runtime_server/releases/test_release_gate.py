@@ -8,11 +8,11 @@ import torch
 
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.inference.prefix import Prefix
-from runtime_server.labels.linear_probe import Probe
-from runtime_server.releases.release_gate import Quality, ReleaseConfig, Releaser, first_model
+from runtime_server.labels.linear_probe import LinearProbe
+from runtime_server.releases.release_gate import Quality, ReleaseConfig, ReleaseGate, first_model
 from runtime_server.releases.rollout import Rollout, RolloutConfig
 from runtime_server.state.server_state import ServerState
-from runtime_server.training.buffer import Window
+from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.trainer import TrainConfig, Trainer
 
 pytestmark = pytest.mark.integration
@@ -29,7 +29,7 @@ def trainer(generations, sounds, activation):
     trained = Trainer(first_model(generations.graph, generations.newest), TrainConfig(batch=8), 6)
     for index, sound in enumerate(sounds):
         kept = torch.from_numpy(activation(sound, 1))
-        trained.take(Window("pi-1", "boot", index, 1, 1, kept, 0.5, torch.from_numpy(activation(sound, 4)[0])))
+        trained.add(TrainingWindow("pi-1", "boot", index, 1, 1, kept, 0.5, torch.from_numpy(activation(sound, 4)[0])))
     return trained
 
 
@@ -47,9 +47,9 @@ def now():
 
 
 @pytest.fixture
-def releaser(generations, trainer, state, sounds, signing_key, rollout, now):
+def release_gate(generations, trainer, state, sounds, signing_key, rollout, now):
     given = generations.graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(every_steps=3)
-    return Releaser(*given, rollout, clock=lambda: now[0])
+    return ReleaseGate(*given, rollout, clock=lambda: now[0])
 
 
 def set_weights(trainer, **changes):
@@ -60,63 +60,65 @@ def set_weights(trainer, **changes):
             parameter.copy_(change(parameter))
 
 
-def test_it_is_due_after_so_many_steps_since_the_last_attempt(releaser, trainer):
+def test_it_is_due_after_so_many_steps_since_the_last_attempt(release_gate, trainer):
     due = []
     for _ in range(7):
         trainer.step()
-        due.append(releaser.due)
-        if releaser.due:
-            releaser.attempt()
+        due.append(release_gate.due)
+        if release_gate.due:
+            release_gate.attempt()
     assert due == [False, False, True, False, False, True, False]
-    assert len(releaser.outcomes) == 2
-    assert [outcome.steps for outcome in releaser.outcomes] == [3, 6]
+    assert len(release_gate.outcomes) == 2
+    assert [outcome.steps for outcome in release_gate.outcomes] == [3, 6]
 
 
-def test_it_is_due_after_so_much_time_if_anything_was_trained_and_not_too_often(releaser, trainer, now):
-    releaser.config = ReleaseConfig(every_steps=1000, every_s=60.0)
+def test_it_is_due_after_so_much_time_if_anything_was_trained_and_not_too_often(release_gate, trainer, now):
+    release_gate.config = ReleaseConfig(every_steps=1000, every_s=60.0)
     now[0] += 61
-    assert not releaser.due, "nothing is new"
+    assert not release_gate.due, "nothing is new"
     trainer.step()
-    assert releaser.due
-    releaser.config = ReleaseConfig(every_steps=1, least_s=100.0)
-    assert not releaser.due
+    assert release_gate.due
+    release_gate.config = ReleaseConfig(every_steps=1, least_s=100.0)
+    assert not release_gate.due
     now[0] += 40
-    assert releaser.due
+    assert release_gate.due
 
 
-def test_nothing_is_due_while_the_rollout_stands_against_it(releaser, trainer, rollout):
+def test_nothing_is_due_while_the_rollout_stands_against_it(release_gate, trainer, rollout):
     for _ in range(3):
         trainer.step()
     rollout.pin(None)
-    assert not releaser.due
+    assert not release_gate.due
     rollout.unpin()
-    assert releaser.due
+    assert release_gate.due
 
 
-def test_after_a_rollback_it_goes_on_from_what_devices_run_under_a_new_number(releaser, trainer, rollout, generations):
+def test_after_a_rollback_it_goes_on_from_what_devices_run_under_a_new_number(
+    release_gate, trainer, rollout, generations
+):
     set_weights(trainer, head__weight=lambda w: w * 1.01)
-    second = releaser.attempt()
+    second = release_gate.attempt()
     rollout.offer(2, second.bundle.digest)
     rollout.roll_back(None)
-    third = releaser.attempt()
+    third = release_gate.attempt()
     assert third.number == 3
-    assert releaser.outcomes[-1].before == releaser.outcomes[0].before, "judged against the second"
+    assert release_gate.outcomes[-1].before == release_gate.outcomes[0].before, "judged against the second"
     assert generations.newest is third
 
 
-def test_an_improvement_can_be_asked_for(releaser, trainer):
-    releaser.config = ReleaseConfig(tolerance=-0.01)
-    assert releaser.attempt() is None, "the same weights"
-    assert releaser.outcomes[-1].reason == "held-out loss did not fall enough"
+def test_an_improvement_can_be_asked_for(release_gate, trainer):
+    release_gate.config = ReleaseConfig(tolerance=-0.01)
+    assert release_gate.attempt() is None, "the same weights"
+    assert release_gate.outcomes[-1].reason == "held-out loss did not fall enough"
 
 
 def test_no_worse_weights_become_the_next_generation(
-    releaser, trainer, generations, state, signing_key, sounds, small_bundle
+    release_gate, trainer, generations, state, signing_key, sounds, small_bundle
 ):
     set_weights(trainer, head__weight=lambda w: w * 1.01)
-    generation = releaser.attempt()
+    generation = release_gate.attempt()
 
-    (outcome,) = releaser.outcomes
+    (outcome,) = release_gate.outcomes
     assert outcome.released
     assert outcome.after.loss <= outcome.before.loss * 1.02
     assert outcome.changed_blocks == (small_bundle.manifest.info.blocks[-1],), "only the head's block was changed"
@@ -144,10 +146,10 @@ def test_no_worse_weights_become_the_next_generation(
     ],
     ids=["collapsed", "nan"],
 )
-def test_worse_weights_are_not_released(releaser, trainer, generations, state, ruin, reason):
+def test_worse_weights_are_not_released(release_gate, trainer, generations, state, ruin, reason):
     set_weights(trainer, **ruin)
-    assert releaser.attempt() is None
-    outcome = releaser.outcomes[-1]
+    assert release_gate.attempt() is None
+    outcome = release_gate.outcomes[-1]
     assert not outcome.released
     assert outcome.reason == reason
     assert generations.newest.number == 1
@@ -160,18 +162,18 @@ def test_training_that_goes_wrong_is_not_released(generations, sounds, activatio
     config = TrainConfig(batch=8, learning_rate=0.1, ema=0.0)
     trainer = Trainer(first_model(generations.graph, generations.newest), config, 6)
     for index, sound in enumerate(sounds):
-        trainer.take(Window("pi-1", "boot", index, 1, 1, torch.from_numpy(activation(sound, 1)), 0.5))
-    releaser = Releaser(
+        trainer.add(TrainingWindow("pi-1", "boot", index, 1, 1, torch.from_numpy(activation(sound, 1)), 0.5))
+    release_gate = ReleaseGate(
         generations.graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(), rollout
     )
     for _ in range(10):
         trainer.step()
-    better = releaser.attempt()
+    better = release_gate.attempt()
     rollout.offer(2, better.bundle.digest)
     for _ in range(40):
         trainer.step()
-    assert releaser.attempt() is None
-    outcome = releaser.outcomes[-1]
+    assert release_gate.attempt() is None
+    outcome = release_gate.outcomes[-1]
     assert not outcome.released
     assert outcome.after.loss > 2 * outcome.before.loss
     assert outcome.reason == "held-out loss rose"
@@ -204,55 +206,55 @@ GOOD = Quality(loss=1.0, alignment=0.3, uniformity=-2.0, effective_rank=5.0, pro
         ({"knn_accuracy": 0.0}, ""),
     ],
 )
-def test_what_a_release_must_not_make_worse(releaser, after, objection):
-    assert releaser.objection(GOOD, replace(GOOD, **after)) == objection
+def test_what_a_release_must_not_make_worse(release_gate, after, objection):
+    assert release_gate.objection(GOOD, replace(GOOD, **after)) == objection
 
 
 def test_recordings_with_labels_have_a_say(
     generations, trainer, state, sounds, signing_key, rollout, recordings, small_bundle
 ):
-    probe = Probe(recordings, small_bundle.manifest.info.front_end)
+    probe = LinearProbe(recordings, small_bundle.manifest.info.front_end)
     lenient = ReleaseConfig(tolerance=100.0, least_rank=0.0, least_uniformity=0.0, geometry_tolerance=100.0)
-    releaser = Releaser(
+    release_gate = ReleaseGate(
         generations.graph, generations, trainer, state, sounds[:4], signing_key, lenient, rollout, probe=probe
     )
     set_weights(trainer, head__weight=torch.zeros_like)
-    assert releaser.attempt() is None
-    outcome = releaser.outcomes[-1]
+    assert release_gate.attempt() is None
+    outcome = release_gate.outcomes[-1]
     assert outcome.reason == "accuracy on the labelled recordings fell"
     assert outcome.before.probe_accuracy > outcome.after.probe_accuracy + 0.1
     set_weights(trainer, head__weight=lambda w: generations.newest.model.module.get_parameter("head.weight") * 1.01)
-    assert releaser.attempt().number == 2
-    assert releaser.outcomes[-1].before == outcome.before
+    assert release_gate.attempt().number == 2
+    assert release_gate.outcomes[-1].before == outcome.before
 
 
-def test_a_higher_loss_is_not_released(releaser, trainer, generations):
-    releaser.config = ReleaseConfig(tolerance=-1.0)  # nothing is good enough
+def test_a_higher_loss_is_not_released(release_gate, trainer, generations):
+    release_gate.config = ReleaseConfig(tolerance=-1.0)  # nothing is good enough
     set_weights(trainer, head__weight=lambda w: w * 1.01)
-    assert releaser.attempt() is None
-    assert releaser.outcomes[-1].reason == "held-out loss did not fall enough"
+    assert release_gate.attempt() is None
+    assert release_gate.outcomes[-1].reason == "held-out loss did not fall enough"
     assert generations.newest.number == 1
 
 
 def test_nothing_is_released_unjudged(generations, state, sounds, signing_key, rollout):
     trainer = Trainer(first_model(generations.graph, generations.newest), TrainConfig(), 6)
     config = ReleaseConfig()
-    releaser = Releaser(generations.graph, generations, trainer, state, sounds[:4], signing_key, config, rollout)
-    assert releaser.attempt() is None
-    assert releaser.outcomes[0].reason == "too few held-out windows"
+    release_gate = ReleaseGate(generations.graph, generations, trainer, state, sounds[:4], signing_key, config, rollout)
+    assert release_gate.attempt() is None
+    assert release_gate.outcomes[0].reason == "too few held-out windows"
 
 
 def test_a_release_whose_weights_cannot_be_kept_is_none_and_is_made_again(
-    releaser, trainer, generations, state, monkeypatch
+    release_gate, trainer, generations, state, monkeypatch
 ):
     set_weights(trainer, head__weight=lambda w: w * 1.01)
     with monkeypatch.context() as patched:
         patched.setattr("runtime_server.state.server_state.write_atomic", full_disk)
         with pytest.raises(OSError, match="No space"):
-            releaser.attempt()
+            release_gate.attempt()
     assert generations.newest.number == 1
     assert state.generations(9) == []
-    assert releaser.attempt().number == 2
+    assert release_gate.attempt().number == 2
     assert len(state.generations(9)) == 1
 
 

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from runtime_edge.errors import UsageError
-from runtime_server.telemetry.health import Answer, HealthServer, healthz, metrics_page
-from runtime_server.telemetry.server_metrics import Measured
+from runtime_server.telemetry.health import HealthAnswer, HealthServer, healthz, metrics_page
+from runtime_server.telemetry.server_metrics import ServerMeasurements
 
 
 def get(port, path):
@@ -31,7 +31,7 @@ def test_it_is_well_until_something_is_wrong_and_says_what():
 
     async def life():
         server = HealthServer(
-            0, {"/healthz": healthz(troubles, 0.3), "/metrics": lambda: Answer(200, b"x 1\n", "text/plain")}
+            0, {"/healthz": healthz(troubles, 0.3), "/metrics": lambda: HealthAnswer(200, b"x 1\n", "text/plain")}
         )
         try:
             answers = [
@@ -65,7 +65,7 @@ def test_measures_without_the_package_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
 
     async def measure():
-        return Measured("tiny", 1, 2.0, 3, 4, {}, True)
+        return ServerMeasurements("tiny", 1, 2.0, 3, 4, {}, True)
 
     async def life():
         server = HealthServer(0, {"/metrics": metrics_page(measure)})

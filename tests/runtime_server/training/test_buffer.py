@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_edge.errors import UsageError
-from runtime_server.training.buffer import TemporalBuffer, Window
+from runtime_server.training.buffer import TemporalBuffer, TrainingWindow
 
 
 def window(index, device="a", boot="b0", value=None, shape=(3, 4), **fields):
     activation = torch.full(shape, float(index if value is None else value))
-    return Window(device, boot, index, **({"generation": 1, "cut": 2, "activation": activation} | fields))
+    return TrainingWindow(device, boot, index, **({"generation": 1, "cut": 2, "activation": activation} | fields))
 
 
 def filled(*windows, **settings):

@@ -11,7 +11,7 @@ import torch
 
 from runtime_edge.errors import FormatError
 from runtime_server.releases.release_gate import first_model
-from runtime_server.training.buffer import Window
+from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.checkpoint import Checkpoints, resumed
 from runtime_server.training.trainer import TrainConfig, Trainer
 
@@ -30,7 +30,9 @@ def trained(trainer_of, sounds, activation):
     trainer = trainer_of()
     for index, sound in enumerate(sounds[:32]):
         kept = torch.from_numpy(activation(sound, 1))
-        trainer.take(Window("pi-1", "b", index, 1, 1, kept, 0.5, torch.from_numpy(activation(sound, 4)[0]), sequence=7))
+        trainer.add(
+            TrainingWindow("pi-1", "b", index, 1, 1, kept, 0.5, torch.from_numpy(activation(sound, 4)[0]), sequence=7)
+        )
     for _ in range(3):
         trainer.step()
     return trainer
@@ -52,7 +54,7 @@ def test_a_new_trainer_goes_on_where_the_last_one_stood(checkpoints, trainer_of,
     again = Checkpoints(checkpoints.path, "tiny")
     trainer = resumed(trainer_of, again)
     assert trainer.steps == again.saved == checkpoints.saved == 3
-    assert trainer.awaited == {7}
+    assert trainer.to_reread == {7}
     assert not trainer.ready, "its windows are still to be read"
     expected, found = trained.model.module.state_dict(), trainer.model.module.state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -131,11 +133,11 @@ def test_a_file_that_cannot_be_resumed_is_set_aside_and_training_starts_anew(
     with caplog.at_level(logging.WARNING):
         trainer = resumed(trainer_of, checkpoints)
     assert trainer.steps == 0
-    assert not trainer.awaited
+    assert not trainer.to_reread
     fresh = trainer_of().model.module.state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in trainer.model.module.state_dict().items())
     assert [path.name for path in checkpoints.path.parent.iterdir()] == ["checkpoint.pt.unusable"]
-    assert "starts anew" in caplog.text
+    assert "training restarts" in caplog.text
     assert not (tmp_path / "malice").exists()
 
 

@@ -26,8 +26,8 @@ def test_what_is_due_holds_every_window_heard_whether_there_was_time_to_learn_or
     monkeypatch.setattr(mixtures, "T_SYNC", 25)
     heard, replies = Mixtures(), []
     for number, embedding in enumerate(embeddings):
-        replies.append(heard.hear("pi-1", embedding))
-        heard.hear("pi-2", -embedding)
+        replies.append(heard.add("pi-1", embedding))
+        heard.add("pi-2", -embedding)
         if number % every == 0:
             heard.catch_up()
     assert [number for number, reply in enumerate(replies) if reply] == [24, 49]
@@ -39,7 +39,7 @@ def test_it_stops_learning_as_soon_as_something_is_urgent(embeddings, monkeypatc
     heard, learnt = Mixtures(), []
     monkeypatch.setattr(GaussianMemory, "learn", lambda memory, embedding: learnt.append(embedding))
     for number in range(4):
-        heard.hear(f"pi-{number}", embeddings[number])
+        heard.add(f"pi-{number}", embeddings[number])
     heard.catch_up(lambda: len(learnt) == 2)
     assert len(learnt) == 2
     heard.catch_up()
@@ -52,18 +52,18 @@ def test_no_device_waits_with_many_windows(embeddings, monkeypatch):
     monkeypatch.setattr(GaussianMemory, "learn", lambda memory, embedding: learnt.append(embedding))
     heard = Mixtures()
     for embedding in embeddings:
-        heard.hear("pi-1", embedding)
+        heard.add("pi-1", embedding)
     assert len(embeddings) - len(learnt) < mixtures.MAX_WAITING
 
 
 def test_what_waits_is_its_own_and_forgotten_with_its_device(embeddings, monkeypatch):
     monkeypatch.setattr(mixtures, "T_SYNC", 2)
     heard, row = Mixtures(max_memories=2), embeddings[0].copy()
-    heard.hear("pi-1", row)
+    heard.add("pi-1", row)
     row[:] = np.nan
-    assert heard.hear("pi-1", embeddings[1]) == expected(embeddings, 2)
-    heard.hear("pi-1", embeddings[2])
-    heard.hear("pi-2", embeddings[0])
-    heard.hear("pi-3", embeddings[0])
+    assert heard.add("pi-1", embeddings[1]) == expected(embeddings, 2)
+    heard.add("pi-1", embeddings[2])
+    heard.add("pi-2", embeddings[0])
+    heard.add("pi-3", embeddings[0])
     heard.catch_up()
-    assert not heard.hear("pi-1", embeddings[3]), "it starts anew"
+    assert not heard.add("pi-1", embeddings[3]), "it starts afresh"

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from runtime_server.training.augment import AugmentConfig
-from runtime_server.training.buffer import TemporalBuffer, Window
+from runtime_server.training.buffer import TemporalBuffer, TrainingWindow
 from runtime_server.training.losses import HybridConfig, HybridLoss
 from runtime_server.training.objective import batch_loss, batch_of, first_trainable
-from runtime_server.training.ranks import Batch
+from runtime_server.training.ranks import EmbeddingBatch
 
 PLAIN = AugmentConfig(time_mask=0, frequency_mask=0, gain_db=0, noise=0, mix=0, shift=0)
 
@@ -37,7 +37,7 @@ def segments():
 def groups(*windows):
     buffer = TemporalBuffer()
     for index, cut, activation in windows:
-        buffer.add(Window("a", "b", index, 1, cut, activation))
+        buffer.add(TrainingWindow("a", "b", index, 1, cut, activation))
     return buffer.sample_batch(np.random.default_rng(0), 16)
 
 
@@ -47,7 +47,7 @@ def batch(groups, segments, config=PLAIN, two=True):
 
 def test_neighbours_at_different_cuts_are_positives_and_later_windows_negatives():
     z = nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), dim=1)
-    given = Batch(z, z, None, torch.tensor([0, 2, 50]), torch.zeros(3, dtype=torch.int64))
+    given = EmbeddingBatch(z, z, None, torch.tensor([0, 2, 50]), torch.zeros(3, dtype=torch.int64))
     _, parts = batch_loss(given, HybridLoss(HybridConfig(temperature=1.0, spread=None, laplacian=False)))
     total = 0.0
     for i, wanted in enumerate(([0, 1], [0, 1], [2])):
@@ -60,7 +60,9 @@ def test_what_may_or_may_not_be_the_same_is_no_negative():
     z = nn.functional.normalize(torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     loss = HybridLoss(HybridConfig(spread=None, laplacian=False))
     for apart, zero in ((8, True), (9, False)):
-        _, parts = batch_loss(Batch(z, z, None, torch.tensor([0, apart]), torch.zeros(2, dtype=torch.int64)), loss)
+        _, parts = batch_loss(
+            EmbeddingBatch(z, z, None, torch.tensor([0, apart]), torch.zeros(2, dtype=torch.int64)), loss
+        )
         assert (parts["task"] == 0) == zero
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.formats import subjects
-from runtime_server.training.ranks import Batch, Ranks, meet
+from runtime_server.training.ranks import EmbeddingBatch, Ranks, rendezvous
 
 
 def test_every_partition_has_one_rank_whatever_their_number():
@@ -68,7 +68,9 @@ def test_a_batch_has_virtual_negatives_when_every_rank_with_anchors_has(together
         rows = (2, 0, 1)[ranks.rank]
         z = torch.full((rows, 4), float(ranks.rank))
         negatives = None if not rows or (cold and ranks.rank == 2) else torch.ones(rows, 5, 4)
-        return ranks.gather_batch(Batch(z, z, negatives, torch.arange(rows), torch.zeros(rows, dtype=torch.int64)))
+        return ranks.gather_batch(
+            EmbeddingBatch(z, z, negatives, torch.arange(rows), torch.zeros(rows, dtype=torch.int64))
+        )
 
     for batch in together(3, work):
         assert batch.anchors[:, 0].tolist() == [0.0, 0.0, 2.0]
@@ -95,7 +97,7 @@ def test_ranks_that_are_started_again_do_not_take_the_former_ones_for_each_other
     def come(rank, after_s=0.0):
         time.sleep(after_s)
         client = dist.TCPStore("127.0.0.1", store.port, is_master=False)
-        room = meet(client, rank, 2, timedelta(seconds=10))
+        room = rendezvous(client, rank, 2, timedelta(seconds=10))
         if rank == 0:
             room.set("word", str(next(words)))
         return room.get("word")
@@ -105,6 +107,6 @@ def test_ranks_that_are_started_again_do_not_take_the_former_ones_for_each_other
         for attempt, late in enumerate(((0.0, 0.0), (0.4, 0.0), (0.0, 0.4))):
             if attempt == 2:  # one of the second attempt's came, and was killed before the other did
                 with pytest.raises(RuntimeError, match="no 2 ranks"):
-                    meet(store, 0, 2, timedelta(seconds=0.2))
+                    rendezvous(store, 0, 2, timedelta(seconds=0.2))
             met = list(pool.map(come, range(2), late))
             assert met == [str(attempt).encode()] * 2

@@ -9,7 +9,7 @@ import torch
 from runtime_edge.errors import FormatError
 from runtime_server.releases.release_gate import first_model
 from runtime_server.training.augment import AugmentConfig
-from runtime_server.training.buffer import Window
+from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.checkpoint import Checkpoints, resumed
 from runtime_server.training.losses import HybridConfig
 from runtime_server.training.ranks import Ranks
@@ -43,7 +43,7 @@ def give(sounds, activation):
     # Made here: one prefix must not run in two threads.
     made = {
         device: [
-            Window(
+            TrainingWindow(
                 device,
                 "boot",
                 index,
@@ -59,7 +59,7 @@ def give(sounds, activation):
 
     def take(trainer, device):
         for window in made[device]:
-            trainer.take(window)
+            trainer.add(window)
 
     return take
 
@@ -123,13 +123,13 @@ def test_all_ranks_go_on_from_the_first_ones_weights_and_each_from_its_own_windo
         trainer = trainer_of(ranks, batch=8)
         give(trainer, DEVICES[ranks.rank][0])
         trainer.step()
-        trainer.taken.add(10 + ranks.rank)
+        trainer.trained.add(10 + ranks.rank)
         Checkpoints(path, "tiny", ranks.rank).save(trainer)
         return trainer.fingerprint()
 
     def resume(ranks):
         trainer = resumed(lambda: trainer_of(ranks, batch=8), Checkpoints(path, "tiny", ranks.rank))
-        return trainer.fingerprint(), trainer.steps, 10 in trainer.taken, 11 in trainer.taken
+        return trainer.fingerprint(), trainer.steps, 10 in trainer.trained, 11 in trainer.trained
 
     fingerprint, _ = together(2, train)
     assert together(2, resume) == [(fingerprint, 1, True, False), (fingerprint, 1, False, True)]

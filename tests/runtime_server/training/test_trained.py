@@ -3,22 +3,22 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_server.training.trained import Taken
+from runtime_server.training.trained import TrainedFrames
 
 
 @given(st.lists(st.integers(1, 60)))
 def test_while_it_remembers_all_it_is_a_set(places):
-    taken = Taken()
+    taken = TrainedFrames()
     for place in places:
         taken.add(place)
-    again = Taken.of(taken.floor, taken.last())
+    again = TrainedFrames.of(taken.floor, taken.last())
     for known in (taken, again):
         assert [place for place in range(1, 62) if place in known] == sorted(set(places))
 
 
 @given(st.permutations(range(1, 40)), st.integers(1, 10))
 def test_nothing_taken_is_ever_forgotten(places, remembered):
-    taken = Taken(remembered)
+    taken = TrainedFrames(remembered)
     for count, place in enumerate(places, 1):
         taken.add(place)
         assert all(earlier in taken for earlier in places[:count])
@@ -26,7 +26,7 @@ def test_nothing_taken_is_ever_forgotten(places, remembered):
 
 
 def test_in_the_order_of_the_stream_nothing_is_taken_that_was_not():
-    taken = Taken(3)
+    taken = TrainedFrames(3)
     for place in (2, 4, 6, 8, 10):
         taken.add(place)
     assert taken.floor == 4
@@ -34,6 +34,6 @@ def test_in_the_order_of_the_stream_nothing_is_taken_that_was_not():
 
 
 def test_no_place_is_none():
-    taken = Taken()
+    taken = TrainedFrames()
     taken.add(0)
     assert taken.last() == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from runtime_server.releases.release_gate import first_model
-from runtime_server.training.buffer import TemporalBuffer, Window
+from runtime_server.training.buffer import TemporalBuffer, TrainingWindow
 from runtime_server.training.trainer import HELD_OUT_PERIOD, HELD_OUT_RUN, TrainConfig, Trainer
 
 BLOCKS = ("stem", "down", "residual", "head")
@@ -31,7 +31,7 @@ def give(sounds, activation):
         for index in range(count):
             kept = torch.from_numpy(activation(sounds[index % len(sounds)], cut))
             embedding = torch.from_numpy(activation(sounds[index % len(sounds)], 4)[0])
-            trainer.take(Window(device, "boot", index, 1, cut, kept, 0.5, embedding))
+            trainer.add(TrainingWindow(device, "boot", index, 1, cut, kept, 0.5, embedding))
 
     return take
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from streamsplit_compile.cli.doctor import Machine, examine, import_failure
+from streamsplit_compile.cli.doctor import MachineFacts, examine, import_failure
 
-PI = Machine(
+PI = MachineFacts(
     python=(3, 11),
     system="Linux",
     architecture="aarch64",
@@ -20,7 +20,7 @@ PI = Machine(
 )
 
 
-def problems(machine: Machine) -> dict[str, str]:
+def problems(machine: MachineFacts) -> dict[str, str]:
     return {finding.what: finding.mend for finding in examine(machine) if finding.state == "problem"}
 
 
@@ -77,4 +77,4 @@ def test_1_21_is_no_problem_on_an_x86_machine() -> None:
 
 
 def test_this_machine_can_compile_and_serve() -> None:
-    assert problems(Machine.here()) == {}
+    assert problems(MachineFacts.here()) == {}

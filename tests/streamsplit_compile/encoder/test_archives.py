@@ -10,7 +10,7 @@ from shapes import GOOD, WINDOW, StaticBatch, make
 from toys import Tiny
 
 from runtime_edge.errors import FormatError, UsageError
-from streamsplit_compile.encoder import archives as export_archive
+from streamsplit_compile.encoder import archives
 from streamsplit_compile.encoder.encoders import load_encoder
 from streamsplit_compile.encoder.quiet import quiet
 
@@ -198,7 +198,7 @@ def test_an_expression_that_is_no_size_is_refused_and_never_evaluated(archive, t
     ],
 )
 def test_sizes_as_torch_writes_them_are_admitted(expression):
-    export_archive.check_expression(expression, "here")
+    archives.check_expression(expression, "here")
 
 
 OPERATORS = ["torch.os.system", "torch.load", "torch.hub.load", "torch.ops.aten.from_file.default", "_operator.call"]
@@ -307,5 +307,5 @@ def test_what_is_admitted_is_what_torch_reads(archive, tmp_path):
 
 
 def test_a_checkpoint_is_no_archive(resnet_file, archive):
-    assert not export_archive.is_archive(resnet_file)
-    assert export_archive.is_archive(Path(archive))
+    assert not archives.is_archive(resnet_file)
+    assert archives.is_archive(Path(archive))

@@ -11,7 +11,7 @@ from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.factory import open_backend
 from streamsplit_compile.encoder.graph import export_encoder
 from streamsplit_compile.encoder.segment import extract
-from streamsplit_compile.lowering import artifact_formats as formats
+from streamsplit_compile.lowering import artifact_formats
 
 pytestmark = pytest.mark.integration
 
@@ -39,7 +39,7 @@ def other_weights(kind):
 
 def run(name, precision, data, windows):
     source, result = np.zeros((1, WINDOW), np.float32), np.zeros((1, 8), np.float32)
-    ends = {"input": formats.INPUT, "output": formats.OUTPUT}
+    ends = {"input": artifact_formats.INPUT, "output": artifact_formats.OUTPUT}
     info = VariantInfo(format=name, precision=precision, file=f"sha256:{'0' * 64}/m", bytes=1, **ends)
     block = open_backend(name, RuntimeOptions()).load(data, info, source, result, "block")
     found = []
@@ -53,33 +53,33 @@ def run(name, precision, data, windows):
 @every_format
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 2e-3), ("int8", 0.1)])
 def test_every_precision_runs_on_the_device_runtime_with_new_weights(name, precision, tolerance):
-    lowered = formats.lower(name, segment_of(Convolutional), (1, WINDOW), tensors_of(make(Convolutional)))
+    lowered = artifact_formats.lower(name, segment_of(Convolutional), (1, WINDOW), tensors_of(make(Convolutional)))
     other = other_weights(Convolutional)
     windows = np.random.default_rng(0).normal(size=(8, 1, WINDOW)).astype(np.float32)
-    model = formats.reweight(name, lowered.kept, tensors_of(other))
-    data = formats.to_precision(name, model, precision, windows)
+    model = artifact_formats.reweight(name, lowered.kept, tensors_of(other))
+    data = artifact_formats.to_precision(name, model, precision, windows)
     with torch.inference_mode():
         expected = np.stack([other(torch.from_numpy(window)).numpy() for window in windows])
     errors = np.abs(run(name, precision, data, windows) - expected)
     assert errors.max() <= tolerance * np.abs(expected).max()
-    assert formats.variant_name(name, precision) == f"{name}-{precision}"
+    assert artifact_formats.variant_name(name, precision) == f"{name}-{precision}"
 
 
 @every_format
 def test_kept_graphs_name_what_they_need(name):
     tensors = tensors_of(make(Convolutional))
-    kept = formats.lower(name, segment_of(Convolutional), (1, WINDOW), tensors).kept
+    kept = artifact_formats.lower(name, segment_of(Convolutional), (1, WINDOW), tensors).kept
     used = {tensor for tensor in tensors if not tensor.endswith("num_batches_tracked")}
-    assert set(formats.parameter_names(name, kept)) == used
+    assert set(artifact_formats.parameter_names(name, kept)) == used
 
 
 @needs_tflite
 def test_a_graph_that_must_be_converted_again_asks_for_the_encoder():
     segment, other = segment_of(Skip), other_weights(Skip)
-    lowered = formats.lower("tflite", segment, (1, WINDOW), tensors_of(make(Skip)))
+    lowered = artifact_formats.lower("tflite", segment, (1, WINDOW), tensors_of(make(Skip)))
     with pytest.raises(UsageError, match="needs the encoder"):
-        formats.reweight("tflite", lowered.kept, tensors_of(other))
-    model = formats.reweight("tflite", lowered.kept, tensors_of(other), source=(segment, (1, WINDOW)))
+        artifact_formats.reweight("tflite", lowered.kept, tensors_of(other))
+    model = artifact_formats.reweight("tflite", lowered.kept, tensors_of(other), source=(segment, (1, WINDOW)))
     window = np.random.default_rng(0).normal(size=(1, 1, WINDOW)).astype(np.float32)
     with torch.inference_mode():
         expected = other(torch.from_numpy(window[0])).numpy()
@@ -88,12 +88,12 @@ def test_a_graph_that_must_be_converted_again_asks_for_the_encoder():
 
 @every_format
 def test_int8_without_calibration_is_refused(name):
-    lowered = formats.lower(name, segment_of(Convolutional), (1, WINDOW), tensors_of(make(Convolutional)))
+    lowered = artifact_formats.lower(name, segment_of(Convolutional), (1, WINDOW), tensors_of(make(Convolutional)))
     with pytest.raises(UsageError, match="calibration windows"):
-        formats.to_precision(name, lowered.model, "int8")
+        artifact_formats.to_precision(name, lowered.model, "int8")
 
 
 @pytest.mark.skipif(installed, reason="litert-torch is installed")
 def test_without_the_converter_the_error_names_the_extra():
     with pytest.raises(MissingExtra, match=r"streamsplit_audio-.*\[compile-tflite\]"):
-        formats.lower("tflite", segment_of(Convolutional), (1, WINDOW), tensors_of(make(Convolutional)))
+        artifact_formats.lower("tflite", segment_of(Convolutional), (1, WINDOW), tensors_of(make(Convolutional)))

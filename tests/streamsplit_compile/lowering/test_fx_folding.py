@@ -9,7 +9,7 @@ from runtime_edge.errors import FormatError, UsageError
 from streamsplit_compile.encoder.graph import export_encoder
 from streamsplit_compile.encoder.segment import extract
 from streamsplit_compile.lowering.fx_folding import fold
-from streamsplit_compile.lowering.weight_program import Step, separate
+from streamsplit_compile.lowering.weight_program import ProgramStep, separate
 
 
 class Transformer(nn.Module):
@@ -120,7 +120,12 @@ def test_folding_leaves_the_segment_alone():
 
 
 @pytest.mark.parametrize(
-    "step", [Step("rm.rf", [], {}), Step("add_.Tensor", [{"value": 0}, 1], {}), Step("add.Tensor", [{"value": 9}], {})]
+    "step",
+    [
+        ProgramStep("rm.rf", [], {}),
+        ProgramStep("add_.Tensor", [{"value": 0}, 1], {}),
+        ProgramStep("add.Tensor", [{"value": 9}], {}),
+    ],
 )
 def test_steps_that_are_no_pure_operation_are_refused(step):
     _, program = separate(fold(segment_of(make(Convolutional))), make(Convolutional).state_dict().keys())

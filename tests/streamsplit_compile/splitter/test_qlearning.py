@@ -9,7 +9,7 @@ from runtime_edge.formats.records.table import StateAxis
 from streamsplit_compile.splitter.policies import rows_of
 from streamsplit_compile.splitter.qlearning import (
     Array,
-    Learning,
+    QLearningConfig,
     States,
     estimate_model,
     fill_unvisited,
@@ -46,7 +46,7 @@ def test_the_learner_solves_the_small_environment() -> None:
     states = walk(TRANSITION, 64, 400, seed=0)
     random = np.random.default_rng(1)
     rewards = REWARD[states] + random.normal(0, 0.3, (*states.shape, 2))
-    q, visits = q_learning(states, rewards, 2, Learning(gamma=0.5, epochs=6))
+    q, visits = q_learning(states, rewards, 2, QLearningConfig(gamma=0.5, epochs=6))
     assert q == pytest.approx(SOLUTION, abs=0.06)
     assert visits.tolist() == [6 * (states[:, :-1] == state).sum() for state in (0, 1)]
     assert q.argmax(1).tolist() == value_iteration(TRANSITION, REWARD, 0.5).argmax(1).tolist() == [0, 1]
@@ -67,7 +67,7 @@ def test_learner_and_value_iteration_agree_on_a_random_environment(gamma: float)
     states = walk(transition, 128, 300, seed=6)
     rewards = means[states] + random.normal(0, 0.2, (*states.shape, 4))
 
-    q, _ = q_learning(states, rewards, 6, Learning(gamma=gamma, epochs=10))
+    q, _ = q_learning(states, rewards, 6, QLearningConfig(gamma=gamma, epochs=10))
     exact = value_iteration(*estimate_model(states, rewards, 6)[:2], gamma)
 
     assert q.argmax(1).tolist() == exact.argmax(1).tolist()
@@ -88,7 +88,7 @@ def test_actions_are_compared_on_the_same_windows() -> None:
     """Noise that all actions share does not blur their order, however few windows there are."""
     states = walk(TRANSITION, 2, 40, seed=3)
     shared = np.random.default_rng(4).normal(0, 50.0, (*states.shape, 1))
-    q, _ = q_learning(states, REWARD[states] + shared, 2, Learning(gamma=0.5))
+    q, _ = q_learning(states, REWARD[states] + shared, 2, QLearningConfig(gamma=0.5))
     assert q[:, 0] - q[:, 1] == pytest.approx([1.0, -2.0], abs=1e-3)
 
 

@@ -148,7 +148,7 @@ def test_the_device_plays_what_the_evaluation_plays(table: SplitterTable, behavi
             assert splitter.choose(*seen).action == played[trace, window]
 
 
-def test_probes_are_charged_to_the_bytes(table: SplitterTable) -> None:
+def test_exploration_is_charged_to_the_bytes(table: SplitterTable) -> None:
     unseen = lte(32, 200, 4)
     often, never = (evaluate(msgspec.structs.replace(table, probe_rate=rate), unseen).table for rate in (0.2, 0.0))
     assert often.reward == never.reward

@@ -26,7 +26,7 @@ from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.records.table import SplitterTable, StateAxis
 from runtime_server.broker.hub import Hub
-from tools.arm.machine import Machine, Site
+from tools.arm.machine import EmulatedMachine, SitePackages
 from tools.arm.sample import TARGET, Array, Sample
 
 MIN_COSINE = 0.999
@@ -69,13 +69,13 @@ class Streamed:
         return arrived and right and all(self.by_cut.values())
 
 
-class Server:
+class CheckServer:
     """A server process with its own broker that completes frames and does not train."""
 
     def __init__(self, directory: Path, sample: Sample) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
         self.url, self.log = f"nats://127.0.0.1:{port}", directory / "server.log"
         self._state = directory / "server"
         command = [str(Path(sys.executable).with_name("ssc")), "server", "run", str(sample.encoder),
@@ -103,9 +103,9 @@ class Server:
 
 
 @contextmanager
-def serve(directory: Path, sample: Sample) -> Iterator[Server]:
+def serve(directory: Path, sample: Sample) -> Iterator[CheckServer]:
     """A server that is ready."""
-    server = Server(directory, sample)
+    server = CheckServer(directory, sample)
     try:
         _until(lambda: "serving generation" in server.log.read_text() or None, server.process, server.log)
         yield server
@@ -146,7 +146,13 @@ class _Device:
 
 
 def stream(
-    machine: Machine, site: Site, packages: Path, encoding: str, sample: Sample, server: Server, directory: Path
+    machine: EmulatedMachine,
+    site: SitePackages,
+    packages: Path,
+    encoding: str,
+    sample: Sample,
+    server: CheckServer,
+    directory: Path,
 ) -> Streamed:
     """One device process, a few windows at every cut."""
     started, name = time.monotonic(), f"{site.name}-{encoding}"
@@ -183,7 +189,7 @@ def stream(
     )
 
 
-def _ship_at_every_cut(device: _Device, name: str, sample: Sample, server: Server) -> None:
+def _ship_at_every_cut(device: _Device, name: str, sample: Sample, server: CheckServer) -> None:
     written = 2 * (sample.window - sample.hop)
     pcm = sample.pcm.tobytes()
     device.hear(pcm[:written])

@@ -1,6 +1,6 @@
 """`make bench`: every benchmark in turn.
 
-python -m tools.bench [--quick]
+python -m tools.run_benchmarks [--quick]
 """
 
 from __future__ import annotations

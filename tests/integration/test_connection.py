@@ -14,24 +14,24 @@ from runtime_edge.base.broker_errors import flush
 from runtime_edge.errors import FormatError, LinkError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import Reply, encode_reply
-from runtime_edge.transport.connection import Link
+from runtime_edge.transport.connection import Connection
 from runtime_server.harness.relay import LinkState, Relay
 
 
 @contextlib.asynccontextmanager
 async def linked(broker, late=lambda reply: None, **options):
-    link = Link(broker.url, "pi-1", "boot", late, **options)
-    await link.connect()
-    await link.value(subjects.TABLES, "any")  # the broker has taken in whatever the link said before
+    connection = Connection(broker.url, "pi-1", "boot", late, **options)
+    await connection.connect()
+    await connection.value(subjects.TABLES, "any")  # the broker has taken in whatever the link said before
     try:
-        yield link
+        yield connection
     finally:
-        await asyncio.wait_for(link.close(), 5.0)
+        await asyncio.wait_for(connection.close(), 5.0)
 
 
-def expect(link, window, deadline_s):
+def expect(connection, window, deadline_s):
     answer = asyncio.get_running_loop().create_future()
-    link.expect(window, deadline_s, answer.set_result)
+    connection.expect(window, deadline_s, answer.set_result)
     return answer
 
 
@@ -52,12 +52,12 @@ def test_each_window_gets_its_own_answer_and_late_ones_go_to_the_callback(play, 
 
     async def work(hub):
         await answer_all(hub)
-        async with linked(broker, late.append) as link:
-            futures = {window: expect(link, window, 0.0 if window == 3 else 20.0) for window in range(8)}
+        async with linked(broker, late.append) as connection:
+            futures = {window: expect(connection, window, 0.0 if window == 3 else 20.0) for window in range(8)}
             assert await futures.pop(3) is None
             await asyncio.gather(
                 *(
-                    harness.stored(link, f"pi-1.boot.{window}", window, b"frame %d" % window)
+                    harness.stored(connection, f"pi-1.boot.{window}", window, b"frame %d" % window)
                     for window in reversed(range(9))
                 )
             )
@@ -73,9 +73,9 @@ def test_a_frame_without_a_number_is_not_answered(play, broker):
 
     async def work(hub):
         await answer_all(hub)
-        async with linked(broker, late.append) as link:
-            future = expect(link, 5, 20.0)
-            await harness.stored(link, "pi-1.earlier.5", None, b"of an earlier boot")
+        async with linked(broker, late.append) as connection:
+            future = expect(connection, 5, 20.0)
+            await harness.stored(connection, "pi-1.earlier.5", None, b"of an earlier boot")
             await asyncio.sleep(0.2)
             return future.done()
 
@@ -92,13 +92,13 @@ def test_garbage_in_the_inbox_is_counted(play, broker):
 
         await hub.client.subscribe("act.>", cb=on_frame)
         await hub.client.flush()
-        async with linked(broker) as link:
-            await harness.stored(link, "pi-1.boot.0", 0, b"frame")
+        async with linked(broker) as connection:
+            await harness.stored(connection, "pi-1.boot.0", 0, b"frame")
             await until(lambda: inboxes)
             for data in (b"", b"garbage", b"\x97\x03\x00\x01\xa2ok\x00\x90"):
                 await hub.client.publish(inboxes[0], data)
-            await until(lambda: link.bad_replies == 3)
-            return link.connected
+            await until(lambda: connection.bad_replies == 3)
+            return connection.connected
 
     assert play(work) is True
 
@@ -113,8 +113,8 @@ def test_a_watch_gives_the_present_value_then_changes_and_goes_on_after_the_brok
         bucket = await hub.stream.key_value(subjects.TABLES)
         for value in (b"1", b"2", b"3"):
             await bucket.put("rpi4", value)
-        async with linked(broker) as link:
-            await link.watch(subjects.TABLES, ["rpi4", "rpi4.pi-1"], on_change)
+        async with linked(broker) as connection:
+            await connection.watch(subjects.TABLES, ["rpi4", "rpi4.pi-1"], on_change)
             await until(lambda: len(seen) == 1)
             await bucket.put("rpi4.pi-1", b"own")
             await bucket.put("m2", b"not for us")
@@ -122,7 +122,7 @@ def test_a_watch_gives_the_present_value_then_changes_and_goes_on_after_the_brok
             for _ in range(2):
                 await broker.stop()
                 await broker.start()
-                await until(lambda: link.connected and hub.client.is_connected)
+                await until(lambda: connection.connected and hub.client.is_connected)
             await bucket.put("rpi4", b"after")
             await until(lambda: ("rpi4", b"after") in seen)
             await bucket.put("rpi4", b"last")
@@ -144,8 +144,8 @@ def test_what_is_older_than_the_present_value_is_not_news(play, broker):
         bucket = await hub.stream.key_value(subjects.TABLES)
         for value in (b"1", b"2"):
             await bucket.put("rpi4", value)
-        async with linked(broker) as link:
-            await link.watch(subjects.TABLES, ["rpi4"], on_change)
+        async with linked(broker) as connection:
+            await connection.watch(subjects.TABLES, ["rpi4"], on_change)
             await until(lambda: seen == [b"2"])
             for headers in ({"Nats-Sequence": "1"}, {"Nats-Sequence": "2"}, {"Nats-Sequence": "new"}, None):
                 await hub.client.publish(subjects.news(subjects.TABLES, "rpi4"), b"old", headers=headers)
@@ -166,8 +166,8 @@ def test_news_that_got_lost_is_found_again(play, broker):
     async def work(hub):
         bucket = await hub.stream.key_value(subjects.TABLES)
         await bucket.put("rpi4", b"1")
-        async with linked(broker, recheck_s=0.2) as link:
-            await link.watch(subjects.TABLES, ["rpi4"], on_change)
+        async with linked(broker, recheck_s=0.2) as connection:
+            await connection.watch(subjects.TABLES, ["rpi4"], on_change)
             await until(lambda: seen == [b"1"])
             config = (await hub.stream.stream_info(subjects.bucket_stream(subjects.TABLES))).config
             config.republish = None  # nobody is told any more
@@ -189,8 +189,8 @@ def test_a_change_that_cannot_be_handled_now_is_tried_again(play, broker):
 
     async def work(hub):
         await (await hub.stream.key_value(subjects.RELEASES)).put("rpi4", b"release")
-        async with linked(broker) as link:
-            await link.watch(subjects.RELEASES, ["rpi4"], on_change)
+        async with linked(broker) as connection:
+            await connection.watch(subjects.RELEASES, ["rpi4"], on_change)
             await until(lambda: len(attempts) == 2)
 
     play(work)
@@ -210,14 +210,14 @@ def test_pieces_of_an_object_come_several_at_a_time_unless_the_link_is_thin(
         relay = Relay(("127.0.0.1", int(broker.url.rpartition(":")[2])))
         await relay.start()
         try:
-            async with linked(types.SimpleNamespace(url=f"nats://127.0.0.1:{relay.port}")) as link:
+            async with linked(types.SimpleNamespace(url=f"nats://127.0.0.1:{relay.port}")) as connection:
 
                 async def note(message):
                     requests.append(message.data)
 
                 await hub.subscribe(f"$JS.API.DIRECT.GET.OBJ_{subjects.BUNDLES}", note)
                 relay.state = LinkState(downlink_mbps=downlink_mbps)
-                assert await link.fetch("assets/good", len(good)) == good
+                assert await connection.fetch("assets/good", len(good)) == good
                 await flush(hub.client)
         finally:
             await relay.stop()
@@ -241,47 +241,47 @@ def test_objects_are_bounded_and_damage_is_told_from_absence(play, broker):
         stream = f"OBJ_{subjects.BUNDLES}"
         last = (await hub.stream.stream_info(stream)).state.last_seq
         await hub.stream.delete_msg(stream, last - 1)  # the only piece of the last object
-        async with linked(broker) as link:
-            assert await link.fetch("assets/good", 300_000) == good
-            assert await link.fetch("assets/empty", 0) == b""
+        async with linked(broker) as connection:
+            assert await connection.fetch("assets/good", 300_000) == good
+            assert await connection.fetch("assets/empty", 0) == b""
             with pytest.raises(FormatError, match="assets/damaged: damaged in the broker's store"):
-                await link.fetch("assets/damaged", 1000)
+                await connection.fetch("assets/damaged", 1000)
             with pytest.raises(FormatError, match="300000 bytes, more than the 299999"):
-                await link.fetch("assets/good", 299_999)
+                await connection.fetch("assets/good", 299_999)
             with pytest.raises(LinkError, match="assets/nothing cannot be fetched"):
-                await link.fetch("assets/nothing", 10)
+                await connection.fetch("assets/nothing", 10)
             with pytest.raises(LinkError, match="assets/gone cannot be fetched"):
-                await link.fetch("assets/gone", 1000)
-            assert await link.value(subjects.TABLES, "nothing") is None
-            assert await link.value("no-such-bucket", "nothing") is None
+                await connection.fetch("assets/gone", 1000)
+            assert await connection.value(subjects.TABLES, "nothing") is None
+            assert await connection.value("no-such-bucket", "nothing") is None
 
     play(work)
 
 
 def test_without_a_broker_everything_says_so_and_closing_still_works():
     async def work():
-        link = Link("nats://127.0.0.1:1", "pi-1", "boot", lambda reply: None)
-        assert not link.connected
+        connection = Connection("nats://127.0.0.1:1", "pi-1", "boot", lambda reply: None)
+        assert not connection.connected
         with pytest.raises(LinkError, match="is `ssc server run` running"):
-            await link.connect(0.5)
+            await connection.connect(0.5)
         with pytest.raises(LinkError):
-            link.send("pi-1.boot.0", 0, b"frame", lambda said: None, 0.5)
+            connection.send("pi-1.boot.0", 0, b"frame", lambda said: None, 0.5)
         with pytest.raises(LinkError):
-            link.probe(lambda seconds: None)
-        await link.publish("evt.pi-1", b"best effort")
-        await link.put_presence(b"best effort")
-        await link.close()
+            connection.ping(lambda seconds: None)
+        await connection.publish("evt.pi-1", b"best effort")
+        await connection.put_presence(b"best effort")
+        await connection.close()
         with pytest.raises(LinkError):
-            await Link("nats://[", "pi-1", "boot", lambda reply: None).connect(0.5)
+            await Connection("nats://[", "pi-1", "boot", lambda reply: None).connect(0.5)
 
     asyncio.run(work())
 
 
-def test_a_sounding_tells_the_round_trip_and_what_filler_adds_to_it(play, broker):
+def test_a_bandwidth_probe_tells_the_round_trip_and_what_filler_adds_to_it(play, broker):
     async def work(hub):
         before = await hub.stream.stream_info(subjects.STREAM)
-        async with linked(broker) as link:
-            filled = await link.sound(bytes(16_384))
+        async with linked(broker) as connection:
+            filled = await connection.bandwidth_probe(bytes(16_384))
         after = await hub.stream.stream_info(subjects.STREAM)
         return filled, before.state.messages == after.state.messages
 
@@ -291,20 +291,20 @@ def test_a_sounding_tells_the_round_trip_and_what_filler_adds_to_it(play, broker
     assert nothing_stored
 
 
-def test_a_probe_is_answered_at_once_and_only_the_latest_counts(play, broker):
+def test_a_ping_is_answered_at_once_and_only_the_latest_counts(play, broker):
     trips, superseded = [], []
 
     async def work(hub):
         before = await hub.stream.stream_info(subjects.STREAM)
-        async with linked(broker) as link:
-            link.probe(superseded.append)
-            link.probe(trips.append)
+        async with linked(broker) as connection:
+            connection.ping(superseded.append)
+            connection.ping(trips.append)
             await until(lambda: trips)
-            await harness.stored(link, "pi-1.boot.0", 0, b"frame")
+            await harness.stored(connection, "pi-1.boot.0", 0, b"frame")
         after = await hub.stream.stream_info(subjects.STREAM)
         return after.state.messages - before.state.messages
 
-    assert play(work) == 1, "a probe was stored"
+    assert play(work) == 1, "a ping was stored"
     assert superseded == []
     assert len(trips) == 1
     assert 0 < trips[0] < 5
@@ -312,14 +312,14 @@ def test_a_probe_is_answered_at_once_and_only_the_latest_counts(play, broker):
 
 def test_a_frame_that_the_broker_does_not_store_says_why(broker):
     async def work():
-        async with linked(broker) as link:
+        async with linked(broker) as connection:
             with pytest.raises(LinkError, match="no stream takes it"):
-                await harness.stored(link, "pi-1.boot.0", 0, b"frame")
+                await harness.stored(connection, "pi-1.boot.0", 0, b"frame")
             other = subjects.bucket_stream(subjects.TABLES)
             client = await nats.connect(broker.url)
             await client.jetstream().add_stream(name=other, subjects=["act.>"])
             with pytest.raises(LinkError, match="expected stream"):
-                await harness.stored(link, "pi-1.boot.0", 0, b"frame")
+                await harness.stored(connection, "pi-1.boot.0", 0, b"frame")
             await client.jetstream().delete_stream(other)
             await client.close()
 
@@ -331,11 +331,11 @@ def test_what_waits_for_the_broker_learns_at_once_that_it_is_gone(broker):
         return
 
     async def work():
-        async with linked(broker) as link:
+        async with linked(broker) as connection:
             client = await nats.connect(broker.url, allow_reconnect=False)
             await client.subscribe("act.>", cb=ignore)  # somebody takes the frame, but no stream stores it
             await flush(client)
-            said = harness.stored(link, "pi-1.boot.0", 0, b"frame", 60.0)
+            said = harness.stored(connection, "pi-1.boot.0", 0, b"frame", 60.0)
             await asyncio.sleep(0.2)
             assert not said.done()
             await broker.stop()
@@ -345,12 +345,12 @@ def test_what_waits_for_the_broker_learns_at_once_that_it_is_gone(broker):
     asyncio.run(work())
 
 
-def test_a_sounding_without_a_broker_is_one_error(play, broker):
+def test_a_bandwidth_probe_without_a_broker_is_one_error(play, broker):
     async def work(hub):
-        async with linked(broker) as link:
+        async with linked(broker) as connection:
             await broker.stop()
-            await until(lambda: not link.connected)
+            await until(lambda: not connection.connected)
             with pytest.raises(LinkError):
-                await link.sound(b"x")
+                await connection.bandwidth_probe(b"x")
 
     play(work)

@@ -4,7 +4,7 @@ Four devices play the recordings of folds 1 to 4, without labels and each in an 
 share of its windows and ships each at a random cut, encoded as on the wire; the server's own trainer learns from them,
 and after every pass over the recordings the devices move to the averaged weights.
 
-    python -m tools.learning encoder.pt --audio recordings/ [--room 1] [--terms hybrid,task] [--passes 4] [--raw]
+    python -m tools.sparse_training encoder.pt --audio recordings/ [--room 1] [--terms hybrid,task] [--passes 4] [--raw]
 
 `recordings/esc10/labels.csv` names the recordings. `tools.bench_learning` runs this for the benchmark's two starts.
 """
@@ -24,16 +24,16 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_server.suffix.generations import CutModel, cut_model
 from runtime_server.training.augment import AugmentConfig
-from runtime_server.training.buffer import Window
+from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.losses import HybridConfig
 from runtime_server.training.objective import first_trainable
 from runtime_server.training.trainer import TrainConfig, Trainer
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.cost.targets import load_target
-from streamsplit_compile.encoder.encoders import Encoder, load_encoder
+from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
 from streamsplit_compile.encoder.segment import run_segments
+from tools.clip_probe import Probed, probe
 from tools.esc10 import Clips, load_clips
-from tools.probe import Probed, probe
 from tools.room import Room
 
 HYBRID, _USUAL = TrainConfig().loss, TrainConfig().augment
@@ -58,7 +58,7 @@ _CHUNK = 36
 
 
 @dataclass(frozen=True)
-class Learning:
+class TrainingRun:
     """One run: what arrives and how it is learnt from."""
 
     loss: HybridConfig = HYBRID
@@ -82,7 +82,7 @@ class Stage:
     once, and raw audio, 16-bit PCM, is handed to the trainer behind them.
     """
 
-    encoder: Encoder
+    encoder: LoadedEncoder
     bundle: Bundle
     clips: Clips
     fronts: torch.Tensor
@@ -104,7 +104,7 @@ class Stage:
         return probe(embeddings, self.clips.labels, self.clips.folds, HELD_OUT_FOLD)
 
 
-def stage(encoder: Encoder, clips: Clips, calibrate: Path, work: Path) -> Stage:
+def stage(encoder: LoadedEncoder, clips: Clips, calibrate: Path, work: Path) -> Stage:
     """Compile the encoder below `work`, and run what never changes."""
     options = CompileOptions(targets=[load_target("rpi4")], calibrate=calibrate, cuts=CUTS)
     bundle = compile_encoder(encoder, options, work / "bundle")
@@ -119,7 +119,7 @@ def stage(encoder: Encoder, clips: Clips, calibrate: Path, work: Path) -> Stage:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """What one run gave."""
 
     before: Probed
@@ -128,7 +128,9 @@ class Outcome:
     windows: int
 
 
-def learn(staged: Stage, run: Learning, before: Probed | None = None, note: Callable[[str], None] = print) -> Outcome:
+def learn(
+    staged: Stage, run: TrainingRun, before: Probed | None = None, note: Callable[[str], None] = print
+) -> TrainingResult:
     """Stream, train and probe."""
     released, config = (
         staged.start,
@@ -142,14 +144,14 @@ def learn(staged: Stage, run: Learning, before: Probed | None = None, note: Call
         ),
     )
     trainer = Trainer(staged.start, config, staged.encoder.embedding_dim)
-    uplink = _Uplink(staged, run)
+    uplink = _TorchPrefix(staged, run)
     recordings = staged.fronts[torch.from_numpy(staged.clips.folds != HELD_OUT_FOLD)]
     before = before or staged.judged(released)
     windows = 0
     for number in range(run.passes):
         for chunk in _pass(recordings, number, run):
             for window in uplink.ship(released, number + 1, chunk):
-                trainer.take(window)
+                trainer.add(window)
                 windows += 1
             if trainer.ready:
                 for _ in range(run.steps_per_chunk):
@@ -157,11 +159,11 @@ def learn(staged: Stage, run: Learning, before: Probed | None = None, note: Call
         released = cut_model(staged.encoder.graph, staged.bundle, trainer.averaged_tensors())
     after = staged.judged(released)
     note(f"  {after}  ({windows} windows, {trainer.steps} steps)")
-    return Outcome(before, after, trainer.steps, windows)
+    return TrainingResult(before, after, trainer.steps, windows)
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _FrontWindow:
     """A window of one device, before any block that learns has run."""
 
     device: int
@@ -169,7 +171,7 @@ class _Heard:
     front: torch.Tensor
 
 
-def _pass(recordings: torch.Tensor, number: int, run: Learning) -> Iterator[list[_Heard]]:
+def _pass(recordings: torch.Tensor, number: int, run: TrainingRun) -> Iterator[list[_FrontWindow]]:
     """Every recording once, a few at a time; what is not kept has never been sent."""
     rng = np.random.default_rng((run.seed, number))
     order = rng.permutation(len(recordings))
@@ -182,14 +184,14 @@ def _pass(recordings: torch.Tensor, number: int, run: Learning) -> Iterator[list
             for position in range(start, min(start + _CHUNK, len(share) * per_clip)):
                 if rng.random() < run.kept_share:
                     clip, place = divmod(position, per_clip)
-                    chunk.append(_Heard(device, number * longest + position, recordings[share[clip], place]))
+                    chunk.append(_FrontWindow(device, number * longest + position, recordings[share[clip], place]))
         yield chunk
 
 
-class _Uplink:
+class _TorchPrefix:
     """Prefix, encoding and decoding: a device's half in torch, which the compiler proves to be the same numbers."""
 
-    def __init__(self, staged: Stage, run: Learning) -> None:
+    def __init__(self, staged: Stage, run: TrainingRun) -> None:
         cuts = staged.bundle.manifest.info.cuts
         self._first = staged.first
         # The embedding trains nothing, so the last cut is left out.
@@ -197,7 +199,7 @@ class _Uplink:
         self._codecs = {cut: CutCodec(cuts[cut], "int8") for cut in self._cuts if cut}
         self._rng = np.random.default_rng((run.seed, 99))
 
-    def ship(self, model: CutModel, generation: int, heard: list[_Heard]) -> Iterator[Window]:
+    def ship(self, model: CutModel, generation: int, heard: list[_FrontWindow]) -> Iterator[TrainingWindow]:
         """The windows as the server takes them, with the embeddings that it makes of them."""
         drawn = self._rng.choice(self._cuts, len(heard))
         for cut in self._cuts:
@@ -214,7 +216,7 @@ class _Uplink:
                 embeddings = run_segments(model.segments[at:], received)
             rows = len(received) // len(members)
             for place, window in enumerate(members):
-                yield Window(
+                yield TrainingWindow(
                     device=f"device-{window.device}",
                     boot="a",
                     index=window.index,
@@ -237,11 +239,11 @@ def main() -> None:
     parser.add_argument("--audio", type=Path, required=True)
     parser.add_argument("--room", type=int, help="Seed of another room and microphone to hear everything through.")
     parser.add_argument("--terms", default="hybrid", help=f"Some of {', '.join(TERMS)}.")
-    parser.add_argument("--passes", type=int, default=Learning.passes)
-    parser.add_argument("--batch", type=int, default=Learning.batch)
-    parser.add_argument("--steps-per-chunk", type=int, default=Learning.steps_per_chunk)
-    parser.add_argument("--learning-rate", type=float, default=Learning.learning_rate)
-    parser.add_argument("--kept-share", type=float, default=Learning.kept_share)
+    parser.add_argument("--passes", type=int, default=TrainingRun.passes)
+    parser.add_argument("--batch", type=int, default=TrainingRun.batch)
+    parser.add_argument("--steps-per-chunk", type=int, default=TrainingRun.steps_per_chunk)
+    parser.add_argument("--learning-rate", type=float, default=TrainingRun.learning_rate)
+    parser.add_argument("--kept-share", type=float, default=TrainingRun.kept_share)
     parser.add_argument("--raw", action="store_true", help="Ship raw audio instead of activations at mixed cuts.")
     parser.add_argument("--seed", type=int, default=0)
     given = vars(parser.parse_args())
@@ -256,7 +258,7 @@ def main() -> None:
         print(f"before\n  {before}")
         for term in terms.split(","):
             print(term)
-            learn(staged, Learning(TERMS[term], **given), before)
+            learn(staged, TrainingRun(TERMS[term], **given), before)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ import asyncio
 
 import pytest
 
-from tools.fleet import Fleet, FleetConfig, Recorded
+from tools.fleet import Fleet, FleetConfig, FleetRecordings
 
 pytestmark = pytest.mark.slow
 
 
 def test_a_fleet_loses_nothing_while_ranks_and_brokers_are_killed(toy, toy_bundle, tmp_path):
     encoder = toy / "encoder.pt"
-    recorded = Recorded(toy_bundle, encoder, None)
+    recorded = FleetRecordings(toy_bundle, encoder, None)
     config = FleetConfig(
         devices=20,
         seconds=24.0,
