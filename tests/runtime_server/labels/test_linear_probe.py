@@ -10,6 +10,8 @@ from runtime_server.labels import linear_probe as probe_module
 from runtime_server.labels.linear_probe import LinearProbe
 from runtime_server.releases.release_gate import first_model
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def front_end(small_bundle):

@@ -15,6 +15,8 @@ from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.checkpoint import Checkpoints, resumed
 from runtime_server.training.trainer import TrainConfig, Trainer
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def trainer_of(generations):

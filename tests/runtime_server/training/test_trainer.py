@@ -11,6 +11,8 @@ from runtime_server.releases.release_gate import first_model
 from runtime_server.training.buffer import TemporalBuffer, TrainingWindow
 from runtime_server.training.trainer import HELD_OUT_PERIOD, HELD_OUT_RUN, TrainConfig, Trainer
 
+pytestmark = pytest.mark.integration
+
 BLOCKS = ("stem", "down", "residual", "head")
 
 

@@ -20,6 +20,8 @@ from streamsplit_compile.encoder.segment import extract, split
 from streamsplit_compile.lowering.onnx_lowering import INPUT, OUTPUT, keep_graph, write_weights
 from streamsplit_compile.lowering.onnx_precision import to_fp16_weights, to_int8
 
+pytestmark = pytest.mark.integration
+
 METADATA = {"ssc.encoder": "toy"}
 
 

@@ -9,6 +9,8 @@ from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import cuts_of
 from streamsplit_compile.splitter.pricing import action_costs, bundle_actions, default_encoding, price
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def work(tiny_encoder, small_bundle):
