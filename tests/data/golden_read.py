@@ -36,7 +36,7 @@ from runtime_edge.policy.memory import GaussianMemory
 from runtime_edge.policy.online_learner import Learnt
 from runtime_edge.service.status import read_status
 from runtime_edge.transport.spool import Spool
-from runtime_edge.updates.bundle_store import BundleStore, stored_table
+from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.trial import update_log
 from runtime_server.broker.access import Access
 from runtime_server.ingest import dead_letters
@@ -130,7 +130,7 @@ def _device(root: Path) -> Json:
     refused = store.recover()
     bundle = store.current()
     assert bundle is not None
-    table = open_table(stored_table(state) or b"", store.trusted, "table.json")
+    table = open_table((state / "table.json").read_bytes(), store.trusted, "table.json")
     head = open_head((state / "head.json").read_bytes(), store.trusted, "head.json")
     head.check_fits(bundle.manifest.info, "head.json")
     learnt = Learnt.from_json((state / "learnt.json").read_bytes(), "learnt.json")

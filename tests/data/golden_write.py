@@ -43,7 +43,7 @@ from runtime_edge.service.status import EncoderStatus as RunningEncoder
 from runtime_edge.system import Health
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.spool import Spool, SpoolState
-from runtime_edge.updates.bundle_store import BundleStore, store_table
+from runtime_edge.updates.bundle_store import BundleStore
 from runtime_server.broker.access import Access
 from runtime_server.ingest import dead_letters
 from runtime_server.releases.release_gate import first_model
@@ -185,7 +185,7 @@ def _records(directory: Path, bundle: Bundle) -> None:
 def _device(state: Path, bundle: Bundle, files: Path) -> None:
     state.mkdir()
     store = BundleStore(state, None)
-    store.pin(KEY.public.to_text())
+    (state / "trusted.pub").write_text(KEY.public.to_text())
     installed = store.install_local(bundle.path)
     store.trials.begin(installed)
     store.trials.prove(installed)
@@ -195,7 +195,7 @@ def _device(state: Path, bundle: Bundle, files: Path) -> None:
     store.trials.refuse(other, "the self-test is off by 0.5")
     store.trials.note("update_failed", generation=2, reason="the self-test is off by 0.5")
     table = bundle.table("rpi4")
-    store_table(state, encode(sign_table(table, KEY)))
+    (state / "table.json").write_bytes(encode(sign_table(table, KEY)))
     shutil.copy(files / "records" / "head.record", state / "head.json")
     learnt = Learnt(device="pi-1", target="rpi4", table=table.digest, cells=[(0, 1, 0.125, 12)])
     (state / "learnt.json").write_bytes(learnt.to_json())

@@ -8,7 +8,7 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import TableError
 from runtime_edge.formats.records.table import StateAxis
 from runtime_edge.policy.surroundings import PERIOD_S, Surroundings, measured
-from runtime_edge.updates import updater
+from runtime_edge.updates import table_updater
 
 
 @pytest.fixture
@@ -64,11 +64,11 @@ def test_a_table_by_charge_is_followed_where_there_is_a_battery_and_refused_else
         dwell=1,
     )
     config = DeviceConfig(device="pi-1")
-    monkeypatch.setattr(updater, "measured", dict)
+    monkeypatch.setattr(table_updater, "measured", dict)
     with pytest.raises(TableError, match="battery, which is not measured here"):
-        updater.make_splitter(small_bundle, table, config)
+        table_updater.make_splitter(small_bundle, table, config)
 
-    monkeypatch.setattr(updater, "measured", lambda: {"battery": 1.0})
-    splitter = updater.make_splitter(small_bundle, table, config)
+    monkeypatch.setattr(table_updater, "measured", lambda: {"battery": 1.0})
+    splitter = table_updater.make_splitter(small_bundle, table, config)
     cuts = [splitter.choose(0.5, 0.1, 2.0, 50.0, extra={"battery": charge}).cut for charge in (0.9, 0.1)]
     assert cuts == [base.actions[0], base.actions[-1]]
