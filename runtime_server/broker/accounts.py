@@ -44,9 +44,12 @@ def accounts_config(server_key: str, devices: dict[str, str], readers: dict[str,
     users: list[_Rules] = [{"nkey": server_key}]
     if anyone:
         users.append({"user": _ANONYMOUS, "password": _ANONYMOUS})
-    accounts = {SERVER_ACCOUNT: {"jetstream": "enabled", "users": users, "exports": _exports()}}
+    # Straight from each device: what a request has carried into the server's account goes on to no third one.
+    events = [_import("stream", name, subjects.events(name)) for name in sorted(devices)]
+    server: _Rules = {"jetstream": "enabled", "users": users, "exports": _exports(), "imports": events}
+    accounts = {SERVER_ACCOUNT: server}
     accounts |= {name: _device(name, key) for name, key in devices.items()}
-    accounts |= {name: _reader(name, password) for name, password in readers.items()}
+    accounts |= {name: _reader(name, password, events) for name, password in readers.items()}
     lines = [f"  {json.dumps(name)}: {json.dumps(rules)}" for name, rules in sorted(accounts.items())]
     default = f"no_auth_user: {_ANONYMOUS}\n" if anyone else ""
     return "authorization { timeout: 5 }\naccounts {\n" + "\n".join(lines) + "\n}\n" + default
@@ -56,7 +59,6 @@ def _exports() -> list[_Rules]:
     """What of the server's account others may import: requests that one message answers, unless it says otherwise."""
     requests = [
         "act.*.*",
-        subjects.events("*"),
         subjects.bucket_subject(subjects.PRESENCE, "*"),
         subjects.bucket_subject(subjects.LEARNT, "*"),
         *(_last(bucket, ">") for bucket in _READABLE),
@@ -80,7 +82,6 @@ def _device(name: str, key: str) -> _Rules:
     ]
     requests = [
         subjects.frames(name),
-        subjects.events(name),
         subjects.bucket_subject(subjects.PRESENCE, name),
         subjects.bucket_subject(subjects.LEARNT, name),
         *(_last(bucket, key) for bucket, key in readable),
@@ -88,25 +89,35 @@ def _device(name: str, key: str) -> _Rules:
         f"{_OBJECTS}.>",
     ]
     heard = [f"{subjects.inbox(name)}.>", *(subjects.news(bucket, key) for bucket, key in readable)]
-    # What measures the link goes nowhere, so it is no request.
-    permissions = {"publish": {"allow": [*requests, subjects.filler(name)]}, "subscribe": {"allow": heard}}
-    return _member({"nkey": key, "permissions": permissions}, requests, heard)
+    # What measures the link goes nowhere, and events to whoever listens: neither is a request.
+    told = [subjects.events(name), subjects.filler(name)]
+    permissions = {"publish": {"allow": [*requests, *told]}, "subscribe": {"allow": heard}}
+    imports = [_import("service", SERVER_ACCOUNT, subject) for subject in requests]
+    imports += [_import("stream", SERVER_ACCOUNT, subject) for subject in heard]
+    exports = [{"stream": subjects.events(name)}]
+    return {**_member({"nkey": key, "permissions": permissions}, imports), "exports": exports}
 
 
-def _reader(name: str, password: str) -> _Rules:
-    """A reader's account: MQTT's `evt/#` is `evt` as well as `evt.>`, and the broker keeps sessions under $MQTT."""
+def _reader(name: str, password: str, events: list[_Rules]) -> _Rules:
+    """A reader's account: it hears the events of every device, with or without an account of its own.
+
+    MQTT's `evt/#` is `evt` as well as `evt.>`, and the broker keeps sessions under $MQTT.
+    """
     permissions = {
         "publish": {"deny": ">"},
         "subscribe": {"allow": ["evt", subjects.events(">"), "$MQTT.sub.>"]},
     }
     user = {"user": name, "password": password, "permissions": permissions}
-    return {**_member(user, [], [subjects.events("*")]), "jetstream": _SESSIONS}
+    imports = [_import("stream", SERVER_ACCOUNT, subjects.events("*")), *events]
+    return {**_member(user, imports), "jetstream": _SESSIONS}
 
 
-def _member(user: _Rules, requests: list[str], heard: list[str]) -> _Rules:
-    imports = [{kind: {"account": SERVER_ACCOUNT, "subject": subject}}
-               for kind, some in (("service", requests), ("stream", heard)) for subject in some]  # fmt: skip
+def _member(user: _Rules, imports: list[_Rules]) -> _Rules:
     return {"users": [user], "imports": imports, "limits": {"max_connections": _MAX_CONNECTIONS}}
+
+
+def _import(kind: str, account: str, subject: str) -> _Rules:
+    return {kind: {"account": account, "subject": subject}}
 
 
 def _last(bucket: str, key: str) -> str:
