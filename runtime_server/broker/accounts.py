@@ -1,4 +1,4 @@
-"""The broker's accounts: one for the server and all that it keeps, and one for each device and reader of events.
+"""The broker's accounts: one for the server and all that it keeps, one for readers of events, and one for each device.
 
 An account is a subject space of its own. What a device publishes stays in its account unless it is one of the requests
 that the account imports from the server's; then the broker replaces the reply subject the device named by one of its
@@ -14,7 +14,9 @@ from typing import Any
 from runtime_edge.formats import subjects
 
 SERVER_ACCOUNT = "SERVER"
-"""Holds the streams and buckets. No member can have this name, because theirs are lower-case."""
+"""Holds the streams and buckets. No device can have this name, nor the next one: theirs are lower-case."""
+
+READERS_ACCOUNT = "READERS"
 
 _ANONYMOUS = "_anyone"
 """No device can have this name."""
@@ -23,11 +25,11 @@ _DIRECT_GET = "$JS.API.DIRECT.GET"
 _OBJECTS = f"{_DIRECT_GET}.OBJ_{subjects.BUNDLES}"
 _READABLE = (subjects.RELEASES, subjects.TABLES, subjects.HEADS)
 _MAX_CONNECTIONS = 32
-"""Of one member: those of a device on a broken link linger until the broker has noticed."""
+"""Of one device: those on a broken link linger until the broker has noticed."""
 _BATCH_PATIENCE = "10s"
 """How long the broker waits for the next message of a batch before it forgets where the batch goes."""
-_SESSIONS = {"max_memory": 0, "max_file": 16 << 20, "max_streams": 8, "max_consumers": 256}
-"""What the broker may keep of one reader's MQTT sessions."""
+_SESSIONS = {"max_memory": 0, "max_file": 256 << 20, "max_streams": 8}
+"""What the broker may keep of the readers' MQTT sessions."""
 
 _Rules = dict[str, Any]
 
@@ -45,8 +47,8 @@ def accounts_config(server_key: str, devices: dict[str, str], readers: dict[str,
     if anyone:
         users.append({"user": _ANONYMOUS, "password": _ANONYMOUS})
     accounts = {SERVER_ACCOUNT: {"jetstream": "enabled", "users": users, "exports": _exports()}}
+    accounts[READERS_ACCOUNT] = _readers(readers)
     accounts |= {name: _device(name, key) for name, key in devices.items()}
-    accounts |= {name: _reader(name, password) for name, password in readers.items()}
     lines = [f"  {json.dumps(name)}: {json.dumps(rules)}" for name, rules in sorted(accounts.items())]
     default = f"no_auth_user: {_ANONYMOUS}\n" if anyone else ""
     return "authorization { timeout: 5 }\naccounts {\n" + "\n".join(lines) + "\n}\n" + default
@@ -80,7 +82,6 @@ def _device(name: str, key: str) -> _Rules:
     ]
     requests = [
         subjects.frames(name),
-        subjects.events(name),
         subjects.bucket_subject(subjects.PRESENCE, name),
         subjects.bucket_subject(subjects.LEARNT, name),
         *(_last(bucket, key) for bucket, key in readable),
@@ -88,25 +89,35 @@ def _device(name: str, key: str) -> _Rules:
         f"{_OBJECTS}.>",
     ]
     heard = [f"{subjects.inbox(name)}.>", *(subjects.news(bucket, key) for bucket, key in readable)]
-    # What measures the link goes nowhere, so it is no request.
-    permissions = {"publish": {"allow": [*requests, subjects.filler(name)]}, "subscribe": {"allow": heard}}
-    return _member({"nkey": key, "permissions": permissions}, requests, heard)
+    # What measures the link is no request: it goes nowhere.
+    said = [*requests, subjects.events(name), subjects.filler(name)]
+    permissions = {"publish": {"allow": said}, "subscribe": {"allow": heard}}
+    imports = [
+        *(_import("service", SERVER_ACCOUNT, subject) for subject in requests),
+        _import("service", READERS_ACCOUNT, subjects.events(name)),
+        *(_import("stream", SERVER_ACCOUNT, subject) for subject in heard),
+    ]
+    users = [{"nkey": key, "permissions": permissions}]
+    return {"limits": {"max_connections": _MAX_CONNECTIONS}, "users": users, "imports": imports}
 
 
-def _reader(name: str, password: str) -> _Rules:
-    """A reader's account: MQTT's `evt/#` is `evt` as well as `evt.>`, and the broker keeps sessions under $MQTT."""
+def _readers(passwords: dict[str, str]) -> _Rules:
+    """The readers' account, which devices' events reach first: what a request brings, no stream carries on.
+
+    MQTT's `evt/#` is `evt` as well as `evt.>`, and the broker keeps sessions under $MQTT.
+    """
     permissions = {
         "publish": {"deny": ">"},
         "subscribe": {"allow": ["evt", subjects.events(">"), "$MQTT.sub.>"]},
     }
-    user = {"user": name, "password": password, "permissions": permissions}
-    return {**_member(user, [], [subjects.events("*")]), "jetstream": _SESSIONS}
+    users = [{"user": name, "password": word, "permissions": permissions} for name, word in sorted(passwords.items())]
+    events = subjects.events("*")
+    imports = [_import("service", SERVER_ACCOUNT, events), _import("stream", SERVER_ACCOUNT, events)]
+    return {"jetstream": _SESSIONS, "users": users, "exports": [{"service": events}], "imports": imports}
 
 
-def _member(user: _Rules, requests: list[str], heard: list[str]) -> _Rules:
-    imports = [{kind: {"account": SERVER_ACCOUNT, "subject": subject}}
-               for kind, some in (("service", requests), ("stream", heard)) for subject in some]  # fmt: skip
-    return {"users": [user], "imports": imports, "limits": {"max_connections": _MAX_CONNECTIONS}}
+def _import(kind: str, account: str, subject: str) -> _Rules:
+    return {kind: {"account": account, "subject": subject}}
 
 
 def _last(bucket: str, key: str) -> str:
