@@ -1,4 +1,4 @@
-"""The broker's accounts: one for the server and all that it keeps, and one for each device and reader of events.
+"""The broker's accounts: one for the server and all that it keeps, one for readers of events, and one for each device.
 
 An account is a subject space of its own. What a device publishes stays in its account unless it is one of the requests
 that the account imports from the server's; then the broker replaces the reply subject the device named by one of its
@@ -14,7 +14,9 @@ from typing import Any
 from runtime_edge.formats import subjects
 
 SERVER_ACCOUNT = "SERVER"
-"""Holds the streams and buckets. No member can have this name, because theirs are lower-case."""
+"""Holds the streams and buckets. No device can have this name, nor the next one: theirs are lower-case."""
+
+READERS_ACCOUNT = "READERS"
 
 _ANONYMOUS = "_anyone"
 """No device can have this name."""
@@ -23,11 +25,11 @@ _DIRECT_GET = "$JS.API.DIRECT.GET"
 _OBJECTS = f"{_DIRECT_GET}.OBJ_{subjects.BUNDLES}"
 _READABLE = (subjects.RELEASES, subjects.TABLES, subjects.HEADS)
 _MAX_CONNECTIONS = 32
-"""Of one member: those of a device on a broken link linger until the broker has noticed."""
+"""Of one device: those on a broken link linger until the broker has noticed."""
 _BATCH_PATIENCE = "10s"
 """How long the broker waits for the next message of a batch before it forgets where the batch goes."""
-_SESSIONS = {"max_memory": 0, "max_file": 16 << 20, "max_streams": 8, "max_consumers": 256}
-"""What the broker may keep of one reader's MQTT sessions."""
+_SESSIONS = {"max_memory": 0, "max_file": 256 << 20, "max_streams": 8}
+"""What the broker may keep of the readers' MQTT sessions."""
 
 _Rules = dict[str, Any]
 
@@ -44,12 +46,9 @@ def accounts_config(server_key: str, devices: dict[str, str], readers: dict[str,
     users: list[_Rules] = [{"nkey": server_key}]
     if anyone:
         users.append({"user": _ANONYMOUS, "password": _ANONYMOUS})
-    # Straight from each device: what a request has carried into the server's account goes on to no third one.
-    events = [_import("stream", name, subjects.events(name)) for name in sorted(devices)]
-    server: _Rules = {"jetstream": "enabled", "users": users, "exports": _exports(), "imports": events}
-    accounts = {SERVER_ACCOUNT: server}
+    accounts = {SERVER_ACCOUNT: {"jetstream": "enabled", "users": users, "exports": _exports()}}
+    accounts[READERS_ACCOUNT] = _readers(readers)
     accounts |= {name: _device(name, key) for name, key in devices.items()}
-    accounts |= {name: _reader(name, password, events) for name, password in readers.items()}
     lines = [f"  {json.dumps(name)}: {json.dumps(rules)}" for name, rules in sorted(accounts.items())]
     default = f"no_auth_user: {_ANONYMOUS}\n" if anyone else ""
     return "authorization { timeout: 5 }\naccounts {\n" + "\n".join(lines) + "\n}\n" + default
@@ -59,6 +58,7 @@ def _exports() -> list[_Rules]:
     """What of the server's account others may import: requests that one message answers, unless it says otherwise."""
     requests = [
         "act.*.*",
+        subjects.events("*"),
         subjects.bucket_subject(subjects.PRESENCE, "*"),
         subjects.bucket_subject(subjects.LEARNT, "*"),
         *(_last(bucket, ">") for bucket in _READABLE),
@@ -72,7 +72,7 @@ def _exports() -> list[_Rules]:
 def _device(name: str, key: str) -> _Rules:
     """A device's account: what reaches the server from it, what it gets to hear, and what it may do at all.
 
-    No trailing `*`: nats-server lets a client with permission for `a.*` subscribe to `a.>`.
+    No `*` at an end: the broker takes a wish for `a.>` as one that `a.*` allows.
     """
     readable = [(subjects.RELEASES, ">")]
     readable += [
@@ -89,17 +89,20 @@ def _device(name: str, key: str) -> _Rules:
         f"{_OBJECTS}.>",
     ]
     heard = [f"{subjects.inbox(name)}.>", *(subjects.news(bucket, key) for bucket, key in readable)]
-    # What measures the link goes nowhere, and events to whoever listens: neither is a request.
-    told = [subjects.events(name), subjects.filler(name)]
-    permissions = {"publish": {"allow": [*requests, *told]}, "subscribe": {"allow": heard}}
-    imports = [_import("service", SERVER_ACCOUNT, subject) for subject in requests]
-    imports += [_import("stream", SERVER_ACCOUNT, subject) for subject in heard]
-    exports = [{"stream": subjects.events(name)}]
-    return {**_member({"nkey": key, "permissions": permissions}, imports), "exports": exports}
+    # What measures the link is no request: it goes nowhere.
+    said = [*requests, subjects.events(name), subjects.filler(name)]
+    permissions = {"publish": {"allow": said}, "subscribe": {"allow": heard}}
+    imports = [
+        *(_import("service", SERVER_ACCOUNT, subject) for subject in requests),
+        _import("service", READERS_ACCOUNT, subjects.events(name)),
+        *(_import("stream", SERVER_ACCOUNT, subject) for subject in heard),
+    ]
+    users = [{"nkey": key, "permissions": permissions}]
+    return {"limits": {"max_connections": _MAX_CONNECTIONS}, "users": users, "imports": imports}
 
 
-def _reader(name: str, password: str, events: list[_Rules]) -> _Rules:
-    """A reader's account: it hears the events of every device, with or without an account of its own.
+def _readers(passwords: dict[str, str]) -> _Rules:
+    """The readers' account, which devices' events reach first: what a request brings, no stream carries on.
 
     MQTT's `evt/#` is `evt` as well as `evt.>`, and the broker keeps sessions under $MQTT.
     """
@@ -107,13 +110,10 @@ def _reader(name: str, password: str, events: list[_Rules]) -> _Rules:
         "publish": {"deny": ">"},
         "subscribe": {"allow": ["evt", subjects.events(">"), "$MQTT.sub.>"]},
     }
-    user = {"user": name, "password": password, "permissions": permissions}
-    imports = [_import("stream", SERVER_ACCOUNT, subjects.events("*")), *events]
-    return {**_member(user, imports), "jetstream": _SESSIONS}
-
-
-def _member(user: _Rules, imports: list[_Rules]) -> _Rules:
-    return {"users": [user], "imports": imports, "limits": {"max_connections": _MAX_CONNECTIONS}}
+    users = [{"user": name, "password": word, "permissions": permissions} for name, word in sorted(passwords.items())]
+    events = subjects.events("*")
+    imports = [_import("service", SERVER_ACCOUNT, events), _import("stream", SERVER_ACCOUNT, events)]
+    return {"jetstream": _SESSIONS, "users": users, "exports": [{"service": events}], "imports": imports}
 
 
 def _import(kind: str, account: str, subject: str) -> _Rules:
