@@ -8,7 +8,7 @@ import pytest
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import new_seed, public_key
 from runtime_server.broker.accounts import READERS_ACCOUNT, SERVER_ACCOUNT, accounts_config
-from runtime_server.broker.broker_process import _binary
+from runtime_server.broker.broker_process import broker_program
 
 SERVER, KEYS = public_key(new_seed()), {name: public_key(new_seed()) for name in ("pi-1", "pi-2")}
 
@@ -106,5 +106,5 @@ def test_nats_server_takes_the_configuration(tmp_path, count):
     devices = {f"pi-{number}": public_key(new_seed()) for number in range(count)}
     config = tmp_path / "nats.conf"
     config.write_text(accounts_config(SERVER, devices, {"phone": "word"}, anyone=True))
-    checked = subprocess.run([_binary(), "-t", "-c", config], capture_output=True, text=True, check=False)
+    checked = subprocess.run([broker_program(), "-t", "-c", config], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr

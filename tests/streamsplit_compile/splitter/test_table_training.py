@@ -24,6 +24,8 @@ from streamsplit_compile.splitter.policies import play
 from streamsplit_compile.splitter.table_training import TableOptions, train_table
 from streamsplit_compile.splitter.traces import TraceModel, Traces, observe, synthetic_traces
 
+pytestmark = pytest.mark.integration
+
 # Cut, milliseconds of the prefix on a Raspberry Pi 4, payload bytes.
 RESNET18 = [
     ("waveform", 0, 32_000),
