@@ -64,10 +64,11 @@ def _draw_device(path: Path, device: DemoDevice, evidence: Evidence) -> None:
         3, 1, figsize=(9, 5.6), sharex=True, height_ratios=(1.4, 1.2, 0.8), layout="constrained"
     )
     positions = [evidence.cuts.index(row["cut"]) for row in rows]
-    for probe, marker, label in ((False, "o", "policy"), (True, "D", "probe")):
-        chosen = [(t, p) for t, p, row in zip(times, positions, rows, strict=True) if row["probe"] == probe]
+    for explored, marker, label in ((False, "o", "policy"), (True, "D", "exploration")):
+        chosen = [(t, p) for t, p, row in zip(times, positions, rows, strict=True) if row["probe"] == explored]
         if chosen:
-            top.scatter(*zip(*chosen, strict=True), s=14, marker=marker, color=_COLOURS[probe], label=label, zorder=3)
+            colour = _COLOURS[explored]
+            top.scatter(*zip(*chosen, strict=True), s=14, marker=marker, color=colour, label=label, zorder=3)
     top.plot(times, positions, color=_COLOURS[0], alpha=0.3, drawstyle="steps-post")
     top.set_yticks(range(len(evidence.cuts)), evidence.cuts)
     top.set_ylim(-0.5, len(evidence.cuts) + 0.2)
