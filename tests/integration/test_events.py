@@ -19,13 +19,20 @@ class Phone:
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
         if login:
             self._client.username_pw_set(**login)
-        self._subscribed = False
+        self._subscribed, self._refused = False, ""
+        self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         self._client.subscribe("evt/#")
-        harness.until(lambda: self._subscribed, "the subscription")
+        harness.until(lambda: self._subscribed or self._refused, "the subscription")
+        if self._refused:
+            self.close()
+            raise PermissionError(self._refused)
+
+    def _on_connect(self, client, data, flags, reason, properties):
+        self._refused = str(reason) if reason.is_failure else ""
 
     def _on_subscribe(self, *_):
         self._subscribed = True
