@@ -195,9 +195,9 @@ def encode_frame(
     width: int = 0,
 ) -> bytes:
     """One frame with one window, with the fields of a FrameHeader; the payload is copied once."""
-    number = WIRE_ENCODINGS.index(encoding)
-    header = FrameHeader(window, capture_ns, generation, cut, number, compressed, uncertainty, width, model)
-    return _frame(_header_of(header), payload)
+    coding = 2 * WIRE_ENCODINGS.index(encoding) + compressed
+    header = _Header(SCHEMA_VERSION, model, generation, cut, width, coding, window, capture_ns, _steps(uncertainty))
+    return _frame(header, payload)
 
 
 def encode_frames(windows: Sequence[tuple[FrameHeader, bytes | memoryview]]) -> bytes:
