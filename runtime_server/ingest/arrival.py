@@ -15,14 +15,12 @@ from runtime_server.training.buffer import TrainingWindow
 
 @dataclass
 class Parts:
-    """How many windows of a message still wait for their answer."""
+    """What has become of the windows of one message."""
 
-    left: int = 1
-
-    def done(self) -> bool:
-        """One more is answered; whether it was the last."""
-        self.left -= 1
-        return self.left == 0
+    windows: int = 1
+    tried: int = 0
+    """Whose answers were sent, or could not be."""
+    answered: int = 0
 
 
 @dataclass(frozen=True)

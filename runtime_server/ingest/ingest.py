@@ -232,16 +232,19 @@ class Ingest:
         return replies
 
     async def _answer(self, arrival: Arrival, reply: Reply) -> None:
+        parts = arrival.parts
+        parts.tried += 1
         try:
             await self._reply(arrival, reply)
-            if arrival.parts.done():
+            parts.answered += 1
+            if parts.answered == parts.windows:
                 await arrival.message.ack()
             self.latency_ms["reply"].observe((time.monotonic() - arrival.arrived) * 1e3)
         except BROKER_ERRORS as exc:
             # Not acknowledged: the broker delivers it again, and the ledger keeps it from counting twice.
             _LOG.debug("answer to %s: %s", arrival.device, reason(exc))
         finally:
-            if not arrival.parts.left:
+            if parts.tried == parts.windows:
                 self._held.release(arrival.message)
 
     async def _reply(self, arrival: Arrival, reply: Reply) -> None:

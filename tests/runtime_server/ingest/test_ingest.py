@@ -2,6 +2,7 @@
 
 import asyncio
 
+import nats.errors
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ from peers import Peer, serving, settled
 from toys import Tiny
 
 from runtime_edge.formats import subjects
-from runtime_edge.formats.wire import encode_frame
+from runtime_edge.formats.wire import decode_frame, encode_frame, encode_frames
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_server.ingest.rate import RateLimit
 from runtime_server.releases.release_gate import first_model
@@ -235,3 +236,49 @@ def test_a_server_serves_the_partitions_it_was_given(play, generations, sounds, 
             return ingest.ledger.counts()
 
     assert set(play(work)) == {name for name in names if subjects.partition(name) in partitions}
+
+
+def test_a_frame_whose_answer_cannot_be_sent_comes_again(play, generations, sounds, frame_of, monkeypatch):
+    async def work(hub):
+        peer = await Peer(hub).listen()
+        publish, refused = hub.client.publish, []
+
+        async def failing_once(subject, *arguments, **options):
+            if subject == peer.inbox and not refused:
+                refused.append(subject)
+                raise nats.errors.ConnectionClosedError
+            await publish(subject, *arguments, **options)
+
+        monkeypatch.setattr(hub.client, "publish", failing_once)
+        await peer.send(frame_of(sounds[0], 7, 1), 7)
+        async with serving(hub, generations, ack_wait_s=1.0) as ingest:
+            (reply,) = (await peer.replies(1)).values()
+            await settled(hub)
+            return refused, reply, ingest.counters
+
+    refused, reply, counters = play(work)
+    assert len(refused) == 1
+    assert (reply.window, reply.status) == (7, "ok")
+    assert counters == {"windows": 1, "duplicates": 1}
+
+
+def test_all_windows_of_one_frame_are_answered_and_the_frame_is_acknowledged_once(play, generations, sounds, frame_of):
+    alone = [frame_of(sound, window, 1) for window, sound in enumerate(sounds[:3], start=7)]
+    together = encode_frames([window for frame in alone for window in decode_frame(frame)])
+
+    async def work(hub):
+        peers = [await Peer(hub, name).listen() for name in ("pi-1", "pi-2")]
+        await peers[0].send(together, 7)
+        for window, frame in enumerate(alone, start=7):
+            await peers[1].send(frame, window)
+        async with serving(hub, generations) as ingest:
+            found = [await peer.replies(3) for peer in peers]
+            await settled(hub)
+            return found, ingest.counters, ingest.ledger.counts()
+
+    (packed, single), counters, counted = play(work)
+    assert counters == {"windows": 6}
+    assert counted == {"pi-1": 3, "pi-2": 3}
+    assert {window: reply.embedding for window, reply in packed.items()} == {
+        window: reply.embedding for window, reply in single.items()
+    }
