@@ -21,6 +21,8 @@ class Parts:
     tried: int = 0
     """Whose answers were sent, or could not be."""
     answered: int = 0
+    dead: bool = False
+    """Whether the message is a dead letter, because of one window at least."""
 
 
 @dataclass(frozen=True)

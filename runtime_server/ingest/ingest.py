@@ -190,7 +190,9 @@ class Ingest:
         for arrival, why, reply in poisoned:  # last: the others need not wait until the broker has stored it
             with contextlib.suppress(*BROKER_ERRORS):
                 await self._reply(arrival, reply)
-            await self._to_dead_letters(arrival.message, arrival.device, why)
+            if not arrival.parts.dead:
+                arrival.parts.dead = True
+                await self._to_dead_letters(arrival.message, arrival.device, why)
         await self._run_in(self._counting, self._mixtures.catch_up, lambda: self._to_count > 0)
 
     async def _completed(self, batch: FrameBatch) -> tuple[list[Completion], list[Reply]]:

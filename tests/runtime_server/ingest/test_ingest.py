@@ -282,3 +282,23 @@ def test_all_windows_of_one_frame_are_answered_and_the_frame_is_acknowledged_onc
     assert {window: reply.embedding for window, reply in packed.items()} == {
         window: reply.embedding for window, reply in single.items()
     }
+
+
+def test_a_frame_with_windows_that_cannot_be_completed_is_one_dead_letter_and_the_rest_is_served(
+    play, generations, sounds, frame_of
+):
+    (good,) = decode_frame(frame_of(sounds[0], 7, 1))
+    bad = [(good[0]._replace(window=window), b"12") for window in (8, 9)]
+    together = encode_frames([good, *bad])
+
+    async def work(hub):
+        peer = await Peer(hub).listen()
+        await peer.send(together, 7)
+        async with serving(hub, generations) as ingest:
+            replies = await peer.replies(3)
+            await settled(hub)
+            return replies, ingest.counters
+
+    replies, counters = play(work)
+    assert {window: reply.status for window, reply in replies.items()} == {7: "ok", 8: "refused", 9: "refused"}
+    assert counters == {"windows": 1, "refused": 2, "dead": 1}
