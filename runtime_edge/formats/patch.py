@@ -50,7 +50,7 @@ _POOR = 0.8
 """A difference that leaves more than this share of a chunk is no better than random."""
 
 
-class _Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class _PatchHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     version: Annotated[int, Meta(ge=1, le=1)]
     size: Annotated[int, Meta(ge=0, le=MAX_ASSET_BYTES)]
     chunk: Annotated[int, Meta(ge=1 << 16, le=1 << 26)]
@@ -58,7 +58,7 @@ class _Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 def make_patch(old: bytes, new: bytes) -> bytes:
     """A patch that turns `old` into `new`; deterministic."""
-    header = msgspec.msgpack.encode(_Header(_VERSION, len(new), _CHUNK))
+    header = msgspec.msgpack.encode(_PatchHeader(_VERSION, len(new), _CHUNK))
     parts = [_MAGIC, bytes((len(header),)), header]
     for start in range(0, len(new), _CHUNK):
         method, frame = _compress(old, new[start : start + _CHUNK], start)
@@ -133,11 +133,11 @@ def _difference(old: bytes, data: bytes, start: int) -> npt.NDArray[np.uint8]:
     return padded
 
 
-def _read_header(patch: bytes) -> tuple[_Header, int]:
+def _read_header(patch: bytes) -> tuple[_PatchHeader, int]:
     length = patch[4] if len(patch) > 5 else 0
     if patch[:4] != _MAGIC or 5 + length > len(patch):
         raise FormatError("not a patch")
-    return decode(patch[5 : 5 + length], _Header, "patch header", 0xFF, form="MessagePack"), 5 + length
+    return decode(patch[5 : 5 + length], _PatchHeader, "patch header", 0xFF, form="MessagePack"), 5 + length
 
 
 def _dictionary(old: bytes, start: int, chunk: int) -> ZstdDict | None:

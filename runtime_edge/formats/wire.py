@@ -83,7 +83,7 @@ class _Further(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     """Of its payload."""
 
 
-class _Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class _WireHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Version 2. The first window's payload is what the further ones leave."""
 
     version: Annotated[int, Meta(ge=2, le=2)]
@@ -99,7 +99,7 @@ class _Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     further: Annotated[tuple[_Further, ...], Meta(max_length=MAX_WINDOWS - 1)] = ()
 
 
-class _HeaderV1(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class _WireHeaderV1(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Version 1."""
 
     version: Annotated[int, Meta(ge=1, le=1)]
@@ -171,9 +171,9 @@ class _ReplyV1(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 
 _REPLY_ENCODINGS: tuple[Literal["float16", "int8"], ...] = ("float16", "int8")
-_header_decoders: dict[int, msgspec.msgpack.Decoder[_HeaderV1] | msgspec.msgpack.Decoder[_Header]] = {
-    1: msgspec.msgpack.Decoder(_HeaderV1),
-    2: msgspec.msgpack.Decoder(_Header),
+_header_decoders: dict[int, msgspec.msgpack.Decoder[_WireHeaderV1] | msgspec.msgpack.Decoder[_WireHeader]] = {
+    1: msgspec.msgpack.Decoder(_WireHeaderV1),
+    2: msgspec.msgpack.Decoder(_WireHeader),
 }
 _reply_decoders: dict[int, msgspec.msgpack.Decoder[_ReplyV1] | msgspec.msgpack.Decoder[_Replies]] = {
     1: msgspec.msgpack.Decoder(_ReplyV1),
@@ -196,7 +196,7 @@ def encode_frame(
 ) -> bytes:
     """One frame with one window, with the fields of a FrameHeader; the payload is copied once."""
     coding = 2 * WIRE_ENCODINGS.index(encoding) + compressed
-    header = _Header(SCHEMA_VERSION, model, generation, cut, width, coding, window, capture_ns, _steps(uncertainty))
+    header = _WireHeader(SCHEMA_VERSION, model, generation, cut, width, coding, window, capture_ns, _steps(uncertainty))
     return _frame(header, payload)
 
 
@@ -237,7 +237,7 @@ def decode_frame(frame: bytes) -> list[tuple[FrameHeader, bytes]]:
         header = _header_decoders[version].decode(memoryview(frame)[start:stop])
     except UNREADABLE as exc:
         raise FrameError(f"frame header: {exc}") from None
-    if isinstance(header, _HeaderV1):
+    if isinstance(header, _WireHeaderV1):
         return [_read_v1(header, frame[stop:])]
     return _read(header, frame, stop)
 
@@ -287,8 +287,8 @@ def decode_replies(data: bytes) -> list[Reply]:
     ]
 
 
-def _header_of(header: FrameHeader, further: tuple[_Further, ...] = ()) -> _Header:
-    return _Header(
+def _header_of(header: FrameHeader, further: tuple[_Further, ...] = ()) -> _WireHeader:
+    return _WireHeader(
         SCHEMA_VERSION,
         header.model,
         header.generation,
@@ -306,7 +306,7 @@ def _steps(uncertainty: float) -> int:
     return round(min(max(uncertainty, 0.0), 1.0) * _UNCERTAINTY_STEPS)
 
 
-def _frame(header: _Header, payload: bytes | memoryview) -> bytes:
+def _frame(header: _WireHeader, payload: bytes | memoryview) -> bytes:
     packed = _encoder.encode(header)
     length = len(packed)
     start = bytes((length,)) if length < _TWO_BYTES else bytes((_TWO_BYTES | length >> 8, length & 0xFF))
@@ -314,7 +314,7 @@ def _frame(header: _Header, payload: bytes | memoryview) -> bytes:
     return b"".join((start, packed, payload, checksum.to_bytes(CHECKSUM_BYTES, "little")))
 
 
-def _read(header: _Header, frame: bytes, start: int) -> list[tuple[FrameHeader, bytes]]:
+def _read(header: _WireHeader, frame: bytes, start: int) -> list[tuple[FrameHeader, bytes]]:
     end = len(frame) - CHECKSUM_BYTES
     first = end - start - sum(part.bytes for part in header.further)
     if first < 0:
@@ -348,7 +348,7 @@ def _read(header: _Header, frame: bytes, start: int) -> list[tuple[FrameHeader, 
     return found
 
 
-def _read_v1(header: _HeaderV1, payload: bytes) -> tuple[FrameHeader, bytes]:
+def _read_v1(header: _WireHeaderV1, payload: bytes) -> tuple[FrameHeader, bytes]:
     if zlib.crc32(payload) != header.crc32:
         raise FrameError(f"frame of window {header.window}: its checksum does not match")
     fields = (header.window, header.capture_ns, header.generation, header.cut, header.encoding, header.compressed)
