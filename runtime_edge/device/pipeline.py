@@ -109,7 +109,7 @@ class Pipeline:
 
     def late_reply(self, reply: Reply) -> None:
         """An answer after its deadline still teaches the memory, unless the window has taught it already."""
-        embedding = self._embedding(reply)
+        embedding = self._usable_embedding(reply)
         if embedding is not None:
             self.memory.teach_late(reply.window, embedding)
         self._refresh_memory(reply)
@@ -210,15 +210,16 @@ class Pipeline:
     def _answered(self, in_flight: InFlight, reply: Reply | None, seconds: float) -> None:
         """The server's answer to a frame, or None past its deadline."""
         self._unanswered -= 1
-        embedding = None
+        embedding, has_own = None, in_flight.step.embedding is not None
         if reply is not None:
             self.accounting.stage_ms["reply"].observe(seconds * 1e3)
             self._refresh_memory(reply)
-            embedding = None if in_flight.step.embedding is not None else self._embedding(reply)
+            if not has_own or reply.status != "ok":
+                embedding = self._usable_embedding(reply)
         if embedding is not None and reply is not None:
             server_ms = min(reply.server_us / 1e3, seconds * 1e3)
             self._finish(in_flight, embedding, "server", seconds * 1e3 - server_ms, server_ms)
-        elif in_flight.step.embedding is None:
+        elif not has_own:
             self._spawn(self._fall_back(in_flight, seconds))
 
     async def _fall_back(self, in_flight: InFlight, seconds: float) -> None:
@@ -236,15 +237,14 @@ class Pipeline:
         if filler := filler_bytes(self.uplink.uplink_mbits, mbps_in_question, table.hop_s, frame_bytes):
             self._spawn(self.delivery.bandwidth_probe(frame_bytes, filler))
 
-    def _embedding(self, reply: Reply) -> Embedding | None:
-        """The (d,) float32 embedding of an answer; None when the server refused the frame."""
+    def _usable_embedding(self, reply: Reply) -> Embedding | None:
+        """The (d,) float32 embedding of an answer, or None after acting on a refusal."""
         embedding = reply.vector(self.memory.mixture.dim) if reply.status == "ok" else None
         if embedding is None:
             self.accounting.refused += reply.status != "ok"
             if reply.status in ("retired", "foreign"):
                 self._spawn(self.updater.recheck())
             self.engine.restart_stream()
-            return None
         return embedding
 
     def _refresh_memory(self, reply: Reply) -> None:
