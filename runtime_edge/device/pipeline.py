@@ -174,6 +174,7 @@ class Pipeline:
         self._received += 1
         try:
             self._send_on(in_flight, live)
+            self.updater.window_ran(in_flight.engine.bundle)
             self.apply_updates()
         except Exception as exc:
             self.window_done(exc)

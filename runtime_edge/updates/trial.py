@@ -84,10 +84,10 @@ class Trial:
         self._until = clock() + seconds
         self._windows = PROVEN_WINDOWS
 
-    def passed(self) -> bool:
-        """Call for each window before it runs: whether those before it were enough."""
+    def window_ran(self) -> bool:
+        """Count a window that the bundle has run; returns whether the trial is passed."""
         self._windows -= 1
-        return self._windows < 0 and self._clock() >= self._until
+        return self._windows <= 0 and self._clock() >= self._until
 
 
 class Trials:

@@ -107,10 +107,13 @@ class Updater:
         self._next_engine = None
         if ready[0] is not None:
             self._start_trial(ready[0].bundle)
-        elif self._trial is not None and self._trial.passed():
-            self._proving = asyncio.create_task(self._prove(self._trial.bundle))
-            self._trial = None
         return ready
+
+    def window_ran(self, bundle: Bundle) -> None:
+        """Tell of each window which bundle ran it: enough of them prove the one that is on trial."""
+        if self._trial is not None and self._trial.bundle is bundle and self._trial.window_ran():
+            self._trial = None
+            self._proving = asyncio.create_task(self._prove(bundle))
 
     @contextlib.contextmanager
     def clean_exit(self) -> Iterator[None]:

@@ -45,6 +45,9 @@ class Updates:
     def take_updates(self):
         return None, None
 
+    def window_ran(self, bundle):
+        self.ran.append(bundle)
+
     async def recheck(self):
         self.rechecks += 1
 
@@ -125,3 +128,8 @@ def test_at_every_cut_a_device_whose_generation_is_not_served_looks_for_a_releas
     assert pipeline.updater.rechecks == 1
     assert pipeline.accounting.refused == 1
     assert [result.finished for result in results] == ["device" if place == -1 else "fallback"]
+
+
+def test_every_window_counts_for_the_bundle_that_ran_it(engine, tmp_path):
+    pipeline, _ = run(engine, tmp_path, engine.cut_names[1], "refused", windows=3)
+    assert pipeline.updater.ran == 3 * [engine.bundle]

@@ -168,8 +168,8 @@ def test_a_full_disk_costs_the_log_a_line_and_nothing_else(trials, state):
 def test_a_trial_is_passed_after_enough_windows_and_enough_time():
     now = [100.0]
     short = Trial(ONE, 0.0)
-    assert [short.passed() for _ in range(PROVEN_WINDOWS + 1)] == [False] * PROVEN_WINDOWS + [True]
+    assert [short.window_ran() for _ in range(PROVEN_WINDOWS)] == [False] * (PROVEN_WINDOWS - 1) + [True]
     long = Trial(ONE, 60.0, lambda: now[0])
-    assert not any(long.passed() for _ in range(3 * PROVEN_WINDOWS))
+    assert not any(long.window_ran() for _ in range(3 * PROVEN_WINDOWS))
     now[0] += 60.0
-    assert long.passed()
+    assert long.window_ran()
