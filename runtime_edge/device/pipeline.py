@@ -245,8 +245,12 @@ class Pipeline:
             self.accounting.refused += reply.status != "ok"
             if reply.status in ("retired", "foreign"):
                 self._spawn(self.updater.recheck())
-            self.engine.restart_stream()
+            self._spawn(self.worker.run(self._restart_stream))
         return embedding
+
+    def _restart_stream(self) -> None:
+        """Between two windows: a restart during one would be forgotten at its end."""
+        self.engine.restart_stream()
 
     def _refresh_memory(self, reply: Reply) -> None:
         if reply.mixture:

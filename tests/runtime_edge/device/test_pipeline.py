@@ -1,11 +1,13 @@
 """The way of a window through a device, with a server that answers as a test wants it to."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from runtime_edge.audio.wire_streams import AudioStreamEncoder
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import CapturedWindow
@@ -34,6 +36,23 @@ class Answers:
 
     def exchange(self, message_id, window, frame, deadline_s, on_answer):
         asyncio.get_running_loop().call_soon(on_answer, Reply(window, 2, self._status, 0), 0.01)
+
+
+class HeldAnswers(Answers):
+    """Answers when it is told to."""
+
+    def __init__(self, status):
+        super().__init__(status)
+        self._loop, self._held = None, []
+
+    def exchange(self, message_id, window, frame, deadline_s, on_answer):
+        self._loop = asyncio.get_running_loop()
+        self._held.append((on_answer, Reply(window, 2, self._status, 0), 0.01))
+
+    def release(self):
+        """From any thread."""
+        while self._held:
+            self._loop.call_soon_threadsafe(*self._held.pop(0))
 
 
 class Updates:
@@ -81,8 +100,8 @@ def always(bundle, cut):
     )
 
 
-def run(engine, tmp_path, cut, status, windows=1):
-    """(pipeline, results) after windows at one cut, each answered with one status."""
+def run(engine, tmp_path, cut, delivery, windows=1):
+    """(pipeline, results) after windows at one cut."""
     results, failures = Results(), []
 
     async def work():
@@ -102,7 +121,7 @@ def run(engine, tmp_path, cut, status, windows=1):
                 learner_sync=None,
                 head_updater=NoHead(),
                 frame_store=FrameStore(spool, "pi-1.new.", accounting),
-                delivery=Answers(status),
+                delivery=delivery,
                 uplink=BandwidthEstimator(),
                 sinks=[results],
                 window_done=failures.append,
@@ -111,6 +130,8 @@ def run(engine, tmp_path, cut, status, windows=1):
             for index in range(windows):
                 samples = random.uniform(-0.5, 0.5, info.front_end.window_samples).astype(np.float32)
                 await asyncio.to_thread(pipeline.run_window, CapturedWindow(index, 0, samples, 0.0))
+            if isinstance(delivery, HeldAnswers):
+                delivery.release()
             await pipeline.settle()
         spool.close()
         return pipeline
@@ -124,12 +145,45 @@ def run(engine, tmp_path, cut, status, windows=1):
 @pytest.mark.parametrize("status", ["retired", "foreign"])
 def test_at_every_cut_a_device_whose_generation_is_not_served_looks_for_a_release(engine, tmp_path, place, status):
     """At the last cut it needs no embedding from the server, but must hear that it is behind all the same."""
-    pipeline, results = run(engine, tmp_path, engine.cut_names[place], status)
+    pipeline, results = run(engine, tmp_path, engine.cut_names[place], Answers(status))
     assert pipeline.updater.rechecks == 1
     assert pipeline.accounting.refused == 1
     assert [result.finished for result in results] == ["device" if place == -1 else "fallback"]
 
 
 def test_every_window_counts_for_the_bundle_that_ran_it(engine, tmp_path):
-    pipeline, _ = run(engine, tmp_path, engine.cut_names[1], "refused", windows=3)
+    pipeline, _ = run(engine, tmp_path, engine.cut_names[1], Answers("refused"), windows=3)
     assert pipeline.updater.ran == 3 * [engine.bundle]
+
+
+class BusyStream(AudioStreamEncoder):
+    """Hears that the server has refused window 0 while window 1 is encoded."""
+
+    def __init__(self, front_end, hear):
+        super().__init__("pcm16-stream", front_end.sample_rate, front_end.window_samples, front_end.hop_samples, 16.0)
+        self.starts, self.overlapped = [], False
+        self._hear, self._busy, self._restarted = hear, False, threading.Event()
+
+    def encode(self, samples, index, alone):
+        self._busy = True
+        if index == 1:
+            self._hear()
+            self._restarted.wait(0.2)
+        payload = super().encode(samples, index, alone)
+        self.starts.append(payload[0] == 0)
+        self._busy = False
+        return payload
+
+    def restart(self):
+        self.overlapped |= self._busy
+        super().restart()
+        self._restarted.set()
+
+
+def test_an_audio_stream_restarts_between_two_windows_and_not_during_one(small_bundle, tmp_path):
+    delivery = HeldAnswers("refused")
+    stream = BusyStream(small_bundle.manifest.info.front_end, delivery.release)
+    engine = Engine(small_bundle, "onnx-fp32", stream=stream)
+    run(engine, tmp_path, engine.cut_names[0], delivery, windows=3)
+    assert not stream.overlapped
+    assert stream.starts == [True, False, True]
