@@ -130,7 +130,7 @@ class FleetDevice:
         self._boot = secrets.token_hex(4)
         self.accounting = Accounting()
         self._recorded, self._worker, self._answers = recorded, worker, answers
-        self.connection = Connection(broker, self.name, self._boot, self._late)
+        self.connection = Connection(broker, self.name, self._late)
         self.frame_store = FrameStore(
             Spool(directory / f"{self.name}.db", _SPOOL_BYTES), f"{self.name}.{self._boot}.", self.accounting
         )

@@ -17,7 +17,7 @@ from runtime_edge.policy.reward import MAX_LOAD
 from runtime_edge.policy.splitter import Splitter
 from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.bandwidth_probe import CONFIRMATIONS, confirming_bytes, filler_bytes
-from runtime_edge.transport.connection import FRAME_OVERHEAD_BYTES
+from runtime_edge.transport.protocol import FRAME_OVERHEAD_BYTES
 
 STEP_AT_S = 20.0
 END_S = 36.0

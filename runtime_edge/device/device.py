@@ -112,7 +112,7 @@ class Device:
         config = self.config
         if config.broker is not None:
             credentials = Credentials(config.credentials, config.tls_ca, config.tls_cert, config.tls_key)
-            self._connection = Connection(config.broker, config.device, self.boot, self._on_late_reply, credentials)
+            self._connection = Connection(config.broker, config.device, self._on_late_reply, credentials)
             background.append(asyncio.create_task(self._connection.connect_with_retries()))
             # With a bundle on the disk there is no need to wait: a newer one is swapped in later.
             await asyncio.wait(

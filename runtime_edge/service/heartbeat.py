@@ -11,9 +11,10 @@ from pathlib import Path
 import msgspec
 
 from runtime_edge.errors import SpoolError
+from runtime_edge.formats import subjects
 from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import STALE_S, DeviceStatus, write_status
-from runtime_edge.transport.connection import Connection
+from runtime_edge.transport.protocol import Transport
 
 _LOG = logging.getLogger(__name__)
 _PERIOD_S = 5.0
@@ -26,7 +27,7 @@ class Heartbeat:
         state: the device's state directory.
         make_status: makes a status, in its turn among the windows: when one is stuck no status comes, no sign of life
             reaches systemd, and its watchdog starts the device again.
-        link: where the server hears the report, if there is one.
+        connection: where the server hears the report, if there is one.
         notifier: systemd's side.
     """
 
@@ -34,7 +35,7 @@ class Heartbeat:
         self,
         state: Path,
         make_status: Callable[[str | None], Awaitable[DeviceStatus]],
-        connection: Connection | None,
+        connection: Transport | None,
         notifier: Notifier,
     ) -> None:
         self._state, self._make_status, self._connection, self._notifier = state, make_status, connection, notifier
@@ -64,7 +65,7 @@ class Heartbeat:
         if status.source_silent_s < STALE_S:  # a restart may bring back a microphone that has failed
             self._notifier.alive()
         if self._connection is not None and self._connection.connected:
-            await self._connection.put_presence(msgspec.json.encode(status.report))
+            await self._connection.put(subjects.PRESENCE, msgspec.json.encode(status.report))
 
     async def _write(self, status: DeviceStatus) -> None:
         try:

@@ -1,6 +1,6 @@
 """The device's connection to the broker: publish frames, await replies, watch keys, fetch objects.
 
-connection = Connection(url, "pi-1", boot, late_reply)
+connection = Connection(url, "pi-1", late_reply)
 await connection.connect()
 connection.expect(window, 1.0, on_answer)                     # the server's reply
 connection.send(message_id, window, frame, on_stored)         # the broker's acknowledgement
@@ -14,7 +14,7 @@ import itertools
 import logging
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import nats.errors
 import numpy as np
@@ -24,27 +24,21 @@ from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, flush, re
 from runtime_edge.errors import AccessError, LinkError, SscError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials, explain, servers
-from runtime_edge.formats.wire import Reply
 from runtime_edge.transport import direct_get
 from runtime_edge.transport.fast_client import DirectClient
-from runtime_edge.transport.pending import OnAnswer, OnStored, PendingAnswers
+from runtime_edge.transport.pending import PendingAnswers
+from runtime_edge.transport.protocol import LateReply, OnAnswer, OnChange, OnStored
 
 _LOG = logging.getLogger(__name__)
-FRAME_OVERHEAD_BYTES = 160
-"""Subject, headers and protocol text that go with a frame, for the bandwidth estimate."""
-
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 2.0
 REFUSED_PAUSE_S = 30.0
 _PING_S = 2
 _LONGEST_WATCH_PAUSE_S = 30.0
 
-OnChange = Callable[[str, bytes], Awaitable[None]]
-LateReply = Callable[[Reply], None]
-
 
 class Connection:
-    """A connection to the broker that reconnects by itself when the broker restarts.
+    """A `Transport` to a broker that reconnects by itself when the broker restarts.
 
     It only publishes to JetStream and reads from it directly, and never creates a consumer. Each request is therefore
     fully described by its subject, and subject permissions are enough to confine a device to its own data.
@@ -54,7 +48,6 @@ class Connection:
         self,
         url: str,
         device: str,
-        boot: str,
         late_reply: LateReply,
         credentials: Credentials | None = None,
         recheck_s: float = direct_get.RECHECK_S,
@@ -67,7 +60,7 @@ class Connection:
 
         Raises UsageError or FormatError when the credentials cannot be read.
         """
-        self.url, self.device, self.boot = url, subjects.check_device(device), boot
+        self.url, self.device = url, subjects.check_device(device)
         self._frames, self._filler = subjects.frames(device), subjects.filler(device)
         self._credentials = credentials or Credentials()
         self._credentials.options(url)
@@ -162,11 +155,11 @@ class Connection:
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: object {name} cannot be fetched ({reason(exc)})") from None
 
-    async def put_presence(self, data: bytes) -> None:
-        """Store this device's report, best effort."""
+    async def put(self, bucket: str, data: bytes) -> None:
+        """Store a value under this device's name, best effort."""
         with contextlib.suppress(*BROKER_ERRORS):
-            subject = subjects.bucket_subject(subjects.PRESENCE, self.device)
-            await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(subjects.PRESENCE))
+            subject = subjects.bucket_subject(bucket, self.device)
+            await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(bucket))
 
     def ping(self, on_answer: Callable[[float], None]) -> None:
         """Measure an empty round trip to the broker; the callback gets the seconds it took.
@@ -200,12 +193,6 @@ class Connection:
         """When the broker has answered a ping."""
         await self._client.flush(_PING_S)
         return time.monotonic()
-
-    async def put_learnt(self, data: bytes) -> None:
-        """Store what this device has learnt on its table, best effort."""
-        with contextlib.suppress(*BROKER_ERRORS):
-            subject = subjects.bucket_subject(subjects.LEARNT, self.device)
-            await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(subjects.LEARNT))
 
     async def close(self) -> None:
         """Disconnect and stop watching."""

@@ -16,8 +16,8 @@ from runtime_edge.formats.wire import Reply
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.bandwidth_probe import CONFIRMATIONS, confirming_bytes
-from runtime_edge.transport.connection import FRAME_OVERHEAD_BYTES, Connection
 from runtime_edge.transport.frame_store import FrameStore
+from runtime_edge.transport.protocol import FRAME_OVERHEAD_BYTES, Transport
 
 _LOG = logging.getLogger(__name__)
 _IDLE_S = 0.2
@@ -30,7 +30,7 @@ class Delivery:
     def __init__(
         self,
         config: DeviceConfig,
-        connection: Connection,
+        connection: Transport,
         frame_store: FrameStore,
         worker: Worker,
         accounting: Accounting,
@@ -40,7 +40,7 @@ class Delivery:
         self._accounting, self._uplink = accounting, uplink
         self._sending = 0
         # Devices that lost the same broker at the same moment must not all come back at the same moment.
-        self._random = random.Random(f"{config.seed}.{config.device}.{connection.boot}")  # noqa: S311
+        self._random = random.Random(f"{config.seed}.{frame_store.own}")  # noqa: S311
         self._closed = False
         self._room_freed: asyncio.Future[None] | None = None
         self._to_replay = asyncio.Event()

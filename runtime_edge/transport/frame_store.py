@@ -32,7 +32,7 @@ class FrameStore:
 
     def __init__(self, spool: Spool, own: str, accounting: Accounting) -> None:
         self.spool = spool
-        self._own, self._accounting = own, accounting
+        self.own, self._accounting = own, accounting
         self._claimed: set[str] = set()
         self._unspooled: dict[str, DropReason] = {}
         self._finished: deque[tuple[str, bool]] = deque()
@@ -99,7 +99,7 @@ class FrameStore:
 
     def is_own(self, message_id: str) -> bool:
         """Whether a frame is of this run."""
-        return message_id.startswith(self._own)
+        return message_id.startswith(self.own)
 
     def report(self) -> dict[str, Any]:
         """The accounting and what is spooled, at one moment. Raises SpoolError."""

@@ -15,16 +15,12 @@ import msgspec
 
 from runtime_edge.errors import FrameError, LinkError
 from runtime_edge.formats.strict import UNREADABLE
-from runtime_edge.formats.wire import Reply, decode_replies
+from runtime_edge.formats.wire import decode_replies
+from runtime_edge.transport.protocol import LateReply, OnAnswer, OnStored
 
 _LOG = logging.getLogger(__name__)
 _NOBODY = "503"
 """The broker's status for a subject that has neither a subscriber nor a stream."""
-
-
-OnAnswer = Callable[[Reply | None], None]
-OnStored = Callable[[float | LinkError], None]
-"""Gets the seconds until the broker has stored a message, or why it has not."""
 
 
 class _Acknowledgement(msgspec.Struct):
@@ -44,7 +40,7 @@ class PendingAnswers:
         late_reply: gets the server's replies that come after their deadline.
     """
 
-    def __init__(self, late_reply: Callable[[Reply], None]) -> None:
+    def __init__(self, late_reply: LateReply) -> None:
         self.name = ""
         """Of the present connection's inbox; subjects of answers are `<name>.<token>`."""
         self.bad_replies = 0

@@ -27,7 +27,7 @@ from runtime_edge.formats.patch import apply_patch
 from runtime_edge.formats.records.release import ReleasedBundle
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import AUTO, choose_variant
-from runtime_edge.transport.connection import Connection
+from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.trial import Refusal, Trials
 
 _STAGING = ".new."
@@ -64,7 +64,7 @@ class BundleStore:
             self._trusted = minisign.read_public_key(self._pin)
         return self._trusted
 
-    async def pin_first(self, connection: Connection) -> None:
+    async def pin_first(self, connection: Transport) -> None:
         """At the first contact trust the key the server publishes, unless one is trusted already.
 
         Raises LinkError or SignatureError.
@@ -110,7 +110,7 @@ class BundleStore:
                 shutil.rmtree(directory, ignore_errors=True)
 
     async def fetch(
-        self, connection: Connection, release: ReleasedBundle, variant: str, target: str, present: Bundle | None
+        self, connection: Transport, release: ReleasedBundle, variant: str, target: str, present: Bundle | None
     ) -> FetchedBundle:
         """Bring a released bundle onto the disk: only assets that are missing, as patches where that is less.
 
@@ -188,7 +188,7 @@ class BundleStore:
         return installed
 
     async def _patched(
-        self, connection: Connection, reference: str, size: int, block: str, variant: str, known: list[Bundle]
+        self, connection: Transport, reference: str, size: int, block: str, variant: str, known: list[Bundle]
     ) -> tuple[bytes | None, int]:
         """An asset made from a copy of its predecessor on this disk, and the patch's bytes; None when it cannot be."""
         for bundle in known:

@@ -15,7 +15,7 @@ from runtime_edge.formats.manifest import BundleInfo
 from runtime_edge.formats.records.head import MAX_RECORD_BYTES, Head, open_head, read_head
 from runtime_edge.formats.results import WindowResult
 from runtime_edge.inference.engine import Embedding
-from runtime_edge.transport.connection import Connection
+from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.signed_records import RecordKind, SignedRecords
 from runtime_edge.updates.update_reports import UpdateReports
@@ -29,7 +29,7 @@ class HeadUpdater:
     """Puts labels on results. Heads swap between windows, and one is used only on embeddings it was made for."""
 
     def __init__(
-        self, config: DeviceConfig, connection: Connection | None, reports: UpdateReports, info: BundleInfo
+        self, config: DeviceConfig, connection: Transport | None, reports: UpdateReports, info: BundleInfo
     ) -> None:
         """Starts with the head given, or else with the last one used. Raises HeadError or SignatureError."""
         self._given, self._connection, self._reports, self._info = config.head is not None, connection, reports, info

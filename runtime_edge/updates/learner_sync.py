@@ -8,10 +8,11 @@ import logging
 from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import FormatError, TableError
+from runtime_edge.formats import subjects
 from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES, Learnt
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.policy.online_learner import OnlineLearner
-from runtime_edge.transport.connection import Connection
+from runtime_edge.transport.protocol import Transport
 
 _LOG = logging.getLogger(__name__)
 _PERIOD_S = 60.0
@@ -24,7 +25,7 @@ class LearnerSync:
     into the next (`ssc splitter merge`).
     """
 
-    def __init__(self, config: DeviceConfig, connection: Connection | None) -> None:
+    def __init__(self, config: DeviceConfig, connection: Transport | None) -> None:
         self._config, self._connection = config, connection
         self._path = config.state / "learnt.json"
         self._learner: OnlineLearner | None = None
@@ -52,7 +53,7 @@ class LearnerSync:
         """Save and report what is new, best effort."""
         record = self._save()
         if record is not None and self._connection is not None and self._connection.connected:
-            await self._connection.put_learnt(record.to_json())
+            await self._connection.put(subjects.LEARNT, record.to_json())
 
     def _save(self) -> Learnt | None:
         """The record, when there is something new in it."""

@@ -15,7 +15,7 @@ from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import FormatError, LinkError, SscError
 from runtime_edge.formats import minisign, subjects
-from runtime_edge.transport.connection import Connection
+from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.update_reports import UpdateReports
 
@@ -42,7 +42,7 @@ class SignedRecords(Generic[_Record]):
         self,
         kind: RecordKind[_Record],
         config: DeviceConfig,
-        connection: Connection | None,
+        connection: Transport | None,
         store: BundleStore,
         reports: UpdateReports,
         use: Callable[[_Record, bytes, str], bool],

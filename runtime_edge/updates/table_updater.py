@@ -12,8 +12,8 @@ from runtime_edge.formats.records.release import MAX_RECORD_BYTES, open_table
 from runtime_edge.formats.records.table import LOCAL, SplitterTable
 from runtime_edge.policy.splitter import Splitter
 from runtime_edge.policy.surroundings import measured
-from runtime_edge.transport.connection import Connection
 from runtime_edge.transport.privacy import floor_index
+from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.signed_records import RecordKind, SignedRecords
 from runtime_edge.updates.update_reports import UpdateReports
@@ -37,7 +37,7 @@ class TableUpdater:
     """Tables swap between windows, and one is only handed over when it fits the bundle that runs then."""
 
     def __init__(
-        self, config: DeviceConfig, connection: Connection | None, store: BundleStore, reports: UpdateReports
+        self, config: DeviceConfig, connection: Transport | None, store: BundleStore, reports: UpdateReports
     ) -> None:
         self._config, self._reports = config, reports
 

@@ -10,7 +10,7 @@ import msgspec
 from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
 from runtime_edge.transport.accounting import Accounting
-from runtime_edge.transport.connection import Connection
+from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.trial import Trials
 
 MAX_REASON = 500
@@ -22,7 +22,7 @@ class UpdateReports:
     """Everything is best effort: what runs goes on running."""
 
     def __init__(
-        self, config: DeviceConfig, connection: Connection | None, accounting: Accounting, trials: Trials
+        self, config: DeviceConfig, connection: Transport | None, accounting: Accounting, trials: Trials
     ) -> None:
         self._device, self._connection, self._accounting, self._trials = config.device, connection, accounting, trials
 

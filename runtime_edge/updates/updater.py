@@ -25,7 +25,7 @@ from runtime_edge.formats.records.release import ReleasedBundle, decode_release
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.inference.engine import Engine
 from runtime_edge.transport.accounting import Accounting
-from runtime_edge.transport.connection import Connection
+from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore, FetchedBundle, check_same_ends
 from runtime_edge.updates.engine_setup import engine_for
 from runtime_edge.updates.table_updater import TableUpdater
@@ -42,7 +42,7 @@ class Updater:
     """Watches releases and tables, prepares and self-tests them between two windows, and hands them over when asked."""
 
     def __init__(
-        self, config: DeviceConfig, connection: Connection | None, worker: Worker, accounting: Accounting
+        self, config: DeviceConfig, connection: Transport | None, worker: Worker, accounting: Accounting
     ) -> None:
         self._config, self._connection, self._worker = config, connection, worker
         self._store = BundleStore(config.state, config.trusted)
@@ -146,7 +146,7 @@ class Updater:
         }
 
     @property
-    def _server(self) -> Connection | None:
+    def _server(self) -> Transport | None:
         """The connection, while it is up."""
         return self._connection if self._connection is not None and self._connection.connected else None
 
@@ -193,7 +193,7 @@ class Updater:
             await self._reject(exc)
             return None
 
-    async def _fetch(self, connection: Connection, release: ReleasedBundle, present: Bundle | None) -> FetchedBundle:
+    async def _fetch(self, connection: Transport, release: ReleasedBundle, present: Bundle | None) -> FetchedBundle:
         """Raises what `BundleStore.fetch` raises, noted as a failure of that release."""
         try:
             fetched = await self._store.fetch(connection, release, self._config.variant, self._config.target, present)
@@ -209,7 +209,7 @@ class Updater:
             )  # fmt: skip
         return fetched
 
-    async def _first_release(self, connection: Connection, patience_s: float) -> bytes | None:
+    async def _first_release(self, connection: Transport, patience_s: float) -> bytes | None:
         """What is released for this target; a server that is just starting may not have got so far."""
         deadline = time.monotonic() + patience_s
         while True:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
+from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.records.table import (
     LOCAL,
     ActionCosts,
@@ -68,3 +71,18 @@ def make_table(
         "q": tuple(q),
     }
     return SplitterTable(**(fields | changes))
+
+
+def always(bundle: Bundle, target: str, cut: str, **changes: Any) -> SplitterTable:
+    """A bundle's table, changed to take one cut in every state."""
+    table = bundle.table(target)
+    best = table.actions.index(cut)
+    row = tuple(float(action == best) for action in range(len(table.actions)))
+    return replace(
+        table,
+        state=(StateAxis(name="bandwidth_mbps", edges=()),),
+        q=(row,),
+        policy=(best,),
+        hysteresis=0.0,
+        **{"probe_rate": 0.0, "created_by": f"test {cut}", **changes},
+    )

@@ -42,7 +42,7 @@ class Guarded:
 
     @contextlib.asynccontextmanager
     async def linked(self, name="pi-1", late=lambda reply: None, **options):
-        link = Connection(self.broker.url, name, "boot", late, self.credentials(name), **options)
+        link = Connection(self.broker.url, name, late, self.credentials(name), **options)
         try:
             await link.connect()
             yield link

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from msgspec.structs import replace
+from small_tables import always as always
 from torch import nn
 from waiting import PATIENCE_S as PATIENCE_S
 from waiting import eventually as eventually
@@ -23,7 +23,7 @@ from waiting import until as until
 
 from runtime_edge.errors import LinkError
 from runtime_edge.formats import minisign
-from runtime_edge.formats.records.table import SplitterTable, StateAxis
+from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.hub import Hub
 from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_models.encoder import Normalize
@@ -79,21 +79,6 @@ def cosines(results: list[dict], windows: np.ndarray, model: nn.Module) -> np.nd
         expected = model(torch.from_numpy(windows[[r["window"] for r in results]])).numpy()
     found = np.array([r["embedding"] for r in results])
     return (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
-
-
-def always(bundle, target: str, cut: str, **changes: object) -> SplitterTable:
-    """A table that takes one cut in every state."""
-    table = bundle.table(target)
-    best = table.actions.index(cut)
-    row = tuple(float(action == best) for action in range(len(table.actions)))
-    return replace(
-        table,
-        state=(StateAxis(name="bandwidth_mbps", edges=()),),
-        q=(row,),
-        policy=(best,),
-        hysteresis=0.0,
-        **{"probe_rate": 0.0, "created_by": f"test {cut}", **changes},
-    )
 
 
 def free_port() -> int:

@@ -13,7 +13,7 @@ from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import Reply, encode_reply
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.bandwidth import BandwidthEstimator
-from runtime_edge.transport.connection import FRAME_OVERHEAD_BYTES, Connection
+from runtime_edge.transport.connection import Connection
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.spool import Spool
@@ -39,7 +39,7 @@ class Opened(Delivery):
 async def delivering(broker, spool, replay=True, **settings):
     """(delivery, link, accounting) of boot "new" of device pi-1."""
     config = DeviceConfig("pi-1", "-", Path("unused"), "rpi4", **{"ack_timeout_s": 30.0} | settings)
-    connection, accounting = Connection(broker.url, "pi-1", "new", lambda reply: None), Accounting()
+    connection, accounting = Connection(broker.url, "pi-1", lambda reply: None), Accounting()
     await connection.connect()
     with Worker() as worker:
         delivery = Opened(
@@ -87,25 +87,6 @@ async def answer_all(hub):
             await hub.client.publish(inbox, encode_reply(Reply(window, 1, "ok", 5, message.data)))
 
     await hub.subscribe("act.>", on_frame)
-
-
-def test_the_spool_of_an_earlier_boot_is_sent_and_answers_no_window_of_this_one(play, broker, spool):
-    store(spool, "old", range(6))
-
-    async def work(hub):
-        await answer_all(hub)
-        async with delivering(broker, spool) as (delivery, connection, accounting):
-            answers = []
-            for window in range(6):
-                connection.expect(window, 30.0, answers.append)
-            await delivery.drain(60.0)
-            await asyncio.sleep(0.1)
-            return answers, accounting, await stored(hub)
-
-    answered, accounting, messages = play(work)
-    assert answered == []
-    assert (accounting.acked, accounting.replayed, accounting.inherited) == (0, 6, 0)
-    assert messages == 6
 
 
 def test_live_frames_are_answered_and_leave_the_spool_once_stored(play, broker, spool):
@@ -172,79 +153,3 @@ def test_a_broker_without_our_stream_is_not_hammered(broker, spool):
     assert 1 <= len(heard) <= 8
     assert sent == 0
     assert spool.depth() == 5
-
-
-def test_a_bandwidth_probe_follows_a_frame_that_is_alone(play, broker, spool):
-    async def work(hub):
-        async with delivering(broker, spool, replay=False) as (delivery, _, accounting):
-            sent = []
-            for frames in (0, 1, 2):
-                claimed = [await spooled(delivery, 10 * frames + number, claim=True) for number in range(frames)]
-                for number, (message_id, frame) in enumerate(claimed):
-                    delivery.exchange(message_id, 10 * frames + number, frame, 1.0, lambda *answer: None)
-                await delivery.bandwidth_probe(8, 512)
-                await delivery.drain(60.0)
-                sent.append(accounting.bytes_sent)
-            return sent, delivery.uplink.rtt_ms, await stored(hub)
-
-    (idle, alone, crowded), rtt_ms, messages = play(work)
-    assert messages == 3, "filler was stored"
-    assert idle == 0
-    one = len(b"frame 10") + FRAME_OVERHEAD_BYTES
-    assert alone >= one + 512
-    assert crowded == alone + 2 * one
-    assert rtt_ms != 50, "it was assumed until then"
-
-
-def test_a_replay_under_way_does_not_stop_the_wait_for_room(play, broker, spool):
-    store(spool, "old", range(3))
-
-    async def work(hub):
-        async with delivering(broker, spool, in_flight=1) as (delivery, _, _):
-            for window in range(5):
-                await delivery.wait_for_room()
-                assert delivery.has_room()
-                await exchange(delivery, window, 0.01)
-            await delivery.drain(60.0)
-            return await stored(hub)
-
-    assert play(work) == 8
-
-
-def test_draining_gives_up_in_time_and_closing_keeps_what_was_not_stored(play, broker, spool):
-    async def work(hub):
-        async with delivering(broker, spool, ack_timeout_s=600.0) as (delivery, _, accounting):
-            await broker.stop()
-            await exchange(delivery, 0, 0.05)
-            await asyncio.wait_for(delivery.drain(0.5), 30.0)
-        return accounting
-
-    accounting = play(work)
-    assert accounting.acked == 0
-    assert spool.depth() == 1
-
-
-def test_a_disk_that_fails_does_not_end_the_replay(play, broker, tmp_path):
-    spool = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
-    store(spool, "old", range(3))
-    frame_store = FrameStore(spool, "pi-1.new.", Accounting())
-
-    spool.close()  # from now on every call raises SpoolError
-
-    async def work(hub):
-        config = DeviceConfig("pi-1", "-", tmp_path, "rpi4")
-        connection = Connection(broker.url, "pi-1", "new", lambda reply: None)
-        await connection.connect()
-        with Worker() as worker:
-            delivery = Delivery(config, connection, frame_store, worker, Accounting(), BandwidthEstimator())
-            task = asyncio.create_task(delivery.replay_forever())
-            await asyncio.sleep(0.3)
-            alive = not task.done()
-            frame_store.spool = mended = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
-            await delivery.drain(60.0)
-            await cancel_all([task])
-            await connection.close()
-        mended.close()
-        return alive, await stored(hub)
-
-    assert play(work) == (True, 3)

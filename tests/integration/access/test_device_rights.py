@@ -33,7 +33,7 @@ def test_a_device_with_its_own_credentials_does_all_it_needs(guarded):
             await (await hub.stream.object_store(subjects.BUNDLES)).put("assets/a", b"bundle")
             assert await link.fetch("assets/a", 10) == b"bundle"
             assert await link.value(subjects.RELEASES, "rpi4") == b"release"
-            await link.put_presence(b'{"well": true}')
+            await link.put(subjects.PRESENCE, b'{"well": true}')
             assert await hub.presence() == {"pi-1": {"well": True}}
             events = asyncio.Queue()
             await hub.subscribe(subjects.events("pi-1"), events.put)
@@ -123,7 +123,7 @@ def test_a_device_cannot_listen_to_others(guarded):
             await harness.eventually(lambda: len(denied) >= 2 * len(forbidden))
             await harness.stored(link, "pi-1.boot.0", 0, b"secret")
             await link.publish(subjects.events("pi-1"), b"secret")
-            await link.put_presence(b'{"secret": 1}')
+            await link.put(subjects.PRESENCE, b'{"secret": 1}')
             stored = await hub.stream.get_msg(subjects.STREAM, 1)
             await hub.client.publish(stored.headers[subjects.REPLY_HEADER], b"the answer to pi-1")
             await (await hub.stream.key_value(subjects.TABLES)).put("pi-1.rpi4", b"pi-1's table")
@@ -175,7 +175,7 @@ def test_a_device_cannot_ask_jetstream_for_anything_but_its_own(guarded):
     async def work():
         async with guarded.running() as hub, guarded.raw("pi-2") as (client, denied), guarded.linked("pi-1") as link:
             await harness.stored(link, "pi-1.boot.0", 0, b"secret")
-            await link.put_presence(b'{"secret": 1}')
+            await link.put(subjects.PRESENCE, b'{"secret": 1}')
             await (await hub.stream.key_value(subjects.TABLES)).put("pi-1.rpi4", b"pi-1's table")
             await (await hub.stream.object_store(subjects.BUNDLES)).put("assets/a", b"bundle")
             await hub.stream.add_consumer(subjects.STREAM, ConsumerConfig(durable_name="server-0"))
@@ -210,7 +210,7 @@ async def _world(hub):
 def test_a_device_cannot_remove_what_others_have_said_of_themselves(guarded):
     async def work():
         async with guarded.running() as hub, guarded.linked("pi-1") as link, guarded.raw("pi-2") as (client, _):
-            await link.put_presence(b'{"here": 1}')
+            await link.put(subjects.PRESENCE, b'{"here": 1}')
             for kind in ("all", "sub"):
                 with pytest.raises(nats.js.errors.APIError):
                     await client.jetstream().publish("$KV.presence.pi-2", b"{}", headers={"Nats-Rollup": kind})

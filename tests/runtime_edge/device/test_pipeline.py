@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
+from small_tables import always
 
 from runtime_edge.audio.wire_streams import AudioStreamEncoder
 from runtime_edge.base.worker import Worker
@@ -13,7 +13,6 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.pipeline import Pipeline
-from runtime_edge.formats.records.table import StateAxis
 from runtime_edge.formats.wire import Reply
 from runtime_edge.inference.engine import Engine
 from runtime_edge.policy.splitter import Splitter
@@ -85,21 +84,6 @@ def engine(small_bundle):
     return Engine(small_bundle, "onnx-fp32")
 
 
-def always(bundle, cut):
-    """A table that takes one cut in every state."""
-    table = bundle.table("rpi4")
-    best = table.actions.index(cut)
-    row = tuple(float(action == best) for action in range(len(table.actions)))
-    return replace(
-        table,
-        state=(StateAxis(name="bandwidth_mbps", edges=()),),
-        q=(row,),
-        policy=(best,),
-        hysteresis=0.0,
-        probe_rate=0.0,
-    )
-
-
 def run(engine, tmp_path, cut, delivery, windows=1):
     """(pipeline, results) after windows at one cut."""
     results, failures = Results(), []
@@ -116,7 +100,7 @@ def run(engine, tmp_path, cut, delivery, windows=1):
                 worker=worker,
                 updater=Updates(),
                 engine=engine,
-                splitter=Splitter(always(engine.bundle, cut), engine.cut_names),
+                splitter=Splitter(always(engine.bundle, "rpi4", cut), engine.cut_names),
                 memory=DeviceMemory(info.encoder.embedding_dim),
                 learner_sync=None,
                 head_updater=NoHead(),

@@ -6,73 +6,23 @@ import time
 import urllib.error
 import urllib.request
 
-import msgspec
 import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
+from statuses import accounting, status
 
-from runtime_edge.audio import Counters
 from runtime_edge.base.files import locked
 from runtime_edge.base.histogram import BOUNDS_MS, Histogram
-from runtime_edge.base.logs import Trouble
 from runtime_edge.cli import edge_commands
 from runtime_edge.errors import CheckFailed, FormatError, UsageError
 from runtime_edge.service.metrics import MetricsServer
 from runtime_edge.service.status import (
-    DeviceStatus,
-    EncoderStatus,
-    UplinkStatus,
     lock_file,
     problems,
     read_status,
     status_file,
     write_status,
 )
-from runtime_edge.system import Health
-from runtime_edge.transport.accounting import Accounting
-from runtime_edge.transport.spool import SpoolState
-
-
-def accounting():
-    counted = Accounting(captured=20, acked=12, kept_local=3, inherited_dropped=1)
-    counted.dropped["spool_full"] += 2
-    counted.errors["LinkError"] += 4
-    counted.cuts |= {"one": 15, "local": 5}
-    for ms in (0.5, 3.0, 3.0, 70_000.0):
-        counted.finish("one", "server", ms)
-        counted.stage_ms["prefix"].observe(ms)
-    return counted
-
-
-def status(**changes):
-    counted = accounting()
-    made = DeviceStatus(
-        device="pi-1",
-        target="rpi4",
-        pid=1,
-        since=time.time() - 3700,
-        written=time.time(),
-        written_monotonic=time.monotonic(),
-        ended=None,
-        encoder=EncoderStatus(
-            generation=7, bundle="sha256:" + "ab" * 32, variant="onnx-fp32", runtime="onnxruntime 1.23",
-            table="ssc splitter train", on_trial=True,
-        ),
-        cut="one",
-        uncertainty=0.25,
-        cpu=0.5,
-        uplink=UplinkStatus(broker="nats://gateway:4222", connected=True, bandwidth_mbps=2.5, rtt_ms=80.0, loss=0.125),
-        spool=SpoolState(3, 2 << 20, 256 << 20, 0),
-        audio=Counters(blocks=9, samples=100, windows=20, gated=4, overruns=1, dropped_samples=8000),
-        source_silent_s=0.0,
-        health=Health(101.5, 61.25, True),
-        metrics_port=None,
-        report=counted.report(3),
-        stage_ms=dict(counted.stage_ms),
-        cut_ms=dict(counted.cut_ms),
-        troubles=[Trouble("2026-01-01T00:00:00.000+00:00", "broker is away")],
-    )  # fmt: skip
-    return msgspec.structs.replace(made, **changes)
 
 
 @pytest.fixture

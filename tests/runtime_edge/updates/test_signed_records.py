@@ -8,6 +8,7 @@ from runtime_edge.errors import HeadError, LinkError, SignatureError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.minisign import generate_key
 from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.signed_records import RecordKind, SignedRecords
 from runtime_edge.updates.update_reports import UpdateReports
@@ -15,21 +16,18 @@ from runtime_edge.updates.update_reports import UpdateReports
 OWN, COMMON = subjects.table_key("rpi4", "pi-1"), subjects.table_key("rpi4")
 
 
-class Broker:
-    """What the device sees of one, in memory."""
+class Broker(InMemoryTransport):
+    """One whose connection breaks when certain keys are asked for."""
 
-    connected = True
-
-    def __init__(self, **values):
-        self.values, self.published = values, []
+    def __init__(self, values=None, breaks_at=()):
+        super().__init__()
+        self.values = {(bucket, key): value for bucket, key, value in values or ()}
+        self._breaks_at = breaks_at
 
     async def value(self, bucket, key):
-        if self.values.get(key) is LinkError:
+        if key in self._breaks_at:
             raise LinkError("gone")
-        return self.values.get(key)
-
-    async def publish(self, subject, body):
-        self.published.append(body)
+        return await super().value(bucket, key)
 
 
 class Device:
@@ -81,7 +79,7 @@ def test_what_does_not_fit_is_counted_reported_and_not_kept(run):
     assert device.used == [b"1", b"2"], "a refused record of its own keeps no other one away"
     assert device.records.kept() == b"2"
     assert device.accounting.errors == Counter({"HeadError": 1})
-    (body,) = broker.published
+    ((_, body),) = broker.published
     assert b'"head_refused"' in body
     assert f"head {OWN}: bad".encode() in body
 
@@ -89,15 +87,15 @@ def test_what_does_not_fit_is_counted_reported_and_not_kept(run):
 def test_the_key_is_pinned_at_the_first_contact_and_seen_by_every_store(run, tmp_path):
     key, other = generate_key().public, generate_key().public
     earlier = BundleStore(tmp_path, None)
-    device = run(Broker(**{subjects.SIGNING_KEY: key.to_text().encode()}), (COMMON, b"1"))
+    device = run(Broker([(subjects.RELEASES, subjects.SIGNING_KEY, key.to_text().encode())]), (COMMON, b"1"))
     assert device.store.trusted == earlier.trusted == key
-    asyncio.run(earlier.pin_first(Broker(**{subjects.SIGNING_KEY: other.to_text().encode()})))
+    asyncio.run(earlier.pin_first(Broker([(subjects.RELEASES, subjects.SIGNING_KEY, other.to_text().encode())])))
     assert BundleStore(tmp_path, None).trusted == key
 
 
 def test_a_broker_that_goes_away_before_the_key_is_known_leaves_the_record_for_later(run):
     with pytest.raises(LinkError):
-        run(Broker(**{subjects.SIGNING_KEY: LinkError}), (COMMON, b"1"))
+        run(Broker(breaks_at=[subjects.SIGNING_KEY]), (COMMON, b"1"))
 
 
 def test_a_damaged_key_is_an_error_at_once(tmp_path):
@@ -107,8 +105,8 @@ def test_a_damaged_key_is_an_error_at_once(tmp_path):
 
 
 def test_present_are_those_that_can_be_read_its_own_first(tmp_path):
-    both = Device(tmp_path, Broker(**{COMMON: b"1", OWN: b"2"}))
+    both = Device(tmp_path, Broker([(subjects.HEADS, COMMON, b"1"), (subjects.HEADS, OWN, b"2")]))
     assert asyncio.run(both.records.present()) == [(OWN, b"2"), (COMMON, b"1")]
-    one = Device(tmp_path, Broker(**{COMMON: b"1", OWN: LinkError}))
+    one = Device(tmp_path, Broker([(subjects.HEADS, COMMON, b"1")], breaks_at=[OWN]))
     assert asyncio.run(one.records.present()) == [(COMMON, b"1")]
     assert asyncio.run(Device(tmp_path, None).records.present()) == []

@@ -1,0 +1,140 @@
+"""A broker in memory, for tests of what talks to one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from runtime_edge.errors import FormatError, LinkError
+from runtime_edge.formats.wire import Reply, encode_reply
+from runtime_edge.transport.pending import PendingAnswers
+from runtime_edge.transport.protocol import LateReply, OnAnswer, OnChange, OnStored
+
+_ROUND_TRIP_S = 0.001
+_STORED = b'{"stream":"memory"}'
+
+
+class InMemoryTransport:
+    """Keeps what a device sends, and gives it what a test has put there (`runtime_edge.transport.protocol`).
+
+    Args:
+        answer: the server's reply to window `index` with this frame; None: no reply.
+        late_reply: gets replies that come after their deadline.
+        device: whose values `put` stores.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[int, bytes], Reply | None] = lambda index, frame: None,
+        late_reply: LateReply = lambda reply: None,
+        device: str = "pi-1",
+    ) -> None:
+        self.url, self.trouble = "memory:", ""
+        self.frames: dict[str, bytes] = {}
+        """Stored frames by message id."""
+        self.sent = 0
+        """Frames that came, those that came again included."""
+        self.filler_bytes = 0
+        self.published: list[tuple[str, bytes]] = []
+        self.values: dict[tuple[str, str], bytes] = {}
+        """By bucket and key."""
+        self.objects: dict[str, bytes] = {}
+        self.stores = True
+        """Whether frames are stored and acknowledged; otherwise they are lost."""
+        self._answer, self._device = answer, device
+        self._pending = PendingAnswers(late_reply)
+        self._watches: list[tuple[str, str, OnChange]] = []
+
+    @property
+    def connected(self) -> bool:
+        """Until `disconnect`, and again after `reconnect`."""
+        return not self.trouble
+
+    def disconnect(self) -> None:
+        """Lose the connection, and what is not acknowledged yet."""
+        self.trouble = "disconnected"
+        self._pending.connection_lost()
+
+    def reconnect(self) -> None:
+        """Have a connection again."""
+        self.trouble = ""
+
+    def reply(self, reply: Reply) -> None:
+        """Give the device a reply of the server."""
+        self._pending.receive("", encode_reply(reply), "")
+
+    async def change(self, bucket: str, key: str, value: bytes) -> None:
+        """Set a value and return once all who watch it have taken it."""
+        self.values[bucket, key] = value
+        for watched_bucket, watched_key, on_change in self._watches:
+            if (watched_bucket, watched_key) == (bucket, key):
+                await on_change(key, value)
+
+    def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
+        """See the protocol."""
+        self._pending.expect(window, deadline_s, on_answer)
+
+    def send(
+        self, message_id: str, window: int | None, frame: bytes, on_stored: OnStored, timeout_s: float = 10.0
+    ) -> None:
+        """See the protocol."""
+        self._check_connected()
+        self.sent += 1
+        token = self._pending.acknowledgement(timeout_s, on_stored).removeprefix(".")
+        if self.stores:
+            self.frames[message_id] = frame
+            asyncio.get_running_loop().call_soon(self._stored, token, window, frame)
+
+    def ping(self, on_answer: Callable[[float], None]) -> None:
+        """See the protocol."""
+        self._check_connected()
+        asyncio.get_running_loop().call_soon(on_answer, _ROUND_TRIP_S)
+
+    async def bandwidth_probe(self, filler: bytes) -> tuple[float, float]:
+        """See the protocol."""
+        self._check_connected()
+        self.filler_bytes += len(filler)
+        return _ROUND_TRIP_S, _ROUND_TRIP_S
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        """See the protocol."""
+        if self.connected:
+            self.published.append((subject, data))
+
+    async def put(self, bucket: str, data: bytes) -> None:
+        """See the protocol."""
+        if self.connected:
+            self.values[bucket, self._device] = data
+
+    async def watch(self, bucket: str, keys: list[str], on_change: OnChange) -> None:
+        """See the protocol."""
+        for key in keys:
+            self._watches.append((bucket, key, on_change))
+            if (bucket, key) in self.values:
+                await on_change(key, self.values[bucket, key])
+
+    async def value(self, bucket: str, key: str) -> bytes | None:
+        """See the protocol."""
+        self._check_connected()
+        return self.values.get((bucket, key))
+
+    async def fetch(self, name: str, limit_bytes: int) -> bytes:
+        """See the protocol."""
+        self._check_connected()
+        if name not in self.objects:
+            raise LinkError(f"object {name} cannot be fetched (not in the store)")
+        if len(self.objects[name]) > limit_bytes:
+            raise FormatError(f"object {name}: {len(self.objects[name])} bytes, more than the {limit_bytes} expected")
+        return self.objects[name]
+
+    def _check_connected(self) -> None:
+        if not self.connected:
+            raise LinkError(f"broker {self.url}: {self.trouble}")
+
+    def _stored(self, token: str, window: int | None, frame: bytes) -> None:
+        if not self.connected:
+            return
+        self._pending.receive(token, _STORED, "")
+        reply = None if window is None else self._answer(window, frame)
+        if reply is not None:
+            self.reply(reply)

@@ -1,0 +1,78 @@
+"""What a device needs of its link to the broker, whatever is behind it.
+
+`runtime_edge.transport.connection` is the link to a real broker; `runtime_edge.transport.in_memory` holds what it is
+sent, for tests. Everything is called in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from runtime_edge.errors import LinkError
+from runtime_edge.formats.wire import Reply
+
+FRAME_OVERHEAD_BYTES = 160
+"""Subject, headers and protocol text that go with a frame, for the bandwidth estimate."""
+
+OnAnswer = Callable[[Reply | None], None]
+OnStored = Callable[[float | LinkError], None]
+"""Gets the seconds until the broker has stored a message, or why it has not."""
+OnChange = Callable[[str, bytes], Awaitable[None]]
+"""Gets a key and its value."""
+LateReply = Callable[[Reply], None]
+
+
+class Transport(Protocol):
+    """A link that may be down at any time, and comes back by itself."""
+
+    @property
+    def url(self) -> str:
+        """Where the broker is."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether frames can be published now, and their answers received. From any thread."""
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection; empty while there is one."""
+
+    def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
+        """Call back with the answer to this window, or None when it has not come in time; call before `send`.
+
+        An answer that comes later goes to the callback for late replies.
+        """
+
+    def send(
+        self, message_id: str, window: int | None, frame: bytes, on_stored: OnStored, timeout_s: float = 10.0
+    ) -> None:
+        """Publish one frame; call back with the seconds until the broker has stored it, or with why it has not.
+
+        The server answers under the number `window`, or not at all when that is None. Raises LinkError when it cannot
+        be sent, and then does not call back; otherwise it may have arrived even so, and sending it again is harmless.
+        """
+
+    def ping(self, on_answer: Callable[[float], None]) -> None:
+        """Measure an empty round trip to the broker; the callback gets the seconds it took. Raises LinkError."""
+
+    async def bandwidth_probe(self, filler: bytes) -> tuple[float, float]:
+        """Send two pings around `filler`; return the first one's seconds and the delay of the second behind it.
+
+        Raises LinkError when an answer does not come in time.
+        """
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        """Publish an event, best effort."""
+
+    async def put(self, bucket: str, data: bytes) -> None:
+        """Store a value under this device's name, best effort."""
+
+    async def watch(self, bucket: str, keys: list[str], on_change: OnChange) -> None:
+        """Call back with the present and every later value of the keys, over reconnections too."""
+
+    async def value(self, bucket: str, key: str) -> bytes | None:
+        """The present value of a key, or None. Raises LinkError when the broker does not answer."""
+
+    async def fetch(self, name: str, limit_bytes: int) -> bytes:
+        """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""

@@ -1,0 +1,94 @@
+"""Who hears how the device is, and how often."""
+
+import asyncio
+
+import msgspec
+import pytest
+from statuses import status
+from waiting import eventually
+
+from runtime_edge.base.aio import cancel_all
+from runtime_edge.errors import SpoolError
+from runtime_edge.formats import subjects
+from runtime_edge.service.heartbeat import Heartbeat
+from runtime_edge.service.status import STALE_S, read_status
+from runtime_edge.transport.in_memory import InMemoryTransport
+
+PRESENCE = subjects.PRESENCE, "pi-1"
+
+
+class Manager:
+    """systemd, which has to hear something at once."""
+
+    watchdog_s = 0.03
+
+    def __init__(self):
+        self.said = []
+
+    def alive(self):
+        self.said.append("alive")
+
+    def stopping(self):
+        self.said.append("stopping")
+
+    def status(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def manager():
+    return Manager()
+
+
+async def beating(heartbeat, until):
+    task = asyncio.create_task(heartbeat.beat_forever())
+    await eventually(until)
+    await cancel_all([task])
+
+
+def test_a_beat_is_in_the_directory_at_the_server_and_at_systemd(tmp_path, manager):
+    transport, made = InMemoryTransport(), status()
+
+    async def make(ended):
+        return msgspec.structs.replace(made, ended=ended)
+
+    async def work():
+        heartbeat = Heartbeat(tmp_path, make, transport, manager)
+        await beating(heartbeat, lambda: PRESENCE in transport.values)
+        assert heartbeat.latest == made
+        assert read_status(tmp_path).ended is None
+        await heartbeat.last("its source has ended")
+
+    asyncio.run(work())
+    assert msgspec.json.decode(transport.values[PRESENCE]) == made.report
+    assert "alive" in manager.said
+    assert any("generation 7, cut one" in said for said in manager.said)
+    assert manager.said[-1] == "stopping"
+    assert read_status(tmp_path).ended == "its source has ended"
+
+
+def test_while_the_link_is_down_the_device_is_alive_and_the_server_hears_nothing(tmp_path, manager):
+    transport = InMemoryTransport()
+    transport.disconnect()
+
+    async def make(ended):
+        return status()
+
+    asyncio.run(beating(Heartbeat(tmp_path, make, transport, manager), lambda: manager.said.count("alive") > 1))
+    assert transport.values == {}
+
+
+def test_a_microphone_that_has_fallen_silent_lets_the_watchdog_fire(tmp_path, manager):
+    async def make(ended):
+        return status(source_silent_s=STALE_S + 1)
+
+    asyncio.run(beating(Heartbeat(tmp_path, make, None, manager), lambda: len(manager.said) > 1))
+    assert "alive" not in manager.said
+
+
+def test_a_disk_that_fails_does_not(tmp_path, manager):
+    async def make(ended):
+        raise SpoolError("no room")
+
+    asyncio.run(beating(Heartbeat(tmp_path, make, None, manager), lambda: len(manager.said) > 1))
+    assert set(manager.said) == {"alive"}

@@ -1,0 +1,220 @@
+"""Delivery between a real spool and a broker in memory: exactly once in the accounts, whatever the broker does."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import pytest
+from waiting import eventually
+
+from runtime_edge.base.aio import cancel_all
+from runtime_edge.base.worker import Worker
+from runtime_edge.config import DeviceConfig
+from runtime_edge.formats import subjects
+from runtime_edge.formats.wire import Reply
+from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.bandwidth import BandwidthEstimator
+from runtime_edge.transport.delivery import Delivery
+from runtime_edge.transport.frame_store import FrameStore
+from runtime_edge.transport.in_memory import InMemoryTransport
+from runtime_edge.transport.protocol import FRAME_OVERHEAD_BYTES
+from runtime_edge.transport.spool import Spool
+
+
+@pytest.fixture
+def spool(tmp_path):
+    opened = Spool(tmp_path / "spool.db", 1 << 20)
+    yield opened
+    opened.close()
+
+
+def echo(window, frame):
+    return Reply(window, 1, "ok", 5, frame)
+
+
+class Sender:
+    """What a device hands its frames over through, of boot "new" of device pi-1."""
+
+    def __init__(self, transport, spool, worker, **settings):
+        config = DeviceConfig("pi-1", "-", Path("unused"), "rpi4", **{"ack_timeout_s": 30.0} | settings)
+        self.accounting, self.uplink, self._worker = Accounting(), BandwidthEstimator(), worker
+        self.frame_store = FrameStore(spool, "pi-1.new.", self.accounting)
+        self.delivery = Delivery(config, transport, self.frame_store, worker, self.accounting, self.uplink)
+
+    async def spooled(self, window, claim=False):
+        """As the device does: in the thread that owns the frame store."""
+        message_id, frame = subjects.message_id("pi-1", "new", window), b"frame %d" % window
+        await self._worker.run(self.frame_store.put, message_id, window, frame, 0.5, claim)
+        return message_id, frame
+
+    async def exchange(self, window, deadline_s=60.0):
+        message_id, frame = await self.spooled(window, claim=True)
+        answered = asyncio.get_running_loop().create_future()
+        self.delivery.exchange(message_id, window, frame, deadline_s, lambda *answer: answered.set_result(answer))
+        reply, _ = await answered
+        return reply
+
+
+@contextlib.asynccontextmanager
+async def sending(transport, spool, replay=True, **settings):
+    with Worker() as worker:
+        sender = Sender(transport, spool, worker, **settings)
+        tasks = [asyncio.create_task(sender.delivery.replay_forever())] if replay else []
+        try:
+            yield sender
+        finally:
+            await cancel_all(tasks)
+            await sender.delivery.close()
+
+
+def store(spool, boot, windows):
+    for window in windows:
+        spool.put(subjects.message_id("pi-1", boot, window), window, b"frame %d" % window, 0.5)
+
+
+def test_the_spool_of_an_earlier_boot_is_sent_and_answers_no_window_of_this_one(spool):
+    store(spool, "old", range(6))
+    answers = []
+
+    async def work():
+        transport = InMemoryTransport(echo, answers.append)
+        async with sending(transport, spool) as sender:
+            for window in range(6):
+                transport.expect(window, 30.0, answers.append)
+            await sender.delivery.drain(60.0)
+            return transport, sender.accounting
+
+    transport, accounting = asyncio.run(work())
+    assert answers == []
+    assert (accounting.acked, accounting.replayed, accounting.inherited) == (0, 6, 0)
+    assert len(transport.frames) == transport.sent == 6
+
+
+def test_live_frames_are_answered_and_leave_the_spool_once_stored(spool):
+    async def work():
+        transport = InMemoryTransport(echo)
+        async with sending(transport, spool) as sender:
+            replies = await asyncio.gather(*(sender.exchange(window) for window in range(12)))
+            await sender.delivery.drain(60.0)
+            return [reply.embedding for reply in replies], sender.accounting, transport
+
+    embeddings, accounting, transport = asyncio.run(work())
+    assert embeddings == [b"frame %d" % window for window in range(12)]
+    assert (accounting.acked, accounting.replayed) == (12, 0)
+    assert len(transport.frames) == 12
+    assert spool.depth() == 0
+
+
+def test_an_answer_that_does_not_come_is_none_and_one_that_is_late_goes_elsewhere(spool):
+    late = []
+
+    async def work():
+        transport = InMemoryTransport(late_reply=late.append)
+        async with sending(transport, spool) as sender:
+            reply = await sender.exchange(3, deadline_s=0.01)
+            transport.reply(echo(3, b"late"))
+            return reply, sender.uplink.loss
+
+    reply, loss = asyncio.run(work())
+    assert reply is None
+    assert loss > 0
+    assert [reply.embedding for reply in late] == [b"late"]
+
+
+def test_a_broker_that_goes_away_again_and_again_gets_every_frame_once(spool):
+    store(spool, "old", range(5))
+
+    async def work():
+        transport = InMemoryTransport()
+        async with sending(transport, spool) as sender:
+            for window in range(30):
+                if window % 10 == 3:
+                    transport.disconnect()
+                if window % 10 == 6:
+                    transport.reconnect()
+                if sender.delivery.has_room():
+                    await sender.exchange(window, 0.001)
+                else:
+                    await sender.spooled(window)
+                    sender.delivery.replay_soon()
+            await sender.delivery.drain(60.0)
+            return transport, sender.accounting
+
+    transport, accounting = asyncio.run(work())
+    assert accounting.acked == accounting.captured == 30
+    assert accounting.inherited == 0
+    assert len(transport.frames) == 35
+    assert spool.depth() == 0
+
+
+def test_a_bandwidth_probe_follows_a_frame_that_is_alone(spool):
+    async def work():
+        transport, sent = InMemoryTransport(), []
+        async with sending(transport, spool, replay=False) as sender:
+            for frames in (0, 1, 2):
+                claimed = [await sender.spooled(10 * frames + number, claim=True) for number in range(frames)]
+                for number, (message_id, frame) in enumerate(claimed):
+                    sender.delivery.exchange(message_id, 10 * frames + number, frame, 1.0, lambda *answer: None)
+                await sender.delivery.bandwidth_probe(8, 512)
+                await sender.delivery.drain(60.0)
+                sent.append((transport.filler_bytes, sender.accounting.bytes_sent))
+            return transport, sent, sender.uplink.rtt_ms
+
+    transport, ((no_filler, idle), (filler, alone), (same_filler, crowded)), rtt_ms = asyncio.run(work())
+    one = len(b"frame 10") + FRAME_OVERHEAD_BYTES
+    assert len(transport.frames) == 3, "filler is not stored"
+    assert (no_filler, idle) == (0, 0)
+    assert filler >= 512
+    assert alone == one + filler
+    assert (same_filler, crowded) == (filler, alone + 2 * one)
+    assert rtt_ms != 50, "it was assumed until then"
+
+
+def test_a_replay_under_way_does_not_stop_the_wait_for_room(spool):
+    store(spool, "old", range(3))
+
+    async def work():
+        transport = InMemoryTransport()
+        async with sending(transport, spool, in_flight=1) as sender:
+            for window in range(5):
+                await sender.delivery.wait_for_room()
+                assert sender.delivery.has_room()
+                await sender.exchange(window, 0.001)
+            await sender.delivery.drain(60.0)
+        return len(transport.frames)
+
+    assert asyncio.run(work()) == 8
+
+
+def test_draining_gives_up_in_time_and_closing_keeps_what_was_not_stored(spool):
+    async def work():
+        transport = InMemoryTransport()
+        transport.stores = False
+        async with sending(transport, spool, ack_timeout_s=600.0) as sender:
+            await sender.exchange(0, 0.001)
+            await asyncio.wait_for(sender.delivery.drain(0.1), 30.0)
+        return sender.accounting
+
+    assert asyncio.run(work()).acked == 0
+    assert spool.depth() == 1
+
+
+def test_a_disk_that_fails_does_not_end_the_replay(tmp_path):
+    spool = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
+    store(spool, "old", range(3))
+
+    async def work():
+        transport = InMemoryTransport()
+        async with sending(transport, spool, replay=False) as sender:
+            spool.close()  # from now on every call raises SpoolError
+            replay = asyncio.create_task(sender.delivery.replay_forever())
+            for _ in range(20):
+                await asyncio.sleep(0.005)
+            assert not replay.done()
+            sender.frame_store.spool = mended = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
+            await eventually(lambda: len(transport.frames) == 3)
+            await sender.delivery.drain(60.0)
+            await cancel_all([replay])
+        mended.close()
+
+    asyncio.run(work())
