@@ -35,7 +35,7 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.wire import Reply, encode_frame
 from runtime_edge.inference.prefix import Prefix
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import Accounting, LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.connection import Connection
 from runtime_edge.transport.delivery import Delivery
@@ -128,16 +128,15 @@ class FleetDevice:
     ) -> None:
         self.name, self._number = f"fleet-{number}", number
         self._boot = secrets.token_hex(4)
-        self.accounting = Accounting()
+        self.accounting, self.counts = Accounting(), LoopCounts()
         self._recorded, self._worker, self._answers = recorded, worker, answers
-        self.connection = Connection(broker, self.name, self._late)
+        self.connection = Connection(broker, self.name)
+        self.connection.on_late_reply(self._late)
         self.frame_store = FrameStore(
             Spool(directory / f"{self.name}.db", _SPOOL_BYTES), f"{self.name}.{self._boot}.", self.accounting
         )
         config = DeviceConfig(self.name, "-", directory, "rpi4", seed=number)
-        self._delivery = Delivery(
-            config, self.connection, self.frame_store, worker, self.accounting, BandwidthEstimator()
-        )
+        self._delivery = Delivery(config, self.connection, self.frame_store, worker, self.counts, BandwidthEstimator())
         self._awaited: set[asyncio.Future[None]] = set()
 
     async def run(self, period_s: float, stopping: asyncio.Event, leaving: asyncio.Event) -> None:
@@ -337,7 +336,7 @@ class Fleet:
             kills=dict(self.kills),
             captured=sum(one.captured for one in totals),
             acked=sum(one.acked for one in totals),
-            replayed=sum(one.replayed for one in totals),
+            replayed=sum(device.counts.replayed for device in self.devices),
             counted=sum(counted.values()),
             lost=lost,
             duplicated=duplicated,

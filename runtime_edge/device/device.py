@@ -1,18 +1,18 @@
 """One device: starts its parts, feeds them windows, reports its status and shuts them down.
 
 A window is on disk before it is sent and leaves the disk when the broker has stored it. Tables and bundles swap
-between windows. What happens to a window stands in `runtime_edge.device.pipeline`.
+between windows. What happens to a window stands in `runtime_edge.device.runner` and `runtime_edge.device.pipeline`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
-import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from runtime_edge.base.aio import cancel_all, finish_unless
@@ -23,17 +23,17 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Capture
 from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.pipeline import Pipeline
+from runtime_edge.device.reporter import Reporter
+from runtime_edge.device.runner import WindowRunner
 from runtime_edge.device.sinks import EventSink, Sink
 from runtime_edge.errors import SscError
 from runtime_edge.formats.credentials import Credentials
 from runtime_edge.formats.manifest import Manifest
-from runtime_edge.formats.wire import Reply
 from runtime_edge.service.heartbeat import Heartbeat
 from runtime_edge.service.metrics import MetricsServer
 from runtime_edge.service.sd_notify import Notifier
-from runtime_edge.service.status import DeviceStatus, EncoderStatus, UplinkStatus, lock_file
-from runtime_edge.system import health
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.service.status import lock_file
+from runtime_edge.transport.accounting import Accounting, LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.connection import Connection
 from runtime_edge.transport.delivery import Delivery
@@ -43,36 +43,37 @@ from runtime_edge.transport.spool import Spool
 from runtime_edge.updates.bundle_store import has_bundle
 from runtime_edge.updates.head_updater import HeadUpdater
 from runtime_edge.updates.learner_sync import LearnerSync
-from runtime_edge.updates.table_updater import make_splitter
 from runtime_edge.updates.updater import Updater
 
 _LOG = logging.getLogger(__name__)
 _BRIEFLY_S, _FIRST_S = 1.0, 5.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """Of a device that has started."""
+
+    updater: Updater
+    capture: Capture
+    delivery: Delivery | None
+    pipeline: Pipeline
+    learner_sync: LearnerSync
+    reporter: Reporter
+    heartbeat: Heartbeat
+
+
 class Device:
-    """Runs one source through one encoder until the source ends or `stop` is called."""
+    """Runs one source through one encoder until the source ends or `stop` is called.
+
+    Args:
+        config: the device's settings.
+        sinks: where results go; closed at the end.
+        notifier: systemd's side.
+    """
 
     def __init__(self, config: DeviceConfig, sinks: Sequence[Sink], notifier: Notifier | None = None) -> None:
-        self.config = config
-        self._notifier = notifier or Notifier({})
-        self.boot = secrets.token_hex(4)
-        self.accounting = Accounting()
-        self._sinks = list(sinks)
-        self._since = time.time()
-        self._troubles = LastTroubles()
+        self._config, self._sinks, self._notifier = config, list(sinks), notifier or Notifier({})
         self._stopping = asyncio.Event()
-        self._worker = Worker()
-        self._uplink = BandwidthEstimator()
-        self._connection: Connection | None = None
-        self._updater: Updater
-        self._frame_store: FrameStore
-        self._delivery: Delivery | None = None
-        self._pipeline: Pipeline
-        self._learner_sync: LearnerSync
-        self._capture: Capture
-        self._heartbeat: Heartbeat
-        self._metrics: MetricsServer | None = None
 
     def stop(self) -> None:
         """End after the window being processed; spooled frames stay on disk."""
@@ -80,166 +81,117 @@ class Device:
 
     async def run(self) -> dict[str, Any]:
         """Run to the end; returns the report. Raises SscError when it cannot start."""
-        self.config.state.mkdir(parents=True, exist_ok=True)
-        with locked(lock_file(self.config.state), "another device runs from this state directory"), self._troubles:
-            return await self._run()
+        state = self._config.state
+        state.mkdir(parents=True, exist_ok=True)
+        with locked(lock_file(state), "another device runs from this state directory"), LastTroubles() as troubles:
+            async with AsyncExitStack() as closing:
+                return await self._work(await self._start(closing, troubles))
 
-    async def _run(self) -> dict[str, Any]:
-        background: list[asyncio.Task[None]] = []
+    async def _work(self, parts: _Parts) -> dict[str, Any]:
+        """From the first window to the last word."""
+        background = [asyncio.create_task(parts.heartbeat.beat_forever())]
+        background.append(asyncio.create_task(parts.learner_sync.share_forever()))
+        if parts.delivery is not None:
+            background.append(asyncio.create_task(parts.delivery.replay_forever()))
         ended = "it failed"
         try:
-            await self._start(background)
-            with self._updater.clean_exit():
-                await self._process_source()
-                if self._delivery is not None:
-                    await finish_unless(self._stopping, self._delivery.drain(self.config.drain_s))
-                    await self._delivery.close()  # what is still in flight is decided before the report
+            self._notifier.ready()
+            with parts.updater.clean_exit():
+                await self._process_source(parts)
             ended = "it was stopped" if self._stopping.is_set() else "its source has ended"
-            return await self._report()
+            return await parts.reporter.report()
         except SscError as exc:
             ended = str(exc)
             raise
         finally:
             await cancel_all(background)
-            if hasattr(self, "_pipeline"):
-                await self._pipeline.settle()
-                await self._learner_sync.share()
-            if hasattr(self, "_heartbeat"):
-                await self._heartbeat.last(ended)
-            await self._close()
+            await parts.pipeline.settle()
+            await parts.learner_sync.share()
+            await parts.heartbeat.last(ended)
 
-    async def _start(self, background: list[asyncio.Task[None]]) -> None:
-        config = self.config
+    async def _process_source(self, parts: _Parts) -> None:
+        """Every window, and then what the spool holds."""
+        await parts.capture.read(parts.pipeline.run_window, self._stopping, self._config.max_windows)
+        await parts.pipeline.settle()
+        if parts.delivery is not None:
+            await finish_unless(self._stopping, parts.delivery.drain(self._config.drain_s))
+            await parts.delivery.close()  # what is still in flight is decided before the report
+
+    async def _start(self, closing: AsyncExitStack, troubles: LastTroubles) -> _Parts:
+        """Start the parts one after the other; `closing` ends them in the opposite order."""
+        config, boot, since, counts = self._config, secrets.token_hex(4), time.time(), LoopCounts()
+        closing.callback(self._close_sinks)
+        worker = closing.enter_context(Worker())
+        connection = None
         if config.broker is not None:
-            credentials = Credentials(config.credentials, config.tls_ca, config.tls_cert, config.tls_key)
-            self._connection = Connection(config.broker, config.device, self._on_late_reply, credentials)
-            background.append(asyncio.create_task(self._connection.connect_with_retries()))
-            # With a bundle on the disk there is no need to wait: a newer one is swapped in later.
-            await asyncio.wait(
-                background, timeout=_BRIEFLY_S if config.bundle or has_bundle(config.state) else _FIRST_S
-            )
-        self._updater = Updater(config, self._connection, self._worker, self.accounting)
-        engine, table = await self._updater.first()
+            connection = await closing.enter_async_context(self._connected(config.broker))
+        updater = Updater(config, connection, worker, counts)
+        engine, table = await updater.first()
         info = engine.bundle.manifest.info
-        head_updater = HeadUpdater(config, self._connection, self._updater.reports, info)
-        self._frame_store = await self._worker.run(self._open_frame_store, engine.bundle.manifest)
-        self.accounting.generation_start = self.accounting.generation_end = engine.generation
-        if self._connection is not None:
-            self._delivery = Delivery(
-                config, self._connection, self._frame_store, self._worker, self.accounting, self._uplink
-            )
-            background.append(asyncio.create_task(self._delivery.replay_forever()))
-            self._sinks.append(
-                EventSink(self._connection.publish, config.device, config.events, config.event_threshold)
-            )
+        head_updater = HeadUpdater(config, connection, updater.reports, info)
+        accounting = Accounting()
+        frame_store = await worker.run(_open_frame_store, config, boot, engine.bundle.manifest, accounting)
+        closing.push_async_callback(worker.run, frame_store.close)
+        delivery, uplink = None, BandwidthEstimator()
+        if connection is not None:
+            delivery = Delivery(config, connection, frame_store, worker, counts, uplink)
+            closing.push_async_callback(delivery.close)
+            self._sinks.append(EventSink(connection.publish, config.device, config.events, config.event_threshold))
             await head_updater.follow()
-        self._learner_sync = LearnerSync(config, self._connection)
-        splitter = make_splitter(engine.bundle, table, config)
-        splitter.learn(self._learner_sync.learner_for(table))
-        front_end = info.front_end
-        self._capture = Capture(config, front_end.sample_rate, front_end.window_samples, front_end.hop_samples)
-        self._pipeline = Pipeline(
-            config=config,
-            boot=self.boot,
-            accounting=self.accounting,
-            worker=self._worker,
-            updater=self._updater,
-            engine=engine,
-            splitter=splitter,
-            memory=DeviceMemory(info.encoder.embedding_dim),
-            learner_sync=self._learner_sync,
-            head_updater=head_updater,
-            frame_store=self._frame_store,
-            delivery=self._delivery,
-            uplink=self._uplink,
-            sinks=self._sinks,
-            window_done=self._capture.window_done,
-        )
-        await self._updater.follow(self._pipeline.apply_updates)
-        self._heartbeat = Heartbeat(config.state, self._status, self._connection, self._notifier)
-        if config.metrics_port is not None:
-            heartbeat = self._heartbeat
-            self._metrics = MetricsServer(config.metrics_port, lambda: heartbeat.latest)
-            _LOG.info("metrics on http://127.0.0.1:%d/metrics", self._metrics.port)
-        background.append(asyncio.create_task(self._heartbeat.beat_forever()))
-        background.append(asyncio.create_task(self._learner_sync.share_forever()))
-        self._notifier.ready()
+        learner_sync = LearnerSync(config, connection)
+        learner = learner_sync.learner_for(table)
+        runner = WindowRunner(config, boot, engine, table, learner, frame_store, accounting, connection is not None)
+        capture = Capture(config, info.front_end.sample_rate, info.front_end.window_samples, info.front_end.hop_samples)
+        pipeline = Pipeline(
+            config=config, worker=worker, runner=runner, updater=updater,
+            memory=DeviceMemory(info.encoder.embedding_dim), learner_sync=learner_sync, head_updater=head_updater,
+            delivery=delivery, uplink=uplink, sinks=self._sinks, counts=counts, window_done=capture.window_done,
+        )  # fmt: skip
+        if connection is not None:
+            connection.on_late_reply(pipeline.late_reply)
+        await updater.follow(pipeline.apply_updates)
+        metrics = self._metrics(closing)
+        reporter = Reporter(
+            config=config, boot=boot, since=since, worker=worker, runner=runner, pipeline=pipeline, updater=updater,
+            capture=capture, connection=connection, metrics_port=None if metrics is None else metrics.port,
+            troubles=troubles,
+        )  # fmt: skip
+        heartbeat = Heartbeat(config.state, reporter.status, connection, self._notifier, metrics)
+        return _Parts(
+            updater=updater, capture=capture, delivery=delivery, pipeline=pipeline, learner_sync=learner_sync,
+            reporter=reporter, heartbeat=heartbeat,
+        )  # fmt: skip
 
-    async def _process_source(self) -> None:
-        await self._capture.read(self._pipeline.run_window, self._stopping, self.config.max_windows)
-        await self._pipeline.settle()
+    @asynccontextmanager
+    async def _connected(self, broker: str) -> AsyncIterator[Connection]:
+        """A connection that has had a moment to be made; it is tried again in the background."""
+        config = self._config
+        credentials = Credentials(config.credentials, config.tls_ca, config.tls_cert, config.tls_key)
+        connection = Connection(broker, config.device, credentials)
+        connecting = asyncio.create_task(connection.connect_with_retries())
+        try:
+            # With a bundle on the disk there is no need to wait: a newer one is swapped in later.
+            patience_s = _BRIEFLY_S if config.bundle or has_bundle(config.state) else _FIRST_S
+            await asyncio.wait({connecting}, timeout=patience_s)
+            yield connection
+        finally:
+            await cancel_all([connecting])
+            await connection.close()
 
-    async def _report(self) -> dict[str, Any]:
-        vitals = health()
-        return {
-            "device": self.config.device,
-            "target": self.config.target,
-            "boot": self.boot,
-            **await self._worker.run(self._frame_store.report),
-            "memory_mb": round(vitals.rss_mb, 1),
-            "temperature_c": vitals.temperature_c,
-            "runtime": self._pipeline.engine.prefix.backend.name,
-            "state": self._pipeline.splitter.state,
-            **self._updater.status(),
-        }
+    def _metrics(self, closing: AsyncExitStack) -> MetricsServer | None:
+        if self._config.metrics_port is None:
+            return None
+        metrics = MetricsServer(self._config.metrics_port)
+        closing.callback(metrics.close)
+        _LOG.info("metrics on http://127.0.0.1:%d/metrics", metrics.port)
+        return metrics
 
-    async def _status(self, ended: str | None) -> DeviceStatus:
-        """How the device is now."""
-        report, connection, uplink, pipeline = await self._report(), self._connection, self._uplink, self._pipeline
-        return DeviceStatus(
-            device=self.config.device,
-            target=self.config.target,
-            pid=os.getpid(),
-            since=self._since,
-            written=time.time(),
-            written_monotonic=time.monotonic(),
-            ended=ended,
-            encoder=EncoderStatus(
-                generation=pipeline.engine.generation,
-                bundle=pipeline.engine.bundle.digest,
-                variant=pipeline.engine.prefix.variant,
-                runtime=pipeline.engine.prefix.backend.name,
-                table=pipeline.splitter.table.created_by,
-                on_trial=bool(report["on_trial"]),
-            ),
-            cut=pipeline.cut,
-            uncertainty=pipeline.memory.uncertainty,
-            cpu=pipeline.cpu.load(),
-            uplink=UplinkStatus(
-                broker=self.config.broker,
-                connected=connection is not None and connection.connected,
-                bandwidth_mbps=uplink.uplink_mbits,
-                rtt_ms=uplink.rtt_ms,
-                loss=uplink.loss,
-            ),
-            spool=await self._worker.run(self._frame_store.state),
-            audio=dataclasses.replace(self._capture.counters),
-            source_silent_s=self._capture.silent_s,
-            health=health(),
-            metrics_port=None if self._metrics is None else self._metrics.port,
-            report=report,
-            stage_ms={**self.accounting.stage_ms},
-            cut_ms={**self.accounting.cut_ms},
-            troubles=self._troubles.newest_first(),
-        )
-
-    async def _close(self) -> None:
-        if self._delivery is not None:
-            await self._delivery.close()
-        if self._metrics is not None:
-            self._metrics.close()
-        if self._connection is not None:
-            await self._connection.close()
-        if hasattr(self, "_frame_store"):
-            await self._worker.run(self._frame_store.close)
-        self._worker.shutdown()
+    def _close_sinks(self) -> None:
         for sink in self._sinks:
             sink.close()
 
-    def _on_late_reply(self, reply: Reply) -> None:
-        self._pipeline.late_reply(reply)
 
-    def _open_frame_store(self, manifest: Manifest) -> FrameStore:
-        spool = Spool(self.config.state / "spool.db", self.config.spool_bytes, self.config.power_safe)
-        self.accounting.inherited_dropped = drop_below_floor(spool, self.config.state, manifest, self.config.min_cut)
-        return FrameStore(spool, f"{self.config.device}.{self.boot}.", self.accounting)
+def _open_frame_store(config: DeviceConfig, boot: str, manifest: Manifest, accounting: Accounting) -> FrameStore:
+    spool = Spool(config.state / "spool.db", config.spool_bytes, config.power_safe)
+    accounting.inherited_dropped = drop_below_floor(spool, config.state, manifest, config.min_cut)
+    return FrameStore(spool, f"{config.device}.{boot}.", accounting)

@@ -9,19 +9,26 @@ from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.formats.records.table import LOCAL
 from runtime_edge.formats.results import WindowResult
 from runtime_edge.inference.engine import Embedding, Engine, PrefixResult
+from runtime_edge.policy.online_learner import OnlineLearner
 from runtime_edge.policy.splitter import Decision
 
 
-class InFlight(msgspec.Struct, frozen=True):
+class InFlight(msgspec.Struct, frozen=True, kw_only=True):
     """A window whose prefix has run and whose result is not complete."""
 
     window: CapturedWindow
+    message_id: str
+    live: bool
+    """Whether its frame is to be sent at once."""
     decision: Decision
     mbps_in_question: float | None
-    """The uplink rate, above the present one, at which another cut would have been better."""
+    """The uplink rate, above the present one, at which another cut would have been better; None: do not ask."""
+    hop_s: float
     cut: str
     engine: Engine
     """The engine that ran it; a newer one may be in use by now."""
+    learner: OnlineLearner | None
+    """What its table learns with, if it does."""
     step: PrefixResult
     cpu: float
     bandwidth_mbps: float

@@ -12,6 +12,7 @@ import msgspec
 
 from runtime_edge.errors import SpoolError
 from runtime_edge.formats import subjects
+from runtime_edge.service.metrics import MetricsServer
 from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import STALE_S, DeviceStatus, write_status
 from runtime_edge.transport.protocol import Transport
@@ -29,6 +30,7 @@ class Heartbeat:
             reaches systemd, and its watchdog starts the device again.
         connection: where the server hears the report, if there is one.
         notifier: systemd's side.
+        metrics: who asks for them gets the latest status.
     """
 
     def __init__(
@@ -37,10 +39,11 @@ class Heartbeat:
         make_status: Callable[[str | None], Awaitable[DeviceStatus]],
         connection: Transport | None,
         notifier: Notifier,
+        metrics: MetricsServer | None = None,
     ) -> None:
         self._state, self._make_status, self._connection, self._notifier = state, make_status, connection, notifier
         self._period_s = min(_PERIOD_S, (notifier.watchdog_s or _PERIOD_S * 3) / 3)
-        self.latest: DeviceStatus | None = None
+        self._metrics = metrics
 
     async def beat_forever(self) -> None:
         """Until cancelled."""
@@ -59,7 +62,9 @@ class Heartbeat:
             await self._write(await self._make_status(reason))
 
     async def _beat(self) -> None:
-        status = self.latest = await self._make_status(None)
+        status = await self._make_status(None)
+        if self._metrics is not None:
+            self._metrics.latest = status
         await self._write(status)
         self._notifier.status(sentence(status))
         if status.source_silent_s < STALE_S:  # a restart may bring back a microphone that has failed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from runtime_edge.base.prometheus import counters, gauge, histograms, info, require, serve
@@ -21,22 +21,18 @@ class MetricsServer:
 
     Args:
         port: 0 takes a free one.
-        latest: the newest status; None before the first.
 
     Raises:
         MissingExtra: prometheus-client is not installed.
         UsageError: the port is taken.
     """
 
-    def __init__(self, port: int, latest: Callable[[], DeviceStatus | None]) -> None:
+    def __init__(self, port: int) -> None:
         require()
-
-        def families() -> Iterable[Metric]:
-            status = latest()
-            return () if status is None else metrics(status)
-
+        self.latest: DeviceStatus | None = None
+        """The newest status: what is answered."""
         try:
-            self._server, self._thread = serve(port, families)
+            self._server, self._thread = serve(port, self._families)
         except OSError as exc:
             raise UsageError(f"--metrics-port {port}: {exc.strerror}; give another one, or 0 for any") from None
         self.port = self._server.server_port
@@ -46,6 +42,10 @@ class MetricsServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def _families(self) -> Iterable[Metric]:
+        status = self.latest
+        return () if status is None else metrics(status)
 
 
 def metrics(status: DeviceStatus) -> Iterator[Metric]:

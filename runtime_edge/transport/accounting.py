@@ -1,9 +1,13 @@
-"""What became of every window: the numbers behind `ssc edge status` and the run's report."""
+"""What became of every window: the numbers behind `ssc edge status` and the run's report.
+
+Each counter has one owner: `Accounting` is written in the worker's turn alone, `LoopCounts` in the event loop alone.
+`merged` puts them together where they are reported.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,7 +28,10 @@ _MAX_CUTS = 64
 
 @dataclass
 class Accounting:
-    """Counters of one run; `lost` is what remains when everything else has been accounted for."""
+    """What the worker counts: what became of every window's frame.
+
+    `lost` is what remains when everything else has been accounted for.
+    """
 
     captured: int = 0
     acked: int = 0
@@ -36,15 +43,53 @@ class Accounting:
     inherited: int = 0
     """Frames of earlier runs that are still in the spool."""
     inherited_dropped: int = 0
-    finished: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    bytes_sent: int = 0
     pcm16_bytes: int = 0
     table_swaps: int = 0
     generation_start: int = 0
     generation_end: int = 0
+    explorations: int = 0
+    errors: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    stage_ms: dict[Stage, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
+
+    def lost(self, spooled: int) -> int:
+        """Windows of this run that are not acknowledged, kept local, dropped for a reason, on their way or spooled.
+
+        `spooled` frames lie in the spool, those of earlier runs included. Always 0 unless the device is wrong.
+        """
+        own = spooled - self.inherited
+        known = self.acked + self.kept_local + sum(self.dropped.values()) + self.undecided + own
+        return max(0, self.captured - known)
+
+    def report(self, spooled: int) -> dict[str, Any]:
+        """The numbers for JSON; `spooled` as in `lost`."""
+        return {
+            "windows_captured": self.captured,
+            "windows_acked": self.acked,
+            "windows_local": self.kept_local,
+            "windows_spooled": spooled,
+            "windows_inherited": self.inherited,
+            "windows_dropped": sum(self.dropped.values()),
+            "windows_undecided": self.undecided,
+            "windows_lost": self.lost(spooled),
+            "dropped": dict(self.dropped),
+            "inherited_dropped": self.inherited_dropped,
+            "probes": self.explorations,
+            "bytes_pcm16": self.pcm16_bytes,
+            "table_swaps": self.table_swaps,
+            "generation_start": self.generation_start,
+            "generation_end": self.generation_end,
+            "errors": dict(self.errors),
+        }
+
+
+@dataclass
+class LoopCounts:
+    """What the event loop counts: results, answers, what was sent, and updates that were not taken."""
+
+    finished: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    bytes_sent: int = 0
     replayed: int = 0
     refused: int = 0
-    explorations: int = 0
     errors: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     latency_ms: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=4096)))
     """The latest ones by cut, so that memory stays bounded over months."""
@@ -64,42 +109,14 @@ class Accounting:
             del self.cut_ms[oldest], self.latency_ms[oldest]
             self.cuts.pop(oldest, None)
 
-    def lost(self, spooled: int) -> int:
-        """Windows of this run that are not acknowledged, kept local, dropped for a reason, on their way or spooled.
-
-        `spooled` frames lie in the spool, those of earlier runs included. Always 0 unless the device is wrong.
-        """
-        own = spooled - self.inherited
-        known = self.acked + self.kept_local + sum(self.dropped.values()) + self.undecided + own
-        return max(0, self.captured - known)
-
-    def report(self, spooled: int) -> dict[str, Any]:
-        """The numbers for JSON; latencies as median and 95th percentile by cut, ms. `spooled` as in `lost`.
-
-        May be called while another thread finishes windows: what that changes is copied whole before it is looked at.
-        """
-        latencies = {cut: list(values) for cut, values in list(self.latency_ms.items())}
+    def report(self) -> dict[str, Any]:
+        """The numbers for JSON; latencies as median and 95th percentile by cut, ms."""
         return {
-            "windows_captured": self.captured,
-            "windows_acked": self.acked,
-            "windows_local": self.kept_local,
-            "windows_spooled": spooled,
-            "windows_inherited": self.inherited,
-            "windows_dropped": sum(self.dropped.values()),
-            "windows_undecided": self.undecided,
-            "windows_lost": self.lost(spooled),
-            "dropped": dict(self.dropped),
-            "inherited_dropped": self.inherited_dropped,
             "windows_replayed": self.replayed,
             "windows_refused": self.refused,
-            "probes": self.explorations,
             "cuts": dict(self.cuts),
             "finished": dict(self.finished),
             "bytes_sent": self.bytes_sent,
-            "bytes_pcm16": self.pcm16_bytes,
-            "table_swaps": self.table_swaps,
-            "generation_start": self.generation_start,
-            "generation_end": self.generation_end,
             "errors": dict(self.errors),
             "latency_ms": {
                 cut: {
@@ -107,7 +124,12 @@ class Accounting:
                     "p95": round(float(np.percentile(values, 95)), 3),
                     "windows": len(values),
                 }
-                for cut, values in latencies.items()
+                for cut, values in self.latency_ms.items()
             },
-            "torch_imported": "torch" in sys.modules,
         }
+
+
+def merged(worker: dict[str, Any], loop: dict[str, Any]) -> dict[str, Any]:
+    """One report of the two sides'."""
+    errors = Counter(worker["errors"]) + Counter(loop["errors"])
+    return {**worker, **loop, "errors": dict(errors), "torch_imported": "torch" in sys.modules}

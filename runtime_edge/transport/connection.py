@@ -1,6 +1,6 @@
 """The device's connection to the broker: publish frames, await replies, watch keys, fetch objects.
 
-connection = Connection(url, "pi-1", late_reply)
+connection = Connection(url, "pi-1")
 await connection.connect()
 connection.expect(window, 1.0, on_answer)                     # the server's reply
 connection.send(message_id, window, frame, on_stored)         # the broker's acknowledgement
@@ -48,7 +48,6 @@ class Connection:
         self,
         url: str,
         device: str,
-        late_reply: LateReply,
         credentials: Credentials | None = None,
         recheck_s: float = direct_get.RECHECK_S,
         refused_pause_s: float = REFUSED_PAUSE_S,
@@ -64,7 +63,7 @@ class Connection:
         self._frames, self._filler = subjects.frames(device), subjects.filler(device)
         self._credentials = credentials or Credentials()
         self._credentials.options(url)
-        self._pending = PendingAnswers(late_reply)
+        self._pending = PendingAnswers()
         self._client = DirectClient(self._pending.receive)
         self._recheck_s, self._refused_pause_s = recheck_s, refused_pause_s
         self._lost = asyncio.Event()
@@ -108,9 +107,13 @@ class Connection:
     def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
         """Call back with the answer to this window, or None when it has not come in time; call before `send`.
 
-        An answer that comes later goes to the late-reply callback.
+        An answer that comes later goes to whom `on_late_reply` names.
         """
         self._pending.expect(window, deadline_s, on_answer)
+
+    def on_late_reply(self, late_reply: LateReply) -> None:
+        """Call back with replies that come after their deadline; before this call they are dropped."""
+        self._pending.on_late_reply = late_reply
 
     def send(
         self, message_id: str, window: int | None, frame: bytes, on_stored: OnStored, timeout_s: float = 10.0

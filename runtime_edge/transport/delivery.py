@@ -13,7 +13,7 @@ from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import LinkError, SpoolError
 from runtime_edge.formats.wire import Reply
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.bandwidth_probe import CONFIRMATIONS, confirming_bytes
 from runtime_edge.transport.frame_store import FrameStore
@@ -33,11 +33,11 @@ class Delivery:
         connection: Transport,
         frame_store: FrameStore,
         worker: Worker,
-        accounting: Accounting,
+        counts: LoopCounts,
         uplink: BandwidthEstimator,
     ) -> None:
         self._config, self._connection, self._frame_store, self._worker = config, connection, frame_store, worker
-        self._accounting, self._uplink = accounting, uplink
+        self._counts, self._uplink = counts, uplink
         self._sending = 0
         # Devices that lost the same broker at the same moment must not all come back at the same moment.
         self._random = random.Random(f"{config.seed}.{frame_store.own}")  # noqa: S311
@@ -108,7 +108,7 @@ class Delivery:
 
     async def _probe_pair(self, filler_bytes: int) -> tuple[float, float]:
         pair = await self._connection.bandwidth_probe(bytes(filler_bytes))
-        self._accounting.bytes_sent += filler_bytes
+        self._counts.bytes_sent += filler_bytes
         return pair
 
     def replay_soon(self) -> None:
@@ -160,7 +160,7 @@ class Delivery:
         decided: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._send(oldest.message_id, oldest.index, oldest.payload, decided)
         stored = await decided
-        self._accounting.replayed += stored
+        self._counts.replayed += stored
         # Half the link's time is left to live frames.
         await asyncio.sleep((time.monotonic() - started) * stored)
         return stored
@@ -201,8 +201,8 @@ class Delivery:
             _LOG.debug("%s: %s", message_id, result)
             self.replay_soon()
             return
-        self._accounting.stage_ms["publish"].observe(result * 1e3)
-        self._accounting.bytes_sent += sent_bytes
+        self._counts.stage_ms["publish"].observe(result * 1e3)
+        self._counts.bytes_sent += sent_bytes
         if alone:
             self._uplink.observe(sent_bytes, result)
 

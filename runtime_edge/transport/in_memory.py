@@ -19,14 +19,12 @@ class InMemoryTransport:
 
     Args:
         answer: the server's reply to window `index` with this frame; None: no reply.
-        late_reply: gets replies that come after their deadline.
         device: whose values `put` stores.
     """
 
     def __init__(
         self,
         answer: Callable[[int, bytes], Reply | None] = lambda index, frame: None,
-        late_reply: LateReply = lambda reply: None,
         device: str = "pi-1",
     ) -> None:
         self.url, self.trouble = "memory:", ""
@@ -42,7 +40,7 @@ class InMemoryTransport:
         self.stores = True
         """Whether frames are stored and acknowledged; otherwise they are lost."""
         self._answer, self._device = answer, device
-        self._pending = PendingAnswers(late_reply)
+        self._pending = PendingAnswers()
         self._watches: list[tuple[str, str, OnChange]] = []
 
     @property
@@ -73,6 +71,10 @@ class InMemoryTransport:
     def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
         """See the protocol."""
         self._pending.expect(window, deadline_s, on_answer)
+
+    def on_late_reply(self, late_reply: LateReply) -> None:
+        """See the protocol."""
+        self._pending.on_late_reply = late_reply
 
     def send(
         self, message_id: str, window: int | None, frame: bytes, on_stored: OnStored, timeout_s: float = 10.0

@@ -15,7 +15,7 @@ import msgspec
 
 from runtime_edge.errors import FrameError, LinkError
 from runtime_edge.formats.strict import UNREADABLE
-from runtime_edge.formats.wire import decode_replies
+from runtime_edge.formats.wire import Reply, decode_replies
 from runtime_edge.transport.protocol import LateReply, OnAnswer, OnStored
 
 _LOG = logging.getLogger(__name__)
@@ -34,17 +34,14 @@ _decoder = msgspec.json.Decoder(_Acknowledgement)
 
 
 class PendingAnswers:
-    """The answers that a connection waits for; it survives reconnections.
+    """The answers that a connection waits for; it survives reconnections."""
 
-    Args:
-        late_reply: gets the server's replies that come after their deadline.
-    """
-
-    def __init__(self, late_reply: LateReply) -> None:
+    def __init__(self) -> None:
         self.name = ""
         """Of the present connection's inbox; subjects of answers are `<name>.<token>`."""
         self.bad_replies = 0
-        self._late_reply = late_reply
+        self.on_late_reply: LateReply = _drop
+        """Gets the server's replies that come after their deadline."""
         self._replies: dict[int, tuple[OnAnswer, asyncio.TimerHandle]] = {}
         self._stored: dict[str, tuple[OnStored, float, float]] = {}
         self._overdue: asyncio.TimerHandle | None = None
@@ -139,8 +136,12 @@ class PendingAnswers:
                 timer.cancel()
                 on_answer(reply)
             else:
-                self._late_reply(reply)
+                self.on_late_reply(reply)
 
     def _forget(self, window: int) -> None:
         on_answer, _ = self._replies.pop(window)
         on_answer(None)
+
+
+def _drop(reply: Reply) -> None:
+    _LOG.debug("nobody waits for the reply to window %d", reply.window)

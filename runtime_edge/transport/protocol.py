@@ -41,8 +41,11 @@ class Transport(Protocol):
     def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
         """Call back with the answer to this window, or None when it has not come in time; call before `send`.
 
-        An answer that comes later goes to the callback for late replies.
+        An answer that comes later goes to whom `on_late_reply` names.
         """
+
+    def on_late_reply(self, late_reply: LateReply) -> None:
+        """Call back with replies that come after their deadline; before this call they are dropped."""
 
     def send(
         self, message_id: str, window: int | None, frame: bytes, on_stored: OnStored, timeout_s: float = 10.0

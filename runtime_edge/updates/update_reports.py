@@ -9,7 +9,7 @@ import msgspec
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.trial import Trials
 
@@ -21,10 +21,8 @@ _LOG = logging.getLogger(__name__)
 class UpdateReports:
     """Everything is best effort: what runs goes on running."""
 
-    def __init__(
-        self, config: DeviceConfig, connection: Transport | None, accounting: Accounting, trials: Trials
-    ) -> None:
-        self._device, self._connection, self._accounting, self._trials = config.device, connection, accounting, trials
+    def __init__(self, config: DeviceConfig, connection: Transport | None, counts: LoopCounts, trials: Trials) -> None:
+        self._device, self._connection, self._counts, self._trials = config.device, connection, counts, trials
 
     async def report(self, event: str, **details: object) -> None:
         """Write into the device's log of updates and tell the server."""
@@ -40,5 +38,5 @@ class UpdateReports:
 
     def count(self, event: str, exc: Exception) -> None:
         """Count what was not taken."""
-        self._accounting.errors[type(exc).__name__] += 1
+        self._counts.errors[type(exc).__name__] += 1
         _LOG.warning("%s: %s", event, exc)

@@ -24,7 +24,7 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.records.release import ReleasedBundle, decode_release
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.inference.engine import Engine
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore, FetchedBundle, check_same_ends
 from runtime_edge.updates.engine_setup import engine_for
@@ -41,13 +41,11 @@ _REPORTED_FAILURES = 8
 class Updater:
     """Watches releases and tables, prepares and self-tests them between two windows, and hands them over when asked."""
 
-    def __init__(
-        self, config: DeviceConfig, connection: Transport | None, worker: Worker, accounting: Accounting
-    ) -> None:
+    def __init__(self, config: DeviceConfig, connection: Transport | None, worker: Worker, counts: LoopCounts) -> None:
         self._config, self._connection, self._worker = config, connection, worker
         self._store = BundleStore(config.state, config.trusted)
         self._trials = self._store.trials
-        self.reports = UpdateReports(config, connection, accounting, self._trials)
+        self.reports = UpdateReports(config, connection, counts, self._trials)
         self._tables = TableUpdater(config, connection, self._store, self.reports)
         self._engine: Engine
         self._next_engine: Engine | None = None

@@ -41,7 +41,7 @@ from runtime_edge.policy.online_learner import Learnt
 from runtime_edge.service.status import DeviceStatus, UplinkStatus, write_status
 from runtime_edge.service.status import EncoderStatus as RunningEncoder
 from runtime_edge.system import Health
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import Accounting, LoopCounts, merged
 from runtime_edge.transport.spool import Spool, SpoolState
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_server.broker.access import Access
@@ -208,12 +208,12 @@ def _device(state: Path, bundle: Bundle, files: Path) -> None:
 
 
 def _status(bundle: Bundle) -> DeviceStatus:
-    counted = Accounting(captured=20, acked=12, kept_local=3)
-    counted.dropped["spool_full"] += 2
-    counted.cuts |= {"stem": 15, "local": 5}
+    accounting, counts = Accounting(captured=20, acked=12, kept_local=3), LoopCounts()
+    accounting.dropped["spool_full"] += 2
+    counts.cuts |= {"stem": 15, "local": 5}
     for ms in (0.5, 3.0, 70_000.0):
-        counted.finish("stem", "server", ms)
-        counted.stage_ms["prefix"].observe(ms)
+        counts.finish("stem", "server", ms)
+        accounting.stage_ms["prefix"].observe(ms)
     return DeviceStatus(
         device="pi-1",
         target="rpi4",
@@ -234,9 +234,9 @@ def _status(bundle: Bundle) -> DeviceStatus:
         source_silent_s=0.0,
         health=Health(101.5, 61.25, True),
         metrics_port=9464,
-        report=counted.report(3),
-        stage_ms=dict(counted.stage_ms),
-        cut_ms=dict(counted.cut_ms),
+        report=merged(accounting.report(3), counts.report()),
+        stage_ms=dict(accounting.stage_ms),
+        cut_ms=dict(counts.cut_ms),
         troubles=[Trouble("2026-01-01T00:00:00.000+00:00", "broker is away")],
     )
 

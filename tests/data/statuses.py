@@ -10,23 +10,24 @@ from runtime_edge.audio import Counters
 from runtime_edge.base.logs import Trouble
 from runtime_edge.service.status import DeviceStatus, EncoderStatus, UplinkStatus
 from runtime_edge.system import Health
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import Accounting, LoopCounts, merged
 from runtime_edge.transport.spool import SpoolState
 
 
-def accounting():
-    counted = Accounting(captured=20, acked=12, kept_local=3, inherited_dropped=1)
-    counted.dropped["spool_full"] += 2
-    counted.errors["LinkError"] += 4
-    counted.cuts |= {"one": 15, "local": 5}
+def counted():
+    """What the worker and the loop of a device have counted."""
+    accounting, counts = Accounting(captured=20, acked=12, kept_local=3, inherited_dropped=1), LoopCounts()
+    accounting.dropped["spool_full"] += 2
+    counts.errors["LinkError"] += 4
+    counts.cuts |= {"one": 15, "local": 5}
     for ms in (0.5, 3.0, 3.0, 70_000.0):
-        counted.finish("one", "server", ms)
-        counted.stage_ms["prefix"].observe(ms)
-    return counted
+        counts.finish("one", "server", ms)
+        accounting.stage_ms["prefix"].observe(ms)
+    return accounting, counts
 
 
 def status(**changes):
-    counted = accounting()
+    accounting, counts = counted()
     made = DeviceStatus(
         device="pi-1",
         target="rpi4",
@@ -48,9 +49,9 @@ def status(**changes):
         source_silent_s=0.0,
         health=Health(101.5, 61.25, True),
         metrics_port=None,
-        report=counted.report(3),
-        stage_ms=dict(counted.stage_ms),
-        cut_ms=dict(counted.cut_ms),
+        report=merged(accounting.report(3), counts.report()),
+        stage_ms=dict(accounting.stage_ms),
+        cut_ms=dict(counts.cut_ms),
         troubles=[Trouble("2026-01-01T00:00:00.000+00:00", "broker is away")],
     )  # fmt: skip
     return msgspec.structs.replace(made, **changes)

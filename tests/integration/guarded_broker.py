@@ -42,7 +42,8 @@ class Guarded:
 
     @contextlib.asynccontextmanager
     async def linked(self, name="pi-1", late=lambda reply: None, **options):
-        link = Connection(self.broker.url, name, late, self.credentials(name), **options)
+        link = Connection(self.broker.url, name, self.credentials(name), **options)
+        link.on_late_reply(late)
         try:
             await link.connect()
             yield link

@@ -20,7 +20,8 @@ from runtime_server.harness.relay import LinkState, Relay
 
 @contextlib.asynccontextmanager
 async def linked(broker, late=lambda reply: None, **options):
-    connection = Connection(broker.url, "pi-1", late, **options)
+    connection = Connection(broker.url, "pi-1", **options)
+    connection.on_late_reply(late)
     await connection.connect()
     await connection.value(subjects.TABLES, "any")  # the broker has taken in whatever the link said before
     try:
@@ -260,7 +261,7 @@ def test_objects_are_bounded_and_damage_is_told_from_absence(play, broker):
 
 def test_without_a_broker_everything_says_so_and_closing_still_works():
     async def work():
-        connection = Connection("nats://127.0.0.1:1", "pi-1", lambda reply: None)
+        connection = Connection("nats://127.0.0.1:1", "pi-1")
         assert not connection.connected
         with pytest.raises(LinkError, match="is `ssc server run` running"):
             await connection.connect(0.5)
@@ -272,7 +273,7 @@ def test_without_a_broker_everything_says_so_and_closing_still_works():
         await connection.put(subjects.PRESENCE, b"best effort")
         await connection.close()
         with pytest.raises(LinkError):
-            await Connection("nats://[", "pi-1", lambda reply: None).connect(0.5)
+            await Connection("nats://[", "pi-1").connect(0.5)
 
     asyncio.run(work())
 

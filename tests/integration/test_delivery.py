@@ -11,7 +11,7 @@ from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import Reply, encode_reply
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import Accounting, LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.connection import Connection
 from runtime_edge.transport.delivery import Delivery
@@ -30,21 +30,19 @@ def spool(tmp_path):
 class Opened(Delivery):
     """With what a device hands its frames over through."""
 
-    def __init__(self, config, connection, frame_store, worker, accounting, uplink):
-        super().__init__(config, connection, frame_store, worker, accounting, uplink)
-        self.frame_store, self.worker, self.uplink = frame_store, worker, uplink
+    def __init__(self, config, connection, frame_store, worker):
+        self.frame_store, self.worker, self.counts = frame_store, worker, LoopCounts()
+        super().__init__(config, connection, frame_store, worker, self.counts, BandwidthEstimator())
 
 
 @contextlib.asynccontextmanager
 async def delivering(broker, spool, replay=True, **settings):
     """(delivery, link, accounting) of boot "new" of device pi-1."""
     config = DeviceConfig("pi-1", "-", Path("unused"), "rpi4", **{"ack_timeout_s": 30.0} | settings)
-    connection, accounting = Connection(broker.url, "pi-1", lambda reply: None), Accounting()
+    connection, accounting = Connection(broker.url, "pi-1"), Accounting()
     await connection.connect()
     with Worker() as worker:
-        delivery = Opened(
-            config, connection, FrameStore(spool, "pi-1.new.", accounting), worker, accounting, BandwidthEstimator()
-        )
+        delivery = Opened(config, connection, FrameStore(spool, "pi-1.new.", accounting), worker)
         tasks = [asyncio.create_task(delivery.replay_forever())] if replay else []
         try:
             yield delivery, connection, accounting
@@ -95,11 +93,11 @@ def test_live_frames_are_answered_and_leave_the_spool_once_stored(play, broker, 
         async with delivering(broker, spool) as (delivery, _, accounting):
             replies = await asyncio.gather(*(exchange(delivery, window) for window in range(12)))
             await delivery.drain(60.0)
-            return [reply.embedding for reply, _ in replies], accounting, await stored(hub)
+            return [reply.embedding for reply, _ in replies], accounting, delivery.counts, await stored(hub)
 
-    embeddings, accounting, messages = play(work)
+    embeddings, accounting, counts, messages = play(work)
     assert embeddings == [b"frame %d" % window for window in range(12)]
-    assert (accounting.acked, accounting.replayed) == (12, 0)
+    assert (accounting.acked, counts.replayed) == (12, 0)
     assert messages == 12
     assert spool.depth() == 0
 
@@ -143,9 +141,9 @@ def test_a_broker_without_our_stream_is_not_hammered(broker, spool):
         other = Hub(broker.url, "test")
         await other.connect()
         await other.subscribe("act.>", on_frame)
-        async with delivering(broker, spool, ack_timeout_s=1.0) as (delivery, _, accounting):
+        async with delivering(broker, spool, ack_timeout_s=1.0) as (delivery, _, _):
             await delivery.drain(1.0)
-            sent = accounting.replayed
+            sent = delivery.counts.replayed
         await other.close()
         return heard, sent
 

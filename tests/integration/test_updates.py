@@ -277,7 +277,7 @@ def resnet_norms(tmp_path_factory, resnet_file, signing_key):
 
 async def two_fetches(hub, broker, tmp_path, old, new, key, before_second=None):
     """What a device fetches for one bundle and then for the next, and how many bytes of objects came over the link."""
-    connection = Connection(broker.url, "pi-1", lambda reply: None)
+    connection = Connection(broker.url, "pi-1")
     await connection.connect()
     store = BundleStore(tmp_path / "state", key.public)
     await hub.publish_bundle(old)

@@ -19,7 +19,7 @@ from runtime_server.broker.hub import Hub
 def test_anothers_credentials_under_ones_own_name_are_refused_and_tried_again_slowly(guarded, caplog):
     async def work():
         async with guarded.running():
-            link = Connection(guarded.broker.url, "pi-1", print, guarded.credentials("pi-2"))
+            link = Connection(guarded.broker.url, "pi-1", guarded.credentials("pi-2"))
             with pytest.raises(AccessError, match=r"the credentials .*pi-2.creds are not pi-1's"):
                 await link.connect()
             trying = asyncio.create_task(link.connect_with_retries())

@@ -16,7 +16,7 @@ def _attempt(guarded, url, **tls):
     """Connect as pi-1 with these files; a frame is delivered then."""
 
     async def work():
-        link = Connection(url, "pi-1", print, guarded.credentials("pi-1", **tls))
+        link = Connection(url, "pi-1", guarded.credentials("pi-1", **tls))
         try:
             await link.connect()
             await harness.stored(link, "pi-1.boot.0", 0, b"frame")

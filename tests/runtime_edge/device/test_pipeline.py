@@ -13,10 +13,10 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.pipeline import Pipeline
+from runtime_edge.device.runner import WindowRunner
 from runtime_edge.formats.wire import Reply
 from runtime_edge.inference.engine import Engine
-from runtime_edge.policy.splitter import Splitter
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import Accounting, LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.spool import Spool
@@ -92,22 +92,22 @@ def run(engine, tmp_path, cut, delivery, windows=1):
         info = engine.bundle.manifest.info
         config = DeviceConfig(device="pi-1", state=tmp_path, broker="nats://nowhere")
         accounting, spool = Accounting(), Spool(tmp_path / "spool.db", 1 << 20)
+        frame_store = FrameStore(spool, "pi-1.new.", accounting)
         with Worker() as worker:
             pipeline = Pipeline(
                 config=config,
-                boot="new",
-                accounting=accounting,
                 worker=worker,
                 updater=Updates(),
-                engine=engine,
-                splitter=Splitter(always(engine.bundle, "rpi4", cut), engine.cut_names),
+                runner=WindowRunner(
+                    config, "new", engine, always(engine.bundle, "rpi4", cut), None, frame_store, accounting, ships=True
+                ),
                 memory=DeviceMemory(info.encoder.embedding_dim),
                 learner_sync=None,
                 head_updater=NoHead(),
-                frame_store=FrameStore(spool, "pi-1.new.", accounting),
                 delivery=delivery,
                 uplink=BandwidthEstimator(),
                 sinks=[results],
+                counts=LoopCounts(),
                 window_done=failures.append,
             )
             random = np.random.default_rng(0)
@@ -131,7 +131,7 @@ def test_at_every_cut_a_device_whose_generation_is_not_served_looks_for_a_releas
     """At the last cut it needs no embedding from the server, but must hear that it is behind all the same."""
     pipeline, results = run(engine, tmp_path, engine.cut_names[place], Answers(status))
     assert pipeline.updater.rechecks == 1
-    assert pipeline.accounting.refused == 1
+    assert pipeline.counts.refused == 1
     assert [result.finished for result in results] == ["device" if place == -1 else "fallback"]
 
 

@@ -1,6 +1,7 @@
 """Who hears how the device is, and how often."""
 
 import asyncio
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -53,9 +54,10 @@ def test_a_beat_is_in_the_directory_at_the_server_and_at_systemd(tmp_path, manag
         return msgspec.structs.replace(made, ended=ended)
 
     async def work():
-        heartbeat = Heartbeat(tmp_path, make, transport, manager)
+        metrics = SimpleNamespace(latest=None)
+        heartbeat = Heartbeat(tmp_path, make, transport, manager, metrics)
         await beating(heartbeat, lambda: PRESENCE in transport.values)
-        assert heartbeat.latest == made
+        assert metrics.latest == made
         assert read_status(tmp_path).ended is None
         await heartbeat.last("its source has ended")
 

@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
-from statuses import accounting, status
+from statuses import counted, status
 
 from runtime_edge.base.files import locked
 from runtime_edge.base.histogram import BOUNDS_MS, Histogram
@@ -54,7 +54,7 @@ def test_a_damaged_status_is_one_error_that_names_the_file(tmp_path, data):
         (dict, None),
         (lambda: {"written_monotonic": time.monotonic() - 100}, "no sign of life for 1"),
         (lambda: {"source_silent_s": 40.0}, "no audio for 40 s"),
-        (lambda: {"report": accounting().report(1)}, "2 windows are lost"),
+        (lambda: {"report": counted()[0].report(1)}, "2 windows are lost"),
     ],
 )
 def test_a_running_device_is_judged_by_what_it_says(running, changes, words):
@@ -116,7 +116,8 @@ def scrape(port):
 
 
 def test_metrics_are_what_the_status_says():
-    server = MetricsServer(0, status)
+    server = MetricsServer(0)
+    server.latest = status()
     try:
         found = scrape(server.port)
     finally:
@@ -156,8 +157,8 @@ def test_metrics_are_for_this_machine_alone_and_a_taken_port_is_refused():
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(UsageError, match=f"--metrics-port {other.getsockname()[1]}: .*in use"):
-            MetricsServer(other.getsockname()[1], lambda: None)
-    server = MetricsServer(0, lambda: None)
+            MetricsServer(other.getsockname()[1])
+    server = MetricsServer(0)
     try:
         with pytest.raises(ConnectionRefusedError):  # any other address of this machine
             socket.create_connection(("127.0.0.2", server.port), timeout=5.0)

@@ -12,7 +12,7 @@ from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import Reply
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import Accounting, LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import FrameStore
@@ -37,9 +37,10 @@ class Sender:
 
     def __init__(self, transport, spool, worker, **settings):
         config = DeviceConfig("pi-1", "-", Path("unused"), "rpi4", **{"ack_timeout_s": 30.0} | settings)
-        self.accounting, self.uplink, self._worker = Accounting(), BandwidthEstimator(), worker
+        self.accounting, self.counts, self._worker = Accounting(), LoopCounts(), worker
+        self.uplink = BandwidthEstimator()
         self.frame_store = FrameStore(spool, "pi-1.new.", self.accounting)
-        self.delivery = Delivery(config, transport, self.frame_store, worker, self.accounting, self.uplink)
+        self.delivery = Delivery(config, transport, self.frame_store, worker, self.counts, self.uplink)
 
     async def spooled(self, window, claim=False):
         """As the device does: in the thread that owns the frame store."""
@@ -77,16 +78,17 @@ def test_the_spool_of_an_earlier_boot_is_sent_and_answers_no_window_of_this_one(
     answers = []
 
     async def work():
-        transport = InMemoryTransport(echo, answers.append)
+        transport = InMemoryTransport(echo)
+        transport.on_late_reply(answers.append)
         async with sending(transport, spool) as sender:
             for window in range(6):
                 transport.expect(window, 30.0, answers.append)
             await sender.delivery.drain(60.0)
-            return transport, sender.accounting
+            return transport, sender.accounting, sender.counts
 
-    transport, accounting = asyncio.run(work())
+    transport, accounting, counts = asyncio.run(work())
     assert answers == []
-    assert (accounting.acked, accounting.replayed, accounting.inherited) == (0, 6, 0)
+    assert (accounting.acked, counts.replayed, accounting.inherited) == (0, 6, 0)
     assert len(transport.frames) == transport.sent == 6
 
 
@@ -96,11 +98,11 @@ def test_live_frames_are_answered_and_leave_the_spool_once_stored(spool):
         async with sending(transport, spool) as sender:
             replies = await asyncio.gather(*(sender.exchange(window) for window in range(12)))
             await sender.delivery.drain(60.0)
-            return [reply.embedding for reply in replies], sender.accounting, transport
+            return [reply.embedding for reply in replies], sender, transport
 
-    embeddings, accounting, transport = asyncio.run(work())
+    embeddings, sender, transport = asyncio.run(work())
     assert embeddings == [b"frame %d" % window for window in range(12)]
-    assert (accounting.acked, accounting.replayed) == (12, 0)
+    assert (sender.accounting.acked, sender.counts.replayed) == (12, 0)
     assert len(transport.frames) == 12
     assert spool.depth() == 0
 
@@ -109,7 +111,8 @@ def test_an_answer_that_does_not_come_is_none_and_one_that_is_late_goes_elsewher
     late = []
 
     async def work():
-        transport = InMemoryTransport(late_reply=late.append)
+        transport = InMemoryTransport()
+        transport.on_late_reply(late.append)
         async with sending(transport, spool) as sender:
             reply = await sender.exchange(3, deadline_s=0.01)
             transport.reply(echo(3, b"late"))
@@ -157,7 +160,7 @@ def test_a_bandwidth_probe_follows_a_frame_that_is_alone(spool):
                     sender.delivery.exchange(message_id, 10 * frames + number, frame, 1.0, lambda *answer: None)
                 await sender.delivery.bandwidth_probe(8, 512)
                 await sender.delivery.drain(60.0)
-                sent.append((transport.filler_bytes, sender.accounting.bytes_sent))
+                sent.append((transport.filler_bytes, sender.counts.bytes_sent))
             return transport, sent, sender.uplink.rtt_ms
 
     transport, ((no_filler, idle), (filler, alone), (same_filler, crowded)), rtt_ms = asyncio.run(work())

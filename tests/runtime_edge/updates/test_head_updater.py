@@ -11,7 +11,7 @@ from runtime_edge.errors import HeadError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.head import Head, sign_head
 from runtime_edge.formats.results import WindowResult
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.head_updater import HeadUpdater
@@ -41,9 +41,9 @@ def constant(info, label, **changes):
     return replace(head, **changes)
 
 
-def updater(state, transport, info, accounting=None, **settings):
+def updater(state, transport, info, counts=None, **settings):
     config = DeviceConfig(device="pi-1", state=state, target="rpi4", **settings)
-    reports = UpdateReports(config, transport, accounting or Accounting(), BundleStore(state, None).trials)
+    reports = UpdateReports(config, transport, counts or LoopCounts(), BundleStore(state, None).trials)
     return HeadUpdater(config, transport, reports, info)
 
 
@@ -69,17 +69,17 @@ def test_heads_swap_as_they_come_and_the_last_is_used_by_the_next_run(tmp_path, 
 
 
 def test_a_head_of_another_encoder_is_refused_and_labels_nothing(tmp_path, info):
-    transport, accounting = InMemoryTransport(), Accounting()
+    transport, counts = InMemoryTransport(), LoopCounts()
 
     async def work():
-        updating = updater(tmp_path, transport, info, accounting)
+        updating = updater(tmp_path, transport, info, counts)
         await updating.follow()
         for record in (b"{", sign_head(constant(info, "foreign", encoder="resnet18"), None)):
             await transport.change(subjects.HEADS, KEY, record)
         return detected(updating, info)
 
     assert asyncio.run(work()) is None
-    assert sum(accounting.errors.values()) == 2
+    assert sum(counts.errors.values()) == 2
     assert not (tmp_path / "head.json").exists()
 
 

@@ -7,7 +7,7 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import HeadError, LinkError, SignatureError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.minisign import generate_key
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.signed_records import RecordKind, SignedRecords
@@ -35,8 +35,8 @@ class Device:
 
     def __init__(self, state, broker):
         config = DeviceConfig(state=state, target="rpi4", device="pi-1")
-        self.store, self.accounting, self.used = BundleStore(state, None), Accounting(), []
-        reports = UpdateReports(config, broker, self.accounting, self.store.trials)
+        self.store, self.counts, self.used = BundleStore(state, None), LoopCounts(), []
+        reports = UpdateReports(config, broker, self.counts, self.store.trials)
         kind = RecordKind("head", subjects.HEADS, 100, HeadError, lambda data, trusted, source: (data, trusted))
         self.records = SignedRecords(kind, config, broker, self.store, reports, self.use)
 
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_counted_reported_and_not_kept(run):
     device = run(broker, (COMMON, b"1"), (OWN, b"bad"), (COMMON, b"2"))
     assert device.used == [b"1", b"2"], "a refused record of its own keeps no other one away"
     assert device.records.kept() == b"2"
-    assert device.accounting.errors == Counter({"HeadError": 1})
+    assert device.counts.errors == Counter({"HeadError": 1})
     ((_, body),) = broker.published
     assert b'"head_refused"' in body
     assert f"head {OWN}: bad".encode() in body

@@ -11,7 +11,7 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.release import encode, sign_table
 from runtime_edge.formats.records.table import cuts_digest
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.table_updater import TableUpdater
@@ -26,11 +26,11 @@ def tables(small_bundle):
     return [always(small_bundle, "rpi4", cut.name) for cut in small_bundle.manifest.info.cuts[1:3]]
 
 
-def updater(state, transport, accounting=None):
+def updater(state, transport, counts=None):
     config = DeviceConfig(device="pi-1", state=state, target="rpi4")
     store = BundleStore(state, None)
     return TableUpdater(
-        config, transport, store, UpdateReports(config, transport, accounting or Accounting(), store.trials)
+        config, transport, store, UpdateReports(config, transport, counts or LoopCounts(), store.trials)
     )
 
 
@@ -59,7 +59,7 @@ def test_a_table_that_comes_is_handed_over_once_and_used_by_the_next_run(small_b
 
 
 def test_what_does_not_fit_is_refused_and_reported(small_bundle, tables, tmp_path):
-    transport, accounting = InMemoryTransport(), Accounting()
+    transport, counts = InMemoryTransport(), LoopCounts()
     wrong = [
         record(replace(tables[0], bundle_cuts=cuts_digest(["waveform", "elsewhere"]))),
         record(replace(tables[0], target="m2")),
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_refused_and_reported(small_bundle, tables, tmp_pat
     ]
 
     async def work():
-        updating = updater(tmp_path, transport, accounting)
+        updating = updater(tmp_path, transport, counts)
         await first(updating, small_bundle)
         await updating.follow(lambda: None)
         for bad in wrong:
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused_and_reported(small_bundle, tables, tmp_pat
         return updating.take()
 
     assert asyncio.run(work()) is None
-    assert accounting.errors == {"TableError": 3, "FormatError": 1}
+    assert counts.errors == {"TableError": 3, "FormatError": 1}
     assert [msgspec.json.decode(body)["event"] for _, body in transport.published] == ["table_refused"] * 4
 
 

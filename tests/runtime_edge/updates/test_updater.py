@@ -10,7 +10,7 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import MANIFEST, open_bundle
 from runtime_edge.formats.records.release import Release, encode
-from runtime_edge.transport.accounting import Accounting
+from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.trial import PROVEN_WINDOWS, Trials
@@ -47,7 +47,7 @@ def publish(transport, bundle):
 def test_only_the_windows_that_a_bundle_has_run_itself_prove_it(state, small_bundle):
     async def work():
         with Worker() as worker:
-            updater = Updater(DeviceConfig(device="pi-1", state=state, trial_s=0.0), None, worker, Accounting())
+            updater = Updater(DeviceConfig(device="pi-1", state=state, trial_s=0.0), None, worker, LoopCounts())
             engine, _ = await updater.first()
             for _ in range(2 * PROVEN_WINDOWS):
                 updater.take_updates()
@@ -71,7 +71,7 @@ def test_a_device_that_is_told_of_a_newer_release_fetches_and_hands_it_over_once
     async def work():
         with Worker() as worker:
             config = DeviceConfig(device="pi-1", state=state, target="rpi4", variant="onnx-fp32")
-            updater = Updater(config, transport, worker, Accounting())
+            updater = Updater(config, transport, worker, LoopCounts())
             old, _ = await updater.first()
             publish(transport, second)
             assert updater.take_updates() == (None, None)
@@ -92,7 +92,7 @@ def test_a_release_whose_files_are_not_there_changes_nothing(state, small_bundle
     async def work():
         with Worker() as worker:
             config = DeviceConfig(device="pi-1", state=state, target="rpi4", variant="onnx-fp32")
-            updater = Updater(config, transport, worker, Accounting())
+            updater = Updater(config, transport, worker, LoopCounts())
             await updater.first()
             publish(transport, second)
             transport.objects.clear()

@@ -1,0 +1,99 @@
+"""What a running device says of itself: the status of one moment, and the report of a run."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from runtime_edge.base.logs import LastTroubles
+from runtime_edge.base.worker import Worker
+from runtime_edge.config import DeviceConfig
+from runtime_edge.device.capture import Capture
+from runtime_edge.device.pipeline import Pipeline
+from runtime_edge.device.runner import RunnerState, WindowRunner
+from runtime_edge.service.status import DeviceStatus, EncoderStatus, UplinkStatus
+from runtime_edge.system import Health, health
+from runtime_edge.transport.accounting import merged
+from runtime_edge.transport.protocol import Transport
+from runtime_edge.updates.updater import Updater
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporter:
+    """Asks the runner in its turn, and merges what it says with what the loop knows."""
+
+    config: DeviceConfig
+    boot: str
+    since: float
+    """Of the run, seconds since the epoch."""
+    worker: Worker
+    runner: WindowRunner
+    pipeline: Pipeline
+    updater: Updater
+    capture: Capture
+    connection: Transport | None
+    metrics_port: int | None
+    troubles: LastTroubles
+
+    async def report(self) -> dict[str, Any]:
+        """The run's accounting. Raises SpoolError."""
+        return self._report(await self.worker.run(self.runner.state), health())
+
+    async def status(self, ended: str | None) -> DeviceStatus:
+        """How the device is now; `ended`: why it is not running any more. Raises SpoolError."""
+        state, vitals = await self.worker.run(self.runner.state), health()
+        pipeline, uplink = self.pipeline, self.pipeline.uplink
+        return DeviceStatus(
+            device=self.config.device,
+            target=self.config.target,
+            pid=os.getpid(),
+            since=self.since,
+            written=time.time(),
+            written_monotonic=time.monotonic(),
+            ended=ended,
+            encoder=EncoderStatus(
+                generation=state.generation,
+                bundle=state.bundle,
+                variant=state.variant,
+                runtime=state.runtime,
+                table=state.table,
+                on_trial=bool(self.updater.status()["on_trial"]),
+            ),
+            cut=pipeline.cut,
+            uncertainty=pipeline.memory.uncertainty,
+            cpu=state.cpu,
+            uplink=UplinkStatus(
+                broker=self.config.broker,
+                connected=self.connection is not None and self.connection.connected,
+                bandwidth_mbps=uplink.uplink_mbits,
+                rtt_ms=uplink.rtt_ms,
+                loss=uplink.loss,
+            ),
+            spool=state.spool,
+            audio=dataclasses.replace(self.capture.counters),
+            source_silent_s=self.capture.silent_s,
+            health=vitals,
+            metrics_port=self.metrics_port,
+            report=self._report(state, vitals),
+            # Written in another thread while the loop goes on counting.
+            stage_ms={**state.stage_ms, **copy.deepcopy(pipeline.counts.stage_ms)},
+            cut_ms=copy.deepcopy(dict(pipeline.counts.cut_ms)),
+            troubles=self.troubles.newest_first(),
+        )
+
+    def _report(self, state: RunnerState, vitals: Health) -> dict[str, Any]:
+        return {
+            "device": self.config.device,
+            "target": self.config.target,
+            "boot": self.boot,
+            **merged(state.report, self.pipeline.counts.report()),
+            "memory_mb": round(vitals.rss_mb, 1),
+            "temperature_c": vitals.temperature_c,
+            "runtime": state.runtime,
+            "state": state.splitter,
+            **self.updater.status(),
+        }

@@ -1,0 +1,198 @@
+"""What the worker owns: the engine with its audio stream, the splitter, the spool, and their counters.
+
+The loop owns the rest (`runtime_edge.device.pipeline`). Between the two go frozen messages: `Situation` and `Update` to
+the runner, `InFlight` and `RunnerState` from it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import msgspec
+
+from runtime_edge.base.histogram import Histogram
+from runtime_edge.config import DeviceConfig
+from runtime_edge.device.capture import CapturedWindow
+from runtime_edge.device.in_flight import InFlight
+from runtime_edge.formats import subjects
+from runtime_edge.formats.records.table import LOCAL, SplitterTable
+from runtime_edge.inference.engine import Embedding, Engine, PrefixResult
+from runtime_edge.policy.online_learner import OnlineLearner
+from runtime_edge.policy.reward import Conditions
+from runtime_edge.policy.splitter import Decision
+from runtime_edge.policy.surroundings import Surroundings
+from runtime_edge.system import CpuMonitor
+from runtime_edge.transport.accounting import Accounting, Stage
+from runtime_edge.transport.frame_store import FrameStore
+from runtime_edge.transport.spool import SpoolState
+from runtime_edge.updates.table_updater import make_splitter
+
+
+class Situation(msgspec.Struct, frozen=True):
+    """What the loop knows when a window begins."""
+
+    uncertainty: float | None
+    """Of the latest window that has one."""
+    bandwidth_mbps: float
+    rtt_ms: float
+    connected: bool
+    has_room: bool
+    """Whether a live frame may be sent."""
+
+
+class Update(msgspec.Struct, frozen=True):
+    """What to switch to before the next window."""
+
+    engine: Engine | None
+    table: SplitterTable | None
+    learner: OnlineLearner | None
+    """For the table, with `--learn`."""
+
+
+class RunnerState(msgspec.Struct, frozen=True):
+    """What the runner says of itself."""
+
+    generation: int
+    bundle: str
+    variant: str
+    runtime: str
+    table: str
+    """Who made the splitter table."""
+    splitter: dict[str, float]
+    """What the latest choice was made from."""
+    cpu: float
+    spool: SpoolState
+    report: dict[str, Any]
+    stage_ms: dict[Stage, Histogram]
+
+
+class WindowRunner:
+    """Chooses a cut, runs the prefix, frames and spools. Everything here happens in the worker's turn.
+
+    Args:
+        config: the device's settings.
+        boot: this run's name.
+        engine: the first one.
+        table: the first one, which fits the engine.
+        learner: corrects the table, with `--learn`.
+        frame_store: where frames lie until the broker has them.
+        accounting: what is counted here and in the frame store.
+        ships: whether there is anybody to send frames to.
+    """
+
+    def __init__(
+        self,
+        config: DeviceConfig,
+        boot: str,
+        engine: Engine,
+        table: SplitterTable,
+        learner: OnlineLearner | None,
+        frame_store: FrameStore,
+        accounting: Accounting,
+        ships: bool,
+    ) -> None:
+        """Raises what `make_splitter` raises."""
+        self._config, self._boot, self._engine, self._ships = config, boot, engine, ships
+        self._splitter = make_splitter(engine.bundle, table, config)
+        self._splitter.learn(learner)
+        self._frame_store, self._accounting = frame_store, accounting
+        self._cpu, self._surroundings = CpuMonitor(), Surroundings()
+        accounting.generation_start = accounting.generation_end = engine.generation
+
+    def run(self, window: CapturedWindow, now: Situation) -> InFlight:
+        """One window, up to the spool. Raises what running raises."""
+        accounting, splitter, engine = self._accounting, self._splitter, self._engine
+        accounting.pcm16_bytes += 2 * engine.bundle.manifest.info.front_end.hop_samples
+        accounting.stage_ms["wait"].observe((time.monotonic() - window.ready_at) * 1e3)
+        cpu = self._cpu.load()
+        decision = splitter.choose(
+            now.uncertainty,
+            cpu,
+            now.bandwidth_mbps,
+            now.rtt_ms,
+            connected=now.connected,
+            extra=self._surroundings.now(),
+        )
+        if not self._ships or self._config.min_cut == LOCAL:
+            decision = decision._replace(cut=LOCAL, explored=False)  # nobody to ship to, or nothing may be shipped
+        accounting.explorations += decision.explored
+        started = time.monotonic()
+        index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
+        live = decision.cut != LOCAL and now.has_room
+        if splitter.learner is not None and (live or index == engine.last_cut):  # otherwise more than that is run
+            at = Conditions(splitter.uncertainty, cpu, now.bandwidth_mbps, now.rtt_ms)
+            splitter.learner.decided(window.index, decision.row, decision.action, at)
+        message_id = subjects.message_id(self._config.device, self._boot, window.index)
+        step = self._frame(window, message_id, decision, index, live)
+        device_ms = (time.monotonic() - started) * 1e3
+        capped = splitter.table.limits.mb_per_hour is not None
+        return InFlight(
+            window=window,
+            message_id=message_id,
+            live=live,
+            decision=decision,
+            mbps_in_question=None if capped else splitter.mbps_in_question(),
+            hop_s=splitter.table.hop_s,
+            cut=engine.cut_names[index] if decision.cut != LOCAL else LOCAL,
+            engine=engine,
+            learner=splitter.learner,
+            step=step,
+            cpu=cpu,
+            bandwidth_mbps=now.bandwidth_mbps,
+            rtt_ms=now.rtt_ms,
+            device_ms=device_ms,
+        )
+
+    def install(self, update: Update) -> None:
+        """Switch to another engine or table, which fit each other."""
+        if update.engine is not None:
+            self._engine = update.engine
+            self._accounting.generation_end = update.engine.generation
+        table = update.table
+        if table is not None and table != self._splitter.table:
+            if table.bundle_cuts == self._splitter.table.bundle_cuts:
+                self._splitter.swap(table)
+            else:
+                self._splitter = make_splitter(self._engine.bundle, table, self._config)
+            self._splitter.learn(update.learner)
+            self._accounting.table_swaps += 1
+
+    def restart_stream(self) -> None:
+        """The server cannot decode the audio stream any further: start a new one with the next window."""
+        self._engine.restart_stream()
+
+    def embed(self, in_flight: InFlight) -> Embedding | None:
+        """The (d,) embedding of a window that nobody else finishes; None where memory has no room for all blocks."""
+        return in_flight.engine.embed(in_flight.window.samples)
+
+    def state(self) -> RunnerState:
+        """What runs here, and the counters. Raises SpoolError."""
+        engine, splitter = self._engine, self._splitter
+        return RunnerState(
+            generation=engine.generation,
+            bundle=engine.bundle.digest,
+            variant=engine.prefix.variant,
+            runtime=engine.prefix.backend.name,
+            table=splitter.table.created_by,
+            splitter=splitter.state,
+            cpu=self._cpu.load(),
+            spool=self._frame_store.state(),
+            report=self._frame_store.report(),
+            stage_ms=copy.deepcopy(dict(self._accounting.stage_ms)),
+        )
+
+    def _frame(self, window: CapturedWindow, message_id: str, decision: Decision, cut: int, live: bool) -> PrefixResult:
+        uncertainty = self._splitter.uncertainty
+        step = self._engine.run(window.samples, window.index, window.capture_time_ns, cut, uncertainty, not live)
+        stages = self._accounting.stage_ms
+        stages["prefix"].observe(step.prefix_ms)
+        if decision.cut == LOCAL:
+            self._frame_store.keep_local()
+        else:
+            stages["encode"].observe(step.encode_ms)
+            started = time.perf_counter()
+            self._frame_store.put(message_id, window.index, step.frame, uncertainty, claim=live)
+            stages["spool"].observe((time.perf_counter() - started) * 1e3)
+        return step
