@@ -10,8 +10,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ from runtime_edge.transport.connection import Connection
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.privacy import drop_below_floor
+from runtime_edge.transport.protocol import Transport
 from runtime_edge.transport.spool import Spool
 from runtime_edge.updates.bundle_store import has_bundle
 from runtime_edge.updates.head_updater import HeadUpdater
@@ -47,6 +48,28 @@ from runtime_edge.updates.updater import Updater
 
 _LOG = logging.getLogger(__name__)
 _BRIEFLY_S, _FIRST_S = 1.0, 5.0
+
+
+@asynccontextmanager
+async def connected(config: DeviceConfig) -> AsyncIterator[Connection | None]:
+    """A connection that has had a moment to be made, and is tried again in the background; None without a broker."""
+    if config.broker is None:
+        yield None
+        return
+    credentials = Credentials(config.credentials, config.tls_ca, config.tls_cert, config.tls_key)
+    connection = Connection(config.broker, config.device, credentials)
+    connecting = asyncio.create_task(connection.connect_with_retries())
+    try:
+        # With a bundle on the disk there is no need to wait: a newer one is swapped in later.
+        patience_s = _BRIEFLY_S if config.bundle or has_bundle(config.state) else _FIRST_S
+        await asyncio.wait({connecting}, timeout=patience_s)
+        yield connection
+    finally:
+        await cancel_all([connecting])
+        await connection.close()
+
+
+Connect = Callable[[DeviceConfig], AbstractAsyncContextManager[Transport | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +92,18 @@ class Device:
         config: the device's settings.
         sinks: where results go; closed at the end.
         notifier: systemd's side.
+        connect: gives the link to the broker, if there is one.
     """
 
-    def __init__(self, config: DeviceConfig, sinks: Sequence[Sink], notifier: Notifier | None = None) -> None:
+    def __init__(
+        self,
+        config: DeviceConfig,
+        sinks: Sequence[Sink],
+        notifier: Notifier | None = None,
+        connect: Connect = connected,
+    ) -> None:
         self._config, self._sinks, self._notifier = config, list(sinks), notifier or Notifier({})
+        self._connect = connect
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -122,9 +153,7 @@ class Device:
         config, boot, since, counts = self._config, secrets.token_hex(4), time.time(), LoopCounts()
         closing.callback(self._close_sinks)
         worker = closing.enter_context(Worker())
-        connection = None
-        if config.broker is not None:
-            connection = await closing.enter_async_context(self._connected(config.broker))
+        connection = await closing.enter_async_context(self._connect(config))
         updater = Updater(config, connection, worker, counts)
         engine, table = await updater.first()
         info = engine.bundle.manifest.info
@@ -161,22 +190,6 @@ class Device:
             updater=updater, capture=capture, delivery=delivery, pipeline=pipeline, learner_sync=learner_sync,
             reporter=reporter, heartbeat=heartbeat,
         )  # fmt: skip
-
-    @asynccontextmanager
-    async def _connected(self, broker: str) -> AsyncIterator[Connection]:
-        """A connection that has had a moment to be made; it is tried again in the background."""
-        config = self._config
-        credentials = Credentials(config.credentials, config.tls_ca, config.tls_cert, config.tls_key)
-        connection = Connection(broker, config.device, credentials)
-        connecting = asyncio.create_task(connection.connect_with_retries())
-        try:
-            # With a bundle on the disk there is no need to wait: a newer one is swapped in later.
-            patience_s = _BRIEFLY_S if config.bundle or has_bundle(config.state) else _FIRST_S
-            await asyncio.wait({connecting}, timeout=patience_s)
-            yield connection
-        finally:
-            await cancel_all([connecting])
-            await connection.close()
 
     def _metrics(self, closing: AsyncExitStack) -> MetricsServer | None:
         if self._config.metrics_port is None:

@@ -54,7 +54,7 @@ class InMemoryTransport:
         self._pending.connection_lost()
 
     def reconnect(self) -> None:
-        """Have a connection again."""
+        """Have a connection again; who watches is told of the next change."""
         self.trouble = ""
 
     def reply(self, reply: Reply) -> None:
@@ -112,7 +112,7 @@ class InMemoryTransport:
         """See the protocol."""
         for key in keys:
             self._watches.append((bucket, key, on_change))
-            if (bucket, key) in self.values:
+            if self.connected and (bucket, key) in self.values:
                 await on_change(key, self.values[bucket, key])
 
     async def value(self, bucket: str, key: str) -> bytes | None:

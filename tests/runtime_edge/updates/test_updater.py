@@ -3,20 +3,17 @@
 import asyncio
 
 import pytest
+from publishing import publish
 from waiting import eventually
 
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
-from runtime_edge.formats import subjects
-from runtime_edge.formats.bundle import MANIFEST, open_bundle
-from runtime_edge.formats.records.release import Release, encode
+from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.trial import PROVEN_WINDOWS, Trials
 from runtime_edge.updates.updater import Updater
-from streamsplit_compile.bundle.calibrate import windows_for
-from streamsplit_compile.bundle.compiler import recompile
 
 
 @pytest.fixture
@@ -24,24 +21,6 @@ def state(tmp_path, small_bundle):
     """Of a device on which a bundle has been installed."""
     BundleStore(tmp_path / "state", None).install_local(small_bundle.path)
     return tmp_path / "state"
-
-
-@pytest.fixture(scope="module")
-def second(small_bundle, tiny_encoder, tmp_path_factory):
-    """The bundle's next generation."""
-    windows = windows_for(small_bundle.manifest.info, None)[:2]
-    path = tmp_path_factory.mktemp("second") / "bundle"
-    return recompile(small_bundle, tiny_encoder.tensors, path, generation=2, windows=windows, reference=None, key=None)
-
-
-def publish(transport, bundle):
-    """As a server does."""
-    for block in bundle.manifest.info.blocks:
-        file = bundle.manifest.variant(block, "onnx-fp32").file
-        transport.objects[subjects.asset_object(file)] = bundle.read(file)
-    transport.objects[subjects.manifest_object(bundle.digest)] = (bundle.path / MANIFEST).read_bytes()
-    release = Release(generation=bundle.manifest.info.generation, manifest=bundle.digest)
-    transport.values[subjects.RELEASES, "rpi4"] = encode(release)
 
 
 def test_only_the_windows_that_a_bundle_has_run_itself_prove_it(state, small_bundle):
@@ -64,7 +43,7 @@ def test_only_the_windows_that_a_bundle_has_run_itself_prove_it(state, small_bun
     asyncio.run(work())
 
 
-def test_a_device_that_is_told_of_a_newer_release_fetches_and_hands_it_over_once(state, second):
+def test_a_device_that_is_told_of_a_newer_release_fetches_and_hands_it_over_once(state, second_bundle):
     """It has missed the news, and hears from the server that its generation is no longer served."""
     transport = InMemoryTransport()
 
@@ -73,7 +52,7 @@ def test_a_device_that_is_told_of_a_newer_release_fetches_and_hands_it_over_once
             config = DeviceConfig(device="pi-1", state=state, target="rpi4", variant="onnx-fp32")
             updater = Updater(config, transport, worker, LoopCounts())
             old, _ = await updater.first()
-            publish(transport, second)
+            publish(transport, second_bundle)
             assert updater.take_updates() == (None, None)
             await updater.recheck()
             engine, _ = updater.take_updates()
@@ -82,11 +61,11 @@ def test_a_device_that_is_told_of_a_newer_release_fetches_and_hands_it_over_once
 
     old, engine, running = asyncio.run(work())
     assert (old.generation, engine.generation) == (1, 2)
-    assert running == second.digest
-    assert Trials(state).record().current == second.digest
+    assert running == second_bundle.digest
+    assert Trials(state).record().current == second_bundle.digest
 
 
-def test_a_release_whose_files_are_not_there_changes_nothing(state, small_bundle, second):
+def test_a_release_whose_files_are_not_there_changes_nothing(state, small_bundle, second_bundle):
     transport = InMemoryTransport()
 
     async def work():
@@ -94,7 +73,7 @@ def test_a_release_whose_files_are_not_there_changes_nothing(state, small_bundle
             config = DeviceConfig(device="pi-1", state=state, target="rpi4", variant="onnx-fp32")
             updater = Updater(config, transport, worker, LoopCounts())
             await updater.first()
-            publish(transport, second)
+            publish(transport, second_bundle)
             transport.objects.clear()
             await updater.recheck()
             return updater.take_updates(), updater.status()["bundle"]

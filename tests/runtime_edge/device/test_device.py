@@ -1,0 +1,143 @@
+"""A whole device with a broker and a server in memory."""
+
+import asyncio
+import contextlib
+import wave
+
+import numpy as np
+import pytest
+from publishing import publish
+from small_tables import always
+
+from runtime_edge.config import DeviceConfig
+from runtime_edge.device.device import Device
+from runtime_edge.device.sinks import CallbackSink
+from runtime_edge.errors import LinkError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.records.release import encode, sign_table
+from runtime_edge.formats.wire import Reply, decode_frame
+from runtime_edge.service.status import read_status
+from runtime_edge.transport.in_memory import InMemoryTransport
+from runtime_edge.updates.bundle_store import BundleStore
+
+WINDOWS = 12
+
+
+@pytest.fixture
+def config(tmp_path, small_bundle):
+    """Of a device on which the bundle has been installed, and some audio."""
+    BundleStore(tmp_path / "state", None).install_local(small_bundle.path)
+    front_end, path = small_bundle.manifest.info.front_end, tmp_path / "audio.wav"
+    samples = front_end.window_samples + (WINDOWS - 1) * front_end.hop_samples
+    audio = np.random.default_rng(0).uniform(-0.5, 0.5, samples)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(front_end.sample_rate)
+        file.writeframes(np.rint(audio * 32767).astype("<i2").tobytes())
+    return DeviceConfig(
+        device="pi-1", source=str(path), state=tmp_path / "state", target="rpi4", broker="memory:", variant="onnx-fp32",
+        realtime=False, deadline_ms=60_000,
+    )  # fmt: skip
+
+
+class Server:
+    """Completes frames of the newest generation, and calls others retired."""
+
+    def __init__(self, bundle):
+        self.transport = InMemoryTransport(self.answer)
+        self.newest, self._dim = bundle, bundle.manifest.info.encoder.embedding_dim
+
+    def take(self, table):
+        self.transport.values[subjects.TABLES, subjects.table_key("rpi4")] = encode(sign_table(table, None))
+
+    def answer(self, window, frame):
+        ((header, _),) = decode_frame(frame)
+        generation = self.newest.manifest.info.generation
+        if header.generation != generation:
+            return Reply(window, generation, "retired", 0)
+        return Reply(window, generation, "ok", 5, np.full(self._dim, self._dim**-0.5, "<f2").tobytes())
+
+    @contextlib.asynccontextmanager
+    async def connect(self, config):
+        yield self.transport
+
+
+def run(config, server, until=lambda result: False):
+    """(report, results) of a run that ends with its source, or after a result."""
+    results = []
+
+    async def work():
+        device = Device(config, [CallbackSink(lambda result: take(device, result))], connect=server.connect)
+        return await device.run()
+
+    def take(device, result):
+        results.append(result)
+        if until(result):
+            device.stop()
+
+    return asyncio.run(work()), results
+
+
+def test_every_window_is_stored_once_and_finished_by_the_server(config, small_bundle):
+    server = Server(small_bundle)
+    server.take(always(small_bundle, "rpi4", small_bundle.manifest.info.cuts[1].name))
+    report, results = run(config, server)
+    assert report["windows_captured"] == report["windows_acked"] == len(server.transport.frames) == WINDOWS
+    assert report["windows_lost"] == report["windows_refused"] == 0
+    assert report["finished"] == {"server": WINDOWS}
+    assert sorted(result.window for result in results) == list(range(WINDOWS))
+    assert (subjects.PRESENCE, "pi-1") in server.transport.values
+    status = read_status(config.state)
+    assert status.ended == "its source has ended"
+    assert set(status.stage_ms) >= {"wait", "prefix", "encode", "spool", "publish", "reply"}
+
+
+def test_without_a_connection_the_device_finishes_every_window_and_the_next_run_sends_them(config, small_bundle):
+    server = Server(small_bundle)
+    server.take(always(small_bundle, "rpi4", small_bundle.manifest.info.cuts[1].name))
+    server.transport.disconnect()
+    report, results = run(DeviceConfig(**{**vars(config), "drain_s": 0.0}), server)
+    assert {result.finished for result in results} == {"device"}
+    assert report["windows_spooled"] == report["windows_captured"] == WINDOWS
+    assert report["windows_lost"] == 0
+    server.transport.reconnect()
+    report, _ = run(config, server)
+    assert (report["windows_inherited"], report["windows_replayed"]) == (0, WINDOWS)
+    assert len(server.transport.frames) == 2 * WINDOWS
+
+
+def test_a_device_at_the_last_cut_whose_generation_is_retired_runs_the_next_one(config, small_bundle, second_bundle):
+    server = Server(second_bundle)
+    server.take(always(small_bundle, "rpi4", small_bundle.manifest.info.cuts[-1].name))
+
+    def until(result):
+        if result.window == 2:
+            publish(server.transport, second_bundle)  # and the device misses the news
+        return result.generation == 2
+
+    report, _ = run(DeviceConfig(**{**vars(config), "loop": True}), server, until)
+    assert (report["generation_start"], report["generation_end"]) == (1, 2)
+    assert report["bundle"] == second_bundle.digest
+
+
+def test_a_device_that_cannot_start_closes_what_it_has_opened(config, tmp_path):
+    closed = []
+
+    class Sink(CallbackSink):
+        def close(self):
+            closed.append("sink")
+
+    @contextlib.asynccontextmanager
+    async def connect(config):
+        transport = InMemoryTransport()
+        transport.disconnect()
+        try:
+            yield transport
+        finally:
+            closed.append("connection")
+
+    empty = DeviceConfig(**{**vars(config), "state": tmp_path / "empty"})
+    with pytest.raises(LinkError, match="no bundle on this device yet"):
+        asyncio.run(Device(empty, [Sink(print)], connect=connect).run())
+    assert closed == ["connection", "sink"]
