@@ -121,29 +121,36 @@ def measured_code() -> str:
     return " ".join(tree[:12] for tree in trees.split())
 
 
-def kept_pairs(file: Path, what: str) -> list[Pair]:
+def kept_pairs(file: Path, what: str, code: str) -> list[Pair]:
     """Pairs of the same code that an earlier run left: lines of JSON with `code`, `what`, `today` and `earlier`."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    code = measured_code()
     return [
         Pair(line["today"], line["earlier"]) for line in lines if code and (line["code"], line["what"]) == (code, what)
     ]
 
 
 def taking_turns(
-    what: str, sides: tuple[Checkout, Checkout], pairs: int, measure: Callable[[Checkout, str], float]
+    what: str,
+    sides: tuple[Checkout, Checkout],
+    pairs: int,
+    measure: Callable[[Checkout, str], float],
+    file: Path = ROOT / ".cache" / "house" / "pairs.jsonl",
+    code: str | None = None,
 ) -> list[Pair]:
-    """Measure both sides so many times, in turn; which one begins changes from pair to pair."""
-    file = ROOT / ".cache" / "house" / "pairs.jsonl"
+    """Measure both sides so many times, in turn; which one begins changes from pair to pair.
+
+    Pairs of the same code that are in `file` are not measured again.
+    """
+    code = measured_code() if code is None else code
     file.parent.mkdir(parents=True, exist_ok=True)
-    found = kept_pairs(file, what)[:pairs]
+    found = kept_pairs(file, what, code)[:pairs]
     for number in range(len(found), pairs):
         order = sides if number % 2 == 0 else sides[::-1]
         values = {side.name: measure(side, f"{number}-{side.name}") for side in order}
         pair = Pair(*(values[side.name] for side in sides))
         found.append(pair)
         with file.open("a") as lines:
-            lines.write(json.dumps({"code": measured_code(), "what": what, **vars(pair)}) + "\n")
+            lines.write(json.dumps({"code": code, "what": what, **vars(pair)}) + "\n")
         print(f"pair {number + 1} of {pairs}: {pair}, ratio {pair.ratio:.4f}", flush=True)
     return found
 
