@@ -42,7 +42,7 @@ def config(tmp_path, small_bundle):
 
 
 class Server:
-    """Completes frames of the newest generation, and calls others retired."""
+    """Completes frames of the newest generation and calls others retired: that is released, but nobody was told."""
 
     def __init__(self, bundle):
         self.transport = InMemoryTransport(self.answer)
@@ -55,6 +55,7 @@ class Server:
         ((header, _),) = decode_frame(frame)
         generation = self.newest.manifest.info.generation
         if header.generation != generation:
+            publish(self.transport, self.newest)
             return Reply(window, generation, "retired", 0)
         return Reply(window, generation, "ok", 5, np.full(self._dim, self._dim**-0.5, "<f2").tobytes())
 
@@ -110,13 +111,8 @@ def test_without_a_connection_the_device_finishes_every_window_and_the_next_run_
 def test_a_device_at_the_last_cut_whose_generation_is_retired_runs_the_next_one(config, small_bundle, second_bundle):
     server = Server(second_bundle)
     server.take(always(small_bundle, "rpi4", small_bundle.manifest.info.cuts[-1].name))
-
-    def until(result):
-        if result.window == 2:
-            publish(server.transport, second_bundle)  # and the device misses the news
-        return result.generation == 2
-
-    report, _ = run(DeviceConfig(**{**vars(config), "loop": True}), server, until)
+    looping = DeviceConfig(**{**vars(config), "loop": True})
+    report, _ = run(looping, server, until=lambda result: result.generation == 2)
     assert (report["generation_start"], report["generation_end"]) == (1, 2)
     assert report["bundle"] == second_bundle.digest
 
