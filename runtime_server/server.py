@@ -17,11 +17,14 @@ from nats.aio.msg import Msg
 
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.errors import AccessError, BundleError, FormatError, LinkError, UsageError
+from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_edge.formats.records.release import open_table
+from runtime_edge.formats.records.envelope import open_record
+from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.access import SecurityConfig
 from runtime_server.broker.broker_process import Broker, embedded, outside
 from runtime_server.broker.hub import STATUS_SUBJECT, Hub
+from runtime_server.broker.signed_records import SignedRecordWriter
 from runtime_server.ingest.frame_replay import FrameReplay, ReplayConfig
 from runtime_server.ingest.ingest import Ingest
 from runtime_server.ingest.rate import FRAMES_PER_S, RateLimit
@@ -127,7 +130,7 @@ class Server:
         torch.set_num_threads(self.config.threads)
         await asyncio.to_thread(self._load)
         self.ledger = self.state.ledger(self.ranks.partitions)
-        self.hub = Hub(self.address, "server")
+        self.hub = Hub(self.address, "server", SignedRecordWriter(self.state.root))
         port = self.config.health_port if self.ranks.first else None
         paths = {"/healthz": healthz(self.troubles), "/metrics": metrics_page(self.measure)}
         health = None if port is None else HealthServer(port, paths)
@@ -145,7 +148,12 @@ class Server:
             )
             self.followers = Followers(self.hub, self.ranks.world)
             self.releases = RolloutService(
-                self.hub, self.rollout, self.generations, self.state, self.followers.keep if self.ranks.first else None
+                self.hub,
+                self.rollout,
+                self.generations,
+                self.state,
+                self.key,
+                self.followers.keep if self.ranks.first else None,
             )
             self._start_training_loop()
             if self.ranks.first:
@@ -338,14 +346,16 @@ class Server:
         """What devices need from a server that has just started."""
         bundle = (self.generations.get(self.rollout.base) or self.generations.newest).bundle
         await self.hub.put_signing_key(self.key.public)
+        await self.hub.upgrade_records(self.key)
         for target in bundle.manifest.info.targets:
-            if not self._usable(await self.hub.table(target), bundle):
+            if not self._usable(target, await self.hub.table(target), bundle):
                 await self.hub.put_table(bundle.table(target), self.key)
 
-    def _usable(self, record: bytes | None, bundle: Bundle) -> bool:
-        """Whether a table that the broker has kept is signed with this server's key and fits the bundle."""
+    def _usable(self, target: str, record: bytes | None, bundle: Bundle) -> bool:
+        """Whether a target's table that the broker has kept is signed with this server's key and fits the bundle."""
         try:
-            table = open_table(record or b"", self.key.public, "table")
+            opened = open_record(record or b"", "table", subjects.table_key(target), self.key.public, "table")
+            table = SplitterTable.from_json(opened.body, "table")
             table.check_cuts([cut.name for cut in bundle.manifest.info.cuts])
         except FormatError:
             return False

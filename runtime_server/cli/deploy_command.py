@@ -39,5 +39,5 @@ async def _deploy(hub: Hub, bundle: Bundle, key: minisign.SecretKey | None) -> i
     sent = await hub.publish_bundle(bundle)
     for target in bundle.manifest.info.targets:
         await hub.put_table(bundle.table(target), key)
-        await hub.release(bundle, target)
+        await hub.release(bundle, target, key)
     return sent
