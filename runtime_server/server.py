@@ -44,7 +44,7 @@ from runtime_server.training.checkpoint import Checkpoints, resumed
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import TrainConfig, Trainer
 from runtime_server.training_loop import TrainingLoop
-from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest
+from streamsplit_compile.bundle.bundle_writer import renew_signature, staging_directory, write_manifest
 from streamsplit_compile.bundle.calibrate import windows_for
 from streamsplit_compile.bundle.digests import weights_digest
 from streamsplit_compile.encoder.encoders import LoadedEncoder
@@ -282,6 +282,8 @@ class Server:
         self.generations.protect(self.rollout.running)
         known = self.state.generations(KEPT_GENERATIONS, self.rollout.running)
         for bundle, tensors in known or [self._import_first()]:
+            if self.ranks.first and renew_signature(bundle, self.key):
+                _LOG.warning("%s: signed with another key until now, and from now on with this server's", bundle.path)
             newest = self.generations.add(bundle, tensors)
         if self.ranks.first:
             kept = {generation.number: generation.bundle.digest for generation in self.generations.kept()}

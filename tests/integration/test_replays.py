@@ -1,4 +1,4 @@
-"""What was signed once and is put back later changes nothing."""
+"""What was signed once and is put back later changes nothing; a new signing key counts when a person says so."""
 
 import signal
 
@@ -7,6 +7,7 @@ import harness
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.records.envelope import MAX_NUMBER, open_record, seal
+from runtime_edge.formats.records.numbers import RecordNumbers
 from runtime_edge.formats.records.release import decode_release, encode
 from runtime_edge.updates.trial import update_log
 from streamsplit_compile.bundle.compiler import recompile
@@ -52,6 +53,42 @@ def test_a_live_device_offered_an_old_signed_release_stays(start, tmp_path):
     assert {r["generation"] for r in again.results()} == {3}
     assert report["errors"]["OldRecord"] >= 1
     assert report["windows_captured"] == report["windows_acked"]
+
+
+def test_another_signing_key_is_refused_until_the_device_is_told_to_trust_it(start, tmp_path):
+    server = start.server("--no-training")
+    source = harness.write_wav(tmp_path / "audio.wav", 2.0, seed=10)
+    device = start.device(server, "pi-1", source, "--loop")
+    device.wait_for_results(4)
+    old = server.key.public
+    server.process.signal(signal.SIGTERM)
+    for name in ("signing.key", "signing.pub"):
+        (server.state / name).unlink()
+    server.start()
+    new = server.key.public
+    assert new != old
+
+    # A live device keeps what it runs, and the server goes on completing its frames.
+    state = tmp_path / "pi-1-state"
+    harness.until(lambda: refused(state, f"signed by key {new.hex_id}, but {old.hex_id} is trusted"), "a refusal")
+    seen = len(device.results())
+    device.wait_for_results(seen + 8)
+    device.process.signal(signal.SIGTERM)
+    report = device.finish()
+    assert set(report["errors"]) == {"SignatureError"}
+    assert report["windows_lost"] == 0
+    assert minisign.read_public_key(state / "trusted.pub") == old
+
+    # A new device, and one that is told to, trust the new key and run.
+    (state / "trusted.pub").unlink()
+    for name in ("pi-new", "pi-1"):
+        report = start.device(server, name, source).finish()
+        assert report["generation_end"] == 1
+        assert report["windows_captured"] == report["windows_acked"]
+        assert minisign.read_public_key(tmp_path / f"{name}-state" / "trusted.pub") == new
+    numbers = RecordNumbers(state / "numbers.json")
+    assert numbers.highest("release rpi4", new) > 0
+    assert numbers.highest("release rpi4", old) == 0, "numbers of the former key say nothing any more"
 
 
 def next_generation(server, path, number):
