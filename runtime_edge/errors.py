@@ -7,6 +7,7 @@
     │   ├── BundleError     a bundle: layout, manifest, digest, generation
     │   │   └── OlderBundle older than the one in use, and nobody said to go back
     │   ├── SignatureError  a signature that is missing, malformed or wrong
+    │   ├── OldRecord       a signed record that was put back: a newer one was accepted
     │   ├── TableError      a splitter table
     │   ├── HeadError       a head that labels embeddings
     │   └── FrameError      a frame or reply on the wire
@@ -70,6 +71,10 @@ class OlderBundle(BundleError):
 
 class SignatureError(FormatError):
     """A signature that is missing, malformed or wrong."""
+
+
+class OldRecord(FormatError):
+    """A signed table, head or release that is older than one that was accepted."""
 
 
 class TableError(FormatError):

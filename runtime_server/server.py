@@ -17,11 +17,14 @@ from nats.aio.msg import Msg
 
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.errors import AccessError, BundleError, FormatError, LinkError, UsageError
+from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_edge.formats.records.release import open_table
+from runtime_edge.formats.records.envelope import open_record
+from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.access import SecurityConfig
 from runtime_server.broker.broker_process import Broker, embedded, outside
 from runtime_server.broker.hub import STATUS_SUBJECT, Hub
+from runtime_server.broker.signed_records import SignedRecordWriter
 from runtime_server.ingest.frame_replay import FrameReplay, ReplayConfig
 from runtime_server.ingest.ingest import Ingest
 from runtime_server.ingest.rate import FRAMES_PER_S, RateLimit
@@ -41,7 +44,7 @@ from runtime_server.training.checkpoint import Checkpoints, resumed
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import TrainConfig, Trainer
 from runtime_server.training_loop import TrainingLoop
-from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest
+from streamsplit_compile.bundle.bundle_writer import renew_signature, staging_directory, write_manifest
 from streamsplit_compile.bundle.calibrate import windows_for
 from streamsplit_compile.bundle.digests import weights_digest
 from streamsplit_compile.encoder.encoders import LoadedEncoder
@@ -127,7 +130,7 @@ class Server:
         torch.set_num_threads(self.config.threads)
         await asyncio.to_thread(self._load)
         self.ledger = self.state.ledger(self.ranks.partitions)
-        self.hub = Hub(self.address, "server")
+        self.hub = Hub(self.address, "server", SignedRecordWriter(self.state.root))
         port = self.config.health_port if self.ranks.first else None
         paths = {"/healthz": healthz(self.troubles), "/metrics": metrics_page(self.measure)}
         health = None if port is None else HealthServer(port, paths)
@@ -145,7 +148,12 @@ class Server:
             )
             self.followers = Followers(self.hub, self.ranks.world)
             self.releases = RolloutService(
-                self.hub, self.rollout, self.generations, self.state, self.followers.keep if self.ranks.first else None
+                self.hub,
+                self.rollout,
+                self.generations,
+                self.state,
+                self.key,
+                self.followers.keep if self.ranks.first else None,
             )
             self._start_training_loop()
             if self.ranks.first:
@@ -274,6 +282,8 @@ class Server:
         self.generations.protect(self.rollout.running)
         known = self.state.generations(KEPT_GENERATIONS, self.rollout.running)
         for bundle, tensors in known or [self._import_first()]:
+            if self.ranks.first and renew_signature(bundle, self.key):
+                _LOG.warning("%s: signed with another key until now, and from now on with this server's", bundle.path)
             newest = self.generations.add(bundle, tensors)
         if self.ranks.first:
             kept = {generation.number: generation.bundle.digest for generation in self.generations.kept()}
@@ -338,14 +348,16 @@ class Server:
         """What devices need from a server that has just started."""
         bundle = (self.generations.get(self.rollout.base) or self.generations.newest).bundle
         await self.hub.put_signing_key(self.key.public)
+        await self.hub.upgrade_records(self.key)
         for target in bundle.manifest.info.targets:
-            if not self._usable(await self.hub.table(target), bundle):
+            if not self._usable(target, await self.hub.table(target), bundle):
                 await self.hub.put_table(bundle.table(target), self.key)
 
-    def _usable(self, record: bytes | None, bundle: Bundle) -> bool:
-        """Whether a table that the broker has kept is signed with this server's key and fits the bundle."""
+    def _usable(self, target: str, record: bytes | None, bundle: Bundle) -> bool:
+        """Whether a target's table that the broker has kept is signed with this server's key and fits the bundle."""
         try:
-            table = open_table(record or b"", self.key.public, "table")
+            opened = open_record(record or b"", "table", subjects.table_key(target), self.key.public, "table")
+            table = SplitterTable.from_json(opened.body, "table")
             table.check_cuts([cut.name for cut in bundle.manifest.info.cuts])
         except FormatError:
             return False

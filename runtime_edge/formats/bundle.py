@@ -16,9 +16,8 @@ from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats import minisign
 from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.minisign import signature_path
-from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.formats.records.table import MAX_TABLE_BYTES, SplitterTable
 
-MAX_TABLE_BYTES = 64 << 10
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.minisig"
 
@@ -80,9 +79,18 @@ def open_bundle(path: Path, trusted: minisign.PublicKey | None = None) -> Bundle
         raise BundleError(f"{path}: no such bundle directory; make one with `ssc compile encoder.pt -o {path}`")
     data, comment = _read_signed(path, path / MANIFEST, manifests.MAX_MANIFEST_BYTES, trusted)
     manifest = manifests.decode(data, str(path / MANIFEST))
-    if comment is not None and f"generation:{manifest.info.generation}" not in comment.split():
-        raise SignatureError(f"{path / SIGNATURE}: signed for another generation ({comment!r})")
+    if comment is not None:
+        check_comment(comment, manifest, str(path / SIGNATURE))
     return Bundle(path, manifest, manifests.digest(data), comment, trusted)
+
+
+def check_comment(comment: str, manifest: Manifest, source: str) -> None:
+    """Raise SignatureError unless the trusted comment of a manifest's signature says the manifest's generation."""
+    if f"generation:{manifest.info.generation}" not in comment.split():
+        raise SignatureError(
+            f"{source}: signed for another generation: a trusted comment that says {comment!r} on a manifest of "
+            f"generation {manifest.info.generation}"
+        )
 
 
 def asset_path(root: Path, reference: str) -> Path:

@@ -3,6 +3,8 @@
 <state>/trusted.pub           the key this device trusts (pinned at the first contact unless given)
 <state>/bundles/<digest>/     the present bundle, and those to go back to
 <state>/bundles.json          which is which (`runtime_edge.updates.trial`)
+<state>/numbers.json          how new the tables, heads and releases were that it has taken, which lie beside it as
+<state>/table.json, head.json, release.json      they came (`runtime_edge.updates.signed_records`)
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.errors import BundleError, FormatError, LinkError, OlderBundle, SignatureError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats import minisign, subjects
-from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle, asset_path, check_asset, open_bundle
+from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle, asset_path, check_asset, check_comment, open_bundle
 from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.patch import apply_patch
@@ -121,11 +123,14 @@ class BundleStore:
         data = await connection.fetch(subjects.manifest_object(release.manifest), manifests.MAX_MANIFEST_BYTES)
         if manifests.digest(data) != release.manifest:
             raise BundleError(f"{where}: the manifest's digest does not match")
+        comment = None
         if self.trusted is not None:
             if not release.signature:
                 raise SignatureError(f"{where}: not signed, but this device trusts a key")
-            minisign.verify(data, release.signature, self.trusted, where)
+            comment = minisign.verify(data, release.signature, self.trusted, where)
         manifest = manifests.decode(data, where)
+        if comment is not None:
+            check_comment(comment, manifest, where)
         if manifest.info.generation != release.generation:
             raise BundleError(f"{where}: the manifest is of generation {manifest.info.generation}")
         if not release.rollback:

@@ -9,10 +9,9 @@ import msgspec
 import numpy as np
 
 from runtime_edge.config import DeviceConfig
-from runtime_edge.errors import HeadError, LinkError, SscError
-from runtime_edge.formats import subjects
+from runtime_edge.errors import LinkError, SscError
 from runtime_edge.formats.manifest import BundleInfo
-from runtime_edge.formats.records.head import MAX_RECORD_BYTES, Head, open_head, read_head
+from runtime_edge.formats.records.head import Head, read_head
 from runtime_edge.formats.results import WindowResult
 from runtime_edge.inference.engine import Embedding
 from runtime_edge.transport.protocol import Transport
@@ -34,7 +33,7 @@ class HeadUpdater:
         """Starts with the head given, or else with the last one used. Raises HeadError or SignatureError."""
         self._given, self._connection, self._reports, self._info = config.head is not None, connection, reports, info
         store = BundleStore(config.state, config.trusted)
-        kind = RecordKind("head", subjects.HEADS, MAX_RECORD_BYTES, HeadError, open_head)
+        kind: RecordKind[Head] = RecordKind("head", Head.from_json)
         self._records = SignedRecords(kind, config, connection, store, reports, self._came)
         self._head: Head | None = None
         self._early: Head | None = None
@@ -78,7 +77,7 @@ class HeadUpdater:
             record = self._records.kept()
             if record is not None:
                 source = str(self._records.path)
-                head = self._records.open(record, source)
+                head = self._records.open_kept(record, source)
                 head.check_fits(self._info, source)
                 self._head = head
         except SscError as exc:

@@ -1,6 +1,6 @@
-"""Signed records that a device takes one by one, tables and heads: what the broker has, what comes, what is kept.
+"""Signed records that a device takes one by one: what the broker has, what comes, what is kept.
 
-The record for this very device comes before the one for all devices of its target.
+Of tables and heads the record for this very device comes before the one for all devices of its target.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Generic, TypeVar
 
 from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.config import DeviceConfig
-from runtime_edge.errors import FormatError, LinkError, SscError
-from runtime_edge.formats import minisign, subjects
+from runtime_edge.errors import LinkError, SscError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.records.envelope import ABOUT, Kind, Record, open_record
+from runtime_edge.formats.records.numbers import RecordNumbers
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.update_reports import UpdateReports
@@ -23,20 +25,61 @@ _LOG = logging.getLogger(__name__)
 _Record = TypeVar("_Record")
 
 
+class RecordKeeper:
+    """Opens records of one kind, of which an older one is refused. The last one used lies in `<state>/<kind>.json`."""
+
+    def __init__(self, kind: Kind, config: DeviceConfig, store: BundleStore, reports: UpdateReports) -> None:
+        self._kind, self._store = kind, store
+        self._numbers = RecordNumbers(config.state / "numbers.json", reports.numbers_damaged)
+        self.path = config.state / f"{kind}.json"
+
+    def open(self, data: bytes, key: str, source: str) -> Record:
+        """Check and note what came as the value of a key; without a trusted key numbers say nothing.
+
+        Raises FormatError (OldRecord and SignatureError among them).
+        """
+        trusted = self._store.trusted
+        record = open_record(data, self._kind, key, trusted, source)
+        if trusted is not None:
+            self._numbers.accept(record, trusted, source)
+        return record
+
+    def open_kept(self, data: bytes, source: str) -> Record:
+        """Check the last one used, whatever is newer by now. Raises FormatError."""
+        trusted = self._store.trusted
+        record = open_record(data, self._kind, None, trusted, source)
+        if trusted is not None:
+            self._numbers.in_use(record, trusted)
+        return record
+
+    def kept(self) -> bytes | None:
+        """The last one used. Raises the kind's error when it cannot be read."""
+        about = ABOUT[self._kind]
+        data = read_bounded(self.path, about.limit_bytes, about.error) if self.path.exists() else None
+        if data is not None:
+            with contextlib.suppress(SscError):
+                self.open_kept(data, str(self.path))
+        return data
+
+    def keep(self, data: bytes) -> None:
+        """Store a record for the next start; if that fails, it is still used now."""
+        try:
+            write_atomic(self.path, data)
+        except OSError as exc:
+            _LOG.warning("the %s cannot be kept: %s", self._kind, exc)
+
+
 @dataclass(frozen=True)
 class RecordKind(Generic[_Record]):
     """What tells tables from heads."""
 
-    name: str
-    bucket: str
-    limit_bytes: int
-    error: type[FormatError]
-    open: Callable[[bytes, minisign.PublicKey | None, str], _Record]
-    """Checks and reads a record; raises SscError naming the source."""
+    name: Kind
+    read: Callable[[bytes, str], _Record]
+    """Reads the body of a record; raises SscError naming the source."""
 
 
 class SignedRecords(Generic[_Record]):
-    """The records of one kind for one device. The last one used lies in `<state>/<name>.json`, as it came."""
+    """The records of one kind for one device."""
 
     def __init__(
         self,
@@ -52,10 +95,11 @@ class SignedRecords(Generic[_Record]):
         It returns False when it is in use already, and raises SscError when it does not fit what runs.
         """
         self._kind, self._connection, self._store, self._reports, self._use = kind, connection, store, reports, use
+        self._bucket, self._keeper = ABOUT[kind.name].bucket, RecordKeeper(kind.name, config, store, reports)
         self._own_key = subjects.table_key(config.target, config.device)
         self._keys = [self._own_key, subjects.table_key(config.target)]
         self._own = False
-        self.path = config.state / f"{kind.name}.json"
+        self.path, self.kept, self.keep = self._keeper.path, self._keeper.kept, self._keeper.keep
 
     async def present(self) -> list[tuple[str, bytes]]:
         """What the broker has now, by its key, this device's own first; nothing without a connection."""
@@ -63,7 +107,7 @@ class SignedRecords(Generic[_Record]):
         if self._connection is not None and self._connection.connected:
             for key in self._keys:
                 with contextlib.suppress(LinkError):
-                    record = await self._connection.value(self._kind.bucket, key)
+                    record = await self._connection.value(self._bucket, key)
                     if record is not None:
                         found.append((key, record))
         return found
@@ -71,7 +115,7 @@ class SignedRecords(Generic[_Record]):
     async def watch(self) -> None:
         """Take later ones as they come."""
         if self._connection is not None:
-            await self._connection.watch(self._kind.bucket, self._keys, self.take)
+            await self._connection.watch(self._bucket, self._keys, self.take)
 
     async def take(self, key: str, record: bytes) -> None:
         """Use and keep a record, or report why it is refused. Raises LinkError; then it may be tried again."""
@@ -81,7 +125,7 @@ class SignedRecords(Generic[_Record]):
             if self._connection is not None:
                 await self._store.pin_first(self._connection)
             source = f"{self._kind.name} {key}"
-            used = self._use(self.open(record, source), record, source)
+            used = self._use(self.open(record, key, source), record, source)
             self.chosen(key)
         except LinkError:
             raise
@@ -91,21 +135,14 @@ class SignedRecords(Generic[_Record]):
         if used:
             self.keep(record)
 
-    def open(self, record: bytes, source: str) -> _Record:
-        """Check a record's signature and read it. Raises SscError naming the source."""
-        return self._kind.open(record, self._store.trusted, source)
+    def open(self, data: bytes, key: str, source: str) -> _Record:
+        """Check the value of a key and read it. Raises SscError naming the source."""
+        return self._kind.read(self._keeper.open(data, key, source).body, source)
+
+    def open_kept(self, data: bytes, source: str) -> _Record:
+        """The same of the last one used."""
+        return self._kind.read(self._keeper.open_kept(data, source).body, source)
 
     def chosen(self, key: str) -> None:
         """The record of that key is in use: once it is this device's own, no other one is taken."""
         self._own = key == self._own_key
-
-    def kept(self) -> bytes | None:
-        """The last one used. Raises the kind's error when it cannot be read."""
-        return read_bounded(self.path, self._kind.limit_bytes, self._kind.error) if self.path.exists() else None
-
-    def keep(self, record: bytes) -> None:
-        """Store the table for the next start; if that fails, it is still used now."""
-        try:
-            write_atomic(self.path, record)
-        except OSError as exc:
-            _LOG.warning("the %s cannot be kept: %s", self._kind.name, exc)

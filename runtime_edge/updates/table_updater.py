@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import SscError, TableError
-from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.records.release import MAX_RECORD_BYTES, open_table
 from runtime_edge.formats.records.table import LOCAL, SplitterTable
 from runtime_edge.policy.splitter import Splitter
 from runtime_edge.policy.surroundings import measured
@@ -17,6 +16,8 @@ from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.signed_records import RecordKind, SignedRecords
 from runtime_edge.updates.update_reports import UpdateReports
+
+_USED_LAST = "used last"
 
 
 def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) -> Splitter:
@@ -40,11 +41,7 @@ class TableUpdater:
         self, config: DeviceConfig, connection: Transport | None, store: BundleStore, reports: UpdateReports
     ) -> None:
         self._config, self._reports = config, reports
-
-        def open_record(record: bytes, trusted: minisign.PublicKey | None, source: str) -> SplitterTable:
-            return open_table(record, trusted, source, config.target)
-
-        kind = RecordKind("table", subjects.TABLES, MAX_RECORD_BYTES, TableError, open_record)
+        kind = RecordKind("table", self._read)
         self._records = SignedRecords(kind, config, connection, store, reports, self._came)
         self._bundle: Bundle
         self._table: SplitterTable
@@ -56,13 +53,14 @@ class TableUpdater:
     async def records(self) -> list[tuple[str, bytes]]:
         """Tables to choose the first from, by where they are from: this device's, the target's, the one used last."""
         found, kept = await self._records.present(), self._records.kept()
-        return found if kept is None else [*found, ("used last", kept)]
+        return found if kept is None else [*found, (_USED_LAST, kept)]
 
     async def first(self, bundle: Bundle, records: list[tuple[str, bytes]]) -> SplitterTable:
         """The first of the records that fits a bundle, or else the bundle's own table. Raises TableError."""
         for key, record in records:
             try:
-                table = self._records.open(record, f"table {key}")
+                opened = self._records.open_kept if key == _USED_LAST else partial(self._records.open, key=key)
+                table = opened(record, source=f"table {key}")
                 make_splitter(bundle, table, self._config)
             except SscError as exc:
                 await self._reports.failed("table_refused", exc)
@@ -103,6 +101,12 @@ class TableUpdater:
         if needed is not None:
             self._table = self._next = needed[0]
             self._records.keep(needed[1])
+
+    def _read(self, data: bytes, source: str) -> SplitterTable:
+        table = SplitterTable.from_json(data, source)
+        if table.target != self._config.target:
+            raise TableError(f"{source}: made for target {table.target!r}, not for {self._config.target!r}")
+        return table
 
     def _came(self, table: SplitterTable, record: bytes, source: str) -> bool:
         if table == self._table:

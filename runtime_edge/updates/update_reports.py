@@ -40,3 +40,8 @@ class UpdateReports:
         """Count what was not taken."""
         self._counts.errors[type(exc).__name__] += 1
         _LOG.warning("%s: %s", event, exc)
+
+    def numbers_damaged(self, exc: Exception) -> None:
+        """Count, and write into the log of updates, that it is not known any more which records are old."""
+        self.count("numbers_damaged", exc)
+        self._trials.note("numbers_damaged", reason=str(exc)[:MAX_REASON])

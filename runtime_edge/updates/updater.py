@@ -18,16 +18,17 @@ import msgspec
 
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
-from runtime_edge.errors import BackendError, FormatError, LinkError, OlderBundle, SscError, UsageError
+from runtime_edge.errors import BackendError, FormatError, LinkError, OlderBundle, OldRecord, SscError, UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_edge.formats.records.release import ReleasedBundle, decode_release
+from runtime_edge.formats.records.release import Release, ReleasedBundle, decode_release
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.inference.engine import Engine
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore, FetchedBundle, check_same_ends
 from runtime_edge.updates.engine_setup import engine_for
+from runtime_edge.updates.signed_records import RecordKeeper
 from runtime_edge.updates.table_updater import TableUpdater
 from runtime_edge.updates.trial import Refusal, Trial
 from runtime_edge.updates.update_reports import MAX_REASON, UpdateReports
@@ -46,6 +47,7 @@ class Updater:
         self._store = BundleStore(config.state, config.trusted)
         self._trials = self._store.trials
         self.reports = UpdateReports(config, connection, counts, self._trials)
+        self._releases = RecordKeeper("release", config, self._store, self.reports)
         self._tables = TableUpdater(config, connection, self._store, self.reports)
         self._engine: Engine
         self._next_engine: Engine | None = None
@@ -65,6 +67,8 @@ class Updater:
         if given is None:
             await self._recover()
         present = open_bundle(given, self._store.trusted) if given else self._last_used()
+        with contextlib.suppress(FormatError):
+            self._releases.kept()  # its number holds even if the file of numbers is damaged
         released = None if given else await self._released(present)
         earlier = [] if given else self._store.earlier()
         bundles = list({bundle.digest: bundle for bundle in (released, present, *earlier) if bundle}.values())
@@ -180,7 +184,7 @@ class Updater:
                 raise UsageError(f"--target {target}: the server has released nothing for it")
             if record is None:
                 return None
-            release = decode_release(record, f"release for {target}").for_device(self._config.device)
+            release = self._open_release(record).for_device(self._config.device)
             if self._trials.refusal(release.manifest) is not None:
                 _LOG.warning("generation %d is not tried again", release.generation)
                 return None
@@ -190,6 +194,15 @@ class Updater:
                 raise
             await self._reject(exc)
             return None
+
+    def _open_release(self, data: bytes) -> Release:
+        """The release that came, unless it is an old one. Raises FormatError."""
+        target, source = self._config.target, f"release for {self._config.target}"
+        record = self._releases.open(data, target, source)
+        release = decode_release(record.body, source)
+        self._releases.keep(data)
+        # Nobody has signed what an earlier version says of going back.
+        return release if record.number or self._store.trusted is None else release.forward_only()
 
     async def _fetch(self, connection: Transport, release: ReleasedBundle, present: Bundle | None) -> FetchedBundle:
         """Raises what `BundleStore.fetch` raises, noted as a failure of that release."""
@@ -265,7 +278,7 @@ class Updater:
             try:
                 assert self._connection is not None
                 await self._store.pin_first(self._connection)
-                told = decode_release(record, f"release for {key}")
+                told = self._open_release(record)
                 release, present = told.for_device(self._config.device), self._engine.bundle
                 if release.manifest == present.digest:
                     return
@@ -297,7 +310,8 @@ class Updater:
             details = {"generation": bundle.manifest.info.generation, "digest": bundle.digest}
             self._remember(bundle.manifest.info.generation, bundle.digest, "update_failed", exc)
             self._ended(bundle)
-        await self.reports.failed("update_refused" if isinstance(exc, OlderBundle) else "update_failed", exc, **details)
+        refused = isinstance(exc, OlderBundle | OldRecord)
+        await self.reports.failed("update_refused" if refused else "update_failed", exc, **details)
 
     def _remember(self, generation: int, digest: str, event: str, exc: Exception) -> None:
         self._failures.pop(digest, None)

@@ -3,7 +3,7 @@
 async with Hub("nats://127.0.0.1:4222") as hub:
     await hub.publish_bundle(bundle)                  # assets by digest, then the manifest
     await hub.put_table(table, key)                   # every device of the table's target
-    await hub.release(bundle, "rpi4")                 # devices fetch it now
+    await hub.release(bundle, "rpi4", key)            # devices fetch it now
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle
 from runtime_edge.formats.credentials import Address, explain, servers
 from runtime_edge.formats.records import release as releases
-from runtime_edge.formats.records.head import Head, sign_head
+from runtime_edge.formats.records.head import Head
 from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES
 from runtime_edge.formats.records.release import Release, ReleasedBundle
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.strict import decode
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
+from runtime_server.broker.signed_records import SignedRecordWriter
 
 _STREAM_BYTES = 4 << 30
 _STREAM_AGE_S = 7 * 24 * 3600
@@ -79,8 +80,9 @@ def raises_link_error(request: _Request[_Arguments, _Result]) -> _Request[_Argum
 class Hub:
     """A connection that may write what devices read. Every request raises LinkError when the broker refuses it."""
 
-    def __init__(self, broker: str | Address, name: str = "ssc") -> None:
+    def __init__(self, broker: str | Address, name: str = "ssc", records: SignedRecordWriter | None = None) -> None:
         address = Address(broker) if isinstance(broker, str) else broker
+        self._records = records or SignedRecordWriter()
         self.url, self._credentials, self._name = address.url, address.credentials, name
         self.client = Client()
 
@@ -167,6 +169,7 @@ class Hub:
         self,
         bundle: Bundle,
         target: str,
+        key: minisign.SecretKey | None,
         rollback: bool = False,
         *,
         share: float = 1.0,
@@ -179,15 +182,12 @@ class Hub:
         """
         released = msgspec.structs.asdict(released_bundle(bundle, rollback))
         record = Release(**released, share=share, stable=stable, oldest=oldest)
-        bucket = await self.stream.key_value(subjects.RELEASES)
-        await bucket.put(target, releases.encode(record))
+        await self._records.put(self.stream, "release", target, releases.encode(record), key)
 
     @raises_link_error
     async def put_table(self, table: SplitterTable, key: minisign.SecretKey | None, device: str | None = None) -> None:
         """Give every device of the table's target, or one device, a splitter table."""
-        bucket = await self.stream.key_value(subjects.TABLES)
-        record = releases.encode(releases.sign_table(table, key))
-        await bucket.put(subjects.table_key(table.target, device), record)
+        await self._records.put(self.stream, "table", subjects.table_key(table.target, device), table.to_json(), key)
 
     @raises_link_error
     async def table(self, target: str, device: str | None = None) -> bytes | None:
@@ -201,8 +201,12 @@ class Hub:
     @raises_link_error
     async def put_head(self, head: Head, key: minisign.SecretKey | None, target: str, device: str | None) -> None:
         """Give every device of a target, or one device, a head."""
-        bucket = await self.stream.key_value(subjects.HEADS)
-        await bucket.put(subjects.table_key(target, device), sign_head(head, key))
+        await self._records.put(self.stream, "head", subjects.table_key(target, device), head.to_json(), key)
+
+    @raises_link_error
+    async def upgrade_records(self, key: minisign.SecretKey) -> None:
+        """Number the tables and heads that an earlier version has signed with this key."""
+        await self._records.upgrade(self.stream, key)
 
     @raises_link_error
     async def put_signing_key(self, key: minisign.PublicKey) -> None:

@@ -21,9 +21,9 @@ from streamsplit_compile.cli.printing import print_json, size
 @key_option
 @json_option
 def deploy(bundle: Path, broker: Address, key: Path | None, as_json: bool) -> None:
-    """Put a bundle and its tables where devices find it, and tell them.
+    """Put a bundle and its tables where devices find it, and tell them. Devices that trust a key want it given here.
 
-    Example: ssc deploy bundle/ --broker nats://127.0.0.1:4222
+    Example: ssc deploy bundle/ --broker nats://127.0.0.1:4222 --key signing.key
     """
     opened, secret = open_bundle(bundle), read_key(key)
     targets = list(opened.manifest.info.targets)
@@ -39,5 +39,5 @@ async def _deploy(hub: Hub, bundle: Bundle, key: minisign.SecretKey | None) -> i
     sent = await hub.publish_bundle(bundle)
     for target in bundle.manifest.info.targets:
         await hub.put_table(bundle.table(target), key)
-        await hub.release(bundle, target)
+        await hub.release(bundle, target, key)
     return sent

@@ -11,8 +11,8 @@ import msgspec
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import TableError, UsageError
 from runtime_edge.formats.credentials import Address
+from runtime_edge.formats.records.envelope import open_record
 from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES, Learnt
-from runtime_edge.formats.records.release import open_table
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.hub import Hub
 from runtime_server.cli.ask import ask
@@ -184,4 +184,6 @@ def _state_of(broker: Address, device: str) -> tuple[dict[str, float], SplitterT
     record = ask(broker, "splitter", given)
     if record is None:
         raise UsageError(f"--device {device}: the broker holds no table for it; name its table file")
-    return {str(name): float(value) for name, value in state.items()}, open_table(record, None, f"table of {device}")
+    source = f"table of {device}"
+    given_table = SplitterTable.from_json(open_record(record, "table", None, None, source).body, source)
+    return {str(name): float(value) for name, value in state.items()}, given_table

@@ -18,6 +18,7 @@ from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.patch import make_patch
 from runtime_edge.formats.records import release as releases
+from runtime_edge.formats.records.envelope import open_record
 from runtime_server.broker.hub import Hub, raises_link_error
 
 _GRACE_S = 120.0
@@ -110,7 +111,8 @@ async def _released(hub: Hub) -> set[str]:
         targets = await bucket.keys()
     for target in set(targets) - {subjects.SIGNING_KEY}:
         with contextlib.suppress(FormatError, nats.js.errors.KeyNotFoundError):
-            release = releases.decode_release((await bucket.get(target)).value or b"", target)
+            record = open_record((await bucket.get(target)).value or b"", "release", target, None, target)
+            release = releases.decode_release(record.body, target)
             found |= {choice.manifest for choice in (release, release.stable) if choice is not None}
     return found
 

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.errors import FormatError, LinkError, SscError, UsageError
-from runtime_edge.formats import subjects
+from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.strict import decode
 from runtime_server.broker.hub import MAX_MESSAGE_BYTES, Hub, released_bundle
 from runtime_server.releases.bundle_publisher import prune, publish_patches
@@ -53,10 +53,11 @@ class RolloutService:
         rollout: Rollout,
         generations: Generations,
         state: ServerState,
+        key: minisign.SecretKey | None,
         ready: Callable[[list[int]], Awaitable[None]] | None = None,
     ) -> None:
         self._hub, self._rollout, self._generations, self._state = hub, rollout, generations, state
-        self._ready = ready
+        self._key, self._ready = key, ready
         self._news: asyncio.Queue[tuple[Generation, ReleaseOutcome]] = asyncio.Queue()
         self._publishing = asyncio.Lock()
         self._told: tuple[object, ...] | None = None
@@ -145,6 +146,7 @@ class RolloutService:
                 await self._hub.release(
                     chosen.bundle,
                     target,
+                    self._key,
                     back and trial is None,
                     share=wanted.share,
                     stable=None if trial is None else released_bundle(stable.bundle, back),

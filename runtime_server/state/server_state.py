@@ -5,6 +5,7 @@
 <state>/weights/00002.pt              the weights each was compiled from
 <state>/trainer/checkpoint.pt          where training stands; another rank's windows in a file beside it
 <state>/rollout.json                  which of them devices run, and how each release went
+<state>/numbers.json                  the number of each table, head and release it signed last
 <state>/ledger/0.json, 0.json.journal  which windows have been taken, by partition
 <state>/suspects/0.trying              the frame that is being tried alone, by partition
 <state>/broker/                       the embedded broker's streams

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime_edge.base.files import fsync_directory, write_atomic
-from runtime_edge.errors import UsageError
+from runtime_edge.base.files import fsync_directory, read_bounded, write_atomic
+from runtime_edge.errors import BundleError, SignatureError, UsageError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats import minisign
-from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle, asset_path
+from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle, asset_path, open_bundle
 from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.minisign import signature_path
 
@@ -71,10 +71,25 @@ def write_manifest(root: Path, manifest: Manifest, key: minisign.SecretKey | Non
     data = manifests.encode(manifest)
     manifests.decode(data)
     if key is not None:
-        comment = f"generation:{manifest.info.generation} encoder:{manifest.info.encoder.id}"
-        write_atomic(root / SIGNATURE, minisign.sign(data, key, comment).encode())
+        _sign(root, manifest, data, key)
     write_atomic(root / MANIFEST, data)
     return data
+
+
+def renew_signature(bundle: Bundle, key: minisign.SecretKey) -> bool:
+    """Sign a bundle's manifest again unless this key has; returns whether that was needed. The bundle stays the same.
+
+    Raises BundleError when the manifest is no longer the one that was opened.
+    """
+    try:
+        open_bundle(bundle.path, key.public)
+        return False
+    except SignatureError:
+        data = read_bounded(bundle.path / MANIFEST, manifests.MAX_MANIFEST_BYTES, BundleError)
+    if manifests.digest(data) != bundle.digest:
+        raise BundleError(f"{bundle.path / MANIFEST}: has changed since it was opened")
+    _sign(bundle.path, bundle.manifest, data, key)
+    return True
 
 
 def write_table(root: Path, path: str, data: bytes, key: minisign.SecretKey | None) -> None:
@@ -83,6 +98,11 @@ def write_table(root: Path, path: str, data: bytes, key: minisign.SecretKey | No
     write_atomic(file, data)
     if key is not None:
         write_atomic(signature_path(file), minisign.sign(data, key, f"table:{file.stem}").encode())
+
+
+def _sign(root: Path, manifest: Manifest, data: bytes, key: minisign.SecretKey) -> None:
+    comment = f"generation:{manifest.info.generation} encoder:{manifest.info.encoder.id}"
+    write_atomic(root / SIGNATURE, minisign.sign(data, key, comment).encode())
 
 
 def _swap(staging: Path, out: Path) -> None:

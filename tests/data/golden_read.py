@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import reading
 from nats.js.api import RawStreamMsg
 from toys import Tiny
 
@@ -27,8 +28,8 @@ from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.credentials import public_key, read_seed
-from runtime_edge.formats.records.head import open_head, read_head
-from runtime_edge.formats.records.release import decode_release, open_table
+from runtime_edge.formats.records.head import read_head
+from runtime_edge.formats.records.numbers import RecordNumbers
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.wire import WIRE_ENCODINGS, FrameHeader, decode_frame, decode_replies
 from runtime_edge.inference.prefix import Prefix
@@ -101,12 +102,12 @@ def _mixture(parameters: bytes) -> list[str]:
 
 def _records(root: Path) -> Json:
     directory, key = root / "records", minisign.read_public_key(root / "records" / "key.pub")
-    table = open_table((directory / "table.record").read_bytes(), key, "table.record", "rpi4")
+    table = reading.read_table((directory / "table.record").read_bytes(), key, "_all.rpi4")
     assert table == SplitterTable.from_json((directory / "table.json").read_bytes(), "table.json")
     signature = minisign.read_signature(directory / "table.json.minisig")
     head = read_head(directory / "head.json", key)
-    assert head == open_head((directory / "head.record").read_bytes(), key, "head.record")
-    release = decode_release((directory / "release.record").read_bytes(), "release.record")
+    assert head == reading.read_head((directory / "head.record").read_bytes(), key, "_all.rpi4")
+    release = reading.read_release((directory / "release.record").read_bytes(), key, "rpi4")
     learnt = Learnt.from_json((directory / "learnt.json").read_bytes(), "learnt.json")
     learnt.check(table, "learnt.json")
     return {
@@ -130,8 +131,8 @@ def _device(root: Path) -> Json:
     refused = store.recover()
     bundle = store.current()
     assert bundle is not None
-    table = open_table((state / "table.json").read_bytes(), store.trusted, "table.json")
-    head = open_head((state / "head.json").read_bytes(), store.trusted, "head.json")
+    table = reading.read_table((state / "table.json").read_bytes(), store.trusted)
+    head = reading.read_head((state / "head.json").read_bytes(), store.trusted)
     head.check_fits(bundle.manifest.info, "head.json")
     learnt = Learnt.from_json((state / "learnt.json").read_bytes(), "learnt.json")
     learnt.check(table, "learnt.json")
@@ -146,9 +147,18 @@ def _device(root: Path) -> Json:
         "table": table.digest,
         "head": list(head.labels),
         "learnt": _fields(learnt),
+        **_numbers(state / "numbers.json", store.trusted),
         "status": _fields(read_status(state)),
         "spool": _spool(state / "spool.db"),
     }
+
+
+def _numbers(path: Path, trusted: minisign.PublicKey) -> Json:
+    """What was accepted last; versions before 0.2.0 kept no numbers."""
+    if not path.exists():
+        return {}
+    numbers, names = RecordNumbers(path), ("table _all.rpi4", "head _all.rpi4", "release rpi4")
+    return {"numbers": {name: numbers.highest(name, trusted) for name in names}}
 
 
 def _spool(path: Path) -> Json:

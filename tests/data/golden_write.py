@@ -31,8 +31,10 @@ from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.credentials import new_seed
-from runtime_edge.formats.records.head import Head, Validation, sign_head, signature_of
-from runtime_edge.formats.records.release import Release, ReleasedBundle, encode, sign_table
+from runtime_edge.formats.records.envelope import Kind, open_record, seal
+from runtime_edge.formats.records.head import Head, Validation, signature_of
+from runtime_edge.formats.records.numbers import RecordNumbers
+from runtime_edge.formats.records.release import Release, ReleasedBundle, encode
 from runtime_edge.formats.records.table import SplitterTable, StateAxis
 from runtime_edge.formats.wire import Reply, encode_frame, encode_reply
 from runtime_edge.inference.prefix import Prefix
@@ -61,6 +63,9 @@ from streamsplit_compile.encoder.encoders import load_encoder
 
 KEY = minisign.SecretKey(bytes(range(8)), bytes(range(32)))
 NOW = 1_700_000_000.0
+NUMBER = 1_700_000_000_000
+SIGNED: dict[Kind, str] = {"table": "_all.rpi4", "head": "_all.rpi4", "release": "rpi4"}
+"""Kinds of records, and the keys they are for."""
 
 
 def write(directory: Path) -> None:
@@ -157,7 +162,7 @@ def _records(directory: Path, bundle: Bundle) -> None:
     table = make_table([(0.5, 1.0, 0.25, 0.0, -1.0), (1.5, 0.0, 0.25, 0.5, -2.0)], metrics={"reward": 1.25})
     (directory / "table.json").write_bytes(table.to_json())
     (directory / "table.json.minisig").write_text(minisign.sign(table.to_json(), KEY, "table:rpi4"))
-    (directory / "table.record").write_bytes(encode(sign_table(table, KEY)))
+    (directory / "table.record").write_bytes(seal("table", "_all.rpi4", NUMBER, table.to_json(), KEY))
     head = Head(
         encoder=bundle.manifest.info.encoder.id,
         embedding_dim=6,
@@ -174,10 +179,10 @@ def _records(directory: Path, bundle: Bundle) -> None:
     )
     (directory / "head.json").write_bytes(head.to_json())
     (directory / "head.json.minisig").write_text(signature_of(head.to_json(), KEY))
-    (directory / "head.record").write_bytes(sign_head(head, KEY))
+    (directory / "head.record").write_bytes(seal("head", "_all.rpi4", NUMBER, head.to_json(), KEY))
     stable = ReleasedBundle(generation=1, manifest=bundle.digest, signature="one", rollback=True)
     release = Release(generation=2, manifest="sha256:" + "2" * 64, signature="two", share=0.25, stable=stable, oldest=1)
-    (directory / "release.record").write_bytes(encode(release))
+    (directory / "release.record").write_bytes(seal("release", "rpi4", NUMBER, encode(release), KEY))
     learnt = Learnt(device="pi-1", target="rpi4", table=table.digest, cells=[(0, 1, 0.125, 12), (1, 4, -0.5, 3)])
     (directory / "learnt.json").write_bytes(learnt.to_json())
 
@@ -195,8 +200,14 @@ def _device(state: Path, bundle: Bundle, files: Path) -> None:
     store.trials.refuse(other, "the self-test is off by 0.5")
     store.trials.note("update_failed", generation=2, reason="the self-test is off by 0.5")
     table = bundle.table("rpi4")
-    (state / "table.json").write_bytes(encode(sign_table(table, KEY)))
+    (state / "table.json").write_bytes(seal("table", "_all.rpi4", NUMBER, table.to_json(), KEY))
     shutil.copy(files / "records" / "head.record", state / "head.json")
+    shutil.copy(files / "records" / "release.record", state / "release.json")
+    numbers = RecordNumbers(state / "numbers.json")
+    for kind, key in SIGNED.items():
+        numbers.accept(
+            open_record((state / f"{kind}.json").read_bytes(), kind, key, KEY.public, kind), KEY.public, kind
+        )
     learnt = Learnt(device="pi-1", target="rpi4", table=table.digest, cells=[(0, 1, 0.125, 12)])
     (state / "learnt.json").write_bytes(learnt.to_json())
     spool = Spool(state / "spool.db", 1 << 20)

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import itertools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import harness
 import msgspec
 import numpy as np
 import pytest
+import reading
 import sounds
 from msgspec.structs import replace
 
@@ -18,7 +20,8 @@ import runtime_edge
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import open_bundle
-from runtime_edge.formats.records.head import Head, SignedHead, open_head, read_head, sign_head
+from runtime_edge.formats.records.envelope import seal
+from runtime_edge.formats.records.head import Head, read_head
 from runtime_server.labels.labelled import LabelledEvent, of_events
 from streamsplit_compile.bundle.compiler import recompile
 
@@ -37,8 +40,12 @@ def constant(info, label, **changes):
 
 
 async def put_heads(hub, name, info, signing_key):
-    """What a device answers to two heads that fit, and then to six that must not be used."""
-    bucket, events = await hub.stream.key_value(subjects.HEADS), asyncio.Queue()
+    """What a device answers to two heads that fit, and then to seven that must not be used."""
+    bucket, events, key = await hub.stream.key_value(subjects.HEADS), asyncio.Queue(), subjects.table_key("rpi4", name)
+    numbers = itertools.count(1)
+
+    def sealed(head, secret=signing_key):
+        return seal("head", key, next(numbers), head.to_json(), secret)
 
     async def on_event(message):
         await events.put(msgspec.json.decode(message.data))
@@ -47,7 +54,7 @@ async def put_heads(hub, name, info, signing_key):
 
     async def answer_to(record):
         """The next event that is another than the last head's labels."""
-        await bucket.put(subjects.table_key("rpi4", name), record)
+        await bucket.put(key, record)
         while True:
             event = await asyncio.wait_for(events.get(), 15.0)
             if event["event"] == "head_refused":
@@ -56,18 +63,19 @@ async def put_heads(hub, name, info, signing_key):
                 return event["detected"]
 
     last = []
-    said = {"first": await answer_to(sign_head(constant(info, "first"), signing_key))}
+    said = {"first": await answer_to(sealed(constant(info, "first")))}
     last = ["first"]
-    said["second"] = await answer_to(sign_head(constant(info, "second"), signing_key))
+    said["second"] = await answer_to(second := sealed(constant(info, "second")))
     last = ["second"]
     wide = constant(info, "wide", embedding_dim=17, weights=bytes(4 * 2 * 17))
     for what, record in {
-        "unsigned": sign_head(constant(info, "x"), None),
-        "forged": sign_head(constant(info, "x"), minisign.generate_key()),
+        "unsigned": sealed(constant(info, "x"), None),
+        "forged": sealed(constant(info, "x"), minisign.generate_key()),
         "garbage": b"{",
-        "foreign": sign_head(constant(info, "x", encoder="resnet18"), signing_key),
-        "wide": sign_head(wide, signing_key),
-        "changed": msgspec.json.encode(SignedHead(head=constant(info, "x").to_json().decode(), signature="no")),
+        "foreign": sealed(constant(info, "x", encoder="resnet18")),
+        "wide": sealed(wide),
+        "changed": sealed(constant(info, "x")).replace(b'\\"number\\":', b'\\"number\\":1'),
+        "old": second,
     }.items():
         said[what] = await answer_to(record)
     return said
@@ -84,7 +92,7 @@ def test_heads_swap_between_windows_and_wrong_ones_are_refused_and_reported(star
     assert (said.pop("first"), said.pop("second")) == (["first"], ["second"])
     for what, reason in {
         "unsigned": "not signed", "forged": "trusted", "garbage": "not JSON", "foreign": "encoder: trained on",
-        "wide": "embedding_dim: trained on", "changed": "signature",
+        "wide": "embedding_dim: trained on", "changed": "signature", "old": "is older than",
     }.items():  # fmt: skip
         assert f"head {key}" in said[what]
         assert reason in said[what]
@@ -96,7 +104,7 @@ def test_heads_swap_between_windows_and_wrong_ones_are_refused_and_reported(star
     labels = [next(iter(result.get("labels", {"none": 1}))) for result in in_order]
     assert list(dict.fromkeys(labels)) == ["none", "first", "second"]
     assert labels == sorted(labels, key=["none", "first", "second"].index), "a swap happens between two results"
-    assert report["errors"] == {"SignatureError": 3, "HeadError": 3}
+    assert report["errors"] == {"SignatureError": 3, "HeadError": 3, "OldRecord": 1}
     assert {result.get("head_generation") for result in in_order} == {None, 1}
 
     # Away from every server the last head that fitted is still used.
@@ -212,7 +220,7 @@ def test_with_follow_every_release_gets_a_head_of_its_own(start, tmp_path):
         bucket = await hub.stream.key_value(subjects.HEADS)
         return (await bucket.get(subjects.table_key("rpi4"))).value
 
-    head = open_head(server.ask(on_the_broker), server.key.public, "heads")
+    head = reading.read_head(server.ask(on_the_broker), server.key.public)
     assert head.generations == (2, 2)
     assert head.labels == sounds.LABELS
 

@@ -63,7 +63,7 @@ def test_a_release_that_does_not_know_the_floor_is_refused(start, tmp_path, toy,
     async def release(hub):
         await hub.put_table(harness.always(recut, "rpi4", "waveform"), server.key)
         await hub.publish_bundle(recut)
-        await hub.release(recut, "rpi4")
+        await hub.release(recut, "rpi4", server.key)
 
     server.ask(release)
     device.process.wait_for_line("no cut 'one'")

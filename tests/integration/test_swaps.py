@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from runtime_edge.formats import minisign, subjects, wire
 from runtime_edge.formats.bundle import open_bundle
-from runtime_edge.formats.records.release import SignedTable, encode, sign_table
+from runtime_edge.formats.records.envelope import MAX_NUMBER, seal
 from runtime_edge.formats.records.table import cuts_digest
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile
 from streamsplit_compile.cost.targets import load_target
@@ -25,16 +25,20 @@ def test_a_table_takes_over_between_windows_and_wrong_ones_are_refused(start, qu
     device = start.device(server, name, source)
     device.wait_for_results(8)
 
+    before = record_of(server, name)
     server.put_table(two, name)
     device.wait_for_cut("two")
     other_cuts = replace(one, bundle_cuts=cuts_digest(["waveform", "elsewhere"]))
     server.put_table(other_cuts, name)
     unmeasured = replace(one, state=(replace(one.state[0], name="battery"),))
     server.put_table(unmeasured, name)
-    put_record(server, name, sign_table(replace(one, target="m2"), server.key))
-    put_record(server, name, SignedTable(table=one.to_json().decode()))
-    forged = minisign.sign(one.to_json(), minisign.generate_key(), "table:rpi4")
-    put_record(server, name, SignedTable(table=one.to_json().decode(), signature=forged))
+    put_record(server, name, sealed(name, replace(one, target="m2"), server.key))
+    put_record(server, name, sealed("pi-other", one, server.key))
+    put_record(server, name, sealed(name, one, None))
+    put_record(server, name, sealed(name, one, minisign.generate_key()))
+    put_record(server, name, sealed(name, one, server.key, number=1))
+    put_record(server, name, before)
+    put_record(server, name, earlier_version(one, server.key))
     put_record(server, name, b"{")
 
     report = device.finish()
@@ -43,7 +47,7 @@ def test_a_table_takes_over_between_windows_and_wrong_ones_are_refused(start, qu
     assert set(cuts[:swapped]) == {"one"}
     assert set(cuts[swapped:]) == {"two"}
     assert report["table_swaps"] == 1
-    assert report["errors"] == {"TableError": 3, "SignatureError": 2, "FormatError": 1}
+    assert report["errors"] == {"TableError": 5, "SignatureError": 2, "OldRecord": 3}
     assert report["windows_captured"] == report["windows_acked"] == len(harness.windows_of(source))
 
 
@@ -101,7 +105,7 @@ def test_bad_releases_are_refused_and_reported_and_good_ones_taken(start, quiet_
             await events.put(msgspec.json.decode(message.data))
 
         async def answer_to(bundle, rollback=False):
-            await hub.release(bundle, "m2", rollback)
+            await hub.release(bundle, "m2", server.key, rollback)
             while (event := await asyncio.wait_for(events.get(), 60.0))["event"] in ("fetched", "proven"):
                 pass
             return event
@@ -242,7 +246,7 @@ def released_for_a_while(server, bundle):
         bucket = await hub.stream.key_value(subjects.RELEASES)
         before = (await bucket.get("m2")).value
         await hub.publish_bundle(bundle)
-        await hub.release(bundle, "m2")
+        await hub.release(bundle, "m2", server.key)
         return before
 
     before = server.ask(release)
@@ -256,9 +260,23 @@ def changed_asset(bundle):
     return subjects.asset_object(reference), bundle.read(reference)
 
 
-def put_record(server, device, record):
-    data = record if isinstance(record, bytes) else encode(record)
+def put_record(server, device, data):
     server.ask(lambda hub: put(hub, subjects.TABLES, subjects.table_key("rpi4", device), data))
+
+
+def record_of(server, device):
+    return server.ask(lambda hub: hub.table("rpi4", device))
+
+
+def sealed(device, table, key, number=MAX_NUMBER // 2):
+    """The record of a table for one device."""
+    return seal("table", subjects.table_key("rpi4", device), number, table.to_json(), key)
+
+
+def earlier_version(table, key):
+    """The record as versions before numbers had it."""
+    signature = minisign.sign(table.to_json(), key, "table:rpi4")
+    return msgspec.json.encode({"table": table.to_json().decode(), "signature": signature})
 
 
 async def put(hub, bucket, key, data):

@@ -8,12 +8,13 @@ import harness
 import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
+from reading import read_release
 
 from runtime_edge.errors import BundleError, OlderBundle, SignatureError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.minisign import generate_key
-from runtime_edge.formats.records.release import canary_place, decode_release
+from runtime_edge.formats.records.release import canary_place
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.transport.connection import Connection
 from runtime_edge.updates.bundle_store import BundleStore
@@ -332,7 +333,7 @@ def told(server):
 
     async def read(hub):
         bucket = await hub.stream.key_value(subjects.RELEASES)
-        return decode_release((await bucket.get("rpi4")).value, "test")
+        return read_release((await bucket.get("rpi4")).value)
 
     return server.ask(read)
 

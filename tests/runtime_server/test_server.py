@@ -9,13 +9,13 @@ import pytest
 import torch
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
+from reading import read_release, read_table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import Tiny
 from waiting import eventually
 
 from runtime_edge.errors import BundleError, LinkError
 from runtime_edge.formats import minisign, subjects
-from runtime_edge.formats.records.release import decode_release, open_table
 from runtime_server.broker.hub import Hub
 from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.server import Server, ServerConfig
@@ -74,7 +74,7 @@ async def counted(hub, count, name="pi-1"):
 
 async def released(hub, target="rpi4"):
     bucket = await hub.stream.key_value(subjects.RELEASES)
-    return decode_release((await bucket.get(target)).value, "test")
+    return read_release((await bucket.get(target)).value)
 
 
 def test_a_start_announces_the_key_the_release_and_the_tables(run_server, small_bundle, tmp_path):
@@ -91,7 +91,7 @@ def test_a_start_announces_the_key_the_release_and_the_tables(run_server, small_
         assert release.generation == 1
         manifest = (tmp_path / "server" / "generations" / "00001" / "manifest.json").read_bytes()
         minisign.verify(manifest, release.signature, key, "test")
-        assert open_table(record, key, "test") == small_bundle.table(target)
+        assert read_table(record, key) == small_bundle.table(target)
     assert missing == 0, "assets were not in the store when the release was announced"
     assert status["generation"] == 1
     assert status["encoder"] == small_bundle.manifest.info.encoder.id
@@ -145,7 +145,7 @@ def test_a_table_that_was_pushed_survives_a_restart_unless_it_does_not_fit(run_s
         await hub.put_table(replace(small_bundle.table("m2"), hysteresis=0.75), minisign.generate_key())
 
     async def look(server, hub):
-        found = [open_table(await hub.table(target), server.key.public, "test") for target in ("rpi4", "m2")]
+        found = [read_table(await hub.table(target), server.key.public) for target in ("rpi4", "m2")]
         await hub.put_table(foreign, server.key)
         return found
 
@@ -168,7 +168,7 @@ def test_a_release_is_on_disk_and_in_the_store_before_a_device_hears_of_it(
         for window, sound in enumerate(sounds):
             await send(hub, frame_of(sound, window, 1), window)
         async for entry in watcher:
-            if entry is None or (release := decode_release(entry.value, "test")).generation == 1:
+            if entry is None or (release := read_release(entry.value)).generation == 1:
                 continue
             (last,) = ServerState(tmp_path / "server").generations(1)
             store = await hub.stream.object_store(subjects.BUNDLES)
@@ -286,7 +286,7 @@ def test_a_drop_in_held_out_quality_is_not_published(run_server, sounds, frame_o
         await eventually(lambda: server.trainer.steps >= 120)
         await asyncio.sleep(1.0)  # what was released by then has been published
         bucket = await hub.stream.key_value(subjects.RELEASES)
-        told = {decode_release(entry.value, "test").generation for entry in await bucket.history("rpi4")}
+        told = {read_release(entry.value).generation for entry in await bucket.history("rpi4")}
         return told, list(server.release_gate.outcomes)
 
     (told, outcomes), _ = run_server(work, training=True, train=train, release=ReleaseConfig(every_steps=20))

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 import torch.distributed as dist
+from reading import read_release
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.records.release import decode_release
 from runtime_edge.formats.wire import decode_replies
 from runtime_server.broker.hub import Hub
 from runtime_server.releases.release_gate import ReleaseConfig
@@ -72,7 +72,7 @@ def test_every_rank_completes_a_generation_before_devices_hear_of_it(run_ranks, 
             for name in NAMES:
                 await send(hub, name, window, frame_of(sound, window, 1))
         async for entry in watcher:
-            if entry is not None and (number := decode_release(entry.value, "test").generation) > 1:
+            if entry is not None and (number := read_release(entry.value).generation) > 1:
                 break
         known = [server.generations.get(number) is not None for server in servers]
         answers = []

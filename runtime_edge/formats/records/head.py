@@ -29,8 +29,6 @@ from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.strict import Strict, decode
 
 MAX_HEAD_BYTES = 512 << 10
-MAX_RECORD_BYTES = 2 * MAX_HEAD_BYTES
-"""On the broker, where the file stands as text inside JSON with its signature."""
 
 _LARGEST = 1e6
 Array = npt.NDArray[np.float32]
@@ -123,37 +121,9 @@ class Head(Strict, frozen=True, kw_only=True):
         return np.asarray(grown / grown.sum(axis=-1, keepdims=True), np.float32)
 
 
-class SignedHead(Strict, frozen=True):
-    """The value under `heads/<target>` or `heads/<target>.<device>`."""
-
-    head: str
-    signature: str = ""
-
-
-def sign_head(head: Head, key: minisign.SecretKey | None) -> bytes:
-    """The record to put on the broker; signed when there is a key."""
-    text = head.to_json()
-    signature = "" if key is None else signature_of(text, key)
-    return msgspec.json.encode(SignedHead(head=text.decode(), signature=signature))
-
-
 def signature_of(text: bytes, key: minisign.SecretKey) -> str:
     """The contents of `head.json.minisig`."""
     return minisign.sign(text, key, "head")
-
-
-def open_head(record: bytes, trusted: minisign.PublicKey | None, source: str) -> Head:
-    """Check a record's signature where a key is trusted and read the head. Raises SignatureError or HeadError."""
-    signed = decode(record, SignedHead, source, MAX_RECORD_BYTES, HeadError)
-    try:
-        text = signed.head.encode()
-    except UnicodeError:
-        raise HeadError(f"{source}: not text") from None
-    if trusted is not None:
-        if not signed.signature:
-            raise SignatureError(f"{source}: the head is not signed, but this device trusts a key")
-        minisign.verify(text, signed.signature, trusted, source)
-    return Head.from_json(text, source)
 
 
 def read_head(path: Path, trusted: minisign.PublicKey | None = None) -> Head:

@@ -5,11 +5,11 @@ import asyncio
 import msgspec
 import pytest
 from msgspec.structs import replace
+from reading import read_release, read_table
 
 from runtime_edge.errors import LinkError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import MANIFEST
-from runtime_edge.formats.records.release import decode_release, open_table
 from runtime_server.broker.hub import STATUS_SUBJECT, Hub
 
 
@@ -33,12 +33,15 @@ def test_a_bundle_lands_in_the_object_store_once(play, small_bundle):
 
 def test_a_release_says_which_manifest_and_carries_its_signature(play, small_bundle, signing_key):
     async def work(hub):
-        await hub.release(small_bundle, "rpi4")
-        await hub.release(small_bundle, "m2", rollback=True)
+        await hub.release(small_bundle, "rpi4", signing_key)
+        await hub.release(small_bundle, "m2", signing_key, rollback=True)
         bucket = await hub.stream.key_value(subjects.RELEASES)
         return [(await bucket.get(target)).value for target in ("rpi4", "m2")]
 
-    plain, back = (decode_release(record, "test") for record in play(work))
+    plain, back = (
+        read_release(record, signing_key.public, target)
+        for target, record in zip(("rpi4", "m2"), play(work), strict=True)
+    )
     assert (plain.generation, plain.manifest, plain.rollback) == (1, small_bundle.digest, False)
     assert back.rollback
     minisign.verify((small_bundle.path / MANIFEST).read_bytes(), plain.signature, signing_key.public, "test")
@@ -56,8 +59,8 @@ def test_tables_go_to_a_target_or_to_one_device(play, small_bundle, signing_key)
 
     before, everyone, one = play(work)
     assert before is None
-    assert open_table(everyone, signing_key.public, "test") == table
-    assert open_table(one, signing_key.public, "test").hysteresis == 0.5
+    assert read_table(everyone, signing_key.public, "_all.rpi4") == table
+    assert read_table(one, signing_key.public, "pi-1.rpi4").hysteresis == 0.5
 
 
 def test_making_the_streams_again_changes_nothing(play, broker):
@@ -124,7 +127,7 @@ def test_no_broker_and_a_broker_that_is_not_ours_give_one_line(broker, small_bun
         await hub.connect()
         requests = [
             hub.publish_bundle(small_bundle),
-            hub.release(small_bundle, "rpi4"),
+            hub.release(small_bundle, "rpi4", None),
             hub.put_table(small_bundle.table("rpi4"), None),
             hub.table("rpi4"),
             hub.presence(),

@@ -75,10 +75,10 @@ def test_nothing_stays_that_neither_a_generation_nor_a_record_needs(play, bundle
             await publish_patches(hub, old, new)
         before = await names(hub)
         young = await prune(hub, [third])
-        await hub.release(third, "rpi4", share=0.5, stable=released_bundle(second))
+        await hub.release(third, "rpi4", None, share=0.5, stable=released_bundle(second))
         freed = await prune(hub, [third], grace_s=0.0)
         between = await names(hub)
-        await hub.release(third, "rpi4")
+        await hub.release(third, "rpi4", None)
         await prune(hub, [third], grace_s=0.0)
         after, messages = await names(hub), (await hub.stream.stream_info("OBJ_bundles")).state.messages
         return before, young, freed, between, after, messages

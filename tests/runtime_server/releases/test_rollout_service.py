@@ -5,11 +5,11 @@ import contextlib
 
 import msgspec
 import pytest
+from reading import read_release
 from waiting import eventually
 
 from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.records.release import decode_release
 from runtime_server.broker.hub import Hub
 from runtime_server.releases.rollout import Rollout, RolloutConfig
 from runtime_server.releases.rollout_service import RELEASES_SUBJECT, RolloutService, request
@@ -50,7 +50,7 @@ def serve(broker, compiled, tiny_encoder, tmp_path):
             for number in numbers:
                 generations.add(*compiled[number])
             state = ServerState(tmp_path / "server")
-            service = RolloutService(hub, rollout, generations, state)
+            service = RolloutService(hub, rollout, generations, state, None)
             await service.start(rollout.begin({n: compiled[n][0].digest for n in numbers}))
             running = asyncio.create_task(service.run())
             try:
@@ -68,7 +68,7 @@ def serve(broker, compiled, tiny_encoder, tmp_path):
 
 async def told(hub, target="rpi4"):
     bucket = await hub.stream.key_value(subjects.RELEASES)
-    return decode_release((await bucket.get(target)).value, "test")
+    return read_release((await bucket.get(target)).value)
 
 
 async def until(hub, condition):

@@ -13,17 +13,7 @@ from scipy.special import expit, softmax
 
 from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import HeadError, SignatureError
-from runtime_edge.formats import minisign
-from runtime_edge.formats.records.head import (
-    MAX_HEAD_BYTES,
-    MAX_RECORD_BYTES,
-    Head,
-    Validation,
-    open_head,
-    read_head,
-    sign_head,
-    signature_of,
-)
+from runtime_edge.formats.records.head import MAX_HEAD_BYTES, Head, Validation, read_head, signature_of
 
 LABELS, WIDTH = ("dog", "rain", "alarm"), 4
 WEIGHTS = np.random.default_rng(0).normal(size=(3, WIDTH)).astype("<f4")
@@ -140,16 +130,13 @@ def test_what_does_not_hold_together_is_refused_by_file_and_field(changes, messa
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=400) | st.integers(0, 10_000).map(lambda n: make().to_json()[: n % 700]))
 def test_garbage_gives_a_head_error_and_nothing_else(data):
-    for read in (lambda: Head.from_json(data, "x"), lambda: open_head(data, None, "x")):
-        with contextlib.suppress(HeadError):
-            read()
+    with contextlib.suppress(HeadError):
+        Head.from_json(data, "x")
 
 
 def test_sizes_are_bounded_before_they_are_read():
     with pytest.raises(HeadError, match=f"more than {MAX_HEAD_BYTES}"):
         Head.from_json(b" " * (MAX_HEAD_BYTES + 1), "head.json")
-    with pytest.raises(HeadError, match="more than"):
-        open_head(b" " * (MAX_RECORD_BYTES + 1), None, "heads/rpi4")
     wide = 32_768
     with pytest.raises(HeadError, match="use fewer labels"):
         make(embedding_dim=wide, weights=bytes(4 * 3 * wide)).to_json()
@@ -165,18 +152,6 @@ def test_a_head_of_another_encoder_or_width_says_so(small_bundle):
     with pytest.raises(HeadError, match="head: embedding_dim: trained on embeddings of 4 values"):
         make(encoder=info.encoder.id).check_fits(info, "head")
     assert not make().fits(info)
-
-
-def test_a_record_is_opened_only_with_the_trusted_signature(signing_key):
-    head = make()
-    record = sign_head(head, signing_key)
-    assert open_head(record, signing_key.public, "x") == open_head(record, None, "x") == head
-    with pytest.raises(SignatureError, match="trusted"):
-        open_head(sign_head(head, minisign.generate_key()), signing_key.public, "x")
-    with pytest.raises(SignatureError, match="not signed"):
-        open_head(sign_head(head, None), signing_key.public, "x")
-    with pytest.raises(SignatureError, match="changed"):
-        open_head(record.replace(b"rain", b"raim"), signing_key.public, "x")
 
 
 def test_a_file_is_read_only_with_the_trusted_signature_beside_it(signing_key, tmp_path):

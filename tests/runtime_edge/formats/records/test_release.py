@@ -4,27 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_edge.errors import FormatError, SignatureError, TableError
-from runtime_edge.formats.minisign import SecretKey
+from runtime_edge.errors import FormatError
 from runtime_edge.formats.records import release as releases
 from runtime_edge.formats.records.release import (
-    MAX_RECORD_BYTES,
+    MAX_RELEASE_BYTES,
     Release,
     ReleasedBundle,
-    SignedTable,
     canary_place,
     decode_release,
-    open_table,
-    sign_table,
 )
 
 DIGEST = "sha256:" + "0f" * 32
-OTHER = SecretKey(b"\1" * 8, bytes(32))
-
-
-@pytest.fixture(scope="module")
-def table(small_bundle):
-    return small_bundle.table("rpi4")
 
 
 @given(
@@ -68,17 +58,23 @@ def test_a_release_that_is_none_is_refused_by_source(change):
 
 
 @given(st.binary(max_size=100))
-def test_garbage_is_no_release_and_no_table(data):
+def test_garbage_is_no_release(data):
     with pytest.raises(FormatError):
         decode_release(data, "release")
-    with pytest.raises(FormatError):
-        open_table(data, None, "table")
 
 
-def test_a_record_too_large_is_refused_unread():
-    for read in (lambda data: decode_release(data, "x"), lambda data: open_table(data, None, "x")):
-        with pytest.raises(FormatError, match=f"x: {MAX_RECORD_BYTES + 1} bytes, more than {MAX_RECORD_BYTES}"):
-            read(b" " * (MAX_RECORD_BYTES + 1))
+def test_a_release_too_large_is_refused_unread():
+    with pytest.raises(FormatError, match=f"x: {MAX_RELEASE_BYTES + 1} bytes, more than {MAX_RELEASE_BYTES}"):
+        decode_release(b" " * (MAX_RELEASE_BYTES + 1), "x")
+
+
+def test_forward_only_nothing_says_to_go_back():
+    stable = ReleasedBundle(generation=1, manifest=DIGEST, signature="one", rollback=True)
+    release = Release(generation=2, manifest=DIGEST, rollback=True, share=0.25, stable=stable, oldest=1)
+    forward = release.forward_only()
+    assert (forward.rollback, forward.stable.rollback) == (False, False)
+    assert (forward.share, forward.oldest, forward.stable.signature) == (0.25, 1, "one")
+    assert Release(generation=2, manifest=DIGEST).forward_only().stable is None
 
 
 def test_canaries_run_the_release_and_the_others_what_is_stable():
@@ -91,42 +87,3 @@ def test_canaries_run_the_release_and_the_others_what_is_stable():
     assert 10 < sum(choice is release for choice in chosen.values()) < 40
     everybody = Release(generation=2, manifest=DIGEST, share=0.0)
     assert everybody.for_device("pi-1") is everybody, "there is nothing else to run"
-
-
-def test_a_table_for_another_target_is_refused(table, signing_key):
-    record = releases.encode(sign_table(table, signing_key))
-    assert open_table(record, signing_key.public, "table rpi4", "rpi4") == table
-    with pytest.raises(TableError, match=r"^table m2: made for target 'rpi4', not for 'm2'"):
-        open_table(record, signing_key.public, "table m2", "m2")
-
-
-def test_a_signed_table_survives_its_bytes(table, signing_key):
-    record = releases.encode(sign_table(table, signing_key))
-    assert open_table(record, signing_key.public, "table rpi4") == table
-    assert open_table(record, None, "table rpi4") == table
-    assert record == releases.encode(sign_table(table, signing_key))
-
-
-def test_a_table_without_the_trusted_signature_is_refused(table, signing_key):
-    with pytest.raises(SignatureError, match=r"^table rpi4: the table is not signed"):
-        open_table(releases.encode(sign_table(table, None)), signing_key.public, "table rpi4")
-    with pytest.raises(SignatureError, match=r"^table rpi4: signed by key 0101010101010101"):
-        open_table(releases.encode(sign_table(table, OTHER)), signing_key.public, "table rpi4")
-
-
-def test_a_changed_table_is_refused(table, signing_key):
-    record = sign_table(table, signing_key)
-    changed = SignedTable(table=record.table.replace('"rpi4"', '"rpi5"'), signature=record.signature)
-    with pytest.raises(SignatureError, match="does not match"):
-        open_table(releases.encode(changed), signing_key.public, "table rpi4")
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", "\0", "null", "é"])
-def test_a_record_that_holds_no_table_is_refused(text):
-    with pytest.raises(TableError, match=r"^table rpi4: "):
-        open_table(releases.encode(SignedTable(table=text)), None, "table rpi4")
-
-
-def test_lone_surrogates_are_refused():
-    with pytest.raises(FormatError, match=r"^table rpi4: "):
-        open_table(b'{"table": "\\ud800"}', None, "table rpi4")

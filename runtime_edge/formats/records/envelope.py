@@ -1,0 +1,171 @@
+"""The envelope that tables, heads and releases stand in on the broker: who may put them where, and which is newer.
+
+What is signed is one JSON document, `{format, kind, key, number, body}`. `key` is the bucket key that the record is
+for, so it cannot be put under another one; `number` only grows, so an older one cannot be put back
+(`runtime_edge.formats.records.numbers`).
+
+    data = seal("table", "_all.rpi4", number, table.to_json(), secret)
+    record = open_record(data, "table", "_all.rpi4", trusted, "table _all.rpi4")
+    table = SplitterTable.from_json(record.body, "table _all.rpi4")
+
+Records of earlier versions have no number and are read as number 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from runtime_edge.errors import FormatError, HeadError, SignatureError, TableError
+from runtime_edge.formats import minisign, subjects
+from runtime_edge.formats.manifest import Name
+from runtime_edge.formats.records.head import MAX_HEAD_BYTES
+from runtime_edge.formats.records.table import MAX_TABLE_BYTES
+from runtime_edge.formats.strict import Strict, decode
+
+MAX_NUMBER = 1 << 53
+Kind = Literal["table", "head", "release"]
+Number = Annotated[int, Meta(ge=1, le=MAX_NUMBER)]
+
+
+class _About(NamedTuple):
+    """What differs between the kinds."""
+
+    bucket: str
+    limit_bytes: int
+    """A body stands as text inside JSON, which takes up to twice its room."""
+    error: type[FormatError]
+
+
+ABOUT: dict[Kind, _About] = {
+    "table": _About(subjects.TABLES, 2 * MAX_TABLE_BYTES + 4096, TableError),
+    "head": _About(subjects.HEADS, 2 * MAX_HEAD_BYTES + 4096, HeadError),
+    "release": _About(subjects.RELEASES, 128 << 10, FormatError),
+}
+
+
+class _Envelope(Strict, frozen=True, kw_only=True):
+    """The text that is signed."""
+
+    format: Literal["streamsplit.record/2"] = "streamsplit.record/2"
+    kind: Kind
+    key: Name
+    number: Number
+    body: msgspec.Raw
+
+
+class _Signed(Strict, frozen=True, kw_only=True):
+    """The value of a key."""
+
+    record: str
+    signature: str = ""
+
+
+class _SignedTable(Strict, frozen=True, kw_only=True):
+    """The value of a key in `tables`, until 0.1.0."""
+
+    table: str
+    signature: str = ""
+
+
+class _SignedHead(Strict, frozen=True, kw_only=True):
+    """The value of a key in `heads`, until 0.1.0."""
+
+    head: str
+    signature: str = ""
+
+
+class _AnyVersion(msgspec.Struct):
+    record: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record whose signature has been checked, where a key is trusted."""
+
+    kind: Kind
+    key: str
+    number: int
+    """0 for one of an earlier version."""
+    body: bytes
+    """JSON of the table, head or release."""
+    digest: str
+    """`sha256:<hex>` of what is signed."""
+
+    @property
+    def name(self) -> str:
+        """Kind and key as one."""
+        return f"{self.kind} {self.key}"
+
+
+def seal(kind: Kind, key: str, number: int, body: bytes, secret: minisign.SecretKey | None) -> bytes:
+    """The value to put under `key`: JSON `body` with its number, signed when there is a secret key."""
+    envelope = _Envelope(kind=kind, key=key, number=number, body=msgspec.Raw(body.strip()))
+    text = msgspec.json.encode(envelope)
+    signature = "" if secret is None else minisign.sign(text, secret, _comment(envelope))
+    return msgspec.json.encode(_Signed(record=text.decode(), signature=signature))
+
+
+def open_record(data: bytes, kind: Kind, key: str | None, trusted: minisign.PublicKey | None, source: str) -> Record:
+    """Check the value of a key and take it out of its envelope; with `key` it must be for that very key.
+
+    With `trusted` an unsigned record is refused, except a release of an earlier version, which never was signed: the
+    device then goes by its manifest's signature alone, and only forward.
+
+    Raises SignatureError or the kind's error, one line that names `source` and the field.
+    """
+    about = ABOUT[kind]
+    if decode(data, _AnyVersion, source, about.limit_bytes, about.error).record is None:
+        return _open_earlier(data, kind, key, trusted, source)
+    signed = decode(data, _Signed, source, about.limit_bytes, about.error)
+    text = _utf8(signed.record, about, source)
+    comment = _verify(text, signed.signature, kind, trusted, source)
+    envelope = decode(text, _Envelope, source, about.limit_bytes, about.error)
+    if comment is not None and comment != _comment(envelope):
+        raise SignatureError(f"{source}: a trusted comment that says {comment!r}, not {_comment(envelope)!r}")
+    if envelope.kind != kind:
+        raise about.error(f"{source}: kind: a {envelope.kind}, expected a {kind}")
+    if key is not None and envelope.key != key:
+        raise about.error(f"{source}: key: made for {envelope.key!r}, not for {key!r}; push it there anew")
+    return Record(kind, envelope.key, envelope.number, bytes(envelope.body), _digest(text))
+
+
+def _open_earlier(data: bytes, kind: Kind, key: str | None, trusted: minisign.PublicKey | None, source: str) -> Record:
+    about, signature = ABOUT[kind], ""
+    if kind == "table":
+        table = decode(data, _SignedTable, source, about.limit_bytes, about.error)
+        data, signature = _utf8(table.table, about, source), table.signature
+    elif kind == "head":
+        head = decode(data, _SignedHead, source, about.limit_bytes, about.error)
+        data, signature = _utf8(head.head, about, source), head.signature
+    if kind != "release":
+        _verify(data, signature, kind, trusted, source)
+    return Record(kind, key or "", 0, data, _digest(data))
+
+
+def _verify(text: bytes, signature: str, kind: Kind, trusted: minisign.PublicKey | None, source: str) -> str | None:
+    """The trusted comment; None when no key is trusted."""
+    if trusted is None:
+        return None
+    if not signature:
+        raise SignatureError(f"{source}: the {kind} is not signed, but this device trusts a key")
+    return minisign.verify(text, signature, trusted, source)
+
+
+def _comment(envelope: _Envelope) -> str:
+    return f"{envelope.kind}:{envelope.key} number:{envelope.number}"
+
+
+def _utf8(text: str, about: _About, source: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeError:
+        raise about.error(f"{source}: not text") from None
+
+
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
