@@ -14,7 +14,7 @@ from runtime_edge.device.device import Device
 from runtime_edge.device.sinks import CallbackSink
 from runtime_edge.errors import LinkError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.records.release import encode, sign_table
+from runtime_edge.formats.records.envelope import seal
 from runtime_edge.formats.wire import Reply, decode_frame
 from runtime_edge.service.status import read_status
 from runtime_edge.transport.in_memory import InMemoryTransport
@@ -49,7 +49,8 @@ class Server:
         self.newest, self._dim = bundle, bundle.manifest.info.encoder.embedding_dim
 
     def take(self, table):
-        self.transport.values[subjects.TABLES, subjects.table_key("rpi4")] = encode(sign_table(table, None))
+        key = subjects.table_key("rpi4")
+        self.transport.values[subjects.TABLES, key] = seal("table", key, 1, table.to_json(), None)
 
     def answer(self, window, frame):
         ((header, _),) = decode_frame(frame)

@@ -9,7 +9,8 @@ from msgspec.structs import replace
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import HeadError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.records.head import Head, sign_head
+from runtime_edge.formats.records.envelope import seal
+from runtime_edge.formats.records.head import Head
 from runtime_edge.formats.results import WindowResult
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
@@ -41,6 +42,10 @@ def constant(info, label, **changes):
     return replace(head, **changes)
 
 
+def record(head):
+    return seal("head", KEY, 1, head.to_json(), None)
+
+
 def updater(state, transport, info, counts=None, **settings):
     config = DeviceConfig(device="pi-1", state=state, target="rpi4", **settings)
     reports = UpdateReports(config, transport, counts or LoopCounts(), BundleStore(state, None).trials)
@@ -54,14 +59,14 @@ def detected(updating, info):
 
 def test_heads_swap_as_they_come_and_the_last_is_used_by_the_next_run(tmp_path, info):
     transport = InMemoryTransport()
-    transport.values[subjects.HEADS, KEY] = sign_head(constant(info, "first"), None)
+    transport.values[subjects.HEADS, KEY] = record(constant(info, "first"))
 
     async def work():
         updating = updater(tmp_path, transport, info)
         assert detected(updating, info) is None
         await updating.follow()
         said = [detected(updating, info)]
-        await transport.change(subjects.HEADS, KEY, sign_head(constant(info, "second"), None))
+        await transport.change(subjects.HEADS, KEY, record(constant(info, "second")))
         return [*said, detected(updating, info)]
 
     assert asyncio.run(work()) == [["first"], ["second"]]
@@ -74,8 +79,8 @@ def test_a_head_of_another_encoder_is_refused_and_labels_nothing(tmp_path, info)
     async def work():
         updating = updater(tmp_path, transport, info, counts)
         await updating.follow()
-        for record in (b"{", sign_head(constant(info, "foreign", encoder="resnet18"), None)):
-            await transport.change(subjects.HEADS, KEY, record)
+        for sent in (b"{", record(constant(info, "foreign", encoder="resnet18"))):
+            await transport.change(subjects.HEADS, KEY, sent)
         return detected(updating, info)
 
     assert asyncio.run(work()) is None
@@ -91,7 +96,7 @@ def test_a_head_that_was_given_stays(tmp_path, info):
     async def work():
         updating = updater(tmp_path, transport, info, head=given)
         await updating.follow()
-        await transport.change(subjects.HEADS, KEY, sign_head(constant(info, "other"), None))
+        await transport.change(subjects.HEADS, KEY, record(constant(info, "other")))
         return detected(updating, info)
 
     assert asyncio.run(work()) == ["given"]

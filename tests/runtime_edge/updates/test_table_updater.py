@@ -9,7 +9,7 @@ from small_tables import always
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
-from runtime_edge.formats.records.release import encode, sign_table
+from runtime_edge.formats.records.envelope import seal
 from runtime_edge.formats.records.table import cuts_digest
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
@@ -39,7 +39,7 @@ async def first(updating, bundle):
 
 
 def record(table):
-    return encode(sign_table(table, None))
+    return seal("table", OWN, 1, table.to_json(), None)
 
 
 def test_a_table_that_comes_is_handed_over_once_and_used_by_the_next_run(small_bundle, tables, tmp_path):
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused_and_reported(small_bundle, tables, tmp_pat
         return updating.take()
 
     assert asyncio.run(work()) is None
-    assert counts.errors == {"TableError": 3, "FormatError": 1}
+    assert counts.errors == {"TableError": 4}
     assert [msgspec.json.decode(body)["event"] for _, body in transport.published] == ["table_refused"] * 4
 
 
