@@ -39,6 +39,7 @@ from runtime_server.suffix.generations import KEPT_GENERATIONS, Generation, Gene
 from runtime_server.suffix.suffix import Precision
 from runtime_server.telemetry.health import HealthServer, healthz, metrics_page
 from runtime_server.telemetry.server_metrics import ServerMeasurements
+from runtime_server.telemetry.service_watch import ServiceWatch
 from runtime_server.telemetry.tensorboard import Board
 from runtime_server.training.checkpoint import Checkpoints, resumed
 from runtime_server.training.ranks import Ranks
@@ -146,6 +147,13 @@ class Server:
                 RateLimit(self.config.max_rate),
                 Suspects(self.state.root / "suspects", self.ranks.partitions),
             )
+            self.watch = ServiceWatch(
+                self.hub,
+                self.ingest,
+                self.ranks.partitions,
+                self._mend_streams if self.ranks.first else None,
+                self.broker.restart_when_there_is_room if self.broker else None,
+            )
             self.followers = Followers(self.hub, self.ranks.world)
             self.releases = RolloutService(
                 self.hub,
@@ -184,7 +192,11 @@ class Server:
             await asyncio.sleep(1.0)
 
     async def _serve(self) -> dict[str, Any]:
-        jobs = {"ingest": self.ingest.run(self.ranks.partitions), "ledger": self._save_ledger()}
+        jobs = {
+            "ingest": self.ingest.run(self.ranks.partitions),
+            "ledger": self._save_ledger(),
+            "watch": self.watch.run(),
+        }
         if self.ranks.first:
             jobs["releases"] = self.releases.run()
         if self.broker is not None:
@@ -222,13 +234,20 @@ class Server:
         if not self.started.is_set():
             return ["it is starting"]
         away = [] if self.hub.client.is_connected else ["the broker is away"]
-        return away + [f"the {name} has ended" for name, job in self._jobs.items() if job.done()]
+        full = [self.broker.full] if self.broker and self.broker.full else []
+        return (
+            away
+            + full
+            + self.watch.troubles
+            + [f"the {name} has ended" for name, job in self._jobs.items() if job.done()]
+        )
 
     async def status_of_all(self) -> dict[str, Any]:
         """The combined status of all ranks on the first one; on another rank its own."""
         if not self.ranks.first:
             return {**self.status(), "troubles": self.own_troubles()}
-        return together(self.status(), await self.followers.statuses(), self.ranks.world)
+        told = together(self.status(), await self.followers.statuses(), self.ranks.world)
+        return {**told, "troubles": await self.troubles()}
 
     async def measure(self) -> ServerMeasurements:
         """The measurements for `/metrics`: windows and frames of all ranks, the rest of the first one."""
@@ -343,6 +362,11 @@ class Server:
             write_manifest(staging, given.manifest, self.key)
         self.state.save_weights(number, tensors)
         return open_bundle(path), tensors
+
+    async def _mend_streams(self) -> None:
+        """Make the streams and buckets that are gone, and put into them what devices need."""
+        await self.hub.create(self.config.replicas)
+        await self._announce()
 
     async def _announce(self) -> None:
         """What devices need from a server that has just started."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.formats.records.table import LOCAL
-from runtime_edge.formats.results import WindowResult
+from runtime_edge.formats.results import VERSION, WindowResult, answer_of
 from runtime_edge.inference.engine import Embedding, Engine, PrefixResult
 from runtime_edge.policy.online_learner import OnlineLearner
 from runtime_edge.policy.splitter import Decision
@@ -40,6 +40,8 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
     ) -> WindowResult:
         """The window's result: its embedding (d,), finished at `where` with these shares of the latency."""
         return WindowResult(
+            version=VERSION,
+            answer=answer_of(where),
             window=self.window.index,
             time=self.window.capture_time_ns / 1e9,
             embedding=embedding.astype(np.float64).round(5).tolist(),

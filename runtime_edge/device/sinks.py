@@ -107,6 +107,9 @@ class EventSink:
         if self._mode == "off" or (self._mode == "labels" and not detected):
             return None
         return ResultEvent(
+            version=result.version,
+            answer=result.answer,
+            revises=result.revises,
             device=self._device,
             window=result.window,
             time=result.time,

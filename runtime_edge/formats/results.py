@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 import msgspec
 
+from runtime_edge.errors import FormatError
+from runtime_edge.formats.strict import decode
 
-class WindowResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+VERSION: Final = 2
+"""Of results and events as they are written; version 1 had no such field, and is still read."""
+Answer = Literal["exit", "device", "server"]
+"""Who gave a window's answer: an exit of the encoder, the whole encoder on the device, or the server."""
+MAX_RESULT_BYTES = 1 << 20
+
+
+class WindowResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One window, as it goes to JSON lines and callbacks; without a head the last three fields are left out."""
 
+    version: Literal[1, 2] = 1
+    """Of this record; 1 where it says none."""
+    answer: Answer | None = None
+    """Who answered; None in version 1 as it was written (`decode_result` fills it in)."""
+    revises: int = 0
+    """How many answers for the same window came before; a first answer leaves it out."""
     window: int
     time: float
     """Capture time of the window's end, seconds since the epoch."""
@@ -38,9 +55,20 @@ class WindowResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Newest generation of the embeddings the head was trained on; labels are surest when it is `generation`."""
 
 
-class ResultEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="event", tag="result"):
+class ResultEvent(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    forbid_unknown_fields=True,
+    tag_field="event",
+    tag="result",
+):
     """A result as other programs get it on `evt.<device>`: what was heard, and no embedding."""
 
+    version: Literal[1, 2] = 1
+    answer: Answer | None = None
+    revises: int = 0
     device: str
     window: int
     time: float
@@ -51,3 +79,32 @@ class ResultEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     finished: str
     generation: int
     latency_ms: float
+
+
+def answer_of(finished: str) -> Answer:
+    """Who answered a window that was finished there ("server", "device" or "fallback")."""
+    return "server" if finished == "server" else "device"
+
+
+def decode_result(line: bytes, source: str = "result") -> WindowResult:
+    """Read a line of results of version 1 or 2. Raises FormatError naming `source` and the field."""
+    result = decode(line, WindowResult, source, MAX_RESULT_BYTES)
+    return msgspec.structs.replace(result, answer=_answer(result, source))
+
+
+def decode_result_event(data: bytes, source: str = "event") -> ResultEvent:
+    """Read an event of kind `result`, of version 1 or 2. Raises FormatError naming `source` and the field."""
+    event = decode(data, ResultEvent, source, MAX_RESULT_BYTES)
+    return msgspec.structs.replace(event, answer=_answer(event, source))
+
+
+def _answer(record: WindowResult | ResultEvent, source: str) -> Answer:
+    if record.revises < 0:
+        raise FormatError(f"{source}: revises {record.revises} is below 0")
+    if record.version == 1:
+        if record.answer is not None or record.revises:
+            raise FormatError(f"{source}: version 1 has neither `answer` nor `revises`")
+        return answer_of(record.finished)
+    if record.answer is None:
+        raise FormatError(f"{source}: version {record.version} must say its `answer`")
+    return record.answer

@@ -9,6 +9,7 @@ import msgspec
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
+from runtime_edge.formats.results import VERSION
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.trial import Trials
@@ -28,7 +29,7 @@ class UpdateReports:
         """Write into the device's log of updates and tell the server."""
         await asyncio.to_thread(self._trials.note, event, **details)
         if self._connection is not None:
-            body = msgspec.json.encode({"event": event, "device": self._device, **details})
+            body = msgspec.json.encode({"event": event, "version": VERSION, "device": self._device, **details})
             await self._connection.publish(subjects.events(self._device), body)
 
     async def failed(self, event: str, exc: Exception, **details: object) -> None:

@@ -35,6 +35,9 @@ _STOP_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 10_000
 _MAX_SUBSCRIPTIONS = 256
 """Of one connection: a device needs about ten."""
+FULL_BYTES = 2 * MAX_FRAME_BYTES
+"""With less room than this a disk counts as full: the next frames may not fit."""
+_RESTART_PAUSE_S = 20.0
 _ROUTE = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}:[0-9]{1,5}")
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
@@ -158,6 +161,19 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
         self._log = state / "broker.log"
         self._announcing: asyncio.Task[None] | None = None
+        self._stuck, self._restarted = False, -_RESTART_PAUSE_S
+
+    @property
+    def full(self) -> str:
+        """What to say when the disk of the streams is full; empty when it has room."""
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(self.state).free
+            if free < FULL_BYTES:
+                return (
+                    f"the disk of {self.state} is full ({free / 1e6:.1f} MB left): frames cannot be stored; make room, "
+                    "and the broker goes on by itself"
+                )
+        return ""
 
     @property
     def url(self) -> str:
@@ -216,16 +232,32 @@ class Broker:
             await asyncio.wait({self._announcing})
 
     async def keep_running(self, period_s: float = 1.0) -> None:
-        """Start it again whenever it has died, until cancelled; looks every `period_s`."""
+        """Start it again whenever it has died, until cancelled; looks every `period_s`.
+
+        Also once its disk was full and has room again: a stream that could not be written takes nothing until then.
+        """
         while True:
             await asyncio.sleep(period_s)
+            if full := self.full:
+                if not self._stuck:
+                    _LOG.error("%s", full)
+                self._stuck = True
             if self._process is not None and self._process.poll() is None:
-                continue
-            _LOG.error("the broker has died: %s; starting it again", self._last_words())
+                if full or not self._stuck or time.monotonic() - self._restarted < _RESTART_PAUSE_S:
+                    continue
+                _LOG.warning("the broker could not write its streams: starting it again")
+                self._restarted, self._stuck = time.monotonic(), False
+                await self.stop()
+            else:
+                _LOG.error("the broker has died: %s; starting it again", self._last_words())
             try:
                 await self.start()
             except LinkError as exc:
                 _LOG.error("%s", exc)
+
+    def restart_when_there_is_room(self) -> None:
+        """Have `keep_running` start it again as soon as its disk is not full: it does not write a stream any more."""
+        self._stuck = True
 
     async def stop(self) -> None:
         """Ask it to stop, then make it."""

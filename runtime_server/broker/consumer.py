@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 
+import nats.errors
+import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
@@ -16,6 +19,7 @@ from runtime_edge.base.aio import next_within
 from runtime_edge.base.broker_errors import BROKER_ERRORS
 from runtime_edge.formats import subjects
 
+_LOG = logging.getLogger(__name__)
 BATCH = 64
 """Messages asked for at once."""
 _EXPIRES_S = 3.0
@@ -28,6 +32,13 @@ ACK_WAIT_S = 10.0
 """What a process that dies leaves behind comes again after so long. One that lives tells the broker in time of the
 messages it still has, so that a long queue is not delivered a second time."""
 _MAX_BYTES = 32 << 20
+_DAMAGED = 10012
+"""The broker's number for a consumer whose file it cannot read; no request removes that file."""
+_SPARES = 3
+
+
+class ConsumerGoneError(nats.errors.Error):
+    """The consumer is no longer on the broker; whoever reads it starts over, which makes it again."""
 
 
 class HeldMessages:
@@ -46,6 +57,11 @@ class HeldMessages:
         """Stop holding a message: it was answered, or the broker shall redeliver it."""
         self._messages.pop(message.reply, None)
 
+    def count(self, partition: int) -> int:
+        """How many messages of a partition are in progress."""
+        prefix = subjects.partition_filter(partition).removesuffix(">")
+        return sum(message.subject.startswith(prefix) for _, message in self._messages.values())
+
     async def keep(self) -> None:
         """Until cancelled."""
         while True:
@@ -62,21 +78,38 @@ class PullConsumer:
     def __init__(self, client: Client, partition: int, held: HeldMessages | None = None) -> None:
         """Messages are added to `held`; the reader releases each."""
         self._client, self._partition, self._held = client, partition, held or HeldMessages()
-        self._durable = f"server-{partition}"
+        self.name = f"server-{partition}"
+        """Of the consumer on the broker."""
 
-    async def messages(self) -> AsyncIterator[Msg]:
-        """Messages of the partition, those first that were delivered before but never acknowledged."""
-        await self._client.jetstream().add_consumer(
-            subjects.STREAM,
-            ConsumerConfig(
-                durable_name=self._durable,
+    async def _create(self) -> None:
+        """Make the consumer unless it is there; where its file is damaged, one with another name takes its place.
+
+        A new one gets every frame that the stream still has; the ledger knows which were counted.
+        """
+        names = [f"server-{self._partition}", *(f"server-{self._partition}-{spare + 1}" for spare in range(_SPARES))]
+        for self.name in names:
+            config = ConsumerConfig(
+                durable_name=self.name,
                 filter_subject=subjects.partition_filter(self._partition),
                 ack_policy=AckPolicy.EXPLICIT,
                 ack_wait=self._held.ack_wait_s,
                 deliver_policy=DeliverPolicy.ALL,
                 max_ack_pending=1024,
-            ),
-        )
+            )
+            try:
+                await self._client.jetstream().add_consumer(subjects.STREAM, config)
+                return
+            except nats.js.errors.ServerError as exc:
+                if exc.err_code != _DAMAGED or self.name == names[-1]:
+                    raise
+                _LOG.warning("the broker's consumer %s is damaged; another takes its place", self.name)
+
+    async def messages(self) -> AsyncIterator[Msg]:
+        """Messages of the partition, those first that were delivered before but never acknowledged.
+
+        Raises ConsumerGoneError when the broker no longer has the consumer, and what the library raises.
+        """
+        await self._create()
         inbox, arrived = self._client.new_inbox(), asyncio.Queue[Msg]()
 
         async def on_message(message: Msg) -> None:
@@ -93,7 +126,7 @@ class PullConsumer:
                 "idle_heartbeat": int(_HEARTBEAT_S * 1e9),
             }
         ).encode()
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.STREAM}.{self._durable}"
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.STREAM}.{self.name}"
         try:
             while True:
                 outstanding = BATCH
@@ -103,8 +136,11 @@ class PullConsumer:
                     if message is None:
                         break
                     if message.subject == inbox:  # the broker itself
-                        if (message.headers or {}).get("Status") == "100":
+                        status, text = _status(message)
+                        if status == "100":
                             continue  # a heartbeat
+                        if status == "503" or "Deleted" in text:
+                            raise ConsumerGoneError(f"the broker's consumer {self.name} is gone; it is made again")
                         break  # the request has expired, or the broker is stopping: ask again
                     outstanding -= 1
                     yield message
@@ -113,3 +149,9 @@ class PullConsumer:
                 self._held.release(arrived.get_nowait())
             if not self._client.is_closed:
                 await subscription.unsubscribe()
+
+
+def _status(message: Msg) -> tuple[str, str]:
+    """A word of the broker: its number and its text."""
+    headers = message.headers or {}
+    return headers.get("Status", ""), headers.get("Description", "")

@@ -128,7 +128,7 @@ class Hub:
             )
             connecting = False
             if create:
-                await self._create(replicas)
+                await self.create(replicas)
         except BROKER_ERRORS as exc:
             await disconnect(self.client)
             # When the time is up, the reason is what the last attempt failed of.
@@ -252,7 +252,11 @@ class Hub:
             raise LinkError(f"broker {self.url}: no server answers ({reason(exc)})") from None
         return decode(answer.data, dict[str, object], "the server's status", MAX_MESSAGE_BYTES, LinkError)
 
-    async def _create(self, replicas: int = 1) -> None:
+    async def create(self, replicas: int = 1) -> None:
+        """Make the stream and the buckets that are not there, each on so many brokers.
+
+        Raises what the library raises.
+        """
         frames = StreamConfig(
             name=subjects.STREAM,
             subjects=["act.>"],

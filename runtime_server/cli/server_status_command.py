@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from runtime_edge.errors import LinkError
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub
 from runtime_server.cli.ask import ask
@@ -36,9 +37,14 @@ def status(broker: Address, as_json: bool) -> None:
 
 
 async def _status(hub: Hub) -> dict[str, Any]:
-    reports = await hub.last_reports()
+    server: dict[str, Any] = await hub.server_status()
+    try:
+        reports = await hub.last_reports()
+    except LinkError as exc:  # the server may know why
+        server["troubles"] = [*server.get("troubles", []), str(exc)]
+        reports = {}
     devices = {name: {**report, "seen_s": round(age_s, 1)} for name, (report, age_s) in reports.items()}
-    return {"server": await hub.server_status(), "devices": devices}
+    return {"server": server, "devices": devices}
 
 
 def server_lines(own: dict[str, Any]) -> list[str]:
@@ -46,6 +52,7 @@ def server_lines(own: dict[str, Any]) -> list[str]:
     odd = {name: count for name, count in sorted(own["counters"].items()) if name != "windows" and count}
     loss = own["losses"][-1].get("total") if own["losses"] else None
     lines = [
+        *(f"trouble: {trouble}" for trouble in own.get("troubles", [])),
         f"{own['encoder']}, generation {own['generation']}, up {_duration(own['uptime_s'])}",
         f"{sum(own['windows'].values())} windows arrived"
         + "".join(f", {count} {name.replace('_', ' ')}" for name, count in odd.items()),

@@ -82,6 +82,10 @@ class Ingest:
         self.counters: Counter[str] = Counter()
         self.latency_ms = {"batch": Histogram(), "reply": Histogram()}
         """Of a batch in the torch thread, and of a frame from its arrival to its answer."""
+        self.done: Counter[int] = Counter()
+        """Messages of each partition that need not come again: acknowledged, or dead letters."""
+        self.consumers: dict[int, PullConsumer] = {}
+        """What is read of the broker, by partition."""
         self.ledger = ledger
         self._hub, self._generations, self._trainer = hub, generations, trainer
         self._rate, self._suspects = rate or RateLimit(), suspects
@@ -107,11 +111,16 @@ class Ingest:
             for thread in (self._decoding, self._torch, self._counting):
                 thread.shutdown(wait=True)
 
+    def in_progress(self, partition: int) -> int:
+        """How many messages of a partition the broker has handed over that are neither done nor given up."""
+        return self._held.count(partition)
+
     async def _read(self, partition: int) -> None:
         """Messages of one partition into the backlog; starts over when the broker was away."""
         while True:
             try:
-                async for message in PullConsumer(self._hub.client, partition, self._held).messages():
+                consumer = self.consumers[partition] = PullConsumer(self._hub.client, partition, self._held)
+                async for message in consumer.messages():
                     await self._accept(message, partition)
                     while self._backlog.crowded:
                         self._room.clear()
@@ -241,6 +250,7 @@ class Ingest:
             parts.answered += 1
             if parts.answered == parts.windows:
                 await arrival.message.ack()
+                self.done[subjects.partition(arrival.device)] += 1
             self.latency_ms["reply"].observe((time.monotonic() - arrival.arrived) * 1e3)
         except BROKER_ERRORS as exc:
             # Not acknowledged: the broker delivers it again, and the ledger keeps it from counting twice.
@@ -269,6 +279,7 @@ class Ingest:
                 await dead_letters.store(self._hub.stream, message, device, why)
                 self.counters["dead"] += 1
             await message.term()
+            self.done[int(message.subject.split(".")[1])] += 1
         except BROKER_ERRORS as exc:
             _LOG.warning(
                 "%s: cannot be kept as a dead letter (%s); the broker redelivers it", message.subject, reason(exc)

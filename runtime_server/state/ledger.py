@@ -149,9 +149,12 @@ class DurableLedger(Ledger):
             self._journal.truncate(0)
 
     def close(self) -> None:
-        """Save and release the files."""
+        """Save and release the files; where they cannot be saved, the journal has what is new."""
         with self._lock:
-            self.save()
+            try:
+                self.save()
+            except OSError as exc:
+                _LOG.error("%s cannot be saved: %s", self._path, exc)
             self._journal.close()
 
 

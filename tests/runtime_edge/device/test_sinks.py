@@ -11,6 +11,8 @@ from runtime_edge.errors import UsageError
 from runtime_edge.formats.results import WindowResult
 
 RESULT = WindowResult(
+    version=2,
+    answer="server",
     window=7,
     time=1.5,
     embedding=[0.6, 0.8],
@@ -103,7 +105,8 @@ def test_an_event_says_what_was_heard_and_holds_no_embedding():
     ((subject, event),), _ = published([LABELLED])
     assert subject == "evt.pi-1"
     assert event == {
-        "event": "result", "device": "pi-1", "window": 7, "time": 1.5, "labels": LABELLED.labels,
+        "event": "result", "version": 2, "answer": "server", "device": "pi-1", "window": 7, "time": 1.5,
+        "labels": LABELLED.labels,
         "detected": ["dog"], "uncertainty": 0.25, "cut": "layer1", "finished": "server", "generation": 3,
         "latency_ms": 12.5,
     }  # fmt: skip

@@ -1,0 +1,163 @@
+"""Whether devices are served, as seen from the broker: the stream, the consumers, and frames that wait for nothing.
+
+    watch = ServiceWatch(hub, ingest, partitions, mend, restart)
+    asyncio.create_task(watch.run())
+    watch.troubles                                  # what is wrong now, each with what to do
+
+It judges by what comes out: frames wait, and none is done. Whatever the cause is (nobody reads a partition, a thread
+stands still), it is seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Protocol
+
+import nats.js.errors
+from nats.js.api import ConsumerInfo, StreamInfo
+
+from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
+from runtime_edge.errors import SscError
+from runtime_edge.formats import subjects
+from runtime_server.broker.consumer import PullConsumer
+from runtime_server.broker.hub import Hub
+
+_LOG = logging.getLogger(__name__)
+PERIOD_S = 1.5
+STALLED_S = 6.0
+"""Frames that wait for so long without any being done are a trouble."""
+_CANARY_S = 4.0
+"""A stream that has taken no frame for so long is tried with one that no partition reads."""
+_ANSWER_S = 2.0
+CANARY = "act.canary"
+
+
+class Served(Protocol):
+    """What the watch looks at of the ingest."""
+
+    @property
+    def done(self) -> Mapping[int, int]:
+        """Messages of each partition that need not come again."""
+
+    @property
+    def consumers(self) -> Mapping[int, PullConsumer]:
+        """What is read, by partition."""
+
+    def in_progress(self, partition: int) -> int:
+        """Messages that have been handed over and are not done."""
+
+
+class ServiceWatch:
+    """Looks every `period_s` seconds until cancelled; `troubles` is what the last look found.
+
+    Args:
+        hub: the connection to the broker.
+        ingest: what serves.
+        partitions: those that it serves.
+        mend: makes streams that are gone; None: somebody else does.
+        restart: has the broker started again, which does not write any more; None: nobody here can.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        ingest: Served,
+        partitions: Iterable[int],
+        mend: Callable[[], Awaitable[None]] | None = None,
+        restart: Callable[[], None] | None = None,
+        *,
+        period_s: float = PERIOD_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.troubles: list[str] = []
+        self._hub, self._ingest, self._partitions = hub, ingest, tuple(partitions)
+        self._mend, self._restart, self._period_s, self._clock = mend, restart, period_s, clock
+        self._progress = dict.fromkeys(self._partitions, (0, clock()))
+        """Of each partition: how many messages were done, and since when no more were while some waited."""
+        self._written = 0, clock()
+        """The stream's last message, and since when it is."""
+        self._unwritten = ""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(self._period_s)
+            found = await self.look() if self._hub.client.is_connected else []
+            for trouble in found:
+                if trouble not in self.troubles:
+                    _LOG.error("%s", trouble)
+            self.troubles = found
+
+    async def look(self) -> list[str]:
+        """What is wrong now. Mends what it can."""
+        stream = self._hub.client.jetstream(timeout=_ANSWER_S)
+        try:
+            told = await stream.stream_info(subjects.STREAM)
+            consumers = {info.name: info for info in await stream.consumers_info(subjects.STREAM)}
+        except nats.js.errors.NotFoundError:
+            return [await self._stream_gone()]
+        except BROKER_ERRORS as exc:
+            return [f"the broker does not say how its streams are ({reason(exc)}); see its log"]
+        found = [trouble for p in self._partitions if (trouble := self._partition(p, consumers))]
+        return [*found, *([trouble] if self._mend and (trouble := await self._unwritable(told)) else [])]
+
+    async def _stream_gone(self) -> str:
+        gone = f"the stream {subjects.STREAM} is gone from the broker, deleted or damaged"
+        if self._mend is None:
+            return f"{gone}; the first rank makes it again"
+        try:
+            await self._mend()
+            return f"{gone}; it has been made again, without the frames that it had"
+        except (*BROKER_ERRORS, SscError) as exc:
+            return f"{gone}, and cannot be made again ({reason(exc)}); see the broker's log"
+
+    def _partition(self, partition: int, consumers: Mapping[str, ConsumerInfo]) -> str:
+        """What is wrong with one partition, or nothing."""
+        reader = self._ingest.consumers.get(partition)
+        info = consumers.get(reader.name) if reader else None
+        if info is None:
+            name = reader.name if reader else f"server-{partition}"
+            return (
+                f"partition {partition} is not served: consumer {name} is not on the broker; the server makes it again"
+            )
+        waiting = (info.num_pending or 0) + self._ingest.in_progress(partition)
+        done, since = self._progress[partition]
+        if not waiting or done != self._ingest.done.get(partition, 0):
+            since = self._clock()
+        self._progress[partition] = self._ingest.done.get(partition, 0), since
+        stalled_s = self._clock() - since
+        if stalled_s < STALLED_S:
+            return ""
+        return (
+            f"partition {partition} is not served: {waiting} frames wait and none was done for {stalled_s:.0f} s; "
+            "see the server's log, and start it again if it does not go on"
+        )
+
+    async def _unwritable(self, told: StreamInfo) -> str:
+        """What keeps frames from being stored, or nothing: a stream that was idle is tried."""
+        last, since = self._written
+        if told.state.last_seq != last:
+            self._written, self._unwritten = (told.state.last_seq, self._clock()), ""
+        elif self._unwritten or self._clock() - since >= _CANARY_S:
+            self._unwritten = await self._canary()
+        return self._unwritten
+
+    async def _canary(self) -> str:
+        stream = self._hub.client.jetstream(timeout=_ANSWER_S)
+        try:
+            stored = await stream.publish(CANARY, b"", timeout=_ANSWER_S, stream=subjects.STREAM)
+        except BROKER_ERRORS as exc:
+            if self._restart is not None and self._unwritten and not isinstance(exc, nats.js.errors.APIError):
+                self._restart()  # a stream that failed to write takes nothing until then
+            fix = "its log says why, most often a full disk: make room"
+            again = "then it goes on by itself" if self._restart else "and start it again"
+            return f"the broker stores no frames ({reason(exc)}); {fix}, {again}"
+        self._written = stored.seq, self._clock()
+        with contextlib.suppress(*BROKER_ERRORS):
+            await stream.delete_msg(subjects.STREAM, stored.seq)
+        return ""
