@@ -112,11 +112,11 @@ def count_frames(db: sqlite3.Connection, row_bytes: int) -> Found:
     return Found(frames, payloads + frames * row_bytes, newest)
 
 
-def salvage(path: Path, source: sqlite3.Connection | None, target: Path, last_place: int | None) -> Totals | None:
+def salvage(path: Path, source: sqlite3.Connection | None, target: Path, last_place: int | None) -> None:
     """Copy the sound frames of a damaged spool to a new one at `target`, in their order.
 
     Frames keep their places where these are in order and at most `last_place`. What does not fit on the disk is left
-    out. Returns the counters of the damaged one, None when they cannot be read.
+    out. The new one has the counters of the damaged one where they can be read, which need not agree with its frames.
 
     Args:
         path: the damaged database, not used when it is open still as `source`.
@@ -132,9 +132,10 @@ def salvage(path: Path, source: sqlite3.Connection | None, target: Path, last_pl
     with closing(_connect(target)) as new:
         _create(new)
         if source is not None:
-            return _copy(source, new, last_place)
+            _copy(source, new, last_place)
+            return
         with _first_page_repaired(path, target.read_bytes()[:_PAGE_BYTES]), closing(_connect(path)) as old:
-            return _copy(old, new, last_place)
+            _copy(old, new, last_place)
 
 
 def pragma(db: sqlite3.Connection, name: str) -> int | str:
@@ -229,7 +230,7 @@ def _first_page_repaired(path: Path, first_page: bytes) -> Iterator[None]:
         file.write(found)
 
 
-def _copy(source: sqlite3.Connection, target: sqlite3.Connection, last_place: int | None) -> Totals | None:
+def _copy(source: sqlite3.Connection, target: sqlite3.Connection, last_place: int | None) -> None:
     totals = None
     with _damage_ignored():
         totals = stored_totals(source)
@@ -249,7 +250,8 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, last_place: in
             raise
     if target.in_transaction:
         target.execute("COMMIT")
-    return totals
+    totals = totals or Totals()
+    replace_totals(target, totals._replace(put=max(totals.put, last)))
 
 
 def _readable(db: sqlite3.Connection) -> Iterator[_Row]:
