@@ -273,6 +273,9 @@ class Server:
         self.rollout = Rollout(self.state.root / "rollout.json", self.config.rollout)
         self.generations.protect(self.rollout.running)
         known = self.state.generations(KEPT_GENERATIONS, self.rollout.running)
+        found = {bundle.manifest.info.generation for bundle, _ in known}
+        for number in sorted(self.rollout.running - found):
+            _LOG.error("%s: generation %d, which devices run, is missing", self.state.root / "generations", number)
         for bundle, tensors in known or [self._import_first()]:
             newest = self.generations.add(bundle, tensors)
         if self.ranks.first:

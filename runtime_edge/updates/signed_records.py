@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.base.checked_files import read_checked, write_checked
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import FormatError, LinkError, SscError
 from runtime_edge.formats import minisign, subjects
@@ -101,11 +101,11 @@ class SignedRecords(Generic[_Record]):
 
     def kept(self) -> bytes | None:
         """The last one used. Raises the kind's error when it cannot be read."""
-        return read_bounded(self.path, self._kind.limit_bytes, self._kind.error) if self.path.exists() else None
+        return read_checked(self.path, self._kind.limit_bytes, self._kind.error)
 
     def keep(self, record: bytes) -> None:
         """Store the table for the next start; if that fails, it is still used now."""
         try:
-            write_atomic(self.path, record)
+            write_checked(self.path, record)
         except OSError as exc:
             _LOG.warning("the %s cannot be kept: %s", self._kind.name, exc)

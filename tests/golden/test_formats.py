@@ -39,7 +39,7 @@ SAME_BYTES = (
     "device/bundles.json",
     "device/trusted.pub",
     "server/rollout.json",
-    "server/ledger/*",
+    "server/ledger/*.json",
     "server/suspects/*",
     "dead_letters.json",
 )
