@@ -11,7 +11,7 @@ from golden_read import FORMATS
 from runtime_edge.errors import SscError
 from runtime_edge.updates.trial import Trials
 
-GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "0.2.0"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "0.2.0"
 FLIPS = int(os.environ.get("SSC_TEST_FLIPS", "200"))
 SEED = int(os.environ.get("SSC_TEST_SEED", "0"))
 
