@@ -300,6 +300,9 @@ class Server:
         self.rollout = Rollout(self.state.root / "rollout.json", self.config.rollout)
         self.generations.protect(self.rollout.running)
         known = self.state.generations(KEPT_GENERATIONS, self.rollout.running)
+        found = {bundle.manifest.info.generation for bundle, _ in known}
+        for number in sorted(self.rollout.running - found):
+            _LOG.error("%s: generation %d, which devices run, is missing", self.state.root / "generations", number)
         for bundle, tensors in known or [self._import_first()]:
             if self.ranks.first and renew_signature(bundle, self.key):
                 _LOG.warning("%s: signed with another key until now, and from now on with this server's", bundle.path)

@@ -36,8 +36,9 @@ class FrameStore:
         self._claimed: set[str] = set()
         self._unspooled: dict[str, DropReason] = {}
         self._finished: deque[tuple[str, bool]] = deque()
-        self._recoveries = spool.recoveries
+        self._damage = spool.recoveries, spool.damaged
         accounting.inherited = spool.depth()
+        accounting.inherited_dropped += spool.damaged
 
     def put(self, message_id: str, window: int, frame: bytes, uncertainty: float, claim: bool) -> None:
         """Store a frame of this run; with `claim` the caller sends it now and the replay leaves it alone."""
@@ -52,7 +53,7 @@ class FrameStore:
             self._accounting.errors["SpoolError"] += 1
             _LOG.warning("%s", exc)
             self._not_spooled(message_id, "spool_refused")
-        self._account_damage(message_id)
+        self._account_damage()
 
     def keep_local(self) -> None:
         """Count a window of this run that is not to be shipped."""
@@ -142,14 +143,21 @@ class FrameStore:
         else:
             self._accounting.inherited_dropped += 1
 
-    def _account_damage(self, stored_since: str = "") -> None:
-        """When a damaged spool was replaced by an empty one, count its frames as lost, except those in flight."""
-        if self.spool.recoveries == self._recoveries:
+    def _account_damage(self) -> None:
+        """A damaged spool has lost frames: they are gone, but for what is on its way."""
+        damage = self.spool.recoveries, self.spool.damaged
+        if damage == self._damage:
             return
-        depth = self.spool.depth()
-        self._recoveries = self.spool.recoveries
-        for message_id in self._claimed - self._unspooled.keys() - {stored_since}:
+        try:
+            gone = [name for name in self._claimed - self._unspooled.keys() if not self.spool.holds(name)]
+            depth, own = self.spool.depth(), self.spool.count(self._own)
+        except SpoolError as exc:
+            _LOG.warning("%s", exc)
+            return
+        self._damage = damage
+        for message_id in gone:
             self._not_spooled(message_id, "spool_damaged")
-        self._accounting.inherited_dropped += self._accounting.inherited
-        self._accounting.inherited = 0
-        self._accounting.dropped["spool_damaged"] += self._accounting.lost(depth)
+        self._accounting.inherited_dropped += max(0, self._accounting.inherited - (depth - own))
+        self._accounting.inherited = depth - own
+        if lost := self._accounting.lost(depth):
+            self._accounting.dropped["spool_damaged"] += lost

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.base.checked_files import read_checked, write_checked
 from runtime_edge.errors import FormatError, FrameError
 from runtime_edge.formats.manifest import BundleInfo, Manifest
 from runtime_edge.formats.records.table import LOCAL
@@ -35,14 +35,14 @@ def drop_below_floor(spool: Spool, state: Path, manifest: Manifest, min_cut: str
     """
     floor, note = floor_index(manifest, min_cut), state / "privacy-floor"
     try:
-        before = read_bounded(note, _MAX_NOTE_BYTES).decode() if note.exists() else ""
+        before = (read_checked(note, _MAX_NOTE_BYTES) or b"").decode()
     except (FormatError, UnicodeDecodeError):
         before = "damaged"
     if before == (min_cut or ""):
         return 0
     dropped = spool.discard(lambda frame: floor > 0 and not _may_leave(frame, manifest.info, floor))
     with contextlib.suppress(OSError):  # on a full disk this run keeps its floor, and the next one looks again
-        write_atomic(note, (min_cut or "").encode())
+        write_checked(note, (min_cut or "").encode())
     return dropped
 
 

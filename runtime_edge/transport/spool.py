@@ -13,7 +13,9 @@ itself). With `power_safe=True` every put and ack waits for the disk: 5 to 50 ms
 | trouble | what the device loop sees |
 |---|---|
 | the spool is full | the least informative frame goes: lowest uncertainty, then oldest; `dropped` counts it |
-| the database is damaged | moved to `<path>.corrupt`, an empty one starts; logged, counted in `recoveries` |
+| a frame is damaged | it is dropped; logged, counted in `damaged` |
+| the database is damaged | moved to `<path>.corrupt`; a new one holds the frames that can be read |
+| frames are missing | (the file deleted, its log gone, an older copy) counted in `damaged`, as `<path>.note` tells |
 | the disk is full or fails | SpoolError; what is stored stays, the next call tries again |
 | ... while acking | no error: the frames are hidden, and deleted by the next call that works |
 
@@ -25,36 +27,30 @@ from __future__ import annotations
 import builtins
 import logging
 import math
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from runtime_edge.errors import SpoolError
+from runtime_edge.transport import spool_file
+from runtime_edge.transport.spool_database import SpoolDatabase
+from runtime_edge.transport.spool_totals import Totals
 
 ROW_BYTES = 128
 """What a frame counts beyond its payload: its row and its place in two indices."""
 
 _LOG = logging.getLogger(__name__)
-_APPLICATION_ID = 0x53534353
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE frames (
-    place INTEGER PRIMARY KEY, message_id TEXT NOT NULL UNIQUE, window_index INTEGER NOT NULL,
-    uncertainty REAL NOT NULL, payload BLOB NOT NULL);
-CREATE INDEX least_informative ON frames (uncertainty, place);
-CREATE TABLE totals (put INTEGER, acked INTEGER, dropped INTEGER, bytes INTEGER);
-INSERT INTO totals VALUES (0, 0, 0, 0);
-"""
-_INSERT = """
-INSERT INTO frames (message_id, window_index, uncertainty, payload) VALUES (?, ?, ?, ?)
+_SELECT = f"SELECT place, {spool_file.COLUMNS} FROM frames"  # noqa: S608
+_INSERT = f"""
+INSERT INTO frames (place, {spool_file.COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (message_id) DO NOTHING
-"""
-_UPDATE_TOTALS = "UPDATE totals SET put = put + ?, acked = acked + ?, dropped = dropped + ?, bytes = bytes + ?"
-_REMEMBERED = 64
+"""  # noqa: S608
+_FIND = "SELECT place, length(payload) FROM frames WHERE message_id = ?"
+_REMEMBERED = 256
 _Result = TypeVar("_Result")
 
 
@@ -77,14 +73,31 @@ class SpoolCounters:
     dropped: int
 
 
-@dataclass(slots=True)
 class _Change:
-    """What one transaction does to the totals."""
+    """One transaction, and what it does."""
 
-    put: int = 0
-    acked: int = 0
-    dropped: int = 0
-    bytes: int = 0
+    __slots__ = ("acked", "before", "bytes", "damaged", "db", "dropped", "newest", "put", "removed", "stored")
+
+    def __init__(self, db: sqlite3.Connection, before: Totals) -> None:
+        self.db, self.before, self.newest = db, before, before.newest
+        self.put = self.acked = self.dropped = self.damaged = self.bytes = 0
+        self.stored: tuple[str, int, int] | None = None
+        self.removed: list[int] = []
+
+    def remove(self, message_id: str, place: int, payload_bytes: int) -> None:
+        """Remove the frame that was read at a place."""
+        if self.db.execute("DELETE FROM frames WHERE place = ?", (place,)).rowcount != 1:
+            raise spool_file.Damage(f"frame {message_id} is not where it was read")
+        self.bytes -= payload_bytes + ROW_BYTES
+        self.removed.append(place)
+
+    def totals(self) -> Totals:
+        """The counters once it is done."""
+        put, acked, dropped, stored_bytes, _ = self.before
+        if self.newest in self.removed:
+            (self.newest,) = self.db.execute("SELECT coalesce(max(place), 0) FROM frames").fetchone()
+        dropped += self.dropped + self.damaged
+        return Totals(put + self.put, acked + self.acked, dropped, stored_bytes + self.bytes, self.newest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +108,7 @@ class SpoolState:
     bytes: int
     limit_bytes: int
     recoveries: int
-    """Damaged databases replaced by empty ones in this run."""
+    """Damaged databases rebuilt in this run."""
 
 
 class Spool:
@@ -118,17 +131,13 @@ class Spool:
             raise SpoolError(f"{path}: max_bytes is {max_bytes}, must be more than {ROW_BYTES}")
         self._path = path
         self._max_bytes = max_bytes
-        self._synchronous = "FULL" if power_safe else "NORMAL"
+        self._database = SpoolDatabase(path, "FULL" if power_safe else "NORMAL", ROW_BYTES)
         self._lock = threading.RLock()
-        self._acked: set[str] = set()
+        self._acked: dict[str, tuple[int, int] | None] = {}
+        self._unsound: set[int] = set()
         self._places: dict[str, tuple[int, int]] = {}
-        self._change = _Change()
-        self._stored_bytes: int | None = None
-        self.recoveries = 0
-        """Damaged databases moved aside since this object was made."""
         self._closed = False
-        self._connection: sqlite3.Connection | None = None
-        self._totals()
+        self.counters()
 
     def put(self, message_id: str, index: int, payload: builtins.bytes, uncertainty: float) -> list[str]:
         """Store one frame; it is durable when this returns (see the module's text).
@@ -139,40 +148,54 @@ class Spool:
         Raises:
             SpoolError: the frame alone is larger than the spool, or the disk is full or fails.
         """
+        if not isinstance(payload, (builtins.bytes, bytearray, memoryview)):
+            raise SpoolError(f"{self._path}: window {index}'s payload is a {type(payload).__name__}, must be bytes")
         cost = len(payload) + ROW_BYTES
         if cost > self._max_bytes:
             raise SpoolError(
                 f"{self._path}: window {index} needs {cost} bytes, the spool holds {self._max_bytes}: "
                 "make the spool larger or choose a later cut"
             )
-        row = (message_id, index, uncertainty if math.isfinite(uncertainty) else 0.0, payload)
+        # Not -0.0: SQLite does not keep the sign.
+        fields = (message_id, int(index), float(uncertainty) + 0.0 if math.isfinite(uncertainty) else 0.0, payload)
+        row = (*fields, spool_file.checksum(*fields))
 
-        def insert() -> list[str]:
-            inserted = self._db.execute(_INSERT, row)
-            if not inserted.rowcount or inserted.lastrowid is None:
+        def insert(change: _Change) -> list[str]:
+            place = change.before.put + 1
+            if not change.db.execute(_INSERT, (place, *row)).rowcount:
                 return []
-            self._change.put, self._change.bytes = 1, self._change.bytes + cost
-            self._remember(message_id, inserted.lastrowid, len(payload))
-            return self._drop_excess()
+            change.put, change.newest = 1, place
+            change.bytes += cost
+            change.stored = message_id, place, len(payload)
+            return self._drop_excess(change)
 
         return self._changed(insert)
 
     def oldest(self, limit: int) -> list[SpooledFrame]:
         """Return up to `limit` frames in the order they were put; they stay until acknowledged.
 
+        Frames that are not as they were put are dropped on the way.
+
         Raises:
             SpoolError: the disk fails.
         """
-        wanted = max(0, limit)
 
         def select() -> list[SpooledFrame]:
-            rows = self._db.execute(
-                "SELECT message_id, window_index, payload, uncertainty FROM frames ORDER BY place LIMIT ?",
-                (wanted + len(self._acked),),
-            ).fetchall()
-            return [SpooledFrame(*row) for row in rows if row[0] not in self._acked][:wanted]
+            frames: list[SpooledFrame] = []
+            with closing(self._db.execute(f"{_SELECT} ORDER BY place")) as rows:
+                while len(frames) < limit and (row := rows.fetchone()) is not None:
+                    frame = self._read(row)
+                    if frame is not None and frame.message_id not in self._acked:
+                        frames.append(frame)
+                        self._remember(frame.message_id, row[0], len(frame.payload))
+            return frames
 
-        return self._guarded(select)
+        with self._lock:
+            unsound = len(self._unsound)
+            frames = self._guarded(select)
+            if len(self._unsound) > unsound:
+                self._write_pending()
+            return frames
 
     def discard(self, unwanted: Callable[[builtins.bytes], bool]) -> int:
         """Drop the frames whose payload is unwanted; returns how many.
@@ -181,16 +204,17 @@ class Spool:
             SpoolError: the disk fails.
         """
 
-        def delete() -> int:
-            dropped = 0
-            for message_id, place in self._db.execute("SELECT message_id, place FROM frames").fetchall():
-                (payload,) = self._db.execute("SELECT payload FROM frames WHERE place = ?", (place,)).fetchone()
-                if unwanted(payload):
-                    dropped += self._remove(message_id, place, len(payload))
-            self._change.dropped = dropped
-            return dropped
+        def delete(change: _Change) -> int:
+            for (place,) in change.db.execute("SELECT place FROM frames NOT INDEXED").fetchall():
+                frame = self._read(change.db.execute(f"{_SELECT} WHERE place = ?", (place,)).fetchone())
+                if frame is not None and unwanted(frame.payload):
+                    change.remove(frame.message_id, place, len(frame.payload))
+                    change.dropped += 1
+            return change.dropped
 
-        return self._changed(delete)
+        dropped = self._changed(delete)
+        self._write_pending()
+        return dropped
 
     def ack(self, message_ids: Iterable[str], with_next_put: bool = False) -> None:
         """Remove frames the server has; unknown ids change nothing. A disk that refuses raises nothing.
@@ -198,178 +222,169 @@ class Spool:
         With `with_next_put` the disk is written once for both; a process that dies before sends the frames again.
         """
         with self._lock:
-            self._acked.update(message_ids)
-            if with_next_put or not self._acked:
-                return
-            try:
-                self._changed(lambda: None)
-            except SpoolError as exc:
-                _LOG.warning("acknowledgements kept in memory: %s", exc)
+            self._acked.update((message_id, self._places.get(message_id)) for message_id in message_ids)
+            if not with_next_put:
+                self._write_pending()
 
     def state(self) -> SpoolState:
         """What is in it now. Raises SpoolError when the disk fails."""
-        put, acked, dropped, stored_bytes = self._totals()
-        return SpoolState(put - acked - dropped, stored_bytes, self._max_bytes, self.recoveries)
+        return SpoolState(self.depth(), self.bytes(), self._max_bytes, self.recoveries)
 
     def depth(self) -> int:
-        """Number of frames stored. Raises SpoolError when the disk fails."""
-        counters = self.counters()
-        return counters.put - counters.acked - counters.dropped
+        """Number of frames stored and not acknowledged. Raises SpoolError when the disk fails."""
+        with self._lock:
+            return self._totals().frames - self._hidden("")
+
+    def count(self, prefix: str) -> int:
+        """How many of them have an id that begins with `prefix`. Raises SpoolError when the disk fails."""
+        select = "SELECT count(*) FROM frames WHERE message_id >= ? AND message_id < ?"
+        with self._lock:
+            (frames,) = self._guarded(lambda: self._db.execute(select, (prefix, prefix + "\U0010ffff")).fetchone())
+            return int(frames) - self._hidden(prefix)
+
+    def holds(self, message_id: str) -> bool:
+        """Whether a frame is stored and not acknowledged. Raises SpoolError when the disk fails."""
+        with self._lock:
+            return message_id not in self._acked and self._guarded(lambda: self._find(self._db, message_id)) is not None
 
     def bytes(self) -> int:
         """Bytes counted against `max_bytes`. Raises SpoolError when the disk fails."""
-        return self._totals()[3]
+        return self._totals().bytes
 
     def counters(self) -> SpoolCounters:
         """Frames put, acknowledged and dropped so far. Raises SpoolError when the disk fails."""
-        return SpoolCounters(*self._totals()[:3])
+        totals = self._totals()
+        return SpoolCounters(totals.put, totals.acked, totals.dropped)
 
     def close(self) -> None:
         """Write everything out and release the file."""
         with self._lock:
             self._closed = True
-            self._disconnect()
+            self._places.clear()
+            self._database.close()
+
+    @property
+    def recoveries(self) -> int:
+        """Damaged databases rebuilt since this object was made."""
+        return self._database.recoveries
+
+    @property
+    def damaged(self) -> int:
+        """Frames lost to damage since then, as far as it was noticed: changed, unreadable or missing ones."""
+        return self._database.damaged
 
     @property
     def _db(self) -> sqlite3.Connection:
         if self._closed:
             raise SpoolError(f"{self._path}: this spool was closed")
-        if self._connection is None:
-            self._connection = self._connect()
-        return self._connection
+        return self._database.connection
 
-    def _disconnect(self) -> None:
-        self._stored_bytes = None
-        self._places.clear()
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+    def _totals(self) -> Totals:
+        return self._guarded(lambda: (self._db, self._database.totals)[1])
 
-    def _totals(self) -> tuple[int, int, int, int]:
-        row: tuple[int, int, int, int]
-        row = self._guarded(lambda: self._db.execute("SELECT * FROM totals").fetchone())
-        return row
+    def _hidden(self, prefix: str) -> int:
+        """Stored frames that are acknowledged and not yet deleted."""
+        return sum(place is not None and key.startswith(prefix) for key, place in self._acked.items())
 
-    def _delete_acked(self) -> None:
+    def _read(self, row: tuple[int, str, int, float, builtins.bytes, int]) -> SpooledFrame | None:
+        """The frame in a row, None when it is not what was put; the next change drops it then."""
+        place, message_id, index, uncertainty, payload, _ = row
+        if place not in self._unsound and spool_file.is_sound(row[1:]):
+            return SpooledFrame(message_id, index, payload, uncertainty)
+        self._unsound.add(place)
+        return None
+
+    def _find(self, db: sqlite3.Connection, message_id: str) -> tuple[int, int] | None:
+        """Where a frame lies, and the bytes of its payload."""
+        known: tuple[int, int] | None = self._places.get(message_id)
+        return known or db.execute(_FIND, (message_id,)).fetchone()
+
+    def _write_pending(self) -> None:
+        """Delete what is acknowledged or damaged, now or, when the disk refuses, later."""
+        with self._lock:
+            if self._acked or self._unsound:
+                try:
+                    self._changed(lambda change: None)
+                except SpoolError as exc:
+                    _LOG.warning("acknowledgements kept in memory: %s", exc)
+
+    def _delete_pending(self, change: _Change) -> None:
         for message_id in self._acked:
-            known = (
-                self._places.pop(message_id, None)
-                or self._db.execute(
-                    "SELECT place, length(payload) FROM frames WHERE message_id = ?", (message_id,)
-                ).fetchone()
-            )
+            known = self._find(change.db, message_id)
             if known is not None:
-                self._change.acked += self._remove(message_id, *known)
+                change.remove(message_id, *known)
+                change.acked += 1
+        if self._unsound:
+            for place in self._unsound:
+                change.remove("", place, 0)
+            change.damaged = len(self._unsound)
+            # What a damaged row once counted is not known.
+            change.bytes = spool_file.count_frames(change.db, ROW_BYTES).bytes - change.before.bytes
 
-    def _drop_excess(self) -> list[str]:
-        if self._stored_bytes is None:
-            (self._stored_bytes,) = self._db.execute("SELECT bytes FROM totals").fetchone()
+    def _drop_excess(self, change: _Change) -> list[str]:
         dropped = []
-        while self._stored_bytes + self._change.bytes > self._max_bytes:
-            message_id, place, payload_bytes = self._db.execute(
-                "SELECT message_id, place, length(payload) FROM frames ORDER BY uncertainty, place LIMIT 1"
-            ).fetchone()
-            self._change.dropped += self._remove(message_id, place, payload_bytes)
-            dropped.append(message_id)
+        while change.before.bytes + change.bytes > self._max_bytes:
+            row = change.db.execute(f"{_SELECT} ORDER BY uncertainty, place LIMIT 1").fetchone()
+            if row is None or (frame := self._read(row)) is None:
+                raise spool_file.Damage("the least informative frame cannot be read")
+            change.remove(frame.message_id, row[0], len(frame.payload))
+            change.dropped += 1
+            dropped.append(frame.message_id)
         return dropped
 
     def _remember(self, message_id: str, place: int, payload_bytes: int) -> None:
-        """Where a frame lies: most are acknowledged before many others are put."""
+        """Where a frame lies, as it was put or read: it is removed by its place."""
+        self._places.pop(message_id, None)
         self._places[message_id] = place, payload_bytes
         if len(self._places) > _REMEMBERED:
             del self._places[next(iter(self._places))]
 
-    def _remove(self, message_id: str, place: int, payload_bytes: int) -> int:
-        """How many frames it was: none when another frame has that place by now."""
-        removed = self._db.execute(
-            "DELETE FROM frames WHERE place = ? AND message_id = ?", (place, message_id)
-        ).rowcount
-        self._change.bytes -= removed * (payload_bytes + ROW_BYTES)
-        return removed
-
-    def _changed(self, work: Callable[[], _Result]) -> _Result:
+    def _changed(self, work: Callable[[_Change], _Result]) -> _Result:
         """Do something and delete what is acknowledged in one transaction, under `_guarded`."""
 
         def transaction() -> _Result:
-            db, self._change = self._db, _Change()
-            db.execute("BEGIN IMMEDIATE")
+            change = _Change(self._db, self._database.totals)
+            self._database.check_place()
+            change.db.execute("BEGIN IMMEDIATE")
             try:
-                self._delete_acked()
-                result = work()
-                change = self._change
-                # The totals are written once, with what was counted on the way.
-                db.execute(_UPDATE_TOTALS, (change.put, change.acked, change.dropped, change.bytes))
-                db.execute("COMMIT")
+                self._delete_pending(change)
+                result = work(change)
+                self._database.commit(change.db, change.before, change.totals(), change.damaged)
             except BaseException:
-                self._stored_bytes = None
-                self._places.clear()
-                if db.in_transaction:  # SQLite rolls back on its own after some errors
-                    db.execute("ROLLBACK")
+                if change.db.in_transaction:  # SQLite rolls back on its own after some errors
+                    change.db.execute("ROLLBACK")
                 raise
-            if self._stored_bytes is not None:
-                self._stored_bytes += change.bytes
-            self._acked.clear()
+            self._committed(change)
             return result
 
         return self._guarded(transaction)
 
+    def _committed(self, change: _Change) -> None:
+        """Forget what was removed, remember what was put."""
+        for message_id in self._acked:
+            self._places.pop(message_id, None)
+        if change.dropped or change.damaged:
+            self._places = {key: value for key, value in self._places.items() if value[0] not in change.removed}
+        if change.stored is not None and change.newest == change.stored[1]:  # it was not the one dropped
+            self._remember(*change.stored)
+        self._acked.clear()
+        self._unsound.clear()
+
     def _guarded(self, operation: Callable[[], _Result]) -> _Result:
-        """Run under the lock; replace a damaged database once, turn what the disk refuses into SpoolError."""
+        """Run under the lock; rebuild a damaged database once, turn what the disk refuses into SpoolError."""
         with self._lock:
             try:
                 try:
                     return operation()
-                except sqlite3.DatabaseError as exc:
-                    if not _is_damage(exc):
+                except sqlite3.Error as exc:
+                    if not spool_file.is_damage(exc):
                         raise
-                    self._move_aside(exc)
+                    self._places.clear()
+                    self._unsound.clear()
+                    self._database.rebuild(exc)
+                    self._acked = {message_id: self._find(self._db, message_id) for message_id in self._acked}
                     return operation()
             except (sqlite3.Error, OSError) as exc:
                 raise SpoolError(
                     f"{self._path}: the spool's disk refuses ({exc}): free space or check the disk"
                 ) from exc
-
-    def _connect(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=1.0)
-        try:
-            if _pragma(db, "schema_version") == 0:
-                db.executescript(
-                    f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION_ID}; "
-                    f"PRAGMA user_version = {_SCHEMA_VERSION}; {_SCHEMA} COMMIT"
-                )
-            if (_pragma(db, "application_id"), _pragma(db, "user_version")) != (
-                _APPLICATION_ID,
-                _SCHEMA_VERSION,
-            ):
-                raise SpoolError(f"{self._path}: a database, but no spool of this version: give another path")
-            if (verdict := _pragma(db, "quick_check(1)")) != "ok":
-                raise sqlite3.DatabaseError(verdict)
-            _pragma(db, "journal_mode = WAL")
-            db.execute(f"PRAGMA synchronous = {self._synchronous}")
-            # Overwriting what is deleted (Debian's default) wears the card and needs space on a full disk.
-            db.execute("PRAGMA secure_delete = OFF")
-            return db
-        except BaseException:
-            db.close()
-            raise
-
-    def _move_aside(self, reason: Exception) -> None:
-        """Keep the damaged database, the last one only, for whoever wants to look at it."""
-        self._disconnect()
-        aside = self._path.with_name(self._path.name + ".corrupt")
-        os.replace(self._path, aside)
-        for suffix in ("-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        self.recoveries += 1
-        _LOG.error("%s: damaged (%s), moved to %s, starting an empty spool", self._path, reason, aside)
-
-
-def _pragma(db: sqlite3.Connection, name: str) -> int | str:
-    value: int | str = db.execute(f"PRAGMA {name}").fetchone()[0]
-    return value
-
-
-def _is_damage(exc: sqlite3.DatabaseError) -> bool:
-    """Whether the file itself is bad: sqlite3 uses the bare class for that and subclasses for the rest."""
-    return type(exc) is sqlite3.DatabaseError

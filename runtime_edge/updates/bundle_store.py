@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime_edge.base.checked_files import check, write_checked
 from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.errors import BundleError, FormatError, LinkError, OlderBundle, SignatureError
 from runtime_edge.formats import manifest as manifests
@@ -62,7 +63,8 @@ class BundleStore:
     @property
     def trusted(self) -> minisign.PublicKey | None:
         """The key that bundles, tables and heads must be signed with: given, or pinned by this or another store."""
-        if self._trusted is None and self._pin.exists():
+        fix = ": the server's key is then pinned at the next contact, whoever answers"
+        if self._trusted is None and check(self._pin, SignatureError, fix):
             self._trusted = minisign.read_public_key(self._pin)
         return self._trusted
 
@@ -75,7 +77,7 @@ class BundleStore:
             key = await connection.value(subjects.RELEASES, subjects.SIGNING_KEY)
             if key is not None:
                 self._trusted = minisign.PublicKey.from_text(key.decode(errors="replace"), "the server's public key")
-                write_atomic(self._pin, self._trusted.to_text().encode())
+                write_checked(self._pin, self._trusted.to_text().encode())
 
     def recover(self) -> list[Refusal]:
         """Call once when a device starts: what crashed it is refused, and what was half fetched is removed."""

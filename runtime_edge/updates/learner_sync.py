@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.base.checked_files import read_checked, write_checked
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import FormatError, TableError
 from runtime_edge.formats import subjects
@@ -62,16 +62,15 @@ class LearnerSync:
         self._saved = self._learner.updates
         record = self._learner.record()
         try:
-            write_atomic(self._path, record.to_json())
+            write_checked(self._path, record.to_json())
         except OSError as exc:
             _LOG.warning("%s: cannot be written (%s)", self._path, exc.strerror or exc)
         return record
 
     def _read(self) -> Learnt | None:
-        if not self._path.exists():
-            return None
         try:
-            return Learnt.from_json(read_bounded(self._path, MAX_LEARNT_BYTES, TableError), str(self._path))
+            data = read_checked(self._path, MAX_LEARNT_BYTES, TableError)
+            return None if data is None else Learnt.from_json(data, str(self._path))
         except FormatError as exc:
-            _LOG.warning("%s", exc)
+            _LOG.warning("%s; learning restarts", exc)
             return None

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.base.checked_files import read_checked, write_checked
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import LinkError, SscError
 from runtime_edge.formats import subjects
@@ -55,7 +55,7 @@ class RecordKeeper:
     def kept(self) -> bytes | None:
         """The last one used. Raises the kind's error when it cannot be read."""
         about = ABOUT[self._kind]
-        data = read_bounded(self.path, about.limit_bytes, about.error) if self.path.exists() else None
+        data = read_checked(self.path, about.limit_bytes, about.error)
         if data is not None:
             with contextlib.suppress(SscError):
                 self.open_kept(data, str(self.path))
@@ -64,7 +64,7 @@ class RecordKeeper:
     def keep(self, data: bytes) -> None:
         """Store a record for the next start; if that fails, it is still used now."""
         try:
-            write_atomic(self.path, data)
+            write_checked(self.path, data)
         except OSError as exc:
             _LOG.warning("the %s cannot be kept: %s", self._kind, exc)
 

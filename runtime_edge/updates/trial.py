@@ -11,9 +11,12 @@ proven bundle and refuses the other one for good.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +25,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
+from runtime_edge.base.checked_files import read_checked, write_checked
 from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.errors import BundleError
 from runtime_edge.formats import strict
@@ -29,6 +33,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import Digest
 from runtime_edge.formats.strict import Strict
 
+_LOG = logging.getLogger(__name__)
 FAILED_STARTS = 2
 PROVEN_WINDOWS = 20
 """Windows a bundle runs, and `DeviceConfig.trial_s` seconds, before it counts as proven."""
@@ -36,6 +41,8 @@ _MAX_RECORD_BYTES = 64 << 10
 _MAX_LOG_BYTES = 64 << 10
 _KEPT_REFUSALS = 16
 _MAX_REASON = 500
+_CHECKED = '{"crc32": "'
+"""How a line of the log begins; its checksum is of what follows."""
 
 Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 
@@ -99,10 +106,12 @@ class Trials:
 
     def record(self) -> BundleRecord:
         """What is known; empty on a fresh device. Raises BundleError."""
-        if not self._path.exists():
+        fetched = ", and the server's release is fetched"
+        data = read_checked(self._path, _MAX_RECORD_BYTES, BundleError, fetched)
+        if data is None:
             return BundleRecord()
-        fix = "; remove the file, and the server's release is fetched"
-        return strict.read(self._path, BundleRecord, _MAX_RECORD_BYTES, BundleError, fix)
+        fix = f"; remove the file{fetched}"
+        return strict.decode(data, BundleRecord, str(self._path), _MAX_RECORD_BYTES, BundleError, fix=fix)
 
     def known(self) -> BundleRecord:
         """The record; a damaged one holds nothing worth a stop."""
@@ -171,7 +180,8 @@ class Trials:
 
     def note(self, event: str, **details: Any) -> None:
         """Append to the log; a full disk is no reason to stop."""
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **details}) + "\n"
+        text = json.dumps({"time": round(time.time(), 3), "event": event, **details})
+        line = f'{_CHECKED}{zlib.crc32(text.encode()):08x}", {text[1:]}\n'
         try:
             if self._log.exists() and self._log.stat().st_size + len(line) > _MAX_LOG_BYTES:
                 kept = self._log.read_bytes()[-_MAX_LOG_BYTES // 2 :]
@@ -186,7 +196,7 @@ class Trials:
             before = self.known()
             after = change(before)
             if after != before:
-                write_atomic(self._path, msgspec.json.format(msgspec.json.encode(after), indent=2) + b"\n")
+                write_checked(self._path, msgspec.json.format(msgspec.json.encode(after), indent=2) + b"\n")
             return after
 
 
@@ -196,12 +206,21 @@ def update_log(state: Path, newest: int = 20) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found = []
-    for line in read_bounded(path, 2 * _MAX_LOG_BYTES).splitlines():
-        try:
-            found.append(msgspec.json.decode(line, type=dict[str, Any]))
-        except strict.UNREADABLE:
-            continue  # the power went while it was written
+    lines = read_bounded(path, 2 * _MAX_LOG_BYTES).splitlines()
+    for line in lines:
+        with contextlib.suppress(*strict.UNREADABLE):
+            found.append(msgspec.json.decode(_checked(line), type=dict[str, Any]))
+    if len(found) < len(lines):
+        _LOG.warning("%s: %d damaged lines are left out", path, len(lines) - len(found))
     return found[-newest:]
+
+
+def _checked(line: bytes) -> bytes:
+    """A line of the log without its checksum, nothing when that is wrong; earlier versions wrote none."""
+    if not line.startswith(_CHECKED.encode()):
+        return line if line.startswith(b'{"time"') else b""
+    checksum, _, rest = line.removeprefix(_CHECKED.encode()).partition(b'", ')
+    return b"{" + rest if checksum == b"%08x" % zlib.crc32(b"{" + rest) else b""
 
 
 def _without(starts: list[UnprovenStart], manifest: str) -> list[UnprovenStart]:

@@ -27,6 +27,7 @@ from typing import Literal
 import msgspec
 import psutil
 
+from runtime_edge.base.checked_files import check, read_checked, write_checked
 from runtime_edge.base.files import locked, write_atomic
 from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.formats import strict, subjects
@@ -88,8 +89,8 @@ class Access:
     @property
     def credentials(self) -> Credentials:
         """The server's own; made on first use. Raises FormatError when the file is damaged."""
-        if not self._key.exists():
-            write_atomic(self._key, f"{new_seed()}\n".encode(), 0o600)
+        if not check(self._key, fix=": a new one is made, and given to brokers that run elsewhere by hand"):
+            write_checked(self._key, f"{new_seed()}\n".encode(), 0o600)
         return Credentials(nkey=self._key)
 
     @property
@@ -176,13 +177,16 @@ class Access:
         with locked(lock, "another command is changing the devices; try again", _LOCK_PATIENCE_S):
             state = self._read()
             yield state
-            write_atomic(self._file, msgspec.json.format(msgspec.json.encode(state), indent=1), 0o600)
+            write_checked(self._file, msgspec.json.format(msgspec.json.encode(state), indent=1), 0o600)
 
     def _read(self) -> _AccessState:
-        if not self._file.exists():
+        again = " and add the devices again"
+        data = read_checked(self._file, _MAX_BYTES, fix=again)
+        if data is None:
             return _AccessState()
-        fix = "; put back a copy, or remove it and add the devices again"
-        return strict.read(self._file, _AccessState, _MAX_BYTES, fix=fix)
+        return strict.decode(
+            data, _AccessState, str(self._file), _MAX_BYTES, fix=f"; put back a copy, or remove it{again}"
+        )
 
 
 def _told(broker: Path) -> bool:

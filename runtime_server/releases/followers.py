@@ -23,7 +23,6 @@ from nats.aio.msg import Msg
 
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.errors import LinkError, SscError
-from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.strict import decode
 from runtime_server.broker.hub import MAX_MESSAGE_BYTES, Hub
 from runtime_server.state.server_state import ServerState
@@ -120,7 +119,7 @@ def follow(generations: Generations, state: ServerState, numbers: list[int]) -> 
     """Complete frames of exactly these generations, as far as the last few go. Raises FormatError or BundleError."""
     for number in sorted(numbers):
         if generations.get(number) is None:
-            generations.add(open_bundle(state.bundle_path(number)), state.load_weights(number))
+            generations.add(*state.load(number))
     generations.protect(numbers)
 
 

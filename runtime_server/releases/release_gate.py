@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from runtime_edge.base.heap import give_memory_back
 from runtime_edge.formats import minisign
-from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.bundle import Bundle
 from runtime_server.labels.linear_probe import LinearProbe, ProbeScore
 from runtime_server.releases.rollout import Rollout
 from runtime_server.state.server_state import ServerState
@@ -168,9 +168,7 @@ class ReleaseGate:
         own = self._generations.get(self._rollout.base) or self._generations.newest
         (number,) = self._ranks.sum(own.number if self._ranks.first else 0)
         found = self._generations.get(number)
-        return found or self._generations.add(
-            open_bundle(self._state.bundle_path(number)), self._state.load_weights(number)
-        )
+        return found or self._generations.add(*self._state.load(number))
 
     def _qualities(
         self, newest: Generation, candidate: CutModel, judged: Sequence[Judgement]

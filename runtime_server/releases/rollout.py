@@ -22,7 +22,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from runtime_edge.base.files import write_atomic
+from runtime_edge.base.checked_files import read_checked, write_checked
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import strict
 from runtime_edge.formats.records.release import canary_place
@@ -346,16 +346,16 @@ class Rollout:
         entries = [e for e in state.entries if e.status in ("stable", "trial") and e not in entries] + entries
         state = replace(state, entries=entries)
         if state != self._state:
-            write_atomic(self._path, msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
+            write_checked(self._path, msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
             self._state = state
 
 
 def _read(path: Path) -> _RolloutState:
-    if not path.exists():
+    taken = ", and the newest generation is taken as stable"
+    data = read_checked(path, _MAX_BYTES, fix=taken)
+    if data is None:
         return _RolloutState()
-    return strict.read(
-        path, _RolloutState, _MAX_BYTES, fix="; remove the file, and the newest generation is taken as stable"
-    )
+    return strict.decode(data, _RolloutState, str(path), _MAX_BYTES, fix=f"; remove the file{taken}")
 
 
 def _sorted(entries: list[RolloutEntry]) -> list[RolloutEntry]:

@@ -9,6 +9,7 @@ import bisect
 import contextlib
 import logging
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from runtime_edge.base.files import locked, read_bounded, write_atomic
+from runtime_edge.base.checked_files import checksum_path, read_checked, write_checked
+from runtime_edge.base.files import locked, read_bounded
 from runtime_edge.formats import subjects
 from runtime_edge.formats.strict import decode
 
@@ -26,6 +28,9 @@ _MAX_CHAINS = 20_000
 _MAX_BYTES = 256 << 20
 LOCK_PATIENCE_S = 5.0
 """A process that has just been killed still holds its files for a moment."""
+_JOURNAL = "streamsplit.journal/2"
+"""The first line. Earlier versions' journals have none, and no checksums of their lines."""
+_FIX = " to start counting anew"
 _TAKEN = "another server runs on this state directory; stop it, or give another --state"
 WindowId = tuple[str, str, int]
 """Device, boot and window index."""
@@ -76,8 +81,7 @@ class Ledger:
     def from_bytes(cls, data: bytes, source: str = "ledger") -> Ledger:
         """Raises FormatError, naming `source`, for anything else than what `to_bytes` wrote."""
         ledger = cls()
-        fix = "; remove it to start counting anew"
-        ledger._chains = OrderedDict(decode(data, dict[str, _Runs], source, _MAX_BYTES, fix=fix))
+        ledger._chains = OrderedDict(decode(data, dict[str, _Runs], source, _MAX_BYTES, fix="; remove it" + _FIX))
         return ledger
 
     def snapshot(self) -> Ledger:
@@ -113,29 +117,40 @@ class Ledger:
 class DurableLedger(Ledger):
     """A ledger in a file, and beside it in `<file>.journal` what was noted since the last `save`.
 
-    A window is in the journal before `add_all` returns, so the death of the process forgets none. A power cut may take
-    the last seconds; those windows then count as not yet seen. Raises FormatError for a damaged file.
+    A window is in the journal before `add_all` returns, so the death of the process forgets none. A power cut, or
+    damage to the journal, may take the last seconds; those windows then count as not yet seen. Raises FormatError for
+    a damaged file.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
         journal = path.with_name(path.name + ".journal")
-        if path.exists():
-            self._chains = Ledger.from_bytes(read_bounded(path, _MAX_BYTES), str(path))._chains
-        if journal.exists():
-            for line in read_bounded(journal, _MAX_BYTES).decode(errors="replace").splitlines():
-                chain, _, index = line.rpartition(".")
-                if chain and index.isdecimal():
-                    self._add(chain, int(index))
+        known = checksum_path(path).exists()  # not where an earlier version has written: it began no journal
+        data = read_checked(path, _MAX_BYTES, fix=_FIX)
+        if data is not None:
+            self._chains = Ledger.from_bytes(data, str(path))._chains
+        lines = _journal_lines(journal)
+        self._begun = lines[0] == _JOURNAL
+        added, damaged = self._replay(lines[self._begun :], checked=known or self._begun)
+        damaged = damaged or (known and not self._begun)
+        if damaged:
+            _LOG.error("%s: damaged; windows of the last seconds may be counted twice if they are sent again", journal)
         self._journal = journal.open("ab", buffering=0)
+        self._saved = not added
+        if damaged or (added and not self._begun):
+            self._save()
+        elif not self._begun:
+            self._begin_journal()
 
     def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
         """Record windows, in order; for each, False when it was recorded before."""
         with self._lock:
             new = super().add_all(windows)
-            lines = [f"{'.'.join(map(str, window))}\n" for window, is_new in zip(windows, new, strict=True) if is_new]
+            names = [".".join(map(str, window)) for window, is_new in zip(windows, new, strict=True) if is_new]
+            lines = [f"{name}~{_checksum(name)}\n" for name in names]
             if lines:
+                self._saved = False
                 try:
                     self._journal.write("".join(lines).encode())
                 except OSError as exc:
@@ -143,10 +158,10 @@ class DurableLedger(Ledger):
             return new
 
     def save(self) -> None:
-        """Write the whole ledger and empty the journal. Raises OSError; then the journal stays."""
+        """Write the whole ledger, if it has changed, and empty the journal. Raises OSError; then the journal stays."""
         with self._lock:
-            write_atomic(self._path, self.to_bytes())
-            self._journal.truncate(0)
+            if not self._saved:
+                self._save()
 
     def close(self) -> None:
         """Save and release the files; where they cannot be saved, the journal has what is new."""
@@ -156,6 +171,42 @@ class DurableLedger(Ledger):
             except OSError as exc:
                 _LOG.error("%s cannot be saved: %s", self._path, exc)
             self._journal.close()
+
+    def _save(self) -> None:
+        write_checked(self._path, self.to_bytes())
+        self._saved = True
+        self._begin_journal()
+
+    def _begin_journal(self) -> None:
+        """Leave the first line alone in the journal: one without it has lost what it held."""
+        first = f"{_JOURNAL}\n".encode()
+        if self._begun:
+            self._journal.truncate(len(first))
+        else:
+            self._journal.truncate(0)
+            self._journal.write(first)
+            self._begun = True
+
+    def _replay(self, lines: list[str], checked: bool) -> tuple[int, bool]:
+        """Take in the lines of a journal, of which the last is empty; how many were good, and whether one was not."""
+        good = 0
+        for line in lines[:-1]:
+            name, _, checksum = line.partition("~")
+            chain, _, index = name.rpartition(".")
+            sound = checksum == _checksum(name) if checked else not checksum
+            if sound and chain and index.isascii() and index.isdecimal():
+                self._add(chain, int(index))
+                good += 1
+        return good, good != len(lines) - 1 or bool(lines and lines[-1])
+
+
+def _journal_lines(path: Path) -> list[str]:
+    """What stands between the line ends; the last is empty unless it was cut off."""
+    return read_bounded(path, _MAX_BYTES).decode(errors="replace").split("\n") if path.exists() else [""]
+
+
+def _checksum(name: str) -> str:
+    return f"{zlib.crc32(name.encode()):08x}"
 
 
 class PartitionedLedger:

@@ -9,11 +9,14 @@
 <state>/ledger/0.json, 0.json.journal  which windows have been taken, by partition
 <state>/suspects/0.trying              the frame that is being tried alone, by partition
 <state>/broker/                       the embedded broker's streams
+
+Each of them but the broker's has its checksum beside it (`runtime_edge.base.checked_files`).
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -23,12 +26,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from runtime_edge.base.checked_files import check, checksum_path, remove_checked, write_checked
 from runtime_edge.base.files import write_atomic
-from runtime_edge.errors import FormatError
+from runtime_edge.errors import FormatError, SignatureError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_server.state.ledger import PartitionedLedger
 
+_LOG = logging.getLogger(__name__)
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 
@@ -45,19 +50,38 @@ class ServerState:
         if given is not None:
             return minisign.read_secret_key(given)
         path = self.root / "signing.key"
-        if not path.exists():
+        public = path.with_suffix(".pub")
+        new = ": a new key is made, which devices that know the former one refuse"
+        if not check(path, SignatureError, new):
+            if public.exists():
+                raise SignatureError(f"{path}: is missing; put back a copy, or remove {public.name} as well{new}")
             minisign.write_key_pair(minisign.generate_key(), path)
-        return minisign.read_secret_key(path)
+            check(path)
+        key = minisign.read_secret_key(path)
+        if not public.exists() or public.read_bytes() != key.public.to_text().encode():
+            _LOG.warning("%s: missing or damaged; written again", public)
+            write_atomic(public, key.public.to_text().encode())
+        return key
 
     def bundle_path(self, number: int) -> Path:
         """Where the bundle of a generation is kept."""
         return self.root / "generations" / f"{number:05d}"
 
     def save_weights(self, number: int, tensors: Tensors) -> None:
-        """Keep the weights of a generation."""
+        """Keep the weights of a generation whose bundle is in place."""
+        checksum_path(self.bundle_path(number)).unlink(missing_ok=True)
+        check(self.bundle_path(number))
         buffer = io.BytesIO()
         torch.save({name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}, buffer)
-        write_atomic(self._weights(number), buffer.getvalue())
+        write_checked(self._weights(number), buffer.getvalue())
+
+    def load(self, number: int) -> tuple[Bundle, Tensors]:
+        """A generation's bundle and weights. Raises FormatError when either is damaged."""
+        left = f" of generation {number} (its bundle and its weights): devices then get the newest one that is left"
+        for path in (self.bundle_path(number), self._weights(number)):
+            if not check(path, fix=left):
+                raise FormatError(f"{path}: is missing; put back a copy")
+        return open_bundle(self.bundle_path(number)), self.load_weights(number)
 
     def load_weights(self, number: int) -> Tensors:
         """Raises FormatError."""
@@ -70,11 +94,23 @@ class ServerState:
     def generations(self, newest: int, also: Collection[int] = ()) -> list[tuple[Bundle, Tensors]]:
         """The last `newest` generations that are complete on disk and those of `also`, oldest first.
 
-        Raises FormatError.
+        A damaged one that is not of `also` is left out with a warning, unless there is no other. Raises FormatError.
         """
-        complete = [number for number in self._numbers() if self._weights(number).exists()]
+        complete = [number for number in self._numbers() if _is_or_was(self._weights(number))]
         wanted = [number for number in complete if number in also or number in complete[-newest:]]
-        return [(open_bundle(self.bundle_path(n)), self.load_weights(n)) for n in wanted]
+        found, errors = [], []
+        for number in wanted:
+            try:
+                found.append(self.load(number))
+            except FormatError as exc:
+                if number in also:
+                    raise
+                errors.append(exc)
+        if errors and not found:
+            raise errors[-1]
+        for error in errors:
+            _LOG.warning("%s; it is left out, as no device is to run it", error)
+        return found
 
     def prune(self, newest: int, also: Collection[int] = ()) -> list[int]:
         """Remove all generations but the last `newest` and those of `also`; returns which."""
@@ -82,7 +118,8 @@ class ServerState:
         gone = [number for number in numbers[:-newest] if number not in also]
         for number in gone:
             # The weights first: without them it no longer counts, whatever is left of it.
-            self._weights(number).unlink(missing_ok=True)
+            remove_checked(self._weights(number))
+            checksum_path(self.bundle_path(number)).unlink(missing_ok=True)
             shutil.rmtree(self.bundle_path(number), ignore_errors=True)
         return gone
 
@@ -91,8 +128,12 @@ class ServerState:
         return PartitionedLedger(self.root / "ledger", partitions)
 
     def _numbers(self) -> list[int]:
-        names = (path.name for path in (self.root / "generations").iterdir())
+        names = {path.name.removesuffix(".sha256") for path in (self.root / "generations").iterdir()}
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _weights(self, number: int) -> Path:
         return self.root / "weights" / f"{number:05d}.pt"
+
+
+def _is_or_was(path: Path) -> bool:
+    return path.exists() or checksum_path(path).exists()

@@ -11,7 +11,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.base.checked_files import read_checked, remove_checked, write_checked
+from runtime_edge.errors import FormatError
 
 _LOG = logging.getLogger(__name__)
 DELIVERIES = 3
@@ -27,9 +28,12 @@ class Suspects:
         self._crashed_on: dict[int, int] = {}
         directory.mkdir(parents=True, exist_ok=True)
         for partition in partitions:
-            if self._file(partition).exists():
-                with contextlib.suppress(ValueError):  # otherwise torn by a power cut: no frame to blame
-                    self._crashed_on[partition] = int(read_bounded(self._file(partition), _MAX_BYTES))
+            try:
+                data = read_checked(self._file(partition), _MAX_BYTES)
+                if data is not None:
+                    self._crashed_on[partition] = int(data)
+            except (FormatError, ValueError) as exc:
+                _LOG.warning("%s; no frame is blamed for the crash", exc)
 
     def crashed_on(self, partition: int, sequence: int) -> bool:
         """Whether an earlier process crashed while it completed this frame alone."""
@@ -39,18 +43,18 @@ class Suspects:
     def retrying_alone(self, partition: int, sequence: int) -> Iterator[None]:
         """Inside the block, a crash is attributed to this frame."""
         try:
-            write_atomic(self._file(partition), str(sequence).encode())
+            write_checked(self._file(partition), str(sequence).encode())
         except OSError as exc:
             _LOG.warning("%s: %s; should the server die now, nobody knows of what", self._file(partition), exc)
         try:
             yield
         finally:
-            self._file(partition).unlink(missing_ok=True)
+            remove_checked(self._file(partition))
 
     def forget(self, partition: int) -> None:
         """Forget the frame: it is a dead letter now."""
         self._crashed_on.pop(partition, None)
-        self._file(partition).unlink(missing_ok=True)
+        remove_checked(self._file(partition))
 
     def _file(self, partition: int) -> Path:
         return self._directory / f"{partition}.trying"

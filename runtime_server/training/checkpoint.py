@@ -9,6 +9,7 @@ and the places in the broker's stream of the windows it had. The windows themsel
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from runtime_edge.base.checked_files import check, checksum_path, digest_of, replacing
 from runtime_edge.base.files import fsync_directory
 from runtime_edge.errors import FormatError
 from runtime_server.training.trainer import TrainConfig, Trainer
@@ -44,7 +46,9 @@ def resumed(make: Callable[[], Trainer], checkpoints: Checkpoints) -> Trainer:
         return trainer
     except FormatError as exc:
         aside = checkpoints.path.with_name(checkpoints.path.name + ".unusable")
-        os.replace(checkpoints.path, aside)
+        checksum_path(checkpoints.path).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(checkpoints.path, aside)
         _LOG.warning("%s; training restarts from the released weights, the file is now %s", exc, aside.name)
         return make()
 
@@ -88,7 +92,8 @@ class Checkpoints:
                 torch.save(document, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, self.path)
+            with replacing(self.path, digest_of(Path(name))):
+                os.replace(name, self.path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -100,7 +105,7 @@ class Checkpoints:
 
         Raises FormatError when it is damaged, of another encoder or of another version: the trainer is then of no use.
         """
-        if not self._first.exists():
+        if not check(self._first):
             return False
         try:
             state = self._read(self._first, trainer)
@@ -117,7 +122,7 @@ class Checkpoints:
     def _own(self, trainer: Trainer) -> dict[str, Any]:
         """What a rank behind the first had for itself; nothing where it has no file, or an unusable one."""
         try:
-            return self._read(self.path, trainer) if self.path.exists() else {}
+            return self._read(self.path, trainer) if check(self.path) else {}
         except Exception as exc:  # as in `load`
             _LOG.warning("%s: cannot be read (%s); this rank's windows are read again", self.path, type(exc).__name__)
             return {}

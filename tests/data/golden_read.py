@@ -24,6 +24,7 @@ from nats.js.api import RawStreamMsg
 from toys import Tiny
 
 from runtime_edge.audio.wire_streams import AudioStreamDecoder
+from runtime_edge.base.checked_files import read_checked
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.codec import CutCodec
@@ -134,7 +135,7 @@ def _device(root: Path) -> Json:
     table = reading.read_table((state / "table.json").read_bytes(), store.trusted)
     head = reading.read_head((state / "head.json").read_bytes(), store.trusted)
     head.check_fits(bundle.manifest.info, "head.json")
-    learnt = Learnt.from_json((state / "learnt.json").read_bytes(), "learnt.json")
+    learnt = Learnt.from_json(read_checked(state / "learnt.json", 1 << 20) or b"", "learnt.json")
     learnt.check(table, "learnt.json")
     error = Prefix(bundle).self_test()
     return {

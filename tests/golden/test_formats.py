@@ -43,7 +43,7 @@ SAME_BYTES = (
     "device/numbers.json",
     "device/trusted.pub",
     "server/rollout.json",
-    "server/ledger/*",
+    "server/ledger/*.json",
     "server/suspects/*",
     "dead_letters.json",
 )

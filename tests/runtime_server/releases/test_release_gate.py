@@ -249,7 +249,7 @@ def test_a_release_whose_weights_cannot_be_kept_is_none_and_is_made_again(
 ):
     set_weights(trainer, head__weight=lambda w: w * 1.01)
     with monkeypatch.context() as patched:
-        patched.setattr("runtime_server.state.server_state.write_atomic", full_disk)
+        patched.setattr("runtime_server.state.server_state.write_checked", full_disk)
         with pytest.raises(OSError, match="No space"):
             release_gate.attempt()
     assert generations.newest.number == 1

@@ -1,6 +1,8 @@
 """Exactly once: the ledger against a plain set, and against death at any moment."""
 
+import shutil
 import threading
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -71,8 +73,9 @@ def test_nothing_noted_is_forgotten_by_a_process_that_dies(tmp_path_factory, not
 def test_a_journal_line_that_a_power_cut_tore_is_left_out(tmp_path):
     ledger = DurableLedger(tmp_path / "ledger.json")
     ledger.add("pi-1", "b0", 1)
+    ledger.add("pi-1", "b0", 2)
     with (tmp_path / "ledger.json.journal").open("ab") as journal:
-        journal.write(b"pi-1.b0.2\n\0\0\0\n.5\npi-1.b0.\npi")
+        journal.write(b"pi-1.b0.3\n\0\0\0\n.5\npi-1.b0.\npi")
     reborn = DurableLedger(tmp_path / "ledger.json")
     assert reborn.counts() == {"pi-1": 2}
     for opened in (ledger, reborn):
@@ -85,7 +88,7 @@ def test_saving_empties_the_journal_and_closing_saves(tmp_path):
     for index in range(5):
         ledger.add("pi-1", "b0", index)
     ledger.save()
-    assert path.with_name("ledger.json.journal").read_bytes() == b""
+    assert path.with_name("ledger.json.journal").read_bytes() == b"streamsplit.journal/2\n"
     ledger.add("pi-1", "b0", 5)
     ledger.close()
     assert Ledger.from_bytes(path.read_bytes()).counts() == {"pi-1": 6}
@@ -152,3 +155,67 @@ def test_a_snapshot_stays_as_it_is(tmp_path):
     assert snapshot.counts() == {"pi-1": 1, "pi-2": 1, "pi-3": 1}
     assert not snapshot.holds("pi-1", "b0", 4)
     ledger.close()
+
+
+def test_a_flipped_bit_anywhere_is_noticed_or_changes_nothing(tmp_path, caplog):
+    """In the ledger, its checksum or its journal."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    ledger = DurableLedger(whole / "0.json")
+    ledger.add_all([("pi-1", "b0", index) for index in (0, 1, 2, 7)])
+    ledger.save()
+    ledger.add_all([("pi-1", "b0", 3), ("pi-2", "b1", 12)])
+    expected, outcomes = ledger.counts(), Counter()
+    for name in sorted(path.name for path in whole.iterdir()):
+        for bit in range(8 * (whole / name).stat().st_size):
+            copy = tmp_path / f"{name}-{bit}"
+            shutil.copytree(whole, copy)
+            flip(copy / name, bit)
+            caplog.clear()
+            try:
+                found = DurableLedger(copy / "0.json")
+            except FormatError:
+                outcomes["refused"] += 1
+            else:
+                outcomes["said" if caplog.text else "nothing"] += 1
+                assert caplog.text or found.counts() == expected, (name, bit)
+                assert found.counts()["pi-1"] >= 4, "what was saved is there"
+                found.close()
+            shutil.rmtree(copy)
+    ledger.close()
+    assert set(outcomes) == {"refused", "said"}, outcomes
+
+
+def test_a_ledger_that_is_gone_is_missed_and_a_journal_is_said(tmp_path, caplog):
+    path = tmp_path / "0.json"
+    ledger = DurableLedger(path)
+    ledger.add("pi-1", "b0", 0)
+    ledger.close()
+    (tmp_path / "0.json.journal").unlink()
+    DurableLedger(path).close()
+    assert "0.json.journal: damaged" in caplog.text
+    path.unlink()
+    with pytest.raises(FormatError, match=r"0\.json: is missing"):
+        DurableLedger(path)
+
+
+def test_a_ledger_of_an_earlier_version_is_covered_from_then_on(tmp_path, caplog):
+    path = tmp_path / "0.json"
+    path.write_bytes(b'{"pi-1.b0":[[0,3]]}')
+    (tmp_path / "0.json.journal").write_bytes(b"pi-1.b0.4\n")
+    ledger = DurableLedger(path)
+    ledger.add("pi-1", "b0", 5)
+    again = DurableLedger(path)  # the first one was never closed
+    assert again.counts() == ledger.counts() == {"pi-1": 6}
+    assert not caplog.text
+    for made in (again, ledger):
+        made.close()
+    flip(path, 20)
+    with pytest.raises(FormatError, match=r"0\.json: is damaged"):
+        DurableLedger(path)
+
+
+def flip(path, bit):
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)

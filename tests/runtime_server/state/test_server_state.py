@@ -1,11 +1,13 @@
 """A server's disk: what a restart finds, and what a crash in the middle leaves."""
 
+import os
 import shutil
 import stat
 
 import numpy as np
 import pytest
 
+from runtime_edge.base.checked_files import checksum_path
 from runtime_edge.errors import FormatError, SignatureError
 from runtime_server.state.server_state import ServerState
 
@@ -47,7 +49,8 @@ def test_old_generations_are_removed_but_those_that_are_needed(kept):
     assert kept.prune(1, {1}) == [2]
     assert paths(kept) == [kept.bundle_path(1), kept.bundle_path(3)]
     assert not kept.bundle_path(2).exists()
-    assert {path.name for path in (kept.root / "weights").iterdir()} == {"00001.pt", "00003.pt"}
+    left = {path.name.removesuffix(".sha256") for path in (kept.root / "weights").iterdir()}
+    assert left == {"00001.pt", "00003.pt"}
     assert kept.prune(5) == []
 
 
@@ -63,11 +66,61 @@ def test_what_a_crash_left_half_done_is_left_out(kept, small_bundle):
     assert paths(kept) == [kept.bundle_path(number) for number in (1, 2, 3)]
 
 
-def test_weights_cut_short_are_refused_by_name(kept):
-    path = kept.root / "weights" / "00002.pt"
+def cut_short(path):
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(FormatError, match=r"00002\.pt: cannot be read"):
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [cut_short, flip, os.unlink])
+@pytest.mark.parametrize("name", ["weights/00002.pt", "generations/00002/manifest.json"])
+def test_a_damaged_generation_is_left_out_unless_devices_run_it(kept, damage, name, caplog):
+    damage(kept.root / name)
+    with pytest.raises(FormatError, match=r"00002(\.pt)?: is (damaged|missing): .* remove both files of generation 2"):
+        kept.generations(4, {2})
+    assert paths(kept) == [kept.bundle_path(1), kept.bundle_path(3)]
+    assert "it is left out, as no device is to run it" in caplog.text
+
+
+def test_a_generation_whose_directory_is_gone_is_missed(kept):
+    shutil.rmtree(kept.bundle_path(3))
+    with pytest.raises(FormatError, match="00003: is missing"):
+        kept.generations(4, {3})
+
+
+def test_without_any_sound_generation_the_state_is_refused(kept):
+    for number in (1, 2, 3):
+        flip(kept.root / "weights" / f"{number:05d}.pt")
+    with pytest.raises(FormatError, match=r"00003\.pt: is damaged"):
         kept.generations(4)
+
+
+def test_weights_without_a_checksum_are_taken_once_and_have_one_then(kept):
+    path = kept.root / "weights" / "00002.pt"
+    checksum_path(path).unlink()
+    assert len(kept.generations(4)) == 3
+    flip(path)
+    assert len(kept.generations(4)) == 2
+
+
+def test_a_key_that_is_gone_is_not_replaced_by_another_one(tmp_path):
+    state = ServerState(tmp_path / "server")
+    key = state.signing_key(None)
+    kept = (tmp_path / "server" / "signing.key").read_bytes()
+    (tmp_path / "server" / "signing.key").unlink()
+    with pytest.raises(SignatureError, match=r"signing\.key: is missing"):
+        state.signing_key(None)
+    checksum_path(tmp_path / "server" / "signing.key").unlink()
+    with pytest.raises(SignatureError, match=r"signing\.key: is missing"):
+        state.signing_key(None)
+    (tmp_path / "server" / "signing.key").write_bytes(kept)
+    (tmp_path / "server" / "signing.pub").write_text("")
+    assert state.signing_key(None).public == key.public
+    assert (tmp_path / "server" / "signing.pub").read_text() == key.public.to_text()
 
 
 def test_the_key_is_made_once_and_kept_to_the_owner(tmp_path):

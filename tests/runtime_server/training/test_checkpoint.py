@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 
+from runtime_edge.base.checked_files import checksum_path
 from runtime_edge.errors import FormatError
 from runtime_server.releases.release_gate import first_model
 from runtime_server.training.buffer import TrainingWindow
@@ -128,6 +129,7 @@ def test_a_file_that_cannot_be_resumed_is_set_aside_and_training_starts_anew(
 ):
     monkeypatch.chdir(tmp_path)
     ruin(checkpoints.path, trained)
+    checksum_path(checkpoints.path).unlink()  # an earlier version wrote none
     with pytest.raises(FormatError, match=said) as caught:
         checkpoints.load(trainer_of())
     assert str(checkpoints.path) in str(caught.value)
@@ -138,9 +140,25 @@ def test_a_file_that_cannot_be_resumed_is_set_aside_and_training_starts_anew(
     assert not trainer.to_reread
     fresh = trainer_of().model.module.state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in trainer.model.module.state_dict().items())
-    assert [path.name for path in checkpoints.path.parent.iterdir()] == ["checkpoint.pt.unusable"]
+    assert sorted(path.name for path in checkpoints.path.parent.iterdir()) == ["checkpoint.pt.unusable"]
     assert "training restarts" in caplog.text
     assert not (tmp_path / "malice").exists()
+
+
+@pytest.mark.parametrize("bit", [3, -7, 50_001, 90_002, None])
+def test_a_changed_bit_or_a_file_that_is_gone_is_noticed(checkpoints, trainer_of, bit, caplog):
+    data = bytearray(checkpoints.path.read_bytes())
+    if bit is None:
+        checkpoints.path.unlink()
+    else:
+        data[bit // 8 % len(data)] ^= 1 << bit % 8
+        checkpoints.path.write_bytes(data)
+    trainer = resumed(trainer_of, checkpoints)
+    assert trainer.steps == 0
+    assert f"checkpoint.pt: is {'missing' if bit is None else 'damaged'}" in caplog.text
+    assert "training restarts" in caplog.text
+    checkpoints.save(trainer)
+    assert checkpoints.load(trainer_of())
 
 
 def test_a_checkpoint_of_another_encoder_is_refused(checkpoints, trainer_of):
@@ -160,5 +178,5 @@ def test_a_full_disk_leaves_the_last_one(checkpoints, trained, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         checkpoints.save(trained)
     assert checkpoints.path.read_bytes() == before
-    assert list(checkpoints.path.parent.iterdir()) == [checkpoints.path]
+    assert sorted(checkpoints.path.parent.iterdir()) == [checkpoints.path, checksum_path(checkpoints.path)]
     assert checkpoints.saved == 3

@@ -1,0 +1,150 @@
+"""Files of a state directory that notice when they have changed: each has its checksum in `<file>.sha256` beside it.
+
+    write_checked(path, data)
+    data = read_checked(path, limit_bytes)      # None when it was never written
+
+The checksum is written first, that of what was there before in its second line: whenever the process dies, the file is
+one of the two. A file that is missing while its checksum is there is damaged, too. One without a checksum, as earlier
+versions wrote it, is taken as it is and has one from then on; so is one whose checksum itself is damaged. Bundles are
+covered as a whole directory, but for their assets: the manifest has the digests of those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.errors import FormatError
+
+_LOG = logging.getLogger(__name__)
+_MAX_CHECKSUM_BYTES = 1024
+_ASSETS = "shared_assets"
+_NOTHING = "nothing"
+_PART_BYTES = 1 << 20
+_Contents = TypeVar("_Contents")
+
+
+def checksum_path(path: Path) -> Path:
+    """Where the checksum of a file stands."""
+    return path.with_name(path.name + ".sha256")
+
+
+def write_checked(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file and its checksum so that the death of the process or of the power leaves both good."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, hashlib.sha256(data).hexdigest()):
+        write_atomic(path, data, mode)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, digest: str) -> Iterator[None]:
+    """Write the checksum of what replaces a file within the block; until then what is there, or nothing, is right."""
+    before = digest_of(path) if path.exists() else _NOTHING
+    write_atomic(checksum_path(path), _encode([digest, before]))
+    yield
+    if before == _NOTHING:
+        write_atomic(checksum_path(path), _encode([digest]))  # from now on it has to be there
+
+
+def read_checked(path: Path, limit_bytes: int, error: type[FormatError] = FormatError, fix: str = "") -> bytes | None:
+    """Read a whole file, None when there is none. Raises `error`, ending with `fix`, when it is not as written."""
+
+    def read() -> tuple[bytes, str]:
+        data = read_bounded(path, limit_bytes, error)
+        return data, hashlib.sha256(data).hexdigest()
+
+    return _compared(path, read, error, fix)
+
+
+def check(path: Path, error: type[FormatError] = FormatError, fix: str = "") -> bool:
+    """Compare a file or a bundle's directory with its checksum; False when there is none.
+
+    Raises `error`, ending with `fix`, when it is not as written.
+    """
+
+    def read() -> tuple[bool, str]:
+        try:
+            return True, digest_of(path)
+        except OSError as exc:
+            raise error(f"{path}: cannot be read ({exc.strerror or exc}){fix}") from exc
+
+    return _compared(path, read, error, fix) or False
+
+
+def remove_checked(path: Path) -> None:
+    """Remove a file and its checksum."""
+    checksum_path(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, or of the names and digests of all files of a bundle's directory but its assets."""
+    whole = hashlib.sha256()
+    if not path.is_dir():
+        with path.open("rb") as file:
+            while part := file.read(_PART_BYTES):
+                whole.update(part)
+        return whole.hexdigest()
+    for file_path in sorted(path.rglob("*")):
+        name = file_path.relative_to(path).as_posix()
+        if file_path.is_file() and not name.startswith(f"{_ASSETS}/"):
+            whole.update(f"{digest_of(file_path)}  {name}\n".encode())
+    return whole.hexdigest()
+
+
+def _compared(
+    path: Path, read: Callable[[], tuple[_Contents, str]], error: type[FormatError], fix: str
+) -> _Contents | None:
+    """The contents. Looked at twice: another process may just be writing."""
+    for _ in range(2):
+        # The file before its checksum, as that is written first.
+        contents, digest = read() if path.exists() else (None, _NOTHING)
+        known = _decode(checksum_path(path))
+        if known is None:
+            if digest != _NOTHING:
+                _adopt(path, digest)
+            return contents
+        if digest in known:
+            return contents
+    what = "is missing" if digest == _NOTHING else "is damaged"
+    beside = checksum_path(path).name
+    raise error(f"{path}: {what}: {beside} was written for another one; put back a copy, or remove both files{fix}")
+
+
+def _encode(digests: list[str]) -> bytes:
+    return "".join(f"{digest} {zlib.crc32(digest.encode()):08x}\n" for digest in digests).encode()
+
+
+def _decode(path: Path) -> list[str] | None:
+    """The digests in a file; None when it is missing, or damaged, which is said."""
+    try:
+        data = read_bounded(path, _MAX_CHECKSUM_BYTES) if path.exists() else None
+    except FormatError:
+        data = b""
+    if data is None:
+        return None
+    digests = [line.partition(" ")[0] for line in data.decode(errors="replace").splitlines()]
+    if digests and data == _encode(digests):
+        return digests
+    _LOG.warning("%s: damaged; the file it belongs to is taken as it is", path)
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return None
+
+
+def _adopt(path: Path, digest: str) -> None:
+    """Give a file the checksum it lacks, unless another process has just done so; a disk that refuses is no trouble."""
+    own = path.with_name(f".{checksum_path(path).name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        write_atomic(own, _encode([digest]))
+        try:
+            os.link(own, checksum_path(path))
+        finally:
+            own.unlink()
