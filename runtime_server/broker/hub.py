@@ -20,7 +20,6 @@ import msgspec
 import nats
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy, RePublish, StorageType, StreamConfig
 from nats.js.client import JetStreamContext
@@ -38,6 +37,7 @@ from runtime_edge.formats.records.release import Release, ReleasedBundle
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.strict import decode
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
+from runtime_server.broker.guarded_client import GuardedClient
 
 _STREAM_BYTES = 4 << 30
 _STREAM_AGE_S = 7 * 24 * 3600
@@ -82,7 +82,7 @@ class Hub:
     def __init__(self, broker: str | Address, name: str = "ssc") -> None:
         address = Address(broker) if isinstance(broker, str) else broker
         self.url, self._credentials, self._name = address.url, address.credentials, name
-        self.client = Client()
+        self.client = GuardedClient()
 
     async def __aenter__(self) -> Hub:
         await self.connect()
