@@ -18,6 +18,7 @@ from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.errors import FormatError, LinkError, SscError, UsageError
 from runtime_edge.formats import subjects
+from runtime_edge.formats.records.report import decode_report
 from runtime_edge.formats.strict import decode
 from runtime_server.broker.hub import MAX_MESSAGE_BYTES, Hub, released_bundle
 from runtime_server.releases.bundle_publisher import prune, publish_patches
@@ -60,6 +61,7 @@ class RolloutService:
         self._news: asyncio.Queue[tuple[Generation, ReleaseOutcome]] = asyncio.Queue()
         self._publishing = asyncio.Lock()
         self._told: tuple[object, ...] | None = None
+        self._unreadable = 0
 
     async def start(self, unreleased: int | None) -> None:
         """Tell the devices what is wanted, with a generation that was compiled and never released. Raises LinkError."""
@@ -166,8 +168,9 @@ class RolloutService:
 
     async def _on_report(self, message: Msg) -> None:
         try:
-            report = decode(message.data, dict[str, Any], message.subject, MAX_MESSAGE_BYTES)
+            report = decode_report(message.data, message.subject)
         except FormatError:
+            self._unreadable += 1
             return
         self._rollout.observe(message.subject.rsplit(".", 1)[-1], report)
         await self._decide()
@@ -212,10 +215,10 @@ class RolloutService:
         return self.status()
 
     def status(self) -> dict[str, Any]:
-        """Releases, newest first, and why the next one is on hold."""
+        """Releases, newest first, why the next one is on hold, and how many reports of devices could not be read."""
         kept = {generation.number for generation in self._generations.kept()}
         rows = [{**row, "retired": row["generation"] not in kept} for row in self._rollout.listing()]
-        return {"releases": rows, "held": self._rollout.held}
+        return {"releases": rows, "held": self._rollout.held, "unreadable_reports": self._unreadable}
 
 
 async def request(hub: Hub, action: RolloutAction, generation: int | None = None) -> dict[str, Any]:
