@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 import logging
 import os
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +24,7 @@ from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.sinks import EventSink, Sink
 from runtime_edge.errors import SscError
+from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials
 from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.wire import Reply
@@ -56,7 +56,7 @@ class Device:
     def __init__(self, config: DeviceConfig, sinks: Sequence[Sink], notifier: Notifier | None = None) -> None:
         self.config = config
         self._notifier = notifier or Notifier({})
-        self.boot = secrets.token_hex(4)
+        self.boot = subjects.new_boot()
         self.accounting = Accounting()
         self._sinks = list(sinks)
         self._since = time.time()
