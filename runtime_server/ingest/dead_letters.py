@@ -22,6 +22,8 @@ from runtime_server.broker.hub import DEAD, Hub, raises_link_error
 
 UNKNOWN = "_unknown"
 """Stands in for the name of an unknown device; no device can have this name."""
+PER_S = 0.1
+"""Letters of one device for long, and as many at once as are kept of it: 100."""
 _KEPT_BYTES = 256 << 10
 """Of a frame: enough to see what it was."""
 _REASON, _SUBJECT, _SEQUENCE, _IDENTITY, _SIZE = (
