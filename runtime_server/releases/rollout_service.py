@@ -62,6 +62,9 @@ class RolloutService:
         self._publishing = asyncio.Lock()
         self._told: tuple[object, ...] | None = None
         self._unreadable = 0
+        self._heard: set[str] = set()
+        self._waiting: dict[str, bytes] = {}
+        """The latest report of each device that has been heard already since the last tick."""
 
     async def start(self, unreleased: int | None) -> None:
         """Tell the devices what is wanted, with a generation that was compiled and never released. Raises LinkError."""
@@ -167,17 +170,31 @@ class RolloutService:
         _LOG.info("generations %s are completed; %s removed from the disk, %d bytes", sorted(numbers), gone, freed)
 
     async def _on_report(self, message: Msg) -> None:
+        """At once, unless the device has reported since the last tick: then its latest report waits for the next."""
+        device = message.subject.rsplit(".", 1)[-1]
+        if device in self._heard:
+            self._waiting[device] = message.data
+            return
+        self._heard.add(device)
+        self._observe(device, message.data)
+        await self._decide()
+
+    def _observe(self, device: str, data: bytes) -> None:
         try:
-            report = decode_report(message.data, message.subject)
+            if not subjects.is_device(device):
+                raise FormatError("no device has this name")
+            report = decode_report(data, device)
         except FormatError:
             self._unreadable += 1
             return
-        self._rollout.observe(message.subject.rsplit(".", 1)[-1], report)
-        await self._decide()
+        self._rollout.observe(device, report)
 
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
+            waiting, self._waiting, self._heard = self._waiting, {}, set()
+            for device, data in waiting.items():
+                self._observe(device, data)
             await self._decide()
 
     async def _decide(self) -> None:
