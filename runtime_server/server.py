@@ -268,7 +268,7 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """The server's status now."""
-        history = list(self.trainer.history)[-_STATUS_STEPS:] if self.trainer else []
+        history = self.trainer.history[-_STATUS_STEPS:] if self.trainer else []
         return {
             "encoder": self.encoder.id,
             "generation": self.rollout.base,

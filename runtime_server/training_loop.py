@@ -108,7 +108,7 @@ class TrainingLoop:
 
     def measure(self) -> TrainingStatus:
         """The state of training now."""
-        history, outcomes = list(self._trainer.history), list(self._release_gate.outcomes)
+        history, outcomes = self._trainer.history, self._release_gate.outcomes
         return TrainingStatus(
             steps=self._trainer.steps,
             saved_steps=self._checkpoints.saved or 0,

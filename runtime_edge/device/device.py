@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -27,6 +26,7 @@ from runtime_edge.device.reporter import Reporter
 from runtime_edge.device.runner import WindowRunner
 from runtime_edge.device.sinks import EventSink, Sink
 from runtime_edge.errors import SscError
+from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials
 from runtime_edge.formats.manifest import Manifest
 from runtime_edge.service.heartbeat import Heartbeat
@@ -150,7 +150,7 @@ class Device:
 
     async def _start(self, closing: AsyncExitStack, troubles: LastTroubles) -> _Parts:
         """Start the parts one after the other; `closing` ends them in the opposite order."""
-        config, boot, since, counts = self._config, secrets.token_hex(4), time.time(), LoopCounts()
+        config, boot, since, counts = self._config, subjects.new_boot(), time.time(), LoopCounts()
         closing.callback(self._close_sinks)
         worker = closing.enter_context(Worker())
         connection = await closing.enter_async_context(self._connect(config))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import secrets
 import zlib
 
 from runtime_edge.errors import UsageError
@@ -30,6 +32,7 @@ STREAM_HEADER = "Nats-Expected-Stream"
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _REPLY = re.compile(r"[A-Za-z0-9]{1,64}\.[0-9]{1,20}")
 _BOOT = re.compile(r"[a-z0-9-]{1,32}")
+_BOOT_BYTES = 10
 
 
 def is_device(text: str) -> bool:
@@ -40,6 +43,15 @@ def is_device(text: str) -> bool:
 def is_boot(text: str) -> bool:
     """Whether this can be the token of one run of a device."""
     return _BOOT.fullmatch(text) is not None
+
+
+def new_boot() -> str:
+    """A token for one run of a device: 80 random bits, 16 characters.
+
+    Another device that guessed it could send frames under this one's message ids, and the broker, which drops
+    repetitions whoever sends them, would drop this one's own.
+    """
+    return base64.b32encode(secrets.token_bytes(_BOOT_BYTES)).decode().lower()
 
 
 def check_device(device: str) -> str:

@@ -150,7 +150,7 @@ class FrameStore:
             return
         try:
             gone = [name for name in self._claimed - self._unspooled.keys() if not self.spool.holds(name)]
-            depth, own = self.spool.depth(), self.spool.count(self._own)
+            depth, own = self.spool.depth(), self.spool.count(self.own)
         except SpoolError as exc:
             _LOG.warning("%s", exc)
             return

@@ -224,8 +224,16 @@ def _reread(broker: Path) -> bool:
 
 
 def _written_since(log: Path, start: int) -> str:
-    with log.open("rb") as file:
-        file.seek(start)
+    """What a log says behind its first `start` bytes, though it may have been begun anew meanwhile."""
+    former = max(log.parent.glob(f"{log.name}.*"), default=None)
+    begun_anew = former is not None and log.stat().st_size < start
+    parts = [(former, start), (log, 0)] if former is not None and begun_anew else [(log, start)]
+    return "".join(_read_from(path, place) for path, place in parts)
+
+
+def _read_from(path: Path, place: int) -> str:
+    with path.open("rb") as file:
+        file.seek(place)
         return file.read(_MAX_BYTES).decode(errors="replace")
 
 

@@ -33,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 10_000
+LOG_BYTES, _FORMER_LOGS = 16 << 20, 2
+"""Of the log before it is begun anew, and how many former ones stay: each connection that is refused is a line."""
 _MAX_SUBSCRIPTIONS = 256
 """Of one connection: a device needs about ten."""
 FULL_BYTES = 2 * MAX_FRAME_BYTES
@@ -151,6 +153,7 @@ class Broker:
         access: Access | None = None,
         tls: BrokerTls | None = None,
         cluster: ClusterConfig | None = None,
+        log_bytes: int = LOG_BYTES,
     ) -> None:
         """Without `access` anyone may do anything; without `tls` nothing is encrypted.
 
@@ -159,7 +162,7 @@ class Broker:
         self.state, self.host, self.port, self.mqtt_port = state, host, port, mqtt_port
         self._access, self._tls, self._cluster = access, tls, cluster
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = state / "broker.log"
+        self._log, self._log_bytes = state / "broker.log", log_bytes
         self._announcing: asyncio.Task[None] | None = None
         self._stuck, self._restarted = False, -_RESTART_PAUSE_S
 
@@ -276,6 +279,9 @@ class Broker:
     def _config(self) -> str:
         parts = [
             f'listen: "{self.host}:{self.port}"',
+            f'log_file: "{self._log}"',
+            f"logfile_size_limit: {self._log_bytes}",
+            f"logfile_max_num: {_FORMER_LOGS + 1}",
             f"max_payload: {MAX_FRAME_BYTES}",
             f"max_connections: {_MAX_CONNECTIONS}",
             f"max_subscriptions: {_MAX_SUBSCRIPTIONS}",

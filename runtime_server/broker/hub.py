@@ -13,6 +13,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -20,7 +21,6 @@ import msgspec
 import nats
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy, RePublish, StorageType, StreamConfig
 from nats.js.client import JetStreamContext
@@ -35,9 +35,11 @@ from runtime_edge.formats.records import release as releases
 from runtime_edge.formats.records.head import Head
 from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES
 from runtime_edge.formats.records.release import Release, ReleasedBundle
+from runtime_edge.formats.records.report import MAX_REPORT_BYTES, decode_report
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.strict import decode
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
+from runtime_server.broker.guarded_client import GuardedClient
 from runtime_server.broker.signed_records import SignedRecordWriter
 
 _STREAM_BYTES = 4 << 30
@@ -46,7 +48,6 @@ _DUPLICATES_S = 600
 _DEAD_LETTERS, _DEAD_OF_ONE, _DEAD_AGE_S = 1000, 100, 30 * 24 * 3600
 """Each letter is small; a bound in bytes would be room that the broker holds free."""
 _PRESENCE_TTL_S = 60
-_PRESENCE_BYTES = 64 << 10
 _FLUSH_S = 2.0
 _AGAIN_S = 0.5
 _PING_S = 5
@@ -77,6 +78,16 @@ def raises_link_error(request: _Request[_Arguments, _Result]) -> _Request[_Argum
     return wrapped
 
 
+@dataclass
+class LastReports:
+    """What devices have said of themselves."""
+
+    read: dict[str, tuple[dict[str, Any], float]] = field(default_factory=dict)
+    """By device, with how many seconds ago the broker stored it."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """By device why its report cannot be read."""
+
+
 class Hub:
     """A connection that may write what devices read. Every request raises LinkError when the broker refuses it."""
 
@@ -84,7 +95,7 @@ class Hub:
         address = Address(broker) if isinstance(broker, str) else broker
         self._records = records or SignedRecordWriter()
         self.url, self._credentials, self._name = address.url, address.credentials, name
-        self.client = Client()
+        self.client = GuardedClient()
 
     async def __aenter__(self) -> Hub:
         await self.connect()
@@ -220,28 +231,36 @@ class Hub:
         bucket = await self.stream.key_value(subjects.LEARNT)
         found: dict[str, bytes] = {}
         with contextlib.suppress(nats.js.errors.NoKeysError):
-            for device in await bucket.keys():
+            for device in filter(subjects.is_device, await bucket.keys()):
                 with contextlib.suppress(nats.js.errors.KeyNotFoundError):
                     found[device] = (await bucket.get(device)).value or b""
         return found
 
-    async def presence(self) -> dict[str, dict[str, object]]:
+    async def presence(self) -> dict[str, dict[str, Any]]:
         """The last report of every device that is there. Raises LinkError."""
-        return {device: report for device, (report, _) in (await self.last_reports()).items()}
+        return {device: report for device, (report, _) in (await self.last_reports()).read.items()}
 
     @raises_link_error
-    async def last_reports(self) -> dict[str, tuple[dict[str, object], float]]:
-        """The last report of every device that is there, and how many seconds ago the broker stored it."""
+    async def last_reports(self) -> LastReports:
+        """The last report of every device that is there."""
         bucket, stream = await self.stream.key_value(subjects.PRESENCE), subjects.bucket_stream(subjects.PRESENCE)
-        found: dict[str, tuple[dict[str, object], float]] = {}
+        found = LastReports()
         with contextlib.suppress(nats.js.errors.NoKeysError):
             for device in await bucket.keys():
                 subject = subjects.bucket_subject(subjects.PRESENCE, device)
-                with contextlib.suppress(nats.js.errors.NotFoundError, FormatError):
+                if not subjects.is_device(device):
+                    found.unreadable[device] = f"{subject}: no device has this name"
+                    continue
+                try:
                     stored = await self.stream.get_last_msg(stream, subject, direct=True)
-                    report = decode(stored.data or b"{}", dict[str, object], subject, MAX_MESSAGE_BYTES)
-                    age_s = (datetime.now(timezone.utc) - stored.time).total_seconds() if stored.time else 0.0
-                    found[device] = (report, max(age_s, 0.0))
+                    report = decode_report(stored.data or b"{}", subject)
+                except nats.js.errors.NotFoundError:
+                    continue
+                except FormatError as exc:
+                    found.unreadable[device] = str(exc)
+                    continue
+                age_s = (datetime.now(timezone.utc) - stored.time).total_seconds() if stored.time else 0.0
+                found.read[device] = (report, max(age_s, 0.0))
         return found
 
     async def server_status(self) -> dict[str, object]:
@@ -286,7 +305,7 @@ class Hub:
                 subjects.PRESENCE,
                 max_age=_PRESENCE_TTL_S,
                 duplicate_window=_PRESENCE_TTL_S,
-                max_msg_size=_PRESENCE_BYTES,
+                max_msg_size=MAX_REPORT_BYTES,
                 allow_rollup_hdrs=False,
             ),
             _bucket(subjects.LEARNT, max_msg_size=MAX_LEARNT_BYTES, allow_rollup_hdrs=False),

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from runtime_edge.base.files import write_atomic
+from runtime_edge.base.text import printable
 from runtime_edge.errors import FrameError
 from runtime_edge.formats.credentials import Address
 from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame
@@ -43,10 +44,7 @@ def list_(limit: int, broker: Address, as_json: bool) -> None:
     if as_json:
         print_json([_record(letter) for letter in found])
         return
-    rows = [
-        [str(letter.number), _time(letter), letter.device, size(letter.size), letter.reason.replace("[", "(")]
-        for letter in found
-    ]
+    rows = [[str(letter.number), _time(letter), letter.device, size(letter.size), letter.reason] for letter in found]
     print_table(f"{len(rows)} dead letters", ["number", "time", "device", "size", "reason"], rows)
 
 
@@ -68,7 +66,7 @@ def show(number: int, out: Path | None, broker: Address, as_json: bool) -> None:
         print_json(record)
         return
     for name, value in record.items():
-        click.echo(f"{name.replace('_', ' '):12} {value}")
+        click.echo(f"{name.replace('_', ' '):12} {printable(str(value))}")
 
 
 @dead.command()

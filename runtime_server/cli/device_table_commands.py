@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from runtime_edge.base.files import read_bounded
+from runtime_edge.base.text import printable
 from runtime_edge.errors import TableError, UsageError
 from runtime_edge.formats.credentials import Address
 from runtime_edge.formats.records.envelope import open_record
@@ -64,20 +65,39 @@ def merge_command(
     Example: ssc splitter merge table.json --broker nats://gateway:4222 -o next.json
     """
     read = read_table(table)
+    left_out: dict[str, str] = {}
     if learnt:
         records = [Learnt.from_json(read_bounded(path, MAX_LEARNT_BYTES, TableError), str(path)) for path in learnt]
     else:
         found = ask(broker, "splitter", lambda hub: hub.learnt())
-        records = [Learnt.from_json(data, f"learnt values of {device}") for device, data in sorted(found.items())]
-        records = [record for record in records if record.table == read.digest]
+        records, left_out = readable(found, read)
     merged = merge(read, records)
     merged = msgspec.structs.replace(merged, metrics=evaluate(merged, default_held_out(seed)).metrics())
     write_table(out.parent, out.name, merged.to_json(), read_key(key))
     changed = sum(before != after for before, after in zip(read.policy, merged.policy, strict=True))
     if as_json:
-        print_json({"devices": len(records), "changed_rows": changed, "metrics": merged.metrics})
+        print_json({"devices": len(records), "changed_rows": changed, "metrics": merged.metrics, "left_out": left_out})
     else:
+        for why in left_out.values():
+            click.echo(f"left out: {printable(why)}")
         click.echo(f"{out}: {len(records)} devices, another choice in {changed} of {len(merged.policy)} states")
+
+
+def readable(found: dict[str, bytes], table: SplitterTable) -> tuple[list[Learnt], dict[str, str]]:
+    """What devices have learnt on this table, and by device why a record is left out: one ends nobody's merge."""
+    records, left_out = [], {}
+    for device, data in sorted(found.items()):
+        source = f"learnt values of {device}"
+        try:
+            record = Learnt.from_json(data, source)
+            if record.device != device:
+                raise TableError(f"{source}: device: says that it is another one")
+            if record.table == table.digest:
+                record.check(table, source)
+                records.append(record)
+        except TableError as exc:
+            left_out[device] = str(exc)
+    return records, left_out
 
 
 @click.command()
@@ -176,7 +196,10 @@ def _state_of(broker: Address, device: str) -> tuple[dict[str, float], SplitterT
     state = report.get("state")
     if not isinstance(state, dict) or not state:
         raise UsageError(f"--device {device}: it has not decided on a window yet")
-    target = str(report["target"])
+    target = report.get("target")
+    values = {str(name): float(value) for name, value in state.items() if isinstance(value, (int, float))}
+    if not isinstance(target, str) or len(values) < len(state):
+        raise UsageError(f"--device {device}: its report has a target or a state that cannot be read")
 
     async def given(hub: Hub) -> bytes | None:
         return await hub.table(target, device) or await hub.table(target)
@@ -186,4 +209,4 @@ def _state_of(broker: Address, device: str) -> tuple[dict[str, float], SplitterT
         raise UsageError(f"--device {device}: the broker holds no table for it; name its table file")
     source = f"table of {device}"
     given_table = SplitterTable.from_json(open_record(record, "table", None, None, source).body, source)
-    return {str(name): float(value) for name, value in state.items()}, given_table
+    return values, given_table

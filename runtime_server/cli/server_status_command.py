@@ -6,14 +6,16 @@ from typing import Any
 
 import click
 
+from runtime_edge.base.text import printable
 from runtime_edge.errors import LinkError
 from runtime_edge.formats.credentials import Address
-from runtime_server.broker.hub import Hub
+from runtime_server.broker.hub import Hub, LastReports
 from runtime_server.cli.ask import ask
 from streamsplit_compile.cli.options import broker_option, json_option
 from streamsplit_compile.cli.printing import print_json, print_table, size
 
 _SHOWN_RELEASES = 3
+_SHOWN_UNREADABLE = 5
 
 
 @click.command()
@@ -28,8 +30,8 @@ def status(broker: Address, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    for line in server_lines(found["server"]):
-        click.echo(line)
+    for line in [*server_lines(found["server"]), *unreadable_lines(found["unreadable"])]:
+        click.echo(printable(line))
     windows = found["server"]["windows"]
     rows = [device_row(name, report, windows.get(name, 0)) for name, report in sorted(found["devices"].items())]
     columns = ["device", "target", "generation", "cut", "captured", "arrived", "spooled", "sent", "seen"]
@@ -42,9 +44,16 @@ async def _status(hub: Hub) -> dict[str, Any]:
         reports = await hub.last_reports()
     except LinkError as exc:  # the server may know why
         server["troubles"] = [*server.get("troubles", []), str(exc)]
-        reports = {}
-    devices = {name: {**report, "seen_s": round(age_s, 1)} for name, (report, age_s) in reports.items()}
-    return {"server": server, "devices": devices}
+        reports = LastReports()
+    devices = {name: {**report, "seen_s": round(age_s, 1)} for name, (report, age_s) in reports.read.items()}
+    return {"server": server, "devices": devices, "unreadable": reports.unreadable}
+
+
+def unreadable_lines(unreadable: dict[str, str]) -> list[str]:
+    """Whose reports cannot be read, the first few with the reason."""
+    lines = [f"no report: {why}" for _, why in sorted(unreadable.items())[:_SHOWN_UNREADABLE]]
+    more = len(unreadable) - len(lines)
+    return [*lines, f"no report: {more} more that cannot be read"] if more else lines
 
 
 def server_lines(own: dict[str, Any]) -> list[str]:
@@ -63,6 +72,8 @@ def server_lines(own: dict[str, Any]) -> list[str]:
             "does not answer" if rank.get("missing") else f"{rank['windows']} windows, up {_duration(rank['uptime_s'])}"
         )
         lines.append(f"rank {rank['rank']}: {well}")
+    if unreadable := own["rollout"].get("unreadable_reports"):
+        lines.append(f"{unreadable} reports of devices could not be read")
     for entry in own["rollout"]["releases"][:_SHOWN_RELEASES]:
         proven = f"{entry['devices']} devices, {entry['devices_proven']} of them proven"
         lines.append(f"release {entry['generation']}: {entry['status']}, {proven}")
@@ -88,8 +99,7 @@ def device_row(name: str, report: dict[str, Any], arrived: int) -> list[str]:
 
 
 def _text(value: object) -> str:
-    """At most 32 characters that neither the terminal nor the table acts on."""
-    return "".join(char for char in str("-" if value is None else value)[:32] if char.isprintable() and char != "[")
+    return printable(str("-" if value is None else value), 32)
 
 
 def _duration(seconds: float) -> str:

@@ -15,14 +15,19 @@ from runtime_edge.formats.wire import WIRE_ENCODINGS
 from runtime_server.ingest.arrival import Arrival
 from runtime_server.suffix.generations import Generation
 
-_MAX_STREAMS = 4096
+MAX_STREAMS = 2
+"""Of one device: its own, and that of an earlier boot."""
+_MAX_DEVICES = 4096
+
+_Decoders = OrderedDict[tuple[str, str], AudioStreamDecoder]
+"""By boot and encoding."""
 
 
 class AudioStreams:
-    """Used by one thread. The stream of a device that has been silent for longest is forgotten first."""
+    """Used by one thread. A device has `MAX_STREAMS` streams; the one it continued longest ago is forgotten first."""
 
     def __init__(self) -> None:
-        self._decoders: OrderedDict[tuple[str, str, str], AudioStreamDecoder] = OrderedDict()
+        self._devices: OrderedDict[str, _Decoders] = OrderedDict()
 
     def activation(self, generation: Generation, arrival: Arrival) -> npt.NDArray[np.float32]:
         """What a frame holds, (rows, ...), be it of a stream or complete in itself. Raises FrameError."""
@@ -32,14 +37,18 @@ class AudioStreams:
             return generation.decode(header, arrival.payload)
         if header.cut != 0:
             raise FrameError(f"frame of window {header.window}: cut {header.cut} as audio; only the waveform can be")
-        key = arrival.device, arrival.boot, encoding
+        own = self._devices.pop(arrival.device, None) or OrderedDict()
+        self._devices[arrival.device] = own
+        if len(self._devices) > _MAX_DEVICES:
+            self._devices.popitem(last=False)
+        key = arrival.boot, encoding
         try:
-            decoder = self._decoders.pop(key, None) or _decoder(encoding, generation.bundle.manifest.info.front_end)
+            decoder = own.pop(key, None) or _decoder(encoding, generation.bundle.manifest.info.front_end)
         except (UsageError, MissingExtra) as exc:
             raise FrameError(f"frame of window {header.window}: {exc}") from None
-        self._decoders[key] = decoder
-        if len(self._decoders) > _MAX_STREAMS:
-            self._decoders.popitem(last=False)
+        own[key] = decoder
+        if len(own) > MAX_STREAMS:
+            own.popitem(last=False)
         return decoder.decode(arrival.payload, header.window)
 
 

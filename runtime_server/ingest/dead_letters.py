@@ -15,15 +15,17 @@ from nats.aio.msg import Msg
 from nats.js.api import RawStreamMsg
 from nats.js.client import JetStreamContext
 
+from runtime_edge.base.text import printable
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import subjects
 from runtime_server.broker.hub import DEAD, Hub, raises_link_error
 
 UNKNOWN = "_unknown"
 """Stands in for the name of an unknown device; no device can have this name."""
+PER_S = 0.1
+"""Letters of one device for long, and as many at once as are kept of it: 100."""
 _KEPT_BYTES = 256 << 10
 """Of a frame: enough to see what it was."""
-_MAX_TEXT = 500
 _REASON, _SUBJECT, _SEQUENCE, _IDENTITY, _SIZE = (
     "Ssc-Reason", "Ssc-Subject", "Ssc-Sequence", "Ssc-Message-Id", "Ssc-Bytes",
 )  # fmt: skip
@@ -127,5 +129,4 @@ def _subject(device: str) -> str:
 
 
 def _text(value: str) -> str:
-    """What can stand in a header and on a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in value[:_MAX_TEXT]) or "-"
+    return printable(value) or "-"

@@ -89,6 +89,7 @@ class Ingest:
         self.ledger = ledger
         self._hub, self._generations, self._trainer = hub, generations, trainer
         self._rate, self._suspects = rate or RateLimit(), suspects
+        self._letters = RateLimit(dead_letters.PER_S)
         self._completer, self._mixtures = Completer(generations), Mixtures()
         self._backlog, self._held, self._again_s = Backlog(), HeldMessages(ack_wait_s), again_s
         self._decoding, self._torch = ThreadPoolExecutor(1, "decode"), ThreadPoolExecutor(1, "complete")
@@ -272,9 +273,12 @@ class Ingest:
         await self._answer(arrival, _reply(arrival, self._generations.newest.number, "refused"))
 
     async def _to_dead_letters(self, message: Msg, device: str, why: str) -> None:
-        """Make a frame that can never be completed a dead letter; the broker does not redeliver it."""
+        """Make a frame that can never be completed a dead letter; the broker does not redeliver it.
+
+        Of a device that has many of them most are only counted: each keeps the others of the partition waiting.
+        """
         try:
-            if why:
+            if why and self._letters.allow(device):
                 _LOG.warning("%s: %s; see `ssc server dead list`", message.subject, why)
                 await dead_letters.store(self._hub.stream, message, device, why)
                 self.counters["dead"] += 1

@@ -247,7 +247,9 @@ class _Completer:
         self._codecs = {number: FrameCodecs(bundle.manifest.info.cuts) for number, bundle in bundles.items()}
 
     def complete(self, header: FrameHeader, payload: bytes) -> tuple[npt.NDArray[np.float32], int] | None:
-        """The embedding (d,) and the generation it is of; None for a frame that no bundle here can read."""
+        """The embedding (d,) and the generation it is of; None for a frame that no bundle here can read, or whose
+        embedding is not finite.
+        """
         own = self._bundles.get(header.generation)
         if own is None:
             return None
@@ -261,7 +263,8 @@ class _Completer:
             self._prefixes[number] = Prefix(bundle, _variant(bundle))
         prefix = self._prefixes[number]
         prefix.resume(header.cut, activation)
-        return prefix.advance(prefix.last_cut)[0].copy(), number
+        embedding = prefix.advance(prefix.last_cut)[0].copy()
+        return (embedding, number) if np.isfinite(embedding).all() else None
 
 
 def _same_until(own: Bundle, newest: Bundle, cut: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.base.heap import give_memory_back
+from runtime_edge.base.recent import Recent
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle
 from runtime_server.labels.linear_probe import LinearProbe, ProbeScore
@@ -105,7 +106,7 @@ class ReleaseGate:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
-        self.outcomes: deque[ReleaseOutcome] = deque(maxlen=_KEPT_OUTCOMES)
+        self._outcomes: Recent[ReleaseOutcome] = Recent(_KEPT_OUTCOMES)
         self.counts: Counter[str] = Counter()
         """Attempts since the start, by "released" or the reason against it."""
         self._rollout, self._ranks, self._probe = rollout, ranks or Ranks(), probe
@@ -114,6 +115,11 @@ class ReleaseGate:
         self._state, self._windows, self._key = state, windows, key
         self._clock = clock
         self._last_step, self._last_time = trainer.steps, clock()
+
+    @property
+    def outcomes(self) -> list[ReleaseOutcome]:
+        """The last attempts, the oldest first."""
+        return self._outcomes.all()
 
     @property
     def due(self) -> bool:
@@ -217,7 +223,7 @@ class ReleaseGate:
             after=after,
             seconds=self._clock() - started,
         )
-        self.outcomes.append(outcome)
+        self._outcomes.append(outcome)
         self.counts["released" if outcome.released else reason] += 1
         _LOG.info("%s", outcome)
 

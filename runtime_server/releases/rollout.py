@@ -23,6 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from runtime_edge.base.checked_files import read_checked, write_checked
+from runtime_edge.base.text import printable
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import strict
 from runtime_edge.formats.records.release import canary_place
@@ -206,7 +207,7 @@ class Rollout:
             reason = _failure(report, trial.manifest)
             failures = {name: why for name, why in trial.failures.items() if name != device}
             if reason:
-                failures[device] = reason[:500]
+                failures[device] = reason
             if failures != trial.failures:
                 self._change(trial.generation, failures=failures)
 
@@ -226,9 +227,11 @@ class Rollout:
             there = self.present()
             canaries = [name for name in there if canary_place(name, trial.generation) < trial.share]
             enough = max(1, math.ceil(self.config.failure_share * len(canaries)))
-            if len(trial.failures) >= enough:
-                device, why = next(iter(trial.failures.items()))
-                others = f" and {len(trial.failures) - 1} more" if len(trial.failures) > 1 else ""
+            # Nobody else was told to run it, whatever they say.
+            failed = [name for name in trial.failures if canary_place(name, trial.generation) < trial.share]
+            if len(failed) >= enough:
+                device, why = failed[0], trial.failures[failed[0]]
+                others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
                 self.roll_back(None, f"{device}{others}: {why}")
                 return f"generation {trial.generation} rolled back: {device}{others}: {why}"
             healthy = sum(self._devices[name].proven and self._runs(name, trial) for name in canaries)
@@ -373,5 +376,5 @@ def _failure(report: Mapping[str, Any], manifest: str) -> str:
     failures = report.get("update_failures")
     for failure in failures if isinstance(failures, list) else []:
         if isinstance(failure, dict) and failure.get("manifest") == manifest:
-            return f"{failure.get('event')}: {failure.get('reason')}"
+            return printable(f"{failure.get('event')}: {failure.get('reason')}")
     return ""

@@ -18,6 +18,7 @@ from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.errors import FormatError, LinkError, SscError, UsageError
 from runtime_edge.formats import minisign, subjects
+from runtime_edge.formats.records.report import decode_report
 from runtime_edge.formats.strict import decode
 from runtime_server.broker.hub import MAX_MESSAGE_BYTES, Hub, released_bundle
 from runtime_server.releases.bundle_publisher import prune, publish_patches
@@ -61,6 +62,10 @@ class RolloutService:
         self._news: asyncio.Queue[tuple[Generation, ReleaseOutcome]] = asyncio.Queue()
         self._publishing = asyncio.Lock()
         self._told: tuple[object, ...] | None = None
+        self._unreadable = 0
+        self._heard: set[str] = set()
+        self._waiting: dict[str, bytes] = {}
+        """The latest report of each device that has been heard already since the last tick."""
 
     async def start(self, unreleased: int | None) -> None:
         """Tell the devices what is wanted, with a generation that was compiled and never released. Raises LinkError."""
@@ -167,16 +172,31 @@ class RolloutService:
         _LOG.info("generations %s are completed; %s removed from the disk, %d bytes", sorted(numbers), gone, freed)
 
     async def _on_report(self, message: Msg) -> None:
-        try:
-            report = decode(message.data, dict[str, Any], message.subject, MAX_MESSAGE_BYTES)
-        except FormatError:
+        """At once, unless the device has reported since the last tick: then its latest report waits for the next."""
+        device = message.subject.rsplit(".", 1)[-1]
+        if device in self._heard:
+            self._waiting[device] = message.data
             return
-        self._rollout.observe(message.subject.rsplit(".", 1)[-1], report)
+        self._heard.add(device)
+        self._observe(device, message.data)
         await self._decide()
+
+    def _observe(self, device: str, data: bytes) -> None:
+        try:
+            if not subjects.is_device(device):
+                raise FormatError("no device has this name")
+            report = decode_report(data, device)
+        except FormatError:
+            self._unreadable += 1
+            return
+        self._rollout.observe(device, report)
 
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
+            waiting, self._waiting, self._heard = self._waiting, {}, set()
+            for device, data in waiting.items():
+                self._observe(device, data)
             await self._decide()
 
     async def _decide(self) -> None:
@@ -214,10 +234,10 @@ class RolloutService:
         return self.status()
 
     def status(self) -> dict[str, Any]:
-        """Releases, newest first, and why the next one is on hold."""
+        """Releases, newest first, why the next one is on hold, and how many reports of devices could not be read."""
         kept = {generation.number for generation in self._generations.kept()}
         rows = [{**row, "retired": row["generation"] not in kept} for row in self._rollout.listing()]
-        return {"releases": rows, "held": self._rollout.held}
+        return {"releases": rows, "held": self._rollout.held, "unreadable_reports": self._unreadable}
 
 
 async def request(hub: Hub, action: RolloutAction, generation: int | None = None) -> dict[str, Any]:

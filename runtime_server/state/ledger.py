@@ -5,9 +5,9 @@ It extends exactly-once beyond the broker's deduplication window.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import logging
+import re
 import threading
 import zlib
 from collections import OrderedDict
@@ -22,9 +22,12 @@ from runtime_edge.base.checked_files import checksum_path, read_checked, write_c
 from runtime_edge.base.files import locked, read_bounded
 from runtime_edge.formats import subjects
 from runtime_edge.formats.strict import decode
+from runtime_server.state.device_windows import DeviceWindows, Runs
 
 _LOG = logging.getLogger(__name__)
-_MAX_CHAINS = 20_000
+MAX_DEVICES = 20_000
+MAX_RUNS = 1 << 18
+"""With as many a file has less than 40 MB, and memory 50 MB."""
 _MAX_BYTES = 256 << 20
 LOCK_PATIENCE_S = 5.0
 """A process that has just been killed still holds its files for a moment."""
@@ -34,17 +37,20 @@ _FIX = " to start counting anew"
 _TAKEN = "another server runs on this state directory; stop it, or give another --state"
 WindowId = tuple[str, str, int]
 """Device, boot and window index."""
+_JOURNAL_LINE = re.compile(r"(?P<device>.+)\.(?P<boot>[^.]+)\.(?P<index>[0-9]{1,18})")
 _Runs = list[Annotated[list[int], Meta(min_length=2, max_length=2)]]
 
 
 class Ledger:
-    """Window indices seen for each boot of each device, as sorted runs; small because indices are mostly dense.
+    """The windows seen of each device (`DeviceWindows`). May be used from several threads.
 
-    May be used from several threads.
+    Beyond `MAX_RUNS` of all devices together the device with most of them forgets half. Beyond `MAX_DEVICES`, which
+    only an open broker lets in, the device heard of longest ago is forgotten.
     """
 
     def __init__(self) -> None:
-        self._chains: OrderedDict[str, list[list[int]]] = OrderedDict()
+        self._devices: OrderedDict[str, DeviceWindows] = OrderedDict()
+        self._runs = 0
         self._lock = threading.RLock()
 
     def add(self, device: str, boot: str, index: int) -> bool:
@@ -54,64 +60,68 @@ class Ledger:
     def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
         """Record windows, in order; for each, False when it was recorded before."""
         with self._lock:
-            return [self._add(f"{device}.{boot}", index) for device, boot, index in windows]
+            return [self._add(*window) for window in windows]
 
     def holds(self, device: str, boot: str, index: int) -> bool:
         """Whether a window was noted."""
         with self._lock:
-            runs = self._chains.get(f"{device}.{boot}", [])
-            place = bisect.bisect_right(runs, [index, 1 << 62])
-            return place > 0 and index <= runs[place - 1][1]
+            return device in self._devices and self._devices[device].holds(boot, index)
 
     def counts(self) -> dict[str, int]:
         """Distinct windows seen by device, over all its boots."""
-        found: dict[str, int] = {}
         with self._lock:
-            for chain, runs in self._chains.items():
-                device = chain.rpartition(".")[0]
-                found[device] = found.get(device, 0) + sum(last - first + 1 for first, last in runs)
-        return found
+            return {device: own.count for device, own in self._devices.items()}
 
     def to_bytes(self) -> bytes:
         """JSON."""
         with self._lock:
-            return msgspec.json.encode(self._chains)
+            return msgspec.json.encode(self._chains())
 
     @classmethod
     def from_bytes(cls, data: bytes, source: str = "ledger") -> Ledger:
         """Raises FormatError, naming `source`, for anything else than what `to_bytes` wrote."""
         ledger = cls()
-        ledger._chains = OrderedDict(decode(data, dict[str, _Runs], source, _MAX_BYTES, fix="; remove it" + _FIX))
+        ledger.restore(data, source)
         return ledger
+
+    def restore(self, data: bytes, source: str = "ledger") -> None:
+        """Take in what `to_bytes` gave of another ledger. Raises FormatError, naming `source`, for anything else."""
+        with self._lock:
+            for chain, runs in decode(data, dict[str, _Runs], source, _MAX_BYTES, fix="; remove it" + _FIX).items():
+                device, _, boot = chain.rpartition(".")
+                own = self._windows(device)
+                before = own.runs
+                own.restore(boot, runs)
+                self._keep_bounds(own.runs - before)
 
     def snapshot(self) -> Ledger:
         """What is noted now, in memory: it does not change with this one."""
         return Ledger.from_bytes(self.to_bytes())
 
-    def _add(self, chain: str, index: int) -> bool:
-        runs = self._chains.setdefault(chain, [])
-        self._chains.move_to_end(chain)
-        if len(self._chains) > _MAX_CHAINS:
-            self._chains.popitem(last=False)
-        place = bisect.bisect_right(runs, [index, 1 << 62])
-        before = runs[place - 1] if place else None
-        if before is not None and index <= before[1]:
-            return False
-        after = runs[place] if place < len(runs) else None
-        touches_before = before is not None and before[1] + 1 == index
-        touches_after = after is not None and after[0] == index + 1
-        if touches_before and touches_after:
-            assert before is not None
-            before[1] = runs.pop(place)[1]
-        elif touches_before:
-            assert before is not None
-            before[1] = index
-        elif touches_after:
-            assert after is not None
-            after[0] = index
-        else:
-            runs.insert(place, [index, index])
-        return True
+    def _chains(self) -> dict[str, Runs]:
+        return {f"{device}.{boot}": runs for device, own in self._devices.items() for boot, runs in own.chains()}
+
+    def _add(self, device: str, boot: str, index: int) -> bool:
+        own = self._windows(device)
+        before = own.runs
+        new = own.add(boot, index)
+        self._keep_bounds(own.runs - before)
+        return new
+
+    def _windows(self, device: str) -> DeviceWindows:
+        own = self._devices.setdefault(device, DeviceWindows())
+        self._devices.move_to_end(device)
+        return own
+
+    def _keep_bounds(self, more_runs: int) -> None:
+        """After one device has so many more."""
+        self._runs += more_runs
+        if len(self._devices) > MAX_DEVICES:
+            self._runs -= self._devices.popitem(last=False)[1].runs
+        while self._runs > MAX_RUNS:
+            most = max(self._devices.values(), key=lambda other: other.runs)
+            self._runs -= most.runs - most.runs // 2
+            most.forget(most.runs // 2)
 
 
 class DurableLedger(Ledger):
@@ -129,7 +139,7 @@ class DurableLedger(Ledger):
         known = checksum_path(path).exists()  # not where an earlier version has written: it began no journal
         data = read_checked(path, _MAX_BYTES, fix=_FIX)
         if data is not None:
-            self._chains = Ledger.from_bytes(data, str(path))._chains
+            self.restore(data, str(path))
         lines = _journal_lines(journal)
         self._begun = lines[0] == _JOURNAL
         added, damaged = self._replay(lines[self._begun :], checked=known or self._begun)
@@ -192,10 +202,9 @@ class DurableLedger(Ledger):
         good = 0
         for line in lines[:-1]:
             name, _, checksum = line.partition("~")
-            chain, _, index = name.rpartition(".")
             sound = checksum == _checksum(name) if checked else not checksum
-            if sound and chain and index.isascii() and index.isdecimal():
-                self._add(chain, int(index))
+            if sound and (found := _JOURNAL_LINE.fullmatch(name)):
+                self._add(found["device"], found["boot"], int(found["index"]))
                 good += 1
         return good, good != len(lines) - 1 or bool(lines and lines[-1])
 
@@ -255,7 +264,7 @@ class PartitionedLedger:
         """What is noted now of all the partitions, in memory: it does not change with these."""
         whole = Ledger()
         for ledger in self._ledgers.values():
-            whole._chains.update(ledger.snapshot()._chains)
+            whole.restore(ledger.to_bytes())
         return whole
 
     def save(self) -> None:

@@ -6,7 +6,6 @@ import copy
 import threading
 import time
 import zlib
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from runtime_edge.base.recent import Recent
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_server.suffix.generations import CutModel, copy_module
 from runtime_server.training.augment import AugmentConfig
@@ -89,7 +89,7 @@ class Trainer:
         self.model = model
         model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions go backwards in two thirds of the time
         self.averaged = copy_module(model.module)
-        self.history: deque[StepMetrics] = deque(maxlen=10_000)
+        self._history: Recent[StepMetrics] = Recent(10_000)
         self.steps = 0
         self.buffer = TemporalBuffer(horizon=config.horizon)
         """Windows to train on."""
@@ -173,8 +173,13 @@ class Trainer:
         self.steps += 1
         windows = sum(len(group) for group in groups)
         metrics = StepMetrics(self.steps, time.monotonic() - started, windows, losses, geometry, float(norm))
-        self.history.append(metrics)
+        self._history.append(metrics)
         return metrics
+
+    @property
+    def history(self) -> list[StepMetrics]:
+        """The last steps, the oldest first."""
+        return self._history.all()
 
     def judge(self, models: Sequence[CutModel]) -> list[Judgement] | None:
         """Each model's weights on the held-out windows, without gradients; None while there are too few.

@@ -14,9 +14,11 @@ from typing import Any
 
 import click
 
+from runtime_edge.base.text import printable
 from runtime_edge.errors import DISTRIBUTION, MissingExtra, SscError
 
 GROUP = "streamsplit.commands"
+_MAX_ERROR = 4000
 
 Commands = dict[str, tuple[str, str]]
 """By the words that call it: where a command is, as module:attribute, and what it does, in one sentence."""
@@ -127,7 +129,7 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return ssc.main(arguments, standalone_mode=False)
     except SscError as exc:
-        print(f"ssc: {exc}", file=sys.stderr)
+        print(f"ssc: {printable(str(exc), _MAX_ERROR)}", file=sys.stderr)
         sys.exit(exc.exit_code)
     except click.exceptions.NoArgsIsHelpError as exc:
         print(exc.format_message())

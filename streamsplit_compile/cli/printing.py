@@ -10,6 +10,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+from runtime_edge.base.text import printable
 
 console = Console()
 
@@ -20,14 +23,14 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table a person can read; numbers to the right."""
+    """A table a person can read; numbers to the right. No cell is markup, nor is a terminal told anything by one."""
     click.echo(title)  # a table's own title is broken at the table's width
     table = Table(header_style="bold")
     for index, column in enumerate(columns):
         numeric = all(row[index][:1].isdigit() or row[index][:1] in "+-." for row in rows)
         table.add_column(column, justify="right" if numeric and rows else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     (console if sys.stdout.isatty() else Console(width=160)).print(table)
 
 

@@ -69,3 +69,11 @@ def test_objects_are_named_by_their_digest():
     assert subjects.bucket_stream(subjects.TABLES) == "KV_tables"
     assert subjects.bucket_subject(subjects.TABLES, "rpi4") == "$KV.tables.rpi4"
     assert subjects.news(subjects.TABLES, "rpi4") == "news.tables.rpi4"
+
+
+def test_a_boot_token_cannot_be_guessed_and_can_stand_in_a_message_id():
+    tokens = {subjects.new_boot() for _ in range(1000)}
+    assert len(tokens) == 1000
+    assert all(subjects.is_boot(token) for token in tokens)
+    assert len({token[place] for token in tokens for place in range(16)}) == 32
+    assert {len(token) for token in tokens} == {16}, "80 bits, 5 in each character"

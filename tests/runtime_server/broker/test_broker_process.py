@@ -16,6 +16,7 @@ import pytest
 from waiting import eventually
 
 from runtime_edge.errors import LinkError, MissingExtra
+from runtime_server.broker.access import Access
 from runtime_server.broker.broker_process import Broker
 
 pytestmark = pytest.mark.integration
@@ -117,3 +118,31 @@ def pid_of(broker):
     with contextlib.suppress(OSError):
         return int((broker.state / "broker.pid").read_text())
     return None
+
+
+def test_those_who_are_refused_cannot_fill_the_disk_with_the_log(tmp_path, free_port):
+    limit = 20_000
+    access = Access(tmp_path)
+    access.set_policy(True, "127.0.0.1")
+    broker = Broker(tmp_path / "broker", port=free_port, access=access, log_bytes=limit)
+
+    async def refused():
+        reader, writer = await asyncio.open_connection("127.0.0.1", free_port)
+        await reader.readline()
+        writer.write(b'CONNECT {"user": "x", "pass": "y"}\r\nPING\r\n')
+        assert b"ERR" in await reader.readline()
+        writer.close()
+
+    async def run():
+        await broker.start()
+        try:
+            for _ in range(1000):
+                await refused()
+            assert await asyncio.to_thread(access.reload), "what it writes when it has read its configuration is found"
+            return [path.stat().st_size for path in broker.state.glob("broker.log*")]
+        finally:
+            await broker.stop()
+
+    sizes = asyncio.run(run())
+    assert 2 <= len(sizes) <= 3
+    assert max(sizes) < 2 * limit

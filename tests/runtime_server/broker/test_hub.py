@@ -80,9 +80,13 @@ def test_presence_is_what_devices_put_and_garbage_is_left_out(play):
         bucket = await hub.stream.key_value(subjects.PRESENCE)
         await bucket.put("pi-1", b'{"windows_captured": 3}')
         await bucket.put("pi-2", b"{")
-        return nobody, await hub.presence()
+        await bucket.put("pi-3", b'{"a":' * 5000)
+        await bucket.put("Odd_name", b"{}")
+        return nobody, await hub.presence(), (await hub.last_reports()).unreadable
 
-    assert play(work) == ({}, {"pi-1": {"windows_captured": 3}})
+    nobody, found, unreadable = play(work)
+    assert (nobody, found) == ({}, {"pi-1": {"windows_captured": 3}})
+    assert sorted(unreadable) == ["Odd_name", "pi-2", "pi-3"]
 
 
 def test_the_status_comes_from_whoever_serves(play):

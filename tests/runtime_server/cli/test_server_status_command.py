@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_server.cli.server_status_command import device_row, server_lines
+from runtime_server.cli.server_status_command import device_row, server_lines, unreadable_lines
 from streamsplit_compile.cli.printing import print_table
 
 REPORT = {
@@ -48,3 +48,11 @@ def test_a_server_in_a_few_lines():
     assert server_lines({**own, "ranks": ranks})[3:5] == ["rank 0: 15 windows, up 90 s", "rank 1: does not answer"]
     bare = {**own, "losses": [], "counters": {}, "rollout": {"releases": []}, "windows": {}}
     assert server_lines(bare)[1:] == ["0 windows arrived", "9 training steps"]
+
+
+def test_devices_without_a_report_that_can_be_read_are_named():
+    assert unreadable_lines({}) == []
+    unreadable = {f"pi-{number}": f"$KV.presence.pi-{number}: not JSON" for number in range(7)}
+    lines = unreadable_lines(unreadable)
+    assert lines[0] == "no report: $KV.presence.pi-0: not JSON"
+    assert lines[-1] == "no report: 2 more that cannot be read"

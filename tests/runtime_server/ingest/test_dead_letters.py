@@ -135,6 +135,21 @@ def test_a_flood_of_garbage_fills_neither_the_stream_nor_the_log(play, generatio
     assert letters == 5
 
 
+def test_one_devices_garbage_makes_no_more_letters_than_are_kept_of_a_device(play, generations):
+    async def work(hub):
+        peer, other = await Peer(hub).listen(), await Peer(hub, "pi-3").listen()
+        assert subjects.partition("pi-3") == subjects.partition("pi-1")
+        for window in range(150):
+            await peer.send(b"garbage", window)
+        await other.send(b"garbage", 0)
+        async with serving(hub, generations) as ingest:
+            await eventually(lambda: ingest.counters["garbage"] >= 151)
+            await settled(hub)
+            return ingest.counters, len(await dead_letters.newest(hub, 1000))
+
+    assert play(work) == ({"garbage": 151, "dead": 101}, 101)
+
+
 def test_a_frame_that_cannot_be_put_away_comes_again(play, broker, generations):
     async def work(hub):
         peer = await Peer(hub).listen()

@@ -5,8 +5,18 @@ import pytest
 import soundfile
 
 from runtime_edge.errors import FormatError, SourceError, SscError, UsageError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.wire import encode_frame
 from runtime_edge.inference.prefix import Prefix
-from runtime_server.labels.labelled import LabelledClip, LabelledEvent, is_events, of_clips, read_clips, read_events
+from runtime_server.labels.labelled import (
+    LabelledClip,
+    LabelledEvent,
+    is_events,
+    of_clips,
+    of_events,
+    read_clips,
+    read_events,
+)
 
 RATE, WINDOW, HOP = 4000, 1024, 512
 
@@ -128,3 +138,29 @@ def test_silence_in_a_clip_is_left_out(small_bundle, tmp_path):
         of_clips([LabelledClip(quiet, ("dog",))], small_bundle)
     with pytest.raises(SourceError, match=r"missing\.wav"):
         of_clips([LabelledClip(tmp_path / "missing.wav", ("dog",))], small_bundle)
+
+
+def test_frames_that_no_bundle_can_read_and_embeddings_that_are_not_finite_are_left_out(
+    play, small_bundle, sounds, frame_of
+):
+    huge = np.full((1, 8, 127), 3e38, "<f4").tobytes()
+    frames = [
+        frame_of(sounds[0], 0, 1),
+        encode_frame(1, 0, 1, 1, "float32", False, 0.5, huge),
+        encode_frame(2, 0, 1, 9, "float32", False, 0.5, b"no such cut"),
+        encode_frame(3, 0, 7, 1, "float32", False, 0.5, b"no such generation"),
+        encode_frame(4, 0, 1, 1, "float32", True, 0.5, b"no zstd"),
+        encode_frame(5, 0, 1, 0, "opus", False, 0.5, b"\x00\xff\xff"),
+        b"\xff" * 100,
+        b"",
+    ]
+
+    async def work(hub):
+        for number, frame in enumerate(frames):
+            headers = {subjects.MESSAGE_ID_HEADER: f"pi-1.b0.{number}"}
+            await hub.stream.publish(subjects.frames("pi-1"), frame, headers=headers)
+        return await of_events([LabelledEvent("pi-1", -10.0, 10.0, "dog")], hub, {1: small_bundle})
+
+    examples = play(work)
+    assert examples.embeddings.shape == (1, small_bundle.manifest.info.encoder.embedding_dim)
+    assert np.isfinite(examples.embeddings).all()

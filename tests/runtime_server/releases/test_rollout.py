@@ -307,3 +307,27 @@ def test_a_damaged_file_is_named(tmp_path):
     path.write_text('{"entries": [{"generation": "two"}]}')
     with pytest.raises(FormatError, match=r"rollout\.json: .*generation.*; remove the file"):
         Rollout(path, CONFIG)
+
+
+def test_a_reason_is_text_that_a_terminal_may_show(make):
+    rollout = make(known=(1,))
+    rollout.offer(2, digest(2))
+    failure = {"manifest": digest(2), "event": "\x1b[2J", "reason": "\n\u202e" + "x" * 60_000}
+    rollout.observe("pi-1", {"bundle": digest(1), "update_failures": [failure]})
+    said = rollout.decide()
+    assert said.isprintable()
+    assert "?[2J: ??xxx" in said
+    assert len(said) < 1000
+
+
+def test_a_device_that_was_not_to_run_a_generation_has_no_say_in_it(make):
+    rollout = make(known=(1,))
+    names = fleet(rollout, 20)
+    rollout.offer(2, digest(2))
+    others = [name for name in names if name not in canaries(rollout, names)]
+    assert others
+    for name in others:
+        says(rollout, name, 1, failed=(2,))
+    assert rollout.decide() == ""
+    says(rollout, canaries(rollout, names)[0], 1, failed=(2,))
+    assert "rolled back" in rollout.decide()

@@ -217,3 +217,20 @@ def test_what_an_operator_is_answered(serve, broker, compiled):
             await hub.close()
 
     asyncio.run(nobody())
+
+
+def test_a_device_that_reports_without_pause_is_heard_no_more_often_than_now_and_then(serve, monkeypatch):
+    heard = []
+    monkeypatch.setattr(Rollout, "observe", lambda self, device, report: heard.append((device, report.get("n"))))
+
+    async def work(service, hub, rollout):
+        for number in range(500):
+            await hub.client.publish("$KV.presence.pi-2", b'{"n": %d}' % number)
+        await hub.client.publish("$KV.presence.pi-2", b"\xff" * 10)
+        await hub.client.publish("$KV.presence.pi-1", b'{"n": 7}')
+        await eventually(lambda: ("pi-1", 7) in heard)
+        await eventually(lambda: service.status()["unreadable_reports"])
+        return len(heard)
+
+    assert serve(work, 1) < 50
+    assert heard[0] == ("pi-2", 0)

@@ -1,5 +1,6 @@
 """Exactly once: the ledger against a plain set, and against death at any moment."""
 
+import json
 import shutil
 import threading
 from collections import Counter
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from runtime_edge.errors import FormatError, UsageError
 from runtime_edge.formats import subjects
+from runtime_server.state.device_windows import MAX_BOOTS, MAX_RUNS
 from runtime_server.state.ledger import DurableLedger, Ledger, PartitionedLedger
 
 NOTES = st.lists(
@@ -219,3 +221,59 @@ def flip(path, bit):
     data = bytearray(path.read_bytes())
     data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
+
+
+def test_sparse_windows_of_one_device_fill_a_bounded_file_and_take_nothing_from_another(tmp_path):
+    path = tmp_path / "ledger.json"
+    ledger = DurableLedger(path)
+    neighbours = [("pi-1", "b0", index) for index in range(0, 200, 2)]
+    assert all(ledger.add_all(neighbours))
+    sparse = [("pi-2", "b0", (1 << 40) - 1 - 3 * index) for index in range(2 * MAX_RUNS)]
+    assert all(ledger.add_all(sparse))
+    assert ledger.counts() == {"pi-1": 100, "pi-2": 2 * MAX_RUNS}
+    ledger.save()
+    assert path.stat().st_size < 40 * (MAX_RUNS + 200)
+    reborn = DurableLedger(path)
+    assert reborn.counts() == ledger.counts()
+    assert not any(reborn.add_all(neighbours))
+    for opened in (ledger, reborn):
+        opened.close()
+
+
+def test_a_device_with_thousands_of_boots_pushes_out_its_own_alone():
+    ledger = Ledger()
+    ledger.add("pi-1", "b0", 7)
+    for number in range(30_000):
+        assert ledger.add("pi-2", f"b{number}", 7)
+    assert not ledger.add("pi-1", "b0", 7)
+    assert not ledger.add("pi-2", "b29999", 7), "its latest boots are known"
+    assert not ledger.holds("pi-2", "b0", 7)
+    assert ledger.counts() == {"pi-1": 1, "pi-2": 30_000}
+    assert len(ledger.to_bytes()) < 40 * (MAX_BOOTS + 2)
+
+
+def test_what_is_late_is_still_known_within_a_devices_bounds():
+    ledger = Ledger()
+    every_second = [("pi-1", "b0", 2 * index) for index in range(MAX_RUNS)]
+    assert all(ledger.add_all(every_second))
+    assert not any(ledger.add_all(every_second))
+
+
+def test_many_devices_with_sparse_windows_are_bounded_together(tmp_path):
+    ledger = Ledger()
+    honest = [("pi-0", "b0", 2 * index) for index in range(500)]
+    ledger.add_all(honest)
+    for number in range(1, 80):
+        ledger.add_all([(f"pi-{number}", "b0", 2 * index) for index in range(MAX_RUNS)])
+    assert len(ledger.to_bytes()) < 8 << 20
+    assert not any(ledger.add_all(honest))
+    assert ledger.counts()["pi-5"] == MAX_RUNS
+
+
+def test_a_file_beyond_the_bounds_of_an_earlier_version_is_read_and_shrinks():
+    runs = [[3 * index, 3 * index] for index in range(3 * MAX_RUNS)]
+    ledger = Ledger.from_bytes(json.dumps({"pi-2.b0": runs, "pi-1.b0": [[0, 5]]}).encode())
+    assert ledger.counts() == {"pi-2": 3 * MAX_RUNS, "pi-1": 6}
+    assert ledger.holds("pi-2", "b0", runs[-1][0])
+    assert not ledger.holds("pi-2", "b0", 0)
+    assert Ledger.from_bytes(ledger.to_bytes()).to_bytes() == ledger.to_bytes()

@@ -1,0 +1,27 @@
+"""The last few of something that one thread notes and others look at."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Generic, TypeVar
+
+_Item = TypeVar("_Item")
+
+
+class Recent(Generic[_Item]):
+    """Keeps the last `keep` items. Whoever looks gets a list of its own, so nobody iterates what grows meanwhile."""
+
+    def __init__(self, keep: int) -> None:
+        self._items: deque[_Item] = deque(maxlen=keep)
+        self._lock = threading.Lock()
+
+    def append(self, item: _Item) -> None:
+        """Note one more."""
+        with self._lock:
+            self._items.append(item)
+
+    def all(self) -> list[_Item]:
+        """Those that are kept, the oldest first."""
+        with self._lock:
+            return list(self._items)

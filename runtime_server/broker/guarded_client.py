@@ -1,0 +1,45 @@
+"""The library's client, made safe against what others put into subjects and headers.
+
+A publisher may begin a message's headers with a status, as the broker does with its own. The library takes it for the
+broker's: a watch skips the message and waits for ever, a fetch ends, and a status that is not UTF-8 ends the reading
+from the connection, with every message that comes after.
+"""
+
+from __future__ import annotations
+
+from nats.aio.client import Client
+
+_BEGIN, _END = b"NATS/1.0\r\n", b"\r\n"
+_BROKERS_OWN = (b"Status", b"Description")
+"""Names under which the library keeps the broker's status."""
+_INBOX = b"_INBOX."
+_STORED = b"Nats-Stream: "
+"""The broker writes this into what it hands out of a stream, and into no status of its own."""
+
+
+class GuardedClient(Client):
+    """A client to whom only the broker itself can tell a status."""
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        """As the library calls it for every message."""
+        if headers and not (subject.startswith(_INBOX) and _STORED not in headers):
+            headers = without_status(headers)
+        await super()._process_msg(sid, _text(subject), _text(reply), data, headers)
+
+
+def without_status(headers: bytes) -> bytes:
+    """A block of headers without a status, which the library can read whatever it was before."""
+    if headers.startswith(_BEGIN) and not any(name in headers for name in _BROKERS_OWN):
+        return headers
+    lines = headers.split(_END)[1:]
+    kept = [line for line in lines if line.partition(b":")[0].strip() not in (b"", *_BROKERS_OWN)]
+    return _BEGIN + b"".join(line + _END for line in kept) + _END
+
+
+def _text(subject: bytes) -> bytes:
+    """A subject that is UTF-8; the broker takes any bytes."""
+    try:
+        subject.decode()
+    except UnicodeDecodeError:
+        return subject.decode(errors="replace").encode()
+    return subject

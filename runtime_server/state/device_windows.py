@@ -1,0 +1,93 @@
+"""Which windows of one device have been counted, within bounds that are the device's own."""
+
+from __future__ import annotations
+
+import bisect
+from collections import OrderedDict
+from collections.abc import Iterator
+
+MAX_RUNS = 4096
+"""Of one device. One that ships every second window for an hour and more has as many."""
+MAX_BOOTS = 64
+FORGOTTEN = ""
+"""In place of a boot: as many windows as are counted, and of which nothing else is known any more."""
+
+Runs = list[list[int]]
+"""First and last index of each row of windows without a gap, ascending."""
+
+
+class DeviceWindows:
+    """Window indices seen for each boot of a device, as sorted runs; small because indices are mostly dense.
+
+    Beyond `MAX_RUNS` the lowest indices of the boot heard of longest ago are forgotten, beyond `MAX_BOOTS` that boot.
+    A forgotten window stays counted; should it come again, it is counted again.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Windows that were counted, with those that are forgotten."""
+        self.runs = 0
+        self._boots: OrderedDict[str, Runs] = OrderedDict()
+        self._forgotten = 0
+
+    def holds(self, boot: str, index: int) -> bool:
+        """Whether a window was noted."""
+        runs = self._boots.get(boot, [])
+        place = bisect.bisect_right(runs, [index, 1 << 62])
+        return place > 0 and index <= runs[place - 1][1]
+
+    def add(self, boot: str, index: int) -> bool:
+        """Note a window; False when it was noted before."""
+        runs = self._boots.setdefault(boot, [])
+        self._boots.move_to_end(boot)
+        place = bisect.bisect_right(runs, [index, 1 << 62])
+        before = runs[place - 1] if place else None
+        if before is not None and index <= before[1]:
+            return False
+        after = runs[place] if place < len(runs) else None
+        touches_before = before is not None and before[1] + 1 == index
+        touches_after = after is not None and after[0] == index + 1
+        if touches_before and touches_after:
+            assert before is not None
+            before[1] = runs.pop(place)[1]
+            self.runs -= 1
+        elif touches_before:
+            assert before is not None
+            before[1] = index
+        elif touches_after:
+            assert after is not None
+            after[0] = index
+        else:
+            runs.insert(place, [index, index])
+            self.runs += 1
+        self.count += 1
+        self.forget(MAX_RUNS)
+        return True
+
+    def restore(self, boot: str, runs: Runs) -> None:
+        """Take what `chains` gave of a boot."""
+        count = sum(last - first + 1 for first, last in runs)
+        self.count += count
+        if boot == FORGOTTEN:
+            self._forgotten += count
+        elif runs:
+            self._boots[boot] = runs
+            self.runs += len(runs)
+            self.forget(MAX_RUNS)
+
+    def forget(self, most_runs: int) -> None:
+        """Keep so many runs at most, and `MAX_BOOTS` boots."""
+        while self.runs > most_runs or len(self._boots) > MAX_BOOTS:
+            boot, runs = next(iter(self._boots.items()))
+            over = len(runs) if len(self._boots) > MAX_BOOTS else min(self.runs - most_runs, len(runs))
+            self._forgotten += sum(last - first + 1 for first, last in runs[:over])
+            del runs[:over]
+            self.runs -= over
+            if not runs:
+                del self._boots[boot]
+
+    def chains(self) -> Iterator[tuple[str, Runs]]:
+        """Every boot with its runs, the one heard of longest ago first; FORGOTTEN before them all."""
+        if self._forgotten:
+            yield FORGOTTEN, [[0, self._forgotten - 1]]
+        yield from self._boots.items()

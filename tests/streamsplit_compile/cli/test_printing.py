@@ -1,0 +1,30 @@
+"""What commands print of text that others have written."""
+
+import io
+import json
+from contextlib import redirect_stdout
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamsplit_compile.cli.printing import print_json, print_table
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\x9b1A\u202e[bold red]:smile:\\"
+
+
+def test_a_cell_is_neither_markup_nor_does_it_move_the_cursor(capsys):
+    print_table("Devices", ["name", "cell"], [[HOSTILE, "[/]"]])
+    printed = capsys.readouterr().out
+    assert "[bold red]:smile:" in printed
+    assert "[/]" in printed
+    assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(printed)
+
+
+@given(st.text())
+def test_json_is_plain_ascii_whatever_the_text(text):
+    out = io.StringIO()
+    with redirect_stdout(out):
+        print_json({"text": text})
+    assert out.getvalue().isascii()
+    assert json.loads(out.getvalue()) == {"text": text}
+    assert "\x1b" not in out.getvalue()
