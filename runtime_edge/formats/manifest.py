@@ -128,6 +128,11 @@ class Cut(_Part, frozen=True, kw_only=True, omit_defaults=False):
     """Median cosine of the final embedding with the float32 encoder's, for each encoding, as last measured."""
     int8: Int8Scale | None = None
 
+    @property
+    def values(self) -> int:
+        """How many values the activation of one window has."""
+        return math.prod(self.shape)
+
 
 class TargetCost(_Part, frozen=True, kw_only=True):
     """Predicted cost on one target of each block, in block order."""
@@ -349,7 +354,7 @@ def _check_consistent(manifest: Manifest, source: str) -> None:
     if len({cut.name for cut in info.cuts}) != len(info.cuts):
         raise BundleError(f"{source}: cuts[].name must be unique")
     for cut in info.cuts:
-        if math.prod(cut.shape) > MAX_ACTIVATION_VALUES:
+        if cut.values > MAX_ACTIVATION_VALUES:
             raise BundleError(f"{source}: cuts[{cut.index}].shape holds more than {MAX_ACTIVATION_VALUES} values")
         if cut.int8 is not None:
             cut.int8.arrays(cut.shape)
