@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from runtime_edge.errors import BackendError
 from runtime_edge.formats.graphs.operators import ONNX_DOMAINS, ONNX_OPERATORS, ONNX_SIZES
 
-MAX_FIELDS = 1 << 20
+MAX_FIELDS = 1 << 18
 """In one file, all messages together; the shipped encoders' blocks have some thousands."""
 _MAX_DIMENSIONS = 16
 _MAX_VARINT_BYTES = 10

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from runtime_edge.errors import BackendError
 from runtime_edge.formats.graphs.operators import TFLITE_OPERATORS, TFLITE_SIZES
 
-MAX_STEPS = 1 << 20
+MAX_STEPS = 1 << 18
 """In one file; the shipped encoders' blocks need some thousands."""
 _MAX_FIELDS = 64
 """Of a table."""
