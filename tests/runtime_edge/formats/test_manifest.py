@@ -10,7 +10,7 @@ from runtime_edge.errors import BundleError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats.manifest import Cut, Int8Scale
 
-names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zl", "Zp"]), min_size=1, max_size=12)
+names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Zl", "Zp"]), min_size=1, max_size=12)
 digests = st.binary(min_size=32, max_size=32).map(lambda value: f"sha256:{value.hex()}")
 assets = st.builds("{}/{}".format, digests, st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True))
 numbers = st.floats(allow_nan=False, allow_infinity=False)
