@@ -1,4 +1,4 @@
-# make demo · check · test · test-slow · wheel · bench · arm-check: each makes its own .venv on first use
+# make demo · check · test · test-slow · wheel · bench · fuzz · arm-check: each makes its own .venv on first use
 # (docs/testing.md).
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ AUDIO ?=
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo check test test-slow lint wheel bench arm-check clean
+.PHONY: demo check test test-slow lint wheel bench fuzz arm-check clean
 
 $(VENV)/bin/pip:
 	sh tools/make_venv.sh $(PYTHON) $(VENV)
@@ -50,6 +50,11 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m tools.run_benchmarks
+
+# MINUTES for all parsers together (docs/testing.md).
+MINUTES ?= 60
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m tools.fuzz --minutes $(MINUTES)
 
 arm-check: $(VENV)/.installed
 	$(BIN)/python -m tools.arm $(if $(AUDIO),--audio "$(AUDIO)")

@@ -77,7 +77,9 @@ class AudioStreamDecoder:
         """Window `index`, (1, samples) float32. Raises FrameError for a frame that cannot be understood."""
         if index == self._index:
             return self._window[None]
-        continues = payload[:1] == bytes((_CONTINUES,))
+        if payload[:1] not in (b"\0", b"\1"):
+            raise FrameError(f"audio of window {index}: its first byte says neither that it starts nor that it goes on")
+        continues = payload[0] == _CONTINUES
         if continues and self._index != index - 1:
             raise FrameError(f"window {index} continues window {index - 1}, which has not come before it")
         self._index = None

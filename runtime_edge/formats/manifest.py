@@ -19,18 +19,23 @@ from msgspec import Meta
 
 from runtime_edge.errors import BundleError
 from runtime_edge.formats import strict
-from runtime_edge.formats.strict import Strict
+from runtime_edge.formats.strict import Name, Strict
 
 MAX_MANIFEST_BYTES = 8 << 20
 MAX_ASSET_BYTES = 4 << 30
 
 MAX_ACTIVATION_VALUES = 1 << 28
-"""In one window at one cut: what a device allocates on a manifest's word."""
+"""In one window at all cuts: what a device allocates on a manifest's word."""
+MAX_WINDOW_SAMPLES = 1 << 24
+MAX_SAMPLE_RATE = 1_000_000
+MAX_SCALE = 1e30
+"""Of int8: every value it stands for is finite in float32."""
 
-Name = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+\Z")]
-"""Without control characters, so that an error that quotes it stays one line."""
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 31)]
+Cost = Annotated[float, Meta(ge=0, le=1e9)]
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
+Tolerance = Annotated[float, Meta(ge=0, le=100)]
 AssetRef = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}\Z")]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
@@ -108,8 +113,8 @@ class Int8Scale(_Part, frozen=True, kw_only=True):
             raise BundleError(f"manifest.json: int8.axis {self.axis} is outside shape {list(shape)}")
         scale = _array(self.scale, "<f4", shape[self.axis], "int8.scale").astype(np.float32)
         zero = _array(self.zero_point, "i1", shape[self.axis], "int8.zero_point").astype(np.int8)
-        if not (np.isfinite(scale).all() and (scale > 0).all()):
-            raise BundleError("manifest.json: int8.scale must be finite and positive")
+        if not ((scale > 0) & (scale <= MAX_SCALE)).all():
+            raise BundleError(f"manifest.json: int8.scale must be positive and at most {MAX_SCALE:g}")
         return scale, zero
 
 
@@ -124,9 +129,14 @@ class Cut(_Part, frozen=True, kw_only=True, omit_defaults=False):
     dtype: Literal["float32"] = "float32"
     bytes: dict[Name, Count]
     """Payload bytes for each encoding, the median over the calibration windows after zstd."""
-    agreement: dict[Name, float]
+    agreement: dict[Name, Cosine]
     """Median cosine of the final embedding with the float32 encoder's, for each encoding, as last measured."""
     int8: Int8Scale | None = None
+
+    @property
+    def values(self) -> int:
+        """How many values the activation of one window has."""
+        return math.prod(self.shape)
 
 
 class TargetCost(_Part, frozen=True, kw_only=True):
@@ -141,10 +151,10 @@ class TargetCost(_Part, frozen=True, kw_only=True):
         "cpu",
     )
     """What a runtime computes with, preferred first; it takes the first it has."""
-    block_ms: list[float]
-    block_mj: list[float]
+    block_ms: list[Cost]
+    block_mj: list[Cost]
     block_peak_bytes: list[Count]
-    radio_mj_per_kb: float
+    radio_mj_per_kb: Cost
     table: Name
     provenance: Literal["predicted", "measured"] = "predicted"
 
@@ -155,15 +165,15 @@ class EncoderInfo(_Part, frozen=True, kw_only=True):
     id: Name
     config: dict[str, Any]
     weights: Digest
-    embedding_dim: Positive
+    embedding_dim: Annotated[int, Meta(ge=1, le=1 << 16)]
 
 
 class FrontEndInfo(_Part, frozen=True, kw_only=True):
     """The signal the encoder takes. The log-mel itself is inside the graph."""
 
-    sample_rate: Positive
-    window_samples: Positive
-    hop_samples: Positive
+    sample_rate: Annotated[int, Meta(ge=1, le=MAX_SAMPLE_RATE)]
+    window_samples: Annotated[int, Meta(ge=1, le=MAX_WINDOW_SAMPLES)]
+    hop_samples: Annotated[int, Meta(ge=1, le=MAX_WINDOW_SAMPLES)]
     details: dict[str, Any]
 
 
@@ -179,14 +189,14 @@ class Expected(_Part, frozen=True, kw_only=True):
     """The float32 embedding a variant should give, and how far off it may be."""
 
     embedding: bytes
-    tolerance: float
+    tolerance: Tolerance
 
 
 class SelfTest(_Part, frozen=True, kw_only=True):
     """A device runs the chirp of `runtime_edge.inference.self_test` and compares with this float32 embedding."""
 
     embedding: bytes
-    tolerance: float
+    tolerance: Tolerance
     variants: dict[Name, Expected] = msgspec.field(default_factory=dict)
     """For variants of another precision, whose embedding is another one."""
 
@@ -195,11 +205,9 @@ class Agreement(_Part, frozen=True, kw_only=True):
     """How near values come to those of the encoder in float32, over the calibration windows."""
 
     max_abs_error: Annotated[float, Meta(ge=0, le=1e39)]
-    cosine_median: Annotated[float, Meta(ge=-1, le=1)]
-    cosine_worst: Annotated[float, Meta(ge=-1, le=1)]
-    by_uncertainty: Annotated[list[Annotated[float, Meta(ge=-1, le=1)]], Meta(max_length=16)] = msgspec.field(
-        default_factory=list
-    )
+    cosine_median: Cosine
+    cosine_worst: Cosine
+    by_uncertainty: Annotated[list[Cosine], Meta(max_length=16)] = msgspec.field(default_factory=list)
     """Of an embedding: the median cosine in equally wide bins of a window's uncertainty over [0, 1]."""
 
 
@@ -238,7 +246,7 @@ class BundleInfo(_Part, frozen=True, kw_only=True):
     blocks: Annotated[list[Name], Meta(min_length=1, max_length=4096)]
     cuts: Annotated[list[Cut], Meta(min_length=2, max_length=4097)]
     targets: dict[Name, TargetCost]
-    server_block_ms: list[float]
+    server_block_ms: list[Cost]
     """Predicted cost of each block on the server, in block order."""
     calibration: Calibration
     self_test: SelfTest
@@ -348,9 +356,9 @@ def _check_consistent(manifest: Manifest, source: str) -> None:
         raise BundleError(f"{source}: cuts[].index must count up from 0")
     if len({cut.name for cut in info.cuts}) != len(info.cuts):
         raise BundleError(f"{source}: cuts[].name must be unique")
+    if sum(cut.values for cut in info.cuts) > MAX_ACTIVATION_VALUES:
+        raise BundleError(f"{source}: the shapes of all cuts hold more than {MAX_ACTIVATION_VALUES} values")
     for cut in info.cuts:
-        if math.prod(cut.shape) > MAX_ACTIVATION_VALUES:
-            raise BundleError(f"{source}: cuts[{cut.index}].shape holds more than {MAX_ACTIVATION_VALUES} values")
         if cut.int8 is not None:
             cut.int8.arrays(cut.shape)
     if info.cuts[0].shape != (1, info.front_end.window_samples):

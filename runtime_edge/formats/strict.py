@@ -1,21 +1,37 @@
 """Reading what others have written: JSON, MessagePack or TOML of one type and bounded size, with one error for all.
 
+A key that stands twice in a JSON object is refused: parsers differ in which of the two they take, and a signature
+covers both.
+
 head = decode(data, Head, "head.json", MAX_HEAD_BYTES, HeadError)
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import FormatError, SscError
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """All that msgspec raises for bytes from outside."""
+
+Name = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[^\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]+\Z",
+    ),
+]
+"""What is shown to people: without control characters, so that an error that quotes it stays one line, and without
+characters that nobody sees or that turn round the direction of others, so that it reads as what it is."""
 
 _Kind = TypeVar("_Kind")
 _DECODERS: dict[str, Callable[..., Any]] = {
@@ -47,12 +63,33 @@ def decode(
         raise error(f"{source}: {len(data)} bytes, more than {limit_bytes}")
     try:
         value: _Kind = _DECODERS[form](data, type=kind)
+        if form == "JSON":
+            _check_keys(data)
         return value
+    except _TwiceError as exc:
+        problem = str(exc)
     except (msgspec.ValidationError, error) as exc:
         problem = str(exc)
     except UNREADABLE as exc:
         problem = f"not {form} ({exc})"
     raise error(f"{source}: {' '.join(problem.split())}{fix}")
+
+
+class _TwiceError(Exception):
+    """A key stands twice."""
+
+
+def _check_keys(data: bytes) -> None:
+    """Raise _TwiceError unless each object's keys differ."""
+    json.loads(str(data, "utf-8"), object_pairs_hook=_unique, parse_int=len, parse_float=len)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    seen = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise _TwiceError(f"key {key[:60]!r} stands twice in one object")
+        seen.add(key)
 
 
 def read(

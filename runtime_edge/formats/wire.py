@@ -323,6 +323,7 @@ def _read(header: _WireHeader, frame: bytes, start: int) -> list[tuple[FrameHead
     if checked != int.from_bytes(frame[end:], "little"):
         raise FrameError(f"frame of window {header.window}: its checksum does not match")
     encoding, compressed = divmod(header.coding, 2)
+    _check_coding(header.window, encoding, bool(compressed))
 
     def one(window: int, capture_ns: int, uncertainty: int) -> FrameHeader:
         return FrameHeader(
@@ -351,5 +352,11 @@ def _read(header: _WireHeader, frame: bytes, start: int) -> list[tuple[FrameHead
 def _read_v1(header: _WireHeaderV1, payload: bytes) -> tuple[FrameHeader, bytes]:
     if zlib.crc32(payload) != header.crc32:
         raise FrameError(f"frame of window {header.window}: its checksum does not match")
+    _check_coding(header.window, header.encoding, header.compressed)
     fields = (header.window, header.capture_ns, header.generation, header.cut, header.encoding, header.compressed)
     return FrameHeader(*fields, header.uncertainty, version=1), payload
+
+
+def _check_coding(window: int, encoding: int, compressed: bool) -> None:
+    if compressed and WIRE_ENCODINGS[encoding] in STREAMS:
+        raise FrameError(f"frame of window {window}: a stream of audio that says it is a zstd frame")

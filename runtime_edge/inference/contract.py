@@ -27,7 +27,10 @@ class Backend(Protocol):
     name: str
 
     def load(self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str) -> LoadedBlock:
-        """Load a block from verified bytes and bind it to two C-contiguous float32 buffers. Raises BackendError."""
+        """Load a block and bind it to two C-contiguous float32 buffers.
+
+        Raises BackendError, before the runtime sees the bytes unless they are one graph of known operators.
+        """
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from runtime_edge.errors import BackendError, MissingExtra
+from runtime_edge.formats.graphs.onnx_graph import check_onnx
 from runtime_edge.formats.manifest import VariantInfo
 from runtime_edge.inference.contract import Array, LoadedBlock, RuntimeOptions, check_shape
 
@@ -39,11 +40,14 @@ class OnnxBackend:
         session.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Without it int8 sums saturate on x86 processors that have no VNNI, and a block gives something else there.
         session.add_session_config_entry("session.x64quantprecision", "1")
+        # What was checked is what is read: the bytes decide otherwise between ONNX and a format of the runtime's own.
+        session.add_session_config_entry("session.load_model_format", "ONNX")
         self._options = session
         self._providers = choose_providers(options, onnxruntime.get_available_providers())
 
     def load(self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str) -> LoadedBlock:
         """See `Backend.load`."""
+        check_onnx(data, where)
         try:
             session = onnxruntime.InferenceSession(data, self._options, providers=self._providers)
             # It keeps the file for falling back to other providers: as much memory again as the weights.

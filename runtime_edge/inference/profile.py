@@ -18,8 +18,7 @@ from msgspec import Meta
 
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.manifest import Name
-from runtime_edge.formats.strict import Strict, decode
+from runtime_edge.formats.strict import Name, Strict, decode
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.system import rss_mb

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from runtime_edge.errors import BackendError, MissingExtra
+from runtime_edge.formats.graphs.tflite_graph import check_tflite
 from runtime_edge.formats.manifest import VariantInfo
 from runtime_edge.inference.contract import Array, LoadedBlock, RuntimeOptions, check_shape
 
@@ -37,6 +38,7 @@ class TfliteBackend:
 
     def load(self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str) -> LoadedBlock:
         """See `Backend.load`."""
+        check_tflite(data, where)
         try:
             # XNNPACK says on stderr that it is there, the first time.
             with contextlib.nullcontext() if self._announced else _stderr_closed():

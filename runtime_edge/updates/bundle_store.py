@@ -28,6 +28,8 @@ from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.patch import apply_patch
 from runtime_edge.formats.records.release import ReleasedBundle
+from runtime_edge.inference.contract import RuntimeOptions
+from runtime_edge.inference.isolated_self_test import self_test_in_child
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import AUTO, choose_variant
 from runtime_edge.transport.protocol import Transport
@@ -186,6 +188,7 @@ class BundleStore:
                 self._finish(staging, final, (given.path / MANIFEST).read_bytes(), text)
             installed = open_bundle(final, self.trusted)
         _copy_tables(given, installed)
+        asyncio.run(self_test_in_child(installed, variant, RuntimeOptions()))
         error = Prefix(installed, variant).self_test()
         self.trials.forgive(installed.digest)
         self.trials.adopt(installed)

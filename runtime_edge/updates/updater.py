@@ -24,6 +24,8 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.records.release import Release, ReleasedBundle, decode_release
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.inference.engine import Engine
+from runtime_edge.inference.isolated_self_test import self_test_in_child
+from runtime_edge.inference.variants import choose_variant, runtime_options
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore, FetchedBundle, check_same_ends
@@ -231,8 +233,21 @@ class Updater:
             await asyncio.sleep(0.25)
 
     async def _prepare(self, bundle: Bundle) -> Engine:
-        """Load and self-test between two windows; the bundle in use keeps running meanwhile."""
+        """Self-test, load and self-test between two windows; the bundle in use keeps running meanwhile."""
+        if self._store.holds(bundle) and self._trials.known().proven != bundle.digest:
+            await self._test_first(bundle)
         return await self._worker.run(self._load, bundle)
+
+    async def _test_first(self, bundle: Bundle) -> None:
+        """Self-test a bundle that has not proven itself where it cannot harm this process."""
+        config = self._config
+        variant = choose_variant(bundle.manifest, config.variant, config.target)
+        options = runtime_options(bundle.manifest, config.target, config.threads)
+        try:
+            await self_test_in_child(bundle, variant, options, config.max_memory_mb)
+        except BackendError as exc:
+            self._trials.refuse(bundle, str(exc))
+            raise
 
     def _load(self, bundle: Bundle) -> Engine:
         config, own = self._config, self._store.holds(bundle)

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
-from runtime_edge.errors import BundleError
+from runtime_edge.errors import BackendError, BundleError, UsageError
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.graphs.check import check_block
 from runtime_edge.formats.manifest import (
     BlockInfo,
     BlockMetadata,
@@ -164,6 +165,10 @@ def _digest(format_name: Format, kept: bytes, digests: Digests) -> str | None:
 
 
 def _variant(root: Path, format_name: Format, precision: Precision, data: bytes) -> Variant:
+    try:
+        check_block(format_name, data, f"{format_name} in {precision}")
+    except BackendError as exc:
+        raise UsageError(f"{exc}; write this part of the encoder in other operators, or cut before it") from None
     info = VariantInfo(
         format=format_name,
         precision=precision,

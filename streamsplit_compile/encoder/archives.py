@@ -7,6 +7,7 @@ is not on the lists below is refused, and torch is given a new archive of what w
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import re
@@ -37,6 +38,12 @@ _NAMES = re.compile(
     r"[su]\d+|Integer|Rational|Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|CeilDiv|CleanDiv|IntTrueDiv|TrueDiv"
     r"|Eq|Ne|Ge|Gt|Le|Lt|Equality|Unequality|(Strict)?(Greater|Less)Than|oo|int_oo|[Tt]rue|[Ff]alse|And|Or|Not"
 )
+_MAX_EXPRESSIONS = 10_000
+_MAX_EXPRESSION = 1000
+"""Characters."""
+_MAX_BITS = 4096
+"""Of a size: torch evaluates it to the last digit."""
+_SYMBOL_BITS = 64
 _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 _METADATA = ("nn_module_stack",)
 
@@ -99,10 +106,14 @@ def _admit_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, wh
 
 def _admit_json(data: bytes, where: str) -> bytes:
     document = json.loads(data)
+    expressions = 0
     for item in _objects(document):
         if item.get("use_pickle"):
             raise FormatError(f"{where}: a pickled tensor; only plain tensors are admitted")
         if "expr_str" in item:
+            expressions += 1
+            if expressions > _MAX_EXPRESSIONS:
+                raise FormatError(f"{where}: more than {_MAX_EXPRESSIONS} size expressions")
             check_expression(str(item["expr_str"]), where)
         if "target" in item and not _OPERATORS.fullmatch(str(item["target"])):
             raise FormatError(f"{where}: operator {str(item['target'])[:60]!r} is not one of torch.ops.aten")
@@ -134,6 +145,45 @@ def check_expression(expression: str, where: str) -> None:
     names = re.findall(r"[A-Za-z_]\w*", plain)
     if not _EXPRESSION.fullmatch(plain) or not all(_NAMES.fullmatch(name) for name in names):
         raise FormatError(f"{where}: expression {expression[:60]!r} is not a plain size expression")
+    try:
+        if len(plain) > _MAX_EXPRESSION or _bits(ast.parse(plain.strip(), mode="eval").body) > _MAX_BITS:
+            raise FormatError(f"{where}: expression {expression[:60]!r} is too large a size")
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
+        raise FormatError(f"{where}: expression {expression[:60]!r} is not a plain size expression") from None
+
+
+def _bits(node: ast.expr) -> int:
+    """How many bits a size expression may need at most. Raises ValueError for what is none."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return int(node.value).bit_length()
+    if isinstance(node, ast.Name):
+        return _SYMBOL_BITS
+    if isinstance(node, ast.UnaryOp):
+        return _bits(node.operand)
+    if isinstance(node, ast.Compare):
+        return max(map(_bits, (node.left, *node.comparators)))
+    if isinstance(node, ast.BinOp):
+        return _together(type(node.op).__name__, [node.left, node.right])
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        return _together(node.func.id, node.args)
+    raise ValueError(ast.dump(node))
+
+
+def _together(operation: str, parts: list[ast.expr]) -> int:
+    if operation == "Pow":
+        base, exponent = parts
+        if isinstance(exponent, ast.Call) and len(exponent.args) == 1:  # Integer(2)
+            exponent = exponent.args[0]
+        if isinstance(exponent, ast.UnaryOp):
+            exponent = exponent.operand
+        if not isinstance(exponent, ast.Constant) or not isinstance(exponent.value, int | float):
+            raise ValueError("an exponent that is no number")
+        # Anything is larger than its bits, so exponents beyond the bound need not be multiplied out.
+        return _bits(base) * int(min(exponent.value, _MAX_BITS + 1)) + 1
+    if operation in ("LShift", "RShift", "Invert"):
+        raise ValueError("a shift")
+    bits = [_bits(part) for part in parts]
+    return max(bits, default=0) + len(bits) if operation in ("Add", "Sub") else sum(bits) + 1
 
 
 def _check_containers(text: str, where: str) -> None:

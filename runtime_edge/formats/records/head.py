@@ -24,9 +24,9 @@ from msgspec import Meta
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import HeadError, SignatureError
 from runtime_edge.formats import minisign
-from runtime_edge.formats.manifest import BundleInfo, Name
+from runtime_edge.formats.manifest import BundleInfo
 from runtime_edge.formats.minisign import signature_path
-from runtime_edge.formats.strict import Strict, decode
+from runtime_edge.formats.strict import Name, Strict, decode
 
 MAX_HEAD_BYTES = 512 << 10
 

@@ -23,12 +23,11 @@ import msgspec
 from msgspec import Meta
 
 from runtime_edge.errors import TableError
-from runtime_edge.formats.strict import Strict, decode
+from runtime_edge.formats.strict import Name, Strict, decode
 
 MAX_TABLE_BYTES = 64 << 10
 LOCAL = "local"
 
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 Weight = Annotated[float, Meta(ge=0, le=1e6)]
 Cost = Annotated[float, Meta(ge=0, le=1e9)]

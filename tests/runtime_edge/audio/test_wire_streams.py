@@ -125,3 +125,10 @@ def test_whatever_a_frame_holds_it_is_refused_or_gives_audio(encoding, windows):
         except FrameError:
             outcomes.add("refused")
     assert ("refused" in outcomes) == (encoding != "pcm16-stream")  # any bytes are PCM
+
+
+@pytest.mark.parametrize("first", [b"\x02", b"\x80", b"\xff"])
+def test_a_first_byte_that_is_no_flag_is_refused(first):
+    decoder = AudioStreamDecoder("pcm16-stream", 16_000, 480, 240)
+    with pytest.raises(FrameError, match="window 0: its first byte"):
+        decoder.decode(first + bytes(960), 0)

@@ -37,6 +37,9 @@ def test_each_form_is_read(form, data):
         ("JSON", b'{"size": -1}', r"Expected `int` >= 0 - at `\$\.size`"),
         ("JSON", b'{"size": 1, "sice": 1}', "`sice`"),
         ("JSON", b'{"size": 13}', "size: 13 is not allowed"),
+        ("JSON", b'{"size": 1, "size": 2}', "key 'size' stands twice"),
+        ("JSON", b'{"size": 1, "s\\u0069ze": 2}', "key 'size' stands twice"),
+        ("JSON", b'{"size": 1, "parts": [{"size": 1, "size": 1}]}', "key 'size' stands twice"),
         ("JSON", b" " * 2_000_000, "2000000 bytes, more than 1500000"),
     ],
 )
@@ -56,3 +59,14 @@ def test_a_file_names_itself(tmp_path):
         strict.read(path, Part, 100, BundleError)
     with pytest.raises(FormatError, match=r"part\.json: .*more than the 3 allowed"):
         strict.read(path, Part, 3)
+
+
+@pytest.mark.parametrize("name", ["", "rpi4\n", "rpi4\x1b[2J", "rpi\u202e4", "rpi\u20664", "rpi4\u200b", "\ufeffrpi4"])
+def test_a_name_that_does_not_read_as_what_it_is_is_refused(name):
+    with pytest.raises(FormatError, match="x: Expected `str`"):
+        strict.decode(msgspec.json.encode(name), strict.Name, "x", 100)
+
+
+def test_names_in_other_scripts_are_read():
+    for name in ("layer4.0", "Säge", "گربه", "猫"):
+        assert strict.decode(msgspec.json.encode(name), strict.Name, "x", 100) == name

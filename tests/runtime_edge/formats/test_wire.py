@@ -307,3 +307,9 @@ def test_a_reply_out_of_range_is_refused_by_field(position, value, message):
     fields[position] = value
     with pytest.raises(FrameError, match=message):
         decode_replies(msgspec.msgpack.encode(fields))
+
+
+@pytest.mark.parametrize("encoding", ["pcm16-stream", "flac", "opus"])
+def test_a_stream_that_says_it_is_compressed_is_refused(encoding):
+    with pytest.raises(FrameError, match="window 7: a stream of audio that says it is a zstd frame"):
+        decode_frame(encode_frame(7, 10**18, 3, 0, encoding, True, 0.5, b"\0abc"))

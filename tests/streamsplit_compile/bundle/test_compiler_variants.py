@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from runtime_edge.errors import UsageError
+from runtime_edge.formats.graphs.check import check_block
 from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle import measure, parity
 from streamsplit_compile.bundle.blocks import split_variant
@@ -41,6 +42,12 @@ def test_every_variant_of_every_block_is_there_and_float32_comes_first(bundle):
     assert variants[0] == "onnx-fp32"
     for block in bundle.manifest.components.values():
         assert set(block.variants) == ALL
+
+
+@pytest.mark.parametrize("variant", sorted(ALL))
+def test_devices_admit_every_block_that_the_compiler_writes(bundle, variant):
+    for block in bundle.manifest.info.blocks:
+        check_block(variant.split("-")[0], bundle.block_bytes(block, variant), block)
 
 
 @pytest.mark.parametrize("variant", sorted(ALL))

@@ -201,6 +201,25 @@ def test_sizes_as_torch_writes_them_are_admitted(expression):
     archives.check_expression(expression, "here")
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "2**2**2**2**2**2",
+        "9**9999999999",
+        "((((2**16)**16)**16)**16)**16",
+        "Pow(Integer(10), Integer(1000000000))",
+        "s0**s1",
+        "1<<s0",
+        "Mul(" + ", ".join(["s0"] * 100) + ")",
+        "(" * 300 + "s0" + ")" * 300,
+        "1+" * 600 + "1",
+    ],
+)
+def test_a_size_that_takes_minutes_to_evaluate_is_refused(expression):
+    with pytest.raises(FormatError, match=r"is too large a size|is not a plain size expression"):
+        archives.check_expression(expression, "here")
+
+
 OPERATORS = ["torch.os.system", "torch.load", "torch.hub.load", "torch.ops.aten.from_file.default", "_operator.call"]
 
 

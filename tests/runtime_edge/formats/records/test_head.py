@@ -47,7 +47,7 @@ def edited(**changes):
     return json.dumps(json.loads(make().to_json()) | changes).encode()
 
 
-names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=30)
+names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp"]), min_size=1, max_size=30)
 shares = st.floats(0, 1)
 
 

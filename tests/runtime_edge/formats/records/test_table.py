@@ -94,7 +94,7 @@ def with_costs(index: int, **changes: Any) -> list[dict[str, Any]]:
 
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
-names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp"]), min_size=1, max_size=30)
 
 
 @st.composite

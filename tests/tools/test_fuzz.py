@@ -1,0 +1,36 @@
+"""Each parser on a few hundred damaged inputs; `python -m tools.fuzz` tries more."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tools.fuzz import TARGETS, Target, cases, fuzz
+
+CASES = 300
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_parser_gives_a_value_or_its_one_error(name: str) -> None:
+    if name == "tflite":
+        pytest.importorskip("ai_edge_litert")
+    tried, read, broke = fuzz(TARGETS[name], 1, lambda tried: tried >= CASES)
+
+    assert broke is None, f"broke on {broke!r:.200}"
+    assert (tried, read < tried) == (CASES, True)
+
+
+def test_what_breaks_a_parser_is_found() -> None:
+    def parse(data: bytes) -> None:
+        if len(data) > 4:
+            raise KeyError(data)
+
+    _, _, broke = fuzz(Target(parse, ValueError, lambda: [b"good"]), 1, lambda tried: tried > 100)
+
+    assert broke is not None
+
+
+def test_the_same_seed_gives_the_same_cases() -> None:
+    first, again, other = (list(itertools.islice(cases(TARGETS["wire"], seed), 20)) for seed in (1, 1, 2))
+    assert first == again != other

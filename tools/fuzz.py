@@ -1,0 +1,281 @@
+"""Damages good input of every parser, for as long as you like: a parser gives a value or its one error, soon and small.
+
+python -m tools.fuzz --list
+python -m tools.fuzz --target wire --minutes 60
+python -m tools.fuzz --minutes 60                # an hour, shared by all targets
+
+The same --seed gives the same cases. What breaks a parser is kept in --failures, and --repeat FILE tries it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import resource
+import signal
+import sys
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime_edge.audio.wire_streams import AudioStreamDecoder
+from runtime_edge.errors import (
+    BackendError,
+    BundleError,
+    FormatError,
+    FrameError,
+    HeadError,
+    SignatureError,
+    TableError,
+)
+from runtime_edge.formats import manifest, minisign
+from runtime_edge.formats.codec import CutCodec
+from runtime_edge.formats.graphs.onnx_graph import check_onnx
+from runtime_edge.formats.graphs.tflite_graph import check_tflite
+from runtime_edge.formats.patch import apply_patch, make_patch
+from runtime_edge.formats.records.head import Head, open_head
+from runtime_edge.formats.records.learnt import Learnt
+from runtime_edge.formats.records.release import decode_release, open_table
+from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame, decode_replies
+
+GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "golden" / "0.2.0"
+CASE_SECONDS = 10
+"""Of processor time, for one case."""
+GROWTH_MB = 256
+"""By which a run may make the process larger."""
+Rng = np.random.Generator
+Repair = Callable[[bytes], bytes]
+_OLD = bytes(range(256)) * 512
+_NUMBERS = (b"0", b"-1", b"1e300", b"4294967296", b"18446744073709551616", b"null", b"NaN", b'""', b"[]", b"{}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parser, good input for it, and the error it may raise."""
+
+    parse: Callable[[bytes], object]
+    error: type[Exception]
+    corpus: Callable[[], list[bytes]]
+    repair: Repair | None = None
+    """Makes some damaged input whole enough to get past a checksum."""
+
+
+def golden(pattern: str) -> Callable[[], list[bytes]]:
+    """Files of the golden directory."""
+    return lambda: [path.read_bytes() for path in sorted(GOLDEN.glob(pattern))]
+
+
+def _frame(data: bytes) -> None:
+    cuts = manifest.decode((GOLDEN / "server/generations/00001/manifest.json").read_bytes()).info.cuts
+    for header, payload in decode_frame(data):
+        if header.cut < len(cuts) and WIRE_ENCODINGS[header.encoding] in ("float32", "float16", "int8"):
+            try:
+                codec = CutCodec(cuts[header.cut], WIRE_ENCODINGS[header.encoding])
+            except BundleError:
+                continue
+            assert np.isfinite(codec.decode(payload, header.compressed)).all()
+
+
+def _stream(data: bytes) -> None:
+    for header, payload in decode_frame(data):
+        encoding = WIRE_ENCODINGS[header.encoding]
+        if encoding in ("pcm16-stream", "flac", "opus"):
+            window = AudioStreamDecoder(encoding, 16_000, 1600, 800).decode(payload, header.window)
+            assert window.shape == (1, 1600)
+
+
+def _whole_frame(data: bytes) -> bytes:
+    return data[:-4] + zlib.crc32(data[1:-4]).to_bytes(4, "little") if len(data) > 8 else data
+
+
+def _patches() -> list[bytes]:
+    return [make_patch(_OLD, _OLD[::-1]), make_patch(_OLD, _OLD[64:] + b"tail" * 16)]
+
+
+def _tflite() -> list[bytes]:
+    """One operation on one constant, as the format's own library writes it."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    code, node, graph, model = schema.OperatorCodeT(), schema.OperatorT(), schema.SubGraphT(), schema.ModelT()
+    node.inputs, node.outputs = [0, 1], [2]
+    tensors = [schema.TensorT() for _ in range(3)]
+    buffers = [schema.BufferT() for _ in range(4)]
+    buffers[2].data = np.zeros(12, np.uint8)
+    for index, tensor in enumerate(tensors):
+        tensor.shape, tensor.buffer, tensor.name = [1, 3], index + 1, str(index)
+    graph.tensors, graph.operators, graph.inputs, graph.outputs = tensors, [node], [0], [2]
+    model.version, model.operatorCodes, model.subgraphs, model.buffers = 3, [code], [graph], buffers
+    builder = flatbuffers.Builder(256)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return [bytes(builder.Output())]
+
+
+def _expressions() -> list[bytes]:
+    return [b"2*s0", b"s0**2 + 1", b"Max(1, s0//2)", b"Mod(Symbol('u0', integer=True), Integer(2))", b"Pow(s0, 3) >= 2"]
+
+
+def _expression(data: bytes) -> None:
+    from streamsplit_compile.encoder.archives import check_expression
+
+    check_expression(data.decode("utf-8", "replace"), "expression")
+
+
+def _signature(data: bytes) -> None:
+    key = minisign.read_public_key(GOLDEN / "records" / "key.pub")
+    minisign.verify((GOLDEN / "records" / "table.json").read_bytes(), data.decode("utf-8", "replace"), key)
+
+
+TARGETS = {
+    "wire": Target(_frame, FrameError, golden("frames/*.frame"), _whole_frame),
+    "streams": Target(_stream, FrameError, golden("streams/*-0.frame"), _whole_frame),
+    "replies": Target(decode_replies, FrameError, golden("replies/*.reply")),
+    "manifest": Target(manifest.decode, BundleError, golden("server/generations/*/manifest.json")),
+    "table": Target(lambda data: SplitterTable.from_json(data, "table"), TableError, golden("records/table.json")),
+    "table-record": Target(lambda data: open_table(data, None, "table"), FormatError, golden("records/table.record")),
+    "head": Target(lambda data: Head.from_json(data, "head"), HeadError, golden("records/head.json")),
+    "head-record": Target(lambda data: open_head(data, None, "head"), HeadError, golden("records/head.record")),
+    "release": Target(lambda data: decode_release(data, "release"), FormatError, golden("records/release.record")),
+    "learnt": Target(lambda data: Learnt.from_json(data, "learnt"), TableError, golden("records/learnt.json")),
+    "signature": Target(_signature, SignatureError, golden("records/table.json.minisig")),
+    "public-key": Target(
+        lambda data: minisign.PublicKey.from_text(data.decode("utf-8", "replace")),
+        SignatureError,
+        golden("records/key.pub"),
+    ),
+    "patch": Target(lambda data: apply_patch(_OLD, data, len(_OLD)), FormatError, _patches),
+    "onnx": Target(lambda data: check_onnx(data, "block"), BackendError, golden("server/generations/**/model.onnx")),
+    "tflite": Target(lambda data: check_tflite(data, "block"), BackendError, _tflite),
+    "size-expression": Target(_expression, FormatError, _expressions),
+}
+
+
+def damaged(data: bytes, rng: Rng, other: bytes) -> bytes:
+    """One to four changes: bits, bytes, numbers, lengths, parts cut out, doubled, or taken from other input."""
+    found = bytearray(data)
+    for _ in range(rng.integers(1, 5)):
+        size = max(len(found), 1)
+        place = int(rng.integers(min(size, 64) if rng.random() < 0.4 else size))
+        length = int(rng.integers(1, 33))
+        kind = rng.integers(8)
+        if kind == 0 and found:
+            found[place] ^= 1 << int(rng.integers(8))
+        elif kind == 1 and found:
+            found[place] = int(rng.choice([0, 1, 0x7F, 0x80, 0xFE, 0xFF]))
+        elif kind == 2:
+            del found[place : place + length]
+        elif kind == 3:
+            found[place:place] = found[place : place + length]
+        elif kind == 4:
+            found[place:place] = rng.bytes(length)
+        elif kind == 5:
+            start = int(rng.integers(max(len(other), 1)))
+            found[place : place + length] = other[start : start + length]
+        elif kind == 6:
+            found[place : place + 4] = int(rng.choice([0, 1, 1 << 16, 1 << 31, (1 << 32) - 1])).to_bytes(4, "little")
+        else:
+            numbers = list(re.finditer(rb"-?\d+(?:\.\d+)?(?:e-?\d+)?", bytes(found[:100_000])))
+            if numbers:
+                chosen = numbers[int(rng.integers(len(numbers)))]
+                found[chosen.start() : chosen.end()] = _NUMBERS[int(rng.integers(len(_NUMBERS)))]
+    return bytes(found)
+
+
+def cases(target: Target, seed: int) -> Iterator[bytes]:
+    """Damaged input without end; the same for the same seed."""
+    rng, corpus = np.random.default_rng(seed), target.corpus()
+    while True:
+        data = damaged(corpus[rng.integers(len(corpus))], rng, corpus[rng.integers(len(corpus))])
+        yield target.repair(data) if target.repair is not None and rng.random() < 0.5 else data
+
+
+def verdict(target: Target, data: bytes) -> bool:
+    """Whether it was read rather than refused. Raises whatever else came of it, AssertionError among them."""
+    with _bounded(CASE_SECONDS):
+        try:
+            target.parse(data)
+            return True
+        except target.error as exc:
+            said = str(exc)
+    assert "\n" not in said, "an error of several lines"
+    return False
+
+
+def fuzz(target: Target, seed: int, stop: Callable[[int], bool]) -> tuple[int, int, bytes | None]:
+    """Try cases until `stop(cases so far)`: how many were tried and read, and the first that broke the parser."""
+    for data in target.corpus():
+        assert verdict(target, data), "good input is refused"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tried = read = 0
+    for data in cases(target, seed):
+        if stop(tried):
+            return tried, read, None
+        try:
+            read += verdict(target, data)
+            tried += 1
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            assert grown < GROWTH_MB, f"the process has grown by {grown:.0f} MB"
+        except Exception:
+            traceback.print_exc()
+            return tried, read, data
+    raise AssertionError("cases have no end")
+
+
+@contextmanager
+def _bounded(seconds: int) -> Iterator[None]:
+    """Processor time of a case: a busy machine makes none slower."""
+
+    def late(number: int, frame: object) -> None:
+        raise AssertionError(f"took more than {seconds} s")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def main() -> int:
+    """Fuzz one target or all; 1 when one broke."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--list", action="store_true", help="name the targets")
+    parser.add_argument("--target", choices=sorted(TARGETS))
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "big"))
+    parser.add_argument("--failures", type=Path, default=Path("fuzz-failures"))
+    parser.add_argument("--repeat", type=Path, help="try one file again; needs --target")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(TARGETS))
+        return 0
+    if options.repeat:
+        print("read" if verdict(TARGETS[options.target], options.repeat.read_bytes()) else "refused")
+        return 0
+    names = [options.target] if options.target else list(TARGETS)
+    failed = 0
+    for name in names:
+        until = time.monotonic() + options.minutes * 60 / len(names)
+        tried, read, broke = fuzz(TARGETS[name], options.seed, lambda _, until=until: time.monotonic() > until)  # type: ignore[misc]
+        print(f"{name}: {tried} cases, {read} read, {tried - read} refused, seed {options.seed}", flush=True)
+        if broke is not None:
+            options.failures.mkdir(exist_ok=True)
+            path = options.failures / f"{name}-{hashlib.sha256(broke).hexdigest()[:16]}"
+            path.write_bytes(broke)
+            print(f"{name}: BROKE, see {path}", flush=True)
+            failed += 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
