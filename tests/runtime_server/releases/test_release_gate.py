@@ -260,3 +260,23 @@ def test_a_release_whose_weights_cannot_be_kept_is_none_and_is_made_again(
 
 def full_disk(path, data):
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("changes", "objection"),
+    [
+        ([0.0] * 9 + [5.0], ""),
+        ([0.03] * 9 + [-0.9], "held-out loss rose"),
+        ([-0.05] * 7 + [0.5] * 3, "held-out loss rose for too many devices"),
+        ([-0.05] * 8 + [0.5] * 2, ""),
+        ([0.0, 0.0, float("nan")], ""),
+        ([float("nan")], "held-out loss rose"),
+        ([0.0, 0.0, 3.0], ""),
+        ([-0.5, 0.3], "held-out loss rose for too many devices"),
+    ],
+    ids=["veto", "praise", "a-share-is-worse", "few-are-worse", "nan", "alone-nan", "one-of-three", "one-of-two"],
+)
+def test_the_median_device_decides_and_a_share_of_them_can_refuse(release_gate, changes, objection):
+    before = replace(GOOD, device_losses=tuple(2.0 for _ in changes))
+    after = replace(GOOD, device_losses=tuple(2.0 * (1 + change) for change in changes))
+    assert release_gate.objection(before, after) == objection
