@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
@@ -140,6 +144,34 @@ def test_no_file_has_private_uses_timed_comparisons_or_too_many_lines(check, pat
 def test_a_folder_holds_a_handful_of_files() -> None:
     counts = Counter(path.parent for path in SOURCES)
     assert {relative(folder): count for folder, count in counts.items() if count > MAX_FILES} == {}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top-level names of the packages that a file imports, wherever in it."""
+    for node in nodes_of(path):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+
+
+def same(name: str) -> str:
+    """A distribution's name as the package index compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_users_get_every_package_that_is_imported() -> None:
+    """What only the extra `dev` brings is there for whoever writes this, and for nobody else."""
+    needs = [Requirement(line) for line in requires("streamsplit-audio") or ()]
+    declared = {same(need.name) for need in needs if need.marker is None or 'extra == "dev"' not in str(need.marker)}
+    # Of nats-py[nkeys]; a part of Python since 3.14.
+    declared |= {"nkeys", "compression"}
+    distributions = packages_distributions()
+    for path in SOURCES:
+        for name in imported(path):
+            if name not in sys.stdlib_module_names and name not in PACKAGES:
+                given = {same(found) for found in (name, *distributions.get(name, ()))}
+                assert given & declared, f"{relative(path)} imports {name}, which no extra for users brings"
 
 
 def test_tests_mirror_the_packages() -> None:

@@ -5,28 +5,33 @@
 The earlier version is a clone with a virtual environment of its own, made below .cache when it is not there, with the
 same versions of all packages. Each side runs in processes of its own, on the same bundle; they take turns, and every
 pair of runs gives one ratio. 15 and 7 pairs take about 25 minutes on two cores, and 5 more when the clone has to be
-made first. Nothing else should run on the machine meanwhile.
+made first. Nothing else should run on the machine meanwhile. Pairs are kept in .cache/house: a run that was stopped
+continues from there as long as the packages have not changed since.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import soundfile
 
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.wire import WIRE_ENCODINGS
 from streamsplit_compile.bundle.soundscape import soundscape
 from tools.bench_edge import SPEED, alone, compiled, completing_server
 from tools.bench_server import DEVICES, ENCODER, ServerProcess, drained
@@ -107,14 +112,46 @@ def earlier(directory: Path) -> Checkout:
     return Checkout(EARLIER, directory.resolve(), python.absolute())
 
 
-def taking_turns(sides: tuple[Checkout, Checkout], pairs: int, measure: Callable[[Checkout, str], float]) -> list[Pair]:
-    """Measure both sides so many times, in turn; which one begins changes from pair to pair."""
-    found = []
-    for number in range(pairs):
+def measured_code() -> str:
+    """Which code is measured: git's names of the packages' trees; empty when they hold changes without a commit."""
+    packages = ("runtime_edge", "runtime_server", "streamsplit_compile", "models")
+    if subprocess.check_output(["git", "status", "--porcelain", *packages], cwd=ROOT, text=True):
+        return ""
+    trees = subprocess.check_output(["git", "rev-parse", *(f"HEAD:{name}" for name in packages)], cwd=ROOT, text=True)
+    return " ".join(tree[:12] for tree in trees.split())
+
+
+def kept_pairs(file: Path, what: str, code: str) -> list[Pair]:
+    """Pairs of the same code that an earlier run left: lines of JSON with `code`, `what`, `today` and `earlier`."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [
+        Pair(line["today"], line["earlier"]) for line in lines if code and (line["code"], line["what"]) == (code, what)
+    ]
+
+
+def taking_turns(
+    what: str,
+    sides: tuple[Checkout, Checkout],
+    pairs: int,
+    measure: Callable[[Checkout, str], float],
+    file: Path = ROOT / ".cache" / "house" / "pairs.jsonl",
+    code: str | None = None,
+) -> list[Pair]:
+    """Measure both sides so many times, in turn; which one begins changes from pair to pair.
+
+    Pairs of the same code that are in `file` are not measured again.
+    """
+    code = measured_code() if code is None else code
+    file.parent.mkdir(parents=True, exist_ok=True)
+    found = kept_pairs(file, what, code)[:pairs]
+    for number in range(len(found), pairs):
         order = sides if number % 2 == 0 else sides[::-1]
         values = {side.name: measure(side, f"{number}-{side.name}") for side in order}
-        found.append(Pair(*(values[side.name] for side in sides)))
-        print(f"pair {number + 1} of {pairs}: {found[-1]}, ratio {found[-1].ratio:.4f}", flush=True)
+        pair = Pair(*(values[side.name] for side in sides))
+        found.append(pair)
+        with file.open("a") as lines:
+            lines.write(json.dumps({"code": code, "what": what, **vars(pair)}) + "\n")
+        print(f"pair {number + 1} of {pairs}: {pair}, ratio {pair.ratio:.4f}", flush=True)
     return found
 
 
@@ -133,7 +170,7 @@ def overhead(section: Section, sides: tuple[Checkout, Checkout], work: Path, pai
             cuts[side.name].update(found["cuts"])
             return float(found["overhead_ms"])
 
-        measured = taking_turns(sides, pairs, measure)
+        measured = taking_turns(f"overhead, {windows} windows", sides, pairs, measure)
     what = f"processor time of a window besides the model, {ENCODER}, {windows} windows a run"
     _ratio(section, "overhead", measured, "at most 1.03", what, "ms")
     for side in sides:
@@ -142,20 +179,35 @@ def overhead(section: Section, sides: tuple[Checkout, Checkout], work: Path, pai
         )
 
 
+def frame_v1(
+    window: int, capture_ns: int, generation: int, cut: int, encoding: str, compressed: bool, uncertainty: float,
+    payload: bytes,
+) -> bytes:  # fmt: skip
+    """A frame as the earlier version's devices send it (docs/formats.md), for its server."""
+    fields = (1, window, capture_ns, generation, cut, WIRE_ENCODINGS.index(encoding), compressed, uncertainty)
+    header = msgspec.msgpack.encode([*fields, zlib.crc32(payload)])
+    return bytes((len(header),)) + header + payload
+
+
 def ingest(section: Section, sides: tuple[Checkout, Checkout], work: Path, pairs: int, frames: int) -> None:
-    """Windows a second that a server drains, started anew each time, after it has drained a third as many."""
+    """Windows a second that a server drains, started anew each time, after it has drained a third as many.
+
+    Each server gets the frames that its own devices would send.
+    """
     bundle: Bundle = compiled(work, ENCODER, formats=("onnx",))
     cut = len(bundle.manifest.info.cuts) // 2
-    recorded = RecordedFrames(bundle, cut, DEVICES)
+    frames_of = {EARLIER: RecordedFrames(bundle, cut, DEVICES, encode=frame_v1)}
+    frames_of["today"] = RecordedFrames(bundle, cut, DEVICES)
 
     async def drain(side: Checkout, name: str) -> float:
         (work / name).mkdir()
         server = ServerProcess(work / name, bundle.path.parent / "encoder.pt", bundle.path, side.root, side.python)
         async with server.running() as process:
-            await drained(server, process, recorded, frames // 3)
-            return await drained(server, process, recorded, frames)
+            await drained(server, process, frames_of[side.name], frames // 3)
+            return await drained(server, process, frames_of[side.name], frames)
 
-    measured = taking_turns(sides, pairs, lambda side, name: asyncio.run(drain(side, name)))
+    turn = functools.partial(taking_turns, f"ingest, {frames} frames", sides, pairs)
+    measured = turn(lambda side, name: asyncio.run(drain(side, name)))
     what = f"windows a second from a backlog of {frames}, {ENCODER} behind {bundle.manifest.info.cuts[cut].name}"
     _ratio(section, "ingest", measured, "at least 0.97", what, "windows a second")
 

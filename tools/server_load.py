@@ -16,7 +16,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,10 @@ _ANSWER = re.compile(rb"MSG _INBOX\.")
 class RecordedFrames:
     """What devices ship of recorded sound at one cut, and under which names."""
 
-    def __init__(self, bundle: Bundle, cut: int, devices: int, windows: int = 64, encoding: str = "int8") -> None:
+    def __init__(
+        self, bundle: Bundle, cut: int, devices: int, windows: int = 64, encoding: str = "int8",
+        encode: Callable[..., bytes] = encode_frame,
+    ) -> None:  # fmt: skip
         info = bundle.manifest.info
         front, self.generation, self.cut, self.encoding = info.front_end, info.generation, cut, encoding
         seconds = (front.window_samples + windows * front.hop_samples) / front.sample_rate
@@ -53,6 +56,7 @@ class RecordedFrames:
             payload, compressed = codec.encode(prefix.advance(cut))
             self.payloads.append((bytes(payload), compressed))
             self.activations[number] = codec.decode(payload, compressed)[0]
+        self._encode = encode
         self.devices = [f"load-{number}" for number in range(devices)]
         self._boot = secrets.token_hex(4)
         self._next = Counter[str]()
@@ -62,7 +66,7 @@ class RecordedFrames:
         window = self._next[device]
         self._next[device] += 1
         payload, compressed = self.payloads[window % len(self.payloads)]
-        frame = encode_frame(window, time.time_ns(), self.generation, self.cut, self.encoding, compressed, 0.5, payload)
+        frame = self._encode(window, time.time_ns(), self.generation, self.cut, self.encoding, compressed, 0.5, payload)
         headers = {
             subjects.MESSAGE_ID_HEADER: subjects.message_id(device, self._boot, window),
             subjects.REPLY_HEADER: f"{subjects.inbox(device)}.{connection}.{window}",

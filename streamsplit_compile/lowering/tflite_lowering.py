@@ -20,9 +20,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-import zstandard
 from torch import fx
 
+from runtime_edge.base import zstd
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.strict import decode
 from streamsplit_compile.encoder.quiet import quiet
@@ -97,7 +97,7 @@ def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Coll
     for piece in pieces:
         size = 4 * math.prod(piece.shape)
         model[piece.position : piece.position + size] = bytes(size)
-    packed = zstandard.ZstdCompressor(level=9).compress(bytes(model))
+    packed = zstd.compress_frame(zstd.ZstdCompressor(level=9), bytes(model))
     kept = msgspec.msgpack.encode(KeptTfliteGraph(program, pieces, len(model), packed))
     return kept if _is_faithful(kept, segment, shape) else unwritable
 
@@ -123,14 +123,15 @@ def write_weights(kept_graph: bytes, tensors: Mapping[str, Array]) -> bytes:
         raise FormatError("kept graph: weights cannot be written into this block, it must be converted again")
     arrays = kept.program.run(tensors)
     try:
-        if zstandard.frame_content_size(kept.model) != kept.model_bytes:
+        unpacked = zstd.decompress_frame(zstd.ZstdDecompressor(), kept.model, kept.model_bytes)
+        if unpacked is None:
             raise ValueError(f"its model is not of {kept.model_bytes} bytes")
-        model = bytearray(zstandard.ZstdDecompressor().decompress(kept.model))
+        model = bytearray(unpacked)
         for piece in kept.pieces:
             values = piece.of(arrays[piece.result])
             place = np.frombuffer(model, "<f4", values.size, piece.position).reshape(values.shape)
             np.copyto(place, values, casting="equiv")
-    except (zstandard.ZstdError, IndexError, ValueError, TypeError) as exc:
+    except (zstd.ZstdError, IndexError, ValueError, TypeError) as exc:
         raise FormatError(f"kept graph: weights do not fit it ({exc}); compile it again") from None
     return bytes(model)
 

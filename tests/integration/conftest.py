@@ -62,8 +62,8 @@ def start(tmp_path, toy):
 
     started = []
 
-    def server(*options):
-        started.append(harness.Server(tmp_path, toy / "encoder.pt", toy / "bundle", *options))
+    def server(*options, **extra):
+        started.append(harness.Server(tmp_path, toy / "encoder.pt", toy / "bundle", *options, **extra))
         return started[-1]
 
     def device(server, name, source, *options, **extra):

@@ -150,8 +150,10 @@ class Process:
 class Server:
     """A server process on a port and state directory of its own."""
 
-    def __init__(self, directory: Path, encoder: Path, bundle: Path, *options: object) -> None:
-        self.directory, self.port = directory, free_port()
+    def __init__(
+        self, directory: Path, encoder: Path, bundle: Path, *options: object, script: Path | None = None
+    ) -> None:
+        self.directory, self.port, self._script = directory, free_port(), script
         self.state = directory / "server"
         self._command = ["server", "run", encoder, bundle, "--state", self.state, "--port", self.port, *options, "-v"]
         self.process = self.start()
@@ -160,14 +162,14 @@ class Server:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
-    def launch(self) -> Process:
-        """Start the process and do not wait for it."""
-        return Process(self.directory / "server.log", *self._command)
+    def launch(self, *options: object) -> Process:
+        """Start the process and do not wait for it. Options given here win over earlier ones, for this start."""
+        return Process(self.directory / "server.log", *self._command, *options, script=self._script)
 
-    def start(self) -> Process:
+    def start(self, *options: object) -> Process:
         log = self.directory / "server.log"
         seen = log.read_text().count("serving generation") if log.exists() else 0
-        self.process = self.launch()
+        self.process = self.launch(*options)
         until(lambda: self.process.text().count("serving generation") > seen or not self.process.running, "serving")
         assert self.process.running, self.process.text()[-2000:]
         return self.process

@@ -90,7 +90,7 @@ def test_a_generation_that_kills_the_device_is_rolled_back_without_a_person(star
 
 
 def test_canaries_first_then_everybody_then_back_by_hand(start, tmp_path):
-    server = start.server("--no-training", "--canary-from", 1, "--canary-share", 0.5, "--healthy-s", 1)
+    server = start.server("--no-training", "--canary-from", 1, "--canary-share", 0.5, "--healthy-s", 3600)
     names = [f"pi-{number}" for number in range(50)]
     canary = next(name for name in names if canary_place(name, 2) < 0.5)
     other = next(name for name in names if canary_place(name, 2) >= 0.5)
@@ -110,6 +110,7 @@ def test_canaries_first_then_everybody_then_back_by_hand(start, tmp_path):
     record = told(server)
     assert (record.generation, record.share, record.stable.generation) == (2, 0.5, 1)
     assert runs(other, 1)
+    restart(server, "--healthy-s", 1)
     harness.until(lambda: release(server, 2, "stable"), "the promotion")
     assert [r["generation"] for r in devices[other].results()][-1] == 1 or told(server).share == 1.0
     harness.until(lambda: runs(other, 2), "the other's update")
@@ -315,9 +316,9 @@ def until_it_runs(device, generation):
     harness.until(lambda: any(r["generation"] == generation for r in device.results()), f"{generation} runs")
 
 
-def restart(server):
+def restart(server, *options):
     server.process.signal(signal.SIGTERM)
-    server.start()
+    server.start(*options)
 
 
 def release(server, generation, status):
