@@ -322,7 +322,10 @@ class Server:
         info = newest.bundle.manifest.info
         graph, train, width = self.encoder.graph, self.config.train, self.encoder.embedding_dim
         self.checkpoints = Checkpoints(self.state.root / "trainer" / "checkpoint.pt", self.encoder.id, self.ranks.rank)
-        self.trainer = resumed(lambda: Trainer(first_model(graph, newest), train, width, self.ranks), self.checkpoints)
+        key = self.state.held_out_key()
+        self.trainer = resumed(
+            lambda: Trainer(first_model(graph, newest), train, width, self.ranks, key), self.checkpoints
+        )
         self.release_gate = ReleaseGate(
             graph,
             self.generations,

@@ -6,8 +6,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,12 @@ class ReleaseConfig:
     least_s: float = 0.0
     """Seconds between two attempts at least."""
     tolerance: float = 0.02
-    """Share by which the held-out loss may be above the present release's; negative: by which it must be below."""
+    """Share by which the held-out loss of the median device may be above that with the present release; negative: by
+    which it must be below."""
+    device_tolerance: float = 0.1
+    """Share by which the loss of a single device may rise before it counts as worse off."""
+    worse_off: float = 0.25
+    """Share of the devices that may be worse off; one may be, where there are three or more."""
     least_rank: float = 0.5
     """Share of the present release's diversity (effective rank of embeddings, above 1) that must be left: the loss of
     a collapsed encoder is that of guessing, which is less than that of an untrained one."""
@@ -63,12 +68,23 @@ class Quality:
     effective_rank: float
     probe_accuracy: float | None = None
     knn_accuracy: float | None = None
+    device_losses: tuple[float, ...] = ()
+    """Held-out loss of each device; the other numbers are those of the median device."""
 
     @classmethod
-    def of(cls, judgement: Judgement, score: ProbeScore | None) -> Quality:
-        """Both judgements as one."""
-        accuracies = () if score is None else (score.accuracy, score.knn_accuracy)
-        return cls(judgement.loss, *astuple(judgement.geometry), *accuracies)
+    def of(cls, judgements: Sequence[Judgement], score: ProbeScore | None) -> Quality:
+        """The judgements of all devices as one."""
+        losses = tuple(judgement.loss for judgement in judgements)
+        shapes = [judgement.geometry for judgement in judgements]
+        return cls(
+            loss=_median(losses),
+            alignment=_median(shape.alignment for shape in shapes),
+            uniformity=_median(shape.uniformity for shape in shapes),
+            effective_rank=_median(shape.effective_rank for shape in shapes),
+            probe_accuracy=None if score is None else score.accuracy,
+            knn_accuracy=None if score is None else score.knn_accuracy,
+            device_losses=losses,
+        )
 
 
 @dataclass(frozen=True)
@@ -177,7 +193,7 @@ class ReleaseGate:
         return found or self._generations.add(*self._state.load(number))
 
     def _qualities(
-        self, newest: Generation, candidate: CutModel, judged: Sequence[Judgement]
+        self, newest: Generation, candidate: CutModel, judged: Sequence[Sequence[Judgement]]
     ) -> tuple[Quality, Quality]:
         """Quality of the generation in use and of the candidate; a generation's linear probe is measured once."""
         if self._probe is None:
@@ -189,8 +205,12 @@ class ReleaseGate:
     def objection(self, before: Quality, after: Quality) -> str:
         """Why weights must not be released; empty when they may. NaN counts as worse."""
         config = self.config
-        if not after.loss <= before.loss + abs(before.loss) * config.tolerance:
+        changes = _changes(before.device_losses or (before.loss,), after.device_losses or (after.loss,))
+        if not _median(changes) <= config.tolerance:
             return "held-out loss rose" if config.tolerance >= 0 else "held-out loss did not fall enough"
+        allowed = max(len(changes) * config.worse_off, 1 if len(changes) > 2 else 0)
+        if sum(change > config.device_tolerance for change in changes) > allowed:
+            return "held-out loss rose for too many devices"
         diverse = after.effective_rank - 1 >= (before.effective_rank - 1) * config.least_rank  # 1 is no diversity
         if not (diverse and after.uniformity <= before.uniformity * config.least_uniformity):
             return "embeddings are collapsing"
@@ -226,6 +246,22 @@ class ReleaseGate:
         self._outcomes.append(outcome)
         self.counts["released" if outcome.released else reason] += 1
         _LOG.info("%s", outcome)
+
+
+def _changes(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    """Each device's change of loss as a share of what it was; infinite for what is not a number."""
+    changes = []
+    for old, new in zip(before, after, strict=True):
+        change = 0.0 if new == old else (new - old) / max(abs(old), 1e-9)
+        changes.append(math.inf if math.isnan(change) else change)
+    return changes
+
+
+def _median(numbers: Iterable[float]) -> float:
+    """The median; NaN counts as the largest."""
+    ordered = sorted(numbers, key=lambda number: (math.isnan(number), number))
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    return low if low == high else (low + high) / 2
 
 
 def first_model(graph: EncoderGraph, generation: Generation) -> CutModel:

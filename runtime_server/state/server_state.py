@@ -1,6 +1,7 @@
 """What a server keeps on its disk, all of it written whole or not at all.
 
 <state>/signing.key, signing.pub      made at the first start unless --key is given
+<state>/held_out.key                  decides which windows judge releases; made at the first start
 <state>/generations/00002/            bundles it compiled
 <state>/weights/00002.pt              the weights each was compiled from
 <state>/trainer/checkpoint.pt          where training stands; another rank's windows in a file beside it
@@ -15,8 +16,11 @@ Each of them but the broker's has its checksum beside it (`runtime_edge.base.che
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import os
+import secrets
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -27,7 +31,7 @@ import numpy.typing as npt
 import torch
 
 from runtime_edge.base.checked_files import check, checksum_path, remove_checked, write_checked
-from runtime_edge.base.files import write_atomic
+from runtime_edge.base.files import fsync_directory, write_atomic
 from runtime_edge.errors import FormatError, SignatureError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
@@ -35,6 +39,7 @@ from runtime_server.state.ledger import PartitionedLedger
 
 _LOG = logging.getLogger(__name__)
 Tensors = Mapping[str, npt.NDArray[Any]]
+_HELD_OUT_KEY_BYTES = 32
 
 
 class ServerState:
@@ -61,6 +66,32 @@ class ServerState:
         if not public.exists() or public.read_bytes() != key.public.to_text().encode():
             _LOG.warning("%s: missing or damaged; written again", public)
             write_atomic(public, key.public.to_text().encode())
+        return key
+
+    def held_out_key(self) -> bytes:
+        """The key, 32 bytes, that chooses the windows which judge releases; made on first use.
+
+        Processes that share the directory get the same one. Raises FormatError.
+        """
+        path = self.root / "held_out.key"
+        new = ": other windows judge from then on"
+        if not check(path, FormatError, new):
+            made = self.root / f".held_out.key.{secrets.token_hex(8)}"
+            handle = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_bytes(_HELD_OUT_KEY_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.link(made, path)
+            made.unlink()
+            fsync_directory(self.root)
+            check(path, FormatError, new)
+        key = path.read_bytes()
+        if len(key) != _HELD_OUT_KEY_BYTES:
+            raise FormatError(
+                f"{path}: {len(key)} bytes, {_HELD_OUT_KEY_BYTES} expected; remove it to have a new one made"
+            )
         return key
 
     def bundle_path(self, number: int) -> Path:

@@ -99,5 +99,5 @@ def _training(training: TrainingStatus) -> Iterator[Metric]:
     if training.judged is not None:
         for which, quality in (("released", training.judged.before), ("candidate", training.judged.after)):
             if quality is not None:
-                told = {name: value for name, value in asdict(quality).items() if value is not None}
+                told = {name: value for name, value in asdict(quality).items() if isinstance(value, float)}
                 yield gauges(f"{_PREFIX}{which}_quality", "At the last attempt at a release.", "measure", told)

@@ -45,7 +45,7 @@ class Board:
         values = {"release/released": float(outcome.released)}
         for which, quality in (("released", outcome.before), ("candidate", outcome.after)):
             if quality is not None:
-                told = {name: value for name, value in asdict(quality).items() if value is not None}
+                told = {name: value for name, value in asdict(quality).items() if isinstance(value, float)}
                 values |= {f"release/{which}/{name}": value for name, value in told.items()}
         self._write(values, outcome.steps)
 

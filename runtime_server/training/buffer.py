@@ -141,13 +141,24 @@ class TemporalBuffer:
         with self._lock:
             return BufferSize(len(self._windows), self.nbytes, dict(self.refused))
 
+    def counts(self) -> dict[str, int]:
+        """How many windows of each device it holds."""
+        with self._lock:
+            found: Counter[str] = Counter()
+            for (device, _), indices in self._chains.items():
+                found[device] += len(indices)
+            return dict(found)
+
     def sequences(self) -> list[int]:
         """Where the windows it holds stand in the stream, ascending."""
         with self._lock:
             return [sequence for sequence, _ in self._order]
 
-    def sample_batch(self, rng: np.random.Generator, size: int) -> list[WindowGroup]:
-        """Up to `size` distinct windows, the same number from each device, or one more, as far as they go.
+    def sample_batch(self, rng: np.random.Generator, size: int, device: str | None = None) -> list[WindowGroup]:
+        """Up to `size` distinct windows, at most a device's share of them from each; with `device` of that one alone.
+
+        The share is `size` divided by the number of devices, rounded up: what some have too little of is not made up
+        for by the others, so that a device which sends more does not count for more.
 
         Within a device a window is drawn in proportion to `exp(-age / (horizon / 2)) · (0.1 + U)`, age
         in window indices behind the newest of its boot, and brings along one of its neighbours in time, at
@@ -157,7 +168,7 @@ class TemporalBuffer:
         if size < 1:
             raise UsageError(f"batch size {size}: at least 1 is needed")
         with self._lock:
-            order = self._draw(rng, size)
+            order = self._draw(rng, size, sorted({name for name, _ in self._chains if device in (None, name)}))
             numbers = {chain: number for number, chain in enumerate(sorted(self._chains))}
             members: dict[tuple[int, int, tuple[int, ...]], list[TrainingWindow]] = {}
             for window in order:
@@ -205,12 +216,12 @@ class TemporalBuffer:
         if not indices:
             del self._chains[chain]
 
-    def _draw(self, rng: np.random.Generator, size: int) -> list[TrainingWindow]:
+    def _draw(self, rng: np.random.Generator, size: int, devices: list[str]) -> list[TrainingWindow]:
         """A weighted draw without replacement in which devices take turns, each window with a neighbour.
 
         Adding a Gumbel variate to each log weight and sorting gives the order of such a draw.
         """
-        devices = sorted({device for device, _ in self._chains})
+        share = -(-size // max(len(devices), 1))
         chosen = {devices[i] for i in rng.permutation(len(devices))[:size]}
         chains = [(chain, self._chains[chain]) for chain in sorted(self._chains) if chain[0] in chosen]
         windows = [self._windows[chain, index] for chain, indices in chains for index in indices]
@@ -226,17 +237,20 @@ class TemporalBuffer:
             ranked.append((turns[device], int(fair[position]), position))
             turns[device] += 1
         drawn: dict[_Key, TrainingWindow] = {}
+        counts: Counter[str] = Counter()
         for _, _, position in sorted(ranked):
             window = windows[position]
             if len(drawn) >= size:
                 break
-            if _key(window) in drawn:
+            if _key(window) in drawn or counts[window.device] >= share:
                 continue
             drawn[_key(window)] = window
+            counts[window.device] += 1
             near = [key for key in self._neighbours(window) if key not in drawn]
-            if near and len(drawn) < size:
+            if near and len(drawn) < size and counts[window.device] < share:
                 key = near[rng.integers(len(near))]
                 drawn[key] = self._windows[key]
+                counts[window.device] += 1
         return list(drawn.values())
 
     def _neighbours(self, window: TrainingWindow) -> list[_Key]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import threading
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,12 @@ from runtime_server.training.ranks import Ranks
 from runtime_server.training.trained import TrainedFrames
 
 HELD_OUT_RUN, HELD_OUT_PERIOD = 4, 32
-"""Of every 32 window indices the first 4 never train: they judge releases, as neighbours in time."""
-_MIN_HELD_OUT = 4
+"""Of every 32 window indices one run of 4 never trains: it judges releases, as neighbours in time. Which of the eight
+runs it is depends on a key that only the server has."""
+_MIN_HELD_OUT = 2 * HELD_OUT_RUN
+"""A device with fewer held-out windows has no say: windows of one run alone have no negatives."""
+_MAX_JUDGING = 64
+"""So many devices of one rank judge a release at most, drawn anew for each."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What some weights are worth on held-out windows."""
+    """What some weights are worth on the held-out windows of one device."""
 
     loss: float
     """The hybrid loss without virtual negatives."""
@@ -84,7 +89,15 @@ class Judgement:
 class Trainer:
     """Owns the newest weights. `add` may be called from another thread than `step`."""
 
-    def __init__(self, model: CutModel, config: TrainConfig, embedding_dim: int, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        model: CutModel,
+        config: TrainConfig,
+        embedding_dim: int,
+        ranks: Ranks | None = None,
+        key: bytes | None = None,
+    ) -> None:
+        """Train `model`; `key` (up to 64 bytes, the same for all ranks) chooses what is held out, or else the seed."""
         self.config, self._width, self._ranks = config, embedding_dim, ranks or Ranks()
         self.model = model
         model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions go backwards in two thirds of the time
@@ -102,6 +115,7 @@ class Trainer:
         self.trained = TrainedFrames()
         self.to_reread: set[int] = set()
         """Sequence numbers of windows that a resumed trainer lacks: they are replayed before it continues."""
+        self._key = config.seed.to_bytes(8, "little", signed=True) if key is None else key
         self._lock = threading.Lock()
         self._loss = HybridLoss(config.loss)
         # Every rank draws windows and views of its own; what the loss draws is the same for all.
@@ -112,7 +126,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
     def add(self, window: TrainingWindow) -> None:
-        """Keep a window for training, or, at the start of every `HELD_OUT_PERIOD`, for judging releases.
+        """Keep a window for training, or, one run of every `HELD_OUT_PERIOD`, for judging releases.
 
         Only the ledger knows whether it is new: call this once for each window.
         """
@@ -130,8 +144,14 @@ class Trainer:
 
     def _keep(self, window: TrainingWindow) -> None:
         if window.cut < len(self.model.segments):
-            buffer = self.held_out if window.index % HELD_OUT_PERIOD < HELD_OUT_RUN else self.buffer
-            buffer.add(window)
+            (self.held_out if self._judges(window) else self.buffer).add(window)
+
+    def _judges(self, window: TrainingWindow) -> bool:
+        """Whether a window is held out. Without the key nobody can tell, whatever numbers and boots they choose."""
+        period, place = divmod(window.index, HELD_OUT_PERIOD)
+        name = f"{window.device}\0{window.boot}\0{period}".encode()
+        drawn = hashlib.blake2b(name, digest_size=8, key=self._key).digest()
+        return place // HELD_OUT_RUN == int.from_bytes(drawn, "little") % (HELD_OUT_PERIOD // HELD_OUT_RUN)
 
     def sizes(self) -> dict[str, BufferSize]:
         """What is kept, by its use."""
@@ -181,25 +201,44 @@ class Trainer:
         """The last steps, the oldest first."""
         return self._history.all()
 
-    def judge(self, models: Sequence[CutModel]) -> list[Judgement] | None:
-        """Each model's weights on the held-out windows, without gradients; None while there are too few.
+    def judge(self, models: Sequence[CutModel]) -> list[list[Judgement]] | None:
+        """Each model's weights on the held-out windows of each device, without gradients; None while there are too few.
 
-        All are judged on the same batch, views and directions, and without virtual negatives: the mixture was learnt
-        from earlier weights, so that whatever leads away from them, a collapse for instance, would look good.
+        The lists are of models, in them one judgement for each device, in the same order. All ranks call it. A device
+        is judged alone, on the same batch, views and directions for every model, so that none has a part in what
+        another one says. There are no virtual negatives: the mixture was learnt from earlier weights, so that whatever
+        leads away from them, a collapse for instance, would look good.
         """
-        seed = self._ranks.seed(self.config.seed)
-        groups = self._sample(self.held_out, np.random.default_rng(seed), 2 * self.config.batch)
-        if self._ranks.sum(sum(len(group) for group in groups))[0] < _MIN_HELD_OUT:
+        own = [self._judged(device, models) for device in self._judging_devices()]
+        rows = torch.tensor(own, dtype=torch.float64).reshape(len(own), len(models), 4)
+        (rows,) = self._ranks.gather(rows)
+        if not len(rows):
             return None
-        judgements = []
+        return [
+            [Judgement(loss, Geometry(*numbers)) for loss, *numbers in rows[:, place].tolist()]
+            for place in range(len(models))
+        ]
+
+    def _judging_devices(self) -> list[str]:
+        """Devices with enough held-out windows, not more than `_MAX_JUDGING`."""
+        counts = self.held_out.counts()
+        devices = sorted(device for device, count in counts.items() if count >= _MIN_HELD_OUT)
+        rng = np.random.default_rng((abs(self.config.seed), self.steps))
+        return sorted(devices[place] for place in rng.permutation(len(devices))[:_MAX_JUDGING])
+
+    def _judged(self, device: str, models: Sequence[CutModel]) -> list[list[float]]:
+        """Loss, alignment, uniformity and effective rank of each model on one device's held-out windows."""
+        seed, config = self.config.seed, self.config
+        size = max(_MIN_HELD_OUT, 2 * config.batch // max(len(self.held_out.counts()), 1))
+        groups = self.held_out.sample_batch(np.random.default_rng(seed), size, device)
+        found = []
         for model in models:
-            generator = torch.Generator().manual_seed(seed)
+            generator, loss = torch.Generator().manual_seed(seed), HybridLoss(config.loss)
             with torch.no_grad():
-                loss, _, geometry = self._objective(
-                    groups, model.segments, HybridLoss(self.config.loss), None, generator
-                )
-            judgements.append(Judgement(float(loss), geometry))
-        return judgements
+                batch = batch_of(groups, model.segments, self._width, generator, config.augment, loss.config.task)
+                total, _ = batch_loss(batch, loss)
+            found.append([float(total), *astuple(geometry(batch.anchors, batch.positives))])
+        return found
 
     def averaged_tensors(self) -> dict[str, npt.NDArray[Any]]:
         """The weights to release, copies by name."""

@@ -22,10 +22,9 @@ from msgspec import Meta
 
 from runtime_edge.errors import FormatError, HeadError, SignatureError, TableError
 from runtime_edge.formats import minisign, subjects
-from runtime_edge.formats.manifest import Name
 from runtime_edge.formats.records.head import MAX_HEAD_BYTES
 from runtime_edge.formats.records.table import MAX_TABLE_BYTES
-from runtime_edge.formats.strict import Strict, decode
+from runtime_edge.formats.strict import Name, Strict, decode
 
 MAX_NUMBER = 1 << 53
 Kind = Literal["table", "head", "release"]

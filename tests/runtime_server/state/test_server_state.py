@@ -150,3 +150,14 @@ def test_the_ledger_in_it_belongs_to_one_process_and_is_found_again(kept):
     reborn = ServerState(kept.root).ledger()
     assert reborn.counts() == {"pi-1": 1}
     reborn.close()
+
+
+def test_the_key_of_held_out_windows_is_made_once_and_its_owners_alone(tmp_path):
+    key = ServerState(tmp_path).held_out_key()
+    assert len(key) == 32
+    assert ServerState(tmp_path).held_out_key() == key
+    assert (tmp_path / "held_out.key").stat().st_mode & 0o777 == 0o600
+    assert key != ServerState(tmp_path / "other").held_out_key()
+    (tmp_path / "held_out.key").write_bytes(b"short")
+    with pytest.raises(FormatError, match=r"held_out\.key: 5 bytes, 32 expected"):
+        ServerState(tmp_path).held_out_key()

@@ -89,8 +89,8 @@ def test_two_ranks_with_half_the_batch_each_take_the_step_of_one_with_all_of_it(
     for found, wanted in zip(first_weights, weights(whole), strict=True):
         assert np.allclose(found, wanted, rtol=1e-4, atol=2e-5)
     (wanted,) = whole.judge([whole.model])
-    assert first_judged[0].loss == pytest.approx(wanted.loss, rel=1e-3)
-    assert first_judged[0].geometry.effective_rank == pytest.approx(wanted.geometry.effective_rank, rel=1e-3)
+    losses, expected = (sorted(judgement.loss for judgement in judged) for judged in (first_judged[0], wanted))
+    assert losses == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_rank_without_windows_takes_part_and_learns_the_same(trainer_of, give, together):

@@ -102,9 +102,55 @@ def test_runs_of_neighbours_judge_and_never_train(trainer_of, give):
     give(trainer, 2, 64)
     assert trainer.ready
     judges = [window.index for window in trainer.held_out.windows("pi-1")]
-    assert judges == [*range(HELD_OUT_RUN), *range(HELD_OUT_PERIOD, HELD_OUT_PERIOD + HELD_OUT_RUN)]
+    assert [index // HELD_OUT_PERIOD for index in judges] == [0] * HELD_OUT_RUN + [1] * HELD_OUT_RUN
+    assert all(
+        len({index // HELD_OUT_RUN for index in judges[at : at + HELD_OUT_RUN]}) == 1 for at in (0, HELD_OUT_RUN)
+    )
     trained = [window.index for window in trainer.buffer.windows("pi-1")]
     assert sorted(judges + trained) == list(range(64))
+
+
+def test_a_key_chooses_what_judges_for_each_device_and_boot(generations):
+    def judges(key, device="pi-1", boot="boot"):
+        model = first_model(generations.graph, generations.newest)
+        trainer = Trainer(model, TrainConfig(horizon=4096), 6, key=key)
+        trainer.held_out.horizon = 4096
+        for index in range(1024):
+            trainer.add(TrainingWindow(device, boot, index, 1, 2, torch.zeros(1, 2)))
+        return [window.index for window in trainer.held_out.windows(device)]
+
+    found = judges(b"one")
+    assert found == judges(b"one")
+    assert len(found) == 1024 * HELD_OUT_RUN // HELD_OUT_PERIOD
+    others = [judges(b"two"), judges(b"one", device="pi-2"), judges(b"one", boot="again")]
+    for other in others:
+        assert len(other) == len(found)
+        assert len(set(found) & set(other)) < len(found) // 2, "an eighth by chance"
+    places = [found.count(index) for index in range(1024)]
+    by_run = np.reshape(places, (-1, HELD_OUT_PERIOD)).sum(axis=0)
+    assert (by_run > 0).sum() > HELD_OUT_PERIOD // 2, "every place in a period is used"
+
+
+def test_what_other_devices_send_changes_nothing_of_a_devices_judgement(trainer_of, give):
+    def judged(other):
+        trainer = trainer_of(min_windows=8)
+        for device in ("pi-1", "pi-2"):
+            give(trainer, 1, 64, device)
+        for index in range(64):
+            window = TrainingWindow("evil", "boot", index, 1, 1, other(trainer.buffer.windows("pi-1")[0].activation))
+            trainer.add(window)
+        return trainer.judge([trainer.model])[0]
+
+    quiet, loud = judged(torch.zeros_like), judged(lambda activation: torch.full_like(activation, 50.0))
+    assert len(quiet) == len(loud) == 3
+    assert quiet[1:] == loud[1:]
+
+
+def test_a_device_with_one_run_of_held_out_windows_has_no_say(trainer_of, give):
+    trainer = trainer_of(min_windows=8)
+    give(trainer, 1, 64, "pi-1")
+    give(trainer, 1, 32, "pi-2")
+    assert len(trainer.judge([trainer.model])[0]) == 1
 
 
 def test_embeddings_of_whole_encoders_are_no_use_for_training(trainer_of, give):
