@@ -40,7 +40,7 @@ from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.connection import Connection
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import FrameStore
-from runtime_edge.transport.spool import Spool
+from runtime_edge.transport.spool.spool import Spool
 from runtime_server.state.ledger import PartitionedLedger
 from runtime_server.suffix.generations import cut_model
 from streamsplit_compile.bundle.calibrate import calibration_windows

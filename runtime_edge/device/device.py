@@ -40,7 +40,7 @@ from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.privacy import drop_below_floor
 from runtime_edge.transport.protocol import Transport
-from runtime_edge.transport.spool import Spool
+from runtime_edge.transport.spool.spool import Spool
 from runtime_edge.updates.bundle_store import has_bundle
 from runtime_edge.updates.head_updater import HeadUpdater
 from runtime_edge.updates.learner_sync import LearnerSync

@@ -26,7 +26,7 @@ from runtime_edge.policy.surroundings import Surroundings
 from runtime_edge.system import CpuMonitor
 from runtime_edge.transport.accounting import Accounting, Stage
 from runtime_edge.transport.frame_store import FrameStore
-from runtime_edge.transport.spool import SpoolState
+from runtime_edge.transport.spool.spool import SpoolState
 from runtime_edge.updates.table_updater import make_splitter
 
 

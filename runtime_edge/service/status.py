@@ -21,7 +21,7 @@ from runtime_edge.base.logs import Trouble
 from runtime_edge.formats import strict
 from runtime_edge.system import Health
 from runtime_edge.transport.accounting import Stage
-from runtime_edge.transport.spool import SpoolState
+from runtime_edge.transport.spool.spool import SpoolState
 
 STALE_S = 30.0
 """Without a word for so long, a running device counts as stuck."""

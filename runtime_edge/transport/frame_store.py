@@ -13,7 +13,7 @@ from typing import Any
 
 from runtime_edge.errors import SpoolError
 from runtime_edge.transport.accounting import Accounting, DropReason
-from runtime_edge.transport.spool import Spool, SpooledFrame, SpoolState
+from runtime_edge.transport.spool.spool import Spool, SpooledFrame, SpoolState
 
 _LOG = logging.getLogger(__name__)
 

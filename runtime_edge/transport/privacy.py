@@ -15,7 +15,7 @@ from runtime_edge.errors import FormatError, FrameError
 from runtime_edge.formats.manifest import BundleInfo, Manifest
 from runtime_edge.formats.records.table import LOCAL
 from runtime_edge.formats.wire import decode_frame
-from runtime_edge.transport.spool import Spool
+from runtime_edge.transport.spool.spool import Spool
 
 _MAX_NOTE_BYTES = 4096
 

@@ -37,7 +37,7 @@ from runtime_edge.inference.prefix import Prefix
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_edge.policy.online_learner import Learnt
 from runtime_edge.service.status import read_status
-from runtime_edge.transport.spool import Spool
+from runtime_edge.transport.spool.spool import Spool
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.trial import update_log
 from runtime_server.broker.access import Access

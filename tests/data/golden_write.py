@@ -44,7 +44,7 @@ from runtime_edge.service.status import DeviceStatus, UplinkStatus, write_status
 from runtime_edge.service.status import EncoderStatus as RunningEncoder
 from runtime_edge.system import Health
 from runtime_edge.transport.accounting import Accounting, LoopCounts, merged
-from runtime_edge.transport.spool import Spool, SpoolState
+from runtime_edge.transport.spool.spool import Spool, SpoolState
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_server.broker.access import Access
 from runtime_server.ingest import dead_letters

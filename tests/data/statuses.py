@@ -11,7 +11,7 @@ from runtime_edge.base.logs import Trouble
 from runtime_edge.service.status import DeviceStatus, EncoderStatus, UplinkStatus
 from runtime_edge.system import Health
 from runtime_edge.transport.accounting import Accounting, LoopCounts, merged
-from runtime_edge.transport.spool import SpoolState
+from runtime_edge.transport.spool.spool import SpoolState
 
 
 def counted():

@@ -9,7 +9,7 @@ import signal
 import harness
 import pytest
 
-from runtime_edge.transport.spool import Spool
+from runtime_edge.transport.spool.spool import Spool
 
 DAMAGES = int(os.environ.get("SSC_TEST_DAMAGES", "100"))
 SEED = int(os.environ.get("SSC_TEST_SEED", "0"))

@@ -16,7 +16,7 @@ from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.connection import Connection
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import FrameStore
-from runtime_edge.transport.spool import Spool
+from runtime_edge.transport.spool.spool import Spool
 from runtime_server.broker.hub import Hub
 
 

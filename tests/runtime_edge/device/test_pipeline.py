@@ -19,7 +19,7 @@ from runtime_edge.inference.engine import Engine
 from runtime_edge.transport.accounting import Accounting, LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.frame_store import FrameStore
-from runtime_edge.transport.spool import Spool
+from runtime_edge.transport.spool.spool import Spool
 
 
 class Answers:

@@ -18,7 +18,7 @@ from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.transport.protocol import FRAME_OVERHEAD_BYTES
-from runtime_edge.transport.spool import Spool
+from runtime_edge.transport.spool.spool import Spool
 
 
 @pytest.fixture

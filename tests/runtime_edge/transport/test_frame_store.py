@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from runtime_edge.errors import SpoolError
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.frame_store import FrameStore
-from runtime_edge.transport.spool import ROW_BYTES, Spool
+from runtime_edge.transport.spool.spool import ROW_BYTES, Spool
 
 FRAME = b"x" * 100
 ROOM = 6 * (len(FRAME) + ROW_BYTES)

@@ -10,7 +10,7 @@ from runtime_edge.errors import BundleError
 from runtime_edge.formats.records.table import LOCAL, StateAxis, cut_position
 from runtime_edge.formats.wire import encode_frame
 from runtime_edge.transport.privacy import drop_below_floor, floor_index
-from runtime_edge.transport.spool import Spool
+from runtime_edge.transport.spool.spool import Spool
 from runtime_edge.updates.table_updater import make_splitter
 
 numbers = st.floats(-1e6, 1e6)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime_edge.errors import SpoolError
-from runtime_edge.transport.spool_totals import Found, Totals
+from runtime_edge.transport.spool.spool_totals import Found, Totals
 
 COLUMNS = "message_id, window_index, uncertainty, payload, checksum"
 _APPLICATION_ID = 0x53534353

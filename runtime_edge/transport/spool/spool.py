@@ -37,8 +37,8 @@ from typing import TypeVar
 
 from runtime_edge.errors import SpoolError
 from runtime_edge.transport import spool_file
-from runtime_edge.transport.spool_database import SpoolDatabase
-from runtime_edge.transport.spool_totals import Totals
+from runtime_edge.transport.spool.spool_database import SpoolDatabase
+from runtime_edge.transport.spool.spool_totals import Totals
 
 ROW_BYTES = 128
 """What a frame counts beyond its payload: its row and its place in two indices."""

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_edge.errors import SpoolError, SscError
-from runtime_edge.transport.spool import ROW_BYTES, Spool, SpoolCounters, SpooledFrame
+from runtime_edge.transport.spool.spool import ROW_BYTES, Spool, SpoolCounters, SpooledFrame
 
 MIB = 1 << 20
 
@@ -145,7 +145,7 @@ def test_any_history_leaves_what_a_list_would_hold(operations: list[tuple]) -> N
 WRITER = """
 import sys
 from pathlib import Path
-from runtime_edge.transport.spool import Spool
+from runtime_edge.transport.spool.spool import Spool
 spool = Spool(Path(sys.argv[1]), 64 << 20)
 index = 0
 while True:

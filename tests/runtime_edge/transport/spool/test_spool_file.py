@@ -18,7 +18,7 @@ from runtime_edge.base.worker import Worker
 from runtime_edge.errors import SpoolError
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.frame_store import FrameStore
-from runtime_edge.transport.spool import Spool, SpoolCounters, SpooledFrame
+from runtime_edge.transport.spool.spool import Spool, SpoolCounters, SpooledFrame
 
 MIB = 1 << 20
 FIRST_VERSION = Path(__file__).parents[2] / "data" / "spool-v1.db"

@@ -9,8 +9,8 @@ import sqlite3
 from pathlib import Path
 
 from runtime_edge.transport import spool_file
-from runtime_edge.transport.spool_file import Damage
-from runtime_edge.transport.spool_totals import SpoolNote, Totals, reconcile
+from runtime_edge.transport.spool.spool_file import Damage
+from runtime_edge.transport.spool.spool_totals import SpoolNote, Totals, reconcile
 
 _LOG = logging.getLogger(__name__)
 _UPDATE_TOTALS = "UPDATE totals SET put = ?, acked = ?, dropped = ?, bytes = ? WHERE put = ?"

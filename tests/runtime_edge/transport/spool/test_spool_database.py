@@ -12,7 +12,7 @@ import pytest
 
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.frame_store import FrameStore
-from runtime_edge.transport.spool import Spool
+from runtime_edge.transport.spool.spool import Spool
 
 MIB = 1 << 20
 FRAMES = 60

@@ -1,0 +1,1 @@
+"""Frames that wait on the disk until they are acknowledged."""
