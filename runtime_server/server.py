@@ -139,21 +139,14 @@ class Server:
             if self.broker is not None:
                 await self.broker.start()
             await self._connect()
-            self.ingest = Ingest(
-                self.hub,
-                self.generations,
-                self.trainer,
-                self.ledger,
+            rate, suspects = (
                 RateLimit(self.config.max_rate),
                 Suspects(self.state.root / "suspects", self.ranks.partitions),
             )
-            self.watch = ServiceWatch(
-                self.hub,
-                self.ingest,
-                self.ranks.partitions,
-                self._mend_streams if self.ranks.first else None,
-                self.broker.restart_when_there_is_room if self.broker else None,
-            )
+            self.ingest = Ingest(self.hub, self.generations, self.trainer, self.ledger, rate, suspects)
+            mend = self._mend_streams if self.ranks.first else None
+            restart = self.broker.restart_when_there_is_room if self.broker else None
+            self.watch = ServiceWatch(self.hub, self.ingest, self.ranks.partitions, mend, restart)
             self.followers = Followers(self.hub, self.ranks.world)
             self.releases = RolloutService(
                 self.hub,

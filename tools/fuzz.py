@@ -41,9 +41,10 @@ from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.graphs.onnx_graph import check_onnx
 from runtime_edge.formats.graphs.tflite_graph import check_tflite
 from runtime_edge.formats.patch import apply_patch, make_patch
-from runtime_edge.formats.records.head import Head, open_head
+from runtime_edge.formats.records.envelope import Kind, open_record
+from runtime_edge.formats.records.head import Head
 from runtime_edge.formats.records.learnt import Learnt
-from runtime_edge.formats.records.release import decode_release, open_table
+from runtime_edge.formats.records.release import decode_release
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame, decode_replies
 
@@ -135,16 +136,25 @@ def _signature(data: bytes) -> None:
     minisign.verify((GOLDEN / "records" / "table.json").read_bytes(), data.decode("utf-8", "replace"), key)
 
 
+def _record(kind: Kind) -> Callable[[bytes], object]:
+    return lambda data: open_record(data, kind, None, None, kind)
+
+
+def _releases() -> list[bytes]:
+    return [open_record(data, "release", None, None, "release").body for data in golden("records/release.record")()]
+
+
 TARGETS = {
     "wire": Target(_frame, FrameError, golden("frames/*.frame"), _whole_frame),
     "streams": Target(_stream, FrameError, golden("streams/*-0.frame"), _whole_frame),
     "replies": Target(decode_replies, FrameError, golden("replies/*.reply")),
     "manifest": Target(manifest.decode, BundleError, golden("server/generations/*/manifest.json")),
     "table": Target(lambda data: SplitterTable.from_json(data, "table"), TableError, golden("records/table.json")),
-    "table-record": Target(lambda data: open_table(data, None, "table"), FormatError, golden("records/table.record")),
     "head": Target(lambda data: Head.from_json(data, "head"), HeadError, golden("records/head.json")),
-    "head-record": Target(lambda data: open_head(data, None, "head"), HeadError, golden("records/head.record")),
-    "release": Target(lambda data: decode_release(data, "release"), FormatError, golden("records/release.record")),
+    "table-record": Target(_record("table"), FormatError, golden("records/table.record")),
+    "head-record": Target(_record("head"), FormatError, golden("records/head.record")),
+    "release-record": Target(_record("release"), FormatError, golden("records/release.record")),
+    "release": Target(lambda data: decode_release(data, "release"), FormatError, _releases),
     "learnt": Target(lambda data: Learnt.from_json(data, "learnt"), TableError, golden("records/learnt.json")),
     "signature": Target(_signature, SignatureError, golden("records/table.json.minisig")),
     "public-key": Target(

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from runtime_edge.errors import SpoolError
-from runtime_edge.transport import spool_file
+from runtime_edge.transport.spool import spool_file
 from runtime_edge.transport.spool.spool_database import SpoolDatabase
 from runtime_edge.transport.spool.spool_totals import Totals
 

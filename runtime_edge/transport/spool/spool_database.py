@@ -8,7 +8,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from runtime_edge.transport import spool_file
+from runtime_edge.transport.spool import spool_file
 from runtime_edge.transport.spool.spool_file import Damage
 from runtime_edge.transport.spool.spool_totals import SpoolNote, Totals, reconcile
 

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from runtime_edge.errors import BundleError
 from runtime_edge.formats import manifest as manifests
-from runtime_edge.formats.manifest import Cut, Int8Scale
+from runtime_edge.formats.manifest import MAX_SAMPLE_RATE, MAX_WINDOW_SAMPLES, Cut, Int8Scale
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Zl", "Zp"]), min_size=1, max_size=12)
 digests = st.binary(min_size=32, max_size=32).map(lambda value: f"sha256:{value.hex()}")
 assets = st.builds("{}/{}".format, digests, st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True))
 numbers = st.floats(allow_nan=False, allow_infinity=False)
+costs = st.floats(0, 1e9)
 counts = st.integers(0, 1 << 53)
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 53), 1 << 53) | numbers | names,
@@ -43,7 +44,7 @@ def cuts(draw, index, shape):
         "node": draw(names),
         "shape": shape,
         "bytes": draw(st.dictionaries(names, counts, max_size=2)),
-        "agreement": draw(st.dictionaries(names, numbers, max_size=2)),
+        "agreement": draw(st.dictionaries(names, st.floats(-1, 1), max_size=2)),
         "int8": int8,
     }
 
@@ -60,8 +61,6 @@ def components(draw):
     }
     kept = st.fixed_dictionaries({"file": assets, "bytes": st.integers(1, manifests.MAX_ASSET_BYTES)})
     graphs = st.dictionaries(st.sampled_from(["onnx", "tflite"]), kept)
-    graph = st.fixed_dictionaries({"file": assets, "bytes": st.integers(1, manifests.MAX_ASSET_BYTES)})
-    graphs = st.dictionaries(st.sampled_from(["onnx", "tflite"]), graph)
     block = draw(st.just({}) | st.fixed_dictionaries({"parameters": digests, "graphs": graphs}))
     return {
         "variants": {name: {"executor_info": {"ssc": variant}} for name in draw(st.sets(names, max_size=2))},
@@ -72,14 +71,14 @@ def components(draw):
 @st.composite
 def built(draw):
     """Any manifest that holds together."""
-    window, dim = draw(st.integers(1, 2**28)), draw(st.integers(1, 64))
+    window, dim = draw(st.integers(1, MAX_WINDOW_SAMPLES)), draw(st.integers(1, 64))
     blocks = draw(st.lists(names, min_size=1, max_size=3, unique=True))
     shapes = draw(
         st.lists(
             st.lists(st.integers(1, 20), min_size=1, max_size=4), min_size=len(blocks) - 1, max_size=len(blocks) - 1
         )
     )
-    each = st.lists(numbers, min_size=len(blocks), max_size=len(blocks))
+    each = st.lists(costs, min_size=len(blocks), max_size=len(blocks))
     at_cuts = st.lists(proved, min_size=len(blocks) + 1, max_size=len(blocks) + 1)
     target = st.fixed_dictionaries(
         {
@@ -87,7 +86,7 @@ def built(draw):
             "block_ms": each,
             "block_mj": each,
             "block_peak_bytes": st.lists(counts, min_size=len(blocks), max_size=len(blocks)),
-            "radio_mj_per_kb": numbers,
+            "radio_mj_per_kb": costs,
             "table": st.from_regex(r"tables/[a-z0-9._-]{1,10}\.json", fullmatch=True),
             "provenance": st.sampled_from(["predicted", "measured"]),
         }
@@ -103,9 +102,9 @@ def built(draw):
         },
         "generation": draw(st.integers(1, 1 << 31)),
         "front_end": {
-            "sample_rate": draw(st.integers(1, 1 << 31)),
+            "sample_rate": draw(st.integers(1, MAX_SAMPLE_RATE)),
             "window_samples": window,
-            "hop_samples": draw(st.integers(1, 1 << 31)),
+            "hop_samples": draw(st.integers(1, MAX_WINDOW_SAMPLES)),
             "details": draw(st.dictionaries(names, values, max_size=3)),
         },
         "blocks": blocks,
@@ -115,7 +114,7 @@ def built(draw):
         "calibration": {"source": draw(names), "windows": draw(counts), "seed": draw(counts)},
         "self_test": {
             "embedding": bytes(4 * dim),
-            "tolerance": draw(numbers),
+            "tolerance": draw(st.floats(0, 100)),
             "variants": {
                 name: {"embedding": bytes(4 * dim), "tolerance": 0.1} for name in draw(st.sets(names, max_size=2))
             },

@@ -21,7 +21,7 @@ from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.spool.spool import Spool, SpoolCounters, SpooledFrame
 
 MIB = 1 << 20
-FIRST_VERSION = Path(__file__).parents[2] / "data" / "spool-v1.db"
+FIRST_VERSION = Path(__file__).parents[3] / "data" / "spool-v1.db"
 """Written by version 0.1.0: windows 0 to 5 put, 0 and 4 acknowledged."""
 FRAMES = [SpooledFrame(f"pi.old.{n}", n, bytes([n]) * (5_000 if n == 2 else 100 + n), n / 10) for n in (1, 2, 3, 5)]
 
