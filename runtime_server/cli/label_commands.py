@@ -20,6 +20,7 @@ from runtime_server.broker.hub import Hub
 from runtime_server.cli.ask import ask
 from runtime_server.labels.head_training import Examples, fit_head
 from runtime_server.labels.labelled import is_events, of_clips, of_events, read_clips, read_events
+from runtime_server.state.server_state import bundle_paths
 from streamsplit_compile.cli.options import PathParam, broker_option, json_option, key_option, read_key
 from streamsplit_compile.cli.printing import Steps, print_json, print_table
 
@@ -93,11 +94,10 @@ def _bundles(state: Path, given: Path | None) -> dict[int, Bundle]:
     if given is not None:
         bundle = open_bundle(given)
         return {bundle.manifest.info.generation: bundle}
-    directory = state / "generations"
-    numbers = [int(path.name) for path in directory.glob("*") if path.name.isdecimal()]
-    if not numbers:
+    paths = bundle_paths(state)
+    if not paths:
         raise UsageError(f"{state}: no server has run here; give its --state directory, or --bundle")
-    return {number: open_bundle(directory / f"{number:05d}") for number in numbers}
+    return {number: open_bundle(path) for number, path in paths.items()}
 
 
 def _with_own_key(broker: Address, state: Path) -> Address:

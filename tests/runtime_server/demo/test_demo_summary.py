@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import shutil
 
 import pytest
 from virtual_time import VirtualTime
 
 from runtime_edge.errors import CheckFailed, SourceError
-from runtime_server.demo.demo_summary import check_summary
+from runtime_server.demo.demo_summary import Evidence, check_summary
 from runtime_server.demo.scenario import devices, share_audio
 from runtime_server.harness.relay import LinkState
 from runtime_server.harness.shaper import Phase, Shaper
+from runtime_server.state.server_state import ServerState
 
 DEVICE = {
     "windows_captured": 10,
@@ -147,3 +149,12 @@ def test_each_broken_promise_is_named(field: str, value: object, part: str) -> N
 def test_a_parity_error_above_the_limit_is_named() -> None:
     with pytest.raises(CheckFailed, match="parity error 2"):
         check_summary({**SUMMARY, "parity_max_abs_error": 2e-4})
+
+
+def test_evidence_is_collected_from_a_servers_state_as_it_lies_there(tmp_path, small_bundle, tiny_encoder):
+    state = ServerState(tmp_path / "server")
+    shutil.copytree(small_bundle.path, state.bundle_path(1))
+    state.save_weights(1, tiny_encoder.tensors)
+    evidence = Evidence.collect(tmp_path, [], "a soundscape", {}, 1.0, 2.0, 3.0)
+    assert [row["generation"] for row in evidence.generations] == [1]
+    assert evidence.encoder == small_bundle.manifest.info.encoder.id

@@ -9,7 +9,7 @@ import pytest
 
 from runtime_edge.base.checked_files import checksum_path
 from runtime_edge.errors import FormatError, SignatureError
-from runtime_server.state.server_state import ServerState
+from runtime_server.state.server_state import ServerState, bundle_paths
 
 
 @pytest.fixture
@@ -52,6 +52,11 @@ def test_old_generations_are_removed_but_those_that_are_needed(kept):
     left = {path.name.removesuffix(".sha256") for path in (kept.root / "weights").iterdir()}
     assert left == {"00001.pt", "00003.pt"}
     assert kept.prune(5) == []
+
+
+def test_where_bundles_lie_is_told_without_what_lies_beside_them(kept, tmp_path):
+    assert bundle_paths(kept.root) == {number: kept.bundle_path(number) for number in (1, 2, 3)}
+    assert bundle_paths(tmp_path / "nowhere") == {}
 
 
 def test_an_empty_state_has_none(tmp_path):
