@@ -7,6 +7,7 @@ import contextlib
 import numpy as np
 import onnx
 import pytest
+from damaged_bytes import damaged
 from hostile_blocks import VALUES, block
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
@@ -146,16 +147,10 @@ def test_a_file_that_is_also_one_of_the_runtimes_own_format_is_read_as_onnx():
 
 def test_every_cut_and_every_flipped_byte_gives_a_verdict():
     data = plain().SerializeToString()
-    for size in range(len(data)):
-        verdict(data[:size])
-    for place in range(len(data)):
-        for value in (0x00, 0x7F, 0x80, 0xFF, data[place] ^ 1):
-            verdict(data[:place] + bytes((value,)) + data[place + 1 :])
-
-
-def verdict(data: bytes) -> None:
-    with contextlib.suppress(BackendError):
-        check_onnx(data, "block")
+    check_onnx(data, "block")
+    for part in damaged(data):
+        with contextlib.suppress(BackendError):
+            check_onnx(part, "block")
 
 
 def test_the_number_of_fields_is_bounded():

@@ -6,6 +6,7 @@ import contextlib
 
 import numpy as np
 import pytest
+from damaged_bytes import damaged
 
 from runtime_edge.errors import BackendError
 from runtime_edge.formats.graphs.tflite_graph import check_tflite
@@ -115,16 +116,9 @@ def test_it_is_refused_before_an_interpreter_is_made(name, monkeypatch):
 def test_every_cut_and_every_flipped_byte_gives_a_verdict():
     data = packed(model())
     check_tflite(data, "block")
-    for size in range(len(data)):
-        verdict(data[:size])
-    for place in range(len(data)):
-        for value in (0x00, 0x7F, 0x80, 0xFF, data[place] ^ 1):
-            verdict(data[:place] + bytes((value,)) + data[place + 1 :])
-
-
-def verdict(data: bytes) -> None:
-    with contextlib.suppress(BackendError):
-        check_tflite(data, "block")
+    for part in damaged(data):
+        with contextlib.suppress(BackendError):
+            check_tflite(part, "block")
 
 
 def test_the_numbers_of_the_operators_are_those_of_the_format():
