@@ -46,8 +46,9 @@ def _page(summary: dict[str, Any], pictures: Sequence[tuple[str, str]]) -> str:
 <h1>StreamSplit demo</h1>
 <p class="lead">{html.escape(summary["encoder"])} on {html.escape(summary["audio"])}: {len(summary["devices"])} device
 processes on emulated links, one server, {summary["duration_s"]:.0f} s in all on {machine["cores"]} cores.</p>
-<p>{saved:.0%} fewer bytes than 16-bit PCM. {summary["training_steps"]} training steps and {len(released)} new generation{"s" * (len(released) != 1)}.
-Device, wire and server together are within {summary["parity_max_abs_error"]:.1e} of the whole encoder at
+<p>{saved:.0%} fewer bytes than 16-bit PCM. {summary["training_steps"]} training steps and
+{len(released)} new generation{"s" * (len(released) != 1)}. Device, wire and server together are within
+{summary["parity_max_abs_error"]:.1e} of the whole encoder at
 every cut of every generation (float32 wire).</p>
 <h2>Devices</h2>{_devices(summary)}
 <h2>Latency by cut</h2>{_latencies(summary)}
