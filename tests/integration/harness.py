@@ -22,9 +22,10 @@ from waiting import eventually as eventually
 from waiting import until as until
 
 from runtime_edge.errors import LinkError
-from runtime_edge.formats import minisign
+from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.hub import Hub
+from runtime_server.broker.stored_frames import stored_frames
 from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_models.encoder import Normalize
 from streamsplit_models.front_end import FrontEnd, LogMel
@@ -170,6 +171,15 @@ class Server:
                 return await work(hub)
 
         return asyncio.run(connected())
+
+    def frames_of(self, device: str) -> list[bytes]:
+        """Every frame of a device that the broker has stored, in order."""
+
+        async def read(hub: Hub) -> list[bytes]:
+            parts = stored_frames(hub, subjects.frames(device), 1, 256)
+            return [message.data async for part in parts for message in part]
+
+        return self.ask(read)
 
     @property
     def key(self) -> minisign.SecretKey:

@@ -84,7 +84,7 @@ def test_no_table_and_no_exploration_goes_below_the_privacy_floor(start, quiet_s
         assert (report["probes"] > 0) == explorations_expected
         shipped += report["windows_acked"]
 
-    cuts = [wire.decode_frame(frame)[0][0].cut for frame in frames_of(server, name)]
+    cuts = [wire.decode_frame(frame)[0][0].cut for frame in server.frames_of(name)]
     assert len(cuts) == shipped
     assert set(cuts) == {harness.CUTS.index("one"), harness.CUTS.index("two")}
 
@@ -195,7 +195,7 @@ def test_garbage_on_a_devices_subject_disturbs_nobody(start, quiet_server, tmp_p
     before = garbage(server)
     device = start.device(server, name, source)
     device.wait_for_results(4)
-    (real, *_) = frames_of(server, name)
+    (real, *_) = server.frames_of(name)
     neighbour = "pi-neighbour"
 
     async def flood(hub):
@@ -281,17 +281,6 @@ def earlier_version(table, key):
 
 async def put(hub, bucket, key, data):
     await (await hub.stream.key_value(bucket)).put(key, data)
-
-
-def frames_of(server, device):
-    """Every frame of a device that the broker has stored, in order."""
-
-    async def read(hub):
-        state = (await hub.stream.stream_info(subjects.STREAM)).state
-        stored = [await hub.stream.get_msg(subjects.STREAM, seq) for seq in range(state.first_seq, state.last_seq + 1)]
-        return [message.data for message in stored if message.subject == subjects.frames(device)]
-
-    return server.ask(read)
 
 
 def garbage(server):
