@@ -40,6 +40,8 @@ NO_MODEL = 0
 _UNCERTAINTY_STEPS = 0xFFFF
 _TWO_BYTES = 0x80
 """Set in the first byte of a length that needs two."""
+_BEGINNING = b"\x9a\x02"
+"""Of a header of version 2: an array of ten, and the version."""
 
 U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
@@ -242,6 +244,17 @@ def decode_frame(frame: bytes) -> list[tuple[FrameHeader, bytes]]:
     return _read(header, frame, stop)
 
 
+def has_checksum(frame: bytes) -> bool:
+    """Whether this begins as a frame of version 2 does, which ends in the checksum of what is before it."""
+    return frame[1:3] == _BEGINNING or frame[2:4] == _BEGINNING
+
+
+def is_whole(frame: bytes) -> bool:
+    """Whether the checksum at the end of a frame with `has_checksum` matches."""
+    checked = zlib.crc32(memoryview(frame)[1 if frame[0] < _TWO_BYTES else 2 : -CHECKSUM_BYTES])
+    return checked == int.from_bytes(frame[-CHECKSUM_BYTES:], "little")
+
+
 def encode_reply(reply: Reply, version: int = SCHEMA_VERSION) -> bytes:
     """MessagePack bytes of the reply to one window, in the version of the frame that it answers."""
     if version == 1:
@@ -319,8 +332,7 @@ def _read(header: _WireHeader, frame: bytes, start: int) -> list[tuple[FrameHead
     first = end - start - sum(part.bytes for part in header.further)
     if first < 0:
         raise FrameError(f"frame of window {header.window}: shorter than its windows' payloads")
-    checked = zlib.crc32(memoryview(frame)[1 if frame[0] < _TWO_BYTES else 2 : end])
-    if checked != int.from_bytes(frame[end:], "little"):
+    if not is_whole(frame):
         raise FrameError(f"frame of window {header.window}: its checksum does not match")
     encoding, compressed = divmod(header.coding, 2)
     _check_coding(header.window, encoding, bool(compressed))

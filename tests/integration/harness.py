@@ -32,6 +32,8 @@ from streamsplit_models.front_end import FrontEnd, LogMel
 
 SAMPLE_RATE, WINDOW, HOP = 16_000, 4000, 2000
 HOP_S = HOP / SAMPLE_RATE
+SEED = int(os.environ.get("SSC_TEST_SEED", "0"))
+"""What is killed or damaged, and when."""
 CUTS = ("waveform", "log_mel", "one", "two", "normalize")
 
 
@@ -80,6 +82,12 @@ def cosines(results: list[dict], windows: np.ndarray, model: nn.Module) -> np.nd
         expected = model(torch.from_numpy(windows[[r["window"] for r in results]])).numpy()
     found = np.array([r["embedding"] for r in results])
     return (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+
+
+def assert_no_traceback(directory):
+    """No start of a device, a server or a broker has ended in a traceback."""
+    for log in directory.rglob("*.log"):
+        assert "Traceback" not in log.read_text(errors="replace"), log
 
 
 def free_port() -> int:

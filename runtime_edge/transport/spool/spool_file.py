@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime_edge.errors import SpoolError
+from runtime_edge.formats import wire
 from runtime_edge.transport.spool.spool_totals import Found, Totals
 
 COLUMNS = "message_id, window_index, uncertainty, payload, checksum"
@@ -50,8 +51,10 @@ def is_damage(exc: sqlite3.Error) -> bool:
 
 
 def checksum(message_id: str, index: int, uncertainty: float, payload: bytes) -> int:
-    """CRC-32 of a frame's fields."""
+    """CRC-32 of a row's fields, with both ends of a payload that has a checksum of its own: see `wire.has_checksum`."""
     fields = f"{message_id}\0{index}\0{uncertainty!r}\0".encode(errors="surrogateescape")
+    if wire.has_checksum(payload):
+        return zlib.crc32(payload[-wire.CHECKSUM_BYTES :], zlib.crc32(fields + payload[:2]))
     return zlib.crc32(payload, zlib.crc32(fields))
 
 
@@ -61,7 +64,11 @@ def is_sound(row: _Row) -> bool:
     kinds = isinstance(message_id, str), isinstance(index, int), isinstance(uncertainty, float)
     if not all(kinds) or not isinstance(payload, bytes):
         return False
-    return check is None or bool(check == checksum(message_id, index, uncertainty, payload))
+    if check is None:
+        return True
+    if check != checksum(message_id, index, uncertainty, payload):
+        return False
+    return not wire.has_checksum(payload) or wire.is_whole(payload)
 
 
 def open_database(path: Path) -> sqlite3.Connection:

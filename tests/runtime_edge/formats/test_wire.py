@@ -163,6 +163,15 @@ def test_every_changed_bit_is_noticed(several):
                 decode_frame(bytes(changed))
 
 
+def test_only_a_frame_of_the_second_version_says_that_it_has_a_checksum_at_its_end():
+    frame = wire.encode_frame(5, 6, 1, 2, "int8", False, 0.5, b"payload")
+    several = wire.encode_frames([(wire.decode_frame(frame)[0][0]._replace(window=w), b"payload") for w in range(64)])
+    assert several[0] >= 0x80, "a length of two bytes"
+    assert all(wire.has_checksum(whole) and wire.is_whole(whole) for whole in (frame, several))
+    assert not wire.is_whole(frame[:-1])
+    assert not any(map(wire.has_checksum, (b"", b"payload", bytes(300))))
+
+
 def test_a_truncated_frame_is_refused():
     for length in range(len(FRAME)):
         with pytest.raises(FrameError):

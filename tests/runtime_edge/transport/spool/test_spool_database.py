@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime_edge.formats import wire
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.spool.spool import Spool
@@ -218,6 +219,33 @@ def test_a_changed_frame_is_dropped_and_counted_whatever_was_changed(copied, col
     sent, accounting, spool = replayed(folder)
     assert sent[0] == "pi.old.2"
     assert (accounting.inherited_dropped, spool.damaged, spool.recoveries) == (1, 1, 0)
+
+
+def test_every_changed_bit_of_a_frame_with_a_checksum_of_its_own_is_noticed(tmp_path: Path) -> None:
+    frame = wire.encode_frame(7, 1_000, 1, 2, "int8", False, 0.5, bytes(range(20)))
+    bits = 8 * len(frame)
+    with closing(Spool(tmp_path / "spool.db", MIB)) as spool:
+        for bit in range(bits + 1):
+            spool.put(f"pi.old.{bit}", 7, frame, 0.5)
+    with closing(sqlite3.connect(tmp_path / "spool.db")) as other, other:
+        for bit in range(bits):
+            changed = bytearray(frame)
+            changed[bit // 8] ^= 1 << bit % 8
+            other.execute("UPDATE frames SET payload = ? WHERE message_id = ?", (changed, f"pi.old.{bit}"))
+    with closing(Spool(tmp_path / "spool.db", MIB)) as spool:
+        assert [found.message_id for found in spool.oldest(2)] == [f"pi.old.{bits}"]
+        assert spool.damaged == bits
+
+
+def test_another_frame_in_the_place_of_a_frame_is_noticed(tmp_path: Path) -> None:
+    frames = [wire.encode_frame(window, 1_000, 1, 2, "int8", False, 0.5, bytes(20)) for window in (0, 1)]
+    with closing(Spool(tmp_path / "spool.db", MIB)) as spool:
+        spool.put("pi.old.0", 0, frames[0], 0.5)
+    with closing(sqlite3.connect(tmp_path / "spool.db")) as other, other:
+        other.execute("UPDATE frames SET payload = ?", (frames[1],))
+    with closing(Spool(tmp_path / "spool.db", MIB)) as spool:
+        assert spool.oldest(1) == []
+        assert spool.damaged == 1
 
 
 def test_frames_of_this_run_that_are_damaged_are_counted_by_reason_even_while_they_are_sent(tmp_path: Path) -> None:
