@@ -22,7 +22,8 @@ from toys import Tiny
 
 import runtime_edge
 from runtime_edge.formats.bundle import open_bundle
-from runtime_server.server import Server, ServerConfig
+from runtime_server.server import Server
+from runtime_server.serving.server_config import ServerConfig
 from streamsplit_compile.encoder.encoders import load_encoder
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -104,10 +105,9 @@ def test_a_server_goes_on_from_the_state_of_an_earlier_version(golden: Path, tin
 
     async def life() -> dict[str, Any]:
         server = Server(encoder, ServerConfig(bundle=bundle, state=golden / "server", port=free_port))
-        running = asyncio.create_task(server.run())
-        started = asyncio.create_task(server.started.wait())
+        started = asyncio.get_running_loop().create_future()
+        running = asyncio.create_task(server.run(started.set_result))
         await asyncio.wait({running, started}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
-        started.cancel()
         server.stop()
         return await asyncio.wait_for(running, 60)
 

@@ -42,7 +42,7 @@ class Device:
         self.store, self.counts, self.used = BundleStore(state, None), LoopCounts(), []
         reports = UpdateReports(config, broker, self.counts, self.store.trials)
         kind = RecordKind("head", lambda data, source: data)
-        self.records = SignedRecords(kind, config, broker, self.store, reports, self.use)
+        self.records = SignedRecords(kind, config, broker, self.store, reports)
 
     def use(self, record, data, source):
         if record == b"bad":
@@ -64,7 +64,7 @@ def run(tmp_path):
 
         async def play():
             for key, record in steps:
-                await device.records.take(key, record)
+                await device.records.take(key, record, device.use)
 
         asyncio.run(play())
         return device
@@ -154,7 +154,7 @@ def test_a_damaged_file_of_numbers_is_counted_and_the_record_in_use_still_counts
     (tmp_path / "numbers.json").write_bytes(b"damaged")
     device = Device(tmp_path, trusting)
     assert device.records.open_kept(device.records.kept(), "kept") == b'"b"'
-    asyncio.run(device.records.take(COMMON, sealed(1, b'"a"')))
+    asyncio.run(device.records.take(COMMON, sealed(1, b'"a"'), device.use))
     assert device.used == []
     assert device.counts.errors == Counter({"FormatError": 1, "OldRecord": 1})
     assert [line["event"] for line in update_log(tmp_path)] == ["numbers_damaged", "head_refused"]

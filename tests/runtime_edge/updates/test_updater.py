@@ -12,8 +12,8 @@ from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
+from runtime_edge.updates.first_bundle import start_updater
 from runtime_edge.updates.trial import PROVEN_WINDOWS, Trials
-from runtime_edge.updates.updater import Updater
 
 
 @pytest.fixture
@@ -26,8 +26,9 @@ def state(tmp_path, small_bundle):
 def test_only_the_windows_that_a_bundle_has_run_itself_prove_it(state, small_bundle):
     async def work():
         with Worker() as worker:
-            updater = Updater(DeviceConfig(device="pi-1", state=state, trial_s=0.0), None, worker, LoopCounts())
-            engine, _ = await updater.first()
+            config = DeviceConfig(device="pi-1", state=state, trial_s=0.0)
+            updater = await start_updater(config, None, worker, LoopCounts())
+            engine = updater.engine
             for _ in range(2 * PROVEN_WINDOWS):
                 updater.take_updates()
             assert updater.status()["on_trial"], "asking for updates, as every table that comes does, proves nothing"
@@ -50,8 +51,8 @@ def test_a_device_that_is_told_of_a_newer_release_fetches_and_hands_it_over_once
     async def work():
         with Worker() as worker:
             config = DeviceConfig(device="pi-1", state=state, target="rpi4", variant="onnx-fp32")
-            updater = Updater(config, transport, worker, LoopCounts())
-            old, _ = await updater.first()
+            updater = await start_updater(config, transport, worker, LoopCounts())
+            old = updater.engine
             publish(transport, second_bundle)
             assert updater.take_updates() == (None, None)
             await updater.recheck()
@@ -71,8 +72,7 @@ def test_a_release_whose_files_are_not_there_changes_nothing(state, small_bundle
     async def work():
         with Worker() as worker:
             config = DeviceConfig(device="pi-1", state=state, target="rpi4", variant="onnx-fp32")
-            updater = Updater(config, transport, worker, LoopCounts())
-            await updater.first()
+            updater = await start_updater(config, transport, worker, LoopCounts())
             publish(transport, second_bundle)
             transport.objects.clear()
             await updater.recheck()
