@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 PLAIN = AugmentConfig(time_mask=0, frequency_mask=0, gain_db=0, noise=0, mix=0, shift=0)
 DEVICES = (("pi-1", 1), ("pi-2", 3))
 """Each with its cut: what one of them trains, the other has no gradient for."""
-WINDOWS, TRAINED = 32, 28
+WINDOWS, TRAINED = 64, 56
 WHOLE = len(DEVICES) * TRAINED
 
 
