@@ -9,6 +9,7 @@ from runtime_edge.errors import HeadError, LinkError, SignatureError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.minisign import SecretKey, generate_key
 from runtime_edge.formats.records.envelope import seal
+from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
@@ -93,8 +94,9 @@ def test_what_does_not_fit_is_counted_reported_and_not_kept(run):
     assert device.records.kept() == plain(b"2")
     assert device.counts.errors == Counter({"HeadError": 1})
     ((_, body),) = broker.published
-    assert b'"head_refused"' in body
-    assert f"head {OWN}: bad".encode() in body
+    event = decode_update_event(body)
+    assert (event.event, event.version, event.device) == ("head_refused", 2, "pi-1")
+    assert event.reason.startswith(f"head {OWN}: bad")
 
 
 def test_the_key_is_pinned_at_the_first_contact_and_seen_by_every_store(run, tmp_path):

@@ -2,7 +2,6 @@
 
 import asyncio
 
-import msgspec
 import pytest
 from msgspec.structs import replace
 from small_tables import always
@@ -11,6 +10,7 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.envelope import seal
 from runtime_edge.formats.records.table import cuts_digest
+from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_refused_and_reported(small_bundle, tables, tmp_pat
 
     assert asyncio.run(work()) is None
     assert counts.errors == {"TableError": 4}
-    assert [msgspec.json.decode(body)["event"] for _, body in transport.published] == ["table_refused"] * 4
+    assert [decode_update_event(body).event for _, body in transport.published] == ["table_refused"] * 4
 
 
 def test_a_table_that_came_before_its_bundle_takes_over_with_it(small_bundle, tables, tmp_path, tiny_encoder):
