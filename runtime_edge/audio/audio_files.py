@@ -52,12 +52,12 @@ def read_file(path: Path, block_s: float = BLOCK_SECONDS) -> Iterator[SourceAudi
     with _opened(path) as file:
         _check(path, file)
         size = max(1, round(file.samplerate * block_s))
-        starts = True
+        starts, name = True, str(path)
         # A call into libsndfile costs as much as some thousand samples: several blocks at once.
         at_once = size * max(1, _READ_VALUES // (size * file.channels))
         while len(frames := file.read(at_once, dtype="float32", always_2d=True)):
             for start in range(0, len(frames), size):
-                yield SourceAudio(frames[start : start + size], file.samplerate, starts)
+                yield SourceAudio(frames[start : start + size], file.samplerate, starts, file=name)
                 starts = False
 
 

@@ -74,6 +74,7 @@ class AudioBlock(msgspec.Struct, frozen=True):
         end_time_ns: capture time at which the last sample ends, ns since 1970.
         gap_samples: samples missing between the previous block and this one; 0 when they join.
         ready_at: when a reader could have had it at the earliest, monotonic seconds.
+        begins: the audio file whose first sample is the block's first; None when no file begins here.
     """
 
     samples: NDArray[np.float32]
@@ -81,3 +82,4 @@ class AudioBlock(msgspec.Struct, frozen=True):
     end_time_ns: int
     gap_samples: int = 0
     ready_at: float = 0.0
+    begins: str | None = None

@@ -23,6 +23,7 @@ class SourceAudio(msgspec.Struct, frozen=True):
         starts: whether they do not continue the previous frames (a new file, or after a gap).
         gap_frames: frames missing before these.
         captured_at: when a live source delivered them, monotonic seconds.
+        file: the audio file they are from; None for live sources and pipes.
     """
 
     frames: NDArray[np.float32]
@@ -30,6 +31,7 @@ class SourceAudio(msgspec.Struct, frozen=True):
     starts: bool
     gap_frames: int = 0
     captured_at: float | None = None
+    file: str | None = None
 
 
 def to_mono(frames: NDArray[np.float32], counters: Counters) -> NDArray[np.float32]:
@@ -71,7 +73,7 @@ def to_blocks(
     """
     ns_per_sample = 1e9 / (sample_rate * (pace or 1.0))
     anchor, started, position = 0, 0.0, 0
-    for samples, gap, captured_at in _resampled(raws, sample_rate, counters):
+    for samples, gap, captured_at, file in _resampled(raws, sample_rate, counters):
         if position == 0:
             anchor, started = anchor_ns(), clock.monotonic()
         start = position + gap
@@ -86,27 +88,28 @@ def to_blocks(
         counters.samples += samples.size
         counters.dropped_samples += gap
         start_ns, end_ns = anchor + round(start * ns_per_sample), anchor + round(position * ns_per_sample)
-        yield AudioBlock(samples, start_ns, end_ns, gap, ready_at)
+        yield AudioBlock(samples, start_ns, end_ns, gap, ready_at, file)
 
 
 def _resampled(
     raws: Iterable[SourceAudio], sample_rate: int, counters: Counters
-) -> Iterator[tuple[NDArray[np.float32], int, float | None]]:
-    """Yield float32[m] with m >= 1, samples missing before them, when they were captured; each recording has its own
-    filter.
+) -> Iterator[tuple[NDArray[np.float32], int, float | None, str | None]]:
+    """Yield float32[m] with m >= 1, samples missing before them, when they were captured, the file that begins with
+    them; each recording has its own filter.
     """
     resampler: Resampler | None = None
-    gap, captured_at = 0, None
+    gap, captured_at, file = 0, None, None
     for raw in raws:
         if resampler is None or raw.starts:
             if resampler is not None and (tail := resampler.finish()).size:
-                yield tail, gap, captured_at
+                yield tail, gap, captured_at, file
                 gap = 0
+            file = raw.file
             resampler = Resampler(raw.rate_hz, sample_rate)
             gap += round(raw.gap_frames * sample_rate / raw.rate_hz)
         captured_at = raw.captured_at
         if (samples := resampler.push(to_mono(raw.frames, counters))).size:
-            yield samples, gap, captured_at
-            gap = 0
+            yield samples, gap, captured_at, file
+            gap, file = 0, None
     if resampler is not None and (tail := resampler.finish()).size:
-        yield tail, gap, captured_at
+        yield tail, gap, captured_at, file

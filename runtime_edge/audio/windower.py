@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -23,12 +24,16 @@ class AudioWindow(msgspec.Struct, frozen=True):
         samples: float32[window_samples] in [-1, 1], a view into the windower's buffer: valid until the next
             window is asked for or the next block is pushed. Copy it to keep it.
         ready_at: when its last block was, monotonic seconds.
+        file: the audio file that holds its first sample; None for live sources and pipes.
+        file_offset: place of its first sample in that file, in samples at the stream's rate.
     """
 
     index: int
     capture_time_ns: int
     samples: NDArray[np.float32]
     ready_at: float
+    file: str | None = None
+    file_offset: int = 0
 
 
 class Windower:
@@ -72,6 +77,7 @@ class Windower:
         self._position = 0  # samples on the time line so far, missing ones included
         self._end_time_ns = 0
         self._ready_at = 0.0
+        self._files: deque[tuple[int, str]] = deque()  # where on the time line each file begins that may be in a window
 
     def windows(self, blocks: Iterable[AudioBlock]) -> Iterator[AudioWindow]:
         """Yield every window of a whole stream."""
@@ -83,6 +89,8 @@ class Windower:
         """Take one block and yield the windows it completes. Exhaust it before the next push."""
         if block.gap_samples:
             self._jump(block.gap_samples)
+        if block.begins is not None:
+            self._files.append((self._position, block.begins))
         samples, size, self._ready_at = block.samples, block.samples.size, block.ready_at
         taken = 0
         while taken < size:
@@ -111,11 +119,22 @@ class Windower:
 
     def _emit(self) -> Iterator[AudioWindow]:
         samples = self._buffer[self._start : self._start + self._window]
+        file, file_offset = self._place_in_file()
         if self._gate_energy and float(np.dot(samples, samples)) < self._gate_energy:
             self.counters.gated += 1
             return
         self.counters.windows += 1
-        yield AudioWindow(self._index, self._end_time_ns, samples, self._ready_at)
+        yield AudioWindow(self._index, self._end_time_ns, samples, self._ready_at, file, file_offset)
+
+    def _place_in_file(self) -> tuple[str | None, int]:
+        """The file in which the window begins, and where in it; files that end before the window are forgotten."""
+        files, begin = self._files, self._position - self._fill
+        while len(files) > 1 and files[1][0] <= begin:
+            files.popleft()
+        if not files:
+            return None, 0
+        file_begin, file = files[0]
+        return file, begin - file_begin
 
     def _advance(self) -> None:
         self._index += 1

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from runtime_edge.audio import Counters, Windower, open_source
+from runtime_edge.audio import AudioWindow, Counters, Windower, open_source
 from runtime_edge.audio.stream import BLOCK_SECONDS
 from runtime_edge.config import DeviceConfig
 
@@ -30,6 +30,10 @@ class CapturedWindow(msgspec.Struct, frozen=True):
     samples: npt.NDArray[np.float32]
     ready_at: float
     """When it could have been run at the earliest, monotonic seconds."""
+    file: str | None = None
+    """The audio file in which it begins; None for live sources and pipes."""
+    offset_s: float | None = None
+    """Where in that file, seconds; None without one."""
 
 
 class Capture:
@@ -37,6 +41,7 @@ class Capture:
 
     def __init__(self, config: DeviceConfig, sample_rate: int, window_samples: int, hop_samples: int) -> None:
         self.counters = Counters()
+        self._sample_rate = sample_rate
         self._blocks = open_source(
             config.source,
             sample_rate,
@@ -114,7 +119,7 @@ class Capture:
     ) -> None:
         try:
             for count, window in enumerate(self._windower.windows(self._blocks), start=1):
-                captured = CapturedWindow(window.index, window.capture_time_ns, window.samples.copy(), window.ready_at)
+                captured = self._captured(window)
                 if not self._wait_for_place():
                     return
                 on_window(captured)
@@ -129,6 +134,13 @@ class Capture:
                 ended(exc)
         finally:
             self._blocks.close()
+
+    def _captured(self, window: AudioWindow) -> CapturedWindow:
+        file, offset_s = window.file, None
+        if file is not None:
+            offset_s = round(window.file_offset / self._sample_rate, 6)
+        samples = window.samples.copy()
+        return CapturedWindow(window.index, window.capture_time_ns, samples, window.ready_at, file, offset_s)
 
     def _wait_for_place(self) -> bool:
         """Wait until the last window is done; False when reading has ended."""

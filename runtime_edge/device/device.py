@@ -42,6 +42,7 @@ from runtime_edge.transport.privacy import drop_below_floor
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.transport.spool.spool import Spool
 from runtime_edge.updates.bundle_store import has_bundle
+from runtime_edge.updates.first_bundle import start_updater
 from runtime_edge.updates.head_updater import HeadUpdater
 from runtime_edge.updates.learner_sync import LearnerSync
 from runtime_edge.updates.updater import Updater
@@ -154,8 +155,8 @@ class Device:
         closing.callback(self._close_sinks)
         worker = closing.enter_context(Worker())
         connection = await closing.enter_async_context(self._connect(config))
-        updater = Updater(config, connection, worker, counts)
-        engine, table = await updater.first()
+        updater = await start_updater(config, connection, worker, counts)
+        engine, table = updater.engine, updater.table
         info = engine.bundle.manifest.info
         head_updater = HeadUpdater(config, connection, updater.reports, info)
         accounting = Accounting()

@@ -44,6 +44,8 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
             answer=answer_of(where),
             window=self.window.index,
             time=self.window.capture_time_ns / 1e9,
+            file=self.window.file,
+            offset_s=self.window.offset_s,
             embedding=embedding.astype(np.float64).round(5).tolist(),
             uncertainty=uncertainty,
             cut=self.cut,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -113,6 +114,8 @@ class EventSink:
             device=self._device,
             window=result.window,
             time=result.time,
+            file=None if result.file is None else result.file.rpartition(os.sep)[2],
+            offset_s=result.offset_s,
             labels=labels,
             detected=detected,
             uncertainty=round(result.uncertainty, 4),

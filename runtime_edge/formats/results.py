@@ -28,6 +28,10 @@ class WindowResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     window: int
     time: float
     """Capture time of the window's end, seconds since the epoch."""
+    file: str | None = None
+    """Path of the recording in which the window begins, below the source as it was given; None if there is none."""
+    offset_s: float | None = None
+    """Where in that recording the window begins, seconds."""
     embedding: list[float]
     uncertainty: float
     """Normalised to [0, 1]; 1 while the memory is cold."""
@@ -72,6 +76,9 @@ class ResultEvent(
     device: str
     window: int
     time: float
+    file: str | None = None
+    """The recording's name, without its directory."""
+    offset_s: float | None = None
     labels: dict[str, float] = {}
     detected: list[str] = []
     uncertainty: float
@@ -101,9 +108,11 @@ def decode_result_event(data: bytes, source: str = "event") -> ResultEvent:
 def _answer(record: WindowResult | ResultEvent, source: str) -> Answer:
     if record.revises < 0:
         raise FormatError(f"{source}: revises {record.revises} is below 0")
+    if (record.file is None) != (record.offset_s is None):
+        raise FormatError(f"{source}: must say both `file` and `offset_s`, or neither")
     if record.version == 1:
-        if record.answer is not None or record.revises:
-            raise FormatError(f"{source}: version 1 has neither `answer` nor `revises`")
+        if record.answer is not None or record.revises or record.file is not None:
+            raise FormatError(f"{source}: version 1 has no `answer`, `revises`, `file` or `offset_s`")
         return answer_of(record.finished)
     if record.answer is None:
         raise FormatError(f"{source}: version {record.version} must say its `answer`")

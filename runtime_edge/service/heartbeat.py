@@ -12,6 +12,7 @@ import msgspec
 
 from runtime_edge.errors import SpoolError
 from runtime_edge.formats import subjects
+from runtime_edge.formats.records.report import VERSION
 from runtime_edge.service.metrics import MetricsServer
 from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import STALE_S, DeviceStatus, write_status
@@ -70,7 +71,8 @@ class Heartbeat:
         if status.source_silent_s < STALE_S:  # a restart may bring back a microphone that has failed
             self._notifier.alive()
         if self._connection is not None and self._connection.connected:
-            await self._connection.put(subjects.PRESENCE, msgspec.json.encode(status.report))
+            report = {"version": VERSION, **status.report}
+            await self._connection.put(subjects.PRESENCE, msgspec.json.encode(report))
 
     async def _write(self, status: DeviceStatus) -> None:
         try:

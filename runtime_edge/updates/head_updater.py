@@ -34,7 +34,7 @@ class HeadUpdater:
         self._given, self._connection, self._reports, self._info = config.head is not None, connection, reports, info
         store = BundleStore(config.state, config.trusted)
         kind: RecordKind[Head] = RecordKind("head", Head.from_json)
-        self._records = SignedRecords(kind, config, connection, store, reports, self._came)
+        self._records = SignedRecords(kind, config, connection, store, reports)
         self._head: Head | None = None
         self._early: Head | None = None
         """A later head that does not fit what runs: it may have come before the bundle it is for."""
@@ -51,8 +51,8 @@ class HeadUpdater:
             return
         with contextlib.suppress(LinkError):
             for key, record in await self._records.present():
-                await self._records.take(key, record)
-        await self._records.watch()
+                await self._records.take(key, record, self._came)
+        await self._records.watch(self._came)
 
     def label(self, result: WindowResult, info: BundleInfo, embedding: Embedding) -> WindowResult:
         """The result of a window of an encoder, labelled by its embedding (d,) when there is a head for it."""

@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from runtime_edge.base.checked_files import read_checked, write_checked
@@ -69,6 +70,11 @@ class RecordKeeper:
             _LOG.warning("the %s cannot be kept: %s", self._kind, exc)
 
 
+Use = Callable[[_Record, bytes, str], bool]
+"""Takes a record that came, as read and as bytes, with its source. Returns False when it is in use already, and raises
+SscError when it does not fit what runs."""
+
+
 @dataclass(frozen=True)
 class RecordKind(Generic[_Record]):
     """What tells tables from heads."""
@@ -88,13 +94,8 @@ class SignedRecords(Generic[_Record]):
         connection: Transport | None,
         store: BundleStore,
         reports: UpdateReports,
-        use: Callable[[_Record, bytes, str], bool],
     ) -> None:
-        """`use` takes one that came, as read and as bytes, with its source.
-
-        It returns False when it is in use already, and raises SscError when it does not fit what runs.
-        """
-        self._kind, self._connection, self._store, self._reports, self._use = kind, connection, store, reports, use
+        self._kind, self._connection, self._store, self._reports = kind, connection, store, reports
         self._bucket, self._keeper = ABOUT[kind.name].bucket, RecordKeeper(kind.name, config, store, reports)
         self._own_key = subjects.table_key(config.target, config.device)
         self._keys = [self._own_key, subjects.table_key(config.target)]
@@ -112,12 +113,12 @@ class SignedRecords(Generic[_Record]):
                         found.append((key, record))
         return found
 
-    async def watch(self) -> None:
+    async def watch(self, use: Use[_Record]) -> None:
         """Take later ones as they come."""
         if self._connection is not None:
-            await self._connection.watch(self._bucket, self._keys, self.take)
+            await self._connection.watch(self._bucket, self._keys, partial(self.take, use=use))
 
-    async def take(self, key: str, record: bytes) -> None:
+    async def take(self, key: str, record: bytes, use: Use[_Record]) -> None:
         """Use and keep a record, or report why it is refused. Raises LinkError; then it may be tried again."""
         if self._own and key != self._own_key:
             return
@@ -125,7 +126,7 @@ class SignedRecords(Generic[_Record]):
             if self._connection is not None:
                 await self._store.pin_first(self._connection)
             source = f"{self._kind.name} {key}"
-            used = self._use(self.open(record, key, source), record, source)
+            used = use(self.open(record, key, source), record, source)
             self.chosen(key)
         except LinkError:
             raise

@@ -34,28 +34,21 @@ def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) ->
     return splitter
 
 
-class TableUpdater:
-    """Tables swap between windows, and one is only handed over when it fits the bundle that runs then."""
+class FirstTable:
+    """Chooses the table that a device starts with."""
 
     def __init__(
         self, config: DeviceConfig, connection: Transport | None, store: BundleStore, reports: UpdateReports
     ) -> None:
         self._config, self._reports = config, reports
-        kind = RecordKind("table", self._read)
-        self._records = SignedRecords(kind, config, connection, store, reports, self._came)
-        self._bundle: Bundle
-        self._table: SplitterTable
-        self._early: tuple[SplitterTable, bytes] | None = None
-        """A table, and its record, that does not fit what runs: it may have come before the bundle it is for."""
-        self._next: SplitterTable | None = None
-        self._on_ready: Callable[[], None] = lambda: None
+        self._records = SignedRecords(RecordKind("table", self._read), config, connection, store, reports)
 
     async def records(self) -> list[tuple[str, bytes]]:
-        """Tables to choose the first from, by where they are from: this device's, the target's, the one used last."""
+        """Tables to choose from, by where they are from: this device's, the target's, the one used last."""
         found, kept = await self._records.present(), self._records.kept()
         return found if kept is None else [*found, (_USED_LAST, kept)]
 
-    async def first(self, bundle: Bundle, records: list[tuple[str, bytes]]) -> SplitterTable:
+    async def choose(self, bundle: Bundle, records: list[tuple[str, bytes]]) -> TableUpdater:
         """The first of the records that fits a bundle, or else the bundle's own table. Raises TableError."""
         for key, record in records:
             try:
@@ -71,13 +64,34 @@ class TableUpdater:
         else:
             table = _own_table(bundle, self._config.target)
             make_splitter(bundle, table, self._config)
-        self._bundle, self._table = bundle, table
+        return TableUpdater(self._config, self._records, bundle, table)
+
+    def _read(self, data: bytes, source: str) -> SplitterTable:
+        table = SplitterTable.from_json(data, source)
+        if table.target != self._config.target:
+            raise TableError(f"{source}: made for target {table.target!r}, not for {self._config.target!r}")
         return table
+
+
+class TableUpdater:
+    """Tables swap between windows, and one is only handed over when it fits the bundle that runs then."""
+
+    def __init__(
+        self, config: DeviceConfig, records: SignedRecords[SplitterTable], bundle: Bundle, table: SplitterTable
+    ) -> None:
+        """Begins with the bundle and the table that run."""
+        self._config, self._records, self._bundle = config, records, bundle
+        self.table = table
+        """In use, or handed over next."""
+        self._early: tuple[SplitterTable, bytes] | None = None
+        """A table, and its record, that does not fit what runs: it may have come before the bundle it is for."""
+        self._next: SplitterTable | None = None
+        self._on_ready: Callable[[], None] = lambda: None
 
     async def follow(self, on_ready: Callable[[], None]) -> None:
         """Watch for later tables; says when to `take` one."""
         self._on_ready = on_ready
-        await self._records.watch()
+        await self._records.watch(self._came)
 
     def take(self) -> SplitterTable | None:
         """What should take over now."""
@@ -87,7 +101,7 @@ class TableUpdater:
     def needed_for(self, bundle: Bundle) -> tuple[SplitterTable, bytes] | None:
         """None when the table in use fits a bundle, or else the one that came before it. Raises TableError."""
         try:
-            make_splitter(bundle, self._table, self._config)
+            make_splitter(bundle, self.table, self._config)
         except TableError:
             if self._early is None:
                 raise
@@ -99,21 +113,15 @@ class TableUpdater:
         """A bundle takes over, and with it the table that it needs."""
         self._bundle = bundle
         if needed is not None:
-            self._table = self._next = needed[0]
+            self.table = self._next = needed[0]
             self._records.keep(needed[1])
 
-    def _read(self, data: bytes, source: str) -> SplitterTable:
-        table = SplitterTable.from_json(data, source)
-        if table.target != self._config.target:
-            raise TableError(f"{source}: made for target {table.target!r}, not for {self._config.target!r}")
-        return table
-
     def _came(self, table: SplitterTable, record: bytes, source: str) -> bool:
-        if table == self._table:
+        if table == self.table:
             return False
         self._early = (table, record)
         make_splitter(self._bundle, table, self._config)
-        self._table = self._next = table
+        self.table = self._next = table
         self._on_ready()
         return True
 

@@ -26,7 +26,7 @@ class UpdateReports:
         self._device, self._connection, self._counts, self._trials = config.device, connection, counts, trials
 
     async def report(self, event: str, **details: object) -> None:
-        """Write into the device's log of updates and tell the server."""
+        """Write into the device's log of updates and publish an event, which `decode_update_event` reads."""
         await asyncio.to_thread(self._trials.note, event, **details)
         if self._connection is not None:
             body = msgspec.json.encode({"event": event, "version": VERSION, "device": self._device, **details})

@@ -17,7 +17,9 @@ from runtime_server.cli.label_commands import label
 from runtime_server.cli.release_commands import release_configs, release_options, releases
 from runtime_server.cli.server_status_command import status
 from runtime_server.ingest.frame_replay import ReplayConfig
-from runtime_server.server import Server, ServerConfig
+from runtime_server.server import Server
+from runtime_server.serving.server_config import ServerConfig
+from runtime_server.serving.server_status import ServerParts
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import TrainConfig
 from streamsplit_compile.cli.options import (
@@ -122,19 +124,17 @@ server.add_command(status)
 server.add_command(dead)
 
 
-async def _serve(running: Server) -> None:
+async def _serve(server: Server) -> None:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, running.stop)
-    task = asyncio.create_task(running.run())
-    started = asyncio.create_task(running.started.wait())
-    await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
-    if not task.done():
-        key, ranks = running.key.public.to_text().splitlines()[1], running.ranks
-        who = "" if ranks.world == 1 else f"rank {ranks.rank} of {ranks.world}: "
-        click.echo(f"{who}serving generation {running.generations.newest.number} on {running.url}, public key {key}")
-        if running.broker is not None and (line := running.broker.lets_in):
-            click.echo(line, err=True)
-    started.cancel()
-    status = await task
+        loop.add_signal_handler(name, server.stop)
+    status = await server.run(lambda parts: _say_started(server.url, parts))
     click.echo(f"stopped after {sum(status['windows'].values())} windows, {status['training_steps']} training steps")
+
+
+def _say_started(url: str, parts: ServerParts) -> None:
+    key, ranks = parts.loaded.key.public.to_text().splitlines()[1], parts.ranks
+    who = "" if ranks.world == 1 else f"rank {ranks.rank} of {ranks.world}: "
+    click.echo(f"{who}serving generation {parts.loaded.generations.newest.number} on {url}, public key {key}")
+    if parts.broker is not None and (line := parts.broker.lets_in):
+        click.echo(line, err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from nats.aio.msg import Msg
@@ -9,13 +10,13 @@ from torch import Tensor
 
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.wire import FrameHeader, decode_frame
+from runtime_edge.formats.wire import FrameHeader, Reply, ReplyStatus, decode_frame
 from runtime_server.training.buffer import TrainingWindow
 
 
 @dataclass
 class Parts:
-    """What has become of the windows of one message."""
+    """What has become of the windows of one message; changed by the answer stage alone."""
 
     windows: int = 1
     tried: int = 0
@@ -57,6 +58,17 @@ class Arrival:
             uncertainty=header.uncertainty,
             embedding=embedding,
             sequence=self.sequence,
+        )
+
+    def reply(self, newest: int, status: ReplyStatus, embedding: bytes = b"", mixture: bytes = b"") -> Reply:
+        """The answer to it, with the newest generation that there is."""
+        return Reply(
+            window=self.header.window,
+            generation=newest,
+            status=status,
+            server_us=int((time.monotonic() - self.arrived) * 1e6),
+            embedding=embedding,
+            mixture=mixture,
         )
 
 

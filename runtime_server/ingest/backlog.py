@@ -5,9 +5,9 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from runtime_server.ingest.arrival import Arrival
+from runtime_server.ingest.batches import FrameBatch
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Frames of a pass; what is over goes with the next one. torch prepares every convolution for each size it meets, and
@@ -22,17 +22,6 @@ _MAX_FRAMES, _MAX_BYTES = 256, 64 << 20
 
 Key = tuple[int, int, int]
 """Generation, cut, and a suspect's place in the stream or 0."""
-
-
-@dataclass(frozen=True)
-class FrameBatch:
-    """Frames for one pass."""
-
-    generation: int
-    cut: int
-    arrivals: list[Arrival]
-    suspect: bool = False
-    """One frame alone, because it may have crashed an earlier process."""
 
 
 class Backlog:

@@ -35,7 +35,7 @@ from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
 from runtime_server.ingest.arrival import Arrival, decode_arrival
 from runtime_server.ingest.audio_streams import AudioStreams
-from runtime_server.ingest.completion import complete
+from runtime_server.ingest.complete_stage import complete
 from runtime_server.state.ledger import Ledger
 from runtime_server.suffix.generations import Generations
 from runtime_server.training.buffer import TrainingWindow

@@ -1,56 +1,52 @@
 """Frames in, embeddings out: batch by (generation, cut), complete, reply, remember for training.
 
-    the event loop      takes frames off the broker, checks them, answers and acknowledges
-    the decode thread   unpacks them
-    the torch thread    runs the suffix, one batch after the other
-    the counting thread notes every window once, teaches the trainer, and in quiet moments the device's mixture
+    this part (event loop)      takes frames off the broker, checks them, and gives batches to the stages
+    decode   (a thread)         unpacks them                                    `decode_stage.py`
+    complete (the torch thread) runs the suffix, one batch after the other      `complete_stage.py`
+    count    (a thread)         notes every window once, teaches the trainer    `count_stage.py`
+    answer   (event loop)       answers and acknowledges                        `answer_stage.py`
 
-While a batch is completed, the one before it is counted and answered and the next one comes together, so that batches
-grow with the load by themselves. A frame is acknowledged when it has been counted, and never before.
+What passes between them is frozen (`batches.py`) and goes one way. While a batch is completed, the one before it is
+counted and answered and the next one comes together, so that batches grow with the load by themselves. A frame is
+acknowledged when it has been counted, and never before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 from nats.aio.msg import Msg
 
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
-from runtime_edge.base.histogram import Histogram
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.wire import Reply, ReplyStatus, encode_reply
 from runtime_server.broker.consumer import ACK_WAIT_S, HeldMessages, PullConsumer
 from runtime_server.broker.hub import Hub
 from runtime_server.ingest import dead_letters
-from runtime_server.ingest.arrival import Arrival, decode_arrival
-from runtime_server.ingest.backlog import PASS_S, Backlog, FrameBatch
-from runtime_server.ingest.completion import Completer, Completion
+from runtime_server.ingest.answer_stage import AGAIN_S, AnswerStage
+from runtime_server.ingest.arrival import decode_arrival
+from runtime_server.ingest.backlog import PASS_S, Backlog
+from runtime_server.ingest.batches import CompletedBatch, FrameBatch
+from runtime_server.ingest.complete_stage import CompleteStage
+from runtime_server.ingest.count_stage import CountStage
+from runtime_server.ingest.decode_stage import DecodeStage
 from runtime_server.ingest.rate import RateLimit
 from runtime_server.state.ledger import Ledger, PartitionedLedger
 from runtime_server.state.suspects import DELIVERIES, Suspects
 from runtime_server.suffix.generations import Generations
-from runtime_server.training.mixtures import Mixtures
 from runtime_server.training.trainer import Trainer
 
 _LOG = logging.getLogger(__name__)
 _LINGER_S = 0.003
 """How long a frame waits for a larger batch when nothing else is being completed."""
-AGAIN_S = 5.0
 _COMPLETING, _PASSES = 2, 4
 """Batches given to the torch thread at once, and batches that are not answered yet."""
-
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
 
 
 class Ingest:
@@ -79,22 +75,19 @@ class Ingest:
         ack_wait_s: float = ACK_WAIT_S,
         again_s: float = AGAIN_S,
     ) -> None:
-        self.counters: Counter[str] = Counter()
-        self.latency_ms = {"batch": Histogram(), "reply": Histogram()}
-        """Of a batch in the torch thread, and of a frame from its arrival to its answer."""
-        self.done: Counter[int] = Counter()
-        """Messages of each partition that need not come again: acknowledged, or dead letters."""
+        self._hub, self._generations = hub, generations
+        self._rate, self._suspects = rate or RateLimit(), suspects
+        self._backlog, self._held = Backlog(), HeldMessages(ack_wait_s)
+        self._decode, self._complete = DecodeStage(generations), CompleteStage()
+        self._count = CountStage(generations, ledger, trainer)
+        self._answer = AnswerStage(hub, self._held, again_s)
+        self.ledger = ledger
         self.consumers: dict[int, PullConsumer] = {}
         """What is read of the broker, by partition."""
-        self.ledger = ledger
-        self._hub, self._generations, self._trainer = hub, generations, trainer
-        self._rate, self._suspects = rate or RateLimit(), suspects
-        self._letters = RateLimit(dead_letters.PER_S)
-        self._completer, self._mixtures = Completer(generations), Mixtures()
-        self._backlog, self._held, self._again_s = Backlog(), HeldMessages(ack_wait_s), again_s
-        self._decoding, self._torch = ThreadPoolExecutor(1, "decode"), ThreadPoolExecutor(1, "complete")
-        self._counting = ThreadPoolExecutor(1, "count")
-        self._completing = self._to_count = 0
+        self.counters, self.done = self._answer.counters, self._answer.done
+        self.latency_ms = {"batch": self._complete.batch_ms, "reply": self._answer.reply_ms}
+        self._completing = 0
+        """Batches that are being decoded or completed."""
         self._passes: set[asyncio.Task[None]] = set()
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -109,8 +102,8 @@ class Ingest:
                 task.result()
         finally:
             await cancel_all([*tasks, *self._passes])
-            for thread in (self._decoding, self._torch, self._counting):
-                thread.shutdown(wait=True)
+            for stage in (self._decode, self._complete, self._count):
+                stage.close()
 
     def in_progress(self, partition: int) -> int:
         """How many messages of a partition the broker has handed over that are neither done nor given up."""
@@ -135,14 +128,13 @@ class Ingest:
         try:
             arrivals = decode_arrival(message, time.monotonic())
         except FrameError as exc:
-            self.counters["garbage"] += 1
             device = message.subject.rsplit(".", 1)[-1]
             device = device if subjects.is_device(device) else dead_letters.UNKNOWN
-            await self._to_dead_letters(message, device, str(exc) if self._rate.allow(device) else "")
+            await self._answer.put_away_garbage(message, device, str(exc) if self._rate.allow(device) else "")
             return
         first = arrivals[0]
         if self._suspects is not None and self._suspects.crashed_on(partition, first.sequence):
-            await self._to_dead_letters(message, first.device, "the server died while it completed this frame")
+            await self._answer.put_away(message, first.device, "the server died while it completed this frame")
             self._suspects.forget(partition)
             return
         suspect = self._suspects is not None and message.metadata.num_delivered > DELIVERIES
@@ -150,11 +142,11 @@ class Ingest:
             if self._rate.allow(arrival.device):
                 self._backlog.add(arrival, suspect=suspect)
             else:
-                await self._deny(arrival)
+                await self._answer.deny(arrival, self._generations.newest.number)
         self._changed.set()
 
     async def _dispatch(self) -> None:
-        """Batches to the torch thread: at once when it has nothing to do, else those worth it, one ahead."""
+        """Batches to the stages: at once when the torch thread has nothing to do, else those worth it, one ahead."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -182,133 +174,24 @@ class Ingest:
             self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self._changed.set)
 
     async def _pass(self, batch: FrameBatch) -> None:
-        """Complete a batch, count it, answer it."""
-        suspect = batch.arrivals[0] if batch.suspect else None
-        if suspect is not None and self._suspects is not None:
-            with self._suspects.retrying_alone(subjects.partition(suspect.device), suspect.sequence):
-                outcomes, replies = await self._completed(batch)
-        else:
-            outcomes, replies = await self._completed(batch)
-        poisoned = []
-        for arrival, outcome, reply in zip(batch.arrivals, outcomes, replies, strict=True):
-            if outcome.status != "ok":
-                self.counters[outcome.status] += 1
-            if outcome.poison:
-                poisoned.append((arrival, outcome.poison, reply))
-            else:
-                await self._answer(arrival, reply)
-        for arrival, why, reply in poisoned:  # last: the others need not wait until the broker has stored it
-            with contextlib.suppress(*BROKER_ERRORS):
-                await self._reply(arrival, reply)
-            if not arrival.parts.dead:
-                arrival.parts.dead = True
-                await self._to_dead_letters(arrival.message, arrival.device, why)
-        await self._run_in(self._counting, self._mixtures.catch_up, lambda: self._to_count > 0)
+        """One batch through all stages."""
+        with self._blaming(batch):
+            counted = await self._count.count(await self._completed(batch))
+        await self._answer.answer(counted)
+        await self._count.catch_up()
 
-    async def _completed(self, batch: FrameBatch) -> tuple[list[Completion], list[Reply]]:
+    async def _completed(self, batch: FrameBatch) -> CompletedBatch:
         try:
-            decoded = await self._run_in(self._decoding, self._completer.decode, batch)
-            outcomes, seconds = await self._run_in(self._torch, self._completer.complete, decoded)
+            completed = await self._complete.complete(await self._decode.decode(batch))
         finally:
             self._completing -= 1
             self._changed.set()
-        self._backlog.record_duration(batch, seconds)
-        self.latency_ms["batch"].observe(seconds * 1e3)
-        self._to_count += 1
-        try:
-            return outcomes, await self._run_in(self._counting, self._count, batch.arrivals, outcomes)
-        finally:
-            self._to_count -= 1
+        self._backlog.record_duration(batch, completed.seconds)
+        return completed
 
-    def _count(self, arrivals: Sequence[Arrival], outcomes: Sequence[Completion]) -> list[Reply]:
-        """In the counting thread: note each window once, keep it for training; the replies."""
-        newest = self._generations.newest.number
-        ids = [
-            (arrival.device, arrival.boot, arrival.header.window)
-            for arrival, outcome in zip(arrivals, outcomes, strict=True)
-            if outcome.embedding is not None
-        ]
-        new = iter(self.ledger.add_all(ids))
-        replies = []
-        for arrival, outcome in zip(arrivals, outcomes, strict=True):
-            if outcome.embedding is None:
-                replies.append(_reply(arrival, newest, outcome.status))
-                continue
-            is_new = next(new)
-            self.counters["windows" if is_new else "duplicates"] += 1
-            if is_new and self._trainer is not None and outcome.activation is not None:
-                self._trainer.add(arrival.window(outcome.activation, outcome.embedding))
-            embedding = outcome.embedding.numpy()
-            mixture = self._mixtures.add(arrival.device, embedding)
-            replies.append(_reply(arrival, newest, "ok", embedding.astype("<f2").tobytes(), mixture))
-        return replies
-
-    async def _answer(self, arrival: Arrival, reply: Reply) -> None:
-        parts = arrival.parts
-        parts.tried += 1
-        try:
-            await self._reply(arrival, reply)
-            parts.answered += 1
-            if parts.answered == parts.windows:
-                await arrival.message.ack()
-                self.done[subjects.partition(arrival.device)] += 1
-            self.latency_ms["reply"].observe((time.monotonic() - arrival.arrived) * 1e3)
-        except BROKER_ERRORS as exc:
-            # Not acknowledged: the broker delivers it again, and the ledger keeps it from counting twice.
-            _LOG.debug("answer to %s: %s", arrival.device, reason(exc))
-        finally:
-            if parts.tried == parts.windows:
-                self._held.release(arrival.message)
-
-    async def _reply(self, arrival: Arrival, reply: Reply) -> None:
-        inbox = (arrival.message.headers or {}).get(subjects.REPLY_HEADER)
-        if inbox and subjects.is_reply(arrival.device, inbox):
-            await self._hub.client.publish(inbox, encode_reply(reply, arrival.header.version))
-
-    async def _deny(self, arrival: Arrival) -> None:
-        """Refuse a frame of a device that sends too many."""
-        if not self.counters["over_rate"] % 1000:
-            _LOG.warning("%s sends too much: `ssc server device revoke` keeps it out", arrival.device)
-        self.counters["over_rate"] += 1
-        await self._answer(arrival, _reply(arrival, self._generations.newest.number, "refused"))
-
-    async def _to_dead_letters(self, message: Msg, device: str, why: str) -> None:
-        """Make a frame that can never be completed a dead letter; the broker does not redeliver it.
-
-        Of a device that has many of them most are only counted: each keeps the others of the partition waiting.
-        """
-        try:
-            if why and self._letters.allow(device):
-                _LOG.warning("%s: %s; see `ssc server dead list`", message.subject, why)
-                await dead_letters.store(self._hub.stream, message, device, why)
-                self.counters["dead"] += 1
-            await message.term()
-            self.done[int(message.subject.split(".")[1])] += 1
-        except BROKER_ERRORS as exc:
-            _LOG.warning(
-                "%s: cannot be kept as a dead letter (%s); the broker redelivers it", message.subject, reason(exc)
-            )
-            with contextlib.suppress(*BROKER_ERRORS):
-                await message.nak(self._again_s)
-        finally:
-            self._held.release(message)
-
-    async def _run_in(
-        self,
-        thread: ThreadPoolExecutor,
-        call: Callable[_Arguments, _Result],
-        *args: _Arguments.args,
-        **kwargs: _Arguments.kwargs,
-    ) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(thread, functools.partial(call, *args, **kwargs))
-
-
-def _reply(arrival: Arrival, newest: int, status: ReplyStatus, embedding: bytes = b"", mixture: bytes = b"") -> Reply:
-    return Reply(
-        window=arrival.header.window,
-        generation=newest,
-        status=status,
-        server_us=int((time.monotonic() - arrival.arrived) * 1e6),
-        embedding=embedding,
-        mixture=mixture,
-    )
+    def _blaming(self, batch: FrameBatch) -> AbstractContextManager[None]:
+        """Inside the block, a crash is attributed to the one frame of a batch that is suspect."""
+        if self._suspects is None or not batch.suspect:
+            return contextlib.nullcontext()
+        suspect = batch.arrivals[0]
+        return self._suspects.retrying_alone(subjects.partition(suspect.device), suspect.sequence)

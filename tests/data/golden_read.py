@@ -31,7 +31,10 @@ from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.credentials import public_key, read_seed
 from runtime_edge.formats.records.head import read_head
 from runtime_edge.formats.records.numbers import RecordNumbers
+from runtime_edge.formats.records.report import decode_report
 from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.formats.results import decode_result, decode_result_event
+from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.formats.wire import WIRE_ENCODINGS, FrameHeader, decode_frame, decode_replies
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.policy.memory import GaussianMemory
@@ -231,6 +234,25 @@ def _credentials(root: Path) -> Json:
     return {path.name: public_key(read_seed(path)) for path in sorted((root / "credentials").iterdir())}
 
 
+def _results(root: Path) -> Json:
+    """Results, events and a presence report; an event is of one kind or the other."""
+    directory = root / "results"
+    lines, events, updates = (
+        [read(line) for line in (directory / f"{name}.jsonl").read_bytes().splitlines()]
+        for name, read in (
+            ("results", decode_result),
+            ("events", decode_result_event),
+            ("updates", decode_update_event),
+        )
+    )
+    return {
+        "results": [_fields(result) for result in lines],
+        "events": [_fields(event) for event in events],
+        "updates": [_fields(event) for event in updates],
+        "report": decode_report((directory / "report.json").read_bytes(), "report.json"),
+    }
+
+
 FORMATS: dict[str, Callable[[Path], Json]] = {
     "frames": _frames,
     "streams": _streams,
@@ -240,6 +262,7 @@ FORMATS: dict[str, Callable[[Path], Json]] = {
     "server": _server,
     "dead_letters": _letters,
     "credentials": _credentials,
+    "results": _results,
 }
 
 

@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import ctypes.util
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +28,11 @@ from toys import Tiny
 
 from runtime_edge.audio import Counters
 from runtime_edge.audio.wire_streams import AudioStreamEncoder
+from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.logs import Trouble
+from runtime_edge.config import DeviceConfig
+from runtime_edge.device.sinks import EventSink, JsonLines
+from runtime_edge.errors import FormatError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import CutCodec
@@ -36,16 +42,21 @@ from runtime_edge.formats.records.head import Head, Validation, signature_of
 from runtime_edge.formats.records.numbers import RecordNumbers
 from runtime_edge.formats.records.release import Release, ReleasedBundle, encode
 from runtime_edge.formats.records.table import SplitterTable, StateAxis
+from runtime_edge.formats.results import WindowResult
 from runtime_edge.formats.wire import Reply, encode_frame, encode_reply
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_edge.policy.online_learner import Learnt
+from runtime_edge.service.heartbeat import Heartbeat
+from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import DeviceStatus, UplinkStatus, write_status
 from runtime_edge.service.status import EncoderStatus as RunningEncoder
 from runtime_edge.system import Health
 from runtime_edge.transport.accounting import Accounting, LoopCounts, merged
+from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.transport.spool.spool import Spool, SpoolState
 from runtime_edge.updates.bundle_store import BundleStore
+from runtime_edge.updates.update_reports import UpdateReports
 from runtime_server.broker.access import Access
 from runtime_server.ingest import dead_letters
 from runtime_server.releases.release_gate import first_model
@@ -86,6 +97,7 @@ def write(directory: Path) -> None:
         _records(directory / "records", bundle)
         _device(directory / "device", bundle, directory)
         _dead_letters(directory / "dead_letters.json")
+        asyncio.run(_results(directory / "results", Path(work), bundle))
     (directory / "credentials").mkdir()
     (directory / "credentials" / "pi-1.creds").write_text(new_seed() + "\n")
     shutil.copytree(directory, copy := Path(tempfile.mkdtemp()) / "copy")  # what is opened may change
@@ -250,6 +262,56 @@ def _status(bundle: Bundle) -> DeviceStatus:
         cut_ms=dict(counts.cut_ms),
         troubles=[Trouble("2026-01-01T00:00:00.000+00:00", "broker is away")],
     )
+
+
+async def _results(directory: Path, work: Path, bundle: Bundle) -> None:
+    """Through the parts of a device that write them."""
+    directory.mkdir()
+    transport, config = InMemoryTransport(), DeviceConfig(device="pi-1")
+    lines, events = JsonLines(str(directory / "results.jsonl")), EventSink(transport.publish, "pi-1", "all")
+    plain = WindowResult(
+        version=2, answer="device", window=7, time=NOW, embedding=[0.6, -0.8], uncertainty=0.25, cut="local",
+        encoding="int8", probe=False, generation=1, finished="device", latency_ms=3.5, device_ms=3.5, network_ms=0.0,
+        server_ms=0.0, frame_bytes=0, bandwidth_mbps=2.5, rtt_ms=80.0, cpu=0.5,
+    )  # fmt: skip
+    change = partial(msgspec.structs.replace, plain, labels={"dog": 0.75, "rain": 0.125}, detected=["dog"])
+    for result in (
+        plain,
+        change(answer="server", finished="server", cut="stem", frame_bytes=50, head_generation=1),
+        change(finished="fallback", probe=True, cut="stem", file="clips/yard.wav", offset_s=1.92),
+        change(answer="exit", file="yard.wav", offset_s=0.0),
+        change(answer="server", finished="server", revises=1),
+    ):
+        lines.put(result)
+        events.put(result)
+    lines.close()
+    await asyncio.sleep(0)
+    _write_lines(directory / "events.jsonl", transport)
+    reports = UpdateReports(config, transport, LoopCounts(), BundleStore(work / "updates", None).trials)
+    about, failure = {"generation": 2, "digest": bundle.digest}, FormatError("the self-test is off by 0.5")
+    await reports.report("fetched", **about, bytes=900, assets=2, patches=1)
+    for kind in ("generation", "proven"):
+        await reports.report(kind, **about)
+    await reports.report("retired", generation=1, oldest=2)
+    for kind in ("update_failed", "rolled_back"):
+        await reports.failed(kind, failure, **about)
+    for kind in ("update_refused", "table_refused", "head_refused"):
+        await reports.failed(kind, failure)
+    _write_lines(directory / "updates.jsonl", transport)
+
+    async def status(_: str | None) -> DeviceStatus:
+        return _status(bundle)
+
+    beating = asyncio.create_task(Heartbeat(work / "updates", status, transport, Notifier({})).beat_forever())
+    while not transport.values:
+        await asyncio.sleep(0.01)
+    await cancel_all([beating])
+    (directory / "report.json").write_bytes(transport.values[subjects.PRESENCE, "pi-1"])
+
+
+def _write_lines(path: Path, transport: InMemoryTransport) -> None:
+    path.write_bytes(b"".join(body + b"\n" for _, body in transport.published))
+    transport.published.clear()
 
 
 def _server(state: Path, work: Path, encoder: Any, bundle: Bundle) -> None:

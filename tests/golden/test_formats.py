@@ -22,7 +22,9 @@ from toys import Tiny
 
 import runtime_edge
 from runtime_edge.formats.bundle import open_bundle
-from runtime_server.server import Server, ServerConfig
+from runtime_edge.formats.results import decode_result
+from runtime_server.server import Server
+from runtime_server.serving.server_config import ServerConfig
 from streamsplit_compile.encoder.encoders import load_encoder
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -46,6 +48,7 @@ SAME_BYTES = (
     "server/ledger/*.json",
     "server/suspects/*",
     "dead_letters.json",
+    "results/*",
 )
 
 
@@ -88,12 +91,23 @@ def test_a_device_goes_on_from_the_state_of_an_earlier_version(golden: Path, tmp
     """The broker is away, so it runs what is on the disk, and its frames come behind those in the spool."""
     soundfile.write(tmp_path / "sound.wav", np.sin(np.arange(8192) * 0.3).astype(np.float32), Tiny.sample_rate)
     results: list[Any] = []
+    lines = golden / "results" / "results.jsonl"
+    earlier = lines.read_bytes()
     report = runtime_edge.run(
         str(tmp_path / "sound.wav"), results.append, device="pi-1", target="rpi4", state=golden / "device",
         broker=f"nats://127.0.0.1:{free_port}", realtime=False, max_windows=3, drain_s=0.0, deadline_ms=50,
+        results=[str(lines)],
     )  # fmt: skip
     assert [result.generation for result in results] == [1, 1, 1]
     assert [list(result.labels) != [] for result in results] == [True] * 3, "the head on the disk labels results"
+    assert lines.read_bytes().startswith(earlier), "lines are appended to those of the earlier version"
+    read = [decode_result(line) for line in lines.read_bytes().splitlines()]
+    assert read[-3:] == results
+    assert [(result.version, result.answer) for result in results] == [(2, "device")] * 3
+    assert {result.file for result in results} == {str(tmp_path / "sound.wav")}
+    front_end = open_bundle(golden / "server" / "generations" / "00001").manifest.info.front_end
+    for result in results:
+        assert result.offset_s == pytest.approx(result.window * front_end.hop_samples / front_end.sample_rate, abs=1e-6)
     assert report["windows_inherited"] == 3
     assert report["windows_lost"] == 0
 
@@ -104,10 +118,9 @@ def test_a_server_goes_on_from_the_state_of_an_earlier_version(golden: Path, tin
 
     async def life() -> dict[str, Any]:
         server = Server(encoder, ServerConfig(bundle=bundle, state=golden / "server", port=free_port))
-        running = asyncio.create_task(server.run())
-        started = asyncio.create_task(server.started.wait())
+        started = asyncio.get_running_loop().create_future()
+        running = asyncio.create_task(server.run(started.set_result))
         await asyncio.wait({running, started}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
-        started.cancel()
         server.stop()
         return await asyncio.wait_for(running, 60)
 

@@ -18,7 +18,8 @@ from runtime_edge.errors import BundleError, LinkError
 from runtime_edge.formats import minisign, subjects
 from runtime_server.broker.hub import Hub
 from runtime_server.releases.release_gate import ReleaseConfig
-from runtime_server.server import Server, ServerConfig
+from runtime_server.server import Server
+from runtime_server.serving.server_config import ServerConfig
 from runtime_server.state.server_state import ServerState
 from runtime_server.training.trainer import TrainConfig
 from streamsplit_compile.encoder.encoders import load_encoder
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def run_server(tiny_encoder, small_bundle, tmp_path, free_port):
-    """`run_server(work, **config)` runs `await work(server, hub)` while a server runs; returns (result, status)."""
+    """`run_server(work, **config)` runs `await work(its parts, hub)` while a server runs; returns (result, status)."""
 
     def run(work, **config):
         async def life():
@@ -39,16 +40,15 @@ def run_server(tiny_encoder, small_bundle, tmp_path, free_port):
                     | config
                 ),
             )
-            running = asyncio.create_task(server.run())
-            started = asyncio.create_task(server.started.wait())
+            started = asyncio.get_running_loop().create_future()
+            running = asyncio.create_task(server.run(started.set_result))
             await asyncio.wait({running, started}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
-            started.cancel()
             if running.done():
                 running.result()
             hub = Hub(server.url, "test")
             await hub.connect()
             try:
-                result = await asyncio.wait_for(work(server, hub), 60)
+                result = await asyncio.wait_for(work(started.result(), hub), 60)
             finally:
                 await hub.close()
                 server.stop()
@@ -82,7 +82,7 @@ def test_a_start_announces_the_key_the_release_and_the_tables(run_server, small_
         bucket = await hub.stream.key_value(subjects.RELEASES)
         key = (await bucket.get(subjects.SIGNING_KEY)).value.decode()
         found = {target: (await released(hub, target), await hub.table(target)) for target in ("rpi4", "m2")}
-        return key, found, await hub.publish_bundle(server.generations.newest.bundle)
+        return key, found, await hub.publish_bundle(server.loaded.generations.newest.bundle)
 
     (key_text, found, missing), status = run_server(work)
     key = minisign.PublicKey.from_text(key_text, "test")
@@ -113,7 +113,7 @@ def test_a_restart_goes_on_with_the_newest_complete_generation_and_the_counts(
         await send(hub, frame_of(sounds[0], 0, 1), 0)  # the broker has forgotten nothing either
         await send(hub, frame_of(sounds[5], 5, 1), 5)
         await counted(hub, 6)
-        return await released(hub), server.generations.newest.number
+        return await released(hub), server.loaded.generations.newest.number
 
     (release, newest), status = run_server(second)
     assert (release.generation, newest) == (1, 1)
@@ -141,12 +141,12 @@ def test_a_table_that_was_pushed_survives_a_restart_unless_it_does_not_fit(run_s
     foreign = replace(table, bundle_cuts="sha256:" + "0" * 64)
 
     async def push(server, hub):
-        await hub.put_table(pushed, server.key)
+        await hub.put_table(pushed, server.loaded.key)
         await hub.put_table(replace(small_bundle.table("m2"), hysteresis=0.75), minisign.generate_key())
 
     async def look(server, hub):
-        found = [read_table(await hub.table(target), server.key.public) for target in ("rpi4", "m2")]
-        await hub.put_table(foreign, server.key)
+        found = [read_table(await hub.table(target), server.loaded.key.public) for target in ("rpi4", "m2")]
+        await hub.put_table(foreign, server.loaded.key)
         return found
 
     run_server(push)
@@ -201,7 +201,7 @@ def test_a_restart_goes_on_training_where_it_stood(run_server, sounds, frame_of,
     async def first(server, hub):
         for window, sound in enumerate(sounds):
             await send(hub, frame_of(sound, window, 1), window)
-        await eventually(lambda: server.trainer.steps >= 12)
+        await eventually(lambda: server.loaded.training.trainer.steps >= 12)
         assert file.exists(), "written while it trains"
 
     async def second(server, hub):
@@ -243,8 +243,8 @@ def test_what_it_measures_is_there_for_prometheus_and_tensorboard(
         for window, sound in enumerate(sounds):
             await send(hub, frame_of(sound, window, 1), window)
         await hub.stream.publish(subjects.frames("pi-1"), b"garbage")
-        await eventually(lambda: server.release_gate.outcomes and server.ingest.counters["garbage"])
-        await eventually(lambda: server.trainer.steps >= 10)
+        await eventually(lambda: server.loaded.training.release_gate.outcomes and server.ingest.counters["garbage"])
+        await eventually(lambda: server.loaded.training.trainer.steps >= 10)
         return await asyncio.to_thread(scrape)
 
     found, status = run_server(work, **settings)
@@ -283,11 +283,11 @@ def test_a_drop_in_held_out_quality_is_not_published(run_server, sounds, frame_o
     async def work(server, hub):
         for window, sound in enumerate(sounds):
             await send(hub, frame_of(sound, window, 1), window)
-        await eventually(lambda: server.trainer.steps >= 120)
+        await eventually(lambda: server.loaded.training.trainer.steps >= 120)
         await asyncio.sleep(1.0)  # what was released by then has been published
         bucket = await hub.stream.key_value(subjects.RELEASES)
         told = {read_release(entry.value).generation for entry in await bucket.history("rpi4")}
-        return told, list(server.release_gate.outcomes)
+        return told, list(server.loaded.training.release_gate.outcomes)
 
     (told, outcomes), _ = run_server(work, training=True, train=train, release=ReleaseConfig(every_steps=20))
     assert outcomes
@@ -315,7 +315,7 @@ def test_a_copy_of_the_first_bundle_that_was_cut_short_is_made_again(run_server,
     shutil.copy(small_bundle.path / "manifest.json", left)  # killed while copying
 
     async def work(server, hub):
-        return server.generations.newest.bundle.verify_assets()
+        return server.loaded.generations.newest.bundle.verify_assets()
 
     assert run_server(work)[0] > 0
 

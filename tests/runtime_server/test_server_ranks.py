@@ -11,7 +11,9 @@ from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import decode_replies
 from runtime_server.broker.hub import Hub
 from runtime_server.releases.release_gate import ReleaseConfig
-from runtime_server.server import Server, ServerConfig
+from runtime_server.server import Server
+from runtime_server.serving.server_config import ServerConfig
+from runtime_server.serving.server_status import ServerStatus
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import TrainConfig
 
@@ -23,7 +25,7 @@ NAMES = [next(f"pi-{n}" for n in range(99) if subjects.partition(f"pi-{n}") % 2 
 
 @pytest.fixture
 def run_ranks(tiny_encoder, small_bundle, tmp_path, broker, together):
-    """`run_ranks(work)` runs `await work(servers, hub)` while two ranks serve; returns (result, their statuses)."""
+    """`run_ranks(work)` runs `await work(their parts, hub)` while two ranks serve; returns (result, their statuses)."""
     config = ServerConfig(
         bundle=small_bundle.path,
         state=tmp_path / "server",
@@ -34,14 +36,16 @@ def run_ranks(tiny_encoder, small_bundle, tmp_path, broker, together):
 
     async def life(ranks, work):
         servers = [Server(tiny_encoder, config, one) for one in ranks]
-        running = [asyncio.create_task(server.run()) for server in servers]
+        started = [asyncio.get_running_loop().create_future() for _ in servers]
+        running = [
+            asyncio.create_task(server.run(future.set_result)) for server, future in zip(servers, started, strict=True)
+        ]
         try:
-            started = [asyncio.create_task(server.started.wait()) for server in servers]
-            await asyncio.wait_for(asyncio.gather(*started), 60)
+            parts = await asyncio.wait_for(asyncio.gather(*started), 60)
             hub = Hub(broker.url, "test")
             await hub.connect()
             try:
-                result = await asyncio.wait_for(work(servers, hub), 60)
+                result = await asyncio.wait_for(work(parts, hub), 60)
             finally:
                 await hub.close()
         finally:
@@ -74,7 +78,7 @@ def test_every_rank_completes_a_generation_before_devices_hear_of_it(run_ranks, 
         async for entry in watcher:
             if entry is not None and (number := read_release(entry.value).generation) > 1:
                 break
-        known = [server.generations.get(number) is not None for server in servers]
+        known = [server.loaded.generations.get(number) is not None for server in servers]
         answers = []
         for name in NAMES:
             inbox = f"{subjects.inbox(name)}.abc.{len(sounds)}"
@@ -95,16 +99,17 @@ def test_every_rank_completes_a_generation_before_devices_hear_of_it(run_ranks, 
     assert second["releases"] == [], "another rank than the first one has released"
 
 
-def test_the_first_rank_says_what_ails_another(run_ranks, monkeypatch):
+def test_the_first_rank_says_what_ails_another(run_ranks):
     async def work(servers, hub):
-        well = await servers[0].troubles()
-        monkeypatch.setattr(servers[1], "own_troubles", lambda: ["the ingest has ended"])
-        return well, await servers[0].troubles(), await servers[1].troubles()
+        first, second = (ServerStatus(parts) for parts in servers)
+        well = await first.troubles()
+        servers[1].jobs.start("job", asyncio.sleep(0.0))
+        return well, await first.troubles(), await second.troubles()
 
     (well, troubles, own), _ = run_ranks(work)
     assert well == []
-    assert troubles == ["rank 1: the ingest has ended"]
-    assert own == ["the ingest has ended"]
+    assert troubles == ["rank 1: the job has ended"]
+    assert own == ["the job has ended"]
 
 
 def test_ranks_need_a_broker_that_outlives_them(tiny_encoder, small_bundle, tmp_path):

@@ -139,6 +139,40 @@ def test_recordings_of_different_rates_form_one_stream() -> None:
     assert blocks[-1].end_time_ns == 3_000_000_000
 
 
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 44_100])
+def test_each_file_begins_at_the_same_sample_as_its_audio(rate_hz: int) -> None:
+    # The first file is quiet, in the second a click stands at 0.25 s.
+    click = np.zeros((rate_hz // 2, 1), np.float32)
+    click[rate_hz // 4] = 0.9
+    source = [
+        SourceAudio(np.zeros((22_050, 1), np.float32), 44_100, True, file="a.wav"),
+        *(SourceAudio(click[at : at + 999], rate_hz, at == 0, file="b.wav") for at in range(0, len(click), 999)),
+    ]
+
+    blocks = blocks_of(source, Time())
+
+    begins, position = {}, 0
+    for block in blocks:
+        if block.begins is not None:
+            begins[block.begins] = position
+        position += block.samples.size
+    heard = np.concatenate([block.samples for block in blocks])
+    assert begins == {"a.wav": 0, "b.wav": 8_000}
+    assert (np.abs(heard).argmax() - begins["b.wav"]) / 16_000 == pytest.approx(0.25, abs=1 / 16_000)
+
+
+def test_a_file_shorter_than_the_filter_begins_with_what_is_left_in_it() -> None:
+    short = [
+        SourceAudio(np.full((frames, 1), 0.25, np.float32), 44_100, True, file=name)
+        for name, frames in (("a.wav", 90), ("b.wav", 1), ("c.wav", 90))
+    ]
+
+    begun = [block.begins for block in blocks_of(short, Time())]
+
+    assert [name for name in begun if name in ("a.wav", "c.wav")] == ["a.wav", "c.wav"]
+    assert len(begun) == len(set(begun)), "each block is the only one of its file"
+
+
 def test_a_gap_moves_the_time_line_and_is_counted_at_the_new_rate() -> None:
     counters = Counters()
     frames = np.zeros((4_800, 1), np.float32)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,6 +61,41 @@ def test_any_cutting_into_blocks_gives_the_slices(length: int, window: int, hop:
     for (index, time_ns, got), (want_index, want_time_ns, want) in zip(found, expected, strict=True):
         assert (index, time_ns) == (want_index, want_time_ns)
         np.testing.assert_array_equal(got, want)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=6),
+    window=st.integers(1, 120),
+    hop=st.integers(1, 200),
+    sizes=st.lists(st.integers(1, 150), min_size=1, max_size=5),
+)
+def test_a_window_belongs_to_the_file_it_begins_in(lengths: list[int], window: int, hop: int, sizes: list[int]) -> None:
+    samples, stream, begins = ramp(sum(lengths)), [], [0, *itertools.accumulate(lengths)]
+    for number, (begin, end) in enumerate(itertools.pairwise(begins)):
+        first, *others = blocks(samples[begin:end], sizes, start=begin)
+        stream += [msgspec.structs.replace(first, begins=f"{number}.wav"), *others]
+
+    found = [(w.file, w.file_offset) for w in Windower(window, hop).windows(stream)]
+
+    starts = range(0, max(0, samples.size - window) + 1, hop)
+    numbers = [bisect.bisect_right(begins, start) - 1 for start in starts]
+    assert found == [(f"{n}.wav", start - begins[n]) for n, start in zip(numbers, starts, strict=True)]
+
+
+def test_a_file_that_is_played_again_begins_again_and_gated_windows_do_not_hide_that() -> None:
+    again = [
+        AudioBlock(samples, 0, NS, begins="a.wav")
+        for samples in (np.zeros(250, np.float32), np.zeros(250, np.float32), ramp(250) + 0.5)
+    ]
+
+    found = [(w.index, w.file, w.file_offset) for w in Windower(100, 100, gate_db=-60).windows(again)]
+
+    assert found == [(5, "a.wav", 0), (6, "a.wav", 100)]
+
+
+def test_audio_that_is_from_no_file_has_no_place_in_one() -> None:
+    assert {(w.file, w.file_offset) for w in Windower(100, 50).windows(blocks(ramp(500), [77]))} == {(None, 0)}
 
 
 def test_windows_are_views_of_one_buffer() -> None:

@@ -46,6 +46,15 @@ async def collect(capturing, stopping=None, limit=None, delay_s=0.0):
     return windows
 
 
+def test_a_window_says_in_which_file_it_begins_and_where(sound, tmp_path):
+    (tmp_path / "sounds").mkdir()
+    for name in ("a.wav", "b.wav"):
+        write_wav(tmp_path / "sounds" / name, sound[1])
+    windows = asyncio.run(collect(capture(tmp_path / "sounds", tmp_path, realtime=True, speed=1000.0)))
+    places = [(str(tmp_path / "sounds" / name), at * HOP / RATE) for name in ("a.wav", "b.wav") for at in range(20)]
+    assert [(window.file, window.offset_s) for window in windows] == places[:-1]
+
+
 @pytest.fixture
 def thread_ends():
     """Wait until the threads that a test has started are gone."""

@@ -11,10 +11,11 @@ from small_tables import always
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.device import Device
-from runtime_edge.device.sinks import CallbackSink
+from runtime_edge.device.sinks import CallbackSink, JsonLines
 from runtime_edge.errors import LinkError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.envelope import seal
+from runtime_edge.formats.results import decode_result, decode_result_event
 from runtime_edge.formats.wire import Reply, decode_frame
 from runtime_edge.service.status import read_status
 from runtime_edge.transport.in_memory import InMemoryTransport
@@ -30,11 +31,7 @@ def config(tmp_path, small_bundle):
     front_end, path = small_bundle.manifest.info.front_end, tmp_path / "audio.wav"
     samples = front_end.window_samples + (WINDOWS - 1) * front_end.hop_samples
     audio = np.random.default_rng(0).uniform(-0.5, 0.5, samples)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(front_end.sample_rate)
-        file.writeframes(np.rint(audio * 32767).astype("<i2").tobytes())
+    write_wav(path, audio, front_end.sample_rate)
     return DeviceConfig(
         device="pi-1", source=str(path), state=tmp_path / "state", target="rpi4", broker="memory:", variant="onnx-fp32",
         realtime=False, deadline_ms=60_000,
@@ -65,6 +62,14 @@ class Server:
         yield self.transport
 
 
+def write_wav(path, audio, rate):
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(np.rint(audio * 32767).astype("<i2").tobytes())
+
+
 def run(config, server, until=lambda result: False):
     """(report, results) of a run that ends with its source, or after a result."""
     results = []
@@ -93,6 +98,29 @@ def test_every_window_is_stored_once_and_finished_by_the_server(config, small_bu
     status = read_status(config.state)
     assert status.ended == "its source has ended"
     assert set(status.stage_ms) >= {"wait", "prefix", "encode", "spool", "publish", "reply"}
+
+
+def test_results_and_events_say_where_in_which_recording_a_window_begins(config, small_bundle, tmp_path):
+    front_end, recordings = small_bundle.manifest.info.front_end, tmp_path / "recordings"
+    hop_s, hops = front_end.hop_samples / front_end.sample_rate, {"a.wav": 5, "b.wav": 4}
+    recordings.mkdir()
+    for (name, count), rate in zip(hops.items(), (front_end.sample_rate, 44_100), strict=True):
+        write_wav(recordings / name, np.full(round((count + 0.5) * hop_s * rate), 0.25), rate)
+    server, path = Server(small_bundle), tmp_path / "results.jsonl"
+    config = DeviceConfig(**{**vars(config), "source": str(recordings), "events": "all"})
+    asyncio.run(Device(config, [JsonLines(str(path))], connect=server.connect).run())
+    results = sorted(map(decode_result, path.read_bytes().splitlines()), key=lambda result: result.window)
+    published = [body for subject, body in server.transport.published if subject == subjects.events("pi-1")]
+    events = [decode_result_event(body) for body in published if b'"result"' in body]
+    starts = [result.window * hop_s for result in results]
+    first_s = (hops["a.wav"] + 0.5) * hop_s
+    expected = [("a.wav", start) if start < first_s else ("b.wav", start - first_s) for start in starts]
+    assert {name for name, _ in expected} == set(hops)
+    assert [result.file for result in results] == [str(recordings / name) for name, _ in expected]
+    assert [result.offset_s for result in results] == pytest.approx([start for _, start in expected], abs=1e-4)
+    assert {(event.window, event.file, event.offset_s) for event in events} == {
+        (result.window, name, result.offset_s) for result, (name, _) in zip(results, expected, strict=True)
+    }
 
 
 def test_without_a_connection_the_device_finishes_every_window_and_the_next_run_sends_them(config, small_bundle):

@@ -112,6 +112,11 @@ def test_an_event_says_what_was_heard_and_holds_no_embedding():
     }  # fmt: skip
 
 
+def test_an_event_names_the_recording_without_its_directory():
+    ((_, event),), _ = published([msgspec.structs.replace(LABELLED, file="/home/eve/yard.wav", offset_s=0.0)])
+    assert (event["file"], event["offset_s"]) == ("yard.wav", 0.0)
+
+
 @pytest.mark.parametrize(
     ("mode", "threshold", "detected"),
     [

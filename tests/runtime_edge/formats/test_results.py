@@ -31,13 +31,15 @@ def test_version_1_is_read_and_its_answer_follows_from_where_it_was_finished(fin
 
 
 @pytest.mark.parametrize("revises", [0, 1])
-def test_version_2_is_read_as_it_was_written(revises):
-    result = WindowResult(**FIRST, version=2, answer="exit", revises=revises)
+@pytest.mark.parametrize("place", [{}, {"file": "yard.wav", "offset_s": 0.0}])
+def test_version_2_is_read_as_it_was_written(revises, place):
+    result = WindowResult(**FIRST, **place, version=2, answer="exit", revises=revises)
     fields = {name: value for name, value in FIRST_EVENT.items() if name != "event"}
-    event = ResultEvent(**fields, version=2, answer="exit", revises=revises)
+    event = ResultEvent(**fields, **place, version=2, answer="exit", revises=revises)
     line = msgspec.json.encode(result)
     assert (decode_result(line), decode_result_event(msgspec.json.encode(event))) == (result, event)
     assert (msgspec.json.decode(line)["version"], b"revises" in line) == (2, bool(revises))
+    assert (b"file" in line, b"offset_s" in line) == (bool(place), bool(place))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,10 @@ def test_version_2_is_read_as_it_was_written(revises):
         ({"version": 3, "answer": "device"}, "version"),
         ({"version": 2, "answer": "phone"}, "answer"),
         ({"version": 2, "answer": "device", "revises": -1}, "revises -1 is below 0"),
-        ({"answer": "device"}, "version 1 has neither"),
+        ({"answer": "device"}, "version 1 has no"),
+        ({"file": "yard.wav", "offset_s": 0.5}, "version 1 has no"),
+        ({"version": 2, "answer": "device", "file": "yard.wav"}, "both `file` and `offset_s`"),
+        ({"version": 2, "answer": "device", "offset_s": 0.5}, "both `file` and `offset_s`"),
         ({"other": 1}, "other"),
     ],
 )

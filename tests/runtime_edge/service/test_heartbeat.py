@@ -11,6 +11,7 @@ from waiting import eventually
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.errors import SpoolError
 from runtime_edge.formats import subjects
+from runtime_edge.formats.records.report import decode_report
 from runtime_edge.service.heartbeat import Heartbeat
 from runtime_edge.service.status import STALE_S, read_status
 from runtime_edge.transport.in_memory import InMemoryTransport
@@ -62,7 +63,7 @@ def test_a_beat_is_in_the_directory_at_the_server_and_at_systemd(tmp_path, manag
         await heartbeat.last("its source has ended")
 
     asyncio.run(work())
-    assert msgspec.json.decode(transport.values[PRESENCE]) == made.report
+    assert decode_report(transport.values[PRESENCE], "presence") == {"version": 2, **made.report}
     assert "alive" in manager.said
     assert any("generation 7, cut one" in said for said in manager.said)
     assert manager.said[-1] == "stopping"

@@ -9,6 +9,7 @@ from runtime_edge.errors import HeadError, LinkError, SignatureError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.minisign import SecretKey, generate_key
 from runtime_edge.formats.records.envelope import seal
+from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
@@ -42,7 +43,7 @@ class Device:
         self.store, self.counts, self.used = BundleStore(state, None), LoopCounts(), []
         reports = UpdateReports(config, broker, self.counts, self.store.trials)
         kind = RecordKind("head", lambda data, source: data)
-        self.records = SignedRecords(kind, config, broker, self.store, reports, self.use)
+        self.records = SignedRecords(kind, config, broker, self.store, reports)
 
     def use(self, record, data, source):
         if record == b"bad":
@@ -64,7 +65,7 @@ def run(tmp_path):
 
         async def play():
             for key, record in steps:
-                await device.records.take(key, record)
+                await device.records.take(key, record, device.use)
 
         asyncio.run(play())
         return device
@@ -93,8 +94,9 @@ def test_what_does_not_fit_is_counted_reported_and_not_kept(run):
     assert device.records.kept() == plain(b"2")
     assert device.counts.errors == Counter({"HeadError": 1})
     ((_, body),) = broker.published
-    assert b'"head_refused"' in body
-    assert f"head {OWN}: bad".encode() in body
+    event = decode_update_event(body)
+    assert (event.event, event.version, event.device) == ("head_refused", 2, "pi-1")
+    assert event.reason.startswith(f"head {OWN}: bad")
 
 
 def test_the_key_is_pinned_at_the_first_contact_and_seen_by_every_store(run, tmp_path):
@@ -154,7 +156,7 @@ def test_a_damaged_file_of_numbers_is_counted_and_the_record_in_use_still_counts
     (tmp_path / "numbers.json").write_bytes(b"damaged")
     device = Device(tmp_path, trusting)
     assert device.records.open_kept(device.records.kept(), "kept") == b'"b"'
-    asyncio.run(device.records.take(COMMON, sealed(1, b'"a"')))
+    asyncio.run(device.records.take(COMMON, sealed(1, b'"a"'), device.use))
     assert device.used == []
     assert device.counts.errors == Counter({"FormatError": 1, "OldRecord": 1})
     assert [line["event"] for line in update_log(tmp_path)] == ["numbers_damaged", "head_refused"]

@@ -2,7 +2,6 @@
 
 import asyncio
 
-import msgspec
 import pytest
 from msgspec.structs import replace
 from small_tables import always
@@ -11,10 +10,11 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.envelope import seal
 from runtime_edge.formats.records.table import cuts_digest
+from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
-from runtime_edge.updates.table_updater import TableUpdater
+from runtime_edge.updates.table_updater import FirstTable
 from runtime_edge.updates.update_reports import UpdateReports
 
 OWN = subjects.table_key("rpi4", "pi-1")
@@ -26,16 +26,12 @@ def tables(small_bundle):
     return [always(small_bundle, "rpi4", cut.name) for cut in small_bundle.manifest.info.cuts[1:3]]
 
 
-def updater(state, transport, counts=None):
-    config = DeviceConfig(device="pi-1", state=state, target="rpi4")
-    store = BundleStore(state, None)
-    return TableUpdater(
-        config, transport, store, UpdateReports(config, transport, counts or LoopCounts(), store.trials)
-    )
-
-
-async def first(updating, bundle):
-    return await updating.first(bundle, await updating.records())
+async def starting(bundle, state, transport, counts=None):
+    """What takes tables from then on."""
+    config, store = DeviceConfig(device="pi-1", state=state, target="rpi4"), BundleStore(state, None)
+    reports = UpdateReports(config, transport, counts or LoopCounts(), store.trials)
+    first = FirstTable(config, transport, store, reports)
+    return await first.choose(bundle, await first.records())
 
 
 def record(table):
@@ -46,13 +42,13 @@ def test_a_table_that_comes_is_handed_over_once_and_used_by_the_next_run(small_b
     transport, ready = InMemoryTransport(), []
 
     async def work():
-        updating = updater(tmp_path, transport)
-        assert await first(updating, small_bundle) == small_bundle.table("rpi4")
+        updating = await starting(small_bundle, tmp_path, transport)
+        assert updating.table == small_bundle.table("rpi4")
         await updating.follow(lambda: ready.append(updating.take()))
         for table in (*tables, tables[1]):
             await transport.change(subjects.TABLES, OWN, record(table))
         assert updating.take() is None
-        return await first(updater(tmp_path, None), small_bundle)
+        return (await starting(small_bundle, tmp_path, None)).table
 
     assert asyncio.run(work()) == tables[1]
     assert ready == tables, "the same table again is nothing new"
@@ -68,8 +64,7 @@ def test_what_does_not_fit_is_refused_and_reported(small_bundle, tables, tmp_pat
     ]
 
     async def work():
-        updating = updater(tmp_path, transport, counts)
-        await first(updating, small_bundle)
+        updating = await starting(small_bundle, tmp_path, transport, counts)
         await updating.follow(lambda: None)
         for bad in wrong:
             await transport.change(subjects.TABLES, OWN, bad)
@@ -77,7 +72,7 @@ def test_what_does_not_fit_is_refused_and_reported(small_bundle, tables, tmp_pat
 
     assert asyncio.run(work()) is None
     assert counts.errors == {"TableError": 4}
-    assert [msgspec.json.decode(body)["event"] for _, body in transport.published] == ["table_refused"] * 4
+    assert [decode_update_event(body).event for _, body in transport.published] == ["table_refused"] * 4
 
 
 def test_a_table_that_came_before_its_bundle_takes_over_with_it(small_bundle, tables, tmp_path, tiny_encoder):
@@ -90,8 +85,7 @@ def test_a_table_that_came_before_its_bundle_takes_over_with_it(small_bundle, ta
     transport = InMemoryTransport()
 
     async def work():
-        updating = updater(tmp_path, transport)
-        await first(updating, small_bundle)
+        updating = await starting(small_bundle, tmp_path, transport)
         await updating.follow(lambda: None)
         await transport.change(subjects.TABLES, OWN, record(early))
         assert updating.take() is None, "it does not fit what runs"

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from runtime_server.ingest.backlog import LARGEST, PASS_S, SMALLEST, WORTHWHILE, Backlog, FrameBatch
+from runtime_server.ingest.backlog import LARGEST, PASS_S, SMALLEST, WORTHWHILE, Backlog
+from runtime_server.ingest.batches import FrameBatch
 
 LONG_AGO = -1.0
 SOON = 1e9

@@ -16,7 +16,9 @@ from runtime_edge.base.broker_errors import BROKER_ERRORS
 from runtime_edge.formats import subjects
 from runtime_server.broker.broker_process import FULL_BYTES
 from runtime_server.broker.hub import Hub
-from runtime_server.server import Server, ServerConfig
+from runtime_server.server import Server
+from runtime_server.serving.server_config import ServerConfig
+from runtime_server.serving.server_status import ServerStatus
 from runtime_server.telemetry.service_watch import STALLED_S, ServiceWatch
 
 NAME = "pi-1"
@@ -32,20 +34,21 @@ async def send(hub, frame, window):
 
 @pytest.fixture
 def life(tiny_encoder, small_bundle, tmp_path, free_port):
-    """`life(work)` runs `await work(server, hub)` while a whole server runs; returns its last status."""
+    """`life(work)` runs `await work(its parts, hub)` while a whole server runs; returns its last status."""
 
     def run(work):
         async def running():
             config = ServerConfig(small_bundle.path, tmp_path / "server", port=free_port, training=False)
             server = Server(tiny_encoder, config)
-            task = asyncio.create_task(server.run())
-            await eventually(lambda: server.started.is_set() or task.done())
+            started = asyncio.get_running_loop().create_future()
+            task = asyncio.create_task(server.run(started.set_result))
+            await eventually(lambda: started.done() or task.done())
             if task.done():
                 task.result()
             hub = Hub(server.url, "test")
             await hub.connect()
             try:
-                await work(server, hub)
+                await work(started.result(), hub)
             finally:
                 await hub.close()
                 server.stop()
@@ -59,14 +62,14 @@ def life(tiny_encoder, small_bundle, tmp_path, free_port):
 
 async def told(server, words):
     async def found():
-        return next((trouble for trouble in await server.troubles() if words in trouble), None)
+        return next((trouble for trouble in await ServerStatus(server).troubles() if words in trouble), None)
 
     return await eventually(found, f"a trouble with {words!r}")
 
 
 async def well(server):
     async def no_trouble():
-        return not await server.troubles()
+        return not await ServerStatus(server).troubles()
 
     await eventually(no_trouble)
 

@@ -15,8 +15,16 @@ HONEST = {
 }  # fmt: skip
 
 
-def test_a_devices_report_is_read_as_it_was_written():
-    assert decode_report(json.dumps(HONEST).encode(), "test") == HONEST
+@pytest.mark.parametrize("version", [{}, {"version": 1}, {"version": 2}])
+def test_a_devices_report_is_read_as_it_was_written(version):
+    report = HONEST | version
+    assert decode_report(json.dumps(report).encode(), "test") == report
+
+
+@pytest.mark.parametrize("version", [0, 3, True, "2", 2.0, None, [2], "x\n" * 100])
+def test_a_report_of_another_version_is_refused(version):
+    with pytest.raises(FormatError, match=r"^test: version '.*'; this program reads 1 to 2: update it$"):
+        decode_report(json.dumps(HONEST | {"version": version}).encode(), "test")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+"""Brings a released bundle onto a device's disk, tests it, loads it, and notes what could not be run here."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from runtime_edge.base.worker import Worker
+from runtime_edge.config import DeviceConfig
+from runtime_edge.errors import BackendError, FormatError, OlderBundle, OldRecord
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.records.release import Release, ReleasedBundle, decode_release
+from runtime_edge.inference.engine import Engine
+from runtime_edge.inference.isolated_self_test import self_test_in_child
+from runtime_edge.inference.variants import choose_variant, runtime_options
+from runtime_edge.transport.accounting import LoopCounts
+from runtime_edge.transport.protocol import Transport
+from runtime_edge.updates.bundle_store import BundleStore, FetchedBundle
+from runtime_edge.updates.engine_setup import engine_for
+from runtime_edge.updates.signed_records import RecordKeeper
+from runtime_edge.updates.trial import Refusal
+from runtime_edge.updates.update_reports import MAX_REASON, UpdateReports
+
+_LOG = logging.getLogger(__name__)
+_REPORTED_FAILURES = 8
+
+
+class Preparation:
+    """What choosing the first bundle and taking later ones have in common.
+
+    Args:
+        config: the device's settings.
+        connection: to the broker, if there is one.
+        worker: where bundles are loaded, between two windows.
+        counts: of errors.
+    """
+
+    def __init__(self, config: DeviceConfig, connection: Transport | None, worker: Worker, counts: LoopCounts) -> None:
+        self.config, self.connection, self._worker = config, connection, worker
+        self.store = BundleStore(config.state, config.trusted)
+        self.trials = self.store.trials
+        self.reports = UpdateReports(config, connection, counts, self.trials)
+        self.releases = RecordKeeper("release", config, self.store, self.reports)
+        self.failures: dict[str, Refusal] = {}
+        """By digest, reported to the server: updates that failed here, and bundles that this device refuses."""
+
+    @property
+    def server(self) -> Transport | None:
+        """The connection, while it is up."""
+        return self.connection if self.connection is not None and self.connection.connected else None
+
+    async def recover(self) -> None:
+        """Refuse bundles that crashed earlier runs, and report them to the server."""
+        refused = self.trials.known().refused[-_REPORTED_FAILURES:]
+        self.failures = {refusal.manifest: refusal for refusal in refused}
+        for refusal in self.store.recover():
+            _LOG.warning("%s", refusal.reason)
+            self.failures[refusal.manifest] = refusal
+            await self.reports.report(
+                refusal.event, generation=refusal.generation, digest=refusal.manifest, reason=refusal.reason
+            )
+
+    def open_release(self, data: bytes) -> Release:
+        """The release that came, unless it is an old one. Raises FormatError."""
+        target, source = self.config.target, f"release for {self.config.target}"
+        record = self.releases.open(data, target, source)
+        release = decode_release(record.body, source)
+        self.releases.keep(data)
+        # Nobody has signed what an earlier version says of going back.
+        return release if record.number or self.store.trusted is None else release.forward_only()
+
+    async def fetch(self, connection: Transport, release: ReleasedBundle, present: Bundle | None) -> FetchedBundle:
+        """Raises what `BundleStore.fetch` raises, noted as a failure of that release."""
+        try:
+            fetched = await self.store.fetch(connection, release, self.config.variant, self.config.target, present)
+        except OlderBundle:
+            raise  # the device's own choice says nothing of the release
+        except FormatError as exc:
+            self._remember(release.generation, release.manifest, "update_failed", exc)
+            raise
+        if fetched.fetched_bytes:
+            await self.reports.report(
+                "fetched", generation=release.generation, digest=release.manifest, bytes=fetched.fetched_bytes,
+                assets=fetched.assets, patches=fetched.patches,
+            )  # fmt: skip
+        return fetched
+
+    async def prepare(self, bundle: Bundle, previous: Engine | None) -> Engine:
+        """Self-test, load and self-test between two windows; the bundle in use keeps running meanwhile.
+
+        What has not changed since `previous` is kept loaded. Raises what `Engine` raises.
+        """
+        if self.store.holds(bundle) and self.trials.known().proven != bundle.digest:
+            await self._test_first(bundle)
+        return await self._worker.run(self._load, bundle, previous)
+
+    def adopt(self, bundle: Bundle) -> None:
+        """Write down that a bundle runs from now on. Raises OSError."""
+        if self.store.holds(bundle):
+            self.store.adopt(bundle)
+
+    def ended(self, bundle: Bundle) -> None:
+        """Clear the bundle's pending start: the run ended cleanly, or failed for another reason."""
+        if self.store.holds(bundle):
+            with contextlib.suppress(OSError):
+                self.trials.ended(bundle)
+
+    async def reject(self, exc: Exception, bundle: Bundle | None = None) -> None:
+        """Record and report a release that this device does not take; it keeps what it runs."""
+        details: dict[str, object] = {}
+        if bundle is not None:
+            details = {"generation": bundle.manifest.info.generation, "digest": bundle.digest}
+            self._remember(bundle.manifest.info.generation, bundle.digest, "update_failed", exc)
+            self.ended(bundle)
+        refused = isinstance(exc, OlderBundle | OldRecord)
+        await self.reports.failed("update_refused" if refused else "update_failed", exc, **details)
+
+    async def _test_first(self, bundle: Bundle) -> None:
+        """Self-test a bundle that has not proven itself where it cannot harm this process."""
+        config = self.config
+        variant = choose_variant(bundle.manifest, config.variant, config.target)
+        options = runtime_options(bundle.manifest, config.target, config.threads)
+        try:
+            await self_test_in_child(bundle, variant, options, config.max_memory_mb)
+        except BackendError as exc:
+            self.trials.refuse(bundle, str(exc))
+            raise
+
+    def _load(self, bundle: Bundle, previous: Engine | None) -> Engine:
+        config, own = self.config, self.store.holds(bundle)
+        if own:
+            with contextlib.suppress(OSError):  # a full disk is no reason to stand still
+                self.trials.begin(bundle)
+        try:
+            engine = engine_for(bundle, config, previous)
+            engine.ready()
+        except BackendError as exc:
+            if own:
+                self.trials.refuse(bundle, str(exc))
+            raise
+        return engine
+
+    def _remember(self, generation: int, digest: str, event: str, exc: Exception) -> None:
+        self.failures.pop(digest, None)
+        self.failures[digest] = Refusal(
+            generation=generation, manifest=digest, event=event, reason=str(exc)[:MAX_REASON]
+        )
+        while len(self.failures) > _REPORTED_FAILURES:
+            self.failures.pop(next(iter(self.failures)))

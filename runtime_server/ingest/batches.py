@@ -1,0 +1,80 @@
+"""What passes from one stage of the ingest to the next, in order: waiting, decoded, completed, counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from runtime_edge.errors import FrameError
+from runtime_edge.formats.wire import Reply, ReplyStatus
+from runtime_server.ingest.arrival import Arrival
+from runtime_server.suffix.generations import Generation
+
+
+@dataclass(frozen=True)
+class FrameBatch:
+    """Frames for one pass through a suffix."""
+
+    generation: int
+    cut: int
+    arrivals: list[Arrival]
+    suspect: bool = False
+    """One frame alone, because it may have crashed an earlier process."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The outcome of one frame."""
+
+    status: ReplyStatus
+    """As in its reply."""
+    activation: Tensor | None = None
+    """(rows, ...) float32 when it is ok."""
+    embedding: Tensor | None = None
+    """(d,) float32 when it is ok."""
+    poison: str = ""
+    """Why the frame can never be completed; empty otherwise."""
+
+    @classmethod
+    def poisoned(cls, exc: Exception) -> Completion:
+        """Of a frame that raised this and would again."""
+        return cls("refused", poison=str(exc) if isinstance(exc, FrameError) else f"{type(exc).__name__}: {exc}")
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """A batch whose frames are unpacked."""
+
+    batch: FrameBatch
+    generation: Generation | None
+    """What completes it; None when this server does not have it."""
+    found: list[Tensor | Completion]
+    """Of each frame its activation, or what becomes of it without."""
+    seconds: float
+    """That decoding took."""
+
+
+@dataclass(frozen=True)
+class CompletedBatch:
+    """A batch that has been through the suffix."""
+
+    batch: FrameBatch
+    completions: list[Completion]
+    """One for each frame."""
+    seconds: float
+    """That decoding and completing took."""
+
+
+@dataclass(frozen=True)
+class CountedBatch:
+    """A batch whose windows stand in the ledger."""
+
+    batch: FrameBatch
+    completions: list[Completion]
+    replies: list[Reply]
+    """One for each frame."""
+    windows: int
+    """That were counted now for the first time."""
+    duplicates: int
+    """That had been counted before."""

@@ -1,0 +1,63 @@
+"""The third stage of the ingest: notes every window once, teaches the trainer, and writes the replies."""
+
+from __future__ import annotations
+
+from runtime_edge.formats.wire import Reply
+from runtime_server.ingest.batches import CompletedBatch, CountedBatch
+from runtime_server.ingest.stage_thread import StageThread
+from runtime_server.state.ledger import Ledger, PartitionedLedger
+from runtime_server.suffix.generations import Generations
+from runtime_server.training.mixtures import Mixtures
+from runtime_server.training.trainer import Trainer
+
+
+class CountStage:
+    """Owns the counting thread and the devices' mixtures, and is the only one that adds to the ledger."""
+
+    def __init__(
+        self, generations: Generations, ledger: Ledger | PartitionedLedger, trainer: Trainer | None = None
+    ) -> None:
+        self._generations, self._ledger, self._trainer = generations, ledger, trainer
+        self._mixtures, self._thread = Mixtures(), StageThread("count")
+        self._batches = 0
+        """That wait or are being counted."""
+
+    async def count(self, completed: CompletedBatch) -> CountedBatch:
+        """Note each window, keep new ones for training; the replies."""
+        self._batches += 1
+        try:
+            return await self._thread.run(self._count, completed)
+        finally:
+            self._batches -= 1
+
+    async def catch_up(self) -> None:
+        """Let the mixtures learn what they have heard, until there is a batch to count."""
+        await self._thread.run(self._mixtures.catch_up, lambda: self._batches > 0)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.close()
+
+    def _count(self, completed: CompletedBatch) -> CountedBatch:
+        """In the counting thread."""
+        frames = list(zip(completed.batch.arrivals, completed.completions, strict=True))
+        newest = self._generations.newest.number
+        ids = [
+            (arrival.device, arrival.boot, arrival.header.window)
+            for arrival, completion in frames
+            if completion.embedding is not None
+        ]
+        first = self._ledger.add_all(ids)
+        new = iter(first)
+        replies: list[Reply] = []
+        for arrival, completion in frames:
+            if completion.embedding is None:
+                replies.append(arrival.reply(newest, completion.status))
+                continue
+            if next(new) and self._trainer is not None and completion.activation is not None:
+                self._trainer.add(arrival.window(completion.activation, completion.embedding))
+            embedding = completion.embedding.numpy()
+            mixture = self._mixtures.add(arrival.device, embedding)
+            replies.append(arrival.reply(newest, "ok", embedding.astype("<f2").tobytes(), mixture))
+        windows = sum(first)
+        return CountedBatch(completed.batch, completed.completions, replies, windows, len(ids) - windows)

@@ -1,0 +1,135 @@
+"""What a server reads from its disk before it serves: key, generations, rollout, and where training stood."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from runtime_edge.errors import BundleError
+from runtime_edge.formats import minisign
+from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_server.labels.linear_probe import LinearProbe
+from runtime_server.releases.release_gate import ReleaseGate, first_model
+from runtime_server.releases.rollout import Rollout
+from runtime_server.serving.server_config import ServerConfig
+from runtime_server.state.server_state import ServerState
+from runtime_server.suffix.generations import KEPT_GENERATIONS, Generation, Generations
+from runtime_server.training.checkpoint import Checkpoints, resumed
+from runtime_server.training.ranks import Ranks
+from runtime_server.training.trainer import Trainer
+from streamsplit_compile.bundle.bundle_writer import renew_signature, staging_directory, write_manifest
+from streamsplit_compile.bundle.calibrate import windows_for
+from streamsplit_compile.bundle.digests import weights_digest
+from streamsplit_compile.encoder.encoders import LoadedEncoder
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What trains and judges."""
+
+    trainer: Trainer
+    release_gate: ReleaseGate
+    checkpoints: Checkpoints
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was on the disk."""
+
+    key: minisign.SecretKey
+    """Signs releases, tables and heads."""
+    generations: Generations
+    rollout: Rollout
+    unreleased: int | None
+    """A generation that was made and never offered to devices; of the first rank alone."""
+    training: Training | None
+    """None: the server does not train."""
+
+
+class Loader:
+    """Reads a state directory, once; the first rank makes what is not there yet."""
+
+    def __init__(self, encoder: LoadedEncoder, config: ServerConfig, state: ServerState, ranks: Ranks) -> None:
+        self._encoder, self._config, self._state, self._ranks = encoder, config, state, ranks
+
+    def load(self) -> Loaded:
+        """What is on the disk; other ranks wait until the first has made it.
+
+        Raises BundleError when the bundle is of other weights, FormatError or SignatureError for what is damaged.
+        """
+        number = 0 if self._ranks.first else self._ranks.sum(0)[0]
+        key = self._state.signing_key(self._config.key)
+        generations = Generations(self._encoder.graph, precision=self._config.precision)
+        rollout = Rollout(self._state.root / "rollout.json", self._config.rollout)
+        newest = self._fill(generations, rollout, key)
+        unreleased = None
+        if self._ranks.first:
+            kept = {generation.number: generation.bundle.digest for generation in generations.kept()}
+            unreleased = rollout.begin(kept)
+        if unreleased is None:
+            newest = generations.get(rollout.base) or newest
+        training = self._training(generations.get(number) or newest, generations, rollout, key)
+        if self._ranks.first:
+            self._ranks.sum(newest.number)
+        return Loaded(key, generations, rollout, unreleased, training)
+
+    def _fill(self, generations: Generations, rollout: Rollout, key: minisign.SecretKey) -> Generation:
+        """Generations from the state directory, or the given bundle as the first one; the newest."""
+        generations.protect(rollout.running)
+        known = self._state.generations(KEPT_GENERATIONS, rollout.running)
+        found = {bundle.manifest.info.generation for bundle, _ in known}
+        for number in sorted(rollout.running - found):
+            _LOG.error("%s: generation %d, which devices run, is missing", self._state.root / "generations", number)
+        for bundle, tensors in known or [self._import_first(key)]:
+            if self._ranks.first and renew_signature(bundle, key):
+                _LOG.warning("%s: signed with another key until now, and from now on with this server's", bundle.path)
+            newest = generations.add(bundle, tensors)
+        return newest
+
+    def _import_first(self, key: minisign.SecretKey) -> tuple[Bundle, dict[str, npt.NDArray[Any]]]:
+        given = open_bundle(self._config.bundle)
+        tensors = self._encoder.tensors
+        if given.manifest.info.encoder.weights != weights_digest(tensors):
+            raise BundleError(f"{given.path}: compiled from other weights than the encoder given; compile it again")
+        number = given.manifest.info.generation
+        path = self._state.bundle_path(number)
+        with staging_directory(path) as staging:
+            shutil.copytree(given.path, staging, dirs_exist_ok=True)
+            write_manifest(staging, given.manifest, key)
+        self._state.save_weights(number, tensors)
+        return open_bundle(path), tensors
+
+    def _training(
+        self, newest: Generation, generations: Generations, rollout: Rollout, key: minisign.SecretKey
+    ) -> Training | None:
+        """A trainer that goes on from the checkpoint, or begins with `newest`, and its release gate."""
+        config, encoder, ranks = self._config, self._encoder, self._ranks
+        if not config.training:
+            return None
+        info = newest.bundle.manifest.info
+        checkpoints = Checkpoints(self._state.root / "trainer" / "checkpoint.pt", encoder.id, ranks.rank)
+        held_out_key = self._state.held_out_key()
+        model_width = encoder.embedding_dim
+        trainer = resumed(
+            lambda: Trainer(first_model(encoder.graph, newest), config.train, model_width, ranks, held_out_key),
+            checkpoints,
+        )
+        release_gate = ReleaseGate(
+            encoder.graph,
+            generations,
+            trainer,
+            self._state,
+            windows_for(info, config.calibrate),
+            key,
+            config.release,
+            rollout,
+            ranks,
+            LinearProbe(config.probe, info.front_end) if config.probe and ranks.first else None,
+        )
+        return Training(trainer, release_gate, checkpoints)

@@ -1,0 +1,51 @@
+"""The settings of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtime_server.broker.access import SecurityConfig
+from runtime_server.ingest.frame_replay import ReplayConfig
+from runtime_server.ingest.rate import FRAMES_PER_S
+from runtime_server.releases.release_gate import ReleaseConfig
+from runtime_server.releases.rollout import RolloutConfig
+from runtime_server.suffix.suffix import Precision
+from runtime_server.training.trainer import TrainConfig
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Settings of `ssc server run`; see its `--help`."""
+
+    bundle: Path
+    state: Path
+    broker: str | None = None
+    """An outside broker; without one the server starts its own."""
+    replicas: int = 1
+    """Brokers of a cluster that keep each message."""
+    host: str = "127.0.0.1"
+    port: int = 4222
+    mqtt_port: int | None = None
+    """Where the embedded broker lets MQTT clients in."""
+    key: Path | None = None
+    calibrate: Path | None = None
+    training: bool = True
+    threads: int = 1
+    precision: Precision = "float32"
+    """What frames are completed in; training is always in float32."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    max_rate: float = FRAMES_PER_S
+    """Frames a second one device may send for long."""
+    health_port: int | None = None
+    """Where `/healthz` and `/metrics` answer on this machine."""
+    tensorboard: Path | None = None
+    """Directory for TensorBoard's event files."""
+    checkpoint_steps: int = 200
+    """Training steps between two checkpoints."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    release: ReleaseConfig = field(default_factory=ReleaseConfig)
+    probe: Path | None = None
+    """Labelled recordings, a folder or CSV, on which no release may be worse."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
