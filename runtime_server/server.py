@@ -268,6 +268,7 @@ class Server:
             "uptime_s": round(time.monotonic() - self._started_at, 1),
             "windows": self.ledger.counts(),
             "counters": dict(self.ingest.counters),
+            "out_of_range": self.trainer.out_of_range() if self.trainer else {},
             "training_steps": self.trainer.steps if self.trainer else 0,
             "replay": asdict(self.training_loop.replayed)
             if self.training_loop and self.training_loop.replayed

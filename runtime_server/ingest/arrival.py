@@ -44,8 +44,10 @@ class Arrival:
         """Its place in the broker's stream."""
         return int(self.message.metadata.sequence.stream)
 
-    def window(self, activation: Tensor, embedding: Tensor | None = None) -> TrainingWindow:
-        """What the trainer gets of it: its activation (rows, ...) and, where it was completed, its embedding (d,)."""
+    def window(self, activation: Tensor, in_range: bool, embedding: Tensor | None = None) -> TrainingWindow:
+        """What the trainer gets of it: its activation (rows, ...), whether that is one to learn from, and, where it was
+        completed, its embedding (d,).
+        """
         header = self.header
         return TrainingWindow(
             device=self.device,
@@ -57,6 +59,7 @@ class Arrival:
             uncertainty=header.uncertainty,
             embedding=embedding,
             sequence=self.sequence,
+            in_range=in_range,
         )
 
 

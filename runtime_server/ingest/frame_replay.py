@@ -177,7 +177,8 @@ class FrameReplay:
         generation = self._generations.get(arrival.header.generation)
         if generation is None:
             return None
-        return arrival.window(torch.tensor(self._streams.activation(generation, arrival)))
+        activation = torch.tensor(self._streams.activation(generation, arrival))
+        return arrival.window(activation, generation.in_range(arrival.header.cut, activation))
 
     def _embedded(self, windows: Sequence[TrainingWindow]) -> list[TrainingWindow]:
         """The windows with what their suffix makes of them, in the same order."""

@@ -43,6 +43,8 @@ class TrainingWindow:
     """float32[d], the latest the suffix made of it."""
     sequence: int = 0
     """Place of its frame in the broker's stream, from 1; 0 where there is none: then it counts as the latest."""
+    in_range: bool = True
+    """Whether `activation` is finite and not far outside what calibration saw: otherwise the trainer leaves it out."""
 
     @property
     def nbytes(self) -> int:

@@ -7,6 +7,7 @@ import hashlib
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
@@ -32,6 +33,8 @@ HELD_OUT_RUN, HELD_OUT_PERIOD = 4, 32
 runs it is depends on a key that only the server has."""
 _MIN_HELD_OUT = 2 * HELD_OUT_RUN
 """A device with fewer held-out windows has no say: windows of one run alone have no negatives."""
+_MAX_COUNTED = 4096
+"""Of so many devices the windows that were left out are counted: without accounts anybody may use any name."""
 _MAX_JUDGING = 64
 """So many devices of one rank judge a release at most, drawn anew for each."""
 
@@ -116,6 +119,7 @@ class Trainer:
         self.to_reread: set[int] = set()
         """Sequence numbers of windows that a resumed trainer lacks: they are replayed before it continues."""
         self._key = config.seed.to_bytes(8, "little", signed=True) if key is None else key
+        self._out_of_range: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._loss = HybridLoss(config.loss)
         # Every rank draws windows and views of its own; what the loss draws is the same for all.
@@ -128,13 +132,27 @@ class Trainer:
     def add(self, window: TrainingWindow) -> None:
         """Keep a window for training, or, one run of every `HELD_OUT_PERIOD`, for judging releases.
 
+        One whose activation is out of range is only counted.
         Only the ledger knows whether it is new: call this once for each window.
         """
         with self._lock:
+            self.trained.add(window.sequence)
+            if not window.in_range:
+                self._leave_out(window.device)
+                return
             if window.embedding is not None:
                 self.memory.learn(window.embedding.numpy())
-            self.trained.add(window.sequence)
             self._keep(window)
+
+    def out_of_range(self) -> dict[str, int]:
+        """How many windows of each device were left out since the start, because their activations are out of range."""
+        with self._lock:
+            return dict(self._out_of_range)
+
+    def _leave_out(self, device: str) -> None:
+        if device not in self._out_of_range and len(self._out_of_range) >= _MAX_COUNTED:
+            del self._out_of_range[next(iter(self._out_of_range))]
+        self._out_of_range[device] += 1
 
     def restore(self, window: TrainingWindow) -> None:
         """Restore a window that was added before a restart."""

@@ -160,6 +160,18 @@ def test_embeddings_of_whole_encoders_are_no_use_for_training(trainer_of, give):
     assert not trainer.memory.cold
 
 
+def test_a_window_out_of_range_neither_trains_nor_judges_and_is_counted_for_its_device(trainer_of, give):
+    trainer = trainer_of(min_windows=8)
+    give(trainer, 1, 64)
+    kept = trainer.sizes()
+    for index in range(64):
+        window = TrainingWindow("evil", "boot", index, 1, 1, torch.zeros(1, 2), sequence=100 + index, in_range=False)
+        trainer.add(window)
+    assert trainer.sizes() == kept
+    assert trainer.out_of_range() == {"evil": 64}
+    assert 163 in trainer.trained, "it is not read again after a restart"
+
+
 def test_models_are_judged_on_the_same_windows_and_views(trainer_of, give):
     trainer = trainer_of(min_windows=8)
     give(trainer, 1, 64)
