@@ -44,10 +44,8 @@ class Arrival:
         """Its place in the broker's stream."""
         return int(self.message.metadata.sequence.stream)
 
-    def window(self, activation: Tensor, in_range: bool, embedding: Tensor | None = None) -> TrainingWindow:
-        """What the trainer gets of it: its activation (rows, ...), whether that is one to learn from, and, where it was
-        completed, its embedding (d,).
-        """
+    def window(self, activation: Tensor, in_range: bool) -> TrainingWindow:
+        """What the trainer gets of it: its activation (rows, ...), and whether that is one to learn from."""
         header = self.header
         return TrainingWindow(
             device=self.device,
@@ -57,7 +55,6 @@ class Arrival:
             cut=header.cut,
             activation=activation,
             uncertainty=header.uncertainty,
-            embedding=embedding,
             sequence=self.sequence,
             in_range=in_range,
         )

@@ -237,7 +237,7 @@ class Ingest:
             is_new = next(new)
             self.counters["windows" if is_new else "duplicates"] += 1
             if is_new and self._trainer is not None and outcome.activation is not None:
-                self._trainer.add(arrival.window(outcome.activation, outcome.in_range, outcome.embedding))
+                self._trainer.add(arrival.window(outcome.activation, outcome.in_range))
             embedding = outcome.embedding.numpy()
             mixture = self._mixtures.add(arrival.device, embedding)
             replies.append(_reply(arrival, newest, "ok", embedding.astype("<f2").tobytes(), mixture))

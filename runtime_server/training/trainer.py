@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import threading
 import time
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from runtime_edge.base.recent import Recent
 from runtime_edge.policy.memory import GaussianMemory
@@ -112,7 +111,9 @@ class Trainer:
         self.held_out = TemporalBuffer()
         """Windows that judge releases."""
         self.memory = GaussianMemory(dim=embedding_dim, seed=config.seed)
-        """Mixture of every embedding taken: where virtual negatives come from."""
+        """Mixture of the embeddings of the batches: where virtual negatives come from. No device has more than its
+        share of it, at whatever rate it sends.
+        """
         self.stream = ""
         """Which stream the places of windows are in; empty while none was taken from one."""
         self.trained = TrainedFrames()
@@ -140,8 +141,6 @@ class Trainer:
             if not window.in_range:
                 self._leave_out(window.device)
                 return
-            if window.embedding is not None:
-                self.memory.learn(window.embedding.numpy())
             self._keep(window)
 
     def out_of_range(self) -> dict[str, int]:
@@ -196,9 +195,7 @@ class Trainer:
         """One step of the hybrid loss (docs/method.md, section 5) on a fresh batch; all ranks take it together."""
         started = time.monotonic()
         groups = self._sample(self.buffer, self._rng, self.config.batch)
-        loss, losses, geometry = self._objective(
-            groups, self.model.segments, self._loss, self._mixture(), self._generator
-        )
+        loss, losses, geometry = self._objective(groups)
         self._warm_up()
         self.optimizer.zero_grad(set_to_none=True)
         if groups:
@@ -311,32 +308,23 @@ class Trainer:
             self.trained = TrainedFrames.of(own["floor"], own["taken"])
             self.stream, self.to_reread = own["stream"], set(own["kept"])
 
-    def _objective(
-        self,
-        groups: Sequence[WindowGroup],
-        segments: Sequence[fx.GraphModule],
-        loss: HybridLoss,
-        mixture: GaussianMemory | None,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, dict[str, float], Geometry]:
-        """The loss of two views of each window, its parts, and how the views lie."""
-        own = batch_of(groups, segments, self._width, generator, self.config.augment, loss.config.task)
-        if mixture is not None and loss.config.task:
-            negatives = virtual_negatives(own.anchors, mixture, self.config.virtual_negatives, generator)
-            own = replace(own, negatives=negatives)
+    def _objective(self, groups: Sequence[WindowGroup]) -> tuple[Tensor, dict[str, float], Geometry]:
+        """The loss of two views of each window, its parts, and how the views lie; the mixture learns the first ones."""
+        config, generator, task = self.config, self._generator, self._loss.config.task
+        own = batch_of(groups, self.model.segments, self._width, generator, config.augment, task)
+        if task:
+            own = replace(
+                own, negatives=virtual_negatives(own.anchors, self.memory, config.virtual_negatives, generator)
+            )
+        self.memory.learn(own.anchors.detach().numpy())
         batch = self._ranks.gather_batch(own)
-        total, parts = batch_loss(batch, loss)
+        total, parts = batch_loss(batch, self._loss)
         return total, parts, geometry(batch.anchors.detach(), batch.positives.detach())
 
     def _sample(self, buffer: TemporalBuffer, rng: np.random.Generator, size: int) -> list[WindowGroup]:
         """A batch's share of this rank; nothing where it has no windows, or there are more ranks than the batch has."""
         share = self._ranks.share(size)
         return buffer.sample_batch(rng, share) if share else []
-
-    def _mixture(self) -> GaussianMemory:
-        """A copy of the memory as it is now; `add` keeps changing the original."""
-        with self._lock:
-            return copy.deepcopy(self.memory)
 
     def _warm_up(self) -> None:
         """The first steps are shorter: the optimiser does not know the scale of the gradients yet."""

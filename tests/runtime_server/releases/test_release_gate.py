@@ -29,7 +29,7 @@ def trainer(generations, sounds, activation):
     trained = Trainer(first_model(generations.graph, generations.newest), TrainConfig(batch=8), 6)
     for index, sound in enumerate(sounds):
         kept = torch.from_numpy(activation(sound, 1))
-        trained.add(TrainingWindow("pi-1", "boot", index, 1, 1, kept, 0.5, torch.from_numpy(activation(sound, 4)[0])))
+        trained.add(TrainingWindow("pi-1", "boot", index, 1, 1, kept, 0.5))
     return trained
 
 
