@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import json
 import os
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ import soundfile
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.wire import WIRE_ENCODINGS
 from streamsplit_compile.bundle.soundscape import soundscape
-from tools.bench_edge import SPEED, alone, compiled, completing_server
+from tools.bench_edge import SPEED, alone, compiled
 from tools.bench_server import DEVICES, ENCODER, ServerProcess, drained
 from tools.benchmarks import Section, publish, show
 from tools.server_load import RecordedFrames
@@ -155,18 +156,34 @@ def taking_turns(
     return found
 
 
-def overhead(section: Section, sides: tuple[Checkout, Checkout], work: Path, pairs: int, windows: int) -> None:
-    """What a window costs on a device besides the model (`tools.edge_overhead`), both against one server of today's."""
+@contextlib.asynccontextmanager
+async def servers(sides: tuple[Checkout, Checkout], work: Path, bundle: Bundle) -> AsyncIterator[dict[str, str]]:
+    """A server of each side that completes frames and does not train; their brokers' addresses by side."""
+    urls = {}
+    async with contextlib.AsyncExitStack() as running:
+        for side in sides:
+            directory = work / f"server-{side.name}"
+            directory.mkdir()
+            encoder = bundle.path.parent / "encoder.pt"
+            server = ServerProcess(directory, encoder, bundle.path, side.root, side.python)
+            await running.enter_async_context(server.running())
+            urls[side.name] = server.url
+        yield urls
+
+
+async def overhead(section: Section, sides: tuple[Checkout, Checkout], work: Path, pairs: int, windows: int) -> None:
+    """What a window costs on a device besides the model (`tools.edge_overhead`), each with a server of its version."""
     sound, bundle = work / "sound.wav", compiled(work, ENCODER, formats=("onnx",))
     soundfile.write(sound, soundscape(60.0, 16_000, seed=0), 16_000, subtype="PCM_16")
     cuts: dict[str, Counter[str]] = {side.name: Counter() for side in sides}
-    with completing_server(work, bundle) as broker, alone():
+    async with servers(sides, work, bundle) as brokers:
 
         def measure(side: Checkout, name: str) -> float:
-            found = json.loads(
-                side.run("-m", "tools.edge_overhead", "--broker", broker, "--source", sound, "--state", work / name,
-                         "--windows", windows, "--speed", SPEED)
-            )  # fmt: skip
+            arguments = ("--broker", brokers[side.name], "--source", sound, "--state", work / name)
+            with alone():
+                found = json.loads(
+                    side.run("-m", "tools.edge_overhead", *arguments, "--windows", windows, "--speed", SPEED)
+                )
             cuts[side.name].update(found["cuts"])
             return float(found["overhead_ms"])
 
@@ -260,7 +277,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="ssc-bench-") as work:
         of_overhead, of_ingest = _directories(Path(work))
         if pairs:
-            overhead(section, sides, of_overhead, pairs, 200 if quick else 500)
+            asyncio.run(overhead(section, sides, of_overhead, pairs, 200 if quick else 500))
         if ingest_pairs:
             ingest(section, sides, of_ingest, ingest_pairs, 6000 if quick else 12_000)
     if options.no_publish:

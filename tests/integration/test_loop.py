@@ -10,20 +10,24 @@ def test_a_device_follows_the_generations_and_every_window_is_completed_by_its_o
 ):
     server = start.server("--release-steps", 100, "--batch", 8)
     server.put_table(harness.always(toy_bundle, "rpi4", "log_mel"))
-    source = harness.write_wav(tmp_path / "audio.wav", 16.0, seed=1)
+    source = harness.write_wav(tmp_path / "audio.wav", 240.0, seed=1)  # as long as a busy machine may need
     device = start.device(server, "pi-1", source)
 
+    harness.until(lambda: sum(r["generation"] >= 2 for r in device.results()) >= 4, "windows of generation 2")
+    device.process.signal(signal.SIGTERM)
     report = device.finish()
     results = device.results()
 
     windows = harness.windows_of(source)
-    assert report["windows_captured"] == report["windows_acked"] == len(results) == len(windows)
+    assert report["windows_captured"] == len(results) > 20
     assert report["windows_lost"] == report["windows_refused"] == 0
     assert report["torch_imported"] is False
     assert report["errors"] == {}
     assert report["generation_start"] == 1
-    assert report["generation_end"] == max(r["generation"] for r in results) >= 2
-    assert server.counted("pi-1") == len(windows)
+    assert report["generation_end"] >= max(r["generation"] for r in results) >= 2
+    acked = report["windows_acked"]
+    assert acked > 20
+    harness.until(lambda: server.counted("pi-1") == acked, "every window counted")
     completed = [r for r in results if r["finished"] == "server"]
     first = [r for r in completed if r["generation"] == 1]
     assert len(first) >= 20
@@ -45,4 +49,4 @@ def test_a_device_follows_the_generations_and_every_window_is_completed_by_its_o
     # Told to stop in the middle of training, it ends in order.
     server.process.signal(signal.SIGTERM)
     server.process.finish()
-    assert f"stopped after {len(windows) + 24} windows" in server.process.text()
+    assert f"stopped after {acked + 24} windows" in server.process.text()

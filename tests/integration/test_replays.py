@@ -62,7 +62,7 @@ def test_another_signing_key_is_refused_until_the_device_is_told_to_trust_it(sta
     device.wait_for_results(4)
     old = server.key.public
     server.process.signal(signal.SIGTERM)
-    for name in ("signing.key", "signing.pub"):
+    for name in ("signing.key", "signing.key.sha256", "signing.pub"):
         (server.state / name).unlink()
     server.start()
     new = server.key.public
@@ -80,7 +80,8 @@ def test_another_signing_key_is_refused_until_the_device_is_told_to_trust_it(sta
     assert minisign.read_public_key(state / "trusted.pub") == old
 
     # A new device, and one that is told to, trust the new key and run.
-    (state / "trusted.pub").unlink()
+    for name in ("trusted.pub", "trusted.pub.sha256"):
+        (state / name).unlink()
     for name in ("pi-new", "pi-1"):
         report = start.device(server, name, source).finish()
         assert report["generation_end"] == 1

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 from reading import read_release
 
+from runtime_edge.base.checked_files import checksum_path
 from runtime_edge.errors import BundleError, OlderBundle, SignatureError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import open_bundle
@@ -40,6 +41,7 @@ def test_a_bundle_that_fails_its_self_test_on_a_device_is_rolled_back_by_the_ser
     wrong = replace(info.self_test, embedding=bytes(len(info.self_test.embedding)))
     metadata = replace(bad.manifest.additional_metadata, ssc=replace(info, self_test=wrong))
     write_manifest(bad.path, replace(bad.manifest, additional_metadata=metadata), server.key)
+    checksum_path(bad.path).unlink()  # or the server would see that it was changed
 
     restart(server)
     rolled_back = harness.until(lambda: release(server, 2, "rolled back"), "a rollback")

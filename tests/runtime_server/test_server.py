@@ -277,8 +277,8 @@ def test_what_it_measures_is_there_for_prometheus_and_tensorboard(
 
 
 def test_a_drop_in_held_out_quality_is_not_published(run_server, sounds, frame_of):
-    """Steps that are far too long make everything one point sooner or later."""
-    train = TrainConfig(batch=8, min_windows=len(sounds) - 8, learning_rate=0.1, ema=0.0)
+    """Steps that are far too long make everything one point at once, whichever windows are held out."""
+    train = TrainConfig(batch=8, min_windows=len(sounds) - 8, learning_rate=1.0, ema=0.0)
 
     async def work(server, hub):
         for window, sound in enumerate(sounds):
@@ -290,11 +290,10 @@ def test_a_drop_in_held_out_quality_is_not_published(run_server, sounds, frame_o
         return told, list(server.release_gate.outcomes)
 
     (told, outcomes), _ = run_server(work, training=True, train=train, release=ReleaseConfig(every_steps=20))
-    dropped = [outcome for outcome in outcomes if outcome.after.loss > outcome.before.loss * 1.02]
-    assert dropped
-    assert not any(outcome.released for outcome in dropped)
-    assert {outcome.reason for outcome in dropped} <= {"held-out loss rose"}
-    assert {1} <= told <= {1, *(outcome.generation for outcome in outcomes if outcome.released)}
+    assert outcomes
+    assert not any(outcome.released for outcome in outcomes)
+    assert {outcome.reason for outcome in outcomes} <= {"embeddings are collapsing", "held-out loss rose"}
+    assert told == {1}
 
 
 def test_a_bundle_of_other_weights_is_refused(small_bundle, tmp_path):
