@@ -200,7 +200,7 @@ class _TorchPrefix:
         self._rng = np.random.default_rng((run.seed, 99))
 
     def ship(self, model: CutModel, generation: int, heard: list[_FrontWindow]) -> Iterator[TrainingWindow]:
-        """The windows as the server takes them, with the embeddings that it makes of them."""
+        """The windows as the server takes them."""
         drawn = self._rng.choice(self._cuts, len(heard))
         for cut in self._cuts:
             members = [window for window, chosen in zip(heard, drawn, strict=True) if chosen == cut]
@@ -213,7 +213,6 @@ class _TorchPrefix:
                 )
                 if cut:
                     received = self._over_the_wire(self._codecs[cut], received, len(members))
-                embeddings = run_segments(model.segments[at:], received)
             rows = len(received) // len(members)
             for place, window in enumerate(members):
                 yield TrainingWindow(
@@ -223,7 +222,6 @@ class _TorchPrefix:
                     generation=generation,
                     cut=at,
                     activation=received[place * rows : (place + 1) * rows].clone(),
-                    embedding=embeddings[place].clone(),
                 )
 
     @staticmethod

@@ -67,6 +67,12 @@ def server_lines(own: dict[str, Any]) -> list[str]:
         + "".join(f", {count} {name.replace('_', ' ')}" for name, count in odd.items()),
         f"{own['training_steps']} training steps" + ("" if loss is None else f", loss {loss:.3f}"),
     ]
+    if left_out := own.get("out_of_range"):
+        worst = max(left_out, key=lambda device: left_out[device])
+        lines.append(
+            f"{sum(left_out.values())} windows of {len(left_out)} devices are out of range and train nothing, "
+            f"{left_out[worst]} of {worst}"
+        )
     for rank in own.get("ranks", []):
         well = (
             "does not answer" if rank.get("missing") else f"{rank['windows']} windows, up {_duration(rank['uptime_s'])}"

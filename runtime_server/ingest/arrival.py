@@ -45,8 +45,8 @@ class Arrival:
         """Its place in the broker's stream."""
         return int(self.message.metadata.sequence.stream)
 
-    def window(self, activation: Tensor, embedding: Tensor | None = None) -> TrainingWindow:
-        """What the trainer gets of it: its activation (rows, ...) and, where it was completed, its embedding (d,)."""
+    def window(self, activation: Tensor, in_range: bool) -> TrainingWindow:
+        """What the trainer gets of it: its activation (rows, ...), and whether that is one to learn from."""
         header = self.header
         return TrainingWindow(
             device=self.device,
@@ -56,8 +56,8 @@ class Arrival:
             cut=header.cut,
             activation=activation,
             uncertainty=header.uncertainty,
-            embedding=embedding,
             sequence=self.sequence,
+            in_range=in_range,
         )
 
     def reply(self, newest: int, status: ReplyStatus, embedding: bytes = b"", mixture: bytes = b"") -> Reply:

@@ -31,6 +31,8 @@ class Completion:
     """As in its reply."""
     activation: Tensor | None = None
     """(rows, ...) float32 when it is ok."""
+    in_range: bool = True
+    """Whether the activation is one that calibration lets expect."""
     embedding: Tensor | None = None
     """(d,) float32 when it is ok."""
     poison: str = ""

@@ -58,7 +58,7 @@ def complete(generation: Generation, cut: int, activations: list[Tensor]) -> lis
         return complete(generation, cut, activations[:half]) + complete(generation, cut, activations[half:])
     finite = torch.isfinite(embeddings).all(dim=1).tolist()
     return [
-        Completion("ok", activation, embedding)
+        Completion("ok", activation, generation.in_range(cut, activation), embedding)
         if is_finite
         else Completion("refused", poison="its embedding is not finite")
         for activation, embedding, is_finite in zip(activations, embeddings, finite, strict=True)

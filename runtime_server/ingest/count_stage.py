@@ -55,7 +55,7 @@ class CountStage:
                 replies.append(arrival.reply(newest, completion.status))
                 continue
             if next(new) and self._trainer is not None and completion.activation is not None:
-                self._trainer.add(arrival.window(completion.activation, completion.embedding))
+                self._trainer.add(arrival.window(completion.activation, completion.in_range))
             embedding = completion.embedding.numpy()
             mixture = self._mixtures.add(arrival.device, embedding)
             replies.append(arrival.reply(newest, "ok", embedding.astype("<f2").tobytes(), mixture))

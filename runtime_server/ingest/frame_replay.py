@@ -6,8 +6,8 @@ they can be read once more by a consumer that acknowledges nothing:
     outcome = await Replay(hub, generations, trainer, counted).run(partitions)
 
 A frame that a resumed trainer held is restored; one that it had trained on and dropped is skipped; one that was counted
-but is unknown to the trainer (the checkpoint is older, or missing) is completed and added; one that was not counted is
-left to ingest, which may run at the same time.
+but is unknown to the trainer (the checkpoint is older, or missing) is added; one that was not counted is left to
+ingest, which may run at the same time.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
 import nats.errors
@@ -35,7 +35,6 @@ from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
 from runtime_server.ingest.arrival import Arrival, decode_arrival
 from runtime_server.ingest.audio_streams import AudioStreams
-from runtime_server.ingest.complete_stage import complete
 from runtime_server.state.ledger import Ledger
 from runtime_server.suffix.generations import Generations
 from runtime_server.training.buffer import TrainingWindow
@@ -152,7 +151,7 @@ class FrameReplay:
                 (again if had else anew).append(window)
         for window in again:
             trainer.restore(window)
-        for window in self._embedded(anew):
+        for window in anew:
             trainer.add(window)
         self._seen.update({"put back": len(again), "taken": len(anew)})
 
@@ -177,22 +176,8 @@ class FrameReplay:
         generation = self._generations.get(arrival.header.generation)
         if generation is None:
             return None
-        return arrival.window(torch.tensor(self._streams.activation(generation, arrival)))
-
-    def _embedded(self, windows: Sequence[TrainingWindow]) -> list[TrainingWindow]:
-        """The windows with what their suffix makes of them, in the same order."""
-        groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-        for place, window in enumerate(windows):
-            groups[window.generation, window.cut, len(window.activation)].append(place)
-        found = list(windows)
-        for (number, cut, _), places in groups.items():
-            generation = self._generations.get(number)
-            if generation is None:  # retired a moment ago
-                continue
-            outcomes = complete(generation, cut, [windows[place].activation for place in places])
-            for place, outcome in zip(places, outcomes, strict=True):
-                found[place] = replace(windows[place], embedding=outcome.embedding)
-        return found
+        activation = torch.tensor(self._streams.activation(generation, arrival))
+        return arrival.window(activation, generation.in_range(arrival.header.cut, activation))
 
 
 def _streamed(arrival: Arrival) -> bool:

@@ -131,11 +131,10 @@ def together(own: dict[str, Any], others: dict[int, dict[str, Any]], world: int)
     if world == 1:
         return own
     by_rank = {0: own, **others}
-    counters: Counter[str] = Counter()
-    windows: Counter[str] = Counter()
+    totals = {name: Counter[str]() for name in ("counters", "windows", "out_of_range")}
     for status in by_rank.values():
-        counters.update(status["counters"])
-        windows.update(status["windows"])
+        for name, total in totals.items():
+            total.update(status[name])
     ranks = [
         {
             "rank": rank,
@@ -147,4 +146,4 @@ def together(own: dict[str, Any], others: dict[int, dict[str, Any]], world: int)
         else {"rank": rank, "missing": True}
         for rank in range(world)
     ]
-    return {**own, "windows": dict(windows), "counters": dict(counters), "ranks": ranks}
+    return {**own, **{name: dict(total) for name, total in totals.items()}, "ranks": ranks}

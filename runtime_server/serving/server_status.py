@@ -119,6 +119,7 @@ class ServerStatus:
             "uptime_s": round(time.monotonic() - self._parts.since, 1),
             "windows": self._parts.ledger.counts(),
             "counters": dict(self._parts.ingest.counters),
+            "out_of_range": training.trainer.out_of_range() if training else {},
             "training_steps": training.trainer.steps if training else 0,
             "replay": asdict(loop.replayed) if loop and loop.replayed else None,
             "losses": [{"step": item.step, "seconds": round(item.seconds, 4), **item.losses} for item in history],

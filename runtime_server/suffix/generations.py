@@ -19,6 +19,7 @@ from runtime_edge.errors import BundleError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import model_number
 from runtime_edge.formats.wire import NO_MODEL, FrameHeader
+from runtime_server.suffix.activation_limits import activation_limits
 from runtime_server.suffix.frame_codecs import FrameCodecs
 from runtime_server.suffix.suffix import Precision, ServedBlocks
 from streamsplit_compile.encoder.graph import EncoderGraph
@@ -50,6 +51,15 @@ class Generation:
     model: CutModel
     served: ServedBlocks
     codecs: FrameCodecs
+
+    @cached_property
+    def _limits(self) -> list[float]:
+        return activation_limits(self.bundle.manifest.info, self.model.segments)
+
+    def in_range(self, cut: int, activation: torch.Tensor) -> bool:
+        """Whether an activation at a cut is finite and not larger than sound can make it (`activation_limits`)."""
+        low, high = activation.aminmax()
+        return max(-float(low), float(high)) <= self._limits[cut]  # false of NaN, which both are then
 
     @cached_property
     def model_number(self) -> int:

@@ -39,16 +39,15 @@ class TrainingWindow:
     activation: Tensor
     """[*shape], without a batch axis."""
     uncertainty: float = 1.0
-    embedding: Tensor | None = None
-    """float32[d], the latest the suffix made of it."""
     sequence: int = 0
     """Place of its frame in the broker's stream, from 1; 0 where there is none: then it counts as the latest."""
+    in_range: bool = True
+    """Whether `activation` is finite and not far outside what calibration saw: otherwise the trainer leaves it out."""
 
     @property
     def nbytes(self) -> int:
         """Memory it holds, roughly from above."""
-        embedded = 0 if self.embedding is None else self.embedding.nbytes
-        return self.activation.nbytes + embedded + _OVERHEAD_BYTES
+        return self.activation.nbytes + _OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,8 @@ class TemporalBuffer:
         uncertainty = window.uncertainty if math.isfinite(window.uncertainty) else 1.0
         kept = replace(
             window,
-            activation=_copy(window.activation, torch.float16),
+            activation=window.activation.detach().to("cpu", torch.float16, copy=True),  # no view of a larger tensor
             uncertainty=min(max(uncertainty, 0.0), 1.0),
-            embedding=None if window.embedding is None else _copy(window.embedding, torch.float32),
         )
         with self._lock:
             if not kept.sequence:
@@ -266,11 +264,6 @@ class TemporalBuffer:
             chains=torch.tensor([numbers[w.device, w.boot] for w in windows]),
             windows=torch.tensor([w.index for w in windows]),
         )
-
-
-def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of its own on the CPU, so that no larger tensor is kept alive by a view."""
-    return tensor.detach().to("cpu", dtype, copy=True)
 
 
 def _key(window: TrainingWindow) -> _Key:

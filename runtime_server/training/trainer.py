@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from runtime_edge.base.recent import Recent
 from runtime_edge.policy.memory import GaussianMemory
@@ -32,6 +32,8 @@ HELD_OUT_RUN, HELD_OUT_PERIOD = 4, 32
 runs it is depends on a key that only the server has."""
 _MIN_HELD_OUT = 2 * HELD_OUT_RUN
 """A device with fewer held-out windows has no say: windows of one run alone have no negatives."""
+_MAX_COUNTED = 4096
+"""Of so many devices the windows that were left out are counted: without accounts anybody may use any name."""
 _MAX_JUDGING = 64
 """So many devices of one rank judge a release at most, drawn anew for each."""
 
@@ -109,13 +111,16 @@ class Trainer:
         self.held_out = TemporalBuffer()
         """Windows that judge releases."""
         self.memory = GaussianMemory(dim=embedding_dim, seed=config.seed)
-        """Mixture of every embedding taken: where virtual negatives come from."""
+        """Mixture of the embeddings of the batches: where virtual negatives come from. No device has more than its
+        share of it, at whatever rate it sends.
+        """
         self.stream = ""
         """Which stream the places of windows are in; empty while none was taken from one."""
         self.trained = TrainedFrames()
         self.to_reread: set[int] = set()
         """Sequence numbers of windows that a resumed trainer lacks: they are replayed before it continues."""
         self._key = config.seed.to_bytes(8, "little", signed=True) if key is None else key
+        self._out_of_range: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._loss = HybridLoss(config.loss)
         # Every rank draws windows and views of its own; what the loss draws is the same for all.
@@ -128,13 +133,25 @@ class Trainer:
     def add(self, window: TrainingWindow) -> None:
         """Keep a window for training, or, one run of every `HELD_OUT_PERIOD`, for judging releases.
 
+        One whose activation is out of range is only counted.
         Only the ledger knows whether it is new: call this once for each window.
         """
         with self._lock:
-            if window.embedding is not None:
-                self.memory.learn(window.embedding.numpy())
             self.trained.add(window.sequence)
+            if not window.in_range:
+                self._leave_out(window.device)
+                return
             self._keep(window)
+
+    def out_of_range(self) -> dict[str, int]:
+        """How many windows of each device were left out since the start, because their activations are out of range."""
+        with self._lock:
+            return dict(self._out_of_range)
+
+    def _leave_out(self, device: str) -> None:
+        if device not in self._out_of_range and len(self._out_of_range) >= _MAX_COUNTED:
+            del self._out_of_range[next(iter(self._out_of_range))]
+        self._out_of_range[device] += 1
 
     def restore(self, window: TrainingWindow) -> None:
         """Restore a window that was added before a restart."""
@@ -178,9 +195,7 @@ class Trainer:
         """One step of the hybrid loss (docs/method.md, section 5) on a fresh batch; all ranks take it together."""
         started = time.monotonic()
         groups = self._sample(self.buffer, self._rng, self.config.batch)
-        loss, losses, geometry = self._objective(
-            groups, self.model.segments, self._loss, self._mixture(), self._generator
-        )
+        loss, losses, geometry = self._objective(groups)
         self._warm_up()
         self.optimizer.zero_grad(set_to_none=True)
         if groups:
@@ -293,32 +308,23 @@ class Trainer:
             self.trained = TrainedFrames.of(own["floor"], own["taken"])
             self.stream, self.to_reread = own["stream"], set(own["kept"])
 
-    def _objective(
-        self,
-        groups: Sequence[WindowGroup],
-        segments: Sequence[fx.GraphModule],
-        loss: HybridLoss,
-        mixture: GaussianMemory | None,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, dict[str, float], Geometry]:
-        """The loss of two views of each window, its parts, and how the views lie."""
-        own = batch_of(groups, segments, self._width, generator, self.config.augment, loss.config.task)
-        if mixture is not None and loss.config.task:
-            negatives = virtual_negatives(own.anchors, mixture, self.config.virtual_negatives, generator)
-            own = replace(own, negatives=negatives)
+    def _objective(self, groups: Sequence[WindowGroup]) -> tuple[Tensor, dict[str, float], Geometry]:
+        """The loss of two views of each window, its parts, and how the views lie; the mixture learns the first ones."""
+        config, generator, task = self.config, self._generator, self._loss.config.task
+        own = batch_of(groups, self.model.segments, self._width, generator, config.augment, task)
+        if task:
+            own = replace(
+                own, negatives=virtual_negatives(own.anchors, self.memory, config.virtual_negatives, generator)
+            )
+        self.memory.learn(own.anchors.detach().numpy())
         batch = self._ranks.gather_batch(own)
-        total, parts = batch_loss(batch, loss)
+        total, parts = batch_loss(batch, self._loss)
         return total, parts, geometry(batch.anchors.detach(), batch.positives.detach())
 
     def _sample(self, buffer: TemporalBuffer, rng: np.random.Generator, size: int) -> list[WindowGroup]:
         """A batch's share of this rank; nothing where it has no windows, or there are more ranks than the batch has."""
         share = self._ranks.share(size)
         return buffer.sample_batch(rng, share) if share else []
-
-    def _mixture(self) -> GaussianMemory:
-        """A copy of the memory as it is now; `add` keeps changing the original."""
-        with self._lock:
-            return copy.deepcopy(self.memory)
 
     def _warm_up(self) -> None:
         """The first steps are shorter: the optimiser does not know the scale of the gradients yet."""

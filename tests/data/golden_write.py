@@ -354,8 +354,7 @@ def _checkpoint(path: Path, encoder: Any, generations: Generations) -> None:
     for index, sound in enumerate(_noise(7, 32, 1024)):
         prefix.start(sound)
         kept = torch.from_numpy(prefix.advance(1).copy())
-        embedding = torch.from_numpy(prefix.advance(prefix.last_cut)[0].copy())
-        trainer.add(TrainingWindow("pi-1", "boot", index, 1, 1, kept, 0.5, embedding, sequence=index + 1))
+        trainer.add(TrainingWindow("pi-1", "boot", index, 1, 1, kept, 0.5, sequence=index + 1))
     for _ in range(3):
         trainer.step()
     Checkpoints(path, "toys:Tiny").save(trainer)

@@ -90,8 +90,8 @@ def test_a_device_tells_what_it_has_fetched_and_that_it_has_proven_itself(tmp_pa
             config = DeviceConfig(
                 device="pi-1", state=tmp_path / "empty", target="rpi4", variant="onnx-fp32", trial_s=0.0
             )
-            updater = Updater(config, transport, worker, LoopCounts())
-            engine, _ = await updater.first()
+            updater = await start_updater(config, transport, worker, LoopCounts())
+            engine = updater.engine
             for _ in range(PROVEN_WINDOWS):
                 updater.window_ran(engine.bundle)
             await eventually(lambda: len(transport.published) == 2)

@@ -221,7 +221,22 @@ def test_the_trainer_gets_every_window_once_with_its_activation(play, generation
     for (_, index), window in kept.items():
         assert window.cut == 2
         assert np.allclose(window.activation.numpy(), activation(sounds[index], 2), atol=2e-3)
-        assert window.embedding is not None
+
+
+def test_a_window_out_of_range_is_completed_and_answered_but_trains_nothing(play, generations, sounds, frame_of):
+    trainer = Trainer(first_model(generations.graph, generations.newest), TrainConfig(), 6)
+
+    async def work(hub):
+        peer = await Peer(hub).listen()
+        async with serving(hub, generations, trainer):
+            await peer.send(frame_of(sounds[0], 0, 0), 0)
+            await peer.send(frame_of(1000 * sounds[1], 1, 0), 1)
+            await peer.send(frame_of(1000 * sounds[1], 2, 2), 2)
+            return await peer.replies(3)
+
+    assert [reply.status for reply in play(work).values()] == ["ok"] * 3
+    assert [w.index for b in (trainer.buffer, trainer.held_out) for w in b.windows("pi-1")] == [0]
+    assert trainer.out_of_range() == {"pi-1": 2}
 
 
 @pytest.mark.parametrize("partitions", [[0], [0, 1, 2, 3]])

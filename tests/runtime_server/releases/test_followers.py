@@ -11,8 +11,14 @@ from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import Generations
 from streamsplit_compile.bundle.bundle_writer import write_manifest
 
-OWN = {"counters": {"windows": 2}, "windows": {"pi-1": 2}, "uptime_s": 3.0, "training_steps": 4, "generation": 1}
-OTHER = {"counters": {"windows": 5, "refused": 1}, "windows": {"pi-2": 5}, "uptime_s": 1.0, "training_steps": 4}
+OWN = {
+    "counters": {"windows": 2}, "windows": {"pi-1": 2}, "out_of_range": {}, "uptime_s": 3.0, "training_steps": 4,
+    "generation": 1,
+}  # fmt: skip
+OTHER = {
+    "counters": {"windows": 5, "refused": 1}, "windows": {"pi-2": 5}, "out_of_range": {"pi-2": 3}, "uptime_s": 1.0,
+    "training_steps": 4,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -85,6 +91,7 @@ def test_the_status_of_all_ranks_is_one(meet):
     status = together(OWN, others, 3)
     assert status["windows"] == {"pi-1": 2, "pi-2": 5}
     assert status["counters"] == {"windows": 7, "refused": 1}
+    assert status["out_of_range"] == {"pi-2": 3}
     assert status["generation"] == 1
     assert status["ranks"] == [
         {"rank": 0, "windows": 2, "uptime_s": 3.0, "training_steps": 4},

@@ -13,6 +13,7 @@ from runtime_server.releases.release_gate import Quality, ReleaseConfig, Release
 from runtime_server.releases.rollout import Rollout, RolloutConfig
 from runtime_server.state.server_state import ServerState
 from runtime_server.training.buffer import TrainingWindow
+from runtime_server.training.losses import HybridConfig
 from runtime_server.training.trainer import TrainConfig, Trainer
 
 pytestmark = pytest.mark.integration
@@ -29,7 +30,7 @@ def trainer(generations, sounds, activation):
     trained = Trainer(first_model(generations.graph, generations.newest), TrainConfig(batch=8), 6)
     for index, sound in enumerate(sounds):
         kept = torch.from_numpy(activation(sound, 1))
-        trained.add(TrainingWindow("pi-1", "boot", index, 1, 1, kept, 0.5, torch.from_numpy(activation(sound, 4)[0])))
+        trained.add(TrainingWindow("pi-1", "boot", index, 1, 1, kept, 0.5))
     return trained
 
 
@@ -157,22 +158,28 @@ def test_worse_weights_are_not_released(release_gate, trainer, generations, stat
     assert not state.bundle_path(2).exists()
 
 
-def test_training_that_goes_wrong_is_not_released(generations, sounds, activation, state, signing_key, rollout):
-    """A real drop: steps far too long."""
-    config = TrainConfig(batch=8, learning_rate=0.1, ema=0.0)
-    trainer = Trainer(first_model(generations.graph, generations.newest), config, 6)
-    for index, sound in enumerate(sounds):
-        trainer.add(TrainingWindow("pi-1", "boot", index, 1, 1, torch.from_numpy(activation(sound, 1)), 0.5))
+@pytest.mark.parametrize("key", [b"one", b"two", b"three"])
+def test_training_that_goes_wrong_is_not_released(generations, sounds, activation, state, signing_key, rollout, key):
+    """Neighbours are drawn together and nothing keeps the rest apart: the loss falls, and the encoder collapses."""
+    loss = HybridConfig(task=False, spread=None, lambda2=1.0)
+    config = TrainConfig(batch=32, learning_rate=0.01, ema=0.0, loss=loss)
+    trainer = Trainer(first_model(generations.graph, generations.newest), config, 6, key=key)
+    kept = [torch.from_numpy(activation(sound, 1)) for sound in sounds]
+    for device in range(3):
+        for index in range(128):
+            window = kept[(index + 13 * device) % len(kept)]
+            trainer.add(TrainingWindow(f"pi-{device}", "boot", index, 1, 1, window, 0.5))
     release_gate = ReleaseGate(
         generations.graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(), rollout
     )
-    for _ in range(20):
-        trainer.step()
-    assert release_gate.attempt() is None
-    outcome = release_gate.outcomes[-1]
-    assert not outcome.released
-    assert outcome.after.loss > 2 * outcome.before.loss
-    assert outcome.reason == "held-out loss rose"
+    for _ in range(2):
+        for _ in range(25):
+            trainer.step()
+        assert release_gate.attempt() is None
+        outcome = release_gate.outcomes[-1]
+        assert not outcome.released
+        assert outcome.reason == "embeddings are collapsing"
+        assert outcome.after.loss < outcome.before.loss
     assert generations.newest.number == 1
     assert not state.bundle_path(2).exists()
 

@@ -33,9 +33,7 @@ def trained(trainer_of, sounds, activation):
     trainer = trainer_of()
     for index, sound in enumerate(sounds[:32]):
         kept = torch.from_numpy(activation(sound, 1))
-        trainer.add(
-            TrainingWindow("pi-1", "b", index, 1, 1, kept, 0.5, torch.from_numpy(activation(sound, 4)[0]), sequence=7)
-        )
+        trainer.add(TrainingWindow("pi-1", "b", index, 1, 1, kept, 0.5, sequence=7))
     for _ in range(3):
         trainer.step()
     return trainer

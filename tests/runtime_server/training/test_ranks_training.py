@@ -43,15 +43,7 @@ def give(sounds, activation):
     # Made here: one prefix must not run in two threads.
     made = {
         device: [
-            TrainingWindow(
-                device,
-                "boot",
-                index,
-                1,
-                cut,
-                torch.from_numpy(activation(sounds[index], cut)),
-                embedding=torch.from_numpy(activation(sounds[index], 4)[0]),
-            )
+            TrainingWindow(device, "boot", index, 1, cut, torch.from_numpy(activation(sounds[index], cut)))
             for index in range(WINDOWS)
         ]
         for device, cut in DEVICES

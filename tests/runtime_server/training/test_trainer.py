@@ -32,8 +32,7 @@ def give(sounds, activation):
     def take(trainer, cut, count=64, device="pi-1"):
         for index in range(count):
             kept = torch.from_numpy(activation(sounds[index % len(sounds)], cut))
-            embedding = torch.from_numpy(activation(sounds[index % len(sounds)], 4)[0])
-            trainer.add(TrainingWindow(device, "boot", index, 1, cut, kept, 0.5, embedding))
+            trainer.add(TrainingWindow(device, "boot", index, 1, cut, kept, 0.5))
 
     return take
 
@@ -157,7 +156,39 @@ def test_embeddings_of_whole_encoders_are_no_use_for_training(trainer_of, give):
     trainer = trainer_of(min_windows=1)
     give(trainer, 4)
     assert not trainer.ready
-    assert not trainer.memory.cold
+    assert trainer.sizes()["held_out"].windows == 0
+
+
+def test_a_window_out_of_range_neither_trains_nor_judges_and_is_counted_for_its_device(trainer_of, give):
+    trainer = trainer_of(min_windows=8)
+    give(trainer, 1, 64)
+    kept = trainer.sizes()
+    for index in range(64):
+        window = TrainingWindow("evil", "boot", index, 1, 1, torch.zeros(1, 2), sequence=100 + index, in_range=False)
+        trainer.add(window)
+    assert trainer.sizes() == kept
+    assert trainer.out_of_range() == {"evil": 64}
+    assert 163 in trainer.trained, "it is not read again after a restart"
+
+
+def test_what_arrives_changes_the_mixture_through_batches_alone(trainer_of, give):
+    trainer = trainer_of(min_windows=8)
+    give(trainer, 1, 64, "pi-1")
+    give(trainer, 1, 64, "pi-2")
+    for _ in range(9):
+        trainer.step()
+    assert trainer.memory.windows == 9 * 8
+    before = trainer.memory.to_bytes()
+    for boot in range(20):
+        for index in range(64):
+            trainer.add(
+                TrainingWindow("fast", f"boot-{boot}", index, 1, 1, trainer.buffer.windows("pi-1")[0].activation)
+            )
+        give(trainer, 4, 64, "fast")
+    assert trainer.memory.to_bytes() == before
+    trainer.step()
+    assert trainer.memory.windows == 10 * 8
+    assert trainer.memory.to_bytes() != before
 
 
 def test_models_are_judged_on_the_same_windows_and_views(trainer_of, give):

@@ -1,0 +1,55 @@
+"""How large an activation may be to train or judge anything: a device can send what no sound makes.
+
+One limit for each cut, since what harms is large beside what the next block is used to. Single channels are no measure:
+calibration may have seen next to nothing of the treble, and recordings then exceed it three hundredfold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import fx
+
+from runtime_edge.formats.manifest import BundleInfo, Cut
+from streamsplit_compile.encoder.segment import run_segments
+
+FAR = 4.0
+"""How many times larger than the largest that is known. Recordings reach at most 3 times what the synthetic soundscape
+does (at a spectrum of powers), and hardly 2 times elsewhere."""
+_PERIODS = (4, 16, 64)
+"""Of the tones at full scale, in samples."""
+
+
+def activation_limits(info: BundleInfo, segments: Sequence[fx.GraphModule]) -> list[float]:
+    """For each cut the largest magnitude of an activation that may train.
+
+    It is `FAR` times the largest that calibration saw or that noise and tones at full scale make: calibration may have
+    heard nothing loud.
+    """
+    loudest = [1.0] + [0.0] * len(segments)
+    for waveform in _full_scale(info.front_end.window_samples):
+        activation = waveform[None]
+        for number, segment in enumerate(segments, 1):
+            with torch.inference_mode():
+                activation = run_segments([segment], activation)
+            loudest[number] = max(loudest[number], float(activation.abs().max()))
+    return [FAR * max(loud, _calibrated(cut)) for loud, cut in zip(loudest, info.cuts, strict=True)]
+
+
+def _full_scale(samples: int) -> torch.Tensor:
+    """(waveforms, samples) float32: white noise, and tones."""
+    noise = np.random.default_rng(0).uniform(-1.0, 1.0, samples)
+    tones = [np.sin(2 * math.pi * np.arange(samples) / period + 0.1) for period in _PERIODS]
+    return torch.from_numpy(np.stack([noise, *tones]).astype(np.float32))
+
+
+def _calibrated(cut: Cut) -> float:
+    """The largest magnitude calibration saw at a cut; 0 where it was not kept."""
+    if cut.int8 is None:
+        return 0.0
+    scale, zero = cut.int8.arrays(cut.shape)
+    steps = np.maximum(127 - zero.astype(np.int32), 128 + zero.astype(np.int32))
+    return float((scale * steps).max())

@@ -1,0 +1,33 @@
+"""What a device may send that still trains: what sound can make, however quiet calibration was."""
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from runtime_server.suffix.activation_limits import activation_limits
+
+
+def test_what_devices_make_of_sound_is_in_range_and_what_is_far_from_it_or_no_number_is_not(
+    generations, small_bundle, sounds, activation
+):
+    generation = generations.newest
+    for cut in small_bundle.manifest.info.cuts:
+        heard = [torch.from_numpy(activation(sound, cut.index)) for sound in sounds]
+        assert all(generation.in_range(cut.index, one) for one in heard), cut.name
+        largest = max(float(one.abs().max()) for one in heard)
+        for value in (30 * largest, -30 * largest, float("nan"), float("inf"), -float("inf")):
+            spiked = heard[0].clone()
+            spiked.view(-1)[-1] = value
+            assert not generation.in_range(cut.index, spiked), (cut.name, value)
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_range_that_calibration_saw_counts_beside_what_is_made_here(generations, small_bundle, at):
+    info, segments = small_bundle.manifest.info, generations.newest.model.segments
+    limits = activation_limits(info, segments)
+    wide = replace(info.cuts[at].int8, scale=(1000 * info.cuts[at].int8.arrays(info.cuts[at].shape)[0]).tobytes())
+    cuts = [replace(cut, int8=wide) if cut.index == at else replace(cut, int8=None) for cut in info.cuts]
+    found = activation_limits(replace(info, cuts=cuts), segments)
+    assert found[at] > 50 * limits[at]
+    assert found[:at] + found[at + 1 :] == pytest.approx(limits[:at] + limits[at + 1 :], rel=0.5)
+    assert found[0] == 4.0, "a waveform has a full scale"
