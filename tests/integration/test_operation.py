@@ -162,8 +162,7 @@ def test_a_stuck_engine_lets_the_watchdog_fire_and_one_that_goes_on_does_not(
         results = []
         device = Device(config, [CallbackSink(results.append)], Notifier(manager.environment))
         task = asyncio.create_task(device.run())
-        while len(results) < 3:
-            await asyncio.sleep(0.02)
+        await harness.eventually(lambda: len(results) >= 3)
         free.clear()
         await asyncio.sleep(1.0)  # what was under way has ended
         before = len(manager.heard)
@@ -193,8 +192,7 @@ def test_two_devices_do_not_share_a_state_directory(toy, source, tmp_path):
     async def work():
         first = Device(config, [])
         task = asyncio.create_task(first.run())
-        while not (tmp_path / "state" / "status.json").exists():
-            await asyncio.sleep(0.05)
+        await harness.eventually((tmp_path / "state" / "status.json").exists)
         with pytest.raises(UsageError, match="another device runs"):
             await Device(config, []).run()
         first.stop()

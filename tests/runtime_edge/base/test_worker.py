@@ -53,14 +53,15 @@ def test_what_fails_in_a_thread_of_ones_own_is_raised_there_and_ends_no_turn():
 
 
 def test_a_call_cancelled_before_its_turn_is_not_done():
-    done = []
+    done, first_may_end = [], threading.Event()
 
     async def work():
         with Worker() as worker:
-            first = asyncio.create_task(worker.run(time.sleep, 0.1))
+            first = asyncio.create_task(worker.run(first_may_end.wait))
             second = asyncio.create_task(worker.run(done.append, "cancelled"))
             await asyncio.sleep(0.02)
             second.cancel()
+            first_may_end.set()
             await first
             await worker.run(done.append, "asked for")
 
