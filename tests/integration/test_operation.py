@@ -124,6 +124,27 @@ def test_a_device_started_from_a_file_is_watched_measured_and_asked_how_it_is(
         process.signal(signal.SIGKILL)
 
 
+@pytest.mark.parametrize("options", [(), ("--no-realtime",)], ids=["live", "read to its end"])
+def test_a_device_whose_pipe_has_fallen_silent_says_how_it_is_and_ends_when_it_is_told_to(toy, tmp_path, options):
+    state = tmp_path / "state"
+    command = [SSC, "edge", "run", "--bundle", toy / "bundle", "--source", "-", "--state", state, *options]
+
+    def captured(state):
+        said = read_status(state)
+        return 0 if said is None else said.report["windows_captured"]
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        try:
+            process.stdin.write(bytes(8192))
+            process.stdin.flush()
+            harness.until(lambda: captured(state), "a window of the silent pipe in the status")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(harness.PATIENCE_S) == 0
+        finally:
+            process.kill()
+    assert read_status(state).ended == "it was stopped"
+
+
 def test_a_device_that_is_killed_is_known_to_be_gone_and_starts_again_at_once(toy, source, tmp_path):
     def start():
         return harness.Process(
