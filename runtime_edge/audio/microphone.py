@@ -24,13 +24,16 @@ class Microphone:
         queue_seconds: audio kept for a reader that is late.
         counters: where overruns are counted.
         clock: the time.
+        least_channels: open at least so many; two are, where there are two.
 
     Raises:
         MissingExtra: sounddevice is not installed.
         SourceError: PortAudio is missing, or the device is missing, busy or has no input.
     """
 
-    def __init__(self, device: str, queue_seconds: float, counters: Counters, clock: Clock) -> None:
+    def __init__(
+        self, device: str, queue_seconds: float, counters: Counters, clock: Clock, least_channels: int = 1
+    ) -> None:
         sounddevice = _sounddevice()
         chosen = int(device) if device.isdecimal() else device or None
         self._name = device or "default"
@@ -38,12 +41,14 @@ class Microphone:
         try:
             info = sounddevice.query_devices(chosen, "input")
             rate_hz = round(info["default_samplerate"])
+            if (most := int(info["max_input_channels"])) < least_channels:
+                raise ValueError(f"has {most} channels, and no channel {least_channels}")
             self.queue = FrameQueue(rate_hz, queue_seconds, counters, clock)
             self._stream = sounddevice.InputStream(
                 samplerate=rate_hz,
                 blocksize=max(1, round(rate_hz * BLOCK_SECONDS)),
                 device=chosen,
-                channels=min(2, int(info["max_input_channels"])),
+                channels=max(least_channels, min(2, most)),
                 dtype="float32",
                 callback=self._captured,
             )

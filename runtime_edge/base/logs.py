@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from runtime_edge.base.text import shown
+
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -23,7 +25,7 @@ class JsonFormatter(logging.Formatter):
             "time": _iso(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": shown(record.getMessage()),
             **fields,
         }
         if record.exc_info:
@@ -67,7 +69,7 @@ class LastTroubles(logging.Handler):
             message = record.getMessage()
         except (TypeError, ValueError):  # what a %-format may raise; the other handlers complain about it
             message = str(record.msg)
-        self._troubles.append(Trouble(_iso(record.created), message[:500]))
+        self._troubles.append(Trouble(_iso(record.created), shown(message)[:500]))
 
     def newest_first(self) -> list[Trouble]:
         """At most as many as are kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import functools
 import logging
 import threading
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.audio import AudioWindow, Counters, Windower, open_source
+from runtime_edge.audio.source import is_live
 from runtime_edge.audio.stream import BLOCK_SECONDS
 from runtime_edge.config import DeviceConfig
 
@@ -34,6 +36,8 @@ class CapturedWindow(msgspec.Struct, frozen=True):
     """The audio file in which it begins; None for live sources and pipes."""
     offset_s: float | None = None
     """Where in that file, seconds; None without one."""
+    recorded_at: str | None = None
+    """When its first sample was recorded, if the file says so."""
 
 
 class Capture:
@@ -50,6 +54,7 @@ class Capture:
             speed=config.speed,
             stdin_rate=config.stdin_rate,
             stdin_channels=config.stdin_channels,
+            channel=config.channel,
             # A file played in real time need wake nobody before a window may be complete.
             block_s=max(BLOCK_SECONDS, hop_samples / sample_rate),
             counters=self.counters,
@@ -59,7 +64,7 @@ class Capture:
         self._place.put(None)
         self._ended = False
         self._over: asyncio.Future[None] | None = None
-        self._live = config.source == "mic" or config.source.startswith("mic:")
+        self._live = is_live(config.source, config.realtime)
         self._heard = (0, time.monotonic())
 
     @property
@@ -136,11 +141,13 @@ class Capture:
             self._blocks.close()
 
     def _captured(self, window: AudioWindow) -> CapturedWindow:
-        file, offset_s = window.file, None
+        file, offset_s, recorded_at = window.file, None, None
         if file is not None:
             offset_s = round(window.file_offset / self._sample_rate, 6)
-        samples = window.samples.copy()
-        return CapturedWindow(window.index, window.capture_time_ns, samples, window.ready_at, file, offset_s)
+            if window.file_began is not None:
+                recorded_at = (window.file_began + dt.timedelta(seconds=offset_s)).isoformat()
+        samples, time_ns = window.samples.copy(), window.capture_time_ns
+        return CapturedWindow(window.index, time_ns, samples, window.ready_at, file, offset_s, recorded_at)
 
     def _wait_for_place(self) -> bool:
         """Wait until the last window is done; False when reading has ended."""

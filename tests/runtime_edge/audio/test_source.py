@@ -29,6 +29,8 @@ from runtime_edge.errors import MissingExtra, SourceError, UsageError
         ("a.wav", {"sample_rate": 0}, "sample rate"),
         ("-", {"stdin_rate": 5}, "stdin rate"),
         ("-", {"stdin_channels": 0}, "stdin channels"),
+        ("-", {"stdin_channels": 2, "channel": "3"}, "channel 3: standard input has 2 channels"),
+        ("a.wav", {"channel": "left"}, "channel 'left'"),
         ("-", {"queue_seconds": -1.0}, "queue"),
     ],
 )
@@ -75,7 +77,7 @@ def test_stereo_at_44_1_khz_becomes_windows_with_the_right_times(tmp_path: Path)
     soundfile.write(path, np.stack(tones, axis=1), 44_100, subtype="FLOAT")
     counters = Counters()
     anchor = 1_700_000_000_000_000_000
-    clock = Clock(wall_ns=lambda: anchor)
+    clock = Clock(wall_ns=lambda: anchor, monotonic=lambda: 0.0)
 
     blocks = open_source(str(path), 16_000, counters=counters, clock=clock)
     found = [
