@@ -68,6 +68,7 @@ class FrameQueue:
     def close(self, error: SscError | None = None) -> None:
         """End the stream: the reader gets what is queued, then the end or `error`."""
         with self._ready:
+            self._rate_check.ended()
             self._closed = True
             self._error = error
             self._ready.notify()

@@ -10,56 +10,47 @@ from runtime_edge.audio.stream import STALL_SECONDS
 _LOG = logging.getLogger(__name__)
 _SETTLING_S = 1.0
 """What a pipe held before anybody read it does not count."""
-_LEAST_S = 2.0
 _TOLERANCE = 0.02
 """Above what sound cards differ by, below the 8 % between 44.1 and 48 kHz."""
-_BURST_S = 2.0
-"""Audio that may come early or late without being too much or too little."""
 _JITTER_S = 0.3
+"""Audio that may come early or late within a span."""
+_SPANS = ((2.0, 3), (20.0, 2))
+"""Seconds, and how many in a row must have too much, or too little: of gross errors, and of small ones."""
 _FLOOD_S = 10.0
-"""Audio ahead of the clock that no pipe holds: a recording, read as if it were live."""
+"""Audio ahead of the clock at the end of a stream: a recording, read as if it were live."""
 _SHORTEST_S = 0.001
 
 
 class RateCheck:
     """Counts samples against the clock; says once, and in the counters, when the stated rate is wrong.
 
-    A stall does not count: it leaves a gap of its own.
+    A stall does not count: it leaves a gap of its own. Nor does what comes at once behind one, or at the start.
     """
 
     def __init__(self, rate_hz: int, counters: Counters) -> None:
         self._rate_hz, self._counters = rate_hz, counters
         self._begun: float | None = None
-        self._settled: tuple[float, int] | None = None
-        """When the pipe was empty, and what had come until then."""
-        self._off: tuple[float, int, float] | None = None
-        """When the source was first off, what had come until then, and by how many seconds it was."""
         self._last = 0.0
         self._total = 0
+        self._spans: list[_Spans] = []
 
     def heard(self, count: int, now: float) -> None:
         """`count` samples have come, by a clock in seconds that never jumps."""
         if self._begun is None or now - self._last > STALL_SECONDS:
-            self._begun, self._settled, self._off, self._total = now, None, None, 0
+            self._begun, self._total, self._spans = now, 0, []
         self._last = now
         self._total += count
-        if self._settled is None and now - self._begun >= _SETTLING_S:
-            self._settled = now, self._total
-        if self._total / self._rate_hz - (now - self._begun) > _FLOOD_S:
-            self._wrong(self._total / max(now - self._begun, _SHORTEST_S))
-        elif self._settled is not None:
-            self._compare(now, *self._settled)
+        if not self._spans and now - self._begun >= _SETTLING_S:
+            self._spans = [_Spans(span_s, needed, now, self._total) for span_s, needed in _SPANS]
+        for spans in self._spans:
+            if hz := spans.wrong_hz(now, self._total, self._rate_hz):
+                self._wrong(hz)
 
-    def _compare(self, now: float, since: float, before: int) -> None:
-        """A rate is wrong when more and more is missing, or too much; once only, it may have been a burst."""
-        off_s = (self._total - before) / self._rate_hz - (now - since)
-        if self._off is None and abs(off_s) > _TOLERANCE * (now - since) + _BURST_S:
-            self._off = now, self._total, off_s
-        if self._off is not None:
-            at, total, earlier_s = self._off
-            grown_s = (off_s - earlier_s) * (1 if earlier_s > 0 else -1)
-            if now - at >= _LEAST_S and grown_s > _TOLERANCE * (now - at) + _JITTER_S:
-                self._wrong((self._total - total) / (now - at))
+    def ended(self) -> None:
+        """No more come."""
+        lasted_s, heard_s = self._last - (self._begun or 0.0), self._total / self._rate_hz
+        if heard_s > lasted_s + _FLOOD_S and heard_s > 2 * lasted_s:
+            self._wrong(self._total / max(lasted_s, _SHORTEST_S))
 
     def _wrong(self, hz: float) -> None:
         if self._counters.measured_rate_hz:
@@ -71,3 +62,28 @@ class RateCheck:
             f"{measured:,}",
             f"{self._rate_hz:,}",
         )
+
+
+class _Spans:
+    """Spans of at least `span_s` one after the other, and how many in a row were off in the same direction."""
+
+    def __init__(self, span_s: float, needed: int, now: float, total: int) -> None:
+        self._span_s, self._needed = span_s, needed
+        self._begin = self._run_begin = now, total
+        self._run = 0
+        """Spans in a row: above 0 with too much, below with too little."""
+
+    def wrong_hz(self, now: float, total: int, rate_hz: int) -> float | None:
+        """The rate over a row that is long enough, when one has just ended."""
+        elapsed = now - self._begin[0]
+        if elapsed < self._span_s:
+            return None
+        off_s = (total - self._begin[1]) / rate_hz - elapsed
+        sign = 0 if abs(off_s) <= _TOLERANCE * elapsed + _JITTER_S else 1 if off_s > 0 else -1
+        if sign * self._run <= 0:
+            self._run, self._run_begin = 0, self._begin
+        self._run += sign
+        self._begin = now, total
+        if abs(self._run) < self._needed:
+            return None
+        return (total - self._run_begin[1]) / (now - self._run_begin[0])
