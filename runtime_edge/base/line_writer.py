@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import select
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 MAX_WAITING = 256
+_LOOK_S = 0.002
 
 
 class _File(Protocol):
@@ -72,6 +74,12 @@ class LineWriter:
             return
         self._put += 1
         self._queue.put(line)
+
+    def flush(self, within_s: float) -> None:
+        """Wait until every line is written, at most for so long."""
+        deadline = time.monotonic() + within_s
+        while self.waiting and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
 
     def close(self, within_s: float) -> None:
         """No more lines come: those that wait have so long to be written."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import logging
+import sys
 from collections import deque
 from dataclasses import dataclass
+from typing import IO
 
 import msgspec
 
+from runtime_edge.base.line_writer import LineWriter
 from runtime_edge.base.text import shown
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_FLUSH_S = 1.0
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -33,11 +38,51 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 
+class QueuedHandler(logging.Handler):
+    """Writes to standard error in a thread of its own: who does not read it loses lines and stops nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines = LineWriter(lambda: io.FileIO(2, "wb", closefd=False), lambda what: None)
+        self._told = 0
+        """Of the dropped lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one record."""
+        try:
+            if (dropped := self._lines.dropped) > self._told and self._lines.has_room:
+                self._lines.put(b"%d lines of the log were dropped\n" % (dropped - self._told))
+                self._told = dropped
+            self._lines.put(self.format(record).encode("utf-8", "backslashreplace") + b"\n")
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait until what was logged is written, at most a second."""
+        self._lines.flush(_FLUSH_S)
+
+
 def configure(level: str, style: str) -> None:
     """Log to standard error from `level` on, `style` being text or json."""
-    handler = logging.StreamHandler()
+    handler: logging.Handler = logging.NullHandler()
+    if sys.stderr is not None:  # closed, its number may be another file's
+        handler = QueuedHandler() if _is_standard_error(sys.stderr) else logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if style == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def flush() -> None:
+    """Wait a moment for what was logged to be written."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def _is_standard_error(stream: IO[str]) -> bool:
+    """Whether it is not what a program has put in its place."""
+    try:
+        return stream.fileno() == 2
+    except (OSError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)

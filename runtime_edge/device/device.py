@@ -17,6 +17,7 @@ from typing import Any
 from runtime_edge.base.aio import cancel_all, finish_unless
 from runtime_edge.base.files import locked
 from runtime_edge.base.logs import LastTroubles
+from runtime_edge.base.text import shown
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Capture, CapturedWindow
@@ -133,7 +134,7 @@ class Device:
             ended = "it was stopped" if self._stopping.is_set() else "its source has ended"
             return await parts.reporter.report()
         except SscError as exc:
-            ended = str(exc)
+            ended = shown(str(exc))
             raise
         finally:
             await cancel_all(background)

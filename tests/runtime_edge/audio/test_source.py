@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from runtime_edge.audio import Clock, Counters, Windower, open_source
+from runtime_edge.audio.source import is_live
 from runtime_edge.errors import MissingExtra, SourceError, UsageError
 
 
@@ -37,6 +38,14 @@ from runtime_edge.errors import MissingExtra, SourceError, UsageError
 def test_options_that_make_no_sense_are_named(spec: str, options: dict[str, float], word: str) -> None:
     with pytest.raises(UsageError, match=word):
         open_source(spec, **{"sample_rate": 16_000, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spec", "realtime", "live"),
+    [("mic", True, True), ("mic:1", False, True), ("-", True, True), ("-", False, False), ("a.wav", True, False)],
+)
+def test_which_sources_are_at_fault_when_they_bring_nothing(spec: str, realtime: bool, live: bool) -> None:
+    assert is_live(spec, realtime) == live
 
 
 def test_a_device_node_is_neither_file_nor_directory() -> None:
