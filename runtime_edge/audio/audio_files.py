@@ -67,7 +67,7 @@ def read_file(
     """
     faults = Faults() if faults is None else faults
     with _opened(path, in_order=True) as (file, container):
-        _check_header(path, file, least_channels)
+        _check_header(path, file, container, least_channels)
         size = max(1, round(file.samplerate * block_s))
         # A call into libsndfile costs as much as some thousand samples: several blocks at once.
         at_once = size * max(1, _READ_VALUES // (size * file.channels))
@@ -153,8 +153,8 @@ def recording_length(path: Path) -> tuple[int, int]:
         SourceError: not audio, or no sample in it.
         MissingExtra: soundfile is not installed.
     """
-    with _opened(path) as (file, _):
-        _check_header(path, file)
+    with _opened(path) as (file, container):
+        _check_header(path, file, container)
         if file.seekable() and file.frames < _UNKNOWN_FRAMES:
             return int(file.frames), int(file.samplerate)
     return readable_length(path)
@@ -231,12 +231,16 @@ def read_again_and_again(
         yield from read_file(path, block_s, faults, least_channels)
 
 
-def _check_header(path: Path, file: Any, least_channels: int = 1) -> None:
+def _nothing_in(path: Path, why: str | None) -> SourceError:
+    return SourceError(f"{shown(path)}: holds no audio sample{f' ({why})' if why else ''}: record it again")
+
+
+def _check_header(path: Path, file: Any, container: Container, least_channels: int = 1) -> None:
     """Refuse a header that cannot be."""
     if file.channels < least_channels:
         raise SourceError(f"{shown(path)}: {file.channels} channels: there is no channel {least_channels}")
     if file.frames == 0:
-        raise SourceError(f"{shown(path)}: holds no audio sample: record it again")
+        raise _nothing_in(path, container.wrong)
     if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
         raise SourceError(
             f"{shown(path)}: {file.samplerate} Hz, outside {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz: convert it first"
