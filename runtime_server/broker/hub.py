@@ -39,6 +39,7 @@ from runtime_edge.formats.records.report import MAX_REPORT_BYTES, decode_report
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.strict import decode
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
+from runtime_server.broker.bucket_keys import bucket_keys
 from runtime_server.broker.guarded_client import GuardedClient
 from runtime_server.broker.signed_records import SignedRecordWriter
 
@@ -230,10 +231,9 @@ class Hub:
         """What devices have learnt on their tables (`runtime_edge.policy.online_learner.Learnt`), by device."""
         bucket = await self.stream.key_value(subjects.LEARNT)
         found: dict[str, bytes] = {}
-        with contextlib.suppress(nats.js.errors.NoKeysError):
-            for device in filter(subjects.is_device, await bucket.keys()):
-                with contextlib.suppress(nats.js.errors.KeyNotFoundError):
-                    found[device] = (await bucket.get(device)).value or b""
+        for device in filter(subjects.is_device, await bucket_keys(self.stream, subjects.LEARNT)):
+            with contextlib.suppress(nats.js.errors.KeyNotFoundError):
+                found[device] = (await bucket.get(device)).value or b""
         return found
 
     async def presence(self) -> dict[str, dict[str, Any]]:
@@ -243,24 +243,24 @@ class Hub:
     @raises_link_error
     async def last_reports(self) -> LastReports:
         """The last report of every device that is there."""
-        bucket, stream = await self.stream.key_value(subjects.PRESENCE), subjects.bucket_stream(subjects.PRESENCE)
-        found = LastReports()
-        with contextlib.suppress(nats.js.errors.NoKeysError):
-            for device in await bucket.keys():
-                subject = subjects.bucket_subject(subjects.PRESENCE, device)
-                if not subjects.is_device(device):
-                    found.unreadable[device] = f"{subject}: no device has this name"
+        stream, found = subjects.bucket_stream(subjects.PRESENCE), LastReports()
+        for device in await bucket_keys(self.stream, subjects.PRESENCE):
+            subject = subjects.bucket_subject(subjects.PRESENCE, device)
+            if not subjects.is_device(device):
+                found.unreadable[device] = f"{subject}: no device has this name"
+                continue
+            try:
+                stored = await self.stream.get_last_msg(stream, subject, direct=True)
+                if "KV-Operation" in (stored.headers or {}):  # it was deleted
                     continue
-                try:
-                    stored = await self.stream.get_last_msg(stream, subject, direct=True)
-                    report = decode_report(stored.data or b"{}", subject)
-                except nats.js.errors.NotFoundError:
-                    continue
-                except FormatError as exc:
-                    found.unreadable[device] = str(exc)
-                    continue
-                age_s = (datetime.now(timezone.utc) - stored.time).total_seconds() if stored.time else 0.0
-                found.read[device] = (report, max(age_s, 0.0))
+                report = decode_report(stored.data or b"{}", subject)
+            except nats.js.errors.NotFoundError:
+                continue
+            except FormatError as exc:
+                found.unreadable[device] = str(exc)
+                continue
+            age_s = (datetime.now(timezone.utc) - stored.time).total_seconds() if stored.time else 0.0
+            found.read[device] = (report, max(age_s, 0.0))
         return found
 
     async def server_status(self) -> dict[str, object]:
