@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime_edge.audio.block import Clock, Counters
-from runtime_edge.audio.live import FrameQueue
+from runtime_edge.audio.live import FrameQueue, Waiter
 from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio
 from runtime_edge.errors import MissingExtra, SourceError
 
@@ -24,6 +24,7 @@ class Microphone:
         queue_seconds: audio kept for a reader that is late.
         counters: where overruns are counted.
         clock: the time.
+        waiter: how the reader waits.
         least_channels: open at least so many; two are, where there are two.
 
     Raises:
@@ -32,7 +33,13 @@ class Microphone:
     """
 
     def __init__(
-        self, device: str, queue_seconds: float, counters: Counters, clock: Clock, least_channels: int = 1
+        self,
+        device: str,
+        queue_seconds: float,
+        counters: Counters,
+        clock: Clock,
+        waiter: Waiter | None = None,
+        least_channels: int = 1,
     ) -> None:
         sounddevice = _sounddevice()
         chosen = int(device) if device.isdecimal() else device or None
@@ -43,7 +50,7 @@ class Microphone:
             rate_hz = round(info["default_samplerate"])
             if (most := int(info["max_input_channels"])) < least_channels:
                 raise ValueError(f"has {most} channels, and no channel {least_channels}")
-            self.queue = FrameQueue(rate_hz, queue_seconds, counters, clock)
+            self.queue = FrameQueue(rate_hz, queue_seconds, counters, clock, waiter)
             self._stream = sounddevice.InputStream(
                 samplerate=rate_hz,
                 blocksize=max(1, round(rate_hz * BLOCK_SECONDS)),
