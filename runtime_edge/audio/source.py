@@ -50,9 +50,6 @@ def open_source(
     | a directory | every recording below it that is not hidden, sorted; bad ones skipped | the files wait |
     | `-` | raw 16-bit little-endian PCM on stdin | the pipe waits; live (`realtime`): dropped |
 
-    Capture time is anchored to the wall clock at the first samples, and advanced by the samples since; when the clock
-    is set meanwhile, it goes on from there. A file that is not `realtime` runs ahead of it.
-
     Args:
         spec: see the table.
         sample_rate: rate of the blocks, Hz.

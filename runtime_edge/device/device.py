@@ -25,7 +25,7 @@ from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.reporter import Reporter
 from runtime_edge.device.runner import WindowRunner
-from runtime_edge.device.sinks import EventSink, Sink, has_gone, wait_for_room, written
+from runtime_edge.device.sinks import EventSink, Sink, has_gone, have_room, written
 from runtime_edge.errors import SscError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials
@@ -50,6 +50,7 @@ from runtime_edge.updates.updater import Updater
 
 _LOG = logging.getLogger(__name__)
 _BRIEFLY_S, _FIRST_S = 1.0, 5.0
+_LOOK_S = 0.02
 
 
 @asynccontextmanager
@@ -147,11 +148,12 @@ class Device:
         loop = asyncio.get_running_loop()
 
         def run_window(window: CapturedWindow) -> None:
-            """In the capture thread."""
+            """In the worker's thread."""
             if self._config.broker is None and self._sinks and all(map(has_gone, self._sinks)):
                 loop.call_soon_threadsafe(self.stop)  # nobody would hear of it
             if not self._config.realtime:  # files can wait
-                wait_for_room(self._sinks, self._stopping.is_set)
+                while not parts.capture.wait(lambda: have_room(self._sinks), _LOOK_S):
+                    pass
             parts.pipeline.run_window(window)
 
         await parts.capture.read(run_window, self._stopping, self._config.max_windows)

@@ -194,11 +194,9 @@ def dropped(sinks: Iterable[Sink]) -> int:
     return sum(sink.dropped for sink in sinks if isinstance(sink, JsonLines))
 
 
-def wait_for_room(sinks: Iterable[Sink], stopping: Callable[[], bool]) -> None:
-    """Block until every file of results can take more, or `stopping()`."""
-    for sink in sinks:
-        while isinstance(sink, JsonLines) and not sink.has_room and not stopping():
-            time.sleep(_LOOK_S)
+def have_room(sinks: Iterable[Sink]) -> bool:
+    """Whether every file of results can take more."""
+    return all(sink.has_room for sink in sinks if isinstance(sink, JsonLines))
 
 
 async def written(sinks: Iterable[Sink], within_s: float | None) -> None:

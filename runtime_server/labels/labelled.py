@@ -82,7 +82,15 @@ def is_events(source: Path) -> bool:
 def read_clips(source: Path) -> list[LabelledClip]:
     """The recordings of a folder or CSV. Raises UsageError or FormatError naming file and line."""
     if source.is_dir():
-        return _clips_of_folder(source)
+        found: list[LabelledClip] = []
+        for folder in sorted(path for path in source.iterdir() if path.is_dir() and not is_hidden(path.name)):
+            try:
+                found += [LabelledClip(path, (shown(folder.name),)) for path in audio_files(folder)]
+            except SourceError as exc:
+                _LOG.warning("%s: label left out", exc)
+        if not found:
+            raise UsageError(f"{source}: no recordings in subfolders; make one subfolder for each label")
+        return found
     clips: dict[str, LabelledClip] = {}
     for number, row in enumerate(_rows(source), 2):
         where = f"{source}: line {number}"
@@ -94,19 +102,6 @@ def read_clips(source: Path) -> list[LabelledClip]:
         labels = (label,) if known is None else (*known.labels, label)
         clips[name] = LabelledClip(source.parent / name, labels, fold)
     return list(clips.values())
-
-
-def _clips_of_folder(source: Path) -> list[LabelledClip]:
-    found: list[LabelledClip] = []
-    for folder in sorted(source.iterdir()):
-        if folder.is_dir() and not is_hidden(folder.name):
-            try:
-                found += [LabelledClip(path, (shown(Path(folder.name)),)) for path in audio_files(folder)]
-            except SourceError as exc:
-                _LOG.warning("%s: label left out", exc)
-    if not found:
-        raise UsageError(f"{source}: no recordings in subfolders; make one subfolder for each label")
-    return found
 
 
 def read_events(source: Path) -> list[LabelledEvent]:
@@ -131,8 +126,7 @@ def of_clips(
 ) -> Examples:
     """Every window of the recordings that is louder than `gate_db`, embedded by the bundle's own blocks.
 
-    Recordings that cannot be read are left out, with a warning in the log. Raises UsageError when there is no window,
-    SourceError when no recording can be read.
+    What cannot be read is left out, and logged. Raises UsageError without a window, SourceError if nothing can be read.
     """
     prefix, number = Prefix(bundle, _variant(bundle)), bundle.manifest.info.generation
     heard = _windows(clips, bundle.manifest.info.front_end, gate_db, progress)
@@ -144,8 +138,7 @@ def windows_of(
 ) -> Examples:
     """Up to `most` windows of each recording, evenly spaced, with their samples (windows, samples) for embeddings.
 
-    Recordings that cannot be read are left out, with a warning in the log. Raises UsageError when there is no window,
-    SourceError when no recording can be read.
+    What cannot be read is left out, and logged. Raises UsageError without a window, SourceError if nothing can be read.
     """
     rows: list[tuple[int, npt.NDArray[np.float32]]] = []
     heard = _windows(clips, front_end, gate_db, lambda what, done, total: None)
