@@ -1,4 +1,4 @@
-"""What one device's credentials can take of the broker when it floods it: others keep what is theirs."""
+"""What one device can take of the broker by flooding it: others keep what is theirs."""
 
 import asyncio
 
