@@ -17,14 +17,15 @@ from typing import Any
 from runtime_edge.base.aio import cancel_all, finish_unless
 from runtime_edge.base.files import locked
 from runtime_edge.base.logs import LastTroubles
+from runtime_edge.base.text import shown
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
-from runtime_edge.device.capture import Capture
+from runtime_edge.device.capture import Capture, CapturedWindow
 from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.reporter import Reporter
 from runtime_edge.device.runner import WindowRunner
-from runtime_edge.device.sinks import EventSink, Sink
+from runtime_edge.device.sinks import EventSink, Sink, has_gone, wait_for_room, written
 from runtime_edge.errors import SscError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials
@@ -133,7 +134,7 @@ class Device:
             ended = "it was stopped" if self._stopping.is_set() else "its source has ended"
             return await parts.reporter.report()
         except SscError as exc:
-            ended = str(exc)
+            ended = shown(str(exc))
             raise
         finally:
             await cancel_all(background)
@@ -143,8 +144,21 @@ class Device:
 
     async def _process_source(self, parts: _Parts) -> None:
         """Every window, and then what the spool holds."""
-        await parts.capture.read(parts.pipeline.run_window, self._stopping, self._config.max_windows)
+        loop = asyncio.get_running_loop()
+
+        def run_window(window: CapturedWindow) -> None:
+            """In the capture thread."""
+            if self._config.broker is None and self._sinks and all(map(has_gone, self._sinks)):
+                loop.call_soon_threadsafe(self.stop)  # nobody would hear of it
+            if not self._config.realtime:  # files can wait
+                wait_for_room(self._sinks, self._stopping.is_set)
+            parts.pipeline.run_window(window)
+
+        await parts.capture.read(run_window, self._stopping, self._config.max_windows)
         await parts.pipeline.settle()
+        await finish_unless(
+            self._stopping, written(self._sinks, self._config.drain_s if self._config.realtime else None)
+        )
         if parts.delivery is not None:
             await finish_unless(self._stopping, parts.delivery.drain(self._config.drain_s))
             await parts.delivery.close()  # what is still in flight is decided before the report

@@ -74,6 +74,8 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     audio: Counters
     source_silent_s: float
     """Since the source last delivered audio."""
+    results_dropped: int = 0
+    """Results that the readers of files and standard output did not take."""
     health: Health
     metrics_port: int | None
     report: dict[str, Any]
@@ -117,6 +119,8 @@ def problems(state: Path, status: DeviceStatus) -> list[str]:
         found.append(f"no sign of life for {silent_s:.0f} s: its computing or its disk is stuck")
     if status.source_silent_s > STALE_S:
         found.append(f"no audio for {status.source_silent_s:.0f} s: look at the source")
+    if brought := status.audio.measured_rate_hz:
+        found.append(f"the source brings {brought:,} samples a second, which is not the rate it states")
     if lost := status.report.get("windows_lost"):
         found.append(f"{lost} windows are lost without a reason: a fault of the device, please report it")
     return found

@@ -1,4 +1,4 @@
-"""What one device's credentials can take of the broker when it floods it: others keep what is theirs, and are served."""
+"""What one device can take of the broker by flooding it: others keep what is theirs, and are served."""
 
 import asyncio
 import contextlib
@@ -74,7 +74,9 @@ def test_a_device_that_floods_the_broker_with_connections_leaves_others_served(g
             except (nats.errors.Error, OSError):
                 refused.append(1)
             with contextlib.suppress(nats.errors.Error, NoServersError, OSError):
-                await nats.connect(guarded.broker.url, user="pi-1", password="x", allow_reconnect=False, error_cb=_quiet)
+                await nats.connect(
+                    guarded.broker.url, user="pi-1", password="x", allow_reconnect=False, error_cb=_quiet
+                )
 
     async def work():
         async with guarded.running() as hub, guarded.linked("pi-1") as link:
