@@ -52,6 +52,8 @@ _PRESENCE_TTL_S = 60
 _FLUSH_S = 2.0
 _AGAIN_S = 0.5
 _PING_S = 5
+RECONNECT_S, CONNECT_TIMEOUT_S = 1, 2
+"""Between two attempts to connect again, and for one."""
 _ELECTION_S = 30.0
 _EXISTS = 10058
 """The broker's number for a stream that is there with another configuration."""
@@ -132,7 +134,8 @@ class Hub:
                     name=self._name,
                     error_cb=on_error,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=1,
+                    reconnect_time_wait=RECONNECT_S,
+                    connect_timeout=CONNECT_TIMEOUT_S,
                     ping_interval=_PING_S,
                     **options,
                 ),
