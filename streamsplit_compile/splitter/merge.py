@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.records.learnt import Learnt
-from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.formats.records.table import SplitterTable, as_stored, q_rows
 
 SHIPPED_VISITS = 20.0
 """What a shipped value weighs against the devices' visits."""
@@ -31,10 +31,10 @@ def merge(table: SplitterTable, records: Sequence[Learnt], created_by: str = "ss
         for row, action, correction, visits in record.cells:
             moved[row, action] += visits * correction
             weight[row, action] += visits
-    q = np.round(np.asarray(table.q) + moved / weight, 3) + 0.0
+    q = as_stored(np.asarray(table.q) + moved / weight)
     return msgspec.structs.replace(
         table,
         created_by=created_by,
-        policy=tuple(int(best) for best in q.argmax(1)),
-        q=tuple(tuple(float(value) for value in row) for row in q),
+        upgraded_from=None,
+        q=q_rows(q),
     )

@@ -19,15 +19,15 @@ def learnt(*cells: Cell, table: str = TABLE.digest) -> Learnt:
 def test_values_move_by_the_weighted_mean() -> None:
     merged = merge(TABLE, [learnt((0, 0, -2.0, 60)), learnt((0, 0, -1.0, 20), (1, 4, 0.5, 5))])
     assert SHIPPED_VISITS == 20
-    assert merged.q[0] == pytest.approx((5.0 - 140 / 100, 4.0, 0.0, 0.0, 0.0))
-    assert merged.q[1] == pytest.approx((1.0, 2.0, 3.0, 4.0, 5.1))
+    assert merged.q[0] == pytest.approx((5.0 - 140 / 100, 4.0, 0.0, 0.0, 0.0), abs=0.002)
+    assert merged.q[1] == pytest.approx((1.0, 2.0, 3.0, 4.0, 5.1), abs=0.002)
     assert (TABLE.policy, merged.policy) == ((0, 4), (1, 4))
     assert merged.created_by == "ssc splitter merge"
     assert merged.costs == TABLE.costs
 
 
 def test_a_single_visit_hardly_moves_anything() -> None:
-    assert merge(TABLE, [learnt((0, 0, -3.0, 1))]).q[0][0] == pytest.approx(5.0 - 3 / 21, abs=1e-3)
+    assert merge(TABLE, [learnt((0, 0, -3.0, 1))]).q[0][0] == pytest.approx(5.0 - 3 / 21, abs=0.002)
 
 
 def test_records_of_another_table_and_none_at_all_are_refused() -> None:
