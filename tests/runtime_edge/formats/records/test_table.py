@@ -418,38 +418,3 @@ def test_version_1_may_have_more_actions_but_is_not_written_with_them() -> None:
     assert earlier.digest.startswith("sha256:")
     with pytest.raises(TableError, match="costs: 30 actions, a table has at most 24; train it with fewer cuts"):
         earlier.to_json()
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.lists(st.floats(-1000, 1000), min_size=4, max_size=4), min_size=6, max_size=6)
-    | st.lists(st.lists(st.floats(9.9, 10), min_size=4, max_size=4), min_size=6, max_size=6)
-)
-def test_the_best_action_after_rounding_is_within_the_rounding_error_of_the_best(q: list[list[float]]) -> None:
-    exact = make(q=tuple(map(tuple, q)))
-    upgraded = SplitterTable.from_json(exact.to_json(), "t.json")
-    for values, best in zip(q, upgraded.policy, strict=True):
-        assert values[best] == max(values) or max(values) - values[best] < 2.0**-24, "below float16's least step"
-
-
-def test_rounding_to_what_is_stored_changes_nothing_twice_and_refuses_what_it_cannot_hold() -> None:
-    q = np.random.default_rng(0).uniform(-32, 32, (50, 4))
-    below, stored = q - q.max(1, keepdims=True), as_stored(q) - as_stored(q).max(1, keepdims=True)
-    assert np.abs(as_stored(q).max(1) - q.max(1)).max() <= 2.0**-11
-    assert (np.abs(stored - below) <= np.abs(below) * 2.0**-11).all()
-    assert (as_stored(as_stored(q)) == as_stored(q)).all()
-    assert not np.signbit(as_stored([[-0.0]])).any()
-    table = make(q=q_rows(as_stored(q[:6])))
-    assert SplitterTable.from_json(table.to_json(), "t.json") == table
-    for value in (math.nan, math.inf, 65536.0):
-        with pytest.raises(TableError, match="q: not all finite and within 65504"):
-            as_stored([[value, 0.0]])
-
-
-def test_a_table_of_the_usual_size_is_less_than_half_of_what_it_was() -> None:
-    axes = tuple(StateAxis(name=n, edges=tuple(map(float, range(e)))) for n, e in (("cpu", 31), ("rtt_ms", 29)))
-    q = np.random.default_rng(0).uniform(-20, 20, (960, 4))
-    table = make(state=axes, q=q_rows(as_stored(np.round(q, 3))))
-    numbers = tuple(tuple(np.round(row, 3).tolist()) for row in q)
-    earlier = version1(table, q=numbers, policy=[row.index(max(row)) for row in numbers])
-    assert len(table.to_json()) < 0.5 * len(earlier)
