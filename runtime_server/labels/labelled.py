@@ -373,22 +373,25 @@ def _field(row: Mapping[str, str], name: str, where: str) -> str:
     return row[name]
 
 
-def _number(text: str, where: str) -> float:
+def _finite(text: str) -> float | None:
+    """The number that a text is, if it is one."""
     try:
         value = float(text)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _number(text: str, where: str) -> float:
+    if (value := _finite(text)) is None:
         raise FormatError(f"{where}: {text!r} is not a number")
     return value
 
 
 def _time(text: str, where: str) -> float:
     # A number first: some numbers of seconds are dates, too, when they are read as ISO 8601.
-    try:
-        return _number(text, where)
-    except FormatError:
-        pass
+    if (seconds := _finite(text)) is not None:
+        return seconds
     try:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:

@@ -10,13 +10,8 @@ import pytest
 from example_tables import actions_of, make, version1
 
 from runtime_edge.errors import TableError
-from runtime_edge.formats.records.actions import (
-    canonical_json,
-)
-from runtime_edge.formats.records.table import (
-    MAX_ACTIONS,
-    SplitterTable,
-)
+from runtime_edge.formats.records.actions import canonical_json
+from runtime_edge.formats.records.table import MAX_ACTIONS, SplitterTable
 
 
 def test_a_table_of_version_1_is_upgraded() -> None:
