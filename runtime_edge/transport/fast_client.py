@@ -109,9 +109,9 @@ class InboxSorter(asyncio.BufferedProtocol):
             self._behind.data_received(b"".join(others))
 
     def _message(self, subject: bytes, head: bytes, payload: bytes) -> None:
-        status = head.partition(b"\r\n")[0].split()[1:2]
         try:
-            self._on_message(subject[len(self._prefix) :].decode(), payload, b"".join(status).decode())
+            status = b"".join(head.partition(b"\r\n")[0].split()[1:2]).decode() if head else ""
+            self._on_message(subject[len(self._prefix) :].decode(), payload, status)
         except Exception:
             _LOG.exception("an answer cannot be handled")  # the connection is none the worse for it
 
