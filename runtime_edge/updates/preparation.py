@@ -17,7 +17,7 @@ from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore, FetchedBundle
 from runtime_edge.updates.engine_setup import engine_for
-from runtime_edge.updates.signed_records import RecordKeeper
+from runtime_edge.updates.received_records import RecordKeeper
 from runtime_edge.updates.trial import Refusal
 from runtime_edge.updates.update_reports import MAX_REASON, UpdateReports
 
