@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from runtime_edge.audio.block import Counters
+from runtime_edge.audio.audio_block import Counters
 from runtime_edge.audio.stream import STALL_SECONDS
 
 _LOG = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import Counters
+from runtime_edge.audio.audio_block import Counters
 from runtime_edge.audio.live import FrameQueue
 from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio
 from runtime_edge.errors import SourceError

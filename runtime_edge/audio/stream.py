@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import AudioBlock, Clock, Counters, Recording
+from runtime_edge.audio.audio_block import AudioBlock, Clock, Counters, Recording
 from runtime_edge.audio.resample import Resampler
 from runtime_edge.audio.sample_check import SampleCheck
 from runtime_edge.errors import UsageError

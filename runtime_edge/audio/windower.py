@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import AudioBlock, Counters, Recording
+from runtime_edge.audio.audio_block import AudioBlock, Counters, Recording
 from runtime_edge.errors import UsageError
 
 

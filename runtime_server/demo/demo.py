@@ -16,8 +16,8 @@ import click
 from runtime_edge.errors import CheckFailed, SscError
 from runtime_server.broker.hub import Hub
 from runtime_server.demo.demo_page import write_report
+from runtime_server.demo.demo_scenario import HOP_S, DemoDevice, devices, share_audio
 from runtime_server.demo.demo_summary import Evidence, check_summary, summarise
-from runtime_server.demo.scenario import HOP_S, DemoDevice, devices, share_audio
 from runtime_server.harness.ports import free_port
 from runtime_server.harness.processes import Child, Children, wait_for_line
 from runtime_server.harness.shaper import Shaper

@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.bundle import open_bundle
-from runtime_server.demo.scenario import DemoDevice
+from runtime_server.demo.demo_scenario import DemoDevice
 from runtime_server.state.server_state import bundle_paths
 
 PARITY_LIMIT = 1e-4

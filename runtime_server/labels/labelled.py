@@ -41,7 +41,7 @@ from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
 from runtime_server.labels.csv_fields import finite_number, time_of
 from runtime_server.labels.head_training import Examples, truth_of
-from runtime_server.labels.shares import shared_out
+from runtime_server.labels.label_shares import shared_out
 from runtime_server.suffix.frame_codecs import FrameCodecs
 
 _LOG = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from runtime_edge.audio.block import AudioBlock, Clock, Counters, Recording
+from runtime_edge.audio.audio_block import AudioBlock, Clock, Counters, Recording
 from runtime_edge.audio.stream import Mixer, SourceAudio, to_blocks, to_mono
 from runtime_edge.errors import UsageError
 
