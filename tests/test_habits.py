@@ -107,12 +107,13 @@ def timed_comparisons(path: Path) -> Iterator[str]:
 
 
 def too_long(path: Path) -> Iterator[str]:
-    """A file or functions of more lines than anybody reads at once."""
+    """A file or functions, with their decorators, of more lines than anybody reads at once."""
     if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_FILE_LINES:
         yield f"{relative(path)}: {lines} lines"
     for node in nodes_of(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or 0) - node.lineno + 1
+            first = min(line.lineno for line in (node, *node.decorator_list))
+            lines = (node.end_lineno or 0) - first + 1
             if lines > MAX_FUNCTION_LINES:
                 yield f"{relative(path)}:{node.lineno}: {node.name} has {lines} lines"
 
@@ -200,6 +201,7 @@ def test_every_test_has_a_folder_that_says_what_it_is_about() -> None:
         (private_uses, "from package import _x"),
         (timed_comparisons, "def test():\n    began = time.monotonic()\n    assert time.monotonic() - began < 1"),
         (timed_comparisons, "def test():\n    took = time.time() - began\n    assert took < 1"),
+        (too_long, "@options(\n" + "    1,\n" * MAX_FUNCTION_LINES + ")\ndef command():\n    pass"),
     ],
 )
 def test_what_is_looked_for_is_found(check, text, monkeypatch, tmp_path) -> None:

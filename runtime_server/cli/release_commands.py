@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -13,12 +12,10 @@ from runtime_server.cli.ask import ask
 from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.releases.rollout import RolloutConfig
 from runtime_server.releases.rollout_service import RolloutAction, request
-from streamsplit_compile.cli.options import PathParam, broker_option, json_option
+from streamsplit_compile.cli.options import PathParam, broker_option, json_option, together
 from streamsplit_compile.cli.printing import print_json, print_table, size
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_OPTIONS = [
+release_options = together(
     click.option("--release-steps", default=50, show_default=True, type=click.IntRange(1), help="Steps between tries."),
     click.option("--release-s", type=click.FloatRange(0), help="Also try after so many seconds, if anything is new."),
     click.option(
@@ -53,14 +50,8 @@ _OPTIONS = [
         type=click.FloatRange(0),
         help="Promote a generation so long after its release, when the devices that have it are well.",
     ),
-]
-
-
-def release_options(command: _Command) -> _Command:
-    """When generations are released, and to whom first."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+)
+"""When generations are released, and to whom first."""
 
 
 def release_configs(settings: dict[str, Any]) -> dict[str, Any]:
