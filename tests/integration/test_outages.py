@@ -2,9 +2,9 @@
 
 import signal
 import sqlite3
-import time
 
 import harness
+from idle_stream import settled
 
 
 def test_a_killed_server_costs_no_window(start, tmp_path, toy_bundle, toy_model):
@@ -31,7 +31,7 @@ def test_a_killed_server_costs_no_window(start, tmp_path, toy_bundle, toy_model)
     assert report["windows_lost"] == report["windows_spooled"] == 0
     assert report["windows_replayed"] >= len(alone) / 2
     harness.until(lambda: server.counted("pi-1") == len(windows), "every window counted")
-    time.sleep(1.0)
+    server.ask(settled)
     assert server.counted("pi-1") == len(windows), "counted twice"
 
 
