@@ -37,7 +37,7 @@ _CONTAINERS = (
     (0, b"\x1f\x8b\x08", "gzip"),
     (4, b"ftyp", "MP4"),
 )
-"""Where which bytes stand in what."""
+"""The bytes by which a container is recognised, by their place."""
 _LONGEST_MARK = 16
 _MPEG_HEADER = 7
 _LAYER_3_KBPS = (

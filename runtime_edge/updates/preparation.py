@@ -129,7 +129,7 @@ class Preparation:
     def _load(self, bundle: Bundle, previous: Engine | None) -> Engine:
         config, own = self.config, self.store.holds(bundle)
         if own:
-            with contextlib.suppress(OSError):  # a full disk is no reason to stand still
+            with contextlib.suppress(OSError):  # a full disk must not stop the device
                 self.trials.begin(bundle)
         try:
             engine = engine_for(bundle, config, previous)

@@ -88,7 +88,7 @@ def add(names: tuple[str, ...], out: Path | None, reader: bool, state: Path, as_
             continue
         path = out / f"{name}.creds" if out is not None and out.is_dir() else out or Path(f"{name}.creds")
         if path.exists():
-            raise UsageError(f"{path}: is there already; move it away, or give another -o")
+            raise UsageError(f"{path}: exists; move it away, or give another -o")
         seed = access.add(name)
         write_atomic(path, f"{seed}\n".encode(), 0o600)
         added.append({"name": name, "credentials": str(path)})

@@ -17,7 +17,7 @@ from streamsplit_compile.cli.printing import print_json, print_table, size
 
 release_options = together(
     click.option("--release-steps", default=50, show_default=True, type=click.IntRange(1), help="Steps between tries."),
-    click.option("--release-s", type=click.FloatRange(0), help="Also try after so many seconds, if anything is new."),
+    click.option("--release-s", type=click.FloatRange(0), help="Also try after this many seconds, if anything is new."),
     click.option(
         "--release-least-s", default=0.0, show_default=True, type=click.FloatRange(0), help="Seconds between tries."
     ),
@@ -48,7 +48,7 @@ release_options = together(
         default=RolloutConfig.healthy_s,
         show_default=True,
         type=click.FloatRange(0),
-        help="Promote a generation so long after its release, when the devices that have it are well.",
+        help="Promote a generation this many seconds after its release, if the devices that have it are well.",
     ),
 )
 """When generations are released, and to whom first."""
@@ -146,7 +146,7 @@ def _carry_out(broker: Address, action: RolloutAction, generation: int | None, a
         [_row(release) for release in found["releases"]],
     )
     if found["held"]:
-        click.echo(f"nothing is released by itself now: {found['held']}")
+        click.echo(f"automatic releases are on hold: {found['held']}")
 
 
 def _row(release: dict[str, Any]) -> list[str]:

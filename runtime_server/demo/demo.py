@@ -42,7 +42,7 @@ class DemoConfig:
 
 
 async def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Run it; returns the summary, which also stands in `summary.json` of the report.
+    """Run it; returns the summary, which is also in `summary.json` of the report.
 
     Raises CheckFailed when a process fails or something the demo promises does not hold; the report is written
     all the same when there is anything to report.

@@ -135,7 +135,7 @@ def check_summary(summary: dict[str, Any]) -> None:
     if summary["parity_max_abs_error"] > PARITY_LIMIT:
         broken.append(f"parity error {summary['parity_max_abs_error']:.1e} is above {PARITY_LIMIT:.0e}")
     if broken:
-        raise CheckFailed("the demo does not hold: " + "; ".join(broken))
+        raise CheckFailed("the demo's checks failed: " + "; ".join(broken))
 
 
 def _read_results(path: Path) -> list[dict[str, Any]]:

@@ -98,7 +98,7 @@ def read_clips(source: Path) -> list[LabelledClip]:
         fold = None if "fold" not in row else int(finite_number(row["fold"], f"{where}: fold"))
         known = clips.get(name)
         if known is not None and known.fold != fold:
-            raise FormatError(f"{where}: {name} stands in two folds")
+            raise FormatError(f"{where}: {name} appears in two folds")
         labels = (label,) if known is None else (*known.labels, label)
         clips[name] = LabelledClip(source.parent / name, labels, fold)
     return list(clips.values())

@@ -141,7 +141,7 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"format": 2}, "format"),
     ({"target": ""}, "target"),
     ({"costs": []}, "costs"),
-    ({"costs": with_costs(1, name="waveform")}, "costs: a name stands twice"),
+    ({"costs": with_costs(1, name="waveform")}, "costs: a name appears twice"),
     ({"costs": with_costs(2, bytes=-3)}, r"costs\[2\]\.bytes|costs\[...\]\.bytes"),
     ({"costs": with_costs(2, colour=1)}, "unknown field `colour`"),
     ({"costs": with_costs(1, quality=[])}, "quality"),
@@ -157,7 +157,7 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"state": [{"name": "cpu", "edges": [0.5, 0.5]}]}, "edges of cpu"),
     (
         {"state": [{"name": "cpu", "edges": []}, {"name": "cpu", "edges": []}]},
-        "state: a name stands twice",
+        "state: a name appears twice",
     ),
     ({"state": [{"name": "cpu", "edges": [0.5]}]}, "values: 24 bytes, expected 8: 2 numbers"),
     ({"reward": {"t_max_ms": 0}}, r"reward\.t_max_ms"),
@@ -177,7 +177,7 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"costs": with_costs(3, encoding="int8")}, "costs: local"),
     ({"costs": with_costs(3, answer="server")}, "costs: local"),
     ({"costs": with_costs(3, name="home")}, "costs: home: the action local"),
-    ({"costs": with_costs(1, cut="waveform")}, "costs: an action stands twice"),
+    ({"costs": with_costs(1, cut="waveform")}, "costs: an action appears twice"),
     (
         {"costs": [{**action, "name": f"{place}"} for place in range(25) for action in with_costs(0)[:1]]},
         "at most 24",
