@@ -83,7 +83,7 @@ class DeviceConfig:
     )
     realtime: bool = setting(True, "Play files at the speed they were recorded; otherwise as fast as possible.")
     loop: bool = setting(False, "Start files again at their end.")
-    speed: float = setting(1.0, "Play files so many times faster.", ge=0.01, le=1000)
+    speed: float = setting(1.0, "Play files this many times faster than real time.", ge=0.01, le=1000)
     gate_db: float | None = setting(
         None, "Ignore windows quieter than this, decibels of full scale.", ge=-200, le=0, example=-60.0
     )
@@ -94,7 +94,7 @@ class DeviceConfig:
     channel: str = setting(
         "mean", "What to make of several channels: their mean, the loudest, or one by its number, from 1 on."
     )
-    max_windows: int | None = setting(None, "Stop after so many windows.", ge=1, example=1000)
+    max_windows: int | None = setting(None, "Stop after this many windows.", ge=1, example=1000)
     drain_s: float = setting(30.0, "How long to send spooled frames after the source has ended.", ge=0, le=86_400)
     results: tuple[str, ...] = setting(
         (), "Write results as JSON lines to these files, or - for standard output.", example=("results.jsonl",)

@@ -8,7 +8,7 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import Counters
+from runtime_edge.audio.audio_block import Counters
 
 _LOG = logging.getLogger(__name__)
 _JUDGED_AFTER_S = 10.0

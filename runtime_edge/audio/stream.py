@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import AudioBlock, Clock, Counters, Recording
+from runtime_edge.audio.audio_block import AudioBlock, Clock, Counters, Recording
 from runtime_edge.audio.resample import Resampler
 from runtime_edge.audio.sample_check import SampleCheck
 from runtime_edge.errors import UsageError
@@ -175,7 +175,7 @@ class WallClock:
             return 0
         self._ahead_ns = ahead_ns
         if not self._counters.clock_steps:
-            _LOG.warning("the clock was set by %+.1f s: times of audio follow it from here on", step_ns / 1e9)
+            _LOG.warning("the clock was changed by %+.1f s: the times of audio follow it from now on", step_ns / 1e9)
         self._counters.clock_steps += 1
         return step_ns
 

@@ -81,7 +81,7 @@ class AudioStreamDecoder:
             raise FrameError(f"audio of window {index}: its first byte says neither that it starts nor that it goes on")
         continues = payload[0] == _CONTINUES
         if continues and self._index != index - 1:
-            raise FrameError(f"window {index} continues window {index - 1}, which has not come before it")
+            raise FrameError(f"window {index} continues window {index - 1}, which did not arrive before it")
         self._index = None
         if not continues:
             self._code = _decoder(self._encoding, self._rate)

@@ -123,7 +123,7 @@ def read_seed(path: Path) -> str:
 
 
 def explain(url: str, credentials: Credentials, exc: Exception) -> LinkError:
-    """The error to raise when a connection failed with `exc`: AccessError when trying again soon is no use."""
+    """The error to raise when a connection failed with `exc`: AccessError when retrying soon is useless."""
     text = str(exc) or type(exc).__name__
     if isinstance(exc, ssl.SSLCertVerificationError):
         return AccessError(f"broker {url}: its certificate is refused: {exc.verify_message}; see --tls-ca")

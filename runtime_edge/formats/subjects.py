@@ -55,7 +55,7 @@ def new_boot() -> str:
 
 
 def check_device(device: str) -> str:
-    """Return a device name that can stand in a subject. Raises UsageError."""
+    """Return a device name that is valid in a subject. Raises UsageError."""
     if not is_device(device):
         raise UsageError(f"device {device!r}: use lower-case letters, digits and '-', 63 characters at most")
     return device

@@ -93,7 +93,7 @@ class InboxSorter(asyncio.BufferedProtocol):
             is_message = words[:1] in ([b"MSG"], [b"HMSG"])
             stop = end + int(words[-1]) + 2 if is_message else end
             if stop < end:
-                raise ValueError("a broker announces less than nothing")
+                raise ValueError("a broker announces a negative size")
             if stop > len(data):
                 break
             if is_message and words[1].startswith(self._prefix):
@@ -113,7 +113,7 @@ class InboxSorter(asyncio.BufferedProtocol):
             status = b"".join(head.partition(b"\r\n")[0].split()[1:2]).decode() if head else ""
             self._on_message(subject[len(self._prefix) :].decode(), payload, status)
         except Exception:
-            _LOG.exception("an answer cannot be handled")  # the connection is none the worse for it
+            _LOG.exception("an answer cannot be handled")  # the connection is still usable
 
     def eof_received(self) -> bool | None:
         """See asyncio."""

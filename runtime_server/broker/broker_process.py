@@ -34,7 +34,7 @@ START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 10_000
 LOG_BYTES, _FORMER_LOGS = 16 << 20, 2
-"""Of the log before it is begun anew, and how many former ones stay: each connection that is refused is a line."""
+"""Size of the log before it is rotated, and how many earlier ones are kept: each refused connection is a line."""
 _MAX_SUBSCRIPTIONS = 256
 """Of one connection: a device needs about ten."""
 FULL_BYTES = 2 * MAX_FRAME_BYTES
@@ -88,7 +88,7 @@ class ClusterConfig:
     """`host:port` of the others."""
 
     def __post_init__(self) -> None:
-        """Raise UsageError, naming the option, for a name or route that cannot stand in a configuration."""
+        """Raise UsageError, naming the option, for a name or route that is not valid in a configuration."""
         if not is_device(self.name):
             raise UsageError(f"--name {self.name!r}: use lower-case letters, digits and '-', 63 characters at most")
         for route in self.routes:

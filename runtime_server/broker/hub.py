@@ -41,7 +41,7 @@ from runtime_edge.formats.strict import decode
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
 from runtime_server.broker.bucket_keys import bucket_keys
 from runtime_server.broker.guarded_client import GuardedClient
-from runtime_server.broker.signed_records import SignedRecordWriter
+from runtime_server.broker.record_writer import SignedRecordWriter
 
 _STREAM_BYTES = 4 << 30
 _STREAM_AGE_S = 7 * 24 * 3600

@@ -91,7 +91,7 @@ def readable(found: dict[str, bytes], table: SplitterTable) -> tuple[list[Learnt
         try:
             record = Learnt.from_json(data, source)
             if record.device != device:
-                raise TableError(f"{source}: device: says that it is another one")
+                raise TableError(f"{source}: device: names another device")
             if record.corrects(table):
                 record.check(table, source)
                 records.append(record)

@@ -37,7 +37,7 @@ _LOOK_S = 2.0
 @click.option("--push", is_flag=True, help="Give it to running devices; it takes effect at their next window.")
 @click.option("--target", help="Push to devices of this target only [default: all of the bundle's].")
 @click.option("--device", help="Push to this device only; needs --target when the bundle has several.")
-@click.option("--follow", is_flag=True, help="Stay, and fit and push anew at every release.")
+@click.option("--follow", is_flag=True, help="Keep running, and fit and push again at every release.")
 @click.option("--gate-db", default=-60.0, show_default=True, help="Leave out windows of recordings below this level.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the held-out folds.")
 @broker_option

@@ -26,8 +26,48 @@ from streamsplit_compile.cli.options import (
     PathParam,
     bundle_argument,
     key_option,
+    together,
 )
 from streamsplit_compile.encoder.encoders import load_encoder
+
+_broker_options = together(
+    click.option("--broker", help="Use this broker, or a cluster's with commas between, instead of starting one."),
+    click.option(
+        "--replicas", default=1, show_default=True, type=click.IntRange(1, 5), help="Brokers that keep a message."
+    ),
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address the embedded broker listens on."),
+    click.option("--port", default=4222, show_default=True, type=click.IntRange(1, 65535), help="Its port."),
+    click.option("--mqtt-port", type=click.IntRange(1, 65535), help="Let MQTT clients read events on this port."),
+)
+"""Which broker serves the devices."""
+
+_training_options = together(
+    click.option("--no-training", "training", flag_value=False, default=True, help="Complete frames only."),
+    click.option(
+        "--batch",
+        default=TrainConfig.batch,
+        show_default=True,
+        type=click.IntRange(2),
+        help="Windows in a training step.",
+    ),
+    click.option("--learning-rate", default=TrainConfig.learning_rate, show_default=True, type=float),
+    click.option("--train-share", default=0.6, show_default=True, type=click.FloatRange(0.01, 1.0)),
+    click.option(
+        "--checkpoint-steps",
+        default=200,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Steps between two checkpoints.",
+    ),
+    click.option(
+        "--replay-mb",
+        default=512,
+        show_default=True,
+        type=click.IntRange(0),
+        help="Read so much of the stream again at a start; 0: nothing.",
+    ),
+)
+"""Whether and how the server trains."""
 
 
 @click.group()
@@ -42,30 +82,9 @@ def server() -> None:
 @click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam())
 @bundle_argument
 @click.option("--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="State directory.")
-@click.option("--broker", help="Use this broker, or a cluster's with commas between, instead of starting one.")
-@click.option(
-    "--replicas", default=1, show_default=True, type=click.IntRange(1, 5), help="Brokers that keep a message."
-)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address the embedded broker listens on.")
-@click.option("--port", default=4222, show_default=True, type=click.IntRange(1, 65535), help="Its port.")
-@click.option("--mqtt-port", type=click.IntRange(1, 65535), help="Let MQTT clients read events on this port.")
+@_broker_options
 @click.option("--calibrate", type=PathParam(), help="Recordings to measure int8 ranges on at every release.")
-@click.option("--no-training", "training", flag_value=False, default=True, help="Complete frames only.")
-@click.option(
-    "--batch", default=TrainConfig.batch, show_default=True, type=click.IntRange(2), help="Windows in a training step."
-)
-@click.option("--learning-rate", default=TrainConfig.learning_rate, show_default=True, type=float)
-@click.option("--train-share", default=0.6, show_default=True, type=click.FloatRange(0.01, 1.0))
-@click.option(
-    "--checkpoint-steps", default=200, show_default=True, type=click.IntRange(1), help="Steps between two checkpoints."
-)
-@click.option(
-    "--replay-mb",
-    default=512,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Read so much of the stream again at a start; 0: nothing.",
-)
+@_training_options
 @release_options
 @click.option("--tensorboard", type=PathParam(), help="Directory for TensorBoard's event files of the training.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Torch threads.")

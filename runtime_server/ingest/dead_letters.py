@@ -79,7 +79,7 @@ async def get(hub: Hub, number: int) -> DeadLetter:
     try:
         return _letter(await hub.stream.get_msg(DEAD, number, direct=True))
     except nats.js.errors.NotFoundError:
-        raise UsageError(f"dead letter {number}: there is none; `ssc server dead list` shows all") from None
+        raise UsageError(f"dead letter {number}: no such letter; `ssc server dead list` shows all") from None
 
 
 @raises_link_error

@@ -41,7 +41,7 @@ from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
 from runtime_server.labels.csv_fields import finite_number, time_of
 from runtime_server.labels.head_training import Examples, truth_of
-from runtime_server.labels.shares import shared_out
+from runtime_server.labels.label_shares import shared_out
 from runtime_server.suffix.frame_codecs import FrameCodecs
 
 _LOG = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def read_clips(source: Path) -> list[LabelledClip]:
         fold = None if "fold" not in row else int(finite_number(row["fold"], f"{where}: fold"))
         known = clips.get(name)
         if known is not None and known.fold != fold:
-            raise FormatError(f"{where}: {name} stands in two folds")
+            raise FormatError(f"{where}: {name} appears in two folds")
         labels = (label,) if known is None else (*known.labels, label)
         clips[name] = LabelledClip(source.parent / name, labels, fold)
     return list(clips.values())

@@ -4,7 +4,7 @@
 <state>/held_out.key                  decides which windows judge releases; made at the first start
 <state>/generations/00002/            bundles it compiled
 <state>/weights/00002.pt              the weights each was compiled from
-<state>/trainer/checkpoint.pt          where training stands; another rank's windows in a file beside it
+<state>/trainer/checkpoint.pt          the state of training; another rank's windows in a file beside it
 <state>/rollout.json                  which of them devices run, and how each release went
 <state>/numbers.json                  the number of each table, head and release it signed last
 <state>/ledger/0.json, 0.json.journal  which windows have been taken, by partition

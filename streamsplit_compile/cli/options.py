@@ -23,6 +23,17 @@ class PathParam(click.Path):
         super().__init__(path_type=Path)
 
 
+def together(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
+    """One decorator for several options, in the order in which `--help` lists them."""
+
+    def with_all(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return with_all
+
+
 def bundle_argument(command: _Command) -> _Command:
     """A bundle directory."""
     return click.argument("bundle", type=PathParam())(command)
@@ -43,19 +54,16 @@ def pub_option(command: _Command) -> _Command:
     return click.option("--pub", type=PathParam(), help="Public key that must have signed it.")(command)
 
 
-def encoder_options(command: _Command) -> _Command:
-    """How to read an encoder's file that does not say it all itself."""
-    for option in (
-        click.option(
-            "--factory",
-            help="package.module:callable that builds the module for a plain state_dict; looked for in the working "
-            "directory, then on PYTHONPATH.",
-        ),
-        click.option("--sample-rate", type=click.IntRange(1000, 384000), help="Hz, where the encoder does not say."),
-        click.option("--unsafe-load", is_flag=True, help="Unpickle a module, running its code. For your own files."),
-    )[::-1]:
-        command = option(command)
-    return command
+encoder_options = together(
+    click.option(
+        "--factory",
+        help="package.module:callable that builds the module for a plain state_dict; looked for in the working "
+        "directory, then on PYTHONPATH.",
+    ),
+    click.option("--sample-rate", type=click.IntRange(1000, 384000), help="Hz, where the encoder does not say."),
+    click.option("--unsafe-load", is_flag=True, help="Unpickle a module, running its code. For your own files."),
+)
+"""How to read an encoder's file that does not say it all itself."""
 
 
 def broker_option(command: _Command) -> _Command:

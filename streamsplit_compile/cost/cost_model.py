@@ -93,7 +93,7 @@ def count_work(module: fx.GraphModule) -> BlockWork:
 
 
 def count_macs(node: fx.Node) -> int:
-    """Multiply-accumulates of one node for a batch of 1; 0 for what is no convolution, matmul or recurrent layer."""
+    """Multiply-accumulates of one node for a batch of 1; 0 for what is not a convolution, matmul or recurrent layer."""
     counter = _MACS.get(_operator(node))
     return counter(node) if counter is not None else 0
 

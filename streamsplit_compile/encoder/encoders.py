@@ -58,7 +58,7 @@ class LoadedEncoder:
 
 
 def list_encoders() -> dict[str, str]:
-    """Registered encoder names -> where their factory stands."""
+    """Registered encoder names -> where their factory is."""
     return {point.name: point.value for point in sorted(entry_points(group=ENTRY_POINT_GROUP))}
 
 

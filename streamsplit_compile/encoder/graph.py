@@ -31,7 +31,7 @@ class Candidate:
     shape: tuple[int, ...]
     """With a batch axis of 1."""
     boundary: bool
-    """Whether it lies where a module of the user's ends, not inside one."""
+    """Whether it is where a module of the user's ends, not inside one."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _followed_module(node: fx.Node, position: int, ends: dict[str, int]) -> str 
 
 
 def _place(node: fx.Node) -> str:
-    """Where a node inside a module stands."""
+    """Where a node inside a module is."""
     paths = _module_paths(node)
     return f"{paths[-1]}.{node.name}" if paths else node.name
 

@@ -99,7 +99,7 @@ def _check_header(names: Sequence[str], path: Path) -> None:
         if name not in _BOUNDS:
             raise FormatError(f"{path}:1: column {name!r} is not known; there are {', '.join(_BOUNDS)}")
     if len(set(names)) != len(names):
-        raise FormatError(f"{path}:1: a column stands twice")
+        raise FormatError(f"{path}:1: a column appears twice")
     for name in _NEEDED:
         if name not in names:
             raise FormatError(f"{path}:1: column {name} is missing")

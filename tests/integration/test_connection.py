@@ -77,7 +77,9 @@ def test_a_frame_without_a_number_is_not_answered(play, broker):
         async with linked(broker, late.append) as connection:
             future = expect(connection, 5, 20.0)
             await harness.stored(connection, "pi-1.earlier.5", None, b"of an earlier boot")
-            await asyncio.sleep(0.2)
+            later = expect(connection, 6, 20.0)
+            await harness.stored(connection, "pi-1.boot.6", 6, b"one with a number")
+            assert (await later).embedding == b"one with a number"
             return future.done()
 
     assert play(work) is False
@@ -337,7 +339,8 @@ def test_what_waits_for_the_broker_learns_at_once_that_it_is_gone(broker):
             await client.subscribe("act.>", cb=ignore)  # somebody takes the frame, but no stream stores it
             await flush(client)
             said = harness.stored(connection, "pi-1.boot.0", 0, b"frame", 60.0)
-            await asyncio.sleep(0.2)
+            with pytest.raises(LinkError):
+                await harness.stored(connection, "pi-1.boot.1", 1, b"frame", 0.2)  # nobody answers the next one either
             assert not said.done()
             await broker.stop()
             with pytest.raises(LinkError, match="the connection was lost"):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from runtime_edge.audio.block import AudioBlock, Clock, Counters, Recording
+from runtime_edge.audio.audio_block import AudioBlock, Clock, Counters, Recording
 from runtime_edge.audio.stream import Mixer, SourceAudio, to_blocks, to_mono
 from runtime_edge.errors import UsageError
 
@@ -125,7 +125,7 @@ def test_times_follow_a_clock_that_is_set_and_this_is_said_once(
     assert ends == [100_000_000 * n + step for n, step in zip(range(1, 41), steps, strict=True)]
     assert counters.clock_steps == 2, "a second may be a correction of the clock's rate"
     assert [record.message for record in caplog.records if record.name.endswith("stream")] == [
-        "the clock was set by +31536000.0 s: times of audio follow it from here on"
+        "the clock was changed by +31536000.0 s: the times of audio follow it from now on"
     ]
 
 

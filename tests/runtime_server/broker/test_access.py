@@ -62,11 +62,11 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path):
 def test_a_device_is_added_once_and_after_a_revocation_again_with_another_key(tmp_path):
     access = Access(tmp_path)
     first = access.add("pi-1")
-    with pytest.raises(UsageError, match="pi-1: is there already"):
+    with pytest.raises(UsageError, match="pi-1: was added already"):
         access.add("pi-1")
     access.revoke("pi-1")
     assert public_key(first) not in access.config()
-    with pytest.raises(UsageError, match="pi-1: no such device is let in"):
+    with pytest.raises(UsageError, match="pi-1: no such device was added"):
         access.revoke("pi-1")
     second = access.add("pi-1")
     assert public_key(second) in access.config()
@@ -168,7 +168,7 @@ def test_the_commands_say_what_they_did(tmp_path):
     assert listed["required"] is True
     assert [one["name"] for one in listed["devices"]] == ["pi-1", "pi-2"]
     assert listed["devices"][0]["public_key"] == public_key(read_seed(key))
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists; move it away"):
         _ssc("add", "pi-1", "-o", key, *state)
     _ssc("revoke", "pi-2", *state)
     assert "only these are let in" in _ssc("list", *state)

@@ -1,7 +1,5 @@
 """Ingest on a real broker: what comes back for each frame, what is counted, what never comes back."""
 
-import asyncio
-
 import nats.errors
 import numpy as np
 import pytest
@@ -122,6 +120,12 @@ def test_frames_that_cannot_be_completed_are_told_so(play, generations, tiny_enc
     assert counted == {"pi-1": 2}
 
 
+async def sent_until_stored(peer, frame, count):
+    """Send a window again; whether the broker has stored it `count` times, having forgotten the one before."""
+    await peer.send(frame, 0)
+    return (await peer.hub.stream.stream_info(subjects.STREAM)).state.messages == count
+
+
 def test_a_window_counts_once_beyond_the_brokers_memory_of_duplicates(play, generations, sounds, frame_of):
     frame = frame_of(sounds[0], 0, 1)
 
@@ -132,9 +136,8 @@ def test_a_window_counts_once_beyond_the_brokers_memory_of_duplicates(play, gene
         peer = await Peer(hub).listen()
         rebooted = Peer(hub, boot="later")
         async with serving(hub, generations) as ingest:
-            for _ in range(3):
-                await peer.send(frame, 0)
-                await asyncio.sleep(0.3)
+            for number in range(1, 4):
+                await eventually(lambda number=number: sent_until_stored(peer, frame, number))
             await rebooted.send(frame, 0)
             await settled(hub)
             return await peer.replies(3), ingest.counters, ingest.ledger.counts()
@@ -160,7 +163,6 @@ def test_answers_go_to_the_devices_own_inbox_only(play, generations, sounds, fra
         async with serving(hub, generations):
             for window, reply in enumerate((*wrong, *invalid)):
                 await peer.send(frame_of(sounds[0], window, 1), window, reply=reply)
-            await asyncio.sleep(0.2)
             await settled(hub)
             return overheard
 

@@ -85,7 +85,7 @@ def test_a_csv_of_events_reads_seconds_and_iso_times(tmp_path):
         ("file,label\na.wav,\n", "line 2: label is empty"),
         ("file,label\na.wav,dog\n,dog\n", "line 3: file is empty"),
         ("file,label,fold\na.wav,dog,one\n", "line 2: fold: 'one' is not a number"),
-        ("file,label,fold\na.wav,dog,1\na.wav,rain,2\n", "line 3: a.wav stands in two folds"),
+        ("file,label,fold\na.wav,dog,1\na.wav,rain,2\n", "line 3: a.wav appears in two folds"),
         ("device,time,label\npi-1,yesterday,dog\n", "line 2: time 'yesterday': expected seconds"),
         ("device,time,label\npi-1,nan,dog\n", "line 2: time 'nan'"),
         ("device,time,label\npi-1,2026-11-28 20:47:00,dog\n", "line 2: time .* has no zone: end it with Z"),

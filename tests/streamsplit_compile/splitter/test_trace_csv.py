@@ -51,7 +51,7 @@ def test_a_directory_is_read_whole_and_optional_columns_are_kept(tmp_path: Path)
         ("", r"t.csv:1: column time_s is missing"),
         ("time_s,rtt_ms,cpu\n", r"t.csv:1: column bandwidth_mbps is missing"),
         (f"{HEADER},mood\n", r"t.csv:1: column 'mood' is not known; there are time_s, bandwidth"),
-        (f"{HEADER},cpu\n", r"t.csv:1: a column stands twice"),
+        (f"{HEADER},cpu\n", r"t.csv:1: a column appears twice"),
         (f"{HEADER}\n0,1,50,0.1\n1,1,50\n", r"t.csv:3: 3 values for 4 columns"),
         (f"{HEADER}\n0,1,50,0.1\n1,fast,50,0.1\n", r"t.csv:3: bandwidth_mbps: 'fast' is not a number from 0 to"),
         (f"{HEADER}\n0,1,50,0.1\n1,1,nan,0.1\n", r"t.csv:3: rtt_ms: 'nan' is not"),
