@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from runtime_edge.formats import minisign
+from runtime_edge.formats.credentials import servers
 from runtime_edge.settings import setting
 
 
@@ -36,6 +37,7 @@ class DeviceConfig:
         None,
         "Broker address, or several of a cluster with commas between; without it everything runs here.",
         example="nats://gateway:4222",
+        check=servers,
     )
     credentials: Path | None = setting(
         None, "This device's key for the broker, from `ssc server device add`.", example="pi-1.creds"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime_edge.base.aio import cancel_all, finish_unless
-from runtime_edge.base.files import locked
+from runtime_edge.base.files import locked, make_private
 from runtime_edge.base.logs import LastTroubles
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
@@ -114,7 +114,7 @@ class Device:
     async def run(self) -> dict[str, Any]:
         """Run to the end; returns the report. Raises SscError when it cannot start."""
         state = self._config.state
-        state.mkdir(parents=True, exist_ok=True)
+        make_private(state)
         with locked(lock_file(state), "another device runs from this state directory"), LastTroubles() as troubles:
             async with AsyncExitStack() as closing:
                 return await self._work(await self._start(closing, troubles))

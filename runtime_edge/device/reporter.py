@@ -15,6 +15,7 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Capture
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.runner import RunnerState, WindowRunner
+from runtime_edge.formats.credentials import without_password
 from runtime_edge.service.status import DeviceStatus, EncoderStatus, UplinkStatus
 from runtime_edge.system import Health, health
 from runtime_edge.transport.accounting import merged
@@ -67,7 +68,7 @@ class Reporter:
             uncertainty=pipeline.memory.uncertainty,
             cpu=state.cpu,
             uplink=UplinkStatus(
-                broker=self.config.broker,
+                broker=None if self.config.broker is None else without_password(self.config.broker),
                 connected=self.connection is not None and self.connection.connected,
                 bandwidth_mbps=uplink.uplink_mbits,
                 rtt_ms=uplink.rtt_ms,

@@ -23,7 +23,7 @@ from runtime_edge.base.aio import cancel_all, within
 from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, flush, reason
 from runtime_edge.errors import AccessError, LinkError, SscError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.credentials import Credentials, explain, servers
+from runtime_edge.formats.credentials import Credentials, explain, servers, without_password
 from runtime_edge.transport import direct_get
 from runtime_edge.transport.fast_client import DirectClient
 from runtime_edge.transport.pending import PendingAnswers
@@ -59,9 +59,10 @@ class Connection:
 
         Raises UsageError or FormatError when the credentials cannot be read.
         """
-        self.url, self.device = url, subjects.check_device(device)
+        self.url, self.device = without_password(url), subjects.check_device(device)
         self._frames, self._filler = subjects.frames(device), subjects.filler(device)
         self._credentials = credentials or Credentials()
+        self._address = url
         self._credentials.options(url)
         self._pending = PendingAnswers()
         self._client = DirectClient(self._pending.receive)
@@ -235,7 +236,7 @@ class Connection:
                     connect_timeout=2,
                     pending_size=0,
                     inbox_prefix=subjects.inbox(self.device),
-                    **self._credentials.options(self.url),
+                    **self._credentials.options(self._address),
                 ),
                 timeout_s,
             )

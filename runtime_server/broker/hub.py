@@ -94,7 +94,7 @@ class Hub:
     def __init__(self, broker: str | Address, name: str = "ssc", records: SignedRecordWriter | None = None) -> None:
         address = Address(broker) if isinstance(broker, str) else broker
         self._records = records or SignedRecordWriter()
-        self.url, self._credentials, self._name = address.url, address.credentials, name
+        self.url, self._address, self._credentials, self._name = str(address), address.url, address.credentials, name
         self.client = GuardedClient()
 
     async def __aenter__(self) -> Hub:
@@ -123,11 +123,11 @@ class Hub:
             if connecting and isinstance(failures[0], AccessError):
                 raise exc
 
-        options = self._credentials.options(self.url)
+        options = self._credentials.options(self._address)
         try:
             await within(
                 self.client.connect(
-                    servers(self.url),
+                    servers(self._address),
                     name=self._name,
                     error_cb=on_error,
                     max_reconnect_attempts=-1,

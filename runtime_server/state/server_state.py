@@ -31,7 +31,7 @@ import numpy.typing as npt
 import torch
 
 from runtime_edge.base.checked_files import check, checksum_path, remove_checked, write_checked
-from runtime_edge.base.files import fsync_directory, write_atomic
+from runtime_edge.base.files import fsync_directory, make_private, write_atomic
 from runtime_edge.errors import FormatError, SignatureError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
@@ -47,8 +47,8 @@ class ServerState:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("generations", "weights", "broker"):
-            (root / name).mkdir(parents=True, exist_ok=True)
+        for path in (root, *(root / name for name in ("generations", "weights", "broker"))):
+            make_private(path)
 
     def signing_key(self, given: Path | None) -> minisign.SecretKey:
         """The key releases are signed with; made on first use. Raises SignatureError."""

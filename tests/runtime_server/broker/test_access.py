@@ -77,9 +77,11 @@ def test_a_device_is_added_once_and_after_a_revocation_again_with_another_key(tm
 
 
 def test_secrets_are_not_kept_and_files_are_the_owners_alone(tmp_path):
+    tmp_path = tmp_path / "state"
     access = Access(tmp_path)
     seed, password = access.add("pi-1"), access.add_reader("phone")
     access.write()
+    assert tmp_path.stat().st_mode & 0o077 == 0
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "server.nkey"]
     assert all(seed not in path.read_text() for path in files)
     for path in (tmp_path / "server.nkey", tmp_path / "devices.json", tmp_path / "broker" / "accounts.conf"):
