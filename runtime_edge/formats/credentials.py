@@ -6,6 +6,7 @@ await Client().connect("tls://gateway:4222", **credentials.options("tls://gatewa
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import ssl
@@ -154,6 +155,8 @@ def read_seed(path: Path) -> str:
 def explain(url: str, credentials: Credentials, exc: Exception) -> LinkError:
     """The error to raise when a connection failed with `exc`: AccessError when trying again soon is no use."""
     text, url = str(exc) or type(exc).__name__, without_password(url)
+    if isinstance(exc, asyncio.TimeoutError):
+        return LinkError(f"broker {url}: cannot connect (no answer in time); is a broker (`ssc server run`) there?")
     if isinstance(exc, ssl.SSLCertVerificationError):
         return AccessError(f"broker {url}: its certificate is refused: {exc.verify_message}; see --tls-ca")
     if isinstance(exc, ssl.SSLError):
@@ -164,4 +167,4 @@ def explain(url: str, credentials: Credentials, exc: Exception) -> LinkError:
         return AccessError(
             f"broker {url}: refuses the credentials {credentials.nkey}; unknown or revoked (`ssc server device list`)"
         )
-    return LinkError(f"broker {url}: cannot connect ({text}); is `ssc server run` running?")
+    return LinkError(f"broker {url}: cannot connect ({text}); is a broker (`ssc server run`) there?")

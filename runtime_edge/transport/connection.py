@@ -255,14 +255,14 @@ class Connection:
 
     async def _connect_with_retries(self) -> None:
         """Retry until connected. After each round over all brokers it waits, with exponential backoff and jitter."""
-        pause_s = _FIRST_PAUSE_S
+        pause_s, said = _FIRST_PAUSE_S, set[str]()
         for attempt in itertools.count(1):
             try:
                 return await self._connect()
             except SscError as exc:
-                if str(exc) != self.trouble:
-                    refused = not isinstance(exc, LinkError) or isinstance(exc, AccessError)
-                    _LOG.log(logging.WARNING if refused else logging.INFO, "%s; frames wait in the spool", exc)
+                if str(exc) not in said:  # several brokers may each have a reason of their own
+                    said.add(str(exc))
+                    _LOG.warning("%s; frames wait in the spool", exc)
                 self.trouble = str(exc)
                 longest_s = self._refused_pause_s if isinstance(exc, AccessError) else pause_s
             if attempt % len(self._servers) == 0:

@@ -40,6 +40,7 @@ from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.strict import decode
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
 from runtime_server.broker.guarded_client import GuardedClient
+from runtime_server.broker.requirements import check_offer, check_store
 from runtime_server.broker.signed_records import SignedRecordWriter
 
 _STREAM_BYTES = 4 << 30
@@ -139,7 +140,11 @@ class Hub:
             )
             connecting = False
             if create:
+                check_offer(self.client, self.url)
                 await self.create(replicas)
+        except LinkError:
+            await disconnect(self.client)
+            raise
         except BROKER_ERRORS as exc:
             await disconnect(self.client)
             # When the time is up, the reason is what the last attempt failed of.
@@ -317,7 +322,12 @@ class Hub:
                 try:
                     await self._make(config.evolve(num_replicas=replicas))
                     break
-                except (nats.js.errors.ServiceUnavailableError, nats.js.errors.ServerError, asyncio.TimeoutError):
+                except (
+                    nats.js.errors.ServiceUnavailableError,
+                    nats.js.errors.ServerError,
+                    asyncio.TimeoutError,
+                ) as exc:
+                    check_store(exc, config, self.url)
                     # The brokers of a cluster are still finding each other.
                     if time.monotonic() > deadline:
                         raise
