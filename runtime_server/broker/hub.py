@@ -149,7 +149,13 @@ class Hub:
             await disconnect(self.client)
             # When the time is up, the reason is what the last attempt failed of.
             late = bool(failures) and isinstance(exc, asyncio.TimeoutError)
-            raise (failures[0] if late else explain(self.url, self._credentials, exc)) from None
+            raise self._advised(failures[0] if late else explain(self.url, self._credentials, exc)) from None
+
+    def _advised(self, exc: LinkError) -> LinkError:
+        """An operator is let in by the server's own key, not by one of a device."""
+        if isinstance(exc, AccessError) and self._credentials.nkey is None:
+            return AccessError(f"broker {self.url}: asks for credentials; give --state of its server, or --credentials")
+        return exc
 
     async def close(self) -> None:
         """Flush and disconnect."""
@@ -229,6 +235,19 @@ class Hub:
         """Publish the key that devices without one pin at their first contact."""
         bucket = await self.stream.key_value(subjects.RELEASES)
         await bucket.put(subjects.SIGNING_KEY, key.to_text().encode())
+
+    @raises_link_error
+    async def signing_key(self) -> minisign.PublicKey | None:
+        """The key that devices of this broker trust at their first contact; None before a server has run there.
+
+        Raises SignatureError too.
+        """
+        bucket = await self.stream.key_value(subjects.RELEASES)
+        try:
+            entry = await bucket.get(subjects.SIGNING_KEY)
+        except nats.js.errors.KeyNotFoundError:
+            return None
+        return minisign.PublicKey.from_text((entry.value or b"").decode(errors="replace"))
 
     @raises_link_error
     async def learnt(self) -> dict[str, bytes]:
