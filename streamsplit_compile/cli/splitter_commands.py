@@ -41,7 +41,11 @@ seed_option = click.option("--seed", default=0, show_default=True, type=click.In
 @click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")
 @profile_option
 @traces_option
-@click.option("--bins", multiple=True, help="Edges of a state variable, such as cpu=0.3,0.6; once for each variable.")
+@click.option(
+    "--bins",
+    multiple=True,
+    help="Edges of a state variable, such as cpu=0.3,0.6, instead of those chosen; cpu= ignores it. Once for each.",
+)
 @click.option("--alpha", type=click.FloatRange(0), help="Weight of agreement [default: 10].")
 @click.option("--beta", type=click.FloatRange(0), help="Weight of latency [default: 5].")
 @click.option("--eta", type=click.FloatRange(0), help="Weight of energy [default: 3].")
@@ -150,6 +154,8 @@ def _axes(texts: tuple[str, ...]) -> tuple[StateAxis, ...]:
             edges = tuple(float(number) for number in numbers.split(",") if number)
         except ValueError:
             edges = (1.0, 0.0)
+        if name in [axis.name for axis in axes]:
+            raise UsageError(f"--bins {text}: {name} was given before; give all its edges at once")
         if name not in _STATES or any(low >= high for low, high in itertools.pairwise(edges)):
             raise UsageError(f"--bins {text}: expected a name of {', '.join(_STATES)} and rising edges: cpu=0.3,0.6")
         axes.append(StateAxis(name=name, edges=edges))  # type: ignore[arg-type]

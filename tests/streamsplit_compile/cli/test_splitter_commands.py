@@ -60,7 +60,13 @@ def test_weights_bins_caps_and_the_key_reach_the_file(small_bundle, tmp_path):
         "-o", out)  # fmt: skip
     trained = read(out)
     assert (trained.reward.beta, trained.reward.t_max_ms, trained.reward.alpha) == (2, 400, 10)
-    assert [(axis.name, axis.edges) for axis in trained.state] == [("cpu", (0.4,)), ("bandwidth_mbps", (1, 3))]
+    edges = {axis.name: axis.edges for axis in trained.state}
+    assert list(edges) == ["uncertainty", "cpu", "bandwidth_mbps", "rtt_ms"], (
+        "the others keep the edges chosen for them"
+    )
+    assert (edges["cpu"], edges["bandwidth_mbps"]) == ((0.4,), (1, 3))
+    assert edges["uncertainty"]
+    assert edges["rtt_ms"]
     assert trained.actions[0] == first
     assert trained.limits.mb_per_hour == 500
     minisign.verify(out.read_bytes(), (tmp_path / "t.json.minisig").read_text(), key.public, "t.json")
@@ -141,6 +147,9 @@ def test_every_command_has_help_with_an_example(command):
 
 
 def test_wrong_bins_are_one_line(small_bundle, tmp_path):
+    with pytest.raises(UsageError, match="cpu was given before"):
+        run("train", small_bundle.path, "--target", "rpi4", "--bins", "cpu=0.3", "--bins", "cpu=0.6", "-o",
+            tmp_path / "t.json")  # fmt: skip
     for wrong in ("cpu=0.6,0.3", "mood=1", "cpu=low"):
         with pytest.raises(UsageError, match="rising edges"):
             run("train", small_bundle.path, "--target", "rpi4", "--bins", wrong, "-o", tmp_path / "t.json")
