@@ -15,7 +15,7 @@ from runtime_edge.formats import subjects
 from runtime_edge.formats.records.report import VERSION
 from runtime_edge.service.metrics import MetricsServer
 from runtime_edge.service.sd_notify import Notifier
-from runtime_edge.service.status import STALE_S, DeviceStatus, write_status
+from runtime_edge.service.status import STALE_S, DeviceStatus, acknowledged, write_status
 from runtime_edge.transport.protocol import Transport
 
 _LOG = logging.getLogger(__name__)
@@ -86,5 +86,5 @@ def sentence(status: DeviceStatus) -> str:
     """One line for `systemctl status`."""
     report, link = status.report, status.uplink
     away = "" if link.connected else "no server"
-    sent = f"{report['windows_acked']} acknowledged, {report['windows_spooled']} spooled"
+    sent = f"{acknowledged(report)} acknowledged, {report['windows_spooled']} spooled"
     return ", ".join(filter(None, [f"generation {status.encoder.generation}", f"cut {status.cut}", sent, away]))

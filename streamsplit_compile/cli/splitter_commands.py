@@ -147,7 +147,7 @@ def read_table(path: Path) -> SplitterTable:
 
 
 def _axes(texts: tuple[str, ...]) -> tuple[StateAxis, ...]:
-    axes = []
+    axes: list[StateAxis] = []
     for text in texts:
         name, _, numbers = text.partition("=")
         try:

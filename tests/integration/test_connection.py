@@ -11,7 +11,7 @@ import pytest
 from waiting import eventually as until
 
 from runtime_edge.base.broker_errors import flush
-from runtime_edge.errors import FormatError, LinkError
+from runtime_edge.errors import FormatError, LinkError, UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import Reply, encode_reply
 from runtime_edge.transport.connection import Connection
@@ -272,8 +272,8 @@ def test_without_a_broker_everything_says_so_and_closing_still_works():
         await connection.publish("evt.pi-1", b"best effort")
         await connection.put(subjects.PRESENCE, b"best effort")
         await connection.close()
-        with pytest.raises(LinkError):
-            await Connection("nats://[", "pi-1").connect(0.5)
+        with pytest.raises(UsageError, match="an address is such as"):
+            Connection("nats://[", "pi-1")
 
     asyncio.run(work())
 

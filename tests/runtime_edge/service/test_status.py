@@ -6,6 +6,7 @@ import time
 import urllib.error
 import urllib.request
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
@@ -75,6 +76,19 @@ def test_a_device_whose_process_has_gone_is_not_running_however_fresh_its_word(t
     assert result.exception.exit_code == 1
     assert words in str(result.exception)
     assert words in result.output
+
+
+def test_a_device_whose_every_frame_is_refused_is_not_well_and_the_remedy_is_named(running):
+    said = status()
+    refused = {**said.report, "windows_refused": 5, "finished": {"device": 15, "fallback": 5}}
+    write_status(running, msgspec.structs.replace(said, report=refused))
+    result = invoke(running)
+    assert "has refused 5" in str(result.exception)
+    assert f"remove {running}/trusted.pub" in str(result.exception)
+    assert "7 acknowledged" in result.output
+    assert "5 refused by the server" in result.output
+    write_status(running, msgspec.structs.replace(said, report={**refused, "finished": {"server": 1}}))
+    assert invoke(running).exit_code == 0, "a few refused frames are those of a retired generation"
 
 
 def test_a_directory_without_a_device_says_so(tmp_path):
