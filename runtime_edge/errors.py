@@ -1,6 +1,6 @@
 """Every error a device or a format can raise.
 
-    SscError                bad input or a thing that did not hold; exit code 2
+    SscError                bad input, or something that could not be done; exit code 2
     ├── UsageError          a wrong option or argument
     ├── MissingExtra        an optional dependency is not installed; names the extra
     ├── FormatError         a file or message that cannot be trusted or read
@@ -17,7 +17,7 @@
     ├── SpoolError          the spool's disk is full or fails
     ├── LinkError           the broker cannot be reached or refused
     │   └── AccessError     credentials or a certificate were refused
-    └── CheckFailed         the thing asked for did not hold; exit code 1
+    └── CheckFailed         what was checked does not hold; exit code 1
 
 A message says what was wrong, where (file, field, value) and what to do, on one line.
 """

@@ -15,6 +15,7 @@ from runtime_edge.errors import AccessError, LinkError, UsageError
 from runtime_server.broker.broker_process import Broker, embedded, outside
 from runtime_server.broker.hub import STATUS_SUBJECT, Hub
 from runtime_server.broker.signed_records import SignedRecordWriter
+from runtime_server.broker.stream_shares import StreamShares
 from runtime_server.ingest.frame_replay import FrameReplay
 from runtime_server.ingest.ingest import Ingest
 from runtime_server.ingest.rate import RateLimit
@@ -126,7 +127,8 @@ class Server:
         closing.push_async_callback(hub.close)
         await self._connect(hub)
         rate, suspects = RateLimit(self._config.max_rate), Suspects(state.root / "suspects", ranks.partitions)
-        ingest = Ingest(hub, loaded.generations, training.trainer if training else None, ledger, rate, suspects)
+        trainer, shares = training.trainer if training else None, StreamShares(hub)
+        ingest = Ingest(hub, loaded.generations, trainer, ledger, rate, suspects, shares)
         announcement = Announcement(hub, loaded, self._config.replicas)
         mend = announcement.mend if ranks.first else None
         restart = self._broker.restart_when_there_is_room if self._broker else None
@@ -135,8 +137,8 @@ class Server:
         releases = RolloutService(hub, loaded.rollout, loaded.generations, state, loaded.key, keep)
         parts = ServerParts(
             encoder=self._encoder.id, since=self._since, ranks=ranks, loaded=loaded, broker=self._broker, hub=hub,
-            ledger=ledger, ingest=ingest, watch=ServiceWatch(hub, ingest, ranks.partitions, mend, restart),
-            followers=followers, releases=releases,
+            ledger=ledger, ingest=ingest, shares=shares, followers=followers, releases=releases,
+            watch=ServiceWatch(hub, ingest, ranks.partitions, mend, restart),
             training_loop=self._training_loop(hub, loaded, ledger, releases.released), jobs=Jobs(),
         )  # fmt: skip
         status = ServerStatus(parts)
@@ -153,6 +155,7 @@ class Server:
         jobs.start("ingest", parts.ingest.run(self._ranks.partitions))
         jobs.start("ledger", _save_forever(parts.ledger))
         jobs.start("watch", parts.watch.run())
+        jobs.start("shares", parts.shares.run())
         if self._ranks.first:
             jobs.start("releases", parts.releases.run())
         if parts.broker is not None:

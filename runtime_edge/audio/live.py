@@ -1,10 +1,12 @@
-"""Hand-over from a capture thread to its reader."""
+"""Hand-over from a thread that captures or reads audio to the one that cuts it into windows."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from queue import Queue
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,72 @@ from runtime_edge.audio.stream import SourceAudio
 from runtime_edge.errors import SourceError, SscError
 
 STALL_SECONDS = 2.0
+_READ_AHEAD = 8
+
+
+class Waiter(Protocol):
+    """How a reader waits for audio, so that it can do other things meanwhile."""
+
+    def wait(self, until: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Wait until a condition holds, `timeout_s` at most; whether it holds."""
+
+    def wake(self) -> None:
+        """The condition may hold now. Called in any thread; `until` may be, too."""
+
+
+class IdleWaiter:
+    """Does nothing else meanwhile."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+
+    def wait(self, until: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """See `Waiter.wait`."""
+        with self._changed:
+            return self._changed.wait_for(until, timeout_s)
+
+    def wake(self) -> None:
+        """See `Waiter.wake`."""
+        with self._changed:
+            self._changed.notify_all()
+
+
+def read_ahead(audio: Iterator[SourceAudio], waiter: Waiter) -> Iterator[SourceAudio]:
+    """Yield what a thread of its own reads from `audio`, a few blocks ahead; an error there is raised here.
+
+    The thread ends with the audio or, once nobody iterates any more, after its next block. It cannot be woken from a
+    read, so it is a daemon.
+    """
+    queue: Queue[SourceAudio | Exception | None] = Queue(_READ_AHEAD)
+    left = threading.Event()
+
+    def read() -> None:
+        end: Exception | None = None
+        try:
+            for block in audio:
+                queue.put(block)
+                waiter.wake()
+                if left.is_set():
+                    return
+        except Exception as exc:
+            end = exc
+        queue.put(end)
+        waiter.wake()
+
+    threading.Thread(target=read, name="read ahead", daemon=True).start()
+    try:
+        while True:
+            waiter.wait(lambda: not queue.empty())
+            item = queue.get()
+            if item is None:
+                return
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        left.set()
+        while not queue.empty():  # the thread may be waiting for room
+            queue.get()
 
 
 class FrameQueue:
@@ -27,12 +95,15 @@ class FrameQueue:
     One thread calls `put` and `close`, one iterates.
     """
 
-    def __init__(self, rate_hz: int, capacity_seconds: float, counters: Counters, clock: Clock) -> None:
+    def __init__(
+        self, rate_hz: int, capacity_seconds: float, counters: Counters, clock: Clock, waiter: Waiter | None = None
+    ) -> None:
         self._rate_hz = rate_hz
         self._capacity = max(1, round(capacity_seconds * rate_hz))
         self._counters = counters
         self._clock = clock
-        self._ready = threading.Condition()
+        self._waiter = waiter or IdleWaiter()
+        self._lock = threading.Lock()
         self._queue: deque[tuple[int, NDArray[np.float32], float]] = deque()
         self._queued = 0
         self._position = 0
@@ -44,7 +115,7 @@ class FrameQueue:
     def put(self, frames: NDArray[np.float32]) -> None:
         """Take float32[n, channels] captured just now; the array is kept, not copied."""
         count = len(frames)
-        with self._ready:
+        with self._lock:
             now = self._clock.monotonic()
             if self._started is None:
                 self._started = now - count / self._rate_hz
@@ -57,14 +128,14 @@ class FrameQueue:
             self._queued += count
             if self._queued > self._capacity:
                 self._drop_oldest_half()
-            self._ready.notify()
+        self._waiter.wake()
 
     def close(self, error: SscError | None = None) -> None:
         """End the stream: the reader gets what is queued, then the end or `error`."""
-        with self._ready:
+        with self._lock:
             self._closed = True
             self._error = error
-            self._ready.notify()
+        self._waiter.wake()
 
     def anchor_ns(self) -> int:
         """Wall time of the first frame captured, ns since 1970."""
@@ -79,9 +150,9 @@ class FrameQueue:
         """
         expected: int | None = None
         while True:
-            with self._ready:
-                if not self._ready.wait_for(lambda: self._queue or self._closed, patience_seconds):
-                    raise SourceError(f"no audio for {patience_seconds:g} s: check that it is still plugged in")
+            if not self._waiter.wait(lambda: bool(self._queue) or self._closed, patience_seconds):
+                raise SourceError(f"no audio for {patience_seconds:g} s: check that it is still plugged in")
+            with self._lock:
                 if not self._queue:
                     if self._error is not None:
                         raise self._error

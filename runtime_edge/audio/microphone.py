@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime_edge.audio.block import Clock, Counters
-from runtime_edge.audio.live import FrameQueue
+from runtime_edge.audio.live import FrameQueue, Waiter
 from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio
 from runtime_edge.errors import MissingExtra, SourceError
 
@@ -24,13 +24,16 @@ class Microphone:
         queue_seconds: audio kept for a reader that is late.
         counters: where overruns are counted.
         clock: the time.
+        waiter: how the reader waits.
 
     Raises:
         MissingExtra: sounddevice is not installed.
         SourceError: PortAudio is missing, or the device is missing, busy or has no input.
     """
 
-    def __init__(self, device: str, queue_seconds: float, counters: Counters, clock: Clock) -> None:
+    def __init__(
+        self, device: str, queue_seconds: float, counters: Counters, clock: Clock, waiter: Waiter | None = None
+    ) -> None:
         sounddevice = _sounddevice()
         chosen = int(device) if device.isdecimal() else device or None
         self._name = device or "default"
@@ -38,7 +41,7 @@ class Microphone:
         try:
             info = sounddevice.query_devices(chosen, "input")
             rate_hz = round(info["default_samplerate"])
-            self.queue = FrameQueue(rate_hz, queue_seconds, counters, clock)
+            self.queue = FrameQueue(rate_hz, queue_seconds, counters, clock, waiter)
             self._stream = sounddevice.InputStream(
                 samplerate=rate_hz,
                 blocksize=max(1, round(rate_hz * BLOCK_SECONDS)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runtime_edge.audio.audio_files import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, read_directory, read_file
 from runtime_edge.audio.block import SYSTEM_CLOCK, AudioBlock, Clock, Counters
-from runtime_edge.audio.live import FrameQueue
+from runtime_edge.audio.live import FrameQueue, IdleWaiter, Waiter, read_ahead
 from runtime_edge.audio.microphone import Microphone
 from runtime_edge.audio.stdin import capture_pcm16, read_pcm16
 from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio, to_blocks
@@ -29,6 +29,7 @@ def open_source(
     block_s: float = BLOCK_SECONDS,
     counters: Counters | None = None,
     clock: Clock = SYSTEM_CLOCK,
+    waiter: Waiter | None = None,
 ) -> Generator[AudioBlock, None, None]:
     """Open a source; returns a generator of its audio as mono float32 blocks at `sample_rate`. `close()` stops it.
 
@@ -55,6 +56,7 @@ def open_source(
         block_s: length of the blocks of a file, about; those of live sources are of 0.1 s.
         counters: what is counted; a fresh one when not given.
         clock: the time and the sleep that paces files.
+        waiter: how whoever iterates waits for a microphone or for stdin; by default it does nothing else meanwhile.
 
     Raises:
         UsageError: an option out of range or not for this source.
@@ -62,14 +64,14 @@ def open_source(
         MissingExtra: the source needs a library that is not installed.
     """
     _check_options(spec, sample_rate, realtime, loop, speed, queue_seconds)
-    counters = counters or Counters()
+    counters, waiter = counters or Counters(), waiter or IdleWaiter()
     if _is_microphone(spec):
-        microphone = Microphone(spec[4:], queue_seconds, counters, clock)
+        microphone = Microphone(spec[4:], queue_seconds, counters, clock, waiter)
         return to_blocks(microphone.read(), sample_rate, counters, microphone.queue.anchor_ns, clock, None)
     if spec == "-":
         rate_hz = sample_rate if stdin_rate is None else stdin_rate
         raws, anchor = _open_stdin(
-            stdin_fd, rate_hz, stdin_channels, queue_seconds if realtime else None, counters, clock
+            stdin_fd, rate_hz, stdin_channels, queue_seconds if realtime else None, counters, clock, waiter
         )
         return to_blocks(raws, sample_rate, counters, anchor, clock, None)
     pace, raws = speed if realtime else None, _open_path(Path(spec), loop, counters, block_s)
@@ -77,14 +79,16 @@ def open_source(
 
 
 def _open_stdin(
-    fd: int, rate_hz: int, channels: int, live_s: float | None, counters: Counters, clock: Clock
+    fd: int, rate_hz: int, channels: int, live_s: float | None, counters: Counters, clock: Clock, waiter: Waiter
 ) -> tuple[Iterator[SourceAudio], Callable[[], int]]:
-    """PCM as it is read, or kept by a thread for `live_s` seconds; and what says when its first sample was captured."""
+    """PCM as it comes, of which `live_s` seconds are kept for a late reader (None: the pipe waits for the reader); and
+    what says when its first sample was captured.
+    """
     _check_range("stdin rate", rate_hz, MIN_RATE_HZ, MAX_RATE_HZ)
     _check_range("stdin channels", channels, 1, MAX_CHANNELS)
     if live_s is None:
-        return read_pcm16(fd, rate_hz, channels, counters), clock.wall_ns
-    queue = FrameQueue(rate_hz, live_s, counters, clock)
+        return read_ahead(read_pcm16(fd, rate_hz, channels, counters), waiter), clock.wall_ns
+    queue = FrameQueue(rate_hz, live_s, counters, clock, waiter)
     capture_pcm16(fd, rate_hz, channels, queue, counters)
     return queue.read(), queue.anchor_ns
 

@@ -1,4 +1,4 @@
-"""Memory that is freed but not given back."""
+"""Gives freed memory back to the system, which the C library would otherwise keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last few of something that one thread notes and others look at."""
+"""The most recent items of a kind, written by one thread and read by others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker thread and the caller's own thread, of which only one runs work at a time."""
+"""A thread that owns what is used in it: others ask it to do things, and it does them one after the other."""
 
 from __future__ import annotations
 
@@ -7,55 +7,85 @@ import functools
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
-_Work = tuple[Callable[..., Any], tuple[Any, ...], asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
-_LOOK_UP_S = 0.1
+_Call = tuple[Callable[..., Any], tuple[Any, ...], asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
+
+
+def _never() -> bool:
+    return False
 
 
 class Worker:
-    """Serialises the encoder and the spool: only one thread at a time runs work.
+    """One thread, started with the first call.
 
-    The event loop's calls run in a thread of this class, whose hand-over costs a fifth of a thread pool's; a window
-    runs in the thread that read it.
+    A call that takes long, such as reading audio to its end, calls `wait` whenever it can be interrupted: what others
+    ask for meanwhile is done there.
     """
 
     def __init__(self) -> None:
-        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        """None only wakes the thread."""
         self._thread: threading.Thread | None = None
-        self._turn = threading.Lock()
-        self._asked = self._done = 0
-        self._one_more = threading.Event()
+        self._until: Callable[[], bool] = _never
+        self._ending = False
 
     async def run(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Run a call in the worker thread, in order of submission, unless it is cancelled before its turn."""
+        """Run a call in the worker's thread, in order of submission, unless it is cancelled before its turn."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="compute", daemon=True)
+            self._thread = threading.Thread(target=self._serve, name="worker", daemon=True)
             self._thread.start()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[_Result] = loop.create_future()
-        self._asked += 1
-        self._work.put((call, arguments, loop, done))
+        self._calls.put((call, arguments, loop, done))
         return await done
 
-    def run_here(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Run a call in the calling thread, not the event loop's, after those already submitted with `run`."""
-        while self._done < self._asked:  # a plain lock is not fair
-            self._one_more.clear()
-            if self._done < self._asked:
-                self._one_more.wait(_LOOK_UP_S)
-        with self._turn:
-            return call(*arguments)
+    def wait(self, until: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """In the worker's thread: do what is asked for until a condition holds, `timeout_s` at most; whether it holds.
+
+        What has been asked for before comes first. The condition is looked at after each call, and when somebody who
+        has changed something calls `wake`; it must be quick, and safe in any thread.
+        """
+        for _ in range(self._calls.qsize()):
+            _do(self._calls.get())
+        if until():
+            return True
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        outer, self._until = self._until, until
+        try:
+            while not until():
+                left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+                try:
+                    call = self._calls.get(timeout=left_s)
+                except queue.Empty:
+                    return until()
+                _do(call)
+                del call  # nothing is kept alive until the next call
+            return True
+        finally:
+            self._until = outer
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is something to be done. From any thread."""
+        return not self._calls.empty()
+
+    def wake(self) -> None:
+        """Whatever `wait` waits for may hold now. From any thread; wakes the worker only if it does."""
+        if self._until():
+            self._calls.put(None)
 
     def shutdown(self) -> None:
         """Wait until what was asked for is done, and end the thread."""
         if self._thread is not None:
-            self._work.put(None)
+            self._ending = True
+            self._calls.put(None)
             self._thread.join()
-            self._thread = None
+            self._thread, self._ending = None, False
 
     def __enter__(self) -> Worker:
         return self
@@ -64,22 +94,23 @@ class Worker:
         self.shutdown()
 
     def _serve(self) -> None:
-        while (work := self._work.get()) is not None:
-            call, arguments, loop, done = work
-            if not done.cancelled():
-                try:
-                    with self._turn:
-                        settle = functools.partial(_set, done, call(*arguments))
-                except BaseException as exc:
-                    settle = functools.partial(_set, done, None, exc)
-                try:
-                    loop.call_soon_threadsafe(settle)
-                except RuntimeError:
-                    _LOG.debug("nobody waits any more: the loop is closed")
-                del settle
-            self._done += 1
-            self._one_more.set()
-            del work, call, arguments, done  # nothing is kept alive until the next call
+        while not (self._ending and self._calls.empty()):
+            _do(self._calls.get())
+
+
+def _do(call: _Call | None) -> None:
+    """Run a call, and tell whoever waits for it how it has ended."""
+    if call is None or call[3].cancelled():
+        return
+    function, arguments, loop, done = call
+    try:
+        settle = functools.partial(_set, done, function(*arguments))
+    except BaseException as exc:
+        settle = functools.partial(_set, done, None, exc)
+    try:
+        loop.call_soon_threadsafe(settle)
+    except RuntimeError:
+        _LOG.debug("nobody waits any more: the loop is closed")
 
 
 def _set(done: asyncio.Future[Any], result: Any, error: BaseException | None = None) -> None:

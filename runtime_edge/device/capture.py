@@ -1,25 +1,23 @@
-"""The capture thread: reads the audio source and hands over its windows one by one."""
+"""Reads the audio source in the worker's thread, and hands over its windows one by one."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import dataclasses
 import logging
-import threading
 import time
-from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Iterator
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from runtime_edge.audio import AudioWindow, Counters, Windower, open_source
+from runtime_edge.audio import AudioBlock, AudioWindow, Clock, Counters, Windower, open_source
 from runtime_edge.audio.stream import BLOCK_SECONDS
+from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 
 _LOG = logging.getLogger(__name__)
-_LOOK_UP_S = 0.2
 
 
 class CapturedWindow(msgspec.Struct, frozen=True):
@@ -36,12 +34,31 @@ class CapturedWindow(msgspec.Struct, frozen=True):
     """Where in that file, seconds; None without one."""
 
 
-class Capture:
-    """Reads the configured source; `counters` says what was dropped, gated or mended."""
+class CaptureState(msgspec.Struct, frozen=True):
+    """What the capture says of itself."""
 
-    def __init__(self, config: DeviceConfig, sample_rate: int, window_samples: int, hop_samples: int) -> None:
-        self.counters = Counters()
-        self._sample_rate = sample_rate
+    counters: Counters
+    """A copy."""
+    silent_s: float
+    """Since when a live source has delivered nothing, as far as this was asked before; 0 for all others."""
+
+
+class _Ended(Exception):
+    """Raised where the worker waits for audio that nobody wants any more."""
+
+
+class Capture:
+    """Reads the configured source in the worker's thread, which does what else it is asked for while it waits.
+
+    Made and ended in the event loop's thread.
+    """
+
+    def __init__(
+        self, config: DeviceConfig, sample_rate: int, window_samples: int, hop_samples: int, worker: Worker
+    ) -> None:
+        """Raises what `open_source` raises."""
+        self._worker, self._sample_rate = worker, sample_rate
+        self._counters = Counters()
         self._blocks = open_source(
             config.source,
             sample_rate,
@@ -52,88 +69,107 @@ class Capture:
             stdin_channels=config.stdin_channels,
             # A file played in real time need wake nobody before a window may be complete.
             block_s=max(BLOCK_SECONDS, hop_samples / sample_rate),
-            counters=self.counters,
+            counters=self._counters,
+            clock=Clock(sleep=self._sleep),
+            waiter=self,
         )
-        self._windower = Windower(window_samples, hop_samples, config.gate_db, self.counters)
-        self._place = SimpleQueue[None]()  # a semaphore that is not written in Python
-        self._place.put(None)
-        self._ended = False
-        self._over: asyncio.Future[None] | None = None
+        self._windower = Windower(window_samples, hop_samples, config.gate_db, self._counters)
         self._live = config.source == "mic" or config.source.startswith("mic:")
         self._heard = (0, time.monotonic())
-
-    @property
-    def silent_s(self) -> float:
-        """Since when a live source has delivered nothing, as far as this was asked before; 0 for all others."""
-        blocks, since = self._heard
-        if blocks != self.counters.blocks or not self._live:
-            self._heard = (self.counters.blocks, time.monotonic())
-            return 0.0
-        return time.monotonic() - since
+        self._handed_over = 0
+        """The worker's; the rest is the loop's."""
+        self._done = 0
+        self._ended = False
+        self._error: Exception | None = None
 
     async def read(
         self, on_window: Callable[[CapturedWindow], None], stopping: asyncio.Event, limit: int | None = None
     ) -> None:
-        """Pass every window to `on_window` in the capture thread; whoever processes it calls `window_done` afterwards.
+        """Pass every window to `on_window` in the worker's thread; whoever processes it calls `window_done` afterwards.
 
         The next window is passed on when the last one is done, until the source ends, `limit` windows are done, or
-        `stopping` is set. Raises the source's SourceError, and the error that a window ended with.
+        `stopping` is set. Raises the source's SourceError, what `on_window` raises, and the error that a window ended
+        with.
         """
-        loop = asyncio.get_running_loop()
-        over = self._over = loop.create_future()
-        ended = functools.partial(loop.call_soon_threadsafe, self._end)
-        threading.Thread(target=self._read, args=(on_window, limit, ended), name="capture", daemon=True).start()
+        reading = asyncio.ensure_future(self._worker.run(self._read, on_window, limit))
         stopped = asyncio.create_task(stopping.wait())
         try:
-            await asyncio.wait({over, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if over.done():
-                over.result()
+            await asyncio.wait({reading, stopped}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopped.cancel()
-            over.cancel()
-            self._ended = True
+            self._end()
+            await asyncio.wait({reading})  # a window may be running
+        reading.result()
+        if self._error is not None:
+            raise self._error
 
     def window_done(self, error: Exception | None = None) -> None:
         """The last window is done, so the next may be read; `error` ends the reading.
 
         Call it in the event loop's thread.
         """
-        self._place.put(None)
-        if error is not None:
-            self._end(error)
-
-    def _end(self, error: Exception | None = None) -> None:
-        if self._over is None or self._over.done():
-            if error is not None:
-                _LOG.warning("after the end: %r", error)
-        elif error is None:
-            self._over.set_result(None)
+        self._done += 1
+        if error is None:
+            self._worker.wake()
+        elif self._ended:
+            _LOG.warning("after the end: %r", error)
         else:
-            self._over.set_exception(error)
+            self._error = error
+            self._end()
 
-    def _read(
-        self,
-        on_window: Callable[[CapturedWindow], None],
-        limit: int | None,
-        ended: Callable[[Exception | None], object],
-    ) -> None:
+    def state(self) -> CaptureState:
+        """In the worker's thread."""
+        blocks, since = self._heard
+        if blocks != self._counters.blocks or not self._live:
+            self._heard = (self._counters.blocks, time.monotonic())
+            return CaptureState(dataclasses.replace(self._counters), 0.0)
+        return CaptureState(dataclasses.replace(self._counters), time.monotonic() - since)
+
+    def wait(self, until: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """The source's way to wait: see `Worker.wait`."""
+        holds = self._worker.wait(lambda: self._ended or until(), timeout_s)
+        if self._ended:
+            raise _Ended
+        return holds
+
+    def wake(self) -> None:
+        """See `Worker.wake`."""
+        self._worker.wake()
+
+    def _sleep(self, seconds: float) -> None:
+        self.wait(self._has_ended, seconds)
+
+    def _end(self) -> None:
+        self._ended = True
+        self._worker.wake()
+
+    def _read(self, on_window: Callable[[CapturedWindow], None], limit: int | None) -> None:
         try:
-            for count, window in enumerate(self._windower.windows(self._blocks), start=1):
+            for window in self._windower.windows(self._interruptible(self._blocks)):
                 captured = self._captured(window)
-                if not self._wait_for_place():
-                    return
+                self.wait(self._last_done)
+                self._handed_over += 1
                 on_window(captured)
-                if count == limit:
+                if self._handed_over == limit:
                     break
-            if self._wait_for_place():
-                ended(None)
-        except Exception as exc:
-            # The event loop raises every error of the source: a source that failed unnoticed would look like silence.
-            # If the device has ended meanwhile, its loop is closed and nobody waits for the error.
-            if not self._ended:
-                ended(exc)
+            self.wait(self._last_done)
+        except _Ended:
+            pass
         finally:
             self._blocks.close()
+
+    def _interruptible(self, blocks: Iterator[AudioBlock]) -> Iterator[AudioBlock]:
+        """What is asked for is done between two blocks, too: a gated recording may give no window for long."""
+        for block in blocks:
+            if self._worker.asked or self._ended:
+                self._sleep(0.0)
+            yield block
+
+    def _last_done(self) -> bool:
+        return self._done >= self._handed_over
+
+    def _has_ended(self) -> bool:
+        return self._ended
 
     def _captured(self, window: AudioWindow) -> CapturedWindow:
         file, offset_s = window.file, None
@@ -141,13 +177,3 @@ class Capture:
             offset_s = round(window.file_offset / self._sample_rate, 6)
         samples = window.samples.copy()
         return CapturedWindow(window.index, window.capture_time_ns, samples, window.ready_at, file, offset_s)
-
-    def _wait_for_place(self) -> bool:
-        """Wait until the last window is done; False when reading has ended."""
-        while not self._ended:
-            try:
-                self._place.get(timeout=_LOOK_UP_S)
-            except Empty:
-                continue
-            return True
-        return False

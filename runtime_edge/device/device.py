@@ -171,7 +171,8 @@ class Device:
         learner_sync = LearnerSync(config, connection)
         learner = learner_sync.learner_for(table)
         runner = WindowRunner(config, boot, engine, table, learner, frame_store, accounting, connection is not None)
-        capture = Capture(config, info.front_end.sample_rate, info.front_end.window_samples, info.front_end.hop_samples)
+        front_end = info.front_end
+        capture = Capture(config, front_end.sample_rate, front_end.window_samples, front_end.hop_samples, worker)
         pipeline = Pipeline(
             config=config, worker=worker, runner=runner, updater=updater,
             memory=DeviceMemory(info.encoder.embedding_dim), learner_sync=learner_sync, head_updater=head_updater,

@@ -39,13 +39,13 @@ _SETTLING_S = 0.02
 class Pipeline:
     """Processes windows one by one and passes their results to the sinks, possibly out of order.
 
-    Made in the device's loop, which owns what is here; only `run_window` is called in another thread.
+    Made in the device's loop, which owns what is here; only `run_window` is called in the worker's thread.
     """
 
     config: DeviceConfig
     worker: Worker
     runner: WindowRunner
-    """The worker's: called only in its turn."""
+    """The worker's: called only in its thread."""
     updater: Updater
     memory: DeviceMemory
     learner_sync: LearnerSync
@@ -61,26 +61,24 @@ class Pipeline:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     cut: str | None = None
     """Of the latest window."""
-    _started: int = 0
-    """Counted where windows are read."""
-    _received: int = 0
-    """Windows that the loop has."""
     _unanswered: int = 0
     """Windows that wait for the server's answer or their deadline."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def run_window(self, window: CapturedWindow) -> None:
-        """Run one window in the calling thread (always the same one), then pass it to the event loop.
+        """In the worker's thread: run one window, then pass it to the event loop. Raises what running raises.
 
-        Raises what running raises.
+        What the loop owns is only read, one number at a time.
         """
-        self._started += 1
-        try:
-            in_flight = self.worker.run_here(self._run, window)
-        except BaseException:
-            self._started -= 1
-            raise
-        self.loop.call_soon_threadsafe(self._prefix_done, in_flight)
+        delivery, uplink = self.delivery, self.uplink
+        now = Situation(
+            self.memory.uncertainty,
+            uplink.uplink_mbits,
+            uplink.rtt_ms,
+            delivery is None or delivery.connected,
+            delivery is not None and delivery.has_room(),
+        )
+        self.loop.call_soon_threadsafe(self._prefix_done, self.runner.run(window, now))
 
     def apply_updates(self) -> None:
         """Switch to a bundle or table that is ready, between two windows."""
@@ -90,8 +88,8 @@ class Pipeline:
             self._spawn(self._install(Update(engine, table, learner)))
 
     async def settle(self) -> None:
-        """Wait for the windows that are still in flight."""
-        while self._received < self._started or self._unanswered:
+        """Wait for the windows that are still in flight, once no more are run."""
+        while self._unanswered:
             await asyncio.sleep(_SETTLING_S)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -102,18 +100,6 @@ class Pipeline:
             self.memory.teach_late(reply.window, embedding)
         self._refresh_memory(reply)
 
-    def _run(self, window: CapturedWindow) -> InFlight:
-        """In the worker's turn. What the loop owns is only read, one number at a time."""
-        delivery, uplink = self.delivery, self.uplink
-        now = Situation(
-            self.memory.uncertainty,
-            uplink.uplink_mbits,
-            uplink.rtt_ms,
-            delivery is None or delivery.connected,
-            delivery is not None and delivery.has_room(),
-        )
-        return self.runner.run(window, now)
-
     async def _install(self, update: Update) -> None:
         try:
             await self.worker.run(self.runner.install, update)
@@ -122,7 +108,6 @@ class Pipeline:
 
     def _prefix_done(self, in_flight: InFlight) -> None:
         """A window has arrived in the event loop: finish it, or send its frame."""
-        self._received += 1
         try:
             self._send_on(in_flight)
             self.updater.window_ran(in_flight.engine.bundle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import time
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from runtime_edge.base.logs import LastTroubles
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
-from runtime_edge.device.capture import Capture
+from runtime_edge.device.capture import Capture, CaptureState
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.runner import RunnerState, WindowRunner
 from runtime_edge.formats.credentials import without_password
@@ -25,7 +24,7 @@ from runtime_edge.updates.updater import Updater
 
 @dataclass(frozen=True, kw_only=True)
 class Reporter:
-    """Asks the runner in its turn, and merges what it says with what the loop knows."""
+    """Asks the worker's parts in its thread, and merges what they say with what the loop knows."""
 
     config: DeviceConfig
     boot: str
@@ -46,7 +45,7 @@ class Reporter:
 
     async def status(self, ended: str | None) -> DeviceStatus:
         """How the device is now; `ended`: why it is not running any more. Raises SpoolError."""
-        state, vitals = await self.worker.run(self.runner.state), health()
+        (state, capture), vitals = await self.worker.run(self._worker_state), health()
         pipeline, uplink = self.pipeline, self.pipeline.uplink
         return DeviceStatus(
             device=self.config.device,
@@ -75,8 +74,8 @@ class Reporter:
                 loss=uplink.loss,
             ),
             spool=state.spool,
-            audio=dataclasses.replace(self.capture.counters),
-            source_silent_s=self.capture.silent_s,
+            audio=capture.counters,
+            source_silent_s=capture.silent_s,
             health=vitals,
             metrics_port=self.metrics_port,
             report=self._report(state, vitals),
@@ -85,6 +84,9 @@ class Reporter:
             cut_ms=copy.deepcopy(dict(pipeline.counts.cut_ms)),
             troubles=self.troubles.newest_first(),
         )
+
+    def _worker_state(self) -> tuple[RunnerState, CaptureState]:
+        return self.runner.state(), self.capture.state()
 
     def _report(self, state: RunnerState, vitals: Health) -> dict[str, Any]:
         return {

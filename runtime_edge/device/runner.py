@@ -69,7 +69,7 @@ class RunnerState(msgspec.Struct, frozen=True):
 
 
 class WindowRunner:
-    """Chooses a cut, runs the prefix, frames and spools. Everything here happens in the worker's turn.
+    """Chooses a cut, runs the prefix, frames and spools. Everything here happens in the worker's thread.
 
     Args:
         config: the device's settings.

@@ -1,4 +1,4 @@
-"""What a user gets out: one result for every window, to the sinks that were asked for."""
+"""The result of one window, as sinks write it and users read it."""
 
 from __future__ import annotations
 

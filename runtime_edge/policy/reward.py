@@ -5,8 +5,8 @@
     A   = quality(k, u) + rho * u  if the server can learn from the window (shipped at a cut before the last)
     r   = alpha * A - beta * Lat / t_max_ms - eta * E / e_budget_mj
 
-At the last cut the device has the embedding itself: it ships, and waits for nothing. `local` does not even ship. An
-answer that is not there after `deadline_ms` is not waited for: the device runs the rest itself, as its loop does.
+At the last cut the device has the embedding itself: it ships, and waits for nothing. `local` does not even ship. If
+no answer arrives within `deadline_ms`, the device runs the remaining blocks itself.
 """
 
 from __future__ import annotations

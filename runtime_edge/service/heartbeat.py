@@ -1,4 +1,4 @@
-"""Says every few seconds how the device is, to whoever wants to know: the state directory, systemd, the server."""
+"""Reports every few seconds how the device is, to the state directory, systemd and the server."""
 
 from __future__ import annotations
 

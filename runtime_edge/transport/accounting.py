@@ -1,7 +1,7 @@
 """What became of every window: the numbers behind `ssc edge status` and the run's report.
 
-Each counter has one owner: `Accounting` is written in the worker's turn alone, `LoopCounts` in the event loop alone.
-`merged` puts them together where they are reported.
+Each counter has one owner: `Accounting` is written by the worker alone, `LoopCounts` by the event loop alone. `merged`
+puts them together where they are reported.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The bandwidth probe: a little filler between two pings finds out whether the link has become faster.
 
-A device that ships small frames over a thin link learns nothing of the link's recovery. Only where a faster link would
-change the cut it sends, right behind each frame, two pings and between them filler of at most SHARE of the uplink: how
-much later the second answer comes is the filler's transfer time. Packets that waited for each other on the way arrive
-together, as over a fast link: a rise is believed when more filler, right behind, shows it too, and yet more. Where the
-round trip is long there is no time for that until the next window, and a clear rise is believed at once.
+A device that sends small frames over a slow link would not notice that the link has recovered. Where a faster link
+would change the cut, it sends two pings right behind each frame, with filler of at most SHARE of the uplink between
+them: the second answer is late by the filler's transfer time. Packets that queued on the way arrive together, as over a
+fast link, so a rise is believed only when two more pairs, each with more filler, show it too. Where the round trip is
+too long for that before the next window, a clear rise is believed at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The broker's library, with a short way for what a device does with every window.
+"""The NATS client with a shortcut for what a device does for every window.
 
-The library hands what is published to a task that writes it, and what comes to a stream, a parser, a queue and a task
-behind them: turns of the event loop that cost a small device more than the work itself.
+nats-py hands a published message to a task that writes it, and passes a received one through a stream, a parser, a
+queue and another task. On a small device those turns of the event loop cost more than the work itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Frames between the encoder and the broker: on disk, and in the accounts exactly once.
 
-Called with the worker's lock held (`runtime_edge.base.worker.Worker`), except `settle_soon`, so that what is counted
-and what lies on the disk always agree. A frame that has no place on the disk may still be on its way; only when that
+Called in the worker's thread (`runtime_edge.base.worker.Worker`), except `settle_soon`, so that what is counted and
+what lies on the disk always agree. A frame that has no place on the disk may still be on its way; only when that
 fails, too, it is dropped, with the reason it had no place.
 """
 

@@ -1,4 +1,4 @@
-"""What a device says of its updates: in its log, in its count of errors and to the server."""
+"""Reports a device's updates: to its log, its count of errors and the server."""
 
 from __future__ import annotations
 

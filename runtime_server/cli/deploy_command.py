@@ -1,4 +1,4 @@
-"""`ssc deploy`: a bundle and its tables to the broker, and the word that they are there."""
+"""`ssc deploy`: puts a bundle and its tables on the broker and releases it to the devices."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
 from runtime_server.broker.consumer import ACK_WAIT_S, HeldMessages, PullConsumer
 from runtime_server.broker.hub import Hub
+from runtime_server.broker.stream_shares import StreamShares
 from runtime_server.ingest import dead_letters
 from runtime_server.ingest.answer_stage import AGAIN_S, AnswerStage
 from runtime_server.ingest.arrival import decode_arrival
@@ -59,6 +60,7 @@ class Ingest:
         ledger: which windows were counted.
         rate: of the frames of one device.
         suspects: what frame an earlier process died of.
+        shares: learns of each message what it takes of the stream.
         ack_wait_s: the broker delivers what a dead process had after so long.
         again_s: a frame that could not be put away comes again after so long.
     """
@@ -71,12 +73,13 @@ class Ingest:
         ledger: Ledger | PartitionedLedger,
         rate: RateLimit | None = None,
         suspects: Suspects | None = None,
+        shares: StreamShares | None = None,
         *,
         ack_wait_s: float = ACK_WAIT_S,
         again_s: float = AGAIN_S,
     ) -> None:
         self._hub, self._generations = hub, generations
-        self._rate, self._suspects = rate or RateLimit(), suspects
+        self._rate, self._suspects, self._shares = rate or RateLimit(), suspects, shares
         self._backlog, self._held = Backlog(), HeldMessages(ack_wait_s)
         self._decode, self._complete = DecodeStage(generations), CompleteStage()
         self._count = CountStage(generations, ledger, trainer)
@@ -125,6 +128,8 @@ class Ingest:
 
     async def _accept(self, message: Msg, partition: int) -> None:
         """Check a frame; an invalid one becomes a dead letter."""
+        if self._shares is not None:
+            self._shares.note(message)
         try:
             arrivals = decode_arrival(message, time.monotonic())
         except FrameError as exc:

@@ -38,6 +38,7 @@ from runtime_edge.inference.prefix import Prefix
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
 from runtime_server.labels.head_training import Examples, truth_of
+from runtime_server.labels.shares import shared_out
 from runtime_server.suffix.frame_codecs import FrameCodecs
 
 MAX_CSV_BYTES = 64 << 20
@@ -182,7 +183,8 @@ async def of_events(
 
     `bundles` has the server's generations by number; a frame is completed by the newest one whose blocks before the
     cut are those that made it. Windows that a device kept to itself are not in the stream. Consecutive windows of a
-    device with the same labels are held out together. Raises UsageError when there is none, LinkError.
+    device with the same labels are held out together. A device has no more windows than the median one (`shares`).
+    Raises UsageError when there is none, LinkError.
     """
     completer = _Completer(bundles)
     devices = sorted({event.device for event in events})
@@ -201,13 +203,16 @@ async def of_events(
             "look at device names and times (seconds since 1970, of the device's clock)"
         )
     rows.sort(key=lambda row: row[:3])
+    groups = _runs([row[:3] for row in rows], completer.window_s)
+    kept = shared_out([row[0] for row in rows], [row[2] for row in rows])
+    groups, rows = groups[kept], [rows[place] for place in kept]
     names, truth = truth_of([row[2] for row in rows])
     numbers = [row[4] for row in rows]
     return Examples(
         np.stack([row[3] for row in rows]),
         names,
         truth,
-        _runs([row[:3] for row in rows], completer.window_s),
+        groups,
         (min(numbers), max(numbers)),
         unit="event",
     )

@@ -1,10 +1,10 @@
-"""Which generation devices run: canaries first, everybody once they are well, back again when they are not.
+"""Decides which generation devices run: canaries first, all devices once those do well, a rollback when they do not.
 
 rollout = Rollout(path, RolloutConfig())
 rollout.begin(known)                      # generation -> digest, as found on the disk
 rollout.offer(generation, digest, facts)  # a new one is on trial
 rollout.observe("pi-1", report)           # what devices say, as it comes
-rollout.decide()                          # promotes, rolls back or widens; what is wanted then stands in `wanted`
+rollout.decide()                          # promotes, rolls back or widens; the result is in `wanted`
 
 Nothing here talks to anybody: `rollout_service` does. The state is on the disk after every change.
 """

@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 from runtime_edge.base.aio import cancel_all
 from runtime_server.broker.broker_process import Broker
 from runtime_server.broker.hub import Hub
+from runtime_server.broker.stream_shares import StreamShares
 from runtime_server.ingest.ingest import Ingest
 from runtime_server.releases.followers import Followers, together
 from runtime_server.releases.rollout_service import RolloutService
@@ -77,6 +78,7 @@ class ServerParts:
     hub: Hub
     ledger: PartitionedLedger
     ingest: Ingest
+    shares: StreamShares
     watch: ServiceWatch
     followers: Followers
     releases: RolloutService

@@ -1,12 +1,12 @@
-"""The blocks of a generation as frames are completed with them: the same function, made to run fast on many windows.
+"""A generation's blocks, made to run fast on many windows at once; they compute the same function.
 
 What the encoder does to its weights before they meet data is done once (batch norms go into the convolutions), and
 images are laid out channel by channel as the convolutions want them. Measured for MobileNetV3-Small behind its middle
 cut, one thread, 32 windows at once: 1.4 times the windows of the plain graph. bfloat16 gave 1.1 times as many again on
 a processor that has its instructions (AVX-512). `torch.compile` gave less and takes a minute and a compiler.
 
-A block is recorded as TorchScript where that does the same. Alone it is hardly faster, but a graph module asks for
-Python's lock at each of a hundred operations, and waits there for the threads that take frames in and answer them.
+A block is recorded as TorchScript where that does the same. Alone it is hardly faster, but a graph module takes
+the GIL at each of a hundred operations, and waits there for the threads that take frames in and answer them.
 """
 
 from __future__ import annotations

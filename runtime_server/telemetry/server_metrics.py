@@ -1,6 +1,7 @@
 """What a server measures of itself, for Prometheus: `GET /metrics` on the health port.
 
-Labels are statuses, loss terms, uses of a buffer and reasons of the release gate: all bounded. Devices are none.
+Labels are statuses, loss terms, uses of a buffer and reasons of the release gate. All are bounded sets; device names
+are not used as labels.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     asyncio.create_task(watch.run())
     watch.troubles                                  # what is wrong now, each with what to do
 
-It judges by what comes out: frames wait, and none is done. Whatever the cause is (nobody reads a partition, a thread
-stands still), it is seen.
+It judges by the outcome: frames wait and none is completed. So it sees every cause, be it a partition that nobody reads
+or a thread that hangs.
 """
 
 from __future__ import annotations

@@ -77,11 +77,21 @@ class BufferSize:
 
 
 @dataclass
+class _DeviceShare:
+    """What a buffer holds of one device."""
+
+    nbytes: int = 0
+    order: list[tuple[int, _Key]] = field(default_factory=list)
+    """Its windows by their place in the stream."""
+
+
+@dataclass
 class TemporalBuffer:
     """A sliding buffer of each device's last `horizon` window indices, within `limit_bytes` altogether.
 
     Late windows are put in their place, gaps stay, and what is already held is refused. A device keeps
-    its two latest boots. When memory runs out the window that stands first in the stream goes first. The
+    its two latest boots. When memory runs out the device that holds most of it gives the window of its own
+    that stands first in the stream: however fast it sends, the others keep theirs up to an equal share. The
     order of the stream decides, not that in which `add` is called: what is read again from the stream ends
     as it was, and the same windows and the same `rng` give the same batch. May be used from several threads.
     """
@@ -94,8 +104,9 @@ class TemporalBuffer:
     """How many windows were not taken: "duplicate", "late" (beyond the horizon), "invalid"."""
     nbytes: int = field(default=0, init=False)
     _windows: dict[_Key, TrainingWindow] = field(default_factory=dict, init=False)
-    _order: list[tuple[int, _Key]] = field(default_factory=list, init=False)
-    """Every window by its place in the stream."""
+    _devices: dict[str, _DeviceShare] = field(default_factory=dict, init=False)
+    _latest: int = field(default=0, init=False)
+    """The last place in the stream that was seen."""
     _chains: dict[Chain, list[int]] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -112,7 +123,7 @@ class TemporalBuffer:
         )
         with self._lock:
             if not kept.sequence:
-                kept = replace(kept, sequence=self._order[-1][0] + 1 if self._order else 1)
+                kept = replace(kept, sequence=self._latest + 1)
             reason = self._refusal(kept) or self._forget_boots(kept)
             if reason is not None:
                 self.refused[reason] += 1
@@ -121,7 +132,10 @@ class TemporalBuffer:
             indices = self._chains.setdefault(chain, [])
             bisect.insort(indices, kept.index)
             self._windows[chain, kept.index] = kept
-            bisect.insort(self._order, (kept.sequence, (chain, kept.index)))
+            self._latest = max(self._latest, kept.sequence)
+            share = self._devices.setdefault(kept.device, _DeviceShare())
+            bisect.insort(share.order, (kept.sequence, (chain, kept.index)))
+            share.nbytes += kept.nbytes
             self.nbytes += kept.nbytes
             while indices[0] <= indices[-1] - self.horizon:
                 self._drop((chain, indices[0]))
@@ -150,7 +164,7 @@ class TemporalBuffer:
     def sequences(self) -> list[int]:
         """Where the windows it holds stand in the stream, ascending."""
         with self._lock:
-            return [sequence for sequence, _ in self._order]
+            return sorted(sequence for share in self._devices.values() for sequence, _ in share.order)
 
     def sample_batch(self, rng: np.random.Generator, size: int, device: str | None = None) -> list[WindowGroup]:
         """Up to `size` distinct windows, at most a device's share of them from each; with `device` of that one alone.
@@ -202,13 +216,18 @@ class TemporalBuffer:
 
     def _trim(self) -> None:
         while self.nbytes > self.limit_bytes:
-            self._drop(self._order[0][1])
+            largest = max(self._devices.values(), key=lambda share: (share.nbytes, -share.order[0][0]))
+            self._drop(largest.order[0][1])
 
     def _drop(self, key: _Key) -> None:
         chain, index = key
         window = self._windows.pop(key)
+        share = self._devices[window.device]
+        share.nbytes -= window.nbytes
         self.nbytes -= window.nbytes
-        del self._order[bisect.bisect_left(self._order, (window.sequence, key))]
+        del share.order[bisect.bisect_left(share.order, (window.sequence, key))]
+        if not share.order:
+            del self._devices[window.device]
         indices = self._chains[chain]
         del indices[bisect.bisect_left(indices, index)]
         if not indices:

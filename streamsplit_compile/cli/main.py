@@ -125,9 +125,9 @@ def splitter() -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run `ssc`. Exit codes: 0 done, 1 the thing asked for did not hold, 2 wrong usage or bad input."""
+    """Run `ssc`. Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input."""
     try:
-        return ssc.main(arguments, standalone_mode=False)
+        return ssc.main(arguments, "ssc", standalone_mode=False)
     except SscError as exc:
         print(f"ssc: {printable(str(exc), _MAX_ERROR)}", file=sys.stderr)
         sys.exit(exc.exit_code)

@@ -14,27 +14,52 @@ from runtime_edge.formats.records.table import SplitterTable
 SHIPPED_VISITS = 20.0
 """What a shipped value weighs against the devices' visits."""
 
+_Place = tuple[int, int]
+"""Row and action."""
+_Told = tuple[int, float]
+"""A device's visits to a value, and its correction."""
+
 
 def merge(table: SplitterTable, records: Sequence[Learnt], created_by: str = "ssc splitter merge") -> SplitterTable:
     """The table with each value moved by its devices' corrections, each weighing as much as its visits.
 
-    Raises TableError for records of another table, UsageError when there are none.
+    Nobody can check a device's visits. They count at most as often as those of the median of all devices to the same
+    value, or as `SHIPPED_VISITS` where that is more. Raises TableError for records of another table, UsageError when
+    there are none.
     """
     if not records:
         raise UsageError("no learnt values to merge: run devices with --learn, or name a file with --learnt")
-    moved, weight = (
-        np.zeros((len(table.q), len(table.costs))),
-        np.full((len(table.q), len(table.costs)), SHIPPED_VISITS),
-    )
+    cells: dict[_Place, list[_Told]] = {}
     for record in records:
         record.check(table, f"learnt values of {record.device}")
-        for row, action, correction, visits in record.cells:
-            moved[row, action] += visits * correction
-            weight[row, action] += visits
-    q = np.round(np.asarray(table.q) + moved / weight, 3) + 0.0
+        for place, told in _by_place(record).items():
+            cells.setdefault(place, []).append(told)
+    q = np.array(table.q)
+    for place, found in cells.items():
+        most = max(SHIPPED_VISITS, _median([visits for visits, _ in found], len(records)))
+        weights = [min(visits, most) for visits, _ in found]
+        moved = sum(weight * correction for weight, (_, correction) in zip(weights, found, strict=True))
+        q[place] += moved / (SHIPPED_VISITS + sum(weights))
+    q = np.round(q, 3) + 0.0
     return msgspec.structs.replace(
         table,
         created_by=created_by,
         policy=tuple(int(best) for best in q.argmax(1)),
         q=tuple(tuple(float(value) for value in row) for row in q),
     )
+
+
+def _by_place(record: Learnt) -> dict[_Place, _Told]:
+    """Visits and mean correction by row and action; a record may name one several times."""
+    found: dict[_Place, _Told] = {}
+    for row, action, correction, visits in record.cells:
+        before, mean = found.get((row, action), (0, 0.0))
+        total = before + visits
+        found[row, action] = total, mean + (correction - mean) * visits / total
+    return found
+
+
+def _median(visits: Sequence[int], devices: int) -> int:
+    """Of all the devices' visits, the lower of two; those that say nothing have none."""
+    rank = (devices - 1) // 2 - (devices - len(visits))
+    return sorted(visits)[rank] if rank >= 0 else 0

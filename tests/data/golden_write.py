@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from small_tables import make_table
 from toys import Tiny
+from waiting import eventually
 
 from runtime_edge.audio import Counters
 from runtime_edge.audio.wire_streams import AudioStreamEncoder
@@ -303,8 +304,7 @@ async def _results(directory: Path, work: Path, bundle: Bundle) -> None:
         return _status(bundle)
 
     beating = asyncio.create_task(Heartbeat(work / "updates", status, transport, Notifier({})).beat_forever())
-    while not transport.values:
-        await asyncio.sleep(0.01)
+    await eventually(lambda: transport.values)
     await cancel_all([beating])
     (directory / "report.json").write_bytes(transport.values[subjects.PRESENCE, "pi-1"])
 

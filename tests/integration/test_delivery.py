@@ -5,6 +5,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.worker import Worker
@@ -58,7 +59,7 @@ def store(spool, boot, windows):
 
 
 async def spooled(delivery, window, claim=False):
-    """As the device does: in the thread that owns the outbox."""
+    """As the device does: in the thread that owns the frame store."""
     message_id, frame = subjects.message_id("pi-1", "new", window), b"frame %d" % window
     await delivery.worker.run(delivery.frame_store.put, message_id, window, frame, 0.5, claim)
     if not claim:
@@ -118,8 +119,7 @@ def test_a_broker_that_dies_again_and_again_gets_every_frame_once(play, broker, 
                     await spooled(delivery, window)
                 await asyncio.sleep(0.06)
             await delivery.drain(60.0)
-            while not hub.client.is_connected:
-                await asyncio.sleep(0.05)
+            await eventually(lambda: hub.client.is_connected)
             return accounting, await stored(hub)
 
     accounting, messages = play(work)

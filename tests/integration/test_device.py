@@ -58,8 +58,7 @@ def test_told_to_stop_it_ends_at_once_with_its_report(config):
         results = []
         device = Device(dataclasses.replace(config, realtime=True, loop=True), [CallbackSink(results.append)])
         task = asyncio.create_task(device.run())
-        while len(results) < 3:
-            await asyncio.sleep(0.02)
+        await harness.eventually(lambda: len(results) >= 3)
         device.stop()
         return await task, results
 

@@ -124,6 +124,27 @@ def test_a_device_started_from_a_file_is_watched_measured_and_asked_how_it_is(
         process.signal(signal.SIGKILL)
 
 
+@pytest.mark.parametrize("options", [(), ("--no-realtime",)], ids=["live", "read to its end"])
+def test_a_device_whose_pipe_has_fallen_silent_says_how_it_is_and_ends_when_it_is_told_to(toy, tmp_path, options):
+    state = tmp_path / "state"
+    command = [SSC, "edge", "run", "--bundle", toy / "bundle", "--source", "-", "--state", state, *options]
+
+    def captured(state):
+        said = read_status(state)
+        return 0 if said is None else said.report["windows_captured"]
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        try:
+            process.stdin.write(bytes(8192))
+            process.stdin.flush()
+            harness.until(lambda: captured(state), "a window of the silent pipe in the status")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(harness.PATIENCE_S) == 0
+        finally:
+            process.kill()
+    assert read_status(state).ended == "it was stopped"
+
+
 def test_a_device_that_is_killed_is_known_to_be_gone_and_starts_again_at_once(toy, source, tmp_path):
     def start():
         return harness.Process(
@@ -162,8 +183,7 @@ def test_a_stuck_engine_lets_the_watchdog_fire_and_one_that_goes_on_does_not(
         results = []
         device = Device(config, [CallbackSink(results.append)], Notifier(manager.environment))
         task = asyncio.create_task(device.run())
-        while len(results) < 3:
-            await asyncio.sleep(0.02)
+        await harness.eventually(lambda: len(results) >= 3)
         free.clear()
         await asyncio.sleep(1.0)  # what was under way has ended
         before = len(manager.heard)
@@ -193,8 +213,7 @@ def test_two_devices_do_not_share_a_state_directory(toy, source, tmp_path):
     async def work():
         first = Device(config, [])
         task = asyncio.create_task(first.run())
-        while not (tmp_path / "state" / "status.json").exists():
-            await asyncio.sleep(0.05)
+        await harness.eventually((tmp_path / "state" / "status.json").exists)
         with pytest.raises(UsageError, match="another device runs"):
             await Device(config, []).run()
         first.stop()

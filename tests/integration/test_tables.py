@@ -43,12 +43,7 @@ def test_swaps_under_load_take_effect_at_the_next_window_and_lose_nothing(
             await hub.put_table(table, quiet_server.key, name)
             # The next table comes as soon as a window has been cut by this one.
             wanted = ("one", "two")[index % 2]
-            for _ in range(2000):
-                results = device.results()
-                if results[-1]["cut"] == wanted:
-                    break
-                await harness.asyncio.sleep(0.005)
-            assert results[-1]["cut"] == wanted, f"swap {index}"
+            await harness.eventually(lambda wanted=wanted: device.results()[-1]["cut"] == wanted, f"swap {index}")
 
     quiet_server.ask(swap_all)
     report = device.finish()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from waiting import eventually
+
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import decode_replies
@@ -59,10 +61,10 @@ async def make_streams(url):
 
 
 async def settled(hub):
-    """Until no frame is waiting for anything; the sum of deliveries that were not acknowledged."""
-    for _ in range(200):
+    """Until no frame waits to be delivered or acknowledged."""
+
+    async def none_waits():
         infos = [await hub.stream.consumer_info(subjects.STREAM, f"server-{p}") for p in range(subjects.PARTITIONS)]
-        if not sum(info.num_pending + info.num_ack_pending for info in infos):
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("frames are left in the stream")
+        return not sum(info.num_pending + info.num_ack_pending for info in infos)
+
+    await eventually(none_waits, "every frame of the stream has been acknowledged")

@@ -1,4 +1,4 @@
-"""The envelope that tables, heads and releases stand in on the broker: who may put them where, and which is newer.
+"""The signed envelope of tables, heads and releases on the broker: which key it is for, and which one is newer.
 
 What is signed is one JSON document, `{format, kind, key, number, body}`. `key` is the bucket key that the record is
 for, so it cannot be put under another one; `number` only grows, so an older one cannot be put back

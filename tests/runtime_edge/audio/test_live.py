@@ -1,16 +1,19 @@
-"""The queue between a capture thread and its reader."""
+"""What stands between a thread that captures or reads audio and its reader."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from waiting import until
 
 from runtime_edge.audio import Clock, Counters, Windower
-from runtime_edge.audio.live import FrameQueue
-from runtime_edge.audio.stream import to_blocks
+from runtime_edge.audio.live import FrameQueue, IdleWaiter, read_ahead
+from runtime_edge.audio.stream import SourceAudio, to_blocks
 from runtime_edge.errors import SourceError
 
 RATE = 16_000
@@ -133,3 +136,45 @@ def test_silence_from_the_hardware_ends_after_the_reader_s_patience() -> None:
 
     with pytest.raises(SourceError, match=r"no audio for 0\.05 s"):
         next(queue.read(0.05))
+
+
+def blocks_without_end(read: list[int]) -> Iterator[SourceAudio]:
+    """Blocks that carry their number, which is noted."""
+    for number in itertools.count():
+        read.append(number)
+        yield SourceAudio(np.full((1, 1), number, np.float32), RATE, number == 0)
+
+
+def test_reading_ahead_keeps_the_order_and_stays_a_few_blocks_ahead() -> None:
+    read: list[int] = []
+    ahead = read_ahead(blocks_without_end(read), IdleWaiter())
+
+    received = [int(next(ahead).frames[0, 0]) for _ in range(20)]
+    until(lambda: len(read) > 25)
+    time.sleep(0.05)  # for one that reads on
+
+    assert received == list(range(20))
+    assert len(read) <= 30
+    ahead.close()
+
+
+def test_a_reader_ahead_whom_nobody_asks_any_more_ends() -> None:
+    before = set(threading.enumerate())
+    ahead = read_ahead(blocks_without_end([]), IdleWaiter())
+    next(ahead)
+
+    ahead.close()
+
+    until(lambda: set(threading.enumerate()) <= before, "the thread ends")
+
+
+def test_what_a_reader_ahead_fails_with_comes_after_what_it_has_read() -> None:
+    def broken() -> Iterator[SourceAudio]:
+        yield from itertools.islice(blocks_without_end([]), 3)
+        raise SourceError("the cable was pulled")
+
+    ahead = read_ahead(broken(), IdleWaiter())
+
+    assert [int(next(ahead).frames[0, 0]) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(SourceError, match="the cable was pulled"):
+        next(ahead)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from publishing import publish
 from small_tables import always
+from waiting import eventually
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.device import Device
@@ -17,6 +18,7 @@ from runtime_edge.formats import subjects
 from runtime_edge.formats.records.envelope import seal
 from runtime_edge.formats.results import decode_result, decode_result_event
 from runtime_edge.formats.wire import Reply, decode_frame
+from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import read_status
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
@@ -144,6 +146,36 @@ def test_a_device_at_the_last_cut_whose_generation_is_retired_runs_the_next_one(
     report, _ = run(looping, server, until=lambda result: result.generation == 2)
     assert (report["generation_start"], report["generation_end"]) == (1, 2)
     assert report["bundle"] == second_bundle.digest
+
+
+def test_a_device_whose_audio_falls_silent_takes_a_release_and_a_table_says_how_it_is_and_ends_when_told(
+    config, small_bundle, second_bundle, standard_input
+):
+    """The pipe stays open: the worker waits for it, and does what it is asked for meanwhile."""
+    server, key = Server(small_bundle), subjects.table_key("rpi4")
+    server.take(always(small_bundle, "rpi4", small_bundle.manifest.info.cuts[1].name))
+    standard_input.write(bytes(2 * small_bundle.manifest.info.front_end.window_samples))
+    piped, results = DeviceConfig(**{**vars(config), "source": "-"}), []
+    often = Notifier({"WATCHDOG_USEC": "100000"})  # a status every 33 ms
+
+    async def work():
+        device = Device(piped, [CallbackSink(results.append)], often, connect=server.connect)
+        running = asyncio.create_task(device.run())
+        await eventually(lambda: len(results) == 1)
+        publish(server.transport, second_bundle)
+        release = server.transport.values[subjects.RELEASES, "rpi4"]
+        await server.transport.change(subjects.RELEASES, "rpi4", release)
+        table = always(second_bundle, "rpi4", second_bundle.manifest.info.cuts[2].name)
+        await server.transport.change(subjects.TABLES, key, seal("table", key, 2, table.to_json(), None))
+        await eventually(lambda: read_status(config.state).encoder.generation == 2)
+        await eventually(lambda: read_status(config.state).report["table_swaps"] == 1)
+        assert not running.done()
+        device.stop()
+        return await running
+
+    report = asyncio.run(work())
+    assert (report["generation_start"], report["generation_end"]) == (1, 2)
+    assert report["windows_captured"] == report["windows_acked"] == len(results) == 1
 
 
 def test_a_device_that_cannot_start_closes_what_it_has_opened(config, tmp_path):

@@ -113,7 +113,7 @@ def run(engine, tmp_path, cut, delivery, windows=1):
             random = np.random.default_rng(0)
             for index in range(windows):
                 samples = random.uniform(-0.5, 0.5, info.front_end.window_samples).astype(np.float32)
-                await asyncio.to_thread(pipeline.run_window, CapturedWindow(index, 0, samples, 0.0))
+                await worker.run(pipeline.run_window, CapturedWindow(index, 0, samples, 0.0))
             if isinstance(delivery, HeldAnswers):
                 delivery.release()
             await pipeline.settle()

@@ -8,6 +8,7 @@ import nats.errors
 import nats.js.errors
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
+from waiting import eventually
 
 from runtime_edge.errors import LinkError
 from runtime_edge.formats import subjects
@@ -64,11 +65,12 @@ async def _fill(hub):
 
 async def _found(hub):
     """What there is, once the brokers of a cluster have elected who leads each stream."""
-    for _ in range(30):
+
+    async def stored():
         with contextlib.suppress(nats.errors.Error, nats.js.errors.Error):
             return await _stored(hub)
-        await asyncio.sleep(0.5)
-    return await _stored(hub)
+
+    return await eventually(stored, "the brokers have elected their leaders")
 
 
 async def _stored(hub):

@@ -164,3 +164,18 @@ def test_frames_that_no_bundle_can_read_and_embeddings_that_are_not_finite_are_l
     examples = play(work)
     assert examples.embeddings.shape == (1, small_bundle.manifest.info.encoder.embedding_dim)
     assert np.isfinite(examples.embeddings).all()
+
+
+def test_a_device_that_sends_far_more_than_the_others_has_its_share_of_the_examples(
+    play, small_bundle, sounds, frame_of
+):
+    sent = {"pi-1": 4, "pi-2": 4, "pi-3": 80}
+
+    async def work(hub):
+        for device, windows in sent.items():
+            for number in range(windows):
+                headers = {subjects.MESSAGE_ID_HEADER: f"{device}.b0.{number}"}
+                await hub.stream.publish(subjects.frames(device), frame_of(sounds[0], number, 1), headers=headers)
+        return await of_events([LabelledEvent(device, -10.0, 10.0, "dog") for device in sent], hub, {1: small_bundle})
+
+    assert len(play(work).embeddings) == 12

@@ -117,12 +117,41 @@ def test_what_is_read_again_in_any_order_gives_the_same_batches(seed):
         assert torch.equal(one.activations, other.activations)
 
 
-def test_memory_is_bounded_and_the_earliest_arrival_goes_first():
+def test_memory_is_bounded_and_of_equal_shares_the_earliest_arrival_goes_first():
     one = filled(window(0)).nbytes
     buffer = filled(*(window(i, device=d) for i in range(4) for d in "ab"), limit_bytes=3 * one)
     assert buffer.nbytes <= 3 * one
     assert (indices(buffer, "a"), indices(buffer, "b")) == ([3], [2, 3])
     assert not filled(window(0), limit_bytes=one - 1).nbytes
+
+
+def test_a_device_that_sends_fast_pushes_out_its_own_windows_alone():
+    one = filled(window(0)).nbytes
+    calm = [window(i, device=d) for i in range(5) for d in ("c1", "c2")]
+    buffer = filled(*calm, *(window(i, device="fast") for i in range(90)), limit_bytes=20 * one)
+    assert indices(buffer, "c1") == indices(buffer, "c2") == [0, 1, 2, 3, 4]
+    assert indices(buffer, "fast") == list(range(80, 90))
+    for i in range(5, 30):
+        buffer.add(window(i, device="c1"))
+    assert Counter(buffer.counts()) == {"c1": 8, "c2": 5, "fast": 7}, "an equal share for those that have more"
+
+
+def test_large_windows_push_out_those_of_the_same_device():
+    one, large = filled(window(0)).nbytes, {"device": "fast", "shape": (64, 64)}
+    buffer = filled(*(window(i) for i in range(5)), *(window(i, **large) for i in range(9)), limit_bytes=30 * one)
+    assert indices(buffer) == [0, 1, 2, 3, 4]
+    assert indices(buffer, "fast") == [7, 8]
+
+
+@given(seed=st.integers(0, 1 << 32), limit=st.integers(1, 60))
+@settings(max_examples=60, deadline=None)
+def test_what_is_read_again_in_any_order_leaves_each_device_the_same_share(seed, limit):
+    rng = np.random.default_rng(seed)
+    devices = rng.choice(["a", "a", "a", "b", "c"], 50).tolist()
+    items = [window(n, device=device, sequence=n) for n, device in enumerate(devices, 1)]
+    one = filled(window(0)).nbytes
+    again = filled(*(items[n] for n in rng.permutation(len(items))), limit_bytes=limit * one)
+    assert filled(*items, limit_bytes=limit * one).sequences() == again.sequences()
 
 
 def test_groups_hold_what_one_suffix_can_run():

@@ -1,4 +1,4 @@
-"""Merging: each device's corrections weigh as much as its visits, the shipped values as much as twenty."""
+"""Merging: a device weighs as much as its visits, up to the median of all; the shipped values as much as twenty."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def learnt(*cells: Cell, table: str = TABLE.digest) -> Learnt:
 
 
 def test_values_move_by_the_weighted_mean() -> None:
-    merged = merge(TABLE, [learnt((0, 0, -2.0, 60)), learnt((0, 0, -1.0, 20), (1, 4, 0.5, 5))])
+    merged = merge(TABLE, [learnt((0, 0, -2.0, 60)), learnt((0, 0, -1.0, 60), (1, 4, 0.5, 5))])
     assert SHIPPED_VISITS == 20
-    assert merged.q[0] == pytest.approx((5.0 - 140 / 100, 4.0, 0.0, 0.0, 0.0))
+    assert merged.q[0] == pytest.approx((5.0 - 180 / 140, 4.0, 0.0, 0.0, 0.0), abs=1e-3)
     assert merged.q[1] == pytest.approx((1.0, 2.0, 3.0, 4.0, 5.1))
     assert (TABLE.policy, merged.policy) == ((0, 4), (1, 4))
     assert merged.created_by == "ssc splitter merge"
@@ -28,6 +28,25 @@ def test_values_move_by_the_weighted_mean() -> None:
 
 def test_a_single_visit_hardly_moves_anything() -> None:
     assert merge(TABLE, [learnt((0, 0, -3.0, 1))]).q[0][0] == pytest.approx(5.0 - 3 / 21, abs=1e-3)
+
+
+@pytest.mark.parametrize("claimed", [100, 10_000, 1 << 53])
+def test_a_device_weighs_no_more_than_the_median_of_all_whatever_visits_it_claims(claimed: int) -> None:
+    honest = [learnt((0, 0, -1.0, 100)) for _ in range(9)]
+    merged = merge(TABLE, [learnt((0, 0, 3.0, claimed)), *honest])
+    assert merged.q[0][0] == pytest.approx(5.0 + (300 - 900) / 1020, abs=1e-3)
+    twice = merge(TABLE, [learnt(*[(0, 0, 3.0, claimed)] * 50), *honest])
+    assert twice.q == merged.q, "one value named often is no more"
+
+
+@pytest.mark.parametrize("others", [1, 2, 9])
+def test_a_value_that_one_device_alone_has_visited_moves_halfway_at_most(others: int) -> None:
+    merged = merge(TABLE, [learnt((0, 0, -3.0, 1 << 53)), *[learnt((1, 1, 0.1, 100)) for _ in range(others)]])
+    assert merged.q[0][0] == pytest.approx(5.0 - 1.5)
+
+
+def test_a_device_alone_weighs_as_much_as_its_visits() -> None:
+    assert merge(TABLE, [learnt((0, 0, -2.0, 60))]).q[0][0] == pytest.approx(5.0 - 120 / 80)
 
 
 def test_records_of_another_table_and_none_at_all_are_refused() -> None:

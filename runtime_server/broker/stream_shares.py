@@ -1,0 +1,140 @@
+"""Each device's share of the stream of frames: one that fills it makes room by its own oldest frames.
+
+The broker bounds the stream as a whole and lets the oldest frames go, whoever sent them. So the server keeps some of it
+free: when it is nearly full, it removes frames of the devices that hold more than twice an equal share.
+
+    shares = StreamShares(hub)
+    asyncio.create_task(shares.run())
+    shares.note(message)                            # each one that is read
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import json
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+from nats.aio.msg import Msg
+
+from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
+from runtime_edge.formats import subjects
+from runtime_server.broker.hub import Hub
+
+_LOG = logging.getLogger(__name__)
+PERIOD_S = 1.0
+_FULL, _LEFT = 7 / 8, 3 / 4
+"""Of the stream's bytes: from where on frames are removed, and what is left then."""
+_TIMES = 2.0
+"""More equal shares than so many make a device give; devices are never quite alike."""
+_RUNS = 4096
+"""In which the stream's bytes are counted: many frames of a device are one entry."""
+_HEADER_BYTES = 160
+"""About what the broker stores of a frame besides its data."""
+_ANSWER_S = 2.0
+
+
+@dataclass
+class _Run:
+    """Frames of one device in a row."""
+
+    nbytes: int
+    last: int
+    """Place of the last one in the stream."""
+
+
+class StreamShares:
+    """What each device has in the stream, as far as this process has read it. Used on the event loop."""
+
+    def __init__(self, hub: Hub, period_s: float = PERIOD_S) -> None:
+        self.removed = 0
+        """Bytes of frames that were removed, about."""
+        self._hub, self._period_s = hub, period_s
+        self._runs: dict[str, deque[_Run]] = {}
+        self._sizes: dict[str, int] = {}
+        self._run_bytes = 1 << 16
+        self._read, self._enough = 0, 1 << 24
+        """Bytes since the last look, and how many bring the next one forward."""
+        self._due = asyncio.Event()
+
+    def note(self, message: Msg) -> None:
+        """Count a message that was read; one that comes again is counted once."""
+        subject, place = message.subject, message.metadata.sequence.stream
+        runs = self._runs.get(subject)
+        if runs is None:
+            runs = self._runs[subject] = deque()
+            self._sizes[subject] = 0
+        elif place <= runs[-1].last:
+            return
+        size = len(message.data) + _HEADER_BYTES
+        if runs and runs[-1].nbytes < self._run_bytes:
+            runs[-1].nbytes += size
+            runs[-1].last = place
+        else:
+            runs.append(_Run(size, place))
+        self._sizes[subject] += size
+        self._read += size
+        if self._read >= self._enough:
+            self._due.set()
+
+    async def run(self) -> None:
+        """Look every `period_s` seconds, or sooner when much was read, until cancelled."""
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._due.wait(), self._period_s)
+            self._due.clear()
+            try:
+                await self.look()
+            except BROKER_ERRORS as exc:
+                _LOG.debug("the stream's size: %s", reason(exc))
+
+    async def look(self) -> None:
+        """Remove frames of the devices that hold too much, where the stream is nearly full.
+
+        Raises what the library raises.
+        """
+        self._read = 0
+        answer = await self._hub.client.request(f"$JS.API.STREAM.INFO.{subjects.STREAM}", timeout=_ANSWER_S)
+        told = json.loads(answer.data)
+        limit = told.get("config", {}).get("max_bytes", -1)
+        if limit <= 0:
+            return
+        state = told["state"]
+        self._run_bytes, self._enough = limit // _RUNS, limit // 32
+        self._forget(state["first_seq"])
+        if state["bytes"] <= _FULL * limit:
+            return
+        share = _TIMES * _LEFT * limit / max(state.get("num_subjects", 1), 1)
+        for subject, place in self._surplus(state["bytes"] - _LEFT * limit, share).items():
+            _LOG.warning("%s: fills the stream of frames; its oldest frames are removed", subject)
+            await self._hub.stream.purge_stream(subjects.STREAM, seq=place + 1, subject=subject)
+
+    def _forget(self, first: int) -> None:
+        """What the broker has let go itself: all before a place."""
+        for subject, runs in list(self._runs.items()):
+            while runs and runs[0].last < first:
+                self._sizes[subject] -= runs.popleft().nbytes
+            if not runs:
+                del self._runs[subject], self._sizes[subject]
+
+    def _surplus(self, too_much: float, share: float) -> dict[str, int]:
+        """Up to which place to remove frames of which subjects: always of the one that has most, down to a share."""
+        found: dict[str, int] = {}
+        largest = [(-size, subject) for subject, size in self._sizes.items()]
+        heapq.heapify(largest)
+        while too_much > 0 and largest:
+            size, subject = heapq.heappop(largest)
+            if -size <= share:
+                break
+            if len(self._runs[subject]) == 1:
+                continue  # its latest frames stay
+            run = self._runs[subject].popleft()
+            found[subject] = run.last
+            too_much -= run.nbytes
+            self.removed += run.nbytes
+            self._sizes[subject] -= run.nbytes
+            heapq.heappush(largest, (-self._sizes[subject], subject))
+        return found
