@@ -29,7 +29,7 @@ class DeviceConfig:
 
     device: str = setting(host_name, "This device's name on the broker; the host name when left out.", example="pi-1")
     source: str = setting(
-        "", "mic, a WAV/FLAC file, a directory, or - for PCM16 on standard input; required.", example="mic"
+        "", "mic, an audio file, a directory, or - for PCM16 on standard input; required.", example="mic"
     )
     state: Path = setting(Path("ssc-edge"), "State directory: spool, bundles, tables, status.")
     target: str = setting("rpi4", "Which target's releases and tables to follow.")
@@ -93,6 +93,9 @@ class DeviceConfig:
         None, "Sample rate of PCM on standard input, Hz.", ge=1000, le=384_000, example=48_000
     )
     stdin_channels: int = setting(1, "Channels of PCM on standard input.", ge=1, le=64)
+    channel: str = setting(
+        "mean", "What to make of several channels: their mean, the loudest, or one by its number, from 1 on."
+    )
     max_windows: int | None = setting(None, "Stop after so many windows.", ge=1, example=1000)
     drain_s: float = setting(30.0, "How long to send spooled frames after the source has ended.", ge=0, le=86_400)
     results: tuple[str, ...] = setting(

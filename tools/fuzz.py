@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 import re
 import resource
@@ -34,7 +35,9 @@ from runtime_edge.errors import (
     FrameError,
     HeadError,
     SignatureError,
+    SourceError,
     TableError,
+    UsageError,
 )
 from runtime_edge.formats import manifest, minisign
 from runtime_edge.formats.codec import CutCodec
@@ -45,16 +48,24 @@ from runtime_edge.formats.records.envelope import Kind, open_record
 from runtime_edge.formats.records.head import Head
 from runtime_edge.formats.records.learnt import Learnt
 from runtime_edge.formats.records.release import decode_release
+from runtime_edge.formats.records.report import decode_report
 from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.formats.results import decode_result, decode_result_event
+from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame, decode_replies
+from runtime_edge.inference.profile import Profile
+from tools import fuzz_files
+from tools.fuzz_files import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "golden" / "0.2.0"
 CASE_SECONDS = 10
 """Of processor time, for one case."""
 GROWTH_MB = 256
 """By which a run may make the process larger."""
 Rng = np.random.Generator
 Repair = Callable[[bytes], bytes]
+_TRACE = b"time_s,cpu,bandwidth_mbps,rtt_ms\n0,0.5,1.5,80\n0.5,0.25,2,75.5\n1.0,0.75,2.5,70\n"
+_LABELS = b"file,label,fold\na.wav,dog,1\na.wav,rain,1\nb.wav,cat,2\n"
+_EVENTS = b"device,time,label,seconds\npi-1,2026-01-02T03:04:05Z,dog,2.5\npi-2,1700000000,rain,\n"
 _OLD = bytes(range(256)) * 512
 _NUMBERS = (b"0", b"-1", b"1e300", b"4294967296", b"18446744073709551616", b"null", b"NaN", b'""', b"[]", b"{}")
 
@@ -64,7 +75,7 @@ class Target:
     """A parser, good input for it, and the error it may raise."""
 
     parse: Callable[[bytes], object]
-    error: type[Exception]
+    error: type[Exception] | tuple[type[Exception], ...]
     corpus: Callable[[], list[bytes]]
     repair: Repair | None = None
     """Makes some damaged input whole enough to get past a checksum."""
@@ -73,6 +84,11 @@ class Target:
 def golden(pattern: str) -> Callable[[], list[bytes]]:
     """Files of the golden directory."""
     return lambda: [path.read_bytes() for path in sorted(GOLDEN.glob(pattern))]
+
+
+def lines(name: str) -> Callable[[], list[bytes]]:
+    """Lines of a file of the golden directory."""
+    return lambda: (GOLDEN / name).read_bytes().splitlines()
 
 
 def _frame(data: bytes) -> None:
@@ -166,6 +182,35 @@ TARGETS = {
     "onnx": Target(lambda data: check_onnx(data, "block"), BackendError, golden("server/generations/**/model.onnx")),
     "tflite": Target(lambda data: check_tflite(data, "block"), BackendError, _tflite),
     "size-expression": Target(_expression, FormatError, _expressions),
+    "secret-key": Target(
+        lambda data: minisign.SecretKey.from_text(data.decode("utf-8", "replace")),
+        SignatureError,
+        golden("records/key"),
+    ),
+    "result": Target(decode_result, FormatError, lines("results/results.jsonl")),
+    "result-event": Target(decode_result_event, FormatError, lines("results/events.jsonl")),
+    "update-event": Target(decode_update_event, FormatError, lines("results/updates.jsonl")),
+    "report": Target(lambda data: decode_report(data, "report"), FormatError, golden("results/report.json")),
+    "credentials": Target(fuzz_files.credentials, FormatError, golden("credentials/*.creds")),
+    "settings": Target(fuzz_files.settings, (UsageError, FormatError), fuzz_files.settings_corpus),
+    "checksum": Target(fuzz_files.checksum, FormatError, fuzz_files.checksums, fuzz_files.whole_checksum),
+    "audio": Target(fuzz_files.audio, SourceError, fuzz_files.sounds),
+    "status": Target(fuzz_files.status, FormatError, golden("device/status.json")),
+    "trials": Target(fuzz_files.trials, BundleError, golden("device/bundles.json")),
+    "mixture": Target(fuzz_files.mixture, FrameError, fuzz_files.mixtures),
+    "profile": Target(lambda data: Profile.from_json(data, "profile"), FormatError, fuzz_files.profiles),
+    "target": Target(fuzz_files.target, UsageError, fuzz_files.targets),
+    "trace": Target(fuzz_files.trace, FormatError, lambda: [_TRACE]),
+    "labels": Target(fuzz_files.labels, (UsageError, FormatError), lambda: [_LABELS]),
+    "events": Target(fuzz_files.events, (UsageError, FormatError), lambda: [_EVENTS]),
+    "results": Target(fuzz_files.recorded, FormatError, golden("results/results.jsonl")),
+    "encoder": Target(fuzz_files.state, FormatError, fuzz_files.checkpoints, fuzz_files.whole_zip),
+    "archive": Target(fuzz_files.archive, FormatError, fuzz_files.archives, fuzz_files.whole_zip),
+    "weights": Target(fuzz_files.weights, FormatError, golden("server/weights/*.pt"), fuzz_files.whole_zip),
+    "training": Target(fuzz_files.training, FormatError, golden("server/trainer/*.pt"), fuzz_files.whole_zip),
+    "ledger": Target(fuzz_files.ledger, FormatError, golden("server/ledger/*.json")),
+    "rollout": Target(fuzz_files.rollout, FormatError, golden("server/rollout.json")),
+    "devices": Target(fuzz_files.members, FormatError, golden("server/devices.json")),
 }
 
 
@@ -272,6 +317,7 @@ def main() -> int:
     if options.repeat:
         print("read" if verdict(TARGETS[options.target], options.repeat.read_bytes()) else "refused")
         return 0
+    logging.disable(logging.WARNING)  # what was refused or passed over is counted, not told
     names = [options.target] if options.target else list(TARGETS)
     failed = 0
     for name in names:

@@ -1,10 +1,10 @@
-"""Audio files. The only file that imports soundfile."""
+"""Audio files, decoded to the last sample that is there. The only file that imports soundfile."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import struct
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,79 +12,165 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import Counters
+from runtime_edge.audio.block import Counters, Recording
+from runtime_edge.audio.files.containers import Container, PatchedFile, examine
+from runtime_edge.audio.files.folder import audio_files
+from runtime_edge.audio.files.recorded_time import began
 from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio
+from runtime_edge.base.text import shown
 from runtime_edge.errors import MissingExtra, SourceError
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 MAX_CHANNELS = 64
 
 _LOG = logging.getLogger(__name__)
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile's answer for a FLAC written to a pipe is near 2**63
-_UNKNOWN_WAV_BYTES = 0x7FFF0000  # programs that write WAV to a pipe put a length near 2**31 or 2**32
-_MAX_WAV_CHUNKS = 1_000
 _READ_VALUES = 1 << 16
 
 
-def audio_files(directory: Path) -> list[Path]:
-    """All .wav, .flac and .ogg files below `directory`, sorted by path.
+class Faults:
+    """What is wrong with the files of a source: each is logged and counted once, however often it is played."""
 
-    Raises:
-        SourceError: there is none.
-    """
-    paths = (path for path in directory.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    found = sorted((path for path in paths if path.is_file()), key=lambda path: path.as_posix())
-    if not found:
-        kinds = ", ".join(AUDIO_SUFFIXES)
-        raise SourceError(f"{directory}: no audio file in this directory (looked for {kinds} at any depth)")
-    return found
+    def __init__(self, counters: Counters | None = None) -> None:
+        self._counters = Counters() if counters is None else counters
+        self._told: set[Path] = set()
+
+    def skipped(self, path: Path, reason: SourceError) -> None:
+        """Nothing of this file could be read."""
+        if self._first(path):
+            self._counters.files_skipped += 1
+            _LOG.warning("skipped: %s", reason)
+
+    def cut_short(self, path: Path, reason: str) -> None:
+        """The file was not read to its end, or states another length than it has."""
+        if self._first(path):
+            self._counters.files_cut_short += 1
+            _LOG.warning("%s: %s", shown(path), reason)
+
+    def _first(self, path: Path) -> bool:
+        first = path not in self._told
+        self._told.add(path)
+        return first
 
 
-def read_file(path: Path, block_s: float = BLOCK_SECONDS) -> Iterator[SourceAudio]:
+def read_file(
+    path: Path, block_s: float = BLOCK_SECONDS, faults: Faults | None = None, least_channels: int = 1
+) -> Iterator[SourceAudio]:
     """Decode one file in blocks of `block_s` seconds; memory does not grow with its length.
 
+    Whatever length the file states, it is read as far as it can be. Where that is not what it states, or damage ends
+    it, this is one of its `faults`.
+
     Raises:
-        SourceError: not audio, no sample in it, cut short, or damaged. A length that does not hold is noticed
-            before the first block, damage in the middle when it is reached.
+        SourceError: not audio, fewer channels than `least_channels`, or no sample in it that can be read.
         MissingExtra: soundfile is not installed.
     """
-    with _opened(path) as file:
-        _check(path, file)
+    faults = Faults() if faults is None else faults
+    with _opened(path, in_order=True) as (file, container):
+        _check_header(path, file, container, least_channels)
         size = max(1, round(file.samplerate * block_s))
-        starts, name = True, str(path)
         # A call into libsndfile costs as much as some thousand samples: several blocks at once.
         at_once = size * max(1, _READ_VALUES // (size * file.channels))
-        while len(frames := file.read(at_once, dtype="float32", always_2d=True)):
-            for start in range(0, len(frames), size):
-                yield SourceAudio(frames[start : start + size], file.samplerate, starts, file=name)
-                starts = False
+        done, damage = 0, None
+        recording = Recording(shown(path), began(path, file.comment))
+        try:
+            for frames in _decoded(file, at_once):
+                if container.wrong is not None:  # of a long recording this is not said at its end only
+                    faults.cut_short(path, f"{container.wrong}: cut short or never closed, read to its end")
+                for start in range(0, len(frames), size):
+                    yield SourceAudio(
+                        frames[start : start + size], file.samplerate, done + start == 0, recording=recording
+                    )
+                done += len(frames)
+        except soundfile_module().SoundFileError as exc:
+            damage = " ".join(str(exc).split())
+        if not done:
+            raise SourceError(
+                f"{recording.name}: holds no audio sample{f' ({damage})' if damage else ''}: record it again"
+            )
+        if fault := _fault(file, container, done, damage):
+            faults.cut_short(path, fault)
+
+
+def _decoded(file: Any, at_once: int) -> Iterator[NDArray[np.float32]]:
+    """float32[n, channels] with n from 1 to `at_once`. Raises SoundFileError after the last good frame."""
+    done = 0
+    while True:
+        frames = np.empty((at_once, file.channels), np.float32)
+        try:
+            got = len(file.read(out=frames))
+        except soundfile_module().SoundFileError:
+            if (good := file.tell() - done) > 0:
+                yield frames[:good]
+            raise
+        if not got:
+            return
+        yield frames[:got]
+        done += got
+
+
+def _fault(file: Any, container: Container, done: int, damage: str | None) -> str | None:
+    """What was wrong with a file that was read to its end, in words."""
+    stated = container.frames if container.frames is not None else file.frames
+    rate = file.samplerate
+    if damage is not None:
+        return f"damaged after {done / rate:.1f} s ({damage}): what follows is not read"
+    if container.wrong is None and stated < _UNKNOWN_FRAMES and stated != done:
+        return f"its header states {stated / rate:.3f} s, and {done / rate:.3f} s could be read"
+    return None
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The file in libsndfile; whatever that makes of damage becomes a SourceError."""
+def _opened(path: Path, in_order: bool = False) -> Iterator[tuple[Any, Container]]:
+    """The file in libsndfile, and what its container states; whatever that makes of damage becomes a SourceError.
+
+    `in_order`: it is read from beginning to end. Then a FLAC without a length can be, too.
+    """
     soundfile = soundfile_module()
     try:
-        with soundfile.SoundFile(str(path)) as file:
-            yield file
+        container = examine(path)
+        patches = container.patches if in_order or container.frames is None else {}
+        with contextlib.ExitStack() as closing:
+            file = soundfile.SoundFile(
+                closing.enter_context(PatchedFile(path, patches)) if patches else os.fsencode(path)
+            )
+            closing.enter_context(file)
+            if in_order:
+                # soundfile seeks after each read where it can, which fails at the end of a FLAC without a length.
+                file.seekable = bool
+            yield file, container
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as exc:
         reason = " ".join(str(exc).split())
-        raise SourceError(f"{path}: cannot be decoded ({reason}): give a whole WAV, FLAC or Ogg file") from exc
+        raise SourceError(
+            f"{shown(path)}: cannot be decoded ({reason}): give an audio file such as WAV, FLAC, Ogg or MP3"
+        ) from exc
 
 
 def recording_length(path: Path) -> tuple[int, int]:
-    """Frames and sample rate (Hz) by the header of one file, nothing decoded.
+    """Frames and sample rate (Hz) of one file: by its header, or decoded where that states none.
 
     Raises:
-        SourceError: not audio, no sample in it, cut short, or without a length.
+        SourceError: not audio, or no sample in it.
         MissingExtra: soundfile is not installed.
     """
-    with _opened(path) as file:
-        _check_header(path, file)
-        if not file.seekable() or file.frames >= _UNKNOWN_FRAMES:
-            raise SourceError(f"{path}: does not say how long it is: convert it first")
-        return int(file.frames), int(file.samplerate)
+    with _opened(path) as (file, container):
+        _check_header(path, file, container)
+        if file.seekable() and file.frames < _UNKNOWN_FRAMES:
+            return int(file.frames), int(file.samplerate)
+    return readable_length(path)
+
+
+def readable_length(path: Path) -> tuple[int, int]:
+    """Frames and sample rate (Hz) of one file as far as it can be decoded, which is what this does.
+
+    Raises:
+        SourceError: not audio, or no sample in it that can be read.
+        MissingExtra: soundfile is not installed.
+    """
+    frames = rate = 0
+    for raw in read_file(path):
+        frames, rate = frames + len(raw.frames), raw.rate_hz
+    return frames, rate
 
 
 def read_span(path: Path, start: int, stop: int) -> NDArray[np.float32]:
@@ -94,88 +180,73 @@ def read_span(path: Path, start: int, stop: int) -> NDArray[np.float32]:
         SourceError: the file is damaged there.
         MissingExtra: soundfile is not installed.
     """
-    with _opened(path) as file:
-        file.seek(start)
-        frames: NDArray[np.float32] = file.read(stop - start, dtype="float32", always_2d=True)
-    if len(frames) < stop - start:
-        raise SourceError(f"{path}: cut short at frame {start + len(frames)}: copy or record it again")
-    return frames
+    with _opened(path) as (file, container):
+        if container.frames is not None or file.frames < _UNKNOWN_FRAMES:
+            file.seek(start)
+            frames: NDArray[np.float32] = file.read(stop - start, dtype="float32", always_2d=True)
+            if len(frames) == stop - start:
+                return frames
+            raise SourceError(f"{shown(path)}: cut short at frame {start + len(frames)}: copy or record it again")
+    parts, position = [], 0
+    for raw in read_file(path):
+        parts.append(raw.frames[max(0, start - position) : max(0, stop - position)])
+        position += len(raw.frames)
+        if position >= stop:
+            break
+    return np.concatenate(parts)
 
 
 def read_directory(
-    directory: Path, loop: bool, counters: Counters, block_s: float = BLOCK_SECONDS
+    directory: Path, loop: bool, counters: Counters, block_s: float = BLOCK_SECONDS, least_channels: int = 1
 ) -> Iterator[SourceAudio]:
-    """Decode every audio file below `directory` in order, as one stream.
+    """Decode every audio file below `directory`, one after the other, as far as each can be read.
 
-    A file that cannot be read is skipped, logged and counted, once; so is the rest of a damaged one.
+    A file of which nothing can be read is skipped, logged and counted, once.
 
     Raises:
         SourceError: there is no audio file, or none that can be read.
     """
-    paths = audio_files(directory)
-    skipped: set[Path] = set()
+    paths, faults = audio_files(directory), Faults(counters)
     while True:
         delivered = False
         for path in paths:
             try:
-                for raw in read_file(path, block_s):
+                for raw in read_file(path, block_s, faults, least_channels):
                     delivered = True
                     yield raw
             except SourceError as exc:
-                if path not in skipped:
-                    skipped.add(path)
-                    counters.files_skipped += 1
-                    _LOG.warning("skipped: %s", exc)
+                faults.skipped(path, exc)
         if not delivered:
-            raise SourceError(f"{directory}: none of its {len(paths)} audio files can be read, see the log")
+            raise SourceError(f"{shown(directory)}: none of its {len(paths)} audio files can be read, see the log")
         if not loop:
             return
 
 
-def _check_header(path: Path, file: Any) -> None:
-    """Refuse a header that cannot be, or that promises more bytes than there are."""
+def read_again_and_again(
+    path: Path, counters: Counters, block_s: float = BLOCK_SECONDS, least_channels: int = 1
+) -> Iterator[SourceAudio]:
+    """Decode one file for ever. Raises as `read_file` does."""
+    faults = Faults(counters)
+    while True:
+        yield from read_file(path, block_s, faults, least_channels)
+
+
+def _nothing_in(path: Path, why: str | None) -> SourceError:
+    return SourceError(f"{shown(path)}: holds no audio sample{f' ({why})' if why else ''}: record it again")
+
+
+def _check_header(path: Path, file: Any, container: Container, least_channels: int = 1) -> None:
+    """Refuse a header that cannot be."""
+    if file.channels < least_channels:
+        raise SourceError(f"{shown(path)}: {file.channels} channels: there is no channel {least_channels}")
     if file.frames == 0:
-        raise SourceError(f"{path}: holds no audio sample: record it again")
+        raise _nothing_in(path, container.wrong)
     if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
-        raise SourceError(f"{path}: {file.samplerate} Hz, outside {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz: convert it first")
+        raise SourceError(
+            f"{shown(path)}: {file.samplerate} Hz, outside {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz: convert it first"
+        )
     if file.channels > MAX_CHANNELS:
-        raise SourceError(f"{path}: {file.channels} channels, more than {MAX_CHANNELS}: mix it down first")
-    if missing := _missing_wav_bytes(path):
-        raise SourceError(f"{path}: cut short, {missing} bytes are missing: copy or record it again")
-
-
-def _check(path: Path, file: Any) -> None:
-    """Refuse what a header promises and the file does not hold."""
-    _check_header(path, file)
-    if file.seekable() and file.frames < _UNKNOWN_FRAMES:
-        try:
-            file.seek(file.frames - 1)
-            last = len(file.read(1, dtype="float32"))
-        except soundfile_module().SoundFileError:
-            last = 0
-        if not last:
-            raise SourceError(f"{path}: cut short, its end is missing: copy or record it again")
-        file.seek(0)
-
-
-def _missing_wav_bytes(path: Path) -> int:
-    """Bytes a WAV file's data chunk promises beyond the end; libsndfile shortens such a file silently."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(12)
-        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
-            return 0
-        position = len(head)
-        for _ in range(_MAX_WAV_CHUNKS):
-            file.seek(position)
-            if len(chunk := file.read(8)) < 8:
-                break
-            name, length = struct.unpack("<4sI", chunk)
-            position += 8
-            if name == b"data":
-                return 0 if length >= _UNKNOWN_WAV_BYTES else max(0, position + length - size)
-            position += length + (length & 1)
-    return 0
+        raise SourceError(f"{shown(path)}: {file.channels} channels, more than {MAX_CHANNELS}: mix it down first")
 
 
 def soundfile_module() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ class Clock:
     """The time, injected so that pacing and time stamps can be tested."""
 
     wall_ns: Callable[[], int] = time.time_ns
-    """Nanoseconds since 1970; read once for each source, so later jumps of the clock do no harm."""
+    """Nanoseconds since 1970."""
 
     monotonic: Callable[[], float] = time.monotonic
     """Seconds that never jump."""
@@ -61,8 +62,32 @@ class Counters:
     clipped_samples: int = 0
     """Values beyond [-1, 1] that were clipped (counted at the source's rate, in every channel)."""
 
+    cancelled_samples: int = 0
+    """Samples of the mix in stretches where the channels cancel each other (counted at the source's rate)."""
+
+    offset_samples: int = 0
+    """Samples in stretches with a constant offset (counted at the source's rate)."""
+
+    clock_steps: int = 0
+    """Times the wall clock was set while audio was read: times follow it from there."""
+
+    measured_rate_hz: int = 0
+    """What a live source brings a second, where that is not the rate it states; 0 where it is."""
+
     files_skipped: int = 0
-    """Files of a directory that could not be read, or not to their end."""
+    """Files of a directory of which nothing could be read."""
+
+    files_cut_short: int = 0
+    """Files that were not read to their end, or that state another length than they have."""
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """An audio file that is played."""
+
+    name: str
+    """Its path, as text."""
+    began: dt.datetime | None = None
+    """When its first sample was recorded, if it says so; with a zone only if it says which."""
 
 
 class AudioBlock(msgspec.Struct, frozen=True):
@@ -74,7 +99,7 @@ class AudioBlock(msgspec.Struct, frozen=True):
         end_time_ns: capture time at which the last sample ends, ns since 1970.
         gap_samples: samples missing between the previous block and this one; 0 when they join.
         ready_at: when a reader could have had it at the earliest, monotonic seconds.
-        begins: the audio file whose first sample is the block's first; None when no file begins here.
+        begins: the recording whose first sample is the block's first; None when none begins here.
     """
 
     samples: NDArray[np.float32]
@@ -82,4 +107,4 @@ class AudioBlock(msgspec.Struct, frozen=True):
     end_time_ns: int
     gap_samples: int = 0
     ready_at: float = 0.0
-    begins: str | None = None
+    begins: Recording | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_edge.audio.block import Clock, Counters
-from runtime_edge.audio.stream import SourceAudio
+from runtime_edge.audio.rate_check import RateCheck
+from runtime_edge.audio.stream import STALL_SECONDS, SourceAudio
 from runtime_edge.errors import SourceError, SscError
 
-STALL_SECONDS = 2.0
+_LOG = logging.getLogger(__name__)
 _READ_AHEAD = 8
 
 
@@ -93,6 +95,8 @@ class FrameQueue:
     dropped here, and what a source that stalled for more than `STALL_SECONDS` never delivered.
 
     One thread calls `put` and `close`, one iterates.
+
+    The stated rate is held against the clock (`RateCheck`).
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class FrameQueue:
         self._position = 0
         self._started: float | None = None
         self._anchor_ns = 0
+        self._rate_check = RateCheck(rate_hz, counters)
         self._closed = False
         self._error: SscError | None = None
 
@@ -120,6 +125,7 @@ class FrameQueue:
             if self._started is None:
                 self._started = now - count / self._rate_hz
                 self._anchor_ns = self._clock.wall_ns() - round(count * 1e9 / self._rate_hz)
+            self._rate_check.heard(count, now)
             late = now - self._started - (self._position + count) / self._rate_hz
             if late > STALL_SECONDS:
                 self._position += round(late * self._rate_hz)
@@ -133,6 +139,7 @@ class FrameQueue:
     def close(self, error: SscError | None = None) -> None:
         """End the stream: the reader gets what is queued, then the end or `error`."""
         with self._lock:
+            self._rate_check.ended()
             self._closed = True
             self._error = error
         self._waiter.wake()
@@ -167,4 +174,6 @@ class FrameQueue:
         while self._queued > self._capacity // 2 and len(self._queue) > 1:
             _, frames, _ = self._queue.popleft()
             self._queued -= len(frames)
+        if not self._counters.overruns:
+            _LOG.warning("audio comes faster than it is processed: the oldest is dropped, and counted")
         self._counters.overruns += 1

@@ -25,6 +25,7 @@ class Microphone:
         counters: where overruns are counted.
         clock: the time.
         waiter: how the reader waits.
+        least_channels: open at least so many; two are, where there are two.
 
     Raises:
         MissingExtra: sounddevice is not installed.
@@ -32,7 +33,13 @@ class Microphone:
     """
 
     def __init__(
-        self, device: str, queue_seconds: float, counters: Counters, clock: Clock, waiter: Waiter | None = None
+        self,
+        device: str,
+        queue_seconds: float,
+        counters: Counters,
+        clock: Clock,
+        waiter: Waiter | None = None,
+        least_channels: int = 1,
     ) -> None:
         sounddevice = _sounddevice()
         chosen = int(device) if device.isdecimal() else device or None
@@ -41,12 +48,14 @@ class Microphone:
         try:
             info = sounddevice.query_devices(chosen, "input")
             rate_hz = round(info["default_samplerate"])
+            if (most := int(info["max_input_channels"])) < least_channels:
+                raise ValueError(f"has {most} channels, and no channel {least_channels}")
             self.queue = FrameQueue(rate_hz, queue_seconds, counters, clock, waiter)
             self._stream = sounddevice.InputStream(
                 samplerate=rate_hz,
                 blocksize=max(1, round(rate_hz * BLOCK_SECONDS)),
                 device=chosen,
-                channels=min(2, int(info["max_input_channels"])),
+                channels=max(least_channels, min(2, most)),
                 dtype="float32",
                 callback=self._captured,
             )

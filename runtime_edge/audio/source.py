@@ -6,12 +6,21 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-from runtime_edge.audio.audio_files import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, read_directory, read_file
+from runtime_edge.audio.audio_files import (
+    MAX_CHANNELS,
+    MAX_RATE_HZ,
+    MIN_RATE_HZ,
+    Faults,
+    read_again_and_again,
+    read_directory,
+    read_file,
+)
 from runtime_edge.audio.block import SYSTEM_CLOCK, AudioBlock, Clock, Counters
 from runtime_edge.audio.live import FrameQueue, IdleWaiter, Waiter, read_ahead
 from runtime_edge.audio.microphone import Microphone
 from runtime_edge.audio.stdin import capture_pcm16, read_pcm16
-from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio, to_blocks
+from runtime_edge.audio.stream import BLOCK_SECONDS, Mixer, SourceAudio, to_blocks
+from runtime_edge.base.text import shown
 from runtime_edge.errors import SourceError, UsageError
 
 
@@ -25,6 +34,7 @@ def open_source(
     stdin_rate: int | None = None,
     stdin_channels: int = 1,
     stdin_fd: int = 0,
+    channel: str = "mean",
     queue_seconds: float = 10.0,
     block_s: float = BLOCK_SECONDS,
     counters: Counters | None = None,
@@ -36,12 +46,9 @@ def open_source(
     | spec | what it is | too slow a reader |
     |---|---|---|
     | `mic`, `mic:NAME`, `mic:NUMBER` | the default or a named input, always live | oldest audio dropped |
-    | a file | WAV, FLAC or Ogg (whatever libsndfile decodes) | the file waits |
-    | a directory | every .wav, .flac, .ogg below it, sorted, one stream; bad ones skipped | the files wait |
+    | a file | WAV, FLAC, Ogg, MP3 (whatever libsndfile decodes), as far as it can be read | the file waits |
+    | a directory | every recording below it that is not hidden, sorted; bad ones skipped | the files wait |
     | `-` | raw 16-bit little-endian PCM on stdin | the pipe waits; live (`realtime`): dropped |
-
-    Capture time is anchored to the wall clock once, at the first samples, and advanced by the samples since: later
-    jumps of the clock change nothing. A file that is not `realtime` runs ahead of it.
 
     Args:
         spec: see the table.
@@ -52,6 +59,7 @@ def open_source(
         stdin_rate: rate of the PCM on stdin, Hz (default: `sample_rate`).
         stdin_channels: interleaved channels on stdin.
         stdin_fd: the file descriptor read for `-`.
+        channel: what is made of several channels: their `mean`, the `loudest`, or one by its number, from 1 on.
         queue_seconds: audio a live source keeps for a reader that is late; at least twice the window.
         block_s: length of the blocks of a file, about; those of live sources are of 0.1 s.
         counters: what is counted; a fresh one when not given.
@@ -64,18 +72,17 @@ def open_source(
         MissingExtra: the source needs a library that is not installed.
     """
     _check_options(spec, sample_rate, realtime, loop, speed, queue_seconds)
-    counters, waiter = counters or Counters(), waiter or IdleWaiter()
+    counters, mixer, waiter = counters or Counters(), Mixer(channel), waiter or IdleWaiter()
     if _is_microphone(spec):
-        microphone = Microphone(spec[4:], queue_seconds, counters, clock, waiter)
-        return to_blocks(microphone.read(), sample_rate, counters, microphone.queue.anchor_ns, clock, None)
+        microphone = Microphone(spec[4:], queue_seconds, counters, clock, waiter, mixer.least_channels)
+        return to_blocks(microphone.read(), sample_rate, counters, microphone.queue.anchor_ns, clock, None, mixer)
     if spec == "-":
-        rate_hz = sample_rate if stdin_rate is None else stdin_rate
-        raws, anchor = _open_stdin(
-            stdin_fd, rate_hz, stdin_channels, queue_seconds if realtime else None, counters, clock, waiter
-        )
-        return to_blocks(raws, sample_rate, counters, anchor, clock, None)
-    pace, raws = speed if realtime else None, _open_path(Path(spec), loop, counters, block_s)
-    return to_blocks(raws, sample_rate, counters, clock.wall_ns, clock, pace)
+        _check_channel(channel, mixer.least_channels, stdin_channels)
+        rate_hz, live_s = sample_rate if stdin_rate is None else stdin_rate, queue_seconds if realtime else None
+        raws, anchor_ns = _open_stdin(stdin_fd, rate_hz, stdin_channels, live_s, counters, clock, waiter)
+        return to_blocks(raws, sample_rate, counters, anchor_ns, clock, None, mixer)
+    pace, raws = speed if realtime else None, _open_path(Path(spec), loop, counters, block_s, mixer.least_channels)
+    return to_blocks(raws, sample_rate, counters, clock.wall_ns, clock, pace, mixer)
 
 
 def _open_stdin(
@@ -85,7 +92,6 @@ def _open_stdin(
     what says when its first sample was captured.
     """
     _check_range("stdin rate", rate_hz, MIN_RATE_HZ, MAX_RATE_HZ)
-    _check_range("stdin channels", channels, 1, MAX_CHANNELS)
     if live_s is None:
         return read_ahead(read_pcm16(fd, rate_hz, channels, counters), waiter), clock.wall_ns
     queue = FrameQueue(rate_hz, live_s, counters, clock, waiter)
@@ -93,19 +99,23 @@ def _open_stdin(
     return queue.read(), queue.anchor_ns
 
 
-def _open_path(path: Path, loop: bool, counters: Counters, block_s: float) -> Iterator[SourceAudio]:
+def _open_path(
+    path: Path, loop: bool, counters: Counters, block_s: float, least_channels: int
+) -> Iterator[SourceAudio]:
     if path.is_dir():
-        return read_directory(path, loop, counters, block_s)
+        return read_directory(path, loop, counters, block_s, least_channels)
     if not path.exists():
-        raise SourceError(f"{path}: no such file or directory: give mic, an audio file, a directory or -")
+        raise SourceError(f"{shown(path)}: no such file or directory: give mic, an audio file, a directory or -")
     if not path.is_file():
-        raise SourceError(f"{path}: neither a file nor a directory: to read a pipe, redirect it and give -")
-    return _repeat(path, block_s) if loop else read_file(path, block_s)
+        raise SourceError(f"{shown(path)}: neither a file nor a directory: to read a pipe, redirect it and give -")
+    if loop:
+        return read_again_and_again(path, counters, block_s, least_channels)
+    return read_file(path, block_s, Faults(counters), least_channels)
 
 
-def _repeat(path: Path, block_s: float) -> Iterator[SourceAudio]:
-    while True:
-        yield from read_file(path, block_s)
+def is_live(spec: str, realtime: bool) -> bool:
+    """Whether a source brings audio by itself, so that it is a fault when it brings none."""
+    return _is_microphone(spec) or (spec == "-" and realtime)
 
 
 def _is_microphone(spec: str) -> bool:
@@ -124,6 +134,12 @@ def _check_options(spec: str, sample_rate: int, realtime: bool, loop: bool, spee
         raise UsageError(f"source {spec!r} cannot be looped: loop is for files and directories")
     if speed != 1.0 and (not realtime or spec == "-" or _is_microphone(spec)):
         raise UsageError(f"speed {speed:g} is for files played in real time (source {spec!r})")
+
+
+def _check_channel(channel: str, least_channels: int, stdin_channels: int) -> None:
+    _check_range("stdin channels", stdin_channels, 1, MAX_CHANNELS)
+    if stdin_channels < least_channels:
+        raise UsageError(f"channel {channel}: standard input has {stdin_channels} channels, see --stdin-channels")
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

@@ -14,7 +14,36 @@ from runtime_edge.audio.live import FrameQueue
 from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio
 from runtime_edge.errors import SourceError
 
-_CONTAINERS = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg"}
+_CONTAINERS = (
+    (0, b"RIFF", "WAV"),
+    (0, b"RIFX", "WAV"),
+    (0, b"RF64", "WAV"),
+    (0, b"BW64", "WAV"),
+    (0, b"riff.\x91\xcf\x11", "WAV"),
+    (0, b"fLaC", "FLAC"),
+    (0, b"OggS", "Ogg"),
+    (0, b"ID3", "MP3"),
+    (0, b"FORM", "AIFF"),
+    (0, b"caff", "CAF"),
+    (0, b".snd", "AU"),
+    (0, b"dns.", "AU"),
+    (0, b"wvpk", "WavPack"),
+    (0, b"MAC ", "Monkey's Audio"),
+    (0, b"#!AMR", "AMR"),
+    (0, b"\x1aE\xdf\xa3", "Matroska or WebM"),
+    (0, b"0&\xb2u\x8ef\xcf\x11", "WMA"),
+    (0, b"Creative Voice", "VOC"),
+    (0, b"NIST_1A", "NIST"),
+    (0, b"\x1f\x8b\x08", "gzip"),
+    (4, b"ftyp", "MP4"),
+)
+"""Where which bytes stand in what."""
+_LONGEST_MARK = 16
+_MPEG_HEADER = 7
+_LAYER_3_KBPS = (
+    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
 
 
 def read_pcm16(fd: int, rate_hz: int, channels: int, counters: Counters) -> Iterator[SourceAudio]:
@@ -33,9 +62,9 @@ def read_pcm16(fd: int, rate_hz: int, channels: int, counters: Counters) -> Iter
     while not ended:
         data = _read(fd, block_bytes)
         pending, ended = pending + data, not data
-        if starts and len(pending) < 4 and not ended:
-            continue  # a container is known by its first four bytes
-        if starts and (container := _CONTAINERS.get(pending[:4])):
+        if starts and len(pending) < _decisive_bytes(pending) and not ended:
+            continue  # a container is known by its first bytes
+        if starts and (container := _container(pending)):
             raise SourceError(f"stdin: holds {container}, not raw 16-bit PCM: name the file instead of -")
         if whole := len(pending) - len(pending) % frame_bytes:
             yield SourceAudio(_decode(pending[:whole], channels), rate_hz, starts)
@@ -44,6 +73,38 @@ def read_pcm16(fd: int, rate_hz: int, channels: int, counters: Counters) -> Iter
         counters.bad_samples += 1
     if starts:
         raise SourceError("stdin: ended before the first sample: check the program that writes into the pipe")
+
+
+def _container(data: bytes) -> str | None:
+    """What begins like this, if it is known and not PCM."""
+    named = (name for place, mark, name in _CONTAINERS if data.startswith(mark, place))
+    return next(named, None) or ("MP3 or AAC" if _is_mpeg(data) else None)
+
+
+def _decisive_bytes(data: bytes) -> int:
+    """How many bytes are needed to tell what begins like this."""
+    frame = _mpeg_frame_bytes(data)
+    return max(_LONGEST_MARK, frame + _MPEG_HEADER if frame else 0)
+
+
+def _is_mpeg(data: bytes) -> bool:
+    """Whether MPEG audio without a tag begins here: a frame's header, and another one where that frame ends."""
+    frame = _mpeg_frame_bytes(data)
+    return bool(frame and _mpeg_frame_bytes(data[frame:]))
+
+
+def _mpeg_frame_bytes(head: bytes) -> int:
+    """Length of the layer III or AAC frame that begins here; 0 where none does."""
+    if len(head) < _MPEG_HEADER or head[0] != 0xFF or head[1] < 0xE0:
+        return 0
+    if head[1] & 0xF6 == 0xF0:  # AAC in ADTS
+        return (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+    version, bit_rate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
+    if head[1] >> 1 & 3 != 1 or version == 1 or rate == 3 or not 0 < bit_rate < 15:
+        return 0
+    kbps = _LAYER_3_KBPS[version != 3][bit_rate - 1]
+    hz = (44_100, 48_000, 32_000)[rate] >> (0 if version == 3 else 1 if version == 2 else 2)
+    return (144 if version == 3 else 72) * kbps * 1000 // hz + (head[2] >> 1 & 1)
 
 
 def capture_pcm16(fd: int, rate_hz: int, channels: int, queue: FrameQueue, counters: Counters) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import AudioBlock, Clock, Counters
+from runtime_edge.audio.block import AudioBlock, Clock, Counters, Recording
 from runtime_edge.audio.resample import Resampler
+from runtime_edge.audio.sample_check import SampleCheck
+from runtime_edge.errors import UsageError
+
+_LOG = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 0.1
+STALL_SECONDS = 2.0
+"""A live source that is silent for longer leaves a gap; a clock that is further off than this was set."""
+_STEP_NS = round(STALL_SECONDS * 1e9)
+_HALF_LIFE_S = 10.0
 
 
 class SourceAudio(msgspec.Struct, frozen=True):
@@ -23,7 +32,7 @@ class SourceAudio(msgspec.Struct, frozen=True):
         starts: whether they do not continue the previous frames (a new file, or after a gap).
         gap_frames: frames missing before these.
         captured_at: when a live source delivered them, monotonic seconds.
-        file: the audio file they are from; None for live sources and pipes.
+        recording: the file they are from; None for live sources and pipes.
     """
 
     frames: NDArray[np.float32]
@@ -31,7 +40,52 @@ class SourceAudio(msgspec.Struct, frozen=True):
     starts: bool
     gap_frames: int = 0
     captured_at: float | None = None
-    file: str | None = None
+    recording: Recording | None = None
+
+
+class Mixer:
+    """Makes one channel of many: their mean, one of them (a number from 1 on), or the loudest.
+
+    The loudest is the one with twice the energy of the chosen one over the last seconds, offsets left out.
+
+    Raises:
+        UsageError: `channel` is none of these.
+    """
+
+    def __init__(self, channel: str = "mean") -> None:
+        self._number = int(channel) if channel.isdecimal() else None
+        if self._number == 0 or not (channel.isdecimal() or channel in ("mean", "loudest")):
+            raise UsageError(f"channel {channel!r}: give mean, loudest, or a number: 1 is the first")
+        self.least_channels = self._number or 1
+        """How many a source must have."""
+        self.averages, self._loudest = channel == "mean", channel == "loudest"
+        self._energy: NDArray[np.float64] = np.zeros(0)
+        self._chosen = 0
+
+    def restart(self) -> None:
+        """Another recording begins, with channels of its own."""
+        self._energy, self._chosen = np.zeros(0), 0
+
+    def mix(self, frames: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
+        """float32[n] of clean float32[n, channels]."""
+        channels = frames.shape[1]
+        if channels == 1:
+            return np.ascontiguousarray(frames[:, 0])
+        if self._loudest:
+            self._choose(frames, rate_hz)
+            return np.ascontiguousarray(frames[:, self._chosen])
+        if self._number is not None:
+            return np.ascontiguousarray(frames[:, self._number - 1])
+        return np.asarray(frames.mean(axis=1, dtype=np.float32))
+
+    def _choose(self, frames: NDArray[np.float32], rate_hz: int) -> None:
+        if self._energy.size != frames.shape[1]:
+            self._energy, self._chosen = np.zeros(frames.shape[1]), 0
+        self._energy *= 0.5 ** (len(frames) / (_HALF_LIFE_S * rate_hz))
+        self._energy += frames.var(axis=0, dtype=np.float64) * len(frames)
+        loudest = int(self._energy.argmax())
+        if self._energy[loudest] > 2 * self._energy[self._chosen]:
+            self._chosen = loudest
 
 
 def to_mono(frames: NDArray[np.float32], counters: Counters) -> NDArray[np.float32]:
@@ -39,15 +93,18 @@ def to_mono(frames: NDArray[np.float32], counters: Counters) -> NDArray[np.float
 
     NaN and infinite values become 0, values beyond [-1, 1] are clipped; both are counted.
     """
+    return Mixer().mix(clean(frames, counters), 1)
+
+
+def clean(frames: NDArray[np.float32], counters: Counters) -> NDArray[np.float32]:
+    """The same float32[n, channels] where all are in [-1, 1]; otherwise others, and what was wrong is counted."""
     if frames.size and not _within_bounds(frames):
         finite = np.isfinite(frames)
         counters.bad_samples += int(frames.size - np.count_nonzero(finite))
         frames = np.where(finite, frames, np.float32(0))
         counters.clipped_samples += int(np.count_nonzero(np.abs(frames) > 1.0))
         frames = np.clip(frames, -1.0, 1.0)
-    if frames.shape[1] == 1:
-        return np.ascontiguousarray(frames[:, 0])
-    return np.asarray(frames.mean(axis=1, dtype=np.float32))
+    return frames
 
 
 def _within_bounds(frames: NDArray[np.float32]) -> bool:
@@ -63,17 +120,19 @@ def to_blocks(
     anchor_ns: Callable[[], int],
     clock: Clock,
     pace: float | None,
+    mixer: Mixer | None = None,
 ) -> Generator[AudioBlock, None, None]:
     """Mix, resample and time `raws`.
 
-    Capture time is `anchor_ns()`, read once when the first samples arrive, advanced by the samples
-    since then: a wall clock that jumps later changes nothing. With `pace` the blocks come no sooner
-    than they would from a microphone running `pace` times as fast as real time, and capture time runs
-    as fast; a reader that is late is never waited for and nothing is dropped.
+    Capture time is `anchor_ns()`, read when the first samples arrive, advanced by the samples since then. When the
+    wall clock is set meanwhile, times follow it. With `pace` the blocks come no sooner than they would from a
+    microphone running `pace` times as fast as real time, and capture time runs as fast; a reader that is late is never
+    waited for and nothing is dropped.
     """
     ns_per_sample = 1e9 / (sample_rate * (pace or 1.0))
-    anchor, started, position = 0, 0.0, 0
-    for samples, gap, captured_at, file in _resampled(raws, sample_rate, counters):
+    anchor, started, position, wall = 0, 0.0, 0, WallClock(clock, counters)
+    for piece in _resampled(raws, sample_rate, counters, mixer or Mixer()):
+        samples, gap = piece.samples, piece.gap
         if position == 0:
             anchor, started = anchor_ns(), clock.monotonic()
         start = position + gap
@@ -83,33 +142,73 @@ def to_blocks(
             if (wait := ready_at - clock.monotonic()) > 0:
                 clock.sleep(wait)
         else:
-            ready_at = clock.monotonic() if captured_at is None else captured_at
+            ready_at = clock.monotonic() if piece.captured_at is None else piece.captured_at
         counters.blocks += 1
         counters.samples += samples.size
         counters.dropped_samples += gap
+        anchor += wall.step_ns()
         start_ns, end_ns = anchor + round(start * ns_per_sample), anchor + round(position * ns_per_sample)
-        yield AudioBlock(samples, start_ns, end_ns, gap, ready_at, file)
+        yield AudioBlock(samples, start_ns, end_ns, gap, ready_at, piece.begins)
 
 
-def _resampled(
-    raws: Iterable[SourceAudio], sample_rate: int, counters: Counters
-) -> Iterator[tuple[NDArray[np.float32], int, float | None, str | None]]:
-    """Yield float32[m] with m >= 1, samples missing before them, when they were captured, the file that begins with
-    them; each recording has its own filter.
-    """
+class WallClock:
+    """Notices that the wall clock was set, against the clock that never jumps."""
+
+    def __init__(self, clock: Clock, counters: Counters) -> None:
+        self._clock, self._counters = clock, counters
+        self._ahead_ns = self._now_ahead_ns()
+
+    def step_ns(self) -> int:
+        """By how much it was set since this was last asked; 0 for what may be a correction of its rate."""
+        ahead_ns = self._now_ahead_ns()
+        step_ns = ahead_ns - self._ahead_ns
+        if abs(step_ns) < _STEP_NS:
+            return 0
+        self._ahead_ns = ahead_ns
+        if not self._counters.clock_steps:
+            _LOG.warning("the clock was set by %+.1f s: times of audio follow it from here on", step_ns / 1e9)
+        self._counters.clock_steps += 1
+        return step_ns
+
+    def _now_ahead_ns(self) -> int:
+        """The wall clock before the one that never jumps."""
+        return self._clock.wall_ns() - round(self._clock.monotonic() * 1e9)
+
+
+class _Piece(msgspec.Struct, frozen=True):
+    """float32[m] with m >= 1, the samples missing before them, when they were captured, and what begins with them."""
+
+    samples: NDArray[np.float32]
+    gap: int
+    captured_at: float | None
+    begins: Recording | None
+
+
+def _resampled(raws: Iterable[SourceAudio], sample_rate: int, counters: Counters, mixer: Mixer) -> Iterator[_Piece]:
+    """Each recording has its own filter."""
     resampler: Resampler | None = None
-    gap, captured_at, file = 0, None, None
-    for raw in raws:
-        if resampler is None or raw.starts:
-            if resampler is not None and (tail := resampler.finish()).size:
-                yield tail, gap, captured_at, file
-                gap = 0
-            file = raw.file
-            resampler = Resampler(raw.rate_hz, sample_rate)
-            gap += round(raw.gap_frames * sample_rate / raw.rate_hz)
-        captured_at = raw.captured_at
-        if (samples := resampler.push(to_mono(raw.frames, counters))).size:
-            yield samples, gap, captured_at, file
-            gap, file = 0, None
-    if resampler is not None and (tail := resampler.finish()).size:
-        yield tail, gap, captured_at, file
+    gap, captured_at, begins, check = 0, None, None, SampleCheck(counters, mixer.averages)
+    try:
+        for raw in raws:
+            if resampler is None or raw.starts:
+                if resampler is not None and (tail := resampler.finish()).size:
+                    yield _Piece(tail, gap, captured_at, begins)
+                    gap = 0
+                if resampler is None or raw.recording is not None:
+                    mixer.restart()
+                    check.begin(None if raw.recording is None else raw.recording.name, raw.rate_hz)
+                begins = raw.recording
+                resampler = Resampler(raw.rate_hz, sample_rate)
+                gap += round(raw.gap_frames * sample_rate / raw.rate_hz)
+            captured_at = raw.captured_at
+            bad, clipped = counters.bad_samples, counters.clipped_samples
+            frames = clean(raw.frames, counters)
+            mono = mixer.mix(frames, raw.rate_hz)
+            check.heard(frames, mono, bad=counters.bad_samples - bad, clipped=counters.clipped_samples - clipped)
+            if (samples := resampler.push(mono)).size:
+                yield _Piece(samples, gap, captured_at, begins)
+                gap, begins = 0, None
+        if resampler is not None and (tail := resampler.finish()).size:
+            yield _Piece(tail, gap, captured_at, begins)
+    finally:
+        check.end()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import AudioBlock, Counters
+from runtime_edge.audio.block import AudioBlock, Counters, Recording
 from runtime_edge.errors import UsageError
 
 
@@ -26,6 +26,7 @@ class AudioWindow(msgspec.Struct, frozen=True):
         ready_at: when its last block was, monotonic seconds.
         file: the audio file that holds its first sample; None for live sources and pipes.
         file_offset: place of its first sample in that file, in samples at the stream's rate.
+        file_began: when that file's first sample was recorded, if the file says so.
     """
 
     index: int
@@ -34,19 +35,21 @@ class AudioWindow(msgspec.Struct, frozen=True):
     ready_at: float
     file: str | None = None
     file_offset: int = 0
+    file_began: dt.datetime | None = None
 
 
 class Windower:
     """Cuts a stream into windows of `window_samples`, one every `hop_samples`.
 
-    The samples lie in one buffer allocated at the start; a window is a view of it. Windows never span a gap:
-    after one, filling restarts. The tail of a stream that fills no window is left out, except that a
-    stream too short for even one window gives one, padded with zeros.
+    The samples lie in one buffer allocated at the start; a window is a view of it. Windows never span a gap or two
+    recordings: after one, filling restarts. The tail of a recording or stream that fills no window is left out, except
+    that one too short for even one window gives one, padded with zeros.
 
     Args:
         window_samples: length of a window.
         hop_samples: distance between the starts of two windows; may be larger than the window.
-        gate_db: windows whose RMS level is below this, in dB relative to 1.0, are counted and not handed out.
+        gate_db: windows whose RMS level without their mean is below this, in dB relative to 1.0, are counted and not
+            handed out.
         counters: what is counted; a fresh one when not given.
 
     Raises:
@@ -74,10 +77,13 @@ class Windower:
         self._fill = 0  # samples in it
         self._skip = 0  # samples to pass over before it (hop larger than window)
         self._index = 0
+        self._apart = 0  # the first index whose window shares no sample with the latest one
         self._position = 0  # samples on the time line so far, missing ones included
         self._end_time_ns = 0
         self._ready_at = 0.0
-        self._files: deque[tuple[int, str]] = deque()  # where on the time line each file begins that may be in a window
+        self._recording: Recording | None = None
+        self._recording_begin = 0  # on the time line
+        self._whole = True  # nothing came out of the stream or recording yet, and nothing of it is missing
 
     def windows(self, blocks: Iterable[AudioBlock]) -> Iterator[AudioWindow]:
         """Yield every window of a whole stream."""
@@ -90,7 +96,9 @@ class Windower:
         if block.gap_samples:
             self._jump(block.gap_samples)
         if block.begins is not None:
-            self._files.append((self._position, block.begins))
+            yield from self.flush()
+            self._jump(0)
+            self._recording, self._recording_begin, self._whole = block.begins, self._position, True
         samples, size, self._ready_at = block.samples, block.samples.size, block.ready_at
         taken = 0
         while taken < size:
@@ -110,31 +118,23 @@ class Windower:
                 self._advance()
 
     def flush(self) -> Iterator[AudioWindow]:
-        """End the stream: yield the one padded window of a stream that was too short, else nothing."""
-        if self._index == 0 and self._fill:
+        """End the stream, or recording: yield the one padded window of one that was too short, else nothing."""
+        if self._whole and self._fill:
             self._buffer[self._start + self._fill : self._start + self._window] = 0.0
             yield from self._emit()
-            self._index += 1
         self._fill = 0
 
     def _emit(self) -> Iterator[AudioWindow]:
+        self._whole = False
+        self._apart = self._index + -(-self._window // self._hop)
         samples = self._buffer[self._start : self._start + self._window]
-        file, file_offset = self._place_in_file()
-        if self._gate_energy and float(np.dot(samples, samples)) < self._gate_energy:
+        if self._gate_energy and _energy(samples) < self._gate_energy:
             self.counters.gated += 1
             return
         self.counters.windows += 1
-        yield AudioWindow(self._index, self._end_time_ns, samples, self._ready_at, file, file_offset)
-
-    def _place_in_file(self) -> tuple[str | None, int]:
-        """The file in which the window begins, and where in it; files that end before the window are forgotten."""
-        files, begin = self._files, self._position - self._fill
-        while len(files) > 1 and files[1][0] <= begin:
-            files.popleft()
-        if not files:
-            return None, 0
-        file_begin, file = files[0]
-        return file, begin - file_begin
+        file, began = (None, None) if self._recording is None else (self._recording.name, self._recording.began)
+        file_offset = 0 if file is None else self._position - self._fill - self._recording_begin
+        yield AudioWindow(self._index, self._end_time_ns, samples, self._ready_at, file, file_offset, began)
 
     def _advance(self) -> None:
         self._index += 1
@@ -148,7 +148,14 @@ class Windower:
             self._start = 0
 
     def _jump(self, gap_samples: int) -> None:
-        """Restart after a gap, at the index the time line has reached."""
+        """Restart after a gap, or where a recording begins, at the index the time line has reached."""
+        self._whole = False
         self._position += gap_samples
-        self._index = max(self._index, -(-self._position // self._hop))
+        self._index = max(self._apart, -(-self._position // self._hop))
         self._start = self._fill = self._skip = 0
+
+
+def _energy(samples: NDArray[np.float32]) -> float:
+    """Without the mean: what a converter adds to every sample is no sound."""
+    around = samples - samples.mean()
+    return float(np.dot(around, around))

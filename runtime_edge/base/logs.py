@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import logging
+import sys
 from collections import deque
 from dataclasses import dataclass
+from typing import IO
 
 import msgspec
 
+from runtime_edge.base.line_writer import LineWriter
+from runtime_edge.base.text import shown
+
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_FLUSH_S = 1.0
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -23,7 +30,7 @@ class JsonFormatter(logging.Formatter):
             "time": _iso(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": shown(record.getMessage()),
             **fields,
         }
         if record.exc_info:
@@ -31,11 +38,51 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 
+class QueuedHandler(logging.Handler):
+    """Writes to standard error in a thread of its own: who does not read it loses lines and stops nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines = LineWriter(lambda: io.FileIO(2, "wb", closefd=False), lambda what: None)
+        self._told = 0
+        """Of the dropped lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one record."""
+        try:
+            if (dropped := self._lines.dropped) > self._told and self._lines.has_room:
+                self._lines.put(b"%d lines of the log were dropped\n" % (dropped - self._told))
+                self._told = dropped
+            self._lines.put(self.format(record).encode("utf-8", "backslashreplace") + b"\n")
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait until what was logged is written, at most a second."""
+        self._lines.flush(_FLUSH_S)
+
+
 def configure(level: str, style: str) -> None:
     """Log to standard error from `level` on, `style` being text or json."""
-    handler = logging.StreamHandler()
+    handler: logging.Handler = logging.NullHandler()
+    if sys.stderr is not None:  # closed, its number may be another file's
+        handler = QueuedHandler() if _is_standard_error(sys.stderr) else logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if style == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def flush() -> None:
+    """Wait a moment for what was logged to be written."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def _is_standard_error(stream: IO[str]) -> bool:
+    """Whether it is not what a program has put in its place."""
+    try:
+        return stream.fileno() == 2
+    except (OSError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -67,7 +114,7 @@ class LastTroubles(logging.Handler):
             message = record.getMessage()
         except (TypeError, ValueError):  # what a %-format may raise; the other handlers complain about it
             message = str(record.msg)
-        self._troubles.append(Trouble(_iso(record.created), message[:500]))
+        self._troubles.append(Trouble(_iso(record.created), shown(message)[:500]))
 
     def newest_first(self) -> list[Trouble]:
         """At most as many as are kept."""

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from runtime_edge.base.files import write_atomic
-from runtime_edge.base.logs import configure
+from runtime_edge.base.logs import configure, flush
 from runtime_edge.cli.install_command import install
 from runtime_edge.cli.status_command import status_
 from runtime_edge.config import DeviceConfig
@@ -57,7 +57,10 @@ def run(config: Path | None, as_json: bool, verbose: bool, **given: Any) -> None
     if settings.broker is None and settings.bundle is None:
         raise UsageError("give --broker of a server, or --bundle to run one without a server")
     configure(settings.log_level, settings.log_format)
-    accounting = asyncio.run(_run(settings, [JsonLines(path) for path in settings.results]))
+    try:
+        accounting = asyncio.run(_run(settings, [JsonLines(path) for path in settings.results]))
+    finally:
+        flush()
     if settings.report is not None:
         write_atomic(settings.report, json.dumps(accounting, indent=2).encode() + b"\n")
     summary = json.dumps(accounting, indent=2) if as_json else _sentence(accounting)

@@ -64,7 +64,15 @@ def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
         "gated as silence": status.audio.gated,
         "overruns": status.audio.overruns,
         "samples missing": status.audio.dropped_samples,
+        "samples beyond full scale": status.audio.clipped_samples,
+        "samples not numbers": status.audio.bad_samples,
+        "samples of channels that cancel each other": status.audio.cancelled_samples,
+        "samples with a constant offset": status.audio.offset_samples,
         "files skipped": status.audio.files_skipped,
+        "files cut short": status.audio.files_cut_short,
+        "steps of the clock": status.audio.clock_steps,
+        "Hz in the place of the stated rate": status.audio.measured_rate_hz,
+        "results dropped": status.results_dropped,
     }
     heard = ", ".join(f"{count} {what}" for what, count in audio.items() if count)
     rows = {

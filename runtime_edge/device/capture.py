@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.audio import AudioBlock, AudioWindow, Clock, Counters, Windower, open_source
+from runtime_edge.audio.source import is_live
 from runtime_edge.audio.stream import BLOCK_SECONDS
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
@@ -32,6 +34,8 @@ class CapturedWindow(msgspec.Struct, frozen=True):
     """The audio file in which it begins; None for live sources and pipes."""
     offset_s: float | None = None
     """Where in that file, seconds; None without one."""
+    recorded_at: str | None = None
+    """When its first sample was recorded, if the file says so."""
 
 
 class CaptureState(msgspec.Struct, frozen=True):
@@ -67,6 +71,7 @@ class Capture:
             speed=config.speed,
             stdin_rate=config.stdin_rate,
             stdin_channels=config.stdin_channels,
+            channel=config.channel,
             # A file played in real time need wake nobody before a window may be complete.
             block_s=max(BLOCK_SECONDS, hop_samples / sample_rate),
             counters=self._counters,
@@ -74,7 +79,7 @@ class Capture:
             waiter=self,
         )
         self._windower = Windower(window_samples, hop_samples, config.gate_db, self._counters)
-        self._live = config.source == "mic" or config.source.startswith("mic:")
+        self._live = is_live(config.source, config.realtime)
         self._heard = (0, time.monotonic())
         self._handed_over = 0
         """The worker's; the rest is the loop's."""
@@ -172,8 +177,10 @@ class Capture:
         return self._ended
 
     def _captured(self, window: AudioWindow) -> CapturedWindow:
-        file, offset_s = window.file, None
+        file, offset_s, recorded_at = window.file, None, None
         if file is not None:
             offset_s = round(window.file_offset / self._sample_rate, 6)
-        samples = window.samples.copy()
-        return CapturedWindow(window.index, window.capture_time_ns, samples, window.ready_at, file, offset_s)
+            if window.file_began is not None:
+                recorded_at = (window.file_began + dt.timedelta(seconds=offset_s)).isoformat()
+        samples, time_ns = window.samples.copy(), window.capture_time_ns
+        return CapturedWindow(window.index, time_ns, samples, window.ready_at, file, offset_s, recorded_at)

@@ -17,14 +17,15 @@ from typing import Any
 from runtime_edge.base.aio import cancel_all, finish_unless
 from runtime_edge.base.files import locked, make_private
 from runtime_edge.base.logs import LastTroubles
+from runtime_edge.base.text import shown
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
-from runtime_edge.device.capture import Capture
+from runtime_edge.device.capture import Capture, CapturedWindow
 from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.reporter import Reporter
 from runtime_edge.device.runner import WindowRunner
-from runtime_edge.device.sinks import EventSink, Sink
+from runtime_edge.device.sinks import EventSink, Sink, has_gone, have_room, written
 from runtime_edge.errors import SscError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials
@@ -49,6 +50,7 @@ from runtime_edge.updates.updater import Updater
 
 _LOG = logging.getLogger(__name__)
 _BRIEFLY_S, _FIRST_S = 1.0, 5.0
+_LOOK_S = 0.02
 
 
 @asynccontextmanager
@@ -133,7 +135,7 @@ class Device:
             ended = "it was stopped" if self._stopping.is_set() else "its source has ended"
             return await parts.reporter.report()
         except SscError as exc:
-            ended = str(exc)
+            ended = shown(str(exc))
             raise
         finally:
             await cancel_all(background)
@@ -143,8 +145,22 @@ class Device:
 
     async def _process_source(self, parts: _Parts) -> None:
         """Every window, and then what the spool holds."""
-        await parts.capture.read(parts.pipeline.run_window, self._stopping, self._config.max_windows)
+        loop = asyncio.get_running_loop()
+
+        def run_window(window: CapturedWindow) -> None:
+            """In the worker's thread."""
+            if self._config.broker is None and self._sinks and all(map(has_gone, self._sinks)):
+                loop.call_soon_threadsafe(self.stop)  # nobody would hear of it
+            if not self._config.realtime:  # files can wait
+                while not parts.capture.wait(lambda: have_room(self._sinks), _LOOK_S):
+                    pass
+            parts.pipeline.run_window(window)
+
+        await parts.capture.read(run_window, self._stopping, self._config.max_windows)
         await parts.pipeline.settle()
+        await finish_unless(
+            self._stopping, written(self._sinks, self._config.drain_s if self._config.realtime else None)
+        )
         if parts.delivery is not None:
             await finish_unless(self._stopping, parts.delivery.drain(self._config.drain_s))
             await parts.delivery.close()  # what is still in flight is decided before the report

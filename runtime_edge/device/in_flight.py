@@ -46,6 +46,7 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
             time=self.window.capture_time_ns / 1e9,
             file=self.window.file,
             offset_s=self.window.offset_s,
+            recorded_at=self.window.recorded_at,
             embedding=embedding.astype(np.float64).round(5).tolist(),
             uncertainty=uncertainty,
             cut=self.cut,

@@ -14,6 +14,7 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Capture, CaptureState
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.runner import RunnerState, WindowRunner
+from runtime_edge.device.sinks import dropped
 from runtime_edge.formats.credentials import without_password
 from runtime_edge.service.status import DeviceStatus, EncoderStatus, UplinkStatus
 from runtime_edge.system import Health, health
@@ -76,6 +77,7 @@ class Reporter:
             spool=state.spool,
             audio=capture.counters,
             source_silent_s=capture.silent_s,
+            results_dropped=dropped(self.pipeline.sinks),
             health=vitals,
             metrics_port=self.metrics_port,
             report=self._report(state, vitals),

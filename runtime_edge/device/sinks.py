@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import io
+import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
+from runtime_edge.base.line_writer import LineWriter
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.results import ResultEvent, WindowResult
 
+_LOG = logging.getLogger(__name__)
+_GRACE_S = 2.0
+"""For what waits to be written when a device ends."""
+_LOOK_S = 0.01
 Callback = Callable[[WindowResult], None]
 
 
@@ -29,23 +38,71 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line to a file, or to standard output for `-`."""
+    """One JSON object a line to a file, to a named pipe, or to standard output for `-`.
+
+    Written in a thread of its own: a reader who does not read costs results, which are counted, and stops nobody.
+    """
 
     def __init__(self, path: str) -> None:
-        try:
-            self._file: IO[bytes] = sys.stdout.buffer if path == "-" else Path(path).open("ab")  # noqa: SIM115
-        except OSError as exc:
-            raise UsageError(f"results {path}: cannot be written ({exc.strerror})") from None
+        """Raises UsageError for what cannot be written."""
+        self._name = f"results {path}"
+        self._lines = LineWriter(_opener(path), self._complain, reopens=_is_named_pipe(path))
+
+    @property
+    def waiting(self) -> int:
+        """Results that are not written yet."""
+        return self._lines.waiting
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another result would be taken."""
+        return self._lines.has_room
+
+    @property
+    def gone(self) -> bool:
+        """Whether the reader has gone for good."""
+        return self._lines.gone
+
+    @property
+    def dropped(self) -> int:
+        """Results that were not written and will not be."""
+        return self._lines.dropped
 
     def put(self, result: WindowResult) -> None:
-        """Write and flush one line."""
-        self._file.write(msgspec.json.encode(result) + b"\n")
-        self._file.flush()
+        """Write one line soon."""
+        self._lines.put(msgspec.json.encode(result) + b"\n")
 
     def close(self) -> None:
-        """Close the file (not standard output)."""
-        if self._file is not sys.stdout.buffer:
-            self._file.close()
+        """Write what waits, if it is read, and close the file (not standard output)."""
+        self._lines.close(_GRACE_S)
+
+    def _complain(self, what: str) -> None:
+        _LOG.warning("%s: %s", self._name, what)
+
+
+def _opener(path: str) -> Callable[[], Any]:
+    """What opens a destination of results; a file is opened now."""
+    if path == "-":
+        if sys.stdout is None:
+            raise UsageError("results -: standard output is closed: open it, or name a file")
+        sys.stdout.flush()
+        try:
+            output: Any = io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
+        except OSError:  # not a file: a program has put something else in its place
+            output = sys.stdout.buffer
+        return lambda: output
+    opened = functools.partial(Path(path).open, "ab", buffering=0)
+    if _is_named_pipe(path):
+        return opened  # which waits for a reader
+    try:
+        file = opened()
+    except OSError as exc:
+        raise UsageError(f"results {path}: cannot be written ({exc.strerror})") from None
+    return lambda: file
+
+
+def _is_named_pipe(path: str) -> bool:
+    return path != "-" and Path(path).is_fifo()
 
 
 class CallbackSink:
@@ -116,6 +173,7 @@ class EventSink:
             time=result.time,
             file=None if result.file is None else result.file.rpartition(os.sep)[2],
             offset_s=result.offset_s,
+            recorded_at=result.recorded_at,
             labels=labels,
             detected=detected,
             uncertainty=round(result.uncertainty, 4),
@@ -124,3 +182,26 @@ class EventSink:
             generation=result.generation,
             latency_ms=result.latency_ms,
         )
+
+
+def has_gone(sink: Sink) -> bool:
+    """Whether nobody will take results from it any more."""
+    return isinstance(sink, JsonLines) and sink.gone
+
+
+def dropped(sinks: Iterable[Sink]) -> int:
+    """Results that their readers did not take."""
+    return sum(sink.dropped for sink in sinks if isinstance(sink, JsonLines))
+
+
+def have_room(sinks: Iterable[Sink]) -> bool:
+    """Whether every file of results can take more."""
+    return all(sink.has_room for sink in sinks if isinstance(sink, JsonLines))
+
+
+async def written(sinks: Iterable[Sink], within_s: float | None) -> None:
+    """Wait until every result is written, or for so long."""
+    deadline = None if within_s is None else time.monotonic() + within_s
+    for sink in sinks:
+        while isinstance(sink, JsonLines) and sink.waiting and (deadline is None or time.monotonic() < deadline):
+            await asyncio.sleep(_LOOK_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Final, Literal
 
 import msgspec
@@ -32,6 +33,8 @@ class WindowResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Path of the recording in which the window begins, below the source as it was given; None if there is none."""
     offset_s: float | None = None
     """Where in that recording the window begins, seconds."""
+    recorded_at: str | None = None
+    """When that was by the recording's own clock, ISO 8601, with a zone only if it says which; else None."""
     embedding: list[float]
     uncertainty: float
     """Normalised to [0, 1]; 1 while the memory is cold."""
@@ -79,6 +82,7 @@ class ResultEvent(
     file: str | None = None
     """The recording's name, without its directory."""
     offset_s: float | None = None
+    recorded_at: str | None = None
     labels: dict[str, float] = {}
     detected: list[str] = []
     uncertainty: float
@@ -110,10 +114,20 @@ def _answer(record: WindowResult | ResultEvent, source: str) -> Answer:
         raise FormatError(f"{source}: revises {record.revises} is below 0")
     if (record.file is None) != (record.offset_s is None):
         raise FormatError(f"{source}: must say both `file` and `offset_s`, or neither")
+    if record.recorded_at is not None and (record.file is None or not _is_time(record.recorded_at)):
+        raise FormatError(f"{source}: recorded_at is no ISO 8601 time of a `file`")
     if record.version == 1:
-        if record.answer is not None or record.revises or record.file is not None:
-            raise FormatError(f"{source}: version 1 has no `answer`, `revises`, `file` or `offset_s`")
+        if record.answer is not None or record.revises or record.file is not None or record.recorded_at is not None:
+            raise FormatError(f"{source}: version 1 has no `answer`, `revises`, `file`, `offset_s` or `recorded_at`")
         return answer_of(record.finished)
     if record.answer is None:
         raise FormatError(f"{source}: version {record.version} must say its `answer`")
     return record.answer
+
+
+def _is_time(text: str) -> bool:
+    try:
+        dt.datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True

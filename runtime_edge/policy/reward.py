@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime_edge.formats.records.table import ActionCosts, Limits, Reward, Uplink
+from runtime_edge.formats.records.actions import ActionCosts, Uplink
+from runtime_edge.formats.records.table import Limits, Reward
 
 BYTES_PER_MS = 125.0
 """At 1 Mbit/s."""

@@ -263,6 +263,7 @@ class _Plan(NamedTuple):
 
     table: SplitterTable
     names: tuple[str, ...]
+    """Each action's cut, or `local`."""
     bytes: tuple[int, ...]
     open: list[int]
     """Actions above the privacy floor."""
@@ -283,7 +284,8 @@ class _Plan(NamedTuple):
 
 def _plan(table: SplitterTable, cut_names: Sequence[str], min_cut_index: int) -> _Plan:
     table.check_cuts(cut_names)
-    names, sizes = table.actions, table.action_bytes
+    _check_known(table)
+    names, sizes = table.cuts, table.action_bytes
     above_floor = [action for action, name in enumerate(names) if cut_position(name, cut_names) >= min_cut_index]
     if not above_floor:
         raise TableError(f"costs: all cuts are earlier than this device's privacy floor, cut {min_cut_index}")
@@ -304,6 +306,15 @@ def _plan(table: SplitterTable, cut_names: Sequence[str], min_cut_index: int) ->
         capped=table.limits.mb_per_hour is not None,
         allowance=allowance(table.limits, table.hop_s),
     )
+
+
+def _check_known(table: SplitterTable) -> None:
+    """Raise TableError for actions that later versions may have, but no device of this one."""
+    for action in table.costs:
+        if action.width or action.answer == "exit":
+            raise TableError(f"costs: {action.name}: this version has neither bottlenecks nor exits; update the device")
+    if len(set(table.cuts)) != len(table.cuts):
+        raise TableError("costs: two actions of one cut; this version ships a cut in one encoding: update the device")
 
 
 def _axes(state: Sequence[StateAxis], dead_band: float) -> list[_Axis]:

@@ -89,8 +89,20 @@ def _counters(status: DeviceStatus) -> Iterator[tuple[str, str, str, dict[str, i
     """(name, text, label or nothing, counts by label)."""
     report, audio = status.report, status.audio
     fates = {fate: report[f"windows_{fate}"] for fate in ("acked", "local", "dropped")}
-    events = {"gated": audio.gated, "overrun": audio.overruns, "file_skipped": audio.files_skipped}
-    samples = {"dropped": audio.dropped_samples, "bad": audio.bad_samples, "clipped": audio.clipped_samples}
+    events = {
+        "gated": audio.gated,
+        "overrun": audio.overruns,
+        "file_skipped": audio.files_skipped,
+        "file_cut_short": audio.files_cut_short,
+        "clock_step": audio.clock_steps,
+    }
+    samples = {
+        "dropped": audio.dropped_samples,
+        "bad": audio.bad_samples,
+        "clipped": audio.clipped_samples,
+        "cancelled": audio.cancelled_samples,
+        "offset": audio.offset_samples,
+    }
     yield "windows_captured", "Windows taken from the source.", "", {"": report["windows_captured"]}
     yield "windows", "Windows by what became of them.", "fate", fates
     yield "windows_dropped", "Windows dropped, by reason.", "reason", report["dropped"]
@@ -102,5 +114,6 @@ def _counters(status: DeviceStatus) -> Iterator[tuple[str, str, str, dict[str, i
     yield "sent_bytes", "Bytes sent to the broker.", "", {"": report["bytes_sent"]}
     yield "table_swaps", "Splitter tables taken over.", "", {"": report["table_swaps"]}
     yield "audio_events", "What happened to the audio before it became windows.", "event", events
-    yield "audio_samples", "Samples that were missing, not finite, or beyond full scale.", "kind", samples
+    yield "audio_samples", "Samples that were missing or wrong.", "kind", samples
+    yield "results_dropped", "Results whose readers did not take them.", "", {"": status.results_dropped}
     yield "errors", "Errors by type.", "type", report["errors"]

@@ -26,7 +26,7 @@ _UNIT = """\
 [Unit]
 Description=StreamSplit device
 After=network-online.target sound.target time-sync.target
-Wants=network-online.target
+Wants=network-online.target time-sync.target
 StartLimitIntervalSec=0
 
 [Service]

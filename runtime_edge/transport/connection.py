@@ -30,8 +30,8 @@ from runtime_edge.transport.pending import PendingAnswers
 from runtime_edge.transport.protocol import LateReply, OnAnswer, OnChange, OnStored
 
 _LOG = logging.getLogger(__name__)
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 2.0
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 2.0
 REFUSED_PAUSE_S = 30.0
 _PING_S = 2
 _LONGEST_WATCH_PAUSE_S = 30.0
@@ -255,7 +255,7 @@ class Connection:
 
     async def _connect_with_retries(self) -> None:
         """Retry until connected. After each round over all brokers it waits, with exponential backoff and jitter."""
-        pause_s, said = _FIRST_PAUSE_S, set[str]()
+        pause_s, said = FIRST_PAUSE_S, set[str]()
         for attempt in itertools.count(1):
             try:
                 return await self._connect()
@@ -267,7 +267,7 @@ class Connection:
                 longest_s = self._refused_pause_s if isinstance(exc, AccessError) else pause_s
             if attempt % len(self._servers) == 0:
                 await asyncio.sleep(longest_s * self._random.uniform(0.5, 1.0))
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _keep(self) -> None:
         """Connect again whenever the connection is lost."""
@@ -276,7 +276,7 @@ class Connection:
             self.trouble = f"broker {self.url}: the connection was lost"
             _LOG.info("broker is away")
             # A whole fleet has lost it at this moment.
-            await asyncio.sleep(_FIRST_PAUSE_S * self._random.uniform())
+            await asyncio.sleep(FIRST_PAUSE_S * self._random.uniform())
             await self._connect_with_retries()
             _LOG.info("broker is back")
 

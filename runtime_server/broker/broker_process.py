@@ -30,8 +30,8 @@ from runtime_server.broker.access import INCLUDED, Access, SecurityConfig, is_lo
 from runtime_server.broker.upgrade import announce, upgrade_store
 
 _LOG = logging.getLogger(__name__)
-_START_TIMEOUT_S = 10.0
-_STOP_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 10_000
 LOG_BYTES, _FORMER_LOGS = 16 << 20, 2
 """Of the log before it is begun anew, and how many former ones stay: each connection that is refused is a line."""
@@ -39,7 +39,8 @@ _MAX_SUBSCRIPTIONS = 256
 """Of one connection: a device needs about ten."""
 FULL_BYTES = 2 * MAX_FRAME_BYTES
 """With less room than this a disk counts as full: the next frames may not fit."""
-_RESTART_PAUSE_S = 20.0
+KEEP_PERIOD_S, RESTART_PAUSE_S = 1.0, 20.0
+"""How often `keep_running` looks, and at least between two starts after a full disk."""
 _ROUTE = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}:[0-9]{1,5}")
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
@@ -164,7 +165,7 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
         self._log, self._log_bytes = state / "broker.log", log_bytes
         self._announcing: asyncio.Task[None] | None = None
-        self._stuck, self._restarted = False, -_RESTART_PAUSE_S
+        self._stuck, self._restarted = False, -RESTART_PAUSE_S
 
     @property
     def full(self) -> str:
@@ -220,7 +221,7 @@ class Broker:
                 stderr=log,
             )
         write_atomic(self.state / "broker.pid", f"{self._process.pid}\n".encode())
-        deadline = time.monotonic() + _START_TIMEOUT_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while not _listens(self.host, self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 await self.stop()
@@ -234,7 +235,7 @@ class Broker:
         if self._announcing is not None:
             await asyncio.wait({self._announcing})
 
-    async def keep_running(self, period_s: float = 1.0) -> None:
+    async def keep_running(self, period_s: float = KEEP_PERIOD_S) -> None:
         """Start it again whenever it has died, until cancelled; looks every `period_s`.
 
         Also once its disk was full and has room again: a stream that could not be written takes nothing until then.
@@ -246,7 +247,7 @@ class Broker:
                     _LOG.error("%s", full)
                 self._stuck = True
             if self._process is not None and self._process.poll() is None:
-                if full or not self._stuck or time.monotonic() - self._restarted < _RESTART_PAUSE_S:
+                if full or not self._stuck or time.monotonic() - self._restarted < RESTART_PAUSE_S:
                     continue
                 _LOG.warning("the broker could not write its streams: starting it again")
                 self._restarted, self._stuck = time.monotonic(), False
@@ -269,7 +270,7 @@ class Broker:
             return
         self._process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.to_thread(self._process.wait, _STOP_TIMEOUT_S)
+            await asyncio.to_thread(self._process.wait, STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
@@ -328,6 +329,6 @@ def _stop_orphan(pid_file: Path) -> None:
         process = psutil.Process(int(pid_file.read_text()))
         if process.name().startswith("nats-server") and process.pid != os.getpid():
             process.terminate()
-            process.wait(_STOP_TIMEOUT_S)
+            process.wait(STOP_TIMEOUT_S)
     except (OSError, ValueError, psutil.Error):
         return

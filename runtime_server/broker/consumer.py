@@ -26,7 +26,7 @@ _EXPIRES_S = 3.0
 """Of a request. The broker (2.15) keeps one with `max_bytes` until then, filled or not, and looks through all that it
 keeps with every message: with 30 s it took twice as long for each after a minute of 2000 messages a second."""
 _HEARTBEAT_S = 1.0
-_SILENCE_S = 3.0
+SILENCE_S = 3.0
 """Without a message or a heartbeat for so long the broker has forgotten the request (it was restarted)."""
 ACK_WAIT_S = 10.0
 """What a process that dies leaves behind comes again after so long. One that lives tells the broker in time of the
@@ -132,7 +132,7 @@ class PullConsumer:
                 outstanding = BATCH
                 await self._client.publish(subject, request, inbox)
                 while outstanding:
-                    message = await next_within(arrived, _SILENCE_S)
+                    message = await next_within(arrived, SILENCE_S)
                     if message is None:
                         break
                     if message.subject == inbox:  # the broker itself

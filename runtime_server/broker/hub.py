@@ -22,7 +22,7 @@ import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
-from nats.js.api import DiscardPolicy, RePublish, StorageType, StreamConfig
+from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.client import JetStreamContext
 
 from runtime_edge.base.aio import within
@@ -39,6 +39,8 @@ from runtime_edge.formats.records.report import MAX_REPORT_BYTES, decode_report
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.strict import decode
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
+from runtime_server.broker.bucket_keys import bucket_keys
+from runtime_server.broker.bucket_streams import bucket, object_store
 from runtime_server.broker.guarded_client import GuardedClient
 from runtime_server.broker.requirements import check_offer, check_store
 from runtime_server.broker.signed_records import SignedRecordWriter
@@ -52,6 +54,8 @@ _PRESENCE_TTL_S = 60
 _FLUSH_S = 2.0
 _AGAIN_S = 0.5
 _PING_S = 5
+RECONNECT_S, CONNECT_TIMEOUT_S = 1, 2
+"""Between two attempts to connect again, and for one."""
 _ELECTION_S = 30.0
 _EXISTS = 10058
 """The broker's number for a stream that is there with another configuration."""
@@ -132,7 +136,8 @@ class Hub:
                     name=self._name,
                     error_cb=on_error,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=1,
+                    reconnect_time_wait=RECONNECT_S,
+                    connect_timeout=CONNECT_TIMEOUT_S,
                     ping_interval=_PING_S,
                     **options,
                 ),
@@ -254,10 +259,9 @@ class Hub:
         """What devices have learnt on their tables (`runtime_edge.policy.online_learner.Learnt`), by device."""
         bucket = await self.stream.key_value(subjects.LEARNT)
         found: dict[str, bytes] = {}
-        with contextlib.suppress(nats.js.errors.NoKeysError):
-            for device in filter(subjects.is_device, await bucket.keys()):
-                with contextlib.suppress(nats.js.errors.KeyNotFoundError):
-                    found[device] = (await bucket.get(device)).value or b""
+        for device in filter(subjects.is_device, await bucket_keys(self.stream, subjects.LEARNT)):
+            with contextlib.suppress(nats.js.errors.KeyNotFoundError):
+                found[device] = (await bucket.get(device)).value or b""
         return found
 
     async def presence(self) -> dict[str, dict[str, Any]]:
@@ -267,24 +271,24 @@ class Hub:
     @raises_link_error
     async def last_reports(self) -> LastReports:
         """The last report of every device that is there."""
-        bucket, stream = await self.stream.key_value(subjects.PRESENCE), subjects.bucket_stream(subjects.PRESENCE)
-        found = LastReports()
-        with contextlib.suppress(nats.js.errors.NoKeysError):
-            for device in await bucket.keys():
-                subject = subjects.bucket_subject(subjects.PRESENCE, device)
-                if not subjects.is_device(device):
-                    found.unreadable[device] = f"{subject}: no device has this name"
+        stream, found = subjects.bucket_stream(subjects.PRESENCE), LastReports()
+        for device in await bucket_keys(self.stream, subjects.PRESENCE):
+            subject = subjects.bucket_subject(subjects.PRESENCE, device)
+            if not subjects.is_device(device):
+                found.unreadable[device] = f"{subject}: no device has this name"
+                continue
+            try:
+                stored = await self.stream.get_last_msg(stream, subject, direct=True)
+                if "KV-Operation" in (stored.headers or {}):  # it was deleted
                     continue
-                try:
-                    stored = await self.stream.get_last_msg(stream, subject, direct=True)
-                    report = decode_report(stored.data or b"{}", subject)
-                except nats.js.errors.NotFoundError:
-                    continue
-                except FormatError as exc:
-                    found.unreadable[device] = str(exc)
-                    continue
-                age_s = (datetime.now(timezone.utc) - stored.time).total_seconds() if stored.time else 0.0
-                found.read[device] = (report, max(age_s, 0.0))
+                report = decode_report(stored.data or b"{}", subject)
+            except nats.js.errors.NotFoundError:
+                continue
+            except FormatError as exc:
+                found.unreadable[device] = str(exc)
+                continue
+            age_s = (datetime.now(timezone.utc) - stored.time).total_seconds() if stored.time else 0.0
+            found.read[device] = (report, max(age_s, 0.0))
         return found
 
     async def server_status(self) -> dict[str, object]:
@@ -321,20 +325,20 @@ class Hub:
             allow_direct=True,
         )
         buckets = [
-            _bucket(subjects.TABLES, max_msgs_per_subject=5),
-            _bucket(subjects.HEADS, max_msgs_per_subject=5),
-            _bucket(subjects.RELEASES, max_msgs_per_subject=20),
+            bucket(subjects.TABLES, max_msgs_per_subject=5),
+            bucket(subjects.HEADS, max_msgs_per_subject=5),
+            bucket(subjects.RELEASES, max_msgs_per_subject=20),
             # Devices write here, and a rollup would let one of them remove what the others have written.
-            _bucket(
+            bucket(
                 subjects.PRESENCE,
                 max_age=_PRESENCE_TTL_S,
                 duplicate_window=_PRESENCE_TTL_S,
                 max_msg_size=MAX_REPORT_BYTES,
                 allow_rollup_hdrs=False,
             ),
-            _bucket(subjects.LEARNT, max_msg_size=MAX_LEARNT_BYTES, allow_rollup_hdrs=False),
+            bucket(subjects.LEARNT, max_msg_size=MAX_LEARNT_BYTES, allow_rollup_hdrs=False),
         ]
-        bundles = _object_store(subjects.BUNDLES)
+        bundles = object_store(subjects.BUNDLES)
         deadline = time.monotonic() + _ELECTION_S
         for config in (frames, letters, *buckets, bundles):
             while True:
@@ -360,36 +364,6 @@ class Hub:
                 raise
             # Made by an earlier version, or with other replicas.
             await self.stream.update_stream(config)
-
-
-def _bucket(name: str, **settings: Any) -> StreamConfig:
-    """The stream of a key-value bucket (NATS ADR-8) that repeats each stored value to those who watch its key."""
-    config = StreamConfig(
-        name=subjects.bucket_stream(name),
-        subjects=[subjects.bucket_subject(name, ">")],
-        storage=StorageType.FILE,
-        max_msgs_per_subject=1,
-        discard=DiscardPolicy.NEW,
-        allow_direct=True,
-        allow_msg_ttl=True,
-        allow_rollup_hdrs=True,
-        deny_delete=True,
-        republish=RePublish(src=subjects.bucket_subject(name, ">"), dest=subjects.news(name, ">")),
-    )
-    return config.evolve(**settings)
-
-
-def _object_store(name: str) -> StreamConfig:
-    """The stream of an object store (NATS ADR-20)."""
-    return StreamConfig(
-        name=f"OBJ_{name}",
-        subjects=[f"$O.{name}.C.>", f"$O.{name}.M.>"],
-        storage=StorageType.FILE,
-        max_age=0,
-        discard=DiscardPolicy.NEW,
-        allow_rollup_hdrs=True,
-        allow_direct=True,
-    )
 
 
 def released_bundle(bundle: Bundle, rollback: bool = False) -> ReleasedBundle:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from runtime_edge.errors import FormatError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.records.envelope import ABOUT, MAX_NUMBER, Kind, Record, open_record, seal
 from runtime_edge.formats.records.numbers import RecordNumbers
+from runtime_server.broker.bucket_keys import bucket_keys
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,10 +60,7 @@ class SignedRecordWriter:
         """
         for kind in ("table", "head"):
             bucket = await stream.key_value(ABOUT[kind].bucket)
-            keys: list[str] = []
-            with contextlib.suppress(nats.js.errors.NoKeysError):
-                keys = sorted(set(await bucket.keys()))
-            for key in keys:
+            for key in await bucket_keys(stream, ABOUT[kind].bucket):
                 data, _ = await _present(bucket, key)
                 record = _opened(data, kind, key, secret)
                 if record is None:

@@ -95,7 +95,7 @@ def readable(found: dict[str, bytes], table: SplitterTable) -> tuple[list[Learnt
             record = Learnt.from_json(data, source)
             if record.device != device:
                 raise TableError(f"{source}: device: says that it is another one")
-            if record.table == table.digest:
+            if record.corrects(table):
                 record.check(table, source)
                 records.append(record)
         except TableError as exc:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import soundfile
 
-from runtime_edge.audio.audio_files import audio_files
+from runtime_edge.audio.files.folder import audio_files
 from runtime_server.harness.shaper import Phase
 from streamsplit_compile.bundle.soundscape import soundscape
 

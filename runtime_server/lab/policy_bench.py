@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import platform
 import re
@@ -22,9 +23,9 @@ import numpy as np
 import soundfile
 
 from runtime_edge.audio import open_source
-from runtime_edge.audio.audio_files import audio_files
+from runtime_edge.audio.files.folder import audio_files
 from runtime_edge.base.files import write_atomic
-from runtime_edge.errors import UsageError
+from runtime_edge.errors import SourceError, UsageError
 from runtime_edge.formats import strict
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.records.table import LOCAL
@@ -39,6 +40,7 @@ from runtime_server.lab.scenarios import Playable, ScenarioStep
 from runtime_server.lab.session import Lab, RunRecording
 from streamsplit_compile.bundle.soundscape import soundscape
 
+_LOG = logging.getLogger(__name__)
 MAX_BENCH_BYTES = 64 << 20
 _SPARE_S = 40.0
 """Audio beyond the scenario: the device's start and what is thrown away."""
@@ -297,9 +299,14 @@ def _waveform(directory: Path | None, seconds: float, rate: int, seed: int) -> A
     else:
         paths, parts, have = audio_files(directory), [], 0
         for index in np.random.default_rng(seed).permutation(len(paths)):
-            parts += [block.samples for block in open_source(str(paths[index]), rate, realtime=False)]
+            try:
+                parts += [block.samples for block in open_source(str(paths[index]), rate, realtime=False)]
+            except SourceError as exc:
+                _LOG.warning("skipped: %s", exc)
             if (have := sum(part.size for part in parts)) >= wanted:
                 break
+        if not parts:
+            raise SourceError(f"{directory}: none of its {len(paths)} audio files can be read, see the log")
         found = np.resize(np.concatenate(parts), max(wanted, have))
     pcm: Array = np.rint(found[:wanted] * 32767).astype(np.int16).astype(np.float32) / np.float32(32768)
     return pcm

@@ -2,7 +2,7 @@
 
 A folder has one subfolder of recordings for each label. A CSV has a header, and either `file,label` (and perhaps
 `fold`; ESC-50's `filename`, `category` are read too) or `device,time,label` (and perhaps `seconds`): when a device
-heard what, in seconds since 1970 or as 2026-11-21T10:00:00Z. Repeat a line with another label for two at once.
+heard what, in seconds since 1970 or as 2026-11-21T10:00:00Z, with a zone. Repeat a line for two labels at once.
 
     examples = of_clips(read_clips(Path("clips/")), bundle)
     examples = await of_events(read_events(Path("heard.csv")), hub, bundles)
@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
+import logging
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,10 +28,11 @@ import numpy.typing as npt
 from nats.aio.msg import Msg
 
 from runtime_edge.audio import Windower, open_source
-from runtime_edge.audio.audio_files import AUDIO_SUFFIXES
+from runtime_edge.audio.files.folder import audio_files, is_hidden
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.base.files import read_bounded
-from runtime_edge.errors import FormatError, FrameError, LinkError, UsageError
+from runtime_edge.base.text import shown
+from runtime_edge.errors import FormatError, FrameError, LinkError, SourceError, UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import FrontEndInfo
@@ -41,6 +44,7 @@ from runtime_server.labels.head_training import Examples, truth_of
 from runtime_server.labels.shares import shared_out
 from runtime_server.suffix.frame_codecs import FrameCodecs
 
+_LOG = logging.getLogger(__name__)
 MAX_CSV_BYTES = 64 << 20
 MAX_WINDOWS = 200_000
 _SYNONYMS = {"filename": "file", "class": "label", "category": "label"}
@@ -78,13 +82,12 @@ def is_events(source: Path) -> bool:
 def read_clips(source: Path) -> list[LabelledClip]:
     """The recordings of a folder or CSV. Raises UsageError or FormatError naming file and line."""
     if source.is_dir():
-        found = [
-            LabelledClip(path, (folder.name,))
-            for folder in sorted(source.iterdir())
-            if folder.is_dir()
-            for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() in AUDIO_SUFFIXES
-        ]
+        found: list[LabelledClip] = []
+        for folder in sorted(path for path in source.iterdir() if path.is_dir() and not is_hidden(path.name)):
+            try:
+                found += [LabelledClip(path, (shown(folder.name),)) for path in audio_files(folder)]
+            except SourceError as exc:
+                _LOG.warning("%s: label left out", exc)
         if not found:
             raise UsageError(f"{source}: no recordings in subfolders; make one subfolder for each label")
         return found
@@ -123,7 +126,7 @@ def of_clips(
 ) -> Examples:
     """Every window of the recordings that is louder than `gate_db`, embedded by the bundle's own blocks.
 
-    Raises UsageError when there is none, SourceError for a recording that cannot be read.
+    What cannot be read is left out, and logged. Raises UsageError without a window, SourceError if nothing can be read.
     """
     prefix, number = Prefix(bundle, _variant(bundle)), bundle.manifest.info.generation
     heard = _windows(clips, bundle.manifest.info.front_end, gate_db, progress)
@@ -135,11 +138,12 @@ def windows_of(
 ) -> Examples:
     """Up to `most` windows of each recording, evenly spaced, with their samples (windows, samples) for embeddings.
 
-    Raises UsageError when there is none, SourceError for a recording that cannot be read.
+    What cannot be read is left out, and logged. Raises UsageError without a window, SourceError if nothing can be read.
     """
     rows: list[tuple[int, npt.NDArray[np.float32]]] = []
-    for group, clip in enumerate(clips):
-        own = [samples.copy() for _, samples in _windows([clip], front_end, gate_db, lambda what, done, total: None)]
+    heard = _windows(clips, front_end, gate_db, lambda what, done, total: None)
+    for group, windows in itertools.groupby(heard, lambda window: window[0]):
+        own = [samples.copy() for _, samples in windows]
         count = min(most, len(own))
         rows += [(group, own[place * len(own) // count]) for place in range(count)]
     return _gathered(clips, rows, (0, 0), gate_db)
@@ -149,11 +153,20 @@ def _windows(
     clips: Sequence[LabelledClip], front_end: FrontEndInfo, gate_db: float | None, progress: Progress
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """Number of the recording and samples (window_samples,) of every window, which are valid until the next one."""
+    unread: list[SourceError] = []
     for group, clip in enumerate(clips):
         progress("embedding recordings", group, len(clips))
         windower = Windower(front_end.window_samples, front_end.hop_samples, gate_db)
-        for window in windower.windows(open_source(str(clip.path), front_end.sample_rate, False)):
-            yield group, window.samples
+        try:
+            for window in windower.windows(open_source(str(clip.path), front_end.sample_rate, False)):
+                yield group, window.samples
+        except SourceError as exc:
+            unread.append(exc)
+            _LOG.warning("skipped: %s", exc)
+    if len(unread) == len(clips):
+        raise unread[0]
+    if unread:
+        _LOG.warning("%d of %d recordings could not be read", len(unread), len(clips))
 
 
 def _gathered(
@@ -380,4 +393,6 @@ def _time(text: str, where: str) -> float:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
         raise FormatError(f"{where}: time {text!r}: expected seconds since 1970 or 2026-11-21T10:00:00Z") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    if moment.tzinfo is None:
+        raise FormatError(f"{where}: time {text!r} has no zone: end it with Z for UTC, or with a shift such as +01:00")
+    return moment.timestamp()

@@ -19,6 +19,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.patch import make_patch
 from runtime_edge.formats.records import release as releases
 from runtime_edge.formats.records.envelope import open_record
+from runtime_server.broker.bucket_keys import bucket_keys
 from runtime_server.broker.hub import Hub, raises_link_error
 
 _GRACE_S = 120.0
@@ -106,10 +107,7 @@ async def _released(hub: Hub) -> set[str]:
     """Digests of the manifests that release records name: `ssc deploy` may have put them."""
     bucket = await hub.stream.key_value(subjects.RELEASES)
     found: set[str] = set()
-    targets: list[str] = []
-    with contextlib.suppress(nats.js.errors.NoKeysError):
-        targets = await bucket.keys()
-    for target in set(targets) - {subjects.SIGNING_KEY}:
+    for target in set(await bucket_keys(hub.stream, subjects.RELEASES)) - {subjects.SIGNING_KEY}:
         with contextlib.suppress(FormatError, nats.js.errors.KeyNotFoundError):
             record = open_record((await bucket.get(target)).value or b"", "release", target, None, target)
             release = releases.decode_release(record.body, target)

@@ -28,11 +28,18 @@ from runtime_server.broker.hub import Hub
 
 _LOG = logging.getLogger(__name__)
 PERIOD_S = 1.5
+"""From the beginning of a look to the next one's, unless the broker takes longer to answer."""
+ANSWER_S = 2.0
+"""A broker that has not answered after so long is a trouble."""
 STALLED_S = 6.0
 """Frames that wait for so long without any being done are a trouble."""
-_CANARY_S = 4.0
+CANARY_S = 4.0
 """A stream that has taken no frame for so long is tried with one that no partition reads."""
-_ANSWER_S = 2.0
+LOOK_S = max(PERIOD_S, ANSWER_S)
+"""At most between two looks."""
+TOLD_WITHIN_S = LOOK_S + max(STALLED_S, CANARY_S + ANSWER_S) + LOOK_S
+"""From a fault to its trouble, however slowly the broker answers: a look sees the last frame that was stored or done,
+that is long enough ago at a later look, and that one ends."""
 CANARY = "act.canary"
 
 
@@ -60,7 +67,7 @@ class ServiceWatch:
         partitions: those that it serves.
         mend: makes streams that are gone; None: somebody else does.
         restart: has the broker started again, which does not write any more; None: nobody here can.
-        clock: seconds.
+        clock, sleep: the time in seconds, and the wait for it.
     """
 
     def __init__(
@@ -73,10 +80,12 @@ class ServiceWatch:
         *,
         period_s: float = PERIOD_S,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.troubles: list[str] = []
         self._hub, self._ingest, self._partitions = hub, ingest, tuple(partitions)
-        self._mend, self._restart, self._period_s, self._clock = mend, restart, period_s, clock
+        self._mend, self._restart = mend, restart
+        self._period_s, self._clock, self._sleep = period_s, clock, sleep
         self._progress = dict.fromkeys(self._partitions, (0, clock()))
         """Of each partition: how many messages were done, and since when no more were while some waited."""
         self._written = 0, clock()
@@ -85,8 +94,10 @@ class ServiceWatch:
 
     async def run(self) -> None:
         """Until cancelled."""
+        due = self._clock() + self._period_s
         while True:
-            await asyncio.sleep(self._period_s)
+            await self._sleep(max(0.0, due - self._clock()))
+            due = self._clock() + self._period_s
             found = await self.look() if self._hub.client.is_connected else []
             for trouble in found:
                 if trouble not in self.troubles:
@@ -95,29 +106,32 @@ class ServiceWatch:
 
     async def look(self) -> list[str]:
         """What is wrong now. Mends what it can."""
-        stream = self._hub.client.jetstream(timeout=_ANSWER_S)
+        stream, asked = self._hub.client.jetstream(timeout=ANSWER_S), self._clock()
         try:
-            told = await stream.stream_info(subjects.STREAM)
-            consumers = {info.name: info for info in await stream.consumers_info(subjects.STREAM)}
+            told, infos = await asyncio.gather(
+                stream.stream_info(subjects.STREAM), stream.consumers_info(subjects.STREAM)
+            )
         except nats.js.errors.NotFoundError:
             return [await self._stream_gone()]
         except BROKER_ERRORS as exc:
             return [f"the broker does not say how its streams are ({reason(exc)}); see its log"]
-        found = [trouble for p in self._partitions if (trouble := self._partition(p, consumers))]
-        return [*found, *([trouble] if self._mend and (trouble := await self._unwritable(told)) else [])]
+        consumers = {info.name: info for info in infos}
+        found = [trouble for p in self._partitions if (trouble := self._partition(p, consumers, asked))]
+        return [*found, *([trouble] if self._mend and (trouble := await self._unwritable(told, asked)) else [])]
 
     async def _stream_gone(self) -> str:
         gone = f"the stream {subjects.STREAM} is gone from the broker, deleted or damaged"
         if self._mend is None:
             return f"{gone}; the first rank makes it again"
+        self.troubles = [f"{gone}; it is being made again"]
         try:
             await self._mend()
             return f"{gone}; it has been made again, without the frames that it had"
         except (*BROKER_ERRORS, SscError) as exc:
             return f"{gone}, and cannot be made again ({reason(exc)}); see the broker's log"
 
-    def _partition(self, partition: int, consumers: Mapping[str, ConsumerInfo]) -> str:
-        """What is wrong with one partition, or nothing."""
+    def _partition(self, partition: int, consumers: Mapping[str, ConsumerInfo], asked: float) -> str:
+        """What is wrong with one partition, or nothing; the broker was `asked` then."""
         reader = self._ingest.consumers.get(partition)
         info = consumers.get(reader.name) if reader else None
         if info is None:
@@ -128,7 +142,7 @@ class ServiceWatch:
         waiting = (info.num_pending or 0) + self._ingest.in_progress(partition)
         done, since = self._progress[partition]
         if not waiting or done != self._ingest.done.get(partition, 0):
-            since = self._clock()
+            since = asked
         self._progress[partition] = self._ingest.done.get(partition, 0), since
         stalled_s = self._clock() - since
         if stalled_s < STALLED_S:
@@ -138,19 +152,19 @@ class ServiceWatch:
             "see the server's log, and start it again if it does not go on"
         )
 
-    async def _unwritable(self, told: StreamInfo) -> str:
+    async def _unwritable(self, told: StreamInfo, asked: float) -> str:
         """What keeps frames from being stored, or nothing: a stream that was idle is tried."""
         last, since = self._written
         if told.state.last_seq != last:
-            self._written, self._unwritten = (told.state.last_seq, self._clock()), ""
-        elif self._unwritten or self._clock() - since >= _CANARY_S:
+            self._written, self._unwritten = (told.state.last_seq, asked), ""
+        elif self._unwritten or self._clock() - since >= CANARY_S:
             self._unwritten = await self._canary()
         return self._unwritten
 
     async def _canary(self) -> str:
-        stream = self._hub.client.jetstream(timeout=_ANSWER_S)
+        stream = self._hub.client.jetstream(timeout=ANSWER_S)
         try:
-            stored = await stream.publish(CANARY, b"", timeout=_ANSWER_S, stream=subjects.STREAM)
+            stored = await stream.publish(CANARY, b"", timeout=ANSWER_S, stream=subjects.STREAM)
         except BROKER_ERRORS as exc:
             if self._restart is not None and self._unwritten and not isinstance(exc, nats.js.errors.APIError):
                 self._restart()  # a stream that failed to write takes nothing until then

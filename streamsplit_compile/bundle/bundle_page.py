@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import BundleInfo, Cut
-from runtime_edge.formats.records.table import ActionCosts
+from runtime_edge.formats.records.actions import ActionCosts
 from streamsplit_compile.bundle.bundle_summary import PARITY_COLUMNS, parity_rows
 from streamsplit_compile.splitter.pricing import bundle_actions, default_encoding
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.audio import Counters
-from runtime_edge.audio.audio_files import audio_files, read_span, recording_length
+from runtime_edge.audio.audio_files import read_span, readable_length, recording_length
+from runtime_edge.audio.files.folder import audio_files
 from runtime_edge.audio.resample import Resampler
 from runtime_edge.audio.stream import to_mono
+from runtime_edge.base.text import shown
 from runtime_edge.errors import SourceError, UsageError
 
 _LOG = logging.getLogger(__name__)
@@ -37,24 +39,28 @@ def sample_windows(place: Path, sample_rate: int, window: int, hop: int, count: 
     """At most `count` windows (n, window) float32 of a file, or of all files below a directory, and how many there are.
 
     The recordings are one long stream, cut into as many stretches of equal length as windows are wanted; of each
-    stretch the seed chooses one. Files that cannot be read are left out, with a warning in the log. Raises UsageError
+    stretch the seed chooses one. Files that cannot be read, and what follows damage in one, are left out, with a
+    warning in the log. Raises UsageError
     for less than one window, SourceError when nothing can be read.
     """
     if not place.exists():
-        raise SourceError(f"{place}: no such file or directory; --calibrate takes recordings")
+        raise SourceError(f"{shown(place)}: no such file or directory; --calibrate takes recordings")
     paths = audio_files(place) if place.is_dir() else [place]
+    damaged: set[Path] = set()
     while True:
-        recordings = _line_up(paths, sample_rate)
+        recordings = _line_up(paths, damaged, sample_rate)
         available = max(0, 1 + (recordings[-1].stop - window) // hop)
         if not available:
-            raise UsageError(f"{place}: less than one window of audio; give more recordings to --calibrate")
+            raise UsageError(f"{shown(place)}: less than one window of audio; give more recordings to --calibrate")
         edges = np.linspace(0, available, min(count, available) + 1).astype(int)
         chosen = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
         try:
             return np.stack([_read(recordings, int(index) * hop, window, sample_rate) for index in chosen]), available
         except _Damaged as exc:
-            _LOG.warning("skipped: %s", exc.reason)
-            paths = [path for path in paths if path != exc.path]
+            _LOG.warning("%s: what follows is left out", exc.reason)
+            if exc.path in damaged:
+                paths = [path for path in paths if path != exc.path]
+            damaged.add(exc.path)
 
 
 class _Damaged(Exception):
@@ -65,14 +71,14 @@ class _Damaged(Exception):
         self.path, self.reason = path, reason
 
 
-def _line_up(paths: Sequence[Path], sample_rate: int) -> list[_Recording]:
-    """The recordings one after the other. Raises SourceError when none can be read."""
+def _line_up(paths: Sequence[Path], damaged: Container[Path], sample_rate: int) -> list[_Recording]:
+    """The recordings one after the other, damaged ones up to there. Raises SourceError when none can be read."""
     found: list[_Recording] = []
     wrong = SourceError("none of the recordings can be read, see the log")
     start = 0
     for path in paths:
         try:
-            frames, rate = recording_length(path)
+            frames, rate = readable_length(path) if path in damaged else recording_length(path)
         except SourceError as exc:
             _LOG.warning("skipped: %s", exc)
             wrong = exc

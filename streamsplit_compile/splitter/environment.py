@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.errors import UsageError
-from runtime_edge.formats.records.table import LOCAL, ActionCosts, Limits, Reward, SplitterTable, Uplink, costs_digest
+from runtime_edge.formats.records.actions import ActionCosts, Uplink, costs_digest
+from runtime_edge.formats.records.table import LOCAL, MAX_ACTIONS, Limits, Reward, SplitterTable
 from runtime_edge.policy.reward import Conditions, terms, whole
 from streamsplit_compile.cost.targets import Target
 from streamsplit_compile.splitter.traces import Traces
@@ -77,6 +78,8 @@ def environment_for(
 ) -> Environment:
     """The environment of these actions on this target, less those the privacy floor or the memory cap forbid.
 
+    Of more than a table may have, the useful ones stay, or as many of them as it may have, evenly spread.
+
     Raises UsageError for actions that make no sense, or when a cap leaves none.
     """
     limits = limits if limits is not None else Limits()
@@ -91,7 +94,23 @@ def environment_for(
         raise UsageError(f"memory cap {room:g} MB: no cut above the privacy floor needs less than {least:.1f} MB")
     radio = target.radio
     uplink = Uplink(mj_per_kb=radio.mj_per_kb.value, transmit_w=radio.transmit_w.value)
-    return Environment(allowed, uplink, reward, limits, hop_s)
+    return Environment(_few(allowed), uplink, reward, limits, hop_s)
+
+
+def _few(actions: tuple[ActionCosts, ...]) -> tuple[ActionCosts, ...]:
+    """At most MAX_ACTIONS, the first and the last always among them."""
+    if len(actions) <= MAX_ACTIONS:
+        return actions
+    ends = (actions[0], actions[-1])
+    useful = [one for one in actions if one in ends or not any(_beats(other, one) for other in actions)]
+    chosen = np.linspace(0, len(useful) - 1, min(MAX_ACTIONS, len(useful))).round().astype(int)
+    return tuple(useful[index] for index in chosen)
+
+
+def _beats(one: ActionCosts, other: ActionCosts) -> bool:
+    """Whether an action that teaches as much costs no more of anything, and less of something."""
+    costs, others = ((a.device_ms, a.bytes, -min(a.quality), not a.teaches) for a in (one, other))
+    return costs != others and all(a <= b for a, b in zip(costs, others, strict=True))
 
 
 def environment_of(table: SplitterTable) -> Environment:
@@ -104,7 +123,9 @@ def with_local(environment: Environment) -> Environment:
     if environment.actions[-1].name == LOCAL:
         return environment
     last = whole(environment.actions)
-    local = msgspec.structs.replace(last, name=LOCAL, bytes=0, server_ms=0.0, teaches=False)
+    local = msgspec.structs.replace(
+        last, name=LOCAL, cut=LOCAL, encoding=None, answer="device", bytes=0, server_ms=0.0, teaches=False
+    )
     return Environment(
         (*environment.actions, local), environment.uplink, environment.reward, environment.limits, environment.hop_s
     )

@@ -10,6 +10,7 @@ import numpy as np
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.records.learnt import Learnt
 from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.formats.records.table_values import as_stored, q_rows
 
 SHIPPED_VISITS = 20.0
 """What a shipped value weighs against the devices' visits."""
@@ -40,12 +41,11 @@ def merge(table: SplitterTable, records: Sequence[Learnt], created_by: str = "ss
         weights = [min(visits, most) for visits, _ in found]
         moved = sum(weight * correction for weight, (_, correction) in zip(weights, found, strict=True))
         q[place] += moved / (SHIPPED_VISITS + sum(weights))
-    q = np.round(q, 3) + 0.0
     return msgspec.structs.replace(
         table,
         created_by=created_by,
-        policy=tuple(int(best) for best in q.argmax(1)),
-        q=tuple(tuple(float(value) for value in row) for row in q),
+        upgraded_from=None,
+        q=q_rows(as_stored(q)),
     )
 
 

@@ -9,7 +9,8 @@ import msgspec
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats.manifest import Cut, Manifest, Parity, TargetCost
-from runtime_edge.formats.records.table import ActionCosts, Reward, SplitterTable
+from runtime_edge.formats.records.actions import ActionCosts, Encoding
+from runtime_edge.formats.records.table import Reward, SplitterTable
 from runtime_edge.formats.wire import MAX_HEADER_BYTES
 from runtime_edge.inference.profile import Profile
 from streamsplit_compile.cost.cost_model import BlockWork, predict
@@ -128,6 +129,9 @@ def action_costs(
         actions.append(
             ActionCosts(
                 name=cut.name,
+                cut=cut.name,
+                encoding=encoding,
+                answer="device" if cut.index == len(cuts) - 1 else "server",
                 device_ms=sum(cost.block_ms[: cut.index]),
                 device_mj=sum(cost.block_mj[: cut.index]),
                 bytes=cut.bytes[encoding] + MAX_HEADER_BYTES,
@@ -144,7 +148,7 @@ def _quality(cut: Cut, encoding: str, parity: Parity | None) -> tuple[float, ...
     return tuple(found.by_uncertainty) if found is not None and found.by_uncertainty else (cut.agreement[encoding],)
 
 
-def default_encoding(cut: Cut, cuts: int) -> str:
+def default_encoding(cut: Cut, cuts: int) -> Encoding:
     """PCM for the waveform, float16 for the embedding, int8 between."""
     if cut.index == 0:
         return "pcm16"

@@ -7,10 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-import numpy as np
 
 from runtime_edge.errors import CheckFailed, UsageError
-from runtime_edge.formats.records.table import SplitterTable, StateAxis, StateName, cuts_digest
+from runtime_edge.formats.records.table import (
+    SplitterTable,
+    StateAxis,
+    StateName,
+    cuts_digest,
+)
+from runtime_edge.formats.records.table_values import as_stored, q_rows
 from streamsplit_compile.splitter.environment import Environment, simulate
 from streamsplit_compile.splitter.evaluation import evaluate
 from streamsplit_compile.splitter.limits import broken_limits, priced
@@ -28,7 +33,7 @@ STATE: tuple[StateName, ...] = ("uncertainty", "cpu", "bandwidth_mbps", "rtt_ms"
 GRIDS = ((5, 3, 13, 5), (4, 3, 10, 4), (4, 4, 8, 3), (3, 3, 6, 3), (3, 3, 5, 2), (2, 2, 4, 2))
 """Bins of each state variable; the first grid whose table has at most MAX_CELLS numbers is taken."""
 MAX_CELLS = 5600
-"""At up to nine characters a number this leaves room for the other fields in 64 KiB."""
+"""Of 64 KiB they take 15: a number takes 2 2/3 characters."""
 STEADY_S = 3.0
 """A cut is kept this long unless link or load change."""
 _STRICTER = (0.94, 0.9, 0.85, 0.75, 0.6)
@@ -134,8 +139,7 @@ def _table(
         bundle=bundle,
         bundle_cuts=cuts_digest(cut_names),
         metrics={},
-        policy=tuple(int(best) for best in q.argmax(1)),
-        q=tuple(tuple(float(value) for value in row) for row in q),
+        q=q_rows(q),
     )
     table.check_cuts(cut_names)
     return table
@@ -149,7 +153,7 @@ def _learn(
     rewards = simulate(environment, traces).reward
     q, visits = q_learning(rows, rewards, math.prod(bins), options.learning)
     filled = fill_unvisited(q, visits >= options.learning.min_visits, bins)
-    return np.asarray(np.round(filled, 3) + 0.0, np.float64)  # + 0.0 turns -0.0 into 0.0
+    return as_stored(filled)
 
 
 def _quantile_axes(observed: Mapping[str, Array], actions: int) -> tuple[StateAxis, ...]:

@@ -29,6 +29,7 @@ from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.credentials import public_key, read_seed
+from runtime_edge.formats.records.actions import Costs, canonical_json
 from runtime_edge.formats.records.head import read_head
 from runtime_edge.formats.records.numbers import RecordNumbers
 from runtime_edge.formats.records.report import decode_report
@@ -116,15 +117,27 @@ def _records(root: Path) -> Json:
     learnt.check(table, "learnt.json")
     return {
         "key": minisign.read_secret_key(directory / "key").public.hex_id,
-        "table": _fields(table),
-        "table signed by": minisign.verify(table.to_json(), signature, key),
-        "table digest": table.digest,
+        "table": _table(table),
+        "table signed by": minisign.verify((directory / "table.json").read_bytes(), signature, key),
+        "table digest": table.upgraded_from or table.digest,
         "head": _fields(head),
         "scores": np.round(head.scores(np.linspace(-1, 1, 6)).astype(float), 5).tolist(),
         "release": _fields(release),
         "generation of each device": [release.for_device(f"pi-{number}").generation for number in range(20)],
         "learnt": _fields(learnt),
     }
+
+
+def _table(table: SplitterTable) -> Json:
+    """What the file says; version 1 said less of actions, had no `ship`, and named the best action of each row."""
+    fields = _fields(table)
+    if table.upgraded_from is None:
+        return {**fields, "policy": list(table.policy)}
+    del fields["ship"], fields["upgraded_from"]
+    fields["costs"] = [{name: action[name] for name in Costs.__struct_fields__} for action in fields["costs"]]
+    digest = hashlib.sha256(canonical_json([fields["costs"], fields["uplink"]]).encode()).hexdigest()
+    changed = {"format": "streamsplit.table/1", "costs_digest": f"sha256:{digest}", "policy": list(table.policy)}
+    return {**fields, **changed}
 
 
 def _device(root: Path) -> Json:
@@ -148,7 +161,7 @@ def _device(root: Path) -> Json:
         "log": update_log(state),
         "bundle": [bundle.digest, bundle.signed_by, bundle.manifest.info.generation],
         "self-test passes": error <= bundle.manifest.info.self_test.tolerance,
-        "table": table.digest,
+        "table": table.upgraded_from or table.digest,
         "head": list(head.labels),
         "learnt": _fields(learnt),
         **_numbers(state / "numbers.json", store.trusted),

@@ -111,7 +111,7 @@ def _small(table: SplitterTable) -> SplitterTable:
     """The table with a single state, in which the third action is best."""
     row = tuple(float(action == 2) for action in range(len(table.actions)))
     axes = (StateAxis(name="bandwidth_mbps", edges=()),)
-    return msgspec.structs.replace(table, state=axes, q=(row,), policy=(2,))
+    return msgspec.structs.replace(table, state=axes, q=(row,))
 
 
 def _noise(seed: int, *shape: int) -> Any:

@@ -8,16 +8,14 @@ from typing import Any
 from msgspec.structs import replace
 
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.records.actions import ActionCosts, Uplink, costs_digest
 from runtime_edge.formats.records.table import (
     LOCAL,
-    ActionCosts,
     Limits,
     Reward,
     SplitterTable,
     StateAxis,
     StateName,
-    Uplink,
-    costs_digest,
     cuts_digest,
 )
 
@@ -29,6 +27,9 @@ UPLINK = Uplink(mj_per_kb=2.0, transmit_w=0.1)
 def action(name: str, size: int, device_ms: float = 0.0) -> ActionCosts:
     return ActionCosts(
         name=name,
+        cut=name,
+        encoding=None,
+        answer="device" if name in ("embedding", LOCAL) else "server",
         device_ms=device_ms,
         device_mj=4.0 * device_ms,
         bytes=size,
@@ -67,7 +68,6 @@ def make_table(
         "bundle": "sha256:" + "1" * 64,
         "bundle_cuts": cuts_digest(CUTS),
         "metrics": {},
-        "policy": tuple(row.index(max(row)) for row in q),
         "q": tuple(q),
     }
     return SplitterTable(**(fields | changes))
@@ -82,7 +82,6 @@ def always(bundle: Bundle, target: str, cut: str, **changes: Any) -> SplitterTab
         table,
         state=(StateAxis(name="bandwidth_mbps", edges=()),),
         q=(row,),
-        policy=(best,),
         hysteresis=0.0,
         **{"probe_rate": 0.0, "created_by": f"test {cut}", **changes},
     )

@@ -71,7 +71,17 @@ def test_what_an_earlier_version_wrote_reads_the_same(golden: Path, name: str) -
         expected[name] = {key: value for key, value in expected[name].items() if not key.startswith("opus")}
         for path in (golden / "streams").glob("opus-*"):
             path.unlink()
-    assert FORMATS[name](golden) == expected[name]
+    assert without_new(json.loads(json.dumps(FORMATS[name](golden))), expected[name]) == expected[name]
+
+
+def without_new(found: Any, expected: Any) -> Any:
+    """Without fields that a version did not have yet, where they say nothing."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        return {name: without_new(value, expected.get(name)) for name, value in found.items()
+                if name in expected or value}  # fmt: skip
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        return [without_new(*pair) for pair in zip(found, expected, strict=True)]
+    return found
 
 
 def test_todays_code_writes_the_same_bytes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+from contextlib import closing
 
 import harness
 import pytest
@@ -103,6 +104,36 @@ def test_a_damaged_state_file_costs_no_window_that_is_not_counted(start, tmp_pat
     assert counters.put == sum(report["windows_captured"] for report in reports)
     assert counters.acked + counters.dropped == counters.put
     assert counters.dropped == said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_to_the_log_of_the_spool_alone_is_counted(start, tmp_path, toy_bundle, kind):
+    server = start.server("--no-training")
+    server.put_table(harness.always(toy_bundle, "rpi4", "one"))
+    source = harness.write_wav(tmp_path / "audio.wav", 8.0, seed=25)
+    state = tmp_path / "pi-1-state"
+    device = start.device(server, "pi-1", source, "--deadline-ms", 300, "--loop")
+    device.wait_for_results(4)
+    server.signal_broker(signal.SIGSTOP)
+    try:
+        device.wait_for_results(32)
+        device.process.signal(signal.SIGKILL)
+    finally:
+        server.signal_broker(signal.SIGCONT)
+    before = device.results()[-1]["window"] + 1
+    kind(state / "spool.db-wal", random.Random(harness.SEED))
+
+    report = start.device(server, "pi-1", source, "--deadline-ms", 300, "--drain-s", 60).finish()
+
+    assert report["windows_captured"] == report["windows_acked"]
+    assert report["windows_lost"] == report["windows_spooled"] == report["windows_inherited"] == 0
+    with closing(Spool(state / "spool.db", 1 << 30)) as spool:
+        counters = spool.counters()
+    assert counters.put >= before + report["windows_captured"]
+    assert counters.acked + counters.dropped == counters.put
+    assert counters.dropped == report["inherited_dropped"]
+    harness.assert_no_traceback(tmp_path)
 
 
 def kill(server):

@@ -211,7 +211,7 @@ def _always(bundle: Bundle, cut: str) -> SplitterTable:
     best = table.actions.index(cut)
     row = tuple(float(action == best) for action in range(len(table.actions)))
     axes = (StateAxis(name="bandwidth_mbps", edges=()),)
-    return replace(table, state=axes, q=(row,), policy=(best,), hysteresis=0.0, probe_rate=0.0, created_by=f"all {cut}")
+    return replace(table, state=axes, q=(row,), hysteresis=0.0, probe_rate=0.0, created_by=f"all {cut}")
 
 
 def _worst_cosine(results: list[dict[str, Any]], reference: Callable[[dict[str, Any]], Array]) -> dict[str, float]:

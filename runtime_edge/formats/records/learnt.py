@@ -41,9 +41,13 @@ class Learnt(Strict, frozen=True, kw_only=True):
                 raise TableError(f"{source}: cells: {correction} at row {row}, action {action} is beyond {BOUND}")
         return record
 
+    def corrects(self, table: SplitterTable) -> bool:
+        """Whether they are to this very table, as it is or as it was before it was upgraded."""
+        return self.table in (table.digest, table.upgraded_from)
+
     def check(self, table: SplitterTable, source: str) -> None:
         """Raise TableError unless the corrections are to this very table."""
-        if self.table != table.digest:
+        if not self.corrects(table):
             raise TableError(f"{source}: learnt on another table ({self.table[:19]}...), not on {table.digest[:19]}...")
         if any(row >= len(table.q) or action >= len(table.costs) for row, action, _, _ in self.cells):
             raise TableError(f"{source}: cells: a row or action that the table does not have")

@@ -1,36 +1,48 @@
-"""The splitter table, a file a person can read: which cut to take in which state (docs/tables.md).
+"""The splitter table: which action to take in which state (docs/tables.md).
 
-A table (`streamsplit.table/1`, JSON, at most 64 KiB) has one row for each combination of state bins and in it
-one Q value for each action: a cut of the bundle by name, or `local` (run everything, ship nothing). It also holds
-what it was trained on: each action's costs, the uplink, the reward and the limits.
+A table (`streamsplit.table/2`, JSON, at most 64 KiB) has one row for each combination of state bins and in it
+one Q value for each action: a cut of the bundle in an encoding, or `local` (run everything, ship nothing). It also
+holds what it was trained on: each action's costs, the uplink, the reward and the limits.
 
     table = SplitterTable.from_json(data, "tables/rpi4.json")
     table.check_cuts([cut.name for cut in manifest.info.cuts])
 
-`SplitterTable.from_json(table.to_json(), ...) == table`; runtime_edge.policy.splitter uses it.
+`SplitterTable.from_json(table.to_json(), ...) == table` where `q` is as `as_stored` gives it; tables of version 1 are
+upgraded when they are read. runtime_edge.policy.splitter uses tables.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
 from runtime_edge.errors import TableError
+from runtime_edge.formats.records import table_values
+from runtime_edge.formats.records.actions import (
+    STREAMS,
+    ActionCosts,
+    Costs,
+    ShipThresholds,
+    Uplink,
+    canonical_json,
+    costs_digest,
+)
+from runtime_edge.formats.records.table_values import MAX_Q, as_stored, q_rows
 from runtime_edge.formats.strict import Name, Strict, decode
 
 MAX_TABLE_BYTES = 64 << 10
+MAX_ACTIONS = 24
 LOCAL = "local"
 
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 Weight = Annotated[float, Meta(ge=0, le=1e6)]
-Cost = Annotated[float, Meta(ge=0, le=1e9)]
 StateName = Literal["uncertainty", "cpu", "bandwidth_mbps", "rtt_ms", "temperature_c", "battery"]
 
 
@@ -51,32 +63,6 @@ class Reward(Strict, frozen=True):
     e_budget_mj: Annotated[float, Meta(gt=0, le=1e6)] = 100.0
     rho: Weight = 0.2
     """Worth of a window the server can learn from, for each unit of uncertainty."""
-
-
-class ActionCosts(Strict, frozen=True):
-    """One action: a cut, or `local`. Costs of one window on an idle device."""
-
-    name: Name
-    device_ms: Cost
-    device_mj: Cost
-    bytes: Annotated[int, Meta(ge=0, le=1 << 31)]
-    """Payload and header."""
-    server_ms: Cost
-    quality: Annotated[tuple[Annotated[float, Meta(ge=-1, le=1)], ...], Meta(min_length=1, max_length=16)]
-    """A(k, u): agreement with the float32 encoder, in equally wide bins of uncertainty over [0, 1]."""
-    teaches: bool
-    """Whether the server can train on what is shipped: a cut before the last."""
-    memory_mb: Cost = 0.0
-    """Working memory of the prefix."""
-
-
-class Uplink(Strict, frozen=True):
-    """What shipping costs a device, whatever is shipped."""
-
-    mj_per_kb: Cost
-    transmit_w: Cost
-    deadline_ms: Annotated[float, Meta(gt=0, le=1e6)] = 1000.0
-    """A device that has no answer after this long runs the rest itself."""
 
 
 class Limits(Strict, frozen=True):
@@ -117,16 +103,13 @@ def cut_position(action: str, cut_names: Sequence[str]) -> int:
     return len(cut_names) if action == LOCAL else cut_names.index(action)
 
 
-class SplitterTable(Strict, frozen=True, kw_only=True):
-    """A whole table file. Building one that does not hold together raises TableError naming the field."""
+class _Common(Strict, frozen=True, kw_only=True):
+    """What both versions have in common."""
 
-    format: Literal["streamsplit.table/1"] = "streamsplit.table/1"
     target: Name
     encoder: Name
     """Id of the encoder it was trained for."""
     created_by: Name
-    costs: Annotated[tuple[ActionCosts, ...], Meta(min_length=1, max_length=256)]
-    """The actions: cuts in cut order, then perhaps `local`."""
     uplink: Uplink
     reward: Reward
     limits: Limits
@@ -150,18 +133,64 @@ class SplitterTable(Strict, frozen=True, kw_only=True):
     """`cuts_digest` of the bundle's cut names."""
     metrics: Annotated[dict[Name, float], Meta(max_length=64)]
     """On held-out traces."""
+
+
+class _Version1(_Common, frozen=True, kw_only=True):
+    """The file until 0.1.0."""
+
+    format: Literal["streamsplit.table/1"] = "streamsplit.table/1"
+    costs: Annotated[tuple[Costs, ...], Meta(min_length=1, max_length=256)]
     policy: tuple[Annotated[int, Meta(ge=0)], ...]
-    """Best action of each row; the last state variable changes fastest."""
     q: tuple[tuple[float, ...], ...]
-    """Q[row][action], in discounted reward."""
+
+
+class _Version2(_Common, frozen=True, kw_only=True):
+    """The file."""
+
+    format: Literal["streamsplit.table/2"] = "streamsplit.table/2"
+    costs: Annotated[tuple[ActionCosts, ...], Meta(min_length=1, max_length=256)]
+    ship: ShipThresholds | None = None
+    upgraded_from: Digest | None = None
+    values: bytes
+    """float32 (states,): Q of each row's best action."""
+    q: bytes
+    """float16 (states, actions): Q less that of the row's best action, at most 0."""
+
+
+class _AnyVersion(msgspec.Struct):
+    format: str = "streamsplit.table/1"
+
+
+class SplitterTable(_Common, frozen=True, kw_only=True, dict=True):
+    """A whole table. Building one that does not hold together raises TableError naming the field."""
+
+    costs: tuple[ActionCosts, ...]
+    """The actions: cuts in cut order, then perhaps `local`."""
+    ship: ShipThresholds | None = None
+    """None: everything that an action ships is shipped."""
+    upgraded_from: Digest | None = None
+    """The digest that it had as a table of version 1; corrections that devices learnt on that one still hold."""
+    q: tuple[tuple[float, ...], ...]
+    """Q[row][action], in discounted reward; the last state variable changes fastest."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        for problem in _problems(self):
+            raise TableError(problem)
+
+    @cached_property
+    def policy(self) -> tuple[int, ...]:
+        """Best action of each row; of equals the first."""
+        return tuple(values.index(max(values)) for values in self.q)
 
     @property
     def actions(self) -> tuple[str, ...]:
         """Names of the actions."""
         return tuple(action.name for action in self.costs)
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Each action's cut, or `local`."""
+        return tuple(action.cut for action in self.costs)
 
     @property
     def action_bytes(self) -> tuple[int, ...]:
@@ -171,31 +200,47 @@ class SplitterTable(Strict, frozen=True, kw_only=True):
     @property
     def digest(self) -> str:
         """`sha256:<hex>` of the canonical bytes."""
-        return "sha256:" + hashlib.sha256(self.to_json()).hexdigest()
+        return "sha256:" + hashlib.sha256(self._canonical()).hexdigest()
 
     @classmethod
     def from_json(cls, data: bytes, source: str) -> SplitterTable:
-        """Read and check a table. Raises TableError, one line that names `source` and the field."""
-        return decode(data, cls, source, MAX_TABLE_BYTES, TableError)
+        """Read and check a table of either version. Raises TableError, one line that names `source` and the field."""
+        version = decode(data, _AnyVersion, source, MAX_TABLE_BYTES, TableError).format
+        try:
+            if version == "streamsplit.table/1":
+                return _upgraded(decode(data, _Version1, source, MAX_TABLE_BYTES, TableError), data)
+            file = decode(data, _Version2, source, MAX_TABLE_BYTES, TableError)
+            _check_few(file.costs)
+            return _opened(file)
+        except TableError as exc:
+            problem = str(exc)
+        raise TableError(problem if problem.startswith(f"{source}: ") else f"{source}: {problem}")
 
     def to_json(self) -> bytes:
-        """Canonical bytes, one row of Q and one action a line. Raises TableError when they are too many."""
-        canonical = msgspec.convert(msgspec.to_builtins(self), SplitterTable)  # 1 becomes 1.0
-        fields = msgspec.to_builtins(canonical)
-        lines = []
-        for name in self.__struct_fields__:
-            if name in ("q", "costs"):
-                rows = ",\n  ".join(_compact(row) for row in fields[name])
-                lines.append(f'"{name}":[\n  {rows}]')
-            else:
-                lines.append(f'"{name}":{_compact(fields[name])}')
-        data = ("{" + ",\n ".join(lines) + "}\n").encode()
+        """Canonical bytes, one action a line. Raises TableError when they or the actions are too many."""
+        _check_few(self.costs)
+        data = self._canonical()
         if len(data) > MAX_TABLE_BYTES:
             raise TableError(
                 f"q: {len(self.q)} rows of {len(self.actions)} actions make {len(data)} bytes, a table has "
                 f"at most {MAX_TABLE_BYTES}; use fewer bins or fewer cuts"
             )
         return data
+
+    def _canonical(self) -> bytes:
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        values, below = table_values.packed(self.q)
+        file = _Version2(**(fields | {"values": values, "q": below}))
+        named = msgspec.to_builtins(file)
+        named = msgspec.to_builtins(msgspec.convert(named, _Version2))  # 1 becomes 1.0
+        lines = []
+        for name in sorted(named, key="format".__ne__):
+            if name == "costs":
+                rows = ",\n  ".join(canonical_json(row) for row in named[name])
+                lines.append(f'"{name}":[\n  {rows}]')
+            else:
+                lines.append(f'"{name}":{canonical_json(named[name])}')
+        return ("{" + ",\n ".join(lines) + "}\n").encode()
 
     def lookup(self, state: Mapping[str, float]) -> int:
         """The row of a state; NaN falls into the last bin. Raises TableError when a variable is missing."""
@@ -209,61 +254,119 @@ class SplitterTable(Strict, frozen=True, kw_only=True):
 
     def check_cuts(self, cut_names: Sequence[str]) -> None:
         """Raise TableError unless the table was made for a bundle with exactly these cuts, in this order."""
-        for action in self.actions:
-            if action != LOCAL and action not in cut_names:
-                raise TableError(f"costs: the bundle has no cut {action!r}, only {', '.join(cut_names)}")
+        for cut in self.cuts:
+            if cut != LOCAL and cut not in cut_names:
+                raise TableError(f"costs: the bundle has no cut {cut!r}, only {', '.join(cut_names)}")
         if self.bundle_cuts != cuts_digest(cut_names):
             raise TableError("bundle_cuts: the table was trained for a bundle with other cuts; train it again")
-        positions = [cut_position(action, cut_names) for action in self.actions]
+        positions = [cut_position(cut, cut_names) for cut in self.cuts]
         if positions != sorted(positions):
             raise TableError("costs: not in the order of the bundle's cuts")
+        for action, position in zip(self.costs, positions, strict=True):
+            if action.encoding in STREAMS and position > 0:
+                raise TableError(f"costs: {action.name}: {action.encoding} is an encoding of {cut_names[0]} alone")
 
 
 def cuts_digest(cut_names: Iterable[str]) -> str:
     """`sha256:<hex>` over the names of a bundle's cuts, in order."""
-    return "sha256:" + hashlib.sha256(_compact(list(cut_names)).encode()).hexdigest()
+    return "sha256:" + hashlib.sha256(canonical_json(list(cut_names)).encode()).hexdigest()
 
 
-def costs_digest(costs: Iterable[ActionCosts], uplink: Uplink) -> str:
-    """`sha256:<hex>` over what every action costs."""
-    fields = msgspec.to_builtins((list(costs), uplink))
-    canonical = msgspec.convert(fields, tuple[list[ActionCosts], Uplink])  # 1 becomes 1.0
-    return "sha256:" + hashlib.sha256(_compact(msgspec.to_builtins(canonical)).encode()).hexdigest()
-
-
-def _compact(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _check(table: SplitterTable) -> None:
-    for problem in _problems(table):
+def _opened(file: _Version2) -> SplitterTable:
+    fields = {name: getattr(file, name) for name in SplitterTable.__struct_fields__}
+    for problem in _state_problems(file):
         raise TableError(problem)
+    q = table_values.unpacked(file.values, file.q, _rows(file), len(file.costs))
+    return SplitterTable(**(fields | {"q": q_rows(q)}))
+
+
+def _upgraded(file: _Version1, data: bytes) -> SplitterTable:
+    """A table of version 1: its cuts in the encodings of the device's settings, and Q rounded."""
+    if file.costs_digest != costs_digest(file.costs, file.uplink):
+        raise TableError("costs_digest: not that of costs and uplink")
+    _check_rows(file)
+    costs = tuple(
+        ActionCosts(
+            **msgspec.structs.asdict(action),
+            cut=action.name,
+            encoding=None,
+            answer="server" if action.teaches else "device",
+        )
+        for action in file.costs
+    )
+    common = {name: getattr(file, name) for name in _Common.__struct_fields__}
+    changed = {
+        "costs": costs,
+        "costs_digest": costs_digest(costs, file.uplink),
+        "q": q_rows(as_stored(file.q)),
+        "upgraded_from": "sha256:" + hashlib.sha256(data.strip() + b"\n").hexdigest(),
+    }
+    return SplitterTable(**(common | changed))
+
+
+def _check_few(costs: Sequence[ActionCosts]) -> None:
+    if len(costs) > MAX_ACTIONS:
+        raise TableError(f"costs: {len(costs)} actions, a table has at most {MAX_ACTIONS}; train it with fewer cuts")
+
+
+def _rows(table: _Common) -> int:
+    """How many states there are."""
+    return math.prod(len(axis.edges) + 1 for axis in table.state)
+
+
+def _check_rows(table: _Version1) -> None:
+    """Raise TableError unless `q` and `policy` have one row for each state, and the policy the best of its row."""
+    rows = _rows(table)
+    if len(table.q) != rows or len(table.policy) != rows:
+        raise TableError(f"q and policy: {len(table.q)} and {len(table.policy)} rows, but there are {rows} states")
+    for row, (values, best) in enumerate(zip(table.q, table.policy, strict=True)):
+        if len(values) != len(table.costs):
+            raise TableError(f"q[{row}]: {len(values)} numbers for {len(table.costs)} actions")
+        if best >= len(values) or values[best] < max(values):
+            raise TableError(f"policy[{row}]: action {best} is not the best of its row")
 
 
 def _problems(table: SplitterTable) -> Iterator[str]:
     """What msgspec's types cannot say, in the order of the fields."""
-    actions = len(table.costs)
-    if len(set(table.actions)) != actions:
-        yield "costs: a name stands twice"
-    if any(action.name == LOCAL and (action.bytes or action.teaches) for action in table.costs):
-        yield "costs: local ships nothing, so its bytes are 0 and it teaches nothing"
-    if table.costs_digest != costs_digest(table.costs, table.uplink):
-        yield "costs_digest: not that of costs and uplink"
+    yield from _action_problems(table)
+    if table.ship is not None and table.ship.min_entropy >= table.ship.max_entropy:
+        yield f"ship: min_entropy {table.ship.min_entropy} is not less than max_entropy {table.ship.max_entropy}"
+    yield from _state_problems(table)
+    for name, value in table.metrics.items():
+        if not math.isfinite(value):
+            yield f"metrics: {name!r} is not finite"
+    if len(table.q) != _rows(table):
+        yield f"q: {len(table.q)} rows, but there are {_rows(table)} states"
+    for row, values in enumerate(table.q):
+        if len(values) != len(table.costs):
+            yield f"q[{row}]: {len(values)} numbers for {len(table.costs)} actions"
+        if not all(abs(value) <= 2 * MAX_Q for value in values):  # a difference may have been rounded beyond it
+            yield f"q[{row}]: not all finite and within {MAX_Q:g}"
+
+
+def _state_problems(table: _Common) -> Iterator[str]:
     if len({axis.name for axis in table.state}) != len(table.state):
         yield "state: a name stands twice"
     for axis in table.state:
         if not all(map(math.isfinite, axis.edges)) or any(a >= b for a, b in zip(axis.edges, axis.edges[1:])):  # noqa: B905
             yield f"state: the edges of {axis.name} are not finite and increasing"
-    for name, value in table.metrics.items():
-        if not math.isfinite(value):
-            yield f"metrics: {name!r} is not finite"
-    rows = math.prod(len(axis.edges) + 1 for axis in table.state)
-    if len(table.q) != rows or len(table.policy) != rows:
-        yield f"q and policy: {len(table.q)} and {len(table.policy)} rows, but there are {rows} states"
-    for row, (values, best) in enumerate(zip(table.q, table.policy, strict=True)):
-        if len(values) != actions:
-            yield f"q[{row}]: {len(values)} numbers for {actions} actions"
-        if not all(abs(value) <= 1e6 for value in values):
-            yield f"q[{row}]: not all finite and within 1e6"
-        if best >= actions or values[best] < max(values):
-            yield f"policy[{row}]: action {best} is not the best of its row"
+
+
+def _action_problems(table: SplitterTable) -> Iterator[str]:
+    if not table.costs:
+        yield "costs: no action"
+    if len(set(table.actions)) != len(table.costs):
+        yield "costs: a name stands twice"
+    if len({(action.cut, action.encoding, action.width, action.answer) for action in table.costs}) != len(table.costs):
+        yield "costs: an action stands twice, under two names"
+    for action in table.costs:
+        if (action.name == LOCAL) != (action.cut == LOCAL):
+            yield f"costs: {action.name}: the action local, and no other, has the cut local"
+        if action.cut != LOCAL:
+            continue
+        if action.bytes or action.teaches:
+            yield "costs: local ships nothing, so its bytes are 0 and it teaches nothing"
+        if (action.encoding, action.width, action.answer) != (None, 0, "device"):
+            yield "costs: local ships nothing, so it has no encoding and no width, and the device answers"
+    if table.costs_digest != costs_digest(table.costs, table.uplink):
+        yield "costs_digest: not that of costs and uplink"

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from runtime_edge.audio import Clock, Counters, Windower, open_source
+from runtime_edge.audio.source import is_live
 from runtime_edge.errors import MissingExtra, SourceError, UsageError
 
 
@@ -29,12 +30,22 @@ from runtime_edge.errors import MissingExtra, SourceError, UsageError
         ("a.wav", {"sample_rate": 0}, "sample rate"),
         ("-", {"stdin_rate": 5}, "stdin rate"),
         ("-", {"stdin_channels": 0}, "stdin channels"),
+        ("-", {"stdin_channels": 2, "channel": "3"}, "channel 3: standard input has 2 channels"),
+        ("a.wav", {"channel": "left"}, "channel 'left'"),
         ("-", {"queue_seconds": -1.0}, "queue"),
     ],
 )
 def test_options_that_make_no_sense_are_named(spec: str, options: dict[str, float], word: str) -> None:
     with pytest.raises(UsageError, match=word):
         open_source(spec, **{"sample_rate": 16_000, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spec", "realtime", "live"),
+    [("mic", True, True), ("mic:1", False, True), ("-", True, True), ("-", False, False), ("a.wav", True, False)],
+)
+def test_which_sources_are_at_fault_when_they_bring_nothing(spec: str, realtime: bool, live: bool) -> None:
+    assert is_live(spec, realtime) == live
 
 
 def test_a_device_node_is_neither_file_nor_directory() -> None:
@@ -75,7 +86,7 @@ def test_stereo_at_44_1_khz_becomes_windows_with_the_right_times(tmp_path: Path)
     soundfile.write(path, np.stack(tones, axis=1), 44_100, subtype="FLOAT")
     counters = Counters()
     anchor = 1_700_000_000_000_000_000
-    clock = Clock(wall_ns=lambda: anchor)
+    clock = Clock(wall_ns=lambda: anchor, monotonic=lambda: 0.0)
 
     blocks = open_source(str(path), 16_000, counters=counters, clock=clock)
     found = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,13 +84,36 @@ def test_half_a_sample_at_the_end_is_counted() -> None:
 @pytest.mark.parametrize("realtime", [False, True])
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "ended before"), (b"\x00", "ended before"), (b"RIFF" + bytes(100), "holds WAV")],
+    [
+        (b"", "ended before"),
+        (b"\x00", "ended before"),
+        (b"RIFF" + bytes(100), "holds WAV"),
+        (b"RF64" + bytes(100), "holds WAV"),
+        (b"riff\x2e\x91\xcf\x11" + bytes(100), "holds WAV"),
+        (b"FORM" + bytes(100), "holds AIFF"),
+        (b".snd" + bytes(100), "holds AU"),
+        (b"caff" + bytes(100), "holds CAF"),
+        (b"ID3\x04" + bytes(100), "holds MP3"),
+        (b"\0\0\0\x20ftypM4A " + bytes(100), "holds MP4"),
+        (b"\x1a\x45\xdf\xa3" + bytes(100), "holds Matroska"),
+        (b"fLaC", "holds FLAC"),
+    ],
 )
 def test_what_is_no_pcm_is_one_line_with_the_fix(data: bytes, reason: str, realtime: bool) -> None:
     with pytest.raises(SourceError, match=reason) as caught:
         read([data], realtime=realtime)
 
     assert "\n" not in str(caught.value)
+
+
+def test_an_mp3_without_a_tag_is_known_by_its_frames_however_it_comes() -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.random.default_rng(0).uniform(-0.5, 0.5, RATE), RATE, format="MP3")
+    data = file.getvalue()
+
+    with pytest.raises(SourceError, match="holds MP3"):
+        read([data[at : at + 100] for at in range(0, len(data), 100)])
+    assert read([data[:2] + bytes(2_000)]).size == 1_001, "the first two bytes alone are PCM"
 
 
 def test_a_terminal_is_refused() -> None:
@@ -106,14 +131,17 @@ def test_a_real_process_reads_its_standard_input(realtime: str) -> None:
     program = (
         "from runtime_edge.audio import Counters, Windower, open_source\n"
         f"blocks = open_source('-', 16000, realtime={realtime})\n"
-        "print([round(float(w.samples.mean()), 3) for w in Windower(16000, 16000).windows(blocks)])\n"
+        "print([round(float(w.samples.max()), 3) for w in Windower(16000, 16000).windows(blocks)])\n"
     )
-    pcm = np.repeat(np.array([8_192, -16_384, 4_096], "<i2"), 16_000).tobytes()
+    pcm = np.repeat(np.array([8_192, -16_384, 4_096], "<i2"), 16_000)
+    pcm[::2] *= -1
 
-    done = subprocess.run([sys.executable, "-c", program], input=pcm, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=pcm.tobytes(), capture_output=True, timeout=60, check=False
+    )
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.decode().strip() == "[0.25, -0.5, 0.125]"
+    assert done.stdout.decode().strip() == "[0.25, 0.5, 0.125]"
 
 
 def test_a_process_that_stops_reading_ends_although_its_pipe_stays_open() -> None:

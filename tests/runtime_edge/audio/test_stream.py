@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from runtime_edge.audio.block import AudioBlock, Clock, Counters
-from runtime_edge.audio.stream import SourceAudio, to_blocks, to_mono
+from runtime_edge.audio.block import AudioBlock, Clock, Counters, Recording
+from runtime_edge.audio.stream import Mixer, SourceAudio, to_blocks, to_mono
+from runtime_edge.errors import UsageError
 
 
 class Time:
@@ -16,8 +17,12 @@ class Time:
 
     def __init__(self) -> None:
         self.seconds = 100.0
-        self.wall_ns = 1_700_000_000_000_000_000
+        self.set_by_ns = 0
         self.slept = 0.0
+
+    @property
+    def wall_ns(self) -> int:
+        return 1_700_000_000_000_000_000 + self.set_by_ns + round((self.seconds - 100.0) * 1e9)
 
     def sleep(self, seconds: float) -> None:
         self.seconds += seconds
@@ -58,23 +63,67 @@ def test_channels_are_averaged(channels: int) -> None:
     assert mono.flags.c_contiguous
 
 
+def test_one_channel_can_be_chosen() -> None:
+    frames = np.random.default_rng(0).uniform(-1, 1, (500, 3)).astype(np.float32)
+
+    for number in (1, 2, 3):
+        np.testing.assert_array_equal(Mixer(str(number)).mix(frames, 16_000), frames[:, number - 1])
+
+
+def test_the_loudest_channel_is_the_one_with_sound_whatever_the_offset_of_the_others() -> None:
+    rng = np.random.default_rng(0)
+    quiet, loud = rng.normal(0, 0.01, (2, 16_000))
+    mixer = Mixer("loudest")
+
+    first = mixer.mix(np.stack([quiet + 0.5, loud * 10], axis=1).astype(np.float32), 16_000)
+    then = mixer.mix(np.stack([loud * 11, loud * 10], axis=1).astype(np.float32), 16_000)
+    mixer.restart()
+    other = mixer.mix(np.stack([loud * 10, quiet], axis=1).astype(np.float32), 16_000)
+
+    np.testing.assert_allclose(first, loud * 10, atol=1e-6)
+    np.testing.assert_allclose(then, loud * 10, atol=1e-6, err_msg="it does not hop between two that are as loud")
+    np.testing.assert_allclose(other, loud * 10, atol=1e-6)
+
+
+@pytest.mark.parametrize("channel", ["0", "left", "", "-1", "1.5"])
+def test_what_is_no_channel_is_refused(channel: str) -> None:
+    with pytest.raises(UsageError, match="1 is the first"):
+        Mixer(channel)
+
+
 def test_one_bad_channel_does_not_spoil_the_others() -> None:
     frames = np.array([[0.5, np.nan]], np.float32)
 
     assert to_mono(frames, Counters())[0] == 0.25
 
 
-def test_blocks_join_in_time_and_a_clock_that_jumps_changes_nothing() -> None:
+def test_blocks_join_in_time() -> None:
     time = Time()
     anchor = time.wall_ns
-    blocks = []
-    for block in to_blocks(raws(10, 1_600, 16_000), 16_000, Counters(), lambda: time.wall_ns, time.clock(), None):
-        blocks.append(block)
-        time.wall_ns -= 3_600_000_000_000
+
+    blocks = blocks_of(raws(10, 1_600, 16_000), time)
 
     assert blocks[0].start_time_ns == anchor
     assert [block.end_time_ns - anchor for block in blocks] == [100_000_000 * n for n in range(1, 11)]
     assert all(after.start_time_ns == before.end_time_ns for before, after in pairwise(blocks))
+
+
+@pytest.mark.parametrize("pace", [None, 1.0])
+def test_times_follow_a_clock_that_is_set_and_this_is_said_once(
+    pace: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    time, counters, ends = Time(), Counters(), []
+    anchor, year_ns = time.wall_ns, 31_536_000_000_000_000
+    for block in to_blocks(raws(40, 1_600, 16_000), 16_000, counters, lambda: time.wall_ns, time.clock(), pace):
+        ends.append(block.end_time_ns - anchor)
+        time.set_by_ns += {9: year_ns, 19: -3_600_000_000_000, 29: 1_000_000_000}.get(len(ends) - 1, 0)
+
+    steps = [0] * 10 + [year_ns] * 10 + [year_ns - 3_600_000_000_000] * 20
+    assert ends == [100_000_000 * n + step for n, step in zip(range(1, 41), steps, strict=True)]
+    assert counters.clock_steps == 2, "a second may be a correction of the clock's rate"
+    assert [record.message for record in caplog.records if record.name.endswith("stream")] == [
+        "the clock was set by +31536000.0 s: times of audio follow it from here on"
+    ]
 
 
 def test_time_stamps_follow_the_sound_and_not_the_filter_s_delay() -> None:
@@ -145,8 +194,11 @@ def test_each_file_begins_at_the_same_sample_as_its_audio(rate_hz: int) -> None:
     click = np.zeros((rate_hz // 2, 1), np.float32)
     click[rate_hz // 4] = 0.9
     source = [
-        SourceAudio(np.zeros((22_050, 1), np.float32), 44_100, True, file="a.wav"),
-        *(SourceAudio(click[at : at + 999], rate_hz, at == 0, file="b.wav") for at in range(0, len(click), 999)),
+        SourceAudio(np.zeros((22_050, 1), np.float32), 44_100, True, recording=Recording("a.wav")),
+        *(
+            SourceAudio(click[at : at + 999], rate_hz, at == 0, recording=Recording("b.wav"))
+            for at in range(0, len(click), 999)
+        ),
     ]
 
     blocks = blocks_of(source, Time())
@@ -154,7 +206,7 @@ def test_each_file_begins_at_the_same_sample_as_its_audio(rate_hz: int) -> None:
     begins, position = {}, 0
     for block in blocks:
         if block.begins is not None:
-            begins[block.begins] = position
+            begins[block.begins.name] = position
         position += block.samples.size
     heard = np.concatenate([block.samples for block in blocks])
     assert begins == {"a.wav": 0, "b.wav": 8_000}
@@ -163,11 +215,11 @@ def test_each_file_begins_at_the_same_sample_as_its_audio(rate_hz: int) -> None:
 
 def test_a_file_shorter_than_the_filter_begins_with_what_is_left_in_it() -> None:
     short = [
-        SourceAudio(np.full((frames, 1), 0.25, np.float32), 44_100, True, file=name)
+        SourceAudio(np.full((frames, 1), 0.25, np.float32), 44_100, True, recording=Recording(name))
         for name, frames in (("a.wav", 90), ("b.wav", 1), ("c.wav", 90))
     ]
 
-    begun = [block.begins for block in blocks_of(short, Time())]
+    begun = [block.begins.name for block in blocks_of(short, Time()) if block.begins is not None]
 
     assert [name for name in begun if name in ("a.wav", "c.wav")] == ["a.wav", "c.wav"]
     assert len(begun) == len(set(begun)), "each block is the only one of its file"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
+import datetime as dt
 import itertools
 
 import msgspec
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_edge.audio import AudioBlock, Counters, Windower
+from runtime_edge.audio.block import Recording
 from runtime_edge.errors import UsageError
 
 RATE = 1_000  # so that a sample is a millisecond
@@ -70,28 +71,49 @@ def test_any_cutting_into_blocks_gives_the_slices(length: int, window: int, hop:
     hop=st.integers(1, 200),
     sizes=st.lists(st.integers(1, 150), min_size=1, max_size=5),
 )
-def test_a_window_belongs_to_the_file_it_begins_in(lengths: list[int], window: int, hop: int, sizes: list[int]) -> None:
+def test_windows_end_where_a_recording_ends(lengths: list[int], window: int, hop: int, sizes: list[int]) -> None:
     samples, stream, begins = ramp(sum(lengths)), [], [0, *itertools.accumulate(lengths)]
     for number, (begin, end) in enumerate(itertools.pairwise(begins)):
         first, *others = blocks(samples[begin:end], sizes, start=begin)
-        stream += [msgspec.structs.replace(first, begins=f"{number}.wav"), *others]
+        stream += [msgspec.structs.replace(first, begins=Recording(f"{number}.wav")), *others]
 
-    found = [(w.file, w.file_offset) for w in Windower(window, hop).windows(stream)]
+    found = [(w.file, w.file_offset, w.index, w.samples.copy()) for w in Windower(window, hop).windows(stream)]
 
-    starts = range(0, max(0, samples.size - window) + 1, hop)
-    numbers = [bisect.bisect_right(begins, start) - 1 for start in starts]
-    assert found == [(f"{n}.wav", start - begins[n]) for n, start in zip(numbers, starts, strict=True)]
+    expected = []
+    for number, (begin, end) in enumerate(itertools.pairwise(begins)):
+        own = samples[begin:end]
+        padded = np.pad(own, (0, max(0, window - own.size)))
+        expected += [
+            (f"{number}.wav", start, padded[start : start + window])
+            for start in range(0, padded.size - window + 1, hop)
+        ]
+    assert [(file, offset) for file, offset, _, _ in found] == [(file, offset) for file, offset, _ in expected]
+    for (_, _, _, got), (_, _, want) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    for (file, offset, index, _), (next_file, next_offset, next_index, _) in itertools.pairwise(found):
+        if file != next_file:
+            assert (next_index - index) * hop >= window, "windows of neighbouring indices share samples"
+        else:
+            assert (next_index - index) * hop == next_offset - offset
 
 
-def test_a_file_that_is_played_again_begins_again_and_gated_windows_do_not_hide_that() -> None:
+def test_a_recording_that_is_played_again_begins_again_and_gated_windows_do_not_hide_that() -> None:
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 250).astype(np.float32)
     again = [
-        AudioBlock(samples, 0, NS, begins="a.wav")
-        for samples in (np.zeros(250, np.float32), np.zeros(250, np.float32), ramp(250) + 0.5)
+        AudioBlock(samples, 0, NS, begins=Recording("a.wav"))
+        for samples in (np.zeros(250, np.float32), np.zeros(250, np.float32), sound)
     ]
 
     found = [(w.index, w.file, w.file_offset) for w in Windower(100, 100, gate_db=-60).windows(again)]
 
     assert found == [(5, "a.wav", 0), (6, "a.wav", 100)]
+
+
+def test_a_window_knows_when_its_recording_began() -> None:
+    began = dt.datetime(2026, 5, 1, 4, 30, tzinfo=dt.timezone.utc)
+    first = AudioBlock(ramp(250), 0, NS, begins=Recording("a.wav", began))
+
+    assert {w.file_began for w in Windower(100, 50).windows([first])} == {began}
 
 
 def test_audio_that_is_from_no_file_has_no_place_in_one() -> None:
@@ -106,7 +128,8 @@ def test_windows_are_views_of_one_buffer() -> None:
 
 
 def test_the_gate_counts_quiet_windows_and_leaves_their_indices_unused() -> None:
-    samples = np.concatenate([np.full(300, 0.1), np.full(300, 1e-4), np.full(300, 0.1)]).astype(np.float32)
+    samples = np.repeat([0.1, 1e-4, 0.1], 300).astype(np.float32)
+    samples[::2] *= -1
     windower = Windower(100, 100, gate_db=-60)
 
     indices = [window.index for window in windower.windows(blocks(samples, [37]))]
@@ -120,6 +143,14 @@ def test_the_gate_stands_at_the_level_it_names() -> None:
 
     assert len(list(Windower(1_000, 1_000, gate_db=-20.1).windows(blocks(sine, [1_000])))) == 1
     assert len(list(Windower(1_000, 1_000, gate_db=-19.9).windows(blocks(sine, [1_000])))) == 0
+
+
+@pytest.mark.parametrize("offset", [0.05, -0.5])
+def test_a_constant_offset_is_no_level(offset: float) -> None:
+    quiet = np.random.default_rng(0).normal(0, 1e-4, 1_000).astype(np.float32)  # RMS -80 dB
+
+    assert not list(Windower(1_000, 1_000, gate_db=-70).windows(blocks(quiet + np.float32(offset), [1_000])))
+    assert list(Windower(1_000, 1_000, gate_db=-90).windows(blocks(quiet + np.float32(offset), [1_000])))
 
 
 def test_digital_silence_passes_when_there_is_no_gate() -> None:

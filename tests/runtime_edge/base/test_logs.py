@@ -1,6 +1,7 @@
 import datetime as dt
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,28 @@ def test_a_process_logs_to_standard_error_in_the_style_asked_for(style, is_json)
         }  # fmt: skip
     else:
         assert line.endswith("INFO x: yes")
+
+
+def test_a_standard_error_that_nobody_reads_costs_lines_and_holds_up_nothing():
+    script = (
+        "from runtime_edge.base.logs import configure; import logging; configure('info', 'text')\n"
+        "for number in range(2000): logging.info('%d %s', number, 'x' * 1000)\n"
+        "print('done', flush=True)"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"done\n"
+        assert process.wait(timeout=60) == 0
+        first, *_ = process.stderr.read().splitlines()
+    assert first.endswith(b"INFO root: 0 " + b"x" * 1000)
+
+
+def test_names_that_are_not_utf_8_stand_in_logs_and_troubles():
+    name = Path(os.fsdecode(b"M\xfcnchen.wav"))
+    assert "M\\xfcnchen.wav" in json.loads(JsonFormatter().format(record("%s: bad", name)))["message"]
+    with LastTroubles() as troubles:
+        logging.getLogger("runtime_edge.test").warning("%s: bad", name)
+    assert troubles.newest_first()[0].message == "M\\xfcnchen.wav: bad"
 
 
 def test_the_last_troubles_of_this_package_are_kept_newest_first_and_those_of_others_are_not():

@@ -53,8 +53,16 @@ def test_a_window_says_in_which_file_it_begins_and_where(sound, tmp_path):
     for name in ("a.wav", "b.wav"):
         write_wav(tmp_path / "sounds" / name, sound[1])
     windows, _ = asyncio.run(collect(tmp_path / "sounds", tmp_path, realtime=True, speed=1000.0))
-    places = [(str(tmp_path / "sounds" / name), at * HOP / RATE) for name in ("a.wav", "b.wav") for at in range(20)]
-    assert [(window.file, window.offset_s) for window in windows] == places[:-1]
+    places = [(str(tmp_path / "sounds" / name), at * HOP / RATE) for name in ("a.wav", "b.wav") for at in range(19)]
+    assert [(window.file, window.offset_s) for window in windows] == places
+
+
+def test_a_window_says_when_it_was_recorded(sound, tmp_path):
+    named = sound[0].rename(tmp_path / "garden_20260501_043000.wav")
+    windows, _ = asyncio.run(collect(named, tmp_path, limit=3))
+    assert [window.recorded_at for window in windows] == [
+        "2026-05-01T04:30:00", "2026-05-01T04:30:00.050000", "2026-05-01T04:30:00.100000"
+    ]  # fmt: skip
 
 
 def test_every_window_of_a_file_arrives_in_order(sound, tmp_path):
@@ -268,7 +276,7 @@ def test_a_source_that_cannot_be_read_is_reported_to_the_reader(tmp_path):
 
 def test_quiet_windows_are_gated_and_counted(tmp_path):
     samples = np.zeros(RATE, np.float32)
-    samples[RATE // 2 :] = 0.5
+    samples[RATE // 2 :: 2] = 0.5
     windows, state = asyncio.run(collect(write_wav(tmp_path / "half.wav", samples), tmp_path, gate_db=-40.0))
     assert state.counters.gated > 5
     assert len(windows) + state.counters.gated == 19

@@ -1,12 +1,13 @@
 import asyncio
 import json
+import os
 import subprocess
 import sys
 
 import msgspec
 import pytest
 
-from runtime_edge.device.sinks import CallbackSink, EventSink, JsonLines
+from runtime_edge.device.sinks import CallbackSink, EventSink, JsonLines, dropped, written
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.results import WindowResult
 
@@ -33,16 +34,18 @@ RESULT = WindowResult(
 )
 
 
-def test_each_result_is_one_line_and_there_at_once(tmp_path):
+def test_each_result_is_one_line_and_there_soon(tmp_path):
     path = tmp_path / "results.jsonl"
     sink = JsonLines(str(path))
     sink.put(RESULT)
+    asyncio.run(written([sink], None))
     (line,) = path.read_text().splitlines()
     assert msgspec.json.decode(line, type=WindowResult) == RESULT
     assert json.loads(line)["embedding"] == [0.6, 0.8]
     sink.put(RESULT)
     sink.close()
     assert len(path.read_text().splitlines()) == 2
+    assert dropped([sink]) == 0
 
 
 def test_results_are_appended_to_those_of_the_run_before(tmp_path):
@@ -67,6 +70,86 @@ def test_a_file_that_cannot_be_written_is_refused_by_name(tmp_path):
     for path in (tmp_path, tmp_path / "missing" / "file"):
         with pytest.raises(UsageError, match=f"results {path}: cannot be written"):
             JsonLines(str(path))
+
+
+def test_a_named_pipe_is_waited_for_in_the_background_and_written_once_somebody_reads(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    sink = JsonLines(str(path))
+    sink.put(RESULT)
+    with path.open("rb") as reader:
+        assert msgspec.json.decode(reader.readline(), type=WindowResult) == RESULT
+    sink.close()
+
+
+def test_a_closed_standard_output_is_refused():
+    code = "from runtime_edge.device.sinks import JsonLines; JsonLines('-')"
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, code], capture_output=True, text=True, timeout=60
+    )
+    assert "UsageError: results -: standard output is closed" in done.stderr
+
+
+READER = """
+import sys, time
+from runtime_edge.device.sinks import JsonLines, dropped, has_gone, have_room
+from runtime_edge.formats.results import decode_result
+sink, result = JsonLines("-"), decode_result(sys.argv[1].encode())
+for _ in range(2000):
+    sink.put(result)
+    while sys.argv[2] == "wait" and not have_room([sink]):
+        time.sleep(0.001)
+print("put", file=sys.stderr, flush=True)
+sys.stdin.read()
+sink.close()
+print(dropped([sink]), has_gone(sink), file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def writer():
+    """A process that writes 2000 results of 12 kB to a pipe, each at once or when there is room."""
+    long = msgspec.structs.replace(RESULT, embedding=[0.12345] * 1024)
+    processes = []
+
+    def start(mode):
+        command = [sys.executable, "-c", READER, msgspec.json.encode(long).decode(), mode]
+        processes.append(subprocess.Popen(command, **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        with process:
+            pass
+
+
+def test_a_reader_who_does_not_read_costs_results_and_holds_up_nothing(writer):
+    process = writer("now")
+    said = [process.stderr.readline(), process.stderr.readline()]
+    assert b"put\n" in said
+    assert any(b"results -: is not read, or cannot be written, as fast as lines come" in line for line in said)
+    process.stdin.close()
+    rest = process.stderr.read()
+    assert int(rest.splitlines()[-1].split()[0]) > 1_500
+    assert b"lines were dropped" in rest
+
+
+def test_what_can_wait_loses_nothing_to_a_slow_reader(writer):
+    process = writer("wait")
+    process.stdin.close()
+    assert sum(1 for _ in process.stdout) == 2_000
+    assert process.stderr.read().splitlines()[-1] == b"0 False"
+
+
+def test_a_reader_who_has_gone_is_mentioned_once(writer):
+    process = writer("now")
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdin.close()
+    said = process.stderr.read()
+    assert said.count(b"its reader has gone") == 1
+    assert said.splitlines()[-1].endswith(b" True")
 
 
 def test_a_callback_gets_the_result_itself():

@@ -59,7 +59,6 @@ def test_a_table_by_charge_is_followed_where_there_is_a_battery_and_refused_else
         base,
         state=(StateAxis(name="battery", edges=(0.2,)),),
         q=(last, first),
-        policy=(len(base.actions) - 1, 0),
         probe_rate=0.0,
         dwell=1,
     )

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 from statuses import counted, status
 
+from runtime_edge.audio import Counters
 from runtime_edge.base.files import locked
 from runtime_edge.base.histogram import BOUNDS_MS, Histogram
 from runtime_edge.cli import edge_commands
@@ -55,6 +56,7 @@ def test_a_damaged_status_is_one_error_that_names_the_file(tmp_path, data):
         (dict, None),
         (lambda: {"written_monotonic": time.monotonic() - 100}, "no sign of life for 1"),
         (lambda: {"source_silent_s": 40.0}, "no audio for 40 s"),
+        (lambda: {"audio": Counters(measured_rate_hz=48_000)}, "brings 48,000 samples a second"),
         (lambda: {"report": counted()[0].report(1)}, "2 windows are lost"),
     ],
 )

@@ -7,13 +7,13 @@ from msgspec.structs import replace
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import BundleError
-from runtime_edge.formats.records.table import LOCAL, StateAxis, cut_position
+from runtime_edge.formats.records.table import LOCAL, MAX_Q, StateAxis, cut_position
 from runtime_edge.formats.wire import encode_frame
 from runtime_edge.transport.privacy import drop_below_floor, floor_index
 from runtime_edge.transport.spool.spool import Spool
 from runtime_edge.updates.table_updater import make_splitter
 
-numbers = st.floats(-1e6, 1e6)
+numbers = st.floats(-MAX_Q, MAX_Q)
 states = st.tuples(
     st.none() | st.floats(),
     st.floats(),
@@ -33,7 +33,6 @@ def tables(draw, base):
         base,
         state=(StateAxis(name=draw(st.sampled_from(["bandwidth_mbps", "uncertainty", "cpu"])), edges=edges),),
         q=q,
-        policy=tuple(values.index(max(values)) for values in q),
         probe_rate=draw(st.sampled_from([0.0, 0.2])),
         hysteresis=draw(st.floats(0, 100)),
     )

@@ -16,6 +16,7 @@ from runtime_server.labels.labelled import (
     of_events,
     read_clips,
     read_events,
+    windows_of,
 )
 
 RATE, WINDOW, HOP = 4000, 1024, 512
@@ -87,6 +88,7 @@ def test_a_csv_of_events_reads_seconds_and_iso_times(tmp_path):
         ("file,label,fold\na.wav,dog,1\na.wav,rain,2\n", "line 3: a.wav stands in two folds"),
         ("device,time,label\npi-1,yesterday,dog\n", "line 2: time 'yesterday': expected seconds"),
         ("device,time,label\npi-1,nan,dog\n", "line 2: time 'nan'"),
+        ("device,time,label\npi-1,2026-11-28 20:47:00,dog\n", "line 2: time .* has no zone: end it with Z"),
         ("device,time,label\nPi 1,5,dog\n", "line 2: device 'Pi 1'"),
         ("device,label\npi-1,dog\n", "line 2: no column 'time'"),
         ("device,time,seconds,label\npi-1,5,long,dog\n", "line 2: seconds: 'long' is not a number"),
@@ -138,6 +140,25 @@ def test_silence_in_a_clip_is_left_out(small_bundle, tmp_path):
         of_clips([LabelledClip(quiet, ("dog",))], small_bundle)
     with pytest.raises(SourceError, match=r"missing\.wav"):
         of_clips([LabelledClip(tmp_path / "missing.wav", ("dog",))], small_bundle)
+
+
+def test_what_cannot_be_read_is_left_out_and_told(small_bundle, tmp_path, caplog):
+    write(tmp_path / "dog" / "a.wav")
+    write(tmp_path / "rain" / "b.wav")
+    (tmp_path / "dog" / "empty.wav").touch()
+    (tmp_path / "dog" / "._a.wav").write_bytes(b"\0\5\x16\7" + bytes(100))
+    (tmp_path / "rain" / "c.wav").write_bytes((tmp_path / "rain" / "b.wav").read_bytes()[:-1])
+    (tmp_path / ".trash").mkdir()
+    write(tmp_path / ".trash" / "d.wav")
+    (tmp_path / "nothing").mkdir()
+    found = of_clips(read_clips(tmp_path), small_bundle)
+    assert found.labels == ("dog", "rain")
+    assert sorted(set(found.groups)) == [0, 2, 3]
+    said = [record.message for record in caplog.records]
+    assert [text for text in said if "empty.wav: cannot be decoded" in text]
+    assert [text for text in said if "nothing: no audio file" in text and text.endswith("label left out")]
+    assert said[-1] == "1 of 4 recordings could not be read"
+    assert len(windows_of(read_clips(tmp_path), small_bundle.manifest.info.front_end, 3).embeddings) == 9
 
 
 def test_frames_that_no_bundle_can_read_and_embeddings_that_are_not_finite_are_left_out(

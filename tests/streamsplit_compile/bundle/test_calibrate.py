@@ -87,18 +87,23 @@ def test_only_what_was_chosen_is_read(tmp_path, monkeypatch):
     assert sum(read) == 3000
 
 
-def test_damaged_recordings_are_left_out(tmp_path):
+def test_damaged_recordings_are_used_up_to_there(tmp_path, caplog):
     record(tmp_path / "a.wav", np.full(1000, 0.25))
-    record(tmp_path / "b.wav", np.full(1000, 0.5))
+    record(tmp_path / "b.wav", np.full(1000, 0.25))
     (tmp_path / "b.wav").write_bytes((tmp_path / "b.wav").read_bytes()[:-500])
-    soundfile.write(tmp_path / "c.flac", np.random.default_rng(0).uniform(-1, 1, 5000), RATE)
+    soundfile.write(tmp_path / "c.flac", np.full(50_000, 0.25), RATE)
     data = (tmp_path / "c.flac").read_bytes()
-    (tmp_path / "c.flac").write_bytes(data[:200] + bytes(len(data) - 200))
-    windows, said = calibration_windows(tmp_path, RATE, 500, 500, 9, 0)
-    assert said.source == "2 windows of recordings"
+    (tmp_path / "c.flac").write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    (tmp_path / "d.wav").write_text("no recording")
+    (tmp_path / ".e.wav").write_bytes((tmp_path / "a.wav").read_bytes())
+    windows, said = calibration_windows(tmp_path, RATE, 500, 500, 200, 0)
+    assert 20 < len(windows) < 80
+    assert said.source == f"{len(windows)} windows of recordings"
     np.testing.assert_allclose(windows, 0.25, atol=1e-3)
-    (tmp_path / "a.wav").unlink()
-    with pytest.raises(SourceError, match=r"[bc]\.(wav|flac): c"):
+    assert [record.message.partition(": ")[0] for record in caplog.records if "d.wav" in record.message]
+    for name in ("a.wav", "b.wav", "c.flac"):
+        (tmp_path / name).unlink()
+    with pytest.raises(SourceError, match=r"d\.wav: cannot be decoded"):
         calibration_windows(tmp_path, RATE, 500, 500, 9, 0)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from runtime_edge.errors import UsageError
-from runtime_edge.formats.records.table import LOCAL, ActionCosts, Limits, Reward, Uplink
+from runtime_edge.formats.records.actions import ActionCosts, Uplink
+from runtime_edge.formats.records.table import LOCAL, MAX_ACTIONS, Limits, Reward
 from runtime_edge.policy.reward import Conditions, terms
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.splitter.environment import (
@@ -26,7 +27,16 @@ def action(
     name: str, ms: float, mj: float, size: int, server_ms: float, quality: tuple[float, ...], teaches: bool
 ) -> ActionCosts:
     return ActionCosts(
-        name=name, device_ms=ms, device_mj=mj, bytes=size, server_ms=server_ms, quality=quality, teaches=teaches
+        name=name,
+        cut=name,
+        encoding=None,
+        answer="server" if teaches else "device",
+        device_ms=ms,
+        device_mj=mj,
+        bytes=size,
+        server_ms=server_ms,
+        quality=quality,
+        teaches=teaches,
     )
 
 
@@ -150,3 +160,17 @@ def test_the_digest_covers_costs_and_not_the_reward() -> None:
 def test_actions_that_make_no_sense(actions: tuple[ActionCosts, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Environment(actions, UPLINK, Reward())
+
+
+def test_of_more_actions_than_a_table_may_have_those_stay_that_nothing_beats() -> None:
+    useful = [action(f"cut{i}", 2.0 * i, 8.0 * i, 9_000 - 10 * i, 5.0, (0.99,), True) for i in range(20)]
+    beaten = [action(f"{one.name}b", one.device_ms + 1, 0.0, one.bytes, 5.0, (0.99,), True) for one in useful]
+    costs = [item for pair in zip(useful, beaten, strict=True) for item in pair]
+    target = load_target("rpi4")
+    names = [item.name for item in environment_for(costs, target, Reward()).actions]
+    assert names == [*(item.name for item in useful), beaten[-1].name], "the last is the whole encoder, and stays"
+
+    many = [action(f"cut{i}", 2.0 * i, 8.0 * i, 9_000 - 10 * i, 5.0, (0.99,), True) for i in range(60)]
+    chosen = [item.name for item in environment_for(many, target, Reward()).actions]
+    assert len(chosen) == MAX_ACTIONS
+    assert (chosen[0], chosen[-1]) == ("cut0", "cut59")

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from runtime_edge.errors import CheckFailed, TableError, UsageError
+from runtime_edge.formats.records.actions import ActionCosts
 from runtime_edge.formats.records.table import (
     LOCAL,
+    MAX_ACTIONS,
     MAX_TABLE_BYTES,
-    ActionCosts,
     Limits,
     Reward,
     SplitterTable,
@@ -47,7 +48,16 @@ def action(
     name: str, ms: float, mj: float, size: int, server_ms: float, quality: tuple[float, ...], teaches: bool
 ) -> ActionCosts:
     return ActionCosts(
-        name=name, device_ms=ms, device_mj=mj, bytes=size, server_ms=server_ms, quality=quality, teaches=teaches
+        name=name,
+        cut=name,
+        encoding=None,
+        answer="server" if teaches else "device",
+        device_ms=ms,
+        device_mj=mj,
+        bytes=size,
+        server_ms=server_ms,
+        quality=quality,
+        teaches=teaches,
     )
 
 
@@ -217,7 +227,8 @@ def test_many_cuts_get_fewer_bins_and_a_table_that_still_fits(cuts: int) -> None
     ]
     tiny = lte(64, 100, 0)
     table = train(environment_for(costs, load_target("rpi4"), Reward()), names, traces=tiny, held_out=tiny)
-    assert table.actions == tuple(names)
+    assert len(table.actions) == min(cuts, MAX_ACTIONS)
+    assert (table.actions[0], table.actions[-1]) == (names[0], names[-1])
     assert [axis.name for axis in table.state] == ["uncertainty", "cpu", "bandwidth_mbps", "rtt_ms"]
     assert len(table.to_json()) <= MAX_TABLE_BYTES
 

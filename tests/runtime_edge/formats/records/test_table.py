@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import math
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from runtime_edge.errors import TableError
+from runtime_edge.formats.records.actions import (
+    STREAMS,
+    ActionCosts,
+    Costs,
+    Encoding,
+    ShipThresholds,
+    Uplink,
+    canonical_json,
+    costs_digest,
+)
 from runtime_edge.formats.records.table import (
     LOCAL,
+    MAX_ACTIONS,
+    MAX_Q,
     MAX_TABLE_BYTES,
-    ActionCosts,
     Limits,
     Reward,
     SplitterTable,
     StateAxis,
     StateName,
-    Uplink,
-    costs_digest,
     cuts_digest,
 )
+from runtime_edge.formats.records.table_values import as_stored, q_rows
+from runtime_edge.formats.wire import WIRE_ENCODINGS
 
 CUTS = ["waveform", "layer1", "embedding"]
 
@@ -38,6 +52,9 @@ def actions_of(names: Any, sizes: Any) -> tuple[ActionCosts, ...]:
     return tuple(
         ActionCosts(
             name=name,
+            cut=name,
+            encoding=None if name == LOCAL else "float16",
+            answer="device" if name in (LOCAL, "embedding") else "server",
             device_ms=10.0 * index,
             device_mj=40.0 * index,
             bytes=size,
@@ -75,7 +92,6 @@ def make(**changes: Any) -> SplitterTable:
         "probe_rate": 0.05,
         "bundle_cuts": cuts_digest(CUTS),
         "metrics": {"regret": 0.01},
-        "policy": (3, 1, 0, 2, 1, 0),
         "q": (
             *((1.0, 2.0, 3.0, 4.0), (1.0, 9.0, 3.0, 4.0), (5.5, 2.0, 3.0, 4.0)),
             *((1.0, 2.0, 8.0, 4.0), (1.0, 7.0, 3.0, 4.0), (6.0, 2.0, 3.0, 4.0)),
@@ -88,12 +104,29 @@ def edited(**changes: Any) -> bytes:
     return json.dumps(json.loads(make().to_json()) | changes).encode()
 
 
+def q_of(*values: float) -> str:
+    """Values as the field `q` of a file."""
+    return base64.b64encode(np.array(values, "<f2").tobytes()).decode()
+
+
+def version1(table: SplitterTable, **changes: Any) -> bytes:
+    """The same table as the file of version 1."""
+    fields = json.loads(table.to_json())
+    costs = [{name: action[name] for name in Costs.__struct_fields__} for action in fields["costs"]]
+    digest = "sha256:" + hashlib.sha256(canonical_json([costs, fields["uplink"]]).encode()).hexdigest()
+    del fields["ship"], fields["upgraded_from"], fields["values"]
+    fields |= {"format": "streamsplit.table/1", "costs": costs, "costs_digest": digest}
+    fields |= {"policy": list(table.policy), "q": [list(row) for row in table.q]}
+    return (json.dumps(fields | changes) + "\n").encode()
+
+
 def with_costs(index: int, **changes: Any) -> list[dict[str, Any]]:
     costs = msgspec.to_builtins(COSTS)
     return [action | changes if place == index else action for place, action in enumerate(costs)]
 
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
+stored = st.floats(-MAX_Q, MAX_Q, width=16)
 names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp"]), min_size=1, max_size=30)
 
 
@@ -107,8 +140,8 @@ def tables(draw: st.DrawFn) -> SplitterTable:
     edges = st.lists(finite, max_size=3, unique=True).map(lambda values: tuple(sorted(values)))
     axes = tuple(StateAxis(name=name, edges=draw(edges)) for name in variables)
     rows = math.prod(len(axis.edges) + 1 for axis in axes)
-    row = st.tuples(*[finite] * len(actions))
-    q = tuple(draw(st.lists(row, min_size=rows, max_size=rows)))
+    row = st.tuples(*[stored] * len(actions))
+    q = q_rows(as_stored(draw(st.lists(row, min_size=rows, max_size=rows))))
     return make(
         costs=actions_of(
             actions, (*draw(st.lists(st.integers(0, 1 << 31), min_size=len(cuts), max_size=len(cuts))), 0)
@@ -122,7 +155,6 @@ def tables(draw: st.DrawFn) -> SplitterTable:
         bundle_cuts=cuts_digest(cuts),
         state=axes,
         q=q,
-        policy=tuple(values.index(max(values)) for values in q),
         hysteresis=draw(st.floats(0, 10)),
         probe_rate=draw(st.floats(0, 0.2)),
         metrics=draw(st.dictionaries(names, finite, max_size=3)),
@@ -137,7 +169,8 @@ def test_reading_what_was_written_gives_the_same_table_and_the_same_bytes(table:
     again = SplitterTable.from_json(data, "t.json")
     assert again == table
     assert again.to_json() == data
-    assert json.loads(data)["format"] == "streamsplit.table/1"
+    assert again.policy == table.policy
+    assert json.loads(data)["format"] == "streamsplit.table/2"
 
 
 def test_whole_numbers_are_written_as_they_are_read() -> None:
@@ -173,14 +206,15 @@ def test_a_table_fits_the_bundle_it_was_made_for_and_no_other() -> None:
         table.check_cuts(["waveform", "layer1", "layer2", "embedding"])
     with pytest.raises(TableError, match="not in the order"):
         make(costs=actions_of(("layer1", "waveform", "embedding", LOCAL), (1, 1, 1, 0))).check_cuts(CUTS)
-    make(costs=actions_of(("waveform", "embedding"), (1, 1)), policy=(0,) * 6, q=((1.0, 0.0),) * 6).check_cuts(CUTS)
+    make(costs=actions_of(("waveform", "embedding"), (1, 1)), q=((1.0, 0.0),) * 6).check_cuts(CUTS)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"colour": 1}, "unknown field `colour`"),
-        ({"format": "streamsplit.table/2"}, "format"),
+        ({"format": "streamsplit.table/3"}, "format"),
+        ({"format": 2}, "format"),
         ({"target": ""}, "target"),
         ({"costs": []}, "costs"),
         ({"costs": with_costs(1, name="waveform")}, "costs: a name stands twice"),
@@ -201,7 +235,7 @@ def test_a_table_fits_the_bundle_it_was_made_for_and_no_other() -> None:
             {"state": [{"name": "cpu", "edges": []}, {"name": "cpu", "edges": []}]},
             "state: a name stands twice",
         ),
-        ({"state": [{"name": "cpu", "edges": [0.5]}]}, "6 and 6 rows, but there are 2"),
+        ({"state": [{"name": "cpu", "edges": [0.5]}]}, "values: 24 bytes, expected 8: 2 numbers"),
         ({"reward": {"t_max_ms": 0}}, r"reward\.t_max_ms"),
         ({"reward": {"alpha": -1}}, r"reward\.alpha"),
         ({"reward": {"gamma": 1}}, "unknown field `gamma`"),
@@ -212,13 +246,34 @@ def test_a_table_fits_the_bundle_it_was_made_for_and_no_other() -> None:
         ({"costs_digest": "sha256:0"}, "costs_digest"),
         ({"bundle_cuts": None}, "bundle_cuts"),
         ({"metrics": {"regret": "low"}}, "metrics"),
-        ({"policy": [3, 1, 0, 2, 1]}, "6 and 5 rows"),
-        ({"policy": [3, 1, 0, 2, 1, 3]}, r"policy\[5\]: action 3 is not the best"),
-        ({"policy": [9, 1, 0, 2, 1, 0]}, r"policy\[0\]: action 9"),
-        ({"policy": [3, 1, 0, 2, 1, 0.5]}, "policy"),
-        ({"q": [[1.0, 2.0]] * 6}, r"q\[0\]: 2 numbers for 4 actions"),
-        ({"q": [[1.0, 2.0, 3.0, 1e7]] * 6}, r"q\[0\]: not all finite"),
-        ({"q": [[1.0, 2.0, 3.0, None]] * 6}, "q"),
+        ({"costs": with_costs(0, encoding="float17")}, "encoding"),
+        ({"costs": with_costs(0, encoding=None, cut="layer1", name="a")}, "costs_digest"),
+        ({"costs": with_costs(0, width=-1)}, "width"),
+        ({"costs": with_costs(0, answer="nobody")}, "answer"),
+        ({"costs": with_costs(3, encoding="int8")}, "costs: local"),
+        ({"costs": with_costs(3, answer="server")}, "costs: local"),
+        ({"costs": with_costs(3, name="home")}, "costs: home: the action local"),
+        ({"costs": with_costs(1, cut="waveform")}, "costs: an action stands twice"),
+        (
+            {"costs": [{**action, "name": f"{place}"} for place in range(25) for action in with_costs(0)[:1]]},
+            "at most 24",
+        ),
+        ({"ship": {"min_entropy": 0.5}}, "ship: min_entropy 0.5 is not less"),
+        ({"ship": {"max_entropy": 1.5}}, r"ship\.max_entropy"),
+        ({"ship": {"exploration": 0.3}}, r"ship\.exploration"),
+        ({"ship": {"colour": 1}}, "unknown field `colour`"),
+        ({"upgraded_from": "sha256:1"}, "upgraded_from"),
+        ({"policy": [3, 1, 0, 2, 1, 0]}, "unknown field `policy`"),
+        ({"q": [[1.0, 2.0, 3.0, 4.0]] * 6}, "q"),
+        ({"q": "AAAA"}, "q: 3 bytes, expected 48: 6 x 4 numbers"),
+        ({"q": "not base64!"}, "q"),
+        ({"q": q_of(*[0.0] * 23, math.nan)}, "q: not all finite and within 65504"),
+        ({"q": q_of(*[0.0] * 23, math.inf)}, "q: not all finite and within 65504"),
+        ({"q": q_of(-math.inf, *[0.0] * 23)}, "q: not all finite and within 65504"),
+        ({"q": q_of(*[1.0] * 24)}, "q: the best action of a row is 0, and none is above it"),
+        ({"q": q_of(*[-1.0] * 24)}, "q: the best action of a row is 0, and none is above it"),
+        ({"values": "AAAA"}, "values: 3 bytes, expected 24: 6 numbers"),
+        ({"values": base64.b64encode(np.full(6, np.nan, "<f4").tobytes()).decode()}, "values: not all finite"),
     ],
 )
 def test_a_wrong_field_is_named(changes: dict[str, Any], message: str) -> None:
@@ -228,12 +283,15 @@ def test_a_wrong_field_is_named(changes: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field", SplitterTable.__struct_fields__)
-def test_no_field_but_the_format_may_be_missing(field: str) -> None:
+@pytest.mark.parametrize("field", json.loads(make().to_json()))
+def test_only_what_has_a_default_may_be_missing(field: str) -> None:
     fields = json.loads(make().to_json())
     del fields[field]
-    if field == "format":
+    if field in ("ship", "upgraded_from"):
         assert SplitterTable.from_json(json.dumps(fields).encode(), "t.json") == make()
+    elif field == "format":
+        with pytest.raises(TableError, match=r"t.json: .*unknown field"):  # it was version 1's to leave out
+            SplitterTable.from_json(json.dumps(fields).encode(), "t.json")
     else:
         with pytest.raises(TableError, match=f"t.json: .*`{field}`"):
             SplitterTable.from_json(json.dumps(fields).encode(), "t.json")
@@ -248,7 +306,8 @@ def test_no_field_but_the_format_may_be_missing(field: str) -> None:
         b"\xff",
         b"null",
         b"[" * 5000,
-        make().to_json().replace(b"9.0", b"NaN"),
+        make().to_json().replace(b"0.01", b"NaN"),
+        version1(make()).replace(b"9.0", b"NaN"),
         b'{"a":1e999}',
     ],
 )
@@ -262,7 +321,8 @@ def test_size_is_bounded_on_both_sides() -> None:
         SplitterTable.from_json(b" " * (MAX_TABLE_BYTES + 1), "t.json")
     rows = 64 * 64
     axes = tuple(StateAxis(name=name, edges=tuple(map(float, range(63)))) for name in ("cpu", "rtt_ms"))
-    big = make(state=axes, policy=(3,) * rows, q=((1.234, 2.345, 3.456, 4.567),) * rows)
+    costs = actions_of([f"cut{index}" for index in range(24)], (1,) * 24)
+    big = make(state=axes, costs=costs, q=((1.0,) * 24,) * rows)
     with pytest.raises(TableError, match="use fewer bins or fewer cuts"):
         big.to_json()
 
@@ -283,4 +343,113 @@ def test_damage_is_refused_or_harmless_but_never_crashes(data: st.DataObject) ->
     cut = data.draw(st.one_of(st.none(), st.integers(0, len(whole))))
     with contextlib.suppress(TableError):
         table = SplitterTable.from_json(bytes(whole[:cut]), "t.json")
-        assert msgspec.convert(msgspec.to_builtins(table), SplitterTable) == table
+        assert SplitterTable.from_json(table.to_json(), "t.json") == table
+
+
+def test_the_encodings_of_actions_are_those_of_frames() -> None:
+    assert set(get_args(Encoding)) == set(WIRE_ENCODINGS)
+
+
+def test_audio_is_an_encoding_of_the_first_cut_alone() -> None:
+    def of(cut: str, encoding: Encoding) -> SplitterTable:
+        costs = tuple(replace(one, encoding=encoding) if one.cut == cut else one for one in COSTS)
+        return make(costs=costs)
+
+    for encoding in STREAMS:
+        of("waveform", encoding).check_cuts(CUTS)
+        with pytest.raises(TableError, match=f"costs: layer1: {encoding} is an encoding of waveform alone"):
+            of("layer1", encoding).check_cuts(CUTS)
+
+
+def test_the_thresholds_of_what_is_shipped_are_kept() -> None:
+    thresholds = ShipThresholds(min_entropy=0.05, max_entropy=0.5, exploration=0.1, warm_up=200)
+    table = make(ship=thresholds)
+    assert SplitterTable.from_json(table.to_json(), "t.json").ship == thresholds
+    assert ShipThresholds() == ShipThresholds(min_entropy=0.02, max_entropy=0.4, max_entropy_scale=1.0)
+    assert SplitterTable.from_json(make().to_json(), "t.json").ship is None
+
+
+def test_a_table_of_version_1_is_upgraded() -> None:
+    earlier = version1(make())
+    table = SplitterTable.from_json(earlier, "t.json")
+    assert (table.q, table.policy, table.actions, table.cuts) == (make().q, make().policy, make().actions, make().cuts)
+    assert [action.encoding for action in table.costs] == [None] * 4, "it does not say: as the device's settings are"
+    assert [action.answer for action in table.costs] == ["server", "server", "device", "device"]
+    assert table.upgraded_from == "sha256:" + hashlib.sha256(earlier).hexdigest()
+    assert SplitterTable.from_json(earlier.strip(), "t.json") == table, "as it stands in a record"
+    again = SplitterTable.from_json(table.to_json(), "t.json")
+    assert again == table
+    assert again.digest == table.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy": [3, 1, 0, 2, 1]}, "6 and 5 rows"),
+        ({"policy": [3, 1, 0, 2, 1, 3]}, r"policy\[5\]: action 3 is not the best"),
+        ({"policy": [9, 1, 0, 2, 1, 0]}, r"policy\[0\]: action 9"),
+        ({"policy": [3, 1, 0, 2, 1, 0.5]}, "policy"),
+        ({"q": [[1.0, 2.0]] * 6}, r"q\[0\]: 2 numbers for 4 actions"),
+        ({"q": [[1.0, 2.0, 3.0, 7e4]] * 6, "policy": [3] * 6}, "q: not all finite and within 65504"),
+        ({"q": [[1.0, 2.0, 3.0, None]] * 6}, "q"),
+        ({"costs_digest": make().costs_digest}, "costs_digest: not that of costs"),
+        ({"ship": None}, "unknown field `ship`"),
+    ],
+)
+def test_a_wrong_field_of_version_1_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TableError, match=message) as caught:
+        SplitterTable.from_json(version1(make(), **changes), "tables/rpi4.json")
+    assert str(caught.value).startswith("tables/rpi4.json: ")
+    assert str(caught.value).count("tables/rpi4.json") == 1
+
+
+def test_version_1_may_have_more_actions_but_is_not_written_with_them() -> None:
+    few, names = MAX_ACTIONS, [f"cut{index}" for index in range(30)]
+    costs = actions_of(names[:few], (1,) * few)
+    table = make(costs=costs, q=((1.0,) * few,) * 6)
+    fields = json.loads(version1(table))
+    fields["costs"] = [{**fields["costs"][0], "name": name} for name in names]
+    fields["costs_digest"] = "sha256:" + hashlib.sha256(
+        canonical_json([fields["costs"], fields["uplink"]]).encode()
+    ).hexdigest()  # fmt: skip
+    fields |= {"q": [[1.0] * 30] * 6, "policy": [0] * 6}
+    earlier = SplitterTable.from_json(json.dumps(fields).encode(), "t.json")
+    assert len(earlier.actions) == 30
+    assert earlier.digest.startswith("sha256:")
+    with pytest.raises(TableError, match="costs: 30 actions, a table has at most 24; train it with fewer cuts"):
+        earlier.to_json()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(-1000, 1000), min_size=4, max_size=4), min_size=6, max_size=6)
+    | st.lists(st.lists(st.floats(9.9, 10), min_size=4, max_size=4), min_size=6, max_size=6)
+)
+def test_the_best_action_after_rounding_is_within_the_rounding_error_of_the_best(q: list[list[float]]) -> None:
+    exact = make(q=tuple(map(tuple, q)))
+    upgraded = SplitterTable.from_json(exact.to_json(), "t.json")
+    for values, best in zip(q, upgraded.policy, strict=True):
+        assert values[best] == max(values) or max(values) - values[best] < 2.0**-24, "below float16's least step"
+
+
+def test_rounding_to_what_is_stored_changes_nothing_twice_and_refuses_what_it_cannot_hold() -> None:
+    q = np.random.default_rng(0).uniform(-32, 32, (50, 4))
+    below, stored = q - q.max(1, keepdims=True), as_stored(q) - as_stored(q).max(1, keepdims=True)
+    assert np.abs(as_stored(q).max(1) - q.max(1)).max() <= 2.0**-11
+    assert (np.abs(stored - below) <= np.abs(below) * 2.0**-11).all()
+    assert (as_stored(as_stored(q)) == as_stored(q)).all()
+    assert not np.signbit(as_stored([[-0.0]])).any()
+    table = make(q=q_rows(as_stored(q[:6])))
+    assert SplitterTable.from_json(table.to_json(), "t.json") == table
+    for value in (math.nan, math.inf, 65536.0):
+        with pytest.raises(TableError, match="q: not all finite and within 65504"):
+            as_stored([[value, 0.0]])
+
+
+def test_a_table_of_the_usual_size_is_less_than_half_of_what_it_was() -> None:
+    axes = tuple(StateAxis(name=n, edges=tuple(map(float, range(e)))) for n, e in (("cpu", 31), ("rtt_ms", 29)))
+    q = np.random.default_rng(0).uniform(-20, 20, (960, 4))
+    table = make(state=axes, q=q_rows(as_stored(np.round(q, 3))))
+    numbers = tuple(tuple(np.round(row, 3).tolist()) for row in q)
+    earlier = version1(table, q=numbers, policy=[row.index(max(row)) for row in numbers])
+    assert len(table.to_json()) < 0.5 * len(earlier)

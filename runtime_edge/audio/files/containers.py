@@ -1,0 +1,257 @@
+"""What a container says of its length, held against the file.
+
+A recorder that lost power, a pipe or a file beyond 4 GiB leaves a length that does not fit, and libsndfile then reads
+too little or nothing. `examine` finds this and says which bytes of the header must read otherwise; `PatchedFile` reads
+so.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import msgspec
+
+_MAX_CHUNKS = 1_000
+_MAX_CHUNK_BYTES = 1 << 16
+_OGG_PAGE = 65_307
+_FLAC_LENGTH = 21
+"""Where the low four bits and the four bytes stand that say how many frames a FLAC file has."""
+_UNKNOWN = 0xFFFF_FFFF
+_BEHIND_AUDIO = frozenset(
+    b"LIST guan bext iXML id3\x20 ID3\x20 cue\x20 smpl fact JUNK junk PAD\x20 FLLR axml cart afsp levl PEAK acid inst "
+    b"_PMX DISP wamd minf elm1 regn umid COMT MARK INST NAME AUTH ANNO APPL (c)\x20 MIDI FVER info free strg mark pakt "
+    b"kuki chan uuid edct midi ovvw list summ".split(b" ")
+)
+_TAGS = (b"TAG", b"ID3", b"APETAGEX")
+
+
+class Container(msgspec.Struct, frozen=True):
+    """A file's container, as far as its length goes."""
+
+    wrong: str | None = None
+    """What is wrong with the length, in words."""
+    patches: dict[int, bytes] = {}
+    """What must be read instead of the file's own bytes, by position."""
+    frames: int | None = None
+    """How many a FLAC file says it has; None when it does not say, and for other formats."""
+
+
+class _Chunks(NamedTuple):
+    """How a container's chunks are written."""
+
+    first: int
+    header: struct.Struct
+    """Of a chunk: its name, its length."""
+    audio: bytes
+    """The first four bytes of the name of the chunk with the samples."""
+    align: int = 2
+    counts_header: bool = False
+
+
+_WAV = _Chunks(12, struct.Struct("<4sI"), b"data")
+_CHUNKS = {
+    (b"RIFF", b"WAVE"): _WAV,
+    (b"RF64", b"WAVE"): _WAV,
+    (b"RIFX", b"WAVE"): _Chunks(12, struct.Struct(">4sI"), b"data"),
+    (b"FORM", b"AIFF"): _Chunks(12, struct.Struct(">4sI"), b"SSND"),
+    (b"FORM", b"AIFC"): _Chunks(12, struct.Struct(">4sI"), b"SSND"),
+}
+_W64 = _Chunks(40, struct.Struct("<16sq"), b"data", align=8, counts_header=True)
+_CAF = _Chunks(8, struct.Struct(">4sq"), b"data", align=1)
+
+
+def examine(path: Path) -> Container:
+    """Hold the length that a file states against the file. Raises OSError."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(_FLAC_LENGTH + 5)
+        if head[:4] == b"fLaC":
+            return _flac(head)
+        if head[:4] == b"OggS":
+            return _ogg(file, size)
+        if head[:4] in (b".snd", b"dns."):
+            return _au(head, size)
+        kind = _CHUNKS.get((head[:4], head[8:12]))
+        if head[:4] == b"riff":
+            kind = _W64
+        elif head[:4] == b"caff":
+            kind = _CAF
+        return Container() if kind is None else _chunked(file, head[:4], size, kind)
+
+
+def chunk(path: Path, name: bytes) -> bytes | None:
+    """The contents of a WAV file's first chunk of this name, up to 64 KiB; None without one. Raises OSError."""
+    with path.open("rb") as file:
+        size, head = os.fstat(file.fileno()).st_size, file.read(12)
+        kind = _CHUNKS.get((head[:4], head[8:12]))
+        for found, begin, length in _walk(file, kind.first, size, kind) if kind is not None else ():
+            if found == name:
+                file.seek(begin)
+                return file.read(min(length, _MAX_CHUNK_BYTES))
+    return None
+
+
+def _flac(head: bytes) -> Container:
+    """Read to its last frame whatever it states, which is compared afterwards."""
+    if len(head) < _FLAC_LENGTH + 5:
+        return Container()
+    low = head[_FLAC_LENGTH]
+    frames = int.from_bytes(bytes((low & 15,)) + head[_FLAC_LENGTH + 1 :], "big")
+    return Container(patches={_FLAC_LENGTH: bytes((low & 0xF0, 0, 0, 0, 0))}, frames=frames or None)
+
+
+def _ogg(file: BinaryIO, size: int) -> Container:
+    """A stream that was closed ends with a whole page that says it is the last."""
+    file.seek(max(0, size - _OGG_PAGE))
+    tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    whole = bool(segments) and len(page) >= 27 + len(segments) + sum(segments)
+    return Container() if whole and page[5] & 4 else Container(wrong="its last page is missing")
+
+
+def _au(head: bytes, size: int) -> Container:
+    if len(head) < 12:
+        return Container()
+    order = ">" if head[:4] == b".snd" else "<"
+    begin, stated = struct.unpack(f"{order}II", head[4:12])
+    if stated in (_UNKNOWN, size - begin) or begin >= size:
+        return Container()
+    return Container(_wrong(stated, size - begin), {8: struct.pack(">I", _UNKNOWN)})
+
+
+def _chunked(file: BinaryIO, magic: bytes, size: int, kind: _Chunks) -> Container:
+    long_length, frame_bytes = None, 1
+    for name, begin, stated in _walk(file, kind.first, size, kind):
+        if name == b"ds64" and magic == b"RF64":
+            file.seek(begin)
+            long_length = begin + 8, struct.unpack("<qq", file.read(16).ljust(16, b"\0"))[1]
+        elif name == b"fmt ":
+            file.seek(begin)
+            frame_bytes = struct.unpack_from(f"{_order(magic)}H", file.read(14).ljust(14, b"\0"), 12)[0] or 1
+        if name[:4] != kind.audio:
+            continue
+        if long_length is not None and stated == _UNKNOWN:
+            stated = long_length[1]
+        held = size - begin
+        if kind is _CAF and stated == -1:  # allowed there, and not read by every libsndfile
+            return Container(None, _patches(kind, magic, begin, held, None))
+        whole = 0 <= stated < held and not stated % frame_bytes and _only_chunks(file, begin + stated, size, kind)
+        if held <= 0 or stated == held or whole:
+            return Container()
+        at = None if long_length is None else long_length[0]
+        return Container(_wrong(stated, held), _patches(kind, magic, begin, held, at))
+    return Container()
+
+
+def _order(magic: bytes) -> str:
+    return ">" if magic == b"RIFX" else "<"
+
+
+def _wrong(stated: int, held: int) -> str:
+    return f"its header states {stated:,} bytes of audio, and {held:,} are there"
+
+
+def _patches(kind: _Chunks, magic: bytes, begin: int, held: int, long_length_at: int | None) -> dict[int, bytes]:
+    """What makes libsndfile read the audio from `begin` to the end of the file."""
+    if kind is _W64:
+        return {begin - 8: struct.pack("<q", held + kind.header.size)}
+    if kind is _CAF:
+        return {begin - 8: struct.pack(">q", held)}
+    if magic == b"FORM":
+        return {begin - 4: bytes(4)}
+    if long_length_at is not None:
+        return {long_length_at: struct.pack("<q", held), begin - 4: struct.pack("<I", _UNKNOWN)}
+    # What a WAV looks like that was never closed: libsndfile reads it to the end of the file, beyond 4 GiB, too.
+    return {4: struct.pack(f"{_order(magic)}I", 8), begin - 4: bytes(4)}
+
+
+def _walk(file: BinaryIO, position: int, size: int, kind: _Chunks) -> Iterator[tuple[bytes, int, int]]:
+    """Name, position of the contents and stated length of each chunk from a position on."""
+    for _ in range(_MAX_CHUNKS):
+        file.seek(position)
+        if len(head := file.read(kind.header.size)) < kind.header.size:
+            return
+        name, length = kind.header.unpack(head)
+        if kind.counts_header:
+            length -= kind.header.size
+        position += kind.header.size
+        yield name, position, length
+        if not 0 <= length <= size - position:
+            return
+        position += length + -length % kind.align
+
+
+def _only_chunks(file: BinaryIO, position: int, size: int, kind: _Chunks) -> bool:
+    """Whether what follows the audio is chunks or a tag, rather than more audio."""
+    padding = -(position - kind.first) % kind.align
+    file.seek(position)
+    if file.read(padding).strip(b"\0"):
+        return False
+    position += padding
+    rest = file.read(kind.header.size)
+    if rest.startswith(_TAGS):
+        return True
+    if len(rest) < kind.header.size:
+        return not rest.strip(b"\0")
+    for name, begin, length in _walk(file, position, size, kind):
+        known = name[:4] in _BEHIND_AUDIO  # perhaps cut short, and still no audio
+        text = name[:4].isascii() and name[:4].decode().isprintable()
+        if not known and not (text and 0 <= length <= size - begin):
+            return False
+    return True
+
+
+class PatchedFile(io.RawIOBase):
+    """A file of which some bytes read otherwise.
+
+    Args:
+        path: the file.
+        patches: bytes by position.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, patches: Mapping[int, bytes]) -> None:
+        self._file, self._patches = path.open("rb", buffering=0), patches
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As in any file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As in any file."""
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        """As in any file, patched; a disk that fails is the end of the file."""
+        view = memoryview(buffer).cast("B")
+        begin = self._file.tell()
+        try:
+            size = self._file.readinto(view)
+        except OSError:
+            return 0
+        for at, patch in self._patches.items():
+            for place, byte in enumerate(patch, at - begin):
+                if 0 <= place < size:
+                    view[place] = byte
+        return size

@@ -1,0 +1,68 @@
+"""Which files of a folder are recordings: the one rule for all commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from runtime_edge.base.text import shown
+from runtime_edge.errors import SourceError
+
+_PLAIN = frozenset([".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"])
+AUDIO_SUFFIXES = _PLAIN | {".flac", ".ogg", ".oga", ".opus", ".mp3"}
+_UNREAD_SUFFIXES = frozenset([".m4a", ".aac", ".wma", ".amr", ".ape", ".wv", ".mka", ".ac3", ".dsf"])
+"""Of recordings that cannot be read: they are tried, so that their loss is told and counted."""
+_HIDDEN_DIRECTORIES = frozenset(
+    (
+        "$recycle.bin",
+        "recycler",
+        "recycled",
+        "system volume information",
+        "lost+found",
+        "#recycle",
+        "@eadir",
+        "__macosx",
+    )
+)
+_UNFINISHED = frozenset([".part", ".partial", ".tmp", ".temp", ".incomplete", ".download", ".crdownload"])
+"""Before the suffix of a file, or at the end of a directory's name: still being written."""
+_LOG = logging.getLogger(__name__)
+
+
+def audio_files(directory: Path) -> list[Path]:
+    """All recordings below `directory`, known by their suffix, sorted by path.
+
+    Names that begin with a dot or a tilde, the trash of the usual systems, unfinished downloads (`a.part.wav`), and
+    what is below such a directory are left out; links to directories are not followed.
+
+    Raises:
+        SourceError: there is none.
+    """
+    found = sorted(_visible(directory), key=lambda path: os.fsencode(path.as_posix()))
+    if not found:
+        kinds = ", ".join(sorted(AUDIO_SUFFIXES))
+        raise SourceError(f"{shown(directory)}: no audio file in this directory (looked for {kinds} at any depth)")
+    return found
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or directory of this name was put out of sight, by its owner or their system, or is unfinished."""
+    parts = Path(name.lower()).suffixes
+    if name.startswith((".", "~")) or name.lower() in _HIDDEN_DIRECTORIES:
+        return True
+    return not _UNFINISHED.isdisjoint(parts[-2:])
+
+
+def _visible(directory: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(directory, onerror=_unreadable):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        for name in names:
+            path = Path(folder, name)
+            if not is_hidden(name) and path.suffix.lower() in AUDIO_SUFFIXES | _UNREAD_SUFFIXES and path.is_file():
+                yield path
+
+
+def _unreadable(error: OSError) -> None:
+    _LOG.warning("%s: cannot be listed (%s): what is in it is left out", shown(Path(error.filename)), error.strerror)

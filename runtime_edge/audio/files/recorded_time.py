@@ -1,0 +1,68 @@
+"""When a recording began, by what the recorder has written: AudioMoth's comment, GUANO, the broadcast chunk, the name.
+
+A time without a zone stays without one: what zone a recorder's clock was in, only its owner knows.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from pathlib import Path
+
+from runtime_edge.audio.files.containers import chunk
+
+_AUDIOMOTH = re.compile(
+    r"Recorded at (\d\d:\d\d:\d\d(?:\.\d+)?) (\d\d/\d\d/\d{4}) \(UTC(?:([+-])(\d{1,2})(?::?(\d\d))?)?\)"
+)
+_GUANO = re.compile(rb"^\s*Timestamp\s*:\s*(\S+(?: \d\d:\S+)?)", re.MULTILINE)
+_NAME = re.compile(r"(?<!\d)(\d{8})[_T-](\d{6})(?!\d)")
+_DATE_BYTES = 10
+_BEXT_DATE = 256 + 32 + 32
+"""Behind description, originator and its reference."""
+
+
+def began(path: Path, comment: str) -> dt.datetime | None:
+    """When the first sample was recorded; None when nothing says so. `comment`: the one in the file. Raises OSError."""
+    return (
+        _of_comment(comment) or _of_guano(chunk(path, b"guan")) or _of_broadcast(chunk(path, b"bext")) or _of_name(path)
+    )
+
+
+def _of_comment(comment: str) -> dt.datetime | None:
+    found = _AUDIOMOTH.search(comment)
+    if found is None:
+        return None
+    time, date, sign, hours, minutes = found.groups()
+    shift = dt.timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+    local = _parsed(f"{'-'.join(reversed(date.split('/')))}T{time}")
+    if local is None or shift >= dt.timedelta(days=1):
+        return None
+    return local.replace(tzinfo=dt.timezone(-shift if sign == "-" else shift))
+
+
+def _of_guano(text: bytes | None) -> dt.datetime | None:
+    found = _GUANO.search(text or b"")
+    return None if found is None else _parsed(found[1].decode("ascii", "replace").replace("Z", "+00:00"))
+
+
+def _of_broadcast(data: bytes | None) -> dt.datetime | None:
+    fields = (data or b"")[_BEXT_DATE : _BEXT_DATE + 18].decode("ascii", "replace")
+    digits = re.sub(r"\D", "-", fields[:_DATE_BYTES]), re.sub(r"\D", ":", fields[_DATE_BYTES:])
+    return _parsed("T".join(digits))
+
+
+def _of_name(path: Path) -> dt.datetime | None:
+    found = _NAME.search(path.stem)
+    if found is None:
+        return None
+    (date, time) = found.groups()
+    return _parsed(f"{date[:4]}-{date[4:6]}-{date[6:]}T{time[:2]}:{time[2:4]}:{time[4:]}")
+
+
+def _parsed(text: str) -> dt.datetime | None:
+    text = re.sub(r"\.(\d+)", lambda found: f".{found[1]:0<6.6}", text)
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.year > 1970 else None  # a clock that was never set

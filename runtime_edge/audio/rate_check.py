@@ -1,0 +1,89 @@
+"""Whether a live source brings as many samples a second as it says."""
+
+from __future__ import annotations
+
+import logging
+
+from runtime_edge.audio.block import Counters
+from runtime_edge.audio.stream import STALL_SECONDS
+
+_LOG = logging.getLogger(__name__)
+_SETTLING_S = 1.0
+"""What a pipe held before anybody read it does not count."""
+_TOLERANCE = 0.02
+"""Above what sound cards differ by, below the 8 % between 44.1 and 48 kHz."""
+_JITTER_S = 0.3
+"""Audio that may come early or late within a span."""
+_SPANS = ((2.0, 3), (20.0, 2))
+"""Seconds, and how many in a row must have too much, or too little: of gross errors, and of small ones."""
+_FLOOD_S = 10.0
+"""Audio ahead of the clock at the end of a stream: a recording, read as if it were live."""
+_SHORTEST_S = 0.001
+
+
+class RateCheck:
+    """Counts samples against the clock; says once, and in the counters, when the stated rate is wrong.
+
+    A stall does not count: it leaves a gap of its own. Nor does what comes at once behind one, or at the start.
+    """
+
+    def __init__(self, rate_hz: int, counters: Counters) -> None:
+        self._rate_hz, self._counters = rate_hz, counters
+        self._begun: float | None = None
+        self._last = 0.0
+        self._total = 0
+        self._spans: list[_Spans] = []
+
+    def heard(self, count: int, now: float) -> None:
+        """`count` samples have come, by a clock in seconds that never jumps."""
+        if self._begun is None or now - self._last > STALL_SECONDS:
+            self._begun, self._total, self._spans = now, 0, []
+        self._last = now
+        self._total += count
+        if not self._spans and now - self._begun >= _SETTLING_S:
+            self._spans = [_Spans(span_s, needed, now, self._total) for span_s, needed in _SPANS]
+        for spans in self._spans:
+            if hz := spans.wrong_hz(now, self._total, self._rate_hz):
+                self._wrong(hz)
+
+    def ended(self) -> None:
+        """No more come."""
+        lasted_s, heard_s = self._last - (self._begun or 0.0), self._total / self._rate_hz
+        if heard_s > lasted_s + _FLOOD_S and heard_s > 2 * lasted_s:
+            self._wrong(self._total / max(lasted_s, _SHORTEST_S))
+
+    def _wrong(self, hz: float) -> None:
+        if self._counters.measured_rate_hz:
+            return
+        measured = self._counters.measured_rate_hz = max(1, round(hz))
+        _LOG.warning(
+            "the source brings %s samples a second, not the %s stated: times and pitch are wrong; correct its rate "
+            "(--stdin-rate), or read a recording with --no-realtime",
+            f"{measured:,}",
+            f"{self._rate_hz:,}",
+        )
+
+
+class _Spans:
+    """Spans of at least `span_s` one after the other, and how many in a row were off in the same direction."""
+
+    def __init__(self, span_s: float, needed: int, now: float, total: int) -> None:
+        self._span_s, self._needed = span_s, needed
+        self._begin = self._run_begin = now, total
+        self._run = 0
+        """Spans in a row: above 0 with too much, below with too little."""
+
+    def wrong_hz(self, now: float, total: int, rate_hz: int) -> float | None:
+        """The rate over a row that is long enough, when one has just ended."""
+        elapsed = now - self._begin[0]
+        if elapsed < self._span_s:
+            return None
+        off_s = (total - self._begin[1]) / rate_hz - elapsed
+        sign = 0 if abs(off_s) <= _TOLERANCE * elapsed + _JITTER_S else 1 if off_s > 0 else -1
+        if sign * self._run <= 0:
+            self._run, self._run_begin = 0, self._begin
+        self._run += sign
+        self._begin = now, total
+        if abs(self._run) < self._needed:
+            return None
+        return (total - self._run_begin[1]) / (now - self._run_begin[0])

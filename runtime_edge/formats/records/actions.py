@@ -1,0 +1,88 @@
+"""The actions of a splitter table: what each is, what it costs, and what is kept of it (docs/tables.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from runtime_edge.formats.strict import Name, Strict
+
+Cost = Annotated[float, Meta(ge=0, le=1e9)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Encoding = Literal["float32", "float16", "int8", "pcm16", "pcm16-stream", "flac", "opus"]
+STREAMS: tuple[Encoding, ...] = ("pcm16", "pcm16-stream", "flac", "opus")
+"""Encodings of the waveform."""
+
+
+class Costs(Strict, frozen=True):
+    """What one window costs on an idle device: all that version 1 says of an action."""
+
+    name: Name
+    """Of the action, unique in the table."""
+    device_ms: Cost
+    device_mj: Cost
+    bytes: Annotated[int, Meta(ge=0, le=1 << 31)]
+    """Payload and header."""
+    server_ms: Cost
+    quality: Annotated[tuple[Annotated[float, Meta(ge=-1, le=1)], ...], Meta(min_length=1, max_length=16)]
+    """A(k, u): agreement with the float32 encoder, in equally wide bins of uncertainty over [0, 1]."""
+    teaches: bool
+    """Whether the server can train on what is shipped: a cut before the last."""
+    memory_mb: Cost = 0.0
+    """Working memory of the prefix."""
+
+
+class ActionCosts(Costs, frozen=True, kw_only=True):
+    """One action: a cut in an encoding, or `local`."""
+
+    cut: Name
+    """The bundle's cut, or `local`."""
+    encoding: Encoding | None
+    """What the costs are for. None for `local`, and where a table of version 1 does not say."""
+    width: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Channels of a bottleneck that are kept; 0 for the activation as it is."""
+    answer: Literal["server", "device", "exit"]
+    """Who answers first: the server, the device's whole encoder, or the exit at the cut."""
+
+
+class ShipThresholds(Strict, frozen=True):
+    """Which windows are shipped and which are kept (docs/method.md, section 9). Devices do not apply it yet.
+
+    A window is shipped when the entropy of its labels' scores, as a share of `ln C`, is between the two.
+    """
+
+    min_entropy: Share = 0.02
+    max_entropy: Share = 0.4
+    max_entropy_scale: Annotated[float, Meta(ge=0.1, le=10)] = 1.0
+    """`lambda`: how `max_entropy` follows the running mean entropy after the warm-up."""
+    warm_up: Annotated[int, Meta(ge=0, le=1_000_000)] = 50
+    """Windows of the warm-up."""
+    exploration: Annotated[float, Meta(ge=0, le=0.2)] = 0.02
+    """Share of the kept windows that are shipped all the same, so that the server sees them."""
+
+
+class Uplink(Strict, frozen=True):
+    """What shipping costs a device, whatever is shipped."""
+
+    mj_per_kb: Cost
+    transmit_w: Cost
+    deadline_ms: Annotated[float, Meta(gt=0, le=1e6)] = 1000.0
+    """A device that has no answer after this long runs the rest itself."""
+
+
+def costs_digest(costs: Iterable[Costs], uplink: Uplink) -> str:
+    """`sha256:<hex>` over the actions, all of one kind, and what each costs; at least one."""
+    actions = list(costs)
+    fields = msgspec.to_builtins((actions, uplink))
+    canonical = msgspec.convert(fields, tuple[list[type(actions[0])], Uplink])  # type: ignore[misc]  # 1 becomes 1.0
+    return "sha256:" + hashlib.sha256(canonical_json(msgspec.to_builtins(canonical)).encode()).hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """The same value gives the same text: keys in order, no spaces. Raises ValueError for NaN and infinities."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,318 @@
+"""Parsers of whole files, for `tools.fuzz`: each is given its file as bytes, in a directory of its own."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import importlib.util
+import io
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime_edge.audio.audio_files import read_file
+from runtime_edge.base.checked_files import checksum_path, read_checked, write_checked
+from runtime_edge.config import DeviceConfig
+from runtime_edge.errors import FormatError
+from runtime_edge.formats.credentials import read_seed
+from runtime_edge.inference.profile import Profile
+from runtime_edge.policy.memory import GaussianMemory
+from runtime_edge.service.status import read_status, status_file
+from runtime_edge.settings import as_toml, load
+
+if TYPE_CHECKING:
+    from runtime_server.training.trainer import Trainer
+
+TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
+GOLDEN = TEST_DATA / "golden" / "0.2.0"
+Parse = Callable[[bytes], object]
+_CONTENT = b"what the checksum is of"
+_MEMORY = 4, 8
+"""Components and width."""
+_CENTRAL = b"PK\x01\x02"
+
+
+@functools.cache
+def directory() -> Path:
+    """For the files of this process; removed at its end."""
+    path = Path(tempfile.mkdtemp(prefix="streamsplit-fuzz-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+def from_file(read: Callable[[Path], object], name: str) -> Parse:
+    """A parser of bytes of one that reads a file."""
+
+    def parse(data: bytes) -> object:
+        path = directory() / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        checksum_path(path).unlink(missing_ok=True)
+        return read(path)
+
+    return parse
+
+
+credentials = from_file(read_seed, "pi-1.creds")
+settings = from_file(lambda path: load(DeviceConfig, path, {}), "ssc-edge.toml")
+
+
+def settings_corpus() -> list[bytes]:
+    """Every setting that has a default or an example."""
+    lines = as_toml(DeviceConfig, {}).splitlines()
+    values = [line.removeprefix("# ") for line in lines if " = " in line]
+    return ["\n".join(values).encode(), b'device = "pi-1"\nthreads = 2\nopus_kbps = 24.0\n']
+
+
+def checksum(data: bytes) -> None:
+    """A file is as it was written, or refused, whatever its checksum says."""
+    path = directory() / "checked"
+    path.write_bytes(_CONTENT)
+    checksum_path(path).write_bytes(data)
+    assert read_checked(path, 100) == _CONTENT
+
+
+def checksums() -> list[bytes]:
+    """Of a file that was written, and of one that was written over another."""
+    found = []
+    path = directory() / "written"
+    for content in (b"before", _CONTENT):
+        write_checked(path, content)
+        found.append(checksum_path(path).read_bytes())
+    return [data for data in found if hashlib.sha256(_CONTENT).hexdigest().encode() in data]
+
+
+def whole_checksum(data: bytes) -> bytes:
+    """With the sums of what its lines say."""
+    said = [line.partition(b" ")[0] for line in data.splitlines()]
+    return b"".join(b"%b %08x\n" % (digest, zlib.crc32(digest)) for digest in said)
+
+
+def audio(data: bytes) -> None:
+    """A recording as a source delivers it: frames of channels."""
+
+    def read(path: Path) -> None:
+        for block in read_file(path):
+            assert block.frames.ndim == 2
+
+    from_file(read, "sound.wav")(data)
+
+
+def sounds() -> list[bytes]:
+    """A tenth of a second in each of the formats."""
+    import soundfile
+
+    found, samples = [], np.sin(np.arange(1600, dtype=np.float32) / 5) / 2
+    for kind, subtype in (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples, 16_000, format=kind, subtype=subtype)
+        found.append(buffer.getvalue())
+    return found
+
+
+def status(data: bytes) -> object:
+    """A device's `status.json`."""
+    status_file(directory()).write_bytes(data)
+    return read_status(directory())
+
+
+def profiles() -> list[bytes]:
+    """One of two blocks."""
+    profile = Profile(
+        target="rpi4", encoder="tiny", variant="onnx-fp32", blocks=["stem", "rest"], block_ms=[1.5, 2.0],
+        block_p90_ms=[2.0, 3.0], runs=10, threads=1, memory_mb=50.0, machine={"system": "Linux"},
+    )  # fmt: skip
+    return [profile.to_json()]
+
+
+def mixture(data: bytes) -> None:
+    """The parameters of a mixture, which must be usable afterwards."""
+    memory = GaussianMemory(*_MEMORY)
+    memory.load_parameters(data)
+    assert 0 <= memory.update(np.eye(_MEMORY[1], dtype=np.float32)[0]) <= 1
+
+
+def mixtures() -> list[bytes]:
+    """Of a memory that has learnt a little."""
+    memory = GaussianMemory(*_MEMORY)
+    memory.update(np.random.default_rng(0).normal(size=(32, _MEMORY[1])).astype(np.float32))
+    return [memory.to_bytes()]
+
+
+def state(data: bytes) -> object:
+    """The weights of an encoder's checkpoint or of a plain state_dict."""
+    from streamsplit_compile.encoder.encoders import read_state
+
+    return from_file(read_state, "encoder.pt")(data)
+
+
+def archive(data: bytes) -> object:
+    """An encoder as torch.export writes it."""
+    from streamsplit_compile.encoder import archives
+
+    def read(path: Path) -> object:
+        if not archives.is_archive(path):
+            raise FormatError("not an archive")
+        return archives.load(path)
+
+    return from_file(read, "archive.pt")(data)
+
+
+@functools.cache
+def archives() -> list[bytes]:
+    """A layer."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(1, 3),)), buffer)
+    return [buffer.getvalue()]
+
+
+def weights(data: bytes) -> object:
+    """The weights of a generation in a server's state."""
+    from runtime_server.state.server_state import ServerState
+
+    def read(path: Path) -> object:
+        return ServerState(path.parents[1]).load_weights(int(path.stem))
+
+    return from_file(read, "server/weights/00001.pt")(data)
+
+
+def checkpoints() -> list[bytes]:
+    """An encoder's checkpoint."""
+    import torch
+
+    buffer = io.BytesIO()
+    state = torch.nn.Linear(3, 2).state_dict()
+    torch.save(
+        {"format": "streamsplit.encoder/1", "encoder": "tiny", "config": {"width": 2}, "state_dict": state}, buffer
+    )
+    return [buffer.getvalue()]
+
+
+@functools.cache
+def _make_trainer() -> Callable[[], Trainer]:
+    """What makes trainers of the encoder that the golden files are of."""
+    from runtime_edge.formats.bundle import open_bundle
+    from runtime_server.releases.release_gate import first_model
+    from runtime_server.state.server_state import ServerState
+    from runtime_server.suffix.generations import Generations
+    from runtime_server.training.trainer import TrainConfig, Trainer
+    from streamsplit_compile.encoder.graph import export_encoder
+
+    spec = importlib.util.spec_from_file_location("toys", TEST_DATA / "toys.py")
+    assert spec is not None
+    assert spec.loader is not None
+    toys = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toys)
+    state = GOLDEN / "server"
+    root = Path(shutil.copytree(state, directory() / "golden-server"))
+    bundle = open_bundle(root / "generations" / "00001")
+    graph = export_encoder(toys.Tiny(), toys.Tiny.window_samples)
+    generation = Generations(graph).add(bundle, ServerState(root).load_weights(1))
+    return lambda: Trainer(first_model(graph, generation), TrainConfig(batch=8, min_windows=8), 6)
+
+
+def training(data: bytes) -> object:
+    """A checkpoint of the training."""
+    from runtime_server.training.checkpoint import Checkpoints
+
+    return from_file(lambda path: Checkpoints(path, "toys:Tiny").load(_make_trainer()()), "checkpoint.pt")(data)
+
+
+def ledger(data: bytes) -> object:
+    """The windows that a server has counted."""
+    from runtime_server.state.ledger import Ledger
+
+    return Ledger.from_bytes(data).counts()
+
+
+def rollout(data: bytes) -> object:
+    """Which generations devices run."""
+    from runtime_server.releases.rollout import Rollout, RolloutConfig
+
+    return from_file(lambda path: Rollout(path, RolloutConfig()), "rollout.json")(data)
+
+
+def members(data: bytes) -> object:
+    """The register of devices."""
+    from runtime_server.broker.access import Access
+
+    return from_file(lambda path: Access(path.parent).members(), "devices.json")(data)
+
+
+def trials(data: bytes) -> object:
+    """What a device knows of the bundles that it has tried."""
+    from runtime_edge.updates.trial import Trials
+
+    return from_file(lambda path: Trials(path.parent).record(), "bundles.json")(data)
+
+
+def target(data: bytes) -> object:
+    """What a kind of device can do."""
+    from streamsplit_compile.cost.targets import parse_target
+
+    return parse_target(data, "target")
+
+
+def targets() -> list[bytes]:
+    """Those that come with the package."""
+    from streamsplit_compile.cost.targets import DIRECTORY
+
+    return [path.read_bytes() for path in sorted(DIRECTORY.glob("*.toml"))]
+
+
+def trace(data: bytes) -> object:
+    """A recorded trace, as CSV."""
+    from streamsplit_compile.splitter.trace_csv import read_csv
+
+    return from_file(read_csv, "trace.csv")(data)
+
+
+def labels(data: bytes) -> object:
+    """Recordings and their labels, as CSV."""
+    from runtime_server.labels.labelled import read_clips
+
+    return from_file(read_clips, "labels.csv")(data)
+
+
+def events(data: bytes) -> object:
+    """What was heard when by which device, as CSV."""
+    from runtime_server.labels.labelled import read_events
+
+    return from_file(read_events, "events.csv")(data)
+
+
+def recorded(data: bytes) -> object:
+    """A log of results."""
+    from streamsplit_compile.splitter.result_replay import read_results
+
+    return from_file(read_results, "results.jsonl")(data)
+
+
+def whole_zip(data: bytes) -> bytes:
+    """The checksums of a zip's entries, where it can still be opened, so that damage gets to whoever reads them."""
+    found = bytearray(data)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            place = file.start_dir
+            for entry in file.infolist():
+                if found[place : place + 4] != _CENTRAL:
+                    break
+                local = entry.header_offset
+                sizes = (int.from_bytes(found[local + at : local + at + 2], "little") for at in (26, 28))
+                start = local + 30 + sum(sizes)
+                crc = zlib.crc32(found[start : start + entry.compress_size]).to_bytes(4, "little")
+                found[place + 16 : place + 20] = found[local + 14 : local + 18] = crc
+                sizes = (int.from_bytes(found[place + at : place + at + 2], "little") for at in (28, 30, 32))
+                place += 46 + sum(sizes)
+    except Exception:
+        return data
+    return bytes(found)
