@@ -145,7 +145,9 @@ def test_bad_releases_are_refused_and_reported_and_good_ones_taken(start, quiet_
     assert sum(report["errors"].values()) == 3
     assert [report["generation_start"], report["generation_end"]] == [1, 2]
     assert report["windows_lost"] == 0
-    assert [r["window"] for r in results] == list(range(report["windows_captured"]))
+    windows = [r["window"] for r in results]  # one is left out where the recording begins anew
+    assert windows == sorted(set(windows))
+    assert len(windows) == report["windows_captured"]
     assert results[-1]["generation"] == 2
 
 

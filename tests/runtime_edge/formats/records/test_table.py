@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 import math
 from typing import Any, get_args
@@ -12,6 +11,7 @@ from typing import Any, get_args
 import msgspec
 import numpy as np
 import pytest
+from example_tables import COSTS, CUTS, actions_of, make, version1
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -19,21 +19,14 @@ from msgspec.structs import replace
 from runtime_edge.errors import TableError
 from runtime_edge.formats.records.actions import (
     STREAMS,
-    ActionCosts,
-    Costs,
     Encoding,
     ShipThresholds,
-    Uplink,
-    canonical_json,
-    costs_digest,
 )
 from runtime_edge.formats.records.table import (
     LOCAL,
-    MAX_ACTIONS,
     MAX_Q,
     MAX_TABLE_BYTES,
     Limits,
-    Reward,
     SplitterTable,
     StateAxis,
     StateName,
@@ -41,63 +34,6 @@ from runtime_edge.formats.records.table import (
 )
 from runtime_edge.formats.records.table_values import as_stored, q_rows
 from runtime_edge.formats.wire import WIRE_ENCODINGS
-
-CUTS = ["waveform", "layer1", "embedding"]
-
-
-UPLINK = Uplink(mj_per_kb=2.27, transmit_w=0.133)
-
-
-def actions_of(names: Any, sizes: Any) -> tuple[ActionCosts, ...]:
-    return tuple(
-        ActionCosts(
-            name=name,
-            cut=name,
-            encoding=None if name == LOCAL else "float16",
-            answer="device" if name in (LOCAL, "embedding") else "server",
-            device_ms=10.0 * index,
-            device_mj=40.0 * index,
-            bytes=size,
-            server_ms=3.0,
-            quality=(0.99, 0.98),
-            teaches=name not in (LOCAL, "embedding"),
-        )
-        for index, (name, size) in enumerate(zip(names, sizes, strict=True))
-    )
-
-
-COSTS = actions_of((*CUTS, LOCAL), (32000, 8000, 256, 0))
-
-
-def make(**changes: Any) -> SplitterTable:
-    changes.setdefault("costs_digest", costs_digest(changes.get("costs", COSTS), UPLINK))
-    fields: dict[str, Any] = {
-        "target": "rpi4",
-        "encoder": "resnet18",
-        "created_by": "test",
-        "costs": COSTS,
-        "uplink": UPLINK,
-        "limits": Limits(),
-        "discount": 0.5,
-        "hop_s": 0.5,
-        "dead_band": 0.1,
-        "dwell": 6,
-        "bundle": "sha256:" + "1" * 64,
-        "state": (
-            StateAxis(name="uncertainty", edges=(0.5,)),
-            StateAxis(name="bandwidth_mbps", edges=(1.0, 4.0)),
-        ),
-        "reward": Reward(),
-        "hysteresis": 0.1,
-        "probe_rate": 0.05,
-        "bundle_cuts": cuts_digest(CUTS),
-        "metrics": {"regret": 0.01},
-        "q": (
-            *((1.0, 2.0, 3.0, 4.0), (1.0, 9.0, 3.0, 4.0), (5.5, 2.0, 3.0, 4.0)),
-            *((1.0, 2.0, 8.0, 4.0), (1.0, 7.0, 3.0, 4.0), (6.0, 2.0, 3.0, 4.0)),
-        ),
-    }
-    return SplitterTable(**(fields | changes))
 
 
 def edited(**changes: Any) -> bytes:
@@ -107,17 +43,6 @@ def edited(**changes: Any) -> bytes:
 def q_of(*values: float) -> str:
     """Values as the field `q` of a file."""
     return base64.b64encode(np.array(values, "<f2").tobytes()).decode()
-
-
-def version1(table: SplitterTable, **changes: Any) -> bytes:
-    """The same table as the file of version 1."""
-    fields = json.loads(table.to_json())
-    costs = [{name: action[name] for name in Costs.__struct_fields__} for action in fields["costs"]]
-    digest = "sha256:" + hashlib.sha256(canonical_json([costs, fields["uplink"]]).encode()).hexdigest()
-    del fields["ship"], fields["upgraded_from"], fields["values"]
-    fields |= {"format": "streamsplit.table/1", "costs": costs, "costs_digest": digest}
-    fields |= {"policy": list(table.policy), "q": [list(row) for row in table.q]}
-    return (json.dumps(fields | changes) + "\n").encode()
 
 
 def with_costs(index: int, **changes: Any) -> list[dict[str, Any]]:
@@ -367,89 +292,3 @@ def test_the_thresholds_of_what_is_shipped_are_kept() -> None:
     assert SplitterTable.from_json(table.to_json(), "t.json").ship == thresholds
     assert ShipThresholds() == ShipThresholds(min_entropy=0.02, max_entropy=0.4, max_entropy_scale=1.0)
     assert SplitterTable.from_json(make().to_json(), "t.json").ship is None
-
-
-def test_a_table_of_version_1_is_upgraded() -> None:
-    earlier = version1(make())
-    table = SplitterTable.from_json(earlier, "t.json")
-    assert (table.q, table.policy, table.actions, table.cuts) == (make().q, make().policy, make().actions, make().cuts)
-    assert [action.encoding for action in table.costs] == [None] * 4, "it does not say: as the device's settings are"
-    assert [action.answer for action in table.costs] == ["server", "server", "device", "device"]
-    assert table.upgraded_from == "sha256:" + hashlib.sha256(earlier).hexdigest()
-    assert SplitterTable.from_json(earlier.strip(), "t.json") == table, "as it stands in a record"
-    again = SplitterTable.from_json(table.to_json(), "t.json")
-    assert again == table
-    assert again.digest == table.digest
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"policy": [3, 1, 0, 2, 1]}, "6 and 5 rows"),
-        ({"policy": [3, 1, 0, 2, 1, 3]}, r"policy\[5\]: action 3 is not the best"),
-        ({"policy": [9, 1, 0, 2, 1, 0]}, r"policy\[0\]: action 9"),
-        ({"policy": [3, 1, 0, 2, 1, 0.5]}, "policy"),
-        ({"q": [[1.0, 2.0]] * 6}, r"q\[0\]: 2 numbers for 4 actions"),
-        ({"q": [[1.0, 2.0, 3.0, 7e4]] * 6, "policy": [3] * 6}, "q: not all finite and within 65504"),
-        ({"q": [[1.0, 2.0, 3.0, None]] * 6}, "q"),
-        ({"costs_digest": make().costs_digest}, "costs_digest: not that of costs"),
-        ({"ship": None}, "unknown field `ship`"),
-    ],
-)
-def test_a_wrong_field_of_version_1_is_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(TableError, match=message) as caught:
-        SplitterTable.from_json(version1(make(), **changes), "tables/rpi4.json")
-    assert str(caught.value).startswith("tables/rpi4.json: ")
-    assert str(caught.value).count("tables/rpi4.json") == 1
-
-
-def test_version_1_may_have_more_actions_but_is_not_written_with_them() -> None:
-    few, names = MAX_ACTIONS, [f"cut{index}" for index in range(30)]
-    costs = actions_of(names[:few], (1,) * few)
-    table = make(costs=costs, q=((1.0,) * few,) * 6)
-    fields = json.loads(version1(table))
-    fields["costs"] = [{**fields["costs"][0], "name": name} for name in names]
-    fields["costs_digest"] = "sha256:" + hashlib.sha256(
-        canonical_json([fields["costs"], fields["uplink"]]).encode()
-    ).hexdigest()  # fmt: skip
-    fields |= {"q": [[1.0] * 30] * 6, "policy": [0] * 6}
-    earlier = SplitterTable.from_json(json.dumps(fields).encode(), "t.json")
-    assert len(earlier.actions) == 30
-    assert earlier.digest.startswith("sha256:")
-    with pytest.raises(TableError, match="costs: 30 actions, a table has at most 24; train it with fewer cuts"):
-        earlier.to_json()
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.lists(st.floats(-1000, 1000), min_size=4, max_size=4), min_size=6, max_size=6)
-    | st.lists(st.lists(st.floats(9.9, 10), min_size=4, max_size=4), min_size=6, max_size=6)
-)
-def test_the_best_action_after_rounding_is_within_the_rounding_error_of_the_best(q: list[list[float]]) -> None:
-    exact = make(q=tuple(map(tuple, q)))
-    upgraded = SplitterTable.from_json(exact.to_json(), "t.json")
-    for values, best in zip(q, upgraded.policy, strict=True):
-        assert values[best] == max(values) or max(values) - values[best] < 2.0**-24, "below float16's least step"
-
-
-def test_rounding_to_what_is_stored_changes_nothing_twice_and_refuses_what_it_cannot_hold() -> None:
-    q = np.random.default_rng(0).uniform(-32, 32, (50, 4))
-    below, stored = q - q.max(1, keepdims=True), as_stored(q) - as_stored(q).max(1, keepdims=True)
-    assert np.abs(as_stored(q).max(1) - q.max(1)).max() <= 2.0**-11
-    assert (np.abs(stored - below) <= np.abs(below) * 2.0**-11).all()
-    assert (as_stored(as_stored(q)) == as_stored(q)).all()
-    assert not np.signbit(as_stored([[-0.0]])).any()
-    table = make(q=q_rows(as_stored(q[:6])))
-    assert SplitterTable.from_json(table.to_json(), "t.json") == table
-    for value in (math.nan, math.inf, 65536.0):
-        with pytest.raises(TableError, match="q: not all finite and within 65504"):
-            as_stored([[value, 0.0]])
-
-
-def test_a_table_of_the_usual_size_is_less_than_half_of_what_it_was() -> None:
-    axes = tuple(StateAxis(name=n, edges=tuple(map(float, range(e)))) for n, e in (("cpu", 31), ("rtt_ms", 29)))
-    q = np.random.default_rng(0).uniform(-20, 20, (960, 4))
-    table = make(state=axes, q=q_rows(as_stored(np.round(q, 3))))
-    numbers = tuple(tuple(np.round(row, 3).tolist()) for row in q)
-    earlier = version1(table, q=numbers, policy=[row.index(max(row)) for row in numbers])
-    assert len(table.to_json()) < 0.5 * len(earlier)

@@ -189,8 +189,7 @@ def test_while_a_slow_disk_writes_the_loop_goes_on_and_nothing_is_lost(path: Pat
 
     async def loop() -> list[int]:
         with Worker() as worker:
-            capture = threading.Thread(target=worker.run_here, args=(put_all, store, 0, 5))
-            capture.start()
+            capture = asyncio.create_task(worker.run(put_all, store, 0, 5))
             await asyncio.to_thread(spool.writing.wait)
             store.settle_soon("pi.new.0", delivered=True)  # the broker's acknowledgement waits for nobody
             sent = asyncio.create_task(worker.run(replay, store))
@@ -198,7 +197,7 @@ def test_while_a_slow_disk_writes_the_loop_goes_on_and_nothing_is_lost(path: Pat
             assert not sent.done()
             spool.done.set()
             found = await sent
-            capture.join()
+            await capture
             return found
 
     assert asyncio.run(loop()) == [1, 2, 3, 4]
