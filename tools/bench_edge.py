@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.wire import encode_frame
 from runtime_edge.inference.prefix import Prefix
+from runtime_server.harness.ports import free_port
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_compile.cost.targets import load_target
@@ -118,9 +118,7 @@ def compiled(work: Path, name: str, cuts: str = "auto", formats: Sequence[Format
 @contextlib.contextmanager
 def completing_server(work: Path, bundle: Bundle) -> Iterator[str]:
     """A server that completes frames of a bundle and does not train; its broker's address."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     root = bundle.path.parent
     command = [_ssc(), "server", "run", root / "encoder.pt", bundle.path, "--state", root / "server", "--port", port]
     log = root / "server.log"

@@ -17,26 +17,26 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import soundfile
 
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.wire import WIRE_ENCODINGS
+from runtime_edge.formats.records.table import SplitterTable
 from streamsplit_compile.bundle.soundscape import soundscape
 from tools.bench_edge import SPEED, alone, compiled
 from tools.bench_server import DEVICES, ENCODER, ServerProcess, drained
 from tools.benchmarks import Section, publish, show
+from tools.earlier_formats import frame_v1, table_v1
 from tools.server_load import RecordedFrames
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,6 +156,18 @@ def taking_turns(
     return found
 
 
+def readable(bundle: Bundle, side: Checkout) -> Path:
+    """The bundle's directory as a side can read it: earlier versions do not know tables of today's."""
+    if side.name != EARLIER:
+        return bundle.path
+    copy = bundle.path.with_name(f"bundle-{EARLIER}")
+    if not copy.exists():
+        shutil.copytree(bundle.path, copy)
+        for path in (copy / "tables").glob("*.json"):
+            path.write_bytes(table_v1(SplitterTable.from_json(path.read_bytes(), path.name)))
+    return copy
+
+
 @contextlib.asynccontextmanager
 async def servers(sides: tuple[Checkout, Checkout], work: Path, bundle: Bundle) -> AsyncIterator[dict[str, str]]:
     """A server of each side that completes frames and does not train; their brokers' addresses by side."""
@@ -165,7 +177,7 @@ async def servers(sides: tuple[Checkout, Checkout], work: Path, bundle: Bundle) 
             directory = work / f"server-{side.name}"
             directory.mkdir()
             encoder = bundle.path.parent / "encoder.pt"
-            server = ServerProcess(directory, encoder, bundle.path, side.root, side.python)
+            server = ServerProcess(directory, encoder, readable(bundle, side), side.root, side.python)
             await running.enter_async_context(server.running())
             urls[side.name] = server.url
         yield urls
@@ -196,16 +208,6 @@ async def overhead(section: Section, sides: tuple[Checkout, Checkout], work: Pat
         )
 
 
-def frame_v1(
-    window: int, capture_ns: int, generation: int, cut: int, encoding: str, compressed: bool, uncertainty: float,
-    payload: bytes,
-) -> bytes:  # fmt: skip
-    """A frame as the earlier version's devices send it (docs/formats.md), for its server."""
-    fields = (1, window, capture_ns, generation, cut, WIRE_ENCODINGS.index(encoding), compressed, uncertainty)
-    header = msgspec.msgpack.encode([*fields, zlib.crc32(payload)])
-    return bytes((len(header),)) + header + payload
-
-
 def ingest(section: Section, sides: tuple[Checkout, Checkout], work: Path, pairs: int, frames: int) -> None:
     """Windows a second that a server drains, started anew each time, after it has drained a third as many.
 
@@ -218,7 +220,8 @@ def ingest(section: Section, sides: tuple[Checkout, Checkout], work: Path, pairs
 
     async def drain(side: Checkout, name: str) -> float:
         (work / name).mkdir()
-        server = ServerProcess(work / name, bundle.path.parent / "encoder.pt", bundle.path, side.root, side.python)
+        encoder = bundle.path.parent / "encoder.pt"
+        server = ServerProcess(work / name, encoder, readable(bundle, side), side.root, side.python)
         async with server.running() as process:
             await drained(server, process, frames_of[side.name], frames // 3)
             return await drained(server, process, frames_of[side.name], frames)

@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from nats.aio.client import Client
 from runtime_edge.errors import LinkError
 from runtime_edge.formats.bundle import open_bundle
 from runtime_server.broker.hub import Hub
+from runtime_server.harness.ports import free_port
 from runtime_server.suffix.generations import cut_model
 from runtime_server.suffix.suffix import ServedBlocks
 from streamsplit_compile.encoder.encoders import load_encoder
@@ -72,9 +72,7 @@ class ServerProcess:
     def __init__(
         self, directory: Path, encoder: Path, bundle: Path, root: Path | None = None, python: Path | None = None
     ) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = int(listener.getsockname()[1])
+        self.port = free_port()
         self.url, self.log = f"nats://127.0.0.1:{self.port}", directory / "server.log"
         run = ["-m", "runtime_server", encoder, bundle, "--state", directory / "server", "--port", self.port]
         self._root = root

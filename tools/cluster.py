@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from runtime_edge.base.aio import cancel_all
 from runtime_edge.errors import LinkError
 from runtime_server.broker.broker_process import Broker, ClusterConfig
 from runtime_server.broker.hub import Hub
+from runtime_server.harness.ports import free_ports
 
 _READY_S = 120.0
 _STOP_S = 60.0
@@ -38,7 +38,7 @@ class Brokers:
     """Brokers that find each other, each with a store of its own; one that dies is started again after a second."""
 
     def __init__(self, directory: Path, count: int = 3) -> None:
-        ports = _free_ports(2 * count)
+        ports = free_ports(2 * count)
         clients, routes = ports[:count], [f"127.0.0.1:{port}" for port in ports[count:]]
         self.each = []
         for place, port in enumerate(clients):
@@ -83,7 +83,7 @@ class RankedServer:
         launcher = [
             *(sys.executable, "-m", "torch.distributed.run"),
             *("--nproc-per-node", world, "--max-restarts", 1_000_000, "--monitor-interval", 0.2),
-            *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{_free_ports(1)[0]}"),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_ports(1)[0]}"),
         ]
         run = ["-m", "runtime_server", encoder, bundle, "--state", self.state, "--broker", brokers.url]
         self._command = [*launcher, *run, "--replicas", self._replicas, "-v", *options]
@@ -155,14 +155,3 @@ def _kill(process: psutil.Process | None) -> bool:
         process.kill()
         return True
     return False
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as listeners:
-        taken = []
-        for _ in range(count):
-            listener = listeners.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            taken.append(listener.getsockname()[1])
-        return taken

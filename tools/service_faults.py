@@ -16,14 +16,12 @@ import contextlib
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,9 +33,11 @@ from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import open_bundle
+from runtime_server.harness.ports import free_port
 from runtime_server.harness.processes import Children, wait_for_line
 from runtime_server.telemetry.service_watch import TOLD_WITHIN_S
 from tools.server_load import RecordedFrames
+from tools.small_disk import small_disk
 
 AGAIN_S = 60.0
 _FRAME_S, _ASK_S = 0.25, 0.1
@@ -198,33 +198,16 @@ async def _until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.02)
 
 
-@contextlib.contextmanager
-def _small_disk(path: Path) -> Iterator[bool]:
-    command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m", "none", str(path)]
-    mounted = sys.platform == "linux" and os.geteuid() == 0 and not subprocess.run(command, check=False).returncode
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", "-l", str(path)], check=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 async def run(encoder: Path, bundle: Path, only: str | None) -> int:
     """All faults one after the other; 1 when one took too long."""
     failed = 0
     with tempfile.TemporaryDirectory() as directory:
         state = Path(directory) / "server"
         state.mkdir()
-        with _small_disk(state) as small:
+        with small_disk(state, _DISK_MB) as small:
             names = [only] if only else [name for name in FAULTS if name != "disk" or small]
             frames = RecordedFrames(open_bundle(bundle), 1, devices=1, windows=8)
-            server = FaultyServer(state, _free_port(), _free_port(), frames)
+            server = FaultyServer(state, free_port(), free_port(), frames)
             async with Children(Path(directory)) as children:
                 child = await children.start(
                     "server", "server", "run", str(encoder), str(bundle), "--state", str(state), "--no-training", "-v",

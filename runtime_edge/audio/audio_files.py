@@ -85,9 +85,7 @@ def read_file(
         except soundfile_module().SoundFileError as exc:
             damage = " ".join(str(exc).split())
         if not done:
-            raise SourceError(
-                f"{recording.name}: holds no audio sample{f' ({damage})' if damage else ''}: record it again"
-            )
+            raise _nothing_in(path, damage)
         if fault := _fault(file, container, done, damage):
             faults.cut_short(path, fault)
 

@@ -47,11 +47,13 @@ class SampleCheck:
 
     def heard(self, frames: _Floats, mono: _Floats, *, bad: int, clipped: int) -> None:
         """Cleaned float32[n, channels], their mix float32[n], and how many values of `frames` had to be mended."""
-        self._found("bad", bad / frames.shape[1], self._samples)
-        self._found("clipped", clipped / frames.shape[1], self._samples)
+        if bad:
+            self._found("bad", bad / frames.shape[1], self._samples)
+        if clipped:
+            self._found("clipped", clipped / frames.shape[1], self._samples)
         self._samples += len(frames)
         self._stretch += len(frames)
-        self._sum += float(mono.sum())
+        self._sum += float(np.add.reduce(mono))
         if self._averages and frames.shape[1] > 1:
             self._channel_energy += float(np.vdot(frames, frames)) / frames.shape[1]
             self._mixed_energy += float(np.vdot(mono, mono)) * frames.shape[1]
@@ -73,10 +75,9 @@ class SampleCheck:
         self._first: dict[str, int] = {}
 
     def _found(self, kind: str, count: float, at: int) -> None:
-        if count:
-            self._counts[kind] += count
-            if kind not in self._told:
-                self._first.setdefault(kind, at)
+        self._counts[kind] += count
+        if kind not in self._told:
+            self._first.setdefault(kind, at)
 
     def _judge_stretch(self) -> None:
         """The last second or so; an offset counts when the second before had it, too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime as dt
 import logging
@@ -149,7 +150,7 @@ class Capture:
         self._worker.wake()
 
     def _read(self, on_window: Callable[[CapturedWindow], None], limit: int | None) -> None:
-        try:
+        with contextlib.closing(self._blocks), contextlib.suppress(_Ended):
             for window in self._windower.windows(self._interruptible(self._blocks)):
                 captured = self._captured(window)
                 self.wait(self._last_done)
@@ -158,10 +159,6 @@ class Capture:
                 if self._handed_over == limit:
                     break
             self.wait(self._last_done)
-        except _Ended:
-            pass
-        finally:
-            self._blocks.close()
 
     def _interruptible(self, blocks: Iterator[AudioBlock]) -> Iterator[AudioBlock]:
         """What is asked for is done between two blocks, too: a gated recording may give no window for long."""

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -46,35 +46,16 @@ class JsonLines:
     def __init__(self, path: str) -> None:
         """Raises UsageError for what cannot be written."""
         self._name = f"results {path}"
-        self._lines = LineWriter(_opener(path), self._complain, reopens=_is_named_pipe(path))
-
-    @property
-    def waiting(self) -> int:
-        """Results that are not written yet."""
-        return self._lines.waiting
-
-    @property
-    def has_room(self) -> bool:
-        """Whether another result would be taken."""
-        return self._lines.has_room
-
-    @property
-    def gone(self) -> bool:
-        """Whether the reader has gone for good."""
-        return self._lines.gone
-
-    @property
-    def dropped(self) -> int:
-        """Results that were not written and will not be."""
-        return self._lines.dropped
+        self.lines = LineWriter(_opener(path), self._complain, reopens=_is_named_pipe(path))
+        """What waits to be written, and what was lost."""
 
     def put(self, result: WindowResult) -> None:
         """Write one line soon."""
-        self._lines.put(msgspec.json.encode(result) + b"\n")
+        self.lines.put(msgspec.json.encode(result) + b"\n")
 
     def close(self) -> None:
         """Write what waits, if it is read, and close the file (not standard output)."""
-        self._lines.close(_GRACE_S)
+        self.lines.close(_GRACE_S)
 
     def _complain(self, what: str) -> None:
         _LOG.warning("%s: %s", self._name, what)
@@ -186,22 +167,26 @@ class EventSink:
 
 def has_gone(sink: Sink) -> bool:
     """Whether nobody will take results from it any more."""
-    return isinstance(sink, JsonLines) and sink.gone
+    return isinstance(sink, JsonLines) and sink.lines.gone
 
 
 def dropped(sinks: Iterable[Sink]) -> int:
     """Results that their readers did not take."""
-    return sum(sink.dropped for sink in sinks if isinstance(sink, JsonLines))
+    return sum(lines.dropped for lines in _lines(sinks))
 
 
 def have_room(sinks: Iterable[Sink]) -> bool:
     """Whether every file of results can take more."""
-    return all(sink.has_room for sink in sinks if isinstance(sink, JsonLines))
+    return all(lines.has_room for lines in _lines(sinks))
 
 
 async def written(sinks: Iterable[Sink], within_s: float | None) -> None:
     """Wait until every result is written, or for so long."""
     deadline = None if within_s is None else time.monotonic() + within_s
-    for sink in sinks:
-        while isinstance(sink, JsonLines) and sink.waiting and (deadline is None or time.monotonic() < deadline):
+    for lines in _lines(sinks):
+        while lines.waiting and (deadline is None or time.monotonic() < deadline):
             await asyncio.sleep(_LOOK_S)
+
+
+def _lines(sinks: Iterable[Sink]) -> Iterator[LineWriter]:
+    return (sink.lines for sink in sinks if isinstance(sink, JsonLines))

@@ -97,6 +97,7 @@ class StreamShares:
         Raises what the library raises.
         """
         self._read = 0
+        # Asked directly: what the library makes of the answer leaves out how many devices there are.
         answer = await self._hub.client.request(f"$JS.API.STREAM.INFO.{subjects.STREAM}", timeout=_ANSWER_S)
         told = json.loads(answer.data)
         limit = told.get("config", {}).get("max_bytes", -1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import socket
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from runtime_server.broker.hub import Hub
 from runtime_server.demo.demo_page import write_report
 from runtime_server.demo.demo_summary import Evidence, check_summary, summarise
 from runtime_server.demo.scenario import HOP_S, DemoDevice, devices, share_audio
+from runtime_server.harness.ports import free_port
 from runtime_server.harness.processes import Child, Children, wait_for_line
 from runtime_server.harness.shaper import Shaper
 
@@ -67,7 +67,7 @@ async def _play(config: DemoConfig, work: Path) -> Evidence:
         say(f"audio: {audio}")
         compile_s = await _compile(children, config, work, sources, say)
         config = replace(config, seconds=max(config.seconds, _COMPILES * compile_s))
-        plan, port = devices(config.seconds), _free_port()
+        plan, port = devices(config.seconds), free_port()
         server = await _start_server(children, config, work, sources, port, say)
         shapers = [Shaper(port, device.phases, device.one_way_ms) for device in plan]
         for shaper in shapers:
@@ -196,9 +196,3 @@ class _Narrator:
     def __call__(self, text: str) -> None:
         if not self._quiet:
             click.echo(f"[{time.monotonic() - self._began:5.1f} s] {text}", err=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -12,6 +12,7 @@ import numpy as np
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.records.table import LOCAL, SplitterTable, StateAxis
+from runtime_edge.formats.records.table_values import as_stored, q_rows
 from runtime_edge.policy.reward import MAX_LOAD
 from runtime_server.lab.scenarios import Playable
 from streamsplit_compile.splitter.environment import RULE_FULL_MBPS, environment_of, heuristic_rule, simulate
@@ -91,12 +92,11 @@ def optimum(table: SplitterTable, scenario: Playable, seed: int) -> SplitterTabl
 
 
 def _with_q(table: SplitterTable, axes: tuple[StateAxis, ...], q: Array, created_by: str) -> SplitterTable:
-    q = np.round(q, 3) + 0.0
     return msgspec.structs.replace(
         table,
         state=axes,
-        q=tuple(tuple(map(float, row)) for row in q),
-        policy=tuple(int(best) for best in q.argmax(1)),
+        upgraded_from=None,
+        q=q_rows(as_stored(q)),
         hysteresis=0.0,
         dwell=1,
         probe_rate=0.0,

@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -26,6 +25,7 @@ from runtime_edge.formats.strict import UNREADABLE
 from runtime_server.broker.hub import Hub
 from runtime_server.harness.network import SERVER_ADDRESS, Network, Traffic, listener_in, socket_in
 from runtime_server.harness.pacing import Encoded, Pace
+from runtime_server.harness.ports import free_port
 from runtime_server.harness.processes import Child, Children, wait_for_line
 from runtime_server.harness.relay import LinkState, Relay
 from runtime_server.lab.policy_arms import Policy
@@ -119,7 +119,7 @@ class Lab:
 
     async def serve(self, encoder: Path) -> None:
         """Start the server on its side of the link."""
-        port = _free_port()
+        port = free_port()
         server = await self._children.start(
             "server", "server", "run", str(encoder), str(self.bundle.path), "--state", str(self.work / "server"),
             "--port", str(port), "--no-training", "-v", launcher=self._launcher(self._server_cores(), server=True),
@@ -294,9 +294,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another file system
         shutil.copy2(source, target)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

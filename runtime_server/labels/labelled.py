@@ -15,7 +15,6 @@ import csv
 import io
 import itertools
 import logging
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from runtime_edge.formats.wire import FrameHeader, decode_frame
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
+from runtime_server.labels.csv_fields import finite_number, time_of
 from runtime_server.labels.head_training import Examples, truth_of
 from runtime_server.labels.shares import shared_out
 from runtime_server.suffix.frame_codecs import FrameCodecs
@@ -95,7 +95,7 @@ def read_clips(source: Path) -> list[LabelledClip]:
     for number, row in enumerate(_rows(source), 2):
         where = f"{source}: line {number}"
         name, label = _field(row, "file", where), _field(row, "label", where)
-        fold = None if "fold" not in row else int(_number(row["fold"], f"{where}: fold"))
+        fold = None if "fold" not in row else int(finite_number(row["fold"], f"{where}: fold"))
         known = clips.get(name)
         if known is not None and known.fold != fold:
             raise FormatError(f"{where}: {name} stands in two folds")
@@ -112,8 +112,8 @@ def read_events(source: Path) -> list[LabelledEvent]:
         device, label = _field(row, "device", where), _field(row, "label", where)
         if not subjects.is_device(device):
             raise FormatError(f"{where}: device {device!r}: no device has this name")
-        start = _time(_field(row, "time", where), where)
-        seconds = _number(row["seconds"], f"{where}: seconds") if row.get("seconds") else 0.0
+        start = time_of(_field(row, "time", where), where)
+        seconds = finite_number(row["seconds"], f"{where}: seconds") if row.get("seconds") else 0.0
         events.append(LabelledEvent(device, start, start + max(0.0, seconds), label))
     return events
 
@@ -371,28 +371,3 @@ def _field(row: Mapping[str, str], name: str, where: str) -> str:
     if not row[name]:
         raise FormatError(f"{where}: {name} is empty")
     return row[name]
-
-
-def _number(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise FormatError(f"{where}: {text!r} is not a number")
-    return value
-
-
-def _time(text: str, where: str) -> float:
-    # A number first: some numbers of seconds are dates, too, when they are read as ISO 8601.
-    try:
-        return _number(text, where)
-    except FormatError:
-        pass
-    try:
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        raise FormatError(f"{where}: time {text!r}: expected seconds since 1970 or 2026-11-21T10:00:00Z") from None
-    if moment.tzinfo is None:
-        raise FormatError(f"{where}: time {text!r} has no zone: end it with Z for UTC, or with a shift such as +01:00")
-    return moment.timestamp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ def shared_out(devices: Sequence[str], labels: Sequence[tuple[str, ...]]) -> lis
     at least.
     """
     counts = Counter(devices)
-    most = sorted(counts.values())[len(counts) // 2] if counts else 0
+    most = statistics.median_high(counts.values()) if counts else 0
     places: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for place, key in enumerate(zip(devices, labels, strict=True)):
         places.setdefault(key, []).append(place)

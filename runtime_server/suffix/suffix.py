@@ -68,7 +68,7 @@ def record_block(block: fx.GraphModule, activation: torch.Tensor, rows: int | No
             warnings.simplefilter("ignore")  # of sizes that it takes for constants, and that it is on its way out
             recorded: RunBlock = torch.jit.trace(block, activation, check_trace=False)  # type: ignore[no-untyped-call]
         same = torch.equal(_tensor(recorded(doubled)), _tensor(block(doubled)))
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # it cannot be traced
         return block
     return recorded if same else block
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import msgspec
@@ -37,7 +38,8 @@ def merge(table: SplitterTable, records: Sequence[Learnt], created_by: str = "ss
             cells.setdefault(place, []).append(told)
     q = np.array(table.q)
     for place, found in cells.items():
-        most = max(SHIPPED_VISITS, _median([visits for visits, _ in found], len(records)))
+        nothing = [0] * (len(records) - len(found))
+        most = max(SHIPPED_VISITS, statistics.median_low([*(visits for visits, _ in found), *nothing]))
         weights = [min(visits, most) for visits, _ in found]
         moved = sum(weight * correction for weight, (_, correction) in zip(weights, found, strict=True))
         q[place] += moved / (SHIPPED_VISITS + sum(weights))
@@ -57,9 +59,3 @@ def _by_place(record: Learnt) -> dict[_Place, _Told]:
         total = before + visits
         found[row, action] = total, mean + (correction - mean) * visits / total
     return found
-
-
-def _median(visits: Sequence[int], devices: int) -> int:
-    """Of all the devices' visits, the lower of two; those that say nothing have none."""
-    rank = (devices - 1) // 2 - (devices - len(visits))
-    return sorted(visits)[rank] if rank >= 0 else 0

@@ -9,12 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from runtime_edge.errors import CheckFailed, UsageError
-from runtime_edge.formats.records.table import (
-    SplitterTable,
-    StateAxis,
-    StateName,
-    cuts_digest,
-)
+from runtime_edge.formats.records.table import SplitterTable, StateAxis, StateName, cuts_digest
 from runtime_edge.formats.records.table_values import as_stored, q_rows
 from streamsplit_compile.splitter.environment import Environment, simulate
 from streamsplit_compile.splitter.evaluation import evaluate

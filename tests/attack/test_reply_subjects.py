@@ -7,7 +7,6 @@ printed with what it had an effect on; there must be nothing.
 import asyncio
 import contextlib
 import json
-import socket
 
 import nats
 import nats.errors
@@ -20,6 +19,7 @@ from runtime_edge.formats.credentials import Credentials
 from runtime_server.broker.access import Access
 from runtime_server.broker.broker_process import Broker, ClusterConfig
 from runtime_server.broker.hub import DEAD, Hub
+from runtime_server.harness.ports import free_ports
 
 pytestmark = pytest.mark.timeout(180)
 VICTIM, ATTACKER, READER = "pi-1", "pi-2", "phone"
@@ -96,7 +96,7 @@ class Fleet:
         for name in (VICTIM, ATTACKER):
             (directory / f"{name}.creds").write_text(self.access.add(name))
         self.password = self.access.add_reader(READER)
-        ports = _free_ports(2 * brokers + 1)
+        ports = free_ports(2 * brokers + 1)
         self.mqtt_port, routes = ports.pop(), [f"127.0.0.1:{port}" for port in ports[brokers:]]
         self.brokers = []
         for place in range(brokers):
@@ -201,14 +201,6 @@ async def _subjects(hub, name):
 
 async def _quiet(exc):
     pass
-
-
-def _free_ports(count):
-    with contextlib.ExitStack() as probes:
-        found = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in found:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in found]
 
 
 def _is_own(subject):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
-from runtime_edge.formats.records.actions import ActionCosts, Costs, Uplink, canonical_json, costs_digest
+from runtime_edge.formats.records.actions import ActionCosts, Uplink, costs_digest
 from runtime_edge.formats.records.table import LOCAL, Limits, Reward, SplitterTable, StateAxis, cuts_digest
 
 CUTS = ["waveform", "layer1", "embedding"]
@@ -65,14 +63,3 @@ def make(**changes: Any) -> SplitterTable:
         ),
     }
     return SplitterTable(**(fields | changes))
-
-
-def version1(table: SplitterTable, **changes: Any) -> bytes:
-    """The same table as the file of version 1."""
-    fields = json.loads(table.to_json())
-    costs = [{name: action[name] for name in Costs.__struct_fields__} for action in fields["costs"]]
-    digest = "sha256:" + hashlib.sha256(canonical_json([costs, fields["uplink"]]).encode()).hexdigest()
-    del fields["ship"], fields["upgraded_from"], fields["values"]
-    fields |= {"format": "streamsplit.table/1", "costs": costs, "costs_digest": digest}
-    fields |= {"policy": list(table.policy), "q": [list(row) for row in table.q]}
-    return (json.dumps(fields | changes) + "\n").encode()

@@ -9,7 +9,6 @@ import asyncio
 import ctypes.util
 import json
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from toys import Tiny
 import runtime_edge
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.results import decode_result
+from runtime_server.harness import ports
 from runtime_server.server import Server
 from runtime_server.serving.server_config import ServerConfig
 from streamsplit_compile.encoder.encoders import load_encoder
@@ -146,9 +146,7 @@ def test_a_server_goes_on_from_the_state_of_an_earlier_version(golden: Path, tin
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return ports.free_port()
 
 
 def _digest(root: Path) -> bytes:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +25,7 @@ from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
+from runtime_server.harness.ports import free_port
 from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_models.encoder import Normalize
 from streamsplit_models.front_end import FrontEnd, LogMel
@@ -88,12 +88,6 @@ def assert_no_traceback(directory):
     """No start of a device, a server or a broker has ended in a traceback."""
     for log in directory.rglob("*.log"):
         assert "Traceback" not in log.read_text(errors="replace"), log
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Process:
@@ -253,6 +247,15 @@ class Device:
 
     def wait_for_cut(self, cut: str, timeout_s: float = PATIENCE_S) -> None:
         until(lambda: any(r["cut"] == cut for r in self.results()), f"a window at cut {cut}", timeout_s)
+
+    def kill_without_a_broker(self, server: Server, results: int) -> None:
+        """Let the broker stand still until there are so many results, whose frames are spooled, and kill the device."""
+        server.signal_broker(signal.SIGSTOP)
+        try:
+            self.wait_for_results(results)
+            self.process.signal(signal.SIGKILL)
+        finally:
+            server.signal_broker(signal.SIGCONT)
 
     def finish(self, timeout_s: float = PATIENCE_S) -> dict:
         """Wait for the end; the report."""

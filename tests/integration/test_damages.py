@@ -115,12 +115,7 @@ def test_damage_to_the_log_of_the_spool_alone_is_counted(start, tmp_path, toy_bu
     state = tmp_path / "pi-1-state"
     device = start.device(server, "pi-1", source, "--deadline-ms", 300, "--loop")
     device.wait_for_results(4)
-    server.signal_broker(signal.SIGSTOP)
-    try:
-        device.wait_for_results(32)
-        device.process.signal(signal.SIGKILL)
-    finally:
-        server.signal_broker(signal.SIGCONT)
+    device.kill_without_a_broker(server, 32)
     before = device.results()[-1]["window"] + 1
     kind(state / "spool.db-wal", random.Random(harness.SEED))
 

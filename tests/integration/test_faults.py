@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
@@ -12,9 +11,11 @@ import harness
 import numpy as np
 import psutil
 import pytest
+from idle_stream import settled
 
 from runtime_edge.formats import subjects
 from runtime_edge.transport.spool.spool import Spool, SpoolCounters
+from tools.small_disk import small_disk
 
 pytestmark = pytest.mark.timeout(1800)
 KILLS = int(os.environ.get("SSC_TEST_KILLS", "100"))
@@ -81,7 +82,8 @@ def test_kills_of_device_server_and_broker_at_random_moments_lose_nothing(start,
     server.process.signal(signal.SIGKILL)
     server.start()
     report = start_device("--drain-s", 60, "--deadline-ms", 300).finish()
-    counted = harness.until(lambda: settled(server), "nothing more arrives")
+    server.ask(settled)
+    counted = server.counted("pi-1")
     server.process.signal(signal.SIGTERM)
 
     harness.assert_no_traceback(tmp_path)
@@ -98,13 +100,6 @@ def test_kills_of_device_server_and_broker_at_random_moments_lose_nothing(start,
         if last >= 0:
             assert runs[boot][0][1] >= last, "a window that had its result never arrived"
     assert any(last >= 0 for last in seen.values()), "no boot lived long enough to be looked at"
-
-
-def settled(server):
-    """How many windows the server has counted, once the number stands still."""
-    before = server.counted("pi-1")
-    time.sleep(2.0)
-    return before if before == server.counted("pi-1") else 0
 
 
 @pytest.mark.parametrize("cut_s", [8.0, pytest.param(CUT_S, marks=pytest.mark.slow)])
@@ -132,16 +127,14 @@ def test_a_link_that_is_silent_costs_no_window(start, tmp_path, toy_bundle, toy_
     harness.until(lambda: server.counted("pi-1") == len(windows), "every window counted")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 6 MB."""
+@pytest.fixture(name="small_disk")
+def small_disk_of_6_mb(tmp_path):
     place = tmp_path / "disk"
     place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], capture_output=True)
-    if made.returncode:
-        pytest.skip("a small file system cannot be mounted here: root is needed")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_disk(place, 6) as mounted:
+        if not mounted:
+            pytest.skip("a small file system cannot be mounted here: root is needed")
+        yield place
 
 
 @pytest.mark.slow

@@ -137,8 +137,9 @@ def test_nothing_but_the_base_reads_formats_and_names_the_extra_that_runs_them(i
     assert brought(environment) == set()
     code = """
 import sys
+from pathlib import Path
 from runtime_edge.formats.bundle import open_bundle
-print([cut.name for cut in open_bundle(sys.argv[1]).manifest.info.cuts])
+print([cut.name for cut in open_bundle(Path(sys.argv[1])).manifest.info.cuts])
 """
     assert "log_mel" in environment.python(code, toy / "bundle")
     said = environment.ssc("edge", "run", "--bundle", toy / "bundle", "--source", "-", code=2)

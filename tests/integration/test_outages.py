@@ -60,12 +60,7 @@ def test_a_killed_device_sends_what_its_spool_holds_when_it_starts_again(
     source = harness.write_wav(tmp_path / "audio.wav", 20.0, seed=4)
     first = start.device(quiet_server, "pi-crash", source, "--deadline-ms", 300)
     first.wait_for_results(8)
-    quiet_server.signal_broker(signal.SIGSTOP)
-    try:
-        first.wait_for_results(24)
-        first.process.signal(signal.SIGKILL)
-    finally:
-        quiet_server.signal_broker(signal.SIGCONT)
+    first.kill_without_a_broker(quiet_server, 24)
     spooled = _spooled(tmp_path / "pi-crash-state" / "spool.db")
     assert len(spooled) >= 10
     captured = max(index for _, index in spooled) + 1

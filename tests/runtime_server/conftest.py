@@ -1,29 +1,24 @@
 """A real broker, and what turns sounds into frames."""
 
 import asyncio
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+from runtime_server.harness import ports
+
 sys.path.insert(0, str(Path(__file__).parent))  # for `peers`
-
-
-def _free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture
 def free_port():
-    return _free_port()
+    return ports.free_port()
 
 
 @pytest.fixture
 def health_port():
-    return _free_port()
+    return ports.free_port()
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from waiting import eventually
-
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import decode_replies
@@ -58,13 +56,3 @@ async def make_streams(url):
     hub = Hub(url, "start")
     await hub.connect(create=True)
     await hub.close()
-
-
-async def settled(hub):
-    """Until no frame waits to be delivered or acknowledged."""
-
-    async def none_waits():
-        infos = [await hub.stream.consumer_info(subjects.STREAM, f"server-{p}") for p in range(subjects.PARTITIONS)]
-        return not sum(info.num_pending + info.num_ack_pending for info in infos)
-
-    await eventually(none_waits, "every frame of the stream has been acknowledged")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from msgspec.structs import replace
 
 from runtime_edge.formats import minisign
-from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.records.table import SplitterTable, StateAxis
+from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.hub import Hub
+from runtime_server.harness.ports import free_port
+from runtime_server.lab.policy_arms import always
 from tools.arm.machine import EmulatedMachine, SitePackages
 from tools.arm.sample import TARGET, Array, Sample
 
@@ -73,9 +72,7 @@ class CheckServer:
     """A server process with its own broker that completes frames and does not train."""
 
     def __init__(self, directory: Path, sample: Sample) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
+        port = free_port()
         self.url, self.log = f"nats://127.0.0.1:{port}", directory / "server.log"
         self._state = directory / "server"
         command = [str(Path(sys.executable).with_name("ssc")), "server", "run", str(sample.encoder),
@@ -162,7 +159,7 @@ def stream(
         "--state", directory / name, "--variant", f"{site.format}-fp32", "--encoding", encoding,
         "--deadline-ms", _DEADLINE_MS, "--results", results, "--report", report, "-v",
     )  # fmt: skip
-    server.put_table(_always(sample.bundle, sample.cuts[0]), name)
+    server.put_table(always(sample.bundle.table(TARGET), sample.cuts[0]), name)
     device = _Device(command, machine.environment(packages), directory / f"{name}.log", results)
     try:
         _ship_at_every_cut(device, name, sample, server)
@@ -194,7 +191,7 @@ def _ship_at_every_cut(device: _Device, name: str, sample: Sample, server: Check
     pcm = sample.pcm.tobytes()
     device.hear(pcm[:written])
     for cut in sample.cuts:
-        server.put_table(_always(sample.bundle, cut), name)
+        server.put_table(always(sample.bundle.table(TARGET), cut), name)
         shipped = 0
         for _ in range(MAX_WINDOWS_PER_CUT):  # the table may arrive after the first
             heard = len(device.results(0))
@@ -203,15 +200,6 @@ def _ship_at_every_cut(device: _Device, name: str, sample: Sample, server: Check
             shipped += sum(result["cut"] == cut for result in device.results(heard + 1)[heard:])
             if shipped >= _WINDOWS_PER_CUT:
                 break
-
-
-def _always(bundle: Bundle, cut: str) -> SplitterTable:
-    """A table that takes one cut in every state."""
-    table = bundle.table(TARGET)
-    best = table.actions.index(cut)
-    row = tuple(float(action == best) for action in range(len(table.actions)))
-    axes = (StateAxis(name="bandwidth_mbps", edges=()),)
-    return replace(table, state=axes, q=(row,), hysteresis=0.0, probe_rate=0.0, created_by=f"all {cut}")
 
 
 def _worst_cosine(results: list[dict[str, Any]], reference: Callable[[dict[str, Any]], Array]) -> dict[str, float]:

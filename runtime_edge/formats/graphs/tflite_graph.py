@@ -62,12 +62,14 @@ class _Check:
         return TFLITE_OPERATORS[number]
 
     def _buffer(self, position: int) -> bool:
-        """Whether a buffer holds values."""
+        """Whether a buffer holds values, in its table or, as quantisers write them, behind all tables in the file."""
         buffer = self._table(position, 3, "a buffer")
-        if self._scalar(buffer.get(1), "<Q") or self._scalar(buffer.get(2), "<Q"):
-            raise _Refused("a buffer outside its tables")
-        place = buffer.get(0)
-        return place is not None and self._vector(place, 1)[1] > 0
+        place, offset, size = buffer.get(0), self._scalar(buffer.get(1), "<Q"), self._scalar(buffer.get(2), "<Q")
+        if offset <= 1 and size <= 1:  # the format's words for "in its table"
+            return place is not None and self._vector(place, 1)[1] > 0
+        if offset <= 1 or offset + size > len(self._data) or place is not None:
+            raise _Refused("a buffer outside the file")
+        return size > 0
 
     def _tensor(self, position: int, constants: list[bool]) -> bool:
         """Whether a tensor's values stand in the file."""

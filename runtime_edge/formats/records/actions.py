@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from runtime_edge.formats.results import Answer
 from runtime_edge.formats.strict import Name, Strict
 
 Cost = Annotated[float, Meta(ge=0, le=1e9)]
@@ -46,7 +47,7 @@ class ActionCosts(Costs, frozen=True, kw_only=True):
     """What the costs are for. None for `local`, and where a table of version 1 does not say."""
     width: Annotated[int, Meta(ge=0, le=65535)] = 0
     """Channels of a bottleneck that are kept; 0 for the activation as it is."""
-    answer: Literal["server", "device", "exit"]
+    answer: Answer
     """Who answers first: the server, the device's whole encoder, or the exit at the cut."""
 
 

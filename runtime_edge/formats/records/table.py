@@ -206,15 +206,12 @@ class SplitterTable(_Common, frozen=True, kw_only=True, dict=True):
     def from_json(cls, data: bytes, source: str) -> SplitterTable:
         """Read and check a table of either version. Raises TableError, one line that names `source` and the field."""
         version = decode(data, _AnyVersion, source, MAX_TABLE_BYTES, TableError).format
+        kind: type[_Version1 | _Version2] = _Version1 if version == "streamsplit.table/1" else _Version2
+        file = decode(data, kind, source, MAX_TABLE_BYTES, TableError)
         try:
-            if version == "streamsplit.table/1":
-                return _upgraded(decode(data, _Version1, source, MAX_TABLE_BYTES, TableError), data)
-            file = decode(data, _Version2, source, MAX_TABLE_BYTES, TableError)
-            _check_few(file.costs)
-            return _opened(file)
+            return _upgraded(file, data) if isinstance(file, _Version1) else _opened(file)
         except TableError as exc:
-            problem = str(exc)
-        raise TableError(problem if problem.startswith(f"{source}: ") else f"{source}: {problem}")
+            raise TableError(f"{source}: {exc}") from None
 
     def to_json(self) -> bytes:
         """Canonical bytes, one action a line. Raises TableError when they or the actions are too many."""
@@ -273,6 +270,7 @@ def cuts_digest(cut_names: Iterable[str]) -> str:
 
 
 def _opened(file: _Version2) -> SplitterTable:
+    _check_few(file.costs)
     fields = {name: getattr(file, name) for name in SplitterTable.__struct_fields__}
     for problem in _state_problems(file):
         raise TableError(problem)

@@ -165,7 +165,7 @@ def test_a_reader_ahead_whom_nobody_asks_any_more_ends() -> None:
 
     ahead.close()
 
-    until(lambda: set(threading.enumerate()) <= before, "the thread ends")
+    assert until(lambda: set(threading.enumerate()) <= before, "the thread ends")
 
 
 def test_what_a_reader_ahead_fails_with_comes_after_what_it_has_read() -> None:

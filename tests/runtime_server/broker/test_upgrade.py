@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 
 import nats.errors
 import nats.js.errors
@@ -17,6 +16,7 @@ from runtime_server.broker.accounts import SERVER_ACCOUNT
 from runtime_server.broker.broker_process import Broker, ClusterConfig
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.upgrade import upgrade_store
+from runtime_server.harness.ports import free_ports
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -30,14 +30,6 @@ def _brokers(directory, ports, access):
         state = directory / (f"broker-b{place}" if cluster else "broker")
         made.append(Broker(state, port=ports[place], access=access, cluster=cluster))
     return made
-
-
-def _free_ports(count):
-    with contextlib.ExitStack() as probes:
-        found = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for listener in found:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in found]
 
 
 @contextlib.asynccontextmanager
@@ -83,7 +75,7 @@ async def _stored(hub):
 
 @pytest.mark.parametrize("brokers", [1, 3])
 def test_what_an_earlier_version_kept_is_there_and_its_consumers_go_on(tmp_path, brokers):
-    ports = _free_ports(2 * brokers)
+    ports = free_ports(2 * brokers)
 
     async def work():
         async with _running(_brokers(tmp_path, ports, None)) as hub:
@@ -121,7 +113,7 @@ def test_a_store_is_upgraded_once_and_a_clusters_former_one_is_kept(tmp_path):
 
 def test_an_earlier_versions_running_broker_is_not_told_what_it_does_not_know(tmp_path):
     access = Access(tmp_path)
-    broker = Broker(tmp_path / "broker", port=_free_ports(1)[0], access=access)
+    broker = Broker(tmp_path / "broker", port=free_ports(1)[0], access=access)
 
     async def work():
         async with _running([broker]):

@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from peers import Peer, make_streams, serving, settled
+from idle_stream import settled
+from peers import Peer, make_streams, serving
 from waiting import eventually
 
 from runtime_edge.errors import UsageError

@@ -6,7 +6,8 @@ import nats.errors
 import numpy as np
 import pytest
 import torch
-from peers import Peer, serving, settled
+from idle_stream import settled
+from peers import Peer, serving
 from toys import Tiny
 from waiting import eventually
 

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import os
-import subprocess
-import sys
 import threading
 
 import nats.errors
@@ -20,6 +18,7 @@ from runtime_server.server import Server
 from runtime_server.serving.server_config import ServerConfig
 from runtime_server.serving.server_status import ServerStatus
 from runtime_server.telemetry.service_watch import STALLED_S, ServiceWatch
+from tools.small_disk import small_disk
 
 NAME = "pi-1"
 PARTITION = subjects.partition(NAME)
@@ -198,17 +197,15 @@ def held_torch(generations, free):
         generations.get = get
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """The server's state on a file system of its own, 96 MB."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("a small file system needs root on Linux")
+@pytest.fixture(name="small_disk")
+def small_disk_of_96_mb(tmp_path):
+    """With the server's state."""
     path = tmp_path / "server"
     path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "none", str(path)], check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
+    with small_disk(path, 96) as mounted:
+        if not mounted:
+            pytest.skip("a small file system cannot be mounted here: root is needed")
+        yield path
 
 
 def test_a_full_disk_is_told_and_service_goes_on_by_itself_once_there_is_room(life, small_disk, sounds, frame_of):

@@ -69,23 +69,23 @@ class FakeBroker:
 
 async def told_after(fault, latency_s, at_s):
     """Seconds from a fault `at_s` after the start until a trouble is told; frames come until then."""
-    time = VirtualTime()
-    broker = FakeBroker(time, latency_s)
+    virtual = VirtualTime()
+    broker = FakeBroker(virtual, latency_s)
 
     async def mend():
-        await time.sleep(3600.0)
+        await virtual.sleep(3600.0)
 
-    watch = ServiceWatch(broker, broker, [0], mend, clock=time.clock, sleep=time.sleep)
+    watch = ServiceWatch(broker, broker, [0], mend, clock=virtual.clock, sleep=virtual.sleep)
     task = asyncio.create_task(watch.run())
     try:
-        while time.clock() < at_s:
+        while virtual.clock() < at_s:
             broker.passes()
-            await time.sleep(0.05)
+            await virtual.sleep(0.05)
         assert watch.troubles == []
         broker.fault = fault
         while not watch.troubles:
-            await time.sleep(0.05)
-        return time.clock() - at_s
+            await virtual.sleep(0.05)
+        return virtual.clock() - at_s
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime_edge.formats.records.table import ActionCosts
+from runtime_edge.formats.records.actions import ActionCosts
 from streamsplit_compile.bundle.quality import BINS, by_uncertainty, uncertainties
 from streamsplit_compile.splitter.pricing import bundle_actions
 

@@ -10,6 +10,7 @@ import pytest
 from shapes import WINDOW, Convolutional, make
 
 from runtime_edge.errors import UsageError
+from runtime_edge.formats.graphs.check import check_block
 from streamsplit_compile.bundle.calibrate import calibration_windows
 from streamsplit_compile.bundle.compiler import choose_cuts
 from streamsplit_compile.encoder.graph import export_encoder
@@ -106,6 +107,7 @@ def test_int8_blocks_in_a_chain_are_close_to_the_encoder(blocks, activations):
     assert len(quantised[2]) < 0.3 * len(blocks[2])
     found = activations[0]
     for block in quantised:
+        check_block("tflite", block, "a block that devices may run")
         found = run(block, found)
     assert np.median(cosines(found, activations[-1])) >= 0.98
 

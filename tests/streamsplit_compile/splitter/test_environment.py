@@ -7,6 +7,7 @@ import dataclasses
 import msgspec
 import numpy as np
 import pytest
+from priced_actions import action
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.records.actions import ActionCosts, Uplink
@@ -21,24 +22,6 @@ from streamsplit_compile.splitter.environment import (
     with_local,
 )
 from streamsplit_compile.splitter.traces import Traces
-
-
-def action(
-    name: str, ms: float, mj: float, size: int, server_ms: float, quality: tuple[float, ...], teaches: bool
-) -> ActionCosts:
-    return ActionCosts(
-        name=name,
-        cut=name,
-        encoding=None,
-        answer="server" if teaches else "device",
-        device_ms=ms,
-        device_mj=mj,
-        bytes=size,
-        server_ms=server_ms,
-        quality=quality,
-        teaches=teaches,
-    )
-
 
 WAVEFORM = action("waveform", 0.0, 0.0, 25_000, 10.0, (1.0,), True)
 EARLY = action("early", 20.0, 80.0, 5_000, 8.0, (0.9, 0.8), True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
+from priced_actions import action
 
 from runtime_edge.errors import CheckFailed, TableError, UsageError
 from runtime_edge.formats.records.actions import ActionCosts
@@ -42,23 +43,6 @@ INT8_QUALITY = (0.99, 0.985, 0.98, 0.97)
 
 
 BUNDLE = "sha256:" + "2" * 64
-
-
-def action(
-    name: str, ms: float, mj: float, size: int, server_ms: float, quality: tuple[float, ...], teaches: bool
-) -> ActionCosts:
-    return ActionCosts(
-        name=name,
-        cut=name,
-        encoding=None,
-        answer="server" if teaches else "device",
-        device_ms=ms,
-        device_mj=mj,
-        bytes=size,
-        server_ms=server_ms,
-        quality=quality,
-        teaches=teaches,
-    )
 
 
 def resnet18_costs(watts: float = 3.7) -> list[ActionCosts]:

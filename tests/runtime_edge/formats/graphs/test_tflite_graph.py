@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -59,8 +60,13 @@ def options(result):
     result.subgraphs[0].operators[0].customOptions = [1, 2, 3]
 
 
-def outside(result):
-    result.buffers[2].data, result.buffers[2].offset, result.buffers[2].size = None, 4096, 12
+def behind(result, offset=1 << 30, size=12):
+    """The constant stands behind the tables: at this place in the file."""
+    result.buffers[2].data, result.buffers[2].offset, result.buffers[2].size = None, offset, size
+
+
+def twice(result):
+    result.buffers[2].offset, result.buffers[2].size = 64, 12
 
 
 def external(result):
@@ -90,7 +96,11 @@ HOSTILE = {
     "a variable": (operator(schema.BuiltinOperator.VAR_HANDLE), "operator 142"),
     "a composite": (operator(schema.BuiltinOperator.STABLEHLO_COMPOSITE), "operator 206"),
     "a second graph": (lambda result: result.subgraphs.append(result.subgraphs[0]), "2 graphs"),
-    "a buffer behind the tables": (outside, "a buffer outside its tables"),
+    "a buffer beyond the file": (behind, "a buffer outside the file"),
+    "a buffer that ends beyond the file": (partial(behind, offset=64, size=1 << 62), "a buffer outside the file"),
+    "a buffer whose end overflows": (partial(behind, offset=64, size=(1 << 64) - 32), "a buffer outside the file"),
+    "a buffer at no place": (partial(behind, offset=0), "a buffer outside the file"),
+    "a buffer at two places": (twice, "a buffer outside the file"),
     "an external buffer": (external, "external data"),
     "a tensor beyond all memory": (large, "more than"),
     "a negative size": (negative, "more than"),
@@ -111,6 +121,23 @@ def test_it_is_refused_before_an_interpreter_is_made(name, monkeypatch):
 
     with pytest.raises(BackendError, match=f"block: not a block that a device runs: .*{reason}"):
         tflite_backend.TfliteBackend(RuntimeOptions()).load(packed(result), None, *ends, "block")
+
+
+def test_a_constant_behind_the_tables_is_admitted_and_read_from_there():
+    """As quantisers write large constants."""
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    result = model()
+    behind(result)
+    place = -(-len(packed(result)) // 16) * 16
+    behind(result, place)
+    data = packed(result).ljust(place, b"\0") + np.full(3, 2.0, np.float32).tobytes()
+    check_tflite(data, "block")
+
+    run = interpreter.Interpreter(model_content=data)
+    run.allocate_tensors()
+    run.set_tensor(0, np.full((1, 3), 5.0, np.float32))
+    run.invoke()
+    assert run.get_tensor(2).tolist() == [[3.0, 3.0, 3.0]]
 
 
 def test_every_cut_and_every_flipped_byte_gives_a_verdict():

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import msgspec
 import numpy as np
 import pytest
-from example_tables import COSTS, CUTS, actions_of, make, version1
+from example_tables import COSTS, CUTS, actions_of, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -34,6 +34,7 @@ from runtime_edge.formats.records.table import (
 )
 from runtime_edge.formats.records.table_values import as_stored, q_rows
 from runtime_edge.formats.wire import WIRE_ENCODINGS
+from tools.earlier_formats import table_v1
 
 
 def edited(**changes: Any) -> bytes:
@@ -232,7 +233,7 @@ def test_only_what_has_a_default_may_be_missing(field: str) -> None:
         b"null",
         b"[" * 5000,
         make().to_json().replace(b"0.01", b"NaN"),
-        version1(make()).replace(b"9.0", b"NaN"),
+        table_v1(make()).replace(b"9.0", b"NaN"),
         b'{"a":1e999}',
     ],
 )

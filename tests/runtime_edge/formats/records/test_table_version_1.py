@@ -7,20 +7,16 @@ import json
 from typing import Any
 
 import pytest
-from example_tables import actions_of, make, version1
+from example_tables import actions_of, make
 
 from runtime_edge.errors import TableError
-from runtime_edge.formats.records.actions import (
-    canonical_json,
-)
-from runtime_edge.formats.records.table import (
-    MAX_ACTIONS,
-    SplitterTable,
-)
+from runtime_edge.formats.records.actions import canonical_json
+from runtime_edge.formats.records.table import MAX_ACTIONS, SplitterTable
+from tools.earlier_formats import table_v1
 
 
 def test_a_table_of_version_1_is_upgraded() -> None:
-    earlier = version1(make())
+    earlier = table_v1(make())
     table = SplitterTable.from_json(earlier, "t.json")
     assert (table.q, table.policy, table.actions, table.cuts) == (make().q, make().policy, make().actions, make().cuts)
     assert [action.encoding for action in table.costs] == [None] * 4, "it does not say: as the device's settings are"
@@ -48,7 +44,7 @@ def test_a_table_of_version_1_is_upgraded() -> None:
 )
 def test_a_wrong_field_of_version_1_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(TableError, match=message) as caught:
-        SplitterTable.from_json(version1(make(), **changes), "tables/rpi4.json")
+        SplitterTable.from_json(table_v1(make(), **changes), "tables/rpi4.json")
     assert str(caught.value).startswith("tables/rpi4.json: ")
     assert str(caught.value).count("tables/rpi4.json") == 1
 
@@ -57,7 +53,7 @@ def test_version_1_may_have_more_actions_but_is_not_written_with_them() -> None:
     few, names = MAX_ACTIONS, [f"cut{index}" for index in range(30)]
     costs = actions_of(names[:few], (1,) * few)
     table = make(costs=costs, q=((1.0,) * few,) * 6)
-    fields = json.loads(version1(table))
+    fields = json.loads(table_v1(table))
     fields["costs"] = [{**fields["costs"][0], "name": name} for name in names]
     fields["costs_digest"] = "sha256:" + hashlib.sha256(
         canonical_json([fields["costs"], fields["uplink"]]).encode()

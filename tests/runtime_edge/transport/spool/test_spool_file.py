@@ -19,6 +19,7 @@ from runtime_edge.errors import SpoolError
 from runtime_edge.transport.accounting import Accounting
 from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.spool.spool import Spool, SpoolCounters, SpooledFrame
+from tools.small_disk import small_disk
 
 MIB = 1 << 20
 FIRST_VERSION = Path(__file__).parents[3] / "data" / "spool-v1.db"
@@ -68,16 +69,14 @@ def test_a_spool_of_a_newer_version_is_left_alone(path: Path, version: int) -> N
     assert path.read_bytes() == before
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
+@pytest.fixture(name="small_disk")
+def small_disk_of_2_mb(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True)
-    if made.returncode:
-        pytest.skip("a small file system cannot be mounted here: root is needed")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_disk(place, 2) as mounted:
+        if not mounted:
+            pytest.skip("a small file system cannot be mounted here: root is needed")
+        yield place
 
 
 def put_all(store: FrameStore, first: int, last: int) -> None:
