@@ -26,9 +26,13 @@ def check_signed(broker: Address, key: minisign.SecretKey | None) -> None:
     trusted = ask(broker, "signing", Hub.signing_key)
     if trusted is None or (key is not None and key.public == trusted):
         return
+    server = f"broker {broker}: its devices trust the server's key {_line(trusted)}"
+    fix = "give the server's --state, or its signing key as --key"
     if key is None:
-        raise UsageError(f"broker {broker}: its devices refuse what is not signed; give --key, or the server's --state")
-    raise UsageError(
-        f"broker {broker}: its devices trust another key than {key.public.to_text().splitlines()[1]}; "
-        "give --key of the server's, or its --state"
-    )
+        raise UsageError(f"{server} and refuse what is not signed; {fix}")
+    raise UsageError(f"{server} and would refuse what {_line(key.public)} signs; {fix}")
+
+
+def _line(key: minisign.PublicKey) -> str:
+    """A public key as `ssc server run` prints it at its start."""
+    return key.to_text().splitlines()[1]
