@@ -162,6 +162,7 @@ class EventSink:
             finished=result.finished,
             generation=result.generation,
             latency_ms=result.latency_ms,
+            head_generation=result.head_generation,
         )
 
 

@@ -190,8 +190,8 @@ def test_an_event_says_what_was_heard_and_holds_no_embedding():
     assert event == {
         "event": "result", "version": 2, "answer": "server", "device": "pi-1", "window": 7, "time": 1.5,
         "labels": LABELLED.labels,
-        "detected": ["dog"], "uncertainty": 0.25, "cut": "layer1", "finished": "server", "generation": 3,
-        "latency_ms": 12.5,
+        "detected": ["dog"], "head_generation": 2, "uncertainty": 0.25, "cut": "layer1",
+        "finished": "server", "generation": 3, "latency_ms": 12.5,
     }  # fmt: skip
 
 
@@ -222,6 +222,11 @@ def test_a_broker_that_does_not_keep_up_costs_events_not_memory():
 
     _, sink = published([LABELLED] * 100, publish=stuck)
     assert sink.dropped == 100 - 64
+
+
+def test_an_event_without_a_head_names_no_generation_of_one():
+    ((_, event),), _ = published([RESULT], "all")
+    assert "head_generation" not in event
 
 
 def test_labels_stand_in_a_result_only_when_there_is_a_head(tmp_path):
