@@ -99,7 +99,9 @@ class DeviceConfig:
     max_windows: int | None = setting(None, "Stop after so many windows.", ge=1, example=1000)
     drain_s: float = setting(30.0, "How long to send spooled frames after the source has ended.", ge=0, le=86_400)
     results: tuple[str, ...] = setting(
-        (), "Write results as JSON lines to these files, or - for standard output.", example=("results.jsonl",)
+        (),
+        "Write results as JSON lines to these files, or - for standard output (a terminal gets no embeddings).",
+        example=("results.jsonl",),
     )
     head: Path | None = setting(
         None, "Head that labels the results, instead of the server's (`ssc server label`).", example="head.json"

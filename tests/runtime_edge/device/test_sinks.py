@@ -82,6 +82,30 @@ def test_a_named_pipe_is_waited_for_in_the_background_and_written_once_somebody_
     sink.close()
 
 
+SHOWN = """
+import sys
+from runtime_edge.device.sinks import JsonLines
+from runtime_edge.formats.results import decode_result
+sink = JsonLines("-")
+sink.put(decode_result(sys.argv[1].encode()))
+sink.close()
+"""
+
+
+def test_on_a_terminal_embeddings_are_left_out_and_in_a_pipe_they_are_not():
+    command = [sys.executable, "-c", SHOWN, msgspec.json.encode(RESULT).decode()]
+    ours, terminal = os.openpty()
+    try:
+        subprocess.run(command, stdout=terminal, check=True, timeout=60)
+        shown = json.loads(os.read(ours, 1 << 16))
+    finally:
+        os.close(terminal)
+        os.close(ours)
+    piped = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    assert piped == json.loads(msgspec.json.encode(RESULT))
+    assert shown == {name: value for name, value in piped.items() if name != "embedding"}
+
+
 def test_a_closed_standard_output_is_refused():
     code = "from runtime_edge.device.sinks import JsonLines; JsonLines('-')"
     done = subprocess.run(
@@ -200,6 +224,11 @@ def test_an_event_names_the_recording_without_its_directory():
     assert (event["file"], event["offset_s"]) == ("yard.wav", 0.0)
 
 
+def test_an_event_without_a_head_names_no_generation_of_one():
+    ((_, event),), _ = published([RESULT], "all")
+    assert "head_generation" not in event
+
+
 @pytest.mark.parametrize(
     ("mode", "threshold", "detected"),
     [
@@ -222,11 +251,6 @@ def test_a_broker_that_does_not_keep_up_costs_events_not_memory():
 
     _, sink = published([LABELLED] * 100, publish=stuck)
     assert sink.dropped == 100 - 64
-
-
-def test_an_event_without_a_head_names_no_generation_of_one():
-    ((_, event),), _ = published([RESULT], "all")
-    assert "head_generation" not in event
 
 
 def test_labels_stand_in_a_result_only_when_there_is_a_head(tmp_path):
