@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 
 import msgspec
+import promlint
 import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,9 +16,10 @@ from statuses import counted, status
 from runtime_edge.audio import Counters
 from runtime_edge.base.files import locked
 from runtime_edge.base.histogram import BOUNDS_MS, Histogram
+from runtime_edge.base.prometheus import render
 from runtime_edge.cli import edge_commands
 from runtime_edge.errors import CheckFailed, FormatError, UsageError
-from runtime_edge.service.metrics import MetricsServer
+from runtime_edge.service.metrics import MetricsServer, metrics
 from runtime_edge.service.status import (
     lock_file,
     problems,
@@ -141,7 +143,7 @@ def test_metrics_are_what_the_status_says():
     expected = {
         ("ssc_edge_generation",): 7,
         ("ssc_edge_uncertainty",): 0.25,
-        ("ssc_edge_uplink_bits_per_second",): 2.5e6,
+        ("ssc_edge_uplink_bytes_per_second",): 2.5e6 / 8,
         ("ssc_edge_rtt_seconds",): 0.08,
         ("ssc_edge_loss_ratio",): 0.125,
         ("ssc_edge_spool_frames",): 3,
@@ -166,6 +168,21 @@ def test_metrics_are_what_the_status_says():
     }
     assert {key: found.get(key) for key in expected} == expected
     assert ("ssc_edge_device_info", "sha256:" + "ab" * 32, "pi-1", "onnxruntime 1.23", "rpi4", "onnx-fp32") in found
+
+
+def test_every_metric_passes_the_rules_of_prometheus():
+    assert promlint.problems(render(metrics(status())).decode()) == []
+
+
+def test_the_rules_find_what_breaks_them():
+    page = '# HELP uplink_bits \n# TYPE uplink_bits gauge\nuplink_bits 1\n# TYPE wait_ms gauge\nwait_ms{Cut="a"} 1\n'
+    assert promlint.problems(page) == [
+        "uplink_bits: use a base unit instead of bits",
+        "uplink_bits: no help text",
+        "wait_ms: write ms out",
+        "wait_ms: no help text",
+        "wait_ms: label Cut",
+    ]
 
 
 def test_metrics_are_for_this_machine_alone_and_a_taken_port_is_refused():
