@@ -126,6 +126,10 @@ def bundle_environment(
     profile = None
     if profile_file is not None:
         profile = Profile.from_json(read_bounded(profile_file, MAX_PROFILE_BYTES), str(profile_file))
+        if profile.elsewhere:
+            click.echo(
+                f"warning: {profile_file}: measured on {profile.elsewhere}, which is no {profile.target}", err=True
+            )
     actions = bundle_actions(bundle.manifest, target, profile)
     return environment_for(actions, load_target(target), reward, limits, hop_seconds(bundle.manifest))
 

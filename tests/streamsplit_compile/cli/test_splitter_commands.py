@@ -13,6 +13,7 @@ from runtime_edge.errors import CheckFailed, FormatError, MissingExtra, SscError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.records.learnt import Learnt
 from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.inference.profile import Profile
 from streamsplit_compile.cli.main import splitter
 
 pytestmark = pytest.mark.integration
@@ -94,6 +95,19 @@ def test_eval_compares_plots_and_fails_when_the_regret_is_too_high(table, small_
         run("eval", table, "--traces", "wide,outages", "--max-regret", 0)
     with pytest.raises(UsageError, match="--profile needs --bundle"):
         run("eval", table, "--profile", tmp_path / "p.json")
+
+
+def test_a_profile_of_another_processor_is_used_with_a_warning(table, small_bundle, tmp_path):
+    info = small_bundle.manifest.info
+    times = [1.0] * len(info.blocks)
+    profile = Profile(
+        target="rpi4", encoder=info.encoder.id, variant="onnx-fp32", blocks=info.blocks, block_ms=times,
+        block_p90_ms=times, runs=5, threads=1, memory_mb=50.0,
+        machine={"architecture": "x86_64", "processor": "AMD EPYC"},
+    )  # fmt: skip
+    (tmp_path / "p.json").write_bytes(profile.to_json())
+    said = run("eval", table, *QUICK, "--bundle", small_bundle.path, "--profile", tmp_path / "p.json")
+    assert f"warning: {tmp_path / 'p.json'}: measured on AMD EPYC (x86_64), which is no rpi4" in said
 
 
 def test_explain_says_what_is_chosen_and_what_would_change_it(table):
