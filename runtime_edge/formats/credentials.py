@@ -19,6 +19,7 @@ import nats.errors
 import nkeys
 
 from runtime_edge.base.files import read_bounded
+from runtime_edge.base.text import printable
 from runtime_edge.errors import AccessError, FormatError, LinkError, UsageError
 
 _MAX_BYTES = 4096
@@ -142,14 +143,26 @@ def public_key(seed: str) -> str:
     return str(public)
 
 
+def credentials_file(seed: str, whose: str) -> bytes:
+    """A credentials file: in a comment whose seed it is, and which server lets it in, and then the seed."""
+    return f"# {printable(whose)}\n{seed}\n".encode(errors="backslashreplace")
+
+
 def read_seed(path: Path) -> str:
     """The seed in a credentials file. Raises FormatError naming the file."""
-    seed = read_bounded(path, _MAX_BYTES).decode(errors="replace").strip()
+    lines = read_bounded(path, _MAX_BYTES).decode(errors="replace").splitlines()
+    seed = "\n".join(line for line in lines if not line.startswith("#")).strip()
     try:
         public_key(seed)
     except FormatError as exc:
         raise FormatError(f"{path}: {exc}; make one with `ssc server device add`") from None
     return seed
+
+
+def named(path: Path) -> str:
+    """A credentials file by its name and by what it says of itself. Raises FormatError."""
+    first = read_bounded(path, _MAX_BYTES).decode(errors="replace").partition("\n")[0]
+    return f"{path} ({printable(first[1:].strip())})" if first.startswith("#") else str(path)
 
 
 def explain(url: str, credentials: Credentials, exc: Exception) -> LinkError:
@@ -165,6 +178,7 @@ def explain(url: str, credentials: Credentials, exc: Exception) -> LinkError:
         if credentials.nkey is None:
             return AccessError(f"broker {url}: asks for credentials; make them with `ssc server device add`")
         return AccessError(
-            f"broker {url}: refuses the credentials {credentials.nkey}; unknown or revoked (`ssc server device list`)"
+            f"broker {url}: refuses the credentials {named(credentials.nkey)}; unknown or revoked there "
+            "(`ssc server device list`)"
         )
     return LinkError(f"broker {url}: cannot connect ({text}); is a broker (`ssc server run`) there?")

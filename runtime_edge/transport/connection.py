@@ -23,7 +23,7 @@ from runtime_edge.base.aio import cancel_all, within
 from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, flush, reason
 from runtime_edge.errors import AccessError, LinkError, SscError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.credentials import Credentials, explain, servers, without_password
+from runtime_edge.formats.credentials import Credentials, explain, named, servers, without_password
 from runtime_edge.transport import direct_get
 from runtime_edge.transport.fast_client import DirectClient
 from runtime_edge.transport.pending import PendingAnswers
@@ -249,7 +249,8 @@ class Connection:
             raise explain(self.url, self._credentials, exc) from None
         if self._refusals:
             await disconnect(self._client)
-            raise AccessError(f"broker {self.url}: the credentials {self._credentials.nkey} are not {self.device}'s")
+            given = "" if self._credentials.nkey is None else f" {named(self._credentials.nkey)}"
+            raise AccessError(f"broker {self.url}: the credentials{given} are not {self.device}'s")
         self._pending.name, self.trouble = self._client.inbox, ""
         self._restart_watchers()
 

@@ -1,9 +1,19 @@
 """Addresses of brokers: which are refused, and that nothing secret in them is shown."""
 
+import nats.errors
 import pytest
 
-from runtime_edge.errors import UsageError
-from runtime_edge.formats.credentials import Address, Credentials, explain, servers, without_password
+from runtime_edge.errors import AccessError, UsageError
+from runtime_edge.formats.credentials import (
+    Address,
+    Credentials,
+    credentials_file,
+    explain,
+    new_seed,
+    read_seed,
+    servers,
+    without_password,
+)
 from runtime_edge.transport.connection import Connection
 
 
@@ -57,3 +67,21 @@ def test_what_is_no_address_is_refused_before_anybody_connects(url, wrong):
 
 def test_addresses_of_several_brokers_are_taken_one_by_one():
     assert servers("nats://a:4222, b:4223,nats://[::1]/") == ["nats://a:4222", "b:4223", "nats://[::1]/"]
+
+
+def test_a_file_says_whose_seed_it_holds_and_a_refusal_repeats_it(tmp_path):
+    seed, path = new_seed(), tmp_path / "pi-1.creds"
+    path.write_bytes(credentials_file(seed, "pi-1, added on gateway for the server in /srv/ssc\x1b[2J"))
+    assert path.read_text() == f"# pi-1, added on gateway for the server in /srv/ssc?[2J\n{seed}\n"
+    assert read_seed(path) == seed
+    refused = explain("nats://elsewhere", Credentials(nkey=path), nats.errors.AuthorizationError())
+    assert isinstance(refused, AccessError)
+    assert f"{path} (pi-1, added on gateway for the server in /srv/ssc?[2J); unknown or revoked there" in str(refused)
+
+
+def test_a_file_of_0_1_0_holds_the_seed_alone(tmp_path):
+    seed, path = new_seed(), tmp_path / "pi-1.creds"
+    path.write_text(f"{seed}\n")
+    assert read_seed(path) == seed
+    refused = explain("nats://elsewhere", Credentials(nkey=path), nats.errors.AuthorizationError())
+    assert f"refuses the credentials {path}; unknown" in str(refused)

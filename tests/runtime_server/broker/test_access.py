@@ -1,6 +1,7 @@
 """The register of devices, and the commands that change it."""
 
 import json
+import platform
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -166,6 +167,7 @@ def test_the_commands_say_what_they_did(tmp_path):
     assert "it will know at its start" in text
     key = tmp_path / "keys" / "pi-1.creds"
     assert key.stat().st_mode & 0o777 == 0o600
+    assert key.read_text().startswith(f"# pi-1, added on {platform.node()} for the server in {tmp_path / 'state'}\nSU")
     listed = json.loads(_ssc("list", "--json", *state))
     assert listed["required"] is True
     assert [one["name"] for one in listed["devices"]] == ["pi-1", "pi-2"]
