@@ -24,7 +24,7 @@ from streamsplit_compile.cli.options import PathParam, broker_option, json_optio
 from streamsplit_compile.cli.printing import print_json, print_table
 from streamsplit_compile.cli.splitter_commands import read_table, seed_option
 from streamsplit_compile.splitter.evaluation import evaluate
-from streamsplit_compile.splitter.explain import Explanation
+from streamsplit_compile.splitter.explain import Explanation, with_unit
 from streamsplit_compile.splitter.explain import explain as explain_state
 from streamsplit_compile.splitter.merge import merge
 from streamsplit_compile.splitter.table_training import default_held_out
@@ -146,7 +146,7 @@ def explain(table: Path | None, state: Path | None, device: str | None, broker: 
 
 
 def _print_explanation(table: SplitterTable, found: Explanation) -> None:
-    state = ", ".join(f"{name} {value:g}" for name, value in found.state.items())
+    state = ", ".join(f"{name} {with_unit(name, value)}" for name, value in found.state.items())
     print_table(
         f"{found.chosen} is chosen at {state}",
         [
