@@ -76,6 +76,8 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Since the source last delivered audio."""
     results_dropped: int = 0
     """Results that the readers of files and standard output did not take."""
+    namesake: str = ""
+    """What there is to say of another device of this name."""
     health: Health
     metrics_port: int | None
     report: dict[str, Any]
@@ -131,6 +133,8 @@ def problems(state: Path, status: DeviceStatus) -> list[str]:
             "that is not this server's, or no longer; leave out --bundle, or, where another server's key is pinned, "
             f"remove {state}/trusted.pub and trusted.pub.sha256, and start again"
         )
+    if status.namesake:
+        found.append(status.namesake)
     if brought := status.audio.measured_rate_hz:
         found.append(f"the source brings {brought:,} samples a second, which is not the rate it states")
     if lost := status.report.get("windows_lost"):

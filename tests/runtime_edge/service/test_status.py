@@ -100,6 +100,12 @@ def test_a_directory_without_a_device_says_so(tmp_path):
         raise invoke(tmp_path).exception
 
 
+def test_another_device_of_the_same_name_is_a_problem(running):
+    assert problems(running, status(namesake="another device reports under the name pi-1")) == [
+        "another device reports under the name pi-1"
+    ]
+
+
 def test_the_text_shows_everything_a_person_looks_for(running):
     write_status(running, status())
     (running / "updates.jsonl").write_text('{"time": 1.0, "event": "rolled_back", "reason": "died 2 times"}\n')
