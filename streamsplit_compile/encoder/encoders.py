@@ -13,7 +13,6 @@ import importlib
 import io
 import json
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import FormatError, MissingExtra, UsageError
 from streamsplit_compile.encoder import archives
 from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program
-from streamsplit_compile.encoder.weights import mistaken, unwrapped, wrapper
+from streamsplit_compile.encoder.weights import is_zip, mistaken, unwrapped, wrapper
 
 CHECKPOINT_FORMAT = "streamsplit.encoder/1"
 ENTRY_POINT_GROUP = "streamsplit.encoders"
@@ -92,7 +91,7 @@ def load_encoder(
         raise UsageError(f"{path}: no such file; start with `ssc encoder new resnet18 -o {path}`")
     if path.stat().st_size > _MAX_ENCODER_BYTES:
         raise FormatError(f"{path}: larger than {_MAX_ENCODER_BYTES} bytes")
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         if what := mistaken(path):
             raise FormatError(f"{path}: {what}")
         raise FormatError(f"{path}: neither a checkpoint nor a torch.export archive")

@@ -26,9 +26,17 @@ def mistaken(path: Path) -> str:
         return "a web page, not the file it leads to; download that"
     if first[8:10] == b'{"':
         return "a safetensors file; load it with safetensors.torch.load_file and keep it with torch.save"
-    if first.startswith(b"PK") and not zipfile.is_zipfile(path):
+    if first.startswith(b"PK") and not is_zip(path):
         return f"cut short after {size} bytes; get it again"
     return ""
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file ends as a zip archive does; one that says it is a part of several is none. Raises OSError."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def unwrapped(content: dict[str, Any]) -> Any:

@@ -216,6 +216,15 @@ def test_what_is_no_checkpoint_at_all_is_named_and_no_unsafe_switch_is(tmp_path,
         assert "unsafe" not in str(caught.value)
 
 
+def test_a_part_of_a_zip_archive_of_several_is_refused_by_name(checkpoint, tmp_path):
+    path, whole = tmp_path / "encoder.pt", checkpoint.read_bytes()
+    end = whole.rindex(b"PK\x05\x06")
+    before_the_end = b"PK\x06\x07" + bytes(12) + (2).to_bytes(4, "little")  # a locator that speaks of two disks
+    path.write_bytes(whole[:end] + before_the_end + whole[end:])
+    with pytest.raises(FormatError, match=r"encoder\.pt: cut short after \d+ bytes; get it again"):
+        load_encoder(path)
+
+
 def test_a_download_that_was_cut_short_is_named_with_its_length(checkpoint, tmp_path):
     path = tmp_path / "encoder.pt"
     path.write_bytes(checkpoint.read_bytes()[:5000])
