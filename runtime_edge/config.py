@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from runtime_edge.formats import minisign
+from runtime_edge.formats.credentials import servers
 from runtime_edge.settings import setting
 
 
@@ -36,6 +37,7 @@ class DeviceConfig:
         None,
         "Broker address, or several of a cluster with commas between; without it everything runs here.",
         example="nats://gateway:4222",
+        check=servers,
     )
     credentials: Path | None = setting(
         None, "This device's key for the broker, from `ssc server device add`.", example="pi-1.creds"
@@ -97,7 +99,9 @@ class DeviceConfig:
     max_windows: int | None = setting(None, "Stop after this many windows.", ge=1, example=1000)
     drain_s: float = setting(30.0, "How long to send spooled frames after the source has ended.", ge=0, le=86_400)
     results: tuple[str, ...] = setting(
-        (), "Write results as JSON lines to these files, or - for standard output.", example=("results.jsonl",)
+        (),
+        "Write results as JSON lines to these files, or - for standard output (a terminal gets no embeddings).",
+        example=("results.jsonl",),
     )
     head: Path | None = setting(
         None, "Head that labels the results, instead of the server's (`ssc server label`).", example="head.json"

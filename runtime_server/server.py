@@ -68,8 +68,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where devices connect."""
-        return self._address.url
+        """Where devices connect, without a password."""
+        return str(self._address)
 
     def stop(self) -> None:
         """Finish the work in progress and end."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import nats.errors
-from nats.aio.client import Client
 
+from runtime_edge.base.broker_transport import AnyAddressClient
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
 
 _LOG = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ OnMessage = Callable[[str, bytes, str], None]
 """Gets an answer's token, its data and its status (`503`: nobody listens), which most have not."""
 
 
-class DirectClient(Client):
+class DirectClient(AnyAddressClient):
     """A connection that writes at once and hands over the answers of one inbox as they are read.
 
     Args:

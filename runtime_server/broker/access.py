@@ -28,7 +28,7 @@ import msgspec
 import psutil
 
 from runtime_edge.base.checked_files import check, read_checked, write_checked
-from runtime_edge.base.files import locked, write_atomic
+from runtime_edge.base.files import locked, make_private, write_atomic
 from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.formats import strict, subjects
 from runtime_edge.formats.credentials import Credentials, new_seed, public_key, read_seed
@@ -172,7 +172,7 @@ class Access:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[_AccessState]:
         """One at a time, also among processes."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        make_private(self._file.parent)
         lock = self._file.parent / ".devices.lock"
         with locked(lock, "another command is changing the devices; try again", _LOCK_PATIENCE_S):
             state = self._read()

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from runtime_edge.base.aio import cancel_all
-from runtime_edge.base.files import write_atomic
+from runtime_edge.base.files import make_private, write_atomic
 from runtime_edge.errors import LinkError, MissingExtra, UsageError
 from runtime_edge.formats.credentials import Address, Credentials
 from runtime_edge.formats.subjects import is_device
@@ -204,7 +204,7 @@ class Broker:
 
         Streams of a version that knew no accounts are taken over; see `upgrade`.
         """
-        self.state.mkdir(parents=True, exist_ok=True)
+        make_private(self.state)
         _stop_orphan(self.state / "broker.pid")
         for option, port in (("--port", self.port), ("--mqtt-port", self.mqtt_port)):
             if port is not None and _listens(self.host, port):

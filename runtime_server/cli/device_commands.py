@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 from pathlib import Path
 from typing import Any
 
 import click
 
 from runtime_edge.base.files import write_atomic
+from runtime_edge.base.text import shown
 from runtime_edge.errors import UsageError
+from runtime_edge.formats.credentials import credentials_file
 from runtime_server.broker.access import Access, SecurityConfig
 from runtime_server.ingest.rate import FRAMES_PER_S
 from streamsplit_compile.cli.options import PathParam, json_option, together
@@ -90,7 +93,8 @@ def add(names: tuple[str, ...], out: Path | None, reader: bool, state: Path, as_
         if path.exists():
             raise UsageError(f"{path}: exists; move it away, or give another -o")
         seed = access.add(name)
-        write_atomic(path, f"{seed}\n".encode(), 0o600)
+        whose = f"{name}, added on {platform.node()} for the server in {shown(state.resolve())}"
+        write_atomic(path, credentials_file(seed, whose), 0o600)
         added.append({"name": name, "credentials": str(path)})
     known = access.reload()
     if as_json:

@@ -154,6 +154,6 @@ async def _serve(server: Server) -> None:
 def _say_started(url: str, parts: ServerParts) -> None:
     key, ranks = parts.loaded.key.public.to_text().splitlines()[1], parts.ranks
     who = "" if ranks.world == 1 else f"rank {ranks.rank} of {ranks.world}: "
-    click.echo(f"{who}serving generation {parts.loaded.generations.newest.number} on {url}, public key {key}")
+    click.echo(f"{who}serving generation {parts.loaded.rollout.base} on {url}, public key {key}")
     if parts.broker is not None and (line := parts.broker.lets_in):
         click.echo(line, err=True)

@@ -61,7 +61,11 @@ _limit_options = together(
 @click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")
 @profile_option
 @traces_option
-@click.option("--bins", multiple=True, help="Edges of a state variable, such as cpu=0.3,0.6; once for each variable.")
+@click.option(
+    "--bins",
+    multiple=True,
+    help="Edges of a state variable, such as cpu=0.3,0.6, instead of those chosen; cpu= ignores it. Once for each.",
+)
 @_reward_options
 @_limit_options
 @click.option("--probe-rate", default=0.02, show_default=True, type=click.FloatRange(0, 0.2))
@@ -134,6 +138,10 @@ def bundle_environment(
     profile = None
     if profile_file is not None:
         profile = Profile.from_json(read_bounded(profile_file, MAX_PROFILE_BYTES), str(profile_file))
+        if profile.elsewhere:
+            click.echo(
+                f"warning: {profile_file}: measured on {profile.elsewhere}, which is no {profile.target}", err=True
+            )
     actions = bundle_actions(bundle.manifest, target, profile)
     return environment_for(actions, load_target(target), reward, limits, hop_seconds(bundle.manifest))
 
@@ -155,13 +163,15 @@ def read_table(path: Path) -> SplitterTable:
 
 
 def _axes(texts: tuple[str, ...]) -> tuple[StateAxis, ...]:
-    axes = []
+    axes: list[StateAxis] = []
     for text in texts:
         name, _, numbers = text.partition("=")
         try:
             edges = tuple(float(number) for number in numbers.split(",") if number)
         except ValueError:
             edges = (1.0, 0.0)
+        if name in [axis.name for axis in axes]:
+            raise UsageError(f"--bins {text}: {name} was given before; give all its edges at once")
         if name not in _STATES or any(low >= high for low, high in itertools.pairwise(edges)):
             raise UsageError(f"--bins {text}: expected a name of {', '.join(_STATES)} and rising edges: cpu=0.3,0.6")
         axes.append(StateAxis(name=name, edges=edges))  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ def test_a_device_with_its_own_credentials_does_all_it_needs(guarded):
             assert await link.value(subjects.RELEASES, "rpi4") == b"release"
             await link.put(subjects.PRESENCE, b'{"well": true}')
             assert await hub.presence() == {"pi-1": {"well": True}}
+            assert await link.value(subjects.PRESENCE, "pi-1") == b'{"well": true}'
             events = asyncio.Queue()
             await hub.subscribe(subjects.events("pi-1"), events.put)
             await link.publish(subjects.events("pi-1"), b"event")

@@ -92,6 +92,10 @@ def test_a_csv_of_events_reads_seconds_and_iso_times(tmp_path):
         ("device,time,label\nPi 1,5,dog\n", "line 2: device 'Pi 1'"),
         ("device,label\npi-1,dog\n", "line 2: no column 'time'"),
         ("device,time,seconds,label\npi-1,5,long,dog\n", "line 2: seconds: 'long' is not a number"),
+        ("device,time,label\n\npi-1,5,dog\n\npi-1,nan,dog\n", "line 5: time 'nan'"),
+        ("file,label\r\na.wav,dog\r\n\r\na.wav,\r\n", "line 4: label is empty"),
+        ('file,label\na.wav,"dog\nand cat"\nb.wav,\n', "line 4: label is empty"),
+        ('file,label,fold\na.wav,"dog\nand cat",one\n', "line 2: fold: 'one' is not a number"),
     ],
 )
 def test_what_is_wrong_is_named_by_file_and_line(tmp_path, text, message):
