@@ -124,7 +124,7 @@ class Connection:
         The server answers under the number `window`, or not at all when that is None. Raises LinkError when it cannot
         be sent, and then does not call back; otherwise it may have arrived even so, and sending it again is harmless.
         """
-        headers = {subjects.MESSAGE_ID_HEADER: message_id, subjects.STREAM_HEADER: subjects.STREAM}
+        headers = {subjects.IDENTITY_HEADER: message_id, subjects.STREAM_HEADER: subjects.STREAM}
         if window is not None:
             headers[subjects.REPLY_HEADER] = f"{self._pending.name}.{window}"
         acknowledge = self._pending.acknowledgement(timeout_s, on_stored)

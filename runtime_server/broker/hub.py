@@ -47,7 +47,9 @@ from runtime_server.broker.requirements import check_offer, check_store
 
 _STREAM_BYTES = 4 << 30
 _STREAM_AGE_S = 7 * 24 * 3600
-_DUPLICATES_S = 600
+_DUPLICATES_S = 0.1
+"""How long the broker remembers message ids, the least it allows: each takes memory, 64 KiB if a device likes.
+The ledger knows which windows were counted."""
 _DEAD_LETTERS, _DEAD_OF_ONE, _DEAD_AGE_S = 1000, 100, 30 * 24 * 3600
 """Each letter is small; a bound in bytes would be room that the broker holds free."""
 _PRESENCE_TTL_S = 60
@@ -332,11 +334,16 @@ class Hub:
             bucket(
                 subjects.PRESENCE,
                 max_age=_PRESENCE_TTL_S,
-                duplicate_window=_PRESENCE_TTL_S,
+                duplicate_window=_DUPLICATES_S,
                 max_msg_size=MAX_REPORT_BYTES,
                 allow_rollup_hdrs=False,
             ),
-            bucket(subjects.LEARNT, max_msg_size=MAX_LEARNT_BYTES, allow_rollup_hdrs=False),
+            bucket(
+                subjects.LEARNT,
+                duplicate_window=_DUPLICATES_S,
+                max_msg_size=MAX_LEARNT_BYTES,
+                allow_rollup_hdrs=False,
+            ),
         ]
         bundles = object_store(subjects.BUNDLES)
         deadline = time.monotonic() + _ELECTION_S

@@ -56,11 +56,11 @@ async def store(stream: JetStreamContext, message: Msg, device: str, reason: str
     """Keep a frame with the reason; returns once the broker has it. Raises what the library raises."""
     sequence = int(message.metadata.sequence.stream)
     headers = {
-        subjects.MESSAGE_ID_HEADER: f"dead.{message.metadata.stream}.{sequence}",
+        subjects.BROKER_ID_HEADER: f"dead.{message.metadata.stream}.{sequence}",
         _REASON: _text(reason),
         _SUBJECT: _text(message.subject),
         _SEQUENCE: str(sequence),
-        _IDENTITY: _text((message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "")),
+        _IDENTITY: _text(subjects.identity(message.headers)),
         _SIZE: str(len(message.data)),
     }
     await stream.publish(_subject(device), message.data[:_KEPT_BYTES], stream=DEAD, headers=headers)

@@ -256,6 +256,10 @@ class PartitionedLedger:
                 new[place] = is_new
         return new
 
+    def holds(self, device: str, boot: str, index: int) -> bool:
+        """Whether a window was noted. Raises KeyError like `add`."""
+        return self._ledgers[subjects.partition(device)].holds(device, boot, index)
+
     def counts(self) -> dict[str, int]:
         """Distinct windows seen by device, over all its boots."""
         return {device: count for ledger in self._ledgers.values() for device, count in ledger.counts().items()}

@@ -379,7 +379,7 @@ def _dead_letters(path: Path) -> None:
         message = SimpleNamespace(
             metadata=SimpleNamespace(stream=subjects.STREAM, sequence=SimpleNamespace(stream=sequence)),
             subject="act.3.pi-1",
-            headers={subjects.MESSAGE_ID_HEADER: f"pi-1.boot.{sequence}"},
+            headers={subjects.IDENTITY_HEADER: f"pi-1.boot.{sequence}"},
             data=b"what was sent",
         )
         coroutine = dead_letters.store(published, message, device, reason)  # type: ignore[arg-type]

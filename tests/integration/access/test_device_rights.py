@@ -87,7 +87,7 @@ def test_a_device_cannot_publish_in_anothers_name_nor_what_is_the_servers(guarde
             for subject in (">", "$KV.>", "$O.>", "_INBOX.pi-1.>", "_INBOX.pi-2.>"):
                 await hub.subscribe(subject, on_message)
             for subject in forbidden:
-                await client.publish(subject, b"forged", headers={"Nats-Msg-Id": "pi-1.boot.0"})
+                await client.publish(subject, b"forged", headers={subjects.IDENTITY_HEADER: "pi-1.boot.0"})
             await client.publish(subjects.events("pi-2"), b"forged")  # allowed, and after all that is not
             await harness.eventually(lambda: subjects.events("pi-2") in overheard)
             await harness.eventually(lambda: len(denied) >= len(forbidden))

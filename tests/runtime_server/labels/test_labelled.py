@@ -182,7 +182,7 @@ def test_frames_that_no_bundle_can_read_and_embeddings_that_are_not_finite_are_l
 
     async def work(hub):
         for number, frame in enumerate(frames):
-            headers = {subjects.MESSAGE_ID_HEADER: f"pi-1.b0.{number}"}
+            headers = {subjects.IDENTITY_HEADER: f"pi-1.b0.{number}"}
             await hub.stream.publish(subjects.frames("pi-1"), frame, headers=headers)
         return await of_events([LabelledEvent("pi-1", -10.0, 10.0, "dog")], hub, {1: small_bundle})
 
@@ -199,7 +199,7 @@ def test_a_device_that_sends_far_more_than_the_others_has_its_share_of_the_examp
     async def work(hub):
         for device, windows in sent.items():
             for number in range(windows):
-                headers = {subjects.MESSAGE_ID_HEADER: f"{device}.b0.{number}"}
+                headers = {subjects.IDENTITY_HEADER: f"{device}.b0.{number}"}
                 await hub.stream.publish(subjects.frames(device), frame_of(sounds[0], number, 1), headers=headers)
         return await of_events([LabelledEvent(device, -10.0, 10.0, "dog") for device in sent], hub, {1: small_bundle})
 
