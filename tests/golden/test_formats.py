@@ -147,6 +147,7 @@ def test_a_server_goes_on_from_the_state_of_an_earlier_version(golden: Path, tin
     status = asyncio.run(life())
     assert status["generation"] == 1
     assert status["windows"] == {"pi-1": 5, "pi-2": 1}
+    assert status["ledger"] == {"damaged_lines": 0}
     assert status["training_steps"] == 3
     assert [(entry["generation"], entry["status"]) for entry in status["rollout"]["releases"]] == [
         (2, "rolled back"),
