@@ -158,7 +158,7 @@ def _device(root: Path) -> Json:
         "trusted": store.trusted.hex_id,
         "refused now": [_fields(refusal) for refusal in refused],
         "trials": _fields(store.trials.record()),
-        "log": update_log(state),
+        "log": update_log(state).events,
         "bundle": [bundle.digest, bundle.signed_by, bundle.manifest.info.generation],
         "self-test passes": error <= bundle.manifest.info.self_test.tolerance,
         "table": table.upgraded_from or table.digest,
