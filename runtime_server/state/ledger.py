@@ -144,8 +144,8 @@ class DurableLedger(Ledger):
         self._begun = lines[0] == _JOURNAL
         added, damaged = self._replay(lines[self._begun :], checked=known or self._begun)
         self.damaged_lines = max(damaged, int(known and not self._begun))
-        """Of the journal at the start, each a window that may be counted twice; at least 1 where its first is missing,
-        and with it how many there were.
+        """Of the journal at the start, each a window that may be counted twice. 1 where its first line is missing: how
+        many others were lost with it is not known.
         """
         if self.damaged_lines:
             _LOG.error(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import json
 import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from itertools import combinations, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,8 @@ import torch
 from toys import Tiny
 
 import runtime_edge
+from runtime_edge.errors import FormatError
+from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.transport.spool.spool import Spool
 from runtime_edge.updates.trial import Trials
 from runtime_server.ingest import dead_letters
@@ -69,6 +73,8 @@ def tables() -> Iterator[tuple[str, str | None, list[Row]]]:
 
 OF_CLASSES = {name: (path, found) for name, path, found in tables() if path}
 OF_OTHERS = {name: found for name, path, found in tables() if not path}
+KINDS = OF_CLASSES["UpdateEvent"][1][0][1]
+"""Of events about updates: the type of their first field."""
 
 
 @pytest.mark.parametrize("name", OF_CLASSES)
@@ -98,13 +104,21 @@ def test_every_structure_of_the_formats_has_its_table() -> None:
     assert names - OF_CLASSES.keys() == NO_TABLE.keys()
 
 
-def test_the_events_about_updates_are_those_that_are_read() -> None:
-    path, fields = OF_CLASSES["UpdateEvent"]
-    kinds = re.findall(r"`(\w+)`", fields[0][1])
+def test_each_event_about_updates_has_the_fields_that_its_row_names() -> None:
     section = PAGE.partition("\n| `event` | when | fields |\n")[2].partition("\n\n")[0]
-    told = [kind for row in rows(section)[1:] for kind in re.findall(r"`(\w+)`", row[0])]
-    assert sorted(told) == sorted(kinds)
-    assert path == "runtime_edge/formats/update_events.py"
+    told = {}
+    for kinds, _, fields in rows(section)[1:]:
+        always, _, perhaps = (set(re.findall(r"`(\w+)`", part)) for part in fields.partition("; perhaps "))
+        told |= {kind: {frozenset(always), frozenset(always | perhaps)} for kind in re.findall(r"`(\w+)`", kinds)}
+    details = {"generation": 1, "digest": "", "reason": "", "bytes": 1, "assets": 1, "patches": 1, "oldest": 1}
+    choices = [frozenset(some) for count in range(len(details) + 1) for some in combinations(details, count)]
+    found: dict[str, set[frozenset[str]]] = {kind: set() for kind in re.findall(r"`(\w+)`", KINDS)}
+    for kind, names in product(found, choices):
+        event = {"event": kind, "version": 2, "device": "pi-1", **{name: details[name] for name in names}}
+        with contextlib.suppress(FormatError):
+            decode_update_event(json.dumps(event).encode())
+            found[kind].add(names)
+    assert found == told
 
 
 def report(work: Path) -> list[str]:
@@ -137,7 +151,7 @@ def update(work: Path) -> list[str]:
 
 def frames(work: Path) -> list[str]:
     Spool(work / "spool.db", 1 << 20).close()
-    with sqlite3.connect(work / "spool.db") as database:
+    with contextlib.closing(sqlite3.connect(work / "spool.db")) as database:
         return [column for _, column, *_ in database.execute("PRAGMA table_info(frames)")]
 
 
