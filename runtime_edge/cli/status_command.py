@@ -15,7 +15,7 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import CheckFailed
 from runtime_edge.service.status import DeviceStatus, acknowledged, problems, read_status
 from runtime_edge.settings import load
-from runtime_edge.updates.trial import Trials, update_log
+from runtime_edge.updates.trial import Trials, UpdateLog, update_log
 
 _UPDATES_SHOWN = 5
 
@@ -38,10 +38,11 @@ def status_(state: Path | None, config: Path | None, as_json: bool) -> None:
     if as_json:
         everything = msgspec.to_builtins(status)
         everything |= {"healthy": not wrong, "problems": wrong}
-        everything |= {"bundles": msgspec.to_builtins(record), "updates": updates}
+        everything |= {"bundles": msgspec.to_builtins(record), "updates": updates.events}
+        everything |= {"updates_damaged_lines": updates.damaged_lines}
         click.echo(json.dumps(everything, indent=2))
     else:
-        click.echo("\n".join([_headline(status, wrong), *_lines(status, record.proven), *map(_update, updates)]))
+        click.echo("\n".join([_headline(status, wrong), *_lines(status, record.proven), *_updates(updates)]))
     if wrong:
         raise CheckFailed(f"{directory}: {'; '.join(wrong)}")
 
@@ -93,6 +94,11 @@ def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
     }
     lines = [f"  {name:<10}{text}" for name, text in rows.items()]
     return lines + [f"  {'trouble':<10}{trouble.time} {trouble.message}" for trouble in status.troubles]
+
+
+def _updates(log: UpdateLog) -> list[str]:
+    damaged = [f"  {'update':<10}damaged lines of the log: {log.damaged_lines}"] if log.damaged_lines else []
+    return [*map(_update, log.events), *damaged]
 
 
 def _update(entry: dict[str, Any]) -> str:

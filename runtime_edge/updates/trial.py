@@ -19,7 +19,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -200,11 +200,20 @@ class Trials:
             return after
 
 
-def update_log(state: Path, newest: int = 20) -> list[dict[str, Any]]:
-    """The last lines of `updates.jsonl`, oldest first: time (s since the epoch), event, and what belongs to it."""
+class UpdateLog(NamedTuple):
+    """What `updates.jsonl` holds."""
+
+    events: list[dict[str, Any]]
+    """The last ones, oldest first: time (s since the epoch), event, and what belongs to it."""
+    damaged_lines: int = 0
+    """Of the whole file; they are left out."""
+
+
+def update_log(state: Path, newest: int = 20) -> UpdateLog:
+    """The last events of a state directory's log of updates."""
     path = state / "updates.jsonl"
     if not path.exists():
-        return []
+        return UpdateLog([])
     found = []
     lines = read_bounded(path, 2 * _MAX_LOG_BYTES).splitlines()
     for line in lines:
@@ -212,7 +221,7 @@ def update_log(state: Path, newest: int = 20) -> list[dict[str, Any]]:
             found.append(msgspec.json.decode(_checked(line), type=dict[str, Any]))
     if len(found) < len(lines):
         _LOG.warning("%s: %d damaged lines are left out", path, len(lines) - len(found))
-    return found[-newest:]
+    return UpdateLog(found[-newest:], len(lines) - len(found))
 
 
 def _checked(line: bytes) -> bytes:

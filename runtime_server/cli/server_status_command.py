@@ -73,6 +73,8 @@ def server_lines(own: dict[str, Any]) -> list[str]:
             f"{sum(left_out.values())} windows of {len(left_out)} devices are out of range and train nothing, "
             f"{left_out[worst]} of {worst}"
         )
+    if damaged := own.get("ledger", {}).get("damaged_lines"):
+        lines.append(f"damaged lines of the ledger's journals: {damaged}; as many windows may be counted twice")
     for rank in own.get("ranks", []):
         well = (
             "does not answer" if rank.get("missing") else f"{rank['windows']} windows, up {_duration(rank['uptime_s'])}"

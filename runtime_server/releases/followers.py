@@ -131,7 +131,7 @@ def together(own: dict[str, Any], others: dict[int, dict[str, Any]], world: int)
     if world == 1:
         return own
     by_rank = {0: own, **others}
-    totals = {name: Counter[str]() for name in ("counters", "windows", "out_of_range")}
+    totals = {name: Counter[str]() for name in ("counters", "ledger", "windows", "out_of_range")}
     for status in by_rank.values():
         for name, total in totals.items():
             total.update(status[name])

@@ -143,12 +143,18 @@ class DurableLedger(Ledger):
         lines = _journal_lines(journal)
         self._begun = lines[0] == _JOURNAL
         added, damaged = self._replay(lines[self._begun :], checked=known or self._begun)
-        damaged = damaged or (known and not self._begun)
-        if damaged:
-            _LOG.error("%s: damaged; windows of the last seconds may be counted twice if they are sent again", journal)
+        self.damaged_lines = max(damaged, int(known and not self._begun))
+        """Of the journal at the start, each a window that may be counted twice. 1 where its first line is missing: how
+        many others were lost with it is not known.
+        """
+        if self.damaged_lines:
+            _LOG.error(
+                "%s: damaged in %d lines; their windows may be counted twice if they are sent again",
+                *(journal, self.damaged_lines),
+            )
         self._journal = journal.open("ab", buffering=0)
         self._saved = not added
-        if damaged or (added and not self._begun):
+        if self.damaged_lines or (added and not self._begun):
             self._save()
         elif not self._begun:
             self._begin_journal()
@@ -197,8 +203,8 @@ class DurableLedger(Ledger):
             self._journal.write(first)
             self._begun = True
 
-    def _replay(self, lines: list[str], checked: bool) -> tuple[int, bool]:
-        """Take in the lines of a journal, of which the last is empty; how many were good, and whether one was not."""
+    def _replay(self, lines: list[str], checked: bool) -> tuple[int, int]:
+        """Take in the lines of a journal, of which the last is empty; how many were good, and how many were not."""
         good = 0
         for line in lines[:-1]:
             name, _, checksum = line.partition("~")
@@ -206,7 +212,7 @@ class DurableLedger(Ledger):
             if sound and (found := _JOURNAL_LINE.fullmatch(name)):
                 self._add(found["device"], found["boot"], int(found["index"]))
                 good += 1
-        return good, good != len(lines) - 1 or bool(lines and lines[-1])
+        return good, len(lines) - bool(lines and not lines[-1]) - good
 
 
 def _journal_lines(path: Path) -> list[str]:
@@ -263,6 +269,11 @@ class PartitionedLedger:
     def counts(self) -> dict[str, int]:
         """Distinct windows seen by device, over all its boots."""
         return {device: count for ledger in self._ledgers.values() for device, count in ledger.counts().items()}
+
+    @property
+    def damaged_lines(self) -> int:
+        """Lines of journals that were damaged or missing at the start; see `DurableLedger`."""
+        return sum(ledger.damaged_lines for ledger in self._ledgers.values())
 
     def snapshot(self) -> Ledger:
         """What is noted now of all the partitions, in memory: it does not change with these."""

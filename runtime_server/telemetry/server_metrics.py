@@ -55,6 +55,8 @@ class ServerMeasurements:
     frames: Mapping[str, int]
     """Frames since the start, by what became of them."""
     connected: bool
+    damaged_lines: int = 0
+    """Of the ledger's journals at the start."""
     latency_ms: Mapping[str, Histogram] = field(default_factory=dict)
     """By what took so long."""
     training: TrainingStatus | None = None
@@ -69,6 +71,8 @@ def families(measured: ServerMeasurements) -> Iterator[Metric]:
     yield gauge(_PREFIX + "devices", "Devices whose windows were counted, ever.", measured.devices)
     yield counters(_PREFIX + "windows", "Distinct windows that were counted, ever.", "", {"": measured.windows})
     yield counters(_PREFIX + "frames", "Frames since the start, by what became of them.", "outcome", measured.frames)
+    text = "Lines of the ledger's journals that were damaged at the start: windows that may be counted twice."
+    yield gauge(_PREFIX + "ledger_damaged_lines", text, measured.damaged_lines)
     if measured.latency_ms:
         text = "Time of a batch in the suffix, and of a frame from its arrival to its answer."
         yield histograms(_PREFIX + "latency_seconds", text, "of", measured.latency_ms.items())

@@ -158,7 +158,7 @@ def _device(root: Path) -> Json:
         "trusted": store.trusted.hex_id,
         "refused now": [_fields(refusal) for refusal in refused],
         "trials": _fields(store.trials.record()),
-        "log": update_log(state),
+        "log": update_log(state).events,
         "bundle": [bundle.digest, bundle.signed_by, bundle.manifest.info.generation],
         "self-test passes": error <= bundle.manifest.info.self_test.tolerance,
         "table": table.upgraded_from or table.digest,
@@ -212,21 +212,28 @@ def _server(root: Path) -> Json:
         "windows": counts,
         "new": again,
         "guilty": [Suspects(path / "suspects", [partition]).crashed_on(partition, number) for number in (40, 41)],
-        "training": _training(path / "trainer" / "checkpoint.pt", bundle, tensors),
+        "training": _training(path),
     }
 
 
-def _training(path: Path, bundle: Any, tensors: Any) -> Json:
-    graph = export_encoder(Tiny(), Tiny.window_samples)
-    generations = Generations(graph)
-    trainer = Trainer(first_model(graph, generations.add(bundle, tensors)), TrainConfig(batch=8, min_windows=8), 6)
-    assert Checkpoints(path, "toys:Tiny").load(trainer)
+def _training(path: Path) -> Json:
+    trainer = trainer_of(path)
     return {
         "steps": trainer.steps,
         "awaited": sorted(trainer.to_reread),
         "averaged": {name: _values(value) for name, value in sorted(trainer.averaged_tensors().items())},
         "weights": {name: _values(value.numpy()) for name, value in sorted(trainer.model.module.state_dict().items())},
     }
+
+
+def trainer_of(path: Path) -> Trainer:
+    """The trainer that goes on from the checkpoint of a server's state directory."""
+    ((bundle, tensors),) = ServerState(path).generations(3)
+    graph = export_encoder(Tiny(), Tiny.window_samples)
+    model = first_model(graph, Generations(graph).add(bundle, tensors))
+    trainer = Trainer(model, TrainConfig(batch=8, min_windows=8), 6)
+    assert Checkpoints(path / "trainer" / "checkpoint.pt", "toys:Tiny").load(trainer)
+    return trainer
 
 
 def _letters(root: Path) -> Json:

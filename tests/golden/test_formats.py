@@ -74,6 +74,16 @@ def test_what_an_earlier_version_wrote_reads_the_same(golden: Path, name: str) -
     assert without_new(json.loads(json.dumps(FORMATS[name](golden))), expected[name]) == expected[name]
 
 
+@pytest.mark.parametrize("side", ["device", "server"])
+def test_what_was_upgraded_reads_the_same_again(golden: Path, side: str, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = FORMATS[side](golden), FORMATS[side](golden)
+    if side == "server":  # each reading adds windows to the ledger
+        assert (first.pop("windows"), second.pop("windows")) == ({"pi-1": 5, "pi-2": 1}, {"pi-1": 8, "pi-2": 1})
+        assert (sum(first.pop("new")), sum(second.pop("new"))) == (3, 0)
+    assert second == first
+    assert [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()] == []
+
+
 def without_new(found: Any, expected: Any) -> Any:
     """Without fields that a version did not have yet, where they say nothing."""
     if isinstance(found, dict) and isinstance(expected, dict):
@@ -137,6 +147,7 @@ def test_a_server_goes_on_from_the_state_of_an_earlier_version(golden: Path, tin
     status = asyncio.run(life())
     assert status["generation"] == 1
     assert status["windows"] == {"pi-1": 5, "pi-2": 1}
+    assert status["ledger"] == {"damaged_lines": 0}
     assert status["training_steps"] == 3
     assert [(entry["generation"], entry["status"]) for entry in status["rollout"]["releases"]] == [
         (2, "rolled back"),

@@ -131,7 +131,7 @@ def number_of(record):
 
 def refused(state, reason):
     """Whether the device's log of updates has a refusal with that reason."""
-    return any(reason in line.get("reason", "") for line in update_log(state, 100))
+    return any(reason in line.get("reason", "") for line in update_log(state, 100).events)
 
 
 def until_it_runs(device, generation):

@@ -62,7 +62,7 @@ def test_a_bundle_that_fails_its_self_test_on_a_device_is_rolled_back_by_the_ser
     restart(server)
     again = start.device(server, "pi-1", source)
     assert again.finish()["generation_end"] == 1
-    events = [line["event"] for line in update_log(tmp_path / "pi-1-state") if line.get("generation") == 2]
+    events = [line["event"] for line in update_log(tmp_path / "pi-1-state").events if line.get("generation") == 2]
     assert events.count("update_failed") == 1
 
 
@@ -231,7 +231,7 @@ def test_a_bundle_is_installed_from_a_directory_without_any_server(tmp_path, sma
     assert store.current().digest == installed.digest == small_bundle.digest
     assert installed.table("rpi4") == small_bundle.table("rpi4")
     assert store.install_local(small_bundle.path, "onnx-fp32").path == installed.path
-    assert [line["event"] for line in update_log(tmp_path / "state")] == ["installed", "installed"]
+    assert [line["event"] for line in update_log(tmp_path / "state").events] == ["installed", "installed"]
 
     stranger = BundleStore(tmp_path / "other", generate_key().public)
     with pytest.raises(SignatureError):
@@ -351,4 +351,4 @@ def ask(server, action, *arguments):
 
 
 def events(state):
-    return [line["event"] for line in update_log(state)]
+    return [line["event"] for line in update_log(state).events]

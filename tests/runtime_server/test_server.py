@@ -252,6 +252,7 @@ def test_what_it_measures_is_there_for_prometheus_and_tensorboard(
     assert found["ssc_server_windows_total",] == len(sounds)
     assert found["ssc_server_frames_total", "windows"] == len(sounds)
     assert found["ssc_server_frames_total", "garbage"] == 1
+    assert found["ssc_server_ledger_damaged_lines",] == 0
     assert found["ssc_server_latency_seconds_count", "reply"] >= len(sounds)
     assert 0 < found["ssc_server_latency_seconds_count", "batch"] <= len(sounds)
     assert found["ssc_server_buffer_windows", "train"] == len(sounds) - 8

@@ -127,6 +127,15 @@ def test_json_holds_the_same_and_says_whether_all_is_well(running):
     assert found["problems"] == found["updates"] == []
     assert found["report"]["dropped"] == {"spool_full": 2}
     assert found["spool"]["bytes"] == 2 << 20
+    assert found["updates_damaged_lines"] == 0
+
+
+def test_damaged_lines_of_the_log_of_updates_are_counted(running):
+    write_status(running, status())
+    (running / "updates.jsonl").write_text('{"crc32": "00000000", "time": 1.0, "event": "proven"}\n{"time": 1.0, "ev')
+    assert "damaged lines of the log: 2" in invoke(running).output
+    found = json.loads(invoke(running, "--json").stdout)
+    assert (found["updates"], found["updates_damaged_lines"]) == ([], 2)
 
 
 def scrape(port):

@@ -139,7 +139,7 @@ def test_an_older_record_is_refused_counted_listed_and_changes_nothing_over_rest
     again = run(trusting, (COMMON, sealed(1, b'"a"')), (COMMON, sealed(2, b'"b"')), (COMMON, sealed(2, b'"c"')))
     assert again.used == [b'"b"'], "the same again is no error"
     assert again.counts.errors == Counter({"OldRecord": 2})
-    refusals = [line for line in update_log(tmp_path) if line["event"] == "head_refused"]
+    refusals = [line for line in update_log(tmp_path).events if line["event"] == "head_refused"]
     assert [f"head {COMMON}: number: 1 is older than 2" in line["reason"] for line in refusals] == [True, True, False]
 
 
@@ -159,7 +159,7 @@ def test_a_damaged_file_of_numbers_is_counted_and_the_record_in_use_still_counts
     asyncio.run(device.records.take(COMMON, sealed(1, b'"a"'), device.use))
     assert device.used == []
     assert device.counts.errors == Counter({"FormatError": 1, "OldRecord": 1})
-    assert [line["event"] for line in update_log(tmp_path)] == ["numbers_damaged", "head_refused"]
+    assert [line["event"] for line in update_log(tmp_path).events] == ["numbers_damaged", "head_refused"]
 
 
 def test_without_a_trusted_key_numbers_say_nothing(run, tmp_path):

@@ -51,7 +51,7 @@ def restart(state):
 def test_a_fresh_device_knows_nothing(trials, state):
     assert trials.record() == trial.BundleRecord()
     assert restart(state) == ([], None)
-    assert update_log(state) == []
+    assert update_log(state) == ([], 0)
 
 
 def test_two_starts_that_ended_in_no_order_send_it_back_to_what_was_proven(trials, state):
@@ -153,12 +153,12 @@ def test_the_log_keeps_the_newest_lines_within_its_bound(trials, state, monkeypa
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["generation"] for line in lines] == list(range(lines[0]["generation"], 3000))
     assert all(line.pop("crc32") for line in lines)
-    assert update_log(state, 2) == lines[-2:]
+    assert update_log(state, 2) == (lines[-2:], 0)
     assert lines[-1].keys() == {"time", "event", "generation", "digest"}
 
     with log.open("ab") as file:
         file.write(b'{"time": 1, "ev')  # the power went
-    assert update_log(state, 1) == lines[-1:]
+    assert update_log(state, 1) == (lines[-1:], 1)
 
 
 def test_a_full_disk_costs_the_log_a_line_and_nothing_else(trials, state):

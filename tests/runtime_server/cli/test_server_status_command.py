@@ -48,6 +48,9 @@ def test_a_server_in_a_few_lines():
     assert server_lines({**own, "ranks": ranks})[3:5] == ["rank 0: 15 windows, up 90 s", "rank 1: does not answer"]
     left_out = server_lines({**own, "out_of_range": {"pi-1": 2, "pi-2": 40}})[3]
     assert left_out == "42 windows of 2 devices are out of range and train nothing, 40 of pi-2"
+    damaged = server_lines({**own, "ledger": {"damaged_lines": 3}})[3]
+    assert damaged == "damaged lines of the ledger's journals: 3; as many windows may be counted twice"
+    assert len(server_lines({**own, "ledger": {"damaged_lines": 0}})) == len(server_lines(own))
     bare = {**own, "losses": [], "counters": {}, "rollout": {"releases": []}, "windows": {}}
     assert server_lines(bare)[1:] == ["0 windows arrived", "9 training steps"]
 

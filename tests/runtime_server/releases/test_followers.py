@@ -13,11 +13,11 @@ from streamsplit_compile.bundle.bundle_writer import write_manifest
 
 OWN = {
     "counters": {"windows": 2}, "windows": {"pi-1": 2}, "out_of_range": {}, "uptime_s": 3.0, "training_steps": 4,
-    "generation": 1,
+    "generation": 1, "ledger": {"damaged_lines": 1},
 }  # fmt: skip
 OTHER = {
     "counters": {"windows": 5, "refused": 1}, "windows": {"pi-2": 5}, "out_of_range": {"pi-2": 3}, "uptime_s": 1.0,
-    "training_steps": 4,
+    "training_steps": 4, "ledger": {"damaged_lines": 2},
 }  # fmt: skip
 
 
@@ -92,6 +92,7 @@ def test_the_status_of_all_ranks_is_one(meet):
     assert status["windows"] == {"pi-1": 2, "pi-2": 5}
     assert status["counters"] == {"windows": 7, "refused": 1}
     assert status["out_of_range"] == {"pi-2": 3}
+    assert status["ledger"] == {"damaged_lines": 3}
     assert status["generation"] == 1
     assert status["ranks"] == [
         {"rank": 0, "windows": 2, "uptime_s": 3.0, "training_steps": 4},

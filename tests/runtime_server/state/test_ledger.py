@@ -80,8 +80,31 @@ def test_a_journal_line_that_a_power_cut_tore_is_left_out(tmp_path):
         journal.write(b"pi-1.b0.3\n\0\0\0\n.5\npi-1.b0.\npi")
     reborn = DurableLedger(tmp_path / "ledger.json")
     assert reborn.counts() == {"pi-1": 2}
+    assert (ledger.damaged_lines, reborn.damaged_lines) == (0, 5)
     for opened in (ledger, reborn):
         opened.close()
+
+
+def test_lines_of_journals_that_were_damaged_are_counted_over_all_partitions(tmp_path):
+    devices = {subjects.partition(name): name for name in ("pi-1", "pi-2", "pi-3")}
+    assert len(devices) > 1
+    ledger = PartitionedLedger(tmp_path / "killed")
+    ledger.add_all([(name, "b0", index) for name in devices.values() for index in range(2)])
+    ledger.save()
+    ledger.add_all([(name, "b0", index) for name in devices.values() for index in range(2, 5)])
+    copy = shutil.copytree(tmp_path / "killed", tmp_path / "copy")
+    ledger.close()
+    first, second = (copy / f"{partition}.json.journal" for partition in list(devices)[:2])
+    lines = first.read_bytes().splitlines(keepends=True)
+    first.write_bytes(b"".join([*lines[:-2], lines[-2].replace(b"~", b"!"), lines[-1][:-3]]))
+    second.write_bytes(b"")  # its first line is gone, and with it how many there were
+    damaged = PartitionedLedger(copy)
+    assert damaged.damaged_lines == 3
+    assert sum(damaged.counts().values()) == 5 * len(devices) - 2 - 3
+    damaged.close()
+    again = PartitionedLedger(copy)
+    assert again.damaged_lines == 0
+    again.close()
 
 
 def test_saving_empties_the_journal_and_closing_saves(tmp_path):
