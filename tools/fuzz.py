@@ -55,6 +55,7 @@ from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame, decode_replies
 from runtime_edge.inference.profile import Profile
 from tools import fuzz_files
+from tools.earlier_formats import head_v1
 from tools.fuzz_files import GOLDEN
 
 CASE_SECONDS = 10
@@ -156,6 +157,11 @@ def _record(kind: Kind) -> Callable[[bytes], object]:
     return lambda data: open_record(data, kind, None, None, kind)
 
 
+def _heads() -> list[bytes]:
+    (head,) = golden("records/head.json")()
+    return [head, head_v1(Head.from_json(head, "head"))]
+
+
 def _releases() -> list[bytes]:
     return [open_record(data, "release", None, None, "release").body for data in golden("records/release.record")()]
 
@@ -166,7 +172,7 @@ TARGETS = {
     "replies": Target(decode_replies, FrameError, golden("replies/*.reply")),
     "manifest": Target(manifest.decode, BundleError, golden("server/generations/*/manifest.json")),
     "table": Target(lambda data: SplitterTable.from_json(data, "table"), TableError, golden("records/table.json")),
-    "head": Target(lambda data: Head.from_json(data, "head"), HeadError, golden("records/head.json")),
+    "head": Target(lambda data: Head.from_json(data, "head"), HeadError, _heads),
     "table-record": Target(_record("table"), FormatError, golden("records/table.record")),
     "head-record": Target(_record("head"), FormatError, golden("records/head.record")),
     "release-record": Target(_record("release"), FormatError, golden("records/release.record")),

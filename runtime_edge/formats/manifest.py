@@ -33,6 +33,7 @@ MAX_SCALE = 1e30
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 31)]
+Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 Cost = Annotated[float, Meta(ge=0, le=1e9)]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
 Tolerance = Annotated[float, Meta(ge=0, le=100)]
@@ -320,17 +321,21 @@ def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def model_number(manifest: Manifest) -> int:
-    """Which model makes activations: the first 8 bytes, big-endian, of a SHA-256 over what decides them and their
-    meaning on the wire: the weights of each block, and name, shape and int8 scales of each cut, in order.
+def model_digest(manifest: Manifest) -> str:
+    """Which model makes activations: `sha256:<hex>` over what decides them and their meaning on the wire: the weights
+    of each block, and name, shape and int8 scales of each cut, in order.
 
-    The same for all formats and precisions of a bundle, which ship the same cuts. Every frame carries it.
+    The same for all formats and precisions of a bundle, which ship the same cuts.
     """
     info = manifest.info
     weights = [manifest.components[block].additional_metadata.ssc.parameters for block in info.blocks]
     cuts = [(cut.name, cut.shape, cut.int8) for cut in info.cuts]
-    told = msgspec.json.encode((info.encoder.id, weights, msgspec.to_builtins(cuts)), order="sorted")
-    return int.from_bytes(hashlib.sha256(told).digest()[:8], "big") or 1
+    return digest(msgspec.json.encode((info.encoder.id, weights, msgspec.to_builtins(cuts)), order="sorted"))
+
+
+def model_number(manifest: Manifest) -> int:
+    """The first 8 bytes of `model_digest`, big-endian, which every frame carries."""
+    return int(model_digest(manifest)[7:23], 16) or 1
 
 
 def asset_ref(name: str, data: bytes) -> str:

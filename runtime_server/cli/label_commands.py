@@ -14,6 +14,7 @@ from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.credentials import Address
+from runtime_edge.formats.manifest import model_digest
 from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.records.head import Head, signature_of
 from runtime_server.broker.hub import Hub
@@ -76,7 +77,8 @@ def label(
                 newest = bundles[max(bundles)]
                 targets = _targets(newest, target, device) if push or follow else []
                 examples = _examples(source, bundles, broker, gate_db, quiet=as_json)
-                head = fit_head(examples, newest.manifest.info.encoder.id, "ssc server label", seed)
+                model = model_digest(bundles[examples.generations[1]].manifest)
+                head = fit_head(examples, newest.manifest.info.encoder.id, "ssc server label", seed, model)
                 _ship(head, out, _signing_key(key, state), broker, targets, device)
                 _report(head, examples, out, targets, as_json)
                 done = max(bundles)
@@ -156,6 +158,7 @@ def _report(head: Head, examples: Examples, out: Path, pushed_to: list[str], as_
             "head": str(out),
             "encoder": head.encoder,
             "generations": head.generations,
+            "model": head.model,
             "windows": dict(zip(head.labels, counts, strict=True)),
             "thresholds": dict(zip(head.labels, head.thresholds, strict=True)),
             "validation": None

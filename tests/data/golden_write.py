@@ -38,6 +38,7 @@ from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.credentials import new_seed
+from runtime_edge.formats.manifest import model_digest
 from runtime_edge.formats.records.envelope import Kind, open_record, seal
 from runtime_edge.formats.records.head import Head, Validation, signature_of
 from runtime_edge.formats.records.numbers import RecordNumbers
@@ -180,6 +181,11 @@ def _records(directory: Path, bundle: Bundle) -> None:
         encoder=bundle.manifest.info.encoder.id,
         embedding_dim=6,
         generations=(1, 2),
+        model=model_digest(bundle.manifest),
+        temperature=1.5,
+        exit_temperatures={"stem": 2.0},
+        background="rain",
+        min_energy=-4.5,
         labels=("dog", "rain"),
         scores_by="softmax",
         thresholds=(0.5, 0.25),
