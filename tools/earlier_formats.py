@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from runtime_edge.formats.records.actions import Costs, canonical_json
+from runtime_edge.formats.records.head import Head
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.wire import WIRE_ENCODINGS
 
@@ -33,3 +34,11 @@ def table_v1(table: SplitterTable, **changes: Any) -> bytes:
     fields |= {"format": "streamsplit.table/1", "costs": costs, "costs_digest": digest}
     fields |= {"policy": list(table.policy), "q": [list(row) for row in table.q]}
     return (json.dumps(fields | changes) + "\n").encode()
+
+
+def head_v1(head: Head, **changes: Any) -> bytes:
+    """The file of a head; `changes` are of its fields."""
+    fields = json.loads(head.to_json())
+    for name in ("model", "temperature", "exit_temperatures", "background", "min_energy"):
+        del fields[name]
+    return (json.dumps(fields | {"format": "streamsplit.head/1"} | changes) + "\n").encode()

@@ -44,17 +44,20 @@ from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.graphs.onnx_graph import check_onnx
 from runtime_edge.formats.graphs.tflite_graph import check_tflite
 from runtime_edge.formats.patch import apply_patch, make_patch
+from runtime_edge.formats.records.adaptation import Adaptation
 from runtime_edge.formats.records.envelope import Kind, open_record
 from runtime_edge.formats.records.head import Head
 from runtime_edge.formats.records.learnt import Learnt
 from runtime_edge.formats.records.release import decode_release
 from runtime_edge.formats.records.report import decode_report
+from runtime_edge.formats.records.submodel import SubModel
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.results import decode_result, decode_result_event
 from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame, decode_replies
 from runtime_edge.inference.profile import Profile
 from tools import fuzz_files
+from tools.earlier_formats import head_v1
 from tools.fuzz_files import GOLDEN
 
 CASE_SECONDS = 10
@@ -156,6 +159,11 @@ def _record(kind: Kind) -> Callable[[bytes], object]:
     return lambda data: open_record(data, kind, None, None, kind)
 
 
+def _heads() -> list[bytes]:
+    (head,) = golden("records/head.json")()
+    return [head, head_v1(Head.from_json(head, "head"))]
+
+
 def _releases() -> list[bytes]:
     return [open_record(data, "release", None, None, "release").body for data in golden("records/release.record")()]
 
@@ -166,10 +174,15 @@ TARGETS = {
     "replies": Target(decode_replies, FrameError, golden("replies/*.reply")),
     "manifest": Target(manifest.decode, BundleError, golden("server/generations/*/manifest.json")),
     "table": Target(lambda data: SplitterTable.from_json(data, "table"), TableError, golden("records/table.json")),
-    "head": Target(lambda data: Head.from_json(data, "head"), HeadError, golden("records/head.json")),
+    "head": Target(lambda data: Head.from_json(data, "head"), HeadError, _heads),
+    "adaptation": Target(
+        lambda data: Adaptation.from_json(data, "adaptation"), FormatError, golden("records/adaptation.json")
+    ),
+    "submodel": Target(lambda data: SubModel.from_json(data, "submodel"), BundleError, golden("records/submodel.json")),
     "table-record": Target(_record("table"), FormatError, golden("records/table.record")),
     "head-record": Target(_record("head"), FormatError, golden("records/head.record")),
     "release-record": Target(_record("release"), FormatError, golden("records/release.record")),
+    "adaptation-record": Target(_record("adaptation"), FormatError, golden("records/adaptation.record")),
     "release": Target(lambda data: decode_release(data, "release"), FormatError, _releases),
     "learnt": Target(lambda data: Learnt.from_json(data, "learnt"), TableError, golden("records/learnt.json")),
     "signature": Target(_signature, SignatureError, golden("records/table.json.minisig")),

@@ -33,6 +33,7 @@ MAX_SCALE = 1e30
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 31)]
+Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 Cost = Annotated[float, Meta(ge=0, le=1e9)]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
 Tolerance = Annotated[float, Meta(ge=0, le=100)]
@@ -107,14 +108,16 @@ class Int8Scale(_Part, frozen=True, kw_only=True):
     scale: bytes
     zero_point: bytes
 
-    def arrays(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+    def arrays(
+        self, shape: tuple[int, ...], source: str = "manifest.json"
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
         """Scale and zero point, each of shape (shape[axis],). Raises BundleError when they do not fit."""
         if self.axis >= len(shape):
-            raise BundleError(f"manifest.json: int8.axis {self.axis} is outside shape {list(shape)}")
-        scale = _array(self.scale, "<f4", shape[self.axis], "int8.scale").astype(np.float32)
-        zero = _array(self.zero_point, "i1", shape[self.axis], "int8.zero_point").astype(np.int8)
+            raise BundleError(f"{source}: int8.axis {self.axis} is outside shape {list(shape)}")
+        scale = _array(self.scale, "<f4", shape[self.axis], f"{source}: int8.scale").astype(np.float32)
+        zero = _array(self.zero_point, "i1", shape[self.axis], f"{source}: int8.zero_point").astype(np.int8)
         if not ((scale > 0) & (scale <= MAX_SCALE)).all():
-            raise BundleError(f"manifest.json: int8.scale must be positive and at most {MAX_SCALE:g}")
+            raise BundleError(f"{source}: int8.scale must be positive and at most {MAX_SCALE:g}")
         return scale, zero
 
 
@@ -303,15 +306,20 @@ class Manifest(_Part, frozen=True, kw_only=True, omit_defaults=False):
 
 
 def encode(manifest: Manifest) -> bytes:
+    """The bytes of `manifest.json`."""
+    return canonical(manifest)
+
+
+def canonical(value: msgspec.Struct) -> bytes:
     """Canonical JSON: sorted keys, two-space indent, a final newline."""
-    packed = msgspec.json.encode(msgspec.to_builtins(manifest), order="sorted")
+    packed = msgspec.json.encode(msgspec.to_builtins(value), order="sorted")
     return msgspec.json.format(packed, indent=2) + b"\n"
 
 
 def decode(data: bytes, source: str = "manifest.json") -> Manifest:
     """Read and check a manifest. Raises BundleError naming the field."""
     manifest = strict.decode(data, Manifest, source, MAX_MANIFEST_BYTES, BundleError)
-    _check_consistent(manifest, source)
+    check_consistent(manifest, source)
     return manifest
 
 
@@ -320,17 +328,21 @@ def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def model_number(manifest: Manifest) -> int:
-    """Which model makes activations: the first 8 bytes, big-endian, of a SHA-256 over what decides them and their
-    meaning on the wire: the weights of each block, and name, shape and int8 scales of each cut, in order.
+def model_digest(manifest: Manifest) -> str:
+    """Which model makes activations: `sha256:<hex>` over what decides them and their meaning on the wire: the weights
+    of each block, and name, shape and int8 scales of each cut, in order.
 
-    The same for all formats and precisions of a bundle, which ship the same cuts. Every frame carries it.
+    The same for all formats and precisions of a bundle, which ship the same cuts.
     """
     info = manifest.info
     weights = [manifest.components[block].additional_metadata.ssc.parameters for block in info.blocks]
     cuts = [(cut.name, cut.shape, cut.int8) for cut in info.cuts]
-    told = msgspec.json.encode((info.encoder.id, weights, msgspec.to_builtins(cuts)), order="sorted")
-    return int.from_bytes(hashlib.sha256(told).digest()[:8], "big") or 1
+    return digest(msgspec.json.encode((info.encoder.id, weights, msgspec.to_builtins(cuts)), order="sorted"))
+
+
+def model_number(manifest: Manifest) -> int:
+    """The first 8 bytes of `model_digest`, big-endian, which every frame carries."""
+    return int(model_digest(manifest)[7:23], 16) or 1
 
 
 def asset_ref(name: str, data: bytes) -> str:
@@ -342,11 +354,12 @@ def asset_ref(name: str, data: bytes) -> str:
 def _array(data: bytes, dtype: str, length: int, field: str) -> npt.NDArray[Any]:
     expected = length * np.dtype(dtype).itemsize
     if len(data) != expected:
-        raise BundleError(f"manifest.json: {field} has {len(data)} bytes, expected {expected}")
+        raise BundleError(f"{field} has {len(data)} bytes, expected {expected}")
     return np.frombuffer(data, dtype)
 
 
-def _check_consistent(manifest: Manifest, source: str) -> None:
+def check_consistent(manifest: Manifest, source: str) -> None:
+    """Raise BundleError naming the field unless the parts of a manifest fit each other."""
     info = manifest.info
     if sorted(info.blocks) != sorted(manifest.components) or len(set(info.blocks)) != len(info.blocks):
         raise BundleError(f"{source}: blocks and components do not name the same blocks")
@@ -360,16 +373,17 @@ def _check_consistent(manifest: Manifest, source: str) -> None:
         raise BundleError(f"{source}: the shapes of all cuts hold more than {MAX_ACTIVATION_VALUES} values")
     for cut in info.cuts:
         if cut.int8 is not None:
-            cut.int8.arrays(cut.shape)
+            cut.int8.arrays(cut.shape, source)
     if info.cuts[0].shape != (1, info.front_end.window_samples):
         raise BundleError(f"{source}: cuts[0].shape must be [1, front_end.window_samples]")
     if info.cuts[-1].shape != (1, info.encoder.embedding_dim):
         raise BundleError(f"{source}: the last cut's shape must be [1, encoder.embedding_dim]")
     if len(info.server_block_ms) != len(info.blocks):
         raise BundleError(f"{source}: server_block_ms needs one number for each block")
-    _array(info.self_test.embedding, "<f4", info.encoder.embedding_dim, "self_test.embedding")
+    _array(info.self_test.embedding, "<f4", info.encoder.embedding_dim, f"{source}: self_test.embedding")
     for name, expected in info.self_test.variants.items():
-        _array(expected.embedding, "<f4", info.encoder.embedding_dim, f"self_test.variants.{name}.embedding")
+        field = f"{source}: self_test.variants.{name}.embedding"
+        _array(expected.embedding, "<f4", info.encoder.embedding_dim, field)
     for name, parity in info.parity.items():
         if len(parity.cuts) != len(info.cuts) or any("float32" not in cut.wire for cut in parity.cuts):
             raise BundleError(f"{source}: parity.{name}.cuts needs one entry for each cut, float32 in its wire")

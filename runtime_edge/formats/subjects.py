@@ -14,6 +14,7 @@ STREAM = "ACTIVATIONS"
 PARTITIONS = 4
 TABLES = "tables"
 HEADS = "heads"
+ADAPTATIONS = "adaptations"
 RELEASES = "releases"
 PRESENCE = "presence"
 LEARNT = "learnt"

@@ -13,6 +13,7 @@ from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.credentials import Address
+from runtime_edge.formats.manifest import model_digest
 from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.records.head import Head, signature_of
 from runtime_server.broker.hub import Hub
@@ -76,7 +77,8 @@ def label(
                 if targets:
                     check_signed(broker, secret)  # before the recordings are embedded, which takes its time
                 examples = _examples(source, bundles, broker, gate_db, quiet=as_json)
-                head = fit_head(examples, newest.manifest.info.encoder.id, "ssc server label", seed)
+                model = model_digest(bundles[examples.generations[1]].manifest)
+                head = fit_head(examples, newest.manifest.info.encoder.id, "ssc server label", seed, model)
                 _ship(head, out, secret, broker, targets, device)
                 _report(head, examples, out, targets, as_json)
                 done = max(bundles)
@@ -143,6 +145,7 @@ def _report(head: Head, examples: Examples, out: Path, pushed_to: list[str], as_
             "head": str(out),
             "encoder": head.encoder,
             "generations": head.generations,
+            "model": head.model,
             "windows": dict(zip(head.labels, counts, strict=True)),
             "thresholds": dict(zip(head.labels, head.thresholds, strict=True)),
             "validation": None

@@ -71,9 +71,10 @@ class Linear:
         return np.asarray((torch.softmax(logits, 1) if exclusive else torch.sigmoid(logits)).numpy())
 
 
-def fit_head(examples: Examples, encoder: str, created_by: str, seed: int = 0) -> Head:
+def fit_head(examples: Examples, encoder: str, created_by: str, seed: int = 0, model: str | None = None) -> Head:
     """A head for devices that run `encoder`, with its scores on held-out windows.
 
+    `model` is the `manifest.model_digest` of the last generation whose embeddings are among the examples.
     Raises UsageError when there are no two labels to tell apart, or a label has no window.
     """
     counts = examples.truth.sum(axis=0)
@@ -92,6 +93,8 @@ def fit_head(examples: Examples, encoder: str, created_by: str, seed: int = 0) -
         encoder=encoder,
         embedding_dim=examples.embeddings.shape[1],
         generations=examples.generations,
+        model=model,
+        temperature=1.0,  # the strength of the regularisation is chosen by the log loss on held-out windows
         labels=examples.labels,
         scores_by="softmax" if examples.exclusive else "sigmoid",
         thresholds=tuple(float(value) for value in thresholds),

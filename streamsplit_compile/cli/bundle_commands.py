@@ -28,19 +28,27 @@ from streamsplit_compile.cli.options import (
     read_pub,
 )
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, size
+from streamsplit_compile.cli.record_tables import print_record, record_summary
 from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
 from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import cuts_of
 
 
 @click.command()
-@bundle_argument
+@click.argument("bundle", metavar="BUNDLE|FILE", type=PathParam())
 @json_option
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show a bundle's cuts, sizes and predicted costs.
+    """Show a bundle's cuts, sizes and predicted costs, or what a table, head, adaptation or sub-model says of itself.
 
     Example: ssc inspect bundle/
     """
+    if bundle.is_file():
+        summary = record_summary(bundle)
+        if as_json:
+            print_json(summary)
+        else:
+            print_record(bundle, summary)
+        return
     opened = open_bundle(bundle)
     if as_json:
         print_json(bundle_summary(opened))

@@ -30,9 +30,12 @@ from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.credentials import public_key, read_seed
 from runtime_edge.formats.records.actions import Costs, canonical_json
-from runtime_edge.formats.records.head import read_head
+from runtime_edge.formats.records.adaptation import Adaptation
+from runtime_edge.formats.records.envelope import open_record
+from runtime_edge.formats.records.head import Head, read_head
 from runtime_edge.formats.records.numbers import RecordNumbers
 from runtime_edge.formats.records.report import decode_report
+from runtime_edge.formats.records.submodel import SubModel
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.results import decode_result, decode_result_event
 from runtime_edge.formats.update_events import decode_update_event
@@ -56,6 +59,7 @@ from runtime_server.training.trainer import TrainConfig, Trainer
 from streamsplit_compile.encoder.graph import export_encoder
 
 NEW_IN_2 = ("width", "model")
+NEW_IN_HEAD_2 = ("model", "temperature", "exit_temperatures", "background", "min_energy")
 STREAM = (16_000, 1600, 800)
 """Of the audio streams: sample rate (Hz), samples of a window, samples between two windows."""
 NOW = 1_700_000_100.0
@@ -120,12 +124,37 @@ def _records(root: Path) -> Json:
         "table": _table(table),
         "table signed by": minisign.verify((directory / "table.json").read_bytes(), signature, key),
         "table digest": table.upgraded_from or table.digest,
-        "head": _fields(head),
+        "head": _head(head),
         "scores": np.round(head.scores(np.linspace(-1, 1, 6)).astype(float), 5).tolist(),
         "release": _fields(release),
         "generation of each device": [release.for_device(f"pi-{number}").generation for number in range(20)],
         "learnt": _fields(learnt),
+        **_adaptation(directory, key),
     }
+
+
+def _adaptation(directory: Path, key: minisign.PublicKey) -> Json:
+    """An adaptation and a sub-model, which versions before 0.2.0 did not have."""
+    if not (directory / "adaptation.json").exists():
+        return {}
+    adaptation = Adaptation.from_json((directory / "adaptation.json").read_bytes(), "adaptation.json")
+    record = open_record((directory / "adaptation.record").read_bytes(), "adaptation", "pi-1.rpi4", key, "record")
+    assert Adaptation.from_json(record.body, "record") == adaptation
+    submodel = SubModel.from_json((directory / "submodel.json").read_bytes(), "submodel.json")
+    return {
+        "adaptation": {**_fields(adaptation), "number": record.number, "digest": adaptation.digest},
+        "layers": {layer.name: [array.tolist() for array in layer.arrays()] for layer in adaptation.layers},
+        "submodel": {**_fields(submodel), "digest": submodel.digest, "assets": submodel.assets()},
+    }
+
+
+def _head(head: Head) -> Json:
+    """What the file says; version 1 did not say which model it was fitted to."""
+    fields = _fields(head)
+    if head.model is not None:
+        return fields
+    assert [fields.pop(name) for name in NEW_IN_HEAD_2] == [None, 1.0, {}, None, None]
+    return {**fields, "format": "streamsplit.head/1"}
 
 
 def _table(table: SplitterTable) -> Json:

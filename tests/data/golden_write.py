@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import example_records
 import golden_read
 import msgspec
 import numpy as np
@@ -39,7 +40,7 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.credentials import credentials_file, new_seed
 from runtime_edge.formats.records.envelope import Kind, open_record, seal
-from runtime_edge.formats.records.head import Head, Validation, signature_of
+from runtime_edge.formats.records.head import signature_of
 from runtime_edge.formats.records.numbers import RecordNumbers
 from runtime_edge.formats.records.release import Release, ReleasedBundle, encode
 from runtime_edge.formats.records.table import SplitterTable, StateAxis
@@ -177,26 +178,18 @@ def _records(directory: Path, bundle: Bundle) -> None:
     (directory / "table.json").write_bytes(table.to_json())
     (directory / "table.json.minisig").write_text(minisign.sign(table.to_json(), KEY, "table:rpi4"))
     (directory / "table.record").write_bytes(seal("table", "_all.rpi4", NUMBER, table.to_json(), KEY))
-    head = Head(
-        encoder=bundle.manifest.info.encoder.id,
-        embedding_dim=6,
-        generations=(1, 2),
-        labels=("dog", "rain"),
-        scores_by="softmax",
-        thresholds=(0.5, 0.25),
-        validation=Validation(
-            split="5 folds by clip", windows=40, groups=10, accuracy=0.875, group_accuracy=0.9, average_precision=0.95
-        ),
-        created_by="ssc server label",
-        bias=np.array([0.5, -0.25], "<f4").tobytes(),
-        weights=_noise(6, 2, 6).astype("<f4").tobytes(),
-    )
+    head = example_records.head(bundle.manifest.info.encoder.id)
     (directory / "head.json").write_bytes(head.to_json())
     (directory / "head.json.minisig").write_text(signature_of(head.to_json(), KEY))
     (directory / "head.record").write_bytes(seal("head", "_all.rpi4", NUMBER, head.to_json(), KEY))
     stable = ReleasedBundle(generation=1, manifest=bundle.digest, signature="one", rollback=True)
     release = Release(generation=2, manifest="sha256:" + "2" * 64, signature="two", share=0.25, stable=stable, oldest=1)
     (directory / "release.record").write_bytes(seal("release", "rpi4", NUMBER, encode(release), KEY))
+    adapted = example_records.adaptation().to_json()
+    (directory / "adaptation.json").write_bytes(adapted)
+    (directory / "adaptation.record").write_bytes(seal("adaptation", "pi-1.rpi4", NUMBER, adapted, KEY))
+    submodel = example_records.submodel(bundle.manifest).to_json()
+    (directory / "submodel.json").write_bytes(submodel)
     learnt = Learnt(device="pi-1", target="rpi4", table=table.digest, cells=[(0, 1, 0.125, 12), (1, 4, -0.5, 3)])
     (directory / "learnt.json").write_bytes(learnt.to_json())
 

@@ -100,7 +100,7 @@ def head(small_bundle, signing_key, tmp_path):
     head = Head(
         encoder=small_bundle.manifest.info.encoder.id, embedding_dim=6, generations=(1, 1), labels=("a", "b", "c"),
         scores_by="softmax", thresholds=(0.5, 0.5, 0.5), validation=None, created_by="test",
-        bias=np.zeros(3, "<f4").tobytes(), weights=weights.tobytes(),
+        bias=np.zeros(3, "<f4").tobytes(), weights=weights.tobytes(), model=None, temperature=1.0,
     )  # fmt: skip
     path = tmp_path / "head.json"
     path.write_bytes(head.to_json())

@@ -1,4 +1,4 @@
-"""The signed envelope of tables, heads and releases on the broker: which key it is for, and which one is newer.
+"""The signed envelope of tables, heads, releases and adaptations: which key each is for, and which one is newer.
 
 What is signed is one JSON document, `{format, kind, key, number, body}`. `key` is the bucket key that the record is
 for, so it cannot be put under another one; `number` only grows, so an older one cannot be put back
@@ -8,7 +8,8 @@ for, so it cannot be put under another one; `number` only grows, so an older one
     record = open_record(data, "table", "_all.rpi4", trusted, "table _all.rpi4")
     table = SplitterTable.from_json(record.body, "table _all.rpi4")
 
-Records of earlier versions have no number and are read as number 0.
+Records of earlier versions have no number and are read as number 0. An adaptation's value is a zstd frame, because
+devices pay for each byte of it.
 """
 
 from __future__ import annotations
@@ -20,14 +21,23 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from runtime_edge.base.zstd import (
+    ZstdCompressor,
+    ZstdDecompressor,
+    ZstdError,
+    compress_frame,
+    decompress_frame,
+    get_frame_info,
+)
 from runtime_edge.errors import FormatError, HeadError, SignatureError, TableError
 from runtime_edge.formats import minisign, subjects
+from runtime_edge.formats.records.adaptation import MAX_ADAPTATION_BYTES
 from runtime_edge.formats.records.head import MAX_HEAD_BYTES
 from runtime_edge.formats.records.table import MAX_TABLE_BYTES
 from runtime_edge.formats.strict import Name, Strict, decode
 
 MAX_NUMBER = 1 << 53
-Kind = Literal["table", "head", "release"]
+Kind = Literal["table", "head", "release", "adaptation"]
 Number = Annotated[int, Meta(ge=1, le=MAX_NUMBER)]
 
 
@@ -38,12 +48,16 @@ class _About(NamedTuple):
     limit_bytes: int
     """A body is text inside JSON, which takes up to twice its size."""
     error: type[FormatError]
+    compressed: bool = False
+    """Whether a value is a zstd frame."""
 
 
+_LEVEL = 19
 ABOUT: dict[Kind, _About] = {
     "table": _About(subjects.TABLES, 2 * MAX_TABLE_BYTES + 4096, TableError),
     "head": _About(subjects.HEADS, 2 * MAX_HEAD_BYTES + 4096, HeadError),
     "release": _About(subjects.RELEASES, 128 << 10, FormatError),
+    "adaptation": _About(subjects.ADAPTATIONS, 2 * MAX_ADAPTATION_BYTES + 4096, FormatError, compressed=True),
 }
 
 
@@ -91,7 +105,7 @@ class Record:
     number: int
     """0 for one of an earlier version."""
     body: bytes
-    """JSON of the table, head or release."""
+    """JSON of the table, head, release or adaptation."""
     digest: str
     """`sha256:<hex>` of what is signed."""
 
@@ -106,7 +120,8 @@ def seal(kind: Kind, key: str, number: int, body: bytes, secret: minisign.Secret
     envelope = _Envelope(kind=kind, key=key, number=number, body=msgspec.Raw(body.strip()))
     text = msgspec.json.encode(envelope)
     signature = "" if secret is None else minisign.sign(text, secret, _comment(envelope))
-    return msgspec.json.encode(_Signed(record=text.decode(), signature=signature))
+    value = msgspec.json.encode(_Signed(record=text.decode(), signature=signature))
+    return compress_frame(ZstdCompressor(level=_LEVEL), value) if ABOUT[kind].compressed else value
 
 
 def open_record(data: bytes, kind: Kind, key: str | None, trusted: minisign.PublicKey | None, source: str) -> Record:
@@ -118,7 +133,9 @@ def open_record(data: bytes, kind: Kind, key: str | None, trusted: minisign.Publ
     Raises SignatureError or the kind's error, one line that names `source` and the field.
     """
     about = ABOUT[kind]
-    if decode(data, _AnyVersion, source, about.limit_bytes, about.error).record is None:
+    if about.compressed:
+        data = _unpacked(data, about, source)
+    elif decode(data, _AnyVersion, source, about.limit_bytes, about.error).record is None:
         return _open_earlier(data, kind, key, trusted, source)
     signed = decode(data, _Signed, source, about.limit_bytes, about.error)
     text = _utf8(signed.record, about, source)
@@ -131,6 +148,20 @@ def open_record(data: bytes, kind: Kind, key: str | None, trusted: minisign.Publ
     if key is not None and envelope.key != key:
         raise about.error(f"{source}: key: made for {envelope.key!r}, not for {key!r}; push it there again")
     return Record(kind, envelope.key, envelope.number, bytes(envelope.body), _digest(text))
+
+
+def _unpacked(data: bytes, about: _About, source: str) -> bytes:
+    """The content of a zstd frame, at most the kind's limit."""
+    try:
+        size = get_frame_info(data).decompressed_size
+        if size is not None and size > about.limit_bytes:
+            raise about.error(f"{source}: unpacks to {size} bytes, more than {about.limit_bytes}")
+        found = None if size is None else decompress_frame(ZstdDecompressor(), data, size)
+    except ZstdError as exc:
+        raise about.error(f"{source}: not a zstd frame ({exc})") from None
+    if found is None:
+        raise about.error(f"{source}: does not unpack to the bytes it claims")
+    return found
 
 
 def _open_earlier(data: bytes, kind: Kind, key: str | None, trusted: minisign.PublicKey | None, source: str) -> Record:

@@ -1,13 +1,13 @@
 """The head, a small linear layer that turns an embedding into labels with scores (docs/events.md).
 
-A head (`streamsplit.head/1`, JSON, at most 512 KiB) is a file of its own, like a splitter table: trained on the
+A head (`streamsplit.head/2`, JSON, at most 512 KiB) is a file of its own, like a splitter table: trained on the
 server from a few labelled windows (`ssc server label`), signed, and swapped alone.
 
     head = Head.from_json(data, "head.json")
     head.check_fits(manifest.info, "head.json")
     head.scores(embeddings)                     # (windows, labels) in [0, 1]
 
-`Head.from_json(head.to_json(), ...) == head`.
+`Head.from_json(head.to_json(), ...) == head`; heads of version 1 are upgraded when they are read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from msgspec import Meta
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import HeadError, SignatureError
 from runtime_edge.formats import minisign
-from runtime_edge.formats.manifest import BundleInfo
+from runtime_edge.formats.manifest import BundleInfo, Digest, Generation
 from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.strict import Name, Strict, decode
 
@@ -33,7 +33,7 @@ MAX_HEAD_BYTES = 512 << 10
 _LARGEST = 1e6
 Array = npt.NDArray[np.float32]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
+Temperature = Annotated[float, Meta(ge=0.01, le=100)]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 
 
@@ -53,10 +53,9 @@ class Validation(Strict, frozen=True):
     """Mean over the labels."""
 
 
-class Head(Strict, frozen=True, kw_only=True):
-    """A whole head file. Building one that does not hold together raises HeadError naming the field."""
+class _Common(Strict, frozen=True, kw_only=True):
+    """What both versions have in common."""
 
-    format: Literal["streamsplit.head/1"] = "streamsplit.head/1"
     encoder: Name
     """Id of the encoder whose embeddings it takes."""
     embedding_dim: Annotated[int, Meta(ge=1, le=1 << 16)]
@@ -75,18 +74,55 @@ class Head(Strict, frozen=True, kw_only=True):
     weights: bytes
     """float32[labels, embedding_dim], little-endian, in row-major order."""
 
+
+class _Version1(_Common, frozen=True, kw_only=True):
+    """The file until 0.1.0."""
+
+    format: Literal["streamsplit.head/1"] = "streamsplit.head/1"
+
+
+class _AnyVersion(msgspec.Struct):
+    format: str = "streamsplit.head/1"
+
+
+class Head(_Common, frozen=True, kw_only=True):
+    """A whole head file. Building one that does not hold together raises HeadError naming the field."""
+
+    format: Literal["streamsplit.head/2"] = "streamsplit.head/2"
+    model: Digest | None
+    """Whose embeddings it was fitted to, those of the last of `generations` (`manifest.model_digest`); frames carry its
+    first 8 bytes. None in a head of version 1, which does not say."""
+    temperature: Temperature
+    """Logits are divided by it, so that scores are probabilities."""
+    exit_temperatures: Annotated[dict[Name, Temperature], Meta(max_length=256)] = msgspec.field(default_factory=dict)
+    """The same for embeddings that come from the exit at a cut, by the cut's name; `temperature` where none is named.
+    Devices have no exits yet."""
+    background: Name | None = None
+    """The label that stands for everything else, so that it is no event. Devices report it as any other yet."""
+    min_energy: Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)] | None = None
+    """A sound whose logits' `ln sum exp` is less is none of the labels. Devices do not apply it yet."""
+
     def __post_init__(self) -> None:
         for problem in _problems(self):
             raise HeadError(problem)
 
     @classmethod
     def from_json(cls, data: bytes, source: str) -> Head:
-        """Read and check a head. Raises HeadError, one line that names `source` and the field."""
-        return decode(data, cls, source, MAX_HEAD_BYTES, HeadError)
+        """Read and check a head of either version. Raises HeadError, one line that names `source` and the field."""
+        version = decode(data, _AnyVersion, source, MAX_HEAD_BYTES, HeadError).format
+        if version != "streamsplit.head/1":
+            return decode(data, cls, source, MAX_HEAD_BYTES, HeadError)
+        earlier = decode(data, _Version1, source, MAX_HEAD_BYTES, HeadError)
+        try:
+            fields = {name: getattr(earlier, name) for name in _Common.__struct_fields__}
+            return cls(**fields, model=None, temperature=1.0)
+        except HeadError as exc:
+            raise HeadError(f"{source}: {exc}") from None
 
     def to_json(self) -> bytes:
         """One field a line, so that a person can read all but the weights. Raises HeadError when it is too large."""
-        fields = [f"{_json(name)}:{_json(getattr(self, name))}" for name in self.__struct_fields__]
+        names = sorted(self.__struct_fields__, key=lambda name: (name != "format", name in ("bias", "weights")))
+        fields = [f"{_json(name)}:{_json(getattr(self, name))}" for name in names]
         data = ("{" + ",\n ".join(fields) + "}\n").encode()
         if len(data) > MAX_HEAD_BYTES:
             raise HeadError(
@@ -111,10 +147,15 @@ class Head(Strict, frozen=True, kw_only=True):
                 f"{info.encoder.id} have {info.encoder.embedding_dim}"
             )
 
-    def scores(self, embeddings: npt.ArrayLike) -> Array:
-        """Scores (..., labels) float32 in [0, 1] of embeddings (..., embedding_dim)."""
+    def scores(self, embeddings: npt.ArrayLike, exit_cut: str | None = None) -> Array:
+        """Scores (..., labels) float32 in [0, 1] of embeddings (..., embedding_dim), the encoder's or an exit's."""
         weights = np.frombuffer(self.weights, "<f4").reshape(len(self.labels), self.embedding_dim)
         logits = np.asarray(embeddings, np.float32) @ weights.T + np.frombuffer(self.bias, "<f4")
+        temperature = self.temperature
+        if exit_cut is not None:
+            temperature = self.exit_temperatures.get(exit_cut, temperature)
+        if temperature != 1.0:
+            logits = logits / np.float32(temperature)
         if self.scores_by == "sigmoid":
             return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), np.float32)  # never overflows
         grown = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -151,6 +192,8 @@ def _problems(head: Head) -> Iterator[str]:
         yield "labels: a name appears twice"
     if len(head.thresholds) != count:
         yield f"thresholds: {len(head.thresholds)} numbers for {count} labels"
+    if head.background is not None and head.background not in head.labels:
+        yield f"background: {head.background!r} is none of the labels"
     if head.generations[0] > head.generations[1]:
         yield f"generations: the first, {head.generations[0]}, comes after the last, {head.generations[1]}"
     for name, values in (("bias", count), ("weights", count * head.embedding_dim)):

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
-from runtime_edge.formats.manifest import Digest
+from runtime_edge.formats.manifest import Digest, Generation
 from runtime_edge.formats.strict import Strict, decode
 
 MAX_RELEASE_BYTES = 64 << 10
@@ -18,7 +18,7 @@ MAX_RELEASE_BYTES = 64 << 10
 class ReleasedBundle(Strict, frozen=True, kw_only=True):
     """A bundle in the object store that a device may be told to run."""
 
-    generation: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
+    generation: Generation
     manifest: Digest
     signature: str = ""
     """Contents of manifest.json.minisig; empty when the bundle is not signed."""
@@ -33,7 +33,7 @@ class Release(ReleasedBundle, frozen=True, kw_only=True):
     """Share of the devices it is for: the canaries, while it has to prove itself."""
     stable: ReleasedBundle | None = None
     """What the others run."""
-    oldest: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)] = 1
+    oldest: Generation = 1
     """The oldest generation whose frames the server still completes; what is older is retired."""
 
     def for_device(self, device: str) -> ReleasedBundle:

@@ -37,7 +37,7 @@ def constant(info, label, **changes):
     head = Head(
         encoder=info.encoder.id, embedding_dim=width, generations=(1, 1), labels=(label, "else"), scores_by="softmax",
         thresholds=(0.5, 0.5), validation=None, created_by="test", bias=np.array([9, 0], "<f4").tobytes(),
-        weights=bytes(4 * 2 * width),
+        weights=bytes(4 * 2 * width), model=None, temperature=1.0,
     )  # fmt: skip
     return replace(head, **changes)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from runtime_edge.formats.manifest import model_digest
 from runtime_edge.formats.records.head import read_head
 from streamsplit_compile.cli.main import main, ssc
 
@@ -58,6 +59,7 @@ def test_a_head_is_written_signed_and_described(clips, small_bundle, signing_key
     assert said["windows"] == {"hiss": 24, "hum": 24}
     assert said["validation"]["accuracy"] == head.validation.accuracy > 0.8
     assert said["pushed_to"] == []
+    assert said["model"] == head.model == model_digest(small_bundle.manifest)
     head.check_fits(small_bundle.manifest.info, "out.json")
 
     main(command[:-1])

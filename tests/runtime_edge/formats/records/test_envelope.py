@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime_edge.base.zstd import ZstdCompressor, compress_frame
 from runtime_edge.errors import FormatError, HeadError, SignatureError, TableError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.records.envelope import ABOUT, MAX_NUMBER, open_record, seal
@@ -15,6 +16,16 @@ from runtime_edge.formats.records.envelope import ABOUT, MAX_NUMBER, open_record
 BODY = b'{"target": "rpi4",\n "q": [1, 2]}'
 OTHER = minisign.SecretKey(b"\1" * 8, bytes(32))
 COMMENT = "table:_all.rpi4 number:7"
+
+
+def packed(content):
+    return compress_frame(ZstdCompressor(), content)
+
+
+def without_size(content):
+    """A frame that does not say how long its content is."""
+    compressor = ZstdCompressor()
+    return compressor.compress(content) + compressor.flush()
 
 
 def sealed(secret, **changes):
@@ -91,6 +102,33 @@ def test_sizes_are_bounded_before_they_are_read(kind):
     limit = ABOUT[kind].limit_bytes
     with pytest.raises(ABOUT[kind].error, match=f"x: {limit + 1} bytes, more than {limit}"):
         open_record(b" " * (limit + 1), kind, None, None, "x")
+
+
+def test_an_adaptation_is_packed_and_unpacks_to_at_most_its_limit(signing_key):
+    body, limit = b'{"layers":"' + b"A" * 5000 + b'"}', ABOUT["adaptation"].limit_bytes
+    data = seal("adaptation", "pi-1.rpi4", 7, body, signing_key)
+    assert len(data) < 500
+    assert open_record(data, "adaptation", "pi-1.rpi4", signing_key.public, "x").body == body
+    with pytest.raises(FormatError, match=f"^x: unpacks to {limit + 1} bytes, more than {limit}$"):
+        open_record(packed(b" " * (limit + 1)), "adaptation", None, None, "x")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "x: not a zstd frame"),
+        (b'{"record": "{}"}', "x: not a zstd frame"),
+        (packed(b"{}" * 50)[:-3], "x: does not unpack to the bytes it claims"),
+        (packed(b"{}" * 50) + b"more", "x: does not unpack to the bytes it claims"),
+        (without_size(b"{}"), "x: does not unpack to the bytes it claims"),
+        (packed(b"{}"), "x: .*record"),
+        (packed(b""), "x: not JSON"),
+    ],
+)
+def test_an_adaptation_that_is_no_whole_frame_is_refused(data, message):
+    with pytest.raises(FormatError, match=message) as caught:
+        open_record(data, "adaptation", None, None, "x")
+    assert "\n" not in str(caught.value)
 
 
 @given(st.binary(max_size=200), st.sampled_from(sorted(ABOUT)))

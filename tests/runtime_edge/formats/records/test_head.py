@@ -14,7 +14,9 @@ from scipy.special import expit, softmax
 from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import HeadError, SignatureError
 from runtime_edge.formats.records.head import MAX_HEAD_BYTES, Head, Validation, read_head, signature_of
+from tools.earlier_formats import head_v1
 
+MODEL = "sha256:" + "0123456789abcdef" * 4
 LABELS, WIDTH = ("dog", "rain", "alarm"), 4
 WEIGHTS = np.random.default_rng(0).normal(size=(3, WIDTH)).astype("<f4")
 BIAS = np.array([0.5, -0.25, 0.0], "<f4")
@@ -25,6 +27,8 @@ def make(**changes):
         "encoder": "toy",
         "embedding_dim": WIDTH,
         "generations": (2, 3),
+        "model": MODEL,
+        "temperature": 1.0,
         "labels": LABELS,
         "scores_by": "softmax",
         "thresholds": (0.5, 0.4, 0.9),
@@ -49,6 +53,7 @@ def edited(**changes):
 
 names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp"]), min_size=1, max_size=30)
 shares = st.floats(0, 1)
+temperatures = st.floats(0.01, 100)
 
 
 @st.composite
@@ -68,6 +73,11 @@ def heads(draw):
         scores_by=draw(st.sampled_from(["softmax", "sigmoid"])),
         thresholds=tuple(draw(st.lists(shares, min_size=len(labels), max_size=len(labels)))),
         validation=draw(st.sampled_from([None, make().validation])),
+        model=draw(st.sampled_from([None, MODEL])),
+        temperature=draw(temperatures),
+        exit_temperatures=draw(st.dictionaries(names, temperatures, max_size=3)),
+        background=draw(st.none() | st.sampled_from(labels)),
+        min_energy=draw(st.none() | st.floats(-1e6, 1e6)),
         bias=floats(len(labels)),
         weights=floats(len(labels) * width),
     )
@@ -80,7 +90,7 @@ def test_reading_what_was_written_gives_the_same_head_and_the_same_bytes(head):
     again = Head.from_json(data, "head.json")
     assert again == head
     assert again.to_json() == data
-    assert json.loads(data)["format"] == "streamsplit.head/1"
+    assert json.loads(data)["format"] == "streamsplit.head/2"
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,6 +100,7 @@ def test_scores_are_those_of_scipy_and_always_shares(head, seed):
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     weights = np.frombuffer(head.weights, "<f4").reshape(len(head.labels), -1)
     logits = (embeddings.astype(np.float32) @ weights.T + np.frombuffer(head.bias, "<f4")).astype(np.float64)
+    logits /= head.temperature
     expected = softmax(logits, axis=1) if head.scores_by == "softmax" else expit(logits)
     scores = head.scores(embeddings)
     assert scores.shape == expected.shape
@@ -99,10 +110,55 @@ def test_scores_are_those_of_scipy_and_always_shares(head, seed):
     np.testing.assert_allclose(head.scores(embeddings[1]), scores[1], atol=1e-5)
 
 
+def test_an_exit_has_a_temperature_of_its_own_where_the_head_names_one():
+    head, embedding = make(temperature=2.0, exit_temperatures={"stem": 4.0}), np.full(WIDTH, 0.5)
+    logits = 0.5 * WEIGHTS.sum(1) + BIAS
+    for cut, temperature in ((None, 2.0), ("down", 2.0), ("stem", 4.0)):
+        np.testing.assert_allclose(head.scores(embedding, cut), softmax(logits / temperature), atol=1e-6)
+
+
+def test_a_head_of_version_1_is_upgraded_and_scores_as_before():
+    earlier = head_v1(make())
+    head = Head.from_json(earlier, "head.json")
+    assert head == make(model=None)
+    assert Head.from_json(head.to_json(), "head.json") == head
+    np.testing.assert_array_equal(head.scores(np.ones(WIDTH)), make().scores(np.ones(WIDTH)))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "streamsplit.head/2"}, r"head.json: .*\$\.format"),
+        ({"temperature": 1.0}, "temperature"),
+        ({"model": None}, "model"),
+        ({"labels": ["dog", "rain"]}, "thresholds: 3 numbers for 2 labels"),
+        ({"bias": "AAAA"}, "bias: 3 bytes, expected 12"),
+    ],
+)
+def test_a_head_of_version_1_that_does_not_hold_together_is_refused_by_field(changes, message):
+    with pytest.raises(HeadError, match=message) as caught:
+        Head.from_json(head_v1(make(), **changes), "head.json")
+    assert str(caught.value).startswith("head.json: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["model", "temperature", "bias", "labels"])
+def test_a_field_that_is_missing_is_refused(field):
+    fields = json.loads(make().to_json())
+    del fields[field]
+    with pytest.raises(HeadError, match=field):
+        Head.from_json(json.dumps(fields).encode(), "head.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "streamsplit.head/3"}, r"head.json: .*\$\.format"),
+        ({"model": "sha256:1"}, r"\$\.model"),
+        ({"temperature": 0.0}, r"\$\.temperature"),
+        ({"temperature": None}, r"\$\.temperature"),
+        ({"exit_temperatures": {"stem": 1e9}}, r"\$\.exit_temperatures"),
+        ({"background": "cat"}, "background: 'cat' is none of the labels"),
+        ({"min_energy": 1e7}, r"\$\.min_energy"),
         ({"surprise": 1}, "surprise"),
         ({"labels": []}, r"\$\.labels"),
         ({"labels": ["dog", "dog", "rain"]}, "labels: a name appears twice"),

@@ -1,0 +1,119 @@
+"""The adaptation: new scales and shifts of an encoder's normalisation layers, for devices that cannot train.
+
+An adaptation (`streamsplit.adaptation/1`, JSON, at most 256 KiB) changes nothing else of a bundle. It is for the
+weights of one generation, stands in a numbered record like a table, and is swapped alone. Devices do not take
+adaptations yet.
+
+    adaptation = Adaptation.from_json(record.body, "adaptation pi-1.rpi4")
+    for layer in adaptation.layers:
+        scale, shift = layer.arrays()
+
+`Adaptation.from_json(adaptation.to_json(), ...) == adaptation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+from runtime_edge.errors import FormatError
+from runtime_edge.formats.manifest import Digest, Expected, Generation, digest
+from runtime_edge.formats.strict import Name, Strict, decode
+
+MAX_ADAPTATION_BYTES = 256 << 10
+Array = npt.NDArray[np.float32]
+
+
+class AdaptedLayer(Strict, frozen=True, kw_only=True):
+    """One normalisation layer: what takes the place of its scale (`weight`) and shift (`bias`).
+
+    New statistics of a batch norm need no field of their own: with `s = sqrt((variance + eps) / (new variance + eps))`
+    they are the scale `scale * s` and the shift `shift + scale * (mean - new mean) / sqrt(new variance + eps)`.
+    """
+
+    block: Name
+    """Of the bundle, in whose files the layer is."""
+    name: Name
+    """Of the layer in the encoder, such as `features.4.block.0.1`."""
+    scale: bytes
+    """float16 (channels,), little-endian."""
+    shift: bytes
+    """float16 (channels,), little-endian."""
+
+    def arrays(self) -> tuple[Array, Array]:
+        """Scale and shift, each (channels,) float32."""
+        return np.frombuffer(self.scale, "<f2").astype(np.float32), np.frombuffer(self.shift, "<f2").astype(np.float32)
+
+
+class Adaptation(Strict, frozen=True, kw_only=True):
+    """A whole adaptation. Building one that does not hold together raises FormatError naming the field."""
+
+    format: Literal["streamsplit.adaptation/1"] = "streamsplit.adaptation/1"
+    encoder: Name
+    """Id of the encoder."""
+    generation: Generation
+    model: Digest
+    """The weights whose layers it changes (`manifest.model_digest`, or `SubModel.digest`)."""
+    created_by: Name
+    self_tests: Annotated[dict[Name, Expected], Meta(max_length=16)]
+    """By compiled variant, such as `onnx-fp32`: what the self-test must give with the new layers. A device whose
+    variant is not among them refuses the adaptation."""
+    layers: Annotated[tuple[AdaptedLayer, ...], Meta(max_length=4096)]
+    """Layers that are not among them are as compiled; none at all takes an earlier adaptation back."""
+
+    def __post_init__(self) -> None:
+        for problem in _problems(self):
+            raise FormatError(problem)
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` of `to_json()`: which model runs once it is in use. Its frames carry the first 8 bytes."""
+        return digest(self.to_json())
+
+    @classmethod
+    def from_json(cls, data: bytes, source: str) -> Adaptation:
+        """Read and check an adaptation. Raises FormatError, one line that names `source` and the field."""
+        return decode(data, cls, source, MAX_ADAPTATION_BYTES)
+
+    def to_json(self) -> bytes:
+        """One layer a line. Raises FormatError when it is too large."""
+        layers = ",\n  ".join(msgspec.json.encode(layer).decode() for layer in self.layers)
+        fields = [f"{_json(name)}:{_json(getattr(self, name))}" for name in self.__struct_fields__ if name != "layers"]
+        data = ("{" + ",\n ".join([*fields, f'"layers":[\n  {layers}]']) + "}\n").encode()
+        if len(data) > MAX_ADAPTATION_BYTES:
+            raise FormatError(
+                f"layers: {len(self.layers)} layers make {len(data)} bytes, an adaptation has at most "
+                f"{MAX_ADAPTATION_BYTES}; adapt fewer of them"
+            )
+        return data
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()
+
+
+def _problems(adaptation: Adaptation) -> Iterator[str]:
+    """What msgspec's types cannot say."""
+    if bool(adaptation.layers) != bool(adaptation.self_tests):
+        yield "self_tests: at least one for layers that change, and none where no layer does"
+    for name, expected in adaptation.self_tests.items():
+        if not expected.embedding or not _all_finite(expected.embedding, "<f4"):
+            yield f"self_tests: {name}: the embedding is not finite float32"
+    seen = set()
+    for layer in adaptation.layers:
+        if layer.name in seen:
+            yield f"layers: {layer.name} stands twice"
+        seen.add(layer.name)
+        if not layer.scale or len(layer.scale) != len(layer.shift):
+            yield f"layers: {layer.name}: {len(layer.scale)} bytes of scale and {len(layer.shift)} of shift"
+        if not _all_finite(layer.scale, "<f2") or not _all_finite(layer.shift, "<f2"):
+            yield f"layers: {layer.name}: not all finite float16"
+
+
+def _all_finite(data: bytes, kind: str) -> bool:
+    return len(data) % np.dtype(kind).itemsize == 0 and bool(np.isfinite(np.frombuffer(data, kind)).all())
