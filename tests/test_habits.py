@@ -38,6 +38,7 @@ PRIVATE_ALLOWED = {
     "tests/streamsplit_compile/lowering/test_fx_folding.py": "torch registers an operator for a test in no other way",
 }
 SLEEPS_ALLOWED = {
+    "tests/attack/fleet.py": "nothing follows an attempt that has no effect: the broker is given a moment",
     "tests/attack/test_reply_subjects.py": "three brokers together say in no way that nothing is under way any more",
     "tests/data/waiting.py": "the one place where tests wait, with a deadline",
     "tests/integration/access/test_admission.py": "a connection may be lost for a moment only",

@@ -326,24 +326,14 @@ class Hub:
             discard=DiscardPolicy.OLD,
             allow_direct=True,
         )
+        # Devices write here, and a rollup would let one of them remove what the others have written.
+        theirs = {"duplicate_window": _DUPLICATES_S, "allow_rollup_hdrs": False}
         buckets = [
             bucket(subjects.TABLES, max_msgs_per_subject=5),
             bucket(subjects.HEADS, max_msgs_per_subject=5),
             bucket(subjects.RELEASES, max_msgs_per_subject=20),
-            # Devices write here, and a rollup would let one of them remove what the others have written.
-            bucket(
-                subjects.PRESENCE,
-                max_age=_PRESENCE_TTL_S,
-                duplicate_window=_DUPLICATES_S,
-                max_msg_size=MAX_REPORT_BYTES,
-                allow_rollup_hdrs=False,
-            ),
-            bucket(
-                subjects.LEARNT,
-                duplicate_window=_DUPLICATES_S,
-                max_msg_size=MAX_LEARNT_BYTES,
-                allow_rollup_hdrs=False,
-            ),
+            bucket(subjects.PRESENCE, max_age=_PRESENCE_TTL_S, max_msg_size=MAX_REPORT_BYTES, **theirs),
+            bucket(subjects.LEARNT, max_msg_size=MAX_LEARNT_BYTES, **theirs),
         ]
         bundles = object_store(subjects.BUNDLES)
         deadline = time.monotonic() + _ELECTION_S

@@ -65,9 +65,8 @@ def label(
     """
     if follow and given is not None:
         raise UsageError("--follow looks for new generations in --state; leave out --bundle")
-    state = state or DEFAULT_STATE
+    state, done = state or DEFAULT_STATE, 0
     secret = signing_key(key, state)
-    done = 0
     while True:
         bundles = _bundles(state, given)
         if max(bundles) > done:

@@ -5,6 +5,7 @@ import asyncio
 import harness
 import pytest
 from guarded_broker import Guarded
+from waiting import eventually
 
 from runtime_edge.errors import AccessError, LinkError, UsageError
 from runtime_edge.formats import subjects
@@ -57,9 +58,7 @@ def test_a_broker_that_ends_is_told_once_and_not_by_asyncio(certificates, tmp_pa
             link = Connection(guarded.broker.url, "pi-1", guarded.credentials("pi-1", tls_ca=certificates / "ca.pem"))
             await link.connect()
             await guarded.broker.stop()
-            while not link.trouble:
-                await asyncio.sleep(0.01)
-            trouble = link.trouble
+            trouble = await eventually(lambda: link.trouble, "the connection is lost")
             await link.close()
             return trouble
 

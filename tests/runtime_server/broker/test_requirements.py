@@ -6,6 +6,7 @@ import logging
 import subprocess
 
 import pytest
+from waiting import eventually
 
 from runtime_edge.errors import LinkError
 from runtime_server.broker.broker_process import broker_program
@@ -26,19 +27,19 @@ def outside_broker(tmp_path, port, more=""):
 def create(url):
     """Connect as a server does, once the broker listens."""
 
-    async def connect():
-        for attempt in range(1000):
-            hub = Hub(url, "server")
-            try:
-                return await hub.connect(create=True)
-            except LinkError as exc:
-                if "cannot connect" not in str(exc) or attempt == 999:
-                    raise
-            finally:
-                await hub.close()
-            await asyncio.sleep(0.05)
+    async def connected():
+        hub = Hub(url, "server")
+        try:
+            await hub.connect(create=True)
+        except LinkError as exc:
+            if "cannot connect" not in str(exc):
+                raise
+            return False
+        finally:
+            await hub.close()
+        return True
 
-    asyncio.run(connect())
+    asyncio.run(eventually(connected, "the broker listens"))
 
 
 def test_a_broker_without_jetstream_is_told_to_have_it(tmp_path, free_port):
