@@ -28,6 +28,7 @@ from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import FormatError, MissingExtra, UsageError
 from streamsplit_compile.encoder import archives
 from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program
+from streamsplit_compile.encoder.plain_graph import HALF
 
 CHECKPOINT_FORMAT = "streamsplit.encoder/1"
 ENTRY_POINT_GROUP = "streamsplit.encoders"
@@ -113,13 +114,20 @@ def load_encoder(
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Only the weights of a checkpoint or a plain state_dict; nothing is built or traced. Raises FormatError."""
+    """Only the weights of a checkpoint or a plain state_dict, those of half precision in float32.
+
+    Nothing is built or traced. Raises FormatError.
+    """
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     content = _read_checkpoint(path, unsafe=False)
     state = content.get("state_dict", content)
     items = state.items() if isinstance(state, dict) else ()
-    tensors = {name: value for name, value in items if isinstance(value, torch.Tensor)}
+    tensors = {
+        name: value.float() if value.dtype in HALF else value
+        for name, value in items
+        if isinstance(value, torch.Tensor)
+    }
     if not tensors:
         raise FormatError(f"{path}: holds no tensors")
     return tensors

@@ -21,6 +21,7 @@ from torch import fx
 
 from runtime_edge.errors import UsageError
 from streamsplit_compile.lowering import onnx_lowering
+from streamsplit_compile.lowering.exportable import exportable
 
 Format = Literal["onnx", "tflite"]
 Precision = Literal["fp32", "fp16", "int8", "auto"]
@@ -63,6 +64,7 @@ def lower(
     `metadata` and `keep_norms` are ONNX's alone: the TFLite converter folds norms in any case. Raises MissingExtra,
     or UsageError when the format has no way to say what the segment does.
     """
+    segment = exportable(segment)
     kept = _lowering(format_name).keep_graph(segment, shape, tensors.keys())
     return Lowered(kept, reweight(format_name, kept, tensors, metadata, keep_norms, (segment, shape)))
 
@@ -96,7 +98,8 @@ def reweight(
         raise UsageError("this TFLite block must be converted again for new weights, which needs the encoder")
     segment, shape = source
     with _CONVERTING:
-        return bytes(lowering.lower(segment, shape, {name: tensors[name] for name in lowering.parameter_names(kept)}))
+        needed = {name: tensors[name] for name in lowering.parameter_names(kept)}
+        return bytes(lowering.lower(exportable(segment), shape, needed))
 
 
 def to_precision(

@@ -23,6 +23,7 @@ from torch import fx
 
 from runtime_edge.errors import FormatError
 from streamsplit_compile.lowering.onnx_folding import fold
+from streamsplit_compile.lowering.refusals import refusal
 
 OPSET = 18
 INPUT, OUTPUT = "input", "output"
@@ -33,12 +34,15 @@ def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Coll
     """Export a segment for one window; its tensors named in `parameters` become graph inputs under their names.
 
     `shape` is the activation's, with a batch axis of 1. Other tensors (a front end's fixed matrices) stay in as
-    constants. Returns a serialised ONNX model without weights.
+    constants. Returns a serialised ONNX model without weights. Raises UsageError naming the node that ONNX cannot say.
     """
-    with _quiet():
-        exported = torch.onnx.export(
-            segment, (torch.zeros(shape),), dynamo=True, optimize=False, opset_version=OPSET, verbose=False
-        )
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                segment, (torch.zeros(shape),), dynamo=True, optimize=False, opset_version=OPSET, verbose=False
+            )
+    except Exception as exc:
+        raise refusal("torch.onnx", exc, segment) from exc
     assert exported is not None
     model = exported.model_proto
     _rename_ends(model)
