@@ -27,7 +27,7 @@ from streamsplit_compile.cli.options import (
     pub_option,
     read_pub,
 )
-from streamsplit_compile.cli.printing import Steps, print_json, print_table, size
+from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning, size
 from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
 from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import cuts_of
@@ -97,7 +97,7 @@ def verify(
         click.echo(f"signature: {opened.signed_by or 'not checked (give --pub)'}")
         _print_parity(opened, parity, measured=encoder is not None)
     for line in shortfalls(opened.manifest.info.blocks, parity):
-        click.echo(f"warning: {line}", err=True)
+        print_warning(line)
 
 
 def _print_parity(bundle: Bundle, parity: dict[str, Parity], measured: bool) -> None:

@@ -21,7 +21,7 @@ from streamsplit_compile.bundle.measure import Reference
 from streamsplit_compile.bundle.parity import shortfalls
 from streamsplit_compile.cli.bundle_tables import print_cuts
 from streamsplit_compile.cli.options import PathParam, encoder_options, json_option, key_option, parse_targets, read_key
-from streamsplit_compile.cli.printing import Steps, print_json, print_table
+from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
 from streamsplit_compile.encoder.encoders import (
     LoadedEncoder,
     list_encoders,
@@ -165,7 +165,7 @@ def compile_(
     )
     with Steps(quiet=as_json) as steps:
         steps("exporting", 0, 1)
-        bundle = compile_encoder(load(), options, out, steps)
+        bundle = compile_encoder(load(), options, out, steps, print_warning)
     if as_json:
         print_json(bundle_summary(bundle))
     else:
@@ -177,7 +177,7 @@ def compile_(
 def _warn(bundle: Bundle) -> None:
     info = bundle.manifest.info
     for line in shortfalls(info.blocks, info.parity):
-        click.echo(f"warning: {line}", err=True)
+        print_warning(line)
 
 
 def _refuse_what_the_base_decides(context: click.Context) -> None:
