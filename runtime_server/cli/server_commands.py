@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from runtime_edge.formats.bundle import open_bundle
 from runtime_server.cli.broker_commands import broker
 from runtime_server.cli.dead_letter_commands import dead
 from runtime_server.cli.device_commands import device, security_configs, security_options
@@ -25,6 +26,7 @@ from runtime_server.training.trainer import TrainConfig
 from streamsplit_compile.cli.options import (
     PathParam,
     bundle_argument,
+    encoder_options,
     key_option,
 )
 from streamsplit_compile.encoder.encoders import load_encoder
@@ -78,6 +80,7 @@ def server() -> None:
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the training.")
 @security_options
+@encoder_options
 @key_option
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
 def run(
@@ -89,6 +92,9 @@ def run(
     train_share: float,
     replay_mb: int,
     seed: int,
+    factory: str | None,
+    sample_rate: int | None,
+    unsafe_load: bool,
     verbose: bool,
     **settings: Any,
 ) -> None:
@@ -109,9 +115,11 @@ def run(
         **security_configs(settings),
         **settings,
     )
+    recorded = open_bundle(bundle).manifest.info.encoder.load
+    encoder = load_encoder(encoder_file, factory, sample_rate, unsafe_load, recorded)
     ranks = Ranks.join()
     try:
-        asyncio.run(_serve(Server(load_encoder(encoder_file), config, ranks)))
+        asyncio.run(_serve(Server(encoder, config, ranks)))
     finally:
         ranks.leave()
 

@@ -308,6 +308,7 @@ def _draft(
             config=encoder.config,
             weights=weights_digest(encoder.tensors),
             embedding_dim=encoder.embedding_dim,
+            load=encoder.load,
         ),
         generation=options.generation,
         front_end=FrontEndInfo(

@@ -78,7 +78,7 @@ def verify(
     if encoder is not None:
         with Steps(quiet=as_json) as steps:
             steps("exporting", 0, 1)
-            loaded = load_encoder(encoder, factory, sample_rate, unsafe_load)
+            loaded = load_encoder(encoder, factory, sample_rate, unsafe_load, opened.manifest.info.encoder.load)
             if opened.manifest.info.encoder.weights != weights_digest(loaded.tensors):
                 raise BundleError(f"{bundle}: compiled from other weights than {encoder}; compile it again")
             parity = _parity(opened, loaded, calibrate, steps)

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.manifest import LoadOptions
 from streamsplit_compile.bundle.bundle_summary import bundle_summary
 from streamsplit_compile.bundle.calibrate import windows_for
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile, report_path
@@ -165,7 +166,7 @@ def compile_(
     )
     with Steps(quiet=as_json) as steps:
         steps("exporting", 0, 1)
-        bundle = compile_encoder(load(), options, out, steps, print_warning)
+        bundle = compile_encoder(load(None), options, out, steps, print_warning)
     if as_json:
         print_json(bundle_summary(bundle))
     else:
@@ -190,7 +191,7 @@ def _refuse_what_the_base_decides(context: click.Context) -> None:
 def _recompile(
     base_path: Path,
     encoder_file: Path,
-    load: Callable[[], LoadedEncoder],
+    load: Callable[[LoadOptions | None], LoadedEncoder],
     out: Path,
     generation: int | None,
     calibrate: Path | None,
@@ -204,7 +205,7 @@ def _recompile(
     reference = None
     if parity:
         steps("exporting", 0, 1)
-        loaded = load()
+        loaded = load(info.encoder.load)
         tensors, graph = loaded.tensors, loaded.graph
         reference = Reference(split(graph, cuts_of(graph.candidates, base.manifest, str(base_path))))
     else:
