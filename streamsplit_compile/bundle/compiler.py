@@ -42,6 +42,7 @@ from streamsplit_compile.bundle.bundle_page import render_report
 from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest, write_table
 from streamsplit_compile.bundle.calibrate import DEFAULT_WINDOWS, CutFailed, calibration_windows
 from streamsplit_compile.bundle.digests import combined_digest, tensor_digests, weights_digest
+from streamsplit_compile.bundle.effort import expected_effort
 from streamsplit_compile.bundle.measure import Reference, measure
 from streamsplit_compile.cost.cost_model import count_work
 from streamsplit_compile.cost.targets import Target
@@ -119,6 +120,10 @@ def compile_encoder(
         options.calibration_windows,
         options.seed,
     )
+    blocks = [count_work(segment) for segment in split(encoder.graph, cuts)]
+    encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
+    if line := expected_effort(blocks, encoder_ms, len(windows), len(options.variants)).notice:
+        notice(line)
     if ignores_waveform(encoder.graph):
         notice("the embedding is the same whatever the waveform; look at the encoder's weights")
     failures: list[CutRefused | CutFailed] = []

@@ -47,8 +47,10 @@ def test_a_cut_that_was_asked_for_by_name_is_not_left_out(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_no_choice_of_cuts_mends_is_refused_with_the_first_reason(tmp_path):
-    with pytest.raises(UsageError, match=r"cut \w+: torch.onnx cannot lower .*node special_bessel_j0"):
+def test_what_no_choice_of_cuts_mends_is_refused(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"^torch.onnx cannot lower .*node special_bessel_j0 \(test_dropped_cuts.py, line"
+    ):
         compile_(Unsayable, "all", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
