@@ -21,7 +21,6 @@ from torch import fx
 
 from runtime_edge.errors import UsageError
 from streamsplit_compile.lowering import onnx_lowering
-from streamsplit_compile.lowering.exportable import exportable
 
 Format = Literal["onnx", "tflite"]
 Precision = Literal["fp32", "fp16", "int8", "auto"]
@@ -64,7 +63,6 @@ def lower(
     `metadata` and `keep_norms` are ONNX's alone: the TFLite converter folds norms in any case. Raises MissingExtra,
     or UsageError when the format has no way to say what the segment does.
     """
-    segment = exportable(segment)
     kept = _lowering(format_name).keep_graph(segment, shape, tensors.keys())
     return Lowered(kept, reweight(format_name, kept, tensors, metadata, keep_norms, (segment, shape)))
 
@@ -99,7 +97,7 @@ def reweight(
     segment, shape = source
     with _CONVERTING:
         needed = {name: tensors[name] for name in lowering.parameter_names(kept)}
-        return bytes(lowering.lower(exportable(segment), shape, needed))
+        return bytes(lowering.lower(segment, shape, needed))
 
 
 def to_precision(

@@ -22,6 +22,7 @@ from onnx import helper
 from torch import fx
 
 from runtime_edge.errors import FormatError
+from streamsplit_compile.lowering.exportable import exportable
 from streamsplit_compile.lowering.onnx_folding import fold
 from streamsplit_compile.lowering.refusals import refusal
 
@@ -37,12 +38,21 @@ def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Coll
     constants. Returns a serialised ONNX model without weights. Raises UsageError naming the node that ONNX cannot say.
     """
     try:
-        with _quiet():
-            exported = torch.onnx.export(
-                segment, (torch.zeros(shape),), dynamo=True, optimize=False, opset_version=OPSET, verbose=False
-            )
+        return _export(segment, shape, parameters)
     except Exception as exc:
         raise refusal("torch.onnx", exc, segment) from exc
+
+
+def _export(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Collection[str]) -> bytes:
+    with _quiet():
+        exported = torch.onnx.export(
+            exportable(segment),
+            (torch.zeros(shape),),
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert exported is not None
     model = exported.model_proto
     _rename_ends(model)

@@ -5,7 +5,9 @@ from torch import nn
 from runtime_edge.errors import UsageError
 from streamsplit_compile.encoder.graph import export_encoder
 from streamsplit_compile.encoder.segment import extract
+from streamsplit_compile.lowering.artifact_formats import lower
 from streamsplit_compile.lowering.real_spectra import real_spectra
+from streamsplit_compile.lowering.tflite_file import Interpreter
 
 WINDOW = 1600
 
@@ -73,3 +75,15 @@ def test_what_has_no_real_form_is_refused_with_its_line():
     segment = extract(graph, graph.candidates[0], graph.candidates[-1])
     with pytest.raises(UsageError, match=r"node pow_1 \(test_real_spectra.py, line \d+: .*pow.* of complex"):
         real_spectra(segment)
+
+
+@pytest.mark.integration
+def test_an_encoder_with_a_complex_spectrum_runs_in_tflite():
+    graph = export_encoder(Spectral(lambda module, x: (stft(module, x).abs() ** 2 + 1e-3).log()).eval(), WINDOW)
+    segment = extract(graph, graph.candidates[0], graph.candidates[-1])
+    tensors = {name: value.numpy() for name, value in graph.module.state_dict().items()}
+    lowered = lower("tflite", segment, (1, WINDOW), tensors)
+    window = torch.rand(1, WINDOW, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    interpreter = Interpreter(model_content=lowered.model)
+    found = interpreter.get_signature_runner()(input=window.numpy())["output"]
+    torch.testing.assert_close(torch.from_numpy(found), segment(window), atol=1e-4, rtol=1e-4)
