@@ -12,6 +12,8 @@ from streamsplit_compile.encoder.graph import Candidate
 _FREE = 1e-4
 MIN_BLOCK_SHARE = 0.01
 """A block with less of the encoder's work than this is not worth a session of its own."""
+CHEAP_SHARE = 0.05
+"""A front end with at most this share of the work is kept beside the blocks that are worthwhile."""
 BOUNDARY_US = 30.0
 """What another block costs on a desktop: the session's call, and around a residual connection that is cut an addition
 and changes of layout that the runtime would have fused, and memory that is not in the caches. Measured 40 to 60 us."""
@@ -43,12 +45,9 @@ def select_cuts(
         chosen = list(range(last + 1))
     elif spec == "auto":
         useful = _useful(candidates, work, wire_bytes)
-        chosen = _merge(
-            useful,
-            work,
-            lambda share, count: share >= MIN_BLOCK_SHARE and count <= auto_blocks,
-            keep_first=len(useful) > 2 and wire_bytes[useful[1]] < wire_bytes[0] / 2,
-        )
+        cheap = _is_cheap_front_end(useful, work, wire_bytes)
+        blocks = min(auto_blocks + cheap, MAX_AUTO_CUTS - 1)
+        chosen = _merge(useful, work, lambda share, count: share >= MIN_BLOCK_SHARE and count <= blocks, cheap)
     elif spec.isdecimal():
         blocks = int(spec)
         if not 1 <= blocks <= last:
@@ -95,13 +94,18 @@ def _useful(candidates: Sequence[Candidate], work: Sequence[float], wire_bytes: 
     return [*kept, last]
 
 
+def _is_cheap_front_end(useful: Sequence[int], work: Sequence[float], wire_bytes: Sequence[float]) -> bool:
+    """Whether the first useful cut costs next to nothing and ships features, not the audio in fewer bits."""
+    first = useful[1]
+    return len(useful) > 2 and wire_bytes[first] < wire_bytes[0] / 2 and work[first] <= CHEAP_SHARE * work[-1]
+
+
 def _merge(
     chosen: list[int], work: Sequence[float], enough: Callable[[float, int], bool], keep_first: bool = False
 ) -> list[int]:
     """Merge the lightest block into a neighbour until every block, or their number, is as wanted.
 
-    With `keep_first` the first block stays however light it is: a front end that ships less than half of the audio, so
-    features and not the audio in fewer bits, costs next to nothing.
+    With `keep_first` the first block stays, however light it is.
     """
     chosen = list(chosen)
     first = 1 if keep_first else 0

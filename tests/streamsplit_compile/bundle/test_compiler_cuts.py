@@ -49,7 +49,7 @@ def test_a_cut_that_was_asked_for_by_name_is_not_left_out(tmp_path):
 
 def test_what_no_choice_of_cuts_mends_is_refused(tmp_path):
     with pytest.raises(
-        UsageError, match=r"^torch.onnx cannot lower .*node special_bessel_j0 \(test_dropped_cuts.py, line"
+        UsageError, match=r"^torch.onnx cannot lower .*node special_bessel_j0 \(test_compiler_cuts.py, line"
     ):
         compile_(Unsayable, "all", tmp_path)
     assert list(tmp_path.iterdir()) == []
