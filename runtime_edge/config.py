@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from runtime_edge.formats import minisign
+from runtime_edge.formats.credentials import servers
 from runtime_edge.settings import setting
 
 
@@ -36,6 +37,7 @@ class DeviceConfig:
         None,
         "Broker address, or several of a cluster with commas between; without it everything runs here.",
         example="nats://gateway:4222",
+        check=servers,
     )
     credentials: Path | None = setting(
         None, "This device's key for the broker, from `ssc server device add`.", example="pi-1.creds"
@@ -83,7 +85,7 @@ class DeviceConfig:
     )
     realtime: bool = setting(True, "Play files at the speed they were recorded; otherwise as fast as possible.")
     loop: bool = setting(False, "Start files again at their end.")
-    speed: float = setting(1.0, "Play files so many times faster.", ge=0.01, le=1000)
+    speed: float = setting(1.0, "Play files this many times faster than real time.", ge=0.01, le=1000)
     gate_db: float | None = setting(
         None, "Ignore windows quieter than this, decibels of full scale.", ge=-200, le=0, example=-60.0
     )
@@ -94,10 +96,12 @@ class DeviceConfig:
     channel: str = setting(
         "mean", "What to make of several channels: their mean, the loudest, or one by its number, from 1 on."
     )
-    max_windows: int | None = setting(None, "Stop after so many windows.", ge=1, example=1000)
+    max_windows: int | None = setting(None, "Stop after this many windows.", ge=1, example=1000)
     drain_s: float = setting(30.0, "How long to send spooled frames after the source has ended.", ge=0, le=86_400)
     results: tuple[str, ...] = setting(
-        (), "Write results as JSON lines to these files, or - for standard output.", example=("results.jsonl",)
+        (),
+        "Write results as JSON lines to these files, or - for standard output (a terminal gets no embeddings).",
+        example=("results.jsonl",),
     )
     head: Path | None = setting(
         None, "Head that labels the results, instead of the server's (`ssc server label`).", example="head.json"

@@ -110,7 +110,7 @@ class LinkError(SscError):
 
 
 class AccessError(LinkError):
-    """Credentials or a certificate were refused: trying again soon is no use."""
+    """Credentials or a certificate were refused: retrying soon is useless."""
 
 
 class CheckFailed(SscError):

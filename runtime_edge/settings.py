@@ -43,7 +43,15 @@ _Config = TypeVar("_Config", bound=_Dataclass)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def setting(default: Any, doc: str, *, ge: float | None = None, le: float | None = None, example: Any = None) -> Any:
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    ge: float | None = None,
+    le: float | None = None,
+    example: Any = None,
+    check: Callable[[Any], object] | None = None,
+) -> Any:
     """A documented dataclass field.
 
     Args:
@@ -52,8 +60,9 @@ def setting(default: Any, doc: str, *, ge: float | None = None, le: float | None
         ge: smallest number allowed.
         le: largest number allowed.
         example: a value to show where there is no default.
+        check: raises UsageError for a value that the type allows and the setting does not.
     """
-    metadata = {"doc": doc, "ge": ge, "le": le, "example": example}
+    metadata = {"doc": doc, "ge": ge, "le": le, "example": example, "check": check}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -65,7 +74,11 @@ def load(config: type[_Config], path: Path | None, given: Mapping[str, Any]) -> 
     Raises UsageError naming the file and the key.
     """
     values = {} if path is None else read(config, path)
-    values.update({key: value for key, value in given.items() if value not in _UNSET})
+    chosen = {name: value for name, value in given.items() if value not in _UNSET}
+    for key in _settings(config):
+        if key.check is not None and key.name in chosen:
+            key.check(chosen[key.name])
+    values.update(chosen)
     return config(**values)
 
 
@@ -104,6 +117,7 @@ class _Setting:
     ge: float | None
     le: float | None
     example: Any
+    check: Callable[[Any], object] | None
 
     @property
     def allowed(self) -> str:
@@ -137,7 +151,7 @@ def _settings(config: type[_Dataclass]) -> Iterator[_Setting]:
         if meta["ge"] is not None or meta["le"] is not None:
             bounded = Annotated[base, msgspec.Meta(ge=meta["ge"], le=meta["le"])]
         default = None if field.default is dataclasses.MISSING else field.default
-        yield _Setting(field.name, bounded, base, default, meta["doc"], meta["ge"], meta["le"], meta["example"])
+        yield _Setting(field.name, bounded, base, default, **meta)
 
 
 def _optional(hint: Any) -> bool:
@@ -147,8 +161,10 @@ def _optional(hint: Any) -> bool:
 def read(config: type[_Dataclass], path: Path) -> dict[str, Any]:
     """The validated values that a TOML file sets. Raises UsageError or FormatError naming the file and the key."""
     try:
-        table = tomllib.loads(read_bounded(path, _MAX_BYTES).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+        table = tomllib.loads(read_bounded(path, _MAX_BYTES).decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8; save it with that encoding") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise UsageError(f"{path}: not TOML ({exc})") from None
     return validate(config, table, str(path))
 
@@ -165,6 +181,10 @@ def validate(config: type[_Dataclass], table: Mapping[str, Any], source: str) ->
         key = known[name]
         try:
             values[name] = msgspec.convert(value, key.type, dec_hook=_path)
+            if key.check is not None:
+                key.check(values[name])
+        except UsageError as exc:
+            raise UsageError(f"{source}: {name}: {exc}") from None
         except msgspec.ValidationError as exc:
             allowed = f" ({key.allowed})" if key.allowed else ""
             example = f"{name} = {_toml_value(key.shown)}"

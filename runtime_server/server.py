@@ -14,7 +14,7 @@ import torch
 from runtime_edge.errors import AccessError, LinkError, UsageError
 from runtime_server.broker.broker_process import Broker, embedded, outside
 from runtime_server.broker.hub import STATUS_SUBJECT, Hub
-from runtime_server.broker.signed_records import SignedRecordWriter
+from runtime_server.broker.record_writer import SignedRecordWriter
 from runtime_server.broker.stream_shares import StreamShares
 from runtime_server.ingest.frame_replay import FrameReplay
 from runtime_server.ingest.ingest import Ingest
@@ -68,8 +68,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where devices connect."""
-        return self._address.url
+        """Where devices connect, without a password."""
+        return str(self._address)
 
     def stop(self) -> None:
         """Finish the work in progress and end."""

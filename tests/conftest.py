@@ -35,6 +35,25 @@ def pytest_runtest_makereport():
     return report
 
 
+def pytest_terminal_summary(terminalreporter):
+    """List what the attacks of one device on a fleet have tried, and which attempts had an effect on others."""
+    reports = [report for passed in ("passed", "failed") for report in terminalreporter.stats.get(passed, [])]
+    tried = [
+        attempt
+        for report in reports
+        for name, value in report.user_properties
+        if name == "attempts"
+        for attempt in value
+    ]
+    if not tried:
+        return
+    terminalreporter.section("attempts of one device against the rest of a fleet")
+    for kind, name, *effects in tried:
+        terminalreporter.line(f"{kind}: {name}" + "".join(f" -> {effect}" for effect in effects))
+    harmful = sum(bool(effects) for _, _, *effects in tried)
+    terminalreporter.line(f"{len(tried)} distinct attempts, {harmful} with an effect on others")
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--renew-golden",

@@ -37,6 +37,13 @@ PRIVATE_ALLOWED = {
     "tests/streamsplit_compile/encoder/test_functional.py": "torch says in no other way which operators write in place",
     "tests/streamsplit_compile/lowering/test_fx_folding.py": "torch registers an operator for a test in no other way",
 }
+SLEEPS_ALLOWED = {
+    "tests/attack/test_reply_subjects.py": "three brokers together say in no way that nothing is under way any more",
+    "tests/data/waiting.py": "the one place where tests wait, with a deadline",
+    "tests/integration/access/test_admission.py": "a connection may be lost for a moment only",
+    "tests/integration/test_faults.py": "processes are killed at random moments",
+    "tests/integration/test_operation.py": "a watchdog fires because nothing is heard for so many seconds",
+}
 TIMES_ALLOWED = {"tests/data/waiting.py": "the one place where tests wait, with a deadline"}
 LONG_ALLOWED: dict[str, str] = {}
 
@@ -106,13 +113,22 @@ def timed_comparisons(path: Path) -> Iterator[str]:
                 yield f"{relative(path)}:{node.lineno}: compares times"
 
 
+def fixed_sleeps(path: Path) -> Iterator[str]:
+    """Sleeps that hope for something to happen meanwhile, or not to; waiting.py waits for what does happen."""
+    for node in nodes_of(path):
+        sleeps = isinstance(node, ast.Call) and ast.unparse(node.func) in ("time.sleep", "asyncio.sleep")
+        if sleeps and ast.unparse(node.args[0]) not in ("0", "0.0"):
+            yield f"{relative(path)}:{node.lineno}: sleeps"
+
+
 def too_long(path: Path) -> Iterator[str]:
-    """A file or functions of more lines than anybody reads at once."""
+    """A file or functions, with their decorators, of more lines than anybody reads at once."""
     if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_FILE_LINES:
         yield f"{relative(path)}: {lines} lines"
     for node in nodes_of(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or 0) - node.lineno + 1
+            first = min(line.lineno for line in (node, *node.decorator_list))
+            lines = (node.end_lineno or 0) - first + 1
             if lines > MAX_FUNCTION_LINES:
                 yield f"{relative(path)}:{node.lineno}: {node.name} has {lines} lines"
 
@@ -127,6 +143,7 @@ def without_source(path: Path) -> bool:
 CHECKS = [
     (private_uses, TESTS, PRIVATE_ALLOWED),
     (timed_comparisons, TESTS, TIMES_ALLOWED),
+    (fixed_sleeps, TESTS, SLEEPS_ALLOWED),
     (too_long, [*SOURCES, *TOOLS, *TESTS], LONG_ALLOWED),
 ]
 
@@ -135,8 +152,8 @@ def without(found: list[str], allowed: dict[str, str]) -> list[str]:
     return [line for line in found if line.split(":")[0] not in allowed]
 
 
-@pytest.mark.parametrize(("check", "paths", "allowed"), CHECKS, ids=["private", "times", "long"])
-def test_no_file_has_private_uses_timed_comparisons_or_too_many_lines(check, paths, allowed) -> None:
+@pytest.mark.parametrize(("check", "paths", "allowed"), CHECKS, ids=["private", "times", "sleeps", "long"])
+def test_no_file_has_private_uses_timed_comparisons_fixed_sleeps_or_too_many_lines(check, paths, allowed) -> None:
     found = [line for path in paths for line in check(path)]
     assert without(found, allowed) == []
     assert {line.split(":")[0] for line in found} == set(allowed), "an exception is no longer needed"
@@ -200,6 +217,8 @@ def test_every_test_has_a_folder_that_says_what_it_is_about() -> None:
         (private_uses, "from package import _x"),
         (timed_comparisons, "def test():\n    began = time.monotonic()\n    assert time.monotonic() - began < 1"),
         (timed_comparisons, "def test():\n    took = time.time() - began\n    assert took < 1"),
+        (fixed_sleeps, "async def test():\n    await asyncio.sleep(0)\n    await asyncio.sleep(0.1)"),
+        (too_long, "@options(\n" + "    1,\n" * MAX_FUNCTION_LINES + ")\ndef command():\n    pass"),
     ],
 )
 def test_what_is_looked_for_is_found(check, text, monkeypatch, tmp_path) -> None:

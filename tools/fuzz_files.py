@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime_edge.audio.audio_files import read_file
+from runtime_edge.audio.file_decoder import read_file
 from runtime_edge.base.checked_files import checksum_path, read_checked, write_checked
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import FormatError

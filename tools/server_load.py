@@ -68,7 +68,7 @@ class RecordedFrames:
         payload, compressed = self.payloads[window % len(self.payloads)]
         frame = self._encode(window, time.time_ns(), self.generation, self.cut, self.encoding, compressed, 0.5, payload)
         headers = {
-            subjects.MESSAGE_ID_HEADER: subjects.message_id(device, self._boot, window),
+            subjects.IDENTITY_HEADER: subjects.message_id(device, self._boot, window),
             subjects.REPLY_HEADER: f"{subjects.inbox(device)}.{connection}.{window}",
         }
         return window, frame, headers

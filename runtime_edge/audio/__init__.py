@@ -9,7 +9,7 @@ windows an encoder takes:
         print(window.index, window.capture_time_ns, window.samples.shape)
 """
 
-from runtime_edge.audio.block import SYSTEM_CLOCK, AudioBlock, Clock, Counters
+from runtime_edge.audio.audio_block import SYSTEM_CLOCK, AudioBlock, Clock, Counters
 from runtime_edge.audio.source import open_source
 from runtime_edge.audio.windower import AudioWindow, Windower
 

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import numpy.typing as npt
 
-from runtime_edge.audio.audio_files import soundfile_module
+from runtime_edge.audio.file_decoder import soundfile_module
 from runtime_edge.errors import FormatError
 
 _MARK = b"fLaC"

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import Clock, Counters
+from runtime_edge.audio.audio_block import Clock, Counters
 from runtime_edge.audio.rate_check import RateCheck
 from runtime_edge.audio.stream import STALL_SECONDS, SourceAudio
 from runtime_edge.errors import SourceError, SscError

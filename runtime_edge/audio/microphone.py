@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime_edge.audio.block import Clock, Counters
+from runtime_edge.audio.audio_block import Clock, Counters
 from runtime_edge.audio.live import FrameQueue, Waiter
 from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio
 from runtime_edge.errors import MissingExtra, SourceError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from runtime_edge.audio.block import Counters
+from runtime_edge.audio.audio_block import Counters
 from runtime_edge.audio.stream import STALL_SECONDS
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class RateCheck:
             return
         measured = self._counters.measured_rate_hz = max(1, round(hz))
         _LOG.warning(
-            "the source brings %s samples a second, not the %s stated: times and pitch are wrong; correct its rate "
+            "the source delivers %s samples a second, not the %s stated: times and pitch are wrong; correct its rate "
             "(--stdin-rate), or read a recording with --no-realtime",
             f"{measured:,}",
             f"{self._rate_hz:,}",

@@ -8,7 +8,7 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import Counters
+from runtime_edge.audio.audio_block import Counters
 
 _LOG = logging.getLogger(__name__)
 _JUDGED_AFTER_S = 10.0
@@ -45,30 +45,31 @@ class SampleCheck:
         self.end()
         self._begin(name or "the source", rate_hz)
 
-    def heard(self, frames: _Floats, mono: _Floats, *, bad: int, clipped: int) -> None:
-        """Cleaned float32[n, channels], their mix float32[n], and how many values of `frames` had to be mended."""
-        if bad:
-            self._found("bad", bad / frames.shape[1], self._samples)
-        if clipped:
-            self._found("clipped", clipped / frames.shape[1], self._samples)
-        self._samples += len(frames)
-        self._stretch += len(frames)
+    def mended(self, bad: int, clipped: int, channels: int) -> None:
+        """So many values of the next frames were not numbers, and so many were clipped."""
+        self._counters.bad_samples += bad
+        self._counters.clipped_samples += clipped
+        for kind, count in (("bad", bad), ("clipped", clipped)):
+            if count:
+                self._found(kind, count / channels, self._samples + self._stretch)
+
+    def heard(self, frames: _Floats, mono: _Floats) -> None:
+        """Cleaned float32[n, channels] and their mix float32[n]."""
+        self._stretch += len(mono)
         self._sum += float(np.add.reduce(mono))
         if self._averages and frames.shape[1] > 1:
             self._channel_energy += float(np.vdot(frames, frames)) / frames.shape[1]
             self._mixed_energy += float(np.vdot(mono, mono)) * frames.shape[1]
-        if self._stretch >= _STRETCH_S * self._rate_hz:
+        if self._stretch >= self._enough:
             self._judge_stretch()
-        if self._first and self._samples >= min(self._first.values()) + _JUDGED_AFTER_S * self._rate_hz:
-            self._tell()
 
     def end(self) -> None:
         """The recording, or the stream, is over."""
         self._tell()
 
     def _begin(self, name: str, rate_hz: int) -> None:
-        self._name, self._rate_hz = name, rate_hz
-        self._samples = self._stretch = 0
+        self._name, self._rate_hz, self._enough = name, rate_hz, _STRETCH_S * rate_hz
+        self._samples = self._stretch = 0  # before the present stretch, and in it
         self._sum = self._channel_energy = self._mixed_energy = 0.0
         self._earlier_offset: float | None = None
         self._counts: dict[str, float] = defaultdict(float)
@@ -82,7 +83,7 @@ class SampleCheck:
     def _judge_stretch(self) -> None:
         """The last second or so; an offset counts when the second before had it, too."""
         size, offset, earlier = self._stretch, self._sum / self._stretch, self._earlier_offset
-        begin = self._samples - size
+        begin = self._samples
         if self._channel_energy > _QUIET * size and self._mixed_energy < _CANCELLED * self._channel_energy:
             self._found("cancelled", size, begin)
             self._counters.cancelled_samples += size
@@ -90,11 +91,14 @@ class SampleCheck:
             self._found("offset", size, begin)
             self._counters.offset_samples += size
         self._earlier_offset = offset if abs(offset) > _OFFSET else 0.0
+        self._samples += size
         self._stretch, self._sum, self._channel_energy, self._mixed_energy = 0, 0.0, 0.0, 0.0
+        if self._first and self._samples >= min(self._first.values()) + _JUDGED_AFTER_S * self._rate_hz:
+            self._tell()
 
     def _tell(self) -> None:
         for kind, first in self._first.items():
-            share = self._counts[kind] / self._samples
+            share = self._counts[kind] / (self._samples + self._stretch)
             at_s = first / self._rate_hz
             if kind == "clipped" and share < _LEAST_SHARE:
                 continue

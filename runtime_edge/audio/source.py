@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-from runtime_edge.audio.audio_files import (
+from runtime_edge.audio.audio_block import SYSTEM_CLOCK, AudioBlock, Clock, Counters
+from runtime_edge.audio.file_decoder import (
     MAX_CHANNELS,
     MAX_RATE_HZ,
     MIN_RATE_HZ,
@@ -15,7 +16,6 @@ from runtime_edge.audio.audio_files import (
     read_directory,
     read_file,
 )
-from runtime_edge.audio.block import SYSTEM_CLOCK, AudioBlock, Clock, Counters
 from runtime_edge.audio.live import FrameQueue, IdleWaiter, Waiter, read_ahead
 from runtime_edge.audio.microphone import Microphone
 from runtime_edge.audio.stdin import capture_pcm16, read_pcm16

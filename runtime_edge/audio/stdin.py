@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import Counters
+from runtime_edge.audio.audio_block import Counters
 from runtime_edge.audio.live import FrameQueue
 from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio
 from runtime_edge.errors import SourceError
@@ -37,7 +37,7 @@ _CONTAINERS = (
     (0, b"\x1f\x8b\x08", "gzip"),
     (4, b"ftyp", "MP4"),
 )
-"""Where which bytes stand in what."""
+"""The bytes by which a container is recognised, by their place."""
 _LONGEST_MARK = 16
 _MPEG_HEADER = 7
 _LAYER_3_KBPS = (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import AudioBlock, Clock, Counters, Recording
+from runtime_edge.audio.audio_block import AudioBlock, Clock, Counters, Recording
 from runtime_edge.audio.resample import Resampler
 from runtime_edge.audio.sample_check import SampleCheck
 from runtime_edge.errors import UsageError
@@ -21,6 +22,8 @@ STALL_SECONDS = 2.0
 """A live source that is silent for longer leaves a gap; a clock that is further off than this was set."""
 _STEP_NS = round(STALL_SECONDS * 1e9)
 _HALF_LIFE_S = 10.0
+_LOOK_S = 1.0
+"""How often the wall clock is looked at."""
 
 
 class SourceAudio(msgspec.Struct, frozen=True):
@@ -93,18 +96,22 @@ def to_mono(frames: NDArray[np.float32], counters: Counters) -> NDArray[np.float
 
     NaN and infinite values become 0, values beyond [-1, 1] are clipped; both are counted.
     """
-    return Mixer().mix(clean(frames, counters), 1)
+    frames, bad, clipped = clean(frames)
+    counters.bad_samples += bad
+    counters.clipped_samples += clipped
+    return Mixer().mix(frames, 1)
 
 
-def clean(frames: NDArray[np.float32], counters: Counters) -> NDArray[np.float32]:
-    """The same float32[n, channels] where all are in [-1, 1]; otherwise others, and what was wrong is counted."""
-    if frames.size and not _within_bounds(frames):
-        finite = np.isfinite(frames)
-        counters.bad_samples += int(frames.size - np.count_nonzero(finite))
-        frames = np.where(finite, frames, np.float32(0))
-        counters.clipped_samples += int(np.count_nonzero(np.abs(frames) > 1.0))
-        frames = np.clip(frames, -1.0, 1.0)
-    return frames
+def clean(frames: NDArray[np.float32]) -> tuple[NDArray[np.float32], int, int]:
+    """The same float32[n, channels] where all are in [-1, 1]; otherwise others, and how many were NaN or infinite, and
+    how many were clipped.
+    """
+    if not frames.size or _within_bounds(frames):
+        return frames, 0, 0
+    finite = np.isfinite(frames)
+    frames = np.where(finite, frames, np.float32(0))
+    clipped = int(np.count_nonzero(np.abs(frames) > 1.0))
+    return np.clip(frames, -1.0, 1.0), int(frames.size - np.count_nonzero(finite)), clipped
 
 
 def _within_bounds(frames: NDArray[np.float32]) -> bool:
@@ -130,7 +137,7 @@ def to_blocks(
     waited for and nothing is dropped.
     """
     ns_per_sample = 1e9 / (sample_rate * (pace or 1.0))
-    anchor, started, position, wall = 0, 0.0, 0, WallClock(clock, counters)
+    anchor, started, position, wall, looked_at = 0, 0.0, 0, WallClock(clock, counters), -math.inf
     for piece in _resampled(raws, sample_rate, counters, mixer or Mixer()):
         samples, gap = piece.samples, piece.gap
         if position == 0:
@@ -146,7 +153,9 @@ def to_blocks(
         counters.blocks += 1
         counters.samples += samples.size
         counters.dropped_samples += gap
-        anchor += wall.step_ns()
+        if ready_at >= looked_at + _LOOK_S:
+            looked_at = ready_at
+            anchor += wall.step_ns()
         start_ns, end_ns = anchor + round(start * ns_per_sample), anchor + round(position * ns_per_sample)
         yield AudioBlock(samples, start_ns, end_ns, gap, ready_at, piece.begins)
 
@@ -166,7 +175,7 @@ class WallClock:
             return 0
         self._ahead_ns = ahead_ns
         if not self._counters.clock_steps:
-            _LOG.warning("the clock was set by %+.1f s: times of audio follow it from here on", step_ns / 1e9)
+            _LOG.warning("the clock was changed by %+.1f s: the times of audio follow it from now on", step_ns / 1e9)
         self._counters.clock_steps += 1
         return step_ns
 
@@ -201,10 +210,11 @@ def _resampled(raws: Iterable[SourceAudio], sample_rate: int, counters: Counters
                 resampler = Resampler(raw.rate_hz, sample_rate)
                 gap += round(raw.gap_frames * sample_rate / raw.rate_hz)
             captured_at = raw.captured_at
-            bad, clipped = counters.bad_samples, counters.clipped_samples
-            frames = clean(raw.frames, counters)
+            frames, bad, clipped = clean(raw.frames)
+            if bad or clipped:
+                check.mended(bad, clipped, frames.shape[1])
             mono = mixer.mix(frames, raw.rate_hz)
-            check.heard(frames, mono, bad=counters.bad_samples - bad, clipped=counters.clipped_samples - clipped)
+            check.heard(frames, mono)
             if (samples := resampler.push(mono)).size:
                 yield _Piece(samples, gap, captured_at, begins)
                 gap, begins = 0, None

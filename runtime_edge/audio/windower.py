@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import AudioBlock, Counters, Recording
+from runtime_edge.audio.audio_block import AudioBlock, Counters, Recording
 from runtime_edge.errors import UsageError
 
 
@@ -156,6 +156,6 @@ class Windower:
 
 
 def _energy(samples: NDArray[np.float32]) -> float:
-    """Without the mean: what a converter adds to every sample is no sound."""
+    """Without the mean: what a converter adds to every sample is not sound."""
     around = samples - samples.mean()
     return float(np.dot(around, around))

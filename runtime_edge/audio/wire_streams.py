@@ -64,7 +64,10 @@ class AudioStreamEncoder:
 
 
 class AudioStreamDecoder:
-    """Windows from payloads; one for each stream. Takes frames in order, and the latest one again."""
+    """Windows from payloads; one for each stream. Takes frames in order, and the latest one again.
+
+    An earlier window that does not continue another one, as a spool holds it, is read beside the stream.
+    """
 
     def __init__(self, encoding: str, rate: int, window_samples: int, hop_samples: int) -> None:
         """Raises UsageError for a rate the encoding cannot have, or when its library is missing."""
@@ -81,18 +84,20 @@ class AudioStreamDecoder:
             raise FrameError(f"audio of window {index}: its first byte says neither that it starts nor that it goes on")
         continues = payload[0] == _CONTINUES
         if continues and self._index != index - 1:
-            raise FrameError(f"window {index} continues window {index - 1}, which has not come before it")
-        self._index = None
-        if not continues:
-            self._code = _decoder(self._encoding, self._rate)
+            raise FrameError(f"window {index} continues window {index - 1}, which did not arrive before it")
+        code = self._code if continues else _decoder(self._encoding, self._rate)
         new = self._hop if continues else self._window.size
+        is_newest = self._index is None or index > self._index
+        if is_newest:
+            self._index = None
         try:
-            samples = self._code(payload[1:], new)
+            samples = code(payload[1:], new)
         except FormatError as exc:
             raise FrameError(f"audio of window {index}: {exc}") from None
-        self._window = np.concatenate([self._window[new:], samples])
-        self._index = index
-        return self._window[None]
+        window = np.concatenate([self._window[new:], samples])
+        if is_newest:
+            self._code, self._window, self._index = code, window, index
+        return window[None]
 
 
 def _encoder(encoding: str, rate: int, kbps: float) -> Callable[[Samples], bytes]:

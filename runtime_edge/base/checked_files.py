@@ -32,7 +32,7 @@ _Contents = TypeVar("_Contents")
 
 
 def checksum_path(path: Path) -> Path:
-    """Where the checksum of a file stands."""
+    """Path of a file's checksum."""
     return path.with_name(path.name + ".sha256")
 
 
@@ -140,7 +140,7 @@ def _decode(path: Path) -> list[str] | None:
 
 
 def _adopt(path: Path, digest: str) -> None:
-    """Give a file the checksum it lacks, unless another process has just done so; a disk that refuses is no trouble."""
+    """Give a file the checksum it lacks, unless another process just has; a disk that refuses is not an error."""
     own = path.with_name(f".{checksum_path(path).name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         write_atomic(own, _encode([digest]))

@@ -55,6 +55,12 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644, durable: bool = Tru
         fsync_directory(path.parent)
 
 
+def make_private(directory: Path) -> None:
+    """Make a state directory that is not there, for its owner alone; one that is there keeps its permissions."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
+
+
 def fsync_directory(path: Path) -> None:
     """Make renames inside `path` durable (a no-op where directories cannot be opened)."""
     if hasattr(os, "O_DIRECTORY"):

@@ -24,7 +24,7 @@ def give_memory_back() -> None:
 
 @contextmanager
 def memory_kept() -> Iterator[None]:
-    """Nothing is given back meanwhile: where as much is needed again at once, fetching every page anew takes longer."""
+    """Nothing is given back meanwhile: where as much is needed again at once, fetching the pages again takes longer."""
     global _kept
     _kept += 1
     try:

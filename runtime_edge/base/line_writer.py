@@ -1,4 +1,4 @@
-"""Lines for a reader who may not read: a file, a pipe or a terminal that stands still must stop nobody."""
+"""Lines for a reader that may stop reading: a file, pipe or terminal that blocks must not block the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text that others have written, as it may stand in a header, in a log and on a terminal."""
+"""Text from others, made safe for a header, a log and a terminal."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def shown(name: Path | str) -> str:
     """A file's name, or text that holds one, as UTF-8 can write it: bytes that are not UTF-8 by their numbers."""
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
+    except UnicodeEncodeError:  # a surrogate that represents no byte
         return str(name).encode("utf-8", "backslashreplace").decode()

@@ -52,19 +52,18 @@ class Worker:
         """
         for _ in range(self._calls.qsize()):
             _do(self._calls.get())
-        if until():
-            return True
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline, left_s = None if timeout_s is None else time.monotonic() + timeout_s, timeout_s
         outer, self._until = self._until, until
         try:
             while not until():
-                left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
                 try:
-                    call = self._calls.get(timeout=left_s)
+                    call = self._calls.get(True, left_s)
                 except queue.Empty:
                     return until()
                 _do(call)
                 del call  # nothing is kept alive until the next call
+                if deadline is not None:
+                    left_s = max(0.0, deadline - time.monotonic())
             return True
         finally:
             self._until = outer

@@ -19,6 +19,7 @@ from runtime_edge.device.device import Device
 from runtime_edge.device.sinks import JsonLines, Sink
 from runtime_edge.errors import UsageError
 from runtime_edge.service.sd_notify import Notifier
+from runtime_edge.service.status import acknowledged
 from runtime_edge.settings import as_toml, load, options, read
 
 
@@ -92,8 +93,9 @@ def _sentence(report: dict[str, Any]) -> str:
     finished = ", ".join(f"{count} on the {where}" for where, count in sorted(report["finished"].items()))
     lines = [
         f"{report['device']}: {report['windows_captured']} windows, {finished or 'none finished'}",
-        f"acknowledged {report['windows_acked']}, spooled {report['windows_spooled']}, "
-        f"kept local {report['windows_local']}, dropped {report['windows_dropped']}, lost {report['windows_lost']}",
+        f"acknowledged {acknowledged(report)}, refused {report['windows_refused']}, "
+        f"spooled {report['windows_spooled']}, kept local {report['windows_local']}, "
+        f"dropped {report['windows_dropped']}, lost {report['windows_lost']}",
         f"{report['bytes_sent']:,} bytes sent, {report['bytes_pcm16']:,} as 16-bit PCM",
         f"generation {report['generation_start']} -> {report['generation_end']}, {report['table_swaps']} table swaps",
     ]

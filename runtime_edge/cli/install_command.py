@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from runtime_edge.base.files import write_atomic
+from runtime_edge.base.files import make_private, write_atomic
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import open_bundle
@@ -52,7 +52,7 @@ def install(
 
 
 def _install_bundle(bundle: Path, settings: DeviceConfig, allow_older: bool) -> None:
-    settings.state.mkdir(parents=True, exist_ok=True)
+    make_private(settings.state)
     store = BundleStore(settings.state, settings.trusted)
     variant = choose_variant(open_bundle(bundle, store.trusted).manifest, settings.variant, settings.target)
     installed = store.install_local(bundle, variant, allow_older=allow_older)

@@ -30,6 +30,11 @@ def profile(bundle: Path, target: str, out: Path, variant: str, threads: int | N
     threads = runtime_options(opened.manifest, target, threads).threads
     measured = measure_profile(opened, target, variant, threads, runs)
     write_atomic(out, measured.to_json())
+    if measured.elsewhere:
+        click.echo(
+            f"warning: measured on {measured.elsewhere}, which is no {target}; such a device takes other times",
+            err=True,
+        )
     if as_json:
         click.echo(measured.to_json().decode(), nl=False)
         return

@@ -13,7 +13,7 @@ import msgspec
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import CheckFailed
-from runtime_edge.service.status import DeviceStatus, problems, read_status
+from runtime_edge.service.status import DeviceStatus, acknowledged, problems, read_status
 from runtime_edge.settings import load
 from runtime_edge.updates.trial import Trials, update_log
 
@@ -81,8 +81,9 @@ def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
         "server": server,
         "uplink": f"{link.bandwidth_mbps:.3g} Mbit/s, {link.rtt_ms:.0f} ms, {link.loss:.1%} unanswered",
         "now": f"cut {status.cut}, U {certainty}, processor {status.cpu:.0%}",
-        "windows": f"{report['windows_captured']} captured, {report['windows_acked']} acknowledged, "
-        f"{report['windows_local']} kept local, {report['windows_spooled']} spooled, {report['windows_lost']} lost",
+        "windows": f"{report['windows_captured']} captured, {acknowledged(report)} acknowledged, "
+        f"{report['windows_local']} kept local, {report['windows_spooled']} spooled, {report['windows_lost']} lost, "
+        f"{report.get('windows_refused', 0)} refused by the server",
         "dropped": f"{dropped or 'none'}; of earlier runs {report['inherited_dropped']}",
         "audio": heard or "complete",
         "spool": f"{spool.frames} frames, {spool.bytes / 2**20:.1f} of {spool.limit_bytes / 2**20:.1f} MiB",

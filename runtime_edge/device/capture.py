@@ -143,7 +143,8 @@ class Capture:
         self._worker.wake()
 
     def _sleep(self, seconds: float) -> None:
-        self.wait(self._has_ended, seconds)
+        if self._worker.wait(self._has_ended, seconds):
+            raise _Ended
 
     def _end(self) -> None:
         self._ended = True
@@ -153,7 +154,8 @@ class Capture:
         with contextlib.closing(self._blocks), contextlib.suppress(_Ended):
             for window in self._windower.windows(self._interruptible(self._blocks)):
                 captured = self._captured(window)
-                self.wait(self._last_done)
+                if self._ended or self._worker.asked or not self._last_done():
+                    self.wait(self._last_done)
                 self._handed_over += 1
                 on_window(captured)
                 if self._handed_over == limit:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime_edge.base.aio import cancel_all, finish_unless
-from runtime_edge.base.files import locked
+from runtime_edge.base.files import locked, make_private
 from runtime_edge.base.logs import LastTroubles
 from runtime_edge.base.text import shown
 from runtime_edge.base.worker import Worker
@@ -32,6 +32,7 @@ from runtime_edge.formats.credentials import Credentials
 from runtime_edge.formats.manifest import Manifest
 from runtime_edge.service.heartbeat import Heartbeat
 from runtime_edge.service.metrics import MetricsServer
+from runtime_edge.service.namesake import NamesakeWatch
 from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import lock_file
 from runtime_edge.transport.accounting import Accounting, LoopCounts
@@ -116,7 +117,7 @@ class Device:
     async def run(self) -> dict[str, Any]:
         """Run to the end; returns the report. Raises SscError when it cannot start."""
         state = self._config.state
-        state.mkdir(parents=True, exist_ok=True)
+        make_private(state)
         with locked(lock_file(state), "another device runs from this state directory"), LastTroubles() as troubles:
             async with AsyncExitStack() as closing:
                 return await self._work(await self._start(closing, troubles))
@@ -198,12 +199,13 @@ class Device:
             connection.on_late_reply(pipeline.late_reply)
         await updater.follow(pipeline.apply_updates)
         metrics = self._metrics(closing)
+        namesakes = None if connection is None else NamesakeWatch(connection, config.device, boot)
         reporter = Reporter(
             config=config, boot=boot, since=since, worker=worker, runner=runner, pipeline=pipeline, updater=updater,
-            capture=capture, connection=connection, metrics_port=None if metrics is None else metrics.port,
-            troubles=troubles,
+            capture=capture, connection=connection, namesakes=namesakes,
+            metrics_port=None if metrics is None else metrics.port, troubles=troubles,
         )  # fmt: skip
-        heartbeat = Heartbeat(config.state, reporter.status, connection, self._notifier, metrics)
+        heartbeat = Heartbeat(config.state, reporter.status, connection, self._notifier, metrics, namesakes)
         return _Parts(
             updater=updater, capture=capture, delivery=delivery, pipeline=pipeline, learner_sync=learner_sync,
             reporter=reporter, heartbeat=heartbeat,

@@ -15,6 +15,8 @@ from runtime_edge.device.capture import Capture, CaptureState
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.runner import RunnerState, WindowRunner
 from runtime_edge.device.sinks import dropped
+from runtime_edge.formats.credentials import without_password
+from runtime_edge.service.namesake import NamesakeWatch
 from runtime_edge.service.status import DeviceStatus, EncoderStatus, UplinkStatus
 from runtime_edge.system import Health, health
 from runtime_edge.transport.accounting import merged
@@ -36,6 +38,7 @@ class Reporter:
     updater: Updater
     capture: Capture
     connection: Transport | None
+    namesakes: NamesakeWatch | None
     metrics_port: int | None
     troubles: LastTroubles
 
@@ -67,7 +70,7 @@ class Reporter:
             uncertainty=pipeline.memory.uncertainty,
             cpu=state.cpu,
             uplink=UplinkStatus(
-                broker=self.config.broker,
+                broker=None if self.config.broker is None else without_password(self.config.broker),
                 connected=self.connection is not None and self.connection.connected,
                 bandwidth_mbps=uplink.uplink_mbits,
                 rtt_ms=uplink.rtt_ms,
@@ -77,6 +80,7 @@ class Reporter:
             audio=capture.counters,
             source_silent_s=capture.silent_s,
             results_dropped=dropped(self.pipeline.sinks),
+            namesake="" if self.namesakes is None else self.namesakes.found,
             health=vitals,
             metrics_port=self.metrics_port,
             report=self._report(state, vitals),

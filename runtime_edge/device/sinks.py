@@ -40,18 +40,19 @@ class Sink(Protocol):
 class JsonLines:
     """One JSON object a line to a file, to a named pipe, or to standard output for `-`.
 
+    On a terminal the embedding is left out: hundreds of numbers a line, among which nobody finds the rest.
     Written in a thread of its own: a reader who does not read costs results, which are counted, and stops nobody.
     """
 
     def __init__(self, path: str) -> None:
         """Raises UsageError for what cannot be written."""
-        self._name = f"results {path}"
+        self._name, self._for_people = f"results {path}", path == "-" and sys.stdout is not None and sys.stdout.isatty()
         self.lines = LineWriter(_opener(path), self._complain, reopens=_is_named_pipe(path))
         """What waits to be written, and what was lost."""
 
     def put(self, result: WindowResult) -> None:
         """Write one line soon."""
-        self.lines.put(msgspec.json.encode(result) + b"\n")
+        self.lines.put(msgspec.json.encode(_without_embedding(result) if self._for_people else result) + b"\n")
 
     def close(self) -> None:
         """Write what waits, if it is read, and close the file (not standard output)."""
@@ -59,6 +60,10 @@ class JsonLines:
 
     def _complain(self, what: str) -> None:
         _LOG.warning("%s: %s", self._name, what)
+
+
+def _without_embedding(result: WindowResult) -> dict[str, Any]:
+    return {name: value for name, value in msgspec.to_builtins(result).items() if name != "embedding"}
 
 
 def _opener(path: str) -> Callable[[], Any]:
@@ -157,6 +162,7 @@ class EventSink:
             recorded_at=result.recorded_at,
             labels=labels,
             detected=detected,
+            head_generation=result.head_generation,
             uncertainty=round(result.uncertainty, 4),
             cut=result.cut,
             finished=result.finished,

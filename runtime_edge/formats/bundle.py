@@ -94,7 +94,7 @@ def check_comment(comment: str, manifest: Manifest, source: str) -> None:
 
 
 def asset_path(root: Path, reference: str) -> Path:
-    """Where `sha256:<hex>/<name>` lies below a bundle. Raises BundleError for anything else."""
+    """Path of `sha256:<hex>/<name>` below a bundle's directory. Raises BundleError for anything else."""
     if not re.fullmatch(r"sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}", reference):
         raise BundleError(f"asset reference {reference!r}: expected sha256:<64 hex digits>/<file name>")
     directory, name = reference.split("/")

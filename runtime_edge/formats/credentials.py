@@ -6,19 +6,24 @@ await Client().connect("tls://gateway:4222", **credentials.options("tls://gatewa
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nats.errors
 import nkeys
 
 from runtime_edge.base.files import read_bounded
+from runtime_edge.base.text import printable
 from runtime_edge.errors import AccessError, FormatError, LinkError, UsageError
 
 _MAX_BYTES = 4096
+_SCHEMES = ("nats", "tls")
 _REFUSED = ("authorization violation", "user authentication", "authentication expired", "account authentication")
 
 
@@ -45,7 +50,9 @@ class Credentials:
             # Before anything is said: a broker that only claimed not to know TLS would be believed otherwise.
             options |= {"tls": self._tls(), "tls_handshake_first": True}
         elif self.tls_ca or self.tls_cert:
-            raise UsageError(f"broker {url}: a TLS file was given, but only tls:// addresses are encrypted")
+            raise UsageError(
+                f"broker {without_password(url)}: a TLS file was given, but only tls:// addresses are encrypted"
+            )
         return options
 
     def _tls(self) -> ssl.SSLContext:
@@ -71,24 +78,48 @@ class Credentials:
 class Address:
     """A broker and how to be let in there."""
 
-    url: str
+    url: str = field(repr=False)
     credentials: Credentials = field(default_factory=Credentials)
 
     def __str__(self) -> str:
-        return self.url
+        return without_password(self.url)
+
+
+def without_password(url: str) -> str:
+    """An address as it may be shown and stored: without the user's name, password or token in it."""
+    return re.sub(r"(^|//)(?:(?!//).)*@", r"\1***@", url)
 
 
 def servers(url: str) -> list[str]:
     """The brokers of an address: one, or several of a cluster with commas between them.
 
-    Raises UsageError when there is none, or when only some of them are encrypted.
+    Raises UsageError when there is none, when one is no address, or when only some of them are encrypted.
     """
     found = [one.strip() for one in url.split(",") if one.strip()]
     if not found:
         raise UsageError(f"broker {url!r}: an address is needed, such as nats://gateway:4222")
+    for one in found:
+        if wrong := _wrong(one):
+            raise UsageError(f"broker {without_password(url)}: {wrong}; an address is such as nats://gateway:4222")
     if len({one.startswith("tls://") for one in found}) > 1:
-        raise UsageError(f"broker {url}: give all of a cluster's addresses as tls://, or none")
+        raise UsageError(f"broker {without_password(url)}: give all of a cluster's addresses as tls://, or none")
     return found
+
+
+def _wrong(address: str) -> str:
+    """What is wrong with one broker's address; empty when nothing is."""
+    try:
+        parts = urlsplit(address if "://" in address else f"nats://{address}")
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        return "the port is not a number from 1 to 65535"
+    if parts.scheme not in _SCHEMES:
+        return f"{parts.scheme}:// is not one of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
+    if not parts.hostname or re.search(r"\s", address):
+        return "no host is named"
+    return "nothing may follow the port" if parts.path.strip("/") or parts.query or parts.fragment else ""
 
 
 def new_seed() -> str:
@@ -112,9 +143,15 @@ def public_key(seed: str) -> str:
     return str(public)
 
 
+def credentials_file(seed: str, whose: str) -> bytes:
+    """A credentials file: in a comment whose seed it is, and which server lets it in, and then the seed."""
+    return f"# {printable(whose)}\n{seed}\n".encode(errors="backslashreplace")
+
+
 def read_seed(path: Path) -> str:
     """The seed in a credentials file. Raises FormatError naming the file."""
-    seed = read_bounded(path, _MAX_BYTES).decode(errors="replace").strip()
+    lines = read_bounded(path, _MAX_BYTES).decode(errors="replace").splitlines()
+    seed = "\n".join(line for line in lines if not line.startswith("#")).strip()
     try:
         public_key(seed)
     except FormatError as exc:
@@ -122,9 +159,17 @@ def read_seed(path: Path) -> str:
     return seed
 
 
+def named(path: Path) -> str:
+    """A credentials file by its name and by what it says of itself. Raises FormatError."""
+    first = read_bounded(path, _MAX_BYTES).decode(errors="replace").partition("\n")[0]
+    return f"{path} ({printable(first[1:].strip())})" if first.startswith("#") else str(path)
+
+
 def explain(url: str, credentials: Credentials, exc: Exception) -> LinkError:
-    """The error to raise when a connection failed with `exc`: AccessError when trying again soon is no use."""
-    text = str(exc) or type(exc).__name__
+    """The error to raise when a connection failed with `exc`: AccessError when retrying soon is useless."""
+    text, url = str(exc) or type(exc).__name__, without_password(url)
+    if isinstance(exc, asyncio.TimeoutError):
+        return LinkError(f"broker {url}: cannot connect (no answer in time); is a broker (`ssc server run`) there?")
     if isinstance(exc, ssl.SSLCertVerificationError):
         return AccessError(f"broker {url}: its certificate is refused: {exc.verify_message}; see --tls-ca")
     if isinstance(exc, ssl.SSLError):
@@ -133,6 +178,7 @@ def explain(url: str, credentials: Credentials, exc: Exception) -> LinkError:
         if credentials.nkey is None:
             return AccessError(f"broker {url}: asks for credentials; make them with `ssc server device add`")
         return AccessError(
-            f"broker {url}: refuses the credentials {credentials.nkey}; unknown or revoked (`ssc server device list`)"
+            f"broker {url}: refuses the credentials {named(credentials.nkey)}; unknown or revoked there "
+            "(`ssc server device list`)"
         )
-    return LinkError(f"broker {url}: cannot connect ({text}); is `ssc server run` running?")
+    return LinkError(f"broker {url}: cannot connect ({text}); is a broker (`ssc server run`) there?")

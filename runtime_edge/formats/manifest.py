@@ -1,7 +1,7 @@
 """The bundle's manifest: what is in it, where it was cut, what each part costs.
 
 `manifest.json` is an ONNX Runtime model package (schema 1.0, layout "portable"): components are blocks, variants
-are `<format>-<precision>`. What this project adds stands under `additional_metadata["ssc"]` and
+are `<format>-<precision>`. What this project adds is under `additional_metadata["ssc"]` and
 `executor_info["ssc"]`. Unknown fields are refused everywhere, and `decode(encode(m)) == m`.
 """
 

@@ -188,5 +188,5 @@ def _decode(line: str, source: str, what: str) -> bytes:
 
 
 def signature_path(path: Path) -> Path:
-    """Where the signature of a file of a bundle stands."""
+    """Path of the signature of a bundle's file."""
     return path.with_name(f"{path.name}.minisig")

@@ -83,7 +83,7 @@ def apply_patch(old: bytes, patch: bytes, size: int) -> bytes:
         position += length
         made.append(_decompress(old, frame, method, start, header.chunk, min(header.chunk, size - start)))
     if position != len(patch):
-        raise FormatError("patch goes on after its end")
+        raise FormatError("patch has data after its end")
     return b"".join(made)
 
 

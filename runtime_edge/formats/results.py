@@ -85,6 +85,7 @@ class ResultEvent(
     recorded_at: str | None = None
     labels: dict[str, float] = {}
     detected: list[str] = []
+    head_generation: int | None = None
     uncertainty: float
     cut: str
     finished: str
@@ -115,8 +116,10 @@ def _answer(record: WindowResult | ResultEvent, source: str) -> Answer:
     if (record.file is None) != (record.offset_s is None):
         raise FormatError(f"{source}: must say both `file` and `offset_s`, or neither")
     if record.recorded_at is not None and (record.file is None or not _is_time(record.recorded_at)):
-        raise FormatError(f"{source}: recorded_at is no ISO 8601 time of a `file`")
+        raise FormatError(f"{source}: recorded_at is not an ISO 8601 time of a `file`")
     if record.version == 1:
+        if isinstance(record, ResultEvent) and record.head_generation is not None:
+            raise FormatError(f"{source}: events of version 1 have no `head_generation`")
         if record.answer is not None or record.revises or record.file is not None or record.recorded_at is not None:
             raise FormatError(f"{source}: version 1 has no `answer`, `revises`, `file`, `offset_s` or `recorded_at`")
         return answer_of(record.finished)

@@ -1,6 +1,6 @@
 """Reading what others have written: JSON, MessagePack or TOML of one type and bounded size, with one error for all.
 
-A key that stands twice in a JSON object is refused: parsers differ in which of the two they take, and a signature
+A key that appears twice in a JSON object is refused: parsers differ in which of the two they take, and a signature
 covers both.
 
 head = decode(data, Head, "head.json", MAX_HEAD_BYTES, HeadError)
@@ -76,7 +76,7 @@ def decode(
 
 
 class _TwiceError(Exception):
-    """A key stands twice."""
+    """A key appears twice."""
 
 
 def _check_keys(data: bytes) -> None:
@@ -88,7 +88,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
     seen = set()
     for key, _ in pairs:
         if key in seen:
-            raise _TwiceError(f"key {key[:60]!r} stands twice in one object")
+            raise _TwiceError(f"key {key[:60]!r} appears twice in one object")
         seen.add(key)
 
 

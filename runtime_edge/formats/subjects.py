@@ -6,6 +6,7 @@ import base64
 import re
 import secrets
 import zlib
+from collections.abc import Mapping
 
 from runtime_edge.errors import UsageError
 
@@ -25,7 +26,14 @@ ALL_DEVICES = "_all"
 """First part of keys that are for every device; no device can have this name."""
 
 REPLY_HEADER = "Ssc-Reply"
-MESSAGE_ID_HEADER = "Nats-Msg-Id"
+IDENTITY_HEADER = "Ssc-Id"
+"""Which window a frame begins with: its `message_id`.
+
+Not the broker's own header for this. Under that one, the broker drops a message whose id another device has used
+before, and tells any device which id came last, so that one device could have another's next frames dropped.
+"""
+BROKER_ID_HEADER = "Nats-Msg-Id"
+"""The broker's own: it drops repetitions of what the server writes. Devices of 0.1.0 put their frames' ids here."""
 STREAM_HEADER = "Nats-Expected-Stream"
 """Which stream a message is for: another one that takes its subject refuses it."""
 
@@ -46,16 +54,12 @@ def is_boot(text: str) -> bool:
 
 
 def new_boot() -> str:
-    """A token for one run of a device: 80 random bits, 16 characters.
-
-    Another device that guessed it could send frames under this one's message ids, and the broker, which drops
-    repetitions whoever sends them, would drop this one's own.
-    """
+    """A token for one run of a device, unlike any other: 80 random bits, 16 characters."""
     return base64.b32encode(secrets.token_bytes(_BOOT_BYTES)).decode().lower()
 
 
 def check_device(device: str) -> str:
-    """Return a device name that can stand in a subject. Raises UsageError."""
+    """Return a device name that is valid in a subject. Raises UsageError."""
     if not is_device(device):
         raise UsageError(f"device {device!r}: use lower-case letters, digits and '-', 63 characters at most")
     return device
@@ -113,8 +117,14 @@ def news(bucket: str, key: str) -> str:
 
 
 def message_id(device: str, boot: str, window: int) -> str:
-    """Identity of one window: the broker and the server drop repetitions of it."""
+    """Identity of one window: the server counts it once, however often it arrives."""
     return f"{device}.{boot}.{window}"
+
+
+def identity(headers: Mapping[str, str] | None) -> str:
+    """The message id that a frame came with, also from a device of 0.1.0; empty when it has none."""
+    found = headers or {}
+    return found.get(IDENTITY_HEADER) or found.get(BROKER_ID_HEADER, "")
 
 
 def table_key(target: str, device: str | None = None) -> str:

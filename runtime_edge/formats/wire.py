@@ -215,7 +215,7 @@ def encode_frames(windows: Sequence[tuple[FrameHeader, bytes | memoryview]]) -> 
     further, before = [], first.window
     for header, payload in windows[1:]:
         if header.window <= before or header.capture_ns < first.capture_ns:
-            raise FrameError("windows of one frame stand in their order")
+            raise FrameError("the windows of a frame are not in their order")
         since = header.capture_ns - first.capture_ns
         further.append(_Further(header.window - before, since, _steps(header.uncertainty), len(payload)))
         before = header.window
@@ -274,7 +274,7 @@ def encode_replies(replies: Sequence[Reply]) -> bytes:
 
 
 def decode_replies(data: bytes) -> list[Reply]:
-    """The reply to each window; mixture parameters stand in the first. Raises FrameError."""
+    """The reply to each window; mixture parameters are in the first. Raises FrameError."""
     if not 2 <= len(data) <= MAX_REPLY_BYTES:
         raise FrameError(f"reply of {len(data)} bytes; 2 to {MAX_REPLY_BYTES} are read")
     if data[1] not in _reply_decoders:

@@ -94,7 +94,7 @@ class Engine:
     ) -> PrefixResult:
         """Run one window (samples,) up to `cut` and frame its activation; with `finish` go on to the embedding.
 
-        There is no going on where the memory limit has no room for the blocks behind the cut.
+        The device cannot continue where the memory limit has no room for the blocks behind the cut.
         """
         started = time.perf_counter()
         self.prefix.start(samples)

@@ -26,7 +26,7 @@ TIMEOUT_S = 300.0
 BASE_BYTES = 512 << 20
 """What a child may hold besides its blocks and activations: interpreter, libraries, workspaces."""
 _COPIES = 8
-"""How often blocks and activations may stand in memory at once."""
+"""How many copies of blocks and activations may be in memory at once."""
 _STDERR_BYTES = 4096
 
 

@@ -21,6 +21,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.strict import Name, Strict, decode
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
+from runtime_edge.inference.processor import is_target, processor
 from runtime_edge.system import rss_mb
 
 MAX_PROFILE_BYTES = 1 << 20
@@ -43,6 +44,15 @@ class Profile(Strict, frozen=True, kw_only=True):
     threads: Annotated[int, Meta(ge=1)]
     memory_mb: float
     machine: dict[str, str]
+    """Where it was measured: "system", "architecture", "processor", "python" and "runtime"."""
+
+    @property
+    def elsewhere(self) -> str:
+        """The processor it was measured on where that is not the target's; empty when it is, or may be."""
+        architecture, name = self.machine.get("architecture", ""), self.machine.get("processor", "")
+        if not architecture or is_target(self.target, name, architecture):
+            return ""
+        return f"{name} ({architecture})" if name else architecture
 
     def to_json(self) -> bytes:
         """Indented JSON with a final newline."""
@@ -91,6 +101,7 @@ def measure_profile(
         machine={
             "system": platform.platform(),
             "architecture": platform.machine(),
+            "processor": processor(),
             "python": platform.python_version(),
             "runtime": prefix.backend.name,
         },

@@ -54,7 +54,6 @@ _NARROW = 0.25  # of the overall variance: what a newly claimed component covers
 _MIN_SPREAD = 0.01  # of D²: embeddings closer than this (about 6 degrees) are one sound
 _MIN_NORM = 1e-6  # shorter vectors have no direction
 _MEAN_SLACK = 1.01  # means of unit vectors are no longer than 1, float16 rounding aside
-_MINUS_HALF = np.array(-0.5, np.float32)  # numpy takes an array's type sooner than a number's
 _ARRAYS = ("weights", "means", "variances", "_average")  # what is learnt
 _MAX_COMPONENTS, _MAX_DIM = 512, 65536  # 512 weights of at least 1e-3 leave room to differ
 
@@ -92,7 +91,9 @@ class GaussianMemory:
         self._squares, self._scratch = np.empty((2, components, dim), np.float32) if room is None else room
         # A product with ones is a sum, and the faster one, above all where numpy has to be fetched from memory first.
         self._ones, self._each = np.ones(dim, np.float32), np.ones(components, np.float32)
-        self._log_volumes = self._log_volumes_of(self.variances)  # as the variances are: few change with a window
+        self._minus_halves = np.full(dim, -0.5, np.float32)
+        self._peaks = self._log_peaks(self.variances)  # as the variances are: few change with a window
+        self._log_weights = np.log(self.weights)
 
     @property
     def cold(self) -> bool:
@@ -184,10 +185,10 @@ class GaussianMemory:
         longest = float(np.linalg.norm(means, axis=1).max())
         if longest > _MEAN_SLACK:
             raise FrameError(f"mixture parameters: a mean of norm {longest:g}, unit embeddings allow 1")
-        self.weights = self._floored(weights / weights.sum())
+        self._weigh(weights / weights.sum())
         self.means = means.copy()
         self.variances = np.clip(deviations**2, np.float32(VARIANCE_FLOOR), np.float32(VARIANCE_CEILING))
-        self._log_volumes = self._log_volumes_of(self.variances)
+        self._peaks = self._log_peaks(self.variances)
         self._average = self.weights @ self.means
         self.windows = max(self.windows, COLD_WINDOWS)
 
@@ -210,7 +211,7 @@ class GaussianMemory:
             raise FormatError(f"state of a memory: {exc}") from None
         for name, array in arrays.items():
             setattr(self, name, array)
-        self._log_volumes = self._log_volumes_of(self.variances)
+        self._peaks, self._log_weights = self._log_peaks(self.variances), np.log(self.weights)
         self.windows, self.rejected, self._rng = windows, rejected, rng
 
     def _rows(self, embedding: npt.ArrayLike) -> Array:
@@ -243,13 +244,13 @@ class GaussianMemory:
         """The measured window seen through isotropic noise of a variance: odds [C], 1 for the most likely component,
         their logarithms, and their sum.
         """
-        variances, logs = self.variances, self._log_volumes
+        variances, peaks = self.variances, self._peaks
         if noise:
             variances = np.add(variances, np.float32(noise), out=self._scratch)
-            logs = self._log_volumes_of(variances)
-        logs = np.divide(self._squares, variances, out=self._scratch) @ self._ones + logs
-        logs *= _MINUS_HALF
-        logs += np.log(self.weights)
+            peaks = self._log_peaks(variances)
+        logs: Array = np.divide(self._squares, variances, out=self._scratch) @ self._minus_halves
+        logs += peaks
+        logs += self._log_weights
         logs -= logs[logs.argmax()]
         odds = np.exp(logs)
         return odds, logs, float(odds @ self._each)
@@ -286,8 +287,8 @@ class GaussianMemory:
         # The variance of the blend (1 - step)·N(mean, variance) + step·(a point at z).
         variances = (1 - step) * (variances + step * self._squares[rows])
         self.variances[rows] = variances = np.maximum(variances, np.float32(VARIANCE_FLOOR))
-        self._log_volumes[rows] = self._log_volumes_of(variances)
-        self.weights = self._floored(self.weights + np.float32(self.rate) * (posterior - self.weights))
+        self._peaks[rows] = self._log_peaks(variances)
+        self._weigh(self.weights + np.float32(self.rate) * (posterior - self.weights))
 
     def _claim(self, z: Array) -> None:
         lightest = int(self.weights.argmin())
@@ -296,26 +297,28 @@ class GaussianMemory:
         mean = (z + math.sqrt(variance) * noise).astype(np.float32)
         self.means[lightest] = mean / np.float32(max(math.sqrt(mean @ mean), _MIN_NORM))
         self.variances[lightest] = variance
-        self._log_volumes[lightest] = self.dim * math.log(variance)
+        self._peaks[lightest] = -0.5 * self.dim * math.log(variance)
         weights = self.weights * np.float32(1 - 1 / self.components)
         weights[lightest] = 1 / self.components
-        self.weights = self._floored(weights)
+        self._weigh(weights)
 
-    def _floored(self, weights: Array) -> Array:
-        """Weights that sum to 1, none of them below the floor by much."""
+    def _weigh(self, weights: Array) -> None:
+        """New weights, which are made to sum to 1, none of them below the floor by much."""
         floored = np.maximum(weights, np.float32(WEIGHT_FLOOR))
-        result: Array = floored / (floored @ self._each)
-        return result
+        self.weights = floored / (floored @ self._each)
+        self._log_weights = np.log(self.weights)
 
-    def _log_volumes_of(self, variances: Array) -> Array:
-        """`ln` of the product of each row, [n, d] -> [n]: a logarithm for every four, which is what takes the time."""
+    def _log_peaks(self, variances: Array) -> Array:
+        """`ln` of each row's density at its mean, a constant apart, [n, d] -> [n]: a logarithm for every four, which
+        is what takes the time.
+        """
         quarter = self.dim // 4
         product = variances[:, :quarter] * variances[:, quarter : 2 * quarter]
         product *= variances[:, 2 * quarter : 3 * quarter]
         product *= variances[:, 3 * quarter : 4 * quarter]
-        result: Array = np.log(product) @ self._ones[:quarter]
+        result: Array = np.log(product) @ self._minus_halves[:quarter]
         if rest := self.dim - 4 * quarter:
-            result += np.log(variances[:, -rest:]) @ self._ones[:rest]
+            result += np.log(variances[:, -rest:]) @ self._minus_halves[:rest]
         return result
 
     def _negatives(self, z: Array, count: int, rng: np.random.Generator) -> Array:

@@ -14,8 +14,9 @@ from runtime_edge.errors import SpoolError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.report import VERSION
 from runtime_edge.service.metrics import MetricsServer
+from runtime_edge.service.namesake import NamesakeWatch
 from runtime_edge.service.sd_notify import Notifier
-from runtime_edge.service.status import STALE_S, DeviceStatus, write_status
+from runtime_edge.service.status import STALE_S, DeviceStatus, acknowledged, write_status
 from runtime_edge.transport.protocol import Transport
 
 _LOG = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Heartbeat:
             reaches systemd, and its watchdog starts the device again.
         connection: where the server hears the report, if there is one.
         notifier: systemd's side.
+        namesakes: looks before each report whether another device has reported under this name.
         metrics: who asks for them gets the latest status.
     """
 
@@ -41,10 +43,11 @@ class Heartbeat:
         connection: Transport | None,
         notifier: Notifier,
         metrics: MetricsServer | None = None,
+        namesakes: NamesakeWatch | None = None,
     ) -> None:
         self._state, self._make_status, self._connection, self._notifier = state, make_status, connection, notifier
         self._period_s = min(_PERIOD_S, (notifier.watchdog_s or _PERIOD_S * 3) / 3)
-        self._metrics = metrics
+        self._metrics, self._namesakes = metrics, namesakes
 
     async def beat_forever(self) -> None:
         """Until cancelled."""
@@ -71,6 +74,8 @@ class Heartbeat:
         if status.source_silent_s < STALE_S:  # a restart may bring back a microphone that has failed
             self._notifier.alive()
         if self._connection is not None and self._connection.connected:
+            if self._namesakes is not None:
+                await self._namesakes.look()
             report = {"version": VERSION, **status.report}
             await self._connection.put(subjects.PRESENCE, msgspec.json.encode(report))
 
@@ -86,5 +91,5 @@ def sentence(status: DeviceStatus) -> str:
     """One line for `systemctl status`."""
     report, link = status.report, status.uplink
     away = "" if link.connected else "no server"
-    sent = f"{report['windows_acked']} acknowledged, {report['windows_spooled']} spooled"
+    sent = f"{acknowledged(report)} acknowledged, {report['windows_spooled']} spooled"
     return ", ".join(filter(None, [f"generation {status.encoder.generation}", f"cut {status.cut}", sent, away]))

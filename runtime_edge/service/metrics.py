@@ -70,7 +70,7 @@ def _gauges(status: DeviceStatus) -> Iterator[tuple[str, str, float | None]]:
     yield "uncertainty", "Of the latest window, 0 to 1.", status.uncertainty
     yield "cpu_load", "Load of all processors, 0 to 1.", status.cpu
     yield "connected", "Whether the broker is reached.", uplink.connected
-    yield "uplink_bits_per_second", "Estimated bandwidth to the broker.", uplink.bandwidth_mbps * 1e6
+    yield "uplink_bytes_per_second", "Estimated bandwidth to the broker.", uplink.bandwidth_mbps * 1e6 / 8
     yield "rtt_seconds", "Estimated round trip to the broker.", uplink.rtt_ms / 1e3
     yield "loss_ratio", "Share of the last frames that were not answered in time.", uplink.loss
     yield "spool_frames", "Frames that wait on the disk.", spool.frames

@@ -76,6 +76,8 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Since the source last delivered audio."""
     results_dropped: int = 0
     """Results that the readers of files and standard output did not take."""
+    namesake: str = ""
+    """What there is to say of another device of this name."""
     health: Health
     metrics_port: int | None
     report: dict[str, Any]
@@ -109,6 +111,11 @@ def read_status(state: Path) -> DeviceStatus | None:
     return strict.read(path, DeviceStatus, _MAX_BYTES, fix="; start the device again")
 
 
+def acknowledged(report: dict[str, Any]) -> int:
+    """How many windows the broker has stored, without those that the server has refused since."""
+    return max(0, int(report["windows_acked"]) - int(report.get("windows_refused", 0)))
+
+
 def problems(state: Path, status: DeviceStatus) -> list[str]:
     """What is wrong with a device, in words; empty when it runs and all is well."""
     if not is_locked(lock_file(state)):
@@ -119,6 +126,15 @@ def problems(state: Path, status: DeviceStatus) -> list[str]:
         found.append(f"no sign of life for {silent_s:.0f} s: its computing or its disk is stuck")
     if status.source_silent_s > STALE_S:
         found.append(f"no audio for {status.source_silent_s:.0f} s: look at the source")
+    refused = status.report.get("windows_refused", 0)
+    if refused and not status.report.get("finished", {}).get("server"):
+        found.append(
+            f"the server completes none of this device's frames and has refused {refused}: they are made with a bundle "
+            "that is not this server's, or no longer; leave out --bundle, or, where another server's key is pinned, "
+            f"remove {state}/trusted.pub and trusted.pub.sha256, and start again"
+        )
+    if status.namesake:
+        found.append(status.namesake)
     if brought := status.audio.measured_rate_hz:
         found.append(f"the source brings {brought:,} samples a second, which is not the rate it states")
     if lost := status.report.get("windows_lost"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -120,13 +121,18 @@ class LoopCounts:
             "errors": dict(self.errors),
             "latency_ms": {
                 cut: {
-                    "p50": round(float(np.percentile(values, 50)), 3),
-                    "p95": round(float(np.percentile(values, 95)), 3),
+                    "p50": round(_quantile(values, 0.5), 3),
+                    "p95": round(_quantile(values, 0.95), 3),
                     "windows": len(values),
                 }
                 for cut, values in self.latency_ms.items()
             },
         }
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """As numpy's: its own loads a megabyte of masked arrays for it, and holds the loop up for 0.1 s meanwhile."""
+    return float(np.interp(share * (len(values) - 1), range(len(values)), sorted(values)))
 
 
 def merged(worker: dict[str, Any], loop: dict[str, Any]) -> dict[str, Any]:

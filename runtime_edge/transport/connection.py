@@ -23,7 +23,7 @@ from runtime_edge.base.aio import cancel_all, within
 from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, flush, reason
 from runtime_edge.errors import AccessError, LinkError, SscError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.credentials import Credentials, explain, servers
+from runtime_edge.formats.credentials import Credentials, explain, named, servers, without_password
 from runtime_edge.transport import direct_get
 from runtime_edge.transport.fast_client import DirectClient
 from runtime_edge.transport.pending import PendingAnswers
@@ -59,9 +59,10 @@ class Connection:
 
         Raises UsageError or FormatError when the credentials cannot be read.
         """
-        self.url, self.device = url, subjects.check_device(device)
+        self.url, self.device = without_password(url), subjects.check_device(device)
         self._frames, self._filler = subjects.frames(device), subjects.filler(device)
         self._credentials = credentials or Credentials()
+        self._address = url
         self._credentials.options(url)
         self._pending = PendingAnswers()
         self._client = DirectClient(self._pending.receive)
@@ -123,7 +124,7 @@ class Connection:
         The server answers under the number `window`, or not at all when that is None. Raises LinkError when it cannot
         be sent, and then does not call back; otherwise it may have arrived even so, and sending it again is harmless.
         """
-        headers = {subjects.MESSAGE_ID_HEADER: message_id, subjects.STREAM_HEADER: subjects.STREAM}
+        headers = {subjects.IDENTITY_HEADER: message_id, subjects.STREAM_HEADER: subjects.STREAM}
         if window is not None:
             headers[subjects.REPLY_HEADER] = f"{self._pending.name}.{window}"
         acknowledge = self._pending.acknowledgement(timeout_s, on_stored)
@@ -235,7 +236,7 @@ class Connection:
                     connect_timeout=2,
                     pending_size=0,
                     inbox_prefix=subjects.inbox(self.device),
-                    **self._credentials.options(self.url),
+                    **self._credentials.options(self._address),
                 ),
                 timeout_s,
             )
@@ -248,20 +249,21 @@ class Connection:
             raise explain(self.url, self._credentials, exc) from None
         if self._refusals:
             await disconnect(self._client)
-            raise AccessError(f"broker {self.url}: the credentials {self._credentials.nkey} are not {self.device}'s")
+            given = "" if self._credentials.nkey is None else f" {named(self._credentials.nkey)}"
+            raise AccessError(f"broker {self.url}: the credentials{given} are not {self.device}'s")
         self._pending.name, self.trouble = self._client.inbox, ""
         self._restart_watchers()
 
     async def _connect_with_retries(self) -> None:
         """Retry until connected. After each round over all brokers it waits, with exponential backoff and jitter."""
-        pause_s = FIRST_PAUSE_S
+        pause_s, said = FIRST_PAUSE_S, set[str]()
         for attempt in itertools.count(1):
             try:
                 return await self._connect()
             except SscError as exc:
-                if str(exc) != self.trouble:
-                    refused = not isinstance(exc, LinkError) or isinstance(exc, AccessError)
-                    _LOG.log(logging.WARNING if refused else logging.INFO, "%s; frames wait in the spool", exc)
+                if str(exc) not in said:  # several brokers may each have a reason of their own
+                    said.add(str(exc))
+                    _LOG.warning("%s; frames wait in the spool", exc)
                 self.trouble = str(exc)
                 longest_s = self._refused_pause_s if isinstance(exc, AccessError) else pause_s
             if attempt % len(self._servers) == 0:

@@ -48,7 +48,7 @@ class Delivery:
 
     @property
     def connected(self) -> bool:
-        """Whether the link stands."""
+        """Whether the device is connected."""
         return self._connection.connected
 
     def has_room(self) -> bool:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import nats.errors
-from nats.aio.client import Client
 
+from runtime_edge.base.broker_transport import AnyAddressClient
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
 
 _LOG = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ OnMessage = Callable[[str, bytes, str], None]
 """Gets an answer's token, its data and its status (`503`: nobody listens), which most have not."""
 
 
-class DirectClient(Client):
+class DirectClient(AnyAddressClient):
     """A connection that writes at once and hands over the answers of one inbox as they are read.
 
     Args:
@@ -93,7 +93,7 @@ class InboxSorter(asyncio.BufferedProtocol):
             is_message = words[:1] in ([b"MSG"], [b"HMSG"])
             stop = end + int(words[-1]) + 2 if is_message else end
             if stop < end:
-                raise ValueError("a broker announces less than nothing")
+                raise ValueError("a broker announces a negative size")
             if stop > len(data):
                 break
             if is_message and words[1].startswith(self._prefix):
@@ -109,11 +109,11 @@ class InboxSorter(asyncio.BufferedProtocol):
             self._behind.data_received(b"".join(others))
 
     def _message(self, subject: bytes, head: bytes, payload: bytes) -> None:
-        status = head.partition(b"\r\n")[0].split()[1:2]
         try:
-            self._on_message(subject[len(self._prefix) :].decode(), payload, b"".join(status).decode())
+            status = b"".join(head.partition(b"\r\n")[0].split()[1:2]).decode() if head else ""
+            self._on_message(subject[len(self._prefix) :].decode(), payload, status)
         except Exception:
-            _LOG.exception("an answer cannot be handled")  # the connection is none the worse for it
+            _LOG.exception("an answer cannot be handled")  # the connection is still usable
 
     def eof_received(self) -> bool | None:
         """See asyncio."""

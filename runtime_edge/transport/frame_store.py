@@ -79,6 +79,10 @@ class FrameStore:
 
     def settle(self, message_id: str, delivered: bool, with_next_put: bool = False) -> None:
         """The attempt to send a claimed frame is over."""
+        self._settle(message_id, delivered, with_next_put)
+        self._account_damage()
+
+    def _settle(self, message_id: str, delivered: bool, with_next_put: bool) -> None:
         self._claimed.discard(message_id)
         reason = self._unspooled.pop(message_id, None)
         if delivered:
@@ -90,7 +94,6 @@ class FrameStore:
             self._accounting.inherited -= delivered
         if reason is not None and not delivered:
             self._drop(message_id, reason)
-        self._account_damage()
 
     def give_up(self) -> None:
         """Settle whatever is claimed: nobody is sending any more."""
@@ -123,9 +126,10 @@ class FrameStore:
 
     def _settle_due(self, with_next_put: bool = False) -> None:
         while self._finished:
-            self.settle(*self._finished.popleft(), with_next_put)
+            self._settle(*self._finished.popleft(), with_next_put)
         if not with_next_put:
             self.spool.ack([])  # those that waited for a put
+            self._account_damage()
 
     def _not_spooled(self, message_id: str, reason: DropReason) -> None:
         """A frame is not on the disk (any more)."""

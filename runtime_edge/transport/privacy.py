@@ -30,7 +30,7 @@ def floor_index(manifest: Manifest, min_cut: str | None) -> int:
 def drop_below_floor(spool: Spool, state: Path, manifest: Manifest, min_cut: str | None) -> int:
     """Drop what runs under another floor have spooled and this one would not ship; returns how many frames.
 
-    Which floor the spooled frames were made under stands in `<state>/privacy-floor`. When it was another one, frames
+    Which floor the spooled frames were made under is in `<state>/privacy-floor`. When it was another one, frames
     of other generations go, too: their cuts may have been others. Raises BundleError or SpoolError.
     """
     floor, note = floor_index(manifest, min_cut), state / "privacy-floor"

@@ -4,7 +4,7 @@
 <state>/bundles/<digest>/     the present bundle, and those to go back to
 <state>/bundles.json          which is which (`runtime_edge.updates.trial`)
 <state>/numbers.json          how new the tables, heads and releases were that it has taken, which lie beside it as
-<state>/table.json, head.json, release.json      they came (`runtime_edge.updates.signed_records`)
+<state>/table.json, head.json, release.json      they came (`runtime_edge.updates.received_records`)
 """
 
 from __future__ import annotations

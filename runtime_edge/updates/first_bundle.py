@@ -72,7 +72,7 @@ class FirstBundle:
         try:
             self._preparation.adopt(engine.bundle)
         except OSError as exc:
-            _LOG.warning("which bundle runs cannot be written down: %s", exc)
+            _LOG.warning("cannot record which bundle runs: %s", exc)
         return Updater(self._preparation, tables, engine)
 
     def _last_used(self) -> Bundle | None:

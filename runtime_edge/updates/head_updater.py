@@ -16,7 +16,7 @@ from runtime_edge.formats.results import WindowResult
 from runtime_edge.inference.engine import Embedding
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore
-from runtime_edge.updates.signed_records import RecordKind, SignedRecords
+from runtime_edge.updates.received_records import ReceivedRecords, RecordKind
 from runtime_edge.updates.update_reports import UpdateReports
 
 _LOG = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class HeadUpdater:
         self._given, self._connection, self._reports, self._info = config.head is not None, connection, reports, info
         store = BundleStore(config.state, config.trusted)
         kind: RecordKind[Head] = RecordKind("head", Head.from_json)
-        self._records = SignedRecords(kind, config, connection, store, reports)
+        self._records = ReceivedRecords(kind, config, connection, store, reports)
         self._head: Head | None = None
         self._early: Head | None = None
         """A later head that does not fit what runs: it may have come before the bundle it is for."""

@@ -17,7 +17,7 @@ from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore, FetchedBundle
 from runtime_edge.updates.engine_setup import engine_for
-from runtime_edge.updates.signed_records import RecordKeeper
+from runtime_edge.updates.received_records import RecordKeeper
 from runtime_edge.updates.trial import Refusal
 from runtime_edge.updates.update_reports import MAX_REASON, UpdateReports
 
@@ -129,7 +129,7 @@ class Preparation:
     def _load(self, bundle: Bundle, previous: Engine | None) -> Engine:
         config, own = self.config, self.store.holds(bundle)
         if own:
-            with contextlib.suppress(OSError):  # a full disk is no reason to stand still
+            with contextlib.suppress(OSError):  # a full disk must not stop the device
                 self.trials.begin(bundle)
         try:
             engine = engine_for(bundle, config, previous)

@@ -14,7 +14,7 @@ from runtime_edge.policy.surroundings import measured
 from runtime_edge.transport.privacy import floor_index
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore
-from runtime_edge.updates.signed_records import RecordKind, SignedRecords
+from runtime_edge.updates.received_records import ReceivedRecords, RecordKind
 from runtime_edge.updates.update_reports import UpdateReports
 
 _USED_LAST = "used last"
@@ -41,7 +41,7 @@ class FirstTable:
         self, config: DeviceConfig, connection: Transport | None, store: BundleStore, reports: UpdateReports
     ) -> None:
         self._config, self._reports = config, reports
-        self._records = SignedRecords(RecordKind("table", self._read), config, connection, store, reports)
+        self._records = ReceivedRecords(RecordKind("table", self._read), config, connection, store, reports)
 
     async def records(self) -> list[tuple[str, bytes]]:
         """Tables to choose from, by where they are from: this device's, the target's, the one used last."""
@@ -77,7 +77,7 @@ class TableUpdater:
     """Tables swap between windows, and one is only handed over when it fits the bundle that runs then."""
 
     def __init__(
-        self, config: DeviceConfig, records: SignedRecords[SplitterTable], bundle: Bundle, table: SplitterTable
+        self, config: DeviceConfig, records: ReceivedRecords[SplitterTable], bundle: Bundle, table: SplitterTable
     ) -> None:
         """Begins with the bundle and the table that run."""
         self._config, self._records, self._bundle = config, records, bundle

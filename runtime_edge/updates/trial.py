@@ -179,7 +179,7 @@ class Trials:
         return [item for item in self.known().refused if item not in before.refused]
 
     def note(self, event: str, **details: Any) -> None:
-        """Append to the log; a full disk is no reason to stop."""
+        """Append to the log; a full disk must not stop the device."""
         text = json.dumps({"time": round(time.time(), 3), "event": event, **details})
         line = f'{_CHECKED}{zlib.crc32(text.encode()):08x}", {text[1:]}\n'
         try:

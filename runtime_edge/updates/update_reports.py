@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class UpdateReports:
-    """Everything is best effort: what runs goes on running."""
+    """Everything is best effort: a failed report stops nothing."""
 
     def __init__(self, config: DeviceConfig, connection: Transport | None, counts: LoopCounts, trials: Trials) -> None:
         self._device, self._connection, self._counts, self._trials = config.device, connection, counts, trials

@@ -117,7 +117,7 @@ class Updater:
         try:
             await asyncio.to_thread(self._trials.prove, bundle)
         except OSError as exc:
-            _LOG.warning("generation %d runs, but that cannot be kept: %s", bundle.manifest.info.generation, exc)
+            _LOG.warning("generation %d runs, but this cannot be recorded: %s", bundle.manifest.info.generation, exc)
         await self.reports.report("proven", generation=bundle.manifest.info.generation, digest=bundle.digest)
 
     async def _on_release(self, key: str, record: bytes) -> None:

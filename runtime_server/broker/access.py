@@ -28,7 +28,7 @@ import msgspec
 import psutil
 
 from runtime_edge.base.checked_files import check, read_checked, write_checked
-from runtime_edge.base.files import locked, write_atomic
+from runtime_edge.base.files import locked, make_private, write_atomic
 from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.formats import strict, subjects
 from runtime_edge.formats.credentials import Credentials, new_seed, public_key, read_seed
@@ -123,11 +123,11 @@ class Access:
         return password
 
     def revoke(self, name: str) -> None:
-        """Keep a device or reader out from now on. Raises UsageError when there is none of that name."""
+        """Revoke a device or reader. Raises UsageError when there is none of that name."""
         with self._changing() as state:
             member = state.members.get(name)
             if member is None or member.revoked:
-                raise UsageError(f"{name}: no such device is let in; `ssc server device list` shows all")
+                raise UsageError(f"{name}: no such device was added; `ssc server device list` shows all")
             state.members[name] = msgspec.structs.replace(member, revoked=_now(), password="")
 
     def config(self, anyone: bool = True) -> str:
@@ -166,13 +166,13 @@ class Access:
         with self._changing() as state:
             present = state.members.get(member.name)
             if present is not None and not present.revoked:
-                raise UsageError(f"{member.name}: is there already; `ssc server device revoke {member.name}` first")
+                raise UsageError(f"{member.name}: was added already; `ssc server device revoke {member.name}` first")
             state.members[member.name] = member
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[_AccessState]:
         """One at a time, also among processes."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        make_private(self._file.parent)
         lock = self._file.parent / ".devices.lock"
         with locked(lock, "another command is changing the devices; try again", _LOCK_PATIENCE_S):
             state = self._read()
@@ -204,7 +204,7 @@ def _reread(broker: Path) -> bool:
         if not process.name().startswith("nats-server"):
             return False
         if INCLUDED not in (broker / "broker.conf").read_text():
-            raise LinkError("the running broker is an earlier version's: restart the server, and it knows")
+            raise LinkError("the running broker is an earlier version's: restart the server to apply this")
         before = log.stat().st_size
         os.kill(process.pid, signal.SIGHUP)
     except PermissionError:
@@ -218,13 +218,13 @@ def _reread(broker: Path) -> bool:
             return True
         if _NOT_RELOADED in said:
             words = said.partition(_NOT_RELOADED)[2].splitlines()[0]
-            raise LinkError(f"the broker keeps its former configuration{words} (see {log})")
+            raise LinkError(f"the broker keeps its previous configuration{words} (see {log})")
         time.sleep(0.01)
     raise LinkError(f"the broker (process {process.pid}) has not read its configuration in {_RELOAD_S:g} s (see {log})")
 
 
 def _written_since(log: Path, start: int) -> str:
-    """What a log says behind its first `start` bytes, though it may have been begun anew meanwhile."""
+    """What a log says behind its first `start` bytes, though it may have been rotated meanwhile."""
     former = max(log.parent.glob(f"{log.name}.*"), default=None)
     begun_anew = former is not None and log.stat().st_size < start
     parts = [(former, start), (log, 0)] if former is not None and begun_anew else [(log, start)]

@@ -62,6 +62,7 @@ def _exports() -> list[_Rules]:
         subjects.bucket_subject(subjects.PRESENCE, "*"),
         subjects.bucket_subject(subjects.LEARNT, "*"),
         *(_last(bucket, ">") for bucket in _READABLE),
+        _last(subjects.PRESENCE, "*"),
         f"{_OBJECTS}.>",
     ]
     batches = {"service": _OBJECTS, "response_type": "stream", "response_threshold": _BATCH_PATIENCE}
@@ -85,6 +86,7 @@ def _device(name: str, key: str) -> _Rules:
         subjects.bucket_subject(subjects.PRESENCE, name),
         subjects.bucket_subject(subjects.LEARNT, name),
         *(_last(bucket, key) for bucket, key in readable),
+        _last(subjects.PRESENCE, name),
         _OBJECTS,
         f"{_OBJECTS}.>",
     ]

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from runtime_edge.base.aio import cancel_all
-from runtime_edge.base.files import write_atomic
+from runtime_edge.base.files import make_private, write_atomic
 from runtime_edge.errors import LinkError, MissingExtra, UsageError
 from runtime_edge.formats.credentials import Address, Credentials
 from runtime_edge.formats.subjects import is_device
@@ -34,7 +34,7 @@ START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 10_000
 LOG_BYTES, _FORMER_LOGS = 16 << 20, 2
-"""Of the log before it is begun anew, and how many former ones stay: each connection that is refused is a line."""
+"""Size of the log before it is rotated, and how many earlier ones are kept: each refused connection is a line."""
 _MAX_SUBSCRIPTIONS = 256
 """Of one connection: a device needs about ten."""
 FULL_BYTES = 2 * MAX_FRAME_BYTES
@@ -88,7 +88,7 @@ class ClusterConfig:
     """`host:port` of the others."""
 
     def __post_init__(self) -> None:
-        """Raise UsageError, naming the option, for a name or route that cannot stand in a configuration."""
+        """Raise UsageError, naming the option, for a name or route that is not valid in a configuration."""
         if not is_device(self.name):
             raise UsageError(f"--name {self.name!r}: use lower-case letters, digits and '-', 63 characters at most")
         for route in self.routes:
@@ -204,7 +204,7 @@ class Broker:
 
         Streams of a version that knew no accounts are taken over; see `upgrade`.
         """
-        self.state.mkdir(parents=True, exist_ok=True)
+        make_private(self.state)
         _stop_orphan(self.state / "broker.pid")
         for option, port in (("--port", self.port), ("--mqtt-port", self.mqtt_port)):
             if port is not None and _listens(self.host, port):

@@ -7,7 +7,7 @@ from the connection, with every message that comes after.
 
 from __future__ import annotations
 
-from nats.aio.client import Client
+from runtime_edge.base.broker_transport import AnyAddressClient
 
 _BEGIN, _END = b"NATS/1.0\r\n", b"\r\n"
 _BROKERS_OWN = (b"Status", b"Description")
@@ -17,8 +17,18 @@ _STORED = b"Nats-Stream: "
 """The broker writes this into what it hands out of a stream, and into no status of its own."""
 
 
-class GuardedClient(Client):
+class GuardedClient(AnyAddressClient):
     """A client to whom only the broker itself can tell a status."""
+
+    @property
+    def offers_jetstream(self) -> bool:
+        """Whether the broker it is connected to has streams."""
+        return bool(self._server_info.get("jetstream"))
+
+    @property
+    def alone(self) -> bool:
+        """Whether that broker is none of a cluster."""
+        return "cluster" not in self._server_info
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         """As the library calls it for every message."""

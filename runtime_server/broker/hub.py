@@ -22,7 +22,7 @@ import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
-from nats.js.api import DiscardPolicy, RePublish, StorageType, StreamConfig
+from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.client import JetStreamContext
 
 from runtime_edge.base.aio import within
@@ -40,12 +40,16 @@ from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.strict import decode
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
 from runtime_server.broker.bucket_keys import bucket_keys
+from runtime_server.broker.bucket_streams import bucket, object_store
 from runtime_server.broker.guarded_client import GuardedClient
-from runtime_server.broker.signed_records import SignedRecordWriter
+from runtime_server.broker.record_writer import SignedRecordWriter
+from runtime_server.broker.requirements import check_offer, check_store
 
 _STREAM_BYTES = 4 << 30
 _STREAM_AGE_S = 7 * 24 * 3600
-_DUPLICATES_S = 600
+_DUPLICATES_S = 0.1
+"""How long the broker remembers message ids, the least it allows: each takes memory, 64 KiB if a device likes.
+The ledger knows which windows were counted."""
 _DEAD_LETTERS, _DEAD_OF_ONE, _DEAD_AGE_S = 1000, 100, 30 * 24 * 3600
 """Each letter is small; a bound in bytes would be room that the broker holds free."""
 _PRESENCE_TTL_S = 60
@@ -97,7 +101,7 @@ class Hub:
     def __init__(self, broker: str | Address, name: str = "ssc", records: SignedRecordWriter | None = None) -> None:
         address = Address(broker) if isinstance(broker, str) else broker
         self._records = records or SignedRecordWriter()
-        self.url, self._credentials, self._name = address.url, address.credentials, name
+        self.url, self._address, self._credentials, self._name = str(address), address.url, address.credentials, name
         self.client = GuardedClient()
 
     async def __aenter__(self) -> Hub:
@@ -126,11 +130,11 @@ class Hub:
             if connecting and isinstance(failures[0], AccessError):
                 raise exc
 
-        options = self._credentials.options(self.url)
+        options = self._credentials.options(self._address)
         try:
             await within(
                 self.client.connect(
-                    servers(self.url),
+                    servers(self._address),
                     name=self._name,
                     error_cb=on_error,
                     max_reconnect_attempts=-1,
@@ -143,12 +147,22 @@ class Hub:
             )
             connecting = False
             if create:
+                check_offer(self.client, self.url)
                 await self.create(replicas)
+        except LinkError:
+            await disconnect(self.client)
+            raise
         except BROKER_ERRORS as exc:
             await disconnect(self.client)
             # When the time is up, the reason is what the last attempt failed of.
             late = bool(failures) and isinstance(exc, asyncio.TimeoutError)
-            raise (failures[0] if late else explain(self.url, self._credentials, exc)) from None
+            raise self._advised(failures[0] if late else explain(self.url, self._credentials, exc)) from None
+
+    def _advised(self, exc: LinkError) -> LinkError:
+        """An operator is let in by the server's own key, not by one of a device."""
+        if isinstance(exc, AccessError) and self._credentials.nkey is None:
+            return AccessError(f"broker {self.url}: asks for credentials; give --state of its server, or --credentials")
+        return exc
 
     async def close(self) -> None:
         """Flush and disconnect."""
@@ -230,6 +244,19 @@ class Hub:
         await bucket.put(subjects.SIGNING_KEY, key.to_text().encode())
 
     @raises_link_error
+    async def signing_key(self) -> minisign.PublicKey | None:
+        """The key that devices of this broker trust at their first contact; None before a server has run there.
+
+        Raises SignatureError too.
+        """
+        bucket = await self.stream.key_value(subjects.RELEASES)
+        try:
+            entry = await bucket.get(subjects.SIGNING_KEY)
+        except nats.js.errors.KeyNotFoundError:
+            return None
+        return minisign.PublicKey.from_text((entry.value or b"").decode(errors="replace"))
+
+    @raises_link_error
     async def learnt(self) -> dict[str, bytes]:
         """What devices have learnt on their tables (`runtime_edge.policy.online_learner.Learnt`), by device."""
         bucket = await self.stream.key_value(subjects.LEARNT)
@@ -300,27 +327,37 @@ class Hub:
             allow_direct=True,
         )
         buckets = [
-            _bucket(subjects.TABLES, max_msgs_per_subject=5),
-            _bucket(subjects.HEADS, max_msgs_per_subject=5),
-            _bucket(subjects.RELEASES, max_msgs_per_subject=20),
+            bucket(subjects.TABLES, max_msgs_per_subject=5),
+            bucket(subjects.HEADS, max_msgs_per_subject=5),
+            bucket(subjects.RELEASES, max_msgs_per_subject=20),
             # Devices write here, and a rollup would let one of them remove what the others have written.
-            _bucket(
+            bucket(
                 subjects.PRESENCE,
                 max_age=_PRESENCE_TTL_S,
-                duplicate_window=_PRESENCE_TTL_S,
+                duplicate_window=_DUPLICATES_S,
                 max_msg_size=MAX_REPORT_BYTES,
                 allow_rollup_hdrs=False,
             ),
-            _bucket(subjects.LEARNT, max_msg_size=MAX_LEARNT_BYTES, allow_rollup_hdrs=False),
+            bucket(
+                subjects.LEARNT,
+                duplicate_window=_DUPLICATES_S,
+                max_msg_size=MAX_LEARNT_BYTES,
+                allow_rollup_hdrs=False,
+            ),
         ]
-        bundles = _object_store(subjects.BUNDLES)
+        bundles = object_store(subjects.BUNDLES)
         deadline = time.monotonic() + _ELECTION_S
         for config in (frames, letters, *buckets, bundles):
             while True:
                 try:
                     await self._make(config.evolve(num_replicas=replicas))
                     break
-                except (nats.js.errors.ServiceUnavailableError, nats.js.errors.ServerError, asyncio.TimeoutError):
+                except (
+                    nats.js.errors.ServiceUnavailableError,
+                    nats.js.errors.ServerError,
+                    asyncio.TimeoutError,
+                ) as exc:
+                    check_store(exc, config, self.url)
                     # The brokers of a cluster are still finding each other.
                     if time.monotonic() > deadline:
                         raise
@@ -334,36 +371,6 @@ class Hub:
                 raise
             # Made by an earlier version, or with other replicas.
             await self.stream.update_stream(config)
-
-
-def _bucket(name: str, **settings: Any) -> StreamConfig:
-    """The stream of a key-value bucket (NATS ADR-8) that repeats each stored value to those who watch its key."""
-    config = StreamConfig(
-        name=subjects.bucket_stream(name),
-        subjects=[subjects.bucket_subject(name, ">")],
-        storage=StorageType.FILE,
-        max_msgs_per_subject=1,
-        discard=DiscardPolicy.NEW,
-        allow_direct=True,
-        allow_msg_ttl=True,
-        allow_rollup_hdrs=True,
-        deny_delete=True,
-        republish=RePublish(src=subjects.bucket_subject(name, ">"), dest=subjects.news(name, ">")),
-    )
-    return config.evolve(**settings)
-
-
-def _object_store(name: str) -> StreamConfig:
-    """The stream of an object store (NATS ADR-20)."""
-    return StreamConfig(
-        name=f"OBJ_{name}",
-        subjects=[f"$O.{name}.C.>", f"$O.{name}.M.>"],
-        storage=StorageType.FILE,
-        max_age=0,
-        discard=DiscardPolicy.NEW,
-        allow_rollup_hdrs=True,
-        allow_direct=True,
-    )
 
 
 def released_bundle(bundle: Bundle, rollback: bool = False) -> ReleasedBundle:

@@ -11,21 +11,23 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub
 from runtime_server.cli.ask import ask
-from streamsplit_compile.cli.options import broker_option, bundle_argument, json_option, key_option, read_key
+from runtime_server.cli.server_access import check_signed, signing_key
+from streamsplit_compile.cli.options import bundle_argument, json_option, key_option, server_option
 from streamsplit_compile.cli.printing import print_json, size
 
 
 @click.command()
 @bundle_argument
-@broker_option
+@server_option
 @key_option
 @json_option
-def deploy(bundle: Path, broker: Address, key: Path | None, as_json: bool) -> None:
-    """Put a bundle and its tables where devices find it, and tell them. Devices that trust a key want it given here.
+def deploy(bundle: Path, broker: Address, state: Path | None, key: Path | None, as_json: bool) -> None:
+    """Put a bundle and its tables where devices find it, and tell them. Signed with --key or the key of --state.
 
     Example: ssc deploy bundle/ --broker nats://127.0.0.1:4222 --key signing.key
     """
-    opened, secret = open_bundle(bundle), read_key(key)
+    opened, secret = open_bundle(bundle), signing_key(key, state)
+    check_signed(broker, secret)
     targets = list(opened.manifest.info.targets)
     sent = ask(broker, "deploy", lambda hub: _deploy(hub, opened, secret))
     if as_json:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import platform
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from runtime_edge.base.files import write_atomic
+from runtime_edge.base.text import shown
 from runtime_edge.errors import UsageError
+from runtime_edge.formats.credentials import credentials_file
 from runtime_server.broker.access import Access, SecurityConfig
 from runtime_server.ingest.rate import FRAMES_PER_S
-from streamsplit_compile.cli.options import PathParam, json_option
+from streamsplit_compile.cli.options import PathParam, json_option, together
 from streamsplit_compile.cli.printing import print_json, print_table
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _AUTH = click.option(
     "--auth/--no-auth",
@@ -24,7 +24,7 @@ _AUTH = click.option(
     help="Let in only devices that were added [default: once one was, or --host is not this machine].",
 )
 
-_OPTIONS = [
+security_options = together(
     _AUTH,
     click.option("--credentials", type=PathParam(), help="The server's nkey for an outside --broker."),
     click.option("--tls-cert", type=PathParam(), help="The embedded broker's certificate, or this server's own."),
@@ -38,28 +38,16 @@ _OPTIONS = [
         help="Frames a second one device may send for long.",
     ),
     click.option("--health-port", type=click.IntRange(0, 65535), help="Answer /healthz and /metrics on 127.0.0.1."),
-]
+)
+"""Who is let in, and what is encrypted."""
 
-_BROKER_OPTIONS = [
+broker_security_options = together(
     _AUTH,
     click.option("--tls-cert", type=PathParam(), help="The broker's certificate."),
     click.option("--tls-key", type=PathParam(), help="The key of that certificate."),
     click.option("--tls-ca", type=PathParam(), help="Check devices' certificates against this authority."),
-]
-
-
-def broker_security_options(command: _Command) -> _Command:
-    """Who is let in by a broker, and what it encrypts."""
-    for option in reversed(_BROKER_OPTIONS):
-        command = option(command)
-    return command
-
-
-def security_options(command: _Command) -> _Command:
-    """Who is let in, and what is encrypted."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+)
+"""Who is let in by a broker, and what it encrypts."""
 
 
 def security_configs(settings: dict[str, Any]) -> dict[str, Any]:
@@ -68,10 +56,9 @@ def security_configs(settings: dict[str, Any]) -> dict[str, Any]:
     return {"security": SecurityConfig(**{name: settings.pop(name) for name in names})}
 
 
-def _state_option(command: _Command) -> _Command:
-    return click.option(
-        "--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="The server's state directory."
-    )(command)
+_state_option = click.option(
+    "--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="The server's state directory."
+)
 
 
 @click.group()
@@ -104,9 +91,10 @@ def add(names: tuple[str, ...], out: Path | None, reader: bool, state: Path, as_
             continue
         path = out / f"{name}.creds" if out is not None and out.is_dir() else out or Path(f"{name}.creds")
         if path.exists():
-            raise UsageError(f"{path}: is there already; move it away, or give another -o")
+            raise UsageError(f"{path}: exists; move it away, or give another -o")
         seed = access.add(name)
-        write_atomic(path, f"{seed}\n".encode(), 0o600)
+        whose = f"{name}, added on {platform.node()} for the server in {shown(state.resolve())}"
+        write_atomic(path, credentials_file(seed, whose), 0o600)
         added.append({"name": name, "credentials": str(path)})
     known = access.reload()
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,12 +18,13 @@ from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES, Learnt
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.hub import Hub
 from runtime_server.cli.ask import ask
+from runtime_server.cli.server_access import check_signed, signing_key
 from streamsplit_compile.bundle.bundle_writer import write_table
-from streamsplit_compile.cli.options import PathParam, broker_option, json_option, key_option, read_key
+from streamsplit_compile.cli.options import PathParam, broker_option, json_option, key_option, read_key, server_option
 from streamsplit_compile.cli.printing import print_json, print_table
 from streamsplit_compile.cli.splitter_commands import read_table, seed_option
 from streamsplit_compile.splitter.evaluation import evaluate
-from streamsplit_compile.splitter.explain import Explanation
+from streamsplit_compile.splitter.explain import Explanation, with_unit
 from streamsplit_compile.splitter.explain import explain as explain_state
 from streamsplit_compile.splitter.merge import merge
 from streamsplit_compile.splitter.table_training import default_held_out
@@ -33,15 +35,16 @@ _Result = TypeVar("_Result")
 @click.command()
 @click.argument("table", type=PathParam())
 @click.option("--device", help="Only this device [default: every device of the table's target].")
-@broker_option
+@server_option
 @key_option
 @json_option
-def push(table: Path, device: str | None, broker: Address, key: Path | None, as_json: bool) -> None:
-    """Give running devices another table; it takes effect at their next window.
+def push(table: Path, device: str | None, broker: Address, state: Path | None, key: Path | None, as_json: bool) -> None:
+    """Give running devices another table; it takes effect at their next window. Signed with --key or --state's key.
 
-    Example: ssc splitter push table.json --device pi-1 --key signing.key
+    Example: ssc splitter push table.json --device pi-1 --state server/
     """
-    read, secret = read_table(table), read_key(key)
+    read, secret = read_table(table), signing_key(key, state)
+    check_signed(broker, secret)
     ask(broker, "splitter", lambda hub: hub.put_table(read, secret, device))
     if as_json:
         print_json({"table": read.digest, "target": read.target, "device": device})
@@ -91,7 +94,7 @@ def readable(found: dict[str, bytes], table: SplitterTable) -> tuple[list[Learnt
         try:
             record = Learnt.from_json(data, source)
             if record.device != device:
-                raise TableError(f"{source}: device: says that it is another one")
+                raise TableError(f"{source}: device: names another device")
             if record.corrects(table):
                 record.check(table, source)
                 records.append(record)
@@ -102,24 +105,26 @@ def readable(found: dict[str, bytes], table: SplitterTable) -> tuple[list[Learnt
 
 @click.command()
 @click.argument("table", type=PathParam(), required=False)
-@click.option("--state", help="Such as bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4.")
 @click.option("--device", help="A running device: its state, and its table unless one is named.")
-@broker_option
+@functools.partial(
+    server_option,
+    state_help="The state to explain, such as bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4; with --device the "
+    "server's state directory.",
+)
 @json_option
-def explain(table: Path | None, state: str | None, device: str | None, broker: Address, as_json: bool) -> None:
+def explain(table: Path | None, state: Path | None, device: str | None, broker: Address, as_json: bool) -> None:
     """Say what is chosen in a state, what every cut would bring, and what would have to change.
 
     Example: ssc splitter explain table.json --state bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4
     """
-    if (state is None) == (device is None):
-        raise UsageError("give --state, or --device of a running device")
     read = None if table is None else read_table(table)
-    if state is not None:
+    if device is None:
+        if state is None:
+            raise UsageError("give --state, or --device of a running device")
         if read is None:
             raise UsageError("give a table file, or --device of a running device")
-        values = _parse_state(state)
+        values = _parse_state(str(state))
     else:
-        assert device is not None
         values, running = _state_of(broker, device)
         read = read if read is not None else running
     found = explain_state(read, values)
@@ -141,7 +146,7 @@ def explain(table: Path | None, state: str | None, device: str | None, broker: A
 
 
 def _print_explanation(table: SplitterTable, found: Explanation) -> None:
-    state = ", ".join(f"{name} {value:g}" for name, value in found.state.items())
+    state = ", ".join(f"{name} {with_unit(name, value)}" for name, value in found.state.items())
     print_table(
         f"{found.chosen} is chosen at {state}",
         [

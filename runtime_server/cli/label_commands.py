@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.records.head import Head, signature_of
 from runtime_server.broker.hub import Hub
 from runtime_server.cli.ask import ask
+from runtime_server.cli.server_access import check_signed, signing_key
 from runtime_server.labels.head_training import Examples, fit_head
 from runtime_server.labels.labelled import is_events, of_clips, of_events, read_clips, read_events
 from runtime_server.state.server_state import bundle_paths
-from streamsplit_compile.cli.options import PathParam, broker_option, json_option, key_option, read_key
+from streamsplit_compile.cli.options import DEFAULT_STATE, PathParam, json_option, key_option, server_option
 from streamsplit_compile.cli.printing import Steps, print_json, print_table
 
 _LOOK_S = 2.0
@@ -29,23 +29,20 @@ _LOOK_S = 2.0
 
 @click.command()
 @click.argument("source", metavar="FOLDER|CSV", type=PathParam())
-@click.option(
-    "--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="The server's directory."
-)
 @click.option("--bundle", "given", type=PathParam(), help="Use this bundle instead of the server's newest generation.")
 @click.option("-o", "--out", type=PathParam(), default=Path("head.json"), show_default=True, help="Head file to write.")
 @click.option("--push", is_flag=True, help="Give it to running devices; it takes effect at their next window.")
 @click.option("--target", help="Push to devices of this target only [default: all of the bundle's].")
 @click.option("--device", help="Push to this device only; needs --target when the bundle has several.")
-@click.option("--follow", is_flag=True, help="Stay, and fit and push anew at every release.")
+@click.option("--follow", is_flag=True, help="Keep running, and fit and push again at every release.")
 @click.option("--gate-db", default=-60.0, show_default=True, help="Leave out windows of recordings below this level.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the held-out folds.")
-@broker_option
+@server_option
 @key_option
 @json_option
 def label(
     source: Path,
-    state: Path,
+    state: Path | None,
     given: Path | None,
     out: Path,
     push: bool,
@@ -67,7 +64,8 @@ def label(
     """
     if follow and given is not None:
         raise UsageError("--follow looks for new generations in --state; leave out --bundle")
-    broker = _with_own_key(broker, state)
+    state = state or DEFAULT_STATE
+    secret = signing_key(key, state)
     done = 0
     while True:
         bundles = _bundles(state, given)
@@ -75,9 +73,11 @@ def label(
             try:
                 newest = bundles[max(bundles)]
                 targets = _targets(newest, target, device) if push or follow else []
+                if targets:
+                    check_signed(broker, secret)  # before the recordings are embedded, which takes its time
                 examples = _examples(source, bundles, broker, gate_db, quiet=as_json)
                 head = fit_head(examples, newest.manifest.info.encoder.id, "ssc server label", seed)
-                _ship(head, out, _signing_key(key, state), broker, targets, device)
+                _ship(head, out, secret, broker, targets, device)
                 _report(head, examples, out, targets, as_json)
                 done = max(bundles)
             except LinkError as exc:
@@ -98,19 +98,6 @@ def _bundles(state: Path, given: Path | None) -> dict[int, Bundle]:
     if not paths:
         raise UsageError(f"{state}: no server has run here; give its --state directory, or --bundle")
     return {number: open_bundle(path) for number, path in paths.items()}
-
-
-def _with_own_key(broker: Address, state: Path) -> Address:
-    """The server's own credentials, unless others are given."""
-    own = state / "server.nkey"
-    if broker.credentials.nkey is not None or not own.exists():
-        return broker
-    return replace(broker, credentials=replace(broker.credentials, nkey=own))
-
-
-def _signing_key(given: Path | None, state: Path) -> minisign.SecretKey | None:
-    own = state / "signing.key"
-    return read_key(given or (own if own.exists() else None))
 
 
 def _targets(bundle: Bundle, target: str | None, device: str | None) -> list[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -13,14 +12,12 @@ from runtime_server.cli.ask import ask
 from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.releases.rollout import RolloutConfig
 from runtime_server.releases.rollout_service import RolloutAction, request
-from streamsplit_compile.cli.options import PathParam, broker_option, json_option
+from streamsplit_compile.cli.options import PathParam, broker_option, json_option, together
 from streamsplit_compile.cli.printing import print_json, print_table, size
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_OPTIONS = [
+release_options = together(
     click.option("--release-steps", default=50, show_default=True, type=click.IntRange(1), help="Steps between tries."),
-    click.option("--release-s", type=click.FloatRange(0), help="Also try after so many seconds, if anything is new."),
+    click.option("--release-s", type=click.FloatRange(0), help="Also try after this many seconds, if anything is new."),
     click.option(
         "--release-least-s", default=0.0, show_default=True, type=click.FloatRange(0), help="Seconds between tries."
     ),
@@ -51,16 +48,10 @@ _OPTIONS = [
         default=RolloutConfig.healthy_s,
         show_default=True,
         type=click.FloatRange(0),
-        help="Promote a generation so long after its release, when the devices that have it are well.",
+        help="Promote a generation this many seconds after its release, if the devices that have it are well.",
     ),
-]
-
-
-def release_options(command: _Command) -> _Command:
-    """When generations are released, and to whom first."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+)
+"""When generations are released, and to whom first."""
 
 
 def release_configs(settings: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +146,7 @@ def _carry_out(broker: Address, action: RolloutAction, generation: int | None, a
         [_row(release) for release in found["releases"]],
     )
     if found["held"]:
-        click.echo(f"nothing is released by itself now: {found['held']}")
+        click.echo(f"automatic releases are on hold: {found['held']}")
 
 
 def _row(release: dict[str, Any]) -> list[str]:

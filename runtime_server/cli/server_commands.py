@@ -24,12 +24,53 @@ from runtime_server.serving.server_status import ServerParts
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import TrainConfig
 from streamsplit_compile.cli.options import (
+    ENCODER_OPTIONS,
     PathParam,
     bundle_argument,
     encoder_options,
     key_option,
+    together,
 )
-from streamsplit_compile.encoder.encoders import load_encoder
+from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
+
+_broker_options = together(
+    click.option("--broker", help="Use this broker, or a cluster's with commas between, instead of starting one."),
+    click.option(
+        "--replicas", default=1, show_default=True, type=click.IntRange(1, 5), help="Brokers that keep a message."
+    ),
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address the embedded broker listens on."),
+    click.option("--port", default=4222, show_default=True, type=click.IntRange(1, 65535), help="Its port."),
+    click.option("--mqtt-port", type=click.IntRange(1, 65535), help="Let MQTT clients read events on this port."),
+)
+"""Which broker serves the devices."""
+
+_training_options = together(
+    click.option("--no-training", "training", flag_value=False, default=True, help="Complete frames only."),
+    click.option(
+        "--batch",
+        default=TrainConfig.batch,
+        show_default=True,
+        type=click.IntRange(2),
+        help="Windows in a training step.",
+    ),
+    click.option("--learning-rate", default=TrainConfig.learning_rate, show_default=True, type=float),
+    click.option("--train-share", default=0.6, show_default=True, type=click.FloatRange(0.01, 1.0)),
+    click.option(
+        "--checkpoint-steps",
+        default=200,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Steps between two checkpoints.",
+    ),
+    click.option(
+        "--replay-mb",
+        default=512,
+        show_default=True,
+        type=click.IntRange(0),
+        help="Read so much of the stream again at a start; 0: nothing.",
+    ),
+)
+"""Whether and how the server trains."""
 
 
 @click.group()
@@ -44,30 +85,9 @@ def server() -> None:
 @click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam())
 @bundle_argument
 @click.option("--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="State directory.")
-@click.option("--broker", help="Use this broker, or a cluster's with commas between, instead of starting one.")
-@click.option(
-    "--replicas", default=1, show_default=True, type=click.IntRange(1, 5), help="Brokers that keep a message."
-)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address the embedded broker listens on.")
-@click.option("--port", default=4222, show_default=True, type=click.IntRange(1, 65535), help="Its port.")
-@click.option("--mqtt-port", type=click.IntRange(1, 65535), help="Let MQTT clients read events on this port.")
+@_broker_options
 @click.option("--calibrate", type=PathParam(), help="Recordings to measure int8 ranges on at every release.")
-@click.option("--no-training", "training", flag_value=False, default=True, help="Complete frames only.")
-@click.option(
-    "--batch", default=TrainConfig.batch, show_default=True, type=click.IntRange(2), help="Windows in a training step."
-)
-@click.option("--learning-rate", default=TrainConfig.learning_rate, show_default=True, type=float)
-@click.option("--train-share", default=0.6, show_default=True, type=click.FloatRange(0.01, 1.0))
-@click.option(
-    "--checkpoint-steps", default=200, show_default=True, type=click.IntRange(1), help="Steps between two checkpoints."
-)
-@click.option(
-    "--replay-mb",
-    default=512,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Read so much of the stream again at a start; 0: nothing.",
-)
+@_training_options
 @release_options
 @click.option("--tensorboard", type=PathParam(), help="Directory for TensorBoard's event files of the training.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Torch threads.")
@@ -92,9 +112,6 @@ def run(
     train_share: float,
     replay_mb: int,
     seed: int,
-    factory: str | None,
-    sample_rate: int | None,
-    unsafe_load: bool,
     verbose: bool,
     **settings: Any,
 ) -> None:
@@ -106,6 +123,7 @@ def run(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    encoder = _load(encoder_file, bundle, **{name: settings.pop(name) for name in ENCODER_OPTIONS})
     config = ServerConfig(
         bundle=bundle,
         training=training,
@@ -115,13 +133,19 @@ def run(
         **security_configs(settings),
         **settings,
     )
-    recorded = open_bundle(bundle).manifest.info.encoder.load
-    encoder = load_encoder(encoder_file, factory, sample_rate, unsafe_load, recorded)
     ranks = Ranks.join()
     try:
         asyncio.run(_serve(Server(encoder, config, ranks)))
     finally:
         ranks.leave()
+
+
+def _load(
+    encoder_file: Path, bundle: Path, factory: str | None, sample_rate: int | None, unsafe_load: bool
+) -> LoadedEncoder:
+    """The encoder of a bundle. Raises UsageError when options that the bundle was compiled with are not given."""
+    recorded = open_bundle(bundle).manifest.info.encoder.load
+    return load_encoder(encoder_file, factory, sample_rate, unsafe_load, recorded)
 
 
 server.add_command(broker)
@@ -143,6 +167,6 @@ async def _serve(server: Server) -> None:
 def _say_started(url: str, parts: ServerParts) -> None:
     key, ranks = parts.loaded.key.public.to_text().splitlines()[1], parts.ranks
     who = "" if ranks.world == 1 else f"rank {ranks.rank} of {ranks.world}: "
-    click.echo(f"{who}serving generation {parts.loaded.generations.newest.number} on {url}, public key {key}")
+    click.echo(f"{who}serving generation {parts.loaded.rollout.base} on {url}, public key {key}")
     if parts.broker is not None and (line := parts.broker.lets_in):
         click.echo(line, err=True)

@@ -16,8 +16,8 @@ import click
 from runtime_edge.errors import CheckFailed, SscError
 from runtime_server.broker.hub import Hub
 from runtime_server.demo.demo_page import write_report
+from runtime_server.demo.demo_scenario import HOP_S, DemoDevice, devices, share_audio
 from runtime_server.demo.demo_summary import Evidence, check_summary, summarise
-from runtime_server.demo.scenario import HOP_S, DemoDevice, devices, share_audio
 from runtime_server.harness.ports import free_port
 from runtime_server.harness.processes import Child, Children, wait_for_line
 from runtime_server.harness.shaper import Shaper
@@ -42,7 +42,7 @@ class DemoConfig:
 
 
 async def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Run it; returns the summary, which also stands in `summary.json` of the report.
+    """Run it; returns the summary, which is also in `summary.json` of the report.
 
     Raises CheckFailed when a process fails or something the demo promises does not hold; the report is written
     all the same when there is anything to report.

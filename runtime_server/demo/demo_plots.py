@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime_edge.errors import MissingExtra
+from runtime_server.demo.demo_scenario import DemoDevice
 from runtime_server.demo.demo_summary import Evidence
-from runtime_server.demo.scenario import DemoDevice
 
 try:
     import matplotlib as mpl

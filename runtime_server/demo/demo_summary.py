@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.bundle import open_bundle
-from runtime_server.demo.scenario import DemoDevice
+from runtime_server.demo.demo_scenario import DemoDevice
 from runtime_server.state.server_state import bundle_paths
 
 PARITY_LIMIT = 1e-4
@@ -135,7 +135,7 @@ def check_summary(summary: dict[str, Any]) -> None:
     if summary["parity_max_abs_error"] > PARITY_LIMIT:
         broken.append(f"parity error {summary['parity_max_abs_error']:.1e} is above {PARITY_LIMIT:.0e}")
     if broken:
-        raise CheckFailed("the demo does not hold: " + "; ".join(broken))
+        raise CheckFailed("the demo's checks failed: " + "; ".join(broken))
 
 
 def _read_results(path: Path) -> list[dict[str, Any]]:

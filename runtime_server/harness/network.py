@@ -135,7 +135,7 @@ def remove_stale() -> None:
 
 
 def socket_in(name: str) -> socket.socket:
-    """A TCP socket that stands in a namespace, made from outside it."""
+    """A TCP socket in a network namespace, made from outside it."""
     with _inside(name):
         return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
 

@@ -61,7 +61,7 @@ def write_account(path: str, encoded: Encoded) -> None:
 
 
 def apply(pace: Pace, cores: list[int]) -> Encoded:
-    """Slow this process down, and have it see the load of its own processors only: the others stand for elsewhere.
+    """Slow this process down, and have it see the load of its own processors only: the others represent other machines.
 
     Returns an account that is updated as frames are made.
     """

@@ -43,7 +43,7 @@ class Relay:
     Args:
         upstream: host and port that connections go on to.
         listener: a bound socket to listen on; a free port of loopback when not given.
-        make_socket: makes the sockets that go upstream, so that they can stand in another network namespace.
+        make_socket: makes the sockets that go upstream, so that they can be in another network namespace.
         seed: of the jitter.
         clock, sleep: the time in seconds, and the wait for it.
     """

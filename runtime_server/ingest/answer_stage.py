@@ -92,7 +92,7 @@ class AnswerStage:
             self._held.release(message)
 
     async def put_away_garbage(self, message: Msg, device: str, why: str) -> None:
-        """Count a message that is no frame and put it away."""
+        """Count a message that is not a frame and put it away."""
         self._add("garbage", 1)
         await self.put_away(message, device, why)
 

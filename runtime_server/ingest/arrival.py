@@ -81,7 +81,7 @@ def decode_arrival(message: Msg, arrived: float) -> list[Arrival]:
     if not subjects.is_device(device) or message.subject != subjects.frames(device):
         raise FrameError("no device publishes on this subject")
     windows = decode_frame(message.data)
-    identity = (message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "").split(".")
+    identity = subjects.identity(message.headers).split(".")
     boot = identity[1] if len(identity) == 3 else ""
     if not subjects.is_boot(boot) or ".".join(identity) != subjects.message_id(device, boot, windows[0][0].window):
         raise FrameError("the message id does not name this device and window")

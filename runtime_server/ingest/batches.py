@@ -70,7 +70,7 @@ class CompletedBatch:
 
 @dataclass(frozen=True)
 class CountedBatch:
-    """A batch whose windows stand in the ledger."""
+    """A batch whose windows are in the ledger."""
 
     batch: FrameBatch
     completions: list[Completion]

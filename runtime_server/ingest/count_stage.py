@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from runtime_edge.formats.wire import Reply
-from runtime_server.ingest.batches import CompletedBatch, CountedBatch
+from runtime_server.ingest.arrival import Arrival
+from runtime_server.ingest.batches import CompletedBatch, Completion, CountedBatch
 from runtime_server.ingest.stage_thread import StageThread
 from runtime_server.state.ledger import Ledger, PartitionedLedger
 from runtime_server.suffix.generations import Generations
@@ -40,7 +43,11 @@ class CountStage:
 
     def _count(self, completed: CompletedBatch) -> CountedBatch:
         """In the counting thread."""
-        frames = list(zip(completed.batch.arrivals, completed.completions, strict=True))
+        completions = [
+            self._unless_counted(arrival, completion)
+            for arrival, completion in zip(completed.batch.arrivals, completed.completions, strict=True)
+        ]
+        frames = list(zip(completed.batch.arrivals, completions, strict=True))
         newest = self._generations.newest.number
         ids = [
             (arrival.device, arrival.boot, arrival.header.window)
@@ -60,4 +67,10 @@ class CountStage:
             mixture = self._mixtures.add(arrival.device, embedding)
             replies.append(arrival.reply(newest, "ok", embedding.astype("<f2").tobytes(), mixture))
         windows = sum(first)
-        return CountedBatch(completed.batch, completed.completions, replies, windows, len(ids) - windows)
+        return CountedBatch(completed.batch, completions, replies, windows, len(ids) - windows)
+
+    def _unless_counted(self, arrival: Arrival, completion: Completion) -> Completion:
+        """No dead letter for a frame that was completed before and comes again, when its audio stream has gone on."""
+        if completion.poison and self._ledger.holds(arrival.device, arrival.boot, arrival.header.window):
+            return replace(completion, poison="")
+        return completion

@@ -56,11 +56,11 @@ async def store(stream: JetStreamContext, message: Msg, device: str, reason: str
     """Keep a frame with the reason; returns once the broker has it. Raises what the library raises."""
     sequence = int(message.metadata.sequence.stream)
     headers = {
-        subjects.MESSAGE_ID_HEADER: f"dead.{message.metadata.stream}.{sequence}",
+        subjects.BROKER_ID_HEADER: f"dead.{message.metadata.stream}.{sequence}",
         _REASON: _text(reason),
         _SUBJECT: _text(message.subject),
         _SEQUENCE: str(sequence),
-        _IDENTITY: _text((message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "")),
+        _IDENTITY: _text(subjects.identity(message.headers)),
         _SIZE: str(len(message.data)),
     }
     await stream.publish(_subject(device), message.data[:_KEPT_BYTES], stream=DEAD, headers=headers)
@@ -79,7 +79,7 @@ async def get(hub: Hub, number: int) -> DeadLetter:
     try:
         return _letter(await hub.stream.get_msg(DEAD, number, direct=True))
     except nats.js.errors.NotFoundError:
-        raise UsageError(f"dead letter {number}: there is none; `ssc server dead list` shows all") from None
+        raise UsageError(f"dead letter {number}: no such letter; `ssc server dead list` shows all") from None
 
 
 @raises_link_error

@@ -50,7 +50,7 @@ class Recordings:
         self.clips = clips.select(np.arange(0, len(clips.labels), every))
         length = CLIP_SAMPLES * front_end.sample_rate // SAMPLE_RATE  # of a clip, as the encoder hears it
         if length % front_end.hop_samples:
-            raise UsageError(f"clips of {length} samples are no whole number of hops of {front_end.hop_samples}")
+            raise UsageError(f"clips of {length} samples are not a whole number of hops of {front_end.hop_samples}")
         self.path = work / "clips.wav"
         soundfile.write(self.path, self.clips.waveforms.ravel(), SAMPLE_RATE, subtype="PCM_16")
         total = length * len(self.clips.labels)

@@ -116,7 +116,7 @@ def read_bench(path: Path) -> PolicyBench:
 def joined(benches: Sequence[PolicyBench]) -> PolicyBench:
     """Measurements of one target and seed as one: what was played again is a further repetition.
 
-    Raises UsageError for measurements that cannot stand together, as of one encoder in one scenario for other times.
+    Raises UsageError for measurements that cannot be combined, as of one encoder in one scenario for other times.
     """
     whole = benches[0]
     for more in benches[1:]:

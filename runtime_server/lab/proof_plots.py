@@ -86,7 +86,7 @@ def _draw_bytes(bench: PolicyBench, encoder: str, scenario: str, title: str, out
 
 
 def _labels(places: list[tuple[float, float, str]]) -> list[tuple[float, float, list[str]]]:
-    """Names of points that lie on one another stand together."""
+    """Points in the same place share one label."""
     height = max(good for _, good, _ in places) - min(good for _, good, _ in places)
     found: list[tuple[float, float, list[str]]] = []
     for up, good, name in sorted(places):

@@ -270,7 +270,7 @@ class ResultLines:
         self._more.set()
 
     async def wait_for(self, count: int, timeout_s: float) -> None:
-        """Until there are so many results. Raises CheckFailed."""
+        """Wait for this many results. Raises CheckFailed."""
         deadline = time.monotonic() + timeout_s
         while len(self.heard) < count:
             self._more.clear()

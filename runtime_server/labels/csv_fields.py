@@ -1,11 +1,27 @@
-"""Fields of a CSV of labels."""
+"""Rows and fields of a CSV of labels."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from datetime import datetime
 
 from runtime_edge.errors import FormatError
+
+
+def numbered_rows(text: str, source: str) -> list[tuple[int, list[str]]]:
+    """Rows that are not blank, each with the number of its first line as an editor counts. Raises FormatError."""
+    reader = csv.reader(io.StringIO(text, newline=""))
+    rows, begins = [], 1
+    try:
+        for fields in reader:
+            if fields:
+                rows.append((begins, fields))
+            begins = reader.line_num + 1
+    except csv.Error as exc:
+        raise FormatError(f"{source}: line {reader.line_num}: {exc}") from None
+    return rows
 
 
 def finite_number(text: str, where: str) -> float:

@@ -11,8 +11,6 @@ heard what, in seconds since 1970 or as 2026-11-21T10:00:00Z, with a zone. Repea
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import itertools
 import logging
 from bisect import bisect_left, bisect_right
@@ -39,9 +37,9 @@ from runtime_edge.formats.wire import FrameHeader, decode_frame
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
-from runtime_server.labels.csv_fields import finite_number, time_of
+from runtime_server.labels.csv_fields import finite_number, numbered_rows, time_of
 from runtime_server.labels.head_training import Examples, truth_of
-from runtime_server.labels.shares import shared_out
+from runtime_server.labels.label_shares import shared_out
 from runtime_server.suffix.frame_codecs import FrameCodecs
 
 _LOG = logging.getLogger(__name__)
@@ -76,7 +74,7 @@ class LabelledEvent:
 
 def is_events(source: Path) -> bool:
     """Whether a source names devices and times, rather than recordings. Raises UsageError or FormatError."""
-    return not source.is_dir() and "device" in _rows(source)[0]
+    return not source.is_dir() and "device" in _rows(source)[0][1]
 
 
 def read_clips(source: Path) -> list[LabelledClip]:
@@ -92,13 +90,13 @@ def read_clips(source: Path) -> list[LabelledClip]:
             raise UsageError(f"{source}: no recordings in subfolders; make one subfolder for each label")
         return found
     clips: dict[str, LabelledClip] = {}
-    for number, row in enumerate(_rows(source), 2):
+    for number, row in _rows(source):
         where = f"{source}: line {number}"
         name, label = _field(row, "file", where), _field(row, "label", where)
         fold = None if "fold" not in row else int(finite_number(row["fold"], f"{where}: fold"))
         known = clips.get(name)
         if known is not None and known.fold != fold:
-            raise FormatError(f"{where}: {name} stands in two folds")
+            raise FormatError(f"{where}: {name} appears in two folds")
         labels = (label,) if known is None else (*known.labels, label)
         clips[name] = LabelledClip(source.parent / name, labels, fold)
     return list(clips.values())
@@ -107,7 +105,7 @@ def read_clips(source: Path) -> list[LabelledClip]:
 def read_events(source: Path) -> list[LabelledEvent]:
     """The events of a CSV. Raises FormatError naming file and line."""
     events = []
-    for number, row in enumerate(_rows(source), 2):
+    for number, row in _rows(source):
         where = f"{source}: line {number}"
         device, label = _field(row, "device", where), _field(row, "label", where)
         if not subjects.is_device(device):
@@ -312,7 +310,7 @@ async def _frames(hub: Hub, device: str, since: datetime, events: _Events) -> li
         async with contextlib.aclosing(stored_frames(hub, subjects.frames(device), since, _FETCH)) as batches:
             async for messages in batches:
                 for message in messages:
-                    identity = (message.headers or {}).get(subjects.MESSAGE_ID_HEADER, "")
+                    identity = subjects.identity(message.headers)
                     for header, payload in _labelled(message, events):
                         found[f"{identity}/{header.window}"] = header, payload
                 if len(found) >= MAX_WINDOWS:
@@ -340,29 +338,20 @@ def _runs(rows: Sequence[tuple[str, int, tuple[str, ...]]], window_s: float) -> 
     return groups
 
 
-def _rows(source: Path) -> list[dict[str, str]]:
-    """The lines of a CSV by column, under the names this project gives them."""
+def _rows(source: Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a CSV by column, under the names this project gives them, each with the line it begins in."""
     if not source.is_file():
         raise UsageError(f"{source}: no such folder or CSV file")
     try:
         text = read_bounded(source, MAX_CSV_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise FormatError(f"{source}: not UTF-8 text") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        found = [
-            {
-                _SYNONYMS.get(name.strip().lower(), name.strip().lower()): (value or "").strip()
-                for name, value in row.items()
-                if isinstance(name, str) and not isinstance(value, list)
-            }
-            for row in reader
-        ]
-    except csv.Error as exc:
-        raise FormatError(f"{source}: line {reader.line_num}: {exc}") from None
-    if not found:
+    (_, header), *rows = numbered_rows(text, str(source)) or [(1, [])]
+    if not rows:
         raise UsageError(f"{source}: no lines; the first one names the columns: file,label or device,time,label")
-    return found
+    names = [_SYNONYMS.get(name.strip().lower(), name.strip().lower()) for name in header]
+    empty = dict.fromkeys(names, "")
+    return [(number, empty | dict(zip(names, map(str.strip, fields), strict=False))) for number, fields in rows]
 
 
 def _field(row: Mapping[str, str], name: str, where: str) -> str:

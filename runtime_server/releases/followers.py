@@ -109,7 +109,7 @@ class Followers:
                 return decode(answer.data, dict[str, Any], f"answer of rank {rank}", MAX_MESSAGE_BYTES, LinkError)
             except nats.errors.NoRespondersError:
                 if left_s <= 0:
-                    raise LinkError(f"rank {rank} is not there") from None
+                    raise LinkError(f"rank {rank} is not running") from None
             except BROKER_ERRORS as exc:
                 raise LinkError(f"rank {rank} does not answer ({reason(exc)})") from None
             await asyncio.sleep(_AGAIN_S)

@@ -255,7 +255,10 @@ class Rollout:
             return number
 
     def roll_back(self, generation: int | None, reason: str = "by hand") -> int:
-        """Back to the stable generation or, when that runs already, to the one before it. Raises UsageError."""
+        """Back to the stable generation or, when that runs already, to the one before it; a pin goes along.
+
+        Raises UsageError.
+        """
         with self._lock:
             if generation is None and self._one("trial") is None:
                 stable = self.wanted.stable
@@ -267,7 +270,8 @@ class Rollout:
             self._make_stable(number, "rolled back", reason, f"gone back to: {reason}")
             hold_s = min(self.config.hold_s * 2**self._state.rollbacks, _LONGEST_HOLD_S)
             held_until, rollbacks = self._clock() + hold_s, self._state.rollbacks + 1
-            self._keep(replace(self._state, pinned=None, held_until=held_until, rollbacks=rollbacks))
+            pinned = None if self._state.pinned is None else number
+            self._keep(replace(self._state, pinned=pinned, held_until=held_until, rollbacks=rollbacks))
             return number
 
     def pin(self, generation: int | None) -> int:

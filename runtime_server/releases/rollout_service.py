@@ -107,7 +107,7 @@ class RolloutService:
                     await asyncio.sleep(_RETRY_S)
 
     async def _offer(self, generation: Generation, outcome: ReleaseOutcome | None) -> None:
-        """All that devices need of it, then the word. Raises LinkError or OSError."""
+        """Publish all that devices need of it, then the release. Raises LinkError or OSError."""
         bundle, wanted = generation.bundle, self._rollout.wanted
         variant = next(iter(bundle.manifest.info.targets.values())).variant
         full = sum(bundle.manifest.variant(block, variant).bytes for block in bundle.manifest.info.blocks)
@@ -167,7 +167,7 @@ class RolloutService:
             freed = await prune(self._hub, [generation.bundle for generation in kept])
             gone = await asyncio.to_thread(self._state.prune, _KEPT_ON_DISK, numbers)
         except (SscError, OSError) as exc:
-            _LOG.warning("what is no longer needed stays: %s", exc)
+            _LOG.warning("what is no longer needed cannot be removed: %s", exc)
             return
         _LOG.info("generations %s are completed; %s removed from the disk, %d bytes", sorted(numbers), gone, freed)
 

@@ -88,7 +88,7 @@ class Loader:
             _LOG.error("%s: generation %d, which devices run, is missing", self._state.root / "generations", number)
         for bundle, tensors in known or [self._import_first(key)]:
             if self._ranks.first and renew_signature(bundle, key):
-                _LOG.warning("%s: signed with another key until now, and from now on with this server's", bundle.path)
+                _LOG.warning("%s: was signed with another key; from now on this server's key signs it", bundle.path)
             newest = generations.add(bundle, tensors)
         return newest
 

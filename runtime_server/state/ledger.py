@@ -33,7 +33,7 @@ LOCK_PATIENCE_S = 5.0
 """A process that has just been killed still holds its files for a moment."""
 _JOURNAL = "streamsplit.journal/2"
 """The first line. Earlier versions' journals have none, and no checksums of their lines."""
-_FIX = " to start counting anew"
+_FIX = " to start counting over"
 _TAKEN = "another server runs on this state directory; stop it, or give another --state"
 WindowId = tuple[str, str, int]
 """Device, boot and window index."""
@@ -210,7 +210,7 @@ class DurableLedger(Ledger):
 
 
 def _journal_lines(path: Path) -> list[str]:
-    """What stands between the line ends; the last is empty unless it was cut off."""
+    """What is between the line ends; the last is empty unless it was cut off."""
     return read_bounded(path, _MAX_BYTES).decode(errors="replace").split("\n") if path.exists() else [""]
 
 
@@ -222,7 +222,7 @@ class PartitionedLedger:
     """One durable ledger for each of some partitions, in files of its own: another process may have the others.
 
     `directory/<partition>.json` and its journal belong to one process at a time. Which process that is may change
-    from start to start, so that another number of ranks goes on counting where the former left off.
+    from start to start, so that another number of ranks goes on counting where the earlier one left off.
     """
 
     def __init__(
@@ -255,6 +255,10 @@ class PartitionedLedger:
             for place, is_new in zip(own, self._ledgers[partition].add_all([windows[i] for i in own]), strict=True):
                 new[place] = is_new
         return new
+
+    def holds(self, device: str, boot: str, index: int) -> bool:
+        """Whether a window was noted. Raises KeyError like `add`."""
+        return self._ledgers[subjects.partition(device)].holds(device, boot, index)
 
     def counts(self) -> dict[str, int]:
         """Distinct windows seen by device, over all its boots."""

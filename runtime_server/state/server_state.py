@@ -4,7 +4,7 @@
 <state>/held_out.key                  decides which windows judge releases; made at the first start
 <state>/generations/00002/            bundles it compiled
 <state>/weights/00002.pt              the weights each was compiled from
-<state>/trainer/checkpoint.pt          where training stands; another rank's windows in a file beside it
+<state>/trainer/checkpoint.pt          the state of training; another rank's windows in a file beside it
 <state>/rollout.json                  which of them devices run, and how each release went
 <state>/numbers.json                  the number of each table, head and release it signed last
 <state>/ledger/0.json, 0.json.journal  which windows have been taken, by partition
@@ -31,7 +31,7 @@ import numpy.typing as npt
 import torch
 
 from runtime_edge.base.checked_files import check, checksum_path, remove_checked, write_checked
-from runtime_edge.base.files import fsync_directory, write_atomic
+from runtime_edge.base.files import fsync_directory, make_private, read_bounded, write_atomic
 from runtime_edge.errors import FormatError, SignatureError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
@@ -40,6 +40,8 @@ from runtime_server.state.ledger import PartitionedLedger
 _LOG = logging.getLogger(__name__)
 Tensors = Mapping[str, npt.NDArray[Any]]
 _HELD_OUT_KEY_BYTES = 32
+_KEY_ELSEWHERE = "signing_key.path"
+_MAX_PATH_BYTES = 1 << 13
 
 
 class ServerState:
@@ -47,13 +49,17 @@ class ServerState:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("generations", "weights", "broker"):
-            (root / name).mkdir(parents=True, exist_ok=True)
+        for path in (root, *(root / name for name in ("generations", "weights", "broker"))):
+            make_private(path)
 
     def signing_key(self, given: Path | None) -> minisign.SecretKey:
-        """The key releases are signed with; made on first use. Raises SignatureError."""
+        """The key releases are signed with, made on first use; notes where a given one lies. Raises SignatureError."""
+        elsewhere = self.root / _KEY_ELSEWHERE
         if given is not None:
-            return minisign.read_secret_key(given)
+            key = minisign.read_secret_key(given)
+            write_atomic(elsewhere, os.fsencode(given.resolve()) + b"\n")
+            return key
+        elsewhere.unlink(missing_ok=True)
         path = self.root / "signing.key"
         public = path.with_suffix(".pub")
         new = ": a new key is made, which devices that know the former one refuse"
@@ -170,6 +176,17 @@ def bundle_paths(root: Path) -> dict[int, Path]:
     """Where the bundles of a state directory lie, by generation, the oldest first; {} where no server has run."""
     found = {int(path.name): path for path in (root / "generations").glob("*") if path.name.isdecimal()}
     return dict(sorted(found.items()))
+
+
+def signing_key_file(root: Path) -> Path | None:
+    """Where the key lies that the server of a state directory signs with: in it, or where `--key` said at its start.
+
+    None where no server has run. Raises FormatError.
+    """
+    elsewhere, own = root / _KEY_ELSEWHERE, root / "signing.key"
+    if elsewhere.exists():
+        return Path(os.fsdecode(read_bounded(elsewhere, _MAX_PATH_BYTES).removesuffix(b"\n")))
+    return own if own.exists() else None
 
 
 def _is_or_was(path: Path) -> bool:

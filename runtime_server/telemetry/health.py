@@ -79,7 +79,7 @@ def metrics_page(
 ) -> Callable[[], HealthAnswer]:
     """What to call for `/metrics`; `measure` runs on the event loop of the caller.
 
-    503 when the event loop stands still, 501 when prometheus-client is not installed.
+    503 when the event loop is stuck, 501 when prometheus-client is not installed.
     """
     loop = asyncio.get_running_loop()
 
@@ -102,7 +102,7 @@ def healthz(
 ) -> Callable[[], HealthAnswer]:
     """What to call for `/healthz`; `troubles` runs on the event loop of the caller, and its answer must not take long.
 
-    200 with no troubles, else 503; also 503 when the event loop stands still.
+    200 with no troubles, else 503; also 503 when the event loop is stuck.
     """
     loop = asyncio.get_running_loop()
 

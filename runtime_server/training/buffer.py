@@ -162,7 +162,7 @@ class TemporalBuffer:
             return dict(found)
 
     def sequences(self) -> list[int]:
-        """Where the windows it holds stand in the stream, ascending."""
+        """Places in the stream of the windows it holds, ascending."""
         with self._lock:
             return sorted(sequence for share in self._devices.values() for sequence, _ in share.order)
 
@@ -198,7 +198,7 @@ class TemporalBuffer:
         return None
 
     def _forget_boots(self, window: TrainingWindow) -> str | None:
-        """Make room for another boot of a device: that goes whose last window stands first in the stream.
+        """Make room for another boot of a device: the one whose last window is first in the stream is removed.
 
         "late" when it is the window's own.
         """

@@ -80,7 +80,7 @@ def knn_accuracy(
         asked, truth = torch.nn.functional.normalize(queries.float(), dim=1), query_labels
     available = len(reference) - int(leave_out)
     if not 1 <= neighbours <= available or not len(asked):
-        raise UsageError(f"kNN: {neighbours} neighbours asked of {available} windows")
+        raise UsageError(f"kNN: {neighbours} neighbours requested of {available} windows")
     similarity = asked @ reference.T
     if leave_out:
         similarity.fill_diagonal_(float("-inf"))

@@ -38,7 +38,7 @@ _SEEDS_APART = 1_000_003
 
 @dataclass(frozen=True)
 class EmbeddingBatch:
-    """Embeddings of a batch, and what a loss wants to know of each; rows of one window stand in the same place."""
+    """Embeddings of a batch, and what a loss wants to know of each; rows of one window are in the same place."""
 
     anchors: Tensor
     """float32[n, d]."""

@@ -35,7 +35,7 @@ _MIN_HELD_OUT = 2 * HELD_OUT_RUN
 _MAX_COUNTED = 4096
 """Of so many devices the windows that were left out are counted: without accounts anybody may use any name."""
 _MAX_JUDGING = 64
-"""So many devices of one rank judge a release at most, drawn anew for each."""
+"""At most this many devices of one rank judge a release, drawn again for each."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TrainConfig:
     share: float = 0.6
     """Share of the time that is spent training; the rest is left to completing frames."""
     min_windows: int = 32
-    """Nothing is trained before so many trainable windows have arrived."""
+    """Training starts once this many trainable windows have arrived."""
     virtual_negatives: int = 256
     loss: HybridConfig = field(default_factory=lambda: HybridConfig(sigma=4.0))
     """Where windows are missing the nearest can be far off in time: edges of the graph fade with the distance."""

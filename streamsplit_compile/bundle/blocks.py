@@ -12,7 +12,7 @@ from torch import fx
 
 from runtime_edge.errors import BackendError, BundleError, SscError, UsageError
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.graphs.check import check_block
+from runtime_edge.formats.graphs.block_check import check_block
 from runtime_edge.formats.manifest import (
     BlockInfo,
     BlockMetadata,

@@ -70,7 +70,7 @@ def calibrate_cut(cut: Cut, activations: Array) -> Cut:
     Raises CutFailed when an activation is NaN or infinite.
     """
     if not np.isfinite(activations).all():
-        raise CutFailed(cut.name, "the encoder gives NaN or infinite values there; look at its weights")
+        raise CutFailed(cut.name, "the encoder gives NaN or infinite values there; check its weights")
     if cut.index > 0:
         cut = msgspec.structs.replace(cut, int8=_int8_scale(cut.shape, activations))
     return msgspec.structs.replace(cut, bytes={name: wire_bytes(cut, name, activations) for name in encodings(cut)})

@@ -93,7 +93,7 @@ def _self_test(root: Path, manifest: Manifest, wanted: Sequence[str], loaded: Ma
             list(pool.map(prefix.load, prefix.missing))
         embedding = prefix.embed(waveform)
         if not np.isfinite(embedding).all():
-            raise CheckFailed(f"{variant}: the self-test's embedding is NaN or infinite; look at the encoder's weights")
+            raise CheckFailed(f"{variant}: the self-test's embedding is NaN or infinite; check the encoder's weights")
         tolerance = TOLERANCES[variant.split("-")[1]]
         found[variant] = Expected(embedding=embedding.astype("<f4").tobytes(), tolerance=tolerance)
     first = found.pop(wanted[0])

@@ -3,7 +3,7 @@
 prover = Prover(segments, windows)                    # the encoder in torch
 parity = prover.prove(cuts, activations, progress)    # what the compiled blocks made of the same windows
 
-The limits that precisions are held to stand here too.
+The limits that precisions are held to are here too.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def agreement(
     found, expected = found.flatten(1).double(), expected.flatten(1).double()
     limit = torch.finfo(torch.float32).max
     error = (found - expected).abs().nan_to_num(nan=limit).clamp(max=limit).max()
-    # An encoding can push values where the encoder is undefined (the logarithm of 0): that is no agreement at all.
+    # An encoding can push values where the encoder is undefined (the logarithm of 0): that is not agreement at all.
     cosine = torch.nn.functional.cosine_similarity(found, expected, eps=1e-30).nan_to_num(0.0).clamp(-1.0, 1.0)
     # Silence has no direction, but silence for silence is right.
     cosine = cosine.where((found != expected).any(dim=1), 1.0)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.audio import Counters
-from runtime_edge.audio.audio_files import read_span, readable_length, recording_length
+from runtime_edge.audio.file_decoder import read_span, readable_length, recording_length
 from runtime_edge.audio.files.folder import audio_files
 from runtime_edge.audio.resample import Resampler
 from runtime_edge.audio.stream import to_mono

@@ -105,7 +105,7 @@ def _print_parity(bundle: Bundle, parity: dict[str, Parity], measured: bool) -> 
         click.echo("parity: never measured for these weights (give --encoder)")
         return
     held = "every float32 cut reproduces the encoder within 1e-4"
-    click.echo(held if measured else f"{held}, by the compiler's word (give --encoder to measure it again)")
+    click.echo(held if measured else f"{held}, as the compiler stated it (give --encoder to measure it again)")
     print_parity(bundle.manifest.info.cuts, parity)
 
 

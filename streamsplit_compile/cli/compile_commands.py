@@ -21,7 +21,15 @@ from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder,
 from streamsplit_compile.bundle.measure import Reference
 from streamsplit_compile.bundle.parity import shortfalls
 from streamsplit_compile.cli.bundle_tables import print_cuts
-from streamsplit_compile.cli.options import PathParam, encoder_options, json_option, key_option, parse_targets, read_key
+from streamsplit_compile.cli.options import (
+    PathParam,
+    encoder_options,
+    json_option,
+    key_option,
+    parse_targets,
+    read_key,
+    together,
+)
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
 from streamsplit_compile.encoder.encoders import (
     LoadedEncoder,
@@ -96,47 +104,49 @@ def import_(kind: str, file: Path, out: Path, config_json: str, as_json: bool) -
         click.echo(f"{out}: {kind} checkpoint {file.name}, {config}")
 
 
+_first_compile_options = together(
+    click.option(
+        "--targets", default="rpi4,m2", show_default=True, help="Target names or TOML files, comma-separated."
+    ),
+    click.option("--cuts", default="auto", show_default=True, help="auto, all, a number of blocks, or names."),
+    click.option("--formats", default="onnx", show_default=True, help="onnx, tflite, or both, comma-separated."),
+    click.option(
+        "--precision",
+        default="fp32",
+        show_default=True,
+        help="fp32, fp16, int8, auto (int8 where it does no harm), comma-separated; fp32 is always there.",
+    ),
+    click.option("--windows", default=16, show_default=True, type=click.IntRange(1, 4096), help="Calibration windows."),
+    click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random."),
+    click.option("--keep-norms", is_flag=True, help="Leave normalisation layers unfolded."),
+)
+"""What a first compile decides, for all generations made from its bundle."""
+
+
 @click.command("compile")
 @click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam())
-@click.option("--targets", default="rpi4,m2", show_default=True, help="Target names or TOML files, comma-separated.")
 @click.option("-o", "--out", type=PathParam(), required=True, help="Bundle directory to write.")
-@click.option("--cuts", default="auto", show_default=True, help="auto, all, a number of blocks, or names.")
-@click.option("--formats", default="onnx", show_default=True, help="onnx, tflite, or both, comma-separated.")
-@click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    help="fp32, fp16, int8, auto (int8 where it does no harm), comma-separated; fp32 is always there.",
-)
+@_first_compile_options
 @click.option("--calibrate", type=PathParam(), help="Directory of recordings to measure int8 ranges and parity on.")
-@click.option("--windows", default=16, show_default=True, type=click.IntRange(1, 4096), help="Calibration windows.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random.")
 @click.option("--generation", type=click.IntRange(1), help="Generation number [default: 1, or the base's and one].")
 @click.option("--base", type=PathParam(), help="Write new weights into this bundle's kept graphs; trace nothing.")
 @click.option("--no-parity", "parity", flag_value=False, default=True, help="With --base: do not prove the cuts.")
-@click.option("--keep-norms", is_flag=True, help="Leave normalisation layers unfolded.")
 @encoder_options
 @key_option
 @json_option
 def compile_(
     encoder_file: Path,
-    targets: str,
     out: Path,
-    cuts: str,
-    formats: str,
-    precision: str,
     calibrate: Path | None,
-    windows: int,
-    seed: int,
     generation: int | None,
     base: Path | None,
     parity: bool,
-    keep_norms: bool,
     factory: str | None,
     sample_rate: int | None,
     unsafe_load: bool,
     key: Path | None,
     as_json: bool,
+    **first: Any,
 ) -> None:
     """Compile an encoder into a bundle: every cut lowered, proved, priced and signed.
 
@@ -152,18 +162,7 @@ def compile_(
         return
     if not parity:
         raise UsageError("--no-parity: only with --base; a first compile proves its cuts to make splitter tables")
-    options = CompileOptions(
-        targets=parse_targets(targets),
-        cuts=cuts,
-        formats=_choices(formats, FORMATS, "--formats"),
-        precisions=_choices(precision, PRECISIONS, "--precision"),
-        calibrate=calibrate,
-        calibration_windows=windows,
-        seed=seed,
-        generation=generation or 1,
-        keep_norms=keep_norms,
-        key=read_key(key),
-    )
+    options = _first_options(**first, calibrate=calibrate, generation=generation or 1, key=read_key(key))
     with Steps(quiet=as_json) as steps:
         steps("exporting", 0, 1)
         bundle = compile_encoder(load(None), options, out, steps, print_warning)
@@ -179,6 +178,17 @@ def _warn(bundle: Bundle) -> None:
     info = bundle.manifest.info
     for line in shortfalls(info.blocks, info.parity):
         print_warning(line)
+
+
+def _first_options(*, targets: str, formats: str, precision: str, windows: int, **as_given: Any) -> CompileOptions:
+    """Settings of a first compile from the texts of its options. Raises UsageError."""
+    return CompileOptions(
+        targets=parse_targets(targets),
+        formats=_choices(formats, FORMATS, "--formats"),
+        precisions=_choices(precision, PRECISIONS, "--precision"),
+        calibration_windows=windows,
+        **as_given,
+    )
 
 
 def _refuse_what_the_base_decides(context: click.Context) -> None:

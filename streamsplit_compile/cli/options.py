@@ -6,13 +6,20 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 import click
 
 from runtime_edge.formats import minisign
-from runtime_edge.formats.credentials import Address, Credentials
+from runtime_edge.formats.credentials import Address, Credentials, servers
 from streamsplit_compile.cost.targets import Target, load_target
 
+DEFAULT_STATE = Path("ssc-server")
+"""A server's state directory where none is given."""
+_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
+_STATE_HELP = (
+    f"The server's state directory, whose keys are used [default: {DEFAULT_STATE}, for a broker on this machine]."
+)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -21,6 +28,17 @@ class PathParam(click.Path):
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
+
+
+def together(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
+    """One decorator for several options, in the order in which `--help` lists them."""
+
+    def with_all(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return with_all
 
 
 def bundle_argument(command: _Command) -> _Command:
@@ -43,39 +61,63 @@ def pub_option(command: _Command) -> _Command:
     return click.option("--pub", type=PathParam(), help="Public key that must have signed it.")(command)
 
 
-def encoder_options(command: _Command) -> _Command:
-    """How to read an encoder's file that does not say it all itself."""
-    for option in (
-        click.option(
-            "--factory",
-            help="package.module:callable that builds the module for a plain state_dict; looked for in the working "
-            "directory, then on PYTHONPATH.",
-        ),
-        click.option("--sample-rate", type=click.IntRange(1000, 384000), help="Hz, where the encoder does not say."),
-        click.option("--unsafe-load", is_flag=True, help="Unpickle a module, running its code. For your own files."),
-    )[::-1]:
-        command = option(command)
-    return command
+ENCODER_OPTIONS = ("factory", "sample_rate", "unsafe_load")
+"""What `encoder_options` gives a command."""
+encoder_options = together(
+    click.option(
+        "--factory",
+        help="package.module:callable that builds the module for a plain state_dict; looked for in the working "
+        "directory, then on PYTHONPATH.",
+    ),
+    click.option("--sample-rate", type=click.IntRange(1000, 384000), help="Hz, where the encoder does not say."),
+    click.option("--unsafe-load", is_flag=True, help="Unpickle a module, running its code. For your own files."),
+)
+"""How to read an encoder's file that does not say it all itself."""
 
 
-def broker_option(command: _Command) -> _Command:
-    """`--broker`, and how to be let in there: together one Address, given as `broker`."""
+def server_option(command: _Command, state_help: str = _STATE_HELP) -> _Command:
+    """`--broker`, and how to be let in there, as one Address `broker`; `state`, the server's directory where given."""
 
     @click.option("--broker", default="nats://127.0.0.1:4222", show_default=True, help="Broker address.")
+    @click.option(
+        "--state",
+        type=PathParam(),
+        help=state_help,
+    )
     @click.option(
         "--credentials",
         type=PathParam(),
         envvar="SSC_CREDENTIALS",
-        help="Key for it: server.nkey of the server's state.",
+        help="Key for the broker: server.nkey of the server's state.",
     )
     @click.option(
         "--tls-ca", type=PathParam(), envvar="SSC_TLS_CA", help="Authorities to check a tls:// broker against."
     )
     @functools.wraps(command)
-    def with_address(broker: str, credentials: Path | None, tls_ca: Path | None, **settings: Any) -> Any:
-        return command(broker=Address(broker, Credentials(nkey=credentials, tls_ca=tls_ca)), **settings)
+    def with_address(
+        broker: str, state: Path | None, credentials: Path | None, tls_ca: Path | None, **settings: Any
+    ) -> Any:
+        nkey = credentials or _own_nkey(broker, state)
+        return command(broker=Address(broker, Credentials(nkey=nkey, tls_ca=tls_ca)), state=state, **settings)
 
     return cast(_Command, with_address)
+
+
+def broker_option(command: _Command) -> _Command:
+    """`server_option` for commands that need the Address alone."""
+
+    @functools.wraps(command)
+    def without_state(state: Path | None, **settings: Any) -> Any:
+        return command(**settings)
+
+    return server_option(cast(_Command, without_state))
+
+
+def _own_nkey(broker: str, state: Path | None) -> Path | None:
+    """The key of the server whose state this is, for its broker; without `state` only for a broker on this machine."""
+    own = (state or DEFAULT_STATE) / "server.nkey"
+    here = state is not None or all(urlsplit(one).hostname in _THIS_MACHINE for one in servers(broker))
+    return own if here and own.exists() else None
 
 
 def parse_targets(text: str) -> list[Target]:

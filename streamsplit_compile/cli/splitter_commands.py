@@ -14,7 +14,7 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.records.table import MAX_TABLE_BYTES, Limits, Reward, SplitterTable, StateAxis
 from runtime_edge.inference.profile import MAX_PROFILE_BYTES, Profile
 from streamsplit_compile.bundle.bundle_writer import write_table
-from streamsplit_compile.cli.options import PathParam, bundle_argument, json_option, key_option, read_key
+from streamsplit_compile.cli.options import PathParam, bundle_argument, json_option, key_option, read_key, together
 from streamsplit_compile.cli.printing import print_json, print_table
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.splitter.environment import Environment, environment_for
@@ -34,6 +34,26 @@ traces_option = click.option(
 profile_option = click.option("--profile", "profile_file", type=PathParam(), help="Measured times (`ssc profile`).")
 seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the traces.")
 
+_reward_options = together(
+    click.option("--alpha", type=click.FloatRange(0), help="Weight of agreement [default: 10]."),
+    click.option("--beta", type=click.FloatRange(0), help="Weight of latency [default: 5]."),
+    click.option("--eta", type=click.FloatRange(0), help="Weight of energy [default: 3]."),
+    click.option("--t-max-ms", type=click.FloatRange(0, min_open=True), help="Latency that costs beta [default: 200]."),
+    click.option(
+        "--e-budget-mj", type=click.FloatRange(0, min_open=True), help="Energy that costs eta [default: 100]."
+    ),
+    click.option("--rho", type=click.FloatRange(0), help="Value of windows the server can learn from [default: 0.2]."),
+)
+"""Weights and scales of the reward; what is not given is as in `Reward`."""
+
+_limit_options = together(
+    click.option("--max-mb-per-hour", type=click.FloatRange(0, min_open=True), help="Hard cap on bytes shipped."),
+    click.option("--max-latency-ms", type=click.FloatRange(0, min_open=True), help="Hard cap on the 95th percentile."),
+    click.option("--max-memory-mb", type=click.FloatRange(0, min_open=True), help="Hard cap on a prefix's memory."),
+    click.option("--min-cut", help="Privacy floor: no action before this cut."),
+)
+"""What no action may exceed."""
+
 
 @click.command()
 @bundle_argument
@@ -41,17 +61,13 @@ seed_option = click.option("--seed", default=0, show_default=True, type=click.In
 @click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")
 @profile_option
 @traces_option
-@click.option("--bins", multiple=True, help="Edges of a state variable, such as cpu=0.3,0.6; once for each variable.")
-@click.option("--alpha", type=click.FloatRange(0), help="Weight of agreement [default: 10].")
-@click.option("--beta", type=click.FloatRange(0), help="Weight of latency [default: 5].")
-@click.option("--eta", type=click.FloatRange(0), help="Weight of energy [default: 3].")
-@click.option("--t-max-ms", type=click.FloatRange(0, min_open=True), help="Latency that costs beta [default: 200].")
-@click.option("--e-budget-mj", type=click.FloatRange(0, min_open=True), help="Energy that costs eta [default: 100].")
-@click.option("--rho", type=click.FloatRange(0), help="Value of windows the server can learn from [default: 0.2].")
-@click.option("--max-mb-per-hour", type=click.FloatRange(0, min_open=True), help="Hard cap on bytes shipped.")
-@click.option("--max-latency-ms", type=click.FloatRange(0, min_open=True), help="Hard cap on the 95th percentile.")
-@click.option("--max-memory-mb", type=click.FloatRange(0, min_open=True), help="Hard cap on a prefix's memory.")
-@click.option("--min-cut", help="Privacy floor: no action before this cut.")
+@click.option(
+    "--bins",
+    multiple=True,
+    help="Edges of a state variable, such as cpu=0.3,0.6, instead of those chosen; cpu= ignores it. Once for each.",
+)
+@_reward_options
+@_limit_options
 @click.option("--probe-rate", default=0.02, show_default=True, type=click.FloatRange(0, 0.2))
 @seed_option
 @key_option
@@ -122,6 +138,10 @@ def bundle_environment(
     profile = None
     if profile_file is not None:
         profile = Profile.from_json(read_bounded(profile_file, MAX_PROFILE_BYTES), str(profile_file))
+        if profile.elsewhere:
+            click.echo(
+                f"warning: {profile_file}: measured on {profile.elsewhere}, which is no {profile.target}", err=True
+            )
     actions = bundle_actions(bundle.manifest, target, profile)
     return environment_for(actions, load_target(target), reward, limits, hop_seconds(bundle.manifest))
 
@@ -143,13 +163,15 @@ def read_table(path: Path) -> SplitterTable:
 
 
 def _axes(texts: tuple[str, ...]) -> tuple[StateAxis, ...]:
-    axes = []
+    axes: list[StateAxis] = []
     for text in texts:
         name, _, numbers = text.partition("=")
         try:
             edges = tuple(float(number) for number in numbers.split(",") if number)
         except ValueError:
             edges = (1.0, 0.0)
+        if name in [axis.name for axis in axes]:
+            raise UsageError(f"--bins {text}: {name} was given before; give all its edges at once")
         if name not in _STATES or any(low >= high for low, high in itertools.pairwise(edges)):
             raise UsageError(f"--bins {text}: expected a name of {', '.join(_STATES)} and rising edges: cpu=0.3,0.6")
         axes.append(StateAxis(name=name, edges=edges))  # type: ignore[arg-type]

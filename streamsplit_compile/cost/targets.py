@@ -1,6 +1,6 @@
 """Targets: what a device can do, as a TOML file of numbers that each name their source.
 
-The files stand in `streamsplit_compile/targets/`; a user's own file has the same fields. Rates are what an
+The files are in `streamsplit_compile/targets/`; a user's own file has the same fields. Rates are what an
 inference runtime achieves with `threads` threads on the first of `providers`, not peaks of a datasheet.
 
     target = load_target("rpi4")        # or load_target("my-board.toml")

@@ -177,7 +177,7 @@ def _together(operation: str, parts: list[ast.expr]) -> int:
         if isinstance(exponent, ast.UnaryOp):
             exponent = exponent.operand
         if not isinstance(exponent, ast.Constant) or not isinstance(exponent.value, int | float):
-            raise ValueError("an exponent that is no number")
+            raise ValueError("an exponent that is not a number")
         # Anything is larger than its bits, so exponents beyond the bound need not be multiplied out.
         return _bits(base) * int(min(exponent.value, _MAX_BITS + 1)) + 1
     if operation in ("LShift", "RShift", "Invert"):
@@ -194,5 +194,5 @@ def _check_containers(text: str, where: str) -> None:
         node = pending.pop()
         keys = json.loads(node["context"] or "null") or []
         if node["type"] not in _CONTAINERS or not all(isinstance(key, (str, int)) for key in keys):
-            raise FormatError(f"{where}: a container that is no tuple, list or dictionary; not admitted")
+            raise FormatError(f"{where}: a container that is not a tuple, list or dictionary; not admitted")
         pending.extend(node["children_spec"])

@@ -14,7 +14,6 @@ import importlib
 import io
 import json
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from runtime_edge.formats.manifest import LoadOptions
 from streamsplit_compile.encoder import archives
 from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program
 from streamsplit_compile.encoder.plain_graph import HALF
+from streamsplit_compile.encoder.weights import is_zip, mistaken, unwrapped, wrapper
 
 CHECKPOINT_FORMAT = "streamsplit.encoder/1"
 ENTRY_POINT_GROUP = "streamsplit.encoders"
@@ -64,7 +64,7 @@ class LoadedEncoder:
 
 
 def list_encoders() -> dict[str, str]:
-    """Registered encoder names -> where their factory stands."""
+    """Registered encoder names -> where their factory is."""
     return {point.name: point.value for point in sorted(entry_points(group=ENTRY_POINT_GROUP))}
 
 
@@ -112,7 +112,9 @@ def _read_encoder(path: Path, factory: str | None, sample_rate: int | None, unsa
         raise UsageError(f"{path}: no such file; start with `ssc encoder new resnet18 -o {path}`")
     if path.stat().st_size > _MAX_ENCODER_BYTES:
         raise FormatError(f"{path}: larger than {_MAX_ENCODER_BYTES} bytes")
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
+        if what := mistaken(path):
+            raise FormatError(f"{path}: {what}")
         raise FormatError(f"{path}: neither a checkpoint nor a torch.export archive")
     if archives.is_archive(path):
         return _from_archive(path, sample_rate or _DEFAULT_SAMPLE_RATE)
@@ -126,9 +128,11 @@ def _read_encoder(path: Path, factory: str | None, sample_rate: int | None, unsa
             if factory is not None:
                 return _from_state_dict(path, factory, content, sample_rate)
     if content.get("format") != CHECKPOINT_FORMAT:
+        field = wrapper(content)
+        where = "" if field is None else f" (here in field {field!r})"
         raise FormatError(
             f'{path}: field "format" is {content.get("format")!r}, expected {CHECKPOINT_FORMAT!r}; '
-            "for a plain state_dict name its code with --factory package.module:callable"
+            f"for a plain state_dict{where} name its code with --factory package.module:callable"
         )
     return _from_checkpoint(path, content)
 
@@ -141,7 +145,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     content = _read_checkpoint(path, unsafe=False)
-    state = content.get("state_dict", content)
+    state = unwrapped(content) if isinstance(content, dict) else None
     items = state.items() if isinstance(state, dict) else ()
     tensors = {
         name: value.float() if value.dtype in HALF else value
@@ -181,7 +185,7 @@ def _from_state_dict(path: Path, factory: str, content: dict[str, Any], sample_r
     except (ImportError, AttributeError, ValueError) as exc:
         raise UsageError(f"--factory {factory}: {exc}; expected package.module:callable") from None
     module = _build(build, factory, {})
-    _load_state(module, content.get("state_dict", content), path)
+    _load_state(module, unwrapped(content), path)
     return from_module(factory, {}, module, sample_rate)
 
 
@@ -240,8 +244,11 @@ def _read_checkpoint(path: Path, unsafe: bool) -> Any:
     try:
         content = torch.load(path, map_location="cpu", weights_only=not unsafe)
     except Exception as exc:
-        hint = "" if unsafe else "; a pickled module is refused because loading it runs its code (--unsafe-load)"
-        raise FormatError(f"{path}: not a checkpoint of tensors ({type(exc).__name__}){hint}") from None
+        if what := mistaken(path):
+            raise FormatError(f"{path}: {what}") from None
+        pickled = type(exc).__name__ == "UnpicklingError" and not unsafe
+        hint = "; a pickled module is refused because loading it runs its code (--unsafe-load)" if pickled else ""
+        raise FormatError(f"{path}: not a checkpoint of tensors, or cut short ({type(exc).__name__}){hint}") from None
     if not isinstance(content, (dict, torch.nn.Module)):
         raise FormatError(f"{path}: holds a {type(content).__name__}, expected a checkpoint")
     return content

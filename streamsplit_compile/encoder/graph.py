@@ -40,7 +40,7 @@ class Candidate:
     shape: tuple[int, ...]
     """With a batch axis of 1."""
     boundary: bool
-    """Whether it lies where a module of the user's or the front end ends, not inside one."""
+    """Whether it is where a module of the user's or the front end ends, not inside one."""
 
     @property
     def values(self) -> int:
@@ -336,7 +336,7 @@ def _followed_module(node: fx.Node, position: int, ends: dict[str, int]) -> str 
 
 
 def _place(node: fx.Node) -> str:
-    """Where a node inside a module stands."""
+    """Where a node inside a module is."""
     paths = _module_paths(node)
     return f"{paths[-1]}.{node.name}" if paths else node.name
 

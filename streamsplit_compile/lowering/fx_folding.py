@@ -52,7 +52,7 @@ class _Folder:
         self.graph = fx.Graph()
         self._fixed: set[fx.Node] = set()
         copies: dict[fx.Node, fx.Node] = {}
-        # Parameters first: what is folded may stand behind what it is folded into.
+        # Parameters first: what is folded may come after what it is folded into.
         for node in sorted(source.nodes, key=lambda node: node.op != "get_attr"):
             copy = copies[node] = self.graph.node_copy(node, copies.__getitem__)
             inputs = copy.all_input_nodes

@@ -24,7 +24,7 @@ _CODES = {code: name for name, code in vars(schema.BuiltinOperator).items() if n
 
 @dataclass(frozen=True)
 class TfliteConstant:
-    """A float32 constant and where its bytes stand in the flatbuffer."""
+    """A float32 constant and the position of its bytes in the flatbuffer."""
 
     name: str
     position: int

@@ -170,7 +170,7 @@ def _ancestors(results: Sequence[fx.Node], depends: Mapping[fx.Node, bool]) -> l
 def _step(node: fx.Node, index: Mapping[fx.Node, int]) -> ProgramStep:
     schema = node.target._schema  # type: ignore[union-attr]
     if not schema.name.startswith("aten::"):
-        raise UsageError(f"node {node.name}: {node.target} is no ATen operation; export the encoder without it")
+        raise UsageError(f"node {node.name}: {node.target} is not an ATen operation; export the encoder without it")
     op = f"{schema.name.removeprefix('aten::')}.{schema.overload_name or 'default'}"
     kwargs = {name: value for name, value in node.kwargs.items() if name not in _PLACEMENT}
     return ProgramStep(op, _encode(node.args, index), _encode(kwargs, index))

@@ -1,6 +1,6 @@
 """The splitter's environment: every action of a bundle on a target, in every window of some traces.
 
-The arithmetic of one action in one window stands in `runtime_edge.policy.reward`. Arrays have shape
+The arithmetic of one action in one window is in `runtime_edge.policy.reward`. Arrays have shape
 (trace, window, action), float64.
 """
 

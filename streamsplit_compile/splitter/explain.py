@@ -12,6 +12,11 @@ from runtime_edge.policy.reward import Conditions, RewardTerms, terms, whole
 UNITS = {"bandwidth_mbps": "Mbit/s", "rtt_ms": "ms", "temperature_c": "°C"}
 
 
+def with_unit(variable: str, value: float) -> str:
+    """A state variable's value as people read it; shares of 1 have no unit."""
+    return f"{value:g} {UNITS[variable]}" if variable in UNITS else f"{value:g}"
+
+
 @dataclass(frozen=True)
 class TurningPoint:
     """The nearest value of one state variable at which another action is chosen."""
@@ -23,8 +28,9 @@ class TurningPoint:
     action: str
 
     def __str__(self) -> str:
-        unit = f" {UNITS[self.variable]}" if self.variable in UNITS else ""
-        return f"{self.variable} {'from' if self.above else 'below'} {self.edge:g}{unit}: {self.action}"
+        return (
+            f"{self.variable} {'from' if self.above else 'below'} {with_unit(self.variable, self.edge)}: {self.action}"
+        )
 
 
 @dataclass(frozen=True)

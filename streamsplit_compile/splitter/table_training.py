@@ -41,7 +41,8 @@ class TableOptions:
 
     seed: int = 0
     bins: tuple[StateAxis, ...] = ()
-    """State variables with their edges; none: the four usual ones, with edges from the traces' quantiles."""
+    """State variables with their edges, instead of or beside the four usual ones, whose edges are the traces'
+    quantiles; one without edges is left out of account."""
     learning: QLearningConfig = field(default_factory=QLearningConfig)
     hysteresis: float = 0.02
     dead_band: float = 0.1
@@ -84,7 +85,9 @@ def train_table(
     traces = traces if traces is not None else default_traces(options.seed)
     held_out = held_out if held_out is not None else default_held_out(options.seed)
     observed = observe(traces)
-    axes = options.bins or _quantile_axes(observed, len(environment.actions))
+    usual = _quantile_axes(observed, len(environment.actions))
+    given = {axis.name: axis for axis in options.bins}
+    axes = (*(given.pop(axis.name, axis) for axis in usual), *given.values())
     _check_measured(axes, observed)
     rows = rows_of(observed, axes)
     n_rows = math.prod(len(axis.edges) + 1 for axis in axes)

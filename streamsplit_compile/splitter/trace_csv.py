@@ -72,23 +72,24 @@ def recorded_traces(path: Path, seed: int) -> tuple[Traces, Traces]:
 def read_csv(path: Path) -> Columns:
     """The columns of one file, (line,) each, checked. Raises FormatError naming file, line and column."""
     try:
-        text = read_bounded(path, MAX_CSV_BYTES, FormatError).decode("utf-8")
+        text = read_bounded(path, MAX_CSV_BYTES, FormatError).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise FormatError(f"{path}: not UTF-8 text") from None
     lines = csv.reader(io.StringIO(text), strict=True)
     try:
         names = next(lines, [])
         _check_header(names, path)
-        rows = [_row(line, names, f"{path}:{lines.line_num}") for line in lines if line]
+        rows = [(lines.line_num, _row(line, names, f"{path}:{lines.line_num}")) for line in lines if line]
     except csv.Error as exc:
         raise FormatError(f"{path}:{lines.line_num}: {exc}") from None
     if len(rows) < 2:
         raise FormatError(f"{path}: {len(rows)} lines of values, at least 2 needed")
-    columns = dict(zip(names, np.array(rows).T, strict=True))
-    steps = np.diff(columns["time_s"])
+    columns = dict(zip(names, np.array([values for _, values in rows]).T, strict=True))
+    times = columns["time_s"]
+    steps = np.diff(times)
     for wrong in np.flatnonzero((steps <= 0) | (steps > LONGEST_GAP_S))[:1]:
         raise FormatError(
-            f"{path}: time_s: {columns['time_s'][wrong + 1]:g} follows {columns['time_s'][wrong]:g}; times must rise, "
+            f"{path}:{rows[wrong + 1][0]}: time_s: {times[wrong + 1]:g} follows {times[wrong]:g}; times must rise, "
             f"by at most {LONGEST_GAP_S:g} s (split the file at gaps)"
         )
     return columns
@@ -99,7 +100,7 @@ def _check_header(names: Sequence[str], path: Path) -> None:
         if name not in _BOUNDS:
             raise FormatError(f"{path}:1: column {name!r} is not known; there are {', '.join(_BOUNDS)}")
     if len(set(names)) != len(names):
-        raise FormatError(f"{path}:1: a column stands twice")
+        raise FormatError(f"{path}:1: a column appears twice")
     for name in _NEEDED:
         if name not in names:
             raise FormatError(f"{path}:1: column {name} is missing")

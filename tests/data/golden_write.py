@@ -37,7 +37,7 @@ from runtime_edge.errors import FormatError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import CutCodec
-from runtime_edge.formats.credentials import new_seed
+from runtime_edge.formats.credentials import credentials_file, new_seed
 from runtime_edge.formats.records.envelope import Kind, open_record, seal
 from runtime_edge.formats.records.head import Head, Validation, signature_of
 from runtime_edge.formats.records.numbers import RecordNumbers
@@ -100,7 +100,8 @@ def write(directory: Path) -> None:
         _dead_letters(directory / "dead_letters.json")
         asyncio.run(_results(directory / "results", Path(work), bundle))
     (directory / "credentials").mkdir()
-    (directory / "credentials" / "pi-1.creds").write_text(new_seed() + "\n")
+    creds = credentials_file(new_seed(), "pi-1, added on gateway for the server in /srv/ssc-server")
+    (directory / "credentials" / "pi-1.creds").write_bytes(creds)
     shutil.copytree(directory, copy := Path(tempfile.mkdtemp()) / "copy")  # what is opened may change
     expected = {name: read(copy) for name, read in golden_read.FORMATS.items()}
     shutil.rmtree(copy.parent)
@@ -378,7 +379,7 @@ def _dead_letters(path: Path) -> None:
         message = SimpleNamespace(
             metadata=SimpleNamespace(stream=subjects.STREAM, sequence=SimpleNamespace(stream=sequence)),
             subject="act.3.pi-1",
-            headers={subjects.MESSAGE_ID_HEADER: f"pi-1.boot.{sequence}"},
+            headers={subjects.IDENTITY_HEADER: f"pi-1.boot.{sequence}"},
             data=b"what was sent",
         )
         coroutine = dead_letters.store(published, message, device, reason)  # type: ignore[arg-type]

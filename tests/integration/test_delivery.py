@@ -114,10 +114,9 @@ def test_a_broker_that_dies_again_and_again_gets_every_frame_once(play, broker, 
                 if window % 30 == 8:
                     await broker.start()
                 if delivery.has_room():
-                    await exchange(delivery, window, 0.02)
+                    await exchange(delivery, window, 0.08)
                 else:
                     await spooled(delivery, window)
-                await asyncio.sleep(0.06)
             await delivery.drain(60.0)
             await eventually(lambda: hub.client.is_connected)
             return accounting, await stored(hub)

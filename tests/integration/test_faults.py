@@ -112,14 +112,13 @@ def test_a_link_that_is_silent_costs_no_window(start, tmp_path, toy_bundle, toy_
 
     server.signal_broker(signal.SIGSTOP)
     try:
-        time.sleep(cut_s)
-        alone = len(device.results())
+        device.wait_for_results(len(device.results()) + int(cut_s / harness.HOP_S))
+        assert device.process.running, "the device did not go on alone"
     finally:
         server.signal_broker(signal.SIGCONT)
     report = device.finish(cut_s + 120.0)
 
     windows, results = harness.windows_of(source), device.results()
-    assert alone >= cut_s / harness.HOP_S * 0.9, "the device did not go on alone"
     assert [r["window"] for r in results] == list(range(len(windows)))
     assert harness.cosines(results, windows, toy_model).min() > 0.99
     assert report["windows_captured"] == report["windows_acked"] == len(windows)

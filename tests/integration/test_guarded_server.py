@@ -72,6 +72,13 @@ def test_a_device_streams_with_its_key_swaps_tables_is_seen_and_revoked(start, p
     with_nothing.process.wait_for_line("asks for credentials; make them with `ssc server device add`")
     assert "asks for credentials" in ssc("server", "status", "--broker", server.url, code=2)
     operator = ["--broker", server.url, "--credentials", server.state / "server.nkey"]
+    table = tmp_path / "table.json"
+    table.write_bytes(harness.always(toy_bundle, "rpi4", "one").to_json())
+    assert "refuse what is not signed" in ssc("splitter", "push", table, *operator, code=2)
+    operator = ["--broker", server.url, "--state", server.state]  # whose keys are found
+    assert "pushed to pi-1" in ssc("splitter", "push", table, "--device", "pi-1", *operator)
+    device.wait_for_cut("one")
+    assert json.loads(ssc("splitter", "explain", "--device", "pi-1", *operator, "--json"))["chosen"] == "one"
     status = json.loads(ssc("server", "status", *operator, "--json"))
     assert set(status["devices"]) == {"pi-1"}
     assert status["server"]["windows"]["pi-1"] > 0

@@ -178,13 +178,13 @@ def test_a_device_runs_tflite_without_onnxruntime(install, tflite_bundle, toy_mo
 def test_the_audio_extra_reads_files_and_names_the_library_of_the_microphone(install, tmp_path):
     environment = install("audio")
     source = harness.write_wav(tmp_path / "audio.wav", 2.0, seed=14, rate=44_100, channels=2)
-    code = "import sys, pathlib; from runtime_edge.audio.audio_files import recording_length as length; print(length("
+    code = "import sys, pathlib; from runtime_edge.audio.file_decoder import recording_length as length; print(length("
     assert "44100" in environment.python(code + "pathlib.Path(sys.argv[1])))", source)
     printed = environment.ssc("doctor", "--json", code=1)
     findings = {found["what"]: found["state"] for found in json.JSONDecoder().raw_decode(printed)[0]}
     assert {findings[name] for name in ("soundfile", "soxr", "sounddevice")} == {"ok"}
     code = """
-from runtime_edge.audio.block import SYSTEM_CLOCK, Counters
+from runtime_edge.audio.audio_block import SYSTEM_CLOCK, Counters
 from runtime_edge.audio.microphone import Microphone
 from runtime_edge.errors import SourceError
 try:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from pathlib import Path
 
@@ -98,7 +97,9 @@ def test_a_device_started_from_a_file_is_watched_measured_and_asked_how_it_is(
         assert said["uplink"]["connected"] is True
         assert said["report"]["windows_lost"] == 0
         assert set(said["stage_ms"]) >= {"wait", "prefix", "encode", "spool", "publish"}
-        time.sleep(1.0)
+        published = ("ssc_edge_stage_seconds_count", "publish")
+        later = said["report"]["windows_captured"] + 1
+        harness.until(lambda: scrape(said["metrics_port"]).get(published, 0) >= later, "metrics of a later status")
         found = scrape(said["metrics_port"])
         assert found["ssc_edge_connected", None] == 1
         assert found["ssc_edge_stage_seconds_count", "prefix"] >= found["ssc_edge_stage_seconds_count", "publish"] > 3

@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
 import harness
 import pytest
+from idle_stream import settled
 
 from runtime_edge.service.status import problems, read_status
 from runtime_edge.transport.spool.spool import Spool
@@ -228,6 +228,6 @@ def test_whoever_is_killed_for_memory_loses_no_window(start, tmp_path, toy_bundl
     assert counters.dropped == 0
     assert counters.put == counters.acked
     harness.until(lambda: server.counted("pi-1") == counters.put, "every window counted once")
-    time.sleep(1.0)
+    server.ask(settled)
     assert server.counted("pi-1") == counters.put, "counted twice"
     harness.assert_no_traceback(tmp_path)

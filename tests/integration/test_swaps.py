@@ -204,14 +204,14 @@ def test_garbage_on_a_devices_subject_disturbs_nobody(start, quiet_server, tmp_p
         sent = [
             (subjects.frames(name), b"", {}),
             (subjects.frames(name), b"garbage", {}),
-            (subjects.frames(name), bytes(range(256)) * 64, {"Nats-Msg-Id": f"{name}.boot1.0"}),
-            (subjects.frames(name), real[:-3], {"Nats-Msg-Id": f"{name}.boot2.0"}),
-            (subjects.frames(name), real, {"Nats-Msg-Id": f"{name}.boot3.7"}),
-            (subjects.frames(name), real, {"Nats-Msg-Id": f"{name}..0"}),
-            (subjects.frames(name), real, {"Nats-Msg-Id": "not an id"}),
+            (subjects.frames(name), bytes(range(256)) * 64, {subjects.IDENTITY_HEADER: f"{name}.boot1.0"}),
+            (subjects.frames(name), real[:-3], {subjects.IDENTITY_HEADER: f"{name}.boot2.0"}),
+            (subjects.frames(name), real, {subjects.IDENTITY_HEADER: f"{name}.boot3.7"}),
+            (subjects.frames(name), real, {subjects.IDENTITY_HEADER: f"{name}..0"}),
+            (subjects.frames(name), real, {subjects.IDENTITY_HEADER: "not an id"}),
             (subjects.frames(name), b"poison", {"Status": "408"}),
-            (subjects.frames(neighbour), real, {"Nats-Msg-Id": f"{name}.boot4.0"}),
-            (f"act.0.some.{name}", real, {"Nats-Msg-Id": f"{name}.boot5.0"}),
+            (subjects.frames(neighbour), real, {subjects.IDENTITY_HEADER: f"{name}.boot4.0"}),
+            (f"act.0.some.{name}", real, {subjects.IDENTITY_HEADER: f"{name}.boot5.0"}),
         ]
         for subject, data, headers in sent:
             await hub.stream.publish(subject, data, headers=headers or None)

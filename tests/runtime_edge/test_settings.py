@@ -173,3 +173,21 @@ def test_a_run_without_what_it_needs_says_so(tmp_path, text, words):
 def test_the_documentation_shows_every_setting():
     page = (Path(__file__).parents[2] / "docs" / "operation.md").read_text()
     assert f"```toml\n{as_toml(DeviceConfig)}```" in page, "put the output of `ssc edge config` into docs/operation.md"
+
+
+def test_a_mark_that_no_editor_shows_is_no_fault_and_another_encoding_is_named(tmp_path):
+    path = write(tmp_path, "")
+    path.write_bytes(b"\xef\xbb\xbfcount = 3\r\n")
+    assert read(Sample, path) == {"count": 3}
+    for encoding in ("utf-16", "latin-1"):
+        path.write_bytes('name = "Käfer"\n'.encode(encoding))
+        with pytest.raises(UsageError, match=r"settings.toml: not UTF-8; save it with that encoding"):
+            read(Sample, path)
+
+
+def test_a_brokers_address_is_checked_where_it_is_given(tmp_path):
+    path = write(tmp_path, 'broker = "nats://pi:TopSecret@gateway:high"\n')
+    with pytest.raises(UsageError, match=r"settings.toml: broker: broker nats://\*\*\*@gateway:high: the port"):
+        read(DeviceConfig, path)
+    with pytest.raises(UsageError, match="broker mqtt://gateway: mqtt:// is not one of"):
+        load(DeviceConfig, None, {"broker": "mqtt://gateway"})

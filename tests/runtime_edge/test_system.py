@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from waiting import until
 
 from runtime_edge.system import CpuMonitor, health, rss_mb, temperature_c, throttled
 
@@ -18,10 +18,12 @@ from runtime_edge.system import CpuMonitor, health, rss_mb, temperature_c, throt
 def test_cpu_load_agrees_with_psutil_under_a_real_load() -> None:
     burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        time.sleep(0.2)
+        burnt = psutil.Process(burner.pid).cpu_times
+        until(lambda: burnt().user > 0.1)
         monitor = CpuMonitor()
         psutil.cpu_percent()
-        time.sleep(1.0)
+        enough = burnt().user + 0.8
+        until(lambda: burnt().user > enough)
         theirs = psutil.cpu_percent() / 100
         ours = monitor.load()
     finally:

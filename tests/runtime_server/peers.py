@@ -30,7 +30,7 @@ class Peer:
 
     async def send(self, frame, window, message_id=None, subject=None, reply=None):
         headers = {
-            subjects.MESSAGE_ID_HEADER: message_id or subjects.message_id(self.name, self.boot, window),
+            subjects.IDENTITY_HEADER: message_id or subjects.message_id(self.name, self.boot, window),
             subjects.REPLY_HEADER: reply or self.inbox,
         }
         await self.hub.stream.publish(subject or subjects.frames(self.name), frame, headers=headers)

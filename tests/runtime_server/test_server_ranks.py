@@ -62,7 +62,7 @@ def run_ranks(tiny_encoder, small_bundle, tmp_path, broker, together):
 
 
 async def send(hub, name, window, frame, inbox=None):
-    headers = {subjects.MESSAGE_ID_HEADER: subjects.message_id(name, "boot", window)}
+    headers = {subjects.IDENTITY_HEADER: subjects.message_id(name, "boot", window)}
     if inbox is not None:
         headers[subjects.REPLY_HEADER] = inbox
     await hub.stream.publish(subjects.frames(name), frame, headers=headers)

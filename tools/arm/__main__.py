@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tools.arm.check import SITES, CheckResult, as_json, check
+from tools.arm.arm_check import SITES, CheckResult, as_json, check
 from tools.arm.machine import MIRROR, REPOSITORY, EmulatedMachine, Unavailable
 
 SKIPPED = 77

@@ -20,7 +20,7 @@ _MAX_CHUNKS = 1_000
 _MAX_CHUNK_BYTES = 1 << 16
 _OGG_PAGE = 65_307
 _FLAC_LENGTH = 21
-"""Where the low four bits and the four bytes stand that say how many frames a FLAC file has."""
+"""Where in a FLAC file the four low bits and the four bytes are that hold its number of frames."""
 _UNKNOWN = 0xFFFF_FFFF
 _BEHIND_AUDIO = frozenset(
     b"LIST guan bext iXML id3\x20 ID3\x20 cue\x20 smpl fact JUNK junk PAD\x20 FLLR axml cart afsp levl PEAK acid inst "

@@ -110,7 +110,7 @@ class _Check:
                 raise self._refused(f"an operator of {domain!r}")
         for operator in operators or [""]:
             if operator not in ONNX_OPERATORS:
-                raise self._refused(f"operator {operator!r} is none of those a block may use")
+                raise self._refused(f"operator {operator!r} is not one that a block may use")
             if operator == "Constant":
                 constants.update(outputs)
             sizes += [(operator, inputs[at]) for at in ONNX_SIZES.get(operator, ()) if at < len(inputs)]
@@ -121,7 +121,7 @@ class _Check:
                 self._tensor(value)
 
     def _tensor(self, span: _Span) -> str:
-        """Check that a tensor's values stand in the file; returns its name."""
+        """Check that a tensor's values are in the file; returns its name."""
         name, values, dimensions, held = "", 1, 0, 0
         for number, value in self._message(span, _TENSOR, "a tensor"):
             if number == 14 and any(self._varints(value)):
@@ -147,7 +147,7 @@ class _Check:
             yield value
 
     def _message(self, span: _Span, known: _Fields, what: str) -> Iterator[tuple[int, _Span]]:
-        """Field number, and where its bytes stand, of each field of a message."""
+        """Field number, and position of the bytes, of each field of a message."""
         at, stop = span
         while at < stop:
             self._fields += 1

@@ -50,7 +50,7 @@ ONNX_SIZES: Mapping[str, tuple[int, ...]] = {
     "Tile": (1,),
     "TopK": (1,),
 }
-"""Which inputs say how large the result is. They stand in the file, so the result is as large for all audio."""
+"""Which inputs say how large the result is. They are in the file, so the result is as large for all audio."""
 
 TFLITE_OPERATORS: Mapping[int, str] = {
     0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 5: "DEPTH_TO_SPACE",

@@ -1,7 +1,7 @@
 """A TFLite file is looked through before a runtime reads it: one graph of known operators, its tensors in the file.
 
 The file is a flatbuffer: tables that point to one another. Only those that say which operators run, and where their
-values stand, are walked; each position is checked against the file and the number of steps is bounded.
+values are, are followed; each position is checked against the file and the number of steps is bounded.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Check:
         code = self._table(position, 4, "an operator")
         number = max(self._scalar(code.get(0), "<b"), self._scalar(code.get(3), "<i"))
         if code.get(1) is not None or number not in TFLITE_OPERATORS:
-            raise _Refused(f"operator {number} is none of those a block may use")
+            raise _Refused(f"operator {number} is not one that a block may use")
         return TFLITE_OPERATORS[number]
 
     def _buffer(self, position: int) -> bool:
@@ -72,7 +72,7 @@ class _Check:
         return size > 0
 
     def _tensor(self, position: int, constants: list[bool]) -> bool:
-        """Whether a tensor's values stand in the file."""
+        """Whether a tensor's values are in the file."""
         tensor = self._table(position, 11, "a tensor")
         if self._scalar(tensor.get(10), "<I"):
             raise _Refused("a tensor has external data")
@@ -105,7 +105,7 @@ class _Check:
         return _Table(position, found)
 
     def _tables(self, place: int | None) -> Iterator[int]:
-        """Where the tables of a vector stand."""
+        """Positions of the tables of a vector."""
         if place is not None:
             start, count = self._vector(place, 4)
             for index in range(count):
@@ -150,6 +150,6 @@ class _Table:
         self._position, self._fields = position, fields
 
     def get(self, index: int) -> int | None:
-        """Where a field stands; None where it is left out."""
+        """Position of a field; None where it is left out."""
         place = self._fields[index] if index < len(self._fields) else 0
         return self._position + place if place else None

@@ -36,7 +36,7 @@ class _About(NamedTuple):
 
     bucket: str
     limit_bytes: int
-    """A body stands as text inside JSON, which takes up to twice its room."""
+    """A body is text inside JSON, which takes up to twice its size."""
     error: type[FormatError]
 
 
@@ -129,7 +129,7 @@ def open_record(data: bytes, kind: Kind, key: str | None, trusted: minisign.Publ
     if envelope.kind != kind:
         raise about.error(f"{source}: kind: a {envelope.kind}, expected a {kind}")
     if key is not None and envelope.key != key:
-        raise about.error(f"{source}: key: made for {envelope.key!r}, not for {key!r}; push it there anew")
+        raise about.error(f"{source}: key: made for {envelope.key!r}, not for {key!r}; push it there again")
     return Record(kind, envelope.key, envelope.number, bytes(envelope.body), _digest(text))
 
 

@@ -148,7 +148,7 @@ def _problems(head: Head) -> Iterator[str]:
     """What msgspec's types cannot say."""
     count = len(head.labels)
     if len(set(head.labels)) != count:
-        yield "labels: a name stands twice"
+        yield "labels: a name appears twice"
     if len(head.thresholds) != count:
         yield f"thresholds: {len(head.thresholds)} numbers for {count} labels"
     if head.generations[0] > head.generations[1]:

@@ -3,7 +3,7 @@
     numbers = RecordNumbers(state / "numbers.json")
     numbers.accept(record, trusted, "table _all.rpi4")      # raises OldRecord
 
-Numbers belong to the key that signed them. With another key they start anew: what the former one signed is refused.
+Numbers belong to the key that signed them. With another key they start over: what the earlier one signed is refused.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class RecordNumbers:
     """The numbers of one state directory. Several may share its file, within one thread, while their kinds differ."""
 
     def __init__(self, path: Path, on_damage: Callable[[FormatError], None] | None = None) -> None:
-        """A file that is damaged is told `on_damage`, and started anew with the numbers of the records in use.
+        """A file that is damaged is reported to `on_damage`, and started over with the numbers of the records in use.
 
         From then on no record without a number is accepted.
         """
@@ -79,14 +79,14 @@ class RecordNumbers:
         before = known.highest.get(record.name)
         if before is None:
             if record.number == 0 and not known.unnumbered:
-                raise OldRecord(f"{source}: number: none, as in earlier versions; push it anew with this version")
+                raise OldRecord(f"{source}: number: none, as in earlier versions; push it again with this version")
         elif record.number < before.number:
             raise OldRecord(
                 f"{source}: number: {record.number} is older than {before.number}, which was accepted; an old record "
                 "was put back"
             )
         elif record.number == before.number and record.digest != before.digest:
-            raise OldRecord(f"{source}: number: {record.number} was accepted with other contents; push it anew")
+            raise OldRecord(f"{source}: number: {record.number} was accepted with other contents; push it again")
         self._note(known, record)
 
     def in_use(self, record: Record, signer: PublicKey) -> None:

@@ -49,7 +49,7 @@ class Release(ReleasedBundle, frozen=True, kw_only=True):
 
 
 def canary_place(device: str, generation: int) -> float:
-    """Where in [0, 1) a device stands in the order in which a generation is given out; another one each time."""
+    """A device's place, in [0, 1), in the order in which a generation is rolled out; different for each generation."""
     digest = hashlib.blake2b(f"{generation}.{device}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") / (1 << 32)
 

@@ -344,7 +344,7 @@ def _problems(table: SplitterTable) -> Iterator[str]:
 
 def _state_problems(table: _Common) -> Iterator[str]:
     if len({axis.name for axis in table.state}) != len(table.state):
-        yield "state: a name stands twice"
+        yield "state: a name appears twice"
     for axis in table.state:
         if not all(map(math.isfinite, axis.edges)) or any(a >= b for a, b in zip(axis.edges, axis.edges[1:])):  # noqa: B905
             yield f"state: the edges of {axis.name} are not finite and increasing"
@@ -354,9 +354,9 @@ def _action_problems(table: SplitterTable) -> Iterator[str]:
     if not table.costs:
         yield "costs: no action"
     if len(set(table.actions)) != len(table.costs):
-        yield "costs: a name stands twice"
+        yield "costs: a name appears twice"
     if len({(action.cut, action.encoding, action.width, action.answer) for action in table.costs}) != len(table.costs):
-        yield "costs: an action stands twice, under two names"
+        yield "costs: an action appears twice, under two names"
     for action in table.costs:
         if (action.name == LOCAL) != (action.cut == LOCAL):
             yield f"costs: {action.name}: the action local, and no other, has the cut local"

@@ -36,7 +36,7 @@ class HybridConfig:
     """Which terms, and how strong."""
 
     task: bool = True
-    """Whether the task is part of the loss; without it the other terms stand alone, for ablation."""
+    """Whether the task is part of the loss; without it the other terms remain, for ablation."""
     lambda1: float = 0.1
     """Weight of the spread term (diversity)."""
     lambda2: float = 0.01

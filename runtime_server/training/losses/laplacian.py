@@ -15,7 +15,7 @@ def temporal_edges(windows: Tensor, chains: Tensor, neighbours: int = NEIGHBOURS
     `windows` int64[n] are window indices, with gaps; `chains` int64[n] number the sequence each belongs to
     (one for each boot of each device; indices of different chains are not comparable). In each chain the
     windows of the last `horizon` indices are joined to their `neighbours` nearest available ones,
-    whatever the gap; of two equally near the one that stands first in the batch is taken.
+    whatever the gap; of two equally near the one that is first in the batch is taken.
     """
     count = len(windows)
     if count < 2:

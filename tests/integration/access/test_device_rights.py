@@ -35,6 +35,7 @@ def test_a_device_with_its_own_credentials_does_all_it_needs(guarded):
             assert await link.value(subjects.RELEASES, "rpi4") == b"release"
             await link.put(subjects.PRESENCE, b'{"well": true}')
             assert await hub.presence() == {"pi-1": {"well": True}}
+            assert await link.value(subjects.PRESENCE, "pi-1") == b'{"well": true}'
             events = asyncio.Queue()
             await hub.subscribe(subjects.events("pi-1"), events.put)
             await link.publish(subjects.events("pi-1"), b"event")
@@ -86,7 +87,7 @@ def test_a_device_cannot_publish_in_anothers_name_nor_what_is_the_servers(guarde
             for subject in (">", "$KV.>", "$O.>", "_INBOX.pi-1.>", "_INBOX.pi-2.>"):
                 await hub.subscribe(subject, on_message)
             for subject in forbidden:
-                await client.publish(subject, b"forged", headers={"Nats-Msg-Id": "pi-1.boot.0"})
+                await client.publish(subject, b"forged", headers={subjects.IDENTITY_HEADER: "pi-1.boot.0"})
             await client.publish(subjects.events("pi-2"), b"forged")  # allowed, and after all that is not
             await harness.eventually(lambda: subjects.events("pi-2") in overheard)
             await harness.eventually(lambda: len(denied) >= len(forbidden))

@@ -49,6 +49,26 @@ def test_over_tls_a_device_trusts_the_right_broker_only(certificates, tmp_path):
     asyncio.run(work())
 
 
+def test_a_broker_that_ends_is_told_once_and_not_by_asyncio(certificates, tmp_path, caplog):
+    guarded = Guarded(tmp_path, BrokerTls(certificates / "gateway.pem", certificates / "gateway.key"))
+
+    async def work():
+        async with guarded.running():
+            link = Connection(guarded.broker.url, "pi-1", guarded.credentials("pi-1", tls_ca=certificates / "ca.pem"))
+            await link.connect()
+            await guarded.broker.stop()
+            while not link.trouble:
+                await asyncio.sleep(0.01)
+            trouble = link.trouble
+            await link.close()
+            return trouble
+
+    with caplog.at_level("INFO"):
+        assert "the connection was lost" in asyncio.run(work())
+    assert [record.message for record in caplog.records if record.name.startswith("asyncio")] == []
+    assert [record.message for record in caplog.records].count("broker is away") == 1
+
+
 def test_a_broker_that_claims_to_know_no_tls_is_not_believed(guarded, certificates):
     async def work():
         async with guarded.running():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -110,13 +109,25 @@ def test_a_source_that_stalls_leaves_a_gap_of_that_length() -> None:
     assert counters.overruns == 0
 
 
+class AnnouncedWaiter(IdleWaiter):
+    """Says each time that a reader has nothing to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = threading.Semaphore(0)
+
+    def wait(self, until: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        self.waiting.release()
+        return super().wait(until, timeout_s)
+
+
 def test_a_thread_hands_over_to_a_waiting_reader_and_its_error_arrives() -> None:
-    counters = Counters()
-    queue = FrameQueue(RATE, 1.0, counters, Clock())
+    counters, waiter = Counters(), AnnouncedWaiter()
+    queue = FrameQueue(RATE, 1.0, counters, Clock(), waiter)
 
     def capture() -> None:
         for _ in range(3):
-            time.sleep(0.01)
+            waiter.waiting.acquire()
             queue.put(np.zeros((160, 1), np.float32))
         queue.close(SourceError("the cable was pulled"))
 
@@ -149,12 +160,14 @@ def test_reading_ahead_keeps_the_order_and_stays_a_few_blocks_ahead() -> None:
     read: list[int] = []
     ahead = read_ahead(blocks_without_end(read), IdleWaiter())
 
-    received = [int(next(ahead).frames[0, 0]) for _ in range(20)]
-    until(lambda: len(read) > 25)
-    time.sleep(0.05)  # for one that reads on
+    received, furthest = [], 0
+    for number in range(1000):
+        received.append(int(next(ahead).frames[0, 0]))
+        furthest = max(furthest, len(read) - number)
 
-    assert received == list(range(20))
-    assert len(read) <= 30
+    assert received == list(range(1000))
+    assert furthest <= 11
+    until(lambda: len(read) > 1005)
     ahead.close()
 
 

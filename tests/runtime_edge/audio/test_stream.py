@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from runtime_edge.audio.block import AudioBlock, Clock, Counters, Recording
+from runtime_edge.audio.audio_block import AudioBlock, Clock, Counters, Recording
 from runtime_edge.audio.stream import Mixer, SourceAudio, to_blocks, to_mono
 from runtime_edge.errors import UsageError
 
@@ -112,17 +112,20 @@ def test_blocks_join_in_time() -> None:
 def test_times_follow_a_clock_that_is_set_and_this_is_said_once(
     pace: float | None, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The clock is set right before it is looked at, which is done once a second."""
     time, counters, ends = Time(), Counters(), []
     anchor, year_ns = time.wall_ns, 31_536_000_000_000_000
     for block in to_blocks(raws(40, 1_600, 16_000), 16_000, counters, lambda: time.wall_ns, time.clock(), pace):
         ends.append(block.end_time_ns - anchor)
+        if pace is None:
+            time.seconds = 100.0 + 0.1 * len(ends)
         time.set_by_ns += {9: year_ns, 19: -3_600_000_000_000, 29: 1_000_000_000}.get(len(ends) - 1, 0)
 
     steps = [0] * 10 + [year_ns] * 10 + [year_ns - 3_600_000_000_000] * 20
     assert ends == [100_000_000 * n + step for n, step in zip(range(1, 41), steps, strict=True)]
     assert counters.clock_steps == 2, "a second may be a correction of the clock's rate"
     assert [record.message for record in caplog.records if record.name.endswith("stream")] == [
-        "the clock was set by +31536000.0 s: times of audio follow it from here on"
+        "the clock was changed by +31536000.0 s: the times of audio follow it from now on"
     ]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_edge.audio import AudioBlock, Counters, Windower
-from runtime_edge.audio.block import Recording
+from runtime_edge.audio.audio_block import Recording
 from runtime_edge.errors import UsageError
 
 RATE = 1_000  # so that a sample is a millisecond

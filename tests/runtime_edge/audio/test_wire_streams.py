@@ -82,6 +82,14 @@ def test_the_latest_frame_may_come_twice(encoding, windows):
             assert np.array_equal(decoder.decode(payload, index)[0], windows[index])
 
 
+@lossless
+def test_an_earlier_frame_that_stands_alone_leaves_the_stream_as_it_is(encoding, windows):
+    encoder, decoder = ends(encoding)
+    payloads = [encoder.encode(windows[index], index, alone=False) for index in range(3)]
+    for index in (0, 1, 0, 2):
+        assert np.array_equal(decoder.decode(payloads[index], index)[0], windows[index])
+
+
 @pytest.mark.parametrize("encoding", STREAMS)
 def test_damaged_frames_are_refused_and_do_no_harm(encoding, windows):
     if encoding == "opus" and ctypes.util.find_library("opus") is None:

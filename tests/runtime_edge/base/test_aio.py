@@ -7,14 +7,18 @@ import pytest
 from runtime_edge.base.aio import cancel_all, finish_unless, next_within, within
 
 
+async def for_ever():
+    await asyncio.Event().wait()
+
+
 def test_a_task_that_loses_a_cancellation_is_asked_again():
     async def stubborn():
         for _ in range(2):
             try:
-                await asyncio.sleep(60)
+                await for_ever()
             except asyncio.CancelledError:
                 continue  # what asyncio.wait_for does when a result and a cancellation meet
-        await asyncio.sleep(60)
+        await for_ever()
 
     async def work():
         task = asyncio.create_task(stubborn())
@@ -31,9 +35,9 @@ def test_work_that_loses_a_cancellation_is_over_when_its_time_is_up():
     async def stubborn():
         try:
             try:
-                await asyncio.sleep(60)
+                await for_ever()
             except asyncio.CancelledError:
-                await asyncio.sleep(60)
+                await for_ever()
         finally:
             ended.append(True)
 
@@ -48,15 +52,18 @@ def test_work_that_loses_a_cancellation_is_over_when_its_time_is_up():
 def test_a_cancellation_ends_the_work_that_is_waited_for():
     ended = []
 
-    async def long():
-        try:
-            await asyncio.sleep(60)
-        finally:
-            ended.append(True)
-
     async def work():
+        began = asyncio.Event()
+
+        async def long():
+            try:
+                began.set()
+                await for_ever()
+            finally:
+                ended.append(True)
+
         waiting = asyncio.create_task(within(long(), 60.0))
-        await asyncio.sleep(0.01)
+        await began.wait()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -71,7 +78,7 @@ def test_results_and_failures_of_tasks_that_had_ended_are_let_be(caplog):
 
     async def work():
         tasks = [asyncio.create_task(fails()), asyncio.create_task(asyncio.sleep(0, "done"))]
-        await asyncio.sleep(0.01)
+        await asyncio.wait(tasks)
         await cancel_all(tasks)
         return tasks[1].result()
 
@@ -90,10 +97,17 @@ def test_the_next_item_or_nothing_within_a_time():
 
 
 def test_an_item_and_a_cancellation_at_once_cancel():
+    class Announced(asyncio.Queue):
+        async def get(self):
+            asked.set()
+            return await super().get()
+
+    asked = asyncio.Event()
+
     async def work():
-        queue = asyncio.Queue()
+        queue = Announced()
         task = asyncio.create_task(next_within(queue, 60.0))
-        await asyncio.sleep(0.01)
+        await asked.wait()
         queue.put_nowait("item")
         await asyncio.sleep(0)
         task.cancel()

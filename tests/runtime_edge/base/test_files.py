@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime_edge.base.files import fsync_directory, is_locked, locked, read_bounded, write_atomic
+from runtime_edge.base.files import fsync_directory, is_locked, locked, make_private, read_bounded, write_atomic
 from runtime_edge.errors import BundleError, FormatError, UsageError
 
 STATUS = Path("/proc/self/status")
@@ -110,3 +110,11 @@ def test_a_file_nobody_waits_for_is_whole_all_the_same(tmp_path):
     write_atomic(path, b"two", durable=False)
     assert path.read_bytes() == b"two"
     assert [file.name for file in tmp_path.iterdir()] == ["status"]
+
+
+def test_a_state_directory_is_made_for_its_owner_alone_and_keeps_what_its_owner_gave_it(tmp_path):
+    make_private(tmp_path / "var" / "ssc-edge")
+    assert stat.S_IMODE((tmp_path / "var" / "ssc-edge").stat().st_mode) == 0o700
+    (tmp_path / "var" / "ssc-edge").chmod(0o750)
+    make_private(tmp_path / "var" / "ssc-edge")
+    assert stat.S_IMODE((tmp_path / "var" / "ssc-edge").stat().st_mode) == 0o750

@@ -1,4 +1,7 @@
+import array
 import asyncio
+import fcntl
+import termios
 import wave
 
 import numpy as np
@@ -91,6 +94,12 @@ def test_a_slow_reader_loses_nothing_of_a_file(sound, tmp_path):
     assert [window.index for window in windows] == list(range(19))
 
 
+async def rounds(worker):
+    """A worker that waits answers all of these; one that went on reading would have passed on windows between them."""
+    for number in range(50):
+        await worker.run(str, number)
+
+
 @pytest.mark.parametrize("options", [{}, {"realtime": True, "speed": 1000.0}])
 def test_the_next_window_comes_when_the_last_one_has_gone_through(sound, tmp_path, options):
     async def run():
@@ -100,7 +109,7 @@ def test_the_next_window_comes_when_the_last_one_has_gone_through(sound, tmp_pat
             reading = asyncio.create_task(capturing.read(taken.append, stopping))
             for count in (1, 2, 3):
                 await eventually(lambda count=count: len(taken) >= count)
-                await asyncio.sleep(0.1)  # for one that comes too early
+                await rounds(worker)
                 counts.append(len(taken))
                 capturing.window_done()
             stopping.set()
@@ -119,7 +128,7 @@ def test_it_has_not_read_to_the_end_before_the_last_window_has_gone_through(soun
             await eventually(lambda: len(taken) == 1)
             capturing.window_done()
             await eventually(lambda: len(taken) == 2)
-            await asyncio.sleep(0.1)
+            await rounds(worker)
             early = reading.done()
             capturing.window_done()
             await reading
@@ -216,7 +225,7 @@ def asked_while_it_reads(source, tmp_path, **options):
         with Worker() as worker:
             capturing = capture(source, tmp_path, worker, **options)
             reading = asyncio.create_task(capturing.read(lambda window: None, stopping))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0)  # the worker was asked to read first
             answers = [await worker.run(str, number) for number in range(3)]
             early = reading.done()
             stopping.set()
@@ -244,6 +253,13 @@ def test_a_recording_in_which_all_is_gated_keeps_no_call_waiting(tmp_path):
     assert asked_while_it_reads(path, tmp_path, loop=True, gate_db=-40.0) == (ANSWERS, False)
 
 
+def unread_bytes():
+    """What waits in the pipe that is standard input."""
+    count = array.array("i", [0])
+    fcntl.ioctl(0, termios.FIONREAD, count)
+    return count[0]
+
+
 def test_a_pipe_is_read_to_its_end_however_it_comes(standard_input, tmp_path):
     samples = np.arange(3 * WINDOW, dtype="<i2")
 
@@ -251,7 +267,7 @@ def test_a_pipe_is_read_to_its_end_however_it_comes(standard_input, tmp_path):
         collecting = asyncio.create_task(collect("-", tmp_path))
         for start in range(0, len(samples), 777):
             standard_input.write(samples[start : start + 777].tobytes())
-            await asyncio.sleep(0.01)
+            await eventually(lambda: unread_bytes() == 0)
         standard_input.close()
         return await collecting
 

@@ -82,6 +82,30 @@ def test_a_named_pipe_is_waited_for_in_the_background_and_written_once_somebody_
     sink.close()
 
 
+SHOWN = """
+import sys
+from runtime_edge.device.sinks import JsonLines
+from runtime_edge.formats.results import decode_result
+sink = JsonLines("-")
+sink.put(decode_result(sys.argv[1].encode()))
+sink.close()
+"""
+
+
+def test_on_a_terminal_embeddings_are_left_out_and_in_a_pipe_they_are_not():
+    command = [sys.executable, "-c", SHOWN, msgspec.json.encode(RESULT).decode()]
+    ours, terminal = os.openpty()
+    try:
+        subprocess.run(command, stdout=terminal, check=True, timeout=60)
+        shown = json.loads(os.read(ours, 1 << 16))
+    finally:
+        os.close(terminal)
+        os.close(ours)
+    piped = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    assert piped == json.loads(msgspec.json.encode(RESULT))
+    assert shown == {name: value for name, value in piped.items() if name != "embedding"}
+
+
 def test_a_closed_standard_output_is_refused():
     code = "from runtime_edge.device.sinks import JsonLines; JsonLines('-')"
     done = subprocess.run(
@@ -190,14 +214,19 @@ def test_an_event_says_what_was_heard_and_holds_no_embedding():
     assert event == {
         "event": "result", "version": 2, "answer": "server", "device": "pi-1", "window": 7, "time": 1.5,
         "labels": LABELLED.labels,
-        "detected": ["dog"], "uncertainty": 0.25, "cut": "layer1", "finished": "server", "generation": 3,
-        "latency_ms": 12.5,
+        "detected": ["dog"], "head_generation": 2, "uncertainty": 0.25, "cut": "layer1",
+        "finished": "server", "generation": 3, "latency_ms": 12.5,
     }  # fmt: skip
 
 
 def test_an_event_names_the_recording_without_its_directory():
     ((_, event),), _ = published([msgspec.structs.replace(LABELLED, file="/home/eve/yard.wav", offset_s=0.0)])
     assert (event["file"], event["offset_s"]) == ("yard.wav", 0.0)
+
+
+def test_an_event_without_a_head_names_no_generation_of_one():
+    ((_, event),), _ = published([RESULT], "all")
+    assert "head_generation" not in event
 
 
 @pytest.mark.parametrize(

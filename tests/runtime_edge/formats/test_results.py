@@ -42,6 +42,14 @@ def test_version_2_is_read_as_it_was_written(revises, place):
     assert (b"file" in line, b"offset_s" in line) == (bool(place), bool(place))
 
 
+def test_events_name_the_generation_of_their_head_from_version_2_on():
+    event = decode_result_event(encoded(**FIRST_EVENT | {"version": 2, "answer": "device", "head_generation": 2}))
+    assert event.head_generation == 2
+    assert decode_result_event(encoded(**FIRST_EVENT)).head_generation is None
+    with pytest.raises(FormatError, match=r"^log: events of version 1 have no `head_generation`"):
+        decode_result_event(encoded(**FIRST_EVENT | {"head_generation": 2}), "log")
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

@@ -37,9 +37,9 @@ def test_each_form_is_read(form, data):
         ("JSON", b'{"size": -1}', r"Expected `int` >= 0 - at `\$\.size`"),
         ("JSON", b'{"size": 1, "sice": 1}', "`sice`"),
         ("JSON", b'{"size": 13}', "size: 13 is not allowed"),
-        ("JSON", b'{"size": 1, "size": 2}', "key 'size' stands twice"),
-        ("JSON", b'{"size": 1, "s\\u0069ze": 2}', "key 'size' stands twice"),
-        ("JSON", b'{"size": 1, "parts": [{"size": 1, "size": 1}]}', "key 'size' stands twice"),
+        ("JSON", b'{"size": 1, "size": 2}', "key 'size' appears twice"),
+        ("JSON", b'{"size": 1, "s\\u0069ze": 2}', "key 'size' appears twice"),
+        ("JSON", b'{"size": 1, "parts": [{"size": 1, "size": 1}]}', "key 'size' appears twice"),
         ("JSON", b" " * 2_000_000, "2000000 bytes, more than 1500000"),
     ],
 )

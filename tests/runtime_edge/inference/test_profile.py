@@ -1,7 +1,10 @@
 """Profiles: measured times of every block, a file that round-trips, and bad ones refused."""
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 
+from runtime_edge.cli import profile_command
 from runtime_edge.errors import BundleError, FormatError
 from runtime_edge.inference.profile import Profile, measure_profile
 
@@ -15,6 +18,29 @@ def test_every_block_has_a_time_and_the_machine_is_named(profile, small_bundle):
     assert profile.blocks == small_bundle.manifest.info.blocks
     assert all(0 < ms <= p90 for ms, p90 in zip(profile.block_ms, profile.block_p90_ms, strict=True))
     assert "onnxruntime" in profile.machine["runtime"]
+    assert profile.machine.keys() == {"system", "architecture", "processor", "python", "runtime"}
+
+
+def measured_on(profile, processor, architecture):
+    return msgspec.structs.replace(profile, machine={"processor": processor, "architecture": architecture})
+
+
+def test_a_profile_says_when_it_was_measured_on_another_processor(profile):
+    assert measured_on(profile, "Raspberry Pi 4 Model B", "aarch64").elsewhere == ""
+    assert measured_on(profile, "AMD EPYC", "x86_64").elsewhere == "AMD EPYC (x86_64)"
+    assert measured_on(profile, "", "x86_64").elsewhere == "x86_64"
+    assert msgspec.structs.replace(profile, machine={}).elsewhere == ""
+
+
+def test_the_command_warns_of_another_processor_and_records_it(profile, small_bundle, tmp_path, monkeypatch):
+    found = measured_on(profile, "AMD EPYC", "x86_64")
+    found = msgspec.structs.replace(found, machine=found.machine | {"runtime": "onnxruntime"})
+    monkeypatch.setattr(profile_command, "measure_profile", lambda *_: found)
+    arguments = [str(small_bundle.path), "--target", "rpi4", "-o", str(tmp_path / "p.json")]
+    done = CliRunner().invoke(profile_command.profile, arguments)
+    assert "warning: measured on AMD EPYC (x86_64), which is no rpi4" in done.output
+    kept = Profile.from_json((tmp_path / "p.json").read_bytes(), "p.json")
+    assert kept.machine["processor"] == "AMD EPYC"
 
 
 def test_it_round_trips(profile):

@@ -95,3 +95,21 @@ def test_a_disk_that_fails_does_not(tmp_path, manager):
 
     asyncio.run(beating(Heartbeat(tmp_path, make, None, manager), lambda: len(manager.said) > 1))
     assert set(manager.said) == {"alive"}
+
+
+def test_who_else_has_this_name_is_looked_for_before_the_report_takes_its_place(tmp_path, manager):
+    transport = InMemoryTransport()
+    transport.values[PRESENCE] = b"another's"
+    seen = []
+
+    class Watch:
+        async def look(self):
+            seen.append(transport.values[PRESENCE])
+
+    async def make(ended):
+        return status()
+
+    heartbeat = Heartbeat(tmp_path, make, transport, manager, namesakes=Watch())
+    asyncio.run(beating(heartbeat, lambda: len(seen) > 1))
+    assert seen[0] == b"another's"
+    assert decode_report(seen[1], "presence")["version"] == 2

@@ -6,6 +6,8 @@ import time
 import urllib.error
 import urllib.request
 
+import msgspec
+import promlint
 import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,9 +16,10 @@ from statuses import counted, status
 from runtime_edge.audio import Counters
 from runtime_edge.base.files import locked
 from runtime_edge.base.histogram import BOUNDS_MS, Histogram
+from runtime_edge.base.prometheus import render
 from runtime_edge.cli import edge_commands
 from runtime_edge.errors import CheckFailed, FormatError, UsageError
-from runtime_edge.service.metrics import MetricsServer
+from runtime_edge.service.metrics import MetricsServer, metrics
 from runtime_edge.service.status import (
     lock_file,
     problems,
@@ -79,9 +82,28 @@ def test_a_device_whose_process_has_gone_is_not_running_however_fresh_its_word(t
     assert words in result.output
 
 
+def test_a_device_whose_every_frame_is_refused_is_not_well_and_the_remedy_is_named(running):
+    said = status()
+    refused = {**said.report, "windows_refused": 5, "finished": {"device": 15, "fallback": 5}}
+    write_status(running, msgspec.structs.replace(said, report=refused))
+    result = invoke(running)
+    assert "has refused 5" in str(result.exception)
+    assert f"remove {running}/trusted.pub" in str(result.exception)
+    assert "7 acknowledged" in result.output
+    assert "5 refused by the server" in result.output
+    write_status(running, msgspec.structs.replace(said, report={**refused, "finished": {"server": 1}}))
+    assert invoke(running).exit_code == 0, "a few refused frames are those of a retired generation"
+
+
 def test_a_directory_without_a_device_says_so(tmp_path):
     with pytest.raises(CheckFailed, match="no device has run"):
         raise invoke(tmp_path).exception
+
+
+def test_another_device_of_the_same_name_is_a_problem(running):
+    assert problems(running, status(namesake="another device reports under the name pi-1")) == [
+        "another device reports under the name pi-1"
+    ]
 
 
 def test_the_text_shows_everything_a_person_looks_for(running):
@@ -127,7 +149,7 @@ def test_metrics_are_what_the_status_says():
     expected = {
         ("ssc_edge_generation",): 7,
         ("ssc_edge_uncertainty",): 0.25,
-        ("ssc_edge_uplink_bits_per_second",): 2.5e6,
+        ("ssc_edge_uplink_bytes_per_second",): 2.5e6 / 8,
         ("ssc_edge_rtt_seconds",): 0.08,
         ("ssc_edge_loss_ratio",): 0.125,
         ("ssc_edge_spool_frames",): 3,
@@ -152,6 +174,21 @@ def test_metrics_are_what_the_status_says():
     }
     assert {key: found.get(key) for key in expected} == expected
     assert ("ssc_edge_device_info", "sha256:" + "ab" * 32, "pi-1", "onnxruntime 1.23", "rpi4", "onnx-fp32") in found
+
+
+def test_every_metric_passes_the_rules_of_prometheus():
+    assert promlint.problems(render(metrics(status())).decode()) == []
+
+
+def test_the_rules_find_what_breaks_them():
+    page = '# HELP uplink_bits \n# TYPE uplink_bits gauge\nuplink_bits 1\n# TYPE wait_ms gauge\nwait_ms{Cut="a"} 1\n'
+    assert promlint.problems(page) == [
+        "uplink_bits: use a base unit instead of bits",
+        "uplink_bits: no help text",
+        "wait_ms: write ms out",
+        "wait_ms: no help text",
+        "wait_ms: label Cut",
+    ]
 
 
 def test_metrics_are_for_this_machine_alone_and_a_taken_port_is_refused():

@@ -1,6 +1,7 @@
 """The register of devices, and the commands that change it."""
 
 import json
+import platform
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -62,11 +63,11 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path):
 def test_a_device_is_added_once_and_after_a_revocation_again_with_another_key(tmp_path):
     access = Access(tmp_path)
     first = access.add("pi-1")
-    with pytest.raises(UsageError, match="pi-1: is there already"):
+    with pytest.raises(UsageError, match="pi-1: was added already"):
         access.add("pi-1")
     access.revoke("pi-1")
     assert public_key(first) not in access.config()
-    with pytest.raises(UsageError, match="pi-1: no such device is let in"):
+    with pytest.raises(UsageError, match="pi-1: no such device was added"):
         access.revoke("pi-1")
     second = access.add("pi-1")
     assert public_key(second) in access.config()
@@ -77,9 +78,11 @@ def test_a_device_is_added_once_and_after_a_revocation_again_with_another_key(tm
 
 
 def test_secrets_are_not_kept_and_files_are_the_owners_alone(tmp_path):
+    tmp_path = tmp_path / "state"
     access = Access(tmp_path)
     seed, password = access.add("pi-1"), access.add_reader("phone")
     access.write()
+    assert tmp_path.stat().st_mode & 0o077 == 0
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "server.nkey"]
     assert all(seed not in path.read_text() for path in files)
     for path in (tmp_path / "server.nkey", tmp_path / "devices.json", tmp_path / "broker" / "accounts.conf"):
@@ -164,11 +167,12 @@ def test_the_commands_say_what_they_did(tmp_path):
     assert "it will know at its start" in text
     key = tmp_path / "keys" / "pi-1.creds"
     assert key.stat().st_mode & 0o777 == 0o600
+    assert key.read_text().startswith(f"# pi-1, added on {platform.node()} for the server in {tmp_path / 'state'}\nSU")
     listed = json.loads(_ssc("list", "--json", *state))
     assert listed["required"] is True
     assert [one["name"] for one in listed["devices"]] == ["pi-1", "pi-2"]
     assert listed["devices"][0]["public_key"] == public_key(read_seed(key))
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists; move it away"):
         _ssc("add", "pi-1", "-o", key, *state)
     _ssc("revoke", "pi-2", *state)
     assert "only these are let in" in _ssc("list", *state)

@@ -17,7 +17,7 @@ FORBIDDEN = [
     "$JS.API.CONSUMER.MSG.NEXT.ACTIVATIONS.server-0",
     "$JS.API.CONSUMER.PAUSE.ACTIVATIONS.server-0",
     "$JS.API.DIRECT.GET.ACTIVATIONS",
-    "$JS.API.DIRECT.GET.KV_presence.$KV.presence.pi-1",
+    "$JS.API.DIRECT.GET.KV_presence.>",
     "$KV.tables._all.rpi4",
     "$KV.releases._key",
     "srv.status",
@@ -79,6 +79,16 @@ def test_each_import_is_of_something_that_is_exported(accounts):
             for account, subject in _imports(rules, kind) if "imports" in rules else ():
                 exported = [one[kind] for one in accounts[account]["exports"] if kind in one]
                 assert any(_covers(pattern, subject) for pattern in exported), subject
+
+
+def test_a_device_reads_what_it_says_of_itself_and_not_what_others_say(accounts):
+    wanted = {name: f"$JS.API.DIRECT.GET.KV_presence.$KV.presence.{name}" for name in KEYS}
+    for name, own in wanted.items():
+        taken = [subject for _, subject in _imports(accounts[name], "service")]
+        allowed = accounts[name]["users"][0]["permissions"]["publish"]["allow"]
+        for subject in wanted.values():
+            assert any(_covers(pattern, subject) for pattern in taken) == (subject == own)
+            assert any(_covers(pattern, subject) for pattern in allowed) == (subject == own)
 
 
 def test_one_message_answers_a_request_unless_it_is_for_a_batch_of_objects(accounts):

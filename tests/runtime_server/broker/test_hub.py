@@ -74,6 +74,19 @@ def test_making_the_streams_again_changes_nothing(play, broker):
     assert play(work) == 1
 
 
+def test_what_devices_write_to_remembers_no_ids_also_where_an_earlier_version_made_it(play, broker):
+    async def work(hub):
+        config = (await hub.stream.stream_info(subjects.STREAM)).config
+        await hub.stream.update_stream(config.evolve(duplicate_window=600))
+        again = Hub(broker.url, "again")
+        await again.connect(create=True)
+        await again.close()
+        names = [subjects.STREAM, *(subjects.bucket_stream(name) for name in (subjects.PRESENCE, subjects.LEARNT))]
+        return [(await hub.stream.stream_info(name)).config.duplicate_window for name in names]
+
+    assert play(work) == [0.1] * 3
+
+
 def test_presence_is_what_devices_put_and_garbage_is_left_out(play):
     async def work(hub):
         nobody = await hub.presence()

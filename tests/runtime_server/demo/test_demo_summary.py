@@ -10,8 +10,8 @@ import pytest
 from virtual_time import VirtualTime
 
 from runtime_edge.errors import CheckFailed, SourceError
+from runtime_server.demo.demo_scenario import devices, share_audio
 from runtime_server.demo.demo_summary import Evidence, check_summary
-from runtime_server.demo.scenario import devices, share_audio
 from runtime_server.harness.relay import LinkState
 from runtime_server.harness.shaper import Phase, Shaper
 from runtime_server.state.server_state import ServerState

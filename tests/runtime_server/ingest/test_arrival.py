@@ -12,15 +12,18 @@ from runtime_server.ingest.arrival import decode_arrival
 PAYLOAD = np.zeros(4, "<f4").tobytes()
 
 
-def arriving(message_id: str | None, device: str = "pi-1", subject: str | None = None) -> Msg:
+def arriving(
+    message_id: str | None, device: str = "pi-1", subject: str | None = None, header: str = subjects.IDENTITY_HEADER
+) -> Msg:
     """A frame of window 7 as the broker hands it over."""
-    headers = None if message_id is None else {subjects.MESSAGE_ID_HEADER: message_id}
+    headers = None if message_id is None else {header: message_id}
     frame = encode_frame(7, 0, 1, 1, "float32", False, 0.5, PAYLOAD)
     return Msg(_client=None, subject=subject or subjects.frames(device), data=frame, headers=headers)
 
 
-def test_a_frame_under_its_own_id_names_device_boot_and_window() -> None:
-    (arrival,) = decode_arrival(arriving("pi-1.boot.7"), arrived=3.0)
+@pytest.mark.parametrize("header", ["Ssc-Id", "Nats-Msg-Id"])
+def test_a_frame_under_its_own_id_names_device_boot_and_window_also_from_an_earlier_version(header: str) -> None:
+    (arrival,) = decode_arrival(arriving("pi-1.boot.7", header=header), arrived=3.0)
     assert (arrival.device, arrival.boot, arrival.header.window, arrival.arrived) == ("pi-1", "boot", 7, 3.0)
 
 

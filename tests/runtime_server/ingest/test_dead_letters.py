@@ -113,7 +113,7 @@ def test_the_commands_show_and_remove_what_was_put_away(play, broker, generation
     assert (shown["header"]["window"], shown["header"]["cut"]) == (8, 1)
     assert (tmp_path / "frame").read_bytes() == torn
     assert "checksum" in run("show", str(by_bytes[len(damaged)]["number"]))
-    with pytest.raises(UsageError, match="dead letter 99: there is none"):
+    with pytest.raises(UsageError, match="dead letter 99: no such letter"):
         run("show", "99")
     assert json.loads(run("purge", "--device", "pi-1", "--json")) == {"removed": 2}
     assert [row["device"] for row in json.loads(run("list", "--json"))] == ["_unknown"]

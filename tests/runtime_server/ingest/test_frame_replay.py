@@ -42,7 +42,7 @@ def send(sounds, frame_of):
     async def publish(hub, windows):
         for device, boot, window in windows:
             frame = frame_of(sounds[(window + len(device + boot)) % len(sounds)], window, window % 5)
-            headers = {subjects.MESSAGE_ID_HEADER: subjects.message_id(device, boot, window)}
+            headers = {subjects.IDENTITY_HEADER: subjects.message_id(device, boot, window)}
             await hub.stream.publish(subjects.frames(device), frame, headers=headers)
 
     return publish
@@ -269,7 +269,7 @@ def test_audio_that_goes_on_from_frame_to_frame_is_put_together_again(
         for index, samples in enumerate(heard):
             payload = encoder.encode(samples, index, alone=False)
             frame = encode_frame(index, 0, 1, 0, "pcm16-stream", False, 0.5, payload)
-            headers = {subjects.MESSAGE_ID_HEADER: subjects.message_id("pi-1", "b0", index)}
+            headers = {subjects.IDENTITY_HEADER: subjects.message_id("pi-1", "b0", index)}
             await hub.stream.publish(subjects.frames("pi-1"), frame, headers=headers)
         async with ingesting(hub, generations, trainer, ledger):
             await counted(ledger, len(heard))

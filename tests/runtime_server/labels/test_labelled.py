@@ -85,13 +85,17 @@ def test_a_csv_of_events_reads_seconds_and_iso_times(tmp_path):
         ("file,label\na.wav,\n", "line 2: label is empty"),
         ("file,label\na.wav,dog\n,dog\n", "line 3: file is empty"),
         ("file,label,fold\na.wav,dog,one\n", "line 2: fold: 'one' is not a number"),
-        ("file,label,fold\na.wav,dog,1\na.wav,rain,2\n", "line 3: a.wav stands in two folds"),
+        ("file,label,fold\na.wav,dog,1\na.wav,rain,2\n", "line 3: a.wav appears in two folds"),
         ("device,time,label\npi-1,yesterday,dog\n", "line 2: time 'yesterday': expected seconds"),
         ("device,time,label\npi-1,nan,dog\n", "line 2: time 'nan'"),
         ("device,time,label\npi-1,2026-11-28 20:47:00,dog\n", "line 2: time .* has no zone: end it with Z"),
         ("device,time,label\nPi 1,5,dog\n", "line 2: device 'Pi 1'"),
         ("device,label\npi-1,dog\n", "line 2: no column 'time'"),
         ("device,time,seconds,label\npi-1,5,long,dog\n", "line 2: seconds: 'long' is not a number"),
+        ("device,time,label\n\npi-1,5,dog\n\npi-1,nan,dog\n", "line 5: time 'nan'"),
+        ("file,label\r\na.wav,dog\r\n\r\na.wav,\r\n", "line 4: label is empty"),
+        ('file,label\na.wav,"dog\nand cat"\nb.wav,\n', "line 4: label is empty"),
+        ('file,label,fold\na.wav,"dog\nand cat",one\n', "line 2: fold: 'one' is not a number"),
     ],
 )
 def test_what_is_wrong_is_named_by_file_and_line(tmp_path, text, message):
@@ -178,7 +182,7 @@ def test_frames_that_no_bundle_can_read_and_embeddings_that_are_not_finite_are_l
 
     async def work(hub):
         for number, frame in enumerate(frames):
-            headers = {subjects.MESSAGE_ID_HEADER: f"pi-1.b0.{number}"}
+            headers = {subjects.IDENTITY_HEADER: f"pi-1.b0.{number}"}
             await hub.stream.publish(subjects.frames("pi-1"), frame, headers=headers)
         return await of_events([LabelledEvent("pi-1", -10.0, 10.0, "dog")], hub, {1: small_bundle})
 
@@ -195,7 +199,7 @@ def test_a_device_that_sends_far_more_than_the_others_has_its_share_of_the_examp
     async def work(hub):
         for device, windows in sent.items():
             for number in range(windows):
-                headers = {subjects.MESSAGE_ID_HEADER: f"{device}.b0.{number}"}
+                headers = {subjects.IDENTITY_HEADER: f"{device}.b0.{number}"}
                 await hub.stream.publish(subjects.frames(device), frame_of(sounds[0], number, 1), headers=headers)
         return await of_events([LabelledEvent(device, -10.0, 10.0, "dog") for device in sent], hub, {1: small_bundle})
 

@@ -73,7 +73,7 @@ def test_a_generation_that_a_rank_cannot_load_is_not_released(meet):
 
 def test_a_rank_that_is_not_there_is_waited_for_and_then_named(play):
     async def work(hub):
-        with pytest.raises(LinkError, match="rank 1 is not there"):
+        with pytest.raises(LinkError, match="rank 1 is not running"):
             await Followers(hub, 2, keep_s=0.5).keep([1])
         assert await Followers(hub, 2).statuses() == {}
         assert await Followers(hub, 1).statuses() == {}

@@ -280,6 +280,19 @@ def test_pinned_means_that_nothing_comes_until_it_is_unpinned(make):
     assert rollout.pin(None) == 1
 
 
+def test_a_pin_goes_along_with_a_rollback(make, now):
+    rollout = make()
+    rollout.offer(2, digest(2))
+    rollout.promote(None)
+    rollout.pin(None)
+    assert rollout.roll_back(None) == 1
+    now[0] += 1e6
+    assert rollout.held == "generation 1 is pinned"
+    assert make((1, 2)).held == "generation 1 is pinned"
+    rollout.unpin()
+    assert rollout.held == ""
+
+
 def test_what_is_listed(make, now):
     rollout = make()
     fleet(rollout, 3)

@@ -129,7 +129,8 @@ def test_a_device_that_has_proven_it_gets_it_promoted(serve, compiled):
 
     async def work(service, hub, rollout):
         await report(hub, "pi-1", two, on_trial=True)
-        await asyncio.sleep(0.3)
+        await eventually(lambda: service.status()["releases"][0]["devices"] == 1)
+        await request(hub, "list")
         waiting = rollout.wanted
         await report(hub, "pi-1", two)
         record = await until(hub, lambda record: record.stable is None)

@@ -52,7 +52,8 @@ def test_the_one_that_ends_by_itself_is_waited_for() -> None:
         heard: list[str] = []
 
         async def trains() -> None:
-            await asyncio.sleep(0.05)
+            for _ in range(20):  # longer than all others take to end
+                await asyncio.sleep(0)
             heard.append("saved")
 
         jobs.start("trainer", trains())

@@ -127,8 +127,9 @@ def test_another_number_of_processes_goes_on_where_the_former_left_off(tmp_path_
             for rank in range(min(world, subjects.PARTITIONS))
         ]
         for note in notes[: len(seen) + 3]:
-            new = ranks[subjects.partition(note[0]) % world].add(*note)
-            assert new == (note not in seen)
+            rank = ranks[subjects.partition(note[0]) % world]
+            assert rank.holds(*note) == (note in seen)
+            assert rank.add(*note) == (note not in seen)
             seen.add(note)
         counts = {device: count for rank in ranks for device, count in rank.counts().items()}
         assert sum(counts.values()) == len(seen)

@@ -9,7 +9,8 @@ import pytest
 
 from runtime_edge.base.checked_files import checksum_path
 from runtime_edge.errors import FormatError, SignatureError
-from runtime_server.state.server_state import ServerState, bundle_paths
+from runtime_edge.formats import minisign
+from runtime_server.state.server_state import ServerState, bundle_paths, signing_key_file
 
 
 @pytest.fixture
@@ -166,3 +167,14 @@ def test_the_key_of_held_out_windows_is_made_once_and_its_owners_alone(tmp_path)
     (tmp_path / "held_out.key").write_bytes(b"short")
     with pytest.raises(FormatError, match=r"held_out\.key: is damaged"):
         ServerState(tmp_path).held_out_key()
+
+
+def test_the_key_that_signs_is_found_wherever_it_lies(tmp_path, signing_key):
+    state, given = ServerState(tmp_path / "server"), tmp_path / "given.key"
+    assert signing_key_file(state.root) is None
+    minisign.write_key_pair(signing_key, given)
+    state.signing_key(given)
+    assert signing_key_file(state.root) == given
+    own = state.signing_key(None)
+    assert signing_key_file(state.root) == state.root / "signing.key"
+    assert own.public != signing_key.public

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 
 
 async def send(hub, frame, window):
-    headers = {subjects.MESSAGE_ID_HEADER: subjects.message_id(NAME, "boot", window)}
+    headers = {subjects.IDENTITY_HEADER: subjects.message_id(NAME, "boot", window)}
     await hub.stream.publish(subjects.frames(NAME), frame, headers=headers)
 
 

@@ -62,5 +62,5 @@ def test_knn_of_queries_equals_scikit_learns(space, neighbours):
 
 
 def test_too_few_windows_is_one_clear_error():
-    with pytest.raises(UsageError, match="5 neighbours asked of 3 windows"):
+    with pytest.raises(UsageError, match="5 neighbours requested of 3 windows"):
         knn_accuracy(torch.eye(4), torch.arange(4))

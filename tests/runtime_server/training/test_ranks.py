@@ -1,7 +1,7 @@
 """Ranks that train together, as threads here: what all of them know, and that a step of theirs is a step of one."""
 
 import copy
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -94,9 +94,15 @@ def test_a_rank_that_is_gone_is_one_clear_error(together):
 def test_ranks_that_are_started_again_do_not_take_the_former_ones_for_each_other():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
-    def come(rank, after_s=0.0):
-        time.sleep(after_s)
-        client = dist.TCPStore("127.0.0.1", store.port, is_master=False)
+    class Announced(dist.TCPStore):
+        def set(self, key, value):
+            super().set(key, value)
+            came.set()
+
+    def come(rank, first):
+        if first not in (None, rank):
+            came.wait(60.0)
+        client = Announced("127.0.0.1", store.port, is_master=False)
         room = rendezvous(client, rank, 2, timedelta(seconds=10))
         if rank == 0:
             room.set("word", str(next(words)))
@@ -104,9 +110,10 @@ def test_ranks_that_are_started_again_do_not_take_the_former_ones_for_each_other
 
     words = iter(range(9))
     with ThreadPoolExecutor(2) as pool:
-        for attempt, late in enumerate(((0.0, 0.0), (0.4, 0.0), (0.0, 0.4))):
+        for attempt, first in enumerate((None, 1, 0)):
             if attempt == 2:  # one of the second attempt's came, and was killed before the other did
                 with pytest.raises(RuntimeError, match="no 2 ranks"):
                     rendezvous(store, 0, 2, timedelta(seconds=0.2))
-            met = list(pool.map(come, range(2), late))
+            came = threading.Event()
+            met = list(pool.map(come, range(2), (first, first)))
             assert met == [str(attempt).encode()] * 2

@@ -6,7 +6,7 @@ import scipy.signal
 import soundfile
 
 from runtime_edge.audio import open_source
-from runtime_edge.audio.audio_files import read_span
+from runtime_edge.audio.file_decoder import read_span
 from runtime_edge.errors import SourceError, UsageError
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.manifest import Cut

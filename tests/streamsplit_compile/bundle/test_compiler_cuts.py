@@ -37,7 +37,7 @@ def test_a_cut_at_values_that_are_not_finite_is_left_out_with_a_reason(tmp_path)
     bundle, notices = compile_(Infinite, "all", tmp_path)
     names = [cut.name for cut in bundle.manifest.info.cuts]
     assert names == ["waveform", "first", "relu", "clamp", "second"]
-    assert notices == ["left out cut log: the encoder gives NaN or infinite values there; look at its weights"]
+    assert notices == ["left out cut log: the encoder gives NaN or infinite values there; check its weights"]
     assert max(bundle.manifest.info.parity["onnx-fp32"].max_abs_error) < 1e-4
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runtime_edge.errors import UsageError
-from runtime_edge.formats.graphs.check import check_block
+from runtime_edge.formats.graphs.block_check import check_block
 from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle import measure, parity
 from streamsplit_compile.bundle.blocks import split_variant

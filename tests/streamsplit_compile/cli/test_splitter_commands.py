@@ -13,6 +13,7 @@ from runtime_edge.errors import CheckFailed, FormatError, MissingExtra, SscError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.records.learnt import Learnt
 from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.inference.profile import Profile
 from streamsplit_compile.cli.main import splitter
 
 pytestmark = pytest.mark.integration
@@ -60,7 +61,13 @@ def test_weights_bins_caps_and_the_key_reach_the_file(small_bundle, tmp_path):
         "-o", out)  # fmt: skip
     trained = read(out)
     assert (trained.reward.beta, trained.reward.t_max_ms, trained.reward.alpha) == (2, 400, 10)
-    assert [(axis.name, axis.edges) for axis in trained.state] == [("cpu", (0.4,)), ("bandwidth_mbps", (1, 3))]
+    edges = {axis.name: axis.edges for axis in trained.state}
+    assert list(edges) == ["uncertainty", "cpu", "bandwidth_mbps", "rtt_ms"], (
+        "the others keep the edges chosen for them"
+    )
+    assert (edges["cpu"], edges["bandwidth_mbps"]) == ((0.4,), (1, 3))
+    assert edges["uncertainty"]
+    assert edges["rtt_ms"]
     assert trained.actions[0] == first
     assert trained.limits.mb_per_hour == 500
     minisign.verify(out.read_bytes(), (tmp_path / "t.json.minisig").read_text(), key.public, "t.json")
@@ -90,12 +97,26 @@ def test_eval_compares_plots_and_fails_when_the_regret_is_too_high(table, small_
         run("eval", table, "--profile", tmp_path / "p.json")
 
 
+def test_a_profile_of_another_processor_is_used_with_a_warning(table, small_bundle, tmp_path):
+    info = small_bundle.manifest.info
+    times = [1.0] * len(info.blocks)
+    profile = Profile(
+        target="rpi4", encoder=info.encoder.id, variant="onnx-fp32", blocks=info.blocks, block_ms=times,
+        block_p90_ms=times, runs=5, threads=1, memory_mb=50.0,
+        machine={"architecture": "x86_64", "processor": "AMD EPYC"},
+    )  # fmt: skip
+    (tmp_path / "p.json").write_bytes(profile.to_json())
+    said = run("eval", table, *QUICK, "--bundle", small_bundle.path, "--profile", tmp_path / "p.json")
+    assert f"warning: {tmp_path / 'p.json'}: measured on AMD EPYC (x86_64), which is no rpi4" in said
+
+
 def test_explain_says_what_is_chosen_and_what_would_change_it(table):
     found = json.loads(run("explain", table, "--state", STATE, "--json"))
     trained = read(table)
     assert found["chosen"] == trained.actions[trained.policy[found["row"]]]
     assert set(found["terms"]) == set(trained.actions)
-    assert "is chosen at bandwidth_mbps 2" in run("explain", table, "--state", STATE)
+    said = run("explain", table, "--state", STATE)
+    assert "is chosen at bandwidth_mbps 2 Mbit/s, cpu 0.3, rtt_ms 60 ms, uncertainty 0.4" in said
     for arguments, message in (
         ((table,), "give --state, or --device"),
         (("--state", STATE), "give a table file"),
@@ -141,6 +162,9 @@ def test_every_command_has_help_with_an_example(command):
 
 
 def test_wrong_bins_are_one_line(small_bundle, tmp_path):
+    with pytest.raises(UsageError, match="cpu was given before"):
+        run("train", small_bundle.path, "--target", "rpi4", "--bins", "cpu=0.3", "--bins", "cpu=0.6", "-o",
+            tmp_path / "t.json")  # fmt: skip
     for wrong in ("cpu=0.6,0.3", "mood=1", "cpu=low"):
         with pytest.raises(UsageError, match="rising edges"):
             run("train", small_bundle.path, "--target", "rpi4", "--bins", wrong, "-o", tmp_path / "t.json")

@@ -253,7 +253,7 @@ def test_a_container_that_imports_a_module_is_refused(archive, tmp_path, mark):
         signature["out_spec"] = json.dumps([1, {"type": "builtins.dict", "context": context, "children_spec": [leaf]}])
 
     for change in (defaultdict, enum):
-        with pytest.raises(FormatError, match="a container that is no tuple, list or dictionary"):
+        with pytest.raises(FormatError, match="a container that is not a tuple, list or dictionary"):
             load_encoder(edited(archive, tmp_path / "bad.pt2", change))
     assert not mark.exists()
 

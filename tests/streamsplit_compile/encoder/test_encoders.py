@@ -189,13 +189,58 @@ def test_a_pickled_module_is_read_when_the_user_insists(tmp_path):
 
 def test_what_is_no_zip_file_is_refused(tmp_path):
     path = tmp_path / "encoder.pt"
-    for data in (b"", b"text", b"\x80\x02.", bytes(5000)):
+    for data in (b"text", b"\x80\x02.", bytes(5000)):
         path.write_bytes(data)
         with pytest.raises(FormatError, match=r"encoder\.pt: neither a checkpoint nor a torch\.export archive"):
             load_encoder(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", "<xml/>")
     with pytest.raises(FormatError, match=r"encoder\.pt: not a checkpoint of tensors"):
+        load_encoder(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a Git LFS pointer.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b'\x10\0\0\0\0\0\0\0{"a":{}}', "a safetensors file"),
+    ],
+)
+def test_what_is_no_checkpoint_at_all_is_named_and_no_unsafe_switch_is(tmp_path, data, what):
+    path = tmp_path / "encoder.pt"
+    path.write_bytes(data)
+    for read in (load_encoder, read_tensors):
+        with pytest.raises(FormatError, match=f"encoder.pt: {what}") as caught:
+            read(path)
+        assert "unsafe" not in str(caught.value)
+
+
+def test_a_part_of_a_zip_archive_of_several_is_refused_by_name(checkpoint, tmp_path):
+    path, whole = tmp_path / "encoder.pt", checkpoint.read_bytes()
+    end = whole.rindex(b"PK\x05\x06")
+    before_the_end = b"PK\x06\x07" + bytes(12) + (2).to_bytes(4, "little")  # a locator that speaks of two disks
+    path.write_bytes(whole[:end] + before_the_end + whole[end:])
+    with pytest.raises(FormatError, match=r"encoder\.pt: cut short after \d+ bytes; get it again"):
+        load_encoder(path)
+
+
+def test_a_download_that_was_cut_short_is_named_with_its_length(checkpoint, tmp_path):
+    path = tmp_path / "encoder.pt"
+    path.write_bytes(checkpoint.read_bytes()[:5000])
+    for read in (load_encoder, read_tensors):
+        with pytest.raises(FormatError, match=r"encoder\.pt: cut short after 5000 bytes; get it again"):
+            read(path)
+
+
+@pytest.mark.parametrize("field", ["model", "state_dict"])
+def test_weights_of_a_training_run_are_taken_out_of_their_wrappers(tmp_path, tiny_encoder, field):
+    state = Tiny(seed=2).state_dict()
+    path = write(tmp_path / "last.pt", {"epoch": 3, field: {f"module.{name}": each for name, each in state.items()}})
+    assert np.array_equal(load_encoder(path, "toys:Tiny").tensors["head.bias"], state["head.bias"].numpy())
+    assert read_tensors(path).keys() == state.keys()
+    with pytest.raises(FormatError, match=f"here in field '{field}'. name its code with --factory"):
         load_encoder(path)
 
 

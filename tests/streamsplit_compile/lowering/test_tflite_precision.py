@@ -10,7 +10,7 @@ import pytest
 from shapes import WINDOW, Convolutional, make
 
 from runtime_edge.errors import UsageError
-from runtime_edge.formats.graphs.check import check_block
+from runtime_edge.formats.graphs.block_check import check_block
 from streamsplit_compile.bundle.calibrate import calibration_windows
 from streamsplit_compile.bundle.compiler import choose_cuts
 from streamsplit_compile.encoder.graph import export_encoder

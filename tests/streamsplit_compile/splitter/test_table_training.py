@@ -230,7 +230,12 @@ def test_given_bins_are_taken_and_must_be_in_the_traces(environment: Environment
     bins = (StateAxis(name="cpu", edges=(0.4,)), StateAxis(name="bandwidth_mbps", edges=(1.0, 3.0)))
     tiny = lte(32, 100, 0)
     table = train(environment, traces=tiny, held_out=tiny, options=TableOptions(bins=bins))
-    assert table.state == bins
+    given = {axis.name: axis for axis in table.state}
+    assert list(given) == ["uncertainty", "cpu", "bandwidth_mbps", "rtt_ms"]
+    assert (given["cpu"], given["bandwidth_mbps"]) == bins
+    assert len(table.q) == 6 * (len(given["uncertainty"].edges) + 1) * (len(given["rtt_ms"].edges) + 1)
+    ignored = tuple(StateAxis(name=name, edges=()) for name in ("uncertainty", "rtt_ms"))
+    table = train(environment, traces=tiny, held_out=tiny, options=TableOptions(bins=(*bins, *ignored)))
     assert len(table.q) == 6
     hot = (StateAxis(name="temperature_c", edges=(60.0,)),)
     with pytest.raises(UsageError, match="bins of temperature_c: the traces do not have it, only uncertainty"):

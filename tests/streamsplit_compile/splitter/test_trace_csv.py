@@ -51,14 +51,16 @@ def test_a_directory_is_read_whole_and_optional_columns_are_kept(tmp_path: Path)
         ("", r"t.csv:1: column time_s is missing"),
         ("time_s,rtt_ms,cpu\n", r"t.csv:1: column bandwidth_mbps is missing"),
         (f"{HEADER},mood\n", r"t.csv:1: column 'mood' is not known; there are time_s, bandwidth"),
-        (f"{HEADER},cpu\n", r"t.csv:1: a column stands twice"),
+        (f"{HEADER},cpu\n", r"t.csv:1: a column appears twice"),
         (f"{HEADER}\n0,1,50,0.1\n1,1,50\n", r"t.csv:3: 3 values for 4 columns"),
         (f"{HEADER}\n0,1,50,0.1\n1,fast,50,0.1\n", r"t.csv:3: bandwidth_mbps: 'fast' is not a number from 0 to"),
         (f"{HEADER}\n0,1,50,0.1\n1,1,nan,0.1\n", r"t.csv:3: rtt_ms: 'nan' is not"),
         (f"{HEADER}\n0,1,50,0.1\n1,1,50,1.1\n", r"t.csv:3: cpu: '1.1' is not a number from 0 to 1"),
         (f"{HEADER}\n0,-1,50,0.1\n", r"t.csv:2: bandwidth_mbps: '-1'"),
+        (f"{HEADER}\n\n0,1,50,0.1\n\n1,fast,50,0.1\n", r"t.csv:5: bandwidth_mbps: 'fast'"),
+        (f"{HEADER}\n5,1,50,0.1\n\n\n4,1,50,0.1\n", r"t.csv:5: time_s: 4 follows 5"),
         (f"{HEADER}\n0,1,50,0.1\n", r"t.csv: 1 lines of values, at least 2"),
-        (f"{HEADER}\n5,1,50,0.1\n5,1,50,0.1\n", r"t.csv: time_s: 5 follows 5; times must rise"),
+        (f"{HEADER}\n5,1,50,0.1\n5,1,50,0.1\n", r"t.csv:3: time_s: 5 follows 5; times must rise"),
         (f"{HEADER}\n0,1,50,0.1\n900,1,50,0.1\n", r"by at most 60 s"),
         (f'{HEADER}\n0,1,50,"0.1\n', r"t.csv:\d: unexpected end of data"),
     ],
@@ -68,6 +70,11 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
     with pytest.raises(FormatError, match=message) as raised:
         recorded_traces(tmp_path / "t.csv", seed=0)
     assert "\n" not in str(raised.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"\ufeff{HEADER}\n0,1,50,0.1\n1,2,50,0.1\n", encoding="utf-8")
+    assert read_csv(tmp_path / "t.csv")["bandwidth_mbps"].tolist() == [1, 2]
 
 
 def test_too_little_or_nothing_is_refused(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def size_from_the_audio(result):
 
 HOSTILE = {
     "a custom operator": (custom, "operator 32"),
-    "a custom operator's name": (named, "is none of those"),
+    "a custom operator's name": (named, "is not one that a block may use"),
     "a custom operator's options": (options, "an operator has field 5"),
     "a delegate": (operator(schema.BuiltinOperator.DELEGATE), "operator 51"),
     "a loop": (operator(schema.BuiltinOperator.WHILE), "operator 119"),

@@ -105,7 +105,7 @@ def test_scores_are_those_of_scipy_and_always_shares(head, seed):
         ({"format": "streamsplit.head/2"}, r"head.json: .*\$\.format"),
         ({"surprise": 1}, "surprise"),
         ({"labels": []}, r"\$\.labels"),
-        ({"labels": ["dog", "dog", "rain"]}, "labels: a name stands twice"),
+        ({"labels": ["dog", "dog", "rain"]}, "labels: a name appears twice"),
         ({"labels": ["dog\nrain", "b", "c"]}, r"\$\.labels"),
         ({"labels": ["dog", "rain"]}, "thresholds: 3 numbers for 2 labels"),
         ({"thresholds": [0.5, 0.5, 1.5]}, r"\$\.thresholds"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime_server.labels.head_training import Examples, fit_head, truth_of
-from runtime_server.labels.shares import shared_out
+from runtime_server.labels.label_shares import shared_out
 
 LABELS = (("dog",), ("rain",))
 

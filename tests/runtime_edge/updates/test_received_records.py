@@ -13,7 +13,7 @@ from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore
-from runtime_edge.updates.signed_records import RecordKind, SignedRecords
+from runtime_edge.updates.received_records import ReceivedRecords, RecordKind
 from runtime_edge.updates.trial import update_log
 from runtime_edge.updates.update_reports import UpdateReports
 
@@ -43,7 +43,7 @@ class Device:
         self.store, self.counts, self.used = BundleStore(state, None), LoopCounts(), []
         reports = UpdateReports(config, broker, self.counts, self.store.trials)
         kind = RecordKind("head", lambda data, source: data)
-        self.records = SignedRecords(kind, config, broker, self.store, reports)
+        self.records = ReceivedRecords(kind, config, broker, self.store, reports)
 
     def use(self, record, data, source):
         if record == b"bad":

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from runtime_edge.audio import Counters, Windower, open_source
-from runtime_edge.audio.audio_files import read_span, recording_length
+from runtime_edge.audio.file_decoder import read_span, recording_length
 from runtime_edge.base.text import shown
 from runtime_edge.errors import SourceError
 

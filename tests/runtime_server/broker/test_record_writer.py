@@ -7,7 +7,7 @@ import pytest
 
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.records.envelope import open_record, seal
-from runtime_server.broker.signed_records import SignedRecordWriter
+from runtime_server.broker.record_writer import SignedRecordWriter
 
 KEY = "_all.rpi4"
 BODY = b'{"any": 1}'

@@ -96,7 +96,7 @@ def _opened(data: bytes | None, kind: Kind, key: str, secret: minisign.SecretKey
 
 
 async def _present(bucket: KeyValue, key: str) -> tuple[bytes | None, int]:
-    """What stands under a key, and its revision; 0 when nothing ever has."""
+    """The value of a key and its revision; 0 when it has never had one."""
     try:
         entry = await bucket.get(key)
     except nats.js.errors.KeyNotFoundError as exc:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.audio.block import Counters, Recording
+from runtime_edge.audio.audio_block import Counters, Recording
 from runtime_edge.audio.files.containers import Container, PatchedFile, examine
 from runtime_edge.audio.files.folder import audio_files
 from runtime_edge.audio.files.recorded_time import began

@@ -84,7 +84,7 @@ class RecordKind(Generic[_Record]):
     """Reads the body of a record; raises SscError naming the source."""
 
 
-class SignedRecords(Generic[_Record]):
+class ReceivedRecords(Generic[_Record]):
     """The records of one kind for one device."""
 
     def __init__(

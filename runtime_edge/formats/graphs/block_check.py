@@ -9,5 +9,5 @@ from runtime_edge.formats.graphs.tflite_graph import check_tflite
 
 
 def check_block(format_name: Literal["onnx", "tflite"], data: bytes, where: str) -> None:
-    """Raise BackendError, naming `where` and the reason, for a block that is no graph of known operators."""
+    """Raise BackendError, naming `where` and the reason, for a block that is not a graph of known operators."""
     {"onnx": check_onnx, "tflite": check_tflite}[format_name](data, where)

@@ -1,0 +1,58 @@
+"""The broker's library, with a connection that tries all addresses of a name, and whose encrypted end is no warning.
+
+The library asks asyncio for one address after the other within one time limit, so an address that swallows packets (a
+stale record, IPv6 without a route) uses it up, and the others are never tried. Over TLS it asks for the other half of a
+connection that a broker has ended, which TLS does not have: asyncio warned of that at every disconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from urllib.parse import ParseResult
+
+from nats.aio.client import Client, Srv
+from nats.aio.transport import TcpTransport
+
+_BUFFER_BYTES = 32 << 10
+_NEXT_S = 0.25
+"""After so long without an answer the next address is tried as well (RFC 8305)."""
+
+
+class AnyAddressClient(Client):
+    """A client that connects to whichever address of a broker's name answers first."""
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        """As the library calls it for every attempt."""
+        self._transport = _AnyAddressTransport()  # type: ignore[no-untyped-call]
+        await self._transport.connect(s.uri, _BUFFER_BYTES, self.options["connect_timeout"])
+
+
+class _AnyAddressTransport(TcpTransport):
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        """See the library."""
+        opening = asyncio.open_connection(uri.hostname, uri.port, limit=buffer_size, happy_eyeballs_delay=_NEXT_S)
+        reader, writer = await asyncio.wait_for(opening, connect_timeout)
+        self._bare_io_reader = self._io_reader = reader
+        self._bare_io_writer = self._io_writer = writer
+
+    async def connect_tls(
+        self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
+    ) -> None:
+        """See the library."""
+        loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
+        protocol = _EncryptedProtocol(reader)
+        host = uri if isinstance(uri, str) else uri.hostname
+        assert self._bare_io_writer is not None  # by `connect`
+        plain = self._bare_io_writer.transport
+        encrypting = loop.start_tls(plain, protocol, ssl_context, server_hostname=host)
+        transport = await asyncio.wait_for(encrypting, connect_timeout)
+        assert transport is not None  # closed meanwhile
+        self._io_reader, self._io_writer = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+class _EncryptedProtocol(asyncio.StreamReaderProtocol):
+    def eof_received(self) -> bool:
+        """What the other end has ended is at its end: no half of it stays open."""
+        super().eof_received()
+        return False

@@ -1,0 +1,37 @@
+"""What an outside broker has to offer, and which of its settings to change when it does not."""
+
+from __future__ import annotations
+
+import logging
+
+import nats.js.errors
+from nats.js.api import StreamConfig
+
+from runtime_edge.errors import LinkError
+from runtime_edge.formats.wire import MAX_FRAME_BYTES
+from runtime_server.broker.guarded_client import GuardedClient
+
+_LOG = logging.getLogger(__name__)
+_STORE_TOO_SMALL = 10047
+"""The broker's number for it."""
+
+
+def check_offer(client: GuardedClient, url: str) -> None:
+    """Raise LinkError for a broker without JetStream; warn of one that takes only small frames."""
+    if client.alone and not client.offers_jetstream:
+        raise LinkError(f"broker {url}: JetStream is off there; start nats-server with -js and a --store_dir")
+    if client.max_payload < MAX_FRAME_BYTES:
+        _LOG.warning(
+            "broker %s: takes frames of %d bytes at most; set max_payload: %d in its configuration",
+            *(url, client.max_payload, MAX_FRAME_BYTES),
+        )
+
+
+def check_store(exc: Exception, config: StreamConfig, url: str) -> None:
+    """Raise LinkError where a stream could not be made because it reserves more than the broker's store has."""
+    if isinstance(exc, nats.js.errors.APIError) and exc.err_code == _STORE_TOO_SMALL:
+        needed = (config.max_bytes or 0) >> 30
+        raise LinkError(
+            f"broker {url}: its JetStream store is too small: {config.name} reserves {needed} GiB; set max_file_store: "
+            f"{2 * needed}GB in the jetstream block of its configuration"
+        ) from None

@@ -1,0 +1,38 @@
+"""How commands on a server's machine find its keys: that for its broker, and that which signs what devices take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats import minisign
+from runtime_edge.formats.credentials import Address
+from runtime_server.broker.hub import Hub
+from runtime_server.cli.ask import ask
+from runtime_server.state.server_state import signing_key_file
+from streamsplit_compile.cli.options import DEFAULT_STATE, read_key
+
+
+def signing_key(given: Path | None, state: Path | None) -> minisign.SecretKey | None:
+    """The key given, or else the one the server of this state directory signs with. Raises SignatureError."""
+    return read_key(given or signing_key_file(state or DEFAULT_STATE))
+
+
+def check_signed(broker: Address, key: minisign.SecretKey | None) -> None:
+    """Look whether the broker can be reached, and whether devices there would refuse what this key signs.
+
+    Raises LinkError, and UsageError for no key or another one where devices trust the server's.
+    """
+    trusted = ask(broker, "signing", Hub.signing_key)
+    if trusted is None or (key is not None and key.public == trusted):
+        return
+    server = f"broker {broker}: its devices trust the server's key {_line(trusted)}"
+    fix = "give the server's --state, or its signing key as --key"
+    if key is None:
+        raise UsageError(f"{server} and refuse what is not signed; {fix}")
+    raise UsageError(f"{server} and would refuse what {_line(key.public)} signs; {fix}")
+
+
+def _line(key: minisign.PublicKey) -> str:
+    """A public key as `ssc server run` prints it at its start."""
+    return key.to_text().splitlines()[1]
