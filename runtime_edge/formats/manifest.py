@@ -162,6 +162,22 @@ class TargetCost(_Part, frozen=True, kw_only=True):
     provenance: Literal["predicted", "measured"] = "predicted"
 
 
+class LoadOptions(_Part, frozen=True, kw_only=True):
+    """Options that the encoder's file was read with. They say what to ask for again; nothing is done on their word."""
+
+    factory: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+    """package.module:callable of `--factory`."""
+    sample_rate: Annotated[int, Meta(ge=1, le=MAX_SAMPLE_RATE)] | None = None
+    """Hz of `--sample-rate`."""
+    unsafe_load: bool = False
+
+    def __str__(self) -> str:
+        """The options as they are typed."""
+        given = [] if self.factory is None else [f"--factory {self.factory}"]
+        given += [] if self.sample_rate is None else [f"--sample-rate {self.sample_rate}"]
+        return " ".join([*given, *(["--unsafe-load"] if self.unsafe_load else [])])
+
+
 class EncoderInfo(_Part, frozen=True, kw_only=True):
     """Which encoder this is; enough to build it again from its registered name."""
 
@@ -169,6 +185,8 @@ class EncoderInfo(_Part, frozen=True, kw_only=True):
     config: dict[str, Any]
     weights: Digest
     embedding_dim: Annotated[int, Meta(ge=1, le=1 << 16)]
+    load: LoadOptions | None = None
+    """None where its file says it all."""
 
 
 class FrontEndInfo(_Part, frozen=True, kw_only=True):

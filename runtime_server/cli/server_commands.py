@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from runtime_edge.formats.bundle import open_bundle
 from runtime_server.cli.broker_commands import broker
 from runtime_server.cli.dead_letter_commands import dead
 from runtime_server.cli.device_commands import device, security_configs, security_options
@@ -23,12 +24,14 @@ from runtime_server.serving.server_status import ServerParts
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import TrainConfig
 from streamsplit_compile.cli.options import (
+    ENCODER_OPTIONS,
     PathParam,
     bundle_argument,
+    encoder_options,
     key_option,
     together,
 )
-from streamsplit_compile.encoder.encoders import load_encoder
+from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
 
 _broker_options = together(
     click.option("--broker", help="Use this broker, or a cluster's with commas between, instead of starting one."),
@@ -97,6 +100,7 @@ def server() -> None:
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the training.")
 @security_options
+@encoder_options
 @key_option
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
 def run(
@@ -119,6 +123,7 @@ def run(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    encoder = _load(encoder_file, bundle, **{name: settings.pop(name) for name in ENCODER_OPTIONS})
     config = ServerConfig(
         bundle=bundle,
         training=training,
@@ -130,9 +135,17 @@ def run(
     )
     ranks = Ranks.join()
     try:
-        asyncio.run(_serve(Server(load_encoder(encoder_file), config, ranks)))
+        asyncio.run(_serve(Server(encoder, config, ranks)))
     finally:
         ranks.leave()
+
+
+def _load(
+    encoder_file: Path, bundle: Path, factory: str | None, sample_rate: int | None, unsafe_load: bool
+) -> LoadedEncoder:
+    """The encoder of a bundle. Raises UsageError when options that the bundle was compiled with are not given."""
+    recorded = open_bundle(bundle).manifest.info.encoder.load
+    return load_encoder(encoder_file, factory, sample_rate, unsafe_load, recorded)
 
 
 server.add_command(broker)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
-from runtime_edge.errors import BackendError, BundleError, UsageError
+from runtime_edge.errors import BackendError, BundleError, SscError, UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.graphs.block_check import check_block
 from runtime_edge.formats.manifest import (
@@ -27,6 +27,7 @@ from streamsplit_compile.bundle.bundle_writer import link_asset, write_asset
 from streamsplit_compile.bundle.digests import Digests, Tensors, combined_digest, tensor_digests
 from streamsplit_compile.cost.cost_model import BlockWork
 from streamsplit_compile.encoder.graph import Candidate
+from streamsplit_compile.encoder.segment import CutRefused
 from streamsplit_compile.lowering import artifact_formats
 from streamsplit_compile.lowering.artifact_formats import Format, Precision
 
@@ -45,18 +46,32 @@ def lower_blocks(
     keep_norms: bool,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Component]:
-    """Every segment in float32 in every wanted format, written as assets. Raises MissingExtra or UsageError."""
+    """Every segment in float32 in every wanted format, written as assets.
+
+    Raises MissingExtra, CutRefused naming a cut at the end of a block that has no format, or UsageError when that is
+    the whole encoder.
+    """
     components, digests = {}, tensor_digests(tensors)
     for index, (segment, cut) in enumerate(zip(segments, cuts, strict=False)):
         progress(f"lowering blocks to {', '.join(wanted)}", index, len(segments))
         block = BlockInfo(macs=work[index].macs)
         variants: dict[str, Variant] = {}
         for name in wanted:
-            lowered = artifact_formats.lower(name, segment, cut.shape, tensors, metadata, keep_norms)
+            try:
+                lowered = artifact_formats.lower(name, segment, cut.shape, tensors, metadata, keep_norms)
+                variants[artifact_formats.variant_name(name, "fp32")] = _variant(root, name, "fp32", lowered.model)
+            except UsageError as exc:
+                raise refused_block([cut.name for cut in cuts], index, exc) from exc
             block = _with_graph(root, block, name, lowered.kept, digests)
-            variants[artifact_formats.variant_name(name, "fp32")] = _variant(root, name, "fp32", lowered.model)
         components[f"block-{index:02d}"] = Component(variants=variants, additional_metadata=BlockMetadata(ssc=block))
     return components
+
+
+def refused_block(cuts: Sequence[str], block: int, exc: SscError) -> SscError:
+    """What to raise when a block between two of the named cuts cannot be lowered or run: one of them may go."""
+    if len(cuts) == 2:
+        return exc
+    return CutRefused(cuts[block] if block else cuts[1], str(exc))
 
 
 def reweight_block(

@@ -49,6 +49,19 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
     }
 
 
+def useless_cuts(cuts: Sequence[Cut]) -> str | None:
+    """One line when no cut between the waveform and the embedding ships less than the audio; None when one does."""
+    audio, inner = 2 * cuts[0].values, cuts[1:-1]
+    smallest = min(inner, key=lambda cut: cut.values, default=None)
+    if smallest is not None and smallest.values < audio:
+        return None
+    why = "there is none" if smallest is None else f"the smallest, {smallest.name}, has {smallest.values} bytes of int8"
+    return (
+        f"No cut between the waveform and the embedding ships less than the audio, {audio} bytes of PCM16: {why}. "
+        "Devices send audio or run the whole encoder."
+    )
+
+
 def parity_summary(cuts: Sequence[Cut], parity: Mapping[str, Parity]) -> dict[str, dict[str, Any]]:
     """Parity by variant and name of the cut: of the prefix alone, and by wire encoding of the embedding."""
     return {

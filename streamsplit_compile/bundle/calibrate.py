@@ -21,6 +21,15 @@ Array = npt.NDArray[Any]
 DEFAULT_WINDOWS = 16
 
 
+class CutFailed(CheckFailed):
+    """What was measured at one cut does not hold."""
+
+    def __init__(self, cut: str, reason: str) -> None:
+        super().__init__(f"cut {cut}: {reason}")
+        self.cut = cut
+        """Its name."""
+
+
 def calibration_windows(
     directory: Path | None, sample_rate: int, window: int, hop: int, count: int, seed: int
 ) -> tuple[npt.NDArray[np.float32], Calibration]:
@@ -58,10 +67,10 @@ def collect_activations(prefix: Prefix, windows: npt.NDArray[np.float32]) -> lis
 def calibrate_cut(cut: Cut, activations: Array) -> Cut:
     """The cut with int8 scales from the range of `activations` (windows, *shape) and its bytes by encoding.
 
-    Raises CheckFailed when an activation is NaN or infinite.
+    Raises CutFailed when an activation is NaN or infinite.
     """
     if not np.isfinite(activations).all():
-        raise CheckFailed(f"cut {cut.name}: the encoder gives NaN or infinite values there; check its weights")
+        raise CutFailed(cut.name, "the encoder gives NaN or infinite values there; check its weights")
     if cut.index > 0:
         cut = msgspec.structs.replace(cut, int8=_int8_scale(cut.shape, activations))
     return msgspec.structs.replace(cut, bytes={name: wire_bytes(cut, name, activations) for name in encodings(cut)})

@@ -22,7 +22,7 @@ from torch import fx
 
 from runtime_edge.base.files import write_atomic
 from runtime_edge.base.heap import memory_kept
-from runtime_edge.errors import BundleError
+from runtime_edge.errors import BackendError, BundleError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.manifest import (
@@ -37,24 +37,34 @@ from runtime_edge.formats.manifest import (
     SelfTest,
 )
 from runtime_edge.inference.prefix import Prefix
-from streamsplit_compile.bundle.blocks import lower_blocks, reweight_block
+from streamsplit_compile.bundle.blocks import lower_blocks, refused_block, reweight_block
 from streamsplit_compile.bundle.bundle_page import render_report
 from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest, write_table
-from streamsplit_compile.bundle.calibrate import DEFAULT_WINDOWS, calibration_windows
+from streamsplit_compile.bundle.calibrate import DEFAULT_WINDOWS, CutFailed, calibration_windows
 from streamsplit_compile.bundle.digests import combined_digest, tensor_digests, weights_digest
+from streamsplit_compile.bundle.effort import expected_effort
 from streamsplit_compile.bundle.measure import Reference, measure
 from streamsplit_compile.cost.cost_model import count_work
 from streamsplit_compile.cost.targets import Target
 from streamsplit_compile.encoder.encoders import LoadedEncoder
-from streamsplit_compile.encoder.graph import Candidate
-from streamsplit_compile.encoder.segment import split
-from streamsplit_compile.encoder.selection import select_cuts, worthwhile_blocks
+from streamsplit_compile.encoder.graph import Candidate, ignores_waveform
+from streamsplit_compile.encoder.segment import CutRefused, split
+from streamsplit_compile.encoder.selection import select_cuts, why_useless, worthwhile_blocks
 from streamsplit_compile.lowering.artifact_formats import Format, Precision, variant_name
 from streamsplit_compile.splitter import pricing
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
 Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+Notice = Callable[[str], None]
+"""Called with what the user should know, in a line; nothing that ends the work."""
+MAX_DROPPED_CUTS = 8
+
+
+def _unheard(line: str) -> None:
+    """The notices of a library call that nobody reads."""
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -86,15 +96,21 @@ class CompileOptions:
         return [variant_name(name, precision) for precision in precisions for name in self.formats]
 
 
-def compile_encoder(encoder: LoadedEncoder, options: CompileOptions, out: Path, progress: Progress = _silent) -> Bundle:
+def compile_encoder(
+    encoder: LoadedEncoder,
+    options: CompileOptions,
+    out: Path,
+    progress: Progress = _silent,
+    notice: Notice = _unheard,
+) -> Bundle:
     """Compile an encoder into a bundle directory.
 
-    Raises UsageError for cuts that do not exist, CheckFailed when a cut does not reproduce the encoder to 1e-4;
-    then nothing is written.
+    A cut that was not named by the user and that does not hold (its blocks have no format, its values are not finite,
+    it does not reproduce the encoder to 1e-4) is left out with a notice. Raises UsageError for cuts that do not exist,
+    CheckFailed or UsageError when the encoder itself does not hold; then nothing is written.
     """
     progress("choosing cuts", 0, 1)
-    cuts = choose_cuts(encoder, options.cuts)
-    segments = split(encoder.graph, cuts)
+    cuts = choose_cuts(encoder, options.cuts, notice)
     hop = max(1, round(encoder.window_samples * options.hop_share))
     windows, calibration = calibration_windows(
         options.calibrate,
@@ -104,6 +120,43 @@ def compile_encoder(encoder: LoadedEncoder, options: CompileOptions, out: Path, 
         options.calibration_windows,
         options.seed,
     )
+    blocks = [count_work(segment) for segment in split(encoder.graph, cuts)]
+    encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
+    if line := expected_effort(blocks, encoder_ms, len(windows), len(options.variants)).notice:
+        notice(line)
+    if ignores_waveform(encoder.graph):
+        notice("the embedding is the same whatever the waveform; look at the encoder's weights")
+    failures: list[CutRefused | CutFailed] = []
+    while True:
+        try:
+            _compile_cuts(encoder, options, cuts, windows, calibration, hop, out, progress)
+            break
+        except (CutRefused, CutFailed) as exc:
+            failures.append(exc)
+            kept = [cut for cut in cuts if cut.name != exc.cut or cut in (cuts[0], cuts[-1])]
+            named = not (options.cuts in ("auto", "all") or options.cuts.isdecimal())
+            if named or len(kept) == len(cuts) or len(failures) > MAX_DROPPED_CUTS:
+                raise failures[0] from None
+            notice(f"left out {exc}")
+            cuts = kept
+    bundle = open_bundle(out)
+    # Beside the bundle, not in it: everything in a bundle is covered by a digest or a signature.
+    write_atomic(report_path(out), render_report(bundle))
+    return bundle
+
+
+def _compile_cuts(
+    encoder: LoadedEncoder,
+    options: CompileOptions,
+    cuts: Sequence[Candidate],
+    windows: npt.NDArray[np.float32],
+    calibration: Calibration,
+    hop: int,
+    out: Path,
+    progress: Progress,
+) -> None:
+    """The bundle of an encoder cut at these cuts. Raises CutRefused or CutFailed for one that does not hold."""
+    segments = split(encoder.graph, cuts)
     work = [count_work(segment) for segment in segments]
     with staging_directory(out) as staging:
         components = lower_blocks(
@@ -119,16 +172,24 @@ def compile_encoder(encoder: LoadedEncoder, options: CompileOptions, out: Path, 
         )
         info = _draft(encoder, options, list(components), cuts, calibration, hop)
         manifest = _manifest(info, components)
-        manifest = measure(staging, manifest, options.variants, windows, Reference(segments), progress)
+        loaded = {options.variants[0]: _load_blocks(staging, manifest, options.variants[0])}
+        manifest = measure(staging, manifest, options.variants, windows, Reference(segments), progress, loaded=loaded)
         progress("training splitter tables", 0, len(options.targets))
         manifest, tables = pricing.price(manifest, options.variants[0], work, options.targets, options.seed, progress)
         for path, table in tables.items():
             write_table(staging, path, table.to_json(), options.key)
         write_manifest(staging, manifest, options.key)
-    bundle = open_bundle(out)
-    # Beside the bundle, not in it: everything in a bundle is covered by a digest or a signature.
-    write_atomic(report_path(out), render_report(bundle))
-    return bundle
+
+
+def _load_blocks(root: Path, manifest: Manifest, variant: str) -> Prefix:
+    """The device runtime with every block loaded. Raises CutRefused for one that it refuses."""
+    prefix = Prefix(Bundle(root, manifest, "", None), variant)
+    for index in prefix.missing:
+        try:
+            prefix.load(index)
+        except BackendError as exc:
+            raise refused_block([cut.name for cut in manifest.info.cuts], index, exc) from exc
+    return prefix
 
 
 def report_path(out: Path) -> Path:
@@ -179,14 +240,29 @@ def changed_blocks(old: Manifest, new: Manifest) -> list[str]:
     ]
 
 
-def choose_cuts(encoder: LoadedEncoder, spec: str) -> list[Candidate]:
-    """The cuts for `--cuts`, judged by MACs and int8 bytes (PCM16 for the waveform)."""
-    candidates = encoder.graph.candidates
-    macs = [count_work(piece).macs for piece in split(encoder.graph, candidates)]
-    sizes = [float(np.prod(candidate.shape)) for candidate in candidates]
+def choose_cuts(encoder: LoadedEncoder, spec: str, notice: Notice = _unheard) -> list[Candidate]:
+    """The cuts for `--cuts`, judged by MACs and int8 bytes (PCM16 for the waveform).
+
+    Candidates at which the graph cannot be cut are left out, and so is said when no cut is worth shipping.
+    """
+    candidates = list(encoder.graph.candidates)
+    while True:
+        try:
+            segments = split(encoder.graph, candidates)
+            break
+        except CutRefused as exc:
+            if exc.cut == candidates[0].name:
+                raise
+            notice(f"left out {exc}")
+            candidates = [candidate for candidate in candidates if candidate.name != exc.cut]
+    work = np.cumsum([0, *(count_work(piece).macs for piece in segments)]).tolist()
+    sizes = [float(candidate.values) for candidate in candidates]
     sizes[0] *= 2
     encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
-    return select_cuts(candidates, spec, np.cumsum([0, *macs]).tolist(), sizes, worthwhile_blocks(encoder_ms))
+    cuts = select_cuts(candidates, spec, work, sizes, worthwhile_blocks(encoder_ms))
+    if reason := why_useless(candidates, cuts, work):
+        notice(f"no cut is worth shipping: {reason}; devices send audio or run the whole encoder")
+    return cuts
 
 
 def _reweight(
@@ -237,6 +313,7 @@ def _draft(
             config=encoder.config,
             weights=weights_digest(encoder.tensors),
             embedding_dim=encoder.embedding_dim,
+            load=encoder.load,
         ),
         generation=options.generation,
         front_end=FrontEndInfo(

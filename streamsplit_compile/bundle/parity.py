@@ -17,10 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.manifest import Agreement, Cut, CutParity, Parity
-from streamsplit_compile.bundle.calibrate import encodings
+from streamsplit_compile.bundle.calibrate import CutFailed, encodings
 from streamsplit_compile.bundle.quality import by_uncertainty, uncertainties
 from streamsplit_compile.encoder.segment import run_segments
 
@@ -109,11 +108,11 @@ def agreement(
 
 
 def check_parity(cuts: Sequence[Cut], parity: Parity, limit: float = FP32_LIMIT) -> None:
-    """Raise CheckFailed naming the worst cut when the embedding is off by more than `limit` over the float32 wire."""
+    """Raise CutFailed naming the worst cut when the embedding is off by more than `limit` over the float32 wire."""
     worst = max(cuts, key=lambda cut: parity.max_abs_error[cut.index])
     error = parity.max_abs_error[worst.index]
     if error > limit:
-        raise CheckFailed(f"cut {worst.name}: prefix and suffix are off by {error:.2e}, allowed {limit:.0e}")
+        raise CutFailed(worst.name, f"prefix and suffix are off by {error:.2e}, allowed {limit:.0e}")
 
 
 COSINE_FLOORS = {"fp16": 0.999, "int8": 0.98, "auto": 0.98}

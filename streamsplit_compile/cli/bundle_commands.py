@@ -27,7 +27,7 @@ from streamsplit_compile.cli.options import (
     pub_option,
     read_pub,
 )
-from streamsplit_compile.cli.printing import Steps, print_json, print_table, size
+from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning, size
 from streamsplit_compile.cli.record_tables import print_record, record_summary
 from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
 from streamsplit_compile.encoder.segment import split
@@ -86,7 +86,7 @@ def verify(
     if encoder is not None:
         with Steps(quiet=as_json) as steps:
             steps("exporting", 0, 1)
-            loaded = load_encoder(encoder, factory, sample_rate, unsafe_load)
+            loaded = load_encoder(encoder, factory, sample_rate, unsafe_load, opened.manifest.info.encoder.load)
             if opened.manifest.info.encoder.weights != weights_digest(loaded.tensors):
                 raise BundleError(f"{bundle}: compiled from other weights than {encoder}; compile it again")
             parity = _parity(opened, loaded, calibrate, steps)
@@ -105,7 +105,7 @@ def verify(
         click.echo(f"signature: {opened.signed_by or 'not checked (give --pub)'}")
         _print_parity(opened, parity, measured=encoder is not None)
     for line in shortfalls(opened.manifest.info.blocks, parity):
-        click.echo(f"warning: {line}", err=True)
+        print_warning(line)
 
 
 def _print_parity(bundle: Bundle, parity: dict[str, Parity], measured: bool) -> None:

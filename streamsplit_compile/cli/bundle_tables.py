@@ -8,7 +8,7 @@ import click
 
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import Cut, Parity
-from streamsplit_compile.bundle.bundle_summary import PARITY_COLUMNS, bundle_summary, parity_rows
+from streamsplit_compile.bundle.bundle_summary import PARITY_COLUMNS, bundle_summary, parity_rows, useless_cuts
 from streamsplit_compile.bundle.parity import lowest_median
 from streamsplit_compile.cli.printing import print_table, size
 
@@ -43,6 +43,8 @@ def print_cuts(bundle: Bundle) -> None:
             ["variant", "bytes", "largest error", "median cosine", "worst cosine"],
             [_variant_row(bundle, name) for name in summary["variants"]],
         )
+    if useless := useless_cuts(bundle.manifest.info.cuts):
+        click.echo(useless)
     signed = "signed" if summary["signed"] else "not signed"
     calibration = summary["calibration"]
     click.echo(

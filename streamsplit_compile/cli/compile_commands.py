@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.manifest import LoadOptions
 from streamsplit_compile.bundle.bundle_summary import bundle_summary
 from streamsplit_compile.bundle.calibrate import windows_for
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile, report_path
@@ -29,7 +30,7 @@ from streamsplit_compile.cli.options import (
     read_key,
     together,
 )
-from streamsplit_compile.cli.printing import Steps, print_json, print_table
+from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
 from streamsplit_compile.encoder.encoders import (
     LoadedEncoder,
     list_encoders,
@@ -164,7 +165,7 @@ def compile_(
     options = _first_options(**first, calibrate=calibrate, generation=generation or 1, key=read_key(key))
     with Steps(quiet=as_json) as steps:
         steps("exporting", 0, 1)
-        bundle = compile_encoder(load(), options, out, steps)
+        bundle = compile_encoder(load(None), options, out, steps, print_warning)
     if as_json:
         print_json(bundle_summary(bundle))
     else:
@@ -176,7 +177,7 @@ def compile_(
 def _warn(bundle: Bundle) -> None:
     info = bundle.manifest.info
     for line in shortfalls(info.blocks, info.parity):
-        click.echo(f"warning: {line}", err=True)
+        print_warning(line)
 
 
 def _first_options(*, targets: str, formats: str, precision: str, windows: int, **as_given: Any) -> CompileOptions:
@@ -200,7 +201,7 @@ def _refuse_what_the_base_decides(context: click.Context) -> None:
 def _recompile(
     base_path: Path,
     encoder_file: Path,
-    load: Callable[[], LoadedEncoder],
+    load: Callable[[LoadOptions | None], LoadedEncoder],
     out: Path,
     generation: int | None,
     calibrate: Path | None,
@@ -214,7 +215,7 @@ def _recompile(
     reference = None
     if parity:
         steps("exporting", 0, 1)
-        loaded = load()
+        loaded = load(info.encoder.load)
         tensors, graph = loaded.tensors, loaded.graph
         reference = Reference(split(graph, cuts_of(graph.candidates, base.manifest, str(base_path))))
     else:

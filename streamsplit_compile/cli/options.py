@@ -61,6 +61,8 @@ def pub_option(command: _Command) -> _Command:
     return click.option("--pub", type=PathParam(), help="Public key that must have signed it.")(command)
 
 
+ENCODER_OPTIONS = ("factory", "sample_rate", "unsafe_load")
+"""What `encoder_options` gives a command."""
 encoder_options = together(
     click.option(
         "--factory",

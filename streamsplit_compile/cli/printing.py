@@ -22,6 +22,11 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def print_warning(line: str) -> None:
+    """What the user should know and what ends nothing, on stderr."""
+    click.echo(f"warning: {line}", err=True)
+
+
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table a person can read; numbers to the right. No cell is markup, nor is a terminal told anything by one."""
     click.echo(title)  # a table's own title is broken at the table's width

@@ -93,7 +93,7 @@ def count_work(module: fx.GraphModule) -> BlockWork:
 
 
 def count_macs(node: fx.Node) -> int:
-    """Multiply-accumulates of one node for a batch of 1; 0 for what is not a convolution, matmul or recurrent layer."""
+    """Multiply-accumulates of one node for a batch of 1: of convolutions, products, recurrent layers and transforms."""
     counter = _MACS.get(_operator(node))
     return counter(node) if counter is not None else 0
 
@@ -161,6 +161,16 @@ def _recurrent(node: fx.Node) -> int:
     return math.prod(_shape(node.args[0])[:-1]) * sum(map(math.prod, matrices))
 
 
+def _fourier(node: fx.Node) -> int:
+    """Fast transforms: 2 log2(n) a value, n being the length of one."""
+    if _operator(node) == "stft":
+        size = node.args[1]
+        assert isinstance(size, int)
+        return round(2 * math.log2(size) * size * _shape(node)[-1])
+    size = max(_shape(node)[-1], _shape(node.args[0])[-1])
+    return round(2 * math.log2(max(size, 2)) * math.prod(_shape(node)[:-1]) * size)
+
+
 def _in_lists(node: fx.Node) -> list[Any]:
     return [item for argument in node.args if isinstance(argument, (list, tuple)) for item in argument]
 
@@ -173,6 +183,7 @@ _MACS: dict[str, Callable[[fx.Node], int]] = {
     "convolution": _any_convolution,
     "scaled_dot_product_attention": _attention,
     "einsum": _einsum,
+    **dict.fromkeys(("stft", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "_fft_r2c", "_fft_c2c"), _fourier),
     **dict.fromkeys(("gru", "lstm", "rnn_tanh", "rnn_relu"), _recurrent),
     **dict.fromkeys(("gru_cell", "lstm_cell", "rnn_tanh_cell", "rnn_relu_cell"), _recurrent),
 }

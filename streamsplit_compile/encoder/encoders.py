@@ -9,6 +9,7 @@ A checkpoint is `{"format": "streamsplit.encoder/1", "encoder": name, "config": 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import json
@@ -24,9 +25,12 @@ import numpy.typing as npt
 import torch
 
 from runtime_edge.base.files import write_atomic
+from runtime_edge.base.text import printable
 from runtime_edge.errors import FormatError, MissingExtra, UsageError
+from runtime_edge.formats.manifest import LoadOptions
 from streamsplit_compile.encoder import archives
 from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program
+from streamsplit_compile.encoder.plain_graph import HALF
 from streamsplit_compile.encoder.weights import is_zip, mistaken, unwrapped, wrapper
 
 CHECKPOINT_FORMAT = "streamsplit.encoder/1"
@@ -45,6 +49,8 @@ class LoadedEncoder:
     sample_rate: int
     window_samples: int
     front_end: dict[str, Any] = field(default_factory=dict)
+    load: LoadOptions | None = None
+    """Options its file was read with, if any."""
 
     @property
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
@@ -79,14 +85,29 @@ def save_checkpoint(name: str, config: Mapping[str, Any], module: torch.nn.Modul
 
 
 def load_encoder(
-    path: Path, factory: str | None = None, sample_rate: int | None = None, unsafe: bool = False
+    path: Path,
+    factory: str | None = None,
+    sample_rate: int | None = None,
+    unsafe: bool = False,
+    recorded: LoadOptions | None = None,
 ) -> LoadedEncoder:
     """Read encoder.pt and export it.
 
     `factory` ("package.module:callable") builds a module for a plain state_dict; `sample_rate` is for archives,
     which do not say theirs; `unsafe` admits a pickled module. The code of both is imported from the working directory
-    or from `sys.path`. Raises FormatError, UsageError or MissingExtra.
+    or from `sys.path`. `recorded` are the options that a bundle was compiled with: what is missing of them is asked
+    for, never done on the bundle's word. Raises FormatError, UsageError or MissingExtra.
     """
+    given = LoadOptions(factory=factory, sample_rate=sample_rate, unsafe_load=unsafe)
+    if recorded is not None and recorded != given:
+        raise UsageError(
+            f"{path}: the bundle was compiled with {printable(str(recorded))}; give the same here if they are yours"
+        )
+    loaded = _read_encoder(path, factory, sample_rate, unsafe)
+    return loaded if given == LoadOptions() else dataclasses.replace(loaded, load=given)
+
+
+def _read_encoder(path: Path, factory: str | None, sample_rate: int | None, unsafe: bool) -> LoadedEncoder:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; start with `ssc encoder new resnet18 -o {path}`")
     if path.stat().st_size > _MAX_ENCODER_BYTES:
@@ -117,13 +138,20 @@ def load_encoder(
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Only the weights of a checkpoint or a plain state_dict; nothing is built or traced. Raises FormatError."""
+    """Only the weights of a checkpoint or a plain state_dict, those of half precision in float32.
+
+    Nothing is built or traced. Raises FormatError.
+    """
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     content = _read_checkpoint(path, unsafe=False)
     state = unwrapped(content) if isinstance(content, dict) else None
     items = state.items() if isinstance(state, dict) else ()
-    tensors = {name: value for name, value in items if isinstance(value, torch.Tensor)}
+    tensors = {
+        name: value.float() if value.dtype in HALF else value
+        for name, value in items
+        if isinstance(value, torch.Tensor)
+    }
     if not tensors:
         raise FormatError(f"{path}: holds no tensors")
     return tensors

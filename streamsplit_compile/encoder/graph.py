@@ -7,15 +7,24 @@ not count, nor do sizes that can be read off the crossing tensor.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from runtime_edge.errors import UsageError
 from streamsplit_compile.encoder.functional import make_functional, reads_through_views
+from streamsplit_compile.encoder.plain_graph import HALF, has_branches, make_plain
 from streamsplit_compile.encoder.quiet import quiet
+from streamsplit_compile.encoder.source_lines import line_of_error
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,12 @@ class Candidate:
     shape: tuple[int, ...]
     """With a batch axis of 1."""
     boundary: bool
-    """Whether it is where a module of the user's ends, not inside one."""
+    """Whether it is where a module of the user's or the front end ends, not inside one."""
+
+    @property
+    def values(self) -> int:
+        """How many values the activation of one window has."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -59,37 +73,80 @@ def export_encoder(module: torch.nn.Module, window_samples: int) -> EncoderGraph
     reason when the encoder cannot be exported or does not give one (batch, d) float32 tensor.
     """
     module = module.eval()
+    try:
+        program = _exported(module, window_samples)
+    except Exception as exc:
+        if not any(tensor.dtype in HALF for tensor in module.state_dict().values()):
+            raise _refused(exc) from exc
+        # Written for activations in the type of its weights, which here are float32 (see plain_graph).
+        try:
+            program = _exported(copy.deepcopy(module).float(), window_samples)
+        except Exception as wide_exc:
+            raise _refused(wide_exc) from exc
+    return graph_of_program(program)
+
+
+def _exported(module: torch.nn.Module, window_samples: int) -> torch.export.ExportedProgram:
+    """For any batch where that works, else for a batch of one."""
     example = torch.zeros(2, window_samples)
-    batch = torch.export.Dim("batch")
     try:
         with quiet():
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
-    except Exception as dynamic_error:
-        try:
-            with quiet():
-                program = torch.export.export(module, (example[:1],))
-        except Exception as exc:
-            reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-            raise UsageError(f"the encoder cannot be exported by torch.export: {reason}") from dynamic_error
-    return graph_of_program(program)
+            program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        if not has_branches(program.graph_module):
+            return program
+    except Exception as exc:
+        logger.debug("not for any batch: %s", exc)
+    with quiet():
+        return torch.export.export(module, (example[:1],))
+
+
+def _refused(exc: Exception) -> UsageError:
+    text = str(exc).strip()
+    reason = text.splitlines()[0][:300] if text else type(exc).__name__
+    where = line_of_error(exc)
+    if isinstance(exc, GuardOnDataDependentSymNode):
+        reason = (
+            "it computes differently depending on values in the waveform; use torch.where in place of `if` on values, "
+            "and sizes that are the same for every window"
+        )
+    return UsageError(f"the encoder cannot be exported by torch.export: {f'{where}: ' if where else ''}{reason}")
 
 
 def graph_of_program(program: torch.export.ExportedProgram) -> EncoderGraph:
     """The same from a program that was exported elsewhere. Raises UsageError naming the node that is in the way."""
-    module = program.module(check_guards=False)
-    assert isinstance(module, fx.GraphModule)
+    module = _plain(program)
     _check_signature(module)
     if reads_through_views(module.graph):
         with quiet():
-            module = program.run_decompositions({}).module(check_guards=False)
-        assert isinstance(module, fx.GraphModule)
+            program = program.run_decompositions({})
+        module = _plain(program)
     make_functional(module)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     dynamic = not isinstance(inputs[0].meta["val"].shape[0], int)
-    candidates = tuple(_find_candidates(module.graph))
+    candidates = tuple(_mark_front_end(_find_candidates(module.graph), module))
     if len(candidates) < 2:
-        raise UsageError("the encoder returns its input; there is nothing to compile")
+        (output,) = [node for node in module.graph.nodes if node.op == "output"]
+        returned = output.all_input_nodes == inputs
+        reason = "returns its input" if returned else "gives an embedding that does not depend on the waveform"
+        raise UsageError(f"the encoder {reason}; there is nothing to compile")
     return EncoderGraph(module, candidates, dynamic)
+
+
+def ignores_waveform(encoder: EncoderGraph) -> bool:
+    """Whether three very different windows have the same embedding."""
+    rows = encoder.candidates[0].shape
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(rows, generator=generator) * 2 - 1
+    with torch.inference_mode():
+        first, *others = (encoder.module(window) for window in (noise, noise.flip(1) / 100, torch.zeros(rows)))
+    return all(torch.equal(first, other) for other in others)
+
+
+def _plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    make_plain(module)
+    return module
 
 
 def _check_signature(module: fx.GraphModule) -> None:
@@ -137,6 +194,19 @@ def _check_repeatable(node: fx.Node, operator: torch._ops.OpOverload) -> None:
         raise UsageError(f"node {node.name}: draws random numbers; an encoder gives one embedding for one waveform")
 
 
+_CASTS = (torch.ops.aten.to.dtype, torch.ops.aten.to.dtype_layout, torch.ops.aten.to.device)
+_RESHAPES = (
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.squeeze.dim,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.permute.default,
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.contiguous.default,
+    *_CASTS,
+)
+
+
 def _find_candidates(graph: fx.Graph) -> list[Candidate]:
     """Live-tensor scan in topological order."""
     nodes = list(graph.nodes)
@@ -147,6 +217,7 @@ def _find_candidates(graph: fx.Graph) -> list[Candidate]:
     seen: set[fx.Node] = set()
     taken: set[str] = set()
     found: list[Candidate] = []
+    (result,) = nodes[-1].all_input_nodes[:1]
     for index, node in enumerate(nodes):
         if node.op == "output":
             break
@@ -158,11 +229,50 @@ def _find_candidates(graph: fx.Graph) -> list[Candidate]:
         if crossing is None or crossing in seen:
             continue
         seen.add(crossing)
+        if _is_idle(crossing):
+            if crossing is not result:
+                continue
+            if found and found[-1].node == crossing.all_input_nodes[0].name:
+                found.pop()
         followed = "waveform" if crossing.op == "placeholder" else _followed_module(crossing, order[crossing], ends)
         name = followed or _place(crossing)
         shape = tuple(_static(size) for size in crossing.meta["val"].shape)
         found.append(Candidate(len(found), crossing.name, _unique(name, taken), shape, followed is not None))
     return found
+
+
+def _mark_front_end(candidates: list[Candidate], module: fx.GraphModule) -> list[Candidate]:
+    """The candidates, of which the one that the front end ends at is a boundary.
+
+    A front end computes features with nothing trained in it: log-mels that are written into a forward() of more than
+    them end at no module's end.
+    """
+    nodes = {node.name: node for node in module.graph.nodes}
+    untrained = _untrained(module)
+    before = [item for item in candidates[1:-1] if nodes[item.node] in untrained]
+    while len(before) > 1 and nodes[before[-1].node].target in _RESHAPES:
+        before.pop()
+    if not before or len(before) == len(candidates) - 2 or before[-1].values >= candidates[0].values:
+        return candidates
+    return [dataclasses.replace(item, boundary=item.boundary or item is before[-1]) for item in candidates]
+
+
+def _untrained(module: fx.GraphModule) -> set[fx.Node]:
+    """The nodes that no parameter comes into."""
+    parameters = dict(module.named_parameters())
+    found: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if not (node.op == "get_attr" and node.target in parameters) and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _is_idle(node: fx.Node) -> bool:
+    """Whether a node casts to the type that its input has: a block of it would be empty."""
+    if node.target not in _CASTS:
+        return False
+    source = node.all_input_nodes[0].meta["val"]
+    return bool(source.dtype == node.meta["val"].dtype)
 
 
 def _wanted(live: set[fx.Node], order: dict[fx.Node, int], index: int) -> set[fx.Node]:

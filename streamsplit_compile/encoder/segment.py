@@ -14,6 +14,15 @@ from runtime_edge.errors import UsageError
 from streamsplit_compile.encoder.graph import Candidate, EncoderGraph, is_size, size_in
 
 
+class CutRefused(UsageError):
+    """A cut that the graph, or what has to run it, does not admit."""
+
+    def __init__(self, cut: str, reason: str) -> None:
+        super().__init__(f"cut {cut}: {reason}")
+        self.cut = cut
+        """Its name."""
+
+
 def split(encoder: EncoderGraph, cuts: Sequence[Candidate]) -> list[fx.GraphModule]:
     """One module for each pair of neighbouring cuts; run in order they are the encoder.
 
@@ -37,7 +46,7 @@ def extract(encoder: EncoderGraph, start: Candidate, end: Candidate) -> fx.Graph
         if is_size(node) and not any(used in copies and not is_size(used) for used in node.all_input_nodes):
             copies[node] = _read_size(graph, activation, source, node)
         elif node.op == "placeholder":
-            raise UsageError(f"cut {start.name}: node {node.name} is needed behind it; it cannot be cut there")
+            raise CutRefused(start.name, f"node {node.name} is needed behind it; it cannot be cut there")
         else:
             copies[node] = graph.node_copy(node, lambda used: copies[used])
     graph.output(copies[sink])

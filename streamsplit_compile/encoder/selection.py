@@ -12,16 +12,20 @@ from streamsplit_compile.encoder.graph import Candidate
 _FREE = 1e-4
 MIN_BLOCK_SHARE = 0.01
 """A block with less of the encoder's work than this is not worth a session of its own."""
+CHEAP_SHARE = 0.05
+"""A front end with at most this share of the work is kept beside the blocks that are worthwhile."""
 BOUNDARY_US = 30.0
 """What another block costs on a desktop: the session's call, and around a residual connection that is cut an addition
 and changes of layout that the runtime would have fused, and memory that is not in the caches. Measured 40 to 60 us."""
 BOUNDARY_SHARE = 0.035
 """All boundaries together cost at most this share of the encoder, as predicted for a desktop."""
+MAX_AUTO_CUTS = 6
+"""The waveform and the embedding among them: a splitter table weighs each in several encodings and widths."""
 
 
 def worthwhile_blocks(encoder_ms: float) -> int:
     """How many blocks an encoder of so many predicted milliseconds is worth being cut into by `auto`."""
-    return 1 + max(1, int(encoder_ms * 1e3 * BOUNDARY_SHARE / BOUNDARY_US))
+    return min(MAX_AUTO_CUTS - 1, 1 + max(1, int(encoder_ms * 1e3 * BOUNDARY_SHARE / BOUNDARY_US)))
 
 
 def select_cuts(
@@ -29,7 +33,7 @@ def select_cuts(
     spec: str,
     work: Sequence[float],
     wire_bytes: Sequence[float],
-    auto_blocks: int = 64,
+    auto_blocks: int = MAX_AUTO_CUTS - 1,
 ) -> list[Candidate]:
     """Cuts for `--cuts auto|all|N|name,...`, always with the waveform first and the embedding last.
 
@@ -41,7 +45,9 @@ def select_cuts(
         chosen = list(range(last + 1))
     elif spec == "auto":
         useful = _useful(candidates, work, wire_bytes)
-        chosen = _merge(useful, work, lambda share, count: share >= MIN_BLOCK_SHARE and count <= auto_blocks)
+        cheap = _is_cheap_front_end(useful, work, wire_bytes)
+        blocks = min(auto_blocks + cheap, MAX_AUTO_CUTS - 1)
+        chosen = _merge(useful, work, lambda share, count: share >= MIN_BLOCK_SHARE and count <= blocks, cheap)
     elif spec.isdecimal():
         blocks = int(spec)
         if not 1 <= blocks <= last:
@@ -69,9 +75,10 @@ def cuts_of(candidates: Sequence[Candidate], manifest: Manifest, source: str) ->
 def _useful(candidates: Sequence[Candidate], work: Sequence[float], wire_bytes: Sequence[float]) -> list[int]:
     """Drop a candidate when an earlier one, which costs the device no more, ships no more bytes.
 
-    Only module boundaries are considered where there are any: inside a module stand values that were never meant
-    to be looked at (a power spectrum before its logarithm), which quantise badly. Of boundaries with the same bytes
-    and next to no work between them the last stays: behind a convolution's norm and activation, not before.
+    Only module boundaries and the end of the front end are considered where there are any: elsewhere stand values that
+    were never meant to be looked at (a power spectrum before its logarithm), which quantise badly. Of boundaries with
+    the same bytes and next to no work between them the last stays: behind a convolution's norm and activation, not
+    before.
     """
     last = len(candidates) - 1
     inner = [candidate.position for candidate in candidates[1:-1]]
@@ -87,21 +94,53 @@ def _useful(candidates: Sequence[Candidate], work: Sequence[float], wire_bytes: 
     return [*kept, last]
 
 
-def _merge(chosen: list[int], work: Sequence[float], enough: Callable[[float, int], bool]) -> list[int]:
-    """Merge the lightest block into a neighbour until every block, or their number, is as wanted."""
+def _is_cheap_front_end(useful: Sequence[int], work: Sequence[float], wire_bytes: Sequence[float]) -> bool:
+    """Whether the first useful cut costs next to nothing and ships features, not the audio in fewer bits."""
+    first = useful[1]
+    return len(useful) > 2 and wire_bytes[first] < wire_bytes[0] / 2 and work[first] <= CHEAP_SHARE * work[-1]
+
+
+def _merge(
+    chosen: list[int], work: Sequence[float], enough: Callable[[float, int], bool], keep_first: bool = False
+) -> list[int]:
+    """Merge the lightest block into a neighbour until every block, or their number, is as wanted.
+
+    With `keep_first` the first block stays, however light it is.
+    """
     chosen = list(chosen)
-    while len(chosen) > 2:
+    first = 1 if keep_first else 0
+    while len(chosen) > 2 + first:
         shares = [(work[b] - work[a]) / max(work[-1], 1e-12) for a, b in itertools.pairwise(chosen)]
-        lightest = min(range(len(shares)), key=shares.__getitem__)
+        lightest = min(range(first, len(shares)), key=shares.__getitem__)
         if enough(shares[lightest], len(shares)):
             break
         # Of the block's two ends the earlier one goes: the later ships less for nearly the same work.
-        chosen.pop(lightest if lightest > 0 else 1)
+        goes = max(lightest, 1)
+        if keep_first and lightest == 1 and shares[1] >= MIN_BLOCK_SHARE:
+            goes = 2
+        chosen.pop(goes)
     return chosen
 
 
+def why_useless(candidates: Sequence[Candidate], cuts: Sequence[Candidate], work: Sequence[float]) -> str | None:
+    """Why none of the chosen cuts is worth shipping; None where one is.
+
+    `work[i]` is the cumulative device work up to candidate i; a cut is judged by its int8 bytes, the audio by PCM16.
+    """
+    audio = 2 * cuts[0].values
+    if any(cut.values < audio for cut in cuts[1:-1]):
+        return None
+    inner = range(1, len(candidates) - 1)
+    if not inner:
+        return "no single tensor crosses between the waveform and the embedding"
+    smallest = min(inner, key=lambda index: candidates[index].values)
+    size, share = candidates[smallest].values, work[smallest] / max(work[-1], 1e-12)
+    where = f"the smallest, {candidates[smallest].name}, has {size} bytes, the audio {audio}"
+    return where if size >= audio else f"{where}, but comes after {share:.0%} of the work"
+
+
 def _named(candidates: Sequence[Candidate], spec: str) -> list[int]:
-    by_name = {candidate.name: candidate.position for candidate in candidates}
+    by_name = {candidate.name: index for index, candidate in enumerate(candidates)}
     wanted = {0, len(candidates) - 1}
     for name in filter(None, (part.strip() for part in spec.split(","))):
         if name not in by_name:

@@ -96,7 +96,8 @@ def reweight(
         raise UsageError("this TFLite block must be converted again for new weights, which needs the encoder")
     segment, shape = source
     with _CONVERTING:
-        return bytes(lowering.lower(segment, shape, {name: tensors[name] for name in lowering.parameter_names(kept)}))
+        needed = {name: tensors[name] for name in lowering.parameter_names(kept)}
+        return bytes(lowering.lower(segment, shape, needed))
 
 
 def to_precision(

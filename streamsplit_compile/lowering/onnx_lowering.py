@@ -22,7 +22,9 @@ from onnx import helper
 from torch import fx
 
 from runtime_edge.errors import FormatError
+from streamsplit_compile.lowering.exportable import exportable
 from streamsplit_compile.lowering.onnx_folding import fold
+from streamsplit_compile.lowering.refusals import refusal
 
 OPSET = 18
 INPUT, OUTPUT = "input", "output"
@@ -33,11 +35,23 @@ def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Coll
     """Export a segment for one window; its tensors named in `parameters` become graph inputs under their names.
 
     `shape` is the activation's, with a batch axis of 1. Other tensors (a front end's fixed matrices) stay in as
-    constants. Returns a serialised ONNX model without weights.
+    constants. Returns a serialised ONNX model without weights. Raises UsageError naming the node that ONNX cannot say.
     """
+    try:
+        return _export(segment, shape, parameters)
+    except Exception as exc:
+        raise refusal("torch.onnx", exc, segment) from exc
+
+
+def _export(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Collection[str]) -> bytes:
     with _quiet():
         exported = torch.onnx.export(
-            segment, (torch.zeros(shape),), dynamo=True, optimize=False, opset_version=OPSET, verbose=False
+            exportable(segment),
+            (torch.zeros(shape),),
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            verbose=False,
         )
     assert exported is not None
     model = exported.model_proto

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from runtime_edge.errors import MissingExtra, UsageError
+from runtime_edge.errors import MissingExtra
 from streamsplit_compile.encoder.quiet import quiet
+from streamsplit_compile.lowering.refusals import refusal
 
 INPUT, OUTPUT = "input", "output"
 
@@ -26,8 +27,7 @@ def convert(body: fx.GraphModule, shape: tuple[int, ...]) -> bytes:
             model = library.convert(_signature(body), sample_kwargs={INPUT: torch.zeros(shape)})
             return bytes(model.model_content())
         except Exception as exc:
-            reason = str(exc).strip().split("\n")[0] or type(exc).__name__
-            raise UsageError(f"litert-torch cannot convert the block: {reason[:300]}") from None
+            raise refusal("litert-torch", exc, body) from None
 
 
 def _signature(body: fx.GraphModule) -> fx.GraphModule:

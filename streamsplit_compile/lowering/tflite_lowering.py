@@ -26,7 +26,9 @@ from runtime_edge.base import zstd
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.strict import decode
 from streamsplit_compile.encoder.quiet import quiet
+from streamsplit_compile.lowering.exportable import exportable
 from streamsplit_compile.lowering.fx_folding import fold
+from streamsplit_compile.lowering.real_spectra import real_spectra
 from streamsplit_compile.lowering.tflite_convert import INPUT, OUTPUT, convert
 from streamsplit_compile.lowering.tflite_file import Interpreter, float_constants
 from streamsplit_compile.lowering.weight_program import WeightProgram, separate
@@ -85,7 +87,7 @@ def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Coll
     need a conversion of their own: `needs_conversion` tells, `lower` does it. Raises MissingExtra, or UsageError
     when TFLite has no way to say what the segment does.
     """
-    body, program = separate(fold(segment), parameters)
+    body, program = separate(fold(real_spectra(exportable(segment))), parameters)
     unwritable = msgspec.msgpack.encode(KeptTfliteGraph(program, [], 0, b""))
     sizes = _number(body, len(program.results))
     if sizes is None:
@@ -141,7 +143,7 @@ def lower(segment: fx.GraphModule, shape: tuple[int, ...], tensors: Mapping[str,
 
     Raises MissingExtra or UsageError as `keep_graph` does, KeyError when a tensor is missing.
     """
-    body, program = separate(fold(segment), tensors.keys())
+    body, program = separate(fold(real_spectra(exportable(segment))), tensors.keys())
     for index, array in enumerate(program.run(tensors)):
         # A copy: torch.export takes two views of one array for the same.
         body.register_buffer(f"weight_{index}", torch.from_numpy(array.copy()))

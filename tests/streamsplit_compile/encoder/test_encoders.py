@@ -12,6 +12,7 @@ from torch import nn
 from toys import Tiny
 
 from runtime_edge.errors import FormatError, MissingExtra, UsageError
+from runtime_edge.formats.manifest import LoadOptions
 from streamsplit_compile.encoder import encoders
 from streamsplit_compile.encoder.encoders import (
     list_encoders,
@@ -314,3 +315,33 @@ def test_code_is_found_in_the_working_directory_and_the_path_is_left_as_it_was(t
     assert found.tensors.keys() == Tiny().state_dict().keys()
     assert sys.path == before
     sys.modules.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "asked"),
+    [
+        (LoadOptions(factory="toys:Tiny"), {}, "--factory toys:Tiny"),
+        (LoadOptions(factory="toys:Tiny", sample_rate=8000), {"factory": "toys:Tiny"}, "--factory toys:Tiny --sample"),
+        (LoadOptions(unsafe_load=True), {}, "--unsafe-load"),
+    ],
+)
+def test_options_that_a_bundle_was_compiled_with_are_asked_for_again(tiny_file, recorded, given, asked):
+    with pytest.raises(UsageError, match=f"the bundle was compiled with {asked}.*give the same here"):
+        load_encoder(tiny_file, **given, recorded=recorded)
+
+
+def test_nothing_is_imported_or_unpickled_on_a_bundles_word(tmp_path):
+    marker = tmp_path / "marker"
+    (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
+    path = write(tmp_path / "net.pt", Pickled(marker))
+    for recorded in (LoadOptions(factory="evil:Net"), LoadOptions(unsafe_load=True)):
+        with pytest.raises(UsageError, match="the bundle was compiled with"):
+            load_encoder(path, recorded=recorded)
+    assert "evil" not in sys.modules
+    assert not marker.exists()
+
+
+def test_an_encoder_says_which_options_it_was_read_with(tiny_file, checkpoint):
+    assert load_encoder(tiny_file, "toys:Tiny").load == LoadOptions(factory="toys:Tiny")
+    assert load_encoder(tiny_file, "toys:Tiny", recorded=LoadOptions(factory="toys:Tiny")).id == "toys:Tiny"
+    assert load_encoder(checkpoint).load is None

@@ -255,3 +255,36 @@ def test_exporting_leaves_the_module_in_eval_mode():
     module = Tiny().train()
     export_encoder(module, 1024)
     assert not module.training
+
+
+class InlineLogMel(nn.Module):
+    """Log-mels written into forward(), and blocks as modules behind them."""
+
+    sample_rate, window_samples = 16000, 4000
+
+    def __init__(self, guarded):
+        super().__init__()
+        self.guarded = guarded
+        self.register_buffer("window", torch.hann_window(256))
+        self.register_buffer("bank", torch.rand(16, 129))
+        self.first = nn.Conv1d(16, 64, 3, padding=1)
+        self.second = nn.Linear(64, 8)
+
+    def log_mel(self, x):
+        spectrum = torch.stft(x, 256, 160, window=self.window, return_complex=True).abs() ** 2
+        return torch.log(self.bank @ spectrum + 1e-6)
+
+    def forward(self, x):
+        with torch.set_grad_enabled(not self.guarded):
+            mel = self.log_mel(x)
+        return self.second(self.first(mel.unsqueeze(1).squeeze(1)).mean(2))
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["free", "no_grad"])
+def test_the_end_of_a_front_end_written_into_forward_is_a_boundary(guarded):
+    graph = export_encoder(InlineLogMel(guarded), 4000)
+    inside = [candidate for candidate in graph.candidates if candidate.boundary][1]
+    assert inside.shape == (1, 16, 26)
+    assert inside.node in ("log", "getitem", "detach")
+    before = {candidate.node for candidate in graph.candidates if not candidate.boundary}
+    assert before >= {"abs_1"}

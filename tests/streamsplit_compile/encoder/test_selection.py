@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from runtime_edge.errors import BundleError, UsageError
 from streamsplit_compile.encoder.graph import Candidate
-from streamsplit_compile.encoder.selection import cuts_of, select_cuts
+from streamsplit_compile.encoder.selection import cuts_of, select_cuts, why_useless, worthwhile_blocks
 
 
 def candidates(count, boundaries=()):
@@ -46,18 +46,67 @@ def test_auto_ships_less_at_each_later_cut_or_is_the_embedding(encoder):
 
 
 @given(encoders())
-def test_no_block_of_auto_is_too_light_for_a_session(encoder):
+def test_no_block_of_auto_is_too_light_for_a_session_but_a_front_end(encoder):
     known, work, sizes = encoder
     positions = [candidate.position for candidate in select_cuts(known, "auto", work, sizes)]
     if len(positions) > 2 and work[-1]:
         shares = [(work[b] - work[a]) / work[-1] for a, b in itertools.pairwise(positions)]
-        assert min(shares) >= 0.01
+        assert min(shares[1:]) >= 0.01 or len(positions) == 3
+        assert shares[0] >= 0.01 or sizes[positions[1]] < sizes[0] / 2
 
 
-@given(encoders(), st.integers(1, 12))
+@given(encoders(), st.integers(2, 12))
+def test_auto_keeps_a_heavy_front_end_only_among_the_blocks_that_are_worthwhile(encoder, limit):
+    known, work, sizes = encoder
+    work = [0, *(1000 + index for index in range(len(known) - 1))]
+    assert len(select_cuts(known, "auto", work, sizes, limit)) - 1 <= limit
+
+
+@given(encoders(), st.integers(2, 12))
+def test_auto_keeps_a_cut_that_halves_the_audio_for_next_to_nothing(encoder, limit):
+    known, work, sizes = encoder
+    front = [index for index in range(1, len(known) - 1) if known[index].boundary][:1]
+    if not front:
+        return
+    place = front[0]
+    # The front end costs a ten-thousandth of the rest, and nothing behind it is nearly as cheap.
+    work = [0 if index < place else 1 if index == place else 10_000 * (index + 1) for index in range(len(known))]
+    sizes = [2000 if index < place else 900 - index for index in range(len(known))]
+    found = select_cuts(known, "auto", work, sizes, limit)
+    assert known[place] in found
+
+
+@given(encoders())
+def test_auto_keeps_at_most_six_cuts(encoder):
+    known, work, sizes = encoder
+    assert len(select_cuts(known, "auto", work, sizes, worthwhile_blocks(1e6))) <= 6
+
+
+@pytest.mark.parametrize(
+    ("shapes", "reason"),
+    [
+        ([(1, 100), (1, 8)], "no single tensor crosses between the waveform and the embedding"),
+        ([(1, 100), (1, 300), (1, 250), (1, 8)], "the smallest, cut2, has 250 bytes, the audio 200"),
+        ([(1, 100), (1, 300), (1, 50), (1, 8)], "the smallest, cut2, has 50 bytes, the audio 200, but comes after 67%"),
+    ],
+)
+def test_why_no_cut_is_worth_shipping(shapes, reason):
+    known = [Candidate(i, f"node{i}", f"cut{i}", shape, True) for i, shape in enumerate(shapes)]
+    assert reason in why_useless(known, [known[0], known[-1]], list(range(len(known))))
+
+
+def test_a_cut_that_ships_less_than_the_audio_needs_no_reason():
+    known = candidates(3)
+    assert why_useless(known, known, [0, 1, 2]) is None
+
+
+@given(encoders(), st.integers(2, 12))
 def test_auto_makes_no_more_blocks_than_are_worthwhile(encoder, limit):
     known, work, sizes = encoder
-    assert len(select_cuts(known, "auto", work, sizes, limit)) - 1 <= max(1, limit)
+    found = select_cuts(known, "auto", work, sizes, limit)
+    first = found[1].position
+    cheap = sizes[first] < sizes[0] / 2 and work[first] <= 0.05 * work[-1]
+    assert len(found) - 1 <= limit + (cheap and len(found) > 2)
 
 
 @given(encoders())

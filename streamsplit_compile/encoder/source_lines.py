@@ -1,0 +1,40 @@
+"""The line of the user's own code that an error of torch's is about."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import traceback
+from pathlib import Path
+
+import torch
+from torch import fx
+
+_TORCH = str(Path(torch.__file__).parent)
+_OURS = str(Path(__file__).parent.parent)
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def line_of_error(exc: BaseException) -> str | None:
+    """Where the user's code was when it happened: `net.py, line 12: if x.mean() > 0:`; None when it was not running."""
+    for frame in reversed(traceback.extract_tb(exc.__traceback__)):
+        if _is_users(frame.filename) and frame.lineno is not None:
+            return _line(frame.filename, frame.lineno)
+    return None
+
+
+def line_of_node(node: fx.Node) -> str | None:
+    """Where the user's code wrote a node; None for what an archive does not tell."""
+    for filename, number in reversed(_FRAME.findall(str(node.meta.get("stack_trace") or ""))):
+        if _is_users(filename):
+            return _line(filename, int(number))
+    return None
+
+
+def _is_users(filename: str) -> bool:
+    return not filename.startswith((_TORCH, _OURS, "<"))
+
+
+def _line(filename: str, number: int) -> str:
+    text = linecache.getline(filename, number).strip()
+    return f"{Path(filename).name}, line {number}" + (f": {text}" if text else "")

@@ -1,0 +1,52 @@
+"""What an exporter says when it fails, in one line that names the user's own."""
+
+from __future__ import annotations
+
+import re
+
+from torch import fx
+
+from runtime_edge.errors import UsageError
+from streamsplit_compile.encoder.source_lines import line_of_node
+
+_NODE = re.compile(r"%(\w+) : \[num_users|Name: node_(\w+)|node ['\"]?(\w+)['\"]?")
+_OPERATOR = re.compile(r"OpOverload\(op='\w+\.(\w+)'")
+_SUMMARY = re.compile(r"## Exception summary\s+(?:<class '[\w.]+'>: )?(.+)")
+_NOISE = re.compile(r"\x1b\[\d+m|Failed to \w+ the \w+ graph.*|This is step.*|- Create an .*")
+
+
+def refusal(exporter: str, exc: Exception, segment: fx.GraphModule) -> UsageError:
+    """The error to raise in place of one of an exporter's, which failed at a segment."""
+    texts = [str(error).strip() for error in _causes(exc)]
+    node = _named_node(texts, segment)
+    reason = next(filter(None, map(_reason, texts)), type(exc).__name__)
+    where = ""
+    if node is not None:
+        line = line_of_node(node)
+        where = f"node {node.name}" + (f" ({line})" if line else "") + ": "
+    return UsageError(
+        f"{exporter} cannot lower this part of the encoder: {where}{reason[:300]}; write it in other operators"
+    )
+
+
+def _causes(exc: BaseException) -> list[BaseException]:
+    """The error and what led to it, the first cause first."""
+    chain = [exc]
+    while (cause := chain[0].__cause__ or chain[0].__context__) is not None:
+        chain.insert(0, cause)
+    return chain
+
+
+def _named_node(texts: list[str], segment: fx.GraphModule) -> fx.Node | None:
+    nodes: dict[str, fx.Node] = {node.name: node for node in segment.graph.nodes}
+    names = [name for text in texts for match in _NODE.finditer(text) for name in match.groups() if name]
+    if named := next((nodes[name] for name in names if name in nodes), None):
+        return named
+    operators = [name for text in texts for name in _OPERATOR.findall(text)]
+    return next((node for name in operators for node in nodes.values() if name in str(node.target)), None)
+
+
+def _reason(text: str) -> str:
+    summary = _SUMMARY.search(text)
+    lines = [summary[1]] if summary else [_NOISE.sub("", line).strip() for line in text.splitlines()]
+    return next((" ".join(line.split()) for line in lines if line), "")

@@ -1,0 +1,173 @@
+"""Compile public encoder families and write docs/encoders.md.
+
+python -m tools.encoders_table --work work/                     all that work/ has no result of; then the page
+python -m tools.encoders_table --work work/ --only DAC,SEW      some, again
+
+Each is compiled in a process of its own, bounded in time and memory. An interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs" / "encoders.md"
+FAMILY_SECONDS = 600
+FAMILY_BYTES = 12 << 30
+
+HEAD = """# Encoders that were tried
+
+Compiled with `ssc compile`'s defaults (`--cuts auto`, ONNX in float32) by `python -m tools.encoders_table`: small
+definitions of our own or models of the `transformers` library, with random weights. *cuts* are those that `auto`
+kept between the waveform and the embedding; *error* is the largest of the embedding over the float32 wire, at the worst
+cut; *smallest wire* is the smallest int8 payload of those cuts, as a share of the same window as PCM16.
+
+"""
+TAIL = """
+## Not supported
+
+- **State between windows** (streaming Conformers, causal codecs with a cache, `register_buffer` values that forward()
+  changes): a window is computed from its samples alone, so that the server can complete any of them, in any order, and
+  a lost frame loses one window. An encoder that changes a buffer is refused.
+- **Several inputs** (text and audio, lengths, masks): wrap the encoder so that it takes the waveform alone.
+- **Computing differently depending on values** (`if` on a tensor, sizes that depend on the waveform, search, sampling):
+  there is no one graph to cut. Both branches with `torch.where`, fixed sizes, and no random numbers.
+- **Recurrent layers** (LSTM, GRU) compile, but cannot be cut within: the hidden state and the sequence cross together.
+  Layers stacked in one module (`nn.LSTM(..., num_layers=3)`) are one piece; write them as several to cut between.
+  TFLite unrolls them, which makes large files for long sequences.
+"""
+
+
+def main() -> int:
+    """Run what is missing and write the page; 1 when a family ended in a traceback."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="directory of results")
+    parser.add_argument("--only", help="names of families, with commas between: compiled again")
+    parser.add_argument("--seconds", type=float, default=90 * 60, help="begin no other family after so long")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(compile_one(given.one, given.work)))
+        return 0
+    from tools.families.public import FAMILIES
+
+    given.work.mkdir(parents=True, exist_ok=True)
+    names = given.only.split(",") if given.only else list(FAMILIES)
+    deadline = time.monotonic() + given.seconds
+    for name in names:
+        path = given.work / f"{_slug(name)}.json"
+        if path.exists() and not given.only:
+            continue
+        if time.monotonic() > deadline:
+            print("the time is over; run again to go on")
+            break
+        path.write_text(json.dumps(_in_process(name, given.work)) + "\n")
+        print(f"{name}: {path.read_text().strip()}", flush=True)
+    results = {
+        name: json.loads(path.read_text()) for name in FAMILIES if (path := given.work / f"{_slug(name)}.json").exists()
+    }
+    PAGE.write_text(page(results))
+    return 1 if any("Traceback" in str(result) for result in results.values()) else 0
+
+
+def _in_process(name: str, work: Path) -> dict[str, Any]:
+    """What a process of its own says of one family."""
+    command = [sys.executable, "-m", "tools.encoders_table", "--work", str(work), "--one", name]
+
+    def bound() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (FAMILY_BYTES, FAMILY_BYTES))
+
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=FAMILY_SECONDS, preexec_fn=bound)
+    except subprocess.TimeoutExpired:
+        return {"refused": f"not done after {FAMILY_SECONDS} s"}
+    if done.returncode:
+        return {"refused": done.stderr.strip()[-400:] or f"ended with {done.returncode}"}
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def compile_one(name: str, work: Path) -> dict[str, Any]:
+    """Compile one family in this process."""
+    import shutil
+
+    import torch
+
+    from runtime_edge.errors import SscError
+    from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+    from streamsplit_compile.cost.targets import load_target
+    from streamsplit_compile.encoder.encoders import from_module
+    from tools.families.public import FAMILIES
+
+    torch.manual_seed(0)
+    out = work / f"{_slug(name)}.bundle"
+    notices: list[str] = []
+    began = time.monotonic()
+    try:
+        module = FAMILIES[name]().eval()
+        parameters = sum(value.numel() for value in module.parameters())
+        encoder = from_module(name, {}, module, None)
+        bundle = compile_encoder(encoder, CompileOptions([load_target("rpi4")]), out, notice=notices.append)
+    except SscError as exc:
+        return {"refused": str(exc)}
+    info = bundle.manifest.info
+    result = {
+        "parameters": parameters,
+        "candidates": len(encoder.graph.candidates),
+        "cuts": [[cut.name, cut.bytes["int8"]] for cut in info.cuts[1:-1]],
+        "audio": 2 * info.cuts[0].values,
+        "error": max(info.parity["onnx-fp32"].max_abs_error),
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
+        "notices": notices,
+    }
+    shutil.rmtree(out)
+    out.with_suffix(".bundle.html").unlink(missing_ok=True)
+    return result
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """The Markdown page."""
+    rows = [
+        "| family | parameters | cuts | error | seconds | peak memory | smallest wire |",
+        "|---|--:|---|--:|--:|--:|--:|",
+    ]
+    rows += [_row(name, result) for name, result in sorted(results.items(), key=lambda item: item[0].lower())]
+    compiled = sum("refused" not in result for result in results.values())
+    machine = (
+        f"{compiled} of {len(results)} compile. Seconds and memory are of {platform.machine()}, {os.cpu_count()} cores."
+    )
+    return HEAD + "\n".join(rows) + f"\n\n{machine}\n" + TAIL
+
+
+def _row(name: str, result: dict[str, Any]) -> str:
+    if "refused" in result:
+        return f"| {name} | | {_cell(result['refused'])} | | | | |"
+    cuts = ", ".join(f"`{cut}`" for cut, _ in result["cuts"]) or "none"
+    smallest = min((size for _, size in result["cuts"]), default=None)
+    wire = "" if smallest is None else f"{smallest / result['audio']:.0%}"
+    return (
+        f"| {name} | {result['parameters'] / 1e6:.1f} M | {cuts} | {result['error']:.0e} | {result['seconds']:.0f} | "
+        f"{result['peak_mb']} MB | {wire} |"
+    )
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "/")
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name.lower())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Encoders that are compiled to see which can be."""
