@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -28,8 +29,10 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        """None only wakes the thread."""
+        self._calls: deque[_Call] = deque()
+        # Held while there is nothing to wake up for. A queue costs twice as much at each timeout.
+        self._bell = threading.Lock()
+        self._bell.acquire()
         self._thread: threading.Thread | None = None
         self._until: Callable[[], bool] = _never
         self._ending = False
@@ -41,27 +44,24 @@ class Worker:
             self._thread.start()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[_Result] = loop.create_future()
-        self._calls.put((call, arguments, loop, done))
+        self._calls.append((call, arguments, loop, done))
+        self._ring()
         return await done
 
     def wait(self, until: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """In the worker's thread: do what is asked for until a condition holds, `timeout_s` at most; whether it holds.
 
-        What has been asked for before comes first. The condition is looked at after each call, and when somebody who
-        has changed something calls `wake`; it must be quick, and safe in any thread.
+        What has been asked for before comes first. The condition is looked at when something has been done, and when
+        somebody who has changed something calls `wake`; it must be quick, and safe in any thread.
         """
-        for _ in range(self._calls.qsize()):
-            _do(self._calls.get())
-        deadline, left_s = None if timeout_s is None else time.monotonic() + timeout_s, timeout_s
+        self._do_calls()
+        deadline, left_s = (None, -1.0) if timeout_s is None else (time.monotonic() + timeout_s, timeout_s)
         outer, self._until = self._until, until
         try:
             while not until():
-                try:
-                    call = self._calls.get(True, left_s)
-                except queue.Empty:
+                if not self._bell.acquire(True, left_s):
                     return until()
-                _do(call)
-                del call  # nothing is kept alive until the next call
+                self._do_calls()
                 if deadline is not None:
                     left_s = max(0.0, deadline - time.monotonic())
             return True
@@ -71,18 +71,18 @@ class Worker:
     @property
     def asked(self) -> bool:
         """Whether there is something to be done. From any thread."""
-        return not self._calls.empty()
+        return bool(self._calls)
 
     def wake(self) -> None:
         """Whatever `wait` waits for may hold now. From any thread; wakes the worker only if it does."""
         if self._until():
-            self._calls.put(None)
+            self._ring()
 
     def shutdown(self) -> None:
         """Wait until what was asked for is done, and end the thread."""
         if self._thread is not None:
             self._ending = True
-            self._calls.put(None)
+            self._ring()
             self._thread.join()
             self._thread, self._ending = None, False
 
@@ -93,15 +93,27 @@ class Worker:
         self.shutdown()
 
     def _serve(self) -> None:
-        while not (self._ending and self._calls.empty()):
-            _do(self._calls.get())
+        while not (self._ending and not self._calls):
+            self._bell.acquire()
+            self._do_calls()
+
+    def _do_calls(self) -> None:
+        """Those that have been asked for so far; what they ask for themselves waits, and rings again."""
+        count = len(self._calls)
+        while count and self._calls:  # a call that waits does those behind it
+            count -= 1
+            _do(self._calls.popleft())
+
+    def _ring(self) -> None:
+        with contextlib.suppress(RuntimeError):  # somebody else rang, and nobody has come yet
+            self._bell.release()
 
 
-def _do(call: _Call | None) -> None:
+def _do(call: _Call) -> None:
     """Run a call, and tell whoever waits for it how it has ended."""
-    if call is None or call[3].cancelled():
-        return
     function, arguments, loop, done = call
+    if done.cancelled():
+        return
     try:
         settle = functools.partial(_set, done, function(*arguments))
     except BaseException as exc:

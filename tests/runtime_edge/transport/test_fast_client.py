@@ -84,7 +84,7 @@ def test_what_is_no_protocol_of_a_broker_ends_the_connection():
     [
         (b"MSG _INBOX.pi-1.abc.1 2 9000000\r\n", "more than"),
         (b"INFO " + bytes(9_000_000), "more than"),
-        (b"MSG _INBOX.pi-1.abc.1 2 -90\r\n", "less than"),
+        (b"MSG _INBOX.pi-1.abc.1 2 -90\r\n", "negative size"),
     ],
 )
 def test_a_length_that_no_broker_of_ours_announces_ends_the_connection(start, why):
