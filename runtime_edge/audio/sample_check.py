@@ -13,6 +13,8 @@ from runtime_edge.audio.audio_block import Counters
 _LOG = logging.getLogger(__name__)
 _JUDGED_AFTER_S = 10.0
 _STRETCH_S = 1.0
+_LOOK_S, _LOOK_SAMPLES = 4.0, 1 << 17
+"""How much is looked at together: between two windows of a device it would take several times as long."""
 _LEAST_SHARE = 1e-4
 """Below, samples beyond full scale are counted and not told: decoders of lossy formats overshoot."""
 _OFFSET = 0.01
@@ -51,24 +53,42 @@ class SampleCheck:
         self._counters.clipped_samples += clipped
         for kind, count in (("bad", bad), ("clipped", clipped)):
             if count:
-                self._found(kind, count / channels, self._samples + self._stretch)
+                self._found(kind, count / channels, self._samples + self._stretch + self._unseen_samples)
 
     def heard(self, frames: _Floats, mono: _Floats) -> None:
         """Cleaned float32[n, channels] and their mix float32[n]."""
+        self._unseen.append((frames, mono))
+        self._unseen_samples += len(mono)
+        if self._unseen_samples >= self._enough:
+            self._look()
+
+    def _look(self) -> None:
+        """At what was heard since the last look."""
+        for frames, mono in self._unseen:
+            self._look_at(frames, mono)
+        self._unseen.clear()
+        self._unseen_samples = 0
+        if self._first and self._samples >= min(self._first.values()) + _JUDGED_AFTER_S * self._rate_hz:
+            self._tell()
+
+    def _look_at(self, frames: _Floats, mono: _Floats) -> None:
         self._stretch += len(mono)
         self._sum += float(np.add.reduce(mono))
         if self._averages and frames.shape[1] > 1:
             self._channel_energy += float(np.vdot(frames, frames)) / frames.shape[1]
             self._mixed_energy += float(np.vdot(mono, mono)) * frames.shape[1]
-        if self._stretch >= self._enough:
+        if self._stretch >= _STRETCH_S * self._rate_hz:
             self._judge_stretch()
 
     def end(self) -> None:
         """The recording, or the stream, is over."""
+        self._look()
         self._tell()
 
     def _begin(self, name: str, rate_hz: int) -> None:
-        self._name, self._rate_hz, self._enough = name, rate_hz, _STRETCH_S * rate_hz
+        self._name, self._rate_hz, self._enough = name, rate_hz, min(_LOOK_S * rate_hz, _LOOK_SAMPLES)
+        self._unseen: list[tuple[_Floats, _Floats]] = []
+        self._unseen_samples = 0
         self._samples = self._stretch = 0  # before the present stretch, and in it
         self._sum = self._channel_energy = self._mixed_energy = 0.0
         self._earlier_offset: float | None = None
@@ -93,8 +113,6 @@ class SampleCheck:
         self._earlier_offset = offset if abs(offset) > _OFFSET else 0.0
         self._samples += size
         self._stretch, self._sum, self._channel_energy, self._mixed_energy = 0, 0.0, 0.0, 0.0
-        if self._first and self._samples >= min(self._first.values()) + _JUDGED_AFTER_S * self._rate_hz:
-            self._tell()
 
     def _tell(self) -> None:
         for kind, first in self._first.items():
