@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import DISTRIBUTION
 
 if sys.version_info >= (3, 11):
@@ -140,9 +142,16 @@ class EmulatedMachine:
         return [str(self._qemu), "-cpu", CPU, "-L", str(self._root), str(python), *map(str, arguments)]
 
     def ssc(self, *arguments: object) -> list[str]:
-        """The command line that runs `ssc`, by its console entry point, on the emulated machine."""
+        """The command line that runs `ssc`, by its console entry point, on the emulated machine.
+
+        It finds a Python that it can start as a process of its own, as it does for a bundle's self-test: the emulated
+        one is no program of this machine.
+        """
+        python = self._cache / "python"
+        write_atomic(python, f'#!/bin/sh\nexec {shlex.join(self.command())} "$@"\n'.encode(), 0o755)
         entry = importlib.metadata.distribution(DISTRIBUTION).entry_points["ssc"]
-        return self.command("-c", f"from {entry.module} import {entry.attr}; {entry.attr}()", *arguments)
+        code = f"import sys; sys.executable = {str(python)!r}; from {entry.module} import {entry.attr}; {entry.attr}()"
+        return self.command("-c", code, *arguments)
 
     def environment(self, site: Path) -> dict[str, str]:
         """Variables of a process there: the site's packages and this checkout's sources."""
