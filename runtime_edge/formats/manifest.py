@@ -346,23 +346,6 @@ def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def model_digest(manifest: Manifest) -> str:
-    """Which model makes activations: `sha256:<hex>` over what decides them and their meaning on the wire: the weights
-    of each block, and name, shape and int8 scales of each cut, in order.
-
-    The same for all formats and precisions of a bundle, which ship the same cuts.
-    """
-    info = manifest.info
-    weights = [manifest.components[block].additional_metadata.ssc.parameters for block in info.blocks]
-    cuts = [(cut.name, cut.shape, cut.int8) for cut in info.cuts]
-    return digest(msgspec.json.encode((info.encoder.id, weights, msgspec.to_builtins(cuts)), order="sorted"))
-
-
-def model_number(manifest: Manifest) -> int:
-    """The first 8 bytes of `model_digest`, big-endian, which every frame carries."""
-    return int(model_digest(manifest)[7:23], 16) or 1
-
-
 def asset_ref(name: str, data: bytes) -> str:
     """Reference of a one-file asset directory, as ONNX Runtime's model package hashes directories."""
     line = f"{hashlib.sha256(data).hexdigest()}  {name}\n"

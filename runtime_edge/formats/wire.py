@@ -69,7 +69,7 @@ class FrameHeader(NamedTuple):
     width: int = 0
     """Channels of the bottleneck that were kept; 0 for the activation as it is."""
     model: int = NO_MODEL
-    """The first 8 bytes of the digest of what made it (`manifest.model_number`), big-endian."""
+    """The first 8 bytes of the digest of what made it (`model_id.model_number`), big-endian."""
     version: int = SCHEMA_VERSION
 
 

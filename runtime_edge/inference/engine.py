@@ -12,7 +12,7 @@ from runtime_edge.audio.wire_streams import AudioStreamEncoder
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import CutCodec
-from runtime_edge.formats.manifest import model_number
+from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.wire import encode_frame
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix

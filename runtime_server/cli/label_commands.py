@@ -13,8 +13,8 @@ from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.credentials import Address
-from runtime_edge.formats.manifest import model_digest
 from runtime_edge.formats.minisign import signature_path
+from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.records.head import Head, signature_of
 from runtime_server.broker.hub import Hub
 from runtime_server.cli.ask import ask

@@ -17,7 +17,7 @@ from torch import fx
 
 from runtime_edge.errors import BundleError
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.manifest import model_number
+from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.wire import NO_MODEL, FrameHeader
 from runtime_server.suffix.activation_limits import activation_limits
 from runtime_server.suffix.frame_codecs import FrameCodecs

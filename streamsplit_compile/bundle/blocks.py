@@ -69,7 +69,7 @@ def lower_blocks(
 
 def refused_block(cuts: Sequence[str], block: int, exc: SscError) -> SscError:
     """What to raise when a block between two of the named cuts cannot be lowered or run: one of them may go."""
-    if len(cuts) == 2:
+    if len(cuts) <= 2:
         return exc
     return CutRefused(cuts[block] if block else cuts[1], str(exc))
 

@@ -58,7 +58,7 @@ class Adaptation(Strict, frozen=True, kw_only=True):
     """Id of the encoder."""
     generation: Generation
     model: Digest
-    """The weights whose layers it changes (`manifest.model_digest`, or `SubModel.digest`)."""
+    """The weights whose layers it changes (`model_id.model_digest`, or `SubModel.digest`)."""
     created_by: Name
     self_tests: Annotated[dict[Name, Expected], Meta(max_length=16)]
     """By compiled variant, such as `onnx-fp32`: what the self-test must give with the new layers. A device whose

@@ -90,7 +90,7 @@ class Head(_Common, frozen=True, kw_only=True):
 
     format: Literal["streamsplit.head/2"] = "streamsplit.head/2"
     model: Digest | None
-    """Whose embeddings it was fitted to, those of the last of `generations` (`manifest.model_digest`); frames carry its
+    """Whose embeddings it was fitted to, those of the last of `generations` (`model_id.model_digest`); frames carry its
     first 8 bytes. None in a head of version 1, which does not say."""
     temperature: Temperature
     """Logits are divided by it, so that scores are probabilities."""

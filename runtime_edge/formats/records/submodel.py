@@ -29,8 +29,8 @@ from runtime_edge.formats.manifest import (
     canonical,
     check_consistent,
     digest,
-    model_digest,
 )
+from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.strict import Name, Strict, decode
 
 MAX_SUBMODEL_BYTES = MAX_MANIFEST_BYTES
@@ -74,7 +74,7 @@ class SubModel(Strict, frozen=True, kw_only=True):
     modules: Annotated[tuple[Modules, ...], Meta(min_length=1, max_length=4096)]
     """Every layer that has groups. With the weights of the generation they give the suffix of each cut."""
     embeds_like: Digest | None
-    """The model whose embeddings it gives as well (`manifest.model_digest`), so that heads of that one hold; None
+    """The model whose embeddings it gives as well (`model_id.model_digest`), so that heads of that one hold; None
     for embeddings of its own."""
     head: Digest | None
     """SHA-256 of the head file that was fitted to it."""
@@ -88,7 +88,7 @@ class SubModel(Strict, frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """`sha256:<hex>` over its blocks and cuts (`manifest.model_digest`), then the assets of its cuts, in order."""
+        """`sha256:<hex>` over its blocks and cuts (`model_id.model_digest`), then the assets of its cuts, in order."""
         assets = [msgspec.to_builtins(asset) for asset in self.cut_assets]
         return digest(msgspec.json.encode((model_digest(self.manifest), assets), order="sorted"))
 

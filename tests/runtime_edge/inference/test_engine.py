@@ -4,7 +4,7 @@ import pytest
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import ENCODINGS, CutCodec
-from runtime_edge.formats.manifest import model_number
+from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.wire import decode_frame
 from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.prefix import Prefix

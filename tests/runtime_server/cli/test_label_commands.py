@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from runtime_edge.formats.manifest import model_digest
+from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.records.head import read_head
 from streamsplit_compile.cli.main import main, ssc
 

@@ -78,13 +78,17 @@ BAD = {
     "another key": ("verify bundle --pub other.pub", "bundle/manifest.json.minisig: signed by key "),
     "no signature": ("verify unsigned --pub key.pub", "manifest.json.minisig: missing"),
     "a public key that is none": ("verify bundle --pub text.pt", "text.pt: "),
-    "another encoder": ("verify bundle --encoder resnet.pt", "bundle: compiled from other weights than resnet.pt"),
+    "another encoder": ("verify bundle --encoder resnet.pt", "compiled with --factory toys:Tiny; give the same here"),
+    "other weights": (
+        "verify bundle --encoder warmer.pt --factory toys:Tiny",
+        "bundle: compiled from other weights than warmer.pt",
+    ),
     "a diff with nothing": ("diff bundle missing", "missing: no such bundle directory"),
     "a key in the way": ("key new -o text.pt", "text.pt: exists; a key is never overwritten"),
     "a base that is none": ("compile tiny.pt --base full -o out", "full/manifest.json: cannot be read"),
-    "a base and other weights": (
+    "a base of another encoder": (
         "compile resnet.pt --base bundle -o out",
-        "bundle: cut waveform does not exist in this encoder",
+        "resnet.pt: the bundle was compiled with --factory toys:Tiny; give the same here if they are yours",
     ),
     "a base and what it decides": ("compile tiny.pt --base bundle --cuts all -o out", "--cuts: with --base it is as"),
     "no parity without a base": ("compile tiny.pt --factory toys:Tiny --no-parity -o out", "--no-parity: only with "),
@@ -117,6 +121,9 @@ def place(tmp_path_factory, small_bundle, signing_key, tiny_file, resnet_file):
     root = tmp_path_factory.mktemp("cli")
     shutil.copy(tiny_file, root / "tiny.pt")
     shutil.copy(resnet_file, root / "resnet.pt")
+    weights = torch.load(tiny_file, weights_only=True)
+    next(iter(weights.values())).add_(1.0)
+    torch.save(weights, root / "warmer.pt")
     (root / "text.pt").write_text("this is text")
     (root / "text.toml").write_text("this is text")
     (root / "short.pt").write_bytes(tiny_file.read_bytes()[:-100])

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime_edge.errors import BundleError
-from runtime_edge.formats.manifest import Manifest, model_digest
+from runtime_edge.formats.manifest import Manifest
+from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.records.submodel import MAX_SUBMODEL_BYTES, Modules, SubModel
 
 INFO = "manifest.additional_metadata.ssc"

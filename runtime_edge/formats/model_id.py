@@ -1,0 +1,24 @@
+"""What tells one model from another, whatever the formats and precisions of its files."""
+
+from __future__ import annotations
+
+import msgspec
+
+from runtime_edge.formats.manifest import Manifest, digest
+
+
+def model_digest(manifest: Manifest) -> str:
+    """Which model makes activations: `sha256:<hex>` over what decides them and their meaning on the wire: the weights
+    of each block, and name, shape and int8 scales of each cut, in order.
+
+    The same for all formats and precisions of a bundle, which ship the same cuts.
+    """
+    info = manifest.info
+    weights = [manifest.components[block].additional_metadata.ssc.parameters for block in info.blocks]
+    cuts = [(cut.name, cut.shape, cut.int8) for cut in info.cuts]
+    return digest(msgspec.json.encode((info.encoder.id, weights, msgspec.to_builtins(cuts)), order="sorted"))
+
+
+def model_number(manifest: Manifest) -> int:
+    """The first 8 bytes of `model_digest`, big-endian, which every frame carries."""
+    return int(model_digest(manifest)[7:23], 16) or 1
