@@ -1,4 +1,4 @@
-"""What `promtool check metrics` says of a metrics page, by the rules that Prometheus gives for names and help texts."""
+"""What is wrong with names and help texts of a metrics page by Prometheus's published rules; not promtool itself."""
 
 import re
 
