@@ -225,13 +225,12 @@ class BundleStore:
             except BundleError:
                 continue
             target = asset_path(staging, reference)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, target)
-            except FileExistsError:
-                pass  # two blocks are the same file
-            except OSError:
-                write_atomic(target, data)  # this file system has no links
+            if not target.exists():  # two blocks may be the same file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(path, target)
+                except OSError:
+                    write_atomic(target, data)  # this file system has no links
             return True
         return False
 
