@@ -163,7 +163,10 @@ def test_the_log_keeps_the_newest_lines_within_its_bound(trials, state, monkeypa
 
 def test_a_full_disk_costs_the_log_a_line_and_nothing_else(trials, state):
     (state / "updates.jsonl").mkdir()
-    trials.note("generation")
+    trials.note("generation", generation=1)
+    (state / "updates.jsonl").rmdir()
+    trials.note("generation", generation=2)
+    assert [event["generation"] for event in update_log(state, 5).events] == [2]
 
 
 def test_a_trial_is_passed_after_enough_windows_and_enough_time():
