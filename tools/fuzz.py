@@ -210,6 +210,7 @@ TARGETS = {
     "audio": Target(fuzz_files.audio, SourceError, fuzz_files.sounds),
     "status": Target(fuzz_files.status, FormatError, golden("device/status.json")),
     "trials": Target(fuzz_files.trials, BundleError, golden("device/bundles.json")),
+    "numbers": Target(fuzz_files.numbers, FormatError, golden("device/numbers.json"), fuzz_files.whole_numbers),
     "mixture": Target(fuzz_files.mixture, FrameError, fuzz_files.mixtures),
     "profile": Target(lambda data: Profile.from_json(data, "profile"), FormatError, fuzz_files.profiles),
     "target": Target(fuzz_files.target, UsageError, fuzz_files.targets),

@@ -1,7 +1,7 @@
 """How long a device takes to choose anew after a step of its link or load, in simulated time.
 
-The device's own estimator, monitor and splitter run; only the link and the clock are made up: frames queue on an
-uplink of so many Mbit/s, round trips jitter, decisions come every half second.
+The device's own bandwidth estimate and splitter run; only the link, the load and the clock are made up: frames queue on
+an uplink of so many Mbit/s, round trips jitter, decisions come every half second.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class SteppedDevice:
         for index in range(int(END_S / hop_s)):
             start_s = index * hop_s
             self._learn_until(start_s)
-            # The monitor reads the mean load since the last decision.
+            # The splitter sees the mean load since the last decision.
             load = np.mean([self._at(start_s - share * hop_s).cpu for share in np.arange(0.05, 1.0, 0.1)])
             load = float(np.clip(load + self._random.normal(0, 0.02), 0, 1))
             decision = self._splitter.choose(UNCERTAINTY, load, self._uplink.uplink_mbits, self._uplink.rtt_ms)

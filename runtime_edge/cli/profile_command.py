@@ -18,7 +18,9 @@ from runtime_edge.inference.variants import AUTO, choose_variant, runtime_option
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Profile to write.")
 @click.option("--variant", default=AUTO, show_default=True, help="Which compiled files to run.")
 @click.option("--threads", type=click.IntRange(1, 64), help="Inference threads [default: the target's].")
-@click.option("--runs", default=50, show_default=True, type=click.IntRange(1, 100_000))
+@click.option(
+    "--runs", default=50, show_default=True, type=click.IntRange(1, 100_000), help="Timed runs of each block."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def profile(bundle: Path, target: str, out: Path, variant: str, threads: int | None, runs: int, as_json: bool) -> None:
     """Measure every block on this device; the profile replaces a target's estimates.

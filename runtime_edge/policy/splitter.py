@@ -55,7 +55,7 @@ class Splitter:
     action must be better by more than `hysteresis`, and after a change the next one waits `dwell` windows, unless link
     or load have moved and waiting would cost more than URGENT. The device knows a window's uncertainty only after it,
     so the table is looked up with the exponential mean of the known ones; before the first it is 1. An action earlier
-    than cut `min_cut_index` (the privacy floor) is never chosen, by policy or by probe. `uncertainty_smoothing` is the
+    than cut `min_cut_index` (the privacy floor) is never chosen, not even to explore. `uncertainty_smoothing` is the
     newest uncertainty's weight in the mean: 1.0 for values that are smoothed already. Raises TableError when the table
     does not fit.
     """

@@ -4,9 +4,9 @@ access = Access(Path("server"))
 seed = access.add("pi-1")             # for the device alone; only its public half is kept here
 access.write()                        # what the embedded broker includes; `reload` makes a running one read it again
 
-A device may publish its own frames, events and presence, be answered below its own inbox, and read what is there for
-every device or for it alone. It lives in an account of its own (`accounts`), and nothing it may do names a consumer: so
-it can neither read frames nor make the broker deliver anything on a subject it has no right to.
+A device may publish its own frames, events, presence and learnt values, be answered below its own inbox, and read what
+is there for every device or for it alone. It lives in an account of its own (`accounts`), and nothing it may do names a
+consumer: so it can neither read frames nor make the broker deliver anything on a subject it has no right to.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _exports() -> list[_Rules]:
 def _device(name: str, key: str) -> _Rules:
     """A device's account: what reaches the server from it, what it gets to hear, and what it may do at all.
 
-    No `*` at an end: the broker takes a wish for `a.>` as one that `a.*` allows.
+    No `*` at an end: nats-server lets a client with permission for `a.*` subscribe to `a.>`.
     """
     readable = [(subjects.RELEASES, ">")]
     readable += [

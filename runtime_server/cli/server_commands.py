@@ -53,8 +53,16 @@ _training_options = together(
         type=click.IntRange(2),
         help="Windows in a training step.",
     ),
-    click.option("--learning-rate", default=TrainConfig.learning_rate, show_default=True, type=float),
-    click.option("--train-share", default=0.6, show_default=True, type=click.FloatRange(0.01, 1.0)),
+    click.option(
+        "--learning-rate", default=TrainConfig.learning_rate, show_default=True, type=float, help="Of the optimiser."
+    ),
+    click.option(
+        "--train-share",
+        default=0.6,
+        show_default=True,
+        type=click.FloatRange(0.01, 1.0),
+        help="Share of the time that training may take.",
+    ),
     click.option(
         "--checkpoint-steps",
         default=200,

@@ -19,7 +19,7 @@ from streamsplit_compile.cli.printing import print_json, print_table, size
 @click.option(
     "--seconds", default=75.0, show_default=True, type=click.FloatRange(10, 3600), help="Streaming time at least."
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random.")
 @json_option
 def demo(audio: Path | None, out: Path, encoder: str, cuts: str, seconds: float, seed: int, as_json: bool) -> None:
     """The whole loop on one machine: compile, stream, train, recompile, hot-swap, report.

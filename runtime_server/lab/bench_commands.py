@@ -32,11 +32,17 @@ def bench() -> None:
 @click.option("--target", default="rpi4", show_default=True, help="Which device's pace and energy.")
 @click.option("--audio", type=PathParam(), help="Directory of recordings [default: a synthesised soundscape].")
 @click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(5, 3600), help="Of each run.")
-@click.option("--repeats", default=2, show_default=True, type=click.IntRange(1, 100))
+@click.option("--repeats", default=2, show_default=True, type=click.IntRange(1, 100), help="Runs of each policy.")
 @click.option(
     "--clips-every", default=1, show_default=True, type=click.IntRange(1), help="Take each n-th labelled clip."
 )
-@click.option("--network", default="namespaces", show_default=True, type=click.Choice(["namespaces", "relay"]))
+@click.option(
+    "--network",
+    default="namespaces",
+    show_default=True,
+    type=click.Choice(["namespaces", "relay"]),
+    help="How links are made: Linux's network namespaces, which need root, or a relay.",
+)
 @click.option("--meter", type=PathParam(), help="A USB meter's log while this runs: CSV with time_s, watts.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of links, loads and audio.")
 @click.option("-o", "--out", type=PathParam(), default=Path("bench"), show_default=True, help="Directory to write to.")

@@ -208,8 +208,8 @@ class DurableLedger(Ledger):
         good = 0
         for line in lines[:-1]:
             name, _, checksum = line.partition("~")
-            sound = checksum == _checksum(name) if checked else not checksum
-            if sound and (found := _JOURNAL_LINE.fullmatch(name)):
+            matches = checksum == _checksum(name) if checked else not checksum
+            if matches and (found := _JOURNAL_LINE.fullmatch(name)):
                 self._add(found["device"], found["boot"], int(found["index"]))
                 good += 1
         return good, len(lines) - bool(lines and not lines[-1]) - good

@@ -1,6 +1,7 @@
 """What a server keeps on its disk, all of it written whole or not at all.
 
 <state>/signing.key, signing.pub      made at the first start unless --key is given
+<state>/signing_key.path              where the key lies that --key gave, instead of those two
 <state>/held_out.key                  decides which windows judge releases; made at the first start
 <state>/generations/00002/            bundles it compiled
 <state>/weights/00002.pt              the weights each was compiled from
@@ -30,8 +31,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from runtime_edge.base.checked_files import check, checksum_path, remove_checked, write_checked
-from runtime_edge.base.files import fsync_directory, make_private, read_bounded, write_atomic
+from runtime_edge.base.checked_files import check, checksum_path, read_checked, remove_checked, write_checked
+from runtime_edge.base.files import fsync_directory, make_private, write_atomic
 from runtime_edge.errors import FormatError, SignatureError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
@@ -57,9 +58,9 @@ class ServerState:
         elsewhere = self.root / _KEY_ELSEWHERE
         if given is not None:
             key = minisign.read_secret_key(given)
-            write_atomic(elsewhere, os.fsencode(given.resolve()) + b"\n")
+            write_checked(elsewhere, os.fsencode(given.resolve()) + b"\n")
             return key
-        elsewhere.unlink(missing_ok=True)
+        remove_checked(elsewhere)
         path = self.root / "signing.key"
         public = path.with_suffix(".pub")
         new = ": a new key is made, which devices that know the former one refuse"
@@ -183,9 +184,10 @@ def signing_key_file(root: Path) -> Path | None:
 
     None where no server has run. Raises FormatError.
     """
-    elsewhere, own = root / _KEY_ELSEWHERE, root / "signing.key"
-    if elsewhere.exists():
-        return Path(os.fsdecode(read_bounded(elsewhere, _MAX_PATH_BYTES).removesuffix(b"\n")))
+    own = root / "signing.key"
+    elsewhere = read_checked(root / _KEY_ELSEWHERE, _MAX_PATH_BYTES, fix=": the server writes it anew when it starts")
+    if elsewhere is not None:
+        return Path(os.fsdecode(elsewhere.removesuffix(b"\n")))
     return own if own.exists() else None
 
 

@@ -55,6 +55,15 @@ _limit_options = together(
 """What no action may exceed."""
 
 
+_exploration_option = click.option(
+    "--exploration",
+    default=TableOptions.exploration,
+    show_default=True,
+    type=click.FloatRange(0, 0.2),
+    help="Share of windows that devices ship at an earlier cut, so that early blocks learn.",
+)
+
+
 @click.command()
 @bundle_argument
 @click.option("--target", required=True, help="A target the bundle was compiled for.")
@@ -68,7 +77,7 @@ _limit_options = together(
 )
 @_reward_options
 @_limit_options
-@click.option("--probe-rate", default=0.02, show_default=True, type=click.FloatRange(0, 0.2))
+@_exploration_option
 @seed_option
 @key_option
 @json_option
@@ -83,7 +92,7 @@ def train(
     max_latency_ms: float | None,
     max_memory_mb: float | None,
     min_cut: str | None,
-    probe_rate: float,
+    exploration: float,
     seed: int,
     key: Path | None,
     as_json: bool,
@@ -107,7 +116,7 @@ def train(
         bundle=opened.digest,
         traces=seen,
         held_out=held_out,
-        options=TableOptions(seed=seed, bins=_axes(bins), probe_rate=probe_rate),
+        options=TableOptions(seed=seed, bins=_axes(bins), exploration=exploration),
     )
     write_table(out.parent, out.name, table.to_json(), read_key(key))
     if as_json:

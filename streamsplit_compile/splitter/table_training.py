@@ -46,7 +46,7 @@ class TableOptions:
     learning: QLearningConfig = field(default_factory=QLearningConfig)
     hysteresis: float = 0.02
     dead_band: float = 0.1
-    probe_rate: float = 0.02
+    exploration: float = 0.02
     created_by: str = "ssc splitter train"
 
 
@@ -129,7 +129,7 @@ def _table(
         hysteresis=options.hysteresis,
         dead_band=options.dead_band,
         dwell=math.ceil(STEADY_S / environment.hop_s),
-        probe_rate=options.probe_rate,
+        probe_rate=options.exploration,
         costs_digest=environment.digest,
         bundle=bundle,
         bundle_cuts=cuts_digest(cut_names),

@@ -49,6 +49,13 @@ def test_every_file_of_the_repository_that_a_page_names_exists(page: Path) -> No
     assert [place for place in PLACE.findall(prose(page)) if not (ROOT / place).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_test_and_tool_that_a_command_names_exists(page: Path) -> None:
+    commands = "\n".join(re.findall(r"^```.*?^```", page.read_text(), flags=re.MULTILINE | re.DOTALL))
+    named = re.findall(r"\b((?:tests|tools)/[\w/-]+(?:\.\w+)?)", commands)
+    assert [place for place in named if not (ROOT / place).exists()] == []
+
+
 def test_every_section_of_the_method_that_is_named_exists() -> None:
     sections = set(re.findall(r"^## (\d+)\. ", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE))
     named = [(path, number) for path in (*SOURCES, *PAGES) for number in SECTION.findall(path.read_text())]

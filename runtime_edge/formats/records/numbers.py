@@ -56,7 +56,7 @@ class RecordNumbers:
     """The numbers of one state directory. Several may share its file, within one thread, while their kinds differ."""
 
     def __init__(self, path: Path, on_damage: Callable[[FormatError], None] | None = None) -> None:
-        """A file that is damaged is reported to `on_damage`, and started over with the numbers of the records in use.
+        """A file that is damaged or gone is reported to `on_damage`, and started over with the numbers in use.
 
         From then on no record without a number is accepted.
         """
@@ -90,7 +90,9 @@ class RecordNumbers:
         self._note(known, record)
 
     def in_use(self, record: Record, signer: PublicKey) -> None:
-        """A record that is in use was accepted, whatever the file says."""
+        """A record that is in use was accepted, whatever the file says; where it has a number, the file was there."""
+        if record.number and not self._own and not self._path.exists():
+            self._start_over(FormatError(f"{self._path}: is missing"))
         if record.number > self.highest(record.name, signer):
             self._note(self._read(signer), record)
 
@@ -131,10 +133,13 @@ class RecordNumbers:
                 raise FormatError(f"{self._path}: digest: not that of numbers; the file is damaged")
             return strict.decode(bytes(file.numbers), _Numbers, str(self._path), _MAX_BYTES)
         except FormatError as exc:
-            self._on_damage(FormatError(f"{exc}; which records are old is known only of those in use"))
-            lost = _Numbers(signer="", unnumbered=False, highest={})
-            self._write(lost)
-            return lost
+            return self._start_over(exc)
+
+    def _start_over(self, damage: FormatError) -> _Numbers:
+        self._on_damage(FormatError(f"{damage}; which records are old is known only of those in use"))
+        lost = _Numbers(signer="", unnumbered=False, highest={})
+        self._write(lost)
+        return lost
 
 
 def _warn(exc: FormatError) -> None:

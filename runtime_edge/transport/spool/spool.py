@@ -134,7 +134,7 @@ class Spool:
         self._database = SpoolDatabase(path, "FULL" if power_safe else "NORMAL", ROW_BYTES)
         self._lock = threading.RLock()
         self._acked: dict[str, tuple[int, int] | None] = {}
-        self._unsound: set[int] = set()
+        self._damaged_places: set[int] = set()
         self._places: dict[str, tuple[int, int]] = {}
         self._closed = False
         self.counters()
@@ -191,9 +191,9 @@ class Spool:
             return frames
 
         with self._lock:
-            unsound = len(self._unsound)
+            damaged = len(self._damaged_places)
             frames = self._guarded(select)
-            if len(self._unsound) > unsound:
+            if len(self._damaged_places) > damaged:
                 self._write_pending()
             return frames
 
@@ -290,9 +290,9 @@ class Spool:
     def _read(self, row: tuple[int, str, int, float, builtins.bytes, int]) -> SpooledFrame | None:
         """The frame in a row, None when it is not what was put; the next change drops it then."""
         place, message_id, index, uncertainty, payload, _ = row
-        if place not in self._unsound and spool_file.is_sound(row[1:]):
+        if place not in self._damaged_places and spool_file.is_intact(row[1:]):
             return SpooledFrame(message_id, index, payload, uncertainty)
-        self._unsound.add(place)
+        self._damaged_places.add(place)
         return None
 
     def _find(self, db: sqlite3.Connection, message_id: str) -> tuple[int, int] | None:
@@ -303,7 +303,7 @@ class Spool:
     def _write_pending(self) -> None:
         """Delete what is acknowledged or damaged, now or, when the disk refuses, later."""
         with self._lock:
-            if self._acked or self._unsound:
+            if self._acked or self._damaged_places:
                 try:
                     self._changed(lambda change: None)
                 except SpoolError as exc:
@@ -315,10 +315,10 @@ class Spool:
             if known is not None:
                 change.remove(message_id, *known)
                 change.acked += 1
-        if self._unsound:
-            for place in self._unsound:
+        if self._damaged_places:
+            for place in self._damaged_places:
                 change.remove("", place, 0)
-            change.damaged = len(self._unsound)
+            change.damaged = len(self._damaged_places)
             # What a damaged row once counted is not known.
             change.bytes = spool_file.count_frames(change.db, ROW_BYTES).bytes - change.before.bytes
 
@@ -369,7 +369,7 @@ class Spool:
         if change.stored is not None and change.newest == change.stored[1]:  # it was not the one dropped
             self._remember(*change.stored)
         self._acked.clear()
-        self._unsound.clear()
+        self._damaged_places.clear()
 
     def _guarded(self, operation: Callable[[], _Result]) -> _Result:
         """Run under the lock; rebuild a damaged database once, turn what the disk refuses into SpoolError."""
@@ -381,7 +381,7 @@ class Spool:
                     if not spool_file.is_damage(exc):
                         raise
                     self._places.clear()
-                    self._unsound.clear()
+                    self._damaged_places.clear()
                     self._database.rebuild(exc)
                     self._acked = {message_id: self._find(self._db, message_id) for message_id in self._acked}
                     return operation()

@@ -58,7 +58,7 @@ def checksum(message_id: str, index: int, uncertainty: float, payload: bytes) ->
     return zlib.crc32(payload, zlib.crc32(fields))
 
 
-def is_sound(row: _Row) -> bool:
+def is_intact(row: _Row) -> bool:
     """Whether a row of `COLUMNS` is as it was put; rows of the first version have no checksum."""
     message_id, index, uncertainty, payload, check = row
     kinds = isinstance(message_id, str), isinstance(index, int), isinstance(uncertainty, float)
@@ -120,7 +120,7 @@ def count_frames(db: sqlite3.Connection, row_bytes: int) -> Found:
 
 
 def salvage(path: Path, source: sqlite3.Connection | None, target: Path, last_place: int | None) -> None:
-    """Copy the sound frames of a damaged spool to a new one at `target`, in their order.
+    """Copy the intact frames of a damaged spool to a new one at `target`, in their order.
 
     Frames keep their places where these are in order and at most `last_place`. What does not fit on the disk is left
     out. The new one has the counters of the damaged one where they can be read, which need not agree with its frames.
@@ -168,7 +168,7 @@ def _identify(db: sqlite3.Connection, path: Path) -> None:
         head = file.read(100)
     is_database = head.startswith(b"SQLite format 3\0")
     ours = not is_database or head[68:72] == _APPLICATION_ID.to_bytes(4, "big")
-    if ours and head and not _header_is_sound(head):
+    if ours and head and not _header_is_right(head):
         raise Damage("its header is not a spool's")
     try:
         schema = _schema(db)
@@ -210,7 +210,7 @@ def _expected(version: int) -> list[str]:
     return sorted(statement.strip() for statement in text.split(";") if "CREATE" in statement)
 
 
-def _header_is_sound(head: bytes) -> bool:
+def _header_is_right(head: bytes) -> bool:
     """Whether the fields that are the same in every spool are so: those that SQLite does not check itself."""
     journal_and_reserved, format_and_text = head[18:21], head[44:48] + head[56:60]
     vacuum = head[52:56] + head[64:68]
@@ -262,7 +262,7 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, last_place: in
 
 
 def _readable(db: sqlite3.Connection) -> Iterator[_Row]:
-    """The place and the columns of every sound row that can be read, each row at least once."""
+    """The place and the columns of every intact row that can be read, each row at least once."""
     columns = COLUMNS
     with _damage_ignored():
         if "checksum" not in [row[1] for row in db.execute("PRAGMA table_info(frames)")]:
@@ -272,7 +272,7 @@ def _readable(db: sqlite3.Connection) -> Iterator[_Row]:
     try:
         for row in db.execute(f"{select} ORDER BY place"):
             last = row[0]
-            if is_sound(row[1:]):
+            if is_intact(row[1:]):
                 yield row
         return
     except sqlite3.DatabaseError as exc:
@@ -285,7 +285,7 @@ def _readable(db: sqlite3.Connection) -> Iterator[_Row]:
     for place in sorted(places):
         with _damage_ignored():
             row = db.execute(f"{select} WHERE place = ?", (place,)).fetchone()
-            if row is not None and is_sound(row[1:]):
+            if row is not None and is_intact(row[1:]):
                 yield row
 
 

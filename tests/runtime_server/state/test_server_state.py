@@ -175,6 +175,13 @@ def test_the_key_that_signs_is_found_wherever_it_lies(tmp_path, signing_key):
     minisign.write_key_pair(signing_key, given)
     state.signing_key(given)
     assert signing_key_file(state.root) == given
+    note = state.root / "signing_key.path"
+    for damage in (lambda: note.write_bytes(note.read_bytes().replace(b"given", b"gi6en")), note.unlink):
+        damage()
+        with pytest.raises(FormatError, match=rf"^{note}: is (damaged|missing).*the server writes it anew"):
+            signing_key_file(state.root)
+    state.signing_key(given)
+    assert signing_key_file(state.root) == given
     own = state.signing_key(None)
     assert signing_key_file(state.root) == state.root / "signing.key"
     assert own.public != signing_key.public

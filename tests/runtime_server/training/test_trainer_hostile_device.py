@@ -1,10 +1,11 @@
 """Ten devices train one encoder, and one of them is hostile: what its windows do to the others'.
 
-Honest devices hear soundscapes of their own. Their held-out loss is measured after the same training with and without
-the hostile one, on the same windows and views. The numbers are printed (`pytest -s`).
-"""
+Honest devices hear soundscapes of their own. The held-out loss of each is measured after the same training with and
+without the hostile one, on the same windows and views. The numbers are printed (`pytest -s`).
 
-import statistics
+Any tenth device, an honest one as well, takes a tenth of every batch from the others, and one training differs from
+another: of a single device the loss then moves by 1 % either way. So other seeds count together.
+"""
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ HONEST = [f"pi-{number}" for number in range(9)]
 CUT, STEPS = 1, 60
 WINDOWS = 128
 RISE = 0.01
-"""Share by which the honest devices' held-out loss may rise because of the hostile one."""
+"""Share by which the held-out loss of any honest device may rise because of the hostile one."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def heard(small_bundle):
 
 @pytest.fixture
 def fleet(generations, heard):
-    """`fleet(attack, seed, steps, bounded)`: mean held-out loss of the honest devices; no attack, no tenth device.
+    """`fleet(attack, seed, steps, bounded)`: held-out loss of each honest device; no attack, no tenth device.
 
     Unbounded, what is out of range trains all the same, as it did before there was a range.
     """
@@ -71,7 +72,7 @@ def fleet(generations, heard):
             trainer.step()
         averaged = cut_model(generations.graph, generation.bundle, trainer.averaged_tensors())
         (judged,) = judge.judge([averaged])
-        return statistics.mean(judgement.loss for judgement in judged)
+        return np.array([judgement.loss for judgement in judged])
 
     return run
 
@@ -103,32 +104,34 @@ ATTACKS = (constant, constant_within_range, scaled, scaled_within_range, copied)
 
 
 def rises(fleet, seed):
-    """By attack: the share by which the honest devices' held-out loss is above that without the hostile device."""
+    """By attack: the share by which each honest device's held-out loss is above that without the hostile one."""
     alone = fleet(None, seed)
-    print(f"\nseed {seed}: before training {fleet(None, seed, steps=0):.4f}, without a hostile device {alone:.4f}")
+    untrained = fleet(None, seed, steps=0)
+    print(f"\nseed {seed}: before training {untrained.mean():.4f}, without a hostile device {alone.mean():.4f}")
     found = {attack.__name__: fleet(attack, seed) / alone - 1 for attack in ATTACKS}
     for name, rise in found.items():
-        print(f"  {name}: {rise:+.2%}")
+        print(f"  {name}: {rise.mean():+.2%}, {rise.max():+.2%} the worst device")
     return found
 
 
-def test_one_hostile_device_of_ten_costs_the_others_at_most_a_hundredth(fleet):
+def test_one_hostile_device_of_ten_costs_each_of_the_others_at_most_a_hundredth(fleet):
     found = rises(fleet, seed=0)
-    assert max(found.values()) <= RISE, found
-    assert found["constant"] == found["scaled"] == 0.0, "they take no part"
+    assert {name: rise.max() for name, rise in found.items() if rise.max() > RISE} == {}
+    assert not found["constant"].any(), "it takes no part"
+    assert not found["scaled"].any(), "it takes no part"
 
 
 def test_without_the_range_the_same_windows_do_more_harm_than_training_does_good(fleet):
-    before, alone = fleet(None, 0, steps=0), fleet(None, 0)
+    before, alone = fleet(None, 0, steps=0).mean(), fleet(None, 0).mean()
     for attack in (constant, scaled):
-        harmed = fleet(attack, 0, bounded=False)
+        harmed = fleet(attack, 0, bounded=False).mean()
         print(f"\n{attack.__name__}, unbounded: {harmed / alone - 1:+.2%}")
         assert harmed > alone * (1 + RISE)
         assert harmed > before > alone
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_it_is_so_for_other_seeds(fleet, seed):
-    found = rises(fleet, seed)
-    assert max(found.values()) <= RISE, found
+def test_it_is_so_for_other_seeds(fleet):
+    found = [rises(fleet, seed) for seed in (1, 2, 3)]
+    means = {attack.__name__: np.mean([one[attack.__name__] for one in found], axis=0) for attack in ATTACKS}
+    assert {name: rise.max() for name, rise in means.items() if rise.max() > RISE} == {}

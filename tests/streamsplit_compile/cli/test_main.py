@@ -212,6 +212,13 @@ def test_the_help_of_every_command_shows_an_example_that_calls_it():
     assert seen > 15
 
 
+def test_every_option_says_what_it_is_for():
+    options = [(path, option) for path, command in commands() for option in command.params if option.name != "help"]
+    options = [(path, option) for path, option in options if isinstance(option, click.Option)]
+    assert len(options) > 100
+    assert [(*path, *option.opts) for path, option in options if not option.help] == []
+
+
 def test_every_command_that_is_listed_can_be_imported():
     for name, (place, text) in cli.all_commands().items():
         module, attribute = place.split(":")

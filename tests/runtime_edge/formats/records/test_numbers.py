@@ -88,13 +88,13 @@ def test_another_key_starts_anew_and_without_unnumbered_records(state):
         RecordNumbers(state).accept(record(1), OTHER.public, "x")
 
 
-@pytest.mark.parametrize("damage", ["flip", "empty", "garbage", "cut"])
+@pytest.mark.parametrize("damage", ["flip", "empty", "garbage", "cut", "gone"])
 def test_a_damaged_file_is_told_once_and_what_is_in_use_still_counts(state, damage):
     accept(RecordNumbers(state), record(5), record(6, kind="head"))
     honest = state.read_bytes()
-    state.write_bytes(
-        {"flip": honest.replace(b":5,", b":3,"), "empty": b"", "garbage": b"[]", "cut": honest[:-9]}[damage]
-    )
+    state.write_bytes({"flip": honest.replace(b":5,", b":3,"), "empty": b"", "garbage": b"[]"}.get(damage, honest[:-9]))
+    if damage == "gone":
+        state.unlink()
     told = []
     numbers = RecordNumbers(state, told.append)
     numbers.in_use(record(5), KEY.public)
@@ -108,6 +108,13 @@ def test_a_damaged_file_is_told_once_and_what_is_in_use_still_counts(state, dama
     refused(again, record(5))
     refused(again, record(0, kind="head"))
     assert len(told) == 1
+
+
+def test_a_file_that_never_was_is_not_missed_by_a_record_without_a_number(state):
+    told = []
+    RecordNumbers(state, told.append).in_use(record(0), KEY.public)
+    assert told == []
+    assert not state.exists()
 
 
 def test_what_is_in_use_never_lowers_a_number(state):
