@@ -1,0 +1,20 @@
+"""The extra `compile-tflite`: bundles for both runtimes."""
+
+import pytest
+
+from runtime_edge.formats.bundle import open_bundle
+
+EXTRAS = "compile-tflite"
+BRINGS = {"compile-tflite", "compile", "edge-tflite", "edge", "audio"}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def test_an_encoder_is_compiled_to_both_formats(toy_terminal):
+    toy_terminal.types(
+        "ssc compile encoder.pt --targets rpi4 --formats onnx,tflite -o bundle-tflite/",
+        "--cuts log_mel,one,two --precision fp32,int8",
+    )
+    bundle = toy_terminal.directory / "bundle-tflite"
+    (first, *_) = open_bundle(bundle).manifest.info.blocks
+    assert {"onnx-fp32", "tflite-fp32", "onnx-int8", "tflite-int8"} <= set(first.variants)
+    toy_terminal.environment.ssc("verify", bundle, "--encoder", toy_terminal.directory / "encoder.pt")
