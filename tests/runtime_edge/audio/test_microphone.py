@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from microphones import RATE, microphone, portaudio_is_missing
 
+from runtime_edge.audio.audio_block import SYSTEM_CLOCK, Counters
+from runtime_edge.audio.microphone import Microphone
+from runtime_edge.errors import SourceError
+
 TONE_HZ = 440
 
 LISTEN = """
@@ -66,3 +70,14 @@ def test_an_input_that_is_not_there_is_named_in_one_line(listen):
     last = done.stderr.strip().splitlines()[-1]
     assert "SourceError: microphone 'no such card'" in last
     assert "python -m sounddevice" in last
+
+
+def test_a_machine_without_a_microphone_is_told_so(monkeypatch):
+    import sounddevice
+
+    def missing(device, kind):
+        raise sounddevice.PortAudioError("Error querying device -1")
+
+    monkeypatch.setattr(sounddevice, "query_devices", missing)
+    with pytest.raises(SourceError, match="microphone 'default': there is no input device: list inputs"):
+        Microphone("", 1.0, Counters(), SYSTEM_CLOCK)
