@@ -5,7 +5,8 @@ import pytest
 from runtime_edge.formats.bundle import open_bundle
 
 EXTRAS = "compile-tflite"
-BRINGS = {"compile-tflite", "compile", "edge-tflite", "edge", "audio"}
+# litert-torch needs transformers itself.
+BRINGS = {"compile-tflite", "compile", "edge-tflite", "edge", "audio", "transformers"}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 

@@ -62,12 +62,14 @@ def test_the_guide_serves_and_looks_after_releases_and_tables(toy_terminal):
         terminal.types("ssc splitter push table.json --device pi-1 --state server/", broker)
         terminal.types("ssc splitter push table.json --device pi-1 --key signing.key", broker)
 
-        terminal.types("ssc server label clips/ --state server/ --push", f"{broker} -o head.json")
+        assert "hiss" in terminal.types("ssc server label clips/ --state server/ --push", broker)
+        (here / "head.json").unlink()
         with (here / "heard.csv").open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["device", "time", "seconds", "label"])
             rows.writerows(["pi-1", result["time"], 0.1, sounds.LABELS[n % 2]] for n, result in enumerate(found))
-        terminal.types("ssc server label heard.csv --state server/ --push", f"{broker} -o head.json")
+        terminal.types("ssc server label heard.csv --state server/ --push", broker)
+        assert json.loads((here / "head.json").read_text())["labels"] == list(sounds.LABELS)
 
         generation = {"[GENERATION]": "1"}
         terminal.types("ssc server releases pin [GENERATION] --state server/", broker, generation)
