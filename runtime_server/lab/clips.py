@@ -50,21 +50,24 @@ class Clips:
 def load_clips(root: Path) -> Clips:
     """Read `<root>/esc10/labels.csv` and the recordings it names. Raises FormatError naming file and line."""
     table = root / "esc10" / "labels.csv"
-    waveforms, classes, folds = [], [], []
-    for number, row in named_rows(table):
+    rows = named_rows(table)
+    if not rows:
+        raise FormatError(f"{table}: no recordings; the first line names the columns: {_COLUMNS}")
+    waveforms, classes, folds = np.zeros((len(rows), CLIP_SAMPLES), np.float32), [], []
+    for place, (number, row) in enumerate(rows):
         where = f"{table}: line {number}"
         name, label, fold = (filled(row, column, where, _COLUMNS) for column in _COLUMNS.split(","))
-        waveforms.append(_waveform(table.parent / name, where))
+        audio = _audio(table.parent / name, where)[:CLIP_SAMPLES]
+        waveforms[place, : len(audio)] = audio
         classes.append(label)
         folds.append(_fold(fold, where))
-    if not waveforms:
-        raise FormatError(f"{table}: no recordings; the first line names the columns: {_COLUMNS}")
     known = {label: index for index, label in enumerate(sorted(set(classes)))}
-    return Clips(np.stack(waveforms), np.array([known[label] for label in classes]), np.array(folds))
+    return Clips(waveforms, np.array([known[label] for label in classes]), np.array(folds))
 
 
-def _waveform(path: Path, where: str) -> Array:
-    """A recording, cut or padded with zeros to `CLIP_SAMPLES`."""
+def _audio(path: Path, where: str) -> Array:
+    """A recording (samples,)."""
+    audio: Array
     try:
         audio, rate = soundfile.read(path, dtype="float32")
     except (OSError, soundfile.LibsndfileError) as exc:
@@ -72,9 +75,7 @@ def _waveform(path: Path, where: str) -> Array:
     channels = 1 if audio.ndim == 1 else audio.shape[1]
     if rate != SAMPLE_RATE or channels > 1:
         raise FormatError(f"{where}: {path}: {rate} Hz in {channels} channels, not {SAMPLE_RATE} in one")
-    waveform = np.zeros(CLIP_SAMPLES, np.float32)
-    waveform[: min(len(audio), CLIP_SAMPLES)] = audio[:CLIP_SAMPLES]
-    return waveform
+    return audio
 
 
 def _fold(text: str, where: str) -> int:

@@ -26,7 +26,7 @@ NOT_TYPED = {
 def typed(path: Path) -> Iterator[tuple[str, str]]:
     """The commands of a test file, with its extras."""
     tree = ast.parse(path.read_text())
-    names = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}  # type: ignore[attr-defined]
+    names = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
     if "EXTRAS" in names:
         texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
         extras = ast.literal_eval(names["EXTRAS"])
