@@ -82,6 +82,8 @@ class Microphone:
 
     def _error(self, exc: Exception) -> SourceError:
         reason = " ".join(str(exc).split())
+        if reason.endswith("querying device -1"):  # PortAudio's number for a default that does not exist
+            reason = "there is no input device"
         return SourceError(
             f"microphone {self._name!r}: {reason}: list inputs with python -m sounddevice, then give mic:NAME"
         )

@@ -140,7 +140,7 @@ def check_summary(summary: dict[str, Any]) -> None:
 
 def _read_results(path: Path) -> list[dict[str, Any]]:
     results = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         result = json.loads(line)
         del result["embedding"]
         results.append(result)

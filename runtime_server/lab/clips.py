@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,12 @@ import numpy.typing as npt
 import soundfile
 
 from runtime_edge.errors import FormatError, MissingExtra
+from runtime_server.labels.csv_fields import filled, named_rows
 
 SAMPLE_RATE, CLIP_SAMPLES = 16_000, 80_000
 FOLDS = 5
 _NEIGHBOURS = 10
+_COLUMNS = "filename,class,fold"
 Array = npt.NDArray[np.float32]
 
 
@@ -47,22 +48,40 @@ class Clips:
 
 
 def load_clips(root: Path) -> Clips:
-    """Read `<root>/esc10/labels.csv` and the recordings it names. Raises FormatError."""
+    """Read `<root>/esc10/labels.csv` and the recordings it names. Raises FormatError naming file and line."""
     table = root / "esc10" / "labels.csv"
+    rows = named_rows(table)
+    if not rows:
+        raise FormatError(f"{table}: no recordings; the first line names the columns: {_COLUMNS}")
+    waveforms, classes, folds = np.zeros((len(rows), CLIP_SAMPLES), np.float32), [], []
+    for place, (number, row) in enumerate(rows):
+        where = f"{table}: line {number}"
+        name, label, fold = (filled(row, column, where, _COLUMNS) for column in _COLUMNS.split(","))
+        audio = _audio(table.parent / name, where)[:CLIP_SAMPLES]
+        waveforms[place, : len(audio)] = audio
+        classes.append(label)
+        folds.append(_fold(fold, where))
+    known = {label: index for index, label in enumerate(sorted(set(classes)))}
+    return Clips(waveforms, np.array([known[label] for label in classes]), np.array(folds))
+
+
+def _audio(path: Path, where: str) -> Array:
+    """A recording (samples,)."""
+    audio: Array
     try:
-        with table.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        waveforms = np.zeros((len(rows), CLIP_SAMPLES), np.float32)
-        for place, row in enumerate(rows):
-            audio, rate = soundfile.read(root / "esc10" / row["filename"], dtype="float32")
-            if rate != SAMPLE_RATE:
-                raise FormatError(f"{row['file']}: {rate} Hz, expected {SAMPLE_RATE}")
-            waveforms[place, : min(len(audio), CLIP_SAMPLES)] = audio[:CLIP_SAMPLES]
-    except (OSError, KeyError, soundfile.LibsndfileError) as exc:
-        raise FormatError(f"{table}: {exc}") from None
-    classes = sorted({row["class"] for row in rows})
-    labels = np.array([classes.index(row["class"]) for row in rows])
-    return Clips(waveforms, labels, np.array([int(row["fold"]) for row in rows]))
+        audio, rate = soundfile.read(path, dtype="float32")
+    except (OSError, soundfile.LibsndfileError) as exc:
+        raise FormatError(f"{where}: {path}: cannot be read ({exc})") from None
+    channels = 1 if audio.ndim == 1 else audio.shape[1]
+    if rate != SAMPLE_RATE or channels > 1:
+        raise FormatError(f"{where}: {path}: {rate} Hz in {channels} channels, not {SAMPLE_RATE} in one")
+    return audio
+
+
+def _fold(text: str, where: str) -> int:
+    if text not in map(str, range(1, FOLDS + 1)):
+        raise FormatError(f"{where}: fold: {text!r} is not a number from 1 to {FOLDS}")
+    return int(text)
 
 
 def probe_accuracy(embeddings: Array, clips: Clips, held_out_fold: int) -> float:

@@ -7,7 +7,6 @@ meter    what a USB meter between supply and board logged: CSV lines `time_s,wat
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.records.table import LOCAL
 from runtime_server.lab.scenarios import ScenarioStep
 from runtime_server.lab.session import RunRecording
+from runtime_server.labels.csv_fields import filled, finite_number, named_rows
 from streamsplit_compile.cost.targets import load_target
 
 RAPL = Path("/sys/class/powercap")
@@ -75,13 +75,18 @@ def rapl_joules(root: Path = RAPL) -> float | None:
 
 
 def metered_mj(path: Path, began: float, seconds: float, windows: int) -> float:
-    """Energy of one window by a meter's log, mJ. Raises FormatError when it does not cover the time."""
-    try:
-        with path.open(newline="") as file:
-            rows = [(float(row["time_s"]), float(row["watts"])) for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, ValueError) as exc:
-        raise FormatError(f"{path}: expected CSV with time_s and watts ({exc})") from None
-    times, watts = np.array(rows).reshape(-1, 2).T
+    """Energy of one window by a meter's log, mJ.
+
+    Raises FormatError naming the line that is wrong, or when the log does not cover the time.
+    """
+    rows = []
+    for number, row in named_rows(path):
+        where = f"{path}: line {number}"
+        fields = ((name, filled(row, name, where, "time_s,watts")) for name in ("time_s", "watts"))
+        rows.append([finite_number(text, f"{where}: {name}") for name, text in fields])
+    if not rows:
+        raise FormatError(f"{path}: no readings; the first line names the columns: time_s,watts")
+    times, watts = np.array(rows).T
     inside = (times >= began) & (times < began + seconds)
     if inside.sum() < 2 or times.min() > began or times.max() < began + seconds:
         raise FormatError(f"{path}: no readings over the {seconds:.0f} s from {began:.0f}")

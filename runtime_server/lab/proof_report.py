@@ -143,7 +143,9 @@ def compare(first: PolicyBench, second: PolicyBench) -> list[tuple[str, str, flo
             one, other = (_median(_quotient(ratio, name) for ratio in side) for side in pair)
             found.append((f"{encoder} {scenario} {policy}", name, one, other, abs(other - one) / max(abs(one), 1e-9)))
     if not found:
-        raise CheckFailed("the two benchmarks have no policy of one encoder and scenario in common beside a baseline")
+        raise CheckFailed(
+            f"the two benchmarks have no policy of one encoder and scenario in common that both compare with {BASELINE}"
+        )
     return found
 
 

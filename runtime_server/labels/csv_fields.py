@@ -1,13 +1,51 @@
-"""Rows and fields of a CSV of labels."""
+"""Rows and fields of CSV files, each with the line it begins in."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
+from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 
+from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import FormatError
+
+MAX_CSV_BYTES = 64 << 20
+
+Row = tuple[int, dict[str, str]]
+"""The number of its first line, as an editor counts, and its fields by column."""
+
+
+def named_rows(path: Path, synonyms: Mapping[str, str] | None = None) -> list[Row]:
+    """The rows of a file whose first line names the columns; a field that is missing is empty.
+
+    Args:
+        path: the file: UTF-8, at most `MAX_CSV_BYTES`.
+        synonyms: other names of columns, in lower case, and what they are called here.
+
+    Raises:
+        FormatError: it cannot be read, or is no CSV.
+    """
+    try:
+        text = read_bounded(path, MAX_CSV_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: not UTF-8 text") from None
+    (_, header), *rows = numbered_rows(text, str(path)) or [(1, [])]
+    known = synonyms or {}
+    names = [known.get(name.strip().lower(), name.strip().lower()) for name in header]
+    empty = dict.fromkeys(names, "")
+    return [(number, empty | dict(zip(names, map(str.strip, fields), strict=False))) for number, fields in rows]
+
+
+def filled(row: Mapping[str, str], name: str, where: str, columns: str) -> str:
+    """A field that must not be empty. Raises FormatError, which begins with `where` and says what columns there are."""
+    if name not in row:
+        raise FormatError(f"{where}: no column {name!r}; the columns are {columns}")
+    if not row[name]:
+        raise FormatError(f"{where}: {name} is empty")
+    return row[name]
 
 
 def numbered_rows(text: str, source: str) -> list[tuple[int, list[str]]]:

@@ -27,7 +27,6 @@ from nats.aio.msg import Msg
 from runtime_edge.audio import Windower, open_source
 from runtime_edge.audio.files.folder import audio_files, is_hidden
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
-from runtime_edge.base.files import read_bounded
 from runtime_edge.base.text import shown
 from runtime_edge.errors import FormatError, FrameError, LinkError, SourceError, UsageError
 from runtime_edge.formats import subjects
@@ -37,14 +36,14 @@ from runtime_edge.formats.wire import FrameHeader, decode_frame
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
-from runtime_server.labels.csv_fields import finite_number, numbered_rows, time_of
+from runtime_server.labels.csv_fields import Row, filled, finite_number, named_rows, time_of
 from runtime_server.labels.head_training import Examples, truth_of
 from runtime_server.labels.label_shares import shared_out
 from runtime_server.suffix.frame_codecs import FrameCodecs
 
 _LOG = logging.getLogger(__name__)
-MAX_CSV_BYTES = 64 << 20
 MAX_WINDOWS = 200_000
+_COLUMNS = "file,label or device,time,label"
 _SYNONYMS = {"filename": "file", "class": "label", "category": "label"}
 _CLOCK_SLACK = timedelta(days=1)
 """How far a device's clock may run ahead of the broker's."""
@@ -338,25 +337,15 @@ def _runs(rows: Sequence[tuple[str, int, tuple[str, ...]]], window_s: float) -> 
     return groups
 
 
-def _rows(source: Path) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV by column, under the names this project gives them, each with the line it begins in."""
+def _rows(source: Path) -> list[Row]:
+    """The rows of a CSV, with the columns under the names this project gives them."""
     if not source.is_file():
         raise UsageError(f"{source}: no such folder or CSV file")
-    try:
-        text = read_bounded(source, MAX_CSV_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise FormatError(f"{source}: not UTF-8 text") from None
-    (_, header), *rows = numbered_rows(text, str(source)) or [(1, [])]
+    rows = named_rows(source, _SYNONYMS)
     if not rows:
-        raise UsageError(f"{source}: no lines; the first one names the columns: file,label or device,time,label")
-    names = [_SYNONYMS.get(name.strip().lower(), name.strip().lower()) for name in header]
-    empty = dict.fromkeys(names, "")
-    return [(number, empty | dict(zip(names, map(str.strip, fields), strict=False))) for number, fields in rows]
+        raise UsageError(f"{source}: no lines; the first one names the columns: {_COLUMNS}")
+    return rows
 
 
 def _field(row: Mapping[str, str], name: str, where: str) -> str:
-    if name not in row:
-        raise FormatError(f"{where}: no column {name!r}; the columns are file,label or device,time,label")
-    if not row[name]:
-        raise FormatError(f"{where}: {name} is empty")
-    return row[name]
+    return filled(row, name, where, _COLUMNS)

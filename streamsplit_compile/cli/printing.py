@@ -28,12 +28,17 @@ def print_warning(line: str) -> None:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table a person can read; numbers to the right. No cell is markup, nor is a terminal told anything by one."""
+    """A table a person can read; numbers to the right. No cell is markup, nor is a terminal told anything by one.
+
+    Without rows there is the title alone.
+    """
     click.echo(title)  # a table's own title is broken at the table's width
+    if not rows:
+        return
     table = Table(header_style="bold")
     for index, column in enumerate(columns):
         numeric = all(row[index][:1].isdigit() or row[index][:1] in "+-." for row in rows)
-        table.add_column(column, justify="right" if numeric and rows else "left")
+        table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     (console if sys.stdout.isatty() else Console(width=160)).print(table)

@@ -36,6 +36,16 @@ class RecordedWindow(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
+class ResultLog:
+    """What a device recorded, in the order of its windows."""
+
+    path: Path
+    windows: list[RecordedWindow]
+    lines: list[int]
+    """Where in the file each window stands, from 1 on."""
+
+
+@dataclass(frozen=True)
 class ResultReplay:
     """A recording and a table."""
 
@@ -52,22 +62,33 @@ class ResultReplay:
     table: Consequences
 
 
-def read_results(path: Path) -> list[RecordedWindow]:
+def read_results(path: Path) -> ResultLog:
     """Read a file of JSON lines. Raises FormatError naming file, line and field."""
-    lines = enumerate(read_bounded(path, MAX_LOG_BYTES, FormatError).splitlines(), 1)
-    found = [decode(line, RecordedWindow, f"{path}:{number}", MAX_LOG_BYTES) for number, line in lines if line.strip()]
+    found = []
+    for number, line in enumerate(read_bounded(path, MAX_LOG_BYTES, FormatError).splitlines(), 1):
+        if line.strip():
+            found.append((decode(line, RecordedWindow, f"{path}:{number}", MAX_LOG_BYTES), number))
     if not found:
         raise FormatError(f"{path}: no results in it")
-    return sorted(found, key=lambda result: result.window)
+    found.sort(key=lambda window: window[0].window)
+    return ResultLog(path, [window for window, _ in found], [number for _, number in found])
 
 
-def replay(table: SplitterTable, results: list[RecordedWindow]) -> ResultReplay:
-    """Play a table on what a device saw. Raises TableError when a recorded cut is none of its actions."""
+def replay(table: SplitterTable, log: ResultLog) -> ResultReplay:
+    """Play a table on what a device saw.
+
+    Raises TableError when a recorded cut is none of the table's actions (naming file and line), or when the table looks
+    at what results do not record.
+    """
     environment = with_local(environment_of(table))
     names = [action.name for action in environment.actions]
-    for result in results:
+    results = log.windows
+    for result, line in zip(results, log.lines, strict=True):
         if result.cut not in names:
-            raise TableError(f"window {result.window} was cut at {result.cut!r}; the table has {', '.join(names)}")
+            raise TableError(
+                f"{log.path}:{line}: cut {result.cut!r} is not in the table, which has {', '.join(names)}: "
+                "give a table of the bundle that the device ran"
+            )
 
     def column(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         return np.array([[getattr(result, name) for result in results]], np.float64)
@@ -79,7 +100,7 @@ def replay(table: SplitterTable, results: list[RecordedWindow]) -> ResultReplay:
     }
     for axis in table.state:
         if axis.name not in observed:
-            raise TableError(f"state: {axis.name} is not in recorded results")
+            raise TableError(f"{log.path}: results do not record {axis.name}, which is in the table's state")
     traces = Traces(uncertainty, observed["cpu"], observed["bandwidth_mbps"], observed["rtt_ms"])
     outcome = simulate(environment, traces)
     chosen = play(table, observed)

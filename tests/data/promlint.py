@@ -1,7 +1,10 @@
-"""What is wrong with names and help texts of a metrics page by Prometheus's published rules; not promtool itself."""
+"""What is wrong with names and help texts of a metrics page by Prometheus's published rules, and promtool itself."""
 
 import re
+import shutil
+import subprocess
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 _NOT_BASE_UNITS = {
@@ -30,6 +33,16 @@ def problems(page: str) -> list[str]:
             found.append(f"{name}: only a histogram has a label le")
         found += [f"{name}: label {label}" for one in samples for label in one.labels if not _plain(label)]
     return found
+
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+
+
+def said_by_promtool(page: bytes) -> str:
+    """What `promtool check metrics` prints; empty when the page is clean."""
+    done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=60, check=False)
+    said = (done.stdout + done.stderr).decode()
+    return said or ("" if done.returncode == 0 else f"exit code {done.returncode}")
 
 
 def _of_name(name: str, kind: str) -> list[str]:

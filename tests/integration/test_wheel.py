@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from installed import build_wheel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -26,21 +27,9 @@ def build():
 """
 
 
-def build(directory: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--wheel-dir", directory, REPOSITORY]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if built.returncode and "connection broken" in built.stderr:
-        pytest.skip("the package index cannot be reached: no build backend")
-    assert built.returncode == 0, built.stderr
-    assert built.stderr == ""
-    (wheel,) = directory.iterdir()
-    return wheel
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    return build(tmp_path_factory.mktemp("wheel"))
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +64,7 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel):
 
 
 def test_the_same_sources_give_the_same_bytes(wheel, tmp_path):
-    assert build(tmp_path).read_bytes() == wheel.read_bytes()
+    assert build_wheel(tmp_path).read_bytes() == wheel.read_bytes()
 
 
 @pytest.fixture(params=["a package", "a folder without __init__.py"])

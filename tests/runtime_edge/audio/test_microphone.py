@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from microphones import RATE, microphone, portaudio_is_missing
 
-RATE, TONE_HZ = 48_000, 440
+from runtime_edge.audio.audio_block import SYSTEM_CLOCK, Counters
+from runtime_edge.audio.microphone import Microphone
+from runtime_edge.errors import SourceError
 
-ALSA = """
-pcm.!default {{ type plug slave {{ pcm "tone" format S16_LE rate {rate} channels 2 }} }}
-pcm.tone {{ type file slave {{ pcm "null" }} file "/dev/null" infile "{file}" format "raw" }}
-pcm.null {{ type null }}
-"""
+TONE_HZ = 440
 
 LISTEN = """
 import itertools, json, sys
@@ -36,17 +34,6 @@ print(json.dumps({"windows": found, "overruns": counters.overruns, "bad": counte
 """
 
 
-def portaudio_is_missing() -> str:
-    """Why a microphone cannot be opened here; empty when it can."""
-    if sys.platform != "linux":
-        return "ALSA is Linux's"
-    try:
-        importlib.import_module("sounddevice")
-    except (ImportError, OSError) as exc:
-        return str(exc)
-    return ""
-
-
 missing = portaudio_is_missing()
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"sounddevice and PortAudio are needed: {missing}")
 
@@ -55,12 +42,9 @@ pytestmark = pytest.mark.skipif(bool(missing), reason=f"sounddevice and PortAudi
 def listen(tmp_path: Path):
     """`listen(spec)`: what a process hears from a card that plays a tone at 48 kHz in stereo."""
     tone = 0.5 * np.sin(2 * np.pi * TONE_HZ * np.arange(60 * RATE) / RATE)
-    pcm = np.rint(np.stack([tone, tone], axis=1) * 32767).astype("<i2")
-    pcm.tofile(tmp_path / "tone.raw")
-    (tmp_path / "asound.conf").write_text(ALSA.format(rate=RATE, file=tmp_path / "tone.raw"))
+    env = {**os.environ, **microphone(tmp_path, tone)}
 
     def run(spec: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "ALSA_CONFIG_PATH": str(tmp_path / "asound.conf")}
         command = [sys.executable, "-c", LISTEN, spec]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
 
@@ -86,3 +70,14 @@ def test_an_input_that_is_not_there_is_named_in_one_line(listen):
     last = done.stderr.strip().splitlines()[-1]
     assert "SourceError: microphone 'no such card'" in last
     assert "python -m sounddevice" in last
+
+
+def test_a_machine_without_a_microphone_is_told_so(monkeypatch):
+    import sounddevice
+
+    def missing(device, kind):
+        raise sounddevice.PortAudioError("Error querying device -1")
+
+    monkeypatch.setattr(sounddevice, "query_devices", missing)
+    with pytest.raises(SourceError, match="microphone 'default': there is no input device: list inputs"):
+        Microphone("", 1.0, Counters(), SYSTEM_CLOCK)

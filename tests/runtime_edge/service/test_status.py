@@ -189,6 +189,12 @@ def test_every_metric_passes_the_rules_of_prometheus():
     assert promlint.problems(render(metrics(status())).decode()) == []
 
 
+@promlint.needs_promtool
+def test_promtool_has_nothing_to_say_of_the_metrics():
+    assert promlint.said_by_promtool(render(metrics(status()))) == ""
+    assert "base unit" in promlint.said_by_promtool(b"# HELP a_bits A.\n# TYPE a_bits gauge\na_bits 1\n")
+
+
 def test_the_rules_find_what_breaks_them():
     page = '# HELP uplink_bits \n# TYPE uplink_bits gauge\nuplink_bits 1\n# TYPE wait_ms gauge\nwait_ms{Cut="a"} 1\n'
     assert promlint.problems(page) == [

@@ -27,12 +27,19 @@ TRAINING = TrainingStatus(
 )
 
 
+MEASURED = ServerMeasurements(
+    encoder="toy", generation=2, uptime_s=60.0, devices=1, windows=700, frames={"done": 700}, connected=True,
+    latency_ms={"suffix": Histogram()}, training=TRAINING,
+)  # fmt: skip
+
+
+@promlint.needs_promtool
+def test_promtool_has_nothing_to_say_of_the_metrics_of_a_server_that_trains():
+    assert promlint.said_by_promtool(render(families(MEASURED))) == ""
+
+
 def test_every_metric_of_a_server_that_trains_passes_the_rules_of_prometheus():
-    measured = ServerMeasurements(
-        encoder="toy", generation=2, uptime_s=60.0, devices=1, windows=700, frames={"done": 700}, connected=True,
-        latency_ms={"suffix": Histogram()}, training=TRAINING,
-    )  # fmt: skip
-    page = render(families(measured)).decode()
+    page = render(families(MEASURED)).decode()
     assert promlint.problems(page) == []
     found = {sample.name for family in text_string_to_metric_families(page) for sample in family.samples}
     assert {"ssc_server_windows_total", "ssc_server_training_step_seconds_sum", "ssc_server_candidate_quality"} <= found

@@ -41,6 +41,14 @@ def test_a_pi_with_the_edge_extra_has_no_problem_and_is_told_what_it_can_add() -
         ({"versions": {"numpy": "2.2.0", "tflite-runtime": "2.14.0"}}, "tflite-runtime", ".whl[edge-tflite-runtime]"),
         ({"versions": {"numpy": "2.2.0", "onnxruntime": "1.23.0", "torch": "2.13.0"}}, "compiler", "[compile]"),
         ({"failures": {"onnxruntime": "ends Python at import with SIGILL"}}, "onnxruntime", "another"),
+        (
+            {
+                "versions": {**PI.versions, "sounddevice": "0.5.6"},
+                "failures": {"sounddevice": "cannot be imported: OSError: PortAudio library not found"},
+            },
+            "sounddevice",
+            "sudo apt install libportaudio2",
+        ),
         ({"free_bytes": 10**8}, "disk", "room"),
     ],
 )
@@ -70,6 +78,25 @@ def test_a_module_that_ends_its_process_is_found_without_ending_this_one(
     assert bool(failure) == bool(said)
 
 
+def test_a_missing_portaudio_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    assert "PortAudio library not found" in MachineFacts.here().failures["sounddevice"]
+
+
+def test_a_microphones_library_that_is_missing_leaves_bundles_to_be_tried() -> None:
+    assert dataclasses.replace(PI, failures={"sounddevice": "cannot be imported"}).runtimes_load
+    assert not dataclasses.replace(PI, failures={"onnxruntime": "cannot be imported"}).runtimes_load
+
+
+def test_a_python_of_the_systems_is_told_to_make_an_environment() -> None:
+    (note,) = [found for found in examine(dataclasses.replace(PI, managed=True)) if found.what == "environment"]
+
+    assert note.state == "note"
+    assert "python3 -m venv" in note.mend
+
+
 def test_1_21_is_no_problem_on_an_x86_machine() -> None:
     machine = dataclasses.replace(PI, architecture="x86_64", versions={**PI.versions, "onnxruntime": "1.21.1"})
 
@@ -77,4 +104,4 @@ def test_1_21_is_no_problem_on_an_x86_machine() -> None:
 
 
 def test_this_machine_can_compile_and_serve() -> None:
-    assert problems(MachineFacts.here()) == {}
+    assert problems(MachineFacts.here()).keys() <= {"sounddevice"}, "it need not have a microphone's library"

@@ -56,7 +56,12 @@ def test_what_is_no_recording_is_refused(tmp_path: Path, text: str, message: str
         read_results(tmp_path / "log.jsonl")
 
 
-def test_cuts_of_another_bundle_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text(line(7, "layer9", 1.0))
-    with pytest.raises(TableError, match="window 7 was cut at 'layer9'; the table has waveform, layer1"):
-        replay(make_table((SLOW, FAST)), read_results(tmp_path / "log.jsonl"))
+def test_a_cut_of_another_bundle_is_named_with_its_file_and_line(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join([line(8, "layer1", 1.0), "", line(7, "layer9", 1.0), ""]))
+    with pytest.raises(TableError) as refused:
+        replay(make_table((SLOW, FAST)), read_results(log))
+    assert str(refused.value) == (
+        f"{log}:3: cut 'layer9' is not in the table, which has waveform, layer1, layer2, embedding, local: "
+        "give a table of the bundle that the device ran"
+    )
