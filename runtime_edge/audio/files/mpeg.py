@@ -1,4 +1,4 @@
-"""MPEG audio (MP3, AAC in ADTS): where a frame ends, and how long a file says it is."""
+"""MPEG audio (MP2, MP3, AAC in ADTS): where a frame ends, and how long a file says it is."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _ID3_1_BYTES = 128
 _TAG = re.compile(rb"Xing|Info")
 _TAG_WITHIN = 64
 _HAS_FRAMES, _HAS_BYTES = 1, 2
-_LAYER_3_KBPS = (
-    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-)
+_LAYER_2_KBPS = (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
+_LAYER_3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_LOW_KBPS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+"""Of both layers, at the low sample rates."""
 
 
 class MpegLength(NamedTuple):
@@ -33,17 +33,18 @@ class MpegLength(NamedTuple):
 
 
 def frame_bytes(head: bytes) -> int:
-    """Length of the layer III or AAC frame that begins here; 0 where none does."""
+    """Length of the layer II, layer III or AAC frame that begins here; 0 where none does."""
     if len(head) < HEADER_BYTES or head[0] != 0xFF or head[1] < 0xE0:
         return 0
     if head[1] & 0xF6 == 0xF0:  # AAC in ADTS
         return (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
-    version, bit_rate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
-    if head[1] >> 1 & 3 != 1 or version == 1 or rate == 3 or not 0 < bit_rate < 15:
+    version, layer, bit_rate, rate = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 4, head[2] >> 2 & 3
+    if layer not in (2, 3) or version == 1 or rate == 3 or not 0 < bit_rate < 15:
         return 0
-    kbps = _LAYER_3_KBPS[version != 3][bit_rate - 1]
-    hz = (44_100, 48_000, 32_000)[rate] >> (0 if version == 3 else 1 if version == 2 else 2)
-    return (144 if version == 3 else 72) * kbps * 1000 // hz + (head[2] >> 1 & 1)
+    full = version == 3
+    kbps = (_LOW_KBPS if not full else _LAYER_2_KBPS if layer == 2 else _LAYER_3_KBPS)[bit_rate - 1]
+    hz = (44_100, 48_000, 32_000)[rate] >> (0 if full else 1 if version == 2 else 2)
+    return (144 if full or layer == 2 else 72) * kbps * 1000 // hz + (head[2] >> 1 & 1)
 
 
 def is_mpeg(data: bytes) -> bool:
