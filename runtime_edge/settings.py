@@ -33,6 +33,7 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 _MAX_BYTES = 1 << 20
+_MAX_SHOWN = 100
 _UNSET: tuple[object, ...] = (None, (), "")
 
 
@@ -189,7 +190,7 @@ def validate(config: type[_Dataclass], table: Mapping[str, Any], source: str) ->
         except msgspec.ValidationError as exc:
             allowed = f" ({key.allowed})" if key.allowed else ""
             example = f"{name} = {_toml_value(key.shown)}"
-            shown = without_password(f"{value!r:.100}")
+            shown = without_password(repr(value))[:_MAX_SHOWN]
             raise UsageError(f"{source}: {name} is {shown}: {exc}{allowed}; for example {example}") from None
     return values
 

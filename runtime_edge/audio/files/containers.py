@@ -253,6 +253,11 @@ class PatchedFile(io.RawIOBase):
         self._file, self._patches = path.open("rb", buffering=0), patches
         size = os.fstat(self._file.fileno()).st_size
         self._end = size * _FAR if open_end else size
+        self._path = path
+
+    def __repr__(self) -> str:
+        """The file's name, for messages of whoever reads it."""
+        return repr(os.fsencode(self._path))
 
     def close(self) -> None:
         """Close the file."""

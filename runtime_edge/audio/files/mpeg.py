@@ -6,6 +6,7 @@ import re
 from typing import BinaryIO, NamedTuple
 
 HEADER_BYTES = 7
+_LONGEST_FRAME = 1 << 13
 _SEARCHED = 1 << 16
 """Padding between a tag and the first frame is no longer than this."""
 _ID3_BYTES = 10
@@ -89,7 +90,7 @@ def _first_frame(file: BinaryIO, position: int) -> int | None:
     data = file.read(_SEARCHED)
     at = data.find(b"\xff") if tagged else 0
     while 0 <= at < len(data):
-        if is_mpeg(data[at:]):
+        if is_mpeg(data[at : at + _LONGEST_FRAME + HEADER_BYTES]):
             return position + at
         at = data.find(b"\xff", at + 1) if tagged else -1
     return None

@@ -14,7 +14,6 @@ import soundfile
 
 from runtime_edge.audio import Counters, Windower, open_source
 from runtime_edge.audio.file_decoder import read_span, recording_length
-from runtime_edge.audio.files import mpeg
 from runtime_edge.base.text import shown
 from runtime_edge.errors import SourceError
 
@@ -105,13 +104,17 @@ def make_bad(directory: Path, kind: str) -> Path:
     elif kind == "not utf-8":
         path = directory / os.fsdecode(b"M\xfcnchen.wav")
         path.write_bytes(b"")
+    elif kind == "flac cut":
+        path = directory / "bad.flac"
+        soundfile.write(path, noise(1), RATE)
+        cut(path, 0.003)
     elif kind == "unread format":
         path = directory / "a.m4a"
         path.write_bytes(b"\0\0\0\x20ftypM4A " + bytes(1000))
     return path
 
 
-BAD = ["no bytes", "text", "no samples", "header cut", "slow rate", "not utf-8", "unread format"]
+BAD = ["no bytes", "text", "no samples", "header cut", "flac cut", "slow rate", "not utf-8", "unread format"]
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -124,6 +127,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, kind: str) -> None
     message = str(caught.value)
     assert shown(path) in message
     assert "\n" not in message
+    assert "object at" not in message
     assert message.count(":") >= 1
 
 
@@ -280,28 +284,6 @@ def test_a_flac_is_read_to_its_last_sample_whatever_it_states(tmp_path: Path, st
         np.testing.assert_array_equal(read_span(path, 70_000, 70_500)[:, 0], samples[70_000:70_500])
 
 
-def without_its_length(path: Path) -> None:
-    """Take away an MP3 file's first frame, which holds no sound but how many frames follow."""
-    data = path.read_bytes()
-    path.write_bytes(data[mpeg.frame_bytes(data) :])
-
-
-@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
-def test_an_mp3_that_states_no_length_is_read_to_its_end_which_is_no_fault(tmp_path: Path, mode: str) -> None:
-    path, counters = tmp_path / "a.mp3", Counters()
-    quiet_at_last = noise(8.0) * np.geomspace(1, 1e-4, 8 * RATE)[:, None].astype(np.float32)
-    soundfile.write(path, quiet_at_last, RATE, format="MP3", bitrate_mode=mode, compression_level=0.3)
-    samples = read(path)
-    without_its_length(path)
-
-    found = read(path, counters)
-
-    assert samples.size <= found.size < samples.size + 4_000
-    assert counters.files_cut_short == 0
-    assert recording_length(path) == (found.size, RATE)
-    np.testing.assert_allclose(read_span(path, 20_000, 20_500)[:, 0], found[20_000:20_500], atol=1e-6)
-
-
 @pytest.mark.parametrize("suffix", ["wav", "w64", "rf64", "aiff", "au", "caf", "mp3"])
 def test_of_two_recordings_in_one_file_both_are_read_and_this_is_told(tmp_path: Path, suffix: str) -> None:
     path, counters = tmp_path / f"a.{suffix}", Counters()
@@ -310,16 +292,6 @@ def test_of_two_recordings_in_one_file_both_are_read_and_this_is_told(tmp_path: 
 
     assert abs(read(path, counters).size - 2 * samples.size) < 5_000
     assert counters.files_cut_short == 1
-
-
-@pytest.mark.parametrize("tail", [b"TAG" + bytes(125), bytes(1000)])
-def test_what_stands_behind_an_mp3_is_no_audio(tmp_path: Path, tail: bytes) -> None:
-    path, counters = tmp_path / "a.mp3", Counters()
-    samples = record(path)
-    path.write_bytes(path.read_bytes() + tail)
-
-    np.testing.assert_array_equal(read(path, counters), samples)
-    assert counters.files_cut_short == 0
 
 
 @pytest.mark.parametrize("suffix", ["ogg", "opus"])
