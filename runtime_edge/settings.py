@@ -24,6 +24,7 @@ import click
 import msgspec
 
 from runtime_edge.base.files import read_bounded
+from runtime_edge.base.text import without_password
 from runtime_edge.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -32,6 +33,7 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 _MAX_BYTES = 1 << 20
+_MAX_SHOWN = 100
 _UNSET: tuple[object, ...] = (None, (), "")
 
 
@@ -188,7 +190,8 @@ def validate(config: type[_Dataclass], table: Mapping[str, Any], source: str) ->
         except msgspec.ValidationError as exc:
             allowed = f" ({key.allowed})" if key.allowed else ""
             example = f"{name} = {_toml_value(key.shown)}"
-            raise UsageError(f"{source}: {name} is {value!r:.100}: {exc}{allowed}; for example {example}") from None
+            shown = without_password(repr(value))[:_MAX_SHOWN]
+            raise UsageError(f"{source}: {name} is {shown}: {exc}{allowed}; for example {example}") from None
     return values
 
 

@@ -113,7 +113,9 @@ def _fault(file: Any, container: Container, done: int, damage: str | None) -> st
     rate = file.samplerate
     if damage is not None:
         return f"damaged after {done / rate:.1f} s ({damage}): what follows is not read"
-    if container.wrong is None and stated < _UNKNOWN_FRAMES and stated != done:
+    if container.unread is not None:
+        return container.unread
+    if container.wrong is None and not container.open_end and stated < _UNKNOWN_FRAMES and stated != done:
         return f"its header states {stated / rate:.3f} s, and {done / rate:.3f} s could be read"
     return None
 
@@ -129,10 +131,10 @@ def _opened(path: Path, in_order: bool = False) -> Iterator[tuple[Any, Container
         container = examine(path)
         patches = container.patches if in_order or container.frames is None else {}
         with contextlib.ExitStack() as closing:
-            file = soundfile.SoundFile(
-                closing.enter_context(PatchedFile(path, patches)) if patches else os.fsencode(path)
-            )
-            closing.enter_context(file)
+            source: Any = os.fsencode(path)
+            if patches or container.open_end:
+                source = closing.enter_context(PatchedFile(path, patches, container.open_end))
+            file = closing.enter_context(soundfile.SoundFile(source))
             if in_order:
                 # soundfile seeks after each read where it can, which fails at the end of a FLAC without a length.
                 file.seekable = bool
@@ -153,7 +155,7 @@ def recording_length(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as (file, container):
         _check_header(path, file, container)
-        if file.seekable() and file.frames < _UNKNOWN_FRAMES:
+        if file.seekable() and file.frames < _UNKNOWN_FRAMES and not container.open_end:
             return int(file.frames), int(file.samplerate)
     return readable_length(path)
 
@@ -179,7 +181,7 @@ def read_span(path: Path, start: int, stop: int) -> NDArray[np.float32]:
         MissingExtra: soundfile is not installed.
     """
     with _opened(path) as (file, container):
-        if container.frames is not None or file.frames < _UNKNOWN_FRAMES:
+        if container.frames is not None or (file.frames < _UNKNOWN_FRAMES and not container.open_end):
             file.seek(start)
             frames: NDArray[np.float32] = file.read(stop - start, dtype="float32", always_2d=True)
             if len(frames) == stop - start:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_edge.audio.audio_block import Counters
+from runtime_edge.audio.files import mpeg
 from runtime_edge.audio.live import FrameQueue
 from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio
 from runtime_edge.errors import SourceError
@@ -35,15 +36,35 @@ _CONTAINERS = (
     (0, b"Creative Voice", "VOC"),
     (0, b"NIST_1A", "NIST"),
     (0, b"\x1f\x8b\x08", "gzip"),
+    (0, b"BZh", "bzip2"),
+    (0, b"\xfd7zXZ\0", "xz"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd"),
+    (0, b"PK\3\4", "zip"),
+    (0, b".SoX", "SoX's own format"),
+    (0, b"XoS.", "SoX's own format"),
+    (0, b"d\xa3\1\0", "IRCAM"),
+    (0, b"d\xa3\2\0", "IRCAM"),
+    (0, b"d\xa3\3\0", "IRCAM"),
+    (0, b"d\xa3\4\0", "IRCAM"),
+    (0, b" paf", "PAF"),
+    (0, b"fap ", "PAF"),
+    (0, b"PVF1\n", "PVF"),
+    (0, b"2BIT", "AVR"),
+    (0, b"MATLAB 5.0", "MATLAB"),
+    (0, b"ALawSoundFile", "Psion WVE"),
+    (0, b"Extended Instr", "XI"),
+    (0, b"TTA1", "TTA"),
+    (0, b"DSD \x1c", "DSD"),
+    (0, b"FRM8", "DSD"),
+    (0, b"FLV\1", "FLV"),
+    (0, b".RMF", "RealMedia"),
+    (0, b"ADIF", "AAC"),
+    (0, b"\x7f\xfe\x80\1", "DTS"),
     (4, b"ftyp", "MP4"),
 )
 """The bytes by which a container is recognised, by their place."""
 _LONGEST_MARK = 16
-_MPEG_HEADER = 7
-_LAYER_3_KBPS = (
-    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-)
+_TRANSPORT_PACKET, _TRANSPORT_SYNC = 188, 0x47
 
 
 def read_pcm16(fd: int, rate_hz: int, channels: int, counters: Counters) -> Iterator[SourceAudio]:
@@ -78,33 +99,21 @@ def read_pcm16(fd: int, rate_hz: int, channels: int, counters: Counters) -> Iter
 def _container(data: bytes) -> str | None:
     """What begins like this, if it is known and not PCM."""
     named = (name for place, mark, name in _CONTAINERS if data.startswith(mark, place))
-    return next(named, None) or ("MP3 or AAC" if _is_mpeg(data) else None)
+    if mpeg.is_mpeg(data):
+        return "MP3 or AAC"
+    packets = data[: _transport_bytes(data) : _TRANSPORT_PACKET]
+    return next(named, "an MPEG transport stream" if len(packets) == 3 and len({*packets}) == 1 else None)
 
 
 def _decisive_bytes(data: bytes) -> int:
     """How many bytes are needed to tell what begins like this."""
-    frame = _mpeg_frame_bytes(data)
-    return max(_LONGEST_MARK, frame + _MPEG_HEADER if frame else 0)
+    frame = mpeg.frame_bytes(data)
+    return max(_LONGEST_MARK, frame + mpeg.HEADER_BYTES if frame else 0, _transport_bytes(data))
 
 
-def _is_mpeg(data: bytes) -> bool:
-    """Whether MPEG audio without a tag begins here: a frame's header, and another one where that frame ends."""
-    frame = _mpeg_frame_bytes(data)
-    return bool(frame and _mpeg_frame_bytes(data[frame:]))
-
-
-def _mpeg_frame_bytes(head: bytes) -> int:
-    """Length of the layer III or AAC frame that begins here; 0 where none does."""
-    if len(head) < _MPEG_HEADER or head[0] != 0xFF or head[1] < 0xE0:
-        return 0
-    if head[1] & 0xF6 == 0xF0:  # AAC in ADTS
-        return (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
-    version, bit_rate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
-    if head[1] >> 1 & 3 != 1 or version == 1 or rate == 3 or not 0 < bit_rate < 15:
-        return 0
-    kbps = _LAYER_3_KBPS[version != 3][bit_rate - 1]
-    hz = (44_100, 48_000, 32_000)[rate] >> (0 if version == 3 else 1 if version == 2 else 2)
-    return (144 if version == 3 else 72) * kbps * 1000 // hz + (head[2] >> 1 & 1)
+def _transport_bytes(data: bytes) -> int:
+    """How many bytes show whether what begins like this is a transport stream: up to its third packet; 0: it is not."""
+    return 2 * _TRANSPORT_PACKET + 1 if data[:1] == bytes((_TRANSPORT_SYNC,)) else 0
 
 
 def capture_pcm16(fd: int, rate_hz: int, channels: int, queue: FrameQueue, counters: Counters) -> None:

@@ -36,9 +36,13 @@ def read_bounded(path: Path, limit_bytes: int, error: type[FormatError] = Format
 def write_atomic(path: Path, data: bytes, mode: int = 0o644, durable: bool = True) -> None:
     """Write `data` to `path` so that a reader or a power cut sees the old file or the new one, never a half.
 
-    Without `durable` a power cut may leave an empty file, and nobody waits for the disk.
+    Without `durable` a power cut may leave an empty file, and nobody waits for the disk. What is there and is no file,
+    such as /dev/null or a pipe, is written and not replaced. Raises OSError naming a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        path.write_bytes(data)
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -48,8 +52,10 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644, durable: bool = Tru
                 os.fsync(file.fileno())
         os.chmod(name, mode)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as exc:
         Path(name).unlink(missing_ok=True)
+        if isinstance(exc, OSError):
+            exc.filename = exc.filename or str(path)  # a full disk does not say which file it was
         raise
     if durable:
         fsync_directory(path.parent)

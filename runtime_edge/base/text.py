@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 MAX_TEXT = 500
@@ -19,3 +20,8 @@ def shown(name: Path | str) -> str:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # a surrogate that represents no byte
         return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def without_password(url: str) -> str:
+    """An address as it may be shown and stored: without the user's name, password or token in it."""
+    return re.sub(r"(^|//)(?:(?!//).)*@", r"\1***@", url)

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 from runtime_edge.base.histogram import Histogram
 from runtime_edge.base.logs import LastTroubles
+from runtime_edge.base.text import without_password
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Capture, CaptureState
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.runner import RunnerState, WindowRunner
 from runtime_edge.device.sinks import dropped
-from runtime_edge.formats.credentials import without_password
 from runtime_edge.service.namesake import NamesakeWatch
 from runtime_edge.service.status import DeviceStatus, EncoderStatus, UplinkStatus
 from runtime_edge.system import Health, health

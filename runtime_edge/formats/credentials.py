@@ -19,7 +19,7 @@ import nats.errors
 import nkeys
 
 from runtime_edge.base.files import read_bounded
-from runtime_edge.base.text import printable
+from runtime_edge.base.text import printable, without_password
 from runtime_edge.errors import AccessError, FormatError, LinkError, UsageError
 
 _MAX_BYTES = 4096
@@ -83,11 +83,6 @@ class Address:
 
     def __str__(self) -> str:
         return without_password(self.url)
-
-
-def without_password(url: str) -> str:
-    """An address as it may be shown and stored: without the user's name, password or token in it."""
-    return re.sub(r"(^|//)(?:(?!//).)*@", r"\1***@", url)
 
 
 def servers(url: str) -> list[str]:

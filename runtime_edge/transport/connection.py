@@ -21,9 +21,10 @@ import numpy as np
 
 from runtime_edge.base.aio import cancel_all, within
 from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, flush, reason
+from runtime_edge.base.text import without_password
 from runtime_edge.errors import AccessError, LinkError, SscError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.credentials import Credentials, explain, named, servers, without_password
+from runtime_edge.formats.credentials import Credentials, explain, named, servers
 from runtime_edge.transport import direct_get
 from runtime_edge.transport.fast_client import DirectClient
 from runtime_edge.transport.pending import PendingAnswers

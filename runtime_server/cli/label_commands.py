@@ -115,8 +115,8 @@ def _examples(source: Path, bundles: dict[int, Bundle], broker: Address, gate_db
     with Steps(quiet) as steps:
         if not is_events(source):
             return of_clips(read_clips(source), newest, gate_db, steps)
-
-        return ask(broker, "label", lambda hub: of_events(read_events(source), hub, bundles, steps))
+        events = read_events(source)
+        return ask(broker, "label", lambda hub: of_events(events, hub, bundles, steps))
 
 
 def _ship(

@@ -129,24 +129,24 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return ssc.main(arguments, "ssc", standalone_mode=False)
     except SscError as exc:
-        print(f"ssc: {printable(str(exc), _MAX_ERROR)}", file=sys.stderr)
+        click.echo(f"ssc: {printable(str(exc), _MAX_ERROR)}", err=True)
         sys.exit(exc.exit_code)
     except click.exceptions.NoArgsIsHelpError as exc:
         print(exc.format_message())
         sys.exit(0)
     except click.UsageError as exc:
         command = exc.ctx.command_path if exc.ctx else "ssc"
-        print(f"ssc: {_one_line(exc.format_message())} (see `{command} --help`)", file=sys.stderr)
+        click.echo(f"ssc: {_one_line(exc.format_message())} (see `{command} --help`)", err=True)
         sys.exit(2)
     except click.ClickException as exc:
-        print(f"ssc: {_one_line(exc.format_message())}", file=sys.stderr)
+        click.echo(f"ssc: {_one_line(exc.format_message())}", err=True)
         sys.exit(2)
     except OSError as exc:
         where = f"{exc.filename}: " if exc.filename else ""
-        print(f"ssc: {where}{exc.strerror or exc}", file=sys.stderr)
+        click.echo(f"ssc: {where}{exc.strerror or exc}", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        print("ssc: interrupted", file=sys.stderr)
+        click.echo("ssc: interrupted", err=True)
         sys.exit(130)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import IO, Any
 
 import click
 from rich.console import Console
@@ -41,7 +41,12 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    (console if sys.stdout.isatty() else Console(width=160)).print(table)
+    (console if _is_terminal(sys.stdout) else Console(width=160)).print(table)
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    """None is a stream that is closed."""
+    return stream is not None and stream.isatty()
 
 
 class Steps:
@@ -50,7 +55,7 @@ class Steps:
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
         self._bar = None
-        if sys.stderr.isatty() and not quiet:
+        if _is_terminal(sys.stderr) and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import io
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,7 @@ CHECKPOINT_FORMAT = "streamsplit.encoder/1"
 ENTRY_POINT_GROUP = "streamsplit.encoders"
 _MAX_ENCODER_BYTES = 4 << 30
 _DEFAULT_SAMPLE_RATE = 16_000
+_FIELDS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(value, torch.Tensor)
     }
     if not tensors:
-        raise FormatError(f"{path}: holds no tensors")
+        fields = ", ".join(printable(str(name)) for name in itertools.islice(content, _FIELDS_SHOWN))
+        raise FormatError(f"{path}: holds no tensors (fields: {fields}); keep the state_dict alone with torch.save")
     return tensors
 
 
@@ -246,7 +249,7 @@ def _read_checkpoint(path: Path, unsafe: bool) -> Any:
     except Exception as exc:
         if what := mistaken(path):
             raise FormatError(f"{path}: {what}") from None
-        pickled = type(exc).__name__ == "UnpicklingError" and not unsafe
+        pickled = "Unsupported global" in str(exc) and not unsafe  # of what else is no pickle nothing would be loaded
         hint = "; a pickled module is refused because loading it runs its code (--unsafe-load)" if pickled else ""
         raise FormatError(f"{path}: not a checkpoint of tensors, or cut short ({type(exc).__name__}){hint}") from None
     if not isinstance(content, (dict, torch.nn.Module)):

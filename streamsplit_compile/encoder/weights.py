@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import zipfile
 from pathlib import Path
 from typing import Any
 
 _FIRST_BYTES = 64
-_WRAPPERS = ("state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Fields under which training programs keep the weights, beside the optimizer's state."""
+_COMPRESSED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 _PARALLEL = "module."
 """What DataParallel puts before the name of each tensor."""
 
@@ -22,8 +24,13 @@ def mistaken(path: Path) -> str:
         return "an empty file; get it again"
     if first.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file it stands for; fetch that with `git lfs pull`"
-    if first.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+    text = first.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page, not the file it leads to; download that"
+    if text.startswith((b"{", b"[")):
+        return "JSON, perhaps what a server answered instead of the file; get it again"
+    if first.startswith(_COMPRESSED):
+        return "compressed; unpack it first"
     if first[8:10] == b'{"':
         return "a safetensors file; load it with safetensors.torch.load_file and keep it with torch.save"
     if first.startswith(b"PK") and not is_zip(path):

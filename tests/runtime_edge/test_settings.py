@@ -62,6 +62,8 @@ def test_what_is_given_wins_over_the_file_and_what_is_not_given_does_not(tmp_pat
         ("path = 3", "path is 3: Expected `str`, got `int`"),
         ('files = "x"', "files is .*for example files = ..x"),
         ("files = [1]", "files is "),
+        (f'name = ["nats://pi:{"secret" * 20}@host"]', r"name is \['nats://\*\*\*@host'\]: "),
+        ('name = ["nats://pi:secret@host"]', r"name is \['nats://\*\*\*@host'\]: "),
         ("count = 1\ncount = 2", "not TOML"),
         ("count", "not TOML"),
         pytest.param("count = " + "[" * 100_000, "not TOML", id="deep"),

@@ -16,12 +16,18 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
+from runtime_edge.audio.files import mpeg
+
 _MAX_CHUNKS = 1_000
 _MAX_CHUNK_BYTES = 1 << 16
 _OGG_PAGE = 65_307
+_OGG_STREAM = slice(14, 18)
+"""Where the number of its stream stands in a page."""
 _FLAC_LENGTH = 21
 """Where in a FLAC file the four low bits and the four bytes are that hold its number of frames."""
 _UNKNOWN = 0xFFFF_FFFF
+_FAR, _FAR_ZEROS = 64, 128
+"""How many times as long a file with an open end seems, and how much of that end can be read: a tag may be there."""
 _BEHIND_AUDIO = frozenset(
     b"LIST guan bext iXML id3\x20 ID3\x20 cue\x20 smpl fact JUNK junk PAD\x20 FLLR axml cart afsp levl PEAK acid inst "
     b"_PMX DISP wamd minf elm1 regn umid COMT MARK INST NAME AUTH ANNO APPL (c)\x20 MIDI FVER info free strg mark pakt "
@@ -39,6 +45,10 @@ class Container(msgspec.Struct, frozen=True):
     """What must be read instead of the file's own bytes, by position."""
     frames: int | None = None
     """How many a FLAC file says it has; None when it does not say, and for other formats."""
+    open_end: bool = False
+    """Whether libsndfile would guess the length, and stop there: then `PatchedFile` must hide where the file ends."""
+    unread: str | None = None
+    """What of the file is not read, in words."""
 
 
 class _Chunks(NamedTuple):
@@ -61,6 +71,7 @@ _CHUNKS = {
     (b"FORM", b"AIFF"): _Chunks(12, struct.Struct(">4sI"), b"SSND"),
     (b"FORM", b"AIFC"): _Chunks(12, struct.Struct(">4sI"), b"SSND"),
 }
+_MAGICS = frozenset([*(magic for magic, _ in _CHUNKS), b"riff"])
 _W64 = _Chunks(40, struct.Struct("<16sq"), b"data", align=8, counts_header=True)
 _CAF = _Chunks(8, struct.Struct(">4sq"), b"data", align=1)
 
@@ -76,6 +87,8 @@ def examine(path: Path) -> Container:
             return _ogg(file, size)
         if head[:4] in (b".snd", b"dns."):
             return _au(head, size)
+        if head[:3] == b"ID3" or head[:1] == b"\xff":
+            return _mpeg(file, size)
         kind = _CHUNKS.get((head[:4], head[8:12]))
         if head[:4] == b"riff":
             kind = _W64
@@ -112,7 +125,22 @@ def _ogg(file: BinaryIO, size: int) -> Container:
     page = tail[max(0, tail.rfind(b"OggS")) :]
     segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
     whole = bool(segments) and len(page) >= 27 + len(segments) + sum(segments)
+    file.seek(0)
+    if page[_OGG_STREAM] != file.read(_OGG_STREAM.stop)[_OGG_STREAM]:
+        return Container(unread="another stream follows the first: it is not read, take them apart")
     return Container() if whole and page[5] & 4 else Container(wrong="its last page is missing")
+
+
+def _mpeg(file: BinaryIO, size: int) -> Container:
+    """Without a stated length the bit rate of the first frame would decide; of several files in one, the first."""
+    length = mpeg.stated_length(file)
+    if length is None:
+        return Container()
+    if length.tag_at is None:
+        return Container(open_end=True)
+    if length.stated is None or not mpeg.goes_on(file, length.begin + length.stated):
+        return Container()
+    return Container(_wrong(length.stated, size - length.begin), {length.tag_at: bytes(4)}, open_end=True)
 
 
 def _au(head: bytes, size: int) -> Container:
@@ -200,6 +228,8 @@ def _only_chunks(file: BinaryIO, position: int, size: int, kind: _Chunks) -> boo
     if len(rest) < kind.header.size:
         return not rest.strip(b"\0")
     for name, begin, length in _walk(file, position, size, kind):
+        if name[:4] in _MAGICS:  # another recording
+            return False
         known = name[:4] in _BEHIND_AUDIO  # perhaps cut short, and still no audio
         text = name[:4].isascii() and name[:4].decode().isprintable()
         if not known and not (text and 0 <= length <= size - begin):
@@ -213,13 +243,21 @@ class PatchedFile(io.RawIOBase):
     Args:
         path: the file.
         patches: bytes by position.
+        open_end: whether it seems to go on for long, where nothing can be read but some zeros at its end.
 
     Raises:
         OSError: it cannot be opened.
     """
 
-    def __init__(self, path: Path, patches: Mapping[int, bytes]) -> None:
+    def __init__(self, path: Path, patches: Mapping[int, bytes], open_end: bool = False) -> None:
         self._file, self._patches = path.open("rb", buffering=0), patches
+        size = os.fstat(self._file.fileno()).st_size
+        self._end = size * _FAR if open_end else size
+        self._path = path
+
+    def __repr__(self) -> str:
+        """The file's name, for messages of whoever reads it."""
+        return repr(os.fsencode(self._path))
 
     def close(self) -> None:
         """Close the file."""
@@ -236,6 +274,8 @@ class PatchedFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """As in any file."""
+        if whence == io.SEEK_END:
+            offset, whence = self._end + offset, io.SEEK_SET
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
@@ -250,6 +290,10 @@ class PatchedFile(io.RawIOBase):
             size = self._file.readinto(view)
         except OSError:
             return 0
+        if not size and self._end - _FAR_ZEROS <= begin < self._end:
+            size = min(len(view), self._end - begin)
+            view[:size] = bytes(size)
+            self._file.seek(begin + size)
         for at, patch in self._patches.items():
             for place, byte in enumerate(patch, at - begin):
                 if 0 <= place < size:

@@ -104,13 +104,17 @@ def make_bad(directory: Path, kind: str) -> Path:
     elif kind == "not utf-8":
         path = directory / os.fsdecode(b"M\xfcnchen.wav")
         path.write_bytes(b"")
+    elif kind == "flac cut":
+        path = directory / "bad.flac"
+        soundfile.write(path, noise(1), RATE)
+        cut(path, 0.003)
     elif kind == "unread format":
         path = directory / "a.m4a"
         path.write_bytes(b"\0\0\0\x20ftypM4A " + bytes(1000))
     return path
 
 
-BAD = ["no bytes", "text", "no samples", "header cut", "slow rate", "not utf-8", "unread format"]
+BAD = ["no bytes", "text", "no samples", "header cut", "flac cut", "slow rate", "not utf-8", "unread format"]
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -123,6 +127,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, kind: str) -> None
     message = str(caught.value)
     assert shown(path) in message
     assert "\n" not in message
+    assert "object at" not in message
     assert message.count(":") >= 1
 
 
@@ -277,6 +282,28 @@ def test_a_flac_is_read_to_its_last_sample_whatever_it_states(tmp_path: Path, st
     if stated == 0:
         assert recording_length(path) == (samples.size, RATE)
         np.testing.assert_array_equal(read_span(path, 70_000, 70_500)[:, 0], samples[70_000:70_500])
+
+
+@pytest.mark.parametrize("suffix", ["wav", "w64", "rf64", "aiff", "au", "caf", "mp3"])
+def test_of_two_recordings_in_one_file_both_are_read_and_this_is_told(tmp_path: Path, suffix: str) -> None:
+    path, counters = tmp_path / f"a.{suffix}", Counters()
+    samples = record(path)
+    path.write_bytes(2 * path.read_bytes())
+
+    assert abs(read(path, counters).size - 2 * samples.size) < 5_000
+    assert counters.files_cut_short == 1
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "opus"])
+def test_a_second_ogg_stream_is_told_and_counted(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+    path, other, counters = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}", Counters()
+    samples = record(path)
+    record(other, 2.0)
+    path.write_bytes(path.read_bytes() + other.read_bytes())
+
+    np.testing.assert_array_equal(read(path, counters), samples)
+    assert counters.files_cut_short == 1
+    assert "another stream follows the first" in caplog.text
 
 
 def test_damage_in_the_middle_ends_a_file_there_and_is_told_once_however_often_it_is_played(

@@ -97,6 +97,12 @@ def test_half_a_sample_at_the_end_is_counted() -> None:
         (b"\0\0\0\x20ftypM4A " + bytes(100), "holds MP4"),
         (b"\x1a\x45\xdf\xa3" + bytes(100), "holds Matroska"),
         (b"fLaC", "holds FLAC"),
+        (b"PK\3\4" + bytes(100), "holds zip"),
+        (b".SoX\x1c" + bytes(100), "holds SoX's own format"),
+        (b"d\xa3\3\0" + bytes(100), "holds IRCAM"),
+        (b"DSD \x1c" + bytes(100), "holds DSD"),
+        (3 * (b"G" + bytes(187)), "holds an MPEG transport stream"),
+        (3 * (b"\xff\xfd\x14\xc4" + bytes(92)), "holds MP3 or AAC"),  # MP2 of 32 kbit/s
     ],
 )
 def test_what_is_no_pcm_is_one_line_with_the_fix(data: bytes, reason: str, realtime: bool) -> None:
@@ -114,6 +120,7 @@ def test_an_mp3_without_a_tag_is_known_by_its_frames_however_it_comes() -> None:
     with pytest.raises(SourceError, match="holds MP3"):
         read([data[at : at + 100] for at in range(0, len(data), 100)])
     assert read([data[:2] + bytes(2_000)]).size == 1_001, "the first two bytes alone are PCM"
+    assert read([b"G" + bytes(2_001)]).size == 1_001, "and so is the first byte of a transport stream"
 
 
 def test_a_terminal_is_refused() -> None:

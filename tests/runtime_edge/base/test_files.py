@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 import subprocess
@@ -118,3 +119,25 @@ def test_a_state_directory_is_made_for_its_owner_alone_and_keeps_what_its_owner_
     (tmp_path / "var" / "ssc-edge").chmod(0o750)
     make_private(tmp_path / "var" / "ssc-edge")
     assert stat.S_IMODE((tmp_path / "var" / "ssc-edge").stat().st_mode) == 0o750
+
+
+def test_what_is_no_file_is_written_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomic(pipe, b"report")
+        assert os.read(reader, 100) == b"report"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_a_disk_that_is_full_is_told_with_the_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/report\.json'"):
+        write_atomic(tmp_path / "report.json", b"{}")
+    assert list(tmp_path.iterdir()) == []

@@ -76,10 +76,15 @@ def test_a_head_is_written_signed_and_described(clips, small_bundle, signing_key
         (["CLIPS/hiss", "--bundle", "BUNDLE"], "make one subfolder for each label"),
         (["missing.csv", "--bundle", "BUNDLE"], "missing.csv: no such folder or CSV"),
         (["CLIPS", "--bundle", "BUNDLE", "--push", "--broker", "nats://127.0.0.1:9"], "nats://127.0.0.1:9"),
+        (
+            ["heard.csv", "--bundle", "BUNDLE", "--broker", "nats://127.0.0.1:9"],
+            "heard.csv: line 3: time '10:00': expected",
+        ),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(arguments, message, clips, small_bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    Path("heard.csv").write_text("device,time,label\n\npi-1,10:00,rain\n")
     given = [item.replace("CLIPS", str(clips)).replace("BUNDLE", str(small_bundle.path)) for item in arguments]
     with pytest.raises(SystemExit) as caught:
         main(["server", "label", *given])

@@ -267,6 +267,14 @@ def test_wrong_usage_names_the_argument(arguments, named, capfd):
     assert captured.out == ""
 
 
+def test_an_error_is_never_printed_among_the_results(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stderr", None)  # closed
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["inspect", "nowhere"])
+    assert caught.value.code == 2
+    assert capfd.readouterr().out == ""
+
+
 def test_a_missing_package_names_the_extra_to_install(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'onnx'", name="onnx.helper")

@@ -1,3 +1,4 @@
+import gzip
 import importlib
 import random
 import sys
@@ -205,6 +206,10 @@ def test_what_is_no_zip_file_is_refused(tmp_path):
         (b"", "an empty file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a Git LFS pointer.*git lfs pull"),
         (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"\xef\xbb\xbf<!doctype HTML>", "a web page"),
+        (b'{"message": "Not Found"}', "JSON, perhaps what a server answered"),
+        (gzip.compress(b"weights"), "compressed; unpack it first"),
+        (b"_\x00rest of a file whose beginning is missing", "n(either|ot) a checkpoint"),
         (b'\x10\0\0\0\0\0\0\0{"a":{}}', "a safetensors file"),
     ],
 )
@@ -215,6 +220,12 @@ def test_what_is_no_checkpoint_at_all_is_named_and_no_unsafe_switch_is(tmp_path,
         with pytest.raises(FormatError, match=f"encoder.pt: {what}") as caught:
             read(path)
         assert "unsafe" not in str(caught.value)
+
+
+def test_a_checkpoint_with_its_weights_in_an_unknown_field_names_the_fields(tmp_path):
+    torch.save({"epoch": 3, "net": {"fc.weight": torch.zeros(2)}}, tmp_path / "net.pt")
+    with pytest.raises(FormatError, match=r"net\.pt: holds no tensors \(fields: epoch, net\)"):
+        read_tensors(tmp_path / "net.pt")
 
 
 def test_a_part_of_a_zip_archive_of_several_is_refused_by_name(checkpoint, tmp_path):
