@@ -19,7 +19,11 @@ release_options = together(
     click.option("--release-steps", default=50, show_default=True, type=click.IntRange(1), help="Steps between tries."),
     click.option("--release-s", type=click.FloatRange(0), help="Also try after this many seconds, if anything is new."),
     click.option(
-        "--release-least-s", default=0.0, show_default=True, type=click.FloatRange(0), help="Seconds between tries."
+        "--release-least-s",
+        default=ReleaseConfig.least_s,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Seconds from one release to the next at least: every device fetches each of them.",
     ),
     click.option(
         "--release-tolerance",

@@ -37,8 +37,8 @@ class ReleaseConfig:
     every_steps: int = 50
     every_s: float | None = None
     """Also try when so many seconds have passed since the last attempt and anything has been trained."""
-    least_s: float = 0.0
-    """Seconds between two attempts at least."""
+    least_s: float = 6 * 3600.0
+    """Seconds from one release to the next at least: every device fetches each of them."""
     tolerance: float = 0.02
     """Share by which the held-out loss of the median device may be above that with the present release; negative: by
     which it must be below."""
@@ -139,11 +139,11 @@ class ReleaseGate:
 
     @property
     def due(self) -> bool:
-        """Whether enough has been trained since the last attempt, and releases are not on hold."""
+        """Whether enough has been trained since the last attempt, and nothing speaks against a release now."""
         steps, seconds = self._trainer.steps - self._last_step, self._clock() - self._last_time
         timely = self.config.every_s is not None and seconds >= self.config.every_s and steps > 0
         enough = steps >= self.config.every_steps or timely
-        return enough and seconds >= self.config.least_s and not self._rollout.held
+        return enough and not self._rollout.released_within(self.config.least_s) and not self._rollout.held
 
     def attempt(self) -> Generation | None:
         """Judge the averaged weights and, when they are no worse, compile and keep them as the next generation.

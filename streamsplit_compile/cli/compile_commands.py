@@ -33,6 +33,7 @@ from streamsplit_compile.cli.options import (
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
 from streamsplit_compile.encoder.encoders import (
     LoadedEncoder,
+    is_untrained,
     list_encoders,
     load_encoder,
     new_encoder,
@@ -78,7 +79,7 @@ def new(name: str, out: Path, config_json: str, as_json: bool) -> None:
     Example: ssc encoder new resnet18 -o encoder.pt
     """
     module, config = new_encoder(name, _parse_config(config_json))
-    save_checkpoint(name, config, module, out)
+    save_checkpoint(name, config, module, out, is_untrained(name, config))
     parameters = sum(parameter.numel() for parameter in module.parameters())
     if as_json:
         print_json({"encoder": name, "config": config, "parameters": parameters, "file": str(out)})

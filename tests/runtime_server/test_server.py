@@ -180,7 +180,7 @@ def test_a_release_is_on_disk_and_in_the_store_before_a_device_hears_of_it(
             return release, last[0], stored
 
     (release, bundle, stored), status = run_server(
-        work, training=True, train=train, release=ReleaseConfig(every_steps=5, tolerance=1.0)
+        work, training=True, train=train, release=ReleaseConfig(every_steps=5, least_s=0, tolerance=1.0)
     )
     assert release.generation >= 2
     assert release.manifest == bundle.digest or status["generation"] > release.generation
@@ -228,7 +228,7 @@ def test_what_it_measures_is_there_for_prometheus_and_tensorboard(
     settings = {
         "training": True,
         "train": TrainConfig(batch=8, min_windows=16),
-        "release": ReleaseConfig(every_steps=5, tolerance=1.0),
+        "release": ReleaseConfig(every_steps=5, least_s=0, tolerance=1.0),
         "health_port": health_port,
         "tensorboard": tmp_path / "board",
         "probe": recordings,
@@ -292,7 +292,7 @@ def test_a_drop_in_held_out_quality_is_not_published(run_server, sounds, frame_o
         told = {read_release(entry.value).generation for entry in await bucket.history("rpi4")}
         return told, list(server.loaded.training.release_gate.outcomes)
 
-    (told, outcomes), _ = run_server(work, training=True, train=train, release=ReleaseConfig(every_steps=20))
+    (told, outcomes), _ = run_server(work, training=True, train=train, release=ReleaseConfig(every_steps=20, least_s=0))
     assert not any(outcome.released for outcome in outcomes)
     assert {outcome.reason for outcome in outcomes} <= {"embeddings are collapsing", "held-out loss rose"}
     assert told == {1}

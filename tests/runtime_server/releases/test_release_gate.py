@@ -35,21 +35,29 @@ def trainer(generations, sounds, activation):
 
 
 @pytest.fixture
-def rollout(state, generations):
-    begun = Rollout(state.root / "rollout.json", RolloutConfig())
+def rollout(state, generations, now):
+    begun = Rollout(state.root / "rollout.json", RolloutConfig(), clock=lambda: now[0])
     begun.begin({1: generations.newest.bundle.digest})
     return begun
 
 
 @pytest.fixture
 def now():
-    """The releaser's clock, in seconds: `now[0]` may be set."""
+    """The clock of gate and rollout, in seconds: `now[0]` may be set."""
     return [0.0]
 
 
 @pytest.fixture
 def release_gate(generations, trainer, state, sounds, signing_key, rollout, now):
-    given = generations.graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(every_steps=3)
+    given = (
+        generations.graph,
+        generations,
+        trainer,
+        state,
+        sounds[:4],
+        signing_key,
+        ReleaseConfig(every_steps=3, least_s=0),
+    )
     return ReleaseGate(*given, rollout, clock=lambda: now[0])
 
 
@@ -73,15 +81,31 @@ def test_it_is_due_after_so_many_steps_since_the_last_attempt(release_gate, trai
     assert [outcome.steps for outcome in release_gate.outcomes] == [3, 6]
 
 
-def test_it_is_due_after_so_much_time_if_anything_was_trained_and_not_too_often(release_gate, trainer, now):
-    release_gate.config = ReleaseConfig(every_steps=1000, every_s=60.0)
+def test_it_is_due_after_so_much_time_if_anything_was_trained(release_gate, trainer, now):
+    release_gate.config = ReleaseConfig(every_steps=1000, every_s=60.0, least_s=0)
     now[0] += 61
     assert not release_gate.due, "nothing is new"
     trainer.step()
     assert release_gate.due
-    release_gate.config = ReleaseConfig(every_steps=1, least_s=100.0)
+
+
+def test_six_hours_at_least_lie_between_two_releases_also_over_a_restart(release_gate, trainer, rollout, state, now):
+    release_gate.config = ReleaseConfig(every_steps=1)
+    trainer.step()
+    now[0] += 6 * 3600 - 1
+    assert not release_gate.due, "the first generation is not six hours old"
+    now[0] += 1
+    assert release_gate.due
+    release_gate.attempt()
+    trainer.step()
+    assert release_gate.due, "nothing was offered to devices yet"
+    rollout.offer(2, "sha256:2")
+    now[0] += 6 * 3600 - 1
     assert not release_gate.due
-    now[0] += 40
+    again = Rollout(state.root / "rollout.json", RolloutConfig(), clock=lambda: now[0])
+    assert again.released_within(6 * 3600)
+    now[0] += 1
+    assert not again.released_within(6 * 3600)
     assert release_gate.due
 
 
