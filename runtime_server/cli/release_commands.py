@@ -9,6 +9,7 @@ import click
 
 from runtime_edge.formats.credentials import Address
 from runtime_server.cli.ask import ask
+from runtime_server.releases.head_judge import WITHOUT_CLIPS
 from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.releases.rollout import RolloutConfig
 from runtime_server.releases.rollout_service import RolloutAction, request
@@ -151,6 +152,17 @@ def _carry_out(broker: Address, action: RolloutAction, generation: int | None, a
     )
     if found["held"]:
         click.echo(f"automatic releases are on hold: {found['held']}")
+    for line in attempt_lines(found):
+        click.echo(line)
+
+
+def attempt_lines(found: dict[str, Any]) -> list[str]:
+    """What came of the last attempt at a release, where that was nothing, and which heads had no say."""
+    lines = [
+        f"generation {one['generation']} is not released (training step {one['steps']}): {one['reason']}"
+        for one in found.get("refused", [])
+    ]
+    return [*lines, *(f"head {head} judges no release: {WITHOUT_CLIPS}" for head in found.get("unjudged", []))]
 
 
 def _row(release: dict[str, Any]) -> list[str]:

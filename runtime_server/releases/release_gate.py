@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,10 @@ from runtime_edge.base.heap import give_memory_back
 from runtime_edge.base.recent import Recent
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.records.head import Head
+from runtime_server.labels.head_clips import HeadClipsFolder
 from runtime_server.labels.linear_probe import LinearProbe, ProbeScore
+from runtime_server.releases.head_judge import UNASKED, HeadJudge, HeadScores
 from runtime_server.releases.rollout import Rollout
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import CutModel, Generation, Generations, cut_model
@@ -102,6 +105,8 @@ class ReleaseOutcome:
     after: Quality | None
     """Of the weights that would follow."""
     seconds: float
+    heads: HeadScores = UNASKED
+    """Of heads that devices use; judged last."""
 
 
 class ReleaseGate:
@@ -130,6 +135,9 @@ class ReleaseGate:
         self._graph, self._generations, self._trainer = graph, generations, trainer
         self._state, self._windows, self._key = state, windows, key
         self._clock = clock
+        self._worse: list[str] = []
+        """Heads that the last attempt failed of."""
+        self._heads = HeadJudge(HeadClipsFolder(state.head_clips))
         self._last_step, self._last_time = trainer.steps, clock()
 
     @property
@@ -145,11 +153,12 @@ class ReleaseGate:
         enough = steps >= self.config.every_steps or timely
         return enough and not self._rollout.released_within(self.config.least_s) and not self._rollout.held
 
-    def attempt(self) -> Generation | None:
+    def attempt(self, pushed: Callable[[], Mapping[str, Head]] = dict) -> Generation | None:
         """Judge the averaged weights and, when they are no worse, compile and keep them as the next generation.
 
-        All ranks judge, and the first one does the rest. Raises CheckFailed when the recompiled blocks do not
-        reproduce the weights.
+        All ranks judge, and the first one does the rest; it asks which heads were `pushed`, by whom they are for.
+        Raises CheckFailed when the recompiled blocks do not reproduce the weights, FormatError when what is kept of a
+        head is damaged, and what `pushed` raises.
         """
         self._last_step, self._last_time = self._trainer.steps, self._clock()
         started = self._last_time
@@ -162,12 +171,16 @@ class ReleaseGate:
         # Never a number that devices may know by another bundle.
         number = max(self._generations.newest.number, self._rollout.highest) + 1
         if judged is None:
-            self._note(number, None, "too few held-out windows", None, None, started)
+            self._note(number, None, "too few held-out windows", started)
             return None
         before, after = self._qualities(newest, candidate, judged)
         objection = self.objection(before, after)
         if objection:
-            self._note(number, None, objection, before, after, started)
+            self._note(number, None, objection, started, before, after)
+            return None
+        heads = self._heads.judge(pushed(), newest, candidate)
+        if heads.objection:
+            self._note(number, None, heads.objection, started, before, after, heads)
             return None
         bundle = recompile(
             newest.bundle,
@@ -182,7 +195,7 @@ class ReleaseGate:
         # Kept on disk before any device can hear of it: a server that starts again can complete its frames.
         self._state.save_weights(number, tensors)
         generation = self._generations.add(bundle, tensors)
-        self._note(number, (newest.bundle, bundle), "held-out quality is as it must be", before, after, started)
+        self._note(number, (newest.bundle, bundle), "held-out quality is as it must be", started, before, after, heads)
         return generation
 
     def _base(self) -> Generation:
@@ -228,9 +241,10 @@ class ReleaseGate:
         number: int,
         bundles: tuple[Bundle, Bundle] | None,
         reason: str,
-        before: Quality | None,
-        after: Quality | None,
         started: float,
+        before: Quality | None = None,
+        after: Quality | None = None,
+        heads: HeadScores = UNASKED,
     ) -> None:
         changed = () if bundles is None else tuple(changed_blocks(bundles[0].manifest, bundles[1].manifest))
         outcome = ReleaseOutcome(
@@ -242,10 +256,15 @@ class ReleaseGate:
             before=before,
             after=after,
             seconds=self._clock() - started,
+            heads=heads,
         )
         self._outcomes.append(outcome)
-        self.counts["released" if outcome.released else reason] += 1
+        worse = [score.head for score in heads.judged if score.after < score.before]
+        self.counts["released" if outcome.released else "a pushed head got worse" if worse else reason] += 1
         _LOG.info("%s", outcome)
+        if worse and worse != self._worse:  # once, not at every attempt
+            _LOG.warning("generation %d is not released: %s", number, reason)
+        self._worse = worse
 
 
 def _changes(before: Sequence[float], after: Sequence[float]) -> list[float]:
