@@ -9,9 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from runtime_edge.base.heap import give_memory_back
 from runtime_edge.base.recent import Recent
 from runtime_edge.formats import minisign
@@ -25,6 +22,7 @@ from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import CutModel, Generation, Generations, cut_model
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import Judgement, Trainer
+from streamsplit_compile.bundle.calibrate import CalibrationSet
 from streamsplit_compile.bundle.compiler import changed_blocks, recompile
 from streamsplit_compile.bundle.measure import Reference
 from streamsplit_compile.encoder.graph import EncoderGraph
@@ -118,7 +116,7 @@ class ReleaseGate:
         generations: Generations,
         trainer: Trainer,
         state: ServerState,
-        windows: npt.NDArray[np.float32],
+        windows: CalibrationSet,
         key: minisign.SecretKey,
         config: ReleaseConfig,
         rollout: Rollout,
@@ -187,8 +185,9 @@ class ReleaseGate:
             tensors,
             self._state.bundle_path(number),
             generation=number,
-            windows=self._windows,
-            reference=Reference(candidate.segments),
+            windows=self._windows.windows,
+            reference=Reference(candidate.segments, self._windows.unseen),
+            calibration=self._windows.said,
             key=self._key,
         )
         give_memory_back()

@@ -16,6 +16,7 @@ from runtime_server.releases.rollout import Rollout, RolloutConfig
 from runtime_server.state.server_state import ServerState
 from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.trainer import TrainConfig, Trainer
+from streamsplit_compile.bundle.calibrate import calibration_set_for
 
 pytestmark = pytest.mark.integration
 LENIENT = ReleaseConfig(tolerance=100.0, least_rank=0.0, least_uniformity=0.0, geometry_tolerance=100.0)
@@ -60,7 +61,8 @@ def gate(generations, state, sounds, activation, signing_key):
         trainer.add(TrainingWindow("pi-1", "boot", index, 1, 1, torch.from_numpy(activation(sound, 1)), 0.5))
     rollout = Rollout(state.root / "rollout.json", RolloutConfig())
     rollout.begin({1: generations.newest.bundle.digest})
-    gate = ReleaseGate(generations.graph, generations, trainer, state, sounds[:4], signing_key, LENIENT, rollout)
+    windows = calibration_set_for(generations.newest.bundle.manifest.info, None)
+    gate = ReleaseGate(generations.graph, generations, trainer, state, windows, signing_key, LENIENT, rollout)
     return gate, trainer, rollout
 
 

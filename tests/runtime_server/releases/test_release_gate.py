@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.formats.manifest import Calibration
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.labels.linear_probe import LinearProbe
 from runtime_server.releases.release_gate import Quality, ReleaseConfig, ReleaseGate, first_model
@@ -15,8 +16,14 @@ from runtime_server.state.server_state import ServerState
 from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.losses import HybridConfig
 from runtime_server.training.trainer import TrainConfig, Trainer
+from streamsplit_compile.bundle.calibrate import CalibrationSet
 
 pytestmark = pytest.mark.integration
+
+
+def calibration(sounds):
+    """What a release is recompiled with."""
+    return CalibrationSet(sounds[:4], sounds[8:12], Calibration(source="recordings", windows=4, seed=0))
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def release_gate(generations, trainer, state, sounds, signing_key, rollout, now)
         generations,
         trainer,
         state,
-        sounds[:4],
+        calibration(sounds),
         signing_key,
         ReleaseConfig(every_steps=3, least_s=0),
     )
@@ -152,6 +159,7 @@ def test_no_worse_weights_become_the_next_generation(
     # What devices will fetch: signed, the other blocks' files untouched, and the new weights' function.
     bundle = open_bundle(state.bundle_path(2), signing_key.public)
     assert bundle.digest == generation.bundle.digest
+    assert bundle.manifest.info.calibration.source == "recordings", "not what its first compile was calibrated on"
     for block in small_bundle.manifest.info.blocks[:-1]:
         assert bundle.block_bytes(block, "onnx-fp32") == small_bundle.block_bytes(block, "onnx-fp32")
     expected = generation.complete(0, torch.from_numpy(sounds[:1])).numpy()[0]
@@ -194,7 +202,7 @@ def test_training_that_goes_wrong_is_not_released(generations, sounds, activatio
             window = kept[(index + 13 * device) % len(kept)]
             trainer.add(TrainingWindow(f"pi-{device}", "boot", index, 1, 1, window, 0.5))
     release_gate = ReleaseGate(
-        generations.graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(), rollout
+        generations.graph, generations, trainer, state, calibration(sounds), signing_key, ReleaseConfig(), rollout
     )
     for _ in range(2):
         for _ in range(25):
@@ -243,7 +251,7 @@ def test_recordings_with_labels_have_a_say(
     probe = LinearProbe(recordings, small_bundle.manifest.info.front_end)
     lenient = ReleaseConfig(tolerance=100.0, least_rank=0.0, least_uniformity=0.0, geometry_tolerance=100.0)
     release_gate = ReleaseGate(
-        generations.graph, generations, trainer, state, sounds[:4], signing_key, lenient, rollout, probe=probe
+        generations.graph, generations, trainer, state, calibration(sounds), signing_key, lenient, rollout, probe=probe
     )
     set_weights(trainer, head__weight=torch.zeros_like)
     assert release_gate.attempt() is None
@@ -266,7 +274,9 @@ def test_a_higher_loss_is_not_released(release_gate, trainer, generations):
 def test_nothing_is_released_unjudged(generations, state, sounds, signing_key, rollout):
     trainer = Trainer(first_model(generations.graph, generations.newest), TrainConfig(), 6)
     config = ReleaseConfig()
-    release_gate = ReleaseGate(generations.graph, generations, trainer, state, sounds[:4], signing_key, config, rollout)
+    release_gate = ReleaseGate(
+        generations.graph, generations, trainer, state, calibration(sounds), signing_key, config, rollout
+    )
     assert release_gate.attempt() is None
     assert release_gate.outcomes[0].reason == "too few held-out windows"
 
