@@ -123,6 +123,7 @@ class TrainingLoop:
             outcomes=self._release_gate.counts.copy(),
             judged=outcomes[-1] if outcomes else None,
             replayed=self.replayed,
+            heads=self._release_gate.head_scores,
         )
 
     def _save(self) -> None:

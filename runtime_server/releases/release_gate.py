@@ -133,6 +133,8 @@ class ReleaseGate:
         self._graph, self._generations, self._trainer = graph, generations, trainer
         self._state, self._windows, self._key = state, windows, key
         self._clock = clock
+        self.head_scores = UNASKED
+        """Of the last attempt that nothing else spoke against."""
         self._worse: list[str] = []
         """Heads that the last attempt failed of."""
         self._heads = HeadJudge(HeadClipsFolder(state.head_clips))
@@ -176,7 +178,7 @@ class ReleaseGate:
         if objection:
             self._note(number, None, objection, started, before, after)
             return None
-        heads = self._heads.judge(pushed(), newest, candidate)
+        self.head_scores = heads = self._heads.judge(pushed(), newest, candidate)
         if heads.objection:
             self._note(number, None, heads.objection, started, before, after, heads)
             return None

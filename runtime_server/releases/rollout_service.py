@@ -238,7 +238,7 @@ class RolloutService:
         """Releases, newest first, why the next one is on hold, and how many reports of devices could not be read.
 
         `refused` says what the last attempt at a release came to, where it came to nothing, and `unjudged` which heads
-        had no say in it.
+        have no say.
         """
         kept = {generation.number for generation in self._generations.kept()}
         rows = [{**row, "retired": row["generation"] not in kept} for row in self._rollout.listing()]
@@ -251,7 +251,7 @@ class RolloutService:
                 for one in last
                 if not one.released
             ],
-            "unjudged": [head for one in last for head in one.heads.without_clips],
+            "unjudged": list(self._gate.head_scores.without_clips) if self._gate else [],
             "unreadable_reports": self._unreadable,
         }
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from runtime_edge.base.histogram import Histogram
 from runtime_edge.base.prometheus import counters, gauge, gauges, histograms, info
 from runtime_server.ingest.frame_replay import ReplayOutcome
-from runtime_server.releases.head_judge import HeadScores
+from runtime_server.releases.head_judge import UNASKED, HeadScores
 from runtime_server.releases.release_gate import ReleaseOutcome
 from runtime_server.training.buffer import BufferSize
 from runtime_server.training.trainer import StepMetrics
@@ -41,6 +41,8 @@ class TrainingStatus:
     judged: ReleaseOutcome | None
     """The last attempt."""
     replayed: ReplayOutcome | None
+    heads: HeadScores = UNASKED
+    """What is known of pushed heads."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,11 @@ def _training(training: TrainingStatus) -> Iterator[Metric]:
             if quality is not None:
                 told = {name: value for name, value in asdict(quality).items() if isinstance(value, float)}
                 yield gauges(f"{_PREFIX}{which}_quality", "At the last attempt at a release.", "measure", told)
-        yield from _heads(training.judged.heads)
+    yield from _heads(training.heads)
 
 
 def _heads(heads: HeadScores) -> Iterator[Metric]:
-    text = "Of what a pushed head was fitted to, at the last attempt at a release"
+    text = "Of the recordings of a pushed head, when a release last depended on them"
     told = [
         ("head_clips", "all there are", {score.head: score.clips for score in heads.judged}),
         ("head_clips_released", "right with what devices run", {score.head: score.before for score in heads.judged}),

@@ -24,8 +24,9 @@ TRAINING = TrainingStatus(
     step_ms=Histogram(),
     buffers={"train": BufferSize(600, 1 << 20, {"silent": 3})},
     outcomes=Counter(released=1),
-    judged=ReleaseOutcome(2, True, 50, "better", ("two",), QUALITY, QUALITY, 1.0, HEADS),
+    judged=ReleaseOutcome(2, True, 50, "better", ("two",), QUALITY, QUALITY, 1.0),
     replayed=ReplayOutcome(9, 8, 1, 0),
+    heads=HEADS,
 )
 
 
