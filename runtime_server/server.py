@@ -14,6 +14,7 @@ import torch
 from runtime_edge.errors import AccessError, LinkError, UsageError
 from runtime_server.broker.broker_process import Broker, embedded, outside
 from runtime_server.broker.hub import STATUS_SUBJECT, Hub
+from runtime_server.broker.pushed_heads import pushed_heads
 from runtime_server.broker.record_writer import SignedRecordWriter
 from runtime_server.broker.stream_shares import StreamShares
 from runtime_server.ingest.frame_replay import FrameReplay
@@ -134,7 +135,15 @@ class Server:
         restart = self._broker.restart_when_there_is_room if self._broker else None
         followers = Followers(hub, ranks.world)
         keep = followers.keep if ranks.first else None
-        releases = RolloutService(hub, loaded.rollout, loaded.generations, state, loaded.key, keep)
+        releases = RolloutService(
+            hub,
+            loaded.rollout,
+            loaded.generations,
+            state,
+            loaded.key,
+            keep,
+            training.release_gate if training else None,
+        )
         parts = ServerParts(
             encoder=self._encoder.id, since=self._since, ranks=ranks, loaded=loaded, broker=self._broker, hub=hub,
             ledger=ledger, ingest=ingest, shares=shares, followers=followers, releases=releases,
@@ -189,6 +198,7 @@ class Server:
             training.checkpoints,
             config.checkpoint_steps,
             released,
+            lambda: pushed_heads(hub, loaded.key.public),
             self._ranks,
             Board(config.tensorboard) if config.tensorboard and self._ranks.first else None,
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from runtime_edge.base.histogram import Histogram
 from runtime_edge.errors import LinkError, SscError
+from runtime_edge.formats.records.head import Head
 from runtime_server.ingest.frame_replay import FrameReplay, ReplayOutcome
 from runtime_server.releases.release_gate import ReleaseGate, ReleaseOutcome
 from runtime_server.suffix.generations import Generation
@@ -24,6 +25,8 @@ _RETRY_S = 2.0
 _IDLE_S = 0.2
 
 Released = Callable[[Generation, ReleaseOutcome], None]
+Pushed = Callable[[], Awaitable[Mapping[str, Head]]]
+"""Asks the broker which heads devices have been given. May raise LinkError."""
 
 
 class TrainingLoop:
@@ -40,12 +43,14 @@ class TrainingLoop:
         checkpoints: Checkpoints,
         checkpoint_steps: int,
         released: Released,
+        pushed: Pushed,
         ranks: Ranks | None = None,
         board: Board | None = None,
     ) -> None:
         self.step_ms = Histogram()
         self.replayed: ReplayOutcome | None = None
-        self._trainer, self._release_gate, self._replay, self._released = trainer, release_gate, replay, released
+        self._trainer, self._release_gate, self._replay = trainer, release_gate, replay
+        self._released, self._pushed = released, pushed
         self._checkpoints, self._checkpoint_steps = checkpoints, checkpoint_steps
         self._ranks, self._board = ranks or Ranks(), board
         self._halt = threading.Event()
@@ -118,6 +123,7 @@ class TrainingLoop:
             outcomes=self._release_gate.counts.copy(),
             judged=outcomes[-1] if outcomes else None,
             replayed=self.replayed,
+            heads=self._release_gate.head_scores,
         )
 
     def _save(self) -> None:
@@ -126,9 +132,14 @@ class TrainingLoop:
         except OSError as exc:
             _LOG.error("no checkpoint at step %d: %s", self._trainer.steps, exc)
 
+    async def _ask(self) -> Mapping[str, Head]:
+        return await self._pushed()
+
     def _release(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            generation = self._release_gate.attempt()
+            generation = self._release_gate.attempt(
+                lambda: asyncio.run_coroutine_threadsafe(self._ask(), loop).result()
+            )
         except (SscError, OSError) as exc:
             _LOG.error("release refused: %s", exc)
             return

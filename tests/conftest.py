@@ -121,10 +121,10 @@ def small_bundle(tmp_path_factory, tiny_encoder, signing_key):
 @pytest.fixture(scope="session")
 def second_bundle(tmp_path_factory, tiny_encoder, small_bundle):
     """The small bundle's next generation, not signed."""
-    from streamsplit_compile.bundle.calibrate import windows_for
+    from streamsplit_compile.bundle.calibrate import calibration_set_for
     from streamsplit_compile.bundle.compiler import recompile
 
-    windows = windows_for(small_bundle.manifest.info, None)[:2]
+    windows = calibration_set_for(small_bundle.manifest.info, None).windows[:2]
     path = tmp_path_factory.mktemp("bundles") / "second"
     return recompile(small_bundle, tiny_encoder.tensors, path, generation=2, windows=windows, reference=None, key=None)
 

@@ -356,7 +356,7 @@ def prepare(directory: Path, name: str) -> tuple[Path, Path]:
     """A fresh registered encoder and its bundle below `directory`."""
     encoder, bundle = directory / "encoder.pt", directory / "bundle"
     module, config = new_encoder(name)
-    save_checkpoint(name, config, module, encoder)
+    save_checkpoint(name, config, module, encoder, untrained=True)
     compile_encoder(load_encoder(encoder), CompileOptions([load_target("rpi4")]), bundle)
     return encoder, bundle
 
@@ -381,6 +381,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         ranks=options.ranks,
         brokers=options.brokers,
         seed=options.seed,
+        server_options=("--release-least-s", 0),
     )
     with contextlib.ExitStack() as stack:
         work = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssc-fleet-")))

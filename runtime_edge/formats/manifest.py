@@ -223,7 +223,7 @@ class SelfTest(_Part, frozen=True, kw_only=True):
 
 
 class Agreement(_Part, frozen=True, kw_only=True):
-    """How near values come to those of the encoder in float32, over the calibration windows."""
+    """How near values come to those of the encoder in float32, over the windows measured."""
 
     max_abs_error: Annotated[float, Meta(ge=0, le=1e39)]
     cosine_median: Cosine

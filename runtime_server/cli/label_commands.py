@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -17,25 +18,36 @@ from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.records.head import Head, signature_of
 from runtime_server.broker.hub import Hub
+from runtime_server.broker.pushed_heads import pushed_heads
 from runtime_server.cli.ask import ask
 from runtime_server.cli.server_access import check_signed, signing_key
+from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder
 from runtime_server.labels.head_training import Examples, fit_head
 from runtime_server.labels.labelled import is_events, of_clips, of_events, read_clips, read_events
-from runtime_server.state.server_state import bundle_paths
-from streamsplit_compile.cli.options import DEFAULT_STATE, PathParam, json_option, key_option, server_option
-from streamsplit_compile.cli.printing import Steps, print_json, print_table
+from runtime_server.state.server_state import bundle_paths, head_clips_path
+from streamsplit_compile.cli.options import DEFAULT_STATE, PathParam, json_option, key_option, server_option, together
+from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
 
 _LOOK_S = 2.0
+
+
+_push_options = together(
+    click.option("--push", is_flag=True, help="Give it to running devices; it takes effect at their next window."),
+    click.option("--target", help="Push to devices of this target only [default: all of the bundle's]."),
+    click.option("--device", help="Push to this device only; needs --target when the bundle has several."),
+    click.option("--follow", is_flag=True, help="Keep running, and fit and push again at every release."),
+    click.option(
+        "--no-probe", "probe", flag_value=False, default=True, help="With --push: let no release be refused for it."
+    ),
+)
+"""Who gets a head, how often, and whether it judges releases."""
 
 
 @click.command()
 @click.argument("source", metavar="FOLDER|CSV", type=PathParam())
 @click.option("--bundle", "given", type=PathParam(), help="Use this bundle instead of the server's newest generation.")
 @click.option("-o", "--out", type=PathParam(), default=Path("head.json"), show_default=True, help="Head file to write.")
-@click.option("--push", is_flag=True, help="Give it to running devices; it takes effect at their next window.")
-@click.option("--target", help="Push to devices of this target only [default: all of the bundle's].")
-@click.option("--device", help="Push to this device only; needs --target when the bundle has several.")
-@click.option("--follow", is_flag=True, help="Keep running, and fit and push again at every release.")
+@_push_options
 @click.option("--gate-db", default=-60.0, show_default=True, help="Leave out windows of recordings below this level.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the held-out folds.")
 @server_option
@@ -50,6 +62,7 @@ def label(
     target: str | None,
     device: str | None,
     follow: bool,
+    probe: bool,
     gate_db: float,
     seed: int,
     broker: Address,
@@ -60,33 +73,47 @@ def label(
 
     From a folder with one subfolder of recordings for each label, from a CSV `file,label[,fold]`, or from a CSV
     `device,time,label[,seconds]` that says when a device heard what. It is signed with --key or the server's key.
+    With --push some windows of the recordings are kept in --state: a release that lowers the head's score on them is
+    refused.
 
     Example: ssc server label heard.csv --state server/ --push
     """
     if follow and given is not None:
         raise UsageError("--follow looks for new generations in --state; leave out --bundle")
-    state, done = state or DEFAULT_STATE, 0
+    state = state or DEFAULT_STATE
     secret = signing_key(key, state)
+    folder = None if given else HeadClipsFolder(head_clips_path(state))
+
+    def work(bundles: dict[int, Bundle]) -> None:
+        newest = bundles[max(bundles)]
+        targets = _targets(newest, target, device) if push or follow else []
+        if targets:
+            check_signed(broker, secret)  # before the recordings are embedded, which takes its time
+        examples = _examples(source, bundles, broker, gate_db, quiet=as_json)
+        model = model_digest(bundles[examples.generations[1]].manifest)
+        head = fit_head(examples, newest.manifest.info.encoder.id, "ssc server label", seed, model)
+        _write(head, out, secret)
+        if targets:
+            kept = probe and _keep_clips(head, source, newest, gate_db, folder)
+            _push(head, secret, broker, targets, device, folder, kept)
+        _report(head, examples, out, targets, as_json)
+
+    if follow:
+        _follow(state, work)
+    work(_bundles(state, given))
+
+
+def _follow(state: Path, work: Callable[[dict[int, Bundle]], None]) -> NoReturn:
+    """Work on the generations there are, and again whenever there is a newer one."""
+    done = 0
     while True:
-        bundles = _bundles(state, given)
+        bundles = _bundles(state, None)
         if max(bundles) > done:
             try:
-                newest = bundles[max(bundles)]
-                targets = _targets(newest, target, device) if push or follow else []
-                if targets:
-                    check_signed(broker, secret)  # before the recordings are embedded, which takes its time
-                examples = _examples(source, bundles, broker, gate_db, quiet=as_json)
-                model = model_digest(bundles[examples.generations[1]].manifest)
-                head = fit_head(examples, newest.manifest.info.encoder.id, "ssc server label", seed, model)
-                _ship(head, out, secret, broker, targets, device)
-                _report(head, examples, out, targets, as_json)
+                work(bundles)
                 done = max(bundles)
             except LinkError as exc:
-                if not follow:
-                    raise
                 click.echo(f"waiting for the broker: {exc}")
-        if not follow:
-            return
         time.sleep(_LOOK_S)
 
 
@@ -119,21 +146,45 @@ def _examples(source: Path, bundles: dict[int, Bundle], broker: Address, gate_db
         return ask(broker, "label", lambda hub: of_events(events, hub, bundles, steps))
 
 
-def _ship(
-    head: Head, out: Path, key: minisign.SecretKey | None, broker: Address, targets: list[str], device: str | None
-) -> None:
-    """Write it, and put it where the devices of the targets find it."""
+def _write(head: Head, out: Path, key: minisign.SecretKey | None) -> None:
     data = head.to_json()
     write_atomic(out, data)
     if key is not None:
         write_atomic(signature_path(out), signature_of(data, key).encode())
 
+
+def _keep_clips(head: Head, source: Path, bundle: Bundle, gate_db: float, folder: HeadClipsFolder | None) -> bool:
+    """Keep what no release may lower the head's score on; where that cannot be, say so. Returns whether it is kept."""
+    if folder is not None and not is_events(source):
+        folder.keep(HeadClips.of(head, read_clips(source), bundle.manifest.info.front_end, gate_db))
+        return True
+    fix = "label recordings" if folder else "leave out --bundle, on the server's machine and with its --state"
+    print_warning(f"releases will not be judged by this head, because no clips are kept of it; {fix}")
+    return False
+
+
+def _push(
+    head: Head,
+    key: minisign.SecretKey | None,
+    broker: Address,
+    targets: list[str],
+    device: str | None,
+    folder: HeadClipsFolder | None,
+    kept: bool,
+) -> None:
+    """Put it where the devices of the targets find it; the clips of heads that no device is given any more go.
+
+    So do its own ones where they are not `kept`: the same recordings may have given the same head before.
+    """
+
     async def push(hub: Hub) -> None:
         for target in targets:
             await hub.put_head(head, key, target, device)
+        if folder is not None:
+            used = (await pushed_heads(hub, None if key is None else key.public)).values()
+            folder.remove_others([one for one in used if kept or one != head])
 
-    if targets:
-        ask(broker, "label", push)
+    ask(broker, "label", push)
 
 
 def _report(head: Head, examples: Examples, out: Path, pushed_to: list[str], as_json: bool) -> None:

@@ -9,6 +9,7 @@ import click
 
 from runtime_edge.formats.credentials import Address
 from runtime_server.cli.ask import ask
+from runtime_server.releases.head_judge import WITHOUT_CLIPS
 from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.releases.rollout import RolloutConfig
 from runtime_server.releases.rollout_service import RolloutAction, request
@@ -19,7 +20,11 @@ release_options = together(
     click.option("--release-steps", default=50, show_default=True, type=click.IntRange(1), help="Steps between tries."),
     click.option("--release-s", type=click.FloatRange(0), help="Also try after this many seconds, if anything is new."),
     click.option(
-        "--release-least-s", default=0.0, show_default=True, type=click.FloatRange(0), help="Seconds between tries."
+        "--release-least-s",
+        default=ReleaseConfig.least_s,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Seconds from one release to the next at least: every device fetches each of them.",
     ),
     click.option(
         "--release-tolerance",
@@ -147,6 +152,17 @@ def _carry_out(broker: Address, action: RolloutAction, generation: int | None, a
     )
     if found["held"]:
         click.echo(f"automatic releases are on hold: {found['held']}")
+    for line in attempt_lines(found):
+        click.echo(line)
+
+
+def attempt_lines(found: dict[str, Any]) -> list[str]:
+    """What came of the last attempt at a release, where that was nothing, and which heads had no say."""
+    lines = [
+        f"generation {one['generation']} is not released (training step {one['steps']}): {one['reason']}"
+        for one in found.get("refused", [])
+    ]
+    return [*lines, *(f"head {head} judges no release: {WITHOUT_CLIPS}" for head in found.get("unjudged", []))]
 
 
 def _row(release: dict[str, Any]) -> list[str]:

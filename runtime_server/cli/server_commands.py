@@ -45,7 +45,12 @@ _broker_options = together(
 """Which broker serves the devices."""
 
 _training_options = together(
-    click.option("--no-training", "training", flag_value=False, default=True, help="Complete frames only."),
+    click.option(
+        "--training/--no-training",
+        default=None,
+        help="Train on what arrives and release what got better, or complete frames only [default: train random "
+        "weights, as `ssc encoder new` makes them, and no others].",
+    ),
     click.option(
         "--batch",
         default=TrainConfig.batch,
@@ -114,7 +119,7 @@ def server() -> None:
 def run(
     encoder_file: Path,
     bundle: Path,
-    training: bool,
+    training: bool | None,
     batch: int,
     learning_rate: float,
     train_share: float,
@@ -123,7 +128,7 @@ def run(
     verbose: bool,
     **settings: Any,
 ) -> None:
-    """Complete frames, train on them, and release new generations, until stopped.
+    """Complete frames and, where that is on, train on them and release new generations, until stopped.
 
     Example: ssc server run encoder.pt bundle/ --state server/ --host 0.0.0.0
     """
@@ -132,9 +137,11 @@ def run(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     encoder = _load(encoder_file, bundle, **{name: settings.pop(name) for name in ENCODER_OPTIONS})
+    if training is None and not encoder.untrained:
+        click.echo("these weights are served as they are; --training trains them and releases them anew", err=True)
     config = ServerConfig(
         bundle=bundle,
-        training=training,
+        training=encoder.untrained if training is None else training,
         train=TrainConfig(batch=batch, learning_rate=learning_rate, share=train_share, seed=seed),
         replay=ReplayConfig(max_bytes=replay_mb << 20),
         **release_configs(settings),

@@ -125,7 +125,7 @@ async def _start_server(
     server = await children.start(
         "server", "server", "run", str(work / "encoder.pt"), str(work / "bundle"), "--state", str(work / "server"),
         "--port", str(port), "--calibrate", str(next(iter(sources.values()))),
-        "--release-steps", str(config.release_steps), "--seed", str(config.seed), "-v",
+        "--release-steps", str(config.release_steps), "--release-least-s", "0", "--seed", str(config.seed), "-v",
     )  # fmt: skip
     await wait_for_line(server, "serving generation", _START_S)
     return server

@@ -236,11 +236,8 @@ def _best_threshold(scores: Floats, truth: Bools) -> float:
 
 
 def _validate(examples: Examples, scores: Floats, folds: Integers) -> Validation:
-    groups, inverse = np.unique(examples.groups, return_inverse=True)
-    mean = np.zeros((len(groups), len(examples.labels)))
-    np.add.at(mean, inverse, scores)
-    mean /= np.bincount(inverse)[:, None]
-    first = np.unique(examples.groups, return_index=True)[1]
+    groups, first = np.unique(examples.groups, return_index=True)
+    mean = mean_by_group(scores, examples.groups)
     count = len(np.unique(folds))
     return Validation(
         split=f"{count} folds by {examples.unit}" if examples.folds is None else f"the {count} folds given",
@@ -253,10 +250,22 @@ def _validate(examples: Examples, scores: Floats, folds: Integers) -> Validation
 
 
 def _accuracy(scores: Floats, truth: Bools, exclusive: bool) -> float:
-    """Share of rows whose labels are all right: the best one, or those with a score of one half or more."""
+    return float(right_rows(scores, truth, exclusive).mean())
+
+
+def right_rows(scores: Floats, truth: Bools, exclusive: bool) -> Bools:
+    """(rows,) whether the labels are all right: the best one, or those with a score of one half or more."""
     if exclusive:
-        return float(truth[np.arange(len(truth)), scores.argmax(axis=1)].mean())
-    return float(((scores >= 0.5) == truth).all(axis=1).mean())
+        return np.asarray(truth[np.arange(len(truth)), scores.argmax(axis=1)])
+    return np.asarray(((scores >= 0.5) == truth).all(axis=1))
+
+
+def mean_by_group(scores: Floats, groups: Integers) -> Floats:
+    """(distinct groups in ascending order, labels): the mean scores of the windows (windows, labels) of each."""
+    _, inverse = np.unique(groups, return_inverse=True)
+    mean = np.zeros((inverse.max() + 1, scores.shape[1]))
+    np.add.at(mean, inverse, scores)
+    return np.asarray(mean / np.bincount(inverse)[:, None])
 
 
 def truth_of(labels: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], Bools]:

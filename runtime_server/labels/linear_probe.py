@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from runtime_edge.errors import UsageError
@@ -55,16 +56,21 @@ class LinearProbe:
 
     def score(self, model: CutModel) -> ProbeScore:
         """Ask some weights."""
-        with torch.inference_mode():
-            heard = torch.from_numpy(self.examples.embeddings)
-            parts = [heard[start : start + _BATCH] for start in range(0, len(heard), _BATCH)]
-            embeddings = torch.cat([run_segments(model.segments, part) for part in parts])
-        if not bool(embeddings.isfinite().all()):
+        embeddings = embedded(model, self.examples.embeddings)
+        if not np.isfinite(embeddings).all():
             return ProbeScore(0.0, 0.0)
-        examples = replace(self.examples, embeddings=embeddings.numpy())
+        examples = replace(self.examples, embeddings=embeddings)
         validation = validate(examples)
         assert validation is not None  # there are folds
         return ProbeScore(validation.accuracy, _knn(examples) if examples.exclusive else None)
+
+
+def embedded(model: CutModel, windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Embeddings (n, d) of windows (n, samples)."""
+    with torch.inference_mode():
+        heard = torch.from_numpy(windows)
+        parts = [heard[start : start + _BATCH] for start in range(0, len(heard), _BATCH)]
+        return np.asarray(torch.cat([run_segments(model.segments, part) for part in parts]).numpy())
 
 
 def _knn(examples: Examples) -> float | None:

@@ -6,22 +6,23 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
 
 from runtime_edge.base.heap import give_memory_back
 from runtime_edge.base.recent import Recent
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.records.head import Head
+from runtime_server.labels.head_clips import HeadClipsFolder
 from runtime_server.labels.linear_probe import LinearProbe, ProbeScore
+from runtime_server.releases.head_judge import UNASKED, HeadJudge, HeadScores
 from runtime_server.releases.rollout import Rollout
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import CutModel, Generation, Generations, cut_model
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import Judgement, Trainer
+from streamsplit_compile.bundle.calibrate import CalibrationSet
 from streamsplit_compile.bundle.compiler import changed_blocks, recompile
 from streamsplit_compile.bundle.measure import Reference
 from streamsplit_compile.encoder.graph import EncoderGraph
@@ -37,8 +38,8 @@ class ReleaseConfig:
     every_steps: int = 50
     every_s: float | None = None
     """Also try when so many seconds have passed since the last attempt and anything has been trained."""
-    least_s: float = 0.0
-    """Seconds between two attempts at least."""
+    least_s: float = 6 * 3600.0
+    """Seconds from one release to the next at least: every device fetches each of them."""
     tolerance: float = 0.02
     """Share by which the held-out loss of the median device may be above that with the present release; negative: by
     which it must be below."""
@@ -102,6 +103,8 @@ class ReleaseOutcome:
     after: Quality | None
     """Of the weights that would follow."""
     seconds: float
+    heads: HeadScores = UNASKED
+    """Of heads that devices use; judged last."""
 
 
 class ReleaseGate:
@@ -113,7 +116,7 @@ class ReleaseGate:
         generations: Generations,
         trainer: Trainer,
         state: ServerState,
-        windows: npt.NDArray[np.float32],
+        windows: CalibrationSet,
         key: minisign.SecretKey,
         config: ReleaseConfig,
         rollout: Rollout,
@@ -130,6 +133,11 @@ class ReleaseGate:
         self._graph, self._generations, self._trainer = graph, generations, trainer
         self._state, self._windows, self._key = state, windows, key
         self._clock = clock
+        self.head_scores = UNASKED
+        """Of the last attempt that nothing else spoke against."""
+        self._worse: list[str] = []
+        """Heads that the last attempt failed of."""
+        self._heads = HeadJudge(HeadClipsFolder(state.head_clips))
         self._last_step, self._last_time = trainer.steps, clock()
 
     @property
@@ -139,17 +147,18 @@ class ReleaseGate:
 
     @property
     def due(self) -> bool:
-        """Whether enough has been trained since the last attempt, and releases are not on hold."""
+        """Whether enough has been trained since the last attempt, and nothing speaks against a release now."""
         steps, seconds = self._trainer.steps - self._last_step, self._clock() - self._last_time
         timely = self.config.every_s is not None and seconds >= self.config.every_s and steps > 0
         enough = steps >= self.config.every_steps or timely
-        return enough and seconds >= self.config.least_s and not self._rollout.held
+        return enough and not self._rollout.released_within(self.config.least_s) and not self._rollout.held
 
-    def attempt(self) -> Generation | None:
+    def attempt(self, pushed: Callable[[], Mapping[str, Head]] = dict) -> Generation | None:
         """Judge the averaged weights and, when they are no worse, compile and keep them as the next generation.
 
-        All ranks judge, and the first one does the rest. Raises CheckFailed when the recompiled blocks do not
-        reproduce the weights.
+        All ranks judge, and the first one does the rest; it asks which heads were `pushed`, by whom they are for.
+        Raises CheckFailed when the recompiled blocks do not reproduce the weights, FormatError when what is kept of a
+        head is damaged, and what `pushed` raises.
         """
         self._last_step, self._last_time = self._trainer.steps, self._clock()
         started = self._last_time
@@ -162,27 +171,32 @@ class ReleaseGate:
         # Never a number that devices may know by another bundle.
         number = max(self._generations.newest.number, self._rollout.highest) + 1
         if judged is None:
-            self._note(number, None, "too few held-out windows", None, None, started)
+            self._note(number, None, "too few held-out windows", started)
             return None
         before, after = self._qualities(newest, candidate, judged)
         objection = self.objection(before, after)
         if objection:
-            self._note(number, None, objection, before, after, started)
+            self._note(number, None, objection, started, before, after)
+            return None
+        self.head_scores = heads = self._heads.judge(pushed(), newest, candidate)
+        if heads.objection:
+            self._note(number, None, heads.objection, started, before, after, heads)
             return None
         bundle = recompile(
             newest.bundle,
             tensors,
             self._state.bundle_path(number),
             generation=number,
-            windows=self._windows,
-            reference=Reference(candidate.segments),
+            windows=self._windows.windows,
+            reference=Reference(candidate.segments, self._windows.unseen),
+            calibration=self._windows.said,
             key=self._key,
         )
         give_memory_back()
         # Kept on disk before any device can hear of it: a server that starts again can complete its frames.
         self._state.save_weights(number, tensors)
         generation = self._generations.add(bundle, tensors)
-        self._note(number, (newest.bundle, bundle), "held-out quality is as it must be", before, after, started)
+        self._note(number, (newest.bundle, bundle), "held-out quality is as it must be", started, before, after, heads)
         return generation
 
     def _base(self) -> Generation:
@@ -228,9 +242,10 @@ class ReleaseGate:
         number: int,
         bundles: tuple[Bundle, Bundle] | None,
         reason: str,
-        before: Quality | None,
-        after: Quality | None,
         started: float,
+        before: Quality | None = None,
+        after: Quality | None = None,
+        heads: HeadScores = UNASKED,
     ) -> None:
         changed = () if bundles is None else tuple(changed_blocks(bundles[0].manifest, bundles[1].manifest))
         outcome = ReleaseOutcome(
@@ -242,10 +257,15 @@ class ReleaseGate:
             before=before,
             after=after,
             seconds=self._clock() - started,
+            heads=heads,
         )
         self._outcomes.append(outcome)
-        self.counts["released" if outcome.released else reason] += 1
+        worse = [score.head for score in heads.judged if score.after < score.before]
+        self.counts["released" if outcome.released else "a pushed head got worse" if worse else reason] += 1
         _LOG.info("%s", outcome)
+        if worse and worse != self._worse:  # once, not at every attempt
+            _LOG.warning("generation %d is not released: %s", number, reason)
+        self._worse = worse
 
 
 def _changes(before: Sequence[float], after: Sequence[float]) -> list[float]:

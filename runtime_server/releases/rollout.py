@@ -146,6 +146,12 @@ class Rollout:
         """The highest generation ever released: its number and those below are never used again."""
         return max(entry.generation for entry in self._state.entries)
 
+    def released_within(self, seconds: float) -> bool:
+        """Whether the last release, or the start with the first generation, is less than that ago."""
+        with self._lock:
+            latest = max(entry.released_at for entry in self._state.entries)
+            return 0 <= self._clock() - latest < seconds  # a clock that was set back tells nothing
+
     @property
     def held(self) -> str:
         """Why automatic releases are on hold; empty when they are not."""

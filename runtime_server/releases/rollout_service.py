@@ -22,7 +22,7 @@ from runtime_edge.formats.records.report import decode_report
 from runtime_edge.formats.strict import decode
 from runtime_server.broker.hub import MAX_MESSAGE_BYTES, Hub, released_bundle
 from runtime_server.releases.bundle_publisher import prune, publish_patches
-from runtime_server.releases.release_gate import ReleaseOutcome
+from runtime_server.releases.release_gate import ReleaseGate, ReleaseOutcome
 from runtime_server.releases.rollout import Rollout
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import KEPT_GENERATIONS, Generation, Generations
@@ -56,9 +56,10 @@ class RolloutService:
         state: ServerState,
         key: minisign.SecretKey | None,
         ready: Callable[[list[int]], Awaitable[None]] | None = None,
+        gate: ReleaseGate | None = None,
     ) -> None:
         self._hub, self._rollout, self._generations, self._state = hub, rollout, generations, state
-        self._key, self._ready = key, ready
+        self._key, self._ready, self._gate = key, ready, gate
         self._news: asyncio.Queue[tuple[Generation, ReleaseOutcome]] = asyncio.Queue()
         self._publishing = asyncio.Lock()
         self._told: tuple[object, ...] | None = None
@@ -234,10 +235,25 @@ class RolloutService:
         return self.status()
 
     def status(self) -> dict[str, Any]:
-        """Releases, newest first, why the next one is on hold, and how many reports of devices could not be read."""
+        """Releases, newest first, why the next one is on hold, and how many reports of devices could not be read.
+
+        `refused` says what the last attempt at a release came to, where it came to nothing, and `unjudged` which heads
+        have no say.
+        """
         kept = {generation.number for generation in self._generations.kept()}
         rows = [{**row, "retired": row["generation"] not in kept} for row in self._rollout.listing()]
-        return {"releases": rows, "held": self._rollout.held, "unreadable_reports": self._unreadable}
+        last = self._gate.outcomes[-1:] if self._gate else []
+        return {
+            "releases": rows,
+            "held": self._rollout.held,
+            "refused": [
+                {"generation": one.generation, "steps": one.steps, "reason": one.reason}
+                for one in last
+                if not one.released
+            ],
+            "unjudged": list(self._gate.head_scores.without_clips) if self._gate else [],
+            "unreadable_reports": self._unreadable,
+        }
 
 
 async def request(hub: Hub, action: RolloutAction, generation: int | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from runtime_server.training.checkpoint import Checkpoints, resumed
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import Trainer
 from streamsplit_compile.bundle.bundle_writer import renew_signature, staging_directory, write_manifest
-from streamsplit_compile.bundle.calibrate import windows_for
+from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.digests import weights_digest
 from streamsplit_compile.encoder.encoders import LoadedEncoder
 
@@ -125,7 +125,7 @@ class Loader:
             generations,
             trainer,
             self._state,
-            windows_for(info, config.calibrate),
+            calibration_set_for(info, config.calibrate),
             key,
             config.release,
             rollout,

@@ -7,6 +7,7 @@
 <state>/weights/00002.pt              the weights each was compiled from
 <state>/trainer/checkpoint.pt          the state of training; another rank's windows in a file beside it
 <state>/rollout.json                  which of them devices run, and how each release went
+<state>/heads/4f0c1b...clips           windows of the clips a pushed head was fitted to: no release lowers its score
 <state>/numbers.json                  the number of each table, head and release it signed last
 <state>/ledger/0.json, 0.json.journal  which windows have been taken, by partition
 <state>/suspects/0.trying              the frame that is being tried alone, by partition
@@ -52,6 +53,11 @@ class ServerState:
         self.root = root
         for path in (root, *(root / name for name in ("generations", "weights", "broker"))):
             make_private(path)
+
+    @property
+    def head_clips(self) -> Path:
+        """Where the clips of pushed heads are kept."""
+        return head_clips_path(self.root)
 
     def signing_key(self, given: Path | None) -> minisign.SecretKey:
         """The key releases are signed with, made on first use; notes where a given one lies. Raises SignatureError."""
@@ -177,6 +183,11 @@ def bundle_paths(root: Path) -> dict[int, Path]:
     """Where the bundles of a state directory lie, by generation, the oldest first; {} where no server has run."""
     found = {int(path.name): path for path in (root / "generations").glob("*") if path.name.isdecimal()}
     return dict(sorted(found.items()))
+
+
+def head_clips_path(root: Path) -> Path:
+    """Where a state directory has the clips of pushed heads."""
+    return root / "heads"
 
 
 def signing_key_file(root: Path) -> Path | None:

@@ -1,7 +1,7 @@
 """What a server measures of itself, for Prometheus: `GET /metrics` on the health port.
 
-Labels are statuses, loss terms, uses of a buffer and reasons of the release gate. All are bounded sets; device names
-are not used as labels.
+Labels are statuses, loss terms, uses of a buffer, reasons of the release gate and heads that judge releases. All are
+bounded sets; a device's name is there only where it has a head of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from runtime_edge.base.histogram import Histogram
 from runtime_edge.base.prometheus import counters, gauge, gauges, histograms, info
 from runtime_server.ingest.frame_replay import ReplayOutcome
+from runtime_server.releases.head_judge import UNASKED, HeadScores
 from runtime_server.releases.release_gate import ReleaseOutcome
 from runtime_server.training.buffer import BufferSize
 from runtime_server.training.trainer import StepMetrics
@@ -40,6 +41,8 @@ class TrainingStatus:
     judged: ReleaseOutcome | None
     """The last attempt."""
     replayed: ReplayOutcome | None
+    heads: HeadScores = UNASKED
+    """What is known of pushed heads."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,16 @@ def _training(training: TrainingStatus) -> Iterator[Metric]:
             if quality is not None:
                 told = {name: value for name, value in asdict(quality).items() if isinstance(value, float)}
                 yield gauges(f"{_PREFIX}{which}_quality", "At the last attempt at a release.", "measure", told)
+    yield from _heads(training.heads)
+
+
+def _heads(heads: HeadScores) -> Iterator[Metric]:
+    text = "Of the recordings of a pushed head, when a release last depended on them"
+    told = [
+        ("head_clips", "all there are", {score.head: score.clips for score in heads.judged}),
+        ("head_clips_released", "right with what devices run", {score.head: score.before for score in heads.judged}),
+        ("head_clips_candidate", "right with the candidate", {score.head: score.after for score in heads.judged}),
+    ]
+    for name, what, counts in told:
+        yield gauges(_PREFIX + name, f"{text}: {what}.", "head", counts)
+    yield gauge(_PREFIX + "heads_unjudged", "Pushed heads whose clips are not kept here.", len(heads.without_clips))

@@ -10,6 +10,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import BundleInfo, Cut
 from runtime_edge.formats.records.actions import ActionCosts
 from streamsplit_compile.bundle.bundle_summary import PARITY_COLUMNS, parity_rows
+from streamsplit_compile.bundle.calibrate import calibration_text
 from streamsplit_compile.splitter.pricing import bundle_actions, default_encoding
 
 BANDWIDTHS_MBPS = (0.1, 0.5, 2.0, 8.0)
@@ -39,12 +40,12 @@ def render_report(bundle: Bundle) -> bytes:
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(info.encoder.id)}, generation {info.generation}</title><style>{_CSS}</style>
 <h1>{escape(info.encoder.id)}, generation {info.generation}</h1>
-<p>{len(info.blocks)} blocks, {len(info.cuts)} cuts. Calibrated on {escape(info.calibration.source)}
-({info.calibration.windows} windows). A window is {_seconds(info, info.front_end.window_samples):g} s of audio,
+<p>{len(info.blocks)} blocks, {len(info.cuts)} cuts; {escape(calibration_text(info))}.
+A window is {_seconds(info, info.front_end.window_samples):g} s of audio,
 one every {_seconds(info, info.front_end.hop_samples):g} s.</p>
 <h2>Cuts</h2>{_cut_table(bundle)}
 <h2>Parity</h2><div class="wide">{_table(PARITY_COLUMNS, parity_rows(info.cuts, info.parity))}</div>
-<p class="note">Against the encoder in float32: largest error, median and worst cosine over the calibration windows. Of
+<p class="note">Against the encoder in float32: largest error, median and worst cosine over the windows measured. Of
 the prefix alone it is the activation at the cut, of the wire encodings the embedding after prefix, wire and torch
 suffix.</p>
 <h2>Bytes for each window</h2>{_bytes_picture(info)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from streamsplit_compile.bundle.soundscape import soundscape
 
 Array = npt.NDArray[Any]
 DEFAULT_WINDOWS = 16
+RECORDINGS = "recordings"
+"""Source of a calibration: others of their windows were measured on."""
+TOO_FEW = "recordings, too few to measure on others"
 
 
 class CutFailed(CheckFailed):
@@ -42,16 +46,59 @@ def calibration_windows(
         audio = soundscape((window + (count - 1) * hop) / sample_rate, sample_rate, seed)
         found = np.stack([audio[i * hop : i * hop + window] for i in range(count)])
         return found, Calibration(source="synthetic soundscape", windows=count, seed=seed)
-    found, available = sample_windows(directory, sample_rate, window, hop, count, seed)
-    return found, Calibration(source=f"{available} windows of recordings", windows=len(found), seed=seed)
+    found = sample_windows(directory, sample_rate, window, hop, count, seed)
+    return found, Calibration(source=RECORDINGS, windows=len(found), seed=seed)
 
 
-def windows_for(info: BundleInfo, directory: Path | None) -> npt.NDArray[np.float32]:
-    """As many calibration windows (windows, samples) float32 as a bundle was made with, for a recompile or a check."""
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Windows to calibrate on, and others to measure on what came of it."""
+
+    windows: npt.NDArray[np.float32]
+    """(n, samples)."""
+    unseen: npt.NDArray[np.float32] | None
+    """(m, samples), no sample of which is in `windows`; None where there are no others."""
+    said: Calibration
+
+    @property
+    def measured(self) -> npt.NDArray[np.float32]:
+        """What parity and agreement are measured on: the unseen windows, where there are some."""
+        return self.windows if self.unseen is None else self.unseen
+
+
+def calibration_set(
+    directory: Path | None, sample_rate: int, window: int, hop: int, count: int, seed: int
+) -> CalibrationSet:
+    """`calibration_windows`, and as many others of the same recordings, or fewer. Raises what that raises."""
+    found, said = calibration_windows(directory, sample_rate, window, hop, count, seed)
+    if directory is None:
+        return CalibrationSet(found, None, said)
+    unseen = sample_windows(directory, sample_rate, window, hop, count, seed, unseen=True)
+    if not len(unseen):
+        return CalibrationSet(found, None, msgspec.structs.replace(said, source=TOO_FEW))
+    return CalibrationSet(found, unseen, said)
+
+
+def calibration_set_for(info: BundleInfo, directory: Path | None) -> CalibrationSet:
+    """As many calibration windows as a bundle was made with, for a recompile or a check."""
     front_end, made = info.front_end, info.calibration
-    return calibration_windows(
+    return calibration_set(
         directory, front_end.sample_rate, front_end.window_samples, front_end.hop_samples, made.windows, made.seed
-    )[0]
+    )
+
+
+def calibration_text(info: BundleInfo) -> str:
+    """What a bundle was calibrated and measured on, for people."""
+    made = info.calibration
+    measured = max((parity.windows for parity in info.parity.values()), default=0)
+    if made.source == RECORDINGS:
+        others = f"errors and agreement are of {measured} others" if measured else "nothing was measured"
+        return f"calibrated on {made.windows} windows of recordings; {others}"
+    source = (
+        RECORDINGS if made.source.endswith(" windows of recordings") else made.source
+    )  # with their number, until 0.1
+    same = "calibrated and measured on the same" if measured else "nothing was measured; calibrated on"
+    return f"{same} {made.windows} windows: {source}"
 
 
 def collect_activations(prefix: Prefix, windows: npt.NDArray[np.float32]) -> list[Array]:

@@ -40,7 +40,7 @@ from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle.blocks import lower_blocks, refused_block, reweight_block
 from streamsplit_compile.bundle.bundle_page import render_report
 from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest, write_table
-from streamsplit_compile.bundle.calibrate import DEFAULT_WINDOWS, CutFailed, calibration_windows
+from streamsplit_compile.bundle.calibrate import DEFAULT_WINDOWS, CalibrationSet, CutFailed, calibration_set
 from streamsplit_compile.bundle.digests import combined_digest, tensor_digests, weights_digest
 from streamsplit_compile.bundle.effort import expected_effort
 from streamsplit_compile.bundle.measure import Reference, measure
@@ -112,7 +112,7 @@ def compile_encoder(
     progress("choosing cuts", 0, 1)
     cuts = choose_cuts(encoder, options.cuts, notice)
     hop = max(1, round(encoder.window_samples * options.hop_share))
-    windows, calibration = calibration_windows(
+    calibration = calibration_set(
         options.calibrate,
         encoder.sample_rate,
         encoder.window_samples,
@@ -122,14 +122,14 @@ def compile_encoder(
     )
     blocks = [count_work(segment) for segment in split(encoder.graph, cuts)]
     encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
-    if line := expected_effort(blocks, encoder_ms, len(windows), len(options.variants)).notice:
+    if line := expected_effort(blocks, encoder_ms, len(calibration.windows), len(options.variants)).notice:
         notice(line)
     if ignores_waveform(encoder.graph):
         notice("the embedding is the same whatever the waveform; look at the encoder's weights")
     failures: list[CutRefused | CutFailed] = []
     while True:
         try:
-            _compile_cuts(encoder, options, cuts, windows, calibration, hop, out, progress)
+            _compile_cuts(encoder, options, cuts, calibration, hop, out, progress)
             break
         except (CutRefused, CutFailed) as exc:
             failures.append(exc)
@@ -149,8 +149,7 @@ def _compile_cuts(
     encoder: LoadedEncoder,
     options: CompileOptions,
     cuts: Sequence[Candidate],
-    windows: npt.NDArray[np.float32],
-    calibration: Calibration,
+    calibration: CalibrationSet,
     hop: int,
     out: Path,
     progress: Progress,
@@ -170,10 +169,11 @@ def _compile_cuts(
             options.keep_norms,
             progress,
         )
-        info = _draft(encoder, options, list(components), cuts, calibration, hop)
+        info = _draft(encoder, options, list(components), cuts, calibration.said, hop)
         manifest = _manifest(info, components)
         loaded = {options.variants[0]: _load_blocks(staging, manifest, options.variants[0])}
-        manifest = measure(staging, manifest, options.variants, windows, Reference(segments), progress, loaded=loaded)
+        reference = Reference(segments, calibration.unseen)
+        manifest = measure(staging, manifest, options.variants, calibration.windows, reference, progress, loaded=loaded)
         progress("training splitter tables", 0, len(options.targets))
         manifest, tables = pricing.price(manifest, options.variants[0], work, options.targets, options.seed, progress)
         for path, table in tables.items():
@@ -205,19 +205,22 @@ def recompile(
     generation: int,
     windows: npt.NDArray[np.float32],
     reference: Reference | None,
+    calibration: Calibration | None = None,
     key: minisign.SecretKey | None = None,
 ) -> Bundle:
     """The base bundle with new weights of the same graph, written into its kept graphs.
 
     Blocks whose parameters did not change keep their files and digests. `windows` (n, samples) float32 are used to
-    measure int8 scales; with a `reference` every cut is proved as in a full compile. Raises BundleError when a
+    measure int8 scales, and `calibration` says where they come from; with a `reference` every cut is proved as in a
+    full compile. Raises BundleError when a
     tensor is missing or the generation would go backwards, CheckFailed when a cut does not hold.
     """
     info = base.manifest.info
     if generation <= info.generation:
         raise BundleError(f"generation {generation} does not follow {info.generation} of {base.path}")
+    said = info.calibration if calibration is None else calibration
     with memory_kept(), staging_directory(out) as staging:
-        manifest = _reweight(staging, base, tensors, generation, windows, reference)
+        manifest = _reweight(staging, base, tensors, generation, windows, reference, said)
         for target, cost in info.targets.items():
             write_table(staging, cost.table, base.table(target).to_json(), key)
         write_manifest(staging, manifest, key)
@@ -272,6 +275,7 @@ def _reweight(
     generation: int,
     windows: npt.NDArray[np.float32],
     reference: Reference | None,
+    calibration: Calibration,
 ) -> Manifest:
     """The blocks with new weights, written to `staging` and measured; those that stay are loaded meanwhile."""
     info, known = base.manifest.info, base.manifest.components
@@ -292,7 +296,9 @@ def _reweight(
     with ThreadPoolExecutor() as pool:
         components = dict(zip(info.blocks, pool.map(reweighted, range(len(info.blocks))), strict=True))
     encoder = msgspec.structs.replace(info.encoder, weights=combined_digest(digests, digests))
-    draft = _manifest(msgspec.structs.replace(info, encoder=encoder, generation=generation), components)
+    draft = _manifest(
+        msgspec.structs.replace(info, encoder=encoder, generation=generation, calibration=calibration), components
+    )
     changed = [index for index, name in enumerate(components) if components[name] != known[name]]
     first_changed = min(changed, default=len(components))
     return measure(staging, draft, list(loaded), windows, reference, _silent, first_changed, loaded)

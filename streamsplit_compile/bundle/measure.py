@@ -33,6 +33,8 @@ class Reference:
     """The encoder in torch, as its segments: what the compiled blocks are held against."""
 
     segments: Sequence[fx.GraphModule]
+    windows: npt.NDArray[np.float32] | None = None
+    """(n, samples) to hold them against each other on; None for those that calibrate."""
 
 
 def measure(
@@ -64,11 +66,14 @@ def measure(
     manifest = derive_precisions(root, manifest, wanted, activations, progress)
     parity: dict[str, Parity] = {}
     if reference is not None and activations is not None:
-        prover = Prover(reference.segments, windows)
+        proved = windows if reference.windows is None else reference.windows
+        if reference.windows is not None:
+            activations = collect_activations(_prefix(root, manifest, wanted[0], loaded), proved)
+        prover = Prover(reference.segments, proved)
         parity[wanted[0]] = prover.prove(cuts, activations, progress)
         check_parity(cuts, parity[wanted[0]])
         for variant in wanted[1:]:
-            manifest, parity[variant] = settle(root, manifest, variant, cuts, windows, prover, progress)
+            manifest, parity[variant] = settle(root, manifest, variant, cuts, proved, prover, progress)
         cuts = [
             msgspec.structs.replace(cut, agreement={name: found.cosine_median for name, found in proved.wire.items()})
             for cut, proved in zip(cuts, parity[wanted[0]].cuts, strict=True)

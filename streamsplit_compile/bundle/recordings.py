@@ -35,13 +35,17 @@ class _Recording:
     stop: int
 
 
-def sample_windows(place: Path, sample_rate: int, window: int, hop: int, count: int, seed: int) -> tuple[Samples, int]:
-    """At most `count` windows (n, window) float32 of a file, or of all files below a directory, and how many there are.
+def sample_windows(
+    place: Path, sample_rate: int, window: int, hop: int, count: int, seed: int, unseen: bool = False
+) -> Samples:
+    """At most `count` windows (n, window) float32 of a file, or of all files below a directory.
 
     The recordings are one long stream, cut into as many stretches of equal length as windows are wanted; of each
-    stretch the seed chooses one. Files that cannot be read, and what follows damage in one, are left out, with a
-    warning in the log. Raises UsageError
-    for less than one window, SourceError when nothing can be read.
+    stretch the seed chooses one. With `unseen` there are as many others, none of which shares a sample with those that
+    are chosen without; (0, window) where the recordings are too short for that. Files that cannot be read, and what
+    follows damage in one, are left out, with a warning in the log.
+
+    Raises UsageError for less than one window, SourceError when nothing can be read.
     """
     if not place.exists():
         raise SourceError(f"{shown(place)}: no such file or directory; --calibrate takes recordings")
@@ -55,12 +59,25 @@ def sample_windows(place: Path, sample_rate: int, window: int, hop: int, count: 
         edges = np.linspace(0, available, min(count, available) + 1).astype(int)
         chosen = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
         try:
-            return np.stack([_read(recordings, int(index) * hop, window, sample_rate) for index in chosen]), available
+            if unseen:
+                chosen = _apart(chosen, available, -(-window // hop))
+            found = [_read(recordings, int(index) * hop, window, sample_rate) for index in chosen]
+            return np.stack(found) if found else np.empty((0, window), np.float32)
         except _Damaged as exc:
             _LOG.warning("%s: what follows is left out", exc.reason)
             if exc.path in damaged:
                 paths = [path for path in paths if path != exc.path]
             damaged.add(exc.path)
+
+
+def _apart(chosen: npt.NDArray[np.int64], available: int, hops: int) -> npt.NDArray[np.int64]:
+    """As many windows as are chosen out of so many, or fewer, evenly spread, each at least `hops` from all of those."""
+    free = np.ones(available, np.bool_)
+    for index in chosen:
+        free[max(0, index - hops + 1) : index + hops] = False
+    (left,) = np.nonzero(free)
+    places = np.linspace(0, len(left) - 1, min(len(chosen), len(left))).astype(int)
+    return np.asarray(left[np.unique(places)], np.int64)
 
 
 class _Damaged(Exception):

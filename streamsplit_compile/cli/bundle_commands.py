@@ -14,7 +14,7 @@ from runtime_edge.formats.manifest import Parity
 from runtime_edge.formats.patch import make_patch
 from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle.bundle_summary import bundle_summary, parity_summary
-from streamsplit_compile.bundle.calibrate import collect_activations, windows_for
+from streamsplit_compile.bundle.calibrate import calibration_set_for, collect_activations
 from streamsplit_compile.bundle.compiler import bundle_variants, changed_blocks
 from streamsplit_compile.bundle.digests import weights_digest
 from streamsplit_compile.bundle.parity import Prover, check_parity, shortfalls
@@ -124,7 +124,7 @@ def _parity(bundle: Bundle, encoder: LoadedEncoder, calibrate: Path | None, step
     """
     info = bundle.manifest.info
     segments = split(encoder.graph, cuts_of(encoder.graph.candidates, bundle.manifest, str(bundle.path)))
-    windows = windows_for(info, calibrate)
+    windows = calibration_set_for(info, calibrate).measured
     prover = Prover(segments, windows)
     found = {}
     for variant in bundle_variants(bundle.manifest):

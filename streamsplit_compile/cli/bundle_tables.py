@@ -9,6 +9,7 @@ import click
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import Cut, Parity
 from streamsplit_compile.bundle.bundle_summary import PARITY_COLUMNS, bundle_summary, parity_rows, useless_cuts
+from streamsplit_compile.bundle.calibrate import calibration_text
 from streamsplit_compile.bundle.parity import lowest_median
 from streamsplit_compile.cli.printing import print_table, size
 
@@ -46,11 +47,8 @@ def print_cuts(bundle: Bundle) -> None:
     if useless := useless_cuts(bundle.manifest.info.cuts):
         click.echo(useless)
     signed = "signed" if summary["signed"] else "not signed"
-    calibration = summary["calibration"]
-    click.echo(
-        f"ms and mJ are predicted for the blocks up to the cut. Calibrated on {calibration['source']} "
-        f"({calibration['windows']} windows); {signed}."
-    )
+    calibrated = calibration_text(bundle.manifest.info)
+    click.echo(f"ms and mJ are predicted for the blocks up to the cut; {calibrated}; {signed}.")
 
 
 def _variant_row(bundle: Bundle, variant: str) -> list[str]:

@@ -16,7 +16,7 @@ from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.manifest import LoadOptions
 from streamsplit_compile.bundle.bundle_summary import bundle_summary
-from streamsplit_compile.bundle.calibrate import windows_for
+from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile, report_path
 from streamsplit_compile.bundle.measure import Reference
 from streamsplit_compile.bundle.parity import shortfalls
@@ -33,6 +33,7 @@ from streamsplit_compile.cli.options import (
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
 from streamsplit_compile.encoder.encoders import (
     LoadedEncoder,
+    is_untrained,
     list_encoders,
     load_encoder,
     new_encoder,
@@ -78,7 +79,7 @@ def new(name: str, out: Path, config_json: str, as_json: bool) -> None:
     Example: ssc encoder new resnet18 -o encoder.pt
     """
     module, config = new_encoder(name, _parse_config(config_json))
-    save_checkpoint(name, config, module, out)
+    save_checkpoint(name, config, module, out, is_untrained(name, config))
     parameters = sum(parameter.numel() for parameter in module.parameters())
     if as_json:
         print_json({"encoder": name, "config": config, "parameters": parameters, "file": str(out)})
@@ -159,6 +160,10 @@ def compile_(
             bundle = _recompile(base, encoder_file, load, out, generation, calibrate, parity, read_key(key), steps)
         print_json(bundle_summary(bundle)) if as_json else print_cuts(bundle)
         _warn(bundle)
+        if not parity:
+            print_warning("nothing was measured of these weights: leave out --no-parity")
+        elif calibrate is None:
+            print_warning("nothing was measured on recordings, but on a synthesised soundscape; give --calibrate")
         return
     if not parity:
         raise UsageError("--no-parity: only with --base; a first compile proves its cuts to make splitter tables")
@@ -212,12 +217,13 @@ def _recompile(
     """New weights into a base bundle; with `parity` the encoder is traced too, to prove the cuts."""
     base = open_bundle(base_path)
     info = base.manifest.info
-    reference = None
+    reference, calibration = None, calibration_set_for(info, calibrate)
     if parity:
         steps("exporting", 0, 1)
         loaded = load(info.encoder.load)
         tensors, graph = loaded.tensors, loaded.graph
-        reference = Reference(split(graph, cuts_of(graph.candidates, base.manifest, str(base_path))))
+        segments = split(graph, cuts_of(graph.candidates, base.manifest, str(base_path)))
+        reference = Reference(segments, calibration.unseen)
     else:
         tensors = read_tensors(encoder_file)
     steps("writing weights", 0, 1)
@@ -226,8 +232,9 @@ def _recompile(
         tensors,
         out,
         generation=generation or info.generation + 1,
-        windows=windows_for(info, calibrate),
+        windows=calibration.windows,
         reference=reference,
+        calibration=calibration.said,
         key=key,
     )
 

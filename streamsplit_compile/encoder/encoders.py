@@ -4,7 +4,8 @@
     new_encoder("resnet18")            a fresh one
     save_checkpoint(encoder, path)
 
-A checkpoint is `{"format": "streamsplit.encoder/1", "encoder": name, "config": {...}, "state_dict": {...}}`.
+A checkpoint is `{"format": "streamsplit.encoder/1", "encoder": name, "config": {...}, "state_dict": {...}}`, and
+`"untrained": True` where the weights are random.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from streamsplit_compile.encoder.weights import is_zip, mistaken, unwrapped, wra
 
 CHECKPOINT_FORMAT = "streamsplit.encoder/1"
 ENTRY_POINT_GROUP = "streamsplit.encoders"
+_OWN_ENCODERS = "streamsplit_models"
 _MAX_ENCODER_BYTES = 4 << 30
 _DEFAULT_SAMPLE_RATE = 16_000
 _FIELDS_SHOWN = 8
@@ -53,6 +55,8 @@ class LoadedEncoder:
     front_end: dict[str, Any] = field(default_factory=dict)
     load: LoadOptions | None = None
     """Options its file was read with, if any."""
+    untrained: bool = False
+    """Whether its file says that the weights are random, as `ssc encoder new` makes them."""
 
     @property
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
@@ -78,11 +82,20 @@ def new_encoder(name: str, config: Mapping[str, Any] | None = None) -> tuple[tor
     return _build(points[name].load(), name, dict(config or {})), dict(config or {})
 
 
-def save_checkpoint(name: str, config: Mapping[str, Any], module: torch.nn.Module, path: Path) -> None:
-    """Write a checkpoint that `load_encoder` reads."""
+def is_untrained(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether `new_encoder` gives random weights: those of this project's encoders are, unless a directory has them."""
+    (point,) = (point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == name)
+    return point.module.partition(".")[0] == _OWN_ENCODERS and config.get("directory") is None
+
+
+def save_checkpoint(
+    name: str, config: Mapping[str, Any], module: torch.nn.Module, path: Path, untrained: bool = False
+) -> None:
+    """Write a checkpoint that `load_encoder` reads; a server does not train what is not `untrained` unless told to."""
     buffer = io.BytesIO()
     state = {key: value.detach().cpu() for key, value in module.state_dict().items()}
-    torch.save({"format": CHECKPOINT_FORMAT, "encoder": name, "config": dict(config), "state_dict": state}, buffer)
+    content = {"format": CHECKPOINT_FORMAT, "encoder": name, "config": dict(config), "state_dict": state}
+    torch.save(content | ({"untrained": True} if untrained else {}), buffer)
     write_atomic(path, buffer.getvalue())
 
 
@@ -178,7 +191,8 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> LoadedEncoder:
     except UsageError as exc:
         raise FormatError(f'{path}: field "encoder": {exc}') from None
     _load_state(module, content["state_dict"], path)
-    return from_module(content["encoder"], config, module, None)
+    loaded = from_module(content["encoder"], config, module, None)
+    return dataclasses.replace(loaded, untrained=content.get("untrained") is True)
 
 
 def _from_state_dict(path: Path, factory: str, content: dict[str, Any], sample_rate: int | None) -> LoadedEncoder:

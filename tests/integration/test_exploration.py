@@ -5,7 +5,9 @@ import torch
 
 
 def test_early_blocks_learn_from_the_exploration_of_a_device_that_cuts_late(start, tmp_path, toy_bundle):
-    server = start.server("--release-steps", 60, "--release-tolerance", 1.0, "--batch", 8)
+    server = start.server(
+        "--training", "--release-steps", 60, "--release-least-s", 0, "--release-tolerance", 1, "--batch", 8
+    )
     server.put_table(harness.always(toy_bundle, "rpi4", "two", probe_rate=0.2))
     source = harness.write_wav(tmp_path / "audio.wav", 20.0, seed=11)
     device = start.device(server, "pi-1", source, "--no-realtime", "--seed", 5)

@@ -8,7 +8,7 @@ import harness
 def test_a_device_follows_the_generations_and_every_window_is_completed_by_its_own(
     start, tmp_path, toy_bundle, toy_model
 ):
-    server = start.server("--release-steps", 100, "--batch", 8)
+    server = start.server("--training", "--release-steps", 100, "--release-least-s", 0, "--batch", 8)
     server.put_table(harness.always(toy_bundle, "rpi4", "log_mel"))
     source = harness.write_wav(tmp_path / "audio.wav", 240.0, seed=1)  # as long as a busy machine may need
     device = start.device(server, "pi-1", source)

@@ -12,13 +12,14 @@ pytestmark = pytest.mark.slow
 def test_a_fleet_loses_nothing_while_ranks_and_brokers_are_killed(toy, toy_bundle, tmp_path):
     encoder = toy / "encoder.pt"
     recorded = FleetRecordings(toy_bundle, encoder, None)
+    releases = ("--release-steps", 20, "--release-least-s", 0, "--release-tolerance", 1)
     config = FleetConfig(
         devices=20,
         seconds=24.0,
         period_s=0.5,
         kill_every_s=7.0,
         seed=4,  # rank 1, broker 0, rank 0
-        server_options=("--train-share", 0.2, "--release-steps", 20, "--release-tolerance", 1),
+        server_options=("--training", "--train-share", 0.2, *releases),
     )
     fleet = Fleet(tmp_path, encoder, toy / "bundle", recorded, config)
     report = asyncio.run(fleet.run())

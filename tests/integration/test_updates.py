@@ -24,7 +24,7 @@ from runtime_server.broker.hub import released_bundle
 from runtime_server.releases.bundle_publisher import publish_patches
 from runtime_server.state.server_state import ServerState
 from streamsplit_compile.bundle.bundle_writer import write_manifest
-from streamsplit_compile.bundle.calibrate import windows_for
+from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile
 from streamsplit_compile.cli.main import ssc
 from streamsplit_compile.cost.targets import load_target
@@ -276,7 +276,7 @@ def resnet_norms(tmp_path_factory, resnet_file, signing_key):
         name: value * 1.01 if name.rsplit(".", 1)[0] in norms and value.dtype.kind == "f" else value
         for name, value in encoder.tensors.items()
     }
-    windows = windows_for(old.manifest.info, None)[:2]
+    windows = calibration_set_for(old.manifest.info, None).windows[:2]
     new = recompile(old, tensors, directory / "new", generation=2, windows=windows, reference=None, key=signing_key)
     return old, new
 

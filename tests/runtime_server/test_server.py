@@ -1,6 +1,7 @@
 """The whole server in this process: what a start announces, a restart finds, and a release does in which order."""
 
 import asyncio
+import re
 import shutil
 import urllib.request
 
@@ -19,10 +20,12 @@ from runtime_edge.errors import BundleError, LinkError
 from runtime_edge.formats import minisign, subjects
 from runtime_server.broker.hub import Hub
 from runtime_server.releases.release_gate import ReleaseConfig
+from runtime_server.releases.rollout_service import request
 from runtime_server.server import Server
 from runtime_server.serving.server_config import ServerConfig
 from runtime_server.state.server_state import ServerState
 from runtime_server.training.trainer import TrainConfig
+from streamsplit_compile.cli.main import main
 from streamsplit_compile.encoder.encoders import load_encoder
 
 pytestmark = pytest.mark.integration
@@ -180,7 +183,7 @@ def test_a_release_is_on_disk_and_in_the_store_before_a_device_hears_of_it(
             return release, last[0], stored
 
     (release, bundle, stored), status = run_server(
-        work, training=True, train=train, release=ReleaseConfig(every_steps=5, tolerance=1.0)
+        work, training=True, train=train, release=ReleaseConfig(every_steps=5, least_s=0, tolerance=1.0)
     )
     assert release.generation >= 2
     assert release.manifest == bundle.digest or status["generation"] > release.generation
@@ -222,13 +225,52 @@ def test_a_restart_goes_on_training_where_it_stood(run_server, sounds, frame_of,
     assert status["windows"] == {"pi-1": len(sounds)}
 
 
+def test_no_release_lowers_the_score_of_a_pushed_head_until_its_clips_are_given_up(
+    run_server, sounds, frame_of, tmp_path, recordings, small_bundle, capsys
+):
+    lenient = {"tolerance": 100.0, "least_rank": 0.0, "least_uniformity": 0.0, "geometry_tolerance": 100.0}
+    settings = {
+        "training": True,
+        "train": TrainConfig(batch=8, min_windows=16, learning_rate=1.0, ema=0.0),
+        "release": ReleaseConfig(every_steps=20, least_s=0, **lenient),
+    }
+
+    async def push(hub, *options):
+        command = ["server", "label", str(recordings), "--push", "--state", str(tmp_path / "server"), *options]
+        await asyncio.to_thread(main, [*command, "--broker", hub.url, "-o", str(tmp_path / "head.json")])
+
+    async def work(server, hub):
+        await push(hub)
+        for window, sound in enumerate(sounds):
+            await send(hub, frame_of(sound, window, 1), window)
+        await eventually(lambda: server.training_loop.measure().outcomes["a pushed head got worse"] >= 3)
+        listed, highest = await request(hub, "list"), server.loaded.rollout.highest
+        assert "will not be judged" not in capsys.readouterr().err
+        await push(hub, "--bundle", str(small_bundle.path), "--target", "m2")  # as from another machine
+        assert "releases will not be judged by this head" in capsys.readouterr().err
+        assert len(list((tmp_path / "server" / "heads").glob("*.clips"))) == 1, "another head's clips stay"
+        await push(hub, "--no-probe")
+        await eventually(lambda: server.loaded.rollout.highest > highest)
+        return listed, highest
+
+    (listed, highest), status = run_server(work, **settings)
+    (refused,) = listed["refused"]
+    assert re.fullmatch(
+        r"head m2 would fall from (\d+) to \d+ of its 12 clips, head rpi4 would fall .*", refused["reason"]
+    )
+    judged = [score for outcome in status["releases"] for score in outcome["heads"]["judged"] if outcome["released"]]
+    assert all(score["after"] >= score["before"] for score in judged)
+    assert [entry["generation"] for entry in listed["releases"]] == list(range(highest, 0, -1))
+    assert list((tmp_path / "server" / "heads").iterdir()) == []
+
+
 def test_what_it_measures_is_there_for_prometheus_and_tensorboard(
     run_server, sounds, frame_of, tmp_path, health_port, recordings
 ):
     settings = {
         "training": True,
         "train": TrainConfig(batch=8, min_windows=16),
-        "release": ReleaseConfig(every_steps=5, tolerance=1.0),
+        "release": ReleaseConfig(every_steps=5, least_s=0, tolerance=1.0),
         "health_port": health_port,
         "tensorboard": tmp_path / "board",
         "probe": recordings,
@@ -292,7 +334,7 @@ def test_a_drop_in_held_out_quality_is_not_published(run_server, sounds, frame_o
         told = {read_release(entry.value).generation for entry in await bucket.history("rpi4")}
         return told, list(server.loaded.training.release_gate.outcomes)
 
-    (told, outcomes), _ = run_server(work, training=True, train=train, release=ReleaseConfig(every_steps=20))
+    (told, outcomes), _ = run_server(work, training=True, train=train, release=ReleaseConfig(every_steps=20, least_s=0))
     assert not any(outcome.released for outcome in outcomes)
     assert {outcome.reason for outcome in outcomes} <= {"embeddings are collapsing", "held-out loss rose"}
     assert told == {1}

@@ -31,7 +31,7 @@ def run_ranks(tiny_encoder, small_bundle, tmp_path, broker, together):
         state=tmp_path / "server",
         broker=broker.url,
         train=TrainConfig(batch=8, min_windows=16, learning_rate=1e-4),
-        release=ReleaseConfig(every_steps=5, tolerance=1.0),
+        release=ReleaseConfig(every_steps=5, least_s=0, tolerance=1.0),
     )
 
     async def life(ranks, work):

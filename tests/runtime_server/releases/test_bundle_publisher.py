@@ -9,7 +9,7 @@ from runtime_edge.formats import subjects
 from runtime_edge.formats.patch import apply_patch
 from runtime_server.broker.hub import Hub, released_bundle
 from runtime_server.releases.bundle_publisher import prune, publish_patches
-from streamsplit_compile.bundle.calibrate import windows_for
+from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import recompile
 
 
@@ -18,7 +18,7 @@ def bundles(small_bundle, tiny_encoder, signing_key, tmp_path_factory):
     """Three generations: in the second the stem is another one, in the third the head, too."""
     directory = tmp_path_factory.mktemp("generations")
     made, tensors = [small_bundle], dict(tiny_encoder.tensors)
-    windows = windows_for(small_bundle.manifest.info, None)[:2]
+    windows = calibration_set_for(small_bundle.manifest.info, None).windows[:2]
     for number, name in ((2, "stem.0.weight"), (3, "head.weight")):
         tensors = {**tensors, name: tensors[name] * 1.001}
         made.append(

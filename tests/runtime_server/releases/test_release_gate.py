@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.formats.manifest import Calibration
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.labels.linear_probe import LinearProbe
 from runtime_server.releases.release_gate import Quality, ReleaseConfig, ReleaseGate, first_model
@@ -15,8 +16,14 @@ from runtime_server.state.server_state import ServerState
 from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.losses import HybridConfig
 from runtime_server.training.trainer import TrainConfig, Trainer
+from streamsplit_compile.bundle.calibrate import CalibrationSet
 
 pytestmark = pytest.mark.integration
+
+
+def calibration(sounds):
+    """What a release is recompiled with."""
+    return CalibrationSet(sounds[:4], sounds[8:12], Calibration(source="recordings", windows=4, seed=0))
 
 
 @pytest.fixture
@@ -35,21 +42,29 @@ def trainer(generations, sounds, activation):
 
 
 @pytest.fixture
-def rollout(state, generations):
-    begun = Rollout(state.root / "rollout.json", RolloutConfig())
+def rollout(state, generations, now):
+    begun = Rollout(state.root / "rollout.json", RolloutConfig(), clock=lambda: now[0])
     begun.begin({1: generations.newest.bundle.digest})
     return begun
 
 
 @pytest.fixture
 def now():
-    """The releaser's clock, in seconds: `now[0]` may be set."""
+    """The clock of gate and rollout, in seconds: `now[0]` may be set."""
     return [0.0]
 
 
 @pytest.fixture
 def release_gate(generations, trainer, state, sounds, signing_key, rollout, now):
-    given = generations.graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(every_steps=3)
+    given = (
+        generations.graph,
+        generations,
+        trainer,
+        state,
+        calibration(sounds),
+        signing_key,
+        ReleaseConfig(every_steps=3, least_s=0),
+    )
     return ReleaseGate(*given, rollout, clock=lambda: now[0])
 
 
@@ -73,15 +88,31 @@ def test_it_is_due_after_so_many_steps_since_the_last_attempt(release_gate, trai
     assert [outcome.steps for outcome in release_gate.outcomes] == [3, 6]
 
 
-def test_it_is_due_after_so_much_time_if_anything_was_trained_and_not_too_often(release_gate, trainer, now):
-    release_gate.config = ReleaseConfig(every_steps=1000, every_s=60.0)
+def test_it_is_due_after_so_much_time_if_anything_was_trained(release_gate, trainer, now):
+    release_gate.config = ReleaseConfig(every_steps=1000, every_s=60.0, least_s=0)
     now[0] += 61
     assert not release_gate.due, "nothing is new"
     trainer.step()
     assert release_gate.due
-    release_gate.config = ReleaseConfig(every_steps=1, least_s=100.0)
+
+
+def test_six_hours_at_least_lie_between_two_releases_also_over_a_restart(release_gate, trainer, rollout, state, now):
+    release_gate.config = ReleaseConfig(every_steps=1)
+    trainer.step()
+    now[0] += 6 * 3600 - 1
+    assert not release_gate.due, "the first generation is not six hours old"
+    now[0] += 1
+    assert release_gate.due
+    release_gate.attempt()
+    trainer.step()
+    assert release_gate.due, "nothing was offered to devices yet"
+    rollout.offer(2, "sha256:2")
+    now[0] += 6 * 3600 - 1
     assert not release_gate.due
-    now[0] += 40
+    again = Rollout(state.root / "rollout.json", RolloutConfig(), clock=lambda: now[0])
+    assert again.released_within(6 * 3600)
+    now[0] += 1
+    assert not again.released_within(6 * 3600)
     assert release_gate.due
 
 
@@ -128,6 +159,7 @@ def test_no_worse_weights_become_the_next_generation(
     # What devices will fetch: signed, the other blocks' files untouched, and the new weights' function.
     bundle = open_bundle(state.bundle_path(2), signing_key.public)
     assert bundle.digest == generation.bundle.digest
+    assert bundle.manifest.info.calibration.source == "recordings", "not what its first compile was calibrated on"
     for block in small_bundle.manifest.info.blocks[:-1]:
         assert bundle.block_bytes(block, "onnx-fp32") == small_bundle.block_bytes(block, "onnx-fp32")
     expected = generation.complete(0, torch.from_numpy(sounds[:1])).numpy()[0]
@@ -170,7 +202,7 @@ def test_training_that_goes_wrong_is_not_released(generations, sounds, activatio
             window = kept[(index + 13 * device) % len(kept)]
             trainer.add(TrainingWindow(f"pi-{device}", "boot", index, 1, 1, window, 0.5))
     release_gate = ReleaseGate(
-        generations.graph, generations, trainer, state, sounds[:4], signing_key, ReleaseConfig(), rollout
+        generations.graph, generations, trainer, state, calibration(sounds), signing_key, ReleaseConfig(), rollout
     )
     for _ in range(2):
         for _ in range(25):
@@ -219,7 +251,7 @@ def test_recordings_with_labels_have_a_say(
     probe = LinearProbe(recordings, small_bundle.manifest.info.front_end)
     lenient = ReleaseConfig(tolerance=100.0, least_rank=0.0, least_uniformity=0.0, geometry_tolerance=100.0)
     release_gate = ReleaseGate(
-        generations.graph, generations, trainer, state, sounds[:4], signing_key, lenient, rollout, probe=probe
+        generations.graph, generations, trainer, state, calibration(sounds), signing_key, lenient, rollout, probe=probe
     )
     set_weights(trainer, head__weight=torch.zeros_like)
     assert release_gate.attempt() is None
@@ -242,7 +274,9 @@ def test_a_higher_loss_is_not_released(release_gate, trainer, generations):
 def test_nothing_is_released_unjudged(generations, state, sounds, signing_key, rollout):
     trainer = Trainer(first_model(generations.graph, generations.newest), TrainConfig(), 6)
     config = ReleaseConfig()
-    release_gate = ReleaseGate(generations.graph, generations, trainer, state, sounds[:4], signing_key, config, rollout)
+    release_gate = ReleaseGate(
+        generations.graph, generations, trainer, state, calibration(sounds), signing_key, config, rollout
+    )
     assert release_gate.attempt() is None
     assert release_gate.outcomes[0].reason == "too few held-out windows"
 

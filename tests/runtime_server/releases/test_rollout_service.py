@@ -15,7 +15,7 @@ from runtime_server.releases.rollout import Rollout, RolloutConfig
 from runtime_server.releases.rollout_service import RELEASES_SUBJECT, RolloutService, request
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import Generations
-from streamsplit_compile.bundle.calibrate import windows_for
+from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import recompile
 
 CONFIG = RolloutConfig(canary_from=100, healthy_s=0.0)
@@ -24,7 +24,10 @@ CONFIG = RolloutConfig(canary_from=100, healthy_s=0.0)
 @pytest.fixture(scope="module")
 def compiled(small_bundle, tiny_encoder, signing_key, tmp_path_factory):
     """Generations 1 to 6 with their weights."""
-    directory, windows = tmp_path_factory.mktemp("compiled"), windows_for(small_bundle.manifest.info, None)[:2]
+    directory, windows = (
+        tmp_path_factory.mktemp("compiled"),
+        calibration_set_for(small_bundle.manifest.info, None).windows[:2],
+    )
     made = {1: (small_bundle, tiny_encoder.tensors)}
     for number in range(2, 7):
         tensors = {**tiny_encoder.tensors, "head.weight": tiny_encoder.tensors["head.weight"] * (1 + number / 100)}

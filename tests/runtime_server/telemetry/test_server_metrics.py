@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from runtime_edge.base.histogram import Histogram
 from runtime_edge.base.prometheus import render
 from runtime_server.ingest.frame_replay import ReplayOutcome
+from runtime_server.releases.head_judge import HeadScore, HeadScores
 from runtime_server.releases.release_gate import Quality, ReleaseOutcome
 from runtime_server.telemetry.server_metrics import ServerMeasurements, TrainingStatus, families
 from runtime_server.training.buffer import BufferSize
@@ -15,6 +16,7 @@ from runtime_server.training.embedding_metrics import Geometry
 from runtime_server.training.trainer import StepMetrics
 
 QUALITY = Quality(loss=2.0, alignment=0.5, uniformity=-2.0, effective_rank=9.0, probe_accuracy=0.75)
+HEADS = HeadScores((HeadScore("rpi4", 120, 118, 95),), ("m2",))
 TRAINING = TrainingStatus(
     steps=50,
     saved_steps=40,
@@ -24,6 +26,7 @@ TRAINING = TrainingStatus(
     outcomes=Counter(released=1),
     judged=ReleaseOutcome(2, True, 50, "better", ("two",), QUALITY, QUALITY, 1.0),
     replayed=ReplayOutcome(9, 8, 1, 0),
+    heads=HEADS,
 )
 
 
@@ -41,5 +44,11 @@ def test_promtool_has_nothing_to_say_of_the_metrics_of_a_server_that_trains():
 def test_every_metric_of_a_server_that_trains_passes_the_rules_of_prometheus():
     page = render(families(MEASURED)).decode()
     assert promlint.problems(page) == []
-    found = {sample.name for family in text_string_to_metric_families(page) for sample in family.samples}
+    samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    found = {sample.name for sample in samples}
     assert {"ssc_server_windows_total", "ssc_server_training_step_seconds_sum", "ssc_server_candidate_quality"} <= found
+    of_heads = {(sample.name, *sample.labels.values(), sample.value) for sample in samples if "head" in sample.name}
+    assert of_heads == {
+        ("ssc_server_head_clips", "rpi4", 120), ("ssc_server_head_clips_released", "rpi4", 118),
+        ("ssc_server_head_clips_candidate", "rpi4", 95), ("ssc_server_heads_unjudged", 1),
+    }  # fmt: skip

@@ -4,16 +4,19 @@ import numpy as np
 import pytest
 import scipy.signal
 import soundfile
+from msgspec.structs import replace
 
 from runtime_edge.audio import open_source
 from runtime_edge.audio.file_decoder import read_span
 from runtime_edge.errors import SourceError, UsageError
 from runtime_edge.formats.codec import CutCodec
-from runtime_edge.formats.manifest import Cut
+from runtime_edge.formats.manifest import Calibration, Cut, Parity
 from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle import recordings
 from streamsplit_compile.bundle.calibrate import (
     calibrate_cut,
+    calibration_set,
+    calibration_text,
     calibration_windows,
     collect_activations,
     encodings,
@@ -55,7 +58,7 @@ def test_recordings_are_sampled_from_first_to_last_as_the_seed_says(tmp_path):
     record(tmp_path / "a.wav", np.arange(5000) / 10_000)
     record(tmp_path / "b.wav", np.arange(5000, 10_000) / 10_000)
     chosen, said = calibration_windows(tmp_path, RATE, 500, 250, 5, 0)
-    assert said.source == "39 windows of recordings"
+    assert said.source == "recordings"
     assert said.windows == 5
     starts = chosen[:, 0] * 10_000
     np.testing.assert_allclose(chosen, chosen[:, :1] + np.arange(500) / 10_000, atol=1e-4)
@@ -98,7 +101,7 @@ def test_damaged_recordings_are_used_up_to_there(tmp_path, caplog):
     (tmp_path / ".e.wav").write_bytes((tmp_path / "a.wav").read_bytes())
     windows, said = calibration_windows(tmp_path, RATE, 500, 500, 200, 0)
     assert 20 < len(windows) < 80
-    assert said.source == f"{len(windows)} windows of recordings"
+    assert said.windows == len(windows)
     np.testing.assert_allclose(windows, 0.25, atol=1e-3)
     assert [record.message.partition(": ")[0] for record in caplog.records if "d.wav" in record.message]
     for name in ("a.wav", "b.wav", "c.flac"):
@@ -171,3 +174,41 @@ def test_the_waveform_ships_as_pcm_and_activations_as_int8():
     assert waveform.int8 is None
     assert list(waveform.bytes) == ["float32", "pcm16"] == list(encodings(waveform))
     assert list(calibrate_cut(cut((1, 50)), np.zeros((2, 1, 50), np.float32)).bytes) == ["float32", "float16", "int8"]
+
+
+def test_what_is_measured_calibrated_nothing(tmp_path):
+    record(tmp_path / "a.wav", np.arange(5000) / 10_000)
+    record(tmp_path / "b.wav", np.arange(5000, 10_000) / 10_000)
+    found = calibration_set(tmp_path, RATE, 500, 250, 5, 0)
+    assert np.array_equal(found.windows, calibration_windows(tmp_path, RATE, 500, 250, 5, 0)[0])
+    assert found.measured is found.unseen
+    assert found.unseen.shape == (5, 500)
+    seen, unseen = ({round(value) for value in (part * 10_000).ravel()} for part in (found.windows, found.unseen))
+    assert seen.isdisjoint(unseen), "not one sample is in both"
+    assert max(unseen) - min(unseen) > 8000, "spread over all"
+    assert found.said.source == "recordings"
+
+
+def test_recordings_too_short_for_others_are_measured_on_what_calibrates_and_say_so(tmp_path):
+    record(tmp_path / "a.wav", np.linspace(-0.5, 0.5, 1200))
+    found = calibration_set(tmp_path, RATE, 500, 250, 16, 0)
+    assert found.unseen is None
+    assert found.measured is found.windows
+    assert found.said.source == "recordings, too few to measure on others"
+
+
+@pytest.mark.parametrize(
+    ("source", "measured", "text"),
+    [
+        ("recordings", 12, "calibrated on 16 windows of recordings; errors and agreement are of 12 others"),
+        ("recordings", 0, "calibrated on 16 windows of recordings; nothing was measured"),
+        ("799 windows of recordings", 16, "calibrated and measured on the same 16 windows: recordings"),
+        ("synthetic soundscape", 16, "calibrated and measured on the same 16 windows: synthetic soundscape"),
+        ("synthetic soundscape", 0, "nothing was measured; calibrated on 16 windows: synthetic soundscape"),
+    ],
+)
+def test_people_are_told_one_true_number(small_bundle, source, measured, text):
+    info = small_bundle.manifest.info
+    parity = {"onnx-fp32": Parity(windows=measured, cuts=[])} if measured else {}
+    told = replace(info, calibration=Calibration(source=source, windows=16, seed=0), parity=parity)
+    assert calibration_text(told) == text

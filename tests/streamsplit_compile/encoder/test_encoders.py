@@ -14,8 +14,10 @@ from toys import Tiny
 
 from runtime_edge.errors import FormatError, MissingExtra, UsageError
 from runtime_edge.formats.manifest import LoadOptions
+from streamsplit_compile.cli.main import main
 from streamsplit_compile.encoder import encoders
 from streamsplit_compile.encoder.encoders import (
+    is_untrained,
     list_encoders,
     load_encoder,
     new_encoder,
@@ -356,3 +358,12 @@ def test_an_encoder_says_which_options_it_was_read_with(tiny_file, checkpoint):
     assert load_encoder(tiny_file, "toys:Tiny").load == LoadOptions(factory="toys:Tiny")
     assert load_encoder(tiny_file, "toys:Tiny", recorded=LoadOptions(factory="toys:Tiny")).id == "toys:Tiny"
     assert load_encoder(checkpoint).load is None
+
+
+def test_only_what_encoder_new_makes_of_nothing_is_marked_as_untrained(checkpoint, tiny_encoder, tmp_path):
+    main(["encoder", "new", "mobilenet_v3_small", "-o", str(tmp_path / "new.pt"), "--config", '{"embedding_dim": 16}'])
+    assert load_encoder(tmp_path / "new.pt").untrained
+    assert not load_encoder(checkpoint).untrained
+    assert not tiny_encoder.untrained
+    assert not is_untrained("ast", {"directory": "ast/"})
+    assert is_untrained("ast", {})

@@ -1,0 +1,142 @@
+"""What a server keeps of the clips that a pushed head was fitted to, so that no release lowers its score on them.
+
+    folder = HeadClipsFolder(state / "heads")
+    folder.keep(HeadClips.of(head, clips, front_end, gate_db))     # `ssc server label --push`
+    folder.read(head).right(model)                                 # the release gate
+
+Each file is at most a few tens of megabytes, readable by its owner alone, and has its checksum beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+from runtime_edge.base.checked_files import read_checked, remove_checked, write_checked
+from runtime_edge.base.files import make_private
+from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.formats import strict
+from runtime_edge.formats.manifest import FrontEndInfo
+from runtime_edge.formats.records.head import MAX_HEAD_BYTES, Head
+from runtime_edge.formats.strict import Name, Strict
+from runtime_server.labels.head_training import mean_by_group, right_rows
+from runtime_server.labels.labelled import LabelledClip, windows_of
+from runtime_server.labels.linear_probe import embedded
+from runtime_server.suffix.generations import CutModel
+
+MAX_HEADS = 32
+"""Heads of which one server keeps clips."""
+_MAX_WINDOWS = 256
+_MAX_AUDIO_BYTES = 32 << 20
+_MAX_BYTES = _MAX_AUDIO_BYTES + MAX_HEAD_BYTES + (1 << 20)
+_NOT_JUDGED = ": releases are then not judged by that head until it is pushed again"
+_Place = Annotated[int, Meta(ge=0, lt=_MAX_WINDOWS)]
+
+
+class HeadClips(Strict, frozen=True, kw_only=True):
+    """A pushed head, and windows of the clips it was fitted to."""
+
+    format: Literal["streamsplit.head_clips/1"] = "streamsplit.head_clips/1"
+    head: Annotated[bytes, Meta(max_length=MAX_HEAD_BYTES)]
+    """Its file."""
+    clips: Annotated[list[tuple[Name, ...]], Meta(min_length=1, max_length=_MAX_WINDOWS)]
+    """The labels of each clip."""
+    places: Annotated[list[_Place], Meta(min_length=1, max_length=_MAX_WINDOWS)]
+    """Which of the clips each window is of."""
+    windows: Annotated[bytes, Meta(max_length=_MAX_AUDIO_BYTES)]
+    """float16[windows, samples], little-endian: the audio as the encoder takes it."""
+
+    def __post_init__(self) -> None:
+        if len(self.windows) % (2 * len(self.places)):
+            raise FormatError(f"windows: {len(self.windows)} bytes are not {len(self.places)} windows of float16")
+        if set(self.places) != set(range(len(self.clips))):
+            raise FormatError(f"places: not a window of each of the {len(self.clips)} clips")
+
+    @classmethod
+    def of(cls, head: Head, clips: Sequence[LabelledClip], front_end: FrontEndInfo, gate_db: float | None) -> HeadClips:
+        """Of at most 256 clips, spread over all, some windows each, as `head` was fitted to them.
+
+        Raises UsageError or SourceError for recordings that cannot be used.
+        """
+        most = max(1, min(_MAX_WINDOWS, _MAX_AUDIO_BYTES // (2 * front_end.window_samples)))
+        kept = clips[:: -(-len(clips) // most)]
+        heard = windows_of(kept, front_end, max(1, most // len(kept)), gate_db)
+        groups, places = np.unique(heard.groups, return_inverse=True)
+        return cls(
+            head=head.to_json(),
+            clips=[tuple(sorted(set(kept[group].labels))) for group in groups],
+            places=places.tolist(),
+            windows=heard.embeddings.astype("<f2").tobytes(),
+        )
+
+    def right(self, model: CutModel) -> int:
+        """How many of the clips the head labels rightly, given some weights' embeddings of them. Raises FormatError."""
+        head = Head.from_json(self.head, "head")
+        names = {label: place for place, label in enumerate(head.labels)}
+        truth = np.zeros((len(self.clips), len(names)), np.bool_)
+        for row, labels in enumerate(self.clips):
+            if not names.keys() >= set(labels):
+                raise FormatError(f"clips: {', '.join(labels)}: the head's labels are {', '.join(names)}")
+            truth[row, [names[label] for label in labels]] = True
+        embeddings = embedded(model, self.samples)
+        if not np.isfinite(embeddings).all():
+            return 0
+        scores = mean_by_group(head.scores(embeddings).astype(np.float64), np.array(self.places))
+        return int(right_rows(scores, truth, head.scores_by == "softmax").sum())
+
+    @property
+    def samples(self) -> npt.NDArray[np.float32]:
+        """The audio (windows, samples)."""
+        return np.frombuffer(self.windows, "<f2").reshape(len(self.places), -1).astype(np.float32)
+
+
+class HeadClipsFolder:
+    """The clips of the heads that were pushed from this machine, one file for each head."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def keep(self, kept: HeadClips) -> None:
+        """Write a head's clips. Raises UsageError when there are clips of too many heads."""
+        make_private(self.path)
+        path = self._file(kept.head)
+        if not path.exists() and len(self._files()) >= MAX_HEADS:
+            raise UsageError(
+                f"{self.path}: has the clips of {MAX_HEADS} heads, no more are kept; give --no-probe, or remove some "
+                f"of these files and their checksums{_NOT_JUDGED}"
+            )
+        write_checked(path, msgspec.msgpack.encode(kept), 0o600)
+
+    def read(self, head: Head) -> HeadClips | None:
+        """The clips of a head; None where none were kept. Raises FormatError when they are damaged."""
+        path = self._file(head.to_json())
+        data = read_checked(path, _MAX_BYTES, fix=_NOT_JUDGED)
+        if data is None:
+            return None
+        return strict.decode(
+            data, HeadClips, str(path), _MAX_BYTES, form="MessagePack", fix=f"; remove it{_NOT_JUDGED}"
+        )
+
+    def remove_others(self, heads: Collection[Head]) -> None:
+        """Remove the clips of all heads but these."""
+        wanted = {self._file(head.to_json()) for head in heads}
+        for path in self._files() - wanted:
+            remove_checked(path)
+
+    def _files(self) -> set[Path]:
+        return set(self.path.glob("*.clips")) if self.path.is_dir() else set()
+
+    def _file(self, head: bytes) -> Path:
+        return self.path / f"{head_name(head)}.clips"
+
+
+def head_name(head: bytes) -> str:
+    """A name for the file of a head, other for every one."""
+    return hashlib.sha256(head).hexdigest()[:32]

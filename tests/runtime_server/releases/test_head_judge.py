@@ -1,0 +1,148 @@
+"""No release lowers the score of a head that devices use, on the clips that the head was fitted to."""
+
+import logging
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from runtime_edge.errors import FormatError
+from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder
+from runtime_server.labels.head_training import fit_head
+from runtime_server.labels.labelled import of_clips, read_clips
+from runtime_server.releases.head_judge import HeadJudge, HeadScore
+from runtime_server.releases.release_gate import ReleaseConfig, ReleaseGate, first_model
+from runtime_server.releases.rollout import Rollout, RolloutConfig
+from runtime_server.state.server_state import ServerState
+from runtime_server.training.buffer import TrainingWindow
+from runtime_server.training.trainer import TrainConfig, Trainer
+from streamsplit_compile.bundle.calibrate import calibration_set_for
+
+pytestmark = pytest.mark.integration
+LENIENT = ReleaseConfig(tolerance=100.0, least_rank=0.0, least_uniformity=0.0, geometry_tolerance=100.0)
+
+
+@pytest.fixture
+def state(tmp_path):
+    return ServerState(tmp_path / "server")
+
+
+@pytest.fixture
+def head(recordings, small_bundle):
+    return fit_head(of_clips(read_clips(recordings), small_bundle), small_bundle.manifest.info.encoder.id, "test")
+
+
+@pytest.fixture
+def kept(state, head, recordings, small_bundle):
+    clips = HeadClips.of(head, read_clips(recordings), small_bundle.manifest.info.front_end, -60.0)
+    HeadClipsFolder(state.head_clips).keep(clips)
+    return clips
+
+
+@pytest.fixture
+def judge(state):
+    return HeadJudge(HeadClipsFolder(state.head_clips))
+
+
+@pytest.fixture
+def deaf(generations):
+    """Weights whose embeddings are all the same."""
+    model = first_model(generations.graph, generations.newest)
+    with torch.no_grad():
+        model.module.get_parameter("head.weight").zero_()
+    return model
+
+
+@pytest.fixture
+def gate(generations, state, sounds, activation, signing_key):
+    """A gate at which only heads object, its trainer and its rollout."""
+    trainer = Trainer(first_model(generations.graph, generations.newest), TrainConfig(batch=8), 6)
+    for index, sound in enumerate(sounds):
+        trainer.add(TrainingWindow("pi-1", "boot", index, 1, 1, torch.from_numpy(activation(sound, 1)), 0.5))
+    rollout = Rollout(state.root / "rollout.json", RolloutConfig())
+    rollout.begin({1: generations.newest.bundle.digest})
+    windows = calibration_set_for(generations.newest.bundle.manifest.info, None)
+    gate = ReleaseGate(generations.graph, generations, trainer, state, windows, signing_key, LENIENT, rollout)
+    return gate, trainer, rollout
+
+
+def average(trainer, change):
+    with torch.no_grad():
+        parameter = trainer.averaged.get_parameter("head.weight")
+        parameter.copy_(change(parameter))
+
+
+def test_a_release_that_lowers_a_heads_score_is_refused_with_the_numbers(gate, head, kept, generations, state, caplog):
+    gate, trainer, _ = gate
+    right = kept.right(generations.newest.model)
+    assert right > 6
+    average(trainer, torch.zeros_like)
+    with caplog.at_level(logging.WARNING):
+        assert gate.attempt(lambda: {"rpi4": head}) is None
+        assert gate.attempt(lambda: {"rpi4": head}) is None
+    assert generations.newest.number == 1
+    assert not state.bundle_path(2).exists()
+    outcome = gate.outcomes[-1]
+    assert not outcome.released
+    assert outcome.reason == f"head rpi4 would fall from {right} to 6 of its 12 clips"
+    assert outcome.heads.judged == (HeadScore("rpi4", 12, right, 6),)
+    assert gate.counts == {"a pushed head got worse": 2}
+    assert [record.getMessage() for record in caplog.records] == [f"generation 2 is not released: {outcome.reason}"]
+
+    average(trainer, lambda _: generations.newest.model.module.get_parameter("head.weight") * 1.01)
+    assert gate.attempt(lambda: {"rpi4": head}).number == 2
+    assert gate.outcomes[-1].heads.judged == (HeadScore("rpi4", 12, right, right),)
+
+
+def test_many_small_steps_do_not_lower_it_either(gate, head, kept, generations):
+    gate, trainer, rollout = gate
+    right = kept.right(generations.newest.model)
+    first = generations.newest.model.module.get_parameter("head.weight").clone()
+    away = torch.randn(first.shape, generator=torch.Generator().manual_seed(1))
+    for length in (1e-4, 1e-3, 1e-2, 1e-1):
+        average(trainer, torch.add(first, away, alpha=length).expand_as)
+        released = gate.attempt(lambda: {"rpi4": head})
+        if released is not None:
+            rollout.offer(released.number, released.bundle.digest)
+    assert kept.right(generations.get(rollout.base).model) >= right
+    assert {outcome.released for outcome in gate.outcomes} == {False, True}, "the test tells nothing otherwise"
+
+
+def test_without_a_pushed_head_nothing_is_asked(gate, kept):
+    gate, trainer, _ = gate
+    average(trainer, torch.zeros_like)
+    assert gate.attempt(dict).number == 2
+
+
+def test_each_pushed_head_is_a_probe_of_its_own(judge, head, kept, state, generations, deaf):
+    flat = replace(head, weights=bytes(len(head.weights)), bias=b"\0\0\0\0\0\0\x80?")  # always the second label
+    HeadClipsFolder(state.head_clips).keep(replace(kept, head=flat.to_json()))
+    scores = judge.judge({"rpi4 of pi-1": flat, "m2": head, "rpi4": head}, generations.newest, deaf)
+    right = kept.right(generations.newest.model)
+    assert scores.judged == (
+        HeadScore("m2", 12, right, 6), HeadScore("rpi4", 12, right, 6), HeadScore("rpi4 of pi-1", 12, 6, 6),
+    )  # fmt: skip
+    assert scores.objection == (
+        f"head m2 would fall from {right} to 6 of its 12 clips, head rpi4 would fall from {right} to 6 of its 12 clips"
+    )
+
+
+def test_a_head_from_another_machine_judges_nothing_and_that_is_said_once(judge, head, generations, deaf, caplog):
+    foreign = replace(head, encoder="another")
+    for _ in range(2):
+        scores = judge.judge({"rpi4": head, "m2": foreign}, generations.newest, deaf)
+    assert scores.judged == ()
+    assert scores.without_clips == ("rpi4",), "devices refuse one of another encoder"
+    assert scores.objection == ""
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("no release is judged by head rpi4: it was pushed without its clips; push it again with")
+
+
+def test_damaged_clips_release_nothing(gate, head, kept, state):
+    gate, trainer, _ = gate
+    average(trainer, torch.zeros_like)
+    (path,) = state.head_clips.glob("*.clips")
+    path.write_bytes(b"x")
+    with pytest.raises(FormatError, match="is damaged"):
+        gate.attempt(lambda: {"rpi4": head})
+    assert not state.bundle_path(2).exists()
