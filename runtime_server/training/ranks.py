@@ -49,7 +49,7 @@ class EmbeddingBatch:
     windows: Tensor
     """int64[n], window indices."""
     chains: Tensor
-    """int64[n], a number for each boot of each device."""
+    """int64[n], a number for each boot of each device, the same on all ranks."""
 
 
 class Ranks:
@@ -149,8 +149,7 @@ class Ranks:
         """
         if self._group is None:
             return batch
-        chains = batch.chains * self.world + self.rank
-        plain = self.gather(batch.anchors, batch.positives, batch.windows, chains)
+        plain = self.gather(batch.anchors, batch.positives, batch.windows, batch.chains)
         width = 0 if batch.negatives is None else batch.negatives.shape[1]
         without, ranks, most = self.sum(bool(len(batch.anchors)) and not width, bool(width), width)
         negatives = None
