@@ -6,6 +6,8 @@ and after every pass over the recordings the devices move to the averaged weight
 
     python -m tools.sparse_training encoder.pt --audio recordings/ [--room 1] [--terms hybrid,task] [--passes 4] [--raw]
 
+`--objective moco` trains with another objective.
+
 `recordings/esc10/labels.csv` names the recordings. `tools.bench_learning` runs this for the benchmark's two starts.
 """
 
@@ -26,6 +28,7 @@ from runtime_server.suffix.generations import CutModel, cut_model
 from runtime_server.training.augment import AugmentConfig
 from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.losses import HybridConfig
+from runtime_server.training.losses.objectives import OBJECTIVES
 from runtime_server.training.objective import first_trainable
 from runtime_server.training.trainer import TrainConfig, Trainer
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
@@ -62,6 +65,7 @@ class TrainingRun:
     """One run: what arrives and how it is learnt from."""
 
     loss: HybridConfig = HYBRID
+    objective: str = TrainConfig.objective
     kept_share: float = 0.25
     """Share of the windows that reach the server."""
     raw: bool = False
@@ -138,6 +142,7 @@ def learn(
             batch=run.batch,
             learning_rate=run.learning_rate,
             loss=run.loss,
+            objective=run.objective,
             augment=run.augment,
             seed=run.seed,
             min_windows=run.batch,
@@ -237,6 +242,7 @@ def main() -> None:
     parser.add_argument("--audio", type=Path, required=True)
     parser.add_argument("--room", type=int, help="Seed of another room and microphone to hear everything through.")
     parser.add_argument("--terms", default="hybrid", help=f"Some of {', '.join(TERMS)}.")
+    parser.add_argument("--objective", default=TrainingRun.objective, choices=OBJECTIVES)
     parser.add_argument("--passes", type=int, default=TrainingRun.passes)
     parser.add_argument("--batch", type=int, default=TrainingRun.batch)
     parser.add_argument("--steps-per-chunk", type=int, default=TrainingRun.steps_per_chunk)

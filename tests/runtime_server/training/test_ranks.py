@@ -62,6 +62,18 @@ def test_gradients_of_a_loss_of_all_rows_are_those_of_one_process(together):
         assert torch.allclose(gradient, expected, atol=1e-6)
 
 
+def test_of_a_gradient_that_every_rank_has_of_all_rows_the_mean_is_taken(together):
+    copies = [nn.Linear(2, 1, bias=False) for _ in range(3)]
+
+    def work(ranks):
+        predictor, rows = copies[ranks.rank], torch.full((1, 2), float(ranks.rank))
+        predictor(ranks.gather(rows)[0]).sum().backward()
+        ranks.add_gradients([], [predictor.weight])
+        return predictor.weight.grad.tolist()
+
+    assert together(3, work) == [[[3.0, 3.0]]] * 3
+
+
 @pytest.mark.parametrize("cold", [False, True])
 def test_a_batch_has_virtual_negatives_when_every_rank_with_anchors_has(together, cold):
     def work(ranks):
