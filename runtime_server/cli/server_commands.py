@@ -22,6 +22,7 @@ from runtime_server.ingest.frame_replay import ReplayConfig
 from runtime_server.server import Server
 from runtime_server.serving.server_config import ServerConfig
 from runtime_server.serving.server_status import ServerParts
+from runtime_server.telemetry.energy import AUTO
 from runtime_server.training.losses import HybridConfig
 from runtime_server.training.losses.hybrid import SPREAD_TERMS
 from runtime_server.training.losses.objectives import OBJECTIVES
@@ -87,6 +88,18 @@ _training_options = together(
         show_default=True,
         type=click.IntRange(0),
         help="Read so much of the stream again at a start; 0: nothing.",
+    ),
+    click.option(
+        "--energy",
+        default=AUTO,
+        show_default=True,
+        help="Count the joules of training by rapl, nvml, the log of a meter (.csv with time_s,watts), or CPU seconds "
+        "times the watts of a target, such as rpi4. auto: rapl, if it counts; none: not at all.",
+    ),
+    click.option(
+        "--idle-watts",
+        type=click.FloatRange(0),
+        help="Power of this machine at rest, for joules above it. A target brings its own.",
     ),
 )
 """Whether and how the server trains."""

@@ -61,6 +61,12 @@ def test_training_is_as_its_options_say(run, servers):
     assert without.loss == replace(usual.loss, spread=None)
 
 
+def test_what_counts_the_energy_is_chosen(run, servers):
+    run()
+    run("--energy", "rapl", "--idle-watts", "12.5")
+    assert [(config.energy, config.idle_watts) for config in servers] == [("auto", None), ("rapl", 12.5)]
+
+
 @pytest.mark.parametrize(("option", "known"), [("--objective", "moco"), ("--spread", "mmd")])
 def test_an_unknown_term_is_told_what_there_is(run, option, known):
     line = run(option, "byol")
