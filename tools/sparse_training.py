@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -130,12 +131,19 @@ class TrainingResult:
     after: Probed
     steps: int
     windows: int
+    received_bytes: int
+    """Payloads of the windows, without headers; 0 of raw audio."""
 
 
 def learn(
-    staged: Stage, run: TrainingRun, before: Probed | None = None, note: Callable[[str], None] = print
+    staged: Stage,
+    run: TrainingRun,
+    before: Probed | None = None,
+    note: Callable[[str], None] = print,
+    around_step: Callable[[], AbstractContextManager[None]] = nullcontext,
+    after_pass: Callable[[CutModel], None] = lambda _: None,
 ) -> TrainingResult:
-    """Stream, train and probe."""
+    """Stream, train and probe; `after_pass` gets the averaged weights after every pass over the recordings."""
     released, config = (
         staged.start,
         TrainConfig(
@@ -160,11 +168,13 @@ def learn(
                 windows += 1
             if trainer.ready:
                 for _ in range(run.steps_per_chunk):
-                    trainer.step()
+                    with around_step():
+                        trainer.step()
         released = cut_model(staged.encoder.graph, staged.bundle, trainer.averaged_tensors())
+        after_pass(released)
     after = staged.judged(released)
     note(f"  {after}  ({windows} windows, {trainer.steps} steps)")
-    return TrainingResult(before, after, trainer.steps, windows)
+    return TrainingResult(before, after, trainer.steps, windows, uplink.sent_bytes)
 
 
 @dataclass(frozen=True)
@@ -203,6 +213,7 @@ class _TorchPrefix:
         self._cuts = [0] if run.raw else list(range(len(cuts) - 1))
         self._codecs = {cut: CutCodec(cuts[cut], "int8") for cut in self._cuts if cut}
         self._rng = np.random.default_rng((run.seed, 99))
+        self.sent_bytes = 0
 
     def ship(self, model: CutModel, generation: int, heard: list[_FrontWindow]) -> Iterator[TrainingWindow]:
         """The windows as the server takes them."""
@@ -229,10 +240,13 @@ class _TorchPrefix:
                     activation=received[place * rows : (place + 1) * rows].clone(),
                 )
 
-    @staticmethod
-    def _over_the_wire(codec: CutCodec, activations: torch.Tensor, count: int) -> torch.Tensor:
-        parts = np.split(activations.numpy(), count)
-        return torch.from_numpy(np.concatenate([codec.decode(*codec.encode(part)) for part in parts]))
+    def _over_the_wire(self, codec: CutCodec, activations: torch.Tensor, count: int) -> torch.Tensor:
+        received = []
+        for part in np.split(activations.numpy(), count):
+            payload, packed = codec.encode(part)
+            self.sent_bytes += len(payload)
+            received.append(codec.decode(payload, packed))
+        return torch.from_numpy(np.concatenate(received))
 
 
 def main() -> None:
