@@ -42,7 +42,7 @@ class EnergySource(Protocol):
     """What of it would be used with nothing to do, W; None where nobody has said."""
 
     def joules(self) -> float:
-        """What has been used since the source was opened, idle power included. Raises FormatError or OSError."""
+        """What has been used since the source was opened, idle power included. Raises SscError."""
         ...
 
 

@@ -77,7 +77,7 @@ class StepEnergy:
             return None
         try:
             return self._source.joules()
-        except (SscError, OSError) as exc:
+        except SscError as exc:
             _LOG.warning("the energy of training is no longer counted: %s", exc)
             self._source = None
             return None
