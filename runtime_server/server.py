@@ -29,9 +29,11 @@ from runtime_server.serving.server_status import STARTING, Jobs, ServerParts, Se
 from runtime_server.state.ledger import PartitionedLedger
 from runtime_server.state.server_state import ServerState
 from runtime_server.state.suspects import Suspects
+from runtime_server.telemetry.energy import energy_source
 from runtime_server.telemetry.health import HealthAnswer, HealthServer, healthz, metrics_page
 from runtime_server.telemetry.server_metrics import ServerMeasurements
 from runtime_server.telemetry.service_watch import ServiceWatch
+from runtime_server.telemetry.step_energy import StepEnergy
 from runtime_server.telemetry.tensorboard import Board
 from runtime_server.training.ranks import Ranks
 from runtime_server.training_loop import Released, TrainingLoop
@@ -191,6 +193,7 @@ class Server:
         training, config = loaded.training, self._config
         if training is None:
             return None
+        source = energy_source(config.energy, config.idle_watts) if self._ranks.first else None
         return TrainingLoop(
             training.trainer,
             training.release_gate,
@@ -201,6 +204,7 @@ class Server:
             lambda: pushed_heads(hub, loaded.key.public),
             self._ranks,
             Board(config.tensorboard) if config.tensorboard and self._ranks.first else None,
+            StepEnergy(source) if source else None,
         )
 
 

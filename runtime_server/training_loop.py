@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,6 +16,7 @@ from runtime_server.ingest.frame_replay import FrameReplay, ReplayOutcome
 from runtime_server.releases.release_gate import ReleaseGate, ReleaseOutcome
 from runtime_server.suffix.generations import Generation
 from runtime_server.telemetry.server_metrics import TrainingStatus
+from runtime_server.telemetry.step_energy import EnergyUse, StepEnergy
 from runtime_server.telemetry.tensorboard import Board
 from runtime_server.training.checkpoint import Checkpoints
 from runtime_server.training.ranks import Ranks
@@ -46,13 +48,14 @@ class TrainingLoop:
         pushed: Pushed,
         ranks: Ranks | None = None,
         board: Board | None = None,
+        energy: StepEnergy | None = None,
     ) -> None:
         self.step_ms = Histogram()
         self.replayed: ReplayOutcome | None = None
         self._trainer, self._release_gate, self._replay = trainer, release_gate, replay
         self._released, self._pushed = released, pushed
         self._checkpoints, self._checkpoint_steps = checkpoints, checkpoint_steps
-        self._ranks, self._board = ranks or Ranks(), board
+        self._ranks, self._board, self._energy = ranks or Ranks(), board, energy
         self._halt = threading.Event()
         self._refilling: asyncio.Task[None] | None = None
 
@@ -99,7 +102,8 @@ class TrainingLoop:
             if windows < trainer.config.min_windows:
                 self._halt.wait(_IDLE_S)
                 continue
-            metrics = trainer.step()
+            with self._energy.step() if self._energy else contextlib.nullcontext():
+                metrics = trainer.step()
             self.step_ms.observe(metrics.seconds * 1e3)
             if self._board is not None:
                 self._board.step(metrics)
@@ -110,6 +114,11 @@ class TrainingLoop:
             self._save()
         if self._board is not None:
             self._board.close()
+
+    @property
+    def energy(self) -> EnergyUse | None:
+        """What the steps since the start took; None where nothing counts it."""
+        return self._energy.use if self._energy else None
 
     def measure(self) -> TrainingStatus:
         """The state of training now."""
@@ -124,6 +133,7 @@ class TrainingLoop:
             judged=outcomes[-1] if outcomes else None,
             replayed=self.replayed,
             heads=self._release_gate.head_scores,
+            energy=self.energy,
         )
 
     def _save(self) -> None:

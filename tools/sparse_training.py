@@ -6,6 +6,8 @@ and after every pass over the recordings the devices move to the averaged weight
 
     python -m tools.sparse_training encoder.pt --audio recordings/ [--room 1] [--terms hybrid,task] [--passes 4] [--raw]
 
+`--objective moco` trains with another objective.
+
 `recordings/esc10/labels.csv` names the recordings. `tools.bench_learning` runs this for the benchmark's two starts.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from runtime_server.suffix.generations import CutModel, cut_model
 from runtime_server.training.augment import AugmentConfig
 from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.losses import HybridConfig
+from runtime_server.training.losses.objectives import OBJECTIVES
 from runtime_server.training.objective import first_trainable
 from runtime_server.training.trainer import TrainConfig, Trainer
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
@@ -62,6 +66,7 @@ class TrainingRun:
     """One run: what arrives and how it is learnt from."""
 
     loss: HybridConfig = HYBRID
+    objective: str = TrainConfig.objective
     kept_share: float = 0.25
     """Share of the windows that reach the server."""
     raw: bool = False
@@ -126,18 +131,26 @@ class TrainingResult:
     after: Probed
     steps: int
     windows: int
+    received_bytes: int
+    """Payloads of the windows, without headers; 0 of raw audio."""
 
 
 def learn(
-    staged: Stage, run: TrainingRun, before: Probed | None = None, note: Callable[[str], None] = print
+    staged: Stage,
+    run: TrainingRun,
+    before: Probed | None = None,
+    note: Callable[[str], None] = print,
+    around_step: Callable[[], AbstractContextManager[None]] = nullcontext,
+    after_pass: Callable[[CutModel], None] = lambda _: None,
 ) -> TrainingResult:
-    """Stream, train and probe."""
+    """Stream, train and probe; `after_pass` gets the averaged weights after every pass over the recordings."""
     released, config = (
         staged.start,
         TrainConfig(
             batch=run.batch,
             learning_rate=run.learning_rate,
             loss=run.loss,
+            objective=run.objective,
             augment=run.augment,
             seed=run.seed,
             min_windows=run.batch,
@@ -155,11 +168,13 @@ def learn(
                 windows += 1
             if trainer.ready:
                 for _ in range(run.steps_per_chunk):
-                    trainer.step()
+                    with around_step():
+                        trainer.step()
         released = cut_model(staged.encoder.graph, staged.bundle, trainer.averaged_tensors())
+        after_pass(released)
     after = staged.judged(released)
     note(f"  {after}  ({windows} windows, {trainer.steps} steps)")
-    return TrainingResult(before, after, trainer.steps, windows)
+    return TrainingResult(before, after, trainer.steps, windows, uplink.sent_bytes)
 
 
 @dataclass(frozen=True)
@@ -198,6 +213,7 @@ class _TorchPrefix:
         self._cuts = [0] if run.raw else list(range(len(cuts) - 1))
         self._codecs = {cut: CutCodec(cuts[cut], "int8") for cut in self._cuts if cut}
         self._rng = np.random.default_rng((run.seed, 99))
+        self.sent_bytes = 0
 
     def ship(self, model: CutModel, generation: int, heard: list[_FrontWindow]) -> Iterator[TrainingWindow]:
         """The windows as the server takes them."""
@@ -224,10 +240,13 @@ class _TorchPrefix:
                     activation=received[place * rows : (place + 1) * rows].clone(),
                 )
 
-    @staticmethod
-    def _over_the_wire(codec: CutCodec, activations: torch.Tensor, count: int) -> torch.Tensor:
-        parts = np.split(activations.numpy(), count)
-        return torch.from_numpy(np.concatenate([codec.decode(*codec.encode(part)) for part in parts]))
+    def _over_the_wire(self, codec: CutCodec, activations: torch.Tensor, count: int) -> torch.Tensor:
+        received = []
+        for part in np.split(activations.numpy(), count):
+            payload, packed = codec.encode(part)
+            self.sent_bytes += len(payload)
+            received.append(codec.decode(payload, packed))
+        return torch.from_numpy(np.concatenate(received))
 
 
 def main() -> None:
@@ -237,6 +256,7 @@ def main() -> None:
     parser.add_argument("--audio", type=Path, required=True)
     parser.add_argument("--room", type=int, help="Seed of another room and microphone to hear everything through.")
     parser.add_argument("--terms", default="hybrid", help=f"Some of {', '.join(TERMS)}.")
+    parser.add_argument("--objective", default=TrainingRun.objective, choices=OBJECTIVES)
     parser.add_argument("--passes", type=int, default=TrainingRun.passes)
     parser.add_argument("--batch", type=int, default=TrainingRun.batch)
     parser.add_argument("--steps-per-chunk", type=int, default=TrainingRun.steps_per_chunk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from runtime_server.ingest.frame_replay import ReplayConfig
 from runtime_server.server import Server
 from runtime_server.serving.server_config import ServerConfig
 from runtime_server.serving.server_status import ServerParts
+from runtime_server.telemetry.energy import AUTO
+from runtime_server.training.losses import HybridConfig
+from runtime_server.training.losses.hybrid import SPREAD_TERMS
+from runtime_server.training.losses.objectives import OBJECTIVES
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import TrainConfig
 from streamsplit_compile.cli.options import (
@@ -59,6 +64,21 @@ _training_options = together(
         help="Windows in a training step.",
     ),
     click.option(
+        "--objective",
+        default=TrainConfig.objective,
+        show_default=True,
+        type=click.Choice(list(OBJECTIVES)),
+        help="What two views of a window are asked to be. moco keeps a second copy of the trained blocks: twice the "
+        "memory of their weights.",
+    ),
+    click.option(
+        "--spread",
+        default=HybridConfig.spread,
+        show_default=True,
+        type=click.Choice([*SPREAD_TERMS, "none"]),
+        help="The term of diversity: sliced Wasserstein distance, or an ablation in its place.",
+    ),
+    click.option(
         "--learning-rate", default=TrainConfig.learning_rate, show_default=True, type=float, help="Of the optimiser."
     ),
     click.option(
@@ -81,6 +101,18 @@ _training_options = together(
         show_default=True,
         type=click.IntRange(0),
         help="Read so much of the stream again at a start; 0: nothing.",
+    ),
+    click.option(
+        "--energy",
+        default=AUTO,
+        show_default=True,
+        help="Count the joules of training by rapl, nvml, the log of a meter (.csv with time_s,watts), or CPU seconds "
+        "times the watts of a target, such as rpi4. auto: rapl, if it counts; none: not at all.",
+    ),
+    click.option(
+        "--idle-watts",
+        type=click.FloatRange(0),
+        help="Power of this machine at rest, for joules above it. A target brings its own.",
     ),
 )
 """Whether and how the server trains."""
@@ -120,11 +152,7 @@ def run(
     encoder_file: Path,
     bundle: Path,
     training: bool | None,
-    batch: int,
-    learning_rate: float,
-    train_share: float,
     replay_mb: int,
-    seed: int,
     verbose: bool,
     **settings: Any,
 ) -> None:
@@ -142,7 +170,7 @@ def run(
     config = ServerConfig(
         bundle=bundle,
         training=encoder.untrained if training is None else training,
-        train=TrainConfig(batch=batch, learning_rate=learning_rate, share=train_share, seed=seed),
+        train=_train_config(settings),
         replay=ReplayConfig(max_bytes=replay_mb << 20),
         **release_configs(settings),
         **security_configs(settings),
@@ -153,6 +181,16 @@ def run(
         asyncio.run(_serve(Server(encoder, config, ranks)))
     finally:
         ranks.leave()
+
+
+def _train_config(settings: dict[str, Any]) -> TrainConfig:
+    """How the server learns; its options are taken out of `settings`."""
+    spread = settings.pop("spread")
+    return TrainConfig(
+        **{name: settings.pop(name) for name in ("batch", "objective", "learning_rate", "seed")},
+        share=settings.pop("train_share"),
+        loss=replace(TrainConfig().loss, spread=None if spread == "none" else spread),
+    )
 
 
 def _load(

@@ -67,6 +67,10 @@ def server_lines(own: dict[str, Any]) -> list[str]:
         + "".join(f", {count} {name.replace('_', ' ')}" for name, count in odd.items()),
         f"{own['training_steps']} training steps" + ("" if loss is None else f", loss {loss:.3f}"),
     ]
+    if (energy := own.get("energy")) and energy["steps"]:
+        above = energy["above_idle_a_step"]
+        told = "" if above is None else f", {above:.3g} J above idle"
+        lines.append(f"{energy['joules_a_step']:.3g} J a training step{told}, by {energy['source']}")
     if left_out := own.get("out_of_range"):
         worst = max(left_out, key=lambda device: left_out[device])
         lines.append(

@@ -1,7 +1,8 @@
 """Energy of a window on the device, always with where it comes from.
 
 model    the target's cost table for the blocks that ran, its power for the encoding, its radio for the bytes
-rapl     what this machine's processor package used meanwhile (everything on it, not the device alone)
+rapl     what this machine's processor package used meanwhile (everything on it, not the device alone), as
+         `runtime_server.telemetry.energy` counts it
 meter    what a USB meter between supply and board logged: CSV lines `time_s,watts`, seconds since the epoch
 """
 
@@ -21,7 +22,6 @@ from runtime_server.lab.session import RunRecording
 from runtime_server.labels.csv_fields import filled, finite_number, named_rows
 from streamsplit_compile.cost.targets import load_target
 
-RAPL = Path("/sys/class/powercap")
 MODELLED = ("compute", "radio", "total")
 """The names of the model's figures; others are what was measured."""
 _BITS_PER_BYTE = 8
@@ -63,15 +63,6 @@ def modelled(recording: RunRecording, bundle: Bundle, target: str, steps: Sequen
     transfer_ms = bytes_each * _BITS_PER_BYTE / (mbps * 1e3)
     radio = figures.radio.mj_per_kb.value * bytes_each / 1000 + figures.radio.transmit_w.value * transfer_ms
     return Energy(float(np.mean(compute)), float(np.mean(radio)))
-
-
-def rapl_joules(root: Path = RAPL) -> float | None:
-    """What the processor packages have used so far, J; None where the kernel does not say."""
-    counters = sorted(root.glob("intel-rapl:[0-9]/energy_uj"))
-    try:
-        return sum(int(counter.read_text()) for counter in counters) / 1e6 if counters else None
-    except (OSError, ValueError):  # readable by root alone
-        return None
 
 
 def metered_mj(path: Path, began: float, seconds: float, windows: int) -> float:

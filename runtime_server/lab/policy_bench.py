@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -33,11 +34,12 @@ from runtime_edge.formats.strict import Strict
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.harness.processes import SSC
 from runtime_server.lab.accuracy import Accuracy, Recordings, embeddings_of, mixed
-from runtime_server.lab.energy import metered_mj, rapl_joules
+from runtime_server.lab.energy import metered_mj
 from runtime_server.lab.figures import Array, Figures, figures
 from runtime_server.lab.policy_arms import Policy, all_policies, chosen_policies
 from runtime_server.lab.scenarios import Playable, ScenarioStep
 from runtime_server.lab.session import Lab, RunRecording
+from runtime_server.telemetry.energy import AUTO, EnergySource, energy_source
 from streamsplit_compile.bundle.soundscape import soundscape
 
 _LOG = logging.getLogger(__name__)
@@ -240,7 +242,7 @@ class _PreparedEncoder:
 
     async def _play(self, lab: Lab, scenario: Playable, policy: Policy, repeat: int) -> Figures:
         steps = scenario.steps(self.config.seconds, self.config.seed)
-        before = rapl_joules()
+        before = rapl.joules() if (rapl := _rapl()) else None
         recording = await lab.play(policy, self.audio, steps, self.config.seconds)
         return figures(
             recording,
@@ -257,8 +259,8 @@ class _PreparedEncoder:
 
     def _measured_mj(self, recording: RunRecording, before: float | None) -> dict[str, float]:
         windows, found = len(recording.results), {}
-        if before is not None and (after := rapl_joules()) is not None:
-            found["rapl"] = max(0.0, (after - before) * 1e3 / windows)  # start and end of the process included
+        if before is not None and (rapl := _rapl()):
+            found["rapl"] = (rapl.joules() - before) * 1e3 / windows  # start and end of the process included
         if self.config.meter is not None:
             found["meter"] = metered_mj(self.config.meter, recording.began, recording.seconds, windows)
         return found
@@ -319,6 +321,12 @@ async def _ssc(*arguments: str) -> None:
     output, _ = await process.communicate()
     if process.returncode:
         raise UsageError(f"ssc {arguments[0]}: {output.decode(errors='replace').strip().splitlines()[-1:]}")
+
+
+@cache
+def _rapl() -> EnergySource | None:
+    """The counters of this machine, where it has some that count."""
+    return energy_source(AUTO)
 
 
 def _machine() -> dict[str, str]:

@@ -11,6 +11,7 @@ from runtime_server.ingest.rate import FRAMES_PER_S
 from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.releases.rollout import RolloutConfig
 from runtime_server.suffix.suffix import Precision
+from runtime_server.telemetry.energy import AUTO
 from runtime_server.training.trainer import TrainConfig
 
 
@@ -40,6 +41,10 @@ class ServerConfig:
     """Frames a second one device may send for long."""
     health_port: int | None = None
     """Where `/healthz` and `/metrics` answer on this machine."""
+    energy: str = AUTO
+    """What counts the energy of training (`energy_source`)."""
+    idle_watts: float | None = None
+    """Power of this machine at rest, W, for figures above it."""
     tensorboard: Path | None = None
     """Directory for TensorBoard's event files."""
     checkpoint_steps: int = 200

@@ -20,7 +20,7 @@ from runtime_server.releases.followers import Followers, together
 from runtime_server.releases.rollout_service import RolloutService
 from runtime_server.serving.loading import Loaded
 from runtime_server.state.ledger import PartitionedLedger
-from runtime_server.telemetry.server_metrics import ServerMeasurements
+from runtime_server.telemetry.server_metrics import PEAK_MEMORY, RECEIVED, ServerMeasurements, peak_memory_bytes
 from runtime_server.telemetry.service_watch import ServiceWatch
 from runtime_server.training.ranks import Ranks
 from runtime_server.training_loop import TrainingLoop
@@ -124,11 +124,18 @@ class ServerStatus:
             "ledger": {"damaged_lines": self._parts.ledger.damaged_lines},
             "out_of_range": training.trainer.out_of_range() if training else {},
             "training_steps": training.trainer.steps if training else 0,
+            "energy": loop.energy.told() if loop and loop.energy else None,
+            "received": {"bytes": self._received_bytes, "source": RECEIVED},
+            "peak_memory": {"bytes": peak_memory_bytes(), "source": PEAK_MEMORY},
             "replay": asdict(loop.replayed) if loop and loop.replayed else None,
             "losses": [{"step": item.step, "seconds": round(item.seconds, 4), **item.losses} for item in history],
             "rollout": self._parts.releases.status(),
             "releases": [asdict(outcome) for outcome in training.release_gate.outcomes] if training else [],
         }
+
+    @property
+    def _received_bytes(self) -> int:
+        return self._parts.hub.client.stats["in_bytes"]
 
     async def status_of_all(self) -> dict[str, Any]:
         """The combined status of all ranks on the first one; on another rank its own."""
@@ -151,6 +158,8 @@ class ServerStatus:
             connected=self._parts.hub.client.is_connected,
             latency_ms=self._parts.ingest.latency_ms,
             training=None if self._parts.training_loop is None else self._parts.training_loop.measure(),
+            received_bytes=self._received_bytes,
+            peak_memory_bytes=peak_memory_bytes(),
         )
 
     async def answer(self, message: Msg) -> None:

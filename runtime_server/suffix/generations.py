@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import fx
+from torch import fx, nn
 
 from runtime_edge.errors import BundleError
 from runtime_edge.formats.bundle import Bundle
@@ -28,6 +28,7 @@ from streamsplit_compile.encoder.selection import cuts_of
 
 KEPT_GENERATIONS = 4
 Tensors = Mapping[str, npt.NDArray[Any]]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ def cut_model(graph: EncoderGraph, bundle: Bundle, tensors: Tensors) -> CutModel
     return CutModel(module, split(own, cuts_of(graph.candidates, bundle.manifest, str(bundle.path))))
 
 
-def copy_module(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy with its own parameters."""
+def copy_module(module: ModuleT) -> ModuleT:
+    """A copy with its own parameters; what shares some in `module` shares them in the copy, too."""
     with warnings.catch_warnings():
         # torch's own pytree warns about itself when an exported graph is copied.
         warnings.simplefilter("ignore", FutureWarning)

@@ -6,6 +6,8 @@ bounded sets; a device's name is there only where it has a head of its own.
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,6 +18,7 @@ from runtime_edge.base.prometheus import counters, gauge, gauges, histograms, in
 from runtime_server.ingest.frame_replay import ReplayOutcome
 from runtime_server.releases.head_judge import UNASKED, HeadScores
 from runtime_server.releases.release_gate import ReleaseOutcome
+from runtime_server.telemetry.step_energy import EnergyUse
 from runtime_server.training.buffer import BufferSize
 from runtime_server.training.trainer import StepMetrics
 
@@ -43,6 +46,8 @@ class TrainingStatus:
     replayed: ReplayOutcome | None
     heads: HeadScores = UNASKED
     """What is known of pushed heads."""
+    energy: EnergyUse | None = None
+    """Of the steps since the start; None where nothing counts it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,20 @@ class ServerMeasurements:
     latency_ms: Mapping[str, Histogram] = field(default_factory=dict)
     """By what took so long."""
     training: TrainingStatus | None = None
+    received_bytes: int = 0
+    """Since the start: `RECEIVED`."""
+    peak_memory_bytes: int = 0
+    """Since the start: `PEAK_MEMORY`."""
+
+
+RECEIVED = "payloads of messages, counted by the broker's client"
+PEAK_MEMORY = "getrusage: largest resident set of the process"
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident set that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def families(measured: ServerMeasurements) -> Iterator[Metric]:
@@ -76,6 +95,10 @@ def families(measured: ServerMeasurements) -> Iterator[Metric]:
     yield counters(_PREFIX + "frames", "Frames since the start, by what became of them.", "outcome", measured.frames)
     text = "Lines of the ledger's journals that were damaged at the start: windows that may be counted twice."
     yield gauge(_PREFIX + "ledger_damaged_lines", text, measured.damaged_lines)
+    received = {RECEIVED: measured.received_bytes}
+    yield counters(_PREFIX + "received_bytes", "Since the start, by what counts it.", "source", received)
+    peak = {PEAK_MEMORY: measured.peak_memory_bytes}
+    yield gauges(_PREFIX + "peak_memory_bytes", "Since the start, by what counts it.", "source", peak)
     if measured.latency_ms:
         text = "Time of a batch in the suffix, and of a frame from its arrival to its answer."
         yield histograms(_PREFIX + "latency_seconds", text, "of", measured.latency_ms.items())
@@ -101,6 +124,8 @@ def _training(training: TrainingStatus) -> Iterator[Metric]:
         refused.update(size.refused)
     yield counters(_PREFIX + "buffer_refused", "Windows that were not kept, by reason.", "reason", refused)
     yield counters(_PREFIX + "releases", "Attempts at a release, by what came of them.", "outcome", training.outcomes)
+    if training.energy is not None:
+        yield from _energy(training.energy)
     if training.replayed is not None:
         read = {name: float(getattr(training.replayed, name)) for name in ("read", "put_back", "taken", "missing")}
         yield gauges(_PREFIX + "replayed_windows", "Read again from the stream at the start.", "what", read)
@@ -122,3 +147,14 @@ def _heads(heads: HeadScores) -> Iterator[Metric]:
     for name, what, counts in told:
         yield gauges(_PREFIX + name, f"{text}: {what}.", "head", counts)
     yield gauge(_PREFIX + "heads_unjudged", "Pushed heads whose clips are not kept here.", len(heads.without_clips))
+
+
+def _energy(use: EnergyUse) -> Iterator[Metric]:
+    text = "Of training steps since the start, idle power included, by what counts it."
+    yield counters(_PREFIX + "training_joules", text, "source", {use.source: use.joules})
+    if use.joules_a_step is not None:
+        text = "Mean of the training steps since the start, idle power included, by what counts it."
+        yield gauges(_PREFIX + "step_joules", text, "source", {use.source: use.joules_a_step})
+    if use.above_idle_a_step is not None:
+        text = "Mean of the training steps since the start, above the machine's idle power, by what counts it."
+        yield gauges(_PREFIX + "step_above_idle_joules", text, "source", {use.source: use.above_idle_a_step})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import math
 import threading
 from collections import Counter
@@ -58,7 +59,7 @@ class WindowGroup:
     activations: Tensor
     """float16[n, *shape]."""
     chains: Tensor
-    """int64[n], one number for each boot of each device, the same in every group of a batch."""
+    """int64[n], the `chain_number` of each."""
     windows: Tensor
     """int64[n], window indices."""
 
@@ -181,11 +182,10 @@ class TemporalBuffer:
             raise UsageError(f"batch size {size}: at least 1 is needed")
         with self._lock:
             order = self._draw(rng, size, sorted({name for name, _ in self._chains if device in (None, name)}))
-            numbers = {chain: number for number, chain in enumerate(sorted(self._chains))}
             members: dict[tuple[int, int, tuple[int, ...]], list[TrainingWindow]] = {}
             for window in order:
                 members.setdefault(_group_key(window), []).append(window)
-            return [self._group(members[key], numbers) for key in sorted(members)]
+            return [_group(members[key]) for key in sorted(members)]
 
     def _refusal(self, window: TrainingWindow) -> str | None:
         indices = self._chains.get((window.device, window.boot))
@@ -276,13 +276,20 @@ class TemporalBuffer:
         around = range(index - self.adjacency, index + self.adjacency + 1)
         return [(chain, other) for other in around if other != index and (chain, other) in self._windows]
 
-    def _group(self, windows: list[TrainingWindow], numbers: dict[Chain, int]) -> WindowGroup:
-        return WindowGroup(
-            cut=windows[0].cut,
-            activations=torch.stack([w.activation for w in windows]),
-            chains=torch.tensor([numbers[w.device, w.boot] for w in windows]),
-            windows=torch.tensor([w.index for w in windows]),
-        )
+
+def chain_number(device: str, boot: str) -> int:
+    """A number below 2^63 for a boot of a device: the same in every batch, rank and process."""
+    digest = hashlib.blake2b(f"{device}\0{boot}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _group(windows: list[TrainingWindow]) -> WindowGroup:
+    return WindowGroup(
+        cut=windows[0].cut,
+        activations=torch.stack([w.activation for w in windows]),
+        chains=torch.tensor([chain_number(w.device, w.boot) for w in windows]),
+        windows=torch.tensor([w.index for w in windows]),
+    )
 
 
 def _key(window: TrainingWindow) -> _Key:

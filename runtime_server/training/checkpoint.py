@@ -2,9 +2,9 @@
 
     <state>/trainer/checkpoint.pt
 
-It holds weights, averaged weights, the optimiser's moments, every generator of random numbers, the mixture memory,
-and the places in the broker's stream of the windows it had. The windows themselves stay in the stream
-(`runtime_server.ingest.frame_replay` reads them again).
+It holds weights, averaged weights, the objective's state, the optimiser's moments, every generator of random numbers,
+the mixture memory, and the places in the broker's stream of the windows it had. The windows themselves stay in the
+stream (`runtime_server.ingest.frame_replay` reads them again).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from runtime_edge.base.checked_files import check, checksum_path, digest_of, replacing
 from runtime_edge.base.files import fsync_directory
-from runtime_edge.errors import FormatError
+from runtime_edge.errors import FormatError, UsageError
 from runtime_server.training.trainer import TrainConfig, Trainer
 
 FORMAT = "streamsplit.trainer/1"
@@ -31,13 +32,15 @@ _LOG = logging.getLogger(__name__)
 _COPIES = 5
 """Of the weights that a checkpoint may hold: itself, their average, two moments, and room."""
 _ROOM_BYTES = 256 << 20
+_UNNAMED = {"objective": "virtual-negatives", "objective_state": {}}
+"""What training had before there was a choice, and checkpoints named it."""
 
 
 def resumed(make: Callable[[], Trainer], checkpoints: Checkpoints) -> Trainer:
     """A trainer that continues from the checkpoint, or a new one.
 
     A checkpoint that cannot be resumed is moved aside with a warning: it is better to restart training from the
-    released weights than not to start.
+    released weights than not to start. Raises UsageError for one of another objective.
     """
     trainer = make()
     try:
@@ -103,13 +106,17 @@ class Checkpoints:
     def load(self, trainer: Trainer) -> bool:
         """Let a new trainer go on from the file; False when there is none.
 
-        Raises FormatError when it is damaged, of another encoder or of another version: the trainer is then of no use.
+        Raises FormatError when it is damaged, of another encoder or of another version, and UsageError when it is of
+        another objective: the trainer is then of no use.
         """
         if not check(self._first):
             return False
         try:
             state = self._read(self._first, trainer)
+            self._check_objective(state["objective"], trainer)
             trainer.load_state_dict(state, None if self.path == self._first else self._own(trainer))
+        except UsageError:
+            raise
         except FormatError as exc:
             raise FormatError(f"{self._first}: {exc}") from None
         except Exception as exc:  # torch raises whatever comes up in reading a damaged archive
@@ -118,6 +125,13 @@ class Checkpoints:
             _LOG.warning("training continues with other settings than before: %s", line)
         self.saved = trainer.steps
         return True
+
+    def _check_objective(self, trained: str, trainer: Trainer) -> None:
+        if trained != trainer.config.objective:
+            raise UsageError(
+                f"{self._first}: was trained with --objective {trained}, not {trainer.config.objective}; give "
+                f"--objective {trained}, or remove {self._first.parent} to train anew from the released weights"
+            )
 
     def _own(self, trainer: Trainer) -> dict[str, Any]:
         """What a rank behind the first had for itself; nothing where it has no file, or an unusable one."""
@@ -128,9 +142,9 @@ class Checkpoints:
             return {}
 
     def _read(self, path: Path, trainer: Trainer) -> dict[str, Any]:
-        own = sum(value.nbytes for value in trainer.model.module.state_dict().values())
+        own = _nbytes(trainer.model.module)
         size = path.stat().st_size
-        if size > _COPIES * own + _ROOM_BYTES:
+        if size > _COPIES * own + _nbytes(trainer.objective) + _ROOM_BYTES:
             raise FormatError(f"{size} bytes, too many for a trainer of {own} bytes of weights")
         document = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
@@ -139,6 +153,7 @@ class Checkpoints:
             raise FormatError(f"training of encoder {document['encoder']}, this one is {self._encoder}")
         arrays = {name: array.numpy() for name, array in document["memory"].items()}
         return {
+            **_UNNAMED,
             **document,
             "rng": json.loads(document["rng"]),
             "memory": arrays | json.loads(document["memory_counts"]),
@@ -148,6 +163,10 @@ class Checkpoints:
 
 def _changes(before: str, config: TrainConfig) -> list[str]:
     """Settings that are not those of a checkpoint; with them the steps that follow are others."""
-    then, now = json.loads(before), asdict(config)
+    then, now = {**_UNNAMED, **json.loads(before)}, asdict(config)
     names = [field.name for field in fields(config)]
     return [f"{name} {then.get(name)} -> {now[name]}" for name in names if then.get(name) != now[name]]
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(value.nbytes for value in module.state_dict().values())

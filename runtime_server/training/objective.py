@@ -12,11 +12,10 @@ from runtime_edge.policy.memory import GaussianMemory
 from runtime_server.training.augment import AugmentConfig, augment
 from runtime_server.training.buffer import ADJACENCY, WindowGroup
 from runtime_server.training.losses import HybridLoss
+from runtime_server.training.losses.objectives.protocol import NEARBY
 from runtime_server.training.ranks import EmbeddingBatch
 from streamsplit_compile.encoder.segment import run_segments
 
-NEARBY = 8
-"""Windows of one boot at most so far apart may hear the same thing: they are never negatives of each other."""
 _MIN_NORM = 1e-5
 _LAYOUT = torch.channels_last  # as the trainer keeps its weights
 
@@ -28,12 +27,16 @@ def batch_of(
     generator: torch.Generator,
     config: AugmentConfig,
     two: bool = True,
+    keys: Sequence[fx.GraphModule] | None = None,
 ) -> EmbeddingBatch:
-    """Embeddings, `width` wide, of two views of each window of `groups`; with `two` false of one, twice."""
+    """Embeddings, `width` wide, of two views of each window of `groups`; with `two` false of one, twice.
+
+    With `keys` it is these that embed the second view, without gradients.
+    """
     first, second = [torch.zeros(0, width)], [torch.zeros(0, width)]
     windows, chains = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
     for group in groups:
-        views = _views(group, segments, generator, config, two)
+        views = _views(group, segments, generator, config, two, keys)
         first.append(views[: len(group)])
         second.append(views[-len(group) :])
         windows.append(group.windows)
@@ -82,7 +85,12 @@ def first_trainable(segments: Sequence[fx.GraphModule]) -> int:
 
 
 def _views(
-    group: WindowGroup, segments: Sequence[fx.GraphModule], generator: torch.Generator, config: AugmentConfig, two: bool
+    group: WindowGroup,
+    segments: Sequence[fx.GraphModule],
+    generator: torch.Generator,
+    config: AugmentConfig,
+    two: bool,
+    keys: Sequence[fx.GraphModule] | None,
 ) -> Tensor:
     """Embeddings (2n, d) of two views of each window, or (n, d) of one.
 
@@ -93,5 +101,12 @@ def _views(
     with torch.no_grad():
         activations = run_segments(segments[group.cut : start], activations)
     drawn = [augment(activations, generator, config, waveform=start == 0) for _ in range(1 + two)]
-    views = torch.cat(drawn)
-    return run_segments(segments[start:], views.contiguous(memory_format=_LAYOUT) if views.ndim == 4 else views)
+    if keys is None or not two:
+        return _embedded(segments[start:], torch.cat(drawn))
+    with torch.no_grad():
+        second = _embedded(keys[start:], drawn[1])
+    return torch.cat([_embedded(segments[start:], drawn[0]), second])
+
+
+def _embedded(segments: Sequence[fx.GraphModule], views: Tensor) -> Tensor:
+    return run_segments(segments, views.contiguous(memory_format=_LAYOUT) if views.ndim == 4 else views)

@@ -49,7 +49,7 @@ class EmbeddingBatch:
     windows: Tensor
     """int64[n], window indices."""
     chains: Tensor
-    """int64[n], a number for each boot of each device."""
+    """int64[n], a number for each boot of each device, the same on all ranks."""
 
 
 class Ranks:
@@ -149,8 +149,7 @@ class Ranks:
         """
         if self._group is None:
             return batch
-        chains = batch.chains * self.world + self.rank
-        plain = self.gather(batch.anchors, batch.positives, batch.windows, chains)
+        plain = self.gather(batch.anchors, batch.positives, batch.windows, batch.chains)
         width = 0 if batch.negatives is None else batch.negatives.shape[1]
         without, ranks, most = self.sum(bool(len(batch.anchors)) and not width, bool(width), width)
         negatives = None
@@ -161,14 +160,19 @@ class Ranks:
             (negatives,) = self.gather(own)
         return EmbeddingBatch(plain[0], plain[1], negatives, plain[2], plain[3])
 
-    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+    def add_gradients(self, parameters: Sequence[nn.Parameter], of_all_rows: Sequence[nn.Parameter] = ()) -> None:
         """Add up each parameter's gradient over the ranks. All ranks call it.
 
-        A parameter that was part of no rank's loss keeps no gradient, so that the optimiser leaves it alone as it
-        would with one process.
+        The gradients of `of_all_rows` are those of the gathered batch on every rank: of them it is the mean. A
+        parameter that was part of no rank's loss keeps no gradient, so that the optimiser leaves it alone as it would
+        with one process.
         """
         if self._group is None:
             return
+        for parameter in of_all_rows:
+            if parameter.grad is not None:
+                parameter.grad /= self.world
+        parameters = [*parameters, *of_all_rows]
         used = self.sum(*(parameter.grad is not None for parameter in parameters))
         active = [parameter for parameter, count in zip(parameters, used, strict=True) if count]
         if not active:

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from runtime_edge.base.recent import Recent
+from runtime_edge.errors import UsageError
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_server.suffix.generations import CutModel, copy_module
 from runtime_server.training.augment import AugmentConfig
 from runtime_server.training.buffer import BufferSize, TemporalBuffer, TrainingWindow, WindowGroup
 from runtime_server.training.embedding_metrics import Geometry, geometry
 from runtime_server.training.losses import HybridConfig, HybridLoss
+from runtime_server.training.losses.objectives import DEFAULT, OBJECTIVES
 from runtime_server.training.objective import batch_loss, batch_of, virtual_negatives
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trained import TrainedFrames
@@ -58,11 +60,19 @@ class TrainConfig:
     """Share of the time that is spent training; the rest is left to completing frames."""
     min_windows: int = 32
     """Training starts once this many trainable windows have arrived."""
+    objective: str = DEFAULT
+    """One of `OBJECTIVES`: the task. Releases are judged by the default whatever trains."""
     virtual_negatives: int = 256
+    """For each anchor, where the objective wants any."""
     loss: HybridConfig = field(default_factory=lambda: HybridConfig(sigma=4.0))
     """Where windows are missing the nearest can be far off in time: edges of the graph fade with the distance."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for an objective that there is not."""
+        if self.objective not in OBJECTIVES:
+            raise UsageError(f"objective: unknown {self.objective!r}, take one of {', '.join(OBJECTIVES)}")
 
 
 @dataclass(frozen=True)
@@ -122,13 +132,19 @@ class Trainer:
         self._key = config.seed.to_bytes(8, "little", signed=True) if key is None else key
         self._out_of_range: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._loss = HybridLoss(config.loss)
+        self.objective = OBJECTIVES[config.objective](
+            model.segments, width=embedding_dim, temperature=config.loss.temperature, seed=config.seed
+        )
+        self._loss = HybridLoss(config.loss, self.objective)
         # Every rank draws windows and views of its own; what the loss draws is the same for all.
         self._rng = np.random.default_rng(self._ranks.seed(config.seed))
         self._generator = torch.Generator().manual_seed(self._ranks.seed(config.seed))
         # The segments are an eval-mode graph: norm layers use their running statistics and never change them.
-        self._parameters = [p for p in model.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self._parameters = _trained(model.module)
+        self._all_parameters = [*self._parameters, *_trained(self.objective)]
+        self.optimizer = torch.optim.AdamW(
+            self._all_parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
 
     def add(self, window: TrainingWindow) -> None:
         """Keep a window for training, or, one run of every `HELD_OUT_PERIOD`, for judging releases.
@@ -187,7 +203,7 @@ class Trainer:
     def fingerprint(self) -> int:
         """A number that is the same for the same weights after the same number of steps."""
         found = self.steps
-        for value in self.model.module.state_dict().values():
+        for value in (*self.model.module.state_dict().values(), *self.objective.state_dict().values()):
             found = zlib.crc32(value.contiguous().numpy(), found)
         return found
 
@@ -198,13 +214,14 @@ class Trainer:
         loss, losses, geometry = self._objective(groups)
         self._warm_up()
         self.optimizer.zero_grad(set_to_none=True)
-        if groups:
+        if loss.requires_grad:  # not of a rank without windows
             loss.backward()  # type: ignore[no-untyped-call]
-        self._ranks.add_gradients(self._parameters)
-        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
+        self._ranks.add_gradients(self._parameters, _trained(self.objective))
+        norm = nn.utils.clip_grad_norm_(self._all_parameters, self.config.clip_norm)
         if torch.isfinite(norm):  # one bad batch must not end the training
             self.optimizer.step()
             self._average()
+            self.objective.after_step()
         self.steps += 1
         windows = sum(len(group) for group in groups)
         metrics = StepMetrics(self.steps, time.monotonic() - started, windows, losses, geometry, float(norm))
@@ -275,6 +292,8 @@ class Trainer:
             "steps": self.steps,
             "weights": self.model.module.state_dict(),
             "averaged": self.averaged.state_dict(),
+            "objective": self.config.objective,
+            "objective_state": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": self._rng.bit_generator.state,
             "generators": [self._generator.get_state(), self._loss.generator.get_state()],
@@ -294,6 +313,7 @@ class Trainer:
         """
         self.model.module.load_state_dict(state["weights"])
         self.averaged.load_state_dict(state["averaged"])
+        self.objective.load_state_dict(state["objective_state"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group.update(lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
@@ -310,13 +330,14 @@ class Trainer:
 
     def _objective(self, groups: Sequence[WindowGroup]) -> tuple[Tensor, dict[str, float], Geometry]:
         """The loss of two views of each window, its parts, and how the views lie; the mixture learns the first ones."""
-        config, generator, task = self.config, self._generator, self._loss.config.task
-        own = batch_of(groups, self.model.segments, self._width, generator, config.augment, task)
-        if task:
-            own = replace(
-                own, negatives=virtual_negatives(own.anchors, self.memory, config.virtual_negatives, generator)
-            )
-        self.memory.learn(own.anchors.detach().numpy())
+        config, generator, task, objective = self.config, self._generator, self._loss.config.task, self.objective
+        own = batch_of(
+            groups, self.model.segments, self._width, generator, config.augment, task, objective.key_segments
+        )
+        if objective.virtual_negatives:
+            count = config.virtual_negatives if task else 0
+            own = replace(own, negatives=virtual_negatives(own.anchors, self.memory, count, generator))
+            self.memory.learn(own.anchors.detach().numpy())
         batch = self._ranks.gather_batch(own)
         total, parts = batch_loss(batch, self._loss)
         return total, parts, geometry(batch.anchors.detach(), batch.positives.detach())
@@ -336,3 +357,7 @@ class Trainer:
     def _average(self) -> None:
         for average, current in zip(self.averaged.parameters(), self.model.module.parameters(), strict=True):
             average.lerp_(current, 1.0 - self.config.ema)
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -264,6 +264,18 @@ def test_no_release_lowers_the_score_of_a_pushed_head_until_its_clips_are_given_
     assert list((tmp_path / "server" / "heads").iterdir()) == []
 
 
+def check_costs(found, status, sent):
+    """Every figure of what training costs is there under its source, in the metrics and in the status."""
+    by, energy = status["energy"]["source"], status["energy"]
+    assert "CPU seconds" in by
+    assert 0 < found["ssc_server_step_above_idle_joules", by] < found["ssc_server_step_joules", by]
+    assert 0 < found["ssc_server_training_joules_total", by] <= energy["joules"]
+    assert energy["steps"] == status["training_steps"]
+    received = found["ssc_server_received_bytes_total", status["received"]["source"]]
+    assert sent <= received <= status["received"]["bytes"]
+    assert found["ssc_server_peak_memory_bytes", status["peak_memory"]["source"]] <= status["peak_memory"]["bytes"]
+
+
 def test_what_it_measures_is_there_for_prometheus_and_tensorboard(
     run_server, sounds, frame_of, tmp_path, health_port, recordings
 ):
@@ -274,6 +286,7 @@ def test_what_it_measures_is_there_for_prometheus_and_tensorboard(
         "health_port": health_port,
         "tensorboard": tmp_path / "board",
         "probe": recordings,
+        "energy": "rpi4",
     }
 
     def scrape():
@@ -300,6 +313,7 @@ def test_what_it_measures_is_there_for_prometheus_and_tensorboard(
     assert found["ssc_server_buffer_windows", "train"] == len(sounds) - 8
     assert found["ssc_server_buffer_windows", "held_out"] == 8
     steps = found["ssc_server_training_steps_total",]
+    check_costs(found, status, sent=sum(len(frame_of(sound, 0, 1)) for sound in sounds))
     assert found["ssc_server_training_step_seconds_count",] == steps >= 10
     assert found["ssc_server_releases_total", "released"] >= 1
     for measure in ("alignment", "uniformity", "effective_rank"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime_edge.errors import UsageError
-from runtime_server.training.losses.contrastive import TEMPERATURE, info_nce
+from runtime_server.training.losses.contrastive import TEMPERATURE
 from runtime_server.training.losses.kl import kl_to_uniform
 from runtime_server.training.losses.laplacian import (
     HORIZON,
@@ -21,6 +21,7 @@ from runtime_server.training.losses.laplacian import (
 )
 from runtime_server.training.losses.mmd import mmd_to_uniform
 from runtime_server.training.losses.mse import mse_to_uniform
+from runtime_server.training.losses.objectives import DEFAULT, OBJECTIVES, Objective, Views
 from runtime_server.training.losses.sliced_wasserstein import PROJECTIONS, sliced_wasserstein_to_uniform
 
 SPREAD_TERMS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
@@ -46,7 +47,7 @@ class HybridConfig:
     laplacian: bool = True
     """Whether the Dirichlet energy is part of the loss."""
     temperature: float = TEMPERATURE
-    """Of InfoNCE."""
+    """Of the objectives that have one."""
     projections: int = PROJECTIONS
     """Random directions of the sliced Wasserstein distance."""
     neighbours: int = NEIGHBOURS
@@ -74,8 +75,12 @@ class HybridConfig:
 class HybridLoss:
     """The objective of one training step. It draws from its own generator: same seed, same sequence."""
 
-    def __init__(self, config: HybridConfig | None = None) -> None:
+    def __init__(self, config: HybridConfig | None = None, objective: Objective | None = None) -> None:
+        """`objective` is the task; without one, the default."""
         self.config = config or HybridConfig()
+        self.objective = objective or OBJECTIVES[DEFAULT](
+            (), width=0, temperature=self.config.temperature, seed=self.config.seed
+        )
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self._spread = SPREAD_TERMS.get(self.config.spread or "")
         if self.config.spread == "sw":
@@ -94,8 +99,8 @@ class HybridLoss:
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of `embeddings` [n, d], normalised here, and its parts before weighting ("total" is the sum).
 
-        The task is InfoNCE with `positives` [n, d], virtual `negatives` [n, m, d], `ignore` and `matches` bool[n, n]
-        (see info_nce), and nothing without positives. The graph needs `windows` and `chains` int64[n] (see
+        The task is the objective with `positives` [n, d], virtual `negatives` [n, m, d], `ignore` and `matches`
+        bool[n, n] (see `Views`), and nothing without positives. The graph needs `windows` and `chains` int64[n] (see
         temporal_edges); without them the Dirichlet energy is left out. Raises UsageError for an empty batch.
         """
         if embeddings.ndim != 2 or not len(embeddings):
@@ -103,8 +108,9 @@ class HybridLoss:
         config, z = self.config, nn.functional.normalize(embeddings, dim=1)
         terms: dict[str, tuple[float, Tensor]] = {}
         if config.task and positives is not None:
-            views = nn.functional.normalize(positives, dim=1)
-            terms["task"] = (1.0, info_nce(z, views, negatives, config.temperature, ignore, matches))
+            other = nn.functional.normalize(positives, dim=1)
+            views = Views(z, other, negatives, ignore, matches, windows, chains)
+            terms["task"] = (1.0, self.objective(views))
         if self._spread is not None:
             terms["spread"] = (config.lambda1, self._spread(z, self.generator))
         if config.laplacian and windows is not None and chains is not None:

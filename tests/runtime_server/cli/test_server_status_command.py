@@ -51,6 +51,13 @@ def test_a_server_in_a_few_lines():
     damaged = server_lines({**own, "ledger": {"damaged_lines": 3}})[3]
     assert damaged == "damaged lines of the ledger's journals: 3; as many windows may be counted twice"
     assert len(server_lines({**own, "ledger": {"damaged_lines": 0}})) == len(server_lines(own))
+    energy = {"steps": 9, "joules_a_step": 1.2345, "above_idle_a_step": 0.5, "source": "RAPL of package-0"}
+    assert server_lines({**own, "energy": energy})[3] == (
+        "1.23 J a training step, 0.5 J above idle, by RAPL of package-0"
+    )
+    unknown_idle = server_lines({**own, "energy": {**energy, "above_idle_a_step": None}})[3]
+    assert unknown_idle == "1.23 J a training step, by RAPL of package-0"
+    assert server_lines({**own, "energy": {**energy, "steps": 0}}) == server_lines(own)
     bare = {**own, "losses": [], "counters": {}, "rollout": {"releases": []}, "windows": {}}
     assert server_lines(bare)[1:] == ["0 windows arrived", "9 training steps"]
 

@@ -2,7 +2,7 @@ import pytest
 
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.results import WindowResult
-from runtime_server.lab.energy import metered_mj, rapl_joules
+from runtime_server.lab.energy import metered_mj
 from runtime_server.lab.figures import reactions
 from runtime_server.lab.scenarios import ScenarioStep
 from runtime_server.lab.session import TimedResult
@@ -37,11 +37,6 @@ def test_a_meter_is_averaged_over_the_run(tmp_path):
     assert metered_mj(log, 2.0, 6.0, windows=12) == pytest.approx(3.0 * 6.0 / 12 * 1e3)
     with pytest.raises(FormatError, match="no readings"):
         metered_mj(log, 15.0, 10.0, windows=20)
-
-
-def test_rapl_is_the_sum_of_packages_or_nothing(tmp_path):
-    assert rapl_joules(tmp_path) is None
-    for package, energy in (("intel-rapl:0", 2_000_000), ("intel-rapl:1", 500_000)):
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "energy_uj").write_text(str(energy))
-    assert rapl_joules(tmp_path) == 2.5
+    log.write_text("a,b\n1,2\n")
+    with pytest.raises(FormatError, match="time_s and watts"):
+        metered_mj(log, 0.0, 1.0, windows=2)

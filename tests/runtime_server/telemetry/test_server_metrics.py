@@ -1,8 +1,10 @@
 """A server's metrics follow Prometheus's rules for names."""
 
 from collections import Counter
+from dataclasses import replace
 
 import promlint
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from runtime_edge.base.histogram import Histogram
@@ -10,7 +12,15 @@ from runtime_edge.base.prometheus import render
 from runtime_server.ingest.frame_replay import ReplayOutcome
 from runtime_server.releases.head_judge import HeadScore, HeadScores
 from runtime_server.releases.release_gate import Quality, ReleaseOutcome
-from runtime_server.telemetry.server_metrics import ServerMeasurements, TrainingStatus, families
+from runtime_server.telemetry.server_metrics import (
+    PEAK_MEMORY,
+    RECEIVED,
+    ServerMeasurements,
+    TrainingStatus,
+    families,
+    peak_memory_bytes,
+)
+from runtime_server.telemetry.step_energy import EnergyUse
 from runtime_server.training.buffer import BufferSize
 from runtime_server.training.embedding_metrics import Geometry
 from runtime_server.training.trainer import StepMetrics
@@ -27,6 +37,7 @@ TRAINING = TrainingStatus(
     judged=ReleaseOutcome(2, True, 50, "better", ("two",), QUALITY, QUALITY, 1.0),
     replayed=ReplayOutcome(9, 8, 1, 0),
     heads=HEADS,
+    energy=EnergyUse("RAPL of package-0", 10, 4.0, 50.0, 5.0),
 )
 
 
@@ -52,3 +63,33 @@ def test_every_metric_of_a_server_that_trains_passes_the_rules_of_prometheus():
         ("ssc_server_head_clips", "rpi4", 120), ("ssc_server_head_clips_released", "rpi4", 118),
         ("ssc_server_head_clips_candidate", "rpi4", 95), ("ssc_server_heads_unjudged", 1),
     }  # fmt: skip
+
+
+def samples(**fields):
+    measured = ServerMeasurements("toy", 2, 60.0, 1, 700, {}, True, **fields)
+    page = render(families(measured)).decode()
+    found = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    return {(sample.name, sample.labels.get("source")): sample.value for sample in found}
+
+
+def test_every_figure_of_what_training_costs_names_its_source():
+    found = samples(training=TRAINING, received_bytes=12_345, peak_memory_bytes=67_890)
+    by = "RAPL of package-0"
+    assert found["ssc_server_training_joules_total", by] == 50.0
+    assert found["ssc_server_step_joules", by] == 5.0
+    assert found["ssc_server_step_above_idle_joules", by] == 3.0
+    assert found["ssc_server_received_bytes_total", RECEIVED] == 12_345
+    assert found["ssc_server_peak_memory_bytes", PEAK_MEMORY] == 67_890
+
+
+def test_without_a_source_there_are_no_joules():
+    found = samples(training=replace(TRAINING, energy=None))
+    assert not [name for name, _ in found if "joules" in name]
+    without_idle = samples(training=replace(TRAINING, energy=EnergyUse("a meter", 1, 1.0, 5.0)))
+    assert without_idle["ssc_server_step_joules", "a meter"] == 5.0
+    assert ("ssc_server_step_above_idle_joules", "a meter") not in without_idle
+
+
+def test_the_peak_of_memory_is_in_bytes():
+    now = psutil.Process().memory_info().rss
+    assert 0.9 * now < peak_memory_bytes() < 100 * now

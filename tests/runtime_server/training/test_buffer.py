@@ -1,3 +1,4 @@
+import hashlib
 import threading
 from collections import Counter
 
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_edge.errors import UsageError
-from runtime_server.training.buffer import TemporalBuffer, TrainingWindow
+from runtime_server.training.buffer import TemporalBuffer, TrainingWindow, chain_number
 
 
 def window(index, device="a", boot="b0", value=None, shape=(3, 4), **fields):
@@ -31,9 +32,10 @@ def batch(buffer, size, seed=0):
     return buffer.sample_batch(np.random.default_rng(seed), size)
 
 
-def chains(groups):
-    """The device of each window, as its number in alphabetical order where each has one boot."""
-    return [chain for group in groups for chain in group.chains.tolist()]
+def devices(groups, names):
+    """The device of each window, of `names` with one boot each."""
+    numbers = {chain_number(name, "b0"): name for name in names}
+    return [numbers[chain] for group in groups for chain in group.chains.tolist()]
 
 
 def test_late_windows_find_their_place_and_gaps_stay():
@@ -197,7 +199,14 @@ def test_chains_number_boots_of_devices_alike_in_all_groups():
     seen = set()
     for group in batch(filled(*items), 16):
         seen |= set(zip(group.activations[:, 0, 0].tolist(), group.chains.tolist(), strict=True))
-    assert seen == {(0, 0), (1, 1), (2, 2), (3, 3)}
+    assert seen == {(n, chain_number(*place)) for n, place in enumerate(places)}
+
+
+def test_a_chain_has_the_same_number_in_every_process():
+    assert (
+        chain_number("pi-1", "b") == int.from_bytes(hashlib.blake2b(b"pi-1\0b", digest_size=8).digest(), "little") // 2
+    )
+    assert len({chain_number(device, boot) for device in ("a", "ab", "b") for boot in ("b", "", "bb")}) == 9
 
 
 def test_a_batch_is_distinct_windows_balanced_by_device():
@@ -206,22 +215,25 @@ def test_a_batch_is_distinct_windows_balanced_by_device():
     groups = batch(buffer, 31)
     chosen = [(c, w) for g in groups for c, w in zip(g.chains.tolist(), g.windows.tolist(), strict=True)]
     assert len(set(chosen)) == len(chosen) == 23
-    busy, calm, rare = (chains(groups).count(device) for device in range(3))
-    assert (busy, calm, rare) == (11, 11, 1), "a third of 31 places each, and nobody fills those of the rare one"
+    found = Counter(devices(groups, ("busy", "calm", "rare")))
+    assert found == {"busy": 11, "calm": 11, "rare": 1}, (
+        "a third of 31 places each, and nobody fills those of the rare one"
+    )
 
 
 def test_more_devices_than_places_take_turns_fairly():
-    buffer = filled(*(window(0, device=f"d{i}", uncertainty=i / 9) for i in range(10)))
+    names = [f"d{i}" for i in range(10)]
+    buffer = filled(*(window(0, device=name, uncertainty=i / 9) for i, name in enumerate(names)))
     rng = np.random.default_rng(0)
-    counts = Counter(device for _ in range(500) for device in chains(buffer.sample_batch(rng, 3)))
-    assert set(counts) == set(range(10))
+    counts = Counter(device for _ in range(500) for device in devices(buffer.sample_batch(rng, 3), names))
+    assert set(counts) == set(names)
     assert 110 < min(counts.values()) < max(counts.values()) < 190
 
 
 def test_an_odd_place_goes_to_either_device_however_unsure():
     buffer = filled(*(window(i, device=d, uncertainty=u) for i in range(5) for d, u in (("a", 1), ("b", 0))))
     rng = np.random.default_rng(0)
-    extra = [chains(buffer.sample_batch(rng, 3)).count(0) == 2 for _ in range(400)]
+    extra = [devices(buffer.sample_batch(rng, 3), "ab").count("a") == 2 for _ in range(400)]
     assert 0.4 < np.mean(extra) < 0.6
 
 

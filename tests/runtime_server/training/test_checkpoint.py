@@ -3,17 +3,20 @@
 That a resumed training is the uninterrupted one is shown in test_replay, with the stream it needs.
 """
 
+import json
 import logging
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
 from runtime_edge.base.checked_files import checksum_path
-from runtime_edge.errors import FormatError
+from runtime_edge.errors import FormatError, UsageError
 from runtime_server.releases.release_gate import first_model
 from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.checkpoint import Checkpoints, resumed
+from runtime_server.training.losses.objectives import OBJECTIVES
 from runtime_server.training.trainer import TrainConfig, Trainer
 
 pytestmark = pytest.mark.integration
@@ -29,14 +32,31 @@ def trainer_of(generations):
 
 
 @pytest.fixture
-def trained(trainer_of, sounds, activation):
-    trainer = trainer_of()
-    for index, sound in enumerate(sounds[:32]):
-        kept = torch.from_numpy(activation(sound, 1))
-        trainer.add(TrainingWindow("pi-1", "b", index, 1, 1, kept, 0.5, sequence=7))
-    for _ in range(3):
-        trainer.step()
-    return trainer
+def windows(sounds, activation):
+    return [
+        TrainingWindow("pi-1", "b", index, 1, 1, torch.from_numpy(activation(sound, 1)), 0.5, sequence=index + 1)
+        for index, sound in enumerate(sounds[:32])
+    ]
+
+
+@pytest.fixture
+def train(trainer_of, windows):
+    """`train(**config)`: a trainer of three steps."""
+
+    def run(**config):
+        trainer = trainer_of(**config)
+        for window in windows:
+            trainer.add(window)
+        for _ in range(3):
+            trainer.step()
+        return trainer
+
+    return run
+
+
+@pytest.fixture
+def trained(train):
+    return train()
 
 
 @pytest.fixture
@@ -55,7 +75,7 @@ def test_a_new_trainer_goes_on_where_the_last_one_stood(checkpoints, trainer_of,
     again = Checkpoints(checkpoints.path, "tiny")
     trainer = resumed(trainer_of, again)
     assert trainer.steps == again.saved == checkpoints.saved == 3
-    assert trainer.to_reread == {7}
+    assert trainer.to_reread == set(range(1, 33))
     assert not trainer.ready, "its windows are still to be read"
     expected, found = trained.model.module.state_dict(), trainer.model.module.state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -68,6 +88,54 @@ def test_new_settings_are_said_and_hold(checkpoints, trainer_of, caplog):
     assert trainer.optimizer.param_groups[0]["lr"] == 0.5
     said = [record.message.rpartition(": ")[2] for record in caplog.records]
     assert said == ["learning_rate 0.0001 -> 0.5", "ema 0.97 -> 0.1"]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_goes_on_to_the_bit(train, trainer_of, windows, tmp_path, objective, caplog):
+    checkpoints, whole = Checkpoints(tmp_path / "checkpoint.pt", "tiny"), train(objective=objective)
+    checkpoints.save(whole)
+    again = resumed(lambda: trainer_of(objective=objective), checkpoints)
+    assert not caplog.records
+    assert again.fingerprint() == whole.fingerprint()
+    for window in windows:
+        again.restore(window)
+    assert [again.step().losses for _ in range(3)] == [whole.step().losses for _ in range(3)]
+    assert again.fingerprint() == whole.fingerprint()
+    expected, found = whole.optimizer.state_dict()["state"], again.optimizer.state_dict()["state"]
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[place]["exp_avg"], found[place]["exp_avg"]) for place in expected)
+
+
+def test_another_objective_is_one_error_and_the_checkpoint_stays(checkpoints, trainer_of):
+    before = checkpoints.path.read_bytes()
+    with pytest.raises(UsageError) as caught:
+        resumed(lambda: trainer_of(objective="moco"), checkpoints)
+    assert str(caught.value) == (
+        f"{checkpoints.path}: was trained with --objective virtual-negatives, not moco; give --objective "
+        f"virtual-negatives, or remove {checkpoints.path.parent} to train anew from the released weights"
+    )
+    assert checkpoints.path.read_bytes() == before
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_is_of_the_default(checkpoints, trainer_of, trained, caplog):
+    document = torch.load(checkpoints.path, weights_only=True)
+    del document["objective"], document["objective_state"]
+    settings = json.loads(document["config"])
+    del settings["objective"]
+    torch.save({**document, "config": json.dumps(settings)}, checkpoints.path)
+    checksum_path(checkpoints.path).unlink()
+    trainer = resumed(trainer_of, checkpoints)
+    assert (trainer.steps, trainer.fingerprint()) == (3, trained.fingerprint())
+    assert not caplog.records
+    with pytest.raises(UsageError, match="give --objective virtual-negatives"):
+        resumed(lambda: trainer_of(objective="simclr"), checkpoints)
+
+
+def test_another_spread_term_is_said_and_holds(checkpoints, trainer_of, caplog):
+    trainer = resumed(lambda: trainer_of(loss=replace(TrainConfig().loss, spread="kl")), checkpoints)
+    assert trainer.steps == 3
+    assert "'spread': 'sw'" in caplog.text
+    assert "'spread': 'kl'" in caplog.text
 
 
 class Malice:

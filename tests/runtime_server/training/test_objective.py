@@ -96,3 +96,19 @@ def test_one_view_is_embedded_where_no_task_asks_for_two(segments):
     found = batch(groups(*((i, 0, torch.rand(1, 16)) for i in range(4))), segments, AugmentConfig(), two=False)
     assert rows == [4]
     assert torch.equal(found.anchors, found.positives)
+
+
+def test_the_second_view_can_be_another_encoders_and_has_no_gradient_then(segments):
+    torch.manual_seed(1)
+    keys = [segments[0], nn.Conv2d(1, 2, 1), nn.Sequential(nn.Flatten(), nn.Linear(32, 5))]
+    for key, segment in zip(keys, segments, strict=True):
+        key.meta = segment.meta
+    given = groups(*((i, 0, torch.rand(1, 16)) for i in range(4)))
+    usual, other = batch(given, segments), batch(given, keys)
+    found = batch_of(given, segments, 5, torch.Generator().manual_seed(0), PLAIN, keys=keys)
+    assert torch.allclose(found.anchors, usual.anchors, atol=1e-6)
+    assert torch.allclose(found.positives, other.positives, atol=1e-6)
+    assert not torch.allclose(found.positives, usual.positives, atol=1e-2)
+    assert found.anchors.requires_grad
+    found.positives.sum().backward()
+    assert all(parameter.grad is None for key in keys for parameter in key.parameters())

@@ -12,6 +12,7 @@ from runtime_server.training.augment import AugmentConfig
 from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.checkpoint import Checkpoints, resumed
 from runtime_server.training.losses import HybridConfig
+from runtime_server.training.losses.objectives import OBJECTIVES
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import TrainConfig, Trainer
 
@@ -60,13 +61,14 @@ def weights(trainer):
     return [value.numpy().copy() for value in trainer.model.module.state_dict().values()]
 
 
-def test_two_ranks_with_half_the_batch_each_take_the_step_of_one_with_all_of_it(trainer_of, give, together):
-    whole = trainer_of()
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_ranks_with_half_the_batch_each_take_the_step_of_one_with_all_of_it(trainer_of, give, together, objective):
+    whole = trainer_of(objective=objective)
     for device, _ in DEVICES:
         give(whole, device)
 
     def work(ranks):
-        trainer = trainer_of(ranks)
+        trainer = trainer_of(ranks, objective=objective)
         give(trainer, DEVICES[ranks.rank][0])
         steps = [trainer.step() for _ in range(4)]
         return [step.losses for step in steps], trainer.judge([trainer.model]), weights(trainer)
@@ -85,9 +87,10 @@ def test_two_ranks_with_half_the_batch_each_take_the_step_of_one_with_all_of_it(
     assert losses == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_rank_without_windows_takes_part_and_learns_the_same(trainer_of, give, together):
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_rank_without_windows_takes_part_and_learns_the_same(trainer_of, give, together, objective):
     def work(ranks):
-        trainer = trainer_of(ranks, batch=24, augment=AugmentConfig(), virtual_negatives=8)
+        trainer = trainer_of(ranks, batch=24, augment=AugmentConfig(), virtual_negatives=8, objective=objective)
         if ranks.rank == 1:
             give(trainer, DEVICES[0][0])
         before = weights(trainer)

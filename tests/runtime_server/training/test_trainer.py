@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from runtime_edge.errors import UsageError
 from runtime_server.releases.release_gate import first_model
 from runtime_server.training.buffer import TemporalBuffer, TrainingWindow
+from runtime_server.training.losses.objectives import OBJECTIVES
 from runtime_server.training.trainer import HELD_OUT_PERIOD, HELD_OUT_RUN, TrainConfig, Trainer
 
 pytestmark = pytest.mark.integration
@@ -248,3 +250,51 @@ def test_the_first_steps_are_shorter(trainer_of, give):
         trainer.step()
         rates.append(trainer.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_the_blocks_behind_the_cut_and_what_is_its_own(trainer_of, give, objective):
+    trainer = trainer_of(min_windows=8, objective=objective)
+    give(trainer, 1)
+    before, own = state(trainer), copy.deepcopy(trainer.objective.state_dict())
+    losses = [trainer.step().losses for _ in range(4)]
+    after = state(trainer)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == set(BLOCKS[1:])
+    assert all(loss.keys() == {"task", "spread", "laplacian", "total"} for loss in losses)
+    assert all(np.isfinite(list(loss.values())).all() for loss in losses)
+    moved = {name for name, value in trainer.objective.state_dict().items() if not torch.equal(own[name], value)}
+    parts = {name.split(".")[0] for name in moved}
+    assert parts == {"moco": {"encoder", "queue", "windows", "chains"}, "simsiam": {"predictor"}}.get(objective, set())
+
+
+def test_objectives_are_judged_by_the_same_measure(trainer_of, give):
+    judged = []
+    for objective in OBJECTIVES:
+        trainer = trainer_of(min_windows=8, objective=objective)
+        give(trainer, 1)
+        judged.append(trainer.judge([trainer.model]))
+    assert all(other == judged[0] for other in judged)
+
+
+def test_the_mixture_costs_nothing_where_no_virtual_negatives_are_wanted(trainer_of, give):
+    for objective, windows in (("virtual-negatives", 8), ("simclr", 0)):
+        trainer = trainer_of(min_windows=8, objective=objective)
+        give(trainer, 1)
+        trainer.step()
+        assert trainer.memory.windows == windows
+
+
+def test_a_momentum_encoder_stays_behind_the_trained_one(trainer_of, give):
+    trainer = trainer_of(min_windows=8, objective="moco", learning_rate=0.1)
+    give(trainer, 1)
+    start = state(trainer)["head.weight"]
+    for _ in range(4):
+        trainer.step()
+    key, trained = trainer.objective.key_segments[-1].state_dict()["head.weight"], state(trainer)["head.weight"]
+    assert 0 < (key - start).norm() < 0.2 * (trained - start).norm()
+
+
+def test_an_unknown_objective_is_named():
+    with pytest.raises(UsageError, match="objective: unknown 'byol', take one of virtual-negatives, simclr, moco"):
+        TrainConfig(objective="byol")

@@ -1,0 +1,224 @@
+"""Where joules come from. Every source has a name, and what it counts is checked before it is believed.
+
+rapl      counters of the processor packages and their memory: everything on the machine, without its supply
+nvml      counters of the GPUs alone
+FILE.csv  the log of a meter between supply and machine: lines `time_s,watts`, seconds since the epoch
+TARGET    CPU seconds of this process times the watts of a target (`rpi4`, or a file): an estimate
+
+    source = energy_source("rapl")
+    before = source.joules()
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from runtime_edge.errors import UsageError
+from runtime_server.telemetry.meter_log import MeterLog
+from streamsplit_compile.cost.targets import Target, load_target
+
+AUTO, RAPL, NVML, NONE = "auto", "rapl", "nvml", "none"
+POWERCAP = Path("/sys/class/powercap")
+_LOAD_S = 0.25
+"""RAPL counts every millisecond, NVML ten times a second."""
+_LOG = logging.getLogger(__name__)
+
+Load = Callable[[], None]
+
+
+class EnergySource(Protocol):
+    """A count of joules that only grows."""
+
+    name: str
+    """What is counted, and how: it stands beside every figure."""
+    idle_w: float | None
+    """What of it would be used with nothing to do, W; None where nobody has said."""
+
+    def joules(self) -> float:
+        """What has been used since the source was opened, idle power included. Raises SscError."""
+        ...
+
+
+def burn(clock: Callable[[], float] = time.monotonic) -> None:
+    """Keep one core busy for a moment."""
+    until = clock() + _LOAD_S
+    while clock() < until:
+        hashlib.sha256(bytes(1 << 16)).digest()
+
+
+def energy_source(
+    choice: str, idle_w: float | None = None, root: Path = POWERCAP, load: Load = burn
+) -> EnergySource | None:
+    """The source that `--energy` names; None for "none", and for "auto" without RAPL, which the log then says.
+
+    `idle_w` is the machine's power at rest; a target's file has its own. Raises UsageError, which says why, for a
+    source that is not there or does not count.
+    """
+    if choice == NONE:
+        return None
+    if choice == AUTO:
+        try:
+            return Rapl(idle_w, root, load)
+        except UsageError as exc:
+            _LOG.info("the energy of training is not counted: %s", exc)
+            return None
+    if choice == RAPL:
+        return Rapl(idle_w, root, load)
+    if choice == NVML:
+        return Nvml(idle_w, load)
+    if choice.endswith(".csv"):
+        return MeterLog(Path(choice), idle_w)
+    if idle_w is not None:
+        raise UsageError(f"--idle-watts: {choice} has its own; leave the option out")
+    return CpuSeconds(load_target(choice))
+
+
+@dataclass
+class _Zone:
+    """A counter that starts again from 0 beyond `most`, in J."""
+
+    path: Path
+    name: str
+    most: float
+    last: float = 0.0
+    total: float = 0.0
+
+    def advance(self) -> float:
+        """What it has counted since the first call. One round between two calls is noticed, two are not."""
+        now = _counted(self.path / "energy_uj")
+        self.total += now - self.last + (self.most if now < self.last else 0.0)
+        self.last = now
+        return self.total
+
+
+class Rapl:
+    """The kernel's `powercap`: package domains and the memory beside them; what a package contains is in it already.
+
+    Raises:
+        UsageError: there are no counters, this user may not read them, or they stand still while a core works, as on
+            virtual machines.
+    """
+
+    def __init__(self, idle_w: float | None = None, root: Path = POWERCAP, load: Load = burn) -> None:
+        self.idle_w = idle_w
+        self._zones = [zone for path in sorted(root.glob("intel-rapl:*")) if (zone := _zone(path))]
+        if not self._zones:
+            raise UsageError(f"--energy rapl: {root} has no package of intel-rapl; name another source")
+        self.name = f"RAPL of {', '.join(zone.name for zone in self._zones)}"
+        for zone in self._zones:
+            zone.last = _counted(zone.path / "energy_uj")
+        _check_it_counts(self, f"--energy rapl: {root}", load)
+
+    def joules(self) -> float:
+        """Of all packages and their memory."""
+        return sum(zone.advance() for zone in self._zones)
+
+
+class Nvml:
+    """NVIDIA's management library, which comes with the driver. GPUs from Volta on have the counter.
+
+    Raises:
+        UsageError: there is no such library or GPU, or its counter is missing or stands still.
+    """
+
+    def __init__(self, idle_w: float | None = None, load: Load = burn, library: Any = None) -> None:
+        self.idle_w = idle_w
+        try:
+            self._library = library or ctypes.CDLL("libnvidia-ml.so.1")
+        except OSError:
+            raise UsageError("--energy nvml: libnvidia-ml.so.1 is not there; install the driver of the GPU") from None
+        self._call("nvmlInit_v2")
+        count = ctypes.c_uint()
+        self._call("nvmlDeviceGetCount_v2", ctypes.pointer(count))
+        self._devices = [self._device(place) for place in range(count.value)]
+        self._first = self._millijoules()
+        self.name = f"NVML of {count.value} GPUs"
+        _check_it_counts(self, "--energy nvml", load)
+
+    def joules(self) -> float:
+        """Of all GPUs."""
+        return (self._millijoules() - self._first) / 1e3
+
+    def _device(self, place: int) -> ctypes.c_void_p:
+        handle = ctypes.c_void_p()
+        self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(place), ctypes.pointer(handle))
+        return handle
+
+    def _millijoules(self) -> int:
+        total, found = 0, ctypes.c_ulonglong()
+        for device in self._devices:
+            self._call("nvmlDeviceGetTotalEnergyConsumption", device, ctypes.pointer(found))
+            total += found.value
+        return total
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        if code := getattr(self._library, name)(*arguments):
+            raise UsageError(f"--energy nvml: {name} failed with code {code}; name another source")
+
+
+class CpuSeconds:
+    """CPU seconds of the whole process times what a core of the target takes above its idle power: an estimate."""
+
+    def __init__(
+        self,
+        target: Target,
+        cpu: Callable[[], float] = time.process_time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        power = target.power
+        self.idle_w: float | None = power.idle_w.value
+        self._idle_w, self._core_w = power.idle_w.value, (power.active_w.value - power.idle_w.value) / target.threads
+        self._cpu, self._clock = cpu, clock
+        self._began = cpu(), clock()
+        self.name = (
+            f"CPU seconds of the process times {self._core_w:g} W a core, and {self._idle_w:g} W idle, of {target.name}"
+        )
+
+    def joules(self) -> float:
+        """Of the CPU seconds, and of the time at idle power."""
+        cpu_s, seconds = self._cpu() - self._began[0], self._clock() - self._began[1]
+        return cpu_s * self._core_w + seconds * self._idle_w
+
+
+def _zone(path: Path) -> _Zone | None:
+    """A domain that is counted: a package, or memory, which no package contains.
+
+    A platform's own domain ("psys") contains the packages.
+    """
+    name = _text(path / "name")
+    if not name.startswith("package") and name != "dram":
+        return None
+    return _Zone(path, name, _counted(path / "max_energy_range_uj"))
+
+
+def _counted(path: Path) -> float:
+    """What a file of microjoules counts, J."""
+    text = _text(path)
+    if not text.isdecimal():
+        raise UsageError(f"--energy rapl: {path} says {text[:40]!r}, a number of microjoules was expected")
+    return int(text) / 1e6
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except PermissionError:
+        raise UsageError(
+            f"--energy rapl: this user may not read {path}; run `sudo chmod a+r {path}`, or name another source"
+        ) from None
+    except OSError as exc:
+        raise UsageError(f"--energy rapl: {path}: {exc.strerror}; name another source") from None
+
+
+def _check_it_counts(source: EnergySource, where: str, load: Load) -> None:
+    before = source.joules()
+    load()
+    if source.joules() <= before:
+        raise UsageError(f"{where}: the counter stands still while a core works; name another source")

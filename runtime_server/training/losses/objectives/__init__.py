@@ -1,0 +1,28 @@
+"""What two views of a window are asked to be: `L_task` of the server's objective (docs/method.md, sections 5 and 11).
+
+    objective = OBJECTIVES["moco"](segments, width=128, temperature=0.1, seed=0)
+    loss = objective(Views(anchors, positives))
+    objective.after_step()
+
+Each is one module of the losses with the same few methods, so nothing else needs to know which one it is.
+"""
+
+from __future__ import annotations
+
+from runtime_server.training.losses.objectives.barlow_twins import BarlowTwins
+from runtime_server.training.losses.objectives.moco import MoCo
+from runtime_server.training.losses.objectives.protocol import MakeObjective, Objective, Views
+from runtime_server.training.losses.objectives.simclr import SimCLR
+from runtime_server.training.losses.objectives.simsiam import SimSiam
+from runtime_server.training.losses.objectives.virtual_negatives import VirtualNegatives
+
+DEFAULT = "virtual-negatives"
+OBJECTIVES: dict[str, MakeObjective] = {
+    DEFAULT: VirtualNegatives,
+    "simclr": SimCLR,
+    "moco": MoCo,
+    "simsiam": SimSiam,
+    "barlow-twins": BarlowTwins,
+}
+
+__all__ = ["DEFAULT", "OBJECTIVES", "Objective", "Views"]

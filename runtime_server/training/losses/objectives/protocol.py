@@ -1,0 +1,56 @@
+"""What every objective is: a loss of two views, with the parameters and the state of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor, fx, nn
+
+NEARBY = 8
+"""Windows of one boot at most so far apart may hear the same thing: they are never negatives of each other."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Two views of each window of a batch."""
+
+    anchors: Tensor
+    """float32[n, d], of unit norm."""
+    positives: Tensor
+    """float32[n, d], of unit norm: the other view of the same window."""
+    negatives: Tensor | None = None
+    """float32[n, m, d], virtual ones for each anchor."""
+    ignore: Tensor | None = None
+    """bool[n, n], pairs of windows that may hear the same thing and are no negatives; the diagonal is not looked at."""
+    matches: Tensor | None = None
+    """bool[n, n], pairs that hear the same thing, besides a window and itself."""
+    windows: Tensor | None = None
+    """int64[n], window indices."""
+    chains: Tensor | None = None
+    """int64[n], a number for each boot of each device."""
+
+
+class Objective(nn.Module):
+    """An objective without parameters or state; its parameters are trained, its state dict is in the checkpoint."""
+
+    virtual_negatives: ClassVar[bool] = False
+    """Whether `Views.negatives` are wanted."""
+    key_segments: Sequence[fx.GraphModule] | None = None
+    """What embeds the second view, without gradients; None: the segments that are trained."""
+
+    def forward(self, views: Views) -> Tensor:
+        """The loss of a batch, a scalar: from one window up, and with finite gradients when all are the same."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Follow a step of the optimiser."""
+
+
+class MakeObjective(Protocol):
+    """Makes the objective for segments that are trained and embeddings `width` wide."""
+
+    def __call__(
+        self, segments: Sequence[fx.GraphModule], *, width: int, temperature: float, seed: int
+    ) -> Objective: ...
