@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from streamsplit_models.encoder import Encoder, Normalize
-from streamsplit_models.extractors import ASTFrames, Standardize
+from streamsplit_models.extractors import ASTFrames, Standardize, ast_front_end
 from streamsplit_models.front_end import PRESETS, FrontEnd, LogMel, Waveform, samples
 from streamsplit_models.initialise import settle_on_synthetic
 from streamsplit_models.library import build, preprocessor
@@ -141,12 +141,11 @@ def ast(
     mean, std = said.get("mean", -4.2677393), said.get("std", 4.5689974)
     if std <= 0:
         raise ValueError(f"{directory}: std is {std}, must be positive")
-    config = dataclasses.replace(
-        PRESETS["ast"],
+    config = ast_front_end(
+        mean,
+        std,
         **_window(said, 16_000, window_seconds, hop_seconds),
         n_mels=said.get("num_mel_bins", fields.get("num_mel_bins", 128)),
-        scale=0.5 / std,
-        offset=-0.5 * mean / std,
     )
     if directory is None:
         fields = {**SMALL_AST, "max_length": config.frames, **fields}

@@ -215,6 +215,11 @@ PRESETS: dict[str, FrontEnd] = {
         f_min=20.0, eps=2.0**-23, mel_scale="kaldi", window="symmetric", preemphasis=0.97,
         preemphasis_on="frame", remove_dc=True, scale=0.5 / 4.5689974, offset=0.5 * 4.2677393 / 4.5689974,
     ),
+    # Common logarithms; what Whisper does with a window's loudest value is not in here.
+    "whisper": FrontEnd(
+        window_samples=480_000, hop_samples=240_000, n_fft=400, n_mels=80, f_min=0.0, eps=1e-10, center=True,
+        mel_norm="slaney", scale=1 / math.log(10),
+    ),
 }  # fmt: skip
 
 
