@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_edge.formats.manifest import LoadOptions
+from runtime_edge.formats.load_options import LoadOptions
 from streamsplit_compile.bundle.bundle_summary import bundle_summary
 from streamsplit_compile.bundle.calibrate import windows_for
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile, report_path

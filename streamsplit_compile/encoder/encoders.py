@@ -27,7 +27,7 @@ import torch
 from runtime_edge.base.files import write_atomic
 from runtime_edge.base.text import printable
 from runtime_edge.errors import FormatError, MissingExtra, UsageError
-from runtime_edge.formats.manifest import LoadOptions
+from runtime_edge.formats.load_options import LoadOptions
 from streamsplit_compile.encoder import archives
 from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program
 from streamsplit_compile.encoder.plain_graph import HALF
