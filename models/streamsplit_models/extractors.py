@@ -216,5 +216,5 @@ def _clip(
     return samples
 
 
-def _window(sample_rate: int, samples: int) -> dict[str, int]:
+def _window(sample_rate: int, samples: int) -> dict[str, Any]:
     return {"sample_rate": sample_rate, "window_samples": samples, "hop_samples": max(1, samples // 2)}

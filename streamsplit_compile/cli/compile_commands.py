@@ -144,6 +144,7 @@ def compile_(
     factory: str | None,
     sample_rate: int | None,
     unsafe_load: bool,
+    front_end: str | None,
     key: Path | None,
     as_json: bool,
     **first: Any,
@@ -152,7 +153,7 @@ def compile_(
 
     Example: ssc compile encoder.pt --targets rpi4,m2 -o bundle/
     """
-    load = functools.partial(load_encoder, encoder_file, factory, sample_rate, unsafe_load)
+    load = functools.partial(load_encoder, encoder_file, factory, sample_rate, unsafe_load, front_end=front_end)
     if base is not None:
         _refuse_what_the_base_decides(click.get_current_context())
         with Steps(quiet=as_json) as steps:
