@@ -264,6 +264,7 @@ class LogMel(nn.Module):
         kernel = dft_kernel(c.n_fft, c.win_length, c.window, per_frame, c.remove_dc)
         # Bins that no band looks at are never computed.
         used = np.flatnonzero(bank.any(axis=0))
+        _require(len(used) > 0, "f_max", c.f_max, f"further from f_min = {c.f_min}: no bin of the DFT is in any band")
         kernel = kernel[:, used].reshape(-1, 1, c.win_length)
         self.register_buffer("dft", torch.from_numpy(kernel.astype(np.float32)), persistent=False)
         self.register_buffer("mel", torch.from_numpy(bank[:, used].astype(np.float32)), persistent=False)

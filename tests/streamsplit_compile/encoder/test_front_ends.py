@@ -90,6 +90,12 @@ def test_keys_given_twice_and_fused_models_are_refused():
         parse_front_end(front_ends()[1].replace(b"rand_trunc", b"fusion"), "file")
 
 
+def test_bands_without_a_bin_are_refused():
+    said = json.loads(front_ends()[1]) | {"frequency_min": 0.0, "frequency_max": 1.0}
+    with pytest.raises(UsageError, match="f_max is 1.0, must be further from f_min = 0.0"):
+        build_front_end(parse_front_end(json.dumps(said).encode(), "file"), None)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.fixed_dictionaries(
