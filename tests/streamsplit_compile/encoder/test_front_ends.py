@@ -92,7 +92,7 @@ def test_keys_given_twice_and_fused_models_are_refused():
 
 def test_bands_without_a_bin_are_refused():
     said = json.loads(front_ends()[1]) | {"frequency_min": 0.0, "frequency_max": 1.0}
-    with pytest.raises(UsageError, match="f_max is 1.0, must be further from f_min = 0.0"):
+    with pytest.raises(UsageError, match=r"f_max is 1\.0, must be further from f_min = 0\.0"):
         build_front_end(parse_front_end(json.dumps(said).encode(), "file"), None)
 
 
