@@ -220,6 +220,7 @@ TARGETS = {
     "results": Target(fuzz_files.recorded, FormatError, golden("results/results.jsonl")),
     "encoder": Target(fuzz_files.state, FormatError, fuzz_files.checkpoints, fuzz_files.whole_zip),
     "archive": Target(fuzz_files.archive, FormatError, fuzz_files.archives, fuzz_files.whole_zip),
+    "front-end": Target(fuzz_files.front_end, FormatError, fuzz_files.front_ends),
     "weights": Target(fuzz_files.weights, FormatError, golden("server/weights/*.pt"), fuzz_files.whole_zip),
     "training": Target(fuzz_files.training, FormatError, golden("server/trainer/*.pt"), fuzz_files.whole_zip),
     "ledger": Target(fuzz_files.ledger, FormatError, golden("server/ledger/*.json")),

@@ -165,6 +165,29 @@ def archive(data: bytes) -> object:
     return from_file(read, "archive.pt")(data)
 
 
+def front_end(data: bytes) -> object:
+    """What is put in front of an encoder."""
+    from streamsplit_compile.encoder.front_ends import parse_front_end
+
+    return parse_front_end(data, "preprocessor_config.json")
+
+
+def front_ends() -> list[bytes]:
+    """One of each type, as transformers writes them."""
+    common = b'"padding_side": "right", "padding_value": 0.0, "return_attention_mask": false, "feature_extractor_type":'
+    kinds = (
+        b'"ASTFeatureExtractor", "do_normalize": true, "feature_size": 1, "max_length": 1024, "mean": -4.2677393, '
+        b'"num_mel_bins": 128, "sampling_rate": 16000, "std": 4.5689974',
+        b'"ClapFeatureExtractor", "feature_size": 64, "fft_window_size": 1024, "frequency_max": 14000, '
+        b'"frequency_min": 50, "hop_length": 480, "max_length_s": 10, "nb_frequency_bins": 513, "top_db": null, '
+        b'"padding": "repeatpad", "nb_max_samples": 480000, "sampling_rate": 48000, "truncation": "rand_trunc"',
+        b'"WhisperFeatureExtractor", "chunk_length": 30, "dither": 0.0, "feature_size": 80, "hop_length": 160, '
+        b'"n_fft": 400, "n_samples": 480000, "nb_max_frames": 3000, "sampling_rate": 16000',
+        b'"Wav2Vec2FeatureExtractor", "do_normalize": true, "feature_size": 1, "sampling_rate": 16000',
+    )
+    return [b"{%b %b}" % (common, kind) for kind in kinds]
+
+
 @functools.cache
 def archives() -> list[bytes]:
     """A layer."""

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from streamsplit_models.encoder import Encoder, Normalize
+from streamsplit_models.extractors import ASTFrames, Standardize, ast_front_end
 from streamsplit_models.front_end import PRESETS, FrontEnd, LogMel, Waveform, samples
 from streamsplit_models.initialise import settle_on_synthetic
 from streamsplit_models.library import build, preprocessor
@@ -40,21 +41,6 @@ SMALL_WAV2VEC2 = {
     "num_conv_pos_embeddings": 32,
     "num_conv_pos_embedding_groups": 4,
 }
-
-
-class ASTFrames(nn.Module):
-    """Cut or pad a log-mel image to AST's number of frames, time first; padding is a log-mel of zero."""
-
-    def __init__(self, frames: int, padding: float) -> None:
-        super().__init__()
-        self.frames = frames
-        self.padding = padding
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(batch, 1, mels, frames) -> (batch, max_length, mels)."""
-        image = image.squeeze(1)[:, :, : self.frames]
-        missing = self.frames - image.shape[2]
-        return nn.functional.pad(image, (0, missing), value=self.padding).transpose(1, 2)
 
 
 class ASTEncoder(Encoder):
@@ -112,15 +98,6 @@ class CLAPEncoder(Encoder):
         return embedding
 
 
-class Standardize(nn.Module):
-    """Zero mean and unit variance over each window, with wav2vec 2.0's 1e-7 under the root."""
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        """(batch, samples) -> (batch, samples)."""
-        centred = waveform - waveform.mean(dim=1, keepdim=True)
-        return centred / (centred.square().mean(dim=1, keepdim=True) + 1e-7).sqrt()
-
-
 class MeanOverTime(nn.Module):
     """(batch, frames, features) -> (batch, features)."""
 
@@ -164,12 +141,11 @@ def ast(
     mean, std = said.get("mean", -4.2677393), said.get("std", 4.5689974)
     if std <= 0:
         raise ValueError(f"{directory}: std is {std}, must be positive")
-    config = dataclasses.replace(
-        PRESETS["ast"],
+    config = ast_front_end(
+        mean,
+        std,
         **_window(said, 16_000, window_seconds, hop_seconds),
         n_mels=said.get("num_mel_bins", fields.get("num_mel_bins", 128)),
-        scale=0.5 / std,
-        offset=-0.5 * mean / std,
     )
     if directory is None:
         fields = {**SMALL_AST, "max_length": config.frames, **fields}

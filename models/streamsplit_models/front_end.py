@@ -215,6 +215,11 @@ PRESETS: dict[str, FrontEnd] = {
         f_min=20.0, eps=2.0**-23, mel_scale="kaldi", window="symmetric", preemphasis=0.97,
         preemphasis_on="frame", remove_dc=True, scale=0.5 / 4.5689974, offset=0.5 * 4.2677393 / 4.5689974,
     ),
+    # Common logarithms; what Whisper does with a window's loudest value is not in here.
+    "whisper": FrontEnd(
+        window_samples=480_000, hop_samples=240_000, n_fft=400, n_mels=80, f_min=0.0, eps=1e-10, center=True,
+        mel_norm="slaney", scale=1 / math.log(10),
+    ),
 }  # fmt: skip
 
 
@@ -259,6 +264,7 @@ class LogMel(nn.Module):
         kernel = dft_kernel(c.n_fft, c.win_length, c.window, per_frame, c.remove_dc)
         # Bins that no band looks at are never computed.
         used = np.flatnonzero(bank.any(axis=0))
+        _require(len(used) > 0, "f_max", c.f_max, f"further from f_min = {c.f_min}: no bin of the DFT is in any band")
         kernel = kernel[:, used].reshape(-1, 1, c.win_length)
         self.register_buffer("dft", torch.from_numpy(kernel.astype(np.float32)), persistent=False)
         self.register_buffer("mel", torch.from_numpy(bank[:, used].astype(np.float32)), persistent=False)

@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from runtime_edge.errors import BundleError
 from runtime_edge.formats import strict
+from runtime_edge.formats.load_options import MAX_SAMPLE_RATE, LoadOptions
 from runtime_edge.formats.strict import Name, Strict
 
 MAX_MANIFEST_BYTES = 8 << 20
@@ -27,7 +28,6 @@ MAX_ASSET_BYTES = 4 << 30
 MAX_ACTIVATION_VALUES = 1 << 28
 """In one window at all cuts: what a device allocates on a manifest's word."""
 MAX_WINDOW_SAMPLES = 1 << 24
-MAX_SAMPLE_RATE = 1_000_000
 MAX_SCALE = 1e30
 """Of int8: every value it stands for is finite in float32."""
 
@@ -160,22 +160,6 @@ class TargetCost(_Part, frozen=True, kw_only=True):
     radio_mj_per_kb: Cost
     table: Name
     provenance: Literal["predicted", "measured"] = "predicted"
-
-
-class LoadOptions(_Part, frozen=True, kw_only=True):
-    """Options that the encoder's file was read with. They say what to ask for again; nothing is done on their word."""
-
-    factory: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
-    """package.module:callable of `--factory`."""
-    sample_rate: Annotated[int, Meta(ge=1, le=MAX_SAMPLE_RATE)] | None = None
-    """Hz of `--sample-rate`."""
-    unsafe_load: bool = False
-
-    def __str__(self) -> str:
-        """The options as they are typed."""
-        given = [] if self.factory is None else [f"--factory {self.factory}"]
-        given += [] if self.sample_rate is None else [f"--sample-rate {self.sample_rate}"]
-        return " ".join([*given, *(["--unsafe-load"] if self.unsafe_load else [])])
 
 
 class EncoderInfo(_Part, frozen=True, kw_only=True):

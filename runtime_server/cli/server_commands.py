@@ -194,11 +194,16 @@ def _train_config(settings: dict[str, Any]) -> TrainConfig:
 
 
 def _load(
-    encoder_file: Path, bundle: Path, factory: str | None, sample_rate: int | None, unsafe_load: bool
+    encoder_file: Path,
+    bundle: Path,
+    factory: str | None,
+    sample_rate: int | None,
+    unsafe_load: bool,
+    front_end: str | None,
 ) -> LoadedEncoder:
     """The encoder of a bundle. Raises UsageError when options that the bundle was compiled with are not given."""
     recorded = open_bundle(bundle).manifest.info.encoder.load
-    return load_encoder(encoder_file, factory, sample_rate, unsafe_load, recorded)
+    return load_encoder(encoder_file, factory, sample_rate, unsafe_load, recorded, front_end)
 
 
 server.add_command(broker)

@@ -71,6 +71,7 @@ def verify(
     factory: str | None,
     sample_rate: int | None,
     unsafe_load: bool,
+    front_end: str | None,
     as_json: bool,
 ) -> None:
     """Check a bundle: digests, signature, tables, self-test and, given the encoder, parity of every cut.
@@ -86,7 +87,8 @@ def verify(
     if encoder is not None:
         with Steps(quiet=as_json) as steps:
             steps("exporting", 0, 1)
-            loaded = load_encoder(encoder, factory, sample_rate, unsafe_load, opened.manifest.info.encoder.load)
+            recorded = opened.manifest.info.encoder.load
+            loaded = load_encoder(encoder, factory, sample_rate, unsafe_load, recorded, front_end)
             if opened.manifest.info.encoder.weights != weights_digest(loaded.tensors):
                 raise BundleError(f"{bundle}: compiled from other weights than {encoder}; compile it again")
             parity = _parity(opened, loaded, calibrate, steps)

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_edge.formats.manifest import LoadOptions
+from runtime_edge.formats.load_options import LoadOptions
 from streamsplit_compile.bundle.bundle_summary import bundle_summary
 from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile, report_path
@@ -145,6 +145,7 @@ def compile_(
     factory: str | None,
     sample_rate: int | None,
     unsafe_load: bool,
+    front_end: str | None,
     key: Path | None,
     as_json: bool,
     **first: Any,
@@ -153,7 +154,7 @@ def compile_(
 
     Example: ssc compile encoder.pt --targets rpi4,m2 -o bundle/
     """
-    load = functools.partial(load_encoder, encoder_file, factory, sample_rate, unsafe_load)
+    load = functools.partial(load_encoder, encoder_file, factory, sample_rate, unsafe_load, front_end=front_end)
     if base is not None:
         _refuse_what_the_base_decides(click.get_current_context())
         with Steps(quiet=as_json) as steps:

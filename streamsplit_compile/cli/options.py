@@ -61,7 +61,7 @@ def pub_option(command: _Command) -> _Command:
     return click.option("--pub", type=PathParam(), help="Public key that must have signed it.")(command)
 
 
-ENCODER_OPTIONS = ("factory", "sample_rate", "unsafe_load")
+ENCODER_OPTIONS = ("factory", "sample_rate", "unsafe_load", "front_end")
 """What `encoder_options` gives a command."""
 encoder_options = together(
     click.option(
@@ -71,6 +71,12 @@ encoder_options = together(
     ),
     click.option("--sample-rate", type=click.IntRange(1000, 384000), help="Hz, where the encoder does not say."),
     click.option("--unsafe-load", is_flag=True, help="Unpickle a module, running its code. For your own files."),
+    click.option(
+        "--front-end",
+        metavar="PRESET|FILE",
+        help="What makes the spectrogram that the encoder takes: ast, clap, wav2vec2, whisper, or its "
+        "preprocessor_config.json.",
+    ),
 )
 """How to read an encoder's file that does not say it all itself."""
 

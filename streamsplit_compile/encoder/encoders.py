@@ -29,10 +29,12 @@ import torch
 from runtime_edge.base.files import write_atomic
 from runtime_edge.base.text import printable
 from runtime_edge.errors import FormatError, MissingExtra, UsageError
-from runtime_edge.formats.manifest import LoadOptions
+from runtime_edge.formats.load_options import FrontEndOption, LoadOptions
 from streamsplit_compile.encoder import archives
-from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program
+from streamsplit_compile.encoder.front_ends import build_front_end, read_front_end
+from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program, input_shape
 from streamsplit_compile.encoder.plain_graph import HALF
+from streamsplit_compile.encoder.prepend import FrontEnd
 from streamsplit_compile.encoder.weights import is_zip, mistaken, unwrapped, wrapper
 
 CHECKPOINT_FORMAT = "streamsplit.encoder/1"
@@ -105,24 +107,27 @@ def load_encoder(
     sample_rate: int | None = None,
     unsafe: bool = False,
     recorded: LoadOptions | None = None,
+    front_end: str | None = None,
 ) -> LoadedEncoder:
     """Read encoder.pt and export it.
 
     `factory` ("package.module:callable") builds a module for a plain state_dict; `sample_rate` is for archives,
     which do not say theirs; `unsafe` admits a pickled module. The code of both is imported from the working directory
-    or from `sys.path`. `recorded` are the options that a bundle was compiled with: what is missing of them is asked
-    for, never done on the bundle's word. Raises FormatError, UsageError or MissingExtra.
+    or from `sys.path`. `front_end` (a preset or a file) is for what takes features in the waveform's place. `recorded`
+    are the options that a bundle was compiled with: what is missing of them is asked for, never done on the bundle's
+    word. Raises FormatError, UsageError or MissingExtra.
     """
-    given = LoadOptions(factory=factory, sample_rate=sample_rate, unsafe_load=unsafe)
+    option = None if front_end is None else read_front_end(front_end)
+    given = LoadOptions(factory=factory, sample_rate=sample_rate, unsafe_load=unsafe, front_end=option)
     if recorded is not None and recorded != given:
         raise UsageError(
             f"{path}: the bundle was compiled with {printable(str(recorded))}; give the same here if they are yours"
         )
-    loaded = _read_encoder(path, factory, sample_rate, unsafe)
+    loaded = _read_encoder(path, given)
     return loaded if given == LoadOptions() else dataclasses.replace(loaded, load=given)
 
 
-def _read_encoder(path: Path, factory: str | None, sample_rate: int | None, unsafe: bool) -> LoadedEncoder:
+def _read_encoder(path: Path, given: LoadOptions) -> LoadedEncoder:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; start with `ssc encoder new resnet18 -o {path}`")
     if path.stat().st_size > _MAX_ENCODER_BYTES:
@@ -132,16 +137,16 @@ def _read_encoder(path: Path, factory: str | None, sample_rate: int | None, unsa
             raise FormatError(f"{path}: {what}")
         raise FormatError(f"{path}: neither a checkpoint nor a torch.export archive")
     if archives.is_archive(path):
-        return _from_archive(path, sample_rate or _DEFAULT_SAMPLE_RATE)
-    if factory is None and not unsafe:
-        content = _read_checkpoint(path, unsafe)
+        return _from_archive(path, given)
+    if given.factory is None and not given.unsafe_load:
+        content = _read_checkpoint(path, unsafe=False)
     else:
         with _working_directory_on_path():
-            content = _read_checkpoint(path, unsafe)
+            content = _read_checkpoint(path, given.unsafe_load)
             if isinstance(content, torch.nn.Module):
-                return from_module(path.stem, {}, content, sample_rate)
-            if factory is not None:
-                return _from_state_dict(path, factory, content, sample_rate)
+                return from_module(path.stem, {}, content, given.sample_rate, given.front_end)
+            if given.factory is not None:
+                return _from_state_dict(path, given.factory, content, given)
     if content.get("format") != CHECKPOINT_FORMAT:
         field = wrapper(content)
         where = "" if field is None else f" (here in field {field!r})"
@@ -149,6 +154,8 @@ def _read_encoder(path: Path, factory: str | None, sample_rate: int | None, unsa
             f'{path}: field "format" is {content.get("format")!r}, expected {CHECKPOINT_FORMAT!r}; '
             f"for a plain state_dict{where} name its code with --factory package.module:callable"
         )
+    if given.front_end is not None:
+        raise UsageError(f"{path}: a registered encoder, which has its front end; leave out --front-end")
     return _from_checkpoint(path, content)
 
 
@@ -195,7 +202,7 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> LoadedEncoder:
     return dataclasses.replace(loaded, untrained=content.get("untrained") is True)
 
 
-def _from_state_dict(path: Path, factory: str, content: dict[str, Any], sample_rate: int | None) -> LoadedEncoder:
+def _from_state_dict(path: Path, factory: str, content: dict[str, Any], given: LoadOptions) -> LoadedEncoder:
     module_name, _, attribute = factory.partition(":")
     try:
         build = getattr(importlib.import_module(module_name), attribute)
@@ -203,7 +210,7 @@ def _from_state_dict(path: Path, factory: str, content: dict[str, Any], sample_r
         raise UsageError(f"--factory {factory}: {exc}; expected package.module:callable") from None
     module = _build(build, factory, {})
     _load_state(module, unwrapped(content), path)
-    return from_module(factory, {}, module, sample_rate)
+    return from_module(factory, {}, module, given.sample_rate, given.front_end)
 
 
 @contextmanager
@@ -218,21 +225,46 @@ def _working_directory_on_path() -> Iterator[None]:
             sys.path.remove(here)
 
 
-def from_module(name: str, config: dict[str, Any], module: torch.nn.Module, sample_rate: int | None) -> LoadedEncoder:
+def from_module(
+    name: str,
+    config: dict[str, Any],
+    module: torch.nn.Module,
+    sample_rate: int | None,
+    option: FrontEndOption | None = None,
+) -> LoadedEncoder:
     """An encoder of a torch module that takes waveforms (batch, samples); what it says of itself goes before
-    `sample_rate`, Hz.
+    `sample_rate`, Hz. With `option` it takes the features that this front end makes.
     """
+    if option is not None:
+        front_end = _front_end(option, None, sample_rate)
+        return _behind(front_end, name, config, export_encoder(module, front_end.window_samples, front_end))
     rate = int(getattr(module, "sample_rate", None) or sample_rate or _DEFAULT_SAMPLE_RATE)
     window = int(getattr(module, "window_samples", rate))
-    front_end = getattr(module, "front_end", None)
-    to_dict = getattr(front_end, "to_dict", None)
+    own = getattr(module, "front_end", None)
+    to_dict = getattr(own, "to_dict", None)
     details = to_dict() if callable(to_dict) else {}
     return LoadedEncoder(name, config, export_encoder(module, window), rate, window, details)
 
 
-def _from_archive(path: Path, sample_rate: int) -> LoadedEncoder:
-    graph = graph_of_program(archives.load(path))
-    return LoadedEncoder(path.stem, {}, graph, sample_rate, graph.candidates[0].shape[1])
+def _from_archive(path: Path, given: LoadOptions) -> LoadedEncoder:
+    program = archives.load(path)
+    if given.front_end is not None:
+        front_end = _front_end(given.front_end, input_shape(program), given.sample_rate)
+        return _behind(front_end, path.stem, {}, graph_of_program(program, front_end))
+    graph = graph_of_program(program)
+    return LoadedEncoder(path.stem, {}, graph, given.sample_rate or _DEFAULT_SAMPLE_RATE, graph.candidates[0].shape[1])
+
+
+def _front_end(option: FrontEndOption, shape: tuple[int, ...] | None, sample_rate: int | None) -> FrontEnd:
+    """The front end of an encoder that takes (batch, *shape). Raises UsageError for another rate than its own."""
+    front_end = build_front_end(option, shape)
+    if sample_rate not in (None, front_end.sample_rate):
+        raise UsageError(f"--sample-rate {sample_rate}: the front end is for {front_end.sample_rate} Hz; leave it out")
+    return front_end
+
+
+def _behind(front_end: FrontEnd, name: str, config: dict[str, Any], graph: EncoderGraph) -> LoadedEncoder:
+    return LoadedEncoder(name, config, graph, front_end.sample_rate, front_end.window_samples, front_end.details)
 
 
 def _build(factory: Callable[..., Any], name: str, config: dict[str, Any]) -> torch.nn.Module:

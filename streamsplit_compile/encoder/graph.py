@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from runtime_edge.errors import UsageError
 from streamsplit_compile.encoder.functional import make_functional, reads_through_views
 from streamsplit_compile.encoder.plain_graph import HALF, has_branches, make_plain
+from streamsplit_compile.encoder.prepend import FrontEnd, prepend
 from streamsplit_compile.encoder.quiet import quiet
 from streamsplit_compile.encoder.source_lines import line_of_error
 
@@ -66,29 +67,31 @@ class EncoderGraph:
         raise UsageError(f"the encoder's graph has no node {name!r}; was the bundle compiled from this encoder?")
 
 
-def export_encoder(module: torch.nn.Module, window_samples: int) -> EncoderGraph:
+def export_encoder(module: torch.nn.Module, window_samples: int, front_end: FrontEnd | None = None) -> EncoderGraph:
     """Export an encoder taking (batch, window_samples) float32 and find where it can be cut.
 
-    The batch stays dynamic where the encoder allows it, so that the server can batch. Raises UsageError with the
-    reason when the encoder cannot be exported or does not give one (batch, d) float32 tensor.
+    With a front end it takes that one's features, and both are in the graph. The batch stays dynamic where the encoder
+    allows it, so that the server can batch. Raises UsageError with the reason when the encoder cannot be exported or
+    does not give one (batch, d) float32 tensor.
     """
     module = module.eval()
+    shape = (window_samples,) if front_end is None else front_end.shape
     try:
-        program = _exported(module, window_samples)
+        program = _exported(module, shape)
     except Exception as exc:
         if not any(tensor.dtype in HALF for tensor in module.state_dict().values()):
             raise _refused(exc) from exc
         # Written for activations in the type of its weights, which here are float32 (see plain_graph).
         try:
-            program = _exported(copy.deepcopy(module).float(), window_samples)
+            program = _exported(copy.deepcopy(module).float(), shape)
         except Exception as wide_exc:
             raise _refused(wide_exc) from exc
-    return graph_of_program(program)
+    return graph_of_program(program, front_end)
 
 
-def _exported(module: torch.nn.Module, window_samples: int) -> torch.export.ExportedProgram:
+def _exported(module: torch.nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
     """For any batch where that works, else for a batch of one."""
-    example = torch.zeros(2, window_samples)
+    example = torch.zeros(2, *shape)
     try:
         with quiet():
             program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -112,15 +115,17 @@ def _refused(exc: Exception) -> UsageError:
     return UsageError(f"the encoder cannot be exported by torch.export: {f'{where}: ' if where else ''}{reason}")
 
 
-def graph_of_program(program: torch.export.ExportedProgram) -> EncoderGraph:
+def graph_of_program(program: torch.export.ExportedProgram, front_end: FrontEnd | None = None) -> EncoderGraph:
     """The same from a program that was exported elsewhere. Raises UsageError naming the node that is in the way."""
     module = _plain(program)
-    _check_signature(module)
+    _check_signature(module, front_end)
     if reads_through_views(module.graph):
         with quiet():
             program = program.run_decompositions({})
         module = _plain(program)
     make_functional(module)
+    if front_end is not None:
+        prepend(module, front_end)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     dynamic = not isinstance(inputs[0].meta["val"].shape[0], int)
     candidates = tuple(_mark_front_end(_find_candidates(module.graph), module))
@@ -149,17 +154,32 @@ def _plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
     return module
 
 
-def _check_signature(module: fx.GraphModule) -> None:
+def input_shape(program: torch.export.ExportedProgram) -> tuple[int, ...] | None:
+    """Sizes of what a program takes, without the batch axis; None where it takes several or not one of fixed sizes."""
+    values = [node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    if len(values) != 1 or not isinstance(values[0], torch.Tensor):
+        return None
+    sizes = tuple(values[0].shape[1:])
+    return sizes if all(isinstance(size, int) for size in sizes) else None
+
+
+def _check_signature(module: fx.GraphModule, front_end: FrontEnd | None) -> None:
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    taken = "waveform" if front_end is None else "features"
     if len(inputs) != 1:
-        raise UsageError(f"the encoder takes {len(inputs)} inputs ({inputs}); it must take the waveform alone")
-    waveform = inputs[0].meta["val"]
-    if not isinstance(waveform, torch.Tensor) or waveform.dim() != 2 or waveform.dtype != torch.float32:
-        raise UsageError(f"input {inputs[0].name}: expected float32 (batch, samples), got {_describe(waveform)}")
-    batch, samples = waveform.shape
-    if not isinstance(samples, int) or (isinstance(batch, int) and batch != 1):
+        raise UsageError(f"the encoder takes {len(inputs)} inputs ({inputs}); it must take the {taken} alone")
+    (name, value), wanted = (inputs[0].name, inputs[0].meta["val"]), "(batch, samples)"
+    if front_end is not None:
+        wanted = f"({', '.join(map(str, ('batch', *front_end.shape)))}), which the front end makes"
+    tensor = isinstance(value, torch.Tensor) and value.dtype == torch.float32
+    fits = tensor and (value.dim() == 2 if front_end is None else tuple(value.shape[1:]) == front_end.shape)
+    if not fits:
+        hint = "; --front-end PRESET|preprocessor_config.json makes spectrograms" if tensor and value.dim() > 2 else ""
+        raise UsageError(f"input {name}: expected float32 {wanted}, got {_describe(value)}{hint}")
+    batch, *sizes = value.shape
+    if not all(isinstance(size, int) for size in sizes) or (isinstance(batch, int) and batch != 1):
         raise UsageError(
-            f"input {inputs[0].name}: exported for {_describe(waveform)}; export with a batch of 1 or a dynamic one, "
+            f"input {name}: exported for {_describe(value)}; export with a batch of 1 or a dynamic one, "
             "and a fixed number of samples"
         )
     (output,) = [node for node in module.graph.nodes if node.op == "output"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 from runtime_edge.errors import UsageError
 
@@ -128,18 +129,19 @@ def _widen(module: fx.GraphModule) -> None:
             )
     for node in nodes:
         node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _wide_type)
-    _propagate(module, nodes)
+    propagate(module, nodes)
 
 
 def _wide_type(argument: Any) -> Any:
     return torch.float32 if argument in HALF else argument
 
 
-def _propagate(module: fx.GraphModule, nodes: list[fx.Node]) -> None:
-    """What each node's value looks like, worked out anew."""
+def propagate(module: fx.GraphModule, nodes: list[fx.Node]) -> None:
+    """What the value of each of some nodes looks like, worked out anew; the waveform first."""
     waveform = next(node for node in nodes if node.op == "placeholder").meta["val"]
     mode = waveform.fake_mode
-    with mode, torch.no_grad():
+    # As torch.export does: without its dispatcher some operators settle on the batch of the example.
+    with mode, enable_python_dispatcher(), torch.no_grad():
         for node in nodes:
             value = node.meta.get("val")
             if node.op == "placeholder" and isinstance(value, torch.Tensor) and value.dtype in HALF:

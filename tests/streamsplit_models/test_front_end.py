@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,10 @@ PUBLISHED = {
     "ast": Published(
         16_000, 16_000, 512, 400, 160, 128, (20, 8000), "kaldi",
         symmetric=True, kaldi_frames=True, floor=1.1920929e-07, shift=(4.2677393, 2 * 4.5689974),
+    ),
+    "whisper": Published(
+        16_000, 480_000, 400, 400, 160, 80, (0, 8000), "slaney", area=True, centred=True, floor=1e-10,
+        shift=(0, math.log(10)),
     ),
 }  # fmt: skip
 

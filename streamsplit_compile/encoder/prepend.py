@@ -1,0 +1,87 @@
+"""An encoder's graph with a front end's in front of it, as if both had been exported together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from streamsplit_compile.encoder.functional import make_functional
+from streamsplit_compile.encoder.plain_graph import make_plain, propagate
+from streamsplit_compile.encoder.quiet import quiet
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """What is put in front of an encoder that takes features."""
+
+    module: nn.Module
+    """(batch, window_samples) float32 -> (batch, *shape) float32."""
+    sample_rate: int
+    """Hz."""
+    window_samples: int
+    shape: tuple[int, ...]
+    """Of the features of one window, without the batch axis."""
+    details: dict[str, Any]
+    """For people."""
+
+
+def prepend(module: fx.GraphModule, front_end: FrontEnd) -> None:
+    """Let a graph that takes a front end's features take the window (batch, window_samples) that they are made from.
+
+    The front end becomes a submodule, after whose modules cuts are named; parameters of the encoder keep their names.
+    """
+    (taken,) = [node for node in module.graph.nodes if node.op == "placeholder"]
+    name = "front_end"
+    while hasattr(module, name):
+        name += "_"
+    front = _exported(front_end, name)
+    if hasattr(front, name):  # where it has tensors of its own
+        module.add_module(name, front.get_submodule(name))
+    features, users = taken.meta["val"], list(taken.users)
+    with features.fake_mode:
+        taken.meta["val"] = torch.empty(features.shape[0], front_end.window_samples)
+    copied: dict[fx.Node, fx.Node] = {}
+    with module.graph.inserting_before(taken.next):
+        for node in front.graph.nodes:
+            if node.op == "output":
+                (made,) = (copied[value] for value in node.all_input_nodes)
+            else:
+                copied[node] = taken if node.op == "placeholder" else module.graph.node_copy(node, copied.__getitem__)
+    propagate(module, list(copied.values()))
+    for user in users:
+        user.replace_input_with(taken, made)
+    module.graph.lint()
+    module.recompile()
+
+
+class _Named(nn.Module):
+    """A module under a name, so that its graph says where its nodes come from."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, module)
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        """What the module makes."""
+        made: torch.Tensor = self.get_submodule(self.name)(waveform)
+        return made
+
+
+def _exported(front_end: FrontEnd, name: str) -> fx.GraphModule:
+    """The graph of a front end for any batch."""
+    batch = torch.export.Dim("batch")
+    with quiet():
+        program = torch.export.export(
+            _Named(name, front_end.module).eval(),
+            (torch.zeros(2, front_end.window_samples),),
+            dynamic_shapes=({0: batch},),
+        )
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    make_plain(module)
+    make_functional(module)
+    return module
