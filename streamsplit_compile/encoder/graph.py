@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
+from torch.utils._pytree import tree_leaves
 
 from runtime_edge.errors import UsageError
 from streamsplit_compile.encoder.functional import make_functional, reads_through_views
-from streamsplit_compile.encoder.plain_graph import HALF, has_branches, make_plain
+from streamsplit_compile.encoder.plain_graph import HALF, make_plain
 from streamsplit_compile.encoder.quiet import quiet
-from streamsplit_compile.encoder.source_lines import line_of_error
+from streamsplit_compile.encoder.source_lines import line_of_error, line_of_node
+from streamsplit_compile.encoder.tracing import check_arguments, exported
 
 logger = logging.getLogger(__name__)
 
@@ -73,31 +75,18 @@ def export_encoder(module: torch.nn.Module, window_samples: int) -> EncoderGraph
     reason when the encoder cannot be exported or does not give one (batch, d) float32 tensor.
     """
     module = module.eval()
+    check_arguments(module)
     try:
-        program = _exported(module, window_samples)
+        program = exported(module, window_samples)
     except Exception as exc:
-        if not any(tensor.dtype in HALF for tensor in module.state_dict().values()):
+        if not any(getattr(value, "dtype", None) in HALF for value in module.state_dict().values()):
             raise _refused(exc) from exc
         # Written for activations in the type of its weights, which here are float32 (see plain_graph).
         try:
-            program = _exported(copy.deepcopy(module).float(), window_samples)
+            program = exported(copy.deepcopy(module).float(), window_samples)
         except Exception as wide_exc:
             raise _refused(wide_exc) from exc
     return graph_of_program(program)
-
-
-def _exported(module: torch.nn.Module, window_samples: int) -> torch.export.ExportedProgram:
-    """For any batch where that works, else for a batch of one."""
-    example = torch.zeros(2, window_samples)
-    try:
-        with quiet():
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        if not has_branches(program.graph_module):
-            return program
-    except Exception as exc:
-        logger.debug("not for any batch: %s", exc)
-    with quiet():
-        return torch.export.export(module, (example[:1],))
 
 
 def _refused(exc: Exception) -> UsageError:
@@ -106,8 +95,8 @@ def _refused(exc: Exception) -> UsageError:
     where = line_of_error(exc)
     if isinstance(exc, GuardOnDataDependentSymNode):
         reason = (
-            "it computes differently depending on values in the waveform; use torch.where in place of `if` on values, "
-            "and sizes that are the same for every window"
+            "it computes differently depending on values of tensors; use torch.where in place of `if` on values, and "
+            "sizes that are the same for every window"
         )
     return UsageError(f"the encoder cannot be exported by torch.export: {f'{where}: ' if where else ''}{reason}")
 
@@ -138,7 +127,9 @@ def ignores_waveform(encoder: EncoderGraph) -> bool:
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(rows, generator=generator) * 2 - 1
     with torch.inference_mode():
-        first, *others = (encoder.module(window) for window in (noise, noise.flip(1) / 100, torch.zeros(rows)))
+        windows = (noise, noise.flip(1) / 100, torch.zeros(rows))
+        # An encoder may return its embedding in a dictionary or a tuple.
+        first, *others = (tree_leaves(encoder.module(window))[0] for window in windows)
     return all(torch.equal(first, other) for other in others)
 
 
@@ -177,6 +168,16 @@ def _check_signature(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload):
             _check_repeatable(node, node.target)
+            _check_fixed_size(node)
+
+
+def _check_fixed_size(node: fx.Node) -> None:
+    """Refuse values whose size only a waveform tells."""
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor) and free_unbacked_symbols(value):
+        line = line_of_node(node)
+        where = f"node {node.name}" + (f" ({line})" if line else "")
+        raise UsageError(f"{where}: its size depends on values of the waveform; use the same sizes for every window")
 
 
 _TRAINING_SWITCHES = ("train", "training", "dropout_p")
