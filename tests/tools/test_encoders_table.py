@@ -42,7 +42,7 @@ def test_a_family_that_does_not_compile_says_why_in_its_row() -> None:
     assert "1 of 2 compile." in text
 
 
-def test_batch_norms_are_settled_on_noise() -> None:
+def test_batch_norms_are_settled_on_windows() -> None:
     norm = nn.BatchNorm1d(1)
     net = settled(nn.Sequential(nn.Unflatten(1, (1, -1)), nn.Conv1d(1, 1, 16000), norm, nn.Dropout()).eval())
     assert not any(part.training for part in net.modules())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamsplit_compile.bundle.calibrate import calibration_windows
 from streamsplit_compile.encoder.encoders import new_encoder
 from tools.families.images import (
     Audio,
@@ -120,13 +121,15 @@ def registered(name: str) -> Callable[[], nn.Module]:
 
 
 def settled(module: Any) -> Any:
-    """The module, its batch norms with the statistics of noise: with fresh ones values fade from layer to layer."""
+    """The module, its batch norms with the statistics of a few windows: with fresh ones values fade layer by layer."""
+    rate, samples = getattr(module, "sample_rate", 16000), getattr(module, "window_samples", 16000)
+    windows, _ = calibration_windows(None, rate, samples, samples // 2, 16, seed=1)
     norms = [part for part in module.modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))]
     for norm in norms:
         norm.momentum = None
         norm.train()
     with torch.no_grad():
-        module(torch.randn(4, getattr(module, "window_samples", 16000)) / 10)
+        module(torch.from_numpy(windows))
     for norm in norms:
         norm.eval()
     return module
