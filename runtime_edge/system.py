@@ -99,7 +99,7 @@ def _cpu_times() -> tuple[float, float]:
         times = psutil.cpu_times()
         return sum(times) - times.idle, sum(times)
     # user nice system idle iowait irq softirq steal; a guest's time is in user and nice as well.
-    ticks = [int(text) for text in os.pread(stat, 256, 0).split(None, 9)[1:9]]
+    ticks = list(map(int, os.pread(stat, 256, 0).split(None, 9)[1:9]))
     total = sum(ticks)
     return total - ticks[3] - ticks[4], total
 

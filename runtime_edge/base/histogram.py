@@ -21,6 +21,10 @@ class Histogram(msgspec.Struct):
         self.counts[bisect.bisect_left(BOUNDS_MS, ms)] += 1
         self.sum_ms += ms
 
+    def copy(self) -> Histogram:
+        """Another one with the same counts."""
+        return Histogram(self.counts.copy(), self.sum_ms)
+
     @property
     def count(self) -> int:
         """How many were observed."""

@@ -146,17 +146,19 @@ class Device:
 
     async def _process_source(self, parts: _Parts) -> None:
         """Every window, and then what the spool holds."""
-        loop = asyncio.get_running_loop()
+        loop, offline = asyncio.get_running_loop(), self._config.broker is None
 
-        def run_window(window: CapturedWindow) -> None:
+        def run_when_wanted(window: CapturedWindow) -> None:
             """In the worker's thread."""
-            if self._config.broker is None and self._sinks and all(map(has_gone, self._sinks)):
+            if offline and self._sinks and all(map(has_gone, self._sinks)):
                 loop.call_soon_threadsafe(self.stop)  # nobody would hear of it
             if not self._config.realtime:  # files can wait
                 while not parts.capture.wait(lambda: have_room(self._sinks), _LOOK_S):
                     pass
             parts.pipeline.run_window(window)
 
+        live = self._config.realtime and not offline
+        run_window = parts.pipeline.run_window if live else run_when_wanted
         await parts.capture.read(run_window, self._stopping, self._config.max_windows)
         await parts.pipeline.settle()
         await finish_unless(

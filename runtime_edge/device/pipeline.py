@@ -71,13 +71,9 @@ class Pipeline:
         What the loop owns is only read, one number at a time.
         """
         delivery, uplink = self.delivery, self.uplink
-        now = Situation(
-            self.memory.uncertainty,
-            uplink.uplink_mbits,
-            uplink.rtt_ms,
-            delivery is None or delivery.connected,
-            delivery is not None and delivery.has_room(),
-        )
+        connected = delivery is None or delivery.connected
+        has_room = delivery is not None and connected and delivery.has_room()
+        now = Situation(self.memory.uncertainty, uplink.uplink_mbits, uplink.rtt_ms, connected, has_room)
         self.loop.call_soon_threadsafe(self._prefix_done, self.runner.run(window, now))
 
     def apply_updates(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from runtime_edge.base.histogram import Histogram
 from runtime_edge.base.logs import LastTroubles
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
@@ -22,6 +23,8 @@ from runtime_edge.system import Health, health
 from runtime_edge.transport.accounting import merged
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.updater import Updater
+
+_Key = TypeVar("_Key", bound=str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +88,8 @@ class Reporter:
             metrics_port=self.metrics_port,
             report=self._report(state, vitals),
             # Written in another thread while the loop goes on counting.
-            stage_ms={**state.stage_ms, **copy.deepcopy(pipeline.counts.stage_ms)},
-            cut_ms=copy.deepcopy(dict(pipeline.counts.cut_ms)),
+            stage_ms={**state.stage_ms, **_copied(pipeline.counts.stage_ms)},
+            cut_ms=_copied(pipeline.counts.cut_ms),
             troubles=self.troubles.newest_first(),
         )
 
@@ -105,3 +108,7 @@ class Reporter:
             "state": state.splitter,
             **self.updater.status(),
         }
+
+
+def _copied(times: Mapping[_Key, Histogram]) -> dict[_Key, Histogram]:
+    return {key: histogram.copy() for key, histogram in times.items()}

@@ -6,7 +6,6 @@ the runner, `InFlight` and `RunnerState` from it.
 
 from __future__ import annotations
 
-import copy
 import time
 from typing import Any
 
@@ -180,7 +179,7 @@ class WindowRunner:
             cpu=self._cpu.load(),
             spool=self._frame_store.state(),
             report=self._frame_store.report(),
-            stage_ms=copy.deepcopy(dict(self._accounting.stage_ms)),
+            stage_ms={stage: times.copy() for stage, times in self._accounting.stage_ms.items()},
         )
 
     def _frame(self, window: CapturedWindow, message_id: str, decision: Decision, cut: int, live: bool) -> PrefixResult:

@@ -272,8 +272,9 @@ class GaussianMemory:
         gain = max(self.rate, 1.0 / (self.windows + 1))  # a plain mean first, then a sliding one
         self._average += np.float32(gain) * (z - self._average)
         distances = self._squares @ self._ones
-        if float(distances[distances.argmin()]) > _NOVEL * self.spread:
-            self._claim(z)
+        spread = self.spread
+        if float(distances[distances.argmin()]) > _NOVEL * spread:
+            self._claim(z, spread)
             return
         odds, _, total = self._odds()
         posterior = odds / np.float32(total)
@@ -290,9 +291,9 @@ class GaussianMemory:
         self._peaks[rows] = self._log_peaks(variances)
         self._weigh(self.weights + np.float32(self.rate) * (posterior - self.weights))
 
-    def _claim(self, z: Array) -> None:
+    def _claim(self, z: Array, spread: float) -> None:
         lightest = int(self.weights.argmin())
-        variance = max(_NARROW * self.spread / (2 * self.dim), VARIANCE_FLOOR)
+        variance = max(_NARROW * spread / (2 * self.dim), VARIANCE_FLOOR)
         noise = self._rng.standard_normal(self.dim).astype(np.float32)
         mean = (z + math.sqrt(variance) * noise).astype(np.float32)
         self.means[lightest] = mean / np.float32(max(math.sqrt(mean @ mean), _MIN_NORM))

@@ -116,6 +116,8 @@ class Splitter:
     def _reset(self) -> None:
         self._bins = [-1] * len(self._plan.axes)
         self._latest_row = -1
+        self._kept_within: list[tuple[str, float, float]] = [("", math.nan, math.nan)]
+        """Of each state variable, between which values its bin is kept."""
         self._state: Mapping[str, float] = {}
         self._changed_at: list[int] = []
         self._held = 0
@@ -175,15 +177,21 @@ class Splitter:
 
     def _row(self, state: Mapping[str, float]) -> int:
         """The row, with each bin kept until its value is past the edge by the dead band."""
-        row, bins = 0, self._bins
+        self._state = state
+        for name, down, up in self._kept_within:
+            if not down <= state.get(name, math.nan) < up:  # written so that NaN leaves its bin
+                return self._new_row(state)
+        return self._latest_row
+
+    def _new_row(self, state: Mapping[str, float]) -> int:
+        row, kept_within, bins = 0, [], self._bins
         for index, (name, edges, down, up, stride) in enumerate(self._plan.axes):
-            value = state.get(name, math.nan)
-            place = bins[index]
-            # Written so that NaN leaves its bin; bisect puts it into the last one.
+            value, place = state.get(name, math.nan), bins[index]
             if place < 0 or not down[place] <= value < up[place]:
-                bins[index] = place = bisect_right(edges, value)
+                bins[index] = place = bisect_right(edges, value)  # NaN goes into the last bin
             row += place * stride
-        self._state, self._latest_row = state, row
+            kept_within.append((name, down[place], up[place]))
+        self._latest_row, self._kept_within = row, kept_within
         return row
 
     def _q(self, row: int) -> Sequence[float]:

@@ -166,11 +166,14 @@ class BandwidthEstimator:
             if self._bits is None:
                 return self._initial_mbits
             # Doubling zero would give zero.
-            known = max(_MIN_MBITS, self._bits / 1e6 / max(self._transfer_s, 1e-9))
-            stale_s = max(0.0, self._now() - self._bandwidth_learnt_at - _STALE_S)
-            growth: float = 2.0 ** min(stale_s / _STALE_S, 60.0)
-            hoped = max(known, min(known * growth, _OPTIMISM_CAP_MBITS))
-            return min(_MAX_MBITS, max(_MIN_MBITS, min(hoped, self._shown_mbits(hoped))))
+            hoped = max(_MIN_MBITS, self._bits / 1e6 / max(self._transfer_s, 1e-9))
+            stale_s = self._now() - self._bandwidth_learnt_at - _STALE_S
+            if stale_s > 0.0 and hoped < _OPTIMISM_CAP_MBITS:
+                growth: float = 2.0 ** min(stale_s / _STALE_S, 60.0)
+                hoped = min(hoped * growth, _OPTIMISM_CAP_MBITS)
+            if self._under_way is not None:
+                hoped = max(_MIN_MBITS, min(hoped, self._shown_mbits(hoped, *self._under_way)))
+            return min(_MAX_MBITS, hoped)
 
     @property
     def rtt_ms(self) -> float:
@@ -184,11 +187,8 @@ class BandwidthEstimator:
         with self._lock:
             return sum(self._outcomes) / len(self._outcomes) if self._outcomes else 0.0
 
-    def _shown_mbits(self, hoped: float) -> float:
+    def _shown_mbits(self, hoped: float, since: float, bits: float) -> float:
         """The highest rate that the frame in flight still allows; infinite until it is overdue."""
-        if self._under_way is None:
-            return math.inf
-        since, bits = self._under_way
         transfer_s = self._now() - since - self._rtt_s
         # A lost frame may never be acknowledged.
         overdue = _UNEXPLAINED * _JITTER_S < transfer_s - bits / 1e6 / hoped < _MINUTE_SECONDS

@@ -62,7 +62,10 @@ class DirectClient(AnyAddressClient):
         if headers is None:
             start, head = f"PUB {subject} {reply} {len(payload)}\r\n", ""
         else:
-            head = "".join(["NATS/1.0\r\n", *[f"{name}: {value}\r\n" for name, value in headers.items()], "\r\n"])
+            head = "NATS/1.0\r\n"
+            for name, value in headers.items():
+                head += f"{name}: {value}\r\n"
+            head += "\r\n"
             start = f"HPUB {subject} {reply} {len(head)} {len(head) + len(payload)}\r\n"
         self._socket.write(b"".join(((start + head).encode(), payload, b"\r\n")))
 
@@ -90,7 +93,7 @@ class InboxSorter(asyncio.BufferedProtocol):
         others = []
         while (end := data.find(b"\r\n", start) + 2) > 1:
             words = data[start:end].split()
-            is_message = words[:1] in ([b"MSG"], [b"HMSG"])
+            is_message = bool(words) and words[0] in (b"MSG", b"HMSG")
             stop = end + int(words[-1]) + 2 if is_message else end
             if stop < end:
                 raise ValueError("a broker announces a negative size")

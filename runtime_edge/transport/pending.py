@@ -42,16 +42,18 @@ class PendingAnswers:
         self.bad_replies = 0
         self.on_late_reply: LateReply = _drop
         """Gets the server's replies that come after their deadline."""
-        self._replies: dict[int, tuple[OnAnswer, asyncio.TimerHandle]] = {}
+        self._replies: dict[int, tuple[OnAnswer, float]] = {}
         self._stored: dict[str, tuple[OnStored, float, float]] = {}
-        self._overdue: asyncio.TimerHandle | None = None
+        # One timer for all: most answers come long before they are due.
+        self._timer: asyncio.TimerHandle | None = None
         self._ping: tuple[str, Callable[[float], None], float] | None = None
         self._sent = 0
 
     def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
         """Call back with the server's answer to this window, or None when it has not come in `deadline_s`."""
-        timer = asyncio.get_running_loop().call_later(deadline_s, self._forget, window)
-        self._replies[window] = on_answer, timer
+        due = asyncio.get_running_loop().time() + deadline_s
+        self._replies[window] = on_answer, due
+        self._wake_by(due)
 
     def acknowledgement(self, timeout_s: float, on_stored: OnStored) -> str:
         """The reply subject for a message's acknowledgement. The callback is called exactly once, with success or
@@ -62,9 +64,7 @@ class PendingAnswers:
         self._sent += 1
         token, now = f"a{self._sent}", asyncio.get_running_loop().time()
         self._stored[token] = on_stored, timeout_s, now
-        # One timer for all: most are acknowledged long before.
-        if self._overdue is None or now + timeout_s < self._overdue.when():
-            self._fail_overdue()
+        self._wake_by(now + timeout_s)
         return f"{self.name}.{token}"
 
     def not_sent(self, acknowledge: str) -> None:
@@ -106,22 +106,30 @@ class PendingAnswers:
         on_stored, _, since = self._stored.pop(token)
         on_stored(asyncio.get_running_loop().time() - since)
 
-    def _fail_overdue(self) -> None:
-        """Fail acknowledgements that are overdue, and set the timer for the next one."""
-        if self._overdue is not None:
-            self._overdue.cancel()
-            self._overdue = None
+    def _wake_by(self, due: float) -> None:
+        """See to it that overdue answers are looked for at a time of the loop, or before."""
+        if self._timer is None or due < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_at(due, self._give_up_overdue)
+
+    def _give_up_overdue(self) -> None:
+        """Give up what is overdue, and set the timer for what is due next."""
         loop = asyncio.get_running_loop()
-        for token, (_, timeout_s, since) in list(self._stored.items()):
-            if since + timeout_s <= loop.time():
-                self._fail(token, f"no answer in {timeout_s:g} s")
-        if self._stored:
-            due = min(since + timeout_s for _, timeout_s, since in self._stored.values())
-            self._overdue = loop.call_at(due, self._fail_overdue)
+        now, self._timer = loop.time(), None
+        # Called one by one by the loop: one that raises takes nothing from the others.
+        for token in [token for token, (_, timeout_s, since) in self._stored.items() if since + timeout_s <= now]:
+            on_stored, timeout_s, _ = self._stored.pop(token)
+            loop.call_soon(on_stored, _failure(f"no answer in {timeout_s:g} s"))
+        for window in [window for window, (_, due) in self._replies.items() if due <= now]:
+            loop.call_soon(self._replies.pop(window)[0], None)
+        dues = [since + timeout_s for _, timeout_s, since in self._stored.values()]
+        dues += [due for _, due in self._replies.values()]
+        if dues:
+            self._wake_by(min(dues))
 
     def _fail(self, token: str, why: str) -> None:
-        on_stored, _, _ = self._stored.pop(token)
-        on_stored(LinkError(f"not acknowledged by the broker: {why}"))
+        self._stored.pop(token)[0](_failure(why))
 
     def _replied(self, data: bytes) -> None:
         try:
@@ -132,15 +140,13 @@ class PendingAnswers:
             return
         for reply in replies:
             if reply.window in self._replies:
-                on_answer, timer = self._replies.pop(reply.window)
-                timer.cancel()
-                on_answer(reply)
+                self._replies.pop(reply.window)[0](reply)
             else:
                 self.on_late_reply(reply)
 
-    def _forget(self, window: int) -> None:
-        on_answer, _ = self._replies.pop(window)
-        on_answer(None)
+
+def _failure(why: str) -> LinkError:
+    return LinkError(f"not acknowledged by the broker: {why}")
 
 
 def _drop(reply: Reply) -> None:

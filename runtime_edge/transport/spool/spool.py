@@ -222,7 +222,8 @@ class Spool:
         With `with_next_put` the disk is written once for both; a process that dies before sends the frames again.
         """
         with self._lock:
-            self._acked.update((message_id, self._places.get(message_id)) for message_id in message_ids)
+            for message_id in message_ids:
+                self._acked[message_id] = self._places.get(message_id)
             if not with_next_put:
                 self._write_pending()
 
