@@ -3,7 +3,7 @@
 python -m tools.encoders_table --work work/                     all that work/ has no result of; then the page
 python -m tools.encoders_table --work work/ --only DAC,SEW      some, again
 
-Each is compiled in a process of its own, bounded in time and memory. An interrupted run goes on where it was.
+Each is compiled in a process of its own, bounded in processor time and memory. An interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import os
 import platform
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ HEAD = """# Encoders that were tried
 Compiled with `ssc compile`'s defaults (`--cuts auto`, ONNX in float32) by `python -m tools.encoders_table`: small
 definitions of our own or models of the `transformers` library, with random weights. *cuts* are those that `auto`
 kept between the waveform and the embedding; *error* is the largest of the embedding over the float32 wire, at the worst
-cut; *smallest wire* is the smallest int8 payload of those cuts, as a share of the same window as PCM16.
+cut; *seconds* are of processor time; *smallest wire* is the smallest int8 payload of those cuts, as a share of the same
+window as PCM16.
 
 """
 TAIL = """
@@ -43,7 +46,15 @@ TAIL = """
   there is no one graph to cut. Both branches with `torch.where`, fixed sizes, and no random numbers.
 - **Recurrent layers** (LSTM, GRU) compile, but cannot be cut within: the hidden state and the sequence cross together.
   Layers stacked in one module (`nn.LSTM(..., num_layers=3)`) are one piece; write them as several to cut between.
-  TFLite unrolls them, which makes large files for long sequences.
+  TFLite unrolls them, which makes large files for long sequences. `nn.LSTM` with `proj_size` is refused: torch.onnx
+  drops the projection, which the proof of the cuts finds out.
+- **Embeddings in the thousands**: over the float32 wire an embedding may be off by 1e-4, whatever its size, and float32
+  itself is no finer there. Put a norm behind it.
+- **Operators without a form in the format** (`torch.cdist`, `median`, `grid_sample`, singular values, `torch.vmap`,
+  FlexAttention, products of complex numbers by `einsum`): the error names the operator and the line; write it in
+  others. Weights that `parametrizations.orthogonal` computes: bake them with `parametrize.remove_parametrizations`.
+- **Modules that are not traced** (`torch.jit.script`, dynamically quantised layers, lazy ones that have not run): give
+  the plain module with its weights; `--precision int8` quantises.
 """
 
 
@@ -72,11 +83,16 @@ def main() -> int:
             break
         path.write_text(json.dumps(_in_process(name, given.work)) + "\n")
         print(f"{name}: {path.read_text().strip()}", flush=True)
-    results = {
-        name: json.loads(path.read_text()) for name in FAMILIES if (path := given.work / f"{_slug(name)}.json").exists()
-    }
+        PAGE.write_text(page(_results(FAMILIES, given.work)))
+    results = _results(FAMILIES, given.work)
     PAGE.write_text(page(results))
     return 1 if any("Traceback" in str(result) for result in results.values()) else 0
+
+
+def _results(names: Iterable[str], work: Path) -> dict[str, dict[str, Any]]:
+    """What is known by now, by family."""
+    paths = {name: work / f"{_slug(name)}.json" for name in names}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def _in_process(name: str, work: Path) -> dict[str, Any]:
@@ -85,10 +101,11 @@ def _in_process(name: str, work: Path) -> dict[str, Any]:
 
     def bound() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (FAMILY_BYTES, FAMILY_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (FAMILY_SECONDS, FAMILY_SECONDS + 5))
 
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=FAMILY_SECONDS, preexec_fn=bound)
-    except subprocess.TimeoutExpired:
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=bound)
+    if done.returncode == -signal.SIGXCPU:
         return {"refused": f"not done after {FAMILY_SECONDS} s"}
     if done.returncode:
         return {"refused": done.stderr.strip()[-400:] or f"ended with {done.returncode}"}
@@ -106,14 +123,14 @@ def compile_one(name: str, work: Path) -> dict[str, Any]:
     from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
     from streamsplit_compile.cost.targets import load_target
     from streamsplit_compile.encoder.encoders import from_module
-    from tools.families.public import FAMILIES
+    from tools.families.public import FAMILIES, settled
 
     torch.manual_seed(0)
     out = work / f"{_slug(name)}.bundle"
     notices: list[str] = []
-    began = time.monotonic()
+    began = time.process_time()
     try:
-        module = FAMILIES[name]().eval()
+        module = settled(FAMILIES[name]().eval())
         parameters = sum(value.numel() for value in module.parameters())
         encoder = from_module(name, {}, module, None)
         bundle = compile_encoder(encoder, CompileOptions([load_target("rpi4")]), out, notice=notices.append)
@@ -126,7 +143,7 @@ def compile_one(name: str, work: Path) -> dict[str, Any]:
         "cuts": [[cut.name, cut.bytes["int8"]] for cut in info.cuts[1:-1]],
         "audio": 2 * info.cuts[0].values,
         "error": max(info.parity["onnx-fp32"].max_abs_error),
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(time.process_time() - began, 1),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
         "notices": notices,
     }
@@ -152,13 +169,19 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 def _row(name: str, result: dict[str, Any]) -> str:
     if "refused" in result:
         return f"| {name} | | {_cell(result['refused'])} | | | | |"
-    cuts = ", ".join(f"`{cut}`" for cut, _ in result["cuts"]) or "none"
+    cuts = ", ".join(f"`{cut}`" for cut, _ in result["cuts"]) or f"none{_why_none(result['notices'])}"
     smallest = min((size for _, size in result["cuts"]), default=None)
     wire = "" if smallest is None else f"{smallest / result['audio']:.0%}"
     return (
         f"| {name} | {result['parameters'] / 1e6:.1f} M | {cuts} | {result['error']:.0e} | {result['seconds']:.0f} | "
         f"{result['peak_mb']} MB | {wire} |"
     )
+
+
+def _why_none(notices: list[str]) -> str:
+    """The compiler's reason for not cutting, in brackets."""
+    reasons = [match[1] for line in notices if (match := re.match(r"no cut is worth shipping: ([^;]+)", line))]
+    return f" ({_cell(reasons[0])})" if reasons else ""
 
 
 def _cell(text: str) -> str:

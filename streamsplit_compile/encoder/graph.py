@@ -16,14 +16,16 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
+from torch.utils._pytree import tree_leaves
 
 from runtime_edge.errors import UsageError
 from streamsplit_compile.encoder.functional import make_functional, reads_through_views
-from streamsplit_compile.encoder.plain_graph import HALF, has_branches, make_plain
+from streamsplit_compile.encoder.plain_graph import HALF, make_plain
 from streamsplit_compile.encoder.prepend import FrontEnd, prepend
 from streamsplit_compile.encoder.quiet import quiet
-from streamsplit_compile.encoder.source_lines import line_of_error
+from streamsplit_compile.encoder.source_lines import line_of_error, line_of_node
+from streamsplit_compile.encoder.tracing import check_arguments, exported
 
 logger = logging.getLogger(__name__)
 
@@ -75,32 +77,19 @@ def export_encoder(module: torch.nn.Module, window_samples: int, front_end: Fron
     does not give one (batch, d) float32 tensor.
     """
     module = module.eval()
+    check_arguments(module)
     shape = (window_samples,) if front_end is None else front_end.shape
     try:
-        program = _exported(module, shape)
+        program = exported(module, shape)
     except Exception as exc:
-        if not any(tensor.dtype in HALF for tensor in module.state_dict().values()):
+        if not any(getattr(value, "dtype", None) in HALF for value in module.state_dict().values()):
             raise _refused(exc) from exc
         # Written for activations in the type of its weights, which here are float32 (see plain_graph).
         try:
-            program = _exported(copy.deepcopy(module).float(), shape)
+            program = exported(copy.deepcopy(module).float(), shape)
         except Exception as wide_exc:
             raise _refused(wide_exc) from exc
     return graph_of_program(program, front_end)
-
-
-def _exported(module: torch.nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
-    """For any batch where that works, else for a batch of one."""
-    example = torch.zeros(2, *shape)
-    try:
-        with quiet():
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        if not has_branches(program.graph_module):
-            return program
-    except Exception as exc:
-        logger.debug("not for any batch: %s", exc)
-    with quiet():
-        return torch.export.export(module, (example[:1],))
 
 
 def _refused(exc: Exception) -> UsageError:
@@ -109,8 +98,8 @@ def _refused(exc: Exception) -> UsageError:
     where = line_of_error(exc)
     if isinstance(exc, GuardOnDataDependentSymNode):
         reason = (
-            "it computes differently depending on values in the waveform; use torch.where in place of `if` on values, "
-            "and sizes that are the same for every window"
+            "it computes differently depending on values of tensors; use torch.where in place of `if` on values, and "
+            "sizes that are the same for every window"
         )
     return UsageError(f"the encoder cannot be exported by torch.export: {f'{where}: ' if where else ''}{reason}")
 
@@ -143,7 +132,9 @@ def ignores_waveform(encoder: EncoderGraph) -> bool:
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(rows, generator=generator) * 2 - 1
     with torch.inference_mode():
-        first, *others = (encoder.module(window) for window in (noise, noise.flip(1) / 100, torch.zeros(rows)))
+        windows = (noise, noise.flip(1) / 100, torch.zeros(rows))
+        # An encoder may return its embedding in a dictionary or a tuple.
+        first, *others = (tree_leaves(encoder.module(window))[0] for window in windows)
     return all(torch.equal(first, other) for other in others)
 
 
@@ -197,6 +188,16 @@ def _check_signature(module: fx.GraphModule, front_end: FrontEnd | None) -> None
     for node in module.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload):
             _check_repeatable(node, node.target)
+            _check_fixed_size(node)
+
+
+def _check_fixed_size(node: fx.Node) -> None:
+    """Refuse values whose size only a waveform tells."""
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor) and free_unbacked_symbols(value):
+        line = line_of_node(node)
+        where = f"node {node.name}" + (f" ({line})" if line else "")
+        raise UsageError(f"{where}: its size depends on values of the waveform; use the same sizes for every window")
 
 
 _TRAINING_SWITCHES = ("train", "training", "dropout_p")

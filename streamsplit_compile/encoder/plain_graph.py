@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
 
 from runtime_edge.errors import UsageError
 
@@ -129,29 +128,19 @@ def _widen(module: fx.GraphModule) -> None:
             )
     for node in nodes:
         node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _wide_type)
-    propagate(module, nodes)
+    with next(node for node in nodes if node.op == "placeholder").meta["val"].fake_mode:
+        for node in nodes:
+            if "val" in node.meta:
+                node.meta["val"] = fx.node.map_aggregate(node.meta["val"], _wide_value)
 
 
 def _wide_type(argument: Any) -> Any:
     return torch.float32 if argument in HALF else argument
 
 
-def propagate(module: fx.GraphModule, nodes: list[fx.Node]) -> None:
-    """What the value of each of some nodes looks like, worked out anew; the waveform first."""
-    waveform = next(node for node in nodes if node.op == "placeholder").meta["val"]
-    mode = waveform.fake_mode
-    # As torch.export does: without its dispatcher some operators settle on the batch of the example.
-    with mode, enable_python_dispatcher(), torch.no_grad():
-        for node in nodes:
-            value = node.meta.get("val")
-            if node.op == "placeholder" and isinstance(value, torch.Tensor) and value.dtype in HALF:
-                node.meta["val"] = value.float()
-            elif node.op == "get_attr" and "val" in node.meta:
-                node.meta["val"] = mode.from_tensor(operator.attrgetter(str(node.target))(module).detach())
-            elif node.op == "call_function" and "val" in node.meta:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: used.meta["val"])
-                operation: Any = node.target
-                node.meta["val"] = operation(*args, **kwargs)
+def _wide_value(value: Any) -> Any:
+    """What a value looks like in float32; its shape, which nothing is run to find out, stays as symbolic as it was."""
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype in HALF else value
 
 
 def _attributes(module: fx.GraphModule, nodes: list[fx.Node]) -> dict[str, torch.Tensor]:

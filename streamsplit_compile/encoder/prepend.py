@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 
 from streamsplit_compile.encoder.functional import make_functional
-from streamsplit_compile.encoder.plain_graph import make_plain, propagate
+from streamsplit_compile.encoder.plain_graph import make_plain
 from streamsplit_compile.encoder.quiet import quiet
 
 
@@ -50,7 +52,7 @@ def prepend(module: fx.GraphModule, front_end: FrontEnd) -> None:
                 (made,) = (copied[value] for value in node.all_input_nodes)
             else:
                 copied[node] = taken if node.op == "placeholder" else module.graph.node_copy(node, copied.__getitem__)
-    propagate(module, list(copied.values()))
+    _propagate(module, list(copied.values()))
     for user in users:
         user.replace_input_with(taken, made)
     module.graph.lint()
@@ -85,3 +87,17 @@ def _exported(front_end: FrontEnd, name: str) -> fx.GraphModule:
     make_plain(module)
     make_functional(module)
     return module
+
+
+def _propagate(module: fx.GraphModule, nodes: list[fx.Node]) -> None:
+    """What the value of each of some nodes looks like, worked out from the waveform's."""
+    mode = next(node for node in nodes if node.op == "placeholder").meta["val"].fake_mode
+    # As torch.export does: without its dispatcher some operators settle on the batch of the example.
+    with mode, enable_python_dispatcher(), torch.no_grad():
+        for node in nodes:
+            if node.op == "get_attr" and "val" in node.meta:
+                node.meta["val"] = mode.from_tensor(operator.attrgetter(str(node.target))(module).detach())
+            elif node.op == "call_function" and "val" in node.meta:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: used.meta["val"])
+                operation: Any = node.target
+                node.meta["val"] = operation(*args, **kwargs)

@@ -133,7 +133,8 @@ def why_useless(candidates: Sequence[Candidate], cuts: Sequence[Candidate], work
     inner = range(1, len(candidates) - 1)
     if not inner:
         return "no single tensor crosses between the waveform and the embedding"
-    smallest = min(inner, key=lambda index: candidates[index].values)
+    computed = [index for index in inner if work[index] > _FREE * work[-1]]
+    smallest = min(computed or inner, key=lambda index: candidates[index].values)
     size, share = candidates[smallest].values, work[smallest] / max(work[-1], 1e-12)
     where = f"the smallest, {candidates[smallest].name}, has {size} bytes, the audio {audio}"
     return where if size >= audio else f"{where}, but comes after {share:.0%} of the work"

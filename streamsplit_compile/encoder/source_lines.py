@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import re
+import sysconfig
 import traceback
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import fx
 
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parent.parent)
+_PYTHON = sysconfig.get_paths()["stdlib"]
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -32,6 +34,8 @@ def line_of_node(node: fx.Node) -> str | None:
 
 
 def _is_users(filename: str) -> bool:
+    if filename.startswith(_PYTHON) and "site-packages" not in filename:
+        return False
     return not filename.startswith((_TORCH, _OURS, "<"))
 
 

@@ -24,6 +24,7 @@ from torch import fx
 from runtime_edge.errors import FormatError
 from streamsplit_compile.lowering.exportable import exportable
 from streamsplit_compile.lowering.onnx_folding import fold
+from streamsplit_compile.lowering.real_spectra import odd_spectra
 from streamsplit_compile.lowering.refusals import refusal
 
 OPSET = 18
@@ -46,7 +47,7 @@ def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Coll
 def _export(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Collection[str]) -> bytes:
     with _quiet():
         exported = torch.onnx.export(
-            exportable(segment),
+            exportable(odd_spectra(segment)),
             (torch.zeros(shape),),
             dynamo=True,
             optimize=False,
@@ -100,6 +101,9 @@ def write_weights(
 
 def _weight(value: onnx.ValueInfoProto, tensors: Mapping[str, Array]) -> Array:
     tensor = np.asarray(tensors[value.name], order="C")
+    if np.iscomplexobj(tensor):
+        # ONNX has real and imaginary parts along a last axis.
+        tensor = np.stack([tensor.real, tensor.imag], -1)
     wanted = value.type.tensor_type
     dtype, shape = helper.tensor_dtype_to_np_dtype(wanted.elem_type), [size.dim_value for size in wanted.shape.dim]
     if tensor.dtype != dtype or list(tensor.shape) != shape:
@@ -156,7 +160,7 @@ def _strip_provenance(model: onnx.ModelProto) -> None:
 def _quiet() -> Iterator[None]:
     """The exporters print progress and warn about themselves; neither is for the user of a compiler."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

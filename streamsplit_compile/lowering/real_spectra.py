@@ -1,6 +1,7 @@
 """Fourier transforms as real convolutions and products, for formats without complex numbers.
 
     real_spectra(segment)     the same function, or the segment itself where it has no transform
+    odd_spectra(segment)      the same only where a transform's length is no power of two
 
 A complex value becomes two real ones. Short-time transforms are strided convolutions with the window times a fixed
 basis, others a product with one; bases are worked out in float64.
@@ -41,6 +42,29 @@ def real_spectra(segment: fx.GraphModule) -> fx.GraphModule:
     result = fx.GraphModule(writer.root, writer.graph)
     result.meta.update(segment.meta)
     return result
+
+
+def odd_spectra(segment: fx.GraphModule) -> fx.GraphModule:
+    """`real_spectra` of a segment with a transform whose length is no power of two; others stay as they are.
+
+    Of such lengths a runtime with transforms of its own makes several longer ones, at a hundred times the error.
+    """
+    if all(size & (size - 1) == 0 for size in map(_length, segment.graph.nodes)):
+        return segment
+    try:
+        return real_spectra(segment)
+    except UsageError:
+        return segment
+
+
+def _length(node: fx.Node) -> int:
+    """Of the transform that a node is; 0 for others."""
+    if node.target not in _TRANSFORMS:
+        return 0
+    source: Any = node.args[0]
+    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("n")
+    length = source.meta["val"].shape[-1] if given is None else given
+    return length if isinstance(length, int) else 0
 
 
 class _Writer:

@@ -11,7 +11,10 @@ from streamsplit_compile.encoder.source_lines import line_of_node
 
 _NODE = re.compile(r"%(\w+) : \[num_users|Name: node_(\w+)|node ['\"]?(\w+)['\"]?")
 _OPERATOR = re.compile(r"OpOverload\(op='\w+\.(\w+)'")
+_WITHOUT_FORM = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 _SUMMARY = re.compile(r"## Exception summary\s+(?:<class '[\w.]+'>: )?(.+)")
+_SHORT_NAME = 4
+"""Names of operators up to this length (add, mul) are parts of too many others."""
 _NOISE = re.compile(r"\x1b\[\d+m|Failed to \w+ the \w+ graph.*|This is step.*|- Create an .*")
 
 
@@ -43,10 +46,18 @@ def _named_node(texts: list[str], segment: fx.GraphModule) -> fx.Node | None:
     if named := next((nodes[name] for name in names if name in nodes), None):
         return named
     operators = [name for text in texts for name in _OPERATOR.findall(text)]
-    return next((node for name in operators for node in nodes.values() if name in str(node.target)), None)
+    return next((node for name in operators for node in nodes.values() if _is_part(name, node)), None)
+
+
+def _is_part(operator: str, node: fx.Node) -> bool:
+    """Whether a node is an operator, or one that was broken down into it and lends it its name."""
+    whole = getattr(getattr(node.target, "_schema", None), "name", "").removeprefix("aten::")
+    return operator in str(node.target) or (len(whole) > _SHORT_NAME and whole in operator)
 
 
 def _reason(text: str) -> str:
+    if without := _WITHOUT_FORM.search(text):
+        return f"it has no form of {without[1]}"
     summary = _SUMMARY.search(text)
     lines = [summary[1]] if summary else [_NOISE.sub("", line).strip() for line in text.splitlines()]
     return next((" ".join(line.split()) for line in lines if line), "")

@@ -43,8 +43,8 @@ class Image(Audio):
         self.mel, self.body = LogMel(rate, size, hop, mels), body
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mean over bands and frames of what the network gives."""
-        return self.body(self.mel(x).unsqueeze(1)).mean((2, 3))
+        """Mean over bands and frames of what the network gives, as a unit vector."""
+        return functional.normalize(self.body(self.mel(x).unsqueeze(1)).mean((2, 3)))
 
 
 def norm_conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:

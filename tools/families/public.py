@@ -9,8 +9,10 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from streamsplit_compile.bundle.calibrate import calibration_windows
 from streamsplit_compile.encoder.encoders import new_encoder
 from tools.families.images import (
     Audio,
@@ -26,6 +28,7 @@ from tools.families.images import (
     yamnet,
 )
 from tools.families.sequences import (
+    Conformer,
     Crepe,
     Dac,
     Ecapa,
@@ -78,12 +81,17 @@ def library(model: str, config: str, fields: dict[str, Any]) -> nn.Module:
 
 
 def spectrogram_model(
-    model: str, config: str, fields: dict[str, Any], give: Callable[[Tensor], Any], take: Callable[[Any], Tensor]
+    model: str,
+    config: str,
+    fields: dict[str, Any],
+    give: Callable[[Tensor], Any],
+    take: Callable[[Any], Tensor],
+    hop: int = 160,
 ) -> Callable[[], nn.Module]:
     """A model of the library that takes log-mels, with them in front of it."""
 
     def make() -> nn.Module:
-        mel = LogMel(16000, 400, 160, fields.get("num_mel_bins", 64))
+        mel = LogMel(16000, 400, hop, fields.get("num_mel_bins", 64))
         hugging = Hugging(library(model, config, fields), give, take)
         return Behind(mel, hugging)
 
@@ -112,6 +120,21 @@ def registered(name: str) -> Callable[[], nn.Module]:
     return make
 
 
+def settled(module: Any) -> Any:
+    """The module, its batch norms with the statistics of a few windows: with fresh ones values fade layer by layer."""
+    rate, samples = getattr(module, "sample_rate", 16000), getattr(module, "window_samples", 16000)
+    windows, _ = calibration_windows(None, rate, samples, samples // 2, 16, seed=1)
+    norms = [part for part in module.modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    for norm in norms:
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        module(torch.from_numpy(windows))
+    for norm in norms:
+        norm.eval()
+    return module
+
+
 def same(x: Tensor) -> Tensor:
     """The samples as they are."""
     return x
@@ -119,13 +142,16 @@ def same(x: Tensor) -> Tensor:
 
 TINY = {"d_model": 96, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4}
 _VIT = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
+_MOBILE = {"hidden_sizes": [64, 80, 96], "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320]}
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     **{name: registered(name) for name in ("ast", "clap", "efficientnet_b0", "mn", "mobilenet_v3_small", "resnet18")},
+    "AST base": lambda: Patches(768, 12, mels=128),
     "AST inline": lambda: Patches(192, 12, mels=128),
     "BEATs": lambda: Patches(384, 6, mels=128),
     "BYOL-A": ByolA,
     "CED tiny": lambda: Patches(192, 12, guarded=True),
+    "Conformer": Conformer,
     "Conv-TasNet": tcn,
     "ConvNeXt": convnext,
     "CREPE tiny": Crepe,
@@ -149,11 +175,12 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 8},
         lambda x: {"inputs_embeds": x.transpose(1, 2), "use_cache": False},
         mean_state,
+        hop=320,  # its scan is written out, step by step
     ),
     "MobileViT": lambda: Behind(
         LogMel(),
         Hugging(
-            library("MobileViTModel", "MobileViTConfig", {"num_channels": 1, "image_size": 64}),
+            library("MobileViTModel", "MobileViTConfig", {**_MOBILE, "num_channels": 1, "image_size": 64}),
             lambda x: x.unsqueeze(1)[..., :96],
             lambda y: y.pooler_output,
         ),

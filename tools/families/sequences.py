@@ -237,6 +237,50 @@ class Patches(Audio):
         return self.blocks(self.embed(self.norm(mel.unsqueeze(1))).flatten(2).transpose(1, 2)).mean(1)
 
 
+class ConformerLayer(nn.Module):
+    """Half a feed-forward, attention, a depthwise convolution, half a feed-forward, each beside a residual."""
+
+    def __init__(self, width: int, heads: int = 4, kernel: int = 31) -> None:
+        super().__init__()
+        self.before, self.after = self._feed_forward(width), self._feed_forward(width)
+        self.norm, self.attention = nn.LayerNorm(width), nn.MultiheadAttention(width, heads)
+        self.conv_norm = nn.LayerNorm(width)
+        self.conv = nn.Sequential(
+            nn.Conv1d(width, 2 * width, 1), nn.GLU(1),
+            nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width), nn.BatchNorm1d(width), nn.SiLU(),
+            nn.Conv1d(width, width, 1),
+        )  # fmt: skip
+        self.out = nn.LayerNorm(width)
+
+    @staticmethod
+    def _feed_forward(width: int) -> nn.Sequential:
+        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(frames, batch, width), the same shape."""
+        x = x + 0.5 * self.before(x)
+        y = self.norm(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x + self.conv(self.conv_norm(x).permute(1, 2, 0)).permute(2, 0, 1)
+        return self.out(x + 0.5 * self.after(x))
+
+
+class Conformer(Audio):
+    """Conformer: log-mels at a quarter of their rate, then layers of attention and convolution."""
+
+    def __init__(self, width: int = 144, layers: int = 4) -> None:
+        super().__init__()
+        self.mel = LogMel(16000, 400, 160, 80)
+        self.sample = nn.Sequential(nn.Conv2d(1, 32, 3, 2), nn.ReLU(), nn.Conv2d(32, 32, 3, 2), nn.ReLU())
+        self.project = nn.Linear(32 * 19, width)
+        self.layers = nn.Sequential(*(ConformerLayer(width) for _ in range(layers)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, width)."""
+        y = self.sample(self.mel(x).unsqueeze(1)).permute(3, 0, 1, 2).flatten(2)
+        return self.layers(self.project(y)).mean(0)
+
+
 class Perceiver(Audio):
     """Perceiver IO: learnt latents that attend to the samples."""
 

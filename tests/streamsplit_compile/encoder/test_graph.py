@@ -5,7 +5,7 @@ from torch import nn
 from toys import Tiny
 
 from runtime_edge.errors import UsageError
-from streamsplit_compile.encoder.graph import export_encoder, graph_of_program, is_size
+from streamsplit_compile.encoder.graph import export_encoder, graph_of_program, ignores_waveform, is_size
 from streamsplit_compile.encoder.quiet import quiet
 from streamsplit_models.mobilenet import mobilenet_v3_small
 
@@ -143,6 +143,7 @@ def test_values_of_constants_alone_do_not_count():
         (lambda m, x: torch.cat([m.first(x)] * 2), "expected a float32 embedding"),
         (lambda m, x: x, "returns its input"),
         (lambda m, x: m.first(x) if x.sum() > 0 else m.first(-x), "cannot be exported by torch.export: "),
+        (lambda m, x: m.first(x)[:, x[0, :16] > 0.5], r"test_graph.py, line \d+: .*its size depends on values"),
         (lambda m, x: m.missing(x), "cannot be exported by torch.export: .*missing"),
     ],
 )
@@ -162,6 +163,33 @@ def test_a_dictionary_of_one_embedding_is_fine():
             return {"embedding": super().forward(x)}
 
     assert names(Named())[-1] == "second"
+    assert not ignores_waveform(export_encoder(Named(), WINDOW))
+
+
+def test_a_forward_that_asks_for_more_than_the_waveform_is_refused_by_argument():
+    class Lengths(Linear):
+        def forward(self, x, lengths):
+            return super().forward(x) / lengths
+
+    class MayLengths(Lengths):
+        def forward(self, x, lengths=1):
+            return super().forward(x, lengths)
+
+    with pytest.raises(UsageError, match=r"forward\(\): .*'lengths'; wrap it so that it takes the waveform alone"):
+        export_encoder(Lengths(), WINDOW)
+    assert names(MayLengths())[-1] == "div"
+
+
+def test_what_a_state_dict_holds_beside_tensors_hides_no_reason():
+    class Packed(Linear):
+        def get_extra_state(self):
+            return torch.qint8
+
+        def forward(self, x):
+            raise RuntimeError("packed")
+
+    with pytest.raises(UsageError, match=r"cannot be exported by torch.export: .*: packed"):
+        export_encoder(Packed(), WINDOW)
 
 
 def program(module, *inputs, shapes=None):

@@ -1,3 +1,5 @@
+import statistics
+
 import pytest
 import torch
 from shapes import WINDOW, Linear, NoGrad, make
@@ -105,6 +107,21 @@ def test_weights_of_half_precision_are_kept_and_computed_with_in_float32(kind, d
     assert next(narrow.parameters()).dtype == dtype
 
 
+class HalfBehindSpectra(Linear):
+    """Weights of half precision behind a transform, whose value torch cannot work out for any batch but its own."""
+
+    def forward(self, x):
+        spectrum = torch.stft(x, 32, 8, window=torch.hann_window(32), return_complex=True).abs()
+        return super().forward(nn.functional.pad(spectrum.mean(2), (0, WINDOW - 17)).bfloat16()).float()
+
+
+def test_half_precision_behind_a_front_end_leaves_the_batch_open():
+    encoder = export_encoder(make(HalfBehindSpectra).bfloat16(), WINDOW)
+    assert encoder.dynamic_batch
+    assert {candidate.shape[0] for candidate in encoder.candidates} == {1}
+    assert len(encoder.candidates) > 4
+
+
 def test_autocast_to_half_precision_is_computed_in_float32():
     module = make(AutocastOn)
     graph = export_encoder(module, WINDOW)
@@ -149,6 +166,13 @@ class Length(Linear):
         return super().forward(x[:, : int(x.sum().item())])
 
 
+class Library(Linear):
+    """What goes wrong in Python's own files is said of the line that led there."""
+
+    def forward(self, x):
+        return super().forward(x) * statistics.mean([])
+
+
 class Broken(Linear):
     def forward(self, x):
         raise RuntimeError("no such thing")
@@ -159,6 +183,7 @@ class Broken(Linear):
     [
         (Choice, r"if x.mean\(\) > 0:", "use torch.where in place of `if` on values"),
         (Length, r"return super\(\).forward\(x\[:, : int\(x.sum\(\).item\(\)\)\]\)", "sizes that are the same"),
+        (Library, r"return super\(\).forward\(x\) \* statistics.mean\(\[\]\)", "at least one data point"),
         (Broken, r'raise RuntimeError\("no such thing"\)', "no such thing"),
     ],
 )

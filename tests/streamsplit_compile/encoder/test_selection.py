@@ -95,6 +95,13 @@ def test_why_no_cut_is_worth_shipping(shapes, reason):
     assert reason in why_useless(known, [known[0], known[-1]], list(range(len(known))))
 
 
+def test_the_audio_in_another_shape_is_no_reason():
+    known = [
+        Candidate(i, f"node{i}", f"cut{i}", shape, True) for i, shape in enumerate([(1, 9), (1, 9), (1, 90), (1, 8)])
+    ]
+    assert why_useless(known, [known[0], known[-1]], [0, 0, 5, 9]) == "the smallest, cut2, has 90 bytes, the audio 18"
+
+
 def test_a_cut_that_ships_less_than_the_audio_needs_no_reason():
     known = candidates(3)
     assert why_useless(known, known, [0, 1, 2]) is None

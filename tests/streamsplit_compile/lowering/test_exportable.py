@@ -65,6 +65,22 @@ class Unsayable(Linear):
         return self.second(y)
 
 
+class Distant(Linear):
+    def forward(self, x):
+        y = self.first(x)[:, None]
+        return self.second(torch.cdist(y, y.roll(1, 2)).expand(-1, 1, 16)[:, 0])
+
+
+def test_an_operator_is_named_with_the_line_that_is_broken_down_into_it():
+    graph, segment = whole(make(Distant))
+    tensors = {name: value.detach().numpy() for name, value in graph.module.state_dict().items()}
+    with pytest.raises(
+        UsageError,
+        match=r"node cdist \(test_exportable.py, line \d+: return .*\): it has no form of aten._cdist_forward",
+    ):
+        lower("onnx", segment, (1, WINDOW), tensors)
+
+
 def test_what_a_format_cannot_say_is_refused_with_the_line_that_wrote_it():
     graph, segment = whole(make(Unsayable))
     tensors = {name: value.detach().numpy() for name, value in graph.module.state_dict().items()}

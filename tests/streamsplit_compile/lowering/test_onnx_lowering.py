@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from shapes import GOOD, WINDOW, Convolutional, FoldedBatch, Linear, make
+from torch import nn
 from toys import Tiny
 
 from runtime_edge.errors import FormatError
@@ -42,6 +43,19 @@ def operators(data):
     return [node.op_type for node in onnx.load_from_string(data).graph.node]
 
 
+class ComplexFilters(Linear):
+    """Weights that are complex numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.filters = nn.Parameter(torch.randn(5, 17, dtype=torch.complex64))
+        self.third = nn.Linear(5, 8)
+
+    def forward(self, x):
+        spectrum = torch.stft(x, 32, 8, window=torch.hann_window(32), return_complex=True)
+        return self.third(torch.matmul(self.filters, spectrum).abs().mean(2))
+
+
 @pytest.fixture(scope="module")
 def tiny():
     return export_encoder(Tiny(), 1024)
@@ -52,7 +66,7 @@ def lowered(tiny):
     return lower(tiny)
 
 
-@pytest.mark.parametrize("kind", GOOD, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*GOOD, ComplexFilters], ids=lambda kind: kind.__name__)
 def test_a_lowered_encoder_is_the_torch_module(kind):
     module = make(kind)
     _, data = lower(export_encoder(module, WINDOW))

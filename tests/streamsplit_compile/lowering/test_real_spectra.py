@@ -6,22 +6,23 @@ from runtime_edge.errors import UsageError
 from streamsplit_compile.encoder.graph import export_encoder
 from streamsplit_compile.encoder.segment import extract
 from streamsplit_compile.lowering.artifact_formats import lower
-from streamsplit_compile.lowering.real_spectra import real_spectra
+from streamsplit_compile.lowering.real_spectra import odd_spectra, real_spectra
 from streamsplit_compile.lowering.tflite_file import Interpreter
 
 WINDOW = 1600
 
 
 class Spectral(nn.Module):
-    """(batch, 1600) -> (batch, 4) through what `spectrum` makes of the waveform."""
+    """(batch, 1600) -> (batch, width) through what `spectrum` makes of the waveform."""
 
-    def __init__(self, spectrum):
+    def __init__(self, spectrum, width=4):
         super().__init__()
+        self.width = width
         self.register_buffer("window", torch.hann_window(200))
         self.spectrum = spectrum
 
     def forward(self, x):
-        return self.spectrum(self, x).flatten(1)[:, :4]
+        return self.spectrum(self, x).flatten(1)[:, : self.width]
 
 
 def stft(module, x, **options):
@@ -65,6 +66,41 @@ def test_an_encoder_without_transforms_stays_as_it_is():
     graph = export_encoder(Spectral(lambda module, x: x * 2).eval(), WINDOW)
     segment = extract(graph, graph.candidates[0], graph.candidates[-1])
     assert real_spectra(segment) is segment
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "odd"),
+    [
+        (lambda module, x: stft(module, x, n_fft=200, win_length=200).abs(), True),
+        (lambda module, x: torch.fft.rfft(frames(x), n=300).abs(), True),
+        (lambda module, x: torch.fft.rfft(frames(x)[..., :200]).abs(), True),
+        (lambda module, x: stft(module, x, n_fft=200, win_length=200).pow(3).abs(), False),
+        (lambda module, x: stft(module, x).abs() + torch.fft.rfft(frames(x)).abs().mean(), False),
+        (lambda module, x: x * 2, False),
+    ],
+)
+def test_only_transforms_of_odd_lengths_that_can_be_are_written_out(spectrum, odd):
+    graph = export_encoder(Spectral(spectrum).eval(), WINDOW)
+    segment = extract(graph, graph.candidates[0], graph.candidates[-1])
+    assert (odd_spectra(segment) is not segment) is odd
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("size", [256, 400])
+def test_a_transform_of_any_length_is_exact_in_onnx(size):
+    import onnxruntime
+
+    def magnitude(module, x):
+        return torch.stft(x, size, 80, window=torch.hann_window(size, dtype=x.dtype), return_complex=True).abs()
+
+    graph = export_encoder(Spectral(magnitude, 2000).eval(), WINDOW)
+    segment = extract(graph, graph.candidates[0], graph.candidates[-1])
+    model = lower("onnx", segment, (1, WINDOW), {"window": torch.hann_window(200).numpy()}).model
+    window = torch.rand(1, WINDOW, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": window.numpy()})
+    expected = magnitude(None, window.double()).flatten(1)[:, :2000].float()
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=2e-5, rtol=0)
 
 
 def test_what_has_no_real_form_is_refused_with_its_line():
