@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from runtime_edge.errors import UsageError
-from streamsplit_compile.encoder.fixed_sizes import fixed_sizes, has_sizes
 from streamsplit_compile.encoder.plain_graph import has_branches
 from streamsplit_compile.encoder.quiet import quiet
 
 logger = logging.getLogger(__name__)
 
 
-def check_arguments(module: torch.nn.Module) -> None:
+def check_arguments(module: nn.Module) -> None:
     """Raises UsageError for a forward() that asks for more than one input."""
     try:
         inspect.signature(module.forward).bind(None)
@@ -26,7 +29,7 @@ def check_arguments(module: torch.nn.Module) -> None:
         logger.debug("forward() has no signature to check")
 
 
-def exported(module: torch.nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+def exported(module: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
     """A module for (batch, *shape), as it is or with the integers in its buffers as constants.
 
     Raises whatever torch.export does.
@@ -40,7 +43,34 @@ def exported(module: torch.nn.Module, shape: tuple[int, ...]) -> torch.export.Ex
             return _as_is(module, shape)
 
 
-def _as_is(module: torch.nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+@contextmanager
+def fixed_sizes(module: nn.Module) -> Iterator[None]:
+    """While the block runs, single integers in non-persistent buffers are constants.
+
+    Codecs hold strides and kernel sizes in integer buffers and compute paddings from them. To torch.export a buffer's
+    value is unknown; one that no state_dict holds cannot change, so that its value may be written into the graph.
+    """
+    found = _sizes(module)
+    kinds = {part: type(part) for part in found}
+    try:
+        for part, sizes in found.items():
+            for name in sizes:
+                delattr(part, name)
+            part.__class__ = _with_constants(type(part), sizes)
+        yield
+    finally:
+        for part, sizes in found.items():
+            part.__class__ = kinds[part]
+            for name, value in sizes.items():
+                part.register_buffer(name, value, persistent=False)
+
+
+def has_sizes(module: nn.Module) -> bool:
+    """Whether a module, or one in it, keeps single integers in non-persistent buffers."""
+    return bool(_sizes(module))
+
+
+def _as_is(module: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
     """For any batch where that works, else for a batch of one."""
     example = torch.zeros(2, *shape)
     try:
@@ -52,3 +82,27 @@ def _as_is(module: torch.nn.Module, shape: tuple[int, ...]) -> torch.export.Expo
         logger.debug("not for any batch: %s", exc)
     with quiet():
         return torch.export.export(module, (example[:1],))
+
+
+def _sizes(module: nn.Module) -> dict[nn.Module, dict[str, torch.Tensor]]:
+    """For each module that has some its own buffers of one integer that no state_dict holds."""
+    kept = module.state_dict().keys()
+    found: dict[nn.Module, dict[str, torch.Tensor]] = {}
+    for path, part in module.named_modules():
+        for name, value in part.named_buffers(recurse=False):
+            whole = not (value.is_floating_point() or value.is_complex())
+            if whole and value.dim() == 0 and f"{path}.{name}".lstrip(".") not in kept:
+                found.setdefault(part, {})[name] = value
+    return found
+
+
+def _with_constants(kind: type[nn.Module], sizes: dict[str, torch.Tensor]) -> type[nn.Module]:
+    """A class whose instances have these values where they had buffers."""
+
+    def constant(value: torch.Tensor) -> property:
+        number, dtype = value.item(), value.dtype
+        # Made anew at each call: torch.export knows the value of a tensor that it sees being made.
+        return property(lambda self: torch.tensor(number, dtype=dtype))
+
+    properties: dict[str, Any] = {name: constant(value) for name, value in sizes.items()}
+    return type(kind.__name__, (kind,), properties)

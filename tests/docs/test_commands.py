@@ -17,6 +17,10 @@ NOT_TYPED = {
         "tests/integration/access/test_tls.py has the certificates",
     "ssc edge run --broker tls://gateway:4222 --tls-ca ca.pem --credentials pi-1.creds --source mic":
         "tests/integration/access/test_tls.py has the certificates",
+    "ssc compile ast.pt2 --front-end ast -o bundle/":
+        "tests/streamsplit_compile/encoder/test_front_ends.py has archives that take features",
+    "ssc compile clap.pt2 --front-end preprocessor_config.json -o bundle/":
+        "tests/streamsplit_compile/encoder/test_front_ends.py has archives that take features",
     "ssc server broker --state b1/ --name b1 --cluster-port 6222 --routes host-2:6222,host-3:6222":
         "three machines; tests/integration/test_cluster.py runs three brokers on one",
 }  # fmt: skip

@@ -116,6 +116,6 @@ def test_a_server_that_trained_with_another_objective_says_what_to_give(run, tin
     path = tmp_path / "server" / "trainer" / "checkpoint.pt"
     model = first_model(generations.graph, generations.newest)
     Checkpoints(path, tiny_encoder.id).save(Trainer(model, TrainConfig(objective="moco"), tiny_encoder.embedding_dim))
-    line = run("--broker", "nats://127.0.0.1:9", "--objective", "simclr")
+    line = run("--broker", "nats://127.0.0.1:9", "--training", "--objective", "simclr")
     assert f"{path}: was trained with --objective moco, not simclr; give --objective moco, or remove" in line
     assert path.exists()

@@ -38,5 +38,5 @@ def test_a_meter_is_averaged_over_the_run(tmp_path):
     with pytest.raises(FormatError, match="no readings"):
         metered_mj(log, 15.0, 10.0, windows=20)
     log.write_text("a,b\n1,2\n")
-    with pytest.raises(FormatError, match="time_s and watts"):
+    with pytest.raises(FormatError, match="no column 'time_s'"):
         metered_mj(log, 0.0, 1.0, windows=2)

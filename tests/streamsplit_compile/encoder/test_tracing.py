@@ -5,8 +5,8 @@ from torch import nn
 
 from runtime_edge.errors import UsageError
 from streamsplit_compile.encoder.encoders import from_module
-from streamsplit_compile.encoder.fixed_sizes import fixed_sizes
 from streamsplit_compile.encoder.graph import export_encoder
+from streamsplit_compile.encoder.tracing import fixed_sizes
 
 pytestmark = pytest.mark.integration
 
