@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.records.table import SplitterTable
 from streamsplit_compile.bundle.soundscape import soundscape
@@ -215,7 +216,8 @@ def ingest(section: Section, sides: tuple[Checkout, Checkout], work: Path, pairs
     """
     bundle: Bundle = compiled(work, ENCODER, formats=("onnx",))
     cut = len(bundle.manifest.info.cuts) // 2
-    frames_of = {EARLIER: RecordedFrames(bundle, cut, DEVICES, encode=frame_v1)}
+    written: dict[str, Any] = {"encode": frame_v1, "identity_header": subjects.BROKER_ID_HEADER}
+    frames_of = {EARLIER: RecordedFrames(bundle, cut, DEVICES, **written)}
     frames_of["today"] = RecordedFrames(bundle, cut, DEVICES)
 
     async def drain(side: Checkout, name: str) -> float:

@@ -41,7 +41,7 @@ class RecordedFrames:
 
     def __init__(
         self, bundle: Bundle, cut: int, devices: int, windows: int = 64, encoding: str = "int8",
-        encode: Callable[..., bytes] = encode_frame,
+        encode: Callable[..., bytes] = encode_frame, identity_header: str = subjects.IDENTITY_HEADER,
     ) -> None:  # fmt: skip
         info = bundle.manifest.info
         front, self.generation, self.cut, self.encoding = info.front_end, info.generation, cut, encoding
@@ -56,7 +56,7 @@ class RecordedFrames:
             payload, compressed = codec.encode(prefix.advance(cut))
             self.payloads.append((bytes(payload), compressed))
             self.activations[number] = codec.decode(payload, compressed)[0]
-        self._encode = encode
+        self._encode, self._identity_header = encode, identity_header
         self.devices = [f"load-{number}" for number in range(devices)]
         self._boot = secrets.token_hex(4)
         self._next = Counter[str]()
@@ -68,7 +68,7 @@ class RecordedFrames:
         payload, compressed = self.payloads[window % len(self.payloads)]
         frame = self._encode(window, time.time_ns(), self.generation, self.cut, self.encoding, compressed, 0.5, payload)
         headers = {
-            subjects.IDENTITY_HEADER: subjects.message_id(device, self._boot, window),
+            self._identity_header: subjects.message_id(device, self._boot, window),
             subjects.REPLY_HEADER: f"{subjects.inbox(device)}.{connection}.{window}",
         }
         return window, frame, headers
