@@ -48,13 +48,20 @@ class Standardize(nn.Module):
         return centred / (centred.square().mean(dim=1, keepdim=True) + 1e-7).sqrt()
 
 
-class ASTFeatures(nn.Module):
-    """What `ASTFeatureExtractor` makes."""
+class LogMelFeatures(nn.Module):
+    """What begins with the log-mel of a front end."""
 
-    def __init__(self, front_end: FrontEnd, frames: int) -> None:
+    def __init__(self, front_end: FrontEnd) -> None:
         super().__init__()
         self.front_end = front_end
         self.log_mel = LogMel(front_end)
+
+
+class ASTFeatures(LogMelFeatures):
+    """What `ASTFeatureExtractor` makes."""
+
+    def __init__(self, front_end: FrontEnd, frames: int) -> None:
+        super().__init__(front_end)
         self.frames = ASTFrames(frames, front_end.offset)
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -63,13 +70,8 @@ class ASTFeatures(nn.Module):
         return features
 
 
-class CLAPFeatures(nn.Module):
+class CLAPFeatures(LogMelFeatures):
     """What `ClapFeatureExtractor` makes of a clip of full length for a model that is not fused."""
-
-    def __init__(self, front_end: FrontEnd) -> None:
-        super().__init__()
-        self.front_end = front_end
-        self.log_mel = LogMel(front_end)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, window_samples) -> (batch, 1, frames, mels)."""
@@ -77,13 +79,8 @@ class CLAPFeatures(nn.Module):
         return image.transpose(2, 3)
 
 
-class WhisperFeatures(nn.Module):
+class WhisperFeatures(LogMelFeatures):
     """What `WhisperFeatureExtractor` makes."""
-
-    def __init__(self, front_end: FrontEnd) -> None:
-        super().__init__()
-        self.front_end = front_end
-        self.log_mel = LogMel(front_end)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, window_samples) -> (batch, mels, frames), without the frame centred on the window's end."""

@@ -12,7 +12,7 @@ from torch._dispatch.python import enable_python_dispatcher
 
 from streamsplit_compile.encoder.functional import make_functional
 from streamsplit_compile.encoder.plain_graph import make_plain
-from streamsplit_compile.encoder.quiet import quiet
+from streamsplit_compile.encoder.tracing import exported
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,8 @@ class _Named(nn.Module):
 
 
 def _exported(front_end: FrontEnd, name: str) -> fx.GraphModule:
-    """The graph of a front end for any batch."""
-    batch = torch.export.Dim("batch")
-    with quiet():
-        program = torch.export.export(
-            _Named(name, front_end.module).eval(),
-            (torch.zeros(2, front_end.window_samples),),
-            dynamic_shapes=({0: batch},),
-        )
+    """The graph of a front end."""
+    program = exported(_Named(name, front_end.module).eval(), (front_end.window_samples,))
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     make_plain(module)

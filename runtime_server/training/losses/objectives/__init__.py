@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from runtime_server.training.losses.objectives.barlow_twins import BarlowTwins
 from runtime_server.training.losses.objectives.moco import MoCo
-from runtime_server.training.losses.objectives.protocol import MakeObjective, Objective, Views
+from runtime_server.training.losses.objectives.protocol import Objective, Views
 from runtime_server.training.losses.objectives.simclr import SimCLR
 from runtime_server.training.losses.objectives.simsiam import SimSiam
 from runtime_server.training.losses.objectives.virtual_negatives import VirtualNegatives
 
 DEFAULT = "virtual-negatives"
-OBJECTIVES: dict[str, MakeObjective] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     DEFAULT: VirtualNegatives,
     "simclr": SimCLR,
     "moco": MoCo,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor, fx
+from torch import Tensor
 
 from runtime_server.training.losses.objectives.protocol import Objective, Views
 from runtime_server.training.losses.objectives.standardised import standardised
@@ -21,9 +19,6 @@ def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 class BarlowTwins(Objective):
     """`sum (1 - c_ii)² + 5e-3 sum c_ij²`. It has no negatives; a batch of one learns nothing."""
-
-    def __init__(self, segments: Sequence[fx.GraphModule], *, width: int, temperature: float, seed: int) -> None:
-        super().__init__()
 
     def forward(self, views: Views) -> Tensor:
         """How far the cross-correlation is from the identity."""

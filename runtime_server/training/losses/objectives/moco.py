@@ -39,8 +39,8 @@ class MoCo(Objective):
         momentum: float = MOMENTUM,
         keys: int = KEYS,
     ) -> None:
-        super().__init__()
-        self._temperature, self._momentum = temperature, momentum
+        super().__init__(segments, width=width, temperature=temperature, seed=seed)
+        self._momentum = momentum
         trained = nn.ModuleList(segment for segment in segments if _is_trained(segment))
         self.encoder = copy_module(trained).requires_grad_(False)
         # Pairs in a list: what is trained does not become a part of this module.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from torch import Tensor, fx, nn
 
@@ -32,25 +33,28 @@ class Views:
     """int64[n], a number for each boot of each device."""
 
 
-class Objective(nn.Module):
-    """An objective without parameters or state; its parameters are trained, its state dict is in the checkpoint."""
+class Objective(nn.Module, ABC):
+    """Its parameters are trained, and its state dict is in the checkpoint.
+
+    Args:
+        segments: of the encoder that is trained.
+        width: of the embeddings.
+        temperature: where the objective has one.
+        seed: of its first parameters.
+    """
 
     virtual_negatives: ClassVar[bool] = False
     """Whether `Views.negatives` are wanted."""
     key_segments: Sequence[fx.GraphModule] | None = None
     """What embeds the second view, without gradients; None: the segments that are trained."""
 
+    def __init__(self, segments: Sequence[fx.GraphModule], *, width: int, temperature: float, seed: int) -> None:
+        super().__init__()
+        self._temperature = temperature
+
+    @abstractmethod
     def forward(self, views: Views) -> Tensor:
         """The loss of a batch, a scalar: from one window up, and with finite gradients when all are the same."""
-        raise NotImplementedError
 
     def after_step(self) -> None:
         """Follow a step of the optimiser."""
-
-
-class MakeObjective(Protocol):
-    """Makes the objective for segments that are trained and embeddings `width` wide."""
-
-    def __call__(
-        self, segments: Sequence[fx.GraphModule], *, width: int, temperature: float, seed: int
-    ) -> Objective: ...

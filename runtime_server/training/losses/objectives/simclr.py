@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from runtime_server.training.losses.objectives.protocol import Objective, Views
 
@@ -28,10 +26,6 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, ignore: Tensor | 
 
 class SimCLR(Objective):
     """NT-Xent; windows that are near in time are no negatives."""
-
-    def __init__(self, segments: Sequence[fx.GraphModule], *, width: int, temperature: float, seed: int) -> None:
-        super().__init__()
-        self._temperature = temperature
 
     def forward(self, views: Views) -> Tensor:
         """NT-Xent of both views."""

@@ -40,7 +40,7 @@ class SimSiam(Objective):
     """Symmetric, as published, with the predictor on unit embeddings. It has no negatives."""
 
     def __init__(self, segments: Sequence[fx.GraphModule], *, width: int, temperature: float, seed: int) -> None:
-        super().__init__()
+        super().__init__(segments, width=width, temperature=temperature, seed=seed)
         self.predictor = Predictor(width, seed)
 
     def forward(self, views: Views) -> Tensor:

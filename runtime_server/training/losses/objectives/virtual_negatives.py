@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor, fx
+from torch import Tensor
 
 from runtime_server.training.losses.contrastive import info_nce
 from runtime_server.training.losses.objectives.protocol import Objective, Views
@@ -14,10 +12,6 @@ class VirtualNegatives(Objective):
     """`info_nce`, one way, with neighbours in time as further positives: what a batch of few devices can feed."""
 
     virtual_negatives = True
-
-    def __init__(self, segments: Sequence[fx.GraphModule], *, width: int, temperature: float, seed: int) -> None:
-        super().__init__()
-        self._temperature = temperature
 
     def forward(self, views: Views) -> Tensor:
         """InfoNCE of the anchors."""
