@@ -16,3 +16,4 @@ def test_an_encoder_of_that_library_is_made_compiled_and_verified(terminal):
     )
     environment.ssc("compile", here / "ast.pt", "--targets", "rpi4", "--cuts", "2", "-o", here / "bundle")
     environment.ssc("verify", here / "bundle", "--encoder", here / "ast.pt")
+    assert (here / "bundle" / "manifest.json").exists()

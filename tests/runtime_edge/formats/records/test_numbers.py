@@ -129,3 +129,4 @@ def test_what_cannot_be_written_holds_until_a_restart(tmp_path):
     numbers = RecordNumbers(tmp_path / "file" / "numbers.json")
     accept(numbers, record(5))
     refused(numbers, record(4))
+    assert numbers.highest("table _all.rpi4", KEY.public) == 5
