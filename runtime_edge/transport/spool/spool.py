@@ -325,7 +325,7 @@ class Spool:
     def _drop_excess(self, change: _Change) -> list[str]:
         dropped = []
         while change.before.bytes + change.bytes > self._max_bytes:
-            row = change.db.execute(f"{_SELECT} ORDER BY uncertainty, place LIMIT 1").fetchone()
+            row = spool_file.least_informative(change.db)
             if row is None or (frame := self._read(row)) is None:
                 raise spool_file.Damage("the least informative frame cannot be read")
             change.remove(frame.message_id, row[0], len(frame.payload))

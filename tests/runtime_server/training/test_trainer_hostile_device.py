@@ -66,7 +66,7 @@ def fleet(generations, heard):
             judge.add(window)
         for index, window in enumerate(own if attack else ()):
             activation = attack(window, honest[index], generation)
-            in_range = not bounded or generation.in_range(window.cut, activation)
+            in_range = not bounded or generation.in_range(window.cut, activation[None]) == [True]
             trainer.add(TrainingWindow("zz", "boot", index, 1, window.cut, activation, in_range=in_range))
         for _ in range(steps):
             trainer.step()
@@ -83,7 +83,7 @@ def constant(window, other, generation):
 
 def constant_within_range(window, other, generation):
     value = 1e4
-    while not generation.in_range(window.cut, torch.tensor([value])):
+    while generation.in_range(window.cut, torch.tensor([[value]])) == [False]:
         value *= 0.9
     return torch.full_like(window.activation, value)
 
