@@ -62,6 +62,7 @@ from tools import fuzz_files, fuzz_stores
 from tools.earlier_formats import head_v1
 from tools.fuzz_files import GOLDEN
 
+DOCS = Path(__file__).parents[1] / "docs"
 CASE_SECONDS = 10
 """Of processor time, for one case."""
 GROWTH_MB = 256
@@ -236,6 +237,7 @@ TARGETS = {
     "kept-graph": Target(fuzz_stores.kept_graph, (FormatError, KeyError), golden("server/generations/**/onnx.graph")),
     "head-clips": Target(fuzz_stores.head_clips, FormatError, fuzz_stores.head_clips_corpus),
     "record": Target(fuzz_stores.record, FormatError, fuzz_stores.records),
+    "bench": Target(fuzz_stores.measurements, FormatError, lambda: [(DOCS / "proof-zero.json").read_bytes()]),
     "arrival": Target(fuzz_stores.arrival, FrameError, fuzz_stores.arrivals),
     "inbox": Target(fuzz_stores.inbox, ValueError, fuzz_stores.inboxes),
     "object-info": Target(lambda data: ObjectInfo.from_json(data, "model"), FormatError, fuzz_stores.objects),

@@ -168,6 +168,13 @@ def record(data: bytes) -> object:
     return from_file(record_summary, "record.json")(data)
 
 
+def measurements(data: bytes) -> object:
+    """What `ssc bench run` wrote."""
+    from runtime_server.lab.policy_bench import read_bench
+
+    return from_file(read_bench, "bench.json")(data)
+
+
 def records() -> list[bytes]:
     """One of each kind."""
     return [(GOLDEN / f"records/{kind}.json").read_bytes() for kind in ("adaptation", "head", "submodel", "table")]
@@ -177,7 +184,7 @@ def arrival(data: bytes) -> object:
     """A frame as the broker delivers it: its message id, a line end, the frame."""
     from runtime_server.ingest.arrival import decode_arrival
 
-    return decode_arrival(_message(data), 0.0)
+    return decode_arrival(_message(data), 1, 0.0)
 
 
 def arrivals() -> list[bytes]:
