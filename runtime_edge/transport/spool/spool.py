@@ -167,7 +167,7 @@ class Spool:
             change.put, change.newest = 1, place
             change.bytes += cost
             change.stored = message_id, place, len(payload)
-            return self._drop_excess(change)
+            return self._drop_excess(change) if change.before.bytes + change.bytes > self._max_bytes else []
 
         return self._changed(insert)
 
@@ -311,7 +311,7 @@ class Spool:
 
     def _delete_pending(self, change: _Change) -> None:
         for message_id in self._acked:
-            known = self._find(change.db, message_id)
+            known = self._places.get(message_id) or self._find(change.db, message_id)
             if known is not None:
                 change.remove(message_id, *known)
                 change.acked += 1
