@@ -265,6 +265,11 @@ class Spool:
             self._database.close()
 
     @property
+    def losses(self) -> int:
+        """Changes whenever frames were lost to damage or the database was rebuilt."""
+        return self._database.recoveries + self._database.damaged
+
+    @property
     def recoveries(self) -> int:
         """Damaged databases rebuilt since this object was made."""
         return self._database.recoveries
@@ -344,16 +349,18 @@ class Spool:
         """Do something and delete what is acknowledged in one transaction, under `_guarded`."""
 
         def transaction() -> _Result:
-            change = _Change(self._db, self._database.totals)
+            db, before = self._db, self._database.totals
+            change = _Change(db, before)
             self._database.check_place()
-            change.db.execute("BEGIN IMMEDIATE")
+            db.execute("BEGIN IMMEDIATE")
             try:
-                self._delete_pending(change)
+                if self._acked or self._damaged_places:
+                    self._delete_pending(change)
                 result = work(change)
-                self._database.commit(change.db, change.before, change.totals(), change.damaged)
+                self._database.commit(db, before, change.totals(), change.damaged)
             except BaseException:
-                if change.db.in_transaction:  # SQLite rolls back on its own after some errors
-                    change.db.execute("ROLLBACK")
+                if db.in_transaction:  # SQLite rolls back on its own after some errors
+                    db.execute("ROLLBACK")
                 raise
             self._committed(change)
             return result
