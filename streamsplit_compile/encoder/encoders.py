@@ -35,7 +35,7 @@ from streamsplit_compile.encoder.front_ends import build_front_end, read_front_e
 from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program, input_shape
 from streamsplit_compile.encoder.plain_graph import HALF
 from streamsplit_compile.encoder.prepend import FrontEnd
-from streamsplit_compile.encoder.weights import is_zip, mistaken, unwrapped, wrapper
+from streamsplit_compile.encoder.weights import is_legacy, is_zip, mistaken, unwrapped, wrapper
 
 CHECKPOINT_FORMAT = "streamsplit.encoder/1"
 ENTRY_POINT_GROUP = "streamsplit.encoders"
@@ -132,11 +132,12 @@ def _read_encoder(path: Path, given: LoadOptions) -> LoadedEncoder:
         raise UsageError(f"{path}: no such file; start with `ssc encoder new resnet18 -o {path}`")
     if path.stat().st_size > _MAX_ENCODER_BYTES:
         raise FormatError(f"{path}: larger than {_MAX_ENCODER_BYTES} bytes")
-    if not is_zip(path):
+    legacy = is_legacy(path)
+    if not legacy and not is_zip(path):
         if what := mistaken(path):
             raise FormatError(f"{path}: {what}")
         raise FormatError(f"{path}: neither a checkpoint nor a torch.export archive")
-    if archives.is_archive(path):
+    if not legacy and archives.is_archive(path):
         return _from_archive(path, given)
     if given.factory is None and not given.unsafe_load:
         content = _read_checkpoint(path, unsafe=False)
@@ -295,6 +296,8 @@ def _read_checkpoint(path: Path, unsafe: bool) -> Any:
     except Exception as exc:
         if what := mistaken(path):
             raise FormatError(f"{path}: {what}") from None
+        if "unexpected EOF" in str(exc):
+            raise FormatError(f"{path}: cut short after {path.stat().st_size} bytes; get it again") from None
         pickled = "Unsupported global" in str(exc) and not unsafe  # of what else is no pickle nothing would be loaded
         hint = "; a pickled module is refused because loading it runs its code (--unsafe-load)" if pickled else ""
         raise FormatError(f"{path}: not a checkpoint of tensors, or cut short ({type(exc).__name__}){hint}") from None
