@@ -238,7 +238,11 @@ def from_module(
     """
     if option is not None:
         front_end = _front_end(option, None, sample_rate)
-        return _behind(front_end, name, config, export_encoder(module, front_end.window_samples, front_end))
+        try:
+            graph = export_encoder(module, front_end.window_samples, front_end)
+        except UsageError as exc:
+            raise UsageError(f"{exc}; the front end makes (batch, {', '.join(map(str, front_end.shape))})") from None
+        return _behind(front_end, name, config, graph)
     rate = int(getattr(module, "sample_rate", None) or sample_rate or _DEFAULT_SAMPLE_RATE)
     window = int(getattr(module, "window_samples", rate))
     own = getattr(module, "front_end", None)
