@@ -240,3 +240,14 @@ def test_an_lstm_that_projects_its_state_is_refused_with_its_line_and_a_mend():
     with pytest.raises(UsageError, match=whole):
         lower(export_encoder(Recurrent(3), WINDOW))
     assert "LSTM" in operators(lower(export_encoder(Recurrent(0), WINDOW))[1])
+
+
+def test_a_damaged_kept_graph_is_refused_in_one_line(tiny, lowered):
+    kept, _ = lowered
+    wrong = onnx.load_from_string(kept)
+    wrong.graph.node.insert(0, onnx.helper.make_node("Nonsense", ["head.weight"], ["nonsense"]))
+    for damaged in (kept[:-5], wrong.SerializeToString()):
+        with pytest.raises(FormatError, match=r"kept graph: .*; compile it again"):
+            write_weights(damaged, tensors_of(tiny), {})
+    with pytest.raises(FormatError, match="kept graph: not an ONNX model"):
+        parameter_names(kept[:-5])
