@@ -132,8 +132,8 @@ def _opened(path: Path, in_order: bool = False) -> Iterator[tuple[Any, Container
         patches = container.patches if in_order or container.frames is None else {}
         with contextlib.ExitStack() as closing:
             source: Any = os.fsencode(path)
-            if patches or container.open_end:
-                source = closing.enter_context(PatchedFile(path, patches, container.open_end))
+            if patches or container.open_end or container.end is not None:
+                source = closing.enter_context(PatchedFile(path, patches, container.open_end, container.end))
             file = closing.enter_context(soundfile.SoundFile(source))
             if in_order:
                 # soundfile seeks after each read where it can, which fails at the end of a FLAC without a length.

@@ -10,12 +10,11 @@ from runtime_edge.audio.stream import STALL_SECONDS
 _LOG = logging.getLogger(__name__)
 _SETTLING_S = 1.0
 """What a pipe held before anybody read it does not count."""
-_TOLERANCE = 0.02
-"""Above what sound cards differ by, below the 8 % between 44.1 and 48 kHz."""
 _JITTER_S = 0.3
 """Audio that may come early or late within a span."""
-_SPANS = ((2.0, 3), (20.0, 2))
-"""Seconds, and how many in a row must have too much, or too little: of gross errors, and of small ones."""
+_SPANS = ((2.0, 3, 0.02), (20.0, 2, 0.02), (120.0, 3, 0.005))
+"""Seconds, how many in a row must have too much, or too little, and the share that is: gross errors are noticed within
+seconds, one of 4 % within a minute, and one of 0.8 % within six. Sound cards differ by less than 0.1 %."""
 _FLOOD_S = 10.0
 """Audio ahead of the clock at the end of a stream: a recording, read as if it were live."""
 _SHORTEST_S = 0.001
@@ -41,7 +40,7 @@ class RateCheck:
         self._last = now
         self._total += count
         if not self._spans and now - self._begun >= _SETTLING_S:
-            self._spans = [_Spans(span_s, needed, now, self._total) for span_s, needed in _SPANS]
+            self._spans = [_Spans(*span, now, self._total) for span in _SPANS]
         for spans in self._spans:
             if hz := spans.wrong_hz(now, self._total, self._rate_hz):
                 self._wrong(hz)
@@ -67,8 +66,8 @@ class RateCheck:
 class _Spans:
     """Spans of at least `span_s` one after the other, and how many in a row were off in the same direction."""
 
-    def __init__(self, span_s: float, needed: int, now: float, total: int) -> None:
-        self._span_s, self._needed = span_s, needed
+    def __init__(self, span_s: float, needed: int, tolerance: float, now: float, total: int) -> None:
+        self._span_s, self._needed, self._tolerance = span_s, needed, tolerance
         self._begin = self._run_begin = now, total
         self._run = 0
         """Spans in a row: above 0 with too much, below with too little."""
@@ -79,7 +78,7 @@ class _Spans:
         if elapsed < self._span_s:
             return None
         off_s = (total - self._begin[1]) / rate_hz - elapsed
-        sign = 0 if abs(off_s) <= _TOLERANCE * elapsed + _JITTER_S else 1 if off_s > 0 else -1
+        sign = 0 if abs(off_s) <= self._tolerance * elapsed + _JITTER_S else 1 if off_s > 0 else -1
         if sign * self._run <= 0:
             self._run, self._run_begin = 0, self._begin
         self._run += sign

@@ -22,7 +22,12 @@ Array = npt.NDArray[Any]
 DEFAULT_WINDOWS = 16
 RECORDINGS = "recordings"
 """Source of a calibration: others of their windows were measured on."""
+SOUNDSCAPE = "soundscapes"
+"""Source of a calibration without recordings: windows of another seed were measured on. Until 0.2 they were the same
+ones, and the source was "synthetic soundscape"."""
 TOO_FEW = "recordings, too few to measure on others"
+_APART = {RECORDINGS: "recordings", SOUNDSCAPE: "a synthesised soundscape"}
+"""By source, where what calibrates and what is measured on are apart: what people read."""
 
 
 class CutFailed(CheckFailed):
@@ -45,7 +50,7 @@ def calibration_windows(
     if directory is None:
         audio = soundscape((window + (count - 1) * hop) / sample_rate, sample_rate, seed)
         found = np.stack([audio[i * hop : i * hop + window] for i in range(count)])
-        return found, Calibration(source="synthetic soundscape", windows=count, seed=seed)
+        return found, Calibration(source=SOUNDSCAPE, windows=count, seed=seed)
     found = sample_windows(directory, sample_rate, window, hop, count, seed)
     return found, Calibration(source=RECORDINGS, windows=len(found), seed=seed)
 
@@ -69,10 +74,14 @@ class CalibrationSet:
 def calibration_set(
     directory: Path | None, sample_rate: int, window: int, hop: int, count: int, seed: int
 ) -> CalibrationSet:
-    """`calibration_windows`, and as many others of the same recordings, or fewer. Raises what that raises."""
+    """`calibration_windows`, and as many others of the same recordings, or fewer. Raises what that raises.
+
+    Without a directory the others are of a soundscape of another seed.
+    """
     found, said = calibration_windows(directory, sample_rate, window, hop, count, seed)
     if directory is None:
-        return CalibrationSet(found, None, said)
+        unseen, _ = calibration_windows(None, sample_rate, window, hop, count, seed + 1)
+        return CalibrationSet(found, unseen, said)
     unseen = sample_windows(directory, sample_rate, window, hop, count, seed, unseen=True)
     if not len(unseen):
         return CalibrationSet(found, None, msgspec.structs.replace(said, source=TOO_FEW))
@@ -91,9 +100,9 @@ def calibration_text(info: BundleInfo) -> str:
     """What a bundle was calibrated and measured on, for people."""
     made = info.calibration
     measured = max((parity.windows for parity in info.parity.values()), default=0)
-    if made.source == RECORDINGS:
+    if made.source in _APART:
         others = f"errors and agreement are of {measured} others" if measured else "nothing was measured"
-        return f"calibrated on {made.windows} windows of recordings; {others}"
+        return f"calibrated on {made.windows} windows of {_APART[made.source]}; {others}"
     source = (
         RECORDINGS if made.source.endswith(" windows of recordings") else made.source
     )  # with their number, until 0.1

@@ -35,7 +35,7 @@ from streamsplit_compile.encoder.front_ends import build_front_end, read_front_e
 from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program, input_shape
 from streamsplit_compile.encoder.plain_graph import HALF
 from streamsplit_compile.encoder.prepend import FrontEnd
-from streamsplit_compile.encoder.weights import is_zip, mistaken, unwrapped, wrapper
+from streamsplit_compile.encoder.weights import is_legacy, is_zip, mistaken, unwrapped, wrapper
 
 CHECKPOINT_FORMAT = "streamsplit.encoder/1"
 ENTRY_POINT_GROUP = "streamsplit.encoders"
@@ -132,11 +132,12 @@ def _read_encoder(path: Path, given: LoadOptions) -> LoadedEncoder:
         raise UsageError(f"{path}: no such file; start with `ssc encoder new resnet18 -o {path}`")
     if path.stat().st_size > _MAX_ENCODER_BYTES:
         raise FormatError(f"{path}: larger than {_MAX_ENCODER_BYTES} bytes")
-    if not is_zip(path):
+    legacy = is_legacy(path)
+    if not legacy and not is_zip(path):
         if what := mistaken(path):
             raise FormatError(f"{path}: {what}")
         raise FormatError(f"{path}: neither a checkpoint nor a torch.export archive")
-    if archives.is_archive(path):
+    if not legacy and archives.is_archive(path):
         return _from_archive(path, given)
     if given.factory is None and not given.unsafe_load:
         content = _read_checkpoint(path, unsafe=False)
@@ -237,7 +238,11 @@ def from_module(
     """
     if option is not None:
         front_end = _front_end(option, None, sample_rate)
-        return _behind(front_end, name, config, export_encoder(module, front_end.window_samples, front_end))
+        try:
+            graph = export_encoder(module, front_end.window_samples, front_end)
+        except UsageError as exc:
+            raise UsageError(f"{exc}; the front end makes (batch, {', '.join(map(str, front_end.shape))})") from None
+        return _behind(front_end, name, config, graph)
     rate = int(getattr(module, "sample_rate", None) or sample_rate or _DEFAULT_SAMPLE_RATE)
     window = int(getattr(module, "window_samples", rate))
     own = getattr(module, "front_end", None)
@@ -295,6 +300,8 @@ def _read_checkpoint(path: Path, unsafe: bool) -> Any:
     except Exception as exc:
         if what := mistaken(path):
             raise FormatError(f"{path}: {what}") from None
+        if "unexpected EOF" in str(exc):
+            raise FormatError(f"{path}: cut short after {path.stat().st_size} bytes; get it again") from None
         pickled = "Unsupported global" in str(exc) and not unsafe  # of what else is no pickle nothing would be loaded
         hint = "; a pickled module is refused because loading it runs its code (--unsafe-load)" if pickled else ""
         raise FormatError(f"{path}: not a checkpoint of tensors, or cut short ({type(exc).__name__}){hint}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import pickletools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ _FIRST_BYTES = 64
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Fields under which training programs keep the weights, beside the optimizer's state."""
 _COMPRESSED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""The first pickle of a checkpoint of PyTorch before 1.6: a number."""
+_LEGACY_PICKLES = 5
+"""The number, a version, the machine, the content without its tensors, and the tensors' order."""
 _PARALLEL = "module."
 """What DataParallel puts before the name of each tensor."""
 
@@ -33,9 +38,27 @@ def mistaken(path: Path) -> str:
         return "compressed; unpack it first"
     if first[8:10] == b'{"':
         return "a safetensors file; load it with safetensors.torch.load_file and keep it with torch.save"
-    if first.startswith(b"PK") and not is_zip(path):
+    if (first.startswith(b"PK") and not is_zip(path)) or (is_legacy(path) and _ends_in_a_pickle(path)):
         return f"cut short after {size} bytes; get it again"
     return ""
+
+
+def is_legacy(path: Path) -> bool:
+    """Whether a file begins as the checkpoints of PyTorch before 1.6, which were no zip archives. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(_LEGACY)) == _LEGACY
+
+
+def _ends_in_a_pickle(path: Path) -> bool:
+    """Whether a checkpoint of before 1.6 is cut before its tensors. Nothing is loaded, its pickles are only walked."""
+    with path.open("rb") as file:
+        try:
+            for _ in range(_LEGACY_PICKLES):
+                for _ in pickletools.genops(file):
+                    pass
+        except (ValueError, IndexError):
+            return True
+    return False
 
 
 def is_zip(path: Path) -> bool:

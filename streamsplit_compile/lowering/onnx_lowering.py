@@ -25,7 +25,7 @@ from runtime_edge.errors import FormatError
 from streamsplit_compile.lowering.exportable import exportable
 from streamsplit_compile.lowering.onnx_folding import fold
 from streamsplit_compile.lowering.real_spectra import odd_spectra
-from streamsplit_compile.lowering.refusals import refusal
+from streamsplit_compile.lowering.refusals import refusal, refuse_projected_lstm
 
 OPSET = 18
 INPUT, OUTPUT = "input", "output"
@@ -38,6 +38,7 @@ def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Coll
     `shape` is the activation's, with a batch axis of 1. Other tensors (a front end's fixed matrices) stay in as
     constants. Returns a serialised ONNX model without weights. Raises UsageError naming the node that ONNX cannot say.
     """
+    refuse_projected_lstm(segment)
     try:
         return _export(segment, shape, parameters)
     except Exception as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import torch
 from torch import fx
 
 from runtime_edge.errors import UsageError
@@ -23,13 +24,27 @@ def refusal(exporter: str, exc: Exception, segment: fx.GraphModule) -> UsageErro
     texts = [str(error).strip() for error in _causes(exc)]
     node = _named_node(texts, segment)
     reason = next(filter(None, map(_reason, texts)), type(exc).__name__)
-    where = ""
-    if node is not None:
-        line = line_of_node(node)
-        where = f"node {node.name}" + (f" ({line})" if line else "") + ": "
+    where = "" if node is None else f"{_place(node)}: "
     return UsageError(
         f"{exporter} cannot lower this part of the encoder: {where}{reason[:300]}; write it in other operators"
     )
+
+
+def refuse_projected_lstm(segment: fx.GraphModule) -> None:
+    """Raise UsageError naming an LSTM with `proj_size`, of which torch.onnx makes another encoder without a word."""
+    for node in segment.graph.nodes:
+        if node.target is torch.ops.aten.lstm.input:
+            hidden, cell = (state.meta["val"] for state in node.args[1])
+            if hidden.shape != cell.shape:
+                raise UsageError(
+                    f"{_place(node)}: ONNX has no LSTM that projects its state (proj_size): train the encoder with an "
+                    "LSTM without one, or with an nn.Linear behind it"
+                )
+
+
+def _place(node: fx.Node) -> str:
+    line = line_of_node(node)
+    return f"node {node.name}" + (f" ({line})" if line else "")
 
 
 def _causes(exc: BaseException) -> list[BaseException]:

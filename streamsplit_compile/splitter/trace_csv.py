@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime_edge.audio.files.folder import is_hidden
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import FormatError, UsageError
 from streamsplit_compile.splitter.traces import FAMILIES, STEP_S, Array, TraceModel, Traces, join, synthetic_traces
@@ -51,7 +52,7 @@ def recorded_traces(path: Path, seed: int) -> tuple[Traces, Traces]:
 
     Raises FormatError naming file, line and column, UsageError when there is nothing to read.
     """
-    files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    files = sorted(file for file in path.glob("*.csv") if not is_hidden(file.name)) if path.is_dir() else [path]
     if not files or len(files) > MAX_FILES:
         raise UsageError(f"--traces {path}: {len(files)} .csv files, expected 1 to {MAX_FILES}")
     recordings = [_resampled(read_csv(file), str(file)) for file in files]

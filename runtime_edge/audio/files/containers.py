@@ -17,12 +17,15 @@ from typing import Any, BinaryIO, NamedTuple
 import msgspec
 
 from runtime_edge.audio.files import mpeg
+from runtime_edge.audio.files.rare_containers import rare_length
 
 _MAX_CHUNKS = 1_000
 _MAX_CHUNK_BYTES = 1 << 16
 _OGG_PAGE = 65_307
-_OGG_STREAM = slice(14, 18)
-"""Where the number of its stream stands in a page."""
+_OGG_HEADER = 27
+"""Bytes of a page before the lengths of its parts, of which the last is their number."""
+_OGG_FIRST = 2
+"""Flag of a page that begins a stream."""
 _FLAC_LENGTH = 21
 """Where in a FLAC file the four low bits and the four bytes are that hold its number of frames."""
 _UNKNOWN = 0xFFFF_FFFF
@@ -47,6 +50,8 @@ class Container(msgspec.Struct, frozen=True):
     """How many a FLAC file says it has; None when it does not say, and for other formats."""
     open_end: bool = False
     """Whether libsndfile would guess the length, and stop there: then `PatchedFile` must hide where the file ends."""
+    end: int | None = None
+    """Where the file must seem to end: what follows is a tag, or less than a sample. None for where it does."""
     unread: str | None = None
     """What of the file is not read, in words."""
 
@@ -64,12 +69,15 @@ class _Chunks(NamedTuple):
 
 
 _WAV = _Chunks(12, struct.Struct("<4sI"), b"data")
+_SVX = _Chunks(12, struct.Struct(">4sI"), b"BODY")
 _CHUNKS = {
     (b"RIFF", b"WAVE"): _WAV,
     (b"RF64", b"WAVE"): _WAV,
     (b"RIFX", b"WAVE"): _Chunks(12, struct.Struct(">4sI"), b"data"),
     (b"FORM", b"AIFF"): _Chunks(12, struct.Struct(">4sI"), b"SSND"),
     (b"FORM", b"AIFC"): _Chunks(12, struct.Struct(">4sI"), b"SSND"),
+    (b"FORM", b"8SVX"): _SVX,
+    (b"FORM", b"16SV"): _SVX,
 }
 _MAGICS = frozenset([*(magic for magic, _ in _CHUNKS), b"riff"])
 _W64 = _Chunks(40, struct.Struct("<16sq"), b"data", align=8, counts_header=True)
@@ -82,7 +90,7 @@ def examine(path: Path) -> Container:
         size = os.fstat(file.fileno()).st_size
         head = file.read(_FLAC_LENGTH + 5)
         if head[:4] == b"fLaC":
-            return _flac(head)
+            return _flac(file, head, size)
         if head[:4] == b"OggS":
             return _ogg(file, size)
         if head[:4] in (b".snd", b"dns."):
@@ -94,7 +102,7 @@ def examine(path: Path) -> Container:
             kind = _W64
         elif head[:4] == b"caff":
             kind = _CAF
-        return Container() if kind is None else _chunked(file, head[:4], size, kind)
+        return _rare(file, size) if kind is None else _chunked(file, head[:4], size, kind)
 
 
 def chunk(path: Path, name: bytes) -> bytes | None:
@@ -109,13 +117,23 @@ def chunk(path: Path, name: bytes) -> bytes | None:
     return None
 
 
-def _flac(head: bytes) -> Container:
-    """Read to its last frame whatever it states, which is compared afterwards."""
+def _flac(file: BinaryIO, head: bytes, size: int) -> Container:
+    """Read to its last frame whatever it states, which is compared afterwards. Tags behind it are not part of it."""
     if len(head) < _FLAC_LENGTH + 5:
         return Container()
     low = head[_FLAC_LENGTH]
     frames = int.from_bytes(bytes((low & 15,)) + head[_FLAC_LENGTH + 1 :], "big")
-    return Container(patches={_FLAC_LENGTH: bytes((low & 0xF0, 0, 0, 0, 0))}, frames=frames or None)
+    patches = {_FLAC_LENGTH: bytes((low & 0xF0, 0, 0, 0, 0))}
+    end = mpeg.before_tags(file, size)
+    return Container(patches=patches, frames=frames or None, end=None if end == size else end)
+
+
+def _rare(file: BinaryIO, size: int) -> Container:
+    length = rare_length(file, size)
+    if length is None:
+        return Container()
+    wrong = None if length.stated == length.held else _wrong(length.stated, length.held)
+    return Container(wrong, dict(length.patches), end=length.end, unread=length.unread)
 
 
 def _ogg(file: BinaryIO, size: int) -> Container:
@@ -125,17 +143,37 @@ def _ogg(file: BinaryIO, size: int) -> Container:
     page = tail[max(0, tail.rfind(b"OggS")) :]
     segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
     whole = bool(segments) and len(page) >= 27 + len(segments) + sum(segments)
-    file.seek(0)
-    if page[_OGG_STREAM] != file.read(_OGG_STREAM.stop)[_OGG_STREAM]:
+    if _begins_again(file):
         return Container(unread="another stream follows the first: it is not read, take them apart")
     return Container() if whole and page[5] & 4 else Container(wrong="its last page is missing")
+
+
+def _begins_again(file: BinaryIO) -> bool:
+    """Whether a stream begins behind pages of another one, whose number may be the same."""
+    position, goes_on = 0, False
+    while True:
+        file.seek(position)
+        head = file.read(_OGG_HEADER)
+        if len(head) < _OGG_HEADER:
+            return False
+        if head[:4] != b"OggS":  # damage, or the end of what was written
+            ahead = (head + file.read(_OGG_PAGE)).find(b"OggS", 1)
+            if ahead < 0:
+                return False
+            position += ahead
+            continue
+        begins = bool(head[5] & _OGG_FIRST)
+        if begins and goes_on:
+            return True
+        goes_on = goes_on or not begins
+        position += _OGG_HEADER + head[-1] + sum(file.read(head[-1]))
 
 
 def _mpeg(file: BinaryIO, size: int) -> Container:
     """Without a stated length the bit rate of the first frame would decide; of several files in one, the first."""
     length = mpeg.stated_length(file)
     if length is None:
-        return Container()
+        return _rare(file, size)
     if length.tag_at is None:
         return Container(open_end=True)
     if length.stated is None or not mpeg.goes_on(file, length.begin + length.stated):
@@ -191,6 +229,8 @@ def _patches(kind: _Chunks, magic: bytes, begin: int, held: int, long_length_at:
         return {begin - 8: struct.pack("<q", held + kind.header.size)}
     if kind is _CAF:
         return {begin - 8: struct.pack(">q", held)}
+    if kind is _SVX:
+        return {begin - 4: struct.pack(">I", min(held, _UNKNOWN))}
     if magic == b"FORM":
         return {begin - 4: bytes(4)}
     if long_length_at is not None:
@@ -244,14 +284,17 @@ class PatchedFile(io.RawIOBase):
         path: the file.
         patches: bytes by position.
         open_end: whether it seems to go on for long, where nothing can be read but some zeros at its end.
+        end: where it seems to end; None for where it does.
 
     Raises:
         OSError: it cannot be opened.
     """
 
-    def __init__(self, path: Path, patches: Mapping[int, bytes], open_end: bool = False) -> None:
+    def __init__(
+        self, path: Path, patches: Mapping[int, bytes], open_end: bool = False, end: int | None = None
+    ) -> None:
         self._file, self._patches = path.open("rb", buffering=0), patches
-        size = os.fstat(self._file.fileno()).st_size
+        size = os.fstat(self._file.fileno()).st_size if end is None else end
         self._end = size * _FAR if open_end else size
         self._path = path
 
@@ -284,8 +327,8 @@ class PatchedFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """As in any file, patched; a disk that fails is the end of the file."""
-        view = memoryview(buffer).cast("B")
         begin = self._file.tell()
+        view = memoryview(buffer).cast("B")[: max(0, self._end - begin)]
         try:
             size = self._file.readinto(view)
         except OSError:

@@ -13,6 +13,9 @@ _ID3_BYTES = 10
 _ID3_FOOTER = 0x10
 _ID3_1_BYTES = 128
 """Of the first version, at the end."""
+_APE_BYTES = 32
+"""Of an APE tag's header, and of its footer."""
+_APE_HAS_HEADER = 0x80
 _TAG = re.compile(rb"Xing|Info")
 _TAG_WITHIN = 64
 _HAS_FRAMES, _HAS_BYTES = 1, 2
@@ -69,6 +72,19 @@ def stated_length(file: BinaryIO) -> MpegLength | None:
     if not flags & _HAS_FRAMES or not frames:
         return MpegLength(begin, None, None)
     return MpegLength(begin, begin + tag.start(), size or None if flags & _HAS_BYTES else None)
+
+
+def before_tags(file: BinaryIO, size: int) -> int:
+    """Where the tags begin that music players put at a file's end; its size without any. Raises OSError."""
+    file.seek(max(0, size - _ID3_1_BYTES))
+    if size > _ID3_1_BYTES and file.read(3) == b"TAG":
+        size -= _ID3_1_BYTES
+    file.seek(max(0, size - _APE_BYTES))
+    footer = file.read(_APE_BYTES)
+    if footer[:8] != b"APETAGEX":
+        return size
+    held = int.from_bytes(footer[12:16], "little") + (_APE_BYTES if footer[23] & _APE_HAS_HEADER else 0)
+    return size - held if held < size else size
 
 
 def goes_on(file: BinaryIO, position: int) -> bool:

@@ -38,6 +38,11 @@ def test_three_times_the_rate_is_noticed_within_eight_seconds() -> None:
     assert measured(steady(48_000, 8.0)) == pytest.approx(48_000, rel=0.05)
 
 
+@pytest.mark.parametrize("rate_hz", [15_520, 15_870, 16_140, 16_480])
+def test_a_rate_that_is_a_little_off_is_noticed_within_some_minutes(rate_hz: int) -> None:
+    assert measured(steady(rate_hz, 370.0)) == pytest.approx(rate_hz, rel=0.002)
+
+
 @pytest.mark.parametrize("rate_hz", [15_950, 16_000, 16_050])
 @pytest.mark.parametrize("every_s", [0.02, 0.1, 1.5])
 def test_the_right_rate_is_silent_whatever_the_size_of_the_pieces(rate_hz: int, every_s: float) -> None:

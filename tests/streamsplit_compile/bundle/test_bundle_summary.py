@@ -44,7 +44,7 @@ def test_the_table_shows_every_cut_and_target(small_bundle, capsys):
         assert f" {cut.name} " in text
     for heading in ("wire bytes", "int8 agreement", "rpi4 ms", "m2 mJ"):
         assert heading in text
-    assert "; calibrated and measured on the same 4 windows: synthetic soundscape; signed." in text
+    assert "of a synthesised soundscape; errors and agreement are of 4 others; signed." in text
 
 
 def test_a_bundle_that_was_not_proved_says_so(resnet_bundle, capsys):

@@ -44,7 +44,7 @@ def test_the_synthetic_windows_are_as_many_as_asked_for_at_any_rate(rate, window
     windows, said = calibration_windows(None, rate, window, window // 2, count, 0)
     assert windows.shape == (count, window)
     assert windows.dtype == np.float32
-    assert (said.source, said.windows, said.seed) == ("synthetic soundscape", count, 0)
+    assert (said.source, said.windows, said.seed) == ("soundscapes", count, 0)
 
 
 def test_synthetic_windows_overlap_by_the_hop_and_follow_the_seed():
@@ -189,6 +189,13 @@ def test_what_is_measured_calibrated_nothing(tmp_path):
     assert found.said.source == "recordings"
 
 
+def test_without_recordings_what_is_measured_calibrated_nothing_either():
+    found = calibration_set(None, RATE, 500, 250, 5, 3)
+    assert np.array_equal(found.windows, calibration_windows(None, RATE, 500, 250, 5, 3)[0])
+    assert np.array_equal(found.measured, calibration_windows(None, RATE, 500, 250, 5, 4)[0])
+    assert not np.isin(found.measured[:, ::50], found.windows).any()
+
+
 def test_recordings_too_short_for_others_are_measured_on_what_calibrates_and_say_so(tmp_path):
     record(tmp_path / "a.wav", np.linspace(-0.5, 0.5, 1200))
     found = calibration_set(tmp_path, RATE, 500, 250, 16, 0)
@@ -203,6 +210,11 @@ def test_recordings_too_short_for_others_are_measured_on_what_calibrates_and_say
         ("recordings", 12, "calibrated on 16 windows of recordings; errors and agreement are of 12 others"),
         ("recordings", 0, "calibrated on 16 windows of recordings; nothing was measured"),
         ("799 windows of recordings", 16, "calibrated and measured on the same 16 windows: recordings"),
+        (
+            "soundscapes",
+            12,
+            "calibrated on 16 windows of a synthesised soundscape; errors and agreement are of 12 others",
+        ),
         ("synthetic soundscape", 16, "calibrated and measured on the same 16 windows: synthetic soundscape"),
         ("synthetic soundscape", 0, "nothing was measured; calibrated on 16 windows: synthetic soundscape"),
     ],

@@ -16,7 +16,7 @@ from runtime_edge.errors import BackendError, BundleError, CheckFailed, FormatEr
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.minisign import read_signature, verify
 from runtime_edge.inference.prefix import Prefix
-from streamsplit_compile.bundle.calibrate import calibration_windows
+from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import (
     CompileOptions,
     changed_blocks,
@@ -53,11 +53,7 @@ def tensors(module):
 
 
 def windows_of(bundle):
-    info = bundle.manifest.info
-    front_end = info.front_end
-    return calibration_windows(
-        None, front_end.sample_rate, front_end.window_samples, front_end.hop_samples, info.calibration.windows, 0
-    )[0]
+    return calibration_set_for(bundle.manifest.info, None).windows
 
 
 def renew(base, module, out, generation=2, **options):
@@ -256,7 +252,8 @@ def test_recompiling_everything_equals_a_full_compile(base, tmp_path):
     module = retrained(["stem", "down", "residual", "head"])
     torch.save(module.state_dict(), tmp_path / "new.pt")
     encoder = load_encoder(tmp_path / "new.pt", "toys:Tiny")
-    reference = Reference(split(encoder.graph, cuts_of(encoder.graph.candidates, base.manifest, "base")))
+    unseen = calibration_set_for(base.manifest.info, None).unseen
+    reference = Reference(split(encoder.graph, cuts_of(encoder.graph.candidates, base.manifest, "base")), unseen)
     new = renew(base, module, tmp_path / "new", reference=reference)
     full = compile_encoder(encoder, dataclasses.replace(OPTIONS, generation=2), tmp_path / "full")
     assert new.manifest.components == full.manifest.components

@@ -210,7 +210,7 @@ def test_what_is_no_zip_file_is_refused(tmp_path):
         (b"\n<!DOCTYPE html><html>", "a web page"),
         (b"\xef\xbb\xbf<!doctype HTML>", "a web page"),
         (b'{"message": "Not Found"}', "JSON, perhaps what a server answered"),
-        (gzip.compress(b"weights"), "compressed; unpack it first"),
+        (gzip.compress(b"weights", mtime=0), "compressed; unpack it first"),
         (b"_\x00rest of a file whose beginning is missing", "n(either|ot) a checkpoint"),
         (b'\x10\0\0\0\0\0\0\0{"a":{}}', "a safetensors file"),
     ],
@@ -245,6 +245,34 @@ def test_a_download_that_was_cut_short_is_named_with_its_length(checkpoint, tmp_
     for read in (load_encoder, read_tensors):
         with pytest.raises(FormatError, match=r"encoder\.pt: cut short after 5000 bytes; get it again"):
             read(path)
+
+
+def legacy(path, content):
+    """A checkpoint as PyTorch wrote them before 1.6."""
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    return path.read_bytes()
+
+
+def test_a_checkpoint_of_before_1_6_is_read_and_named_when_it_is_cut(tmp_path):
+    path, state = tmp_path / "old.pt", Tiny(seed=2).state_dict()
+    data = legacy(path, {"state_dict": state})
+    assert np.array_equal(load_encoder(path, "toys:Tiny").tensors["head.bias"], state["head.bias"].numpy())
+    assert read_tensors(path).keys() == state.keys()
+    for size in (20, 60, 300, 900, len(data) // 2, len(data) - 4):
+        path.write_bytes(data[:size])
+        for read in (lambda path: load_encoder(path, "toys:Tiny"), read_tensors):
+            with pytest.raises(FormatError, match=rf"old\.pt: cut short after {size} bytes; get it again"):
+                read(path)
+
+
+def test_a_pickled_module_of_before_1_6_is_refused_or_named_when_it_is_cut_within_its_pickle(tmp_path):
+    path = tmp_path / "old.pt"
+    data = legacy(path, Tiny())
+    with pytest.raises(FormatError, match=r"a pickled module is refused because .* \(--unsafe-load\)"):
+        load_encoder(path)
+    path.write_bytes(data[:400])
+    with pytest.raises(FormatError, match=r"old\.pt: cut short after 400 bytes; get it again"):
+        load_encoder(path)
 
 
 @pytest.mark.parametrize("field", ["model", "state_dict"])

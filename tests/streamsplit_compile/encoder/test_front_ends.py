@@ -15,6 +15,8 @@ from streamsplit_compile.cli.main import main as ssc
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.encoder.encoders import load_encoder
 from streamsplit_compile.encoder.front_ends import MAX_BYTES, PRESETS, build_front_end, parse_front_end, read_front_end
+from streamsplit_compile.encoder.segment import run_segments, split
+from streamsplit_compile.encoder.selection import cuts_of
 from tools.fuzz_files import front_ends
 
 pytestmark = pytest.mark.integration
@@ -179,3 +181,71 @@ def test_an_archive_of_any_batch_keeps_it(preset, tmp_path):
 
 
 SHORT = {"ast": {"max_length": 50}, "clap": {"max_length_s": 1}, "wav2vec2": {}, "whisper": {"chunk_length": 1}}
+
+
+def ast_model():
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.ASTConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        num_mel_bins=64,
+        max_length=96,
+    )
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ast = transformers.ASTModel(settings)
+
+        def forward(self, features):
+            return self.ast(features).pooler_output
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Pooled().eval()
+
+
+def test_an_ast_of_transformers_split_behind_its_front_end_embeds_as_that_library_does(tmp_path):
+    model = ast_model()
+    from transformers import ASTFeatureExtractor
+
+    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=96)
+    extractor.save_pretrained(tmp_path)
+    torch.export.save(torch.export.export(model, (torch.zeros(1, 96, 64),)), tmp_path / "ast.pt2")
+    encoder = load_encoder(tmp_path / "ast.pt2", front_end=str(tmp_path / "preprocessor_config.json"))
+    options = CompileOptions(targets=[load_target("rpi4")], cuts="front_end.log_mel,front_end", calibration_windows=2)
+    bundle = compile_encoder(encoder, options, tmp_path / "bundle")
+    waveform = np.random.default_rng(0).normal(0, 0.1, encoder.window_samples).astype(np.float32)
+    features = extractor(waveform, sampling_rate=16_000, return_tensors="pt").input_values
+    with torch.no_grad():
+        expected = model(features).numpy()[0]
+
+    prefix = Prefix(bundle)
+    prefix.start(waveform)
+    for cut in range(3):
+        sent = prefix.advance(cut).copy()
+    suffix = split(encoder.graph, cuts_of(encoder.graph.candidates, bundle.manifest, "bundle"))[2:]
+    with torch.no_grad():
+        received = run_segments(suffix, torch.from_numpy(sent)).numpy().ravel()
+
+    assert bundle.manifest.info.cuts[2].name == "front_end"
+    np.testing.assert_allclose(received, expected, atol=1e-3)
+
+
+def test_a_front_end_in_front_of_a_factory_that_takes_other_features_is_refused_with_its_shape(tmp_path):
+    torch.save(Narrow().state_dict(), tmp_path / "narrow.pt")
+    with pytest.raises(UsageError, match=r"; the front end makes \(batch, 1024, 128\)$"):
+        load_encoder(tmp_path / "narrow.pt", f"{__name__}:Narrow", front_end="ast")
+
+
+class Narrow(nn.Module):
+    """Takes frames of 64 bands."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 8)
+
+    def forward(self, frames):
+        return self.head(frames).mean(1)

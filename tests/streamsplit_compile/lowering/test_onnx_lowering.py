@@ -13,7 +13,7 @@ from shapes import GOOD, WINDOW, Convolutional, FoldedBatch, Linear, make
 from torch import nn
 from toys import Tiny
 
-from runtime_edge.errors import FormatError
+from runtime_edge.errors import FormatError, UsageError
 from streamsplit_compile.encoder.graph import export_encoder
 from streamsplit_compile.encoder.segment import extract, split
 from streamsplit_compile.lowering.onnx_lowering import INPUT, OPSET, OUTPUT, keep_graph, parameter_names, write_weights
@@ -222,6 +222,24 @@ def test_a_module_used_twice_keeps_both_of_its_norms():
         expected = module(window).numpy()
     assert "BatchNormalization" not in operators(data)
     np.testing.assert_allclose(run(data, window.numpy()), expected, atol=1e-5, rtol=0)
+
+
+class Recurrent(nn.Module):
+    """An LSTM over eight steps, perhaps with a projection."""
+
+    def __init__(self, proj_size):
+        super().__init__()
+        self.lstm = nn.LSTM(WINDOW // 8, 6, batch_first=True, proj_size=proj_size)
+
+    def forward(self, x):
+        return self.lstm(x.reshape(-1, 8, WINDOW // 8))[0].mean(1)
+
+
+def test_an_lstm_that_projects_its_state_is_refused_with_its_line_and_a_mend():
+    whole = r"node lstm.*\(.*test_onnx_lowering\.py, line \d+.*\): .*proj_size\).*or with an nn\.Linear behind it"
+    with pytest.raises(UsageError, match=whole):
+        lower(export_encoder(Recurrent(3), WINDOW))
+    assert "LSTM" in operators(lower(export_encoder(Recurrent(0), WINDOW))[1])
 
 
 def test_a_damaged_kept_graph_is_refused_in_one_line(tiny, lowered):

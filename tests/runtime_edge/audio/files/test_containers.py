@@ -11,7 +11,11 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime_edge.audio import Counters
+from runtime_edge.audio.file_decoder import Faults, read_file
 from runtime_edge.audio.files.containers import Container, PatchedFile, chunk, examine
+
+RARE = ("AVR", "HTK", "MAT4", "MAT5", "MPC2K", "NIST", "SDS", "SVX", "VOC", "WVE", "XI")
 
 
 @settings(max_examples=50, deadline=None)
@@ -40,20 +44,21 @@ def test_a_patched_file_reads_as_if_it_had_been_written_so(
     assert again == bytes(expected[10:15])
 
 
-@pytest.mark.parametrize("kind", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "OGG", "MP3"])
+@pytest.mark.parametrize("kind", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "OGG", "MP3", *RARE])
 def test_a_whole_file_needs_nothing(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a"
-    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 16_001), 16_000, format=kind)
+    rate = 8_000 if kind == "WVE" else 16_000
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 16_001), rate, format=kind)
 
     assert examine(path) == Container()
 
 
-@pytest.mark.parametrize("kind", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"])
+@pytest.mark.parametrize("kind", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", *RARE])
 def test_a_file_that_ends_in_its_header_is_not_patched_beyond_its_end(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a"
-    soundfile.write(path, np.zeros(100), 16_000, format=kind)
+    soundfile.write(path, np.zeros(100), 8_000, format=kind)
     data = path.read_bytes()
-    for size in range(120):
+    for size in range(160):
         path.write_bytes(data[:size])
         patches = examine(path).patches
         assert all(at + len(patch) <= size for at, patch in patches.items()), size
@@ -69,3 +74,44 @@ def test_a_chunk_is_found_before_and_behind_the_audio(tmp_path: Path) -> None:
     assert chunk(path, b"guan") == text
     assert len(chunk(path, b"fmt ") or b"") == 16
     assert chunk(path, b"bext") is None
+
+
+@pytest.mark.parametrize("stated", [True, False])
+@pytest.mark.parametrize("tag", ["id3", "ape"])
+def test_a_tag_behind_a_flac_is_no_damage(
+    tmp_path: Path, tag: str, stated: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, counters = tmp_path / "a.flac", Counters()
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000).astype(np.float32)
+    soundfile.write(path, samples, 16_000, subtype="PCM_24")
+    data = bytearray(path.read_bytes())
+    if not stated:
+        data[21] &= 0xF0
+        data[22:26] = bytes(4)
+    item = b"Title\0a sound".ljust(100)
+    footer = b"APETAGEX" + struct.pack("<4I8x", 2000, len(item) + 32, 1, 1 << 31)
+    path.write_bytes(data + {"id3": b"TAG".ljust(128, b"\0"), "ape": footer + item + footer}[tag])
+
+    found = np.concatenate([block.frames[:, 0] for block in read_file(path, faults=Faults(counters))])
+
+    np.testing.assert_allclose(found, samples, atol=1e-6)
+    assert (counters.files_cut_short, caplog.text) == (0, "")
+
+
+def test_a_second_ogg_stream_of_the_same_number_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, np.zeros(32_000), 16_000)
+    path.write_bytes(path.read_bytes() * 2)
+
+    assert examine(path).unread == "another stream follows the first: it is not read, take them apart"
+
+
+def test_a_damaged_page_does_not_hide_the_second_ogg_stream(tmp_path: Path) -> None:
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 64_000), 16_000)
+    data = bytearray(path.read_bytes() * 2)
+    at = data.index(b"OggS", 1)
+    data[at : at + 4] = b"XXXX"
+    path.write_bytes(data)
+
+    assert examine(path).unread is not None
