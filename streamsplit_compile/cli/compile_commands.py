@@ -40,7 +40,7 @@ from streamsplit_compile.encoder.encoders import (
     read_tensors,
     save_checkpoint,
 )
-from streamsplit_compile.encoder.importers import IMPORTERS
+from streamsplit_compile.encoder.published.importers import IMPORTERS
 from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import cuts_of
 from streamsplit_compile.lowering.artifact_formats import FORMATS, PRECISIONS
