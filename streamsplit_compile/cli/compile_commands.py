@@ -115,9 +115,10 @@ def import_(kind: str, file: Path, out: Path, config_json: str, as_json: bool) -
 
     Example: ssc encoder import efficientat mn04_as_mAP_432.pt -o encoder.pt
     """
-    config = IMPORTERS[kind](file, out, _parse_config(config_json))
+    name, read = IMPORTERS[kind]
+    config = read(file, out, _parse_config(config_json))
     if as_json:
-        print_json({"encoder": "mn", "config": config, "file": str(out)})
+        print_json({"encoder": name, "config": config, "file": str(out)})
     else:
         click.echo(f"{out}: {kind} checkpoint {file.name}, {config}")
 
