@@ -1,6 +1,6 @@
 """What contrastive objectives earn and cost: accuracy over steps and over joules, for thin batches and thin data.
 
-    python -m tools.bench_objectives --audio recordings/ --energy rapl [--work DIR] [--hours 8] [--quick] [--publish]
+    python -m tools.bench_objectives --audio recordings/ --energy rapl [--jobs 1] [--hours 8] [--publish]
 
 MobileNetV3-Small of width 0.75 learns from Speech Commands (`recordings/speech_commands/labels.csv`) without labels,
 from random weights, with each objective, with all windows and with a quarter of them, in batches of 16 and of 128,
@@ -8,8 +8,10 @@ from three seeds; then, at one seed each, with a half and a tenth of the windows
 16 take eight times the steps, so that every run sees as many windows. After every pass over the recordings a linear
 probe and the nearest neighbours are asked of fold 5.
 
-Every run is a process of its own and leaves a file in DIR, which is not measured again; no run is begun after
-`--hours`. What is there by then is the page, docs/energy.md. Without recordings nothing is measured.
+Every run is a process of its own on one core and leaves a file in `--work`, which is not measured again; no run is
+begun after `--hours`, and what the bounds are about comes first. Runs beside each other (`--jobs`) are for a target's
+watts alone, which count a process's own seconds; a counter of the whole machine would add them up. What is there by
+then is the page, docs/energy.md. Without recordings nothing is measured.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ from runtime_server.telemetry.server_metrics import PEAK_MEMORY, peak_memory_byt
 from runtime_server.telemetry.step_energy import StepEnergy
 from runtime_server.training.embedding_metrics import knn_accuracy
 from runtime_server.training.losses.objectives import DEFAULT, OBJECTIVES
+from streamsplit_compile.cost.targets import list_targets
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 from tools.benchmarks import publish
 from tools.clip_probe import probe
@@ -51,7 +55,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "efficientnet_b0": ("efficientnet_b0", {}),
     "resnet18": ("resnet18", {}),
 }
-PASSES, LARGE, THIN, STEPS = 8, 128, 16, 3
+PASSES, LARGE, THIN, STEPS = 6, 128, 16, 3
 """Passes over the recordings; the batches; and steps of the large one each time that devices have sent some."""
 
 
@@ -148,16 +152,20 @@ def measure_all(
     """All runs that have no file yet, each in a process of its own, until the hours are over; returns what there is."""
     given.work.mkdir(parents=True, exist_ok=True)
     began = clock()
-    for arm in wanted:
+
+    def measure(arm: Arm) -> None:
         file = given.work / f"{arm.name}.json"
         if file.exists() or clock() - began >= given.hours * 3600:
-            continue
+            return
         command = [sys.executable, "-m", "tools.bench_objectives", "--arm", json.dumps(asdict(arm))]
         command += ["--audio", str(given.audio), "--energy", given.energy, *(["--quick"] if given.quick else [])]
         line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
         file.with_suffix(".partial").write_text(line + "\n")
         file.with_suffix(".partial").replace(file)
         print(arm.name, f"probe {json.loads(line)['points'][-1]['probe']:.3f}", flush=True)
+
+    with ThreadPoolExecutor(given.jobs) as several:
+        list(several.map(measure, wanted))
     files = [given.work / f"{arm.name}.json" for arm in wanted]
     return [json.loads(file.read_text()) for file in files if file.exists()]
 
@@ -168,6 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--audio", type=Path, default=os.environ.get("SSC_TEST_AUDIO"))
     parser.add_argument("--energy", default="rapl", help="As of `ssc server run`.")
     parser.add_argument("--work", type=Path, default=Path(".cache/objectives"))
+    parser.add_argument("--jobs", type=int, default=1, help="Runs beside each other.")
     parser.add_argument("--hours", type=float, default=8.0)
     parser.add_argument("--quick", action="store_true", help="Few recordings, one pass and two runs, for a trial.")
     parser.add_argument("--publish", action="store_true", help="Write docs/energy.md and docs/benchmarks.*.")
@@ -177,6 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
         print("left out: --audio (SSC_TEST_AUDIO) is needed")
         return
     given.audio = Path(given.audio)
+    if given.jobs > 1 and given.energy not in list_targets():
+        raise UsageError(f"--jobs {given.jobs}: {given.energy} would count all runs together; name a target")
     if given.arm is not None:
         print(json.dumps(measured(Arm(**given.arm), given)))
         return

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import soundfile
 
+from runtime_edge.errors import UsageError
 from runtime_server.training.losses.objectives import OBJECTIVES
 from tools import bench_objectives
 from tools.bench_objectives import DATA, SMALL, Arm, arms, main, measure_all, measured
 
 
 def settings(tmp_path: Path, **more: object) -> argparse.Namespace:
-    return argparse.Namespace(**{"work": tmp_path / "work", "hours": 1.0, "quick": True, "energy": "rpi4", **more})
+    return argparse.Namespace(
+        **{"work": tmp_path / "work", "hours": 1.0, "quick": True, "energy": "rpi4", "jobs": 1, **more}
+    )
 
 
 def test_the_study_has_every_objective_share_and_batch_from_three_seeds() -> None:
@@ -59,6 +62,11 @@ def test_without_recordings_nothing_is_measured(
     monkeypatch.delenv("SSC_TEST_AUDIO", raising=False)
     main([])
     assert "left out: --audio" in capsys.readouterr().out
+
+
+def test_runs_beside_each_other_are_refused_where_one_counter_has_them_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--jobs 2: rapl would count all runs together"):
+        main(["--audio", str(tmp_path), "--jobs", "2", "--energy", "rapl"])
 
 
 @pytest.mark.integration
