@@ -31,7 +31,7 @@ from runtime_server.labels.labelled import read_clips, windows_of
 from streamsplit_compile.encoder.encoders import new_encoder
 from streamsplit_compile.encoder.published.trained import TrainedWeights, packed
 from tools.benchmarks import Section, publish, show
-from tools.reference.corpus import GATE_DB, HELD_OUT_FOLD, few, load_corpus
+from tools.reference.corpus import GATE_DB, HELD_OUT_FOLD, corpus_key, few, load_corpus
 from tools.reference.training import SCALE, Course, Recipe
 
 VARIANTS = {"speech-and-sounds": ("esc10", "speech_commands"), "sounds": ("esc10",)}
@@ -127,9 +127,10 @@ def train(given: argparse.Namespace) -> tuple[Course, dict[str, Validation]]:
     torch.set_num_threads(recipe.threads)
     tables = {name: given.audio / name / "labels.csv" for name in VARIANTS[given.weights_of]}
     encoder, _ = new_encoder(given.encoder, {"seed": recipe.seed})
-    corpus = load_corpus(encoder, list(tables.values()), given.cache, given.teacher, given.clips)
+    heard = (encoder, list(tables.values()), given.teacher, given.clips)
+    corpus = load_corpus(given.cache, *heard)
     name = f"{given.encoder}.{given.weights_of}"
-    course = Course(encoder, corpus, recipe, given.cache / f"{name}.{recipe.seed}")
+    course = Course(encoder, corpus, recipe, given.cache / f"{name}.{recipe.seed}.{corpus_key(*heard)}")
     course.run(note=lambda line: print(line, flush=True))
     trained = trained_weights(course, given.encoder, given.weights_of, given.teacher is not None)
     judged = {name: judge(trained, table, most=given.clips) for name, table in tables.items()}

@@ -53,7 +53,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def corpus(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     tables = [recordings / name / "labels.csv" for name in ("esc10", "speech_commands")]
-    return load_corpus(new_encoder("mobilenet_v3_small")[0], tables, tmp_path_factory.mktemp("cache"))
+    return load_corpus(tmp_path_factory.mktemp("cache"), new_encoder("mobilenet_v3_small")[0], tables)
 
 
 def finished(corpus: Corpus, work: Path, recipe: Recipe = SHORT, until: int | None = None) -> Course:

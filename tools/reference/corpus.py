@@ -60,19 +60,24 @@ class Corpus:
     """(classes,)."""
 
 
+def corpus_key(encoder: Any, tables: Sequence[Path], teacher: Path | None = None, most: int | None = None) -> str:
+    """What a corpus depends on, as 16 hexadecimal digits."""
+    asked = [json.dumps(encoder.front_end.to_dict(), sort_keys=True), str(most), str(TARGET_HOP), str(GATE_DB)]
+    digest = hashlib.sha256("\n".join(asked).encode())
+    for path in [*tables, *([] if teacher is None else [teacher])]:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
 def load_corpus(
-    encoder: Any, tables: Sequence[Path], cache: Path, teacher: Path | None = None, most: int | None = None
+    cache: Path, encoder: Any, tables: Sequence[Path], teacher: Path | None = None, most: int | None = None
 ) -> Corpus:
     """The recordings that `tables` (`labels.csv` with filename, class, fold) name, from `cache` if it has them.
 
     `teacher` is an `mn` checkpoint of EfficientAT. At most `most` recordings of each class and fold. Raises FormatError
     or SourceError for what cannot be read.
     """
-    asked = [json.dumps(encoder.front_end.to_dict(), sort_keys=True), str(most), str(TARGET_HOP), str(GATE_DB)]
-    digest = hashlib.sha256("\n".join(asked).encode())
-    for path in [*tables, *([] if teacher is None else [teacher])]:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    file = cache / f"corpus-{digest.hexdigest()[:16]}.npz"
+    file = cache / f"corpus-{corpus_key(encoder, tables, teacher, most)}.npz"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         corpus = _read(encoder, tables, teacher, most)
