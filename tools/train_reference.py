@@ -34,7 +34,8 @@ from tools.benchmarks import Section, publish, show
 from tools.reference.corpus import GATE_DB, HELD_OUT_FOLD, corpus_key, few, load_corpus
 from tools.reference.training import SCALE, Course, Recipe
 
-VARIANTS = {"speech-and-sounds": ("esc10", "speech_commands"), "sounds": ("esc10",)}
+USUAL = "speech-and-sounds"
+VARIANTS = {USUAL: ("esc10", "speech_commands"), "sounds": ("esc10",)}
 GOAL = "at least 0.85"
 _WINDOWS_OF_A_CLIP = 64
 _BATCH = 64
@@ -140,12 +141,14 @@ def train(given: argparse.Namespace) -> tuple[Course, dict[str, Validation]]:
     return course, judged
 
 
-def section(encoder: str, course: Course, judged: dict[str, Validation], command: str) -> Section:
+def section(encoder: str, variant: str, course: Course, judged: dict[str, Validation]) -> Section:
     """The page's figures."""
-    found = Section("reference", f"Trained encoders: {encoder}", command, part=encoder)
+    group = encoder if variant == USUAL else f"{encoder}_{variant}"
+    command = f"python -m tools.train_reference {encoder} --weights-of {variant} --teacher ..."
+    found = Section("reference", f"Trained encoders: {encoder}, {variant}", command, part=group)
     for name, validation in judged.items():
         what = f"clips of {validation.split} ({validation.groups}); windows {validation.accuracy:.3f}"
-        found.add(f"{encoder}.{name}", validation.group_accuracy, GOAL, what)
+        found.add(f"{group}.{name}", validation.group_accuracy, GOAL, what)
     recipe = course.recipe
     found.detail("epochs; the best one on recordings held out for that", f"{course.epoch}; {course.best_epoch}")
     found.detail(f"minutes of training, {recipe.threads} thread(s), other work beside it", f"{course.seconds / 60:.0f}")
@@ -158,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("encoder", choices=("mobilenet_v3_small", "resnet18"))
     parser.add_argument("--audio", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, help="mn04_as_mAP_432.pt of EfficientAT's releases.")
-    parser.add_argument("--weights-of", choices=VARIANTS, default="speech-and-sounds")
+    parser.add_argument("--weights-of", choices=VARIANTS, default=USUAL)
     parser.add_argument("--cache", type=Path, default=Path(".cache/reference"))
     parser.add_argument("--clips", type=int, help="At most so many recordings of each class and fold.")
     parser.add_argument("--publish", action="store_true", help="Put the figures into docs/benchmarks.*.")
@@ -166,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     given = parser.parse_args(arguments)
     course, judged = train(given)
-    figures = section(given.encoder, course, judged, f"python -m tools.train_reference {given.encoder} --audio ...")
+    figures = section(given.encoder, given.weights_of, course, judged)
     if given.publish:
         publish(figures)
     else:

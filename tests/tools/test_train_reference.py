@@ -118,7 +118,7 @@ def test_the_command_writes_weights_and_says_how_good_they_are(
     main([*command, "--weights-of", "sounds", "--batch", "8"])
     said = capsys.readouterr().out
     assert "epoch 1: loss" in said
-    assert "reference.mobilenet_v3_small.esc10" in said
+    assert "reference.mobilenet_v3_small_sounds.esc10" in said
     file = tmp_path / "mobilenet_v3_small.sounds.npz"
     trained = find_trained("mobilenet_v3_small", str(file))
     assert trained.head is not None

@@ -41,7 +41,7 @@ _BATCH = 64
 class Recipe:
     """All that a run depends on besides the recordings."""
 
-    epochs: int = 80
+    epochs: int = 45
     patience: int = 25
     """Epochs without a better one after which a run ends."""
     batch: int = 64
