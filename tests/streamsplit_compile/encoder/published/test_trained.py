@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from runtime_edge.errors import FormatError, UsageError
 from runtime_edge.formats.records.head import Head
-from streamsplit_compile.encoder.encoders import new_encoder
-from streamsplit_compile.encoder.published.trained import TrainedWeights, find_trained, packed, read_trained
+from streamsplit_compile.cli.compile_commands import new
+from streamsplit_compile.encoder.encoders import load_encoder, new_encoder
+from streamsplit_compile.encoder.published.trained import (
+    TrainedWeights,
+    find_trained,
+    packed,
+    read_trained,
+    trained_names,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -84,3 +93,32 @@ def test_a_damaged_file_is_refused(trained: TrainedWeights, file: Path, tmp_path
     dataclasses.replace(trained, tensors=poisoned).write(other)
     with pytest.raises(FormatError, match=r"projection\.bias: must be finite"):
         read_trained(other)
+
+
+SHIPPED = "speech-and-sounds"
+MOST_BYTES = 2_200_000
+
+
+def test_the_shipped_weights_are_small_and_their_head_names_ten_words_and_ten_sounds() -> None:
+    assert trained_names("mobilenet_v3_small") == [SHIPPED]
+    trained = find_trained("mobilenet_v3_small", SHIPPED)
+    assert trained.head is not None
+    assert len(trained.head.labels) == 20
+    assert {"yes", "stop", "rain", "dog_bark"} <= set(trained.head.labels)
+    assert trained.head.validation is not None
+    assert sum(value.nbytes for value in trained.tensors.values()) <= MOST_BYTES
+    for named in ("ESC-10", "Speech Commands", "CC BY"):
+        assert named in trained.attribution
+
+
+def test_an_encoder_made_from_them_is_the_same_every_time_and_known_to_be_trained(tmp_path: Path) -> None:
+    files = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for file in files:
+        done = CliRunner().invoke(new, ["mobilenet_v3_small", "--weights", SHIPPED, "-o", str(file), "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.output)["head"] == str(file.with_suffix(".head.json"))
+    first, second = (load_encoder(file) for file in files)
+    assert not first.untrained
+    assert all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+    head = Head.from_json(files[0].with_suffix(".head.json").read_bytes(), "a.head.json")
+    assert (head.encoder, head.embedding_dim) == (first.id, first.embedding_dim)
