@@ -36,6 +36,7 @@ from runtime_edge.errors import (
     HeadError,
     SignatureError,
     SourceError,
+    SpoolError,
     TableError,
     UsageError,
 )
@@ -56,10 +57,12 @@ from runtime_edge.formats.results import decode_result, decode_result_event
 from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame, decode_replies
 from runtime_edge.inference.profile import Profile
-from tools import fuzz_files
+from runtime_edge.transport.direct_get import ObjectInfo
+from tools import fuzz_files, fuzz_stores
 from tools.earlier_formats import head_v1
 from tools.fuzz_files import GOLDEN
 
+DOCS = Path(__file__).parents[1] / "docs"
 CASE_SECONDS = 10
 """Of processor time, for one case."""
 GROWTH_MB = 256
@@ -225,6 +228,19 @@ TARGETS = {
     "training": Target(fuzz_files.training, FormatError, golden("server/trainer/*.pt"), fuzz_files.whole_zip),
     "ledger": Target(fuzz_files.ledger, FormatError, golden("server/ledger/*.json")),
     "rollout": Target(fuzz_files.rollout, FormatError, golden("server/rollout.json")),
+    "spool": Target(fuzz_stores.spool, SpoolError, golden("device/spool.db")),
+    "spool-log": Target(fuzz_stores.spool_log, SpoolError, fuzz_stores.spool_logs),
+    "spool-note": Target(fuzz_stores.spool_note, FormatError, golden("device/spool.db.note"), fuzz_stores.whole_note),
+    "journal": Target(
+        fuzz_stores.journal, FormatError, golden("server/ledger/*.json.journal"), fuzz_stores.whole_journal
+    ),
+    "kept-graph": Target(fuzz_stores.kept_graph, (FormatError, KeyError), golden("server/generations/**/onnx.graph")),
+    "head-clips": Target(fuzz_stores.head_clips, FormatError, fuzz_stores.head_clips_corpus),
+    "record": Target(fuzz_stores.record, FormatError, fuzz_stores.records),
+    "bench": Target(fuzz_stores.measurements, FormatError, lambda: [(DOCS / "proof-zero.json").read_bytes()]),
+    "arrival": Target(fuzz_stores.arrival, FrameError, fuzz_stores.arrivals),
+    "inbox": Target(fuzz_stores.inbox, ValueError, fuzz_stores.inboxes),
+    "object-info": Target(lambda data: ObjectInfo.from_json(data, "model"), FormatError, fuzz_stores.objects),
     "devices": Target(fuzz_files.members, FormatError, golden("server/devices.json")),
 }
 
@@ -332,7 +348,7 @@ def main() -> int:
     if options.repeat:
         print("read" if verdict(TARGETS[options.target], options.repeat.read_bytes()) else "refused")
         return 0
-    logging.disable(logging.WARNING)  # what was refused or passed over is counted, not told
+    logging.disable(logging.ERROR)  # what was refused or passed over is counted, not told
     names = [options.target] if options.target else list(TARGETS)
     failed = 0
     for name in names:

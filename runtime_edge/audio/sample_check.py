@@ -47,13 +47,22 @@ class SampleCheck:
         self.end()
         self._begin(name or "the source", rate_hz)
 
+    def _begin(self, name: str, rate_hz: int) -> None:
+        self._name, self._rate_hz, self._enough = name, rate_hz, min(_LOOK_S * rate_hz, _LOOK_SAMPLES)
+        self._unseen: list[tuple[_Floats, _Floats]] = []
+        self._unseen_samples = 0
+        self._samples = 0  # that were looked at
+        self._earlier_offset: float | None = None
+        self._counts: dict[str, float] = defaultdict(float)
+        self._first: dict[str, int] = {}
+
     def mended(self, bad: int, clipped: int, channels: int) -> None:
         """So many values of the next frames were not numbers, and so many were clipped."""
         self._counters.bad_samples += bad
         self._counters.clipped_samples += clipped
         for kind, count in (("bad", bad), ("clipped", clipped)):
             if count:
-                self._found(kind, count / channels, self._samples + self._stretch + self._unseen_samples)
+                self._found(kind, count / channels, self._samples + self._unseen_samples)
 
     def heard(self, frames: _Floats, mono: _Floats) -> None:
         """Cleaned float32[n, channels] and their mix float32[n]."""
@@ -63,60 +72,50 @@ class SampleCheck:
             self._look()
 
     def _look(self) -> None:
-        """At what was heard since the last look."""
-        for frames, mono in self._unseen:
-            self._look_at(frames, mono)
-        self._unseen.clear()
-        self._unseen_samples = 0
+        """At the whole stretches of what was heard since the last look."""
+        size = round(_STRETCH_S * self._rate_hz)
+        count = self._unseen_samples // size
+        if count:
+            frames = np.concatenate([frames for frames, _ in self._unseen])
+            mono = np.concatenate([mono for _, mono in self._unseen])
+            self._unseen, self._unseen_samples = [], len(mono) - count * size
+            if self._unseen_samples:
+                self._unseen.append((frames[count * size :], mono[count * size :]))
+            self._judge(frames[: count * size].reshape(count, size, -1), mono[: count * size].reshape(count, size))
         if self._first and self._samples >= min(self._first.values()) + _JUDGED_AFTER_S * self._rate_hz:
             self._tell()
-
-    def _look_at(self, frames: _Floats, mono: _Floats) -> None:
-        self._stretch += len(mono)
-        self._sum += float(np.add.reduce(mono))
-        if self._averages and frames.shape[1] > 1:
-            self._channel_energy += float(np.vdot(frames, frames)) / frames.shape[1]
-            self._mixed_energy += float(np.vdot(mono, mono)) * frames.shape[1]
-        if self._stretch >= _STRETCH_S * self._rate_hz:
-            self._judge_stretch()
 
     def end(self) -> None:
         """The recording, or the stream, is over."""
         self._look()
         self._tell()
 
-    def _begin(self, name: str, rate_hz: int) -> None:
-        self._name, self._rate_hz, self._enough = name, rate_hz, min(_LOOK_S * rate_hz, _LOOK_SAMPLES)
-        self._unseen: list[tuple[_Floats, _Floats]] = []
-        self._unseen_samples = 0
-        self._samples = self._stretch = 0  # before the present stretch, and in it
-        self._sum = self._channel_energy = self._mixed_energy = 0.0
-        self._earlier_offset: float | None = None
-        self._counts: dict[str, float] = defaultdict(float)
-        self._first: dict[str, int] = {}
-
     def _found(self, kind: str, count: float, at: int) -> None:
         self._counts[kind] += count
         if kind not in self._told:
             self._first.setdefault(kind, at)
 
-    def _judge_stretch(self) -> None:
-        """The last second or so; an offset counts when the second before had it, too."""
-        size, offset, earlier = self._stretch, self._sum / self._stretch, self._earlier_offset
-        begin = self._samples
-        if self._channel_energy > _QUIET * size and self._mixed_energy < _CANCELLED * self._channel_energy:
-            self._found("cancelled", size, begin)
-            self._counters.cancelled_samples += size
-        if abs(offset) > _OFFSET and (earlier is None or offset * earlier > 0):
-            self._found("offset", size, begin)
-            self._counters.offset_samples += size
-        self._earlier_offset = offset if abs(offset) > _OFFSET else 0.0
-        self._samples += size
-        self._stretch, self._sum, self._channel_energy, self._mixed_energy = 0, 0.0, 0.0, 0.0
+    def _judge(self, frames: _Floats, mono: _Floats) -> None:
+        """Stretches (n, samples, channels) and their mixes (n, samples)."""
+        count, size, channels = frames.shape
+        cancelled = np.zeros(count, bool)
+        if self._averages and channels > 1:
+            energy, mixed = np.mean(frames**2, axis=(1, 2)), np.mean(mono**2, axis=1) * channels
+            cancelled = (energy > _QUIET) & (mixed < _CANCELLED * energy)
+        for offset, is_cancelled in zip(mono.mean(axis=1).tolist(), cancelled.tolist(), strict=True):
+            if is_cancelled:
+                self._found("cancelled", size, self._samples)
+                self._counters.cancelled_samples += size
+            earlier, is_offset = self._earlier_offset, abs(offset) > _OFFSET
+            if is_offset and (earlier is None or offset * earlier > 0):  # the stretch before had it, too
+                self._found("offset", size, self._samples)
+                self._counters.offset_samples += size
+            self._earlier_offset = offset if is_offset else 0.0
+            self._samples += size
 
     def _tell(self) -> None:
         for kind, first in self._first.items():
-            share = self._counts[kind] / (self._samples + self._stretch)
+            share = self._counts[kind] / (self._samples + self._unseen_samples)
             at_s = first / self._rate_hz
             if kind == "clipped" and share < _LEAST_SHARE:
                 continue

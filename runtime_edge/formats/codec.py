@@ -111,7 +111,7 @@ class CutCodec:
             np.multiply(activation, factor, out=scratch)
         np.add(scratch, zero, out=scratch)
         np.rint(scratch, out=scratch)
-        scratch.clip(low, high, out=scratch)
+        np.minimum(np.maximum(scratch, low, out=scratch), high, out=scratch)  # not `clip`, which is Python around it
         if _has_nan(scratch):
             np.copyto(scratch, zero, where=np.isnan(scratch))
         np.copyto(self._wire, scratch, casting="unsafe")

@@ -241,7 +241,9 @@ def decode_frame(frame: bytes) -> list[tuple[FrameHeader, bytes]]:
         raise FrameError(f"frame header: {exc}") from None
     if isinstance(header, _WireHeaderV1):
         return [_read_v1(header, frame[stop:])]
-    return _read(header, frame, stop)
+    if stop + CHECKSUM_BYTES > len(frame) or not is_whole(frame):
+        raise FrameError(f"frame of window {header.window}: its checksum does not match")
+    return _read(header, frame[stop:-CHECKSUM_BYTES])
 
 
 def has_checksum(frame: bytes) -> bool:
@@ -261,16 +263,14 @@ def encode_reply(reply: Reply, version: int = SCHEMA_VERSION) -> bytes:
         status: Literal["ok", "retired", "refused"] = "refused" if reply.status == "foreign" else reply.status
         old = _ReplyV1(1, reply.window, reply.generation, status, reply.server_us, reply.embedding, reply.mixture)
         return _encoder.encode(old)
-    return encode_replies([reply])
+    answers = (_Answer(reply.window, reply.embedding),)
+    return _encoder.encode(_replies(reply, answers))
 
 
 def encode_replies(replies: Sequence[Reply]) -> bytes:
     """One message for the windows of one frame, which have all but window and embedding in common."""
-    first = replies[0]
-    coding = _REPLY_ENCODINGS.index(first.encoding)
     answers = tuple(_Answer(reply.window, reply.embedding) for reply in replies)
-    packed = _Replies(2, first.generation, first.status, first.server_us, coding, answers, first.mixture)
-    return _encoder.encode(packed)
+    return _encoder.encode(_replies(replies[0], answers))
 
 
 def decode_replies(data: bytes) -> list[Reply]:
@@ -327,36 +327,36 @@ def _frame(header: _WireHeader, payload: bytes | memoryview) -> bytes:
     return b"".join((start, packed, payload, checksum.to_bytes(CHECKSUM_BYTES, "little")))
 
 
-def _read(header: _WireHeader, frame: bytes, start: int) -> list[tuple[FrameHeader, bytes]]:
-    end = len(frame) - CHECKSUM_BYTES
-    first = end - start - sum(part.bytes for part in header.further)
-    if first < 0:
+def _replies(first: Reply, answers: tuple[_Answer, ...]) -> _Replies:
+    coding = _REPLY_ENCODINGS.index(first.encoding)
+    return _Replies(2, first.generation, first.status, first.server_us, coding, answers, first.mixture)
+
+
+def _read(header: _WireHeader, payloads: bytes) -> list[tuple[FrameHeader, bytes]]:
+    encoding, is_compressed = divmod(header.coding, 2)
+    _check_coding(header.window, encoding, bool(is_compressed))
+    first = FrameHeader(
+        header.window,
+        header.capture_ns,
+        header.generation,
+        header.cut,
+        encoding,
+        bool(is_compressed),
+        header.uncertainty / _UNCERTAINTY_STEPS,
+        header.width,
+        header.model,
+    )
+    if not header.further:
+        return [(first, payloads)]
+    start = len(payloads) - sum(part.bytes for part in header.further)
+    if start < 0:
         raise FrameError(f"frame of window {header.window}: shorter than its windows' payloads")
-    if not is_whole(frame):
-        raise FrameError(f"frame of window {header.window}: its checksum does not match")
-    encoding, compressed = divmod(header.coding, 2)
-    _check_coding(header.window, encoding, bool(compressed))
-
-    def one(window: int, capture_ns: int, uncertainty: int) -> FrameHeader:
-        return FrameHeader(
-            window,
-            capture_ns,
-            header.generation,
-            header.cut,
-            encoding,
-            bool(compressed),
-            uncertainty / _UNCERTAINTY_STEPS,
-            header.width,
-            header.model,
-        )
-
-    window = header.window
-    found = [(one(window, header.capture_ns, header.uncertainty), frame[start : start + first])]
-    start += first
+    window, found = header.window, [(first, payloads[:start])]
     for part in header.further:
         window += part.window
-        payload = frame[start : start + part.bytes]
-        found.append((one(window, header.capture_ns + part.capture_ns, part.uncertainty), payload))
+        at, uncertainty = header.capture_ns + part.capture_ns, part.uncertainty / _UNCERTAINTY_STEPS
+        payload = payloads[start : start + part.bytes]
+        found.append((first._replace(window=window, capture_ns=at, uncertainty=uncertainty), payload))
         start += part.bytes
     return found
 

@@ -86,7 +86,9 @@ class GaussianMemory:
         self.means = _unit(self._rng.standard_normal((components, dim)).astype(np.float32))
         self.variances = np.full((components, dim), 1 / dim, np.float32)
         self.weights = np.full(components, 1 / components, np.float32)
-        self._average = np.zeros(dim, np.float32)  # running mean of the embeddings; gives D²
+        self._average = np.zeros(dim, np.float32)  # running mean of the embeddings
+        self.spread = _spread(self._average)
+        """D², the mean squared distance between two windows."""
         # Squared distances of the window at hand to every mean, and room to reckon in: small enough to stay in cache.
         self._squares, self._scratch = np.empty((2, components, dim), np.float32) if room is None else room
         # A product with ones is a sum, and the faster one, above all where numpy has to be fetched from memory first.
@@ -99,11 +101,6 @@ class GaussianMemory:
     def cold(self) -> bool:
         """Whether the memory has seen too little to know what is unusual."""
         return self.windows < COLD_WINDOWS
-
-    @property
-    def spread(self) -> float:
-        """D², the mean squared distance between two windows: 2·(1 - |mean|²) for unit vectors."""
-        return max(2.0 * (1.0 - float(self._average @ self._average)), _MIN_SPREAD)
 
     def update(self, embedding: npt.ArrayLike) -> float:
         """Learn from float32[d] or [n, d] embeddings; the uncertainty they met, averaged, in [0, 1].
@@ -190,6 +187,7 @@ class GaussianMemory:
         self.variances = np.clip(deviations**2, np.float32(VARIANCE_FLOOR), np.float32(VARIANCE_CEILING))
         self._peaks = self._log_peaks(self.variances)
         self._average = self.weights @ self.means
+        self.spread = _spread(self._average)
         self.windows = max(self.windows, COLD_WINDOWS)
 
     def state(self) -> dict[str, Any]:
@@ -212,6 +210,7 @@ class GaussianMemory:
         for name, array in arrays.items():
             setattr(self, name, array)
         self._peaks, self._log_weights = self._log_peaks(self.variances), np.log(self.weights)
+        self.spread = _spread(self._average)
         self.windows, self.rejected, self._rng = windows, rejected, rng
 
     def _rows(self, embedding: npt.ArrayLike) -> Array:
@@ -271,8 +270,8 @@ class GaussianMemory:
         self.windows += 1
         gain = max(self.rate, 1.0 / (self.windows + 1))  # a plain mean first, then a sliding one
         self._average += np.float32(gain) * (z - self._average)
+        self.spread = spread = _spread(self._average)
         distances = self._squares @ self._ones
-        spread = self.spread
         if float(distances[distances.argmin()]) > _NOVEL * spread:
             self._claim(z, spread)
             return
@@ -343,6 +342,11 @@ def _unit(vectors: Array) -> Array:
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     result: Array = vectors / np.maximum(norms, np.float32(_MIN_NORM))
     return result
+
+
+def _spread(average: Array) -> float:
+    """D² of unit vectors with this mean: 2·(1 - |mean|²)."""
+    return max(2.0 * (1.0 - float(average @ average)), _MIN_SPREAD)
 
 
 def _direction(vector: Array) -> Array | None:

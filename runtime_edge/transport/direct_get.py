@@ -34,13 +34,18 @@ RECHECK_S = 300.0
 """How often a followed key is read again although no news of it came."""
 
 
-class _ObjectInfo(msgspec.Struct):
+class ObjectInfo(msgspec.Struct):
     """What the object store says of an object (NATS ADR-20), as far as it is needed to read it."""
 
     nuid: str
     size: int = 0
     digest: str = ""
     deleted: bool = False
+
+    @classmethod
+    def from_json(cls, data: bytes, name: str) -> ObjectInfo:
+        """Of the object `name`. Raises FormatError."""
+        return decode(data, cls, f"object {name}: damaged in the broker's store", _MAX_INFO_BYTES)
 
 
 async def value(client: Client, bucket: str, key: str) -> bytes | None:
@@ -90,7 +95,7 @@ async def fetch_object(client: Client, name: str, limit_bytes: int) -> bytes:
     stored = await _last(client, stream, f"{prefix}.M.{base64.urlsafe_b64encode(name.encode()).decode()}")
     if stored is None:
         raise LinkError(f"object {name} cannot be fetched (not in the store)")
-    info = decode(stored.data or b"", _ObjectInfo, f"object {name}: damaged in the broker's store", _MAX_INFO_BYTES)
+    info = ObjectInfo.from_json(stored.data or b"", name)
     if info.deleted:
         raise LinkError(f"object {name} cannot be fetched (deleted)")
     if info.size > limit_bytes:

@@ -36,7 +36,7 @@ class FrameStore:
         self._claimed: set[str] = set()
         self._unspooled: dict[str, DropReason] = {}
         self._finished: deque[tuple[str, bool]] = deque()
-        self._damage = spool.recoveries, spool.damaged
+        self._losses = spool.losses
         accounting.inherited = spool.depth()
         accounting.inherited_dropped += spool.damaged
 
@@ -149,8 +149,8 @@ class FrameStore:
 
     def _account_damage(self) -> None:
         """A damaged spool has lost frames: they are gone, but for what is on its way."""
-        damage = self.spool.recoveries, self.spool.damaged
-        if damage == self._damage:
+        losses = self.spool.losses
+        if losses == self._losses:
             return
         try:
             gone = [name for name in self._claimed - self._unspooled.keys() if not self.spool.holds(name)]
@@ -158,7 +158,7 @@ class FrameStore:
         except SpoolError as exc:
             _LOG.warning("%s", exc)
             return
-        self._damage = damage
+        self._losses = losses
         for message_id in gone:
             self._not_spooled(message_id, "spool_damaged")
         self._accounting.inherited_dropped += max(0, self._accounting.inherited - (depth - own))

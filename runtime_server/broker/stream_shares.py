@@ -5,7 +5,7 @@ free: when it is nearly full, it removes frames of the devices that hold more th
 
     shares = StreamShares(hub)
     asyncio.create_task(shares.run())
-    shares.note(message)                            # each one that is read
+    shares.note(subject, place, len(frame))         # each one that is read
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import json
 import logging
 from collections import deque
 from dataclasses import dataclass
-
-from nats.aio.msg import Msg
 
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.formats import subjects
@@ -60,22 +58,22 @@ class StreamShares:
         """Bytes since the last look, and how many bring the next one forward."""
         self._due = asyncio.Event()
 
-    def note(self, message: Msg) -> None:
-        """Count a message that was read; one that comes again is counted once."""
-        subject, place = message.subject, message.metadata.sequence.stream
+    def note(self, subject: str, place: int, nbytes: int) -> None:
+        """Count a message that was read, by its place in the stream; one that comes again is counted once."""
+        size = nbytes + _HEADER_BYTES
         runs = self._runs.get(subject)
         if runs is None:
-            runs = self._runs[subject] = deque()
-            self._sizes[subject] = 0
-        elif place <= runs[-1].last:
-            return
-        size = len(message.data) + _HEADER_BYTES
-        if runs and runs[-1].nbytes < self._run_bytes:
-            runs[-1].nbytes += size
-            runs[-1].last = place
+            self._runs[subject], self._sizes[subject] = deque([_Run(size, place)]), size
         else:
-            runs.append(_Run(size, place))
-        self._sizes[subject] += size
+            run = runs[-1]
+            if place <= run.last:
+                return
+            if run.nbytes < self._run_bytes:
+                run.nbytes += size
+                run.last = place
+            else:
+                runs.append(_Run(size, place))
+            self._sizes[subject] += size
         self._read += size
         if self._read >= self._enough:
             self._due.set()

@@ -14,6 +14,4 @@ COMMANDS = {
         "runtime_server.cli.device_table_commands:merge_command",
         "Fold what devices learnt into a table.",
     ),
-    "bench": ("runtime_server.lab.bench_commands:bench", "Measure policies on shaped networks; compare measurements."),
-    "demo": ("runtime_server.demo.demo_command:demo", "The whole loop on one machine, with a report."),
 }

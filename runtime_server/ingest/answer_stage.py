@@ -105,7 +105,7 @@ class AnswerStage:
             parts.answered += 1
             if parts.answered == parts.windows:
                 await arrival.message.ack()
-                self.done[subjects.partition(arrival.device)] += 1
+                self.done[arrival.partition] += 1
             self.reply_ms.observe((time.monotonic() - arrival.arrived) * 1e3)
         except BROKER_ERRORS as exc:
             # Not acknowledged: the broker delivers it again, and the ledger keeps it from counting twice.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 
+import msgspec
 from nats.aio.msg import Msg
 from torch import Tensor
 
@@ -14,8 +14,7 @@ from runtime_edge.formats.wire import FrameHeader, Reply, ReplyStatus, decode_fr
 from runtime_server.training.buffer import TrainingWindow
 
 
-@dataclass
-class Parts:
+class Parts(msgspec.Struct):
     """What has become of the windows of one message; changed by the answer stage alone."""
 
     windows: int = 1
@@ -26,24 +25,22 @@ class Parts:
     """Whether the message is a dead letter, because of one window at least."""
 
 
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True):
     """One window of a frame that decoded."""
 
     message: Msg
     device: str
+    partition: int
+    """Of its device."""
     boot: str
     header: FrameHeader
     payload: bytes
+    sequence: int
+    """Place of its message in the broker's stream."""
     arrived: float
     """`time.monotonic()` of its arrival here, s."""
-    parts: Parts = field(default_factory=Parts)
+    parts: Parts = msgspec.field(default_factory=Parts)
     """Of its message, which is acknowledged once."""
-
-    @property
-    def sequence(self) -> int:
-        """Its place in the broker's stream."""
-        return int(self.message.metadata.sequence.stream)
 
     def window(self, activation: Tensor, in_range: bool) -> TrainingWindow:
         """What the trainer gets of it: its activation (rows, ...), and whether that is one to learn from."""
@@ -72,18 +69,21 @@ class Arrival:
         )
 
 
-def decode_arrival(message: Msg, arrived: float) -> list[Arrival]:
+def decode_arrival(message: Msg, sequence: int, arrived: float) -> list[Arrival]:
     """Check the frame, and the identity in the message id against the subject and its first window.
 
-    Raises FrameError.
+    `sequence` is its place in the stream, `arrived` when it came, `time.monotonic()`. Raises FrameError.
     """
     device = message.subject.rsplit(".", 1)[-1]
     if not subjects.is_device(device) or message.subject != subjects.frames(device):
         raise FrameError("no device publishes on this subject")
     windows = decode_frame(message.data)
-    identity = subjects.identity(message.headers).split(".")
-    boot = identity[1] if len(identity) == 3 else ""
-    if not subjects.is_boot(boot) or ".".join(identity) != subjects.message_id(device, boot, windows[0][0].window):
+    partition, identity = subjects.partition(device), subjects.identity(message.headers)
+    boot = identity[len(device) + 1 :].partition(".")[0]
+    if not subjects.is_boot(boot) or identity != subjects.message_id(device, boot, windows[0][0].window):
         raise FrameError("the message id does not name this device and window")
     parts = Parts(len(windows))
-    return [Arrival(message, device, boot, header, payload, arrived, parts) for header, payload in windows]
+    return [
+        Arrival(message, device, partition, boot, header, payload, sequence, arrived, parts)
+        for header, payload in windows
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 from torch import Tensor
 
 from runtime_edge.errors import FrameError
@@ -23,8 +24,7 @@ class FrameBatch:
     """One frame alone, because it may have crashed an earlier process."""
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(msgspec.Struct, frozen=True):
     """The outcome of one frame."""
 
     status: ReplyStatus

@@ -48,8 +48,9 @@ def complete(generation: Generation, cut: int, activations: list[Tensor]) -> lis
     """Outcomes of activations (rows, ...) of equal shape; where all together fail, each half is tried alone."""
     if not activations:
         return []
+    together = torch.cat(activations)
     try:
-        embeddings = generation.complete(cut, torch.cat(activations))
+        embeddings = generation.complete(cut, together)
     except Exception as exc:
         if len(activations) == 1:
             _LOG.exception("a frame at cut %d of generation %d cannot be completed", cut, generation.number)
@@ -57,9 +58,10 @@ def complete(generation: Generation, cut: int, activations: list[Tensor]) -> lis
         half = len(activations) // 2
         return complete(generation, cut, activations[:half]) + complete(generation, cut, activations[half:])
     finite = torch.isfinite(embeddings).all(dim=1).tolist()
+    in_range = generation.in_range(cut, together.reshape(len(activations), -1))
     return [
-        Completion("ok", activation, generation.in_range(cut, activation), embedding)
+        Completion("ok", activation, is_in_range, embedding)
         if is_finite
         else Completion("refused", poison="its embedding is not finite")
-        for activation, embedding, is_finite in zip(activations, embeddings, finite, strict=True)
+        for activation, embedding, is_finite, is_in_range in zip(activations, embeddings, finite, in_range, strict=True)
     ]

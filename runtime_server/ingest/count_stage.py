@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import msgspec
 
 from runtime_edge.formats.wire import Reply
 from runtime_server.ingest.arrival import Arrival
@@ -72,5 +72,5 @@ class CountStage:
     def _unless_counted(self, arrival: Arrival, completion: Completion) -> Completion:
         """No dead letter for a frame that was completed before and comes again, when its audio stream has gone on."""
         if completion.poison and self._ledger.holds(arrival.device, arrival.boot, arrival.header.window):
-            return replace(completion, poison="")
+            return msgspec.structs.replace(completion, poison="")
         return completion

@@ -26,7 +26,7 @@ from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
-from runtime_server.broker.consumer import ACK_WAIT_S, HeldMessages, PullConsumer
+from runtime_server.broker.consumer import ACK_WAIT_S, HeldMessages, PullConsumer, delivery
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stream_shares import StreamShares
 from runtime_server.ingest import dead_letters
@@ -128,21 +128,21 @@ class Ingest:
 
     async def _accept(self, message: Msg, partition: int) -> None:
         """Check a frame; an invalid one becomes a dead letter."""
+        place, times = delivery(message)
         if self._shares is not None:
-            self._shares.note(message)
+            self._shares.note(message.subject, place, len(message.data))
         try:
-            arrivals = decode_arrival(message, time.monotonic())
+            arrivals = decode_arrival(message, place, time.monotonic())
         except FrameError as exc:
             device = message.subject.rsplit(".", 1)[-1]
             device = device if subjects.is_device(device) else dead_letters.UNKNOWN
             await self._answer.put_away_garbage(message, device, str(exc) if self._rate.allow(device) else "")
             return
-        first = arrivals[0]
-        if self._suspects is not None and self._suspects.crashed_on(partition, first.sequence):
-            await self._answer.put_away(message, first.device, "the server died while it completed this frame")
+        if self._suspects is not None and self._suspects.crashed_on(partition, place):
+            await self._answer.put_away(message, arrivals[0].device, "the server died while it completed this frame")
             self._suspects.forget(partition)
             return
-        suspect = self._suspects is not None and message.metadata.num_delivered > DELIVERIES
+        suspect = self._suspects is not None and times > DELIVERIES
         for arrival in arrivals:
             if self._rate.allow(arrival.device):
                 self._backlog.add(arrival, suspect=suspect)

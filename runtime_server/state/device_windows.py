@@ -38,8 +38,11 @@ class DeviceWindows:
 
     def add(self, boot: str, index: int) -> bool:
         """Note a window; False when it was noted before."""
-        runs = self._boots.setdefault(boot, [])
-        self._boots.move_to_end(boot)
+        runs = self._boots.get(boot)
+        if runs is None:
+            runs = self._boots[boot] = []
+        else:
+            self._boots.move_to_end(boot)
         place = bisect.bisect_right(runs, [index, 1 << 62])
         before = runs[place - 1] if place else None
         if before is not None and index <= before[1]:
@@ -60,8 +63,8 @@ class DeviceWindows:
         else:
             runs.insert(place, [index, index])
             self.runs += 1
+            self.forget(MAX_RUNS)
         self.count += 1
-        self.forget(MAX_RUNS)
         return True
 
     def restore(self, boot: str, runs: Runs) -> None:

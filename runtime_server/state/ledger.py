@@ -105,12 +105,16 @@ class Ledger:
         own = self._windows(device)
         before = own.runs
         new = own.add(boot, index)
-        self._keep_bounds(own.runs - before)
+        if own.runs != before:
+            self._keep_bounds(own.runs - before)
         return new
 
     def _windows(self, device: str) -> DeviceWindows:
-        own = self._devices.setdefault(device, DeviceWindows())
-        self._devices.move_to_end(device)
+        own = self._devices.get(device)
+        if own is None:
+            own = self._devices[device] = DeviceWindows()
+        else:
+            self._devices.move_to_end(device)
         return own
 
     def _keep_bounds(self, more_runs: int) -> None:

@@ -57,10 +57,10 @@ class Generation:
     def _limits(self) -> list[float]:
         return activation_limits(self.bundle.manifest.info, self.model.segments)
 
-    def in_range(self, cut: int, activation: torch.Tensor) -> bool:
-        """Whether an activation at a cut is finite and not larger than sound can make it (`activation_limits`)."""
-        low, high = activation.aminmax()
-        return max(-float(low), float(high)) <= self._limits[cut]  # false of NaN, which both are then
+    def in_range(self, cut: int, activations: torch.Tensor) -> list[bool]:
+        """Of each of some activations (n, ...) at a cut, whether sound can make one as large (`activation_limits`)."""
+        low, high = activations.flatten(1).aminmax(dim=1)
+        return [bool(most <= self._limits[cut]) for most in torch.maximum(-low, high).tolist()]  # not of NaN
 
     @cached_property
     def model_number(self) -> int:

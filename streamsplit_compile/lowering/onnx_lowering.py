@@ -72,8 +72,8 @@ def _export(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Collect
 
 
 def parameter_names(kept_graph: bytes) -> list[str]:
-    """Names of the tensors that `write_weights` needs for this kept graph, in graph order."""
-    return [value.name for value in onnx.load_from_string(kept_graph).graph.input if value.name != INPUT]
+    """Names of the tensors that `write_weights` needs for this kept graph, in graph order. Raises FormatError."""
+    return [value.name for value in _decode(kept_graph).graph.input if value.name != INPUT]
 
 
 def write_weights(
@@ -85,18 +85,28 @@ def write_weights(
     """Write tensors into a kept graph and fold what is exact (constants; batch norms into convolutions).
 
     `keep_norms` leaves normalisation layers as they are, so that their affine parameters stay separate tensors.
-    Raises KeyError when a tensor is missing, FormatError naming one of another shape or type. Returns the
-    deterministic bytes of the ONNX file.
+    Raises KeyError when a tensor is missing, FormatError naming one of another shape or type, or when the kept graph is
+    damaged. Returns the deterministic bytes of the ONNX file.
     """
-    model = onnx.load_from_string(kept_graph)
+    model = _decode(kept_graph)
     graph = model.graph
     activation = [value for value in graph.input if value.name == INPUT]
     weights = {value.name: _weight(value, tensors) for value in graph.input if value.name != INPUT}
     del graph.input[:]
     graph.input.extend(activation)
-    fold(graph, weights, norms=not keep_norms)
+    try:
+        fold(graph, weights, norms=not keep_norms)
+    except Exception as exc:  # whatever onnx's reference evaluator raises for a node that makes no sense
+        raise FormatError(f"kept graph: cannot be folded ({type(exc).__name__}); compile it again") from None
     helper.set_model_props(model, dict(sorted(metadata.items())))
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _decode(kept_graph: bytes) -> onnx.ModelProto:
+    try:
+        return onnx.load_from_string(kept_graph)
+    except Exception:  # protobuf's DecodeError, which onnx does not export
+        raise FormatError("kept graph: not an ONNX model; compile it again") from None
 
 
 def _weight(value: onnx.ValueInfoProto, tensors: Mapping[str, Array]) -> Array:

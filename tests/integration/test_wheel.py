@@ -7,10 +7,12 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
 from installed import build_wheel
+from packaging.requirements import Requirement
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -61,6 +63,36 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel):
     packages = [Path(package).name for package in PACKAGES]
     assert {f"{package}/py.typed" for package in packages} <= expected
     assert "streamsplit_compile/cost/targets/rpi4.toml" in expected
+
+
+def test_what_measures_and_draws_is_behind_an_extra_of_its_own_and_not_part_of_a_servers(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = (name for name in file.namelist() if name.endswith("METADATA"))
+        metadata = message_from_bytes(file.read(name))
+        entries = file.read(name.replace("METADATA", "entry_points.txt")).decode()
+    requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
+
+    def needed(extra: str) -> set[str]:
+        chosen = [one for one in requirements if one.marker and one.marker.evaluate({"extra": extra})]
+        own = {name for one in chosen if one.name == metadata["Name"] for name in one.extras}
+        return {one.name for one in chosen}.union(*map(needed, own))
+
+    assert "torch" in needed("server")
+    assert {"matplotlib", "scikit-learn"} & needed("server") == set()
+    assert {"matplotlib", "torch"} < needed("demo") < needed("bench")
+    assert {"bench = runtime_server.lab:COMMANDS", "demo = runtime_server.demo:COMMANDS"} <= set(entries.splitlines())
+
+
+def test_demo_and_bench_name_the_extra_that_they_lack(environment, tmp_path):
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['matplotlib', 'sklearn'])\n"
+        "from streamsplit_compile.cli.main import main; main(sys.argv[1:])"
+    )
+    for command, extra in (["demo"], "demo"), (["bench", "run", "lte"], "bench"):
+        line = [environment / "python", "-c", code, *command]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 2, done.stderr
+        assert f"[{extra}]" in done.stderr
 
 
 def test_the_same_sources_give_the_same_bytes(wheel, tmp_path):

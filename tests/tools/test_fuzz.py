@@ -9,7 +9,7 @@ import pytest
 from tools.fuzz import TARGETS, Target, cases, fuzz
 
 CASES = 300
-SLOW = ("archive", "training")
+SLOW = ("archive", "journal", "spool", "spool-log", "training")
 """A case takes a tenth of a second: fewer of them."""
 
 

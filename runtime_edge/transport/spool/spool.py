@@ -167,7 +167,7 @@ class Spool:
             change.put, change.newest = 1, place
             change.bytes += cost
             change.stored = message_id, place, len(payload)
-            return self._drop_excess(change)
+            return self._drop_excess(change) if change.before.bytes + change.bytes > self._max_bytes else []
 
         return self._changed(insert)
 
@@ -265,6 +265,11 @@ class Spool:
             self._database.close()
 
     @property
+    def losses(self) -> int:
+        """Changes whenever frames were lost to damage or the database was rebuilt."""
+        return self._database.recoveries + self._database.damaged
+
+    @property
     def recoveries(self) -> int:
         """Damaged databases rebuilt since this object was made."""
         return self._database.recoveries
@@ -311,7 +316,7 @@ class Spool:
 
     def _delete_pending(self, change: _Change) -> None:
         for message_id in self._acked:
-            known = self._find(change.db, message_id)
+            known = self._places.get(message_id) or self._find(change.db, message_id)
             if known is not None:
                 change.remove(message_id, *known)
                 change.acked += 1
@@ -325,7 +330,7 @@ class Spool:
     def _drop_excess(self, change: _Change) -> list[str]:
         dropped = []
         while change.before.bytes + change.bytes > self._max_bytes:
-            row = change.db.execute(f"{_SELECT} ORDER BY uncertainty, place LIMIT 1").fetchone()
+            row = spool_file.least_informative(change.db)
             if row is None or (frame := self._read(row)) is None:
                 raise spool_file.Damage("the least informative frame cannot be read")
             change.remove(frame.message_id, row[0], len(frame.payload))
@@ -344,16 +349,18 @@ class Spool:
         """Do something and delete what is acknowledged in one transaction, under `_guarded`."""
 
         def transaction() -> _Result:
-            change = _Change(self._db, self._database.totals)
+            db, before = self._db, self._database.totals
+            change = _Change(db, before)
             self._database.check_place()
-            change.db.execute("BEGIN IMMEDIATE")
+            db.execute("BEGIN IMMEDIATE")
             try:
-                self._delete_pending(change)
+                if self._acked or self._damaged_places:
+                    self._delete_pending(change)
                 result = work(change)
-                self._database.commit(change.db, change.before, change.totals(), change.damaged)
+                self._database.commit(db, before, change.totals(), change.damaged)
             except BaseException:
-                if change.db.in_transaction:  # SQLite rolls back on its own after some errors
-                    change.db.execute("ROLLBACK")
+                if db.in_transaction:  # SQLite rolls back on its own after some errors
+                    db.execute("ROLLBACK")
                 raise
             self._committed(change)
             return result

@@ -22,10 +22,11 @@ _SCHEMA = """
 CREATE TABLE frames (
     place INTEGER PRIMARY KEY, message_id TEXT NOT NULL UNIQUE, window_index INTEGER NOT NULL,
     uncertainty REAL NOT NULL, payload BLOB NOT NULL, checksum INTEGER);
-CREATE INDEX least_informative ON frames (uncertainty, place);
 CREATE TABLE totals (put INTEGER, acked INTEGER, dropped INTEGER, bytes INTEGER);
 INSERT INTO totals VALUES (0, 0, 0, 0);
 """
+_INDEX = "CREATE INDEX least_informative ON frames (uncertainty, place)"
+"""Made when the spool is full for the first time: most never are, and every put and every ack would write to it."""
 _INSERT = f"INSERT OR IGNORE INTO frames (place, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
 _BATCH = 1000
 _PLACES = (
@@ -108,6 +109,15 @@ def replace_totals(db: sqlite3.Connection, totals: Totals) -> None:
     db.execute("COMMIT")
 
 
+def least_informative(db: sqlite3.Connection) -> _Row | None:
+    """The place and the columns of the frame that goes first, None when there is none; within a transaction."""
+    db.execute(_INDEX.replace("INDEX", "INDEX IF NOT EXISTS"))
+    row: _Row | None = db.execute(
+        f"SELECT place, {COLUMNS} FROM frames ORDER BY uncertainty, place LIMIT 1"  # noqa: S608
+    ).fetchone()
+    return row
+
+
 def count_frames(db: sqlite3.Connection, row_bytes: int) -> Found:
     """What lies in the table of frames; each row counts `row_bytes` beyond its payload. Raises Damage."""
     frames, payloads, oldest, newest = db.execute(
@@ -180,11 +190,12 @@ def _identify(db: sqlite3.Connection, path: Path) -> None:
         if is_damage(exc) and not ours:
             raise SpoolError(f"{path}: a damaged database of another program: give another path") from exc
         raise
-    if schema not in (_expected(1), _expected(2)):
+    tables = [statement for statement in schema if statement != _INDEX]
+    if tables not in (_expected(1), _expected(2)):
         if ours and (not is_database or version in (1, _SCHEMA_VERSION)):
             raise Damage("its tables are not a spool's")
         raise SpoolError(f"{path}: a database, but no spool of this version: give another path")
-    if schema == _expected(1):
+    if tables == _expected(1):
         db.execute("BEGIN IMMEDIATE")
         db.execute("ALTER TABLE frames ADD COLUMN checksum INTEGER")
         db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")

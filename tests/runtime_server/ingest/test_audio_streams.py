@@ -22,7 +22,7 @@ def hear(generations, sounds):
 
     def arrive(streams, device, boot, window):
         header = FrameHeader(window, 0, 1, 0, WIRE_ENCODINGS.index(PCM), False, 0.5)
-        heard = streams.activation(generation, Arrival(None, device, boot, header, payloads[window], 0.0))
+        heard = streams.activation(generation, Arrival(None, device, 0, boot, header, payloads[window], window, 0.0))
         assert np.abs(heard[0] - sounds[window]).max() < 1e-4
 
     return arrive

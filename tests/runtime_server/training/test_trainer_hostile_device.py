@@ -22,6 +22,9 @@ pytestmark = pytest.mark.integration
 
 HONEST = [f"pi-{number}" for number in range(9)]
 CUT, STEPS = 1, 60
+BATCH = 80
+GROWN = 90
+"""Nine windows of each of ten devices, as `BATCH` has of nine."""
 WINDOWS = 128
 RISE = 0.01
 """Share by which the held-out loss of any honest device may rise because of the hostile one."""
@@ -41,7 +44,7 @@ def heard(small_bundle):
 
 @pytest.fixture
 def fleet(generations, heard):
-    """`fleet(attack, seed, steps, bounded)`: held-out loss of each honest device; no attack, no tenth device.
+    """`fleet(attack, seed, steps, bounded, batch)`: held-out loss of each honest device; no attack, no tenth device.
 
     Unbounded, what is out of range trains all the same, as it did before there was a range.
     """
@@ -57,8 +60,8 @@ def fleet(generations, heard):
     honest = [window for place in range(len(HONEST)) for window in windows(place)]
     own = list(windows(len(HONEST)))
 
-    def run(attack, seed, steps=STEPS, bounded=True):
-        config = TrainConfig(batch=80, learning_rate=3e-4, ema=0.95, min_windows=8, seed=seed)
+    def run(attack, seed, steps=STEPS, bounded=True, batch=BATCH):
+        config = TrainConfig(batch=batch, learning_rate=3e-4, ema=0.95, min_windows=8, seed=seed)
         trainer = Trainer(first_model(generations.graph, generation), config, 6, key=b"key")
         judge = Trainer(first_model(generations.graph, generation), TrainConfig(batch=144), 6, key=b"key")
         for window in honest:
@@ -66,7 +69,7 @@ def fleet(generations, heard):
             judge.add(window)
         for index, window in enumerate(own if attack else ()):
             activation = attack(window, honest[index], generation)
-            in_range = not bounded or generation.in_range(window.cut, activation)
+            in_range = not bounded or generation.in_range(window.cut, activation[None]) == [True]
             trainer.add(TrainingWindow("zz", "boot", index, 1, window.cut, activation, in_range=in_range))
         for _ in range(steps):
             trainer.step()
@@ -83,7 +86,7 @@ def constant(window, other, generation):
 
 def constant_within_range(window, other, generation):
     value = 1e4
-    while not generation.in_range(window.cut, torch.tensor([value])):
+    while generation.in_range(window.cut, torch.tensor([[value]])) == [False]:
         value *= 0.9
     return torch.full_like(window.activation, value)
 
@@ -135,3 +138,12 @@ def test_it_is_so_for_other_seeds(fleet):
     found = [rises(fleet, seed) for seed in (1, 2, 3)]
     means = {attack.__name__: np.mean([one[attack.__name__] for one in found], axis=0) for attack in ATTACKS}
     assert {name: rise.max() for name, rise in means.items() if rise.max() > RISE} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_of_anothers_windows_cost_nobody_a_hundredth_where_the_batch_grows_with_the_fleet(fleet, seed):
+    """Each honest device then has as many windows in a batch as without the tenth device."""
+    rise = fleet(copied, seed, batch=GROWN) / fleet(None, seed) - 1
+    print(f"\nseed {seed}: {rise.mean():+.2%}, {rise.max():+.2%} the worst device")
+    assert rise.max() <= RISE

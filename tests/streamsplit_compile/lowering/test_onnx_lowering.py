@@ -222,3 +222,14 @@ def test_a_module_used_twice_keeps_both_of_its_norms():
         expected = module(window).numpy()
     assert "BatchNormalization" not in operators(data)
     np.testing.assert_allclose(run(data, window.numpy()), expected, atol=1e-5, rtol=0)
+
+
+def test_a_damaged_kept_graph_is_refused_in_one_line(tiny, lowered):
+    kept, _ = lowered
+    wrong = onnx.load_from_string(kept)
+    wrong.graph.node.insert(0, onnx.helper.make_node("Nonsense", ["head.weight"], ["nonsense"]))
+    for damaged in (kept[:-5], wrong.SerializeToString()):
+        with pytest.raises(FormatError, match=r"kept graph: .*; compile it again"):
+            write_weights(damaged, tensors_of(tiny), {})
+    with pytest.raises(FormatError, match="kept graph: not an ONNX model"):
+        parameter_names(kept[:-5])

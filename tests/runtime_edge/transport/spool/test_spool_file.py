@@ -55,6 +55,25 @@ def test_a_first_version_s_damaged_first_page_costs_no_frame(path: Path, byte: i
         assert spool.depth() == 4
 
 
+def test_the_index_by_uncertainty_is_made_when_the_spool_is_full_and_stays(path: Path) -> None:
+    def indices() -> list[str]:
+        with closing(sqlite3.connect(path)) as db:
+            return [
+                name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index' AND sql NOT NULL")
+            ]
+
+    with closing(Spool(path, 4 * 1128)) as spool:
+        for number in range(4):
+            spool.put(f"a.{number}", number, bytes(1000), number / 10)
+        assert indices() == []
+        assert spool.put("a.4", 4, bytes(1000), 0.5) == ["a.0"]
+        assert indices() == ["least_informative"]
+    with closing(Spool(path, 4 * 1128)) as spool:
+        assert spool.put("a.5", 5, bytes(1000), 0.15) == ["a.1"]
+        assert [frame.index for frame in spool.oldest(9)] == [2, 3, 4, 5]
+        assert (spool.recoveries, spool.damaged) == (0, 0)
+
+
 @pytest.mark.parametrize("version", [3, 17])
 def test_a_spool_of_a_newer_version_is_left_alone(path: Path, version: int) -> None:
     shutil.copy(FIRST_VERSION, path)
