@@ -46,10 +46,11 @@ def import_clap(path: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]
             """ssc encoder new clap --config '{"directory": "..."}'"""
         )
     sizes = _sizes(tower, state, path)
-    projection = {f"audio_projection.linear{place // 2 + 1}": f"{_PROJECTION}{place}" for place in (0, 2)}
     renamed = {_INSIDE + name: value for name, value in _renamed(tower).items()}
-    for ours, theirs in projection.items():
-        renamed |= {f"{ours}.{kind}": state[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
+    for theirs, ours in (("0.", "linear1."), ("2.", "linear2.")):
+        layer = _PROJECTION + theirs
+        inside = {name: value for name, value in state.items() if name.startswith(layer)}
+        renamed |= {_PROJECTION + ours + name.removeprefix(layer): value for name, value in inside.items()}
     module, full = new_encoder("clap", {**sizes, **config})
     try:
         module.get_submodule("model").load_state_dict(renamed)

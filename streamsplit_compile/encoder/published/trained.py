@@ -120,7 +120,7 @@ def read_trained(path: Path) -> TrainedWeights:
     try:
         with np.load(io.BytesIO(read_bounded(path, _MAX_BYTES, FormatError)), allow_pickle=False) as stored:
             entries = {name: stored[name] for name in stored.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as exc:
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as exc:
         raise FormatError(f"{path}: not a file of trained weights ({type(exc).__name__})") from None
     about = _about(entries.get(_ABOUT), path)
     try:

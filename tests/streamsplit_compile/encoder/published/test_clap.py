@@ -85,6 +85,7 @@ def test_other_files_are_refused_and_nothing_written(tmp_path: Path) -> None:
     for name, content, said in (
         ("fused", fused, "a checkpoint with fusion; convert it"),
         ("torn", torn, "does not fit clap of"),
+        ("flat", {name: value for name, value in state.items() if "projection.0" not in name}, "does not fit clap of"),
         ("text", {"module.text_branch.x": torch.zeros(1)}, "not a checkpoint of LAION-CLAP"),
     ):
         with pytest.raises(FormatError, match=said):

@@ -86,6 +86,10 @@ def test_a_damaged_file_is_refused(trained: TrainedWeights, file: Path, tmp_path
     other.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(FormatError, match=r"other\.npz: not a file of trained weights"):
         read_trained(other)
+    with other.open("wb") as array:
+        np.save(array, np.zeros(3))
+    with pytest.raises(FormatError, match=r"other\.npz: not a file of trained weights"):
+        read_trained(other)
     np.savez(other, something=np.zeros(3))
     with pytest.raises(FormatError, match=r"other\.npz: field 'about' does not say"):
         read_trained(other)
