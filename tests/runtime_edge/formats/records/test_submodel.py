@@ -55,13 +55,13 @@ def cut_assets(draw, cuts):
         st.sampled_from(["bottleneck", "decoder", "coding", "exit"]),
         st.sampled_from(["onnx-fp32", "tflite-int8"]),
     )
-    found = []
+    found, sizes = [], {}  # a file has one size, however often it is named
     for cut, kind, variant in draw(st.lists(keys, max_size=6, unique_by=place)):
         own = {} if kind == "coding" else {"variant": variant, "input": draw(names), "output": draw(names)}
         widths = tuple(sorted(draw(st.sets(st.integers(1, 65535), min_size=1, max_size=4))))
-        file = f"{draw(digests)}/{kind}"
+        file, size = f"{draw(digests)}/{kind}", draw(st.integers(1, 4 << 30))
         own |= {} if kind == "exit" else {"widths": widths}
-        found.append(cut_asset(kind, cut=cut, file=file, bytes=draw(st.integers(1, 4 << 30)), **own))
+        found.append(cut_asset(kind, cut=cut, file=file, bytes=sizes.setdefault(file, size), **own))
     return tuple(found)
 
 
