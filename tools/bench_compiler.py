@@ -30,7 +30,7 @@ from streamsplit_compile.bundle.calibrate import calibration_windows
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, read_tensors, save_checkpoint
-from streamsplit_compile.encoder.importers import import_efficientat
+from streamsplit_compile.encoder.published.importers import import_efficientat
 from streamsplit_compile.lowering.artifact_formats import Format
 from tools.benchmarks import Section, publish
 

@@ -6,7 +6,8 @@ Two starts, three seeds each. `random`: MobileNetV3-Small from random weights (t
 mn04, and every recording heard by another microphone in another room (the seed's). Four devices play the recordings
 of ESC-10's folds 1 to 4, no labels are used, 75 % of the windows are missing and the rest comes from mixed cuts
 (`tools.sparse_training`). A linear probe (`tools.clip_probe`) then sees labels of folds 1 to 4 and is judged on fold 5.
-With `--ablation` the terms that the method compares are measured instead, with all windows and with a quarter of them.
+With `--ablation` the task alone, and with each term that the method compares, are measured instead, from both starts,
+with all windows and with a quarter of them.
 
 The recordings and the weights are not part of the project: `--audio` (or SSC_TEST_AUDIO) holds esc10/labels.csv and
 what it names, `--weights` (or SSC_TEST_WEIGHTS, a directory) is EfficientAT's checkpoint.
@@ -76,7 +77,7 @@ ARMS = {
     "all_raw": TrainingRun(kept_share=1.0, raw=True),
 }
 """Runs of each start and seed."""
-ABLATION = ("task+mse", "task+kl", "task+mmd", "task+sw", "task+laplacian", "hybrid")
+ABLATION = ("task", "task+mse", "task+kl", "task+mmd", "task+sw", "task+laplacian", "hybrid")
 
 
 @dataclass
@@ -136,7 +137,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     bench = LearningBench(clips, Path(given.audio), checkpoint, given.quick, ProbedRuns(given.kept))
     starts = [start for start in STARTS if given.only in (None, start.name)]
     content: dict[str, Any] = {}
-    for section in bench.ablation() if given.ablation else bench.learning(starts):
+    for section in (bench.ablation if given.ablation else bench.learning)(starts):
         if given.quick or given.only:
             print(*(" ".join(row) for row in section.rows), sep="\n")
         else:
@@ -163,25 +164,27 @@ class LearningBench:
             _tell(section, start, self.found)
             yield section
 
-    def ablation(self) -> Iterator[Section]:
-        """Terms of the loss, from random weights."""
+    def ablation(self, starts: Sequence[StartingWeights]) -> Iterator[Section]:
+        """Terms of the loss, from each start; what was found so far, after each."""
         runs = {
             f"{term}, {arm}": TrainingRun(TERMS[term], kept_share=share)
             for term in ABLATION
             for arm, share in (("dense", 1.0), ("sparse", 0.25))
         }
-        for seed in self._seeds():
-            self._of_seed(RANDOM, seed, runs)
         section = _section("the terms of its loss", " --ablation", "terms")
-        for term in ABLATION:
-            dense, sparse = (self.found.mean(RANDOM.name, f"{term}, {arm}") for arm in ("dense", "sparse"))
-            section.detail(
-                f"{term}: windows of fold 5 right, all windows at mixed cuts; lost with a quarter of them",
-                f"{100 * dense:.1f} %; {100 * (dense - sparse):.1f}",
-            )
-            name = term.removeprefix("task+")
-            section.numbers |= {f"terms.{name}": round(dense, 4), f"terms_drop.{name}": round(dense - sparse, 4)}
-        yield section
+        for start in starts:
+            for seed in self._seeds():
+                self._of_seed(start, seed, runs)
+            for term in ABLATION:
+                dense, sparse = (self.found.mean(start.name, f"{term}, {arm}") for arm in ("dense", "sparse"))
+                section.detail(
+                    f"{start.title}, {term}: windows of fold 5 right, all windows at mixed cuts; lost with a quarter",
+                    f"{100 * dense:.1f} %; {100 * (dense - sparse):.1f}",
+                )
+                name, of = term.removeprefix("task+"), "" if start is RANDOM else f"_{start.name}"
+                section.numbers[f"terms{of}.{name}"] = round(dense, 4)
+                section.numbers[f"terms_drop{of}.{name}"] = round(dense - sparse, 4)
+            yield section
 
     def _seeds(self) -> Sequence[int]:
         return list(SEEDS)[: 1 if self.quick else None]

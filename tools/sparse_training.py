@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from runtime_edge.formats.bundle import Bundle
@@ -99,14 +100,17 @@ class Stage:
         """The encoder before it has learnt anything."""
         return cut_model(self.encoder.graph, self.bundle, self.encoder.tensors)
 
-    def judged(self, model: CutModel) -> Probed:
-        """What a linear probe makes of a model's embeddings."""
+    def embedded(self, model: CutModel) -> npt.NDArray[np.float32]:
+        """A model's embeddings (clips, windows, d) of all recordings."""
         flat, rows = self.fronts.flatten(0, 1), []
         with torch.inference_mode():
             for part in flat.split(128):
                 rows.append(run_segments(model.segments[self.first :], part.float()))
-        embeddings = torch.cat(rows).unflatten(0, self.fronts.shape[:2]).numpy()
-        return probe(embeddings, self.clips.labels, self.clips.folds, HELD_OUT_FOLD)
+        return np.asarray(torch.cat(rows).unflatten(0, self.fronts.shape[:2]).numpy())
+
+    def judged(self, model: CutModel) -> Probed:
+        """What a linear probe makes of a model's embeddings."""
+        return probe(self.embedded(model), self.clips.labels, self.clips.folds, HELD_OUT_FOLD)
 
 
 def stage(encoder: LoadedEncoder, clips: Clips, calibrate: Path, work: Path) -> Stage:

@@ -1,4 +1,7 @@
-"""Labelled recordings of 5 s (ESC-10), and how well embeddings tell their classes apart. Imports scikit-learn alone."""
+"""Labelled recordings of one length (ESC-10, Speech Commands), and how well embeddings tell their classes apart.
+
+Imports scikit-learn alone.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Clips:
-    """Field recordings of 5 s."""
+    """Recordings of one length."""
 
     waveforms: Array
-    """(clips, 80000) float32 at 16 kHz."""
+    """(clips, samples) float32 at 16 kHz."""
     labels: npt.NDArray[np.int64]
     folds: npt.NDArray[np.int64]
     """1 to 5; recordings of one source are in one fold."""
@@ -47,17 +50,20 @@ class Clips:
         return windows
 
 
-def load_clips(root: Path) -> Clips:
-    """Read `<root>/esc10/labels.csv` and the recordings it names. Raises FormatError naming file and line."""
-    table = root / "esc10" / "labels.csv"
+def load_clips(root: Path, data: str = "esc10", samples: int = CLIP_SAMPLES) -> Clips:
+    """Read `<root>/<data>/labels.csv` and the recordings it names, cut or padded with silence to so many samples.
+
+    Raises FormatError naming file and line.
+    """
+    table = root / data / "labels.csv"
     rows = named_rows(table)
     if not rows:
         raise FormatError(f"{table}: no recordings; the first line names the columns: {_COLUMNS}")
-    waveforms, classes, folds = np.zeros((len(rows), CLIP_SAMPLES), np.float32), [], []
+    waveforms, classes, folds = np.zeros((len(rows), samples), np.float32), [], []
     for place, (number, row) in enumerate(rows):
         where = f"{table}: line {number}"
         name, label, fold = (filled(row, column, where, _COLUMNS) for column in _COLUMNS.split(","))
-        audio = _audio(table.parent / name, where)[:CLIP_SAMPLES]
+        audio = _audio(table.parent / name, where)[:samples]
         waveforms[place, : len(audio)] = audio
         classes.append(label)
         folds.append(_fold(fold, where))

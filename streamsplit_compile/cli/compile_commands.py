@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
@@ -40,7 +41,8 @@ from streamsplit_compile.encoder.encoders import (
     read_tensors,
     save_checkpoint,
 )
-from streamsplit_compile.encoder.importers import IMPORTERS
+from streamsplit_compile.encoder.published.importers import IMPORTERS
+from streamsplit_compile.encoder.published.trained import find_trained, trained_names
 from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import cuts_of
 from streamsplit_compile.lowering.artifact_formats import FORMATS, PRECISIONS
@@ -65,26 +67,41 @@ def list_(as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        print_table("Encoders", ["name", "factory"], [[name, where] for name, where in found.items()])
+        rows = [[name, where, ", ".join(trained_names(name))] for name, where in found.items()]
+        print_table("Encoders", ["name", "factory", "trained weights"], rows)
 
 
 @encoder.command()
 @click.argument("name")
 @click.option("-o", "--out", type=PathParam(), required=True, help="Checkpoint to write.")
 @click.option("--config", "config_json", default="{}", help="JSON object of arguments for the encoder's factory.")
+@click.option("--weights", help="Trained weights: a name that comes with the encoder, or a file of such weights.")
 @json_option
-def new(name: str, out: Path, config_json: str, as_json: bool) -> None:
-    """Write a checkpoint to start from.
+def new(name: str, out: Path, config_json: str, weights: str | None, as_json: bool) -> None:
+    """Write a checkpoint to start from; with --weights a trained one, and its head beside it.
 
     Example: ssc encoder new resnet18 -o encoder.pt
     """
-    module, config = new_encoder(name, _parse_config(config_json))
-    save_checkpoint(name, config, module, out, is_untrained(name, config))
+    head, labels = None, 0
+    if weights is None:
+        module, config = new_encoder(name, _parse_config(config_json))
+        save_checkpoint(name, config, module, out, is_untrained(name, config))
+    else:
+        trained = find_trained(name, weights)
+        module, config = trained.build(_parse_config(config_json))
+        save_checkpoint(name, config, module, out)
+        if trained.head is not None:
+            head, labels = out.with_suffix(".head.json"), len(trained.head.labels)
+            write_atomic(head, trained.head.to_json())
     parameters = sum(parameter.numel() for parameter in module.parameters())
     if as_json:
-        print_json({"encoder": name, "config": config, "parameters": parameters, "file": str(out)})
-    else:
-        click.echo(f"{out}: {name}, {parameters:,} parameters, random unless --config loads trained ones")
+        beside = {} if head is None else {"head": str(head)}
+        print_json({"encoder": name, "config": config, "parameters": parameters, "file": str(out), **beside})
+        return
+    made = "random unless --config loads trained ones" if weights is None else f"trained: {weights}"
+    click.echo(f"{out}: {name}, {parameters:,} parameters, {made}")
+    if head is not None:
+        click.echo(f"{head}: a head of {labels} labels for its embeddings")
 
 
 @encoder.command("import")
@@ -98,9 +115,10 @@ def import_(kind: str, file: Path, out: Path, config_json: str, as_json: bool) -
 
     Example: ssc encoder import efficientat mn04_as_mAP_432.pt -o encoder.pt
     """
-    config = IMPORTERS[kind](file, out, _parse_config(config_json))
+    name, read = IMPORTERS[kind]
+    config = read(file, out, _parse_config(config_json))
     if as_json:
-        print_json({"encoder": "mn", "config": config, "file": str(out)})
+        print_json({"encoder": name, "config": config, "file": str(out)})
     else:
         click.echo(f"{out}: {kind} checkpoint {file.name}, {config}")
 

@@ -234,7 +234,7 @@ def test_real_sounds_and_a_real_encoder_give_a_head_whose_labels_a_device_finds_
     from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
     from streamsplit_compile.cost.targets import load_target
     from streamsplit_compile.encoder.encoders import load_encoder
-    from streamsplit_compile.encoder.importers import import_efficientat
+    from streamsplit_compile.encoder.published.importers import import_efficientat
 
     import_efficientat(next(Path(WEIGHTS).glob("mn04*.pt")), tmp_path / "mn.pt", {})
     options = CompileOptions([load_target("rpi4")], cuts="3", calibration_windows=4)

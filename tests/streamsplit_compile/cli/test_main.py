@@ -63,6 +63,10 @@ BAD = {
     "a place that cannot be": ("compile tiny.pt --factory toys:Tiny -o text.pt/out", "text.pt/out: "),
     "a key that is none": ("compile tiny.pt --factory toys:Tiny --key text.pt -o out", "text.pt: "),
     "an unknown encoder": ("encoder new vgg -o out.pt", "unknown encoder 'vgg'; registered: "),
+    "weights that are not there": (
+        "encoder new resnet18 --weights birds -o out.pt",
+        "--weights birds: no such file, and no weights come with resnet18",
+    ),
     "a config that is no JSON": ("encoder new resnet18 --config {depth -o out.pt", "--config: not JSON"),
     "a config that does not fit": ('encoder new resnet18 --config {"depth":9} -o out.pt', "does not accept config"),
     "a missing bundle": ("inspect missing", "missing: no such bundle directory; make one with `ssc compile"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from runtime_edge.errors import FormatError
 from streamsplit_compile.encoder.encoders import new_encoder, read_state, save_checkpoint
+from streamsplit_compile.encoder.published.clap import import_clap
 
 _EFFICIENTAT_LAST = "features.16.0.weight"
 _EFFICIENTAT_CHANNELS = 960
@@ -33,4 +34,8 @@ def import_efficientat(path: Path, out: Path, config: dict[str, Any]) -> dict[st
     return full
 
 
-IMPORTERS: dict[str, Callable[[Path, Path, dict[str, Any]], dict[str, Any]]] = {"efficientat": import_efficientat}
+IMPORTERS: dict[str, tuple[str, Callable[[Path, Path, dict[str, Any]], dict[str, Any]]]] = {
+    "clap": ("clap", import_clap),
+    "efficientat": ("mn", import_efficientat),
+}
+"""Kinds of checkpoints: the encoder that each becomes, and what reads it."""

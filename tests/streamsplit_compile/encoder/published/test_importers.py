@@ -9,7 +9,7 @@ import torch
 
 from runtime_edge.errors import FormatError
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
-from streamsplit_compile.encoder.importers import import_efficientat
+from streamsplit_compile.encoder.published.importers import import_efficientat
 
 pytestmark = pytest.mark.integration
 

@@ -1,0 +1,94 @@
+"""The study of objectives: its runs, how it goes on, and one run in small."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from runtime_edge.errors import UsageError
+from runtime_server.training.losses.objectives import OBJECTIVES
+from tools import bench_objectives
+from tools.bench_objectives import DATA, SMALL, Arm, arms, main, measure_all, measured
+
+
+def settings(tmp_path: Path, **more: object) -> argparse.Namespace:
+    return argparse.Namespace(
+        **{"work": tmp_path / "work", "hours": 1.0, "quick": True, "energy": "rpi4", "jobs": 1, **more}
+    )
+
+
+def test_the_study_has_every_objective_share_and_batch_from_three_seeds() -> None:
+    every = arms()
+    assert len({arm.name for arm in every}) == len(every)
+    grid = Counter((arm.objective, arm.share, arm.batch) for arm in every if arm.encoder == SMALL)
+    for objective in OBJECTIVES:
+        for share in (1.0, 0.25):
+            for batch in (16, 128):
+                assert grid[objective, share, batch] == 3
+        assert grid[objective, 0.5, 16] == grid[objective, 0.1, 16] == 1
+    assert len({arm.encoder for arm in every}) == 4
+
+
+def test_what_has_a_file_is_not_measured_again_and_nothing_is_begun_after_the_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, now = [], [0.0]
+
+    def fake(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        arm = json.loads(command[command.index("--arm") + 1])
+        began.append(arm["seed"])
+        now[0] += 1500.0
+        return subprocess.CompletedProcess(command, 0, json.dumps({**arm, "points": [{"probe": 0.5}]}) + "\n")
+
+    monkeypatch.setattr(bench_objectives.subprocess, "run", fake)
+    wanted = [Arm("simclr", 1.0, 16, seed) for seed in range(5)]
+    given = settings(tmp_path, audio=tmp_path)
+    assert len(measure_all(given, wanted, lambda: now[0])) == 3
+    assert began == [0, 1, 2]
+    assert len(measure_all(given, wanted, lambda: now[0])) == 5
+    assert began == [0, 1, 2, 3, 4]
+
+
+def test_without_recordings_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SSC_TEST_AUDIO", raising=False)
+    main([])
+    assert "left out: --audio" in capsys.readouterr().out
+
+
+def test_runs_beside_each_other_are_refused_where_one_counter_has_them_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--jobs 2: rapl would count all runs together"):
+        main(["--audio", str(tmp_path), "--jobs", "2", "--energy", "rapl"])
+
+
+@pytest.mark.integration
+def test_a_run_in_small_has_a_point_before_and_after_each_pass(tmp_path: Path) -> None:
+    folder, rng = tmp_path / DATA, np.random.default_rng(0)
+    lines = ["filename,class,fold"]
+    for label, hertz in (("go", 200.0), ("stop", 2000.0)):
+        (folder / label).mkdir(parents=True)
+        for fold in range(1, 6):
+            for take in range(8):
+                name = f"{label}/{fold}-{take}.flac"
+                tone = np.sin(2 * np.pi * hertz * (1 + 0.05 * take) * np.arange(12_000) / 16_000)
+                soundfile.write(folder / name, 0.3 * tone + 0.02 * rng.standard_normal(12_000), 16_000)
+                lines.append(f"{name},{label},{fold}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+
+    found = measured(Arm("simclr", 1.0, 16, 0), settings(tmp_path, audio=tmp_path))
+
+    before, after = found["points"]
+    assert before["steps"] == before["joules"] == 0
+    assert after["steps"] > 0
+    assert after["joules"] > 0
+    assert "rpi4" in after["source"]
+    assert after["probe"] > 0.5, "the two kinds are far apart"
+    assert found["peak_memory"]["bytes"] > 0

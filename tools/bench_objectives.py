@@ -1,0 +1,205 @@
+"""What contrastive objectives earn and cost: accuracy over steps and over joules, for thin batches and thin data.
+
+    python -m tools.bench_objectives --audio recordings/ --energy rapl [--jobs 1] [--hours 8] [--publish]
+
+MobileNetV3-Small of width 0.75 learns from Speech Commands (`recordings/speech_commands/labels.csv`) without labels,
+from random weights, with each objective, with all windows and with a quarter of them, in batches of 16 and of 128,
+from three seeds; then, at one seed each, with a half and a tenth of the windows, and with larger encoders. Batches of
+16 take eight times the steps, so that every run sees as many windows. After every pass over the recordings a linear
+probe and the nearest neighbours are asked of fold 5.
+
+Every run is a process of its own on one core and leaves a file in `--work`, which is not measured again; no run is
+begun after `--hours`, and what the bounds are about comes first. Runs beside each other (`--jobs`) are for a target's
+watts alone, which count a process's own seconds; a counter of the whole machine would add them up. What is there by
+then is the page, docs/energy.md. Without recordings nothing is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime_edge.errors import UsageError
+from runtime_server.lab.clips import SAMPLE_RATE
+from runtime_server.telemetry.energy import energy_source
+from runtime_server.telemetry.server_metrics import PEAK_MEMORY, peak_memory_bytes
+from runtime_server.telemetry.step_energy import StepEnergy
+from runtime_server.training.embedding_metrics import knn_accuracy
+from runtime_server.training.losses.objectives import DEFAULT, OBJECTIVES
+from streamsplit_compile.cost.targets import list_targets
+from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
+from tools.benchmarks import publish
+from tools.clip_probe import probe
+from tools.energy_page import section, write_page
+from tools.esc10 import load_clips
+from tools.sparse_training import HELD_OUT_FOLD, Stage, TrainingRun, learn, stage
+from tools.training_energy import with_idle_power
+
+DATA = "speech_commands"
+SMALL = "mobilenet_v3_small 0.75"
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    SMALL: ("mobilenet_v3_small", {"width": 0.75}),
+    "mobilenet_v3_small 1.0": ("mobilenet_v3_small", {}),
+    "efficientnet_b0": ("efficientnet_b0", {}),
+    "resnet18": ("resnet18", {}),
+}
+PASSES, LARGE, THIN, STEPS = 6, 128, 16, 3
+"""Passes over the recordings; the batches; and steps of the large one each time that devices have sent some."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run."""
+
+    objective: str
+    share: float
+    batch: int
+    seed: int
+    encoder: str = SMALL
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.encoder.replace(' ', '-')}.{self.objective}.{self.share:g}.{self.batch}.{self.seed}"
+
+
+def arms() -> list[Arm]:
+    """All of them, those first that the bounds are about."""
+    grid = [
+        Arm(objective, share, batch, seed)
+        for seed in range(3)
+        for share in (1.0, 0.25)
+        for batch in (LARGE, THIN)
+        for objective in (DEFAULT, "simclr", *(name for name in OBJECTIVES if name not in (DEFAULT, "simclr")))
+    ]
+    thinner = [Arm(objective, share, THIN, 0) for share in (0.5, 0.1) for objective in OBJECTIVES]
+    larger = [Arm(objective, 1.0, THIN, 0, encoder) for encoder in list(ENCODERS)[1:] for objective in OBJECTIVES]
+    return [*grid, *thinner, *larger]
+
+
+def staged(encoder: str, seed: int, audio: Path, work: Path, most: int | None) -> Stage:
+    """An encoder from random weights and the recordings, at most `most` of each class and fold."""
+    clips = load_clips(audio, DATA, SAMPLE_RATE)
+    if most is not None:
+        places = [number for number in range(len(clips.labels)) if _earlier_alike(clips, number) < most]
+        clips = clips.select(torch.tensor(places).numpy())
+    name, config = ENCODERS[encoder]
+    config = {**config, "seed": seed}
+    save_checkpoint(name, config, new_encoder(name, config)[0], work / "encoder.pt", untrained=True)
+    return stage(load_encoder(work / "encoder.pt"), clips, audio / DATA, work)
+
+
+def _earlier_alike(clips: Any, number: int) -> int:
+    """Recordings of the same class and fold that stand before one."""
+    same = (clips.labels[:number] == clips.labels[number]) & (clips.folds[:number] == clips.folds[number])
+    return int(same.sum())
+
+
+def measured(arm: Arm, given: argparse.Namespace) -> dict[str, Any]:
+    """One run, in this process: what the embeddings were worth before, and after each pass with what it had taken."""
+    torch.set_num_threads(1)
+    source = energy_source(given.energy)
+    if source is None:
+        raise UsageError(f"--energy {given.energy}: nothing counts joules here; name a target, such as rpi4")
+    energy, points = StepEnergy(with_idle_power(source)), []
+    with tempfile.TemporaryDirectory() as work:
+        heard = staged(arm.encoder, arm.seed, given.audio, Path(work), 8 if given.quick else None)
+
+        def note(model: Any) -> None:
+            points.append({**asked(heard, model), **energy.use.told()})
+
+        note(heard.start)
+        run = TrainingRun(
+            objective=arm.objective,
+            kept_share=arm.share,
+            passes=1 if given.quick else PASSES,
+            steps_per_chunk=1 if given.quick else STEPS * LARGE // arm.batch,
+            batch=arm.batch,
+            learning_rate=1e-3,
+            seed=arm.seed,
+        )
+        learn(heard, run, note=lambda _: None, around_step=energy.step, after_pass=note)
+    memory = {"bytes": peak_memory_bytes(), "source": PEAK_MEMORY}
+    return {**asdict(arm), "points": points, "peak_memory": memory}
+
+
+def asked(heard: Stage, model: Any) -> dict[str, float]:
+    """Accuracy on fold 5 of a linear probe and of the nearest neighbours."""
+    embeddings, clips = heard.embedded(model), heard.clips
+    out = torch.from_numpy(clips.folds == HELD_OUT_FOLD)
+    flat, labels = torch.from_numpy(embeddings.mean(1)), torch.from_numpy(clips.labels)
+    return {
+        "probe": probe(embeddings, clips.labels, clips.folds, HELD_OUT_FOLD).clip,
+        "knn": knn_accuracy(flat[~out], labels[~out], 5, flat[out], labels[out]),
+    }
+
+
+def measure_all(
+    given: argparse.Namespace, wanted: Sequence[Arm], clock: Callable[[], float] = time.monotonic
+) -> list[dict[str, Any]]:
+    """All runs that have no file yet, each in a process of its own, until the hours are over; returns what there is."""
+    given.work.mkdir(parents=True, exist_ok=True)
+    began = clock()
+
+    def measure(arm: Arm) -> None:
+        file = given.work / f"{arm.name}.json"
+        if file.exists() or clock() - began >= given.hours * 3600:
+            return
+        command = [sys.executable, "-m", "tools.bench_objectives", "--arm", json.dumps(asdict(arm))]
+        command += ["--audio", str(given.audio), "--energy", given.energy, *(["--quick"] if given.quick else [])]
+        line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+        file.with_suffix(".partial").write_text(line + "\n")
+        file.with_suffix(".partial").replace(file)
+        print(arm.name, f"probe {json.loads(line)['points'][-1]['probe']:.3f}", flush=True)
+
+    with ThreadPoolExecutor(given.jobs) as several:
+        list(several.map(measure, wanted))
+    files = [given.work / f"{arm.name}.json" for arm in wanted]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what is not measured yet; nothing without the recordings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--audio", type=Path, default=os.environ.get("SSC_TEST_AUDIO"))
+    parser.add_argument("--energy", default="rapl", help="As of `ssc server run`.")
+    parser.add_argument("--work", type=Path, default=Path(".cache/objectives"))
+    parser.add_argument("--jobs", type=int, default=1, help="Runs beside each other.")
+    parser.add_argument("--hours", type=float, default=8.0)
+    parser.add_argument("--quick", action="store_true", help="Few recordings, one pass and two runs, for a trial.")
+    parser.add_argument("--publish", action="store_true", help="Write docs/energy.md and docs/benchmarks.*.")
+    parser.add_argument("--arm", type=json.loads, help="Measure this run alone and print it.")
+    given = parser.parse_args(arguments)
+    if given.audio is None:
+        print("left out: --audio (SSC_TEST_AUDIO) is needed")
+        return
+    given.audio = Path(given.audio)
+    if given.jobs > 1 and given.energy not in list_targets():
+        raise UsageError(f"--jobs {given.jobs}: {given.energy} would count all runs together; name a target")
+    if given.arm is not None:
+        print(json.dumps(measured(Arm(**given.arm), given)))
+        return
+    wanted = arms()
+    if given.quick:
+        given.work = given.work / "quick"
+        wanted = [arm for arm in wanted[:10] if arm.objective in (DEFAULT, "simclr") and arm.batch == THIN]
+    found = measure_all(given, wanted)
+    if given.publish and not given.quick:
+        write_page(found, len(wanted))
+        publish(section(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What `tools.train_reference` is made of."""
