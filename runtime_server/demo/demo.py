@@ -35,7 +35,7 @@ class DemoConfig:
     out: Path
     encoder: str = "resnet18"
     cuts: str = "auto"
-    seconds: float = 75.0
+    seconds: float = 110.0
     release_steps: int = 6
     seed: int = 0
     quiet: bool = False

@@ -17,7 +17,7 @@ from streamsplit_compile.cli.printing import print_json, print_table, size
 @click.option("--encoder", default="resnet18", show_default=True, help="A registered encoder.")
 @click.option("--cuts", default="auto", show_default=True, help="As in `ssc compile`.")
 @click.option(
-    "--seconds", default=75.0, show_default=True, type=click.FloatRange(10, 3600), help="Streaming time at least."
+    "--seconds", default=110.0, show_default=True, type=click.FloatRange(10, 3600), help="Streaming time at least."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random.")
 @json_option
