@@ -54,8 +54,7 @@ class Worker:
         What has been asked for before comes first. The condition is looked at when something has been done, and when
         somebody who has changed something calls `wake`; it must be quick, and safe in any thread.
         """
-        if self._calls:
-            self._do_calls()
+        self._do_calls()
         deadline, left_s = (None, -1.0) if timeout_s is None else (time.monotonic() + timeout_s, timeout_s)
         outer, self._until = self._until, until
         try:

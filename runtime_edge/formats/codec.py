@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -31,8 +32,6 @@ STREAMS = ("pcm16-stream", "flac", "opus")
 """Of the waveform, each frame with what is new in its window (`runtime_edge.audio.wire_streams`)."""
 _DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "i1", "pcm16": "<i2"}
 _PCM_SCALE = np.float32(32767.0)
-_PCM_LIMIT = 1e33
-"""Below, no product with it overflows."""
 _LARGEST = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0}
 
 
@@ -72,7 +71,7 @@ class CutCodec:
         if self.encoding == "int8":
             self._quantise(activation, *self._spread, -128.0, 127.0)
         elif self.encoding == "pcm16":
-            self._quantise(activation, _PCM_SCALE, np.float32(0.0), _PCM_LIMIT, -32768.0, 32767.0)
+            self._quantise(activation, _PCM_SCALE, np.float32(0.0), -32768.0, 32767.0)
         else:
             self._cast(activation)
         packed = compress_frame(self._compressor, self._raw)
@@ -98,37 +97,22 @@ class CutCodec:
         return values
 
     @cached_property
-    def _spread(self) -> tuple[Array, Array, float]:
-        """Inverse scale and zero point of every value, and below what none overflows.
-
-        numpy allocates to broadcast, and takes twice as long.
-        """
+    def _spread(self) -> tuple[Array, Array]:
+        """Inverse scale and zero point of every value: numpy allocates to broadcast, and takes twice as long."""
         assert self._scale is not None
         inverse = (1.0 / self._scale).astype(np.float32)
-        spread = np.broadcast_to(inverse, self.shape).copy(), np.broadcast_to(self._zero, self.shape).copy()
-        return *spread, _below_overflow(inverse.max())
+        return np.broadcast_to(inverse, self.shape).copy(), np.broadcast_to(self._zero, self.shape).copy()
 
     def _quantise(
-        self,
-        activation: Array,
-        factor: Array | np.float32,
-        zero: Array | np.float32,
-        limit: float,
-        low: float,
-        high: float,
+        self, activation: Array, factor: Array | np.float32, zero: Array | np.float32, low: float, high: float
     ) -> None:
-        scratch, values = self._float, activation.reshape(-1)
-        # NaN, which both find first, is neither.
-        is_usual = values[values.argmin()] >= -limit and values[values.argmax()] <= limit
-        if is_usual:
+        scratch = self._float
+        with np.errstate(over="ignore"):  # infinite is as good as too large: both are clipped
             np.multiply(activation, factor, out=scratch)
-        else:
-            with np.errstate(over="ignore"):  # infinite is as good as too large: both are clipped
-                np.multiply(activation, factor, out=scratch)
         np.add(scratch, zero, out=scratch)
         np.rint(scratch, out=scratch)
-        np.minimum(np.maximum(scratch, low, out=scratch), high, out=scratch)  # not `clip`, which is Python around it
-        if not is_usual:
+        scratch.clip(low, high, out=scratch)
+        if _has_nan(scratch):
             np.copyto(scratch, zero, where=np.isnan(scratch))
         np.copyto(self._wire, scratch, casting="unsafe")
 
@@ -152,9 +136,10 @@ class CutCodec:
         return found
 
 
-def _below_overflow(factor: np.float32) -> float:
-    """What times the factor is finite by far; negative where nothing is."""
-    return _LARGEST["float32"] / 2 / max(float(factor), 1.0) if np.isfinite(factor) else -1.0
+def _has_nan(values: Array) -> bool:
+    # A NaN among them is what `argmin` finds first; unlike `isnan` it allocates nothing.
+    flat = values.reshape(-1)
+    return math.isnan(flat[flat.argmin()])
 
 
 def channel_axis(shape: tuple[int, ...]) -> int:

@@ -263,14 +263,16 @@ def encode_reply(reply: Reply, version: int = SCHEMA_VERSION) -> bytes:
         status: Literal["ok", "retired", "refused"] = "refused" if reply.status == "foreign" else reply.status
         old = _ReplyV1(1, reply.window, reply.generation, status, reply.server_us, reply.embedding, reply.mixture)
         return _encoder.encode(old)
-    answers = (_Answer(reply.window, reply.embedding),)
-    return _encoder.encode(_replies(reply, answers))
+    return encode_replies([reply])
 
 
 def encode_replies(replies: Sequence[Reply]) -> bytes:
     """One message for the windows of one frame, which have all but window and embedding in common."""
+    first = replies[0]
+    coding = _REPLY_ENCODINGS.index(first.encoding)
     answers = tuple(_Answer(reply.window, reply.embedding) for reply in replies)
-    return _encoder.encode(_replies(replies[0], answers))
+    packed = _Replies(2, first.generation, first.status, first.server_us, coding, answers, first.mixture)
+    return _encoder.encode(packed)
 
 
 def decode_replies(data: bytes) -> list[Reply]:
@@ -325,11 +327,6 @@ def _frame(header: _WireHeader, payload: bytes | memoryview) -> bytes:
     start = bytes((length,)) if length < _TWO_BYTES else bytes((_TWO_BYTES | length >> 8, length & 0xFF))
     checksum = zlib.crc32(payload, zlib.crc32(packed))
     return b"".join((start, packed, payload, checksum.to_bytes(CHECKSUM_BYTES, "little")))
-
-
-def _replies(first: Reply, answers: tuple[_Answer, ...]) -> _Replies:
-    coding = _REPLY_ENCODINGS.index(first.encoding)
-    return _Replies(2, first.generation, first.status, first.server_us, coding, answers, first.mixture)
 
 
 def _read(header: _WireHeader, payloads: bytes) -> list[tuple[FrameHeader, bytes]]:

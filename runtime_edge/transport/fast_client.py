@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -80,8 +79,7 @@ class InboxSorter(asyncio.BufferedProtocol):
 
     def __init__(self, behind: asyncio.Protocol, inbox: str, on_message: OnMessage) -> None:
         self._behind, self._on_message = behind, on_message
-        own = rf"{re.escape(inbox)}\.(\S*) \d+ (?:\S+ )?"
-        self._match_own = re.compile(rf"(?:MSG {own}|HMSG {own}(\d{{1,9}}) )(\d{{1,9}})\r\n".encode()).match
+        self._prefix = f"{inbox}.".encode()
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._begun = b""
 
@@ -94,15 +92,16 @@ class InboxSorter(asyncio.BufferedProtocol):
         data, start, stop = self._begun + self._buffer[:nbytes], 0, 0
         others = []
         while (end := data.find(b"\r\n", start) + 2) > 1:
-            own = self._match_own(data, start)
-            stop = end + int(own[4]) + 2 if own else end + _announced(data[start:end])
+            words = data[start:end].split()
+            is_message = bool(words) and words[0] in (b"MSG", b"HMSG")
+            stop = end + int(words[-1]) + 2 if is_message else end
             if stop < end:
                 raise ValueError("a broker announces a negative size")
             if stop > len(data):
                 break
-            if own:
-                body = end + int(own[3] or 0)
-                self._message(own[1] or own[2] or b"", data[end:body], data[body : stop - 2])
+            if is_message and words[1].startswith(self._prefix):
+                head = int(words[-2]) if words[0] == b"HMSG" else 0
+                self._message(words[1], data[end : end + head], data[end + head : stop - 2])
             else:
                 others.append(data[start:stop])
             start = stop
@@ -112,10 +111,10 @@ class InboxSorter(asyncio.BufferedProtocol):
         if others:
             self._behind.data_received(b"".join(others))
 
-    def _message(self, token: bytes, head: bytes, payload: bytes) -> None:
+    def _message(self, subject: bytes, head: bytes, payload: bytes) -> None:
         try:
             status = b"".join(head.partition(b"\r\n")[0].split()[1:2]).decode() if head else ""
-            self._on_message(token.decode(), payload, status)
+            self._on_message(subject[len(self._prefix) :].decode(), payload, status)
         except Exception:
             _LOG.exception("an answer cannot be handled")  # the connection is still usable
 
@@ -134,9 +133,3 @@ class InboxSorter(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """See asyncio."""
         self._behind.resume_writing()
-
-
-def _announced(line: bytes) -> int:
-    """How many bytes follow a line of the broker's, with the line end behind them."""
-    words = line.split()
-    return int(words[-1]) + 2 if words and words[0] in (b"MSG", b"HMSG") else 0

@@ -167,7 +167,7 @@ class Spool:
             change.put, change.newest = 1, place
             change.bytes += cost
             change.stored = message_id, place, len(payload)
-            return self._drop_excess(change) if change.before.bytes + change.bytes > self._max_bytes else []
+            return self._drop_excess(change)
 
         return self._changed(insert)
 
@@ -316,7 +316,7 @@ class Spool:
 
     def _delete_pending(self, change: _Change) -> None:
         for message_id in self._acked:
-            known = self._places.get(message_id) or self._find(change.db, message_id)
+            known = self._find(change.db, message_id)
             if known is not None:
                 change.remove(message_id, *known)
                 change.acked += 1
@@ -349,18 +349,16 @@ class Spool:
         """Do something and delete what is acknowledged in one transaction, under `_guarded`."""
 
         def transaction() -> _Result:
-            db, before = self._db, self._database.totals
-            change = _Change(db, before)
+            change = _Change(self._db, self._database.totals)
             self._database.check_place()
-            db.execute("BEGIN IMMEDIATE")
+            change.db.execute("BEGIN IMMEDIATE")
             try:
-                if self._acked or self._damaged_places:
-                    self._delete_pending(change)
+                self._delete_pending(change)
                 result = work(change)
-                self._database.commit(db, before, change.totals(), change.damaged)
+                self._database.commit(change.db, change.before, change.totals(), change.damaged)
             except BaseException:
-                if db.in_transaction:  # SQLite rolls back on its own after some errors
-                    db.execute("ROLLBACK")
+                if change.db.in_transaction:  # SQLite rolls back on its own after some errors
+                    change.db.execute("ROLLBACK")
                 raise
             self._committed(change)
             return result
