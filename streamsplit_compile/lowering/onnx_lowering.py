@@ -98,7 +98,7 @@ def write_weights(
     try:
         fold(graph, weights, norms=not keep_norms)
     except Exception as exc:  # whatever onnx's reference evaluator raises for a node that makes no sense
-        raise FormatError(f"kept graph: cannot be folded ({type(exc).__name__}); compile it again") from None
+        raise FormatError(f"kept graph: cannot be folded ({type(exc).__name__}); compile it again") from exc
     helper.set_model_props(model, dict(sorted(metadata.items())))
     return bytes(model.SerializeToString(deterministic=True))
 

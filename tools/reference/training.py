@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import UsageError
+from runtime_server.labels.head_training import mean_by_group
 from tools.reference.corpus import HELD_OUT_FOLD, Corpus, Integers
 from tools.reference.crops import augmented, windows
 
@@ -187,7 +188,7 @@ class Course:
     def _validate(self) -> tuple[float, list[float]]:
         """Log loss of the recordings' mean scores, the mean over the data sets, and the shares that are right."""
         logits, owners = self.logits(self._average, self.split.validation)
-        scores = _mean(torch.softmax(logits, 1), owners)
+        scores = torch.from_numpy(mean_by_group(torch.softmax(logits, 1).numpy(), owners))
         kept = self.split.validation[np.unique(owners)]
         truth = torch.from_numpy(self.corpus.labels[kept])
         losses, right = [], []
@@ -249,11 +250,3 @@ def _standardise(norm: nn.BatchNorm2d, corpus: Corpus, recordings: Integers) -> 
     assert norm.running_var is not None
     norm.running_mean.fill_(float(used.mean(dtype=np.float64)))
     norm.running_var.fill_(float(used.var(dtype=np.float64)))
-
-
-def _mean(scores: Tensor, owners: Integers) -> Tensor:
-    """Scores (owners, classes): the mean of the windows of each."""
-    _, places = np.unique(owners, return_inverse=True)
-    index = torch.from_numpy(places)
-    total = torch.zeros(int(index.max()) + 1, scores.shape[1]).index_add_(0, index, scores)
-    return total / torch.bincount(index)[:, None]
