@@ -276,18 +276,33 @@ class GaussianMemory:
             self._claim(z, spread)
             return
         odds, _, total = self._odds()
-        posterior = odds / np.float32(total)
-        # In many dimensions most responsibilities are exactly 0, and such a component stays as it is; most often one
-        # moves, and a slice is faster than an index.
+        if total == 1.0:  # most often, in many dimensions, one component alone is responsible
+            self._move(int(odds.argmax()), z)
+        else:
+            self._share(odds / np.float32(total), z)
+
+    def _move(self, component: int, z: Array) -> None:
+        """`_share` where one component has all the responsibility: in place, and in half as many steps."""
+        rate, mean, variance = self.rate, self.means[component], self.variances[component]
+        mean += rate * (z - mean)
+        variance += rate * self._squares[component]
+        variance *= 1 - rate
+        np.maximum(variance, VARIANCE_FLOOR, out=variance)
+        self._peaks[component] = self._log_peaks(variance[None])[0]
+        weights = self.weights * (1 - rate)
+        weights[component] += rate
+        self._weigh(weights)
+
+    def _share(self, posterior: Array, z: Array) -> None:
+        """Move every component by its share; one whose share is exactly 0 stays as it is."""
         (moved,) = posterior.nonzero()
-        rows = slice(moved[0], moved[0] + 1) if moved.size == 1 else moved
-        step = np.float32(self.rate) * posterior[rows, None]
-        means, variances = self.means[rows], self.variances[rows]
-        self.means[rows] = means + step * (z - means)
+        step = np.float32(self.rate) * posterior[moved, None]
+        means, variances = self.means[moved], self.variances[moved]
+        self.means[moved] = means + step * (z - means)
         # The variance of the blend (1 - step)·N(mean, variance) + step·(a point at z).
-        variances = (1 - step) * (variances + step * self._squares[rows])
-        self.variances[rows] = variances = np.maximum(variances, np.float32(VARIANCE_FLOOR))
-        self._peaks[rows] = self._log_peaks(variances)
+        variances = (1 - step) * (variances + step * self._squares[moved])
+        self.variances[moved] = variances = np.maximum(variances, np.float32(VARIANCE_FLOOR))
+        self._peaks[moved] = self._log_peaks(variances)
         self._weigh(self.weights + np.float32(self.rate) * (posterior - self.weights))
 
     def _claim(self, z: Array, spread: float) -> None:

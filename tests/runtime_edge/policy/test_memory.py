@@ -88,6 +88,26 @@ def test_a_known_window_moves_components_by_rate_times_responsibility():
     np.testing.assert_allclose(memory.weights, weights / weights.sum(), rtol=1e-4)
 
 
+def test_a_window_of_one_component_moves_that_one_alone():
+    rng = np.random.default_rng(4)
+    memory = GaussianMemory(components=8, dim=64, rate=0.05)
+    means, variances = 0.9 * np.eye(8, 64), rng.uniform(1e-3, 2e-3, (8, 64))
+    memory.load_state({**memory.state(), "means": means, "variances": variances})
+    z = unit(means[3] + 0.01 * rng.standard_normal(64)).astype(np.float32)
+    assert np.exp(reference_log_posterior(memory, z))[3] == 1
+    pi, mu, s = (a.astype(np.float64) for a in (memory.weights, memory.means, memory.variances))
+    mean, variance, weights = mu.copy(), s.copy(), 0.95 * pi
+    mean[3] += 0.05 * (z - mu[3])
+    variance[3] = 0.95 * (s[3] + 0.05 * (z - mu[3]) ** 2)
+    weights[3] += 0.05
+
+    memory.update(z)
+
+    np.testing.assert_allclose(memory.means, mean, atol=1e-6)
+    np.testing.assert_allclose(memory.variances, variance, rtol=1e-5)
+    np.testing.assert_allclose(memory.weights, weights, rtol=1e-5)
+
+
 def test_components_find_the_clusters():
     windows, labels = clusters(8, 600)
     memory = GaussianMemory()
