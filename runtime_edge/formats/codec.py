@@ -68,10 +68,8 @@ class CutCodec:
         The payload is valid until the next `encode`: what zstd makes no smaller is a view of the codec's buffer.
         NaN becomes 0 and infinities the largest value the encoding holds.
         """
-        if self.encoding == "int8":
-            self._quantise(activation, *self._spread, -128.0, 127.0)
-        elif self.encoding == "pcm16":
-            self._quantise(activation, _PCM_SCALE, np.float32(0.0), -32768.0, 32767.0)
+        if self.encoding in ("int8", "pcm16"):
+            self._quantise(activation)
         else:
             self._cast(activation)
         packed = compress_frame(self._compressor, self._raw)
@@ -97,24 +95,27 @@ class CutCodec:
         return values
 
     @cached_property
-    def _spread(self) -> tuple[Array, Array]:
-        """Inverse scale and zero point of every value: numpy allocates to broadcast, and takes twice as long."""
-        assert self._scale is not None
-        inverse = (1.0 / self._scale).astype(np.float32)
-        return np.broadcast_to(inverse, self.shape).copy(), np.broadcast_to(self._zero, self.shape).copy()
+    def _steps(self) -> tuple[Array | np.float32, ...]:
+        """Lowest and highest value, inverse scale and zero point.
 
-    def _quantise(
-        self, activation: Array, factor: Array | np.float32, zero: Array | np.float32, low: float, high: float
-    ) -> None:
-        scratch = self._float
-        with np.errstate(over="ignore"):  # infinite is as good as too large: both are clipped
-            np.multiply(activation, factor, out=scratch)
+        Of int8 for every value: numpy allocates to broadcast, and takes twice as long.
+        """
+        if self._scale is None:
+            low, high = np.iinfo(self._wire.dtype).min / _PCM_SCALE, np.iinfo(self._wire.dtype).max / _PCM_SCALE
+            return low, high, _PCM_SCALE, np.float32(0.0)
+        scale, zero = self._scale, self._zero
+        values = (-128.0 - zero) * scale, (127.0 - zero) * scale, (1.0 / scale).astype(np.float32), zero
+        return tuple(np.broadcast_to(value, self.shape).copy() for value in values)
+
+    def _quantise(self, activation: Array) -> None:
+        low, high, factor, zero = self._steps
+        scratch = np.maximum(activation, low, out=self._float)  # first, so that the product cannot overflow
+        np.minimum(scratch, high, out=scratch)
+        np.multiply(scratch, factor, out=scratch)
         np.add(scratch, zero, out=scratch)
-        np.rint(scratch, out=scratch)
-        scratch.clip(low, high, out=scratch)
-        if _has_nan(scratch):
+        if math.isnan(np.add.reduce(scratch, None)):
             np.copyto(scratch, zero, where=np.isnan(scratch))
-        np.copyto(self._wire, scratch, casting="unsafe")
+        np.rint(scratch, out=self._wire, casting="unsafe")
 
     def _cast(self, activation: Array) -> None:
         limit = _LARGEST[self.encoding]
@@ -134,12 +135,6 @@ class CutCodec:
         if found is None:
             raise FrameError(f"payload does not unpack to the {self.raw_bytes} bytes it claims")
         return found
-
-
-def _has_nan(values: Array) -> bool:
-    # A NaN among them is what `argmin` finds first; unlike `isnan` it allocates nothing.
-    flat = values.reshape(-1)
-    return math.isnan(flat[flat.argmin()])
 
 
 def channel_axis(shape: tuple[int, ...]) -> int:

@@ -28,7 +28,7 @@ MAX_ASSET_BYTES = 4 << 30
 MAX_ACTIVATION_VALUES = 1 << 28
 """In one window at all cuts: what a device allocates on a manifest's word."""
 MAX_WINDOW_SAMPLES = 1 << 24
-MAX_SCALE = 1e30
+MIN_SCALE, MAX_SCALE = 1e-30, 1e30
 """Of int8: every value it stands for is finite in float32."""
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
@@ -116,8 +116,8 @@ class Int8Scale(_Part, frozen=True, kw_only=True):
             raise BundleError(f"{source}: int8.axis {self.axis} is outside shape {list(shape)}")
         scale = _array(self.scale, "<f4", shape[self.axis], f"{source}: int8.scale").astype(np.float32)
         zero = _array(self.zero_point, "i1", shape[self.axis], f"{source}: int8.zero_point").astype(np.int8)
-        if not ((scale > 0) & (scale <= MAX_SCALE)).all():
-            raise BundleError(f"{source}: int8.scale must be positive and at most {MAX_SCALE:g}")
+        if not ((scale >= MIN_SCALE) & (scale <= MAX_SCALE)).all():
+            raise BundleError(f"{source}: int8.scale must be from {MIN_SCALE:g} to {MAX_SCALE:g}")
         return scale, zero
 
 

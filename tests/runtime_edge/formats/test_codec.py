@@ -80,6 +80,20 @@ def test_int8_saturates_outside_its_range(activation):
     assert (np.abs(found - np.clip(activation, -1, 3)) <= 1.001 * step).all()
 
 
+@given(
+    hnp.arrays(np.float32, (1, 8), elements=st.floats(width=32)),
+    st.lists(st.floats(-30, 30), min_size=8, max_size=8),
+    st.lists(st.integers(-128, 127), min_size=8, max_size=8),
+)
+def test_int8_is_the_nearest_step_at_every_scale_and_value(activation, exponents, zero):
+    scale = (10.0 ** np.array(exponents)).astype("<f4").clip(2e-30, 5e29)
+    int8 = Int8Scale(axis=1, scale=scale.tobytes(), zero_point=np.array(zero, "i1").tobytes())
+    one = Cut(index=1, name="layer1", node="relu", shape=(1, 8), bytes={}, agreement={}, int8=int8)
+    found = there_and_back(CutCodec(one, "int8"), activation)[0] / scale + zero
+    exact = np.where(np.isnan(activation[0]), zero, activation[0] / scale.astype(np.float64) + zero)
+    assert (np.abs(found - np.clip(exact, -128, 127)) <= 0.5 + 1e-3).all()
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_nan_becomes_zero_and_infinity_the_largest_value(encoding):
     activation = np.zeros((1, 4), np.float32)
