@@ -30,6 +30,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._calls: deque[_Call] = deque()
+        self._told: deque[tuple[asyncio.AbstractEventLoop, functools.partial[object]]] = deque()
         # Held while there is nothing to wake up for. A queue costs twice as much at each timeout.
         self._bell = threading.Lock()
         self._bell.acquire()
@@ -59,6 +60,7 @@ class Worker:
         outer, self._until = self._until, until
         try:
             while not until():
+                self.pass_on()
                 if not self._bell.acquire(True, left_s):
                     return until()
                 self._do_calls()
@@ -67,6 +69,22 @@ class Worker:
             return True
         finally:
             self._until = outer
+
+    def tell(self, loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: Any) -> None:
+        """In the worker's thread: have something called in a loop, in order, once this thread waits or calls `pass_on`.
+
+        Only one thread at a time runs Python: a loop that is woken earlier wakes up to wait for this one.
+        """
+        self._told.append((loop, functools.partial(call, *arguments)))
+
+    def pass_on(self) -> None:
+        """In the worker's thread: pass on what was told."""
+        while self._told:
+            loop, call = self._told.popleft()
+            try:
+                loop.call_soon_threadsafe(call)
+            except RuntimeError:
+                _LOG.debug("nobody waits any more: the loop is closed")
 
     @property
     def asked(self) -> bool:
@@ -102,26 +120,29 @@ class Worker:
         count = len(self._calls)
         while count and self._calls:  # a call that waits does those behind it
             count -= 1
-            _do(self._calls.popleft())
+            self._do(*self._calls.popleft())
+            self.pass_on()
+
+    def _do(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        done: asyncio.Future[Any],
+    ) -> None:
+        """Run a call, and tell whoever waits for it how it has ended."""
+        if done.cancelled():
+            return
+        try:
+            result = function(*arguments)
+        except BaseException as exc:
+            self.tell(loop, _set, done, None, exc)
+        else:
+            self.tell(loop, _set, done, result)
 
     def _ring(self) -> None:
         with contextlib.suppress(RuntimeError):  # somebody else rang, and nobody has come yet
             self._bell.release()
-
-
-def _do(call: _Call) -> None:
-    """Run a call, and tell whoever waits for it how it has ended."""
-    function, arguments, loop, done = call
-    if done.cancelled():
-        return
-    try:
-        settle = functools.partial(_set, done, function(*arguments))
-    except BaseException as exc:
-        settle = functools.partial(_set, done, None, exc)
-    try:
-        loop.call_soon_threadsafe(settle)
-    except RuntimeError:
-        _LOG.debug("nobody waits any more: the loop is closed")
 
 
 def _set(done: asyncio.Future[Any], result: Any, error: BaseException | None = None) -> None:

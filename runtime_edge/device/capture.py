@@ -165,6 +165,7 @@ class Capture:
     def _interruptible(self, blocks: Iterator[AudioBlock]) -> Iterator[AudioBlock]:
         """What is asked for is done between two blocks, too: a gated recording may give no window for long."""
         for block in blocks:
+            self._worker.pass_on()
             if self._worker.asked or self._ended:
                 self._sleep(0.0)
             yield block

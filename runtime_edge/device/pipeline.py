@@ -74,7 +74,7 @@ class Pipeline:
         connected = delivery is None or delivery.connected
         has_room = delivery is not None and connected and delivery.has_room()
         now = Situation(self.memory.uncertainty, uplink.uplink_mbits, uplink.rtt_ms, connected, has_room)
-        self.loop.call_soon_threadsafe(self._prefix_done, self.runner.run(window, now))
+        self.worker.tell(self.loop, self._prefix_done, self.runner.run(window, now))
 
     def apply_updates(self) -> None:
         """Switch to a bundle or table that is ready, between two windows."""

@@ -133,3 +133,53 @@ def test_what_is_asked_for_while_it_is_shut_down_is_done():
 
     asyncio.run(work())
     assert done == ["last"]
+
+
+def test_a_loop_is_told_when_the_worker_waits_and_not_before():
+    heard, seen = [], []
+
+    def work_on(worker, loop, both):
+        worker.tell(loop, heard.append, "first")
+        worker.tell(loop, heard.append, "second")
+        worker.tell(loop, both.set)
+        seen.append(list(heard))
+        worker.wait(both.is_set)
+        seen.append(list(heard))
+
+    async def work():
+        both = asyncio.Event()
+        with Worker() as worker:
+            working = asyncio.ensure_future(worker.run(work_on, worker, asyncio.get_running_loop(), both))
+            await both.wait()
+            worker.wake()
+            await working
+
+    asyncio.run(work())
+    assert seen == [[], ["first", "second"]]
+
+
+def test_a_result_does_not_wait_for_the_call_behind_it():
+    may_end = threading.Event()
+
+    async def work():
+        with Worker() as worker:
+            first, second = (asyncio.ensure_future(worker.run(call)) for call in (list, may_end.wait))
+            assert await first == []
+            assert not second.done()
+            may_end.set()
+            assert await second
+
+    asyncio.run(work())
+
+
+def test_what_is_told_comes_before_the_result_of_the_call_that_told_it():
+    heard = []
+
+    async def work():
+        loop = asyncio.get_running_loop()
+        with Worker() as worker:
+            await worker.run(worker.tell, loop, heard.append, "told")
+            heard.append("result")
+
+    asyncio.run(work())
+    assert heard == ["told", "result"]
