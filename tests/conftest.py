@@ -15,15 +15,16 @@ settings.load_profile("patient")
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))  # for `--factory toys:Tiny`
 
-INTEGRATION = Path(__file__).parent / "integration"
-DEAR = {"broker", "play", "resnet_bundle", "resnet_encoder"}
+WHOLE = {Path(__file__).parent / "attack", Path(__file__).parent / "integration"}
+"""Folders whose tests start programs, all of them."""
+DEAR = {"as_server", "broker", "play", "resnet_bundle", "resnet_encoder"}
 """Fixtures that start a program or compile a real encoder."""
 
 
 def pytest_collection_modifyitems(items):
     """What `make check` leaves out by itself; files that take long for another reason say so in their `pytestmark`."""
     for item in items:
-        if INTEGRATION in item.path.parents or DEAR.intersection(getattr(item, "fixturenames", ())):
+        if WHOLE.intersection(item.path.parents) or DEAR.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)
 
 

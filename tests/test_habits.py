@@ -165,6 +165,12 @@ def test_a_folder_holds_a_handful_of_files() -> None:
     assert {relative(folder): count for folder, count in counts.items() if count > MAX_FILES} == {}
 
 
+def test_no_two_files_have_one_name() -> None:
+    """A name that is used twice sends a reader to the wrong place; what has two parts says in its name which."""
+    counts = Counter(path.name for path in SOURCES if not path.name.startswith("__"))
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
 def imported(path: Path) -> Iterator[str]:
     """Top-level names of the packages that a file imports, wherever in it."""
     for node in nodes_of(path):

@@ -77,7 +77,7 @@ _NUMBERS = (b"0", b"-1", b"1e300", b"4294967296", b"18446744073709551616", b"nul
 
 
 @dataclass(frozen=True)
-class Target:
+class FuzzTarget:
     """A parser, good input for it, and the error it may raise."""
 
     parse: Callable[[bytes], object]
@@ -172,76 +172,84 @@ def _releases() -> list[bytes]:
 
 
 TARGETS = {
-    "wire": Target(_frame, FrameError, golden("frames/*.frame"), _whole_frame),
-    "streams": Target(_stream, FrameError, golden("streams/*-0.frame"), _whole_frame),
-    "replies": Target(decode_replies, FrameError, golden("replies/*.reply")),
-    "manifest": Target(manifest.decode, BundleError, golden("server/generations/*/manifest.json")),
-    "table": Target(lambda data: SplitterTable.from_json(data, "table"), TableError, golden("records/table.json")),
-    "head": Target(lambda data: Head.from_json(data, "head"), HeadError, _heads),
-    "adaptation": Target(
+    "wire": FuzzTarget(_frame, FrameError, golden("frames/*.frame"), _whole_frame),
+    "streams": FuzzTarget(_stream, FrameError, golden("streams/*-0.frame"), _whole_frame),
+    "replies": FuzzTarget(decode_replies, FrameError, golden("replies/*.reply")),
+    "manifest": FuzzTarget(manifest.decode, BundleError, golden("server/generations/*/manifest.json")),
+    "table": FuzzTarget(lambda data: SplitterTable.from_json(data, "table"), TableError, golden("records/table.json")),
+    "head": FuzzTarget(lambda data: Head.from_json(data, "head"), HeadError, _heads),
+    "adaptation": FuzzTarget(
         lambda data: Adaptation.from_json(data, "adaptation"), FormatError, golden("records/adaptation.json")
     ),
-    "submodel": Target(lambda data: SubModel.from_json(data, "submodel"), BundleError, golden("records/submodel.json")),
-    "table-record": Target(_record("table"), FormatError, golden("records/table.record")),
-    "head-record": Target(_record("head"), FormatError, golden("records/head.record")),
-    "release-record": Target(_record("release"), FormatError, golden("records/release.record")),
-    "adaptation-record": Target(_record("adaptation"), FormatError, golden("records/adaptation.record")),
-    "release": Target(lambda data: decode_release(data, "release"), FormatError, _releases),
-    "learnt": Target(lambda data: Learnt.from_json(data, "learnt"), TableError, golden("records/learnt.json")),
-    "signature": Target(_signature, SignatureError, golden("records/table.json.minisig")),
-    "public-key": Target(
+    "submodel": FuzzTarget(
+        lambda data: SubModel.from_json(data, "submodel"), BundleError, golden("records/submodel.json")
+    ),
+    "table-record": FuzzTarget(_record("table"), FormatError, golden("records/table.record")),
+    "head-record": FuzzTarget(_record("head"), FormatError, golden("records/head.record")),
+    "release-record": FuzzTarget(_record("release"), FormatError, golden("records/release.record")),
+    "adaptation-record": FuzzTarget(_record("adaptation"), FormatError, golden("records/adaptation.record")),
+    "release": FuzzTarget(lambda data: decode_release(data, "release"), FormatError, _releases),
+    "learnt": FuzzTarget(lambda data: Learnt.from_json(data, "learnt"), TableError, golden("records/learnt.json")),
+    "signature": FuzzTarget(_signature, SignatureError, golden("records/table.json.minisig")),
+    "public-key": FuzzTarget(
         lambda data: minisign.PublicKey.from_text(data.decode("utf-8", "replace")),
         SignatureError,
         golden("records/key.pub"),
     ),
-    "patch": Target(lambda data: apply_patch(_OLD, data, len(_OLD)), FormatError, _patches),
-    "onnx": Target(lambda data: check_onnx(data, "block"), BackendError, golden("server/generations/**/model.onnx")),
-    "tflite": Target(lambda data: check_tflite(data, "block"), BackendError, _tflite),
-    "size-expression": Target(_expression, FormatError, _expressions),
-    "secret-key": Target(
+    "patch": FuzzTarget(lambda data: apply_patch(_OLD, data, len(_OLD)), FormatError, _patches),
+    "onnx": FuzzTarget(
+        lambda data: check_onnx(data, "block"), BackendError, golden("server/generations/**/model.onnx")
+    ),
+    "tflite": FuzzTarget(lambda data: check_tflite(data, "block"), BackendError, _tflite),
+    "size-expression": FuzzTarget(_expression, FormatError, _expressions),
+    "secret-key": FuzzTarget(
         lambda data: minisign.SecretKey.from_text(data.decode("utf-8", "replace")),
         SignatureError,
         golden("records/key"),
     ),
-    "result": Target(decode_result, FormatError, lines("results/results.jsonl")),
-    "result-event": Target(decode_result_event, FormatError, lines("results/events.jsonl")),
-    "update-event": Target(decode_update_event, FormatError, lines("results/updates.jsonl")),
-    "report": Target(lambda data: decode_report(data, "report"), FormatError, golden("results/report.json")),
-    "credentials": Target(fuzz_files.credentials, FormatError, golden("credentials/*.creds")),
-    "settings": Target(fuzz_files.settings, (UsageError, FormatError), fuzz_files.settings_corpus),
-    "checksum": Target(fuzz_files.checksum, FormatError, fuzz_files.checksums, fuzz_files.whole_checksum),
-    "audio": Target(fuzz_files.audio, SourceError, fuzz_files.sounds),
-    "status": Target(fuzz_files.status, FormatError, golden("device/status.json")),
-    "trials": Target(fuzz_files.trials, BundleError, golden("device/bundles.json")),
-    "numbers": Target(fuzz_files.numbers, FormatError, golden("device/numbers.json"), fuzz_files.whole_numbers),
-    "mixture": Target(fuzz_files.mixture, FrameError, fuzz_files.mixtures),
-    "profile": Target(lambda data: Profile.from_json(data, "profile"), FormatError, fuzz_files.profiles),
-    "target": Target(fuzz_files.target, UsageError, fuzz_files.targets),
-    "trace": Target(fuzz_files.trace, FormatError, lambda: [_TRACE]),
-    "labels": Target(fuzz_files.labels, (UsageError, FormatError), lambda: [_LABELS]),
-    "events": Target(fuzz_files.events, (UsageError, FormatError), lambda: [_EVENTS]),
-    "results": Target(fuzz_files.recorded, FormatError, golden("results/results.jsonl")),
-    "encoder": Target(fuzz_files.state, FormatError, fuzz_files.checkpoints, fuzz_files.whole_zip),
-    "archive": Target(fuzz_files.archive, FormatError, fuzz_files.archives, fuzz_files.whole_zip),
-    "front-end": Target(fuzz_files.front_end, FormatError, fuzz_files.front_ends),
-    "weights": Target(fuzz_files.weights, FormatError, golden("server/weights/*.pt"), fuzz_files.whole_zip),
-    "training": Target(fuzz_files.training, FormatError, golden("server/trainer/*.pt"), fuzz_files.whole_zip),
-    "ledger": Target(fuzz_files.ledger, FormatError, golden("server/ledger/*.json")),
-    "rollout": Target(fuzz_files.rollout, FormatError, golden("server/rollout.json")),
-    "spool": Target(fuzz_stores.spool, SpoolError, golden("device/spool.db")),
-    "spool-log": Target(fuzz_stores.spool_log, SpoolError, fuzz_stores.spool_logs),
-    "spool-note": Target(fuzz_stores.spool_note, FormatError, golden("device/spool.db.note"), fuzz_stores.whole_note),
-    "journal": Target(
+    "result": FuzzTarget(decode_result, FormatError, lines("results/results.jsonl")),
+    "result-event": FuzzTarget(decode_result_event, FormatError, lines("results/events.jsonl")),
+    "update-event": FuzzTarget(decode_update_event, FormatError, lines("results/updates.jsonl")),
+    "report": FuzzTarget(lambda data: decode_report(data, "report"), FormatError, golden("results/report.json")),
+    "credentials": FuzzTarget(fuzz_files.credentials, FormatError, golden("credentials/*.creds")),
+    "settings": FuzzTarget(fuzz_files.settings, (UsageError, FormatError), fuzz_files.settings_corpus),
+    "checksum": FuzzTarget(fuzz_files.checksum, FormatError, fuzz_files.checksums, fuzz_files.whole_checksum),
+    "audio": FuzzTarget(fuzz_files.audio, SourceError, fuzz_files.sounds),
+    "status": FuzzTarget(fuzz_files.status, FormatError, golden("device/status.json")),
+    "trials": FuzzTarget(fuzz_files.trials, BundleError, golden("device/bundles.json")),
+    "numbers": FuzzTarget(fuzz_files.numbers, FormatError, golden("device/numbers.json"), fuzz_files.whole_numbers),
+    "mixture": FuzzTarget(fuzz_files.mixture, FrameError, fuzz_files.mixtures),
+    "profile": FuzzTarget(lambda data: Profile.from_json(data, "profile"), FormatError, fuzz_files.profiles),
+    "target": FuzzTarget(fuzz_files.target, UsageError, fuzz_files.targets),
+    "trace": FuzzTarget(fuzz_files.trace, FormatError, lambda: [_TRACE]),
+    "labels": FuzzTarget(fuzz_files.labels, (UsageError, FormatError), lambda: [_LABELS]),
+    "events": FuzzTarget(fuzz_files.events, (UsageError, FormatError), lambda: [_EVENTS]),
+    "results": FuzzTarget(fuzz_files.recorded, FormatError, golden("results/results.jsonl")),
+    "encoder": FuzzTarget(fuzz_files.state, FormatError, fuzz_files.checkpoints, fuzz_files.whole_zip),
+    "archive": FuzzTarget(fuzz_files.archive, FormatError, fuzz_files.archives, fuzz_files.whole_zip),
+    "front-end": FuzzTarget(fuzz_files.front_end, FormatError, fuzz_files.front_ends),
+    "weights": FuzzTarget(fuzz_files.weights, FormatError, golden("server/weights/*.pt"), fuzz_files.whole_zip),
+    "training": FuzzTarget(fuzz_files.training, FormatError, golden("server/trainer/*.pt"), fuzz_files.whole_zip),
+    "ledger": FuzzTarget(fuzz_files.ledger, FormatError, golden("server/ledger/*.json")),
+    "rollout": FuzzTarget(fuzz_files.rollout, FormatError, golden("server/rollout.json")),
+    "spool": FuzzTarget(fuzz_stores.spool, SpoolError, golden("device/spool.db")),
+    "spool-log": FuzzTarget(fuzz_stores.spool_log, SpoolError, fuzz_stores.spool_logs),
+    "spool-note": FuzzTarget(
+        fuzz_stores.spool_note, FormatError, golden("device/spool.db.note"), fuzz_stores.whole_note
+    ),
+    "journal": FuzzTarget(
         fuzz_stores.journal, FormatError, golden("server/ledger/*.json.journal"), fuzz_stores.whole_journal
     ),
-    "kept-graph": Target(fuzz_stores.kept_graph, (FormatError, KeyError), golden("server/generations/**/onnx.graph")),
-    "head-clips": Target(fuzz_stores.head_clips, FormatError, fuzz_stores.head_clips_corpus),
-    "record": Target(fuzz_stores.record, FormatError, fuzz_stores.records),
-    "bench": Target(fuzz_stores.measurements, FormatError, lambda: [(DOCS / "proof-zero.json").read_bytes()]),
-    "arrival": Target(fuzz_stores.arrival, FrameError, fuzz_stores.arrivals),
-    "inbox": Target(fuzz_stores.inbox, ValueError, fuzz_stores.inboxes),
-    "object-info": Target(lambda data: ObjectInfo.from_json(data, "model"), FormatError, fuzz_stores.objects),
-    "devices": Target(fuzz_files.members, FormatError, golden("server/devices.json")),
+    "kept-graph": FuzzTarget(
+        fuzz_stores.kept_graph, (FormatError, KeyError), golden("server/generations/**/onnx.graph")
+    ),
+    "head-clips": FuzzTarget(fuzz_stores.head_clips, FormatError, fuzz_stores.head_clips_corpus),
+    "record": FuzzTarget(fuzz_stores.record, FormatError, fuzz_stores.records),
+    "bench": FuzzTarget(fuzz_stores.measurements, FormatError, lambda: [(DOCS / "proof-zero.json").read_bytes()]),
+    "arrival": FuzzTarget(fuzz_stores.arrival, FrameError, fuzz_stores.arrivals),
+    "inbox": FuzzTarget(fuzz_stores.inbox, ValueError, fuzz_stores.inboxes),
+    "object-info": FuzzTarget(lambda data: ObjectInfo.from_json(data, "model"), FormatError, fuzz_stores.objects),
+    "devices": FuzzTarget(fuzz_files.members, FormatError, golden("server/devices.json")),
 }
 
 
@@ -276,7 +284,7 @@ def damaged(data: bytes, rng: Rng, other: bytes) -> bytes:
     return bytes(found)
 
 
-def cases(target: Target, seed: int) -> Iterator[bytes]:
+def cases(target: FuzzTarget, seed: int) -> Iterator[bytes]:
     """Damaged input without end; the same for the same seed."""
     rng, corpus = np.random.default_rng(seed), target.corpus()
     while True:
@@ -284,7 +292,7 @@ def cases(target: Target, seed: int) -> Iterator[bytes]:
         yield target.repair(data) if target.repair is not None and rng.random() < 0.5 else data
 
 
-def verdict(target: Target, data: bytes) -> bool:
+def verdict(target: FuzzTarget, data: bytes) -> bool:
     """Whether it was read rather than refused. Raises whatever else came of it, AssertionError among them."""
     with _bounded(CASE_SECONDS):
         try:
@@ -296,7 +304,7 @@ def verdict(target: Target, data: bytes) -> bool:
     return False
 
 
-def fuzz(target: Target, seed: int, stop: Callable[[int], bool]) -> tuple[int, int, bytes | None]:
+def fuzz(target: FuzzTarget, seed: int, stop: Callable[[int], bool]) -> tuple[int, int, bytes | None]:
     """Try cases until `stop(cases so far)`: how many were tried and read, and the first that broke the parser."""
     for data in target.corpus():
         assert verdict(target, data), "good input is refused"

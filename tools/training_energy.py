@@ -36,7 +36,7 @@ RECEIVED = "payloads of the windows, counted where they are encoded"
 
 
 @dataclass
-class Course:
+class Progress:
     """How accurate the windows were after each pass, and what training had taken by then."""
 
     points: list[tuple[float, EnergyUse]] = field(default_factory=list)
@@ -63,7 +63,7 @@ def measured(given: argparse.Namespace, objective: str) -> dict[str, Any]:
     source = energy_source(given.energy)
     if source is None:
         raise UsageError(f"--energy {given.energy}: nothing counts joules here; name a target, such as rpi4")
-    energy, course = StepEnergy(with_idle_power(source)), Course()
+    energy, progress = StepEnergy(with_idle_power(source)), Progress()
     with tempfile.TemporaryDirectory() as work:
         staged = stage(load_encoder(given.encoder), load_clips(given.audio), given.audio, Path(work))
         run = TrainingRun(
@@ -78,15 +78,15 @@ def measured(given: argparse.Namespace, objective: str) -> dict[str, Any]:
             run,
             note=lambda _: None,
             around_step=energy.step,
-            after_pass=lambda model: course.points.append((staged.judged(model).window, energy.use)),
+            after_pass=lambda model: progress.points.append((staged.judged(model).window, energy.use)),
         )
-    reached = course.until(given.accuracy)
+    reached = progress.until(given.accuracy)
     return {
         "objective": objective,
         "batch": given.batch,
         "seed": given.seed,
         "before": result.before.window,
-        "after_each_pass": [accuracy for accuracy, _ in course.points],
+        "after_each_pass": [accuracy for accuracy, _ in progress.points],
         "energy": energy.use.told(),
         "accuracy": given.accuracy,
         "to_accuracy": reached and reached.told(),

@@ -29,5 +29,5 @@ def filler_bytes(uplink_mbits: float, mbps_in_question: float | None, hop_s: flo
 
 
 def confirming_bytes(filler_bytes: int) -> int:
-    """Bytes of filler for the probe that confirms one of `filler_bytes`."""
+    """Bytes of filler for the bandwidth probe that confirms one of `filler_bytes`."""
     return min(CONFIRMING * filler_bytes, LARGEST_BYTES)

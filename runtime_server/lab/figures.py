@@ -13,9 +13,9 @@ from msgspec import Meta
 
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.strict import Strict
-from runtime_server.lab.energy import modelled
 from runtime_server.lab.scenarios import ScenarioStep
 from runtime_server.lab.session import RunRecording, TimedResult
+from runtime_server.lab.window_energy import modelled
 
 _HOUR_S = 3600.0
 _SETTLED_S = 3.0

@@ -34,11 +34,11 @@ from runtime_edge.formats.strict import Strict
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.harness.processes import SSC
 from runtime_server.lab.accuracy import Accuracy, Recordings, embeddings_of, mixed
-from runtime_server.lab.energy import metered_mj
 from runtime_server.lab.figures import Array, Figures, figures
 from runtime_server.lab.policy_arms import Policy, all_policies, chosen_policies
 from runtime_server.lab.scenarios import Playable, ScenarioStep
 from runtime_server.lab.session import Lab, RunRecording
+from runtime_server.lab.window_energy import metered_mj
 from runtime_server.telemetry.energy import AUTO, EnergySource, energy_source
 from streamsplit_compile.bundle.soundscape import soundscape
 

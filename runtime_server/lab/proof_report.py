@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from runtime_edge.errors import CheckFailed
 from runtime_server.lab.accuracy import Accuracy
-from runtime_server.lab.energy import MODELLED
 from runtime_server.lab.figures import PARTS, Figures
 from runtime_server.lab.policy_arms import OPUS_KBPS
 from runtime_server.lab.policy_bench import PolicyBench
+from runtime_server.lab.window_energy import MODELLED
 
 BASELINE = "pcm16"
 SERVER_ONLY = (BASELINE, "flac", *(f"opus-{kbps}" for kbps in OPUS_KBPS))

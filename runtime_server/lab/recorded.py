@@ -49,9 +49,11 @@ class RecordedScenario:
         starts_s = np.random.default_rng(seed).uniform(0, self.lasts_s, count)
         at_s = (starts_s[:, None] + np.arange(windows) * STEP_S) % self.lasts_s
         line = np.searchsorted(self.columns["time_s"], at_s, side="right") - 1
-        sounds = self.columns.get("uncertainty")
+        uncertainty = self.columns.get("uncertainty")
         return Traces(
-            synthetic_traces(TraceModel(), count, windows, seed).uncertainty if sounds is None else sounds[line],
+            synthetic_traces(TraceModel(), count, windows, seed).uncertainty
+            if uncertainty is None
+            else uncertainty[line],
             self.columns["cpu"][line],
             self.columns["bandwidth_mbps"][line],
             self.columns["rtt_ms"][line],

@@ -64,9 +64,9 @@ class Scenario:
 
     def traces(self, count: int, windows: int, seed: int) -> Traces:
         """Many runs as the splitter's environment sees them, each window as the step that holds then."""
-        sounds = synthetic_traces(TraceModel(), count, windows, seed).uncertainty
+        uncertainty = synthetic_traces(TraceModel(), count, windows, seed).uncertainty
         shape = (count, windows)
-        traces = Traces(sounds, np.zeros(shape), np.zeros(shape), np.zeros(shape))
+        traces = Traces(uncertainty, np.zeros(shape), np.zeros(shape), np.zeros(shape))
         random = np.random.default_rng(seed)
         for row in range(count):
             steps = self.steps(windows * STEP_S, seed + 1 + row)

@@ -1,6 +1,6 @@
 """Labelled recordings that judge weights: what a linear probe and the nearest neighbours make of their embeddings.
 
-    probe = Probe(Path("recordings/"), front_end)      # or a CSV file,label[,fold], as for `ssc server label`
+    probe = LinearProbe(Path("recordings/"), front_end)      # or a CSV file,label[,fold], as for `ssc server label`
     probe.score(model).accuracy
 
 Nothing is trained on them: they are asked whether a release would lose what the labels tell.

@@ -12,7 +12,7 @@ from runtime_edge.policy.memory import GaussianMemory
 from runtime_server.training.augment import AugmentConfig, augment
 from runtime_server.training.buffer import ADJACENCY, WindowGroup
 from runtime_server.training.losses import HybridLoss
-from runtime_server.training.losses.objectives.protocol import NEARBY
+from runtime_server.training.losses.objectives.interface import NEARBY
 from runtime_server.training.ranks import EmbeddingBatch
 from streamsplit_compile.encoder.segment import run_segments
 

@@ -27,7 +27,7 @@ from runtime_server.training.losses import HybridConfig, HybridLoss
 from runtime_server.training.losses.objectives import DEFAULT, OBJECTIVES
 from runtime_server.training.objective import batch_loss, batch_of, virtual_negatives
 from runtime_server.training.ranks import Ranks
-from runtime_server.training.trained import TrainedFrames
+from runtime_server.training.trained_frames import TrainedFrames
 
 HELD_OUT_RUN, HELD_OUT_PERIOD = 4, 32
 """Of every 32 window indices one run of 4 never trains: it judges releases, as neighbours in time. Which of the eight

@@ -34,7 +34,7 @@ from streamsplit_compile.encoder import archives
 from streamsplit_compile.encoder.front_ends import build_front_end, read_front_end
 from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program, input_shape
 from streamsplit_compile.encoder.plain_graph import HALF
-from streamsplit_compile.encoder.prepend import FrontEnd
+from streamsplit_compile.encoder.prepend import PrependedFrontEnd
 from streamsplit_compile.encoder.weights import is_legacy, is_zip, mistaken, unwrapped, wrapper
 
 CHECKPOINT_FORMAT = "streamsplit.encoder/1"
@@ -260,7 +260,7 @@ def _from_archive(path: Path, given: LoadOptions) -> LoadedEncoder:
     return LoadedEncoder(path.stem, {}, graph, given.sample_rate or _DEFAULT_SAMPLE_RATE, graph.candidates[0].shape[1])
 
 
-def _front_end(option: FrontEndOption, shape: tuple[int, ...] | None, sample_rate: int | None) -> FrontEnd:
+def _front_end(option: FrontEndOption, shape: tuple[int, ...] | None, sample_rate: int | None) -> PrependedFrontEnd:
     """The front end of an encoder that takes (batch, *shape). Raises UsageError for another rate than its own."""
     front_end = build_front_end(option, shape)
     if sample_rate not in (None, front_end.sample_rate):
@@ -268,7 +268,7 @@ def _front_end(option: FrontEndOption, shape: tuple[int, ...] | None, sample_rat
     return front_end
 
 
-def _behind(front_end: FrontEnd, name: str, config: dict[str, Any], graph: EncoderGraph) -> LoadedEncoder:
+def _behind(front_end: PrependedFrontEnd, name: str, config: dict[str, Any], graph: EncoderGraph) -> LoadedEncoder:
     return LoadedEncoder(name, config, graph, front_end.sample_rate, front_end.window_samples, front_end.details)
 
 

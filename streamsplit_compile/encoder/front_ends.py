@@ -23,7 +23,7 @@ from runtime_edge.errors import UsageError
 from runtime_edge.formats import strict
 from runtime_edge.formats.load_options import FrontEndOption
 from runtime_edge.formats.strict import Strict
-from streamsplit_compile.encoder.prepend import FrontEnd
+from streamsplit_compile.encoder.prepend import PrependedFrontEnd
 
 ENTRY_POINT_GROUP = "streamsplit.front_ends"
 MAX_BYTES = 256 << 10
@@ -131,7 +131,7 @@ def parse_front_end(data: bytes, source: str) -> FrontEndOption:
     return FrontEndOption(preset=preset, settings=said)
 
 
-def build_front_end(option: FrontEndOption, shape: tuple[int, ...] | None) -> FrontEnd:
+def build_front_end(option: FrontEndOption, shape: tuple[int, ...] | None) -> PrependedFrontEnd:
     """The front end of an encoder that takes (batch, *shape); None where that is not known.
 
     Raises UsageError for settings that cannot work or do not fit the encoder.
@@ -147,7 +147,7 @@ def build_front_end(option: FrontEndOption, shape: tuple[int, ...] | None) -> Fr
     window = module.front_end.window_samples
     with torch.inference_mode():
         made = tuple(module(torch.zeros(1, window)).shape[1:])
-    return FrontEnd(module, module.front_end.sample_rate, window, made, module.front_end.to_dict())
+    return PrependedFrontEnd(module, module.front_end.sample_rate, window, made, module.front_end.to_dict())
 
 
 def _settings(extractor: AST | CLAP | Whisper | Wav2Vec2) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from runtime_edge.errors import UsageError
 from streamsplit_compile.encoder.functional import make_functional, reads_through_views
 from streamsplit_compile.encoder.plain_graph import HALF, make_plain
-from streamsplit_compile.encoder.prepend import FrontEnd, prepend
+from streamsplit_compile.encoder.prepend import PrependedFrontEnd, prepend
 from streamsplit_compile.encoder.quiet import quiet
 from streamsplit_compile.encoder.source_lines import line_of_error, line_of_node
 from streamsplit_compile.encoder.tracing import check_arguments, exported
@@ -69,7 +69,9 @@ class EncoderGraph:
         raise UsageError(f"the encoder's graph has no node {name!r}; was the bundle compiled from this encoder?")
 
 
-def export_encoder(module: torch.nn.Module, window_samples: int, front_end: FrontEnd | None = None) -> EncoderGraph:
+def export_encoder(
+    module: torch.nn.Module, window_samples: int, front_end: PrependedFrontEnd | None = None
+) -> EncoderGraph:
     """Export an encoder taking (batch, window_samples) float32 and find where it can be cut.
 
     With a front end it takes that one's features, and both are in the graph. The batch stays dynamic where the encoder
@@ -104,7 +106,7 @@ def _refused(exc: Exception) -> UsageError:
     return UsageError(f"the encoder cannot be exported by torch.export: {f'{where}: ' if where else ''}{reason}")
 
 
-def graph_of_program(program: torch.export.ExportedProgram, front_end: FrontEnd | None = None) -> EncoderGraph:
+def graph_of_program(program: torch.export.ExportedProgram, front_end: PrependedFrontEnd | None = None) -> EncoderGraph:
     """The same from a program that was exported elsewhere. Raises UsageError naming the node that is in the way."""
     module = _plain(program)
     _check_signature(module, front_end)
@@ -154,7 +156,7 @@ def input_shape(program: torch.export.ExportedProgram) -> tuple[int, ...] | None
     return sizes if all(isinstance(size, int) for size in sizes) else None
 
 
-def _check_signature(module: fx.GraphModule, front_end: FrontEnd | None) -> None:
+def _check_signature(module: fx.GraphModule, front_end: PrependedFrontEnd | None) -> None:
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     taken = "waveform" if front_end is None else "features"
     if len(inputs) != 1:

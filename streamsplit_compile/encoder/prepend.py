@@ -16,7 +16,7 @@ from streamsplit_compile.encoder.tracing import exported
 
 
 @dataclass(frozen=True)
-class FrontEnd:
+class PrependedFrontEnd:
     """What is put in front of an encoder that takes features."""
 
     module: nn.Module
@@ -30,7 +30,7 @@ class FrontEnd:
     """For people."""
 
 
-def prepend(module: fx.GraphModule, front_end: FrontEnd) -> None:
+def prepend(module: fx.GraphModule, front_end: PrependedFrontEnd) -> None:
     """Let a graph that takes a front end's features take the window (batch, window_samples) that they are made from.
 
     The front end becomes a submodule, after whose modules cuts are named; parameters of the encoder keep their names.
@@ -73,7 +73,7 @@ class _Named(nn.Module):
         return made
 
 
-def _exported(front_end: FrontEnd, name: str) -> fx.GraphModule:
+def _exported(front_end: PrependedFrontEnd, name: str) -> fx.GraphModule:
     """The graph of a front end."""
     program = exported(_Named(name, front_end.module).eval(), (front_end.window_samples,))
     module = program.module(check_guards=False)

@@ -24,7 +24,7 @@ from runtime_server.harness.ports import free_ports
 from runtime_server.server import Server
 from runtime_server.serving.server_config import ServerConfig
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 SECRET = "none-of-your-business"
 """Stands in whatever is another device's."""
 OWN = {

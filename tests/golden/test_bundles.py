@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from golden_bundles import CASES, compile_case, digests, made_with
 
+pytestmark = pytest.mark.integration
 QUICK = ("mobilenet_v3_small", "resnet18")
 RECORD = Path(__file__).parents[1] / "data" / "golden" / "bundles.json"
 """By case: the version that made it, what it was made with, and the bundle's digests."""

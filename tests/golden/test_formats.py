@@ -95,6 +95,7 @@ def without_new(found: Any, expected: Any) -> Any:
     return found
 
 
+@pytest.mark.integration
 def test_todays_code_writes_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "today")
     known = GOLDEN / WRITES_LIKE

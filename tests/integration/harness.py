@@ -22,10 +22,12 @@ from waiting import until as until
 
 from runtime_edge.errors import LinkError
 from runtime_edge.formats import minisign, subjects
+from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
 from runtime_server.harness.ports import free_port
+from streamsplit_compile.bundle.compiler import recompile
 from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_models.encoder import Normalize
 from streamsplit_models.front_end import FrontEnd, LogMel
@@ -275,3 +277,17 @@ def stored(link, message_id, window, frame, timeout_s=10.0):
 
     link.send(message_id, window, frame, on_stored, timeout_s)
     return future
+
+
+def next_generation(server, path, number, key=None):
+    """The server's first generation with other weights in one block, signed with its key unless another is given."""
+    base = open_bundle(server.state / "generations" / "00001")
+    tensors = {tensor: value.numpy() for tensor, value in server.model(1).state_dict().items()}
+    tensors["two.0.weight"] = tensors["two.0.weight"] * (1 + number / 100)
+    windows = windows_of(write_wav(path.with_suffix(".wav"), 2.0, seed=12))
+    return recompile(base, tensors, path, generation=number, windows=windows, reference=None, key=key or server.key)
+
+
+def until_it_runs(device, generation):
+    """Wait for a result of a generation."""
+    until(lambda: any(r["generation"] == generation for r in device.results()), f"{generation} runs")

@@ -5,27 +5,25 @@ import signal
 import harness
 
 from runtime_edge.formats import minisign, subjects
-from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.records.envelope import MAX_NUMBER, open_record, seal
 from runtime_edge.formats.records.numbers import RecordNumbers
 from runtime_edge.formats.records.release import decode_release, encode
 from runtime_edge.updates.trial import update_log
-from streamsplit_compile.bundle.compiler import recompile
 
 
 def test_a_live_device_offered_an_old_signed_release_stays(start, tmp_path):
     server, name = start.server("--no-training"), "pi-1"
-    second, third = (next_generation(server, tmp_path / str(number), number) for number in (2, 3))
+    second, third = (harness.next_generation(server, tmp_path / str(number), number) for number in (2, 3))
     source = harness.write_wav(tmp_path / "audio.wav", 4.0, seed=9)
     device = start.device(server, name, source, "--loop")
     device.wait_for_results(4)
 
     # A signed order to go back to generation 2, as an incident leaves behind.
     release(server, second, rollback=True)
-    until_it_runs(device, 2)
+    harness.until_it_runs(device, 2)
     went_back = stored(server)
     release(server, third)
-    until_it_runs(device, 3)
+    harness.until_it_runs(device, 3)
 
     fields = decode_release(open_record(went_back, "release", "rpi4", None, "test").body, "test")
     replays = {
@@ -92,15 +90,6 @@ def test_another_signing_key_is_refused_until_the_device_is_told_to_trust_it(sta
     assert numbers.highest("release rpi4", old) == 0, "numbers of the former key say nothing any more"
 
 
-def next_generation(server, path, number):
-    """The server's first generation with other weights in one block."""
-    base = open_bundle(server.state / "generations" / "00001")
-    tensors = {tensor: value.numpy() for tensor, value in server.model(1).state_dict().items()}
-    tensors["two.0.weight"] = tensors["two.0.weight"] * (1 + number / 100)
-    windows = harness.windows_of(harness.write_wav(path.with_suffix(".wav"), 2.0, seed=12))
-    return recompile(base, tensors, path, generation=number, windows=windows, reference=None, key=server.key)
-
-
 def release(server, bundle, rollback=False):
     async def publish(hub):
         await hub.publish_bundle(bundle)
@@ -132,7 +121,3 @@ def number_of(record):
 def refused(state, reason):
     """Whether the device's log of updates has a refusal with that reason."""
     return any(reason in line.get("reason", "") for line in update_log(state, 100).events)
-
-
-def until_it_runs(device, generation):
-    harness.until(lambda: any(r["generation"] == generation for r in device.results()), f"{generation} runs")

@@ -9,10 +9,9 @@ import msgspec
 from msgspec.structs import replace
 
 from runtime_edge.formats import minisign, subjects, wire
-from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.records.envelope import MAX_NUMBER, seal
 from runtime_edge.formats.records.table import cuts_digest
-from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.encoder.encoders import load_encoder
 
@@ -91,8 +90,8 @@ def test_no_table_and_no_exploration_goes_below_the_privacy_floor(start, quiet_s
 
 def test_bad_releases_are_refused_and_reported_and_good_ones_taken(start, quiet_server, tmp_path):
     server, name = quiet_server, "pi-updates"
-    second, third = (next_generation(server, tmp_path / str(number), number) for number in (2, 3))
-    forged = next_generation(server, tmp_path / "forged", 4, minisign.generate_key())
+    second, third = (harness.next_generation(server, tmp_path / str(number), number) for number in (2, 3))
+    forged = harness.next_generation(server, tmp_path / "forged", 4, minisign.generate_key())
     source = harness.write_wav(tmp_path / "audio.wav", 4.0, seed=9)
     device = start.device(server, name, source, "--target", "m2", "--loop")
     device.wait_for_results(8)
@@ -156,7 +155,7 @@ def test_a_device_that_cannot_take_the_newest_release_starts_with_its_last_one(s
     source = harness.write_wav(tmp_path / "audio.wav", 2.0, seed=10)
     first = start.device(server, name, source, "--target", "m2")
     before = first.finish()["generation_end"]
-    forged = next_generation(server, tmp_path / "forged", 9, minisign.generate_key())
+    forged = harness.next_generation(server, tmp_path / "forged", 9, minisign.generate_key())
 
     with released_for_a_while(server, forged):
         report = start.device(server, name, source, "--target", "m2").finish()
@@ -229,15 +228,6 @@ def test_garbage_on_a_devices_subject_disturbs_nobody(start, quiet_server, tmp_p
     assert counted[name] == len(windows)
     assert neighbour not in counted
     assert server.ask(unacknowledged) == 0, "garbage comes back"
-
-
-def next_generation(server, path, number, key=None):
-    """The server's first generation with other weights in one block, signed with its key unless another is given."""
-    base = open_bundle(server.state / "generations" / "00001")
-    tensors = {tensor: value.numpy() for tensor, value in server.model(1).state_dict().items()}
-    tensors["two.0.weight"] = tensors["two.0.weight"] * (1 + number / 100)
-    windows = harness.windows_of(harness.write_wav(path.with_suffix(".wav"), 2.0, seed=12))
-    return recompile(base, tensors, path, generation=number, windows=windows, reference=None, key=key or server.key)
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def test_a_generation_that_kills_the_device_is_rolled_back_without_a_person(star
     # What a runtime that segfaults looks like from outside: the process is gone right after the swap, every time,
     # and is started again, as a service manager does.
     for _ in range(2):
-        until_it_runs(device, 2)
+        harness.until_it_runs(device, 2)
         device.process.signal(signal.SIGKILL)
         device = start.device(server, "pi-1", source, *options)
     record = harness.until(lambda: (r := told(server)).generation == 1 and r, "a rollback")
@@ -175,7 +175,7 @@ def test_two_generations_behind_is_completed_and_a_retired_one_is_told_and_updat
     server.start()
     ask(server, "promote")
     assert told(server).oldest == 3
-    until_it_runs(away, 6)
+    harness.until_it_runs(away, 6)
     harness.until(lambda: finished_by_server(away, 6) >= 4, "windows of generation 6 that the server finished")
     away.process.signal(signal.SIGTERM)
     report = away.finish()
@@ -315,10 +315,6 @@ def add_generation(server, number):
     )
     state.save_weights(number, tensors)
     return bundle
-
-
-def until_it_runs(device, generation):
-    harness.until(lambda: any(r["generation"] == generation for r in device.results()), f"{generation} runs")
 
 
 def restart(server, *options):

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from tools.fuzz import TARGETS, Target, cases, fuzz
+from tools.fuzz import TARGETS, FuzzTarget, cases, fuzz
 
 CASES = 300
 SLOW = ("archive", "journal", "spool", "spool-log", "training")
@@ -29,7 +29,7 @@ def test_what_breaks_a_parser_is_found() -> None:
         if len(data) > 4:
             raise KeyError(data)
 
-    _, _, broke = fuzz(Target(parse, ValueError, lambda: [b"good"]), 1, lambda tried: tried > 100)
+    _, _, broke = fuzz(FuzzTarget(parse, ValueError, lambda: [b"good"]), 1, lambda tried: tried > 100)
 
     assert broke is not None
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from runtime_server.telemetry.step_energy import EnergyUse
-from tools.training_energy import IDLE_S, Course, table, with_idle_power
+from tools.training_energy import IDLE_S, Progress, table, with_idle_power
 
 
 def use(steps: int) -> EnergyUse:
@@ -25,9 +25,9 @@ class Counter:
 
 
 def test_the_energy_up_to_an_accuracy_is_that_of_the_first_pass_that_reached_it() -> None:
-    course = Course([(0.3, use(1)), (0.6, use(2)), (0.5, use(3))])
-    assert course.until(0.5) == use(2)
-    assert course.until(0.7) is None
+    progress = Progress([(0.3, use(1)), (0.6, use(2)), (0.5, use(3))])
+    assert progress.until(0.5) == use(2)
+    assert progress.until(0.7) is None
 
 
 def test_idle_power_is_measured_unless_the_source_brings_it() -> None:

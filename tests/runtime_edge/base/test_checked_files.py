@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+from damaged_bytes import flip
 
 from runtime_edge.base.checked_files import check, checksum_path, read_checked, remove_checked, replacing, write_checked
 from runtime_edge.errors import FormatError
@@ -15,12 +16,6 @@ LIMIT = 1 << 20
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "state" / "rollout.json"
-
-
-def flip(path, bit):
-    data = bytearray(path.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
 
 
 def test_what_was_written_is_read_and_what_never_was_is_none(path):

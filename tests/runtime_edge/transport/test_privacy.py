@@ -1,4 +1,4 @@
-"""Nothing earlier than the privacy floor leaves a device: by no table, probe or swap, nor from an earlier spool."""
+"""Nothing before the privacy floor leaves a device: by no table, exploration or swap, nor from an earlier spool."""
 
 import pytest
 from hypothesis import given, settings

@@ -75,6 +75,7 @@ def test_what_does_not_fit_is_refused_and_reported(small_bundle, tables, tmp_pat
     assert [decode_update_event(body).event for _, body in transport.published] == ["table_refused"] * 4
 
 
+@pytest.mark.integration
 def test_a_table_that_came_before_its_bundle_takes_over_with_it(small_bundle, tables, tmp_path, tiny_encoder):
     from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
     from streamsplit_compile.cost.targets import load_target

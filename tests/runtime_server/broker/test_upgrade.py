@@ -18,7 +18,7 @@ from runtime_server.broker.hub import Hub
 from runtime_server.broker.upgrade import upgrade_store
 from runtime_server.harness.ports import free_ports
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 
 def _brokers(directory, ports, access):

@@ -2,10 +2,10 @@ import pytest
 
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.results import WindowResult
-from runtime_server.lab.energy import metered_mj
 from runtime_server.lab.figures import reactions
 from runtime_server.lab.scenarios import ScenarioStep
 from runtime_server.lab.session import TimedResult
+from runtime_server.lab.window_energy import metered_mj
 
 
 def heard(at_s, cut):

@@ -30,6 +30,7 @@ def test_of_two_devices_each_has_all_that_it_sent():
     assert shared_out(["a"] * 3 + ["b"] * 50, [LABELS[0]] * 53) == list(range(53))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("flood", [20, 4000])
 def test_one_device_of_ten_with_wrong_sounds_has_its_share_and_the_head_stays_right(flood):
     rng = np.random.default_rng(0)

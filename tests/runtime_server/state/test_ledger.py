@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 
 import pytest
+from damaged_bytes import flip
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -239,12 +240,6 @@ def test_a_ledger_of_an_earlier_version_is_covered_from_then_on(tmp_path, caplog
     flip(path, 20)
     with pytest.raises(FormatError, match=r"0\.json: is damaged"):
         DurableLedger(path)
-
-
-def flip(path, bit):
-    data = bytearray(path.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
 
 
 def test_sparse_windows_of_one_device_fill_a_bounded_file_and_take_nothing_from_another(tmp_path):

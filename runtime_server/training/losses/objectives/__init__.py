@@ -10,8 +10,8 @@ Each is one module of the losses with the same few methods, so nothing else need
 from __future__ import annotations
 
 from runtime_server.training.losses.objectives.barlow_twins import BarlowTwins
+from runtime_server.training.losses.objectives.interface import Objective, Views
 from runtime_server.training.losses.objectives.moco import MoCo
-from runtime_server.training.losses.objectives.protocol import Objective, Views
 from runtime_server.training.losses.objectives.simclr import SimCLR
 from runtime_server.training.losses.objectives.simsiam import SimSiam
 from runtime_server.training.losses.objectives.virtual_negatives import VirtualNegatives

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from runtime_server.training.losses.objectives.protocol import Objective, Views
+from runtime_server.training.losses.objectives.interface import Objective, Views
 from runtime_server.training.losses.objectives.standardised import standardised
 
 REDUNDANCY = 5e-3

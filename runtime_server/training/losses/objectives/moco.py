@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from runtime_edge.errors import UsageError
 from runtime_server.suffix.generations import copy_module
-from runtime_server.training.losses.objectives.protocol import NEARBY, Objective, Views
+from runtime_server.training.losses.objectives.interface import NEARBY, Objective, Views
 
 MOMENTUM = 0.99
 KEYS = 1024

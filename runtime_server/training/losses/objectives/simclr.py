@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from runtime_server.training.losses.objectives.protocol import Objective, Views
+from runtime_server.training.losses.objectives.interface import Objective, Views
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float, ignore: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from runtime_server.training.losses.objectives.protocol import Objective, Views
+from runtime_server.training.losses.objectives.interface import Objective, Views
 from runtime_server.training.losses.objectives.standardised import standardised
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from runtime_server.training.losses.contrastive import info_nce
-from runtime_server.training.losses.objectives.protocol import Objective, Views
+from runtime_server.training.losses.objectives.interface import Objective, Views
 
 
 class VirtualNegatives(Objective):

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from damaged_bytes import flip
 
 from runtime_edge.formats import wire
 from runtime_edge.transport.accounting import Accounting
@@ -61,12 +62,6 @@ def copied(whole: dict[str, Path], tmp_path: Path):  # type: ignore[no-untyped-d
         return folder
 
     return copy
-
-
-def flip(path: Path, bit: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
 
 
 def replayed(folder: Path, new: int = 3) -> tuple[list[str], Accounting, Spool]:

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import normalize
 
 from runtime_server.training.losses.objectives.barlow_twins import BarlowTwins, cross_correlation
-from runtime_server.training.losses.objectives.protocol import Views
+from runtime_server.training.losses.objectives.interface import Views
 
 COUNT, WIDTH = 20, 6
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from runtime_edge.errors import UsageError
+from runtime_server.training.losses.objectives.interface import NEARBY, Views
 from runtime_server.training.losses.objectives.moco import MoCo
-from runtime_server.training.losses.objectives.protocol import NEARBY, Views
 
 WIDTH = 4
 

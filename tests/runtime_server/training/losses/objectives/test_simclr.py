@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from runtime_server.training.losses.objectives.protocol import Views
+from runtime_server.training.losses.objectives.interface import Views
 from runtime_server.training.losses.objectives.simclr import SimCLR, nt_xent
 
 

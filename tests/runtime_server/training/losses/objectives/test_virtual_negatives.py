@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import normalize
 
 from runtime_server.training.losses.objectives import DEFAULT, OBJECTIVES
-from runtime_server.training.losses.objectives.protocol import Views
+from runtime_server.training.losses.objectives.interface import Views
 from runtime_server.training.losses.objectives.virtual_negatives import VirtualNegatives
 
 

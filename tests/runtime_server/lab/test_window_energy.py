@@ -3,7 +3,7 @@ import re
 import pytest
 
 from runtime_edge.errors import FormatError
-from runtime_server.lab.energy import metered_mj
+from runtime_server.lab.window_energy import metered_mj
 
 
 @pytest.mark.parametrize(

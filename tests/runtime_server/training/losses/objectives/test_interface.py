@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from runtime_server.training.losses import HybridConfig, HybridLoss
 from runtime_server.training.losses.objectives import OBJECTIVES
-from runtime_server.training.losses.objectives.protocol import Views
+from runtime_server.training.losses.objectives.interface import Views
 
 WIDTH = 8
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_server.training.trained import TrainedFrames
+from runtime_server.training.trained_frames import TrainedFrames
 
 
 @given(st.lists(st.integers(1, 60)))
