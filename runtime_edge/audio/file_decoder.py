@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from runtime_edge.audio.audio_block import Counters, Recording
 from runtime_edge.audio.files.containers import Container, PatchedFile, examine
 from runtime_edge.audio.files.folder import audio_files
+from runtime_edge.audio.files.recognise import recognised
 from runtime_edge.audio.files.recorded_time import began
 from runtime_edge.audio.stream import BLOCK_SECONDS, SourceAudio
 from runtime_edge.base.text import shown
@@ -26,6 +28,11 @@ MAX_CHANNELS = 64
 _LOG = logging.getLogger(__name__)
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile's answer for a FLAC written to a pipe is near 2**63
 _READ_VALUES = 1 << 16
+_HEAD_BYTES = 1 << 12
+_OPENING = re.compile(r"^Error opening .*?': (?=\S)")
+_NO_FILE = "File does not exist"
+_MPEG_FRAME = 1_152
+"""Samples of an MP3 that are read at once: of what was asked for where it breaks off, libsndfile gives nothing."""
 
 
 class Faults:
@@ -92,13 +99,14 @@ def read_file(
 
 def _decoded(file: Any, at_once: int) -> Iterator[NDArray[np.float32]]:
     """float32[n, channels] with n from 1 to `at_once`. Raises SoundFileError after the last good frame."""
-    done = 0
+    done, step = 0, _MPEG_FRAME if file.format == "MP3" else at_once
     while True:
-        frames = np.empty((at_once, file.channels), np.float32)
+        frames, got = np.empty((at_once, file.channels), np.float32), 0
         try:
-            got = len(file.read(out=frames))
+            while got < at_once and (count := len(file.read(out=frames[got : got + step]))):
+                got += count
         except soundfile_module().SoundFileError:
-            if (good := file.tell() - done) > 0:
+            if (good := max(got, file.tell() - done)) > 0:
                 yield frames[:good]
             raise
         if not got:
@@ -115,7 +123,7 @@ def _fault(file: Any, container: Container, done: int, damage: str | None) -> st
         return f"damaged after {done / rate:.1f} s ({damage}): what follows is not read"
     if container.unread is not None:
         return container.unread
-    if container.wrong is None and not container.open_end and stated < _UNKNOWN_FRAMES and stated != done:
+    if container.wrong is None and not container.decode_for_length and stated < _UNKNOWN_FRAMES and stated != done:
         return f"its header states {stated / rate:.3f} s, and {done / rate:.3f} s could be read"
     return None
 
@@ -140,10 +148,23 @@ def _opened(path: Path, in_order: bool = False) -> Iterator[tuple[Any, Container
                 file.seekable = bool
             yield file, container
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as exc:
-        reason = " ".join(str(exc).split())
         raise SourceError(
-            f"{shown(path)}: cannot be decoded ({reason}): give an audio file such as WAV, FLAC, Ogg or MP3"
+            f"{shown(path)}: cannot be decoded ({_reason(path, exc)}): give an audio file such as WAV, FLAC, Ogg or MP3"
         ) from exc
+
+
+def _reason(path: Path, exc: Exception) -> str:
+    """What is wrong with a file, and what it seems to be."""
+    reason = _OPENING.sub("", " ".join(str(exc).split()))
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        if not head:
+            return "it is empty"
+        if _NO_FILE in reason:  # what libsndfile says of an MP3 without a whole frame
+            reason = "too little of it is there"
+        kind = recognised(head)
+        return reason if kind is None else f"it holds {kind}: {reason}"
+    return reason
 
 
 def recording_length(path: Path) -> tuple[int, int]:
@@ -155,7 +176,7 @@ def recording_length(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as (file, container):
         _check_header(path, file, container)
-        if file.seekable() and file.frames < _UNKNOWN_FRAMES and not container.open_end:
+        if file.seekable() and file.frames < _UNKNOWN_FRAMES and not container.decode_for_length:
             return int(file.frames), int(file.samplerate)
     return readable_length(path)
 
@@ -181,7 +202,7 @@ def read_span(path: Path, start: int, stop: int) -> NDArray[np.float32]:
         MissingExtra: soundfile is not installed.
     """
     with _opened(path) as (file, container):
-        if container.frames is not None or (file.frames < _UNKNOWN_FRAMES and not container.open_end):
+        if container.frames is not None or (file.frames < _UNKNOWN_FRAMES and not container.decode_for_length):
             file.seek(start)
             frames: NDArray[np.float32] = file.read(stop - start, dtype="float32", always_2d=True)
             if len(frames) == stop - start:

@@ -17,15 +17,11 @@ from typing import Any, BinaryIO, NamedTuple
 import msgspec
 
 from runtime_edge.audio.files import mpeg
+from runtime_edge.audio.files.ogg import ogg_end
 from runtime_edge.audio.files.rare_containers import rare_length
 
 _MAX_CHUNKS = 1_000
 _MAX_CHUNK_BYTES = 1 << 16
-_OGG_PAGE = 65_307
-_OGG_HEADER = 27
-"""Bytes of a page before the lengths of its parts, of which the last is their number."""
-_OGG_FIRST = 2
-"""Flag of a page that begins a stream."""
 _FLAC_LENGTH = 21
 """Where in a FLAC file the four low bits and the four bytes are that hold its number of frames."""
 _UNKNOWN = 0xFFFF_FFFF
@@ -50,6 +46,8 @@ class Container(msgspec.Struct, frozen=True):
     """How many a FLAC file says it has; None when it does not say, and for other formats."""
     open_end: bool = False
     """Whether libsndfile would guess the length, and stop there: then `PatchedFile` must hide where the file ends."""
+    decode_for_length: bool = False
+    """Whether the length that libsndfile states is a guess, or that of more than there is."""
     end: int | None = None
     """Where the file must seem to end: what follows is a tag, or less than a sample. None for where it does."""
     unread: str | None = None
@@ -138,35 +136,14 @@ def _rare(file: BinaryIO, size: int) -> Container:
 
 def _ogg(file: BinaryIO, size: int) -> Container:
     """A stream that was closed ends with a whole page that says it is the last."""
-    file.seek(max(0, size - _OGG_PAGE))
-    tail = file.read()
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
-    whole = bool(segments) and len(page) >= 27 + len(segments) + sum(segments)
-    if _begins_again(file):
+    found = ogg_end(file, size)
+    if found.again:
         return Container(unread="another stream follows the first: it is not read, take them apart")
-    return Container() if whole and page[5] & 4 else Container(wrong="its last page is missing")
-
-
-def _begins_again(file: BinaryIO) -> bool:
-    """Whether a stream begins behind pages of another one, whose number may be the same."""
-    position, goes_on = 0, False
-    while True:
-        file.seek(position)
-        head = file.read(_OGG_HEADER)
-        if len(head) < _OGG_HEADER:
-            return False
-        if head[:4] != b"OggS":  # damage, or the end of what was written
-            ahead = (head + file.read(_OGG_PAGE)).find(b"OggS", 1)
-            if ahead < 0:
-                return False
-            position += ahead
-            continue
-        begins = bool(head[5] & _OGG_FIRST)
-        if begins and goes_on:
-            return True
-        goes_on = goes_on or not begins
-        position += _OGG_HEADER + head[-1] + sum(file.read(head[-1]))
+    if found.closed:
+        return Container()
+    return Container(
+        "its last page is missing", dict(found.patches), end=found.end, decode_for_length=bool(found.patches)
+    )
 
 
 def _mpeg(file: BinaryIO, size: int) -> Container:
@@ -175,10 +152,10 @@ def _mpeg(file: BinaryIO, size: int) -> Container:
     if length is None:
         return _rare(file, size)
     if length.tag_at is None:
-        return Container(open_end=True)
+        return Container(open_end=True, decode_for_length=True)
     if length.stated is None or not mpeg.goes_on(file, length.begin + length.stated):
         return Container()
-    return Container(_wrong(length.stated, size - length.begin), {length.tag_at: bytes(4)}, open_end=True)
+    return Container(_wrong(length.stated, size - length.begin), {length.tag_at: bytes(4)}, True, True)
 
 
 def _au(head: bytes, size: int) -> Container:

@@ -21,12 +21,20 @@ _HIDDEN_DIRECTORIES = frozenset(
         "recycled",
         "system volume information",
         "lost+found",
+        "lost.dir",
         "#recycle",
+        "@recycle",
+        "#snapshot",
         "@eadir",
+        "files_trashbin",
+        "network trash folder",
+        "temporary items",
         "__macosx",
     )
 )
-_UNFINISHED = frozenset([".part", ".partial", ".tmp", ".temp", ".incomplete", ".download", ".crdownload"])
+_UNFINISHED = frozenset(
+    [".part", ".partial", ".tmp", ".temp", ".incomplete", ".download", ".crdownload", ".opdownload", ".filepart"]
+)
 """Before the suffix of a file, or at the end of a directory's name: still being written."""
 _LOG = logging.getLogger(__name__)
 
@@ -47,6 +55,12 @@ def audio_files(directory: Path) -> list[Path]:
     return found
 
 
+def is_recording(path: Path) -> bool:
+    """Whether a path is a file that its owner can mean as a recording, by its name."""
+    known = path.suffix.lower() in AUDIO_SUFFIXES | _UNREAD_SUFFIXES
+    return known and not is_hidden(path.name) and path.is_file()
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or directory of this name was put out of sight, by its owner or their system, or is unfinished."""
     parts = Path(name.lower()).suffixes
@@ -58,10 +72,7 @@ def is_hidden(name: str) -> bool:
 def _visible(directory: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(directory, onerror=_unreadable):
         folders[:] = [name for name in folders if not is_hidden(name)]
-        for name in names:
-            path = Path(folder, name)
-            if not is_hidden(name) and path.suffix.lower() in AUDIO_SUFFIXES | _UNREAD_SUFFIXES and path.is_file():
-                yield path
+        yield from filter(is_recording, (Path(folder, name) for name in names))
 
 
 def _unreadable(error: OSError) -> None:

@@ -1,6 +1,7 @@
 """What the containers of samplers, workstations and speech corpora say of their length.
 
-IRCAM, PAF and PVF say nothing of it, so nobody can tell when one of those is cut.
+IRCAM, PAF and PVF say nothing of it: one of those is known to be cut only where it ends within a sample of several
+bytes or channels.
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ _SDS_HEADER, _SDS_PACKET, _SDS_VALUES = 21, 127, 120
 _VOC_FIRST, _VOC_MORE_AUDIO = {1: 2, 9: 12}, 2
 """Bytes before the samples, by a block's kind."""
 _VOC_LONGEST = (1 << 24) - 1
-_VOC_MORE = "more blocks of audio follow the first: the bytes between them are read as samples, convert it first"
+_VOC_WHOLE = (-1, 0, 8)
+"""How many bytes longer than stated the samples of libsndfile and of SoX are, which count what is before them wrong."""
 _MAT4_NAME = slice(20, 31)
 """Of the first matrix, which libsndfile asks for."""
 _MAT4_BYTES = (8, 4, 4, 2, 2, 1)
+_IRCAM_HEADER, _PAF_HEADER = 1_024, 2_048
+_PAF_BYTES = {0: 2, 1: 32, 2: 1}
+"""Of a sample; of 24 bits, a block of ten."""
+_PVF_HEADER = re.compile(rb"PVF1\s+(\d{1,4})\s+\d+\s+(\d{1,2})\s*?\n")
 _MAT5_MATRIX = 14
 _MAT5_SLACK = 8
 """By which libsndfile writes a matrix longer than it is."""
@@ -95,6 +101,30 @@ def _xi(_: BinaryIO, head: bytes, size: int) -> Length | None:
     return Length(stated, size - 298 - 40 * samples) if stated else None  # libsndfile writes none
 
 
+def _ircam(_: BinaryIO, head: bytes, size: int) -> Length | None:
+    order = "<" if head[9:12] == bytes(3) else ">"
+    channels, encoding = struct.unpack_from(f"{order}II", head, 8)
+    return _whole(size - _IRCAM_HEADER, channels * (encoding & 0xFF))
+
+
+def _paf(_: BinaryIO, head: bytes, size: int) -> Length | None:
+    order = ">" if head[:1] == b" " else "<"
+    encoding, channels = struct.unpack_from(f"{order}II", head, 16)
+    return _whole(size - _PAF_HEADER, channels * _PAF_BYTES.get(encoding, 0))
+
+
+def _pvf(_: BinaryIO, head: bytes, size: int) -> Length | None:
+    found = _PVF_HEADER.match(head)
+    return None if found is None else _whole(size - found.end(), int(found[1]) * (int(found[2]) // 8))
+
+
+def _whole(held: int, frame: int) -> Length | None:
+    """Of a format that states no length, all that can be said is whether the samples of all channels are whole."""
+    if held <= 0 or not frame or not held % frame:
+        return None
+    return Length(0, 0, unread=f"its last {held % frame} bytes are a part of a sample: cut short, read up to there")
+
+
 def _voc(file: BinaryIO, head: bytes, size: int) -> Length | None:
     """Of the first block of audio: libsndfile reads all behind it, too, or refuses a file with more behind it."""
     position = int.from_bytes(head[20:22], "little")
@@ -104,12 +134,14 @@ def _voc(file: BinaryIO, head: bytes, size: int) -> Length | None:
         held = max(0, size - begin - 1)  # the last byte ends the list of blocks
         patches = {begin - 3: min(held, _VOC_LONGEST).to_bytes(3, "little")}
         skipped = _VOC_FIRST[kind]
-        if abs(held - length) <= skipped:  # SoX does not count all of what is before the samples
+        if held - length in _VOC_WHOLE and _at(file, size - 1, 1) == b"\0":
             return None
         behind = list(_voc_blocks(file, begin + length, size))
         if length > skipped and behind and all(begin + length <= size for _, begin, length in behind):
-            more = any(kind in (*_VOC_FIRST, _VOC_MORE_AUDIO) for kind, _, _ in behind)
-            return Length(0, 0, patches, unread=_VOC_MORE if more else None)
+            more = sum(kind in (*_VOC_FIRST, _VOC_MORE_AUDIO) for kind, _, _ in behind)
+            no_audio = sum(4 + _VOC_FIRST.get(kind, 0 if kind == _VOC_MORE_AUDIO else n) for kind, _, n in behind)
+            unread = f"{more} more blocks of audio follow the first: the {no_audio:,} bytes between them are read as"
+            return Length(0, 0, patches, unread=f"{unread} samples, convert it first" if more else None)
         return Length(max(0, length - skipped), held - skipped, patches)
     return None
 
@@ -155,7 +187,7 @@ def _mat4(file: BinaryIO, head: bytes, size: int) -> Length | None:
             position = begin + rows * columns * width * (2 if imaginary else 1)
             yield begin, position
 
-    return _last_part(parts(), size)
+    return _last_part(parts(), size, 0)
 
 
 def _mat5(file: BinaryIO, head: bytes, size: int) -> Length | None:
@@ -170,13 +202,13 @@ def _mat5(file: BinaryIO, head: bytes, size: int) -> Length | None:
                 return
             yield begin, position
 
-    return _last_part(parts(), size)
+    return _last_part(parts(), size, _MAT5_SLACK)
 
 
-def _last_part(parts: Iterator[tuple[int, int]], size: int) -> Length | None:
+def _last_part(parts: Iterator[tuple[int, int]], size: int, slack: int) -> Length | None:
     """The matrix that the file ends in; its samples are the last."""
     for _, (begin, end) in zip(range(_MAX_PARTS), parts, strict=False):
-        if end > size + _MAT5_SLACK:
+        if end > size + slack:
             return Length(end - begin, size - begin)
     return None
 
@@ -198,6 +230,9 @@ def _htk(head: bytes, size: int) -> Length | None:
 
 
 _BY_MAGIC: dict[bytes, Callable[[BinaryIO, bytes, int], Length | None]] = {
+    **dict.fromkeys([b"d\xa3\1\0", b"d\xa3\2\0", b"d\xa3\3\0", b"d\xa3\4\0"], _ircam),
+    **dict.fromkeys([b" paf", b"fap "], _paf),
+    b"PVF1\n": _pvf,
     b"2BIT": _avr,
     b"NIST_1A": _nist,
     b"\1\4": _mpc2k,

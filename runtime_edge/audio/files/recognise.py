@@ -15,6 +15,8 @@ _MARKS = (
     (0, b"BW64", "WAV"),
     (0, b"riff.\x91\xcf\x11", "WAV"),
     (0, b"fLaC", "FLAC"),
+    (28, b"Speex", "Speex"),
+    (29, b"FLAC", "FLAC in Ogg"),
     (0, b"OggS", "Ogg"),
     (0, b"ID3", "MP3"),
     (0, b"caff", "CAF"),
@@ -95,7 +97,7 @@ _MARKS = (
     (0, b"\x7fELF", "a program"),
 )
 """The bytes by which a container is known, by their place."""
-_LONGEST_MARK = 31
+_LONGEST_MARK = 33
 _MPC2K = b"\1\4"
 _TRANSPORT_PACKET, _TRANSPORT_SYNC = 188, 0x47
 _TEXT_BYTES, _LEAST_TEXT, _LEAST_LETTERS = 128, 16, 8
@@ -206,4 +208,6 @@ def _text(data: bytes) -> str | None:
     word = start.lstrip().lower()
     if word.startswith((b"<!doctype html", b"<html")):
         return "a web page"
+    if word.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer"
     return "JSON" if word.startswith((b"{", b"[")) else "text"

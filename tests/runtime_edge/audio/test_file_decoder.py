@@ -115,6 +115,7 @@ def make_bad(directory: Path, kind: str) -> Path:
 
 
 BAD = ["no bytes", "text", "no samples", "header cut", "flac cut", "slow rate", "not utf-8", "unread format"]
+NAMED = {"no bytes": "it is empty", "text": "it holds text: ", "unread format": "it holds MP4: "}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -129,6 +130,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, kind: str) -> None
     assert "\n" not in message
     assert "object at" not in message
     assert message.count(":") >= 1
+    assert NAMED.get(kind, "") in message
 
 
 @pytest.mark.parametrize("kind", BAD)

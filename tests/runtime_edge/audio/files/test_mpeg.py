@@ -11,6 +11,7 @@ import soundfile
 from runtime_edge.audio import Counters, open_source
 from runtime_edge.audio.file_decoder import read_span, recording_length
 from runtime_edge.audio.files import mpeg
+from runtime_edge.errors import SourceError
 
 RATE = 16_000
 
@@ -55,3 +56,28 @@ def test_what_stands_behind_an_mp3_is_no_audio(tmp_path: Path, tail: bytes) -> N
 
     np.testing.assert_array_equal(read(path, counters), samples)
     assert counters.files_cut_short == 0
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_an_mp3_that_states_no_length_and_is_cut_gives_what_comes_before(tmp_path: Path, share: float) -> None:
+    path, counters = tmp_path / "a.mp3", Counters()
+    soundfile.write(path, noise(), RATE, format="MP3", bitrate_mode="CONSTANT")
+    without_its_length(path)
+    samples, data = read(path), path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+    found = read(path, counters)
+
+    assert len(found) == pytest.approx(share * len(samples), abs=3_000)
+    np.testing.assert_array_equal(found[:-2_304], samples[: len(found) - 2_304])
+    assert counters.files_cut_short == 1
+
+
+def test_an_mp3_without_a_whole_frame_is_not_said_to_be_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, noise(), RATE, format="MP3")
+    path.write_bytes(path.read_bytes()[:150])
+
+    with pytest.raises(SourceError, match=r"a\.mp3: (?!.*not exist)") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)

@@ -61,6 +61,43 @@ def test_a_cut_file_gives_what_is_there_and_is_told(
     assert recording_length(path)[0] / RATE == pytest.approx(seconds, abs=5e-3 if kind == "SDS" else 0)
 
 
+@pytest.mark.parametrize("missing", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [
+        *(("MAT4", subtype) for subtype in ("PCM_16", "FLOAT", "DOUBLE")),
+        *(("VOC", subtype) for subtype in ("PCM_U8", "PCM_16", "ULAW")),
+        *(("IRCAM", subtype) for subtype in ("PCM_32", "FLOAT")),
+        *(("PVF", subtype) for subtype in ("PCM_32",)),
+        ("PAF", "PCM_24"),
+    ],
+)
+def test_bytes_that_are_missing_at_the_end_are_told(tmp_path: Path, kind: str, subtype: str, missing: int) -> None:
+    path = tmp_path / "a"
+    data = record(path, kind, subtype=subtype)
+    path.write_bytes(data[:-missing])
+
+    seconds, told = read(path)
+
+    assert seconds == pytest.approx(SECONDS, abs=11 / RATE)
+    # of a VOC the last byte is no sample
+    assert told == 1 or (kind == "VOC" and seconds >= SECONDS - 1 / RATE)
+
+
+@pytest.mark.parametrize("kind", ["IRCAM", "PAF", "PVF"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_states_no_length_is_told_to_be_cut_where_it_ends_within_a_sample(
+    tmp_path: Path, kind: str, channels: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a"
+    data = record(path, kind, channels, "PCM_16")
+    assert read(path) == (SECONDS, 0)
+    path.write_bytes(data[: -2 * channels * 100 - 1])
+
+    assert read(path) == (SECONDS - 101 / RATE, 1)
+    assert f"its last {2 * channels - 1} bytes are a part of a sample" in caplog.text
+
+
 @pytest.mark.parametrize("stated", [0, 1_000, 0xFFFF_FFFF])
 @pytest.mark.parametrize("kind", LENGTHS)
 def test_a_length_that_does_not_fit_means_to_the_end(tmp_path: Path, kind: str, stated: int) -> None:
@@ -94,7 +131,17 @@ def test_a_voc_of_several_blocks_is_read_and_told(tmp_path: Path, caplog: pytest
 
     assert seconds == pytest.approx(2 * SECONDS, abs=0.01)
     assert told == 1
-    assert "more blocks of audio follow the first" in caplog.text
+    assert "1 more blocks of audio follow the first: the 4 bytes between them are read as samples" in caplog.text
+
+
+def test_a_voc_as_sox_writes_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.voc"
+    data = record(path, "VOC", subtype="PCM_16")
+    stated = int.from_bytes(data[27:30], "little")
+    data[27:30] = (stated - 8).to_bytes(3, "little")
+    path.write_bytes(data)
+
+    assert read(path) == (SECONDS, 0)
 
 
 def test_a_sample_dump_of_another_length_is_read_to_its_end(tmp_path: Path) -> None:
