@@ -35,7 +35,16 @@ from streamsplit_compile.encoder.front_ends import build_front_end, read_front_e
 from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program, input_shape
 from streamsplit_compile.encoder.plain_graph import HALF
 from streamsplit_compile.encoder.prepend import PrependedFrontEnd
-from streamsplit_compile.encoder.weights import is_legacy, is_zip, mistaken, unwrapped, wrapper
+from streamsplit_compile.encoder.weights import (
+    is_legacy,
+    is_safetensors,
+    is_zip,
+    mistaken,
+    more_than_tensors,
+    read_safetensors,
+    unwrapped,
+    wrapper,
+)
 
 CHECKPOINT_FORMAT = "streamsplit.encoder/1"
 ENTRY_POINT_GROUP = "streamsplit.encoders"
@@ -128,16 +137,20 @@ def load_encoder(
 
 
 def _read_encoder(path: Path, given: LoadOptions) -> LoadedEncoder:
+    if path.is_dir():
+        raise UsageError(
+            f"{path}: a directory, expected a file; for one of `transformers` see `ssc encoder new --help`"
+        )
     if not path.is_file():
         raise UsageError(f"{path}: no such file; start with `ssc encoder new resnet18 -o {path}`")
     if path.stat().st_size > _MAX_ENCODER_BYTES:
         raise FormatError(f"{path}: larger than {_MAX_ENCODER_BYTES} bytes")
     legacy = is_legacy(path)
-    if not legacy and not is_zip(path):
+    if not legacy and not is_zip(path) and not is_safetensors(path):
         if what := mistaken(path):
             raise FormatError(f"{path}: {what}")
         raise FormatError(f"{path}: neither a checkpoint nor a torch.export archive")
-    if not legacy and archives.is_archive(path):
+    if not legacy and is_zip(path) and archives.is_archive(path):
         return _from_archive(path, given)
     if given.factory is None and not given.unsafe_load:
         content = _read_checkpoint(path, unsafe=False)
@@ -295,6 +308,10 @@ def _load_state(module: torch.nn.Module, state: dict[str, Any], path: Path) -> N
 
 
 def _read_checkpoint(path: Path, unsafe: bool) -> Any:
+    if is_safetensors(path):
+        return read_safetensors(path)
+    if is_zip(path) and (what := mistaken(path)):
+        raise FormatError(f"{path}: {what}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=not unsafe)
     except Exception as exc:
@@ -302,9 +319,9 @@ def _read_checkpoint(path: Path, unsafe: bool) -> Any:
             raise FormatError(f"{path}: {what}") from None
         if "unexpected EOF" in str(exc):
             raise FormatError(f"{path}: cut short after {path.stat().st_size} bytes; get it again") from None
-        pickled = "Unsupported global" in str(exc) and not unsafe  # of what else is no pickle nothing would be loaded
-        hint = "; a pickled module is refused because loading it runs its code (--unsafe-load)" if pickled else ""
-        raise FormatError(f"{path}: not a checkpoint of tensors, or cut short ({type(exc).__name__}){hint}") from None
+        if "Unsupported global" in str(exc) and not unsafe:  # of what else is no pickle nothing would be loaded
+            raise FormatError(f"{path}: {more_than_tensors(path)}") from None
+        raise FormatError(f"{path}: not a checkpoint of tensors, or cut short ({type(exc).__name__})") from None
     if not isinstance(content, (dict, torch.nn.Module)):
         raise FormatError(f"{path}: holds a {type(content).__name__}, expected a checkpoint")
     return content

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import pickletools
+import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-_FIRST_BYTES = 64
+from runtime_edge.audio.files.recognise import recognised
+from runtime_edge.errors import FormatError, MissingExtra
+
+_FIRST_BYTES = 1 << 10
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Fields under which training programs keep the weights, beside the optimizer's state."""
-_COMPRESSED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+_COMPRESSED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!\x1a\7")
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The first pickle of a checkpoint of PyTorch before 1.6: a number."""
 _LEGACY_PICKLES = 5
 """The number, a version, the machine, the content without its tensors, and the tensors' order."""
+_LEGACY_CONTENT = 3
+_PICKLES = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5", b"(d", b"(l", b"c__", b"ccopy_reg\n")
+_ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a\x42]")
+"""The version of the format, and the next of a model's fields."""
+_SAFETENSORS_HEADER = 100_000_000
+"""Bytes that its readers admit."""
+_TAR_MARK = 257
+_EXPORT = "export its torch module with torch.export.save(torch.export.export(module, (waveform,)), 'encoder.pt')"
+_KEEP = "keep its state_dict alone with torch.save where you trust it"
+_OPCODES_BEFORE = ("PROTO", "FRAME", "MARK", "BINPUT", "MEMOIZE", "PUT")
 _PARALLEL = "module."
 """What DataParallel puts before the name of each tensor."""
 
@@ -27,6 +43,8 @@ def mistaken(path: Path) -> str:
         first = file.read(_FIRST_BYTES)
     if not first:
         return "an empty file; get it again"
+    if not first.strip(b"\0"):
+        return f"begins with {len(first)} zeros, as a download does that was broken off; get it again"
     if first.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file it stands for; fetch that with `git lfs pull`"
     text = first.removeprefix(codecs.BOM_UTF8).lstrip().lower()
@@ -34,13 +52,97 @@ def mistaken(path: Path) -> str:
         return "a web page, not the file it leads to; download that"
     if text.startswith((b"{", b"[")):
         return "JSON, perhaps what a server answered instead of the file; get it again"
-    if first.startswith(_COMPRESSED):
-        return "compressed; unpack it first"
-    if first[8:10] == b'{"':
-        return "a safetensors file; load it with safetensors.torch.load_file and keep it with torch.save"
+    if first.startswith(_COMPRESSED) or first[_TAR_MARK:].startswith(b"ustar"):
+        return "compressed or a collection of files; unpack it first"
+    if first[4:8] == b"TFL3":
+        return f"a TFLite model, whose layers cannot be taken apart; {_EXPORT}"
+    if _ONNX.match(first):
+        return f"an ONNX model; {_EXPORT}"
     if (first.startswith(b"PK") and not is_zip(path)) or (is_legacy(path) and _ends_in_a_pickle(path)):
         return f"cut short after {size} bytes; get it again"
-    return ""
+    if is_zip(path):
+        return _zipped(path)
+    if first.startswith(_PICKLES) and not is_legacy(path):
+        return f"a pickle that torch.save did not write, which is never unpickled here; {_KEEP}"
+    kind = recognised(first)
+    return "" if kind is None else f"{kind}, and neither a checkpoint nor a torch.export archive"
+
+
+def _zipped(path: Path) -> str:
+    """What a zip archive holds that torch.save did not write; empty for what it may have written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as exc:
+        return f"damaged ({exc}); get it again"
+    inner = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in inner:
+        return f"a TorchScript archive, which only runs as a whole; {_EXPORT}"
+    if "data.pkl" in inner:
+        return ""
+    if names and all(name.endswith(".npy") for name in names):
+        return "arrays of NumPy (.npz); keep them as tensors in a dictionary with torch.save"
+    if "model.weights.h5" in names:
+        return "a Keras model; encoders are torch modules"
+    return "a zip archive without a checkpoint; unpack it first"
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a header, and the header, which is JSON. Raises OSError."""
+    with path.open("rb") as file:
+        head = file.read(10)
+    return head[8:] == b'{"' and int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """The tensors of such a file, by name. Raises MissingExtra or FormatError."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise MissingExtra("safetensors", "transformers") from None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as exc:
+        reason = " ".join(str(exc).split())
+        raise FormatError(f"{path}: safetensors that cannot be read ({reason}); get it again") from None
+
+
+def more_than_tensors(path: Path) -> str:
+    """What to say of a pickle that names other classes than those of tensors: a module, or a checkpoint with settings.
+
+    Nothing is loaded, its operations are only walked.
+    """
+    if _begins_with_a_dictionary(path):
+        return f"holds more than tensors, such as a training program's settings, and is not unpickled; {_KEEP}"
+    return "a pickled module is refused because loading it runs its code (--unsafe-load)"
+
+
+def _begins_with_a_dictionary(path: Path) -> bool:
+    try:
+        with _pickle(path) as file:
+            for opcode, _, _ in pickletools.genops(file):
+                if opcode.name not in _OPCODES_BEFORE:
+                    return opcode.name in ("EMPTY_DICT", "DICT")
+    except (OSError, ValueError, IndexError, LookupError, StopIteration, zipfile.BadZipFile):
+        pass
+    return False
+
+
+@contextlib.contextmanager
+def _pickle(path: Path) -> Iterator[IO[bytes]]:
+    """The pickle that describes what a checkpoint holds."""
+    if is_legacy(path):
+        with path.open("rb") as file:
+            for _ in range(_LEGACY_CONTENT):
+                for _ in pickletools.genops(file):
+                    pass
+            yield file
+        return
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.partition("/")[2] == "data.pkl")
+        with archive.open(name) as file:
+            yield file
 
 
 def is_legacy(path: Path) -> bool:

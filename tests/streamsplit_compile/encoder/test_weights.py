@@ -1,0 +1,83 @@
+"""What stands in a file of weights is named, and nothing of it is unpickled."""
+
+import argparse
+import io
+import tarfile
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from toys import Tiny
+
+from runtime_edge.errors import FormatError
+from streamsplit_compile.encoder.encoders import load_encoder, read_tensors
+
+SETTINGS = argparse.Namespace(lr=1e-3)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoint_of_a_training_program_with_its_settings_is_no_module_to_be_unpickled(tmp_path, legacy):
+    path = tmp_path / "last.ckpt"
+    content = {"epoch": 3, "state_dict": Tiny().state_dict(), "hyper_parameters": SETTINGS}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    for read in (load_encoder, read_tensors):
+        with pytest.raises(FormatError, match="holds more than tensors.* keep its state_dict alone") as caught:
+            read(path)
+        assert "unsafe" not in str(caught.value)
+
+
+def test_safetensors_are_read_with_their_code(tmp_path):
+    state = Tiny(seed=2).state_dict()
+    path = tmp_path / "model.safetensors"
+    save_file({name: each.contiguous() for name, each in state.items()}, path)
+
+    assert np.array_equal(load_encoder(path, "toys:Tiny").tensors["head.bias"], state["head.bias"].numpy())
+    assert read_tensors(path).keys() == state.keys()
+    with pytest.raises(FormatError, match="name its code with --factory"):
+        load_encoder(path)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_safetensors_that_are_cut_are_refused_in_one_line(tmp_path, share):
+    path = tmp_path / "model.safetensors"
+    save_file({"fc.weight": torch.zeros(100, 100)}, path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(FormatError, match=r"model\.safetensors: safetensors that cannot be read .*get it again$"):
+        load_encoder(path, "toys:Tiny")
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    path = tmp_path / "scripted.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is said to be of the past
+        torch.jit.trace(torch.nn.ReLU(), torch.zeros(1, 4)).save(path)
+    with pytest.raises(FormatError, match=r"scripted\.pt: a TorchScript archive.*torch\.export\.save"):
+        load_encoder(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("fc.weight.npy", r"arrays of NumPy \(\.npz\)"),
+        ("model.weights.h5", "a Keras model"),
+        ("pytorch_model.bin", "a zip archive without a checkpoint; unpack it first"),
+    ],
+)
+def test_a_zip_archive_of_something_else_is_named(tmp_path, name, what):
+    path = tmp_path / "weights.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, bytes(100))
+    for read in (load_encoder, read_tensors):
+        with pytest.raises(FormatError, match=rf"weights\.zip: {what}"):
+            read(path)
+
+
+def test_a_tar_archive_is_to_be_unpacked(tmp_path):
+    path = tmp_path / "weights.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("pytorch_model.bin"), io.BytesIO())
+    with pytest.raises(FormatError, match=r"weights\.tar: .* unpack it first"):
+        load_encoder(path)
