@@ -25,7 +25,7 @@ import numpy.typing as npt
 from nats.aio.msg import Msg
 
 from runtime_edge.audio import Windower, open_source
-from runtime_edge.audio.files.folder import audio_files, is_hidden
+from runtime_edge.audio.files.folder import audio_files, is_hidden, is_recording
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.base.text import shown
 from runtime_edge.errors import FormatError, FrameError, LinkError, SourceError, UsageError
@@ -85,6 +85,8 @@ def read_clips(source: Path) -> list[LabelledClip]:
                 found += [LabelledClip(path, (shown(folder.name),)) for path in audio_files(folder)]
             except SourceError as exc:
                 _LOG.warning("%s: label left out", exc)
+        if loose := sum(map(is_recording, source.iterdir())):
+            _LOG.warning("%s: %d recordings are in no subfolder, so without a label: left out", shown(source), loose)
         if not found:
             raise UsageError(f"{source}: no recordings in subfolders; make one subfolder for each label")
         return found

@@ -52,7 +52,7 @@ def recorded_traces(path: Path, seed: int) -> tuple[Traces, Traces]:
 
     Raises FormatError naming file, line and column, UsageError when there is nothing to read.
     """
-    files = sorted(file for file in path.glob("*.csv") if not is_hidden(file.name)) if path.is_dir() else [path]
+    files = sorted(filter(_is_trace, path.iterdir())) if path.is_dir() else [path]
     if not files or len(files) > MAX_FILES:
         raise UsageError(f"--traces {path}: {len(files)} .csv files, expected 1 to {MAX_FILES}")
     recordings = [_resampled(read_csv(file), str(file)) for file in files]
@@ -68,6 +68,10 @@ def recorded_traces(path: Path, seed: int) -> tuple[Traces, Traces]:
         train.append(_some(traces, slice(None, -kept)))
         held_out.append(_some(traces, slice(-kept, None)))
     return join(train), join(held_out)
+
+
+def _is_trace(path: Path) -> bool:
+    return path.suffix.lower() == ".csv" and not is_hidden(path.name)
 
 
 def read_csv(path: Path) -> Columns:

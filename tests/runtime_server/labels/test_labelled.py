@@ -46,6 +46,13 @@ def test_a_folder_gives_a_label_for_each_subfolder(tmp_path):
         read_clips(tmp_path / "dog" / "deeper")
 
 
+def test_recordings_beside_the_subfolders_are_said_to_have_no_label(tmp_path, caplog):
+    for name in ("dog/a.wav", "b.wav", "c.MP3", ".d.wav"):
+        write(tmp_path / name)
+    assert [clip.path.name for clip in read_clips(tmp_path)] == ["a.wav"]
+    assert "2 recordings are in no subfolder, so without a label: left out" in caplog.text
+
+
 def test_a_csv_gives_files_labels_and_folds_in_esc_50s_words_too(tmp_path):
     plain = csv_file(tmp_path, "file,label\na.wav,dog\nb.wav,rain\na.wav,rain\n")
     assert not is_events(plain)

@@ -35,8 +35,8 @@ def test_values_hold_until_the_next_line(tmp_path: Path) -> None:
 
 
 def test_a_directory_is_read_whole_and_optional_columns_are_kept(tmp_path: Path) -> None:
-    for name in "ba":
-        write(tmp_path / f"{name}.csv", 60, ",uncertainty,temperature_c,battery", ",0.25,48.5,0.9")
+    for name in ("b.csv", "a.CSV"):
+        write(tmp_path / name, 60, ",uncertainty,temperature_c,battery", ",0.25,48.5,0.9")
     for hidden in ("._a.csv", ".a.csv", "~a.csv", "a.part.csv"):
         (tmp_path / hidden).write_bytes(b"\0\5\x16\7")
     train, held_out = recorded_traces(tmp_path, seed=0)
