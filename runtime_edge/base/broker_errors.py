@@ -13,6 +13,15 @@ BROKER_ERRORS = (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, 
 """What the library raises when the broker is away, slow or refuses."""
 
 _CLOSE_S = 2.0
+_SETTINGS = {
+    10023: "it has too little room: raise max_file_store in the jetstream block of its configuration",
+    10026: "it admits no more consumers: raise max_consumers of the account, or leave it out",
+    10027: "it admits no more streams: raise max_streams of the account, or leave it out",
+    10039: "JetStream is off for the account there: set jetstream: enabled in it, under accounts",
+    10047: "its JetStream store is too small: raise max_file_store in the jetstream block of its configuration",
+}
+"""Which of the broker's settings is in the way, by the number of its error."""
+_NO_RIGHT = "permissions violation"
 
 
 async def flush(client: Client, timeout_s: int = 10) -> None:
@@ -35,5 +44,18 @@ async def disconnect(client: Client) -> None:
 
 
 def reason(exc: Exception) -> str:
-    """What to say of an error of the library; some have no text."""
-    return str(exc) or type(exc).__name__
+    """What to say of an error of the library, with the broker's setting to change; some have no text."""
+    text = str(exc) or type(exc).__name__
+    if isinstance(exc, nats.js.errors.APIError) and exc.err_code in _SETTINGS:
+        return _SETTINGS[exc.err_code]
+    if isinstance(exc, nats.errors.MaxPayloadError):
+        return "it takes no messages of this size: raise max_payload in its configuration"
+    if _NO_RIGHT in text.lower():
+        return f"{text.removeprefix('nats: ')}: allow it in the permissions of this user there"
+    return text
+
+
+def is_refusal(exc: Exception) -> bool:
+    """Whether a broker has answered, and said that something is not possible there."""
+    refused = isinstance(exc, nats.js.errors.APIError | nats.errors.MaxPayloadError)
+    return refused or _NO_RIGHT in str(exc).lower()

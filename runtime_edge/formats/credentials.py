@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import nats.errors
 import nkeys
 
+from runtime_edge.base.broker_errors import is_refusal, reason
 from runtime_edge.base.files import read_bounded
 from runtime_edge.base.text import printable, without_password
 from runtime_edge.errors import AccessError, FormatError, LinkError, UsageError
@@ -176,4 +177,6 @@ def explain(url: str, credentials: Credentials, exc: Exception) -> LinkError:
             f"broker {url}: refuses the credentials {named(credentials.nkey)}; unknown or revoked there "
             "(`ssc server device list`)"
         )
+    if is_refusal(exc):
+        return LinkError(f"broker {url}: {reason(exc)}")
     return LinkError(f"broker {url}: cannot connect ({text}); is a broker (`ssc server run`) there?")

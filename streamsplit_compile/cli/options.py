@@ -121,6 +121,8 @@ def broker_option(command: _Command) -> _Command:
 
 def _own_nkey(broker: str, state: Path | None) -> Path | None:
     """The key of the server whose state this is, for its broker; without `state` only for a broker on this machine."""
+    if state is not None and not state.is_dir() and "=" not in state.name:  # bandwidth_mbps=2 is one to explain
+        raise UsageError(f"--state {state}: no such directory; give the one that `ssc server run` was given")
     own = (state or DEFAULT_STATE) / "server.nkey"
     here = state is not None or all(urlsplit(one).hostname in _THIS_MACHINE for one in servers(broker))
     return own if here and own.exists() else None

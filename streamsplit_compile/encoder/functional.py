@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from runtime_edge.errors import UsageError
+from streamsplit_compile.encoder.source_lines import with_line
 
 
 def reads_through_views(graph: fx.Graph) -> bool:
@@ -24,7 +25,7 @@ def reads_through_views(graph: fx.Graph) -> bool:
         for source in changed:
             stale = [alias for alias in group[source] if any(order[user] > order[node] for user in alias.users)]
             if stale and any(alias.target is torch.ops.aten.dropout.default for alias in group[source]):
-                raise UsageError(f"node {node.name}: {stale[0].name} is used after it was changed in place")
+                raise UsageError(f"{with_line(node)}: {stale[0].name} is used after it was changed in place")
             found = found or bool(stale)
         if not changed and _is_view(node):
             merged = set().union(*(group[used] for used in node.all_input_nodes), {node})
@@ -46,12 +47,12 @@ def make_functional(module: fx.GraphModule) -> None:
         name = schema.name.split("::")[1]
         functional = getattr(getattr(torch.ops.aten, name.rstrip("_"), None), schema.overload_name or "default", None)
         if functional is None or not name.endswith("_") or len(mutated) != 1:
-            raise UsageError(f"node {node.name}: {node.target} changes its input; use the functional form")
+            raise UsageError(f"{with_line(node)}: {node.target} changes its input; use the functional form")
         (source,) = mutated
         if any(order[user] > order[node] for user in source.users):
-            raise UsageError(f"node {node.name}: {source.name} is used after it was changed in place")
+            raise UsageError(f"{with_line(node)}: {source.name} is used after it was changed in place")
         if source.op == "get_attr" and (node.users or len(source.users) > 1):
-            raise UsageError(f"node {node.name}: changes {source.target} at every call; an encoder cannot keep state")
+            raise UsageError(f"{with_line(node)}: changes {source.target} at every call; an encoder cannot keep state")
         node.target = functional
     module.recompile()
 

@@ -24,7 +24,7 @@ from streamsplit_compile.encoder.functional import make_functional, reads_throug
 from streamsplit_compile.encoder.plain_graph import HALF, make_plain
 from streamsplit_compile.encoder.prepend import PrependedFrontEnd, prepend
 from streamsplit_compile.encoder.quiet import quiet
-from streamsplit_compile.encoder.source_lines import line_of_error, line_of_node
+from streamsplit_compile.encoder.source_lines import line_of_error, with_line
 from streamsplit_compile.encoder.tracing import check_arguments, exported
 
 logger = logging.getLogger(__name__)
@@ -197,9 +197,9 @@ def _check_fixed_size(node: fx.Node) -> None:
     """Refuse values whose size only a waveform tells."""
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor) and free_unbacked_symbols(value):
-        line = line_of_node(node)
-        where = f"node {node.name}" + (f" ({line})" if line else "")
-        raise UsageError(f"{where}: its size depends on values of the waveform; use the same sizes for every window")
+        raise UsageError(
+            f"{with_line(node)}: its size depends on values of the waveform; use the same sizes for every window"
+        )
 
 
 _TRAINING_SWITCHES = ("train", "training", "dropout_p")
@@ -211,10 +211,13 @@ def _check_repeatable(node: fx.Node, operator: torch._ops.OpOverload) -> None:
         if argument.name in _TRAINING_SWITCHES:
             given = dict(enumerate(node.args)).get(position, argument.default_value)
             if node.kwargs.get(argument.name, given):
-                raise UsageError(f"node {node.name}: exported in training mode; call .eval() before torch.export")
+                raise UsageError(
+                    f"{with_line(node)}: works as in training; call .eval() before torch.export, and give functions "
+                    "training=self.training"
+                )
             return
     if torch.Tag.nondeterministic_seeded in operator.tags:
-        raise UsageError(f"node {node.name}: draws random numbers; an encoder gives one embedding for one waveform")
+        raise UsageError(f"{with_line(node)}: draws random numbers; an encoder gives one embedding for one waveform")
 
 
 _CASTS = (torch.ops.aten.to.dtype, torch.ops.aten.to.dtype_layout, torch.ops.aten.to.device)

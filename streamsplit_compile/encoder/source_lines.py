@@ -33,6 +33,12 @@ def line_of_node(node: fx.Node) -> str | None:
     return None
 
 
+def with_line(node: fx.Node) -> str:
+    """A node's name, and the line of the user's code where that is known."""
+    line = line_of_node(node)
+    return f"node {node.name}" + (f" ({line})" if line else "")
+
+
 def _is_users(filename: str) -> bool:
     if filename.startswith(_PYTHON) and "site-packages" not in filename:
         return False

@@ -88,7 +88,7 @@ def _zipped(path: Path) -> str:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of a header, and the header, which is JSON. Raises OSError."""
+    """Whether a file begins as safetensors do: a length, and a header of it in JSON. Raises OSError."""
     with path.open("rb") as file:
         head = file.read(10)
     return head[8:] == b'{"' and int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER

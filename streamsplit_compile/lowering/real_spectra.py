@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from runtime_edge.errors import UsageError
-from streamsplit_compile.encoder.source_lines import line_of_node
+from streamsplit_compile.encoder.source_lines import with_line
 
 aten = torch.ops.aten
 
@@ -94,10 +94,8 @@ class _Writer:
             result = self._real[node] = _TO_REAL[node.target](self, self._pairs[node.args[0]])  # type: ignore[index]
             result.meta = dict(node.meta)
         else:
-            line = line_of_node(node)
-            where = f"node {node.name}" + (f" ({line})" if line else "")
             raise UsageError(
-                f"{where}: {node.target} of complex numbers has no form in TFLite; write it with real ones"
+                f"{with_line(node)}: {node.target} of complex numbers has no form in TFLite; write it with real ones"
             )
 
     def stft(self, node: fx.Node) -> Pair:

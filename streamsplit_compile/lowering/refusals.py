@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from runtime_edge.errors import UsageError
-from streamsplit_compile.encoder.source_lines import line_of_node
+from streamsplit_compile.encoder.source_lines import with_line
 
 _NODE = re.compile(r"%(\w+) : \[num_users|Name: node_(\w+)|node ['\"]?(\w+)['\"]?")
 _OPERATOR = re.compile(r"OpOverload\(op='\w+\.(\w+)'")
@@ -24,7 +24,7 @@ def refusal(exporter: str, exc: Exception, segment: fx.GraphModule) -> UsageErro
     texts = [str(error).strip() for error in _causes(exc)]
     node = _named_node(texts, segment)
     reason = next(filter(None, map(_reason, texts)), type(exc).__name__)
-    where = "" if node is None else f"{_place(node)}: "
+    where = "" if node is None else f"{with_line(node)}: "
     return UsageError(
         f"{exporter} cannot lower this part of the encoder: {where}{reason[:300]}; write it in other operators"
     )
@@ -37,14 +37,9 @@ def refuse_projected_lstm(segment: fx.GraphModule) -> None:
             hidden, cell = (state.meta["val"] for state in node.args[1])
             if hidden.shape != cell.shape:
                 raise UsageError(
-                    f"{_place(node)}: ONNX has no LSTM that projects its state (proj_size): train the encoder with an "
-                    "LSTM without one, or with an nn.Linear behind it"
+                    f"{with_line(node)}: ONNX has no LSTM that projects its state (proj_size): train the encoder with "
+                    "an LSTM without one, or with an nn.Linear behind it"
                 )
-
-
-def _place(node: fx.Node) -> str:
-    line = line_of_node(node)
-    return f"node {node.name}" + (f" ({line})" if line else "")
 
 
 def _causes(exc: BaseException) -> list[BaseException]:

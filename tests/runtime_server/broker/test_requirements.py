@@ -64,3 +64,32 @@ def test_small_payloads_are_a_warning_with_the_setting(tmp_path, free_port, capl
     with outside_broker(tmp_path, free_port, store) as url, caplog.at_level(logging.WARNING):
         create(url)
     assert "takes frames of 1048576 bytes at most; set max_payload: 8388608 in its configuration" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("limits", "setting"),
+    [
+        ("{max_file: 20GB, max_streams: 3}", "it admits no more streams: raise max_streams of the account"),
+        ("{max_file: 10MB}", r"its JetStream store is too small: .* set max_file_store"),
+        ("disabled", "JetStream is off for the account there: set jetstream: enabled in it"),
+    ],
+)
+def test_limits_of_an_account_are_named_by_their_setting(tmp_path, free_port, limits, setting):
+    more = f'jetstream {{ store_dir: "{tmp_path}/store", max_file_store: 20GB }}\nno_auth_user: a\n'
+    user = "users: [{user: a, password: b}]"
+    with (
+        outside_broker(tmp_path, free_port, f"{more}accounts {{ A {{ jetstream: {limits}, {user} }} }}") as url,
+        pytest.raises(LinkError, match=setting) as caught,
+    ):
+        create(url)
+    assert "is a broker" not in str(caught.value)
+
+
+def test_a_user_without_rights_is_told_which_is_missing(tmp_path, free_port):
+    more = f'jetstream {{ store_dir: "{tmp_path}/store", max_file_store: 20GB }}\nno_auth_user: a\n'
+    user = '{user: a, password: b, permissions: {publish: ["act.>"]}}'
+    with (
+        outside_broker(tmp_path, free_port, f"{more}authorization {{ users: [{user}] }}") as url,
+        pytest.raises(LinkError, match=r'publish to "\$js\.api.*": allow it in the permissions of this user there'),
+    ):
+        create(url)

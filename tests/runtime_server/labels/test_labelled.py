@@ -47,7 +47,7 @@ def test_a_folder_gives_a_label_for_each_subfolder(tmp_path):
 
 
 def test_recordings_beside_the_subfolders_are_said_to_have_no_label(tmp_path, caplog):
-    for name in ("dog/a.wav", "b.wav", "c.MP3", ".d.wav"):
+    for name in ("dog/a.wav", "b.wav", "c.WAV", ".d.wav"):
         write(tmp_path / name)
     assert [clip.path.name for clip in read_clips(tmp_path)] == ["a.wav"]
     assert "2 recordings are in no subfolder, so without a label: left out" in caplog.text

@@ -6,6 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from runtime_edge.errors import UsageError
 from streamsplit_compile.cli.options import broker_option
 
 
@@ -35,3 +36,11 @@ def test_the_servers_key_is_found_in_its_state(tmp_path, monkeypatch, arguments,
     for name in ("ssc-server", "other"):
         (Path(name) / "server.nkey").touch()
     assert CliRunner().invoke(nkey, arguments, catch_exceptions=False).output == f"{used}\n"
+
+
+def test_a_state_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UsageError, match="--state gone: no such directory; give the one that `ssc server run` was given"
+    ):
+        CliRunner().invoke(nkey, ["--state", "gone"], catch_exceptions=False)

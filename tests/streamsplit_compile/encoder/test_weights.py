@@ -1,6 +1,7 @@
 """What stands in a file of weights is named, and nothing of it is unpickled."""
 
 import argparse
+import gzip
 import io
 import tarfile
 import warnings
@@ -15,7 +16,38 @@ from toys import Tiny
 from runtime_edge.errors import FormatError
 from streamsplit_compile.encoder.encoders import load_encoder, read_tensors
 
+PICKLE_0 = b"(dp0\nVa\np1\n(lp2\nI0\nas."
+PICKLE_4 = b"\x80\x04\x95\r\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x01a\x94]\x94K\x00as."
+"""Of {"a": [0]}, as Python's own library writes it."""
 SETTINGS = argparse.Namespace(lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a Git LFS pointer.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"\xef\xbb\xbf<!doctype HTML>", "a web page"),
+        (b'{"message": "Not Found"}', "JSON, perhaps what a server answered"),
+        (gzip.compress(b"weights", mtime=0), "compressed or .* unpack it first"),
+        (b"_\x00rest of a file whose beginning is missing", "n(either|ot) a checkpoint"),
+        (b'\x10\0\0\0\0\0\0\0{"a":{}}', "safetensors that cannot be read .* get it again"),
+        (bytes(5000), "begins with 1024 zeros, .* get it again"),
+        (PICKLE_4, "a pickle that torch.save did not write.* keep its state_dict alone"),
+        (PICKLE_0, "a pickle that torch.save did not write"),
+        (b"\x08\x08\x12\x07pytorch" + bytes(50), "an ONNX model; .*torch.export.save"),
+        (b"\x1c\0\0\0TFL3" + bytes(50), "a TFLite model.*torch.export.save"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5, and neither a checkpoint nor"),
+    ],
+)
+def test_what_is_no_checkpoint_at_all_is_named_and_no_unsafe_switch_is(tmp_path, data, what):
+    path = tmp_path / "encoder.pt"
+    path.write_bytes(data)
+    for read in (load_encoder, read_tensors):
+        with pytest.raises(FormatError, match=f"encoder.pt: {what}") as caught:
+            read(path)
+        assert "unsafe" not in str(caught.value)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -24,7 +56,7 @@ def test_a_checkpoint_of_a_training_program_with_its_settings_is_no_module_to_be
     content = {"epoch": 3, "state_dict": Tiny().state_dict(), "hyper_parameters": SETTINGS}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     for read in (load_encoder, read_tensors):
-        with pytest.raises(FormatError, match="holds more than tensors.* keep its state_dict alone") as caught:
+        with pytest.raises(FormatError, match=r"holds more than tensors.* keep its state_dict alone") as caught:
             read(path)
         assert "unsafe" not in str(caught.value)
 

@@ -52,7 +52,8 @@ def test_what_its_owner_has_hidden_is_left_out(tmp_path: Path) -> None:
         tmp_path, "a.wav", ".a.wav", "._a.wav", "~a.wav", ".Trash-1000/files/b.wav", ".stversions/c/d.wav",
         "$RECYCLE.BIN/e.wav", "System Volume Information/f.wav", "lost+found/g.wav", "@eaDir/h.wav", "__MACOSX/i.wav",
         "j.part.wav", "k.tmp.WAV", "l.wav.part", "m.wav.crdownload", "n.wav.download/n.wav",
-        "LOST.DIR/o.wav", "@Recycle/p.wav", "files_trashbin/q.wav", "Network Trash Folder/r.wav", "s.wav~", "t.wav.filepart",
+        "LOST.DIR/o.wav", "@Recycle/p.wav", "files_trashbin/q.wav", "Network Trash Folder/r.wav", "s.wav~",
+        "t.wav.filepart",
     )  # fmt: skip
 
     assert names_in(tmp_path) == ["a.wav"]
