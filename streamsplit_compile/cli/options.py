@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.credentials import Address, Credentials, servers
 from streamsplit_compile.cost.targets import Target, load_target
