@@ -108,6 +108,7 @@ def readable(found: dict[str, bytes], table: SplitterTable) -> tuple[list[Learnt
 @click.option("--device", help="A running device: its state, and its table unless one is named.")
 @functools.partial(
     server_option,
+    directory=False,
     state_help="The state to explain, such as bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4; with --device the "
     "server's state directory.",
 )

@@ -82,8 +82,11 @@ encoder_options = together(
 """How to read an encoder's file that does not say it all itself."""
 
 
-def server_option(command: _Command, state_help: str = _STATE_HELP) -> _Command:
-    """`--broker`, and how to be let in there, as one Address `broker`; `state`, the server's directory where given."""
+def server_option(command: _Command, state_help: str = _STATE_HELP, directory: bool = True) -> _Command:
+    """`--broker`, and how to be let in there, as one Address `broker`; `state`, the server's directory where given.
+
+    Without `directory` something else may stand there, too.
+    """
 
     @click.option("--broker", default="nats://127.0.0.1:4222", show_default=True, help="Broker address.")
     @click.option(
@@ -104,6 +107,8 @@ def server_option(command: _Command, state_help: str = _STATE_HELP) -> _Command:
     def with_address(
         broker: str, state: Path | None, credentials: Path | None, tls_ca: Path | None, **settings: Any
     ) -> Any:
+        if directory and state is not None and not state.is_dir():
+            raise UsageError(f"--state {state}: no such directory; give the one that `ssc server run` was given")
         nkey = credentials or _own_nkey(broker, state)
         return command(broker=Address(broker, Credentials(nkey=nkey, tls_ca=tls_ca)), state=state, **settings)
 
@@ -122,8 +127,6 @@ def broker_option(command: _Command) -> _Command:
 
 def _own_nkey(broker: str, state: Path | None) -> Path | None:
     """The key of the server whose state this is, for its broker; without `state` only for a broker on this machine."""
-    if state is not None and not state.is_dir() and "=" not in state.name:  # bandwidth_mbps=2 is one to explain
-        raise UsageError(f"--state {state}: no such directory; give the one that `ssc server run` was given")
     own = (state or DEFAULT_STATE) / "server.nkey"
     here = state is not None or all(urlsplit(one).hostname in _THIS_MACHINE for one in servers(broker))
     return own if here and own.exists() else None

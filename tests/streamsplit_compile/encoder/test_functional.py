@@ -66,7 +66,7 @@ def test_dropout_that_passes_its_input_on_is_refused_by_node(through):
             through(self.dropout(y)).add_(1.0)
             return self.second(y)
 
-    with pytest.raises(UsageError, match=r"node add_: .* is used after it was changed in place"):
+    with pytest.raises(UsageError, match=r"node add_ \(.*\): .* is used after it was changed in place"):
         export_encoder(Dropped(), WINDOW)
 
 
