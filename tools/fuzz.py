@@ -28,12 +28,14 @@ from pathlib import Path
 import numpy as np
 
 from runtime_edge.audio.wire_streams import AudioStreamDecoder
+from runtime_edge.base.broker_errors import BROKER_ERRORS
 from runtime_edge.errors import (
     BackendError,
     BundleError,
     FormatError,
     FrameError,
     HeadError,
+    LinkError,
     SignatureError,
     SourceError,
     SpoolError,
@@ -58,7 +60,7 @@ from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame, decode_replies
 from runtime_edge.inference.profile import Profile
 from runtime_edge.transport.direct_get import ObjectInfo
-from tools import fuzz_files, fuzz_stores
+from tools import fuzz_encoders, fuzz_files, fuzz_server, fuzz_stores
 from tools.earlier_formats import head_v1
 from tools.fuzz_files import GOLDEN
 
@@ -249,6 +251,22 @@ TARGETS = {
     "arrival": FuzzTarget(fuzz_stores.arrival, FrameError, fuzz_stores.arrivals),
     "inbox": FuzzTarget(fuzz_stores.inbox, ValueError, fuzz_stores.inboxes),
     "object-info": FuzzTarget(lambda data: ObjectInfo.from_json(data, "model"), FormatError, fuzz_stores.objects),
+    "kept-tflite": FuzzTarget(
+        fuzz_encoders.kept_tflite_graph, (FormatError, KeyError), fuzz_encoders.kept_tflite_graphs
+    ),
+    "config": FuzzTarget(fuzz_encoders.config, UsageError, fuzz_encoders.configs),
+    "trained": FuzzTarget(fuzz_encoders.trained, FormatError, fuzz_encoders.trained_files, fuzz_files.whole_zip),
+    "published": FuzzTarget(fuzz_encoders.published, ValueError, fuzz_encoders.published_configs),
+    "stream-size": FuzzTarget(fuzz_server.stream_size, FormatError, fuzz_server.stream_sizes),
+    "api-answer": FuzzTarget(fuzz_server.api_answer, LinkError, fuzz_server.api_answers),
+    "stored-config": FuzzTarget(fuzz_server.stored_config, FormatError, fuzz_server.stored_configs),
+    "direct-answer": FuzzTarget(fuzz_server.direct_answer, BROKER_ERRORS, fuzz_server.direct_answers),
+    "rank-request": FuzzTarget(fuzz_server.rank_request, FormatError, lambda: [b'{"keep":[1,2,30]}', b"{}"]),
+    "rank-answer": FuzzTarget(fuzz_server.rank_answer, LinkError, fuzz_server.rank_answers),
+    "suspect": FuzzTarget(fuzz_server.suspect, FormatError, lambda: [b"12"]),
+    "meter": FuzzTarget(fuzz_server.meter, FormatError, fuzz_server.meters),
+    "updates": FuzzTarget(fuzz_stores.update_log, FormatError, golden("device/updates.jsonl")),
+    "recorded-time": FuzzTarget(fuzz_stores.recorded_time, FormatError, fuzz_stores.recorded_times),
     "devices": FuzzTarget(fuzz_files.members, FormatError, golden("server/devices.json")),
 }
 
