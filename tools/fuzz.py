@@ -312,12 +312,15 @@ def cases(target: FuzzTarget, seed: int) -> Iterator[bytes]:
 
 def verdict(target: FuzzTarget, data: bytes) -> bool:
     """Whether it was read rather than refused. Raises whatever else came of it, AssertionError among them."""
-    with _bounded(CASE_SECONDS):
+    with _bounded(CASE_SECONDS), _heard() as unheard:
         try:
             target.parse(data)
-            return True
+            said = None
         except target.error as exc:
             said = str(exc)
+    assert not unheard, f"a library's callback failed: {unheard[0]}"
+    if said is None:
+        return True
     assert "\n" not in said, "an error of several lines"
     return False
 
@@ -340,6 +343,17 @@ def fuzz(target: FuzzTarget, seed: int, stop: Callable[[int], bool]) -> tuple[in
             traceback.print_exc()
             return tried, read, data
     raise AssertionError("cases have no end")
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What Python would only print: exceptions that nobody can catch."""
+    found: list[str] = []
+    before, sys.unraisablehook = sys.unraisablehook, lambda what: found.append(repr(what.exc_value))
+    try:
+        yield found
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

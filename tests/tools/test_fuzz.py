@@ -36,6 +36,18 @@ def test_what_breaks_a_parser_is_found() -> None:
     assert broke is not None
 
 
+def test_what_python_would_only_print_is_found() -> None:
+    class Failing:
+        def __del__(self) -> None:
+            raise KeyError
+
+    def parse(data: bytes) -> None:
+        Failing()
+
+    with pytest.raises(AssertionError, match="callback failed: KeyError"):
+        fuzz(Target(parse, ValueError, lambda: [b"good"]), 1, lambda tried: tried > 100)
+
+
 def test_the_same_seed_gives_the_same_cases() -> None:
     first, again, other = (list(itertools.islice(cases(TARGETS["wire"], seed), 20)) for seed in (1, 1, 2))
     assert first == again != other
