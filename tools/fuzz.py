@@ -126,35 +126,6 @@ def _patches() -> list[bytes]:
     return [make_patch(_OLD, _OLD[::-1]), make_patch(_OLD, _OLD[64:] + b"tail" * 16)]
 
 
-def _tflite() -> list[bytes]:
-    """One operation on one constant, as the format's own library writes it."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    code, node, graph, model = schema.OperatorCodeT(), schema.OperatorT(), schema.SubGraphT(), schema.ModelT()
-    node.inputs, node.outputs = [0, 1], [2]
-    tensors = [schema.TensorT() for _ in range(3)]
-    buffers = [schema.BufferT() for _ in range(4)]
-    buffers[2].data = np.zeros(12, np.uint8)
-    for index, tensor in enumerate(tensors):
-        tensor.shape, tensor.buffer, tensor.name = [1, 3], index + 1, str(index)
-    graph.tensors, graph.operators, graph.inputs, graph.outputs = tensors, [node], [0], [2]
-    model.version, model.operatorCodes, model.subgraphs, model.buffers = 3, [code], [graph], buffers
-    builder = flatbuffers.Builder(256)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return [bytes(builder.Output())]
-
-
-def _expressions() -> list[bytes]:
-    return [b"2*s0", b"s0**2 + 1", b"Max(1, s0//2)", b"Mod(Symbol('u0', integer=True), Integer(2))", b"Pow(s0, 3) >= 2"]
-
-
-def _expression(data: bytes) -> None:
-    from streamsplit_compile.encoder.archives import check_expression
-
-    check_expression(data.decode("utf-8", "replace"), "expression")
-
-
 def _signature(data: bytes) -> None:
     key = minisign.read_public_key(GOLDEN / "records" / "key.pub")
     minisign.verify((GOLDEN / "records" / "table.json").read_bytes(), data.decode("utf-8", "replace"), key)
@@ -202,8 +173,8 @@ TARGETS = {
     "onnx": FuzzTarget(
         lambda data: check_onnx(data, "block"), BackendError, golden("server/generations/**/model.onnx")
     ),
-    "tflite": FuzzTarget(lambda data: check_tflite(data, "block"), BackendError, _tflite),
-    "size-expression": FuzzTarget(_expression, FormatError, _expressions),
+    "tflite": FuzzTarget(lambda data: check_tflite(data, "block"), BackendError, fuzz_encoders.tflite_files),
+    "size-expression": FuzzTarget(fuzz_encoders.expression, FormatError, fuzz_encoders.expressions),
     "secret-key": FuzzTarget(
         lambda data: minisign.SecretKey.from_text(data.decode("utf-8", "replace")),
         SignatureError,

@@ -91,3 +91,34 @@ def published(data: bytes) -> object:
 def published_configs() -> list[bytes]:
     """Numbers that are looked at, and others."""
     return [json.dumps({"sampling_rate": 16000, "mean": -4.25, "std": 4.5, "architectures": ["AST"]}).encode()]
+
+
+def tflite_files() -> list[bytes]:
+    """One operation on one constant, as the format's own library writes it."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    code, node, graph, model = schema.OperatorCodeT(), schema.OperatorT(), schema.SubGraphT(), schema.ModelT()
+    node.inputs, node.outputs = [0, 1], [2]
+    tensors = [schema.TensorT() for _ in range(3)]
+    buffers = [schema.BufferT() for _ in range(4)]
+    buffers[2].data = np.zeros(12, np.uint8)
+    for index, tensor in enumerate(tensors):
+        tensor.shape, tensor.buffer, tensor.name = [1, 3], index + 1, str(index)
+    graph.tensors, graph.operators, graph.inputs, graph.outputs = tensors, [node], [0], [2]
+    model.version, model.operatorCodes, model.subgraphs, model.buffers = 3, [code], [graph], buffers
+    builder = flatbuffers.Builder(256)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return [bytes(builder.Output())]
+
+
+def expressions() -> list[bytes]:
+    """Sizes, as archives write them."""
+    return [b"2*s0", b"s0**2 + 1", b"Max(1, s0//2)", b"Mod(Symbol('u0', integer=True), Integer(2))", b"Pow(s0, 3) >= 2"]
+
+
+def expression(data: bytes) -> None:
+    """A size in an archive."""
+    from streamsplit_compile.encoder.archives import check_expression
+
+    check_expression(data.decode("utf-8", "replace"), "expression")

@@ -45,7 +45,7 @@ def test_what_python_would_only_print_is_found() -> None:
         Failing()
 
     with pytest.raises(AssertionError, match="callback failed: KeyError"):
-        fuzz(Target(parse, ValueError, lambda: [b"good"]), 1, lambda tried: tried > 100)
+        fuzz(FuzzTarget(parse, ValueError, lambda: [b"good"]), 1, lambda tried: tried > 100)
 
 
 def test_the_same_seed_gives_the_same_cases() -> None:
