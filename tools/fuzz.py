@@ -28,12 +28,14 @@ from pathlib import Path
 import numpy as np
 
 from runtime_edge.audio.wire_streams import AudioStreamDecoder
+from runtime_edge.base.broker_errors import BROKER_ERRORS
 from runtime_edge.errors import (
     BackendError,
     BundleError,
     FormatError,
     FrameError,
     HeadError,
+    LinkError,
     SignatureError,
     SourceError,
     SpoolError,
@@ -58,7 +60,7 @@ from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame, decode_replies
 from runtime_edge.inference.profile import Profile
 from runtime_edge.transport.direct_get import ObjectInfo
-from tools import fuzz_files, fuzz_stores
+from tools import fuzz_encoders, fuzz_files, fuzz_server, fuzz_stores
 from tools.earlier_formats import head_v1
 from tools.fuzz_files import GOLDEN
 
@@ -124,35 +126,6 @@ def _patches() -> list[bytes]:
     return [make_patch(_OLD, _OLD[::-1]), make_patch(_OLD, _OLD[64:] + b"tail" * 16)]
 
 
-def _tflite() -> list[bytes]:
-    """One operation on one constant, as the format's own library writes it."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    code, node, graph, model = schema.OperatorCodeT(), schema.OperatorT(), schema.SubGraphT(), schema.ModelT()
-    node.inputs, node.outputs = [0, 1], [2]
-    tensors = [schema.TensorT() for _ in range(3)]
-    buffers = [schema.BufferT() for _ in range(4)]
-    buffers[2].data = np.zeros(12, np.uint8)
-    for index, tensor in enumerate(tensors):
-        tensor.shape, tensor.buffer, tensor.name = [1, 3], index + 1, str(index)
-    graph.tensors, graph.operators, graph.inputs, graph.outputs = tensors, [node], [0], [2]
-    model.version, model.operatorCodes, model.subgraphs, model.buffers = 3, [code], [graph], buffers
-    builder = flatbuffers.Builder(256)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return [bytes(builder.Output())]
-
-
-def _expressions() -> list[bytes]:
-    return [b"2*s0", b"s0**2 + 1", b"Max(1, s0//2)", b"Mod(Symbol('u0', integer=True), Integer(2))", b"Pow(s0, 3) >= 2"]
-
-
-def _expression(data: bytes) -> None:
-    from streamsplit_compile.encoder.archives import check_expression
-
-    check_expression(data.decode("utf-8", "replace"), "expression")
-
-
 def _signature(data: bytes) -> None:
     key = minisign.read_public_key(GOLDEN / "records" / "key.pub")
     minisign.verify((GOLDEN / "records" / "table.json").read_bytes(), data.decode("utf-8", "replace"), key)
@@ -200,8 +173,8 @@ TARGETS = {
     "onnx": FuzzTarget(
         lambda data: check_onnx(data, "block"), BackendError, golden("server/generations/**/model.onnx")
     ),
-    "tflite": FuzzTarget(lambda data: check_tflite(data, "block"), BackendError, _tflite),
-    "size-expression": FuzzTarget(_expression, FormatError, _expressions),
+    "tflite": FuzzTarget(lambda data: check_tflite(data, "block"), BackendError, fuzz_encoders.tflite_files),
+    "size-expression": FuzzTarget(fuzz_encoders.expression, FormatError, fuzz_encoders.expressions),
     "secret-key": FuzzTarget(
         lambda data: minisign.SecretKey.from_text(data.decode("utf-8", "replace")),
         SignatureError,
@@ -249,6 +222,22 @@ TARGETS = {
     "arrival": FuzzTarget(fuzz_stores.arrival, FrameError, fuzz_stores.arrivals),
     "inbox": FuzzTarget(fuzz_stores.inbox, ValueError, fuzz_stores.inboxes),
     "object-info": FuzzTarget(lambda data: ObjectInfo.from_json(data, "model"), FormatError, fuzz_stores.objects),
+    "kept-tflite": FuzzTarget(
+        fuzz_encoders.kept_tflite_graph, (FormatError, KeyError), fuzz_encoders.kept_tflite_graphs
+    ),
+    "config": FuzzTarget(fuzz_encoders.config, UsageError, fuzz_encoders.configs),
+    "trained": FuzzTarget(fuzz_encoders.trained, FormatError, fuzz_encoders.trained_files, fuzz_files.whole_zip),
+    "published": FuzzTarget(fuzz_encoders.published, ValueError, fuzz_encoders.published_configs),
+    "stream-size": FuzzTarget(fuzz_server.stream_size, FormatError, fuzz_server.stream_sizes),
+    "api-answer": FuzzTarget(fuzz_server.api_answer, LinkError, fuzz_server.api_answers),
+    "stored-config": FuzzTarget(fuzz_server.stored_config, FormatError, fuzz_server.stored_configs),
+    "direct-answer": FuzzTarget(fuzz_server.direct_answer, BROKER_ERRORS, fuzz_server.direct_answers),
+    "rank-request": FuzzTarget(fuzz_server.rank_request, FormatError, lambda: [b'{"keep":[1,2,30]}', b"{}"]),
+    "rank-answer": FuzzTarget(fuzz_server.rank_answer, LinkError, fuzz_server.rank_answers),
+    "suspect": FuzzTarget(fuzz_server.suspect, FormatError, lambda: [b"12"]),
+    "meter": FuzzTarget(fuzz_server.meter, FormatError, fuzz_server.meters),
+    "updates": FuzzTarget(fuzz_stores.update_log, FormatError, golden("device/updates.jsonl")),
+    "recorded-time": FuzzTarget(fuzz_stores.recorded_time, FormatError, fuzz_stores.recorded_times),
     "devices": FuzzTarget(fuzz_files.members, FormatError, golden("server/devices.json")),
 }
 
@@ -294,12 +283,15 @@ def cases(target: FuzzTarget, seed: int) -> Iterator[bytes]:
 
 def verdict(target: FuzzTarget, data: bytes) -> bool:
     """Whether it was read rather than refused. Raises whatever else came of it, AssertionError among them."""
-    with _bounded(CASE_SECONDS):
+    with _bounded(CASE_SECONDS), _heard() as unheard:
         try:
             target.parse(data)
-            return True
+            said = None
         except target.error as exc:
             said = str(exc)
+    assert not unheard, f"a library's callback failed: {unheard[0]}"
+    if said is None:
+        return True
     assert "\n" not in said, "an error of several lines"
     return False
 
@@ -322,6 +314,17 @@ def fuzz(target: FuzzTarget, seed: int, stop: Callable[[int], bool]) -> tuple[in
             traceback.print_exc()
             return tried, read, data
     raise AssertionError("cases have no end")
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What Python would only print: exceptions that nobody can catch."""
+    found: list[str] = []
+    before, sys.unraisablehook = sys.unraisablehook, lambda what: found.append(repr(what.exc_value))
+    try:
+        yield found
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

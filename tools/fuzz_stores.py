@@ -245,3 +245,39 @@ def objects() -> list[bytes]:
         b'{"name":"model","bucket":"bundles","nuid":"abcdefghijklmnopqrstuv","size":4,"chunks":1,"digest":"SHA-256=x"}',
         b'{"name":"model","bucket":"bundles","nuid":"","size":0,"deleted":true}',
     ]
+
+
+def update_log(data: bytes) -> object:
+    """What a device has written of its updates; lines that are damaged are left out."""
+    from runtime_edge.updates.trial import update_log as read
+
+    found = from_file(lambda path: read(path.parent), "updates.jsonl")(data)
+    if getattr(found, "damaged_lines", 0):
+        raise FormatError("damaged")
+    return found
+
+
+def recorded_time(data: bytes) -> object:
+    """When a recording began, as its header and a comment say."""
+    from runtime_edge.audio.files.recorded_time import began
+
+    comment, _, content = data.partition(b"\n")
+    return from_file(lambda path: began(path, comment.decode("utf-8", "replace")), "20260102_030405.wav")(content)
+
+
+def recorded_times() -> list[bytes]:
+    """By AudioMoth's comment, by GUANO, by a broadcast chunk."""
+    audio = b"fmt \x10\0\0\0" + bytes(16) + b"data\x04\0\0\0" + bytes(4)
+    guano = b"GUANO|Version: 1.0\nTimestamp: 2026-01-02T03:04:05.5+01:00\n"
+    broadcast = bytes(256 + 32 + 32) + b"2026-01-0203:04:05" + bytes(10)
+    chunks = [
+        b"",
+        *(
+            b"%b%b%b" % (name, len(data).to_bytes(4, "little"), data)
+            for name, data in ((b"guan", guano), (b"bext", broadcast))
+        ),
+    ]
+    comments = [b"Recorded at 03:04:05 02/01/2026 (UTC+5:30) by AudioMoth", b"", b""]
+    return [
+        b"%b\nRIFF\0\0\0\0WAVE%b%b" % (comment, extra, audio) for comment, extra in zip(comments, chunks, strict=True)
+    ]

@@ -48,10 +48,12 @@ def read_json(directory: str, name: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > JSON_LIMIT_BYTES:
             raise ValueError(f"{path}: larger than {JSON_LIMIT_BYTES} bytes")
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as exc:
         raise ValueError(f"{path}: cannot be read ({exc.strerror})") from exc
-    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as exc:
         raise ValueError(f"{path}: is not JSON ({exc})") from exc
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold a JSON object")

@@ -83,6 +83,8 @@ async def _last(client: Client, stream: str, subject: str) -> RawStreamMsg | Non
         return await client.jetstream().get_last_msg(stream, subject, direct=True)
     except (nats.js.errors.NotFoundError, nats.errors.NoRespondersError):
         return None
+    except (LookupError, ValueError, TypeError, AttributeError):  # of an answer that is none
+        raise nats.errors.ProtocolError from None
 
 
 async def fetch_object(client: Client, name: str, limit_bytes: int) -> bytes:

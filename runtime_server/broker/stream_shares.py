@@ -13,13 +13,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import json
 import logging
 from collections import deque
 from dataclasses import dataclass
 
+import msgspec
+
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
+from runtime_edge.errors import FormatError
 from runtime_edge.formats import subjects
+from runtime_edge.formats.strict import decode
 from runtime_server.broker.hub import Hub
 
 _LOG = logging.getLogger(__name__)
@@ -33,6 +36,29 @@ _RUNS = 4096
 _HEADER_BYTES = 160
 """About what the broker stores of a frame besides its data."""
 _ANSWER_S = 2.0
+_MAX_ANSWER_BYTES = 1 << 20
+
+
+class _Limits(msgspec.Struct):
+    max_bytes: int = -1
+
+
+class _Held(msgspec.Struct):
+    bytes: int = 0
+    first_seq: int = 0
+    num_subjects: int = 1
+
+
+class StreamSize(msgspec.Struct):
+    """What the broker says of a stream, as far as its size goes; nothing but the defaults where it has none."""
+
+    config: _Limits = msgspec.field(default_factory=_Limits)
+    state: _Held = msgspec.field(default_factory=_Held)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> StreamSize:
+        """Raises FormatError."""
+        return decode(data, cls, "the broker's answer about the stream of frames", _MAX_ANSWER_BYTES)
 
 
 @dataclass
@@ -86,28 +112,27 @@ class StreamShares:
             self._due.clear()
             try:
                 await self.look()
-            except BROKER_ERRORS as exc:
+            except (FormatError, *BROKER_ERRORS) as exc:
                 _LOG.debug("the stream's size: %s", reason(exc))
 
     async def look(self) -> None:
         """Remove frames of the devices that hold too much, where the stream is nearly full.
 
-        Raises what the library raises.
+        Raises FormatError, and what the library raises.
         """
         self._read = 0
         # Asked directly: what the library makes of the answer leaves out how many devices there are.
         answer = await self._hub.client.request(f"$JS.API.STREAM.INFO.{subjects.STREAM}", timeout=_ANSWER_S)
-        told = json.loads(answer.data)
-        limit = told.get("config", {}).get("max_bytes", -1)
+        told = StreamSize.from_json(answer.data)
+        limit, held = told.config.max_bytes, told.state
         if limit <= 0:
             return
-        state = told["state"]
         self._run_bytes, self._enough = limit // _RUNS, limit // 32
-        self._forget(state["first_seq"])
-        if state["bytes"] <= _FULL * limit:
+        self._forget(held.first_seq)
+        if held.bytes <= _FULL * limit:
             return
-        share = _TIMES * _LEFT * limit / max(state.get("num_subjects", 1), 1)
-        for subject, place in self._surplus(state["bytes"] - _LEFT * limit, share).items():
+        share = _TIMES * _LEFT * limit / max(held.num_subjects, 1)
+        for subject, place in self._surplus(held.bytes - _LEFT * limit, share).items():
             _LOG.warning("%s: fills the stream of frames; its oldest frames are removed", subject)
             await self._hub.stream.purge_stream(subjects.STREAM, seq=place + 1, subject=subject)
 

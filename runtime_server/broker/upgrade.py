@@ -7,7 +7,6 @@ are, under that account's name; so each starts over with a copy of the streams, 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import shutil
@@ -15,9 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from runtime_edge.base.broker_errors import BROKER_ERRORS
-from runtime_edge.errors import LinkError
+from runtime_edge.errors import FormatError, LinkError
 from runtime_edge.formats.credentials import Address
+from runtime_edge.formats.strict import decode, read
 from runtime_server.broker.accounts import SERVER_ACCOUNT
 from runtime_server.broker.hub import Hub
 
@@ -26,6 +28,23 @@ _UNNAMED, _SYSTEM = "$G", "$SYS"
 _PATIENCE_S, _AGAIN_S, _REQUEST_S = 300.0, 0.5, 5.0
 _THERE = (10058, 10148)
 """The broker's numbers for a stream, and a consumer, that another of the cluster has brought already."""
+_MAX_BYTES = 1 << 20
+
+
+class _ApiError(msgspec.Struct):
+    err_code: int = 0
+    description: str = ""
+
+
+class ApiAnswer(msgspec.Struct):
+    """What the broker answers to a request, as far as that it was refused."""
+
+    error: _ApiError | None = None
+
+    @classmethod
+    def from_json(cls, data: bytes, subject: str) -> ApiAnswer:
+        """Raises LinkError."""
+        return decode(data, cls, f"the broker's answer to {subject}", _MAX_BYTES, LinkError)
 
 
 def upgrade_store(store: Path, clustered: bool) -> bool:
@@ -75,25 +94,33 @@ def _requests(streams: Path) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for stream in sorted(streams.glob("*/meta.inf")):
         name = stream.parent.name
-        found.append((f"$JS.API.STREAM.CREATE.{name}", _config(stream)))
+        if (config := _config(stream)) is None:
+            continue
+        found.append((f"$JS.API.STREAM.CREATE.{name}", config))
         for consumer in sorted(stream.parent.glob("obs/*/meta.inf")):
-            config = _config(consumer)
+            config = _config(consumer) or {}
             if durable := config.get("durable_name"):
                 body = {"stream_name": name, "config": config}
                 found.append((f"$JS.API.CONSUMER.DURABLE.CREATE.{name}.{durable}", body))
     return found
 
 
-def _config(path: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(path.read_text())
-    for name in ("Created", "created"):
-        with contextlib.suppress(KeyError):
-            del config[name]
-    return config
+def _config(path: Path) -> dict[str, Any] | None:
+    try:
+        return stored_config(path)
+    except FormatError as exc:
+        _LOG.error("%s; what it describes is left out", exc)
+        return None
+
+
+def stored_config(path: Path) -> dict[str, Any]:
+    """What a broker has written of a stream or a consumer. Raises FormatError."""
+    config = read(path, dict[str, Any], _MAX_BYTES)
+    return {name: value for name, value in config.items() if name not in ("Created", "created")}
 
 
 async def _told(hub: Hub, subject: str, body: dict[str, Any]) -> None:
     answer = await hub.client.request(subject, json.dumps(body).encode(), timeout=_REQUEST_S)
-    error = json.loads(answer.data).get("error")
-    if error and error.get("err_code") not in _THERE:
-        raise LinkError(f"{subject}: {error.get('description')}")
+    error = ApiAnswer.from_json(answer.data, subject).error
+    if error is not None and error.err_code not in _THERE:
+        raise LinkError(f"{subject}: {error.description}")

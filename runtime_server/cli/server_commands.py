@@ -61,7 +61,8 @@ _training_options = together(
         default=TrainConfig.batch,
         show_default=True,
         type=click.IntRange(2),
-        help="Windows in a training step.",
+        help="Windows in a training step; of more than 4 devices it takes a quarter of these for each, up to 8 times "
+        "as many.",
     ),
     click.option(
         "--objective",

@@ -15,7 +15,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import nats.errors
@@ -35,11 +35,42 @@ _STATUS_S = 1.5
 _AGAIN_S = 0.3
 
 GetStatus = Callable[[], Coroutine[Any, Any, dict[str, Any]]]
+_Answer = TypeVar("_Answer", bound=msgspec.Struct)
 
 
-class _FollowerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RankRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the first rank asks another."""
+
     keep: list[int] | None = None
     """Generations to complete from now on; without them the rank is asked for its status."""
+
+    @classmethod
+    def from_json(cls, data: bytes) -> RankRequest:
+        """Raises FormatError."""
+        return decode(data, cls, "request", MAX_MESSAGE_BYTES)
+
+
+class RankStatus(msgspec.Struct, frozen=True):
+    """What a rank says of itself, as far as the first one needs it."""
+
+    windows: dict[str, int]
+    counters: dict[str, int]
+    ledger: dict[str, int]
+    out_of_range: dict[str, int]
+    uptime_s: float
+    training_steps: int
+    troubles: list[str] = []
+
+
+class RankOutcome(msgspec.Struct, frozen=True):
+    """What became of a request."""
+
+    error: str | None = None
+
+
+def read_answer(data: bytes, kind: type[_Answer], rank: int) -> _Answer:
+    """A rank's answer. Raises LinkError."""
+    return decode(data, kind, f"answer of rank {rank}", MAX_MESSAGE_BYTES, LinkError)
 
 
 def _subject(rank: int) -> str:
@@ -60,7 +91,7 @@ class Follower:
     async def _on_request(self, message: Msg) -> None:
         answer: dict[str, Any]
         try:
-            request = decode(message.data, _FollowerRequest, "request", MAX_MESSAGE_BYTES)
+            request = RankRequest.from_json(message.data)
             if request.keep is not None:
                 await asyncio.to_thread(follow, self._generations, self._state, request.keep)
             answer = await self._status()
@@ -81,32 +112,32 @@ class Followers:
 
     async def keep(self, numbers: list[int]) -> None:
         """Until every rank completes frames of these generations. Raises LinkError when one does not."""
-        request = msgspec.json.encode(_FollowerRequest(numbers))
-        answers = await asyncio.gather(*(self._ask(rank, request, self._keep_s) for rank in self._others))
+        request = msgspec.json.encode(RankRequest(numbers))
+        answers = await asyncio.gather(*(self._ask(rank, request, self._keep_s, RankOutcome) for rank in self._others))
         for rank, answer in zip(self._others, answers, strict=True):
-            if "error" in answer:
-                raise LinkError(f"rank {rank} cannot complete generations {numbers}: {answer['error']}")
+            if answer.error is not None:
+                raise LinkError(f"rank {rank} cannot complete generations {numbers}: {answer.error}")
 
-    async def statuses(self) -> dict[int, dict[str, Any]]:
-        """What every other rank says of itself; nothing from one that does not answer."""
-        request = msgspec.json.encode(_FollowerRequest())
-        asked = [self._ask(rank, request, _STATUS_S) for rank in self._others]
+    async def statuses(self) -> dict[int, RankStatus]:
+        """What every other rank says of itself; nothing from one that does not answer, or cannot say."""
+        request = msgspec.json.encode(RankRequest())
+        asked = [self._ask(rank, request, _STATUS_S, RankStatus) for rank in self._others]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         found = {}
         for rank, answer in zip(self._others, answers, strict=True):
-            if isinstance(answer, dict):
+            if isinstance(answer, RankStatus):
                 found[rank] = answer
             elif not isinstance(answer, LinkError):
                 raise answer
         return found
 
-    async def _ask(self, rank: int, request: bytes, patience_s: float) -> dict[str, Any]:
+    async def _ask(self, rank: int, request: bytes, patience_s: float, kind: type[_Answer]) -> _Answer:
         deadline = time.monotonic() + patience_s
         while True:
             left_s = deadline - time.monotonic()
             try:
                 answer = await self._hub.client.request(_subject(rank), request, timeout=max(left_s, _AGAIN_S))
-                return decode(answer.data, dict[str, Any], f"answer of rank {rank}", MAX_MESSAGE_BYTES, LinkError)
+                return read_answer(answer.data, kind, rank)
             except nats.errors.NoRespondersError:
                 if left_s <= 0:
                     raise LinkError(f"rank {rank} is not running") from None
@@ -123,24 +154,24 @@ def follow(generations: Generations, state: ServerState, numbers: list[int]) -> 
     generations.protect(numbers)
 
 
-def together(own: dict[str, Any], others: dict[int, dict[str, Any]], world: int) -> dict[str, Any]:
+def together(own: dict[str, Any], others: dict[int, RankStatus], world: int) -> dict[str, Any]:
     """The status of all ranks as one: windows and counters added up, everything else the first one's.
 
     `ranks` names each with what is its own, and `missing` where it gave no answer.
     """
     if world == 1:
         return own
-    by_rank = {0: own, **others}
+    by_rank = {0: msgspec.convert(own, RankStatus), **others}
     totals = {name: Counter[str]() for name in ("counters", "ledger", "windows", "out_of_range")}
     for status in by_rank.values():
         for name, total in totals.items():
-            total.update(status[name])
+            total.update(getattr(status, name))
     ranks = [
         {
             "rank": rank,
-            "windows": sum(by_rank[rank]["windows"].values()),
-            "uptime_s": by_rank[rank]["uptime_s"],
-            "training_steps": by_rank[rank]["training_steps"],
+            "windows": sum(by_rank[rank].windows.values()),
+            "uptime_s": by_rank[rank].uptime_s,
+            "training_steps": by_rank[rank].training_steps,
         }
         if rank in by_rank
         else {"rank": rank, "missing": True}

@@ -98,7 +98,7 @@ class ServerStatus:
         if self._parts.ranks.first and not found:
             others = await self._parts.followers.statuses()
             for rank in range(1, self._parts.ranks.world):
-                told = others.get(rank, {}).get("troubles", ["no answer"])
+                told = others[rank].troubles if rank in others else ["no answer"]
                 found += [f"rank {rank}: {trouble}" for trouble in told]
         return found
 

@@ -11,6 +11,8 @@ from runtime_edge.errors import FormatError
 
 STALE_S = 10.0
 """A reading counts until the next one, but not for longer."""
+_MOST = 1e12
+"""Of seconds or watts; what is more, or no number, is no reading."""
 
 
 class MeterLog:
@@ -49,15 +51,18 @@ class MeterLog:
             raise FormatError(f"{self._path}: cannot be read ({exc}); give the log of a meter") from None
         whole = text[: text.rfind("\n") + 1]
         self._place += len(whole.encode())
-        for row in csv.reader(whole.splitlines()):
-            self._take(row)
+        try:
+            for row in csv.reader(whole.splitlines()):
+                self._take(row)
+        except csv.Error as exc:
+            raise FormatError(f"{self._path}: expected CSV with time_s and watts ({exc})") from None
 
     def _take(self, row: list[str]) -> None:
         try:
             if min(self._columns) < 0:
                 self._columns = [row.index("time_s"), row.index("watts")]
                 return
-            at, watts = (float(row[place]) for place in self._columns)
+            at, watts = (_finite(row[place]) for place in self._columns)
         except (ValueError, IndexError) as exc:
             raise FormatError(f"{self._path}: expected CSV with time_s and watts ({exc})") from None
         self._count_to(at)
@@ -67,3 +72,10 @@ class MeterLog:
         if now > self._counted_to:
             self._joules += self._watts * (now - self._counted_to)
             self._counted_to = now
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not abs(value) <= _MOST:
+        raise ValueError(f"{text!r} is not a number of seconds or watts")
+    return value

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.utils.checkpoint import checkpoint
 
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_server.training.augment import AugmentConfig, augment
@@ -28,15 +29,18 @@ def batch_of(
     config: AugmentConfig,
     two: bool = True,
     keys: Sequence[fx.GraphModule] | None = None,
+    in_memory: int | None = None,
 ) -> EmbeddingBatch:
     """Embeddings, `width` wide, of two views of each window of `groups`; with `two` false of one, twice.
 
-    With `keys` it is these that embed the second view, without gradients.
+    With `keys` it is these that embed the second view, without gradients. Of more than `in_memory` windows the backward
+    pass computes so many at a time again, instead of keeping all that is between the blocks.
     """
     first, second = [torch.zeros(0, width)], [torch.zeros(0, width)]
     windows, chains = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
+    most = in_memory if in_memory is not None and sum(len(group) for group in groups) > in_memory else None
     for group in groups:
-        views = _views(group, segments, generator, config, two, keys)
+        views = _views(group, segments, generator, config, two, keys, most)
         first.append(views[: len(group)])
         second.append(views[-len(group) :])
         windows.append(group.windows)
@@ -91,6 +95,7 @@ def _views(
     config: AugmentConfig,
     two: bool,
     keys: Sequence[fx.GraphModule] | None,
+    most: int | None,
 ) -> Tensor:
     """Embeddings (2n, d) of two views of each window, or (n, d) of one.
 
@@ -102,11 +107,20 @@ def _views(
         activations = run_segments(segments[group.cut : start], activations)
     drawn = [augment(activations, generator, config, waveform=start == 0) for _ in range(1 + two)]
     if keys is None or not two:
-        return _embedded(segments[start:], torch.cat(drawn))
+        return _embedded(segments[start:], torch.cat(drawn), most)
     with torch.no_grad():
-        second = _embedded(keys[start:], drawn[1])
-    return torch.cat([_embedded(segments[start:], drawn[0]), second])
+        second = _embedded(keys[start:], drawn[1], most)
+    return torch.cat([_embedded(segments[start:], drawn[0], most), second])
 
 
-def _embedded(segments: Sequence[fx.GraphModule], views: Tensor) -> Tensor:
-    return run_segments(segments, views.contiguous(memory_format=_LAYOUT) if views.ndim == 4 else views)
+def _embedded(segments: Sequence[fx.GraphModule], views: Tensor, most: int | None) -> Tensor:
+    """Embeddings of views; with `most`, computed so many at a time, and once more in the backward pass."""
+    if views.ndim == 4:
+        views = views.contiguous(memory_format=_LAYOUT)
+    if most is None:
+        return run_segments(segments, views)
+    parts = [
+        checkpoint(run_segments, segments, part, use_reentrant=False, preserve_rng_state=False)
+        for part in torch.split(views, most)
+    ]
+    return torch.cat(parts)

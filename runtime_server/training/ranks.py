@@ -93,10 +93,6 @@ class Ranks:
         """Partitions of the stream that this rank has."""
         return range(self.rank, subjects.PARTITIONS, self.world)
 
-    def share(self, count: int) -> int:
-        """How many of `count` things are this rank's."""
-        return len(range(self.rank, count, self.world))
-
     def seed(self, seed: int) -> int:
         """A seed of this rank's own; the first one's is `seed`."""
         return seed + _SEEDS_APART * self.rank

@@ -36,6 +36,12 @@ _MIN_HELD_OUT = 2 * HELD_OUT_RUN
 """A device with fewer held-out windows has no say: windows of one run alone have no negatives."""
 _MAX_COUNTED = 4096
 """Of so many devices the windows that were left out are counted: without accounts anybody may use any name."""
+BATCH_DEVICES = 4
+"""So many devices share a batch; each further one adds what each of these has."""
+_MAX_GROWTH = 8
+"""Of a batch: of more than 32 devices a further one takes less than 3 % of the others' places."""
+_IN_MEMORY = 2
+"""Batches that a step holds in memory at once; of a larger one the backward pass computes the forward pass again."""
 _MAX_JUDGING = 64
 """At most this many devices of one rank judge a release, drawn again for each."""
 
@@ -45,6 +51,7 @@ class TrainConfig:
     """How the server learns."""
 
     batch: int = 32
+    """Windows in a step; for more than `BATCH_DEVICES` devices it grows (`batch_for`)."""
     learning_rate: float = 1e-4
     """For an encoder that knows something. One from random weights takes ten times this (`tools/bench_learning.py`)."""
     warm_up_steps: int = 20
@@ -73,6 +80,10 @@ class TrainConfig:
         """Raise UsageError for an objective that there is not."""
         if self.objective not in OBJECTIVES:
             raise UsageError(f"objective: unknown {self.objective!r}, take one of {', '.join(OBJECTIVES)}")
+
+    def batch_for(self, devices: int) -> int:
+        """Windows in a step of so many devices: a further one takes no places from the others."""
+        return self.batch * min(max(devices, BATCH_DEVICES), _MAX_GROWTH * BATCH_DEVICES) // BATCH_DEVICES
 
 
 @dataclass(frozen=True)
@@ -210,7 +221,7 @@ class Trainer:
     def step(self) -> StepMetrics:
         """One step of the hybrid loss (docs/method.md, section 5) on a fresh batch; all ranks take it together."""
         started = time.monotonic()
-        groups = self._sample(self.buffer, self._rng, self.config.batch)
+        groups = self._sample()
         loss, losses, geometry = self._objective(groups)
         self._warm_up()
         self.optimizer.zero_grad(set_to_none=True)
@@ -332,7 +343,14 @@ class Trainer:
         """The loss of two views of each window, its parts, and how the views lie; the mixture learns the first ones."""
         config, generator, task, objective = self.config, self._generator, self._loss.config.task, self.objective
         own = batch_of(
-            groups, self.model.segments, self._width, generator, config.augment, task, objective.key_segments
+            groups,
+            self.model.segments,
+            self._width,
+            generator,
+            config.augment,
+            task,
+            objective.key_segments,
+            _IN_MEMORY * config.batch,
         )
         if objective.virtual_negatives:
             count = config.virtual_negatives if task else 0
@@ -342,10 +360,14 @@ class Trainer:
         total, parts = batch_loss(batch, self._loss)
         return total, parts, geometry(batch.anchors.detach(), batch.positives.detach())
 
-    def _sample(self, buffer: TemporalBuffer, rng: np.random.Generator, size: int) -> list[WindowGroup]:
-        """A batch's share of this rank; nothing where it has no windows, or there are more ranks than the batch has."""
-        share = self._ranks.share(size)
-        return buffer.sample_batch(rng, share) if share else []
+    def _sample(self) -> list[WindowGroup]:
+        """A batch, as far as it is this rank's: each device, whatever its rank, has as many windows as another."""
+        (counts,) = self._ranks.gather(torch.tensor([len(self.buffer.counts())]))
+        size, total = self.config.batch_for(int(counts.sum())), max(int(counts.sum()), 1)
+        end = int(counts[: self._ranks.rank + 1].sum())
+        start = end - int(counts[self._ranks.rank])
+        share = size * end // total - size * start // total
+        return self.buffer.sample_batch(self._rng, share) if share else []
 
     def _warm_up(self) -> None:
         """The first steps are shorter: the optimiser does not know the scale of the gradients yet."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.load_options import LoadOptions
+from runtime_edge.formats.strict import decode
 from streamsplit_compile.bundle.bundle_summary import bundle_summary
 from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile, report_path
@@ -84,11 +84,11 @@ def new(name: str, out: Path, config_json: str, weights: str | None, as_json: bo
     """
     head, labels = None, 0
     if weights is None:
-        module, config = new_encoder(name, _parse_config(config_json))
+        module, config = new_encoder(name, parse_config(config_json))
         save_checkpoint(name, config, module, out, is_untrained(name, config))
     else:
         trained = find_trained(name, weights)
-        module, config = trained.build(_parse_config(config_json))
+        module, config = trained.build(parse_config(config_json))
         save_checkpoint(name, config, module, out)
         if trained.head is not None:
             head, labels = out.with_suffix(".head.json"), len(trained.head.labels)
@@ -116,7 +116,7 @@ def import_(kind: str, file: Path, out: Path, config_json: str, as_json: bool) -
     Example: ssc encoder import efficientat mn04_as_mAP_432.pt -o encoder.pt
     """
     name, read = IMPORTERS[kind]
-    config = read(file, out, _parse_config(config_json))
+    config = read(file, out, parse_config(config_json))
     if as_json:
         print_json({"encoder": name, "config": config, "file": str(out)})
     else:
@@ -258,6 +258,7 @@ def _recompile(
     )
 
 
+_MAX_CONFIG_BYTES = 1 << 20
 _Choice = TypeVar("_Choice", bound=str)
 
 
@@ -270,11 +271,7 @@ def _choices(text: str, known: Sequence[_Choice], option: str) -> list[_Choice]:
     return [choice for name in names for choice in known if choice == name]
 
 
-def _parse_config(text: str) -> dict[str, Any]:
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as exc:
-        raise UsageError(f"--config: not JSON ({exc})") from None
-    if not isinstance(config, dict):
-        raise UsageError("--config: expected a JSON object")
-    return config
+def parse_config(text: str) -> dict[str, Any]:
+    """The settings of an encoder, as `--config` gives them. Raises UsageError."""
+    # Of an argument that is not UTF-8 Python keeps the bytes so.
+    return decode(text.encode("utf-8", "surrogateescape"), dict[str, Any], "--config", _MAX_CONFIG_BYTES, UsageError)

@@ -293,10 +293,13 @@ class PatchedFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As in any file."""
+        """As in any file; it stays where it is when a damaged header asks for a place that there is not."""
         if whence == io.SEEK_END:
             offset, whence = self._end + offset, io.SEEK_SET
-        return self._file.seek(offset, whence)
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, OverflowError):
+            return self._file.tell()
 
     def tell(self) -> int:
         """As in any file."""

@@ -26,11 +26,13 @@ import torch
 from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.errors import FormatError, HeadError, UsageError
 from runtime_edge.formats.records.head import Head
+from runtime_edge.formats.strict import decode
 from streamsplit_compile.encoder.encoders import ENTRY_POINT_GROUP, new_encoder
 
 FORMAT = "streamsplit.weights/1"
 _ABOUT, _HEAD, _TENSOR = "about", "head", "state."
 _MAX_BYTES = 1 << 30
+_MAX_ABOUT_BYTES = 1 << 20
 _KEPT_WHOLE = 1
 """Dimensions up to which a tensor stays float32: biases and running statistics, little of the whole."""
 
@@ -117,10 +119,15 @@ def find_trained(encoder: str, weights: str) -> TrainedWeights:
 
 def read_trained(path: Path) -> TrainedWeights:
     """Read a file. Raises FormatError naming the field."""
+    data = io.BytesIO(read_bounded(path, _MAX_BYTES, FormatError))
     try:
-        with np.load(io.BytesIO(read_bounded(path, _MAX_BYTES, FormatError)), allow_pickle=False) as stored:
-            entries = {name: stored[name] for name in stored.files}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as exc:
+        with zipfile.ZipFile(data) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _MAX_BYTES:
+            raise ValueError(f"{size} bytes")
+        with np.load(data, allow_pickle=False) as stored:
+            entries = {name: np.asarray(stored[name]) for name in stored.files}
+    except Exception as exc:  # a damaged file fails in as many ways as there are fields in it
         raise FormatError(f"{path}: not a file of trained weights ({type(exc).__name__})") from None
     about = _about(entries.get(_ABOUT), path)
     try:
@@ -136,10 +143,10 @@ def read_trained(path: Path) -> TrainedWeights:
 
 def _about(entry: npt.NDArray[Any] | None, path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(b"" if entry is None else entry.tobytes())
-    except ValueError:
-        about = None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        about = decode(b"" if entry is None else entry.tobytes(), dict[str, Any], _ABOUT, _MAX_ABOUT_BYTES)
+    except FormatError:
+        about = {}
+    if about.get("format") != FORMAT:
         raise FormatError(f"{path}: field {_ABOUT!r} does not say {FORMAT!r}")
     for name, kind in (("encoder", str), ("config", dict), ("attribution", str)):
         if not isinstance(about.get(name), kind):

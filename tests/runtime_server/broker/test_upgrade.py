@@ -9,13 +9,13 @@ import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 from waiting import eventually
 
-from runtime_edge.errors import LinkError
+from runtime_edge.errors import FormatError, LinkError
 from runtime_edge.formats import subjects
 from runtime_server.broker.access import INCLUDED, Access
 from runtime_server.broker.accounts import SERVER_ACCOUNT
 from runtime_server.broker.broker_process import Broker, ClusterConfig
 from runtime_server.broker.hub import Hub
-from runtime_server.broker.upgrade import upgrade_store
+from runtime_server.broker.upgrade import stored_config, upgrade_store
 from runtime_server.harness.ports import free_ports
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -109,6 +109,16 @@ def test_a_store_is_upgraded_once_and_a_clusters_former_one_is_kept(tmp_path):
         assert (store / "$G").is_dir() is clustered
         assert (store / "$SYS").is_dir() is not clustered
         assert not upgrade_store(store, clustered)
+
+
+def test_a_streams_description_that_is_damaged_is_named(tmp_path):
+    described = tmp_path / "meta.inf"
+    described.write_bytes(b'{"Created": "2026-01-02", "name": "ACTIVATIONS"}')
+    assert stored_config(described) == {"name": "ACTIVATIONS"}
+    for damage in (b"", b"\xff", b"[1]", b"[" * 100_000):
+        described.write_bytes(damage)
+        with pytest.raises(FormatError, match=r"meta\.inf"):
+            stored_config(described)
 
 
 def test_an_earlier_versions_running_broker_is_not_told_what_it_does_not_know(tmp_path):

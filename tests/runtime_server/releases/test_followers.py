@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from runtime_edge.errors import LinkError
+from runtime_edge.errors import FormatError, LinkError
 from runtime_server.broker.hub import Hub
-from runtime_server.releases.followers import Follower, Followers, together
+from runtime_server.releases.followers import Follower, Followers, RankStatus, together
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import Generations
 from streamsplit_compile.bundle.bundle_writer import write_manifest
@@ -71,6 +71,24 @@ def test_a_generation_that_a_rank_cannot_load_is_not_released(meet):
     meet(work)
 
 
+def test_a_rank_that_cannot_say_how_it_is_counts_as_one_that_does_not_answer(play, broker, state, tiny_encoder):
+    async def status():
+        raise FormatError("damaged")
+
+    async def work(hub):
+        other = Hub(broker.url, "rank-1")
+        await other.connect()
+        try:
+            await Follower(other, 1, Generations(tiny_encoder.graph), state, status).start()
+            others = await Followers(hub, 2).statuses()
+        finally:
+            await other.close()
+        assert others == {}
+        assert together(OWN, others, 2)["ranks"][1] == {"rank": 1, "missing": True}
+
+    play(work)
+
+
 def test_a_rank_that_is_not_there_is_waited_for_and_then_named(play):
     async def work(hub):
         with pytest.raises(LinkError, match="rank 1 is not running"):
@@ -87,7 +105,7 @@ def test_the_status_of_all_ranks_is_one(meet):
         return await followers.statuses()
 
     others = meet(work)
-    assert others == {1: OTHER}
+    assert others == {1: RankStatus(**OTHER)}
     status = together(OWN, others, 3)
     assert status["windows"] == {"pi-1": 2, "pi-2": 5}
     assert status["counters"] == {"windows": 7, "refused": 1}

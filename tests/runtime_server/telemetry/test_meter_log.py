@@ -50,7 +50,10 @@ def test_a_log_that_nobody_writes_any_more_is_no_source(log):
         MeterLog(log, clock=lambda: now[0])
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", "time_s,watts\n1,x\n", "time_s,watts\n1\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["a,b\n1,2\n", "time_s,watts\n1,x\n", "time_s,watts\n1\n", "time_s,watts\n1,1e300\n", "time_s,watts\n1,nan\n"],
+)
 def test_another_file_is_named(log, text):
     log.write_text(text)
     with pytest.raises(FormatError, match=r"meter.csv: expected CSV with time_s and watts"):

@@ -112,3 +112,24 @@ def test_the_second_view_can_be_another_encoders_and_has_no_gradient_then(segmen
     assert found.anchors.requires_grad
     found.positives.sum().backward()
     assert all(parameter.grad is None for key in keys for parameter in key.parameters())
+
+
+def test_a_large_batch_is_computed_in_parts_with_the_same_gradients_and_less_in_memory(segments):
+    given = groups(*((index, 0, torch.rand(1, 16)) for index in range(12)))
+
+    def trained(in_memory):
+        kept = []
+        for block in segments:
+            block.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda t: t):
+            made = batch_of(given, segments, 5, torch.Generator().manual_seed(0), PLAIN, in_memory=in_memory)
+        (made.anchors @ made.positives.T).sum().backward()
+        return made, [parameter.grad.clone() for block in segments for parameter in block.parameters()], sum(kept)
+
+    whole, gradients, memory = trained(12)
+    parts, again, less = trained(4)
+    assert torch.allclose(whole.anchors, parts.anchors, atol=1e-6)
+    assert torch.allclose(whole.positives, parts.positives, atol=1e-6)
+    for found, wanted in zip(again, gradients, strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert less < memory / 2

@@ -1,6 +1,7 @@
 """A step of several ranks is a step of one: same loss, same weights, whoever has the windows."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,9 +51,9 @@ def give(sounds, activation):
         for device, cut in DEVICES
     }
 
-    def take(trainer, device):
+    def take(trainer, device, name=None):
         for window in made[device]:
-            trainer.add(window)
+            trainer.add(replace(window, device=name or device))
 
     return take
 
@@ -101,6 +102,16 @@ def test_a_rank_without_windows_takes_part_and_learns_the_same(trainer_of, give,
 
     first, second, third = together(3, work)
     assert first == second == third
+
+
+def test_every_device_has_the_same_share_of_a_batch_whichever_rank_has_it(trainer_of, give, together):
+    def work(ranks):
+        trainer = trainer_of(ranks, batch=8)
+        for number in range((3, 0, 1)[ranks.rank]):
+            give(trainer, DEVICES[0][0], f"pi-{number}")
+        return trainer.step().windows
+
+    assert together(3, work) == [6, 0, 2]
 
 
 def test_ranks_draw_windows_and_views_of_their_own(trainer_of):

@@ -298,3 +298,27 @@ def test_a_momentum_encoder_stays_behind_the_trained_one(trainer_of, give):
 def test_an_unknown_objective_is_named():
     with pytest.raises(UsageError, match="objective: unknown 'byol', take one of virtual-negatives, simclr, moco"):
         TrainConfig(objective="byol")
+
+
+@pytest.mark.parametrize(
+    ("devices", "windows"), [(0, 32), (1, 32), (4, 32), (5, 40), (9, 72), (10, 80), (32, 256), (33, 256), (1000, 256)]
+)
+def test_a_batch_grows_with_the_devices_up_to_eight_times_its_size(devices, windows):
+    assert TrainConfig().batch_for(devices) == windows
+
+
+def test_a_further_device_takes_no_places_from_the_others(trainer_of, give):
+    trainer, places = trainer_of(min_windows=8), []
+    for device in range(10):
+        give(trainer, 2, 32, f"pi-{device}")
+        places.append(trainer.step().windows)
+    assert places == [8, 8, 8, 8, 10, 12, 14, 16, 18, 20]
+
+
+def test_a_device_whose_windows_are_all_out_of_range_makes_no_batch_larger(trainer_of, give):
+    trainer = trainer_of(min_windows=8)
+    for device in range(4):
+        give(trainer, 2, 32, f"pi-{device}")
+    for index in range(32):
+        trainer.add(TrainingWindow("zz", "boot", index, 1, 2, torch.zeros(1), in_range=False))
+    assert trainer.step().windows == 8

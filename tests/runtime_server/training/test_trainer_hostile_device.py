@@ -1,10 +1,8 @@
 """Ten devices train one encoder, and one of them is hostile: what its windows do to the others'.
 
 Honest devices hear soundscapes of their own. The held-out loss of each is measured after the same training with and
-without the hostile one, on the same windows and views. The numbers are printed (`pytest -s`).
-
-Any tenth device, an honest one as well, takes a tenth of every batch from the others, and one training differs from
-another: of a single device the loss then moves by 1 % either way. So other seeds count together.
+without the hostile one, on the same windows and views, at the server's default settings. The numbers are printed
+(`pytest -s`).
 """
 
 import numpy as np
@@ -22,9 +20,6 @@ pytestmark = pytest.mark.integration
 
 HONEST = [f"pi-{number}" for number in range(9)]
 CUT, STEPS = 1, 60
-BATCH = 80
-GROWN = 90
-"""Nine windows of each of ten devices, as `BATCH` has of nine."""
 WINDOWS = 128
 RISE = 0.01
 """Share by which the held-out loss of any honest device may rise because of the hostile one."""
@@ -42,9 +37,18 @@ def heard(small_bundle):
     return np.stack(found)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the server trains: two wait for each other more than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def fleet(generations, heard):
-    """`fleet(attack, seed, steps, bounded, batch)`: held-out loss of each honest device; no attack, no tenth device.
+    """`fleet(attack, seed, steps, bounded, ...)`: held-out loss of each honest device; no attack, no tenth device.
 
     Unbounded, what is out of range trains all the same, as it did before there was a range.
     """
@@ -58,19 +62,19 @@ def fleet(generations, heard):
             yield TrainingWindow(name, "boot", index, 1, CUT, activation)
 
     honest = [window for place in range(len(HONEST)) for window in windows(place)]
-    own = list(windows(len(HONEST)))
+    own = [window.activation for window in windows(len(HONEST))]
 
-    def run(attack, seed, steps=STEPS, bounded=True, batch=BATCH):
-        config = TrainConfig(batch=batch, learning_rate=3e-4, ema=0.95, min_windows=8, seed=seed)
-        trainer = Trainer(first_model(generations.graph, generation), config, 6, key=b"key")
+    def run(attack, seed, steps=STEPS, bounded=True, **config):
+        settings = TrainConfig(seed=seed, **config)
+        trainer = Trainer(first_model(generations.graph, generation), settings, 6, key=b"key")
         judge = Trainer(first_model(generations.graph, generation), TrainConfig(batch=144), 6, key=b"key")
         for window in honest:
             trainer.add(window)
             judge.add(window)
-        for index, window in enumerate(own if attack else ()):
-            activation = attack(window, honest[index], generation)
-            in_range = not bounded or generation.in_range(window.cut, activation[None]) == [True]
-            trainer.add(TrainingWindow("zz", "boot", index, 1, window.cut, activation, in_range=in_range))
+        for index in range(WINDOWS if attack else 0):
+            activation = attack(index, own, [window.activation for window in honest[:WINDOWS]], generation)
+            in_range = not bounded or generation.in_range(CUT, activation[None]) == [True]
+            trainer.add(TrainingWindow("zz", "boot", index, 1, CUT, activation, in_range=in_range))
         for _ in range(steps):
             trainer.step()
         averaged = cut_model(generations.graph, generation.bundle, trainer.averaged_tensors())
@@ -80,30 +84,35 @@ def fleet(generations, heard):
     return run
 
 
-def constant(window, other, generation):
-    return torch.full_like(window.activation, 1e4)
+def constant(index, own, other, generation):
+    return torch.full_like(own[index], 1e4)
 
 
-def constant_within_range(window, other, generation):
+def constant_within_range(index, own, other, generation):
     value = 1e4
-    while generation.in_range(window.cut, torch.tensor([[value]])) == [False]:
+    while generation.in_range(CUT, torch.tensor([[value]])) == [False]:
         value *= 0.9
-    return torch.full_like(window.activation, value)
+    return torch.full_like(own[index], value)
 
 
-def scaled(window, other, generation):
-    return 1000 * window.activation
+def scaled(index, own, other, generation):
+    return 1000 * own[index]
 
 
-def scaled_within_range(window, other, generation):
-    return 3 * window.activation
+def scaled_within_range(index, own, other, generation):
+    return 3 * own[index]
 
 
-def copied(window, other, generation):
-    return other.activation
+def copied(index, own, other, generation):
+    return other[index]
 
 
-ATTACKS = (constant, constant_within_range, scaled, scaled_within_range, copied)
+def shuffled(index, own, other, generation):
+    """Flipped labels: numbers that are near say that two windows are alike, and here no neighbours are."""
+    return own[37 * index % WINDOWS]
+
+
+ATTACKS = (constant, constant_within_range, scaled, scaled_within_range, copied, shuffled)
 
 
 def rises(fleet, seed):
@@ -125,25 +134,17 @@ def test_one_hostile_device_of_ten_costs_each_of_the_others_at_most_a_hundredth(
 
 
 def test_without_the_range_the_same_windows_do_more_harm_than_training_does_good(fleet):
-    before, alone = fleet(None, 0, steps=0).mean(), fleet(None, 0).mean()
+    longer = {"learning_rate": 3e-4, "ema": 0.95}
+    before, alone = fleet(None, 0, steps=0).mean(), fleet(None, 0, **longer).mean()
     for attack in (constant, scaled):
-        harmed = fleet(attack, 0, bounded=False).mean()
+        harmed = fleet(attack, 0, bounded=False, **longer).mean()
         print(f"\n{attack.__name__}, unbounded: {harmed / alone - 1:+.2%}")
         assert harmed > alone * (1 + RISE)
         assert harmed > before > alone
 
 
 @pytest.mark.slow
-def test_it_is_so_for_other_seeds(fleet):
-    found = [rises(fleet, seed) for seed in (1, 2, 3)]
-    means = {attack.__name__: np.mean([one[attack.__name__] for one in found], axis=0) for attack in ATTACKS}
-    assert {name: rise.max() for name, rise in means.items() if rise.max() > RISE} == {}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_copies_of_anothers_windows_cost_nobody_a_hundredth_where_the_batch_grows_with_the_fleet(fleet, seed):
-    """Each honest device then has as many windows in a batch as without the tenth device."""
-    rise = fleet(copied, seed, batch=GROWN) / fleet(None, seed) - 1
-    print(f"\nseed {seed}: {rise.mean():+.2%}, {rise.max():+.2%} the worst device")
-    assert rise.max() <= RISE
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_it_is_so_for_other_seeds(fleet, seed):
+    found = rises(fleet, seed)
+    assert {name: rise.max() for name, rise in found.items() if rise.max() > RISE} == {}

@@ -115,3 +115,13 @@ def test_a_damaged_page_does_not_hide_the_second_ogg_stream(tmp_path: Path) -> N
     path.write_bytes(data)
 
     assert examine(path).unread is not None
+
+
+@pytest.mark.parametrize("place", [-1, 1 << 70])
+def test_a_place_that_there_is_not_is_not_gone_to(tmp_path, place):
+    path = tmp_path / "sound.wav"
+    path.write_bytes(b"RIFF")
+    with PatchedFile(path, {}) as file:
+        assert file.seek(2) == 2
+        assert file.seek(place) == 2
+        assert file.read() == b"FF"

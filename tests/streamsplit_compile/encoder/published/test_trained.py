@@ -99,6 +99,17 @@ def test_a_damaged_file_is_refused(trained: TrainedWeights, file: Path, tmp_path
         read_trained(other)
 
 
+def test_a_file_that_unpacks_to_more_than_it_may_is_refused_before_it_does(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, state=np.zeros(3))
+    data = bytearray(path.read_bytes())
+    size = data.rindex(b"PK\x01\x02") + 24
+    data[size : size + 4] = (2 << 30).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=r"bomb\.npz: not a file of trained weights"):
+        read_trained(path)
+
+
 SHIPPED = "speech-and-sounds"
 MOST_BYTES = 2_200_000
 
