@@ -262,7 +262,10 @@ def recorded_time(data: bytes) -> object:
     from runtime_edge.audio.files.recorded_time import began
 
     comment, _, content = data.partition(b"\n")
-    return from_file(lambda path: began(path, comment.decode("utf-8", "replace")), "20260102_030405.wav")(content)
+    found = from_file(lambda path: began(path, comment.decode("utf-8", "replace")), "recording.wav")(content)
+    if found is None:
+        raise FormatError("it says no time")
+    return found
 
 
 def recorded_times() -> list[bytes]:
