@@ -267,22 +267,30 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--ingest-pairs", type=int, help="of server runs [default: 7, with --quick 3]; 0 leaves them out"
     )
+    parser.add_argument(
+        "--windows", type=int,
+        help="in a device run [default: 500, with --quick 200]; on a machine whose speed changes by the minute, more and "
+        "shorter pairs say more",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="fewer pairs, and shorter runs")
     parser.add_argument("--no-publish", action="store_true", help="print the numbers and leave docs/ alone")
     options = parser.parse_args(arguments)
     quick = options.quick
     pairs = (5 if quick else 15) if options.pairs is None else options.pairs
     ingest_pairs = (3 if quick else 7) if options.ingest_pairs is None else options.ingest_pairs
+    windows = (200 if quick else 500) if options.windows is None else options.windows
     sides = (today(), earlier(options.against))
     for side in sides:
         side.check()
     command = f"python -m tools.bench_house --pairs {pairs} --ingest-pairs {ingest_pairs}"
+    if options.windows is not None:
+        command += f" --windows {windows}"
     section = Section("house", f"This version against {EARLIER}", command + (" --quick" if quick else ""))
     _surroundings(section, sides)
     with tempfile.TemporaryDirectory(prefix="ssc-bench-") as work:
         of_overhead, of_ingest = _directories(Path(work))
         if pairs:
-            asyncio.run(overhead(section, sides, of_overhead, pairs, 200 if quick else 500))
+            asyncio.run(overhead(section, sides, of_overhead, pairs, windows))
         if ingest_pairs:
             ingest(section, sides, of_ingest, ingest_pairs, 6000 if quick else 12_000)
     if options.no_publish:
