@@ -269,8 +269,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument(
         "--windows", type=int,
-        help="in a device run [default: 500, with --quick 200]; on a machine whose speed changes by the minute, more and "
-        "shorter pairs say more",
+        help="in a device run [default: 500, with --quick 200]; where the machine's speed changes by the minute, more "
+        "and shorter pairs say more",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="fewer pairs, and shorter runs")
     parser.add_argument("--no-publish", action="store_true", help="print the numbers and leave docs/ alone")
