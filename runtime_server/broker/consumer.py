@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 import nats.errors
 import nats.js.errors
@@ -35,10 +36,31 @@ _MAX_BYTES = 32 << 20
 _DAMAGED = 10012
 """The broker's number for a consumer whose file it cannot read; no request removes that file."""
 _SPARES = 3
+_SHORT_REPLY = 9
+"""Parts of a reply subject that names neither a domain nor an account."""
 
 
 class ConsumerGoneError(nats.errors.Error):
     """The consumer is no longer on the broker; whoever reads it starts over, which makes it again."""
+
+
+class Delivery(NamedTuple):
+    """What the broker says of a message that it hands out of the stream."""
+
+    place: int
+    """In the stream."""
+    times: int
+    """That it was handed out, with this one."""
+
+
+def delivery(message: Msg) -> Delivery:
+    """As its reply subject has it. Raises NotJSMessageError. The library reads seven more fields, with a date."""
+    tokens = message.reply.split(".")
+    counts = 4 if len(tokens) == _SHORT_REPLY else 6  # behind the names of the stream and its consumer
+    try:
+        return Delivery(place=int(tokens[counts + 1]), times=int(tokens[counts]))
+    except (IndexError, ValueError):
+        raise nats.errors.NotJSMessageError from None
 
 
 class HeldMessages:

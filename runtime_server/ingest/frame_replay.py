@@ -31,6 +31,7 @@ from runtime_edge.errors import FrameError, LinkError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.codec import STREAMS
 from runtime_edge.formats.wire import WIRE_ENCODINGS
+from runtime_server.broker.consumer import delivery
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
 from runtime_server.ingest.arrival import Arrival, decode_arrival
@@ -124,7 +125,7 @@ class FrameReplay:
         frames = stored_frames(self._hub, subjects.partition_filter(partition), first, size)
         async with contextlib.aclosing(frames) as batches:
             async for messages in batches:
-                within = [message for message in messages if message.metadata.sequence.stream <= last]
+                within = [message for message in messages if delivery(message).place <= last]
                 await asyncio.to_thread(self._absorb, within)
                 if len(within) < len(messages):
                     break
@@ -159,7 +160,7 @@ class FrameReplay:
         """The windows of the frames that decode."""
         for message in messages:
             try:
-                yield from decode_arrival(message, message.metadata.sequence.stream, 0.0)
+                yield from decode_arrival(message, delivery(message).place, 0.0)
             except FrameError:
                 self._seen["garbage"] += 1
 

@@ -26,7 +26,7 @@ from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
-from runtime_server.broker.consumer import ACK_WAIT_S, HeldMessages, PullConsumer
+from runtime_server.broker.consumer import ACK_WAIT_S, HeldMessages, PullConsumer, delivery
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stream_shares import StreamShares
 from runtime_server.ingest import dead_letters
@@ -128,7 +128,7 @@ class Ingest:
 
     async def _accept(self, message: Msg, partition: int) -> None:
         """Check a frame; an invalid one becomes a dead letter."""
-        place = int(message.metadata.sequence.stream)
+        place, times = delivery(message)
         if self._shares is not None:
             self._shares.note(message.subject, place, len(message.data))
         try:
@@ -142,7 +142,7 @@ class Ingest:
             await self._answer.put_away(message, arrivals[0].device, "the server died while it completed this frame")
             self._suspects.forget(partition)
             return
-        suspect = self._suspects is not None and message.metadata.num_delivered > DELIVERIES
+        suspect = self._suspects is not None and times > DELIVERIES
         for arrival in arrivals:
             if self._rate.allow(arrival.device):
                 self._backlog.add(arrival, suspect=suspect)

@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 
+import pytest
+from nats.aio.msg import Msg
+from nats.errors import NotJSMessageError
 from waiting import eventually
 
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import flush
 from runtime_edge.formats import subjects
 from runtime_server.broker import consumer
-from runtime_server.broker.consumer import HeldMessages, PullConsumer
+from runtime_server.broker.consumer import HeldMessages, PullConsumer, delivery
 
 PARTITION = subjects.partition("pi-1")
 SUBJECT = subjects.frames("pi-1")
@@ -144,3 +147,28 @@ def test_it_goes_on_when_the_broker_was_restarted(play, broker):
             return message.data
 
     assert play(work) == b"after"
+
+
+def test_place_and_deliveries_of_a_message_are_what_the_library_reads(play):
+    async def work(hub):
+        held = HeldMessages(ack_wait_s=0.5)
+        async with reading(hub, acknowledge=False, held=held) as found:
+            for _ in range(3):
+                await hub.stream.publish(SUBJECT, b"frame")
+            messages = await take(found, 5)  # the first ones come again
+        return [(delivery(message), message.metadata) for message in messages]
+
+    read = play(work)
+    assert [own for own, _ in read] == [(known.sequence.stream, known.num_delivered) for _, known in read]
+    assert {own.times for own, _ in read} == {1, 2}
+
+
+@pytest.mark.parametrize("reply", ["", "_INBOX.x", "$JS.ACK.S.C.one.2.3.4.5"])
+def test_what_came_out_of_no_stream_has_no_place(reply):
+    with pytest.raises(NotJSMessageError):
+        delivery(Msg(_client=None, subject=SUBJECT, reply=reply))
+
+
+def test_a_reply_that_names_domain_and_account_is_read_like_one_without():
+    message = Msg(_client=None, subject=SUBJECT, reply="$JS.ACK.hub.ACCOUNT.S.C.2.70.7.1700000000000000000.0.token")
+    assert delivery(message) == (message.metadata.sequence.stream, message.metadata.num_delivered) == (70, 2)

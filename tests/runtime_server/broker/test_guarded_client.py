@@ -14,7 +14,7 @@ from runtime_edge.formats import subjects
 from runtime_server.broker.access import Access
 from runtime_server.broker.broker_process import Broker
 from runtime_server.broker.consumer import PullConsumer
-from runtime_server.broker.guarded_client import without_status
+from runtime_server.broker.guarded_client import header_lines, without_status
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
 
@@ -146,3 +146,21 @@ def test_headers_of_a_device_that_means_well_are_left_as_they_are():
     headers = b"NATS/1.0\r\nNats-Msg-Id: pi-1.boot.7\r\nSsc-Reply: _INBOX.pi-1.c.7\r\n\r\n"
     assert without_status(headers) == headers
     assert without_status(b"NATS/1.0 100 Idle\r\n" + headers[10:]) == headers
+
+
+NAMES = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=":"), min_size=1, max_size=20)
+VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="\x85\xa0"), max_size=20)
+
+
+@given(st.lists(st.tuples(NAMES, VALUES)), st.sampled_from([":", ": ", " :\t"]))
+def test_header_lines_are_names_and_values(pairs, colon):
+    block = "".join(f"{name}{colon}{value}\r\n" for name, value in pairs).encode()
+    assert header_lines(block + b"\r\n") == {name: value.strip(" ") for name, value in pairs}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [(b"no colon", {}), (b"two words: x", {}), (b"\xff: x", {}), (b"a\x1cb: x", {}), (b"a: \xff", {"a": "\ufffd"})],
+)
+def test_a_header_line_that_is_none_is_left_out(line, expected):
+    assert header_lines(b"b: c\r\n" + line + b"\r\n\r\n") == {"b": "c", **expected}

@@ -9,7 +9,7 @@ from waiting import eventually
 
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.formats import subjects
-from runtime_server.broker.consumer import PullConsumer
+from runtime_server.broker.consumer import PullConsumer, delivery
 from runtime_server.broker.stream_shares import StreamShares
 
 MIB = 1 << 20
@@ -35,7 +35,7 @@ class Stream:
 
     async def _read(self, partition):
         async for message in PullConsumer(self.hub.client, partition).messages():
-            self.shares.note(message.subject, message.metadata.sequence.stream, len(message.data))
+            self.shares.note(message.subject, delivery(message).place, len(message.data))
             await message.ack()
             self.read[message.subject] += 1
 
