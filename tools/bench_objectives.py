@@ -8,10 +8,11 @@ from three seeds; then, at one seed each, with a half and a tenth of the windows
 16 take eight times the steps, so that every run sees as many windows. After every pass over the recordings a linear
 probe and the nearest neighbours are asked of fold 5.
 
-Every run is a process of its own on one core and leaves a file in `--work`, which is not measured again; no run is
+Every run is a process of its own on one core and leaves a line in `--kept`, which is not measured again; no run is
 begun after `--hours`, and what the bounds are about comes first. Runs beside each other (`--jobs`) are for a target's
-watts alone, which count a process's own seconds; a counter of the whole machine would add them up. What is there by
-then is the page, docs/energy.md. Without recordings nothing is measured.
+watts alone, which count a process's own seconds; a counter of the whole machine would add them up. `--publish` adds the
+lines to docs/energy-runs.jsonl, whose runs count as measured, too, so that the study may be done in pieces, and makes
+docs/energy.md of them all. Without recordings nothing is measured.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from runtime_server.training.embedding_metrics import knn_accuracy
 from runtime_server.training.losses.objectives import DEFAULT, OBJECTIVES
 from streamsplit_compile.cost.targets import list_targets
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
-from tools.benchmarks import publish
+from tools.benchmarks import DOCS, machine, publish
 from tools.clip_probe import probe
 from tools.energy_page import section, write_page
 from tools.esc10 import load_clips
@@ -55,6 +57,8 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "efficientnet_b0": ("efficientnet_b0", {}),
     "resnet18": ("resnet18", {}),
 }
+SEEDS = range(3)
+PUBLISHED = DOCS / "energy-runs.jsonl"
 PASSES, LARGE, THIN, STEPS = 6, 128, 16, 3
 """Passes over the recordings; the batches; and steps of the large one each time that devices have sent some."""
 
@@ -69,24 +73,52 @@ class Arm:
     seed: int
     encoder: str = SMALL
 
-    @property
-    def name(self) -> str:
-        """Of its file."""
-        return f"{self.encoder.replace(' ', '-')}.{self.objective}.{self.share:g}.{self.batch}.{self.seed}"
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.encoder}, {self.objective}, {self.share:.0%}, batches of {self.batch}, seed {self.seed}"
+
+
+_NAMES = tuple(field.name for field in fields(Arm))
 
 
 def arms() -> list[Arm]:
     """All of them, those first that the bounds are about."""
+    bounds = [arm for seed in SEEDS for arm in (Arm("simclr", 1.0, LARGE, seed), Arm(DEFAULT, 1.0, THIN, seed))]
     grid = [
         Arm(objective, share, batch, seed)
-        for seed in range(3)
+        for seed in SEEDS
         for share in (1.0, 0.25)
-        for batch in (LARGE, THIN)
-        for objective in (DEFAULT, "simclr", *(name for name in OBJECTIVES if name not in (DEFAULT, "simclr")))
+        for batch in (THIN, LARGE)
+        for objective in OBJECTIVES
     ]
     thinner = [Arm(objective, share, THIN, 0) for share in (0.5, 0.1) for objective in OBJECTIVES]
     larger = [Arm(objective, 1.0, THIN, 0, encoder) for encoder in list(ENCODERS)[1:] for objective in OBJECTIVES]
-    return [*grid, *thinner, *larger]
+    return list(dict.fromkeys([*bounds, *grid, *thinner, *larger]))
+
+
+@dataclass(frozen=True)
+class KeptRuns:
+    """Files of finished runs, a line of JSON each. New ones go to the last file."""
+
+    files: Sequence[Path]
+
+    def read(self) -> dict[Arm, dict[str, Any]]:
+        """By arm. Raises UsageError for a line that is no run."""
+        found = {}
+        for file in self.files:
+            for number, line in enumerate(file.read_text().splitlines() if file.exists() else (), 1):
+                try:
+                    run = json.loads(line)
+                    found[Arm(**{name: run[name] for name in _NAMES})] = run
+                except (ValueError, KeyError, TypeError):
+                    raise UsageError(f"{file}:{number}: not a run of this study; remove the line") from None
+        return found
+
+    def add(self, runs: Sequence[dict[str, Any]]) -> None:
+        """Behind those of the last file."""
+        self.files[-1].parent.mkdir(parents=True, exist_ok=True)
+        with self.files[-1].open("a") as lines:
+            lines.writelines(json.dumps(run) + "\n" for run in runs)
 
 
 def staged(encoder: str, seed: int, audio: Path, work: Path, most: int | None) -> Stage:
@@ -132,7 +164,8 @@ def measured(arm: Arm, given: argparse.Namespace) -> dict[str, Any]:
         )
         learn(heard, run, note=lambda _: None, around_step=energy.step, after_pass=note)
     memory = {"bytes": peak_memory_bytes(), "source": PEAK_MEMORY}
-    return {**asdict(arm), "points": points, "peak_memory": memory}
+    asked_of = int((heard.clips.folds == HELD_OUT_FOLD).sum())
+    return {**asdict(arm), "asked_of": asked_of, "points": points, "peak_memory": memory, "machine": machine()}
 
 
 def asked(heard: Stage, model: Any) -> dict[str, float]:
@@ -147,27 +180,24 @@ def asked(heard: Stage, model: Any) -> dict[str, float]:
 
 
 def measure_all(
-    given: argparse.Namespace, wanted: Sequence[Arm], clock: Callable[[], float] = time.monotonic
-) -> list[dict[str, Any]]:
-    """All runs that have no file yet, each in a process of its own, until the hours are over; returns what there is."""
-    given.work.mkdir(parents=True, exist_ok=True)
-    began = clock()
+    given: argparse.Namespace, wanted: Sequence[Arm], kept: KeptRuns, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Measure all runs that are not kept yet, each in a process of its own, until the hours are over."""
+    began, known, one_by_one = clock(), kept.read(), threading.Lock()
 
     def measure(arm: Arm) -> None:
-        file = given.work / f"{arm.name}.json"
-        if file.exists() or clock() - began >= given.hours * 3600:
+        if clock() - began >= given.hours * 3600:
             return
         command = [sys.executable, "-m", "tools.bench_objectives", "--arm", json.dumps(asdict(arm))]
         command += ["--audio", str(given.audio), "--energy", given.energy, *(["--quick"] if given.quick else [])]
         line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-        file.with_suffix(".partial").write_text(line + "\n")
-        file.with_suffix(".partial").replace(file)
-        print(arm.name, f"probe {json.loads(line)['points'][-1]['probe']:.3f}", flush=True)
+        run = json.loads(line)
+        with one_by_one:
+            kept.add([run])
+        print(f"{arm}: probe {run['points'][-1]['probe']:.3f}", flush=True)
 
     with ThreadPoolExecutor(given.jobs) as several:
-        list(several.map(measure, wanted))
-    files = [given.work / f"{arm.name}.json" for arm in wanted]
-    return [json.loads(file.read_text()) for file in files if file.exists()]
+        list(several.map(measure, [arm for arm in wanted if arm not in known]))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -175,11 +205,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audio", type=Path, default=os.environ.get("SSC_TEST_AUDIO"))
     parser.add_argument("--energy", default="rapl", help="As of `ssc server run`.")
-    parser.add_argument("--work", type=Path, default=Path(".cache/objectives"))
+    parser.add_argument("--kept", type=Path, default=Path(".cache/objectives.jsonl"), help="Gets the finished runs.")
     parser.add_argument("--jobs", type=int, default=1, help="Runs beside each other.")
     parser.add_argument("--hours", type=float, default=8.0)
     parser.add_argument("--quick", action="store_true", help="Few recordings, one pass and two runs, for a trial.")
-    parser.add_argument("--publish", action="store_true", help="Write docs/energy.md and docs/benchmarks.*.")
+    parser.add_argument("--publish", action="store_true", help="Write docs/energy* and docs/benchmarks.*.")
     parser.add_argument("--arm", type=json.loads, help="Measure this run alone and print it.")
     given = parser.parse_args(arguments)
     if given.audio is None:
@@ -191,14 +221,18 @@ def main(arguments: list[str] | None = None) -> None:
     if given.arm is not None:
         print(json.dumps(measured(Arm(**given.arm), given)))
         return
-    wanted = arms()
+    wanted, kept = arms(), KeptRuns([PUBLISHED, given.kept])
     if given.quick:
-        given.work = given.work / "quick"
-        wanted = [arm for arm in wanted[:10] if arm.objective in (DEFAULT, "simclr") and arm.batch == THIN]
-    found = measure_all(given, wanted)
+        kept = KeptRuns([given.kept.with_suffix(".quick.jsonl")])
+        wanted = [arm for arm in wanted if arm.batch == THIN][:2]
+    measure_all(given, wanted, kept)
     if given.publish and not given.quick:
-        write_page(found, len(wanted))
-        publish(section(found))
+        published, found = KeptRuns([PUBLISHED]), kept.read()
+        known = published.read()
+        published.add([run for arm, run in found.items() if arm not in known])
+        runs = [found[arm] for arm in wanted if arm in found]
+        write_page(runs, len(wanted))
+        publish(section(runs, len(wanted)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,16 @@ import soundfile
 from runtime_edge.errors import UsageError
 from runtime_server.training.losses.objectives import OBJECTIVES
 from tools import bench_objectives
-from tools.bench_objectives import DATA, SMALL, Arm, arms, main, measure_all, measured
+from tools.bench_objectives import DATA, SMALL, Arm, KeptRuns, arms, main, measure_all, measured
 
 
 def settings(tmp_path: Path, **more: object) -> argparse.Namespace:
-    return argparse.Namespace(
-        **{"work": tmp_path / "work", "hours": 1.0, "quick": True, "energy": "rpi4", "jobs": 1, **more}
-    )
+    return argparse.Namespace(**{"audio": tmp_path, "hours": 1.0, "quick": True, "energy": "rpi4", "jobs": 1, **more})
 
 
 def test_the_study_has_every_objective_share_and_batch_from_three_seeds() -> None:
     every = arms()
-    assert len({arm.name for arm in every}) == len(every)
+    assert len(set(every)) == len(every)
     grid = Counter((arm.objective, arm.share, arm.batch) for arm in every if arm.encoder == SMALL)
     for objective in OBJECTIVES:
         for share in (1.0, 0.25):
@@ -36,7 +35,16 @@ def test_the_study_has_every_objective_share_and_batch_from_three_seeds() -> Non
     assert len({arm.encoder for arm in every}) == 4
 
 
-def test_what_has_a_file_is_not_measured_again_and_nothing_is_begun_after_the_hours(
+def test_what_the_bounds_are_about_comes_first() -> None:
+    assert [(arm.objective, arm.batch, arm.seed) for arm in arms()[:6]] == [
+        (objective, batch, seed)
+        for seed in range(3)
+        for objective, batch in (("simclr", 128), ("virtual-negatives", 16))
+    ]
+    assert {arm.share for arm in arms()[:6]} == {1.0}
+
+
+def test_what_is_kept_is_not_measured_again_and_nothing_is_begun_after_the_hours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began, now = [], [0.0]
@@ -48,12 +56,27 @@ def test_what_has_a_file_is_not_measured_again_and_nothing_is_begun_after_the_ho
         return subprocess.CompletedProcess(command, 0, json.dumps({**arm, "points": [{"probe": 0.5}]}) + "\n")
 
     monkeypatch.setattr(bench_objectives.subprocess, "run", fake)
-    wanted = [Arm("simclr", 1.0, 16, seed) for seed in range(5)]
-    given = settings(tmp_path, audio=tmp_path)
-    assert len(measure_all(given, wanted, lambda: now[0])) == 3
-    assert began == [0, 1, 2]
-    assert len(measure_all(given, wanted, lambda: now[0])) == 5
-    assert began == [0, 1, 2, 3, 4]
+    wanted = [Arm("simclr", 1.0, 16, seed) for seed in range(6)]
+    published = tmp_path / "published.jsonl"
+    KeptRuns([published]).add([{**asdict(wanted[1]), "points": []}])
+    kept = KeptRuns([published, tmp_path / "new" / "kept.jsonl"])
+
+    measure_all(settings(tmp_path), wanted, kept, lambda: now[0])
+    assert began == [0, 2, 3]
+    measure_all(settings(tmp_path), wanted, kept, lambda: now[0])
+    assert began == [0, 2, 3, 4, 5]
+    assert set(kept.read()) == set(wanted)
+    assert len(published.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"objective": "simclr"}'])
+def test_a_line_that_is_no_run_is_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "kept.jsonl"
+    KeptRuns([file]).add([asdict(Arm("simclr", 1.0, 16, 0))])
+    with file.open("a") as lines:
+        lines.write(line + "\n")
+    with pytest.raises(UsageError, match=r"kept\.jsonl:2: not a run of this study"):
+        KeptRuns([file]).read()
 
 
 def test_without_recordings_nothing_is_measured(
@@ -83,7 +106,7 @@ def test_a_run_in_small_has_a_point_before_and_after_each_pass(tmp_path: Path) -
                 lines.append(f"{name},{label},{fold}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
 
-    found = measured(Arm("simclr", 1.0, 16, 0), settings(tmp_path, audio=tmp_path))
+    found = measured(Arm("simclr", 1.0, 16, 0), settings(tmp_path))
 
     before, after = found["points"]
     assert before["steps"] == before["joules"] == 0
@@ -92,3 +115,4 @@ def test_a_run_in_small_has_a_point_before_and_after_each_pass(tmp_path: Path) -
     assert "rpi4" in after["source"]
     assert after["probe"] > 0.5, "the two kinds are far apart"
     assert found["peak_memory"]["bytes"] > 0
+    assert found["asked_of"] == 16
