@@ -14,8 +14,8 @@ what it names, `--weights` (or SSC_TEST_WEIGHTS, a directory) is EfficientAT's c
 Without them nothing is measured.
 
 It takes hours. With `--kept FILE` every probe is kept there and not measured again, so that a run may be cut off
-and go on, and several may share the work: `--only random` and `--only room`, then one without to publish. What was
-measured so far lies in docs/learning-probes.jsonl.
+and go on, and several may share the work: `--only random` and `--only room`, then one without to publish; `--seeds 1`
+measures the first seed alone. What was measured so far lies in docs/learning-probes.jsonl.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ ARMS = {
 }
 """Runs of each start and seed."""
 ABLATION = ("task", "task+mse", "task+kl", "task+mmd", "task+sw", "task+laplacian", "hybrid")
+_SAME = {"hybrid, sparse": "after", "task, sparse": "task"}
+"""Runs of the ablation that are among `ARMS` and so need not be measured again."""
 
 
 @dataclass
@@ -126,6 +128,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--audio", type=Path, default=os.environ.get("SSC_TEST_AUDIO"))
     parser.add_argument("--weights", type=Path, default=os.environ.get("SSC_TEST_WEIGHTS"))
     parser.add_argument("--kept", type=Path, metavar="FILE", help="Go on from what is kept there.")
+    parser.add_argument("--seeds", type=int, choices=range(1, len(SEEDS) + 1), default=len(SEEDS), help="How many.")
     parser.add_argument("--only", choices=[start.name for start in STARTS], help="One start, and nothing is published.")
     given = parser.parse_args(arguments)
     if given.audio is None or given.weights is None:
@@ -134,7 +137,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(1)
     clips, weights = load_clips(Path(given.audio)), Path(given.weights)
     checkpoint = weights / _CHECKPOINT if weights.is_dir() else weights
-    bench = LearningBench(clips, Path(given.audio), checkpoint, given.quick, ProbedRuns(given.kept))
+    seeds = SEEDS[: 1 if given.quick else given.seeds]
+    bench = LearningBench(clips, Path(given.audio), checkpoint, given.quick, ProbedRuns(given.kept), seeds)
     starts = [start for start in STARTS if given.only in (None, start.name)]
     content: dict[str, Any] = {}
     for section in (bench.ablation if given.ablation else bench.learning)(starts):
@@ -154,12 +158,13 @@ class LearningBench:
     checkpoint: Path
     quick: bool
     found: ProbedRuns
+    seeds: Sequence[int] = SEEDS
 
     def learning(self, starts: Sequence[StartingWeights]) -> Iterator[Section]:
         """What was found so far, after each start."""
         section = _section("what learning is worth", "", "learning")
         for start in starts:
-            for seed in self._seeds():
+            for seed in self.seeds:
                 self._of_seed(start, seed, ARMS)
             _tell(section, start, self.found)
             yield section
@@ -167,27 +172,25 @@ class LearningBench:
     def ablation(self, starts: Sequence[StartingWeights]) -> Iterator[Section]:
         """Terms of the loss, from each start; what was found so far, after each."""
         runs = {
-            f"{term}, {arm}": TrainingRun(TERMS[term], kept_share=share)
+            _ablated(term, arm): TrainingRun(TERMS[term], kept_share=share)
             for term in ABLATION
             for arm, share in (("dense", 1.0), ("sparse", 0.25))
         }
         section = _section("the terms of its loss", " --ablation", "terms")
         for start in starts:
-            for seed in self._seeds():
+            for seed in self.seeds:
                 self._of_seed(start, seed, runs)
             for term in ABLATION:
-                dense, sparse = (self.found.mean(start.name, f"{term}, {arm}") for arm in ("dense", "sparse"))
+                dense, sparse = (self.found.mean(start.name, _ablated(term, arm)) for arm in ("dense", "sparse"))
+                told = "windows of fold 5 right, all windows at mixed cuts; lost with a quarter; seeds"
                 section.detail(
-                    f"{start.title}, {term}: windows of fold 5 right, all windows at mixed cuts; lost with a quarter",
-                    f"{100 * dense:.1f} %; {100 * (dense - sparse):.1f}",
+                    f"{start.title}, {term}: {told}",
+                    f"{100 * dense:.1f} %; {100 * (dense - sparse):.1f}; {len(self.seeds)}",
                 )
                 name, of = term.removeprefix("task+"), "" if start is RANDOM else f"_{start.name}"
                 section.numbers[f"terms{of}.{name}"] = round(dense, 4)
                 section.numbers[f"terms_drop{of}.{name}"] = round(dense - sparse, 4)
             yield section
-
-    def _seeds(self) -> Sequence[int]:
-        return list(SEEDS)[: 1 if self.quick else None]
 
     def _of_seed(self, start: StartingWeights, seed: int, runs: Mapping[str, TrainingRun]) -> None:
         """What a probe makes of the start before anything is learnt, and after each run."""
@@ -223,6 +226,10 @@ class LearningBench:
             module.load_state_dict(torch.load(self.checkpoint, weights_only=True))
         save_checkpoint(name, config, module, work / "encoder.pt")
         return stage(load_encoder(work / "encoder.pt"), heard, self.audio, work)
+
+
+def _ablated(term: str, arm: str) -> str:
+    return _SAME.get(f"{term}, {arm}", f"{term}, {arm}")
 
 
 def _section(title: str, options: str, part: str) -> Section:
