@@ -151,7 +151,7 @@ def section(encoder: str, variant: str, course: Course, judged: dict[str, Valida
         found.add(f"{group}.{name}", validation.group_accuracy, GOAL, what)
     recipe = course.recipe
     found.detail("epochs; the best one on recordings held out for that", f"{course.epoch}; {course.best_epoch}")
-    found.detail(f"minutes of training, {recipe.threads} thread(s), other work beside it", f"{course.seconds / 60:.0f}")
+    found.detail(f"CPU minutes of training, {recipe.threads} thread(s)", f"{course.seconds / 60:.0f}")
     return found
 
 

@@ -105,7 +105,7 @@ class Course:
     """A run, which may have begun earlier in the folder `work`."""
 
     def __init__(
-        self, encoder: Any, corpus: Corpus, recipe: Recipe, work: Path, clock: Callable[[], float] = time.monotonic
+        self, encoder: Any, corpus: Corpus, recipe: Recipe, work: Path, clock: Callable[[], float] = time.process_time
     ) -> None:
         """Raises UsageError when the folder holds a run of another recipe."""
         torch.set_num_threads(recipe.threads)
