@@ -232,7 +232,9 @@ def main(arguments: list[str] | None = None) -> None:
         published.add([run for arm, run in found.items() if arm not in known])
         runs = [found[arm] for arm in wanted if arm in found]
         write_page(runs, len(wanted))
-        publish(section(runs, len(wanted)))
+        figures = section(runs, len(wanted))
+        if figures.numbers:
+            publish(figures)
 
 
 if __name__ == "__main__":

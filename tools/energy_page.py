@@ -25,7 +25,13 @@ WITHIN = 0.01
 """Of accuracy: what counts as reached."""
 MOST_LOST, MOST_ENERGY = 1.0, 0.6
 Run = dict[str, Any]
-_COLOURS = ("#0b7189", "#e0a458", "#6a994e", "#bc4749", "#6d597a")
+_COLOURS = {
+    OURS: "#0b7189",
+    OTHER: "#e0a458",
+    "moco": "#6a994e",
+    "simsiam": "#bc4749",
+    "barlow-twins": "#6d597a",
+}
 
 
 def best(run: Run) -> float:
@@ -111,7 +117,7 @@ def write_page(runs: Sequence[Run], planned: int, page: Path = DOCS / "energy.md
         "An encoder learns from Speech Commands without labels, from random weights; a linear probe and the five",
         "nearest neighbours are then asked of speakers nobody learnt from.",
         "",
-        f"**{len(runs)} of the {planned} runs of the study have been measured.** The same command measures the others.",
+        f"**Measured so far: {len(runs)} of the {planned} runs of the study.**",
         "",
         "## What follows",
         "",
@@ -198,7 +204,7 @@ def _verdict(runs: Sequence[Run]) -> list[str]:
         )
     for encoder, share, batch in dict.fromkeys((run["encoder"], run["share"], run["batch"]) for run in runs):
         said += _ordering(select(runs, encoder=encoder, share=share, batch=batch))
-    return said
+    return said or ["- Nothing yet: no two arms that are to be compared have been measured from one seed."]
 
 
 def _met(value: float, bound: float) -> str:
@@ -231,7 +237,6 @@ def _draw(group: Sequence[Run], title: str, out: Path) -> None:
     """Accuracy of the probe over joules; whole lines for large batches, broken ones for thin ones."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    colours = dict(zip(sorted({run["objective"] for run in group}), _COLOURS, strict=False))
     named = set()
     for run in sorted(group, key=lambda run: (run["batch"], run["objective"], run["seed"])):
         label = f"{run['objective']}, {run['batch']}"
@@ -239,12 +244,14 @@ def _draw(group: Sequence[Run], title: str, out: Path) -> None:
             [joules(point) for point in run["points"][1:]],
             [100 * point["probe"] for point in run["points"][1:]],
             "-" if run["batch"] == LARGE else "--",
-            color=colours[run["objective"]],
+            color=_COLOURS[run["objective"]],
             linewidth=1.2,
             label=None if label in named else label,
         )
         named.add(label)
     axes.set(xscale="log", xlabel="joules of the training steps", ylabel="linear probe, %", title=title)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     with mpl.rc_context({"svg.hashsalt": "streamsplit"}):
         figure.savefig(out, metadata={"Date": None})

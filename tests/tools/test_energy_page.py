@@ -97,7 +97,7 @@ def test_the_page_has_a_table_and_a_picture_a_regime_and_says_what_is_missing(tm
     other = run("simclr", 128, [0.1, 0.5, 0.8], 100.0, seed=1)
     thin = run("simclr", 16, [0.1, 0.4], 10.0, share=0.25)
     text = page(tmp_path, SIMCLR, other, OURS, thin)
-    assert "**4 of the 60 runs of the study have been measured.**" in text
+    assert "**Measured so far: 4 of the 60 runs of the study.**" in text
     assert "- Joules: a meter." in text
     assert text.count("Measured on: processor a processor.") == 1
     assert "| probe after 20 steps | probe after 120 J |" in text
@@ -120,3 +120,8 @@ def test_the_published_ordering_is_judged_where_all_objectives_were_measured(tmp
     assert "until 60.0 %, which all reach, virtual-negatives 20 J, simclr 22 J, moco 24 J" in text
     assert "That SimCLR takes the least does not hold here." in text
     assert "That SimCLR" not in page(tmp_path, *others[1:])
+
+
+def test_before_anything_can_be_compared_the_page_says_so(tmp_path: Path) -> None:
+    assert "- Nothing yet: no two arms" in page(tmp_path, SIMCLR)
+    assert "- Nothing yet" not in page(tmp_path, SIMCLR, OURS)
