@@ -48,6 +48,7 @@ class Heartbeat:
         self._state, self._make_status, self._connection, self._notifier = state, make_status, connection, notifier
         self._period_s = min(_PERIOD_S, (notifier.watchdog_s or _PERIOD_S * 3) / 3)
         self._metrics, self._namesakes = metrics, namesakes
+        self._writing: asyncio.Future[None] | None = None
 
     async def beat_forever(self) -> None:
         """Until cancelled."""
@@ -80,6 +81,13 @@ class Heartbeat:
             await self._connection.put(subjects.PRESENCE, msgspec.json.encode(report))
 
     async def _write(self, status: DeviceStatus) -> None:
+        """Statuses are written in their order, also one whose beat was cancelled meanwhile."""
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
+        self._writing = asyncio.ensure_future(self._written(status))
+        await asyncio.shield(self._writing)
+
+    async def _written(self, status: DeviceStatus) -> None:
         try:
             # In a thread: a slow memory card must not delay replies.
             await asyncio.to_thread(write_status, self._state, status)

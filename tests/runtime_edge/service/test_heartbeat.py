@@ -1,6 +1,7 @@
 """Who hears how the device is, and how often."""
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import msgspec
@@ -13,7 +14,7 @@ from runtime_edge.errors import SpoolError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.report import decode_report
 from runtime_edge.service.heartbeat import Heartbeat
-from runtime_edge.service.status import STALE_S, read_status
+from runtime_edge.service.status import STALE_S, read_status, write_status
 from runtime_edge.transport.in_memory import InMemoryTransport
 
 PRESENCE = subjects.PRESENCE, "pi-1"
@@ -113,3 +114,28 @@ def test_who_else_has_this_name_is_looked_for_before_the_report_takes_its_place(
     asyncio.run(beating(heartbeat, lambda: len(seen) > 1))
     assert seen[0] == b"another's"
     assert decode_report(seen[1], "presence")["version"] == 2
+
+
+def test_a_beat_that_a_slow_card_still_writes_does_not_replace_the_last_word(tmp_path, manager, monkeypatch):
+    made, began, may_write = status(), threading.Event(), threading.Event()
+
+    def slow(state, what):
+        if what.ended is None:
+            began.set()
+            may_write.wait(10)
+        write_status(state, what)
+
+    async def make(ended):
+        return msgspec.structs.replace(made, ended=ended)
+
+    async def work():
+        heartbeat = Heartbeat(tmp_path, make, None, manager)
+        await beating(heartbeat, began.is_set)
+        last = asyncio.create_task(heartbeat.last("it was stopped"))
+        await asyncio.sleep(0)
+        may_write.set()
+        await last
+
+    monkeypatch.setattr("runtime_edge.service.heartbeat.write_status", slow)
+    asyncio.run(work())
+    assert read_status(tmp_path).ended == "it was stopped"
