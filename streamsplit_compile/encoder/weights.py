@@ -119,30 +119,28 @@ def more_than_tensors(path: Path) -> str:
 
 
 def _begins_with_a_dictionary(path: Path) -> bool:
+    """False for what is damaged, or encrypted, as well."""
     try:
-        with _pickle(path) as file:
-            for opcode, _, _ in pickletools.genops(file):
-                if opcode.name not in _OPCODES_BEFORE:
-                    return opcode.name in ("EMPTY_DICT", "DICT")
-    except (OSError, ValueError, IndexError, LookupError, StopIteration, zipfile.BadZipFile):
-        pass
-    return False
+        first = next((name for name in _operations(path) if name not in _OPCODES_BEFORE), "")
+    except (OSError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile):
+        return False
+    return first in ("EMPTY_DICT", "DICT")
 
 
-@contextlib.contextmanager
-def _pickle(path: Path) -> Iterator[IO[bytes]]:
-    """The pickle that describes what a checkpoint holds."""
-    if is_legacy(path):
-        with path.open("rb") as file:
+def _operations(path: Path) -> Iterator[str]:
+    """Of the pickle that describes what a checkpoint holds, by their names."""
+    with contextlib.ExitStack() as closing:
+        if is_legacy(path):
+            file: IO[bytes] = closing.enter_context(path.open("rb"))
             for _ in range(_LEGACY_CONTENT):
                 for _ in pickletools.genops(file):
                     pass
-            yield file
-        return
-    with zipfile.ZipFile(path) as archive:
-        name = next(name for name in archive.namelist() if name.partition("/")[2] == "data.pkl")
-        with archive.open(name) as file:
-            yield file
+        else:
+            archive = closing.enter_context(zipfile.ZipFile(path))
+            (name,) = (name for name in archive.namelist() if name.partition("/")[2] == "data.pkl")
+            file = closing.enter_context(archive.open(name))
+        for opcode, _, _ in pickletools.genops(file):
+            yield opcode.name
 
 
 def is_legacy(path: Path) -> bool:
