@@ -362,10 +362,9 @@ class Trainer:
 
     def _sample(self) -> list[WindowGroup]:
         """A batch, as far as it is this rank's: each device, whatever its rank, has as many windows as another."""
-        (counts,) = self._ranks.gather(torch.tensor([len(self.buffer.counts())]))
-        size, total = self.config.batch_for(int(counts.sum())), max(int(counts.sum()), 1)
-        end = int(counts[: self._ranks.rank + 1].sum())
-        start = end - int(counts[self._ranks.rank])
+        counts = self._ranks.gather(torch.tensor([len(self.buffer.counts())]))[0].tolist()
+        devices, end = sum(counts), sum(counts[: self._ranks.rank + 1])
+        size, start, total = self.config.batch_for(devices), end - counts[self._ranks.rank], max(devices, 1)
         share = size * end // total - size * start // total
         return self.buffer.sample_batch(self._rng, share) if share else []
 
