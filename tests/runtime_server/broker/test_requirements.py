@@ -12,6 +12,8 @@ from runtime_edge.errors import LinkError
 from runtime_server.broker.broker_process import broker_program
 from runtime_server.broker.hub import Hub
 
+pytestmark = pytest.mark.integration
+
 
 @contextlib.contextmanager
 def outside_broker(tmp_path, port, more=""):
