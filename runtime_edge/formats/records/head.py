@@ -155,7 +155,7 @@ class Head(_Common, frozen=True, kw_only=True):
         if exit_cut is not None:
             temperature = self.exit_temperatures.get(exit_cut, temperature)
         if temperature != 1.0:
-            logits = logits / np.float32(temperature)
+            logits = logits.astype(np.float64) / temperature  # float32 would round large ones before they are compared
         if self.scores_by == "sigmoid":
             return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), np.float32)  # never overflows
         grown = np.exp(logits - logits.max(axis=-1, keepdims=True))
