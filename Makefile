@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 AUDIO ?=
 
+# Tests start hundreds of processes, which read the bytecode of the first; some images have it turned off.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo check test test-slow lint wheel bench fuzz arm-check clean

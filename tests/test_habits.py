@@ -117,8 +117,9 @@ def timed_comparisons(path: Path) -> Iterator[str]:
 def fixed_sleeps(path: Path) -> Iterator[str]:
     """Sleeps that hope for something to happen meanwhile, or not to; waiting.py waits for what does happen."""
     for node in nodes_of(path):
-        sleeps = isinstance(node, ast.Call) and ast.unparse(node.func) in ("time.sleep", "asyncio.sleep")
-        if sleeps and ast.unparse(node.args[0]) not in ("0", "0.0"):
+        if not (isinstance(node, ast.Call) and called(node) == "sleep"):
+            continue
+        if ast.unparse(node.func) in ("time.sleep", "asyncio.sleep") and ast.unparse(node.args[0]) not in ("0", "0.0"):
             yield f"{relative(path)}:{node.lineno}: sleeps"
 
 

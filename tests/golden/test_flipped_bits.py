@@ -16,6 +16,7 @@ FLIPS = int(os.environ.get("SSC_TEST_FLIPS", "200"))
 SEED = int(os.environ.get("SSC_TEST_SEED", "0"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("flips", [8, pytest.param(FLIPS, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 @pytest.mark.parametrize("side", ["server", "device"])
 def test_a_flipped_bit_is_noticed_or_makes_no_difference(tmp_path, side, flips, caplog):

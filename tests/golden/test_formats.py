@@ -109,6 +109,7 @@ def test_todays_code_writes_the_same_bytes(tmp_path: Path) -> None:
             assert found == path.read_bytes(), path.name
 
 
+@pytest.mark.integration
 def test_a_device_goes_on_from_the_state_of_an_earlier_version(golden: Path, tmp_path: Path, free_port: int) -> None:
     """The broker is away, so it runs what is on the disk, and its frames come behind those in the spool."""
     soundfile.write(tmp_path / "sound.wav", np.sin(np.arange(8192) * 0.3).astype(np.float32), Tiny.sample_rate)
@@ -134,6 +135,7 @@ def test_a_device_goes_on_from_the_state_of_an_earlier_version(golden: Path, tmp
     assert report["windows_lost"] == 0
 
 
+@pytest.mark.integration
 def test_a_server_goes_on_from_the_state_of_an_earlier_version(golden: Path, tiny_file: Path, free_port: int) -> None:
     encoder = load_encoder(tiny_file, "toys:Tiny")
     bundle = golden / "server" / "generations" / "00001"

@@ -114,6 +114,7 @@ def test_the_page_says_whether_a_bound_is_met(tmp_path: Path) -> None:
     assert "a seed never gets there (by seed never); the bound of 0.6 is **missed**." in text
 
 
+@pytest.mark.integration
 def test_the_published_ordering_is_judged_where_all_objectives_were_measured(tmp_path: Path) -> None:
     others = [run(name, 16, [0.1, 0.4, 0.6], 10.0 + number) for number, name in enumerate(ALL)]
     text = page(tmp_path, *others)

@@ -14,6 +14,7 @@ SLOW = ("archive", "journal", "kept-tflite", "spool", "spool-log", "training")
 """A case takes a tenth of a second: fewer of them."""
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_parser_gives_a_value_or_its_one_error(name: str) -> None:
     for needed, needing in (("ai_edge_litert", "tflite"), ("litert_torch", "kept-tflite")):

@@ -11,6 +11,7 @@ async def for_ever():
     await asyncio.Event().wait()
 
 
+@pytest.mark.integration
 def test_a_task_that_loses_a_cancellation_is_asked_again():
     async def stubborn():
         for _ in range(2):
@@ -29,6 +30,7 @@ def test_a_task_that_loses_a_cancellation_is_asked_again():
     assert asyncio.run(work()).cancelled()
 
 
+@pytest.mark.integration
 def test_work_that_loses_a_cancellation_is_over_when_its_time_is_up():
     ended = []
 

@@ -28,6 +28,7 @@ def test_what_was_written_is_read_and_what_never_was_is_none(path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.integration
 def test_any_flipped_bit_is_noticed_and_one_of_the_checksum_costs_nothing(path, caplog):
     write_checked(path, b"some state")
     write_checked(path, b"more state")

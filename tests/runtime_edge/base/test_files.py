@@ -84,6 +84,7 @@ def test_a_directory_is_made_durable(tmp_path):
         fsync_directory(tmp_path / "missing")
 
 
+@pytest.mark.integration
 def test_a_lock_is_held_by_one_and_goes_with_its_process(tmp_path):
     path = tmp_path / "lock"
     assert not is_locked(path)

@@ -56,6 +56,7 @@ def test_a_process_logs_to_standard_error_in_the_style_asked_for(style, is_json)
         assert line.endswith("INFO x: yes")
 
 
+@pytest.mark.integration
 def test_a_standard_error_that_nobody_reads_costs_lines_and_holds_up_nothing():
     script = (
         "from runtime_edge.base.logs import configure; import logging; configure('info', 'text')\n"

@@ -148,6 +148,7 @@ def writer():
             pass
 
 
+@pytest.mark.integration
 def test_a_reader_who_does_not_read_costs_results_and_holds_up_nothing(writer):
     process = writer("now")
     said = [process.stderr.readline(), process.stderr.readline()]

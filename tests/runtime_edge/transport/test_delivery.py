@@ -202,6 +202,7 @@ def test_draining_gives_up_in_time_and_closing_keeps_what_was_not_stored(spool):
     assert spool.depth() == 1
 
 
+@pytest.mark.integration
 def test_a_disk_that_fails_does_not_end_the_replay(tmp_path, caplog):
     spool = Spool(tmp_path / "spool" / "spool.db", 1 << 20)
     store(spool, "old", range(3))

@@ -142,6 +142,7 @@ def test_threads_do_not_get_in_each_others_way(tmp_path):
     ledger.close()
 
 
+@pytest.mark.integration
 @given(NOTES, st.lists(st.integers(1, 5), min_size=1, max_size=4))
 def test_another_number_of_processes_goes_on_where_the_former_left_off(tmp_path_factory, notes, worlds):
     directory, seen = tmp_path_factory.mktemp("ledger"), set()
@@ -184,6 +185,7 @@ def test_a_snapshot_stays_as_it_is(tmp_path):
     ledger.close()
 
 
+@pytest.mark.integration
 def test_a_flipped_bit_anywhere_is_noticed_or_changes_nothing(tmp_path, caplog):
     """In the ledger, its checksum or its journal."""
     whole = tmp_path / "whole"
@@ -278,6 +280,7 @@ def test_what_is_late_is_still_known_within_a_devices_bounds():
     assert not any(ledger.add_all(every_second))
 
 
+@pytest.mark.integration
 def test_many_devices_with_sparse_windows_are_bounded_together(tmp_path):
     ledger = Ledger()
     honest = [("pi-0", "b0", 2 * index) for index in range(500)]

@@ -95,6 +95,7 @@ class Recurrent(nn.Module):
         return cast(torch.Tensor, out[0] if isinstance(out, tuple) else out)
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:The tensor attributes")
 @pytest.mark.parametrize(("kind", "gates"), [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)])
 @pytest.mark.parametrize("dynamic", [True, False])

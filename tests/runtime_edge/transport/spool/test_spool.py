@@ -304,6 +304,7 @@ def test_a_full_disk_is_one_error_and_the_spool_goes_on(
     assert ids(spool) == [*stored, "after"]
 
 
+@pytest.mark.integration
 def test_acknowledgements_a_disk_refuses_are_kept_and_written_later(
     spool: Spool, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -368,6 +369,7 @@ def test_one_thread_puts_while_another_acknowledges(spool: Spool) -> None:
     assert spool.counters() == SpoolCounters(put=300, acked=300, dropped=0)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("size", [300, 8_000])
 def test_the_file_stays_near_its_bound(path: Path, size: int) -> None:
     with closing(Spool(path, 2 * MIB)) as spool:

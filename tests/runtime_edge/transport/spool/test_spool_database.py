@@ -118,6 +118,7 @@ def bits(path: Path, count: int, seed: int) -> list[int]:
 MANY = pytest.param(4_000, marks=pytest.mark.slow)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("count", [60, MANY])
 def test_a_flipped_bit_costs_a_page_at_most(whole, copied, count: int) -> None:  # type: ignore[no-untyped-def]
     lost = []

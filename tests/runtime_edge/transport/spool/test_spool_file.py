@@ -162,6 +162,7 @@ def test_a_spool_damaged_on_a_full_disk_waits_there_until_it_can_be_rebuilt(smal
     store.close()
 
 
+@pytest.mark.integration
 def test_a_disk_that_no_longer_writes_refuses_frames_and_each_one_is_sent_once(path: Path) -> None:
     accounting = Accounting()
     store = FrameStore(Spool(path, MIB), "pi.new.", accounting)
