@@ -46,7 +46,7 @@ WEIGHTS = "SSC_TEST_WEIGHTS"
 def measure(work: Path, quick: bool) -> Section:
     """Run every measurement below `work`; returns the section for docs/benchmarks."""
     rounds = 30 if quick else 200
-    encoders = [*ENCODERS, *_import_mn(work)]
+    encoders = [*ENCODERS, *import_mn(work)]
     onnx = {name: _chain_ratio(work, name, "onnx-fp32", rounds) for name in encoders}
     tflite = {name: _chain_ratio(work, name, "tflite-fp32", rounds) for name in encoders}
     resnet = work / "resnet18"
@@ -69,7 +69,7 @@ def measure(work: Path, quick: bool) -> Section:
     return section
 
 
-def _import_mn(work: Path) -> list[str]:
+def import_mn(work: Path) -> list[str]:
     """The pretrained `mn` where its weights are at hand."""
     found = sorted(Path(os.environ.get(WEIGHTS, "/nonexistent")).glob("mn*_as_*.pt"))
     if not found:
@@ -80,7 +80,7 @@ def _import_mn(work: Path) -> list[str]:
     return ["mn"]
 
 
-def _checkpoint(directory: Path, name: str) -> Path:
+def checkpoint(directory: Path, name: str) -> Path:
     path = directory / "encoder.pt"
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def _bundle(
         options = CompileOptions(
             [load_target("x86-64")], cuts, calibration_windows=4, formats=formats, keep_norms=keep_norms
         )
-        compile_encoder(load_encoder(_checkpoint(directory, name)), options, out)
+        compile_encoder(load_encoder(checkpoint(directory, name)), options, out)
     return open_bundle(out)
 
 
@@ -141,7 +141,7 @@ def _interleaved(first: Callable[[], object], second: Callable[[], object], roun
 
 
 def _cold_compile(directory: Path) -> float:
-    encoder = _checkpoint(directory, "resnet18")
+    encoder = checkpoint(directory, "resnet18")
     command = "from streamsplit_compile.cli.main import main; main()"
     arguments = ["compile", str(encoder), "--targets", "rpi4,m2", "-o", str(directory / "cold"), "--json"]
     started = time.perf_counter()
@@ -152,7 +152,7 @@ def _cold_compile(directory: Path) -> float:
 def _recompiles(directory: Path, rounds: int) -> tuple[float, float]:
     """Median seconds of a recompile of every block and of the last block alone, without the parity check."""
     base = _bundle(directory, "resnet18", "auto")
-    tensors = read_tensors(_checkpoint(directory, "resnet18"))
+    tensors = read_tensors(checkpoint(directory, "resnet18"))
     everything = {n: v + np.float32(1e-3) * v if v.dtype == np.float32 else v for n, v in tensors.items()}
     one = {**tensors, "projection.weight": tensors["projection.weight"] * np.float32(1.01)}
     windows, _ = calibration_windows(None, 16_000, 16_000, 8_000, 16, 0)
@@ -168,7 +168,7 @@ def _recompiles(directory: Path, rounds: int) -> tuple[float, float]:
 def _affine_patch_share(directory: Path) -> float:
     """Bytes of the patches for changed affine parameters over the bytes of the bundle's device files."""
     base = _bundle(directory, "resnet18", "auto", keep_norms=True)
-    tensors = read_tensors(_checkpoint(directory, "resnet18"))
+    tensors = read_tensors(checkpoint(directory, "resnet18"))
     rng = np.random.default_rng(0)
     for name in tensors:
         if ".bn" in name and name.endswith(("weight", "bias")):

@@ -175,7 +175,7 @@ def _compile_cuts(
         reference = Reference(segments, calibration.unseen)
         manifest = measure(staging, manifest, options.variants, calibration.windows, reference, progress, loaded=loaded)
         progress("training splitter tables", 0, len(options.targets))
-        manifest, tables = pricing.price(manifest, options.variants[0], work, options.targets, options.seed, progress)
+        manifest, tables = pricing.price(manifest, work, options.targets, options.seed, progress)
         for path, table in tables.items():
             write_table(staging, path, table.to_json(), options.key)
         write_manifest(staging, manifest, options.key)

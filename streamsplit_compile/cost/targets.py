@@ -88,7 +88,7 @@ class Target(Strict, frozen=True):
     description: Annotated[str, Meta(max_length=400)]
     threads: Annotated[int, Meta(ge=1, le=256)]
     formats: Annotated[tuple[Literal["onnx", "tflite"], ...], Meta(min_length=1)]
-    """Preferred first."""
+    """The fastest first (`tools/bench_runtimes.py`), which its devices run where it is installed."""
     providers: Annotated[tuple[Literal["cpu", "xnnpack", "coreml"], ...], Meta(min_length=1)]
     """Preferred first; a runtime takes the first it has."""
     compute: Compute

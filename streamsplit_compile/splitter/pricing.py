@@ -25,19 +25,22 @@ SERVER_OVERHEAD_MS = 3.0
 
 def price(
     manifest: Manifest,
-    variant: str,
     work: Sequence[BlockWork],
     targets: Sequence[Target],
     seed: int,
     progress: Callable[[str, int, int], None],
 ) -> tuple[Manifest, dict[str, SplitterTable]]:
-    """Add predicted costs for each target to the manifest; returns it and the tables by their path."""
+    """Add predicted costs for each target to the manifest; returns it and the tables by their path.
+
+    A target runs, in float32, the one of the bundle's formats that it is fastest with: it names them in that order.
+    """
+    exact = [name for name in manifest.components[manifest.info.blocks[0]].variants if name.endswith("-fp32")]
     server = [round(server_ms(item), 4) for item in work]
     costs: dict[str, TargetCost] = {}
     for target in targets:
         blocks = [predict(item, target) for item in work]
         cost = TargetCost(
-            variant=variant,
+            variant=next((f"{name}-fp32" for name in target.formats if f"{name}-fp32" in exact), exact[0]),
             threads=target.threads,
             providers=target.providers,
             block_ms=[round(block.ms, 4) for block in blocks],

@@ -119,8 +119,8 @@ class EmulatedMachine:
             raise Unavailable(f"QEMU's user-mode emulation needs Linux, this is {platform.system()}")
         self._cache.mkdir(parents=True, exist_ok=True)
         on_path = shutil.which(_QEMU)
-        self._root = self._cached("root", (_SUITE, *_PACKAGES, _CORE, _MODEL), self._unpack_root)
-        self._qemu = Path(on_path) if on_path else self._cached("qemu", (_SUITE,), self._unpack_qemu) / _QEMU
+        self._root = self.cached("root", (_SUITE, *_PACKAGES, _CORE, _MODEL), self._unpack_root)
+        self._qemu = Path(on_path) if on_path else self.cached("qemu", (_SUITE,), self._unpack_qemu) / _QEMU
 
     def install(self, site: SitePackages) -> Path:
         """The directory with a site's packages."""
@@ -134,7 +134,7 @@ class EmulatedMachine:
                 given = ["--find-links", wheels, "--constraint", str(constraints), *site.requirements()]
                 _pip("install", "--target", str(directory), *_FOR_THE_MACHINE, *given)
 
-        return self._cached(f"site-{site.name}", wanted, fill)
+        return self.cached(f"site-{site.name}", wanted, fill)
 
     def command(self, *arguments: object) -> list[str]:
         """The command line that runs the emulated machine's Python with some arguments."""
@@ -166,7 +166,7 @@ class EmulatedMachine:
             "OPENBLAS_NUM_THREADS": "1",
         }
 
-    def _cached(self, name: str, inputs: tuple[str, ...], fill: Callable[[Path], None]) -> Path:
+    def cached(self, name: str, inputs: tuple[str, ...], fill: Callable[[Path], None]) -> Path:
         """The directory `fill` made of these inputs, now or earlier; what other inputs made goes."""
         digest = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:12]
         directory = self._cache / f"{name}-{digest}"
@@ -180,7 +180,7 @@ class EmulatedMachine:
 
     def _unpack_root(self, directory: Path) -> None:
         self._say(f"fetching {len(_PACKAGES)} arm64 packages of Debian {_SUITE}: Python {_PYTHON} and its libraries")
-        with self._downloaded([f"{package}:arm64" for package in _PACKAGES]) as packages:
+        with self.downloaded([f"{package}:arm64" for package in _PACKAGES]) as packages:
             for package in packages:
                 subprocess.run(["dpkg-deb", "-x", package, directory], check=True)
         (directory / "proc").mkdir()
@@ -189,7 +189,7 @@ class EmulatedMachine:
 
     def _unpack_qemu(self, directory: Path) -> None:
         self._say(f"fetching {_QEMU} (Debian's {_QEMU_PACKAGE}; about 63 MB)")
-        with self._downloaded([_QEMU_PACKAGE]) as (package,):
+        with self.downloaded([_QEMU_PACKAGE]) as (package,):
             directory.mkdir()
             with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as unpacked:
                 path = f"./usr/bin/{_QEMU}"
@@ -198,7 +198,7 @@ class EmulatedMachine:
                 )
 
     @contextmanager
-    def _downloaded(self, packages: list[str]) -> Iterator[list[Path]]:
+    def downloaded(self, packages: list[str]) -> Iterator[list[Path]]:
         """Debian packages as files that lie there while the context lasts."""
         for tool in ("apt-get", "dpkg-deb"):
             if shutil.which(tool) is None:

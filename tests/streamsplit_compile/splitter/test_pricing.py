@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from runtime_edge.errors import UsageError
@@ -86,9 +87,29 @@ def test_every_target_has_a_table_for_its_cuts(small_bundle):
 
 def test_pricing_twice_gives_the_same_tables(small_bundle, work):
     targets = [load_target("rpi4"), load_target("m2")]
-    manifest, tables = price(small_bundle.manifest, "onnx-fp32", work, targets, 0, lambda *_: None)
+    manifest, tables = price(small_bundle.manifest, work, targets, 0, lambda *_: None)
     assert tables["tables/rpi4.json"] == small_bundle.table("rpi4")
     assert manifest == small_bundle.manifest
+
+
+def in_formats(manifest, *formats):
+    """A manifest whose blocks have the same files by the names of other formats."""
+
+    def renamed(component):
+        (variant,) = component.variants.values()
+        return msgspec.structs.replace(component, variants={f"{name}-fp32": variant for name in formats})
+
+    components = {name: renamed(component) for name, component in manifest.components.items()}
+    return msgspec.structs.replace(manifest, components=components)
+
+
+def test_a_target_runs_the_format_that_it_is_fastest_with(small_bundle, work):
+    targets = [load_target("rpi-zero-2w"), load_target("m2")]
+    chosen = {}
+    for formats in (("onnx", "tflite"), ("tflite",)):
+        manifest, _ = price(in_formats(small_bundle.manifest, *formats), work, targets, 0, lambda *_: None)
+        chosen[formats] = [manifest.info.targets[target.name].variant for target in targets]
+    assert chosen == {("onnx", "tflite"): ["tflite-fp32", "onnx-fp32"], ("tflite",): ["tflite-fp32", "tflite-fp32"]}
 
 
 def test_a_faster_board_costs_less(small_bundle):
