@@ -114,16 +114,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--audio", type=Path)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--quick", action="store_true", help="ten rounds")
     parser.add_argument("--arm", action="store_true", help="count the instructions of an emulated Cortex-A72, too")
     parser.add_argument("--publish", action="store_true")
     arguments = parser.parse_args(argv)
+    rounds = 10 if arguments.quick else arguments.rounds
     with tempfile.TemporaryDirectory(prefix="ssc-") as work:
         names = [*ENCODERS, *import_mn(Path(work))]
         bundles = {name: compiled(name, Path(work), arguments.audio) for name in names}
-        times = {name: measured(bundle, arguments.rounds) for name, bundle in bundles.items()}
+        times = {name: measured(bundle, rounds) for name, bundle in bundles.items()}
         counter = InstructionCounter(EmulatedMachine(REPOSITORY / ".cache" / "arm")) if arguments.arm else None
         counts = {name: instructions(bundle, counter) for name, bundle in bundles.items()} if counter else {}
-    command = f"python -m tools.bench_runtimes --rounds {arguments.rounds}{' --arm' if arguments.arm else ''}"
+    command = f"python -m tools.bench_runtimes --rounds {rounds}{' --arm' if arguments.arm else ''}"
     (publish if arguments.publish else show)(section_of(times, counts, command))
 
 
