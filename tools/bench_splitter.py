@@ -24,6 +24,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.records.table import Limits, Reward, SplitterTable
 from runtime_edge.policy.splitter import Splitter
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+from streamsplit_compile.cost.radios import radio_on
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 from streamsplit_compile.splitter.environment import environment_for
@@ -118,7 +119,11 @@ def _bundle(directory: Path, encoder: str) -> Bundle:
 def _train(bundle: Bundle, target: str, seed: int, found: BenchedTable) -> SplitterTable:
     info = bundle.manifest.info
     environment = environment_for(
-        bundle_actions(bundle.manifest, target), load_target(target), Reward(), Limits(), hop_seconds(bundle.manifest)
+        bundle_actions(bundle.manifest, target),
+        radio_on(load_target(target)),
+        Reward(),
+        Limits(),
+        hop_seconds(bundle.manifest),
     )
     started = time.process_time()
     table = train_table(

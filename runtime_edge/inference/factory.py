@@ -17,3 +17,12 @@ def open_backend(format_name: str, options: RuntimeOptions) -> Backend:
 
         return TfliteBackend(options)
     raise BackendError(f"block format {format_name!r}: this version runs onnx and tflite")
+
+
+def providers_here(format_name: str) -> tuple[str, ...]:
+    """What the installed runtime for a format can compute with. Raises MissingExtra."""
+    if format_name == "onnx":
+        from runtime_edge.inference.onnx_backend import available_providers
+
+        return available_providers()
+    return ("cpu", "xnnpack")

@@ -67,6 +67,12 @@ class OnnxBackend:
         return _OnnxBlock(session, binding, (source, result), where)
 
 
+def available_providers() -> tuple[str, ...]:
+    """What this onnxruntime can compute with, of what we know."""
+    found = onnxruntime.get_available_providers()
+    return tuple(name for name, provider in _PROVIDERS.items() if provider in found)
+
+
 def choose_providers(options: RuntimeOptions, available: list[str]) -> list[Any]:
     """Arguments of onnxruntime for the first of the wanted providers that is available, and the CPU for the rest."""
     wanted = [name for name in options.providers if _PROVIDERS.get(name) in available]

@@ -2,6 +2,7 @@
 
 profile = measure_profile(open_bundle(Path("bundle/")), "rpi4")
 Path("profile.json").write_bytes(profile.to_json())
+read_profile(Path("device.json"))                   # of `ssc bench device`, which measures more
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
-from runtime_edge.errors import FormatError
+from runtime_edge.base.files import read_bounded
+from runtime_edge.errors import FormatError, UsageError
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.device_bench import KIND, DeviceBench, Millijoules, Milliseconds
 from runtime_edge.formats.strict import Name, Strict, decode
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
@@ -26,8 +30,6 @@ from runtime_edge.system import rss_mb
 
 MAX_PROFILE_BYTES = 1 << 20
 _WARM_UP = 5
-
-Milliseconds = Annotated[float, Meta(ge=0, le=1e7)]
 
 
 class Profile(Strict, frozen=True, kw_only=True):
@@ -43,6 +45,8 @@ class Profile(Strict, frozen=True, kw_only=True):
     runs: Annotated[int, Meta(ge=1)]
     threads: Annotated[int, Meta(ge=1)]
     memory_mb: float
+    block_mj: list[Millijoules] | None = None
+    """Above idle, by a meter; None where nothing counted it."""
     machine: dict[str, str]
     """Where it was measured: "system", "architecture", "processor", "python" and "runtime"."""
 
@@ -64,7 +68,41 @@ class Profile(Strict, frozen=True, kw_only=True):
         profile = decode(data, cls, source, MAX_PROFILE_BYTES)
         if not len(profile.blocks) == len(profile.block_ms) == len(profile.block_p90_ms):
             raise FormatError(f"{source}: blocks, block_ms and block_p90_ms must be equally long")
+        if profile.block_mj is not None and len(profile.block_mj) != len(profile.blocks):
+            raise FormatError(f"{source}: block_mj: {len(profile.block_mj)} numbers for {len(profile.blocks)} blocks")
         return profile
+
+
+class _AnyKind(msgspec.Struct):
+    format: str = ""
+
+
+def read_profile(path: Path, variant: str | None = None) -> Profile:
+    """What `ssc profile` or `ssc bench device` wrote; of the latter the fastest way to run, or that of one variant.
+
+    Raises FormatError naming file and field, UsageError for a variant that was not measured.
+    """
+    data, source = read_bounded(path, MAX_PROFILE_BYTES), str(path)
+    if decode(data, _AnyKind, source, MAX_PROFILE_BYTES).format != KIND:
+        return Profile.from_json(data, source)
+    bench = DeviceBench.from_json(data, source)
+    try:
+        row = bench.fastest(variant)
+    except UsageError as exc:
+        raise UsageError(f"{source}: {exc}") from None
+    return Profile(
+        target=bench.target,
+        encoder=bench.encoder,
+        variant=row.variant,
+        blocks=bench.blocks,
+        block_ms=row.block_ms,
+        block_p90_ms=row.block_p90_ms,
+        block_mj=row.block_mj,
+        runs=row.runs,
+        threads=row.threads,
+        memory_mb=row.memory_mb,
+        machine=bench.machine | {"runtime": f"{row.runtime}, {row.provider}"},
+    )
 
 
 def measure_profile(

@@ -38,6 +38,11 @@ def choose_variant(manifest: Manifest, wanted: str = AUTO, target: str | None = 
     return min(usable, key=lambda name: (name != preferred, not name.endswith(precision), not name.endswith("fp32")))
 
 
+def variants_here(manifest: Manifest) -> dict[str, bool]:
+    """Every variant of a bundle, and whether a runtime for it is installed."""
+    return {name: _installed(format_name) for name, format_name in _formats(manifest).items()}
+
+
 def runtime_options(manifest: Manifest, target: str | None = None, threads: int | None = None) -> RuntimeOptions:
     """How the target wants its blocks run; `threads` overrides its number, which is never more than processors here."""
     cost = manifest.info.targets.get(target or "")

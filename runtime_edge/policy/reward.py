@@ -1,7 +1,7 @@
 """What an action does to one window, and what that is worth (docs/method.md, section 6), on numbers and on arrays.
 
     Lat = device_ms / (1 - min(R, 0.9)), and + bytes / bandwidth + round trip + server_ms at a cut before the last
-    E   = device_mj + mj_per_kb * bytes / 1000 + transmit_w * transfer_ms
+    E   = device_mj [+ message_mj + mj_per_kb * bytes / 1000 + transmit_w * transfer_ms, if it ships]
     A   = quality(k, u) + rho * u  if the server can learn from the window (shipped at a cut before the last)
     r   = alpha * A - beta * Lat / t_max_ms - eta * E / e_budget_mj
 
@@ -72,6 +72,7 @@ def terms(
     energy_mj = (
         action.device_mj
         + late * (rest_of.device_mj - action.device_mj)
+        + uplink.message_mj * (action.bytes > 0)
         + uplink.mj_per_kb * action.bytes / 1000
         + uplink.transmit_w * np.minimum(transfer_ms, uplink.deadline_ms)
     )

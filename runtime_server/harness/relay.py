@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _CHUNK_BYTES = 64, 2048
 _CHUNK_S = 0.002
@@ -37,6 +38,16 @@ class LinkState:
     """Nothing passes; connections stay."""
 
 
+class Passage(NamedTuple):
+    """What has passed a relay."""
+
+    begins: float
+    """By the relay's clock, s: on the link from then ..."""
+    ends: float
+    way: str
+    bytes: int
+
+
 class Relay:
     """Relays connections to one address; `state` may be changed at any time.
 
@@ -60,6 +71,8 @@ class Relay:
         self.port = 0
         self.passed = {"up": 0, "down": 0}
         """Bytes of data each way, without any protocol's headers."""
+        self.passages: list[Passage] | None = None
+        """Each of them, once somebody has put a list here."""
         self._upstream, self._listener, self._make_socket = upstream, listener, make_socket
         self._random = random.Random(seed)  # noqa: S311
         self._clock, self._sleep = clock, sleep
@@ -163,9 +176,12 @@ class Relay:
             while chunk := await reader.read(self._chunk_bytes(way)):
                 free_at = max(free_at, self._clock())
                 self.passed[way] += len(chunk)
+                begins = free_at
                 if (rate := self._mbps(way)) is not None:
                     free_at += len(chunk) * 8 / (rate * 1e6)
                     await self._sleep(max(0.0, free_at - self._clock()))
+                if self.passages is not None:
+                    self.passages.append(Passage(begins, free_at, way, len(chunk)))
                 due = max(due, free_at + self._delay_s())
                 await queue.put((due, chunk))
             await queue.put((0.0, b""))

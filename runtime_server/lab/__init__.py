@@ -1,6 +1,8 @@
 """Devices and a server on networks that are made on this machine, and what is measured there (`ssc bench`)."""
 
 COMMANDS = {
-    "bench": ("runtime_server.lab.bench_commands:bench", "Measure policies on shaped networks; compare measurements."),
+    "bench run": ("runtime_server.lab.bench_commands:run", "Measure policies on shaped networks."),
+    "bench show": ("runtime_server.lab.bench_commands:show_command", "Print a measurement's tables."),
+    "bench compare": ("runtime_server.lab.bench_commands:compare_command", "Compare two measurements."),
 }
 """What it adds to `ssc`; registered as an entry point, imported without the rest."""

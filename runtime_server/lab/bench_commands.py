@@ -13,19 +13,11 @@ from runtime_server.lab.proof_page import write_page
 from runtime_server.lab.proof_report import COSTS, QUALITY, compare, costs, quality
 from runtime_server.lab.recorded import RecordedScenario
 from runtime_server.lab.scenarios import SCENARIOS, Playable, scenario_named
-from streamsplit_compile.cli.options import PathParam, json_option
+from streamsplit_compile.cli.options import PathParam, json_option, link_option
 from streamsplit_compile.cli.printing import print_json, print_table
 
 
-@click.group()
-def bench() -> None:
-    """Measure ways of shipping sound on networks made on this machine.
-
-    Example: ssc bench run lte --encoder resnet18 -o bench/
-    """
-
-
-@bench.command()
+@click.command()
 @click.argument("scenarios", nargs=-1)
 @click.option("--encoder", "encoders", multiple=True, default=("resnet18",), show_default=True, help="Name or file.")
 @click.option("--policy", "policies", multiple=True, help="Only these; pcm16 is what others are compared with.")
@@ -46,24 +38,27 @@ def bench() -> None:
 @click.option("--meter", type=PathParam(), help="A USB meter's log while this runs: CSV with time_s, watts.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of links, loads and audio.")
 @click.option("-o", "--out", type=PathParam(), default=Path("bench"), show_default=True, help="Directory to write to.")
+@link_option
 @json_option
 def run(
     scenarios: tuple[str, ...],
     encoders: tuple[str, ...],
     policies: tuple[str, ...],
     network: str,
+    link: str,
     out: Path,
     as_json: bool,
     **settings: object,
 ) -> None:
     """Play SCENARIOS (all without any) with every policy: real processes, shaped links, paced devices.
 
-    A scenario may also be a recorded trace, a CSV file as `ssc splitter train --traces` reads it.
+    A scenario may also be a recorded trace, a CSV file as `ssc splitter train --traces` reads it; --link says which
+    radio it has. The other scenarios have their own.
 
     Example: ssc bench run lte walk.csv --encoder mn04.pt --audio recordings/ -o bench/
     """
     config = BenchConfig(
-        tuple(_scenario(name) for name in scenarios or SCENARIOS),
+        tuple(_scenario(name, link) for name in scenarios or SCENARIOS),
         encoders,
         policies,
         namespaces=network == "namespaces",
@@ -78,12 +73,12 @@ def run(
     show(path)
 
 
-def _scenario(name: str) -> Playable:
+def _scenario(name: str, link: str) -> Playable:
     path = Path(name)
-    return RecordedScenario.read(path) if path.suffix == ".csv" else scenario_named(name)
+    return RecordedScenario.read(path, link) if path.suffix == ".csv" else scenario_named(name)
 
 
-@bench.command("show")
+@click.command("show")
 @click.argument("file", type=PathParam())
 def show_command(file: Path) -> None:
     """Print a measurement's tables.
@@ -101,7 +96,7 @@ def show(file: Path) -> None:
         print_table("", list(QUALITY), quality(found, encoder, scenario))
 
 
-@bench.command("compare")
+@click.command("compare")
 @click.argument("first", type=PathParam())
 @click.argument("second", type=PathParam())
 @click.option("--within", default=0.1, show_default=True, type=click.FloatRange(0), help="Largest difference allowed.")

@@ -16,6 +16,7 @@ from runtime_edge.formats.strict import Strict
 from runtime_server.lab.scenarios import ScenarioStep
 from runtime_server.lab.session import RunRecording, TimedResult
 from runtime_server.lab.window_energy import modelled
+from streamsplit_compile.cost.radios import Radio
 
 _HOUR_S = 3600.0
 _SETTLED_S = 3.0
@@ -44,7 +45,8 @@ class Figures(Strict, frozen=True, kw_only=True):
     up_mb_per_hour: Number
     down_mb_per_hour: Number
     energy_mj: dict[str, Number]
-    """Of a window, by the model: compute, radio, total; and what was measured, if anything was."""
+    """Of a window, by the model: compute, radio, their total, which is above idle, and what idling adds (older files do
+    not say); and what was measured, if anything was."""
     fidelity: float
     """Mean cosine with the embedding of the whole encoder in float32."""
     fidelity_worst: float
@@ -76,6 +78,7 @@ def figures(
     bundle: Bundle,
     target: str,
     steps: Sequence[ScenarioStep],
+    radio: Radio,
     reference: Array,
     measured_mj: dict[str, float],
 ) -> Figures:
@@ -86,7 +89,7 @@ def figures(
     expected = recording.seconds * front_end.sample_rate / front_end.hop_samples
     latency = np.array([(item.at - item.result.time) * 1e3 for item in heard])
     parts = np.median([(r.device_ms, r.network_ms, r.server_ms) for r in results], axis=0)
-    energy = modelled(recording, bundle, target, steps)
+    energy = modelled(recording, bundle, target, radio)
     cosine = _cosines(heard, reference)
     per_hour = _HOUR_S / recording.seconds / 1e6
     sequence = [result.cut for result in results]
@@ -108,6 +111,7 @@ def figures(
             "compute": round(energy.compute_mj, 3),
             "radio": round(energy.radio_mj, 3),
             "total": round(energy.total_mj, 3),
+            "idle": round(energy.idle_mj, 3),
             **{name: round(value, 2) for name, value in measured_mj.items()},
         },
         fidelity=round(float(cosine.mean()), 5),

@@ -15,8 +15,10 @@ from runtime_edge.formats.records.table import LOCAL, SplitterTable, StateAxis
 from runtime_edge.formats.records.table_values import as_stored, q_rows
 from runtime_edge.policy.reward import MAX_LOAD
 from runtime_server.lab.scenarios import Playable
+from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.splitter.environment import RULE_FULL_MBPS, environment_of, heuristic_rule, simulate
 from streamsplit_compile.splitter.policies import Array, rows_of
+from streamsplit_compile.splitter.pricing import table_for
 from streamsplit_compile.splitter.qlearning import estimate_model, value_iteration
 from streamsplit_compile.splitter.traces import observe
 
@@ -39,8 +41,11 @@ class Policy:
 
 
 def all_policies(bundle: Bundle, target: str, scenario: Playable, seed: int) -> list[Policy]:
-    """Server-only in each encoding, device-only, each fixed cut, the rule, the bundle's table, the optimum."""
-    table = bundle.table(target)
+    """Server-only in each encoding, device-only, each fixed cut, the rule, a table, the optimum.
+
+    The table is the bundle's, trained again for the radio of the scenario's link.
+    """
+    table = table_for(bundle.manifest, load_target(target), scenario.link, seed, "ssc bench")
     cuts = [cut.name for cut in bundle.manifest.info.cuts]
     raw = always(table, cuts[0])
     streams: list[tuple[str, tuple[str, ...]]] = [

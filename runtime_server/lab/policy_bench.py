@@ -41,6 +41,8 @@ from runtime_server.lab.session import Lab, RunRecording
 from runtime_server.lab.window_energy import metered_mj
 from runtime_server.telemetry.energy import AUTO, EnergySource, energy_source
 from streamsplit_compile.bundle.soundscape import soundscape
+from streamsplit_compile.cost.radios import radio_on
+from streamsplit_compile.cost.targets import load_target
 
 _LOG = logging.getLogger(__name__)
 MAX_BENCH_BYTES = 64 << 20
@@ -253,6 +255,7 @@ class _PreparedEncoder:
             bundle=self.bundle,
             target=self.config.target,
             steps=steps,
+            radio=radio_on(load_target(self.config.target), scenario.link),
             reference=self.reference,
             measured_mj=self._measured_mj(recording, before),
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime_server.lab.scenarios import ScenarioStep
+from streamsplit_compile.cost.radios import DEFAULT_LINK
 from streamsplit_compile.splitter.trace_csv import Columns, read_csv
 from streamsplit_compile.splitter.traces import STEP_S, TraceModel, Traces, synthetic_traces
 
@@ -24,14 +25,16 @@ class RecordedScenario:
     columns: Columns
     lasts_s: float
     """To where the last line stops holding: a line's usual length behind it."""
+    link: str = DEFAULT_LINK
+    """Whose radio the device has; the recording does not say."""
 
     @classmethod
-    def read(cls, path: Path) -> RecordedScenario:
+    def read(cls, path: Path, link: str = DEFAULT_LINK) -> RecordedScenario:
         """Raises FormatError naming file, line and column."""
         columns = read_csv(path)
         times = columns["time_s"] - columns["time_s"][0]
         lasts_s = float(times[-1] + np.median(np.diff(times)))
-        return cls(path.stem, f"recorded: {path.name}, {lasts_s:.0f} s", {**columns, "time_s": times}, lasts_s)
+        return cls(path.stem, f"recorded: {path.name}, {lasts_s:.0f} s", {**columns, "time_s": times}, lasts_s, link)
 
     def steps(self, seconds: float, seed: int) -> list[ScenarioStep]:
         """From 0 to `seconds`; the seed changes nothing."""

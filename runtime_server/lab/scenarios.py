@@ -36,6 +36,8 @@ class Scenario:
     """Levels are lognormal around the geometric middle."""
     rtt_ms: tuple[float, float]
     jitter_ms: float
+    link: str = "wifi"
+    """Whose radio the device has (`cost.radios`)."""
     change_s: float = 5.0
     cpu: tuple[float, ...] = (0.0,)
     """Levels of load, each step a neighbouring one."""
@@ -90,6 +92,10 @@ class Playable(Protocol):
     def what(self) -> str:
         """One line for people."""
 
+    @property
+    def link(self) -> str:
+        """Whose radio the device has: a name or a file."""
+
     def steps(self, seconds: float, seed: int) -> list[ScenarioStep]:
         """From 0 to `seconds`."""
 
@@ -100,9 +106,9 @@ class Playable(Protocol):
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("lte", "0.5 to 8 Mbit/s, 50 to 200 ms", (0.5, 8.0), (50.0, 200.0), 15.0),
+        Scenario("lte", "0.5 to 8 Mbit/s, 50 to 200 ms", (0.5, 8.0), (50.0, 200.0), 15.0, link="lte"),
         Scenario("wifi", "2 to 50 Mbit/s, 5 to 40 ms", (2.0, 50.0), (5.0, 40.0), 5.0),
-        Scenario("lora-gateway", "50 kbit/s, 100 to 200 ms", (0.05, 0.05), (100.0, 200.0), 15.0),
+        Scenario("lora-gateway", "50 kbit/s, 100 to 200 ms", (0.05, 0.05), (100.0, 200.0), 15.0, link="lora"),
         Scenario(
             "busy-pi",
             "Wi-Fi, and another program on the device's processor",
@@ -117,6 +123,7 @@ SCENARIOS = {
             (0.5, 8.0),
             (50.0, 200.0),
             15.0,
+            link="lte",
             change_s=15.0,
             outage_s=(2.0, 4.0),
         ),

@@ -27,7 +27,7 @@ from runtime_server.harness.network import SERVER_ADDRESS, Network, Traffic, lis
 from runtime_server.harness.pacing import Encoded, Pace
 from runtime_server.harness.ports import free_port
 from runtime_server.harness.processes import Child, Children, wait_for_line
-from runtime_server.harness.relay import LinkState, Relay
+from runtime_server.harness.relay import LinkState, Passage, Relay
 from runtime_server.lab.policy_arms import Policy
 from runtime_server.lab.scenarios import ScenarioStep
 from streamsplit_compile.cost.targets import load_target
@@ -58,6 +58,8 @@ class RunRecording:
     results: list[TimedResult] = field(default_factory=list)
     """Of windows captured during the scenario, in the order they came."""
     traffic: Traffic = field(default_factory=lambda: Traffic(0, 0))
+    passages: list[Passage] = field(default_factory=list)
+    """What the link carried, from shortly before the scenario on; seconds from its begin."""
     processor_s: float = 0.0
     """That the device process used."""
     queued_s: float = 0.0
@@ -150,6 +152,7 @@ class Lab:
             reading = asyncio.create_task(lines.read())
             try:
                 self._shape(ScenarioStep(0.0, 100.0, 0.0, 0.0, 0.0))
+                self._relay.passages = []
                 await lines.wait_for(_FIRST_WINDOWS, _START_S)
                 recording = await self._record(device, lines, steps, seconds)
             finally:
@@ -196,6 +199,7 @@ class Lab:
         self, device: Child, lines: ResultLines, steps: Sequence[ScenarioStep], seconds: float
     ) -> RunRecording:
         process = psutil.Process(device.process.pid)
+        clock = time.monotonic()
         player = asyncio.create_task(self._play_steps(steps))
         recording, before = RunRecording(began=time.time()), self._traffic()
         used, queued = sum(process.cpu_times()[:2]), _queued_s(process.pid)
@@ -212,6 +216,9 @@ class Lab:
         finally:
             player.cancel()
             self._shape(ScenarioStep(0.0, 100.0, 0.0, 0.0, 0.0))
+        recording.passages = [
+            Passage(one.begins - clock, one.ends - clock, one.way, one.bytes) for one in self._relay.passages or ()
+        ]
         ended = recording.began + recording.seconds
         recording.results = [heard for heard in lines.heard if recording.began <= heard.result.time < ended]
         if not recording.results:

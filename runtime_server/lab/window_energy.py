@@ -1,6 +1,6 @@
 """Energy of a window on the device, always with where it comes from.
 
-model    the target's cost table for the blocks that ran, its power for the encoding, its radio for the bytes
+model    the target's cost table for the blocks that ran, its power for the encoding, the link's radio for what passed
 rapl     what this machine's processor package used meanwhile (everything on it, not the device alone), as
          `runtime_server.telemetry.energy` counts it
 meter    what a USB meter between supply and board logged: CSV lines `time_s,watts`, seconds since the epoch
@@ -8,7 +8,7 @@ meter    what a USB meter between supply and board logged: CSV lines `time_s,wat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +17,13 @@ import numpy as np
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.records.table import LOCAL
-from runtime_server.lab.scenarios import ScenarioStep
 from runtime_server.lab.session import RunRecording
 from runtime_server.labels.csv_fields import filled, finite_number, named_rows
+from streamsplit_compile.cost.radios import Radio
 from streamsplit_compile.cost.targets import load_target
 
-MODELLED = ("compute", "radio", "total")
+MODELLED = ("compute", "radio", "total", "idle")
 """The names of the model's figures; others are what was measured."""
-_BITS_PER_BYTE = 8
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,60 @@ class Energy:
 
     compute_mj: float
     radio_mj: float
+    """Above idle, sending and receiving."""
+    idle_mj: float
+    """Of board and radio at rest, for as long as a window lasts; in neither of the others."""
 
     @property
     def total_mj(self) -> float:
-        """Both."""
+        """What is above idle."""
         return self.compute_mj + self.radio_mj
 
 
-def modelled(recording: RunRecording, bundle: Bundle, target: str, steps: Sequence[ScenarioStep]) -> Energy:
-    """By the target's figures (docs/method.md, section 6), for the cuts that ran and the bytes the interface counted.
+@dataclass(frozen=True)
+class Transfer:
+    """Bytes that were on the link from one moment to another, s."""
+
+    begins: float
+    ends: float
+    way: str
+    """`up` or `down`."""
+    bytes: float
+
+
+def radio_mj(radio: Radio, transfers: Iterable[Transfer], began: float, ended: float) -> float:
+    """Energy above idle between two moments, mJ, receiving included.
+
+    A transfer before `began` counts only for what it left: a tail. Of two that overlap the later one is charged for
+    its bytes, and for the time that it goes on longer.
+    """
+    idle_w, tail_s = radio.idle_w.value, radio.tail_ms.value / 1e3
+    powers = {"up": radio.send_w.value - idle_w, "down": radio.receive_w.value - idle_w}
+    per_kb = {"up": radio.send_mj_per_kb.value, "down": radio.receive_mj_per_kb.value}
+    wake_mj = (radio.wake_w.value - idle_w) * radio.wake_ms.value
+    tail_w = radio.tail_w.value - idle_w
+
+    def within(begins: float, ends: float) -> float:
+        return max(0.0, min(ends, ended) - max(begins, began))
+
+    found, free_at = 0.0, float("-inf")
+    for transfer in sorted(transfers, key=lambda one: one.begins):
+        counts = began <= transfer.ends < ended
+        rests = transfer.begins - free_at
+        if rests > 0:
+            found += tail_w * within(free_at, free_at + min(rests, tail_s)) * 1e3
+            found += wake_mj * (counts and rests > tail_s)
+        found += powers[transfer.way] * within(max(transfer.begins, free_at), transfer.ends) * 1e3
+        found += per_kb[transfer.way] * transfer.bytes / 1000 * counts
+        free_at = max(free_at, transfer.ends)
+    return found + tail_w * within(free_at, free_at + tail_s) * 1e3
+
+
+def modelled(recording: RunRecording, bundle: Bundle, target: str, radio: Radio) -> Energy:
+    """By the figures of target and link (docs/method.md, section 6), for the cuts that ran and all that passed.
 
     A frame is made on one core of those that the model's power is for. A window that was finished here after all ran
-    the whole encoder.
-    Receiving is not in the model: the figures of radios that the targets cite are of sending.
+    the whole encoder. The link's relay says when data passed, the interface how many bytes headers and all.
     """
     info, figures = bundle.manifest.info, load_target(target)
     block_mj = info.targets[target].block_mj
@@ -58,11 +98,19 @@ def modelled(recording: RunRecording, bundle: Bundle, target: str, steps: Sequen
         blocks = len(block_mj) if whole else names.index(result.cut)
         encoding = 0.0 if result.cut == LOCAL else recording.encode_ms
         compute.append(sum(block_mj[:blocks]) + encoding * core_w)
-    bytes_each = recording.traffic.up / len(recording.results)
-    mbps = np.array([_step_at(steps, heard.result.time - recording.began).mbps for heard in recording.results])
-    transfer_ms = bytes_each * _BITS_PER_BYTE / (mbps * 1e3)
-    radio = figures.radio.mj_per_kb.value * bytes_each / 1000 + figures.radio.transmit_w.value * transfer_ms
-    return Energy(float(np.mean(compute)), float(np.mean(radio)))
+    windows, lasts_s = len(recording.results), recording.seconds
+    whole_run_mj = radio_mj(radio, _transfers(recording), 0.0, lasts_s)
+    idle_w = figures.power.idle_w.value + radio.idle_w.value
+    return Energy(float(np.mean(compute)), whole_run_mj / windows, idle_w * lasts_s * 1e3 / windows)
+
+
+def _transfers(recording: RunRecording) -> list[Transfer]:
+    """What passed, each way with its share of the headers that the relay does not see."""
+    inside = [one for one in recording.passages if 0.0 <= one.ends < recording.seconds]
+    data = {way: sum(one.bytes for one in inside if one.way == way) for way in ("up", "down")}
+    counted = {"up": recording.traffic.up, "down": recording.traffic.down}
+    share = {way: max(1.0, counted[way] / data[way]) if data[way] else 1.0 for way in data}
+    return [Transfer(one.begins, one.ends, one.way, one.bytes * share[one.way]) for one in recording.passages]
 
 
 def metered_mj(path: Path, began: float, seconds: float, windows: int) -> float:
@@ -82,7 +130,3 @@ def metered_mj(path: Path, began: float, seconds: float, windows: int) -> float:
     if inside.sum() < 2 or times.min() > began or times.max() < began + seconds:
         raise FormatError(f"{path}: no readings over the {seconds:.0f} s from {began:.0f}")
     return float(watts[inside].mean() * seconds * 1e3 / windows)
-
-
-def _step_at(steps: Sequence[ScenarioStep], at_s: float) -> ScenarioStep:
-    return [step for step in steps if step.at_s <= max(at_s, 0.0)][-1]

@@ -12,25 +12,19 @@ TARGET    CPU seconds of this process times the watts of a target (`rpi4`, or a 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from runtime_edge.errors import UsageError
+from runtime_edge.measure.rapl import POWERCAP, Load, Rapl, burn, check_it_counts
 from runtime_server.telemetry.meter_log import MeterLog
 from streamsplit_compile.cost.targets import Target, load_target
 
 AUTO, RAPL, NVML, NONE = "auto", "rapl", "nvml", "none"
-POWERCAP = Path("/sys/class/powercap")
-_LOAD_S = 0.25
-"""RAPL counts every millisecond, NVML ten times a second."""
 _LOG = logging.getLogger(__name__)
-
-Load = Callable[[], None]
 
 
 class EnergySource(Protocol):
@@ -44,13 +38,6 @@ class EnergySource(Protocol):
     def joules(self) -> float:
         """What has been used since the source was opened, idle power included. Raises SscError."""
         ...
-
-
-def burn(clock: Callable[[], float] = time.monotonic) -> None:
-    """Keep one core busy for a moment."""
-    until = clock() + _LOAD_S
-    while clock() < until:
-        hashlib.sha256(bytes(1 << 16)).digest()
 
 
 def energy_source(
@@ -80,47 +67,6 @@ def energy_source(
     return CpuSeconds(load_target(choice))
 
 
-@dataclass
-class _Zone:
-    """A counter that starts again from 0 beyond `most`, in J."""
-
-    path: Path
-    name: str
-    most: float
-    last: float = 0.0
-    total: float = 0.0
-
-    def advance(self) -> float:
-        """What it has counted since the first call. One round between two calls is noticed, two are not."""
-        now = _counted(self.path / "energy_uj")
-        self.total += now - self.last + (self.most if now < self.last else 0.0)
-        self.last = now
-        return self.total
-
-
-class Rapl:
-    """The kernel's `powercap`: package domains and the memory beside them; what a package contains is in it already.
-
-    Raises:
-        UsageError: there are no counters, this user may not read them, or they stand still while a core works, as on
-            virtual machines.
-    """
-
-    def __init__(self, idle_w: float | None = None, root: Path = POWERCAP, load: Load = burn) -> None:
-        self.idle_w = idle_w
-        self._zones = [zone for path in sorted(root.glob("intel-rapl:*")) if (zone := _zone(path))]
-        if not self._zones:
-            raise UsageError(f"--energy rapl: {root} has no package of intel-rapl; name another source")
-        self.name = f"RAPL of {', '.join(zone.name for zone in self._zones)}"
-        for zone in self._zones:
-            zone.last = _counted(zone.path / "energy_uj")
-        _check_it_counts(self, f"--energy rapl: {root}", load)
-
-    def joules(self) -> float:
-        """Of all packages and their memory."""
-        return sum(zone.advance() for zone in self._zones)
-
-
 class Nvml:
     """NVIDIA's management library, which comes with the driver. GPUs from Volta on have the counter.
 
@@ -140,7 +86,7 @@ class Nvml:
         self._devices = [self._device(place) for place in range(count.value)]
         self._first = self._millijoules()
         self.name = f"NVML of {count.value} GPUs"
-        _check_it_counts(self, "--energy nvml", load)
+        check_it_counts(self.joules, "--energy nvml", load)
 
     def joules(self) -> float:
         """Of all GPUs."""
@@ -185,40 +131,3 @@ class CpuSeconds:
         """Of the CPU seconds, and of the time at idle power."""
         cpu_s, seconds = self._cpu() - self._began[0], self._clock() - self._began[1]
         return cpu_s * self._core_w + seconds * self._idle_w
-
-
-def _zone(path: Path) -> _Zone | None:
-    """A domain that is counted: a package, or memory, which no package contains.
-
-    A platform's own domain ("psys") contains the packages.
-    """
-    name = _text(path / "name")
-    if not name.startswith("package") and name != "dram":
-        return None
-    return _Zone(path, name, _counted(path / "max_energy_range_uj"))
-
-
-def _counted(path: Path) -> float:
-    """What a file of microjoules counts, J."""
-    text = _text(path)
-    if not text.isdecimal():
-        raise UsageError(f"--energy rapl: {path} says {text[:40]!r}, a number of microjoules was expected")
-    return int(text) / 1e6
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except PermissionError:
-        raise UsageError(
-            f"--energy rapl: this user may not read {path}; run `sudo chmod a+r {path}`, or name another source"
-        ) from None
-    except OSError as exc:
-        raise UsageError(f"--energy rapl: {path}: {exc.strerror}; name another source") from None
-
-
-def _check_it_counts(source: EnergySource, where: str, load: Load) -> None:
-    before = source.joules()
-    load()
-    if source.joules() <= before:
-        raise UsageError(f"{where}: the counter stands still while a core works; name another source")

@@ -37,6 +37,7 @@ from runtime_edge.formats.manifest import (
     SelfTest,
 )
 from runtime_edge.inference.prefix import Prefix
+from runtime_edge.inference.profile import Profile
 from streamsplit_compile.bundle.blocks import lower_blocks, refused_block, reweight_block
 from streamsplit_compile.bundle.bundle_page import render_report
 from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest, write_table
@@ -45,6 +46,7 @@ from streamsplit_compile.bundle.digests import combined_digest, tensor_digests, 
 from streamsplit_compile.bundle.effort import expected_effort
 from streamsplit_compile.bundle.measure import Reference, measure
 from streamsplit_compile.cost.cost_model import count_work
+from streamsplit_compile.cost.radios import DEFAULT_LINK
 from streamsplit_compile.cost.targets import Target
 from streamsplit_compile.encoder.encoders import LoadedEncoder
 from streamsplit_compile.encoder.graph import Candidate, ignores_waveform
@@ -87,6 +89,10 @@ class CompileOptions:
     precisions: Sequence[Precision] = ("fp32",)
     """Beside fp32, which is always there: the others are made from it and held against it."""
     keep_norms: bool = False
+    link: str = DEFAULT_LINK
+    """Whose radio the splitter tables reckon with."""
+    measured: Profile | None = None
+    """Costs that were measured on one of the targets, in place of predicted ones."""
     key: minisign.SecretKey | None = field(default=None, repr=False)
 
     @property
@@ -175,7 +181,9 @@ def _compile_cuts(
         reference = Reference(segments, calibration.unseen)
         manifest = measure(staging, manifest, options.variants, calibration.windows, reference, progress, loaded=loaded)
         progress("training splitter tables", 0, len(options.targets))
-        manifest, tables = pricing.price(manifest, work, options.targets, options.seed, progress)
+        manifest, tables = pricing.price(
+            manifest, work, options.targets, options.seed, progress, link=options.link, measured=options.measured
+        )
         for path, table in tables.items():
             write_table(staging, path, table.to_json(), options.key)
         write_manifest(staging, manifest, options.key)

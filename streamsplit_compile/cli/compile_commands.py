@@ -27,7 +27,10 @@ from streamsplit_compile.cli.options import (
     encoder_options,
     json_option,
     key_option,
+    link_option,
+    measured_profile,
     parse_targets,
+    profile_option,
     read_key,
     together,
 )
@@ -135,6 +138,8 @@ _first_compile_options = together(
         show_default=True,
         help="fp32, fp16, int8, auto (int8 where it does no harm), comma-separated; fp32 is always there.",
     ),
+    link_option,
+    profile_option,
     click.option("--windows", default=16, show_default=True, type=click.IntRange(1, 4096), help="Calibration windows."),
     click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random."),
     click.option("--keep-norms", is_flag=True, help="Leave normalisation layers unfolded."),
@@ -204,22 +209,27 @@ def _warn(bundle: Bundle) -> None:
         print_warning(line)
 
 
-def _first_options(*, targets: str, formats: str, precision: str, windows: int, **as_given: Any) -> CompileOptions:
+def _first_options(
+    *, targets: str, formats: str, precision: str, windows: int, profile_file: Path | None, **as_given: Any
+) -> CompileOptions:
     """Settings of a first compile from the texts of its options. Raises UsageError."""
     return CompileOptions(
         targets=parse_targets(targets),
         formats=_choices(formats, FORMATS, "--formats"),
         precisions=_choices(precision, PRECISIONS, "--precision"),
         calibration_windows=windows,
+        measured=measured_profile(profile_file),
         **as_given,
     )
 
 
 def _refuse_what_the_base_decides(context: click.Context) -> None:
-    decided = ("targets", "cuts", "formats", "precision", "windows", "seed", "keep_norms")
+    decided = ("targets", "cuts", "formats", "precision", "windows", "seed", "keep_norms", "link", "profile_file")
     given = [name for name in decided if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
-        raise UsageError(f"--{given[0].replace('_', '-')}: with --base it is as in the base; leave it out")
+        raise UsageError(
+            f"--{given[0].removesuffix('_file').replace('_', '-')}: with --base it is as in the base; leave it out"
+        )
 
 
 def _recompile(

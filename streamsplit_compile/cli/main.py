@@ -34,6 +34,11 @@ COMMANDS: Commands = {
     "diff": ("streamsplit_compile.cli.bundle_commands:diff", "Show what changed between two bundles."),
     "key": ("streamsplit_compile.cli.bundle_commands:key", "Make signing keys."),
     "profile": ("runtime_edge.cli.profile_command:profile", "Measure a bundle's blocks on this device."),
+    "bench": ("streamsplit_compile.cli.main:bench", "Measure this device, or policies on shaped networks."),
+    "bench device": (
+        "runtime_edge.cli.bench_device_command:device",
+        "Measure this device: times, memory, and energy where a meter is there.",
+    ),
     "splitter": ("streamsplit_compile.cli.main:splitter", "Train, judge, explain and push splitter tables."),
     "splitter train": ("streamsplit_compile.cli.splitter_commands:train", "Train a table for a bundle and a target."),
     "splitter show": ("streamsplit_compile.cli.splitter_commands:show", "Show what a table chooses."),
@@ -121,6 +126,14 @@ def splitter() -> None:
     """Train, judge, explain and push splitter tables.
 
     Example: ssc splitter train bundle/ --target rpi4 -o table.json
+    """
+
+
+@click.group(cls=LazyGroup, words="bench")
+def bench() -> None:
+    """Measure this device, or ways of shipping sound on networks made on this machine.
+
+    Example: ssc bench run lte --encoder resnet18 -o bench/
     """
 
 

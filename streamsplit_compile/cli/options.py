@@ -13,6 +13,8 @@ import click
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.credentials import Address, Credentials, servers
+from runtime_edge.inference.profile import Profile, read_profile
+from streamsplit_compile.cost.radios import DEFAULT_LINK, list_radios
 from streamsplit_compile.cost.targets import Target, load_target
 
 DEFAULT_STATE = Path("ssc-server")
@@ -60,6 +62,31 @@ def key_option(command: _Command) -> _Command:
 def pub_option(command: _Command) -> _Command:
     """`--pub`: require its signature."""
     return click.option("--pub", type=PathParam(), help="Public key that must have signed it.")(command)
+
+
+def link_option(command: _Command) -> _Command:
+    """`--link`: whose radio is paid for."""
+    known = ", ".join(list_radios())
+    return click.option(
+        "--link", default=DEFAULT_LINK, show_default=True, help=f"Whose radio is paid for: {known}, or a TOML file."
+    )(command)
+
+
+def profile_option(command: _Command) -> _Command:
+    """`--profile`: what was measured on a device."""
+    return click.option(
+        "--profile", "profile_file", type=PathParam(), help="Measured costs (`ssc profile`, `ssc bench device`)."
+    )(command)
+
+
+def measured_profile(path: Path | None) -> Profile | None:
+    """What `--profile` names, with a warning when it comes from another kind of device. Raises FormatError."""
+    if path is None:
+        return None
+    profile = read_profile(path)
+    if profile.elsewhere:
+        click.echo(f"warning: {path}: measured on {profile.elsewhere}, which is no {profile.target}", err=True)
+    return profile
 
 
 ENCODER_OPTIONS = ("factory", "sample_rate", "unsafe_load", "front_end")

@@ -12,10 +12,20 @@ from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import TableError, UsageError
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.records.table import MAX_TABLE_BYTES, Limits, Reward, SplitterTable, StateAxis
-from runtime_edge.inference.profile import MAX_PROFILE_BYTES, Profile
 from streamsplit_compile.bundle.bundle_writer import write_table
-from streamsplit_compile.cli.options import PathParam, bundle_argument, json_option, key_option, read_key, together
+from streamsplit_compile.cli.options import (
+    PathParam,
+    bundle_argument,
+    json_option,
+    key_option,
+    link_option,
+    measured_profile,
+    profile_option,
+    read_key,
+    together,
+)
 from streamsplit_compile.cli.printing import print_json, print_table
+from streamsplit_compile.cost.radios import DEFAULT_LINK, radio_on
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.splitter.environment import Environment, environment_for
 from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds
@@ -31,7 +41,6 @@ traces_option = click.option(
     show_default=True,
     help="Families of synthetic traces, or a CSV file or a directory of recorded ones.",
 )
-profile_option = click.option("--profile", "profile_file", type=PathParam(), help="Measured times (`ssc profile`).")
 seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the traces.")
 
 _reward_options = together(
@@ -55,6 +64,12 @@ _limit_options = together(
 """What no action may exceed."""
 
 
+_bins_option = click.option(
+    "--bins",
+    multiple=True,
+    help="Edges of a state variable, such as cpu=0.3,0.6, instead of those chosen; cpu= ignores it. Once for each.",
+)
+
 _exploration_option = click.option(
     "--exploration",
     default=TableOptions.exploration,
@@ -69,12 +84,9 @@ _exploration_option = click.option(
 @click.option("--target", required=True, help="A target the bundle was compiled for.")
 @click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")
 @profile_option
+@link_option
 @traces_option
-@click.option(
-    "--bins",
-    multiple=True,
-    help="Edges of a state variable, such as cpu=0.3,0.6, instead of those chosen; cpu= ignores it. Once for each.",
-)
+@_bins_option
 @_reward_options
 @_limit_options
 @_exploration_option
@@ -86,6 +98,7 @@ def train(
     target: str,
     out: Path,
     profile_file: Path | None,
+    link: str,
     traces: str,
     bins: tuple[str, ...],
     max_mb_per_hour: float | None,
@@ -107,9 +120,10 @@ def train(
         mb_per_hour=max_mb_per_hour, latency_p95_ms=max_latency_ms, memory_mb=max_memory_mb, min_cut=min_cut
     )
     reward = Reward(**{name: value for name, value in weights.items() if value is not None})
+    environment = bundle_environment(opened, target, reward, limits, profile_file, link)
     seen, held_out = traces_of(traces, seed)
     table = train_table(
-        bundle_environment(opened, target, reward, limits, profile_file),
+        environment,
         target=target,
         encoder=opened.manifest.info.encoder.id,
         cut_names=[cut.name for cut in opened.manifest.info.cuts],
@@ -141,18 +155,12 @@ def show(table: Path, as_json: bool) -> None:
 
 
 def bundle_environment(
-    bundle: Bundle, target: str, reward: Reward, limits: Limits, profile_file: Path | None
+    bundle: Bundle, target: str, reward: Reward, limits: Limits, profile_file: Path | None, link: str = DEFAULT_LINK
 ) -> Environment:
     """The environment of a bundle on one of its targets, with a profile's times where there is one."""
-    profile = None
-    if profile_file is not None:
-        profile = Profile.from_json(read_bounded(profile_file, MAX_PROFILE_BYTES), str(profile_file))
-        if profile.elsewhere:
-            click.echo(
-                f"warning: {profile_file}: measured on {profile.elsewhere}, which is no {profile.target}", err=True
-            )
-    actions = bundle_actions(bundle.manifest, target, profile)
-    return environment_for(actions, load_target(target), reward, limits, hop_seconds(bundle.manifest))
+    actions = bundle_actions(bundle.manifest, target, measured_profile(profile_file))
+    radio = radio_on(load_target(target), link)
+    return environment_for(actions, radio, reward, limits, hop_seconds(bundle.manifest))
 
 
 def traces_of(text: str, seed: int) -> tuple[Traces, Traces]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from runtime_edge.errors import CheckFailed, UsageError
 from runtime_edge.formats.bundle import open_bundle
-from streamsplit_compile.cli.options import PathParam, json_option
+from streamsplit_compile.cli.options import PathParam, json_option, profile_option
 from streamsplit_compile.cli.printing import print_json, print_table
 from streamsplit_compile.cli.splitter_commands import (
     bundle_environment,
-    profile_option,
     read_table,
     seed_option,
     traces_of,
@@ -52,6 +52,7 @@ def evaluate_command(
         opened = open_bundle(bundle)
         read.check_cuts([cut.name for cut in opened.manifest.info.cuts])
         environment = bundle_environment(opened, read.target, read.reward, read.limits, profile_file)
+        environment = replace(environment, uplink=read.uplink)
         if tuple(action.name for action in environment.actions) != read.actions:
             raise UsageError(f"--bundle {bundle}: the table's actions are {', '.join(read.actions)}, not the bundle's")
     elif profile_file is not None:

@@ -72,13 +72,13 @@ class Power(Strict, frozen=True):
     """While nothing runs, W. Only the difference is charged to a window."""
 
 
-class Radio(Strict, frozen=True):
-    """Uplink energy: `mj_per_kb * bytes / 1000 + transmit_w * transfer_ms` (mJ)."""
+class OwnRadio(Strict, frozen=True):
+    """What was measured of a board's own Wi-Fi, in place of the published figures (`cost.radios`)."""
 
     mj_per_kb: Figure
     """mJ for 1000 bytes."""
     transmit_w: Figure
-    """Extra W while transmitting, whatever the rate."""
+    """While transmitting, whatever the rate, W."""
 
 
 class Target(Strict, frozen=True):
@@ -95,7 +95,7 @@ class Target(Strict, frozen=True):
     memory: Memory
     launch: Launch
     power: Power
-    radio: Radio
+    radio: OwnRadio | None = None
 
     @property
     def precisions(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from runtime_edge.errors import UsageError
 from runtime_edge.formats.records.actions import ActionCosts, Uplink, costs_digest
 from runtime_edge.formats.records.table import LOCAL, MAX_ACTIONS, Limits, Reward, SplitterTable
 from runtime_edge.policy.reward import Conditions, terms, whole
-from streamsplit_compile.cost.targets import Target
+from streamsplit_compile.cost.radios import Radio
 from streamsplit_compile.splitter.traces import Traces
 
 Array = npt.NDArray[np.float64]
@@ -71,12 +71,12 @@ class ActionOutcomes:
 
 def environment_for(
     costs: Sequence[ActionCosts],
-    target: Target,
+    radio: Radio,
     reward: Reward,
     limits: Limits | None = None,
     hop_s: float = 0.5,
 ) -> Environment:
-    """The environment of these actions on this target, less those the privacy floor or the memory cap forbid.
+    """The environment of these actions over this radio, less those the privacy floor or the memory cap forbid.
 
     Of more than a table may have, the useful ones stay, or as many of them as it may have, evenly spread.
 
@@ -92,9 +92,7 @@ def environment_for(
     if not allowed:
         least = min(action.memory_mb for action in costs[floor:])
         raise UsageError(f"memory cap {room:g} MB: no cut above the privacy floor needs less than {least:.1f} MB")
-    radio = target.radio
-    uplink = Uplink(mj_per_kb=radio.mj_per_kb.value, transmit_w=radio.transmit_w.value)
-    return Environment(_few(allowed), uplink, reward, limits, hop_s)
+    return Environment(_few(allowed), radio.uplink(hop_s), reward, limits, hop_s)
 
 
 def _few(actions: tuple[ActionCosts, ...]) -> tuple[ActionCosts, ...]:

@@ -14,6 +14,7 @@ from runtime_edge.formats.records.table import Reward, SplitterTable
 from runtime_edge.formats.wire import MAX_HEADER_BYTES
 from runtime_edge.inference.profile import Profile
 from streamsplit_compile.cost.cost_model import BlockWork, predict
+from streamsplit_compile.cost.radios import DEFAULT_LINK, radio_on
 from streamsplit_compile.cost.targets import Target, load_target
 from streamsplit_compile.splitter.environment import environment_for
 from streamsplit_compile.splitter.table_training import TableOptions, train_table
@@ -29,11 +30,16 @@ def price(
     targets: Sequence[Target],
     seed: int,
     progress: Callable[[str, int, int], None],
+    link: str = DEFAULT_LINK,
+    measured: Profile | None = None,
 ) -> tuple[Manifest, dict[str, SplitterTable]]:
-    """Add predicted costs for each target to the manifest; returns it and the tables by their path.
+    """Add costs for each target to the manifest, predicted or measured; returns it and the tables by their path.
 
     A target runs, in float32, the one of the bundle's formats that it is fastest with: it names them in that order.
+    Raises UsageError when what was measured is of no target here, or of other blocks.
     """
+    if measured is not None and measured.target not in [target.name for target in targets]:
+        raise UsageError(f"the profile is of {measured.target}; the targets are {', '.join(t.name for t in targets)}")
     exact = [name for name in manifest.components[manifest.info.blocks[0]].variants if name.endswith("-fp32")]
     server = [round(server_ms(item), 4) for item in work]
     costs: dict[str, TargetCost] = {}
@@ -46,26 +52,35 @@ def price(
             block_ms=[round(block.ms, 4) for block in blocks],
             block_mj=[round(block.mj, 4) for block in blocks],
             block_peak_bytes=[block.peak_memory_bytes for block in blocks],
-            radio_mj_per_kb=target.radio.mj_per_kb.value,
+            radio_mj_per_kb=radio_on(target, link).send_mj_per_kb.value,
             table=f"tables/{target.name}.json",
         )
+        if measured is not None and measured.target == target.name:
+            _check_blocks(measured, manifest)
+            cost = measured_cost(cost, measured)
         costs[target.name] = cost
     info = msgspec.structs.replace(manifest.info, targets=costs, server_block_ms=server)
     metadata = msgspec.structs.replace(manifest.additional_metadata, ssc=info)
     manifest = msgspec.structs.replace(manifest, additional_metadata=metadata)
-    bundle = manifests.digest(manifests.encode(manifest))
     tables: dict[str, SplitterTable] = {}
     for index, target in enumerate(targets):
         progress("training splitter tables", index, len(targets))
-        tables[costs[target.name].table] = train_table(
-            environment_for(bundle_actions(manifest, target.name), target, Reward(), hop_s=hop_seconds(manifest)),
-            target=target.name,
-            encoder=info.encoder.id,
-            cut_names=[cut.name for cut in info.cuts],
-            bundle=bundle,
-            options=TableOptions(seed=seed, created_by="ssc compile"),
-        )
+        tables[costs[target.name].table] = table_for(manifest, target, link, seed, "ssc compile")
     return manifest, tables
+
+
+def table_for(manifest: Manifest, target: Target, link: str, seed: int, created_by: str) -> SplitterTable:
+    """The table of a priced bundle on one of its targets, with all defaults, and the radio of a link."""
+    info = manifest.info
+    actions, radio = bundle_actions(manifest, target.name), radio_on(target, link)
+    return train_table(
+        environment_for(actions, radio, Reward(), hop_s=hop_seconds(manifest)),
+        target=target.name,
+        encoder=info.encoder.id,
+        cut_names=[cut.name for cut in info.cuts],
+        bundle=manifests.digest(manifests.encode(manifest)),
+        options=TableOptions(seed=seed, created_by=created_by),
+    )
 
 
 def hop_seconds(manifest: Manifest) -> float:
@@ -89,8 +104,7 @@ def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = No
         raise UsageError(f"--target {target}: this bundle was compiled for {', '.join(sorted(info.targets))}")
     cost = info.targets[target]
     if profile is not None:
-        if profile.blocks != info.blocks or profile.encoder != info.encoder.id:
-            raise UsageError(f"the profile is of {profile.encoder} in {len(profile.blocks)} blocks, not of this bundle")
+        _check_blocks(profile, manifest)
         cost = measured_cost(cost, profile)
     memory = prefix_memory_mb(manifest, cost)
     return [
@@ -99,6 +113,17 @@ def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = No
             action_costs(info.cuts, cost, info.server_block_ms, info.parity.get(cost.variant)), memory, strict=True
         )
     ]
+
+
+def _check_blocks(profile: Profile, manifest: Manifest) -> None:
+    info = manifest.info
+    if profile.blocks != info.blocks or profile.encoder != info.encoder.id:
+        raise UsageError(
+            f"the profile is of {profile.encoder} in {len(profile.blocks)} blocks, not of this bundle, which is "
+            f"{info.encoder.id} in {len(info.blocks)}; measure this one"
+        )
+    for block in info.blocks:
+        manifest.variant(block, profile.variant)
 
 
 def prefix_memory_mb(manifest: Manifest, cost: TargetCost) -> list[float]:
@@ -111,12 +136,19 @@ def prefix_memory_mb(manifest: Manifest, cost: TargetCost) -> list[float]:
 
 
 def measured_cost(cost: TargetCost, profile: Profile) -> TargetCost:
-    """A target's costs with measured times; energy follows, at the target's power."""
-    energy = [
+    """A target's costs with measured times; energy is a meter's, or follows at the target's power."""
+    energy = profile.block_mj or [
         mj * measured / predicted if predicted else mj
         for mj, measured, predicted in zip(cost.block_mj, profile.block_ms, cost.block_ms, strict=True)
     ]
-    return msgspec.structs.replace(cost, block_ms=profile.block_ms, block_mj=energy, provenance="measured")
+    return msgspec.structs.replace(
+        cost,
+        variant=profile.variant,
+        threads=profile.threads,
+        block_ms=profile.block_ms,
+        block_mj=energy,
+        provenance="measured",
+    )
 
 
 def action_costs(

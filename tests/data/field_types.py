@@ -86,5 +86,7 @@ def _number(value: float) -> str:
 def _default(field: Any) -> str:
     if field.required:
         return ""
+    if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT:
+        return "left out"  # msgspec.UNSET
     value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
     return f"`{msgspec.json.encode(value).decode()}`"

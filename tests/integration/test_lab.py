@@ -13,6 +13,7 @@ from runtime_server.lab.figures import figures
 from runtime_server.lab.policy_arms import all_policies, chosen_policies
 from runtime_server.lab.scenarios import SCENARIOS, ScenarioStep
 from runtime_server.lab.session import Lab
+from streamsplit_compile.cost.radios import load_radio
 
 SECONDS = 3.0
 
@@ -60,7 +61,7 @@ def test_a_device_is_measured_on_a_shaped_link(toy, toy_bundle, toy_model, tmp_p
         reference = toy_model(torch.from_numpy(windows)).numpy()
     found = figures(
         recording, encoder="toy", scenario="lte", policy="flac", repeat=0, bundle=toy_bundle, target="rpi4",
-        steps=steps, reference=np.asarray(reference), measured_mj={},
+        steps=steps, radio=load_radio("lte"), reference=np.asarray(reference), measured_mj={},
     )  # fmt: skip
     assert found.cuts == {"waveform": found.windows}
     assert found.windows > 0.5 * SECONDS / harness.HOP_S
@@ -68,7 +69,10 @@ def test_a_device_is_measured_on_a_shaped_link(toy, toy_bundle, toy_model, tmp_p
     assert found.latency_ms["p50"] > 60.0  # the round trip alone
     shipped = sum(found.frame_bytes) * 3600 / recording.seconds / 1e6
     assert found.up_mb_per_hour > shipped  # with what goes around the frames
-    assert found.energy_mj["radio"] > 0
+    # LTE's tail outlasts a hop, so the radio is awake all the time: more than the tail's power over a window.
+    window_mj = recording.seconds * 1e3 / found.windows
+    assert 0.95 * (1.06 - 0.02) * window_mj < found.energy_mj["radio"] < 1.288 * window_mj + 3.6 * 20
+    assert found.energy_mj["idle"] == pytest.approx((2.7 + 0.0201) * window_mj, rel=0.01)
     assert 0 < found.energy_mj["compute"] < 20  # FLAC of half a second, on one core, four times as slow as here
     assert 0 < found.queued_share < 1  # the load wants half of the same processor
     if namespaces:

@@ -67,6 +67,15 @@ class ShipThresholds(Strict, frozen=True):
     """Share of the kept windows that are shipped all the same, so that the server sees them."""
 
 
+class LinkRadio(Strict, frozen=True):
+    """The radio that a table reckons with, and what it costs to ship anything at all."""
+
+    link: Name
+    """`wifi`, `lte`, `lora`, or of a radio file of the user's."""
+    message_mj: Cost
+    """Of each window that ships, mJ: the radio woken and kept awake, what surrounds the frame, the answer received."""
+
+
 class Uplink(Strict, frozen=True):
     """What shipping costs a device, whatever is shipped."""
 
@@ -74,6 +83,13 @@ class Uplink(Strict, frozen=True):
     transmit_w: Cost
     deadline_ms: Annotated[float, Meta(gt=0, le=1e6)] = 1000.0
     """A device that has no answer after this long runs the rest itself."""
+    radio: LinkRadio | msgspec.UnsetType = msgspec.UNSET
+    """Of tables that know their link; others charge for bytes and time alone, and their files do not have it."""
+
+    @property
+    def message_mj(self) -> float:
+        """What a window that ships costs, however small it is, mJ."""
+        return 0.0 if self.radio is msgspec.UNSET else self.radio.message_mj
 
 
 def costs_digest(costs: Iterable[Costs], uplink: Uplink) -> str:

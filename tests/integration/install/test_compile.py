@@ -37,6 +37,11 @@ def test_an_encoder_is_compiled_verified_and_compiled_again(terminal):
     assert all(cut.name in shown for cut in bundle.manifest.info.cuts)
     terminal.types("ssc verify bundle/ --encoder encoder.pt --pub signing.pub")
 
+    here_too = ("bench", "device", here / "bundle", "--target", "rpi4", "--meter", "none", "--runs", "2", "-o")
+    terminal.environment.ssc(*here_too, here / "device.json")
+    terminal.types("ssc compile encoder.pt --targets rpi4,m2 --profile device.json -o measured/")
+    assert open_bundle(here / "measured").manifest.info.targets["rpi4"].provenance == "measured"
+
     terminal.environment.python(OTHER_WEIGHTS, here / "encoder.pt", here / "new.pt")
     terminal.types("ssc compile new.pt --base bundle/ -o bundle-2/")
     assert open_bundle(here / "bundle-2").manifest.info.generation == 2
@@ -70,6 +75,7 @@ def test_tables_are_trained_judged_and_explained(toy_terminal):
         "ssc splitter train bundle/ --target rpi4 --traces lte,wifi -o table.json",
         "ssc splitter train bundle/ --target rpi4 -o table.json",
         "ssc splitter train bundle/ --target rpi4 --traces traces/ --max-mb-per-hour 40 -o table.json",
+        "ssc splitter train bundle/ --target rpi4 --traces lte --link lte -o table.json",
     ):
         (here / "table.json").unlink(missing_ok=True)
         terminal.types(command)

@@ -31,6 +31,9 @@ def test_a_bundle_is_tried_measured_and_run_without_a_server(toy_terminal):
     assert "self-test of onnx-fp32" in terminal.types("ssc doctor bundle/")
     terminal.types("ssc profile bundle/ --target rpi4 -o profile.json")
     assert (here / "profile.json").stat().st_size > 0
+    terminal.types("ssc bench device bundle/ --target rpi4 -o device.json")
+    measured = json.loads((here / "device.json").read_text())
+    assert {row["variant"] for row in measured["variants"]} == {"onnx-fp32"}
     found = results(terminal.types("ssc edge run --bundle bundle/ --source file.wav --no-realtime --results -"))
     assert {result["finished"] for result in found} == {"device"}
     samples = soundfile.info(here / "file.wav").frames

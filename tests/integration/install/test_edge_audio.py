@@ -33,8 +33,9 @@ def device(toy_terminal, start, tmp_path):
 def test_the_doctor_has_nothing_to_mend(toy_terminal):
     assert "PROBLEM" not in toy_terminal.types("ssc doctor")
     assert "self-test of onnx-fp32" in toy_terminal.types("ssc doctor bundle/")
-    toy_terminal.types("ssc profile bundle/ --target rpi4 -o profile.json")
-    assert (toy_terminal.directory / "profile.json").stat().st_size > 0
+    shown = toy_terminal.types("ssc bench device bundle/ --target rpi4 -o device.json", "--meter none")
+    assert "onnx-fp32 on cpu, 1 thread(s)" in shown
+    assert (toy_terminal.directory / "device.json").stat().st_size > 0
 
 
 @pytest.mark.parametrize(

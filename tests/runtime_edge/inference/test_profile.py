@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from runtime_edge.cli import profile_command
 from runtime_edge.errors import BundleError, FormatError
-from runtime_edge.inference.profile import Profile, measure_profile
+from runtime_edge.inference.profile import Profile, measure_profile, read_profile
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,16 @@ def test_a_changed_file_is_refused_and_the_field_named(profile, old, new, part):
     with pytest.raises(FormatError, match=r"profile\.json") as caught:
         Profile.from_json(data.replace(old, new, 1), "profile.json")
     assert part in str(caught.value)
+
+
+def test_energy_of_a_profile_is_of_each_block(profile, tmp_path):
+    file = tmp_path / "profile.json"
+    counted = msgspec.structs.replace(profile, block_mj=[1.0] * len(profile.blocks))
+    file.write_bytes(counted.to_json())
+    assert read_profile(file) == counted
+    file.write_bytes(msgspec.structs.replace(profile, block_mj=[1.0]).to_json())
+    with pytest.raises(FormatError, match=r"profile\.json: block_mj: 1 numbers"):
+        read_profile(file)
 
 
 def test_a_variant_that_is_not_there_is_refused(small_bundle):

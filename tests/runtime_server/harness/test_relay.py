@@ -1,7 +1,9 @@
 """The emulated link: what it delays, in virtual time, and that an outage loses nothing."""
 
 import asyncio
+import itertools
 
+import pytest
 from virtual_time import VirtualTime
 
 from runtime_server.harness.relay import LinkState, Relay
@@ -54,6 +56,22 @@ def test_both_rates_hold():
     state = LinkState(uplink_mbps=4.0, downlink_mbps=8.0)
     _, seconds = through(state, lambda reader, writer, relay: there_and_back(reader, writer, 51_200))
     assert seconds > 51_200 * 8 / 4e6
+
+
+def test_what_passes_is_noted_with_the_time_it_was_on_the_link():
+    state = LinkState(uplink_mbps=4.0, downlink_mbps=8.0)
+
+    async def work(reader, writer, relay):
+        relay.passages = []
+        await there_and_back(reader, writer, 51_200)
+        return relay.passages
+
+    passages, _ = through(state, work)
+    for way, mbps in (("up", 4.0), ("down", 8.0)):
+        own = [one for one in passages if one.way == way]
+        assert sum(one.bytes for one in own) == 51_200
+        assert sum(one.ends - one.begins for one in own) == pytest.approx(51_200 * 8 / (mbps * 1e6))
+        assert all(before.ends <= after.begins for before, after in itertools.pairwise(own))
 
 
 def test_an_outage_holds_what_is_sent_until_it_is_over():

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from runtime_edge.errors import FormatError, UsageError
-from runtime_server.telemetry.energy import CpuSeconds, Nvml, Rapl, burn, energy_source
+from runtime_edge.measure.rapl import Rapl, burn
+from runtime_server.telemetry.energy import CpuSeconds, Nvml, energy_source
 from streamsplit_compile.cost.targets import load_target
 
 

@@ -10,10 +10,10 @@ import pytest
 from priced_actions import action
 
 from runtime_edge.errors import UsageError
-from runtime_edge.formats.records.actions import ActionCosts, Uplink
+from runtime_edge.formats.records.actions import ActionCosts, LinkRadio, Uplink
 from runtime_edge.formats.records.table import LOCAL, MAX_ACTIONS, Limits, Reward
 from runtime_edge.policy.reward import Conditions, terms
-from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.cost.radios import load_radio
 from streamsplit_compile.splitter.environment import (
     Environment,
     environment_for,
@@ -75,9 +75,21 @@ def test_on_a_dead_link_the_device_waits_for_the_deadline_and_runs_the_rest_itse
     assert outcome.energy_mj[0, 0].tolist() == pytest.approx([200 + 50 + 500, 200 + 10 + 500, 200 + 0.5 + 100, 200])
 
 
-def test_the_radio_comes_from_the_target() -> None:
-    environment = environment_for([WAVEFORM, ON_DEVICE], load_target("rpi4"), Reward())
-    assert (environment.uplink.mj_per_kb, environment.uplink.transmit_w) == (2.27, 0.133)
+def test_the_radio_comes_from_the_link() -> None:
+    environment = environment_for([WAVEFORM, ON_DEVICE], load_radio("lte"), Reward(), hop_s=0.5)
+    assert environment.uplink == load_radio("lte").uplink(0.5)
+    assert environment.uplink.radio.link == "lte"
+
+
+def test_a_window_that_ships_pays_for_its_message_and_one_that_does_not_pays_nothing() -> None:
+    radio = LinkRadio(link="lte", message_mj=500.0)
+    at = Conditions(uncertainty=0.4, cpu=0.0, bandwidth_mbps=2.0, rtt_ms=60.0)
+    for which, costs in ((EARLY, 500.0), (EMBEDDING, 500.0), (ON_DEVICE, 0.0)):
+        with_radio, without = (
+            terms(which, EMBEDDING, uplink, Reward(), Limits(), at)
+            for uplink in (msgspec.structs.replace(UPLINK, radio=radio), UPLINK)
+        )
+        assert with_radio.energy_mj - without.energy_mj == pytest.approx(costs)
 
 
 def test_the_terms_of_the_reward_add_up_and_caps_charge_for_bytes_and_late_windows() -> None:
@@ -96,10 +108,10 @@ def test_the_privacy_floor_and_the_memory_cap_leave_actions_out() -> None:
         msgspec.structs.replace(item, memory_mb=size)
         for item, size in zip((WAVEFORM, EARLY, EMBEDDING), (0.0, 5.0, 40.0), strict=True)
     ]
-    target = load_target("rpi4")
+    radio = load_radio("wifi")
 
     def names(**limits: object) -> list[str]:
-        return [item.name for item in environment_for(sized, target, Reward(), Limits(**limits)).actions]
+        return [item.name for item in environment_for(sized, radio, Reward(), Limits(**limits)).actions]
 
     assert names(min_cut="early") == ["early", "embedding"]
     assert names(memory_mb=10.0) == ["waveform", "early"]
@@ -149,11 +161,11 @@ def test_of_more_actions_than_a_table_may_have_those_stay_that_nothing_beats() -
     useful = [action(f"cut{i}", 2.0 * i, 8.0 * i, 9_000 - 10 * i, 5.0, (0.99,), True) for i in range(20)]
     beaten = [action(f"{one.name}b", one.device_ms + 1, 0.0, one.bytes, 5.0, (0.99,), True) for one in useful]
     costs = [item for pair in zip(useful, beaten, strict=True) for item in pair]
-    target = load_target("rpi4")
-    names = [item.name for item in environment_for(costs, target, Reward()).actions]
+    radio = load_radio("wifi")
+    names = [item.name for item in environment_for(costs, radio, Reward()).actions]
     assert names == [*(item.name for item in useful), beaten[-1].name], "the last is the whole encoder, and stays"
 
     many = [action(f"cut{i}", 2.0 * i, 8.0 * i, 9_000 - 10 * i, 5.0, (0.99,), True) for i in range(60)]
-    chosen = [item.name for item in environment_for(many, target, Reward()).actions]
+    chosen = [item.name for item in environment_for(many, radio, Reward()).actions]
     assert len(chosen) == MAX_ACTIONS
     assert (chosen[0], chosen[-1]) == ("cut0", "cut59")

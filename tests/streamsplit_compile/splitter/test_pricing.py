@@ -4,6 +4,7 @@ import pytest
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.manifest import Cut, TargetCost
 from runtime_edge.formats.wire import MAX_HEADER_BYTES
+from runtime_edge.inference.profile import Profile
 from streamsplit_compile.cost.cost_model import count_work, predict
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.encoder.segment import split
@@ -124,3 +125,32 @@ def test_the_actions_of_a_bundle_are_priced_again_from_its_manifest(small_bundle
     assert actions[-1].device_ms == pytest.approx(sum(info.targets["rpi4"].block_ms))
     with pytest.raises(UsageError, match="--target vax: this bundle was compiled for m2, rpi4"):
         bundle_actions(small_bundle.manifest, "vax")
+
+
+def test_what_was_measured_takes_the_place_of_predictions(small_bundle, work):
+    info = small_bundle.manifest.info
+    blocks = len(info.blocks)
+    measured = Profile(
+        target="m2", encoder=info.encoder.id, variant="onnx-fp32", blocks=info.blocks, block_ms=[2.0] * blocks,
+        block_p90_ms=[3.0] * blocks, block_mj=[7.0] * blocks, runs=5, threads=2, memory_mb=80.0, machine={},
+    )  # fmt: skip
+    targets = [load_target("rpi4"), load_target("m2")]
+
+    def priced(profile):
+        return price(small_bundle.manifest, "onnx-fp32", work, targets, 0, lambda *_: None, measured=profile)
+
+    manifest, tables = priced(measured)
+    cost = manifest.info.targets["m2"]
+    assert (cost.block_ms, cost.block_mj, cost.threads) == ([2.0] * blocks, [7.0] * blocks, 2)
+    assert cost.provenance == "measured"
+    assert manifest.info.targets["rpi4"] == info.targets["rpi4"]
+    assert tables["tables/m2.json"].costs[-1].device_mj == 7.0 * blocks
+    without_meter = msgspec.structs.replace(measured, block_mj=None)
+    followed = [mj * 2.0 / ms for mj, ms in zip(info.targets["m2"].block_mj, info.targets["m2"].block_ms, strict=True)]
+    assert priced(without_meter)[0].info.targets["m2"].block_mj == pytest.approx(followed)
+    for wrong, message in (
+        (msgspec.structs.replace(measured, target="rpi5"), "the profile is of rpi5; the targets are rpi4, m2"),
+        (msgspec.structs.replace(measured, blocks=["one"]), "in 1 blocks, not of this bundle"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            priced(wrong)

@@ -19,6 +19,7 @@ from runtime_edge.formats.records.table import (
     StateAxis,
 )
 from runtime_edge.policy.splitter import Splitter
+from streamsplit_compile.cost.radios import radio_on
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.splitter.environment import Environment, environment_for, simulate
 from streamsplit_compile.splitter.evaluation import LATE_SHARE, evaluate
@@ -65,7 +66,7 @@ def lte(traces: int, windows: int, seed: int) -> Traces:
 
 
 def resnet18(limits: Limits | None = None, watts: float = 3.7) -> Environment:
-    return environment_for(resnet18_costs(watts), load_target("rpi4"), Reward(), limits)
+    return environment_for(resnet18_costs(watts), radio_on(load_target("rpi4")), Reward(), limits)
 
 
 def train(environment: Environment, cuts: list[str] = CUTS, **changes: object) -> SplitterTable:
@@ -167,7 +168,7 @@ def test_intermediate_cuts_are_taken_when_they_pay() -> None:
         action("embedding", 60, 60, 128, 3, (1.0,), False),
         action(LOCAL, 60, 60, 0, 0, (1.0,), False),
     ]
-    environment = environment_for(frugal, load_target("rpi4"), Reward(rho=0.5))
+    environment = environment_for(frugal, radio_on(load_target("rpi4")), Reward(rho=0.5))
     table = train(environment, ["waveform", "middle", "embedding"])
     used = {table.actions[best] for best in table.policy}
     assert {"middle", LOCAL} <= used
@@ -196,7 +197,7 @@ def test_where_nothing_beats_one_action_regret_is_small_and_finite() -> None:
         action("waveform", 0, 0, 32_000, 500, (0.1,), True),
         action(LOCAL, 1, 1, 0, 0, (1.0,), False),
     ]
-    environment = environment_for(costs, load_target("m2"), Reward())
+    environment = environment_for(costs, radio_on(load_target("m2")), Reward())
     table = train(environment, ["waveform"], traces=lte(32, 100, 0), held_out=lte(8, 100, 1))
     assert set(table.policy) == {1}
     assert table.metrics["regret"] == 0.0
@@ -210,7 +211,7 @@ def test_many_cuts_get_fewer_bins_and_a_table_that_still_fits(cuts: int) -> None
         for index, name in enumerate(names)
     ]
     tiny = lte(64, 100, 0)
-    table = train(environment_for(costs, load_target("rpi4"), Reward()), names, traces=tiny, held_out=tiny)
+    table = train(environment_for(costs, radio_on(load_target("rpi4")), Reward()), names, traces=tiny, held_out=tiny)
     assert len(table.actions) == min(cuts, MAX_ACTIONS)
     assert (table.actions[0], table.actions[-1]) == (names[0], names[-1])
     assert [axis.name for axis in table.state] == ["uncertainty", "cpu", "bandwidth_mbps", "rtt_ms"]
@@ -282,7 +283,7 @@ def test_a_cap_on_latency_holds_on_unseen_traces() -> None:
 def test_caps_that_cannot_be_kept_are_one_line(limits: Limits, message: str | None) -> None:
     if message is None:  # without `local` even the smallest frame is too much
         shipping = [item for item in resnet18_costs() if item.name != LOCAL]
-        environment = environment_for(shipping, load_target("rpi4"), Reward(), limits)
+        environment = environment_for(shipping, radio_on(load_target("rpi4")), Reward(), limits)
         message = r"bytes cap 0.1 MB/h: the smallest cut ships 0.92 MB/h; raise it"
     else:
         environment = resnet18(limits)

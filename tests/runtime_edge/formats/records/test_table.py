@@ -20,7 +20,10 @@ from runtime_edge.errors import TableError
 from runtime_edge.formats.records.actions import (
     STREAMS,
     Encoding,
+    LinkRadio,
     ShipThresholds,
+    Uplink,
+    costs_digest,
 )
 from runtime_edge.formats.records.table import (
     LOCAL,
@@ -293,3 +296,16 @@ def test_the_thresholds_of_what_is_shipped_are_kept() -> None:
     assert SplitterTable.from_json(table.to_json(), "t.json").ship == thresholds
     assert ShipThresholds() == ShipThresholds(min_entropy=0.02, max_entropy=0.4, max_entropy_scale=1.0)
     assert SplitterTable.from_json(make().to_json(), "t.json").ship is None
+
+
+def test_a_table_that_knows_no_link_keeps_its_bytes_and_one_that_does_says_which() -> None:
+    without = make()
+    assert b"radio" not in without.to_json()
+    uplink = Uplink(mj_per_kb=2.27, transmit_w=0.133, radio=LinkRadio(link="lte", message_mj=521.4))
+    with_link = make(uplink=uplink, costs_digest=costs_digest(COSTS, uplink))
+    read = SplitterTable.from_json(with_link.to_json(), "t.json")
+    assert read.uplink == uplink
+    assert read.costs_digest != without.costs_digest
+    refused = with_link.to_json().replace(b'"message_mj":521.4', b'"message_mj":-1')
+    with pytest.raises(TableError, match=r"t\.json: .*message_mj"):
+        SplitterTable.from_json(refused, "t.json")
