@@ -27,6 +27,7 @@ from runtime_server.serving.loading import Loaded, Loader
 from runtime_server.serving.server_config import ServerConfig
 from runtime_server.serving.server_status import STARTING, Jobs, ServerParts, ServerStatus
 from runtime_server.state.ledger import PartitionedLedger
+from runtime_server.state.server_address import keep_address
 from runtime_server.state.server_state import ServerState
 from runtime_server.state.suspects import Suspects
 from runtime_server.telemetry.energy import energy_source
@@ -129,6 +130,8 @@ class Server:
             await self._broker.start()
         closing.push_async_callback(hub.close)
         await self._connect(hub)
+        if ranks.first:
+            keep_address(state.root, self._address)
         rate, suspects = RateLimit(self._config.max_rate), Suspects(state.root / "suspects", ranks.partitions)
         trainer, shares = training.trainer if training else None, StreamShares(hub)
         ingest = Ingest(hub, loaded.generations, trainer, ledger, rate, suspects, shares)

@@ -18,10 +18,22 @@ _SETTINGS = {
     10026: "it admits no more consumers: raise max_consumers of the account, or leave it out",
     10027: "it admits no more streams: raise max_streams of the account, or leave it out",
     10039: "JetStream is off for the account there: set jetstream: enabled in it, under accounts",
+    10113: "the account asks for a size of each stream: leave out max_bytes_required",
+    10122: "the account admits too small streams: raise max_stream_bytes of the account, or leave it out",
     10047: "its JetStream store is too small: raise max_file_store in the jetstream block of its configuration",
 }
 """Which of the broker's settings is in the way, by the number of its error."""
-_NO_RIGHT = "permissions violation"
+_LIMITS = {
+    "maximum connections exceeded": "it admits no more connections: raise max_connections in its configuration",
+    "maximum account active connections exceeded": (
+        "it admits no more connections: raise max_connections in the limits of the account"
+    ),
+    "maximum subscriptions exceeded": "it admits no more subscriptions: raise max_subscriptions in its configuration",
+    "maximum control line exceeded": "it takes no subjects of this length: raise max_control_line in its configuration",
+    "maximum payload": "it takes no messages of this size: raise max_payload in its configuration",
+}
+"""The same for what it says before it hangs up."""
+NO_RIGHT = "permissions violation"
 
 
 async def flush(client: Client, timeout_s: int = 10) -> None:
@@ -48,14 +60,14 @@ def reason(exc: Exception) -> str:
     text = str(exc) or type(exc).__name__
     if isinstance(exc, nats.js.errors.APIError) and exc.err_code in _SETTINGS:
         return _SETTINGS[exc.err_code]
-    if isinstance(exc, nats.errors.MaxPayloadError):
-        return "it takes no messages of this size: raise max_payload in its configuration"
-    if _NO_RIGHT in text.lower():
+    if limit := next((words for said, words in _LIMITS.items() if said in text.lower()), ""):
+        return limit
+    if NO_RIGHT in text.lower():
         return f"{text.removeprefix('nats: ')}: allow it in the permissions of this user there"
     return text
 
 
 def is_refusal(exc: Exception) -> bool:
     """Whether a broker has answered, and said that something is not possible there."""
-    refused = isinstance(exc, nats.js.errors.APIError | nats.errors.MaxPayloadError)
-    return refused or _NO_RIGHT in str(exc).lower()
+    text = str(exc).lower()
+    return isinstance(exc, nats.js.errors.APIError) or any(said in text for said in (*_LIMITS, NO_RIGHT))

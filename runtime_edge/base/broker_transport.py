@@ -1,8 +1,9 @@
 """The broker's library, with a connection that tries all addresses of a name, and whose encrypted end is no warning.
 
 The library asks asyncio for one address after the other within one time limit, so an address that swallows packets (a
-stale record, IPv6 without a route) uses it up, and the others are never tried. Over TLS it asks for the other half of a
-connection that a broker has ended, which TLS does not have: asyncio warned of that at every disconnect.
+stale record, IPv6 without a route) uses it up, and the others are never tried. A broker that is full says so and hangs
+up: asyncio then forgets what it said. Over TLS the library asks for the other half of a connection that a broker has
+ended, which TLS does not have: asyncio warned of that at every disconnect.
 """
 
 from __future__ import annotations
@@ -31,10 +32,15 @@ class AnyAddressClient(Client):
 class _AnyAddressTransport(TcpTransport):
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         """See the library."""
-        opening = asyncio.open_connection(uri.hostname, uri.port, limit=buffer_size, happy_eyeballs_delay=_NEXT_S)
-        reader, writer = await asyncio.wait_for(opening, connect_timeout)
+        loop, reader = asyncio.get_running_loop(), asyncio.StreamReader(limit=buffer_size)
+        assert uri.hostname is not None
+        assert uri.port is not None  # the library has filled in what was left out
+        opening = loop.create_connection(
+            lambda: _PlainProtocol(reader), uri.hostname, uri.port, happy_eyeballs_delay=_NEXT_S
+        )
+        transport, protocol = await asyncio.wait_for(opening, connect_timeout)
         self._bare_io_reader = self._io_reader = reader
-        self._bare_io_writer = self._io_writer = writer
+        self._bare_io_writer = self._io_writer = asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
@@ -49,6 +55,20 @@ class _AnyAddressTransport(TcpTransport):
         transport = await asyncio.wait_for(encrypting, connect_timeout)
         assert transport is not None  # closed meanwhile
         self._io_reader, self._io_writer = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    async def drain(self) -> None:
+        """See the library. A connection that has ended is no error before all that was said on it is read."""
+        try:
+            await super().drain()  # type: ignore[no-untyped-call]
+        except ConnectionError:
+            if self.at_eof():  # type: ignore[no-untyped-call]
+                raise
+
+
+class _PlainProtocol(asyncio.StreamReaderProtocol):
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A reset ends the reading like any other end: an error would hide what came before."""
+        super().connection_lost(None)
 
 
 class _EncryptedProtocol(asyncio.StreamReaderProtocol):

@@ -11,8 +11,8 @@ from runtime_edge.formats.records.report import decode_report
 from runtime_edge.transport.protocol import Transport
 
 _LOG = logging.getLogger(__name__)
-_EVERY = 12
-"""Reports between two looks: a report is as long as the answer, and links are thin."""
+_EVERY = 4
+"""Reports between two looks: what is read is as long as a report, and links are thin."""
 
 
 class NamesakeWatch:

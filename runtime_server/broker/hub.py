@@ -22,50 +22,41 @@ import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
-from nats.js.api import DiscardPolicy, StorageType, StreamConfig
+from nats.js.api import StreamConfig
 from nats.js.client import JetStreamContext
 
 from runtime_edge.base.aio import within
-from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, flush, reason
+from runtime_edge.base.broker_errors import BROKER_ERRORS, NO_RIGHT, disconnect, flush, is_refusal, reason
 from runtime_edge.errors import AccessError, FormatError, LinkError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle
-from runtime_edge.formats.credentials import Address, explain, servers
+from runtime_edge.formats.credentials import Address, explain, named, servers
 from runtime_edge.formats.records import release as releases
 from runtime_edge.formats.records.head import Head
-from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES
 from runtime_edge.formats.records.release import Release, ReleasedBundle
-from runtime_edge.formats.records.report import MAX_REPORT_BYTES, decode_report
+from runtime_edge.formats.records.report import decode_report
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.strict import decode
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
 from runtime_server.broker.bucket_keys import bucket_keys
-from runtime_server.broker.bucket_streams import bucket, object_store
 from runtime_server.broker.guarded_client import GuardedClient
 from runtime_server.broker.record_writer import SignedRecordWriter
 from runtime_server.broker.requirements import check_offer, check_store
+from runtime_server.broker.streams import all_streams
 
-_STREAM_BYTES = 4 << 30
-_STREAM_AGE_S = 7 * 24 * 3600
-_DUPLICATES_S = 0.1
-"""How long the broker remembers message ids, the least it allows: each takes memory, 64 KiB if a device likes.
-The ledger knows which windows were counted."""
-_DEAD_LETTERS, _DEAD_OF_ONE, _DEAD_AGE_S = 1000, 100, 30 * 24 * 3600
-"""Each letter is small; a bound in bytes would be room that the broker holds free."""
-_PRESENCE_TTL_S = 60
 _FLUSH_S = 2.0
 _AGAIN_S = 0.5
 _PING_S = 5
 RECONNECT_S, CONNECT_TIMEOUT_S = 1, 2
 """Between two attempts to connect again, and for one."""
 _ELECTION_S = 30.0
+_NOT_YET = (nats.js.errors.ServiceUnavailableError, nats.js.errors.ServerError, asyncio.TimeoutError)
 _EXISTS = 10058
 """The broker's number for a stream that is there with another configuration."""
 STATUS_SUBJECT = "srv.status"
+NO_SERVER = "no server answers there; is `ssc server run` running?"
 MAX_MESSAGE_BYTES = MAX_FRAME_BYTES
 """The broker takes nothing larger."""
-DEAD = "DEAD"
-"""The stream of dead letters (`runtime_server.ingest.dead_letters`)."""
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -80,7 +71,7 @@ def raises_link_error(request: _Request[_Arguments, _Result]) -> _Request[_Argum
         try:
             return await request(hub, *args, **kwargs)
         except BROKER_ERRORS as exc:
-            raise LinkError(f"broker {hub.url}: {reason(exc)}") from None
+            raise hub.explained(exc) from None
 
     return wrapped
 
@@ -121,13 +112,11 @@ class Hub:
 
         Raises LinkError; UsageError or FormatError when the credentials cannot be read.
         """
-        failures: list[LinkError] = []
         connecting = True
 
         async def on_error(exc: Exception) -> None:
             """Reconnections are the library's business; failures of requests are raised where they are made."""
-            failures[:] = [explain(self.url, self._credentials, exc)]
-            if connecting and isinstance(failures[0], AccessError):
+            if connecting and isinstance(explain(self.url, self._credentials, exc), AccessError):
                 raise exc
 
         options = self._credentials.options(self._address)
@@ -155,8 +144,27 @@ class Hub:
         except BROKER_ERRORS as exc:
             await disconnect(self.client)
             # When the time is up, the reason is what the last attempt failed of.
-            late = bool(failures) and isinstance(exc, asyncio.TimeoutError)
-            raise self._advised(failures[0] if late else explain(self.url, self._credentials, exc)) from None
+            late = isinstance(exc, asyncio.TimeoutError) and self.client.last_error is not None
+            cause = self.client.last_error if late else exc
+            raise self._advised(explain(self.url, self._credentials, cause or exc)) from None
+
+    def explained(self, exc: Exception, of_none: str = "it does not answer in time") -> LinkError:
+        """The error to raise for a request that failed with `exc`; `of_none` is said where nothing was answered."""
+        cause = self._cause(exc)
+        silent = isinstance(cause, asyncio.TimeoutError | nats.errors.NoRespondersError)
+        return LinkError(f"broker {self.url}: {of_none if silent else self._in_words(cause)}")
+
+    def _cause(self, exc: Exception) -> Exception:
+        """What the broker has refused before it gave no answer or hung up; else what the library says."""
+        said = self.client.last_error
+        mute = isinstance(exc, asyncio.TimeoutError | nats.errors.ConnectionClosedError)
+        return said if mute and said is not None and is_refusal(said) else exc
+
+    def _in_words(self, exc: Exception) -> str:
+        words = reason(exc)
+        if self._credentials.nkey is None or NO_RIGHT not in words:
+            return words
+        return f"{words}, or give --state of its server in place of {named(self._credentials.nkey)}"
 
     def _advised(self, exc: LinkError) -> LinkError:
         """An operator is let in by the server's own key, not by one of a device."""
@@ -298,7 +306,7 @@ class Hub:
         try:
             answer = await self.client.request(STATUS_SUBJECT, b"", timeout=3.0)
         except BROKER_ERRORS as exc:
-            raise LinkError(f"broker {self.url}: no server answers ({reason(exc)})") from None
+            raise self.explained(exc, NO_SERVER) from None
         return decode(answer.data, dict[str, object], "the server's status", MAX_MESSAGE_BYTES, LinkError)
 
     async def create(self, replicas: int = 1) -> None:
@@ -306,50 +314,17 @@ class Hub:
 
         Raises what the library raises.
         """
-        frames = StreamConfig(
-            name=subjects.STREAM,
-            subjects=["act.>"],
-            storage=StorageType.FILE,
-            max_bytes=_STREAM_BYTES,
-            max_age=_STREAM_AGE_S,
-            max_msg_size=MAX_FRAME_BYTES,
-            discard=DiscardPolicy.OLD,
-            duplicate_window=_DUPLICATES_S,
-        )
-        letters = StreamConfig(
-            name=DEAD,
-            subjects=["dead.>"],
-            storage=StorageType.FILE,
-            max_msgs=_DEAD_LETTERS,
-            max_msgs_per_subject=_DEAD_OF_ONE,
-            max_age=_DEAD_AGE_S,
-            discard=DiscardPolicy.OLD,
-            allow_direct=True,
-        )
-        # Devices write here, and a rollup would let one of them remove what the others have written.
-        theirs = {"duplicate_window": _DUPLICATES_S, "allow_rollup_hdrs": False}
-        buckets = [
-            bucket(subjects.TABLES, max_msgs_per_subject=5),
-            bucket(subjects.HEADS, max_msgs_per_subject=5),
-            bucket(subjects.RELEASES, max_msgs_per_subject=20),
-            bucket(subjects.PRESENCE, max_age=_PRESENCE_TTL_S, max_msg_size=MAX_REPORT_BYTES, **theirs),
-            bucket(subjects.LEARNT, max_msg_size=MAX_LEARNT_BYTES, **theirs),
-        ]
-        bundles = object_store(subjects.BUNDLES)
+        streams = all_streams()
         deadline = time.monotonic() + _ELECTION_S
-        for config in (frames, letters, *buckets, bundles):
+        for config in streams:
             while True:
                 try:
                     await self._make(config.evolve(num_replicas=replicas))
                     break
-                except (
-                    nats.js.errors.ServiceUnavailableError,
-                    nats.js.errors.ServerError,
-                    asyncio.TimeoutError,
-                ) as exc:
-                    check_store(exc, config, self.url)
+                except (nats.js.errors.APIError, asyncio.TimeoutError) as exc:
+                    check_store(exc, config, len(streams), self.url)
                     # The brokers of a cluster are still finding each other.
-                    if time.monotonic() > deadline:
+                    if not isinstance(exc, _NOT_YET) or time.monotonic() > deadline:
                         raise
                     await asyncio.sleep(_AGAIN_S)
 

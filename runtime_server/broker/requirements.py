@@ -12,8 +12,8 @@ from runtime_edge.formats.wire import MAX_FRAME_BYTES
 from runtime_server.broker.guarded_client import GuardedClient
 
 _LOG = logging.getLogger(__name__)
-_STORE_TOO_SMALL = 10047
-"""The broker's number for it."""
+_STORE_TOO_SMALL, _TOO_FEW_STREAMS = 10047, 10027
+"""The broker's numbers for them."""
 
 
 def check_offer(client: GuardedClient, url: str) -> None:
@@ -27,11 +27,17 @@ def check_offer(client: GuardedClient, url: str) -> None:
         )
 
 
-def check_store(exc: Exception, config: StreamConfig, url: str) -> None:
-    """Raise LinkError where a stream could not be made because it reserves more than the broker's store has."""
-    if isinstance(exc, nats.js.errors.APIError) and exc.err_code == _STORE_TOO_SMALL:
-        needed = (config.max_bytes or 0) >> 30
+def check_store(exc: Exception, config: StreamConfig, streams: int, url: str) -> None:
+    """Raise LinkError where a stream could not be made because the broker's store is too small for it, or for all."""
+    code = exc.err_code if isinstance(exc, nats.js.errors.APIError) else None
+    if code == _TOO_FEW_STREAMS:
+        raise LinkError(
+            f"broker {url}: it admits too few streams: set max_streams of the account to {streams} at least, or leave "
+            "it out"
+        ) from None
+    if code == _STORE_TOO_SMALL and config.max_bytes:
+        needed = config.max_bytes >> 30
         raise LinkError(
             f"broker {url}: its JetStream store is too small: {config.name} reserves {needed} GiB; set max_file_store: "
-            f"{2 * needed}GB in the jetstream block of its configuration"
+            f"{2 * needed}GB in the jetstream block of its configuration, and max_file of the account, where it has one"
         ) from None

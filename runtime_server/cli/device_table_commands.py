@@ -19,8 +19,9 @@ from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.hub import Hub
 from runtime_server.cli.ask import ask
 from runtime_server.cli.server_access import check_signed, signing_key
+from runtime_server.cli.server_options import broker_option, server_option
 from streamsplit_compile.bundle.bundle_writer import write_table
-from streamsplit_compile.cli.options import PathParam, broker_option, json_option, key_option, read_key, server_option
+from streamsplit_compile.cli.options import PathParam, json_option, key_option, read_key
 from streamsplit_compile.cli.printing import print_json, print_table
 from streamsplit_compile.cli.splitter_commands import read_table, seed_option
 from streamsplit_compile.splitter.evaluation import evaluate

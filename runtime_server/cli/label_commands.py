@@ -21,11 +21,12 @@ from runtime_server.broker.hub import Hub
 from runtime_server.broker.pushed_heads import pushed_heads
 from runtime_server.cli.ask import ask
 from runtime_server.cli.server_access import check_signed, signing_key
+from runtime_server.cli.server_options import DEFAULT_STATE, server_option
 from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder
 from runtime_server.labels.head_training import Examples, fit_head
 from runtime_server.labels.labelled import is_events, of_clips, of_events, read_clips, read_events
 from runtime_server.state.server_state import bundle_paths, head_clips_path
-from streamsplit_compile.cli.options import DEFAULT_STATE, PathParam, json_option, key_option, server_option, together
+from streamsplit_compile.cli.options import PathParam, json_option, key_option, together
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
 
 _LOOK_S = 2.0

@@ -9,11 +9,12 @@ import click
 
 from runtime_edge.formats.credentials import Address
 from runtime_server.cli.ask import ask
+from runtime_server.cli.server_options import broker_option
 from runtime_server.releases.head_judge import WITHOUT_CLIPS
 from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.releases.rollout import RolloutConfig
 from runtime_server.releases.rollout_service import RolloutAction, request
-from streamsplit_compile.cli.options import PathParam, broker_option, json_option, together
+from streamsplit_compile.cli.options import PathParam, json_option, together
 from streamsplit_compile.cli.printing import print_json, print_table, size
 
 release_options = together(

@@ -9,8 +9,9 @@ from runtime_edge.formats import minisign
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub
 from runtime_server.cli.ask import ask
+from runtime_server.cli.server_options import DEFAULT_STATE
 from runtime_server.state.server_state import signing_key_file
-from streamsplit_compile.cli.options import DEFAULT_STATE, read_key
+from streamsplit_compile.cli.options import read_key
 
 
 def signing_key(given: Path | None, state: Path | None) -> minisign.SecretKey | None:

@@ -11,7 +11,8 @@ from runtime_edge.errors import LinkError
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub, LastReports
 from runtime_server.cli.ask import ask
-from streamsplit_compile.cli.options import broker_option, json_option
+from runtime_server.cli.server_options import broker_option
+from streamsplit_compile.cli.options import json_option
 from streamsplit_compile.cli.printing import print_json, print_table, size
 
 _SHOWN_RELEASES = 3

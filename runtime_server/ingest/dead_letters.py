@@ -18,7 +18,8 @@ from nats.js.client import JetStreamContext
 from runtime_edge.base.text import printable
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import subjects
-from runtime_server.broker.hub import DEAD, Hub, raises_link_error
+from runtime_server.broker.hub import Hub, raises_link_error
+from runtime_server.broker.streams import DEAD
 
 UNKNOWN = "_unknown"
 """Stands in for the name of an unknown device; no device can have this name."""

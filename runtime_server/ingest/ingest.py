@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -46,6 +47,8 @@ from runtime_server.training.trainer import Trainer
 _LOG = logging.getLogger(__name__)
 _LINGER_S = 0.003
 """How long a frame waits for a larger batch when nothing else is being completed."""
+_QUIET_S = 60.0
+"""A reason that has not come for so long is said anew."""
 _COMPLETING, _PASSES = 2, 4
 """Batches given to the torch thread at once, and batches that are not answered yet."""
 
@@ -91,6 +94,8 @@ class Ingest:
         self.latency_ms = {"batch": self._complete.batch_ms, "reply": self._answer.reply_ms}
         self._completing = 0
         """Batches that are being decoded or completed."""
+        self._said: dict[str, float] = {}
+        """Why partitions could not be read, with `time.monotonic()` of the last time, s."""
         self._passes: set[asyncio.Task[None]] = set()
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -123,8 +128,15 @@ class Ingest:
                         self._room.clear()
                         await self._room.wait()
             except BROKER_ERRORS as exc:
-                _LOG.warning("partition %d: %s", partition, reason(exc))
+                self._say(partition, reason(exc))
                 await asyncio.sleep(0.5)
+
+    def _say(self, partition: int, why: str) -> None:
+        """Say why a partition cannot be read: once for all that fail of the same, as long as it lasts."""
+        now = time.monotonic()
+        known = now - self._said.get(why, -math.inf) <= _QUIET_S
+        _LOG.log(logging.DEBUG if known else logging.WARNING, "partition %d cannot be read: %s", partition, why)
+        self._said[why] = now
 
     async def _accept(self, message: Msg, partition: int) -> None:
         """Check a frame; an invalid one becomes a dead letter."""

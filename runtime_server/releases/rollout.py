@@ -284,7 +284,7 @@ class Rollout:
         """Everybody runs this one until `unpin`. Returns which. Raises UsageError."""
         with self._lock:
             number = self.base if generation is None else self._number(generation, "stable", "")
-            self._make_stable(number, "superseded", f"generation {number} was pinned", "pinned")
+            self._make_stable(number, "superseded", f"generation {number} was pinned", "by hand")
             self._keep(replace(self._state, pinned=number))
             return number
 

@@ -15,12 +15,12 @@ import msgspec
 from nats.aio.msg import Msg
 
 from runtime_edge.base.aio import cancel_all
-from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
+from runtime_edge.base.broker_errors import BROKER_ERRORS
 from runtime_edge.errors import FormatError, LinkError, SscError, UsageError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.records.report import decode_report
 from runtime_edge.formats.strict import decode
-from runtime_server.broker.hub import MAX_MESSAGE_BYTES, Hub, released_bundle
+from runtime_server.broker.hub import MAX_MESSAGE_BYTES, NO_SERVER, Hub, released_bundle
 from runtime_server.releases.bundle_publisher import prune, publish_patches
 from runtime_server.releases.release_gate import ReleaseGate, ReleaseOutcome
 from runtime_server.releases.rollout import Rollout
@@ -262,7 +262,7 @@ async def request(hub: Hub, action: RolloutAction, generation: int | None = None
         body = msgspec.json.encode(_RolloutRequest(action, generation))
         answer = await hub.client.request(RELEASES_SUBJECT, body, timeout=10.0)
     except BROKER_ERRORS as exc:
-        raise LinkError(f"broker {hub.url}: no server answers ({reason(exc)})") from None
+        raise hub.explained(exc, NO_SERVER) from None
     found = decode(answer.data, dict[str, Any], "the server's answer", MAX_MESSAGE_BYTES, LinkError)
     if "error" in found:
         raise UsageError(str(found["error"]))

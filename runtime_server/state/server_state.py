@@ -11,6 +11,7 @@
 <state>/numbers.json                  the number of each table, head and release it signed last
 <state>/ledger/0.json, 0.json.journal  which windows have been taken, by partition
 <state>/suspects/0.trying              the frame that is being tried alone, by partition
+<state>/broker_address.json            which broker the server uses (`server_address`)
 <state>/broker/                       the embedded broker's streams
 
 Each of them but the broker's has its checksum beside it (`runtime_edge.base.checked_files`).

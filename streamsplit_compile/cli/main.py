@@ -6,6 +6,7 @@ This package names its own commands and the device's. Packages above it register
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import importlib.metadata
@@ -19,6 +20,7 @@ from runtime_edge.errors import DISTRIBUTION, MissingExtra, SscError
 
 GROUP = "streamsplit.commands"
 _MAX_ERROR = 4000
+_REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
 
 Commands = dict[str, tuple[str, str]]
 """By the words that call it: where a command is, as module:attribute, and what it does, in one sentence."""
@@ -140,13 +142,10 @@ def bench() -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """Run `ssc`. Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input."""
     try:
-        return ssc.main(arguments, "ssc", standalone_mode=False)
+        return _run(arguments)
     except SscError as exc:
         click.echo(f"ssc: {printable(str(exc), _MAX_ERROR)}", err=True)
         sys.exit(exc.exit_code)
-    except click.exceptions.NoArgsIsHelpError as exc:
-        print(exc.format_message())
-        sys.exit(0)
     except click.UsageError as exc:
         command = exc.ctx.command_path if exc.ctx else "ssc"
         click.echo(f"ssc: {_one_line(exc.format_message())} (see `{command} --help`)", err=True)
@@ -155,12 +154,21 @@ def main(arguments: list[str] | None = None) -> Any:
         click.echo(f"ssc: {_one_line(exc.format_message())}", err=True)
         sys.exit(2)
     except OSError as exc:
-        where = f"{exc.filename}: " if exc.filename else ""
-        click.echo(f"ssc: {where}{exc.strerror or exc}", err=True)
+        # Every file that is written names itself.
+        name = exc.filename or ("standard output" if exc.errno in _REFUSED_WRITES else "")
+        click.echo(f"ssc: {f'{name}: ' if name else ''}{exc.strerror or exc}", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("ssc: interrupted", err=True)
         sys.exit(130)
+
+
+def _run(arguments: list[str] | None) -> Any:
+    try:
+        return ssc.main(arguments, "ssc", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message())
+        sys.exit(0)
 
 
 def _one_line(text: str) -> str:

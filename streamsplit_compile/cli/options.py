@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 import click
 
-from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
-from runtime_edge.formats.credentials import Address, Credentials, servers
 from runtime_edge.inference.profile import Profile, read_profile
 from streamsplit_compile.cost.radios import DEFAULT_LINK, list_radios
 from streamsplit_compile.cost.targets import Target, load_target
 
-DEFAULT_STATE = Path("ssc-server")
-"""A server's state directory where none is given."""
-_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
-_STATE_HELP = (
-    f"The server's state directory, whose keys are used [default: {DEFAULT_STATE}, for a broker on this machine]."
-)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -107,56 +97,6 @@ encoder_options = together(
     ),
 )
 """How to read an encoder's file that does not say it all itself."""
-
-
-def server_option(command: _Command, state_help: str = _STATE_HELP, directory: bool = True) -> _Command:
-    """`--broker`, and how to be let in there, as one Address `broker`; `state`, the server's directory where given.
-
-    Without `directory` something else may stand there, too.
-    """
-
-    @click.option("--broker", default="nats://127.0.0.1:4222", show_default=True, help="Broker address.")
-    @click.option(
-        "--state",
-        type=PathParam(),
-        help=state_help,
-    )
-    @click.option(
-        "--credentials",
-        type=PathParam(),
-        envvar="SSC_CREDENTIALS",
-        help="Key for the broker: server.nkey of the server's state.",
-    )
-    @click.option(
-        "--tls-ca", type=PathParam(), envvar="SSC_TLS_CA", help="Authorities to check a tls:// broker against."
-    )
-    @functools.wraps(command)
-    def with_address(
-        broker: str, state: Path | None, credentials: Path | None, tls_ca: Path | None, **settings: Any
-    ) -> Any:
-        if directory and state is not None and not state.is_dir():
-            raise UsageError(f"--state {state}: no such directory; give the one that `ssc server run` was given")
-        nkey = credentials or _own_nkey(broker, state)
-        return command(broker=Address(broker, Credentials(nkey=nkey, tls_ca=tls_ca)), state=state, **settings)
-
-    return cast(_Command, with_address)
-
-
-def broker_option(command: _Command) -> _Command:
-    """`server_option` for commands that need the Address alone."""
-
-    @functools.wraps(command)
-    def without_state(state: Path | None, **settings: Any) -> Any:
-        return command(**settings)
-
-    return server_option(cast(_Command, without_state))
-
-
-def _own_nkey(broker: str, state: Path | None) -> Path | None:
-    """The key of the server whose state this is, for its broker; without `state` only for a broker on this machine."""
-    own = (state or DEFAULT_STATE) / "server.nkey"
-    here = state is not None or all(urlsplit(one).hostname in _THIS_MACHINE for one in servers(broker))
-    return own if here and own.exists() else None
 
 
 def parse_targets(text: str) -> list[Target]:

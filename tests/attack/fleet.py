@@ -12,7 +12,8 @@ from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials
 from runtime_server.broker.access import Access
 from runtime_server.broker.broker_process import Broker, ClusterConfig
-from runtime_server.broker.hub import DEAD, Hub
+from runtime_server.broker.hub import Hub
+from runtime_server.broker.streams import DEAD
 from runtime_server.harness.ports import free_ports
 
 VICTIM, ATTACKER, OTHER, READER = "pi-1", "pi-2", "pi-3", "phone"

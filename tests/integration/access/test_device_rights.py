@@ -10,8 +10,12 @@ import pytest
 from nats.js.api import ConsumerConfig
 
 from runtime_edge.base.broker_errors import flush
+from runtime_edge.errors import LinkError
 from runtime_edge.formats import subjects
+from runtime_edge.formats.credentials import Address
 from runtime_edge.formats.wire import Reply, encode_reply
+from runtime_server.broker.hub import Hub
+from runtime_server.releases.rollout_service import request
 
 
 def test_a_device_with_its_own_credentials_does_all_it_needs(guarded):
@@ -218,3 +222,16 @@ def test_a_device_cannot_remove_what_others_have_said_of_themselves(guarded):
             return await hub.presence()
 
     assert asyncio.run(work()) == {"pi-1": {"here": 1}}
+
+
+@pytest.mark.parametrize("ask", [Hub.server_status, Hub.signing_key, lambda hub: request(hub, "list")])
+def test_a_servers_command_with_a_devices_credentials_is_told_whose_it_needs(guarded, ask):
+    """The broker does not answer; that it refuses stands beside the answers."""
+    fix = r"permissions violation for .*: allow it .*, or give --state of its server in place of .*pi-1\.creds"
+
+    async def work():
+        async with guarded.running(), Hub(Address(guarded.broker.url, guarded.credentials("pi-1"))) as hub:
+            with pytest.raises(LinkError, match=fix):
+                await ask(hub)
+
+    asyncio.run(work())

@@ -2,10 +2,11 @@
 
 import asyncio
 
+import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from runtime_edge.base.broker_errors import disconnect, flush
+from runtime_edge.base.broker_errors import disconnect, flush, is_refusal, reason
 
 
 @pytest.mark.parametrize("operation", ["SUB", "PUB"])
@@ -23,3 +24,20 @@ def test_the_broker_has_handled_what_came_before_a_flush_when_it_returns(noting_
 
     answered = asyncio.run(work())
     assert "PING" in answered[answered.index(operation) :], answered
+
+
+@pytest.mark.parametrize(
+    ("said", "setting"),
+    [
+        ("nats: 'maximum connections exceeded'", "max_connections in its configuration"),
+        ("nats: 'maximum account active connections exceeded'", "max_connections in the limits of the account"),
+        ("nats: maximum subscriptions exceeded", "max_subscriptions in its configuration"),
+        ("nats: 'Maximum Payload Violation'", "max_payload in its configuration"),
+        ("nats: maximum payload exceeded", "max_payload in its configuration"),
+        ("nats: 'maximum control line exceeded'", "max_control_line in its configuration"),
+    ],
+)
+def test_a_limit_of_the_broker_is_named_by_its_setting(said, setting):
+    error = nats.errors.Error(said)
+    assert reason(error).endswith(f": raise {setting}")
+    assert is_refusal(error)

@@ -6,9 +6,11 @@ import logging
 import subprocess
 
 import pytest
+from peers import serving
 from waiting import eventually
 
 from runtime_edge.errors import LinkError
+from runtime_edge.formats import subjects
 from runtime_server.broker.broker_process import broker_program
 from runtime_server.broker.hub import Hub
 
@@ -71,8 +73,15 @@ def test_small_payloads_are_a_warning_with_the_setting(tmp_path, free_port, capl
 @pytest.mark.parametrize(
     ("limits", "setting"),
     [
-        ("{max_file: 20GB, max_streams: 3}", "it admits no more streams: raise max_streams of the account"),
-        ("{max_file: 10MB}", r"its JetStream store is too small: .* set max_file_store"),
+        ("{max_file: 20GB, max_streams: 3}", "it admits too few streams: set max_streams of the account to 8 at least"),
+        (
+            "{max_file: 10MB}",
+            r"its JetStream store is too small: .* set max_file_store: 8GB .*, and max_file of the account",
+        ),
+        (
+            "{max_file: 9GB, max_bytes_required: true}",
+            "the account asks for a size of each stream: leave out max_bytes_re",
+        ),
         ("disabled", "JetStream is off for the account there: set jetstream: enabled in it"),
     ],
 )
@@ -95,3 +104,62 @@ def test_a_user_without_rights_is_told_which_is_missing(tmp_path, free_port):
         pytest.raises(LinkError, match=r'publish to "\$js\.api.*": allow it in the permissions of this user there'),
     ):
         create(url)
+
+
+@pytest.mark.parametrize(
+    ("limits", "setting"),
+    [
+        ("max_connections: 1", "it admits no more connections: raise max_connections in its configuration"),
+        (
+            "no_auth_user: a\naccounts { A { jetstream: enabled, limits { max_connections: 1 }, "
+            "users: [{user: a, password: b}] } }",
+            "it admits no more connections: raise max_connections in the limits of the account",
+        ),
+    ],
+)
+def test_a_broker_that_is_full_is_told_to_whoever_comes_next(tmp_path, free_port, limits, setting):
+    """It says so and hangs up at once, while the other end is still introducing itself."""
+    store = f'jetstream {{ store_dir: "{tmp_path}/store", max_file_store: 9GB }}\n{limits}'
+
+    async def work(url):
+        async with Hub(url, "server"):
+            for _ in range(10):
+                with pytest.raises(LinkError, match=setting):
+                    await Hub(url, "status").connect()
+
+    with outside_broker(tmp_path, free_port, store) as url:
+        create(url)
+        asyncio.run(work(url))
+
+
+def test_a_broker_that_hangs_up_says_why(tmp_path, free_port):
+    store = f'jetstream {{ store_dir: "{tmp_path}/store", max_file_store: 9GB }}\nmax_subscriptions: 2'
+    with (
+        outside_broker(tmp_path, free_port, store) as url,
+        pytest.raises(LinkError, match="no more subscriptions: raise max_subscriptions in its configuration"),
+    ):
+        create(url)
+
+
+def test_partitions_without_room_for_their_consumers_are_told_once(tmp_path, free_port, generations, caplog):
+    more = f'jetstream {{ store_dir: "{tmp_path}/store", max_file_store: 20GB }}\nno_auth_user: a\n'
+    account = "accounts { A { jetstream: {max_file: 9GB, max_consumers: 1}, users: [{user: a, password: b}] } }"
+
+    async def work(url):
+        async with Hub(url, "server") as hub, serving(hub, generations):
+
+            async def tried():
+                return (
+                    sum("max_consumers" in record.getMessage() for record in caplog.records) > 2 * subjects.PARTITIONS
+                )
+
+            await eventually(tried, "each partition was tried again")
+
+    caplog.set_level(logging.DEBUG, "runtime_server.ingest.ingest")
+    with outside_broker(tmp_path, free_port, more + account) as url:
+        create(url)
+        asyncio.run(work(url))
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    told = [line for line in told if "max_consumers" in line]
+    assert len(told) == 1
+    assert "cannot be read: it admits no more consumers: raise max_consumers of the account, or leave it out" in told[0]

@@ -15,7 +15,8 @@ from waiting import eventually
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import encode_frame
-from runtime_server.broker.hub import DEAD, Hub
+from runtime_server.broker.hub import Hub
+from runtime_server.broker.streams import DEAD
 from runtime_server.cli.server_commands import server
 from runtime_server.ingest import dead_letters
 from runtime_server.ingest.ingest import Ingest

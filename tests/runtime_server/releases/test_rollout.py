@@ -277,6 +277,7 @@ def test_pinned_means_that_nothing_comes_until_it_is_unpinned(make):
     assert rollout.listing()[-1]["pinned"]
     rollout.unpin()
     assert rollout.held == ""
+    assert not any("pinned" in (row["status"], row["reason"]) or row["pinned"] for row in rollout.listing())
     assert rollout.pin(None) == 1
 
 

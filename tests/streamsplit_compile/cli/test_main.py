@@ -301,3 +301,11 @@ def test_the_installed_command_is_this_one():
         pytest.skip("ssc is not installed beside this Python")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.startswith("ssc")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--version"], ["doctor"], ["edge", "config"], ["encoder", "list"]])
+def test_output_that_cannot_be_written_is_one_line_that_names_it(arguments):
+    script = Path(sys.executable).with_name("ssc")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([script, *arguments], stdout=full, stderr=subprocess.PIPE, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (2, b"ssc: standard output: No space left on device\n")

@@ -1,0 +1,80 @@
+"""How commands find a running server's broker: `--broker`, or what the server has noted in its `--state`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+import click
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.credentials import Address, Credentials, servers
+from runtime_server.state.server_address import kept_address
+from streamsplit_compile.cli.options import PathParam
+
+DEFAULT_STATE = Path("ssc-server")
+"""A server's state directory where none is given."""
+_DEFAULT_BROKER = "nats://127.0.0.1:4222"
+_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
+_STATE_HELP = (
+    f"The server's state directory, whose keys are used [default: {DEFAULT_STATE}, for a broker on this machine]."
+)
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def server_option(command: _Command, state_help: str = _STATE_HELP, directory: bool = True) -> _Command:
+    """`--broker`, and how to be let in there, as one Address `broker`; `state`, the server's directory where given.
+
+    Without `directory` something else may stand there, too.
+    """
+
+    @click.option("--broker", help=f"Broker address [default: that of the server in --state; else {_DEFAULT_BROKER}].")
+    @click.option("--state", type=PathParam(), help=state_help)
+    @click.option(
+        "--credentials",
+        type=PathParam(),
+        envvar="SSC_CREDENTIALS",
+        help="Key for the broker: server.nkey of the server's state.",
+    )
+    @click.option(
+        "--tls-ca", type=PathParam(), envvar="SSC_TLS_CA", help="Authorities to check a tls:// broker against."
+    )
+    @functools.wraps(command)
+    def with_address(
+        broker: str | None, state: Path | None, credentials: Path | None, tls_ca: Path | None, **settings: Any
+    ) -> Any:
+        if directory and state is not None and not state.is_dir():
+            raise UsageError(f"--state {state}: no such directory; give the one that `ssc server run` was given")
+        found = _address(broker, state)
+        if credentials is not None:
+            found = replace(found, credentials=replace(found.credentials, nkey=credentials))
+        if tls_ca is not None:
+            found = replace(found, credentials=replace(found.credentials, tls_ca=tls_ca, check_hostname=True))
+        return command(broker=found, state=state, **settings)
+
+    return cast(_Command, with_address)
+
+
+def broker_option(command: _Command) -> _Command:
+    """`server_option` for commands that need the Address alone."""
+
+    @functools.wraps(command)
+    def without_state(state: Path | None, **settings: Any) -> Any:
+        return command(**settings)
+
+    return server_option(cast(_Command, without_state))
+
+
+def _address(broker: str | None, state: Path | None) -> Address:
+    """The broker given, else that of the server whose state this is, else the usual one."""
+    root = state or DEFAULT_STATE
+    if broker is None and (kept := kept_address(root)) is not None:
+        return kept
+    url, own = broker or _DEFAULT_BROKER, root / "server.nkey"
+    # Without `state` the key is for a broker on this machine only.
+    here = state is not None or all(urlsplit(one).hostname in _THIS_MACHINE for one in servers(url))
+    return Address(url, Credentials(nkey=own if here and own.exists() else None))
