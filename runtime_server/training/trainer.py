@@ -154,7 +154,7 @@ class Trainer:
         self._parameters = _trained(model.module)
         self._all_parameters = [*self._parameters, *_trained(self.objective)]
         self.optimizer = torch.optim.AdamW(
-            self._all_parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+            self._all_parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
 
     def add(self, window: TrainingWindow) -> None:
