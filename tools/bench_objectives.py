@@ -40,6 +40,7 @@ from runtime_server.telemetry.server_metrics import PEAK_MEMORY, peak_memory_byt
 from runtime_server.telemetry.step_energy import StepEnergy
 from runtime_server.training.embedding_metrics import knn_accuracy
 from runtime_server.training.losses.objectives import DEFAULT, OBJECTIVES
+from runtime_server.training.losses.objectives.interface import NEARBY
 from streamsplit_compile.cost.targets import list_targets
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 from tools.benchmarks import DOCS, machine, publish
@@ -160,6 +161,7 @@ def measured(arm: Arm, given: argparse.Namespace) -> dict[str, Any]:
             steps_per_chunk=1 if given.quick else STEPS * LARGE // arm.batch,
             batch=arm.batch,
             learning_rate=1e-3,
+            pause=NEARBY,
             seed=arm.seed,
         )
         learn(heard, run, note=lambda _: None, around_step=energy.step, after_pass=note)

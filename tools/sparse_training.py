@@ -29,7 +29,7 @@ from runtime_edge.formats.codec import CutCodec
 from runtime_server.suffix.generations import CutModel, cut_model
 from runtime_server.training.augment import AugmentConfig
 from runtime_server.training.buffer import TrainingWindow
-from runtime_server.training.losses import HybridConfig
+from runtime_server.training.losses import LOSSES, HybridConfig
 from runtime_server.training.losses.objectives import OBJECTIVES
 from runtime_server.training.objective import first_trainable
 from runtime_server.training.trainer import TrainConfig, Trainer
@@ -41,10 +41,12 @@ from tools.clip_probe import Probed, probe
 from tools.esc10 import Clips, load_clips
 from tools.room import Room
 
-HYBRID, _USUAL = TrainConfig().loss, TrainConfig().augment
+HYBRID, _USUAL = LOSSES["hybrid"], TrainConfig().augment
+STRONG = 5.0
+"""A weight at which both terms are much of a step (`tools.term_gradients`); at the published ones they are not."""
 TERMS = {
     "hybrid": HYBRID,
-    "task": replace(HYBRID, spread=None, laplacian=False),
+    "task": LOSSES["task"],
     "sw": replace(HYBRID, task=False, laplacian=False),
     "laplacian": replace(HYBRID, task=False, spread=None),
     "task+sw": replace(HYBRID, laplacian=False),
@@ -52,8 +54,12 @@ TERMS = {
     "task+mse": replace(HYBRID, spread="mse", laplacian=False),
     "task+kl": replace(HYBRID, spread="kl", laplacian=False),
     "task+mmd": replace(HYBRID, spread="mmd", laplacian=False),
+    "strong hybrid": replace(HYBRID, lambda1=STRONG, lambda2=STRONG),
+    "strong task+sw": replace(HYBRID, lambda1=STRONG, laplacian=False),
+    "strong task+laplacian": replace(HYBRID, spread=None, lambda2=STRONG),
+    "task at 0.2": replace(LOSSES["task"], temperature=0.2),
 }
-"""The objective, each of its terms alone, and the task with one other term (the published ablation)."""
+"""The hybrid loss, its terms alone, the task with one other term (as the paper compares them), and other settings."""
 DEVICES = 4
 HELD_OUT_FOLD = 5
 CUTS = "6"
@@ -66,12 +72,15 @@ _CHUNK = 36
 class TrainingRun:
     """One run: what arrives and how it is learnt from."""
 
-    loss: HybridConfig = HYBRID
+    loss: HybridConfig = TrainConfig.loss
     objective: str = TrainConfig.objective
     kept_share: float = 0.25
     """Share of the windows that reach the server."""
     raw: bool = False
     """Ship raw audio instead of activations at mixed cuts."""
+    pause: int = 0
+    """Windows that a device is silent for between two recordings. From `NEARBY` on nobody takes windows of two
+    recordings for the same sound."""
     passes: int = 4
     steps_per_chunk: int = 3
     batch: int = 64
@@ -146,8 +155,12 @@ def learn(
     note: Callable[[str], None] = print,
     around_step: Callable[[], AbstractContextManager[None]] = nullcontext,
     after_pass: Callable[[CutModel], None] = lambda _: None,
+    before_steps: Callable[[Trainer], None] = lambda _: None,
 ) -> TrainingResult:
-    """Stream, train and probe; `after_pass` gets the averaged weights after every pass over the recordings."""
+    """Stream, train and probe; `after_pass` gets the averaged weights after every pass over the recordings.
+
+    `before_steps` gets the trainer each time that it has new windows.
+    """
     released, config = (
         staged.start,
         TrainConfig(
@@ -158,6 +171,7 @@ def learn(
             augment=run.augment,
             seed=run.seed,
             min_windows=run.batch,
+            horizon=TrainConfig.horizon * (staged.fronts.shape[1] + run.pause) // staged.fronts.shape[1],
         ),
     )
     trainer = Trainer(staged.start, config, staged.encoder.embedding_dim)
@@ -171,6 +185,7 @@ def learn(
                 trainer.add(window)
                 windows += 1
             if trainer.ready:
+                before_steps(trainer)
                 for _ in range(run.steps_per_chunk):
                     with around_step():
                         trainer.step()
@@ -203,7 +218,9 @@ def _pass(recordings: torch.Tensor, number: int, run: TrainingRun) -> Iterator[l
             for position in range(start, min(start + _CHUNK, len(share) * per_clip)):
                 if rng.random() < run.kept_share:
                     clip, place = divmod(position, per_clip)
-                    chunk.append(_FrontWindow(device, number * longest + position, recordings[share[clip], place]))
+                    index = number * longest + position
+                    index += run.pause * (index // per_clip)
+                    chunk.append(_FrontWindow(device, index, recordings[share[clip], place]))
         yield chunk
 
 
@@ -259,7 +276,7 @@ def main() -> None:
     parser.add_argument("encoder", type=Path)
     parser.add_argument("--audio", type=Path, required=True)
     parser.add_argument("--room", type=int, help="Seed of another room and microphone to hear everything through.")
-    parser.add_argument("--terms", default="hybrid", help=f"Some of {', '.join(TERMS)}.")
+    parser.add_argument("--terms", default="task", help=f"Some of {', '.join(TERMS)}.")
     parser.add_argument("--objective", default=TrainingRun.objective, choices=OBJECTIVES)
     parser.add_argument("--passes", type=int, default=TrainingRun.passes)
     parser.add_argument("--batch", type=int, default=TrainingRun.batch)

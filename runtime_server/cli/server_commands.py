@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import open_bundle
 from runtime_server.cli.broker_commands import broker
 from runtime_server.cli.dead_letter_commands import dead
@@ -23,7 +24,7 @@ from runtime_server.server import Server
 from runtime_server.serving.server_config import ServerConfig
 from runtime_server.serving.server_status import ServerParts
 from runtime_server.telemetry.energy import AUTO
-from runtime_server.training.losses import HybridConfig
+from runtime_server.training.losses import LOSSES, HybridConfig
 from runtime_server.training.losses.hybrid import SPREAD_TERMS
 from runtime_server.training.losses.objectives import OBJECTIVES
 from runtime_server.training.ranks import Ranks
@@ -73,11 +74,17 @@ _training_options = together(
         "memory of their weights.",
     ),
     click.option(
-        "--spread",
-        default=HybridConfig.spread,
+        "--loss",
+        default="task",
         show_default=True,
+        type=click.Choice(list(LOSSES)),
+        help="The objective alone, or with the published terms of diversity and affinity beside it.",
+    ),
+    click.option(
+        "--spread",
         type=click.Choice([*SPREAD_TERMS, "none"]),
-        help="The term of diversity: sliced Wasserstein distance, or an ablation in its place.",
+        help="The hybrid loss's term of diversity: sliced Wasserstein distance, or an ablation in its place "
+        f"[default: {HybridConfig.spread}].",
     ),
     click.option(
         "--learning-rate", default=TrainConfig.learning_rate, show_default=True, type=float, help="Of the optimiser."
@@ -186,11 +193,15 @@ def run(
 
 def _train_config(settings: dict[str, Any]) -> TrainConfig:
     """How the server learns; its options are taken out of `settings`."""
-    spread = settings.pop("spread")
+    loss, spread = LOSSES[settings.pop("loss")], settings.pop("spread")
+    if spread is not None:
+        if loss.spread is None:
+            raise UsageError(f"--spread {spread}: only the hybrid loss has such a term; give --loss hybrid, too")
+        loss = replace(loss, spread=None if spread == "none" else spread)
     return TrainConfig(
         **{name: settings.pop(name) for name in ("batch", "objective", "learning_rate", "seed")},
         share=settings.pop("train_share"),
-        loss=replace(TrainConfig().loss, spread=None if spread == "none" else spread),
+        loss=loss,
     )
 
 

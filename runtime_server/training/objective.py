@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from runtime_server.training.ranks import EmbeddingBatch
 from streamsplit_compile.encoder.segment import run_segments
 
 _MIN_NORM = 1e-5
-_LAYOUT = torch.channels_last  # as the trainer keeps its weights
 
 
 def batch_of(
@@ -36,16 +36,24 @@ def batch_of(
     With `keys` it is these that embed the second view, without gradients. Of more than `in_memory` windows the backward
     pass computes so many at a time again, instead of keeping all that is between the blocks.
     """
-    first, second = [torch.zeros(0, width)], [torch.zeros(0, width)]
-    windows, chains = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
     most = in_memory if in_memory is not None and sum(len(group) for group in groups) > in_memory else None
-    for group in groups:
-        views = _views(group, segments, generator, config, two, keys, most)
-        first.append(views[: len(group)])
-        second.append(views[-len(group) :])
-        windows.append(group.windows)
-        chains.append(group.chains)
-    return EmbeddingBatch(torch.cat(first), torch.cat(second), None, torch.cat(windows), torch.cat(chains))
+    drawn = [_views(group, segments, generator, config, two) for group in groups]
+    if keys is None or not two:
+        both = _embedded(segments, [_Entering.of(views) for views in drawn], most)
+        embedded = [(found[: len(group)], found[-len(group) :]) for group, found in zip(groups, both, strict=True)]
+    else:
+        firsts = _embedded(segments, [views[0] for views in drawn], most)
+        with torch.no_grad():
+            seconds = _embedded(keys, [views[1] for views in drawn], most)
+        embedded = list(zip(firsts, seconds, strict=True))
+    none, nowhere = torch.zeros(0, width), torch.zeros(0, dtype=torch.int64)
+    return EmbeddingBatch(
+        torch.cat([none, *(first for first, _ in embedded)]),
+        torch.cat([none, *(second for _, second in embedded)]),
+        None,
+        torch.cat([nowhere, *(group.windows for group in groups)]),
+        torch.cat([nowhere, *(group.chains for group in groups)]),
+    )
 
 
 def batch_loss(batch: EmbeddingBatch, loss: HybridLoss) -> tuple[Tensor, dict[str, float]]:
@@ -88,16 +96,27 @@ def first_trainable(segments: Sequence[fx.GraphModule]) -> int:
     return len(segments)
 
 
+@dataclass(frozen=True)
+class _Entering:
+    """Views that go on at a block."""
+
+    block: int
+    activations: Tensor
+    """float32[rows, ...]."""
+    count: int
+    """Of the views: some activations have several rows for each."""
+
+    @classmethod
+    def of(cls, several: Sequence[_Entering]) -> _Entering:
+        """Of one block, as one."""
+        activations, count = torch.cat([one.activations for one in several]), sum(one.count for one in several)
+        return cls(several[0].block, activations, count)
+
+
 def _views(
-    group: WindowGroup,
-    segments: Sequence[fx.GraphModule],
-    generator: torch.Generator,
-    config: AugmentConfig,
-    two: bool,
-    keys: Sequence[fx.GraphModule] | None,
-    most: int | None,
-) -> Tensor:
-    """Embeddings (2n, d) of two views of each window, or (n, d) of one.
+    group: WindowGroup, segments: Sequence[fx.GraphModule], generator: torch.Generator, config: AugmentConfig, two: bool
+) -> list[_Entering]:
+    """Two views of each window, or one.
 
     Blocks that never change run first: frequencies can be masked in a spectrum, and it is made once for both views.
     """
@@ -106,21 +125,49 @@ def _views(
     with torch.no_grad():
         activations = run_segments(segments[group.cut : start], activations)
     drawn = [augment(activations, generator, config, waveform=start == 0) for _ in range(1 + two)]
-    if keys is None or not two:
-        return _embedded(segments[start:], torch.cat(drawn), most)
-    with torch.no_grad():
-        second = _embedded(keys[start:], drawn[1], most)
-    return torch.cat([_embedded(segments[start:], drawn[0], most), second])
+    return [_Entering(start, view, len(group)) for view in drawn]
 
 
-def _embedded(segments: Sequence[fx.GraphModule], views: Tensor, most: int | None) -> Tensor:
-    """Embeddings of views; with `most`, computed so many at a time, and once more in the backward pass."""
-    if views.ndim == 4:
-        views = views.contiguous(memory_format=_LAYOUT)
+def _embedded(segments: Sequence[fx.GraphModule], entering: Sequence[_Entering], most: int | None) -> list[Tensor]:
+    """Embeddings of each; with `most`, computed so many rows at a time, and once more in the backward pass."""
     if most is None:
-        return run_segments(segments, views)
-    parts = [
-        checkpoint(run_segments, segments, part, use_reentrant=False, preserve_rng_state=False)
-        for part in torch.split(views, most)
+        return _together(segments, entering)
+    found = []
+    for views in entering:
+        parts = [
+            checkpoint(
+                run_segments, segments[views.block :], _laid_out(part), use_reentrant=False, preserve_rng_state=False
+            )
+            for part in torch.split(views.activations, most)
+        ]
+        found.append(torch.cat(parts))
+    return found
+
+
+def _together(segments: Sequence[fx.GraphModule], entering: Sequence[_Entering]) -> list[Tensor]:
+    """Embeddings of each, where a block runs once for all that have come to it: a call costs more than a few rows."""
+    if not entering:
+        return []
+    order = sorted(range(len(entering)), key=lambda place: entering[place].block)
+    inside: list[Tensor] = []
+    for number, segment in enumerate(segments):
+        inside += [views.activations for views in entering if views.block == number]
+        if inside:
+            inside = [run_segments([segment], _laid_out(torch.cat(inside)))]
+    sizes = [entering[place].count for place in order]
+    return [
+        part for _, part in sorted(zip(order, torch.split(inside[0], sizes), strict=True), key=lambda pair: pair[0])
     ]
-    return torch.cat(parts)
+
+
+def _laid_out(activations: Tensor) -> Tensor:
+    """Images (n, c, h, w) as the trainer keeps its weights; anything else as it is.
+
+    Of one channel both layouts are the same memory: only strides that say so keep the first convolution, and with it
+    those behind it, from going back to the other one.
+    """
+    if activations.ndim != 4:
+        return activations
+    _, channels, height, width = activations.shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    return activations.contiguous(memory_format=torch.channels_last).as_strided(activations.shape, strides)

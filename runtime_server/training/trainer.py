@@ -23,7 +23,7 @@ from runtime_server.suffix.generations import CutModel, copy_module
 from runtime_server.training.augment import AugmentConfig
 from runtime_server.training.buffer import BufferSize, TemporalBuffer, TrainingWindow, WindowGroup
 from runtime_server.training.embedding_metrics import Geometry, geometry
-from runtime_server.training.losses import HybridConfig, HybridLoss
+from runtime_server.training.losses import LOSSES, HybridConfig, HybridLoss
 from runtime_server.training.losses.objectives import DEFAULT, OBJECTIVES
 from runtime_server.training.objective import batch_loss, batch_of, virtual_negatives
 from runtime_server.training.ranks import Ranks
@@ -71,8 +71,8 @@ class TrainConfig:
     """One of `OBJECTIVES`: the task. Releases are judged by the default whatever trains."""
     virtual_negatives: int = 256
     """For each anchor, where the objective wants any."""
-    loss: HybridConfig = field(default_factory=lambda: HybridConfig(sigma=4.0))
-    """Where windows are missing the nearest can be far off in time: edges of the graph fade with the distance."""
+    loss: HybridConfig = LOSSES["task"]
+    """The other two terms earn nothing at their published weights (docs/training.md)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int = 0
 
@@ -154,7 +154,7 @@ class Trainer:
         self._parameters = _trained(model.module)
         self._all_parameters = [*self._parameters, *_trained(self.objective)]
         self.optimizer = torch.optim.AdamW(
-            self._all_parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+            self._all_parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
 
     def add(self, window: TrainingWindow) -> None:

@@ -24,6 +24,7 @@ from runtime_server.releases.rollout_service import request
 from runtime_server.server import Server
 from runtime_server.serving.server_config import ServerConfig
 from runtime_server.state.server_state import ServerState
+from runtime_server.training.losses import LOSSES
 from runtime_server.training.trainer import TrainConfig
 from streamsplit_compile.cli.main import main
 from streamsplit_compile.encoder.encoders import load_encoder
@@ -281,7 +282,7 @@ def test_what_it_measures_is_there_for_prometheus_and_tensorboard(
 ):
     settings = {
         "training": True,
-        "train": TrainConfig(batch=8, min_windows=16),
+        "train": TrainConfig(batch=8, min_windows=16, loss=LOSSES["hybrid"]),
         "release": ReleaseConfig(every_steps=5, least_s=0, tolerance=1.0),
         "health_port": health_port,
         "tensorboard": tmp_path / "board",

@@ -9,14 +9,12 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 
 from runtime_edge.errors import UsageError
 from runtime_server.training.losses.objectives import OBJECTIVES
 from tools import bench_objectives
-from tools.bench_objectives import DATA, SMALL, Arm, KeptRuns, arms, main, measure_all, measured
+from tools.bench_objectives import SMALL, Arm, KeptRuns, arms, main, measure_all, measured
 
 
 def settings(tmp_path: Path, **more: object) -> argparse.Namespace:
@@ -93,20 +91,8 @@ def test_runs_beside_each_other_are_refused_where_one_counter_has_them_all(tmp_p
 
 
 @pytest.mark.integration
-def test_a_run_in_small_has_a_point_before_and_after_each_pass(tmp_path: Path) -> None:
-    folder, rng = tmp_path / DATA, np.random.default_rng(0)
-    lines = ["filename,class,fold"]
-    for label, hertz in (("go", 200.0), ("stop", 2000.0)):
-        (folder / label).mkdir(parents=True)
-        for fold in range(1, 6):
-            for take in range(8):
-                name = f"{label}/{fold}-{take}.flac"
-                tone = np.sin(2 * np.pi * hertz * (1 + 0.05 * take) * np.arange(12_000) / 16_000)
-                soundfile.write(folder / name, 0.3 * tone + 0.02 * rng.standard_normal(12_000), 16_000)
-                lines.append(f"{name},{label},{fold}")
-    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
-
-    found = measured(Arm("simclr", 1.0, 16, 0), settings(tmp_path))
+def test_a_run_in_small_has_a_point_before_and_after_each_pass(two_words: Path) -> None:
+    found = measured(Arm("simclr", 1.0, 16, 0), settings(two_words))
 
     before, after = found["points"]
     assert before["steps"] == before["joules"] == 0

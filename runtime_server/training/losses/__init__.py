@@ -7,6 +7,6 @@
 [n, d], works from a batch of one upward and has finite gradients when all embeddings are the same.
 """
 
-from runtime_server.training.losses.hybrid import HybridConfig, HybridLoss
+from runtime_server.training.losses.hybrid import LOSSES, HybridConfig, HybridLoss
 
-__all__ = ["HybridConfig", "HybridLoss"]
+__all__ = ["LOSSES", "HybridConfig", "HybridLoss"]

@@ -72,6 +72,13 @@ class HybridConfig:
                 raise UsageError(f"{name}: {value} must be positive and finite")
 
 
+LOSSES = {"task": HybridConfig(spread=None, laplacian=False), "hybrid": HybridConfig(sigma=4.0)}
+"""What the server can optimise: the task alone, or all three terms with the published weights.
+
+Where windows are missing the nearest can be far off in time: edges of the graph fade with the distance.
+"""
+
+
 class HybridLoss:
     """The objective of one training step. It draws from its own generator: same seed, same sequence."""
 

@@ -8,6 +8,7 @@ from runtime_edge.errors import UsageError
 from runtime_server.cli import server_commands
 from runtime_server.releases.release_gate import first_model
 from runtime_server.training.checkpoint import Checkpoints
+from runtime_server.training.losses import LOSSES
 from runtime_server.training.trainer import TrainConfig, Trainer
 from streamsplit_compile.cli.main import main
 
@@ -90,13 +91,21 @@ def servers(monkeypatch):
 
 def test_training_is_as_its_options_say(run, servers):
     run()
-    run("--objective", "barlow-twins", "--spread", "kl", "--batch", "16", "--learning-rate", "0.01", "--seed", "3")
-    run("--spread", "none")
-    usual, chosen, without = (config.train for config in servers)
+    others = ("--batch", "16", "--learning-rate", "0.01", "--seed", "3")
+    run("--objective", "barlow-twins", "--loss", "hybrid", "--spread", "kl", *others)
+    run("--loss", "hybrid")
+    run("--loss", "hybrid", "--spread", "none")
+    usual, chosen, hybrid, without = (config.train for config in servers)
     assert usual == TrainConfig()
     expected = replace(usual, objective="barlow-twins", batch=16, learning_rate=0.01, seed=3)
-    assert chosen == replace(expected, loss=replace(usual.loss, spread="kl"))
-    assert without.loss == replace(usual.loss, spread=None)
+    assert (usual.loss, hybrid.loss) == (LOSSES["task"], LOSSES["hybrid"])
+    assert chosen == replace(expected, loss=replace(hybrid.loss, spread="kl"))
+    assert without.loss == replace(hybrid.loss, spread=None)
+
+
+def test_a_spread_term_is_refused_where_the_loss_has_none(run, servers):
+    assert run("--spread", "kl").endswith("--spread kl: only the hybrid loss has such a term; give --loss hybrid, too")
+    assert not servers
 
 
 def test_what_counts_the_energy_is_chosen(run, servers):

@@ -16,6 +16,7 @@ from runtime_edge.errors import FormatError, UsageError
 from runtime_server.releases.release_gate import first_model
 from runtime_server.training.buffer import TrainingWindow
 from runtime_server.training.checkpoint import Checkpoints, resumed
+from runtime_server.training.losses import LOSSES
 from runtime_server.training.losses.objectives import OBJECTIVES
 from runtime_server.training.trainer import TrainConfig, Trainer
 
@@ -132,9 +133,9 @@ def test_a_checkpoint_from_before_there_was_a_choice_is_of_the_default(checkpoin
 
 
 def test_another_spread_term_is_said_and_holds(checkpoints, trainer_of, caplog):
-    trainer = resumed(lambda: trainer_of(loss=replace(TrainConfig().loss, spread="kl")), checkpoints)
+    trainer = resumed(lambda: trainer_of(loss=replace(LOSSES["hybrid"], spread="kl")), checkpoints)
     assert trainer.steps == 3
-    assert "'spread': 'sw'" in caplog.text
+    assert "'spread': None" in caplog.text
     assert "'spread': 'kl'" in caplog.text
 
 

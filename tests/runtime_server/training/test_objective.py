@@ -76,6 +76,21 @@ def test_every_cut_gives_the_same_embedding(segments):
     assert torch.equal(found.anchors, found.positives)
 
 
+def test_a_block_runs_once_for_all_windows_that_have_come_to_it(segments):
+    image = segments[0](torch.rand(1, 16))
+    windows = [(0, 2, segments[1](image).detach()), (20, 1, image), (40, 0, torch.rand(1, 16))]
+    rows = []
+    for place in (1, 2):
+        segments[place].register_forward_pre_hook(
+            lambda _block, given, place=place: rows.append((place, len(given[0])))
+        )
+    found = batch(groups(*windows), segments)
+    assert rows == [(1, 4), (2, 6)]
+    alone = {window[0]: batch(groups(window), segments).anchors[0] for window in windows}
+    for window, embedding in zip(found.windows.tolist(), found.anchors, strict=True):
+        assert torch.allclose(embedding, alone[window], atol=1e-6)
+
+
 def test_waveforms_are_augmented_behind_the_blocks_that_never_change(segments):
     # Bands of a spectrum can only be masked where there is one; the waveform itself is left alone.
     banded = torch.arange(4.0).repeat_interleave(4)[None]
@@ -110,8 +125,7 @@ def test_the_second_view_can_be_another_encoders_and_has_no_gradient_then(segmen
     assert torch.allclose(found.positives, other.positives, atol=1e-6)
     assert not torch.allclose(found.positives, usual.positives, atol=1e-2)
     assert found.anchors.requires_grad
-    found.positives.sum().backward()
-    assert all(parameter.grad is None for key in keys for parameter in key.parameters())
+    assert not found.positives.requires_grad
 
 
 def test_a_large_batch_is_computed_in_parts_with_the_same_gradients_and_less_in_memory(segments):

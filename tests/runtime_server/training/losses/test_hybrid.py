@@ -4,11 +4,12 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from runtime_edge.errors import UsageError
-from runtime_server.training.losses import HybridConfig, HybridLoss
+from runtime_server.training.losses import LOSSES, HybridConfig, HybridLoss
 from runtime_server.training.losses.contrastive import info_nce
 from runtime_server.training.losses.hybrid import SPREAD_TERMS
 from runtime_server.training.losses.laplacian import dirichlet_energy, edge_weights, temporal_edges
 from runtime_server.training.losses.sliced_wasserstein import sliced_wasserstein_to_uniform
+from runtime_server.training.trainer import TrainConfig
 
 
 @pytest.fixture
@@ -26,6 +27,13 @@ def test_defaults_are_the_methods():
     config = HybridConfig()
     assert (config.lambda1, config.lambda2, config.spread, config.laplacian) == (0.1, 0.01, "sw", True)
     assert (config.temperature, config.projections, config.neighbours, config.horizon) == (0.1, 50, 5, 100)
+
+
+def test_a_server_optimises_the_task_alone_unless_it_is_told_the_published_weights():
+    task, hybrid = LOSSES["task"], LOSSES["hybrid"]
+    assert (task.task, task.spread, task.laplacian) == (True, None, False)
+    assert hybrid == HybridConfig(sigma=4.0)
+    assert TrainConfig().loss == task
 
 
 def test_total_is_the_weighted_sum_of_its_parts(batch):
