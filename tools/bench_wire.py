@@ -20,7 +20,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import soundfile
 from nats.aio.msg import Msg
@@ -231,9 +230,7 @@ def shipped_cut(bundle: Bundle) -> str:
     return min(cuts, key=lambda cut: cut.bytes.get("int8", 1 << 40)).name
 
 
-async def _measure(
-    work: Path, seconds: float, hour_s: float, only: Sequence[str], audio: Path | None
-) -> Section:
+async def _measure(work: Path, seconds: float, hour_s: float, only: Sequence[str], audio: Path | None) -> Section:
     section = Section("lean", "The wire", f"python -m tools.bench_wire --seconds {seconds:g}", part="wire")
     source = work / "sound.wav"
     soundfile.write(source, soundscape(60.0, 16_000, seed=0), 16_000, subtype="PCM_16")
