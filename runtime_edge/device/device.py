@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -181,7 +182,8 @@ class Device:
         accounting = Accounting()
         frame_store = await worker.run(_open_frame_store, config, boot, engine.bundle.manifest, accounting)
         closing.push_async_callback(worker.run, frame_store.close)
-        delivery, uplink = None, BandwidthEstimator()
+        delivery = None
+        uplink = BandwidthEstimator(shared=lambda: math.inf if connection is None else connection.since_fetch_s)
         if connection is not None:
             delivery = Delivery(config, connection, frame_store, worker, counts, uplink)
             closing.push_async_callback(delivery.close)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ from runtime_edge.formats.wire import Reply
 from runtime_edge.inference.engine import Embedding
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
-from runtime_edge.transport.bandwidth_probe import filler_bytes
+from runtime_edge.transport.bandwidth_probe import filler_bytes, probe_is_due
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.updates.head_updater import HeadUpdater
 from runtime_edge.updates.learner_sync import LearnerSync
@@ -127,6 +128,7 @@ class Pipeline:
             self._exchange(self.delivery, in_flight)
         else:
             self.delivery.replay_soon()
+        self._probe_bandwidth(self.delivery, in_flight)
 
     async def _window_done_with_room(self, delivery: Delivery) -> None:
         await delivery.wait_for_room()
@@ -139,10 +141,14 @@ class Pipeline:
         self._unanswered += 1
         frame = in_flight.step.frame
         delivery.exchange(in_flight.message_id, in_flight.window.index, frame, deadline_s, answered)
-        if in_flight.mbps_in_question is not None:  # a faster link would change the cut
-            uplink_mbits, question = self.uplink.uplink_mbits, in_flight.mbps_in_question
-            if filler := filler_bytes(uplink_mbits, question, in_flight.hop_s, len(frame)):
-                self._spawn(delivery.bandwidth_probe(len(frame), filler))
+
+    def _probe_bandwidth(self, delivery: Delivery, in_flight: InFlight) -> None:
+        """Where a faster link would change the cut, find out whether it is one: behind a frame, or now and then."""
+        sent = len(in_flight.step.frame) if in_flight.live else 0
+        filler = filler_bytes(self.uplink.uplink_mbits, in_flight.mbps_in_question, in_flight.hop_s, sent)
+        since_s = time.monotonic() - self.uplink.measured_at
+        if filler and probe_is_due(since_s, in_flight.live, in_flight.capped):
+            self._spawn(delivery.bandwidth_probe(sent, filler))
 
     def _answered(self, in_flight: InFlight, reply: Reply | None, seconds: float) -> None:
         """The server's answer to a frame, or None past its deadline."""

@@ -126,13 +126,13 @@ class WindowRunner:
         message_id = subjects.message_id(self._config.device, self._boot, window.index)
         step = self._frame(window, message_id, decision, index, live)
         device_ms = (time.monotonic() - started) * 1e3
-        capped = splitter.table.limits.mb_per_hour is not None
         return InFlight(
             window=window,
             message_id=message_id,
             live=live,
             decision=decision,
-            mbps_in_question=None if capped else splitter.mbps_in_question(),
+            mbps_in_question=splitter.mbps_in_question(),
+            capped=splitter.table.limits.mb_per_hour is not None,
             hop_s=splitter.table.hop_s,
             cut=engine.cut_names[index] if decision.cut != LOCAL else LOCAL,
             engine=engine,

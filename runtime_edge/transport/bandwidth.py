@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -23,13 +24,23 @@ _LEAST_WEIGHT = 0.2
 """Of a round trip as long as it was expected, in shares of `smoothing`; one that misses by twice the jitter has all."""
 _UNEXPLAINED = 2.5
 """A difference from the expected time that is no jitter any more, in multiples of it."""
+_UNEXPLAINED_PAIR = 3.0
+"""The same of a difference between two times, which both waver."""
 _NEGLIGIBLE_S = _JITTER_S / 10
 """A transfer so short is lost in the jitter."""
 _MINUTE_SECONDS = 60.0
 _MIN_MBITS, _MAX_MBITS = 0.001, 10_000.0
 _LOSS_MEMORY = 64
 _STALE_S = 5.0
-_OPTIMISM_CAP_MBITS = 100.0
+_BUNCHED = 2.0
+"""Times the usual jitter: from here on answers come in bunches."""
+_TRIPS = 32
+"""Round trips that say how much they waver."""
+_USUAL = 0.75
+"""Share of the steps from one round trip to the next that are no larger than a uniform jitter."""
+_LEAST_STEPS, _FEW_STEPS = 3, 8
+"""Of fewer than these the largest counts, and fewer than those tell nothing."""
+_UNKNOWN_JITTER_S = 0.1
 
 
 class BandwidthEstimator:
@@ -44,10 +55,13 @@ class BandwidthEstimator:
     since the last frame, as in the method, so that the estimate is there after one or two frames.
 
     `observe_round_trip` learns from a ping in front of a frame (`wants_ping` says when that is worthwhile), and
-    `observe_pair` from a bandwidth probe behind it, which measures round trip and transfer separately.
+    `observe_pair` from a bandwidth probe behind it, which measures round trip and transfer separately. A frame that had
+    a ping in front of it is compared with that very ping: what held both up on the way back is not the uplink's.
 
-    An estimate that no large frame has confirmed for 5 s doubles every 5 s, up to 100 Mbit/s: a device that was
-    driven to small frames by a thin link would otherwise never learn that the link has recovered.
+    How much round trips waver is measured, too. Where answers come in bunches, a time says as much less as it wavers
+    more, and only what stands out from it is a change. While a download shares the link (`shared`), answers wait behind
+    it, and nothing is learnt of the uplink. Nothing is assumed of a link that nobody has measured for a while, either:
+    the estimate stays, and whoever wants to know sends a bandwidth probe.
 
     Times come from a monotonic clock; one that is not a positive number of at most a minute teaches
     nothing. One thread may observe while another reads.
@@ -57,6 +71,7 @@ class BandwidthEstimator:
         initial_rtt_ms: round trip assumed before the first small frame, ms.
         smoothing: weight of the newest frame, in (0, 1].
         now: monotonic time, s.
+        shared: seconds since a download last took the way that answers come; 0 while one does.
     """
 
     def __init__(
@@ -65,14 +80,21 @@ class BandwidthEstimator:
         initial_rtt_ms: float = 50.0,
         smoothing: float = BANDWIDTH_SMOOTHING,
         now: Callable[[], float] = time.monotonic,
+        shared: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._smoothing = smoothing
-        self._now = now
+        self._now, self._shared = now, shared
         self._initial_mbits = initial_mbits
-        self._rtt_s = initial_rtt_ms / 1e3
+        self._rtt_s = self._shown_rtt_s = initial_rtt_ms / 1e3
         self._rtt_learnt_at: float | None = None
+        self._trips: deque[float] = deque(maxlen=_TRIPS)
+        self._jitter_s = _UNKNOWN_JITTER_S
+        self._own_trip_s: float | None = None
+        """Of the ping in front of the frame that is under way."""
         self._bits: float | None = None
         self._transfer_s = 0.0
+        self._samples = 0
+        """That told of the rate, and not of a change."""
         self._bandwidth_learnt_at = now()
         self._under_way: tuple[float, float] | None = None
         # (time, seconds), both rising: the front is the fastest frame of the last minute.
@@ -96,20 +118,22 @@ class BandwidthEstimator:
     def sending(self, bytes_sent: int) -> None:
         """A frame has been sent with no other in flight. Once it is overdue, it limits the estimate."""
         with self._lock:
-            self._under_way = (self._now(), bytes_sent * 8.0)
+            self._under_way, self._own_trip_s = (self._now(), bytes_sent * 8.0), None
 
     def observe(self, bytes_sent: int, seconds: float) -> None:
         """Learn from a frame of `bytes_sent` whose acknowledgement came after `seconds`."""
         if bytes_sent < 0 or not 0.0 < seconds <= _MINUTE_SECONDS:
             return
         with self._lock:
-            self._under_way = None
+            trip_s, self._under_way, self._own_trip_s = self._own_trip_s, None, None
             self._outcomes.append(False)
+            shared = self._is_shared(seconds)
             if bytes_sent < TELLING_BYTES:
                 # Its own transfer is no round trip; half of its time at most, should the estimate be far too low.
                 self._learn_rtt(max(seconds - self._expected_s(bytes_sent * 8.0), seconds / 2))
-            else:
-                self._learn_bandwidth(bytes_sent * 8.0, self._transfer_of(seconds))
+            elif not shared:
+                transfer_s = self._transfer_of(seconds, trip_s)
+                self._learn_bandwidth(bytes_sent * 8.0, transfer_s, self._jitter_s, trip_s is not None)
             while self._fastest and self._fastest[-1][1] >= seconds:
                 self._fastest.pop()
             self._fastest.append((self._now(), seconds))
@@ -119,6 +143,7 @@ class BandwidthEstimator:
         if 0.0 < seconds <= _MINUTE_SECONDS:
             with self._lock:
                 self._learn_rtt(seconds)
+                self._own_trip_s = seconds
 
     def observe_pair(self, bytes_between: int, rtt_s: float, transfer_s: float, bytes_before: int = 0) -> None:
         """Learn from two empty round trips with `bytes_between` sent between them: the first took `rtt_s`, and the
@@ -130,12 +155,15 @@ class BandwidthEstimator:
             waited_s = transfer_s * bytes_before / max(bytes_between, 1)
             if waited_s < rtt_s:
                 self._learn_rtt(rtt_s - waited_s)
-            # A transfer shorter than the jitter cannot be told from an even shorter one.
-            self._learn_bandwidth(bytes_between * 8.0, max(transfer_s, _PAIR_JITTER_S / 2), _PAIR_JITTER_S)
+            if not self._is_shared(rtt_s + transfer_s):
+                jitter_s, bunched = self._pair_jitter_s, self._bunched
+                # A transfer shorter than the jitter cannot be told from an even shorter one.
+                least_s = 0.0 if bunched else _PAIR_JITTER_S / 2
+                self._learn_bandwidth(bytes_between * 8.0, max(transfer_s, least_s), jitter_s, bunched)
 
     def is_rise(self, bytes_between: int, transfer_s: float) -> bool:
         """Whether a bandwidth probe shows a faster link than the estimate, by more than jitter explains."""
-        return self._gained_s(bytes_between, transfer_s) > _UNEXPLAINED * _PAIR_JITTER_S
+        return self._gained_s(bytes_between, transfer_s) > _UNEXPLAINED * self._pair_jitter_s
 
     def is_clear_rise(self, bytes_between: int, transfer_s: float) -> bool:
         """Whether it shows a link at least twice as fast, by more than packet bunching explains, while the round trip
@@ -150,14 +178,16 @@ class BandwidthEstimator:
             return False
         return self.is_rise(bytes_between, transfer_s)
 
-    def timeout(self, seconds: float) -> None:
-        """Learn that a frame was given up after `seconds`: nothing delivered in that time."""
+    def timeout(self, seconds: float, stored: bool = False) -> None:
+        """Learn that a frame was not answered in `seconds`: nothing was delivered, unless the broker has `stored` it."""
         if not 0.0 < seconds <= _MINUTE_SECONDS:
             return
         with self._lock:
-            self._under_way = None
             self._outcomes.append(True)
-            self._learn_bandwidth(0.0, seconds)
+            if not stored:
+                self._under_way = None
+                if not self._is_shared(seconds):
+                    self._learn_bandwidth(0.0, seconds, self._jitter_s)
 
     @property
     def uplink_mbits(self) -> float:
@@ -165,21 +195,22 @@ class BandwidthEstimator:
         with self._lock:
             if self._bits is None:
                 return self._initial_mbits
-            # Doubling zero would give zero.
-            hoped = max(_MIN_MBITS, self._bits / 1e6 / max(self._transfer_s, 1e-9))
-            stale_s = self._now() - self._bandwidth_learnt_at - _STALE_S
-            if stale_s > 0.0 and hoped < _OPTIMISM_CAP_MBITS:
-                growth: float = 2.0 ** min(stale_s / _STALE_S, 60.0)
-                hoped = min(hoped * growth, _OPTIMISM_CAP_MBITS)
+            known = max(_MIN_MBITS, self._bits / 1e6 / max(self._transfer_s, 1e-9))
             if self._under_way is not None:
-                hoped = max(_MIN_MBITS, min(hoped, self._shown_mbits(hoped, *self._under_way)))
-            return min(_MAX_MBITS, hoped)
+                known = max(_MIN_MBITS, min(known, self._shown_mbits(known, *self._under_way)))
+            return min(_MAX_MBITS, known)
+
+    @property
+    def measured_at(self) -> float:
+        """When something was last learnt of the uplink, by `now`."""
+        with self._lock:
+            return self._bandwidth_learnt_at
 
     @property
     def rtt_ms(self) -> float:
         """Round trip, smoothed, ms."""
         with self._lock:
-            return self._rtt_s * 1e3
+            return self._shown_rtt_s * 1e3
 
     @property
     def loss(self) -> float:
@@ -189,10 +220,26 @@ class BandwidthEstimator:
 
     def _shown_mbits(self, hoped: float, since: float, bits: float) -> float:
         """The highest rate that the frame in flight still allows; infinite until it is overdue."""
-        transfer_s = self._now() - since - self._rtt_s
+        elapsed_s = self._now() - since
+        if self._is_shared(elapsed_s):
+            return math.inf
+        transfer_s = elapsed_s - (self._own_trip_s or self._rtt_s)
         # A lost frame may never be acknowledged.
-        overdue = _UNEXPLAINED * _JITTER_S < transfer_s - bits / 1e6 / hoped < _MINUTE_SECONDS
+        overdue = _UNEXPLAINED * self._jitter_s < transfer_s - bits / 1e6 / hoped < _MINUTE_SECONDS
         return bits / 1e6 / transfer_s if overdue else math.inf
+
+    def _is_shared(self, seconds: float) -> bool:
+        """Whether there was a download in the last `seconds`."""
+        return self._shared() <= seconds
+
+    @property
+    def _pair_jitter_s(self) -> float:
+        """Of the difference between two answers: they waver less than one does, but bunches make both at once wrong."""
+        return self._jitter_s if self._bunched else _PAIR_JITTER_S
+
+    @property
+    def _bunched(self) -> bool:
+        return self._jitter_s > _BUNCHED * _JITTER_S
 
     def _gained_s(self, bytes_between: int, transfer_s: float) -> float:
         """Seconds that a bandwidth probe's second answer came earlier than estimated; 0 without an estimate."""
@@ -206,28 +253,52 @@ class BandwidthEstimator:
         return 0.0 if self._bits is None else self._transfer_s * bits / max(self._bits, 1.0)
 
     def _learn_rtt(self, seconds: float) -> None:
+        if self._is_shared(seconds):
+            return  # it passes with the download
+        # Two at once are held up by the same, and say nothing of how they waver.
+        if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > SAMPLE_S:
+            self._trips.append(seconds)
+            self._jitter_s = self._wavering_s()
         missed_s = seconds - self._rtt_s
-        weight = self._smoothing * min(1.0, max(_LEAST_WEIGHT, abs(missed_s) / (2 * _JITTER_S)))
+        weight = self._smoothing * min(1.0, max(_LEAST_WEIGHT, abs(missed_s) / (2 * self._jitter_s)))
         self._rtt_s += (1.0 if self._rtt_learnt_at is None else weight) * missed_s
         self._rtt_learnt_at = self._now()
+        # The mean of what comes in bunches wavers, too: it is shown to have moved when it has moved by more than that.
+        if not self._bunched or len(self._trips) < _FEW_STEPS or abs(self._rtt_s - self._shown_rtt_s) > self._jitter_s:
+            self._shown_rtt_s = self._rtt_s
 
-    def _learn_bandwidth(self, bits: float, transfer_s: float, jitter_s: float = _JITTER_S) -> None:
-        weight = 1.0
+    def _wavering_s(self) -> float:
+        """How far a round trip is from the usual one, as far as those of late tell."""
+        steps = sorted(abs(later - earlier) for earlier, later in itertools.pairwise(self._trips))
+        if len(steps) < _FEW_STEPS:
+            return max(_JITTER_S, *steps) if len(steps) >= _LEAST_STEPS else _UNKNOWN_JITTER_S
+        return max(_JITTER_S, steps[int(_USUAL * len(steps))])
+
+    def _learn_bandwidth(self, bits: float, transfer_s: float, jitter_s: float, paired: bool = False) -> None:
         if self._bits is None:
-            self._bits = 0.0
+            self._bits, self._transfer_s = max(bits, 1.0), max(bits, 1.0) / 1e6 / self._initial_mbits
+        expected_s = self._expected_s(bits)
+        if abs(transfer_s - expected_s) > (_UNEXPLAINED_PAIR if paired else _UNEXPLAINED) * jitter_s:
+            samples = max(1.0, (self._now() - self._bandwidth_learnt_at) / SAMPLE_S)
+            weight = 1.0 if jitter_s < _JITTER_S else 1.0 - (1.0 - self._smoothing) ** samples
         else:
-            expected_s = self._expected_s(bits)
-            if abs(transfer_s - expected_s) > _UNEXPLAINED * jitter_s:
-                samples = max(1.0, (self._now() - self._bandwidth_learnt_at) / SAMPLE_S)
-                weight = 1.0 if jitter_s < _JITTER_S else 1.0 - (1.0 - self._smoothing) ** samples
-            else:
-                weight = self._smoothing * min(1.0, max(transfer_s, expected_s) / (_CLEAR * jitter_s))
+            # A time that wavers more than it lasts tells no more when it is long than when it is short.
+            telling_s = max(transfer_s, expected_s) if not paired else expected_s
+            weight = self._smoothing * min(1.0, telling_s / (_CLEAR * jitter_s))
+            if not self._bunched:  # a plain mean first, then a sliding one
+                self._samples += 1
+                weight = max(weight, 1.0 / self._samples)
         self._bits += weight * (bits - self._bits)
         self._transfer_s += weight * (transfer_s - self._transfer_s)
         self._bandwidth_learnt_at = self._now()
 
-    def _transfer_of(self, seconds: float) -> float:
-        """Time without the round trip, but 2 % of it at least: jitter and wrong times stay harmless."""
+    def _transfer_of(self, seconds: float, trip_s: float | None) -> float:
+        """Time without the round trip of the frame's own ping, which may be negative: jitter cancels out in the mean.
+
+        Without such a ping it is 2 % of the time at least, so that wrong times stay harmless.
+        """
+        if trip_s is not None:
+            return max(seconds - trip_s, seconds / 50) if self._samples < _FEW_STEPS else seconds - trip_s
         rtt_s = self._rtt_s
         if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > _MINUTE_SECONDS:
             # There is no recent round trip; all that is known is that the fastest frame took longer.

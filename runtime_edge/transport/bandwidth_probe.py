@@ -15,6 +15,8 @@ SHARE = 0.05
 LARGEST_BYTES = 16_384
 SMALLEST_BYTES = 512
 CONFIRMATIONS, CONFIRMING = 2, 4
+KEPT_EVERY_S, CAPPED_EVERY_S = 10.0, 60.0
+"""Between two bandwidth probes of a device that ships nothing, or may not ship more than a cap."""
 
 
 def filler_bytes(uplink_mbits: float, mbps_in_question: float | None, hop_s: float, frame_bytes: int) -> int:
@@ -31,3 +33,12 @@ def filler_bytes(uplink_mbits: float, mbps_in_question: float | None, hop_s: flo
 def confirming_bytes(filler_bytes: int) -> int:
     """Bytes of filler for the bandwidth probe that confirms one of `filler_bytes`."""
     return min(CONFIRMING * filler_bytes, LARGEST_BYTES)
+
+
+def probe_is_due(since_s: float, shipped: bool, capped: bool) -> bool:
+    """Whether to send a bandwidth probe, when the uplink was last measured so many seconds ago.
+
+    Behind each frame that is shipped. While windows are kept nothing else would tell that the link has recovered, so
+    there is a probe now and then.
+    """
+    return since_s >= (CAPPED_EVERY_S if capped else 0.0 if shipped else KEPT_EVERY_S)

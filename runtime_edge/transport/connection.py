@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import time
 import zlib
 from collections.abc import Callable
@@ -77,6 +78,7 @@ class Connection:
         self._random.shuffle(self._servers)
         self._watches: list[tuple[str, str, OnChange]] = []
         self._watchers: list[asyncio.Task[None]] = []
+        self._fetches, self._fetched_at = 0, -math.inf
         self.trouble = "not connected yet"
         """Why there is no connection; empty while there is one."""
 
@@ -89,6 +91,11 @@ class Connection:
     def connected(self) -> bool:
         """Whether frames can be published now, and their answers received."""
         return not self.trouble and self._client.is_connected
+
+    @property
+    def since_fetch_s(self) -> float:
+        """Seconds since something was last fetched; 0 while it is, infinite before the first time."""
+        return 0.0 if self._fetches else time.monotonic() - self._fetched_at
 
     async def connect(self, timeout_s: float = 5.0) -> None:
         """Connect once; later losses are repaired in the background. Raises LinkError when no broker answers."""
@@ -155,10 +162,14 @@ class Connection:
 
     async def fetch(self, name: str, limit_bytes: int) -> bytes:
         """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""
+        self._fetches += 1
         try:
             return await direct_get.fetch_object(self._client, name, limit_bytes)
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: object {name} cannot be fetched ({reason(exc)})") from None
+        finally:
+            self._fetches -= 1
+            self._fetched_at = time.monotonic()
 
     async def put(self, bucket: str, data: bytes) -> None:
         """Store a value under this device's name, best effort."""

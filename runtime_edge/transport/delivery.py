@@ -75,23 +75,25 @@ class Delivery:
         in the spool and is replayed later.
         """
         started = time.monotonic()
+        decided: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def answered(reply: Reply | None) -> None:
             if reply is None:
-                self._uplink.timeout(deadline_s)
+                # A server that is late says nothing of the link, which has carried the frame to the broker.
+                self._uplink.timeout(deadline_s, stored=decided.done() and decided.result())
             on_answer(reply, time.monotonic() - started)
 
         self._connection.expect(window, deadline_s, answered)
-        self._send(message_id, window, frame)
+        self._send(message_id, window, frame, decided)
 
     async def bandwidth_probe(self, frame_bytes: int, filler_bytes: int) -> None:
-        """Run a bandwidth probe right behind a small frame, unless other frames are in flight.
+        """Run a bandwidth probe right behind a small frame, or by itself without one, unless others are in flight.
 
         It does not wait for the acknowledgement: on a long round trip the result would come a decision too late.
         """
-        if not filler_bytes or self._sending != 1 or not self._connection.connected:
+        if not filler_bytes or self._sending != bool(frame_bytes) or not self._connection.connected:
             return
-        before = frame_bytes + FRAME_OVERHEAD_BYTES
+        before = frame_bytes + FRAME_OVERHEAD_BYTES if frame_bytes else 0
         self._sending += 1  # no replay in between: it would look like a slow link
         try:
             pair = await self._probe_pair(filler_bytes)

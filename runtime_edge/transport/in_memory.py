@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from runtime_edge.errors import FormatError, LinkError
@@ -47,6 +48,11 @@ class InMemoryTransport:
     def connected(self) -> bool:
         """Until `disconnect`, and again after `reconnect`."""
         return not self.trouble
+
+    @property
+    def since_fetch_s(self) -> float:
+        """Nothing takes time here."""
+        return math.inf
 
     def disconnect(self) -> None:
         """Lose the connection, and what is not acknowledged yet."""

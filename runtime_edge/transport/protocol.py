@@ -38,6 +38,10 @@ class Transport(Protocol):
     def trouble(self) -> str:
         """Why there is no connection; empty while there is one."""
 
+    @property
+    def since_fetch_s(self) -> float:
+        """Seconds since something was last fetched; 0 while it is, infinite before the first time."""
+
     def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
         """Call back with the answer to this window, or None when it has not come in time; call before `send`.
 

@@ -38,10 +38,17 @@ class Traffic:
 
     up: int
     down: int
+    up_packets: int = 0
+    down_packets: int = 0
 
     def since(self, before: Traffic) -> Traffic:
         """What has passed meanwhile."""
-        return Traffic(self.up - before.up, self.down - before.down)
+        return Traffic(
+            self.up - before.up,
+            self.down - before.down,
+            self.up_packets - before.up_packets,
+            self.down_packets - before.down_packets,
+        )
 
 
 class Network:
@@ -101,8 +108,8 @@ class Network:
     def traffic(self) -> Traffic:
         """What has passed the device's interface."""
         (link,) = json.loads(_ip("-n", self.device, "-s", "-j", "link", "show", "dev", "uplink"))
-        counters = link["stats64"]
-        return Traffic(counters["tx"]["bytes"], counters["rx"]["bytes"])
+        sent, received = link["stats64"]["tx"], link["stats64"]["rx"]
+        return Traffic(sent["bytes"], received["bytes"], sent["packets"], received["packets"])
 
     def run_in(self, name: str) -> list[str]:
         """What to put in front of a command so that it runs in a namespace."""
