@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from streamsplit_models.encoder import Encoder, Normalize
 from streamsplit_models.extractors import ASTFrames, Standardize, ast_front_end
-from streamsplit_models.front_end import PRESETS, FrontEnd, LogMel, Waveform, samples
+from streamsplit_models.front_end import PRESETS, FrontEnd, Waveform, samples
 from streamsplit_models.initialise import settle_on_synthetic
 from streamsplit_models.library import build, preprocessor
+from streamsplit_models.log_mel import LogMel
 
 # Small defaults, for trying things out; the library's own are the published sizes.
 SMALL_AST = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
@@ -87,7 +88,7 @@ class CLAPEncoder(Encoder):
         tower = whole.audio_model.audio_encoder
         tower.enable_fusion = tower.patch_embed.enable_fusion = False
         self.repeat = RepeatPad(front_end.window_samples, clip_samples)
-        self.log_mel = LogMel(front_end)
+        self.log_mel = LogMel(dataclasses.replace(front_end, window_samples=clip_samples))
         self.model = model
         self.normalize = Normalize()
 

@@ -13,8 +13,9 @@ from typing import Any
 from torch import nn
 
 from streamsplit_models.encoder import Encoder, GlobalMaxPool, Normalize, input_norm
-from streamsplit_models.front_end import FrontEnd, LogMel, resolve_front_end
+from streamsplit_models.front_end import FrontEnd, resolve_front_end
 from streamsplit_models.initialise import start
+from streamsplit_models.log_mel import LogMel
 from streamsplit_models.mobile import BlockSpec, InvertedResidual, SqueezeExcite, conv_norm
 
 # expansion, kernel, stride of the first block, channels out, blocks: table 1 of the paper

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamsplit_models.front_end import PRESETS, FrontEnd, LogMel, Waveform
+from streamsplit_models.front_end import PRESETS, FrontEnd, Waveform
+from streamsplit_models.log_mel import LogMel
 
 _WHISPER_DECADES = 8.0
 """Range of Whisper's log-mel below the loudest value of a window."""

@@ -1,13 +1,21 @@
-"""The fixed matrices of the log-mel front end, in float64: windowed DFT and mel filter bank."""
+"""The fixed matrices of the log-mel front end, in float64: windowed DFT, whole or as two, and mel filter bank."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+
+
+def hann(length: int, kind: str) -> FloatArray:
+    """A `periodic` or `symmetric` Hann window; its first value is 0."""
+    period = length if kind == "periodic" else length - 1
+    return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / period))
 
 
 def dft_kernel(
@@ -20,8 +28,7 @@ def dft_kernel(
     """
     samples = np.arange(win_length)
     phase = 2 * np.pi / n_fft * np.outer(np.arange(n_fft // 2 + 1), samples)
-    period = win_length if window == "periodic" else win_length - 1
-    kernel = np.stack([np.cos(phase), -np.sin(phase)]) * (0.5 - 0.5 * np.cos(2 * np.pi * samples / period))
+    kernel = np.stack([np.cos(phase), -np.sin(phase)]) * hann(win_length, window)
     if frame_preemphasis:
         following = np.roll(kernel, -1, axis=-1)
         following[..., -1] = 0.0
@@ -31,6 +38,105 @@ def dft_kernel(
     if remove_dc:
         kernel = kernel - kernel.mean(axis=-1, keepdims=True)
     return kernel
+
+
+_SMALLEST = 128
+"""A DFT of fewer values is one product: there is nothing to gain."""
+
+
+def factors(n_fft: int, win_length: int) -> tuple[int, int] | None:
+    """(outer, inner) with outer * inner = n_fft; None where they save less than half of a dense product's work."""
+    outer = next(length for length in range(math.isqrt(n_fft - 1) + 1, n_fft + 1) if n_fft % length == 0)
+    half, inner = outer // 2 + 1, n_fft // outer
+    work = 2 * half * win_length + half * (2 * inner) ** 2
+    dense = (n_fft + 2) * win_length
+    return (outer, inner) if n_fft >= _SMALLEST and 2 * work < dense else None
+
+
+@dataclass(frozen=True)
+class ShortTransforms:
+    """One DFT of outer * inner values as two short ones, of frames that `window` is the weight of.
+
+    Sample n = inner * q + j of a frame and bin k = p + outer * r meet in exp(-2 pi i n k / n_fft), which is
+
+        exp(-2 pi i q p / outer) * exp(-2 pi i j k / n_fft)
+
+    so the first transform goes over q, in each residue j by itself, and the second over j, with a matrix for each p. The
+    input is real: bins beyond the half are those before it, mirrored, so half of the p are enough.
+    """
+
+    outer: int
+    inner: int
+    window: FloatArray
+    last_bin: int
+    """The highest bin that is wanted."""
+
+    @property
+    def half(self) -> int:
+        """How many p there are."""
+        return self.outer // 2 + 1
+
+    @property
+    def taps(self) -> int:
+        """How many q a frame has; those behind it are zero."""
+        return -(-len(self.window) // self.inner)
+
+    @property
+    def weights(self) -> FloatArray:
+        """The window by q and j: (taps, 1, inner)."""
+        padded = np.pad(self.window, (0, self.taps * self.inner - len(self.window)))
+        return padded.reshape(self.taps, 1, self.inner)
+
+    def run(self, hop_length: int) -> int:
+        """How many neighbouring samples always stay together where frames are cut."""
+        return math.gcd(hop_length, self.inner)
+
+    def places(self, frames: int, hop_length: int) -> npt.NDArray[np.int32]:
+        """Which runs of the signal the frames are made of, in the order (taps, frames, inner // run)."""
+        run = self.run(hop_length)
+        starts = self.inner * np.arange(self.taps)[:, None, None] + hop_length * np.arange(frames)[:, None]
+        return ((starts + run * np.arange(self.inner // run)) // run).astype(np.int32).reshape(-1)
+
+    @property
+    def first(self) -> FloatArray:
+        """(2 [real, imaginary] * half, taps)."""
+        turns = np.outer(np.arange(self.half), np.arange(self.taps)) % self.outer
+        return np.concatenate(_circle(turns, self.outer))
+
+    @property
+    def second(self) -> FloatArray:
+        """(half, 2 [real, imaginary] * inner, 2 [real, imaginary] * len(order)): twiddle factors and transform."""
+        samples = np.arange(self.inner)[:, None]
+        frequencies = (np.arange(self.half)[:, None] + self.outer * self.order)[:, None, :]
+        size = self.outer * self.inner
+        real, imaginary = _circle(samples * frequencies % size, size)
+        return np.concatenate(
+            [np.concatenate([real, imaginary], axis=2), np.concatenate([-imaginary, real], axis=2)], axis=1
+        )
+
+    @cached_property
+    def order(self) -> npt.NDArray[np.int64]:
+        """The r that are wanted, those next to each other that look at neighbouring bins."""
+        mirrored = self.inner - 1 - np.arange(self.inner)
+        rank = np.minimum(np.arange(self.inner), mirrored)
+        order = np.argsort(rank, kind="stable")
+        return order[rank[order] * self.outer <= self.last_bin]
+
+    @property
+    def bins(self) -> npt.NDArray[np.int64]:
+        """Which bin each value of the spectrum is: (len(order) * half,); -1 for one that is there already."""
+        size = self.outer * self.inner
+        found = (self.outer * self.order[:, None] + np.arange(self.half)).reshape(-1)
+        found = np.minimum(found, size - found)
+        again = np.ones(len(found), bool)
+        again[np.unique(found, return_index=True)[1]] = False
+        return np.where(again, -1, found)
+
+
+def _circle(turns: npt.NDArray[np.int64], size: int) -> tuple[FloatArray, FloatArray]:
+    """exp(-2 pi i turns / size)."""
+    angle = 2 * np.pi / size * turns
+    return np.cos(angle), -np.sin(angle)
 
 
 def mel_filters(

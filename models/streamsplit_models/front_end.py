@@ -1,11 +1,7 @@
-"""The log-mel front end as part of the encoder's graph (docs/method.md, section 1).
+"""What a front end is made of: sizes, scales and presets (docs/method.md, section 1).
 
-    log_mel = LogMel(PRESETS["paper"])
-    image = log_mel(waveform)        # (batch, samples) float32 -> (batch, 1, mels, frames) float32
-
-Everything between the waveform and the power spectrum is linear in one analysis frame, so framing, window
-and DFT are one strided convolution with a fixed kernel, and the mel filter bank is one matrix product:
-ordinary layers that every runtime has, computed by the same arithmetic in training and on a device.
+config = resolve_front_end("paper")      # or a mapping of fields over a preset
+LogMel(config)                           # the module (streamsplit_models.log_mel)
 """
 
 from __future__ import annotations
@@ -15,13 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from streamsplit_models.filters import dft_kernel, mel_filters
-from streamsplit_models.upsample import Upsample
 
 # Largest value of each whole-number field: a configuration may come from a file, so sizes are bounded.
 _WHOLE = {
@@ -243,72 +232,3 @@ def samples(name: str, seconds: float, sample_rate: int) -> int:
     if not number or not 0 < seconds <= 60:
         raise ValueError(f"{name} is {seconds!r}, must be a number of seconds above 0 and at most 60")
     return max(1, round(seconds * sample_rate))
-
-
-_MAX_TAPS = 100
-
-
-class LogMel(nn.Module):
-    """Log-mel image of a waveform by fixed matrices; no parameters, nothing in the state_dict."""
-
-    dft: Tensor
-    mel: Tensor
-
-    def __init__(self, config: FrontEnd) -> None:
-        super().__init__()
-        self.config = c = config
-        self.upsample = Upsample(c.upsample) if c.upsample > 1 else nn.Identity()
-        rate = c.sample_rate * c.upsample
-        bank = mel_filters(rate, c.n_fft, c.n_mels, c.f_min, c.f_max, c.mel_scale, c.mel_norm)
-        per_frame = c.preemphasis if c.preemphasis_on == "frame" else 0.0
-        kernel = dft_kernel(c.n_fft, c.win_length, c.window, per_frame, c.remove_dc)
-        # Bins that no band looks at are never computed.
-        used = np.flatnonzero(bank.any(axis=0))
-        _require(len(used) > 0, "f_max", c.f_max, f"further from f_min = {c.f_min}: no bin of the DFT is in any band")
-        kernel = kernel[:, used].reshape(-1, 1, c.win_length)
-        self.register_buffer("dft", torch.from_numpy(kernel.astype(np.float32)), persistent=False)
-        self.register_buffer("mel", torch.from_numpy(bank[:, used].astype(np.float32)), persistent=False)
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        """(batch, samples) float32 -> (batch, 1, mels, frames) float32."""
-        config = self.config
-        waveform = self.upsample(waveform)
-        if config.preemphasis and config.preemphasis_on == "waveform":
-            waveform = waveform[:, 1:] - config.preemphasis * waveform[:, :-1]
-        if config.center:
-            waveform = self._reflect(waveform)
-        cosine, sine = self._transform(waveform.unsqueeze(1)).chunk(2, dim=1)
-        spectrum = cosine * cosine + sine * sine
-        if config.power == 1.0:
-            spectrum = spectrum.sqrt()
-        bands = torch.matmul(self.mel, spectrum)
-        bands = bands.clamp(min=config.eps) if config.log == "floor" else bands + config.eps
-        image = bands.log().unsqueeze(1)
-        if config.scale != 1.0:
-            image = image * config.scale
-        return image + config.offset if config.offset else image
-
-    def _transform(self, signal: Tensor) -> Tensor:
-        """Real and imaginary parts (batch, 2 * bins, frames) of the frames of a signal (batch, 1, samples).
-
-        The sum over a frame is made of partial sums short enough that every runtime adds them up in the same order:
-        a loud tone otherwise leaves different rounding in the quiet bins, which the logarithm shows.
-        """
-        config = self.config
-        span = (signal.shape[2] - config.win_length) // config.hop_length * config.hop_length
-        parts = []
-        for start in range(0, config.win_length, _MAX_TAPS):
-            taps = self.dft[:, :, start : start + _MAX_TAPS]
-            piece = signal[:, :, start : start + span + taps.shape[2]]
-            parts.append(nn.functional.conv1d(piece, taps, stride=config.hop_length))
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
-
-    def _reflect(self, waveform: Tensor) -> Tensor:
-        """Centre frame t on sample t * hop_length; flips, since runtimes gather for a reflecting pad."""
-        left = self.config.n_fft // 2 - (self.config.n_fft - self.config.win_length) // 2
-        right = self.config.win_length - left
-        before, after = waveform[:, 1 : left + 1], waveform[:, -right - 1 : -1]
-        return torch.cat([before.flip(1), waveform, after.flip(1)], dim=1)

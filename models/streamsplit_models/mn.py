@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from streamsplit_models.encoder import Encoder, GlobalAveragePool, Normalize
-from streamsplit_models.front_end import PRESETS, FrontEnd, LogMel, samples
+from streamsplit_models.front_end import PRESETS, FrontEnd, samples
 from streamsplit_models.initialise import start
+from streamsplit_models.log_mel import LogMel
 from streamsplit_models.mobile import BlockSpec, InvertedResidual, conv_norm, round_channels
 from streamsplit_models.mobilenet import scaled
 

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from streamsplit_models.encoder import Encoder, GlobalAveragePool, Normalize, input_norm
-from streamsplit_models.front_end import FrontEnd, LogMel, resolve_front_end
+from streamsplit_models.front_end import FrontEnd, resolve_front_end
 from streamsplit_models.initialise import start
+from streamsplit_models.log_mel import LogMel
 from streamsplit_models.mobile import BlockSpec, InvertedResidual, SqueezeExcite, conv_norm, round_channels
 
 # channels in, kernel, expanded, channels out, squeeze-and-excitation, hard-swish, stride: table 2

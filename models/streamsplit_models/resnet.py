@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from streamsplit_models.encoder import Encoder, GlobalAveragePool, Normalize, input_norm
-from streamsplit_models.front_end import FrontEnd, LogMel, resolve_front_end
+from streamsplit_models.front_end import FrontEnd, resolve_front_end
 from streamsplit_models.initialise import start
+from streamsplit_models.log_mel import LogMel
 
 WIDTHS = (64, 128, 256, 512)
 BLOCKS_PER_LAYER = 2

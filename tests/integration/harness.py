@@ -30,7 +30,8 @@ from runtime_server.harness.ports import free_port
 from streamsplit_compile.bundle.compiler import recompile
 from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_models.encoder import Normalize
-from streamsplit_models.front_end import FrontEnd, LogMel
+from streamsplit_models.front_end import FrontEnd
+from streamsplit_models.log_mel import LogMel
 
 SAMPLE_RATE, WINDOW, HOP = 16_000, 4000, 2000
 HOP_S = HOP / SAMPLE_RATE

@@ -26,7 +26,7 @@ SMALL = {
     wav2vec2: ((8000,), WAVEFORM),
 }
 """An encoder's input, and settings, for each front end."""
-LOG_TOLERANCE = 0.02
+LOG_TOLERANCE = 0.05
 """Of a natural logarithm: beside a full-scale tone float32 leaves that much in the quiet bands of the same frame."""
 
 # Kaldi's 128 bands over 257 bins have an empty one; AST was trained with it.
