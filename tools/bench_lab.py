@@ -16,7 +16,7 @@ import asyncio
 from pathlib import Path
 
 from runtime_server.harness.network import why_not
-from runtime_server.lab.goals import goals
+from runtime_server.lab.goals import BESIDE, goals
 from runtime_server.lab.policy_bench import BenchConfig, PolicyBench, joined, read_bench, run_bench
 from runtime_server.lab.proof_page import write_page
 from runtime_server.lab.scenarios import SCENARIOS, scenario_named
@@ -70,7 +70,9 @@ def section(bench: PolicyBench) -> Section:
     for encoder in bench.encoders:
         for goal in goals(bench, encoder):
             name = goal.name.replace(" / ", " to ").replace(" ", "_").lower()
-            found.add(f"{encoder}.{name}", goal.value, goal.goal, f"table in lte against server-only PCM: {goal.why}")
+            beside = ", ".join(f"{other} {value}" for other, value in zip(BESIDE, goal.beside, strict=True) if value)
+            what = f"table in lte against server-only PCM: {goal.why}" + (f"; the same of {beside}" if beside else "")
+            found.add(f"{encoder}.{name}", goal.value, goal.goal, what)
     found.detail("all policies, scenarios and parts", "[proof.md](proof.md)")
     for page in sorted(_DOCS.glob(f"{_PAGE}-*.md")):
         found.detail("the same on another device", f"[{page.name}]({page.name})")

@@ -73,6 +73,17 @@ class Profile(Strict, frozen=True, kw_only=True):
         return profile
 
 
+def measured_python_ms(path: Path) -> float | None:
+    """How fast plain Python is on the device that a file is of, ms; None where the file does not say.
+
+    Raises FormatError.
+    """
+    data, source = read_bounded(path, MAX_PROFILE_BYTES), str(path)
+    if decode(data, _AnyKind, source, MAX_PROFILE_BYTES).format != KIND:
+        return None
+    return DeviceBench.from_json(data, source).python_ms
+
+
 class _AnyKind(msgspec.Struct):
     format: str = ""
 

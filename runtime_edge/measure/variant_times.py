@@ -12,7 +12,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import threading
@@ -33,6 +32,7 @@ from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.processor import processor
 from runtime_edge.inference.variants import runtime_options, variants_here
 from runtime_edge.measure.meters import Meter
+from runtime_edge.measure.plain_python import python_ms
 from runtime_edge.system import rss_mb
 
 _WARM_UP = 5
@@ -42,7 +42,6 @@ _BLOCK_S = 1.0
 """A block runs over and over for so long, so that a meter that is read ten times a second has seen it."""
 _TIMEOUT_S = 600.0
 """After which a child is ended."""
-_PYTHON_RUNS = 30
 _STARTED = "started"
 
 
@@ -115,24 +114,6 @@ def bench_device(
         variants=found.measured,
         skipped=found.skipped,
     )
-
-
-def python_ms(clock: Callable[[], float] = time.perf_counter) -> float:
-    """The median time of a fixed piece of plain Python, ms: numbers, texts, dictionaries and calls."""
-    times = []
-    for _ in range(_PYTHON_RUNS):
-        began = clock()
-        _python_work()
-        times.append((clock() - began) * 1e3)
-    return statistics.median(times)
-
-
-def _python_work() -> int:
-    counts: dict[str, int] = {}
-    for number in range(5_000):
-        key = f"key-{number % 97}"
-        counts[key] = counts.get(key, 0) + len(key) * number
-    return max(counts.values())
 
 
 def _configurations(bundle: Bundle, target: str, skipped: dict[str, str]) -> Iterator[Configuration]:

@@ -19,7 +19,7 @@ from runtime_server.demo.demo_page import write_report
 from runtime_server.demo.demo_scenario import HOP_S, DemoDevice, devices, share_audio
 from runtime_server.demo.demo_summary import Evidence, check_summary, summarise
 from runtime_server.harness.ports import free_port
-from runtime_server.harness.processes import Child, Children, wait_for_line
+from runtime_server.harness.processes import DEVICE, Child, Children, wait_for_line
 from runtime_server.harness.shaper import Shaper
 
 _START_S = 60.0
@@ -134,11 +134,14 @@ async def _start_server(
 async def _start_device(
     children: Children, config: DemoConfig, work: Path, device: DemoDevice, source: Path, shaper: Shaper
 ) -> Child:
+    # A device is a machine of its own: the processors here also run the server, its training and the other devices.
     return await children.start(
-        device.name, "edge", "run", "--broker", f"nats://127.0.0.1:{shaper.port}", "--target", device.target,
+        device.name, "--alone", "yes",
+        "edge", "run", "--broker", f"nats://127.0.0.1:{shaper.port}", "--target", device.target,
         "--source", str(source), "--loop", "--device", device.name, "--state", str(work / device.name),
         "--max-windows", str(int(config.seconds / HOP_S)), "--results", str(work / f"{device.name}.jsonl"),
         "--report", str(work / f"{device.name}.json"), "--seed", str(config.seed), "-v",
+        launcher=DEVICE,
     )  # fmt: skip
 
 

@@ -56,7 +56,8 @@ every cut of every generation (float32 wire).</p>
 <h2>Pictures</h2>{figures}
 <h2>Machine</h2><p>{html.escape(", ".join(f"{key} {value}" for key, value in machine.items()))}</p>
 <p>The links are emulated in user space (paced uplink, delay both ways); devices and server share the cores, so times
-include each other's load. Numbers are also in <code>summary.json</code>.</p>
+include each other's load. The load that a device's splitter sees is that of its own process, of one processor.
+Numbers are also in <code>summary.json</code>.</p>
 </html>
 """
 

@@ -25,15 +25,17 @@ def become_child(cores: list[int]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Take `--core N`, `--pace FILE` and `--account FILE` from the front, then run `ssc` with the rest."""
+    """Take `--core N`, `--pace FILE`, `--account FILE` and `--alone yes` from the front; run `ssc` with the rest."""
     cores: list[int] = []
-    pace = account = None
-    while arguments and arguments[0] in ("--core", "--pace", "--account"):
+    pace = account = alone = None
+    while arguments and arguments[0] in ("--core", "--pace", "--account", "--alone"):
         option, value, *arguments = arguments
         if option == "--core":
             cores.append(int(value))
         elif option == "--pace":
             pace = value
+        elif option == "--alone":
+            alone = value
         else:
             account = value
     become_child(cores)
@@ -43,6 +45,10 @@ def main(arguments: list[str]) -> None:
         encoded = pacing.apply(pacing.read_pace(pace), cores)
         if account is not None:
             atexit.register(pacing.write_account, account, encoded)
+    if alone is not None:
+        from runtime_server.harness import pacing
+
+        pacing.see_own_load()
     from streamsplit_compile.cli.main import main as ssc
 
     ssc(arguments)

@@ -1,14 +1,20 @@
 """A device process that computes as slowly as another machine.
 
-Every block takes the processor for as long as the target's cost table says, and the encoding of a frame, Opus's
-included, for `scalar_factor` times what it took here; an account of the latter, in its thread's time, is written at the
-end. The processor is really used, so another program on the same one slows both down, as it would there. What is not
-paced: the Python around the blocks, some milliseconds a window.
+Every block takes the processor for as long as the target's cost table says. Everything else that the process does
+(Python, the encoding of frames, the disk queue) takes `python_factor` times what it took here: a thread pays for what
+it has done before anybody can see it (before a block, a frame, a write to a socket or to the results) and before it
+waits. What making frames takes, in its thread's time, is accounted for and written at the end. The processor is really
+used, so another program on the same one slows both down, as it would there. Until the first block has run nothing is
+paced, so that a device starts in this machine's time; nor are threads of which nobody sees anything, such as the one
+that writes the status.
 """
 
 from __future__ import annotations
 
+import asyncio
+import asyncio.selector_events
 import hashlib
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +26,18 @@ import psutil
 import runtime_edge.inference.engine
 import runtime_edge.system
 from runtime_edge.audio.wire_streams import AudioStreamEncoder
+from runtime_edge.base.line_writer import LineWriter
+from runtime_edge.base.worker import Worker
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.inference.contract import LoadedBlock
 from runtime_edge.inference.prefix import Prefix
 
+_SEEN = (
+    (Worker, "pass_on"),
+    (LineWriter, "put"),
+    (asyncio.selector_events._SelectorSocketTransport, "write"),  # type: ignore[attr-defined]
+)
+"""What others see of a thread's work: told to the loop, written to the results, sent."""
 _WORK = bytes(1 << 14)
 """Hashed to use the processor up: some ten microseconds, without Python's lock."""
 _Result = TypeVar("_Result")
@@ -34,8 +48,8 @@ class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     block_ms: list[float]
     """Of each block on the target, with the processor to itself."""
-    scalar_factor: float
-    """How many times longer other arithmetic takes there."""
+    python_factor: float
+    """How many times longer everything else takes there."""
 
 
 class Encoded(msgspec.Struct, forbid_unknown_fields=True):
@@ -60,26 +74,69 @@ def write_account(path: str, encoded: Encoded) -> None:
     Path(path).write_bytes(msgspec.json.encode(encoded))
 
 
+class Debts:
+    """What each thread has done since it last paid for it; the same object for all of them.
+
+    Args:
+        factor: how many times longer everything takes on the target.
+        clock: the processor time of the thread that asks, s.
+        use: computes until that clock shows a time.
+    """
+
+    def __init__(
+        self,
+        factor: float,
+        clock: Callable[[], float] = time.thread_time,
+        use: Callable[[float], None] | None = None,
+    ) -> None:
+        self._more = max(0.0, factor - 1.0)
+        self._clock, self._use = clock, use or use_processor_until
+        self._paid = threading.local()
+        self.running = False
+        """Set when the first block has run; before, nothing is owed."""
+
+    def pay(self) -> None:
+        """Use the processor for as much longer as the target would have taken."""
+        if self.running:
+            paid = getattr(self._paid, "until", None)
+            now = self._clock()
+            if paid is not None:
+                self._use(now + self._more * (now - paid))
+        self.forgive()
+
+    def forgive(self) -> None:
+        """What has been done so far has been paid for already."""
+        self._paid.until = self._clock()
+
+
 def apply(pace: Pace, cores: list[int]) -> Encoded:
     """Slow this process down, and have it see the load of its own processors only: the others represent other machines.
 
     Returns an account that is updated as frames are made.
     """
-    encoded = Encoded()
+    encoded, debts = Encoded(), Debts(pace.python_factor)
 
     class PacedPrefix(Prefix):
         def load(self, index: int) -> LoadedBlock:
             block = super().load(index)
-            paced = _PacedBlock(block, pace.block_ms[index] / 1e3)
+            paced = _PacedBlock(block, pace.block_ms[index] / 1e3, debts)
             self._blocks[index] = paced
             return paced
 
     _replace(runtime_edge.inference.engine, "Prefix", PacedPrefix)
     for codec in (CutCodec, AudioStreamEncoder):
-        _replace(codec, "encode", _slowed(codec.encode, pace.scalar_factor, encoded))
+        _replace(codec, "encode", _accounted(codec.encode, debts, encoded))
+    for owner, name in _SEEN:
+        _replace(owner, name, _paid_before(getattr(owner, name), debts))
+    _replace(asyncio.Handle, "_run", _paid_after(asyncio.Handle._run, debts))
     if cores:
         _replace(runtime_edge.system, "_cpu_times", lambda: _cpu_times(cores))
     return encoded
+
+
+def see_own_load() -> None:
+    """Have this process see itself as the only one on a processor: the others here represent other machines."""
+    _replace(runtime_edge.system, "_cpu_times", lambda: (time.process_time(), time.monotonic()))
 
 
 def _replace(owner: Any, name: str, value: Any) -> None:
@@ -89,13 +146,16 @@ def _replace(owner: Any, name: str, value: Any) -> None:
 
 
 class _PacedBlock:
-    def __init__(self, block: LoadedBlock, seconds: float) -> None:
-        self._block, self._seconds = block, seconds
+    def __init__(self, block: LoadedBlock, seconds: float, debts: Debts) -> None:
+        self._block, self._seconds, self._debts = block, seconds, debts
 
     def run(self) -> None:
+        self._debts.pay()
         began = time.thread_time()
         self._block.run()
         use_processor_until(began + self._seconds)
+        self._debts.running = True
+        self._debts.forgive()
 
 
 def use_processor_until(thread_time_s: float) -> None:
@@ -104,16 +164,33 @@ def use_processor_until(thread_time_s: float) -> None:
         hashlib.blake2b(_WORK)
 
 
-def _slowed(call: Callable[..., _Result], factor: float, encoded: Encoded) -> Callable[..., _Result]:
-    def slowed(*arguments: Any, **named: Any) -> _Result:
+def _accounted(call: Callable[..., _Result], debts: Debts, encoded: Encoded) -> Callable[..., _Result]:
+    def accounted(*arguments: Any, **named: Any) -> _Result:
+        debts.pay()
         began = time.thread_time()
         result = call(*arguments, **named)
-        use_processor_until(began + factor * (time.thread_time() - began))
+        debts.pay()
         encoded.seconds += time.thread_time() - began
         encoded.frames += 1
         return result
 
-    return slowed
+    return accounted
+
+
+def _paid_before(call: Callable[..., _Result], debts: Debts) -> Callable[..., _Result]:
+    def paid(*arguments: Any, **named: Any) -> _Result:
+        debts.pay()
+        return call(*arguments, **named)
+
+    return paid
+
+
+def _paid_after(call: Callable[..., None], debts: Debts) -> Callable[..., None]:
+    def paid(handle: Any) -> None:
+        call(handle)
+        debts.pay()
+
+    return paid
 
 
 def _cpu_times(cores: list[int]) -> tuple[float, float]:

@@ -13,6 +13,8 @@ from types import TracebackType
 from runtime_edge.errors import CheckFailed
 
 _STOP_TIMEOUT_S = 20.0
+DEVICE = (sys.executable, "-m", "runtime_server.harness.child")
+"""A device as a child, with options of its own before those of `ssc`."""
 SSC = (sys.executable, "-c", "from streamsplit_compile.cli.main import main; main()")
 
 

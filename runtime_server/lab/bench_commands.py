@@ -36,6 +36,7 @@ from streamsplit_compile.cli.printing import print_json, print_table
     help="How links are made: Linux's network namespaces, which need root, or a relay.",
 )
 @click.option("--meter", type=PathParam(), help="A USB meter's log while this runs: CSV with time_s, watts.")
+@click.option("--profile", type=PathParam(), help="Measured costs of the target (`ssc bench device`).")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of links, loads and audio.")
 @click.option("-o", "--out", type=PathParam(), default=Path("bench"), show_default=True, help="Directory to write to.")
 @link_option

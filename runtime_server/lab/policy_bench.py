@@ -32,6 +32,7 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.records.table import LOCAL
 from runtime_edge.formats.strict import Strict
 from runtime_edge.inference.prefix import Prefix
+from runtime_edge.inference.profile import measured_python_ms
 from runtime_server.harness.processes import SSC
 from runtime_server.lab.accuracy import Accuracy, Recordings, embeddings_of, mixed
 from runtime_server.lab.figures import Array, Figures, figures
@@ -67,6 +68,8 @@ class BenchConfig:
     clips_every: int = 1
     namespaces: bool = True
     meter: Path | None = None
+    profile: Path | None = None
+    """What `ssc bench device` or `ssc profile` measured, in place of the target's predictions."""
     seed: int = 0
 
 
@@ -85,6 +88,8 @@ class PlayedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     what: str
     steps: list[ScenarioStep]
+    link: str = ""
+    """Whose radio was paid for; empty in files from before there was more than one."""
 
 
 class PolicyBench(Strict, frozen=True, kw_only=True):
@@ -101,6 +106,12 @@ class PolicyBench(Strict, frozen=True, kw_only=True):
     repeats: int
     seed: int
     bytes_are: str
+    link_is: str = ""
+    """How the link was made; empty in older files."""
+    python_factor: float = 0.0
+    """How many times longer Python took than here; 0 in older files, where only blocks and encoding were slowed."""
+    measured_by: str = ""
+    """The file of `ssc bench device` whose times were kept to; empty where they are the target's predictions."""
     audio: str
     machine: dict[str, str]
     encoders: dict[str, EncoderFigures]
@@ -127,7 +138,7 @@ def joined(benches: Sequence[PolicyBench]) -> PolicyBench:
         again_played = {(run.encoder, run.scenario) for run in whole.runs} & {
             (run.encoder, run.scenario) for run in more.runs
         }
-        for name in ("target", "seed", "bytes_are", *(["seconds"] if again_played else [])):
+        for name in ("target", "seed", "bytes_are", "link_is", "measured_by", *(["seconds"] if again_played else [])):
             if getattr(whole, name) != getattr(more, name):
                 raise UsageError(f"{name}: {getattr(whole, name)!r} and {getattr(more, name)!r} cannot be joined")
         lengths = [length for bench in (whole, more) for length in (bench.seconds, bench.shortest_s) if length]
@@ -160,12 +171,14 @@ async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> PolicyBe
     """Measure everything. Raises UsageError where the lab cannot be built, CheckFailed when a process fails."""
     work = Path(tempfile.mkdtemp(prefix="ssc-bench-"))
     try:
-        encoders, runs, bytes_are = {}, [], ""
+        encoders, runs, bytes_are, link_is, factor = {}, [], "", "", 0.0
+        python_ms = None if config.profile is None else measured_python_ms(config.profile)
         for name in config.encoders:
             measured = await _PreparedEncoder.prepare(name, config, work, say)
-            async with Lab(measured.work, measured.bundle, config.target, config.namespaces) as lab:
+            lab = Lab(measured.work, measured.bundle, config.target, config.namespaces, python_ms=python_ms)
+            async with lab:
                 await lab.serve(measured.file)
-                bytes_are = lab.measured_on
+                bytes_are, link_is, factor = lab.measured_on, lab.link_is, lab.python_factor
                 found, accuracy = await measured.measure(lab)
             runs += found
             info = measured.bundle.manifest.info
@@ -181,11 +194,16 @@ async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> PolicyBe
             repeats=config.repeats,
             seed=config.seed,
             bytes_are=bytes_are,
+            link_is=link_is,
+            python_factor=round(factor, 2),
+            measured_by="" if config.profile is None else config.profile.name,
             audio="a synthesised soundscape" if config.audio is None else f"recordings of {config.audio.name}/",
             machine=_machine(),
             encoders=encoders,
             runs=runs,
-            scenarios={s.name: PlayedScenario(s.what, s.steps(config.seconds, config.seed)) for s in config.scenarios},
+            scenarios={
+                s.name: PlayedScenario(s.what, s.steps(config.seconds, config.seed), s.link) for s in config.scenarios
+            },
         )
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -218,7 +236,8 @@ class _PreparedEncoder:
         say(f"{short}: compiling for {config.target}")
         calibrate = ["--calibrate", str(config.audio)] if config.audio else []
         targets = ",".join(dict.fromkeys((config.target, "x86-64")))
-        await _ssc("compile", str(file), "--targets", targets, "-o", str(work / "bundle"), *calibrate)
+        profile = ["--profile", str(config.profile)] if config.profile else []
+        await _ssc("compile", str(file), "--targets", targets, "-o", str(work / "bundle"), *calibrate, *profile)
         bundle = open_bundle(work / "bundle")
         audio = work / "audio.wav"
         seconds = config.seconds + _SPARE_S

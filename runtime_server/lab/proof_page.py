@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime_server.lab.goals import DIFFERS, OURS, Goal, goals
+from runtime_server.lab.goals import BESIDE, DIFFERS, OURS, Goal, goals
 from runtime_server.lab.policy_bench import PolicyBench
 from runtime_server.lab.proof_plots import draw
 from runtime_server.lab.proof_report import (
@@ -28,8 +28,14 @@ def write_page(bench: PolicyBench, path: Path, title: str = "The proof") -> None
     pairs = list(dict.fromkeys((run.encoder, run.scenario) for run in bench.runs))
     lines = [f"# {title}", "", *_how(bench), "", "## Against the paper", "", *_headline(bench), ""]
     for encoder, scenario in pairs:
-        what = bench.scenarios[scenario].what if scenario in bench.scenarios else ""
-        lines += [f"## {encoder}, {scenario}", "", what, "", *_table(COSTS, costs(bench, encoder, scenario)), ""]
+        lines += [
+            f"## {encoder}, {scenario}",
+            "",
+            _made(bench, scenario),
+            "",
+            *_table(COSTS, costs(bench, encoder, scenario)),
+            "",
+        ]
         lines += [*_table(QUALITY, quality(bench, encoder, scenario)), ""]
         lines += [f"![{picture.stem}]({picture.name})" for picture in draw(bench, encoder, scenario, path)]
         lines += ["", *_reactions(bench, encoder, scenario), *_repeatable(bench, encoder, scenario), ""]
@@ -50,10 +56,8 @@ def _how(bench: PolicyBench) -> list[str]:
         f"{bench.audio[0].upper()}{bench.audio[1:]}. Measured on: {where}.",
         "",
         f"Latency is from the end of a window to its embedding outside the device's process. Bytes are those of "
-        f"{bench.bytes_are}. The device computes at the pace of {bench.target}'s cost table; the Python around the "
-        f"blocks is not slowed. Energy is modelled: {bench.target}'s figures for the blocks that ran, for encoding "
-        "and for the bytes sent; receiving is not in it. Latency, bytes and energy in the last columns are against "
-        "`pcm16`: 16-bit samples, each sent once.",
+        f"{bench.bytes_are}. {_pace(bench)} {_energy(bench)} Latency, bytes and energy in the last columns are against "
+        "`pcm16`: 16-bit samples, each sent once. `pcm16`, `flac` and `opus` are streams: a window ships its new half.",
         "",
         "- `fidelity`: mean cosine with the float32 encoder's embedding, and the worst window's. Opus is heard 6.5 ms "
         "late, as its decoder has it, which costs it some.",
@@ -67,13 +71,50 @@ def _how(bench: PolicyBench) -> list[str]:
     ]
 
 
+def _pace(bench: PolicyBench) -> str:
+    """How slow the device was made, and by whose word."""
+    times = f"times measured on such a device ({bench.measured_by})" if bench.measured_by else "predicted times"
+    python = (
+        f"everything else it does takes {bench.python_factor:g} times as long as here"
+        if bench.python_factor
+        else "the Python around the blocks is not slowed"
+    )
+    link = f" The link is {bench.link_is}." if bench.link_is else ""
+    return f"The device computes at the pace of {bench.target}'s cost table ({times}); {python}.{link}"
+
+
+def _energy(bench: PolicyBench) -> str:
+    if not any(scenario.link for scenario in bench.scenarios.values()):
+        return (
+            f"Energy is modelled: {bench.target}'s figures for the blocks that ran, for encoding, and a Wi-Fi radio's "
+            "for the bytes sent; receiving is not in it."
+        )
+    return (
+        f"Energy is modelled: {bench.target}'s figures for the blocks that ran and for encoding, and published figures "
+        "of the link's radio (docs/splitter.md) for all that passed, when it passed, both ways, with its tail. `mJ` is "
+        "above idle; `with idle` adds what board and radio use at rest for as long as a window lasts."
+    )
+
+
+def _made(bench: PolicyBench, scenario: str) -> str:
+    """One line over a scenario's tables: the link, its radio, and how it was made."""
+    played = bench.scenarios.get(scenario)
+    if played is None:
+        return ""
+    radio = f"; radio: {played.link}" if played.link else ""
+    return f"{played.what}{radio}{f'; made as {bench.link_is}' if bench.link_is else ''}"
+
+
 def _headline(bench: PolicyBench) -> list[str]:
     found = [(encoder, goal) for encoder in bench.encoders for goal in goals(bench, encoder)]
     if not found:
         return ["Not measured: this needs the scenario lte with the policies pcm16 and table."]
-    table = [[encoder, goal.name, goal.paper, f"{goal.value:.3g}", _verdict(goal), goal.why] for encoder, goal in found]
+    table = [
+        [encoder, goal.name, goal.paper, f"{goal.value:.3g}", *goal.beside, _verdict(goal), goal.why]
+        for encoder, goal in found
+    ]
     return [
-        *_table(("encoder", "number, lte", "paper", "here", "goal", "made of"), table),
+        *_table(("encoder", "number, lte", "paper", "here", *BESIDE, "goal", "made of"), table),
         "",
         *_against_baselines(bench),
         "",
@@ -82,11 +123,11 @@ def _headline(bench: PolicyBench) -> list[str]:
 
 
 def _against_baselines(bench: PolicyBench, scenario: str = "lte") -> list[str]:
-    """The table against each server-only way, and first the paper against its own."""
+    """The table against each server-only way and against the device alone, and first the paper against its own."""
     found = [["paper", "server-only", "up to 4.7x", "-77.1%", "-52.3%", "2.2"]]
     for encoder in bench.encoders:
         own = scored(bench, encoder, scenario, OURS)
-        for name in SERVER_ONLY:
+        for name in (*SERVER_ONLY, "device-only"):
             if ratio := ratios(bench, encoder, scenario, OURS, name):
                 base = scored(bench, encoder, scenario, name)
                 lost = f"{100 * (base.probe - own.probe):.1f}" if own and base else ""

@@ -17,7 +17,7 @@ BASELINE = "pcm16"
 SERVER_ONLY = (BASELINE, "flac", *(f"opus-{kbps}" for kbps in OPUS_KBPS))
 COSTS = (
     "policy", "p50 ms", "p95 ms", "p99 ms", "device", "network", "server", "wait", "MB/h up", "MB/h down", "mJ",
-    "of it radio", "latency", "bytes", "energy",
+    "of it radio", "with idle", "latency", "bytes", "energy",
 )  # fmt: skip
 QUALITY = (
     "policy", "fidelity", "worst", "probe", "P@10", "silhouette", "by server", "fell back", "missing", "changes",
@@ -85,10 +85,18 @@ def costs(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
                 f"{_median(run.down_mb_per_hour for run in runs):.2f}",
                 f"{_median(run.energy_mj['total'] for run in runs):.1f}",
                 f"{_median(run.energy_mj['radio'] for run in runs):.1f}",
+                _with_idle(runs),
                 *(as_text(ratio) if ratio else ("", "", "")),
             ]
         )
     return found
+
+
+def _with_idle(runs: Sequence[Figures]) -> str:
+    """Empty for files that do not know what idling took."""
+    if not all("idle" in run.energy_mj for run in runs):
+        return ""
+    return f"{_median(run.energy_mj['total'] + run.energy_mj['idle'] for run in runs):.0f}"
 
 
 def as_text(ratio: Sequence[Ratios]) -> tuple[str, str, str]:

@@ -22,11 +22,12 @@ from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.results import WindowResult
 from runtime_edge.formats.strict import UNREADABLE
+from runtime_edge.measure import plain_python
 from runtime_server.broker.hub import Hub
 from runtime_server.harness.network import SERVER_ADDRESS, Network, Traffic, listener_in, socket_in
 from runtime_server.harness.pacing import Encoded, Pace
 from runtime_server.harness.ports import free_port
-from runtime_server.harness.processes import Child, Children, wait_for_line
+from runtime_server.harness.processes import DEVICE, Child, Children, wait_for_line
 from runtime_server.harness.relay import LinkState, Passage, Relay
 from runtime_server.lab.policy_arms import Policy
 from runtime_server.lab.scenarios import ScenarioStep
@@ -37,7 +38,6 @@ _FIRST_WINDOWS = 6
 """Before a scenario begins: the device has its table, its blocks are loaded, its caches are warm."""
 _SETTLE_S = 2.0
 """Time after the end for frames in flight to arrive."""
-_CHILD = (sys.executable, "-m", "runtime_server.harness.child")
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,19 @@ class Lab:
     paces what passes it and only data is counted. Raises UsageError where namespaces are not permitted.
     """
 
-    def __init__(self, work: Path, bundle: Bundle, target: str, namespaces: bool = True, paced: bool = True) -> None:
+    def __init__(
+        self,
+        work: Path,
+        bundle: Bundle,
+        target: str,
+        namespaces: bool = True,
+        paced: bool = True,
+        python_ms: float | None = None,
+    ) -> None:
+        """`python_ms`: as it was measured on a device (`ssc bench device`), in place of the target's figure."""
         self.work, self.bundle, self.target, self._paced = work, bundle, target, paced
+        self.python_factor = max(1.0, (python_ms or target_python_ms(target)) / plain_python.python_ms())
+        """How many times longer Python takes on the target than here."""
         self._network = Network() if namespaces else None
         self._children = Children(work)
         self._stack = contextlib.AsyncExitStack()
@@ -91,6 +102,16 @@ class Lab:
     def measured_on(self) -> str:
         """What the bytes are those of."""
         return "the device's interface, all headers" if self._network else "the data of TCP, without its headers"
+
+    @property
+    def link_is(self) -> str:
+        """How the link is made."""
+        if self._network:
+            return (
+                "a cable between two network namespaces of one kernel, whose token buckets hold both rates, and a "
+                "relay that adds delay, jitter and outages; no radio, no loss"
+            )
+        return "a TCP relay on loopback, which holds both rates and adds delay, jitter and outages; no radio, no loss"
 
     async def __aenter__(self) -> Lab:
         try:
@@ -114,10 +135,9 @@ class Lab:
         await self._stack.aclose()
 
     def pace(self) -> Pace:
-        """As slow as the target's cost table, and as its call into a runtime is compared with this machine's."""
+        """As slow as the target's cost table, and as Python is there compared with here."""
         cost = self.bundle.manifest.info.targets[self.target]
-        here, there = load_target("x86-64").launch.session_us, load_target(self.target).launch.session_us
-        return Pace(list(cost.block_ms), max(1.0, there.value / here.value))
+        return Pace(list(cost.block_ms), self.python_factor)
 
     async def serve(self, encoder: Path) -> None:
         """Start the server on its side of the link."""
@@ -256,7 +276,17 @@ class Lab:
         inside = []
         if self._network is not None:
             inside = self._network.run_in(self._network.server if server else self._network.device)
-        return [*inside, *_CHILD, *(word for core in cores for word in ("--core", core))]
+        return [*inside, *DEVICE, *(word for core in cores for word in ("--core", core))]
+
+
+def target_python_ms(name: str) -> float:
+    """What the fixed piece of Python takes on a target, by its file, ms."""
+    target, reference = load_target(name), load_target("x86-64")
+    if target.python is not None:
+        return target.python.work_ms.value
+    assert reference.python is not None
+    ratio = target.launch.session_us.value / reference.launch.session_us.value
+    return reference.python.work_ms.value * ratio
 
 
 class ResultLines:

@@ -63,6 +63,13 @@ class Launch(Strict, frozen=True):
     """For each kernel: dispatch and the threads' barrier, microseconds."""
 
 
+class Python(Strict, frozen=True):
+    """How fast all that is not a block runs."""
+
+    work_ms: Rate
+    """Of a fixed piece of plain Python on one core (`runtime_edge.measure.plain_python`), ms."""
+
+
 class Power(Strict, frozen=True):
     """Power of the whole board."""
 
@@ -95,6 +102,8 @@ class Target(Strict, frozen=True):
     memory: Memory
     launch: Launch
     power: Power
+    python: Python | None = None
+    """None in files of earlier versions: as slow as a call into a runtime, compared with x86-64's."""
     radio: OwnRadio | None = None
 
     @property

@@ -9,7 +9,7 @@ from runtime_edge.cli.bench_device_command import device
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.device_bench import DeviceBench
 from runtime_edge.inference.profile import read_profile
-from runtime_edge.measure.variant_times import BenchSettings, bench_device, python_ms
+from runtime_edge.measure.variant_times import BenchSettings, bench_device
 
 QUICK = BenchSettings(runs=2, rest_s=0.01, block_s=0.01)
 
@@ -62,11 +62,6 @@ def test_a_bundle_of_which_nothing_runs_says_why_in_one_line(bundle_copy):
         bench_device(opened, "rpi4", QUICK)
     with pytest.raises(UsageError, match="--target rpi5: this bundle was compiled for m2, rpi4"):
         bench_device(opened, "rpi5", QUICK)
-
-
-def test_plain_python_is_timed_by_the_clock_that_is_given():
-    ticks = itertools.count()
-    assert python_ms(lambda: next(ticks) * 0.004) == pytest.approx(4.0)
 
 
 def test_the_command_writes_a_file_that_takes_the_place_of_a_profile(small_bundle, tmp_path):

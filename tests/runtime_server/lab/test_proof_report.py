@@ -121,6 +121,44 @@ def test_the_page_has_a_row_for_each_policy_and_its_pictures(bench, tmp_path):
     assert all(len(row) == len(QUALITY) for row in quality(bench, "toy", "lte"))
 
 
+def test_opus_and_the_device_alone_stand_beside_each_number(bench, tmp_path):
+    more = [run("opus-16", 0, 100.0, 10.0, 25.0), run("device-only", 0, 20.0, 0.5, 40.0, "local")]
+    played = msgspec.structs.replace(bench, runs=[*bench.runs, *more])
+    found = {goal.name: goal.beside for goal in goals(played, "toy")}
+    assert found["latency"] == ("2", "10")
+    assert found["bytes saved"] == ("0.9", "0.995")
+    assert found["energy saved"] == ("0.5", "0.2")
+    assert {goal.beside for goal in goals(bench, "toy")} == {("", "")}
+    write_page(played, tmp_path / "proof.md")
+    page = (tmp_path / "proof.md").read_text()
+    assert "| encoder | number, lte | paper | here | opus-16 | device-only | goal | made of |" in page
+    assert "| toy | device-only | 0.50x |" in page
+
+
+def test_the_page_says_how_the_link_was_made_whose_radio_it_has_and_what_was_slowed(bench, tmp_path):
+    def page(what):
+        write_page(what, tmp_path / "proof.md")
+        return (tmp_path / "proof.md").read_text()
+
+    def with_idle(what):
+        return [row[COSTS.index("with idle")] for row in costs(what, "toy", "lte")]
+
+    before = page(bench)  # a file of an earlier version
+    assert "the Python around the blocks is not slowed" in before
+    assert "receiving is not in it" in before
+    assert set(with_idle(bench)) == {""}
+    idle = [msgspec.structs.replace(r, energy_mj=r.energy_mj | {"idle": 1000.0}) for r in bench.runs]
+    scenarios = {"lte": msgspec.structs.replace(bench.scenarios["lte"], link="lte")}
+    now = msgspec.structs.replace(
+        bench, link_is="a relay", python_factor=4.0, measured_by="device.json", runs=idle, scenarios=scenarios
+    )
+    after = page(now)
+    assert "a link; radio: lte; made as a relay" in after
+    assert "everything else it does takes 4 times as long as here" in after
+    assert "times measured on such a device (device.json)" in after
+    assert with_idle(now)[0] == "1050"
+
+
 def test_a_file_survives_and_a_foreign_one_is_refused_by_field(bench, tmp_path):
     path = tmp_path / "bench.json"
     path.write_bytes(bench.to_json())

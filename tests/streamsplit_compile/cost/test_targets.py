@@ -32,7 +32,7 @@ def test_every_shipped_number_names_a_source_and_is_marked_an_estimate(name: str
     assert target.name == name
     assert target.precisions == ("fp32", "fp16", "int8")
     numbers = figures(target)
-    assert len(numbers) == 9
+    assert len(numbers) == 10
     assert all(figure.estimate and len(figure.source) > 10 for figure in numbers)
 
 
