@@ -119,7 +119,10 @@ def _read_signed(
     signature = signature_path(path)
     _refuse_links(root, signature)
     if not signature.exists():
-        raise SignatureError(f"{signature}: missing, but the signature of key {trusted.hex_id} is required")
+        raise SignatureError(
+            f"{signature}: missing, but the signature of key {trusted.hex_id} is required; sign with it "
+            "(--key), or take what its owner has signed"
+        )
     return data, minisign.verify(data, minisign.read_signature(signature), trusted, str(signature))
 
 

@@ -165,7 +165,10 @@ def explain(url: str, credentials: Credentials, exc: Exception) -> LinkError:
     """The error to raise when a connection failed with `exc`: AccessError when retrying soon is useless."""
     text, url = str(exc) or type(exc).__name__, without_password(url)
     if isinstance(exc, asyncio.TimeoutError):
-        return LinkError(f"broker {url}: cannot connect (no answer in time); is a broker (`ssc server run`) there?")
+        tls = "" if url.startswith("tls://") else ", and does it ask for TLS (tls://)?"
+        return LinkError(
+            f"broker {url}: cannot connect (no answer in time); is a broker (`ssc server run`) there{tls or '?'}"
+        )
     if isinstance(exc, ssl.SSLCertVerificationError):
         return AccessError(f"broker {url}: its certificate is refused: {exc.verify_message}; see --tls-ca")
     if isinstance(exc, ssl.SSLError):

@@ -310,6 +310,8 @@ class Connection:
         pause_s = 1.0
         while True:
             try:
+                if not self.connected:  # the library would begin a subscription that nothing ends
+                    raise nats.errors.ConnectionClosedError
                 values = direct_get.news(self._client, bucket, key, self._random, self._recheck_s)
                 async with contextlib.aclosing(values) as news:
                     async for value in news:

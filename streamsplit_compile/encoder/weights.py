@@ -28,7 +28,21 @@ _ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a\x42]")
 """The version of the format, and the next of a model's fields."""
 _SAFETENSORS_HEADER = 100_000_000
 """Bytes that its readers admit."""
-_TAR_MARK = 257
+_TAR_MARK, _ANNEX = 257, 64
+_MODELS = (
+    (0, b"GGUF", "a GGUF model"),
+    (0, b"GGML", "a GGML model"),
+    (0, b"lmgg", "a GGML model"),
+    (0, b"tjgg", "a GGML model"),
+    (0, b"fmgg", "a GGML model"),
+    (0, b"algg", "a GGML model"),
+    (4, b"TFL3", "a TFLite model"),
+    (4, b"ET12", "an ExecuTorch program"),
+    (0, b"RKNN", "an RKNN model"),
+    (0, b"ftrt", "a TensorRT engine"),
+    (0, b"7767517", "an ncnn model"),
+)
+"""What is made for another runtime, by its first bytes and their place."""
 _EXPORT = "export its torch module with torch.export.save(torch.export.export(module, (waveform,)), 'encoder.pt')"
 _KEEP = "keep its state_dict alone with torch.save where you trust it"
 _OPCODES_BEFORE = ("PROTO", "FRAME", "MARK", "BINPUT", "MEMOIZE", "PUT")
@@ -45,17 +59,22 @@ def mistaken(path: Path) -> str:
         return "an empty file; get it again"
     if not first.strip(b"\0"):
         return f"begins with {len(first)} zeros, as a download does that was broken off; get it again"
-    if first.startswith(b"version https://git-lfs"):
+    if first.startswith((b"version https://git-lfs", b"version https://hawser")):
         return "a Git LFS pointer, not the file it stands for; fetch that with `git lfs pull`"
+    if b"/annex/objects/" in first[:_ANNEX]:
+        return "a pointer of git-annex, not the file it stands for; fetch that with `git annex get`"
     text = first.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if b"<net " in text:
+        return f"an OpenVINO model, whose layers cannot be taken apart; {_EXPORT}"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page, not the file it leads to; download that"
     if text.startswith((b"{", b"[")):
         return "JSON, perhaps what a server answered instead of the file; get it again"
     if first.startswith(_COMPRESSED) or first[_TAR_MARK:].startswith(b"ustar"):
         return "compressed or a collection of files; unpack it first"
-    if first[4:8] == b"TFL3":
-        return f"a TFLite model, whose layers cannot be taken apart; {_EXPORT}"
+    for place, mark, name in _MODELS:
+        if first.startswith(mark, place):
+            return f"{name}, whose layers cannot be taken apart; {_EXPORT}"
     if _ONNX.match(first):
         return f"an ONNX model; {_EXPORT}"
     if (first.startswith(b"PK") and not is_zip(path)) or (is_legacy(path) and _ends_in_a_pickle(path)):
@@ -64,7 +83,7 @@ def mistaken(path: Path) -> str:
         return _zipped(path)
     if first.startswith(_PICKLES) and not is_legacy(path):
         return f"a pickle that torch.save did not write, which is never unpickled here; {_KEEP}"
-    kind = recognised(first)
+    kind = recognised(first) or ("text" if size < _FIRST_BYTES and first.isascii() and b"\0" not in first else None)
     return "" if kind is None else f"{kind}, and neither a checkpoint nor a torch.export archive"
 
 

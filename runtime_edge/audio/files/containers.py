@@ -71,6 +71,7 @@ _SVX = _Chunks(12, struct.Struct(">4sI"), b"BODY")
 _CHUNKS = {
     (b"RIFF", b"WAVE"): _WAV,
     (b"RF64", b"WAVE"): _WAV,
+    (b"BW64", b"WAVE"): _WAV,
     (b"RIFX", b"WAVE"): _Chunks(12, struct.Struct(">4sI"), b"data"),
     (b"FORM", b"AIFF"): _Chunks(12, struct.Struct(">4sI"), b"SSND"),
     (b"FORM", b"AIFC"): _Chunks(12, struct.Struct(">4sI"), b"SSND"),
@@ -100,7 +101,10 @@ def examine(path: Path) -> Container:
             kind = _W64
         elif head[:4] == b"caff":
             kind = _CAF
-        return _rare(file, size) if kind is None else _chunked(file, head[:4], size, kind)
+        found = _rare(file, size) if kind is None else _chunked(file, head[:4], size, kind)
+        if head[:4] == b"BW64":  # the later name of RF64 (ITU-R BS.2088), which libsndfile does not know
+            found = msgspec.structs.replace(found, patches=found.patches | {0: b"RF64"})
+        return found
 
 
 def chunk(path: Path, name: bytes) -> bytes | None:
@@ -171,7 +175,7 @@ def _au(head: bytes, size: int) -> Container:
 def _chunked(file: BinaryIO, magic: bytes, size: int, kind: _Chunks) -> Container:
     long_length, frame_bytes = None, 1
     for name, begin, stated in _walk(file, kind.first, size, kind):
-        if name == b"ds64" and magic == b"RF64":
+        if name == b"ds64" and magic in (b"RF64", b"BW64"):
             file.seek(begin)
             long_length = begin + 8, struct.unpack("<qq", file.read(16).ljust(16, b"\0"))[1]
         elif name == b"fmt ":

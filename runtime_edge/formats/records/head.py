@@ -176,7 +176,10 @@ def read_head(path: Path, trusted: minisign.PublicKey | None = None) -> Head:
     if trusted is not None:
         signature = signature_path(path)
         if not signature.exists():
-            raise SignatureError(f"{signature}: missing, but the signature of key {trusted.hex_id} is required")
+            raise SignatureError(
+                f"{signature}: missing, but the signature of key {trusted.hex_id} is required; sign with it "
+                "(--key), or take what its owner has signed"
+            )
         minisign.verify(data, minisign.read_signature(signature), trusted, str(signature))
     return Head.from_json(data, str(path))
 

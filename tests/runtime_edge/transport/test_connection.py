@@ -1,7 +1,11 @@
 """What a device says of a broker that it cannot reach."""
 
 import asyncio
+import contextlib
 import logging
+import socket
+
+from waiting import eventually
 
 from runtime_edge.transport.connection import Connection
 
@@ -33,3 +37,28 @@ def test_a_broker_that_cannot_be_reached_is_a_warning_once_with_its_address_and_
     said = record.getMessage()
     assert said.startswith(f"broker nats://***@127.0.0.1:{port}: cannot connect (")
     assert said.endswith("; frames wait in the spool")
+
+
+def test_keys_that_are_watched_before_there_is_a_broker_leave_no_task_behind(caplog):
+    """The library begins a subscription on a connection that does not exist yet, and nothing ends it."""
+
+    async def told():
+        return "cannot connect" in caplog.text
+
+    async def watch_and_close():
+        with contextlib.closing(socket.socket()) as taken:  # nobody listens there
+            taken.bind(("127.0.0.1", 0))
+            connection = Connection(f"nats://127.0.0.1:{taken.getsockname()[1]}", "pi-1")
+
+            async def ignore(key, value):
+                pass
+
+            await connection.watch("tables", ["rpi4", "pi-1.rpi4"], ignore)
+            connecting = asyncio.create_task(connection.connect_with_retries())
+            await eventually(told, "it has tried")
+            connecting.cancel()
+            await asyncio.wait({connecting})
+            await connection.close()
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(watch_and_close()) == set()

@@ -125,3 +125,21 @@ def test_a_place_that_there_is_not_is_not_gone_to(tmp_path, place):
         assert file.seek(2) == 2
         assert file.seek(place) == 2
         assert file.read() == b"FF"
+
+
+@pytest.mark.parametrize("stated", [None, 0, 1 << 40])
+def test_bw64_is_rf64_by_its_later_name(tmp_path: Path, stated: int | None) -> None:
+    path, samples = tmp_path / "a.wav", np.random.default_rng(0).integers(-9_000, 9_000, 16_001).astype(np.int16)
+    soundfile.write(path, samples, 16_000, format="RF64")
+    data = bytearray(path.read_bytes())
+    data[:4] = b"BW64"
+    if stated is not None:
+        at = data.index(b"ds64") + 16
+        data[at : at + 8] = struct.pack("<q", stated)
+    path.write_bytes(data)
+
+    counters = Counters()
+    read = np.concatenate([audio.frames[:, 0] for audio in read_file(path, faults=Faults(counters))])
+
+    np.testing.assert_array_equal(np.round(read * 32_768).astype(np.int16), samples)
+    assert counters.files_cut_short == (stated is not None)
