@@ -44,10 +44,10 @@ from runtime_server.training.losses.objectives.interface import NEARBY
 from streamsplit_compile.cost.targets import list_targets
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 from tools.benchmarks import DOCS, machine, publish
-from tools.clip_probe import probe
+from tools.clip_probe import probe_clips
 from tools.energy_page import section, write_page
 from tools.esc10 import load_clips
-from tools.sparse_training import HELD_OUT_FOLD, Stage, TrainingRun, learn, stage
+from tools.sparse_training import HELD_OUT_FOLD, Stage, TrainingRun, stage, train
 from tools.training_energy import with_idle_power
 
 DATA = "speech_commands"
@@ -164,7 +164,7 @@ def measured(arm: Arm, given: argparse.Namespace) -> dict[str, Any]:
             pause=NEARBY,
             seed=arm.seed,
         )
-        learn(heard, run, note=lambda _: None, around_step=energy.step, after_pass=note)
+        train(heard, run, energy.step, note)
     memory = {"bytes": peak_memory_bytes(), "source": PEAK_MEMORY}
     asked_of = int((heard.clips.folds == HELD_OUT_FOLD).sum())
     return {**asdict(arm), "asked_of": asked_of, "points": points, "peak_memory": memory, "machine": machine()}
@@ -176,7 +176,7 @@ def asked(heard: Stage, model: Any) -> dict[str, float]:
     out = torch.from_numpy(clips.folds == HELD_OUT_FOLD)
     flat, labels = torch.from_numpy(embeddings.mean(1)), torch.from_numpy(clips.labels)
     return {
-        "probe": probe(embeddings, clips.labels, clips.folds, HELD_OUT_FOLD).clip,
+        "probe": probe_clips(embeddings, clips.labels, clips.folds, HELD_OUT_FOLD),
         "knn": knn_accuracy(flat[~out], labels[~out], 5, flat[out], labels[out]),
     }
 

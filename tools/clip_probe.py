@@ -37,7 +37,7 @@ def probe(
     trained on.
     """
     count = embeddings.shape[1]
-    clips = embeddings.mean(1).astype(np.float64)
+    clips = _clips(embeddings)
     windows = embeddings.reshape(-1, embeddings.shape[-1]).astype(np.float64)
     by_clip = {fold: _accuracy(clips, labels, folds, fold) for fold in np.unique(folds)}
     every = np.repeat(labels, count), np.repeat(folds, count)
@@ -49,6 +49,17 @@ def probe(
         float(np.average(list(by_clip.values()), weights=sizes)),
         float(np.average(list(by_window.values()), weights=sizes)),
     )
+
+
+def probe_clips(
+    embeddings: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], folds: npt.NDArray[np.int64], held_out: int
+) -> float:
+    """`clip` of `probe` alone, in a tenth of the time."""
+    return _accuracy(_clips(embeddings), labels, folds, held_out)
+
+
+def _clips(embeddings: npt.NDArray[np.float32]) -> Array:
+    return embeddings.mean(1).astype(np.float64)
 
 
 def _accuracy(rows: Array, labels: npt.NDArray[np.int64], folds: npt.NDArray[np.int64], held_out: int) -> float:

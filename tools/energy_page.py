@@ -146,6 +146,8 @@ def _footing(runs: Sequence[Run]) -> list[str]:
     return [
         f"- Joules: {'; '.join(sorted({run['points'][-1]['source'] for run in runs}))}. Those of the training steps",
         "  alone, without what sends, decodes or probes; above idle where idle is known.",
+        "- CPU seconds of the same step vary by some 40 % with what else runs: compare what was measured together.",
+        "- Between two recordings a device is silent for eight windows, so that no two count as the same sound.",
         "- Accuracies are means over seeds, with the least and the greatest in brackets. They are asked of at least",
         f"  {asked} recordings, whose choice alone makes one uncertain by {chance:.1f} points (95 %).",
         *(f"- Measured on: {one}." for one in sorted(machines)),

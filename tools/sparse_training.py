@@ -36,7 +36,7 @@ from runtime_server.training.trainer import TrainConfig, Trainer
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
-from streamsplit_compile.encoder.segment import run_segments
+from streamsplit_compile.encoder.segment import by_channels, run_segments
 from tools.clip_probe import Probed, probe
 from tools.esc10 import Clips, load_clips
 from tools.room import Room
@@ -114,7 +114,7 @@ class Stage:
         flat, rows = self.fronts.flatten(0, 1), []
         with torch.inference_mode():
             for part in flat.split(128):
-                rows.append(run_segments(model.segments[self.first :], part.float()))
+                rows.append(run_segments(model.segments[self.first :], by_channels(part.float())))
         return np.asarray(torch.cat(rows).unflatten(0, self.fronts.shape[:2]).numpy())
 
     def judged(self, model: CutModel) -> Probed:
@@ -155,9 +155,33 @@ def learn(
     note: Callable[[str], None] = print,
     around_step: Callable[[], AbstractContextManager[None]] = nullcontext,
     after_pass: Callable[[CutModel], None] = lambda _: None,
-    before_steps: Callable[[Trainer], None] = lambda _: None,
 ) -> TrainingResult:
-    """Stream, train and probe; `after_pass` gets the averaged weights after every pass over the recordings.
+    """`train`, and what a linear probe makes of it before and after."""
+    before = before or staged.judged(staged.start)
+    trained = train(staged, run, around_step, after_pass)
+    after = staged.judged(trained.model)
+    note(f"  {after}  ({trained.windows} windows, {trained.steps} steps)")
+    return TrainingResult(before, after, trained.steps, trained.windows, trained.received_bytes)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The averaged weights at the end, and what they took."""
+
+    model: CutModel
+    steps: int
+    windows: int
+    received_bytes: int
+
+
+def train(
+    staged: Stage,
+    run: TrainingRun,
+    around_step: Callable[[], AbstractContextManager[None]] = nullcontext,
+    after_pass: Callable[[CutModel], None] = lambda _: None,
+    before_steps: Callable[[Trainer], None] = lambda _: None,
+) -> Trained:
+    """Stream and train; `after_pass` gets the averaged weights after every pass over the recordings.
 
     `before_steps` gets the trainer each time that it has new windows.
     """
@@ -177,7 +201,6 @@ def learn(
     trainer = Trainer(staged.start, config, staged.encoder.embedding_dim)
     uplink = _TorchPrefix(staged, run)
     recordings = staged.fronts[torch.from_numpy(staged.clips.folds != HELD_OUT_FOLD)]
-    before = before or staged.judged(released)
     windows = 0
     for number in range(run.passes):
         for chunk in _pass(recordings, number, run):
@@ -191,9 +214,7 @@ def learn(
                         trainer.step()
         released = cut_model(staged.encoder.graph, staged.bundle, trainer.averaged_tensors())
         after_pass(released)
-    after = staged.judged(released)
-    note(f"  {after}  ({windows} windows, {trainer.steps} steps)")
-    return TrainingResult(before, after, trainer.steps, windows, uplink.sent_bytes)
+    return Trained(released, trainer.steps, windows, uplink.sent_bytes)
 
 
 @dataclass(frozen=True)

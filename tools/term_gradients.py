@@ -2,8 +2,8 @@
 
     python -m tools.term_gradients --audio recordings/ --weights mn04_as_mAP_432.pt [--publish]
 
-From both starts of `tools.bench_learning`, on its windows: before the first step, and after a third and all of one pass
-over the recordings. The weights are the published ones, and a term counts linearly: at ten times the weight it is ten
+From both starts of `tools.bench_learning`, on its windows: before the first step, and twice in the first pass over the
+recordings. The weights are the published ones, and a term counts linearly: at ten times the weight it is ten
 times as much of a step.
 """
 
@@ -25,9 +25,9 @@ from runtime_server.training.trainer import Trainer
 from tools.bench_learning import STARTS, LearningBench, ProbedRuns, StartingWeights
 from tools.benchmarks import Section, publish, show
 from tools.esc10 import load_clips
-from tools.sparse_training import HYBRID, TERMS, TrainingRun, learn
+from tools.sparse_training import HYBRID, TERMS, TrainingRun, train
 
-MEASURED_AFTER = (0, 18, 54)
+MEASURED_AFTER = (0, 18, 45)
 """Steps."""
 
 
@@ -69,7 +69,7 @@ def measured(bench: LearningBench, start: StartingWeights) -> list[Shares]:
 
     run = TrainingRun(TERMS["task"], learning_rate=start.learning_rate, augment=start.augment, passes=1)
     with tempfile.TemporaryDirectory() as work:
-        learn(bench.stage(start, 0, Path(work)), run, note=lambda _: None, before_steps=note)
+        train(bench.stage(start, 0, Path(work)), run, before_steps=note)
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import fx
 
+from streamsplit_compile.encoder.segment import by_channels
 from streamsplit_compile.lowering.fx_folding import fold
 from streamsplit_compile.lowering.weight_program import separate
 
@@ -44,10 +45,8 @@ class ServedBlocks:
             return torch.cat([self._chain(cut, part) for part in parts])
 
     def _chain(self, cut: int, activation: torch.Tensor) -> torch.Tensor:
-        if activation.dim() == 4:
-            activation = activation.contiguous(memory_format=torch.channels_last)
         for index in range(cut, len(self._segments)):
-            activation = self._run(index, activation)
+            activation = self._run(index, by_channels(activation))
         return activation
 
     def _run(self, index: int, activation: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from runtime_server.training.buffer import ADJACENCY, WindowGroup
 from runtime_server.training.losses import HybridLoss
 from runtime_server.training.losses.objectives.interface import NEARBY
 from runtime_server.training.ranks import EmbeddingBatch
-from streamsplit_compile.encoder.segment import run_segments
+from streamsplit_compile.encoder.segment import by_channels, run_segments
 
 _MIN_NORM = 1e-5
 
@@ -136,7 +136,7 @@ def _embedded(segments: Sequence[fx.GraphModule], entering: Sequence[_Entering],
     for views in entering:
         parts = [
             checkpoint(
-                run_segments, segments[views.block :], _laid_out(part), use_reentrant=False, preserve_rng_state=False
+                run_segments, segments[views.block :], by_channels(part), use_reentrant=False, preserve_rng_state=False
             )
             for part in torch.split(views.activations, most)
         ]
@@ -153,21 +153,8 @@ def _together(segments: Sequence[fx.GraphModule], entering: Sequence[_Entering])
     for number, segment in enumerate(segments):
         inside += [views.activations for views in entering if views.block == number]
         if inside:
-            inside = [run_segments([segment], _laid_out(torch.cat(inside)))]
+            inside = [run_segments([segment], by_channels(torch.cat(inside)))]
     sizes = [entering[place].count for place in order]
     return [
         part for _, part in sorted(zip(order, torch.split(inside[0], sizes), strict=True), key=lambda pair: pair[0])
     ]
-
-
-def _laid_out(activations: Tensor) -> Tensor:
-    """Images (n, c, h, w) as the trainer keeps its weights; anything else as it is.
-
-    Of one channel both layouts are the same memory: only strides that say so keep the first convolution, and with it
-    those behind it, from going back to the other one.
-    """
-    if activations.ndim != 4:
-        return activations
-    _, channels, height, width = activations.shape
-    strides = (channels * height * width, 1, channels * width, channels)
-    return activations.contiguous(memory_format=torch.channels_last).as_strided(activations.shape, strides)

@@ -66,6 +66,19 @@ def run_segments(segments: Sequence[fx.GraphModule], activation: torch.Tensor) -
     return _chain(segments, activation)
 
 
+def by_channels(activations: torch.Tensor) -> torch.Tensor:
+    """Images (n, c, h, w) laid out channel by channel, as convolutions are fast on; anything else as it is.
+
+    Of one channel both layouts are the same memory: only strides that say so keep the first convolution, and with it
+    those behind it, from going back to the other one.
+    """
+    if activations.ndim != 4:
+        return activations
+    _, channels, height, width = activations.shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    return activations.contiguous(memory_format=torch.channels_last).as_strided(activations.shape, strides)
+
+
 def _chain(segments: Sequence[fx.GraphModule], activation: torch.Tensor) -> torch.Tensor:
     for segment in segments:
         activation = segment(activation)

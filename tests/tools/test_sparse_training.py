@@ -11,7 +11,7 @@ import pytest
 from runtime_server.training.losses.objectives.interface import NEARBY
 from runtime_server.training.trainer import Trainer
 from tools.bench_objectives import SMALL, staged
-from tools.sparse_training import HYBRID, Stage, TrainingRun, learn
+from tools.sparse_training import HYBRID, Stage, TrainingRun, train
 from tools.term_gradients import shares
 
 pytestmark = pytest.mark.integration
@@ -26,7 +26,7 @@ def trainers(stage: Stage, **run: int) -> list[Trainer]:
     """The trainer, once it had windows; it has taken no step."""
     found: list[Trainer] = []
     settings = TrainingRun(kept_share=1.0, passes=1, batch=16, steps_per_chunk=0, **run)
-    learn(stage, settings, note=lambda _: None, before_steps=found.append)
+    train(stage, settings, before_steps=found.append)
     return found
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional
 from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import UsageError
 from runtime_server.labels.head_training import mean_by_group
+from streamsplit_compile.encoder.segment import by_channels
 from tools.reference.corpus import HELD_OUT_FOLD, Corpus, Integers
 from tools.reference.crops import augmented, windows
 
@@ -165,7 +166,7 @@ class Course:
 
     def _loss(self, recordings: Integers, rng: np.random.Generator) -> Tensor:
         batch = augmented(self.corpus, recordings, self._front.frames, rng)
-        logits, imitated = self._student(torch.from_numpy(batch.images).contiguous(memory_format=torch.channels_last))
+        logits, imitated = self._student(by_channels(torch.from_numpy(batch.images)))
         loss = functional.cross_entropy(logits, torch.from_numpy(batch.classes), label_smoothing=self.recipe.smoothing)
         if batch.targets.shape[1] and self.recipe.distillation:
             alike = functional.cosine_similarity(imitated, torch.from_numpy(batch.targets))

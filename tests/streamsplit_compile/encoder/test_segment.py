@@ -7,7 +7,7 @@ from shapes import GOOD, WINDOW, Attention, FoldedBatch, Linear, Mask, StaticBat
 
 from runtime_edge.errors import UsageError
 from streamsplit_compile.encoder.graph import Candidate, export_encoder
-from streamsplit_compile.encoder.segment import extract, run_segments, split
+from streamsplit_compile.encoder.segment import by_channels, extract, run_segments, split
 from streamsplit_models.mobilenet import mobilenet_v3_small
 
 pytestmark = pytest.mark.integration
@@ -154,3 +154,18 @@ def test_extracting_leaves_the_encoder_as_it_was():
     before = str(encoder.module.graph)
     split(encoder, encoder.candidates)
     assert str(encoder.module.graph) == before
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 4, 5), (3, 2, 4, 5), (1, 1, 4, 5)])
+def test_images_stay_what_they_are_and_a_convolution_leaves_them_laid_out_by_channels(shape):
+    images = torch.randn(shape)
+    found = by_channels(images)
+    assert torch.equal(found, images)
+    assert found.stride() == (shape[1] * shape[2] * shape[3], 1, shape[3] * shape[1], shape[1])
+    made = torch.nn.functional.conv2d(found, torch.randn(6, shape[1], 3, 3), padding=1)
+    assert made.stride() == by_channels(made).stride()
+
+
+def test_what_is_no_image_keeps_its_layout():
+    tokens = torch.randn(2, 3, 4)
+    assert by_channels(tokens) is tokens
