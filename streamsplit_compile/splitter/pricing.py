@@ -13,7 +13,7 @@ from runtime_edge.formats.records.actions import ActionCosts, Encoding
 from runtime_edge.formats.records.table import Reward, SplitterTable
 from runtime_edge.formats.wire import MAX_HEADER_BYTES
 from runtime_edge.inference.profile import Profile
-from streamsplit_compile.cost.cost_model import BlockWork, predict
+from streamsplit_compile.cost.cost_model import BlockWork, fft_work, predict
 from streamsplit_compile.cost.targets import Target, load_target
 from streamsplit_compile.splitter.environment import environment_for
 from streamsplit_compile.splitter.table_training import TableOptions, train_table
@@ -31,11 +31,16 @@ def price(
     seed: int,
     progress: Callable[[str, int, int], None],
 ) -> tuple[Manifest, dict[str, SplitterTable]]:
-    """Add predicted costs for each target to the manifest; returns it and the tables by their path."""
+    """Add predicted costs for each target to the manifest; returns it and the tables by their path.
+
+    A device computes a front end that the manifest describes by FFT; the server runs every block.
+    """
     server = [round(server_ms(item), 4) for item in work]
+    native = fft_work(manifest.info.front_end)
+    on_device = work if native is None else [native, *work[1:]]
     costs: dict[str, TargetCost] = {}
     for target in targets:
-        blocks = [predict(item, target) for item in work]
+        blocks = [predict(item, target) for item in on_device]
         cost = TargetCost(
             variant=variant,
             threads=target.threads,
