@@ -70,7 +70,7 @@ def open_encoder(path: str, pub: str | None, variant: str, threads: int, head: s
     """See `runtime_edge.open`."""
     trusted = None if pub is None else minisign.read_public_key(Path(pub))
     bundle = open_bundle(Path(path), trusted)
-    prefix = Prefix(bundle, choose_variant(bundle.manifest, variant), RuntimeOptions(threads))
+    prefix = Prefix(bundle, choose_variant(bundle.manifest, variant), RuntimeOptions(threads), native=True)
     prefix.load_all()
     read = None
     if head is not None:

@@ -61,7 +61,7 @@ class ShortTransforms:
 
         exp(-2 pi i q p / outer) * exp(-2 pi i j k / n_fft)
 
-    so the first transform goes over q, each residue j by itself, and the second over j, with a matrix for each p. The
+    so the first transform goes over q, in each residue j by itself, the second over j, with a matrix for each p. The
     input is real: bins beyond the half are those before it, mirrored, so half of the p are enough.
     """
 

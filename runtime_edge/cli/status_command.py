@@ -78,7 +78,7 @@ def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
     heard = ", ".join(f"{count} {what}" for what, count in audio.items() if count)
     rows = {
         "bundle": f"generation {encoder.generation}, {encoder.bundle[:19]}{trial}{previous}",
-        "runs": f"{encoder.variant} on {encoder.runtime}, table {encoder.table}",
+        "runs": f"{encoder.variant} on {encoder.runtime}, front end by {encoder.front_end}, table {encoder.table}",
         "server": server,
         "uplink": f"{link.bandwidth_mbps:.3g} Mbit/s, {link.rtt_ms:.0f} ms, {link.loss:.1%} unanswered",
         "now": f"cut {status.cut}, U {certainty}, processor {status.cpu:.0%}",

@@ -66,6 +66,7 @@ class Reporter:
                 bundle=state.bundle,
                 variant=state.variant,
                 runtime=state.runtime,
+                front_end=state.front_end,
                 table=state.table,
                 on_trial=bool(self.updater.status()["on_trial"]),
             ),

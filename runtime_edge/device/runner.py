@@ -57,6 +57,8 @@ class RunnerState(msgspec.Struct, frozen=True):
     bundle: str
     variant: str
     runtime: str
+    front_end: str
+    """What computes it: `fft` or `graph`."""
     table: str
     """Who made the splitter table."""
     splitter: dict[str, float]
@@ -174,6 +176,7 @@ class WindowRunner:
             bundle=engine.bundle.digest,
             variant=engine.prefix.variant,
             runtime=engine.prefix.backend.name,
+            front_end=engine.prefix.front_end,
             table=splitter.table.created_by,
             splitter=splitter.state,
             cpu=self._cpu.load(),

@@ -20,6 +20,7 @@ from msgspec import Meta
 from runtime_edge.errors import BundleError
 from runtime_edge.formats import strict
 from runtime_edge.formats.load_options import MAX_SAMPLE_RATE, LoadOptions
+from runtime_edge.formats.log_mel_info import LogMelInfo
 from runtime_edge.formats.strict import Name, Strict
 
 MAX_MANIFEST_BYTES = 8 << 20
@@ -174,12 +175,14 @@ class EncoderInfo(_Part, frozen=True, kw_only=True):
 
 
 class FrontEndInfo(_Part, frozen=True, kw_only=True):
-    """The signal the encoder takes. The log-mel itself is inside the graph."""
+    """The signal the encoder takes. The log-mel itself is inside the graph, and may be described, too."""
 
     sample_rate: Annotated[int, Meta(ge=1, le=MAX_SAMPLE_RATE)]
     window_samples: Annotated[int, Meta(ge=1, le=MAX_WINDOW_SAMPLES)]
     hop_samples: Annotated[int, Meta(ge=1, le=MAX_WINDOW_SAMPLES)]
     details: dict[str, Any]
+    log_mel: LogMelInfo | None = None
+    """What the first block computes, where a device may compute it in its own way."""
 
 
 class Calibration(_Part, frozen=True, kw_only=True):
@@ -361,6 +364,11 @@ def check_consistent(manifest: Manifest, source: str) -> None:
             cut.int8.arrays(cut.shape, source)
     if info.cuts[0].shape != (1, info.front_end.window_samples):
         raise BundleError(f"{source}: cuts[0].shape must be [1, front_end.window_samples]")
+    if info.front_end.log_mel is not None:
+        try:
+            info.front_end.log_mel.check(info.front_end.sample_rate, info.front_end.window_samples, info.cuts[1].shape)
+        except ValueError as exc:
+            raise BundleError(f"{source}: front_end.log_mel: {exc}") from None
     if info.cuts[-1].shape != (1, info.encoder.embedding_dim):
         raise BundleError(f"{source}: the last cut's shape must be [1, encoder.embedding_dim]")
     if len(info.server_block_ms) != len(info.blocks):

@@ -58,7 +58,7 @@ class Engine:
         self.generation = bundle.manifest.info.generation
         self._model = model_number(bundle.manifest)
         self.prefix: Prefix = Prefix(
-            bundle, variant, options, memory_limit_mb, None if previous is None else previous.prefix
+            bundle, variant, options, memory_limit_mb, None if previous is None else previous.prefix, native=True
         )
         # The waveform ships as PCM; the embedding is so small that int8 would save nothing worth its error.
         names = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -9,11 +10,14 @@ import numpy as np
 from runtime_edge.base.heap import give_memory_back
 from runtime_edge.errors import SelfTestError, UsageError
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.inference.contract import Array, LoadedBlock, RuntimeOptions
 from runtime_edge.inference.factory import open_backend
+from runtime_edge.inference.native_front_end import TOLERANCE, NativeFrontEnd, prove
 from runtime_edge.inference.self_test import self_test_waveform
 from runtime_edge.system import rss_mb
 
+_LOG = logging.getLogger(__name__)
 _LATELY_WINDOWS = 64
 _FIRST_GUESS = 2.0
 """Resident bytes of a loaded block for each byte of its file, until it has been loaded and measured."""
@@ -33,6 +37,8 @@ class Prefix:
         memory_limit_mb: resident memory of the process to stay under, MB (1e6 bytes); loading a block may go beyond
             it for a moment.
         previous: a prefix used by the same thread; blocks that are the same file are not loaded again.
+        native: whether a front end that the bundle describes may run as an FFT of this process's own, which computes
+            only what is new in a window, once it has been proved equal to the block that it takes the place of.
 
     Raises:
         BundleError: the bundle has no such variant.
@@ -46,6 +52,7 @@ class Prefix:
         options: RuntimeOptions | None = None,
         memory_limit_mb: float | None = None,
         previous: Prefix | None = None,
+        native: bool = False,
     ) -> None:
         info = bundle.manifest.info
         files = [bundle.manifest.variant(block, variant) for block in info.blocks]
@@ -56,6 +63,7 @@ class Prefix:
         self.buffers: list[Array] = [np.zeros(cut.shape, np.float32) for cut in info.cuts]
         self._files = files
         self._blocks: list[LoadedBlock | None] = [None] * len(files)
+        self._native = native and info.front_end.log_mel is not None
         self._limit_mb = memory_limit_mb
         self._resident_mb = [_FIRST_GUESS * file.bytes / 1e6 for file in files]
         self._used = [0] * len(files)
@@ -73,6 +81,11 @@ class Prefix:
     def last_cut(self) -> int:
         """Index of the cut behind the whole encoder."""
         return len(self._files)
+
+    @property
+    def front_end(self) -> str:
+        """What computes the front end: `fft`, or `graph` where the first block does, or until it is loaded."""
+        return "fft" if isinstance(self._blocks[0], NativeFrontEnd) else "graph"
 
     @property
     def missing(self) -> list[int]:
@@ -131,6 +144,10 @@ class Prefix:
         expected = np.frombuffer(test.embedding, "<f4")
         found = self.embed(self_test_waveform(info.front_end.window_samples, info.front_end.sample_rate))
         error = float(np.max(np.abs(found - expected)))
+        if not error <= test.tolerance and self.front_end == "fft":
+            _LOG.warning("front end: the self-test fails with the FFT (%.1e), so it runs in the graph", error)
+            self._native, self._blocks[0] = False, None
+            return self.self_test()
         if not error <= test.tolerance:
             raise SelfTestError(
                 f"{self.bundle.path}: self-test embedding is off by {error:.2e}, allowed {test.tolerance:.0e}"
@@ -146,11 +163,36 @@ class Prefix:
         where = f"{self.bundle.path}: {name} ({self.variant})"
         data = self.bundle.block_bytes(name, self.variant)
         block = self.backend.load(data, file, self.buffers[index], self.buffers[index + 1], where)
+        if index == 0 and self._native:
+            block = self._proved(block)
         self._blocks[index] = block
         del data
         give_memory_back()
         self._resident_mb[index] = max(rss_mb() - before_mb, file.bytes / 1e6)
         return block
+
+    def compare_front_end(self, front_end: FrontEndInfo) -> float:
+        """How far the image of a described front end is from what the first block makes."""
+        return self._compared(self._blocks[0] or self.load(0), front_end)[1]
+
+    def _compared(self, graph: LoadedBlock, front_end: FrontEndInfo) -> tuple[LoadedBlock, float]:
+        source, result = self.buffers[:2]
+        native, window = NativeFrontEnd(front_end, source, result), source.copy()
+        difference = prove(graph, native, source, result, front_end.hop_samples)
+        source[...] = window
+        return native, difference
+
+    def _proved(self, graph: LoadedBlock) -> LoadedBlock:
+        """The front end's FFT where it makes the image that its block makes, else the block."""
+        native, difference = self._compared(graph, self.bundle.manifest.info.front_end)
+        if difference <= TOLERANCE:
+            _LOG.info("front end: an FFT of new frames, equal to the graph's to %.1e", difference)
+            return native
+        _LOG.warning(
+            "front end: runs in the graph, since the FFT's image is off by %.1e, allowed %.0e", difference, TOLERANCE
+        )
+        self._native = False
+        return graph
 
     def _make_room(self, needed_mb: float, keep: int | None = None, unused_since: int | None = None) -> None:
         """Unload blocks, those first that were not needed for longest and of these the deepest."""
@@ -171,6 +213,14 @@ class Prefix:
             return
         self.buffers = previous.buffers
         for index, file in enumerate(self._files):
+            if index == 0 and not self._same_front_end(previous):
+                continue
             if file == previous._files[index]:
                 self._blocks[index] = previous._blocks[index]
                 self._resident_mb[index] = previous._resident_mb[index]
+
+    def _same_front_end(self, previous: Prefix) -> bool:
+        """Whether what an earlier prefix runs in the first block's place may run here, too."""
+        ends = [prefix.bundle.manifest.info.front_end for prefix in (self, previous)]
+        wanted = [prefix._native for prefix in (self, previous)]
+        return wanted[0] == wanted[1] and (not wanted[0] or ends[0] == ends[1])

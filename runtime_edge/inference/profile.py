@@ -30,6 +30,8 @@ from runtime_edge.system import rss_mb
 
 MAX_PROFILE_BYTES = 1 << 20
 _WARM_UP = 5
+_STREAM_WINDOWS = 32
+"""Of noise, before it begins again: at that place a window follows on none."""
 
 
 class Profile(Strict, frozen=True, kw_only=True):
@@ -48,7 +50,8 @@ class Profile(Strict, frozen=True, kw_only=True):
     block_mj: list[Millijoules] | None = None
     """Above idle, by a meter; None where nothing counted it."""
     machine: dict[str, str]
-    """Where it was measured: "system", "architecture", "processor", "python" and "runtime"."""
+    """Where it was measured: "system", "architecture", "processor", "python", "runtime", and what computed the front
+    end there, "fft" or "graph"."""
 
     @property
     def elsewhere(self) -> str:
@@ -124,13 +127,18 @@ def measure_profile(
     runs: int = 50,
     progress: Callable[[int], None] = lambda run: None,
 ) -> Profile:
-    """Run the whole chain `runs` times on noise and time every block. Raises BundleError or BackendError."""
+    """Run the whole chain `runs` times on noise, as a device does, and time every block.
+
+    The windows overlap as they do there. Raises BundleError or BackendError.
+    """
     info = bundle.manifest.info
-    prefix = Prefix(bundle, variant, RuntimeOptions(threads))
-    window = np.random.default_rng(0).normal(0, 0.1, info.front_end.window_samples).astype(np.float32)
+    prefix = Prefix(bundle, variant, RuntimeOptions(threads), native=True)
+    samples, hop = info.front_end.window_samples, info.front_end.hop_samples
+    noise = np.random.default_rng(0).normal(0, 0.1, samples + (_STREAM_WINDOWS - 1) * hop).astype(np.float32)
     times = np.zeros((runs, len(info.blocks)))
     for run in range(-_WARM_UP, runs):
-        prefix.start(window)
+        begin = (run + _WARM_UP) % _STREAM_WINDOWS * hop
+        prefix.start(noise[begin : begin + samples])
         for block in range(len(info.blocks)):
             started = time.perf_counter()
             prefix.advance(block + 1)
@@ -153,5 +161,6 @@ def measure_profile(
             "processor": processor(),
             "python": platform.python_version(),
             "runtime": prefix.backend.name,
+            "front_end": prefix.front_end,
         },
     )

@@ -36,6 +36,8 @@ class EncoderStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of its manifest."""
     variant: str
     runtime: str
+    front_end: str = "graph"
+    """What computes the log-mel image: `fft`, or `graph` with the rest of the encoder."""
     table: str
     """Who made the splitter table."""
     on_trial: bool

@@ -25,6 +25,7 @@ from runtime_edge.base.heap import memory_kept
 from runtime_edge.errors import BackendError, BundleError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.log_mel_info import LogMelInfo
 from runtime_edge.formats.manifest import (
     BundleInfo,
     Calibration,
@@ -36,6 +37,7 @@ from runtime_edge.formats.manifest import (
     Metadata,
     SelfTest,
 )
+from runtime_edge.inference.native_front_end import TOLERANCE
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.profile import Profile
 from streamsplit_compile.bundle.blocks import lower_blocks, refused_block, reweight_block
@@ -178,6 +180,9 @@ def _compile_cuts(
         info = _draft(encoder, options, list(components), cuts, calibration.said, hop)
         manifest = _manifest(info, components)
         loaded = {options.variants[0]: _load_blocks(staging, manifest, options.variants[0])}
+        if (described := _described(encoder, cuts, loaded[options.variants[0]])) is not None:
+            front_end = msgspec.structs.replace(info.front_end, log_mel=described)
+            manifest = _manifest(msgspec.structs.replace(info, front_end=front_end), components)
         reference = Reference(segments, calibration.unseen)
         manifest = measure(staging, manifest, options.variants, calibration.windows, reference, progress, loaded=loaded)
         progress("training splitter tables", 0, len(options.targets))
@@ -198,6 +203,20 @@ def _load_blocks(root: Path, manifest: Manifest, variant: str) -> Prefix:
         except BackendError as exc:
             raise refused_block([cut.name for cut in manifest.info.cuts], index, exc) from exc
     return prefix
+
+
+def _described(encoder: LoadedEncoder, cuts: Sequence[Candidate], graph: Prefix) -> LogMelInfo | None:
+    """How the first block's image is made, where the encoder says it and a device's FFT makes the same one."""
+    if encoder.log_mel is None or cuts[1].name != encoder.log_mel[0]:
+        return None
+    info = encoder.log_mel[1]
+    try:
+        info.check(encoder.sample_rate, encoder.window_samples, cuts[1].shape)
+    except ValueError:
+        return None
+    front_end = msgspec.structs.replace(graph.bundle.manifest.info.front_end, log_mel=info)
+    difference = graph.compare_front_end(front_end)
+    return info if difference <= TOLERANCE else None
 
 
 def report_path(out: Path) -> Path:
@@ -270,7 +289,10 @@ def choose_cuts(encoder: LoadedEncoder, spec: str, notice: Notice = _unheard) ->
     sizes = [float(candidate.values) for candidate in candidates]
     sizes[0] *= 2
     encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
-    cuts = select_cuts(candidates, spec, work, sizes, worthwhile_blocks(encoder_ms))
+    image = None if encoder.log_mel is None else encoder.log_mel[0]
+    cuts = select_cuts(candidates, spec, work, sizes, worthwhile_blocks(encoder_ms), image)
+    if image is not None and cuts[1].name != image and any(candidate.name == image for candidate in candidates):
+        notice(f"devices compute the front end in the graph; with {image} among the cuts they do it faster, by an FFT")
     if reason := why_useless(candidates, cuts, work):
         notice(f"no cut is worth shipping: {reason}; devices send audio or run the whole encoder")
     return cuts

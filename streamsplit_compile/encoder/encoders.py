@@ -30,11 +30,12 @@ from runtime_edge.base.files import write_atomic
 from runtime_edge.base.text import printable
 from runtime_edge.errors import FormatError, MissingExtra, UsageError
 from runtime_edge.formats.load_options import FrontEndOption, LoadOptions
+from runtime_edge.formats.log_mel_info import LogMelInfo
 from streamsplit_compile.encoder import archives
-from streamsplit_compile.encoder.front_ends import build_front_end, read_front_end
+from streamsplit_compile.encoder.front_ends import build_front_end, described_log_mel, read_front_end
 from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program, input_shape
 from streamsplit_compile.encoder.plain_graph import HALF
-from streamsplit_compile.encoder.prepend import PrependedFrontEnd
+from streamsplit_compile.encoder.prepend import PREPENDED, PrependedFrontEnd
 from streamsplit_compile.encoder.weights import (
     is_legacy,
     is_safetensors,
@@ -66,6 +67,8 @@ class LoadedEncoder:
     front_end: dict[str, Any] = field(default_factory=dict)
     load: LoadOptions | None = None
     """Options its file was read with, if any."""
+    log_mel: tuple[str, LogMelInfo] | None = None
+    """After which module its log-mel image is, by the cut's name, and how it is made; None where that is not known."""
     untrained: bool = False
     """Whether its file says that the weights are random, as `ssc encoder new` makes them."""
 
@@ -261,7 +264,8 @@ def from_module(
     own = getattr(module, "front_end", None)
     to_dict = getattr(own, "to_dict", None)
     details = to_dict() if callable(to_dict) else {}
-    return LoadedEncoder(name, config, export_encoder(module, window), rate, window, details)
+    graph = export_encoder(module, window)
+    return LoadedEncoder(name, config, graph, rate, window, details, log_mel=described_log_mel(module))
 
 
 def _from_archive(path: Path, given: LoadOptions) -> LoadedEncoder:
@@ -282,7 +286,10 @@ def _front_end(option: FrontEndOption, shape: tuple[int, ...] | None, sample_rat
 
 
 def _behind(front_end: PrependedFrontEnd, name: str, config: dict[str, Any], graph: EncoderGraph) -> LoadedEncoder:
-    return LoadedEncoder(name, config, graph, front_end.sample_rate, front_end.window_samples, front_end.details)
+    return LoadedEncoder(
+        name, config, graph, front_end.sample_rate, front_end.window_samples, front_end.details,
+        log_mel=described_log_mel(front_end.module, f"{PREPENDED}."),
+    )  # fmt: skip
 
 
 def _build(factory: Callable[..., Any], name: str, config: dict[str, Any]) -> torch.nn.Module:

@@ -22,6 +22,7 @@ from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import strict
 from runtime_edge.formats.load_options import FrontEndOption
+from runtime_edge.formats.log_mel_info import LogMelInfo
 from runtime_edge.formats.strict import Strict
 from streamsplit_compile.encoder.prepend import PrependedFrontEnd
 
@@ -148,6 +149,25 @@ def build_front_end(option: FrontEndOption, shape: tuple[int, ...] | None) -> Pr
     with torch.inference_mode():
         made = tuple(module(torch.zeros(1, window)).shape[1:])
     return PrependedFrontEnd(module, module.front_end.sample_rate, window, made, module.front_end.to_dict())
+
+
+def described_log_mel(module: torch.nn.Module, prefix: str = "") -> tuple[str, LogMelInfo] | None:
+    """The first submodule that describes the log-mel image it makes, by its name behind `prefix`, and what it says.
+
+    It has a method `describe` that returns a dict with the fields of `LogMelInfo`. None where nothing does, or what it
+    describes is none of these.
+    """
+    for name, part in module.named_modules():
+        describe = getattr(part, "describe", None)
+        if not callable(describe):
+            continue
+        said = describe()
+        known = {key: said[key] for key in LogMelInfo.__struct_fields__ if key in said}
+        try:
+            return f"{prefix}{name}", msgspec.convert(known, LogMelInfo, strict=False)
+        except msgspec.ValidationError:
+            return None
+    return None
 
 
 def _settings(extractor: AST | CLAP | Whisper | Wav2Vec2) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from streamsplit_compile.encoder.functional import make_functional
 from streamsplit_compile.encoder.plain_graph import make_plain
 from streamsplit_compile.encoder.tracing import exported
 
+PREPENDED = "front_end"
+"""The submodule that it becomes; with lines behind it where the encoder has one of this name."""
+
 
 @dataclass(frozen=True)
 class PrependedFrontEnd:
@@ -36,7 +39,7 @@ def prepend(module: fx.GraphModule, front_end: PrependedFrontEnd) -> None:
     The front end becomes a submodule, after whose modules cuts are named; parameters of the encoder keep their names.
     """
     (taken,) = [node for node in module.graph.nodes if node.op == "placeholder"]
-    name = "front_end"
+    name = PREPENDED
     while hasattr(module, name):
         name += "_"
     front = _exported(front_end, name)

@@ -34,18 +34,21 @@ def select_cuts(
     work: Sequence[float],
     wire_bytes: Sequence[float],
     auto_blocks: int = MAX_AUTO_CUTS - 1,
+    front_end: str | None = None,
 ) -> list[Candidate]:
     """Cuts for `--cuts auto|all|N|name,...`, always with the waveform first and the embedding last.
 
     `work[i]` is the cumulative device work up to candidate i (any unit), `wire_bytes[i]` what it ships. `auto` makes at
-    most `auto_blocks` blocks. Raises UsageError for a name or number that does not fit.
+    most `auto_blocks` blocks, and one more where the candidate named `front_end` ends a front end that devices compute
+    in their own way. Raises UsageError for a name or number that does not fit.
     """
     last = len(candidates) - 1
     if spec == "all":
         chosen = list(range(last + 1))
     elif spec == "auto":
-        useful = _useful(candidates, work, wire_bytes)
-        cheap = _is_cheap_front_end(useful, work, wire_bytes)
+        native = next((candidate.position for candidate in candidates[1:-1] if candidate.name == front_end), None)
+        useful = _useful(candidates, work, wire_bytes, native)
+        cheap = native is not None or _is_cheap_front_end(useful, work, wire_bytes)
         blocks = min(auto_blocks + cheap, MAX_AUTO_CUTS - 1)
         chosen = _merge(useful, work, lambda share, count: share >= MIN_BLOCK_SHARE and count <= blocks, cheap)
     elif spec.isdecimal():
@@ -72,24 +75,33 @@ def cuts_of(candidates: Sequence[Candidate], manifest: Manifest, source: str) ->
     return found
 
 
-def _useful(candidates: Sequence[Candidate], work: Sequence[float], wire_bytes: Sequence[float]) -> list[int]:
+def _useful(
+    candidates: Sequence[Candidate], work: Sequence[float], wire_bytes: Sequence[float], first: int | None = None
+) -> list[int]:
     """Drop a candidate when an earlier one, which costs the device no more, ships no more bytes.
 
     Only module boundaries and the end of the front end are considered where there are any: elsewhere stand values that
     were never meant to be looked at (a power spectrum before its logarithm), which quantise badly. Of boundaries with
     the same bytes and next to no work between them the last stays: behind a convolution's norm and activation, not
-    before.
+    before. With `first` that one stays, and none before it.
     """
     last = len(candidates) - 1
     inner = [candidate.position for candidate in candidates[1:-1]]
     considered = [index for index in inner if candidates[index].boundary] or inner
-    kept = [0]
+    kept = [0] if first is None else [0, first]
     since = 0.0
     for index in considered:
-        if wire_bytes[index] < wire_bytes[kept[-1]]:
+        if first is not None and index <= first:
+            continue
+        if wire_bytes[index] < min(wire_bytes[0], wire_bytes[kept[-1]]):
             kept.append(index)
             since = work[index]
-        elif len(kept) > 1 and wire_bytes[index] == wire_bytes[kept[-1]] and work[index] - since <= _FREE * work[-1]:
+        elif (
+            len(kept) > 1
+            and kept[-1] != first
+            and wire_bytes[index] == wire_bytes[kept[-1]]
+            and work[index] - since <= _FREE * work[-1]
+        ):
             kept[-1] = index
     return [*kept, last]
 

@@ -13,7 +13,7 @@ from runtime_edge.formats.records.actions import ActionCosts, Encoding
 from runtime_edge.formats.records.table import Reward, SplitterTable
 from runtime_edge.formats.wire import MAX_HEADER_BYTES
 from runtime_edge.inference.profile import Profile
-from streamsplit_compile.cost.cost_model import BlockWork, predict
+from streamsplit_compile.cost.cost_model import BlockWork, fft_work, predict
 from streamsplit_compile.cost.radios import DEFAULT_LINK, radio_on
 from streamsplit_compile.cost.targets import Target, load_target
 from streamsplit_compile.splitter.environment import environment_for
@@ -36,15 +36,18 @@ def price(
     """Add costs for each target to the manifest, predicted or measured; returns it and the tables by their path.
 
     A target runs, in float32, the one of the bundle's formats that it is fastest with: it names them in that order.
+    A device computes a front end that the manifest describes by FFT; the server runs every block.
     Raises UsageError when what was measured is of no target here, or of other blocks.
     """
     if measured is not None and measured.target not in [target.name for target in targets]:
         raise UsageError(f"the profile is of {measured.target}; the targets are {', '.join(t.name for t in targets)}")
     exact = [name for name in manifest.components[manifest.info.blocks[0]].variants if name.endswith("-fp32")]
     server = [round(server_ms(item), 4) for item in work]
+    native = fft_work(manifest.info.front_end)
+    on_device = work if native is None else [native, *work[1:]]
     costs: dict[str, TargetCost] = {}
     for target in targets:
-        blocks = [predict(item, target) for item in work]
+        blocks = [predict(item, target) for item in on_device]
         cost = TargetCost(
             variant=next((f"{name}-fp32" for name in target.formats if f"{name}-fp32" in exact), exact[0]),
             threads=target.threads,

@@ -18,7 +18,7 @@ def test_every_block_has_a_time_and_the_machine_is_named(profile, small_bundle):
     assert profile.blocks == small_bundle.manifest.info.blocks
     assert all(0 < ms <= p90 for ms, p90 in zip(profile.block_ms, profile.block_p90_ms, strict=True))
     assert "onnxruntime" in profile.machine["runtime"]
-    assert profile.machine.keys() == {"system", "architecture", "processor", "python", "runtime"}
+    assert profile.machine.keys() == {"system", "architecture", "processor", "python", "runtime", "front_end"}
 
 
 def measured_on(profile, processor, architecture):
