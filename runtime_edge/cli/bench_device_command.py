@@ -9,7 +9,7 @@ import click
 
 from runtime_edge.base.files import write_atomic
 from runtime_edge.formats.bundle import open_bundle
-from runtime_edge.formats.device_bench import MeasuredVariant
+from runtime_edge.formats.records.device_bench import MeasuredVariant
 from runtime_edge.inference.processor import is_target
 from runtime_edge.measure.meters import AUTO, open_meter
 from runtime_edge.measure.variant_times import BenchSettings, bench_device

@@ -21,7 +21,7 @@ from msgspec import Meta
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import FormatError, UsageError
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.device_bench import KIND, DeviceBench, Millijoules, Milliseconds
+from runtime_edge.formats.records.device_bench import KIND, DeviceBench, Millijoules, Milliseconds
 from runtime_edge.formats.strict import Name, Strict, decode
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix

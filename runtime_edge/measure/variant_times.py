@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from runtime_edge.errors import BackendError, MissingExtra, UsageError
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.device_bench import DeviceBench, MeasuredVariant
+from runtime_edge.formats.records.device_bench import DeviceBench, MeasuredVariant
 from runtime_edge.inference.contract import Array, RuntimeOptions
 from runtime_edge.inference.factory import providers_here
 from runtime_edge.inference.prefix import Prefix

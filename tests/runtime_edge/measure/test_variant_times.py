@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from runtime_edge.cli.bench_device_command import device
 from runtime_edge.errors import UsageError
-from runtime_edge.formats.device_bench import DeviceBench
+from runtime_edge.formats.records.device_bench import DeviceBench
 from runtime_edge.inference.profile import read_profile
 from runtime_edge.measure.variant_times import BenchSettings, bench_device
 

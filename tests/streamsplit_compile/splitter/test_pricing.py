@@ -137,7 +137,7 @@ def test_what_was_measured_takes_the_place_of_predictions(small_bundle, work):
     targets = [load_target("rpi4"), load_target("m2")]
 
     def priced(profile):
-        return price(small_bundle.manifest, "onnx-fp32", work, targets, 0, lambda *_: None, measured=profile)
+        return price(small_bundle.manifest, work, targets, 0, lambda *_: None, measured=profile)
 
     manifest, tables = priced(measured)
     cost = manifest.info.targets["m2"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime_edge.errors import FormatError, UsageError
-from runtime_edge.formats.device_bench import MAX_DEVICE_BENCH_BYTES, DeviceBench, MeasuredVariant
+from runtime_edge.formats.records.device_bench import MAX_DEVICE_BENCH_BYTES, DeviceBench, MeasuredVariant
 
 
 def row(variant: str = "onnx-fp32", ms: float = 2.0, **changes: object) -> MeasuredVariant:
