@@ -149,7 +149,7 @@ def _draw_losses(path: Path, evidence: Evidence) -> None:
             axes.axvline(row["steps"], color="grey", ls="--", lw=0.8)
             axes.text(row["steps"], axes.get_ylim()[1], f"{row['generation']} ", ha="right", va="top", color="grey")
     axes.set_xlabel("training step")
-    axes.set_title("hybrid loss and its terms, before weighting")
+    axes.set_title("loss and its terms, before weighting")
     axes.legend(frameon=False)
     _save(figure, path)
 

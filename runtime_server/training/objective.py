@@ -57,7 +57,7 @@ def batch_of(
 
 
 def batch_loss(batch: EmbeddingBatch, loss: HybridLoss) -> tuple[Tensor, dict[str, float]]:
-    """The hybrid loss (docs/method.md, section 5) of a batch, and its parts.
+    """The loss (docs/method.md, section 5) of a batch, and its parts.
 
     A window's positives are its own other view and the other views of its neighbours in time, whatever cut each of
     them came from: two views of a late activation are nearly the same, and teach little.

@@ -105,7 +105,7 @@ class Judgement:
     """What some weights are worth on the held-out windows of one device."""
 
     loss: float
-    """The hybrid loss without virtual negatives."""
+    """Without virtual negatives."""
     geometry: Geometry
 
 
@@ -219,7 +219,7 @@ class Trainer:
         return found
 
     def step(self) -> StepMetrics:
-        """One step of the hybrid loss (docs/method.md, section 5) on a fresh batch; all ranks take it together."""
+        """One step of the loss (docs/method.md, section 5) on a fresh batch; all ranks take it together."""
         started = time.monotonic()
         groups = self._sample()
         loss, losses, geometry = self._objective(groups)
