@@ -48,8 +48,6 @@ TAIL = """
   Layers stacked in one module (`nn.LSTM(..., num_layers=3)`) are one piece; write them as several to cut between.
   TFLite unrolls them, which makes large files for long sequences. `nn.LSTM` with `proj_size` is refused: torch.onnx
   drops the projection, which the proof of the cuts finds out.
-- **Embeddings in the thousands**: over the float32 wire an embedding may be off by 1e-4, whatever its size, and float32
-  itself is no finer there. Put a norm behind it.
 - **Operators without a form in the format** (`torch.cdist`, `median`, `grid_sample`, singular values, `torch.vmap`,
   FlexAttention, products of complex numbers by `einsum`): the error names the operator and the line; write it in
   others. Weights that `parametrizations.orthogonal` computes: bake them with `parametrize.remove_parametrizations`.

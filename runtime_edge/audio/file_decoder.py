@@ -155,6 +155,8 @@ def _opened(path: Path, in_order: bool = False) -> Iterator[tuple[Any, Container
 
 def _reason(path: Path, exc: Exception) -> str:
     """What is wrong with a file, and what it seems to be."""
+    if path.is_symlink() and not path.exists():
+        return f"a link to {shown(path.readlink())}, which is not there"
     reason = _OPENING.sub("", " ".join(str(exc).split()))
     with contextlib.suppress(OSError), path.open("rb") as file:
         head = file.read(_HEAD_BYTES)

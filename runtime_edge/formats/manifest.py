@@ -37,7 +37,8 @@ Positive = Annotated[int, Meta(ge=1, le=1 << 31)]
 Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 Cost = Annotated[float, Meta(ge=0, le=1e9)]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
-Tolerance = Annotated[float, Meta(ge=0, le=100)]
+MOST_TOLERANCE = 100.0
+Tolerance = Annotated[float, Meta(ge=0, le=MOST_TOLERANCE)]
 AssetRef = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}\Z")]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 

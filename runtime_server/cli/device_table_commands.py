@@ -30,6 +30,8 @@ from streamsplit_compile.splitter.explain import explain as explain_state
 from streamsplit_compile.splitter.merge import merge
 from streamsplit_compile.splitter.table_training import default_held_out
 
+_SHOWN = 3
+"""Reasons why records of devices are left out."""
 _Result = TypeVar("_Result")
 
 
@@ -75,6 +77,8 @@ def merge_command(
     else:
         found = ask(broker, "splitter", lambda hub: hub.learnt())
         records, left_out = readable(found, read)
+        if left_out and not records:
+            raise UsageError(f"no learnt values to merge: {'; '.join(sorted(left_out.values())[:_SHOWN])}")
     merged = merge(read, records)
     merged = msgspec.structs.replace(merged, metrics=evaluate(merged, default_held_out(seed)).metrics())
     write_table(out.parent, out.name, merged.to_json(), read_key(key))
@@ -96,7 +100,7 @@ def readable(found: dict[str, bytes], table: SplitterTable) -> tuple[list[Learnt
             record = Learnt.from_json(data, source)
             if record.device != device:
                 raise TableError(f"{source}: device: names another device")
-            if record.corrects(table):
+            if record.target == table.target:
                 record.check(table, source)
                 records.append(record)
         except TableError as exc:

@@ -15,12 +15,20 @@ from torch import fx
 
 from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.manifest import Cut, Expected, Manifest, Parity, SelfTest
+from runtime_edge.formats.manifest import MOST_TOLERANCE, Cut, Expected, Manifest, Parity, SelfTest
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.self_test import self_test_waveform
 from streamsplit_compile.bundle.blocks import derive_precisions, keep_in_fp32
 from streamsplit_compile.bundle.calibrate import calibrate_cut, collect_activations
-from streamsplit_compile.bundle.parity import COSINE_FLOORS, EXACT, Prover, block_losses, check_parity, lowest_median
+from streamsplit_compile.bundle.parity import (
+    COSINE_FLOORS,
+    EXACT,
+    Prover,
+    block_losses,
+    check_parity,
+    lowest_median,
+    scale_of,
+)
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.1, "auto": 0.1}
 """How far a device's self-test may be off: other processors add up in another order, and int8 then rounds apart."""
@@ -71,7 +79,7 @@ def measure(
             activations = collect_activations(_prefix(root, manifest, wanted[0], loaded), proved)
         prover = Prover(reference.segments, proved)
         parity[wanted[0]] = prover.prove(cuts, activations, progress)
-        check_parity(cuts, parity[wanted[0]])
+        check_parity(cuts, parity[wanted[0]], prover.limit)
         for variant in wanted[1:]:
             manifest, parity[variant] = settle(root, manifest, variant, cuts, proved, prover, progress)
         cuts = [
@@ -99,7 +107,7 @@ def _self_test(root: Path, manifest: Manifest, wanted: Sequence[str], loaded: Ma
         embedding = prefix.embed(waveform)
         if not np.isfinite(embedding).all():
             raise CheckFailed(f"{variant}: the self-test's embedding is NaN or infinite; check the encoder's weights")
-        tolerance = TOLERANCES[variant.split("-")[1]]
+        tolerance = min(TOLERANCES[variant.split("-")[1]] * scale_of(embedding), MOST_TOLERANCE)
         found[variant] = Expected(embedding=embedding.astype("<f4").tobytes(), tolerance=tolerance)
     first = found.pop(wanted[0])
     others = {variant: expected for variant, expected in found.items() if not variant.endswith("fp32")}
@@ -134,5 +142,5 @@ def settle(
         worst = max(quantised, key=losses.__getitem__)
         manifest = keep_in_fp32(manifest, variant, manifest.info.blocks[worst])
     if variant.endswith("fp32"):
-        check_parity(cuts, found)
+        check_parity(cuts, found, prover.limit)
     return manifest, prover.prove(cuts, activations, progress)

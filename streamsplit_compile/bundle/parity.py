@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from streamsplit_compile.bundle.quality import by_uncertainty, uncertainties
 from streamsplit_compile.encoder.segment import run_segments
 
 FP32_LIMIT = 1e-4
+"""How far an embedding may be off, and of one with values beyond 1 what share of its largest: float32 is no finer."""
 EXACT = "float32"
 """The wire encoding that loses nothing."""
 Array = npt.NDArray[np.float32]
@@ -43,6 +45,8 @@ class Prover:
         with torch.inference_mode():
             for segment in segments:
                 self._exact.append(run_segments([segment], self._exact[-1]))
+        self.limit = FP32_LIMIT * scale_of(self._exact[-1].numpy())
+        """How far these embeddings may be off over the float32 wire."""
         self._uncertainty = uncertainties(self._exact[-1].numpy())
         self._known = {
             _key(index, activation.numpy()): agreement(self._exact[-1], self._exact[-1], self._uncertainty)
@@ -79,6 +83,11 @@ class Prover:
                 embedding = run_segments(self._segments[cut.index :], torch.from_numpy(decoded))
             self._known[key] = agreement(embedding, self._exact[-1], self._uncertainty)
         return self._known[key]
+
+
+def scale_of(embeddings: npt.NDArray[np.floating[Any]]) -> float:
+    """What a bound for errors is multiplied by: 1, or the largest value where that is above 1."""
+    return max(1.0, float(np.abs(np.nan_to_num(embeddings)).max()))
 
 
 def _key(cut: int, activations: Array) -> tuple[int, bytes]:

@@ -43,7 +43,7 @@ def sample_windows(
     The recordings are one long stream, cut into as many stretches of equal length as windows are wanted; of each
     stretch the seed chooses one. With `unseen` there are as many others, none of which shares a sample with those that
     are chosen without; (0, window) where the recordings are too short for that. Files that cannot be read, and what
-    follows damage in one, are left out, with a warning in the log.
+    follows damage in one, are left out, with one warning each in the log, which `unseen` expects to be there already.
 
     Raises UsageError for less than one window, SourceError when nothing can be read.
     """
@@ -51,8 +51,9 @@ def sample_windows(
         raise SourceError(f"{shown(place)}: no such file or directory; --calibrate takes recordings")
     paths = audio_files(place) if place.is_dir() else [place]
     damaged: set[Path] = set()
+    told: set[Path] = set(paths) if unseen else set()
     while True:
-        recordings = _line_up(paths, damaged, sample_rate)
+        recordings = _line_up(paths, damaged, sample_rate, told)
         available = max(0, 1 + (recordings[-1].stop - window) // hop)
         if not available:
             raise UsageError(f"{shown(place)}: less than one window of audio; give more recordings to --calibrate")
@@ -64,7 +65,8 @@ def sample_windows(
             found = [_read(recordings, int(index) * hop, window, sample_rate) for index in chosen]
             return np.stack(found) if found else np.empty((0, window), np.float32)
         except _Damaged as exc:
-            _LOG.warning("%s: what follows is left out", exc.reason)
+            if not unseen:
+                _LOG.warning("%s: what follows is left out", exc.reason)
             if exc.path in damaged:
                 paths = [path for path in paths if path != exc.path]
             damaged.add(exc.path)
@@ -88,8 +90,11 @@ class _Damaged(Exception):
         self.path, self.reason = path, reason
 
 
-def _line_up(paths: Sequence[Path], damaged: Container[Path], sample_rate: int) -> list[_Recording]:
-    """The recordings one after the other, damaged ones up to there. Raises SourceError when none can be read."""
+def _line_up(paths: Sequence[Path], damaged: Container[Path], sample_rate: int, told: set[Path]) -> list[_Recording]:
+    """The recordings one after the other, damaged ones up to there; adds to `told` those that are left out.
+
+    Raises SourceError when none can be read.
+    """
     found: list[_Recording] = []
     wrong = SourceError("none of the recordings can be read, see the log")
     start = 0
@@ -97,7 +102,9 @@ def _line_up(paths: Sequence[Path], damaged: Container[Path], sample_rate: int) 
         try:
             frames, rate = readable_length(path) if path in damaged else recording_length(path)
         except SourceError as exc:
-            _LOG.warning("skipped: %s", exc)
+            if path not in told:
+                _LOG.warning("skipped: %s", exc)
+            told.add(path)
             wrong = exc
             continue
         stop = start + frames * sample_rate // rate

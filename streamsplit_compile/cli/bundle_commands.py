@@ -122,7 +122,7 @@ def _print_parity(bundle: Bundle, parity: dict[str, Parity], measured: bool) -> 
 def _parity(bundle: Bundle, encoder: LoadedEncoder, calibrate: Path | None, steps: Steps) -> dict[str, Parity]:
     """By variant: how far the device's prefix and the encoder's suffix are from the encoder.
 
-    Raises CheckFailed when a float32 variant is further than 1e-4.
+    Raises CheckFailed when a float32 variant is further than 1e-4, or that share of the largest value.
     """
     info = bundle.manifest.info
     segments = split(encoder.graph, cuts_of(encoder.graph.candidates, bundle.manifest, str(bundle.path)))
@@ -133,7 +133,7 @@ def _parity(bundle: Bundle, encoder: LoadedEncoder, calibrate: Path | None, step
         activations = collect_activations(Prefix(bundle, variant), windows)
         found[variant] = prover.prove(info.cuts, activations, steps)
         if variant.endswith("fp32"):
-            check_parity(info.cuts, found[variant])
+            check_parity(info.cuts, found[variant], prover.limit)
     return found
 
 

@@ -201,7 +201,7 @@ def _order(magic: bytes) -> str:
 
 
 def _wrong(stated: int, held: int) -> str:
-    return f"its header states {stated:,} bytes of audio, and {held:,} are there"
+    return f"its header states {max(stated, 0):,} bytes of audio, and {held:,} are there"
 
 
 def _patches(kind: _Chunks, magic: bytes, begin: int, held: int, long_length_at: int | None) -> dict[int, bytes]:

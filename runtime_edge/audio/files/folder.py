@@ -56,9 +56,12 @@ def audio_files(directory: Path) -> list[Path]:
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a path is a file that its owner can mean as a recording, by its name."""
+    """Whether a path is a file that its owner can mean as a recording, by its name.
+
+    A link that leads nowhere is one, too: it is tried, so that its loss is told and counted.
+    """
     known = path.suffix.lower() in AUDIO_SUFFIXES | _UNREAD_SUFFIXES
-    return known and not is_hidden(path.name) and path.is_file()
+    return known and not is_hidden(path.name) and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def is_hidden(name: str) -> bool:

@@ -1,3 +1,4 @@
+import logging
 import wave
 
 import numpy as np
@@ -224,3 +225,16 @@ def test_people_are_told_one_true_number(small_bundle, source, measured, text):
     parity = {"onnx-fp32": Parity(windows=measured, cuts=[])} if measured else {}
     told = replace(info, calibration=Calibration(source=source, windows=16, seed=0), parity=parity)
     assert calibration_text(told) == text
+
+
+def test_what_cannot_be_read_is_told_once_though_the_recordings_are_read_twice(tmp_path, caplog):
+    record(tmp_path / "a.wav", np.linspace(-0.5, 0.5, 12_000))
+    (tmp_path / "b.wav").write_bytes(b"no audio at all, only text in here")
+    (tmp_path / "c.wav").symlink_to(tmp_path / "away" / "c.wav")
+    with caplog.at_level(logging.WARNING):
+        calibration_set(tmp_path, RATE, 500, 250, 5, 0)
+    assert [record.getMessage().partition(": cannot")[0] for record in caplog.records] == [
+        f"skipped: {tmp_path / 'b.wav'}",
+        f"skipped: {tmp_path / 'c.wav'}",
+    ]
+    assert f"(a link to {tmp_path / 'away' / 'c.wav'}, which is not there)" in caplog.text

@@ -2,6 +2,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from torch import fx
 
 from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.manifest import Agreement, CutParity, Parity
@@ -133,3 +134,11 @@ def test_a_variant_below_its_floor_names_the_block_that_costs_most(format_name):
     assert line.startswith(f"{format_name}-int8: median cosine 0.9690, wanted 0.98; middle costs most (0.0250)")
     assert "--precision auto" in line
     assert not shortfalls(["front"], {f"{format_name}-int8": proved([0.0, 0.0], [1.0, 0.98])})
+
+
+@pytest.mark.parametrize(("largest", "limit"), [(0.5, 1e-4), (1.0, 1e-4), (480.0, 0.048)])
+def test_what_is_allowed_grows_with_embeddings_beyond_one(largest, limit):
+    scale = fx.symbolic_trace(torch.nn.Identity())
+    scale.meta["rows"] = None
+    windows = np.array([[0.25, -largest], [0.0, 0.1]], np.float32)
+    assert Prover([scale], windows).limit == pytest.approx(limit, rel=1e-6)
