@@ -158,12 +158,17 @@ def taking_turns(
 
 
 def readable(bundle: Bundle, side: Checkout) -> Path:
-    """The bundle's directory as a side can read it: earlier versions do not know tables of today's."""
+    """The bundle's directory as a side can read it: earlier versions know no described front end, and no tables of
+    today's.
+    """
     if side.name != EARLIER:
         return bundle.path
     copy = bundle.path.with_name(f"bundle-{EARLIER}")
     if not copy.exists():
         shutil.copytree(bundle.path, copy)
+        fields = json.loads((copy / "manifest.json").read_bytes())
+        fields["additional_metadata"]["ssc"]["front_end"].pop("log_mel", None)
+        (copy / "manifest.json").write_text(json.dumps(fields))
         for path in (copy / "tables").glob("*.json"):
             path.write_bytes(table_v1(SplitterTable.from_json(path.read_bytes(), path.name)))
     return copy

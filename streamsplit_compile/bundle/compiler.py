@@ -207,16 +207,23 @@ def _load_blocks(root: Path, manifest: Manifest, variant: str) -> Prefix:
 
 def _described(encoder: LoadedEncoder, cuts: Sequence[Candidate], graph: Prefix) -> LogMelInfo | None:
     """How the first block's image is made, where the encoder says it and a device's FFT makes the same one."""
-    if encoder.log_mel is None or cuts[1].name != encoder.log_mel[0]:
+    if encoder.log_mel is None or not _is_described(encoder, cuts[1]):
         return None
     info = encoder.log_mel[1]
-    try:
-        info.check(encoder.sample_rate, encoder.window_samples, cuts[1].shape)
-    except ValueError:
-        return None
     front_end = msgspec.structs.replace(graph.bundle.manifest.info.front_end, log_mel=info)
     difference = graph.compare_front_end(front_end)
     return info if difference <= TOLERANCE else None
+
+
+def _is_described(encoder: LoadedEncoder, candidate: Candidate) -> bool:
+    """Whether a cut is where the encoder's log-mel ends, and that one is made of the window as it is."""
+    if encoder.log_mel is None or candidate.name != encoder.log_mel[0]:
+        return False
+    try:
+        encoder.log_mel[1].check(encoder.sample_rate, encoder.window_samples, candidate.shape)
+    except ValueError:
+        return False
+    return True
 
 
 def report_path(out: Path) -> Path:
@@ -289,9 +296,9 @@ def choose_cuts(encoder: LoadedEncoder, spec: str, notice: Notice = _unheard) ->
     sizes = [float(candidate.values) for candidate in candidates]
     sizes[0] *= 2
     encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
-    image = None if encoder.log_mel is None else encoder.log_mel[0]
+    image = next((candidate.name for candidate in candidates if _is_described(encoder, candidate)), None)
     cuts = select_cuts(candidates, spec, work, sizes, worthwhile_blocks(encoder_ms), image)
-    if image is not None and cuts[1].name != image and any(candidate.name == image for candidate in candidates):
+    if image is not None and cuts[1].name != image:
         notice(f"devices compute the front end in the graph; with {image} among the cuts they do it faster, by an FFT")
     if reason := why_useless(candidates, cuts, work):
         notice(f"no cut is worth shipping: {reason}; devices send audio or run the whole encoder")

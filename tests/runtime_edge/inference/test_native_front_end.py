@@ -287,3 +287,15 @@ def test_named_cuts_without_the_front_ends_are_kept_and_the_user_is_told(tmp_pat
     assert [cut.name for cut in made.manifest.info.cuts] == ["waveform", "layer", "normalize"]
     assert made.manifest.info.front_end.log_mel is None
     assert any("with log_mel among the cuts" in line for line in said)
+
+
+def test_blocks_in_tflite_get_the_same_front_end(tmp_path):
+    pytest.importorskip("litert_torch")
+    options = CompileOptions([load_target("rpi4")], calibration_windows=4, formats=("tflite",))
+    encoder = from_module("heard", {}, Heard().eval(), None)
+    made = compile_encoder(encoder, options, tmp_path / "bundle")
+    engine, graph = Engine(made, "tflite-fp32"), Prefix(made, "tflite-fp32")
+    engine.ready()
+    assert engine.prefix.front_end == "fft"
+    for window in windows_of(3):
+        np.testing.assert_allclose(engine.embed(window), graph.embed(window), atol=1e-4, rtol=0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+import dataclasses
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from runtime_edge.errors import UsageError
-from streamsplit_compile.cost.cost_model import BlockWork, count_macs, count_work, predict
+from runtime_edge.formats.log_mel_info import LogMelInfo
+from runtime_edge.formats.manifest import FrontEndInfo
+from streamsplit_compile.cost.cost_model import BlockWork, count_macs, count_work, fft_work, predict
 from streamsplit_compile.cost.targets import load_target
 
 
@@ -194,3 +197,25 @@ def test_a_slower_target_takes_longer_and_costs_are_additive_but_for_the_session
     times = [predict(work, load_target(name)).ms for name in ("m2", "rpi5", "rpi4", "rpi-zero-2w")]
     assert times == sorted(times)
     assert times[0] < times[-1] / 5
+
+
+def front_end(**changes: Any) -> FrontEndInfo:
+    log_mel = LogMelInfo(n_fft=512, win_length=400, hop_length=160, n_mels=64, f_min=0.0, f_max=8000.0, eps=1e-6)
+    return FrontEndInfo(
+        **{"sample_rate": 16_000, "window_samples": 16_000, "hop_samples": 8000, "details": {}, "log_mel": log_mel}
+        | changes
+    )
+
+
+def test_a_front_end_by_fft_costs_its_new_frames_on_one_thread() -> None:
+    overlapping, apart = fft_work(front_end()), fft_work(front_end(hop_samples=16_000))
+    assert overlapping is not None
+    assert apart is not None
+    assert overlapping.macs / apart.macs == pytest.approx(50 / 98)
+    parallel = dataclasses.replace(overlapping, serial=False)
+    target = load_target("rpi4")
+    launched = predict(dataclasses.replace(parallel, macs=0, activation_bytes=0, weight_bytes=0), target).ms
+    assert predict(overlapping, target).ms - launched == pytest.approx(
+        target.threads * overlapping.macs / (target.gmacs_per_s("fp32") * 1e6)
+    )
+    assert fft_work(front_end(log_mel=None)) is None

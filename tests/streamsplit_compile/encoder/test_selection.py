@@ -173,3 +173,17 @@ def test_a_bundle_of_another_graph_is_refused_by_cut(small_bundle, tiny_encoder,
         BundleError, match=re.escape("bundle: cut down does not exist in this encoder; compile it again")
     ):
         cuts_of(known, small_bundle.manifest, "bundle")
+
+
+@given(encoders(), st.integers(1, 11))
+def test_auto_always_cuts_behind_a_front_end_that_devices_compute_in_their_own_way(encoder, position):
+    known, work, sizes = encoder
+    inner = known[1:-1]
+    if not inner:
+        return
+    front_end = inner[position % len(inner)]
+    found = select_cuts(known, "auto", work, sizes, 1, front_end.name)
+    assert found[1] is front_end
+    assert found[-1] is known[-1]
+    assert len(found) <= 4
+    assert [cut.position for cut in found] == sorted({cut.position for cut in found})
