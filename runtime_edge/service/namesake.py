@@ -11,7 +11,7 @@ from runtime_edge.formats.records.report import decode_report
 from runtime_edge.transport.protocol import Transport
 
 _LOG = logging.getLogger(__name__)
-_EVERY = 12
+_EVERY = 5
 """Reports between two looks: a report is as long as the answer, and links are thin."""
 
 
