@@ -209,7 +209,8 @@ def measure(work: Path) -> Section:
             SteadyRun(link, seed, table=table, cut_names=cuts).run(_RUN_S) for link in links for seed in range(_SEEDS)
         ]
         about = f"over {len(runs)} runs of {_RUN_S:g} s, {_MBPS[0]:g} to {_MBPS[-1]:g} Mbit/s, ResNet-18's table"
-        worst, changes = (max(getattr(run, of)() for run in runs) for of in ("worst_factor", "most_changes_a_minute"))
+        worst = max(run.worst_factor() for run in runs)
+        changes = max(run.most_changes_a_minute() for run in runs)
         section.add(f"link_factor.{name}", worst, "at most 2", f"estimate against link after 10 s, worst {about}")
         section.add(f"link_changes.{name}", changes, "at most 1", "changes of cut in the worst minute of them")
     return section

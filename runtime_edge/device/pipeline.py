@@ -91,8 +91,12 @@ class Pipeline:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def late_reply(self, reply: Reply) -> None:
-        """An answer after its deadline still teaches the memory, unless the window has taught it already."""
-        embedding = self._usable_embedding(reply)
+        """An answer after its deadline still teaches the memory, unless the window has taught it already.
+
+        One that nobody waited for says what is wrong with a window, or how the mixture has moved.
+        """
+        is_about_nothing = reply.status == "ok" and not reply.embedding
+        embedding = None if is_about_nothing else self._usable_embedding(reply)
         if embedding is not None:
             self.memory.teach_late(reply.window, embedding)
         self._refresh_memory(reply)
@@ -136,33 +140,35 @@ class Pipeline:
 
     def _exchange(self, delivery: Delivery, in_flight: InFlight) -> None:
         """Send one frame; the window is finished with the server's answer or, past the deadline, without it."""
+        if in_flight.step.embedding is not None:
+            delivery.report(in_flight.message_id, in_flight.window.index, in_flight.step.frame, in_flight.hop_s)
+            return
         deadline_s = max(self.config.deadline_s - in_flight.device_ms / 1e3, 0.05)
         answered = functools.partial(self._answered, in_flight)
         self._unanswered += 1
         frame = in_flight.step.frame
-        delivery.exchange(in_flight.message_id, in_flight.window.index, frame, deadline_s, answered)
+        delivery.exchange(in_flight.message_id, in_flight.window.index, frame, deadline_s, answered, in_flight.hop_s)
 
     def _probe_bandwidth(self, delivery: Delivery, in_flight: InFlight) -> None:
         """Where a faster link would change the cut, find out whether it is one: behind a frame, or now and then."""
-        sent = len(in_flight.step.frame) if in_flight.live else 0
+        sent = len(in_flight.step.frame) if in_flight.live and not delivery.packs else 0
         filler = filler_bytes(self.uplink.uplink_mbits, in_flight.mbps_in_question, in_flight.hop_s, sent)
         since_s = time.monotonic() - self.uplink.measured_at
-        if filler and probe_is_due(since_s, in_flight.live, in_flight.capped):
+        if filler and probe_is_due(since_s, sent > 0, in_flight.capped):
             self._spawn(delivery.bandwidth_probe(sent, filler))
 
     def _answered(self, in_flight: InFlight, reply: Reply | None, seconds: float) -> None:
         """The server's answer to a frame, or None past its deadline."""
         self._unanswered -= 1
-        embedding, has_own = None, in_flight.step.embedding is not None
+        embedding = None
         if reply is not None:
             self.counts.stage_ms["reply"].observe(seconds * 1e3)
             self._refresh_memory(reply)
-            if not has_own or reply.status != "ok":
-                embedding = self._usable_embedding(reply)
+            embedding = self._usable_embedding(reply)
         if embedding is not None and reply is not None:
             server_ms = min(reply.server_us / 1e3, seconds * 1e3)
             self._finish(in_flight, embedding, "server", seconds * 1e3 - server_ms, server_ms)
-        elif not has_own:
+        else:
             self._spawn(self._fall_back(in_flight, seconds))
 
     async def _fall_back(self, in_flight: InFlight, seconds: float) -> None:
@@ -185,7 +191,7 @@ class Pipeline:
     def _refresh_memory(self, reply: Reply) -> None:
         if reply.mixture:
             try:
-                self.memory.mixture.load_parameters(reply.mixture)
+                self.memory.mixture.load(reply.mixture)
             except FrameError as exc:
                 self._count_error(exc)
 

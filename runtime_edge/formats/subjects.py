@@ -7,6 +7,7 @@ import re
 import secrets
 import zlib
 from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 from runtime_edge.errors import UsageError
 
@@ -26,18 +27,25 @@ SIGNING_KEY = "_key"
 ALL_DEVICES = "_all"
 """First part of keys that are for every device; no device can have this name."""
 
+ENVELOPE_HEADER = "S"
+"""Of a frame: `<boot>.<window>`, and where an answer is wanted `.<connection>.<asked>` (`Envelope`)."""
 REPLY_HEADER = "Ssc-Reply"
+"""Of devices of 0.1.0: the subject of the answer."""
 IDENTITY_HEADER = "Ssc-Id"
-"""Which window a frame begins with: its `message_id`.
+"""Of devices of 0.1.0 and of frames of another device's spool: which window a frame begins with, as `message_id`.
 
-Not the broker's own header for this. Under that one, the broker drops a message whose id another device has used
+Neither is the broker's own header for this. Under that one, the broker drops a message whose id another device has used
 before, and tells any device which id came last, so that one device could have another's next frames dropped.
 """
 BROKER_ID_HEADER = "Nats-Msg-Id"
 """The broker's own: it drops repetitions of what the server writes. Devices of 0.1.0 put their frames' ids here."""
-STREAM_HEADER = "Nats-Expected-Stream"
-"""Which stream a message is for: another one that takes its subject refuses it."""
 
+Asked = Literal["everything", "embedding", "trouble"]
+"""What a device wants to be answered. everything: the embedding in float16 and the whole mixture, as those of 0.1.0 do.
+embedding: the embedding in int8, and of the mixture what has moved. trouble: the mixture, and why a frame was not
+completed, where that is so; otherwise nothing."""
+
+_ENVELOPE = re.compile(r"([a-z0-9-]{1,32})\.([0-9]{1,20})(?:\.([A-Za-z0-9]{1,64})\.([01]))?")
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _REPLY = re.compile(r"[A-Za-z0-9]{1,64}\.[0-9]{1,20}")
 _BOOT = re.compile(r"[a-z0-9-]{1,32}")
@@ -122,10 +130,39 @@ def message_id(device: str, boot: str, window: int) -> str:
     return f"{device}.{boot}.{window}"
 
 
-def identity(headers: Mapping[str, str] | None) -> str:
-    """The message id that a frame came with, also from a device of 0.1.0; empty when it has none."""
-    found = headers or {}
-    return found.get(IDENTITY_HEADER) or found.get(BROKER_ID_HEADER, "")
+class Envelope(NamedTuple):
+    """What stands around a frame."""
+
+    message_id: str
+    """Of the window that the frame begins with; empty when it names none."""
+    reply: str
+    """The subject of the answer; empty when none is wanted, or it would not be the device's."""
+    asked: Asked
+
+
+def envelope(message_id: str, device: str, connection: str = "", embedding: bool = True) -> dict[str, str]:
+    """The headers of a frame of this device; with a connection's token it is answered there, under its first window."""
+    prefix = f"{device}."
+    if not message_id.startswith(prefix):  # a spool that another device has left
+        return {IDENTITY_HEADER: message_id}
+    answer = f".{connection}.{int(embedding)}" if connection else ""
+    return {ENVELOPE_HEADER: message_id[len(prefix) :] + answer}
+
+
+def read_envelope(headers: Mapping[str, str] | None, subject: str) -> Envelope:
+    """What stands around a frame that came on a subject, also from a device of 0.1.0."""
+    found, device = headers or {}, subject.rsplit(".", 1)[-1]
+    text = found.get(ENVELOPE_HEADER)
+    if text is None:
+        reply = found.get(REPLY_HEADER, "")
+        named = found.get(IDENTITY_HEADER) or found.get(BROKER_ID_HEADER, "")
+        return Envelope(named, reply if is_reply(device, reply) else "", "everything")
+    match = _ENVELOPE.fullmatch(text)
+    if match is None:
+        return Envelope("", "", "trouble")
+    boot, window, connection, asked = match.groups()
+    reply = f"{inbox(device)}.{connection}.{window}" if connection else ""
+    return Envelope(f"{device}.{boot}.{window}", reply, "embedding" if asked == "1" else "trouble")
 
 
 def table_key(target: str, device: str | None = None) -> str:

@@ -53,6 +53,9 @@ ReplyStatus = Literal["ok", "retired", "refused", "foreign"]
 was made with a bundle that is not this server's."""
 
 
+ReplyEncoding = Literal["float16", "int8"]
+
+
 class FrameHeader(NamedTuple):
     """What a device says of one window."""
 
@@ -126,10 +129,10 @@ class Reply(msgspec.Struct, frozen=True):
     """From the frame's arrival at the server process to this reply, µs."""
     embedding: bytes = b""
     """As `encoding` says, d values; empty unless the status is ok."""
-    encoding: Literal["float16", "int8"] = "float16"
+    encoding: ReplyEncoding = "float16"
     """float16: little-endian. int8: a little-endian float32, what one step is worth, and the steps."""
     mixture: bytes = b""
-    """Refined mixture parameters when they are due (docs/method.md, section 4)."""
+    """Refined mixture parameters, all or those that have moved, when they are due (docs/method.md, section 4)."""
 
     def vector(self, dim: int) -> npt.NDArray[np.float32] | None:
         """The embedding, (dim,) float32; None when there is none of that length."""
@@ -140,6 +143,12 @@ class Reply(msgspec.Struct, frozen=True):
         steps = np.frombuffer(self.embedding, "i1", offset=4).astype(np.float32)
         scaled: npt.NDArray[np.float32] = steps * np.frombuffer(self.embedding, "<f4", 1)
         return scaled
+
+
+def int8_embedding(embedding: npt.NDArray[np.float32]) -> bytes:
+    """An embedding (d,) as a reply's int8 has it: 4 + d bytes. A step is the largest value's 127th part."""
+    step = np.array(max(float(np.abs(embedding).max()), 1e-30) / 127, "<f4")
+    return bytes(step.tobytes() + np.rint(embedding / step).astype(np.int8).tobytes())
 
 
 class _Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -172,7 +181,7 @@ class _ReplyV1(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     mixture: Annotated[bytes, Meta(max_length=1 << 19)] = b""
 
 
-_REPLY_ENCODINGS: tuple[Literal["float16", "int8"], ...] = ("float16", "int8")
+_REPLY_ENCODINGS: tuple[ReplyEncoding, ...] = ("float16", "int8")
 _header_decoders: dict[int, msgspec.msgpack.Decoder[_WireHeaderV1] | msgspec.msgpack.Decoder[_WireHeader]] = {
     1: msgspec.msgpack.Decoder(_WireHeaderV1),
     2: msgspec.msgpack.Decoder(_WireHeader),
@@ -271,7 +280,8 @@ def encode_replies(replies: Sequence[Reply]) -> bytes:
     first = replies[0]
     coding = _REPLY_ENCODINGS.index(first.encoding)
     answers = tuple(_Answer(reply.window, reply.embedding) for reply in replies)
-    packed = _Replies(2, first.generation, first.status, first.server_us, coding, answers, first.mixture)
+    mixture = next((reply.mixture for reply in replies if reply.mixture), b"")
+    packed = _Replies(2, first.generation, first.status, first.server_us, coding, answers, mixture)
     return _encoder.encode(packed)
 
 

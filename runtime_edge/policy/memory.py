@@ -37,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.errors import FormatError, FrameError, UsageError
+from runtime_edge.formats.mixture import decode_components
 
 Array = npt.NDArray[np.float32]
 
@@ -189,6 +190,23 @@ class GaussianMemory:
         self._average = self.weights @ self.means
         self.spread = _spread(self._average)
         self.windows = max(self.windows, COLD_WINDOWS)
+
+    def load(self, data: bytes) -> None:
+        """What a reply says of the mixture: all of it, or some components. Raises FrameError."""
+        whole = len(data) == parameter_bytes(self.components, self.dim)
+        (self.load_parameters if whole else self.load_components)(data)
+
+    def load_components(self, data: bytes) -> None:
+        """Replace some components by those the server refined (`runtime_edge.formats.mixture`). Raises FrameError."""
+        places, weights, means, deviations = decode_components(data, self.components, self.dim)
+        if float(np.linalg.norm(means, axis=1).max()) > _MEAN_SLACK:
+            raise FrameError("components of a mixture: a mean is longer than unit embeddings allow")
+        self.means[places] = means
+        self.variances[places] = np.clip(deviations**2, np.float32(VARIANCE_FLOOR), np.float32(VARIANCE_CEILING))
+        self._peaks[places] = self._log_peaks(self.variances[places])
+        changed = self.weights.copy()
+        changed[places] = weights
+        self._weigh(changed / changed.sum())
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs to go on to the bit: float32 arrays by name, and counts as JSON values."""

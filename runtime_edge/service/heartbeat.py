@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -21,6 +22,33 @@ from runtime_edge.transport.protocol import Transport
 
 _LOG = logging.getLogger(__name__)
 _PERIOD_S = 5.0
+REPORT_S = 60.0
+"""Between two reports to the server when nothing has happened."""
+_FIRST_REPORTS = 3
+
+
+class ReportPace:
+    """Which beats report to the server: each costs as much as a frame, and mostly says what the last one said.
+
+    At once what a rollout waits for: the first of a run, those of a trial and of the minute after a change of the
+    generation, and those with an error that is new.
+    """
+
+    def __init__(self) -> None:
+        self._reports, self._reported_at, self._changed_at = 0, -REPORT_S, -REPORT_S
+        self._said: tuple[object, ...] = ()
+
+    def is_due(self, status: DeviceStatus, now: float) -> bool:
+        """Whether to report this status; `now` in seconds, monotonic. Whoever is told yes reports."""
+        says = status.encoder.generation, status.report.get("errors"), status.namesake
+        has_changed = bool(self._said) and says != self._said
+        if has_changed and says[0] != self._said[0]:
+            self._changed_at = now
+        busy = status.encoder.on_trial or now - self._changed_at < REPORT_S
+        due = has_changed or busy or self._reports < _FIRST_REPORTS or now - self._reported_at >= REPORT_S
+        if due:
+            self._reports, self._reported_at, self._said = self._reports + 1, now, says
+        return due
 
 
 class Heartbeat:
@@ -48,6 +76,7 @@ class Heartbeat:
         self._state, self._make_status, self._connection, self._notifier = state, make_status, connection, notifier
         self._period_s = min(_PERIOD_S, (notifier.watchdog_s or _PERIOD_S * 3) / 3)
         self._metrics, self._namesakes = metrics, namesakes
+        self._pace = ReportPace()
         self._writing: asyncio.Future[None] | None = None
 
     async def beat_forever(self) -> None:
@@ -74,7 +103,9 @@ class Heartbeat:
         self._notifier.status(sentence(status))
         if status.source_silent_s < STALE_S:  # a restart may bring back a microphone that has failed
             self._notifier.alive()
-        if self._connection is not None and self._connection.connected:
+        if self._connection is None or not self._connection.connected:
+            return
+        if self._pace.is_due(status, time.monotonic()):
             if self._namesakes is not None:
                 await self._namesakes.look()
             report = {"version": VERSION, **status.report}

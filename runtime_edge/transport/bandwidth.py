@@ -179,7 +179,7 @@ class BandwidthEstimator:
         return self.is_rise(bytes_between, transfer_s)
 
     def timeout(self, seconds: float, stored: bool = False) -> None:
-        """Learn that a frame was not answered in `seconds`: nothing arrived, unless the broker has `stored` it."""
+        """Learn that a frame was not answered in `seconds`: nothing was delivered unless the broker `stored` it."""
         if not 0.0 < seconds <= _MINUTE_SECONDS:
             return
         with self._lock:

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import logging
 import math
+import secrets
 import time
 import zlib
 from collections.abc import Callable
@@ -36,6 +37,10 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 2.0
 REFUSED_PAUSE_S = 30.0
 _PING_S = 2
+_PING_EVERY_S = 30
+"""A frame that is not acknowledged asks for a sign of life at once; until there is one, seldom is enough."""
+_TOKEN_BYTES = 3
+"""Of a connection's inbox, which only this device may subscribe to."""
 _LONGEST_WATCH_PAUSE_S = 30.0
 
 
@@ -78,6 +83,8 @@ class Connection:
         self._random.shuffle(self._servers)
         self._watches: list[tuple[str, str, OnChange]] = []
         self._watchers: list[asyncio.Task[None]] = []
+        self._checking: asyncio.Task[None] | None = None
+        self._pending.on_overdue = self._overdue
         self._fetches, self._fetched_at = 0, -math.inf
         self.trouble = "not connected yet"
         """Why there is no connection; empty while there is one."""
@@ -125,16 +132,22 @@ class Connection:
         self._pending.on_late_reply = late_reply
 
     def send(
-        self, message_id: str, window: int | None, frame: bytes, on_stored: OnStored, timeout_s: float = 10.0
+        self,
+        message_id: str,
+        window: int | None,
+        frame: bytes,
+        on_stored: OnStored,
+        timeout_s: float = 10.0,
+        embedding: bool = True,
     ) -> None:
         """Publish one frame; call back with the seconds until the broker has stored it, or with why it has not.
 
-        The server answers under the number `window`, or not at all when that is None. Raises LinkError when it cannot
-        be sent, and then does not call back; otherwise it may have arrived even so, and sending it again is harmless.
+        The server answers `window`, the frame's first, and those behind it; without `embedding` only where something is
+        wrong, and not at all when `window` is None. Raises LinkError when it cannot be sent, and then does not call
+        back; otherwise it may have arrived even so, and sending it again is harmless.
         """
-        headers = {subjects.IDENTITY_HEADER: message_id, subjects.STREAM_HEADER: subjects.STREAM}
-        if window is not None:
-            headers[subjects.REPLY_HEADER] = f"{self._pending.name}.{window}"
+        token = "" if window is None else self._pending.name.rpartition(".")[2]
+        headers = subjects.envelope(message_id, self.device, token, embedding)
         acknowledge = self._pending.acknowledgement(timeout_s, on_stored)
         try:
             self._client.write_message(self._frames, frame, acknowledge, headers)
@@ -172,10 +185,9 @@ class Connection:
             self._fetched_at = time.monotonic()
 
     async def put(self, bucket: str, data: bytes) -> None:
-        """Store a value under this device's name, best effort."""
+        """Store a value under this device's name, best effort: the broker is not asked to acknowledge it."""
         with contextlib.suppress(*BROKER_ERRORS):
-            subject = subjects.bucket_subject(bucket, self.device)
-            await self._client.jetstream().publish(subject, data, stream=subjects.bucket_stream(bucket))
+            await self._client.publish(subjects.bucket_subject(bucket, self.device), data)
 
     def ping(self, on_answer: Callable[[float], None]) -> None:
         """Measure an empty round trip to the broker; the callback gets the seconds it took.
@@ -212,7 +224,7 @@ class Connection:
 
     async def close(self) -> None:
         """Disconnect and stop watching."""
-        await cancel_all([*self._watchers, *([self._keeper] if self._keeper else [])])
+        await cancel_all([*self._watchers, *filter(None, (self._keeper, self._checking))])
         await disconnect(self._client)
 
     async def _connect(self, timeout_s: float = 5.0) -> None:
@@ -221,7 +233,8 @@ class Connection:
         Raises LinkError, and FormatError for unreadable credentials.
         """
         self._servers.append(server := self._servers.pop(0))
-        self._client, self._lost = DirectClient(self._pending.receive), asyncio.Event()
+        inbox = f"{subjects.inbox(self.device)}.{secrets.token_hex(_TOKEN_BYTES)}"
+        self._client, self._lost = DirectClient(self._pending.receive, inbox), asyncio.Event()
         lost, connecting = self._lost, True
 
         async def on_error(exc: Exception) -> None:
@@ -243,7 +256,7 @@ class Connection:
                     closed_cb=on_closed,
                     # Connecting again is done here: the library would never do so after a refusal.
                     allow_reconnect=False,
-                    ping_interval=5,
+                    ping_interval=_PING_EVERY_S,
                     max_outstanding_pings=2,
                     connect_timeout=2,
                     pending_size=0,
@@ -265,6 +278,17 @@ class Connection:
             raise AccessError(f"broker {self.url}: the credentials{given} are not {self.device}'s")
         self._pending.name, self.trouble = self._client.inbox, ""
         self._restart_watchers()
+
+    def _overdue(self) -> None:
+        """The broker has not acknowledged a frame in time: if it does not answer at all, the connection is lost."""
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._check(self._client))
+
+    async def _check(self, client: DirectClient) -> None:
+        try:
+            await client.flush(_PING_S)
+        except BROKER_ERRORS:
+            await disconnect(client)
 
     async def _connect_with_retries(self) -> None:
         """Retry until connected. After each round over all brokers it waits, with exponential backoff and jitter."""

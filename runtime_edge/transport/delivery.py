@@ -7,7 +7,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
@@ -17,6 +17,7 @@ from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.bandwidth_probe import CONFIRMATIONS, confirming_bytes
 from runtime_edge.transport.frame_store import FrameStore
+from runtime_edge.transport.packing import PACKED_S, RESERVE_S, Packer, WaitingWindow
 from runtime_edge.transport.protocol import FRAME_OVERHEAD_BYTES, Transport
 
 _LOG = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Delivery:
         self._sending = 0
         # Devices that lost the same broker at the same moment must not all come back at the same moment.
         self._random = random.Random(f"{config.seed}.{frame_store.own}")  # noqa: S311
+        self._packer = Packer(self._send_packed, asyncio.get_running_loop())
         self._closed = False
         self._room_freed: asyncio.Future[None] | None = None
         self._to_replay = asyncio.Event()
@@ -68,8 +70,11 @@ class Delivery:
         frame: bytes,
         deadline_s: float,
         on_answer: Callable[[Reply | None, float], None],
+        hop_s: float = 0.0,
     ) -> None:
         """Send a claimed frame; call back with the server's answer, None when it has not come in time, and the seconds.
+
+        Where windows go together, the next one comes after `hop_s`.
 
         Delivery continues in the background until the broker has the frame or the attempt fails; a failed frame stays
         in the spool and is replayed later.
@@ -84,7 +89,31 @@ class Delivery:
             on_answer(reply, time.monotonic() - started)
 
         self._connection.expect(window, deadline_s, answered)
-        self._send(message_id, window, frame, decided)
+        self._send_live(message_id, window, frame, True, decided, hop_s)
+
+    def report(self, message_id: str, window: int, frame: bytes, hop_s: float = 0.0) -> None:
+        """Send a claimed frame whose result is complete; the server answers only if something is wrong with it."""
+        self._send_live(message_id, window, frame, False, asyncio.get_running_loop().create_future(), hop_s)
+
+    @property
+    def packs(self) -> bool:
+        """Whether windows wait for each other, to go in one message."""
+        return self._config.deadline_s >= PACKED_S
+
+    def _send_live(
+        self, message_id: str, window: int, frame: bytes, embedding: bool, decided: asyncio.Future[bool], hop_s: float
+    ) -> None:
+        if not self.packs:
+            self._send([message_id], window, frame, embedding, [decided])
+            return
+        uplink = self._uplink
+        way_s = 2 * uplink.rtt_ms / 1e3 + 4 * len(frame) * 8 / 1e6 / uplink.uplink_mbits
+        hold_s = self._config.deadline_s - max(RESERVE_S, way_s)
+        self._packer.add(message_id, frame, embedding, decided, max(hold_s, 0.0), hop_s)
+
+    def _send_packed(self, windows: list[WaitingWindow], frame: bytes) -> None:
+        ids, decided = [window.message_id for window in windows], [window.decided for window in windows]
+        self._send(ids, windows[0].header.window, frame, windows[0].embedding, decided)
 
     async def bandwidth_probe(self, frame_bytes: int, filler_bytes: int) -> None:
         """Run a bandwidth probe right behind a small frame, or by itself without one, unless others are in flight.
@@ -147,6 +176,7 @@ class Delivery:
     async def close(self) -> None:
         """Abandon the frames in flight; they stay in the spool."""
         self._closed = True
+        self._packer.forget()
         await self._worker.run(self._frame_store.give_up)
 
     async def _replay_one(self) -> bool | None:
@@ -160,35 +190,45 @@ class Delivery:
         self._to_replay.set()
         started = time.monotonic()
         decided: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._send(oldest.message_id, oldest.index, oldest.payload, decided)
+        # Otherwise the reply to an earlier run's window would be mistaken for this run's window of the same number.
+        window = oldest.index if self._frame_store.is_own(oldest.message_id) else None
+        self._send([oldest.message_id], window, oldest.payload, False, [decided])
         stored = await decided
         self._counts.replayed += stored
         # Half the link's time is left to live frames.
         await asyncio.sleep((time.monotonic() - started) * stored)
         return stored
 
-    def _send(self, message_id: str, window: int, frame: bytes, decided: asyncio.Future[bool] | None = None) -> None:
-        """Try once to send a claimed frame, and settle it with the outcome; `decided` gets whether it was stored."""
-        # Without this, the reply to an earlier run's window would be mistaken for this run's window of the same number.
-        awaited = window if self._frame_store.is_own(message_id) else None
+    def _send(
+        self,
+        message_ids: Sequence[str],
+        window: int | None,
+        frame: bytes,
+        embedding: bool,
+        decided: Sequence[asyncio.Future[bool]],
+    ) -> None:
+        """Try once to send a frame of claimed windows, and settle them with the outcome; `decided` gets whether it was
+        stored.
+        """
         sent_bytes, alone = len(frame) + FRAME_OVERHEAD_BYTES, not self._sending
-        on_stored = functools.partial(self._on_stored, message_id, sent_bytes, alone, decided)
+        on_stored = functools.partial(self._on_stored, message_ids, sent_bytes, alone, decided)
         self._sending += 1
         try:
             if alone:
                 if self._uplink.wants_ping(sent_bytes):
                     self._connection.ping(self._uplink.observe_round_trip)
                 self._uplink.sending(sent_bytes)
-            self._connection.send(message_id, awaited, frame, on_stored, self._config.ack_timeout_s)
+            timeout_s = self._config.ack_timeout_s
+            self._connection.send(message_ids[0], window, frame, on_stored, timeout_s, embedding)
         except LinkError as exc:
             on_stored(exc)
 
     def _on_stored(
         self,
-        message_id: str,
+        message_ids: Sequence[str],
         sent_bytes: int,
         alone: bool,
-        decided: asyncio.Future[bool] | None,
+        decided: Sequence[asyncio.Future[bool]],
         result: float | LinkError,
     ) -> None:
         """Handle a sent frame's outcome: the seconds until it was stored, or an error. After `close`, do nothing."""
@@ -196,11 +236,13 @@ class Delivery:
         if self._closed:
             return
         delivered = not isinstance(result, LinkError)
-        self._frame_store.settle_soon(message_id, delivered)
-        if decided is not None and not decided.done():
-            decided.set_result(delivered)
+        for message_id in message_ids:
+            self._frame_store.settle_soon(message_id, delivered)
+        for waiting in decided:
+            if not waiting.done():
+                waiting.set_result(delivered)
         if isinstance(result, LinkError):
-            _LOG.debug("%s: %s", message_id, result)
+            _LOG.debug("%s: %s", message_ids[0], result)
             self.replay_soon()
             return
         self._counts.stage_ms["publish"].observe(result * 1e3)

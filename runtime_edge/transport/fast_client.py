@@ -7,7 +7,9 @@ queue and another task. On a small device those turns of the event loop cost mor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -47,7 +49,17 @@ class DirectClient(AnyAddressClient):
         self.inbox = self._fixed_inbox or self.new_inbox()
         # Nothing is subscribed to yet, so no message has come in part.
         behind = cast(asyncio.Protocol, self._socket.get_protocol())
-        self._socket.set_protocol(InboxSorter(behind, self.inbox, self._on_message))
+        self._socket.set_protocol(InboxSorter(behind, self.inbox, self._on_message, self._acknowledge_later))
+
+    def _acknowledge_later(self) -> None:
+        """Let TCP acknowledge two messages at once: the broker's answer and the server's come close together.
+
+        The kernel forgets it again, so it is said at every read. Only Linux can.
+        """
+        connection: Any = self._socket and self._socket.get_extra_info("socket")
+        if connection is not None and hasattr(socket, "TCP_QUICKACK"):
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
 
     def write_message(self, subject: str, payload: bytes, reply: str = "", headers: Headers | None = None) -> None:
         """`publish`, but on its way when this returns: in a packet of its own unless the link is behind.
@@ -77,8 +89,15 @@ class InboxSorter(asyncio.BufferedProtocol):
     from the system each time.
     """
 
-    def __init__(self, behind: asyncio.Protocol, inbox: str, on_message: OnMessage) -> None:
-        self._behind, self._on_message = behind, on_message
+    def __init__(
+        self,
+        behind: asyncio.Protocol,
+        inbox: str,
+        on_message: OnMessage,
+        on_read: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_read` is called after each read."""
+        self._behind, self._on_message, self._on_read = behind, on_message, on_read
         self._prefix = f"{inbox}.".encode()
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._begun = b""
@@ -110,6 +129,7 @@ class InboxSorter(asyncio.BufferedProtocol):
             raise ValueError(f"a broker announces more than {_MAX_BYTES} bytes at once")
         if others:
             self._behind.data_received(b"".join(others))
+        self._on_read()
 
     def _message(self, subject: bytes, head: bytes, payload: bytes) -> None:
         try:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import msgspec
 
 from runtime_edge.errors import FrameError, LinkError
+from runtime_edge.formats import subjects
 from runtime_edge.formats.strict import UNREADABLE
 from runtime_edge.formats.wire import Reply, decode_replies
 from runtime_edge.transport.protocol import LateReply, OnAnswer, OnStored
@@ -42,6 +43,8 @@ class PendingAnswers:
         self.bad_replies = 0
         self.on_late_reply: LateReply = _drop
         """Gets the server's replies that come after their deadline."""
+        self.on_overdue: Callable[[], None] = lambda: None
+        """Called when the broker has not acknowledged something in time."""
         self._replies: dict[int, tuple[OnAnswer, float]] = {}
         self._stored: dict[str, tuple[OnStored, float, float]] = {}
         # One timer for all: most answers come long before they are due.
@@ -100,8 +103,8 @@ class PendingAnswers:
         except UNREADABLE:
             self._fail(token, "no stream takes it" if status == _NOBODY else "an answer that cannot be read")
             return
-        if said.error is not None or not said.stream:
-            self._fail(token, str((said.error or {}).get("description", "refused")))
+        if said.error is not None or said.stream != subjects.STREAM:
+            self._fail(token, str((said.error or {}).get("description", f"stored by {said.stream or 'no stream'}")))
             return
         on_stored, _, since = self._stored.pop(token)
         on_stored(asyncio.get_running_loop().time() - since)
@@ -120,6 +123,7 @@ class PendingAnswers:
         # Called one by one by the loop: one that raises takes nothing from the others.
         for token in [token for token, (_, timeout_s, since) in self._stored.items() if since + timeout_s <= now]:
             on_stored, timeout_s, _ = self._stored.pop(token)
+            loop.call_soon(self.on_overdue)
             loop.call_soon(on_stored, _failure(f"no answer in {timeout_s:g} s"))
         for window in [window for window, (_, due) in self._replies.items() if due <= now]:
             loop.call_soon(self._replies.pop(window)[0], None)

@@ -52,12 +52,19 @@ class Transport(Protocol):
         """Call back with replies that come after their deadline; before this call they are dropped."""
 
     def send(
-        self, message_id: str, window: int | None, frame: bytes, on_stored: OnStored, timeout_s: float = 10.0
+        self,
+        message_id: str,
+        window: int | None,
+        frame: bytes,
+        on_stored: OnStored,
+        timeout_s: float = 10.0,
+        embedding: bool = True,
     ) -> None:
         """Publish one frame; call back with the seconds until the broker has stored it, or with why it has not.
 
-        The server answers under the number `window`, or not at all when that is None. Raises LinkError when it cannot
-        be sent, and then does not call back; otherwise it may have arrived even so, and sending it again is harmless.
+        The server answers `window`, the frame's first, and those behind it; without `embedding` only where something is
+        wrong, and not at all when `window` is None. Raises LinkError when it cannot be sent, and then does not call
+        back; otherwise it may have arrived even so, and sending it again is harmless.
         """
 
     def ping(self, on_answer: Callable[[float], None]) -> None:

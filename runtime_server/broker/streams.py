@@ -20,7 +20,8 @@ _DUPLICATES_S = 0.1
 The ledger knows which windows were counted."""
 _DEAD_LETTERS, _DEAD_OF_ONE, _DEAD_AGE_S = 1000, 100, 30 * 24 * 3600
 """Each letter is small; a bound in bytes would be room that the broker holds free."""
-_PRESENCE_TTL_S = 60
+_PRESENCE_TTL_S = 180
+"""Devices report every minute at least."""
 
 
 def all_streams() -> list[StreamConfig]:

@@ -6,13 +6,13 @@ import contextlib
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from nats.aio.msg import Msg
 
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.base.histogram import Histogram
-from runtime_edge.formats import subjects
-from runtime_edge.formats.wire import Reply, encode_reply
+from runtime_edge.formats.wire import Reply, encode_replies, encode_reply
 from runtime_server.broker.consumer import HeldMessages
 from runtime_server.broker.hub import Hub
 from runtime_server.ingest import dead_letters
@@ -57,8 +57,11 @@ class AnswerStage:
             else:
                 await self._answer(arrival, reply)
         for arrival, why, reply in poisoned:  # last: the others need not wait until the broker has stored it
-            with contextlib.suppress(*BROKER_ERRORS):
-                await self._publish(arrival, reply)
+            arrival.parts.tried += 1
+            arrival.parts.replies.append(reply)
+            if arrival.parts.tried == arrival.parts.windows:
+                with contextlib.suppress(*BROKER_ERRORS):
+                    await self._publish(arrival, arrival.parts.replies)
             if not arrival.parts.dead:
                 arrival.parts.dead = True
                 await self.put_away(arrival.message, arrival.device, why)
@@ -97,11 +100,13 @@ class AnswerStage:
         await self.put_away(message, device, why)
 
     async def _answer(self, arrival: Arrival, reply: Reply) -> None:
-        """Send a reply; the last one of a message acknowledges it."""
+        """Take a reply; the last one of a message sends them all and acknowledges it."""
         parts = arrival.parts
         parts.tried += 1
+        parts.replies.append(reply)
         try:
-            await self._publish(arrival, reply)
+            if parts.tried == parts.windows:
+                await self._publish(arrival, parts.replies)
             parts.answered += 1
             if parts.answered == parts.windows:
                 await arrival.message.ack()
@@ -114,10 +119,18 @@ class AnswerStage:
             if parts.tried == parts.windows:
                 self._held.release(arrival.message)
 
-    async def _publish(self, arrival: Arrival, reply: Reply) -> None:
-        inbox = (arrival.message.headers or {}).get(subjects.REPLY_HEADER)
-        if inbox and subjects.is_reply(arrival.device, inbox):
-            await self._hub.client.publish(inbox, encode_reply(reply, arrival.header.version))
+    async def _publish(self, arrival: Arrival, replies: Sequence[Reply]) -> None:
+        """The answers to the windows of one message, those of one outcome together."""
+        wanted = [reply for reply in replies if arrival.is_wanted(reply)]
+        if arrival.header.version == 1:
+            data = [encode_reply(reply, 1) for reply in wanted]
+        else:
+            alike: dict[tuple[object, ...], list[Reply]] = {}
+            for reply in wanted:
+                alike.setdefault((reply.generation, reply.status, reply.encoding), []).append(reply)
+            data = [encode_replies(some) for some in alike.values()]
+        for answer in data:
+            await self._hub.client.publish(arrival.inbox, answer)
 
     def _add(self, outcome: str, frames: int) -> None:
         if frames:  # an outcome that never came has no counter

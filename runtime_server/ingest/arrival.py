@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from nats.aio.msg import Msg
 from torch import Tensor
 
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.wire import FrameHeader, Reply, ReplyStatus, decode_frame
+from runtime_edge.formats.wire import FrameHeader, Reply, ReplyEncoding, ReplyStatus, decode_frame, int8_embedding
 from runtime_server.training.buffer import TrainingWindow
 
 
@@ -21,6 +23,8 @@ class Parts(msgspec.Struct):
     tried: int = 0
     """Whose answers were sent, or could not be."""
     answered: int = 0
+    replies: list[Reply] = msgspec.field(default_factory=list)
+    """That wait for those of the other windows."""
     dead: bool = False
     """Whether the message is a dead letter, because of one window at least."""
 
@@ -41,6 +45,9 @@ class Arrival(msgspec.Struct, frozen=True):
     """`time.monotonic()` of its arrival here, s."""
     parts: Parts = msgspec.field(default_factory=Parts)
     """Of its message, which is acknowledged once."""
+    inbox: str = ""
+    """Where to answer; empty: nowhere."""
+    asked: subjects.Asked = "everything"
 
     def window(self, activation: Tensor, in_range: bool) -> TrainingWindow:
         """What the trainer gets of it: its activation (rows, ...), and whether that is one to learn from."""
@@ -57,16 +64,32 @@ class Arrival(msgspec.Struct, frozen=True):
             in_range=in_range,
         )
 
-    def reply(self, newest: int, status: ReplyStatus, embedding: bytes = b"", mixture: bytes = b"") -> Reply:
-        """The answer to it, with the newest generation that there is."""
+    def reply(
+        self,
+        newest: int,
+        status: ReplyStatus,
+        embedding: npt.NDArray[np.float32] | None = None,
+        mixture: bytes = b"",
+    ) -> Reply:
+        """The answer to it, with the newest generation that there is, and the embedding (d,) where it was asked for."""
+        encoding: ReplyEncoding = "float16"
+        written = b""
+        if embedding is not None and self.asked != "trouble":
+            encoding = "int8" if self.asked == "embedding" else "float16"
+            written = int8_embedding(embedding) if encoding == "int8" else embedding.astype("<f2").tobytes()
         return Reply(
             window=self.header.window,
             generation=newest,
             status=status,
             server_us=int((time.monotonic() - self.arrived) * 1e6),
-            embedding=embedding,
+            embedding=written,
+            encoding=encoding,
             mixture=mixture,
         )
+
+    def is_wanted(self, reply: Reply) -> bool:
+        """Whether the device is to get an answer."""
+        return bool(self.inbox) and (self.asked != "trouble" or reply.status != "ok" or bool(reply.mixture))
 
 
 def decode_arrival(message: Msg, sequence: int, arrived: float) -> list[Arrival]:
@@ -78,12 +101,12 @@ def decode_arrival(message: Msg, sequence: int, arrived: float) -> list[Arrival]
     if not subjects.is_device(device) or message.subject != subjects.frames(device):
         raise FrameError("no device publishes on this subject")
     windows = decode_frame(message.data)
-    partition, identity = subjects.partition(device), subjects.identity(message.headers)
+    partition, (identity, inbox, asked) = subjects.partition(device), subjects.read_envelope(message.headers, device)
     boot = identity[len(device) + 1 :].partition(".")[0]
     if not subjects.is_boot(boot) or identity != subjects.message_id(device, boot, windows[0][0].window):
         raise FrameError("the message id does not name this device and window")
     parts = Parts(len(windows))
     return [
-        Arrival(message, device, partition, boot, header, payload, sequence, arrived, parts)
+        Arrival(message, device, partition, boot, header, payload, sequence, arrived, parts, inbox, asked)
         for header, payload in windows
     ]

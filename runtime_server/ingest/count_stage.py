@@ -64,8 +64,9 @@ class CountStage:
             if next(new) and self._trainer is not None and completion.activation is not None:
                 self._trainer.add(arrival.window(completion.activation, completion.in_range))
             embedding = completion.embedding.numpy()
-            mixture = self._mixtures.add(arrival.device, embedding)
-            replies.append(arrival.reply(newest, "ok", embedding.astype("<f2").tobytes(), mixture))
+            whole = arrival.asked == "everything"
+            mixture = self._mixtures.add(arrival.device, embedding, "" if whole else arrival.boot)
+            replies.append(arrival.reply(newest, "ok", embedding, mixture))
         windows = sum(first)
         return CountedBatch(completed.batch, completions, replies, windows, len(ids) - windows)
 

@@ -61,7 +61,7 @@ async def store(stream: JetStreamContext, message: Msg, device: str, reason: str
         _REASON: _text(reason),
         _SUBJECT: _text(message.subject),
         _SEQUENCE: str(sequence),
-        _IDENTITY: _text(subjects.identity(message.headers)),
+        _IDENTITY: _text(subjects.read_envelope(message.headers, message.subject).message_id),
         _SIZE: str(len(message.data)),
     }
     await stream.publish(_subject(device), message.data[:_KEPT_BYTES], stream=DEAD, headers=headers)

@@ -311,7 +311,7 @@ async def _frames(hub: Hub, device: str, since: datetime, events: _Events) -> li
         async with contextlib.aclosing(stored_frames(hub, subjects.frames(device), since, _FETCH)) as batches:
             async for messages in batches:
                 for message in messages:
-                    identity = subjects.identity(message.headers)
+                    identity = subjects.read_envelope(message.headers, message.subject).message_id
                     for header, payload in _labelled(message, events):
                         found[f"{identity}/{header.window}"] = header, payload
                 if len(found) >= MAX_WINDOWS:

@@ -9,9 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from runtime_edge.formats.mixture import Components, encode_components
 from runtime_edge.policy.memory import COMPONENTS, GaussianMemory
 
 T_SYNC = 100
+MOST_MOVED = 4
+"""Components that a device is told of at once: those that have moved most, and the others next time."""
+MOVED = 0.05
+"""A component has moved when its mean has by so much of the spread of all windows, or its weight by so much."""
 MAX_MEMORIES = 4096
 MAX_WAITING = 8
 """Windows of a device that wait to be learnt, at most."""
@@ -22,6 +27,10 @@ Array = npt.NDArray[np.float32]
 @dataclass
 class _DeviceMixture:
     memory: GaussianMemory
+    boot: str
+    """Of the run that was told; another one begins from nothing."""
+    told: tuple[Array, Array]
+    """Means and weights as the device has them, unless it has learnt otherwise since."""
     waiting: list[Array] = field(default_factory=list)
     """Embeddings that it has yet to learn, in order."""
 
@@ -29,6 +38,20 @@ class _DeviceMixture:
         for embedding in self.waiting:
             self.memory.learn(embedding)
         self.waiting.clear()
+
+    def moved(self) -> bytes:
+        """Of the components that the device does not know as they are, those that have moved most; often nothing."""
+        memory, (means, weights) = self.memory, self.told
+        far = ((memory.means - means) ** 2).sum(axis=1) / memory.spread + abs(memory.weights - weights)
+        far[memory.weights < MOVED / COMPONENTS] = 0.0  # hardly any window is of it
+        places = np.sort(np.argsort(-far)[:MOST_MOVED])
+        places = places[far[places] > MOVED]
+        if not places.size:
+            return b""
+        means[places], weights[places] = memory.means[places], memory.weights[places]
+        deviations = np.sqrt(memory.variances[places])
+        found = Components(places.astype(np.uint8), memory.weights[places], memory.means[places], deviations)
+        return encode_components(found)
 
 
 class Mixtures:
@@ -44,9 +67,14 @@ class Mixtures:
         self._behind: dict[str, None] = {}
         self._room = np.empty((2, COMPONENTS, 0), np.float32)
 
-    def add(self, device: str, embedding: Array) -> bytes:
-        """Take an embedding float32[d]; the parameters after every `T_SYNC` of them, otherwise nothing."""
-        mixture = self._devices.pop(device, None) or _DeviceMixture(self._new(embedding.size))
+    def add(self, device: str, embedding: Array, boot: str = "") -> bytes:
+        """Take an embedding float32[d]; after every `T_SYNC` of them what has moved for a run (`boot`) of the device.
+
+        Without `boot` all parameters, for a device of 0.1.0. Otherwise nothing.
+        """
+        mixture = self._devices.pop(device, None) or self._new(embedding.size)
+        if mixture.boot != boot:
+            mixture.boot, mixture.told = boot, self._new(embedding.size).told
         self._devices[device] = mixture
         if len(self._devices) > self._max_memories:
             self._behind.pop(self._devices.popitem(last=False)[0], None)
@@ -58,7 +86,9 @@ class Mixtures:
             return b""
         mixture.learn()
         self._behind.pop(device, None)
-        return memory.to_bytes() if memory.windows > before and memory.windows % T_SYNC == 0 else b""
+        if memory.windows == before or memory.windows % T_SYNC:
+            return b""
+        return mixture.moved() if boot else memory.to_bytes()
 
     def catch_up(self, until: Callable[[], bool] = lambda: False) -> None:
         """Learn what was heard, device by device, until there is something more urgent to do."""
@@ -67,7 +97,8 @@ class Mixtures:
             del self._behind[device]
             self._devices[device].learn()
 
-    def _new(self, dim: int) -> GaussianMemory:
+    def _new(self, dim: int) -> _DeviceMixture:
         if self._room.shape[2] != dim:
             self._room = np.empty((2, COMPONENTS, dim), np.float32)
-        return GaussianMemory(dim=dim, room=self._room)
+        memory = GaussianMemory(dim=dim, room=self._room)
+        return _DeviceMixture(memory, "", (memory.means.copy(), memory.weights.copy()))

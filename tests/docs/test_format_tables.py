@@ -51,6 +51,8 @@ NO_TABLE = {
     "SplitterTable": "a table in memory",
     "FrameHeader": "a header in memory",
     "Reply": "a reply in memory",
+    "Envelope": "a header of the broker's, told in prose",
+    "Components": "told in prose",
     "Allowance": "not written",
     "_About": "not written",
 }

@@ -40,7 +40,7 @@ async def answer_all(hub, status="ok"):
     """A server that answers every frame the moment it is published."""
 
     async def on_frame(message):
-        inbox = (message.headers or {}).get(subjects.REPLY_HEADER)
+        inbox = subjects.read_envelope(message.headers, message.subject).reply
         if inbox:
             window = int(inbox.rsplit(".", 1)[-1])
             await hub.client.publish(inbox, encode_reply(Reply(window, 1, status, 5, message.data[:64])))
@@ -91,7 +91,7 @@ def test_garbage_in_the_inbox_is_counted(play, broker):
         inboxes = []
 
         async def on_frame(message):
-            inboxes.append(message.headers[subjects.REPLY_HEADER])
+            inboxes.append(subjects.read_envelope(message.headers, message.subject).reply)
 
         await hub.client.subscribe("act.>", cb=on_frame)
         await hub.client.flush()
@@ -321,7 +321,7 @@ def test_a_frame_that_the_broker_does_not_store_says_why(broker):
             other = subjects.bucket_stream(subjects.TABLES)
             client = await nats.connect(broker.url)
             await client.jetstream().add_stream(name=other, subjects=["act.>"])
-            with pytest.raises(LinkError, match="expected stream"):
+            with pytest.raises(LinkError, match="stored by KV_tables"):
                 await harness.stored(connection, "pi-1.boot.0", 0, b"frame")
             await client.jetstream().delete_stream(other)
             await client.close()

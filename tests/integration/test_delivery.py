@@ -80,7 +80,7 @@ async def stored(hub):
 
 async def answer_all(hub):
     async def on_frame(message):
-        inbox = (message.headers or {}).get(subjects.REPLY_HEADER)
+        inbox = subjects.read_envelope(message.headers, message.subject).reply
         if inbox:
             window = int(inbox.rsplit(".", 1)[-1])
             await hub.client.publish(inbox, encode_reply(Reply(window, 1, "ok", 5, message.data)))

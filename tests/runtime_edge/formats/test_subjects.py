@@ -77,3 +77,38 @@ def test_a_boot_token_cannot_be_guessed_and_can_stand_in_a_message_id():
     assert all(subjects.is_boot(token) for token in tokens)
     assert len({token[place] for token in tokens for place in range(16)}) == 32
     assert {len(token) for token in tokens} == {16}, "80 bits, 5 in each character"
+
+
+@given(
+    boot=st.from_regex(r"[a-z0-9-]{1,32}", fullmatch=True),
+    window=st.integers(0, (1 << 40) - 1),
+    connection=st.from_regex(r"([A-Za-z0-9]{1,64})?", fullmatch=True),
+    embedding=st.booleans(),
+)
+def test_an_envelope_says_which_window_it_is_and_what_is_asked(boot, window, connection, embedding):
+    message_id = subjects.message_id("pi-1", boot, window)
+    found = subjects.read_envelope(subjects.envelope(message_id, "pi-1", connection, embedding), "act.2.pi-1")
+
+    assert found.message_id == message_id
+    assert found.reply == (f"_INBOX.pi-1.{connection}.{window}" if connection else "")
+    assert found.asked == ("embedding" if connection and embedding else "trouble")
+    assert not found.reply or subjects.is_reply("pi-1", found.reply)
+
+
+@given(st.text(max_size=80))
+def test_no_envelope_asks_for_an_answer_to_anybody_else(text):
+    found = subjects.read_envelope({subjects.ENVELOPE_HEADER: text}, "act.2.pi-1")
+    assert not found.reply or subjects.is_reply("pi-1", found.reply)
+    assert not found.message_id or found.message_id.startswith("pi-1.")
+
+
+@pytest.mark.parametrize("header", [subjects.IDENTITY_HEADER, subjects.BROKER_ID_HEADER])
+def test_the_envelope_of_an_earlier_device_is_read(header):
+    headers = {header: "pi-1.boot.7", subjects.REPLY_HEADER: "_INBOX.pi-1.abc.7"}
+    assert subjects.read_envelope(headers, "act.2.pi-1") == ("pi-1.boot.7", "_INBOX.pi-1.abc.7", "everything")
+    assert subjects.read_envelope({**headers, subjects.REPLY_HEADER: "_INBOX.pi-2.abc.7"}, "act.2.pi-1").reply == ""
+    assert subjects.read_envelope(None, "act.2.pi-1") == ("", "", "everything")
+
+
+def test_a_frame_from_another_devices_spool_keeps_its_name():
+    assert subjects.envelope("other.boot.3", "pi-1", "abc") == {subjects.IDENTITY_HEADER: "other.boot.3"}

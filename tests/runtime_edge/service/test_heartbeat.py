@@ -13,7 +13,7 @@ from runtime_edge.base.aio import cancel_all
 from runtime_edge.errors import SpoolError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.report import decode_report
-from runtime_edge.service.heartbeat import Heartbeat
+from runtime_edge.service.heartbeat import Heartbeat, ReportPace
 from runtime_edge.service.status import STALE_S, read_status, write_status
 from runtime_edge.transport.in_memory import InMemoryTransport
 
@@ -139,3 +139,31 @@ def test_a_beat_that_a_slow_card_still_writes_does_not_replace_the_last_word(tmp
     monkeypatch.setattr("runtime_edge.service.heartbeat.write_status", slow)
     asyncio.run(work())
     assert read_status(tmp_path).ended == "it was stopped"
+
+
+def test_reports_come_seldom_unless_something_happens():
+    pace, reported = ReportPace(), []
+    encoder = msgspec.structs.replace(status().encoder, on_trial=False)
+
+    def beat(now, **changes):
+        changed = msgspec.structs.replace(status(), **{"encoder": encoder, **changes})
+        if pace.is_due(changed, now):
+            reported.append(now)
+
+    for now in range(0, 200, 5):
+        beat(now)
+    assert reported == [0, 5, 10, 70, 130, 190]
+    reported.clear()
+    newer = msgspec.structs.replace(encoder, generation=encoder.generation + 1)
+    for now in range(200, 400, 5):
+        beat(now, encoder=newer)
+    assert reported == [*range(200, 260, 5), 315, 375]
+    reported.clear()
+    on_trial = msgspec.structs.replace(newer, on_trial=True)
+    for now in range(400, 420, 5):
+        beat(now, encoder=on_trial)
+    assert reported == [400, 405, 410, 415]
+    reported.clear()
+    for now in range(420, 440, 5):
+        beat(now, encoder=newer, report={"errors": {"LinkError": 1}})
+    assert reported == [420], "an error that is new, once"

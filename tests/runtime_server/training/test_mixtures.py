@@ -67,3 +67,40 @@ def test_what_waits_is_its_own_and_forgotten_with_its_device(embeddings, monkeyp
     heard.add("pi-3", embeddings[0])
     heard.catch_up()
     assert not heard.add("pi-1", embeddings[3]), "it starts afresh"
+
+
+def test_a_device_that_knows_how_is_told_of_what_has_moved_alone_and_of_that_once(monkeypatch):
+    monkeypatch.setattr(mixtures, "T_SYNC", 25)
+    rng = np.random.default_rng(1)
+    centres = rng.standard_normal((3, DIM))
+    heard, device, server = Mixtures(), GaussianMemory(dim=DIM), GaussianMemory(dim=DIM)
+    told = []
+    for number in range(200):
+        embedding = (centres[number % 3] + 0.05 * rng.standard_normal(DIM)).astype(np.float32)
+        server.learn(embedding)
+        data = heard.add("pi-1", embedding, boot="boot1")
+        if data:
+            told.append((number, len(data)))
+            device.load(data)
+    full = len(device.to_bytes())
+    assert told[0][0] == 24
+    assert max(size for _, size in told) <= mixtures.MOST_MOVED * full / 32
+    assert sum(size for _, size in told) < full / 2, "of eight times, all together"
+    heavy = server.weights > 0.1
+    assert heavy.any()
+    far = ((server.means[heavy] - device.means[heavy]) ** 2).sum(axis=1)
+    assert far.max() < 2 * mixtures.MOVED * server.spread
+
+
+def test_another_run_of_a_device_is_told_anew(monkeypatch):
+    monkeypatch.setattr(mixtures, "T_SYNC", 10)
+    heard, embedding = Mixtures(), np.eye(1, DIM, dtype=np.float32)[0]
+    rng = np.random.default_rng(0)
+
+    def play(boot):
+        noisy = (embedding + 0.05 * rng.standard_normal((60, DIM))).astype(np.float32)
+        return [bool(heard.add("pi-1", row, boot)) for row in noisy]
+
+    assert any(play("first"))
+    play("first")
+    assert any(play("second"))

@@ -1,0 +1,104 @@
+"""Packed mode: where answers may take their time, several windows go in one message, with one acknowledgement.
+
+Each window lies in the spool by itself until its message is acknowledged, so nothing is lost with what waits here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from runtime_edge.formats.wire import MAX_WINDOWS, FrameHeader, decode_frame, encode_frames
+
+PACKED_S = 2.0
+"""A deadline of so long, or longer, lets windows wait for each other."""
+RESERVE_S = 0.4
+"""Of the deadline, at least, for the way and the server."""
+_MOST_BYTES = 256 << 10
+
+
+class WaitingWindow(NamedTuple):
+    """A window whose frame waits for company."""
+
+    message_id: str
+    header: FrameHeader
+    payload: bytes
+    frame: bytes
+    embedding: bool
+    """Whether the answer is to bring one."""
+    decided: asyncio.Future[bool]
+    """Gets whether the broker has stored it."""
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What windows of one message have in common."""
+        return (*self.header[2:6], *self.header[7:], self.embedding)
+
+
+class Timer(Protocol):
+    """What will happen at a time (`asyncio.TimerHandle`)."""
+
+    def when(self) -> float:
+        """The time."""
+
+    def cancel(self) -> None:
+        """Let it not happen."""
+
+
+class Timers(Protocol):
+    """The part of an event loop that is needed here."""
+
+    def time(self) -> float:
+        """Seconds."""
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        """Call back at a time."""
+
+
+class Packer:
+    """Collects windows, and sends those of a message with `send`. Used in the event loop, which has the `timers`."""
+
+    def __init__(self, send: Callable[[list[WaitingWindow], bytes], None], timers: Timers) -> None:
+        self._send, self._timers = send, timers
+        self._waiting: list[WaitingWindow] = []
+        self._timer: Timer | None = None
+
+    def add(
+        self, message_id: str, frame: bytes, embedding: bool, decided: asyncio.Future[bool], hold_s: float, hop_s: float
+    ) -> None:
+        """Take a window's frame, to be sent within `hold_s`. It is sent now where the next one, after `hop_s`, would
+        come too late.
+        """
+        (header, payload), *_ = decode_frame(frame)
+        window = WaitingWindow(message_id, header, payload, frame, embedding, decided)
+        if self._waiting and (self._waiting[0].kind != window.kind or self._waiting[-1].header.window >= header.window):
+            self.flush()
+        self._waiting.append(window)
+        now = self._timers.time()
+        due = now + hold_s
+        if self._timer is None or due < self._timer.when():
+            self._cancel()
+            self._timer = self._timers.call_at(due, self.flush)
+        is_full = len(self._waiting) == MAX_WINDOWS or sum(len(one.payload) for one in self._waiting) > _MOST_BYTES
+        if is_full or now + hop_s > self._timer.when():
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits."""
+        self._cancel()
+        windows, self._waiting = self._waiting, []
+        if len(windows) == 1:
+            self._send(windows, windows[0].frame)
+        elif windows:
+            self._send(windows, encode_frames([(window.header, window.payload) for window in windows]))
+
+    def forget(self) -> None:
+        """Drop what waits: it stays in the spool."""
+        self._cancel()
+        self._waiting.clear()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
