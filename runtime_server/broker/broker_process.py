@@ -98,7 +98,7 @@ class ClusterConfig:
     def config(self, host: str, password: str, tls: BrokerTls | None) -> str:
         """A `cluster` block of the broker's configuration, and the names of both."""
         who = f"streamsplit:{password}@" if password else ""
-        parts = [f'listen: "{host}:{self.port}"', "name: streamsplit"]
+        parts = [f'listen: "{_place(host, self.port)}"', "name: streamsplit"]
         parts.append(f"routes: {json.dumps([f'nats-route://{who}{route}' for route in self.routes])}")
         if password:
             parts.append(f'authorization {{ user: streamsplit, password: "{password}", timeout: 5 }}')
@@ -182,7 +182,7 @@ class Broker:
     @property
     def url(self) -> str:
         """Where clients connect."""
-        return f"{'tls' if self._tls else 'nats'}://{self.host}:{self.port}"
+        return f"{'tls' if self._tls else 'nats'}://{_place(self.host, self.port)}"
 
     @property
     def address(self) -> Address:
@@ -279,7 +279,7 @@ class Broker:
 
     def _config(self) -> str:
         parts = [
-            f'listen: "{self.host}:{self.port}"',
+            f'listen: "{_place(self.host, self.port)}"',
             f'log_file: "{self._log}"',
             f"logfile_size_limit: {self._log_bytes}",
             f"logfile_max_num: {_FORMER_LOGS + 1}",
@@ -296,7 +296,7 @@ class Broker:
             parts.append("server_name: streamsplit")  # or it would not let MQTT clients keep sessions
         if self.mqtt_port:
             tls = self._tls.config() if self._tls else ""
-            parts.append(f'mqtt {{ listen: "{self.host}:{self.mqtt_port}"\n{tls} }}')
+            parts.append(f'mqtt {{ listen: "{_place(self.host, self.mqtt_port)}"\n{tls} }}')
         if self._access:
             self._access.write()
             parts.append(f'include "{INCLUDED}"')
@@ -318,9 +318,16 @@ def broker_program() -> Path:
 
 
 def _listens(host: str, port: int) -> bool:
-    with socket.socket() as client:
-        client.settimeout(0.2)
-        return client.connect_ex((host, port)) == 0
+    try:
+        with socket.create_connection((host, port), 0.2):
+            return True
+    except OSError:
+        return False
+
+
+def _place(host: str, port: int) -> str:
+    """As an address has it: brackets keep the colons of IPv6 apart from the port's."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _stop_orphan(pid_file: Path) -> None:

@@ -42,6 +42,22 @@ def test_it_listens_after_start_and_is_gone_after_stop(tmp_path, free_port):
     asyncio.run(broker.stop())  # a second time does nothing
 
 
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_a_host_of_ipv6_is_listened_on(tmp_path, free_port, host):
+    broker = Broker(tmp_path / "broker", host=host, port=free_port)
+
+    async def life():
+        await broker.start()
+        try:
+            client = await nats.connect(f"nats://[::1]:{free_port}")
+            await client.close()
+        finally:
+            await broker.stop()
+
+    assert broker.url == f"nats://[{host}]:{free_port}"
+    asyncio.run(life())
+
+
 def test_a_port_in_use_is_refused_even_when_another_broker_listens_there(broker, tmp_path):
     other = Broker(tmp_path / "other", port=broker.port)
     with pytest.raises(LinkError, match=f"port {broker.port} is taken"):
