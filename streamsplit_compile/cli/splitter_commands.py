@@ -11,8 +11,11 @@ import click
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import TableError, UsageError
 from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.codec import STREAMS
+from runtime_edge.formats.records.actions import Encoding
 from runtime_edge.formats.records.table import MAX_TABLE_BYTES, Limits, Reward, SplitterTable, StateAxis
 from streamsplit_compile.bundle.bundle_writer import write_table
+from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_compile.cli.options import (
     PathParam,
     bundle_argument,
@@ -29,10 +32,13 @@ from streamsplit_compile.cost.radios import DEFAULT_LINK, radio_on
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.splitter.environment import Environment, environment_for
 from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds
+from streamsplit_compile.splitter.raw_streams import with_stream
 from streamsplit_compile.splitter.table_training import TableOptions, train_table
 from streamsplit_compile.splitter.trace_csv import known_families, recorded_traces
 from streamsplit_compile.splitter.traces import FAMILIES, HELD_OUT, Traces, family_traces
 
+_LISTENED_S = 20.0
+"""Of a soundscape: what a stream's bytes and agreement are measured on."""
 _STATES = ("uncertainty", "cpu", "bandwidth_mbps", "rtt_ms", "temperature_c", "battery")
 
 traces_option = click.option(
@@ -70,6 +76,16 @@ _bins_option = click.option(
     help="Edges of a state variable, such as cpu=0.3,0.6, instead of those chosen; cpu= ignores it. Once for each.",
 )
 
+_stream_options = together(
+    click.option(
+        "--audio",
+        default="pcm16",
+        show_default=True,
+        type=click.Choice(["pcm16", *STREAMS]),
+        help="How devices ship the waveform, as their own --audio says; streams are measured on a soundscape.",
+    ),
+    click.option("--opus-kbps", default=16.0, show_default=True, type=click.FloatRange(6, 128), help="Rate of Opus."),
+)
 _exploration_option = click.option(
     "--exploration",
     default=TableOptions.exploration,
@@ -89,6 +105,7 @@ _exploration_option = click.option(
 @_bins_option
 @_reward_options
 @_limit_options
+@_stream_options
 @_exploration_option
 @seed_option
 @key_option
@@ -106,6 +123,8 @@ def train(
     max_memory_mb: float | None,
     min_cut: str | None,
     exploration: float,
+    audio: Encoding,
+    opus_kbps: float,
     seed: int,
     key: Path | None,
     as_json: bool,
@@ -120,7 +139,7 @@ def train(
         mb_per_hour=max_mb_per_hour, latency_p95_ms=max_latency_ms, memory_mb=max_memory_mb, min_cut=min_cut
     )
     reward = Reward(**{name: value for name, value in weights.items() if value is not None})
-    environment = bundle_environment(opened, target, reward, limits, profile_file, link)
+    environment = bundle_environment(opened, target, reward, limits, profile_file, link, (audio, opus_kbps))
     seen, held_out = traces_of(traces, seed)
     table = train_table(
         environment,
@@ -133,10 +152,7 @@ def train(
         options=TableOptions(seed=seed, bins=_axes(bins), exploration=exploration),
     )
     write_table(out.parent, out.name, table.to_json(), read_key(key))
-    if as_json:
-        print_json(table.metrics)
-    else:
-        _describe(table, str(out))
+    print_json(table.metrics) if as_json else _describe(table, str(out))
 
 
 @click.command()
@@ -155,10 +171,22 @@ def show(table: Path, as_json: bool) -> None:
 
 
 def bundle_environment(
-    bundle: Bundle, target: str, reward: Reward, limits: Limits, profile_file: Path | None, link: str = DEFAULT_LINK
+    bundle: Bundle,
+    target: str,
+    reward: Reward,
+    limits: Limits,
+    profile_file: Path | None,
+    link: str = DEFAULT_LINK,
+    stream: tuple[Encoding, float] = ("pcm16", 0.0),
 ) -> Environment:
-    """The environment of a bundle on one of its targets, with a profile's times where there is one."""
+    """The environment of a bundle on one of its targets, with a profile's times where there is one.
+
+    `stream`: how the waveform is shipped, and Opus's rate in kbit/s.
+    """
     actions = bundle_actions(bundle.manifest, target, measured_profile(profile_file))
+    if stream[0] in STREAMS:
+        heard = soundscape(_LISTENED_S, bundle.manifest.info.front_end.sample_rate, seed=0)
+        actions = with_stream(actions, bundle, *stream, heard)
     radio = radio_on(load_target(target), link)
     return environment_for(actions, radio, reward, limits, hop_seconds(bundle.manifest))
 
