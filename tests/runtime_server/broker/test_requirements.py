@@ -134,11 +134,19 @@ def test_a_broker_that_is_full_is_told_to_whoever_comes_next(tmp_path, free_port
 
 def test_a_broker_that_hangs_up_says_why(tmp_path, free_port):
     store = f'jetstream {{ store_dir: "{tmp_path}/store", max_file_store: 9GB }}\nmax_subscriptions: 2'
-    with (
-        outside_broker(tmp_path, free_port, store) as url,
-        pytest.raises(LinkError, match="no more subscriptions: raise max_subscriptions in its configuration"),
-    ):
+
+    async def ignore(message):
+        pass
+
+    async def work(url):
+        async with Hub(url, "server") as hub:
+            for _ in range(4):
+                await hub.subscribe("evt.pi-1", ignore)
+
+    with outside_broker(tmp_path, free_port, store) as url:
         create(url)
+        with pytest.raises(LinkError, match="no more subscriptions: raise max_subscriptions in its configuration"):
+            asyncio.run(work(url))
 
 
 def test_partitions_without_room_for_their_consumers_are_told_once(tmp_path, free_port, generations, caplog):
