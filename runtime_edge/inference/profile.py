@@ -7,10 +7,11 @@ read_profile(Path("device.json"))                   # of `ssc bench device`, whi
 
 from __future__ import annotations
 
+import itertools
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,9 +22,10 @@ from msgspec import Meta
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import FormatError, UsageError
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.device_bench import KIND, DeviceBench, Millijoules, Milliseconds
 from runtime_edge.formats.strict import Name, Strict, decode
-from runtime_edge.inference.contract import RuntimeOptions
+from runtime_edge.inference.contract import Array, RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.processor import is_target, processor
 from runtime_edge.system import rss_mb
@@ -119,6 +121,14 @@ def read_profile(path: Path, variant: str | None = None) -> Profile:
     )
 
 
+def noise_windows(front_end: FrontEndInfo) -> Iterator[Array]:
+    """Windows of noise, overlapping as they do on a device, without end."""
+    samples, hop = front_end.window_samples, front_end.hop_samples
+    noise = np.random.default_rng(0).normal(0, 0.1, samples + (_STREAM_WINDOWS - 1) * hop).astype(np.float32)
+    for window in itertools.cycle(range(_STREAM_WINDOWS)):
+        yield noise[window * hop : window * hop + samples]
+
+
 def measure_profile(
     bundle: Bundle,
     target: str,
@@ -133,12 +143,10 @@ def measure_profile(
     """
     info = bundle.manifest.info
     prefix = Prefix(bundle, variant, RuntimeOptions(threads), native=True)
-    samples, hop = info.front_end.window_samples, info.front_end.hop_samples
-    noise = np.random.default_rng(0).normal(0, 0.1, samples + (_STREAM_WINDOWS - 1) * hop).astype(np.float32)
+    windows = noise_windows(info.front_end)
     times = np.zeros((runs, len(info.blocks)))
     for run in range(-_WARM_UP, runs):
-        begin = (run + _WARM_UP) % _STREAM_WINDOWS * hop
-        prefix.start(noise[begin : begin + samples])
+        prefix.start(next(windows))
         for block in range(len(info.blocks)):
             started = time.perf_counter()
             prefix.advance(block + 1)

@@ -30,6 +30,7 @@ from runtime_edge.inference.contract import Array, RuntimeOptions
 from runtime_edge.inference.factory import providers_here
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.processor import processor
+from runtime_edge.inference.profile import noise_windows
 from runtime_edge.inference.variants import runtime_options, variants_here
 from runtime_edge.measure.meters import Meter
 from runtime_edge.measure.plain_python import python_ms
@@ -202,11 +203,11 @@ def measure_variant(
     """In the child: time every block, and have `repeat` run each over and over where energy is counted."""
     info = bundle.manifest.info
     providers = (configuration.provider,) if configuration.provider == "cpu" else (configuration.provider, "cpu")
-    prefix = Prefix(bundle, configuration.variant, RuntimeOptions(configuration.threads, providers))
-    window = np.random.default_rng(0).normal(0, 0.1, info.front_end.window_samples).astype(np.float32)
+    prefix = Prefix(bundle, configuration.variant, RuntimeOptions(configuration.threads, providers), native=True)
+    windows = noise_windows(info.front_end)
     times = np.zeros((runs, len(info.blocks)))
     for run in range(-_WARM_UP, runs):
-        prefix.start(window)
+        prefix.start(next(windows))
         for block in range(len(info.blocks)):
             began = time.perf_counter()
             prefix.advance(block + 1)
@@ -218,7 +219,10 @@ def measure_variant(
             activation = prefix.buffers[block].copy()
 
             def once(block: int = block, activation: Array = activation) -> None:
-                prefix.resume(block, activation)
+                if block:
+                    prefix.resume(block, activation)
+                else:
+                    prefix.start(next(windows))
                 prefix.advance(block + 1)
 
             repeat(once)

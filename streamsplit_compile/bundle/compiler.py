@@ -207,23 +207,12 @@ def _load_blocks(root: Path, manifest: Manifest, variant: str) -> Prefix:
 
 def _described(encoder: LoadedEncoder, cuts: Sequence[Candidate], graph: Prefix) -> LogMelInfo | None:
     """How the first block's image is made, where the encoder says it and a device's FFT makes the same one."""
-    if encoder.log_mel is None or not _is_described(encoder, cuts[1]):
+    if encoder.log_mel is None or not encoder.ends_log_mel(cuts[1]):
         return None
     info = encoder.log_mel[1]
     front_end = msgspec.structs.replace(graph.bundle.manifest.info.front_end, log_mel=info)
     difference = graph.compare_front_end(front_end)
     return info if difference <= TOLERANCE else None
-
-
-def _is_described(encoder: LoadedEncoder, candidate: Candidate) -> bool:
-    """Whether a cut is where the encoder's log-mel ends, and that one is made of the window as it is."""
-    if encoder.log_mel is None or candidate.name != encoder.log_mel[0]:
-        return False
-    try:
-        encoder.log_mel[1].check(encoder.sample_rate, encoder.window_samples, candidate.shape)
-    except ValueError:
-        return False
-    return True
 
 
 def report_path(out: Path) -> Path:
@@ -296,7 +285,7 @@ def choose_cuts(encoder: LoadedEncoder, spec: str, notice: Notice = _unheard) ->
     sizes = [float(candidate.values) for candidate in candidates]
     sizes[0] *= 2
     encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
-    image = next((candidate.name for candidate in candidates if _is_described(encoder, candidate)), None)
+    image = next((candidate.name for candidate in candidates if encoder.ends_log_mel(candidate)), None)
     cuts = select_cuts(candidates, spec, work, sizes, worthwhile_blocks(encoder_ms), image)
     if image is not None and cuts[1].name != image:
         notice(f"devices compute the front end in the graph; with {image} among the cuts they do it faster, by an FFT")

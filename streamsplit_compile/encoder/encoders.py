@@ -33,7 +33,7 @@ from runtime_edge.formats.load_options import FrontEndOption, LoadOptions
 from runtime_edge.formats.log_mel_info import LogMelInfo
 from streamsplit_compile.encoder import archives
 from streamsplit_compile.encoder.front_ends import build_front_end, described_log_mel, read_front_end
-from streamsplit_compile.encoder.graph import EncoderGraph, export_encoder, graph_of_program, input_shape
+from streamsplit_compile.encoder.graph import Candidate, EncoderGraph, export_encoder, graph_of_program, input_shape
 from streamsplit_compile.encoder.plain_graph import HALF
 from streamsplit_compile.encoder.prepend import PREPENDED, PrependedFrontEnd
 from streamsplit_compile.encoder.weights import (
@@ -81,6 +81,16 @@ class LoadedEncoder:
     def embedding_dim(self) -> int:
         """Width d of the embedding."""
         return self.graph.candidates[-1].shape[-1]
+
+    def ends_log_mel(self, candidate: Candidate) -> bool:
+        """Whether a cut is where the log-mel ends, and that one is made of the window as it is."""
+        if self.log_mel is None or candidate.name != self.log_mel[0]:
+            return False
+        try:
+            self.log_mel[1].check(self.sample_rate, self.window_samples, candidate.shape)
+        except ValueError:
+            return False
+        return True
 
 
 def list_encoders() -> dict[str, str]:
