@@ -67,14 +67,6 @@ Notice = Callable[[str], None]
 MAX_DROPPED_CUTS = 8
 
 
-def _unheard(line: str) -> None:
-    """The notices of a library call that nobody reads."""
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """The progress of a library call that nobody watches."""
-
-
 @dataclass(frozen=True)
 class CompileOptions:
     """What `ssc compile` lets the user choose."""
@@ -108,8 +100,8 @@ def compile_encoder(
     encoder: LoadedEncoder,
     options: CompileOptions,
     out: Path,
-    progress: Progress = _silent,
-    notice: Notice = _unheard,
+    progress: Progress = lambda what, done, total: None,
+    notice: Notice = lambda line: None,
 ) -> Bundle:
     """Compile an encoder into a bundle directory.
 
@@ -266,7 +258,7 @@ def changed_blocks(old: Manifest, new: Manifest) -> list[str]:
     ]
 
 
-def choose_cuts(encoder: LoadedEncoder, spec: str, notice: Notice = _unheard) -> list[Candidate]:
+def choose_cuts(encoder: LoadedEncoder, spec: str, notice: Notice = lambda line: None) -> list[Candidate]:
     """The cuts for `--cuts`, judged by MACs and int8 bytes (PCM16 for the waveform).
 
     Candidates at which the graph cannot be cut are left out, and so is said when no cut is worth shipping.
@@ -327,7 +319,7 @@ def _reweight(
     )
     changed = [index for index, name in enumerate(components) if components[name] != known[name]]
     first_changed = min(changed, default=len(components))
-    return measure(staging, draft, list(loaded), windows, reference, _silent, first_changed, loaded)
+    return measure(staging, draft, list(loaded), windows, reference, lambda *_: None, first_changed, loaded)
 
 
 def _draft(
