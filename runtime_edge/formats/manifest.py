@@ -19,8 +19,8 @@ from msgspec import Meta
 
 from runtime_edge.errors import BundleError
 from runtime_edge.formats import strict
-from runtime_edge.formats.load_options import MAX_SAMPLE_RATE, LoadOptions
-from runtime_edge.formats.log_mel_info import LogMelInfo
+from runtime_edge.formats.encoder.load_options import MAX_SAMPLE_RATE, LoadOptions
+from runtime_edge.formats.encoder.log_mel_info import LogMelInfo
 from runtime_edge.formats.strict import Name, Strict
 
 MAX_MANIFEST_BYTES = 8 << 20

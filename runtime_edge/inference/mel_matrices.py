@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from runtime_edge.formats.log_mel_info import HALF_TAPS, LogMelInfo
+from runtime_edge.formats.encoder.log_mel_info import HALF_TAPS, LogMelInfo
 
 FloatArray = npt.NDArray[np.float64]
 

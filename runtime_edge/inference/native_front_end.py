@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.errors import BackendError
-from runtime_edge.formats.log_mel_info import HALF_TAPS, LogMelInfo, Span
+from runtime_edge.formats.encoder.log_mel_info import HALF_TAPS, LogMelInfo, Span
 from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.inference.contract import Array, LoadedBlock
 from runtime_edge.inference.mel_matrices import hann, interpolation, mel_bank

@@ -25,7 +25,7 @@ from runtime_edge.base.heap import memory_kept
 from runtime_edge.errors import BackendError, BundleError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_edge.formats.log_mel_info import LogMelInfo
+from runtime_edge.formats.encoder.log_mel_info import LogMelInfo
 from runtime_edge.formats.manifest import (
     BundleInfo,
     Calibration,

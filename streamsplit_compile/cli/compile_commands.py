@@ -14,7 +14,7 @@ from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_edge.formats.load_options import LoadOptions
+from runtime_edge.formats.encoder.load_options import LoadOptions
 from runtime_edge.formats.strict import decode
 from streamsplit_compile.bundle.bundle_summary import bundle_summary
 from streamsplit_compile.bundle.calibrate import calibration_set_for

@@ -29,8 +29,8 @@ import torch
 from runtime_edge.base.files import write_atomic
 from runtime_edge.base.text import printable
 from runtime_edge.errors import FormatError, MissingExtra, UsageError
-from runtime_edge.formats.load_options import FrontEndOption, LoadOptions
-from runtime_edge.formats.log_mel_info import LogMelInfo
+from runtime_edge.formats.encoder.load_options import FrontEndOption, LoadOptions
+from runtime_edge.formats.encoder.log_mel_info import LogMelInfo
 from streamsplit_compile.encoder import archives
 from streamsplit_compile.encoder.front_ends import build_front_end, described_log_mel, read_front_end
 from streamsplit_compile.encoder.graph import Candidate, EncoderGraph, export_encoder, graph_of_program, input_shape

@@ -21,8 +21,8 @@ from msgspec import Meta
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import strict
-from runtime_edge.formats.load_options import FrontEndOption
-from runtime_edge.formats.log_mel_info import LogMelInfo
+from runtime_edge.formats.encoder.load_options import FrontEndOption
+from runtime_edge.formats.encoder.log_mel_info import LogMelInfo
 from runtime_edge.formats.strict import Strict
 from streamsplit_compile.encoder.prepend import PrependedFrontEnd
 

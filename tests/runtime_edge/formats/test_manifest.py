@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from runtime_edge.errors import BundleError
 from runtime_edge.formats import manifest as manifests
-from runtime_edge.formats.load_options import MAX_SAMPLE_RATE
+from runtime_edge.formats.encoder.load_options import MAX_SAMPLE_RATE
 from runtime_edge.formats.manifest import MAX_WINDOW_SAMPLES, Cut, Int8Scale
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Zl", "Zp"]), min_size=1, max_size=12)

@@ -15,7 +15,7 @@ from torch import nn
 
 from runtime_edge.errors import BackendError, BundleError
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_edge.formats.log_mel_info import LogMelInfo
+from runtime_edge.formats.encoder.log_mel_info import LogMelInfo
 from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.native_front_end import TOLERANCE, NativeFrontEnd, prove

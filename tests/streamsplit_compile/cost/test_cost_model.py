@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from runtime_edge.errors import UsageError
-from runtime_edge.formats.log_mel_info import LogMelInfo
+from runtime_edge.formats.encoder.log_mel_info import LogMelInfo
 from runtime_edge.formats.manifest import FrontEndInfo
 from streamsplit_compile.cost.cost_model import BlockWork, count_macs, count_work, fft_work, predict
 from streamsplit_compile.cost.targets import load_target

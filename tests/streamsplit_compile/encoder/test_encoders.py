@@ -12,7 +12,7 @@ from torch import nn
 from toys import Tiny
 
 from runtime_edge.errors import FormatError, MissingExtra, UsageError
-from runtime_edge.formats.load_options import LoadOptions
+from runtime_edge.formats.encoder.load_options import LoadOptions
 from streamsplit_compile.cli.main import main
 from streamsplit_compile.encoder import encoders
 from streamsplit_compile.encoder.encoders import (

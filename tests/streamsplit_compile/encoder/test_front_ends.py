@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from runtime_edge.errors import FormatError, UsageError
-from runtime_edge.formats.load_options import FrontEndOption, LoadOptions
+from runtime_edge.formats.encoder.load_options import FrontEndOption, LoadOptions
 from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.cli.main import main as ssc
