@@ -38,8 +38,11 @@ def test_a_device_with_its_own_credentials_does_all_it_needs(guarded):
             assert await link.fetch("assets/a", 10) == b"bundle"
             assert await link.value(subjects.RELEASES, "rpi4") == b"release"
             await link.put(subjects.PRESENCE, b'{"well": true}')
-            while await hub.presence() != {"pi-1": {"well": True}}:  # nobody acknowledges a report
-                await asyncio.sleep(0.01)
+
+            async def is_reported():  # nobody acknowledges a report
+                return await hub.presence() == {"pi-1": {"well": True}}
+
+            await harness.eventually(is_reported)
             assert await link.value(subjects.PRESENCE, "pi-1") == b'{"well": true}'
             events = asyncio.Queue()
             await hub.subscribe(subjects.events("pi-1"), events.put)
