@@ -12,6 +12,8 @@ from nats.aio.client import Client
 BROKER_ERRORS = (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError)
 """What the library raises when the broker is away, slow or refuses."""
 
+PAYLOAD_BYTES = 8 << 20
+"""What a broker has to admit of one message: as much as the largest frame."""
 _CLOSE_S = 2.0
 _SETTINGS = {
     10023: "it has too little room: raise max_file_store in the jetstream block of its configuration",
@@ -30,7 +32,7 @@ _LIMITS = {
     ),
     "maximum subscriptions exceeded": "it admits no more subscriptions: raise max_subscriptions in its configuration",
     "maximum control line exceeded": "it takes no subjects of this length: raise max_control_line in its configuration",
-    "maximum payload": "it takes no messages of this size: raise max_payload in its configuration",
+    "maximum payload": (f"it takes no messages of this size: set max_payload: {PAYLOAD_BYTES} in its configuration"),
 }
 """The same for what it says before it hangs up."""
 NO_RIGHT = "permissions violation"

@@ -63,7 +63,7 @@ class BrokerTls:
     def config(self, more: str = "") -> str:
         """A `tls` block of the broker's configuration."""
         paths = {"cert_file": self.cert, "key_file": self.key} | ({"ca_file": self.ca} if self.ca else {})
-        lines = [f"{name}: {json.dumps(str(path.resolve()))}" for name, path in paths.items()]
+        lines = [f"{name}: {_quoted(path.resolve())}" for name, path in paths.items()]
         return "tls { " + ", ".join([*lines, "timeout: 5", *(["verify: true"] if self.ca else []), more]) + " }"
 
     def among_brokers(self) -> str:
@@ -212,7 +212,7 @@ class Broker:
         store = self.state / "jetstream" / "jetstream"
         upgraded = self._access is not None and upgrade_store(store, self._cluster is not None)
         config = self.state / "broker.conf"
-        write_atomic(config, self._config().encode(), 0o600)
+        write_atomic(config, os.fsencode(self._config()), 0o600)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*_BECOME, str(broker_program()), "-c", str(config)],
@@ -280,13 +280,13 @@ class Broker:
     def _config(self) -> str:
         parts = [
             f'listen: "{_place(self.host, self.port)}"',
-            f'log_file: "{self._log}"',
+            f"log_file: {_quoted(self._log)}",
             f"logfile_size_limit: {self._log_bytes}",
             f"logfile_max_num: {_FORMER_LOGS + 1}",
             f"max_payload: {MAX_FRAME_BYTES}",
             f"max_connections: {_MAX_CONNECTIONS}",
             f"max_subscriptions: {_MAX_SUBSCRIPTIONS}",
-            f'jetstream {{ store_dir: "{self.state / "jetstream"}", max_file_store: 8GB }}',
+            f"jetstream {{ store_dir: {_quoted(self.state / 'jetstream')}, max_file_store: 8GB }}",
         ]
         if self._tls:
             parts.append(self._tls.config("handshake_first: true"))
@@ -323,6 +323,14 @@ def _listens(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def _quoted(path: Path) -> str:
+    """As the broker's configuration takes a path, whatever is in its name."""
+    text = str(path)
+    for character, written in {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}.items():
+        text = text.replace(character, written)
+    return f'"{text}"'
 
 
 def _place(host: str, port: int) -> str:

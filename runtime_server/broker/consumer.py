@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from runtime_edge.base.aio import next_within
-from runtime_edge.base.broker_errors import BROKER_ERRORS
+from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.formats import subjects
 
 _LOG = logging.getLogger(__name__)
@@ -102,6 +102,8 @@ class PullConsumer:
         self._client, self._partition, self._held = client, partition, held or HeldMessages()
         self.name = f"server-{partition}"
         """Of the consumer on the broker."""
+        self.refused = ""
+        """Why the broker does not make it; empty once it has."""
 
     async def _create(self) -> None:
         """Make the consumer unless it is there; where its file is damaged, one with another name takes its place.
@@ -120,9 +122,11 @@ class PullConsumer:
             )
             try:
                 await self._client.jetstream().add_consumer(subjects.STREAM, config)
+                self.refused = ""
                 return
-            except nats.js.errors.ServerError as exc:
+            except nats.js.errors.APIError as exc:
                 if exc.err_code != _DAMAGED or self.name == names[-1]:
+                    self.refused = reason(exc)
                     raise
                 _LOG.warning("the broker's consumer %s is damaged; another takes its place", self.name)
 

@@ -119,16 +119,17 @@ class Ingest:
 
     async def _read(self, partition: int) -> None:
         """Messages of one partition into the backlog; starts over when the broker was away."""
+        consumer = self.consumers[partition] = PullConsumer(self._hub.client, partition, self._held)
         while True:
             try:
-                consumer = self.consumers[partition] = PullConsumer(self._hub.client, partition, self._held)
                 async for message in consumer.messages():
                     await self._accept(message, partition)
                     while self._backlog.crowded:
                         self._room.clear()
                         await self._room.wait()
             except BROKER_ERRORS as exc:
-                self._say(partition, reason(exc))
+                if not consumer.refused:  # that is told by whoever watches, for all partitions at once
+                    self._say(partition, reason(exc))
                 await asyncio.sleep(0.5)
 
     def _say(self, partition: int, why: str) -> None:

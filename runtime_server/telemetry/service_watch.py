@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
@@ -41,6 +42,7 @@ TOLD_WITHIN_S = LOOK_S + max(STALLED_S, CANARY_S + ANSWER_S) + LOOK_S
 """From a fault to its trouble, however slowly the broker answers: a look sees the last frame that was stored or done,
 that is long enough ago at a later look, and that one ends."""
 CANARY = "act.canary"
+_GONE = "nothing on the broker reads what is sent there; the server makes its consumer again"
 
 
 class Served(Protocol):
@@ -99,8 +101,9 @@ class ServiceWatch:
             await self._sleep(max(0.0, due - self._clock()))
             due = self._clock() + self._period_s
             found = await self.look() if self._hub.client.is_connected else []
+            known = {_what(trouble) for trouble in self.troubles}
             for trouble in found:
-                if trouble not in self.troubles:
+                if _what(trouble) not in known:
                     _LOG.error("%s", trouble)
             self.troubles = found
 
@@ -116,7 +119,7 @@ class ServiceWatch:
         except BROKER_ERRORS as exc:
             return [f"the broker does not say how its streams are ({reason(exc)}); see its log"]
         consumers = {info.name: info for info in infos}
-        found = [trouble for p in self._partitions if (trouble := self._partition(p, consumers, asked))]
+        found = self._unserved(consumers, asked)
         return [*found, *([trouble] if self._mend and (trouble := await self._unwritable(told, asked)) else [])]
 
     async def _stream_gone(self) -> str:
@@ -130,27 +133,36 @@ class ServiceWatch:
         except (*BROKER_ERRORS, SscError) as exc:
             return f"{gone}, and cannot be made again ({reason(exc)}); see the broker's log"
 
-    def _partition(self, partition: int, consumers: Mapping[str, ConsumerInfo], asked: float) -> str:
-        """What is wrong with one partition, or nothing; the broker was `asked` then."""
-        reader = self._ingest.consumers.get(partition)
-        info = consumers.get(reader.name) if reader else None
-        if info is None:
-            name = reader.name if reader else f"server-{partition}"
-            return (
-                f"partition {partition} is not served: consumer {name} is not on the broker; the server makes it again"
+    def _unserved(self, consumers: Mapping[str, ConsumerInfo], asked: float) -> list[str]:
+        """One line for all partitions that are not served for the same reason; the broker was `asked` then."""
+        alike: dict[str, list[int]] = {}
+        stalled, waiting, longest_s = [], 0, 0.0
+        for partition in self._partitions:
+            reader = self._ingest.consumers.get(partition)
+            info = consumers.get(reader.name) if reader else None
+            if info is None:
+                alike.setdefault((reader and reader.refused) or _GONE, []).append(partition)
+                continue
+            left = (info.num_pending or 0) + self._ingest.in_progress(partition)
+            for_s = self._stalled_s(partition, left, asked)
+            if for_s >= STALLED_S:
+                stalled.append(partition)
+                waiting, longest_s = waiting + left, max(longest_s, for_s)
+        if stalled:
+            why = (
+                f"{waiting} frames wait and none was done for {longest_s:.0f} s; see the server's log, and start it "
+                "again if it does not go on"
             )
-        waiting = (info.num_pending or 0) + self._ingest.in_progress(partition)
+            alike[why] = stalled
+        return [f"{_named(partitions)} not served: {why}" for why, partitions in alike.items()]
+
+    def _stalled_s(self, partition: int, waiting: int, asked: float) -> float:
+        """For how long messages of a partition have been waiting without any being done."""
         done, since = self._progress[partition]
         if not waiting or done != self._ingest.done.get(partition, 0):
             since = asked
         self._progress[partition] = self._ingest.done.get(partition, 0), since
-        stalled_s = self._clock() - since
-        if stalled_s < STALLED_S:
-            return ""
-        return (
-            f"partition {partition} is not served: {waiting} frames wait and none was done for {stalled_s:.0f} s; "
-            "see the server's log, and start it again if it does not go on"
-        )
+        return self._clock() - since
 
     async def _unwritable(self, told: StreamInfo, asked: float) -> str:
         """What keeps frames from being stored, or nothing: a stream that was idle is tried."""
@@ -175,3 +187,15 @@ class ServiceWatch:
         with contextlib.suppress(*BROKER_ERRORS):
             await stream.delete_msg(subjects.STREAM, stored.seq)
         return ""
+
+
+def _what(trouble: str) -> str:
+    """A trouble without the numbers that grow while it lasts."""
+    whose, separator, why = trouble.partition(": ")
+    return whose + separator + re.sub(r"\d+", "", why)
+
+
+def _named(partitions: list[int]) -> str:
+    """As a sentence begins with them."""
+    *others, last = map(str, partitions)
+    return f"partitions {', '.join(others)} and {last} are" if others else f"partition {last} is"

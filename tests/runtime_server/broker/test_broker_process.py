@@ -17,7 +17,7 @@ from waiting import eventually
 
 from runtime_edge.errors import LinkError, MissingExtra
 from runtime_server.broker.access import Access
-from runtime_server.broker.broker_process import Broker
+from runtime_server.broker.broker_process import Broker, BrokerTls
 
 pytestmark = pytest.mark.integration
 
@@ -56,6 +56,30 @@ def test_a_host_of_ipv6_is_listened_on(tmp_path, free_port, host):
 
     assert broker.url == f"nats://[{host}]:{free_port}"
     asyncio.run(life())
+
+
+@pytest.mark.parametrize(
+    "name", ['my "field" server', "a\\b", "Müller's #1", "$HOME {x}", "two\nlines", os.fsdecode(b"caf\xe9")]
+)
+def test_whatever_is_in_the_name_of_its_folder_and_certificates_the_broker_starts(tmp_path, free_port, name):
+    root = tmp_path / name
+    root.mkdir()
+    cert, key = root / "cert.pem", root / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+        + ["-subj", "/CN=localhost", "-keyout", "key.pem", "-out", "cert.pem"],
+        check=True,
+        capture_output=True,
+        cwd=root,
+    )
+    broker = Broker(root / "broker", port=free_port, tls=BrokerTls(cert, key))
+
+    async def life():
+        await broker.start()
+        await broker.stop()
+
+    asyncio.run(life())
+    assert (root / "broker" / "jetstream").is_dir()
 
 
 def test_a_port_in_use_is_refused_even_when_another_broker_listens_there(broker, tmp_path):
@@ -108,7 +132,7 @@ def test_a_dead_broker_is_started_again(tmp_path, free_port):
 def test_it_dies_with_a_killed_server(tmp_path, free_port):
     program = f"""
         import asyncio, pathlib, time
-        from runtime_server.broker.broker_process import Broker
+        from runtime_server.broker.broker_process import Broker, BrokerTls
         asyncio.run(Broker(pathlib.Path({str(tmp_path / "broker")!r}), port={free_port}).start())
         print("up", flush=True)
         time.sleep(60)

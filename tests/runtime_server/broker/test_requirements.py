@@ -3,16 +3,19 @@
 import asyncio
 import contextlib
 import logging
+import re
 import subprocess
 
 import pytest
 from peers import serving
 from waiting import eventually
 
+from runtime_edge.base.aio import cancel_all
 from runtime_edge.errors import LinkError
 from runtime_edge.formats import subjects
 from runtime_server.broker.broker_process import broker_program
 from runtime_server.broker.hub import Hub
+from runtime_server.telemetry.service_watch import ServiceWatch
 
 pytestmark = pytest.mark.integration
 
@@ -154,20 +157,28 @@ def test_partitions_without_room_for_their_consumers_are_told_once(tmp_path, fre
     account = "accounts { A { jetstream: {max_file: 9GB, max_consumers: 1}, users: [{user: a, password: b}] } }"
 
     async def work(url):
-        async with Hub(url, "server") as hub, serving(hub, generations):
+        async with Hub(url, "server") as hub, serving(hub, generations) as ingest:
+            watch = ServiceWatch(hub, ingest, range(subjects.PARTITIONS), period_s=0.05)
+            task = asyncio.create_task(watch.run())
 
-            async def tried():
-                return (
-                    sum("max_consumers" in record.getMessage() for record in caplog.records) > 2 * subjects.PARTITIONS
-                )
+            async def three_are_refused():
+                return sum(bool(reader.refused) for reader in ingest.consumers.values()) == subjects.PARTITIONS - 1
 
-            await eventually(tried, "each partition was tried again")
+            await eventually(three_are_refused, "one consumer has found room")
+            caplog.clear()
+            watch.troubles.clear()
+            await eventually(lambda: watch.troubles, "the watch has looked")
+            await cancel_all([task])
+            return watch.troubles
 
-    caplog.set_level(logging.DEBUG, "runtime_server.ingest.ingest")
     with outside_broker(tmp_path, free_port, more + account) as url:
         create(url)
-        asyncio.run(work(url))
+        troubles = asyncio.run(work(url))
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    told = [line for line in told if "max_consumers" in line]
+    assert told == troubles
     assert len(told) == 1
-    assert "cannot be read: it admits no more consumers: raise max_consumers of the account, or leave it out" in told[0]
+    assert re.fullmatch(
+        r"partitions \d, \d and \d are not served: it admits no more consumers: raise max_consumers of the account, or "
+        "leave it out",
+        told[0],
+    )

@@ -105,9 +105,9 @@ def test_a_consumer_that_is_gone_and_not_read_is_a_trouble(play, generations):
 
     found = play(work)
     unread = [p for p in range(subjects.PARTITIONS) if p != PARTITION]
-    assert [trouble.split(" is not on")[0] for trouble in found][-3:] == [
-        f"partition {p} is not served: consumer server-{p}" for p in unread
-    ]
+    named = f"partitions {unread[0]}, {unread[1]} and {unread[2]} are not served: nothing on the broker reads"
+    assert len(found) == 1
+    assert found[0].startswith(named)
 
 
 @pytest.mark.parametrize(

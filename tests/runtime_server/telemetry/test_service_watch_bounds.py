@@ -24,7 +24,7 @@ class FakeBroker:
     def __init__(self, time, latency_s):
         self.fault, self._time, self._latency_s = "", time, latency_s
         self.client = SimpleNamespace(is_connected=True, jetstream=lambda timeout: self)
-        self.consumers = {0: SimpleNamespace(name="server-0")}
+        self.consumers = {0: SimpleNamespace(name="server-0", refused="")}
         self._stored, self._frames_until = 0, 0.0
 
     @property
@@ -103,3 +103,23 @@ def test_service_is_there_again_within_a_minute_of_there_being_room():
     server_again_s = RECONNECT_S + CONNECT_TIMEOUT_S + SILENCE_S
     device_again_s = connection.FIRST_PAUSE_S + connection.LONGEST_PAUSE_S + CONNECT_TIMEOUT_S
     assert broker_again_s + max(server_again_s, device_again_s) + LOOK_S + ANSWER_S <= AGAIN_S
+
+
+def test_what_lasts_is_logged_once_though_its_numbers_grow(caplog):
+    async def play():
+        virtual = VirtualTime()
+        broker = FakeBroker(virtual, 0.0)
+        watch = ServiceWatch(broker, broker, [0], clock=virtual.clock, sleep=virtual.sleep)
+        task = asyncio.create_task(watch.run())
+        broker.fault = "stalled"
+        told = []
+        while virtual.clock() < 60.0:
+            await virtual.sleep(1.0)
+            told += [trouble for trouble in watch.troubles if trouble not in told]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return told
+
+    told = asyncio.run(play())
+    assert len(told) > 5
+    assert [record.getMessage() for record in caplog.records] == told[:1]
