@@ -25,16 +25,20 @@ from runtime_edge.transport.spool.spool import Spool
 class Answers:
     """A delivery whose frames are all answered at once, with one status."""
 
-    connected = True
+    connected, packs = True, False
 
     def __init__(self, status):
-        self._status = status
+        self._status, self.heard_late = status, None
 
     def has_room(self):
         return True
 
-    def exchange(self, message_id, window, frame, deadline_s, on_answer):
+    def exchange(self, message_id, window, frame, deadline_s, on_answer, hop_s):
         asyncio.get_running_loop().call_soon(on_answer, Reply(window, 2, self._status, 0), 0.01)
+
+    def report(self, message_id, window, frame, hop_s):
+        """Nobody waits for an answer; one that says what is wrong comes all the same."""
+        self.heard_late(Reply(window, 2, self._status, 0))
 
 
 class HeldAnswers(Answers):
@@ -44,7 +48,7 @@ class HeldAnswers(Answers):
         super().__init__(status)
         self._loop, self._held = None, []
 
-    def exchange(self, message_id, window, frame, deadline_s, on_answer):
+    def exchange(self, message_id, window, frame, deadline_s, on_answer, hop_s):
         self._loop = asyncio.get_running_loop()
         self._held.append((on_answer, Reply(window, 2, self._status, 0), 0.01))
 
@@ -110,6 +114,7 @@ def run(engine, tmp_path, cut, delivery, windows=1):
                 counts=LoopCounts(),
                 window_done=failures.append,
             )
+            delivery.heard_late = pipeline.late_reply
             random = np.random.default_rng(0)
             for index in range(windows):
                 samples = random.uniform(-0.5, 0.5, info.front_end.window_samples).astype(np.float32)
