@@ -86,6 +86,8 @@ class Pipeline:
 
     async def settle(self) -> None:
         """Wait for the windows that are still in flight, once no more are run."""
+        if self.delivery is not None:
+            self.delivery.flush()
         while self._unanswered:
             await asyncio.sleep(_SETTLING_S)
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -100,6 +100,10 @@ class Delivery:
         """Whether windows wait for each other, to go in one message."""
         return self._config.deadline_s >= PACKED_S
 
+    def flush(self) -> None:
+        """Send what waits for other windows: no more come."""
+        self._packer.flush()
+
     def _send_live(
         self, message_id: str, window: int, frame: bytes, embedding: bool, decided: asyncio.Future[bool], hop_s: float
     ) -> None:

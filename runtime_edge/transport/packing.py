@@ -6,6 +6,7 @@ Each window lies in the spool by itself until its message is acknowledged, so no
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -16,6 +17,8 @@ PACKED_S = 2.0
 RESERVE_S = 0.4
 """Of the deadline, at least, for the way and the server."""
 _MOST_BYTES = 256 << 10
+_HOPS_ALONE = 3
+"""When no window has come for so long, none is waited for: the audio has ended or fallen silent."""
 
 
 class WaitingWindow(NamedTuple):
@@ -39,9 +42,6 @@ class WaitingWindow(NamedTuple):
 class Timer(Protocol):
     """What will happen at a time (`asyncio.TimerHandle`)."""
 
-    def when(self) -> float:
-        """The time."""
-
     def cancel(self) -> None:
         """Let it not happen."""
 
@@ -62,13 +62,15 @@ class Packer:
     def __init__(self, send: Callable[[list[WaitingWindow], bytes], None], timers: Timers) -> None:
         self._send, self._timers = send, timers
         self._waiting: list[WaitingWindow] = []
+        self._due = math.inf
+        """When the first of them has to be sent."""
         self._timer: Timer | None = None
 
     def add(
         self, message_id: str, frame: bytes, embedding: bool, decided: asyncio.Future[bool], hold_s: float, hop_s: float
     ) -> None:
         """Take a window's frame, to be sent within `hold_s`. It is sent now where the next one, after `hop_s`, would
-        come too late.
+        come too late, and soon where none comes.
         """
         (header, payload), *_ = decode_frame(frame)
         window = WaitingWindow(message_id, header, payload, frame, embedding, decided)
@@ -76,17 +78,17 @@ class Packer:
             self.flush()
         self._waiting.append(window)
         now = self._timers.time()
-        due = now + hold_s
-        if self._timer is None or due < self._timer.when():
-            self._cancel()
-            self._timer = self._timers.call_at(due, self.flush)
+        self._due = min(self._due, now + hold_s)
+        self._cancel()
+        self._timer = self._timers.call_at(min(self._due, now + (_HOPS_ALONE * hop_s or math.inf)), self.flush)
         is_full = len(self._waiting) == MAX_WINDOWS or sum(len(one.payload) for one in self._waiting) > _MOST_BYTES
-        if is_full or now + hop_s > self._timer.when():
+        if is_full or now + hop_s > self._due:
             self.flush()
 
     def flush(self) -> None:
         """Send what waits."""
         self._cancel()
+        self._due = math.inf
         windows, self._waiting = self._waiting, []
         if len(windows) == 1:
             self._send(windows, windows[0].frame)
@@ -96,6 +98,7 @@ class Packer:
     def forget(self) -> None:
         """Drop what waits: it stays in the spool."""
         self._cancel()
+        self._due = math.inf
         self._waiting.clear()
 
     def _cancel(self) -> None:

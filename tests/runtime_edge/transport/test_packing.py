@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from runtime_edge.formats.wire import MAX_WINDOWS, decode_frame, encode_frame
 from runtime_edge.transport.packing import Packer
 
@@ -66,9 +68,15 @@ def test_those_that_come_within_the_hold_go_together_and_the_last_one_does_not_w
 
 
 def test_one_that_stays_alone_goes_as_it_was_when_its_time_is_up():
-    ((at, _, data),) = played([(0.0, frame(5), True)])
+    ((at, _, data),) = played([(0.0, frame(5), True)], hop_s=HOLD_S / 2)
     assert at == HOLD_S
     assert data == frame(5)
+
+
+def test_what_waits_is_sent_once_no_window_has_come_for_three_hops():
+    ((at, windows, _),) = played([(0.0, frame(0), True), (0.1, frame(1), True)], hop_s=0.2)
+    assert at == pytest.approx(0.7)
+    assert len(windows) == 2
 
 
 def test_windows_of_another_kind_do_not_go_together():
