@@ -41,6 +41,7 @@ from streamsplit_compile.encoder.weights import (
     is_safetensors,
     is_zip,
     mistaken,
+    mistaken_folder,
     more_than_tensors,
     read_safetensors,
     unwrapped,
@@ -151,9 +152,7 @@ def load_encoder(
 
 def _read_encoder(path: Path, given: LoadOptions) -> LoadedEncoder:
     if path.is_dir():
-        raise UsageError(
-            f"{path}: a directory, expected a file; for one of `transformers` see `ssc encoder new --help`"
-        )
+        raise UsageError(f"{path}: {mistaken_folder(path)}")
     if not path.is_file():
         raise UsageError(f"{path}: no such file; start with `ssc encoder new resnet18 -o {path}`")
     if path.stat().st_size > _MAX_ENCODER_BYTES:

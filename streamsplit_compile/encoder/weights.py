@@ -24,10 +24,27 @@ _LEGACY_PICKLES = 5
 """The number, a version, the machine, the content without its tensors, and the tensors' order."""
 _LEGACY_CONTENT = 3
 _PICKLES = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5", b"(d", b"(l", b"c__", b"ccopy_reg\n")
-_ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a\x42]")
-"""The version of the format, and the next of a model's fields."""
+_LENGTH = rb"[\x80-\xff]{0,4}[\0-\x7f]"
+_OTHERS = (
+    (rb"\x08[\x01-\x20]\x12" + _LENGTH + rb"(\n" + _LENGTH + rb"\n|\xa2\x06)", "a Core ML model"),
+    (rb"\x08\x01\x12" + _LENGTH + rb"\n" + _LENGTH + rb"[\x12\x1a\x22]", "a TensorFlow SavedModel"),
+    (rb"\n" + _LENGTH + rb"\n" + _LENGTH + rb"[\w./-]+\x12" + _LENGTH + rb"[A-Z]\w+", "a TensorFlow graph"),
+    (rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX model"),
+)
+"""Models in protobuf, by their first fields: the version of the format, and the next one of a model, or its nodes."""
+_MSGPACK = re.compile(rb"([\x81-\x8f]|\xde..|\xdf....)([\xa1-\xbf]|\xd9.)[\w./:-]", re.DOTALL)
+"""A map whose first key is text."""
+_TORCH = "encoders are torch modules"
+_FOLDERS = (
+    ("Data/com.apple.CoreML", "a Core ML package"),
+    ("coremldata.bin", "a compiled Core ML model"),
+    ("saved_model.pb", "a TensorFlow SavedModel"),
+    ("keras_metadata.pb", "a Keras model"),
+)
+"""What is made for another runtime and lies in a folder, by a file in it."""
 _SAFETENSORS_HEADER = 100_000_000
 """Bytes that its readers admit."""
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 _TAR_MARK, _ANNEX = 257, 64
 _MODELS = (
     (0, b"GGUF", "a GGUF model"),
@@ -75,8 +92,13 @@ def mistaken(path: Path) -> str:
     for place, mark, name in _MODELS:
         if first.startswith(mark, place):
             return f"{name}, whose layers cannot be taken apart; {_EXPORT}"
-    if _ONNX.match(first):
-        return f"an ONNX model; {_EXPORT}"
+    for fields, name in _OTHERS:
+        if re.match(fields, first, re.DOTALL):
+            return f"{name}, whose layers cannot be taken apart; {_EXPORT}"
+    if first.startswith(_HDF5):
+        return f"HDF5, as Keras writes its models; {_TORCH}"
+    if _MSGPACK.match(first):
+        return f"MessagePack, as Flax writes its weights; {_TORCH}"
     if (first.startswith(b"PK") and not is_zip(path)) or (is_legacy(path) and _ends_in_a_pickle(path)):
         return f"cut short after {size} bytes; get it again"
     if is_zip(path):
@@ -85,6 +107,14 @@ def mistaken(path: Path) -> str:
         return f"a pickle that torch.save did not write, which is never unpickled here; {_KEEP}"
     kind = recognised(first) or ("text" if size < _FIRST_BYTES and first.isascii() and b"\0" not in first else None)
     return "" if kind is None else f"{kind}, and neither a checkpoint nor a torch.export archive"
+
+
+def mistaken_folder(path: Path) -> str:
+    """What a folder is that was taken for a checkpoint, and what to do."""
+    name = next((name for mark, name in _FOLDERS if (path / mark).exists()), "")
+    if name:
+        return f"{name}, whose layers cannot be taken apart; {_EXPORT}"
+    return "a directory, expected a file; for one of `transformers` see `ssc encoder new --help`"
 
 
 def _zipped(path: Path) -> str:
@@ -102,7 +132,10 @@ def _zipped(path: Path) -> str:
     if names and all(name.endswith(".npy") for name in names):
         return "arrays of NumPy (.npz); keep them as tensors in a dictionary with torch.save"
     if "model.weights.h5" in names:
-        return "a Keras model; encoders are torch modules"
+        return f"a Keras model; {_TORCH}"
+    for mark, name in _FOLDERS:
+        if any(f"/{member}".endswith(f"/{mark}") or f"/{mark}/" in f"/{member}" for member in names):
+            return f"{name} in a zip archive, whose layers cannot be taken apart; {_EXPORT}"
     return "a zip archive without a checkpoint; unpack it first"
 
 
