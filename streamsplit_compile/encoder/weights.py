@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from runtime_edge.audio.files.recognise import recognised
 from runtime_edge.errors import FormatError, MissingExtra
 
@@ -63,8 +65,8 @@ _MODELS = (
 _EXPORT = "export its torch module with torch.export.save(torch.export.export(module, (waveform,)), 'encoder.pt')"
 _KEEP = "keep its state_dict alone with torch.save where you trust it"
 _OPCODES_BEFORE = ("PROTO", "FRAME", "MARK", "BINPUT", "MEMOIZE", "PUT")
-_PARALLEL = "module."
-"""What DataParallel puts before the name of each tensor."""
+_PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before the name of each tensor."""
 
 
 def mistaken(path: Path) -> str:
@@ -222,14 +224,33 @@ def is_zip(path: Path) -> bool:
 
 
 def unwrapped(content: dict[str, Any]) -> Any:
-    """The state_dict in a checkpoint: the wrappers of training programs and of DataParallel are taken off."""
-    field = wrapper(content)
-    state: Any = content if field is None else content[field]
-    if state and all(isinstance(name, str) and name.startswith(_PARALLEL) for name in state):
-        return {name.removeprefix(_PARALLEL): value for name, value in state.items()}
+    """The state_dict in a checkpoint: the wrappers of training programs, DataParallel and torch.compile are off."""
+    state: Any = content
+    while isinstance(state, dict) and (field := wrapper(state)) is not None:
+        state = state[field]
+    while prefix := next((prefix for prefix in _PREFIXES if _all_begin(state, prefix)), ""):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 
+def _all_begin(state: Any, prefix: str) -> bool:
+    return bool(state) and all(isinstance(name, str) and name.startswith(prefix) for name in state)
+
+
 def wrapper(content: dict[str, Any]) -> str | None:
-    """In which field of a checkpoint its weights stand; None when they stand at the top."""
-    return next((field for field in _WRAPPERS if isinstance(content.get(field), dict)), None)
+    """In which field of a checkpoint its weights stand; None when they stand at the top, or in one of several."""
+    if known := next((field for field in _WRAPPERS if isinstance(content.get(field), dict)), None):
+        return known
+    if any(isinstance(value, torch.Tensor) for value in content.values()):
+        return None
+    filled = [field for field, value in content.items() if isinstance(value, dict) and _is_state(value)]
+    return filled[0] if len(filled) == 1 else None
+
+
+def _is_state(content: dict[Any, Any]) -> bool:
+    """Whether these are a module's tensors by their names."""
+    return (
+        bool(content)
+        and all(isinstance(name, str) for name in content)
+        and any(isinstance(value, torch.Tensor) for value in content.values())
+    )
