@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_arg
 import click
 import msgspec
 
-from runtime_edge.base.files import read_bounded
+from runtime_edge.base.files import read_text
 from runtime_edge.base.text import without_password
 from runtime_edge.errors import UsageError
 
@@ -163,9 +163,7 @@ def _optional(hint: Any) -> bool:
 def read(config: type[_Dataclass], path: Path) -> dict[str, Any]:
     """The validated values that a TOML file sets. Raises UsageError or FormatError naming the file and the key."""
     try:
-        table = tomllib.loads(read_bounded(path, _MAX_BYTES).decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8; save it with that encoding") from None
+        table = tomllib.loads(read_text(path, _MAX_BYTES))
     except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise UsageError(f"{path}: not TOML ({exc})") from None
     return validate(config, table, str(path))

@@ -33,6 +33,18 @@ def read_bounded(path: Path, limit_bytes: int, error: type[FormatError] = Format
     return data
 
 
+def read_text(path: Path, limit_bytes: int, error: type[FormatError] = FormatError) -> str:
+    """A file of at most `limit_bytes` in UTF-8, without the mark that Windows puts before it. Raises `error`."""
+    data = read_bounded(path, limit_bytes, error)
+    if b"\0" in data:
+        raise error(f"{path}: not UTF-8 text, but perhaps UTF-16; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        raise error(f"{path}: line {line} is not UTF-8 text; save it as UTF-8") from None
+
+
 def write_atomic(path: Path, data: bytes, mode: int = 0o644, durable: bool = True) -> None:
     """Write `data` to `path` so that a reader or a power cut sees the old file or the new one, never a half.
 

@@ -146,7 +146,7 @@ def credentials_file(seed: str, whose: str) -> bytes:
 
 def read_seed(path: Path) -> str:
     """The seed in a credentials file. Raises FormatError naming the file."""
-    lines = read_bounded(path, _MAX_BYTES).decode(errors="replace").splitlines()
+    lines = read_bounded(path, _MAX_BYTES).decode("utf-8-sig", errors="replace").splitlines()
     seed = "\n".join(line for line in lines if not line.startswith("#")).strip()
     try:
         public_key(seed)
@@ -157,7 +157,7 @@ def read_seed(path: Path) -> str:
 
 def named(path: Path) -> str:
     """A credentials file by its name and by what it says of itself. Raises FormatError."""
-    first = read_bounded(path, _MAX_BYTES).decode(errors="replace").partition("\n")[0]
+    first = read_bounded(path, _MAX_BYTES).decode("utf-8-sig", errors="replace").partition("\n")[0]
     return f"{path} ({printable(first[1:].strip())})" if first.startswith("#") else str(path)
 
 

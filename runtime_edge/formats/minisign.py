@@ -21,7 +21,7 @@ from pathlib import Path
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
-from runtime_edge.base.files import read_bounded, write_atomic
+from runtime_edge.base.files import read_text, write_atomic
 from runtime_edge.errors import SignatureError, UsageError
 
 _MAX_KEY_FILE_BYTES = 4096
@@ -140,17 +140,17 @@ def verify(message: bytes, signature: str, public: PublicKey, source: str = "sig
 
 def read_public_key(path: Path) -> PublicKey:
     """Read a `.pub` file. Raises SignatureError."""
-    return PublicKey.from_text(_read_text(path, _MAX_KEY_FILE_BYTES), str(path))
+    return PublicKey.from_text(read_text(path, _MAX_KEY_FILE_BYTES, SignatureError), str(path))
 
 
 def read_secret_key(path: Path) -> SecretKey:
     """Read a secret key file. Raises SignatureError."""
-    return SecretKey.from_text(_read_text(path, _MAX_KEY_FILE_BYTES), str(path))
+    return SecretKey.from_text(read_text(path, _MAX_KEY_FILE_BYTES, SignatureError), str(path))
 
 
 def read_signature(path: Path) -> str:
     """Read a `.minisig` file. Raises SignatureError."""
-    return _read_text(path, _MAX_SIGNATURE_BYTES)
+    return read_text(path, _MAX_SIGNATURE_BYTES, SignatureError)
 
 
 def write_key_pair(secret: SecretKey, path: Path) -> Path:
@@ -167,13 +167,6 @@ def write_key_pair(secret: SecretKey, path: Path) -> Path:
     write_atomic(path, secret.to_text().encode(), mode=0o600)
     write_atomic(public, secret.public.to_text().encode())
     return public
-
-
-def _read_text(path: Path, limit: int) -> str:
-    try:
-        return read_bounded(path, limit, SignatureError).decode()
-    except UnicodeDecodeError:
-        raise SignatureError(f"{path}: not a text file") from None
 
 
 def _decode(line: str, source: str, what: str) -> bytes:

@@ -203,7 +203,7 @@ def _reread(broker: Path) -> bool:
         process = psutil.Process(int((broker / "broker.pid").read_text()))
         if not process.name().startswith("nats-server"):
             return False
-        if INCLUDED not in (broker / "broker.conf").read_text():
+        if INCLUDED.encode() not in (broker / "broker.conf").read_bytes():
             raise LinkError("the running broker is an earlier version's: restart the server to apply this")
         before = log.stat().st_size
         os.kill(process.pid, signal.SIGHUP)

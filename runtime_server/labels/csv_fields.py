@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from runtime_edge.base.files import read_bounded
+from runtime_edge.base.files import read_text
 from runtime_edge.errors import FormatError
 
 MAX_CSV_BYTES = 64 << 20
@@ -28,11 +28,7 @@ def named_rows(path: Path, synonyms: Mapping[str, str] | None = None) -> list[Ro
     Raises:
         FormatError: it cannot be read, or is no CSV.
     """
-    try:
-        text = read_bounded(path, MAX_CSV_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: not UTF-8 text") from None
-    (_, header), *rows = numbered_rows(text, str(path)) or [(1, [])]
+    (_, header), *rows = numbered_rows(read_text(path, MAX_CSV_BYTES), str(path)) or [(1, [])]
     known = synonyms or {}
     names = [known.get(name.strip().lower(), name.strip().lower()) for name in header]
     empty = dict.fromkeys(names, "")

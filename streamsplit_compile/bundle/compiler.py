@@ -129,7 +129,7 @@ def compile_encoder(
     failures: list[CutRefused | CutFailed] = []
     while True:
         try:
-            _compile_cuts(encoder, options, cuts, calibration, hop, out, progress)
+            _compile_cuts(encoder, options, cuts, calibration, hop, out, progress, notice)
             break
         except (CutRefused, CutFailed) as exc:
             failures.append(exc)
@@ -153,6 +153,7 @@ def _compile_cuts(
     hop: int,
     out: Path,
     progress: Progress,
+    notice: Notice,
 ) -> None:
     """The bundle of an encoder cut at these cuts. Raises CutRefused or CutFailed for one that does not hold."""
     segments = split(encoder.graph, cuts)
@@ -175,7 +176,7 @@ def _compile_cuts(
         if (described := _described(encoder, cuts, loaded[options.variants[0]])) is not None:
             front_end = msgspec.structs.replace(info.front_end, log_mel=described)
             manifest = _manifest(msgspec.structs.replace(info, front_end=front_end), components)
-        reference = Reference(segments, calibration.unseen)
+        reference = Reference(segments, calibration.unseen, notice)
         manifest = measure(staging, manifest, options.variants, calibration.windows, reference, progress, loaded=loaded)
         progress("training splitter tables", 0, len(options.targets))
         manifest, tables = pricing.price(

@@ -25,7 +25,6 @@ from streamsplit_compile.bundle.parity import (
     EXACT,
     Prover,
     block_losses,
-    check_parity,
     lowest_median,
     scale_of,
 )
@@ -43,6 +42,8 @@ class Reference:
     segments: Sequence[fx.GraphModule]
     windows: npt.NDArray[np.float32] | None = None
     """(n, samples) to hold them against each other on; None for those that calibrate."""
+    notice: Callable[[str], None] = lambda line: None
+    """Is told when they may be further apart than usual."""
 
 
 def measure(
@@ -77,9 +78,9 @@ def measure(
         proved = windows if reference.windows is None else reference.windows
         if reference.windows is not None:
             activations = collect_activations(_prefix(root, manifest, wanted[0], loaded), proved)
-        prover = Prover(reference.segments, proved)
+        prover = Prover(reference.segments, proved, reference.notice)
         parity[wanted[0]] = prover.prove(cuts, activations, progress)
-        check_parity(cuts, parity[wanted[0]], prover.limit)
+        prover.check(cuts, parity[wanted[0]])
         for variant in wanted[1:]:
             manifest, parity[variant] = settle(root, manifest, variant, cuts, proved, prover, progress)
         cuts = [
@@ -142,5 +143,5 @@ def settle(
         worst = max(quantised, key=losses.__getitem__)
         manifest = keep_in_fp32(manifest, variant, manifest.info.blocks[worst])
     if variant.endswith("fp32"):
-        check_parity(cuts, found, prover.limit)
+        prover.check(cuts, found)
     return manifest, prover.prove(cuts, activations, progress)

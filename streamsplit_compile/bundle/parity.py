@@ -22,10 +22,12 @@ from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.manifest import Agreement, Cut, CutParity, Parity
 from streamsplit_compile.bundle.calibrate import CutFailed, encodings
 from streamsplit_compile.bundle.quality import by_uncertainty, uncertainties
-from streamsplit_compile.encoder.segment import run_segments
+from streamsplit_compile.encoder.segment import in_float64, run_segments
 
 FP32_LIMIT = 1e-4
 """How far an embedding may be off, and of one with values beyond 1 what share of its largest: float32 is no finer."""
+MOST_TIMES = 10.0
+"""How much more is allowed at most of an encoder that float32 itself makes inexact."""
 EXACT = "float32"
 """The wire encoding that loses nothing."""
 Array = npt.NDArray[np.float32]
@@ -38,9 +40,14 @@ class Prover:
     has sent are not run through the suffix again.
     """
 
-    def __init__(self, segments: Sequence[fx.GraphModule], windows: Array) -> None:
-        """`windows` is (n, samples) float32, `segments` are the encoder between the cuts to be proved."""
-        self._segments = segments
+    def __init__(
+        self, segments: Sequence[fx.GraphModule], windows: Array, notice: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """`windows` is (n, samples) float32, `segments` are the encoder between the cuts to be proved.
+
+        `notice` is told when more than FP32_LIMIT is allowed, and why.
+        """
+        self._segments, self._notice = segments, notice
         self._exact = [torch.from_numpy(windows)]
         with torch.inference_mode():
             for segment in segments:
@@ -72,6 +79,29 @@ class Prover:
             embeddings = {encoding: self._sent(cut, values, encoding) for encoding in chosen}
             found.append(CutParity(prefix=prefix, wire=embeddings))
         return Parity(windows=len(activations[0]), cuts=found)
+
+    def check(self, cuts: Sequence[Cut], parity: Parity) -> None:
+        """Raise CutFailed naming the worst cut when a float32 variant is not the encoder.
+
+        Where the encoder loses more than the limit by being computed in float32 at all, as the logarithm of filters
+        that add up to almost nothing does, another order of adding cannot be nearer: then that much is allowed.
+        """
+        if max(parity.max_abs_error) > self.limit and (own := self._own_error()) > self.limit:
+            self.limit = min(own, MOST_TIMES * self.limit)
+            self._notice(
+                f"in float32 torch itself is off from float64 by {own:.1e} in this encoder; blocks may be off by "
+                f"{self.limit:.1e}"
+            )
+        check_parity(cuts, parity, self.limit)
+
+    def _own_error(self) -> float:
+        """How far the encoder in torch is from itself in float64; 0 where it does not run in that."""
+        try:
+            with torch.inference_mode():
+                exact = run_segments([in_float64(segment) for segment in self._segments], self._exact[0].double())
+        except (RuntimeError, TypeError, ValueError):
+            return 0.0
+        return agreement(self._exact[-1], exact).max_abs_error
 
     def _sent(self, cut: Cut, activations: Array, encoding: str) -> Agreement:
         """How near the embedding is that the server makes of activations sent in an encoding."""

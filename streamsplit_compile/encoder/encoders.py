@@ -41,6 +41,7 @@ from streamsplit_compile.encoder.weights import (
     is_safetensors,
     is_zip,
     mistaken,
+    mistaken_folder,
     more_than_tensors,
     read_safetensors,
     unwrapped,
@@ -151,9 +152,7 @@ def load_encoder(
 
 def _read_encoder(path: Path, given: LoadOptions) -> LoadedEncoder:
     if path.is_dir():
-        raise UsageError(
-            f"{path}: a directory, expected a file; for one of `transformers` see `ssc encoder new --help`"
-        )
+        raise UsageError(f"{path}: {mistaken_folder(path)}")
     if not path.is_file():
         raise UsageError(f"{path}: no such file; start with `ssc encoder new resnet18 -o {path}`")
     if path.stat().st_size > _MAX_ENCODER_BYTES:
@@ -202,9 +201,13 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(value, torch.Tensor)
     }
     if not tensors:
-        fields = ", ".join(printable(str(name)) for name in itertools.islice(content, _FIELDS_SHOWN))
-        raise FormatError(f"{path}: holds no tensors (fields: {fields}); keep the state_dict alone with torch.save")
+        raise _without_tensors(path, content)
     return tensors
+
+
+def _without_tensors(path: Path, content: Mapping[Any, Any]) -> FormatError:
+    fields = ", ".join(printable(str(name)) for name in itertools.islice(content, _FIELDS_SHOWN))
+    return FormatError(f"{path}: holds no tensors (fields: {fields}); keep the state_dict alone with torch.save")
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -236,7 +239,9 @@ def _from_state_dict(path: Path, factory: str, content: dict[str, Any], given: L
     except (ImportError, AttributeError, ValueError) as exc:
         raise UsageError(f"--factory {factory}: {exc}; expected package.module:callable") from None
     module = _build(build, factory, {})
-    _load_state(module, unwrapped(content), path)
+    state = unwrapped(content)
+    _check_names(module, state, path)
+    _load_state(module, state, path)
     return from_module(factory, {}, module, given.sample_rate, given.front_end)
 
 
@@ -314,6 +319,18 @@ def _build(factory: Callable[..., Any], name: str, config: dict[str, Any]) -> to
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"encoder {name!r}: its factory returned {type(module).__name__}, not a torch module")
     return module.eval()
+
+
+def _check_names(module: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Raise FormatError for what is no state_dict, or none of such an encoder."""
+    if not any(isinstance(value, torch.Tensor) for value in state.values()):
+        raise _without_tensors(path, state)
+    if state.keys().isdisjoint(expected := module.state_dict()):
+        given, named = printable(str(next(iter(state)))), next(iter(expected), "")
+        raise FormatError(
+            f"{path}: its weights are called {given!r} and so on, the encoder's {named!r}: another encoder's, or in a "
+            "wrapper; save them under the encoder's names"
+        )
 
 
 def _load_state(module: torch.nn.Module, state: dict[str, Any], path: Path) -> None:

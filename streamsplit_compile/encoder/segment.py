@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import operator
 from collections.abc import Sequence
@@ -64,6 +65,19 @@ def run_segments(segments: Sequence[fx.GraphModule], activation: torch.Tensor) -
     if segments and segments[0].meta["rows"] is not None:
         return torch.cat([_chain(segments, part) for part in torch.split(activation, segments[0].meta["rows"])])
     return _chain(segments, activation)
+
+
+def in_float64(segment: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a segment that computes in float64 what it computes in float32."""
+
+    def wider(value: Any) -> Any:
+        return torch.float64 if value is torch.float32 else value
+
+    copied = copy.deepcopy(segment).double()
+    for node in copied.graph.nodes:
+        node.args, node.kwargs = fx.node.map_aggregate(node.args, wider), fx.node.map_aggregate(node.kwargs, wider)
+    copied.recompile()
+    return copied
 
 
 def by_channels(activations: torch.Tensor) -> torch.Tensor:

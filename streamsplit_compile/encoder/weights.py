@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from runtime_edge.audio.files.recognise import recognised
 from runtime_edge.errors import FormatError, MissingExtra
 
@@ -24,10 +26,27 @@ _LEGACY_PICKLES = 5
 """The number, a version, the machine, the content without its tensors, and the tensors' order."""
 _LEGACY_CONTENT = 3
 _PICKLES = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5", b"(d", b"(l", b"c__", b"ccopy_reg\n")
-_ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a\x42]")
-"""The version of the format, and the next of a model's fields."""
+_LENGTH = rb"[\x80-\xff]{0,4}[\0-\x7f]"
+_OTHERS = (
+    (rb"\x08[\x01-\x20]\x12" + _LENGTH + rb"(\n" + _LENGTH + rb"\n|\xa2\x06)", "a Core ML model"),
+    (rb"\x08\x01\x12" + _LENGTH + rb"\n" + _LENGTH + rb"[\x12\x1a\x22]", "a TensorFlow SavedModel"),
+    (rb"\n" + _LENGTH + rb"\n" + _LENGTH + rb"[\w./-]+\x12" + _LENGTH + rb"[A-Z]\w+", "a TensorFlow graph"),
+    (rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX model"),
+)
+"""Models in protobuf, by their first fields: the version of the format, and the next one of a model, or its nodes."""
+_MSGPACK = re.compile(rb"([\x81-\x8f]|\xde..|\xdf....)([\xa1-\xbf]|\xd9.)[\w./:-]", re.DOTALL)
+"""A map whose first key is text."""
+_TORCH = "encoders are torch modules"
+_FOLDERS = (
+    ("Data/com.apple.CoreML", "a Core ML package"),
+    ("coremldata.bin", "a compiled Core ML model"),
+    ("saved_model.pb", "a TensorFlow SavedModel"),
+    ("keras_metadata.pb", "a Keras model"),
+)
+"""What is made for another runtime and lies in a folder, by a file in it."""
 _SAFETENSORS_HEADER = 100_000_000
 """Bytes that its readers admit."""
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 _TAR_MARK, _ANNEX = 257, 64
 _MODELS = (
     (0, b"GGUF", "a GGUF model"),
@@ -46,8 +65,8 @@ _MODELS = (
 _EXPORT = "export its torch module with torch.export.save(torch.export.export(module, (waveform,)), 'encoder.pt')"
 _KEEP = "keep its state_dict alone with torch.save where you trust it"
 _OPCODES_BEFORE = ("PROTO", "FRAME", "MARK", "BINPUT", "MEMOIZE", "PUT")
-_PARALLEL = "module."
-"""What DataParallel puts before the name of each tensor."""
+_PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before the name of each tensor."""
 
 
 def mistaken(path: Path) -> str:
@@ -75,8 +94,13 @@ def mistaken(path: Path) -> str:
     for place, mark, name in _MODELS:
         if first.startswith(mark, place):
             return f"{name}, whose layers cannot be taken apart; {_EXPORT}"
-    if _ONNX.match(first):
-        return f"an ONNX model; {_EXPORT}"
+    for fields, name in _OTHERS:
+        if re.match(fields, first, re.DOTALL):
+            return f"{name}, whose layers cannot be taken apart; {_EXPORT}"
+    if first.startswith(_HDF5):
+        return f"HDF5, as Keras writes its models; {_TORCH}"
+    if _MSGPACK.match(first):
+        return f"MessagePack, as Flax writes its weights; {_TORCH}"
     if (first.startswith(b"PK") and not is_zip(path)) or (is_legacy(path) and _ends_in_a_pickle(path)):
         return f"cut short after {size} bytes; get it again"
     if is_zip(path):
@@ -85,6 +109,14 @@ def mistaken(path: Path) -> str:
         return f"a pickle that torch.save did not write, which is never unpickled here; {_KEEP}"
     kind = recognised(first) or ("text" if size < _FIRST_BYTES and first.isascii() and b"\0" not in first else None)
     return "" if kind is None else f"{kind}, and neither a checkpoint nor a torch.export archive"
+
+
+def mistaken_folder(path: Path) -> str:
+    """What a folder is that was taken for a checkpoint, and what to do."""
+    name = next((name for mark, name in _FOLDERS if (path / mark).exists()), "")
+    if name:
+        return f"{name}, whose layers cannot be taken apart; {_EXPORT}"
+    return "a directory, expected a file; for one of `transformers` see `ssc encoder new --help`"
 
 
 def _zipped(path: Path) -> str:
@@ -102,7 +134,10 @@ def _zipped(path: Path) -> str:
     if names and all(name.endswith(".npy") for name in names):
         return "arrays of NumPy (.npz); keep them as tensors in a dictionary with torch.save"
     if "model.weights.h5" in names:
-        return "a Keras model; encoders are torch modules"
+        return f"a Keras model; {_TORCH}"
+    for mark, name in _FOLDERS:
+        if any(f"/{member}".endswith(f"/{mark}") or f"/{mark}/" in f"/{member}" for member in names):
+            return f"{name} in a zip archive, whose layers cannot be taken apart; {_EXPORT}"
     return "a zip archive without a checkpoint; unpack it first"
 
 
@@ -189,14 +224,33 @@ def is_zip(path: Path) -> bool:
 
 
 def unwrapped(content: dict[str, Any]) -> Any:
-    """The state_dict in a checkpoint: the wrappers of training programs and of DataParallel are taken off."""
-    field = wrapper(content)
-    state: Any = content if field is None else content[field]
-    if state and all(isinstance(name, str) and name.startswith(_PARALLEL) for name in state):
-        return {name.removeprefix(_PARALLEL): value for name, value in state.items()}
+    """The state_dict in a checkpoint: the wrappers of training programs, DataParallel and torch.compile are off."""
+    state: Any = content
+    while isinstance(state, dict) and (field := wrapper(state)) is not None:
+        state = state[field]
+    while prefix := next((prefix for prefix in _PREFIXES if _all_begin(state, prefix)), ""):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 
+def _all_begin(state: Any, prefix: str) -> bool:
+    return bool(state) and all(isinstance(name, str) and name.startswith(prefix) for name in state)
+
+
 def wrapper(content: dict[str, Any]) -> str | None:
-    """In which field of a checkpoint its weights stand; None when they stand at the top."""
-    return next((field for field in _WRAPPERS if isinstance(content.get(field), dict)), None)
+    """In which field of a checkpoint its weights stand; None when they stand at the top, or in one of several."""
+    if known := next((field for field in _WRAPPERS if isinstance(content.get(field), dict)), None):
+        return known
+    if any(isinstance(value, torch.Tensor) for value in content.values()):
+        return None
+    filled = [field for field, value in content.items() if isinstance(value, dict) and _is_state(value)]
+    return filled[0] if len(filled) == 1 else None
+
+
+def _is_state(content: dict[Any, Any]) -> bool:
+    """Whether these are a module's tensors by their names."""
+    return (
+        bool(content)
+        and all(isinstance(name, str) for name in content)
+        and any(isinstance(value, torch.Tensor) for value in content.values())
+    )

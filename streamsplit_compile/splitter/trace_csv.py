@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime_edge.audio.files.folder import is_hidden
-from runtime_edge.base.files import read_bounded
+from runtime_edge.base.files import read_text
 from runtime_edge.errors import FormatError, UsageError
 from streamsplit_compile.splitter.traces import FAMILIES, STEP_S, Array, TraceModel, Traces, join, synthetic_traces
 
@@ -76,11 +76,7 @@ def _is_trace(path: Path) -> bool:
 
 def read_csv(path: Path) -> Columns:
     """The columns of one file, (line,) each, checked. Raises FormatError naming file, line and column."""
-    try:
-        text = read_bounded(path, MAX_CSV_BYTES, FormatError).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: not UTF-8 text") from None
-    lines = csv.reader(io.StringIO(text), strict=True)
+    lines = csv.reader(io.StringIO(read_text(path, MAX_CSV_BYTES)), strict=True)
     try:
         names = next(lines, [])
         _check_header(names, path)

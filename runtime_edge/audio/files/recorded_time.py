@@ -15,7 +15,11 @@ _AUDIOMOTH = re.compile(
     r"Recorded at (\d\d:\d\d:\d\d(?:\.\d+)?) (\d\d/\d\d/\d{4}) \(UTC(?:([+-])(\d{1,2})(?::?(\d\d))?)?\)"
 )
 _GUANO = re.compile(rb"^\s*Timestamp\s*:\s*(\S+(?: \d\d:\S+)?)", re.MULTILINE)
-_NAME = re.compile(r"(?<!\d)(\d{8})[_T-](\d{6})(?!\d)")
+_NAME = re.compile(
+    r"(?<!\d)(\d{4})(-?)(\d\d)\2(\d\d)(?:([Tt])|[_ $-])(\d\d)([-_.:]?)(\d\d)\7(\d\d)(?!\d)"
+    r"(?(5)(Z|[+-]\d\d[-_.:]?[0-5]\d(?!\d))?)"
+)
+"""Only behind a T a shift may follow: elsewhere it is a number of the recorder's."""
 _DATE_BYTES = 10
 _BEXT_DATE = 256 + 32 + 32
 """Behind description, originator and its reference."""
@@ -55,8 +59,9 @@ def _of_name(path: Path) -> dt.datetime | None:
     found = _NAME.search(path.stem)
     if found is None:
         return None
-    (date, time) = found.groups()
-    return _parsed(f"{date[:4]}-{date[4:6]}-{date[6:]}T{time[:2]}:{time[2:4]}:{time[4:]}")
+    year, _, month, day, _, hour, _, minute, second, shift = found.groups(default="")
+    zone = "+00:00" if shift == "Z" else shift and f"{shift[:3]}:{shift[-2:]}"
+    return _parsed(f"{year}-{month}-{day}T{hour}:{minute}:{second}{zone}")
 
 
 def _parsed(text: str) -> dt.datetime | None:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from runtime_edge.base.files import fsync_directory, is_locked, locked, make_private, read_bounded, write_atomic
+from runtime_edge.base.files import (
+    fsync_directory,
+    is_locked,
+    locked,
+    make_private,
+    read_bounded,
+    read_text,
+    write_atomic,
+)
 from runtime_edge.errors import BundleError, FormatError, UsageError
 
 STATUS = Path("/proc/self/status")
@@ -142,3 +150,22 @@ def test_a_disk_that_is_full_is_told_with_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device: '.*/report\.json'"):
         write_atomic(tmp_path / "report.json", b"{}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "wrong"),
+    [
+        ("name\nKäfer\n".encode("latin-1"), "line 2 is not UTF-8 text; save it as UTF-8"),
+        ("Käfer".encode("utf-16"), "perhaps UTF-16; save it as UTF-8"),
+        ("Käfer".encode("utf-16-be"), "perhaps UTF-16; save it as UTF-8"),
+    ],
+)
+def test_text_in_another_encoding_is_told_with_its_line(tmp_path, data, wrong):
+    (tmp_path / "text.csv").write_bytes(data)
+    with pytest.raises(BundleError, match=rf"text\.csv: .*{wrong}"):
+        read_text(tmp_path / "text.csv", 100, BundleError)
+
+
+def test_the_mark_that_no_editor_shows_is_not_part_of_a_text(tmp_path):
+    (tmp_path / "text.csv").write_bytes(b"\xef\xbb\xbffile,label\r\n")
+    assert read_text(tmp_path / "text.csv", 100) == "file,label\r\n"

@@ -8,7 +8,7 @@ from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.manifest import Agreement, CutParity, Parity
 from streamsplit_compile.bundle.calibrate import calibrate_cut, calibration_windows
 from streamsplit_compile.bundle.parity import Prover, agreement, check_parity, shortfalls
-from streamsplit_compile.encoder.segment import run_segments, split
+from streamsplit_compile.encoder.segment import in_float64, run_segments, split
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +142,46 @@ def test_what_is_allowed_grows_with_embeddings_beyond_one(largest, limit):
     scale.meta["rows"] = None
     windows = np.array([[0.25, -largest], [0.0, 0.1]], np.float32)
     assert Prover([scale], windows).limit == pytest.approx(limit, rel=1e-6)
+
+
+class Cancels(torch.nn.Module):
+    """What is left of a sum whose terms cancel: float32 keeps a few digits of it."""
+
+    def forward(self, x):
+        return (x + 16000.0) - 16000.0
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "allowed"),
+    [
+        (Cancels, 9e-5, ""),
+        (Cancels, 3e-4, "blocks may be off by"),
+        (torch.nn.Identity, 3e-4, None),
+        (Cancels, 2e-3, None),
+    ],
+)
+def test_more_is_allowed_where_float32_itself_is_off_and_that_is_told(chain, module, error, allowed):
+    segment = fx.symbolic_trace(module().eval())
+    segment.meta["rows"] = None
+    windows = np.random.default_rng(0).uniform(-0.12, 0.12, (64, 32)).astype(np.float32)
+    told = []
+    prover = Prover([segment], windows, told.append)
+    parity = proved([0.0, error])
+    if allowed is None:
+        with pytest.raises(CheckFailed, match="prefix and suffix are off"):
+            prover.check(chain[3][:2], parity)
+        return
+    prover.check(chain[3][:2], parity)
+    assert allowed in "".join(told)
+    assert len(told) == bool(allowed)
+    assert prover.limit <= 1e-3
+
+
+def test_constants_and_casts_of_float32_are_float64_in_the_reference():
+    class Casts(torch.nn.Module):
+        def forward(self, x):
+            return x.to(torch.float32) * torch.linspace(0, 1, 3, dtype=torch.float32)
+
+    found = in_float64(fx.symbolic_trace(Casts()))(torch.tensor([1 / 3], dtype=torch.float64))
+    assert found.dtype == torch.float64
+    assert torch.equal(found, torch.linspace(0, 1, 3, dtype=torch.float64) / 3)

@@ -122,9 +122,16 @@ def test_a_factory_that_gives_no_module_is_refused(tiny_file, factory, message):
 
 
 def test_a_state_dict_that_does_not_fit_is_refused_in_one_line(tmp_path):
-    for state in (nn.Linear(3, 3).state_dict(), {}, {"stem.0.weight": 3}, {1: torch.zeros(1)}, {"head.bias": None}):
+    for state, said in (
+        (nn.Linear(3, 3).state_dict(), "its weights are called 'weight' and so on, the encoder's 'stem"),
+        ({}, "holds no tensors"),
+        ({"stem.0.weight": 3}, r"holds no tensors \(fields: stem.0.weight\)"),
+        ({1: torch.zeros(1)}, "its weights are called '1' and so on"),
+        ({"head.bias": None}, r"holds no tensors \(fields: head.bias\)"),
+        ({"head.bias": torch.zeros(1)}, 'field "state_dict" does not fit the encoder: '),
+    ):
         path = write(tmp_path / "other.pt", state)
-        with pytest.raises(FormatError, match=r'other\.pt: field "state_dict" does not fit the encoder: ') as caught:
+        with pytest.raises(FormatError, match=rf"other\.pt: {said}") as caught:
             load_encoder(path, "toys:Tiny")
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 500
@@ -193,7 +200,7 @@ def test_what_is_no_zip_file_is_refused(tmp_path):
     path = tmp_path / "encoder.pt"
     for data in (b"text", b"\x81\x02.", b"\1" * 5000):
         path.write_bytes(data)
-        with pytest.raises(FormatError, match=r"encoder\.pt: neither a checkpoint nor a torch\.export archive"):
+        with pytest.raises(FormatError, match=r"encoder\.pt: .*neither a checkpoint nor a torch\.export archive"):
             load_encoder(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", "<xml/>")
@@ -202,8 +209,9 @@ def test_what_is_no_zip_file_is_refused(tmp_path):
 
 
 def test_a_checkpoint_with_its_weights_in_an_unknown_field_names_the_fields(tmp_path):
-    torch.save({"epoch": 3, "net": {"fc.weight": torch.zeros(2)}}, tmp_path / "net.pt")
-    with pytest.raises(FormatError, match=r"net\.pt: holds no tensors \(fields: epoch, net\)"):
+    weights = {"fc.weight": torch.zeros(2)}
+    torch.save({"epoch": 3, "net": weights, "ema": weights}, tmp_path / "net.pt")
+    with pytest.raises(FormatError, match=r"net\.pt: holds no tensors \(fields: epoch, net, ema\)"):
         read_tensors(tmp_path / "net.pt")
 
 
@@ -252,7 +260,7 @@ def test_a_pickled_module_of_before_1_6_is_refused_or_named_when_it_is_cut_withi
         load_encoder(path)
 
 
-@pytest.mark.parametrize("field", ["model", "state_dict"])
+@pytest.mark.parametrize("field", ["model", "state_dict", "ema", "net"])
 def test_weights_of_a_training_run_are_taken_out_of_their_wrappers(tmp_path, tiny_encoder, field):
     state = Tiny(seed=2).state_dict()
     path = write(tmp_path / "last.pt", {"epoch": 3, field: {f"module.{name}": each for name, each in state.items()}})
@@ -260,6 +268,20 @@ def test_weights_of_a_training_run_are_taken_out_of_their_wrappers(tmp_path, tin
     assert read_tensors(path).keys() == state.keys()
     with pytest.raises(FormatError, match=f"here in field '{field}'. name its code with --factory"):
         load_encoder(path)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_wrappers_within_wrappers_are_taken_off_and_of_two_sets_of_weights_none_is_chosen(tmp_path, prefix):
+    state = Tiny(seed=2).state_dict()
+    named = {prefix + name: each for name, each in state.items()}
+    path = write(tmp_path / "last.pt", {"model": {"state_dict": named}, "optimizer": {"state": {}}})
+    assert np.array_equal(load_encoder(path, "toys:Tiny").tensors["head.bias"], state["head.bias"].numpy())
+    path = write(tmp_path / "last.pt", {"teacher": named, "student": named})
+    with pytest.raises(FormatError, match=r"holds no tensors \(fields: teacher, student\)"):
+        load_encoder(path, "toys:Tiny")
+    path = write(tmp_path / "last.pt", {f"encoder.{name}": each for name, each in state.items()})
+    with pytest.raises(FormatError, match=r"its weights are called 'encoder\.\S+' and so on, the encoder's 'stem"):
+        load_encoder(path, "toys:Tiny")
 
 
 def test_what_is_no_file_is_refused(tmp_path):

@@ -8,12 +8,13 @@ import warnings
 import zipfile
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
 from toys import Tiny
 
-from runtime_edge.errors import FormatError
+from runtime_edge.errors import FormatError, SscError
 from streamsplit_compile.encoder.encoders import load_encoder, read_tensors
 
 PICKLE_0 = b"(dp0\nVa\np1\n(lp2\nI0\nas."
@@ -36,7 +37,18 @@ SETTINGS = argparse.Namespace(lr=1e-3)
         (bytes(5000), "begins with 1024 zeros, .* get it again"),
         (PICKLE_4, "a pickle that torch.save did not write.* keep its state_dict alone"),
         (PICKLE_0, "a pickle that torch.save did not write"),
-        (b"\x08\x08\x12\x07pytorch" + bytes(50), "an ONNX model; .*torch.export.save"),
+        (b"\x08\x08\x12\x07pytorch" + bytes(50), "an ONNX model, .*torch.export.save"),
+        (onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [])).SerializeToString(), "an ONNX model, "),
+        (b"\x08\x08\x12\xb0\x02\n\x1e\n\x05audio\x1a\x15\x2a\x13" + bytes(50), "a Core ML model, .*torch.export.save"),
+        (b"\x08\x01\x12\x09\n\x07\n\x01x\x1a\x02\x1a\0", "a Core ML model, "),
+        (b"\x08\x05\x12\x06\xa2\x06\x03\n\x01x", "a Core ML model, "),
+        (
+            b"\x08\x01\x12\xff\xff\x03\n\xd2\x05\x12\xcc\x05\n" + bytes(50),
+            "a TensorFlow SavedModel, .*torch.export.save",
+        ),
+        (b"\n\x29\n\x05input\x12\x0bPlaceholder*\x0b" + bytes(50), "a TensorFlow graph, .*torch.export.save"),
+        (b"\x83\xa6params\x81\xa5Dense" + bytes(50), "MessagePack, as Flax writes its weights"),
+        (b"\xde\x00\x20\xd9\x28text_model/encoder" + bytes(50), "MessagePack, as Flax writes its weights"),
         (b"\x1c\0\0\0TFL3" + bytes(50), "a TFLite model.*torch.export.save"),
         (b"GGUF\3\0\0\0" + bytes(50), "a GGUF model, .*torch.export.save"),
         (b"lmgg" + bytes(range(200)), "a GGML model, .*torch.export.save"),
@@ -47,7 +59,7 @@ SETTINGS = argparse.Namespace(lr=1e-3)
         (b'<?xml version="1.0"?>\n<net name="torch" version="11">', "an OpenVINO model, .*torch.export.save"),
         (b"404: Not Found\n", "text, and neither a checkpoint nor"),
         (b"/annex/objects/SHA256E-s100--00.pt\n", "a pointer of git-annex, .*git annex get"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5, and neither a checkpoint nor"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5, as Keras writes its models"),
     ],
 )
 def test_what_is_no_checkpoint_at_all_is_named_and_no_unsafe_switch_is(tmp_path, data, what):
@@ -57,6 +69,27 @@ def test_what_is_no_checkpoint_at_all_is_named_and_no_unsafe_switch_is(tmp_path,
         with pytest.raises(FormatError, match=f"encoder.pt: {what}") as caught:
             read(path)
         assert "unsafe" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mark", "what"),
+    [
+        ("Data/com.apple.CoreML/model.mlmodel", "a Core ML package"),
+        ("coremldata.bin", "a compiled Core ML model"),
+        ("saved_model.pb", "a TensorFlow SavedModel"),
+    ],
+)
+@pytest.mark.parametrize("root", ["", "encoder/"])
+def test_a_folder_of_another_runtime_is_named_and_so_is_one_in_a_zip_archive(tmp_path, mark, what, root):
+    file = tmp_path / "encoder" / mark
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"\x08\x05")
+    archive = tmp_path / "encoder.pt"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.write(file, root + mark)
+    for path in (tmp_path / "encoder", archive):
+        with pytest.raises(SscError, match=f"{what}.*torch.export.save"):
+            load_encoder(path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -39,6 +39,15 @@ def of(path: Path) -> str | None:
         ("20260501_043000T.WAV", "2026-05-01T04:30:00"),
         ("SMA01234_20260501_043000.wav", "2026-05-01T04:30:00"),
         ("20260501T043000.flac", "2026-05-01T04:30:00"),
+        ("2026-05-01_04-30-00.wav", "2026-05-01T04:30:00"),
+        ("2026-05-01T04.30.00.wav", "2026-05-01T04:30:00"),
+        ("S4A_20260501$043000.wav", "2026-05-01T04:30:00"),
+        ("20260501_043000-0200.wav", "2026-05-01T04:30:00"),
+        ("20260501T043000Z.wav", "2026-05-01T04:30:00+00:00"),
+        ("site_20260501T043000+1000_12.wav", "2026-05-01T04:30:00+10:00"),
+        ("20260501T043000-03_30.wav", "2026-05-01T04:30:00-03:30"),
+        ("20260501T043000+9900.wav", None),
+        ("2026-0501_043000.wav", None),
         ("20261301_043000.wav", None),
         ("20260501_256000.wav", None),
         ("120260501_0430001.wav", None),
@@ -46,7 +55,7 @@ def of(path: Path) -> str | None:
         ("garden.wav", None),
     ],
 )
-def test_a_name_may_say_it_and_knows_no_zone(tmp_path: Path, name: str, time: str | None) -> None:
+def test_a_name_may_say_it_and_knows_a_zone_only_behind_a_t(tmp_path: Path, name: str, time: str | None) -> None:
     assert of(write(tmp_path / name)) == time
 
 
