@@ -54,6 +54,7 @@ class Prover:
                 self._exact.append(run_segments([segment], self._exact[-1]))
         self.limit = FP32_LIMIT * scale_of(self._exact[-1].numpy())
         """How far these embeddings may be off over the float32 wire."""
+        self._most = MOST_TIMES * self.limit
         self._uncertainty = uncertainties(self._exact[-1].numpy())
         self._known = {
             _key(index, activation.numpy()): agreement(self._exact[-1], self._exact[-1], self._uncertainty)
@@ -86,13 +87,14 @@ class Prover:
         Where the encoder loses more than the limit by being computed in float32 at all, as the logarithm of filters
         that add up to almost nothing does, another order of adding cannot be nearer: then that much is allowed.
         """
-        if max(parity.max_abs_error) > self.limit and (own := self._own_error()) > self.limit:
-            self.limit = min(own, MOST_TIMES * self.limit)
+        own = self._own_error() if max(parity.max_abs_error) > self.limit else 0.0
+        if own > self.limit:
+            self.limit = min(own, self._most)
             self._notice(
                 f"in float32 torch itself is off from float64 by {own:.1e} in this encoder; blocks may be off by "
                 f"{self.limit:.1e}"
             )
-        check_parity(cuts, parity, self.limit)
+        check_parity(cuts, parity, self.limit, own)
 
     def _own_error(self) -> float:
         """How far the encoder in torch is from itself in float64; 0 where it does not run in that."""
@@ -146,12 +148,17 @@ def agreement(
     )
 
 
-def check_parity(cuts: Sequence[Cut], parity: Parity, limit: float = FP32_LIMIT) -> None:
-    """Raise CutFailed naming the worst cut when the embedding is off by more than `limit` over the float32 wire."""
+def check_parity(cuts: Sequence[Cut], parity: Parity, limit: float = FP32_LIMIT, own: float = 0.0) -> None:
+    """Raise CutFailed naming the worst cut when the embedding is off by more than `limit` over the float32 wire.
+
+    `own` is how far torch in float32 is from float64, where that is known.
+    """
     worst = max(cuts, key=lambda cut: parity.max_abs_error[cut.index])
     error = parity.max_abs_error[worst.index]
     if error > limit:
-        raise CutFailed(worst.name, f"prefix and suffix are off by {error:.2e}, allowed {limit:.0e}")
+        why = f"; in float32 torch itself is off by {own:.0e}: no angle or logarithm of next to nothing is stable"
+        reason = f"prefix and suffix are off by {error:.2e}, allowed {limit:.0e}"
+        raise CutFailed(worst.name, reason + (why if own > limit else ""))
 
 
 COSINE_FLOORS = {"fp16": 0.999, "int8": 0.98, "auto": 0.98}
