@@ -50,7 +50,8 @@ def select_cuts(
         useful = _useful(candidates, work, wire_bytes, native)
         cheap = native is not None or _is_cheap_front_end(useful, work, wire_bytes)
         blocks = min(auto_blocks + cheap, MAX_AUTO_CUTS - 1)
-        chosen = _merge(useful, work, lambda share, count: share >= MIN_BLOCK_SHARE and count <= blocks, cheap)
+        least = 0.0 if native is not None else MIN_BLOCK_SHARE
+        chosen = _merge(useful, work, lambda share, count: share >= MIN_BLOCK_SHARE and count <= blocks, cheap, least)
     elif spec.isdecimal():
         blocks = int(spec)
         if not 1 <= blocks <= last:
@@ -113,11 +114,16 @@ def _is_cheap_front_end(useful: Sequence[int], work: Sequence[float], wire_bytes
 
 
 def _merge(
-    chosen: list[int], work: Sequence[float], enough: Callable[[float, int], bool], keep_first: bool = False
+    chosen: list[int],
+    work: Sequence[float],
+    enough: Callable[[float, int], bool],
+    keep_first: bool = False,
+    least: float = MIN_BLOCK_SHARE,
 ) -> list[int]:
     """Merge the lightest block into a neighbour until every block, or their number, is as wanted.
 
-    With `keep_first` the first block stays, however light it is.
+    With `keep_first` the first block stays, however light it is, unless the second one has less than the share `least`:
+    then they are one.
     """
     chosen = list(chosen)
     first = 1 if keep_first else 0
@@ -128,7 +134,7 @@ def _merge(
             break
         # Of the block's two ends the earlier one goes: the later ships less for nearly the same work.
         goes = max(lightest, 1)
-        if keep_first and lightest == 1 and shares[1] >= MIN_BLOCK_SHARE:
+        if keep_first and lightest == 1 and shares[1] >= least:
             goes = 2
         chosen.pop(goes)
     return chosen

@@ -197,7 +197,7 @@ def test_the_table_of_another_target_is_refused(bundle_copy, signing_key):
 
 def test_the_table_of_another_encoder_is_refused(bundle_copy, resnet_bundle):
     shutil.copy(resnet_bundle.path / "tables" / "rpi4.json", bundle_copy / "tables" / "rpi4.json")
-    refused(bundle_copy, None, "tables/rpi4.json: costs: the bundle has no cut 'input_norm'")
+    refused(bundle_copy, None, "tables/rpi4.json: costs: the bundle has no cut 'log_mel'")
 
 
 def test_an_unknown_target_is_refused_with_those_there_are(small_bundle):

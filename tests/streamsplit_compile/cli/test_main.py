@@ -49,7 +49,10 @@ class Bomb:
 BAD = {
     "a missing encoder": ("compile missing.pt -o out", "missing.pt: no such file; start with `ssc encoder new"),
     "a directory for an encoder": ("compile bundle -o out", "bundle: a directory, expected a file"),
-    "text for an encoder": ("compile text.pt -o out", "text.pt: neither a checkpoint nor a torch.export archive"),
+    "text for an encoder": (
+        "compile text.pt -o out",
+        "text.pt: text, and neither a checkpoint nor a torch.export archive",
+    ),
     "a truncated encoder": ("compile short.pt -o out", "short.pt: cut short after"),
     "a pickled module": ("compile pickled.pt -o out", "pickled.pt: holds more than tensors"),
     "a state_dict alone": ("compile tiny.pt -o out", 'tiny.pt: field "format" is None'),
