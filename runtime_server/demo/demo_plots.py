@@ -79,7 +79,7 @@ def _draw_device(path: Path, device: DemoDevice, evidence: Evidence) -> None:
     _draw_link(middle, device, times, rows)
     bottom.plot(times, [row["cpu"] for row in rows], color=_COLOURS[2])
     bottom.set_ylim(0, 1.05)
-    bottom.set_title("processor load of the machine")
+    bottom.set_title("processor load that the device sees")
     bottom.set_xlabel("seconds")
     _save(figure, path)
 
