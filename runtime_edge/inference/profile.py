@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from msgspec import Meta
 
 from runtime_edge.base.files import read_bounded
@@ -129,6 +130,22 @@ def noise_windows(front_end: FrontEndInfo) -> Iterator[Array]:
         yield noise[window * hop : window * hop + samples]
 
 
+def block_times(
+    prefix: Prefix, windows: Iterator[Array], runs: int, progress: Callable[[int], None] = lambda run: None
+) -> npt.NDArray[np.float64]:
+    """(runs, blocks) milliseconds of each block, behind some windows that warm it up. Raises BackendError."""
+    times = np.zeros((runs, prefix.last_cut))
+    for run in range(-_WARM_UP, runs):
+        prefix.start(next(windows))
+        for block in range(prefix.last_cut):
+            started = time.perf_counter()
+            prefix.advance(block + 1)
+            if run >= 0:
+                times[run, block] = (time.perf_counter() - started) * 1e3
+        progress(max(run, 0))
+    return times
+
+
 def measure_profile(
     bundle: Bundle,
     target: str,
@@ -143,16 +160,7 @@ def measure_profile(
     """
     info = bundle.manifest.info
     prefix = Prefix(bundle, variant, RuntimeOptions(threads), native=True)
-    windows = noise_windows(info.front_end)
-    times = np.zeros((runs, len(info.blocks)))
-    for run in range(-_WARM_UP, runs):
-        prefix.start(next(windows))
-        for block in range(len(info.blocks)):
-            started = time.perf_counter()
-            prefix.advance(block + 1)
-            if run >= 0:
-                times[run, block] = (time.perf_counter() - started) * 1e3
-        progress(max(run, 0))
+    times = block_times(prefix, noise_windows(info.front_end), runs, progress)
     return Profile(
         target=target,
         encoder=info.encoder.id,

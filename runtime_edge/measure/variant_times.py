@@ -30,13 +30,12 @@ from runtime_edge.inference.contract import Array, RuntimeOptions
 from runtime_edge.inference.factory import providers_here
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.processor import processor
-from runtime_edge.inference.profile import noise_windows
+from runtime_edge.inference.profile import block_times, noise_windows
 from runtime_edge.inference.variants import runtime_options, variants_here
 from runtime_edge.measure.meters import Meter
 from runtime_edge.measure.plain_python import python_ms
 from runtime_edge.system import rss_mb
 
-_WARM_UP = 5
 _REST_S = 5.0
 """Nothing runs for so long while the meter shows what the board uses at rest."""
 _BLOCK_S = 1.0
@@ -205,14 +204,7 @@ def measure_variant(
     providers = (configuration.provider,) if configuration.provider == "cpu" else (configuration.provider, "cpu")
     prefix = Prefix(bundle, configuration.variant, RuntimeOptions(configuration.threads, providers), native=True)
     windows = noise_windows(info.front_end)
-    times = np.zeros((runs, len(info.blocks)))
-    for run in range(-_WARM_UP, runs):
-        prefix.start(next(windows))
-        for block in range(len(info.blocks)):
-            began = time.perf_counter()
-            prefix.advance(block + 1)
-            if run >= 0:
-                times[run, block] = (time.perf_counter() - began) * 1e3
+    times = block_times(prefix, windows, runs)
     memory_mb = rss_mb()
     if repeat is not None:
         for block in range(len(info.blocks)):

@@ -21,6 +21,7 @@ from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.records.actions import LinkRadio, Uplink
 from runtime_edge.formats.strict import Strict, decode
+from streamsplit_compile.cost.figure_files import figure_file, names_in
 from streamsplit_compile.cost.targets import MAX_TARGET_BYTES, Figure, Target
 
 RADIOS = Path(__file__).with_name("radios")
@@ -75,7 +76,7 @@ class Radio(Strict, frozen=True):
 
 def list_radios() -> list[str]:
     """Names of the radios that come with the package, sorted."""
-    return sorted(path.stem for path in RADIOS.glob("*.toml"))
+    return names_in(RADIOS)
 
 
 def load_radio(name_or_path: str | Path) -> Radio:
@@ -84,14 +85,7 @@ def load_radio(name_or_path: str | Path) -> Radio:
     Raises UsageError listing the known names, or naming the file and the field that is wrong; FormatError
     when the file cannot be read or is larger than 64 KiB.
     """
-    text = str(name_or_path)
-    known = list_radios()
-    if text in known:
-        path = RADIOS / f"{text}.toml"
-    elif text.endswith(".toml") or Path(text).is_file():
-        path = Path(text)
-    else:
-        raise UsageError(f"no link {text!r}; there are {', '.join(known)}, or give the path of a radio's .toml file")
+    path = figure_file(RADIOS, name_or_path, "link")
     return parse_radio(read_bounded(path, MAX_TARGET_BYTES), str(path))
 
 

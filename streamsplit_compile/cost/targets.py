@@ -17,6 +17,7 @@ from msgspec import Meta
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.strict import Strict, decode
+from streamsplit_compile.cost.figure_files import figure_file, names_in
 
 MAX_TARGET_BYTES = 64 << 10
 DIRECTORY = Path(__file__).with_name("targets")
@@ -121,7 +122,7 @@ class Target(Strict, frozen=True):
 
 def list_targets() -> list[str]:
     """Names of the targets that come with the package, sorted."""
-    return sorted(path.stem for path in DIRECTORY.glob("*.toml"))
+    return names_in(DIRECTORY)
 
 
 def load_target(name_or_path: str | Path) -> Target:
@@ -130,14 +131,7 @@ def load_target(name_or_path: str | Path) -> Target:
     Raises UsageError listing the known names, or naming the file and the field that is wrong; FormatError
     when the file cannot be read or is larger than 64 KiB.
     """
-    text = str(name_or_path)
-    known = list_targets()
-    if text in known:
-        path = DIRECTORY / f"{text}.toml"
-    elif text.endswith(".toml") or Path(text).is_file():
-        path = Path(text)
-    else:
-        raise UsageError(f"no target {text!r}; there are {', '.join(known)}, or give the path of a .toml file")
+    path = figure_file(DIRECTORY, name_or_path, "target")
     return parse_target(read_bounded(path, MAX_TARGET_BYTES), str(path))
 
 

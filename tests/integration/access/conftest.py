@@ -1,9 +1,9 @@
 """A broker with credentials, and certificates for it."""
 
 import shutil
-import subprocess
 
 import pytest
+from certificate import self_signed
 from guarded_broker import Guarded
 
 
@@ -12,32 +12,16 @@ def guarded(tmp_path):
     return Guarded(tmp_path)
 
 
-def _openssl(directory, *arguments):
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    subprocess.run([*command, *arguments], cwd=directory, check=True, capture_output=True)
-
-
 @pytest.fixture
 def certificates(tmp_path):
     """ca, other (another authority), and gateway, elsewhere and device signed by ca; each NAME.pem and NAME.key."""
     if shutil.which("openssl") is None:
         pytest.skip("the openssl program is not installed")
     for name in ("ca", "other"):
-        _openssl(tmp_path, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem",
+        self_signed(tmp_path, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem",
                  "-addext", "keyUsage=critical,keyCertSign")  # fmt: skip
     for name, alternative in (("gateway", "IP:127.0.0.1"), ("elsewhere", "DNS:elsewhere"), ("device", "DNS:pi-1")):
-        _openssl(tmp_path, "-CA", "ca.pem", "-CAkey", "ca.key", "-subj", f"/CN={name}", "-keyout", f"{name}.key",
+        self_signed(tmp_path, "-CA", "ca.pem", "-CAkey", "ca.key", "-subj", f"/CN={name}", "-keyout", f"{name}.key",
                  "-out", f"{name}.pem", "-addext", f"subjectAltName={alternative}",
                  "-addext", "basicConstraints=critical,CA:FALSE")  # fmt: skip
     return tmp_path

@@ -13,6 +13,7 @@ import textwrap
 import nats
 import psutil
 import pytest
+from certificate import self_signed
 from waiting import eventually
 
 from runtime_edge.errors import LinkError, MissingExtra
@@ -65,29 +66,7 @@ def test_whatever_is_in_the_name_of_its_folder_and_certificates_the_broker_start
     root = tmp_path / name
     root.mkdir()
     cert, key = root / "cert.pem", root / "key.pem"
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-keyout",
-            "key.pem",
-            "-out",
-            "cert.pem",
-        ],
-        check=True,
-        capture_output=True,
-        cwd=root,
-    )
+    self_signed(root, "-subj", "/CN=localhost", "-keyout", "key.pem", "-out", "cert.pem")
     broker = Broker(root / "broker", port=free_port, tls=BrokerTls(cert, key))
 
     async def life():

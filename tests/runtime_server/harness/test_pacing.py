@@ -20,11 +20,17 @@ class Processor:
         self.now = max(self.now, until)
 
 
-def test_what_has_been_done_takes_as_many_times_longer_and_is_paid_for_once():
+def running(factor):
+    """A processor, and what is owed on it from now on."""
     processor = Processor()
-    debts = Debts(4.0, processor.clock, processor.use_until)
+    debts = Debts(factor, processor.clock, processor.use_until)
     debts.running = True
     debts.forgive()
+    return processor, debts
+
+
+def test_what_has_been_done_takes_as_many_times_longer_and_is_paid_for_once():
+    processor, debts = running(4.0)
     processor.now += 0.5
     debts.pay()
     assert processor.now == 2.0
@@ -46,20 +52,14 @@ def test_a_block_is_paid_for_by_its_own_time_and_nothing_before_the_first_one():
 
 
 def test_a_faster_machine_owes_nothing():
-    processor = Processor()
-    debts = Debts(0.5, processor.clock, processor.use_until)
-    debts.running = True
-    debts.forgive()
+    processor, debts = running(0.5)
     processor.now += 1.0
     debts.pay()
     assert processor.now == 1.0
 
 
 def test_each_thread_pays_for_itself():
-    processor = Processor()
-    debts = Debts(2.0, processor.clock, processor.use_until)
-    debts.running = True
-    debts.forgive()
+    processor, debts = running(2.0)
     processor.now += 1.0
     other = threading.Thread(target=debts.pay)  # has done nothing that it knows of
     other.start()
