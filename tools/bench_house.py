@@ -3,10 +3,10 @@
     python -m tools.bench_house [--against DIR] [--pairs 15] [--ingest-pairs 7] [--no-publish]
 
 The earlier version is a clone with a virtual environment of its own, made below .cache when it is not there, with the
-same versions of all packages. Each side runs in processes of its own, on the same bundle; they take turns, and every
-pair of runs gives one ratio. 15 and 7 pairs take about 25 minutes on two cores, and 5 more when the clone has to be
-made first. Nothing else should run on the machine meanwhile. Pairs are kept in .cache/house: a run that was stopped
-continues from there as long as the packages have not changed since.
+same versions of all packages. Each side runs in processes of its own, on the same weights and cuts; they take turns,
+and every pair of runs gives one ratio. 15 and 7 pairs take about 25 minutes on two cores, and 5 more when the clone has
+to be made first. Nothing else should run on the machine meanwhile. Pairs are kept in .cache/house: a run that was
+stopped continues from there as long as the packages have not changed since.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,6 +55,11 @@ class Checkout:
     def env(self) -> dict[str, str]:
         """Of its processes: they import this checkout's packages alone."""
         return {**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
+
+    @property
+    def ssc(self) -> Path:
+        """Its `ssc`, for its interpreter."""
+        return self.python.with_name("ssc")
 
     def run(self, *arguments: object) -> str:
         """Standard output of its interpreter. Raises SystemExit with the end of what it said when it fails."""
@@ -157,21 +161,21 @@ def taking_turns(
     return found
 
 
-def readable(bundle: Bundle, side: Checkout) -> Path:
-    """The bundle's directory as a side can read it: earlier versions know no described front end, and no tables of
-    today's.
+def bundle_of(bundle: Bundle, side: Checkout) -> Path:
+    """The bundle as a side makes it: the earlier version compiles the same weights itself, at the same cuts, since its
+    front end is another graph. It decides by today's tables, as it can read them.
     """
     if side.name != EARLIER:
         return bundle.path
-    copy = bundle.path.with_name(f"bundle-{EARLIER}")
-    if not copy.exists():
-        shutil.copytree(bundle.path, copy)
-        fields = json.loads((copy / "manifest.json").read_bytes())
-        fields["additional_metadata"]["ssc"]["front_end"].pop("log_mel", None)
-        (copy / "manifest.json").write_text(json.dumps(fields))
-        for path in (copy / "tables").glob("*.json"):
-            path.write_bytes(table_v1(SplitterTable.from_json(path.read_bytes(), path.name)))
-    return copy
+    own = bundle.path.with_name(f"bundle-{EARLIER}")
+    if not own.exists():
+        cuts = ",".join(cut.name for cut in bundle.manifest.info.cuts[1:-1])
+        encoder, targets = bundle.path.with_name("encoder.pt"), ",".join(bundle.manifest.info.targets)
+        side.run(side.ssc, "compile", encoder, "--targets", targets, "--cuts", cuts, "-o", own)
+        for path in (bundle.path / "tables").glob("*.json"):
+            table = SplitterTable.from_json(path.read_bytes(), path.name)
+            (own / "tables" / path.name).write_bytes(table_v1(table))
+    return own
 
 
 @contextlib.asynccontextmanager
@@ -183,7 +187,7 @@ async def servers(sides: tuple[Checkout, Checkout], work: Path, bundle: Bundle) 
             directory = work / f"server-{side.name}"
             directory.mkdir()
             encoder = bundle.path.parent / "encoder.pt"
-            server = ServerProcess(directory, encoder, readable(bundle, side), side.root, side.python)
+            server = ServerProcess(directory, encoder, bundle_of(bundle, side), side.root, side.python)
             await running.enter_async_context(server.running())
             urls[side.name] = server.url
         yield urls
@@ -228,7 +232,7 @@ def ingest(section: Section, sides: tuple[Checkout, Checkout], work: Path, pairs
     async def drain(side: Checkout, name: str) -> float:
         (work / name).mkdir()
         encoder = bundle.path.parent / "encoder.pt"
-        server = ServerProcess(work / name, encoder, readable(bundle, side), side.root, side.python)
+        server = ServerProcess(work / name, encoder, bundle_of(bundle, side), side.root, side.python)
         async with server.running() as process:
             await drained(server, process, frames_of[side.name], frames // 3)
             return await drained(server, process, frames_of[side.name], frames)

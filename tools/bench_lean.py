@@ -50,7 +50,7 @@ class Profiled:
         """Median time of each block, in a process of its own."""
         out = self.bundle.with_suffix(".profile.json")
         self.side.run(
-            _ssc(self.side), "profile", self.bundle, "--target", TARGET, "--variant", "onnx-fp32",
+            self.side.ssc, "profile", self.bundle, "--target", TARGET, "--variant", "onnx-fp32",
             "--threads", 1, "--runs", runs, "-o", out,
         )  # fmt: skip
         times: list[float] = json.loads(out.read_text())["block_ms"]
@@ -64,14 +64,10 @@ class Profiled:
         return found
 
 
-def _ssc(side: Checkout) -> Path:
-    return side.python.with_name("ssc")
-
-
 def compiled(side: Checkout, name: str, checkpoint: Path, work: Path) -> Profiled:
     """The encoder as a side compiles it."""
     bundle = work / f"{name}-{side.name}"
-    side.run(_ssc(side), "compile", checkpoint, "--targets", TARGET, "-o", bundle)
+    side.run(side.ssc, "compile", checkpoint, "--targets", TARGET, "-o", bundle)
     return Profiled(side, bundle)
 
 

@@ -28,6 +28,7 @@ def frame_v1(
 def table_v1(table: SplitterTable, **changes: Any) -> bytes:
     """The file of a table; `changes` are of its fields."""
     fields = json.loads(table.to_json())
+    fields["uplink"].pop("radio", None)
     costs = [{name: action[name] for name in Costs.__struct_fields__} for action in fields["costs"]]
     digest = "sha256:" + hashlib.sha256(canonical_json([costs, fields["uplink"]]).encode()).hexdigest()
     del fields["ship"], fields["upgraded_from"], fields["values"]
