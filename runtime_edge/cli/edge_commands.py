@@ -19,7 +19,7 @@ from runtime_edge.device.device import Device
 from runtime_edge.device.sinks import JsonLines, Sink
 from runtime_edge.errors import UsageError
 from runtime_edge.service.sd_notify import Notifier
-from runtime_edge.service.status import acknowledged
+from runtime_edge.service.status import acknowledged, completes_none
 from runtime_edge.settings import as_toml, load, options, read
 
 
@@ -64,6 +64,8 @@ def run(config: Path | None, as_json: bool, verbose: bool, **given: Any) -> None
     if settings.report is not None:
         write_atomic(settings.report, json.dumps(accounting, indent=2).encode() + b"\n")
     summary = json.dumps(accounting, indent=2) if as_json else _sentence(accounting)
+    if words := completes_none(settings.state, accounting):
+        click.echo(f"warning: {words}", err=True)
     click.echo(summary, err="-" in settings.results)  # standard output is the results' then
 
 

@@ -24,6 +24,7 @@ from runtime_edge.device.sinks import Sink
 from runtime_edge.errors import FrameError
 from runtime_edge.formats.wire import Reply
 from runtime_edge.inference.engine import Embedding
+from runtime_edge.service.status import REFUSED_FOR_LONG, completes_none
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
 from runtime_edge.transport.bandwidth_probe import filler_bytes, probe_is_due
@@ -97,8 +98,11 @@ class Pipeline:
 
         One that nobody waited for says what is wrong with a window, or how the mixture has moved.
         """
-        is_about_nothing = reply.status == "ok" and not reply.embedding
-        embedding = None if is_about_nothing else self._usable_embedding(reply)
+        if reply.status == "ok" and not reply.embedding:
+            self._count_answer(reply)
+            embedding = None
+        else:
+            embedding = self._usable_embedding(reply)
         if embedding is not None:
             self.memory.teach_late(reply.window, embedding)
         self._refresh_memory(reply)
@@ -106,6 +110,8 @@ class Pipeline:
     async def _install(self, update: Update) -> None:
         try:
             await self.worker.run(self.runner.install, update)
+            if update.engine is not None:
+                self.counts.refused_in_a_row = 0  # those of the bundle before
         except Exception as exc:
             self.window_done(exc)
 
@@ -181,14 +187,21 @@ class Pipeline:
 
     def _usable_embedding(self, reply: Reply) -> Embedding | None:
         """The (d,) float32 embedding of an answer, or None after acting on a refusal."""
+        self._count_answer(reply)
         embedding = reply.vector(self.memory.mixture.dim) if reply.status == "ok" else None
         if embedding is None:
-            self.counts.refused += reply.status != "ok"
             if reply.status in ("retired", "foreign"):
                 self._spawn(self.updater.recheck())
             # Between two windows: a restart during one would be forgotten at its end.
             self._spawn(self.worker.run(self.runner.restart_stream))
         return embedding
+
+    def _count_answer(self, reply: Reply) -> None:
+        self.counts.answered(reply.status == "ok")
+        if reply.status == "foreign" and self.counts.refused_in_a_row in (1, REFUSED_FOR_LONG):
+            row, finished = self.counts.refused_in_a_row, self.counts.finished
+            if words := completes_none(self.config.state, {"refused_in_a_row": row, "finished": finished}):
+                _LOG.warning("%s", words)
 
     def _refresh_memory(self, reply: Reply) -> None:
         if reply.mixture:

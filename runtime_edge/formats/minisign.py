@@ -125,7 +125,9 @@ def verify(message: bytes, signature: str, public: PublicKey, source: str = "sig
         raise SignatureError(f"{source}: not a minisign signature")
     if blob[2:10] != public.key_id:
         raise SignatureError(
-            f"{source}: signed by key {PublicKey(blob[2:10], b'').hex_id}, but {public.hex_id} is trusted"
+            f"{source}: signed by key {PublicKey(blob[2:10], b'').hex_id}, but {public.hex_id} is trusted; if the "
+            "signer is the right one, give its .pub with --pub, or remove trusted.pub from the state of a device that "
+            "pinned another"
         )
     comment = lines[2][len(_TRUSTED) :]
     signed = hashlib.blake2b(message).digest() if blob[:2] == b"ED" else message

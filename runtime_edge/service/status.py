@@ -25,6 +25,8 @@ from runtime_edge.transport.spool.spool import SpoolState
 
 STALE_S = 30.0
 """Without a word for so long, a running device counts as stuck."""
+REFUSED_FOR_LONG = 20
+"""Frames that a server may refuse after it has completed some: of a generation that it has just retired."""
 _MAX_BYTES = 1 << 20
 
 
@@ -118,6 +120,18 @@ def acknowledged(report: dict[str, Any]) -> int:
     return max(0, int(report["windows_acked"]) - int(report.get("windows_refused", 0)))
 
 
+def completes_none(state: Path, report: dict[str, Any]) -> str:
+    """What to do about a server that refuses all that a device sends; empty when it completes some, or got none."""
+    refused = report.get("refused_in_a_row", 0)
+    if not refused or (report.get("finished", {}).get("server") and refused < REFUSED_FOR_LONG):
+        return ""
+    return (
+        f"the server completes none of this device's frames and has refused {refused}: they are made with a bundle "
+        "that is not this server's, or no longer; leave out --bundle, or, where another server's key is pinned, "
+        f"remove {state}/trusted.pub and trusted.pub.sha256, and start again"
+    )
+
+
 def problems(state: Path, status: DeviceStatus) -> list[str]:
     """What is wrong with a device, in words; empty when it runs and all is well."""
     if not is_locked(lock_file(state)):
@@ -128,13 +142,8 @@ def problems(state: Path, status: DeviceStatus) -> list[str]:
         found.append(f"no sign of life for {silent_s:.0f} s: its computing or its disk is stuck")
     if status.source_silent_s > STALE_S:
         found.append(f"no audio for {status.source_silent_s:.0f} s: look at the source")
-    refused = status.report.get("windows_refused", 0)
-    if refused and not status.report.get("finished", {}).get("server"):
-        found.append(
-            f"the server completes none of this device's frames and has refused {refused}: they are made with a bundle "
-            "that is not this server's, or no longer; leave out --bundle, or, where another server's key is pinned, "
-            f"remove {state}/trusted.pub and trusted.pub.sha256, and start again"
-        )
+    if words := completes_none(state, status.report):
+        found.append(words)
     if status.namesake:
         found.append(status.namesake)
     if brought := status.audio.measured_rate_hz:

@@ -91,6 +91,8 @@ class LoopCounts:
     bytes_sent: int = 0
     replayed: int = 0
     refused: int = 0
+    refused_in_a_row: int = 0
+    """Since the server last completed a frame."""
     errors: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     latency_ms: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=4096)))
     """The latest ones by cut, so that memory stays bounded over months."""
@@ -110,11 +112,17 @@ class LoopCounts:
             del self.cut_ms[oldest], self.latency_ms[oldest]
             self.cuts.pop(oldest, None)
 
+    def answered(self, completed: bool) -> None:
+        """Of one frame: whether the server completed or refused it."""
+        self.refused += not completed
+        self.refused_in_a_row = 0 if completed else self.refused_in_a_row + 1
+
     def report(self) -> dict[str, Any]:
         """The numbers for JSON; latencies as median and 95th percentile by cut, ms."""
         return {
             "windows_replayed": self.replayed,
             "windows_refused": self.refused,
+            "refused_in_a_row": self.refused_in_a_row,
             "cuts": dict(self.cuts),
             "finished": dict(self.finished),
             "bytes_sent": self.bytes_sent,

@@ -143,6 +143,21 @@ def test_at_every_cut_a_device_whose_generation_is_not_served_looks_for_a_releas
     assert [result.finished for result in results] == ["device" if place == -1 else "fallback"]
 
 
+@pytest.mark.parametrize("status", ["foreign", "refused"])
+def test_it_is_said_once_that_another_server_refuses_everything_and_what_to_do(engine, tmp_path, caplog, status):
+    with caplog.at_level("WARNING"):
+        run(engine, tmp_path, engine.cut_names[1], Answers(status), windows=3)
+    said = [record.getMessage() for record in caplog.records if "trusted.pub" in record.getMessage()]
+    assert len(said) == (status == "foreign"), said
+
+
+def test_a_completed_frame_ends_the_row_of_refused_ones():
+    counts = LoopCounts()
+    for completed in (False, False, True, False):
+        counts.answered(completed)
+    assert (counts.refused, counts.refused_in_a_row) == (3, 1)
+
+
 def test_every_window_counts_for_the_bundle_that_ran_it(engine, tmp_path):
     pipeline, _ = run(engine, tmp_path, engine.cut_names[1], Answers("refused"), windows=3)
     assert pipeline.updater.ran == 3 * [engine.bundle]

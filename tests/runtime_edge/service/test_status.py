@@ -84,7 +84,7 @@ def test_a_device_whose_process_has_gone_is_not_running_however_fresh_its_word(t
 
 def test_a_device_whose_every_frame_is_refused_is_not_well_and_the_remedy_is_named(running):
     said = status()
-    refused = {**said.report, "windows_refused": 5, "finished": {"device": 15, "fallback": 5}}
+    refused = {**said.report, "windows_refused": 5, "refused_in_a_row": 5, "finished": {"device": 15, "fallback": 5}}
     write_status(running, msgspec.structs.replace(said, report=refused))
     result = invoke(running)
     assert "has refused 5" in str(result.exception)
@@ -93,6 +93,9 @@ def test_a_device_whose_every_frame_is_refused_is_not_well_and_the_remedy_is_nam
     assert "5 refused by the server" in result.output
     write_status(running, msgspec.structs.replace(said, report={**refused, "finished": {"server": 1}}))
     assert invoke(running).exit_code == 0, "a few refused frames are those of a retired generation"
+    for_long = {**refused, "refused_in_a_row": 20, "finished": {"server": 1}}
+    write_status(running, msgspec.structs.replace(said, report=for_long))
+    assert "has refused 20" in str(invoke(running).exception), "another server has taken this one's place"
 
 
 def test_a_directory_without_a_device_says_so(tmp_path):
