@@ -29,6 +29,9 @@ RTT_JITTER_MS = 5.0
 """How far the smoothed round trip wavers on a steady link (docs/method.md, section 6: samples by 15 ms)."""
 URGENT = 0.25
 """What a cut must lose, in reward (10 ms of latency at the default weights), for a dwell to end early."""
+RETURN_S = 60.0
+"""How long the action that was just left stays left while neither link nor load have moved: an estimate that wavers
+about the edge of a bin takes a device there and not back."""
 
 
 def move_bins(axis: StateAxis) -> int:
@@ -51,13 +54,14 @@ class Decision(NamedTuple):
 class Splitter:
     """Chooses a cut for each window from a table (docs/method.md, section 6); holds the state that makes it steady.
 
-    Three things keep it from flapping: a bin of link or load is left only well past its edge (`dead_band`), a better
-    action must be better by more than `hysteresis`, and after a change the next one waits `dwell` windows, unless link
-    or load have moved and waiting would cost more than URGENT. The device knows a window's uncertainty only after it,
-    so the table is looked up with the exponential mean of the known ones; before the first it is 1. An action earlier
-    than cut `min_cut_index` (the privacy floor) is never chosen, not even to explore. `uncertainty_smoothing` is the
-    newest uncertainty's weight in the mean: 1.0 for values that are smoothed already. Raises TableError when the table
-    does not fit.
+    Four things keep it from flapping: a bin of link or load is left only well past its edge (`dead_band`); a better
+    action must be better by more than `hysteresis`; after a change the next one waits `dwell` windows, unless link or
+    load have moved and waiting would cost more than URGENT; and what was left because link or load were in another bin
+    is not taken again for RETURN_S, unless they have moved by several. The device knows a window's uncertainty only
+    after it, so the table is looked up with the exponential mean of the known ones; before the first it is 1. An action
+    earlier than cut `min_cut_index` (the privacy floor) is never chosen, not even to explore. `uncertainty_smoothing`
+    is the newest uncertainty's weight in the mean: 1.0 for values that are smoothed already. Raises TableError when the
+    table does not fit.
     """
 
     def __init__(
@@ -120,6 +124,8 @@ class Splitter:
         """Of each state variable, between which values its bin is kept."""
         self._state: Mapping[str, float] = {}
         self._changed_at: list[int] = []
+        self._left = -1
+        """The action before the last change."""
         self._held = 0
 
     def choose(
@@ -209,16 +215,22 @@ class Splitter:
         best = self._best(row)
         if best == current or (current >= 0 and q[best] - q[current] <= plan.table.hysteresis):
             return current
-        urgent = current < 0 or (q[best] - q[current] > URGENT and self._moved())
-        if self._held < plan.table.dwell and not urgent:
+        moved = self._moved()
+        urgent = current < 0 or (q[best] - q[current] > URGENT and moved)
+        wavers = best == self._left and not moved and self._elsewhere()
+        if self._held < (plan.returns if wavers else plan.table.dwell) and not urgent:
             return current
-        self._action, self._held, self._changed_at = best, 0, list(self._bins)
+        self._action, self._left, self._held, self._changed_at = best, current, 0, list(self._bins)
         return best
 
     def _moved(self) -> bool:
         """Whether link or load are elsewhere than at the last change."""
         bins, before = self._bins, self._changed_at
         return not before or any(abs(bins[axis] - before[axis]) >= enough for axis, enough in self._plan.moving)
+
+    def _elsewhere(self) -> bool:
+        """Whether link or load are in other bins than at the last change, be it the next ones."""
+        return any(self._bins[axis] != self._changed_at[axis] for axis, _ in self._plan.moving)
 
     def _afforded(self, row: int, action: int, exploration: int | None) -> tuple[int, int | None]:
         """The same, unless the cap on bytes forbids it now: then no exploration, or the best affordable action."""
@@ -288,6 +300,8 @@ class _Plan(NamedTuple):
     """Action with the fewest bytes."""
     capped: bool
     allowance: Allowance
+    returns: int
+    """RETURN_S in windows, or the dwell where that is longer."""
 
 
 def _plan(table: SplitterTable, cut_names: Sequence[str], min_cut_index: int) -> _Plan:
@@ -313,6 +327,7 @@ def _plan(table: SplitterTable, cut_names: Sequence[str], min_cut_index: int) ->
         smallest=min(above_floor, key=sizes.__getitem__),
         capped=table.limits.mb_per_hour is not None,
         allowance=allowance(table.limits, table.hop_s),
+        returns=max(table.dwell, math.ceil(RETURN_S / table.hop_s)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -102,6 +103,19 @@ def test_after_a_change_a_cut_is_kept_for_the_dwell_unless_link_or_load_move() -
     sure, unsure = (0.1, 0.1), (0.9, 0.1)
     assert actions(sure, unsure, unsure, unsure, unsure, sure, sure, sure, sure) == [0, 0, 0, 0, 2, 2, 2, 2, 0]
     assert actions(unsure, (0.9, 0.9), (0.1, 0.9), (0.1, 0.1)) == [0, 3, 3, 0]
+
+
+def test_a_link_that_wavers_between_two_bins_changes_the_cut_once_a_minute() -> None:
+    edges = tuple(float(edge) for edge in range(1, 12))
+    q = tuple(tuple(9.0 * (action == (place >= 6)) for action in range(5)) for place in range(12))
+    splitter = Splitter(make(q, edges=edges, dwell=2, hysteresis=0.0, dead_band=0.0), CUTS)
+    wavering = [splitter.choose(None, 0.1, 5.5 + (index // 4 % 2), 80.0).action for index in range(480)]
+    changes = [index for index in range(1, 480) if wavering[index] != wavering[index - 1]]
+    hop_s = splitter.table.hop_s
+    assert len(changes) >= 2
+    assert all(later - earlier >= 60.0 / hop_s for earlier, later in itertools.pairwise(changes))
+    assert splitter.choose(None, 0.1, 11.0, 80.0).action == 1
+    assert [splitter.choose(None, 0.1, 1.5, 80.0).action for _ in range(3)][-1] == 0, "a step is followed at once"
 
 
 def test_a_move_of_the_round_trip_ends_a_dwell() -> None:
