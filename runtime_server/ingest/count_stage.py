@@ -65,7 +65,8 @@ class CountStage:
                 self._trainer.add(arrival.window(completion.activation, completion.in_range))
             embedding = completion.embedding.numpy()
             whole = arrival.asked == "everything"
-            mixture = self._mixtures.add(arrival.device, embedding, "" if whole else arrival.boot)
+            boot = "" if whole else arrival.boot
+            mixture = self._mixtures.add(arrival.device, embedding, boot, answered=bool(arrival.inbox))
             replies.append(arrival.reply(newest, "ok", embedding, mixture))
         windows = sum(first)
         return CountedBatch(completed.batch, completions, replies, windows, len(ids) - windows)

@@ -1,10 +1,16 @@
-"""The mixture of every device as the server knows it, synchronised now and then (docs/method.md, section 4)."""
+"""The mixture of every device as the server knows it, synchronised now and then (docs/method.md, section 4).
+
+A device learns from each window that it gets or makes the embedding of, and the server learns the same from the same
+windows. So a device is told only of components that it cannot know: those that windows moved whose embeddings it never
+had, and all that earlier runs of it have left, since a run begins from nothing.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,34 +30,57 @@ MAX_WAITING = 8
 Array = npt.NDArray[np.float32]
 
 
+class _Heard(NamedTuple):
+    """A window that is yet to be learnt."""
+
+    embedding: Array
+    known: bool
+    """Whether the device has the embedding, too."""
+
+
 @dataclass
 class _DeviceMixture:
     memory: GaussianMemory
     boot: str
-    """Of the run that was told; another one begins from nothing."""
+    """Of the run that is told; another one begins from nothing."""
     told: tuple[Array, Array]
-    """Means and weights as the device has them, unless it has learnt otherwise since."""
-    waiting: list[Array] = field(default_factory=list)
-    """Embeddings that it has yet to learn, in order."""
+    """Means and weights of the `foreign` components as the device has them, unless it has learnt otherwise since."""
+    foreign: npt.NDArray[np.bool_]
+    """Components that the device cannot know as they are."""
+    waiting: list[_Heard] = field(default_factory=list)
+    """In order."""
+    is_due: bool = False
+    """Whether the device is to be told as soon as it can be."""
 
     def learn(self) -> None:
-        for embedding in self.waiting:
-            self.memory.learn(embedding)
+        for embedding, known in self.waiting:
+            if known:
+                self.memory.learn(embedding)
+            else:
+                self._learn_foreign(embedding)
         self.waiting.clear()
 
     def moved(self) -> bytes:
         """Of the components that the device does not know as they are, those that have moved most; often nothing."""
         memory, (means, weights) = self.memory, self.told
         far = ((memory.means - means) ** 2).sum(axis=1) / memory.spread + abs(memory.weights - weights)
-        far[memory.weights < MOVED / COMPONENTS] = 0.0  # hardly any window is of it
+        far[~self.foreign | (memory.weights < MOVED / COMPONENTS)] = 0.0  # hardly any window is of the latter
         places = np.sort(np.argsort(-far)[:MOST_MOVED])
         places = places[far[places] > MOVED]
         if not places.size:
             return b""
-        means[places], weights[places] = memory.means[places], memory.weights[places]
+        self.foreign[places] = False
         deviations = np.sqrt(memory.variances[places])
         found = Components(places.astype(np.uint8), memory.weights[places], memory.means[places], deviations)
         return encode_components(found)
+
+    def _learn_foreign(self, embedding: Array) -> None:
+        memory, (means, weights) = self.memory, self.told
+        before = memory.means.copy(), memory.weights.copy()
+        memory.learn(embedding)
+        changed = (memory.means != before[0]).any(axis=1) & ~self.foreign
+        means[changed], weights[changed] = before[0][changed], before[1][changed]
+        self.foreign |= changed
 
 
 class Mixtures:
@@ -67,27 +96,33 @@ class Mixtures:
         self._behind: dict[str, None] = {}
         self._room = np.empty((2, COMPONENTS, 0), np.float32)
 
-    def add(self, device: str, embedding: Array, boot: str = "") -> bytes:
-        """Take an embedding float32[d]; after every `T_SYNC` of them what has moved for a run (`boot`) of the device.
+    def add(self, device: str, embedding: Array, boot: str = "", answered: bool = True) -> bytes:
+        """Take an embedding float32[d]; after every `T_SYNC` of them what a run (`boot`) of the device cannot know.
 
-        Without `boot` all parameters, for a device of 0.1.0. Otherwise nothing.
+        Without `boot` all parameters, for a device of 0.1.0. Otherwise nothing. A device that is answered has the
+        embedding or gets it; one that is not is told with the next answer.
         """
         mixture = self._devices.pop(device, None) or self._new(embedding.size)
         if mixture.boot != boot:
+            mixture.learn()
             mixture.boot, mixture.told = boot, self._new(embedding.size).told
+            mixture.foreign[:] = mixture.memory.windows > 0
         self._devices[device] = mixture
         if len(self._devices) > self._max_memories:
             self._behind.pop(self._devices.popitem(last=False)[0], None)
         memory, before = mixture.memory, mixture.memory.windows
-        mixture.waiting.append(embedding.copy())  # it is a row of a whole batch
-        due = (before + len(mixture.waiting)) // T_SYNC > before // T_SYNC
+        known = answered or not boot
+        mixture.waiting.append(_Heard(embedding.copy(), known))  # it is a row of a whole batch
+        due = mixture.is_due or (before + len(mixture.waiting)) // T_SYNC > before // T_SYNC
         if not due and len(mixture.waiting) < MAX_WAITING:
             self._behind[device] = None
             return b""
         mixture.learn()
         self._behind.pop(device, None)
-        if memory.windows == before or memory.windows % T_SYNC:
+        mixture.is_due |= memory.windows // T_SYNC > before // T_SYNC
+        if not (mixture.is_due and answered):
             return b""
+        mixture.is_due = False
         return mixture.moved() if boot else memory.to_bytes()
 
     def catch_up(self, until: Callable[[], bool] = lambda: False) -> None:
@@ -101,4 +136,5 @@ class Mixtures:
         if self._room.shape[2] != dim:
             self._room = np.empty((2, COMPONENTS, dim), np.float32)
         memory = GaussianMemory(dim=dim, room=self._room)
-        return _DeviceMixture(memory, "", (memory.means.copy(), memory.weights.copy()))
+        told = memory.means.copy(), memory.weights.copy()
+        return _DeviceMixture(memory, "", told, np.zeros(COMPONENTS, bool))

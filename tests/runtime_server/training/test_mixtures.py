@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from runtime_edge.formats.mixture import components_bytes
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_server.training import mixtures
 from runtime_server.training.mixtures import Mixtures
@@ -78,7 +81,7 @@ def test_a_device_that_knows_how_is_told_of_what_has_moved_alone_and_of_that_onc
     for number in range(200):
         embedding = (centres[number % 3] + 0.05 * rng.standard_normal(DIM)).astype(np.float32)
         server.learn(embedding)
-        data = heard.add("pi-1", embedding, boot="boot1")
+        data = heard.add("pi-1", embedding, "boot1", answered=number % 5 == 4)
         if data:
             told.append((number, len(data)))
             device.load(data)
@@ -101,6 +104,50 @@ def test_another_run_of_a_device_is_told_anew(monkeypatch):
         noisy = (embedding + 0.05 * rng.standard_normal((60, DIM))).astype(np.float32)
         return [bool(heard.add("pi-1", row, boot)) for row in noisy]
 
-    assert any(play("first"))
-    play("first")
-    assert any(play("second"))
+    assert not any(play("first"))
+    assert any(play("second")), "it begins from nothing"
+
+
+def test_a_device_is_told_nothing_that_its_own_windows_have_taught_it(monkeypatch):
+    monkeypatch.setattr(mixtures, "T_SYNC", 10)
+    rng = np.random.default_rng(2)
+    heard = Mixtures()
+    told = [heard.add("pi-1", row, "boot1", answered=True) for row in rng.standard_normal((60, DIM), np.float32)]
+    assert not any(told)
+
+
+def test_a_device_is_told_of_the_components_of_windows_that_it_never_had_the_embeddings_of(monkeypatch):
+    monkeypatch.setattr(mixtures, "T_SYNC", 20)
+    rng = np.random.default_rng(3)
+    known, missed = np.eye(DIM, dtype=np.float32)[:2]
+    heard, device, server = Mixtures(), GaussianMemory(dim=DIM), GaussianMemory(dim=DIM)
+    told = []
+    for number in range(80):
+        answered = number % 2 == 1
+        row = ((known if answered else missed) + 0.02 * rng.standard_normal(DIM)).astype(np.float32)
+        server.learn(row)
+        if answered:
+            device.learn(row)
+        data = heard.add("pi-1", row, "boot1", answered)
+        if data:
+            told.append(number)
+            device.load(data)
+    assert told, "or the device would not know of half of the sounds"
+    assert {number % 2 for number in told} == {1}, "it is told where it is answered"
+    near = np.argmin(((server.means - missed / np.linalg.norm(missed)) ** 2).sum(axis=1))
+    assert ((device.means[near] - server.means[near]) ** 2).sum() < 2 * mixtures.MOVED * server.spread
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=120), st.integers(0, 1000))
+def test_whoever_is_answered_is_told_once_of_each_component_that_moved_without_it(answers, seed):
+    heard, rng = Mixtures(), np.random.default_rng(seed)
+    centres = rng.standard_normal((4, DIM)).astype(np.float32)
+    spent = 0
+    for answered in answers:
+        row = centres[rng.integers(4)] + 0.05 * rng.standard_normal(DIM).astype(np.float32)
+        data = heard.add("pi-1", row, "boot1", answered)
+        assert answered or not data
+        spent += len(data)
+    assert not spent or not all(answers)
+    # More cannot move than the windows that were missed.
+    assert spent <= (len(answers) - sum(answers)) * components_bytes(mixtures.MOST_MOVED, DIM)
