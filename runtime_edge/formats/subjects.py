@@ -49,7 +49,8 @@ _ENVELOPE = re.compile(r"([a-z0-9-]{1,32})\.([0-9]{1,20})(?:\.([A-Za-z0-9]{1,64}
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _REPLY = re.compile(r"[A-Za-z0-9]{1,64}\.[0-9]{1,20}")
 _BOOT = re.compile(r"[a-z0-9-]{1,32}")
-_BOOT_BYTES = 10
+_BOOT_CHARACTERS = 12
+_CONNECTION_CHARACTERS = 4
 
 
 def is_device(text: str) -> bool:
@@ -63,8 +64,13 @@ def is_boot(text: str) -> bool:
 
 
 def new_boot() -> str:
-    """A token for one run of a device, unlike any other: 80 random bits, 16 characters."""
-    return base64.b32encode(secrets.token_bytes(_BOOT_BYTES)).decode().lower()
+    """A token for one run of a device, unlike any other: 60 random bits, 12 characters. Each frame carries it."""
+    return _token(_BOOT_CHARACTERS)
+
+
+def new_connection() -> str:
+    """A token for one connection of a device, by which answers to earlier ones are told apart."""
+    return _token(_CONNECTION_CHARACTERS)
 
 
 def check_device(device: str) -> str:
@@ -163,6 +169,11 @@ def read_envelope(headers: Mapping[str, str] | None, subject: str) -> Envelope:
     boot, window, connection, asked = match.groups()
     reply = f"{inbox(device)}.{connection}.{window}" if connection else ""
     return Envelope(f"{device}.{boot}.{window}", reply, "embedding" if asked == "1" else "trouble")
+
+
+def _token(characters: int) -> str:
+    """Of 5 random bits each."""
+    return base64.b32encode(secrets.token_bytes(characters)).decode().lower()[:characters]
 
 
 def table_key(target: str, device: str | None = None) -> str:

@@ -32,6 +32,8 @@ _MINUTE_SECONDS = 60.0
 _MIN_MBITS, _MAX_MBITS = 0.001, 10_000.0
 _LOSS_MEMORY = 64
 _STALE_S = 5.0
+_SELDOM_S = 20.0
+"""Of a ping on a fast link once round trips are known well: a link that slows down shows in the frames."""
 _BUNCHED = 2.0
 """Times the usual jitter: from here on answers come in bunches."""
 _TRIPS = 32
@@ -106,19 +108,24 @@ class BandwidthEstimator:
         """Whether to ping before a frame, because its acknowledgement alone would not tell the round trip.
 
         A small frame's acknowledgement is a round trip itself. On a link so fast that the frame's transfer time is
-        negligible, one ping in 5 s is enough: if the link slows down, the frame's own time shows it.
+        negligible, one ping in 5 s is enough, and one in 20 s once some have told how round trips waver: if the link
+        slows down, the frame's own time shows it.
         """
         with self._lock:
             if bytes_sent < TELLING_BYTES:
                 return False
-            if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > _STALE_S:
+            stale_s = _STALE_S if len(self._trips) < _FEW_STEPS else _SELDOM_S
+            if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > stale_s:
                 return True
             return self._bits is None or self._expected_s(bytes_sent * 8.0) > _NEGLIGIBLE_S
 
-    def sending(self, bytes_sent: int) -> None:
-        """A frame has been sent with no other in flight. Once it is overdue, it limits the estimate."""
+    def sending(self, bytes_sent: int, server_s: float = 0.0) -> None:
+        """A frame has been sent with no other in flight. Once it is overdue, it limits the estimate.
+
+        Where the server acknowledges it, about `server_s` of the time are the server's own.
+        """
         with self._lock:
-            self._under_way, self._own_trip_s = (self._now(), bytes_sent * 8.0), None
+            self._under_way, self._own_trip_s = (self._now() + server_s, bytes_sent * 8.0), None
 
     def observe(self, bytes_sent: int, seconds: float) -> None:
         """Learn from a frame of `bytes_sent` whose acknowledgement came after `seconds`."""
@@ -137,6 +144,19 @@ class BandwidthEstimator:
             while self._fastest and self._fastest[-1][1] >= seconds:
                 self._fastest.pop()
             self._fastest.append((self._now(), seconds))
+
+    def dismiss(self) -> None:
+        """The frame under way has arrived, and its time is not to be learnt from."""
+        with self._lock:
+            self._under_way, self._own_trip_s = None, None
+            self._outcomes.append(False)
+
+    def is_surprise(self, bytes_sent: int, seconds: float) -> bool:
+        """Whether a frame's time tells of another link than the one that is known, by more than jitter explains."""
+        with self._lock:
+            trip_s = self._rtt_s if self._own_trip_s is None else self._own_trip_s
+            missed_s = seconds - trip_s - self._expected_s(bytes_sent * 8.0)
+            return self._bits is not None and missed_s > _UNEXPLAINED * self._jitter_s
 
     def observe_round_trip(self, seconds: float) -> None:
         """Learn from an empty round trip."""

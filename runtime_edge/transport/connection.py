@@ -13,7 +13,6 @@ import contextlib
 import itertools
 import logging
 import math
-import secrets
 import time
 import zlib
 from collections.abc import Callable
@@ -39,8 +38,6 @@ REFUSED_PAUSE_S = 30.0
 _PING_S = 2
 _PING_EVERY_S = 30
 """A frame that is not acknowledged asks for a sign of life at once; until there is one, seldom is enough."""
-_TOKEN_BYTES = 3
-"""Of a connection's inbox, which only this device may subscribe to."""
 _LONGEST_WATCH_PAUSE_S = 30.0
 
 
@@ -139,20 +136,23 @@ class Connection:
         on_stored: OnStored,
         timeout_s: float = 10.0,
         embedding: bool = True,
+        by_answer: bool = False,
     ) -> None:
         """Publish one frame; call back with the seconds until the broker has stored it, or with why it has not.
 
         The server answers `window`, the frame's first, and those behind it; without `embedding` only where something is
-        wrong, and not at all when `window` is None. Raises LinkError when it cannot be sent, and then does not call
-        back; otherwise it may have arrived even so, and sending it again is harmless.
+        wrong, and not at all when `window` is None. With `by_answer` that answer is the acknowledgement: the broker is
+        not asked for one, and the server's own time is not counted. Raises LinkError when it cannot be sent, and then
+        does not call back; otherwise it may have arrived even so, and sending it again is harmless.
         """
         token = "" if window is None else self._pending.name.rpartition(".")[2]
         headers = subjects.envelope(message_id, self.device, token, embedding)
-        acknowledge = self._pending.acknowledgement(timeout_s, on_stored)
+        acknowledgement = self._pending.acknowledgement(timeout_s, on_stored, window, by_answer)
+        reply = "" if by_answer else f"{self._pending.name}.{acknowledgement}"
         try:
-            self._client.write_message(self._frames, frame, acknowledge, headers)
+            self._client.write_message(self._frames, frame, reply, headers)
         except BROKER_ERRORS as exc:
-            self._pending.not_sent(acknowledge)
+            self._pending.not_sent(acknowledgement)
             raise LinkError(f"broker {self.url}: frame {message_id} not sent ({reason(exc)})") from None
 
     async def publish(self, subject: str, data: bytes) -> None:
@@ -233,7 +233,7 @@ class Connection:
         Raises LinkError, and FormatError for unreadable credentials.
         """
         self._servers.append(server := self._servers.pop(0))
-        inbox = f"{subjects.inbox(self.device)}.{secrets.token_hex(_TOKEN_BYTES)}"
+        inbox = f"{subjects.inbox(self.device)}.{subjects.new_connection()}"
         self._client, self._lost = DirectClient(self._pending.receive, inbox), asyncio.Event()
         lost, connecting = self._lost, True
 

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
+from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import LinkError, SpoolError
@@ -23,6 +24,8 @@ from runtime_edge.transport.protocol import FRAME_OVERHEAD_BYTES, Transport
 _LOG = logging.getLogger(__name__)
 _IDLE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
+_ASKED_EVERY = 8
+"""Of so many frames that are answered in time, the broker acknowledges one as well."""
 
 
 class Delivery:
@@ -43,6 +46,12 @@ class Delivery:
         # Devices that lost the same broker at the same moment must not all come back at the same moment.
         self._random = random.Random(f"{config.seed}.{frame_store.own}")  # noqa: S311
         self._packer = Packer(self._send_packed, asyncio.get_running_loop())
+        self._server_s: float | None = None
+        """The server's own time for the latest answer; None while answers do not come in time."""
+        self._by_answer: set[asyncio.Future[bool]] = set()
+        """Of frames that only the server's answer acknowledges."""
+        self._until_asked = 0
+        self._probing: asyncio.Task[None] | None = None
         self._closed = False
         self._room_freed: asyncio.Future[None] | None = None
         self._to_replay = asyncio.Event()
@@ -83,9 +92,11 @@ class Delivery:
         decided: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def answered(reply: Reply | None) -> None:
+            self._server_s = None if reply is None else reply.server_us / 1e6
             if reply is None:
                 # A server that is late says nothing of the link, which has carried the frame to the broker.
-                self._uplink.timeout(deadline_s, stored=decided.done() and decided.result())
+                stored = decided in self._by_answer or (decided.done() and decided.result())
+                self._uplink.timeout(deadline_s, stored)
             on_answer(reply, time.monotonic() - started)
 
         self._connection.expect(window, deadline_s, answered)
@@ -180,6 +191,8 @@ class Delivery:
     async def close(self) -> None:
         """Abandon the frames in flight; they stay in the spool."""
         self._closed = True
+        if self._probing is not None:
+            await cancel_all([self._probing])
         self._packer.forget()
         await self._worker.run(self._frame_store.give_up)
 
@@ -214,16 +227,20 @@ class Delivery:
         """Try once to send a frame of claimed windows, and settle them with the outcome; `decided` gets whether it was
         stored.
         """
+        timeout_s, server_s = self._config.ack_timeout_s, 0.0
+        by_answer = embedding and self._answers_acknowledge()
+        if by_answer:
+            timeout_s, server_s = max(timeout_s, self._config.deadline_s), self._server_s or 0.0
+            self._by_answer.update(decided)
         sent_bytes, alone = len(frame) + FRAME_OVERHEAD_BYTES, not self._sending
-        on_stored = functools.partial(self._on_stored, message_ids, sent_bytes, alone, decided)
+        on_stored = functools.partial(self._on_stored, message_ids, sent_bytes, alone, decided, by_answer)
         self._sending += 1
         try:
             if alone:
                 if self._uplink.wants_ping(sent_bytes):
                     self._connection.ping(self._uplink.observe_round_trip)
-                self._uplink.sending(sent_bytes)
-            timeout_s = self._config.ack_timeout_s
-            self._connection.send(message_ids[0], window, frame, on_stored, timeout_s, embedding)
+                self._uplink.sending(sent_bytes, server_s)
+            self._connection.send(message_ids[0], window, frame, on_stored, timeout_s, embedding, by_answer)
         except LinkError as exc:
             on_stored(exc)
 
@@ -233,10 +250,12 @@ class Delivery:
         sent_bytes: int,
         alone: bool,
         decided: Sequence[asyncio.Future[bool]],
+        by_answer: bool,
         result: float | LinkError,
     ) -> None:
         """Handle a sent frame's outcome: the seconds until it was stored, or an error. After `close`, do nothing."""
         self._sent()
+        self._by_answer.difference_update(decided)
         if self._closed:
             return
         delivered = not isinstance(result, LinkError)
@@ -251,8 +270,27 @@ class Delivery:
             return
         self._counts.stage_ms["publish"].observe(result * 1e3)
         self._counts.bytes_sent += sent_bytes
-        if alone:
+        if alone and by_answer and self._uplink.is_surprise(sent_bytes, result):
+            # It may be the server that was held up: the broker tells.
+            self._server_s = None
+            self._uplink.dismiss()
+            self._probing = asyncio.create_task(self.bandwidth_probe(0, sent_bytes))
+        elif alone:
             self._uplink.observe(sent_bytes, result)
+
+    def _answers_acknowledge(self) -> bool:
+        """Whether the server's answer is all the acknowledgement that the next frame needs.
+
+        So it is as long as answers come in time, but for one frame in `_ASKED_EVERY`: what the broker says of it tells
+        how much later an answer comes. A frame that is not answered is sent again in the end, and the broker asked.
+        """
+        if self._server_s is None:
+            self._until_asked = 0
+        self._until_asked -= 1
+        if self._until_asked < 0:
+            self._until_asked = _ASKED_EVERY - 1
+            return False
+        return True
 
     def _sent(self) -> None:
         """One frame fewer is in flight."""

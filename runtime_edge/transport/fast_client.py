@@ -71,14 +71,15 @@ class DirectClient(AnyAddressClient):
             raise nats.errors.ConnectionClosedError
         if len(payload) > self.max_payload:
             raise nats.errors.MaxPayloadError
+        subjects = f"{subject} {reply}" if reply else subject
         if headers is None:
-            start, head = f"PUB {subject} {reply} {len(payload)}\r\n", ""
+            start, head = f"PUB {subjects} {len(payload)}\r\n", ""
         else:
             head = "NATS/1.0\r\n"
             for name, value in headers.items():
                 head += f"{name}: {value}\r\n"
             head += "\r\n"
-            start = f"HPUB {subject} {reply} {len(head)} {len(head) + len(payload)}\r\n"
+            start = f"HPUB {subjects} {len(head)} {len(head) + len(payload)}\r\n"
         self._socket.write(b"".join(((start + head).encode(), payload, b"\r\n")))
 
 

@@ -33,6 +33,8 @@ class InMemoryTransport:
         """Stored frames by message id."""
         self.sent = 0
         """Frames that came, those that came again included."""
+        self.acknowledged = 0
+        """Frames whose acknowledgement was asked of the broker, and came."""
         self.filler_bytes = 0
         self.published: list[tuple[str, bytes]] = []
         self.values: dict[tuple[str, str], bytes] = {}
@@ -90,14 +92,15 @@ class InMemoryTransport:
         on_stored: OnStored,
         timeout_s: float = 10.0,
         embedding: bool = True,
+        by_answer: bool = False,
     ) -> None:
         """See the protocol."""
         self._check_connected()
         self.sent += 1
-        token = self._pending.acknowledgement(timeout_s, on_stored).removeprefix(".")
+        token = self._pending.acknowledgement(timeout_s, on_stored, window, by_answer)
         if self.stores:
             self.frames[message_id] = frame
-            asyncio.get_running_loop().call_soon(self._stored, token, window, frame)
+            asyncio.get_running_loop().call_soon(self._stored, "" if by_answer else token, window, frame)
 
     def ping(self, on_answer: Callable[[float], None]) -> None:
         """See the protocol."""
@@ -148,7 +151,9 @@ class InMemoryTransport:
     def _stored(self, token: str, window: int | None, frame: bytes) -> None:
         if not self.connected:
             return
-        self._pending.receive(token, _STORED, "")
+        if token:
+            self.acknowledged += 1
+            self._pending.receive(token, _STORED, "")
         for answered in () if window is None else _windows(window, frame):
             reply = self._answer(answered, frame)
             if reply is not None:

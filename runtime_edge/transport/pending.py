@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,6 +21,10 @@ from runtime_edge.formats.wire import Reply, decode_replies
 from runtime_edge.transport.protocol import LateReply, OnAnswer, OnStored
 
 _LOG = logging.getLogger(__name__)
+_NEWEST = 0.25
+"""Weight of the newest in a mean."""
+_MOST_SERVER = 50
+"""Of a time at least this part is the link's, whatever the server says of its own."""
 _NOBODY = "503"
 """The broker's status for a subject that has neither a subscriber nor a stream."""
 
@@ -29,6 +34,20 @@ class _Acknowledgement(msgspec.Struct):
 
     stream: str = ""
     error: dict[str, object] | None = None
+
+
+class _Awaited(NamedTuple):
+    """A message that is not acknowledged yet."""
+
+    on_stored: OnStored
+    timeout_s: float
+    since: float
+    window: int | None
+    """Its first, where that is answered."""
+
+    @property
+    def due(self) -> float:
+        return self.since + self.timeout_s
 
 
 _decoder = msgspec.json.Decoder(_Acknowledgement)
@@ -46,7 +65,11 @@ class PendingAnswers:
         self.on_overdue: Callable[[], None] = lambda: None
         """Called when the broker has not acknowledged something in time."""
         self._replies: dict[int, tuple[OnAnswer, float]] = {}
-        self._stored: dict[str, tuple[OnStored, float, float]] = {}
+        self._stored: dict[str, _Awaited] = {}
+        self._stored_at: tuple[int, float] | None = None
+        """The first window of the message that the broker acknowledged last, and when."""
+        self._behind_s = 0.0
+        """How much later than the broker's acknowledgement the server's answer comes, its own time not counted."""
         # One timer for all: most answers come long before they are due.
         self._timer: asyncio.TimerHandle | None = None
         self._ping: tuple[str, Callable[[float], None], float] | None = None
@@ -58,21 +81,23 @@ class PendingAnswers:
         self._replies[window] = on_answer, due
         self._wake_by(due)
 
-    def acknowledgement(self, timeout_s: float, on_stored: OnStored) -> str:
-        """The reply subject for a message's acknowledgement. The callback is called exactly once, with success or
-        failure.
+    def acknowledgement(
+        self, timeout_s: float, on_stored: OnStored, window: int | None = None, by_answer: bool = False
+    ) -> str:
+        """The token of a message's acknowledgement. The callback is called exactly once, with success or failure.
 
-        It is a failure when the broker refuses the message, does not answer within `timeout_s`, or is lost.
+        It is a failure when the broker refuses the message, does not answer within `timeout_s`, or is lost. With
+        `by_answer` the server's reply to `window`, the message's first, is the acknowledgement.
         """
         self._sent += 1
-        token, now = f"a{self._sent}", asyncio.get_running_loop().time()
-        self._stored[token] = on_stored, timeout_s, now
+        token, now = _of_answer(window) if by_answer else f"a{self._sent}", asyncio.get_running_loop().time()
+        self._stored[token] = _Awaited(on_stored, timeout_s, now, window)
         self._wake_by(now + timeout_s)
-        return f"{self.name}.{token}"
+        return token
 
-    def not_sent(self, acknowledge: str) -> None:
-        """Forget a message that the broker cannot acknowledge."""
-        self._stored.pop(acknowledge[len(self.name) + 1 :], None)
+    def not_sent(self, token: str) -> None:
+        """Forget a message that nobody can acknowledge."""
+        self._stored.pop(token, None)
 
     def round_trip(self, on_answer: Callable[[float], None]) -> str:
         """The reply subject for a ping; the callback gets the seconds. A newer ping replaces an older one."""
@@ -106,8 +131,23 @@ class PendingAnswers:
         if said.error is not None or said.stream != subjects.STREAM:
             self._fail(token, str((said.error or {}).get("description", f"stored by {said.stream or 'no stream'}")))
             return
-        on_stored, _, since = self._stored.pop(token)
-        on_stored(asyncio.get_running_loop().time() - since)
+        message, now = self._stored.pop(token), asyncio.get_running_loop().time()
+        self._stored_at = None if message.window is None else (message.window, now)
+        message.on_stored(now - message.since)
+
+    def _is_stored(self, reply: Reply) -> None:
+        """The server has got what the reply is to, so the broker had it. How long the way took is the time without the
+        server's own, and without what answers come later by than the broker's acknowledgements.
+        """
+        now, server_s = asyncio.get_running_loop().time(), reply.server_us / 1e6
+        if self._stored_at is not None and self._stored_at[0] == reply.window:
+            behind_s = max(now - self._stored_at[1] - server_s, 0.0)
+            self._behind_s += (behind_s - self._behind_s) * (_NEWEST if self._behind_s else 1.0)
+            self._stored_at = None
+        message = self._stored.pop(_of_answer(reply.window), None)
+        if message is not None:
+            passed_s = now - message.since
+            message.on_stored(max(passed_s - server_s - self._behind_s, passed_s / _MOST_SERVER))
 
     def _wake_by(self, due: float) -> None:
         """See to it that overdue answers are looked for at a time of the loop, or before."""
@@ -121,19 +161,19 @@ class PendingAnswers:
         loop = asyncio.get_running_loop()
         now, self._timer = loop.time(), None
         # Called one by one by the loop: one that raises takes nothing from the others.
-        for token in [token for token, (_, timeout_s, since) in self._stored.items() if since + timeout_s <= now]:
-            on_stored, timeout_s, _ = self._stored.pop(token)
+        for token in [token for token, message in self._stored.items() if message.due <= now]:
+            message = self._stored.pop(token)
             loop.call_soon(self.on_overdue)
-            loop.call_soon(on_stored, _failure(f"no answer in {timeout_s:g} s"))
+            loop.call_soon(message.on_stored, _failure(f"no answer in {message.timeout_s:g} s"))
         for window in [window for window, (_, due) in self._replies.items() if due <= now]:
             loop.call_soon(self._replies.pop(window)[0], None)
-        dues = [since + timeout_s for _, timeout_s, since in self._stored.values()]
+        dues = [message.due for message in self._stored.values()]
         dues += [due for _, due in self._replies.values()]
         if dues:
             self._wake_by(min(dues))
 
     def _fail(self, token: str, why: str) -> None:
-        self._stored.pop(token)[0](_failure(why))
+        self._stored.pop(token).on_stored(_failure(why))
 
     def _replied(self, data: bytes) -> None:
         try:
@@ -143,10 +183,17 @@ class PendingAnswers:
             _LOG.warning("reply dropped: %s", exc)
             return
         for reply in replies:
+            self._is_stored(reply)
+        for reply in replies:
             if reply.window in self._replies:
                 self._replies.pop(reply.window)[0](reply)
             else:
                 self.on_late_reply(reply)
+
+
+def _of_answer(window: int | None) -> str:
+    """Stands for an acknowledgement that the server gives."""
+    return f"w{window}"
 
 
 def _failure(why: str) -> LinkError:

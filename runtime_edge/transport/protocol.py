@@ -59,12 +59,14 @@ class Transport(Protocol):
         on_stored: OnStored,
         timeout_s: float = 10.0,
         embedding: bool = True,
+        by_answer: bool = False,
     ) -> None:
         """Publish one frame; call back with the seconds until the broker has stored it, or with why it has not.
 
         The server answers `window`, the frame's first, and those behind it; without `embedding` only where something is
-        wrong, and not at all when `window` is None. Raises LinkError when it cannot be sent, and then does not call
-        back; otherwise it may have arrived even so, and sending it again is harmless.
+        wrong, and not at all when `window` is None. With `by_answer` that answer is the acknowledgement: the broker is
+        not asked for one, and the server's own time is not counted. Raises LinkError when it cannot be sent, and then
+        does not call back; otherwise it may have arrived even so, and sending it again is harmless.
         """
 
     def ping(self, on_answer: Callable[[float], None]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import itertools
+import selectors
 
 TURNS = 10
 """Of the event loop, in which whatever can be done without time passing is done."""
@@ -31,3 +32,32 @@ class VirtualTime:
         finally:
             self._sleepers.remove(own)
             heapq.heapify(self._sleepers)
+
+
+class _Selector(selectors.SelectSelector):
+    """Waits for nothing: the time passes at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout=None):
+        self.now += max(timeout or 0.0, 0.0)
+        return super().select(0)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time passes whenever nothing is left to be done."""
+
+    def __init__(self) -> None:
+        self.passed = _Selector()
+        super().__init__(self.passed)
+
+    def time(self) -> float:
+        return self.passed.now
+
+    def run(self, work):
+        try:
+            return self.run_until_complete(work)
+        finally:
+            self.close()

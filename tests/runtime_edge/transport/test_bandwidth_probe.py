@@ -138,6 +138,8 @@ def test_a_ping_goes_in_front_of_a_frame_that_takes_its_time_and_seldom_of_one_t
     assert not estimator.wants_ping(16_000)
     assert estimator.wants_ping(500_000)
     clock.now += 5.1
+    assert not estimator.wants_ping(16_000), "how round trips waver is known"
+    clock.now += 15.0
     assert estimator.wants_ping(16_000), "the round trip may have changed"
     estimator.observe_round_trip(0.05)
     assert not estimator.wants_ping(16_000)

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from waiting import eventually
 
 from runtime_edge.base.aio import cancel_all
@@ -221,3 +224,51 @@ def test_a_disk_that_fails_does_not_end_the_replay(tmp_path, caplog):
         mended.close()
 
     asyncio.run(work())
+
+
+def test_once_answers_come_they_are_the_acknowledgements_and_the_broker_is_asked_now_and_then(spool):
+    async def work():
+        transport = InMemoryTransport(echo)
+        async with sending(transport, spool) as sender:
+            for window in range(17):
+                await sender.exchange(window)
+            await sender.delivery.drain(60.0)
+            return transport, sender.accounting, sender.counts
+
+    transport, accounting, counts = asyncio.run(work())
+    assert transport.acknowledged == 3, "the first, and one in eight"
+    assert (accounting.acked, counts.replayed, accounting.undecided) == (17, 0, 0)
+    assert counts.stage_ms["publish"].count == 17
+    assert spool.depth() == 0
+
+
+@given(st.lists(st.sampled_from(["answered", "server away", "frame lost", "link lost"]), min_size=1, max_size=25))
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_becomes_of_answers_every_frame_is_stored_and_leaves_the_spool_once(tmp_path, happens):
+    answers = []
+
+    async def work(spool):
+        transport = InMemoryTransport(lambda window, frame: echo(window, frame) if answers[-1] else None)
+        async with sending(transport, spool, ack_timeout_s=0.02) as sender:
+            for window, what in enumerate(happens):
+                answers.append(what == "answered")
+                transport.stores = what != "frame lost"
+                if what == "link lost":
+                    transport.disconnect()
+                if sender.delivery.has_room():
+                    await sender.exchange(window, 0.001 if what != "answered" else 60.0)
+                else:
+                    await sender.spooled(window)
+                    sender.delivery.replay_soon()
+                transport.stores = True
+                transport.reconnect()
+            await sender.delivery.drain(60.0)
+            return transport, sender.accounting
+
+    with tempfile.TemporaryDirectory(dir=tmp_path) as directory:
+        opened = Spool(Path(directory) / "spool.db", 1 << 20)
+        transport, accounting = asyncio.run(work(opened))
+        depth = opened.depth()
+        opened.close()
+    assert accounting.acked == accounting.captured == len(transport.frames) == len(happens)
+    assert depth == accounting.undecided == sum(accounting.dropped.values()) == 0

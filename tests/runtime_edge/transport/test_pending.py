@@ -2,8 +2,14 @@
 
 import asyncio
 
+import pytest
+from virtual_time import VirtualLoop
+
 from runtime_edge.errors import LinkError
+from runtime_edge.formats.wire import Reply, encode_reply
 from runtime_edge.transport.pending import PendingAnswers
+
+STORED = b'{"stream":"ACTIVATIONS","seq":1}'
 
 
 def test_answers_and_acknowledgements_are_given_up_in_the_order_of_their_deadlines():
@@ -33,3 +39,58 @@ def test_a_callback_that_raises_takes_no_other_with_it():
         return [str(error) for error in errors]
 
     assert asyncio.run(given_up()) == ["of this window"]
+
+
+def answer(window, server_us=0):
+    return encode_reply(Reply(window, 1, "ok", server_us, b"\0" * 8))
+
+
+def test_an_answer_acknowledges_its_message_once_and_says_how_long_the_way_took():
+    loop = VirtualLoop()
+    outcomes, replies = [], []
+
+    async def work():
+        pending = PendingAnswers()
+        pending.expect(7, 10.0, replies.append)
+        pending.acknowledgement(10.0, outcomes.append, 7, by_answer=True)
+        await asyncio.sleep(0.5)
+        pending.receive("7", answer(7, 200_000), "")
+        pending.receive("7", answer(7, 200_000), "")
+        pending.connection_lost()
+
+    loop.run(work())
+    assert outcomes == [pytest.approx(0.3)]
+    assert [reply.window for reply in replies] == [7]
+
+
+def test_what_answers_come_later_by_than_the_brokers_word_is_learnt_from_those_that_have_both():
+    loop, outcomes = VirtualLoop(), []
+
+    async def work():
+        pending = PendingAnswers()
+        token = pending.acknowledgement(10.0, outcomes.append, 1)
+        await asyncio.sleep(0.1)
+        pending.receive(token, STORED, "")
+        await asyncio.sleep(0.25)
+        pending.receive("1", answer(1, 50_000), "")
+        pending.acknowledgement(10.0, outcomes.append, 2, by_answer=True)
+        await asyncio.sleep(0.4)
+        pending.receive("2", answer(2, 50_000), "")
+
+    loop.run(work())
+    assert outcomes == [pytest.approx(0.1), pytest.approx(0.15)]
+
+
+def test_a_message_that_is_not_answered_fails_and_so_does_one_whose_connection_is_lost():
+    loop, outcomes = VirtualLoop(), []
+
+    async def work():
+        pending = PendingAnswers()
+        pending.acknowledgement(2.0, outcomes.append, 1, by_answer=True)
+        await asyncio.sleep(3.0)
+        pending.acknowledgement(2.0, outcomes.append, 2, by_answer=True)
+        pending.connection_lost()
+        pending.receive("2", answer(2), "")
+
+    loop.run(work())
+    assert [type(outcome) for outcome in outcomes] == [LinkError, LinkError]
