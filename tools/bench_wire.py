@@ -17,8 +17,9 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
@@ -32,7 +33,7 @@ from runtime_edge.formats.records.table import LOCAL, SplitterTable
 from runtime_edge.formats.wire import decode_frame, decode_replies
 from runtime_server.broker.access import Access
 from runtime_server.broker.hub import Hub
-from runtime_server.harness.network import SERVER_ADDRESS, Network, Traffic, socket_in
+from runtime_server.harness.network import DEVICE_LINK, SERVER_ADDRESS, Network, Traffic, socket_in
 from runtime_server.harness.ports import free_port
 from runtime_server.harness.processes import Child, Children, wait_for_line
 from runtime_server.harness.relay import Relay
@@ -41,6 +42,7 @@ from runtime_server.lab.session import ResultLines
 from streamsplit_compile.bundle.soundscape import soundscape
 from tools.bench_edge import compiled
 from tools.benchmarks import Section, publish, show
+from tools.wire_parts import Parts
 
 ENCODER, TARGET = "mn", "x86-64"
 _CHILD = (sys.executable, "-m", "runtime_server.harness.child")
@@ -116,7 +118,10 @@ class Measured:
     windows: int
     seconds: float
     traffic: Traffic
-    contents: Contents = field(default_factory=Contents)
+    contents: Contents
+    up_parts: Counter[str]
+    """Bytes of all windows, by what they are."""
+    down_parts: Counter[str]
 
     @property
     def up(self) -> float:
@@ -219,10 +224,13 @@ class WireBench:
         contents = Contents()
         await hub.subscribe("act.>", contents.on_frame)
         await hub.subscribe(f"_INBOX.{name}.>", contents.on_reply)
-        before, windows, began = self._network.traffic(), len(lines.heard), time.monotonic()
-        await asyncio.sleep(seconds)
+        with Parts(self._network.device, DEVICE_LINK) as parts:
+            before, windows, began = self._network.traffic(), len(lines.heard), time.monotonic()
+            await asyncio.sleep(seconds)
         traffic = self._network.traffic().since(before)
-        return Measured(len(lines.heard) - windows, time.monotonic() - began, traffic, contents)
+        return Measured(
+            len(lines.heard) - windows, time.monotonic() - began, traffic, contents, parts.up.copy(), parts.down.copy()
+        )
 
 
 def shipped_cut(bundle: Bundle) -> str:
@@ -282,6 +290,9 @@ def _detail(section: Section, name: str, measured: Measured) -> None:
         f"{traffic.down * per:.0f}, {contents.embeddings * per:.0f}, {contents.mixtures * per:.1f}, "
         f"{(contents.reply_bytes - contents.embeddings - contents.mixtures) * per:.1f}",
     )
+    for way, parts in (("up", measured.up_parts), ("down", measured.down_parts)):
+        for part, amount in parts.most_common():
+            section.detail(f"{name}, bytes a window {way}: {part}", f"{amount * per:.1f}")
     section.detail(
         f"{name}: messages with windows, windows in them; replies, answers in them, unreadable",
         f"{contents.messages}, {contents.windows}; {contents.replies}, {contents.answers}, {contents.unreadable}",

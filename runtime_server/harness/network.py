@@ -23,10 +23,13 @@ from pathlib import Path
 from runtime_edge.errors import UsageError
 
 SERVER_ADDRESS, DEVICE_ADDRESS = "10.213.77.1", "10.213.77.2"
+DEVICE_LINK, _SERVER_LINK = "uplink", "downlink"
 _PREFIX = "ssc-lab-"
 _RUN = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
 _TIMEOUT_S = 10.0
+_ALL_PROTOCOLS = 3
+"""Linux's `ETH_P_ALL`."""
 _MTU_BYTES = 1514
 _QUEUE_BYTES = 1 << 20
 """Queue in the kernel, more than the broker's clients have in flight, so that nothing is dropped."""
@@ -74,11 +77,11 @@ class Network:
     def _make(self) -> None:
         _ip("netns", "add", self.server)
         _ip("netns", "add", self.device)
-        _ip("link", "add", "uplink", "netns", self.device, "type", "veth",
-            "peer", "name", "downlink", "netns", self.server)  # fmt: skip
+        _ip("link", "add", DEVICE_LINK, "netns", self.device, "type", "veth",
+            "peer", "name", _SERVER_LINK, "netns", self.server)  # fmt: skip
         for name, link, address in (
-            (self.server, "downlink", SERVER_ADDRESS),
-            (self.device, "uplink", DEVICE_ADDRESS),
+            (self.server, _SERVER_LINK, SERVER_ADDRESS),
+            (self.device, DEVICE_LINK, DEVICE_ADDRESS),
         ):
             # Packets of the size they have on a real cable: the counters see every header.
             _ip("-n", name, "link", "set", link, "gso_max_segs", "1")
@@ -96,8 +99,8 @@ class Network:
     def shape(self, uplink_mbps: float | None, downlink_mbps: float | None) -> None:
         """Set both rates; None is as fast as the machine. May be called at any time; what is queued stays."""
         for name, link, rate in (
-            (self.device, "uplink", uplink_mbps),
-            (self.server, "downlink", downlink_mbps),
+            (self.device, DEVICE_LINK, uplink_mbps),
+            (self.server, _SERVER_LINK, downlink_mbps),
         ):
             bits = round(min(rate or 10_000.0, 10_000.0) * 1e6)
             # Enough for 2 ms, so that the kernel's timers can keep up, and for two packets at least.
@@ -107,7 +110,7 @@ class Network:
 
     def traffic(self) -> Traffic:
         """What has passed the device's interface."""
-        (link,) = json.loads(_ip("-n", self.device, "-s", "-j", "link", "show", "dev", "uplink"))
+        (link,) = json.loads(_ip("-n", self.device, "-s", "-j", "link", "show", "dev", DEVICE_LINK))
         sent, received = link["stats64"]["tx"], link["stats64"]["rx"]
         return Traffic(sent["bytes"], received["bytes"], sent["packets"], received["packets"])
 
@@ -145,6 +148,14 @@ def socket_in(name: str) -> socket.socket:
     """A TCP socket in a network namespace, made from outside it."""
     with _inside(name):
         return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+
+
+def packets_in(name: str, link: str) -> socket.socket:
+    """A socket that gets each packet of a namespace's interface, sent and received, from Ethernet upwards."""
+    with _inside(name):
+        listener = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_PROTOCOLS))
+    listener.bind((link, 0))
+    return listener
 
 
 def listener_in(name: str, host: str, port: int = 0) -> socket.socket:
