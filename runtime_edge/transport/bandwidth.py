@@ -104,12 +104,13 @@ class BandwidthEstimator:
         self._outcomes: deque[bool] = deque(maxlen=_LOSS_MEMORY)
         self._lock = threading.Lock()
 
-    def wants_ping(self, bytes_sent: int) -> bool:
+    def wants_ping(self, bytes_sent: int, by_answer: bool = False) -> bool:
         """Whether to ping before a frame, because its acknowledgement alone would not tell the round trip.
 
         A small frame's acknowledgement is a round trip itself. On a link so fast that the frame's transfer time is
         negligible, one ping in 5 s is enough, and one in 20 s once some have told how round trips waver: if the link
-        slows down, the frame's own time shows it.
+        slows down, the frame's own time shows it. So it is, too, where the server's answer acknowledges: that tells
+        less of the link, and the next frame that the broker acknowledges has its ping.
         """
         with self._lock:
             if bytes_sent < TELLING_BYTES:
@@ -117,7 +118,7 @@ class BandwidthEstimator:
             stale_s = _STALE_S if len(self._trips) < _FEW_STEPS else _SELDOM_S
             if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > stale_s:
                 return True
-            return self._bits is None or self._expected_s(bytes_sent * 8.0) > _NEGLIGIBLE_S
+            return not by_answer and (self._bits is None or self._expected_s(bytes_sent * 8.0) > _NEGLIGIBLE_S)
 
     def sending(self, bytes_sent: int, server_s: float = 0.0) -> None:
         """A frame has been sent with no other in flight. Once it is overdue, it limits the estimate.

@@ -237,7 +237,7 @@ class Delivery:
         self._sending += 1
         try:
             if alone:
-                if self._uplink.wants_ping(sent_bytes):
+                if self._uplink.wants_ping(sent_bytes, by_answer):
                     self._connection.ping(self._uplink.observe_round_trip)
                 self._uplink.sending(sent_bytes, server_s)
             self._connection.send(message_ids[0], window, frame, on_stored, timeout_s, embedding, by_answer)

@@ -137,6 +137,7 @@ def test_a_ping_goes_in_front_of_a_frame_that_takes_its_time_and_seldom_of_one_t
     estimator = settled(100.0, clock)
     assert not estimator.wants_ping(16_000)
     assert estimator.wants_ping(500_000)
+    assert not estimator.wants_ping(500_000, by_answer=True), "the answer tells less of the link"
     clock.now += 5.1
     assert not estimator.wants_ping(16_000), "how round trips waver is known"
     clock.now += 15.0
