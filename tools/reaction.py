@@ -97,7 +97,17 @@ class SteppedDevice:
         deadline_s = self.table.uplink.deadline_ms / 1e3
         if seconds > deadline_s:
             self._events.append((ready_s + deadline_s, lambda: uplink.timeout(deadline_s)))
-        self._events.append((acked_s, lambda: uplink.observe(size, seconds)))
+        self._events.append((acked_s, lambda: self._arrived(size, seconds, rtt_s)))
+
+    def _arrived(self, size: int, seconds: float, rtt_s: float) -> None:
+        """As `Delivery` does: where answers acknowledge, a bandwidth probe looks into a time that is a surprise."""
+        uplink = self._uplink
+        if not uplink.learns_little(size) or not uplink.is_surprise(size, seconds):
+            uplink.observe(size, seconds)
+            return
+        uplink.dismiss()
+        probed_s, trip_s, pair_s = self._probe_pair(self.now, size, rtt_s)
+        self._events.append((probed_s, lambda: uplink.observe_pair(size, trip_s, pair_s)))
 
     def _bandwidth_probe(self, ready_s: float, sent_s: float, size: int, rtt_s: float) -> None:
         """Sound the link behind a frame, and learn from it once it is over."""

@@ -118,7 +118,7 @@ class BandwidthEstimator:
             stale_s = _STALE_S if len(self._trips) < _FEW_STEPS else _SELDOM_S
             if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > stale_s:
                 return True
-            return not by_answer and (self._bits is None or self._expected_s(bytes_sent * 8.0) > _NEGLIGIBLE_S)
+            return not by_answer and not self._is_negligible(bytes_sent)
 
     def sending(self, bytes_sent: int, server_s: float = 0.0) -> None:
         """A frame has been sent with no other in flight. Once it is overdue, it limits the estimate.
@@ -145,6 +145,11 @@ class BandwidthEstimator:
             while self._fastest and self._fastest[-1][1] >= seconds:
                 self._fastest.pop()
             self._fastest.append((self._now(), seconds))
+
+    def learns_little(self, bytes_sent: int) -> bool:
+        """Whether a frame's time hardly tells of the uplink: it is small, or its transfer is lost in the jitter."""
+        with self._lock:
+            return bytes_sent < TELLING_BYTES or self._is_negligible(bytes_sent)
 
     def dismiss(self) -> None:
         """The frame under way has arrived, and its time is not to be learnt from."""
@@ -238,6 +243,9 @@ class BandwidthEstimator:
         """Share of timeouts among the last 64 frames, in [0, 1]."""
         with self._lock:
             return sum(self._outcomes) / len(self._outcomes) if self._outcomes else 0.0
+
+    def _is_negligible(self, bytes_sent: int) -> bool:
+        return self._bits is not None and self._expected_s(bytes_sent * 8.0) <= _NEGLIGIBLE_S
 
     def _shown_mbits(self, hoped: float, since: float, bits: float) -> float:
         """The highest rate that the frame in flight still allows; infinite until it is overdue."""

@@ -227,12 +227,12 @@ class Delivery:
         """Try once to send a frame of claimed windows, and settle them with the outcome; `decided` gets whether it was
         stored.
         """
+        sent_bytes, alone = len(frame) + FRAME_OVERHEAD_BYTES, not self._sending
         timeout_s, server_s = self._config.ack_timeout_s, 0.0
-        by_answer = embedding and self._answers_acknowledge()
+        by_answer = embedding and self._answers_acknowledge(sent_bytes)
         if by_answer:
             timeout_s, server_s = max(timeout_s, self._config.deadline_s), self._server_s or 0.0
             self._by_answer.update(decided)
-        sent_bytes, alone = len(frame) + FRAME_OVERHEAD_BYTES, not self._sending
         on_stored = functools.partial(self._on_stored, message_ids, sent_bytes, alone, decided, by_answer)
         self._sending += 1
         try:
@@ -278,13 +278,15 @@ class Delivery:
         elif alone:
             self._uplink.observe(sent_bytes, result)
 
-    def _answers_acknowledge(self) -> bool:
+    def _answers_acknowledge(self, sent_bytes: int) -> bool:
         """Whether the server's answer is all the acknowledgement that the next frame needs.
 
         So it is as long as answers come in time, but for one frame in `_ASKED_EVERY`: what the broker says of it tells
         how much later an answer comes. A frame that is not answered is sent again in the end, and the broker asked.
+        Where one frame after the other measures a link that is not fast, the broker is asked of each: its word comes
+        at once, whatever the server has to do.
         """
-        if self._server_s is None:
+        if self._server_s is None or not (self.packs or self._uplink.learns_little(sent_bytes)):
             self._until_asked = 0
         self._until_asked -= 1
         if self._until_asked < 0:
