@@ -228,10 +228,8 @@ class Delivery:
         stored.
         """
         sent_bytes, alone = len(frame) + FRAME_OVERHEAD_BYTES, not self._sending
-        timeout_s, server_s = self._config.ack_timeout_s, 0.0
         by_answer = embedding and self._answers_acknowledge(sent_bytes)
         if by_answer:
-            timeout_s, server_s = max(timeout_s, self._config.deadline_s), self._server_s or 0.0
             self._by_answer.update(decided)
         on_stored = functools.partial(self._on_stored, message_ids, sent_bytes, alone, decided, by_answer)
         self._sending += 1
@@ -239,7 +237,8 @@ class Delivery:
             if alone:
                 if self._uplink.wants_ping(sent_bytes, by_answer):
                     self._connection.ping(self._uplink.observe_round_trip)
-                self._uplink.sending(sent_bytes, server_s)
+                self._uplink.sending(sent_bytes, (self._server_s or 0.0) if by_answer else 0.0)
+            timeout_s = self._config.ack_timeout_s
             self._connection.send(message_ids[0], window, frame, on_stored, timeout_s, embedding, by_answer)
         except LinkError as exc:
             on_stored(exc)
@@ -286,7 +285,8 @@ class Delivery:
         Where one frame after the other measures a link that is not fast, the broker is asked of each: its word comes
         at once, whatever the server has to do.
         """
-        if self._server_s is None or not (self.packs or self._uplink.learns_little(sent_bytes)):
+        is_soon = self._config.deadline_s <= self._config.ack_timeout_s
+        if self._server_s is None or not is_soon or not (self.packs or self._uplink.learns_little(sent_bytes)):
             self._until_asked = 0
         self._until_asked -= 1
         if self._until_asked < 0:

@@ -249,7 +249,7 @@ def test_whatever_becomes_of_answers_every_frame_is_stored_and_leaves_the_spool_
 
     async def work(spool):
         transport = InMemoryTransport(lambda window, frame: echo(window, frame) if answers[-1] else None)
-        async with sending(transport, spool, ack_timeout_s=0.02) as sender:
+        async with sending(transport, spool, ack_timeout_s=0.02, deadline_ms=10.0) as sender:
             for window, what in enumerate(happens):
                 answers.append(what == "answered")
                 transport.stores = what != "frame lost"
