@@ -56,6 +56,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.passed.now
 
+    async def pass_by(self, seconds: float) -> None:
+        """Let so much time pass, and whatever is due meanwhile happen."""
+        over = self.create_future()
+        self.call_later(seconds, over.set_result, None)
+        await over
+
     def run(self, work):
         try:
             return self.run_until_complete(work)

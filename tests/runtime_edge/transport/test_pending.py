@@ -53,7 +53,7 @@ def test_an_answer_acknowledges_its_message_once_and_says_how_long_the_way_took(
         pending = PendingAnswers()
         pending.expect(7, 10.0, replies.append)
         pending.acknowledgement(10.0, outcomes.append, 7, by_answer=True)
-        await asyncio.sleep(0.5)
+        await loop.pass_by(0.5)
         pending.receive("7", answer(7, 200_000), "")
         pending.receive("7", answer(7, 200_000), "")
         pending.connection_lost()
@@ -69,12 +69,12 @@ def test_what_answers_come_later_by_than_the_brokers_word_is_learnt_from_those_t
     async def work():
         pending = PendingAnswers()
         token = pending.acknowledgement(10.0, outcomes.append, 1)
-        await asyncio.sleep(0.1)
+        await loop.pass_by(0.1)
         pending.receive(token, STORED, "")
-        await asyncio.sleep(0.25)
+        await loop.pass_by(0.25)
         pending.receive("1", answer(1, 50_000), "")
         pending.acknowledgement(10.0, outcomes.append, 2, by_answer=True)
-        await asyncio.sleep(0.4)
+        await loop.pass_by(0.4)
         pending.receive("2", answer(2, 50_000), "")
 
     loop.run(work())
@@ -87,7 +87,7 @@ def test_a_message_that_is_not_answered_fails_and_so_does_one_whose_connection_i
     async def work():
         pending = PendingAnswers()
         pending.acknowledgement(2.0, outcomes.append, 1, by_answer=True)
-        await asyncio.sleep(3.0)
+        await loop.pass_by(3.0)
         pending.acknowledgement(2.0, outcomes.append, 2, by_answer=True)
         pending.connection_lost()
         pending.receive("2", answer(2), "")
