@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from runtime_edge.formats.wire import Reply
@@ -22,20 +24,15 @@ class CountStage:
     ) -> None:
         self._generations, self._ledger, self._trainer = generations, ledger, trainer
         self._mixtures, self._thread = Mixtures(), StageThread("count")
-        self._batches = 0
-        """That wait or are being counted."""
 
     async def count(self, completed: CompletedBatch) -> CountedBatch:
         """Note each window, keep new ones for training; the replies."""
-        self._batches += 1
-        try:
-            return await self._thread.run(self._count, completed)
-        finally:
-            self._batches -= 1
+        return await self._thread.run(self._count, completed)
 
-    async def catch_up(self) -> None:
-        """Let the mixtures learn what they have heard, until there is a batch to count."""
-        await self._thread.run(self._mixtures.catch_up, lambda: self._batches > 0)
+    async def catch_up(self, is_busy: Callable[[], bool]) -> None:
+        """Let the mixtures learn what they have heard, until there is something more urgent to do."""
+        if not is_busy():
+            await self._thread.run(self._mixtures.catch_up, is_busy)
 
     def close(self) -> None:
         """End the thread."""

@@ -196,7 +196,11 @@ class Ingest:
         with self._blaming(batch):
             counted = await self._count.count(await self._completed(batch))
         await self._answer.answer(counted)
-        await self._count.catch_up()
+        await self._count.catch_up(self._is_busy)
+
+    def _is_busy(self) -> bool:
+        """Whether frames wait or are being completed, for which whatever is not urgent makes way. From any thread."""
+        return self._completing > 0 or len(self._backlog) > 0
 
     async def _completed(self, batch: FrameBatch) -> CompletedBatch:
         try:

@@ -35,30 +35,45 @@ class _Heard(NamedTuple):
 
     embedding: Array
     known: bool
-    """Whether the device has the embedding, too."""
+    """Whether the device has the embedding, too, and learns from it."""
 
 
 @dataclass
 class _DeviceMixture:
     memory: GaussianMemory
     boot: str
-    """Of the run that is told; another one begins from nothing."""
+    """Of the run that is told; another one begins from nothing. Empty: a device of 0.1.0."""
     told: tuple[Array, Array]
     """Means and weights of the `foreign` components as the device has them, unless it has learnt otherwise since."""
     foreign: npt.NDArray[np.bool_]
     """Components that the device cannot know as they are."""
     waiting: list[_Heard] = field(default_factory=list)
     """In order."""
+    heard: int = 0
+    """Windows."""
     is_due: bool = False
     """Whether the device is to be told as soon as it can be."""
 
     def learn(self) -> None:
         for embedding, known in self.waiting:
-            if known:
+            if known or not self.boot:
                 self.memory.learn(embedding)
             else:
                 self._learn_foreign(embedding)
         self.waiting.clear()
+
+    def make_room(self) -> None:
+        """Too much waits: forget the oldest window that the device has learnt itself, or learn all."""
+        known = next((place for place, heard in enumerate(self.waiting) if heard.known), None)
+        if known is None:
+            self.learn()
+        else:
+            del self.waiting[known]
+
+    @property
+    def may_tell(self) -> bool:
+        """Whether there may be something that the device cannot know."""
+        return not self.boot or bool(self.foreign.any()) or not all(heard.known for heard in self.waiting)
 
     def moved(self) -> bytes:
         """Of the components that the device does not know as they are, those that have moved most; often nothing."""
@@ -87,7 +102,8 @@ class Mixtures:
     """The device heard of longest ago is forgotten first, beyond `max_memories` of them. Used by one thread.
 
     Learning takes longer than all else that a frame's answer needs from this thread, and few answers depend on it: what
-    is heard is learnt in `catch_up`, or before that when the mixture is due or too much waits. It learns the same.
+    is heard is learnt in `catch_up`, or before that when the device is told. A server that is always behind learns only
+    some of the windows that devices learn themselves: what is left then serves their next runs.
     """
 
     def __init__(self, max_memories: int = MAX_MEMORIES) -> None:
@@ -110,20 +126,23 @@ class Mixtures:
         self._devices[device] = mixture
         if len(self._devices) > self._max_memories:
             self._behind.pop(self._devices.popitem(last=False)[0], None)
-        memory, before = mixture.memory, mixture.memory.windows
-        known = answered or not boot
+        mixture.heard += 1
+        mixture.is_due |= mixture.heard % T_SYNC == 0
+        known = answered and bool(boot)
         mixture.waiting.append(_Heard(embedding.copy(), known))  # it is a row of a whole batch
-        due = mixture.is_due or (before + len(mixture.waiting)) // T_SYNC > before // T_SYNC
-        if not due and len(mixture.waiting) < MAX_WAITING:
+        is_told = mixture.is_due and answered
+        if is_told and mixture.may_tell:
+            mixture.learn()
+        elif len(mixture.waiting) >= MAX_WAITING:
+            mixture.make_room()
+        if mixture.waiting:
             self._behind[device] = None
-            return b""
-        mixture.learn()
-        self._behind.pop(device, None)
-        mixture.is_due |= memory.windows // T_SYNC > before // T_SYNC
-        if not (mixture.is_due and answered):
+        else:
+            self._behind.pop(device, None)
+        if not is_told:
             return b""
         mixture.is_due = False
-        return mixture.moved() if boot else memory.to_bytes()
+        return mixture.moved() if boot else mixture.memory.to_bytes()
 
     def catch_up(self, until: Callable[[], bool] = lambda: False) -> None:
         """Learn what was heard, device by device, until there is something more urgent to do."""
