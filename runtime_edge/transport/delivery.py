@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 _IDLE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
 _ASKED_EVERY = 8
-"""Of so many frames that are answered in time, the broker acknowledges one as well."""
+"""Of so many frames that are answered in time, the broker acknowledges one as well; of the first so many, each."""
 
 
 class Delivery:
@@ -46,8 +46,10 @@ class Delivery:
         # Devices that lost the same broker at the same moment must not all come back at the same moment.
         self._random = random.Random(f"{config.seed}.{frame_store.own}")  # noqa: S311
         self._packer = Packer(self._send_packed, asyncio.get_running_loop())
-        self._server_s: float | None = None
-        """The server's own time for the latest answer; None while answers do not come in time."""
+        self._server_s = 0.0
+        """The server's own time for the latest answer."""
+        self._in_time = 0
+        """Answers that came in time, one after the other."""
         self._by_answer: set[asyncio.Future[bool]] = set()
         """Of frames that only the server's answer acknowledges."""
         self._until_asked = 0
@@ -92,8 +94,10 @@ class Delivery:
         decided: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def answered(reply: Reply | None) -> None:
-            self._server_s = None if reply is None else reply.server_us / 1e6
-            if reply is None:
+            if reply is not None:
+                self._server_s, self._in_time = reply.server_us / 1e6, self._in_time + 1
+            else:
+                self._in_time = 0
                 # A server that is late says nothing of the link, which has carried the frame to the broker.
                 stored = decided in self._by_answer or (decided.done() and decided.result())
                 self._uplink.timeout(deadline_s, stored)
@@ -237,8 +241,10 @@ class Delivery:
             if alone:
                 if self._uplink.wants_ping(sent_bytes, by_answer):
                     self._connection.ping(self._uplink.observe_round_trip)
-                self._uplink.sending(sent_bytes, (self._server_s or 0.0) if by_answer else 0.0)
+                self._uplink.sending(sent_bytes, self._server_s if by_answer else 0.0)
             timeout_s = self._config.ack_timeout_s
+            if by_answer:
+                timeout_s = min(timeout_s, 2 * self._config.deadline_s)  # it may be a little late
             self._connection.send(message_ids[0], window, frame, on_stored, timeout_s, embedding, by_answer)
         except LinkError as exc:
             on_stored(exc)
@@ -271,7 +277,7 @@ class Delivery:
         self._counts.bytes_sent += sent_bytes
         if alone and by_answer and self._uplink.is_surprise(sent_bytes, result):
             # It may be the server that was held up: the broker tells.
-            self._server_s = None
+            self._until_asked = 0
             self._uplink.dismiss()
             self._probing = asyncio.create_task(self.bandwidth_probe(0, sent_bytes))
         elif alone:
@@ -281,12 +287,11 @@ class Delivery:
         """Whether the server's answer is all the acknowledgement that the next frame needs.
 
         So it is as long as answers come in time, but for one frame in `_ASKED_EVERY`: what the broker says of it tells
-        how much later an answer comes. A frame that is not answered is sent again in the end, and the broker asked.
-        Where one frame after the other measures a link that is not fast, the broker is asked of each: its word comes
-        at once, whatever the server has to do.
+        how much later an answer comes. A frame that is not answered in time is sent again, and the broker asked. Where
+        one frame after the other measures a link that is not fast, the broker is asked of each: its word comes at once,
+        whatever the server has to do.
         """
-        is_soon = self._config.deadline_s <= self._config.ack_timeout_s
-        if self._server_s is None or not is_soon or not (self.packs or self._uplink.learns_little(sent_bytes)):
+        if self._in_time < _ASKED_EVERY or not (self.packs or self._uplink.learns_little(sent_bytes)):
             self._until_asked = 0
         self._until_asked -= 1
         if self._until_asked < 0:
