@@ -41,8 +41,9 @@ class RecordedFrames:
 
     def __init__(
         self, bundle: Bundle, cut: int, devices: int, windows: int = 64, encoding: str = "int8",
-        encode: Callable[..., bytes] = encode_frame, identity_header: str = subjects.IDENTITY_HEADER,
+        encode: Callable[..., bytes] = encode_frame, identity_header: str = "",
     ) -> None:  # fmt: skip
+        """With an `identity_header` as devices of earlier versions send them."""
         info = bundle.manifest.info
         front, self.generation, self.cut, self.encoding = info.front_end, info.generation, cut, encoding
         seconds = (front.window_samples + windows * front.hop_samples) / front.sample_rate
@@ -67,11 +68,11 @@ class RecordedFrames:
         self._next[device] += 1
         payload, compressed = self.payloads[window % len(self.payloads)]
         frame = self._encode(window, time.time_ns(), self.generation, self.cut, self.encoding, compressed, 0.5, payload)
-        headers = {
-            self._identity_header: subjects.message_id(device, self._boot, window),
-            subjects.REPLY_HEADER: f"{subjects.inbox(device)}.{connection}.{window}",
-        }
-        return window, frame, headers
+        message_id = subjects.message_id(device, self._boot, window)
+        if not self._identity_header:
+            return window, frame, subjects.envelope(message_id, device, connection)
+        reply = f"{subjects.inbox(device)}.{connection}.{window}"
+        return window, frame, {self._identity_header: message_id, subjects.REPLY_HEADER: reply}
 
 
 async def fill(client: Client, recorded: RecordedFrames, count: int, under_way: int = 256) -> None:
