@@ -29,7 +29,7 @@ _ASKED_EVERY = 8
 
 
 class Delivery:
-    """Sends spooled frames, and removes them from the spool once the broker has stored them, as it or an answer says."""
+    """Sends spooled frames. They leave the spool once the broker has stored them: as it says, or an answer proves."""
 
     def __init__(
         self,
