@@ -121,6 +121,9 @@ class PendingAnswers:
             on_answer(time.monotonic() - since)
         elif not token.startswith(("a", "p")):  # else one that came too late
             self._replied(data)
+        if self._timer is not None and not self._stored and not self._replies:
+            self._timer.cancel()  # or it would wake a device that has nothing to do
+            self._timer = None
 
     def _acknowledged(self, token: str, data: bytes, status: str) -> None:
         try:

@@ -40,9 +40,12 @@ class _Selector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self.waits: list[float] = []
 
     def select(self, timeout=None):
-        self.now += max(timeout or 0.0, 0.0)
+        if timeout:
+            self.waits.append(timeout)
+            self.now += timeout
         return super().select(0)
 
 

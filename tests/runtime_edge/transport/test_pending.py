@@ -94,3 +94,19 @@ def test_a_message_that_is_not_answered_fails_and_so_does_one_whose_connection_i
 
     loop.run(work())
     assert [type(outcome) for outcome in outcomes] == [LinkError, LinkError]
+
+
+def test_nobody_is_woken_once_everything_is_answered():
+    loop = VirtualLoop()
+
+    async def work():
+        pending = PendingAnswers()
+        pending.expect(1, 1.0, lambda reply: None)
+        token = pending.acknowledgement(2.0, lambda outcome: None)
+        pending.receive(token, STORED, "")
+        await loop.pass_by(0.5)
+        pending.receive("1", answer(1), "")
+        await loop.pass_by(10.0)
+
+    loop.run(work())
+    assert loop.passed.waits == [pytest.approx(0.5), pytest.approx(10.0)]
