@@ -71,6 +71,14 @@ class DeviceConfig:
     ack_timeout_s: float = setting(10.0, "Give up on a frame the broker has not stored after so long.", ge=0.1, le=600)
     in_flight: int = setting(4, "Frames in flight at once.", ge=1, le=256)
     spool_mb: float = setting(256.0, "Disk for frames that wait to be sent, MiB.", ge=0.001, le=1 << 20)
+    mb_per_day: float | None = setting(
+        None, "Budget: MB a day that may pass the interface, both ways; what is unused adds up for 7 days.", ge=2,
+        le=1 << 20, example=50.0,
+    )  # fmt: skip
+    update_mb_per_day: float | None = setting(
+        None, "Budget: MB a day for new bundles, tables and heads; a release that is larger than what is left waits.",
+        ge=0.001, le=1 << 20, example=5.0,
+    )  # fmt: skip
     trial_s: float = setting(
         60.0, "Go back to the earlier bundle when a new one crashes the device within so long.", ge=0, le=86_400
     )

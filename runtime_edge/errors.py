@@ -17,6 +17,7 @@
     ├── SpoolError          the spool's disk is full or fails
     ├── LinkError           the broker cannot be reached or refused
     │   └── AccessError     credentials or a certificate were refused
+    ├── WaitsForBudget      an update that is larger than what is left of a budget
     └── CheckFailed         what was checked does not hold; exit code 1
 
 A message says what was wrong, where (file, field, value) and what to do, on one line.
@@ -111,6 +112,15 @@ class LinkError(SscError):
 
 class AccessError(LinkError):
     """Credentials or a certificate were refused: retrying soon is useless."""
+
+
+class WaitsForBudget(SscError):
+    """An update that is larger than what is left of a budget."""
+
+    def __init__(self, message: str, until: float) -> None:
+        """`until`: when it may be fetched, seconds since the epoch; infinite: never."""
+        super().__init__(message)
+        self.until = until
 
 
 class CheckFailed(SscError):

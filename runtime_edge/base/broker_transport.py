@@ -23,6 +23,12 @@ _NEXT_S = 0.25
 class AnyAddressClient(Client):
     """A client that connects to whichever address of a broker's name answers first."""
 
+    @property
+    def written_bytes(self) -> int:
+        """What the library has written on this connection."""
+        transport = self._transport
+        return transport.written_bytes if isinstance(transport, _AnyAddressTransport) else 0
+
     async def _connect_to_server(self, s: Srv) -> None:
         """As the library calls it for every attempt."""
         self._transport = _AnyAddressTransport()  # type: ignore[no-untyped-call]
@@ -30,6 +36,19 @@ class AnyAddressClient(Client):
 
 
 class _AnyAddressTransport(TcpTransport):
+    written_bytes = 0
+    """By the library, before they are encrypted."""
+
+    def write(self, payload: bytes) -> None:
+        """See the library."""
+        self.written_bytes += len(payload)
+        super().write(payload)  # type: ignore[no-untyped-call]
+
+    def writelines(self, payload: list[bytes]) -> None:
+        """See the library."""
+        self.written_bytes += sum(map(len, payload))
+        super().writelines(payload)  # type: ignore[no-untyped-call]
+
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         """See the library."""
         loop, reader = asyncio.get_running_loop(), asyncio.StreamReader(limit=buffer_size)

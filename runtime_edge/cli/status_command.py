@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ from typing import Any
 import click
 import msgspec
 
+from runtime_edge.base.traffic.told import amount, moment, sentence
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import CheckFailed
 from runtime_edge.service.status import DeviceStatus, acknowledged, problems, read_status
 from runtime_edge.settings import load
+from runtime_edge.transport.budgets import BudgetStatus, TrafficStatus
 from runtime_edge.updates.trial import Trials, UpdateLog, update_log
 
 _UPDATES_SHOWN = 5
+_COLUMNS, _INDENT = 80, 12
 
 
 @click.command("status", context_settings={"auto_envvar_prefix": "SSC_EDGE"})
@@ -56,6 +60,8 @@ def _headline(status: DeviceStatus, wrong: list[str]) -> str:
 
 def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
     encoder, link, spool, report, vitals = status.encoder, status.uplink, status.spool, status.report, status.health
+    there, blocks = encoder.blocks
+    part = f", {there} of {blocks} blocks" if there < blocks else ""
     trial = ", on trial" if encoder.on_trial else ""
     previous = f", falls back to {proven[:19]}" if proven and proven != encoder.bundle else ""
     server = f"{link.broker} {'connected' if link.connected else 'away'}" if link.broker else "none"
@@ -77,11 +83,13 @@ def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
     }
     heard = ", ".join(f"{count} {what}" for what, count in audio.items() if count)
     rows = {
-        "bundle": f"generation {encoder.generation}, {encoder.bundle[:19]}{trial}{previous}",
+        "bundle": f"generation {encoder.generation}, {encoder.bundle[:19]}{part}{trial}{previous}",
         "runs": f"{encoder.variant} on {encoder.runtime}, front end by {encoder.front_end}, table {encoder.table}",
         "server": server,
         "uplink": f"{link.bandwidth_mbps:.3g} Mbit/s, {link.rtt_ms:.0f} ms, {link.loss:.1%} unanswered",
         "now": f"cut {status.cut}, U {certainty}, processor {status.cpu:.0%}",
+        **_traffic(status.traffic),
+        **_waits(report.get("update_waits")),
         "windows": f"{report['windows_captured']} captured, {acknowledged(report)} acknowledged, "
         f"{report['windows_local']} kept local, {report['windows_spooled']} spooled, {report['windows_lost']} lost, "
         f"{report.get('windows_refused', 0)} refused by the server",
@@ -92,8 +100,41 @@ def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
         + (", throttled" if vitals.throttled else ""),
         "errors": ", ".join(f"{count} {name}" for name, count in report["errors"].items()) or "none",
     }
-    lines = [f"  {name:<10}{text}" for name, text in rows.items()]
+    lines = [f"  {name:<{_INDENT - 2}}{text}" for name, text in rows.items()]
     return lines + [f"  {'trouble':<10}{trouble.time} {trouble.message}" for trouble in status.troubles]
+
+
+def _traffic(traffic: TrafficStatus) -> dict[str, str]:
+    """What passes the interface, and what may yet."""
+    rows = {
+        "an hour": sentence(traffic.hour),
+        "a month": sentence(traffic.month),
+    }
+    if traffic.counted_by:
+        rows["counted"] = f"by {traffic.counted_by}"
+    if traffic.budget is not None:
+        rows["budget"] = _left(traffic.budget)
+    if traffic.held_until is not None:
+        rows["held"] = f"frames go again from {moment(traffic.held_until)} on"
+    if traffic.withheld:
+        rows["withheld"] = f"{traffic.withheld} events were not published meanwhile"
+    if traffic.update_budget is not None:
+        rows["updates"] = _left(traffic.update_budget)
+    return rows
+
+
+def _left(budget: BudgetStatus) -> str:
+    what = f"{amount(budget.left_bytes)} left" if budget.left_bytes >= 0 else f"{amount(-budget.left_bytes)} owed"
+    return f"{what}, {budget.mb_per_day:g} MB a day"
+
+
+def _waits(waiting: dict[str, Any] | None) -> dict[str, str]:
+    """The update that waits for a budget."""
+    if waiting is None:
+        return {}
+    when = "never fits" if waiting["until"] is None else f"waits until {moment(waiting['until'])}"
+    reason = textwrap.wrap(waiting["reason"], _COLUMNS - _INDENT)
+    return {"update": f"\n{' ' * _INDENT}".join([f"generation {waiting['generation']} {when}", *reason])}
 
 
 def _updates(log: UpdateLog) -> list[str]:

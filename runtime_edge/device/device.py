@@ -38,6 +38,7 @@ from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import lock_file
 from runtime_edge.transport.accounting import Accounting, LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
+from runtime_edge.transport.budgets import Budgets
 from runtime_edge.transport.connection import Connection
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.transport.frame_store import FrameStore
@@ -81,6 +82,7 @@ Connect = Callable[[DeviceConfig], AbstractAsyncContextManager[Transport | None]
 class _Parts:
     """Of a device that has started."""
 
+    budgets: Budgets
     updater: Updater
     capture: Capture
     delivery: Delivery | None
@@ -127,6 +129,7 @@ class Device:
         """From the first window to the last word."""
         background = [asyncio.create_task(parts.heartbeat.beat_forever())]
         background.append(asyncio.create_task(parts.learner_sync.share_forever()))
+        background.append(asyncio.create_task(parts.budgets.watch_forever()))
         if parts.delivery is not None:
             background.append(asyncio.create_task(parts.delivery.replay_forever()))
         ended = "it failed"
@@ -175,7 +178,9 @@ class Device:
         closing.callback(self._close_sinks)
         worker = closing.enter_context(Worker())
         connection = await closing.enter_async_context(self._connect(config))
-        updater = await start_updater(config, connection, worker, counts)
+        budgets = Budgets(config, connection)
+        closing.callback(budgets.save)
+        updater = await start_updater(config, connection, worker, counts, budgets)
         engine, table = updater.engine, updater.table
         info = engine.bundle.manifest.info
         head_updater = HeadUpdater(config, connection, updater.reports, info)
@@ -206,13 +211,13 @@ class Device:
         namesakes = None if connection is None else NamesakeWatch(connection, config.device, boot)
         reporter = Reporter(
             config=config, boot=boot, since=since, worker=worker, runner=runner, pipeline=pipeline, updater=updater,
-            capture=capture, connection=connection, namesakes=namesakes,
+            capture=capture, connection=connection, budgets=budgets, namesakes=namesakes,
             metrics_port=None if metrics is None else metrics.port, troubles=troubles,
         )  # fmt: skip
         heartbeat = Heartbeat(config.state, reporter.status, connection, self._notifier, metrics, namesakes)
         return _Parts(
-            updater=updater, capture=capture, delivery=delivery, pipeline=pipeline, learner_sync=learner_sync,
-            reporter=reporter, heartbeat=heartbeat,
+            budgets=budgets, updater=updater, capture=capture, delivery=delivery, pipeline=pipeline,
+            learner_sync=learner_sync, reporter=reporter, heartbeat=heartbeat,
         )  # fmt: skip
 
     def _metrics(self, closing: AsyncExitStack) -> MetricsServer | None:

@@ -21,6 +21,7 @@ from runtime_edge.service.namesake import NamesakeWatch
 from runtime_edge.service.status import DeviceStatus, EncoderStatus, UplinkStatus
 from runtime_edge.system import Health, health
 from runtime_edge.transport.accounting import merged
+from runtime_edge.transport.budgets import Budgets, TrafficStatus
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.updater import Updater
 
@@ -41,18 +42,19 @@ class Reporter:
     updater: Updater
     capture: Capture
     connection: Transport | None
+    budgets: Budgets
     namesakes: NamesakeWatch | None
     metrics_port: int | None
     troubles: LastTroubles
 
     async def report(self) -> dict[str, Any]:
         """The run's accounting. Raises SpoolError."""
-        return self._report(await self.worker.run(self.runner.state), health())
+        return self._report(await self.worker.run(self.runner.state), health(), self.budgets.status())
 
     async def status(self, ended: str | None) -> DeviceStatus:
         """How the device is now; `ended`: why it is not running any more. Raises SpoolError."""
         (state, capture), vitals = await self.worker.run(self._worker_state), health()
-        pipeline, uplink = self.pipeline, self.pipeline.uplink
+        pipeline, uplink, traffic = self.pipeline, self.pipeline.uplink, self.budgets.status()
         return DeviceStatus(
             device=self.config.device,
             target=self.config.target,
@@ -66,6 +68,7 @@ class Reporter:
                 bundle=state.bundle,
                 variant=state.variant,
                 runtime=state.runtime,
+                blocks=state.blocks,
                 front_end=state.front_end,
                 table=state.table,
                 on_trial=bool(self.updater.status()["on_trial"]),
@@ -75,11 +78,12 @@ class Reporter:
             cpu=state.cpu,
             uplink=UplinkStatus(
                 broker=None if self.config.broker is None else without_password(self.config.broker),
-                connected=self.connection is not None and self.connection.connected,
+                connected=self.connection is not None and not self.connection.trouble,
                 bandwidth_mbps=uplink.uplink_mbits,
                 rtt_ms=uplink.rtt_ms,
                 loss=uplink.loss,
             ),
+            traffic=traffic,
             spool=state.spool,
             audio=capture.counters,
             source_silent_s=capture.silent_s,
@@ -87,7 +91,7 @@ class Reporter:
             namesake="" if self.namesakes is None else self.namesakes.found,
             health=vitals,
             metrics_port=self.metrics_port,
-            report=self._report(state, vitals),
+            report=self._report(state, vitals, traffic),
             # Written in another thread while the loop goes on counting.
             stage_ms={**state.stage_ms, **_copied(pipeline.counts.stage_ms)},
             cut_ms=_copied(pipeline.counts.cut_ms),
@@ -97,7 +101,7 @@ class Reporter:
     def _worker_state(self) -> tuple[RunnerState, CaptureState]:
         return self.runner.state(), self.capture.state()
 
-    def _report(self, state: RunnerState, vitals: Health) -> dict[str, Any]:
+    def _report(self, state: RunnerState, vitals: Health, traffic: TrafficStatus) -> dict[str, Any]:
         return {
             "device": self.config.device,
             "target": self.config.target,
@@ -107,8 +111,17 @@ class Reporter:
             "temperature_c": vitals.temperature_c,
             "runtime": state.runtime,
             "state": state.splitter,
+            **traffic_fields(traffic),
             **self.updater.status(),
         }
+
+
+def traffic_fields(traffic: TrafficStatus) -> dict[str, Any]:
+    """Of the report: short, since each report is traffic."""
+    budgets = {"budget": traffic.budget, "update_budget": traffic.update_budget}
+    told = {name: [one.mb_per_day, one.left_bytes] for name, one in budgets.items() if one is not None}
+    rates = [[*rate.traffic, round(rate.seconds)] for rate in (traffic.hour, traffic.month)]
+    return {"traffic": [list(traffic.run), *rates], **told, "events_withheld": traffic.withheld}
 
 
 def _copied(times: Mapping[_Key, Histogram]) -> dict[_Key, Histogram]:

@@ -57,6 +57,8 @@ class RunnerState(msgspec.Struct, frozen=True):
     bundle: str
     variant: str
     runtime: str
+    blocks: tuple[int, int]
+    """How many are here, and how many there are."""
     front_end: str
     """What computes it: `fft` or `graph`."""
     table: str
@@ -176,6 +178,7 @@ class WindowRunner:
             bundle=engine.bundle.digest,
             variant=engine.prefix.variant,
             runtime=engine.prefix.backend.name,
+            blocks=engine.prefix.blocks_there,
             front_end=engine.prefix.front_end,
             table=splitter.table.created_by,
             splitter=splitter.state,

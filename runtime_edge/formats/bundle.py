@@ -20,6 +20,7 @@ from runtime_edge.formats.records.table import MAX_TABLE_BYTES, SplitterTable
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.minisig"
+ASSETS = "shared_assets"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,13 @@ class Bundle:
     def block_bytes(self, block: str, variant: str) -> bytes:
         """The compiled file of one block, digest checked. Raises BundleError."""
         return self.read(self.manifest.variant(block, variant).file)
+
+    def blocks_there(self, variant: str) -> int:
+        """How many of the first blocks lie here: a device fetches those only that it runs. Raises BundleError."""
+        for index, block in enumerate(self.manifest.info.blocks):
+            if not asset_path(self.path, self.manifest.variant(block, variant).file).is_file():
+                return index
+        return len(self.manifest.info.blocks)
 
     def table(self, target: str) -> SplitterTable:
         """The splitter table shipped for a target. Raises BundleError, SignatureError or TableError."""
@@ -98,7 +106,7 @@ def asset_path(root: Path, reference: str) -> Path:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}", reference):
         raise BundleError(f"asset reference {reference!r}: expected sha256:<64 hex digits>/<file name>")
     directory, name = reference.split("/")
-    return root / "shared_assets" / directory.replace(":", "-") / name
+    return root / ASSETS / directory.replace(":", "-") / name
 
 
 def check_asset(reference: str, size: int, data: bytes, source: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from runtime_edge.base.traffic.told import moment
 from runtime_edge.errors import SpoolError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.report import VERSION
@@ -129,6 +130,7 @@ class Heartbeat:
 def sentence(status: DeviceStatus) -> str:
     """One line for `systemctl status`."""
     report, link = status.report, status.uplink
-    away = "" if link.connected else "no server"
+    held = status.traffic.held_until
+    away = "no server" if not link.connected else "" if held is None else f"nothing is sent until {moment(held)}"
     sent = f"{acknowledged(report)} acknowledged, {report['windows_spooled']} spooled"
     return ", ".join(filter(None, [f"generation {status.encoder.generation}", f"cut {status.cut}", sent, away]))

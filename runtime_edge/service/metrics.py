@@ -73,6 +73,11 @@ def _gauges(status: DeviceStatus) -> Iterator[tuple[str, str, float | None]]:
     yield "uplink_bytes_per_second", "Estimated bandwidth to the broker.", uplink.bandwidth_mbps * 1e6 / 8
     yield "rtt_seconds", "Estimated round trip to the broker.", uplink.rtt_ms / 1e3
     yield "loss_ratio", "Share of the last frames that were not answered in time.", uplink.loss
+    for name, budget in (("budget", status.traffic.budget), ("update_budget", status.traffic.update_budget)):
+        if budget is not None:
+            yield f"{name}_left_bytes", "That may pass now; below 0: owed.", budget.left_bytes
+    yield "held", "Whether nothing is sent, since the budget is used up.", status.traffic.held_until is not None
+    yield "update_waits", "Whether an update waits for a budget.", report.get("update_waits") is not None
     yield "spool_frames", "Frames that wait on the disk.", spool.frames
     yield "spool_bytes", "Bytes that wait on the disk.", spool.bytes
     yield "spool_limit_bytes", "Bytes the spool may hold.", spool.limit_bytes
@@ -111,6 +116,9 @@ def _counters(status: DeviceStatus) -> Iterator[tuple[str, str, str, dict[str, i
     yield "windows_refused", "Frames the server refused.", "", {"": report["windows_refused"]}
     yield "inherited_dropped", "Dropped frames of earlier runs.", "", {"": report["inherited_dropped"]}
     yield "cut", "Windows by the cut that was chosen.", "cut", report["cuts"]
+    traffic = dict(zip(("up", "down", "updates"), status.traffic.run, strict=True))
+    yield "traffic_bytes", "That passed the interface, both ways; updates are part of it.", "kind", traffic
+    yield "events_withheld", "Not published, since the budget was used up.", "", {"": status.traffic.withheld}
     yield "sent_bytes", "Bytes sent to the broker.", "", {"": report["bytes_sent"]}
     yield "table_swaps", "Splitter tables taken over.", "", {"": report["table_swaps"]}
     yield "audio_events", "What happened to the audio before it became windows.", "event", events

@@ -21,6 +21,7 @@ from runtime_edge.base.logs import Trouble
 from runtime_edge.formats import strict
 from runtime_edge.system import Health
 from runtime_edge.transport.accounting import Stage
+from runtime_edge.transport.budgets import TrafficStatus
 from runtime_edge.transport.spool.spool import SpoolState
 
 STALE_S = 30.0
@@ -38,6 +39,8 @@ class EncoderStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of its manifest."""
     variant: str
     runtime: str
+    blocks: tuple[int, int] = (0, 0)
+    """How many of its first blocks are here, and how many there are."""
     front_end: str = "graph"
     """What computes the log-mel image: `fft`, or `graph` with the rest of the encoder."""
     table: str
@@ -74,6 +77,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     uncertainty: float | None
     cpu: float
     uplink: UplinkStatus
+    traffic: TrafficStatus = TrafficStatus()
     spool: SpoolState
     audio: Counters
     source_silent_s: float

@@ -23,7 +23,9 @@ import numpy as np
 from runtime_edge.base.aio import cancel_all, within
 from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, flush, reason
 from runtime_edge.base.text import without_password
-from runtime_edge.errors import AccessError, LinkError, SscError
+from runtime_edge.base.traffic.budget import on_the_way
+from runtime_edge.base.traffic.traffic_log import Traffic
+from runtime_edge.errors import AccessError, FormatError, LinkError, SscError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials, explain, named, servers
 from runtime_edge.transport import direct_get
@@ -83,8 +85,10 @@ class Connection:
         self._checking: asyncio.Task[None] | None = None
         self._pending.on_overdue = self._overdue
         self._fetches, self._fetched_at = 0, -math.inf
-        self.trouble = "not connected yet"
-        """Why there is no connection; empty while there is one."""
+        self._before, self._updates = Traffic(), 0
+        """Of earlier connections; of updates."""
+        self.trouble, self.held, self.withheld = "not connected yet", "", 0
+        """Why there is no connection, and why nothing is sent; both empty while all is well."""
 
     @property
     def bad_replies(self) -> int:
@@ -93,13 +97,23 @@ class Connection:
 
     @property
     def connected(self) -> bool:
-        """Whether frames can be published now, and their answers received."""
-        return not self.trouble and self._client.is_connected
+        """Whether frames can be published now, and their answers received, and nothing is held."""
+        return not self.trouble and not self.held and self._client.is_connected
 
     @property
     def since_fetch_s(self) -> float:
         """Seconds since something was last fetched; 0 while it is, infinite before the first time."""
         return 0.0 if self._fetches else time.monotonic() - self._fetched_at
+
+    @property
+    def counted_by(self) -> str:
+        """What counts `traffic`, in words."""
+        by_kernel = "the kernel, with headers from Ethernet upwards"
+        return by_kernel if self._client.by_kernel else "this program, without headers"
+
+    def traffic(self) -> Traffic:
+        """What has passed the interface for this link so far, over reconnections."""
+        return self._before.plus(Traffic(*self._client.passed()))._replace(updates=self._updates)
 
     async def connect(self, timeout_s: float = 5.0) -> None:
         """Connect once; later losses are repaired in the background. Raises LinkError when no broker answers."""
@@ -157,6 +171,9 @@ class Connection:
 
     async def publish(self, subject: str, data: bytes) -> None:
         """Publish an event, best effort."""
+        if self.held:
+            self.withheld += 1
+            return
         with contextlib.suppress(nats.errors.Error, OSError):
             await self._client.publish(subject, data)
 
@@ -169,15 +186,27 @@ class Connection:
     async def value(self, bucket: str, key: str) -> bytes | None:
         """The present value of a key, or None. Raises LinkError when the broker does not answer."""
         try:
-            return await direct_get.value(self._client, bucket, key)
+            found = await direct_get.value(self._client, bucket, key)
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: {bucket}/{key} cannot be read ({reason(exc)})") from None
+        if bucket != subjects.PRESENCE:
+            self._count_update(len(found or b""))
+        return found
+
+    async def object_bytes(self, name: str) -> int | None:
+        """How long an object of the bundles store is; None where there is none. Raises LinkError."""
+        try:
+            info = await direct_get.object_info(self._client, name)
+        except (*BROKER_ERRORS, FormatError) as exc:
+            raise LinkError(f"broker {self.url}: object {name} cannot be found ({reason(exc)})") from None
+        self._count_update(0)
+        return None if info is None or info.deleted else info.size
 
     async def fetch(self, name: str, limit_bytes: int) -> bytes:
         """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""
         self._fetches += 1
         try:
-            return await direct_get.fetch_object(self._client, name, limit_bytes)
+            return await direct_get.fetch_object(self._client, name, limit_bytes, self._count_update)
         except BROKER_ERRORS as exc:
             raise LinkError(f"broker {self.url}: object {name} cannot be fetched ({reason(exc)})") from None
         finally:
@@ -234,6 +263,7 @@ class Connection:
         """
         self._servers.append(server := self._servers.pop(0))
         inbox = f"{subjects.inbox(self.device)}.{subjects.new_connection()}"
+        self._before = self.traffic()
         self._client, self._lost = DirectClient(self._pending.receive, inbox), asyncio.Event()
         lost, connecting = self._lost, True
 
@@ -278,6 +308,10 @@ class Connection:
             raise AccessError(f"broker {self.url}: the credentials{given} are not {self.device}'s")
         self._pending.name, self.trouble = self._client.inbox, ""
         self._restart_watchers()
+
+    def _count_update(self, count: int) -> None:
+        """A message of an update has come."""
+        self._updates += on_the_way(count)
 
     def _overdue(self) -> None:
         """The broker has not acknowledged a frame in time: if it does not answer at all, the connection is lost."""
@@ -334,11 +368,14 @@ class Connection:
         pause_s = 1.0
         while True:
             try:
-                if not self.connected:  # the library would begin a subscription that nothing ends
+                if (
+                    self.trouble or not self._client.is_connected
+                ):  # the library would begin a subscription that nothing ends
                     raise nats.errors.ConnectionClosedError
                 values = direct_get.news(self._client, bucket, key, self._random, self._recheck_s)
                 async with contextlib.aclosing(values) as news:
                     async for value in news:
+                        self._count_update(len(value))
                         await on_change(key, value)
                         pause_s = 1.0
             except (*BROKER_ERRORS, SscError) as exc:

@@ -11,7 +11,7 @@ import base64
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 import nats.errors
@@ -87,17 +87,25 @@ async def _last(client: Client, stream: str, subject: str) -> RawStreamMsg | Non
         raise nats.errors.ProtocolError from None
 
 
-async def fetch_object(client: Client, name: str, limit_bytes: int) -> bytes:
-    """An object of the bundles store. Raises LinkError, FormatError, and what the library raises.
+async def object_info(client: Client, name: str) -> ObjectInfo | None:
+    """What the bundles store says of an object that is there. Raises FormatError, and what the library raises."""
+    subject = f"$O.{subjects.BUNDLES}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+    stored = await _last(client, f"OBJ_{subjects.BUNDLES}", subject)
+    return None if stored is None else ObjectInfo.from_json(stored.data or b"", name)
+
+
+async def fetch_object(client: Client, name: str, limit_bytes: int, on_piece: Callable[[int], None]) -> bytes:
+    """An object of the bundles store; `on_piece` is told of the bytes of each piece as it comes.
+
+    Raises LinkError, FormatError, and what the library raises.
 
     Read a few pieces at a time, more of them the faster they come: a long way costs few round trips, and on a thin link
     answers to frames wait behind one piece at most.
     """
     stream, prefix = f"OBJ_{subjects.BUNDLES}", f"$O.{subjects.BUNDLES}"
-    stored = await _last(client, stream, f"{prefix}.M.{base64.urlsafe_b64encode(name.encode()).decode()}")
-    if stored is None:
+    info = await object_info(client, name)
+    if info is None:
         raise LinkError(f"object {name} cannot be fetched (not in the store)")
-    info = ObjectInfo.from_json(stored.data or b"", name)
     if info.deleted:
         raise LinkError(f"object {name} cannot be fetched (deleted)")
     if info.size > limit_bytes:
@@ -108,6 +116,7 @@ async def fetch_object(client: Client, name: str, limit_bytes: int) -> bytes:
         room = info.size - len(data)
         for piece in await _batch(client, stream, f"{prefix}.C.{info.nuid}", sequence, count, room):
             data += piece.data
+            on_piece(len(piece.data))
             sequence = _sequence(piece) + 1
         brisk = time.monotonic() - started < _BRISK_S
         count = min(2 * count, _MOST_PIECES) if brisk else max(count // 2, 1)

@@ -16,6 +16,8 @@ from typing import Any, cast
 import nats.errors
 
 from runtime_edge.base.broker_transport import AnyAddressClient
+from runtime_edge.base.traffic import tcp_info
+from runtime_edge.base.traffic.tcp_info import Passed
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
 
 _LOG = logging.getLogger(__name__)
@@ -40,6 +42,10 @@ class DirectClient(AnyAddressClient):
         super().__init__()
         self._on_message = on_message
         self._socket: asyncio.Transport | None = None
+        self._sorter: InboxSorter | None = None
+        self._own_bytes, self._passed = 0, Passed(0, 0)
+        self.by_kernel = False
+        """Whether the kernel has counted what `passed`."""
         self.inbox = self._fixed_inbox = inbox
 
     async def connect(self, *arguments: Any, **options: Any) -> None:
@@ -49,7 +55,17 @@ class DirectClient(AnyAddressClient):
         self.inbox = self._fixed_inbox or self.new_inbox()
         # Nothing is subscribed to yet, so no message has come in part.
         behind = cast(asyncio.Protocol, self._socket.get_protocol())
-        self._socket.set_protocol(InboxSorter(behind, self.inbox, self._on_message, self._acknowledge_later))
+        self._sorter = InboxSorter(behind, self.inbox, self._on_message, self._acknowledge_later, self.passed)
+        self._socket.set_protocol(self._sorter)
+
+    def passed(self) -> Passed:
+        """What this connection has sent and received: by the kernel's count, or else its own, without any header."""
+        counted = None if self._socket is None else tcp_info.passed(self._socket.get_extra_info("socket"))
+        if counted is not None:
+            self._passed, self.by_kernel = counted, True
+        elif self._sorter is not None and not self.by_kernel:
+            self._passed = Passed(self.written_bytes + self._own_bytes, self._sorter.read_bytes)
+        return self._passed
 
     def _acknowledge_later(self) -> None:
         """Let TCP acknowledge two messages at once: the broker's answer and the server's come close together.
@@ -80,7 +96,9 @@ class DirectClient(AnyAddressClient):
                 head += f"{name}: {value}\r\n"
             head += "\r\n"
             start = f"HPUB {subjects} {len(head)} {len(head) + len(payload)}\r\n"
-        self._socket.write(b"".join(((start + head).encode(), payload, b"\r\n")))
+        message = b"".join(((start + head).encode(), payload, b"\r\n"))
+        self._own_bytes += len(message)
+        self._socket.write(message)
 
 
 class InboxSorter(asyncio.BufferedProtocol):
@@ -96,9 +114,11 @@ class InboxSorter(asyncio.BufferedProtocol):
         inbox: str,
         on_message: OnMessage,
         on_read: Callable[[], None] = lambda: None,
+        on_lost: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_read` is called after each read."""
-        self._behind, self._on_message, self._on_read = behind, on_message, on_read
+        """`on_read` is called after each read, `on_lost` when the connection ends and its socket is still there."""
+        self._behind, self._on_message, self._on_read, self._on_lost = behind, on_message, on_read, on_lost
+        self.read_bytes = 0
         self._prefix = f"{inbox}.".encode()
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._begun = b""
@@ -109,6 +129,7 @@ class InboxSorter(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """See asyncio. Raises ValueError, which ends the connection, for what no broker of ours says."""
+        self.read_bytes += nbytes
         data, start, stop = self._begun + self._buffer[:nbytes], 0, 0
         others = []
         while (end := data.find(b"\r\n", start) + 2) > 1:
@@ -145,6 +166,7 @@ class InboxSorter(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
+        self._on_lost()
         self._behind.connection_lost(exc)
 
     def pause_writing(self) -> None:

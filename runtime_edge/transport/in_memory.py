@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
+from runtime_edge.base.traffic.traffic_log import Traffic
 from runtime_edge.errors import FormatError, FrameError, LinkError
 from runtime_edge.formats.wire import Reply, decode_frame, encode_reply
 from runtime_edge.transport.pending import PendingAnswers
@@ -28,7 +29,7 @@ class InMemoryTransport:
         answer: Callable[[int, bytes], Reply | None] = lambda index, frame: None,
         device: str = "pi-1",
     ) -> None:
-        self.url, self.trouble = "memory:", ""
+        self.url, self.trouble, self.held, self.withheld = "memory:", "", "", 0
         self.frames: dict[str, bytes] = {}
         """Stored frames by message id."""
         self.sent = 0
@@ -42,19 +43,30 @@ class InMemoryTransport:
         self.objects: dict[str, bytes] = {}
         self.stores = True
         """Whether frames are stored and acknowledged; otherwise they are lost."""
+        self.up = self.down = self.updates = 0
+        """Bytes of what was sent, and of what came, without any header."""
         self._answer, self._device = answer, device
         self._pending = PendingAnswers()
         self._watches: list[tuple[str, str, OnChange]] = []
 
     @property
     def connected(self) -> bool:
-        """Until `disconnect`, and again after `reconnect`."""
-        return not self.trouble
+        """Until `disconnect`, and again after `reconnect`; not while it is held."""
+        return not self.trouble and not self.held
 
     @property
     def since_fetch_s(self) -> float:
         """Nothing takes time here."""
         return math.inf
+
+    @property
+    def counted_by(self) -> str:
+        """See the protocol."""
+        return "memory"
+
+    def traffic(self) -> Traffic:
+        """See the protocol."""
+        return Traffic(self.up, self.down, self.updates)
 
     def disconnect(self) -> None:
         """Lose the connection, and what is not acknowledged yet."""
@@ -67,7 +79,9 @@ class InMemoryTransport:
 
     def reply(self, reply: Reply) -> None:
         """Give the device a reply of the server."""
-        self._pending.receive("", encode_reply(reply), "")
+        data = encode_reply(reply)
+        self.down += len(data)
+        self._pending.receive("", data, "")
 
     async def change(self, bucket: str, key: str, value: bytes) -> None:
         """Set a value and return once all who watch it have taken it."""
@@ -97,6 +111,7 @@ class InMemoryTransport:
         """See the protocol."""
         self._check_connected()
         self.sent += 1
+        self.up += len(frame)
         token = self._pending.acknowledgement(timeout_s, on_stored, window, by_answer)
         if self.stores:
             self.frames[message_id] = frame
@@ -111,29 +126,39 @@ class InMemoryTransport:
         """See the protocol."""
         self._check_connected()
         self.filler_bytes += len(filler)
+        self.up += len(filler)
         return _ROUND_TRIP_S, _ROUND_TRIP_S
 
     async def publish(self, subject: str, data: bytes) -> None:
         """See the protocol."""
-        if self.connected:
+        if self.held:
+            self.withheld += 1
+        elif self.connected:
             self.published.append((subject, data))
+            self.up += len(data)
 
     async def put(self, bucket: str, data: bytes) -> None:
         """See the protocol."""
         if self.connected:
             self.values[bucket, self._device] = data
+            self.up += len(data)
 
     async def watch(self, bucket: str, keys: list[str], on_change: OnChange) -> None:
         """See the protocol."""
         for key in keys:
             self._watches.append((bucket, key, on_change))
-            if self.connected and (bucket, key) in self.values:
+            if not self.trouble and (bucket, key) in self.values:
                 await on_change(key, self.values[bucket, key])
 
     async def value(self, bucket: str, key: str) -> bytes | None:
         """See the protocol."""
         self._check_connected()
         return self.values.get((bucket, key))
+
+    async def object_bytes(self, name: str) -> int | None:
+        """See the protocol."""
+        self._check_connected()
+        return len(self.objects[name]) if name in self.objects else None
 
     async def fetch(self, name: str, limit_bytes: int) -> bytes:
         """See the protocol."""
@@ -142,14 +167,16 @@ class InMemoryTransport:
             raise LinkError(f"object {name} cannot be fetched (not in the store)")
         if len(self.objects[name]) > limit_bytes:
             raise FormatError(f"object {name}: {len(self.objects[name])} bytes, more than the {limit_bytes} expected")
+        self.down += len(self.objects[name])
+        self.updates += len(self.objects[name])
         return self.objects[name]
 
     def _check_connected(self) -> None:
-        if not self.connected:
+        if self.trouble:
             raise LinkError(f"broker {self.url}: {self.trouble}")
 
     def _stored(self, token: str, window: int | None, frame: bytes) -> None:
-        if not self.connected:
+        if self.trouble:
             return
         if token:
             self.acknowledged += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from runtime_edge.base.traffic.traffic_log import Traffic
 from runtime_edge.errors import LinkError
 from runtime_edge.formats.wire import Reply
 
@@ -26,13 +27,18 @@ LateReply = Callable[[Reply], None]
 class Transport(Protocol):
     """A link that may be down at any time, and comes back by itself."""
 
+    held: str
+    """Why nothing is sent although there may be a connection; empty while it is. Set by who paces (`budgets`)."""
+    withheld: int
+    """Events that were not published therefore."""
+
     @property
     def url(self) -> str:
         """Where the broker is."""
 
     @property
     def connected(self) -> bool:
-        """Whether frames can be published now, and their answers received. From any thread."""
+        """Whether frames can be published now, and their answers received, and nothing is held. From any thread."""
 
     @property
     def trouble(self) -> str:
@@ -41,6 +47,13 @@ class Transport(Protocol):
     @property
     def since_fetch_s(self) -> float:
         """Seconds since something was last fetched; 0 while it is, infinite before the first time."""
+
+    @property
+    def counted_by(self) -> str:
+        """What counts `traffic`, in words."""
+
+    def traffic(self) -> Traffic:
+        """What has passed the interface for this link so far, over reconnections."""
 
     def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
         """Call back with the answer to this window, or None when it has not come in time; call before `send`.
@@ -89,6 +102,9 @@ class Transport(Protocol):
 
     async def value(self, bucket: str, key: str) -> bytes | None:
         """The present value of a key, or None. Raises LinkError when the broker does not answer."""
+
+    async def object_bytes(self, name: str) -> int | None:
+        """How long an object of the bundles store is; None where there is none. Raises LinkError."""
 
     async def fetch(self, name: str, limit_bytes: int) -> bytes:
         """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""

@@ -13,26 +13,36 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from runtime_edge.base.checked_files import check, write_checked
 from runtime_edge.base.files import read_bounded, write_atomic
-from runtime_edge.errors import BundleError, FormatError, LinkError, OlderBundle, SignatureError
+from runtime_edge.errors import BundleError, FormatError, OlderBundle, SignatureError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats import minisign, subjects
-from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle, asset_path, check_asset, check_comment, open_bundle
+from runtime_edge.formats.bundle import (
+    ASSETS,
+    MANIFEST,
+    SIGNATURE,
+    Bundle,
+    asset_path,
+    check_asset,
+    check_comment,
+    open_bundle,
+)
 from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.minisign import signature_path
-from runtime_edge.formats.patch import apply_patch
 from runtime_edge.formats.records.release import ReleasedBundle
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.isolated_self_test import self_test_in_child
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import AUTO, choose_variant
 from runtime_edge.transport.protocol import Transport
+from runtime_edge.updates.asset_fetch import EVERYTHING, AssetFetch, MissingAsset, SeenBundle, Wanted
 from runtime_edge.updates.trial import Refusal, Trials
 
 _STAGING = ".new."
@@ -59,6 +69,7 @@ class BundleStore:
         self.trials = Trials(state)
         self._bundles = state / "bundles"
         self._pin = state / "trusted.pub"
+        self._seen = SeenBundle()
         self._trusted = trusted
         self._trusted = self.trusted  # a damaged key is an error now, not with the first bundle
 
@@ -116,17 +127,21 @@ class BundleStore:
                 shutil.rmtree(directory, ignore_errors=True)
 
     async def fetch(
-        self, connection: Transport, release: ReleasedBundle, variant: str, target: str, present: Bundle | None
+        self,
+        connection: Transport,
+        release: ReleasedBundle,
+        variant: str,
+        target: str,
+        present: Bundle | None,
+        wanted: Wanted = EVERYTHING,
     ) -> FetchedBundle:
-        """Bring a released bundle onto the disk: only assets that are missing, as patches where that is less.
+        """Bring what is wanted of a released bundle onto the disk: only what is missing, as patches where that is less.
 
-        `variant` may be "auto" (`choose_variant`).
-        Raises LinkError, SignatureError, or BundleError (OlderBundle among them).
+        `variant` may be "auto" (`choose_variant`). Raises LinkError, SignatureError, BundleError (OlderBundle among
+        them), or WaitsForBudget.
         """
         where = f"release {release.generation}"
-        data = await connection.fetch(subjects.manifest_object(release.manifest), manifests.MAX_MANIFEST_BYTES)
-        if manifests.digest(data) != release.manifest:
-            raise BundleError(f"{where}: the manifest's digest does not match")
+        data = await self._manifest(connection, release.manifest, wanted, where)
         comment = None
         if self.trusted is not None:
             if not release.signature:
@@ -141,27 +156,67 @@ class BundleStore:
             _check_order(present, manifest, where)
         variant = choose_variant(manifest, variant, target)
         final = self._path(release.manifest)
-        kept = await asyncio.to_thread(self._intact, final, variant)
-        if kept is not None:
-            return FetchedBundle(kept)
+        kept = await asyncio.to_thread(self._readable, final)
+        if kept is None:
+            finish = partial(self._finish, final=final, manifest=data, signature=release.signature)
+        else:
+            finish = partial(_add, final=final)
+        return await self._bring(connection, manifest, variant, wanted, finish, kept)
+
+    async def complete(self, connection: Transport, bundle: Bundle, variant: str, wanted: Wanted) -> FetchedBundle:
+        """Bring more blocks of a bundle that is here.
+
+        Raises LinkError, BundleError or WaitsForBudget; then nothing has changed.
+        """
+        if self._seen.manifest != bundle.digest:
+            self._seen = SeenBundle(bundle.digest)
+        return await self._bring(connection, bundle.manifest, variant, wanted, partial(_add, final=bundle.path), bundle)
+
+    async def _manifest(self, connection: Transport, digest: str, wanted: Wanted, where: str) -> bytes:
+        """A manifest, fetched once: an update that waits looks at it again."""
+        if self._seen.manifest == digest and self._seen.data:
+            return self._seen.data
+        if wanted.allow is not None:
+            wanted.allow(0)
+        data = await connection.fetch(subjects.manifest_object(digest), manifests.MAX_MANIFEST_BYTES)
+        if manifests.digest(data) != digest:
+            raise BundleError(f"{where}: the manifest's digest does not match")
+        self._seen = SeenBundle(digest, data)
+        return data
+
+    async def _bring(
+        self,
+        connection: Transport,
+        manifest: Manifest,
+        variant: str,
+        wanted: Wanted,
+        finish: Callable[[Path], Path],
+        kept: Bundle | None,
+    ) -> FetchedBundle:
+        """Fetch what is missing, also of a bundle that is `kept`; `finish` puts the directory of it into place."""
         known = await asyncio.to_thread(self._known)
-        fetched = patches = assets = 0
         with self._staging() as staging:
-            for block in manifest.info.blocks:
-                info = manifest.variant(block, variant)
-                # In a thread: a slow memory card must not delay replies.
-                if await asyncio.to_thread(self._link_present, info.file, info.bytes, staging):
-                    continue
-                made, cost = await self._patched(connection, info.file, info.bytes, block, variant, known)
-                if made is None:
-                    made = await connection.fetch(subjects.asset_object(info.file), info.bytes)
-                    check_asset(info.file, info.bytes, made, f"{where}: {block}")
-                    assets, fetched = assets + 1, fetched + len(made)
-                else:
-                    patches, fetched = patches + 1, fetched + cost
-                await asyncio.to_thread(write_atomic, asset_path(staging, info.file), made)
-            self._finish(staging, final, data, release.signature)
-        return FetchedBundle(open_bundle(final, self.trusted), fetched, assets, patches)
+            missing = await asyncio.to_thread(self._missing, manifest, variant, wanted, kept, staging)
+            fetch = AssetFetch(connection, known, variant, f"generation {manifest.info.generation}", self._seen.sizes)
+            if missing and wanted.allow is not None:
+                wanted.allow(await fetch.cost(missing))
+            fetched = await fetch.bring(missing, staging)
+            self._seen = SeenBundle()
+            path = await asyncio.to_thread(finish, staging)
+        return FetchedBundle(open_bundle(path, self.trusted), fetched.fetched_bytes, fetched.assets, fetched.patches)
+
+    def _missing(
+        self, manifest: Manifest, variant: str, wanted: Wanted, kept: Bundle | None, staging: Path
+    ) -> list[MissingAsset]:
+        """What has to be fetched, once what earlier bundles have is linked into `staging`."""
+        missing = []
+        for block in manifest.info.blocks[: wanted.blocks(manifest)]:
+            info = manifest.variant(block, variant)
+            if kept is not None and _holds(kept, info.file):
+                continue
+            if not self._link_present(info.file, info.bytes, staging):
+                missing.append(MissingAsset(block, info.file, info.bytes))
+        return list({asset.reference: asset for asset in missing}.values())
 
     def install_local(
         self, bundle: Path, variant: str = AUTO, target: str | None = None, *, allow_older: bool = False
@@ -196,22 +251,6 @@ class BundleStore:
             "installed", generation=given.manifest.info.generation, digest=given.digest, self_test_error=error
         )
         return installed
-
-    async def _patched(
-        self, connection: Transport, reference: str, size: int, block: str, variant: str, known: list[Bundle]
-    ) -> tuple[bytes | None, int]:
-        """An asset made from a copy of its predecessor on this disk, and the patch's bytes; None when it cannot be."""
-        for bundle in known:
-            try:
-                old = bundle.manifest.variant(block, variant).file
-                data = await asyncio.to_thread(bundle.read, old)
-                patch = await connection.fetch(subjects.patch_object(old, reference), size)
-                made = await asyncio.to_thread(apply_patch, data, patch, size)
-                check_asset(reference, size, made, f"patch for {block}")
-            except (KeyError, FormatError, LinkError):
-                continue  # the whole file is there, too
-            return made, len(patch)
-        return None, 0
 
     def _link_present(self, reference: str, size: int, staging: Path) -> bool:
         """Link an asset that an earlier bundle has; False when none has it intact."""
@@ -258,16 +297,24 @@ class BundleStore:
 
     def _intact(self, path: Path, variant: str) -> Bundle | None:
         """The bundle in a directory when all its blocks are there; what is left of a damaged one is removed."""
-        if not path.exists():
+        bundle = self._readable(path)
+        if bundle is None:
             return None
-        try:
-            bundle = open_bundle(path, self.trusted)
-            for block in bundle.manifest.info.blocks:
-                bundle.block_bytes(block, variant)
-        except FormatError:
+        files = [bundle.manifest.variant(block, variant).file for block in bundle.manifest.info.blocks]
+        if not all(_holds(bundle, file) for file in files):
             shutil.rmtree(path)
             return None
         return bundle
+
+    def _readable(self, path: Path) -> Bundle | None:
+        """The bundle in a directory; what is left of one whose manifest is damaged is removed."""
+        if not path.exists():
+            return None
+        try:
+            return open_bundle(path, self.trusted)
+        except FormatError:
+            shutil.rmtree(path)
+            return None
 
     def _path(self, digest: str) -> Path:
         return self._bundles / digest.split(":")[1][:16]
@@ -281,12 +328,31 @@ class BundleStore:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _finish(self, staging: Path, final: Path, manifest: bytes, signature: str) -> None:
-        """All assets are complete: write the manifest and move the directory into place."""
+    def _finish(self, staging: Path, final: Path, manifest: bytes, signature: str) -> Path:
+        """All assets are complete: write the manifest and move the directory into place, which is returned."""
         if signature:
             write_atomic(staging / SIGNATURE, signature.encode())
         write_atomic(staging / MANIFEST, manifest)
         os.rename(staging, final)
+        return final
+
+
+def _holds(bundle: Bundle, reference: str) -> bool:
+    """Whether a file is there, as it was written."""
+    try:
+        bundle.read(reference)
+    except BundleError:
+        return False
+    return True
+
+
+def _add(staging: Path, final: Path) -> Path:
+    """Move files into a bundle that is there, which is returned; each is complete."""
+    for path in staging.glob(f"{ASSETS}/*/*"):
+        target = final / path.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    return final
 
 
 def _check_order(present: Bundle | None, coming: Manifest, source: str) -> None:

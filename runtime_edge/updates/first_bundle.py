@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import logging
 import time
+from functools import partial
 
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
-from runtime_edge.errors import FormatError, LinkError, SscError, UsageError
+from runtime_edge.errors import FormatError, LinkError, SscError, UsageError, WaitsForBudget
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.inference.engine import Engine
 from runtime_edge.transport.accounting import LoopCounts
+from runtime_edge.transport.budgets import Budgets
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.preparation import Preparation
 from runtime_edge.updates.table_updater import FirstTable
@@ -24,10 +26,14 @@ _FIRST_RELEASE_S = 10.0
 
 
 async def start_updater(
-    config: DeviceConfig, connection: Transport | None, worker: Worker, counts: LoopCounts
+    config: DeviceConfig,
+    connection: Transport | None,
+    worker: Worker,
+    counts: LoopCounts,
+    budgets: Budgets | None = None,
 ) -> Updater:
     """What a device starts with, and what takes later bundles and tables from then on. Raises SscError."""
-    preparation = Preparation(config, connection, worker, counts)
+    preparation = Preparation(config, connection, worker, counts, budgets)
     first_table = FirstTable(config, connection, preparation.store, preparation.reports)
     return await FirstBundle(preparation, first_table).choose()
 
@@ -47,17 +53,17 @@ class FirstBundle:
         present = open_bundle(given, self._store.trusted) if given else self._last_used()
         with contextlib.suppress(FormatError):
             self._preparation.releases.kept()  # its number holds even if the file of numbers is damaged
-        released = None if given else await self._released(present)
+        records = await self._first_table.records()
+        released = None if given else await self._released(present, records)
         earlier = [] if given else self._store.earlier()
         bundles = list({bundle.digest: bundle for bundle in (released, present, *earlier) if bundle}.values())
         if not bundles:
             why = (
                 "no --broker was given"
                 if self._connection is None
-                else self._connection.trouble or f"{self._connection.url} gave none"
+                else self._connection.trouble or self._connection.held or f"{self._connection.url} gave none"
             )
             raise LinkError(f"no bundle on this device yet ({why}); start the server, or give --bundle")
-        records = await self._first_table.records()
         engine: Engine | None = None
         for bundle in bundles:
             try:
@@ -85,7 +91,7 @@ class FirstBundle:
             _LOG.warning("%s", exc)
             return None
 
-    async def _released(self, present: Bundle | None) -> Bundle | None:
+    async def _released(self, present: Bundle | None, records: list[tuple[str, bytes]]) -> Bundle | None:
         """The newest release, brought onto the disk; with a bundle to fall back on no failure is fatal."""
         connection, target = self._preparation.server, self._config.target
         if connection is None:
@@ -100,10 +106,13 @@ class FirstBundle:
             if self._preparation.trials.refusal(release.manifest) is not None:
                 _LOG.warning("generation %d is not tried again", release.generation)
                 return None
-            return (await self._preparation.fetch(connection, release, present)).bundle
+            blocks = partial(self._first_table.blocks_needed, records=records)
+            return (await self._preparation.fetch(connection, release, present, blocks)).bundle
         except SscError as exc:
             if present is None:
                 raise
+            if isinstance(exc, WaitsForBudget):  # it is looked at again as soon as the device runs
+                return None
             await self._preparation.reject(exc)
             return None
 

@@ -83,7 +83,7 @@ class HeadUpdater:
         except SscError as exc:
             self._reports.count("head_refused", exc)
 
-    def _came(self, head: Head, record: bytes, source: str) -> bool:
+    async def _came(self, head: Head, record: bytes, source: str) -> bool:
         if head in (self._head, self._early):
             return False
         self._early = head

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
+from functools import partial
 
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import BackendError, FormatError, OlderBundle, OldRecord
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.records.release import Release, ReleasedBundle, decode_release
 from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.isolated_self_test import self_test_in_child
 from runtime_edge.inference.variants import choose_variant, runtime_options
 from runtime_edge.transport.accounting import LoopCounts
+from runtime_edge.transport.budgets import Budgets
 from runtime_edge.transport.protocol import Transport
+from runtime_edge.updates.asset_fetch import Allow, Wanted
 from runtime_edge.updates.bundle_store import BundleStore, FetchedBundle
 from runtime_edge.updates.engine_setup import engine_for
 from runtime_edge.updates.received_records import RecordKeeper
@@ -33,10 +38,19 @@ class Preparation:
         connection: to the broker, if there is one.
         worker: where bundles are loaded, between two windows.
         counts: of errors.
+        budgets: what may be fetched.
     """
 
-    def __init__(self, config: DeviceConfig, connection: Transport | None, worker: Worker, counts: LoopCounts) -> None:
+    def __init__(
+        self,
+        config: DeviceConfig,
+        connection: Transport | None,
+        worker: Worker,
+        counts: LoopCounts,
+        budgets: Budgets | None = None,
+    ) -> None:
         self.config, self.connection, self._worker = config, connection, worker
+        self.budgets = budgets or Budgets(config, connection)
         self.store = BundleStore(config.state, config.trusted)
         self.trials = self.store.trials
         self.reports = UpdateReports(config, connection, counts, self.trials)
@@ -69,21 +83,45 @@ class Preparation:
         # Nobody has signed what an earlier version says of going back.
         return release if record.number or self.store.trusted is None else release.forward_only()
 
-    async def fetch(self, connection: Transport, release: ReleasedBundle, present: Bundle | None) -> FetchedBundle:
-        """Raises what `BundleStore.fetch` raises, noted as a failure of that release."""
+    async def fetch(
+        self,
+        connection: Transport,
+        release: ReleasedBundle,
+        present: Bundle | None,
+        blocks: Callable[[Manifest], int],
+    ) -> FetchedBundle:
+        """A release, so many of its first blocks. Raises what `BundleStore.fetch` raises, noted as a failure of it."""
+        config = self.config
         try:
-            fetched = await self.store.fetch(connection, release, self.config.variant, self.config.target, present)
+            wanted = Wanted(blocks, self._allow(needed=present is None))
+            fetched = await self.store.fetch(connection, release, config.variant, config.target, present, wanted)
         except OlderBundle:
             raise  # the device's own choice says nothing of the release
         except FormatError as exc:
             self._remember(release.generation, release.manifest, "update_failed", exc)
             raise
+        await self._fetched(release.generation, release.manifest, fetched)
+        return fetched
+
+    async def deepen(self, connection: Transport, engine: Engine, blocks: int) -> Engine:
+        """The same bundle with more of its first blocks. Raises what `BundleStore.complete` and `prepare` raise."""
+        bundle, variant = engine.bundle, engine.prefix.variant
+        wanted = Wanted(lambda manifest: blocks, self._allow())
+        fetched = await self.store.complete(connection, bundle, variant, wanted)
+        await self._fetched(bundle.manifest.info.generation, bundle.digest, fetched)
+        await self._test_first(fetched.bundle)
+        return await self._worker.run(self._load, fetched.bundle, engine)
+
+    def _allow(self, needed: bool = False) -> Allow | None:
+        return partial(self.budgets.may_update, needed=needed) if self.budgets.limits_updates else None
+
+    async def _fetched(self, generation: int, digest: str, fetched: FetchedBundle) -> None:
         if fetched.fetched_bytes:
+            self.budgets.save()
             await self.reports.report(
-                "fetched", generation=release.generation, digest=release.manifest, bytes=fetched.fetched_bytes,
+                "fetched", generation=generation, digest=digest, bytes=fetched.fetched_bytes,
                 assets=fetched.assets, patches=fetched.patches,
             )  # fmt: skip
-        return fetched
 
     async def prepare(self, bundle: Bundle, previous: Engine | None) -> Engine:
         """Self-test, load and self-test between two windows; the bundle in use keeps running meanwhile.

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
 from runtime_edge.base.checked_files import read_checked, write_checked
 from runtime_edge.config import DeviceConfig
-from runtime_edge.errors import LinkError, SscError
+from runtime_edge.errors import LinkError, SscError, WaitsForBudget
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.envelope import ABOUT, Kind, Record, open_record
 from runtime_edge.formats.records.numbers import RecordNumbers
@@ -70,9 +70,9 @@ class RecordKeeper:
             _LOG.warning("the %s cannot be kept: %s", self._kind, exc)
 
 
-Use = Callable[[_Record, bytes, str], bool]
+Use = Callable[[_Record, bytes, str], Awaitable[bool]]
 """Takes a record that came, as read and as bytes, with its source. Returns False when it is in use already, and raises
-SscError when it does not fit what runs."""
+SscError when it does not fit what runs, or WaitsForBudget when what it needs may not be fetched now."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,13 @@ class ReceivedRecords(Generic[_Record]):
             if self._connection is not None:
                 await self._store.pin_first(self._connection)
             source = f"{self._kind.name} {key}"
-            used = use(self.open(record, key, source), record, source)
+            used = await use(self.open(record, key, source), record, source)
             self.chosen(key)
         except LinkError:
             raise
+        except WaitsForBudget as exc:
+            _LOG.info("%s %s: %s", self._kind.name, key, exc)
+            return
         except SscError as exc:
             await self._reports.failed(f"{self._kind.name}_refused", exc)
             return

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from runtime_edge.config import DeviceConfig
-from runtime_edge.errors import SscError, TableError
+from runtime_edge.errors import BundleError, SscError, TableError
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.records.table import LOCAL, SplitterTable
+from runtime_edge.formats.manifest import Manifest
+from runtime_edge.formats.records.table import LOCAL, SplitterTable, cut_position
+from runtime_edge.inference.variants import choose_variant
 from runtime_edge.policy.splitter import Splitter
 from runtime_edge.policy.surroundings import measured
 from runtime_edge.transport.privacy import floor_index
@@ -17,7 +21,14 @@ from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.received_records import ReceivedRecords, RecordKind
 from runtime_edge.updates.update_reports import UpdateReports
 
+_LOG = logging.getLogger(__name__)
 _USED_LAST = "used last"
+Deepen = Callable[[int], Awaitable[None]]
+"""Gets so many of the first blocks ready to run. Raises LinkError, WaitsForBudget, or what is wrong with them."""
+
+
+async def _nothing(blocks: int) -> None:
+    """There is nobody to ask."""
 
 
 def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) -> Splitter:
@@ -32,6 +43,24 @@ def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) ->
     splitter = Splitter(table, [cut.name for cut in manifest.info.cuts], min_cut_index=floor, seed=config.seed)
     table.lookup({"uncertainty": 1.0, "cpu": 0.0, "bandwidth_mbps": 1.0, "rtt_ms": 1.0, **measured()})
     return splitter
+
+
+def blocks_needed(manifest: Manifest, table: SplitterTable, config: DeviceConfig) -> int:
+    """How many of a bundle's first blocks a device runs: up to the deepest cut that the table may choose here.
+
+    All of them where an action is `local`, or where nothing is shipped. Raises BundleError or TableError.
+    """
+    cuts = [cut.name for cut in manifest.info.cuts]
+    table.check_cuts(cuts)
+    last, floor = len(cuts) - 1, floor_index(manifest, config.min_cut)
+    if config.broker is None or floor > last:
+        return last
+    return max((min(at, last) for at in (cut_position(name, cuts) for name in table.cuts) if at >= floor), default=last)
+
+
+def blocks_there(bundle: Bundle, config: DeviceConfig) -> int:
+    """How many of them are here."""
+    return bundle.blocks_there(choose_variant(bundle.manifest, config.variant, config.target))
 
 
 class FirstTable:
@@ -49,12 +78,19 @@ class FirstTable:
         return found if kept is None else [*found, (_USED_LAST, kept)]
 
     async def choose(self, bundle: Bundle, records: list[tuple[str, bytes]]) -> TableUpdater:
-        """The first of the records that fits a bundle, or else the bundle's own table. Raises TableError."""
+        """The first of the records that fits a bundle and those of its blocks that are here, or else its own table.
+
+        Raises BundleError or TableError.
+        """
+        lacks_blocks = False
         for key, record in records:
             try:
-                opened = self._records.open_kept if key == _USED_LAST else partial(self._records.open, key=key)
-                table = opened(record, source=f"table {key}")
+                table = self._open(key, record)
                 make_splitter(bundle, table, self._config)
+                if not self._runs(bundle, table):
+                    lacks_blocks = True
+                    _LOG.info("table %s is taken once its blocks are here", key)  # it comes again
+                    continue
             except SscError as exc:
                 await self._reports.failed("table_refused", exc)
                 continue
@@ -62,9 +98,39 @@ class FirstTable:
             self._records.keep(record)
             break
         else:
+            table = self._bundles_own(bundle, lacks_blocks)
+        return TableUpdater(self._config, self._records, bundle, table)
+
+    def blocks_needed(self, manifest: Manifest, records: list[tuple[str, bytes]]) -> int:
+        """How many of a bundle's first blocks the first of the records that fits it needs; without one, all."""
+        for key, record in records:
+            with contextlib.suppress(SscError):
+                return blocks_needed(manifest, self._open(key, record), self._config)
+        return len(manifest.info.blocks)
+
+    def _open(self, key: str, record: bytes) -> SplitterTable:
+        opened = self._records.open_kept if key == _USED_LAST else partial(self._records.open, key=key)
+        return opened(record, source=f"table {key}")
+
+    def _bundles_own(self, bundle: Bundle, lacks_blocks: bool) -> SplitterTable:
+        """The table that came with a bundle; `lacks_blocks`: there are others, which need more of it."""
+        try:
             table = _own_table(bundle, self._config.target)
             make_splitter(bundle, table, self._config)
-        return TableUpdater(self._config, self._records, bundle, table)
+            lacks_blocks = not self._runs(bundle, table)
+        except SscError:
+            if not lacks_blocks:
+                raise
+        if lacks_blocks:
+            raise BundleError(
+                f"{bundle.path}: of its blocks the first {blocks_there(bundle, self._config)} are here, too few to run "
+                "by itself; start once with --broker, or bring all of it here by `ssc edge install`"
+            )
+        return table
+
+    def _runs(self, bundle: Bundle, table: SplitterTable) -> bool:
+        """Whether the blocks that a table needs are here."""
+        return blocks_needed(bundle.manifest, table, self._config) <= blocks_there(bundle, self._config)
 
     def _read(self, data: bytes, source: str) -> SplitterTable:
         table = SplitterTable.from_json(data, source)
@@ -83,15 +149,29 @@ class TableUpdater:
         self._config, self._records, self._bundle = config, records, bundle
         self.table = table
         """In use, or handed over next."""
-        self._early: tuple[SplitterTable, bytes] | None = None
-        """A table, and its record, that does not fit what runs: it may have come before the bundle it is for."""
+        self._early: tuple[SplitterTable, bytes, str] | None = None
+        """The latest table, its record and its source: it may have come before the bundle, or the blocks, it is for."""
         self._next: SplitterTable | None = None
         self._on_ready: Callable[[], None] = lambda: None
+        self._deepen: Deepen = _nothing
 
-    async def follow(self, on_ready: Callable[[], None]) -> None:
-        """Watch for later tables; says when to `take` one."""
-        self._on_ready = on_ready
+    async def follow(self, on_ready: Callable[[], None], deepen: Deepen = _nothing) -> None:
+        """Watch for later tables; says when to `take` one. Where one needs deeper blocks it waits for `deepen`."""
+        self._on_ready, self._deepen = on_ready, deepen
         await self._records.watch(self._came)
+
+    def blocks_needed(self, manifest: Manifest) -> int:
+        """How many of a bundle's first blocks the table needs that would run with it; without one, all."""
+        for table in (self.table, *(early[0] for early in (self._early,) if early is not None)):
+            with contextlib.suppress(SscError):
+                return blocks_needed(manifest, table, self._config)
+        return len(manifest.info.blocks)
+
+    async def take_early(self) -> None:
+        """Take the latest table that came and was not used, if it can be by now."""
+        if self._early is not None:
+            _, record, source = self._early
+            await self._records.take(source.removeprefix("table "), record, self._came)
 
     def take(self) -> SplitterTable | None:
         """What should take over now."""
@@ -106,7 +186,7 @@ class TableUpdater:
             if self._early is None:
                 raise
             make_splitter(bundle, self._early[0], self._config)
-            return self._early
+            return self._early[:2]
         return None
 
     def turn_to(self, bundle: Bundle, needed: tuple[SplitterTable, bytes] | None) -> None:
@@ -116,11 +196,13 @@ class TableUpdater:
             self.table = self._next = needed[0]
             self._records.keep(needed[1])
 
-    def _came(self, table: SplitterTable, record: bytes, source: str) -> bool:
+    async def _came(self, table: SplitterTable, record: bytes, source: str) -> bool:
         if table == self.table:
             return False
-        self._early = (table, record)
+        self._early = (table, record, source)
         make_splitter(self._bundle, table, self._config)
+        await self._deepen(blocks_needed(self._bundle.manifest, table, self._config))
+        make_splitter(self._bundle, table, self._config)  # another bundle may have taken over meanwhile
         self.table = self._next = table
         self._on_ready()
         return True

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
 
-from runtime_edge.errors import BackendError, LinkError, SscError
+from runtime_edge.errors import BackendError, LinkError, SscError, WaitsForBudget
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.records.table import SplitterTable
@@ -28,6 +30,25 @@ from runtime_edge.updates.trial import Trial
 
 _LOG = logging.getLogger(__name__)
 _RECHECK_S = 30.0
+
+
+class WaitingUpdate(NamedTuple):
+    """An update that is larger than what is left of a budget."""
+
+    generation: int
+    manifest: str
+    reason: str
+    until: float
+    """Seconds since the epoch; infinite: it never fits."""
+
+    def is_too_early(self, manifest: str, now: float) -> bool:
+        """Whether this very bundle waits, and longer."""
+        return manifest == self.manifest and now < self.until
+
+    def told(self) -> dict[str, Any]:
+        """For the report."""
+        until = None if math.isinf(self.until) else round(self.until)
+        return {"generation": self.generation, "manifest": self.manifest, "until": until, "reason": self.reason}
 
 
 class Updater:
@@ -48,6 +69,8 @@ class Updater:
         self._installing = asyncio.Lock()
         self._proving: asyncio.Task[None] | None = None
         self._rechecked = float("-inf")
+        self._waiting: WaitingUpdate | None = None
+        self._retrying: asyncio.Task[None] | None = None
         self._start_trial(engine.bundle)
 
     @property
@@ -58,7 +81,7 @@ class Updater:
     async def follow(self, on_ready: Callable[[], None]) -> None:
         """Watch for tables and, unless a bundle was given, for releases; `on_ready` is called when there is one."""
         self._on_ready = on_ready
-        await self._tables.follow(on_ready)
+        await self._tables.follow(on_ready, self._deepen)
         if self._connection is not None and self._config.bundle is None:
             await self._connection.watch(subjects.RELEASES, [self._config.target], self._on_release)
 
@@ -103,6 +126,7 @@ class Updater:
         return {
             "bundle": self._running.digest,
             "on_trial": self._trial is not None,
+            "update_waits": None if self._waiting is None else self._waiting.told(),
             "update_failures": [msgspec.to_builtins(failure) for failure in self._preparation.failures.values()],
         }
 
@@ -129,6 +153,9 @@ class Updater:
                 told = self._preparation.open_release(record)
                 release, present = told.for_device(self._config.device), self.engine.bundle
                 if release.manifest == present.digest:
+                    self._wait_no_longer()
+                    return
+                if self._waiting is not None and self._waiting.is_too_early(release.manifest, time.time()):
                     return
                 if self._trials.refusal(release.manifest) is not None:
                     if present.manifest.info.generation < told.oldest:
@@ -136,17 +163,66 @@ class Updater:
                             "retired", generation=present.manifest.info.generation, oldest=told.oldest
                         )
                     return
-                bundle = (await self._preparation.fetch(self._connection, release, present)).bundle
+                blocks = self._tables.blocks_needed
+                bundle = (await self._preparation.fetch(self._connection, release, present, blocks)).bundle
                 check_same_ends(present, bundle)
                 engine = await self._preparation.prepare(bundle, self.engine)
                 table = self._tables.needed_for(bundle)
                 self._preparation.adopt(bundle)
             except LinkError:
                 raise  # the watch tries again
+            except WaitsForBudget as exc:
+                self._wait(WaitingUpdate(release.generation, release.manifest, str(exc), exc.until))
+                self._retry(exc.until, partial(self._on_release, key, record))
+                return
             except (SscError, OSError) as exc:
+                self._wait_no_longer()
                 await self._preparation.reject(exc, bundle)
                 return
+            self._wait_no_longer()
             self.engine = self._next_engine = engine
             self._tables.turn_to(bundle, table)
             self._on_ready()
         await self.reports.report("generation", generation=bundle.manifest.info.generation, digest=bundle.digest)
+
+    async def _deepen(self, blocks: int) -> None:
+        """Get more of the first blocks of what runs, or will run next, ready. Raises SscError."""
+        async with self._installing:
+            engine = self.engine
+            if engine.bundle.blocks_there(engine.prefix.variant) >= blocks:
+                return
+            if self._connection is None:
+                raise LinkError(f"{engine.bundle.path}: the first {blocks} blocks are needed, and nobody gives them")
+            try:
+                self.engine = self._next_engine = await self._preparation.deepen(self._connection, engine, blocks)
+            except WaitsForBudget as exc:
+                number, digest = engine.generation, engine.bundle.digest
+                self._wait(WaitingUpdate(number, digest, f"deeper blocks for a table: {exc}", exc.until))
+                self._retry(exc.until, self._tables.take_early)
+                raise
+            self._wait_no_longer()
+
+    def _wait(self, waiting: WaitingUpdate) -> None:
+        """An update waits for a budget; say so once."""
+        before, self._waiting = self._waiting, waiting
+        if before is None or (before.manifest, before.generation) != (waiting.manifest, waiting.generation):
+            _LOG.warning("generation %d: %s", waiting.generation, waiting.reason)
+            self._trials.note("update_waits", generation=waiting.generation, reason=waiting.reason)
+
+    def _wait_no_longer(self) -> None:
+        self._waiting = None
+
+    def _retry(self, until: float, update: Callable[[], Awaitable[None]]) -> None:
+        """Try a waiting update again once its time has come; a later one takes its place."""
+        if self._retrying is not None and self._retrying is not asyncio.current_task():
+            self._retrying.cancel()
+        self._retrying = None if math.isinf(until) else asyncio.create_task(self._try_later(until, update))
+
+    async def _try_later(self, until: float, update: Callable[[], Awaitable[None]]) -> None:
+        await asyncio.sleep(max(0.0, until - time.time()))
+        while True:
+            try:
+                return await update()
+            except SscError as exc:  # the link
+                _LOG.info("an update that waited: %s", exc)
+            await asyncio.sleep(_RECHECK_S)

@@ -81,7 +81,15 @@ def always(bundle: Bundle, target: str, cut: str, **changes: Any) -> SplitterTab
     return replace(
         table,
         state=(StateAxis(name="bandwidth_mbps", edges=()),),
-        q=(row,),
         hysteresis=0.0,
-        **{"probe_rate": 0.0, "created_by": f"test {cut}", **changes},
+        **{"q": (row,), "probe_rate": 0.0, "created_by": f"test {cut}", **changes},
     )
+
+
+def up_to(bundle: Bundle, target: str, cut: str) -> SplitterTable:
+    """A table that knows the cuts up to one, and takes that one in every state."""
+    table = bundle.table(target)
+    costs = table.costs[: table.actions.index(cut) + 1]
+    digest = costs_digest(costs, table.uplink)
+    changes = {"costs": costs, "q": ((0.0,) * (len(costs) - 1) + (1.0,),), "costs_digest": digest}
+    return always(bundle, target, cut, **changes)

@@ -8,9 +8,11 @@ import msgspec
 
 from runtime_edge.audio import Counters
 from runtime_edge.base.logs import Trouble
+from runtime_edge.base.traffic.traffic_log import Rate, Traffic
 from runtime_edge.service.status import DeviceStatus, EncoderStatus, UplinkStatus
 from runtime_edge.system import Health
 from runtime_edge.transport.accounting import Accounting, LoopCounts, merged
+from runtime_edge.transport.budgets import TrafficStatus
 from runtime_edge.transport.spool.spool import SpoolState
 
 
@@ -44,6 +46,12 @@ def status(**changes):
         uncertainty=0.25,
         cpu=0.5,
         uplink=UplinkStatus(broker="nats://gateway:4222", connected=True, bandwidth_mbps=2.5, rtt_ms=80.0, loss=0.125),
+        traffic=TrafficStatus(
+            run=Traffic(1_000_000, 2_000_000, 300_000),
+            hour=Rate(Traffic(1_234_567, 2_000, 0), 5400.0),
+            month=Rate(Traffic(888_000_000, 999_900_000, 46_000_000), 864_000.0),
+            counted_by="the kernel, with headers from Ethernet upwards",
+        ),
         spool=SpoolState(3, 2 << 20, 256 << 20, 0),
         audio=Counters(blocks=9, samples=100, windows=20, gated=4, overruns=1, dropped_samples=8000),
         source_silent_s=0.0,

@@ -128,8 +128,9 @@ def report(work: Path) -> list[str]:
     soundfile.write(work / "sound.wav", np.zeros(2048, np.float32), Tiny.sample_rate)
     bundle = GOLDEN / "server" / "generations" / "00001"
     told = runtime_edge.run(
-        str(work / "sound.wav"), lambda result: None, bundle=bundle, target="rpi4", state=work, realtime=False
-    )
+        str(work / "sound.wav"), lambda result: None, bundle=bundle, target="rpi4", state=work, realtime=False,
+        mb_per_day=2.0, update_mb_per_day=1.0,
+    )  # fmt: skip
     return ["version", *told]
 
 

@@ -13,7 +13,6 @@ from reading import read_release
 from runtime_edge.base.checked_files import checksum_path
 from runtime_edge.errors import BundleError, OlderBundle, SignatureError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.minisign import generate_key
 from runtime_edge.formats.records.release import canary_place
 from runtime_edge.inference.prefix import Prefix
@@ -22,7 +21,6 @@ from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.trial import update_log
 from runtime_server.broker.hub import released_bundle
 from runtime_server.releases.bundle_publisher import publish_patches
-from runtime_server.state.server_state import ServerState
 from streamsplit_compile.bundle.bundle_writer import write_manifest
 from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile
@@ -36,14 +34,14 @@ def test_a_bundle_that_fails_its_self_test_on_a_device_is_rolled_back_by_the_ser
     source = harness.write_wav(tmp_path / "audio.wav", 4.0, seed=1)
     device = start.device(server, "pi-1", source, "--loop")
     device.wait_for_results(4)
-    bad = add_generation(server, 2)
+    bad = harness.add_generation(server, 2)
     info = bad.manifest.info
     wrong = replace(info.self_test, embedding=bytes(len(info.self_test.embedding)))
     metadata = replace(bad.manifest.additional_metadata, ssc=replace(info, self_test=wrong))
     write_manifest(bad.path, replace(bad.manifest, additional_metadata=metadata), server.key)
     checksum_path(bad.path).unlink()  # or the server would see that it was changed
 
-    restart(server)
+    harness.restart(server)
     rolled_back = harness.until(lambda: release(server, 2, "rolled back"), "a rollback")
     assert "self-test embedding is off" in rolled_back["failures"]["pi-1"]
     record = harness.until(lambda: (r := told(server)).generation == 1 and r, "the word")
@@ -59,7 +57,7 @@ def test_a_bundle_that_fails_its_self_test_on_a_device_is_rolled_back_by_the_ser
     assert windows == sorted(set(windows))
     assert len(windows) == report["windows_captured"]
     # It is not tried again, not even after a restart, and not by a server that starts again.
-    restart(server)
+    harness.restart(server)
     again = start.device(server, "pi-1", source)
     assert again.finish()["generation_end"] == 1
     events = [line["event"] for line in update_log(tmp_path / "pi-1-state").events if line.get("generation") == 2]
@@ -72,8 +70,8 @@ def test_a_generation_that_kills_the_device_is_rolled_back_without_a_person(star
     options = ["--loop", "--trial-s", "1"]
     device = start.device(server, "pi-1", source, *options)
     harness.until(lambda: "proven" in events(tmp_path / "pi-1-state"), "generation 1 proven")
-    add_generation(server, 2)
-    restart(server)
+    harness.add_generation(server, 2)
+    harness.restart(server)
 
     # What a runtime that segfaults looks like from outside: the process is gone right after the swap, every time,
     # and is started again, as a service manager does.
@@ -103,19 +101,19 @@ def test_canaries_first_then_everybody_then_back_by_hand(start, tmp_path):
     devices = {name: start.device(server, name, source, "--loop", "--trial-s", "8") for name in (canary, other)}
     for device in devices.values():
         device.wait_for_results(4)
-    add_generation(server, 2)
+    harness.add_generation(server, 2)
 
     def runs(name, generation):
         results = devices[name].results()
         return bool(results) and results[-1]["generation"] == generation
 
-    restart(server)
+    harness.restart(server)
     harness.until(lambda: runs(canary, 2), "the canary's update")
     assert release(server, 2, "trial")["share"] == 0.5
     record = told(server)
     assert (record.generation, record.share, record.stable.generation) == (2, 0.5, 1)
     assert runs(other, 1)
-    restart(server, "--healthy-s", 1)
+    harness.restart(server, "--healthy-s", 1)
     harness.until(lambda: release(server, 2, "stable"), "the promotion")
     assert [r["generation"] for r in devices[other].results()][-1] == 1 or told(server).share == 1.0
     harness.until(lambda: runs(other, 2), "the other's update")
@@ -150,8 +148,8 @@ def test_two_generations_behind_is_completed_and_a_retired_one_is_told_and_updat
     device.finish()
     shutil.copytree(server.state / "generations" / "00001", tmp_path / "first")
     for number in (2, 3):
-        add_generation(server, number)
-    restart(server)
+        harness.add_generation(server, number)
+    harness.restart(server)
     ask(server, "promote")
 
     def behind(bundle):
@@ -171,7 +169,7 @@ def test_two_generations_behind_is_completed_and_a_retired_one_is_told_and_updat
     away = start.device(url, "pi-old", source, "--loop")
     away.wait_for_results(8)
     for number in (4, 5, 6):
-        add_generation(server, number)
+        harness.add_generation(server, number)
     server.start()
     ask(server, "promote")
     assert told(server).oldest == 3
@@ -300,26 +298,6 @@ async def two_fetches(hub, broker, tmp_path, old, new, key, before_second=None):
     for block in new.manifest.info.blocks:
         assert second.bundle.block_bytes(block, "onnx-fp32") == new.block_bytes(block, "onnx-fp32")
     return (first, first.fetched_bytes), (second, second.fetched_bytes)
-
-
-def add_generation(server, number):
-    """Compile one into the server's state, as a server does that is killed before it has released it."""
-    base = open_bundle(server.state / "generations" / "00001")
-    tensors = {tensor: value.numpy() for tensor, value in server.model(1).state_dict().items()}
-    tensors["two.0.weight"] = tensors["two.0.weight"] * (1 + number / 10)
-    tensors["projection.weight"] = tensors["projection.weight"] + number / 10
-    windows = harness.windows_of(harness.write_wav(server.directory / "calibration.wav", 2.0, seed=12))
-    state = ServerState(server.state)
-    bundle = recompile(
-        base, tensors, state.bundle_path(number), generation=number, windows=windows, reference=None, key=server.key
-    )
-    state.save_weights(number, tensors)
-    return bundle
-
-
-def restart(server, *options):
-    server.process.signal(signal.SIGTERM)
-    server.start(*options)
 
 
 def release(server, generation, status):

@@ -17,6 +17,7 @@ from runtime_edge.audio import Counters
 from runtime_edge.base.files import locked
 from runtime_edge.base.histogram import BOUNDS_MS, Histogram
 from runtime_edge.base.prometheus import render
+from runtime_edge.base.traffic.told import moment
 from runtime_edge.cli import edge_commands
 from runtime_edge.errors import CheckFailed, FormatError, UsageError
 from runtime_edge.service.metrics import MetricsServer, metrics
@@ -27,6 +28,7 @@ from runtime_edge.service.status import (
     status_file,
     write_status,
 )
+from runtime_edge.transport.budgets import BudgetStatus
 
 
 @pytest.fixture
@@ -119,8 +121,46 @@ def test_the_text_shows_everything_a_person_looks_for(running):
         "20 captured, 12 acknowledged, 3 kept local, 3 spooled, 0 lost", "2 spool_full; of earlier runs 1",
         "4 gated as silence", "1 overruns", "2.0 of 256.0 MiB", "102 MB, 61 °C, throttled", "4 LinkError",
         "broker is away", "rolled_back: reason died 2 times",
+        "an hour   1.2 MB up, 2.0 kB down, 0 B of it updates (from 90 min)",
+        "a month   888.0 MB up, 999.9 MB down, 46.0 MB of it updates (from 10 d)",
+        "counted   by the kernel, with headers from Ethernet upwards",
     ):  # fmt: skip
         assert words in output
+
+
+def test_budgets_say_what_is_left_and_when_it_goes_on_within_80_columns(running):
+    said, until = status(), time.time() + 100_000
+    budgets = {"budget": BudgetStatus(mb_per_day=20.0, left_bytes=-1_500_000), "held_until": until, "withheld": 3}
+    budgets["update_budget"] = BudgetStatus(mb_per_day=0.5, left_bytes=120_000)
+    waits = {
+        "generation": 8,
+        "manifest": "sha256:" + "cd" * 32,
+        "until": until,
+        "reason": "46.0 MB wait " + "a while " * 12,
+    }
+    said = msgspec.structs.replace(
+        said,
+        traffic=msgspec.structs.replace(said.traffic, **budgets),
+        encoder=msgspec.structs.replace(said.encoder, blocks=(3, 8)),
+        report={**said.report, "update_waits": waits},
+    )
+    write_status(running, said)
+    output = invoke(running).output
+    for words in (
+        "budget    1.5 MB owed, 20 MB a day", f"held      frames go again from {moment(until)} on",
+        "withheld  3 events", "updates   120.0 kB left, 0.5 MB a day", f"generation 8 waits until {moment(until)}",
+        "3 of 8 blocks",
+    ):  # fmt: skip
+        assert words in output
+    lines = output.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("  an hour"))
+    assert max(map(len, lines[first : first + 10])) <= 80
+    never = {**waits, "until": None}
+    write_status(running, msgspec.structs.replace(said, report={**said.report, "update_waits": never}))
+    assert "generation 8 never fits" in invoke(running).output
+    found = json.loads(invoke(running, "--json").output)
+    assert found["traffic"]["budget"] == {"mb_per_day": 20.0, "left_bytes": -1_500_000}
+    assert found["report"]["update_waits"] == never
 
 
 def test_json_holds_the_same_and_says_whether_all_is_well(running):
@@ -175,6 +215,11 @@ def test_metrics_are_what_the_status_says():
         ("ssc_edge_cut_total", "one"): 15,
         ("ssc_edge_cut_total", "local"): 5,
         ("ssc_edge_errors_total", "LinkError"): 4,
+        ("ssc_edge_traffic_bytes_total", "up"): 1_000_000,
+        ("ssc_edge_traffic_bytes_total", "down"): 2_000_000,
+        ("ssc_edge_traffic_bytes_total", "updates"): 300_000,
+        ("ssc_edge_held",): 0,
+        ("ssc_edge_update_waits",): 0,
         ("ssc_edge_audio_events_total", "overrun"): 1,
         ("ssc_edge_windows_lost",): 0,
         ("ssc_edge_stage_seconds_bucket", "0.001", "prefix"): 1,

@@ -14,7 +14,7 @@ VALUES = [name for name, member in vars(Transport).items() if isinstance(member,
 
 def test_the_protocol_is_read():
     assert {"send", "watch", "fetch"} <= set(CALLS)
-    assert VALUES == ["url", "connected", "trouble", "since_fetch_s"]
+    assert VALUES == ["url", "connected", "trouble", "since_fetch_s", "counted_by"]
 
 
 @pytest.mark.parametrize("name", CALLS)

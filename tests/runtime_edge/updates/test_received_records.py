@@ -45,7 +45,7 @@ class Device:
         kind = RecordKind("head", lambda data, source: data)
         self.records = ReceivedRecords(kind, config, broker, self.store, reports)
 
-    def use(self, record, data, source):
+    async def use(self, record, data, source):
         if record == b"bad":
             raise HeadError(f"{source}: bad")
         new = record not in self.used[-1:]

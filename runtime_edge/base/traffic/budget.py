@@ -1,0 +1,63 @@
+"""A budget: so many bytes a day, which come evenly over it, and of which what is unused adds up for a week.
+
+    budget = Budget.begun(20e6)                 # a day's worth
+    budget = budget.after(3600.0).spent(5e6)    # an hour later, less what has passed
+    budget.wait_s(1e6)                          # seconds until so much may pass; infinite when it never may
+
+Nothing here looks at a clock: a budget is told how much time has passed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+DAY_S = 86_400.0
+DAYS = 7
+"""So many days' worth add up."""
+
+_HEADERS, _MESSAGE_BYTES = 1.07, 200
+
+
+def on_the_way(count: int) -> int:
+    """What a message of so many bytes takes: packets with their acknowledgements, and the question for it."""
+    return round(_HEADERS * count) + _MESSAGE_BYTES
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may pass now. More than was left may have passed: then the next days' is owed, at most a week's."""
+
+    per_day: float
+    """Bytes; above 0."""
+    left: float
+    """Bytes; below 0 what is owed."""
+
+    @classmethod
+    def begun(cls, per_day: float) -> Budget:
+        """A new one, with a day's worth."""
+        return cls(per_day, per_day)
+
+    @classmethod
+    def kept(cls, per_day: float, left: float) -> Budget:
+        """What was left of one that may have been of another size."""
+        return cls(per_day, min(max(left, -DAYS * per_day), DAYS * per_day))
+
+    @property
+    def most(self) -> float:
+        """Bytes it holds at most: what is more never fits."""
+        return DAYS * self.per_day
+
+    def after(self, seconds: float) -> Budget:
+        """The same so much later; a time before now adds nothing."""
+        return replace(self, left=min(self.most, self.left + self.per_day * max(0.0, seconds) / DAY_S))
+
+    def spent(self, count: float) -> Budget:
+        """After so many bytes have passed."""
+        return replace(self, left=max(-self.most, self.left - count))
+
+    def wait_s(self, count: float) -> float:
+        """Seconds until `count` bytes are left; 0 when they are, infinite when they never will be."""
+        if count > self.most:
+            return math.inf
+        return max(0.0, count - self.left) / self.per_day * DAY_S

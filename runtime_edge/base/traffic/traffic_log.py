@@ -1,0 +1,108 @@
+"""What has passed a device's interface, over restarts: by the hour for two days, by the day for a month."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+HOUR_S, DAY_S, MONTH_S = 3600.0, 86_400.0, 30 * 86_400.0
+_BY_HOUR_S = 2 * DAY_S
+
+
+class Traffic(NamedTuple):
+    """Bytes."""
+
+    up: int = 0
+    down: int = 0
+    updates: int = 0
+    """Of both: what bundles, tables, heads and releases took."""
+
+    def since(self, before: Traffic) -> Traffic:
+        """What has passed meanwhile."""
+        return Traffic(*(max(0, now - then) for now, then in zip(self, before, strict=True)))
+
+    def plus(self, more: Traffic) -> Traffic:
+        """Both together."""
+        return Traffic(*(one + other for one, other in zip(self, more, strict=True)))
+
+    def times(self, factor: float) -> Traffic:
+        """So many times as much."""
+        return Traffic(*(round(count * factor) for count in self))
+
+
+class Span(NamedTuple):
+    """What passed from `start` (seconds since the epoch) on, until the next one's."""
+
+    start: float
+    traffic: Traffic
+
+
+class Rate(NamedTuple):
+    """Traffic in a stated time, reckoned from what passed in another one."""
+
+    traffic: Traffic = Traffic()
+    seconds: float = 0.0
+    """From which it is reckoned: 0 when nothing is known yet."""
+
+
+class TrafficLog:
+    """Adds up what passes. Holds some 80 spans at most.
+
+    Args:
+        spans: what an earlier run has left, oldest first.
+    """
+
+    def __init__(self, spans: Iterable[Span] = ()) -> None:
+        self._spans = list(spans)
+
+    @property
+    def spans(self) -> list[Span]:
+        """All there is, oldest first."""
+        return list(self._spans)
+
+    @property
+    def total(self) -> Traffic:
+        """All that is known of."""
+        total = Traffic()
+        for span in self._spans:
+            total = total.plus(span.traffic)
+        return total
+
+    def add(self, now: float, traffic: Traffic) -> None:
+        """So much has passed until `now`, seconds since the epoch."""
+        # A clock that was set back: what was written before it counts as of now.
+        spans = [Span(min(span.start, now), span.traffic) for span in self._spans]
+        merged: list[Span] = []
+        for span in [*spans, Span(now, traffic)]:
+            if now - span.start >= MONTH_S:
+                continue
+            if merged and _piece(merged[-1].start, now) == _piece(span.start, now):
+                merged[-1] = Span(merged[-1].start, merged[-1].traffic.plus(span.traffic))
+            else:
+                merged.append(span)
+        self._spans = merged
+
+    def an_hour(self, now: float) -> Rate:
+        """What passes in an hour: as in this and the last one."""
+        return self._rate(now, HOUR_S, (now // HOUR_S - 1) * HOUR_S)
+
+    def a_month(self, now: float) -> Rate:
+        """What passes in 30 days: as in the last ones, at most so many."""
+        return self._rate(now, MONTH_S, now - MONTH_S)
+
+    def _rate(self, now: float, seconds: float, since: float) -> Rate:
+        recent = [span for span in self._spans if span.start >= since]
+        if not recent or now <= recent[0].start:
+            return Rate()
+        return rate(TrafficLog(recent).total, now - recent[0].start, seconds)
+
+
+def rate(traffic: Traffic, span_s: float, seconds: float) -> Rate:
+    """What passes in `seconds` where `traffic` passes in `span_s`."""
+    return Rate(traffic.times(seconds / span_s) if span_s > 0 else Traffic(), max(0.0, span_s))
+
+
+def _piece(start: float, now: float) -> tuple[float, float]:
+    """What is added up: an hour of the last two days, or an earlier day."""
+    length = HOUR_S if now - start < _BY_HOUR_S else DAY_S
+    return length, start // length

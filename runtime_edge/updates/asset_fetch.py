@@ -1,0 +1,137 @@
+"""Brings the files of a bundle that a device lacks: as patches to its own where those are shorter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from runtime_edge.base.files import write_atomic
+from runtime_edge.errors import FormatError, LinkError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.bundle import Bundle, asset_path, check_asset
+from runtime_edge.formats.manifest import Manifest
+from runtime_edge.formats.patch import apply_patch
+from runtime_edge.transport.protocol import Transport
+
+Allow = Callable[[int], None]
+"""Told how many bytes an update takes, before it is fetched; raises WaitsForBudget when those may not come now."""
+
+
+def every_block(manifest: Manifest) -> int:
+    """The whole encoder."""
+    return len(manifest.info.blocks)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a bundle to bring."""
+
+    blocks: Callable[[Manifest], int] = every_block
+    """How many of its first blocks."""
+    allow: Allow | None = None
+    """None: as much as it takes."""
+
+
+EVERYTHING = Wanted()
+
+
+@dataclass(frozen=True)
+class SeenBundle:
+    """What has been fetched to find out how large a bundle is, which may have to wait."""
+
+    manifest: str = ""
+    """Its digest."""
+    data: bytes = b""
+    sizes: dict[str, int | None] = field(default_factory=dict)
+    """Of patches; None: there is none."""
+
+
+class MissingAsset(NamedTuple):
+    """A file to fetch."""
+
+    block: str
+    reference: str
+    size: int
+
+
+@dataclass
+class FetchedBytes:
+    """What was fetched."""
+
+    fetched_bytes: int = 0
+    assets: int = 0
+    patches: int = 0
+
+
+@dataclass(frozen=True)
+class AssetFetch:
+    """Of one bundle in one variant.
+
+    Args:
+        connection: to the broker.
+        known: bundles on this disk, whose files patches start from.
+        variant: which compiled files.
+        where: the bundle, for errors.
+        sizes: of patches that were asked for before; None: there is none.
+    """
+
+    connection: Transport
+    known: Sequence[Bundle]
+    variant: str
+    where: str
+    sizes: dict[str, int | None] = field(default_factory=dict)
+
+    async def cost(self, missing: Sequence[MissingAsset]) -> int:
+        """Bytes that fetching them takes. Raises LinkError."""
+        return sum([await self._cost(asset) for asset in missing])
+
+    async def bring(self, missing: Sequence[MissingAsset], staging: Path) -> FetchedBytes:
+        """Fetch them all into a bundle's directory. Raises LinkError or BundleError."""
+        done = FetchedBytes()
+        for block, reference, size in missing:
+            made, cost = await self._patched(block, reference, size)
+            if made is None:
+                made = await self.connection.fetch(subjects.asset_object(reference), size)
+                check_asset(reference, size, made, f"{self.where}: {block}")
+                done.assets, done.fetched_bytes = done.assets + 1, done.fetched_bytes + len(made)
+            else:
+                done.patches, done.fetched_bytes = done.patches + 1, done.fetched_bytes + cost
+            # In a thread: a slow memory card must not delay replies.
+            await asyncio.to_thread(write_atomic, asset_path(staging, reference), made)
+        return done
+
+    async def _cost(self, asset: MissingAsset) -> int:
+        for bundle, old in self._earlier(asset.block):
+            name = subjects.patch_object(old, asset.reference)
+            if name not in self.sizes and asset_path(bundle.path, old).is_file():
+                self.sizes[name] = await self.connection.object_bytes(name)
+            size = self.sizes.get(name)
+            if size is not None and size <= asset.size:
+                return size
+        return asset.size
+
+    async def _patched(self, block: str, reference: str, size: int) -> tuple[bytes | None, int]:
+        """An asset made from a copy of its predecessor on this disk, and the patch's bytes; None when it cannot be."""
+        for bundle, old in self._earlier(block):
+            try:
+                data = await asyncio.to_thread(bundle.read, old)
+                patch = await self.connection.fetch(subjects.patch_object(old, reference), size)
+                made = await asyncio.to_thread(apply_patch, data, patch, size)
+                check_asset(reference, size, made, f"patch for {block}")
+            except (FormatError, LinkError):
+                continue  # the whole file is there, too
+            return made, len(patch)
+        return None, 0
+
+    def _earlier(self, block: str) -> list[tuple[Bundle, str]]:
+        """Bundles that have a file for a block, with it."""
+        found = []
+        for bundle in self.known:
+            try:
+                found.append((bundle, bundle.manifest.variant(block, self.variant).file))
+            except (KeyError, FormatError):
+                continue
+        return found
