@@ -28,6 +28,8 @@ _UNEXPLAINED_PAIR = 3.0
 """The same of a difference between two times, which both waver."""
 _NEGLIGIBLE_S = _JITTER_S / 10
 """A transfer so short is lost in the jitter."""
+_LITTLE_S = _JITTER_S / 4
+"""One so short tells little."""
 _MINUTE_SECONDS = 60.0
 _MIN_MBITS, _MAX_MBITS = 0.001, 10_000.0
 _LOSS_MEMORY = 64
@@ -118,7 +120,7 @@ class BandwidthEstimator:
             stale_s = _STALE_S if len(self._trips) < _FEW_STEPS else _SELDOM_S
             if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > stale_s:
                 return True
-            return not by_answer and not self._is_negligible(bytes_sent)
+            return not by_answer and not self._takes_at_most(_NEGLIGIBLE_S, bytes_sent)
 
     def sending(self, bytes_sent: int, server_s: float = 0.0) -> None:
         """A frame has been sent with no other in flight. Once it is overdue, it limits the estimate.
@@ -149,7 +151,7 @@ class BandwidthEstimator:
     def learns_little(self, bytes_sent: int) -> bool:
         """Whether a frame's time hardly tells of the uplink: it is small, or its transfer is lost in the jitter."""
         with self._lock:
-            return bytes_sent < TELLING_BYTES or self._is_negligible(bytes_sent)
+            return bytes_sent < TELLING_BYTES or self._takes_at_most(_LITTLE_S, bytes_sent)
 
     def dismiss(self) -> None:
         """The frame under way has arrived, and its time is not to be learnt from."""
@@ -244,8 +246,8 @@ class BandwidthEstimator:
         with self._lock:
             return sum(self._outcomes) / len(self._outcomes) if self._outcomes else 0.0
 
-    def _is_negligible(self, bytes_sent: int) -> bool:
-        return self._bits is not None and self._expected_s(bytes_sent * 8.0) <= _NEGLIGIBLE_S
+    def _takes_at_most(self, seconds: float, bytes_sent: int) -> bool:
+        return self._bits is not None and self._expected_s(bytes_sent * 8.0) <= seconds
 
     def _shown_mbits(self, hoped: float, since: float, bits: float) -> float:
         """The highest rate that the frame in flight still allows; infinite until it is overdue."""

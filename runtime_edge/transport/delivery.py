@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from runtime_edge.transport.protocol import FRAME_OVERHEAD_BYTES, Transport
 _LOG = logging.getLogger(__name__)
 _IDLE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
+_LOOKS_EVERY_S = 10.0
+"""Between two bandwidth probes that look into late answers: a busy server has many."""
 _ASKED_EVERY = 8
 """Of so many frames that are answered in time, the broker acknowledges one as well; of the first so many, each."""
 
@@ -54,6 +57,7 @@ class Delivery:
         """Of frames that only the server's answer acknowledges."""
         self._until_asked = 0
         self._probing: asyncio.Task[None] | None = None
+        self._looked_at = -math.inf
         self._closed = False
         self._room_freed: asyncio.Future[None] | None = None
         self._to_replay = asyncio.Event()
@@ -279,7 +283,9 @@ class Delivery:
             # It may be the server that was held up: the broker tells.
             self._until_asked = 0
             self._uplink.dismiss()
-            self._probing = asyncio.create_task(self.bandwidth_probe(0, sent_bytes))
+            if time.monotonic() - self._looked_at > _LOOKS_EVERY_S:
+                self._looked_at = time.monotonic()
+                self._probing = asyncio.create_task(self.bandwidth_probe(0, sent_bytes))
         elif alone:
             self._uplink.observe(sent_bytes, result)
 

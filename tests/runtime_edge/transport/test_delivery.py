@@ -273,3 +273,35 @@ def test_whatever_becomes_of_answers_every_frame_is_stored_and_leaves_the_spool_
         opened.close()
     assert accounting.acked == accounting.captured == len(transport.frames) == len(happens)
     assert depth == accounting.undecided == sum(accounting.dropped.values()) == 0
+
+
+def test_a_late_answer_is_looked_into_by_one_bandwidth_probe_and_the_broker_is_asked_next(spool):
+    late = asyncio.Event()
+
+    class Slow(InMemoryTransport):
+        """Answers come two seconds later than the server says, once `late` is set."""
+
+        def send(self, message_id, window, frame, on_stored, timeout_s=10.0, embedding=True, by_answer=False):
+            slow = late.is_set() and by_answer
+            super().send(
+                message_id, window, frame, (lambda said: on_stored(2.0)) if slow else on_stored,
+                timeout_s, embedding, by_answer,
+            )  # fmt: skip
+
+    async def work():
+        transport = Slow(echo)
+        async with sending(transport, spool) as sender:
+            for window in range(10):
+                await sender.exchange(window)
+            sender.uplink.observe(100_000, 0.01)
+            before, asked = sender.uplink.uplink_mbits, transport.acknowledged
+            late.set()
+            for window in range(10, 13):
+                await sender.exchange(window)
+            await sender.delivery.drain(60.0)
+            return transport, asked, before, sender.uplink.uplink_mbits
+
+    transport, asked, before, after = asyncio.run(work())
+    assert transport.filler_bytes == len(b"frame 10") + FRAME_OVERHEAD_BYTES
+    assert transport.acknowledged == asked + 1
+    assert after > before / 2, "two seconds for so few bytes are no word of the link"
