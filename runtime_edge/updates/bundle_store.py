@@ -28,6 +28,7 @@ from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.patch import apply_patch
 from runtime_edge.formats.records.release import ReleasedBundle
+from runtime_edge.inference.bottleneck import self_test
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.isolated_self_test import self_test_in_child
 from runtime_edge.inference.prefix import Prefix
@@ -147,19 +148,18 @@ class BundleStore:
         known = await asyncio.to_thread(self._known)
         fetched = patches = assets = 0
         with self._staging() as staging:
-            for block in manifest.info.blocks:
-                info = manifest.variant(block, variant)
+            for name, (file, size) in manifest.device_files(variant).items():
                 # In a thread: a slow memory card must not delay replies.
-                if await asyncio.to_thread(self._link_present, info.file, info.bytes, staging):
+                if await asyncio.to_thread(self._link_present, file, size, staging):
                     continue
-                made, cost = await self._patched(connection, info.file, info.bytes, block, variant, known)
+                made, cost = await self._patched(connection, file, size, name, variant, known)
                 if made is None:
-                    made = await connection.fetch(subjects.asset_object(info.file), info.bytes)
-                    check_asset(info.file, info.bytes, made, f"{where}: {block}")
+                    made = await connection.fetch(subjects.asset_object(file), size)
+                    check_asset(file, size, made, f"{where}: {name}")
                     assets, fetched = assets + 1, fetched + len(made)
                 else:
                     patches, fetched = patches + 1, fetched + cost
-                await asyncio.to_thread(write_atomic, asset_path(staging, info.file), made)
+                await asyncio.to_thread(write_atomic, asset_path(staging, file), made)
             self._finish(staging, final, data, release.signature)
         return FetchedBundle(open_bundle(final, self.trusted), fetched, assets, patches)
 
@@ -180,16 +180,15 @@ class BundleStore:
         installed = self._intact(final, variant)
         if installed is None:
             with self._staging() as staging:
-                for block in given.manifest.info.blocks:
-                    reference = given.manifest.variant(block, variant).file
-                    write_atomic(asset_path(staging, reference), given.block_bytes(block, variant))
+                for reference, _ in given.manifest.device_files(variant).values():
+                    write_atomic(asset_path(staging, reference), given.read(reference))
                 signature = given.path / SIGNATURE
                 text = minisign.read_signature(signature) if signature.exists() else ""
                 self._finish(staging, final, (given.path / MANIFEST).read_bytes(), text)
             installed = open_bundle(final, self.trusted)
         _copy_tables(given, installed)
         asyncio.run(self_test_in_child(installed, variant, RuntimeOptions()))
-        error = Prefix(installed, variant).self_test()
+        error = self_test(Prefix(installed, variant))
         self.trials.forgive(installed.digest)
         self.trials.adopt(installed)
         self.trials.note(
@@ -198,16 +197,16 @@ class BundleStore:
         return installed
 
     async def _patched(
-        self, connection: Transport, reference: str, size: int, block: str, variant: str, known: list[Bundle]
+        self, connection: Transport, reference: str, size: int, name: str, variant: str, known: list[Bundle]
     ) -> tuple[bytes | None, int]:
         """An asset made from a copy of its predecessor on this disk, and the patch's bytes; None when it cannot be."""
         for bundle in known:
             try:
-                old = bundle.manifest.variant(block, variant).file
+                old, _ = bundle.manifest.device_files(variant)[name]
                 data = await asyncio.to_thread(bundle.read, old)
                 patch = await connection.fetch(subjects.patch_object(old, reference), size)
                 made = await asyncio.to_thread(apply_patch, data, patch, size)
-                check_asset(reference, size, made, f"patch for {block}")
+                check_asset(reference, size, made, f"patch for {name}")
             except (KeyError, FormatError, LinkError):
                 continue  # the whole file is there, too
             return made, len(patch)
@@ -257,13 +256,13 @@ class BundleStore:
         return bundle
 
     def _intact(self, path: Path, variant: str) -> Bundle | None:
-        """The bundle in a directory when all its blocks are there; what is left of a damaged one is removed."""
+        """The bundle in a directory when all that it runs is there; what is left of a damaged one is removed."""
         if not path.exists():
             return None
         try:
             bundle = open_bundle(path, self.trusted)
-            for block in bundle.manifest.info.blocks:
-                bundle.block_bytes(block, variant)
+            for reference, _ in bundle.manifest.device_files(variant).values():
+                bundle.read(reference)
         except FormatError:
             shutil.rmtree(path)
             return None
