@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,37 +134,59 @@ def _windows(manifest: Manifest, plan: FittingPlan) -> tuple[Array, Array]:
 
 
 def keep_bottlenecks(
-    root: Path, base: Bundle, manifest: Manifest, variants: Sequence[str], reference: Reference | None
+    root: Path, base: Bundle, manifest: Manifest, variants: Sequence[str], reference: Reference | None, windows: Array
 ) -> Manifest:
-    """The manifest of new weights with the base's bottlenecks, measured anew on the reference's windows.
+    """The manifest of new weights with the base's bottlenecks, measured anew on the reference's windows, or on these.
 
-    A width that loses more than ALLOWED_LOSS is withdrawn, and a bottleneck without widths; all of them where nothing
-    is known of the weights.
+    A width that keeps less of the embedding than it kept of the base's on the same windows, by more than ALLOWED_LOSS
+    of median cosine, is withdrawn, and a bottleneck without widths. All are where nothing is known of the weights.
     """
-    segments, windows = (None, None) if reference is None else (reference.segments, reference.windows)
-    if segments is None or windows is None:
+    if reference is None or not base.manifest.info.bottlenecks:
         return _with(manifest, ())
-    kept: list[BottleneckInfo] = []
+    windows = windows if reference.windows is None else reference.windows
     blocks = {}
     for info in base.manifest.info.bottlenecks:
-        cut = manifest.cut_named(info.cut)
-        blocks[info.cut] = read_bottleneck(base.read(info.decoder.file), cut, str(base.path))
+        blocks[info.cut] = read_bottleneck(base.read(info.decoder.file), manifest.cut_named(info.cut), str(base.path))
         for file, _ in info.assets():
             link_asset(base, root, file)
-    found = _measure(root, manifest, variants, segments, windows, blocks)
-    for before, after in zip(base.manifest.info.bottlenecks, found, strict=True):
-        good = tuple(
-            new
-            for old, new in zip(before.widths, after.widths, strict=True)
-            if _median(new, variants[0]) >= _median(old, variants[0]) - ALLOWED_LOSS
-        )
-        if good:
-            kept.append(msgspec.structs.replace(after, widths=good))
+    before = _similarities(base, variants[0], blocks, windows)
+    after = _similarities(Bundle(root, manifest, "", None), variants[0], blocks, windows)
+    kept = []
+    for info in _measure(root, manifest, variants, reference.segments, windows, blocks):
+        places = [(info.cut, width.width) for width in info.widths]
+        good = [after[place] >= before[place] - ALLOWED_LOSS for place in places]
+        if any(good):
+            kept.append(msgspec.structs.replace(info, widths=tuple(itertools.compress(info.widths, good))))
     return _with(manifest, kept)
 
 
-def _median(width: WidthInfo, variant: str) -> float:
-    return width.wire[variant].cosine_median
+def _similarities(
+    bundle: Bundle, variant: str, blocks: Mapping[str, Bottleneck], windows: Array
+) -> dict[tuple[str, int], float]:
+    """By cut and width the median cosine of embeddings through the bottleneck with those of the whole encoder.
+
+    All on compiled blocks, so that it can be asked of weights that are not at hand in torch.
+    """
+    prefix = Prefix(bundle, variant)
+    devices = [(bundle.manifest.cut_named(info.cut).index, LoadedBottleneck(prefix, info))
+               for info in bundle.manifest.info.bottlenecks]  # fmt: skip
+    found: dict[tuple[str, int], list[float]] = {}
+    for window in windows:
+        prefix.start(window)
+        latents = []
+        for cut, device in devices:
+            prefix.advance(cut)
+            latents.append(device.latent().copy())
+        whole = prefix.advance(prefix.last_cut)[0].copy()
+        for (cut, device), latent in zip(devices, latents, strict=True):
+            for width in [measured.width for measured in device.info.widths]:
+                arrived = device.codec.decode(*device.codec.encode(latent, width), width)
+                with torch.inference_mode():
+                    prefix.resume(cut, blocks[device.info.cut].decode(torch.from_numpy(arrived)).numpy())
+                embedding = prefix.advance(prefix.last_cut)[0]
+                cosine = float(embedding @ whole / (np.linalg.norm(embedding) * np.linalg.norm(whole) + 1e-30))
+                found.setdefault((device.info.cut, width), []).append(cosine)
+    return {place: float(np.median(cosines)) for place, cosines in found.items()}
 
 
 def _with(manifest: Manifest, bottlenecks: Sequence[BottleneckInfo]) -> Manifest:

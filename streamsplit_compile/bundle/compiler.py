@@ -329,7 +329,7 @@ def _reweight(
     changed = [index for index, name in enumerate(components) if components[name] != known[name]]
     first_changed = min(changed, default=len(components))
     measured = measure(staging, draft, list(loaded), windows, reference, lambda *_: None, first_changed, loaded)
-    return keep_bottlenecks(staging, base, measured, list(loaded), reference)
+    return keep_bottlenecks(staging, base, measured, list(loaded), reference, windows)
 
 
 def _draft(

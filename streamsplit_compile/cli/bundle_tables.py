@@ -54,7 +54,7 @@ def print_cuts(bundle: Bundle) -> None:
     if bottlenecks := bundle.manifest.info.bottlenecks:
         how = "trained" if bottlenecks[0].steps else "closed form"
         print_table(f"bottlenecks, {how}: payloads and embeddings", list(WIDTH_COLUMNS), width_rows(bottlenecks))
-    if useless := useless_cuts(bundle.manifest.info.cuts):
+    elif useless := useless_cuts(bundle.manifest.info.cuts):
         click.echo(useless)
     signed = "signed" if summary["signed"] else "not signed"
     calibrated = calibration_text(bundle.manifest.info)
