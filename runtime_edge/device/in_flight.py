@@ -53,6 +53,7 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
             uncertainty=uncertainty,
             cut=self.cut,
             encoding=self.step.encoding,
+            width=self.decision.width,
             probe=self.decision.explored,
             generation=self.engine.generation,
             finished=where,

@@ -119,7 +119,9 @@ class WindowRunner:
             extra=self._surroundings.now(),
         )
         if not self._ships or self._config.min_cut == LOCAL:
-            decision = decision._replace(cut=LOCAL, explored=False)  # nobody to ship to, or nothing may be shipped
+            decision = decision._replace(
+                cut=LOCAL, explored=False, width=0
+            )  # nobody to ship to, or nothing may be shipped
         accounting.explorations += decision.explored
         started = time.monotonic()
         index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
@@ -153,14 +155,16 @@ class WindowRunner:
         if update.engine is not None:
             self._engine = update.engine
             self._accounting.generation_end = update.engine.generation
-        table = update.table
-        if table is not None and table != self._splitter.table:
-            if table.bundle_cuts == self._splitter.table.bundle_cuts:
-                self._splitter.swap(table)
+        before, widths = self._splitter.table, self._engine.bundle.manifest.widths
+        table = before if update.table is None else update.table
+        learner = self._splitter.learner if table == before else update.learner
+        if table != before or widths != self._splitter.widths:
+            if table.bundle_cuts == before.bundle_cuts:
+                self._splitter.swap(table, widths)
             else:
                 self._splitter = make_splitter(self._engine.bundle, table, self._config)
-            self._splitter.learn(update.learner)
-            self._accounting.table_swaps += 1
+            self._splitter.learn(learner)
+            self._accounting.table_swaps += table != before
 
     def restart_stream(self) -> None:
         """The server cannot decode the audio stream any further: start a new one with the next window."""
@@ -190,7 +194,9 @@ class WindowRunner:
 
     def _frame(self, window: CapturedWindow, message_id: str, decision: Decision, cut: int, live: bool) -> PrefixResult:
         uncertainty = self._splitter.uncertainty
-        step = self._engine.run(window.samples, window.index, window.capture_time_ns, cut, uncertainty, not live)
+        step = self._engine.run(
+            window.samples, window.index, window.capture_time_ns, cut, uncertainty, not live, decision.width
+        )
         stages = self._accounting.stage_ms
         stages["prefix"].observe(step.prefix_ms)
         if decision.cut == LOCAL:

@@ -19,12 +19,21 @@ from msgspec import Meta
 
 from runtime_edge.errors import BundleError
 from runtime_edge.formats import strict
+from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
 from runtime_edge.formats.encoder.load_options import MAX_SAMPLE_RATE, LoadOptions
 from runtime_edge.formats.encoder.log_mel_info import LogMelInfo
-from runtime_edge.formats.strict import Name, Strict
+from runtime_edge.formats.encoder.parts import (
+    Agreement,
+    Cosine,
+    Count,
+    KeptGraph,
+    Part,
+    Positive,
+    VariantInfo,
+)
+from runtime_edge.formats.strict import Name
 
 MAX_MANIFEST_BYTES = 8 << 20
-MAX_ASSET_BYTES = 4 << 30
 
 MAX_ACTIVATION_VALUES = 1 << 28
 """In one window at all cuts: what a device allocates on a manifest's word."""
@@ -32,52 +41,26 @@ MAX_WINDOW_SAMPLES = 1 << 24
 MIN_SCALE, MAX_SCALE = 1e-30, 1e30
 """Of int8: every value it stands for is finite in float32."""
 
-Count = Annotated[int, Meta(ge=0, le=1 << 53)]
-Positive = Annotated[int, Meta(ge=1, le=1 << 31)]
 Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 Cost = Annotated[float, Meta(ge=0, le=1e9)]
-Cosine = Annotated[float, Meta(ge=-1, le=1)]
 MOST_TOLERANCE = 100.0
 Tolerance = Annotated[float, Meta(ge=0, le=MOST_TOLERANCE)]
-AssetRef = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}\Z")]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 
-class _Part(Strict, frozen=True, kw_only=True, omit_defaults=True):
-    pass
-
-
-class VariantInfo(_Part, frozen=True, kw_only=True):
-    """One compiled file of a block."""
-
-    format: Literal["onnx", "tflite"]
-    precision: Name
-    file: AssetRef
-    bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
-    input: Name
-    output: Name
-
-
-class ExecutorInfo(_Part, frozen=True, kw_only=True):
+class ExecutorInfo(Part, frozen=True, kw_only=True):
     """The `executor_info` object of a variant: our namespace only."""
 
     ssc: VariantInfo
 
 
-class Variant(_Part, frozen=True, kw_only=True):
+class Variant(Part, frozen=True, kw_only=True):
     """A variant of a component (named `<format>-<precision>`)."""
 
     executor_info: ExecutorInfo
 
 
-class KeptGraph(_Part, frozen=True, kw_only=True):
-    """A block's graph without its weights, into which new ones are written without tracing."""
-
-    file: AssetRef
-    bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
-
-
-class BlockInfo(_Part, frozen=True, kw_only=True):
+class BlockInfo(Part, frozen=True, kw_only=True):
     """What is the same for all variants of a block."""
 
     parameters: Digest | None = None
@@ -87,20 +70,20 @@ class BlockInfo(_Part, frozen=True, kw_only=True):
     macs: Count = 0
 
 
-class BlockMetadata(_Part, frozen=True, kw_only=True):
+class BlockMetadata(Part, frozen=True, kw_only=True):
     """The `additional_metadata` object of a component."""
 
     ssc: BlockInfo
 
 
-class Component(_Part, frozen=True, kw_only=True):
+class Component(Part, frozen=True, kw_only=True):
     """A block: the graph between two neighbouring cuts."""
 
     variants: dict[Name, Variant]
     additional_metadata: BlockMetadata
 
 
-class Int8Scale(_Part, frozen=True, kw_only=True):
+class Int8Scale(Part, frozen=True, kw_only=True):
     """Static per-channel affine quantisation: real = scale[c] * (q - zero_point[c]).
 
     `scale` is float32 and `zero_point` int8, both little-endian and of length shape[axis].
@@ -123,7 +106,7 @@ class Int8Scale(_Part, frozen=True, kw_only=True):
         return scale, zero
 
 
-class Cut(_Part, frozen=True, kw_only=True, omit_defaults=False):
+class Cut(Part, frozen=True, kw_only=True, omit_defaults=False):
     """A boundary between blocks where exactly one tensor crosses. Cut 0 is the waveform, the last the embedding."""
 
     index: Count
@@ -144,7 +127,7 @@ class Cut(_Part, frozen=True, kw_only=True, omit_defaults=False):
         return math.prod(self.shape)
 
 
-class TargetCost(_Part, frozen=True, kw_only=True):
+class TargetCost(Part, frozen=True, kw_only=True):
     """Predicted cost on one target of each block, in block order."""
 
     variant: Name
@@ -164,7 +147,7 @@ class TargetCost(_Part, frozen=True, kw_only=True):
     provenance: Literal["predicted", "measured"] = "predicted"
 
 
-class EncoderInfo(_Part, frozen=True, kw_only=True):
+class EncoderInfo(Part, frozen=True, kw_only=True):
     """Which encoder this is; enough to build it again from its registered name."""
 
     id: Name
@@ -175,7 +158,7 @@ class EncoderInfo(_Part, frozen=True, kw_only=True):
     """None where its file says it all."""
 
 
-class FrontEndInfo(_Part, frozen=True, kw_only=True):
+class FrontEndInfo(Part, frozen=True, kw_only=True):
     """The signal the encoder takes. The log-mel itself is inside the graph, and may be described, too."""
 
     sample_rate: Annotated[int, Meta(ge=1, le=MAX_SAMPLE_RATE)]
@@ -186,7 +169,7 @@ class FrontEndInfo(_Part, frozen=True, kw_only=True):
     """What the first block computes, where a device may compute it in its own way."""
 
 
-class Calibration(_Part, frozen=True, kw_only=True):
+class Calibration(Part, frozen=True, kw_only=True):
     """What the int8 scales and agreements were measured on."""
 
     source: Name
@@ -194,14 +177,14 @@ class Calibration(_Part, frozen=True, kw_only=True):
     seed: Count
 
 
-class Expected(_Part, frozen=True, kw_only=True):
+class Expected(Part, frozen=True, kw_only=True):
     """The float32 embedding a variant should give, and how far off it may be."""
 
     embedding: bytes
     tolerance: Tolerance
 
 
-class SelfTest(_Part, frozen=True, kw_only=True):
+class SelfTest(Part, frozen=True, kw_only=True):
     """A device runs the chirp of `runtime_edge.inference.self_test` and compares with this float32 embedding."""
 
     embedding: bytes
@@ -210,17 +193,7 @@ class SelfTest(_Part, frozen=True, kw_only=True):
     """For variants of another precision, whose embedding is another one."""
 
 
-class Agreement(_Part, frozen=True, kw_only=True):
-    """How near values come to those of the encoder in float32, over the windows measured."""
-
-    max_abs_error: Annotated[float, Meta(ge=0, le=1e39)]
-    cosine_median: Cosine
-    cosine_worst: Cosine
-    by_uncertainty: Annotated[list[Cosine], Meta(max_length=16)] = msgspec.field(default_factory=list)
-    """Of an embedding: the median cosine in equally wide bins of a window's uncertainty over [0, 1]."""
-
-
-class CutParity(_Part, frozen=True, kw_only=True):
+class CutParity(Part, frozen=True, kw_only=True):
     """One variant at one cut."""
 
     prefix: Agreement
@@ -229,7 +202,7 @@ class CutParity(_Part, frozen=True, kw_only=True):
     """The embedding after (device prefix, wire, server suffix) for each encoding, float32 always among them."""
 
 
-class Parity(_Part, frozen=True, kw_only=True):
+class Parity(Part, frozen=True, kw_only=True):
     """One variant against the whole encoder."""
 
     windows: Count
@@ -246,7 +219,7 @@ class Parity(_Part, frozen=True, kw_only=True):
         return [agreement.max_abs_error for agreement in self.exact]
 
 
-class BundleInfo(_Part, frozen=True, kw_only=True):
+class BundleInfo(Part, frozen=True, kw_only=True):
     """All this project says about a bundle."""
 
     encoder: EncoderInfo
@@ -263,15 +236,17 @@ class BundleInfo(_Part, frozen=True, kw_only=True):
     """By variant; empty when nobody held these weights against their encoder."""
     keep_norms: bool = False
     """Whether normalisation layers were left unfolded."""
+    bottlenecks: Annotated[tuple[BottleneckInfo, ...], Meta(max_length=4096)] = ()
+    """In the order of their cuts, of which each has one at most."""
 
 
-class Metadata(_Part, frozen=True, kw_only=True):
+class Metadata(Part, frozen=True, kw_only=True):
     """The `additional_metadata` object of the package."""
 
     ssc: BundleInfo
 
 
-class Manifest(_Part, frozen=True, kw_only=True, omit_defaults=False):
+class Manifest(Part, frozen=True, kw_only=True, omit_defaults=False):
     """The whole `manifest.json`."""
 
     schema_version: Literal["1.0"] = "1.0"
@@ -293,9 +268,40 @@ class Manifest(_Part, frozen=True, kw_only=True, omit_defaults=False):
             raise BundleError(f"manifest.json: {block} has no variant {variant!r}, only {sorted(variants)}")
         return variants[variant].executor_info.ssc
 
+    def bottleneck(self, cut: str) -> BottleneckInfo | None:
+        """That of the cut, where it has one."""
+        return next((found for found in self.info.bottlenecks if found.cut == cut), None)
+
+    @property
+    def widths(self) -> dict[str, frozenset[int]]:
+        """By cut, those of its bottleneck."""
+        return {found.cut: frozenset(width.width for width in found.widths) for found in self.info.bottlenecks}
+
+    @property
+    def variants(self) -> list[str]:
+        """Those that every block has, sorted."""
+        return sorted(set.intersection(*(set(component.variants) for component in self.components.values())))
+
+    def device_files(self, variant: str, blocks: int | None = None) -> dict[str, tuple[str, int]]:
+        """What a device needs to run a variant up to its first `blocks` blocks, or all: block, or asset of a cut ->
+        reference and bytes. Raises BundleError.
+        """
+        run = self.info.blocks[:blocks]
+        files = {block: self.variant(block, variant) for block in run}
+        found = {block: (file.file, file.bytes) for block, file in files.items()}
+        reached = {cut.name for cut in self.info.cuts[: len(run) + 1]}
+        for bottleneck in self.info.bottlenecks:
+            if bottleneck.cut in reached:
+                encoder, coding = bottleneck.files[files[run[0]].format], bottleneck.coding
+                found[f"{bottleneck.cut}: bottleneck"] = encoder.file, encoder.bytes
+                found[f"{bottleneck.cut}: coding tables"] = coding.file, coding.bytes
+        return found
+
     def assets(self) -> dict[str, int]:
-        """Every asset a device or compiler may read: reference -> bytes."""
+        """Every asset that a device, compiler or server may read: reference -> bytes."""
         found: dict[str, int] = {}
+        for bottleneck in self.info.bottlenecks:
+            found.update(bottleneck.assets())
         for component in self.components.values():
             for variant in component.variants.values():
                 found[variant.executor_info.ssc.file] = variant.executor_info.ssc.bytes
@@ -381,6 +387,12 @@ def check_consistent(manifest: Manifest, source: str) -> None:
     for name, parity in info.parity.items():
         if len(parity.cuts) != len(info.cuts) or any("float32" not in cut.wire for cut in parity.cuts):
             raise BundleError(f"{source}: parity.{name}.cuts needs one entry for each cut, float32 in its wire")
+    if len({found.cut for found in info.bottlenecks}) != len(info.bottlenecks):
+        raise BundleError(f"{source}: bottlenecks: a cut has two")
+    variants = manifest.components[info.blocks[0]].variants
+    for bottleneck in info.bottlenecks:
+        for problem in bottleneck.problems([cut.name for cut in info.cuts], variants):
+            raise BundleError(f"{source}: bottlenecks: {bottleneck.cut}: {problem}")
     for name, cost in info.targets.items():
         for field in ("block_ms", "block_mj", "block_peak_bytes"):
             if len(getattr(cost, field)) != len(info.blocks):

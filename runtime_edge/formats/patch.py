@@ -31,7 +31,7 @@ from runtime_edge.base.zstd import (
     decompress_frame,
 )
 from runtime_edge.errors import FormatError
-from runtime_edge.formats.manifest import MAX_ASSET_BYTES
+from runtime_edge.formats.encoder.parts import MAX_ASSET_BYTES
 from runtime_edge.formats.strict import decode
 
 _MAGIC = b"SSCP"

@@ -40,6 +40,8 @@ class WindowResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Normalised to [0, 1]; 1 while the memory is cold."""
     cut: str
     encoding: str
+    width: int = 0
+    """Channels of the cut's bottleneck that were shipped; left out for the activation as it is."""
     probe: bool
     generation: int
     """Of the bundle that made the embedding."""

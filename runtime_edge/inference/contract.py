@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.errors import BackendError
-from runtime_edge.formats.manifest import VariantInfo
+from runtime_edge.formats.encoder.parts import VariantInfo
 
 Array = npt.NDArray[np.float32]
 

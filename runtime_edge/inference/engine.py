@@ -14,6 +14,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.wire import encode_frame
+from runtime_edge.inference.bottleneck import LoadedBottleneck
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
 
@@ -66,6 +67,7 @@ class Engine:
             *[encoding] * (len(self.cuts) - 2),
             "float32" if encoding == "float32" else "float16",
         ]
+        self._bottlenecks: dict[int, LoadedBottleneck] = {}
         self._codecs = [CutCodec(cut, name) for cut, name in zip(self.cuts, names, strict=True)]
         self._stream = stream
 
@@ -80,8 +82,11 @@ class Engine:
         return self.prefix.last_cut
 
     def ready(self) -> float:
-        """Self-test, which loads every block; returns the largest error. Raises SelfTestError."""
-        return self.prefix.self_test()
+        """Self-test, which loads every block and bottleneck; returns the largest error. Raises SelfTestError."""
+        error = self.prefix.self_test()
+        for bottleneck in self.bundle.manifest.info.bottlenecks:
+            self._bottleneck(self.cut_names.index(bottleneck.cut)).self_test(self.prefix.variant)
+        return error
 
     def run(
         self,
@@ -91,8 +96,11 @@ class Engine:
         cut: int,
         uncertainty: float,
         finish: bool,
+        width: int = 0,
     ) -> PrefixResult:
         """Run one window (samples,) up to `cut` and frame its activation; with `finish` go on to the embedding.
+
+        With a `width` so many channels of the cut's bottleneck are framed instead.
 
         The device cannot continue where the memory limit has no room for the blocks behind the cut.
         """
@@ -104,11 +112,14 @@ class Engine:
             # A frame that is not sent now is spooled and may arrive at any later time.
             encoding, compressed = self._stream.encoding, False
             payload: bytes | memoryview = self._stream.encode(samples, window, alone=finish)
+        elif width:
+            encoding = "int8"
+            payload, compressed = self._bottleneck(cut).encode(width)
         else:
             encoding = self._codecs[cut].encoding
             payload, compressed = self._codecs[cut].encode(activation)
         frame = encode_frame(
-            window, capture_ns, self.generation, cut, encoding, compressed, uncertainty, payload, self._model
+            window, capture_ns, self.generation, cut, encoding, compressed, uncertainty, payload, self._model, width
         )
         framed = time.perf_counter()
         whole = cut == self.last_cut or (finish and self.prefix.fits(self.last_cut))
@@ -118,3 +129,11 @@ class Engine:
     def embed(self, samples: npt.NDArray[np.float32]) -> Embedding | None:
         """Embedding (d,) of one window (samples,); None where the memory limit has no room for the whole encoder."""
         return self.prefix.embed(samples) if self.prefix.fits(self.last_cut) else None
+
+    def _bottleneck(self, cut: int) -> LoadedBottleneck:
+        """That of a cut which has one, loaded."""
+        if cut not in self._bottlenecks:
+            info = self.bundle.manifest.bottleneck(self.cut_names[cut])
+            assert info is not None, "the splitter chooses widths that there are"
+            self._bottlenecks[cut] = LoadedBottleneck(self.prefix, info)
+        return self._bottlenecks[cut]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from runtime_edge.errors import SelfTestError, SscError
 from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.inference.bottleneck import self_test
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
 
@@ -33,9 +34,9 @@ _STDERR_BYTES = 4096
 def memory_bound(bundle: Bundle, variant: str) -> int:
     """The most that a self-test may hold, bytes: the same on every machine, from what the manifest promises."""
     info = bundle.manifest.info
-    blocks = sum(bundle.manifest.variant(block, variant).bytes for block in info.blocks)
+    files = sum(size for _, size in bundle.manifest.device_files(variant).values())
     activations = sum(4 * cut.values for cut in info.cuts)
-    return BASE_BYTES + _COPIES * (blocks + activations)
+    return BASE_BYTES + _COPIES * (files + activations)
 
 
 async def self_test_in_child(
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"{path}: changed while it was being tested")
     options = RuntimeOptions(int(threads), tuple(providers.split(",")))
     try:
-        Prefix(bundle, variant, options, float(memory_limit_mb) if memory_limit_mb else None).self_test()
+        self_test(Prefix(bundle, variant, options, float(memory_limit_mb) if memory_limit_mb else None))
     except SscError as exc:
         raise SystemExit(str(exc)) from None
 

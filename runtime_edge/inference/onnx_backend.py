@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from runtime_edge.errors import BackendError, MissingExtra
+from runtime_edge.formats.encoder.parts import VariantInfo
 from runtime_edge.formats.graphs.onnx_graph import check_onnx
-from runtime_edge.formats.manifest import VariantInfo
 from runtime_edge.inference.contract import Array, LoadedBlock, RuntimeOptions, check_shape
 
 try:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from runtime_edge.errors import BackendError, MissingExtra
+from runtime_edge.formats.encoder.parts import VariantInfo
 from runtime_edge.formats.graphs.tflite_graph import check_tflite
-from runtime_edge.formats.manifest import VariantInfo
 from runtime_edge.inference.contract import Array, LoadedBlock, RuntimeOptions, check_shape
 
 try:

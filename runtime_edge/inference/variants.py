@@ -53,10 +53,8 @@ def runtime_options(manifest: Manifest, target: str | None = None, threads: int 
 
 def _formats(manifest: Manifest) -> dict[str, str]:
     """Variants that every block has, sorted, with their formats."""
-    components = manifest.components.values()
-    names = set.intersection(*(set(component.variants) for component in components))
     first = manifest.components[manifest.info.blocks[0]].variants
-    return {name: first[name].executor_info.ssc.format for name in sorted(names)}
+    return {name: first[name].executor_info.ssc.format for name in manifest.variants}
 
 
 def _installed(format_name: str) -> bool:

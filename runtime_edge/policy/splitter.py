@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,12 @@ class Decision(NamedTuple):
     row: int
     explored: bool
     """Shipped earlier than the policy would, for the server to learn from."""
+    width: int = 0
+    """Channels of the cut's bottleneck that are shipped; 0 for the activation as it is."""
+
+
+Widths = Mapping[str, Collection[int]]
+"""By cut, those that its bottleneck has."""
 
 
 class Splitter:
@@ -59,9 +66,9 @@ class Splitter:
     load have moved and waiting would cost more than URGENT; and what was left because link or load were in another bin
     is not taken again for RETURN_S, unless they have moved by several. The device knows a window's uncertainty only
     after it, so the table is looked up with the exponential mean of the known ones; before the first it is 1. An action
-    earlier than cut `min_cut_index` (the privacy floor) is never chosen, not even to explore. `uncertainty_smoothing`
-    is the newest uncertainty's weight in the mean: 1.0 for values that are smoothed already. Raises TableError when the
-    table does not fit.
+    earlier than cut `min_cut_index` (the privacy floor) is never chosen, not even to explore, and neither is one whose
+    width the bundle does not have (`widths`). `uncertainty_smoothing` is the newest uncertainty's weight in the mean:
+    1.0 for values that are smoothed already. Raises TableError when the table does not fit.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class Splitter:
         table: SplitterTable,
         cut_names: Sequence[str],
         *,
+        widths: Widths = MappingProxyType({}),
         min_cut_index: int = 0,
         seed: int = 0,
         uncertainty_smoothing: float = UNCERTAINTY_SMOOTHING,
@@ -78,7 +86,8 @@ class Splitter:
         self._random = np.random.default_rng(seed)
         self._uncertainty = 1.0
         self._uncertainty_smoothing = uncertainty_smoothing
-        self._plan = _plan(table, self._cut_names, min_cut_index)
+        self._widths = widths
+        self._plan = _plan(table, self._cut_names, widths, min_cut_index)
         self._learner: OnlineLearner | None = None
         self._action = -1
         self._allowance = self._plan.allowance.size
@@ -88,6 +97,11 @@ class Splitter:
     def table(self) -> SplitterTable:
         """The table in use."""
         return self._plan.table
+
+    @property
+    def widths(self) -> Widths:
+        """Of the bundle's bottlenecks."""
+        return self._widths
 
     @property
     def learner(self) -> OnlineLearner | None:
@@ -108,12 +122,15 @@ class Splitter:
         """Take the values of a learner of this very table instead of the shipped ones; None: the shipped ones."""
         self._learner = learner
 
-    def swap(self, table: SplitterTable) -> None:
-        """Use another table from the next window on. If it does not fit, TableError and the old one stays."""
-        plan = _plan(table, self._cut_names, self._min_cut_index)
-        current = self._plan.names[self._action] if self._action >= 0 else None
-        kept = [action for action in plan.open if plan.names[action] == current]
-        self._plan, self._learner, self._action = plan, None, kept[0] if kept else -1
+    def swap(self, table: SplitterTable, widths: Widths) -> None:
+        """Use another table, or bottlenecks of other widths, from the next window on.
+
+        If they do not fit, TableError and the old ones stay.
+        """
+        plan = _plan(table, self._cut_names, widths, self._min_cut_index)
+        current = self._plan.kinds[self._action] if self._action >= 0 else None
+        kept = [action for action in plan.open if plan.kinds[action] == current]
+        self._plan, self._widths, self._learner, self._action = plan, widths, None, kept[0] if kept else -1
         self._allowance = min(self._allowance, plan.allowance.size)
         self._reset()
 
@@ -155,14 +172,14 @@ class Splitter:
         plan, row = self._plan, self._row(state)
         if not connected:
             spooled = self._afforded(row, plan.to_spool, None)[0] if plan.capped else plan.to_spool
-            return Decision(plan.names[spooled], spooled, row, False)
+            return Decision(plan.names[spooled], spooled, row, False, plan.kinds[spooled][1])
         action, exploration = self._steady(row), None
         if plan.table.probe_rate and self._random.random() < plan.table.probe_rate:
             exploration = self._explore(action, bandwidth_mbps)
         if plan.capped:
             action, exploration = self._afforded(row, action, exploration)
         chosen = action if exploration is None else exploration
-        return Decision(plan.names[chosen], chosen, row, exploration is not None)
+        return Decision(plan.names[chosen], chosen, row, exploration is not None, plan.kinds[chosen][1])
 
     def mbps_in_question(self) -> float | None:
         """The next uplink rate above the present one at which another action would be better; None if there is none.
@@ -248,7 +265,8 @@ class Splitter:
         """An earlier cut than `action` whose transfer takes at most `reward.t_max_ms`."""
         plan = self._plan
         room = bandwidth_mbps * BYTES_PER_MS * plan.table.reward.t_max_ms
-        fitting = [other for other in plan.open if other < action and plan.bytes[other] <= room]
+        earlier = [other for other in plan.open if other < action and plan.names[other] != plan.names[action]]
+        fitting = [other for other in earlier if plan.bytes[other] <= room]
         return fitting[self._random.integers(len(fitting))] if fitting else None
 
 
@@ -284,9 +302,11 @@ class _Plan(NamedTuple):
     table: SplitterTable
     names: tuple[str, ...]
     """Each action's cut, or `local`."""
+    kinds: tuple[tuple[str, int], ...]
+    """That, and the width."""
     bytes: tuple[int, ...]
     open: list[int]
-    """Actions above the privacy floor."""
+    """Actions above the privacy floor, of widths that there are."""
     best: list[int]
     """The best of them in each row."""
     axes: list[_Axis]
@@ -304,40 +324,51 @@ class _Plan(NamedTuple):
     """RETURN_S in windows, or the dwell where that is longer."""
 
 
-def _plan(table: SplitterTable, cut_names: Sequence[str], min_cut_index: int) -> _Plan:
+def _plan(table: SplitterTable, cut_names: Sequence[str], widths: Widths, min_cut_index: int) -> _Plan:
     table.check_cuts(cut_names)
-    _check_known(table)
     names, sizes = table.cuts, table.action_bytes
+    kinds = tuple((action.cut, action.width) for action in table.costs)
+    _check_known(table, kinds)
     above_floor = [action for action, name in enumerate(names) if cut_position(name, cut_names) >= min_cut_index]
     if not above_floor:
         raise TableError(f"costs: all cuts are earlier than this device's privacy floor, cut {min_cut_index}")
+    known = [
+        action for action in above_floor if not kinds[action][1] or kinds[action][1] in widths.get(names[action], ())
+    ]
+    if not known:
+        raise TableError(
+            "costs: every action ships a width that no bottleneck of this bundle has; train the table again"
+        )
     axes = _axes(table.state, table.dead_band)
-    shipping = [action for action in above_floor if names[action] != LOCAL] or above_floor
+    shipping = [action for action in known if names[action] != LOCAL] or known
     teaching = [action for action in shipping if table.costs[action].teaches]
     return _Plan(
         table=table,
         names=names,
+        kinds=kinds,
         bytes=sizes,
-        open=above_floor,
-        best=[max(above_floor, key=q.__getitem__) for q in table.q],
+        open=known,
+        best=[max(known, key=q.__getitem__) for q in table.q],
         axes=axes,
         moving=[(index, move_bins(axis)) for index, axis in enumerate(table.state) if axis.name in BREAKS_DWELL],
         bandwidth=next((index for index, axis in enumerate(axes) if axis.name == "bandwidth_mbps"), None),
         to_spool=min(teaching or shipping, key=sizes.__getitem__),
-        smallest=min(above_floor, key=sizes.__getitem__),
+        smallest=min(known, key=sizes.__getitem__),
         capped=table.limits.mb_per_hour is not None,
         allowance=allowance(table.limits, table.hop_s),
         returns=max(table.dwell, math.ceil(RETURN_S / table.hop_s)),
     )
 
 
-def _check_known(table: SplitterTable) -> None:
+def _check_known(table: SplitterTable, kinds: Sequence[tuple[str, int]]) -> None:
     """Raise TableError for actions that later versions may have, but no device of this one."""
     for action in table.costs:
-        if action.width or action.answer == "exit":
-            raise TableError(f"costs: {action.name}: this version has neither bottlenecks nor exits; update the device")
-    if len(set(table.cuts)) != len(table.cuts):
-        raise TableError("costs: two actions of one cut; this version ships a cut in one encoding: update the device")
+        if action.answer == "exit":
+            raise TableError(f"costs: {action.name}: this version has no exits; update the device")
+    if len(set(kinds)) != len(kinds):
+        raise TableError(
+            "costs: two actions of one cut and width; this version ships those in one encoding: update the device"
+        )
 
 
 def _axes(state: Sequence[StateAxis], dead_band: float) -> list[_Axis]:

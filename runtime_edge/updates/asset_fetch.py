@@ -52,7 +52,8 @@ class SeenBundle:
 class MissingAsset(NamedTuple):
     """A file to fetch."""
 
-    block: str
+    name: str
+    """Block, or asset of a cut."""
     reference: str
     size: int
 
@@ -91,11 +92,11 @@ class AssetFetch:
     async def bring(self, missing: Sequence[MissingAsset], staging: Path) -> FetchedBytes:
         """Fetch them all into a bundle's directory. Raises LinkError or BundleError."""
         done = FetchedBytes()
-        for block, reference, size in missing:
-            made, cost = await self._patched(block, reference, size)
+        for name, reference, size in missing:
+            made, cost = await self._patched(name, reference, size)
             if made is None:
                 made = await self.connection.fetch(subjects.asset_object(reference), size)
-                check_asset(reference, size, made, f"{self.where}: {block}")
+                check_asset(reference, size, made, f"{self.where}: {name}")
                 done.assets, done.fetched_bytes = done.assets + 1, done.fetched_bytes + len(made)
             else:
                 done.patches, done.fetched_bytes = done.patches + 1, done.fetched_bytes + cost
@@ -104,34 +105,34 @@ class AssetFetch:
         return done
 
     async def _cost(self, asset: MissingAsset) -> int:
-        for bundle, old in self._earlier(asset.block):
-            name = subjects.patch_object(old, asset.reference)
-            if name not in self.sizes and asset_path(bundle.path, old).is_file():
-                self.sizes[name] = await self.connection.object_bytes(name)
-            size = self.sizes.get(name)
+        for bundle, old in self._earlier(asset.name):
+            patch = subjects.patch_object(old, asset.reference)
+            if patch not in self.sizes and asset_path(bundle.path, old).is_file():
+                self.sizes[patch] = await self.connection.object_bytes(patch)
+            size = self.sizes.get(patch)
             if size is not None and size <= asset.size:
                 return size
         return asset.size
 
-    async def _patched(self, block: str, reference: str, size: int) -> tuple[bytes | None, int]:
+    async def _patched(self, name: str, reference: str, size: int) -> tuple[bytes | None, int]:
         """An asset made from a copy of its predecessor on this disk, and the patch's bytes; None when it cannot be."""
-        for bundle, old in self._earlier(block):
+        for bundle, old in self._earlier(name):
             try:
                 data = await asyncio.to_thread(bundle.read, old)
                 patch = await self.connection.fetch(subjects.patch_object(old, reference), size)
                 made = await asyncio.to_thread(apply_patch, data, patch, size)
-                check_asset(reference, size, made, f"patch for {block}")
+                check_asset(reference, size, made, f"patch for {name}")
             except (FormatError, LinkError):
                 continue  # the whole file is there, too
             return made, len(patch)
         return None, 0
 
-    def _earlier(self, block: str) -> list[tuple[Bundle, str]]:
-        """Bundles that have a file for a block, with it."""
+    def _earlier(self, name: str) -> list[tuple[Bundle, str]]:
+        """Bundles that have a file of that name, with it."""
         found = []
         for bundle in self.known:
             try:
-                found.append((bundle, bundle.manifest.variant(block, self.variant).file))
+                found.append((bundle, bundle.manifest.device_files(self.variant)[name][0]))
             except (KeyError, FormatError):
                 continue
         return found

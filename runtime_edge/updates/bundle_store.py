@@ -37,6 +37,7 @@ from runtime_edge.formats.bundle import (
 from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.records.release import ReleasedBundle
+from runtime_edge.inference.bottleneck import self_test
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.isolated_self_test import self_test_in_child
 from runtime_edge.inference.prefix import Prefix
@@ -210,12 +211,11 @@ class BundleStore:
     ) -> list[MissingAsset]:
         """What has to be fetched, once what earlier bundles have is linked into `staging`."""
         missing = []
-        for block in manifest.info.blocks[: wanted.blocks(manifest)]:
-            info = manifest.variant(block, variant)
-            if kept is not None and _holds(kept, info.file):
+        for name, (file, size) in manifest.device_files(variant, wanted.blocks(manifest)).items():
+            if kept is not None and _holds(kept, file):
                 continue
-            if not self._link_present(info.file, info.bytes, staging):
-                missing.append(MissingAsset(block, info.file, info.bytes))
+            if not self._link_present(file, size, staging):
+                missing.append(MissingAsset(name, file, size))
         return list({asset.reference: asset for asset in missing}.values())
 
     def install_local(
@@ -235,16 +235,15 @@ class BundleStore:
         installed = self._intact(final, variant)
         if installed is None:
             with self._staging() as staging:
-                for block in given.manifest.info.blocks:
-                    reference = given.manifest.variant(block, variant).file
-                    write_atomic(asset_path(staging, reference), given.block_bytes(block, variant))
+                for reference, _ in given.manifest.device_files(variant).values():
+                    write_atomic(asset_path(staging, reference), given.read(reference))
                 signature = given.path / SIGNATURE
                 text = minisign.read_signature(signature) if signature.exists() else ""
                 self._finish(staging, final, (given.path / MANIFEST).read_bytes(), text)
             installed = open_bundle(final, self.trusted)
         _copy_tables(given, installed)
         asyncio.run(self_test_in_child(installed, variant, RuntimeOptions()))
-        error = Prefix(installed, variant).self_test()
+        error = self_test(Prefix(installed, variant))
         self.trials.forgive(installed.digest)
         self.trials.adopt(installed)
         self.trials.note(
@@ -296,12 +295,11 @@ class BundleStore:
         return bundle
 
     def _intact(self, path: Path, variant: str) -> Bundle | None:
-        """The bundle in a directory when all its blocks are there; what is left of a damaged one is removed."""
+        """The bundle in a directory when all that it runs is there; what is left of a damaged one is removed."""
         bundle = self._readable(path)
         if bundle is None:
             return None
-        files = [bundle.manifest.variant(block, variant).file for block in bundle.manifest.info.blocks]
-        if not all(_holds(bundle, file) for file in files):
+        if not all(_holds(bundle, file) for file, _ in bundle.manifest.device_files(variant).values()):
             shutil.rmtree(path)
             return None
         return bundle

@@ -190,12 +190,11 @@ class Hub:
         """Put a bundle's device files and manifest into the object store; returns the bytes that were new."""
         store = await self.stream.object_store(subjects.BUNDLES)
         sent = 0
-        for component in bundle.manifest.components.values():
-            for variant in component.variants.values():
-                info = variant.executor_info.ssc
-                name = subjects.asset_object(info.file)
+        for variant in bundle.manifest.variants:
+            for file, _ in bundle.manifest.device_files(variant).values():
+                name = subjects.asset_object(file)
                 if not await _has(store, name):
-                    sent += await _put(store, name, await asyncio.to_thread(bundle.read, info.file))
+                    sent += await _put(store, name, await asyncio.to_thread(bundle.read, file))
         name = subjects.manifest_object(bundle.digest)
         if not await _has(store, name):
             sent += await _put(store, name, (bundle.path / MANIFEST).read_bytes())

@@ -261,7 +261,7 @@ class _Completer:
         front_end = self._newest.manifest.info.front_end
         self.window_s = front_end.window_samples / front_end.sample_rate
         self._prefixes: dict[int, Prefix] = {}
-        self._codecs = {number: FrameCodecs(bundle.manifest.info.cuts) for number, bundle in bundles.items()}
+        self._codecs = {number: FrameCodecs(bundle) for number, bundle in bundles.items()}
 
     def complete(self, header: FrameHeader, payload: bytes) -> tuple[npt.NDArray[np.float32], int] | None:
         """The embedding (d,) and the generation it is of; None for a frame that no bundle here can read, or whose
@@ -297,11 +297,11 @@ def _same_until(own: Bundle, newest: Bundle, cut: int) -> bool:
 
 def _variant(bundle: Bundle) -> str:
     """The float32 files of a bundle. Raises UsageError when it has none."""
-    found = set.intersection(*(set(block.variants) for block in bundle.manifest.components.values()))
+    found = bundle.manifest.variants
     for name in ("onnx-fp32", "tflite-fp32"):
         if name in found:
             return name
-    raise UsageError(f"{bundle.path}: has no float32 blocks, only {', '.join(sorted(found))}")
+    raise UsageError(f"{bundle.path}: has no float32 blocks, only {', '.join(found)}")
 
 
 async def _frames(hub: Hub, device: str, since: datetime, events: _Events) -> list[tuple[FrameHeader, bytes]]:

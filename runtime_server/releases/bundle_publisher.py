@@ -34,15 +34,14 @@ async def publish_patches(hub: Hub, old: Bundle, new: Bundle) -> dict[str, int]:
     """
     store = await hub.stream.object_store(subjects.BUNDLES)
     cost: dict[str, int] = {}
-    for block in new.manifest.info.blocks:
-        before = old.manifest.components.get(block)
-        for variant, after in new.manifest.components[block].variants.items():
-            info = after.executor_info.ssc
-            size = info.bytes
-            if before is not None and variant in before.variants:
-                earlier = before.variants[variant].executor_info.ssc.file
-                size = 0 if earlier == info.file else min(size, await _patch(store, old, earlier, new, info.file))
-            cost[variant] = cost.get(variant, 0) + size
+    for variant in new.manifest.variants:
+        before = old.manifest.device_files(variant) if variant in old.manifest.variants else {}
+        cost[variant] = 0
+        for name, (file, size) in new.manifest.device_files(variant).items():
+            earlier, _ = before.get(name, (None, 0))
+            if earlier is not None:
+                size = 0 if earlier == file else min(size, await _patch(store, old, earlier, new, file))
+            cost[variant] += size
     return cost
 
 

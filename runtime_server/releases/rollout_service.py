@@ -111,7 +111,7 @@ class RolloutService:
         """Publish all that devices need of it, then the release. Raises LinkError or OSError."""
         bundle, wanted = generation.bundle, self._rollout.wanted
         variant = next(iter(bundle.manifest.info.targets.values())).variant
-        full = sum(bundle.manifest.variant(block, variant).bytes for block in bundle.manifest.info.blocks)
+        full = sum(size for _, size in bundle.manifest.device_files(variant).values())
         await self._hub.publish_bundle(bundle)
         patched = full
         # Last the one that most devices run: its cost is the one that is listed.

@@ -99,7 +99,7 @@ class Generations:
     def add(self, bundle: Bundle, tensors: Tensors) -> Generation:
         """Take a bundle with its weights; the oldest beyond the kept number are retired. Raises BundleError."""
         model = cut_model(self.graph, bundle, tensors)
-        served, codecs = ServedBlocks(model.segments, self._precision), FrameCodecs(bundle.manifest.info.cuts)
+        served, codecs = ServedBlocks(model.segments, self._precision), FrameCodecs(bundle)
         generation = Generation(bundle, model, served, codecs)
         with self._lock:
             self._by_number[generation.number] = generation

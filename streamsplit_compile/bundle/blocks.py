@@ -12,17 +12,9 @@ from torch import fx
 
 from runtime_edge.errors import BackendError, BundleError, SscError, UsageError
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.encoder.parts import KeptGraph, VariantInfo
 from runtime_edge.formats.graphs.block_check import check_block
-from runtime_edge.formats.manifest import (
-    BlockInfo,
-    BlockMetadata,
-    Component,
-    ExecutorInfo,
-    KeptGraph,
-    Manifest,
-    Variant,
-    VariantInfo,
-)
+from runtime_edge.formats.manifest import BlockInfo, BlockMetadata, Component, ExecutorInfo, Manifest, Variant
 from streamsplit_compile.bundle.bundle_writer import link_asset, write_asset
 from streamsplit_compile.bundle.digests import Digests, Tensors, combined_digest, tensor_digests
 from streamsplit_compile.cost.cost_model import BlockWork

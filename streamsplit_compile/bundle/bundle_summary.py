@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.manifest import Agreement, Cut, Parity
+from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
+from runtime_edge.formats.encoder.parts import Agreement
+from runtime_edge.formats.manifest import Cut, Parity
 
 
 def bundle_summary(bundle: Bundle) -> dict[str, Any]:
@@ -45,6 +47,16 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
                 },
             }
             for cut in info.cuts
+        ],
+        "bottlenecks": [
+            {
+                "cut": bottleneck.cut,
+                "shape": list(bottleneck.shape),
+                "fitted_by": bottleneck.fitted_by,
+                "steps": bottleneck.steps,
+                "widths": [msgspec.to_builtins(width) for width in bottleneck.widths],
+            }
+            for bottleneck in info.bottlenecks
         ],
     }
 
@@ -82,6 +94,28 @@ def parity_rows(cuts: Sequence[Cut], parity: Mapping[str, Parity]) -> list[list[
             measured = (proved.prefix, proved.wire.get("float32"), half, proved.wire.get("int8"))
             rows.append([variant, cut.name, *(_numbers(item) for item in measured)])
     return rows
+
+
+WIDTH_COLUMNS = ("cut", "width", "values", "bytes", "99th percentile", "variant", "median cosine", "worst cosine")
+
+
+def width_rows(bottlenecks: Sequence[BottleneckInfo]) -> list[list[str]]:
+    """One row for each cut, width and variant under `WIDTH_COLUMNS`."""
+    return [
+        [
+            bottleneck.cut,
+            str(width.width),
+            str(width.width * bottleneck.positions),
+            str(width.bytes),
+            str(width.bytes_p99),
+            variant,
+            f"{near.cosine_median:.4f}",
+            f"{near.cosine_worst:.4f}",
+        ]
+        for bottleneck in bottlenecks
+        for width in bottleneck.widths
+        for variant, near in width.wire.items()
+    ]
 
 
 def _numbers(agreement: Agreement | None) -> str:

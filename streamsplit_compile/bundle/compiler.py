@@ -9,6 +9,7 @@ a device will run.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ from runtime_edge.inference.native_front_end import TOLERANCE
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.profile import Profile
 from streamsplit_compile.bundle.blocks import lower_blocks, refused_block, reweight_block
+from streamsplit_compile.bundle.bottlenecks import FittingPlan, add_bottlenecks, checkpoints_of, keep_bottlenecks
 from streamsplit_compile.bundle.bundle_page import render_report
 from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest, write_table
 from streamsplit_compile.bundle.calibrate import DEFAULT_WINDOWS, CalibrationSet, CutFailed, calibration_set
@@ -83,6 +85,8 @@ class CompileOptions:
     precisions: Sequence[Precision] = ("fp32",)
     """Beside fp32, which is always there: the others are made from it and held against it."""
     keep_norms: bool = False
+    bottleneck_steps: int = 0
+    """Of training at each cut; 0 for the closed form. There are bottlenecks only with recordings to `calibrate` on."""
     link: str = DEFAULT_LINK
     """Whose radio the splitter tables reckon with."""
     measured: Profile | None = None
@@ -142,6 +146,7 @@ def compile_encoder(
     bundle = open_bundle(out)
     # Beside the bundle, not in it: everything in a bundle is covered by a digest or a signature.
     write_atomic(report_path(out), render_report(bundle))
+    shutil.rmtree(checkpoints_of(out), ignore_errors=True)
     return bundle
 
 
@@ -178,6 +183,9 @@ def _compile_cuts(
             manifest = _manifest(msgspec.structs.replace(info, front_end=front_end), components)
         reference = Reference(segments, calibration.unseen, notice)
         manifest = measure(staging, manifest, options.variants, calibration.windows, reference, progress, loaded=loaded)
+        if options.calibrate is not None:
+            plan = FittingPlan(options.calibrate, options.bottleneck_steps, options.seed, checkpoints_of(out))
+            manifest = add_bottlenecks(staging, manifest, options.variants, segments, plan, progress, notice)
         progress("training splitter tables", 0, len(options.targets))
         manifest, tables = pricing.price(
             manifest, work, options.targets, options.seed, progress, link=options.link, measured=options.measured
@@ -320,7 +328,8 @@ def _reweight(
     )
     changed = [index for index, name in enumerate(components) if components[name] != known[name]]
     first_changed = min(changed, default=len(components))
-    return measure(staging, draft, list(loaded), windows, reference, lambda *_: None, first_changed, loaded)
+    measured = measure(staging, draft, list(loaded), windows, reference, lambda *_: None, first_changed, loaded)
+    return keep_bottlenecks(staging, base, measured, list(loaded), reference, windows)
 
 
 def _draft(

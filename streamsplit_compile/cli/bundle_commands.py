@@ -12,6 +12,7 @@ from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.manifest import Parity
 from runtime_edge.formats.patch import make_patch
+from runtime_edge.inference.bottleneck import self_test as self_tested
 from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle.bundle_summary import bundle_summary, parity_summary
 from streamsplit_compile.bundle.calibrate import calibration_set_for, collect_activations
@@ -82,7 +83,7 @@ def verify(
     checked = opened.verify_assets()
     for target in opened.manifest.info.targets:
         opened.table(target)
-    self_test = max(Prefix(opened, variant).self_test() for variant in bundle_variants(opened.manifest))
+    self_test = max(self_tested(Prefix(opened, variant)) for variant in bundle_variants(opened.manifest))
     cuts, parity = opened.manifest.info.cuts, opened.manifest.info.parity
     if encoder is not None:
         with Steps(quiet=as_json) as steps:

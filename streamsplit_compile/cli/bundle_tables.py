@@ -8,7 +8,14 @@ import click
 
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import Cut, Parity
-from streamsplit_compile.bundle.bundle_summary import PARITY_COLUMNS, bundle_summary, parity_rows, useless_cuts
+from streamsplit_compile.bundle.bundle_summary import (
+    PARITY_COLUMNS,
+    WIDTH_COLUMNS,
+    bundle_summary,
+    parity_rows,
+    useless_cuts,
+    width_rows,
+)
 from streamsplit_compile.bundle.calibrate import calibration_text
 from streamsplit_compile.bundle.parity import lowest_median
 from streamsplit_compile.cli.printing import print_table, size
@@ -44,7 +51,10 @@ def print_cuts(bundle: Bundle) -> None:
             ["variant", "bytes", "largest error", "median cosine", "worst cosine"],
             [_variant_row(bundle, name) for name in summary["variants"]],
         )
-    if useless := useless_cuts(bundle.manifest.info.cuts):
+    if bottlenecks := bundle.manifest.info.bottlenecks:
+        how = "trained" if bottlenecks[0].steps else "closed form"
+        print_table(f"bottlenecks, {how}: payloads and embeddings", list(WIDTH_COLUMNS), width_rows(bottlenecks))
+    elif useless := useless_cuts(bundle.manifest.info.cuts):
         click.echo(useless)
     signed = "signed" if summary["signed"] else "not signed"
     calibrated = calibration_text(bundle.manifest.info)

@@ -16,6 +16,7 @@ from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.encoder.load_options import LoadOptions
 from runtime_edge.formats.strict import decode
+from streamsplit_compile.bundle.bottlenecks import TRAINING_STEPS
 from streamsplit_compile.bundle.bundle_summary import bundle_summary
 from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile, report_path
@@ -141,6 +142,9 @@ _first_compile_options = together(
     link_option,
     profile_option,
     click.option("--windows", default=16, show_default=True, type=click.IntRange(1, 4096), help="Calibration windows."),
+    click.option(
+        "--bottlenecks", is_flag=True, help="Train the bottlenecks that --calibrate makes, minutes for each cut."
+    ),
     click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random."),
     click.option("--keep-norms", is_flag=True, help="Leave normalisation layers unfolded."),
 )
@@ -210,21 +214,42 @@ def _warn(bundle: Bundle) -> None:
 
 
 def _first_options(
-    *, targets: str, formats: str, precision: str, windows: int, profile_file: Path | None, **as_given: Any
+    *,
+    targets: str,
+    formats: str,
+    precision: str,
+    windows: int,
+    profile_file: Path | None,
+    bottlenecks: bool,
+    **as_given: Any,
 ) -> CompileOptions:
     """Settings of a first compile from the texts of its options. Raises UsageError."""
+    if bottlenecks and as_given["calibrate"] is None:
+        raise UsageError("--bottlenecks: they are trained on recordings; give --calibrate DIR")
     return CompileOptions(
         targets=parse_targets(targets),
         formats=_choices(formats, FORMATS, "--formats"),
         precisions=_choices(precision, PRECISIONS, "--precision"),
         calibration_windows=windows,
         measured=measured_profile(profile_file),
+        bottleneck_steps=TRAINING_STEPS if bottlenecks else 0,
         **as_given,
     )
 
 
 def _refuse_what_the_base_decides(context: click.Context) -> None:
-    decided = ("targets", "cuts", "formats", "precision", "windows", "seed", "keep_norms", "link", "profile_file")
+    decided = (
+        "targets",
+        "cuts",
+        "formats",
+        "precision",
+        "windows",
+        "bottlenecks",
+        "seed",
+        "keep_norms",
+        "link",
+        "profile_file",
+    )
     given = [name for name in decided if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
         raise UsageError(

@@ -18,6 +18,7 @@ from typing import Literal
 from runtime_edge.errors import SscError, install_command
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.inference.bottleneck import self_test
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import choose_variant
 
@@ -102,7 +103,7 @@ def examine_bundle(path: Path, trusted: minisign.PublicKey | None) -> list[Findi
         bundle = open_bundle(path, trusted)
         size = bundle.verify_assets()
         variant = choose_variant(bundle.manifest)
-        error = Prefix(bundle, variant).self_test()
+        error = self_test(Prefix(bundle, variant))
     except SscError as exc:
         return [Finding(f"bundle {path}", "problem", str(exc), "compile or fetch it again")]
     return [Finding(f"bundle {path}", "ok", f"{size / 1e6:.1f} MB intact, self-test of {variant} off by {error:.1e}")]

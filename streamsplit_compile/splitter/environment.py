@@ -78,7 +78,8 @@ def environment_for(
 ) -> Environment:
     """The environment of these actions over this radio, less those the privacy floor or the memory cap forbid.
 
-    Of more than a table may have, the useful ones stay, or as many of them as it may have, evenly spread.
+    Of a bottleneck's widths those stay that no other action beats. Of more actions than a table may have the useful
+    ones stay, or as many of them as it may have, evenly spread.
 
     Raises UsageError for actions that make no sense, or when a cap leaves none.
     """
@@ -92,7 +93,8 @@ def environment_for(
     if not allowed:
         least = min(action.memory_mb for action in costs[floor:])
         raise UsageError(f"memory cap {room:g} MB: no cut above the privacy floor needs less than {least:.1f} MB")
-    return Environment(_few(allowed), radio.uplink(hop_s), reward, limits, hop_s)
+    front = tuple(one for one in allowed if not (one.width and any(_beats(other, one) for other in allowed)))
+    return Environment(_few(front), radio.uplink(hop_s), reward, limits, hop_s)
 
 
 def _few(actions: tuple[ActionCosts, ...]) -> tuple[ActionCosts, ...]:
@@ -149,8 +151,11 @@ def simulate(environment: Environment, traces: Traces) -> ActionOutcomes:
 def heuristic_rule(environment: Environment, cpu: Array, bandwidth_mbps: Array) -> npt.NDArray[np.int64]:
     """The baseline `k = clip(floor(L (0.6 (1 - R) + 0.4 B_norm)), 1, L - 1)` as actions, shaped as its arguments.
 
-    L is the number of blocks; B_norm is the bandwidth over 8 Mbit/s, at most 1.
+    L is the number of blocks; B_norm is the bandwidth over 8 Mbit/s, at most 1. It knows nothing of bottlenecks.
     """
-    blocks = sum(action.name != LOCAL for action in environment.actions) - 1
+    plain = np.array([index for index, action in enumerate(environment.actions) if action.name == action.cut != LOCAL])
+    blocks = len(plain) - 1
     share = 0.6 * (1 - cpu) + 0.4 * np.minimum(bandwidth_mbps / RULE_FULL_MBPS, 1.0)
-    return np.clip(np.floor(blocks * share), min(1, blocks), max(blocks - 1, 0)).astype(np.int64)
+    return np.asarray(
+        plain[np.clip(np.floor(blocks * share), min(1, blocks), max(blocks - 1, 0)).astype(int)], np.int64
+    )

@@ -71,8 +71,9 @@ def exploration_bytes(table: SplitterTable, chosen: Actions, bandwidth_mbps: Arr
     sizes = np.asarray(table.action_bytes, np.float64)
     room = bandwidth_mbps * BYTES_PER_MS * table.reward.t_max_ms
     total, count = np.zeros(chosen.shape), np.zeros(chosen.shape)
+    cuts = np.unique(table.cuts, return_inverse=True)[1]
     for action, size in enumerate(sizes):
-        fits = (action < chosen) & (size <= room)
+        fits = (action < chosen) & (cuts[action] != cuts[chosen]) & (size <= room)
         total += fits * size
         count += fits
     instead = np.where(count > 0, total / np.maximum(count, 1) - sizes[chosen], 0.0)

@@ -8,8 +8,9 @@ import msgspec
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import manifest as manifests
+from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
 from runtime_edge.formats.manifest import Cut, Manifest, Parity, TargetCost
-from runtime_edge.formats.records.actions import ActionCosts, Encoding
+from runtime_edge.formats.records.actions import ActionCosts, Encoding, action_name
 from runtime_edge.formats.records.table import Reward, SplitterTable
 from runtime_edge.formats.wire import MAX_HEADER_BYTES
 from runtime_edge.inference.profile import Profile
@@ -22,6 +23,8 @@ from streamsplit_compile.splitter.table_training import TableOptions, train_tabl
 SERVER_TARGET = "x86-64"
 SERVER_OVERHEAD_MS = 3.0
 """Broker, batching and reply on the server, measured on a 2-core machine (docs/benchmarks.md)."""
+VALUE_US = 3.0
+"""Of coding one value of a latent on a Raspberry Pi 4: five times what an x86-64 core takes."""
 
 
 def price(
@@ -109,13 +112,14 @@ def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = No
     if profile is not None:
         _check_blocks(profile, manifest)
         cost = measured_cost(cost, profile)
-    memory = prefix_memory_mb(manifest, cost)
-    return [
-        msgspec.structs.replace(action, memory_mb=size)
-        for action, size in zip(
-            action_costs(info.cuts, cost, info.server_block_ms, info.parity.get(cost.variant)), memory, strict=True
-        )
-    ]
+    plain = action_costs(info.cuts, cost, info.server_block_ms, info.parity.get(cost.variant))
+    macs = sum(manifest.components[block].additional_metadata.ssc.macs for block in info.blocks)
+    actions = []
+    for action, size in zip(plain, prefix_memory_mb(manifest, cost), strict=True):
+        priced = msgspec.structs.replace(action, memory_mb=size)
+        bottleneck = manifest.bottleneck(action.cut)
+        actions += [priced, *(width_costs(priced, bottleneck, cost, macs) if bottleneck else ())]
+    return actions
 
 
 def _check_blocks(profile: Profile, manifest: Manifest) -> None:
@@ -178,6 +182,30 @@ def action_costs(
                 teaches=cut.index < len(cuts) - 1,
             )
         )
+    return actions
+
+
+def width_costs(plain: ActionCosts, bottleneck: BottleneckInfo, cost: TargetCost, macs: int) -> list[ActionCosts]:
+    """One action for each width of a cut's bottleneck, from that of its activation as it is.
+
+    Its encoder takes what as many multiply-adds take in the whole encoder, which has `macs`.
+    """
+    block_ms, block_mj = sum(cost.block_ms), sum(cost.block_mj)
+    actions = []
+    for width in bottleneck.widths:
+        ms = block_ms * bottleneck.macs / max(macs, 1) + width.width * bottleneck.positions * VALUE_US / 1000
+        near = width.wire.get(cost.variant) or next(iter(width.wire.values()))
+        action = msgspec.structs.replace(
+            plain,
+            name=action_name(plain.cut, width.width),
+            encoding="int8",
+            width=width.width,
+            device_ms=plain.device_ms + ms,
+            device_mj=plain.device_mj + ms * block_mj / max(block_ms, 1e-9),
+            bytes=width.bytes + MAX_HEADER_BYTES,
+            quality=tuple(near.by_uncertainty) or (near.cosine_median,),
+        )
+        actions.append(action)
     return actions
 
 

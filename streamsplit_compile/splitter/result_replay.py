@@ -11,6 +11,7 @@ import numpy as np
 
 from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import FormatError, TableError
+from runtime_edge.formats.records.actions import action_name
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.strict import decode
 from runtime_edge.policy.splitter import UNCERTAINTY_SMOOTHING
@@ -33,6 +34,12 @@ class RecordedWindow(msgspec.Struct, frozen=True):
     bandwidth_mbps: float
     rtt_ms: float
     latency_ms: float
+    width: int = 0
+
+    @property
+    def action(self) -> str:
+        """Name of what was done."""
+        return action_name(self.cut, self.width)
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,9 @@ def replay(table: SplitterTable, log: ResultLog) -> ResultReplay:
     names = [action.name for action in environment.actions]
     results = log.windows
     for result, line in zip(results, log.lines, strict=True):
-        if result.cut not in names:
+        if result.action not in names:
             raise TableError(
-                f"{log.path}:{line}: cut {result.cut!r} is not in the table, which has {', '.join(names)}: "
+                f"{log.path}:{line}: cut {result.action!r} is not in the table, which has {', '.join(names)}: "
                 "give a table of the bundle that the device ran"
             )
 
@@ -104,7 +111,7 @@ def replay(table: SplitterTable, log: ResultLog) -> ResultReplay:
     traces = Traces(uncertainty, observed["cpu"], observed["bandwidth_mbps"], observed["rtt_ms"])
     outcome = simulate(environment, traces)
     chosen = play(table, observed)
-    actual = np.array([[names.index(result.cut) for result in results]])
+    actual = np.array([[names.index(result.action) for result in results]])
     return ResultReplay(
         windows=len(results),
         changed=float((chosen != actual).mean()),

@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.encoder.parts import VariantInfo
 from runtime_edge.formats.manifest import (
     BlockInfo,
     BlockMetadata,
@@ -24,7 +25,6 @@ from runtime_edge.formats.manifest import (
     Metadata,
     SelfTest,
     Variant,
-    VariantInfo,
 )
 from streamsplit_compile.bundle.bundle_writer import write_asset, write_manifest
 

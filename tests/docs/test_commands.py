@@ -21,6 +21,8 @@ NOT_TYPED = {
         "tests/streamsplit_compile/encoder/test_front_ends.py has archives that take features",
     "ssc compile clap.pt2 --front-end preprocessor_config.json -o bundle/":
         "tests/streamsplit_compile/encoder/test_front_ends.py has archives that take features",
+    "ssc compile encoder.pt --targets rpi4 -o bundle/ --calibrate recordings/ --bottlenecks":
+        "minutes of training; tests/streamsplit_compile/bundle/test_bottlenecks.py takes a few steps",
     "ssc server broker --state b1/ --name b1 --cluster-port 6222 --routes host-2:6222,host-3:6222":
         "three machines; tests/integration/test_cluster.py runs three brokers on one",
 }  # fmt: skip

@@ -40,7 +40,7 @@ CAPTION = re.compile(r"`(\w+)` \(`([\w/]+\.py)`\):\n\n$")
 VERSIONS = ("0.1", "0.2")
 NO_TABLE = {
     "Strict": "base of others",
-    "_Part": "base of others",
+    "Part": "base of others",
     "_Common": "base of others",
     "Costs": "base of ActionCosts",
     "ReleasedBundle": "base of Release",

@@ -51,6 +51,11 @@ class ActionCosts(Costs, frozen=True, kw_only=True):
     """Who answers first: the server, the device's whole encoder, or the exit at the cut."""
 
 
+def action_name(cut: str, width: int) -> str:
+    """What an action of a bottleneck is called, or of the activation as it is with width 0."""
+    return f"{cut}/{width}" if width else cut
+
+
 class ShipThresholds(Strict, frozen=True):
     """Which windows are shipped and which are kept (docs/method.md, section 9). Devices do not apply it yet.
 

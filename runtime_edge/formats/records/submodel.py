@@ -20,16 +20,8 @@ import msgspec
 from msgspec import Meta
 
 from runtime_edge.errors import BundleError
-from runtime_edge.formats.manifest import (
-    MAX_ASSET_BYTES,
-    MAX_MANIFEST_BYTES,
-    AssetRef,
-    Digest,
-    Manifest,
-    canonical,
-    check_consistent,
-    digest,
-)
+from runtime_edge.formats.encoder.parts import MAX_ASSET_BYTES, AssetRef
+from runtime_edge.formats.manifest import MAX_MANIFEST_BYTES, Digest, Manifest, canonical, check_consistent, digest
 from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.strict import Name, Strict, decode
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from runtime_edge.errors import BundleError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats.encoder.load_options import MAX_SAMPLE_RATE
+from runtime_edge.formats.encoder.parts import MAX_ASSET_BYTES
 from runtime_edge.formats.manifest import MAX_WINDOW_SAMPLES, Cut, Int8Scale
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Zl", "Zp"]), min_size=1, max_size=12)
@@ -56,11 +57,11 @@ def components(draw):
         "format": draw(st.sampled_from(["onnx", "tflite"])),
         "precision": draw(names),
         "file": draw(assets),
-        "bytes": draw(st.integers(1, manifests.MAX_ASSET_BYTES)),
+        "bytes": draw(st.integers(1, MAX_ASSET_BYTES)),
         "input": draw(names),
         "output": draw(names),
     }
-    kept = st.fixed_dictionaries({"file": assets, "bytes": st.integers(1, manifests.MAX_ASSET_BYTES)})
+    kept = st.fixed_dictionaries({"file": assets, "bytes": st.integers(1, MAX_ASSET_BYTES)})
     graphs = st.dictionaries(st.sampled_from(["onnx", "tflite"]), kept)
     block = draw(st.just({}) | st.fixed_dictionaries({"parameters": digests, "graphs": graphs}))
     return {

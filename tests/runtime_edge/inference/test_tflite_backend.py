@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from runtime_edge.errors import BackendError, MissingExtra
-from runtime_edge.formats.manifest import VariantInfo
+from runtime_edge.formats.encoder.parts import VariantInfo
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.factory import open_backend
 

@@ -180,12 +180,12 @@ def test_a_swap_holds_from_the_next_window_and_a_bad_one_changes_nothing() -> No
     splitter.choose(0.0, 0.1, 5.0, 80.0)
     known = splitter.uncertainty
     swapped = make(((0.0, 0.0, 0.0, 5.0, 0.0),) * 2)
-    splitter.swap(swapped)
+    splitter.swap(swapped, {})
     assert splitter.table is swapped
     assert splitter.choose(None, 0.1, 5.0, 80.0).cut == "embedding"
     assert splitter.uncertainty == known
     with pytest.raises(TableError, match="other cuts"):
-        splitter.swap(make(SLOW_LOCAL_FAST_WAVEFORM, bundle_cuts=cuts_digest(["a"])))
+        splitter.swap(make(SLOW_LOCAL_FAST_WAVEFORM, bundle_cuts=cuts_digest(["a"])), {})
     assert splitter.table is swapped
     assert splitter.choose(None, 0.1, 5.0, 80.0).cut == "embedding"
 

@@ -51,7 +51,7 @@ def test_no_table_no_exploration_and_no_swap_goes_below_the_floor(small_bundle, 
             *state, connected = data.draw(states)
             decision = splitter.choose(*state, connected=connected)
             assert cut_position(decision.cut, cuts) >= cuts.index(floor)
-        splitter.swap(data.draw(tables(base)))
+        splitter.swap(data.draw(tables(base)), {})
 
 
 def test_a_floor_is_a_cut_of_the_bundle_or_local(small_bundle):

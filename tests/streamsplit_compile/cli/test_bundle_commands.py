@@ -1,5 +1,7 @@
 """What `ssc compile` and `ssc verify` say of what was measured, and on what."""
 
+import json
+
 import numpy as np
 import pytest
 import soundfile
@@ -90,3 +92,30 @@ def test_new_weights_without_recordings_are_said_to_be_measured_on_none(compiled
     told = capsys.readouterr()
     assert "nothing was measured" not in told.err + told.out
     assert open_bundle(tmp_path / "recorded").manifest.info.calibration.source == "recordings"
+
+
+def test_bottlenecks_are_shown_by_width_with_what_they_cost_and_keep(tiny_file, tmp_path, capsys):
+    tmp_path.joinpath("recordings").mkdir()
+    noise = np.random.default_rng(5).uniform(-0.5, 0.5, 60 * RATE)
+    soundfile.write(tmp_path / "recordings" / "noise.wav", noise, RATE, subtype="FLOAT")
+    compiling = ["compile", str(tiny_file), "--factory", "toys:Tiny", "--targets", "rpi4", "--cuts", "down"]
+
+    main([*compiling, "-o", str(tmp_path / "bundle"), "--calibrate", str(tmp_path / "recordings")])
+    capsys.readouterr()
+    main(["inspect", str(tmp_path / "bundle")])
+    told = capsys.readouterr().out
+    main(["inspect", str(tmp_path / "bundle"), "--json"])
+    (bottleneck,) = json.loads(capsys.readouterr().out)["bottlenecks"]
+
+    assert "bottlenecks, closed form: payloads and embeddings" in told
+    assert bottleneck["cut"] == "down"
+    for width in bottleneck["widths"]:
+        assert f"{width['wire']['onnx-fp32']['cosine_median']:.4f}" in told
+
+
+def test_bottlenecks_are_not_trained_without_recordings(tiny_file, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["compile", str(tiny_file), "--factory", "toys:Tiny", "-o", str(tmp_path / "bundle"), "--bottlenecks"])
+
+    assert ended.value.code == 2
+    assert "--bottlenecks: they are trained on recordings; give --calibrate DIR" in capsys.readouterr().err

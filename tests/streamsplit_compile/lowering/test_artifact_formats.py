@@ -6,7 +6,7 @@ import torch
 from shapes import WINDOW, Convolutional, Skip, make
 
 from runtime_edge.errors import MissingExtra, UsageError
-from runtime_edge.formats.manifest import VariantInfo
+from runtime_edge.formats.encoder.parts import VariantInfo
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.factory import open_backend
 from streamsplit_compile.encoder.graph import export_encoder

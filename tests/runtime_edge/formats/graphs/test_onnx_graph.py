@@ -12,8 +12,8 @@ from hostile_blocks import VALUES, block
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from runtime_edge.errors import BackendError
+from runtime_edge.formats.encoder.parts import VariantInfo
 from runtime_edge.formats.graphs.onnx_graph import check_onnx
-from runtime_edge.formats.manifest import VariantInfo
 from runtime_edge.inference import onnx_backend
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.onnx_backend import OnnxBackend

@@ -1,0 +1,93 @@
+"""What a manifest says of the bottleneck at a cut: a small encoder behind the prefix, a decoder before the suffix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from runtime_edge.formats.encoder.parts import MAX_ASSET_BYTES, Agreement, AssetRef, Count, Part, VariantInfo
+from runtime_edge.formats.strict import Name
+
+MAX_LATENT_VALUES = 4096
+"""Of one window: they are coded one by one."""
+MAX_DECODER_BYTES = 64 << 20
+SYMBOLS = 256
+"""A value of a latent is a whole number of 8 bits."""
+CODING_BYTES = 2 * SYMBOLS
+"""Of the coding tables, for each channel."""
+
+Format = Literal["onnx", "tflite"]
+
+
+class StoredFile(Part, frozen=True, kw_only=True):
+    """A file of a bundle that no inference runtime reads."""
+
+    file: AssetRef
+    bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
+
+
+class WidthInfo(Part, frozen=True, kw_only=True):
+    """One width, as measured on windows that trained nothing."""
+
+    width: Annotated[int, Meta(ge=1, le=MAX_LATENT_VALUES)]
+    """Channels that are shipped: the first ones."""
+    bytes: Count
+    """Of the payload, the median."""
+    bytes_p99: Count
+    wire: dict[Name, Agreement]
+    """By the prefix's variant, of the embedding after prefix, bottleneck, wire, decoder and torch suffix."""
+
+
+class BottleneckInfo(Part, frozen=True, kw_only=True):
+    """The bottleneck of one cut, for all its widths."""
+
+    cut: Name
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=MAX_LATENT_VALUES)], ...], Meta(min_length=4, max_length=4)]
+    """Of the latent: 1, channels, rows, columns."""
+    files: dict[Format, VariantInfo]
+    """The encoder from the activation to the latent, in float32, behind prefixes of any precision."""
+    decoder: StoredFile
+    """The weights of both ends, for the server (`streamsplit_compile.bottleneck.block`); devices do not fetch it."""
+    coding: StoredFile
+    """How often each value occurs in each channel (`runtime_edge.formats.latent_codec`)."""
+    widths: Annotated[tuple[WidthInfo, ...], Meta(min_length=1, max_length=16)]
+    """The narrowest first."""
+    self_test: dict[Name, bytes]
+    """By the prefix's variant the latent of the self-test's waveform, float32: each channel's mean."""
+    macs: Count
+    fitted_by: Literal["pca", "training"]
+    steps: Count = 0
+    """Of training."""
+
+    @property
+    def positions(self) -> int:
+        """Values of one channel."""
+        return self.shape[2] * self.shape[3]
+
+    def assets(self) -> list[tuple[str, int]]:
+        """Reference and bytes of every file."""
+        compiled = [(file.file, file.bytes) for file in self.files.values()]
+        return [*compiled, (self.decoder.file, self.decoder.bytes), (self.coding.file, self.coding.bytes)]
+
+    def problems(self, cuts: Sequence[str], variants: Collection[str]) -> Iterator[str]:
+        """What does not fit the bundle's cuts, or each other."""
+        if self.cut not in cuts[1:-1]:
+            yield "cut: there is no such cut between the waveform and the embedding"
+        channels = self.shape[1]
+        if self.shape[0] != 1 or math.prod(self.shape) > MAX_LATENT_VALUES:
+            yield f"shape: one window's latent has at most {MAX_LATENT_VALUES} values"
+        widths = [found.width for found in self.widths]
+        if widths != sorted(set(widths)) or widths[-1] > channels:
+            yield f"widths: do not increase up to at most {channels}"
+        if self.coding.bytes != CODING_BYTES * channels:
+            yield f"coding.bytes: {channels} channels have {CODING_BYTES * channels}"
+        if self.decoder.bytes > MAX_DECODER_BYTES:
+            yield f"decoder.bytes: at most {MAX_DECODER_BYTES}"
+        if {name.partition("-")[0] for name in variants} != set(self.files):
+            yield "files: not one for each format of the blocks"
+        for name in variants:
+            if len(self.self_test.get(name, b"")) != 4 * channels:
+                yield f"self_test.{name}: {channels} float32 values are needed"

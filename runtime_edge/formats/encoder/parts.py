@@ -1,0 +1,49 @@
+"""What the parts of a manifest have in common: references to files, counts, and how near values come."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from runtime_edge.formats.strict import Name, Strict
+
+MAX_ASSET_BYTES = 4 << 30
+
+Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+Positive = Annotated[int, Meta(ge=1, le=1 << 31)]
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
+AssetRef = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}\Z")]
+
+
+class Part(Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of what a manifest consists of."""
+
+
+class VariantInfo(Part, frozen=True, kw_only=True):
+    """One compiled file of a block."""
+
+    format: Literal["onnx", "tflite"]
+    precision: Name
+    file: AssetRef
+    bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
+    input: Name
+    output: Name
+
+
+class KeptGraph(Part, frozen=True, kw_only=True):
+    """A block's graph without its weights, into which new ones are written without tracing."""
+
+    file: AssetRef
+    bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
+
+
+class Agreement(Part, frozen=True, kw_only=True):
+    """How near values come to those of the encoder in float32, over the windows measured."""
+
+    max_abs_error: Annotated[float, Meta(ge=0, le=1e39)]
+    cosine_median: Cosine
+    cosine_worst: Cosine
+    by_uncertainty: Annotated[list[Cosine], Meta(max_length=16)] = msgspec.field(default_factory=list)
+    """Of an embedding: the median cosine in equally wide bins of a window's uncertainty over [0, 1]."""

@@ -1,0 +1,64 @@
+"""The bottleneck behind a prefix: from the activation to what is shipped of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from runtime_edge.errors import SelfTestError
+from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
+from runtime_edge.formats.latent_codec import LatentCodec
+from runtime_edge.inference.contract import Array
+from runtime_edge.inference.prefix import Prefix
+
+TOLERANCES = {"fp32": 0.1, "fp16": 0.5, "int8": 4.0, "auto": 4.0}
+"""By the precision of the prefix, in steps of the latent: how far a channel's mean may be off in a self-test."""
+
+
+def self_test(prefix: Prefix) -> float:
+    """Self-test of all that a device runs: every block, and every bottleneck behind them.
+
+    Returns the largest error of the embedding. Raises SelfTestError, BundleError or BackendError.
+    """
+    error = prefix.self_test()
+    for info in prefix.bundle.manifest.info.bottlenecks:
+        LoadedBottleneck(prefix, info).self_test(prefix.variant)
+    return error
+
+
+class LoadedBottleneck:
+    """The encoder of one cut's bottleneck, bound to the activation of a prefix, with its coding tables.
+
+    Raises BundleError or BackendError.
+    """
+
+    def __init__(self, prefix: Prefix, info: BottleneckInfo) -> None:
+        bundle = prefix.bundle
+        self.info = info
+        file = info.files["onnx" if prefix.variant.startswith("onnx") else "tflite"]
+        where = f"{bundle.path}: bottleneck at {info.cut}"
+        source = prefix.buffers[bundle.manifest.cut_named(info.cut).index]
+        self._latent = np.zeros(info.shape, np.float32)
+        self._block = prefix.backend.load(bundle.read(file.file), file, source, self._latent, where)
+        self.codec = LatentCodec(bundle.read(info.coding.file), info.shape)
+
+    def latent(self) -> Array:
+        """The latent (1, channels, rows, columns) of the prefix's activation; valid until the next call."""
+        self._block.run()
+        return self._latent
+
+    def encode(self, width: int) -> tuple[bytes, bool]:
+        """What is shipped of the prefix's activation, and whether it is coded."""
+        return self.codec.encode(self.latent(), width)
+
+    def self_test(self, variant: str) -> None:
+        """Compare the latent of the activation that a self-test has just left in the prefix with the manifest's.
+
+        Raises SelfTestError.
+        """
+        expected = np.frombuffer(self.info.self_test[variant], "<f4")
+        error = float(np.abs(self.latent()[0].mean(axis=(1, 2)) - expected).max())
+        allowed = TOLERANCES[variant.partition("-")[2]]
+        if not error <= allowed:
+            raise SelfTestError(
+                f"bottleneck at {self.info.cut}: its latent is off by {error:.2g} steps, allowed {allowed:g}"
+            )

@@ -1,0 +1,374 @@
+"""Bottlenecks of a bundle: fitted to windows of the recordings, written as assets, measured on other windows.
+
+manifest = add_bottlenecks(root, manifest, variants, segments, plan, progress, notice)
+manifest = keep_bottlenecks(root, base, manifest, variants, reference)     with new weights
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from runtime_edge.errors import CheckFailed
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo, Format, StoredFile, WidthInfo
+from runtime_edge.formats.encoder.parts import VariantInfo
+from runtime_edge.formats.latent_codec import LatentCodec, coding_tables, quantise
+from runtime_edge.formats.manifest import Cut, Manifest
+from runtime_edge.inference.bottleneck import LoadedBottleneck
+from runtime_edge.inference.prefix import Prefix
+from runtime_edge.inference.self_test import self_test_waveform
+from streamsplit_compile.bottleneck.block import Bottleneck, channels_of, layout_of, read_bottleneck
+from streamsplit_compile.bottleneck.lowering import lower_encoder
+from streamsplit_compile.bottleneck.pca import fit_pca, with_step
+from streamsplit_compile.bottleneck.training import Trainer, TrainingSet
+from streamsplit_compile.bundle.blocks import split_variant
+from streamsplit_compile.bundle.bundle_writer import link_asset, write_asset
+from streamsplit_compile.bundle.measure import Reference
+from streamsplit_compile.bundle.parity import agreement
+from streamsplit_compile.bundle.quality import uncertainties
+from streamsplit_compile.bundle.recordings import sample_windows
+from streamsplit_compile.encoder.segment import run_segments
+from streamsplit_compile.lowering import artifact_formats
+
+PCA_WINDOWS, TRAINING_WINDOWS = 256, 1024
+"""Of the recordings, at most."""
+LEAST_WINDOWS = 32
+MEASURED_WINDOWS = 64
+WIDTHS = (8, 16, 32, 64)
+ALLOWED_LOSS = 0.02
+"""Of median cosine: what a width may lose by a release and stay."""
+TRAINING_STEPS = 1000
+"""At each cut, unless somebody says otherwise."""
+_STEPS = (2.0, 3.0, 4.0, 6.0, 8.0)
+"""Steps to choose from: the standard deviation of the first component over these."""
+_FINE, _STEP_LOSS = 32.0, 0.01
+"""A step that costs nothing, and what the chosen one may cost, in mean cosine of the embedding."""
+_FILE_ERROR = 1e-2
+"""In steps of the latent: how far a compiled encoder may be from torch's."""
+_CACHE_BYTES = 256 << 20
+_BATCH = 32
+Array = npt.NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+Segments = Sequence[fx.GraphModule]
+
+
+@dataclass(frozen=True)
+class FittingPlan:
+    """How bottlenecks are fitted, and on what."""
+
+    recordings: Path
+    steps: int
+    """Of training at each cut; 0 for the closed form."""
+    seed: int
+    checkpoints: Path
+    """Folder for training that was stopped."""
+
+
+def checkpoints_of(out: Path) -> Path:
+    """Where training is kept until the bundle `out` is there."""
+    return out.with_name(f"{out.name}.bottlenecks")
+
+
+def add_bottlenecks(
+    root: Path,
+    manifest: Manifest,
+    variants: Sequence[str],
+    segments: Segments,
+    plan: FittingPlan,
+    progress: Progress,
+    notice: Callable[[str], None],
+) -> Manifest:
+    """The manifest with a bottleneck at every inner cut that can have one.
+
+    There are none, and `notice` is told so, where the recordings are too short to fit and measure them. Raises
+    CheckFailed, UsageError, SourceError or FormatError.
+    """
+    windows, unseen = _windows(manifest, plan)
+    if len(unseen) < LEAST_WINDOWS:
+        notice(f"no bottlenecks: the recordings are too short to fit and measure them on {LEAST_WINDOWS} windows each")
+        return manifest
+    drafts: list[BottleneckInfo] = []
+    blocks: dict[str, Bottleneck] = {}
+    cuts = [cut for cut in manifest.info.cuts[1:-1] if layout_of(cut) is not None]
+    embeddings = torch.cat(list(_activations(segments, windows))) if cuts else torch.empty(0)
+    for place, cut in enumerate(cuts):
+        progress("fitting bottlenecks", place, len(cuts))
+        # Of large activations fewer: they are all held at once.
+        every = -(-len(windows) // max(LEAST_WINDOWS, _CACHE_BYTES // (4 * cut.values)))
+        activations = torch.cat(list(_activations(segments[: cut.index], windows[::every])))
+        data = Fitted(activations, embeddings[::every], segments[cut.index :])
+        what = f"training the bottleneck at {cut.name}"
+        block = fit(cut, data, plan.steps, plan.seed, plan.checkpoints, functools.partial(progress, what))
+        with torch.inference_mode():
+            latents = torch.cat([block.encode(batch) for batch in torch.split(activations, _BATCH)])
+        drafts.append(_write(root, cut, block, variants, coding_tables(quantise(latents.numpy())), plan.steps))
+        blocks[cut.name] = block
+    measured = _measure(root, _with(manifest, drafts), variants, segments, unseen, blocks)
+    return _with(manifest, measured)
+
+
+def _windows(manifest: Manifest, plan: FittingPlan) -> tuple[Array, Array]:
+    """Windows to fit to, and others to measure on; of short recordings fewer."""
+    front_end = manifest.info.front_end
+    shape = front_end.sample_rate, front_end.window_samples, front_end.hop_samples
+    count = TRAINING_WINDOWS if plan.steps else PCA_WINDOWS
+    while True:
+        unseen = sample_windows(plan.recordings, *shape, count, plan.seed, unseen=True)
+        if len(unseen) >= LEAST_WINDOWS or count <= LEAST_WINDOWS:
+            break
+        count //= 2
+    chosen = np.linspace(0, len(unseen) - 1, min(MEASURED_WINDOWS, len(unseen))).astype(int)
+    return sample_windows(plan.recordings, *shape, count, plan.seed), unseen[chosen]
+
+
+def keep_bottlenecks(
+    root: Path, base: Bundle, manifest: Manifest, variants: Sequence[str], reference: Reference | None, windows: Array
+) -> Manifest:
+    """The manifest of new weights with the base's bottlenecks, measured anew on the reference's windows, or on these.
+
+    A width that keeps less of the embedding than it kept of the base's on the same windows, by more than ALLOWED_LOSS
+    of median cosine, is withdrawn, and a bottleneck without widths. All are where nothing is known of the weights.
+    """
+    if reference is None or not base.manifest.info.bottlenecks:
+        return _with(manifest, ())
+    windows = windows if reference.windows is None else reference.windows
+    blocks = {}
+    for info in base.manifest.info.bottlenecks:
+        blocks[info.cut] = read_bottleneck(base.read(info.decoder.file), manifest.cut_named(info.cut), str(base.path))
+        for file, _ in info.assets():
+            link_asset(base, root, file)
+    before = _similarities(base, variants[0], blocks, windows)
+    after = _similarities(Bundle(root, manifest, "", None), variants[0], blocks, windows)
+    kept = []
+    for info in _measure(root, manifest, variants, reference.segments, windows, blocks):
+        places = [(info.cut, width.width) for width in info.widths]
+        good = [after[place] >= before[place] - ALLOWED_LOSS for place in places]
+        if any(good):
+            kept.append(msgspec.structs.replace(info, widths=tuple(itertools.compress(info.widths, good))))
+    return _with(manifest, kept)
+
+
+def _similarities(
+    bundle: Bundle, variant: str, blocks: Mapping[str, Bottleneck], windows: Array
+) -> dict[tuple[str, int], float]:
+    """By cut and width the median cosine of embeddings through the bottleneck with those of the whole encoder.
+
+    All on compiled blocks, so that it can be asked of weights that are not at hand in torch.
+    """
+    prefix = Prefix(bundle, variant)
+    devices = [(bundle.manifest.cut_named(info.cut).index, LoadedBottleneck(prefix, info))
+               for info in bundle.manifest.info.bottlenecks]  # fmt: skip
+    found: dict[tuple[str, int], list[float]] = {}
+    for window in windows:
+        prefix.start(window)
+        latents = []
+        for cut, device in devices:
+            prefix.advance(cut)
+            latents.append(device.latent().copy())
+        whole = prefix.advance(prefix.last_cut)[0].copy()
+        for (cut, device), latent in zip(devices, latents, strict=True):
+            for width in [measured.width for measured in device.info.widths]:
+                arrived = device.codec.decode(*device.codec.encode(latent, width), width)
+                with torch.inference_mode():
+                    prefix.resume(cut, blocks[device.info.cut].decode(torch.from_numpy(arrived)).numpy())
+                embedding = prefix.advance(prefix.last_cut)[0]
+                cosine = float(embedding @ whole / (np.linalg.norm(embedding) * np.linalg.norm(whole) + 1e-30))
+                found.setdefault((device.info.cut, width), []).append(cosine)
+    return {place: float(np.median(cosines)) for place, cosines in found.items()}
+
+
+def _with(manifest: Manifest, bottlenecks: Sequence[BottleneckInfo]) -> Manifest:
+    info = msgspec.structs.replace(manifest.info, bottlenecks=tuple(bottlenecks))
+    metadata = msgspec.structs.replace(manifest.additional_metadata, ssc=info)
+    return msgspec.structs.replace(manifest, additional_metadata=metadata)
+
+
+def _activations(segments: Segments, windows: Array) -> Iterator[Tensor]:
+    """What some neighbouring segments make of windows, in batches."""
+    with torch.inference_mode():
+        for start in range(0, len(windows), _BATCH):
+            yield run_segments(segments, torch.from_numpy(windows[start : start + _BATCH]))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a bottleneck is fitted to."""
+
+    activations: Tensor
+    """(n, ...) float32 at the cut."""
+    embeddings: Tensor
+    """(n, d) that the encoder makes of the same windows."""
+    suffix: Segments
+
+
+def fit(
+    cut: Cut,
+    data: Fitted,
+    steps: int,
+    seed: int,
+    checkpoints: Path,
+    progress: Callable[[int, int], None],
+    widths: Sequence[int] | None = None,
+) -> Bottleneck:
+    """The block of one cut: in closed form, then trained so many steps on all widths, or on some."""
+    layout = layout_of(cut)
+    assert layout is not None
+    block, deviation = fit_pca(layout, torch.split(data.activations, _BATCH), channels_of(layout))
+    block = _coarsest(block, deviation or 1.0, data)
+    if not steps:
+        return block
+    for segment in data.suffix:
+        segment.requires_grad_(False)
+    # Copies, which autograd may save: what was made in inference mode is none.
+    suffix = TrainingSet(
+        data.activations.clone(), data.embeddings.clone(), lambda value: run_segments(data.suffix, value)
+    )
+    trainer = Trainer(block, suffix, widths or widths_of(block), steps, seed)
+    key = hashlib.sha256(block.to_bytes() + f"{steps} {seed} {widths} {len(data.activations)}".encode()).hexdigest()
+    return trainer.run(checkpoints / f"{key[:16]}.pt", progress)
+
+
+def _coarsest(block: Bottleneck, deviation: float, data: Fitted) -> Bottleneck:
+    """The block with the coarsest step that hardly costs anything."""
+    some = data.activations[:: -(-len(data.activations) // MEASURED_WINDOWS)]
+    expected = data.embeddings[:: -(-len(data.activations) // MEASURED_WINDOWS)]
+
+    def similarity(candidate: Bottleneck) -> float:
+        with torch.inference_mode():
+            latents = candidate.encode(some).clamp(-128, 127).round()
+            found = run_segments(data.suffix, candidate.decode(latents))
+            return float(functional.cosine_similarity(found, expected).mean())
+
+    best = similarity(with_step(block, deviation / _FINE))
+    for parts in _STEPS:
+        scaled = with_step(block, deviation / parts)
+        if similarity(scaled) >= best - _STEP_LOSS:
+            break
+    return scaled
+
+
+def widths_of(block: Bottleneck) -> list[int]:
+    """The widths that are fitted and measured, the narrowest first."""
+    channels = block.analysis.out_channels
+    return sorted({width for width in WIDTHS if width < channels} | {channels})
+
+
+def _write(
+    root: Path, cut: Cut, block: Bottleneck, variants: Sequence[str], tables: bytes, steps: int
+) -> BottleneckInfo:
+    """The assets of one bottleneck; nothing of it is measured yet."""
+    files: dict[Format, VariantInfo] = {}
+    for name in dict.fromkeys(split_variant(variant)[0] for variant in variants):
+        data = lower_encoder(name, block, cut.shape)
+        files[name] = VariantInfo(
+            format=name,
+            precision="fp32",
+            file=write_asset(root, f"bottleneck.{name}", data),
+            bytes=len(data),
+            input=artifact_formats.INPUT,
+            output=artifact_formats.OUTPUT,
+        )
+    decoder = block.to_bytes()
+    return BottleneckInfo(
+        cut=cut.name,
+        shape=block.latent_shape,
+        files=files,
+        decoder=StoredFile(file=write_asset(root, "bottleneck.npz", decoder), bytes=len(decoder)),
+        coding=StoredFile(file=write_asset(root, "coding.bin", tables), bytes=len(tables)),
+        widths=tuple(WidthInfo(width=width, bytes=0, bytes_p99=0, wire={}) for width in widths_of(block)),
+        self_test={},
+        macs=block.analysis.weight.numel() * block.latent_shape[2] * block.latent_shape[3],
+        fitted_by="training" if steps else "pca",
+        steps=steps,
+    )
+
+
+def _measure(
+    root: Path,
+    manifest: Manifest,
+    variants: Sequence[str],
+    segments: Segments,
+    windows: Array,
+    blocks: Mapping[str, Bottleneck],
+) -> list[BottleneckInfo]:
+    """The manifest's bottlenecks with what (prefix, bottleneck, wire, decoder, suffix) gives of some windows."""
+    found = list(manifest.info.bottlenecks)
+    if not found:
+        return found
+    expected = torch.cat(list(_activations(segments, windows)))
+    front_end = manifest.info.front_end
+    chirp = self_test_waveform(front_end.window_samples, front_end.sample_rate)
+    for variant in variants:
+        prefix = Prefix(Bundle(root, manifest, "", None), variant)
+        devices = [LoadedBottleneck(prefix, info) for info in found]
+        latents = _latents(prefix, devices, [*windows, chirp], blocks)
+        for index, (info, device, values) in enumerate(zip(found, devices, latents, strict=True)):
+            cut = manifest.cut_named(info.cut).index
+            wire = _Wire(variant, variant == variants[0], device.codec, blocks[info.cut], segments[cut:])
+            widths = tuple(wire.measure(width, values[:-1], expected) for width in info.widths)
+            means = values[-1][0].mean(axis=(1, 2)).astype("<f4").tobytes()
+            found[index] = msgspec.structs.replace(info, widths=widths, self_test={**info.self_test, variant: means})
+    return found
+
+
+def _latents(
+    prefix: Prefix, devices: Sequence[LoadedBottleneck], windows: Sequence[Array], blocks: Mapping[str, Bottleneck]
+) -> list[list[Array]]:
+    """What each bottleneck makes of each window on the device's runtime.
+
+    Raises CheckFailed when it is not what torch makes of the same activation.
+    """
+    found: list[list[Array]] = [[] for _ in devices]
+    cuts = {cut.name: cut.index for cut in prefix.bundle.manifest.info.cuts}
+    for window in windows:
+        prefix.start(window)
+        for device, collected in zip(devices, found, strict=True):
+            prefix.advance(cuts[device.info.cut])
+            collected.append(device.latent().copy())
+    for device, collected in zip(devices, found, strict=True):
+        with torch.inference_mode():
+            exact = blocks[device.info.cut].encode(torch.from_numpy(prefix.buffers[cuts[device.info.cut]])).numpy()
+        error = float(np.abs(collected[-1] - exact).max())
+        if not error <= _FILE_ERROR:
+            raise CheckFailed(f"bottleneck at {device.info.cut}: compiled it is off by {error:.1e} steps from torch's")
+    return found
+
+
+@dataclass(frozen=True)
+class _Wire:
+    """From latents to embeddings, as the wire and the server do it."""
+
+    variant: str
+    """Of the prefix."""
+    is_first: bool
+    """Whether bytes are those of this variant."""
+    codec: LatentCodec
+    block: Bottleneck
+    suffix: Segments
+
+    def measure(self, width: WidthInfo, latents: Sequence[Array], expected: Tensor) -> WidthInfo:
+        """What is shipped of some windows at a width, and how near their embeddings are to the expected (n, d)."""
+        sent = [self.codec.encode(latent, width.width) for latent in latents]
+        arrived = np.concatenate([self.codec.decode(*payload, width.width) for payload in sent])
+        with torch.inference_mode():
+            embeddings = run_segments(self.suffix, self.block.decode(torch.from_numpy(arrived)))
+        near = agreement(embeddings, expected, uncertainties(expected.numpy()))
+        sizes = [len(payload) for payload, _ in sent]
+        measured = msgspec.structs.replace(width, wire={**width.wire, self.variant: near})
+        if not self.is_first:
+            return measured
+        return msgspec.structs.replace(
+            measured, bytes=int(np.median(sizes)), bytes_p99=int(np.ceil(np.percentile(sizes, 99)))
+        )
