@@ -291,7 +291,7 @@ class Manifest(Part, frozen=True, kw_only=True, omit_defaults=False):
         found = {block: (file.file, file.bytes) for block, file in files.items()}
         reached = {cut.name for cut in self.info.cuts[: len(run) + 1]}
         for bottleneck in self.info.bottlenecks:
-            if bottleneck.cut in reached:
+            if run and bottleneck.cut in reached:
                 encoder, coding = bottleneck.files[files[run[0]].format], bottleneck.coding
                 found[f"{bottleneck.cut}: bottleneck"] = encoder.file, encoder.bytes
                 found[f"{bottleneck.cut}: coding tables"] = coding.file, coding.bytes

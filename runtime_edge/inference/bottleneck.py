@@ -20,9 +20,16 @@ def self_test(prefix: Prefix) -> float:
     Returns the largest error of the embedding. Raises SelfTestError, BundleError or BackendError.
     """
     error = prefix.self_test()
-    for info in prefix.bundle.manifest.info.bottlenecks:
+    for info in bottlenecks_there(prefix):
         LoadedBottleneck(prefix, info).self_test(prefix.variant)
     return error
+
+
+def bottlenecks_there(prefix: Prefix) -> list[BottleneckInfo]:
+    """Those behind the blocks that lie here: a device fetches no others."""
+    info, (there, _) = prefix.bundle.manifest.info, prefix.blocks_there
+    reached = {cut.name for cut in info.cuts[: there + 1]}
+    return [bottleneck for bottleneck in info.bottlenecks if bottleneck.cut in reached]
 
 
 class LoadedBottleneck:

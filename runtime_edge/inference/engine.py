@@ -14,7 +14,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.wire import encode_frame
-from runtime_edge.inference.bottleneck import LoadedBottleneck
+from runtime_edge.inference.bottleneck import LoadedBottleneck, bottlenecks_there
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
 
@@ -84,7 +84,7 @@ class Engine:
     def ready(self) -> float:
         """Self-test, which loads every block and bottleneck; returns the largest error. Raises SelfTestError."""
         error = self.prefix.self_test()
-        for bottleneck in self.bundle.manifest.info.bottlenecks:
+        for bottleneck in bottlenecks_there(self.prefix):
             self._bottleneck(self.cut_names.index(bottleneck.cut)).self_test(self.prefix.variant)
         return error
 

@@ -166,7 +166,7 @@ def budget_of(size, seconds):
 
 def test_a_release_larger_than_what_is_left_waits_and_comes_by_itself_later(state, small_bundle, changed_bundle):
     transport = CountingTransport()
-    mb_per_day = budget_of(size_of(changed_bundle, small_bundle), 1.0)
+    mb_per_day = budget_of(size_of(changed_bundle, small_bundle), 8.0)
     transport.spend(mb_per_day)
 
     async def work():
@@ -312,7 +312,7 @@ def test_blocks_for_a_table_wait_for_the_budget_too(tmp_path, small_bundle):
     transport, key = CountingTransport(), subjects.table_key("rpi4")
     publish(transport, small_bundle)
     names = [cut.name for cut in small_bundle.manifest.info.cuts]
-    mb_per_day = budget_of(size_of(small_bundle), 1.0)
+    mb_per_day = budget_of(size_of(small_bundle), 8.0)
 
     def record(number, cut):
         return seal("table", key, number, up_to(small_bundle, "rpi4", cut).to_json(), None)

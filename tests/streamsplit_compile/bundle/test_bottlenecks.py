@@ -1,6 +1,7 @@
 """From recordings to embeddings: compiled bottlenecks, a device's frames, and what a server makes of them."""
 
 import dataclasses
+import shutil
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ from toys import Tiny
 
 from runtime_edge.errors import BundleError, FrameError, SelfTestError
 from runtime_edge.formats import manifest as manifests
-from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.bundle import ASSETS, Bundle, asset_path, open_bundle
 from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.records.table import LOCAL
 from runtime_edge.formats.wire import FrameHeader, decode_frame
@@ -234,6 +235,21 @@ def test_a_bottleneck_of_another_encoder_fails_the_self_test(bundle):
     assert self_test(Prefix(bundle)) < 1e-3
     with pytest.raises(SelfTestError, match=r"bottleneck at stem: its latent is off by .* steps, allowed 0\.1"):
         self_test(Prefix(wrong))
+
+
+def test_a_device_that_runs_up_to_one_cut_fetches_and_tests_its_bottleneck_alone(bundle, tmp_path):
+    blocks = [cut.name for cut in bundle.manifest.info.cuts].index("stem")
+    files = bundle.manifest.device_files("onnx-fp32", blocks)
+    assert [name for name in files if "bottleneck" in name] == ["stem: bottleneck"]
+    assert len(bundle.manifest.device_files("onnx-fp32", 0)) == 0
+
+    part = tmp_path / "part"
+    shutil.copytree(bundle.path, part, ignore=lambda folder, names: names if folder.endswith(ASSETS) else ())
+    for file, _ in files.values():
+        asset_path(part, file).parent.mkdir(parents=True)
+        shutil.copy(asset_path(bundle.path, file), asset_path(part, file))
+    assert self_test(Prefix(open_bundle(part))) == 0.0
+    assert Engine(open_bundle(part)).ready() == 0.0
 
 
 @pytest.mark.parametrize(
