@@ -56,6 +56,12 @@ release_options = together(
         type=click.FloatRange(0),
         help="Promote a generation this many seconds after its release, if the devices that have it are well.",
     ),
+    click.option(
+        "--update-mb-per-day",
+        type=click.FloatRange(0, min_open=True),
+        help="Budget: MB a day that releases may take of each device; what is unused adds up for 7 days [default: as "
+        "the devices say].",
+    ),
 )
 """When generations are released, and to whom first."""
 
@@ -68,10 +74,11 @@ def release_configs(settings: dict[str, Any]) -> dict[str, Any]:
         least_s=settings.pop("release_least_s"),
         tolerance=settings.pop("release_tolerance"),
     )
-    rollout = RolloutConfig(**{name: settings.pop(name) for name in ("canary_share", "canary_from", "healthy_s")})
+    rollout = RolloutConfig(**{name: settings.pop(name) for name in _ROLLOUT})
     return {"release": release, "rollout": rollout}
 
 
+_ROLLOUT = ("canary_share", "canary_from", "healthy_s", "update_mb_per_day")
 _generation = click.argument("generation", required=False, type=click.IntRange(1))
 
 
@@ -153,6 +160,8 @@ def _carry_out(broker: Address, action: RolloutAction, generation: int | None, a
     )
     if found["held"]:
         click.echo(f"automatic releases are on hold: {found['held']}")
+    if found["paced"]:
+        click.echo(found["paced"])
     for line in attempt_lines(found):
         click.echo(line)
 

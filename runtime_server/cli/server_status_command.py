@@ -10,6 +10,7 @@ from runtime_edge.base.text import printable
 from runtime_edge.errors import LinkError
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub, LastReports
+from runtime_server.cli import traffic_lines
 from runtime_server.cli.ask import ask
 from runtime_server.cli.server_options import broker_option
 from streamsplit_compile.cli.options import json_option
@@ -31,12 +32,16 @@ def status(broker: Address, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    for line in [*server_lines(found["server"]), *unreadable_lines(found["unreadable"])]:
+    devices = found["devices"]
+    told = traffic_lines.totals(devices) + traffic_lines.waiting(devices)
+    for line in [*server_lines(found["server"]), *told, *unreadable_lines(found["unreadable"])]:
         click.echo(printable(line))
     windows = found["server"]["windows"]
-    rows = [device_row(name, report, windows.get(name, 0)) for name, report in sorted(found["devices"].items())]
+    rows = [device_row(name, report, windows.get(name, 0)) for name, report in sorted(devices.items())]
     columns = ["device", "target", "generation", "cut", "captured", "arrived", "spooled", "sent", "seen"]
     print_table(f"{len(rows)} devices are there, {len(windows)} have sent windows", columns, rows)
+    if devices:
+        traffic_lines.show_table(devices)
 
 
 async def _status(hub: Hub) -> dict[str, Any]:
@@ -47,7 +52,8 @@ async def _status(hub: Hub) -> dict[str, Any]:
         server["troubles"] = [*server.get("troubles", []), str(exc)]
         reports = LastReports()
     devices = {name: {**report, "seen_s": round(age_s, 1)} for name, (report, age_s) in reports.read.items()}
-    return {"server": server, "devices": devices, "unreadable": reports.unreadable}
+    traffic = traffic_lines.as_json(devices)
+    return {"server": server, "devices": devices, "traffic": traffic, "unreadable": reports.unreadable}
 
 
 def unreadable_lines(unreadable: dict[str, str]) -> list[str]:
@@ -87,8 +93,12 @@ def server_lines(own: dict[str, Any]) -> list[str]:
         lines.append(f"rank {rank['rank']}: {well}")
     if unreadable := own["rollout"].get("unreadable_reports"):
         lines.append(f"{unreadable} reports of devices could not be read")
+    if paced := own["rollout"].get("paced"):
+        lines.append(paced)
     for entry in own["rollout"]["releases"][:_SHOWN_RELEASES]:
         proven = f"{entry['devices']} devices, {entry['devices_proven']} of them proven"
+        if count := entry.get("devices_waiting"):
+            proven += f", {count} wait for their budget"
         lines.append(f"release {entry['generation']}: {entry['status']}, {proven}")
     return lines
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from runtime_server.cli import traffic_lines
 from streamsplit_compile.cli.options import PathParam, json_option
 from streamsplit_compile.cli.printing import print_json, print_table, size
 
@@ -51,6 +52,9 @@ def demo(audio: Path | None, out: Path, encoder: str, cuts: str, seconds: float,
             for name, device in summary["devices"].items()
         ],
     )
+    traffic_lines.show_table(summary["devices"])
+    for line in traffic_lines.totals(summary["devices"]):
+        click.echo(f"  {line}")
     for cut, latency in summary["latency_ms"].items():
         click.echo(
             f"  {cut}: median {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms, {latency['windows']} windows"

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from runtime_edge.base.files import write_atomic
+from runtime_edge.base.traffic.told import amount, duration
+from runtime_server.cli import traffic_lines
 from runtime_server.demo.demo_plots import draw_all
 from runtime_server.demo.demo_summary import Evidence
+from runtime_server.releases.device_reports import DeviceTraffic
 
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -51,6 +54,7 @@ processes on emulated links, one server, {summary["duration_s"]:.0f} s in all on
 {summary["parity_max_abs_error"]:.1e} of the whole encoder at
 every cut of every generation (float32 wire).</p>
 <h2>Devices</h2>{_devices(summary)}
+<h2>Traffic</h2>{_traffic(summary)}
 <h2>Latency by cut</h2>{_latencies(summary)}
 <h2>Releases</h2>{_releases(summary)}
 <h2>Pictures</h2>{figures}
@@ -80,6 +84,16 @@ def _devices(summary: dict[str, Any]) -> str:
     ]
     head = ["device", "target", "windows", "acked", "lost", "cuts", "sent", "as PCM", "generation", "table swaps"]
     return _table(head, rows)
+
+
+def _traffic(summary: dict[str, Any]) -> str:
+    rows = []
+    for name, device in summary["devices"].items():
+        traffic = DeviceTraffic.of(device)
+        rates = (*traffic.hour.traffic, *traffic.month.traffic)
+        rows.append([name, *map(amount, rates), duration(traffic.month.seconds)])
+    head = [column.replace("\n", " ") for column in traffic_lines.COLUMNS]
+    return _table([*head, "reckoned from"], rows)
 
 
 def _latencies(summary: dict[str, Any]) -> str:

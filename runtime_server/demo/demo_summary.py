@@ -14,6 +14,7 @@ import numpy as np
 
 from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.bundle import open_bundle
+from runtime_server.cli import traffic_lines
 from runtime_server.demo.demo_scenario import DemoDevice
 from runtime_server.state.server_state import bundle_paths
 
@@ -97,6 +98,7 @@ def summarise(evidence: Evidence) -> dict[str, Any]:
             for cut in evidence.cuts
             if any(r["cut"] == cut for r in everything)
         },
+        "traffic": traffic_lines.as_json(devices),
         "bytes_sent": sent,
         "bytes_pcm16": pcm,
         "bytes_saved_share": round(1 - sent / pcm, 4),

@@ -10,7 +10,7 @@ import click
 from runtime_edge.errors import CheckFailed
 from runtime_server.lab.policy_bench import BenchConfig, read_bench, run_bench, save
 from runtime_server.lab.proof_page import write_page
-from runtime_server.lab.proof_report import COSTS, QUALITY, compare, costs, quality
+from runtime_server.lab.proof_report import COSTS, QUALITY, TRAFFIC, compare, costs, quality, traffic
 from runtime_server.lab.recorded import RecordedScenario
 from runtime_server.lab.scenarios import SCENARIOS, Playable, scenario_named
 from streamsplit_compile.cli.options import PathParam, json_option, link_option
@@ -90,11 +90,13 @@ def show_command(file: Path) -> None:
 
 
 def show(file: Path) -> None:
-    """Two tables for each encoder and scenario."""
+    """Three tables for each encoder and scenario."""
     found = read_bench(file)
     for encoder, scenario in dict.fromkeys((run.encoder, run.scenario) for run in found.runs):
         print_table(f"{encoder}, {scenario}, {found.target}", list(COSTS), costs(found, encoder, scenario))
         print_table("", list(QUALITY), quality(found, encoder, scenario))
+        reckoned = f"traffic, both reckoned from runs of {found.seconds:.0f} s; updates are part of it"
+        print_table(reckoned, list(TRAFFIC), traffic(found, encoder, scenario))
 
 
 @click.command("compare")

@@ -44,6 +44,8 @@ class Figures(Strict, frozen=True, kw_only=True):
     """Medians of what the device says of it: device, network, server; wait is the rest of the median latency."""
     up_mb_per_hour: Number
     down_mb_per_hour: Number
+    updates_mb_per_hour: Number = 0.0
+    """Of both, as the device counts it; older files do not say."""
     energy_mj: dict[str, Number]
     """Of a window, by the model: compute, radio, their total, which is above idle, and what idling adds (older files do
     not say); and what was measured, if anything was."""
@@ -107,6 +109,7 @@ def figures(
         },
         up_mb_per_hour=round(recording.traffic.up * per_hour, 4),
         down_mb_per_hour=round(recording.traffic.down * per_hour, 4),
+        updates_mb_per_hour=round(recording.update_bytes * per_hour, 4),
         energy_mj={
             "compute": round(energy.compute_mj, 3),
             "radio": round(energy.radio_mj, 3),

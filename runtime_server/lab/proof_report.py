@@ -19,6 +19,11 @@ COSTS = (
     "policy", "p50 ms", "p95 ms", "p99 ms", "device", "network", "server", "wait", "MB/h up", "MB/h down", "mJ",
     "of it radio", "with idle", "latency", "bytes", "energy",
 )  # fmt: skip
+_MONTH_HOURS = 30 * 24
+TRAFFIC = (
+    "policy", "up\nMB an hour", "down\nMB an hour", "updates\nMB an hour", "up\nGB a month", "down\nGB a month",
+    "updates\nGB a month",
+)  # fmt: skip
 QUALITY = (
     "policy", "fidelity", "worst", "probe", "P@10", "silhouette", "by server", "fell back", "missing", "changes",
     "reaction s", "processor", "queued", "MB", "mJ measured",
@@ -89,6 +94,21 @@ def costs(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
                 *(as_text(ratio) if ratio else ("", "", "")),
             ]
         )
+    return found
+
+
+def traffic(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
+    """One row for each policy, medians over the repetitions, columns as in `TRAFFIC`; a month of such hours."""
+    found = []
+    for policy in policies_of(bench, encoder, scenario):
+        runs = runs_of(bench, encoder, scenario, policy)
+        rates = [
+            _median(run.up_mb_per_hour for run in runs),
+            _median(run.down_mb_per_hour for run in runs),
+            _median(run.updates_mb_per_hour for run in runs),
+        ]
+        months = [rate * _MONTH_HOURS / 1e3 for rate in rates]
+        found.append([policy, *(f"{rate:.2f}" for rate in rates), *(f"{month:.2f}" for month in months)])
     return found
 
 

@@ -58,6 +58,8 @@ class RunRecording:
     results: list[TimedResult] = field(default_factory=list)
     """Of windows captured during the scenario, in the order they came."""
     traffic: Traffic = field(default_factory=lambda: Traffic(0, 0))
+    update_bytes: int = 0
+    """Of it, as the device counts it, to a few seconds."""
     passages: list[Passage] = field(default_factory=list)
     """What the link carried, from shortly before the scenario on; seconds from its begin."""
     processor_s: float = 0.0
@@ -174,14 +176,21 @@ class Lab:
                 self._shape(ScenarioStep(0.0, 100.0, 0.0, 0.0, 0.0))
                 self._relay.passages = []
                 await lines.wait_for(_FIRST_WINDOWS, _START_S)
+                before = self._update_bytes(device.name)
                 recording = await self._record(device, lines, steps, seconds)
             finally:
                 await device.stop()
                 await reading
+        recording.update_bytes = max(0, self._update_bytes(device.name) - before)
         account = self.work / f"{device.name}-encoded.json"
         if account.exists():
             recording.encode_ms = msgspec.json.decode(account.read_bytes(), type=Encoded).mean_ms
         return recording
+
+    def _update_bytes(self, name: str) -> int:
+        """What a device says that tables and bundles have taken since its start."""
+        status = self.work / name / "status.json"
+        return int(msgspec.json.decode(status.read_bytes())["traffic"]["run"][2]) if status.exists() else 0
 
     @contextlib.asynccontextmanager
     async def device(

@@ -18,6 +18,7 @@ from runtime_server.labels.head_clips import HeadClipsFolder
 from runtime_server.labels.linear_probe import LinearProbe, ProbeScore
 from runtime_server.releases.head_judge import UNASKED, HeadJudge, HeadScores
 from runtime_server.releases.rollout import Rollout
+from runtime_server.releases.update_pace import UpdatePace
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import CutModel, Generation, Generations, cut_model
 from runtime_server.training.ranks import Ranks
@@ -128,6 +129,7 @@ class ReleaseGate:
         self._outcomes: Recent[ReleaseOutcome] = Recent(_KEPT_OUTCOMES)
         self.counts: Counter[str] = Counter()
         """Attempts since the start, by "released" or the reason against it."""
+        self._pace = UpdatePace(rollout)
         self._rollout, self._ranks, self._probe = rollout, ranks or Ranks(), probe
         self._probed: tuple[int, ProbeScore] | None = None
         self._graph, self._generations, self._trainer = graph, generations, trainer
@@ -151,7 +153,9 @@ class ReleaseGate:
         steps, seconds = self._trainer.steps - self._last_step, self._clock() - self._last_time
         timely = self.config.every_s is not None and seconds >= self.config.every_s and steps > 0
         enough = steps >= self.config.every_steps or timely
-        return enough and not self._rollout.released_within(self.config.least_s) and not self._rollout.held
+        if not enough or self._rollout.released_within(self.config.least_s):
+            return False
+        return not self._rollout.held and not self._pace.held
 
     def attempt(self, pushed: Callable[[], Mapping[str, Head]] = dict) -> Generation | None:
         """Judge the averaged weights and, when they are no worse, compile and keep them as the next generation.

@@ -23,11 +23,11 @@ import msgspec
 from msgspec.structs import replace
 
 from runtime_edge.base.checked_files import read_checked, write_checked
-from runtime_edge.base.text import printable
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import strict
 from runtime_edge.formats.records.release import canary_place
 from runtime_edge.formats.strict import Strict
+from runtime_server.releases.device_reports import LastReport, failure
 
 PRESENT_S = 60.0
 """A device that has not reported for so long is not there."""
@@ -55,6 +55,8 @@ class RolloutConfig:
     """It is rolled back when this share of its devices cannot run it; one device is enough where they are few."""
     hold_s: float = 600.0
     """After a rollback nothing is released for so long, and twice as long after each further one in a row."""
+    update_mb_per_day: float | None = None
+    """What releases may take of each device; None: as the devices say."""
 
 
 class RolloutEntry(Strict, frozen=True, kw_only=True):
@@ -98,15 +100,6 @@ class Wanted:
     """Going to anything older is a rollback."""
 
 
-@dataclass(frozen=True)
-class _LastReport:
-    """A device's last report."""
-
-    at: float
-    bundle: str
-    proven: bool
-
-
 class Rollout:
     """The state machine. `held`, `base` and `highest` may be read from another thread than the one that changes it."""
 
@@ -115,7 +108,7 @@ class Rollout:
         self.config = config
         self._path, self._clock = path, clock
         self._lock = threading.RLock()
-        self._devices: dict[str, _LastReport] = {}
+        self._devices: dict[str, LastReport] = {}
         self._state = _read(path)
 
     @property
@@ -166,6 +159,21 @@ class Rollout:
                 return f"generation {trial.generation} is with its canaries"
             return ""
 
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._clock()
+
+    def last_reports(self) -> list[LastReport]:
+        """Of each device that is there."""
+        there = self.present()
+        with self._lock:
+            return [self._devices[name] for name in there if name in self._devices]
+
+    def spent(self) -> list[tuple[float, int]]:
+        """When each generation came, seconds since the epoch, and what it took of a device; in that order."""
+        with self._lock:
+            return sorted((entry.released_at, entry.patch_bytes) for entry in self._state.entries)
+
     def begin(self, known: Mapping[int, str]) -> int | None:
         """Start with the generations on the disk, number -> digest; returns the newest when it was never offered."""
         with self._lock:
@@ -203,14 +211,14 @@ class Rollout:
 
     def observe(self, device: str, report: Mapping[str, Any]) -> None:
         """Take in what a device says of itself."""
-        bundle, trial = report.get("bundle"), self._one("trial")
-        if not isinstance(bundle, str):
+        last, trial = LastReport.of(report, self._clock()), self._one("trial")
+        if last is None:
             return
         with self._lock:
-            self._devices[device] = _LastReport(self._clock(), bundle, not report.get("on_trial", True))
+            self._devices[device] = last
             if trial is None:
                 return
-            reason = _failure(report, trial.manifest)
+            reason = failure(report, trial.manifest)
             failures = {name: why for name, why in trial.failures.items() if name != device}
             if reason:
                 failures[device] = reason
@@ -230,7 +238,8 @@ class Rollout:
             trial = self._one("trial")
             if trial is None:
                 return ""
-            there = self.present()
+            # Who has no budget for it yet is not asked to prove it.
+            there = [name for name in self.present() if not self._waits(name, trial)]
             canaries = [name for name in there if canary_place(name, trial.generation) < trial.share]
             enough = max(1, math.ceil(self.config.failure_share * len(canaries)))
             # Nobody else was told to run it, whatever they say.
@@ -300,12 +309,15 @@ class Rollout:
         with self._lock:
             for entry in self._state.entries[: -_LISTED - 1 : -1]:
                 running = [name for name in there if self._runs(name, entry)]
+                waiting = {name: self._devices[name].until for name in there if self._waits(name, entry)}
                 proven = sum(self._devices[name].proven for name in running)
                 rows.append(
                     {
                         **msgspec.to_builtins(entry),
                         "failures": dict(list(entry.failures.items())[:_LISTED]),
                         "pinned": entry.generation == self._state.pinned,
+                        "waiting": dict(list(waiting.items())[:_LISTED]),
+                        "devices_waiting": len(waiting),
                         "devices": len(running),
                         "devices_proven": proven,
                     }
@@ -335,6 +347,11 @@ class Rollout:
         if not any(entry.generation == generation for entry in self._state.entries):
             raise UsageError(f"generation {generation} has never been released")
         return generation
+
+    def _waits(self, device: str, entry: RolloutEntry) -> bool:
+        """Whether a device has no budget for it yet."""
+        waits = self._devices[device].waits
+        return waits is not None and waits.manifest == entry.manifest
 
     def _runs(self, device: str, entry: RolloutEntry) -> bool:
         return self._devices[device].bundle == entry.manifest
@@ -379,12 +396,3 @@ def _reaching(devices: list[str], generation: int, config: RolloutConfig) -> flo
     """The canary share, or as much more as it takes to reach one of the devices that are there."""
     nearest = min(canary_place(name, generation) for name in devices)
     return min(1.0, max(config.canary_share, math.nextafter(nearest, 2.0)))
-
-
-def _failure(report: Mapping[str, Any], manifest: str) -> str:
-    """Why a device cannot run a bundle; empty when it has not said so."""
-    failures = report.get("update_failures")
-    for failure in failures if isinstance(failures, list) else []:
-        if isinstance(failure, dict) and failure.get("manifest") == manifest:
-            return printable(f"{failure.get('event')}: {failure.get('reason')}")
-    return ""

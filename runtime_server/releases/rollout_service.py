@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
@@ -16,21 +17,23 @@ from nats.aio.msg import Msg
 
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import BROKER_ERRORS
-from runtime_edge.errors import FormatError, LinkError, SscError, UsageError
+from runtime_edge.errors import FormatError, LinkError, SscError, UsageError, WaitsForBudget
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.records.report import decode_report
 from runtime_edge.formats.strict import decode
 from runtime_server.broker.hub import MAX_MESSAGE_BYTES, NO_SERVER, Hub, released_bundle
 from runtime_server.releases.bundle_publisher import prune, publish_patches
+from runtime_server.releases.device_reports import DeviceTraffic, all_together
 from runtime_server.releases.release_gate import ReleaseGate, ReleaseOutcome
 from runtime_server.releases.rollout import Rollout
+from runtime_server.releases.update_pace import UpdatePace
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import KEPT_GENERATIONS, Generation, Generations
 
 RELEASES_SUBJECT = "srv.releases"
 _LOG = logging.getLogger(__name__)
 _TICK_S = 1.0
-_RETRY_S = 2.0
+_RETRY_S, _LONGEST_WAIT_S = 2.0, 600.0
 _KEPT_ON_DISK = 2 * KEPT_GENERATIONS
 
 RolloutAction = Literal["list", "promote", "rollback", "pin", "unpin"]
@@ -60,7 +63,10 @@ class RolloutService:
     ) -> None:
         self._hub, self._rollout, self._generations, self._state = hub, rollout, generations, state
         self._key, self._ready, self._gate = key, ready, gate
-        self._news: asyncio.Queue[tuple[Generation, ReleaseOutcome]] = asyncio.Queue()
+        self._pace = UpdatePace(rollout)
+        self._news: asyncio.Queue[tuple[Generation, ReleaseOutcome | None]] = asyncio.Queue()
+        self._paced = ""
+        """Which generation waits for the budget, and until when."""
         self._publishing = asyncio.Lock()
         self._told: tuple[object, ...] | None = None
         self._unreadable = 0
@@ -76,7 +82,11 @@ class RolloutService:
         if generation is None or self._rollout.held:
             await self._publish()
         else:
-            await self._offer(generation, None)
+            try:
+                await self._offer(generation, None)
+            except WaitsForBudget:
+                await self._publish()
+                self._news.put_nowait((generation, None))
         await self._hub.subscribe(RELEASES_SUBJECT, self._on_request)
         # As they are written, and not through a consumer, which would die with the broker.
         await self._hub.subscribe(subjects.bucket_subject(subjects.PRESENCE, "*"), self._on_report)
@@ -103,6 +113,8 @@ class RolloutService:
                 try:
                     await self._offer(generation, outcome)
                     break
+                except WaitsForBudget as exc:
+                    await asyncio.sleep(min(max(exc.until - self._rollout.now(), _TICK_S), _LONGEST_WAIT_S))
                 except (SscError, OSError) as exc:
                     _LOG.warning("generation %d waits: %s", generation.number, exc)
                     await asyncio.sleep(_RETRY_S)
@@ -119,6 +131,7 @@ class RolloutService:
             earlier = self._generations.get(number)
             if earlier is not None:
                 patched = (await publish_patches(self._hub, earlier.bundle, bundle)).get(variant, full)
+        self._wait_for_budget(generation.number, patched)
         facts: dict[str, float | None] = {"full_bytes": full, "patch_bytes": patched}
         if outcome is not None and outcome.before is not None and outcome.after is not None:
             facts |= {"held_out_before": outcome.before.loss, "held_out_after": outcome.after.loss}
@@ -127,6 +140,15 @@ class RolloutService:
         _LOG.info("generation %d released to %.0f %% of the devices", generation.number, 100 * share)
         await self._decide()
         await self._tidy()
+
+    def _wait_for_budget(self, number: int, count: int) -> None:
+        """Raise WaitsForBudget unless so many bytes may be taken of each device now; say so once."""
+        waits, until = self._pace.objection(number, count)
+        if waits and waits != self._paced:
+            _LOG.warning("%s", waits)
+        self._paced = waits
+        if waits:
+            raise WaitsForBudget(waits, until)
 
     async def _publish(self) -> None:
         """Publish the wanted generations, if they have changed. Raises LinkError."""
@@ -234,8 +256,17 @@ class RolloutService:
             await self._publish()
         return self.status()
 
+    @property
+    def paced(self) -> str:
+        """Why the next release waits for a budget; empty when it does not."""
+        return self._paced or self._pace.held
+
+    def traffic(self) -> DeviceTraffic:
+        """Of all devices that are there, as they say."""
+        return all_together(report.traffic for report in self._rollout.last_reports())
+
     def status(self) -> dict[str, Any]:
-        """Releases, newest first, why the next one is on hold, and how many reports of devices could not be read.
+        """Releases, newest first, why the next one is on hold or waits, and how many reports could not be read.
 
         `refused` says what the last attempt at a release came to, where it came to nothing, and `unjudged` which heads
         have no say.
@@ -246,6 +277,8 @@ class RolloutService:
         return {
             "releases": rows,
             "held": self._rollout.held,
+            "paced": self.paced,
+            "update_mb_per_day": None if math.isinf(self._pace.per_day) else self._pace.per_day / 1e6,
             "refused": [
                 {"generation": one.generation, "steps": one.steps, "reason": one.reason}
                 for one in last

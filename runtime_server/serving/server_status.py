@@ -160,6 +160,8 @@ class ServerStatus:
             training=None if self._parts.training_loop is None else self._parts.training_loop.measure(),
             received_bytes=self._received_bytes,
             peak_memory_bytes=peak_memory_bytes(),
+            device_traffic=self._parts.releases.traffic().hour.traffic,
+            release_is_paced=bool(self._parts.releases.paced),
         )
 
     async def answer(self, message: Msg) -> None:

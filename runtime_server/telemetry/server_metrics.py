@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from runtime_edge.base.histogram import Histogram
 from runtime_edge.base.prometheus import counters, gauge, gauges, histograms, info
+from runtime_edge.base.traffic.traffic_log import Traffic
 from runtime_server.ingest.frame_replay import ReplayOutcome
 from runtime_server.releases.head_judge import UNASKED, HeadScores
 from runtime_server.releases.release_gate import ReleaseOutcome
@@ -72,6 +73,10 @@ class ServerMeasurements:
     """Since the start: `RECEIVED`."""
     peak_memory_bytes: int = 0
     """Since the start: `PEAK_MEMORY`."""
+    device_traffic: Traffic = field(default_factory=Traffic)
+    """Of all devices that are there, in an hour, as they say."""
+    release_is_paced: bool = False
+    """Whether the next one waits for a budget."""
 
 
 RECEIVED = "payloads of messages, counted by the broker's client"
@@ -99,6 +104,10 @@ def families(measured: ServerMeasurements) -> Iterator[Metric]:
     yield counters(_PREFIX + "received_bytes", "Since the start, by what counts it.", "source", received)
     peak = {PEAK_MEMORY: measured.peak_memory_bytes}
     yield gauges(_PREFIX + "peak_memory_bytes", "Since the start, by what counts it.", "source", peak)
+    text = "That pass the interfaces of the devices that are there, as they say of the last hour."
+    traffic = {kind: count / 3600 for kind, count in measured.device_traffic._asdict().items()}
+    yield gauges(_PREFIX + "device_bytes_per_second", text, "kind", traffic)
+    yield gauge(_PREFIX + "release_paced", "Whether the next release waits for a budget.", measured.release_is_paced)
     if measured.latency_ms:
         text = "Time of a batch in the suffix, and of a frame from its arrival to its answer."
         yield histograms(_PREFIX + "latency_seconds", text, "of", measured.latency_ms.items())

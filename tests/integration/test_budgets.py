@@ -5,6 +5,7 @@ import signal
 
 import harness
 import msgspec
+from click.testing import CliRunner
 
 from runtime_edge.base.checked_files import read_checked, write_checked
 from runtime_edge.config import DeviceConfig
@@ -12,6 +13,7 @@ from runtime_edge.service.status import read_status
 from runtime_edge.transport.budgets import Budgets
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.trial import update_log
+from streamsplit_compile.cli.main import ssc
 
 DAY_S = 86_400
 
@@ -74,6 +76,34 @@ def test_a_release_waits_for_the_budget_and_arrives_when_its_date_has_come(start
     assert month[3] >= hour[3] > 0
     events = [event["event"] for event in update_log(state).events if event.get("generation") == 2]
     assert events.index("update_waits") < events.index("fetched")
+
+
+def test_a_server_offers_no_release_that_its_budget_has_no_room_for(start, tmp_path):
+    server = start.server("--no-training")
+    source = harness.write_wav(tmp_path / "audio.wav", 4.0, seed=3)
+    device = start.device(server, "pi-1", source, "--loop")
+    device.wait_for_results(4)
+    harness.add_generation(server, 2)
+
+    def listed():
+        listing = CliRunner().invoke(ssc, ["server", "releases", "list", "--broker", server.url, "--json"])
+        return json.loads(listing.output) if listing.exit_code == 0 else {}
+
+    harness.restart(server, "--update-mb-per-day", "0.01")
+    paced = harness.until(lambda: listed().get("paced"), "the release waits")
+    assert paced.startswith("generation 2 waits until 20")
+    assert [row["generation"] for row in listed()["releases"]] == [1]
+    shown = CliRunner().invoke(ssc, ["server", "status", "--broker", server.url])
+    assert "generation 2 waits until 20" in shown.output
+    assert "traffic an hour: " in shown.output
+    told = json.loads(CliRunner().invoke(ssc, ["server", "status", "--broker", server.url, "--json"]).output)
+    assert told["traffic"]["month"]["up"] > 0
+
+    harness.restart(server, "--update-mb-per-day", "50")
+    harness.until_it_runs(device, 2)
+    assert [row["generation"] for row in listed()["releases"]] == [2, 1]
+    report = ends(device)
+    assert report["windows_lost"] == 0
 
 
 def test_a_device_whose_budget_is_used_up_answers_itself_and_goes_on(start, tmp_path, toy_bundle):

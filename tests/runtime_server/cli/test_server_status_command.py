@@ -44,6 +44,11 @@ def test_a_server_in_a_few_lines():
         "9 training steps, loss 1.235",
         "release 2: stable, 3 devices, 2 of them proven",
     ]
+    waiting = {"releases": [{**release, "devices_waiting": 1}], "paced": "generation 3 waits until tomorrow"}
+    assert server_lines({**own, "rollout": waiting})[3:] == [
+        "generation 3 waits until tomorrow",
+        "release 2: stable, 3 devices, 2 of them proven, 1 wait for their budget",
+    ]
     ranks = [{"rank": 0, "windows": 15, "uptime_s": 90.0}, {"rank": 1, "missing": True}]
     assert server_lines({**own, "ranks": ranks})[3:5] == ["rank 0: 15 windows, up 90 s", "rank 1: does not answer"]
     left_out = server_lines({**own, "out_of_range": {"pi-1": 2, "pi-2": 40}})[3]
