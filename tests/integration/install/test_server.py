@@ -83,7 +83,8 @@ def test_the_guide_serves_and_looks_after_releases_and_tables(toy_terminal):
 def test_a_running_device_is_explained(toy_terminal):
     terminal, here = toy_terminal, toy_terminal.directory
     with terminal.running(
-        "ssc server run ... --release-steps 50 --release-s 3600 --release-least-s 600 --release-tolerance -0.01 --update-mb-per-day 5",
+        "ssc server run ... --release-steps 50 --release-s 3600 --release-least-s 600 --release-tolerance -0.01 "
+        "--update-mb-per-day 5",
         SERVING,
         f"--port {terminal.port}",
         {"...": "encoder.pt bundle/ --state server/"},
