@@ -249,7 +249,7 @@ def test_a_device_that_runs_up_to_one_cut_fetches_and_tests_its_bottleneck_alone
         asset_path(part, file).parent.mkdir(parents=True)
         shutil.copy(asset_path(bundle.path, file), asset_path(part, file))
     assert self_test(Prefix(open_bundle(part))) == 0.0
-    assert Engine(open_bundle(part)).ready() == 0.0
+    assert Engine(open_bundle(part), "onnx-fp32").ready() == 0.0
 
 
 @pytest.mark.parametrize(
