@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import tempfile
 import time
@@ -23,6 +24,8 @@ from runtime_server.harness.processes import DEVICE, Child, Children, wait_for_l
 from runtime_server.harness.shaper import Shaper
 
 _START_S = 60.0
+_SETTLE_S = 30.0
+"""By then the server has counted what was in flight when the last device ended."""
 _COMPILES = 4.0
 """Streaming lasts as long as so many compiles at least: a machine that compiles slowly also trains and swaps slowly."""
 
@@ -93,7 +96,7 @@ async def _play(config: DemoConfig, work: Path) -> Evidence:
                 swap.cancel()
                 watch.cancel()
                 await asyncio.gather(swap, watch, return_exceptions=True)
-            status = await hub.server_status()
+            status = await _counted(hub, work, plan)
         finally:
             await hub.close()
             for shaper in shapers:
@@ -155,6 +158,18 @@ async def _first_results(running: list[Child], work: Path) -> float:
                 raise CheckFailed(f"{child.name}: {child.last_words()}")
             await asyncio.sleep(0.1)
     return time.time()
+
+
+async def _counted(hub: Hub, work: Path, plan: list[DemoDevice]) -> dict[str, Any]:
+    """The server's status once it has counted all that the broker acknowledged; as it is when that takes too long."""
+    deadline = time.monotonic() + _SETTLE_S
+    sent = {device.name: json.loads((work / f"{device.name}.json").read_bytes())["windows_acked"] for device in plan}
+    while True:
+        status: dict[str, Any] = await hub.server_status()
+        behind = any(status["windows"].get(name, 0) < windows for name, windows in sent.items())
+        if not behind or time.monotonic() > deadline:
+            return status
+        await asyncio.sleep(0.1)
 
 
 async def _swap_table(
