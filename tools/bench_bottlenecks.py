@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--data", default="esc10")
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--width", type=int, help="Train this one alone.")
+    parser.add_argument("--fold", type=int, help="Judge on this fold alone.")
     given = parser.parse_args()
     encoder, clips = load_encoder(given.encoder), load_clips(given.audio, given.data)
     names = [candidate.name for candidate in encoder.graph.candidates]
@@ -56,7 +57,7 @@ def main() -> None:
     right: dict[int, list[Array]] = {}
     sizes: dict[int, list[float]] = {}
     cosines: dict[int, list[float]] = {}
-    for fold in np.unique(clips.folds):
+    for fold in np.unique(clips.folds) if given.fold is None else [given.fold]:
         train, test = clips.folds != fold, clips.folds == fold
         head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         head.fit(whole[train].mean(1), clips.labels[train])

@@ -96,26 +96,19 @@ def parity_rows(cuts: Sequence[Cut], parity: Mapping[str, Parity]) -> list[list[
     return rows
 
 
-WIDTH_COLUMNS = ("cut", "width", "values", "bytes", "99th percentile", "variant", "median cosine", "worst cosine")
+WIDTH_COLUMNS = ("cut", "width", "values", "bytes", "99th percentile", "median cosine behind")
 
 
 def width_rows(bottlenecks: Sequence[BottleneckInfo]) -> list[list[str]]:
-    """One row for each cut, width and variant under `WIDTH_COLUMNS`."""
-    return [
-        [
-            bottleneck.cut,
-            str(width.width),
-            str(width.width * bottleneck.positions),
-            str(width.bytes),
-            str(width.bytes_p99),
-            variant,
-            f"{near.cosine_median:.4f}",
-            f"{near.cosine_worst:.4f}",
-        ]
-        for bottleneck in bottlenecks
-        for width in bottleneck.widths
-        for variant, near in width.wire.items()
-    ]
+    """One row for each cut and width under `WIDTH_COLUMNS`, with the variants of one format; others are as near."""
+    rows = []
+    for bottleneck in bottlenecks:
+        for width in bottleneck.widths:
+            one = min(width.wire).partition("-")[0]
+            near = [f"{name} {found.cosine_median:.4f}" for name, found in width.wire.items() if name.startswith(one)]
+            sizes = (width.width, width.width * bottleneck.positions, width.bytes, width.bytes_p99)
+            rows.append([bottleneck.cut, *map(str, sizes), ", ".join(near)])
+    return rows
 
 
 def _numbers(agreement: Agreement | None) -> str:

@@ -23,8 +23,8 @@ from streamsplit_compile.splitter.table_training import TableOptions, train_tabl
 SERVER_TARGET = "x86-64"
 SERVER_OVERHEAD_MS = 3.0
 """Broker, batching and reply on the server, measured on a 2-core machine (docs/benchmarks.md)."""
-VALUE_US = 3.0
-"""Of coding one value of a latent on a Raspberry Pi 4: five times what an x86-64 core takes."""
+VALUE_US = 1.5
+"""Of coding one value of a latent on a Raspberry Pi 4, estimated: five times and a half what an x86-64 core takes."""
 
 
 def price(
