@@ -89,7 +89,7 @@ def test_a_server_offers_no_release_that_its_budget_has_no_room_for(start, tmp_p
         listing = CliRunner().invoke(ssc, ["server", "releases", "list", "--broker", server.url, "--json"])
         return json.loads(listing.output) if listing.exit_code == 0 else {}
 
-    harness.restart(server, "--update-mb-per-day", "0.01")
+    harness.restart(server, "--update-mb-per-day", "0.002")
     paced = harness.until(lambda: listed().get("paced"), "the release waits")
     assert paced.startswith("generation 2 waits until 20")
     assert [row["generation"] for row in listed()["releases"]] == [1]

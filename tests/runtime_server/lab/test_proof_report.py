@@ -11,7 +11,7 @@ from runtime_server.lab.figures import Figures
 from runtime_server.lab.goals import goals
 from runtime_server.lab.policy_bench import EncoderFigures, PlayedScenario, PolicyBench, command_of, joined, read_bench
 from runtime_server.lab.proof_page import write_page
-from runtime_server.lab.proof_report import COSTS, QUALITY, compare, costs, quality, ratios
+from runtime_server.lab.proof_report import COSTS, QUALITY, TRAFFIC, compare, costs, quality, ratios, traffic
 from runtime_server.lab.scenarios import ScenarioStep
 
 
@@ -55,6 +55,15 @@ def test_ratios_are_against_the_baseline_of_the_same_repetition(bench):
     assert (first.latency, second.latency) == (5.0, 5.5)
     assert first.bytes_saved == pytest.approx(0.8)
     assert first.energy_saved == pytest.approx(0.6)
+
+
+def test_traffic_is_told_an_hour_and_a_month_of_such_hours(bench):
+    rows = {policy: rest for policy, *rest in traffic(bench, "toy", "lte")}
+    assert rows["table"] == ["20.00", "1.00", "0.00", "14.40", "0.72", "0.00"]
+    runs = [msgspec.structs.replace(one, updates_mb_per_hour=0.5) for one in bench.runs]
+    updated = traffic(msgspec.structs.replace(bench, runs=runs), "toy", "lte")
+    assert updated[0][3::3] == ["0.50", "0.36"]
+    assert len(updated[0]) == len(TRAFFIC)
 
 
 def test_goals_say_what_is_met_and_by_how_much_the_rest_is_missed(bench):
