@@ -283,9 +283,7 @@ class Manifest(Part, frozen=True, kw_only=True, omit_defaults=False):
         return sorted(set.intersection(*(set(component.variants) for component in self.components.values())))
 
     def device_files(self, variant: str, blocks: int | None = None) -> dict[str, tuple[str, int]]:
-        """What a device needs to run a variant up to its first `blocks` blocks, or all: block, or asset of a cut ->
-        reference and bytes. Raises BundleError.
-        """
+        """What a device needs for its first `blocks` blocks: name -> reference and bytes. Raises BundleError."""
         run = self.info.blocks[:blocks]
         files = {block: self.variant(block, variant) for block in run}
         found = {block: (file.file, file.bytes) for block, file in files.items()}

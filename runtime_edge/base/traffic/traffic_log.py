@@ -98,8 +98,17 @@ class TrafficLog:
 
 
 def rate(traffic: Traffic, span_s: float, seconds: float) -> Rate:
-    """What passes in `seconds` where `traffic` passes in `span_s`."""
-    return Rate(traffic.times(seconds / span_s) if span_s > 0 else Traffic(), max(0.0, span_s))
+    """What passes in `seconds` where `traffic` passes in `span_s`.
+
+    Updates come now and then: those of a shorter span count once, and are taken to have come down.
+    """
+    if span_s <= 0:
+        return Rate()
+    if span_s >= seconds:
+        return Rate(traffic.times(seconds / span_s), span_s)
+    once = min(traffic.updates, traffic.down)
+    steady = Traffic(traffic.up, traffic.down - once).times(seconds / span_s)
+    return Rate(steady.plus(Traffic(0, once, once)), span_s)
 
 
 def _piece(start: float, now: float) -> tuple[float, float]:

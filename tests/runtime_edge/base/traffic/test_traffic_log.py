@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from runtime_edge.base.traffic.traffic_log import DAY_S, HOUR_S, MONTH_S, Span, Traffic, TrafficLog
 
-EACH = Traffic(300, 600, 30)
+EACH = Traffic(300, 600)
 NOON = 1_800_000_000.0 // DAY_S * DAY_S + DAY_S / 2
 
 
@@ -24,10 +24,17 @@ def steady(seconds, every_s=300.0, each=EACH, began=NOON):
 def test_steady_traffic_has_its_rate_however_long_it_has_been_watched(seconds):
     log, now = steady(seconds)
     an_hour, a_month = log.an_hour(now), log.a_month(now)
-    assert an_hour.traffic == pytest.approx((3600, 7200, 360), rel=0.1)
-    assert a_month.traffic == pytest.approx((720 * 3600, 720 * 7200, 720 * 360), rel=0.1)
+    assert an_hour.traffic == pytest.approx((3600, 7200, 0), rel=0.1)
+    assert a_month.traffic == pytest.approx((720 * 3600, 720 * 7200, 0), rel=0.1)
     assert an_hour.seconds == pytest.approx(min(seconds, HOUR_S), abs=1.01 * HOUR_S)
     assert a_month.seconds == seconds
+
+
+def test_an_update_of_the_last_minute_is_not_taken_for_one_every_minute():
+    log = TrafficLog([Span(NOON, Traffic(6_000, 4_001_000, 4_280_000))])
+    assert log.an_hour(NOON + 60).traffic == Traffic(360_000, 4_001_000, 4_001_000)
+    long_ago = TrafficLog([Span(NOON - HOUR_S, Traffic(6_000, 12_000, 9_000))])
+    assert long_ago.an_hour(NOON + HOUR_S / 2).traffic == Traffic(4_000, 8_000, 6_000)
 
 
 def test_an_hour_forgets_what_a_month_remembers():
