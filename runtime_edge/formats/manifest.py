@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from runtime_edge.errors import BundleError
 from runtime_edge.formats import strict
-from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
+from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo, bottleneck_problems
 from runtime_edge.formats.encoder.load_options import MAX_SAMPLE_RATE, LoadOptions
 from runtime_edge.formats.encoder.log_mel_info import LogMelInfo
 from runtime_edge.formats.encoder.parts import (
@@ -385,12 +385,9 @@ def check_consistent(manifest: Manifest, source: str) -> None:
     for name, parity in info.parity.items():
         if len(parity.cuts) != len(info.cuts) or any("float32" not in cut.wire for cut in parity.cuts):
             raise BundleError(f"{source}: parity.{name}.cuts needs one entry for each cut, float32 in its wire")
-    if len({found.cut for found in info.bottlenecks}) != len(info.bottlenecks):
-        raise BundleError(f"{source}: bottlenecks: a cut has two")
     variants = manifest.components[info.blocks[0]].variants
-    for bottleneck in info.bottlenecks:
-        for problem in bottleneck.problems([cut.name for cut in info.cuts], variants):
-            raise BundleError(f"{source}: bottlenecks: {bottleneck.cut}: {problem}")
+    for problem in bottleneck_problems(info.bottlenecks, [cut.name for cut in info.cuts], variants):
+        raise BundleError(f"{source}: bottlenecks: {problem}")
     for name, cost in info.targets.items():
         for field in ("block_ms", "block_mj", "block_peak_bytes"):
             if len(getattr(cost, field)) != len(info.blocks):

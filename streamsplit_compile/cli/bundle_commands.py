@@ -16,7 +16,7 @@ from runtime_edge.inference.bottleneck import self_test as self_tested
 from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle.bundle_summary import bundle_summary, parity_summary
 from streamsplit_compile.bundle.calibrate import calibration_set_for, collect_activations
-from streamsplit_compile.bundle.compiler import bundle_variants, changed_blocks
+from streamsplit_compile.bundle.compiler import bundle_variants
 from streamsplit_compile.bundle.digests import weights_digest
 from streamsplit_compile.bundle.parity import FP32_LIMIT, Prover, shortfalls
 from streamsplit_compile.cli.bundle_tables import print_cuts, print_parity
@@ -144,41 +144,30 @@ def _parity(bundle: Bundle, encoder: LoadedEncoder, calibrate: Path | None, step
 @click.argument("new", type=PathParam())
 @json_option
 def diff(old: Path, new: Path, as_json: bool) -> None:
-    """Show which blocks changed between two bundles and what a device has to fetch.
+    """Show which blocks and bottlenecks changed between two bundles and what a device has to fetch.
 
     Example: ssc diff bundle-1/ bundle-2/
     """
     before, after = open_bundle(old), open_bundle(new)
     rows: list[dict[str, Any]] = []
-    for block in changed_blocks(before.manifest, after.manifest):
-        for name, variant in after.manifest.components[block].variants.items():
-            data = after.read(variant.executor_info.ssc.file)
-            rows.append(
-                {
-                    "block": block,
-                    "variant": name,
-                    "bytes": len(data),
-                    "patch": _patch(before, block, name, data),
-                }
-            )
+    there = before.manifest.assets()
+    for variant in after.manifest.variants:
+        known = before.manifest.device_files(variant) if variant in before.manifest.variants else {}
+        for name, (file, _) in after.manifest.device_files(variant).items():
+            if file not in there:
+                earlier, _ = known.get(name, (None, 0))
+                data = after.read(file)
+                patch = len(data) if earlier is None else len(make_patch(before.read(earlier), data))
+                rows.append({"block": name, "variant": variant, "bytes": len(data), "patch": min(patch, len(data))})
     total, patches = sum(row["bytes"] for row in rows), sum(row["patch"] for row in rows)
     if as_json:
         print_json({"changed": rows, "bytes": total, "patch_bytes": patches})
         return
     print_table(
         f"{old} -> {new}: {len(rows)} files change, {size(total)} in full, {size(patches)} as patches",
-        ["block", "variant", "bytes", "patch"],
+        ["file", "variant", "bytes", "patch"],
         [[row["block"], row["variant"], size(row["bytes"]), size(row["patch"])] for row in rows],
     )
-
-
-def _patch(before: Bundle, block: str, variant: str, data: bytes) -> int:
-    """Bytes of a patch against the old file, or of the file where that is smaller."""
-    component = before.manifest.components.get(block)
-    if component is None or variant not in component.variants:
-        return len(data)
-    old = before.read(component.variants[variant].executor_info.ssc.file)
-    return min(len(make_patch(old, data)), len(data))
 
 
 @click.group()

@@ -91,3 +91,14 @@ class BottleneckInfo(Part, frozen=True, kw_only=True):
         for name in variants:
             if len(self.self_test.get(name, b"")) != 4 * channels:
                 yield f"self_test.{name}: {channels} float32 values are needed"
+
+
+def bottleneck_problems(
+    found: Sequence[BottleneckInfo], cuts: Sequence[str], variants: Collection[str]
+) -> Iterator[str]:
+    """What does not fit the cuts and variants of a bundle."""
+    if len({info.cut for info in found}) != len(found):
+        yield "a cut has two"
+    for info in found:
+        for problem in info.problems(cuts, variants):
+            yield f"{info.cut}: {problem}"

@@ -8,6 +8,8 @@ from streamsplit_compile.bottleneck.block import Layout
 from streamsplit_compile.bottleneck.pca import fit_pca, with_step
 from streamsplit_compile.bottleneck.training import Trainer, TrainingSet, widened
 
+pytestmark = pytest.mark.integration
+
 LAYOUT = Layout((1, 6, 4, 4), 1, (1, 1))
 WIDTHS = [1, 2, 6]
 

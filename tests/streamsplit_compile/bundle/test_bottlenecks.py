@@ -29,6 +29,8 @@ from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import cuts_of
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):

@@ -106,9 +106,14 @@ def test_bottlenecks_are_shown_by_width_with_what_they_cost_and_keep(tiny_file, 
     told = capsys.readouterr().out
     main(["inspect", str(tmp_path / "bundle"), "--json"])
     (bottleneck,) = json.loads(capsys.readouterr().out)["bottlenecks"]
+    main([*compiling, "-o", str(tmp_path / "other"), "--calibrate", str(tmp_path / "recordings"), "--seed", "1"])
+    capsys.readouterr()
+    main(["diff", str(tmp_path / "bundle"), str(tmp_path / "other"), "--json"])
+    changed = {row["block"] for row in json.loads(capsys.readouterr().out)["changed"]}
 
     assert "bottlenecks, closed form: payloads and embeddings" in told
     assert bottleneck["cut"] == "down"
+    assert changed == {"down: bottleneck", "down: coding tables"}
     for width in bottleneck["widths"]:
         assert f"{width['wire']['onnx-fp32']['cosine_median']:.4f}" in told
 
