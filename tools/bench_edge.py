@@ -105,13 +105,23 @@ def _sizes(section: Section, environments: dict[str, Path]) -> None:
     section.detail("torch alone, du -m", f"{torch_mb():.0f}")
 
 
-def compiled(work: Path, name: str, cuts: str = "auto", formats: Sequence[Format] = ("onnx", "tflite")) -> Bundle:
-    """A fresh registered encoder below `work`, as `encoder.pt` with its bundle beside it."""
+def compiled(
+    work: Path,
+    name: str,
+    cuts: str = "auto",
+    formats: Sequence[Format] = ("onnx", "tflite"),
+    calibrate: Path | None = None,
+) -> Bundle:
+    """A fresh registered encoder below `work`, as `encoder.pt` with its bundle beside it; with recordings to calibrate
+    on its cuts have bottlenecks.
+    """
     directory = work / f"{name}-{cuts}"
     directory.mkdir()
     module, config = new_encoder(name)
     save_checkpoint(name, config, module, directory / "encoder.pt")
     options = CompileOptions([load_target("x86-64")], cuts, calibration_windows=4, formats=formats)
+    if calibrate is not None:
+        options = CompileOptions([load_target("x86-64")], cuts, calibrate=calibrate, formats=formats)
     compile_encoder(load_encoder(directory / "encoder.pt"), options, directory / "bundle")
     return open_bundle(directory / "bundle")
 

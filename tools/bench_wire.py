@@ -1,6 +1,6 @@
 """What crosses a device's interface: bytes beyond payload and embedding, both ways, in each way of sending.
 
-    python -m tools.bench_wire [--quick] [--seconds 120] [--only prompt,packed,kept,hour] [--no-publish]
+    python -m tools.bench_wire [--quick] [--seconds 120] [--only prompt,packed] [--no-publish]
 
 A real device, server and broker, with credentials, in two network namespaces joined by a cable (Linux, root). Bytes are
 the kernel's counts of the device's interface: every header from Ethernet upwards, acknowledgements of TCP, heartbeats
@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import soundfile
@@ -70,6 +70,9 @@ MODES = (
     Mode("packed", ("--deadline-ms", "2000"), (120, 110)),
     Mode("kept", ("--min-cut", LOCAL), (30, 30), ships=False),
 )
+
+ARMS = ("prompt", "prompt_plain", "packed", "packed_plain", "kept", "hour")
+"""Those of a cut's bottleneck, and `plain` those of its activation in int8."""
 
 
 @dataclass
@@ -233,39 +236,50 @@ class WireBench:
         )
 
 
-def shipped_cut(bundle: Bundle) -> str:
-    """The cut, before the embedding, with the smallest payload."""
+def widest(bundle: Bundle, cut: str) -> str:
+    """The action that ships the most channels of a cut's bottleneck."""
+    return max(
+        (action for action in bundle.table(TARGET).costs if action.cut == cut), key=lambda action: action.width
+    ).name
+
+
+def smallest_cut(bundle: Bundle) -> str:
+    """The cut, before the embedding, whose activation is smallest in int8."""
     cuts = bundle.manifest.info.cuts[1:-1]
     return min(cuts, key=lambda cut: cut.bytes.get("int8", 1 << 40)).name
 
 
 async def _measure(work: Path, seconds: float, hour_s: float, only: Sequence[str], audio: Path | None) -> Section:
     section = Section("lean", "The wire", f"python -m tools.bench_wire --seconds {seconds:g}", part="wire")
-    source = work / "sound.wav"
-    soundfile.write(source, soundscape(60.0, 16_000, seed=0), 16_000, subtype="PCM_16")
-    bundle = compiled(work, ENCODER, formats=("onnx",))
-    cut = shipped_cut(bundle)
-    modes = [mode for mode in MODES if mode.name in only]
-    if modes:
-        async with WireBench(work / "modes", bundle, [mode.name for mode in modes], "--no-training") as bench:
-            for mode in modes:
-                table = always(bundle.table(TARGET), cut)
-                _add(section, mode, await bench.measure(mode.name, source, seconds, mode.options, table))
+    source = work / "sound" / "sound.wav"
+    source.parent.mkdir()
+    soundfile.write(source, soundscape(240.0, 16_000, seed=0), 16_000, subtype="PCM_16")
+    bundle = compiled(work, ENCODER, formats=("onnx",), calibrate=source.parent)
+    plain = smallest_cut(bundle)
+    arms = [(mode, widest(bundle, plain)) for mode in MODES]
+    arms += [(replace(mode, name=f"{mode.name}_plain"), plain) for mode in MODES if mode.ships]
+    arms = [(mode, action) for mode, action in arms if mode.name in only]
+    if arms:
+        async with WireBench(work / "modes", bundle, [mode.name for mode, _ in arms], "--no-training") as bench:
+            for mode, action in arms:
+                table = always(bundle.table(TARGET), action)
+                _add(section, mode, action, await bench.measure(mode.name, source, seconds, mode.options, table))
     if "hour" in only:
         async with WireBench(work / "hour", bundle, ["hour"]) as bench:
             hour = await bench.measure("hour", audio or source, hour_s, ())
         what = f"all that comes down to a default device of a default server, MB an hour ({hour.seconds:.0f} s)"
         section.add("down_mb_hour", hour.down_mb_hour, "at most 2", what)
         _detail(section, "default", hour)
-    section.detail("cut, payload of a window", cut)
     return section
 
 
-def _add(section: Section, mode: Mode, measured: Measured) -> None:
+def _add(section: Section, mode: Mode, action: str, measured: Measured) -> None:
     up, down = mode.goals
     if mode.ships:
-        section.add(f"wire_up.{mode.name}", measured.up, f"at most {up:g}", "bytes a window beyond the payload")
-        section.add(f"wire_down.{mode.name}", measured.down, f"at most {down:g}", "bytes a window beyond the embedding")
+        told = f"bytes a window beyond the payload, {action}"
+        section.add(f"wire_up.{mode.name}", measured.up, f"at most {up:g}", told)
+        told = f"bytes a window beyond the embedding, {action}"
+        section.add(f"wire_down.{mode.name}", measured.down, f"at most {down:g}", told)
     else:
         section.add(f"wire_up.{mode.name}", measured.up, "", "bytes a window that is not shipped")
         section.add(f"wire_down.{mode.name}", measured.down, "", "the same, downwards")
@@ -305,7 +319,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="half a minute each")
     parser.add_argument("--seconds", type=float, help="of each measurement [default: 240, with --quick 30]")
     parser.add_argument("--hour", type=float, help="seconds of the hour [default: 3600, with --quick 120]")
-    parser.add_argument("--only", default="prompt,packed,kept,hour", help="which of prompt, packed, kept, hour")
+    parser.add_argument("--only", default=",".join(ARMS), help=f"which of {', '.join(ARMS)}")
     parser.add_argument("--audio", type=Path, default=os.environ.get(_AUDIO), help="recordings for the hour")
     parser.add_argument("--no-publish", action="store_true", help="print only")
     options = parser.parse_args(arguments)

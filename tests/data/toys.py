@@ -19,6 +19,9 @@ class Residual(nn.Module):
         return self.relu(self.bn(self.conv(x)) + x)
 
 
+_WEIGHTS = {}
+
+
 class Tiny(nn.Module):
     """Waveform (batch, 1024) at 4 kHz -> unit embedding (batch, 6), in a millisecond."""
 
@@ -36,6 +39,9 @@ class Tiny(nn.Module):
             for norm in (self.stem[1], self.down[1], self.residual.bn):
                 norm.running_mean.normal_(0, 0.1)
                 norm.running_var.uniform_(0.5, 2.0)
+        # Another thread may draw from the same generator meanwhile: within a process the first weights hold.
+        first = {name: value.clone() for name, value in self.state_dict().items()}
+        self.load_state_dict(_WEIGHTS.setdefault((type(self), seed), first))
         self.eval()
 
     def forward(self, waveform):
