@@ -42,6 +42,8 @@ class DirectClient(AnyAddressClient):
         super().__init__()
         self._on_message = on_message
         self._socket: asyncio.Transport | None = None
+        self._connection: Any = None
+        """The transport's socket, kept because TLS lets go of it before it says that the connection has ended."""
         self._sorter: InboxSorter | None = None
         self._own_bytes, self._passed = 0, Passed(0, 0)
         self.by_kernel = False
@@ -53,6 +55,7 @@ class DirectClient(AnyAddressClient):
         await super().connect(*arguments, **options)
         self._socket = self._transport._io_writer.transport  # type: ignore[union-attr]
         self.inbox = self._fixed_inbox or self.new_inbox()
+        self._connection = self._socket.get_extra_info("socket")
         # Nothing is subscribed to yet, so no message has come in part.
         behind = cast(asyncio.Protocol, self._socket.get_protocol())
         self._sorter = InboxSorter(behind, self.inbox, self._on_message, self._acknowledge_later, self.passed)
@@ -60,7 +63,7 @@ class DirectClient(AnyAddressClient):
 
     def passed(self) -> Passed:
         """What this connection has sent and received: by the kernel's count, or else its own, without any header."""
-        counted = None if self._socket is None else tcp_info.passed(self._socket.get_extra_info("socket"))
+        counted = None if self._connection is None else tcp_info.passed(self._connection)
         if counted is not None:
             self._passed, self.by_kernel = counted, True
         elif self._sorter is not None and not self.by_kernel:
@@ -72,10 +75,9 @@ class DirectClient(AnyAddressClient):
 
         The kernel forgets it again, so it is said at every read. Only Linux can.
         """
-        connection: Any = self._socket and self._socket.get_extra_info("socket")
-        if connection is not None and hasattr(socket, "TCP_QUICKACK"):
+        if self._connection is not None and hasattr(socket, "TCP_QUICKACK"):
             with contextlib.suppress(OSError):
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+                self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
 
     def write_message(self, subject: str, payload: bytes, reply: str = "", headers: Headers | None = None) -> None:
         """`publish`, but on its way when this returns: in a packet of its own unless the link is behind.
@@ -166,8 +168,10 @@ class InboxSorter(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
-        self._on_lost()
-        self._behind.connection_lost(exc)
+        try:
+            self._on_lost()
+        finally:
+            self._behind.connection_lost(exc)
 
     def pause_writing(self) -> None:
         """See asyncio."""
