@@ -30,8 +30,8 @@ from runtime_edge.formats.strict import decode
 _PIECE_PATIENCE_S = 60.0
 _MAX_INFO_BYTES = 64 << 10
 _BRISK_S, _MOST_PIECES = 0.5, 16
-RECHECK_S = 300.0
-"""How often a followed key is read again although no news of it came."""
+RECHECK_S = 1200.0
+"""How often a followed key is read again although no news of it came. It is read whole: a table is some 20 kB."""
 
 
 class ObjectInfo(msgspec.Struct):
