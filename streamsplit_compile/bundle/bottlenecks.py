@@ -6,6 +6,7 @@ manifest = keep_bottlenecks(root, base, manifest, variants, reference)     with 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -229,15 +230,27 @@ def fit(
     block = _coarsest(block, deviation or 1.0, data)
     if not steps:
         return block
-    for segment in data.suffix:
-        segment.requires_grad_(False)
     # Copies, which autograd may save: what was made in inference mode is none.
     suffix = TrainingSet(
         data.activations.clone(), data.embeddings.clone(), lambda value: run_segments(data.suffix, value)
     )
     trainer = Trainer(block, suffix, widths or widths_of(block), steps, seed)
     key = hashlib.sha256(block.to_bytes() + f"{steps} {seed} {widths} {len(data.activations)}".encode()).hexdigest()
-    return trainer.run(checkpoints / f"{key[:16]}.pt", progress)
+    with _frozen(data.suffix):
+        return trainer.run(checkpoints / f"{key[:16]}.pt", progress)
+
+
+@contextlib.contextmanager
+def _frozen(segments: Segments) -> Iterator[None]:
+    """Without gradients of these weights: they are the encoder's own, which goes on to be trained."""
+    trained = [value for segment in segments for value in segment.parameters() if value.requires_grad]
+    for value in trained:
+        value.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for value in trained:
+            value.requires_grad_(True)
 
 
 def _coarsest(block: Bottleneck, deviation: float, data: Fitted) -> Bottleneck:

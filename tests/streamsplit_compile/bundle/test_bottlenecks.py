@@ -20,14 +20,12 @@ from runtime_edge.inference.bottleneck import self_test
 from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.policy.splitter import Splitter
-from runtime_server.suffix.generations import Generations
+from runtime_server.suffix.generations import Generations, cut_model
 from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import CompileOptions, bundle_variants, compile_encoder, recompile
 from streamsplit_compile.bundle.measure import Reference
 from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_compile.cost.targets import load_target
-from streamsplit_compile.encoder.segment import split
-from streamsplit_compile.encoder.selection import cuts_of
 
 pytestmark = pytest.mark.integration
 
@@ -165,30 +163,23 @@ def test_a_splitter_chooses_only_widths_that_the_bundle_has(bundle):
 
 
 def test_new_weights_keep_what_still_holds_and_withdraw_the_rest(bundle, tiny_encoder, options, windows, tmp_path):
-    graph = tiny_encoder.graph
     calibration = calibration_set_for(bundle.manifest.info, options.calibrate)
 
     def released(tensors, name):
-        module = graph.module
-        module.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in tensors.items()})
-        segments = split(graph, cuts_of(graph.candidates, bundle.manifest, "bundle"))
-        reference = Reference(segments, calibration.unseen)
+        reference = Reference(cut_model(tiny_encoder.graph, bundle, tensors).segments, calibration.unseen)
         return recompile(
             bundle, tensors, tmp_path / name, generation=2, windows=calibration.windows, reference=reference
         ).manifest
 
     before = tiny_encoder.tensors
-    try:
-        same = released(before, "same")
-        other = released({**before, "head.weight": np.ascontiguousarray(before["head.weight"][::-1])}, "other")
-        # Other channels, and embeddings around 0, which tell every difference.
-        whole = Tiny()
-        with torch.no_grad():
-            middle = whole.residual(whole.down(whole.stem(torch.from_numpy(windows)[:, None]))).mean((0, 2)).numpy()
-        stem = np.ascontiguousarray(before["stem.0.weight"][::-1])
-        turned = released({**before, "stem.0.weight": stem, "head.bias": -before["head.weight"] @ middle}, "turned")
-    finally:
-        graph.module.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in before.items()})
+    same = released(before, "same")
+    other = released({**before, "head.weight": np.ascontiguousarray(before["head.weight"][::-1])}, "other")
+    # Other channels, and embeddings around 0, which tell every difference.
+    whole = Tiny()
+    with torch.no_grad():
+        middle = whole.residual(whole.down(whole.stem(torch.from_numpy(windows)[:, None]))).mean((0, 2)).numpy()
+    stem = np.ascontiguousarray(before["stem.0.weight"][::-1])
+    turned = released({**before, "stem.0.weight": stem, "head.bias": -before["head.weight"] @ middle}, "turned")
 
     assert same.widths == bundle.manifest.widths
     assert [info.files for info in other.info.bottlenecks] == [info.files for info in bundle.manifest.info.bottlenecks]
@@ -225,6 +216,7 @@ def test_trained_ones_say_so_and_leave_no_checkpoints(tiny_encoder, options, tmp
     )
 
     assert {(info.fitted_by, info.steps) for info in trained.manifest.info.bottlenecks} == {("training", 3)}
+    assert all(value.requires_grad for value in tiny_encoder.graph.module.parameters()), "it can go on learning"
     assert {path.name for path in tmp_path.iterdir()} == {"b", "b.html"}
 
 
