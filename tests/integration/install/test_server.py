@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import harness
@@ -112,7 +113,9 @@ def test_the_page_on_events_lets_in_a_device_and_a_phone(toy_terminal):
         terminal.types("ssc server device add pi-1 --state server/ -o pi-1.creds")
         said = terminal.types("ssc server device add phone --reader --state server/")
         (password,) = re.findall(r"password (\S+)", said)
-        test_events.Phone(mqtt, username="phone", password=password).close()
+        phone = test_events.Phone(mqtt, username="phone", password=password)
+        phone.close()
+        assert "pi-1" in terminal.types("ssc server device list --state server/")
 
 
 @pytest.mark.skipif("SSC_TEST_WEIGHTS" not in os.environ, reason="SSC_TEST_WEIGHTS names no directory of weights")
@@ -134,7 +137,10 @@ def test_credentials_are_given_and_taken_back(terminal):
 
 
 def test_a_broker_runs_by_itself(terminal):
-    with terminal.running(
-        "ssc server broker --state server/ --port 4222", "nats://", "", {"--port 4222": f"--port {terminal.port}"}
+    with (
+        terminal.running(
+            "ssc server broker --state server/ --port 4222", "nats://", "", {"--port 4222": f"--port {terminal.port}"}
+        ),
+        socket.create_connection(("127.0.0.1", terminal.port), timeout=10) as client,
     ):
-        pass
+        assert client.recv(5) == b"INFO "

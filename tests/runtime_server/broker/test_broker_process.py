@@ -114,6 +114,7 @@ def test_a_dead_broker_is_started_again(tmp_path, free_port):
         os.kill(old, signal.SIGKILL)
         await eventually(lambda: pid_of(broker) != old)
         client = await nats.connect(broker.url)
+        assert client.is_connected
         await client.close()
         keeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
