@@ -21,10 +21,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from runtime_edge.formats.codec import channel_axis
-from runtime_edge.formats.latent_codec import LatentCodec, coding_tables, quantise
+from runtime_edge.formats.latent_codec import LatentCodec, quantise
 from runtime_edge.formats.manifest import Cut, Int8Scale
 from runtime_server.lab.clips import load_clips
 from streamsplit_compile.bottleneck.block import Bottleneck, layout_of
+from streamsplit_compile.bottleneck.coding import coding_tables
 from streamsplit_compile.bundle.bottlenecks import Fitted, fit, widths_of
 from streamsplit_compile.encoder.encoders import load_encoder
 from streamsplit_compile.encoder.segment import run_segments, split

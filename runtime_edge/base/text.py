@@ -1,7 +1,9 @@
-"""Text from others, made safe for a header, a log and a terminal."""
+"""Text for people: that of others made safe for a header, a log and a terminal; sizes, times and dates."""
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 import os
 import re
 from pathlib import Path
@@ -25,3 +27,28 @@ def shown(name: Path | str) -> str:
 def without_password(url: str) -> str:
     """An address as it may be shown and stored: without the user's name, password or token in it."""
     return re.sub(r"(^|//)(?:(?!//).)*@", r"\1***@", url)
+
+
+def size(count: float) -> str:
+    """Bytes."""
+    for unit in ("B", "kB", "MB"):
+        if abs(count) < 999.95 or (unit == "B" and abs(count) < 999.5):
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there are two."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def moment(at: float) -> str:
+    """A time since the epoch by the local clock, to the minute and never too early; `never` when it is infinite."""
+    if not math.isfinite(at):
+        return "never"
+    whole = dt.datetime.fromtimestamp(math.ceil(at / 60) * 60).astimezone()
+    return whole.strftime("%Y-%m-%d %H:%M")

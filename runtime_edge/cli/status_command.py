@@ -12,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-from runtime_edge.base.traffic.told import amount, moment, sentence
+from runtime_edge.base.text import moment, size
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import CheckFailed
 from runtime_edge.service.status import DeviceStatus, acknowledged, problems, read_status
@@ -107,8 +107,8 @@ def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
 def _traffic(traffic: TrafficStatus) -> dict[str, str]:
     """What passes the interface, and what may yet."""
     rows = {
-        "an hour": sentence(traffic.hour),
-        "a month": sentence(traffic.month),
+        "an hour": str(traffic.hour),
+        "a month": str(traffic.month),
     }
     if traffic.counted_by:
         rows["counted"] = f"by {traffic.counted_by}"
@@ -124,7 +124,7 @@ def _traffic(traffic: TrafficStatus) -> dict[str, str]:
 
 
 def _left(budget: BudgetStatus) -> str:
-    what = f"{amount(budget.left_bytes)} left" if budget.left_bytes >= 0 else f"{amount(-budget.left_bytes)} owed"
+    what = f"{size(budget.left_bytes)} left" if budget.left_bytes >= 0 else f"{size(-budget.left_bytes)} owed"
     return f"{what}, {budget.mb_per_day:g} MB a day"
 
 

@@ -119,9 +119,8 @@ class WindowRunner:
             extra=self._surroundings.now(),
         )
         if not self._ships or self._config.min_cut == LOCAL:
-            decision = decision._replace(
-                cut=LOCAL, explored=False, width=0
-            )  # nobody to ship to, or nothing may be shipped
+            # Nobody to ship to, or nothing may be shipped.
+            decision = decision._replace(cut=LOCAL, explored=False, width=0)
         accounting.explorations += decision.explored
         started = time.monotonic()
         index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)

@@ -101,26 +101,3 @@ class LatentCodec:
 def quantise(latent: Array) -> npt.NDArray[np.int8]:
     """Whole numbers of 8 bits, of the same shape; NaN becomes 0."""
     return np.rint(np.clip(np.nan_to_num(latent), -128, 127)).astype(np.int8)
-
-
-def coding_tables(values: npt.NDArray[np.int8]) -> bytes:
-    """Tables for latents (windows, channels, rows, columns) like these.
-
-    How often each value occurs, and between and beyond those that occur a geometric law of the same mean magnitude,
-    which weighs as much as `_PRIOR` values: what has not occurred yet must not cost too much.
-    """
-    steps = np.arange(SYMBOLS) - SYMBOLS // 2
-    tables = []
-    for channel in np.moveaxis(values, 1, 0).reshape(values.shape[1], -1):
-        centre = int(np.median(channel))
-        ratio = (spread := np.abs(channel - float(centre)).mean() + 0.05) / (1 + spread)
-        law = np.maximum(ratio ** np.abs(steps - centre), 1e-6)
-        counts = np.bincount(channel.astype(np.int64) + SYMBOLS // 2, minlength=SYMBOLS) + _PRIOR * law / law.sum()
-        exact = counts / counts.sum() * (TOTAL - SYMBOLS)
-        frequencies = 1 + np.floor(exact).astype(np.int64)
-        frequencies[np.argsort(exact % 1)[::-1][: TOTAL - frequencies.sum()]] += 1
-        tables.append(frequencies)
-    return np.stack(tables).astype("<u2").tobytes()
-
-
-_PRIOR = 200.0

@@ -14,7 +14,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.wire import encode_frame
-from runtime_edge.inference.bottleneck import LoadedBottleneck, bottlenecks_there
+from runtime_edge.inference.bottleneck import LoadedBottleneck, load_bottlenecks, self_test
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
 
@@ -67,7 +67,7 @@ class Engine:
             *[encoding] * (len(self.cuts) - 2),
             "float32" if encoding == "float32" else "float16",
         ]
-        self._bottlenecks: dict[int, LoadedBottleneck] = {}
+        self._bottlenecks: dict[str, LoadedBottleneck] = {}
         self._codecs = [CutCodec(cut, name) for cut, name in zip(self.cuts, names, strict=True)]
         self._stream = stream
 
@@ -83,10 +83,8 @@ class Engine:
 
     def ready(self) -> float:
         """Self-test, which loads every block and bottleneck; returns the largest error. Raises SelfTestError."""
-        error = self.prefix.self_test()
-        for bottleneck in bottlenecks_there(self.prefix):
-            self._bottleneck(self.cut_names.index(bottleneck.cut)).self_test(self.prefix.variant)
-        return error
+        self._bottlenecks = load_bottlenecks(self.prefix)
+        return self_test(self.prefix, self._bottlenecks)
 
     def run(
         self,
@@ -132,8 +130,9 @@ class Engine:
 
     def _bottleneck(self, cut: int) -> LoadedBottleneck:
         """That of a cut which has one, loaded."""
-        if cut not in self._bottlenecks:
-            info = self.bundle.manifest.bottleneck(self.cut_names[cut])
+        name = self.cut_names[cut]
+        if name not in self._bottlenecks:
+            info = self.bundle.manifest.bottleneck(name)
             assert info is not None, "the splitter chooses widths that there are"
-            self._bottlenecks[cut] = LoadedBottleneck(self.prefix, info)
-        return self._bottlenecks[cut]
+            self._bottlenecks[name] = LoadedBottleneck(self.prefix, info)
+        return self._bottlenecks[name]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from runtime_edge.base.traffic.told import moment
+from runtime_edge.base.text import moment
 from runtime_edge.errors import SpoolError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.report import VERSION

@@ -21,8 +21,8 @@ import msgspec
 from msgspec import Meta
 
 from runtime_edge.base.checked_files import read_checked, write_checked
+from runtime_edge.base.text import moment, size
 from runtime_edge.base.traffic.budget import DAY_S, DAYS, Budget, on_the_way
-from runtime_edge.base.traffic.told import amount, moment
 from runtime_edge.base.traffic.traffic_log import Rate, Span, Traffic, TrafficLog
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import FormatError, WaitsForBudget
@@ -135,14 +135,14 @@ class Budgets:
             if math.isinf(wait_s):
                 least = math.ceil(10 * count / DAYS / 1e6) / 10
                 raise WaitsForBudget(
-                    f"{amount(count)} are more than {DAYS} days of --{name} {budget.per_day / 1e6:g}: make it at least "
+                    f"{size(count)} are more than {DAYS} days of --{name} {budget.per_day / 1e6:g}: make it at least "
                     f"{least:g}, or bring the bundle here by `ssc edge install`",
                     until,
                 )
-            what = f"{amount(count)} wait" if count else "an update waits"
+            what = f"{size(count)} wait" if count else "an update waits"
             raise WaitsForBudget(
                 f"{what} until {moment(until)}: of --{name} {budget.per_day / 1e6:g} are left "
-                f"{amount(max(0.0, budget.left))}",
+                f"{size(max(0.0, budget.left))}",
                 until,
             )
 

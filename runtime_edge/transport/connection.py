@@ -87,8 +87,10 @@ class Connection:
         self._fetches, self._fetched_at = 0, -math.inf
         self._before, self._updates = Traffic(), 0
         """Of earlier connections; of updates."""
-        self.trouble, self.held, self.withheld = "not connected yet", "", 0
-        """Why there is no connection, and why nothing is sent; both empty while all is well."""
+        self.trouble = "not connected yet"
+        """Why there is no connection; empty while there is one."""
+        self.held, self.withheld = "", 0
+        """See the protocol."""
 
     @property
     def bad_replies(self) -> int:
@@ -98,7 +100,11 @@ class Connection:
     @property
     def connected(self) -> bool:
         """Whether frames can be published now, and their answers received, and nothing is held."""
-        return not self.trouble and not self.held and self._client.is_connected
+        return not self.held and self._has_broker
+
+    @property
+    def _has_broker(self) -> bool:
+        return not self.trouble and self._client.is_connected
 
     @property
     def since_fetch_s(self) -> float:
@@ -368,9 +374,7 @@ class Connection:
         pause_s = 1.0
         while True:
             try:
-                if (
-                    self.trouble or not self._client.is_connected
-                ):  # the library would begin a subscription that nothing ends
+                if not self._has_broker:  # the library would begin a subscription that nothing ends
                     raise nats.errors.ConnectionClosedError
                 values = direct_get.news(self._client, bucket, key, self._random, self._recheck_s)
                 async with contextlib.aclosing(values) as news:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from runtime_edge.base.files import write_atomic
-from runtime_edge.base.text import printable
+from runtime_edge.base.text import printable, size
 from runtime_edge.errors import FrameError
 from runtime_edge.formats.credentials import Address
 from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame
@@ -17,7 +17,7 @@ from runtime_server.cli.server_options import broker_option
 from runtime_server.ingest import dead_letters
 from runtime_server.ingest.dead_letters import DeadLetter
 from streamsplit_compile.cli.options import PathParam, json_option
-from streamsplit_compile.cli.printing import print_json, print_table, size
+from streamsplit_compile.cli.printing import print_json, print_table
 
 _Result = TypeVar("_Result")
 

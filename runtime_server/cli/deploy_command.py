@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from runtime_edge.base.text import size
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.credentials import Address
@@ -14,7 +15,7 @@ from runtime_server.cli.ask import ask
 from runtime_server.cli.server_access import check_signed, signing_key
 from runtime_server.cli.server_options import server_option
 from streamsplit_compile.cli.options import bundle_argument, json_option, key_option
-from streamsplit_compile.cli.printing import print_json, size
+from streamsplit_compile.cli.printing import print_json
 
 
 @click.command()

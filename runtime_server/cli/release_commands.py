@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from runtime_edge.base.text import size
 from runtime_edge.formats.credentials import Address
 from runtime_server.cli.ask import ask
 from runtime_server.cli.server_options import broker_option
@@ -15,7 +16,7 @@ from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.releases.rollout import RolloutConfig
 from runtime_server.releases.rollout_service import RolloutAction, request
 from streamsplit_compile.cli.options import PathParam, json_option, together
-from streamsplit_compile.cli.printing import print_json, print_table, size
+from streamsplit_compile.cli.printing import print_json, print_table
 
 release_options = together(
     click.option("--release-steps", default=50, show_default=True, type=click.IntRange(1), help="Steps between tries."),

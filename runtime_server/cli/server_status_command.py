@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from runtime_edge.base.text import printable
+from runtime_edge.base.text import duration, printable, size
 from runtime_edge.errors import LinkError
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub, LastReports
@@ -14,7 +14,7 @@ from runtime_server.cli import traffic_lines
 from runtime_server.cli.ask import ask
 from runtime_server.cli.server_options import broker_option
 from streamsplit_compile.cli.options import json_option
-from streamsplit_compile.cli.printing import print_json, print_table, size
+from streamsplit_compile.cli.printing import print_json, print_table
 
 _SHOWN_RELEASES = 3
 _SHOWN_UNREADABLE = 5
@@ -69,7 +69,7 @@ def server_lines(own: dict[str, Any]) -> list[str]:
     loss = own["losses"][-1].get("total") if own["losses"] else None
     lines = [
         *(f"trouble: {trouble}" for trouble in own.get("troubles", [])),
-        f"{own['encoder']}, generation {own['generation']}, up {_duration(own['uptime_s'])}",
+        f"{own['encoder']}, generation {own['generation']}, up {duration(own['uptime_s'])}",
         f"{sum(own['windows'].values())} windows arrived"
         + "".join(f", {count} {name.replace('_', ' ')}" for name, count in odd.items()),
         f"{own['training_steps']} training steps" + ("" if loss is None else f", loss {loss:.3f}"),
@@ -88,7 +88,7 @@ def server_lines(own: dict[str, Any]) -> list[str]:
         lines.append(f"damaged lines of the ledger's journals: {damaged}; as many windows may be counted twice")
     for rank in own.get("ranks", []):
         well = (
-            "does not answer" if rank.get("missing") else f"{rank['windows']} windows, up {_duration(rank['uptime_s'])}"
+            "does not answer" if rank.get("missing") else f"{rank['windows']} windows, up {duration(rank['uptime_s'])}"
         )
         lines.append(f"rank {rank['rank']}: {well}")
     if unreadable := own["rollout"].get("unreadable_reports"):
@@ -117,16 +117,9 @@ def device_row(name: str, report: dict[str, Any], arrived: int) -> list[str]:
         str(arrived),
         _text(report.get("windows_spooled")),
         size(sent) if isinstance(sent, int) and sent >= 0 else "-",
-        f"{_duration(report['seen_s'])} ago",
+        f"{duration(report['seen_s'])} ago",
     ]
 
 
 def _text(value: object) -> str:
     return printable(str("-" if value is None else value), 32)
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

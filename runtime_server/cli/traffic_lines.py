@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from runtime_edge.base.text import printable
-from runtime_edge.base.traffic.told import amount, moment, sentence
+from runtime_edge.base.text import moment, printable, size
 from runtime_server.releases.device_reports import DeviceTraffic, all_together, waiting_update
 from streamsplit_compile.cli.printing import print_table
 
@@ -23,7 +22,7 @@ def totals(reports: Reports) -> list[str]:
     both = all_together(DeviceTraffic.of(report) for report in reports.values())
     if not both.month.seconds:
         return []
-    return [f"traffic an hour: {sentence(both.hour)}", f"traffic a month: {sentence(both.month)}"]
+    return [f"traffic an hour: {both.hour}", f"traffic a month: {both.month}"]
 
 
 def as_json(reports: Reports) -> dict[str, Any]:
@@ -51,5 +50,5 @@ def show_table(reports: Reports) -> None:
     rows = []
     for name, report in sorted(reports.items()):
         traffic = DeviceTraffic.of(report)
-        rows.append([name, *map(amount, (*traffic.hour.traffic, *traffic.month.traffic))])
+        rows.append([name, *map(size, (*traffic.hour.traffic, *traffic.month.traffic))])
     print_table("Traffic of each device: bytes up, down, and of both for updates", COLUMNS, rows)

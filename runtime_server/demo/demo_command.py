@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
+from runtime_edge.base.text import size
 from runtime_server.cli import traffic_lines
 from streamsplit_compile.cli.options import PathParam, json_option
-from streamsplit_compile.cli.printing import print_json, print_table, size
+from streamsplit_compile.cli.printing import print_json, print_table
 
 
 @click.command()

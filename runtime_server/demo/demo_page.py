@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime_edge.base.files import write_atomic
-from runtime_edge.base.traffic.told import amount, duration
+from runtime_edge.base.text import duration, size
 from runtime_server.cli import traffic_lines
 from runtime_server.demo.demo_plots import draw_all
 from runtime_server.demo.demo_summary import Evidence
@@ -91,7 +91,7 @@ def _traffic(summary: dict[str, Any]) -> str:
     for name, device in summary["devices"].items():
         traffic = DeviceTraffic.of(device)
         rates = (*traffic.hour.traffic, *traffic.month.traffic)
-        rows.append([name, *map(amount, rates), duration(traffic.month.seconds)])
+        rows.append([name, *map(size, rates), duration(traffic.month.seconds)])
     head = [column.replace("\n", " ") for column in traffic_lines.COLUMNS]
     return _table([*head, "reckoned from"], rows)
 

@@ -23,6 +23,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.results import WindowResult
 from runtime_edge.formats.strict import UNREADABLE
 from runtime_edge.measure import plain_python
+from runtime_edge.service.status import read_status
 from runtime_server.broker.hub import Hub
 from runtime_server.harness.network import SERVER_ADDRESS, Network, Traffic, listener_in, socket_in
 from runtime_server.harness.pacing import Encoded, Pace
@@ -189,8 +190,8 @@ class Lab:
 
     def _update_bytes(self, name: str) -> int:
         """What a device says that tables and bundles have taken since its start."""
-        status = self.work / name / "status.json"
-        return int(msgspec.json.decode(status.read_bytes())["traffic"]["run"][2]) if status.exists() else 0
+        status = read_status(self.work / name)
+        return 0 if status is None else status.traffic.run.updates
 
     @contextlib.asynccontextmanager
     async def device(

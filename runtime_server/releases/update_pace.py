@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from runtime_edge.base.text import moment, size
 from runtime_edge.base.traffic.budget import DAYS, Budget, on_the_way
-from runtime_edge.base.traffic.told import amount, moment
 from runtime_server.releases.rollout import Rollout
 
 
@@ -48,8 +48,8 @@ class UpdatePace:
             return "", 0.0
         until = self._rollout.now() + wait_s
         if math.isinf(wait_s):
-            return f"generation {number} is not offered: {amount(count)} are more than {DAYS} days of {budget}", until
-        return f"generation {number} waits until {moment(until)}: {amount(count)} of {budget}", until
+            return f"generation {number} is not offered: {size(count)} are more than {DAYS} days of {budget}", until
+        return f"generation {number} waits until {moment(until)}: {size(count)} of {budget}", until
 
     @property
     def held(self) -> str:
@@ -60,5 +60,5 @@ class UpdatePace:
             return ""
         budget = f"the budget of {self.per_day / 1e6:g} MB a day for updates"
         if math.isinf(wait_s):
-            return f"{amount(taken[-1])}, as the last release took, are more than {DAYS} days of {budget}"
+            return f"{size(taken[-1])}, as the last release took, are more than {DAYS} days of {budget}"
         return f"the next release waits until {moment(self._rollout.now() + wait_s)} for {budget}"

@@ -25,12 +25,13 @@ from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo, Format, StoredFile, WidthInfo
 from runtime_edge.formats.encoder.parts import VariantInfo
-from runtime_edge.formats.latent_codec import LatentCodec, coding_tables, quantise
+from runtime_edge.formats.latent_codec import LatentCodec, quantise
 from runtime_edge.formats.manifest import Cut, Manifest
 from runtime_edge.inference.bottleneck import LoadedBottleneck
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.self_test import self_test_waveform
 from streamsplit_compile.bottleneck.block import Bottleneck, channels_of, layout_of, read_bottleneck
+from streamsplit_compile.bottleneck.coding import coding_tables
 from streamsplit_compile.bottleneck.lowering import lower_encoder
 from streamsplit_compile.bottleneck.pca import fit_pca, with_step
 from streamsplit_compile.bottleneck.training import Trainer, TrainingSet

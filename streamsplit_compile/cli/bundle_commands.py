@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from runtime_edge.base.text import size
 from runtime_edge.errors import BundleError, UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
@@ -28,7 +29,7 @@ from streamsplit_compile.cli.options import (
     pub_option,
     read_pub,
 )
-from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning, size
+from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
 from streamsplit_compile.cli.record_tables import print_record, record_summary
 from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
 from streamsplit_compile.encoder.segment import split

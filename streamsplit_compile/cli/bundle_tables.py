@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
+from runtime_edge.base.text import size
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import Cut, Parity
 from streamsplit_compile.bundle.bundle_summary import (
@@ -18,7 +19,7 @@ from streamsplit_compile.bundle.bundle_summary import (
 )
 from streamsplit_compile.bundle.calibrate import calibration_text
 from streamsplit_compile.bundle.parity import lowest_median
-from streamsplit_compile.cli.printing import print_table, size
+from streamsplit_compile.cli.printing import print_table
 
 
 def print_parity(cuts: Sequence[Cut], parity: Mapping[str, Parity]) -> None:

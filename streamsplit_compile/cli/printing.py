@@ -83,12 +83,3 @@ class Steps:
         elif what != self._last:
             click.echo(f"{what} ...")  # stderr is for the one line that says what went wrong
         self._last = what
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError

@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 
 from runtime_edge.base.files import read_bounded
+from runtime_edge.base.text import size
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.records.adaptation import Adaptation
 from runtime_edge.formats.records.head import Head
 from runtime_edge.formats.records.submodel import MAX_SUBMODEL_BYTES, SubModel
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.strict import decode
-from streamsplit_compile.cli.printing import print_table, size
+from streamsplit_compile.cli.printing import print_table
 
 
 class _AnyFormat(msgspec.Struct):

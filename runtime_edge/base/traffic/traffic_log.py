@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-HOUR_S, DAY_S, MONTH_S = 3600.0, 86_400.0, 30 * 86_400.0
+from runtime_edge.base.text import duration, size
+from runtime_edge.base.traffic.budget import DAY_S
+
+HOUR_S, MONTH_S = 3600.0, 30 * DAY_S
 _BY_HOUR_S = 2 * DAY_S
 
 
@@ -43,6 +46,13 @@ class Rate(NamedTuple):
     traffic: Traffic = Traffic()
     seconds: float = 0.0
     """From which it is reckoned: 0 when nothing is known yet."""
+
+    def __str__(self) -> str:
+        """For people."""
+        if not self.seconds:
+            return "nothing is known yet"
+        up, down, updates = map(size, self.traffic)
+        return f"{up} up, {down} down, {updates} of it updates (from {duration(self.seconds)})"
 
 
 class TrafficLog:

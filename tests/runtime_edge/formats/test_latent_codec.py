@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from runtime_edge.errors import BundleError, FrameError
-from runtime_edge.formats.latent_codec import SYMBOLS, TOTAL, LatentCodec, coding_tables, quantise
+from runtime_edge.formats.latent_codec import SYMBOLS, TOTAL, LatentCodec, quantise
+from streamsplit_compile.bottleneck.coding import coding_tables
 
 SHAPE = (1, 4, 3, 5)
 LATENTS = hnp.arrays(np.int8, SHAPE)

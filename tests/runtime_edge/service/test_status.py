@@ -17,7 +17,7 @@ from runtime_edge.audio import Counters
 from runtime_edge.base.files import locked
 from runtime_edge.base.histogram import BOUNDS_MS, Histogram
 from runtime_edge.base.prometheus import render
-from runtime_edge.base.traffic.told import moment
+from runtime_edge.base.text import moment
 from runtime_edge.cli import edge_commands
 from runtime_edge.errors import CheckFailed, FormatError, UsageError
 from runtime_edge.service.metrics import MetricsServer, metrics

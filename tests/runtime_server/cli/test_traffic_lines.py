@@ -1,6 +1,6 @@
 """Traffic of devices for people and programs."""
 
-from runtime_edge.base.traffic.told import moment
+from runtime_edge.base.text import moment
 from runtime_server.cli.traffic_lines import as_json, show_table, totals, waiting
 
 REPORTS = {

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_edge.base.traffic.traffic_log import DAY_S, HOUR_S, MONTH_S, Span, Traffic, TrafficLog
+from runtime_edge.base.traffic.traffic_log import DAY_S, HOUR_S, MONTH_S, Rate, Span, Traffic, TrafficLog
 
 EACH = Traffic(300, 600)
 NOON = 1_800_000_000.0 // DAY_S * DAY_S + DAY_S / 2
@@ -79,3 +79,9 @@ def test_what_an_earlier_run_has_left_goes_on():
 
 def test_differences_are_never_below_zero():
     assert Traffic(5, 5, 5).since(Traffic(1, 9, 5)) == Traffic(4, 0, 0)
+
+
+def test_a_rate_says_from_what_it_is_reckoned():
+    rate = Rate(Traffic(1_234_567, 2000, 0), 5400.0)
+    assert str(rate) == "1.2 MB up, 2.0 kB down, 0 B of it updates (from 90 min)"
+    assert str(Rate(Traffic(), 0.0)) == "nothing is known yet"

@@ -1,0 +1,32 @@
+"""Fitting the static tables by which a bottleneck's latents are coded (`runtime_edge.formats.latent_codec`)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.formats.encoder.bottleneck_info import SYMBOLS
+from runtime_edge.formats.latent_codec import TOTAL
+
+_PRIOR = 200.0
+"""How many values the law weighs that stands for those which have not occurred."""
+
+
+def coding_tables(values: npt.NDArray[np.int8]) -> bytes:
+    """Tables for latents (windows, channels, rows, columns) like these.
+
+    How often each value occurs, and between and beyond those that occur a geometric law of the same mean magnitude,
+    which weighs as much as `_PRIOR` values: what has not occurred yet must not cost too much.
+    """
+    steps = np.arange(SYMBOLS) - SYMBOLS // 2
+    tables = []
+    for channel in np.moveaxis(values, 1, 0).reshape(values.shape[1], -1):
+        centre = int(np.median(channel))
+        ratio = (spread := np.abs(channel - float(centre)).mean() + 0.05) / (1 + spread)
+        law = np.maximum(ratio ** np.abs(steps - centre), 1e-6)
+        counts = np.bincount(channel.astype(np.int64) + SYMBOLS // 2, minlength=SYMBOLS) + _PRIOR * law / law.sum()
+        exact = counts / counts.sum() * (TOTAL - SYMBOLS)
+        frequencies = 1 + np.floor(exact).astype(np.int64)
+        frequencies[np.argsort(exact % 1)[::-1][: TOTAL - frequencies.sum()]] += 1
+        tables.append(frequencies)
+    return np.stack(tables).astype("<u2").tobytes()
