@@ -17,13 +17,13 @@ import msgspec
 import psutil
 
 from runtime_edge.base.files import write_atomic
+from runtime_edge.base.traffic import traffic_log
 from runtime_edge.errors import CheckFailed
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.results import WindowResult
 from runtime_edge.formats.strict import UNREADABLE
 from runtime_edge.measure import plain_python
-from runtime_edge.service.status import read_status
 from runtime_server.broker.hub import Hub
 from runtime_server.harness.network import SERVER_ADDRESS, Network, Traffic, listener_in, socket_in
 from runtime_server.harness.pacing import Encoded, Pace
@@ -39,6 +39,16 @@ _FIRST_WINDOWS = 6
 """Before a scenario begins: the device has its table, its blocks are loaded, its caches are warm."""
 _SETTLE_S = 2.0
 """Time after the end for frames in flight to arrive."""
+
+
+class _Counted(msgspec.Struct):
+    run: traffic_log.Traffic = traffic_log.Traffic()
+
+
+class _Said(msgspec.Struct):
+    """What is read here of a device's `status.json`."""
+
+    traffic: _Counted = msgspec.field(default_factory=_Counted)
 
 
 @dataclass(frozen=True)
@@ -190,8 +200,8 @@ class Lab:
 
     def _update_bytes(self, name: str) -> int:
         """What a device says that tables and bundles have taken since its start."""
-        status = read_status(self.work / name)
-        return 0 if status is None else status.traffic.run.updates
+        status = self.work / name / "status.json"
+        return msgspec.json.decode(status.read_bytes(), type=_Said).traffic.run.updates if status.exists() else 0
 
     @contextlib.asynccontextmanager
     async def device(
