@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,27 +24,49 @@ _PERIODS = (4, 16, 64)
 """Of the tones at full scale, in samples."""
 
 
-def activation_limits(info: BundleInfo, segments: Sequence[fx.GraphModule]) -> list[float]:
-    """For each cut the largest magnitude of an activation that may train.
+class ActivationLimit(NamedTuple):
+    """Of an activation at one cut that may train."""
 
-    It is `FAR` times the largest that calibration saw or that noise and tones at full scale make: calibration may have
-    heard nothing loud.
+    largest: float
+    """Magnitude of any value."""
+    rms: float
+    """Root of the mean square of all values: few are large in what sound makes, and all may be in what is made up."""
+
+
+def activation_limits(info: BundleInfo, segments: Sequence[fx.GraphModule]) -> list[ActivationLimit]:
+    """For each cut how large an activation may be that trains.
+
+    Its largest value is at most `FAR` times the largest that calibration saw or that noise and tones at full scale
+    make: calibration may have heard nothing loud. Its root mean square is at most `FAR` times that of noise, tones and
+    silence.
     """
-    loudest = [1.0] + [0.0] * len(segments)
+    largest, rms = [1.0] + [0.0] * len(segments), [1.0] + [0.0] * len(segments)
     for waveform in _full_scale(info.front_end.window_samples):
         activation = waveform[None]
         for number, segment in enumerate(segments, 1):
             with torch.inference_mode():
                 activation = run_segments([segment], activation)
-            loudest[number] = max(loudest[number], float(activation.abs().max()))
-    return [FAR * max(loud, _calibrated(cut)) for loud, cut in zip(loudest, info.cuts, strict=True)]
+            largest[number] = max(largest[number], float(activation.abs().max()))
+            rms[number] = max(rms[number], float(activation.square().mean().sqrt()))
+    return [
+        ActivationLimit(FAR * max(most, _calibrated(cut)), FAR * usual)
+        for most, usual, cut in zip(largest, rms, info.cuts, strict=True)
+    ]
+
+
+def within(limit: ActivationLimit, activations: torch.Tensor) -> list[bool]:
+    """Of each of some activations (n, ...) float32, whether it keeps a limit; one with a NaN does not."""
+    flat = activations.flatten(1)
+    low, high = flat.aminmax(dim=1)
+    rms = flat.norm(dim=1) / math.sqrt(flat.shape[1])
+    return ((torch.maximum(-low, high) <= limit.largest) & (rms <= limit.rms)).tolist()
 
 
 def _full_scale(samples: int) -> torch.Tensor:
-    """(waveforms, samples) float32: white noise, and tones."""
+    """(waveforms, samples) float32: silence, whose logarithm is far from 0, white noise, and tones."""
     noise = np.random.default_rng(0).uniform(-1.0, 1.0, samples)
     tones = [np.sin(2 * math.pi * np.arange(samples) / period + 0.1) for period in _PERIODS]
-    return torch.from_numpy(np.stack([noise, *tones]).astype(np.float32))
+    return torch.from_numpy(np.stack([np.zeros(samples), noise, *tones]).astype(np.float32))
 
 
 def _calibrated(cut: Cut) -> float:

@@ -19,7 +19,7 @@ from runtime_edge.errors import BundleError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.wire import NO_MODEL, FrameHeader
-from runtime_server.suffix.activation_limits import activation_limits
+from runtime_server.suffix.activation_limits import ActivationLimit, activation_limits, within
 from runtime_server.suffix.frame_codecs import FrameCodecs
 from runtime_server.suffix.suffix import Precision, ServedBlocks
 from streamsplit_compile.encoder.graph import EncoderGraph
@@ -54,13 +54,12 @@ class Generation:
     codecs: FrameCodecs
 
     @cached_property
-    def _limits(self) -> list[float]:
+    def _limits(self) -> list[ActivationLimit]:
         return activation_limits(self.bundle.manifest.info, self.model.segments)
 
     def in_range(self, cut: int, activations: torch.Tensor) -> list[bool]:
         """Of each of some activations (n, ...) at a cut, whether sound can make one as large (`activation_limits`)."""
-        low, high = activations.flatten(1).aminmax(dim=1)
-        return [bool(most <= self._limits[cut]) for most in torch.maximum(-low, high).tolist()]  # not of NaN
+        return within(self._limits[cut], activations)
 
     @cached_property
     def model_number(self) -> int:

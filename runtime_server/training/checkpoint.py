@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def resumed(make: Callable[[], Trainer], checkpoints: Checkpoints) -> Trainer:
     """A trainer that continues from the checkpoint, or a new one.
 
     A checkpoint that cannot be resumed is moved aside with a warning: it is better to restart training from the
-    released weights than not to start. Raises UsageError for one of another objective.
+    released weights than not to start. Raises UsageError for one of another objective, where either has a state.
     """
     trainer = make()
     try:
@@ -107,13 +107,13 @@ class Checkpoints:
         """Let a new trainer go on from the file; False when there is none.
 
         Raises FormatError when it is damaged, of another encoder or of another version, and UsageError when it is of
-        another objective: the trainer is then of no use.
+        another objective and either has a state of its own: the trainer is then of no use.
         """
         if not check(self._first):
             return False
         try:
             state = self._read(self._first, trainer)
-            self._check_objective(state["objective"], trainer)
+            self._check_objective(state, trainer)
             trainer.load_state_dict(state, None if self.path == self._first else self._own(trainer))
         except UsageError:
             raise
@@ -126,8 +126,9 @@ class Checkpoints:
         self.saved = trainer.steps
         return True
 
-    def _check_objective(self, trained: str, trainer: Trainer) -> None:
-        if trained != trainer.config.objective:
+    def _check_objective(self, state: Mapping[str, Any], trainer: Trainer) -> None:
+        trained, own = state["objective"], trainer.objective.state_dict()
+        if trained != trainer.config.objective and (own or state["objective_state"]):
             raise UsageError(
                 f"{self._first}: was trained with --objective {trained}, not {trainer.config.objective}; give "
                 f"--objective {trained}, or remove {self._first.parent} to train anew from the released weights"

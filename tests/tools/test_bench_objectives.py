@@ -37,7 +37,7 @@ def test_what_the_bounds_are_about_comes_first() -> None:
     assert [(arm.objective, arm.batch, arm.seed) for arm in arms()[:6]] == [
         (objective, batch, seed)
         for seed in range(3)
-        for objective, batch in (("simclr", 128), ("virtual-negatives", 16))
+        for objective, batch in (("simclr", 128), ("neighbours", 16))
     ]
     assert {arm.share for arm in arms()[:6]} == {1.0}
 

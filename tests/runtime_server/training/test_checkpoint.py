@@ -112,13 +112,15 @@ def test_another_objective_is_one_error_and_the_checkpoint_stays(checkpoints, tr
     with pytest.raises(UsageError) as caught:
         resumed(lambda: trainer_of(objective="moco"), checkpoints)
     assert str(caught.value) == (
-        f"{checkpoints.path}: was trained with --objective virtual-negatives, not moco; give --objective "
-        f"virtual-negatives, or remove {checkpoints.path.parent} to train anew from the released weights"
+        f"{checkpoints.path}: was trained with --objective neighbours, not moco; give --objective "
+        f"neighbours, or remove {checkpoints.path.parent} to train anew from the released weights"
     )
     assert checkpoints.path.read_bytes() == before
 
 
-def test_a_checkpoint_from_before_there_was_a_choice_is_of_the_default(checkpoints, trainer_of, trained, caplog):
+def test_a_checkpoint_from_before_there_was_a_choice_goes_on_with_the_default_of_now(
+    checkpoints, trainer_of, trained, caplog
+):
     document = torch.load(checkpoints.path, weights_only=True)
     del document["objective"], document["objective_state"]
     settings = json.loads(document["config"])
@@ -127,9 +129,15 @@ def test_a_checkpoint_from_before_there_was_a_choice_is_of_the_default(checkpoin
     checksum_path(checkpoints.path).unlink()
     trainer = resumed(trainer_of, checkpoints)
     assert (trainer.steps, trainer.fingerprint()) == (3, trained.fingerprint())
-    assert not caplog.records
+    assert "objective virtual-negatives -> neighbours" in caplog.text
     with pytest.raises(UsageError, match="give --objective virtual-negatives"):
-        resumed(lambda: trainer_of(objective="simclr"), checkpoints)
+        resumed(lambda: trainer_of(objective="simsiam"), checkpoints)
+
+
+def test_objectives_without_a_state_of_their_own_are_a_setting_like_others(checkpoints, trainer_of, trained, caplog):
+    trainer = resumed(lambda: trainer_of(objective="simclr"), checkpoints)
+    assert (trainer.steps, trainer.fingerprint()) == (3, trained.fingerprint())
+    assert "objective neighbours -> simclr" in caplog.text
 
 
 def test_another_spread_term_is_said_and_holds(checkpoints, trainer_of, caplog):

@@ -12,13 +12,15 @@ from __future__ import annotations
 from runtime_server.training.losses.objectives.barlow_twins import BarlowTwins
 from runtime_server.training.losses.objectives.interface import Objective, Views
 from runtime_server.training.losses.objectives.moco import MoCo
+from runtime_server.training.losses.objectives.neighbours import Neighbours
 from runtime_server.training.losses.objectives.simclr import SimCLR
 from runtime_server.training.losses.objectives.simsiam import SimSiam
 from runtime_server.training.losses.objectives.virtual_negatives import VirtualNegatives
 
-DEFAULT = "virtual-negatives"
+DEFAULT = "neighbours"
 OBJECTIVES: dict[str, type[Objective]] = {
-    DEFAULT: VirtualNegatives,
+    DEFAULT: Neighbours,
+    "virtual-negatives": VirtualNegatives,
     "simclr": SimCLR,
     "moco": MoCo,
     "simsiam": SimSiam,

@@ -1,18 +1,15 @@
-"""SimCLR with virtual negatives (ours): InfoNCE whose negatives are the batch and samples of the mixture."""
+"""The same with samples of the mixture for further negatives, as StreamSplit's paper has it."""
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from runtime_server.training.losses.contrastive import info_nce
-from runtime_server.training.losses.objectives.interface import Objective, Views
+from runtime_server.training.losses.objectives.neighbours import Neighbours
 
 
-class VirtualNegatives(Objective):
-    """`info_nce`, one way, with neighbours in time as further positives: what a batch of few devices can feed."""
+class VirtualNegatives(Neighbours):
+    """Negatives are the batch and samples of the mixture, which learns what each batch is embedded as.
+
+    They harm (docs/training.md, "Virtual negatives"): a sample takes no gradient, so all embeddings turn away from it
+    together instead of apart from each other.
+    """
 
     virtual_negatives = True
-
-    def forward(self, views: Views) -> Tensor:
-        """InfoNCE of the anchors."""
-        return info_nce(views.anchors, views.positives, views.negatives, self._temperature, views.ignore, views.matches)

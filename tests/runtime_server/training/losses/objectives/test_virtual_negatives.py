@@ -30,7 +30,8 @@ def test_neighbours_are_positives_and_virtual_negatives_are_candidates():
     assert found.item() == pytest.approx(total / 5)
 
 
-def test_is_the_default_and_alone_wants_virtual_negatives():
+def test_alone_wants_virtual_negatives_and_is_the_default_otherwise():
     made = {name: make((), width=4, temperature=0.1, seed=0) for name, make in OBJECTIVES.items()}
-    assert [name for name, objective in made.items() if objective.virtual_negatives] == [DEFAULT]
-    assert isinstance(made[DEFAULT], VirtualNegatives)
+    assert [name for name, objective in made.items() if objective.virtual_negatives] == ["virtual-negatives"]
+    views = Views(*(normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(seed))) for seed in (0, 1)))
+    assert made["virtual-negatives"](views) == made[DEFAULT](views)
