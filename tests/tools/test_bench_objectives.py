@@ -35,9 +35,7 @@ def test_the_study_has_every_objective_share_and_batch_from_three_seeds() -> Non
 
 def test_what_the_bounds_are_about_comes_first() -> None:
     assert [(arm.objective, arm.batch, arm.seed) for arm in arms()[:6]] == [
-        (objective, batch, seed)
-        for seed in range(3)
-        for objective, batch in (("simclr", 128), ("neighbours", 16))
+        (objective, batch, seed) for seed in range(3) for objective, batch in (("simclr", 128), ("neighbours", 16))
     ]
     assert {arm.share for arm in arms()[:6]} == {1.0}
 
