@@ -59,7 +59,8 @@ def within(limit: ActivationLimit, activations: torch.Tensor) -> list[bool]:
     flat = activations.flatten(1)
     low, high = flat.aminmax(dim=1)
     rms = flat.norm(dim=1) / math.sqrt(flat.shape[1])
-    return ((torch.maximum(-low, high) <= limit.largest) & (rms <= limit.rms)).tolist()
+    kept = (torch.maximum(-low, high) <= limit.largest) & (rms <= limit.rms)
+    return [bool(one) for one in kept]
 
 
 def _full_scale(samples: int) -> torch.Tensor:

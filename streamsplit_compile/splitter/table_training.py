@@ -29,7 +29,7 @@ GRIDS = ((5, 3, 13, 5), (4, 3, 10, 4), (4, 4, 8, 3), (3, 3, 6, 3), (3, 3, 5, 2),
 """Bins of each state variable; the first grid whose table has at most MAX_CELLS numbers is taken."""
 MAX_CELLS = 5600
 """Of 64 KiB they take 15: a number takes 2 2/3 characters."""
-STEADY_S = 3.0
+STEADY_S = 1.5
 """A cut is kept this long unless link or load change."""
 _STRICTER = (0.94, 0.9, 0.85, 0.75, 0.6)
 """Shares of a cap to aim at, one after the other until the held-out traces keep the cap itself."""
