@@ -71,7 +71,7 @@ MODES = (
     Mode("kept", ("--min-cut", LOCAL), (30, 30), ships=False),
 )
 
-ARMS = ("prompt", "prompt_plain", "packed", "packed_plain", "kept", "hour")
+ARMS = ("prompt", "prompt-plain", "packed", "packed-plain", "kept", "hour")
 """Those of a cut's bottleneck, and `plain` those of its activation in int8."""
 
 
@@ -257,7 +257,7 @@ async def _measure(work: Path, seconds: float, hour_s: float, only: Sequence[str
     bundle = compiled(work, ENCODER, formats=("onnx",), calibrate=source.parent)
     plain = smallest_cut(bundle)
     arms = [(mode, widest(bundle, plain)) for mode in MODES]
-    arms += [(replace(mode, name=f"{mode.name}_plain"), plain) for mode in MODES if mode.ships]
+    arms += [(replace(mode, name=f"{mode.name}-plain"), plain) for mode in MODES if mode.ships]
     arms = [(mode, action) for mode, action in arms if mode.name in only]
     if arms:
         async with WireBench(work / "modes", bundle, [mode.name for mode, _ in arms], "--no-training") as bench:
@@ -274,17 +274,17 @@ async def _measure(work: Path, seconds: float, hour_s: float, only: Sequence[str
 
 
 def _add(section: Section, mode: Mode, action: str, measured: Measured) -> None:
-    up, down = mode.goals
+    (up, down), name = mode.goals, mode.name.replace("-", "_")
     if mode.ships:
         told = f"bytes a window beyond the payload, {action}"
-        section.add(f"wire_up.{mode.name}", measured.up, f"at most {up:g}", told)
+        section.add(f"wire_up.{name}", measured.up, f"at most {up:g}", told)
         told = f"bytes a window beyond the embedding, {action}"
-        section.add(f"wire_down.{mode.name}", measured.down, f"at most {down:g}", told)
+        section.add(f"wire_down.{name}", measured.down, f"at most {down:g}", told)
     else:
-        section.add(f"wire_up.{mode.name}", measured.up, "", "bytes a window that is not shipped")
-        section.add(f"wire_down.{mode.name}", measured.down, "", "the same, downwards")
+        section.add(f"wire_up.{name}", measured.up, "", "bytes a window that is not shipped")
+        section.add(f"wire_down.{name}", measured.down, "", "the same, downwards")
         both = measured.up + measured.down
-        section.add(f"wire_{mode.name}", both, f"at most {up:g}", "both ways, heartbeats and all")
+        section.add(f"wire_{name}", both, f"at most {up:g}", "both ways, heartbeats and all")
     _detail(section, mode.name, measured)
 
 

@@ -22,7 +22,7 @@ class QLearningConfig:
 
     gamma: float = 0.5
     """Discount. Actions do not change the state, so it moves no optimum; a high one only adds noise."""
-    epochs: int = 3
+    epochs: int = 2
     """Passes over the traces."""
     min_visits: int = 5
     """A state that comes less often counts as not visited."""

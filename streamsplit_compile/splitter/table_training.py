@@ -29,7 +29,7 @@ GRIDS = ((5, 3, 13, 5), (4, 3, 10, 4), (4, 4, 8, 3), (3, 3, 6, 3), (3, 3, 5, 2),
 """Bins of each state variable; the first grid whose table has at most MAX_CELLS numbers is taken."""
 MAX_CELLS = 5600
 """Of 64 KiB they take 15: a number takes 2 2/3 characters."""
-STEADY_S = 1.5
+STEADY_S = 1.0
 """A cut is kept this long unless link or load change."""
 _STRICTER = (0.94, 0.9, 0.85, 0.75, 0.6)
 """Shares of a cap to aim at, one after the other until the held-out traces keep the cap itself."""
@@ -56,7 +56,7 @@ def default_traces(seed: int) -> Traces:
     A frame that meets an outage costs more than a thousand others gain over the best fixed cut: a device that lives
     with outages, and whose table cannot know it, must not lose by it.
     """
-    return family_traces((*FAMILIES, "outages"), 256, 480, seed)
+    return family_traces((*FAMILIES, "outages"), 512, 480, seed)
 
 
 def default_held_out(seed: int) -> Traces:

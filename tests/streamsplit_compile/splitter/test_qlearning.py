@@ -88,7 +88,7 @@ def test_actions_are_compared_on_the_same_windows() -> None:
     """Noise that all actions share does not blur their order, however few windows there are."""
     states = walk(TRANSITION, 2, 40, seed=3)
     shared = np.random.default_rng(4).normal(0, 50.0, (*states.shape, 1))
-    q, _ = q_learning(states, REWARD[states] + shared, 2, QLearningConfig(gamma=0.5))
+    q, _ = q_learning(states, REWARD[states] + shared, 2, QLearningConfig(gamma=0.5, epochs=3))
     assert q[:, 0] - q[:, 1] == pytest.approx([1.0, -2.0], abs=1e-3)
 
 
