@@ -95,5 +95,8 @@ def quality(action: ActionCosts, uncertainty: Any) -> Any:
 
 
 def whole(costs: Sequence[ActionCosts]) -> ActionCosts:
-    """The action that runs most of the encoder on the device: the last cut, or `local`."""
-    return max(costs, key=lambda action: action.device_ms)
+    """The action that runs most of the encoder on the device: the last cut, or `local`.
+
+    What coding a bottleneck's latent takes is no part of the encoder, and may take longer than all of it.
+    """
+    return max((action for action in costs if not action.width), key=lambda action: action.device_ms)

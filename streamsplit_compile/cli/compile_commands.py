@@ -16,6 +16,7 @@ from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.encoder.load_options import LoadOptions
 from runtime_edge.formats.strict import decode
+from streamsplit_compile.advice.advice import advise
 from streamsplit_compile.bundle.bottlenecks import TRAINING_STEPS
 from streamsplit_compile.bundle.bundle_summary import bundle_summary
 from streamsplit_compile.bundle.calibrate import calibration_set_for
@@ -203,7 +204,9 @@ def compile_(
         print_json(bundle_summary(bundle))
     else:
         print_cuts(bundle)
-        click.echo(f"Pictures: {report_path(out)}")
+        for advice in advise(bundle, options.targets, options.link, options.measured):
+            click.echo(advice.sentence)
+        click.echo(f"What else there is: ssc advise {out}\nPictures: {report_path(out)}")
     _warn(bundle)
 
 

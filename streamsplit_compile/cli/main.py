@@ -33,6 +33,10 @@ COMMANDS: Commands = {
         "streamsplit_compile.cli.bundle_commands:verify",
         "Check a bundle: digests, signature, parity of every cut.",
     ),
+    "advise": (
+        "streamsplit_compile.cli.advise_command:advise_",
+        "Say what each way of running a bundle would cost, and what to do.",
+    ),
     "diff": ("streamsplit_compile.cli.bundle_commands:diff", "Show what changed between two bundles."),
     "key": ("streamsplit_compile.cli.bundle_commands:key", "Make signing keys."),
     "profile": ("runtime_edge.cli.profile_command:profile", "Measure a bundle's blocks on this device."),

@@ -89,6 +89,8 @@ FAMILIES = {
     "wide": TraceModel(bandwidth_mbps=(0.1, 16.0), rtt_ms=(10.0, 200.0)),
 }
 """Named families; a default table is trained on all of them."""
+LORA = TraceModel(bandwidth_mbps=(0.05, 0.05), rtt_ms=(100.0, 200.0))
+"""A LoRa gateway of 50 kbit/s; no table is trained on it unless it is asked for."""
 
 
 def family_traces(families: Sequence[str], traces: int, windows: int, seed: int) -> Traces:

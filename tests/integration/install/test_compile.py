@@ -37,6 +37,8 @@ def test_an_encoder_is_compiled_verified_and_compiled_again(terminal):
     assert all(cut.name in shown for cut in bundle.manifest.info.cuts)
     terminal.types("ssc verify bundle/ --encoder encoder.pt --pub signing.pub")
 
+    assert "m2 over lte: " in terminal.types("ssc advise bundle/ --target rpi4,m2 --link lte")
+
     here_too = ("bench", "device", here / "bundle", "--target", "rpi4", "--meter", "none", "--runs", "2", "-o")
     terminal.environment.ssc(*here_too, here / "device.json")
     terminal.types("ssc compile encoder.pt --targets rpi4,m2 --profile device.json -o measured/")
