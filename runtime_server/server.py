@@ -14,7 +14,7 @@ import torch
 from runtime_edge.errors import AccessError, LinkError, UsageError
 from runtime_server.broker.broker_process import Broker, embedded, outside
 from runtime_server.broker.hub import STATUS_SUBJECT, Hub
-from runtime_server.broker.pushed_heads import pushed_heads
+from runtime_server.broker.pushed_heads import PushedHeads
 from runtime_server.broker.record_writer import SignedRecordWriter
 from runtime_server.broker.stream_shares import StreamShares
 from runtime_server.ingest.frame_replay import FrameReplay
@@ -204,7 +204,7 @@ class Server:
             training.checkpoints,
             config.checkpoint_steps,
             released,
-            lambda: pushed_heads(hub, loaded.key.public),
+            PushedHeads(hub, loaded.key),
             self._ranks,
             Board(config.tensorboard) if config.tensorboard and self._ranks.first else None,
             StepEnergy(source) if source else None,

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from runtime_edge.base.histogram import Histogram
 from runtime_edge.errors import LinkError, SscError
-from runtime_edge.formats.records.head import Head
+from runtime_server.broker.pushed_heads import PushedHeads
 from runtime_server.ingest.frame_replay import FrameReplay, ReplayOutcome
 from runtime_server.releases.release_gate import ReleaseGate, ReleaseOutcome
 from runtime_server.suffix.generations import Generation
@@ -27,8 +28,7 @@ _RETRY_S = 2.0
 _IDLE_S = 0.2
 
 Released = Callable[[Generation, ReleaseOutcome], None]
-Pushed = Callable[[], Awaitable[Mapping[str, Head]]]
-"""Asks the broker which heads devices have been given. May raise LinkError."""
+_Answer = TypeVar("_Answer")
 
 
 class TrainingLoop:
@@ -45,7 +45,7 @@ class TrainingLoop:
         checkpoints: Checkpoints,
         checkpoint_steps: int,
         released: Released,
-        pushed: Pushed,
+        heads: PushedHeads,
         ranks: Ranks | None = None,
         board: Board | None = None,
         energy: StepEnergy | None = None,
@@ -53,7 +53,7 @@ class TrainingLoop:
         self.step_ms = Histogram()
         self.replayed: ReplayOutcome | None = None
         self._trainer, self._release_gate, self._replay = trainer, release_gate, replay
-        self._released, self._pushed = released, pushed
+        self._released, self._heads = released, heads
         self._checkpoints, self._checkpoint_steps = checkpoints, checkpoint_steps
         self._ranks, self._board, self._energy = ranks or Ranks(), board, energy
         self._halt = threading.Event()
@@ -142,18 +142,22 @@ class TrainingLoop:
         except OSError as exc:
             _LOG.error("no checkpoint at step %d: %s", self._trainer.steps, exc)
 
-    async def _ask(self) -> Mapping[str, Head]:
-        return await self._pushed()
-
     def _release(self, loop: asyncio.AbstractEventLoop) -> None:
+        def asked(question: Coroutine[Any, Any, _Answer]) -> _Answer:
+            return asyncio.run_coroutine_threadsafe(question, loop).result()
+
         try:
-            generation = self._release_gate.attempt(
-                lambda: asyncio.run_coroutine_threadsafe(self._ask(), loop).result()
-            )
+            generation = self._release_gate.attempt(lambda: asked(self._heads.read()))
         except (SscError, OSError) as exc:
             _LOG.error("release refused: %s", exc)
             return
         if self._board is not None and self._release_gate.outcomes:
             self._board.judged(self._release_gate.outcomes[-1])
-        if generation is not None:
-            loop.call_soon_threadsafe(self._released, generation, self._release_gate.outcomes[-1])
+        if generation is None:
+            return
+        if self._release_gate.refitted:
+            try:  # before devices hear of the release: each takes its head when it runs those blocks
+                self._release_gate.forget_heads(asked(self._heads.give(self._release_gate.refitted)))
+            except (SscError, OSError) as exc:
+                _LOG.error("heads stay those of the generation before: %s", exc)
+        loop.call_soon_threadsafe(self._released, generation, self._release_gate.outcomes[-1])

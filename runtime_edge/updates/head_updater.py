@@ -37,7 +37,7 @@ class HeadUpdater:
         self._records = ReceivedRecords(kind, config, connection, store, reports)
         self._head: Head | None = None
         self._early: Head | None = None
-        """A later head that does not fit what runs: it may have come before the bundle it is for."""
+        """A later head that does not fit what runs, or is for a later generation: it came before its bundle."""
         if config.head is not None:
             head = read_head(config.head, store.trusted)
             head.check_fits(info, str(config.head))
@@ -57,7 +57,7 @@ class HeadUpdater:
     def label(self, result: WindowResult, info: BundleInfo, embedding: Embedding) -> WindowResult:
         """The result of a window of an encoder, labelled by its embedding (d,) when there is a head for it."""
         self._info = info
-        if self._early is not None and self._early.fits(info):
+        if self._early is not None and self._early.fits(info) and self._due(self._early, info):
             self._head, self._early = self._early, None
         head = self._head
         if head is None or not head.fits(info):
@@ -70,6 +70,10 @@ class HeadUpdater:
             detected=[head.labels[place] for place in order if scores[place] >= head.thresholds[place]],
             head_generation=head.generations[1],
         )
+
+    def _due(self, head: Head, info: BundleInfo) -> bool:
+        """Whether a head takes over now: one for a later generation waits for it, where there is another."""
+        return head.generations[1] <= info.generation or self._head is None or not self._head.fits(info)
 
     def _load_kept(self) -> None:
         """The last one used."""

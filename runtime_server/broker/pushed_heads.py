@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import nats.js.errors
 
 from runtime_edge.errors import FormatError
@@ -26,3 +28,21 @@ async def pushed_heads(hub: Hub, trusted: minisign.PublicKey | None) -> dict[str
         except (nats.js.errors.KeyNotFoundError, FormatError):
             continue
     return found
+
+
+class PushedHeads:
+    """Those of one server: what devices have, and what they are given with a release."""
+
+    def __init__(self, hub: Hub, key: minisign.SecretKey) -> None:
+        self._hub, self._key = hub, key
+
+    async def read(self) -> dict[str, Head]:
+        """Each head by whom it is for. Raises LinkError."""
+        return await pushed_heads(self._hub, self._key.public)
+
+    async def give(self, heads: Mapping[str, Head]) -> dict[str, Head]:
+        """Give these instead, by whom they are for; all that devices then have. Raises LinkError."""
+        for name, head in heads.items():
+            target, _, device = name.partition(" of ")
+            await self._hub.put_head(head, self._key, target, device or None)
+        return await self.read()

@@ -1,8 +1,10 @@
-"""What a server keeps of the clips that a pushed head was fitted to, so that no release lowers its score on them.
+"""What a server keeps of the clips that a pushed head was fitted to: releases are judged by them, and the head is
+fitted anew for each.
 
     folder = HeadClipsFolder(state / "heads")
     folder.keep(HeadClips.of(head, clips, front_end, gate_db))     # `ssc server label --push`
-    folder.read(head).right(model)                                 # the release gate
+    kept = folder.read(head)                                       # the release gate
+    kept.right(model), kept.refitted(model)
 
 Each file is at most a few tens of megabytes, readable by its owner alone, and has its checksum beside it.
 """
@@ -26,17 +28,18 @@ from runtime_edge.formats import strict
 from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.head import MAX_HEAD_BYTES, Head
 from runtime_edge.formats.strict import Name, Strict
-from runtime_server.labels.head_training import mean_by_group, right_rows
+from runtime_server.labels.head_training import Examples, fit_head, held_out_right, mean_by_group, right_rows
 from runtime_server.labels.labelled import LabelledClip, windows_of
 from runtime_server.labels.linear_probe import embedded
 from runtime_server.suffix.generations import CutModel
 
 MAX_HEADS = 32
 """Heads of which one server keeps clips."""
-_MAX_WINDOWS = 256
+_MAX_WINDOWS = 1024
 _MAX_AUDIO_BYTES = 32 << 20
 _MAX_BYTES = _MAX_AUDIO_BYTES + MAX_HEAD_BYTES + (1 << 20)
 _NOT_JUDGED = ": releases are then not judged by that head until it is pushed again"
+Bools = npt.NDArray[np.bool_]
 _Place = Annotated[int, Meta(ge=0, lt=_MAX_WINDOWS)]
 
 
@@ -52,16 +55,22 @@ class HeadClips(Strict, frozen=True, kw_only=True):
     """Which of the clips each window is of."""
     windows: Annotated[bytes, Meta(max_length=_MAX_AUDIO_BYTES)]
     """float16[windows, samples], little-endian: the audio as the encoder takes it."""
+    best: Annotated[bytes, Meta(max_length=_MAX_WINDOWS)] = b""
+    """uint8[clips], 1 where a clip that was held out was labelled rightly, by the weights of the best generation so
+    far; empty before any release."""
+    best_generation: Annotated[int, Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:
         if len(self.windows) % (2 * len(self.places)):
             raise FormatError(f"windows: {len(self.windows)} bytes are not {len(self.places)} windows of float16")
         if set(self.places) != set(range(len(self.clips))):
             raise FormatError(f"places: not a window of each of the {len(self.clips)} clips")
+        if self.best and (len(self.best) != len(self.clips) or max(self.best) > 1):
+            raise FormatError(f"best: not a 0 or 1 for each of the {len(self.clips)} clips")
 
     @classmethod
     def of(cls, head: Head, clips: Sequence[LabelledClip], front_end: FrontEndInfo, gate_db: float | None) -> HeadClips:
-        """Of at most 256 clips, spread over all, some windows each, as `head` was fitted to them.
+        """Of at most 1024 clips, spread over all, some windows each, as `head` was fitted to them.
 
         Raises UsageError or SourceError for recordings that cannot be used.
         """
@@ -76,20 +85,43 @@ class HeadClips(Strict, frozen=True, kw_only=True):
             windows=heard.embeddings.astype("<f2").tobytes(),
         )
 
-    def right(self, model: CutModel) -> int:
-        """How many of the clips the head labels rightly, given some weights' embeddings of them. Raises FormatError."""
-        head = Head.from_json(self.head, "head")
-        names = {label: place for place, label in enumerate(head.labels)}
-        truth = np.zeros((len(self.clips), len(names)), np.bool_)
-        for row, labels in enumerate(self.clips):
-            if not names.keys() >= set(labels):
-                raise FormatError(f"clips: {', '.join(labels)}: the head's labels are {', '.join(names)}")
-            truth[row, [names[label] for label in labels]] = True
+    def right(self, model: CutModel) -> Bools:
+        """(clips,) which of them are labelled rightly, given some weights' embeddings.
+
+        Each is asked of a head that was fitted to the others (cross-validation over clips); where a label would then
+        be missing, of the head as it is. Raises FormatError.
+        """
         embeddings = embedded(model, self.samples)
+        examples = self._examples(embeddings)
         if not np.isfinite(embeddings).all():
-            return 0
+            return np.zeros(len(self.clips), np.bool_)
+        found = held_out_right(examples)
+        return self._right_of_head(embeddings) if found is None else found
+
+    def refitted(self, model: CutModel) -> Head:
+        """The head fitted anew to some weights' embeddings; itself where its clips are too few. Raises FormatError."""
+        head, embeddings = Head.from_json(self.head, "head"), embedded(model, self.samples)
+        examples = self._examples(embeddings)
+        if set(examples.labels) != set(head.labels) or held_out_right(examples) is None:
+            return head
+        again = fit_head(examples, head.encoder, head.created_by)
+        return msgspec.structs.replace(again, exit_temperatures=head.exit_temperatures)
+
+    def _examples(self, embeddings: npt.NDArray[np.float32]) -> Examples:
+        head, places = Head.from_json(self.head, "head"), np.array(self.places)
+        for labels in self.clips:
+            if not set(head.labels) >= set(labels):
+                raise FormatError(f"clips: {', '.join(labels)}: the head's labels are {', '.join(head.labels)}")
+        truth = np.array([[label in labels for label in head.labels] for labels in self.clips])
+        heard = np.flatnonzero(truth.any(axis=0))
+        names = tuple(head.labels[place] for place in heard)
+        return Examples(embeddings, names, truth[places][:, heard], places, (0, 0))
+
+    def _right_of_head(self, embeddings: npt.NDArray[np.float32]) -> Bools:
+        head = Head.from_json(self.head, "head")
+        truth = np.array([[label in labels for label in head.labels] for labels in self.clips])
         scores = mean_by_group(head.scores(embeddings).astype(np.float64), np.array(self.places))
-        return int(right_rows(scores, truth, head.scores_by == "softmax").sum())
+        return right_rows(scores, truth, head.scores_by == "softmax")
 
     @property
     def samples(self) -> npt.NDArray[np.float32]:

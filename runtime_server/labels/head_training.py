@@ -111,6 +111,19 @@ def validate(examples: Examples, seed: int = 0) -> Validation | None:
     return None if folds is None else _validate(examples, _strongest(examples, folds)[1], folds)
 
 
+def held_out_right(examples: Examples, seed: int = 0) -> Bools | None:
+    """(groups,) which groups, in ascending order, are labelled rightly by fits that saw nothing of their fold.
+
+    None when no split leaves every label on both sides.
+    """
+    folds = folds_of(examples, seed)
+    if folds is None or len(examples.labels) < 2:
+        return None
+    _, first = np.unique(examples.groups, return_index=True)
+    scores = mean_by_group(_strongest(examples, folds)[1], examples.groups)
+    return right_rows(scores, examples.truth[first], examples.exclusive)
+
+
 def fit_path(
     embeddings: npt.ArrayLike, truth: Bools, exclusive: bool, strengths: Sequence[float], gradient: float = 1e-5
 ) -> list[Linear]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from runtime_edge.base.heap import give_memory_back
 from runtime_edge.base.recent import Recent
+from runtime_edge.errors import SscError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.records.head import Head
@@ -137,6 +138,8 @@ class ReleaseGate:
         self._clock = clock
         self.head_scores = UNASKED
         """Of the last attempt that nothing else spoke against."""
+        self.refitted: Mapping[str, Head] = {}
+        """Heads for the last release, by whom they are for: devices take them when they run it."""
         self._worse: list[str] = []
         """Heads that the last attempt failed of."""
         self._heads = HeadJudge(HeadClipsFolder(state.head_clips))
@@ -201,7 +204,20 @@ class ReleaseGate:
         self._state.save_weights(number, tensors)
         generation = self._generations.add(bundle, tensors)
         self._note(number, (newest.bundle, bundle), "held-out quality is as it must be", started, before, after, heads)
+        self.refitted = self._refit(candidate, bundle)
         return generation
+
+    def forget_heads(self, pushed: Mapping[str, Head]) -> None:
+        """Remove the clips of heads that no device is given any more."""
+        self._heads.forget(pushed)
+
+    def _refit(self, candidate: CutModel, bundle: Bundle) -> dict[str, Head]:
+        """A release that is already kept does not fail of a head: that one stays as it is."""
+        try:
+            return self._heads.refit(candidate, bundle.manifest)
+        except (SscError, OSError) as exc:
+            _LOG.error("heads are not fitted to generation %d: %s", bundle.manifest.info.generation, exc)
+            return {}
 
     def _base(self) -> Generation:
         """What the next generation follows: the first rank knows, and has it on the disk."""
@@ -264,7 +280,7 @@ class ReleaseGate:
             heads=heads,
         )
         self._outcomes.append(outcome)
-        worse = [score.head for score in heads.judged if score.after < score.before]
+        worse = [score.head for score in heads.worse]
         self.counts["released" if outcome.released else "a pushed head got worse" if worse else reason] += 1
         _LOG.info("%s", outcome)
         if worse and worse != self._worse:  # once, not at every attempt

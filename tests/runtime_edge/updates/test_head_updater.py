@@ -73,6 +73,23 @@ def test_heads_swap_as_they_come_and_the_last_is_used_by_the_next_run(tmp_path, 
     assert detected(updater(tmp_path, None, info), info) == ["second"]
 
 
+def test_a_head_of_a_later_generation_takes_over_with_its_blocks(tmp_path, info):
+    transport = InMemoryTransport()
+
+    async def work():
+        updating = updater(tmp_path, transport, info)
+        await updating.follow()
+        await transport.change(subjects.HEADS, KEY, record(constant(info, "early", generations=(3, 3))))
+        said = [detected(updating, info)]  # any head is better than none
+        await transport.change(subjects.HEADS, KEY, record(constant(info, "usual")))
+        said.append(detected(updating, info))
+        await transport.change(subjects.HEADS, KEY, record(constant(info, "next", generations=(2, 2))))
+        said.append(detected(updating, info))
+        return [*said, detected(updating, replace(info, generation=2)), detected(updating, info)]
+
+    assert asyncio.run(work()) == [["early"], ["usual"], ["usual"], ["next"], ["next"]]
+
+
 def test_a_head_of_another_encoder_is_refused_and_labels_nothing(tmp_path, info):
     transport, counts = InMemoryTransport(), LoopCounts()
 

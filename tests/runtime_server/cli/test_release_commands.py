@@ -4,7 +4,7 @@ from runtime_server.cli.release_commands import attempt_lines
 
 
 def test_it_says_which_head_refused_a_release_and_which_had_no_say():
-    reason = "head rpi4 would fall from 118 to 95 of its 120 clips"
+    reason = "head rpi4 would go from 118 to 95 of its 120 clips (95 %: down to -25.0 points)"
     found = {"refused": [{"generation": 3, "steps": 350, "reason": reason}], "unjudged": ["m2"]}
     assert attempt_lines(found) == [
         f"generation 3 is not released (training step 350): {reason}",

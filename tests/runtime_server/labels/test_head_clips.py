@@ -14,6 +14,7 @@ from runtime_server.labels import head_clips
 from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder
 from runtime_server.labels.head_training import fit_head
 from runtime_server.labels.labelled import LabelledClip, of_clips, read_clips
+from runtime_server.labels.linear_probe import embedded
 from runtime_server.releases.release_gate import first_model
 
 pytestmark = pytest.mark.integration
@@ -45,28 +46,55 @@ def folder(tmp_path):
     return HeadClipsFolder(tmp_path / "heads")
 
 
-def test_the_head_is_asked_of_every_clip_as_a_device_would(kept, head, clips, small_bundle, generations):
-    heard = of_clips(clips, small_bundle)
-    right = 0
-    for group in range(len(clips)):
-        scores = head.scores(heard.embeddings[heard.groups == group]).mean(axis=0)
-        right += head.labels[scores.argmax()] in clips[group].labels
-    assert right > 6, "it has learnt something"
+def test_every_clip_is_asked_of_a_head_that_was_fitted_to_others(kept, head, clips, generations):
     model = first_model(generations.graph, generations.newest)
     assert len(kept.clips) == len(clips) == 12
-    assert kept.right(model) == right
+    right = kept.right(model)
+    assert right.shape == (12,)
+    assert right.mean() == head.validation.group_accuracy > 0.5, "it has learnt something"
     with torch.no_grad():
         model.module.get_parameter("head.weight").zero_()
-    assert kept.right(model) == 6, "one label for all"
+    assert kept.right(model).sum() <= 6, "one label for all"
     with torch.no_grad():
         model.module.get_parameter("head.weight").fill_(float("nan"))
-    assert kept.right(model) == 0
+    assert kept.right(model).sum() == 0
+
+
+def test_a_head_fitted_anew_follows_the_embeddings(kept, head, generations):
+    model = first_model(generations.graph, generations.newest)
+    same = kept.refitted(model)
+    assert same.labels == head.labels
+    with torch.no_grad():
+        model.module.get_parameter("head.weight").neg_()
+    turned = kept.refitted(model)
+    for fitted, moved in ((same, generations.newest.model), (turned, model)):
+        scores = fitted.scores(embedded(moved, kept.samples))
+        truth = [kept.clips[place][0] for place in kept.places]
+        assert np.mean([fitted.labels[row.argmax()] == label for row, label in zip(scores, truth, strict=True)]) > 0.7
+    assert np.dot(*(np.frombuffer(one.weights, "<f4") for one in (same, turned))) < 0, "the embeddings were turned"
+
+
+def test_a_head_of_too_few_clips_stays_and_is_asked_as_it_is(head, clips, front_end, generations):
+    few = HeadClips.of(head, [clips[0], clips[-1]], front_end, GATE_DB)
+    model = generations.newest.model
+    assert few.refitted(model) == head
+    scores = head.scores(embedded(model, few.samples))
+    means = [scores[np.array(few.places) == place].mean(axis=0) for place in range(2)]
+    expected = [head.labels[mean.argmax()] in own for mean, own in zip(means, few.clips, strict=True)]
+    assert few.right(model).tolist() == expected
+
+
+def test_what_the_best_generation_made_of_them_is_checked(kept):
+    with pytest.raises(FormatError, match="best: not a 0 or 1 for each of the 12 clips"):
+        replace(kept, best=b"\1" * 11)
+    with pytest.raises(FormatError, match="best: not a 0 or 1 for each of the 12 clips"):
+        replace(kept, best=b"\2" * 12)
 
 
 def test_what_is_kept_is_bounded_and_spread_over_all_clips(head, clips, front_end, monkeypatch):
-    many = [clip for clip in clips for _ in range(25)]
+    many = [clip for clip in clips for _ in range(100)]
     kept = HeadClips.of(head, many, front_end, GATE_DB)
-    assert len(kept.places) <= 256
+    assert len(kept.places) <= 1024
     assert len(kept.windows) == 2 * len(kept.places) * front_end.window_samples
     assert {label for labels in kept.clips for label in labels} == {"high", "low"}
     with pytest.raises(FormatError, match="places: not a window of each of the 13 clips"):
@@ -91,11 +119,13 @@ def test_several_labels_of_a_clip_are_asked_together(clips, small_bundle, genera
     assert head.scores_by == "sigmoid"
     kept = HeadClips.of(head, mixed, small_bundle.manifest.info.front_end, GATE_DB)
     assert kept.clips[-1] == ("high", "low")
-    heard = of_clips(mixed, small_bundle)
-    means = np.array([head.scores(heard.embeddings[heard.groups == group]).mean(axis=0) for group in range(13)])
+    model = first_model(generations.graph, generations.newest)
+    embeddings = embedded(model, kept.samples)
+    means = np.array([head.scores(embeddings[np.array(kept.places) == place]).mean(axis=0) for place in range(13)])
     truth = np.array([[label in clip.labels for label in head.labels] for clip in mixed])
-    right = ((means >= 0.5) == truth).all(axis=1).sum()
-    assert kept.right(first_model(generations.graph, generations.newest)) == right
+    expected = ((means >= 0.5) == truth).all(axis=1)
+    agree = kept.right(model) == expected
+    assert agree.sum() >= 10, "heads fitted to 80 % of them say nearly the same"
 
 
 def test_they_are_for_the_owner_alone_and_damage_is_noticed(folder, kept, head):
