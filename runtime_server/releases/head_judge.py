@@ -114,11 +114,7 @@ class HeadJudge:
                 continue
             asked.for_whom.append(name)
             best = np.frombuffer(asked.kept.best, np.uint8).astype(np.bool_)
-            judged.append(
-                HeadScore(
-                    name, len(best), int(best.sum()), int(asked.right.sum()), _lower_end(asked.right, best)
-                )
-            )  # fmt: skip
+            judged.append(compared(name, asked.right, best))
         if without and tuple(without) != self._said:
             _LOG.warning("no release is judged by head %s: %s", ", ".join(without), WITHOUT_CLIPS)
         self._said = tuple(without)
@@ -164,8 +160,12 @@ class HeadJudge:
         return self._asked[own]
 
 
-def _lower_end(after: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_]) -> float:
-    """The lower end of the 95 % interval of the change in points, by a paired bootstrap over clips."""
+def compared(head: str, after: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_]) -> HeadScore:
+    """Which clips (clips,) are right with weights that would follow, and with the best so far.
+
+    The 95 % interval is that of a paired bootstrap over clips.
+    """
     change = after.astype(np.float64) - before
     drawn = np.random.default_rng(0).integers(0, len(change), (_DRAWS, len(change)))
-    return float(100 * np.quantile(change[drawn].mean(axis=1), 0.025))
+    lower_end = float(100 * np.quantile(change[drawn].mean(axis=1), 0.025))
+    return HeadScore(head, len(change), int(before.sum()), int(after.sum()), lower_end)
