@@ -26,7 +26,7 @@ from runtime_edge.formats.manifest import Cut, Int8Scale
 from runtime_server.lab.clips import load_clips
 from streamsplit_compile.bottleneck.block import Bottleneck, layout_of
 from streamsplit_compile.bottleneck.coding import coding_tables
-from streamsplit_compile.bundle.bottlenecks import Fitted, fit, widths_of
+from streamsplit_compile.bundle.cut_assets.bottlenecks import Fitted, fit, widths_of
 from streamsplit_compile.encoder.encoders import load_encoder
 from streamsplit_compile.encoder.segment import run_segments, split
 

@@ -14,8 +14,8 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.wire import encode_frame
-from runtime_edge.inference.bottleneck import LoadedBottleneck, load_bottlenecks, self_test
 from runtime_edge.inference.contract import RuntimeOptions
+from runtime_edge.inference.cut_assets.loaded import CutAssets
 from runtime_edge.inference.prefix import Prefix
 
 Embedding = npt.NDArray[np.float32]
@@ -67,7 +67,7 @@ class Engine:
             *[encoding] * (len(self.cuts) - 2),
             "float32" if encoding == "float32" else "float16",
         ]
-        self._bottlenecks: dict[str, LoadedBottleneck] = {}
+        self._assets = CutAssets(self.prefix)
         self._codecs = [CutCodec(cut, name) for cut, name in zip(self.cuts, names, strict=True)]
         self._stream = stream
 
@@ -82,9 +82,9 @@ class Engine:
         return self.prefix.last_cut
 
     def ready(self) -> float:
-        """Self-test, which loads every block and bottleneck; returns the largest error. Raises SelfTestError."""
-        self._bottlenecks = load_bottlenecks(self.prefix)
-        return self_test(self.prefix, self._bottlenecks)
+        """Self-test, which loads every block, bottleneck and exit; returns the largest error. Raises SelfTestError."""
+        self._assets.load_all()
+        return self._assets.self_test()
 
     def run(
         self,
@@ -112,7 +112,7 @@ class Engine:
             payload: bytes | memoryview = self._stream.encode(samples, window, alone=finish)
         elif width:
             encoding = "int8"
-            payload, compressed = self._bottleneck(cut).encode(width)
+            payload, compressed = self._assets.bottleneck(self.cut_names[cut]).encode(width)
         else:
             encoding = self._codecs[cut].encoding
             payload, compressed = self._codecs[cut].encode(activation)
@@ -127,12 +127,3 @@ class Engine:
     def embed(self, samples: npt.NDArray[np.float32]) -> Embedding | None:
         """Embedding (d,) of one window (samples,); None where the memory limit has no room for the whole encoder."""
         return self.prefix.embed(samples) if self.prefix.fits(self.last_cut) else None
-
-    def _bottleneck(self, cut: int) -> LoadedBottleneck:
-        """That of a cut which has one, loaded."""
-        name = self.cut_names[cut]
-        if name not in self._bottlenecks:
-            info = self.bundle.manifest.bottleneck(name)
-            assert info is not None, "the splitter chooses widths that there are"
-            self._bottlenecks[name] = LoadedBottleneck(self.prefix, info)
-        return self._bottlenecks[name]
