@@ -7,6 +7,7 @@ the runner, `InFlight` and `RunnerState` from it.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.device.in_flight import InFlight
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.table import LOCAL, SplitterTable
-from runtime_edge.inference.engine import Embedding, Engine, PrefixResult
+from runtime_edge.inference.engine import Embedding, Engine, FirstAnswer, PrefixResult
 from runtime_edge.policy.online_learner import OnlineLearner
 from runtime_edge.policy.reward import Conditions
 from runtime_edge.policy.splitter import Decision
@@ -83,6 +84,7 @@ class WindowRunner:
         frame_store: where frames lie until the broker has them.
         accounting: what is counted here and in the frame store.
         ships: whether there is anybody to send frames to.
+        judge: what the device's memory says of an exit's embedding.
     """
 
     def __init__(
@@ -95,8 +97,10 @@ class WindowRunner:
         frame_store: FrameStore,
         accounting: Accounting,
         ships: bool,
+        judge: Callable[[Embedding], FirstAnswer],
     ) -> None:
         """Raises what `make_splitter` raises."""
+        self._judge = judge
         self._config, self._boot, self._engine, self._ships = config, boot, engine, ships
         self._splitter = make_splitter(engine.bundle, table, config)
         self._splitter.learn(learner)
@@ -120,7 +124,7 @@ class WindowRunner:
         )
         if not self._ships or self._config.min_cut == LOCAL:
             # Nobody to ship to, or nothing may be shipped.
-            decision = decision._replace(cut=LOCAL, explored=False, width=0)
+            decision = decision._replace(cut=LOCAL, explored=False, width=0, exit=False)
         accounting.explorations += decision.explored
         started = time.monotonic()
         index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
@@ -154,12 +158,13 @@ class WindowRunner:
         if update.engine is not None:
             self._engine = update.engine
             self._accounting.generation_end = update.engine.generation
-        before, widths = self._splitter.table, self._engine.bundle.manifest.widths
+        manifest = self._engine.bundle.manifest
+        before, assets = self._splitter.table, (manifest.widths, manifest.exit_cuts)
         table = before if update.table is None else update.table
         learner = self._splitter.learner if table == before else update.learner
-        if table != before or widths != self._splitter.widths:
+        if table != before or assets != self._splitter.assets:
             if table.bundle_cuts == before.bundle_cuts:
-                self._splitter.swap(table, widths)
+                self._splitter.swap(table, *assets)
             else:
                 self._splitter = make_splitter(self._engine.bundle, table, self._config)
             self._splitter.learn(learner)
@@ -194,10 +199,20 @@ class WindowRunner:
     def _frame(self, window: CapturedWindow, message_id: str, decision: Decision, cut: int, live: bool) -> PrefixResult:
         uncertainty = self._splitter.uncertainty
         step = self._engine.run(
-            window.samples, window.index, window.capture_time_ns, cut, uncertainty, not live, decision.width
+            window.samples,
+            window.index,
+            window.capture_time_ns,
+            cut,
+            uncertainty,
+            not live,
+            decision.width,
+            self._judge if decision.exit and live else None,
         )
         stages = self._accounting.stage_ms
         stages["prefix"].observe(step.prefix_ms)
+        if step.first is not None:
+            stages["exit"].observe(step.exit_ms)
+            uncertainty = step.first.uncertainty
         if decision.cut == LOCAL:
             self._frame_store.keep_local()
         else:

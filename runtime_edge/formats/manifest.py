@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -270,6 +271,11 @@ class Manifest(Part, frozen=True, kw_only=True, omit_defaults=False):
         return {found.cut: frozenset(width.width for width in found.widths) for found in self.info.bottlenecks}
 
     @property
+    def exit_cuts(self) -> frozenset[str]:
+        """Those that have an exit."""
+        return frozenset(found.cut for found in self.info.exits)
+
+    @property
     def variants(self) -> list[str]:
         """Those that every block has, sorted."""
         return sorted(set.intersection(*(set(component.variants) for component in self.components.values())))
@@ -293,11 +299,8 @@ class Manifest(Part, frozen=True, kw_only=True, omit_defaults=False):
 
     def assets(self) -> dict[str, int]:
         """Every asset that a device, compiler or server may read: reference -> bytes."""
-        found: dict[str, int] = {}
-        for bottleneck in self.info.bottlenecks:
-            found.update(bottleneck.assets())
-        for early in self.info.exits:
-            found.update(early.assets())
+        parts = [*(one.assets() for one in self.info.bottlenecks), *(one.assets() for one in self.info.exits)]
+        found = dict(chain.from_iterable(parts))
         for component in self.components.values():
             for variant in component.variants.values():
                 found[variant.executor_info.ssc.file] = variant.executor_info.ssc.bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -22,6 +23,16 @@ Embedding = npt.NDArray[np.float32]
 ACTIVATION_ENCODINGS = ("int8", "float16", "float32")
 
 
+class FirstAnswer(msgspec.Struct, frozen=True):
+    """What an exit says of a window, and the device's memory of that."""
+
+    embedding: Embedding
+    uncertainty: float
+    """In [0, 1]."""
+    novelty: float
+    """Squared distance to what the memory knows, as a share of that between two windows."""
+
+
 class PrefixResult(msgspec.Struct, frozen=True):
     """What running a window up to a cut gave."""
 
@@ -31,6 +42,9 @@ class PrefixResult(msgspec.Struct, frozen=True):
     """When the whole encoder ran."""
     prefix_ms: float
     encode_ms: float
+    first: FirstAnswer | None = None
+    """Where the exit at the cut has answered."""
+    exit_ms: float = 0.0
 
 
 class Engine:
@@ -95,17 +109,23 @@ class Engine:
         uncertainty: float,
         finish: bool,
         width: int = 0,
+        judge: Callable[[Embedding], FirstAnswer] | None = None,
     ) -> PrefixResult:
         """Run one window (samples,) up to `cut` and frame its activation; with `finish` go on to the embedding.
 
-        With a `width` so many channels of the cut's bottleneck are framed instead.
+        With a `width` so many channels of the cut's bottleneck are framed instead. With `judge` the exit at the cut
+        answers first; the frame then says the uncertainty of this window rather than the one that is given.
 
         The device cannot continue where the memory limit has no room for the blocks behind the cut.
         """
         started = time.perf_counter()
         self.prefix.start(samples)
         activation = self.prefix.advance(cut)
-        ran = time.perf_counter()
+        ran = answered = time.perf_counter()
+        first = None
+        if judge is not None:
+            first = judge(self._assets.exit(self.cut_names[cut]).embedding())
+            uncertainty, answered = first.uncertainty, time.perf_counter()
         if cut == 0 and self._stream is not None:
             # A frame that is not sent now is spooled and may arrive at any later time.
             encoding, compressed = self._stream.encoding, False
@@ -122,7 +142,8 @@ class Engine:
         framed = time.perf_counter()
         whole = cut == self.last_cut or (finish and self.prefix.fits(self.last_cut))
         embedding = self.prefix.advance(self.last_cut)[0].copy() if whole else None
-        return PrefixResult(frame, encoding, embedding, (ran - started) * 1e3, (framed - ran) * 1e3)
+        times = (ran - started) * 1e3, (framed - answered) * 1e3
+        return PrefixResult(frame, encoding, embedding, *times, first, (answered - ran) * 1e3)
 
     def embed(self, samples: npt.NDArray[np.float32]) -> Embedding | None:
         """Embedding (d,) of one window (samples,); None where the memory limit has no room for the whole encoder."""

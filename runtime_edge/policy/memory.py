@@ -145,6 +145,19 @@ class GaussianMemory:
             total += self._entropy(*self._odds(self._noise))
         return total / len(rows)
 
+    def judge(self, embedding: npt.ArrayLike) -> tuple[float, float]:
+        """Uncertainty and novelty of one float32[d], without learning; 1.0 for both while cold or without a direction.
+
+        Novelty is the squared distance to the nearest component as a share of that between two windows.
+        """
+        (row,) = self._rows(embedding)
+        z = _direction(row)
+        if z is None or self.cold:
+            return 1.0, 1.0
+        self._measure(z)
+        distances = self._squares @ self._ones
+        return self._entropy(*self._odds(self._noise)), float(distances[distances.argmin()]) / self.spread
+
     def sample_negatives(self, anchor: npt.ArrayLike, count: int, rng: np.random.Generator) -> Array:
         """Virtual negatives, [d] -> unit float32[count, d], or [n, d] -> [n, count, d].
 

@@ -54,15 +54,20 @@ class HeadUpdater:
                 await self._records.take(key, record, self._came)
         await self._records.watch(self._came)
 
-    def label(self, result: WindowResult, info: BundleInfo, embedding: Embedding) -> WindowResult:
-        """The result of a window of an encoder, labelled by its embedding (d,) when there is a head for it."""
+    def label(
+        self, result: WindowResult, info: BundleInfo, embedding: Embedding, exit_cut: str | None = None
+    ) -> WindowResult:
+        """The result of a window of an encoder, labelled by its embedding (d,) when there is a head for it.
+
+        `exit_cut` is where the exit is that gave the embedding.
+        """
         self._info = info
         if self._early is not None and self._early.fits(info):
             self._head, self._early = self._early, None
         head = self._head
         if head is None or not head.fits(info):
             return result
-        scores = head.scores(embedding)
+        scores = head.scores(embedding, exit_cut)
         order = np.argsort(-scores, kind="stable").tolist()
         return msgspec.structs.replace(
             result,

@@ -109,7 +109,11 @@ def _few(actions: tuple[ActionCosts, ...]) -> tuple[ActionCosts, ...]:
 
 def _beats(one: ActionCosts, other: ActionCosts) -> bool:
     """Whether an action that teaches as much costs no more of anything, and less of something."""
-    costs, others = ((a.device_ms, a.bytes, -min(a.quality), not a.teaches) for a in (one, other))
+    if (one.answer == "exit") != (other.answer == "exit"):
+        return False  # an earlier answer, or a better one: which counts for more depends on the link
+    costs, others = (
+        (a.device_ms, a.bytes, -min(a.quality), -min(a.exit_quality or a.quality), not a.teaches) for a in (one, other)
+    )
     return costs != others and all(a <= b for a, b in zip(costs, others, strict=True))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import msgspec
+import numpy as np
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
+from runtime_edge.formats.encoder.exit_info import ExitInfo
 from runtime_edge.formats.manifest import Cut, Manifest, Parity, TargetCost
 from runtime_edge.formats.records.actions import ActionCosts, Encoding, action_name
 from runtime_edge.formats.records.table import Reward, SplitterTable
@@ -118,7 +120,11 @@ def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = No
     for action, size in zip(plain, prefix_memory_mb(manifest, cost), strict=True):
         priced = msgspec.structs.replace(action, memory_mb=size)
         bottleneck = manifest.bottleneck(action.cut)
-        actions += [priced, *(width_costs(priced, bottleneck, cost, macs) if bottleneck else ())]
+        answered = [priced, *(width_costs(priced, bottleneck, cost, macs) if bottleneck else ())]
+        early = manifest.exit(action.cut)
+        exits = [exit_costs(one, early, cost, macs) for one in answered if early]
+        # A second answer that is worse than the first is no revision.
+        actions += [*answered, *(one for one in exits if np.mean(one.quality) >= np.mean(one.exit_quality or ()))]
     return actions
 
 
@@ -207,6 +213,25 @@ def width_costs(plain: ActionCosts, bottleneck: BottleneckInfo, cost: TargetCost
         )
         actions.append(action)
     return actions
+
+
+def exit_costs(answered: ActionCosts, early: ExitInfo, cost: TargetCost, macs: int) -> ActionCosts:
+    """The action of a cut whose exit answers before the server does.
+
+    The exit takes what as many multiply-adds take in the whole encoder, which has `macs`.
+    """
+    block_ms, block_mj = sum(cost.block_ms), sum(cost.block_mj)
+    ms = block_ms * early.macs / max(macs, 1)
+    near = early.agreement[cost.variant]
+    return msgspec.structs.replace(
+        answered,
+        name=action_name(answered.cut, answered.width, "exit"),
+        answer="exit",
+        device_ms=answered.device_ms + ms,
+        device_mj=answered.device_mj + ms * block_mj / max(block_ms, 1e-9),
+        exit_quality=tuple(near.by_uncertainty) or (near.cosine_median,),
+        memory_mb=round(answered.memory_mb + 4 * early.macs / 1e6, 3),
+    )
 
 
 def _quality(cut: Cut, encoding: str, parity: Parity | None) -> tuple[float, ...]:

@@ -95,8 +95,8 @@ class Head(_Common, frozen=True, kw_only=True):
     temperature: Temperature
     """Logits are divided by it, so that scores are probabilities."""
     exit_temperatures: Annotated[dict[Name, Temperature], Meta(max_length=256)] = msgspec.field(default_factory=dict)
-    """The same for embeddings that come from the exit at a cut, by the cut's name; `temperature` where none is named.
-    Devices have no exits yet."""
+    """The same for embeddings that come from the exit at a cut, by the cut's name; `temperature` where none is
+    named."""
     background: Name | None = None
     """The label that stands for everything else, so that it is no event. Devices report it as any other yet."""
     min_energy: Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)] | None = None

@@ -24,7 +24,8 @@ class LoadedExit:
         self.info = info
         file = info.files["onnx" if prefix.variant.startswith("onnx") else "tflite"]
         where = f"{bundle.path}: exit at {info.cut}"
-        source = prefix.buffers[bundle.manifest.cut_named(info.cut).index]
+        self.cut = bundle.manifest.cut_named(info.cut).index
+        source = prefix.buffers[self.cut]
         self._embedding = np.zeros((1, bundle.manifest.info.encoder.embedding_dim), np.float32)
         self._block = prefix.backend.load(bundle.read(file.file), file, source, self._embedding, where)
 

@@ -221,11 +221,10 @@ def _similarities(bundle: Bundle, variant: str, windows: Array) -> dict[str, flo
 
 def _embeddings(prefix: Prefix, exits: Sequence[LoadedExit], windows: Sequence[Array] | Array) -> list[Array]:
     """What each exit makes of each window on the device's runtime, (n, d); the last window stays in the prefix."""
-    cuts = {cut.name: cut.index for cut in prefix.bundle.manifest.info.cuts}
     found: list[list[Array]] = [[] for _ in exits]
     for window in windows:
         prefix.start(window)
         for early, collected in zip(exits, found, strict=True):
-            prefix.advance(cuts[early.info.cut])
+            prefix.advance(early.cut)
             collected.append(early.embedding())
     return [np.stack(collected) for collected in found]

@@ -15,6 +15,7 @@ from runtime_edge.inference.cut_assets.early_exit import LoadedExit
 from runtime_edge.inference.cut_assets.loaded import self_test
 from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.prefix import Prefix
+from runtime_edge.policy.splitter import Splitter
 from runtime_server.suffix.generations import cut_model
 from streamsplit_compile.bundle.bundle_summary import bundle_summary, exit_rows
 from streamsplit_compile.bundle.calibrate import calibration_set_for
@@ -69,6 +70,36 @@ def test_an_exit_gives_about_the_embedding_that_the_whole_encoder_gives(bundle, 
             near = cosines(np.stack(found), expected)
             assert np.median(near) > info.agreement[variant].cosine_median - 0.1
             assert np.median(near) > np.median(cosines(np.stack(found), strangers))
+
+
+def test_tables_price_exits_whose_answer_the_server_can_improve_on(bundle):
+    costs = {action.name: action for action in bundle.table("rpi4").costs}
+    exits = [action for action in costs.values() if action.answer == "exit"]
+
+    assert exits
+    for action in exits:
+        info, plain = bundle.manifest.exit(action.cut), costs[action.name.removesuffix("+exit")]
+        assert list(action.exit_quality) == info.agreement["onnx-fp32"].by_uncertainty
+        assert (action.bytes, action.quality, action.width) == (plain.bytes, plain.quality, plain.width)
+        assert action.device_ms > plain.device_ms
+        assert action.memory_mb > plain.memory_mb
+        assert np.mean(action.quality) >= np.mean(action.exit_quality)
+
+
+def test_a_splitter_chooses_only_exits_that_the_bundle_has(bundle):
+    table, names = bundle.table("rpi4"), [cut.name for cut in bundle.manifest.info.cuts]
+    chosen = next(place for place, action in enumerate(table.costs) if action.answer == "exit")
+    q = tuple(tuple(float(place == chosen) for place in range(len(table.costs))) for _ in table.q)
+    always = msgspec.structs.replace(table, q=q, probe_rate=0.0)
+    widths, exits = bundle.manifest.widths, bundle.manifest.exit_cuts
+
+    found = Splitter(always, names, widths=widths, exits=exits).choose(0.5, 0.1, 1.0, 80.0)
+    swapped = Splitter(always, names, widths=widths)
+    assert (found.cut, found.exit) == (table.costs[chosen].cut, True)
+    assert not swapped.choose(0.5, 0.1, 1.0, 80.0).exit
+    swapped.swap(always, widths, exits)
+    assert swapped.choose(0.5, 0.1, 1.0, 80.0).exit
+    assert not swapped.choose(0.5, 0.1, 1.0, 80.0, connected=False).exit
 
 
 def test_the_same_recordings_give_the_same_bytes(tiny_encoder, options, bundle, tmp_path):
