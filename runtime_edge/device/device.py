@@ -197,7 +197,7 @@ class Device:
         learner_sync = LearnerSync(config, connection)
         learner, memory = learner_sync.learner_for(table), DeviceMemory(info.encoder.embedding_dim)
         runner = WindowRunner(config, boot, engine, table, learner, frame_store, accounting, connection is not None,
-                              memory.judge)  # fmt: skip
+                              memory.judge, head_updater.entropy)  # fmt: skip
         front_end = info.front_end
         capture = Capture(config, front_end.sample_rate, front_end.window_samples, front_end.hop_samples, worker)
         pipeline = Pipeline(

@@ -136,6 +136,8 @@ class Pipeline:
         if in_flight.step.first is not None:
             first = in_flight.step.first
             self._give(self._result(in_flight, first.embedding, first.uncertainty, "exit"), in_flight)
+            if not in_flight.live:  # kept: nobody says more
+                self._learn(in_flight, first.embedding, None)
         if in_flight.step.embedding is not None:
             self._finish(in_flight, in_flight.step.embedding, "device")
         if self.delivery is None:

@@ -17,10 +17,12 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.device.in_flight import InFlight
 from runtime_edge.formats import subjects
+from runtime_edge.formats.manifest import BundleInfo
 from runtime_edge.formats.records.table import LOCAL, SplitterTable
 from runtime_edge.inference.engine import Embedding, Engine, FirstAnswer, PrefixResult
 from runtime_edge.policy.online_learner import OnlineLearner
 from runtime_edge.policy.reward import Conditions
+from runtime_edge.policy.ship_gate import ShipGate
 from runtime_edge.policy.splitter import Decision
 from runtime_edge.policy.surroundings import Surroundings
 from runtime_edge.system import CpuMonitor
@@ -85,6 +87,7 @@ class WindowRunner:
         accounting: what is counted here and in the frame store.
         ships: whether there is anybody to send frames to.
         judge: what the device's memory says of an exit's embedding.
+        entropy: how undecided the head is about an embedding, of the exit at a cut or of the whole encoder.
     """
 
     def __init__(
@@ -98,9 +101,11 @@ class WindowRunner:
         accounting: Accounting,
         ships: bool,
         judge: Callable[[Embedding], FirstAnswer],
+        entropy: Callable[[BundleInfo, Embedding, str | None], float | None],
     ) -> None:
         """Raises what `make_splitter` raises."""
-        self._judge = judge
+        self._judge, self._entropy = judge, entropy
+        self._gate = None if table.ship is None else ShipGate(table.ship, config.seed)
         self._config, self._boot, self._engine, self._ships = config, boot, engine, ships
         self._splitter = make_splitter(engine.bundle, table, config)
         self._splitter.learn(learner)
@@ -134,6 +139,7 @@ class WindowRunner:
             splitter.learner.decided(window.index, decision.row, decision.action, at)
         message_id = subjects.message_id(self._config.device, self._boot, window.index)
         step = self._frame(window, message_id, decision, index, live)
+        live = live and bool(step.frame)
         device_ms = (time.monotonic() - started) * 1e3
         return InFlight(
             window=window,
@@ -169,6 +175,8 @@ class WindowRunner:
                 self._splitter = make_splitter(self._engine.bundle, table, self._config)
             self._splitter.learn(learner)
             self._accounting.table_swaps += table != before
+        if table.ship != before.ship:
+            self._gate = None if table.ship is None else ShipGate(table.ship, self._config.seed)
 
     def restart_stream(self) -> None:
         """The server cannot decode the audio stream any further: start a new one with the next window."""
@@ -213,11 +221,23 @@ class WindowRunner:
         if step.first is not None:
             stages["exit"].observe(step.exit_ms)
             uncertainty = step.first.uncertainty
-        if decision.cut == LOCAL:
+        keeps = decision.cut != LOCAL and not decision.explored and not self._is_worth_sending(step, cut)
+        if decision.cut == LOCAL or keeps:
             self._frame_store.keep_local()
+            self._accounting.kept += keeps
+            step = msgspec.structs.replace(step, frame=b"")
         else:
             stages["encode"].observe(step.encode_ms)
             started = time.perf_counter()
             self._frame_store.put(message_id, window.index, step.frame, uncertainty, claim=live)
             stages["spool"].observe((time.perf_counter() - started) * 1e3)
         return step
+
+    def _is_worth_sending(self, step: PrefixResult, cut: int) -> bool:
+        """What the table's thresholds say of what the device itself made of a window, if it has made anything."""
+        embedding = step.embedding if step.first is None else step.first.embedding
+        if self._gate is None or embedding is None:
+            return True
+        at = None if step.first is None else self._engine.cut_names[cut]
+        entropy = self._entropy(self._engine.bundle.manifest.info, embedding, at)
+        return entropy is None or self._gate.ships(entropy)

@@ -146,17 +146,14 @@ class GaussianMemory:
         return total / len(rows)
 
     def judge(self, embedding: npt.ArrayLike) -> tuple[float, float]:
-        """Uncertainty and novelty of one float32[d], without learning; 1.0 for both while cold or without a direction.
-
-        Novelty is the squared distance to the nearest component as a share of that between two windows.
+        """Uncertainty of one float32[d] and novelty, its squared distance to the nearest component as a share of that
+        between two windows, without learning; 1.0 for both while cold or without a direction.
         """
-        (row,) = self._rows(embedding)
-        z = _direction(row)
+        z = _direction(self._rows(embedding)[0])
         if z is None or self.cold:
             return 1.0, 1.0
         self._measure(z)
-        distances = self._squares @ self._ones
-        return self._entropy(*self._odds(self._noise)), float(distances[distances.argmin()]) / self.spread
+        return self._entropy(*self._odds(self._noise)), float((self._squares @ self._ones).min()) / self.spread
 
     def sample_negatives(self, anchor: npt.ArrayLike, count: int, rng: np.random.Generator) -> Array:
         """Virtual negatives, [d] -> unit float32[count, d], or [n, d] -> [n, count, d].

@@ -37,7 +37,9 @@ class Accounting:
     captured: int = 0
     acked: int = 0
     kept_local: int = 0
-    """Windows the policy chose not to ship (`local`)."""
+    """Windows that are not shipped: by the action `local`, or kept."""
+    kept: int = 0
+    """Of these the windows that an action ships and the table's thresholds keep."""
     dropped: dict[DropReason, int] = field(default_factory=lambda: defaultdict(int))
     undecided: int = 0
     """Windows that are not on the disk but on their way: acknowledged or dropped before long."""
@@ -67,6 +69,8 @@ class Accounting:
             "windows_captured": self.captured,
             "windows_acked": self.acked,
             "windows_local": self.kept_local,
+            "windows_kept": self.kept,
+            "share_shipped": round(1 - self.kept_local / max(self.captured, 1), 4),
             "windows_spooled": spooled,
             "windows_inherited": self.inherited,
             "windows_dropped": sum(self.dropped.values()),

@@ -11,7 +11,7 @@ import numpy as np
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import LinkError, SscError
 from runtime_edge.formats.manifest import BundleInfo
-from runtime_edge.formats.records.head import Head, read_head
+from runtime_edge.formats.records.head import Head, entropy, read_head
 from runtime_edge.formats.results import WindowResult
 from runtime_edge.inference.engine import Embedding
 from runtime_edge.transport.protocol import Transport
@@ -74,6 +74,13 @@ class HeadUpdater:
             labels={head.labels[place]: round(float(scores[place]), 4) for place in order[:_BEST]},
             detected=[head.labels[place] for place in order if scores[place] >= head.thresholds[place]],
             head_generation=head.generations[1],
+        )
+
+    def entropy(self, info: BundleInfo, embedding: Embedding, exit_cut: str | None) -> float | None:
+        """How undecided the head is about an embedding (d,), from 0 to 1; None without a head. From any thread."""
+        head = self._head
+        return (
+            None if head is None or not head.fits(info) else entropy(head.scores(embedding, exit_cut), head.scores_by)
         )
 
     def _load_kept(self) -> None:

@@ -60,7 +60,7 @@ def action_name(cut: str, width: int, answer: Answer = "server") -> str:
 
 
 class ShipThresholds(Strict, frozen=True):
-    """Which windows are shipped and which are kept (docs/method.md, section 9). Devices do not apply it yet.
+    """Which windows are shipped and which are kept (docs/method.md, section 9).
 
     A window is shipped when the entropy of its labels' scores, as a share of `ln C`, is between the two.
     """

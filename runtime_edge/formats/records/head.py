@@ -162,6 +162,18 @@ class Head(_Common, frozen=True, kw_only=True):
         return np.asarray(grown / grown.sum(axis=-1, keepdims=True), np.float32)
 
 
+def entropy(scores: Array, scores_by: str) -> float:
+    """Entropy of one window's scores (labels,) as a share of the largest there can be, in [0, 1].
+
+    Of labels that do not exclude each other the mean over the labels.
+    """
+    chances = np.clip(np.asarray(scores, np.float64), 1e-12, 1 - 1e-12)
+    if scores_by == "softmax":
+        return float(-(chances @ np.log(chances)) / max(np.log(len(chances)), 1e-12))
+    either = chances * np.log(chances) + (1 - chances) * np.log1p(-chances)
+    return float(-either.mean() / np.log(2))
+
+
 def signature_of(text: bytes, key: minisign.SecretKey) -> str:
     """The contents of `head.json.minisig`."""
     return minisign.sign(text, key, "head")

@@ -74,7 +74,7 @@ def add_exits(
         notice(f"no exits: the recordings are too short to fit and measure them on {LEAST_WINDOWS} windows each")
         return manifest
     progress("fitting exits", 0, 1)
-    blocks = _fitted(cuts, segments, windows)
+    blocks = fitted_exits(cuts, segments, windows)
     drafts = [_write(root, cut, blocks[cut.name], variants, len(windows)) for cut in cuts]
     drafted = with_info(manifest, exits=tuple(drafts))
     return with_info(drafted, exits=tuple(_measure(root, drafted, variants, segments, unseen, blocks)))
@@ -113,14 +113,14 @@ def keep_exits(
     kept = good(base.manifest.info.exits, carried)
     lost = [cut for cut in cuts if cut.name not in kept]
     if lost and len(more):
-        anew = _fitted(lost, reference.segments, more)
+        anew = fitted_exits(lost, reference.segments, more)
         kept |= good([_write(root, cut, anew[cut.name], variants, len(more)) for cut in lost], anew)
     return with_info(manifest, exits=tuple(kept[cut.name] for cut in cuts if cut.name in kept))
 
 
-def _fitted(cuts: Sequence[Cut], segments: Segments, windows: Array) -> dict[str, ExitMap]:
+def fitted_exits(cuts: Sequence[Cut], segments: Segments, windows: Array) -> dict[str, ExitMap]:
     """By cut, the exit in closed form."""
-    statistics, embeddings = _statistics(cuts, segments, windows)
+    statistics, embeddings = statistics_of(cuts, segments, windows)
     basis = basis_of(embeddings)
     found = {}
     for cut in cuts:
@@ -135,7 +135,7 @@ def _window_count(manifest: Manifest) -> int:
     return int(min(MOST_WINDOWS, max(_FEW_WINDOWS, _MACS / max(macs, 1))))
 
 
-def _statistics(cuts: Sequence[Cut], segments: Segments, windows: Array) -> tuple[dict[str, Tensor], Tensor]:
+def statistics_of(cuts: Sequence[Cut], segments: Segments, windows: Array) -> tuple[dict[str, Tensor], Tensor]:
     """By cut the statistics (n, features) that its exit takes of windows, and the encoder's embeddings (n, d)."""
     takers: dict[int, tuple[str, ExitMap]] = {}
     for cut in cuts:

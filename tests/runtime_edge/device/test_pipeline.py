@@ -78,6 +78,9 @@ class Updates:
 
 
 class NoHead:
+    def entropy(self, info, embedding, exit_cut):
+        return None
+
     def label(self, result, info, embedding, exit_cut=None):
         return result
 
@@ -116,6 +119,7 @@ def run(engine, tmp_path, cut, delivery, windows=1):
                     accounting,
                     ships=True,
                     judge=memory.judge,
+                    entropy=NoHead().entropy,
                 ),
                 memory=memory,
                 learner_sync=None,

@@ -14,6 +14,7 @@ from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.in_flight import differs
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.runner import WindowRunner
+from runtime_edge.formats.records.actions import ShipThresholds
 from runtime_edge.formats.records.head import Head
 from runtime_edge.formats.wire import Reply, decode_frame
 from runtime_edge.inference.cut_assets.early_exit import LoadedExit
@@ -47,6 +48,9 @@ class Server:
 
     def flush(self):
         """Nothing waits."""
+
+    def replay_soon(self):
+        """Nothing is spooled."""
 
 
 class NoUpdates:
@@ -92,7 +96,7 @@ def by_exit(bundle, action, windows):
     return found
 
 
-def run(bundle, action, windows, server, state, **settings):
+def run(bundle, action, windows, server, state, ship=None, **settings):
     """(results, counts) after the windows, all by one action."""
     results, failures, counts = Results(), [], LoopCounts()
 
@@ -101,7 +105,8 @@ def run(bundle, action, windows, server, state, **settings):
         config = DeviceConfig(device="pi-1", state=state, broker="nats://nowhere", **settings)
         accounting, spool = Accounting(), Spool(state / "spool.db", 1 << 20)
         store, memory = FrameStore(spool, "pi-1.new.", accounting), DeviceMemory(info.encoder.embedding_dim)
-        table = always(bundle, "rpi4", action.name)
+        table = always(bundle, "rpi4", action.name, ship=ship)
+        labels = HeadUpdater(config, None, UpdateReports(config, None, counts, Trials(state)), info)
         with Worker() as worker:
             engine = Engine(bundle, "onnx-fp32")
             engine.ready()
@@ -109,10 +114,12 @@ def run(bundle, action, windows, server, state, **settings):
                 config=config,
                 worker=worker,
                 updater=NoUpdates(),
-                runner=WindowRunner(config, "new", engine, table, None, store, accounting, True, memory.judge),
+                runner=WindowRunner(
+                    config, "new", engine, table, None, store, accounting, True, memory.judge, labels.entropy
+                ),
                 memory=memory,
                 learner_sync=None,
-                head_updater=HeadUpdater(config, None, UpdateReports(config, None, counts, Trials(state)), info),
+                head_updater=labels,
                 delivery=server,
                 uplink=BandwidthEstimator(),
                 sinks=[results],
@@ -122,25 +129,24 @@ def run(bundle, action, windows, server, state, **settings):
             for index, window in enumerate(windows):
                 await worker.run(pipeline.run_window, CapturedWindow(index, 0, window, 0.0))
             await pipeline.settle()
-            stages = accounting.stage_ms
         spool.close()
-        return stages
+        return accounting
 
-    stages = asyncio.run(work())
+    accounting = asyncio.run(work())
     assert failures == [None] * len(windows)
-    return results, counts, stages
+    return results, counts, accounting
 
 
 def test_the_exit_answers_alone_where_the_server_says_the_same(bundle, action, windows, by_exit, tmp_path):
     server = Server(lambda window: by_exit[window])
-    results, counts, stages = run(bundle, action, windows, server, tmp_path)
+    results, counts, accounting = run(bundle, action, windows, server, tmp_path)
 
     assert [(r.window, r.answer, r.finished, r.revises) for r in results] == [(n, "exit", "exit", 0) for n in range(3)]
     assert [r.cut for r in results] == [action.cut] * 3
     assert np.allclose([r.embedding for r in results], by_exit, atol=1e-4)
     assert all(r.novelty is not None and r.network_ms == 0 for r in results)
     assert (counts.report()["finished"], counts.report()["revised"]) == ({"exit": 3}, 0)
-    assert stages["exit"].count == 3
+    assert accounting.stage_ms["exit"].count == 3
     for result, frame in zip(results, server.frames, strict=True):
         ((header, _),) = decode_frame(frame)
         assert header.uncertainty == pytest.approx(result.uncertainty, abs=0.01), "the frame says this window's own"
@@ -218,3 +224,28 @@ def test_what_counts_as_another_answer(bundle, action, windows, by_exit, tmp_pat
     assert differs(labelled(rain=0.8), labelled(rain=0.8, wind=0.15), 0.1)
     assert differs(result, labelled(rain=0.8), 0.1), "there was no head for the first"
     assert not differs(result, result, 1e-6)
+
+
+@pytest.mark.parametrize(("scale", "shipped"), [(400.0, 0), (0.0, 0), (2.0, 3)], ids=["sure", "hopeless", "of use"])
+def test_a_table_may_keep_windows_that_the_exit_is_sure_of_or_can_make_nothing_of(
+    bundle, action, windows, by_exit, tmp_path, scale, shipped
+):
+    weights = np.zeros((2, bundle.manifest.info.encoder.embedding_dim), np.float32)
+    weights[0, 0] = scale
+    (tmp_path / "head.json").write_bytes(head_for(bundle, weights=weights.astype("<f4").tobytes()).to_json())
+    server = Server(lambda window: by_exit[window])
+    ship = ShipThresholds(min_entropy=0.05, max_entropy=0.99, exploration=0.0)
+    results, counts, accounting = run(bundle, action, windows, server, tmp_path, ship, head=tmp_path / "head.json")
+
+    assert len(server.frames) == shipped
+    assert (accounting.kept, accounting.kept_local) == (3 - shipped, 3 - shipped)
+    assert [result.finished for result in results] == ["exit"] * 3
+    assert [result.frame_bytes > 0 for result in results] == [bool(shipped)] * 3
+    assert counts.finished == {"exit": 3}
+
+
+def test_without_a_head_a_table_keeps_nothing(bundle, action, windows, by_exit, tmp_path):
+    server = Server(lambda window: by_exit[window])
+    _, _, accounting = run(bundle, action, windows, server, tmp_path, ShipThresholds(exploration=0.0))
+
+    assert (len(server.frames), accounting.kept) == (3, 0)
