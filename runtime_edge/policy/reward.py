@@ -55,6 +55,10 @@ class RewardTerms(NamedTuple):
     """-eta * E / e_budget_mj."""
     limits: Any
     """What the caps charge for bytes and late windows."""
+    first_ms: Any
+    """Until the first answer, which `latency_ms` counts in part where another one follows."""
+    final_ms: Any
+    """Until the last one."""
 
     @property
     def total(self) -> Any:
@@ -77,7 +81,8 @@ def terms(
     latency_ms = slowdown * action.device_ms + waited_ms
     run_mj = action.device_mj + late * (rest_of.device_mj - action.device_mj)
     energy_mj = _shipped_mj(run_mj, action, uplink, transfer_ms)
-    return _rewarded(action, reward, limits, at, latency_ms, energy_mj, quality(action.quality, at.uncertainty))
+    agreed = quality(action.quality, at.uncertainty)
+    return _rewarded(action, reward, limits, at, (latency_ms, latency_ms), energy_mj, agreed)
 
 
 def exit_latency_ms(first_ms: Any, final_ms: Any, reward: Reward) -> Any:
@@ -94,10 +99,10 @@ def _exit_terms(action: ActionCosts, uplink: Uplink, reward: Reward, limits: Lim
     late = answer_ms > uplink.deadline_ms
     first = quality(action.exit_quality, at.uncertainty)
     final = np.where(late, first, quality(action.quality, at.uncertainty))
-    latency_ms = exit_latency_ms(first_ms, first_ms + np.where(late, 0.0, answer_ms), reward)
+    answers_ms = first_ms, first_ms + np.where(late, 0.0, answer_ms)
     energy_mj = _shipped_mj(action.device_mj, action, uplink, transfer_ms)
     agreed = reward.first_share * first + (1 - reward.first_share) * final
-    return _rewarded(action, reward, limits, at, latency_ms, energy_mj, agreed)
+    return _rewarded(action, reward, limits, at, answers_ms, energy_mj, agreed)
 
 
 def _shipped_mj(run_mj: Any, action: ActionCosts, uplink: Uplink, transfer_ms: Any) -> Any:
@@ -111,8 +116,16 @@ def _shipped_mj(run_mj: Any, action: ActionCosts, uplink: Uplink, transfer_ms: A
 
 
 def _rewarded(
-    action: ActionCosts, reward: Reward, limits: Limits, at: Conditions, latency_ms: Any, energy_mj: Any, agreed: Any
+    action: ActionCosts,
+    reward: Reward,
+    limits: Limits,
+    at: Conditions,
+    answers_ms: tuple[Any, Any],
+    energy_mj: Any,
+    agreed: Any,
 ) -> RewardTerms:
+    first_ms, final_ms = answers_ms
+    latency_ms = final_ms if first_ms is final_ms else exit_latency_ms(first_ms, final_ms, reward)
     too_late = 0.0 if limits.latency_p95_ms is None else latency_ms > limits.latency_p95_ms
     return RewardTerms(
         latency_ms,
@@ -122,6 +135,8 @@ def _rewarded(
         -reward.beta * latency_ms / reward.t_max_ms,
         -reward.eta * energy_mj / reward.e_budget_mj,
         0.0 - limits.price_per_kb * action.bytes / 1000 - limits.price_late * too_late,
+        first_ms,
+        final_ms,
     )
 
 
@@ -137,4 +152,4 @@ def whole(costs: Sequence[ActionCosts]) -> ActionCosts:
     What coding a bottleneck's latent or an exit takes is no part of the encoder, and may take longer than all of it.
     """
     plain = [action for action in costs if not action.width and action.answer != "exit"]
-    return max(plain, key=lambda action: action.device_ms)
+    return max(plain or costs, key=lambda action: action.device_ms)

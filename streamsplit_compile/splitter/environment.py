@@ -62,11 +62,16 @@ class ActionOutcomes:
     """The outcome of every action in every window, each of shape (trace, window, action)."""
 
     latency_ms: Array
+    """Of two answers their mean, weighted as the reward says."""
     energy_mj: Array
     quality: Array
     """Agreement, without the learning value."""
     reward: Array
     """With what the caps charge."""
+    first_ms: Array
+    """Until the first answer."""
+    final_ms: Array
+    """Until the last one."""
 
 
 def environment_for(
@@ -149,6 +154,8 @@ def simulate(environment: Environment, traces: Traces) -> ActionOutcomes:
         np.stack([item.energy_mj for item in played], axis=-1),
         np.stack([item.quality for item in played], axis=-1) / alpha,
         np.stack([item.total for item in played], axis=-1),
+        np.stack([item.first_ms for item in played], axis=-1),
+        np.stack([item.final_ms for item in played], axis=-1),
     )
 
 

@@ -62,6 +62,8 @@ def test_a_window_whose_exit_answers_first_by_hand() -> None:
     environment = Environment((EARLY, early, EMBEDDING), UPLINK, Reward(rho=0.3))
     outcome = simulate(environment, one_window(cpu=0.5, uncertainty=0.4, mbps=2.0, rtt_ms=60.0))
     assert outcome.latency_ms[0, 0, 1] == pytest.approx((44 + (44 + 20 + 68)) / 2)
+    assert outcome.first_ms[0, 0].tolist() == pytest.approx([40 + 20 + 68, 44, 100])
+    assert outcome.final_ms[0, 0].tolist() == pytest.approx([40 + 20 + 68, 44 + 20 + 68, 100])
     assert outcome.energy_mj[0, 0, 1] == pytest.approx(80 + 10 + 10)
     assert outcome.quality[0, 0, 1] == pytest.approx((0.7 + 0.9) / 2)
     assert outcome.reward[0, 0, 1] == pytest.approx(10 * (0.8 + 0.12) - 5 * 88 / 200 - 3)
