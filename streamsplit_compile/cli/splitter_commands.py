@@ -58,6 +58,7 @@ _reward_options = together(
         "--e-budget-mj", type=click.FloatRange(0, min_open=True), help="Energy that costs eta [default: 100]."
     ),
     click.option("--rho", type=click.FloatRange(0), help="Value of windows the server can learn from [default: 0.2]."),
+    click.option("--phi", type=click.FloatRange(0, 1), help="What an exit's answer counts [default: 0.5]."),
 )
 """Weights and scales of the reward; what is not given is as in `Reward`."""
 

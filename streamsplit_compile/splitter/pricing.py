@@ -25,6 +25,8 @@ from streamsplit_compile.splitter.table_training import TableOptions, train_tabl
 SERVER_TARGET = "x86-64"
 SERVER_OVERHEAD_MS = 3.0
 """Broker, batching and reply on the server, measured on a 2-core machine (docs/benchmarks.md)."""
+EXIT_MS = 0.2
+"""Of running so small a graph at all, on a Raspberry Pi 4, estimated: five times what an x86-64 core takes."""
 VALUE_US = 1.5
 """Of coding one value of a latent on a Raspberry Pi 4, estimated: five times and a half what an x86-64 core takes."""
 
@@ -218,10 +220,10 @@ def width_costs(plain: ActionCosts, bottleneck: BottleneckInfo, cost: TargetCost
 def exit_costs(answered: ActionCosts, early: ExitInfo, cost: TargetCost, macs: int) -> ActionCosts:
     """The action of a cut whose exit answers before the server does.
 
-    The exit takes what as many multiply-adds take in the whole encoder, which has `macs`.
+    The exit takes what as many multiply-adds take in the whole encoder, which has `macs`, and EXIT_MS.
     """
     block_ms, block_mj = sum(cost.block_ms), sum(cost.block_mj)
-    ms = block_ms * early.macs / max(macs, 1)
+    ms = EXIT_MS + block_ms * early.macs / max(macs, 1)
     near = early.agreement[cost.variant]
     return msgspec.structs.replace(
         answered,
