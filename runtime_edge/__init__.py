@@ -3,6 +3,7 @@
     import runtime_edge
     embeddings = runtime_edge.open("bundle/").embed(waveform)
     labels = runtime_edge.open("bundle/", head="head.json").classify(waveform)
+    early = runtime_edge.open("bundle/", exit="features.7").embed(waveform)     # the first blocks and the exit alone
     runtime_edge.run("mic", print, broker="nats://gateway:4222", target="rpi4")
 
 Only numpy and one inference runtime are needed; torch is never imported.
@@ -20,17 +21,23 @@ __all__ = ["open", "run"]
 
 
 def open(  # noqa: A001
-    path: str, pub: str | None = None, variant: str = "auto", threads: int = 1, head: str | None = None
+    path: str,
+    pub: str | None = None,
+    variant: str = "auto",
+    threads: int = 1,
+    head: str | None = None,
+    exit: str | None = None,  # noqa: A002
 ) -> EdgeEncoder:
     """Open a bundle directory, and perhaps a head file; with `pub` (a minisign public key file) only if it signed both.
 
-    `variant` "auto" takes what an installed runtime can run, float32 first.
+    `variant` "auto" takes what an installed runtime can run, float32 first. `exit` is the name of a cut: the blocks up
+    to it and the exit there run in place of the whole encoder.
 
-    Raises BundleError, HeadError, SignatureError, MissingExtra or BackendError.
+    Raises UsageError, BundleError, HeadError, SignatureError, MissingExtra or BackendError.
     """
     from runtime_edge.api import open_encoder
 
-    return open_encoder(path, pub, variant, threads, head)
+    return open_encoder(path, pub, variant, threads, head, exit)
 
 
 def run(source: str, on_result: Callback, **settings: Any) -> dict[str, Any]:

@@ -17,21 +17,22 @@ from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.records.head import Head, read_head
 from runtime_edge.inference.contract import RuntimeOptions
+from runtime_edge.inference.cut_assets.early_exit import LoadedExit
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import choose_variant
 from runtime_edge.settings import validate
 
 
 class EdgeEncoder:
-    """A whole encoder on this machine, perhaps with a head on top."""
+    """An encoder on this machine, whole or up to an exit, perhaps with a head on top."""
 
-    def __init__(self, prefix: Prefix, head: Head | None = None) -> None:
+    def __init__(self, prefix: Prefix, head: Head | None = None, early: LoadedExit | None = None) -> None:
         front_end = prefix.bundle.manifest.info.front_end
         self.sample_rate: int = front_end.sample_rate
         self.window_samples: int = front_end.window_samples
         self.hop_samples: int = front_end.hop_samples
         self.embedding_dim: int = prefix.bundle.manifest.info.encoder.embedding_dim
-        self._prefix, self._head = prefix, head
+        self._prefix, self._head, self._early = prefix, head, early
 
     def embed(self, waveform: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Embeddings (windows, d) float32, unit norm, of a mono waveform (samples,) in [-1, 1].
@@ -49,8 +50,15 @@ class EdgeEncoder:
         starts = range(0, audio.size - self.window_samples + 1, self.hop_samples)
         result = np.empty((len(starts), self.embedding_dim), np.float32)
         for row, start in enumerate(starts):
-            result[row] = self._prefix.embed(audio[start : start + self.window_samples])
+            result[row] = self._window(audio[start : start + self.window_samples])
         return result
+
+    def _window(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if self._early is None:
+            return self._prefix.embed(samples)
+        self._prefix.start(samples)
+        self._prefix.advance(self._early.cut)
+        return self._early.embedding()
 
     def classify(self, waveform: npt.ArrayLike) -> list[dict[str, float]]:
         """For each window of a waveform (samples,), labels with scores in [0, 1], best first.
@@ -62,21 +70,34 @@ class EdgeEncoder:
         labels = self._head.labels
         return [
             {labels[place]: float(scores[place]) for place in np.argsort(-scores, kind="stable")}
-            for scores in self._head.scores(self.embed(waveform))
+            for scores in self._head.scores(self.embed(waveform), None if self._early is None else self._early.info.cut)
         ]
 
 
-def open_encoder(path: str, pub: str | None, variant: str, threads: int, head: str | None) -> EdgeEncoder:
+def open_encoder(
+    path: str, pub: str | None, variant: str, threads: int, head: str | None, exit_cut: str | None
+) -> EdgeEncoder:
     """See `runtime_edge.open`."""
     trusted = None if pub is None else minisign.read_public_key(Path(pub))
     bundle = open_bundle(Path(path), trusted)
     prefix = Prefix(bundle, choose_variant(bundle.manifest, variant), RuntimeOptions(threads), native=True)
-    prefix.load_all()
+    early = None if exit_cut is None else _exit(prefix, exit_cut)
+    for index in range(prefix.last_cut if early is None else early.cut):
+        prefix.load(index)
     read = None
     if head is not None:
         read = read_head(Path(head), trusted)
         read.check_fits(bundle.manifest.info, head)
-    return EdgeEncoder(prefix, read)
+    return EdgeEncoder(prefix, read, early)
+
+
+def _exit(prefix: Prefix, cut: str) -> LoadedExit:
+    manifest = prefix.bundle.manifest
+    info = manifest.exit(cut)
+    if info is None:
+        there = ", ".join(found.cut for found in manifest.info.exits) or "none: compile it with --calibrate"
+        raise UsageError(f"exit {cut!r}: this bundle has no exit there; it has {there}")
+    return LoadedExit(prefix, info)
 
 
 def run_device(source: str, on_result: Callback, settings: dict[str, Any]) -> dict[str, Any]:

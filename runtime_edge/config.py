@@ -68,6 +68,13 @@ class DeviceConfig:
         le=1 << 20, example=150.0,
     )  # fmt: skip
     deadline_ms: int = setting(1000, "How long to wait for a window's answer, ms.", ge=10, le=600_000)
+    revise_above: float = setting(
+        0.1,
+        "After an exit's answer give the server's too where a label's score, or without labels the cosine of the "
+        "embeddings, differs by more than this.",
+        ge=0,
+        le=2,
+    )
     ack_timeout_s: float = setting(10.0, "Give up on a frame the broker has not stored after so long.", ge=0.1, le=600)
     in_flight: int = setting(4, "Frames in flight at once.", ge=1, le=256)
     spool_mb: float = setting(256.0, "Disk for frames that wait to be sent, MiB.", ge=0.001, le=1 << 20)

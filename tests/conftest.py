@@ -127,6 +127,21 @@ def small_bundle(tmp_path_factory, tiny_encoder, signing_key):
 
 
 @pytest.fixture(scope="session")
+def calibrated_bundle(tmp_path_factory, tiny_encoder, signing_key):
+    """The tiny encoder in three blocks, with bottlenecks and exits fitted to a minute of synthesised sound."""
+    import soundfile
+
+    from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+    from streamsplit_compile.bundle.soundscape import soundscape
+    from streamsplit_compile.cost.targets import load_target
+
+    recordings = tmp_path_factory.mktemp("recordings")
+    soundfile.write(recordings / "room.wav", 0.9 * soundscape(60, 4000, 3), 4000)
+    options = CompileOptions([load_target("rpi4")], cuts="stem,down", calibrate=recordings, key=signing_key)
+    return compile_encoder(tiny_encoder, options, tmp_path_factory.mktemp("bundles") / "calibrated")
+
+
+@pytest.fixture(scope="session")
 def second_bundle(tmp_path_factory, tiny_encoder, small_bundle):
     """The small bundle's next generation, not signed."""
     from streamsplit_compile.bundle.calibrate import calibration_set_for

@@ -26,7 +26,7 @@ from runtime_edge.formats.manifest import Cut, Int8Scale
 from runtime_server.lab.clips import load_clips
 from streamsplit_compile.bottleneck.block import Bottleneck, layout_of
 from streamsplit_compile.bottleneck.coding import coding_tables
-from streamsplit_compile.bundle.bottlenecks import Fitted, fit, widths_of
+from streamsplit_compile.bundle.cut_assets.bottlenecks import Fitted, fit, widths_of
 from streamsplit_compile.encoder.encoders import load_encoder
 from streamsplit_compile.encoder.segment import run_segments, split
 
@@ -50,7 +50,7 @@ def main() -> None:
     names = [candidate.name for candidate in encoder.graph.candidates]
     chosen = encoder.graph.candidates[names.index(given.cut)]
     segments = split(encoder.graph, [encoder.graph.candidates[0], chosen, encoder.graph.candidates[-1]])
-    cut = _cut(given.cut, chosen.node, chosen.shape)
+    cut = cut_of(given.cut, chosen.node, chosen.shape)
     windows = clips.windows(encoder.window_samples, encoder.window_samples // 2)
     with torch.inference_mode():
         activations = torch.stack([run_segments(segments[:1], torch.from_numpy(clip.copy())) for clip in windows])
@@ -77,7 +77,7 @@ def main() -> None:
     plain = np.concatenate(right.pop(0))
     print(f"{given.cut}: whole encoder {plain.mean():.4f} of {len(plain)} clips")
     for width, found in right.items():
-        low, high = _interval(plain, np.concatenate(found))
+        low, high = interval(plain, np.concatenate(found))
         print(
             f"width {width:3d}: bytes {np.mean(sizes[width]):.0f} median {np.median(sizes[width]):.0f} "
             f"p99 {np.percentile(sizes[width], 99):.0f}  cosine {np.median(cosines[width]):.4f}  "
@@ -86,7 +86,7 @@ def main() -> None:
         )
 
 
-def _cut(name: str, node: str, shape: tuple[int, ...]) -> Cut:
+def cut_of(name: str, node: str, shape: tuple[int, ...]) -> Cut:
     scale = Int8Scale(axis=channel_axis(shape), scale=b"", zero_point=b"")
     cut = Cut(index=1, name=name, node=node, shape=shape, bytes={}, agreement={}, int8=scale)
     if layout_of(cut) is None:
@@ -118,7 +118,7 @@ def _encoded(block: Bottleneck, activations: torch.Tensor) -> Array:
     return latents
 
 
-def _interval(plain: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> tuple[float, float]:
+def interval(plain: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """95 % interval of the points lost, by a paired bootstrap over clips."""
     lost = 100.0 * (plain.astype(float) - found.astype(float))
     random = np.random.default_rng(0)

@@ -91,7 +91,8 @@ def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
         **_traffic(status.traffic),
         **_waits(report.get("update_waits")),
         "windows": f"{report['windows_captured']} captured, {acknowledged(report)} acknowledged, "
-        f"{report['windows_local']} kept local, {report['windows_spooled']} spooled, {report['windows_lost']} lost, "
+        f"{report['windows_local']} kept local ({report.get('share_shipped', 1.0):.0%} shipped), "
+        f"{report['windows_spooled']} spooled, {report['windows_lost']} lost, "
         f"{report.get('windows_refused', 0)} refused by the server",
         "dropped": f"{dropped or 'none'}; of earlier runs {report['inherited_dropped']}",
         "audio": heard or "complete",

@@ -195,13 +195,14 @@ class Device:
             self._sinks.append(EventSink(connection.publish, config.device, config.events, config.event_threshold))
             await head_updater.follow()
         learner_sync = LearnerSync(config, connection)
-        learner = learner_sync.learner_for(table)
-        runner = WindowRunner(config, boot, engine, table, learner, frame_store, accounting, connection is not None)
+        learner, memory = learner_sync.learner_for(table), DeviceMemory(info.encoder.embedding_dim)
+        runner = WindowRunner(config, boot, engine, table, learner, frame_store, accounting, connection is not None,
+                              memory.judge, head_updater.entropy)  # fmt: skip
         front_end = info.front_end
         capture = Capture(config, front_end.sample_rate, front_end.window_samples, front_end.hop_samples, worker)
         pipeline = Pipeline(
             config=config, worker=worker, runner=runner, updater=updater,
-            memory=DeviceMemory(info.encoder.embedding_dim), learner_sync=learner_sync, head_updater=head_updater,
+            memory=memory, learner_sync=learner_sync, head_updater=head_updater,
             delivery=delivery, uplink=uplink, sinks=self._sinks, counts=counts, window_done=capture.window_done,
         )  # fmt: skip
         if connection is not None:

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from runtime_edge.inference.engine import Embedding
+import threading
+
+from runtime_edge.inference.engine import Embedding, FirstAnswer
 from runtime_edge.policy.memory import GaussianMemory
 
 _REMEMBERED = 1024
 
 
 class DeviceMemory:
-    """The mixture and the latest uncertainty it gave."""
+    """The mixture and the latest uncertainty it gave. The loop teaches it; the worker asks it about exits' answers."""
 
     def __init__(self, dim: int) -> None:
-        self.mixture = GaussianMemory(dim=dim)
         self.uncertainty: float | None = None
         """Normalised, in [0, 1]; None before the first window."""
+        self.mixture = GaussianMemory(dim=dim)
+        self._lock = threading.Lock()
         self._taught: dict[int, None] = {}
+
+    def judge(self, embedding: Embedding) -> FirstAnswer:
+        """What an exit's embedding (d,) says of its window, before anything is shipped. From any thread."""
+        with self._lock:
+            uncertainty, novelty = self.mixture.judge(embedding)
+            self.uncertainty = uncertainty
+        return FirstAnswer(embedding, uncertainty, novelty)
 
     def teach(self, window: int, embedding: Embedding) -> float:
         """Learn from a window's embedding (d,); returns its uncertainty."""
         self._taught[window] = None
         if len(self._taught) > _REMEMBERED:
             self._taught.pop(next(iter(self._taught)))
-        self.uncertainty = self.mixture.update(embedding)
-        return self.uncertainty
+        with self._lock:
+            self.uncertainty = self.mixture.update(embedding)
+            return self.uncertainty
 
     def teach_late(self, window: int, embedding: Embedding) -> None:
         """Learn from an answer after its deadline, unless the device has finished the window by itself."""
         if window not in self._taught:
             self.teach(window, embedding)
+
+    def load(self, data: bytes) -> None:
+        """Take over what a server says of the mixture. Raises FrameError."""
+        with self._lock:
+            self.mixture.load(data)

@@ -41,9 +41,12 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
         self, embedding: Embedding, uncertainty: float, where: str, network_ms: float, server_ms: float
     ) -> WindowResult:
         """The window's result: its embedding (d,), finished at `where` with these shares of the latency."""
+        first = self.step.first
         return WindowResult(
             version=VERSION,
             answer=answer_of(where),
+            revises=int(first is not None and where != "exit"),
+            novelty=None if first is None else round(first.novelty, 5),
             window=self.window.index,
             time=self.window.capture_time_ns / 1e9,
             file=self.window.file,
@@ -66,3 +69,17 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
             rtt_ms=round(self.rtt_ms, 3),
             cpu=round(self.cpu, 4),
         )
+
+
+def differs(first: WindowResult, final: WindowResult, above: float) -> bool:
+    """Whether a second answer for a window says something else than the first, by more than `above`.
+
+    In the score of a label, where one that a result does not name counts as 0; without labels in the cosine of the
+    embeddings, which is then 1 less so much.
+    """
+    if first.labels is None or final.labels is None:
+        vectors = np.array([first.embedding, final.embedding])
+        norms = np.linalg.norm(vectors, axis=1)
+        return bool(first.labels != final.labels or 1 - vectors[0] @ vectors[1] / max(norms.prod(), 1e-30) > above)
+    names = first.labels.keys() | final.labels.keys()
+    return any(abs(first.labels.get(name, 0.0) - final.labels.get(name, 0.0)) > above for name in names)

@@ -18,10 +18,11 @@ from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.device.device_memory import DeviceMemory
-from runtime_edge.device.in_flight import InFlight
+from runtime_edge.device.in_flight import InFlight, differs
 from runtime_edge.device.runner import Situation, Update, WindowRunner
 from runtime_edge.device.sinks import Sink
 from runtime_edge.errors import FrameError
+from runtime_edge.formats.results import WindowResult
 from runtime_edge.formats.wire import Reply
 from runtime_edge.inference.engine import Embedding
 from runtime_edge.service.status import REFUSED_FOR_LONG, completes_none
@@ -132,6 +133,11 @@ class Pipeline:
     def _send_on(self, in_flight: InFlight) -> None:
         self.cut = in_flight.cut
         self.counts.cuts[in_flight.cut] += 1
+        if in_flight.step.first is not None:
+            first = in_flight.step.first
+            self._give(self._result(in_flight, first.embedding, first.uncertainty, "exit"), in_flight)
+            if not in_flight.live:  # kept: nobody says more
+                self._learn(in_flight, first.embedding, None)
         if in_flight.step.embedding is not None:
             self._finish(in_flight, in_flight.step.embedding, "device")
         if self.delivery is None:
@@ -176,6 +182,8 @@ class Pipeline:
         if embedding is not None and reply is not None:
             server_ms = min(reply.server_us / 1e3, seconds * 1e3)
             self._finish(in_flight, embedding, "server", seconds * 1e3 - server_ms, server_ms)
+        elif in_flight.step.first is not None:  # which stands
+            self._learn(in_flight, in_flight.step.first.embedding, None)
         else:
             self._spawn(self._fall_back(in_flight, seconds))
 
@@ -206,7 +214,7 @@ class Pipeline:
     def _refresh_memory(self, reply: Reply) -> None:
         if reply.mixture:
             try:
-                self.memory.mixture.load(reply.mixture)
+                self.memory.load(reply.mixture)
             except FrameError as exc:
                 self._count_error(exc)
 
@@ -218,13 +226,43 @@ class Pipeline:
         network_ms: float = 0.0,
         server_ms: float = 0.0,
     ) -> None:
+        uncertainty = self._learn(in_flight, embedding, None if where == "device" else network_ms + server_ms)
+        result = self._result(in_flight, embedding, uncertainty, where, network_ms, server_ms)
+        first = in_flight.step.first
+        if first is None:
+            self._give(result, in_flight)
+        elif differs(
+            self._result(in_flight, first.embedding, first.uncertainty, "exit"), result, self.config.revise_above
+        ):
+            self.counts.revised += 1
+            self._put(result)
+
+    def _learn(self, in_flight: InFlight, embedding: Embedding, answer_ms: float | None) -> float:
+        """Teach the memory and the table from a window whose last answer is known; returns its uncertainty."""
         uncertainty = self.memory.teach(in_flight.window.index, embedding)
         if in_flight.learner is not None:
-            answer_ms = None if where == "device" else network_ms + server_ms
             in_flight.learner.finished(in_flight.window.index, uncertainty, in_flight.device_ms, answer_ms)
+        return uncertainty
+
+    def _result(
+        self,
+        in_flight: InFlight,
+        embedding: Embedding,
+        uncertainty: float,
+        where: str,
+        network_ms: float = 0.0,
+        server_ms: float = 0.0,
+    ) -> WindowResult:
         result = in_flight.result(embedding, uncertainty, where, network_ms, server_ms)
-        result = self.head_updater.label(result, in_flight.engine.bundle.manifest.info, embedding)
-        self.counts.finish(in_flight.cut, where, result.latency_ms)
+        at = in_flight.cut if where == "exit" else None
+        return self.head_updater.label(result, in_flight.engine.bundle.manifest.info, embedding, at)
+
+    def _give(self, result: WindowResult, in_flight: InFlight) -> None:
+        """The first answer of a window."""
+        self.counts.finish(in_flight.cut, result.finished, result.latency_ms)
+        self._put(result)
+
+    def _put(self, result: WindowResult) -> None:
         for sink in self.sinks:
             try:
                 sink.put(result)

@@ -7,6 +7,7 @@ the runner, `InFlight` and `RunnerState` from it.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,10 +17,12 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.device.in_flight import InFlight
 from runtime_edge.formats import subjects
+from runtime_edge.formats.manifest import BundleInfo
 from runtime_edge.formats.records.table import LOCAL, SplitterTable
-from runtime_edge.inference.engine import Embedding, Engine, PrefixResult
+from runtime_edge.inference.engine import Embedding, Engine, FirstAnswer, PrefixResult
 from runtime_edge.policy.online_learner import OnlineLearner
 from runtime_edge.policy.reward import Conditions
+from runtime_edge.policy.ship_gate import ShipGate
 from runtime_edge.policy.splitter import Decision
 from runtime_edge.policy.surroundings import Surroundings
 from runtime_edge.system import CpuMonitor
@@ -83,6 +86,8 @@ class WindowRunner:
         frame_store: where frames lie until the broker has them.
         accounting: what is counted here and in the frame store.
         ships: whether there is anybody to send frames to.
+        judge: what the device's memory says of an exit's embedding.
+        entropy: how undecided the head is about an embedding, of the exit at a cut or of the whole encoder.
     """
 
     def __init__(
@@ -95,8 +100,12 @@ class WindowRunner:
         frame_store: FrameStore,
         accounting: Accounting,
         ships: bool,
+        judge: Callable[[Embedding], FirstAnswer],
+        entropy: Callable[[BundleInfo, Embedding, str | None], float | None],
     ) -> None:
         """Raises what `make_splitter` raises."""
+        self._judge, self._entropy = judge, entropy
+        self._gate = None if table.ship is None else ShipGate(table.ship, config.seed)
         self._config, self._boot, self._engine, self._ships = config, boot, engine, ships
         self._splitter = make_splitter(engine.bundle, table, config)
         self._splitter.learn(learner)
@@ -120,7 +129,7 @@ class WindowRunner:
         )
         if not self._ships or self._config.min_cut == LOCAL:
             # Nobody to ship to, or nothing may be shipped.
-            decision = decision._replace(cut=LOCAL, explored=False, width=0)
+            decision = decision._replace(cut=LOCAL, explored=False, width=0, exit=False)
         accounting.explorations += decision.explored
         started = time.monotonic()
         index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
@@ -130,6 +139,7 @@ class WindowRunner:
             splitter.learner.decided(window.index, decision.row, decision.action, at)
         message_id = subjects.message_id(self._config.device, self._boot, window.index)
         step = self._frame(window, message_id, decision, index, live)
+        live = live and bool(step.frame)
         device_ms = (time.monotonic() - started) * 1e3
         return InFlight(
             window=window,
@@ -154,16 +164,19 @@ class WindowRunner:
         if update.engine is not None:
             self._engine = update.engine
             self._accounting.generation_end = update.engine.generation
-        before, widths = self._splitter.table, self._engine.bundle.manifest.widths
+        manifest = self._engine.bundle.manifest
+        before, assets = self._splitter.table, (manifest.widths, manifest.exit_cuts)
         table = before if update.table is None else update.table
         learner = self._splitter.learner if table == before else update.learner
-        if table != before or widths != self._splitter.widths:
+        if table != before or assets != self._splitter.assets:
             if table.bundle_cuts == before.bundle_cuts:
-                self._splitter.swap(table, widths)
+                self._splitter.swap(table, *assets)
             else:
                 self._splitter = make_splitter(self._engine.bundle, table, self._config)
             self._splitter.learn(learner)
             self._accounting.table_swaps += table != before
+        if table.ship != before.ship:
+            self._gate = None if table.ship is None else ShipGate(table.ship, self._config.seed)
 
     def restart_stream(self) -> None:
         """The server cannot decode the audio stream any further: start a new one with the next window."""
@@ -194,15 +207,37 @@ class WindowRunner:
     def _frame(self, window: CapturedWindow, message_id: str, decision: Decision, cut: int, live: bool) -> PrefixResult:
         uncertainty = self._splitter.uncertainty
         step = self._engine.run(
-            window.samples, window.index, window.capture_time_ns, cut, uncertainty, not live, decision.width
+            window.samples,
+            window.index,
+            window.capture_time_ns,
+            cut,
+            uncertainty,
+            not live,
+            decision.width,
+            self._judge if decision.exit and live else None,
         )
         stages = self._accounting.stage_ms
         stages["prefix"].observe(step.prefix_ms)
-        if decision.cut == LOCAL:
+        if step.first is not None:
+            stages["exit"].observe(step.exit_ms)
+            uncertainty = step.first.uncertainty
+        keeps = decision.cut != LOCAL and not decision.explored and not self._is_worth_sending(step, cut)
+        if decision.cut == LOCAL or keeps:
             self._frame_store.keep_local()
+            self._accounting.kept += keeps
+            step = msgspec.structs.replace(step, frame=b"")
         else:
             stages["encode"].observe(step.encode_ms)
             started = time.perf_counter()
             self._frame_store.put(message_id, window.index, step.frame, uncertainty, claim=live)
             stages["spool"].observe((time.perf_counter() - started) * 1e3)
         return step
+
+    def _is_worth_sending(self, step: PrefixResult, cut: int) -> bool:
+        """What the table's thresholds say of what the device itself made of a window, if it has made anything."""
+        embedding = step.embedding if step.first is None else step.first.embedding
+        if self._gate is None or embedding is None:
+            return True
+        at = None if step.first is None else self._engine.cut_names[cut]
+        entropy = self._entropy(self._engine.bundle.manifest.info, embedding, at)
+        return entropy is None or self._gate.ships(entropy)

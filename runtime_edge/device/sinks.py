@@ -148,7 +148,8 @@ class EventSink:
         labels, detected = result.labels or {}, result.detected or []
         if self._threshold is not None:
             detected = [label for label, score in labels.items() if score >= self._threshold]
-        if self._mode == "off" or (self._mode == "labels" and not detected):
+        # What was revised may have been an event, which others must not go on believing.
+        if self._mode == "off" or (self._mode == "labels" and not detected and not result.revises):
             return None
         return ResultEvent(
             version=result.version,
@@ -164,6 +165,7 @@ class EventSink:
             detected=detected,
             head_generation=result.head_generation,
             uncertainty=round(result.uncertainty, 4),
+            novelty=None if result.novelty is None else round(result.novelty, 4),
             cut=result.cut,
             finished=result.finished,
             generation=result.generation,

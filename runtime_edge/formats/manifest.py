@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,15 +21,19 @@ from msgspec import Meta
 from runtime_edge.errors import BundleError
 from runtime_edge.formats import strict
 from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo, bottleneck_problems
+from runtime_edge.formats.encoder.exit_info import ExitInfo, exit_problems
 from runtime_edge.formats.encoder.load_options import MAX_SAMPLE_RATE, LoadOptions
 from runtime_edge.formats.encoder.log_mel_info import LogMelInfo
 from runtime_edge.formats.encoder.parts import (
     Agreement,
     Cosine,
     Count,
+    CutParity,
+    Expected,
     KeptGraph,
     Part,
     Positive,
+    Tolerance,
     VariantInfo,
 )
 from runtime_edge.formats.strict import Name
@@ -43,8 +48,6 @@ MIN_SCALE, MAX_SCALE = 1e-30, 1e30
 
 Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 Cost = Annotated[float, Meta(ge=0, le=1e9)]
-MOST_TOLERANCE = 100.0
-Tolerance = Annotated[float, Meta(ge=0, le=MOST_TOLERANCE)]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 
@@ -177,13 +180,6 @@ class Calibration(Part, frozen=True, kw_only=True):
     seed: Count
 
 
-class Expected(Part, frozen=True, kw_only=True):
-    """The float32 embedding a variant should give, and how far off it may be."""
-
-    embedding: bytes
-    tolerance: Tolerance
-
-
 class SelfTest(Part, frozen=True, kw_only=True):
     """A device runs the chirp of `runtime_edge.inference.self_test` and compares with this float32 embedding."""
 
@@ -191,15 +187,6 @@ class SelfTest(Part, frozen=True, kw_only=True):
     tolerance: Tolerance
     variants: dict[Name, Expected] = msgspec.field(default_factory=dict)
     """For variants of another precision, whose embedding is another one."""
-
-
-class CutParity(Part, frozen=True, kw_only=True):
-    """One variant at one cut."""
-
-    prefix: Agreement
-    """The activation that the blocks up to the cut make."""
-    wire: dict[Name, Agreement]
-    """The embedding after (device prefix, wire, server suffix) for each encoding, float32 always among them."""
 
 
 class Parity(Part, frozen=True, kw_only=True):
@@ -238,6 +225,8 @@ class BundleInfo(Part, frozen=True, kw_only=True):
     """Whether normalisation layers were left unfolded."""
     bottlenecks: Annotated[tuple[BottleneckInfo, ...], Meta(max_length=4096)] = ()
     """In the order of their cuts, of which each has one at most."""
+    exits: Annotated[tuple[ExitInfo, ...], Meta(max_length=4096)] = ()
+    """Likewise."""
 
 
 class Metadata(Part, frozen=True, kw_only=True):
@@ -272,10 +261,19 @@ class Manifest(Part, frozen=True, kw_only=True, omit_defaults=False):
         """That of the cut, where it has one."""
         return next((found for found in self.info.bottlenecks if found.cut == cut), None)
 
+    def exit(self, cut: str) -> ExitInfo | None:
+        """That of the cut, where it has one."""
+        return next((found for found in self.info.exits if found.cut == cut), None)
+
     @property
     def widths(self) -> dict[str, frozenset[int]]:
         """By cut, those of its bottleneck."""
         return {found.cut: frozenset(width.width for width in found.widths) for found in self.info.bottlenecks}
+
+    @property
+    def exit_cuts(self) -> frozenset[str]:
+        """Those that have an exit."""
+        return frozenset(found.cut for found in self.info.exits)
 
     @property
     def variants(self) -> list[str]:
@@ -293,13 +291,16 @@ class Manifest(Part, frozen=True, kw_only=True, omit_defaults=False):
                 encoder, coding = bottleneck.files[files[run[0]].format], bottleneck.coding
                 found[f"{bottleneck.cut}: bottleneck"] = encoder.file, encoder.bytes
                 found[f"{bottleneck.cut}: coding tables"] = coding.file, coding.bytes
+        for early in self.info.exits:
+            if run and early.cut in reached:
+                file = early.files[files[run[0]].format]
+                found[f"{early.cut}: exit"] = file.file, file.bytes
         return found
 
     def assets(self) -> dict[str, int]:
         """Every asset that a device, compiler or server may read: reference -> bytes."""
-        found: dict[str, int] = {}
-        for bottleneck in self.info.bottlenecks:
-            found.update(bottleneck.assets())
+        parts = [*(one.assets() for one in self.info.bottlenecks), *(one.assets() for one in self.info.exits)]
+        found = dict(chain.from_iterable(parts))
         for component in self.components.values():
             for variant in component.variants.values():
                 found[variant.executor_info.ssc.file] = variant.executor_info.ssc.bytes
@@ -388,6 +389,8 @@ def check_consistent(manifest: Manifest, source: str) -> None:
     variants = manifest.components[info.blocks[0]].variants
     for problem in bottleneck_problems(info.bottlenecks, [cut.name for cut in info.cuts], variants):
         raise BundleError(f"{source}: bottlenecks: {problem}")
+    for problem in exit_problems(info.exits, [cut.name for cut in info.cuts], variants, info.encoder.embedding_dim):
+        raise BundleError(f"{source}: exits: {problem}")
     for name, cost in info.targets.items():
         for field in ("block_ms", "block_mj", "block_peak_bytes"):
             if len(getattr(cost, field)) != len(info.blocks):

@@ -38,6 +38,8 @@ class WindowResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     embedding: list[float]
     uncertainty: float
     """Normalised to [0, 1]; 1 while the memory is cold."""
+    novelty: float | None = None
+    """Of an exit's embedding: its squared distance to what the device has heard, as a share of that between windows."""
     cut: str
     encoding: str
     width: int = 0
@@ -46,7 +48,8 @@ class WindowResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     generation: int
     """Of the bundle that made the embedding."""
     finished: str
-    """Where: "server", "device" (the whole encoder ran here) or "fallback" (the server did not answer in time)."""
+    """Where: "server", "device" (the whole encoder ran here), "fallback" (the server did not answer in time), or "exit"
+    (the one at the cut, before the server)."""
     latency_ms: float
     """From the end of the window to the embedding."""
     device_ms: float
@@ -89,6 +92,7 @@ class ResultEvent(
     detected: list[str] = []
     head_generation: int | None = None
     uncertainty: float
+    novelty: float | None = None
     cut: str
     finished: str
     generation: int
@@ -96,7 +100,9 @@ class ResultEvent(
 
 
 def answer_of(finished: str) -> Answer:
-    """Who answered a window that was finished there ("server", "device" or "fallback")."""
+    """Who answered a window that was finished there ("server", "device", "fallback" or "exit")."""
+    if finished == "exit":
+        return "exit"
     return "server" if finished == "server" else "device"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -14,12 +15,22 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.wire import encode_frame
-from runtime_edge.inference.bottleneck import LoadedBottleneck, load_bottlenecks, self_test
 from runtime_edge.inference.contract import RuntimeOptions
+from runtime_edge.inference.cut_assets.loaded import CutAssets
 from runtime_edge.inference.prefix import Prefix
 
 Embedding = npt.NDArray[np.float32]
 ACTIVATION_ENCODINGS = ("int8", "float16", "float32")
+
+
+class FirstAnswer(msgspec.Struct, frozen=True):
+    """What an exit says of a window, and the device's memory of that."""
+
+    embedding: Embedding
+    uncertainty: float
+    """In [0, 1]."""
+    novelty: float
+    """Squared distance to what the memory knows, as a share of that between two windows."""
 
 
 class PrefixResult(msgspec.Struct, frozen=True):
@@ -31,6 +42,9 @@ class PrefixResult(msgspec.Struct, frozen=True):
     """When the whole encoder ran."""
     prefix_ms: float
     encode_ms: float
+    first: FirstAnswer | None = None
+    """Where the exit at the cut has answered."""
+    exit_ms: float = 0.0
 
 
 class Engine:
@@ -67,7 +81,7 @@ class Engine:
             *[encoding] * (len(self.cuts) - 2),
             "float32" if encoding == "float32" else "float16",
         ]
-        self._bottlenecks: dict[str, LoadedBottleneck] = {}
+        self._assets = CutAssets(self.prefix)
         self._codecs = [CutCodec(cut, name) for cut, name in zip(self.cuts, names, strict=True)]
         self._stream = stream
 
@@ -82,9 +96,9 @@ class Engine:
         return self.prefix.last_cut
 
     def ready(self) -> float:
-        """Self-test, which loads every block and bottleneck; returns the largest error. Raises SelfTestError."""
-        self._bottlenecks = load_bottlenecks(self.prefix)
-        return self_test(self.prefix, self._bottlenecks)
+        """Self-test, which loads every block, bottleneck and exit; returns the largest error. Raises SelfTestError."""
+        self._assets.load_all()
+        return self._assets.self_test()
 
     def run(
         self,
@@ -95,24 +109,30 @@ class Engine:
         uncertainty: float,
         finish: bool,
         width: int = 0,
+        judge: Callable[[Embedding], FirstAnswer] | None = None,
     ) -> PrefixResult:
         """Run one window (samples,) up to `cut` and frame its activation; with `finish` go on to the embedding.
 
-        With a `width` so many channels of the cut's bottleneck are framed instead.
+        With a `width` so many channels of the cut's bottleneck are framed instead. With `judge` the exit at the cut
+        answers first; the frame then says the uncertainty of this window rather than the one that is given.
 
         The device cannot continue where the memory limit has no room for the blocks behind the cut.
         """
         started = time.perf_counter()
         self.prefix.start(samples)
         activation = self.prefix.advance(cut)
-        ran = time.perf_counter()
+        ran = answered = time.perf_counter()
+        first = None
+        if judge is not None:
+            first = judge(self._assets.exit(self.cut_names[cut]).embedding())
+            uncertainty, answered = first.uncertainty, time.perf_counter()
         if cut == 0 and self._stream is not None:
             # A frame that is not sent now is spooled and may arrive at any later time.
             encoding, compressed = self._stream.encoding, False
             payload: bytes | memoryview = self._stream.encode(samples, window, alone=finish)
         elif width:
             encoding = "int8"
-            payload, compressed = self._bottleneck(cut).encode(width)
+            payload, compressed = self._assets.bottleneck(self.cut_names[cut]).encode(width)
         else:
             encoding = self._codecs[cut].encoding
             payload, compressed = self._codecs[cut].encode(activation)
@@ -122,17 +142,9 @@ class Engine:
         framed = time.perf_counter()
         whole = cut == self.last_cut or (finish and self.prefix.fits(self.last_cut))
         embedding = self.prefix.advance(self.last_cut)[0].copy() if whole else None
-        return PrefixResult(frame, encoding, embedding, (ran - started) * 1e3, (framed - ran) * 1e3)
+        times = (ran - started) * 1e3, (framed - answered) * 1e3
+        return PrefixResult(frame, encoding, embedding, *times, first, (answered - ran) * 1e3)
 
     def embed(self, samples: npt.NDArray[np.float32]) -> Embedding | None:
         """Embedding (d,) of one window (samples,); None where the memory limit has no room for the whole encoder."""
         return self.prefix.embed(samples) if self.prefix.fits(self.last_cut) else None
-
-    def _bottleneck(self, cut: int) -> LoadedBottleneck:
-        """That of a cut which has one, loaded."""
-        name = self.cut_names[cut]
-        if name not in self._bottlenecks:
-            info = self.bundle.manifest.bottleneck(name)
-            assert info is not None, "the splitter chooses widths that there are"
-            self._bottlenecks[name] = LoadedBottleneck(self.prefix, info)
-        return self._bottlenecks[name]

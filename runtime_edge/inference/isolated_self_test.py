@@ -18,8 +18,8 @@ from pathlib import Path
 
 from runtime_edge.errors import SelfTestError, SscError
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_edge.inference.bottleneck import self_test
 from runtime_edge.inference.contract import RuntimeOptions
+from runtime_edge.inference.cut_assets.loaded import self_test
 from runtime_edge.inference.prefix import Prefix
 
 TIMEOUT_S = 300.0

@@ -145,6 +145,16 @@ class GaussianMemory:
             total += self._entropy(*self._odds(self._noise))
         return total / len(rows)
 
+    def judge(self, embedding: npt.ArrayLike) -> tuple[float, float]:
+        """Uncertainty of one float32[d] and novelty, its squared distance to the nearest component as a share of that
+        between two windows, without learning; 1.0 for both while cold or without a direction.
+        """
+        z = _direction(self._rows(embedding)[0])
+        if z is None or self.cold:
+            return 1.0, 1.0
+        self._measure(z)
+        return self._entropy(*self._odds(self._noise)), float((self._squares @ self._ones).min()) / self.spread
+
     def sample_negatives(self, anchor: npt.ArrayLike, count: int, rng: np.random.Generator) -> Array:
         """Virtual negatives, [d] -> unit float32[count, d], or [n, d] -> [n, count, d].
 

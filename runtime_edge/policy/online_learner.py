@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from runtime_edge.formats.records.learnt import BOUND, Learnt
 from runtime_edge.formats.records.table import SplitterTable
-from runtime_edge.policy.reward import Conditions, terms, whole
+from runtime_edge.policy.reward import Conditions, exit_latency_ms, terms, whole
 
 STEP_POWER = 0.7
 PRIOR_VISITS = 10
@@ -86,10 +86,16 @@ class OnlineLearner:
                 table.limits,
                 at._replace(uncertainty=uncertainty),
             )
-            if answer_ms is None:
+            if action.answer == "exit":
+                # Without an answer the exit's stands.
+                final_ms = device_ms + (answer_ms or 0.0)
+                felt_ms = exit_latency_ms(device_ms, final_ms, table.reward)
+            elif answer_ms is None:
                 on_device = terms(action, self._whole, table.uplink, table.reward, table.limits, at._replace(cpu=0.0))
-                answer_ms = float(on_device.latency_ms) - action.device_ms
-            late_ms = device_ms + answer_ms - float(expected.latency_ms)
+                felt_ms = device_ms + float(on_device.latency_ms) - action.device_ms
+            else:
+                felt_ms = device_ms + answer_ms
+            late_ms = felt_ms - float(expected.latency_ms)
             open_window.reward = float(expected.total) - table.reward.beta * late_ms / table.reward.t_max_ms
             self._learn(window, open_window)
 

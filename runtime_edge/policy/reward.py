@@ -7,6 +7,9 @@
 
 At the last cut the device has the embedding itself: it ships, and waits for nothing. `local` does not even ship. If
 no answer arrives within `deadline_ms`, the device runs the remaining blocks itself.
+
+Where an exit answers first, A and Lat are `phi` times those of its answer, which waits for nothing, and `1 - phi` times
+those of the server's. If none arrives the exit's answer stands, and nothing else is run.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from runtime_edge.formats.records.actions import ActionCosts, Uplink
@@ -51,6 +55,10 @@ class RewardTerms(NamedTuple):
     """-eta * E / e_budget_mj."""
     limits: Any
     """What the caps charge for bytes and late windows."""
+    first_ms: Any
+    """Until the first answer, which `latency_ms` counts in part where another one follows."""
+    final_ms: Any
+    """Until the last one."""
 
     @property
     def total(self) -> Any:
@@ -62,6 +70,8 @@ def terms(
     action: ActionCosts, rest_of: ActionCosts, uplink: Uplink, reward: Reward, limits: Limits, at: Conditions
 ) -> RewardTerms:
     """Play one action. `rest_of` is the action that runs the whole encoder."""
+    if action.answer == "exit":
+        return _exit_terms(action, uplink, reward, limits, at)
     slowdown = 1 / (1 - np.minimum(at.cpu, MAX_LOAD))
     waits = action.teaches  # only a cut before the last teaches, and only there is the answer the embedding
     transfer_ms = action.bytes / (np.maximum(at.bandwidth_mbps, MIN_BANDWIDTH_MBPS) * BYTES_PER_MS)
@@ -69,34 +79,77 @@ def terms(
     late = answer_ms > uplink.deadline_ms
     waited_ms = np.where(late, uplink.deadline_ms + slowdown * (rest_of.device_ms - action.device_ms), answer_ms)
     latency_ms = slowdown * action.device_ms + waited_ms
-    energy_mj = (
-        action.device_mj
-        + late * (rest_of.device_mj - action.device_mj)
+    run_mj = action.device_mj + late * (rest_of.device_mj - action.device_mj)
+    energy_mj = _shipped_mj(run_mj, action, uplink, transfer_ms)
+    agreed = quality(action.quality, at.uncertainty)
+    return _rewarded(action, reward, limits, at, (latency_ms, latency_ms), energy_mj, agreed)
+
+
+def exit_latency_ms(first_ms: Any, final_ms: Any, reward: Reward) -> Any:
+    """`Lat` of an exit's answer and the server's after it; of the first alone where that stands."""
+    return reward.first_share * first_ms + (1 - reward.first_share) * final_ms
+
+
+def _exit_terms(action: ActionCosts, uplink: Uplink, reward: Reward, limits: Limits, at: Conditions) -> RewardTerms:
+    """Play an action whose exit answers first."""
+    assert action.exit_quality is not msgspec.UNSET
+    first_ms = action.device_ms / (1 - np.minimum(at.cpu, MAX_LOAD))
+    transfer_ms = action.bytes / (np.maximum(at.bandwidth_mbps, MIN_BANDWIDTH_MBPS) * BYTES_PER_MS)
+    answer_ms = transfer_ms + at.rtt_ms + action.server_ms
+    late = answer_ms > uplink.deadline_ms
+    first = quality(action.exit_quality, at.uncertainty)
+    final = np.where(late, first, quality(action.quality, at.uncertainty))
+    answers_ms = first_ms, first_ms + np.where(late, 0.0, answer_ms)
+    energy_mj = _shipped_mj(action.device_mj, action, uplink, transfer_ms)
+    agreed = reward.first_share * first + (1 - reward.first_share) * final
+    return _rewarded(action, reward, limits, at, answers_ms, energy_mj, agreed)
+
+
+def _shipped_mj(run_mj: Any, action: ActionCosts, uplink: Uplink, transfer_ms: Any) -> Any:
+    """What was run, and the radio."""
+    return (
+        run_mj
         + uplink.message_mj * (action.bytes > 0)
         + uplink.mj_per_kb * action.bytes / 1000
         + uplink.transmit_w * np.minimum(transfer_ms, uplink.deadline_ms)
     )
+
+
+def _rewarded(
+    action: ActionCosts,
+    reward: Reward,
+    limits: Limits,
+    at: Conditions,
+    answers_ms: tuple[Any, Any],
+    energy_mj: Any,
+    agreed: Any,
+) -> RewardTerms:
+    first_ms, final_ms = answers_ms
+    latency_ms = final_ms if first_ms is final_ms else exit_latency_ms(first_ms, final_ms, reward)
     too_late = 0.0 if limits.latency_p95_ms is None else latency_ms > limits.latency_p95_ms
     return RewardTerms(
         latency_ms,
         energy_mj,
-        reward.alpha * quality(action, at.uncertainty),
+        reward.alpha * agreed,
         reward.alpha * reward.rho * action.teaches * at.uncertainty,
         -reward.beta * latency_ms / reward.t_max_ms,
         -reward.eta * energy_mj / reward.e_budget_mj,
         0.0 - limits.price_per_kb * action.bytes / 1000 - limits.price_late * too_late,
+        first_ms,
+        final_ms,
     )
 
 
-def quality(action: ActionCosts, uncertainty: Any) -> Any:
-    """A(k, u)."""
-    values = np.asarray(action.quality, np.float64)
+def quality(measured: Sequence[float], uncertainty: Any) -> Any:
+    """A(k, u), as measured in equally wide bins of uncertainty."""
+    values = np.asarray(measured, np.float64)
     return values[np.minimum((np.asarray(uncertainty) * len(values)).astype(np.int64), len(values) - 1)]
 
 
 def whole(costs: Sequence[ActionCosts]) -> ActionCosts:
     """The action that runs most of the encoder on the device: the last cut, or `local`.
 
-    What coding a bottleneck's latent takes is no part of the encoder, and may take longer than all of it.
+    What coding a bottleneck's latent or an exit takes is no part of the encoder, and may take longer than all of it.
     """
-    return max((action for action in costs if not action.width), key=lambda action: action.device_ms)
+    plain = [action for action in costs if not action.width and action.answer != "exit"]
+    return max(plain or costs, key=lambda action: action.device_ms)

@@ -52,10 +52,14 @@ class Decision(NamedTuple):
     """Shipped earlier than the policy would, for the server to learn from."""
     width: int = 0
     """Channels of the cut's bottleneck that are shipped; 0 for the activation as it is."""
+    exit: bool = False
+    """Whether the exit at the cut answers first."""
 
 
 Widths = Mapping[str, Collection[int]]
 """By cut, those that its bottleneck has."""
+Kind = tuple[str, int, bool]
+"""An action's cut, or `local`; its width; whether an exit answers first."""
 
 
 class Splitter:
@@ -67,8 +71,9 @@ class Splitter:
     is not taken again for RETURN_S, unless they have moved by several. The device knows a window's uncertainty only
     after it, so the table is looked up with the exponential mean of the known ones; before the first it is 1. An action
     earlier than cut `min_cut_index` (the privacy floor) is never chosen, not even to explore, and neither is one whose
-    width the bundle does not have (`widths`). `uncertainty_smoothing` is the newest uncertainty's weight in the mean:
-    1.0 for values that are smoothed already. Raises TableError when the table does not fit.
+    width (`widths`) or exit (cuts in `exits`) the bundle does not have. `uncertainty_smoothing` is the newest
+    uncertainty's weight in the mean: 1.0 for values that are smoothed already. Raises TableError when the table does
+    not fit.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class Splitter:
         cut_names: Sequence[str],
         *,
         widths: Widths = MappingProxyType({}),
+        exits: Collection[str] = (),
         min_cut_index: int = 0,
         seed: int = 0,
         uncertainty_smoothing: float = UNCERTAINTY_SMOOTHING,
@@ -86,8 +92,8 @@ class Splitter:
         self._random = np.random.default_rng(seed)
         self._uncertainty = 1.0
         self._uncertainty_smoothing = uncertainty_smoothing
-        self._widths = widths
-        self._plan = _plan(table, self._cut_names, widths, min_cut_index)
+        self._assets = (widths, exits)
+        self._plan = _plan(table, self._cut_names, widths, exits, min_cut_index)
         self._learner: OnlineLearner | None = None
         self._action = -1
         self._allowance = self._plan.allowance.size
@@ -99,9 +105,9 @@ class Splitter:
         return self._plan.table
 
     @property
-    def widths(self) -> Widths:
-        """Of the bundle's bottlenecks."""
-        return self._widths
+    def assets(self) -> tuple[Widths, Collection[str]]:
+        """Widths of the bundle's bottlenecks, and cuts with an exit."""
+        return self._assets
 
     @property
     def learner(self) -> OnlineLearner | None:
@@ -122,15 +128,16 @@ class Splitter:
         """Take the values of a learner of this very table instead of the shipped ones; None: the shipped ones."""
         self._learner = learner
 
-    def swap(self, table: SplitterTable, widths: Widths) -> None:
-        """Use another table, or bottlenecks of other widths, from the next window on.
+    def swap(self, table: SplitterTable, widths: Widths, exits: Collection[str] = ()) -> None:
+        """Use another table, or bottlenecks and exits of another bundle, from the next window on.
 
         If they do not fit, TableError and the old ones stay.
         """
-        plan = _plan(table, self._cut_names, widths, self._min_cut_index)
+        plan = _plan(table, self._cut_names, widths, exits, self._min_cut_index)
         current = self._plan.kinds[self._action] if self._action >= 0 else None
         kept = [action for action in plan.open if plan.kinds[action] == current]
-        self._plan, self._widths, self._learner, self._action = plan, widths, None, kept[0] if kept else -1
+        self._plan, self._assets = plan, (widths, exits)
+        self._learner, self._action = None, kept[0] if kept else -1
         self._allowance = min(self._allowance, plan.allowance.size)
         self._reset()
 
@@ -179,7 +186,7 @@ class Splitter:
         if plan.capped:
             action, exploration = self._afforded(row, action, exploration)
         chosen = action if exploration is None else exploration
-        return Decision(plan.names[chosen], chosen, row, exploration is not None, plan.kinds[chosen][1])
+        return Decision(plan.names[chosen], chosen, row, exploration is not None, *plan.kinds[chosen][1:])
 
     def mbps_in_question(self) -> float | None:
         """The next uplink rate above the present one at which another action would be better; None if there is none.
@@ -302,11 +309,10 @@ class _Plan(NamedTuple):
     table: SplitterTable
     names: tuple[str, ...]
     """Each action's cut, or `local`."""
-    kinds: tuple[tuple[str, int], ...]
-    """That, and the width."""
+    kinds: tuple[Kind, ...]
     bytes: tuple[int, ...]
     open: list[int]
-    """Actions above the privacy floor, of widths that there are."""
+    """Actions above the privacy floor, of widths and exits that there are."""
     best: list[int]
     """The best of them in each row."""
     axes: list[_Axis]
@@ -324,21 +330,22 @@ class _Plan(NamedTuple):
     """RETURN_S in windows, or the dwell where that is longer."""
 
 
-def _plan(table: SplitterTable, cut_names: Sequence[str], widths: Widths, min_cut_index: int) -> _Plan:
+def _plan(
+    table: SplitterTable, cut_names: Sequence[str], widths: Widths, exits: Collection[str], min_cut_index: int
+) -> _Plan:
     table.check_cuts(cut_names)
     names, sizes = table.cuts, table.action_bytes
-    kinds = tuple((action.cut, action.width) for action in table.costs)
-    _check_known(table, kinds)
+    kinds = tuple((action.cut, action.width, action.answer == "exit") for action in table.costs)
+    if len(set(kinds)) != len(kinds):
+        raise TableError(
+            "costs: two actions of one cut and width; this version ships those in one encoding: update the device"
+        )
     above_floor = [action for action, name in enumerate(names) if cut_position(name, cut_names) >= min_cut_index]
     if not above_floor:
         raise TableError(f"costs: all cuts are earlier than this device's privacy floor, cut {min_cut_index}")
-    known = [
-        action for action in above_floor if not kinds[action][1] or kinds[action][1] in widths.get(names[action], ())
-    ]
+    known = [action for action in above_floor if _is_there(kinds[action], widths, exits)]
     if not known:
-        raise TableError(
-            "costs: every action ships a width that no bottleneck of this bundle has; train the table again"
-        )
+        raise TableError("costs: every action needs a width or an exit that this bundle has not; train the table again")
     axes = _axes(table.state, table.dead_band)
     shipping = [action for action in known if names[action] != LOCAL] or known
     teaching = [action for action in shipping if table.costs[action].teaches]
@@ -360,15 +367,10 @@ def _plan(table: SplitterTable, cut_names: Sequence[str], widths: Widths, min_cu
     )
 
 
-def _check_known(table: SplitterTable, kinds: Sequence[tuple[str, int]]) -> None:
-    """Raise TableError for actions that later versions may have, but no device of this one."""
-    for action in table.costs:
-        if action.answer == "exit":
-            raise TableError(f"costs: {action.name}: this version has no exits; update the device")
-    if len(set(kinds)) != len(kinds):
-        raise TableError(
-            "costs: two actions of one cut and width; this version ships those in one encoding: update the device"
-        )
+def _is_there(kind: Kind, widths: Widths, exits: Collection[str]) -> bool:
+    """Whether the bundle has what an action needs."""
+    cut, width, early = kind
+    return (not width or width in widths.get(cut, ())) and (not early or cut in exits)
 
 
 def _axes(state: Sequence[StateAxis], dead_band: float) -> list[_Axis]:

@@ -20,9 +20,9 @@ DropReason = Literal["spool_full", "spool_refused", "spool_damaged"]
 """Why a window never arrives: it was the least informative one in a full spool, the spool's disk refused it while
 it could not be sent either, or it lay in a spool whose file was damaged."""
 
-Stage = Literal["wait", "prefix", "encode", "spool", "publish", "reply"]
-"""Of a window's way: waiting for the device, running the prefix, making the frame, writing it down, the broker's
-acknowledgement, the server's answer."""
+Stage = Literal["wait", "prefix", "exit", "encode", "spool", "publish", "reply"]
+"""Of a window's way: waiting for the device, running the prefix and the exit behind it, making the frame, writing it
+down, the broker's acknowledgement, the server's answer."""
 
 _MAX_CUTS = 64
 
@@ -37,7 +37,9 @@ class Accounting:
     captured: int = 0
     acked: int = 0
     kept_local: int = 0
-    """Windows the policy chose not to ship (`local`)."""
+    """Windows that are not shipped: by the action `local`, or kept."""
+    kept: int = 0
+    """Of these the windows that an action ships and the table's thresholds keep."""
     dropped: dict[DropReason, int] = field(default_factory=lambda: defaultdict(int))
     undecided: int = 0
     """Windows that are not on the disk but on their way: acknowledged or dropped before long."""
@@ -67,6 +69,8 @@ class Accounting:
             "windows_captured": self.captured,
             "windows_acked": self.acked,
             "windows_local": self.kept_local,
+            "windows_kept": self.kept,
+            "share_shipped": round(1 - self.kept_local / max(self.captured, 1), 4),
             "windows_spooled": spooled,
             "windows_inherited": self.inherited,
             "windows_dropped": sum(self.dropped.values()),
@@ -100,6 +104,8 @@ class LoopCounts:
     """All latencies by cut."""
     cuts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """Windows by the cut that was chosen."""
+    revised: int = 0
+    """Windows of which the server gave another answer than an exit before it."""
     stage_ms: dict[Stage, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
 
     def finish(self, cut: str, where: str, latency_ms: float) -> None:
@@ -125,6 +131,7 @@ class LoopCounts:
             "refused_in_a_row": self.refused_in_a_row,
             "cuts": dict(self.cuts),
             "finished": dict(self.finished),
+            "revised": self.revised,
             "bytes_sent": self.bytes_sent,
             "errors": dict(self.errors),
             "latency_ms": {

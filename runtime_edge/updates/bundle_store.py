@@ -37,8 +37,8 @@ from runtime_edge.formats.bundle import (
 from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.records.release import ReleasedBundle
-from runtime_edge.inference.bottleneck import self_test
 from runtime_edge.inference.contract import RuntimeOptions
+from runtime_edge.inference.cut_assets.loaded import self_test
 from runtime_edge.inference.isolated_self_test import self_test_in_child
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import AUTO, choose_variant

@@ -11,7 +11,7 @@ import numpy as np
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import LinkError, SscError
 from runtime_edge.formats.manifest import BundleInfo
-from runtime_edge.formats.records.head import Head, read_head
+from runtime_edge.formats.records.head import Head, entropy, read_head
 from runtime_edge.formats.results import WindowResult
 from runtime_edge.inference.engine import Embedding
 from runtime_edge.transport.protocol import Transport
@@ -54,15 +54,20 @@ class HeadUpdater:
                 await self._records.take(key, record, self._came)
         await self._records.watch(self._came)
 
-    def label(self, result: WindowResult, info: BundleInfo, embedding: Embedding) -> WindowResult:
-        """The result of a window of an encoder, labelled by its embedding (d,) when there is a head for it."""
+    def label(
+        self, result: WindowResult, info: BundleInfo, embedding: Embedding, exit_cut: str | None = None
+    ) -> WindowResult:
+        """The result of a window of an encoder, labelled by its embedding (d,) when there is a head for it.
+
+        `exit_cut` is where the exit is that gave the embedding.
+        """
         self._info = info
         if self._early is not None and self._early.fits(info) and self._due(self._early, info):
             self._head, self._early = self._early, None
         head = self._head
         if head is None or not head.fits(info):
             return result
-        scores = head.scores(embedding)
+        scores = head.scores(embedding, exit_cut)
         order = np.argsort(-scores, kind="stable").tolist()
         return msgspec.structs.replace(
             result,
@@ -74,6 +79,13 @@ class HeadUpdater:
     def _due(self, head: Head, info: BundleInfo) -> bool:
         """Whether a head takes over now: one for a later generation waits for it, where there is another."""
         return head.generations[1] <= info.generation or self._head is None or not self._head.fits(info)
+
+    def entropy(self, info: BundleInfo, embedding: Embedding, exit_cut: str | None) -> float | None:
+        """How undecided the head is about an embedding (d,), from 0 to 1; None without a head. From any thread."""
+        head = self._head
+        return (
+            None if head is None or not head.fits(info) else entropy(head.scores(embedding, exit_cut), head.scores_by)
+        )
 
     def _load_kept(self) -> None:
         """The last one used."""

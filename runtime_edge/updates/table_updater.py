@@ -41,7 +41,12 @@ def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) ->
     # With `local` as the floor nothing is shipped whatever is chosen, and a table need not know that action.
     floor = 0 if config.min_cut == LOCAL else floor_index(manifest, config.min_cut)
     splitter = Splitter(
-        table, [cut.name for cut in manifest.info.cuts], widths=manifest.widths, min_cut_index=floor, seed=config.seed
+        table,
+        [cut.name for cut in manifest.info.cuts],
+        widths=manifest.widths,
+        exits=manifest.exit_cuts,
+        min_cut_index=floor,
+        seed=config.seed,
     )
     table.lookup({"uncertainty": 1.0, "cpu": 0.0, "bandwidth_mbps": 1.0, "rtt_ms": 1.0, **measured()})
     return splitter

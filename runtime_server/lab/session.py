@@ -310,7 +310,7 @@ def target_python_ms(name: str) -> float:
 
 
 class ResultLines:
-    """The results of a device as it writes them."""
+    """The results of a device as it writes them, one for each window: the server's takes the place of an exit's."""
 
     def __init__(self, device: Child) -> None:
         self.heard: list[TimedResult] = []
@@ -322,7 +322,10 @@ class ResultLines:
         assert self._device.process.stdout is not None
         async for line in self._device.process.stdout:
             with contextlib.suppress(*UNREADABLE):
-                self.heard.append(TimedResult(time.time(), self._decoder.decode(line)))
+                result = self._decoder.decode(line)
+                if result.revises:
+                    self.heard = [heard for heard in self.heard if heard.result.window != result.window]
+                self.heard.append(TimedResult(time.time(), result))
             self._more.set()
         self._more.set()
 

@@ -9,8 +9,8 @@ so the scores a device gives can be read as probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ Bools = npt.NDArray[np.bool_]
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse regularisation strengths tried, `C` in scikit-learn's terms; features are scaled to unit variance."""
+TEMPERATURES = tuple(round(1.1**power, 3) for power in range(-10, 26))
+"""Tried for exits: from 0.39 to 10.8."""
 FOLDS = 5
 _ITERATIONS = 500
 _ROUGHLY = 1e-4
@@ -49,6 +51,8 @@ class Examples:
     """(windows,): a given split, the same for all windows of a group."""
     unit: str = "clip"
     """What a group is."""
+    by_exit: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """What the exit at a cut makes of the same windows (windows, d), by the cut's name."""
 
     @property
     def exclusive(self) -> bool:
@@ -65,9 +69,9 @@ class Linear:
     bias: Floats
     """(labels,)."""
 
-    def scores(self, embeddings: npt.ArrayLike, exclusive: bool) -> Floats:
+    def scores(self, embeddings: npt.ArrayLike, exclusive: bool, temperature: float = 1.0) -> Floats:
         """(windows, labels) in [0, 1]."""
-        logits = torch.from_numpy(np.asarray(embeddings, np.float64) @ self.weights.T + self.bias)
+        logits = torch.from_numpy(np.asarray(embeddings, np.float64) @ self.weights.T + self.bias) / temperature
         return np.asarray((torch.softmax(logits, 1) if exclusive else torch.sigmoid(logits)).numpy())
 
 
@@ -84,16 +88,19 @@ def fit_head(examples: Examples, encoder: str, created_by: str, seed: int = 0, m
         raise UsageError(f"label {examples.labels[int(np.argmin(counts))]!r}: no window has it")
     folds = folds_of(examples, seed)
     strength, thresholds, validation = 1.0, np.full(len(counts), 0.5), None
+    temperatures: dict[str, float] = {}
     if folds is not None:
         strength, held_out = _strongest(examples, folds)
         thresholds = _thresholds(held_out, examples.truth)
         validation = _validate(examples, held_out, folds)
+        temperatures = _exit_temperatures(examples, folds, strength)
     fitted = fit_path(examples.embeddings, examples.truth, examples.exclusive, [strength])[0]
     return Head(
         encoder=encoder,
         embedding_dim=examples.embeddings.shape[1],
         generations=examples.generations,
         model=model,
+        exit_temperatures=temperatures,
         temperature=1.0,  # the strength of the regularisation is chosen by the log loss on held-out windows
         labels=examples.labels,
         scores_by="softmax" if examples.exclusive else "sigmoid",
@@ -229,6 +236,19 @@ def _held_out_scores(examples: Examples, folds: Integers) -> Floats:
         for place, fitted in enumerate(path):
             scores[place, out] = fitted.scores(examples.embeddings[out], examples.exclusive)
     return scores
+
+
+def _exit_temperatures(examples: Examples, folds: Integers, strength: float) -> dict[str, float]:
+    """By cut, with which temperature scores of its exit's embeddings are the most honest on held-out windows."""
+    losses = {cut: np.zeros(len(TEMPERATURES)) for cut in examples.by_exit}
+    for fold in np.unique(folds) if losses else ():
+        out = folds == fold
+        (fitted,) = fit_path(examples.embeddings[~out], examples.truth[~out], examples.exclusive, [strength], _ROUGHLY)
+        for cut, embeddings in examples.by_exit.items():
+            for place, temperature in enumerate(TEMPERATURES):
+                scores = fitted.scores(embeddings[out], examples.exclusive, temperature)
+                losses[cut][place] += out.sum() * log_loss(scores, examples.truth[out], examples.exclusive)
+    return {cut: TEMPERATURES[int(np.argmin(loss))] for cut, loss in losses.items()}
 
 
 def _thresholds(scores: Floats, truth: Bools) -> Floats:

@@ -15,7 +15,7 @@ import itertools
 import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.wire import FrameHeader, decode_frame
+from runtime_edge.inference.cut_assets.early_exit import LoadedExit
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
@@ -128,8 +129,17 @@ def of_clips(
     What cannot be read is left out, and logged. Raises UsageError without a window, SourceError if nothing can be read.
     """
     prefix, number = Prefix(bundle, _variant(bundle)), bundle.manifest.info.generation
-    heard = _windows(clips, bundle.manifest.info.front_end, gate_db, progress)
-    return _gathered(clips, ((group, prefix.embed(samples)) for group, samples in heard), (number, number), gate_db)
+    exits = [LoadedExit(prefix, info) for info in bundle.manifest.info.exits]
+    by_exit: dict[str, list[npt.NDArray[np.float32]]] = {early.info.cut: [] for early in exits}
+    rows = []
+    for group, samples in _windows(clips, bundle.manifest.info.front_end, gate_db, progress):
+        prefix.start(samples)
+        for early in exits:
+            prefix.advance(early.cut)
+            by_exit[early.info.cut].append(early.embedding())
+        rows.append((group, prefix.advance(prefix.last_cut)[0].copy()))
+    examples = _gathered(clips, rows, (number, number), gate_db)
+    return replace(examples, by_exit={cut: np.stack(found) for cut, found in by_exit.items()})
 
 
 def windows_of(

@@ -195,7 +195,7 @@ class ReleaseGate:
             self._state.bundle_path(number),
             generation=number,
             windows=self._windows.windows,
-            reference=Reference(candidate.segments, self._windows.unseen),
+            reference=Reference(candidate.segments, self._windows.unseen, recordings=self._windows.recordings),
             calibration=self._windows.said,
             key=self._key,
         )

@@ -256,15 +256,12 @@ def _estimate(
     up = np.where(ships, payload + SURROUND_UP_BYTES, KEPT_UP_BYTES)
     embeddings = np.where(asks, answered, 0)
     down = np.where(ships, SURROUND_DOWN_BYTES + embeddings, KEPT_DOWN_BYTES)
-    final = taken(outcome.latency_ms, chosen)
-    at_exit = np.array([action.answer == "exit" for action in actions])[chosen]
-    first = np.where(at_exit, np.array([action.device_ms for action in actions])[chosen], final)
     received_mj = radio.receive_mj_per_kb.value * embeddings / 1000
     idle_w = target.power.idle_w.value + radio.idle_w.value
     return Estimate(
         policy=TABLE,
-        first_ms=float(first.mean()),
-        final_ms=float(final.mean()),
+        first_ms=float(taken(outcome.first_ms, chosen).mean()),
+        final_ms=float(taken(outcome.final_ms, chosen).mean()),
         up_bytes=float(up.mean()),
         down_bytes=float(down.mean()),
         above_idle_mj=float((taken(outcome.energy_mj, chosen) + received_mj).mean()),

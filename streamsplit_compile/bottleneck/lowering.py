@@ -1,16 +1,15 @@
-"""A bottleneck's encoder to a file that a device runs."""
+"""A small module behind a cut, such as a bottleneck's encoder, to a file that a device runs."""
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
-from streamsplit_compile.bottleneck.block import Bottleneck
 from streamsplit_compile.encoder.tracing import exported
 from streamsplit_compile.lowering import artifact_formats
 from streamsplit_compile.lowering.artifact_formats import Format
 
 
-def lower_encoder(name: Format, block: Bottleneck, shape: tuple[int, ...]) -> bytes:
+def lower_small(name: Format, block: nn.Module, shape: tuple[int, ...]) -> bytes:
     """The file in float32, for one activation of `shape`. Raises MissingExtra or UsageError."""
     module = exported(block.eval(), shape[1:]).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)

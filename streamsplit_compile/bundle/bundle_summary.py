@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 
+from runtime_edge.base.text import size
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
+from runtime_edge.formats.encoder.exit_info import ExitInfo
 from runtime_edge.formats.encoder.parts import Agreement
 from runtime_edge.formats.manifest import Cut, Parity
 
@@ -58,6 +60,16 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
             }
             for bottleneck in info.bottlenecks
         ],
+        "exits": [
+            {
+                "cut": early.cut,
+                "macs": early.macs,
+                "windows": early.windows,
+                "bytes": {name: file.bytes for name, file in early.files.items()},
+                "agreement": msgspec.to_builtins(early.agreement),
+            }
+            for early in info.exits
+        ],
     }
 
 
@@ -104,11 +116,28 @@ def width_rows(bottlenecks: Sequence[BottleneckInfo]) -> list[list[str]]:
     rows = []
     for bottleneck in bottlenecks:
         for width in bottleneck.widths:
-            one = min(width.wire).partition("-")[0]
-            near = [f"{name} {found.cosine_median:.4f}" for name, found in width.wire.items() if name.startswith(one)]
             sizes = (width.width, width.width * bottleneck.positions, width.bytes, width.bytes_p99)
-            rows.append([bottleneck.cut, *map(str, sizes), ", ".join(near)])
+            rows.append([bottleneck.cut, *map(str, sizes), _near(width.wire)])
     return rows
+
+
+EXIT_COLUMNS = ("cut", "MMACs", "fitted to", "bytes", "median cosine behind")
+
+
+def exit_rows(exits: Sequence[ExitInfo]) -> list[list[str]]:
+    """One row for each cut under `EXIT_COLUMNS`, with the variants of one format; others are as near."""
+    rows = []
+    for early in exits:
+        near = _near(early.agreement)
+        bytes_of = next(iter(early.files.values())).bytes
+        rows.append([early.cut, f"{early.macs / 1e6:.3g}", f"{early.windows} windows", size(bytes_of), near])
+    return rows
+
+
+def _near(agreement: Mapping[str, Agreement]) -> str:
+    """Median cosines behind the variants of one format."""
+    one = min(agreement).partition("-")[0]
+    return ", ".join(f"{name} {found.cosine_median:.4f}" for name, found in agreement.items() if name.startswith(one))
 
 
 def _numbers(agreement: Agreement | None) -> str:

@@ -64,6 +64,8 @@ class CalibrationSet:
     unseen: npt.NDArray[np.float32] | None
     """(m, samples), no sample of which is in `windows`; None where there are no others."""
     said: Calibration
+    recordings: Path | None = None
+    """Where they and more come from; None for a soundscape."""
 
     @property
     def measured(self) -> npt.NDArray[np.float32]:
@@ -84,8 +86,8 @@ def calibration_set(
         return CalibrationSet(found, unseen, said)
     unseen = sample_windows(directory, sample_rate, window, hop, count, seed, unseen=True)
     if not len(unseen):
-        return CalibrationSet(found, None, msgspec.structs.replace(said, source=TOO_FEW))
-    return CalibrationSet(found, unseen, said)
+        return CalibrationSet(found, None, msgspec.structs.replace(said, source=TOO_FEW), directory)
+    return CalibrationSet(found, unseen, said, directory)
 
 
 def calibration_set_for(info: BundleInfo, directory: Path | None) -> CalibrationSet:

@@ -42,10 +42,12 @@ from runtime_edge.inference.native_front_end import TOLERANCE
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.profile import Profile
 from streamsplit_compile.bundle.blocks import lower_blocks, refused_block, reweight_block
-from streamsplit_compile.bundle.bottlenecks import FittingPlan, add_bottlenecks, checkpoints_of, keep_bottlenecks
 from streamsplit_compile.bundle.bundle_page import render_report
 from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest, write_table
 from streamsplit_compile.bundle.calibrate import DEFAULT_WINDOWS, CalibrationSet, CutFailed, calibration_set
+from streamsplit_compile.bundle.cut_assets.bottlenecks import add_bottlenecks, keep_bottlenecks
+from streamsplit_compile.bundle.cut_assets.exits import add_exits, keep_exits
+from streamsplit_compile.bundle.cut_assets.fitting import FittingPlan, checkpoints_of
 from streamsplit_compile.bundle.digests import combined_digest, tensor_digests, weights_digest
 from streamsplit_compile.bundle.effort import expected_effort
 from streamsplit_compile.bundle.measure import Reference, measure
@@ -62,8 +64,6 @@ from streamsplit_compile.splitter import pricing
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
 Tensors = Mapping[str, npt.NDArray[Any]]
-
-
 Notice = Callable[[str], None]
 """Called with what the user should know, in a line; nothing that ends the work."""
 MAX_DROPPED_CUTS = 8
@@ -185,7 +185,8 @@ def _compile_cuts(
         manifest = measure(staging, manifest, options.variants, calibration.windows, reference, progress, loaded=loaded)
         if options.calibrate is not None:
             plan = FittingPlan(options.calibrate, options.bottleneck_steps, options.seed, checkpoints_of(out))
-            manifest = add_bottlenecks(staging, manifest, options.variants, segments, plan, progress, notice)
+            for add in (add_bottlenecks, add_exits):
+                manifest = add(staging, manifest, options.variants, segments, plan, progress, notice)
         progress("training splitter tables", 0, len(options.targets))
         manifest, tables = pricing.price(
             manifest, work, options.targets, options.seed, progress, link=options.link, measured=options.measured
@@ -329,7 +330,9 @@ def _reweight(
     changed = [index for index, name in enumerate(components) if components[name] != known[name]]
     first_changed = min(changed, default=len(components))
     measured = measure(staging, draft, list(loaded), windows, reference, lambda *_: None, first_changed, loaded)
-    return keep_bottlenecks(staging, base, measured, list(loaded), reference, windows)
+    for keep in (keep_bottlenecks, keep_exits):
+        measured = keep(staging, base, measured, list(loaded), reference, windows)
+    return measured
 
 
 def _draft(

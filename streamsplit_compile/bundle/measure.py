@@ -15,7 +15,8 @@ from torch import fx
 
 from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.manifest import MOST_TOLERANCE, Cut, Expected, Manifest, Parity, SelfTest
+from runtime_edge.formats.encoder.parts import MOST_TOLERANCE, Expected
+from runtime_edge.formats.manifest import Cut, Manifest, Parity, SelfTest
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.self_test import self_test_waveform
 from streamsplit_compile.bundle.blocks import derive_precisions, keep_in_fp32
@@ -43,6 +44,8 @@ class Reference:
     windows: npt.NDArray[np.float32] | None = None
     """(n, samples) to hold them against each other on; None for those that calibrate."""
     notice: Callable[[str], None] = lambda line: None
+    recordings: Path | None = None
+    """Where more windows come from, to fit to what has to be fitted anew; None for nowhere."""
     """Is told when they may be further apart than usual."""
 
 

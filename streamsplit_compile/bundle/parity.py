@@ -19,8 +19,8 @@ import torch
 from torch import fx
 
 from runtime_edge.formats.codec import CutCodec
-from runtime_edge.formats.encoder.parts import Agreement
-from runtime_edge.formats.manifest import Cut, CutParity, Parity
+from runtime_edge.formats.encoder.parts import Agreement, CutParity
+from runtime_edge.formats.manifest import Cut, Parity
 from streamsplit_compile.bundle.calibrate import CutFailed, encodings
 from streamsplit_compile.bundle.quality import by_uncertainty, uncertainties
 from streamsplit_compile.encoder.segment import in_float64, run_segments

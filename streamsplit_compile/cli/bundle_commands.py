@@ -13,7 +13,7 @@ from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.manifest import Parity
 from runtime_edge.formats.patch import make_patch
-from runtime_edge.inference.bottleneck import self_test as self_tested
+from runtime_edge.inference.cut_assets.loaded import self_test as self_tested
 from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle.bundle_summary import bundle_summary, parity_summary
 from streamsplit_compile.bundle.calibrate import calibration_set_for, collect_activations

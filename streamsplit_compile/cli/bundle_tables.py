@@ -10,9 +10,11 @@ from runtime_edge.base.text import size
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import Cut, Parity
 from streamsplit_compile.bundle.bundle_summary import (
+    EXIT_COLUMNS,
     PARITY_COLUMNS,
     WIDTH_COLUMNS,
     bundle_summary,
+    exit_rows,
     parity_rows,
     useless_cuts,
     width_rows,
@@ -57,6 +59,8 @@ def print_cuts(bundle: Bundle) -> None:
         print_table(f"bottlenecks, {how}: payloads and embeddings", list(WIDTH_COLUMNS), width_rows(bottlenecks))
     elif useless := useless_cuts(bundle.manifest.info.cuts):
         click.echo(useless)
+    if exits := bundle.manifest.info.exits:
+        print_table("exits: embeddings from the activation at a cut", list(EXIT_COLUMNS), exit_rows(exits))
     signed = "signed" if summary["signed"] else "not signed"
     calibrated = calibration_text(bundle.manifest.info)
     click.echo(f"ms and mJ are predicted for the blocks up to the cut; {calibrated}; {signed}.")

@@ -17,10 +17,10 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.encoder.load_options import LoadOptions
 from runtime_edge.formats.strict import decode
 from streamsplit_compile.advice.advice import advise
-from streamsplit_compile.bundle.bottlenecks import TRAINING_STEPS
 from streamsplit_compile.bundle.bundle_summary import bundle_summary
 from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder, recompile, report_path
+from streamsplit_compile.bundle.cut_assets.bottlenecks import TRAINING_STEPS
 from streamsplit_compile.bundle.measure import Reference
 from streamsplit_compile.bundle.parity import shortfalls
 from streamsplit_compile.cli.bundle_tables import print_cuts
@@ -280,7 +280,7 @@ def _recompile(
         loaded = load(info.encoder.load)
         tensors, graph = loaded.tensors, loaded.graph
         segments = split(graph, cuts_of(graph.candidates, base.manifest, str(base_path)))
-        reference = Reference(segments, calibration.unseen)
+        reference = Reference(segments, calibration.unseen, recordings=calibration.recordings)
     else:
         tensors = read_tensors(encoder_file)
     steps("writing weights", 0, 1)

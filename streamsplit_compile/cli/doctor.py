@@ -18,7 +18,7 @@ from typing import Literal
 from runtime_edge.errors import SscError, install_command
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import open_bundle
-from runtime_edge.inference.bottleneck import self_test
+from runtime_edge.inference.cut_assets.loaded import self_test
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import choose_variant
 

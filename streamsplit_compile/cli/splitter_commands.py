@@ -12,7 +12,7 @@ from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import TableError, UsageError
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import STREAMS
-from runtime_edge.formats.records.actions import Encoding
+from runtime_edge.formats.records.actions import Encoding, ShipThresholds
 from runtime_edge.formats.records.table import MAX_TABLE_BYTES, Limits, Reward, SplitterTable, StateAxis
 from streamsplit_compile.bundle.bundle_writer import write_table
 from streamsplit_compile.bundle.soundscape import soundscape
@@ -58,6 +58,7 @@ _reward_options = together(
         "--e-budget-mj", type=click.FloatRange(0, min_open=True), help="Energy that costs eta [default: 100]."
     ),
     click.option("--rho", type=click.FloatRange(0), help="Value of windows the server can learn from [default: 0.2]."),
+    click.option("--phi", type=click.FloatRange(0, 1), help="What an exit's answer counts [default: 0.5]."),
 )
 """Weights and scales of the reward; what is not given is as in `Reward`."""
 
@@ -95,6 +96,12 @@ _exploration_option = click.option(
 )
 
 
+_ship_option = click.option(
+    "--ship",
+    help="Which windows devices ship: entropies between two shares of ln C, such as 0.02,0.4; all when left out.",
+)
+
+
 @click.command()
 @bundle_argument
 @click.option("--target", required=True, help="A target the bundle was compiled for.")
@@ -107,6 +114,7 @@ _exploration_option = click.option(
 @_limit_options
 @_stream_options
 @_exploration_option
+@_ship_option
 @seed_option
 @key_option
 @json_option
@@ -123,6 +131,7 @@ def train(
     max_memory_mb: float | None,
     min_cut: str | None,
     exploration: float,
+    ship: str | None,
     audio: Encoding,
     opus_kbps: float,
     seed: int,
@@ -149,7 +158,7 @@ def train(
         bundle=opened.digest,
         traces=seen,
         held_out=held_out,
-        options=TableOptions(seed=seed, bins=_axes(bins), exploration=exploration),
+        options=TableOptions(seed=seed, bins=_axes(bins), exploration=exploration, ship=_ship(ship)),
     )
     write_table(out.parent, out.name, table.to_json(), read_key(key))
     print_json(table.metrics) if as_json else _describe(table, str(out))
@@ -205,6 +214,18 @@ def traces_of(text: str, seed: int) -> tuple[Traces, Traces]:
 def read_table(path: Path) -> SplitterTable:
     """A table file. Raises TableError."""
     return SplitterTable.from_json(read_bounded(path, MAX_TABLE_BYTES, TableError), str(path))
+
+
+def _ship(text: str | None) -> ShipThresholds | None:
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not 0 <= low < high <= 1:
+        raise UsageError(f"--ship {text}: expected two rising shares of ln C, as in 0.02,0.4")
+    return ShipThresholds(min_entropy=low, max_entropy=high)
 
 
 def _axes(texts: tuple[str, ...]) -> tuple[StateAxis, ...]:

@@ -62,11 +62,16 @@ class ActionOutcomes:
     """The outcome of every action in every window, each of shape (trace, window, action)."""
 
     latency_ms: Array
+    """Of two answers their mean, weighted as the reward says."""
     energy_mj: Array
     quality: Array
     """Agreement, without the learning value."""
     reward: Array
     """With what the caps charge."""
+    first_ms: Array
+    """Until the first answer."""
+    final_ms: Array
+    """Until the last one."""
 
 
 def environment_for(
@@ -109,7 +114,11 @@ def _few(actions: tuple[ActionCosts, ...]) -> tuple[ActionCosts, ...]:
 
 def _beats(one: ActionCosts, other: ActionCosts) -> bool:
     """Whether an action that teaches as much costs no more of anything, and less of something."""
-    costs, others = ((a.device_ms, a.bytes, -min(a.quality), not a.teaches) for a in (one, other))
+    if (one.answer == "exit") != (other.answer == "exit"):
+        return False  # an earlier answer, or a better one: which counts for more depends on the link
+    costs, others = (
+        (a.device_ms, a.bytes, -min(a.quality), -min(a.exit_quality or a.quality), not a.teaches) for a in (one, other)
+    )
     return costs != others and all(a <= b for a, b in zip(costs, others, strict=True))
 
 
@@ -145,6 +154,8 @@ def simulate(environment: Environment, traces: Traces) -> ActionOutcomes:
         np.stack([item.energy_mj for item in played], axis=-1),
         np.stack([item.quality for item in played], axis=-1) / alpha,
         np.stack([item.total for item in played], axis=-1),
+        np.stack([item.first_ms for item in played], axis=-1),
+        np.stack([item.final_ms for item in played], axis=-1),
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import msgspec
+import numpy as np
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import manifest as manifests
 from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
+from runtime_edge.formats.encoder.exit_info import ExitInfo
 from runtime_edge.formats.manifest import Cut, Manifest, Parity, TargetCost
 from runtime_edge.formats.records.actions import ActionCosts, Encoding, action_name
 from runtime_edge.formats.records.table import Reward, SplitterTable
@@ -23,6 +25,8 @@ from streamsplit_compile.splitter.table_training import TableOptions, train_tabl
 SERVER_TARGET = "x86-64"
 SERVER_OVERHEAD_MS = 3.0
 """Broker, batching and reply on the server, measured on a 2-core machine (docs/benchmarks.md)."""
+EXIT_MS = 0.2
+"""Of running so small a graph at all, on a Raspberry Pi 4, estimated: five times what an x86-64 core takes."""
 VALUE_US = 1.5
 """Of coding one value of a latent on a Raspberry Pi 4, estimated: five times and a half what an x86-64 core takes."""
 
@@ -118,7 +122,11 @@ def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = No
     for action, size in zip(plain, prefix_memory_mb(manifest, cost), strict=True):
         priced = msgspec.structs.replace(action, memory_mb=size)
         bottleneck = manifest.bottleneck(action.cut)
-        actions += [priced, *(width_costs(priced, bottleneck, cost, macs) if bottleneck else ())]
+        answered = [priced, *(width_costs(priced, bottleneck, cost, macs) if bottleneck else ())]
+        early = manifest.exit(action.cut)
+        exits = [exit_costs(one, early, cost, macs) for one in answered if early]
+        # A second answer that is worse than the first is no revision.
+        actions += [*answered, *(one for one in exits if np.mean(one.quality) >= np.mean(one.exit_quality or ()))]
     return actions
 
 
@@ -207,6 +215,25 @@ def width_costs(plain: ActionCosts, bottleneck: BottleneckInfo, cost: TargetCost
         )
         actions.append(action)
     return actions
+
+
+def exit_costs(answered: ActionCosts, early: ExitInfo, cost: TargetCost, macs: int) -> ActionCosts:
+    """The action of a cut whose exit answers before the server does.
+
+    The exit takes what as many multiply-adds take in the whole encoder, which has `macs`, and EXIT_MS.
+    """
+    block_ms, block_mj = sum(cost.block_ms), sum(cost.block_mj)
+    ms = EXIT_MS + block_ms * early.macs / max(macs, 1)
+    near = early.agreement[cost.variant]
+    return msgspec.structs.replace(
+        answered,
+        name=action_name(answered.cut, answered.width, "exit"),
+        answer="exit",
+        device_ms=answered.device_ms + ms,
+        device_mj=answered.device_mj + ms * block_mj / max(block_ms, 1e-9),
+        exit_quality=tuple(near.by_uncertainty) or (near.cosine_median,),
+        memory_mb=round(answered.memory_mb + 4 * early.macs / 1e6, 3),
+    )
 
 
 def _quality(cut: Cut, encoding: str, parity: Parity | None) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import FormatError, TableError
 from runtime_edge.formats.records.actions import action_name
 from runtime_edge.formats.records.table import SplitterTable
+from runtime_edge.formats.results import Answer
 from runtime_edge.formats.strict import decode
 from runtime_edge.policy.splitter import UNCERTAINTY_SMOOTHING
 from streamsplit_compile.splitter.environment import environment_of, simulate, with_local
@@ -35,11 +36,13 @@ class RecordedWindow(msgspec.Struct, frozen=True):
     rtt_ms: float
     latency_ms: float
     width: int = 0
+    answer: Answer | None = None
+    revises: int = 0
 
     @property
     def action(self) -> str:
         """Name of what was done."""
-        return action_name(self.cut, self.width)
+        return action_name(self.cut, self.width, self.answer or "server")
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,13 @@ class ResultReplay:
 
 
 def read_results(path: Path) -> ResultLog:
-    """Read a file of JSON lines. Raises FormatError naming file, line and field."""
+    """The first answers in a file of JSON lines. Raises FormatError naming file, line and field."""
     found = []
     for number, line in enumerate(read_bounded(path, MAX_LOG_BYTES, FormatError).splitlines(), 1):
         if line.strip():
-            found.append((decode(line, RecordedWindow, f"{path}:{number}", MAX_LOG_BYTES), number))
+            window = decode(line, RecordedWindow, f"{path}:{number}", MAX_LOG_BYTES)
+            if not window.revises:
+                found.append((window, number))
     if not found:
         raise FormatError(f"{path}: no results in it")
     found.sort(key=lambda window: window[0].window)

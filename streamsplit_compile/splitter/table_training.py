@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from runtime_edge.errors import CheckFailed, UsageError
+from runtime_edge.formats.records.actions import ShipThresholds
 from runtime_edge.formats.records.table import SplitterTable, StateAxis, StateName, cuts_digest
 from runtime_edge.formats.records.table_values import as_stored, q_rows
 from streamsplit_compile.splitter.environment import Environment, simulate
@@ -47,6 +48,8 @@ class TableOptions:
     hysteresis: float = 0.02
     dead_band: float = 0.1
     exploration: float = 0.02
+    ship: ShipThresholds | None = None
+    """Which windows devices keep although an action ships them; None for none."""
     created_by: str = "ssc splitter train"
 
 
@@ -130,6 +133,7 @@ def _table(
         dead_band=options.dead_band,
         dwell=math.ceil(STEADY_S / environment.hop_s),
         probe_rate=options.exploration,
+        ship=options.ship,
         costs_digest=environment.digest,
         bundle=bundle,
         bundle_cuts=cuts_digest(cut_names),

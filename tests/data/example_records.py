@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from runtime_edge.formats.manifest import Expected, Manifest
+from runtime_edge.formats.encoder.parts import Expected
+from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.records.adaptation import Adaptation, AdaptedLayer
 from runtime_edge.formats.records.head import Head, Validation
 from runtime_edge.formats.records.submodel import CutAsset, Modules, SubModel

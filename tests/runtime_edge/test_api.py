@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from scipy.special import softmax
 
 import runtime_edge
 from runtime_edge.errors import BundleError, HeadError, SignatureError, UsageError
+from runtime_edge.formats.bundle import asset_path
 from runtime_edge.formats.minisign import SecretKey, write_key_pair
 from runtime_edge.formats.records.head import Head, signature_of
 
@@ -120,6 +122,23 @@ def test_with_a_head_every_window_is_classified(small_bundle, head, audio):
 
 def weights_of(head):
     return np.frombuffer(head.weights, "<f4").reshape(3, 6)
+
+
+def test_an_exit_takes_the_place_of_the_blocks_behind_it(calibrated_bundle, audio, tmp_path):
+    path, whole = str(calibrated_bundle.path), runtime_edge.open(str(calibrated_bundle.path))
+    early = runtime_edge.open(path, exit="stem")
+    found, expected = early.embed(audio), whole.embed(audio)
+    assert found.shape == expected.shape
+    assert np.median((found * expected).sum(axis=1)) > 0.9
+    assert not np.allclose(found, expected)
+
+    part = tmp_path / "part"
+    shutil.copytree(path, part)
+    for block in calibrated_bundle.manifest.info.blocks[1:]:
+        asset_path(part, calibrated_bundle.manifest.variant(block, "onnx-fp32").file).unlink()
+    assert np.array_equal(runtime_edge.open(str(part), exit="stem").embed(audio), found), "it needs no other block"
+    with pytest.raises(UsageError, match=r"exit 'head': this bundle has no exit there; it has stem, down"):
+        runtime_edge.open(path, exit="head")
 
 
 def test_a_head_must_fit_and_be_signed_by_the_same_key(small_bundle, resnet_bundle, signing_key, head, tmp_path, audio):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from runtime_edge.formats.encoder.parts import MAX_ASSET_BYTES, Agreement, AssetRef, Count, Part, VariantInfo
+from runtime_edge.formats.encoder.parts import Agreement, Count, Part, StoredFile, VariantInfo
 from runtime_edge.formats.strict import Name
 
 MAX_LATENT_VALUES = 4096
@@ -20,13 +20,6 @@ CODING_BYTES = 2 * SYMBOLS
 """Of the coding tables, for each channel."""
 
 Format = Literal["onnx", "tflite"]
-
-
-class StoredFile(Part, frozen=True, kw_only=True):
-    """A file of a bundle that no inference runtime reads."""
-
-    file: AssetRef
-    bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
 
 
 class WidthInfo(Part, frozen=True, kw_only=True):

@@ -13,6 +13,8 @@ MAX_ASSET_BYTES = 4 << 30
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 31)]
+MOST_TOLERANCE = 100.0
+Tolerance = Annotated[float, Meta(ge=0, le=MOST_TOLERANCE)]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
 AssetRef = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}\Z")]
 
@@ -39,6 +41,13 @@ class KeptGraph(Part, frozen=True, kw_only=True):
     bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
 
 
+class StoredFile(Part, frozen=True, kw_only=True):
+    """A file of a bundle that no inference runtime reads."""
+
+    file: AssetRef
+    bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
+
+
 class Agreement(Part, frozen=True, kw_only=True):
     """How near values come to those of the encoder in float32, over the windows measured."""
 
@@ -47,3 +56,19 @@ class Agreement(Part, frozen=True, kw_only=True):
     cosine_worst: Cosine
     by_uncertainty: Annotated[list[Cosine], Meta(max_length=16)] = msgspec.field(default_factory=list)
     """Of an embedding: the median cosine in equally wide bins of a window's uncertainty over [0, 1]."""
+
+
+class CutParity(Part, frozen=True, kw_only=True):
+    """One variant at one cut."""
+
+    prefix: Agreement
+    """The activation that the blocks up to the cut make."""
+    wire: dict[Name, Agreement]
+    """The embedding after (device prefix, wire, server suffix) for each encoding, float32 always among them."""
+
+
+class Expected(Part, frozen=True, kw_only=True):
+    """The float32 embedding a variant should give, and how far off it may be."""
+
+    embedding: bytes
+    tolerance: Tolerance

@@ -15,6 +15,7 @@ from runtime_edge.formats.strict import Name, Strict
 
 Cost = Annotated[float, Meta(ge=0, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Quality = Annotated[tuple[Annotated[float, Meta(ge=-1, le=1)], ...], Meta(min_length=1, max_length=16)]
 Encoding = Literal["float32", "float16", "int8", "pcm16", "pcm16-stream", "flac", "opus"]
 STREAMS: tuple[Encoding, ...] = ("pcm16", "pcm16-stream", "flac", "opus")
 """Encodings of the waveform."""
@@ -30,7 +31,7 @@ class Costs(Strict, frozen=True):
     bytes: Annotated[int, Meta(ge=0, le=1 << 31)]
     """Payload and header."""
     server_ms: Cost
-    quality: Annotated[tuple[Annotated[float, Meta(ge=-1, le=1)], ...], Meta(min_length=1, max_length=16)]
+    quality: Quality
     """A(k, u): agreement with the float32 encoder, in equally wide bins of uncertainty over [0, 1]."""
     teaches: bool
     """Whether the server can train on what is shipped: a cut before the last."""
@@ -49,15 +50,17 @@ class ActionCosts(Costs, frozen=True, kw_only=True):
     """Channels of a bottleneck that are kept; 0 for the activation as it is."""
     answer: Answer
     """Who answers first: the server, the device's whole encoder, or the exit at the cut."""
+    exit_quality: Quality | msgspec.UnsetType = msgspec.UNSET
+    """The same of the exit's answer, where that is the first; `quality` is then that of the server's, which follows."""
 
 
-def action_name(cut: str, width: int) -> str:
+def action_name(cut: str, width: int, answer: Answer = "server") -> str:
     """What an action of a bottleneck is called, or of the activation as it is with width 0."""
-    return f"{cut}/{width}" if width else cut
+    return (f"{cut}/{width}" if width else cut) + "+exit" * (answer == "exit")
 
 
 class ShipThresholds(Strict, frozen=True):
-    """Which windows are shipped and which are kept (docs/method.md, section 9). Devices do not apply it yet.
+    """Which windows are shipped and which are kept (docs/method.md, section 9).
 
     A window is shipped when the entropy of its labels' scores, as a share of `ln C`, is between the two.
     """

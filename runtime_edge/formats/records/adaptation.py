@@ -22,7 +22,8 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from runtime_edge.errors import FormatError
-from runtime_edge.formats.manifest import Digest, Expected, Generation, digest
+from runtime_edge.formats.encoder.parts import Expected
+from runtime_edge.formats.manifest import Digest, Generation, digest
 from runtime_edge.formats.strict import Name, Strict, decode
 
 MAX_ADAPTATION_BYTES = 256 << 10

@@ -95,8 +95,8 @@ class Head(_Common, frozen=True, kw_only=True):
     temperature: Temperature
     """Logits are divided by it, so that scores are probabilities."""
     exit_temperatures: Annotated[dict[Name, Temperature], Meta(max_length=256)] = msgspec.field(default_factory=dict)
-    """The same for embeddings that come from the exit at a cut, by the cut's name; `temperature` where none is named.
-    Devices have no exits yet."""
+    """The same for embeddings that come from the exit at a cut, by the cut's name; `temperature` where none is
+    named."""
     background: Name | None = None
     """The label that stands for everything else, so that it is no event. Devices report it as any other yet."""
     min_energy: Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)] | None = None
@@ -160,6 +160,18 @@ class Head(_Common, frozen=True, kw_only=True):
             return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), np.float32)  # never overflows
         grown = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return np.asarray(grown / grown.sum(axis=-1, keepdims=True), np.float32)
+
+
+def entropy(scores: Array, scores_by: str) -> float:
+    """Entropy of one window's scores (labels,) as a share of the largest there can be, in [0, 1].
+
+    Of labels that do not exclude each other the mean over the labels.
+    """
+    chances = np.clip(np.asarray(scores, np.float64), 1e-12, 1 - 1e-12)
+    if scores_by == "softmax":
+        return float(-(chances @ np.log(chances)) / max(np.log(len(chances)), 1e-12))
+    either = chances * np.log(chances) + (1 - chances) * np.log1p(-chances)
+    return float(-either.mean() / np.log(2))
 
 
 def signature_of(text: bytes, key: minisign.SecretKey) -> str:

@@ -40,6 +40,7 @@ from runtime_edge.formats.strict import Name, Strict, decode
 MAX_TABLE_BYTES = 64 << 10
 MAX_ACTIONS = 24
 LOCAL = "local"
+PHI = 0.5
 
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 Weight = Annotated[float, Meta(ge=0, le=1e6)]
@@ -63,6 +64,13 @@ class Reward(Strict, frozen=True):
     e_budget_mj: Annotated[float, Meta(gt=0, le=1e6)] = 100.0
     rho: Weight = 0.2
     """Worth of a window the server can learn from, for each unit of uncertainty."""
+    phi: Annotated[float, Meta(ge=0, le=1)] | msgspec.UnsetType = msgspec.UNSET
+    """What the first answer counts, where an exit gives one: `A = phi A_first + (1 - phi) A_final`, `Lat` likewise."""
+
+    @property
+    def first_share(self) -> float:
+        """`phi`, or what it is where a table does not say."""
+        return PHI if self.phi is msgspec.UNSET else self.phi
 
 
 class Limits(Strict, frozen=True):
@@ -360,6 +368,10 @@ def _action_problems(table: SplitterTable) -> Iterator[str]:
     for action in table.costs:
         if (action.name == LOCAL) != (action.cut == LOCAL):
             yield f"costs: {action.name}: the action local, and no other, has the cut local"
+        if (action.answer == "exit") != (action.exit_quality is not msgspec.UNSET):
+            yield f"costs: {action.name}: exit_quality is given where the exit answers, and nowhere else"
+        if action.answer == "exit" and not action.teaches:
+            yield f"costs: {action.name}: an exit stands at a cut before the last, so the server can learn from it"
         if action.cut != LOCAL:
             continue
         if action.bytes or action.teaches:

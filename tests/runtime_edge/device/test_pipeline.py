@@ -78,7 +78,10 @@ class Updates:
 
 
 class NoHead:
-    def label(self, result, info, embedding):
+    def entropy(self, info, embedding, exit_cut):
+        return None
+
+    def label(self, result, info, embedding, exit_cut=None):
         return result
 
 
@@ -98,6 +101,7 @@ def run(engine, tmp_path, cut, delivery, windows=1):
     async def work():
         info = engine.bundle.manifest.info
         config = DeviceConfig(device="pi-1", state=tmp_path, broker="nats://nowhere")
+        memory = DeviceMemory(info.encoder.embedding_dim)
         accounting, spool = Accounting(), Spool(tmp_path / "spool.db", 1 << 20)
         frame_store = FrameStore(spool, "pi-1.new.", accounting)
         with Worker() as worker:
@@ -106,9 +110,18 @@ def run(engine, tmp_path, cut, delivery, windows=1):
                 worker=worker,
                 updater=Updates(),
                 runner=WindowRunner(
-                    config, "new", engine, always(engine.bundle, "rpi4", cut), None, frame_store, accounting, ships=True
+                    config,
+                    "new",
+                    engine,
+                    always(engine.bundle, "rpi4", cut),
+                    None,
+                    frame_store,
+                    accounting,
+                    ships=True,
+                    judge=memory.judge,
+                    entropy=NoHead().entropy,
                 ),
-                memory=DeviceMemory(info.encoder.embedding_dim),
+                memory=memory,
                 learner_sync=None,
                 head_updater=NoHead(),
                 delivery=delivery,

@@ -246,6 +246,15 @@ def test_which_results_are_events(mode, threshold, detected):
     assert [event.get("detected") for _, event in sent] == detected
 
 
+def test_a_revision_is_an_event_even_where_nothing_is_detected_any_more():
+    first = msgspec.structs.replace(LABELLED, answer="exit", finished="exit", novelty=0.123456)
+    revised = msgspec.structs.replace(LABELLED, revises=1, detected=[])
+    sent, _ = published([first, revised])
+    assert [(event["answer"], event.get("revises", 0)) for _, event in sent] == [("exit", 0), ("server", 1)]
+    assert sent[0][1]["novelty"] == 0.1235
+    assert "detected" not in sent[1][1]
+
+
 def test_a_broker_that_does_not_keep_up_costs_events_not_memory():
     async def stuck(subject, data):
         await asyncio.Event().wait()

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from small_tables import CUTS, UPLINK, make_table
 
 from runtime_edge.errors import TableError
+from runtime_edge.formats.records.actions import costs_digest
 from runtime_edge.formats.records.learnt import BOUND, Learnt
 from runtime_edge.formats.records.table import Limits, Reward
 from runtime_edge.policy.online_learner import OnlineLearner
@@ -45,6 +47,19 @@ def test_what_is_as_the_table_says_corrects_nothing() -> None:
     assert learner.q(0) == pytest.approx(table.q[0])
     live(learner, 50, 3, table.costs[3].device_ms, None)  # finished here: nothing is known of the network
     assert learner.q(0) == pytest.approx(table.q[0])
+
+
+def test_an_exits_answer_and_the_servers_after_it_count_as_the_table_says() -> None:
+    plain = make_table(((0.0,) * 5,) * 2)
+    early = replace(plain.costs[1], answer="exit", exit_quality=(0.9,))
+    costs = (plain.costs[0], early, *plain.costs[2:])
+    rewards = tuple(float(terms(one, whole(costs), UPLINK, Reward(), Limits(), AT).total) for one in costs)
+    table = make_table((rewards, rewards), costs=costs, costs_digest=costs_digest(costs, UPLINK))
+    learner = OnlineLearner(table, "pi-1")
+    live(learner, 50, 1, early.device_ms, 16_000 / 1000 + 50 + 3)
+    assert learner.q(0) == pytest.approx(table.q[0])
+    live(learner, 400, 1, early.device_ms, 16_000 / 1000 + 50 + 3 + 40.0)
+    assert learner.q(0)[1] - table.q[0][1] == pytest.approx(-5 * 40 / 2 / 200, abs=0.02)
 
 
 def test_a_slower_device_lowers_what_it_measured_and_nothing_else() -> None:

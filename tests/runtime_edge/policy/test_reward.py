@@ -11,3 +11,5 @@ def test_a_bottleneck_is_never_the_whole_encoder_however_long_it_takes():
     last = max(costs, key=lambda action: action.device_ms)
     dear = replace(costs[1], name=f"{costs[1].cut}/64", width=64, device_ms=1e3)
     assert whole([*costs, dear]) == last
+    early = replace(costs[1], name=f"{costs[1].cut}+exit", answer="exit", exit_quality=(0.9,), device_ms=1e3)
+    assert whole([*costs, early]) == last

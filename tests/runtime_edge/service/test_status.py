@@ -118,7 +118,8 @@ def test_the_text_shows_everything_a_person_looks_for(running):
     for words in (
         "pi-1: running since", "1 h 1 min ago", "generation 7", "on trial", "onnx-fp32 on onnxruntime 1.23",
         "nats://gateway:4222 connected", "2.5 Mbit/s, 80 ms, 12.5% unanswered", "cut one, U 0.250",
-        "20 captured, 12 acknowledged, 3 kept local, 3 spooled, 0 lost", "2 spool_full; of earlier runs 1",
+        "20 captured, 12 acknowledged, 3 kept local (85% shipped), 3 spooled, 0 lost",
+        "2 spool_full; of earlier runs 1",
         "4 gated as silence", "1 overruns", "2.0 of 256.0 MiB", "102 MB, 61 °C, throttled", "4 LinkError",
         "broker is away", "rolled_back: reason died 2 times",
         "an hour   1.2 MB up, 2.0 kB down, 0 B of it updates (from 90 min)",

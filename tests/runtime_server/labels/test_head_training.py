@@ -159,3 +159,16 @@ def test_what_cannot_be_told_apart_is_refused():
         fit_head(Examples(x, ("dog",), np.ones((len(x), 1), bool), group, (1, 1)), "toy", "test")
     with pytest.raises(UsageError, match="label 'rain': no window has it"):
         fit_head(examples(x[kind < 2], kind[kind < 2], group[kind < 2]), "toy", "test")
+
+
+def test_scores_of_exits_are_as_honest_as_a_temperature_makes_them():
+    x, kind, group = blobs(groups=90, spread=0.4)
+    rng = np.random.default_rng(1)
+    noisy = x + 0.35 * rng.normal(size=x.shape).astype(np.float32)
+    found = fit_head(examples(x, kind, group, by_exit={"same": x, "noisy": noisy}), "toy", "test")
+
+    assert found.exit_temperatures["noisy"] > found.exit_temperatures["same"]
+    truth = np.eye(3, dtype=bool)[kind]
+    honest, plain = (log_loss(np.asarray(found.scores(noisy, cut), np.float64), truth, True) for cut in ("noisy", None))
+    assert honest < plain
+    assert fit_head(examples(x, kind, group), "toy", "test").exit_temperatures == {}

@@ -140,6 +140,18 @@ def test_every_window_of_a_clip_is_embedded_as_a_device_would(small_bundle, tmp_
     assert not found.exclusive
 
 
+def test_the_exits_of_a_bundle_embed_every_window_too(calibrated_bundle, tmp_path):
+    random, front_end = np.random.default_rng(0), calibrated_bundle.manifest.info.front_end
+    soundfile.write(tmp_path / "a.wav", random.uniform(-0.5, 0.5, 3 * front_end.window_samples), front_end.sample_rate)
+    clips = [LabelledClip(tmp_path / "a.wav", ("a",))]
+    found = of_clips(clips, calibrated_bundle)
+
+    assert set(found.by_exit) == {"stem", "down"}
+    for embeddings in found.by_exit.values():
+        assert embeddings.shape == found.embeddings.shape
+        assert not np.array_equal(embeddings, found.embeddings)
+
+
 def test_silence_in_a_clip_is_left_out(small_bundle, tmp_path):
     quiet = write(tmp_path / "quiet.wav", level=1e-5)
     loud = write(tmp_path / "loud.wav")

@@ -5,8 +5,8 @@ import torch
 from torch import fx
 
 from runtime_edge.errors import CheckFailed
-from runtime_edge.formats.encoder.parts import Agreement
-from runtime_edge.formats.manifest import CutParity, Parity
+from runtime_edge.formats.encoder.parts import Agreement, CutParity
+from runtime_edge.formats.manifest import Parity
 from streamsplit_compile.bundle.calibrate import calibrate_cut, calibration_windows
 from streamsplit_compile.bundle.parity import Prover, agreement, check_parity, shortfalls
 from streamsplit_compile.encoder.segment import in_float64, run_segments, split

@@ -113,7 +113,8 @@ def test_bottlenecks_are_shown_by_width_with_what_they_cost_and_keep(tiny_file, 
 
     assert "bottlenecks, closed form: payloads and embeddings" in told
     assert bottleneck["cut"] == "down"
-    assert changed == {"down: bottleneck", "down: coding tables"}
+    assert changed == {"down: bottleneck", "down: coding tables", "down: exit"}
+    assert "exits: embeddings from the activation at a cut" in told
     for width in bottleneck["widths"]:
         assert f"{width['wire']['onnx-fp32']['cosine_median']:.4f}" in told
 

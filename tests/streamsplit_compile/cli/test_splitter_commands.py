@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from runtime_edge.errors import CheckFailed, FormatError, MissingExtra, SscError, UsageError
 from runtime_edge.formats import minisign
+from runtime_edge.formats.records.actions import ShipThresholds
 from runtime_edge.formats.records.learnt import Learnt
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.inference.profile import Profile
@@ -58,8 +59,9 @@ def test_weights_bins_caps_and_the_key_reach_the_file(small_bundle, tmp_path):
     out = tmp_path / "t.json"
     run("train", small_bundle.path, "--target", "m2", *QUICK, "--beta", 2, "--t-max-ms", 400, "--bins", "cpu=0.4",
         "--bins", "bandwidth_mbps=1,3", "--min-cut", first, "--max-mb-per-hour", 500, "--key", tmp_path / "sign.key",
-        "-o", out)  # fmt: skip
+        "--phi", 0.25, "--ship", "0.05,0.5", "-o", out)  # fmt: skip
     trained = read(out)
+    assert (trained.reward.first_share, trained.ship) == (0.25, ShipThresholds(min_entropy=0.05, max_entropy=0.5))
     assert (trained.reward.beta, trained.reward.t_max_ms, trained.reward.alpha) == (2, 400, 10)
     edges = {axis.name: axis.edges for axis in trained.state}
     assert list(edges) == ["uncertainty", "cpu", "bandwidth_mbps", "rtt_ms"], (
@@ -159,6 +161,12 @@ def test_learnt_files_are_merged(table, tmp_path):
 @pytest.mark.parametrize("command", ["train", "show", "eval", "explain", "replay", "map", "merge", "push"])
 def test_every_command_has_help_with_an_example(command):
     assert f"Example: ssc splitter {command}" in run(command, "--help")
+
+
+@pytest.mark.parametrize("wrong", ["0.4,0.1", "0.1", "a,b", "0.1,0.2,0.3", "0,2"])
+def test_wrong_thresholds_are_one_line(small_bundle, tmp_path, wrong):
+    with pytest.raises(UsageError, match=r"--ship .*: expected two rising shares of ln C, as in 0\.02,0\.4"):
+        run("train", small_bundle.path, "--target", "rpi4", "--ship", wrong, "-o", tmp_path / "t.json")
 
 
 def test_wrong_bins_are_one_line(small_bundle, tmp_path):

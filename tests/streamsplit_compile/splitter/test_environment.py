@@ -57,6 +57,27 @@ def test_a_window_by_hand() -> None:
     assert outcome.reward[0, 0].tolist() == pytest.approx(expected)
 
 
+def test_a_window_whose_exit_answers_first_by_hand() -> None:
+    early = msgspec.structs.replace(EARLY, name="early+exit", answer="exit", device_ms=22.0, exit_quality=(0.7, 0.6))
+    environment = Environment((EARLY, early, EMBEDDING), UPLINK, Reward(rho=0.3))
+    outcome = simulate(environment, one_window(cpu=0.5, uncertainty=0.4, mbps=2.0, rtt_ms=60.0))
+    assert outcome.latency_ms[0, 0, 1] == pytest.approx((44 + (44 + 20 + 68)) / 2)
+    assert outcome.first_ms[0, 0].tolist() == pytest.approx([40 + 20 + 68, 44, 100])
+    assert outcome.final_ms[0, 0].tolist() == pytest.approx([40 + 20 + 68, 44 + 20 + 68, 100])
+    assert outcome.energy_mj[0, 0, 1] == pytest.approx(80 + 10 + 10)
+    assert outcome.quality[0, 0, 1] == pytest.approx((0.7 + 0.9) / 2)
+    assert outcome.reward[0, 0, 1] == pytest.approx(10 * (0.8 + 0.12) - 5 * 88 / 200 - 3)
+
+    # Without an answer in time the exit's stands, and the device runs nothing else.
+    dead = simulate(environment, one_window(cpu=0.0, uncertainty=0.9, mbps=0.0, rtt_ms=60.0))
+    assert dead.latency_ms[0, 0, 1] == pytest.approx(22)
+    assert dead.quality[0, 0, 1] == pytest.approx(0.6)
+    assert dead.energy_mj[0, 0, 1] < dead.energy_mj[0, 0, 0]
+
+    first = Environment((early,), UPLINK, Reward(rho=0.3, phi=1.0))
+    assert simulate(first, one_window(0.5, 0.4, 2.0, 60.0)).latency_ms[0, 0, 0] == pytest.approx(44)
+
+
 def test_quality_depends_on_the_bin_of_uncertainty() -> None:
     quality = [simulate(ENVIRONMENT, one_window(0.0, u, 1.0, 50.0)).quality[0, 0, 1] for u in (0.0, 0.49, 0.5, 1.0)]
     assert quality == [0.9, 0.9, 0.8, 0.8]

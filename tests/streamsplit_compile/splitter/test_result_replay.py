@@ -23,6 +23,16 @@ def line(window: int, cut: str, mbps: float, **changes: Any) -> str:
     return json.dumps(fields | changes)
 
 
+def test_of_a_window_with_two_answers_the_first_says_what_was_done(tmp_path):
+    line = {"window": 3, "cut": "stem", "probe": False, "uncertainty": 0.5, "cpu": 0.1, "bandwidth_mbps": 2.0}
+    line |= {"rtt_ms": 60.0, "latency_ms": 4.0, "width": 8}
+    first, second = line | {"answer": "exit"}, line | {"answer": "server", "revises": 1, "latency_ms": 90.0}
+    (tmp_path / "log").write_text("\n".join(map(json.dumps, (first, second))))
+    log = read_results(tmp_path / "log")
+    assert [(window.action, window.latency_ms) for window in log.windows] == [("stem/8+exit", 4.0)]
+    assert log.lines == [1]
+
+
 def test_a_recording_is_compared_with_what_the_table_takes(tmp_path: Path) -> None:
     log = tmp_path / "results.jsonl"
     cuts = ["layer1", "layer1", "embedding", "local"]

@@ -16,41 +16,46 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn import functional
 
 from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo, Format, StoredFile, WidthInfo
-from runtime_edge.formats.encoder.parts import VariantInfo
+from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo, WidthInfo
+from runtime_edge.formats.encoder.parts import StoredFile
 from runtime_edge.formats.latent_codec import LatentCodec, quantise
 from runtime_edge.formats.manifest import Cut, Manifest
-from runtime_edge.inference.bottleneck import LoadedBottleneck
+from runtime_edge.inference.cut_assets.bottleneck import LoadedBottleneck
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.self_test import self_test_waveform
 from streamsplit_compile.bottleneck.block import Bottleneck, channels_of, layout_of, read_bottleneck
 from streamsplit_compile.bottleneck.coding import coding_tables
-from streamsplit_compile.bottleneck.lowering import lower_encoder
 from streamsplit_compile.bottleneck.pca import fit_pca, with_step
 from streamsplit_compile.bottleneck.training import Trainer, TrainingSet
-from streamsplit_compile.bundle.blocks import split_variant
 from streamsplit_compile.bundle.bundle_writer import link_asset, write_asset
+from streamsplit_compile.bundle.cut_assets.fitting import (
+    ALLOWED_LOSS,
+    BATCH,
+    LEAST_WINDOWS,
+    MEASURED_WINDOWS,
+    Array,
+    FittingPlan,
+    Progress,
+    Segments,
+    batches_of,
+    compiled,
+    windows_to_fit,
+    with_info,
+)
 from streamsplit_compile.bundle.measure import Reference
 from streamsplit_compile.bundle.parity import agreement
 from streamsplit_compile.bundle.quality import uncertainties
-from streamsplit_compile.bundle.recordings import sample_windows
 from streamsplit_compile.encoder.segment import run_segments
-from streamsplit_compile.lowering import artifact_formats
 
 PCA_WINDOWS, TRAINING_WINDOWS = 256, 1024
 """Of the recordings, at most."""
-LEAST_WINDOWS = 32
-MEASURED_WINDOWS = 64
 WIDTHS = (8, 16, 32, 64)
-ALLOWED_LOSS = 0.02
-"""Of median cosine: what a width may lose by a release and stay."""
 TRAINING_STEPS = 1000
 """At each cut, unless somebody says otherwise."""
 _STEPS = (2.0, 3.0, 4.0, 6.0, 8.0)
@@ -60,27 +65,6 @@ _FINE, _STEP_LOSS = 32.0, 0.01
 _FILE_ERROR = 1e-2
 """In steps of the latent: how far a compiled encoder may be from torch's."""
 _CACHE_BYTES = 256 << 20
-_BATCH = 32
-Array = npt.NDArray[np.float32]
-Progress = Callable[[str, int, int], None]
-Segments = Sequence[fx.GraphModule]
-
-
-@dataclass(frozen=True)
-class FittingPlan:
-    """How bottlenecks are fitted, and on what."""
-
-    recordings: Path
-    steps: int
-    """Of training at each cut; 0 for the closed form."""
-    seed: int
-    checkpoints: Path
-    """Folder for training that was stopped."""
-
-
-def checkpoints_of(out: Path) -> Path:
-    """Where training is kept until the bundle `out` is there."""
-    return out.with_name(f"{out.name}.bottlenecks")
 
 
 def add_bottlenecks(
@@ -97,42 +81,30 @@ def add_bottlenecks(
     There are none, and `notice` is told so, where the recordings are too short to fit and measure them. Raises
     CheckFailed, UsageError, SourceError or FormatError.
     """
-    windows, unseen = _windows(manifest, plan)
+    windows, unseen = windows_to_fit(
+        manifest, plan.recordings, plan.seed, TRAINING_WINDOWS if plan.steps else PCA_WINDOWS
+    )
     if len(unseen) < LEAST_WINDOWS:
         notice(f"no bottlenecks: the recordings are too short to fit and measure them on {LEAST_WINDOWS} windows each")
         return manifest
     drafts: list[BottleneckInfo] = []
     blocks: dict[str, Bottleneck] = {}
     cuts = [cut for cut in manifest.info.cuts[1:-1] if layout_of(cut) is not None]
-    embeddings = torch.cat(list(_activations(segments, windows))) if cuts else torch.empty(0)
+    embeddings = torch.cat(list(batches_of(segments, windows))) if cuts else torch.empty(0)
     for place, cut in enumerate(cuts):
         progress("fitting bottlenecks", place, len(cuts))
         # Of large activations fewer: they are all held at once.
         every = -(-len(windows) // max(LEAST_WINDOWS, _CACHE_BYTES // (4 * cut.values)))
-        activations = torch.cat(list(_activations(segments[: cut.index], windows[::every])))
+        activations = torch.cat(list(batches_of(segments[: cut.index], windows[::every])))
         data = Fitted(activations, embeddings[::every], segments[cut.index :])
         what = f"training the bottleneck at {cut.name}"
         block = fit(cut, data, plan.steps, plan.seed, plan.checkpoints, functools.partial(progress, what))
         with torch.inference_mode():
-            latents = torch.cat([block.encode(batch) for batch in torch.split(activations, _BATCH)])
+            latents = torch.cat([block.encode(batch) for batch in torch.split(activations, BATCH)])
         drafts.append(_write(root, cut, block, variants, coding_tables(quantise(latents.numpy())), plan.steps))
         blocks[cut.name] = block
-    measured = _measure(root, _with(manifest, drafts), variants, segments, unseen, blocks)
-    return _with(manifest, measured)
-
-
-def _windows(manifest: Manifest, plan: FittingPlan) -> tuple[Array, Array]:
-    """Windows to fit to, and others to measure on; of short recordings fewer."""
-    front_end = manifest.info.front_end
-    shape = front_end.sample_rate, front_end.window_samples, front_end.hop_samples
-    count = TRAINING_WINDOWS if plan.steps else PCA_WINDOWS
-    while True:
-        unseen = sample_windows(plan.recordings, *shape, count, plan.seed, unseen=True)
-        if len(unseen) >= LEAST_WINDOWS or count <= LEAST_WINDOWS:
-            break
-        count //= 2
-    chosen = np.linspace(0, len(unseen) - 1, min(MEASURED_WINDOWS, len(unseen))).astype(int)
-    return sample_windows(plan.recordings, *shape, count, plan.seed), unseen[chosen]
+    measured = _measure(root, with_info(manifest, bottlenecks=tuple(drafts)), variants, segments, unseen, blocks)
+    return with_info(manifest, bottlenecks=tuple(measured))
 
 
 def keep_bottlenecks(
@@ -144,7 +116,7 @@ def keep_bottlenecks(
     of median cosine, is withdrawn, and a bottleneck without widths. All are where nothing is known of the weights.
     """
     if reference is None or not base.manifest.info.bottlenecks:
-        return _with(manifest, ())
+        return with_info(manifest, bottlenecks=())
     windows = windows if reference.windows is None else reference.windows
     blocks = {}
     for info in base.manifest.info.bottlenecks:
@@ -159,7 +131,7 @@ def keep_bottlenecks(
         good = [after[place] >= before[place] - ALLOWED_LOSS for place in places]
         if any(good):
             kept.append(msgspec.structs.replace(info, widths=tuple(itertools.compress(info.widths, good))))
-    return _with(manifest, kept)
+    return with_info(manifest, bottlenecks=tuple(kept))
 
 
 def _similarities(
@@ -191,19 +163,6 @@ def _similarities(
     return {place: float(np.median(cosines)) for place, cosines in found.items()}
 
 
-def _with(manifest: Manifest, bottlenecks: Sequence[BottleneckInfo]) -> Manifest:
-    info = msgspec.structs.replace(manifest.info, bottlenecks=tuple(bottlenecks))
-    metadata = msgspec.structs.replace(manifest.additional_metadata, ssc=info)
-    return msgspec.structs.replace(manifest, additional_metadata=metadata)
-
-
-def _activations(segments: Segments, windows: Array) -> Iterator[Tensor]:
-    """What some neighbouring segments make of windows, in batches."""
-    with torch.inference_mode():
-        for start in range(0, len(windows), _BATCH):
-            yield run_segments(segments, torch.from_numpy(windows[start : start + _BATCH]))
-
-
 @dataclass(frozen=True)
 class Fitted:
     """What a bottleneck is fitted to."""
@@ -227,7 +186,7 @@ def fit(
     """The block of one cut: in closed form, then trained so many steps on all widths, or on some."""
     layout = layout_of(cut)
     assert layout is not None
-    block, deviation = fit_pca(layout, torch.split(data.activations, _BATCH), channels_of(layout))
+    block, deviation = fit_pca(layout, torch.split(data.activations, BATCH), channels_of(layout))
     block = _coarsest(block, deviation or 1.0, data)
     if not steps:
         return block
@@ -283,22 +242,11 @@ def _write(
     root: Path, cut: Cut, block: Bottleneck, variants: Sequence[str], tables: bytes, steps: int
 ) -> BottleneckInfo:
     """The assets of one bottleneck; nothing of it is measured yet."""
-    files: dict[Format, VariantInfo] = {}
-    for name in dict.fromkeys(split_variant(variant)[0] for variant in variants):
-        data = lower_encoder(name, block, cut.shape)
-        files[name] = VariantInfo(
-            format=name,
-            precision="fp32",
-            file=write_asset(root, f"bottleneck.{name}", data),
-            bytes=len(data),
-            input=artifact_formats.INPUT,
-            output=artifact_formats.OUTPUT,
-        )
     decoder = block.to_bytes()
     return BottleneckInfo(
         cut=cut.name,
         shape=block.latent_shape,
-        files=files,
+        files=compiled(root, "bottleneck", block, cut.shape, variants),
         decoder=StoredFile(file=write_asset(root, "bottleneck.npz", decoder), bytes=len(decoder)),
         coding=StoredFile(file=write_asset(root, "coding.bin", tables), bytes=len(tables)),
         widths=tuple(WidthInfo(width=width, bytes=0, bytes_p99=0, wire={}) for width in widths_of(block)),
@@ -321,7 +269,7 @@ def _measure(
     found = list(manifest.info.bottlenecks)
     if not found:
         return found
-    expected = torch.cat(list(_activations(segments, windows)))
+    expected = torch.cat(list(batches_of(segments, windows)))
     front_end = manifest.info.front_end
     chirp = self_test_waveform(front_end.window_samples, front_end.sample_rate)
     for variant in variants:

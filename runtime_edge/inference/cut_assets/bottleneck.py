@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from runtime_edge.errors import SelfTestError
@@ -14,24 +12,6 @@ from runtime_edge.inference.prefix import Prefix
 
 TOLERANCES = {"fp32": 0.1, "fp16": 0.5, "int8": 4.0, "auto": 4.0}
 """By the precision of the prefix, in steps of the latent: how far a channel's mean may be off in a self-test."""
-
-
-def self_test(prefix: Prefix, bottlenecks: Mapping[str, LoadedBottleneck] | None = None) -> float:
-    """Self-test of all that a device runs: every block, and the bottlenecks behind them, loaded here unless given.
-
-    Returns the largest error of the embedding. Raises SelfTestError, BundleError or BackendError.
-    """
-    error = prefix.self_test()
-    for bottleneck in (load_bottlenecks(prefix) if bottlenecks is None else bottlenecks).values():
-        bottleneck.self_test(prefix.variant)
-    return error
-
-
-def load_bottlenecks(prefix: Prefix) -> dict[str, LoadedBottleneck]:
-    """By cut, those behind the blocks that lie here: a device fetches no others. Raises BundleError or BackendError."""
-    info, (there, _) = prefix.bundle.manifest.info, prefix.blocks_there
-    reached = {cut.name for cut in info.cuts[: there + 1]}
-    return {found.cut: LoadedBottleneck(prefix, found) for found in info.bottlenecks if found.cut in reached}
 
 
 class LoadedBottleneck:

@@ -16,7 +16,7 @@ from runtime_edge.formats.bundle import ASSETS, Bundle, asset_path, open_bundle
 from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.records.table import LOCAL
 from runtime_edge.formats.wire import FrameHeader, decode_frame
-from runtime_edge.inference.bottleneck import self_test
+from runtime_edge.inference.cut_assets.loaded import self_test
 from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.policy.splitter import Splitter
@@ -28,37 +28,6 @@ from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_compile.cost.targets import load_target
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory):
-    """Two minutes of synthesised sound at the tiny encoder's rate."""
-    path = tmp_path_factory.mktemp("recordings")
-    soundfile.write(path / "room.wav", 0.9 * soundscape(120, 4000, 3), 4000)
-    return path
-
-
-@pytest.fixture(scope="module")
-def options(recordings, signing_key):
-    return CompileOptions(
-        [load_target("rpi4")],
-        cuts="stem,down",
-        calibrate=recordings,
-        formats=("onnx", "tflite"),
-        precisions=("fp32", "fp16", "int8"),
-        key=signing_key,
-    )
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_encoder, options, tmp_path_factory):
-    """Closed form, in both formats and three precisions."""
-    return compile_encoder(tiny_encoder, options, tmp_path_factory.mktemp("bundles") / "pca")
-
-
-@pytest.fixture(scope="module")
-def windows(bundle):
-    return calibration_set_for(bundle.manifest.info, None).windows
 
 
 def with_bottlenecks(bundle, change):

@@ -1,0 +1,42 @@
+"""Keep or ship: which windows are worth sending, by what the device itself made of them (docs/method.md, section 9).
+
+gate = ShipGate(table.ship, seed=0)
+gate.ships(entropy)         # of the labels' scores, as a share of ln C
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from runtime_edge.formats.records.actions import ShipThresholds
+
+
+class ShipGate:
+    """Ships what is neither sure nor hopeless, and a share of the rest, so that the server does not go blind.
+
+    After the warm-up the upper threshold follows the running mean entropy, so that in a noisier place as many windows
+    are shipped as before.
+    """
+
+    def __init__(self, thresholds: ShipThresholds, seed: int = 0) -> None:
+        self.thresholds = thresholds
+        self._random = np.random.default_rng(seed)
+        self._windows, self._mean, self._after_warm_up = 0, 0.0, 0.0
+
+    @property
+    def max_entropy(self) -> float:
+        """Above which a window is kept now."""
+        given = self.thresholds
+        if self._windows <= given.warm_up or self._after_warm_up <= 0:
+            return given.max_entropy
+        return given.max_entropy * given.max_entropy_scale * self._mean / self._after_warm_up
+
+    def ships(self, entropy: float) -> bool:
+        """Whether to ship a window whose scores have this entropy, a share of `ln C` in [0, 1]."""
+        self._windows += 1
+        self._mean += (entropy - self._mean) / self._windows
+        if self._windows == self.thresholds.warm_up:
+            self._after_warm_up = self._mean
+        if self.thresholds.min_entropy < entropy < self.max_entropy:
+            return True
+        return bool(self._random.random() < self.thresholds.exploration)

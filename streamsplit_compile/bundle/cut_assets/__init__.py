@@ -1,0 +1,1 @@
+"""What a bundle has at its cuts beside blocks: bottlenecks and exits, fitted, measured and carried on."""

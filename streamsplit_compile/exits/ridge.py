@@ -1,0 +1,48 @@
+"""Exits in closed form: ridge regression from an activation's statistics to embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from streamsplit_compile.bottleneck.block import Layout
+from streamsplit_compile.exits.exit_map import RANK, ExitMap
+
+PENALTY = 256.0
+"""Of the weights; with as many windows a statistic of unit variance has half the weight that it would have without."""
+_FLAT = 1e-6
+_UNIT = 1e-3
+"""How far norms may be from 1 for embeddings to count as unit vectors."""
+
+
+def basis_of(embeddings: Tensor) -> Tensor:
+    """The first principal components (d, at most RANK) of embeddings (n, d), which every exit's second layer is.
+
+    The largest value of each is positive, so that they are the same every time.
+    """
+    centred = embeddings.double() - embeddings.double().mean(0)
+    chosen: Tensor = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, : min(RANK, len(embeddings))]
+    places = chosen.abs().argmax(0)
+    signs: Tensor = chosen[places, torch.arange(chosen.shape[1])].sign()
+    return chosen * signs
+
+
+def fit_exit(layout: Layout, statistics: Tensor, embeddings: Tensor, basis: Tensor) -> ExitMap:
+    """The exit whose embeddings come nearest to (n, d) ones, from (n, features) statistics of the same windows."""
+    block = ExitMap(layout, basis.shape[1], embeddings.shape[1], is_unit(embeddings))
+    x, y = statistics.double(), embeddings.double()
+    mean, scale, centre = x.mean(0), x.std(0, correction=0).clamp_min(_FLAT), y.mean(0)
+    x = (x - mean) / scale
+    penalty = PENALTY * torch.eye(x.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(x.T @ x + penalty, x.T @ ((y - centre) @ basis)) / scale[:, None]
+    with torch.no_grad():
+        block.inner.weight.copy_(weights.T)
+        block.inner.bias.copy_(-(mean @ weights))
+        block.outer.weight.copy_(basis)
+        block.outer.bias.copy_(centre)
+    return block.eval()
+
+
+def is_unit(embeddings: Tensor) -> bool:
+    """Whether embeddings (n, d) are of unit norm."""
+    return bool(((embeddings.norm(dim=1) - 1).abs() < _UNIT).all())

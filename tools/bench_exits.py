@@ -1,0 +1,167 @@
+"""What first answers cost in accuracy, and how well novelty tells sounds that were never heard.
+
+    python -m tools.bench_exits mn04=mn04.pt@features.7 small=encoder.pt@features.8 --audio recordings/ [--no-publish]
+
+Each argument is a name, a checkpoint and one of its cuts. For each fold the exit is fitted to the windows of the other
+folds' recordings, which also train a linear head on embeddings of the whole encoder. That head then judges the exit's
+embeddings of the fold's own clips.
+
+For novelty two classes are left out at a time: neither the exit nor the memory hears them. The memory is taught by the
+whole encoder's embeddings, as a server's answers teach it, and asked about windows of the fold's own clips of all
+classes. The area under the ROC curve is that of the windows of the two classes against the others', the mean over folds
+and pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from runtime_edge.formats.manifest import Cut
+from runtime_edge.policy.memory import GaussianMemory
+from runtime_server.lab.clips import Clips, load_clips
+from streamsplit_compile.bundle.cut_assets.exits import statistics_of
+from streamsplit_compile.cost.cost_model import count_work
+from streamsplit_compile.encoder.encoders import load_encoder
+from streamsplit_compile.encoder.segment import split
+from streamsplit_compile.exits.exit_map import ExitMap, exit_layout
+from streamsplit_compile.exits.ridge import basis_of, fit_exit
+from tools.bench_bottlenecks import cut_of, interval
+from tools.benchmarks import Section, publish, show
+
+Array = npt.NDArray[np.float32]
+_GOAL = "at most 4"
+_JUDGED_EVERY = 2
+"""Of a clip's windows, which overlap."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What an encoder makes of labelled clips."""
+
+    cut: Cut
+    work: float
+    """Share of the multiply-adds past the front end that the prefix takes."""
+    statistics: torch.Tensor
+    """(clips, windows, features) at the cut."""
+    whole: torch.Tensor
+    """(clips, windows, d)."""
+    clips: Clips
+
+    def exit_of(self, chosen: npt.NDArray[np.bool_]) -> ExitMap:
+        """The exit that is fitted to some clips (clips,)."""
+        layout, at = exit_layout(self.cut), torch.from_numpy(chosen)
+        assert layout is not None
+        embeddings = self.whole[at].flatten(0, 1)
+        return fit_exit(layout, self.statistics[at].flatten(0, 1), embeddings, basis_of(embeddings))
+
+    def by_exit(self, early: ExitMap, chosen: npt.NDArray[np.bool_]) -> Array:
+        """Embeddings (clips, windows, d) of some clips."""
+        with torch.inference_mode():
+            found = early.from_statistics(self.statistics[torch.from_numpy(chosen)].flatten(0, 1)).numpy()
+        return found.reshape(int(chosen.sum()), -1, found.shape[-1])
+
+
+def hear(path: Path, name: str, clips: Clips) -> Heard:
+    """Run an encoder on all clips and take what the exit at a cut sees."""
+    encoder = load_encoder(path)
+    candidates = encoder.graph.candidates
+    chosen = next(candidate for candidate in candidates if candidate.name == name)
+    image = next((candidate for candidate in candidates if encoder.ends_log_mel(candidate)), candidates[0])
+    parts = split(encoder.graph, [candidates[0], image, chosen, candidates[-1]])
+    _, before, behind = (count_work(part).macs for part in parts)
+    cut = cut_of(name, chosen.node, chosen.shape)
+    windows = clips.windows(encoder.window_samples, encoder.window_samples // 2)
+    flat = np.ascontiguousarray(windows.reshape(-1, windows.shape[-1]))
+    segments = split(encoder.graph, [candidates[0], chosen, candidates[-1]])
+    statistics, whole = statistics_of([cut], segments, flat)
+    shape = windows.shape[:2]
+    return Heard(
+        cut,
+        before / (before + behind),
+        statistics[cut.name].reshape(*shape, -1),
+        whole.reshape(*shape, -1),
+        clips,
+    )
+
+
+def points_lost(heard: Heard) -> tuple[float, float, float, float, float]:
+    """Accuracy by clip of the whole encoder and of the exit, the interval of the points between, the median cosine."""
+    clips, whole, by_whole, by_exit, cosines = heard.clips, heard.whole.numpy(), [], [], []
+    for fold in np.unique(clips.folds):
+        train, test = clips.folds != fold, clips.folds == fold
+        head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        head.fit(whole[train].mean(1), clips.labels[train])
+        found = heard.by_exit(heard.exit_of(train), test)
+        by_whole.append(head.predict(whole[test].mean(1)) == clips.labels[test])
+        by_exit.append(head.predict(found.mean(1)) == clips.labels[test])
+        cosines.append((found * whole[test]).sum(-1).ravel())
+    plain, early = np.concatenate(by_whole), np.concatenate(by_exit)
+    return float(plain.mean()), float(early.mean()), *interval(plain, early), float(np.median(np.concatenate(cosines)))
+
+
+def novelty(heard: Heard) -> dict[str, float]:
+    """Areas under the ROC curve: novelty and uncertainty of the exit's embeddings, and of the whole encoder's."""
+    areas: dict[str, list[float]] = {}
+    for left_out, train, test in _pairs(heard.clips):
+        known = ~np.isin(heard.clips.labels, left_out)
+        whole = heard.whole.numpy()
+        memory = GaussianMemory(dim=whole.shape[-1])
+        for clip in np.random.default_rng(0).permutation(np.flatnonzero(train & known)):
+            memory.learn(whole[clip])
+        asked = {"exit": heard.by_exit(heard.exit_of(train & known), test), "whole": whole[test]}
+        is_new = np.repeat(~known[test], len(range(0, whole.shape[1], _JUDGED_EVERY)))
+        for who, embeddings in asked.items():
+            judged = [memory.judge(window) for clip in embeddings for window in clip[::_JUDGED_EVERY]]
+            for what, values in zip(("uncertainty", "novelty"), zip(*judged, strict=True), strict=True):
+                areas.setdefault(f"{what} by {who}", []).append(float(roc_auc_score(is_new, values)))
+    return {name: float(np.mean(found)) for name, found in areas.items()}
+
+
+def _pairs(clips: Clips) -> Iterator[tuple[Sequence[int], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]]:
+    """Two labels, the clips of the other folds, those of the fold."""
+    labels = np.unique(clips.labels).tolist()
+    for fold in np.unique(clips.folds):
+        for place in range(0, len(labels) - 1, 2):
+            yield labels[place : place + 2], clips.folds != fold, clips.folds == fold
+
+
+def main() -> None:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("encoders", nargs="+", metavar="NAME=FILE@CUT")
+    parser.add_argument("--audio", type=Path, required=True)
+    parser.add_argument("--data", default="esc10")
+    parser.add_argument("--no-publish", action="store_true", help="print the numbers and leave docs/ alone")
+    given = parser.parse_args()
+    section = Section("pay", "First answers", "python -m tools.bench_exits", part="exits")
+    clips = load_clips(given.audio, given.data)
+    for encoder in given.encoders:
+        name, _, rest = encoder.partition("=")
+        path, _, cut = rest.rpartition("@")
+        heard = hear(Path(path), cut, clips)
+        whole, early, low, high, cosine = points_lost(heard)
+        areas = novelty(heard)
+        where = f"{name} at {cut}, {heard.work:.0%} of the work past the front end"
+        what = f"points: {where}; {early:.4f} for {whole:.4f} of {len(clips.labels)} clips, {low:.2f} to {high:.2f}"
+        section.add(f"exit_points_lost.{name}", 100 * (whole - early), _GOAL, f"{what}; median cosine {cosine:.4f}")
+        for words, area in areas.items():
+            if words == "novelty by exit":
+                section.add(f"novelty_auroc.{name}", area, "", f"{where}: {words}'s embedding")
+            else:
+                section.detail(f"{where}: AUROC of {words}'s embedding", f"{area:.3f}")
+    (show if given.no_publish else publish)(section)
+
+
+if __name__ == "__main__":
+    main()
