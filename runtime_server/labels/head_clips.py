@@ -99,13 +99,17 @@ class HeadClips(Strict, frozen=True, kw_only=True):
         return self._right_of_head(embeddings) if found is None else found
 
     def refitted(self, model: CutModel) -> Head:
-        """The head fitted anew to some weights' embeddings; itself where its clips are too few. Raises FormatError."""
+        """The head fitted anew to some weights' embeddings; itself where its clips are too few.
+
+        It still says the generations of the former one. Raises FormatError.
+        """
         head, embeddings = Head.from_json(self.head, "head"), embedded(model, self.samples)
         examples = self._examples(embeddings)
         if set(examples.labels) != set(head.labels) or held_out_right(examples) is None:
             return head
         again = fit_head(examples, head.encoder, head.created_by)
-        return msgspec.structs.replace(again, exit_temperatures=head.exit_temperatures)
+        kept = {name: getattr(head, name) for name in ("generations", "model", "exit_temperatures")}
+        return msgspec.structs.replace(again, **kept)
 
     def _examples(self, embeddings: npt.NDArray[np.float32]) -> Examples:
         head, places = Head.from_json(self.head, "head"), np.array(self.places)

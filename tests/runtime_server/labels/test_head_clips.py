@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from runtime_edge.base.checked_files import checksum_path
 from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.formats.records.head import Head
 from runtime_server.labels import head_clips
 from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder
 from runtime_server.labels.head_training import fit_head
@@ -63,7 +64,8 @@ def test_every_clip_is_asked_of_a_head_that_was_fitted_to_others(kept, head, cli
 def test_a_head_fitted_anew_follows_the_embeddings(kept, head, generations):
     model = first_model(generations.graph, generations.newest)
     same = kept.refitted(model)
-    assert same.labels == head.labels
+    assert (same.labels, same.generations) == (head.labels, head.generations)
+    assert Head.from_json(same.to_json(), "head") == same
     with torch.no_grad():
         model.module.get_parameter("head.weight").neg_()
     turned = kept.refitted(model)
