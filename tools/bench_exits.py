@@ -28,8 +28,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from runtime_edge.formats.manifest import Cut
+from runtime_edge.formats.records.actions import ShipThresholds
+from runtime_edge.formats.records.head import Head, entropy
 from runtime_edge.policy.memory import GaussianMemory
+from runtime_edge.policy.ship_gate import ShipGate
 from runtime_server.lab.clips import Clips, load_clips
+from runtime_server.labels.head_training import Examples, fit_head
 from streamsplit_compile.bundle.cut_assets.exits import statistics_of
 from streamsplit_compile.cost.cost_model import count_work
 from streamsplit_compile.encoder.encoders import load_encoder
@@ -128,6 +132,50 @@ def novelty(heard: Heard) -> dict[str, float]:
     return {name: float(np.mean(found)) for name, found in areas.items()}
 
 
+def kept(heard: Heard) -> dict[str, float]:
+    """Share of windows that a table's default thresholds ship, and accuracy by clip with what each window then says.
+
+    The head is fitted as `ssc server label` does, with a temperature of the exit's; a clip's label is the best of its
+    windows' mean scores. `random` ships as many windows by chance.
+    """
+    clips, whole, shipped, right = heard.clips, heard.whole.numpy(), [], dict[str, list[npt.NDArray[np.bool_]]]()
+    random = np.random.default_rng(0)
+    for fold in np.unique(clips.folds):
+        train, test = clips.folds != fold, clips.folds == fold
+        early = heard.exit_of(train)
+        head = _head(heard, early, train)
+        first, final = head.scores(heard.by_exit(early, test), heard.cut.name), head.scores(whole[test])
+        gate, chosen = ShipGate(ShipThresholds()), np.zeros(first.shape[:2], np.bool_)
+        for clip in random.permutation(len(first)):
+            chosen[clip] = [gate.ships(entropy(scores, head.scores_by)) for scores in first[clip]]
+        by_chance = random.permutation(chosen.ravel()).reshape(chosen.shape)
+        shipped.append(chosen.mean())
+        for name, sent in (
+            ("exit", chosen & False),
+            ("kept", chosen),
+            ("random", by_chance),
+            ("server", chosen | True),
+        ):
+            scores = np.where(sent[..., None], final, first).mean(1)
+            right.setdefault(name, []).append(scores.argmax(1) == clips.labels[test])
+    return {"share": float(np.mean(shipped)), **{name: float(np.concatenate(v).mean()) for name, v in right.items()}}
+
+
+def _head(heard: Heard, early: ExitMap, chosen: npt.NDArray[np.bool_]) -> Head:
+    """A head fitted to the windows of some clips."""
+    windows = heard.whole.shape[1]
+    labels = np.repeat(heard.clips.labels[chosen], windows)
+    examples = Examples(
+        heard.whole.numpy()[chosen].reshape(len(labels), -1),
+        tuple(str(label) for label in np.unique(heard.clips.labels)),
+        labels[:, None] == np.unique(heard.clips.labels),
+        np.repeat(np.arange(int(chosen.sum())), windows),
+        (1, 1),
+        by_exit={heard.cut.name: heard.by_exit(early, chosen).reshape(len(labels), -1)},
+    )
+    return fit_head(examples, "bench", "bench")
+
+
 def _pairs(clips: Clips) -> Iterator[tuple[Sequence[int], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]]:
     """Two labels, the clips of the other folds, those of the fold."""
     labels = np.unique(clips.labels).tolist()
@@ -155,6 +203,10 @@ def main() -> None:
         where = f"{name} at {cut}, {heard.work:.0%} of the work past the front end"
         what = f"points: {where}; {early:.4f} for {whole:.4f} of {len(clips.labels)} clips, {low:.2f} to {high:.2f}"
         section.add(f"exit_points_lost.{name}", 100 * (whole - early), _GOAL, f"{what}; median cosine {cosine:.4f}")
+        said = kept(heard)
+        section.add(f"share_shipped.{name}", said["share"], "", f"{where}: of windows, by a table's default thresholds")
+        accuracies = ", ".join(f"{who} {said[who]:.4f}" for who in ("exit", "kept", "random", "server"))
+        section.detail(f"{where}: accuracy by exits, thresholds, as many windows by chance, the server", accuracies)
         for words, area in areas.items():
             if words == "novelty by exit":
                 section.add(f"novelty_auroc.{name}", area, "", f"{where}: {words}'s embedding")

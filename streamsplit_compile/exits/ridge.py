@@ -32,15 +32,24 @@ def fit_exit(layout: Layout, statistics: Tensor, embeddings: Tensor, basis: Tens
     block = ExitMap(layout, basis.shape[1], embeddings.shape[1], is_unit(embeddings))
     x, y = statistics.double(), embeddings.double()
     mean, scale, centre = x.mean(0), x.std(0, correction=0).clamp_min(_FLAT), y.mean(0)
-    x = (x - mean) / scale
-    penalty = PENALTY * torch.eye(x.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(x.T @ x + penalty, x.T @ ((y - centre) @ basis)) / scale[:, None]
+    weights = _ridge((x - mean) / scale, (y - centre) @ basis) / scale[:, None]
     with torch.no_grad():
         block.inner.weight.copy_(weights.T)
         block.inner.bias.copy_(-(mean @ weights))
         block.outer.weight.copy_(basis)
         block.outer.bias.copy_(centre)
     return block.eval()
+
+
+def _ridge(x: Tensor, y: Tensor) -> Tensor:
+    """Weights (features, m) from (n, features) to (n, m): of two equal forms the one with the smaller matrix."""
+    small = min(x.shape)
+    penalty = PENALTY * torch.eye(small, dtype=torch.float64)
+    if small == x.shape[1]:
+        found: Tensor = torch.linalg.solve(x.T @ x + penalty, x.T @ y)
+        return found
+    found = x.T @ torch.linalg.solve(x @ x.T + penalty, y)
+    return found
 
 
 def is_unit(embeddings: Tensor) -> bool:
