@@ -66,7 +66,9 @@ _EXTRAS = {
     "paho": "mqtt",
     "rich": "compile",
     "sklearn": "bench",
+    "starlette": "web",
     "torch": "compile",
+    "uvicorn": "web",
 }
 
 

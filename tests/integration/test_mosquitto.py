@@ -17,10 +17,13 @@ from paho.mqtt import client as mqtt
 from test_events import ssc
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(
-    shutil.which("mosquitto") is None and not Path("/usr/sbin/mosquitto").exists(),
-    reason="mosquitto is not installed: apt-get install mosquitto",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("mosquitto") is None and not Path("/usr/sbin/mosquitto").exists(),
+        reason="mosquitto is not installed: apt-get install mosquitto",
+    ),
+]
 
 
 class Mosquitto:
