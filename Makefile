@@ -41,6 +41,7 @@ test: lint
 
 # Everything, what is slow included; what passed at which commit is left in docs/verified.json.
 test-slow: lint
+	sh tools/slow_packages.sh
 	$(PYTEST) -p tools.verified --durations 30
 
 lint: $(VENV)/.installed

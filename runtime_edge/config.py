@@ -7,12 +7,15 @@ documentation follow from it.
 # ruff: noqa: RUF009 - `setting` makes a dataclass field
 from __future__ import annotations
 
+import math
 import re
 import socket
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.credentials import servers
 from runtime_edge.settings import setting
@@ -21,6 +24,53 @@ from runtime_edge.settings import setting
 def host_name() -> str:
     """The name of this machine as a device's name."""
     return re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")[:63] or "device"
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """When a label goes on and off."""
+
+    hold_s: float = 2.0
+    """It goes off when it was not detected for so long, s."""
+    min_s: float = 0.0
+    """It goes on when it was detected in each window for so long, s."""
+    threshold: float | None = None
+    """Score from which it is detected; None: as the head says."""
+
+
+_RULE = {"hold_s": (0.0, 86_400.0), "min_s": (0.0, 3600.0), "threshold": (0.0, 1.0)}
+_EXAMPLE = "rain: threshold=0.9 min_s=5 hold_s=30"
+
+
+def label_rules(texts: Iterable[str], usual: LabelRule = LabelRule()) -> dict[str, LabelRule]:
+    """The rule of each label that has one of its own, from lines like `rain: threshold=0.9 min_s=5 hold_s=30`.
+
+    What a line leaves out is as in `usual`. Raises UsageError naming the line.
+    """
+    found: dict[str, LabelRule] = {}
+    for text in texts:
+        label, separator, settings = text.rpartition(":")
+        label = label.strip()
+        if not separator or not label or not settings.split():
+            raise UsageError(f"event rule {text!r:.100}: write a label, a colon and settings, such as {_EXAMPLE!r}")
+        if label in found:
+            raise UsageError(f"event rule {text!r:.100}: {label!r:.60} has a rule already; put all into one")
+        found[label] = replace(usual, **dict(_rule_value(text, word) for word in settings.split()))
+    return found
+
+
+def _rule_value(text: str, word: str) -> tuple[str, float]:
+    name, _, value = word.partition("=")
+    if name not in _RULE:
+        raise UsageError(f"event rule {text!r:.100}: {word!r:.60} is none of {', '.join(_RULE)}; such as {_EXAMPLE!r}")
+    least, most = _RULE[name]
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not least <= number <= most:
+        raise UsageError(f"event rule {text!r:.100}: {name} is {value!r:.30}; give a number from {least:g} to {most:g}")
+    return name, number
 
 
 @dataclass(frozen=True)
@@ -127,6 +177,16 @@ class DeviceConfig:
     event_threshold: float | None = setting(
         None, "Score from which a label is an event, instead of the head's own thresholds.", ge=0, le=1, example=0.8
     )
+    event_hold_s: float = setting(
+        LabelRule.hold_s, "A label goes off when it was not detected for so long.", ge=0, le=86_400
+    )
+    event_min_s: float = setting(
+        LabelRule.min_s, "A label goes on when it was detected in each window for so long.", ge=0, le=3600
+    )
+    event_rules: tuple[str, ...] = setting(
+        (), "The same for single labels, and from which score each is detected.", example=(_EXAMPLE,),
+        check=label_rules,
+    )  # fmt: skip
     report: Path | None = setting(None, "Write the run's accounting here as JSON at its end.", example="report.json")
     metrics_port: int | None = setting(
         None, "Prometheus metrics on this port of 127.0.0.1; 0 takes a free one.", ge=0, le=65_535, example=9464
@@ -139,6 +199,16 @@ class DeviceConfig:
     def deadline_s(self) -> float:
         """`deadline_ms` in seconds."""
         return self.deadline_ms / 1e3
+
+    @property
+    def usual_rule(self) -> LabelRule:
+        """Of labels without a rule of their own."""
+        return LabelRule(self.event_hold_s, self.event_min_s, self.event_threshold)
+
+    @property
+    def label_rules(self) -> dict[str, LabelRule]:
+        """Those with one. Raises UsageError."""
+        return label_rules(self.event_rules, self.usual_rule)
 
     @property
     def spool_bytes(self) -> int:

@@ -29,15 +29,19 @@ DISTRIBUTION = "streamsplit-audio"
 """What is installed is called; `streamsplit` on the package index is another program."""
 
 
-def install_command(extra: str) -> str:
-    """The command that installs one of this project's extras: from the wheel, since no index has it."""
+def installed_version() -> str:
+    """Of this distribution; empty when it is run from the sources."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        number = version(DISTRIBUTION)
-    except PackageNotFoundError:  # run from the sources
-        number = "VERSION"
-    wheel = f"{DISTRIBUTION.replace('-', '_')}-{number}-py3-none-any.whl"
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return ""
+
+
+def install_command(extra: str) -> str:
+    """The command that installs one of this project's extras: from the wheel, since no index has it."""
+    wheel = f"{DISTRIBUTION.replace('-', '_')}-{installed_version() or 'VERSION'}-py3-none-any.whl"
     return f'pip install "{wheel}[{extra}]" (the wheel that `make wheel` builds)'
 
 

@@ -38,6 +38,8 @@ from runtime_server.telemetry.step_energy import StepEnergy
 from runtime_server.telemetry.tensorboard import Board
 from runtime_server.training.ranks import Ranks
 from runtime_server.training_loop import Released, TrainingLoop
+from runtime_server.web.page_job import start_page
+from runtime_server.web.page_server import PageServer, WebAddress
 from streamsplit_compile.encoder.encoders import LoadedEncoder
 
 _LOG = logging.getLogger(__name__)
@@ -67,6 +69,9 @@ class Server:
             self._address = self._broker.address
         else:
             self._address = outside(config.broker, config.security)
+        self._web = None if config.web is None or not self._ranks.first else WebAddress.parse(config.web)
+        self.page: PageServer | None = None
+        """Once it has started, where one is wanted."""
         self._stopping = asyncio.Event()
         self._since = time.monotonic()
 
@@ -160,6 +165,9 @@ class Server:
             await hub.subscribe(STATUS_SUBJECT, status.answer)
             await announcement.announce()
             await releases.start(loaded.unreleased)
+            if self._web is not None:
+                self.page = await start_page(self._web, state.root, hub, loaded.key.public, status.status_of_all)
+                closing.push_async_callback(self.page.close)
         else:
             await Follower(hub, ranks.rank, loaded.generations, state, status.status_of_all).start()
         return parts

@@ -23,10 +23,11 @@ from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Capture, CapturedWindow
 from runtime_edge.device.device_memory import DeviceMemory
+from runtime_edge.device.event_sink import EventSink, end_events
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.reporter import Reporter
 from runtime_edge.device.runner import WindowRunner
-from runtime_edge.device.sinks import EventSink, Sink, has_gone, have_room, written
+from runtime_edge.device.sinks import Sink, has_gone, have_room, written
 from runtime_edge.errors import SscError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials
@@ -145,6 +146,7 @@ class Device:
         finally:
             await cancel_all(background)
             await parts.pipeline.settle()
+            await end_events(self._sinks)
             await parts.learner_sync.share()
             await parts.heartbeat.last(ended)
 
@@ -192,7 +194,12 @@ class Device:
         if connection is not None:
             delivery = Delivery(config, connection, frame_store, worker, counts, uplink)
             closing.push_async_callback(delivery.close)
-            self._sinks.append(EventSink(connection.publish, config.device, config.events, config.event_threshold))
+            hop_s = info.front_end.hop_samples / info.front_end.sample_rate
+            self._sinks.append(
+                EventSink(
+                    connection.publish, config.device, config.events, config.usual_rule, config.label_rules, hop_s
+                )
+            )
             await head_updater.follow()
         learner_sync = LearnerSync(config, connection)
         learner, memory = learner_sync.learner_for(table), DeviceMemory(info.encoder.embedding_dim)

@@ -14,9 +14,11 @@ from runtime_edge.base.text import without_password
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Capture, CaptureState
+from runtime_edge.device.event_sink import labels_on
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.runner import RunnerState, WindowRunner
 from runtime_edge.device.sinks import dropped
+from runtime_edge.errors import installed_version
 from runtime_edge.service.namesake import NamesakeWatch
 from runtime_edge.service.status import DeviceStatus, EncoderStatus, UplinkStatus
 from runtime_edge.system import Health, health
@@ -26,6 +28,9 @@ from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.updater import Updater
 
 _Key = TypeVar("_Key", bound=str)
+_SOFTWARE = installed_version()
+_MAX_TROUBLE = 200
+"""Characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +116,10 @@ class Reporter:
             "temperature_c": vitals.temperature_c,
             "runtime": state.runtime,
             "state": state.splitter,
+            "labels_on": labels_on(self.pipeline.sinks),
+            "software": _SOFTWARE,
+            "throttled": vitals.throttled,
+            "trouble": troubles[0].message[:_MAX_TROUBLE] if (troubles := self.troubles.newest_first()) else None,
             **traffic_fields(traffic),
             **self.updater.status(),
         }

@@ -1,4 +1,4 @@
-"""Where results go: JSON lines, a callback, events on the broker."""
+"""Where results go: JSON lines, a callback; events on the broker are in `event_sink`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import asyncio
 import functools
 import io
 import logging
-import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from runtime_edge.base.line_writer import LineWriter
 from runtime_edge.errors import UsageError
-from runtime_edge.formats import subjects
-from runtime_edge.formats.results import ResultEvent, WindowResult
+from runtime_edge.formats.results import WindowResult
 
 _LOG = logging.getLogger(__name__)
 _GRACE_S = 2.0
@@ -103,74 +101,6 @@ class CallbackSink:
 
     def close(self) -> None:
         """Nothing to close."""
-
-
-EventMode = Literal["all", "labels", "off"]
-_MAX_UNSENT = 64
-
-
-class EventSink:
-    """Publishes results on `evt.<device>`: every one (`all`), or those with a detected label (`labels`).
-
-    Events are for whoever listens now: while the broker is away, or does not keep up, they are dropped and counted.
-    """
-
-    def __init__(
-        self,
-        publish: Callable[[str, bytes], Awaitable[None]],
-        device: str,
-        mode: EventMode = "labels",
-        threshold: float | None = None,
-    ) -> None:
-        """`threshold` takes the place of the head's own thresholds."""
-        self.dropped = 0
-        self._publish, self._device, self._mode, self._threshold = publish, device, mode, threshold
-        self._unsent: set[asyncio.Future[None]] = set()
-
-    def put(self, result: WindowResult) -> None:
-        """Publish in the background; called on the event loop."""
-        event = self._event(result)
-        if event is None:
-            return
-        if len(self._unsent) >= _MAX_UNSENT:
-            self.dropped += 1
-            return
-        sending = asyncio.ensure_future(self._publish(subjects.events(self._device), msgspec.json.encode(event)))
-        self._unsent.add(sending)
-        sending.add_done_callback(self._unsent.discard)
-
-    def close(self) -> None:
-        """Give up what has not been sent."""
-        for sending in self._unsent:
-            sending.cancel()
-
-    def _event(self, result: WindowResult) -> ResultEvent | None:
-        labels, detected = result.labels or {}, result.detected or []
-        if self._threshold is not None:
-            detected = [label for label, score in labels.items() if score >= self._threshold]
-        # What was revised may have been an event, which others must not go on believing.
-        if self._mode == "off" or (self._mode == "labels" and not detected and not result.revises):
-            return None
-        return ResultEvent(
-            version=result.version,
-            answer=result.answer,
-            revises=result.revises,
-            device=self._device,
-            window=result.window,
-            time=result.time,
-            file=None if result.file is None else result.file.rpartition(os.sep)[2],
-            offset_s=result.offset_s,
-            recorded_at=result.recorded_at,
-            labels=labels,
-            detected=detected,
-            head_generation=result.head_generation,
-            uncertainty=round(result.uncertainty, 4),
-            novelty=None if result.novelty is None else round(result.novelty, 4),
-            cut=result.cut,
-            finished=result.finished,
-            generation=result.generation,
-            latency_ms=result.latency_ms,
-        )
 
 
 def has_gone(sink: Sink) -> bool:

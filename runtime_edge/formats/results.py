@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from typing import Final, Literal
 
 import msgspec
@@ -99,6 +100,24 @@ class ResultEvent(
     latency_ms: float
 
 
+class LabelEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A label went on or off; on `evt.<device>` like the results it was made of."""
+
+    event: Literal["on", "off"]
+    version: Literal[1, 2] = 1
+    device: str
+    label: str
+    score: float
+    """The highest since it was first detected, in [0, 1]."""
+    since: float
+    """Capture time of the end of the window in which it was first detected, seconds since the epoch."""
+    time: float
+    """The same of the latest one."""
+    window: int
+    """Index in the run of the window that it went on or off with; of one that no window came after, the latest."""
+    head_generation: int | None = None
+
+
 def answer_of(finished: str) -> Answer:
     """Who answered a window that was finished there ("server", "device", "fallback" or "exit")."""
     if finished == "exit":
@@ -116,6 +135,16 @@ def decode_result_event(data: bytes, source: str = "event") -> ResultEvent:
     """Read an event of kind `result`, of version 1 or 2. Raises FormatError naming `source` and the field."""
     event = decode(data, ResultEvent, source, MAX_RESULT_BYTES)
     return msgspec.structs.replace(event, answer=_answer(event, source))
+
+
+def decode_label_event(data: bytes, source: str = "event") -> LabelEvent:
+    """Read an event of kind `on` or `off`. Raises FormatError naming `source` and the field."""
+    event = decode(data, LabelEvent, source, MAX_RESULT_BYTES)
+    if event.version == 1:
+        raise FormatError(f"{source}: version 1 has no `{event.event}`")
+    if not (math.isfinite(event.since) and math.isfinite(event.time) and event.since <= event.time):
+        raise FormatError(f"{source}: since {event.since} is after time {event.time}")
+    return event
 
 
 def _answer(record: WindowResult | ResultEvent, source: str) -> Answer:

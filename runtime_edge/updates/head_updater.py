@@ -21,7 +21,7 @@ from runtime_edge.updates.update_reports import UpdateReports
 
 _LOG = logging.getLogger(__name__)
 _BEST = 5
-"""Labels in one result."""
+"""Labels in one result, beside those that are detected."""
 
 
 class HeadUpdater:
@@ -69,10 +69,12 @@ class HeadUpdater:
             return result
         scores = head.scores(embedding, exit_cut)
         order = np.argsort(-scores, kind="stable").tolist()
+        detected = [place for place in order if scores[place] >= head.thresholds[place]]
+        shown = {*order[:_BEST], *detected}
         return msgspec.structs.replace(
             result,
-            labels={head.labels[place]: round(float(scores[place]), 4) for place in order[:_BEST]},
-            detected=[head.labels[place] for place in order if scores[place] >= head.thresholds[place]],
+            labels={head.labels[place]: round(float(scores[place]), 4) for place in order if place in shown},
+            detected=[head.labels[place] for place in detected],
             head_generation=head.generations[1],
         )
 

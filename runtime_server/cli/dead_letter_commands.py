@@ -12,8 +12,7 @@ from runtime_edge.base.text import printable, size
 from runtime_edge.errors import FrameError
 from runtime_edge.formats.credentials import Address
 from runtime_edge.formats.wire import WIRE_ENCODINGS, decode_frame
-from runtime_server.cli.ask import ask
-from runtime_server.cli.server_options import broker_option
+from runtime_server.cli.server_options import ask, broker_option
 from runtime_server.ingest import dead_letters
 from runtime_server.ingest.dead_letters import DeadLetter
 from streamsplit_compile.cli.options import PathParam, json_option

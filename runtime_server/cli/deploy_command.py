@@ -11,9 +11,8 @@ from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub
-from runtime_server.cli.ask import ask
 from runtime_server.cli.server_access import check_signed, signing_key
-from runtime_server.cli.server_options import server_option
+from runtime_server.cli.server_options import ask, server_option
 from streamsplit_compile.cli.options import bundle_argument, json_option, key_option
 from streamsplit_compile.cli.printing import print_json
 

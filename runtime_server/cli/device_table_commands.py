@@ -17,9 +17,8 @@ from runtime_edge.formats.records.envelope import open_record
 from runtime_edge.formats.records.learnt import MAX_LEARNT_BYTES, Learnt
 from runtime_edge.formats.records.table import SplitterTable
 from runtime_server.broker.hub import Hub
-from runtime_server.cli.ask import ask
 from runtime_server.cli.server_access import check_signed, signing_key
-from runtime_server.cli.server_options import broker_option, server_option
+from runtime_server.cli.server_options import ask, broker_option, server_option
 from streamsplit_compile.bundle.bundle_writer import write_table
 from streamsplit_compile.cli.options import PathParam, json_option, key_option, read_key
 from streamsplit_compile.cli.printing import print_json, print_table

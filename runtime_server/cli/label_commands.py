@@ -19,9 +19,8 @@ from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.records.head import Head, signature_of
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.pushed_heads import pushed_heads
-from runtime_server.cli.ask import ask
 from runtime_server.cli.server_access import check_signed, signing_key
-from runtime_server.cli.server_options import DEFAULT_STATE, server_option
+from runtime_server.cli.server_options import DEFAULT_STATE, ask, server_option
 from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder
 from runtime_server.labels.head_training import Examples, fit_head
 from runtime_server.labels.labelled import is_events, of_clips, of_events, read_clips, read_events

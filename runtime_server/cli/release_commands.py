@@ -9,8 +9,7 @@ import click
 
 from runtime_edge.base.text import size
 from runtime_edge.formats.credentials import Address
-from runtime_server.cli.ask import ask
-from runtime_server.cli.server_options import broker_option
+from runtime_server.cli.server_options import ask, broker_option
 from runtime_server.releases.head_judge import WITHOUT_CLIPS
 from runtime_server.releases.release_gate import ReleaseConfig
 from runtime_server.releases.rollout import RolloutConfig

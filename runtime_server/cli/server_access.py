@@ -8,8 +8,7 @@ from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub
-from runtime_server.cli.ask import ask
-from runtime_server.cli.server_options import DEFAULT_STATE
+from runtime_server.cli.server_options import DEFAULT_STATE, ask
 from runtime_server.state.server_state import signing_key_file
 from streamsplit_compile.cli.options import read_key
 

@@ -17,6 +17,7 @@ from runtime_server.cli.broker_commands import broker
 from runtime_server.cli.dead_letter_commands import dead
 from runtime_server.cli.device_commands import device, security_configs, security_options
 from runtime_server.cli.label_commands import label
+from runtime_server.cli.mqtt_command import mqtt
 from runtime_server.cli.release_commands import release_configs, release_options, releases
 from runtime_server.cli.server_status_command import status
 from runtime_server.ingest.frame_replay import ReplayConfig
@@ -143,6 +144,9 @@ def server() -> None:
 @_training_options
 @release_options
 @click.option("--tensorboard", type=PathParam(), help="Directory for TensorBoard's event files of the training.")
+@click.option(
+    "--web", help="Serve the page on this port of this machine, or at host:port for others, who need a token."
+)
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Torch threads.")
 @click.option(
     "--precision",
@@ -224,19 +228,23 @@ server.add_command(releases)
 server.add_command(label)
 server.add_command(status)
 server.add_command(dead)
+server.add_command(mqtt)
 
 
 async def _serve(server: Server) -> None:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, server.stop)
-    status = await server.run(lambda parts: _say_started(server.url, parts))
+    status = await server.run(lambda parts: _say_started(server, parts))
     click.echo(f"stopped after {sum(status['windows'].values())} windows, {status['training_steps']} training steps")
 
 
-def _say_started(url: str, parts: ServerParts) -> None:
+def _say_started(server: Server, parts: ServerParts) -> None:
     key, ranks = parts.loaded.key.public.to_text().splitlines()[1], parts.ranks
     who = "" if ranks.world == 1 else f"rank {ranks.rank} of {ranks.world}: "
-    click.echo(f"{who}serving generation {parts.loaded.rollout.base} on {url}, public key {key}")
+    click.echo(f"{who}serving generation {parts.loaded.rollout.base} on {server.url}, public key {key}")
     if parts.broker is not None and (line := parts.broker.lets_in):
         click.echo(line, err=True)
+    if server.page is not None:
+        token = f", with the token in {server.page.token_file}" if server.page.token_file else ""
+        click.echo(f"page on {server.page.url}{token}")

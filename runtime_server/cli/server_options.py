@@ -1,9 +1,10 @@
-"""How commands find a running server's broker: `--broker`, or what the server has noted in its `--state`."""
+"""How commands find a running server's broker and ask it: `--broker`, or what the server has noted in its `--state`."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -13,6 +14,7 @@ import click
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.credentials import Address, Credentials, servers
+from runtime_server.broker.hub import Hub
 from runtime_server.state.server_address import kept_address
 from streamsplit_compile.cli.options import PathParam
 
@@ -24,6 +26,7 @@ _STATE_HELP = (
     f"The server's state directory, whose keys are used [default: {DEFAULT_STATE}, for a broker on this machine]."
 )
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_Result = TypeVar("_Result")
 
 
 def server_option(command: _Command, state_help: str = _STATE_HELP, directory: bool = True) -> _Command:
@@ -78,3 +81,13 @@ def _address(broker: str | None, state: Path | None) -> Address:
     # Without `state` the key is for a broker on this machine only.
     here = state is not None or all(urlsplit(one).hostname in _THIS_MACHINE for one in servers(url))
     return Address(url, Credentials(nkey=own if here and own.exists() else None))
+
+
+def ask(broker: Address, name: str, work: Callable[[Hub], Awaitable[_Result]]) -> _Result:
+    """What `work` returns, given a connection of its own that the broker knows as `name`. Raises LinkError."""
+
+    async def connected() -> _Result:
+        async with Hub(broker, name) as hub:
+            return await work(hub)
+
+    return asyncio.run(connected())

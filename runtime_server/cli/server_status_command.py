@@ -11,8 +11,7 @@ from runtime_edge.errors import LinkError
 from runtime_edge.formats.credentials import Address
 from runtime_server.broker.hub import Hub, LastReports
 from runtime_server.cli import traffic_lines
-from runtime_server.cli.ask import ask
-from runtime_server.cli.server_options import broker_option
+from runtime_server.cli.server_options import ask, broker_option
 from streamsplit_compile.cli.options import json_option
 from streamsplit_compile.cli.printing import print_json, print_table
 

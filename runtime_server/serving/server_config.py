@@ -41,6 +41,8 @@ class ServerConfig:
     """Frames a second one device may send for long."""
     health_port: int | None = None
     """Where `/healthz` and `/metrics` answer on this machine."""
+    web: str | None = None
+    """Where the page is: a port of this machine, or host:port."""
     energy: str = AUTO
     """What counts the energy of training (`energy_source`)."""
     idle_watts: float | None = None

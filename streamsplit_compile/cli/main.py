@@ -63,9 +63,12 @@ _EXTRAS = {
     "onnxruntime": "edge",
     "onnxscript": "compile",
     "onnxsim": "compile",
+    "paho": "mqtt",
     "rich": "compile",
     "sklearn": "bench",
+    "starlette": "web",
     "torch": "compile",
+    "uvicorn": "web",
 }
 
 

@@ -37,7 +37,7 @@ from runtime_edge.formats.records.numbers import RecordNumbers
 from runtime_edge.formats.records.report import decode_report
 from runtime_edge.formats.records.submodel import SubModel
 from runtime_edge.formats.records.table import SplitterTable
-from runtime_edge.formats.results import decode_result, decode_result_event
+from runtime_edge.formats.results import decode_label_event, decode_result, decode_result_event
 from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.formats.wire import WIRE_ENCODINGS, FrameHeader, decode_frame, decode_replies
 from runtime_edge.inference.prefix import Prefix
@@ -298,8 +298,16 @@ def _results(root: Path) -> Json:
         "results": [_fields(result) for result in lines],
         "events": [_fields(event) for event in events],
         "updates": [_fields(event) for event in updates],
+        **_label_events(directory / "labels.jsonl"),
         "report": decode_report((directory / "report.json").read_bytes(), "report.json"),
     }
+
+
+def _label_events(path: Path) -> Json:
+    """Since 0.2."""
+    if not path.exists():
+        return {}
+    return {"labels": [_fields(decode_label_event(line)) for line in path.read_bytes().splitlines()]}
 
 
 FORMATS: dict[str, Callable[[Path], Json]] = {

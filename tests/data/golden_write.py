@@ -33,7 +33,8 @@ from runtime_edge.audio.wire_streams import AudioStreamEncoder
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.logs import Trouble
 from runtime_edge.config import DeviceConfig
-from runtime_edge.device.sinks import EventSink, JsonLines
+from runtime_edge.device.event_sink import EventSink
+from runtime_edge.device.sinks import JsonLines
 from runtime_edge.errors import FormatError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import Bundle, open_bundle
@@ -282,6 +283,11 @@ async def _results(directory: Path, work: Path, bundle: Bundle) -> None:
     lines.close()
     await asyncio.sleep(0)
     _write_lines(directory / "events.jsonl", transport)
+    heard = EventSink(transport.publish, "pi-1")
+    heard.put(change(head_generation=1))
+    await heard.end()
+    del transport.published[0]  # the result, of which there are some already
+    _write_lines(directory / "labels.jsonl", transport)
     reports = UpdateReports(config, transport, LoopCounts(), BundleStore(work / "updates", None).trials)
     about, failure = {"generation": 2, "digest": bundle.digest}, FormatError("the self-test is off by 0.5")
     await reports.report("fetched", **about, bytes=900, assets=2, patches=1)

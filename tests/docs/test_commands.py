@@ -23,6 +23,10 @@ NOT_TYPED = {
         "tests/streamsplit_compile/encoder/test_front_ends.py has archives that take features",
     "ssc compile encoder.pt --targets rpi4 -o bundle/ --calibrate recordings/ --bottlenecks":
         "minutes of training; tests/streamsplit_compile/bundle/test_bottlenecks.py takes a few steps",
+    "ssc server run encoder.pt bundle/ --state server/ --web 8081":
+        "tests/integration/test_page_of_server.py runs it, on a port that is free",
+    "ssc server mqtt mqtt://homeassistant.local --state server/":
+        "a broker that is not in the project; tests/integration/test_mosquitto.py runs Mosquitto",
     "ssc server broker --state b1/ --name b1 --cluster-port 6222 --routes host-2:6222,host-3:6222":
         "three machines; tests/integration/test_cluster.py runs three brokers on one",
 }  # fmt: skip

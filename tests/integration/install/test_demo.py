@@ -6,7 +6,7 @@ import harness
 import pytest
 
 EXTRAS = "demo"
-BRINGS = {"demo", "server", "compile", "edge", "audio", "metrics"}
+BRINGS = {"demo", "web", "server", "compile", "edge", "audio", "metrics"}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 

@@ -6,32 +6,11 @@ import sys
 
 import msgspec
 import pytest
+from labelled_results import LABELLED, RESULT
 
-from runtime_edge.device.sinks import CallbackSink, EventSink, JsonLines, dropped, written
+from runtime_edge.device.sinks import CallbackSink, JsonLines, dropped, written
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.results import WindowResult
-
-RESULT = WindowResult(
-    version=2,
-    answer="server",
-    window=7,
-    time=1.5,
-    embedding=[0.6, 0.8],
-    uncertainty=0.25,
-    cut="layer1",
-    encoding="int8",
-    probe=False,
-    generation=3,
-    finished="server",
-    latency_ms=12.5,
-    device_ms=3.0,
-    network_ms=8.5,
-    server_ms=1.0,
-    frame_bytes=321,
-    bandwidth_mbps=5.0,
-    rtt_ms=8.0,
-    cpu=0.5,
-)
 
 
 def test_each_result_is_one_line_and_there_soon(tmp_path):
@@ -183,84 +162,6 @@ def test_a_callback_gets_the_result_itself():
     sink.put(RESULT)
     sink.close()
     assert seen == [RESULT]
-
-
-LABELLED = msgspec.structs.replace(
-    RESULT, labels={"dog": 0.8, "rain": 0.15, "alarm": 0.05}, detected=["dog"], head_generation=2
-)
-
-
-def published(results, mode="labels", threshold=None, publish=None):
-    """What a sink publishes: (subject, event) pairs, and the sink."""
-    sent = []
-
-    async def keep(subject, data):
-        sent.append((subject, json.loads(data)))
-
-    async def run():
-        sink = EventSink(publish or keep, "pi-1", mode, threshold)
-        for result in results:
-            sink.put(result)
-        await asyncio.sleep(0)
-        sink.close()
-        await asyncio.sleep(0)
-        return sink
-
-    return sent, asyncio.run(run())
-
-
-def test_an_event_says_what_was_heard_and_holds_no_embedding():
-    ((subject, event),), _ = published([LABELLED])
-    assert subject == "evt.pi-1"
-    assert event == {
-        "event": "result", "version": 2, "answer": "server", "device": "pi-1", "window": 7, "time": 1.5,
-        "labels": LABELLED.labels,
-        "detected": ["dog"], "head_generation": 2, "uncertainty": 0.25, "cut": "layer1",
-        "finished": "server", "generation": 3, "latency_ms": 12.5,
-    }  # fmt: skip
-
-
-def test_an_event_names_the_recording_without_its_directory():
-    ((_, event),), _ = published([msgspec.structs.replace(LABELLED, file="/home/eve/yard.wav", offset_s=0.0)])
-    assert (event["file"], event["offset_s"]) == ("yard.wav", 0.0)
-
-
-def test_an_event_without_a_head_names_no_generation_of_one():
-    ((_, event),), _ = published([RESULT], "all")
-    assert "head_generation" not in event
-
-
-@pytest.mark.parametrize(
-    ("mode", "threshold", "detected"),
-    [
-        ("labels", None, [["dog"]]),
-        ("labels", 0.9, []),
-        ("labels", 0.1, [["dog", "rain"]]),
-        ("all", None, [None, ["dog"]]),
-        ("all", 0.9, [None, None]),
-        ("off", 0.0, []),
-    ],
-)
-def test_which_results_are_events(mode, threshold, detected):
-    sent, _ = published([RESULT, LABELLED], mode, threshold)
-    assert [event.get("detected") for _, event in sent] == detected
-
-
-def test_a_revision_is_an_event_even_where_nothing_is_detected_any_more():
-    first = msgspec.structs.replace(LABELLED, answer="exit", finished="exit", novelty=0.123456)
-    revised = msgspec.structs.replace(LABELLED, revises=1, detected=[])
-    sent, _ = published([first, revised])
-    assert [(event["answer"], event.get("revises", 0)) for _, event in sent] == [("exit", 0), ("server", 1)]
-    assert sent[0][1]["novelty"] == 0.1235
-    assert "detected" not in sent[1][1]
-
-
-def test_a_broker_that_does_not_keep_up_costs_events_not_memory():
-    async def stuck(subject, data):
-        await asyncio.Event().wait()
-
-    _, sink = published([LABELLED] * 100, publish=stuck)
-    assert sink.dropped == 100 - 64
 
 
 def test_labels_stand_in_a_result_only_when_there_is_a_head(tmp_path):

@@ -4,7 +4,13 @@ import msgspec
 import pytest
 
 from runtime_edge.errors import FormatError
-from runtime_edge.formats.results import ResultEvent, WindowResult, decode_result, decode_result_event
+from runtime_edge.formats.results import (
+    ResultEvent,
+    WindowResult,
+    decode_label_event,
+    decode_result,
+    decode_result_event,
+)
 
 FIRST = {
     "window": 7, "time": 1.5, "embedding": [0.6, 0.8], "uncertainty": 0.25, "cut": "layer1", "encoding": "int8",
@@ -69,3 +75,36 @@ def test_anything_else_is_refused_by_name(change, problem):
         decode_result(encoded(**FIRST | change), "log")
     with pytest.raises(FormatError, match=f"^log: .*{problem}"):
         decode_result_event(encoded(**FIRST_EVENT | change), "log")
+
+
+ON = {
+    "event": "on",
+    "version": 2,
+    "device": "pi-1",
+    "label": "rain",
+    "score": 0.9,
+    "since": 1.0,
+    "time": 1.5,
+    "window": 3,
+}
+
+
+def test_a_label_event_reads_as_it_was_written():
+    event = decode_label_event(encoded(**ON, head_generation=4))
+    assert msgspec.to_builtins(event) == ON | {"head_generation": 4}
+    assert decode_label_event(encoded(**ON | {"event": "off"})).event == "off"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"event": "result"}, "event"),
+        ({"version": 1}, "version 1 has no `on`"),
+        ({"since": 2.0}, "since 2.0 is after time 1.5"),
+        ({"score": "high"}, "score"),
+        ({"other": 1}, "other"),
+    ],
+)
+def test_another_label_event_is_refused_by_name(change, problem):
+    with pytest.raises(FormatError, match=f"^log: .*{problem}"):
+        decode_label_event(encoded(**ON | change), "log")

@@ -1,0 +1,179 @@
+"""What a device publishes on `evt.<device>` of what it hears: results, and when a label goes on or off."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Literal
+
+import msgspec
+
+from runtime_edge.config import LabelRule
+from runtime_edge.device.label_switches import Change, LabelSwitches
+from runtime_edge.device.sinks import Sink
+from runtime_edge.formats import subjects
+from runtime_edge.formats.results import VERSION, LabelEvent, ResultEvent, WindowResult
+
+EventMode = Literal["all", "labels", "off"]
+_MAX_UNSENT = 64
+_MAX_TOLD = 64
+"""Labels in one report."""
+_GRACE_S = 2.0
+"""For what waits to be sent when a device ends."""
+_LATE_S = 5.0
+"""A window's result may come so long after it."""
+_USUAL: LabelRule = LabelRule()
+
+
+class EventSink:
+    """Publishes results: every one (`all`), or those with a detected label (`labels`); and labels that go on or off.
+
+    Events are for whoever listens now: while the broker is away, or does not keep up, they are dropped and counted.
+
+    Args:
+        publish: sends an event on a subject.
+        device: its name.
+        mode: which results.
+        usual: when a label counts as detected, and goes on and off.
+        rules: the same for labels with rules of their own.
+        hop_s: from one window to the next, s.
+    """
+
+    def __init__(
+        self,
+        publish: Callable[[str, bytes], Awaitable[None]],
+        device: str,
+        mode: EventMode = "labels",
+        usual: LabelRule = _USUAL,
+        rules: Mapping[str, LabelRule] | None = None,
+        hop_s: float = 0.5,
+    ) -> None:
+        self.dropped = 0
+        self._publish, self._device, self._mode, self._gap_s = publish, device, mode, 2.5 * hop_s
+        self._switches = LabelSwitches(usual, rules or {}, self._gap_s)
+        self._unsent: set[asyncio.Future[None]] = set()
+        self._latest: WindowResult | None = None
+        self._silence: asyncio.TimerHandle | None = None
+
+    @property
+    def on(self) -> dict[str, float]:
+        """The labels that are on, each with when it was first detected."""
+        return self._switches.on
+
+    def put(self, result: WindowResult) -> None:
+        """Publish in the background; called on the event loop."""
+        if self._mode == "off":
+            return
+        detected = self._detected(result)
+        # What was revised may have been an event, which others must not go on believing.
+        if detected or result.revises or self._mode == "all":
+            self._send(self._event(result, list(detected)))
+        if self._latest is None or result.time > self._latest.time:
+            self._latest = result
+        self._tell(self._switches.window(result.time, detected, bool(result.revises)))
+        self._await_silence()
+
+    async def end(self) -> None:
+        """No more results come: what is on goes off, and is sent if that does not take long."""
+        self._stop_waiting()
+        self._tell(self._switches.end())
+        if self._unsent:
+            await asyncio.wait(self._unsent, timeout=_GRACE_S)
+
+    def close(self) -> None:
+        """Give up what has not been sent."""
+        self._stop_waiting()
+        for sending in self._unsent:
+            sending.cancel()
+
+    def _detected(self, result: WindowResult) -> dict[str, float]:
+        """The labels that are detected, best first, with their scores."""
+        labels, said = result.labels or {}, result.detected or []
+        thresholds = {label: self._switches.rule(label).threshold for label in labels}
+        return {
+            label: score
+            for label, score in labels.items()
+            if (label in said if (threshold := thresholds[label]) is None else score >= threshold)
+        }
+
+    def _await_silence(self) -> None:
+        """A source that is quiet, or gone, gives no window that would end what is on."""
+        self._stop_waiting()
+        if not self.on:
+            return
+        loop, heard = asyncio.get_running_loop(), self._latest
+        began = loop.time()
+
+        def look() -> None:
+            if heard is not None:
+                self._tell(self._switches.passed(heard.time + loop.time() - began - _LATE_S))
+            self._silence = loop.call_later(_LATE_S, look) if self.on else None
+
+        self._silence = loop.call_later(_LATE_S + self._gap_s, look)
+
+    def _stop_waiting(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+
+    def _tell(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            self._send(self._label_event(change))
+
+    def _send(self, event: msgspec.Struct) -> None:
+        if len(self._unsent) >= _MAX_UNSENT:
+            self.dropped += 1
+            return
+        sending = asyncio.ensure_future(self._publish(subjects.events(self._device), msgspec.json.encode(event)))
+        self._unsent.add(sending)
+        sending.add_done_callback(self._unsent.discard)
+
+    def _label_event(self, change: Change) -> LabelEvent:
+        latest = self._latest
+        return LabelEvent(
+            event=change.event,
+            version=VERSION,
+            device=self._device,
+            label=change.label,
+            score=change.score,
+            since=change.since,
+            time=change.last,
+            window=0 if latest is None else latest.window,
+            head_generation=None if latest is None else latest.head_generation,
+        )
+
+    def _event(self, result: WindowResult, detected: list[str]) -> ResultEvent:
+        return ResultEvent(
+            version=result.version,
+            answer=result.answer,
+            revises=result.revises,
+            device=self._device,
+            window=result.window,
+            time=result.time,
+            file=None if result.file is None else result.file.rpartition(os.sep)[2],
+            offset_s=result.offset_s,
+            recorded_at=result.recorded_at,
+            labels=result.labels or {},
+            detected=detected,
+            head_generation=result.head_generation,
+            uncertainty=round(result.uncertainty, 4),
+            novelty=None if result.novelty is None else round(result.novelty, 4),
+            cut=result.cut,
+            finished=result.finished,
+            generation=result.generation,
+            latency_ms=result.latency_ms,
+        )
+
+
+def labels_on(sinks: Iterable[Sink]) -> dict[str, float]:
+    """The labels that are on, each with when it was first detected; the latest ones where there are very many."""
+    found = [pair for sink in sinks if isinstance(sink, EventSink) for pair in sink.on.items()]
+    return dict(found[-_MAX_TOLD:])
+
+
+async def end_events(sinks: Iterable[Sink]) -> None:
+    """No more results come."""
+    for sink in sinks:
+        if isinstance(sink, EventSink):
+            await sink.end()

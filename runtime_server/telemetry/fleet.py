@@ -1,0 +1,181 @@
+"""All devices as seen from the server: what each said last of itself, what it heard, and the fleet over the last day.
+
+Nobody checks what devices say, so each value is taken only if it is of its kind, texts are cut and printable, and there
+is a bound to everything that is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from runtime_edge.base.text import printable
+from runtime_edge.errors import FormatError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.results import (
+    MAX_RESULT_BYTES,
+    LabelEvent,
+    ResultEvent,
+    decode_label_event,
+    decode_result_event,
+)
+from runtime_edge.formats.strict import decode
+from runtime_edge.formats.update_events import UpdateEvent, decode_update_event
+from runtime_server.telemetry.device_view import DeviceView, Heard, device_view
+from runtime_server.telemetry.fleet_history import FleetHistory
+
+ALIVE_S = 150.0
+"""A device that was not heard of for so long counts as gone: they report every minute at least."""
+MAX_DEVICES = 2000
+"""Beyond that the one not heard of for longest is forgotten."""
+_MAX_EVENTS = 300
+_MAX_ON = 64
+"""Labels that are on at one device."""
+_SETTLE_S = 10.0
+"""A report may have been made so long before an event that came earlier."""
+
+
+class FleetEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that a device told of when it happened."""
+
+    number: int
+    """Counted from 1 since the server's start."""
+    at: float
+    """When it came, seconds since the epoch."""
+    device: str
+    kind: str
+    """`on` or `off` of a label, or the kind of an event about updates."""
+    label: str = ""
+    score: float | None = None
+    since: float | None = None
+    """By the device's clock, as the next one."""
+    time: float | None = None
+    head_generation: int | None = None
+    generation: int | None = None
+    text: str = ""
+    """Why, of an update that was not taken."""
+
+
+class Fleet:
+    """Knows every device that has said anything; `clock` gives seconds since the epoch."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
+        self.history = FleetHistory()
+        self.devices: dict[str, DeviceView] = {}
+        """By name; the one heard of last stands last."""
+        self.events: deque[FleetEvent] = deque(maxlen=_MAX_EVENTS)
+        """Newest last."""
+        self.revision = 0
+        """Grows with each change; that of a device's last one is its own."""
+        self.unreadable = 0
+        """Reports and events that could not be read."""
+        self._number = 0
+        self._changed_at: dict[tuple[str, str], float] = {}
+        """When labels last went on or off, those of the last seconds."""
+
+    def is_alive(self, device: DeviceView) -> bool:
+        """Whether it was heard of lately."""
+        return self.clock() - device.seen < ALIVE_S
+
+    def report(self, name: str, report: Mapping[str, Any], age_s: float = 0.0) -> None:
+        """What a device says of itself; it said so `age_s` ago."""
+        if not subjects.is_device(name):
+            self.unreadable += 1
+            return
+        now, before = self.clock(), self.devices.get(name)
+        view = device_view(name, report, before, now - age_s)
+        self.history.add(view, before, now - age_s)
+        on = dict(list(view.on.items())[:_MAX_ON])
+        if before is not None and before.boot == view.boot:
+            for label in before.on.keys() ^ on.keys():
+                if self._changed_at.get((name, label), 0.0) > now - _SETTLE_S:  # the report may be older than that
+                    on.pop(label, None)
+                    on |= {label: before.on[label]} if label in before.on else {}
+        self._keep(msgspec.structs.replace(view, on=on))
+
+    def event(self, name: str, data: bytes) -> None:
+        """A message that a device has published of what it hears or of its updates."""
+        try:
+            if not subjects.is_device(name):
+                raise FormatError("no device has this name")
+            event = _decoded(data)
+        except FormatError:
+            self.unreadable += 1
+            return
+        now = self.clock()
+        view = self.devices.get(name) or DeviceView(name=name, seen=now)
+        if isinstance(event, ResultEvent):
+            best = {printable(label, 80): score for label, score in list(event.labels.items())[:5]}
+            heard = Heard(event.time, best, [printable(label, 80) for label in event.detected[:5]], event.latency_ms)
+            self._keep(msgspec.structs.replace(view, seen=now, heard=heard, head_generation=event.head_generation))
+            return
+        told = self._told(name, event, now)
+        self.events.append(told)
+        if isinstance(event, LabelEvent):
+            view = self._switched(view, told, now)
+        self._keep(msgspec.structs.replace(view, seen=now))
+
+    def changed(self, revision: int) -> list[DeviceView]:
+        """The devices that have changed since a revision, the latest first."""
+        found = []
+        for view in reversed(self.devices.values()):
+            if view.revision <= revision:
+                break
+            found.append(view)
+        return found
+
+    def later(self, number: int) -> list[FleetEvent]:
+        """The events that came after that one, oldest first."""
+        return [event for event in self.events if event.number > number]
+
+    def _switched(self, view: DeviceView, event: FleetEvent, now: float) -> DeviceView:
+        on = {label: since for label, since in view.on.items() if label != event.label}
+        if event.kind == "on" and len(on) < _MAX_ON:
+            on[event.label] = event.since or now
+        recent = {key: at for key, at in self._changed_at.items() if at > now - _SETTLE_S}
+        self._changed_at = {**dict(list(recent.items())[-_MAX_EVENTS:]), (event.device, event.label): now}
+        scores = {label: score for label, score in view.scores.items() if label in on}
+        if event.kind == "on" and event.score is not None:
+            scores[event.label] = event.score
+        return msgspec.structs.replace(view, on=on, scores=scores, head_generation=event.head_generation)
+
+    def _told(self, name: str, event: LabelEvent | UpdateEvent, now: float) -> FleetEvent:
+        self._number += 1
+        if isinstance(event, LabelEvent):
+            return FleetEvent(
+                number=self._number, at=now, device=name, kind=event.event, label=printable(event.label, 80),
+                score=event.score, since=event.since, time=event.time, head_generation=event.head_generation,
+            )  # fmt: skip
+        text = printable(event.reason or "", 200)
+        return FleetEvent(
+            number=self._number, at=now, device=name, kind=event.event, generation=event.generation, text=text
+        )
+
+    def _keep(self, view: DeviceView) -> None:
+        self.revision += 1
+        self.devices.pop(view.name, None)
+        self.devices[view.name] = msgspec.structs.replace(view, revision=self.revision)
+        if len(self.devices) > MAX_DEVICES:
+            del self.devices[min(self.devices, key=lambda name: self.devices[name].seen)]
+
+
+class _AnyEvent(msgspec.Struct):
+    event: str
+
+
+_READERS: dict[str, Callable[[bytes], ResultEvent | LabelEvent]] = {
+    "result": decode_result_event,
+    "on": decode_label_event,
+    "off": decode_label_event,
+}
+
+
+def _decoded(data: bytes) -> ResultEvent | LabelEvent | UpdateEvent:
+    """Whatever a device publishes on its subject of events. Raises FormatError."""
+    kind = decode(data, _AnyEvent, "event", MAX_RESULT_BYTES).event
+    return _READERS.get(kind, decode_update_event)(data)

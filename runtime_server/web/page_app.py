@@ -1,0 +1,240 @@
+"""The page over HTTP: static files, `/api/v1`, and a stream of what changes. Runs on an event loop of its own.
+
+Nothing may be put into the page from elsewhere: a strict Content-Security-Policy, no foreign host names, and a token
+where other machines can reach it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final, Protocol
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from runtime_edge.base.aio import cancel_all
+from runtime_edge.errors import SscError
+
+STATIC = Path(__file__).parent / "static"
+VIEWS = ("server", "devices", "events", "history", "training", "releases", "heads")
+MAX_LISTENERS = 16
+LOOK_S = 0.25
+"""Between two looks at what has changed, while somebody listens."""
+ANSWER_S = 5.0
+"""What the server's own event loop has to answer in."""
+COOKIE = "ssc_token"
+_QUIET_S = 15.0
+"""A stream says that it is there when nothing else was to be said for so long."""
+_MAX_WAITING = 40
+"""Messages for one listener; who is slower than that is hung up on, and begins anew."""
+_MAX_LOGIN = 1024
+_CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {
+    "Content-Security-Policy": _CONTENT_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+class Source(Protocol):
+    """What is shown, asked from the page's event loop."""
+
+    async def get(self, view: str) -> bytes:
+        """A view as JSON. Raises SscError."""
+
+    async def place(self) -> tuple[int, int]:
+        """Up to where everything is known to whoever asks for views now."""
+
+    async def changes(self, revision: int, number: int) -> tuple[bytes, int, int]:
+        """What has changed since a place, and the place now."""
+
+
+class Listeners:
+    """Those who hear of changes as they come: one look for all of them, and none while there is nobody."""
+
+    def __init__(self, source: Source, look_s: float = LOOK_S) -> None:
+        self._source, self._look_s = source, look_s
+        self._queues: set[asyncio.Queue[bytes | None]] = set()
+        self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another one."""
+        return len(self._queues) >= MAX_LISTENERS
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Server-sent events for one listener."""
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_WAITING)
+        self._queues.add(queue)
+        try:
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look_forever())
+            yield b"retry: 2000\nevent: hello\ndata: {}\n\n"
+            while True:
+                try:
+                    body = await asyncio.wait_for(queue.get(), _QUIET_S)
+                except asyncio.TimeoutError:
+                    body = b": quiet\n\n"
+                if body is None:
+                    return
+                yield body
+        finally:
+            self._queues.discard(queue)
+
+    async def hang_up(self) -> None:
+        """End every stream."""
+        await cancel_all([self._looking] if self._looking else [])
+        for queue in self._queues:
+            _end(queue)
+
+    async def _look_forever(self) -> None:
+        """While there are listeners; what came before the first look, they ask for as views."""
+        revision, number = await self._source.place()
+        while self._queues:
+            await asyncio.sleep(self._look_s)
+            try:
+                body, revision, number = await self._source.changes(revision, number)
+            except (SscError, asyncio.TimeoutError):
+                continue
+            if not body:
+                continue
+            told = b"event: changes\ndata: " + body + b"\n\n"
+            for queue in list(self._queues):
+                if queue.full():
+                    self._queues.discard(queue)
+                    _end(queue)
+                else:
+                    queue.put_nowait(told)
+
+
+def _end(queue: asyncio.Queue[bytes | None]) -> None:
+    with contextlib.suppress(asyncio.QueueEmpty):
+        while True:
+            queue.get_nowait()
+    queue.put_nowait(None)
+
+
+def make_app(source: Source, listeners: Listeners, token: str | None, hosts: frozenset[str] | None) -> ASGIApp:
+    """The application.
+
+    Args:
+        source: gives what is shown.
+        listeners: those who hear of changes.
+        token: what lets somebody in; None: everybody who reaches it.
+        hosts: names by which it may be called; None: any.
+    """
+
+    async def index(_: Request) -> Response:
+        return FileResponse(STATIC / "index.html")
+
+    async def view(request: Request) -> Response:
+        try:
+            return _json(await source.get(request.path_params["view"]))
+        except KeyError:
+            return _problem(404, f"no such view; there are {', '.join(VIEWS)} and stream")
+        except asyncio.TimeoutError:
+            return _problem(503, "the server does not answer in time")
+        except SscError as exc:
+            return _problem(503, str(exc))
+
+    async def stream(_: Request) -> Response:
+        if listeners.full:
+            return _problem(503, f"{MAX_LISTENERS} pages are open already; close one")
+        return StreamingResponse(listeners.stream(), media_type="text/event-stream")
+
+    routes = [
+        Route("/", index),
+        Route("/api/v1/stream", stream),
+        Route("/api/v1/{view}", view),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+    return _Guard(Starlette(routes=routes), token, hosts)
+
+
+class _Guard:
+    """Lets in who may come in, and gives every answer the headers that keep strangers' content out."""
+
+    def __init__(self, app: ASGIApp, token: str | None, hosts: frozenset[str] | None) -> None:
+        self._app, self._token, self._hosts = app, token, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(raw=message["headers"]).update(_HEADERS)
+            await send(message)
+
+        answer = await self._answer(request)
+        await (answer or self._app)(scope, receive, send_guarded)
+
+    async def _answer(self, request: Request) -> Response | None:
+        """What is answered in place of what was asked for, if anything."""
+        if self._hosts is not None and _host(request.headers) not in self._hosts:
+            return _problem(421, "call this page by the name of this machine itself, such as http://127.0.0.1")
+        if self._token is None:
+            return None
+        if request.url.path == "/api/v1/login" and request.method == "POST":
+            return await self._login(request)
+        if request.url.path.startswith("/api/") and not self._knows(_given(request)):
+            return _problem(401, "give the token of the server's state directory (web.token)")
+        return None
+
+    async def _login(self, request: Request) -> Response:
+        """A cookie for whoever knows the token."""
+        if request.headers.get("content-type") != "application/json":
+            return _problem(415, "send JSON")
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > _MAX_LOGIN:
+                return _problem(413, "a token is shorter")
+        try:
+            given = json.loads(body)["token"]
+        except (ValueError, TypeError, KeyError):
+            given = None
+        if not self._knows(given):
+            return _problem(401, "that is not the token")
+        answer = Response(status_code=204)
+        answer.set_cookie(COOKIE, str(self._token), max_age=365 * 86_400, httponly=True, samesite="strict")
+        return answer
+
+    def _knows(self, given: object) -> bool:
+        return isinstance(given, str) and secrets.compare_digest(given.encode(), (self._token or "").encode())
+
+
+def _given(request: Request) -> str | None:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE)
+
+
+def _host(headers: Headers) -> str:
+    """Without the port."""
+    host = headers.get("host", "")
+    return host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+
+
+def _json(body: bytes, status: int = 200) -> Response:
+    return Response(body, status, media_type="application/json")
+
+
+def _problem(status: int, words: str) -> Response:
+    return _json(json.dumps({"error": words}).encode() + b"\n", status)

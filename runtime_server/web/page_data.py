@@ -1,0 +1,159 @@
+"""What the page shows, as JSON: each view is made when somebody asks for it, and at most once a second.
+
+Everything here runs on the server's event loop. The page is served by a thread of its own, which only passes on bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from runtime_edge.base.text import printable
+from runtime_edge.formats.records.head import Head
+from runtime_server.telemetry.device_view import DeviceView
+from runtime_server.telemetry.fleet import ALIVE_S, Fleet
+from runtime_server.telemetry.fleet_history import BANDS_MBPS
+from runtime_server.web.judgement import attempt_in_words, release_in_words
+
+LEAST_S = 1.0
+"""Between two times that a view is made."""
+_MAX_LOSSES, _MAX_LABELS = 300, 200
+_HIDDEN = ("counted",)
+"""Of a device: what only the server needs."""
+
+Status = Mapping[str, Any]
+
+
+class PageData:
+    """Makes the views of one server.
+
+    Args:
+        fleet: its devices.
+        status: gives what the server says of itself (`ServerStatus.status_of_all`).
+        heads: gives the heads that devices have, by whom they are for.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        status: Callable[[], Awaitable[Status]],
+        heads: Callable[[], Awaitable[Mapping[str, Head]]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fleet, self._status, self._heads, self._clock = fleet, status, heads, clock
+        self._made: dict[str, tuple[float, bytes]] = {}
+        self._making = asyncio.Lock()
+        self._views: Final[dict[str, Callable[[], Awaitable[object]]]] = {
+            "server": self._server,
+            "devices": self._devices,
+            "events": self._events,
+            "history": self._history,
+            "training": self._training,
+            "releases": self._releases,
+            "heads": self._head_list,
+        }
+        self._last_status: tuple[float, Status] | None = None
+
+    async def get(self, view: str) -> bytes:
+        """A view as JSON, at most a second old. Raises KeyError for one that there is not, and LinkError."""
+        make = self._views[view]
+        async with self._making:
+            made = self._made.get(view)
+            if made is None or self._clock() - made[0] >= LEAST_S:
+                body = msgspec.json.encode(await make())
+                self._made[view] = made = self._clock(), body
+            return made[1]
+
+    async def changes(self, revision: int, number: int) -> tuple[bytes, int, int]:
+        """What has changed since a revision of the fleet and the number of an event, and where these are now.
+
+        Empty where nothing has.
+        """
+        fleet = self._fleet
+        events, devices = fleet.later(number), fleet.changed(revision)
+        number = events[-1].number if events else number
+        if not events and not devices:
+            return b"", fleet.revision, number
+        told = {"now": fleet.clock(), "devices": [self._device(view) for view in devices], "events": events}
+        return msgspec.json.encode(told), fleet.revision, number
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The fleet's revision and the number of its last event."""
+        return self._fleet.revision, self._fleet.events[-1].number if self._fleet.events else 0
+
+    def _device(self, view: DeviceView, arrived: int | None = None) -> dict[str, Any]:
+        told = {name: value for name, value in msgspec.structs.asdict(view).items() if name not in _HIDDEN}
+        told["alive"] = self._fleet.is_alive(view)
+        return told if arrived is None else told | {"arrived": arrived}
+
+    async def _told(self) -> Status:
+        if self._last_status is None or self._clock() - self._last_status[0] >= LEAST_S:
+            self._last_status = self._clock(), await self._status()
+        return self._last_status[1]
+
+    async def _server(self) -> object:
+        told, devices = await self._told(), self._fleet.devices.values()
+        return {
+            "now": self._fleet.clock(),
+            "encoder": told["encoder"],
+            "generation": told["generation"],
+            "uptime_s": told["uptime_s"],
+            "windows": sum(told["windows"].values()),
+            "counters": told["counters"],
+            "training_steps": told["training_steps"],
+            "troubles": [printable(trouble) for trouble in told.get("troubles", [])],
+            "devices": len(devices),
+            "alive": sum(map(self._fleet.is_alive, devices)),
+            "unreadable": self._fleet.unreadable,
+        }
+
+    async def _devices(self) -> object:
+        windows = (await self._told())["windows"]
+        views = sorted(self._fleet.devices.values(), key=lambda view: view.name)
+        listed = [self._device(view, windows.get(view.name, 0)) for view in views]
+        return {"now": self._fleet.clock(), "alive_s": ALIVE_S, "devices": listed}
+
+    async def _events(self) -> object:
+        return {"now": self._fleet.clock(), "events": list(self._fleet.events)[::-1]}
+
+    async def _history(self) -> object:
+        return {"now": self._fleet.clock(), "bands_mbps": BANDS_MBPS, "minutes": self._fleet.history.minutes}
+
+    async def _training(self) -> object:
+        told = await self._told()
+        losses = told["losses"]
+        return {
+            "steps": told["training_steps"],
+            "losses": losses[:: -(-len(losses) // _MAX_LOSSES) or 1],
+            "energy": told.get("energy"),
+            "attempts": [
+                {name: outcome.get(name) for name in ("generation", "released", "steps", "seconds", "before", "after")}
+                | {"words": attempt_in_words(outcome)}
+                for outcome in reversed(told["releases"])
+            ],
+        }
+
+    async def _releases(self) -> object:
+        rollout = (await self._told())["rollout"]
+        listed = [{**entry, "words": release_in_words(entry)} for entry in rollout["releases"]]
+        return {"releases": listed, "held": rollout["held"], "paced": rollout["paced"]}
+
+    async def _head_list(self) -> object:
+        heads = await self._heads()
+        return {"heads": [dict(_head(name, head)) for name, head in sorted(heads.items())]}
+
+
+def _head(name: str, head: Head) -> Iterator[tuple[str, Any]]:
+    yield "for", name
+    yield "encoder", head.encoder
+    yield "generations", head.generations
+    yield "labels", head.labels[:_MAX_LABELS]
+    yield "label_count", len(head.labels)
+    yield "created_by", head.created_by
+    yield "validation", head.validation

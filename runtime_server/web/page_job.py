@@ -1,0 +1,41 @@
+"""Starts the page of a server: its view of the fleet, and what serves it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime_edge.formats import minisign
+from runtime_edge.formats.records.head import Head
+from runtime_server.broker.hub import Hub
+from runtime_server.broker.pushed_heads import pushed_heads
+from runtime_server.telemetry.fleet import Fleet
+from runtime_server.telemetry.fleet_watch import watch_fleet
+from runtime_server.web.page_data import PageData
+from runtime_server.web.page_server import PageServer, WebAddress
+
+_HEADS_S = 10.0
+"""Between two looks at the heads on the broker."""
+
+
+async def start_page(
+    address: WebAddress,
+    state: Path,
+    hub: Hub,
+    key: minisign.PublicKey,
+    status: Callable[[], Awaitable[Mapping[str, Any]]],
+) -> PageServer:
+    """Serve the page of a server from now on. Raises UsageError, MissingExtra and LinkError."""
+    fleet, known = Fleet(), (float("-inf"), dict[str, Head]())
+
+    async def heads() -> Mapping[str, Head]:
+        nonlocal known
+        if time.monotonic() - known[0] >= _HEADS_S:
+            known = time.monotonic(), await pushed_heads(hub, key)
+        return known[1]
+
+    page = PageServer(address, state, PageData(fleet, status, heads))
+    await watch_fleet(hub, fleet)
+    return page

@@ -1,0 +1,192 @@
+"""Over HTTP: who is let in, what the answers' headers say, and what listeners hear."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import stat
+from urllib.parse import urlsplit
+
+import pytest
+from showroom import Showroom
+from waiting import PATIENCE_S, until
+
+from runtime_edge.errors import UsageError
+from runtime_server.web.page_app import MAX_LISTENERS, VIEWS
+from runtime_server.web.page_server import WebAddress
+
+
+class Browser:
+    """One request after another, each on a connection of its own."""
+
+    def __init__(self, room: Showroom) -> None:
+        self.port = urlsplit(room.page.url).port
+
+    def ask(self, path, method="GET", body=None, **headers):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        try:
+            return answer, answer.read()
+        finally:
+            connection.close()
+
+    def listen(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        connection.request("GET", "/api/v1/stream")
+        return connection, connection.getresponse()
+
+
+@pytest.fixture
+def room(tmp_path):
+    room = Showroom(tmp_path)
+    yield room
+    room.close()
+
+
+@pytest.fixture
+def open_room(tmp_path):
+    room = Showroom(tmp_path / "state", "0.0.0.0:0")
+    yield room
+    room.close()
+
+
+@pytest.mark.parametrize("path", ["/", *(f"/api/v1/{view}" for view in VIEWS), "/static/page.js", "/api/v1/none", "/x"])
+def test_every_answer_keeps_strangers_content_out(room, path):
+    answer, body = Browser(room).ask(path)
+    assert answer.status == (404 if path in ("/api/v1/none", "/x") else 200), body
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_nothing_above_the_static_files_can_be_had(room):
+    for path in ("/static/../page_app.py", "/static/%2e%2e/page_app.py", "/static/..%2fpage_app.py"):
+        answer, _ = Browser(room).ask(path)
+        assert answer.status == 404
+
+
+def test_no_other_name_leads_to_a_page_of_this_machine(room):
+    """A stranger's site whose name leads here would be in a browser that may read the page."""
+    browser = Browser(room)
+    for host, status in (("evil.example", 421), ("evil.example:80", 421), ("localhost:1", 200), ("[::1]:1", 200)):
+        assert browser.ask("/api/v1/devices", Host=host)[0].status == status
+
+
+def test_nothing_can_be_written(room):
+    for method in ("POST", "PUT", "DELETE"):
+        assert Browser(room).ask("/api/v1/devices", method)[0].status == 405
+
+
+def test_beyond_this_machine_only_the_token_lets_in(open_room, tmp_path):
+    browser, file = Browser(open_room), tmp_path / "state" / "web.token"
+    token = file.read_text().strip()
+    assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
+    for view in (*VIEWS, "stream"):
+        assert browser.ask(f"/api/v1/{view}")[0].status == 401
+        assert browser.ask(f"/api/v1/{view}", Authorization="Bearer wrong")[0].status == 401
+    assert browser.ask("/api/v1/devices", Authorization=f"Bearer {token}")[0].status == 200
+    assert browser.ask("/")[0].status == 200, "which asks for the token"
+
+
+def test_a_browser_gets_a_cookie_for_the_token(open_room, tmp_path):
+    browser, token = Browser(open_room), (tmp_path / "state" / "web.token").read_text().strip()
+
+    def login(body, kind="application/json"):
+        return browser.ask("/api/v1/login", "POST", body, content_type=kind)[0]
+
+    for wrong in ('{"token":"wrong"}', '{"token":1}', "[]", "{", '{"token":"ä"}'):
+        assert login(wrong.encode()).status == 401
+    assert login(b"x" * 5000).status == 413
+    assert login(json.dumps({"token": token}), "text/plain").status == 415
+    answer = login(json.dumps({"token": token}))
+    assert answer.status == 204
+    cookie = answer.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert browser.ask("/api/v1/devices", Cookie=cookie.partition(";")[0])[0].status == 200
+
+
+def test_a_token_is_kept_over_a_restart(tmp_path):
+    found = set()
+    for _ in range(2):
+        room = Showroom(tmp_path, "0.0.0.0:0")
+        found.add((tmp_path / "web.token").read_text())
+        room.close()
+    assert len(found) == 1
+
+
+def test_a_listener_hears_of_what_changes(room):
+    connection, answer = Browser(room).listen()
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    assert answer.readline() == b"retry: 2000\n"
+    until(lambda: answer.readline() == b"\n", "the greeting")
+    room.devices(1)
+    room.label("pi-000", "on", "rain")
+    labels = []
+    while "rain" not in labels:
+        line = answer.readline()
+        if line.startswith(b"data: {"):
+            labels += [event.get("label") for event in json.loads(line[6:]).get("events", [])]
+    connection.close()
+
+
+def test_listeners_have_a_bound_and_one_that_leaves_makes_room(room):
+    browser = Browser(room)
+    listening = [browser.listen() for _ in range(MAX_LISTENERS)]
+    assert all(answer.status == 200 for _, answer in listening)
+    for _, answer in listening:
+        answer.readline()
+    answer, body = browser.ask("/api/v1/stream")
+    assert (answer.status, json.loads(body)["error"]) == (503, f"{MAX_LISTENERS} pages are open already; close one")
+    for connection, _ in listening:
+        connection.close()
+
+    def room_again():
+        connection, answer = browser.listen()
+        connection.close()
+        return answer.status == 200
+
+    room.devices(1)
+    until(room_again, "those that have left are missed")
+
+
+def test_a_server_that_stops_ends_its_streams(tmp_path):
+    room = Showroom(tmp_path)
+    connection, answer = Browser(room).listen()
+    answer.readline()
+    room.close()
+    assert answer.read().endswith(b"\n\n"), "to its end, and not cut off"
+    connection.close()
+
+
+def test_a_place_that_is_taken_is_named(room, tmp_path):
+    port = urlsplit(room.page.url).port
+    with pytest.raises(UsageError, match=rf"--web 127.0.0.1:{port}: Address already in use; choose another place"):
+        Showroom(tmp_path, f"127.0.0.1:{port}")
+
+
+def test_a_token_that_is_too_short_is_refused(tmp_path):
+    (tmp_path / "web.token").write_text("secret\n")
+    with pytest.raises(UsageError, match=r"web.token: a token has at least 16 characters; remove the file"):
+        Showroom(tmp_path, "0.0.0.0:0")
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("8081", WebAddress("127.0.0.1", 8081)),
+        ("0.0.0.0:80", WebAddress("0.0.0.0", 80)),
+        ("[::1]:8081", WebAddress("::1", 8081)),
+        ("gateway:0", WebAddress("gateway", 0)),
+    ],
+)
+def test_an_address(text, address):
+    assert WebAddress.parse(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "web", ":8081", "gateway:", "70000", "-1", "٣"])
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(UsageError, match=r"--web .*: give a port, such as 8081"):
+        WebAddress.parse(text)
