@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 
 from runtime_server.training.losses.objectives.interface import NEARBY
 from runtime_server.training.trainer import Trainer
+from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 from tools.bench_objectives import SMALL, staged
-from tools.sparse_training import HYBRID, Stage, TrainingRun, train
+from tools.esc10 import load_clips
+from tools.sparse_training import HYBRID, Stage, TrainingRun, learn, train
+from tools.sparse_training import stage as staged_with
 from tools.term_gradients import shares
 
 pytestmark = pytest.mark.integration
@@ -51,3 +55,18 @@ def test_a_term_counts_in_proportion_to_its_weight_and_measuring_leaves_the_trai
     assert 0 < usual.laplacian < usual.spread < 1
     assert stronger.spread == pytest.approx(10 * usual.spread, rel=1e-3)
     assert stronger.laplacian == pytest.approx(20 * usual.laplacian, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SSC_TEST_AUDIO" not in os.environ, reason="set SSC_TEST_AUDIO (a directory with esc10/)")
+def test_training_from_random_weights_goes_on_getting_better(tmp_path: Path) -> None:
+    """With negatives of the mixture it stood still after the first pass, and then fell apart."""
+    audio = Path(os.environ["SSC_TEST_AUDIO"])
+    name, config = "mobilenet_v3_small", {"seed": 0}
+    save_checkpoint(name, config, new_encoder(name, config)[0], tmp_path / "encoder.pt", untrained=True)
+    heard = staged_with(load_encoder(tmp_path / "encoder.pt"), load_clips(audio), audio, tmp_path)
+    after_each: list[float] = []
+    run = TrainingRun(passes=2, learning_rate=1e-3)
+    found = learn(heard, run, after_pass=lambda model: after_each.append(heard.judged(model).window))
+    assert found.before.window + 0.05 < after_each[0]
+    assert after_each[0] + 0.03 < after_each[1]
