@@ -52,7 +52,7 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     cut: str = ""
     """That most windows since the report before had."""
     cuts: dict[str, float] = {}
-    """Shares of its windows in this run; the same of answers: `server`, `device`, `fallback`."""
+    """Shares of its windows in this run; the same of answers: `server`, `device`, `fallback`, `exit`."""
     answers: dict[str, float] = {}
     latency_ms: dict[str, float] = {}
     """`p50` and `p95` at the cut that most windows had."""

@@ -21,6 +21,8 @@ from runtime_server.web.judgement import attempt_in_words, release_in_words
 
 LEAST_S = 1.0
 """Between two times that a view is made."""
+DEVICES_S = 0.5
+"""Between two times that listeners are told of devices: those that publish every result change twice a second."""
 _MAX_LOSSES, _MAX_LABELS = 300, 200
 _HIDDEN = ("counted",)
 """Of a device: what only the server needs."""
@@ -58,6 +60,7 @@ class PageData:
             "heads": self._head_list,
         }
         self._last_status: tuple[float, Status] | None = None
+        self._devices_told = float("-inf")
 
     async def get(self, view: str) -> bytes:
         """A view as JSON, at most a second old. Raises KeyError for one that there is not, and LinkError."""
@@ -72,15 +75,18 @@ class PageData:
     async def changes(self, revision: int, number: int) -> tuple[bytes, int, int]:
         """What has changed since a revision of the fleet and the number of an event, and where these are now.
 
-        Empty where nothing has.
+        Empty where nothing has; devices come with one of the later looks where they were told of just before.
         """
-        fleet = self._fleet
-        events, devices = fleet.later(number), fleet.changed(revision)
-        number = events[-1].number if events else number
+        fleet, now = self._fleet, self._clock()
+        is_due = now - self._devices_told >= DEVICES_S
+        events, devices = fleet.later(number), fleet.changed(revision) if is_due else []
+        number, revision = events[-1].number if events else number, fleet.revision if is_due else revision
         if not events and not devices:
-            return b"", fleet.revision, number
+            return b"", revision, number
+        if devices:
+            self._devices_told = now
         told = {"now": fleet.clock(), "devices": [self._device(view) for view in devices], "events": events}
-        return msgspec.json.encode(told), fleet.revision, number
+        return msgspec.json.encode(told), revision, number
 
     @property
     def place(self) -> tuple[int, int]:

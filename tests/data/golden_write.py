@@ -32,7 +32,7 @@ from runtime_edge.audio import Counters
 from runtime_edge.audio.wire_streams import AudioStreamEncoder
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.logs import Trouble
-from runtime_edge.config import DeviceConfig
+from runtime_edge.config import DeviceConfig, LabelRule
 from runtime_edge.device.event_sink import EventSink
 from runtime_edge.device.sinks import JsonLines
 from runtime_edge.errors import FormatError
@@ -264,7 +264,8 @@ async def _results(directory: Path, work: Path, bundle: Bundle) -> None:
     """Through the parts of a device that write them."""
     directory.mkdir()
     transport, config = InMemoryTransport(), DeviceConfig(device="pi-1")
-    lines, events = JsonLines(str(directory / "results.jsonl")), EventSink(transport.publish, "pi-1", "all")
+    lines = JsonLines(str(directory / "results.jsonl"))
+    events = EventSink(transport.publish, "pi-1", "all", LabelRule(min_s=60.0))
     plain = WindowResult(
         version=2, answer="device", window=7, time=NOW, embedding=[0.6, -0.8], uncertainty=0.25, cut="local",
         encoding="int8", probe=False, generation=1, finished="device", latency_ms=3.5, device_ms=3.5, network_ms=0.0,

@@ -53,7 +53,7 @@ export function clock(at) {
 
 // Cuts keep their colours while the page is open; who answered has the same ones always.
 const colours = new Map();
-const ANSWERS = { server: 0, device: 2, fallback: 1 };
+const ANSWERS = { server: 0, device: 2, fallback: 1, exit: 3 };
 
 export function colour(cut) {
   if (cut in ANSWERS) return ANSWERS[cut];

@@ -11,7 +11,7 @@ from showroom import head, status
 
 from runtime_server.telemetry.fleet import ALIVE_S, Fleet
 from runtime_server.web.page_app import VIEWS
-from runtime_server.web.page_data import LEAST_S, PageData
+from runtime_server.web.page_data import DEVICES_S, LEAST_S, PageData
 
 
 class Made:
@@ -77,15 +77,31 @@ def test_devices_are_listed_by_name_with_what_has_arrived_of_them(made):
     assert made.get("server")["alive"] == 0
 
 
+FAILED = b'{"event":"update_failed","version":2,"device":"pi-1","reason":"the disk is full"}'
+
+
 def test_changes_are_told_once(made):
     made.fleet.report("pi-1", REPORT)
     told, place = made.changes(0, 0)
     assert [device["name"] for device in told["devices"]] == ["pi-1"]
     assert made.changes(*place) == (None, place)
-    made.fleet.event("pi-1", b'{"event":"update_failed","version":2,"device":"pi-1","reason":"the disk is full"}')
+    made.clock.now += DEVICES_S
+    made.fleet.event("pi-1", FAILED)
     told, place = made.changes(*place)
     assert [(event["kind"], event["text"]) for event in told["events"]] == [("update_failed", "the disk is full")]
+    assert [device["name"] for device in told["devices"]] == ["pi-1"]
     assert place == made.data.place
+
+
+def test_devices_that_change_all_the_time_are_told_of_twice_a_second_and_events_at_once(made):
+    place = 0, 0
+    looks = []
+    for _ in range(16):
+        made.clock.now += 0.125
+        made.fleet.event("pi-1", FAILED)
+        told, place = made.changes(*place)
+        looks.append((len(told["devices"]), len(told["events"])))
+    assert looks == [(1, 1), (0, 1), (0, 1), (0, 1)] * 4
 
 
 def test_training_and_releases_come_with_sentences(made):
