@@ -178,7 +178,8 @@ class Ranks:
         with self._link_errors():
             self._group.allreduce([flat]).wait()
         for parameter, part in zip(active, torch.split(flat, [p.numel() for p in active]), strict=True):
-            parameter.grad = part.view_as(parameter).clone()
+            # Laid out as its parameter is: torch's fused optimiser goes through both as they lie in memory.
+            parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
 
     @contextlib.contextmanager
     def _link_errors(self) -> Iterator[None]:

@@ -61,6 +61,25 @@ def test_gradients_of_a_loss_of_all_rows_are_those_of_one_process(together):
         assert torch.allclose(gradient, expected, atol=1e-6)
 
 
+def test_a_fused_step_on_convolutions_laid_out_by_channels_is_that_of_one_process(together):
+    torch.manual_seed(0)
+    inputs = torch.randn(4, 3, 6, 6)
+    copies = [nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last) for _ in range(3)]
+    for one in copies[1:]:
+        one.load_state_dict(copies[0].state_dict())
+
+    def work(ranks, net, own):
+        net(own).square().sum().backward()
+        ranks.add_gradients(list(net.parameters()))
+        torch.optim.AdamW(net.parameters(), lr=0.1, fused=True).step()
+        return net.weight.detach().clone()
+
+    expected = work(Ranks(), copies[2], inputs)
+    halves = inputs[:2], inputs[2:]
+    for found in together(2, lambda ranks: work(ranks, copies[ranks.rank], halves[ranks.rank])):
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_of_a_gradient_that_every_rank_has_of_all_rows_the_mean_is_taken(together):
     copies = [nn.Linear(2, 1, bias=False) for _ in range(3)]
 
