@@ -254,6 +254,8 @@ def _tell(section: Section, gap: Section, start: StartingWeights, found: ProbedR
         add("ablation", after, f"at least {other:.4f}", "after, against the best of hybrid loss and other terms alone")
         told = f"{start.title}: {plural} of fold 5 lost with a quarter of the windows, against every one as raw audio"
         gap.add(f"raw_gap.{name}{ending}", max(raw - after, 0.0), f"at most {TOLERATED}", told)
+        told = f"{start.title}: {plural} of fold 5 right after training less before it, a quarter of the windows"
+        gap.add(f"gained.{name}{ending}", after - before, "at least 0", told)
     for arm in ("before", *ARMS):
         section.detail(f"{start.title}, {arm}: {_COLUMNS}", found.told(name, arm))
 
