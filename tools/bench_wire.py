@@ -239,7 +239,8 @@ class WireBench:
 def widest(bundle: Bundle, cut: str) -> str:
     """The action that ships the most channels of a cut's bottleneck."""
     return max(
-        (action for action in bundle.table(TARGET).costs if action.cut == cut), key=lambda action: action.width
+        (action for action in bundle.table(TARGET).costs if action.cut == cut and action.answer != "exit"),
+        key=lambda action: action.width,
     ).name
 
 

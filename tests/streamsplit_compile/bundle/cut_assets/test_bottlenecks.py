@@ -100,7 +100,7 @@ def test_hostile_frames_with_widths_are_refused_in_one_line(bundle, tiny_encoder
 
 def test_tables_price_the_widths_that_nothing_beats(bundle):
     table = bundle.table("rpi4")
-    widths = [action for action in table.costs if action.width]
+    widths = [action for action in table.costs if action.width and action.answer == "server"]
 
     assert widths
     for action in widths:
@@ -115,7 +115,8 @@ def test_tables_price_the_widths_that_nothing_beats(bundle):
 
 def test_a_splitter_chooses_only_widths_that_the_bundle_has(bundle):
     table, names = bundle.table("rpi4"), [cut.name for cut in bundle.manifest.info.cuts]
-    chosen = [place for place, action in enumerate(table.costs) if action.width][-1]
+    widths = [place for place, action in enumerate(table.costs) if action.width and action.answer == "server"]
+    chosen = widths[-1]
     action = table.costs[chosen]
     q = tuple(tuple(float(place == chosen) for place in range(len(table.costs))) for _ in table.q)
     always = msgspec.structs.replace(table, q=q, probe_rate=0.0)
