@@ -153,6 +153,7 @@ class Server:
             loaded.key,
             keep,
             training.release_gate if training else None,
+            PushedHeads(hub, loaded.key),
         )
         parts = ServerParts(
             encoder=self._encoder.id, since=self._since, ranks=ranks, loaded=loaded, broker=self._broker, hub=hub,

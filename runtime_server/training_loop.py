@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
 
 from runtime_edge.base.histogram import Histogram
 from runtime_edge.errors import LinkError, SscError
@@ -28,7 +27,6 @@ _RETRY_S = 2.0
 _IDLE_S = 0.2
 
 Released = Callable[[Generation, ReleaseOutcome], None]
-_Answer = TypeVar("_Answer")
 
 
 class TrainingLoop:
@@ -143,21 +141,14 @@ class TrainingLoop:
             _LOG.error("no checkpoint at step %d: %s", self._trainer.steps, exc)
 
     def _release(self, loop: asyncio.AbstractEventLoop) -> None:
-        def asked(question: Coroutine[Any, Any, _Answer]) -> _Answer:
-            return asyncio.run_coroutine_threadsafe(question, loop).result()
-
         try:
-            generation = self._release_gate.attempt(lambda: asked(self._heads.read()))
+            generation = self._release_gate.attempt(
+                lambda: asyncio.run_coroutine_threadsafe(self._heads.read(), loop).result()
+            )
         except (SscError, OSError) as exc:
             _LOG.error("release refused: %s", exc)
             return
         if self._board is not None and self._release_gate.outcomes:
             self._board.judged(self._release_gate.outcomes[-1])
-        if generation is None:
-            return
-        if self._release_gate.refitted:
-            try:  # before devices hear of the release: each takes its head when it runs those blocks
-                self._release_gate.forget_heads(asked(self._heads.give(self._release_gate.refitted)))
-            except (SscError, OSError) as exc:
-                _LOG.error("heads stay those of the generation before: %s", exc)
-        loop.call_soon_threadsafe(self._released, generation, self._release_gate.outcomes[-1])
+        if generation is not None:
+            loop.call_soon_threadsafe(self._released, generation, self._release_gate.outcomes[-1])

@@ -36,8 +36,11 @@ class HeadUpdater:
         kind: RecordKind[Head] = RecordKind("head", Head.from_json)
         self._records = ReceivedRecords(kind, config, connection, store, reports)
         self._head: Head | None = None
-        self._early: Head | None = None
-        """A later head that does not fit what runs, or is for a later generation: it came before its bundle."""
+        self._former: Head | None = None
+        """The one before: blocks of an earlier generation may run again."""
+        self._early: tuple[Head, bytes] | None = None
+        """A later head that does not fit what runs, or is for a later generation: it came before its bundle. With its
+        record, which is kept when it takes over."""
         if config.head is not None:
             head = read_head(config.head, store.trusted)
             head.check_fits(info, str(config.head))
@@ -62,8 +65,7 @@ class HeadUpdater:
         `exit_cut` is where the exit is that gave the embedding.
         """
         self._info = info
-        if self._early is not None and self._early.fits(info) and self._due(self._early, info):
-            self._head, self._early = self._early, None
+        self._swap(info)
         head = self._head
         if head is None or not head.fits(info):
             return result
@@ -78,9 +80,21 @@ class HeadUpdater:
             head_generation=head.generations[1],
         )
 
-    def _due(self, head: Head, info: BundleInfo) -> bool:
-        """Whether a head takes over now: one for a later generation waits for it, where there is another."""
-        return head.generations[1] <= info.generation or self._head is None or not self._head.fits(info)
+    def _swap(self, info: BundleInfo) -> None:
+        """The head that came takes over once its generation runs, or where there is no other for this encoder.
+
+        When an earlier generation runs again, so does the head before, until another one comes.
+        """
+        if self._early is not None and self._early[0].fits(info):
+            head, record = self._early
+            if head.generations[1] <= info.generation or self._head is None or not self._head.fits(info):
+                self._former, self._head, self._early = self._head, head, None
+                self._records.keep(record)
+        former = self._former
+        if self._head is None or self._head.generations[1] <= info.generation or former is None:
+            return
+        if former.fits(info) and former.generations[1] <= info.generation:
+            self._head, self._former = former, self._head
 
     def entropy(self, info: BundleInfo, embedding: Embedding, exit_cut: str | None) -> float | None:
         """How undecided the head is about an embedding (d,), from 0 to 1; None without a head. From any thread."""
@@ -102,8 +116,8 @@ class HeadUpdater:
             self._reports.count("head_refused", exc)
 
     async def _came(self, head: Head, record: bytes, source: str) -> bool:
-        if head in (self._head, self._early):
+        if head == self._head or (self._early is not None and head == self._early[0]):
             return False
-        self._early = head
+        self._early = head, record
         head.check_fits(self._info, source)
-        return True
+        return False  # it is kept when it takes over

@@ -40,9 +40,14 @@ class PushedHeads:
         """Each head by whom it is for. Raises LinkError."""
         return await pushed_heads(self._hub, self._key.public)
 
-    async def give(self, heads: Mapping[str, Head]) -> dict[str, Head]:
-        """Give these instead, by whom they are for; all that devices then have. Raises LinkError."""
+    async def give(self, heads: Mapping[str, Head], instead_of: Mapping[str, Head]) -> dict[str, Head]:
+        """Give these, by whom they are for, to those who still have the former ones; what devices then have.
+
+        Raises LinkError.
+        """
+        present = await self.read()
         for name, head in heads.items():
-            target, _, device = name.partition(" of ")
-            await self._hub.put_head(head, self._key, target, device or None)
+            if present.get(name) == instead_of.get(name):
+                target, _, device = name.partition(" of ")
+                await self._hub.put_head(head, self._key, target, device or None)
         return await self.read()

@@ -73,8 +73,8 @@ def label(
 
     From a folder with one subfolder of recordings for each label, from a CSV `file,label[,fold]`, or from a CSV
     `device,time,label[,seconds]` that says when a device heard what. It is signed with --key or the server's key.
-    With --push some windows of the recordings are kept in --state: a release that lowers the head's score on them is
-    refused.
+    With --push some windows of the recordings are kept in --state: each release brings a head fitted to it, and a
+    release with which heads would label fewer of the recordings rightly is refused.
 
     Example: ssc server label heard.csv --state server/ --push
     """
@@ -154,7 +154,7 @@ def _write(head: Head, out: Path, key: minisign.SecretKey | None) -> None:
 
 
 def _keep_clips(head: Head, source: Path, bundle: Bundle, gate_db: float, folder: HeadClipsFolder | None) -> bool:
-    """Keep what no release may lower the head's score on; where that cannot be, say so. Returns whether it is kept."""
+    """Keep what judges releases and heads are fitted to; where that cannot be, say so. Returns whether it is kept."""
     if folder is not None and not is_events(source):
         folder.keep(HeadClips.of(head, read_clips(source), bundle.manifest.info.front_end, gate_db))
         return True

@@ -119,7 +119,8 @@ class HeadClips(Strict, frozen=True, kw_only=True):
         truth = np.array([[label in labels for label in head.labels] for labels in self.clips])
         heard = np.flatnonzero(truth.any(axis=0))
         names = tuple(head.labels[place] for place in heard)
-        return Examples(embeddings, names, truth[places][:, heard], places, (0, 0))
+        several = head.scores_by == "sigmoid"
+        return Examples(embeddings, names, truth[places][:, heard], places, (0, 0), several=several)
 
     def _right_of_head(self, embeddings: npt.NDArray[np.float32]) -> Bools:
         head = Head.from_json(self.head, "head")
@@ -139,11 +140,11 @@ class HeadClipsFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def keep(self, kept: HeadClips) -> None:
-        """Write a head's clips. Raises UsageError when there are clips of too many heads."""
+    def keep(self, kept: HeadClips, bounded: bool = True) -> None:
+        """Write a head's clips. Raises UsageError when, `bounded`, there are clips of too many heads."""
         make_private(self.path)
         path = self._file(kept.head)
-        if not path.exists() and len(self._files()) >= MAX_HEADS:
+        if bounded and not path.exists() and len(self._files()) >= MAX_HEADS:
             raise UsageError(
                 f"{self.path}: has the clips of {MAX_HEADS} heads, no more are kept; give --no-probe, or remove some "
                 f"of these files and their checksums{_NOT_JUDGED}"

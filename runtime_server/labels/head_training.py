@@ -53,11 +53,13 @@ class Examples:
     """What a group is."""
     by_exit: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     """What the exit at a cut makes of the same windows (windows, d), by the cut's name."""
+    several: bool = False
+    """A window may have several labels, although none has here."""
 
     @property
     def exclusive(self) -> bool:
         """Whether each window has exactly one label."""
-        return bool((self.truth.sum(axis=1) == 1).all())
+        return not self.several and bool((self.truth.sum(axis=1) == 1).all())
 
 
 @dataclass(frozen=True)

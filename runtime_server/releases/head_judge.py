@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from runtime_edge.formats.manifest import Manifest
+from runtime_edge.errors import SscError
 from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.records.head import Head
-from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder, head_name
+from runtime_server.labels.head_clips import HeadClipsFolder, head_name
 from runtime_server.suffix.generations import CutModel, Generation
 
 _LOG = logging.getLogger(__name__)
@@ -80,22 +80,11 @@ UNASKED = HeadScores()
 """Nobody has asked the heads."""
 
 
-@dataclass
-class _Asked:
-    """A head's clips with the weights that would follow."""
-
-    kept: HeadClips
-    right: npt.NDArray[np.bool_]
-    for_whom: list[str] = field(default_factory=list)
-
-
 class HeadJudge:
     """Scores pushed heads by the clips that are kept of them, and fits them to the weights that are released."""
 
     def __init__(self, folder: HeadClipsFolder) -> None:
         self._folder = folder
-        self._asked: dict[str, _Asked] = {}
-        """Of the last judgement, by the file that the clips are kept in."""
         self._said: tuple[str, ...] = ()
 
     def judge(self, pushed: Mapping[str, Head], newest: Generation, candidate: CutModel) -> HeadScores:
@@ -104,60 +93,69 @@ class HeadJudge:
         Heads for another encoder, which devices refuse, are left out. Raises FormatError for clips that are damaged.
         """
         judged, without = [], []
-        self._asked = {}
+        asked: dict[str, HeadScore | None] = {}
         for name, head in sorted(pushed.items()):
             if not head.fits(newest.bundle.manifest.info):
                 continue
-            asked = self._ask(head, newest, candidate)
-            if asked is None:
+            own = head_name(head.to_json())
+            if own not in asked:
+                asked[own] = self._ask(head, newest, candidate)
+            if (score := asked[own]) is None:
                 without.append(name)
-                continue
-            asked.for_whom.append(name)
-            best = np.frombuffer(asked.kept.best, np.uint8).astype(np.bool_)
-            judged.append(compared(name, asked.right, best))
+            else:
+                judged.append(replace(score, head=name))
         if without and tuple(without) != self._said:
             _LOG.warning("no release is judged by head %s: %s", ", ".join(without), WITHOUT_CLIPS)
         self._said = tuple(without)
         return HeadScores(tuple(judged), tuple(without))
 
-    def refit(self, candidate: CutModel, released: Manifest) -> dict[str, Head]:
-        """The heads that were judged last, fitted to the weights that are released now, by whom they are for; those
-        whose clips are too few stay as they are.
+    def refit(self, pushed: Mapping[str, Head], released: Generation) -> dict[str, Head]:
+        """Heads fitted to a generation that is about to be released, instead of those pushed, by whom they are for.
 
-        Their clips are kept for the next release, with what the best generation made of them.
+        Left out are heads of that generation, those without clips or with too few, and those whose clips are damaged,
+        which the log names. The clips are kept for the next release, with what the best generation made of them.
         """
-        found, number = {}, released.info.generation
-        for asked in self._asked.values():
-            head = former = Head.from_json(asked.kept.head, "head")
-            again = asked.kept.refitted(candidate)
-            if again != former:
-                head = msgspec.structs.replace(again, generations=(number, number), model=model_digest(released))
-                found.update(dict.fromkeys(asked.for_whom, head))
-            better = asked.right.sum() >= sum(asked.kept.best)
-            best = asked.right.astype(np.uint8).tobytes() if better else asked.kept.best
-            generation = number if better else asked.kept.best_generation
-            self._folder.keep(
-                msgspec.structs.replace(asked.kept, head=head.to_json(), best=best, best_generation=generation)
-            )
-        return found
+        self.forget(pushed)
+        fitted: dict[str, Head | None] = {}
+        for head in pushed.values():
+            own = head_name(head.to_json())
+            if own in fitted or head.generations[1] >= released.number or not head.fits(released.bundle.manifest.info):
+                continue
+            try:
+                fitted[own] = self._fitted(head, released)
+            except (SscError, OSError) as exc:
+                _LOG.error("a head is not fitted to generation %d: %s", released.number, exc)
+        found = {name: fitted.get(head_name(head.to_json())) for name, head in pushed.items()}
+        return {name: head for name, head in found.items() if head is not None}
+
+    def _fitted(self, former: Head, released: Generation) -> Head | None:
+        """None where it stays as it is."""
+        kept = self._folder.read(former)
+        again = None if kept is None else kept.refitted(released.model)
+        if kept is None or again is None or again == former:
+            return None
+        number, digest = released.number, model_digest(released.bundle.manifest)
+        head = msgspec.structs.replace(again, generations=(number, number), model=digest)
+        right = kept.right(released.model)
+        if right.sum() >= sum(kept.best):
+            kept = msgspec.structs.replace(kept, best=right.astype(np.uint8).tobytes(), best_generation=number)
+        self._folder.keep(msgspec.structs.replace(kept, head=head.to_json()), bounded=False)
+        return head
 
     def forget(self, pushed: Mapping[str, Head]) -> None:
         """Remove the clips of heads that no device is given any more."""
         self._folder.remove_others(list(pushed.values()))
 
-    def _ask(self, head: Head, newest: Generation, candidate: CutModel) -> _Asked | None:
+    def _ask(self, head: Head, newest: Generation, candidate: CutModel) -> HeadScore | None:
         """None without clips. What the weights in use make of them is asked once, before the first release."""
-        own = head_name(head.to_json())
-        if own not in self._asked:
-            kept = self._folder.read(head)
-            if kept is None:
-                return None
-            if not kept.best:
-                best = kept.right(newest.model).astype(np.uint8).tobytes()
-                kept = msgspec.structs.replace(kept, best=best, best_generation=newest.number)
-                self._folder.keep(kept)
-            self._asked[own] = _Asked(kept, kept.right(candidate))
-        return self._asked[own]
+        kept = self._folder.read(head)
+        if kept is None:
+            return None
+        if not kept.best:
+            best = kept.right(newest.model).astype(np.uint8).tobytes()
+            kept = msgspec.structs.replace(kept, best=best, best_generation=newest.number)
+            self._folder.keep(kept, bounded=False)
+        return compared("", kept.right(candidate), np.frombuffer(kept.best, np.uint8).astype(np.bool_))
 
 
 def compared(head: str, after: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_]) -> HeadScore:

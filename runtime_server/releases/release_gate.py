@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from runtime_edge.base.heap import give_memory_back
 from runtime_edge.base.recent import Recent
-from runtime_edge.errors import SscError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.records.head import Head
@@ -138,8 +137,6 @@ class ReleaseGate:
         self._clock = clock
         self.head_scores = UNASKED
         """Of the last attempt that nothing else spoke against."""
-        self.refitted: Mapping[str, Head] = {}
-        """Heads for the last release, by whom they are for: devices take them when they run it."""
         self._worse: list[str] = []
         """Heads that the last attempt failed of."""
         self._heads = HeadJudge(HeadClipsFolder(state.head_clips))
@@ -204,20 +201,15 @@ class ReleaseGate:
         self._state.save_weights(number, tensors)
         generation = self._generations.add(bundle, tensors)
         self._note(number, (newest.bundle, bundle), "held-out quality is as it must be", started, before, after, heads)
-        self.refitted = self._refit(candidate, bundle)
         return generation
+
+    def heads_for(self, generation: Generation, pushed: Mapping[str, Head]) -> dict[str, Head]:
+        """Heads fitted to a generation, instead of those pushed, by whom they are for."""
+        return self._heads.refit(pushed, generation)
 
     def forget_heads(self, pushed: Mapping[str, Head]) -> None:
         """Remove the clips of heads that no device is given any more."""
         self._heads.forget(pushed)
-
-    def _refit(self, candidate: CutModel, bundle: Bundle) -> dict[str, Head]:
-        """A release that is already kept does not fail of a head: that one stays as it is."""
-        try:
-            return self._heads.refit(candidate, bundle.manifest)
-        except (SscError, OSError) as exc:
-            _LOG.error("heads are not fitted to generation %d: %s", bundle.manifest.info.generation, exc)
-            return {}
 
     def _base(self) -> Generation:
         """What the next generation follows: the first rank knows, and has it on the disk."""

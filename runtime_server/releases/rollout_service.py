@@ -22,6 +22,7 @@ from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.records.report import decode_report
 from runtime_edge.formats.strict import decode
 from runtime_server.broker.hub import MAX_MESSAGE_BYTES, NO_SERVER, Hub, released_bundle
+from runtime_server.broker.pushed_heads import PushedHeads
 from runtime_server.releases.bundle_publisher import prune, publish_patches
 from runtime_server.releases.device_reports import DeviceTraffic, all_together
 from runtime_server.releases.release_gate import ReleaseGate, ReleaseOutcome
@@ -60,9 +61,10 @@ class RolloutService:
         key: minisign.SecretKey | None,
         ready: Callable[[list[int]], Awaitable[None]] | None = None,
         gate: ReleaseGate | None = None,
+        heads: PushedHeads | None = None,
     ) -> None:
         self._hub, self._rollout, self._generations, self._state = hub, rollout, generations, state
-        self._key, self._ready, self._gate = key, ready, gate
+        self._key, self._ready, self._gate, self._heads = key, ready, gate, heads
         self._pace = UpdatePace(rollout)
         self._news: asyncio.Queue[tuple[Generation, ReleaseOutcome | None]] = asyncio.Queue()
         self._paced = ""
@@ -135,11 +137,21 @@ class RolloutService:
         facts: dict[str, float | None] = {"full_bytes": full, "patch_bytes": patched}
         if outcome is not None and outcome.before is not None and outcome.after is not None:
             facts |= {"held_out_before": outcome.before.loss, "held_out_after": outcome.after.loss}
+        await self._give_heads(generation)
         self._rollout.offer(generation.number, bundle.digest, facts)
         share = self._rollout.wanted.share
         _LOG.info("generation %d released to %.0f %% of the devices", generation.number, 100 * share)
         await self._decide()
         await self._tidy()
+
+    async def _give_heads(self, generation: Generation) -> None:
+        """Before devices hear of a generation, the heads that fit it: each takes its own with the blocks."""
+        if self._gate is None or self._heads is None:
+            return
+        pushed = await self._heads.read()
+        fitted = await asyncio.to_thread(self._gate.heads_for, generation, pushed)
+        if fitted:
+            self._gate.forget_heads(await self._heads.give(fitted, pushed))
 
     def _wait_for_budget(self, number: int, count: int) -> None:
         """Raise WaitsForBudget unless so many bytes may be taken of each device now; say so once."""

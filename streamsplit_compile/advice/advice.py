@@ -98,9 +98,9 @@ class Advice:
     left_out: tuple[str, ...]
     """Policies that cannot be had, and why."""
 
-    def of(self, policy: str) -> Estimate:
-        """That one's estimate."""
-        return next(one for one in self.estimates if one.policy == policy)
+    def of(self, policy: str) -> Estimate | None:
+        """That one's estimate; None where it was left out."""
+        return next((one for one in self.estimates if one.policy == policy), None)
 
     @property
     def best(self) -> Estimate:
@@ -113,30 +113,34 @@ class Advice:
                 return good[names.index(simple)]
         return max(good, key=lambda one: one.reward)
 
-    @property
-    def sentence(self) -> str:
-        """What to do, and beside what."""
-        best = self.best
-        shipped = [one for one in self.estimates if one.policy not in (DEVICE_ONLY, best.policy)]
+    def sentence(self, share: float = 1.0) -> str:
+        """What to do, and beside what, listening for that share of the time."""
+        best, where = self.best, f"{self.target} over {self.link}"
+        others = [one for one in self.estimates if one.policy not in (DEVICE_ONLY, best.policy)]
+        other = max(others, key=lambda one: one.reward) if others else None
         if best.policy == DEVICE_ONLY:
-            other = max(shipped, key=lambda one: one.reward)
-            beside = "" if other.policy == TABLE else f"Of what is shipped {other.policy} comes next: {_told(other)}. "
-            return (
-                f"{self.target} over {self.link}: run everything on the device (`ssc edge run --min-cut local`): "
-                f"{_told(best)}. {beside}If the server is to learn, leave the choice to the table, as devices do by "
-                f"default: {_told(self.of(TABLE))}."
-            )
-        other = max((one for one in self.estimates if one.policy != best.policy), key=lambda one: one.reward)
-        do = _what_to_do(best.policy, self.last_cut)
-        return f"{self.target} over {self.link}: {do}: {_told(best)}. The next best is {other.policy}: {_told(other)}."
+            do = "run everything on the device (`ssc edge run --min-cut local`)"
+            said = [f"{where}: {do}: {_told(best, share)}."]
+            table = self.of(TABLE)
+            if other is not None and other.policy != TABLE:
+                said.append(f"Of what is shipped {other.policy} comes next: {_told(other, share)}.")
+            if table is not None:
+                learn = "If the server is to learn, leave the choice to the table, as devices do by default"
+                said.append(f"{learn}: {_told(table, share)}.")
+            return " ".join(said)
+        said = [f"{where}: {_what_to_do(best.policy, self.last_cut)}: {_told(best, share)}."]
+        alone = self.of(DEVICE_ONLY)
+        nexts = [one for one in (other, alone) if one is not None]
+        if nexts:
+            following = max(nexts, key=lambda one: one.reward)
+            said.append(f"The next best is {following.policy}: {_told(following, share)}.")
+        return " ".join(said)
 
 
-def _told(one: Estimate) -> str:
+def _told(one: Estimate, share: float) -> str:
     """Its figures in a few words."""
-    return (
-        f"{one.final_ms:.0f} ms, {one.above_idle_mj:.0f} mJ a window above idle, {one.gb_a_month():.2g} GB a month, "
-        f"agreement {one.agreement:.3f}"
-    )
+    energy, gigabytes = f"{one.above_idle_mj:.0f} mJ a window above idle", f"{one.gb_a_month(share):.2g} GB a month"
+    return f"{one.final_ms:.0f} ms, {energy}, {gigabytes}, agreement {one.agreement:.3f}"
 
 
 def _what_to_do(policy: str, last_cut: str) -> str:
@@ -202,6 +206,8 @@ def _advise(
         lacking = _lacking(one, target, float(traces.bandwidth_mbps.mean()))
         left_out += [f"{one.policy}: {lacking}"] if lacking else []
         fitting += [] if lacking else [one]
+    if not fitting:
+        raise UsageError(f"{target.name} over {radio.name}: nothing fits: {'; '.join(left_out)}")
     ends = {DEVICE_ONLY, TABLE, *(name for name, *_ in STREAMS), names[0]}
     kept = [one for one in fitting if one.policy in ends or not any(_beats(other, one) for other in fitting)]
     return Advice(target.name, radio.name, tuple(kept), provenance, costs[-1].name, tuple(left_out))

@@ -71,7 +71,7 @@ def advise_(
     for line in sources(found):
         click.echo(f"  {line}")
     for advice in found:
-        click.echo(f"\n{advice.sentence}")
+        click.echo(f"\n{advice.sentence(active)}")
 
 
 def _print(advice: Advice, active: float, battery_wh: float, per_gb: float | None) -> None:
@@ -109,7 +109,7 @@ def _as_json(advice: Advice, active: float, battery_wh: float, per_gb: float | N
         "target": advice.target,
         "link": advice.link,
         "times": advice.provenance,
-        "advice": advice.sentence,
+        "advice": advice.sentence(active),
         "best": advice.best.policy,
         "left_out": list(advice.left_out),
         "policies": [

@@ -205,7 +205,7 @@ def compile_(
     else:
         print_cuts(bundle)
         for advice in advise(bundle, options.targets, options.link, options.measured):
-            click.echo(advice.sentence)
+            click.echo(advice.sentence())
         click.echo(f"What else there is: ssc advise {out}\nPictures: {report_path(out)}")
     _warn(bundle)
 

@@ -73,7 +73,7 @@ def test_heads_swap_as_they_come_and_the_last_is_used_by_the_next_run(tmp_path, 
     assert detected(updater(tmp_path, None, info), info) == ["second"]
 
 
-def test_a_head_of_a_later_generation_takes_over_with_its_blocks(tmp_path, info):
+def test_a_head_of_a_later_generation_takes_over_with_its_blocks_and_goes_with_them(tmp_path, info):
     transport = InMemoryTransport()
 
     async def work():
@@ -85,9 +85,13 @@ def test_a_head_of_a_later_generation_takes_over_with_its_blocks(tmp_path, info)
         said.append(detected(updating, info))
         await transport.change(subjects.HEADS, KEY, record(constant(info, "next", generations=(2, 2))))
         said.append(detected(updating, info))
-        return [*said, detected(updating, replace(info, generation=2)), detected(updating, info)]
+        restarted = detected(updater(tmp_path, None, info), info)
+        later = replace(info, generation=2)
+        return [*said, restarted, detected(updating, later), detected(updating, info)]
 
-    assert asyncio.run(work()) == [["early"], ["usual"], ["usual"], ["next"], ["next"]]
+    found = asyncio.run(work())
+    assert found == [["early"], ["usual"], ["usual"], ["usual"], ["next"], ["usual"]]
+    assert detected(updater(tmp_path, None, info), info) == ["next"], "it was used last"
 
 
 def test_a_head_of_another_encoder_is_refused_and_labels_nothing(tmp_path, info):

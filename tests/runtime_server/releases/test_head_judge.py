@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.records.head import Head
-from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder
+from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder, head_name
 from runtime_server.labels.head_training import fit_head
 from runtime_server.labels.labelled import of_clips, read_clips
 from runtime_server.releases.head_judge import HeadJudge, HeadScore
@@ -140,8 +140,10 @@ def test_a_release_brings_the_heads_that_fit_it_and_the_best_so_far_is_remembere
         released = gate.attempt(lambda used=used: used)
         assert released.number == place + 2, "a head that is fitted anew does not mind that embeddings turn"
         rollout.offer(released.number, released.bundle.digest)
-        assert gate.refitted.keys() == {"rpi4", "m2"}
-        used = {**used, **gate.refitted}
+        given = gate.heads_for(released, used)
+        assert given.keys() == {"rpi4", "m2"}
+        used = {**used, **given}
+        assert gate.heads_for(released, used) == {}, "they are of this generation already"
         gate.forget_heads(used)
         fitted = used["rpi4"]
         assert fitted == used["m2"]
@@ -154,6 +156,27 @@ def test_a_release_brings_the_heads_that_fit_it_and_the_best_so_far_is_remembere
     assert len(list(state.head_clips.glob("*.clips"))) == 1
     turned = np.dot(*(np.frombuffer(one.weights, "<f4") for one in (head, used["rpi4"])))
     assert turned < 0
+
+
+def test_more_heads_than_may_be_pushed_are_fitted_and_a_damaged_one_alone_is_left_out(
+    gate, head, kept, state, generations, monkeypatch, caplog
+):
+    monkeypatch.setattr("runtime_server.labels.head_clips.MAX_HEADS", 3)
+    gate, trainer, _ = gate
+    pushed, folder = {}, HeadClipsFolder(state.head_clips)
+    for place in range(3):
+        own = replace(head, created_by=f"head {place}")
+        folder.keep(replace(kept, head=own.to_json()), bounded=False)
+        pushed[f"rpi4 of pi-{place}"] = own
+    average(trainer, lambda parameter: -parameter)
+    released = gate.attempt(lambda: pushed)
+    damaged = next(
+        path for path in state.head_clips.glob("*.clips") if head_name(pushed["rpi4 of pi-0"].to_json()) in path.name
+    )
+    damaged.write_bytes(b"x")
+    given = gate.heads_for(released, pushed)
+    assert given.keys() == {"rpi4 of pi-1", "rpi4 of pi-2"}
+    assert "a head is not fitted to generation 2" in caplog.text
 
 
 def test_what_was_lost_in_small_steps_is_lost_against_the_best(judge, head, kept, state, generations, deaf):

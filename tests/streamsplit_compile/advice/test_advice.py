@@ -60,7 +60,7 @@ def test_what_a_link_cannot_carry_is_left_out_with_its_reason(small_bundle):
 
 def test_a_device_with_an_encoder_this_small_runs_all_of_it_over_lte(over_lte):
     assert over_lte.best.policy == DEVICE_ONLY
-    assert "rpi4 over lte: run everything on the device (`ssc edge run --min-cut local`)" in over_lte.sentence
+    assert "rpi4 over lte: run everything on the device (`ssc edge run --min-cut local`)" in over_lte.sentence()
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,17 @@ def test_the_simplest_of_about_equal_policies_is_advised(rewards, best, words):
     estimates = tuple(estimate(policy, reward) for policy, reward in rewards.items())
     advice = Advice("rpi4", "lte", estimates, "predicted", "out", ())
     assert advice.best.policy == best
-    assert words in advice.sentence
+    assert words in advice.sentence()
+
+
+def test_the_sentence_does_without_what_was_left_out_and_counts_the_time_it_listens():
+    alone = Advice("rpi4", "lora", (estimate(DEVICE_ONLY, 5.0),), "predicted", "out", ())
+    assert alone.sentence().startswith("rpi4 over lora: run everything on the device")
+    assert "table" not in alone.sentence()
+    shipped = Advice("rpi4", "lora", (estimate("Opus 6", 5.0),), "predicted", "out", ())
+    assert "The next best" not in shipped.sentence()
+    assert "7.8 GB a month" in shipped.sentence()
+    assert "0.78 GB a month" in shipped.sentence(0.1)
 
 
 def test_what_does_not_fit_into_memory_is_left_out(small_bundle):
