@@ -59,7 +59,7 @@ async def put_heads(hub, name, info, signing_key):
             event = await asyncio.wait_for(events.get(), 15.0)
             if event["event"] == "head_refused":
                 return event["reason"]
-            if event["detected"] != last:
+            if event["event"] == "result" and event["detected"] != last:
                 return event["detected"]
 
     last = []
