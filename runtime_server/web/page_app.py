@@ -192,9 +192,10 @@ class _Guard:
             return _problem(421, "call this page by the name of this machine itself, such as http://127.0.0.1")
         if self._token is None:
             return None
-        if request.url.path == "/api/v1/login" and request.method == "POST":
+        path = request.scope["path"]  # by which it is routed; that of `request.url` depends on the Host header
+        if path == "/api/v1/login" and request.method == "POST":
             return await self._login(request)
-        if request.url.path.startswith("/api/") and not self._knows(_given(request)):
+        if path.startswith("/api/") and not self._knows(_given(request)):
             return _problem(401, "give the token of the server's state directory (web.token)")
         return None
 
