@@ -105,22 +105,27 @@ class Listeners:
 
     async def _look_forever(self) -> None:
         """While there are listeners; what came before the first look, they ask for as views."""
-        revision, number = await self._source.place()
+        place: tuple[int, int] | None = None
         while self._queues:
-            await asyncio.sleep(self._look_s)
-            try:
-                body, revision, number = await self._source.changes(revision, number)
-            except (SscError, asyncio.TimeoutError):
-                continue
-            if not body:
-                continue
-            told = b"event: changes\ndata: " + body + b"\n\n"
-            for queue in list(self._queues):
-                if queue.full():
-                    self._queues.discard(queue)
-                    _end(queue)
+            with contextlib.suppress(SscError, asyncio.TimeoutError):
+                if place is None:
+                    place = await self._source.place()
                 else:
-                    queue.put_nowait(told)
+                    body, revision, number = await self._source.changes(*place)
+                    place = revision, number
+                    self._tell(body)
+            await asyncio.sleep(self._look_s)
+
+    def _tell(self, body: bytes) -> None:
+        if not body:
+            return
+        told = b"event: changes\ndata: " + body + b"\n\n"
+        for queue in list(self._queues):
+            if queue.full():
+                self._queues.discard(queue)
+                _end(queue)
+            else:
+                queue.put_nowait(told)
 
 
 def _end(queue: asyncio.Queue[bytes | None]) -> None:

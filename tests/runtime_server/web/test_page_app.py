@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from waiting import PATIENCE_S
 
+from runtime_edge.errors import LinkError
 from runtime_server.web.page_app import Listeners, make_app
 
 TOKEN = "a token that somebody has"
+CHANGE = b"event: changes\ndata: {}\n\n"
 
 
 class Source:
@@ -47,3 +50,28 @@ def test_no_host_name_leads_around_the_token(host):
     """What a part of the code takes for the path must be what decides which view is given."""
     assert ask("/api/v1/devices", (b"host", host)) == 401
     assert ask("/api/v1/devices", (b"host", host), (b"authorization", b"Bearer " + TOKEN.encode())) == 200
+
+
+class LateSource(Source):
+    """Does not answer the first questions."""
+
+    def __init__(self, *troubles):
+        self.troubles = list(troubles)
+
+    async def place(self):
+        if self.troubles:
+            raise self.troubles.pop(0)
+        return 0, 0
+
+
+@pytest.mark.parametrize("trouble", [asyncio.TimeoutError(), LinkError("the broker is gone")])
+def test_a_listener_hears_of_changes_although_the_server_was_busy_when_it_came(trouble):
+    async def listened():
+        listeners = Listeners(LateSource(trouble, trouble), look_s=0.0)
+        stream = listeners.stream()
+        assert b"event: hello" in await anext(stream)
+        assert await asyncio.wait_for(anext(stream), PATIENCE_S) == CHANGE
+        await stream.aclose()
+        await listeners.hang_up()
+
+    asyncio.run(listened())
