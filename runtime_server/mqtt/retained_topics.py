@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessageInfo
 
+_QUEUE_IS_FULL = 15
+"""MQTT_ERR_QUEUE_SIZE of a client that may not be installed."""
+
 
 class RetainedTopics:
     """Publishes with `client`, and remembers what it took."""
@@ -21,11 +24,16 @@ class RetainedTopics:
         return not self._payloads
 
     def put(self, topic: str, payload: str) -> MQTTMessageInfo | None:
-        """Publish it unless it stands there; returns how that goes, None where there was nothing to do."""
+        """Publish it unless it stands there; returns how that goes, None where there was nothing to do.
+
+        What the client's full queue refuses is not remembered: put it again later.
+        """
         if self._payloads.get(topic) == payload:
             return None
-        self._payloads[topic] = payload
-        return self._client.publish(topic, payload, qos=1, retain=True)
+        told = self._client.publish(topic, payload, qos=1, retain=True)
+        if told.rc != _QUEUE_IS_FULL:
+            self._payloads[topic] = payload
+        return told
 
     def clear(self) -> None:
         """Nothing is known any more of what stands there."""
