@@ -16,7 +16,16 @@ from runtime_edge.errors import LinkError, MissingExtra, UsageError
 from runtime_edge.formats.records.head import Head
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.pushed_heads import pushed_heads
-from runtime_server.mqtt.discovery import MAX_LABELS, OFFLINE, ONLINE, KnownLabels, Topics, device_event, retained
+from runtime_server.mqtt.discovery import (
+    MAX_LABELS,
+    OFFLINE,
+    ONLINE,
+    KnownLabels,
+    Topics,
+    device_event,
+    device_topics,
+    retained,
+)
 from runtime_server.mqtt.retained_topics import RetainedTopics
 from runtime_server.telemetry.device_view import DeviceView
 from runtime_server.telemetry.fleet import Fleet
@@ -153,14 +162,15 @@ class MqttBridge:
         for event in self._fleet.later(self._number):
             self._number = event.number
             if event.label:
-                known = self._labels(event.device)
-                known.add([event.label])
-                known.seen[event.label] = event.score or 0.0, event.head_generation
+                self._labels(event.device).note(event.label, event.score or 0.0, event.head_generation)
             self._client.publish(self._topics.of(event.device, "event"), device_event(event), qos=1)
         views = list(self._fleet.devices.values()) if every else self._fleet.changed(self._revision)
         self._revision = self._fleet.revision
         for view in views:
             self._publish_device(view)
+        if every:
+            for device in self._known.keys() - self._fleet.devices.keys():
+                self._forget(device)
 
     def _publish_device(self, view: DeviceView) -> None:
         known = self._labels(view.name)
@@ -169,6 +179,13 @@ class MqttBridge:
         known.add(view.on)
         for topic, payload in retained(view, self._fleet.is_alive(view), known, self._topics).items():
             self._published.put(topic, payload)
+
+    def _forget(self, device: str) -> None:
+        """Nothing is kept of a device that the fleet has forgotten, once the broker takes it that it is gone."""
+        status = self._topics.of(device, "status")
+        self._published.put(status, OFFLINE)
+        if self._published.has(status, OFFLINE):
+            self._published.forget(device_topics(device, self._known.pop(device), self._topics))
 
     def _labels(self, device: str) -> KnownLabels:
         return self._known.setdefault(device, KnownLabels())

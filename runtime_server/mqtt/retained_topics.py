@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,12 +29,21 @@ class RetainedTopics:
 
         What the client's full queue refuses is not remembered: put it again later.
         """
-        if self._payloads.get(topic) == payload:
+        if self.has(topic, payload):
             return None
         told = self._client.publish(topic, payload, qos=1, retain=True)
         if told.rc != _QUEUE_IS_FULL:
             self._payloads[topic] = payload
         return told
+
+    def has(self, topic: str, payload: str) -> bool:
+        """Whether that stands there, or will."""
+        return self._payloads.get(topic) == payload
+
+    def forget(self, topics: Iterable[str]) -> None:
+        """Nothing is known any more of what stands at these."""
+        for topic in topics:
+            self._payloads.pop(topic, None)
 
     def clear(self) -> None:
         """Nothing is known any more of what stands there."""

@@ -93,3 +93,18 @@ def test_a_bridge_that_ends_says_of_every_device_that_it_is_offline(follow):
         await eventually(lambda: {reader.status(), *map(reader.status, names)} == {"offline"}, "all are gone")
 
     follow(fleet_of(len(names)), work)
+
+
+def test_a_device_that_the_fleet_forgets_is_offline_and_told_of_anew_when_it_comes_back(follow):
+    fleet, config = fleet_of(2), Topics().config("pi-0")
+
+    async def work(reader, _end):
+        await eventually(lambda: config in reader.stands and reader.status("pi-1") == "online", "both are there")
+        del fleet.devices["pi-0"]
+        await eventually(lambda: reader.status("pi-0") == "offline", "one is gone")
+        assert reader.status("pi-1") == "online"
+        reader.stands.clear()
+        fleet.report("pi-0", REPORT | {"device": "pi-0"})
+        await eventually(lambda: config in reader.stands and reader.status("pi-0") == "online", "it is back")
+
+    follow(fleet, work)
