@@ -60,6 +60,12 @@ class KnownLabels:
             if len(self.heard) < MAX_LABELS:
                 self.heard.setdefault(label)
 
+    def note(self, label: str, score: float, generation: int | None) -> None:
+        """It went on or off; nothing is kept of a label that there is no room for."""
+        self.add([label])
+        if label in self.heard:
+            self.seen[label] = score, generation
+
 
 def label_id(label: str) -> str:
     """A label as a part of a topic and of an id, unlike that of any other label."""
@@ -95,6 +101,12 @@ def discovery(view: DeviceView, known: KnownLabels, topics: Topics) -> dict[str,
         "availability": [{"topic": topics.status}, {"topic": topics.of(name, "status")}],
         "availability_mode": "all",
     }
+
+
+def device_topics(device: str, known: KnownLabels, topics: Topics) -> list[str]:
+    """Where something of a device is retained."""
+    labels = (topics.of(device, "label", label_id(label)) for label in known.heard)
+    return [topics.of(device, "status"), topics.of(device, "state"), *labels, topics.config(device)]
 
 
 def device_event(event: FleetEvent) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,17 +16,27 @@ from runtime_edge.errors import LinkError, MissingExtra, UsageError
 from runtime_edge.formats.records.head import Head
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.pushed_heads import pushed_heads
-from runtime_server.mqtt.discovery import MAX_LABELS, OFFLINE, ONLINE, KnownLabels, Topics, device_event, retained
+from runtime_server.mqtt.discovery import (
+    MAX_LABELS,
+    OFFLINE,
+    ONLINE,
+    KnownLabels,
+    Topics,
+    device_event,
+    device_topics,
+    retained,
+)
+from runtime_server.mqtt.retained_topics import RetainedTopics
 from runtime_server.telemetry.device_view import DeviceView
 from runtime_server.telemetry.fleet import Fleet
 from runtime_server.telemetry.fleet_watch import watch_fleet
 
 if TYPE_CHECKING:
-    from paho.mqtt.client import Client
+    from paho.mqtt.client import Client, MQTTMessageInfo
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S, _SWEEP_S, _HEADS_S = 0.2, 5.0, 30.0
-_KEEPALIVE_S, _PATIENCE_S = 30, 10.0
+_KEEPALIVE_S, _PATIENCE_S, _LEAVE_S = 30, 10.0, 5.0
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _EXAMPLE = "mqtt://user:password@homeassistant.local:1883"
 
@@ -81,8 +93,7 @@ class MqttBridge:
         self._client = _client(address, topics, self._on_connect, self._on_disconnect)
         self._known: dict[str, KnownLabels] = {}
         self._head_labels: dict[str, tuple[str, ...]] = {}
-        self._published: dict[str, str] = {}
-        """What stands at each topic, as far as is known."""
+        self._published = RetainedTopics(self._client)
         self._revision = self._number = 0
         self._refused = ""
         self._connected, self._answered = asyncio.Event(), asyncio.Event()
@@ -100,9 +111,7 @@ class MqttBridge:
             await self._follow(stopping, on_started)
         finally:
             if self._client.is_connected():
-                for device in sorted(self._fleet.devices):
-                    self._put(self._topics.of(device, "status"), OFFLINE)
-                self._put(self._topics.status, OFFLINE)
+                await self._take_leave()
             self._client.disconnect()
             await asyncio.to_thread(self._client.loop_stop)
 
@@ -114,6 +123,12 @@ class MqttBridge:
         if self._refused:
             raise LinkError(f"{self._address}: {self._refused}; give a user that it knows")
 
+    async def _take_leave(self) -> None:
+        """Nobody else tells the broker: a connection that is ended on purpose has no last will."""
+        topics = [self._topics.status, *(self._topics.of(device, "status") for device in sorted(self._fleet.devices))]
+        told = [self._published.put(topic, OFFLINE) for topic in topics]
+        await asyncio.to_thread(_wait_for, [one for one in told if one is not None], _LEAVE_S)
+
     async def _follow(self, stopping: asyncio.Event, on_started: Callable[[], None]) -> None:
         swept = asked = float("-inf")
         while not stopping.is_set():
@@ -122,7 +137,7 @@ class MqttBridge:
                 asked = now
                 await self._look_at_heads()
             if self._connected.is_set():
-                every = now - swept >= _SWEEP_S or not self._published
+                every = now - swept >= _SWEEP_S or self._published.is_empty
                 swept = now if every else swept
                 self._publish_changes(every)
                 on_started()
@@ -143,19 +158,19 @@ class MqttBridge:
 
     def _publish_changes(self, every: bool) -> None:
         """What devices have told since the last look; with `every`, also which of them are gone."""
-        if not self._published:
-            self._put(self._topics.status, ONLINE)
+        self._published.put(self._topics.status, ONLINE)
         for event in self._fleet.later(self._number):
             self._number = event.number
             if event.label:
-                known = self._labels(event.device)
-                known.add([event.label])
-                known.seen[event.label] = event.score or 0.0, event.head_generation
+                self._labels(event.device).note(event.label, event.score or 0.0, event.head_generation)
             self._client.publish(self._topics.of(event.device, "event"), device_event(event), qos=1)
         views = list(self._fleet.devices.values()) if every else self._fleet.changed(self._revision)
         self._revision = self._fleet.revision
         for view in views:
             self._publish_device(view)
+        if every:
+            for device in self._known.keys() - self._fleet.devices.keys():
+                self._forget(device)
 
     def _publish_device(self, view: DeviceView) -> None:
         known = self._labels(view.name)
@@ -163,15 +178,17 @@ class MqttBridge:
         known.add(self._head_labels.get(head, self._head_labels.get(view.target, ())))
         known.add(view.on)
         for topic, payload in retained(view, self._fleet.is_alive(view), known, self._topics).items():
-            self._put(topic, payload)
+            self._published.put(topic, payload)
+
+    def _forget(self, device: str) -> None:
+        """Nothing is kept of a device that the fleet has forgotten, once the broker takes it that it is gone."""
+        status = self._topics.of(device, "status")
+        self._published.put(status, OFFLINE)
+        if self._published.has(status, OFFLINE):
+            self._published.forget(device_topics(device, self._known.pop(device), self._topics))
 
     def _labels(self, device: str) -> KnownLabels:
         return self._known.setdefault(device, KnownLabels())
-
-    def _put(self, topic: str, payload: str) -> None:
-        if self._published.get(topic) != payload:
-            self._published[topic] = payload
-            self._client.publish(topic, payload, qos=1, retain=True)
 
     def _on_connect(self, refused: str) -> None:
         """In the client's thread."""
@@ -190,12 +207,20 @@ class MqttBridge:
             self._connected.set()
             return
         self._connected.clear()
-        if self._published:
+        if not self._published.is_empty:
             _LOG.warning("%s: %s; trying again", self._address, refused or "the connection is lost")
 
 
 def _nothing() -> None:
     """It has started already."""
+
+
+def _wait_for(told: list[MQTTMessageInfo], patience_s: float) -> None:
+    """Until the broker has all of it, or patience is at its end."""
+    deadline = time.monotonic() + patience_s
+    for one in told:
+        with contextlib.suppress(ValueError, RuntimeError):  # it was not taken, or the connection is lost
+            one.wait_for_publish(max(deadline - time.monotonic(), 0.0))
 
 
 def _client(

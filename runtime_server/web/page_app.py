@@ -105,22 +105,27 @@ class Listeners:
 
     async def _look_forever(self) -> None:
         """While there are listeners; what came before the first look, they ask for as views."""
-        revision, number = await self._source.place()
+        place: tuple[int, int] | None = None
         while self._queues:
-            await asyncio.sleep(self._look_s)
-            try:
-                body, revision, number = await self._source.changes(revision, number)
-            except (SscError, asyncio.TimeoutError):
-                continue
-            if not body:
-                continue
-            told = b"event: changes\ndata: " + body + b"\n\n"
-            for queue in list(self._queues):
-                if queue.full():
-                    self._queues.discard(queue)
-                    _end(queue)
+            with contextlib.suppress(SscError, asyncio.TimeoutError):
+                if place is None:
+                    place = await self._source.place()
                 else:
-                    queue.put_nowait(told)
+                    body, revision, number = await self._source.changes(*place)
+                    place = revision, number
+                    self._tell(body)
+            await asyncio.sleep(self._look_s)
+
+    def _tell(self, body: bytes) -> None:
+        if not body:
+            return
+        told = b"event: changes\ndata: " + body + b"\n\n"
+        for queue in list(self._queues):
+            if queue.full():
+                self._queues.discard(queue)
+                _end(queue)
+            else:
+                queue.put_nowait(told)
 
 
 def _end(queue: asyncio.Queue[bytes | None]) -> None:
@@ -192,9 +197,10 @@ class _Guard:
             return _problem(421, "call this page by the name of this machine itself, such as http://127.0.0.1")
         if self._token is None:
             return None
-        if request.url.path == "/api/v1/login" and request.method == "POST":
+        path = request.scope["path"]  # by which it is routed; that of `request.url` depends on the Host header
+        if path == "/api/v1/login" and request.method == "POST":
             return await self._login(request)
-        if request.url.path.startswith("/api/") and not self._knows(_given(request)):
+        if path.startswith("/api/") and not self._knows(_given(request)):
             return _problem(401, "give the token of the server's state directory (web.token)")
         return None
 
@@ -209,7 +215,7 @@ class _Guard:
                 return _problem(413, "a token is shorter")
         try:
             given = json.loads(body)["token"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             given = None
         if not self._knows(given):
             return _problem(401, "that is not the token")
@@ -218,7 +224,9 @@ class _Guard:
         return answer
 
     def _knows(self, given: object) -> bool:
-        return isinstance(given, str) and secrets.compare_digest(given.encode(), (self._token or "").encode())
+        if not isinstance(given, str):
+            return False
+        return secrets.compare_digest(given.encode("utf-8", "surrogatepass"), (self._token or "").encode())
 
 
 def _given(request: Request) -> str | None:

@@ -15,6 +15,7 @@ from runtime_server.mqtt.discovery import (
     KnownLabels,
     Topics,
     device_event,
+    device_topics,
     discovery,
     label_id,
     retained,
@@ -78,6 +79,20 @@ def test_a_time_that_is_none_does_no_harm():
 def test_of_very_many_labels_some_have_topics():
     labels = known(*(f"label {number}" for number in range(1000)))
     assert len(discovery(VIEW, labels, TOPICS)["components"]) == MAX_LABELS + 2
+
+
+def test_nothing_is_kept_of_labels_beyond_those():
+    labels = KnownLabels()
+    for number in range(1000):
+        labels.note(f"label {number}", 0.5, 2)
+    labels.note("label 0", 0.75, 3)
+    assert len(labels.seen) == MAX_LABELS
+    assert labels.seen["label 0"] == (0.75, 3)
+
+
+@given(st.sets(names, max_size=5))
+def test_the_topics_of_a_device_are_where_something_of_it_stands(labels):
+    assert set(device_topics(VIEW.name, known(*labels), TOPICS)) == set(retained(VIEW, True, known(*labels), TOPICS))
 
 
 def test_an_event_says_of_which_head_it_is():

@@ -96,7 +96,8 @@ def test_a_browser_gets_a_cookie_for_the_token(open_room, tmp_path):
     def login(body, kind="application/json"):
         return browser.ask("/api/v1/login", "POST", body, content_type=kind)[0]
 
-    for wrong in ('{"token":"wrong"}', '{"token":1}', "[]", "{", '{"token":"ä"}'):
+    lone, deep = r'{"token":"\ud800"}', "[" * 1024
+    for wrong in ('{"token":"wrong"}', '{"token":1}', "[]", "{", '{"token":"ä"}', lone, deep):
         assert login(wrong.encode()).status == 401
     assert login(b"x" * 5000).status == 413
     assert login(json.dumps({"token": token}), "text/plain").status == 415

@@ -1,0 +1,50 @@
+"""What stands at each retained topic of a user's broker, so that only what differs is published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import Client, MQTTMessageInfo
+
+_QUEUE_IS_FULL = 15
+"""MQTT_ERR_QUEUE_SIZE of a client that may not be installed."""
+
+
+class RetainedTopics:
+    """Publishes with `client`, and remembers what it took."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._payloads: dict[str, str] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is known of what stands there."""
+        return not self._payloads
+
+    def put(self, topic: str, payload: str) -> MQTTMessageInfo | None:
+        """Publish it unless it stands there; returns how that goes, None where there was nothing to do.
+
+        What the client's full queue refuses is not remembered: put it again later.
+        """
+        if self.has(topic, payload):
+            return None
+        told = self._client.publish(topic, payload, qos=1, retain=True)
+        if told.rc != _QUEUE_IS_FULL:
+            self._payloads[topic] = payload
+        return told
+
+    def has(self, topic: str, payload: str) -> bool:
+        """Whether that stands there, or will."""
+        return self._payloads.get(topic) == payload
+
+    def forget(self, topics: Iterable[str]) -> None:
+        """Nothing is known any more of what stands at these."""
+        for topic in topics:
+            self._payloads.pop(topic, None)
+
+    def clear(self) -> None:
+        """Nothing is known any more of what stands there."""
+        self._payloads.clear()
