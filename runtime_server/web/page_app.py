@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -209,10 +209,13 @@ class _Guard:
         if request.headers.get("content-type") != "application/json":
             return _problem(415, "send JSON")
         body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > _MAX_LOGIN:
-                return _problem(413, "a token is shorter")
+        try:
+            async for part in request.stream():
+                body += part
+                if len(body) > _MAX_LOGIN:
+                    return _problem(413, "a token is shorter")
+        except ClientDisconnect:
+            return _problem(400, "there is no whole token")
         try:
             given = json.loads(body)["token"]
         except (ValueError, TypeError, KeyError, RecursionError):

@@ -18,7 +18,9 @@ from runtime_server.web.page_data import PageData
 
 _EXAMPLES = "8081, or 0.0.0.0:8081 for other machines, too"
 _STOP_S = 5.0
-_MAX_CONNECTIONS = 100
+MAX_CONNECTIONS = 100
+_REQUEST_S = 10
+"""What a browser has to send a whole request in, the first or the next one."""
 _BACKLOG = 64
 _TOKEN_BYTES = 1024
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -50,13 +52,20 @@ class WebAddress:
 class PageServer:
     """Serves until closed. Made on the event loop of the server that `data` is about.
 
+    Args:
+        address: where.
+        state: the server's state directory, for the token.
+        data: what is shown.
+        request_s: a connection without a whole request for so long is ended.
+
     Raises:
         UsageError: the place is taken, or is none of this machine's.
         MissingExtra: the extra `web` is not installed.
     """
 
-    def __init__(self, address: WebAddress, state: Path, data: PageData) -> None:
+    def __init__(self, address: WebAddress, state: Path, data: PageData, request_s: int = _REQUEST_S) -> None:
         _require()
+        self._request_s = request_s
         self.token_file = state / "web.token" if address.is_open else None
         """Where the token is that lets somebody in; None: none is needed."""
         self._token = None if self.token_file is None else _token(self.token_file)
@@ -105,6 +114,7 @@ class PageServer:
         import uvicorn
 
         from runtime_server.web.page_app import Listeners, make_app
+        from runtime_server.web.page_connection import PageConnection
 
         listeners = Listeners(self)
         app = make_app(self, listeners, self._token, self._hosts)
@@ -115,10 +125,10 @@ class PageServer:
                 access_log=False,
                 lifespan="off",
                 ws="none",
-                http="h11",
+                http=PageConnection,
                 loop="asyncio",
-                limit_concurrency=_MAX_CONNECTIONS,
-                timeout_keep_alive=30,
+                limit_concurrency=MAX_CONNECTIONS + 1,
+                timeout_keep_alive=self._request_s,
                 timeout_graceful_shutdown=1,
                 server_header=False,
                 proxy_headers=False,

@@ -91,7 +91,7 @@ def report(number: int, minute: int) -> dict[str, Any]:
 class Showroom:
     """A fleet, its page, and the event loop that both need, in a thread of their own."""
 
-    def __init__(self, state: Path, web: str = "127.0.0.1:0") -> None:
+    def __init__(self, state: Path, web: str = "127.0.0.1:0", **options: int) -> None:
         self.clock = Clock()
         self.clock.now = time.time()
         self.fleet = Fleet(self.clock)
@@ -103,7 +103,7 @@ class Showroom:
 
         async def start() -> PageServer:
             data = PageData(self.fleet, self._status, self._heads)
-            return PageServer(WebAddress.parse(web), state, data)
+            return PageServer(WebAddress.parse(web), state, data, **options)
 
         try:
             self.page = self.run(start)

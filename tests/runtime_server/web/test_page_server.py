@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import socket
 import stat
 from urllib.parse import urlsplit
 
@@ -14,7 +16,7 @@ from waiting import PATIENCE_S, until
 
 from runtime_edge.errors import UsageError
 from runtime_server.web.page_app import MAX_LISTENERS, VIEWS
-from runtime_server.web.page_server import WebAddress
+from runtime_server.web.page_server import MAX_CONNECTIONS, WebAddress
 
 
 class Browser:
@@ -151,6 +153,86 @@ def test_listeners_have_a_bound_and_one_that_leaves_makes_room(room):
 
     room.devices(1)
     until(room_again, "those that have left are missed")
+
+
+def connected(room):
+    return socket.create_connection(("127.0.0.1", urlsplit(room.page.url).port), PATIENCE_S)
+
+
+def ended(connection):
+    """Waits until the server ends it; what it said until then."""
+    with connection, contextlib.suppress(ConnectionResetError):
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.fixture
+def strict_room(tmp_path):
+    """Where a request must be there within a second."""
+    room = Showroom(tmp_path / "strict", "0.0.0.0:0", request_s=1)
+    yield room
+    room.close()
+
+
+def test_beyond_a_number_of_connections_others_are_ended_at_once(tmp_path):
+    room = Showroom(tmp_path, request_s=600)
+    with contextlib.ExitStack() as stack:
+        stack.callback(room.close)
+        kept = [stack.enter_context(connected(room)) for _ in range(MAX_CONNECTIONS)]
+        kept[-1].sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert kept[-1].recv(12) == b"HTTP/1.1 200"
+        assert not ended(connected(room))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET / HTT",
+        b"POST /api/v1/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n[",
+    ],
+)
+def test_connections_without_a_whole_request_shut_nobody_out(strict_room, begun, caplog):
+    idle = [connected(strict_room) for _ in range(MAX_CONNECTIONS)]
+    for connection in idle:
+        with contextlib.suppress(ConnectionError):  # on a busy machine the first has been ended already
+            connection.sendall(begun)
+    for connection in idle:
+        ended(connection)
+    assert Browser(strict_room).ask("/")[0].status == 200
+    assert not caplog.records
+
+
+@pytest.mark.integration
+def test_a_second_request_must_come_whole_in_time_too(strict_room):
+    connection = connected(strict_room)
+    connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    answer = b""
+    while b"</html>" not in answer:
+        answer += connection.recv(65536)
+    connection.sendall(b"GET / HTT")
+    assert not ended(connection)
+
+
+@pytest.mark.integration
+def test_who_takes_nothing_of_an_answer_is_hung_up_on_and_who_listens_is_not(tmp_path):
+    room = Showroom(tmp_path, request_s=1)
+    room.devices(1500)
+    listening, stream = Browser(room).listen()
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.connect(("127.0.0.1", urlsplit(room.page.url).port))
+    asked = 20  # more than the buffers of both sides have room for
+    deaf.sendall(b"GET /api/v1/devices HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
+    assert deaf.recv(12) == b"HTTP/1.1 200"
+    for _ in range(4):  # each for as long as a request may take
+        ended(connected(room))
+    _, whole = Browser(room).ask("/api/v1/devices")
+    assert len(ended(deaf) or b"") < asked * len(whole)
+    room.label("pi-000", "on", "rain")
+    until(lambda: b'"rain"' in stream.readline(), "the event")
+    listening.close()
+    room.close()
 
 
 def test_a_server_that_stops_ends_its_streams(tmp_path):
