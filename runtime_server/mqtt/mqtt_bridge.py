@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S, _SWEEP_S, _HEADS_S = 0.2, 5.0, 30.0
-_KEEPALIVE_S, _PATIENCE_S, _LEAVE_S = 30, 10.0, 5.0
+_KEEPALIVE_S, _PATIENCE_S, _LEAVE_S = 30, 10.0, 20.0
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _EXAMPLE = "mqtt://user:password@homeassistant.local:1883"
 
