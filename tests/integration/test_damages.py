@@ -54,7 +54,7 @@ def damage(state, chosen):
     return f"{kind.__name__} {path.relative_to(state.parent)}"
 
 
-@pytest.mark.parametrize("damages", [10, pytest.param(DAMAGES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("damages", [6, pytest.param(DAMAGES, marks=pytest.mark.slow)])
 @pytest.mark.timeout(7200)
 def test_a_damaged_state_file_costs_no_window_that_is_not_counted(start, tmp_path, toy_bundle, damages):
     chosen, reports = random.Random(harness.SEED), []
