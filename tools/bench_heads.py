@@ -23,7 +23,7 @@ import torch
 from msgspec.structs import replace
 
 from runtime_edge.formats.records.head import Head
-from runtime_server.lab.clips import CLIP_SAMPLES, SAMPLE_RATE, Clips, load_clips
+from runtime_server.lab.clips import CLIP_SAMPLES, SAMPLE_RATE, load_clips
 from runtime_server.labels.head_clips import HeadClips
 from runtime_server.labels.head_training import Examples, fit_head, right_rows
 from runtime_server.releases.head_judge import compared
@@ -55,7 +55,7 @@ class Outcome:
 
 def measure(encoder: Path, audio: Path, data: str, seed: int, releases: int, work: Path) -> Outcome:
     """One run."""
-    loaded, clips = load_encoder(encoder), _some(load_clips(audio, data, SETS[data]))
+    loaded, clips = load_encoder(encoder), load_clips(audio, data, SETS[data]).at_most(_MOST_CLIPS)
     staged = stage(loaded, clips, audio / data, work)
     first, kept = _head(staged)
     run = TrainingRun(passes=releases, seed=seed)
@@ -83,14 +83,6 @@ def measure(encoder: Path, audio: Path, data: str, seed: int, releases: int, wor
         len(used) - 1,
         refused,
     )
-
-
-def _some(clips: Clips) -> Clips:
-    places: list[int] = []
-    for label in np.unique(clips.labels):
-        for fold in np.unique(clips.folds):
-            places += np.flatnonzero((clips.labels == label) & (clips.folds == fold))[:_MOST_CLIPS].tolist()
-    return clips.select(np.array(sorted(places)))
 
 
 def _head(staged: Stage) -> tuple[Head, HeadClips]:

@@ -125,19 +125,11 @@ class KeptRuns:
 def staged(encoder: str, seed: int, audio: Path, work: Path, most: int | None) -> Stage:
     """An encoder from random weights and the recordings, at most `most` of each class and fold."""
     clips = load_clips(audio, DATA, SAMPLE_RATE)
-    if most is not None:
-        places = [number for number in range(len(clips.labels)) if _earlier_alike(clips, number) < most]
-        clips = clips.select(torch.tensor(places).numpy())
+    clips = clips if most is None else clips.at_most(most)
     name, config = ENCODERS[encoder]
     config = {**config, "seed": seed}
     save_checkpoint(name, config, new_encoder(name, config)[0], work / "encoder.pt", untrained=True)
     return stage(load_encoder(work / "encoder.pt"), clips, audio / DATA, work)
-
-
-def _earlier_alike(clips: Any, number: int) -> int:
-    """Recordings of the same class and fold that stand before one."""
-    same = (clips.labels[:number] == clips.labels[number]) & (clips.folds[:number] == clips.folds[number])
-    return int(same.sum())
 
 
 def measured(arm: Arm, given: argparse.Namespace) -> dict[str, Any]:

@@ -38,6 +38,12 @@ class Clips:
         """Some of them."""
         return Clips(self.waveforms[chosen], self.labels[chosen], self.folds[chosen])
 
+    def at_most(self, count: int) -> Clips:
+        """The first so many of each class and fold."""
+        kinds = np.unique(np.stack([self.labels, self.folds]), axis=1).T
+        places = [np.flatnonzero((self.labels == label) & (self.folds == fold))[:count] for label, fold in kinds]
+        return self.select(np.sort(np.concatenate(places)))
+
     def heard_through(self, change: Callable[[Array, int], Array]) -> Clips:
         """The same clips after `change` of each waveform (samples,) and its number."""
         changed = [change(waveform, number) for number, waveform in enumerate(self.waveforms)]

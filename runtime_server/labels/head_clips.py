@@ -28,7 +28,7 @@ from runtime_edge.formats import strict
 from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.head import MAX_HEAD_BYTES, Head
 from runtime_edge.formats.strict import Name, Strict
-from runtime_server.labels.head_training import Examples, fit_head, held_out_right, mean_by_group, right_rows
+from runtime_server.labels.head_training import Examples, fit_head, folds_of, held_out_right, mean_by_group, right_rows
 from runtime_server.labels.labelled import LabelledClip, windows_of
 from runtime_server.labels.linear_probe import embedded
 from runtime_server.suffix.generations import CutModel
@@ -105,7 +105,7 @@ class HeadClips(Strict, frozen=True, kw_only=True):
         """
         head, embeddings = Head.from_json(self.head, "head"), embedded(model, self.samples)
         examples = self._examples(embeddings)
-        if set(examples.labels) != set(head.labels) or held_out_right(examples) is None:
+        if set(examples.labels) != set(head.labels) or folds_of(examples, 0) is None:
             return head
         again = fit_head(examples, head.encoder, head.created_by)
         kept = {name: getattr(head, name) for name in ("generations", "model", "exit_temperatures")}

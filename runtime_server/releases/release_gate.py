@@ -139,7 +139,8 @@ class ReleaseGate:
         """Of the last attempt that nothing else spoke against."""
         self._worse: list[str] = []
         """Heads that the last attempt failed of."""
-        self._heads = HeadJudge(HeadClipsFolder(state.head_clips))
+        self.heads = HeadJudge(HeadClipsFolder(state.head_clips))
+        """Judges, and fits heads to what is released."""
         self._last_step, self._last_time = trainer.steps, clock()
 
     @property
@@ -182,7 +183,7 @@ class ReleaseGate:
         if objection:
             self._note(number, None, objection, started, before, after)
             return None
-        self.head_scores = heads = self._heads.judge(pushed(), newest, candidate)
+        self.head_scores = heads = self.heads.judge(pushed(), newest, candidate)
         if heads.objection:
             self._note(number, None, heads.objection, started, before, after, heads)
             return None
@@ -202,14 +203,6 @@ class ReleaseGate:
         generation = self._generations.add(bundle, tensors)
         self._note(number, (newest.bundle, bundle), "held-out quality is as it must be", started, before, after, heads)
         return generation
-
-    def heads_for(self, generation: Generation, pushed: Mapping[str, Head]) -> dict[str, Head]:
-        """Heads fitted to a generation, instead of those pushed, by whom they are for."""
-        return self._heads.refit(pushed, generation)
-
-    def forget_heads(self, pushed: Mapping[str, Head]) -> None:
-        """Remove the clips of heads that no device is given any more."""
-        self._heads.forget(pushed)
 
     def _base(self) -> Generation:
         """What the next generation follows: the first rank knows, and has it on the disk."""

@@ -149,9 +149,9 @@ class RolloutService:
         if self._gate is None or self._heads is None:
             return
         pushed = await self._heads.read()
-        fitted = await asyncio.to_thread(self._gate.heads_for, generation, pushed)
+        fitted = await asyncio.to_thread(self._gate.heads.refit, pushed, generation)
         if fitted:
-            self._gate.forget_heads(await self._heads.give(fitted, pushed))
+            self._gate.heads.forget(await self._heads.give(fitted, pushed))
 
     def _wait_for_budget(self, number: int, count: int) -> None:
         """Raise WaitsForBudget unless so many bytes may be taken of each device now; say so once."""

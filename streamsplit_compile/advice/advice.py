@@ -195,12 +195,12 @@ def _advise(
     answered = _answered_bytes(bundle)
     found = []
     for place, action in enumerate(environment.actions):
-        estimate = _estimate(environment, outcome, np.full(traces.shape, place), radio, target, answered)
-        found.append(replace(estimate, policy=DEVICE_ONLY if action.name == LOCAL else action.name))
+        policy, always = DEVICE_ONLY if action.name == LOCAL else action.name, np.full(traces.shape, place)
+        found.append(_estimate(policy, environment, outcome, always, radio, target, answered))
     table = bundle.table(target.name)
     own = Environment(table.costs, radio.uplink(hop_s), reward, table.limits, hop_s)
     chosen = play(table, observe(traces))
-    found.append(_estimate(own, simulate(own, traces), chosen, radio, target, answered))
+    found.append(_estimate(TABLE, own, simulate(own, traces), chosen, radio, target, answered))
     fitting = []
     for one in found:
         lacking = _lacking(one, target, float(traces.bandwidth_mbps.mean()))
@@ -247,6 +247,7 @@ def _answered_bytes(bundle: Bundle) -> int:
 
 
 def _estimate(
+    policy: str,
     environment: Environment,
     outcome: ActionOutcomes,
     chosen: Actions,
@@ -265,7 +266,7 @@ def _estimate(
     received_mj = radio.receive_mj_per_kb.value * embeddings / 1000
     idle_w = target.power.idle_w.value + radio.idle_w.value
     return Estimate(
-        policy=TABLE,
+        policy=policy,
         first_ms=float(taken(outcome.first_ms, chosen).mean()),
         final_ms=float(taken(outcome.final_ms, chosen).mean()),
         up_bytes=float(up.mean()),

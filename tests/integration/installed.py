@@ -183,11 +183,11 @@ assert not heavy, heavy
 """
 
 
-def embeds_like(environment: Environment, bundle: Path, model, tmp_path: Path) -> None:
-    """The embedding of a window there is the encoder's."""
+def embedding_error(environment: Environment, bundle: Path, model, tmp_path: Path) -> float:
+    """By how much any value of a window's embedding there is off the encoder's."""
     window = np.random.default_rng(5).normal(0, 0.1, harness.WINDOW).astype(np.float32)
     np.save(tmp_path / "window.npy", window)
     environment.python(EMBED, bundle, tmp_path / "window.npy", tmp_path / "embedding.npy")
     with torch.no_grad():
         expected = model(torch.from_numpy(window)[None])[0].numpy()
-    np.testing.assert_allclose(np.load(tmp_path / "embedding.npy").ravel(), expected, atol=1e-4)
+    return float(np.abs(np.load(tmp_path / "embedding.npy").ravel() - expected).max())

@@ -8,6 +8,7 @@ from runtime_edge.errors import SelfTestError
 from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
 from runtime_edge.formats.latent_codec import LatentCodec
 from runtime_edge.inference.contract import Array
+from runtime_edge.inference.cut_assets.small_block import load_behind
 from runtime_edge.inference.prefix import Prefix
 
 TOLERANCES = {"fp32": 0.1, "fp16": 0.5, "int8": 4.0, "auto": 4.0}
@@ -21,14 +22,10 @@ class LoadedBottleneck:
     """
 
     def __init__(self, prefix: Prefix, info: BottleneckInfo) -> None:
-        bundle = prefix.bundle
         self.info = info
-        file = info.files["onnx" if prefix.variant.startswith("onnx") else "tflite"]
-        where = f"{bundle.path}: bottleneck at {info.cut}"
-        source = prefix.buffers[bundle.manifest.cut_named(info.cut).index]
         self._latent = np.zeros(info.shape, np.float32)
-        self._block = prefix.backend.load(bundle.read(file.file), file, source, self._latent, where)
-        self.codec = LatentCodec(bundle.read(info.coding.file), info.shape)
+        self._block = load_behind(prefix, info.cut, info.files, self._latent, "bottleneck")
+        self.codec = LatentCodec(prefix.bundle.read(info.coding.file), info.shape)
 
     def latent(self) -> Array:
         """The latent (1, channels, rows, columns) of the prefix's activation; valid until the next call."""

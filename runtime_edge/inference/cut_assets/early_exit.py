@@ -7,6 +7,7 @@ import numpy as np
 from runtime_edge.errors import SelfTestError
 from runtime_edge.formats.encoder.exit_info import ExitInfo
 from runtime_edge.inference.contract import Array
+from runtime_edge.inference.cut_assets.small_block import load_behind
 from runtime_edge.inference.prefix import Prefix
 
 TOLERANCES = {"fp32": 0.01, "fp16": 0.05, "int8": 0.3, "auto": 0.3}
@@ -20,14 +21,11 @@ class LoadedExit:
     """
 
     def __init__(self, prefix: Prefix, info: ExitInfo) -> None:
-        bundle = prefix.bundle
+        manifest = prefix.bundle.manifest
         self.info = info
-        file = info.files["onnx" if prefix.variant.startswith("onnx") else "tflite"]
-        where = f"{bundle.path}: exit at {info.cut}"
-        self.cut = bundle.manifest.cut_named(info.cut).index
-        source = prefix.buffers[self.cut]
-        self._embedding = np.zeros((1, bundle.manifest.info.encoder.embedding_dim), np.float32)
-        self._block = prefix.backend.load(bundle.read(file.file), file, source, self._embedding, where)
+        self.cut = manifest.cut_named(info.cut).index
+        self._embedding = np.zeros((1, manifest.info.encoder.embedding_dim), np.float32)
+        self._block = load_behind(prefix, info.cut, info.files, self._embedding, "exit")
 
     def embedding(self) -> Array:
         """The embedding (d,) of the prefix's activation; a copy."""

@@ -33,7 +33,7 @@ from streamsplit_compile.bottleneck.block import Bottleneck, channels_of, layout
 from streamsplit_compile.bottleneck.coding import coding_tables
 from streamsplit_compile.bottleneck.pca import fit_pca, with_step
 from streamsplit_compile.bottleneck.training import Trainer, TrainingSet
-from streamsplit_compile.bundle.bundle_writer import link_asset, write_asset
+from streamsplit_compile.bundle.bundle_writer import write_asset
 from streamsplit_compile.bundle.cut_assets.fitting import (
     ALLOWED_LOSS,
     BATCH,
@@ -45,6 +45,8 @@ from streamsplit_compile.bundle.cut_assets.fitting import (
     Segments,
     batches_of,
     compiled,
+    enough,
+    link_assets,
     windows_to_fit,
     with_info,
 )
@@ -84,8 +86,7 @@ def add_bottlenecks(
     windows, unseen = windows_to_fit(
         manifest, plan.recordings, plan.seed, TRAINING_WINDOWS if plan.steps else PCA_WINDOWS
     )
-    if len(unseen) < LEAST_WINDOWS:
-        notice(f"no bottlenecks: the recordings are too short to fit and measure them on {LEAST_WINDOWS} windows each")
+    if not enough(unseen, "bottlenecks", notice):
         return manifest
     drafts: list[BottleneckInfo] = []
     blocks: dict[str, Bottleneck] = {}
@@ -121,8 +122,7 @@ def keep_bottlenecks(
     blocks = {}
     for info in base.manifest.info.bottlenecks:
         blocks[info.cut] = read_bottleneck(base.read(info.decoder.file), manifest.cut_named(info.cut), str(base.path))
-        for file, _ in info.assets():
-            link_asset(base, root, file)
+        link_assets(base, root, info)
     before = _similarities(base, variants[0], blocks, windows)
     after = _similarities(Bundle(root, manifest, "", None), variants[0], blocks, windows)
     kept = []

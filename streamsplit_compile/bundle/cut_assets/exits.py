@@ -22,7 +22,7 @@ from runtime_edge.formats.manifest import Cut, Manifest
 from runtime_edge.inference.cut_assets.early_exit import LoadedExit
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.self_test import self_test_waveform
-from streamsplit_compile.bundle.bundle_writer import link_asset, write_asset
+from streamsplit_compile.bundle.bundle_writer import write_asset
 from streamsplit_compile.bundle.cut_assets.fitting import (
     ALLOWED_LOSS,
     LEAST_WINDOWS,
@@ -32,6 +32,8 @@ from streamsplit_compile.bundle.cut_assets.fitting import (
     Segments,
     batches_of,
     compiled,
+    enough,
+    link_assets,
     windows_to_fit,
     with_info,
 )
@@ -70,8 +72,7 @@ def add_exits(
     if not cuts:
         return manifest
     windows, unseen = windows_to_fit(manifest, plan.recordings, plan.seed, _window_count(manifest))
-    if len(unseen) < LEAST_WINDOWS:
-        notice(f"no exits: the recordings are too short to fit and measure them on {LEAST_WINDOWS} windows each")
+    if not enough(unseen, "exits", notice):
         return manifest
     progress("fitting exits", 0, 1)
     blocks = fitted_exits(cuts, segments, windows)
@@ -108,8 +109,7 @@ def keep_exits(
     carried = {}
     for info in base.manifest.info.exits:
         carried[info.cut] = read_exit(base.read(info.weights.file), manifest.cut_named(info.cut), str(base.path))
-        for file, _ in info.assets():
-            link_asset(base, root, file)
+        link_assets(base, root, info)
     kept = good(base.manifest.info.exits, carried)
     lost = [cut for cut in cuts if cut.name not in kept]
     if lost and len(more):

@@ -12,11 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
+from runtime_edge.formats.encoder.exit_info import ExitInfo
 from runtime_edge.formats.encoder.parts import VariantInfo
 from runtime_edge.formats.manifest import Manifest
 from streamsplit_compile.bottleneck.lowering import lower_small
 from streamsplit_compile.bundle.blocks import split_variant
-from streamsplit_compile.bundle.bundle_writer import write_asset
+from streamsplit_compile.bundle.bundle_writer import link_asset, write_asset
 from streamsplit_compile.bundle.recordings import sample_windows
 from streamsplit_compile.encoder.segment import run_segments
 from streamsplit_compile.lowering import artifact_formats
@@ -60,6 +63,19 @@ def windows_to_fit(manifest: Manifest, recordings: Path, seed: int, count: int) 
         count //= 2
     chosen = np.linspace(0, len(unseen) - 1, min(MEASURED_WINDOWS, len(unseen))).astype(int)
     return sample_windows(recordings, *shape, count, seed), unseen[chosen]
+
+
+def enough(unseen: Array, what: str, notice: Callable[[str], None]) -> bool:
+    """Whether there are windows to fit and to measure on; else `notice` is told that there will be none of these."""
+    if len(unseen) < LEAST_WINDOWS:
+        notice(f"no {what}: the recordings are too short to fit and measure them on {LEAST_WINDOWS} windows each")
+    return len(unseen) >= LEAST_WINDOWS
+
+
+def link_assets(base: Bundle, root: Path, info: BottleneckInfo | ExitInfo) -> None:
+    """Take over all files of a cut's bottleneck or exit from another bundle."""
+    for file, _ in info.assets():
+        link_asset(base, root, file)
 
 
 def batches_of(segments: Segments, windows: Array) -> Iterator[Tensor]:

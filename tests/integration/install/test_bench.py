@@ -13,7 +13,7 @@ from runtime_server.lab.clips import Clips, silhouette
 labels = numpy.repeat([0, 1], 8)
 embeddings = numpy.eye(2)[labels] + 0.01
 fields = {name: [] for name in Clips.__dataclass_fields__} | {"labels": labels, "folds": labels}
-assert silhouette(embeddings, Clips(**fields)) > 0.9
+print(silhouette(embeddings, Clips(**fields)))
 """
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -32,4 +32,4 @@ def test_policies_are_measured_and_compared(toy_terminal):
 
 
 def test_embeddings_are_scored(environment):
-    environment.python(SCORES)
+    assert float(environment.python(SCORES)) > 0.9

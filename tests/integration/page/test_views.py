@@ -170,6 +170,7 @@ def test_a_page_goes_on_when_its_server_has_started_again(tmp_path, open_page):
         second.devices(3)
         page.wait_for_selector("tr[data-device=pi-002]", timeout=PATIENCE_MS)
         is_live(page)
+        assert page.locator("tr[data-device]").count() == 3
     finally:
         second.close()
         open_page.problems.clear()  # requests have failed, as they had to
@@ -189,6 +190,7 @@ def test_a_page_for_other_machines_asks_for_the_token(tmp_path, open_page):
         page.fill("#token", (tmp_path / "web.token").read_text().strip())
         page.click("#login button")
         page.wait_for_selector("tr[data-device=pi-000]", timeout=PATIENCE_MS)
+        assert page.locator("#login").is_hidden()
         open_page.problems[:] = [said for said in open_page.problems if "401" not in said]
     finally:
         room.close()

@@ -158,4 +158,4 @@ def test_cells_outside_the_table_are_refused() -> None:
 @given(st.binary(max_size=100))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     with contextlib.suppress(TableError):
-        Learnt.from_json(data, "learnt.json")
+        assert isinstance(Learnt.from_json(data, "learnt.json"), Learnt)

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from runtime_edge.errors import FormatError
-from runtime_server.lab.clips import CLIP_SAMPLES, SAMPLE_RATE, load_clips
+from runtime_server.lab.clips import CLIP_SAMPLES, SAMPLE_RATE, Clips, load_clips
 
 
 @pytest.fixture
@@ -54,3 +54,10 @@ def test_a_column_that_is_missing_is_named(root):
     (root / "esc10" / "labels.csv").write_text("file,class,fold\nshort.wav,dog,1\n")
     with pytest.raises(FormatError, match="line 2: no column 'filename'; the columns are filename,class,fold"):
         load_clips(root)
+
+
+def test_at_most_so_many_of_each_class_and_fold_the_first_ones():
+    labels, folds = np.repeat([0, 1], 6), np.tile([1, 2], 6)
+    clips = Clips(np.arange(12, dtype=np.float32)[:, None], labels, folds)
+    assert clips.at_most(2).waveforms[:, 0].tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
+    assert len(clips.at_most(100).labels) == 12

@@ -90,7 +90,9 @@ def test_a_bridge_that_ends_says_of_every_device_that_it_is_offline(follow):
     async def work(reader, end):
         await eventually(lambda: {reader.status(), *map(reader.status, names)} == {"online"}, "all are there")
         await end()
-        await eventually(lambda: {reader.status(), *map(reader.status, names)} == {"offline"}, "all are gone")
+        await eventually(lambda: reader.status() == "offline", "the bridge is gone")
+        await eventually(lambda: set(map(reader.status, names)) == {"offline"}, "all are gone")
+        assert len([topic for topic in reader.stands if topic.endswith("/status")]) == 1 + len(names)
 
     follow(fleet_of(len(names)), work)
 

@@ -140,11 +140,11 @@ def test_a_release_brings_the_heads_that_fit_it_and_the_best_so_far_is_remembere
         released = gate.attempt(lambda used=used: used)
         assert released.number == place + 2, "a head that is fitted anew does not mind that embeddings turn"
         rollout.offer(released.number, released.bundle.digest)
-        given = gate.heads_for(released, used)
+        given = gate.heads.refit(used, released)
         assert given.keys() == {"rpi4", "m2"}
         used = {**used, **given}
-        assert gate.heads_for(released, used) == {}, "they are of this generation already"
-        gate.forget_heads(used)
+        assert gate.heads.refit(used, released) == {}, "they are of this generation already"
+        gate.heads.forget(used)
         fitted = used["rpi4"]
         assert fitted == used["m2"]
         assert fitted.generations == (released.number, released.number)
@@ -174,7 +174,7 @@ def test_more_heads_than_may_be_pushed_are_fitted_and_a_damaged_one_alone_is_lef
         path for path in state.head_clips.glob("*.clips") if head_name(pushed["rpi4 of pi-0"].to_json()) in path.name
     )
     damaged.write_bytes(b"x")
-    given = gate.heads_for(released, pushed)
+    given = gate.heads.refit(pushed, released)
     assert given.keys() == {"rpi4 of pi-1", "rpi4 of pi-2"}
     assert "a head is not fitted to generation 2" in caplog.text
 
