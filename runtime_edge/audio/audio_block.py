@@ -80,6 +80,9 @@ class Counters:
     files_cut_short: int = 0
     """Files that were not read to their end, or that state another length than they have."""
 
+    told: tuple[str, ...] = ()
+    """What was said to be wrong with samples: once for all recordings that are counted together."""
+
 
 class Recording(msgspec.Struct, frozen=True):
     """An audio file that is played."""

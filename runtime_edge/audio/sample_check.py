@@ -39,7 +39,6 @@ class SampleCheck:
 
     def __init__(self, counters: Counters, averages: bool) -> None:
         self._counters, self._averages = counters, averages
-        self._told: set[str] = set()
         self._begin("", 1)
 
     def begin(self, name: str | None, rate_hz: int) -> None:
@@ -92,7 +91,7 @@ class SampleCheck:
 
     def _found(self, kind: str, count: float, at: int) -> None:
         self._counts[kind] += count
-        if kind not in self._told:
+        if kind not in self._counters.told:
             self._first.setdefault(kind, at)
 
     def _judge(self, frames: _Floats, mono: _Floats) -> None:
@@ -120,5 +119,5 @@ class SampleCheck:
             if kind == "clipped" and share < _LEAST_SHARE:
                 continue
             _LOG.warning("%s: %.3g %% %s (first at %.1f s)", self._name, 100 * share, _WRONG[kind], at_s)
-            self._told.add(kind)
+            self._counters.told += (kind,)
         self._first = {}

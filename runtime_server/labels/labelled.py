@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from nats.aio.msg import Msg
 
-from runtime_edge.audio import Windower, open_source
+from runtime_edge.audio import Counters, Windower, open_source
 from runtime_edge.audio.files.folder import audio_files, is_hidden, is_recording
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.base.text import shown
@@ -163,11 +163,13 @@ def _windows(
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """Number of the recording and samples (window_samples,) of every window, which are valid until the next one."""
     unread: list[SourceError] = []
+    counters = Counters()
     for group, clip in enumerate(clips):
         progress("embedding recordings", group, len(clips))
         windower = Windower(front_end.window_samples, front_end.hop_samples, gate_db)
         try:
-            for window in windower.windows(open_source(str(clip.path), front_end.sample_rate, False)):
+            blocks = open_source(str(clip.path), front_end.sample_rate, False, counters=counters)
+            for window in windower.windows(blocks):
                 yield group, window.samples
         except SourceError as exc:
             unread.append(exc)

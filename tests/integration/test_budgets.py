@@ -93,9 +93,13 @@ def test_a_server_offers_no_release_that_its_budget_has_no_room_for(start, tmp_p
     waits = "generation 2 waits until 20"  # until it is tried again, the server knows of no more than the last one
     harness.until(lambda: (listed().get("paced") or "").startswith(waits), "the release waits")
     assert [row["generation"] for row in listed()["releases"]] == [1]
-    shown = CliRunner().invoke(ssc, ["server", "status", "--broker", server.url])
-    assert "generation 2 waits until 20" in shown.output
-    assert "traffic an hour: " in shown.output
+
+    def shown():
+        return CliRunner().invoke(ssc, ["server", "status", "--broker", server.url]).output
+
+    # What was counted is told once this run has asked the broker, too.
+    harness.until(lambda: "traffic an hour: " in shown(), "the traffic is told")
+    assert "generation 2 waits until 20" in shown()
     told = json.loads(CliRunner().invoke(ssc, ["server", "status", "--broker", server.url, "--json"]).output)
     assert told["traffic"]["month"]["up"] > 0
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from runtime_edge.audio import open_source
+from runtime_edge.audio import Counters, open_source
 from runtime_edge.errors import UsageError
 from runtime_server.labels.labelled import LabelledClip, read_clips
 from streamsplit_compile.encoder.encoders import new_encoder, read_state
@@ -111,8 +111,10 @@ def _read(encoder: Any, tables: Sequence[Path], teacher: Path | None, most: int 
     guide = None if teacher is None else _teacher(teacher)
     width = guide.embedding_dim if guide else 0
     images, loud, targets = [], [], []
+    counters = Counters()
     for clip in every:
-        samples = np.concatenate([block.samples for block in open_source(str(clip.path), front.sample_rate, False)])
+        blocks = open_source(str(clip.path), front.sample_rate, False, counters=counters)
+        samples = np.concatenate([block.samples for block in blocks])
         samples = np.pad(samples, (0, max(0, front.window_samples - len(samples))))
         with torch.inference_mode():
             image = encoder.log_mel(torch.from_numpy(samples)[None])[0, 0].T.half().numpy()
