@@ -118,10 +118,18 @@ class DeviceConfig:
         le=1 << 20, example=150.0,
     )  # fmt: skip
     deadline_ms: int = setting(1000, "How long to wait for a window's answer, ms.", ge=10, le=600_000)
+    cascade: float = setting(
+        0.0,
+        "Answer every window here, and send the audio of this share of them, of which the head is least sure, for a "
+        "larger encoder (`ssc server run --larger`).",
+        ge=0,
+        le=1,
+        example=0.25,
+    )
     revise_above: float = setting(
         0.1,
-        "After an exit's answer give the server's too where a label's score, or without labels the cosine of the "
-        "embeddings, differs by more than this.",
+        "After a first answer, of an exit or in a cascade, give the server's too where a label's score, or without "
+        "labels the cosine of the embeddings, differs by more than this.",
         ge=0,
         le=2,
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 
-from runtime_edge.inference.engine import Embedding, FirstAnswer
+from runtime_edge.inference.engine import Embedding
 from runtime_edge.policy.memory import GaussianMemory
 
 _REMEMBERED = 1024
 
 
 class DeviceMemory:
-    """The mixture and the latest uncertainty it gave. The loop teaches it; the worker asks it about exits' answers."""
+    """The mixture and the latest uncertainty it gave. The loop teaches it; the worker asks it about first answers."""
 
     def __init__(self, dim: int) -> None:
         self.uncertainty: float | None = None
@@ -20,12 +20,12 @@ class DeviceMemory:
         self._lock = threading.Lock()
         self._taught: dict[int, None] = {}
 
-    def judge(self, embedding: Embedding) -> FirstAnswer:
-        """What an exit's embedding (d,) says of its window, before anything is shipped. From any thread."""
+    def judge(self, embedding: Embedding) -> tuple[float, float]:
+        """Uncertainty and novelty of a first answer's embedding (d,), before anything is shipped. From any thread."""
         with self._lock:
             uncertainty, novelty = self.mixture.judge(embedding)
             self.uncertainty = uncertainty
-        return FirstAnswer(embedding, uncertainty, novelty)
+        return uncertainty, novelty
 
     def teach(self, window: int, embedding: Embedding) -> float:
         """Learn from a window's embedding (d,); returns its uncertainty."""

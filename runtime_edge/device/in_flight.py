@@ -45,7 +45,7 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
         return WindowResult(
             version=VERSION,
             answer=answer_of(where),
-            revises=int(first is not None and where != "exit"),
+            revises=int(first is not None and where != first.by),
             novelty=None if first is None else round(first.novelty, 5),
             window=self.window.index,
             time=self.window.capture_time_ns / 1e9,

@@ -135,7 +135,7 @@ class Pipeline:
         self.counts.cuts[in_flight.cut] += 1
         if in_flight.step.first is not None:
             first = in_flight.step.first
-            self._give(self._result(in_flight, first.embedding, first.uncertainty, "exit"), in_flight)
+            self._give(self._result(in_flight, first.embedding, first.uncertainty, first.by), in_flight)
             if not in_flight.live:  # kept: nobody says more
                 self._learn(in_flight, first.embedding, None)
         if in_flight.step.embedding is not None:
@@ -232,7 +232,7 @@ class Pipeline:
         if first is None:
             self._give(result, in_flight)
         elif differs(
-            self._result(in_flight, first.embedding, first.uncertainty, "exit"), result, self.config.revise_above
+            self._result(in_flight, first.embedding, first.uncertainty, first.by), result, self.config.revise_above
         ):
             self.counts.revised += 1
             self._put(result)

@@ -16,13 +16,14 @@ from runtime_edge.base.histogram import Histogram
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.device.in_flight import InFlight
+from runtime_edge.errors import UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.manifest import BundleInfo
 from runtime_edge.formats.records.table import LOCAL, SplitterTable
-from runtime_edge.inference.engine import Embedding, Engine, FirstAnswer, PrefixResult
+from runtime_edge.inference.engine import Embedding, Engine, FirstAnswer, FirstAnswerer, Judge, PrefixResult
 from runtime_edge.policy.online_learner import OnlineLearner
 from runtime_edge.policy.reward import Conditions
-from runtime_edge.policy.ship_gate import ShipGate
+from runtime_edge.policy.ship_gate import Gate, MostUncertain, ShipGate
 from runtime_edge.policy.splitter import Decision
 from runtime_edge.policy.surroundings import Surroundings
 from runtime_edge.system import CpuMonitor
@@ -86,7 +87,7 @@ class WindowRunner:
         frame_store: where frames lie until the broker has them.
         accounting: what is counted here and in the frame store.
         ships: whether there is anybody to send frames to.
-        judge: what the device's memory says of an exit's embedding.
+        judge: uncertainty and novelty of a first answer's embedding, by the device's memory.
         entropy: how undecided the head is about an embedding, of the exit at a cut or of the whole encoder.
     """
 
@@ -100,12 +101,15 @@ class WindowRunner:
         frame_store: FrameStore,
         accounting: Accounting,
         ships: bool,
-        judge: Callable[[Embedding], FirstAnswer],
+        judge: Callable[[Embedding], tuple[float, float]],
         entropy: Callable[[BundleInfo, Embedding, str | None], float | None],
     ) -> None:
-        """Raises what `make_splitter` raises."""
+        """Raises what `make_splitter` raises, and UsageError for a cascade under a privacy floor."""
+        if config.cascade and config.min_cut is not None:
+            raise UsageError("cascade: sends audio, which the privacy floor (min_cut) forbids; leave one of them out")
         self._judge, self._entropy = judge, entropy
-        self._gate = None if table.ship is None else ShipGate(table.ship, config.seed)
+        self._cascade = MostUncertain(config.cascade) if config.cascade else None
+        self._gate = self._cascade or _gate_of(table, config)
         self._config, self._boot, self._engine, self._ships = config, boot, engine, ships
         self._splitter = make_splitter(engine.bundle, table, config)
         self._splitter.learn(learner)
@@ -127,18 +131,25 @@ class WindowRunner:
             connected=now.connected,
             extra=self._surroundings.now(),
         )
+        cascade = self._cascade is not None and self._ships and engine.prefix.fits(engine.last_cut)
         if not self._ships or self._config.min_cut == LOCAL:
             # Nobody to ship to, or nothing may be shipped.
             decision = decision._replace(cut=LOCAL, explored=False, width=0, exit=False)
+        elif cascade:
+            decision = decision._replace(cut=engine.cut_names[0], explored=False, width=0, exit=False)
         accounting.explorations += decision.explored
         started = time.monotonic()
         index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
         live = decision.cut != LOCAL and now.has_room
-        if splitter.learner is not None and (live or index == engine.last_cut):  # otherwise more than that is run
+        if (
+            splitter.learner is not None and not cascade and (live or index == engine.last_cut)
+        ):  # otherwise more than that is run
             at = Conditions(splitter.uncertainty, cpu, now.bandwidth_mbps, now.rtt_ms)
             splitter.learner.decided(window.index, decision.row, decision.action, at)
         message_id = subjects.message_id(self._config.device, self._boot, window.index)
-        step = self._frame(window, message_id, decision, index, live)
+        step = self._frame(window, message_id, decision, index, live, cascade)
+        if cascade and not step.frame:
+            decision = decision._replace(cut=LOCAL)
         live = live and bool(step.frame)
         device_ms = (time.monotonic() - started) * 1e3
         return InFlight(
@@ -175,8 +186,8 @@ class WindowRunner:
                 self._splitter = make_splitter(self._engine.bundle, table, self._config)
             self._splitter.learn(learner)
             self._accounting.table_swaps += table != before
-        if table.ship != before.ship:
-            self._gate = None if table.ship is None else ShipGate(table.ship, self._config.seed)
+        if table.ship != before.ship and self._cascade is None:
+            self._gate = _gate_of(table, self._config)
 
     def restart_stream(self) -> None:
         """The server cannot decode the audio stream any further: start a new one with the next window."""
@@ -204,40 +215,58 @@ class WindowRunner:
             stage_ms={stage: times.copy() for stage, times in self._accounting.stage_ms.items()},
         )
 
-    def _frame(self, window: CapturedWindow, message_id: str, decision: Decision, cut: int, live: bool) -> PrefixResult:
-        uncertainty = self._splitter.uncertainty
+    def _frame(
+        self, window: CapturedWindow, message_id: str, decision: Decision, cut: int, live: bool, cascade: bool
+    ) -> PrefixResult:
+        by: FirstAnswerer = "device" if cascade else "exit"
         step = self._engine.run(
             window.samples,
             window.index,
             window.capture_time_ns,
             cut,
-            uncertainty,
+            self._splitter.uncertainty,
             not live,
             decision.width,
-            self._judge if decision.exit and live else None,
+            self._first_answer(by, cut, decision.explored) if cascade or (decision.exit and live) else None,
+            by,
         )
         stages = self._accounting.stage_ms
-        stages["prefix"].observe(step.prefix_ms)
-        if step.first is not None:
-            stages["exit"].observe(step.exit_ms)
-            uncertainty = step.first.uncertainty
-        keeps = decision.cut != LOCAL and not decision.explored and not self._is_worth_sending(step, cut)
-        if decision.cut == LOCAL or keeps:
+        stages["prefix"].observe(step.prefix_ms + step.first_ms * cascade)
+        if step.first is not None and not cascade:
+            stages["exit"].observe(step.first_ms)
+        local, ships = decision.cut == LOCAL, bool(step.frame)
+        if step.first is None and step.embedding is not None and not local and not decision.explored:
+            ships = self._is_worth_sending(step.embedding, None)
+        if local or not ships:
             self._frame_store.keep_local()
-            self._accounting.kept += keeps
-            step = msgspec.structs.replace(step, frame=b"")
-        else:
-            stages["encode"].observe(step.encode_ms)
-            started = time.perf_counter()
-            self._frame_store.put(message_id, window.index, step.frame, uncertainty, claim=live)
-            stages["spool"].observe((time.perf_counter() - started) * 1e3)
+            self._accounting.kept += not local
+            return msgspec.structs.replace(step, frame=b"")
+        stages["encode"].observe(step.encode_ms)
+        uncertainty = self._splitter.uncertainty if step.first is None else step.first.uncertainty
+        started = time.perf_counter()
+        self._frame_store.put(message_id, window.index, step.frame, uncertainty, claim=live)
+        stages["spool"].observe((time.perf_counter() - started) * 1e3)
         return step
 
-    def _is_worth_sending(self, step: PrefixResult, cut: int) -> bool:
-        """What the table's thresholds say of what the device itself made of a window, if it has made anything."""
-        embedding = step.embedding if step.first is None else step.first.embedding
-        if self._gate is None or embedding is None:
+    def _first_answer(self, by: FirstAnswerer, cut: int, explored: bool) -> Judge:
+        """What is made of a first answer's embedding."""
+        at = self._engine.cut_names[cut] if by == "exit" else None
+
+        def judge(embedding: Embedding) -> FirstAnswer:
+            uncertainty, novelty = self._judge(embedding)
+            return FirstAnswer(by, embedding, uncertainty, novelty, explored or self._is_worth_sending(embedding, at))
+
+        return judge
+
+    def _is_worth_sending(self, embedding: Embedding, exit_cut: str | None) -> bool:
+        """What the thresholds say of what the device itself made of a window. A cascade asks for nothing without a
+        head, which would know when it is unsure.
+        """
+        if self._gate is None:
             return True
-        at = None if step.first is None else self._engine.cut_names[cut]
-        entropy = self._entropy(self._engine.bundle.manifest.info, embedding, at)
-        return entropy is None or self._gate.ships(entropy)
+        entropy = self._entropy(self._engine.bundle.manifest.info, embedding, exit_cut)
+        return self._cascade is None if entropy is None else self._gate.ships(entropy)
+
+
+def _gate_of(table: SplitterTable, config: DeviceConfig) -> Gate | None:
+    return None if table.ship is None else ShipGate(table.ship, config.seed)

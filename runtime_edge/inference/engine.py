@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -23,28 +24,39 @@ Embedding = npt.NDArray[np.float32]
 ACTIVATION_ENCODINGS = ("int8", "float16", "float32")
 
 
-class FirstAnswer(msgspec.Struct, frozen=True):
-    """What an exit says of a window, and the device's memory of that."""
+FirstAnswerer = Literal["exit", "device"]
+"""The exit at the cut, or the whole encoder here."""
 
+
+class FirstAnswer(msgspec.Struct, frozen=True):
+    """What the device makes of a window before its frame is written, and what its memory says of that."""
+
+    by: FirstAnswerer
     embedding: Embedding
     uncertainty: float
     """In [0, 1]."""
     novelty: float
     """Squared distance to what the memory knows, as a share of that between two windows."""
+    ships: bool
+    """Whether a frame is worth sending all the same."""
+
+
+Judge = Callable[[Embedding], FirstAnswer]
 
 
 class PrefixResult(msgspec.Struct, frozen=True):
     """What running a window up to a cut gave."""
 
     frame: bytes
+    """Empty where the first answer says that it is not worth sending."""
     encoding: str
     embedding: Embedding | None
     """When the whole encoder ran."""
     prefix_ms: float
     encode_ms: float
     first: FirstAnswer | None = None
-    """Where the exit at the cut has answered."""
-    exit_ms: float = 0.0
+    """Where the device has answered first."""
+    first_ms: float = 0.0
 
 
 class Engine:
@@ -109,12 +121,14 @@ class Engine:
         uncertainty: float,
         finish: bool,
         width: int = 0,
-        judge: Callable[[Embedding], FirstAnswer] | None = None,
+        judge: Judge | None = None,
+        by: FirstAnswerer = "exit",
     ) -> PrefixResult:
         """Run one window (samples,) up to `cut` and frame its activation; with `finish` go on to the embedding.
 
         With a `width` so many channels of the cut's bottleneck are framed instead. With `judge` the exit at the cut
-        answers first; the frame then says the uncertainty of this window rather than the one that is given.
+        answers first, or `by` the device the whole encoder; the frame then says the uncertainty of this window rather
+        than the one that is given, and there is none if it is not worth sending.
 
         The device cannot continue where the memory limit has no room for the blocks behind the cut.
         """
@@ -124,8 +138,12 @@ class Engine:
         ran = answered = time.perf_counter()
         first = None
         if judge is not None:
-            first = judge(self._assets.exit(self.cut_names[cut]).embedding())
+            early = self._assets.exit(self.cut_names[cut]).embedding() if by == "exit" else self._whole()
+            first = judge(early)
             uncertainty, answered = first.uncertainty, time.perf_counter()
+            if not first.ships:
+                encoding = self._codecs[cut].encoding
+                return PrefixResult(b"", encoding, None, (ran - started) * 1e3, 0.0, first, (answered - ran) * 1e3)
         if cut == 0 and self._stream is not None:
             # A frame that is not sent now is spooled and may arrive at any later time.
             encoding, compressed = self._stream.encoding, False
@@ -140,10 +158,15 @@ class Engine:
             window, capture_ns, self.generation, cut, encoding, compressed, uncertainty, payload, self._model, width
         )
         framed = time.perf_counter()
-        whole = cut == self.last_cut or (finish and self.prefix.fits(self.last_cut))
-        embedding = self.prefix.advance(self.last_cut)[0].copy() if whole else None
+        goes_on = finish and (judge is None or by == "exit") and self.prefix.fits(self.last_cut)
+        embedding = self._whole() if cut == self.last_cut or goes_on else None
         times = (ran - started) * 1e3, (framed - answered) * 1e3
         return PrefixResult(frame, encoding, embedding, *times, first, (answered - ran) * 1e3)
+
+    def _whole(self) -> Embedding:
+        """The embedding (d,) of the window that was run, by the remaining blocks."""
+        embedding: Embedding = self.prefix.advance(self.last_cut)[0].copy()
+        return embedding
 
     def embed(self, samples: npt.NDArray[np.float32]) -> Embedding | None:
         """Embedding (d,) of one window (samples,); None where the memory limit has no room for the whole encoder."""

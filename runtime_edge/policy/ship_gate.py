@@ -2,13 +2,23 @@
 
 gate = ShipGate(table.ship, seed=0)
 gate.ships(entropy)         # of the labels' scores, as a share of ln C
+MostUncertain(share=0.25).ships(entropy)
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from runtime_edge.formats.records.actions import ShipThresholds
+
+
+class Gate(Protocol):
+    """Decides window by window."""
+
+    def ships(self, entropy: float) -> bool:
+        """Whether to ship a window whose scores have this entropy, a share of `ln C` in [0, 1]."""
 
 
 class ShipGate:
@@ -40,3 +50,25 @@ class ShipGate:
         if self.thresholds.min_entropy < entropy < self.max_entropy:
             return True
         return bool(self._random.random() < self.thresholds.exploration)
+
+
+class MostUncertain:
+    """Ships a share of the windows, those with the largest entropies, for a larger encoder (docs/cascade.md).
+
+    The threshold moves up a little with each window that is shipped and down a little with each that is kept, so that
+    in the long run `share` of them are above it (Robbins and Monro 1951). What the head is sure of is never shipped, so
+    it may be fewer.
+    """
+
+    LEAST = 0.02
+    """Entropy below which a head is sure."""
+    _STEP = 0.02
+
+    def __init__(self, share: float) -> None:
+        self._share, self.threshold = share, 1 - share
+
+    def ships(self, entropy: float) -> bool:
+        """Whether to ship a window whose scores have this entropy, a share of `ln C` in [0, 1]."""
+        ships = entropy > max(self.threshold, self.LEAST)
+        self.threshold = min(1.0, max(0.0, self.threshold + self._STEP * (ships - self._share)))
+        return ships

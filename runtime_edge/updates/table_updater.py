@@ -55,12 +55,12 @@ def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) ->
 def blocks_needed(manifest: Manifest, table: SplitterTable, config: DeviceConfig) -> int:
     """How many of a bundle's first blocks a device runs: up to the deepest cut that the table may choose here.
 
-    All of them where an action is `local`, or where nothing is shipped. Raises BundleError or TableError.
+    All of them where an action is `local`, in a cascade, or where nothing is shipped. Raises BundleError or TableError.
     """
     cuts = [cut.name for cut in manifest.info.cuts]
     table.check_cuts(cuts)
     last, floor = len(cuts) - 1, floor_index(manifest, config.min_cut)
-    if config.broker is None or floor > last:
+    if config.broker is None or config.cascade or floor > last:
         return last
     return max((min(at, last) for at in (cut_position(name, cuts) for name in table.cuts) if at >= floor), default=last)
 

@@ -127,6 +127,18 @@ _training_options = together(
 """Whether and how the server trains."""
 
 
+_recordings_options = together(
+    click.option("--calibrate", type=PathParam(), help="Recordings to measure int8 ranges on at every release."),
+    click.option(
+        "--larger",
+        metavar="LARGER.PT",
+        type=PathParam(),
+        help="Complete what arrives as audio with this larger encoder, too, whose embeddings are mapped to those of "
+        "ENCODER.PT by the recordings of --calibrate.",
+    ),
+)
+
+
 @click.group()
 def server() -> None:
     """Run and look at the server.
@@ -140,7 +152,7 @@ def server() -> None:
 @bundle_argument
 @click.option("--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="State directory.")
 @_broker_options
-@click.option("--calibrate", type=PathParam(), help="Recordings to measure int8 ranges on at every release.")
+@_recordings_options
 @_training_options
 @release_options
 @click.option("--tensorboard", type=PathParam(), help="Directory for TensorBoard's event files of the training.")

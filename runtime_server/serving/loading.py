@@ -18,13 +18,14 @@ from runtime_server.releases.rollout import Rollout
 from runtime_server.serving.server_config import ServerConfig
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import KEPT_GENERATIONS, Generation, Generations
+from runtime_server.suffix.larger_encoder import LargerEncoder
 from runtime_server.training.checkpoint import Checkpoints, resumed
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import Trainer
 from streamsplit_compile.bundle.bundle_writer import renew_signature, staging_directory, write_manifest
 from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.digests import weights_digest
-from streamsplit_compile.encoder.encoders import LoadedEncoder
+from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Loader:
         """
         number = 0 if self._ranks.first else self._ranks.sum(0)[0]
         key = self._state.signing_key(self._config.key)
-        generations = Generations(self._encoder.graph, precision=self._config.precision)
+        generations = Generations(self._encoder.graph, precision=self._config.precision, larger=self._larger())
         rollout = Rollout(self._state.root / "rollout.json", self._config.rollout)
         newest = self._fill(generations, rollout, key)
         unreleased = None
@@ -91,6 +92,13 @@ class Loader:
                 _LOG.warning("%s: was signed with another key; from now on this server's key signs it", bundle.path)
             newest = generations.add(bundle, tensors)
         return newest
+
+    def _larger(self) -> LargerEncoder | None:
+        config = self._config
+        if config.larger is None:
+            return None
+        front_end = open_bundle(config.bundle).manifest.info.front_end
+        return LargerEncoder.of(load_encoder(config.larger), front_end, config.calibrate, config.train.seed)
 
     def _import_first(self, key: minisign.SecretKey) -> tuple[Bundle, dict[str, npt.NDArray[Any]]]:
         given = open_bundle(self._config.bundle)

@@ -31,6 +31,8 @@ class ServerConfig:
     """Where the embedded broker lets MQTT clients in."""
     key: Path | None = None
     calibrate: Path | None = None
+    larger: Path | None = None
+    """An encoder that completes windows that arrive as audio (docs/cascade.md)."""
     training: bool = True
     threads: int = 1
     precision: Precision = "float32"

@@ -21,6 +21,7 @@ from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.wire import NO_MODEL, FrameHeader
 from runtime_server.suffix.activation_limits import ActivationLimit, activation_limits, within
 from runtime_server.suffix.frame_codecs import FrameCodecs
+from runtime_server.suffix.larger_encoder import AlignedEncoder, LargerEncoder
 from runtime_server.suffix.suffix import Precision, ServedBlocks
 from streamsplit_compile.encoder.graph import EncoderGraph
 from streamsplit_compile.encoder.segment import split
@@ -52,6 +53,8 @@ class Generation:
     model: CutModel
     served: ServedBlocks
     codecs: FrameCodecs
+    larger: AlignedEncoder | None = None
+    """What helps to complete windows that arrive as audio."""
 
     @cached_property
     def _limits(self) -> list[ActivationLimit]:
@@ -81,16 +84,23 @@ class Generation:
 
     def complete(self, cut: int, activations: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, d) of activations (n * rows, ...) float32 at a cut, without gradients."""
-        return self.served.complete(cut, activations)
+        own = self.served.complete(cut, activations)
+        return own if cut > 0 or self.larger is None else self.larger.embed(activations, own)
 
 
 class Generations:
     """The newest generation and the few before it. Used from the ingest and the trainer thread."""
 
-    def __init__(self, graph: EncoderGraph, kept: int = KEPT_GENERATIONS, precision: Precision = "float32") -> None:
+    def __init__(
+        self,
+        graph: EncoderGraph,
+        kept: int = KEPT_GENERATIONS,
+        precision: Precision = "float32",
+        larger: LargerEncoder | None = None,
+    ) -> None:
         self.graph = graph
         """The encoder that all of them are states of."""
-        self._kept, self._precision = kept, precision
+        self._kept, self._precision, self._larger = kept, precision, larger
         self._lock = threading.Lock()
         self._by_number: dict[int, Generation] = {}
         self._protected: frozenset[int] = frozenset()
@@ -99,7 +109,8 @@ class Generations:
         """Take a bundle with its weights; the oldest beyond the kept number are retired. Raises BundleError."""
         model = cut_model(self.graph, bundle, tensors)
         served, codecs = ServedBlocks(model.segments, self._precision), FrameCodecs(bundle)
-        generation = Generation(bundle, model, served, codecs)
+        aligned = None if self._larger is None else self._larger.aligned(lambda windows: served.complete(0, windows))
+        generation = Generation(bundle, model, served, codecs, aligned)
         with self._lock:
             self._by_number[generation.number] = generation
             self._retire()

@@ -22,15 +22,15 @@ def test_a_late_answer_teaches_unless_the_device_has_finished_the_window_itself(
 
 def test_a_window_is_judged_before_it_is_taught_and_what_is_like_the_others_is_not_new():
     memory, given = DeviceMemory(8), embeddings(70)
-    assert (memory.judge(given[0]).uncertainty, memory.judge(given[0]).novelty) == (1.0, 1.0)
+    assert memory.judge(given[0]) == (1.0, 1.0)
     for window in range(60):
         memory.teach(window, given[window % 3])
     before = memory.mixture.to_bytes()
-    known, new = memory.judge(given[0]), memory.judge(-given[:3].mean(axis=0))
+    (known, known_novelty), (new, new_novelty) = memory.judge(given[0]), memory.judge(-given[:3].mean(axis=0))
     assert memory.mixture.to_bytes() == before
-    assert known.novelty < 0.1 < new.novelty
-    assert memory.uncertainty == new.uncertainty
-    assert known.uncertainty == memory.mixture.uncertainty(given[0])
+    assert known_novelty < 0.1 < new_novelty
+    assert memory.uncertainty == new
+    assert known == memory.mixture.uncertainty(given[0])
 
 
 def test_what_was_taught_is_remembered_for_a_bounded_number_of_windows():

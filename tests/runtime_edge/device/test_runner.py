@@ -1,4 +1,4 @@
-"""An exit's answer comes first, and the server's only where it says something else."""
+"""An exit's or the device's answer comes first, and the server's only where it says something else."""
 
 import asyncio
 
@@ -14,6 +14,8 @@ from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.in_flight import differs
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.runner import WindowRunner
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.codec import ENCODINGS
 from runtime_edge.formats.records.actions import ShipThresholds
 from runtime_edge.formats.records.head import Head
 from runtime_edge.formats.wire import Reply, decode_frame
@@ -249,3 +251,56 @@ def test_without_a_head_a_table_keeps_nothing(bundle, action, windows, by_exit, 
     _, _, accounting = run(bundle, action, windows, server, tmp_path, ShipThresholds(exploration=0.0))
 
     assert (len(server.frames), accounting.kept) == (3, 0)
+
+
+@pytest.fixture(scope="module")
+def embedded(bundle, windows):
+    """What the whole encoder says of each window."""
+    return [Prefix(bundle).embed(window) for window in windows]
+
+
+def cascade(bundle, action, windows, server, state, scale):
+    """Windows of a device that asks for help with all of which its head is unsure."""
+    weights = np.zeros((2, bundle.manifest.info.encoder.embedding_dim), np.float32)
+    weights[0, 0] = scale
+    (state / "head.json").write_bytes(head_for(bundle, weights=weights.astype("<f4").tobytes()).to_json())
+    return run(bundle, action, windows, server, state, head=state / "head.json", cascade=1.0, revise_above=0.01)
+
+
+def test_in_a_cascade_the_device_answers_and_the_audio_of_what_it_is_unsure_of_is_sent(
+    bundle, action, windows, embedded, tmp_path
+):
+    server = Server(lambda window: -embedded[window] if window == 1 else embedded[window])
+    results, counts, accounting = cascade(bundle, action, windows, server, tmp_path, 2.0)
+
+    answers = [(r.window, r.answer, r.revises) for r in results]
+    assert answers == [(0, "device", 0), (1, "device", 0), (1, "server", 1), (2, "device", 0)]
+    assert np.allclose([r.embedding for r in results if not r.revises], embedded, atol=1e-4)
+    assert np.allclose(results[2].embedding, -embedded[1], atol=1e-2)
+    for frame, window in zip(server.frames, windows, strict=True):
+        ((header, payload),) = decode_frame(frame)
+        assert (header.cut, ENCODINGS[header.encoding]) == (0, "pcm16")
+        assert np.allclose(np.frombuffer(payload, "<i2") / 32767, window, atol=1e-4)
+    assert (accounting.kept, counts.revised) == (0, 1)
+    assert accounting.stage_ms["prefix"].count == 3
+    assert accounting.stage_ms["exit"].count == 0
+
+
+def test_in_a_cascade_what_the_head_is_sure_of_stays_and_is_local(bundle, action, windows, embedded, tmp_path):
+    server = Server(lambda window: embedded[window])
+    results, counts, accounting = cascade(bundle, action, windows, server, tmp_path, 4000.0)
+
+    assert (server.frames, accounting.kept) == ([], 3)
+    assert [(r.answer, r.cut, r.frame_bytes) for r in results] == [("device", "local", 0)] * 3
+    assert counts.finished == {"device": 3}
+
+
+def test_in_a_cascade_without_a_head_nothing_is_sent(bundle, action, windows, embedded, tmp_path):
+    server = Server(lambda window: embedded[window])
+    results, _, _ = run(bundle, action, windows, server, tmp_path, cascade=1.0)
+    assert (server.frames, [r.answer for r in results]) == ([], ["device"] * 3)
+
+
+def test_a_privacy_floor_forbids_a_cascade(bundle, action, windows, tmp_path):
+    with pytest.raises(UsageError, match="cascade: sends audio, which the privacy floor"):
+        run(bundle, action, windows, Server(lambda window: None), tmp_path, cascade=0.2, min_cut=action.cut)

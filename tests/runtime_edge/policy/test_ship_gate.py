@@ -5,7 +5,7 @@ import pytest
 
 from runtime_edge.formats.records.actions import ShipThresholds
 from runtime_edge.formats.records.head import entropy
-from runtime_edge.policy.ship_gate import ShipGate
+from runtime_edge.policy.ship_gate import MostUncertain, ShipGate
 
 
 def test_what_is_sure_and_what_is_hopeless_is_kept():
@@ -45,3 +45,25 @@ def test_entropy_is_a_share_of_what_can_be():
     assert entropy(two, "softmax") == pytest.approx(-(0.9 * np.log2(0.9) + 0.1 * np.log2(0.1)))
     assert entropy(two, "sigmoid") == pytest.approx(entropy(two, "softmax"))
     assert entropy(np.array([0.5, 0.5, 1.0], np.float32), "sigmoid") == pytest.approx(2 / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.6])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_in_the_long_run_a_share_is_shipped_and_it_is_the_most_uncertain_one(share, noisy):
+    entropies = np.random.default_rng(1).beta(2, 5, 6000)
+    gate = MostUncertain(share)
+    shipped = np.array([gate.ships(entropy + 0.1 * noisy) for entropy in entropies])[2000:]
+    assert shipped.mean() == pytest.approx(share, abs=0.02)
+    threshold = np.quantile(entropies, 1 - share)
+    assert (entropies[2000:][shipped] > threshold - 0.1).all()
+
+
+def test_what_a_head_is_sure_of_is_never_shipped_however_large_the_share():
+    gate = MostUncertain(1.0)
+    assert not any(gate.ships(MostUncertain.LEAST) for _ in range(500))
+    assert all(gate.ships(0.1) for _ in range(500))
+
+
+def test_a_stream_of_equal_entropies_is_shipped_by_no_more_than_the_share():
+    gate = MostUncertain(0.25)
+    assert np.mean([gate.ships(0.4) for _ in range(2000)]) == pytest.approx(0.25, abs=0.02)

@@ -1,0 +1,122 @@
+"""A larger encoder for windows that arrive as audio, with embeddings like those of the devices' one (docs/cascade.md).
+
+    larger = LargerEncoder.of(load_encoder(path), front_end, recordings, seed=0)
+    answering = larger.aligned(generation.embed)    # for one generation
+    answering.embed(windows, own)                   # (n, d) unit norm, in place of the generation's own
+
+Ridge regression maps its embeddings to those that the generation makes of the same recordings, so heads, memories and
+mixtures stay as they are. The answer leans on both encoders, which are wrong about different windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.manifest import FrontEndInfo
+from runtime_server.suffix.suffix import ServedBlocks
+from streamsplit_compile.bundle.recordings import sample_windows
+from streamsplit_compile.encoder.encoders import LoadedEncoder
+from streamsplit_compile.encoder.segment import split
+
+MAX_WINDOWS = 2048
+LEAST_WINDOWS = 32
+"""Below, a map means nothing."""
+PENALTY = 100.0
+"""Of the map, in windows: inputs have unit variance."""
+OWN_SHARE = 0.5
+"""Weight of the generation's own embedding beside the larger encoder's (measured: docs/cascade.md)."""
+_HELD_OUT = 5
+"""One in so many windows judges a map and makes none."""
+_BATCH = 64
+Embed = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class AlignedEncoder:
+    """A larger encoder behind which a linear map leads to one generation's embeddings."""
+
+    larger: Embed
+    mean: Tensor
+    """(D,) of the larger encoder's embeddings."""
+    weights: Tensor
+    """(D, d)."""
+    bias: Tensor
+    """(d,)."""
+    cosine: float
+    """Median, of the map's embeddings with the generation's, over windows that made no part of the map."""
+
+    def embed(self, windows: Tensor, own: Tensor) -> Tensor:
+        """(n, samples) float32 and the generation's embeddings (n, d) of them -> (n, d) of unit norm."""
+        mapped = _mapped(self.larger(windows), self.mean, self.weights, self.bias)
+        return functional.normalize(mapped + OWN_SHARE * own, dim=1)
+
+
+class LargerEncoder:
+    """What a larger encoder makes of some recordings, for a map to each generation.
+
+    Args:
+        embed: takes windows (n, samples) float32 to embeddings (n, D), without gradients.
+        windows: (n, samples) float32 of recordings such as devices hear.
+    """
+
+    def __init__(self, embed: Embed, windows: Tensor) -> None:
+        """Raises UsageError for too few windows."""
+        if len(windows) < LEAST_WINDOWS:
+            raise UsageError(f"--calibrate: {len(windows)} windows are too few for --larger; give {LEAST_WINDOWS}")
+        self._embed, self._windows = embed, windows
+        self._embeddings = _in_batches(embed, windows)
+
+    @classmethod
+    def of(cls, larger: LoadedEncoder, front_end: FrontEndInfo, recordings: Path | None, seed: int) -> LargerEncoder:
+        """Of up to 2048 windows of a file or folder.
+
+        Raises UsageError for an encoder that takes other windows or is not trained, or without recordings, SourceError.
+        """
+        if recordings is None:
+            raise UsageError("--larger: needs --calibrate with recordings such as devices hear")
+        if larger.untrained:
+            raise UsageError(f"--larger: the weights of {larger.id} are random; give an encoder that is trained")
+        asked = (front_end.sample_rate, front_end.window_samples)
+        if (larger.sample_rate, larger.window_samples) != asked:
+            raise UsageError(
+                f"--larger: {larger.id} takes {larger.window_samples} samples at {larger.sample_rate} Hz, devices "
+                f"send {asked[1]} at {asked[0]} Hz; give an encoder for those"
+            )
+        windows = sample_windows(recordings, *asked, front_end.hop_samples, MAX_WINDOWS, seed)
+        graph = larger.graph
+        served = ServedBlocks(split(graph, [graph.candidates[0], graph.candidates[-1]]))
+        return cls(lambda part: served.complete(0, part), torch.from_numpy(windows))
+
+    def aligned(self, embed: Embed) -> AlignedEncoder:
+        """With a map to the embeddings (n, d) that a generation makes of windows (n, samples)."""
+        own = _in_batches(embed, self._windows)
+        judges = torch.arange(len(own)) % _HELD_OUT == _HELD_OUT - 1
+        found = _fit(self._embeddings[~judges], own[~judges])
+        cosines = functional.cosine_similarity(_mapped(self._embeddings[judges], *found), own[judges])
+        return AlignedEncoder(self._embed, *found, float(cosines.median()))
+
+
+def _in_batches(embed: Embed, windows: Tensor) -> Tensor:
+    return torch.cat([embed(part) for part in torch.split(windows, _BATCH)])
+
+
+def _fit(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (D,), weights (D, d) and bias (d,) of the ridge regression from (n, D) to (n, d)."""
+    mean, deviation = given.double().mean(0), given.double().std(0) + 1e-8
+    bias = wanted.double().mean(0)
+    scaled = (given.double() - mean) / deviation
+    gram = scaled.T @ scaled + PENALTY * torch.eye(given.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, scaled.T @ (wanted.double() - bias)) / deviation[:, None]
+    return mean.float(), weights.float(), bias.float()
+
+
+def _mapped(embeddings: Tensor, mean: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return functional.normalize((embeddings - mean) @ weights + bias, dim=1)
