@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime_edge.base.histogram import BOUNDS_MS, Histogram
@@ -12,6 +12,8 @@ from runtime_edge.errors import MissingExtra
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
+Labels = Mapping[tuple[str, ...], float]
+"""Values by what each label says."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -22,21 +24,33 @@ def gauge(name: str, text: str, value: float) -> Metric:
 
 def gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     """Values by what `label` says; an empty label: the one value there is."""
-    from prometheus_client.core import GaugeMetricFamily
-
-    family = GaugeMetricFamily(name, text, labels=[label] if label else [])
-    for key, value in values.items():
-        family.add_metric([key] if label else [], float(value))
-    return family
+    found: Labels = {(key,) if label else (): value for key, value in values.items()}
+    return labelled_gauges(name, text, (label,) if label else (), found)
 
 
 def counters(name: str, text: str, label: str, counts: Mapping[str, float]) -> Metric:
     """Counts by what `label` says; an empty label: the one count there is."""
+    found: Labels = {(key,) if label else (): count for key, count in counts.items()}
+    return labelled_counters(name, text, (label,) if label else (), found)
+
+
+def labelled_gauges(name: str, text: str, labels: Sequence[str], values: Labels) -> Metric:
+    """Values by what each of the labels says."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, float(value))
+    return family
+
+
+def labelled_counters(name: str, text: str, labels: Sequence[str], counts: Labels) -> Metric:
+    """Counts by what each of the labels says."""
     from prometheus_client.core import CounterMetricFamily
 
-    family = CounterMetricFamily(name, text, labels=[label] if label else [])
+    family = CounterMetricFamily(name, text, labels=labels)
     for key, count in counts.items():
-        family.add_metric([key] if label else [], count)
+        family.add_metric(key, count)
     return family
 
 

@@ -23,6 +23,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime_edge.base.aio import cancel_all
+from runtime_edge.base.prometheus import CONTENT_TYPE
 from runtime_edge.errors import SscError
 
 STATIC = Path(__file__).parent / "static"
@@ -56,7 +57,7 @@ class Source(Protocol):
     """What is shown, asked from the page's event loop."""
 
     async def get(self, view: str) -> bytes:
-        """A view as JSON. Raises SscError."""
+        """A view as JSON, or `metrics` as Prometheus reads them. Raises SscError."""
 
     async def place(self) -> tuple[int, int]:
         """Up to where everything is known to whoever asks for views now."""
@@ -149,14 +150,20 @@ def make_app(source: Source, listeners: Listeners, token: str | None, hosts: fro
         return FileResponse(STATIC / "index.html")
 
     async def view(request: Request) -> Response:
-        try:
-            return _json(await source.get(request.path_params["view"]))
-        except KeyError:
+        if (name := request.path_params["view"]) not in VIEWS:
             return _problem(404, f"no such view; there are {', '.join(VIEWS)} and stream")
+        try:
+            return _json(await source.get(name))
         except asyncio.TimeoutError:
             return _problem(503, "the server does not answer in time")
         except SscError as exc:
             return _problem(503, str(exc))
+
+    async def metrics(_: Request) -> Response:
+        try:
+            return Response(await source.get("metrics"), media_type=CONTENT_TYPE)
+        except asyncio.TimeoutError:
+            return _problem(503, "the server does not answer in time")
 
     async def stream(_: Request) -> Response:
         if listeners.full:
@@ -165,6 +172,7 @@ def make_app(source: Source, listeners: Listeners, token: str | None, hosts: fro
 
     routes = [
         Route("/", index),
+        Route("/metrics", metrics),
         Route("/api/v1/stream", stream),
         Route("/api/v1/{view}", view),
         Mount("/static", StaticFiles(directory=STATIC)),
@@ -200,7 +208,7 @@ class _Guard:
         path = request.scope["path"]  # by which it is routed; that of `request.url` depends on the Host header
         if path == "/api/v1/login" and request.method == "POST":
             return await self._login(request)
-        if path.startswith("/api/") and not self._knows(_given(request)):
+        if (path.startswith("/api/") or path == "/metrics") and not self._knows(_given(request)):
             return _problem(401, "give the token of the server's state directory (web.token)")
         return None
 

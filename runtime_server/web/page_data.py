@@ -12,15 +12,19 @@ from typing import Any, Final
 
 import msgspec
 
+from runtime_edge.base import prometheus
 from runtime_edge.base.text import printable
 from runtime_edge.formats.records.head import Head
 from runtime_server.telemetry.device_view import DeviceView
 from runtime_server.telemetry.fleet import ALIVE_S, Fleet
 from runtime_server.telemetry.fleet_history import BANDS_MBPS
+from runtime_server.telemetry.fleet_metrics import fleet_families
 from runtime_server.web.judgement import attempt_in_words, release_in_words
 
 LEAST_S = 1.0
 """Between two times that a view is made."""
+METRICS = "metrics"
+"""What Prometheus reads, of all devices."""
 DEVICES_S = 0.5
 """Between two times that listeners are told of devices: those that publish every result change twice a second."""
 _MAX_LOSSES, _MAX_LABELS = 300, 200
@@ -58,17 +62,22 @@ class PageData:
             "training": self._training,
             "releases": self._releases,
             "heads": self._head_list,
+            METRICS: self._metrics,
         }
         self._last_status: tuple[float, Status] | None = None
         self._devices_told = float("-inf")
 
     async def get(self, view: str) -> bytes:
-        """A view as JSON, at most a second old. Raises KeyError for one that there is not, and LinkError."""
+        """A view as JSON, or METRICS as Prometheus reads them, at most a second old.
+
+        Raises KeyError for one that there is not, and LinkError.
+        """
         make = self._views[view]
         async with self._making:
             made = self._made.get(view)
             if made is None or self._clock() - made[0] >= LEAST_S:
-                body = msgspec.json.encode(await make())
+                found = await make()
+                body = found if isinstance(found, bytes) else msgspec.json.encode(found)
                 self._made[view] = made = self._clock(), body
             return made[1]
 
@@ -149,6 +158,10 @@ class PageData:
         rollout = (await self._told())["rollout"]
         listed = [{**entry, "words": release_in_words(entry)} for entry in rollout["releases"]]
         return {"releases": listed, "held": rollout["held"], "paced": rollout["paced"]}
+
+    async def _metrics(self) -> bytes:
+        views = sorted(self._fleet.devices.values(), key=lambda view: view.name)
+        return prometheus.render(fleet_families(views, self._fleet.is_alive))
 
     async def _head_list(self) -> object:
         heads = await self._heads()

@@ -76,6 +76,14 @@ def test_no_other_name_leads_to_a_page_of_this_machine(room):
         assert browser.ask("/api/v1/devices", Host=host)[0].status == status
 
 
+def test_prometheus_reads_what_devices_say(room):
+    room.devices(2)
+    answer, body = Browser(room).ask("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert b'ssc_device_up{device="' in body
+    assert Browser(room).ask("/api/v1/metrics")[0].status == 404, "it is no view"
+
+
 def test_nothing_can_be_written(room):
     for method in ("POST", "PUT", "DELETE"):
         assert Browser(room).ask("/api/v1/devices", method)[0].status == 405
@@ -85,6 +93,8 @@ def test_beyond_this_machine_only_the_token_lets_in(open_room, tmp_path):
     browser, file = Browser(open_room), tmp_path / "state" / "web.token"
     token = file.read_text().strip()
     assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
+    assert browser.ask("/metrics")[0].status == 401
+    assert browser.ask("/metrics", Authorization=f"Bearer {token}")[0].status == 200
     for view in (*VIEWS, "stream"):
         assert browser.ask(f"/api/v1/{view}")[0].status == 401
         assert browser.ask(f"/api/v1/{view}", Authorization="Bearer wrong")[0].status == 401
