@@ -16,9 +16,9 @@ import asyncio
 from pathlib import Path
 
 from runtime_server.harness.network import why_not
-from runtime_server.lab.goals import BESIDE, goals
 from runtime_server.lab.policy_bench import BenchConfig, PolicyBench, joined, read_bench, run_bench
-from runtime_server.lab.proof_page import write_page
+from runtime_server.lab.proof.goals import BESIDE, goals
+from runtime_server.lab.proof.proof_page import write_page
 from runtime_server.lab.scenarios import SCENARIOS, scenario_named
 from tools.benchmarks import Section, publish
 

@@ -9,8 +9,8 @@ import click
 
 from runtime_edge.errors import CheckFailed
 from runtime_server.lab.policy_bench import BenchConfig, read_bench, run_bench, save
-from runtime_server.lab.proof_page import write_page
-from runtime_server.lab.proof_report import COSTS, QUALITY, TRAFFIC, compare, costs, quality, traffic
+from runtime_server.lab.proof.proof_page import write_page
+from runtime_server.lab.proof.proof_report import COSTS, QUALITY, TRAFFIC, compare, costs, quality, traffic
 from runtime_server.lab.recorded import RecordedScenario
 from runtime_server.lab.scenarios import SCENARIOS, Playable, scenario_named
 from streamsplit_compile.cli.options import PathParam, json_option, link_option

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime_server.lab.goals import BESIDE, DIFFERS, OURS, Goal, goals
 from runtime_server.lab.policy_bench import PolicyBench
-from runtime_server.lab.proof_plots import draw
-from runtime_server.lab.proof_report import (
+from runtime_server.lab.proof.goals import BESIDE, DIFFERS, OURS, Goal, goals
+from runtime_server.lab.proof.proof_plots import draw
+from runtime_server.lab.proof.proof_report import (
     COSTS,
     QUALITY,
     SERVER_ONLY,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runtime_server.lab.figures import Figures
 from runtime_server.lab.policy_bench import PolicyBench
-from runtime_server.lab.proof_report import BASELINE, ratios, runs_of, scored
+from runtime_server.lab.proof.proof_report import BASELINE, ratios, runs_of, scored
 
 OURS = "table"
 BESIDE = ("opus-16", "device-only")

@@ -8,10 +8,10 @@ import pytest
 from runtime_edge.errors import CheckFailed, FormatError, UsageError
 from runtime_server.lab.accuracy import Accuracy
 from runtime_server.lab.figures import Figures
-from runtime_server.lab.goals import goals
 from runtime_server.lab.policy_bench import EncoderFigures, PlayedScenario, PolicyBench, command_of, joined, read_bench
-from runtime_server.lab.proof_page import write_page
-from runtime_server.lab.proof_report import COSTS, QUALITY, TRAFFIC, compare, costs, quality, ratios, traffic
+from runtime_server.lab.proof.goals import goals
+from runtime_server.lab.proof.proof_page import write_page
+from runtime_server.lab.proof.proof_report import COSTS, QUALITY, TRAFFIC, compare, costs, quality, ratios, traffic
 from runtime_server.lab.scenarios import ScenarioStep
 
 

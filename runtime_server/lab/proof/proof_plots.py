@@ -9,9 +9,9 @@ from pathlib import Path
 from runtime_edge.errors import MissingExtra
 from runtime_edge.formats.records.table import LOCAL
 from runtime_server.lab.figures import PARTS, Figures
-from runtime_server.lab.goals import OURS
 from runtime_server.lab.policy_bench import PolicyBench
-from runtime_server.lab.proof_report import policies_of, runs_of, scored
+from runtime_server.lab.proof.goals import OURS
+from runtime_server.lab.proof.proof_report import policies_of, runs_of, scored
 
 try:
     import matplotlib as mpl
