@@ -1,12 +1,13 @@
 """A device process that computes as slowly as another machine.
 
-Every block takes the processor for as long as the target's cost table says. Everything else that the process does
-(Python, the encoding of frames, the disk queue) takes `python_factor` times what it took here: a thread pays for what
-it has done before anybody can see it (before a block, a frame, a write to a socket or to the results) and before it
-waits. What making frames takes, in its thread's time, is accounted for and written at the end. The processor is really
-used, so another program on the same one slows both down, as it would there. Until the first block has run nothing is
-paced, so that a device starts in this machine's time; nor are threads of which nobody sees anything, such as the one
-that writes the status.
+Every block takes the processor for as long as the target's cost table says; so do bottlenecks' encoders and exits, as
+the splitter's actions reckon with them. Everything else that the process does (Python, the encoding of frames and
+latents, the disk queue) takes `python_factor` times what it took here: a thread pays for what it has done before
+anybody can see it (before a block, a frame, a write to a socket or to the results) and before it waits. What making
+frames takes, in its thread's time, is accounted for and written at the end. The processor is really used, so another
+program on the same one slows both down, as it would there. Until the first block has run nothing is paced, so that a
+device starts in this machine's time; nor are threads of which nobody sees anything, such as the one that writes the
+status.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import asyncio.selector_events
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,9 @@ from runtime_edge.audio.wire_streams import AudioStreamEncoder
 from runtime_edge.base.line_writer import LineWriter
 from runtime_edge.base.worker import Worker
 from runtime_edge.formats.codec import CutCodec
+from runtime_edge.formats.latent_codec import LatentCodec
 from runtime_edge.inference.contract import LoadedBlock
+from runtime_edge.inference.cut_assets import bottleneck, early_exit, small_block
 from runtime_edge.inference.prefix import Prefix
 
 _SEEN = (
@@ -50,6 +53,10 @@ class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of each block on the target, with the processor to itself."""
     python_factor: float
     """How many times longer everything else takes there."""
+    bottleneck_ms: dict[str, float] = {}
+    """By cut, of the bottleneck's encoder."""
+    exit_ms: dict[str, float] = {}
+    """By cut."""
 
 
 class Encoded(msgspec.Struct, forbid_unknown_fields=True):
@@ -124,7 +131,9 @@ def apply(pace: Pace, cores: list[int]) -> Encoded:
             return paced
 
     _replace(runtime_edge.inference.engine, "Prefix", PacedPrefix)
-    for codec in (CutCodec, AudioStreamEncoder):
+    for assets, times in ((bottleneck, pace.bottleneck_ms), (early_exit, pace.exit_ms)):
+        _replace(assets, "load_behind", _paced_behind(small_block.load_behind, times, debts))
+    for codec in (CutCodec, LatentCodec, AudioStreamEncoder):
         _replace(codec, "encode", _accounted(codec.encode, debts, encoded))
     for owner, name in _SEEN:
         _replace(owner, name, _paid_before(getattr(owner, name), debts))
@@ -156,6 +165,17 @@ class _PacedBlock:
         use_processor_until(began + self._seconds)
         self._debts.running = True
         self._debts.forgive()
+
+
+def _paced_behind(
+    load: Callable[..., LoadedBlock], times_ms: Mapping[str, float], debts: Debts
+) -> Callable[..., LoadedBlock]:
+    """As `load_behind`, for blocks of one kind that take so long."""
+
+    def paced(prefix: Prefix, cut: str, *arguments: Any) -> LoadedBlock:
+        return _PacedBlock(load(prefix, cut, *arguments), times_ms[cut] / 1e3, debts)
+
+    return paced
 
 
 def use_processor_until(thread_time_s: float) -> None:

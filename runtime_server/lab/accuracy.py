@@ -1,34 +1,45 @@
-"""What a way of shipping costs in accuracy: every labelled clip through the real device, broker and server.
+"""What a way of answering costs in accuracy: every labelled clip through blocks, bottlenecks, exits and the wire.
 
-Nothing is shaped or paced here: an embedding does not depend on when it comes. A policy that chooses among cuts is
-given, for each window, the embedding of the cut that it took in its run of a scenario.
+Nothing is shaped or paced here and nothing is sent: what a device ships is made and read by the same code that device
+and server use, the blocks behind it by the bundle's own in float32. A policy that chooses is given, for each window,
+the embedding that it had for a window of its run of a scenario.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import soundfile
+import torch
 
-from runtime_edge.errors import CheckFailed, UsageError
+from runtime_edge.audio import open_source
+from runtime_edge.audio.wire_streams import AudioStreamDecoder, AudioStreamEncoder
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.manifest import FrontEndInfo
+from runtime_edge.formats.records.actions import action_name
+from runtime_edge.formats.records.table import LOCAL
+from runtime_edge.formats.wire import Reply, int8_embedding
+from runtime_edge.inference.cut_assets.bottleneck import LoadedBottleneck
+from runtime_edge.inference.cut_assets.early_exit import LoadedExit
+from runtime_edge.inference.prefix import Prefix
 from runtime_server.lab.clips import (
     CLIP_SAMPLES,
     SAMPLE_RATE,
     Array,
-    cross_validated,
     load_clips,
     precision_at_10,
+    probe_accuracy,
     silhouette,
 )
-from runtime_server.lab.policy_arms import Policy
-from runtime_server.lab.session import Lab, ResultLines
+from streamsplit_compile.bottleneck.block import read_bottleneck
+from streamsplit_compile.splitter.pricing import default_encoding
 
-_TIMEOUT_S = 600.0
+PCM, _OPUS = "pcm16", "opus-"
 
 
 class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,58 +50,139 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision_at_10: float
     silhouette: float
     clips: int
+    """Judged."""
+    head: float | None = None
+    """A linear head fitted to the whole encoder's embeddings of other folds, asked about the last answers; None in
+    files from before exits."""
+    head_first: float | None = None
+    """The same head, asked about the first answers."""
 
 
 class Recordings:
-    """The clips one after the other in one file, as a device hears them."""
+    """The clips one after the other, as a device hears them."""
 
-    def __init__(self, root: Path, work: Path, every: int, front_end: FrontEndInfo) -> None:
-        """Takes every `every`-th clip. Raises FormatError, or UsageError when clips are no whole number of hops."""
+    def __init__(self, root: Path, work: Path, every: int, front_end: FrontEndInfo, fold: int | None = None) -> None:
+        """Takes every `every`-th clip, and judges those of a fold, or of all.
+
+        Raises FormatError, or UsageError when clips are no whole number of hops or none is of the fold.
+        """
         clips = load_clips(root)
         self.clips = clips.select(np.arange(0, len(clips.labels), every))
+        self._fold = fold
+        if fold is not None and fold not in self.clips.folds:
+            raise UsageError(f"--fold {fold}: none of the {len(self.clips.labels)} labelled clips is in it")
         length = CLIP_SAMPLES * front_end.sample_rate // SAMPLE_RATE  # of a clip, as the encoder hears it
         if length % front_end.hop_samples:
             raise UsageError(f"clips of {length} samples are not a whole number of hops of {front_end.hop_samples}")
-        self.path = work / "clips.wav"
-        soundfile.write(self.path, self.clips.waveforms.ravel(), SAMPLE_RATE, subtype="PCM_16")
-        total = length * len(self.clips.labels)
-        starts = np.arange(0, total - front_end.window_samples + 1, front_end.hop_samples)
+        path = work / "clips.wav"
+        soundfile.write(path, self.clips.waveforms.ravel(), SAMPLE_RATE, subtype="PCM_16")
+        blocks = open_source(str(path), front_end.sample_rate, realtime=False)
+        heard = np.concatenate([block.samples for block in blocks])
+        starts = np.arange(0, heard.size - front_end.window_samples + 1, front_end.hop_samples)
+        self.windows = [heard[start : start + front_end.window_samples] for start in starts]
         clip = starts // length
-        self.windows = starts.size
-        self.clip_of = np.where(clip == (starts + front_end.window_samples - 1) // length, clip, -1)
+        self._clip_of = np.where(clip == (starts + front_end.window_samples - 1) // length, clip, -1)
         """Of each window; -1 for one that hears two clips."""
 
-    def score(self, embeddings: Array) -> Accuracy:
-        """Of window embeddings (windows, d)."""
-        whole = np.stack([embeddings[self.clip_of == clip].mean(0) for clip in range(len(self.clips.labels))])
+    def score(self, final: Array, first: Array, whole: Array) -> Accuracy:
+        """Of last and first answers, and of what the whole encoder makes of the same windows, each (windows, d)."""
+        clips, answers, early, exact = self.clips, *(self._of_clips(each) for each in (final, first, whole))
+        folds = np.unique(clips.folds) if self._fold is None else np.array([self._fold])
+        chosen = np.isin(clips.folds, folds)
+
+        def probed(fitted: Array, asked: Array) -> float:
+            return round(float(np.mean([probe_accuracy(fitted, clips, fold, asked) for fold in folds])), 4)
+
         return Accuracy(
-            round(cross_validated(whole, self.clips), 4),
-            round(precision_at_10(whole, self.clips), 4),
-            round(silhouette(whole, self.clips), 4),
-            len(whole),
+            probed(answers, answers),
+            round(precision_at_10(answers, clips, self._fold), 4),
+            round(silhouette(answers[chosen], clips.select(chosen)), 4),
+            int(chosen.sum()),
+            probed(exact, answers),
+            probed(exact, early),
         )
 
+    def _of_clips(self, embeddings: Array) -> Array:
+        return np.stack([embeddings[self._clip_of == clip].mean(0) for clip in range(len(self.clips.labels))])
 
-async def embeddings_of(lab: Lab, policy: Policy, recordings: Recordings) -> Array:
-    """(windows, d): what a device that takes one cut gets, as fast as it can. Raises CheckFailed."""
-    options = ("--no-realtime", "--deadline-ms", "10000", "--max-windows", str(recordings.windows))
-    async with lab.device(policy, recordings.path, *options, paced=False) as device:
-        lines = ResultLines(device)
-        reading = asyncio.create_task(lines.read())
-        await device.finish(_TIMEOUT_S)
-        await reading
-    results = [heard.result for heard in lines.heard]
-    astray = [r for r in results if r.cut != policy.cut or r.finished == "fallback"]
-    if astray or len(results) != recordings.windows:
-        ways = sorted({f"{result.cut} {result.finished}" for result in astray})
-        raise CheckFailed(f"{policy.name}: {len(results)} of {recordings.windows} windows, {len(astray)} by {ways}")
-    found = np.zeros((recordings.windows, len(results[0].embedding)), np.float32)
-    for result in results:
-        found[result.window] = result.embedding
+
+class Answers:
+    """The embeddings of windows by whatever makes them.
+
+    That is named as in `Figures.final_answers`: `local`, `<cut>+exit`, or what is shipped for the server: `<cut>`,
+    `<cut>/<width>`, `pcm16` or `opus-<kbit/s>`.
+    """
+
+    def __init__(self, bundle: Bundle, target: str) -> None:
+        """As a device of the target runs it. Raises BundleError or BackendError."""
+        self._manifest = manifest = bundle.manifest
+        self._device, self._server = Prefix(bundle, manifest.info.targets[target].variant), Prefix(bundle)
+        cuts = manifest.info.cuts
+        self._plain = {cut.name: CutCodec(cut, default_encoding(cut, len(cuts))) for cut in cuts}
+        self._exits = {info.cut: LoadedExit(self._device, info) for info in manifest.info.exits}
+        self._narrow = {info.cut: LoadedBottleneck(self._device, info) for info in manifest.info.bottlenecks}
+        self._decoders = {
+            info.cut: read_bottleneck(bundle.read(info.decoder.file), manifest.cut_named(info.cut), str(bundle.path))
+            for info in manifest.info.bottlenecks
+        }
+
+    def of(self, names: Iterable[str], windows: Sequence[Array]) -> dict[str, Array]:
+        """By name (windows, d), of windows that follow each other, each (samples,). Raises UsageError without Opus."""
+        wanted = set(names)
+        streams = {name: self._heard(name, windows) for name in wanted if name.startswith(_OPUS)}
+        found: dict[str, list[Array]] = {name: [] for name in sorted(wanted)}
+        for window in windows:
+            shipped = [(name, 0, next(stream)) for name, stream in streams.items()]
+            for name, embedding in self._of_device(window, wanted, shipped):
+                found[name].append(embedding)
+            for name, cut, activation in shipped:
+                self._server.resume(cut, activation)
+                found[name].append(_answered(self._server.advance(self._server.last_cut)[0]))
+        return {name: np.stack(embeddings) for name, embeddings in found.items()}
+
+    def _of_device(
+        self, window: Array, wanted: Set[str], shipped: list[tuple[str, int, Array]]
+    ) -> Iterator[tuple[str, Array]]:
+        """What the device makes of a window itself; adds what arrives of it: name, cut and activation."""
+        self._device.start(window)
+        for cut in self._manifest.info.cuts:
+            activation = self._device.advance(cut.index)
+            if (early := action_name(cut.name, 0, "exit")) in wanted:
+                yield early, self._exits[cut.name].embedding()
+            for name in {cut.name, *([PCM] if cut.index == 0 else [])} & wanted:
+                codec = self._plain[cut.name]
+                shipped.append((name, cut.index, codec.decode(*codec.encode(activation))))
+            for width in self._manifest.widths.get(cut.name, ()):
+                if (name := action_name(cut.name, width)) in wanted:
+                    shipped.append((name, cut.index, self._through(cut.name, width)))
+        if LOCAL in wanted:
+            yield LOCAL, activation[0].copy()
+
+    def _through(self, cut: str, width: int) -> Array:
+        """What arrives of the activation there through its bottleneck."""
+        latent = self._narrow[cut].codec.decode(*self._narrow[cut].encode(width), width)
+        with torch.inference_mode():
+            decoded: Array = self._decoders[cut].decode(torch.from_numpy(latent)).numpy()
+        return decoded
+
+    def _heard(self, stream: str, windows: Sequence[Array]) -> Iterator[Array]:
+        """What the server hears of each window, (1, samples)."""
+        front_end = self._manifest.info.front_end
+        shape = front_end.sample_rate, front_end.window_samples, front_end.hop_samples
+        encoder = AudioStreamEncoder("opus", *shape, float(stream.removeprefix(_OPUS)))
+        decoder = AudioStreamDecoder("opus", *shape)
+        for index, window in enumerate(windows):
+            yield decoder.decode(encoder.encode(window, index, alone=False), index)
+
+
+def _answered(embedding: Array) -> Array:
+    """An embedding (d,) as the server's answer has it."""
+    found = Reply(0, 0, "ok", 0, int8_embedding(embedding), "int8").vector(embedding.size)
+    assert found is not None, "it is of as many values"
     return found
 
 
-def mixed(by_cut: Mapping[str, Array], sequence: Sequence[str]) -> Array:
-    """(windows, d): for each window the embedding of the cut in `sequence`, which is repeated as often as needed."""
-    windows = len(next(iter(by_cut.values())))
-    return np.stack([by_cut[sequence[index % len(sequence)]][index] for index in range(windows)])
+def mixed(by_name: Mapping[str, Array], sequence: Sequence[str]) -> Array:
+    """(windows, d): for each window the embedding by the name in `sequence`, which is repeated as often as needed."""
+    windows = len(next(iter(by_name.values())))
+    return np.stack([by_name[sequence[index % len(sequence)]][index] for index in range(windows)])

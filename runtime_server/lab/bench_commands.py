@@ -10,7 +10,19 @@ import click
 from runtime_edge.errors import CheckFailed
 from runtime_server.lab.policy_bench import BenchConfig, read_bench, run_bench, save
 from runtime_server.lab.proof.proof_page import write_page
-from runtime_server.lab.proof.proof_report import COSTS, QUALITY, TRAFFIC, compare, costs, quality, traffic
+from runtime_server.lab.proof.proof_report import (
+    BEHAVIOUR,
+    COSTS,
+    QUALITY,
+    TIMES,
+    TRAFFIC,
+    behaviour,
+    compare,
+    costs,
+    quality,
+    times,
+    traffic,
+)
 from runtime_server.lab.recorded import RecordedScenario
 from runtime_server.lab.scenarios import SCENARIOS, Playable, scenario_named
 from streamsplit_compile.cli.options import PathParam, json_option, link_option
@@ -28,6 +40,7 @@ from streamsplit_compile.cli.printing import print_json, print_table
 @click.option(
     "--clips-every", default=1, show_default=True, type=click.IntRange(1), help="Take each n-th labelled clip."
 )
+@click.option("--fold", type=click.IntRange(1, 5), help="Hear and judge this one alone, and calibrate on the others.")
 @click.option(
     "--network",
     default="namespaces",
@@ -90,11 +103,13 @@ def show_command(file: Path) -> None:
 
 
 def show(file: Path) -> None:
-    """Three tables for each encoder and scenario."""
+    """Five tables for each encoder and scenario."""
     found = read_bench(file)
     for encoder, scenario in dict.fromkeys((run.encoder, run.scenario) for run in found.runs):
-        print_table(f"{encoder}, {scenario}, {found.target}", list(COSTS), costs(found, encoder, scenario))
+        print_table(f"{encoder}, {scenario}, {found.target}", list(TIMES), times(found, encoder, scenario))
+        print_table("", list(COSTS), costs(found, encoder, scenario))
         print_table("", list(QUALITY), quality(found, encoder, scenario))
+        print_table("", list(BEHAVIOUR), behaviour(found, encoder, scenario))
         reckoned = f"traffic, both reckoned from runs of {found.seconds:.0f} s; updates are part of it"
         print_table(reckoned, list(TRAFFIC), traffic(found, encoder, scenario))
 

@@ -96,29 +96,31 @@ def _fold(text: str, where: str) -> int:
     return int(text)
 
 
-def probe_accuracy(embeddings: Array, clips: Clips, held_out_fold: int) -> float:
-    """Share of a fold's clips that logistic regression on the other folds' embeddings (clips, d) gets right."""
+def probe_accuracy(embeddings: Array, clips: Clips, held_out_fold: int, asked: Array | None = None) -> float:
+    """Share of a fold's clips that logistic regression on the other folds' embeddings (clips, d) gets right.
+
+    It is told the fold's clips by other embeddings of theirs where some are `asked`.
+    """
     sklearn = _sklearn()
     train, test = clips.folds != held_out_fold, clips.folds == held_out_fold
     probe = sklearn.pipeline.make_pipeline(
         sklearn.preprocessing.StandardScaler(), sklearn.linear_model.LogisticRegression(max_iter=2000)
     )
     probe.fit(embeddings[train], clips.labels[train])
-    return float(probe.score(embeddings[test], clips.labels[test]))
+    return float(probe.score((embeddings if asked is None else asked)[test], clips.labels[test]))
 
 
-def cross_validated(embeddings: Array, clips: Clips) -> float:
-    """`probe_accuracy`, the mean over all folds."""
-    return float(np.mean([probe_accuracy(embeddings, clips, fold) for fold in np.unique(clips.folds)]))
+def precision_at_10(embeddings: Array, clips: Clips, fold: int | None = None) -> float:
+    """Share of a clip's ten nearest clips by cosine, of other folds, that are of its class; the mean over clips.
 
-
-def precision_at_10(embeddings: Array, clips: Clips) -> float:
-    """Share of a clip's ten nearest clips by cosine, of other folds, that are of its class; the mean over clips."""
+    Of all clips, or of those of a fold.
+    """
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     near = unit @ unit.T
     near[clips.folds[:, None] == clips.folds[None]] = -np.inf
     nearest = np.argsort(-near, axis=1)[:, :_NEIGHBOURS]
-    return float((clips.labels[nearest] == clips.labels[:, None]).mean())
+    right = clips.labels[nearest] == clips.labels[:, None]
+    return float((right if fold is None else right[clips.folds == fold]).mean())
 
 
 def silhouette(embeddings: Array, clips: Clips) -> float:

@@ -7,15 +7,19 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.records.actions import action_name
+from runtime_edge.formats.records.table import LOCAL
+from runtime_edge.formats.results import WindowResult
 from runtime_edge.formats.strict import Strict
 from runtime_server.lab.scenarios import ScenarioStep
 from runtime_server.lab.session import RunRecording, TimedResult
-from runtime_server.lab.window_energy import modelled
+from runtime_server.lab.window_energy import Energy, modelled
 from streamsplit_compile.cost.radios import Radio
 
 _HOUR_S = 3600.0
@@ -39,7 +43,10 @@ class Figures(Strict, frozen=True, kw_only=True):
     missing: int
     """Captured in time, without one."""
     latency_ms: dict[str, Number]
-    """From the end of a window to its embedding outside the device's process: p50, p95, p99."""
+    """From the end of a window to its last embedding outside the device's process: p50, p95, p99. An exit's is the last
+    one where the server's did not come in time."""
+    first_latency_ms: dict[str, Number] = msgspec.field(default_factory=dict)
+    """The same to the first embedding; empty in files from before exits."""
     parts_ms: dict[str, Number]
     """Medians of what the device says of it: device, network, server; wait is the rest of the median latency."""
     up_mb_per_hour: Number
@@ -52,19 +59,28 @@ class Figures(Strict, frozen=True, kw_only=True):
     fidelity: float
     """Mean cosine with the embedding of the whole encoder in float32."""
     fidelity_worst: float
+    fidelity_first: float | None = None
+    """The mean of the first answers; None in files from before exits."""
     finished: dict[str, int]
+    """Of last answers."""
     cuts: dict[str, int]
+    """Each in its width, as in `sequence`."""
     changes: int
-    """Of cut, from one window to the next."""
+    """Of cut or width, from one window to the next."""
     reaction_s: list[Number]
-    """For each step that the policy answers with another cut."""
+    """For each step that the policy answers with another cut or width."""
     processor_share: Number
     """Of one processor of this machine, paced."""
     queued_share: Number = 0.0
     """Of the time that the device's threads could have run, others had the processor: the scenario's load or not."""
     memory_mb: Number
     sequence: list[str]
-    """The cut of each window in order of capture."""
+    """The cut of each window in order of capture, in its width (`action_name`)."""
+    first_answers: list[str] = msgspec.field(default_factory=list)
+    """What made the first embedding of each: `local`, `<cut>+exit`, or the server of what was shipped. Empty in files
+    from before exits, which have `sequence` alone."""
+    final_answers: list[str] = msgspec.field(default_factory=list)
+    """What made the last one."""
     frame_bytes: list[int]
     times_s: list[float]
     """Capture of each window, from the scenario's begin."""
@@ -89,12 +105,13 @@ def figures(
     results = [item.result for item in heard]
     front_end = bundle.manifest.info.front_end
     expected = recording.seconds * front_end.sample_rate / front_end.hop_samples
-    latency = np.array([(item.at - item.result.time) * 1e3 for item in heard])
+    firsts = [recording.firsts.get(item.result.window, item) for item in heard]
+    latency = _latency_ms(heard)
     parts = np.median([(r.device_ms, r.network_ms, r.server_ms) for r in results], axis=0)
     energy = modelled(recording, bundle, target, radio)
     cosine = _cosines(heard, reference)
     per_hour = _HOUR_S / recording.seconds / 1e6
-    sequence = [result.cut for result in results]
+    sequence = [action_name(result.cut, result.width) for result in results]
     return Figures(
         encoder=encoder,
         scenario=scenario,
@@ -102,7 +119,8 @@ def figures(
         repeat=repeat,
         windows=len(results),
         missing=max(0, int(expected) - len(results)),
-        latency_ms={f"p{p}": round(float(np.percentile(latency, p)), 2) for p in (50, 95, 99)},
+        latency_ms=_percentiles(latency),
+        first_latency_ms=_percentiles(_latency_ms(firsts)),
         parts_ms={
             **{name: round(float(ms), 2) for name, ms in zip(PARTS, parts, strict=False)},
             "wait": round(max(0.0, float(np.median(latency)) - float(parts.sum())), 2),
@@ -110,15 +128,10 @@ def figures(
         up_mb_per_hour=round(recording.traffic.up * per_hour, 4),
         down_mb_per_hour=round(recording.traffic.down * per_hour, 4),
         updates_mb_per_hour=round(recording.update_bytes * per_hour, 4),
-        energy_mj={
-            "compute": round(energy.compute_mj, 3),
-            "radio": round(energy.radio_mj, 3),
-            "total": round(energy.total_mj, 3),
-            "idle": round(energy.idle_mj, 3),
-            **{name: round(value, 2) for name, value in measured_mj.items()},
-        },
+        energy_mj=_rounded(energy) | {name: round(value, 2) for name, value in measured_mj.items()},
         fidelity=round(float(cosine.mean()), 5),
         fidelity_worst=round(float(cosine.min()), 5),
+        fidelity_first=round(float(_cosines(firsts, reference).mean()), 5),
         finished=dict(Counter(result.finished for result in results)),
         cuts=dict(Counter(sequence)),
         changes=sum(before != after for before, after in itertools.pairwise(sequence)),
@@ -127,18 +140,20 @@ def figures(
         queued_share=round(recording.queued_s / max(recording.queued_s + recording.processor_s, 1e-9), 4),
         memory_mb=round(recording.memory_mb, 1),
         sequence=sequence,
+        first_answers=[answered_by(item.result) for item in firsts],
+        final_answers=[answered_by(result) for result in results],
         frame_bytes=[result.frame_bytes for result in results],
         times_s=[round(result.time - recording.began, 3) for result in results],
     )
 
 
 def reactions(began: float, heard: Sequence[TimedResult], steps: Sequence[ScenarioStep]) -> list[float]:
-    """Seconds from each step to the first window at the cut that the policy settles on, where that is another one.
+    """Seconds from each step to the first window at the cut and width that a policy settles on, where they are others.
 
     Only steps whose level lasts long enough to settle count. A window is decided at the end of its capture.
     """
     times = np.array([item.result.time - began for item in heard])
-    cuts = np.array([item.result.cut for item in heard])
+    cuts = np.array([action_name(item.result.cut, item.result.width) for item in heard])
     found = []
     ends_s = [step.at_s for step in steps[2:]] + [float(times[-1])]
     for step, ends in zip(steps[1:], ends_s, strict=False):
@@ -152,6 +167,26 @@ def reactions(began: float, heard: Sequence[TimedResult], steps: Sequence[Scenar
         first = times[(times >= step.at_s) & (cuts == new)]
         found.append(float(first[0] - step.at_s))
     return found
+
+
+def answered_by(result: WindowResult) -> str:
+    """What made a result's embedding: `local`, `<cut>+exit`, or the server of what was shipped at a cut in a width."""
+    if result.finished == "exit":
+        return action_name(result.cut, 0, "exit")
+    return action_name(result.cut, result.width) if result.finished == "server" else LOCAL
+
+
+def _latency_ms(heard: Sequence[TimedResult]) -> npt.NDArray[np.float64]:
+    return np.array([(item.at - item.result.time) * 1e3 for item in heard])
+
+
+def _rounded(energy: Energy) -> dict[str, float]:
+    found = {"compute": energy.compute_mj, "radio": energy.radio_mj, "total": energy.total_mj, "idle": energy.idle_mj}
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def _percentiles(latency_ms: npt.NDArray[np.float64]) -> dict[str, float]:
+    return {f"p{p}": round(float(np.percentile(latency_ms, p)), 2) for p in (50, 95, 99)}
 
 
 def _cosines(heard: Sequence[TimedResult], reference: Array) -> Array:

@@ -11,17 +11,20 @@ import numpy as np
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.records.actions import ActionCosts, action_name, costs_digest
 from runtime_edge.formats.records.table import LOCAL, SplitterTable, StateAxis
 from runtime_edge.formats.records.table_values import as_stored, q_rows
 from runtime_edge.policy.reward import MAX_LOAD
+from runtime_server.lab.accuracy import PCM
 from runtime_server.lab.scenarios import Playable
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.splitter.environment import RULE_FULL_MBPS, environment_of, heuristic_rule, simulate
 from streamsplit_compile.splitter.policies import Array, rows_of
-from streamsplit_compile.splitter.pricing import table_for
+from streamsplit_compile.splitter.pricing import bundle_actions, table_for
 from streamsplit_compile.splitter.qlearning import estimate_model, value_iteration
 from streamsplit_compile.splitter.traces import observe
 
+FLAC = "flac"
 OPUS_KBPS = (6, 12, 16, 24)
 _CPU_EDGES = tuple(np.round(np.linspace(0.1, MAX_LOAD, 9), 3).tolist())
 _MBPS_EDGES = tuple(np.round(np.linspace(0.5, RULE_FULL_MBPS, 16), 3).tolist())
@@ -36,44 +39,74 @@ class Policy:
     table: SplitterTable
     options: tuple[str, ...] = ()
     """Of `ssc edge run`."""
-    cut: str | None = None
-    """The only cut it ever takes; None for one that chooses."""
+    answers: tuple[str, str] | None = None
+    """What makes the first embedding of every window and what the last (`accuracy.Answers`); None for a policy that
+    chooses."""
+    usual: bool = True
+    """Whether it is played when no policies are named."""
 
 
 def all_policies(bundle: Bundle, target: str, scenario: Playable, seed: int) -> list[Policy]:
-    """Server-only in each encoding, device-only, each fixed cut, the rule, a table, the optimum.
+    """Server-only in each encoding, device-only, each fixed action, the rule, a table, the optimum.
 
-    The table is the bundle's, trained again for the radio of the scenario's link.
+    The table is the bundle's, trained again for the radio of the scenario's link. A fixed action is a cut, in a width
+    of its bottleneck or as it is, answered first by its exit or not; those that the table leaves out are not usual.
     """
     table = table_for(bundle.manifest, load_target(target), scenario.link, seed, "ssc bench")
-    cuts = [cut.name for cut in bundle.manifest.info.cuts]
-    raw = always(table, cuts[0])
+    actions = bundle_actions(bundle.manifest, target)
+    raw, last = only(table, actions[0]), only(table, actions[-1])
     streams: list[tuple[str, tuple[str, ...]]] = [
-        ("pcm16", ("--audio", "pcm16-stream")),
-        ("flac", ("--audio", "flac")),
+        (PCM, ("--audio", "pcm16-stream")),
+        (FLAC, ("--audio", "flac")),
     ]
     streams += [(f"opus-{kbps}", ("--audio", "opus", "--opus-kbps", str(kbps))) for kbps in OPUS_KBPS]
-    found = [Policy(name, raw, options, cuts[0]) for name, options in streams]
-    found += [Policy("device-only", always(table, cuts[-1]), ("--min-cut", LOCAL), LOCAL)]
-    found += [Policy(f"cut:{cut}", always(table, cut), (), cut) for cut in cuts[1:]]
+    found = [Policy(name, raw, options, (_samples(name),) * 2) for name, options in streams]
+    found += [Policy("device-only", last, ("--min-cut", LOCAL), (LOCAL, LOCAL))]
+    found += [
+        Policy(f"cut:{one.name}", only(table, one), (), _answers(one), one.name in table.actions) for one in actions[1:]
+    ]
     found += [Policy("rule", rule(table)), Policy("table", table), Policy("optimum", optimum(table, scenario, seed))]
     return found
 
 
+def _samples(stream: str) -> str:
+    """What decides of the embedding: FLAC loses nothing."""
+    return PCM if stream == FLAC else stream
+
+
+def _answers(action: ActionCosts) -> tuple[str, str]:
+    final = LOCAL if action.answer == "device" else action_name(action.cut, action.width)
+    return (action_name(action.cut, 0, "exit") if action.answer == "exit" else final), final
+
+
 def chosen_policies(policies: Sequence[Policy], names: Sequence[str]) -> list[Policy]:
-    """Those named, in the order of `policies`; all when none is named. Raises UsageError for an unknown name."""
+    """Those named, in the order of `policies`; when none is, the usual ones. Raises UsageError for an unknown name."""
     known = [policy.name for policy in policies]
     for name in names:
         if name not in known:
             raise UsageError(f"no policy {name!r}; there are {', '.join(known)}")
-    return [policy for policy in policies if not names or policy.name in names]
+    return [policy for policy in policies if (policy.name in names if names else policy.usual)]
 
 
-def always(table: SplitterTable, cut: str) -> SplitterTable:
-    """The same costs, and one cut in every state."""
-    q = np.zeros((1, len(table.actions)))
-    q[0, table.actions.index(cut)] = 1.0
-    return _with_q(table, (StateAxis(name="bandwidth_mbps", edges=()),), q, f"always {cut}")
+def always(table: SplitterTable, name: str) -> SplitterTable:
+    """One of its actions in every state."""
+    return only(table, table.costs[table.actions.index(name)])
+
+
+def only(table: SplitterTable, action: ActionCosts) -> SplitterTable:
+    """The same with one action, which it need not have."""
+    return msgspec.structs.replace(
+        table,
+        state=(StateAxis(name="bandwidth_mbps", edges=()),),
+        costs=(action,),
+        costs_digest=costs_digest([action], table.uplink),
+        upgraded_from=None,
+        q=((1.0,),),
+        hysteresis=0.0,
+        dwell=1,
+        probe_rate=0.0,
+        created_by=f"always {action.name}",
+    )
 
 
 def rule(table: SplitterTable) -> SplitterTable:

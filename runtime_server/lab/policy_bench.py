@@ -23,10 +23,8 @@ import msgspec
 import numpy as np
 import soundfile
 
-from runtime_edge.audio import open_source
-from runtime_edge.audio.files.folder import audio_files
 from runtime_edge.base.files import write_atomic
-from runtime_edge.errors import SourceError, UsageError
+from runtime_edge.errors import UsageError
 from runtime_edge.formats import strict
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.records.table import LOCAL
@@ -34,14 +32,14 @@ from runtime_edge.formats.strict import Strict
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.profile import measured_python_ms
 from runtime_server.harness.processes import SSC
-from runtime_server.lab.accuracy import Accuracy, Recordings, embeddings_of, mixed
+from runtime_server.lab.accuracy import Accuracy, Answers, Recordings, mixed
+from runtime_server.lab.bench_audio import BenchAudio
 from runtime_server.lab.figures import Array, Figures, figures
 from runtime_server.lab.policy_arms import Policy, all_policies, chosen_policies
 from runtime_server.lab.scenarios import Playable, ScenarioStep
 from runtime_server.lab.session import Lab, RunRecording
 from runtime_server.lab.window_energy import metered_mj
 from runtime_server.telemetry.energy import AUTO, EnergySource, energy_source
-from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_compile.cost.radios import radio_on
 from streamsplit_compile.cost.targets import load_target
 
@@ -66,6 +64,8 @@ class BenchConfig:
     seconds: float = 60.0
     repeats: int = 2
     clips_every: int = 1
+    fold: int | None = None
+    """Heard and judged alone, on a bundle that is calibrated without it."""
     namespaces: bool = True
     meter: Path | None = None
     profile: Path | None = None
@@ -80,7 +80,7 @@ class EncoderFigures(Strict, frozen=True, kw_only=True):
     block_ms: list[float]
     """On the target, predicted: what the device was paced to."""
     accuracy: dict[str, Accuracy] = msgspec.field(default_factory=dict)
-    """By policy that takes one cut; `scenario/policy` for one that chooses."""
+    """By policy that takes one action; `scenario/policy` for one that chooses."""
 
 
 class PlayedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,6 +113,8 @@ class PolicyBench(Strict, frozen=True, kw_only=True):
     measured_by: str = ""
     """The file of `ssc bench device` whose times were kept to; empty where they are the target's predictions."""
     audio: str
+    fold: int | None = None
+    """The only one that was heard and judged, on bundles that were calibrated without it."""
     machine: dict[str, str]
     encoders: dict[str, EncoderFigures]
     runs: list[Figures]
@@ -138,7 +140,15 @@ def joined(benches: Sequence[PolicyBench]) -> PolicyBench:
         again_played = {(run.encoder, run.scenario) for run in whole.runs} & {
             (run.encoder, run.scenario) for run in more.runs
         }
-        for name in ("target", "seed", "bytes_are", "link_is", "measured_by", *(["seconds"] if again_played else [])):
+        for name in (
+            "target",
+            "seed",
+            "bytes_are",
+            "link_is",
+            "measured_by",
+            "fold",
+            *(["seconds"] if again_played else []),
+        ):
             if getattr(whole, name) != getattr(more, name):
                 raise UsageError(f"{name}: {getattr(whole, name)!r} and {getattr(more, name)!r} cannot be joined")
         lengths = [length for bench in (whole, more) for length in (bench.seconds, bench.shortest_s) if length]
@@ -197,6 +207,7 @@ async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> PolicyBe
             link_is=link_is,
             python_factor=round(factor, 2),
             measured_by="" if config.profile is None else config.profile.name,
+            fold=config.fold,
             audio="a synthesised soundscape" if config.audio is None else f"recordings of {config.audio.name}/",
             machine=_machine(),
             encoders=encoders,
@@ -234,28 +245,31 @@ class _PreparedEncoder:
         elif not file.is_file():
             raise UsageError(f"{file}: no such encoder file")
         say(f"{short}: compiling for {config.target}")
-        calibrate = ["--calibrate", str(config.audio)] if config.audio else []
+        heard = BenchAudio(config.audio, config.fold)
+        calibrate = ["--calibrate", str(folder)] if (folder := heard.calibration(work)) else []
         targets = ",".join(dict.fromkeys((config.target, "x86-64")))
         profile = ["--profile", str(config.profile)] if config.profile else []
         await _ssc("compile", str(file), "--targets", targets, "-o", str(work / "bundle"), *calibrate, *profile)
         bundle = open_bundle(work / "bundle")
         audio = work / "audio.wav"
         seconds = config.seconds + _SPARE_S
-        waveform = _waveform(config.audio, seconds, bundle.manifest.info.front_end.sample_rate, config.seed)
+        waveform = heard.waveform(seconds, bundle.manifest.info.front_end.sample_rate, config.seed)
         soundfile.write(audio, waveform, bundle.manifest.info.front_end.sample_rate, subtype="PCM_16")
         return cls(short, file.resolve(), bundle, work, audio, _reference(bundle, waveform), config, say)
 
     async def measure(self, lab: Lab) -> tuple[list[Figures], dict[str, Accuracy]]:
         """Every scenario, every repetition, every policy."""
-        runs = []
+        runs: list[Figures] = []
+        played: dict[str, Policy] = {}
         for scenario in self.config.scenarios:
             policies = self._policies(scenario)
+            played |= {policy.name: policy for policy in policies}
             for repeat in range(self.config.repeats):
                 for policy in policies:
                     runs.append(await self._play(lab, scenario, policy, repeat))
                     latency = runs[-1].latency_ms["p50"]
                     self.say(f"{self.name} {scenario.name} {repeat}: {policy.name} {latency:.0f} ms")
-        return runs, await self._accuracy(lab, runs)
+        return runs, self._accuracy(list(played.values()), runs)
 
     def _policies(self, scenario: Playable) -> list[Policy]:
         every = all_policies(self.bundle, self.config.target, scenario, self.config.seed)
@@ -287,23 +301,26 @@ class _PreparedEncoder:
             found["meter"] = metered_mj(self.config.meter, recording.began, recording.seconds, windows)
         return found
 
-    async def _accuracy(self, lab: Lab, runs: Sequence[Figures]) -> dict[str, Accuracy]:
+    def _accuracy(self, played: Sequence[Policy], runs: Sequence[Figures]) -> dict[str, Accuracy]:
         root = self.config.audio
         if root is None or not (root / "esc10" / "labels.csv").is_file():
             return {}
-        recordings = Recordings(root, self.work, self.config.clips_every, self.bundle.manifest.info.front_end)
-        by_policy = {}
-        for policy in all_policies(self.bundle, self.config.target, self.config.scenarios[0], self.config.seed):
-            if policy.cut is not None and policy.name != "flac":  # its samples are those of pcm16
-                self.say(f"{self.name}: {len(recordings.clips.labels)} clips by {policy.name}")
-                by_policy[policy.name] = await embeddings_of(lab, policy, recordings)
-        found = {name: recordings.score(embeddings) for name, embeddings in by_policy.items()}
-        cuts = self.bundle.manifest.info.cuts
-        by_cut = {cut.name: by_policy[f"cut:{cut.name}"] for cut in cuts[1:]}
-        by_cut |= {cuts[0].name: by_policy["pcm16"], LOCAL: by_policy["device-only"]}
-        for run in runs:
-            if run.policy in ("rule", "table", "optimum") and run.repeat == 0:
-                found[f"{run.scenario}/{run.policy}"] = recordings.score(mixed(by_cut, run.sequence))
+        front_end = self.bundle.manifest.info.front_end
+        recordings = Recordings(root, self.work, self.config.clips_every, front_end, self.config.fold)
+        fixed = {policy.name: policy.answers for policy in played if policy.answers is not None}
+        choosing = {f"{run.scenario}/{run.policy}": run for run in runs if run.policy not in fixed and not run.repeat}
+        needed = {LOCAL, *(name for names in fixed.values() for name in names)}
+        for run in choosing.values():
+            needed |= {*run.first_answers, *run.final_answers}
+        self.say(f"{self.name}: {len(recordings.clips.labels)} clips by {', '.join(sorted(needed))}")
+        by_name = Answers(self.bundle, self.config.target).of(needed, recordings.windows)
+        whole = by_name[LOCAL]
+        found = {
+            name: recordings.score(by_name[final], by_name[first], whole) for name, (first, final) in fixed.items()
+        }
+        for name, run in choosing.items():
+            first, final = (mixed(by_name, sequence) for sequence in (run.first_answers, run.final_answers))
+            found[name] = recordings.score(final, first, whole)
         return found
 
 
@@ -313,27 +330,6 @@ def _reference(bundle: Bundle, waveform: Array) -> Array:
     prefix = Prefix(bundle)
     starts = range(0, waveform.size - front_end.window_samples + 1, front_end.hop_samples)
     return np.stack([prefix.embed(waveform[start : start + front_end.window_samples]) for start in starts])
-
-
-def _waveform(directory: Path | None, seconds: float, rate: int, seed: int) -> Array:
-    """Recordings in an order of the seed, end to end, as 16-bit samples; a synthesised soundscape without any."""
-    wanted = round(seconds * rate)
-    if directory is None:
-        found = soundscape(seconds, rate, seed)
-    else:
-        paths, parts, have = audio_files(directory), [], 0
-        for index in np.random.default_rng(seed).permutation(len(paths)):
-            try:
-                parts += [block.samples for block in open_source(str(paths[index]), rate, realtime=False)]
-            except SourceError as exc:
-                _LOG.warning("skipped: %s", exc)
-            if (have := sum(part.size for part in parts)) >= wanted:
-                break
-        if not parts:
-            raise SourceError(f"{directory}: none of its {len(paths)} audio files can be read, see the log")
-        found = np.resize(np.concatenate(parts), max(wanted, have))
-    pcm: Array = np.rint(found[:wanted] * 32767).astype(np.int16).astype(np.float32) / np.float32(32768)
-    return pcm
 
 
 async def _ssc(*arguments: str) -> None:

@@ -33,6 +33,7 @@ from runtime_server.harness.relay import LinkState, Passage, Relay
 from runtime_server.lab.policy_arms import Policy
 from runtime_server.lab.scenarios import ScenarioStep
 from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.splitter.pricing import bottleneck_ms, exit_ms, whole_macs
 
 _START_S = 90.0
 _FIRST_WINDOWS = 6
@@ -67,7 +68,9 @@ class RunRecording:
     """s since the epoch."""
     seconds: float = 0.0
     results: list[TimedResult] = field(default_factory=list)
-    """Of windows captured during the scenario, in the order they came."""
+    """The last one of each window captured during the scenario, in the order they came."""
+    firsts: dict[int, TimedResult] = field(default_factory=dict)
+    """By window, the first one, where an exit gave it."""
     traffic: Traffic = field(default_factory=lambda: Traffic(0, 0))
     update_bytes: int = 0
     """Of it, as the device counts it, to a few seconds."""
@@ -149,8 +152,15 @@ class Lab:
 
     def pace(self) -> Pace:
         """As slow as the target's cost table, and as Python is there compared with here."""
-        cost = self.bundle.manifest.info.targets[self.target]
-        return Pace(list(cost.block_ms), self.python_factor)
+        manifest = self.bundle.manifest
+        info, macs = manifest.info, whole_macs(manifest)
+        cost = info.targets[self.target]
+        return Pace(
+            list(cost.block_ms),
+            self.python_factor,
+            {one.cut: bottleneck_ms(one, cost, macs) for one in info.bottlenecks},
+            {one.cut: exit_ms(one, cost, macs) for one in info.exits},
+        )
 
     async def serve(self, encoder: Path) -> None:
         """Start the server on its side of the link."""
@@ -204,21 +214,19 @@ class Lab:
         return msgspec.json.decode(status.read_bytes(), type=_Said).traffic.run.updates if status.exists() else 0
 
     @contextlib.asynccontextmanager
-    async def device(
-        self, policy: Policy, audio: Path, *options: str, paced: bool = True
-    ) -> AsyncGenerator[Child, None]:
-        """A device process that writes its results to a pipe."""
+    async def device(self, policy: Policy, audio: Path, *options: str) -> AsyncGenerator[Child, None]:
+        """A device process that writes its results to a pipe, the server's answer after an exit's whatever it says."""
         self._runs += 1
         name = f"{re.sub(r'[^a-z0-9]+', '-', policy.name.lower())[:48]}-{self._runs}"
         key = minisign.read_secret_key(self.work / "server" / "signing.key")
         await self._hub.put_table(policy.table, key, name)
         bundle = self._bundle_with(policy, name)
         account = str(self.work / f"{name}-encoded.json")
-        pace = ["--pace", str(self.work / "pace.json"), "--account", account] if self._paced and paced else []
+        pace = ["--pace", str(self.work / "pace.json"), "--account", account] if self._paced else []
         device = await self._children.start(
             name, *pace, "edge", "run", "--broker", self.url, "--target", self.target, "--source", str(audio),
             "--device", name, "--state", str(self.work / name), "--bundle", str(bundle), "--results", "-",
-            *options, *policy.options, launcher=self._launcher(self._device_cores()), piped=True,
+            "--revise-above", "0", *options, *policy.options, launcher=self._launcher(self._device_cores()), piped=True,
         )  # fmt: skip
         try:
             yield device
@@ -261,6 +269,8 @@ class Lab:
         ]
         ended = recording.began + recording.seconds
         recording.results = [heard for heard in lines.heard if recording.began <= heard.result.time < ended]
+        recording.firsts = {heard.result.window: lines.firsts[heard.result.window]
+                            for heard in recording.results if heard.result.window in lines.firsts}  # fmt: skip
         if not recording.results:
             raise CheckFailed(f"{device.name}: no window was finished; {device.last_words()}")
         return recording
@@ -314,6 +324,8 @@ class ResultLines:
 
     def __init__(self, device: Child) -> None:
         self.heard: list[TimedResult] = []
+        self.firsts: dict[int, TimedResult] = {}
+        """By window, what an exit said of it."""
         self._device, self._more = device, asyncio.Event()
         self._decoder = msgspec.json.Decoder(WindowResult)
 
@@ -322,10 +334,12 @@ class ResultLines:
         assert self._device.process.stdout is not None
         async for line in self._device.process.stdout:
             with contextlib.suppress(*UNREADABLE):
-                result = self._decoder.decode(line)
+                timed = TimedResult(time.time(), result := self._decoder.decode(line))
+                if result.finished == "exit":
+                    self.firsts[result.window] = timed
                 if result.revises:
                     self.heard = [heard for heard in self.heard if heard.result.window != result.window]
-                self.heard.append(TimedResult(time.time(), result))
+                self.heard.append(timed)
             self._more.set()
         self._more.set()
 

@@ -17,10 +17,12 @@ import numpy as np
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.records.table import LOCAL
+from runtime_edge.formats.results import WindowResult
 from runtime_server.lab.session import RunRecording
 from runtime_server.labels.csv_fields import filled, finite_number, named_rows
 from streamsplit_compile.cost.radios import Radio
 from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.splitter.pricing import bottleneck_ms, exit_ms, mj_of, whole_macs
 
 MODELLED = ("compute", "radio", "total", "idle")
 """The names of the model's figures; others are what was measured."""
@@ -84,24 +86,38 @@ def radio_mj(radio: Radio, transfers: Iterable[Transfer], began: float, ended: f
 def modelled(recording: RunRecording, bundle: Bundle, target: str, radio: Radio) -> Energy:
     """By the figures of target and link (docs/method.md, section 6), for the cuts that ran and all that passed.
 
-    A frame is made on one core of those that the model's power is for. A window that was finished here after all ran
-    the whole encoder. The link's relay says when data passed, the interface how many bytes headers and all.
+    A frame is made on one core of those that the model's power is for. The link's relay says when data passed, the
+    interface how many bytes headers and all.
     """
-    info, figures = bundle.manifest.info, load_target(target)
-    block_mj = info.targets[target].block_mj
+    figures = load_target(target)
     core_w = (figures.power.active_w.value - figures.power.idle_w.value) / figures.threads
-    names = [cut.name for cut in info.cuts]
     compute = []
     for heard in recording.results:
         result = heard.result
-        whole = result.cut == LOCAL or result.finished != "server"
-        blocks = len(block_mj) if whole else names.index(result.cut)
         encoding = 0.0 if result.cut == LOCAL else recording.encode_ms
-        compute.append(sum(block_mj[:blocks]) + encoding * core_w)
+        compute.append(blocks_mj(result, result.window in recording.firsts, bundle, target) + encoding * core_w)
     windows, lasts_s = len(recording.results), recording.seconds
     whole_run_mj = radio_mj(radio, _transfers(recording), 0.0, lasts_s)
     idle_w = figures.power.idle_w.value + radio.idle_w.value
     return Energy(float(np.mean(compute)), whole_run_mj / windows, idle_w * lasts_s * 1e3 / windows)
+
+
+def blocks_mj(result: WindowResult, exit_answered: bool, bundle: Bundle, target: str) -> float:
+    """Of all that a device computed for one window, given its last result.
+
+    Where it finished the window itself after all it ran the whole encoder; an exit's answer that stands ran no more.
+    """
+    manifest = bundle.manifest
+    cost, macs = manifest.info.targets[target], whole_macs(manifest)
+    if result.cut == LOCAL:
+        return sum(cost.block_mj)
+    shipped_at = manifest.cut_named(result.cut).index
+    found = sum(cost.block_mj[: shipped_at if result.finished in ("server", "exit") else None])
+    if result.width and (bottleneck := manifest.bottleneck(result.cut)) is not None:
+        found += mj_of(bottleneck_ms(bottleneck, cost, macs), cost)
+    if exit_answered and (early := manifest.exit(result.cut)) is not None:
+        found += mj_of(exit_ms(early, cost, macs), cost)
+    return found
 
 
 def _transfers(recording: RunRecording) -> list[Transfer]:

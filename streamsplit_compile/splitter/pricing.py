@@ -117,7 +117,7 @@ def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = No
         _check_blocks(profile, manifest)
         cost = measured_cost(cost, profile)
     plain = action_costs(info.cuts, cost, info.server_block_ms, info.parity.get(cost.variant))
-    macs = sum(manifest.components[block].additional_metadata.ssc.macs for block in info.blocks)
+    macs = whole_macs(manifest)
     actions = []
     for action, size in zip(plain, prefix_memory_mb(manifest, cost), strict=True):
         priced = msgspec.structs.replace(action, memory_mb=size)
@@ -128,6 +128,26 @@ def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = No
         # A second answer that is worse than the first is no revision.
         actions += [*answered, *(one for one in exits if np.mean(one.quality) >= np.mean(one.exit_quality or ()))]
     return actions
+
+
+def whole_macs(manifest: Manifest) -> int:
+    """Multiply-adds of the whole encoder for one window."""
+    return sum(manifest.components[block].additional_metadata.ssc.macs for block in manifest.info.blocks)
+
+
+def bottleneck_ms(bottleneck: BottleneckInfo, cost: TargetCost, macs: int) -> float:
+    """What the encoder of a bottleneck takes: as many multiply-adds take as much in the whole one, which has `macs`."""
+    return sum(cost.block_ms) * bottleneck.macs / max(macs, 1)
+
+
+def exit_ms(early: ExitInfo, cost: TargetCost, macs: int) -> float:
+    """What an exit takes: the same, and EXIT_MS."""
+    return EXIT_MS + sum(cost.block_ms) * early.macs / max(macs, 1)
+
+
+def mj_of(ms: float, cost: TargetCost) -> float:
+    """Energy of computing for so long as blocks do."""
+    return ms * sum(cost.block_mj) / max(sum(cost.block_ms), 1e-9)
 
 
 def _check_blocks(profile: Profile, manifest: Manifest) -> None:
@@ -194,14 +214,10 @@ def action_costs(
 
 
 def width_costs(plain: ActionCosts, bottleneck: BottleneckInfo, cost: TargetCost, macs: int) -> list[ActionCosts]:
-    """One action for each width of a cut's bottleneck, from that of its activation as it is.
-
-    Its encoder takes what as many multiply-adds take in the whole encoder, which has `macs`.
-    """
-    block_ms, block_mj = sum(cost.block_ms), sum(cost.block_mj)
+    """One action for each width of a cut's bottleneck, from that of its activation as it is."""
     actions = []
     for width in bottleneck.widths:
-        ms = block_ms * bottleneck.macs / max(macs, 1) + width.width * bottleneck.positions * VALUE_US / 1000
+        ms = bottleneck_ms(bottleneck, cost, macs) + width.width * bottleneck.positions * VALUE_US / 1000
         near = width.wire.get(cost.variant) or next(iter(width.wire.values()))
         action = msgspec.structs.replace(
             plain,
@@ -209,7 +225,7 @@ def width_costs(plain: ActionCosts, bottleneck: BottleneckInfo, cost: TargetCost
             encoding="int8",
             width=width.width,
             device_ms=plain.device_ms + ms,
-            device_mj=plain.device_mj + ms * block_mj / max(block_ms, 1e-9),
+            device_mj=plain.device_mj + mj_of(ms, cost),
             bytes=width.bytes + MAX_HEADER_BYTES,
             quality=tuple(near.by_uncertainty) or (near.cosine_median,),
         )
@@ -218,19 +234,15 @@ def width_costs(plain: ActionCosts, bottleneck: BottleneckInfo, cost: TargetCost
 
 
 def exit_costs(answered: ActionCosts, early: ExitInfo, cost: TargetCost, macs: int) -> ActionCosts:
-    """The action of a cut whose exit answers before the server does.
-
-    The exit takes what as many multiply-adds take in the whole encoder, which has `macs`, and EXIT_MS.
-    """
-    block_ms, block_mj = sum(cost.block_ms), sum(cost.block_mj)
-    ms = EXIT_MS + block_ms * early.macs / max(macs, 1)
+    """The action of a cut whose exit answers before the server does."""
+    ms = exit_ms(early, cost, macs)
     near = early.agreement[cost.variant]
     return msgspec.structs.replace(
         answered,
         name=action_name(answered.cut, answered.width, "exit"),
         answer="exit",
         device_ms=answered.device_ms + ms,
-        device_mj=answered.device_mj + ms * block_mj / max(block_ms, 1e-9),
+        device_mj=answered.device_mj + mj_of(ms, cost),
         exit_quality=tuple(near.by_uncertainty) or (near.cosine_median,),
         memory_mb=round(answered.memory_mb + 4 * early.macs / 1e6, 3),
     )

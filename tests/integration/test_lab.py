@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from runtime_server.harness.network import remove_stale, why_not
-from runtime_server.lab.figures import figures
+from runtime_server.lab.accuracy import Answers
+from runtime_server.lab.figures import answered_by, figures
 from runtime_server.lab.policy_arms import all_policies, chosen_policies
 from runtime_server.lab.scenarios import SCENARIOS, ScenarioStep
 from runtime_server.lab.session import Lab
+from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.cost.radios import load_radio
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.encoder.encoders import load_encoder
 
 SECONDS = 3.0
 
@@ -40,6 +44,48 @@ def test_a_frame_takes_its_time_on_a_thin_link(toy, toy_bundle, tmp_path, namesp
     assert finished
     least_ms = min(result.network_ms - result.frame_bytes * 8 / 50 for result in finished)
     assert least_ms > 0
+
+
+def test_an_exit_answers_first_and_both_answers_are_those_of_the_library(toy, tmp_path):
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    harness.write_wav(recordings / "room.wav", 60.0, seed=40)
+    options = CompileOptions([load_target("rpi4")], cuts="log_mel,one", calibrate=recordings)
+    bundle = compile_encoder(load_encoder(toy / "encoder.pt"), options, tmp_path / "bundle")
+    cut, width = bundle.manifest.info.bottlenecks[-1].cut, bundle.manifest.info.bottlenecks[-1].widths[-1].width
+    policies = all_policies(bundle, "rpi4", SCENARIOS["lte"], 0)
+    (policy,) = chosen_policies(policies, [f"cut:{cut}/{width}+exit"])
+    audio = harness.write_wav(tmp_path / "a.wav", 30.0, seed=5)
+    steps = [ScenarioStep(0.0, 1.0, 100.0, 0.0, 0.0)]
+
+    async def play():
+        async with Lab(tmp_path, bundle, "rpi4", namespaces=False) as lab:
+            pace = lab.pace()
+            await lab.serve(toy / "encoder.pt")
+            return pace, await lab.play(policy, audio, steps, SECONDS)
+
+    pace, recording = asyncio.run(play())
+    assert (pace.exit_ms.keys(), pace.bottleneck_ms.keys()) == ({"log_mel", "one"}, {"log_mel", "one"})
+    assert recording.encode_ms > 0  # of latents, too
+    windows = harness.windows_of(audio)
+    by_name = Answers(bundle, "rpi4").of({"local", *policy.answers}, windows)
+    found = figures(
+        recording, encoder="toy", scenario="lte", policy=policy.name, repeat=0, bundle=bundle, target="rpi4",
+        steps=steps, radio=load_radio("lte"), reference=by_name["local"], measured_mj={},
+    )  # fmt: skip
+    late = [heard for heard in recording.results if heard.result.finished == "exit"]
+    assert len(late) < len(recording.results) == len(recording.firsts)
+    assert set(found.first_answers) == {policy.answers[0]}
+    assert set(found.final_answers) <= set(policy.answers)
+    assert set(found.cuts) == {f"{cut}/{width}"}
+    for heard in [*recording.results, *recording.firsts.values()]:
+        expected = by_name[answered_by(heard.result)][heard.result.window]
+        assert np.abs(np.array(heard.result.embedding) - expected).max() < 1e-3
+    # The exit waits for no link, and is nearer to the window's end by at least the round trip.
+    assert found.first_latency_ms["p50"] + 100.0 < found.latency_ms["p50"]
+    for heard in recording.firsts.values():
+        assert heard.result.device_ms > pace.exit_ms[cut] + pace.bottleneck_ms[cut]
+    assert found.fidelity != found.fidelity_first
 
 
 def test_a_device_is_measured_on_a_shaped_link(toy, toy_bundle, toy_model, tmp_path, namespaces):

@@ -10,16 +10,21 @@ from runtime_server.lab.policy_bench import PolicyBench
 from runtime_server.lab.proof.goals import BESIDE, DIFFERS, OURS, Goal, goals
 from runtime_server.lab.proof.proof_plots import draw
 from runtime_server.lab.proof.proof_report import (
+    AGAINST,
+    BEHAVIOUR,
     COSTS,
     QUALITY,
     SERVER_ONLY,
+    TIMES,
     as_text,
+    behaviour,
     costs,
     policies_of,
     quality,
     ratios,
     scored,
     spread,
+    times,
 )
 
 
@@ -33,10 +38,13 @@ def write_page(bench: PolicyBench, path: Path, title: str = "The proof") -> None
             "",
             _made(bench, scenario),
             "",
+            *_table(TIMES, times(bench, encoder, scenario)),
+            "",
             *_table(COSTS, costs(bench, encoder, scenario)),
             "",
         ]
         lines += [*_table(QUALITY, quality(bench, encoder, scenario)), ""]
+        lines += [*_table(BEHAVIOUR, behaviour(bench, encoder, scenario)), ""]
         lines += [f"![{picture.stem}]({picture.name})" for picture in draw(bench, encoder, scenario, path)]
         lines += ["", *_reactions(bench, encoder, scenario), *_repeatable(bench, encoder, scenario), ""]
     path.write_text("\n".join(lines).rstrip() + "\n")
@@ -59,16 +67,27 @@ def _how(bench: PolicyBench) -> list[str]:
         f"{bench.bytes_are}. {_pace(bench)} {_energy(bench)} Latency, bytes and energy in the last columns are against "
         "`pcm16`: 16-bit samples, each sent once. `pcm16`, `flac` and `opus` are streams: a window ships its new half.",
         "",
+        "- `p50 ms` to `p99 ms` are of last answers, `first p50` and `first p99` of first ones, where an exit gives "
+        "them; `first` and `latency` say how many times faster than the baseline's either is. Devices here give the "
+        "server's answer after an exit's whatever it says.",
         "- `fidelity`: mean cosine with the float32 encoder's embedding, and the worst window's. Opus is heard 6.5 ms "
         "late, as its decoder has it, which costs it some.",
-        "- `probe`, `P@10`, `silhouette`: over labelled clips, through the same processes. Encoders given by name have "
-        "random weights: their accuracy shows what a wire takes away, not what they could do.",
+        "- `probe`, `P@10`, `silhouette`: over labelled clips, by the code that devices and servers run. Encoders "
+        "given by name have random weights: it shows what a wire takes away, not what they could do. The probe "
+        "is fitted to embeddings that came the same way, `head` to those of the whole encoder, of other folds; `head "
+        f"first` is that head on first answers.{_judged(bench)}",
         "- `by server`: windows that the server finished; `fell back`: that the device finished after all.",
         "- `reaction s`: the longest time from a step to the cut that was settled on.",
         "- `processor`: of one processor, used by the device. `queued`: of the time that the device could have run, "
         "others had its processor. Where no load belongs to the scenario, more than some percent of it means that this "
         "machine was not quiet, and that the device looks slower than it is.",
     ]
+
+
+def _judged(bench: PolicyBench) -> str:
+    if bench.fold is None:
+        return " Bottlenecks and exits are fitted to some of the same recordings, without their labels."
+    return f" Clips heard and judged are of fold {bench.fold}; bottlenecks and exits are fitted to the others."
 
 
 def _pace(bench: PolicyBench) -> str:
@@ -124,7 +143,7 @@ def _headline(bench: PolicyBench) -> list[str]:
 
 def _against_baselines(bench: PolicyBench, scenario: str = "lte") -> list[str]:
     """The table against each server-only way and against the device alone, and first the paper against its own."""
-    found = [["paper", "server-only", "up to 4.7x", "-77.1%", "-52.3%", "2.2"]]
+    found = [["paper", "server-only", "", "up to 4.7x", "-77.1%", "", "-52.3%", "2.2"]]
     for encoder in bench.encoders:
         own = scored(bench, encoder, scenario, OURS)
         for name in (*SERVER_ONLY, "device-only"):
@@ -132,7 +151,8 @@ def _against_baselines(bench: PolicyBench, scenario: str = "lte") -> list[str]:
                 base = scored(bench, encoder, scenario, name)
                 lost = f"{100 * (base.probe - own.probe):.1f}" if own and base else ""
                 found.append([encoder, name, *as_text(ratio), lost])
-    return _table(("encoder", "the table against", "latency", "bytes", "energy", "points of accuracy lost"), found)
+    columns = ("encoder", "the table against", *AGAINST, "points of accuracy lost")
+    return _table(columns, found)
 
 
 def _verdict(goal: Goal) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from runtime_edge.errors import MissingExtra
-from runtime_edge.formats.records.table import LOCAL
+from runtime_edge.formats.records.table import cut_position
 from runtime_server.lab.figures import PARTS, Figures
 from runtime_server.lab.policy_bench import PolicyBench
 from runtime_server.lab.proof.goals import OURS
@@ -114,10 +115,17 @@ def _draw_time(bench: PolicyBench, run: Figures, title: str, out: Path) -> None:
     else:
         other.step(times, [step.rtt_ms for step in steps], where="post", color=_OURS)
         other.set(ylabel="round trip, ms", ylim=(0, None))
-    order = [*bench.encoders[run.encoder].cuts, *({LOCAL} & set(run.sequence))]
+    cuts, shipped = bench.encoders[run.encoder].cuts, {*bench.encoders[run.encoder].cuts, *run.sequence}
+    order = sorted(shipped, key=lambda name: place_of(name, cuts))
     cut.plot(run.times_s, [order.index(name) for name in run.sequence], ".", color=_OURS)
     cut.set(ylabel="cut", xlabel="s", ylim=(-0.5, len(order) - 0.5), yticks=range(len(order)), yticklabels=order)
     _save(figure, out)
+
+
+def place_of(name: str, cuts: Sequence[str]) -> tuple[int, int]:
+    """Where something shipped stands: by its cut, `local` last, then by its width, the activation as it is first."""
+    cut, in_a_width, width = name.rpartition("/")
+    return (cut_position(cut, cuts), int(width)) if in_a_width else (cut_position(name, cuts), 0)
 
 
 def _save(figure: Figure, out: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from runtime_edge.errors import CheckFailed
@@ -15,18 +15,23 @@ from runtime_server.lab.window_energy import MODELLED
 
 BASELINE = "pcm16"
 SERVER_ONLY = (BASELINE, "flac", *(f"opus-{kbps}" for kbps in OPUS_KBPS))
-COSTS = (
-    "policy", "p50 ms", "p95 ms", "p99 ms", "device", "network", "server", "wait", "MB/h up", "MB/h down", "mJ",
-    "of it radio", "with idle", "latency", "bytes", "energy",
+TIMES = (
+    "policy", "first p50", "first p99", "p50 ms", "p95 ms", "p99 ms", "device", "network", "server", "wait", "first",
+    "latency",
 )  # fmt: skip
+COSTS = (
+    "policy", "MB/h up", "MB/h down", "mJ", "of it radio", "with idle", "bytes", "both ways", "energy",
+)  # fmt: skip
+AGAINST = ("first", "latency", "bytes", "both ways", "energy")
+"""As `as_text` has it, at the ends of both."""
 _MONTH_HOURS = 30 * 24
 TRAFFIC = (
     "policy", "up\nMB an hour", "down\nMB an hour", "updates\nMB an hour", "up\nGB a month", "down\nGB a month",
     "updates\nGB a month",
 )  # fmt: skip
-QUALITY = (
-    "policy", "fidelity", "worst", "probe", "P@10", "silhouette", "by server", "fell back", "missing", "changes",
-    "reaction s", "processor", "queued", "MB", "mJ measured",
+QUALITY = ("policy", "fidelity", "worst", "of first", "head", "head first", "probe", "P@10", "silhouette")
+BEHAVIOUR = (
+    "policy", "by server", "fell back", "missing", "changes", "reaction s", "processor", "queued", "MB", "mJ measured",
 )  # fmt: skip
 
 
@@ -36,8 +41,12 @@ class Ratios:
 
     latency: float
     """p50 of the baseline over its own: how many times faster."""
+    first_latency: float
+    """The same of first answers, where an exit gives them."""
     bytes_saved: float
     """Share of the baseline's bytes up that it does not send."""
+    both_saved: float
+    """The same of bytes both ways."""
     energy_saved: float
 
 
@@ -50,11 +59,22 @@ def ratios(bench: PolicyBench, encoder: str, scenario: str, policy: str, baselin
             found.append(
                 Ratios(
                     base.latency_ms["p50"] / max(run.latency_ms["p50"], 1e-9),
+                    base.latency_ms["p50"] / max(first_ms(run)["p50"], 1e-9),
                     1 - run.up_mb_per_hour / base.up_mb_per_hour,
+                    1 - _both(run) / _both(base),
                     1 - run.energy_mj["total"] / base.energy_mj["total"],
                 )
             )
     return found
+
+
+def first_ms(run: Figures) -> Mapping[str, float]:
+    """Of first answers; in files from before exits every answer was the first."""
+    return run.first_latency_ms or run.latency_ms
+
+
+def _both(run: Figures) -> float:
+    return run.up_mb_per_hour + run.down_mb_per_hour
 
 
 def spread(values: Iterable[float]) -> float:
@@ -75,23 +95,37 @@ def scored(bench: PolicyBench, encoder: str, scenario: str, policy: str) -> Accu
     return accuracy.get(f"{scenario}/{policy}", accuracy.get(BASELINE if policy == "flac" else policy))
 
 
+def times(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
+    """One row for each policy, medians over the repetitions, columns as in `TIMES`."""
+    found = []
+    for policy in policies_of(bench, encoder, scenario):
+        runs = runs_of(bench, encoder, scenario, policy)
+        found.append(
+            [
+                policy,
+                *(f"{_median(first_ms(run)[p] for run in runs):.0f}" for p in ("p50", "p99")),
+                *(f"{_median(run.latency_ms[p] for run in runs):.0f}" for p in ("p50", "p95", "p99")),
+                *(f"{_median(run.parts_ms[part] for run in runs):.0f}" for part in PARTS),
+                *as_text(ratios(bench, encoder, scenario, policy))[:2],
+            ]
+        )
+    return found
+
+
 def costs(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
     """One row for each policy, medians over the repetitions, columns as in `COSTS`."""
     found = []
     for policy in policies_of(bench, encoder, scenario):
         runs = runs_of(bench, encoder, scenario, policy)
-        ratio = ratios(bench, encoder, scenario, policy)
         found.append(
             [
                 policy,
-                *(f"{_median(run.latency_ms[p] for run in runs):.0f}" for p in ("p50", "p95", "p99")),
-                *(f"{_median(run.parts_ms[part] for run in runs):.0f}" for part in PARTS),
                 f"{_median(run.up_mb_per_hour for run in runs):.2f}",
                 f"{_median(run.down_mb_per_hour for run in runs):.2f}",
                 f"{_median(run.energy_mj['total'] for run in runs):.1f}",
                 f"{_median(run.energy_mj['radio'] for run in runs):.1f}",
                 _with_idle(runs),
-                *(as_text(ratio) if ratio else ("", "", "")),
+                *as_text(ratios(bench, encoder, scenario, policy))[2:],
             ]
         )
     return found
@@ -119,30 +153,51 @@ def _with_idle(runs: Sequence[Figures]) -> str:
     return f"{_median(run.energy_mj['total'] + run.energy_mj['idle'] for run in runs):.0f}"
 
 
-def as_text(ratio: Sequence[Ratios]) -> tuple[str, str, str]:
-    """Medians: how many times faster, and bytes and energy more or less than the baseline's."""
+def as_text(ratio: Sequence[Ratios]) -> tuple[str, ...]:
+    """Medians against the baseline: how many times faster the first and the last answer, and bytes up, bytes both ways
+    and energy more or less. Empty without a baseline.
+    """
+    if not ratio:
+        return ("",) * len(AGAINST)
     return (
+        f"{_median(r.first_latency for r in ratio):.2f}x",
         f"{_median(r.latency for r in ratio):.2f}x",
         f"{-_median(r.bytes_saved for r in ratio):+.1%}",
+        f"{-_median(r.both_saved for r in ratio):+.1%}",
         f"{-_median(r.energy_saved for r in ratio):+.1%}",
     )
 
 
 def quality(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
-    """One row for each policy, columns as in `QUALITY`: medians, sums of what was missed, the longest reaction."""
+    """One row for each policy, columns as in `QUALITY`: medians, and the worst."""
     found = []
     for policy in policies_of(bench, encoder, scenario):
         runs = runs_of(bench, encoder, scenario, policy)
-        accuracy = scored(bench, encoder, scenario, policy)
-        of_clips = (accuracy.probe, accuracy.precision_at_10, accuracy.silhouette) if accuracy else ()
-        reactions = [reaction for run in runs for reaction in run.reaction_s]
-        measured = {kind for run in runs for kind in run.energy_mj if kind not in MODELLED}
+        a = scored(bench, encoder, scenario, policy)
+        of_clips = (a.head, a.head_first, a.probe, a.precision_at_10, a.silhouette) if a else (None,) * 5
+        first = [run.fidelity if run.fidelity_first is None else run.fidelity_first for run in runs]
         found.append(
             [
                 policy,
                 f"{_median(run.fidelity for run in runs):.4f}",
                 f"{min(run.fidelity_worst for run in runs):.4f}",
-                *([f"{value:.3f}" for value in of_clips] or ["", "", ""]),
+                f"{_median(first):.4f}",
+                *("" if value is None else f"{value:.3f}" for value in of_clips),
+            ]
+        )
+    return found
+
+
+def behaviour(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
+    """One row for each policy, columns as in `BEHAVIOUR`: medians, sums of what was missed, the longest reaction."""
+    found = []
+    for policy in policies_of(bench, encoder, scenario):
+        runs = runs_of(bench, encoder, scenario, policy)
+        reactions = [reaction for run in runs for reaction in run.reaction_s]
+        measured = {kind for run in runs for kind in run.energy_mj if kind not in MODELLED}
+        found.append(
+            [
+                policy,
                 f"{_median(run.finished.get('server', 0) / run.windows for run in runs):.0%}",
                 str(sum(run.finished.get("fallback", 0) for run in runs)),
                 str(sum(run.missing for run in runs)),

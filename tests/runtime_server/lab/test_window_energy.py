@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime_edge.errors import FormatError
-from runtime_server.lab.window_energy import Transfer, metered_mj, radio_mj
+from runtime_edge.formats.results import WindowResult
+from runtime_server.lab.window_energy import Transfer, blocks_mj, metered_mj, radio_mj
 from streamsplit_compile.cost.radios import load_radio
+from streamsplit_compile.splitter.pricing import bundle_actions
 
 LTE = load_radio("lte")
 IDLE = 0.0201
@@ -78,3 +80,27 @@ def test_it_is_never_less_than_nothing_nor_more_than_always_sending(parts):
     assert 0.0 <= found <= most + 1e-6
     costless = msgspec.structs.replace(LTE, tail_ms=LTE.idle_w)
     assert radio_mj(costless, transfers, 0.0, 60.0) <= found + len(transfers) * WAKE
+
+
+def result(cut, finished, width=0):
+    return WindowResult(
+        window=0, time=0.0, embedding=[1.0], uncertainty=0.5, cut=cut, encoding="int8", width=width, probe=False,
+        generation=1, finished=finished, latency_ms=1.0, device_ms=1.0, network_ms=0.0, server_ms=0.0, frame_bytes=1,
+        bandwidth_mbps=1.0, rtt_ms=1.0, cpu=0.0,
+    )  # fmt: skip
+
+
+def test_a_window_costs_the_blocks_that_ran_for_it_and_what_ran_behind_them(calibrated_bundle):
+    def mj(cut, finished, width=0, exit_answered=False):
+        return blocks_mj(result(cut, finished, width), exit_answered, calibrated_bundle, "rpi4")
+
+    blocks = calibrated_bundle.manifest.info.targets["rpi4"].block_mj
+    priced = {action.name: action.device_mj for action in bundle_actions(calibrated_bundle.manifest, "rpi4")}
+    assert mj("stem", "server") == pytest.approx(blocks[0])
+    assert mj("stem", "fallback") == mj("local", "device") == pytest.approx(sum(blocks))
+    exit_mj = mj("stem", "exit", exit_answered=True) - blocks[0]  # it stands: nothing else ran
+    assert exit_mj > 0
+    assert mj("stem", "server", exit_answered=True) == pytest.approx(blocks[0] + exit_mj)
+    # The table's action has the coding of the latent too, which a run measures.
+    assert blocks[0] < mj("stem", "server", width=8) < priced["stem/8"]
+    assert mj("stem", "server", 8, exit_answered=True) == pytest.approx(mj("stem", "server", 8) + exit_mj)

@@ -11,7 +11,20 @@ from runtime_server.lab.figures import Figures
 from runtime_server.lab.policy_bench import EncoderFigures, PlayedScenario, PolicyBench, command_of, joined, read_bench
 from runtime_server.lab.proof.goals import goals
 from runtime_server.lab.proof.proof_page import write_page
-from runtime_server.lab.proof.proof_report import COSTS, QUALITY, TRAFFIC, compare, costs, quality, ratios, traffic
+from runtime_server.lab.proof.proof_report import (
+    BEHAVIOUR,
+    COSTS,
+    QUALITY,
+    TIMES,
+    TRAFFIC,
+    behaviour,
+    compare,
+    costs,
+    quality,
+    ratios,
+    times,
+    traffic,
+)
 from runtime_server.lab.scenarios import ScenarioStep
 
 
@@ -119,15 +132,48 @@ def test_the_page_has_a_row_for_each_policy_and_its_pictures(bench, tmp_path):
     write_page(bench, tmp_path / "proof.md")
     page = (tmp_path / "proof.md").read_text()
     for policy in ("pcm16", "opus-12", "table"):
-        assert page.count(f"\n| {policy} |") == 2  # what it costs, and what it is worth
+        assert page.count(f"\n| {policy} |") == 4  # how long it takes, what it costs, what it is worth, and what it did
     assert "at most 1.0, **missed** by 0.25" in page
     pictures = re.findall(r"\]\((.+\.svg)\)", page)
     assert len(pictures) == 3
-    assert "| paper | server-only | up to 4.7x | -77.1% | -52.3% | 2.2 |" in page
-    assert "| toy | opus-12 | 3.75x | +25.0% | -9.1% | 1.0 |" in page
+    assert "| paper | server-only |  | up to 4.7x | -77.1% |  | -52.3% | 2.2 |" in page
+    assert "| toy | opus-12 | 3.75x | 3.75x | +25.0% | +23.5% | -9.1% | 1.0 |" in page  # 21 MB/h both ways, and 17
     assert all((tmp_path / picture).read_text().lstrip().startswith("<?xml") for picture in pictures)
+    assert all(len(row) == len(TIMES) for row in times(bench, "toy", "lte"))
     assert all(len(row) == len(COSTS) for row in costs(bench, "toy", "lte"))
+    assert all(len(row) == len(BEHAVIOUR) for row in behaviour(bench, "toy", "lte"))
     assert all(len(row) == len(QUALITY) for row in quality(bench, "toy", "lte"))
+
+
+def test_first_and_last_answers_stand_beside_each_other_with_the_accuracy_of_either(bench, tmp_path):
+    early = msgspec.structs.replace(
+        run("cut:one/8+exit", 0, 150.0, 10.0, 25.0),
+        first_latency_ms={"p50": 8.0, "p95": 9.0, "p99": 10.0},
+        fidelity_first=0.8,
+    )
+    accuracy = bench.encoders["toy"].accuracy | {"cut:one/8+exit": Accuracy(0.9, 0.8, 0.2, 40, 0.88, 0.75)}
+    encoders = {"toy": msgspec.structs.replace(bench.encoders["toy"], accuracy=accuracy)}
+    played = msgspec.structs.replace(bench, runs=[*bench.runs, early], encoders=encoders, fold=5)
+    (ratio,) = ratios(played, "toy", "lte", "cut:one/8+exit")
+    assert ratio.first_latency == 25.0
+    assert ratio.latency == pytest.approx(200 / 150)
+    assert ratio.both_saved == pytest.approx(1 - 11 / 101)
+    cost = dict(zip(TIMES, times(played, "toy", "lte")[-1], strict=True))
+    cost |= dict(zip(COSTS, costs(played, "toy", "lte")[-1], strict=True))
+    assert [cost[name] for name in ("first p50", "first p99", "p50 ms", "first", "both ways")] == [
+        "8", "10", "150", "25.00x", "-89.1%"
+    ]  # fmt: skip
+    worth = dict(zip(QUALITY, quality(played, "toy", "lte")[-1], strict=True))
+    assert [worth[name] for name in ("fidelity", "of first", "head", "head first")] == [
+        "0.9900",
+        "0.8000",
+        "0.880",
+        "0.750",
+    ]
+    before = dict(zip(TIMES, times(played, "toy", "lte")[0], strict=True))  # a file from before exits
+    assert (before["first p50"], before["first"]) == (before["p50 ms"], before["latency"])
+    write_page(played, tmp_path / "proof.md")
+    assert "Clips heard and judged are of fold 5" in (tmp_path / "proof.md").read_text()
 
 
 def test_opus_and_the_device_alone_stand_beside_each_number(bench, tmp_path):
@@ -141,7 +187,7 @@ def test_opus_and_the_device_alone_stand_beside_each_number(bench, tmp_path):
     write_page(played, tmp_path / "proof.md")
     page = (tmp_path / "proof.md").read_text()
     assert "| encoder | number, lte | paper | here | opus-16 | device-only | goal | made of |" in page
-    assert "| toy | device-only | 0.50x |" in page
+    assert "| toy | device-only | 0.50x | 0.50x |" in page
 
 
 def test_the_page_says_how_the_link_was_made_whose_radio_it_has_and_what_was_slowed(bench, tmp_path):
