@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from runtime_edge.errors import CheckFailed
-from runtime_server.lab.policy_bench import BenchConfig, read_bench, run_bench, save
+from runtime_server.lab.policy_bench import BenchConfig, PolicyBench, read_bench, run_bench, save
+from runtime_server.lab.proof.measured_advice import measured_advice, measured_sources
 from runtime_server.lab.proof.proof_page import write_page
 from runtime_server.lab.proof.proof_report import (
     BEHAVIOUR,
@@ -25,6 +27,8 @@ from runtime_server.lab.proof.proof_report import (
 )
 from runtime_server.lab.recorded import RecordedScenario
 from runtime_server.lab.scenarios import SCENARIOS, Playable, scenario_named
+from streamsplit_compile.advice.advice import Advice
+from streamsplit_compile.cli.advice_tables import print_advice
 from streamsplit_compile.cli.options import PathParam, json_option, link_option
 from streamsplit_compile.cli.printing import print_json, print_table
 
@@ -82,7 +86,8 @@ def run(
     path = save(found, out)
     write_page(found, out / "bench.md", "Bench")
     if as_json:
-        print_json({"file": str(path), "runs": len(found.runs)})
+        said = [advice.sentence() for _, _, advice in _advice(found)]
+        print_json({"file": str(path), "runs": len(found.runs), "advice": said})
         return
     show(path)
 
@@ -103,7 +108,7 @@ def show_command(file: Path) -> None:
 
 
 def show(file: Path) -> None:
-    """Five tables for each encoder and scenario."""
+    """Five tables for each encoder and scenario, and what to do."""
     found = read_bench(file)
     for encoder, scenario in dict.fromkeys((run.encoder, run.scenario) for run in found.runs):
         print_table(f"{encoder}, {scenario}, {found.target}", list(TIMES), times(found, encoder, scenario))
@@ -112,6 +117,15 @@ def show(file: Path) -> None:
         print_table("", list(BEHAVIOUR), behaviour(found, encoder, scenario))
         reckoned = f"traffic, both reckoned from runs of {found.seconds:.0f} s; updates are part of it"
         print_table(reckoned, list(TRAFFIC), traffic(found, encoder, scenario))
+    for encoder, scenario, advice in _advice(found):
+        click.echo(f"\n{encoder}, {scenario}: of the policies that were played")
+        print_advice([advice], measured_sources(found))
+
+
+def _advice(bench: PolicyBench) -> Iterator[tuple[str, str, Advice]]:
+    for encoder, scenario in dict.fromkeys((run.encoder, run.scenario) for run in bench.runs):
+        if (advice := measured_advice(bench, encoder, scenario)) is not None:
+            yield encoder, scenario, advice
 
 
 @click.command("compare")

@@ -62,11 +62,15 @@ class Estimate:
     idle_mj: float
     """Of board and radio at rest, for as long as a window lasts."""
     agreement: float
-    """Median cosine with the float32 encoder's embedding; the score of a head is not known here."""
+    """Median cosine with the float32 encoder's embedding."""
     memory_mb: float
     reward: float
     """Without a value of learning."""
     hop_s: float
+    head: float | None = None
+    """Share of labelled recordings that a head gets right by the last answers; None where nobody asked one."""
+    head_first: float | None = None
+    """The same by the first answers."""
 
     def _a_month(self, share: float) -> float:
         return share * _MONTH_S / self.hop_s
@@ -140,7 +144,9 @@ class Advice:
 def _told(one: Estimate, share: float) -> str:
     """Its figures in a few words."""
     energy, gigabytes = f"{one.above_idle_mj:.0f} mJ a window above idle", f"{one.gb_a_month(share):.2g} GB a month"
-    return f"{one.final_ms:.0f} ms, {energy}, {gigabytes}, agreement {one.agreement:.3f}"
+    first = "" if round(one.first_ms) == round(one.final_ms) else f"{one.first_ms:.0f} ms to the first answer, "
+    right = "" if one.head is None else f", {one.head:.1%} of clips right"
+    return f"{first}{one.final_ms:.0f} ms, {energy}, {gigabytes}, agreement {one.agreement:.3f}{right}"
 
 
 def _what_to_do(policy: str, last_cut: str) -> str:

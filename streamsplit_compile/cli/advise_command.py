@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from runtime_edge.base.text import size
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import open_bundle
-from streamsplit_compile.advice.advice import Advice, Estimate, advise, sources
+from streamsplit_compile.advice.advice import Advice, advise, sources
+from streamsplit_compile.cli.advice_tables import BATTERY_WH, print_advice
 from streamsplit_compile.cli.options import (
     bundle_argument,
     json_option,
@@ -20,7 +20,7 @@ from streamsplit_compile.cli.options import (
     parse_targets,
     profile_option,
 )
-from streamsplit_compile.cli.printing import print_json, print_table
+from streamsplit_compile.cli.printing import print_json
 
 
 @click.command("advise")
@@ -37,7 +37,7 @@ from streamsplit_compile.cli.printing import print_json, print_table
 )
 @click.option(
     "--battery-wh",
-    default=37.0,
+    default=BATTERY_WH,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
     help="Energy of a battery: 37 is 10 Ah at 3.7 V.",
@@ -66,42 +66,7 @@ def advise_(
     if as_json:
         print_json([_as_json(advice, active, battery_wh, per_gb) for advice in found])
         return
-    for advice in found:
-        _print(advice, active, battery_wh, per_gb)
-    for line in sources(found):
-        click.echo(f"  {line}")
-    for advice in found:
-        click.echo(f"\n{advice.sentence(active)}")
-
-
-def _print(advice: Advice, active: float, battery_wh: float, per_gb: float | None) -> None:
-    print_table(
-        f"a window on {advice.target} over {advice.link}",
-        ["policy", "answer ms", "up", "down", "mJ", "agreement", "memory"],
-        [
-            [one.policy, _answers(one), size(round(one.up_bytes)), size(round(one.down_bytes)),
-             f"{one.above_idle_mj:.0f}", f"{one.agreement:.3f}", f"{one.memory_mb:.1f} MB"]
-            for one in advice.estimates
-        ],
-    )  # fmt: skip
-    cost = [] if per_gb is None else ["cost"]
-    print_table(
-        f"a month of it, {active:.0%} of the time, with idle power of {advice.estimates[0].idle_mj:.0f} mJ a window",
-        ["policy", "GB", "Wh", f"hours on {battery_wh:g} Wh", *cost],
-        [
-            [one.policy, f"{one.gb_a_month(active):.3g}", f"{one.wh_a_month(active):.0f}",
-             f"{one.battery_hours(battery_wh, active):.1f}",
-             *([] if per_gb is None else [f"{per_gb * one.gb_a_month(active):.2f}"])]
-            for one in advice.estimates
-        ],
-    )  # fmt: skip
-    for line in advice.left_out:
-        click.echo(f"  left out: {line}")
-
-
-def _answers(one: Estimate) -> str:
-    first, final = f"{one.first_ms:.0f}", f"{one.final_ms:.0f}"
-    return first if first == final else f"{first}, {final}"
+    print_advice(found, sources(found), active, battery_wh, per_gb)
 
 
 def _as_json(advice: Advice, active: float, battery_wh: float, per_gb: float | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runtime_server.lab.policy_bench import PolicyBench
 from runtime_server.lab.proof.goals import BESIDE, DIFFERS, OURS, Goal, goals
+from runtime_server.lab.proof.measured_advice import measured_advice
 from runtime_server.lab.proof.proof_plots import draw
 from runtime_server.lab.proof.proof_report import (
     AGAINST,
@@ -46,6 +47,8 @@ def write_page(bench: PolicyBench, path: Path, title: str = "The proof") -> None
         lines += [*_table(QUALITY, quality(bench, encoder, scenario)), ""]
         lines += [*_table(BEHAVIOUR, behaviour(bench, encoder, scenario)), ""]
         lines += [f"![{picture.stem}]({picture.name})" for picture in draw(bench, encoder, scenario, path)]
+        if (advice := measured_advice(bench, encoder, scenario)) is not None:
+            lines += ["", f"Of these policies, for {advice.sentence()}"]
         lines += ["", *_reactions(bench, encoder, scenario), *_repeatable(bench, encoder, scenario), ""]
     path.write_text("\n".join(lines).rstrip() + "\n")
 

@@ -7,8 +7,7 @@ import pytest
 
 from runtime_edge.errors import CheckFailed, FormatError, UsageError
 from runtime_server.lab.accuracy import Accuracy
-from runtime_server.lab.figures import Figures
-from runtime_server.lab.policy_bench import EncoderFigures, PlayedScenario, PolicyBench, command_of, joined, read_bench
+from runtime_server.lab.policy_bench import command_of, joined, read_bench
 from runtime_server.lab.proof.goals import goals
 from runtime_server.lab.proof.proof_page import write_page
 from runtime_server.lab.proof.proof_report import (
@@ -25,42 +24,6 @@ from runtime_server.lab.proof.proof_report import (
     times,
     traffic,
 )
-from runtime_server.lab.scenarios import ScenarioStep
-
-
-def run(policy, repeat, latency, up, energy, cut="waveform"):
-    return Figures(
-        encoder="toy", scenario="lte", policy=policy, repeat=repeat, windows=4, missing=0,
-        latency_ms={"p50": latency, "p95": 2 * latency, "p99": 3 * latency},
-        parts_ms={"device": latency / 4, "network": latency / 2, "server": latency / 4, "wait": 0.0},
-        up_mb_per_hour=up, down_mb_per_hour=1.0,
-        energy_mj={"compute": energy / 2, "radio": energy / 2, "total": energy},
-        fidelity=0.99, fidelity_worst=0.9, finished={"server": 4}, cuts={cut: 4}, changes=0, reaction_s=[0.7],
-        processor_share=0.1, memory_mb=100.0, sequence=[cut] * 4, frame_bytes=[10] * 4, times_s=[0.5, 1.0, 1.5, 2.0],
-    )  # fmt: skip
-
-
-@pytest.fixture
-def bench():
-    accuracy = {
-        "pcm16": Accuracy(0.9, 0.8, 0.2, 40),
-        "opus-6": Accuracy(0.5, 0.4, 0.1, 40),
-        "opus-12": Accuracy(0.9, 0.8, 0.2, 40),
-        "lte/table": Accuracy(0.89, 0.8, 0.2, 40),
-    }
-    runs = [
-        run("pcm16", 0, 200.0, 100.0, 50.0), run("pcm16", 1, 220.0, 100.0, 50.0),
-        run("opus-6", 0, 150.0, 4.0, 20.0), run("opus-12", 0, 150.0, 16.0, 22.0),
-        run("table", 0, 40.0, 20.0, 20.0, "one"), run("table", 1, 40.0, 20.0, 20.0, "one"),
-    ]  # fmt: skip
-    return PolicyBench(
-        created="2026-01-01T00:00:00", command="ssc bench run lte", target="rpi4", seconds=20.0, repeats=2, seed=0,
-        bytes_are="the device's interface", audio="a soundscape", machine={"cores": "2"}, runs=runs,
-        scenarios={"lte": PlayedScenario(
-            "a link", [ScenarioStep(0.0, 2.0, 80.0, 0.0, 0.0), ScenarioStep(10.0, 1.0, 90.0, 0.0, 0.0)]
-        )},
-        encoders={"toy": EncoderFigures(cuts=["waveform", "one", "two"], block_ms=[1.0, 2.0], accuracy=accuracy)},
-    )  # fmt: skip
 
 
 def test_ratios_are_against_the_baseline_of_the_same_repetition(bench):
@@ -145,7 +108,7 @@ def test_the_page_has_a_row_for_each_policy_and_its_pictures(bench, tmp_path):
     assert all(len(row) == len(QUALITY) for row in quality(bench, "toy", "lte"))
 
 
-def test_first_and_last_answers_stand_beside_each_other_with_the_accuracy_of_either(bench, tmp_path):
+def test_first_and_last_answers_stand_beside_each_other_with_the_accuracy_of_either(bench, run, tmp_path):
     early = msgspec.structs.replace(
         run("cut:one/8+exit", 0, 150.0, 10.0, 25.0),
         first_latency_ms={"p50": 8.0, "p95": 9.0, "p99": 10.0},
@@ -176,7 +139,7 @@ def test_first_and_last_answers_stand_beside_each_other_with_the_accuracy_of_eit
     assert "Clips heard and judged are of fold 5" in (tmp_path / "proof.md").read_text()
 
 
-def test_opus_and_the_device_alone_stand_beside_each_number(bench, tmp_path):
+def test_opus_and_the_device_alone_stand_beside_each_number(bench, run, tmp_path):
     more = [run("opus-16", 0, 100.0, 10.0, 25.0), run("device-only", 0, 20.0, 0.5, 40.0, "local")]
     played = msgspec.structs.replace(bench, runs=[*bench.runs, *more])
     found = {goal.name: goal.beside for goal in goals(played, "toy")}
