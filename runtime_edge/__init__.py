@@ -1,23 +1,28 @@
 """The device side of StreamSplit: run an encoder, or any prefix of it, from a compiled bundle.
 
     import runtime_edge
-    embeddings = runtime_edge.open("bundle/").embed(waveform)
-    labels = runtime_edge.open("bundle/", head="head.json").classify(waveform)
-    early = runtime_edge.open("bundle/", exit="features.7").embed(waveform)     # the first blocks and the exit alone
+    embeddings = runtime_edge.open("bundle/").embed("rain.flac")                # or a waveform, and its sample_rate
+    labels = runtime_edge.open("bundle/", head="head.json").classify("rain.flac")
+    early = runtime_edge.open("bundle/", exit="features.7").embed("rain.flac")  # the first blocks and the exit alone
     runtime_edge.run("mic", print, broker="nats://gateway:4222", target="rpi4")
 
-Only numpy and one inference runtime are needed; torch is never imported.
+Only numpy and one inference runtime are needed, and soundfile and soxr to read files and to resample; torch is never
+imported.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from runtime_edge.errors import installed_version
+
 if TYPE_CHECKING:
     from runtime_edge.api import EdgeEncoder
     from runtime_edge.device.sinks import Callback
 
-__all__ = ["open", "run"]
+__all__ = ["__version__", "open", "run"]
+
+__version__ = installed_version()
 
 
 def open(  # noqa: A001

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from runtime_edge.audio import AudioBlock, AudioWindow, Windower, open_source
+from runtime_edge.audio.file_decoder import MAX_RATE_HZ, MIN_RATE_HZ
+from runtime_edge.audio.resample import Resampler
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.device import Device
 from runtime_edge.device.sinks import Callback, CallbackSink, JsonLines, Sink
@@ -22,6 +28,25 @@ from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import choose_variant
 from runtime_edge.settings import validate
 
+Audio = str | os.PathLike[str] | npt.ArrayLike
+"""An audio file by its path, or a waveform."""
+_LABELS_SHOWN = 3
+
+
+class WindowLabels(dict[str, float]):
+    """Labels with scores in [0, 1], best first, of the window from `start_s` to `end_s` of a recording, in seconds."""
+
+    def __init__(self, scores: Iterable[tuple[str, float]], start_s: float, end_s: float, detected: Iterable[str]):
+        super().__init__(scores)
+        self.start_s, self.end_s = start_s, end_s
+        self.detected: tuple[str, ...] = tuple(detected)
+        """Those whose scores reach the head's thresholds, best first."""
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{label} {score:.2f}" for label, score in itertools.islice(self.items(), _LABELS_SHOWN))
+        more = len(self) - _LABELS_SHOWN
+        return f"<{self.start_s:g} to {self.end_s:g} s: {best}{f' and {more} more' if more > 0 else ''}>"
+
 
 class EdgeEncoder:
     """An encoder on this machine, whole or up to an exit, perhaps with a head on top."""
@@ -34,24 +59,74 @@ class EdgeEncoder:
         self.embedding_dim: int = prefix.bundle.manifest.info.encoder.embedding_dim
         self._prefix, self._head, self._early = prefix, head, early
 
-    def embed(self, waveform: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Embeddings (windows, d) float32, unit norm, of a mono waveform (samples,) in [-1, 1].
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the head tells apart; empty without a head."""
+        return () if self._head is None else self._head.labels
 
-        One window each `hop_samples`; a sound shorter than one window is padded with silence. Raises UsageError.
+    def __repr__(self) -> str:
+        info, rate = self._prefix.bundle.manifest.info, self.sample_rate
+        exit_cut = "" if self._early is None else f", up to the exit at {self._early.info.cut}"
+        labels = f", {len(self.labels)} labels" if self.labels else ""
+        return (
+            f"<EdgeEncoder {info.encoder.id}, generation {info.generation}, {self._prefix.variant}{exit_cut}: windows "
+            f"of {self.window_samples / rate:g} s every {self.hop_samples / rate:g} s at {rate} Hz, "
+            f"{self.embedding_dim} values{labels}>"
+        )
+
+    def embed(self, audio: Audio, sample_rate: float | None = None) -> npt.NDArray[np.float32]:
+        """Embeddings (windows, d) float32, unit norm, of a recording.
+
+        One window each `hop_samples`; what is shorter than one window is padded with silence.
+
+        Args:
+            audio: the path of an audio file of any rate and number of channels, or a mono waveform (samples,) in
+                [-1, 1].
+            sample_rate: of the waveform, Hz, if it is not the encoder's own `sample_rate`; it is resampled then.
+
+        Raises UsageError, SourceError for a file that cannot be read, or MissingExtra where a file is to be read or
+        audio to be resampled without the extra `edge`.
         """
-        try:
-            audio = np.nan_to_num(np.asarray(waveform, dtype=np.float32), posinf=1.0, neginf=-1.0)
-        except (TypeError, ValueError) as exc:
-            raise UsageError(f"waveform: expected numbers ({exc})") from None
-        if audio.ndim != 1 or audio.size == 0:
-            raise UsageError(f"waveform of shape {audio.shape}; expected (samples,) with at least one sample")
-        missing = max(0, self.window_samples - audio.size)
-        audio = np.pad(audio, (0, missing))
-        starts = range(0, audio.size - self.window_samples + 1, self.hop_samples)
-        result = np.empty((len(starts), self.embedding_dim), np.float32)
-        for row, start in enumerate(starts):
-            result[row] = self._window(audio[start : start + self.window_samples])
-        return result
+        return np.stack([self._window(window.samples) for window in self._windows(audio, sample_rate)])
+
+    def classify(self, audio: Audio, sample_rate: float | None = None) -> list[WindowLabels]:
+        """For each window of a recording, labels with scores and from when to when it lasts.
+
+        It takes what `embed` takes, and raises what that raises; UsageError also when no head was opened with the
+        bundle.
+        """
+        if self._head is None:
+            raise UsageError('no head: open the bundle with one, as in open("bundle/", head="head.json")')
+        scores = self._head.scores(
+            self.embed(audio, sample_rate), None if self._early is None else self._early.info.cut
+        )
+        thresholds, rate = self._head.thresholds, self.sample_rate
+        found = []
+        for number, own in enumerate(scores):
+            order, start = np.argsort(-own, kind="stable"), number * self.hop_samples
+            found.append(
+                WindowLabels(
+                    ((self.labels[place], float(own[place])) for place in order),
+                    start / rate,
+                    (start + self.window_samples) / rate,
+                    (self.labels[place] for place in order if own[place] >= thresholds[place]),
+                )
+            )
+        return found
+
+    def _windows(self, audio: Audio, sample_rate: float | None) -> Iterator[AudioWindow]:
+        """Every window of a file or waveform."""
+        if isinstance(audio, str | os.PathLike):
+            if sample_rate is not None:
+                raise UsageError(f"sample_rate {sample_rate}: a file says its own; leave it out")
+            # Absolute, so that it is a file whatever it is called: `mic` and `-` are sources of their own.
+            path = Path(audio).absolute()
+            if path.is_dir():
+                raise UsageError(f"{path}: a directory; give one recording at a time")
+            blocks: Iterable[AudioBlock] = open_source(str(path), self.sample_rate)
+        else:
+            blocks = [AudioBlock(_at_rate(_waveform(audio), sample_rate, self.sample_rate), 0, 0)]
+        return Windower(self.window_samples, self.hop_samples).windows(blocks)
 
     def _window(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if self._early is None:
@@ -60,18 +135,29 @@ class EdgeEncoder:
         self._prefix.advance(self._early.cut)
         return self._early.embedding()
 
-    def classify(self, waveform: npt.ArrayLike) -> list[dict[str, float]]:
-        """For each window of a waveform (samples,), labels with scores in [0, 1], best first.
 
-        Raises UsageError, also when no head was opened with the bundle.
-        """
-        if self._head is None:
-            raise UsageError('no head: open the bundle with one, as in open("bundle/", head="head.json")')
-        labels = self._head.labels
-        return [
-            {labels[place]: float(scores[place]) for place in np.argsort(-scores, kind="stable")}
-            for scores in self._head.scores(self.embed(waveform), None if self._early is None else self._early.info.cut)
-        ]
+def _waveform(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """(samples,), all finite. Raises UsageError."""
+    try:
+        audio = np.nan_to_num(np.asarray(values, dtype=np.float32), posinf=1.0, neginf=-1.0)
+    except (TypeError, ValueError) as exc:
+        raise UsageError(f"waveform: expected numbers ({exc})") from None
+    if audio.ndim != 1 or audio.size == 0:
+        raise UsageError(
+            f"waveform of shape {audio.shape}; expected (samples,) with at least one sample, the mean of its channels"
+        )
+    return audio
+
+
+def _at_rate(audio: npt.NDArray[np.float32], given: float | None, wanted: int) -> npt.NDArray[np.float32]:
+    """The same sound at another rate, Hz. Raises UsageError or MissingExtra."""
+    if given is None or given == wanted:
+        return audio
+    if not MIN_RATE_HZ <= given <= MAX_RATE_HZ or given != int(given):
+        raise UsageError(f"sample_rate {given}: must be a whole number of Hz from {MIN_RATE_HZ} to {MAX_RATE_HZ}")
+    resampler = Resampler(int(given), wanted)
+    resampled = np.concatenate([resampler.push(audio), resampler.finish()])
+    return resampled if resampled.size else np.zeros(1, np.float32)  # less than half a sample
 
 
 def open_encoder(

@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from scipy.special import softmax
 
 import runtime_edge
-from runtime_edge.errors import BundleError, HeadError, SignatureError, UsageError
+from runtime_edge.errors import BundleError, HeadError, SignatureError, SourceError, UsageError
 from runtime_edge.formats.bundle import asset_path
 from runtime_edge.formats.minisign import SecretKey, write_key_pair
 from runtime_edge.formats.records.head import Head, signature_of
@@ -65,10 +66,55 @@ def test_whatever_the_sound_the_embedding_is_finite(resnet_bundle, value):
     assert np.linalg.norm(embedding, axis=1) == pytest.approx(1.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("waveform", [[], [[0.0]], np.zeros((2, 1024)), 0.0, "text", None, [[1], [1, 2]], [1j]])
+@pytest.mark.parametrize("waveform", [[], [[0.0]], np.zeros((2, 1024)), 0.0, None, [[1], [1, 2]], [1j]])
 def test_what_is_no_waveform_is_refused(encoder, waveform):
     with pytest.raises(UsageError, match="waveform"):
         encoder.embed(waveform)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(4000, 1), (4000, 3), (8000, 1), (11025, 2), (48000, 1)])
+def test_a_file_of_any_rate_gives_what_its_waveform_gives(encoder, tmp_path, rate, channels):
+    path = tmp_path / "tones.flac"
+    time_s = np.arange(rate) / rate
+    tones = 0.3 * np.sin(2 * np.pi * 300 * time_s) + 0.3 * np.sin(2 * np.pi * 1100 * time_s)
+    soundfile.write(path, np.repeat(tones[:, None], channels, axis=1), rate, subtype="PCM_24")
+    found = encoder.embed(path)
+    assert found.shape == (6, 6)
+    assert np.array_equal(encoder.embed(str(path)), found)
+    np.testing.assert_allclose(encoder.embed(tones, sample_rate=rate), found, atol=1e-3, rtol=0)
+    at_home = np.arange(4000) / 4000
+    same = 0.3 * np.sin(2 * np.pi * 300 * at_home) + 0.3 * np.sin(2 * np.pi * 1100 * at_home)
+    # At its ends a filter hears silence beside the sound.
+    np.testing.assert_allclose(found[1:-1], encoder.embed(same)[1:-1], atol=5e-3, rtol=0)
+
+
+def test_a_short_file_is_padded_as_a_short_waveform_is(encoder, audio, tmp_path):
+    soundfile.write(tmp_path / "short.wav", audio[:300], 4000, subtype="FLOAT")
+    assert np.array_equal(encoder.embed(tmp_path / "short.wav"), encoder.embed(audio[:300]))
+
+
+@pytest.mark.parametrize("rate", [0, 999, -8000, 1e6, 8000.5, float("nan")])
+def test_what_is_no_rate_is_refused(encoder, audio, rate):
+    with pytest.raises(UsageError, match="sample_rate"):
+        encoder.embed(audio, sample_rate=rate)
+
+
+def test_files_that_cannot_be_read_are_named(encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noise.wav").write_bytes(b"RIFF")
+    for name in ("missing.wav", "mic", "-", "noise.wav"):
+        with pytest.raises(SourceError, match=name):
+            encoder.embed(name)
+    with pytest.raises(UsageError, match="a directory; give one recording"):
+        encoder.embed(tmp_path)
+    with pytest.raises(UsageError, match="a file says its own"):
+        encoder.embed("noise.wav", sample_rate=4000)
+
+
+def test_it_says_what_it_is(small_bundle, head):
+    shown = repr(runtime_edge.open(str(small_bundle.path), head=str(head[1])))
+    assert shown.startswith("<EdgeEncoder toys:Tiny, generation 1, onnx-fp32: windows of 0.256 s every 0.128 s at 4000")
+    assert shown.endswith("6 values, 3 labels>")
 
 
 def test_a_key_is_required_when_one_is_given(small_bundle, resnet_bundle, signing_key, tmp_path):
@@ -118,6 +164,11 @@ def test_with_a_head_every_window_is_classified(small_bundle, head, audio):
         assert list(labels) == [head[0].labels[place] for place in np.argsort(-scores)]
         assert list(labels.values()) == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
         assert sum(labels.values()) == pytest.approx(1.0, abs=1e-5)
+        assert labels.detected == tuple(label for label, score in labels.items() if score >= 0.5)
+    assert [(labels.start_s, labels.end_s) for labels in found] == [
+        (number * 512 / 4000, (number * 512 + 1024) / 4000) for number in range(4)
+    ]
+    assert repr(found[1]).startswith("<0.128 to 0.384 s: ")
 
 
 def weights_of(head):
@@ -185,7 +236,8 @@ def test_a_run_with_wrong_settings_names_them(small_bundle, tmp_path):
 
 
 def test_its_names_are_pinned():
-    assert runtime_edge.__all__ == ["open", "run"]
+    assert runtime_edge.__all__ == ["__version__", "open", "run"]
+    assert runtime_edge.__version__ == version("streamsplit-audio")
 
 
 def test_a_device_never_loads_what_it_does_not_have(small_bundle):
