@@ -25,6 +25,7 @@ import msgspec
 
 from runtime_edge.base.files import read_text
 from runtime_edge.base.text import without_password
+from runtime_edge.click_options import RenamedOption
 from runtime_edge.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -53,6 +54,8 @@ def setting(
     le: float | None = None,
     example: Any = None,
     check: Callable[[Any], object] | None = None,
+    common: bool = False,
+    earlier: tuple[str, ...] = (),
 ) -> Any:
     """A documented dataclass field.
 
@@ -63,8 +66,12 @@ def setting(
         le: largest number allowed.
         example: a value to show where there is no default.
         check: raises UsageError for a value that the type allows and the setting does not.
+        common: whether `--help` shows it where that does not show all.
+        earlier: names it had in earlier versions, which still work everywhere.
     """
-    metadata = {"doc": doc, "ge": ge, "le": le, "example": example, "check": check}
+    metadata = {
+        "doc": doc, "ge": ge, "le": le, "example": example, "check": check, "common": common, "earlier": earlier,
+    }  # fmt: skip
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -95,6 +102,11 @@ def options(config: type[_Dataclass]) -> Callable[[_Command], _Command]:
     return decorate
 
 
+def common_names(config: type[_Dataclass]) -> list[str]:
+    """The settings that are common."""
+    return [key.name for key in _settings(config) if key.common]
+
+
 def as_toml(config: type[_Dataclass], values: Mapping[str, Any] | None = None) -> str:
     """Every setting with its documentation as TOML; those not in `values` are commented out at their default."""
     values = values or {}
@@ -120,6 +132,8 @@ class _Setting:
     le: float | None
     example: Any
     check: Callable[[Any], object] | None
+    common: bool
+    earlier: tuple[str, ...]
 
     @property
     def allowed(self) -> str:
@@ -172,8 +186,12 @@ def read(config: type[_Dataclass], path: Path) -> dict[str, Any]:
 def validate(config: type[_Dataclass], table: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The values of a table, of the types the settings have. Raises UsageError naming the source and the key."""
     known = {key.name: key for key in _settings(config)}
-    values = {}
-    for name, value in table.items():
+    renamed = {name: key.name for key in known.values() for name in key.earlier}
+    values: dict[str, Any] = {}
+    for given, value in table.items():
+        name = renamed.get(given, given)
+        if name in values:
+            raise UsageError(f"{source}: {given}: an earlier name of {name}, which is there, too; give one of them")
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f", did you mean {near[0]}?" if near else ""
@@ -200,12 +218,14 @@ def _path(kind: type, value: object) -> Any:
 
 
 def _option(key: _Setting) -> Callable[[_Command], _Command]:
-    flag = "--" + key.name.replace("_", "-")
+    flags = ["--" + name.replace("_", "-") for name in (key.name, *key.earlier)]
     kind: Any = key.base
     arguments: dict[str, Any] = {"help": key.doc, "default": None}
+    if key.earlier:
+        arguments |= {"cls": RenamedOption, "earlier": flags[1:]}
     if kind is bool:
         arguments["is_flag"] = True
-        flag = f"{flag}/--no-{flag[2:]}"
+        flags = [f"{flag}/--no-{flag[2:]}" for flag in flags]
     elif get_origin(kind) is tuple:
         arguments |= {"multiple": True, "default": ()}
     elif get_origin(kind) is Literal:
@@ -217,7 +237,7 @@ def _option(key: _Setting) -> Callable[[_Command], _Command]:
         arguments["type"] = ranged(key.ge, key.le)
     if key.default not in _UNSET and key.default is not False:
         arguments["help"] += f"  [default: {'on' if key.default is True else key.default}]"
-    return click.option(flag, key.name, **arguments)
+    return click.option(*flags, key.name, **arguments)
 
 
 def _toml_value(value: object) -> str:

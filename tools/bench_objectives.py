@@ -1,6 +1,6 @@
 """What contrastive objectives earn and cost: accuracy over steps and over joules, for thin batches and thin data.
 
-    python -m tools.bench_objectives --audio recordings/ --energy rapl [--jobs 1] [--hours 8] [--publish]
+    python -m tools.bench_objectives --audio recordings/ --meter rapl [--jobs 1] [--hours 8] [--publish]
 
 MobileNetV3-Small of width 0.75 learns from Speech Commands (`recordings/speech_commands/labels.csv`) without labels,
 from random weights, with each objective, with all windows and with a quarter of them, in batches of 16 and of 128,
@@ -135,9 +135,9 @@ def staged(encoder: str, seed: int, audio: Path, work: Path, most: int | None) -
 def measured(arm: Arm, given: argparse.Namespace) -> dict[str, Any]:
     """One run, in this process: what the embeddings were worth before, and after each pass with what it had taken."""
     torch.set_num_threads(1)
-    source = energy_source(given.energy)
+    source = energy_source(given.meter)
     if source is None:
-        raise UsageError(f"--energy {given.energy}: nothing counts joules here; name a target, such as rpi4")
+        raise UsageError(f"--meter {given.meter}: nothing counts joules here; name a target, such as rpi4")
     energy, points = StepEnergy(with_idle_power(source)), []
     with tempfile.TemporaryDirectory() as work:
         heard = staged(arm.encoder, arm.seed, given.audio, Path(work), 8 if given.quick else None)
@@ -183,7 +183,7 @@ def measure_all(
         if clock() - began >= given.hours * 3600:
             return
         command = [sys.executable, "-m", "tools.bench_objectives", "--arm", json.dumps(asdict(arm))]
-        command += ["--audio", str(given.audio), "--energy", given.energy, *(["--quick"] if given.quick else [])]
+        command += ["--audio", str(given.audio), "--meter", given.meter, *(["--quick"] if given.quick else [])]
         line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
         run = json.loads(line)
         with one_by_one:
@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure what is not measured yet; nothing without the recordings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audio", type=Path, default=os.environ.get("SSC_TEST_AUDIO"))
-    parser.add_argument("--energy", default="rapl", help="As of `ssc server run`.")
+    parser.add_argument("--meter", default="rapl", help="As of `ssc server run`.")
     parser.add_argument("--kept", type=Path, default=Path(".cache/objectives.jsonl"), help="Gets the finished runs.")
     parser.add_argument("--jobs", type=int, default=1, help="Runs beside each other.")
     parser.add_argument("--hours", type=float, default=8.0)
@@ -210,8 +210,8 @@ def main(arguments: list[str] | None = None) -> None:
         print("left out: --audio (SSC_TEST_AUDIO) is needed")
         return
     given.audio = Path(given.audio)
-    if given.jobs > 1 and given.energy not in list_targets():
-        raise UsageError(f"--jobs {given.jobs}: {given.energy} would count all runs together; name a target")
+    if given.jobs > 1 and given.meter not in list_targets():
+        raise UsageError(f"--jobs {given.jobs}: {given.meter} would count all runs together; name a target")
     if given.arm is not None:
         print(json.dumps(measured(Arm(**given.arm), given)))
         return

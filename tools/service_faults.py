@@ -211,7 +211,7 @@ async def run(encoder: Path, bundle: Path, only: str | None) -> int:
             async with Children(Path(directory)) as children:
                 child = await children.start(
                     "server", "server", "run", str(encoder), str(bundle), "--state", str(state), "--no-training", "-v",
-                    "--port", str(server.port), "--health-port", str(server.health_port),
+                    "--port", str(server.port), "--metrics-port", str(server.health_port),
                 )  # fmt: skip
                 await wait_for_line(child, "serving generation", _PATIENCE_S)
                 async with server.watched():

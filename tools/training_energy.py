@@ -1,6 +1,6 @@
 """What contrastive objectives cost: energy of a step and up to an accuracy, peak memory, bytes received.
 
-    python -m tools.training_energy encoder.pt --audio recordings/ --energy rapl [--objectives simclr,moco] [--out FILE]
+    python -m tools.training_energy encoder.pt --audio recordings/ --meter rapl [--objectives simclr,moco] [--out FILE]
 
 Each objective trains in a process of its own on the same recordings (`tools.sparse_training`), and a linear probe is
 asked after every pass over them. The machine's idle power is measured first, for ten seconds, unless the source brings
@@ -60,9 +60,9 @@ def with_idle_power(
 def measured(given: argparse.Namespace, objective: str) -> dict[str, Any]:
     """One objective, in this process."""
     torch.set_num_threads(1)
-    source = energy_source(given.energy)
+    source = energy_source(given.meter)
     if source is None:
-        raise UsageError(f"--energy {given.energy}: nothing counts joules here; name a target, such as rpi4")
+        raise UsageError(f"--meter {given.meter}: nothing counts joules here; name a target, such as rpi4")
     energy, progress = StepEnergy(with_idle_power(source)), Progress()
     with tempfile.TemporaryDirectory() as work:
         staged = stage(load_encoder(given.encoder), load_clips(given.audio), given.audio, Path(work))
@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder", type=Path)
     parser.add_argument("--audio", type=Path, required=True)
-    parser.add_argument("--energy", default="rapl", help="As of `ssc server run`.")
+    parser.add_argument("--meter", default="rapl", help="As of `ssc server run`.")
     parser.add_argument("--objectives", default=",".join(OBJECTIVES))
     parser.add_argument("--accuracy", type=float, default=0.5, help="Of fold 5's windows, for the energy up to it.")
     parser.add_argument("--batch", type=int, default=16)

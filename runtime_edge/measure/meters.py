@@ -100,7 +100,7 @@ def open_meter(choice: str = AUTO) -> Iterator[tuple[Meter | None, str]]:
         except UsageError as exc:
             if choice != AUTO:
                 raise
-            reasons.append(str(exc).removeprefix("--energy ").removeprefix("--meter "))
+            reasons.append(str(exc).removeprefix("--meter "))
             continue
         try:
             yield meter, ""

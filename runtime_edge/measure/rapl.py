@@ -54,11 +54,11 @@ class Rapl:
         self.idle_w = idle_w
         self._zones = [zone for path in sorted(root.glob("intel-rapl:*")) if (zone := _zone(path))]
         if not self._zones:
-            raise UsageError(f"--energy rapl: {root} has no package of intel-rapl; name another source")
+            raise UsageError(f"--meter rapl: {root} has no package of intel-rapl; name another source")
         self.name = f"RAPL of {', '.join(zone.name for zone in self._zones)}"
         for zone in self._zones:
             zone.last = _counted(zone.path / "energy_uj")
-        check_it_counts(self.joules, f"--energy rapl: {root}", load)
+        check_it_counts(self.joules, f"--meter rapl: {root}", load)
 
     def joules(self) -> float:
         """Of all packages and their memory."""
@@ -88,7 +88,7 @@ def _counted(path: Path) -> float:
     """What a file of microjoules counts, J."""
     text = _text(path)
     if not text.isdecimal():
-        raise UsageError(f"--energy rapl: {path} says {text[:40]!r}, a number of microjoules was expected")
+        raise UsageError(f"--meter rapl: {path} says {text[:40]!r}, a number of microjoules was expected")
     return int(text) / 1e6
 
 
@@ -97,7 +97,7 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except PermissionError:
         raise UsageError(
-            f"--energy rapl: this user may not read {path}; run `sudo chmod a+r {path}`, or name another source"
+            f"--meter rapl: this user may not read {path}; run `sudo chmod a+r {path}`, or name another source"
         ) from None
     except OSError as exc:
-        raise UsageError(f"--energy rapl: {path}: {exc.strerror}; name another source") from None
+        raise UsageError(f"--meter rapl: {path}: {exc.strerror}; name another source") from None

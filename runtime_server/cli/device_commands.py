@@ -1,11 +1,9 @@
-"""`ssc server device`, and the options of `ssc server run` that say who is let in."""
+"""`ssc server device`, and the options that say whom `ssc server broker` lets in."""
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -13,48 +11,21 @@ from runtime_edge.base.files import write_atomic
 from runtime_edge.base.text import shown
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.credentials import credentials_file
-from runtime_server.broker.access import Access, SecurityConfig
-from runtime_server.ingest.rate import FRAMES_PER_S
+from runtime_server.broker.access import Access
 from streamsplit_compile.cli.options import PathParam, json_option, together
 from streamsplit_compile.cli.printing import print_json, print_table
 
-_AUTH = click.option(
-    "--auth/--no-auth",
-    default=None,
-    help="Let in only devices that were added [default: once one was, or --host is not this machine].",
-)
-
-security_options = together(
-    _AUTH,
-    click.option("--credentials", type=PathParam(), help="The server's nkey for an outside --broker."),
-    click.option("--tls-cert", type=PathParam(), help="The embedded broker's certificate, or this server's own."),
-    click.option("--tls-key", type=PathParam(), help="The key of that certificate."),
-    click.option("--tls-ca", type=PathParam(), help="Check devices' certificates, or an outside broker's, against it."),
-    click.option(
-        "--max-rate",
-        default=FRAMES_PER_S,
-        show_default=True,
-        type=click.FloatRange(min=0.1),
-        help="Frames a second one device may send for long.",
-    ),
-    click.option("--health-port", type=click.IntRange(0, 65535), help="Answer /healthz and /metrics on 127.0.0.1."),
-)
-"""Who is let in, and what is encrypted."""
-
 broker_security_options = together(
-    _AUTH,
+    click.option(
+        "--auth/--no-auth",
+        default=None,
+        help="Let in only devices that were added [default: once one was, or --host is not this machine].",
+    ),
     click.option("--tls-cert", type=PathParam(), help="The broker's certificate."),
     click.option("--tls-key", type=PathParam(), help="The key of that certificate."),
     click.option("--tls-ca", type=PathParam(), help="Check devices' certificates against this authority."),
 )
 """Who is let in by a broker, and what it encrypts."""
-
-
-def security_configs(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of `security_options` that belong together out of a command's settings."""
-    names = [field.name for field in dataclasses.fields(SecurityConfig)]
-    return {"security": SecurityConfig(**{name: settings.pop(name) for name in names})}
-
 
 _state_option = click.option(
     "--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="The server's state directory."

@@ -1,4 +1,4 @@
-"""`ssc server releases`, and the options of `ssc server run` that say when and to whom generations are released."""
+"""`ssc server releases`: what was released, and to whom."""
 
 from __future__ import annotations
 
@@ -11,74 +11,10 @@ from runtime_edge.base.text import size
 from runtime_edge.formats.credentials import Address
 from runtime_server.cli.server_options import ask, broker_option
 from runtime_server.releases.head_judge import WITHOUT_CLIPS
-from runtime_server.releases.release_gate import ReleaseConfig
-from runtime_server.releases.rollout import RolloutConfig
 from runtime_server.releases.rollout_service import RolloutAction, request
-from streamsplit_compile.cli.options import PathParam, json_option, together
+from streamsplit_compile.cli.options import json_option
 from streamsplit_compile.cli.printing import print_json, print_table
 
-release_options = together(
-    click.option("--release-steps", default=50, show_default=True, type=click.IntRange(1), help="Steps between tries."),
-    click.option("--release-s", type=click.FloatRange(0), help="Also try after this many seconds, if anything is new."),
-    click.option(
-        "--release-least-s",
-        default=ReleaseConfig.least_s,
-        show_default=True,
-        type=click.FloatRange(0),
-        help="Seconds from one release to the next at least: every device fetches each of them.",
-    ),
-    click.option(
-        "--release-tolerance",
-        default=0.02,
-        show_default=True,
-        type=click.FloatRange(-1, 1),
-        help="Share by which the held-out loss may rise; negative: by which it must fall.",
-    ),
-    click.option("--probe", type=PathParam(), help="Labelled recordings (folder or CSV) no release may lose on."),
-    click.option(
-        "--canary-share",
-        default=RolloutConfig.canary_share,
-        show_default=True,
-        type=click.FloatRange(0, 1),
-        help="Share of the devices that take a generation first.",
-    ),
-    click.option(
-        "--canary-from",
-        default=RolloutConfig.canary_from,
-        show_default=True,
-        type=click.IntRange(1),
-        help="With fewer devices all take it at once.",
-    ),
-    click.option(
-        "--healthy-s",
-        default=RolloutConfig.healthy_s,
-        show_default=True,
-        type=click.FloatRange(0),
-        help="Promote a generation this many seconds after its release, if the devices that have it are well.",
-    ),
-    click.option(
-        "--update-mb-per-day",
-        type=click.FloatRange(0, min_open=True),
-        help="Budget: MB a day that releases may take of each device; what is unused adds up for 7 days [default: as "
-        "the devices say].",
-    ),
-)
-"""When generations are released, and to whom first."""
-
-
-def release_configs(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take those options out of a command's settings; the fields of ServerConfig they make."""
-    release = ReleaseConfig(
-        every_steps=settings.pop("release_steps"),
-        every_s=settings.pop("release_s"),
-        least_s=settings.pop("release_least_s"),
-        tolerance=settings.pop("release_tolerance"),
-    )
-    rollout = RolloutConfig(**{name: settings.pop(name) for name in _ROLLOUT})
-    return {"release": release, "rollout": rollout}
-
-
-_ROLLOUT = ("canary_share", "canary_from", "healthy_s", "update_mb_per_day")
 _generation = click.argument("generation", required=False, type=click.IntRange(1))
 
 

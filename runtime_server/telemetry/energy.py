@@ -43,7 +43,7 @@ class EnergySource(Protocol):
 def energy_source(
     choice: str, idle_w: float | None = None, root: Path = POWERCAP, load: Load = burn
 ) -> EnergySource | None:
-    """The source that `--energy` names; None for "none", and for "auto" without RAPL, which the log then says.
+    """The source that `--meter` names; None for "none", and for "auto" without RAPL, which the log then says.
 
     `idle_w` is the machine's power at rest; a target's file has its own. Raises UsageError, which says why, for a
     source that is not there or does not count.
@@ -79,14 +79,14 @@ class Nvml:
         try:
             self._library = library or ctypes.CDLL("libnvidia-ml.so.1")
         except OSError:
-            raise UsageError("--energy nvml: libnvidia-ml.so.1 is not there; install the driver of the GPU") from None
+            raise UsageError("--meter nvml: libnvidia-ml.so.1 is not there; install the driver of the GPU") from None
         self._call("nvmlInit_v2")
         count = ctypes.c_uint()
         self._call("nvmlDeviceGetCount_v2", ctypes.pointer(count))
         self._devices = [self._device(place) for place in range(count.value)]
         self._first = self._millijoules()
         self.name = f"NVML of {count.value} GPUs"
-        check_it_counts(self.joules, "--energy nvml", load)
+        check_it_counts(self.joules, "--meter nvml", load)
 
     def joules(self) -> float:
         """Of all GPUs."""
@@ -106,7 +106,7 @@ class Nvml:
 
     def _call(self, name: str, *arguments: Any) -> None:
         if code := getattr(self._library, name)(*arguments):
-            raise UsageError(f"--energy nvml: {name} failed with code {code}; name another source")
+            raise UsageError(f"--meter nvml: {name} failed with code {code}; name another source")
 
 
 class CpuSeconds:

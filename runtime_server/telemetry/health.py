@@ -61,7 +61,7 @@ class HealthServer:
         try:
             self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         except OSError as exc:
-            raise UsageError(f"--health-port {port}: {exc.strerror}; choose another") from None
+            raise UsageError(f"--metrics-port {port}: {exc.strerror}; choose another") from None
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="health", daemon=True)

@@ -51,7 +51,7 @@ def put_table(server, table):
 
 def test_a_device_streams_with_its_key_swaps_tables_is_seen_and_revoked(start, phones, tmp_path, toy_bundle):
     health, mqtt = harness.free_port(), harness.free_port()
-    server = start.server("--no-training", "--auth", "--health-port", health, "--mqtt-port", mqtt)
+    server = start.server("--no-training", "--auth", "--metrics-port", health, "--mqtt-port", mqtt)
     assert healthz(health) == (200, [])
     key = tmp_path / "pi-1.creds"
     ssc("server", "device", "add", "pi-1", "-o", key, "--state", server.state)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from runtime_edge.cli import edge_commands
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import FormatError, UsageError
-from runtime_edge.settings import as_toml, load, options, read, setting
+from runtime_edge.settings import as_toml, common_names, load, options, read, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Sample:
     flag: bool = setting(True, "A flag.")
     path: Path = setting(Path("here"), "A path.")
     files: tuple[str, ...] = setting((), "Files.", example=("x",))
+    port: int = setting(1, "A port.", earlier=("gate",), common=True)
 
 
 def write(tmp_path, text):
@@ -75,6 +76,20 @@ def test_what_is_wrong_in_a_file_is_one_line_naming_file_key_and_fix(tmp_path, t
         read(Sample, path)
     assert str(raised.value).startswith(f"{path}: ")
     assert "\n" not in str(raised.value)
+
+
+def test_a_setting_is_still_known_by_its_earlier_name(tmp_path):
+    assert load(Sample, write(tmp_path, "gate = 7"), {}).port == 7
+    with pytest.raises(UsageError, match=r"gate: an earlier name of port, which is there, too; give one of them"):
+        read(Sample, write(tmp_path, "port = 6\ngate = 7"))
+    command = click.command()(options(Sample)(lambda **given: click.echo(given["port"])))
+    assert CliRunner().invoke(command, ["--gate", "7"]).output == "7\n"
+    assert "--gate" not in CliRunner().invoke(command, ["--help"]).output
+    assert "gate" not in as_toml(Sample)
+
+
+def test_common_settings_are_those_declared_as_such():
+    assert common_names(Sample) == ["port"]
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe", b"a = 1\n" * 200_000])
@@ -142,7 +157,9 @@ def test_options_take_the_same_values_and_ranges():
     def run(*arguments, **env):
         return CliRunner().invoke(show, arguments, env=env)
 
-    assert eval(run().output) == dict.fromkeys(["name", "kind", "count", "level", "flag", "path"]) | {"files": ()}
+    assert eval(run().output) == dict.fromkeys(["name", "kind", "count", "level", "flag", "path", "port"]) | {
+        "files": ()
+    }
     assert eval(run("--no-flag", "--count", "5", "--files", "x", "--files", "y").output)["files"] == ("x", "y")
     assert eval(run(SAMPLE_COUNT="7", SAMPLE_FLAG="0").output)["count"] == 7
     assert eval(run("--count", "8", SAMPLE_COUNT="7").output)["count"] == 8

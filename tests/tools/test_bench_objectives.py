@@ -18,7 +18,7 @@ from tools.bench_objectives import SMALL, Arm, KeptRuns, arms, main, measure_all
 
 
 def settings(tmp_path: Path, **more: object) -> argparse.Namespace:
-    return argparse.Namespace(**{"audio": tmp_path, "hours": 1.0, "quick": True, "energy": "rpi4", "jobs": 1, **more})
+    return argparse.Namespace(**{"audio": tmp_path, "hours": 1.0, "quick": True, "meter": "rpi4", "jobs": 1, **more})
 
 
 def test_the_study_has_every_objective_share_and_batch_from_three_seeds() -> None:
@@ -85,7 +85,7 @@ def test_without_recordings_nothing_is_measured(
 
 def test_runs_beside_each_other_are_refused_where_one_counter_has_them_all(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--jobs 2: rapl would count all runs together"):
-        main(["--audio", str(tmp_path), "--jobs", "2", "--energy", "rapl"])
+        main(["--audio", str(tmp_path), "--jobs", "2", "--meter", "rapl"])
 
 
 @pytest.mark.integration

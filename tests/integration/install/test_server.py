@@ -59,6 +59,8 @@ def test_the_guide_serves_and_looks_after_releases_and_tables(toy_terminal):
         found = device(terminal)
         assert "pi-1" in terminal.types("ssc server status --state server/", broker)
         assert "stable" in terminal.types("ssc server releases list --state server/", broker)
+        terminal.types("ssc server config > ssc-server.toml")
+        assert "# replicas = 1" in (here / "ssc-server.toml").read_text()
         terminal.types("ssc server dead list --state server/", broker)
         terminal.types("ssc splitter push table.json --device pi-1 --state server/", broker)
         terminal.types("ssc splitter push table.json --device pi-1 --key signing.key", broker)

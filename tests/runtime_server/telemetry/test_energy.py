@@ -171,7 +171,7 @@ def test_the_choice_opens_its_source(machine, tmp_path, caplog):
     assert isinstance(energy_source("rpi4"), CpuSeconds)
     assert not caplog.records
     assert energy_source("auto", root=tmp_path / "none") is None
-    assert "the energy of training is not counted: --energy rapl:" in caplog.text
+    assert "the energy of training is not counted: --meter rapl:" in caplog.text
 
 
 def test_a_choice_that_cannot_be_is_one_error(tmp_path):

@@ -55,7 +55,7 @@ def test_it_is_well_until_something_is_wrong_and_says_what():
 def test_a_port_in_use_is_refused():
     server = HealthServer(0, {})
     try:
-        with pytest.raises(UsageError, match=f"--health-port {server.port}"):
+        with pytest.raises(UsageError, match=f"--metrics-port {server.port}"):
             HealthServer(server.port, {})
     finally:
         server.close()
