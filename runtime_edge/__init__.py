@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 from runtime_edge.errors import installed_version
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from runtime_edge.api import EdgeEncoder
     from runtime_edge.device.sinks import Callback
+    from runtime_edge.run_settings import RunSettings
 
 __all__ = ["__version__", "open", "run"]
 
@@ -45,15 +48,16 @@ def open(  # noqa: A001
     return open_encoder(path, pub, variant, threads, head, exit)
 
 
-def run(source: str, on_result: Callback, **settings: Any) -> dict[str, Any]:
+def run(source: str, on_result: Callback, **settings: Unpack[RunSettings]) -> dict[str, Any]:
     """Run the device loop of `ssc edge run` until the source ends; returns the run's report.
 
     Each window's WindowResult goes to `on_result`, on the loop's thread: it must not block for long, and what it raises
-    is counted, not fatal. `settings` are those of the command and its file, such as bundle, broker, target, head or
-    max_windows. To run it inside an asyncio program, await `runtime_edge.device.device.Device(config, sinks).run()`.
+    is counted, not fatal. `settings` are those of the command and its file (`ssc edge config` prints them all), such as
+    bundle, broker, target, head or max_windows. To run it inside an asyncio program, await
+    `runtime_edge.device.device.Device(config, sinks).run()`.
 
     Raises SscError when the device cannot start.
     """
     from runtime_edge.api import run_device
 
-    return run_device(source, on_result, settings)
+    return run_device(source, on_result, dict(settings))

@@ -26,7 +26,7 @@ from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.cut_assets.early_exit import LoadedExit
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.variants import choose_variant
-from runtime_edge.settings import validate
+from runtime_edge.settings import from_call
 
 Audio = str | os.PathLike[str] | npt.ArrayLike
 """An audio file by its path, or a waveform."""
@@ -188,8 +188,7 @@ def _exit(prefix: Prefix, cut: str) -> LoadedExit:
 
 def run_device(source: str, on_result: Callback, settings: dict[str, Any]) -> dict[str, Any]:
     """See `runtime_edge.run`."""
-    given = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
-    config = DeviceConfig(source=source, **validate(DeviceConfig, given, "runtime_edge.run"))
+    config = from_call(DeviceConfig, {**settings, "source": source}, "runtime_edge.run")
     if config.broker is None and config.bundle is None:
         raise UsageError("runtime_edge.run: give broker, a server's address, or bundle, to run one without a server")
     sinks: list[Sink] = [CallbackSink(on_result), *(JsonLines(path) for path in config.results)]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -209,6 +210,12 @@ def validate(config: type[_Dataclass], table: Mapping[str, Any], source: str) ->
             shown = without_password(repr(value))[:_MAX_SHOWN]
             raise UsageError(f"{source}: {name} is {shown}: {exc}{allowed}; for example {example}") from None
     return values
+
+
+def from_call(config: type[_Config], given: Mapping[str, Any], source: str) -> _Config:
+    """Settings that a program gives by name, paths as such or as text. Raises UsageError naming source and key."""
+    texts = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
+    return config(**validate(config, texts, source))
 
 
 def _path(kind: type, value: object) -> Any:

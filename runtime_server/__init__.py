@@ -1,1 +1,80 @@
-"""The server: ingest, suffix, losses, training, releases (torch)."""
+"""The server: ingest, suffix, losses, training, releases (torch).
+
+    import runtime_server
+    head = runtime_server.train_head("clips/", "bundle/", out="head.json")
+    runtime_server.serve("encoder.pt", "bundle/", state="server/", host="0.0.0.0")
+
+torch is loaded by the calls, not by the import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from runtime_edge.errors import installed_version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from os import PathLike
+
+    from torch import nn
+    from typing_extensions import Unpack
+
+    from runtime_edge.formats.bundle import Bundle
+    from runtime_edge.formats.records.head import Head
+    from runtime_server.server_calls import RunningServer
+    from runtime_server.serving.serve_settings import ServeSettings
+
+__all__ = ["__version__", "serve", "train_head"]
+
+__version__ = installed_version()
+
+
+def serve(
+    encoder: str | PathLike[str] | nn.Module,
+    bundle: str | PathLike[str],
+    on_started: Callable[[RunningServer], None] | None = None,
+    *,
+    factory: str | None = None,
+    sample_rate: int | None = None,
+    front_end: str | None = None,
+    unsafe_load: bool = False,
+    **settings: Unpack[ServeSettings],
+) -> dict[str, Any]:
+    """Run a server, as `ssc server run` does, until it is stopped; returns its last status.
+
+    A signal to end (SIGINT, SIGTERM) stops it where it runs in the main thread, and so does `stop()` of what
+    `on_started` is called with once frames are served. `encoder` and how to read it are as in
+    `streamsplit_compile.compile`; `settings` are those of the command and its file (`ssc server config` prints them
+    all), such as state, host, port or training.
+
+    Raises SscError when it cannot start or a part of it fails.
+    """
+    from runtime_server.server_calls import run_server
+
+    return run_server(encoder, bundle, on_started, (factory, sample_rate, front_end, unsafe_load), dict(settings))
+
+
+def train_head(
+    clips: str | PathLike[str],
+    bundle: str | PathLike[str] | Bundle,
+    out: str | PathLike[str] | None = None,
+    *,
+    gate_db: float = -60.0,
+    seed: int = 0,
+    key: str | PathLike[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Head:
+    """Train a head on labelled recordings, as `ssc server label` does, and write it where `out` says.
+
+    `clips` is a folder with one subfolder of recordings for each label, or a CSV with file, label and perhaps fold; the
+    head takes the embeddings of `bundle`. `runtime_edge.open(..., head=out)` reads the file; with `key`, the file of a
+    secret key, its signature stands beside it. Windows below `gate_db`, decibels of full scale, are left out. `seed` is
+    that of the folds that are held out for `head.validation`. `progress` is called with (what is being done, steps
+    done, steps in all).
+
+    Recordings that cannot be read are left out and logged. Raises UsageError, FormatError or SourceError.
+    """
+    from runtime_server.server_calls import fit_on_clips
+
+    return fit_on_clips(clips, bundle, out, gate_db, seed, key, progress)

@@ -1,1 +1,20 @@
-"""Audio encoders as plain torch modules: waveform in, unit-norm embedding out, front end included."""
+"""Audio encoders as plain torch modules: waveform in, unit-norm embedding out, front end included.
+
+The encoders themselves are made by name (`ssc encoder new`); these are what one of your own is made of.
+"""
+
+from streamsplit_models.encoder import Encoder, GlobalAveragePool, GlobalMaxPool, Normalize, input_norm
+from streamsplit_models.front_end import PRESETS, FrontEnd, Waveform
+from streamsplit_models.log_mel import LogMel
+
+__all__ = [
+    "PRESETS",
+    "Encoder",
+    "FrontEnd",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "LogMel",
+    "Normalize",
+    "Waveform",
+    "input_norm",
+]
