@@ -24,7 +24,7 @@ OTHERS = {
     "probe": Path("p"), "canary_share": 0.7, "canary_from": 4, "healthy_s": 3.0, "update_mb_per_day": 2.0,
     "tensorboard": Path("t"), "web": "8081", "threads": 2, "precision": "bfloat16", "seed": 6, "auth": True,
     "credentials": Path("n"), "tls_cert": Path("a"), "tls_key": Path("k"), "tls_ca": Path("ca"), "max_rate": 11.0,
-    "metrics_port": 9465, "key": Path("s"),
+    "metrics_port": 9465, "key": Path("s"), "larger": Path("l"),
 }  # fmt: skip
 
 
