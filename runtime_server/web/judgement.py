@@ -42,6 +42,16 @@ def release_in_words(entry: Mapping[str, Any]) -> str:
     return "; ".join(words) + "."
 
 
+def score_in_words(outcome: Mapping[str, Any], score: Mapping[str, Any]) -> str:
+    """What an attempt at a release would make of a head (`HeadScore` as a dictionary)."""
+    clips, before, after = score["clips"], score["before"], score["after"]
+    came = "released" if outcome["released"] else "not released"
+    return (
+        f"Generation {outcome['generation']} ({came}): head {printable(str(score['head']))} labels {after} of {clips} "
+        f"held-out clips rightly ({after / max(1, clips):.1%}), {before} with the best generation before."
+    )
+
+
 def _compared(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
     if not before or not after:
         return ""

@@ -19,7 +19,7 @@ from runtime_server.telemetry.device_view import DeviceView
 from runtime_server.telemetry.fleet import ALIVE_S, Fleet
 from runtime_server.telemetry.fleet_history import BANDS_MBPS
 from runtime_server.telemetry.fleet_metrics import fleet_families
-from runtime_server.web.judgement import attempt_in_words, release_in_words
+from runtime_server.web.judgement import attempt_in_words, release_in_words, score_in_words
 
 LEAST_S = 1.0
 """Between two times that a view is made."""
@@ -164,8 +164,16 @@ class PageData:
         return prometheus.render(fleet_families(views, self._fleet.is_alive))
 
     async def _head_list(self) -> object:
-        heads = await self._heads()
-        return {"heads": [dict(_head(name, head)) for name, head in sorted(heads.items())]}
+        heads, told = await self._heads(), await self._told()
+        judged = [(one, score) for one in reversed(told["releases"]) for score in one["heads"]["judged"]]
+        return {
+            "heads": [dict(_head(name, head)) for name, head in sorted(heads.items())],
+            "generations": [
+                {"generation": outcome["generation"], "released": outcome["released"], **score}
+                | {"words": score_in_words(outcome, score)}
+                for outcome, score in judged
+            ],
+        }
 
 
 def _head(name: str, head: Head) -> Iterator[tuple[str, Any]]:

@@ -40,6 +40,12 @@ def quality(loss: float, accuracy: float) -> dict[str, Any]:
     return {"loss": loss, "alignment": 0.2, "uniformity": -2.5, "probe_accuracy": accuracy}
 
 
+def judged(before: int, after: int) -> dict[str, Any]:
+    """What a release would make of the one head."""
+    score = {"head": "rpi4", "clips": 120, "before": before, "after": after, "at_95": -1.0}
+    return {"judged": [score], "without_clips": []}
+
+
 def status(devices: int) -> dict[str, Any]:
     """What a server that trains says of itself."""
     losses = [
@@ -57,9 +63,9 @@ def status(devices: int) -> dict[str, Any]:
         "losses": losses, "energy": {"steps": 995, "joules_a_step": 9.3, "above_idle_a_step": 4.1, "source": "rapl"},
         "releases": [
             {"generation": 4, "released": True, "steps": 600, "reason": "", "seconds": 20.0,
-             "before": quality(1.42, 0.81), "after": quality(1.31, 0.84)},
+             "before": quality(1.42, 0.81), "after": quality(1.31, 0.84), "heads": judged(112, 114)},
             {"generation": 5, "released": False, "steps": 900, "reason": "the linear probe would fall", "seconds": 21.0,
-             "before": quality(1.31, 0.84), "after": quality(1.29, 0.79)},
+             "before": quality(1.31, 0.84), "after": quality(1.29, 0.79), "heads": judged(114, 109)},
         ],
         "rollout": {
             "releases": [release, release | {"generation": 3, "status": "stable", "devices": devices, "share": 1.0}],

@@ -46,7 +46,8 @@ export class Heads {
     const { body, whole } = table(this.columns);
     this.body = body;
     this.empty = el("p", { cls: "empty", text: "Devices have no head yet. ssc server label makes one of your recordings." });
-    this.whole = el("div", {}, this.empty, whole);
+    this.generations = el("ul", { cls: "words card" });
+    this.whole = el("div", {}, this.empty, whole, el("h2", { text: "Over generations" }), this.generations);
   }
 
   replace(view) {
@@ -63,6 +64,8 @@ export class Heads {
         found ? number(found.average_precision, 3) : "", found ? found.split : "",
       ]);
     }));
+    sentences(this.generations, view.generations, "No release has been judged by a head since the server's start.",
+      (score) => [el("span", { cls: score.released ? "good" : "", text: score.words })]);
   }
 }
 

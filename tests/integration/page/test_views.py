@@ -93,6 +93,7 @@ def test_what_the_views_say(busy_room, open_page):
     assert "generation 5 was not released: the linear probe would fall" in page.locator("main").inner_text()
     shown(page, "heads")
     assert "dog_bark, rain, rooster" in page.locator("main").inner_text()
+    assert "labels 109 of 120 held-out clips rightly (90.8%)" in page.locator("main").inner_text()
 
 
 def test_an_empty_server_says_what_to_do(room, open_page):
