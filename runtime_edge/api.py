@@ -97,19 +97,17 @@ class EdgeEncoder:
         """
         if self._head is None:
             raise UsageError('no head: open the bundle with one, as in open("bundle/", head="head.json")')
-        scores = self._head.scores(
-            self.embed(audio, sample_rate), None if self._early is None else self._early.info.cut
-        )
-        thresholds, rate = self._head.thresholds, self.sample_rate
+        head, rate, exit_cut = self._head, self.sample_rate, None if self._early is None else self._early.info.cut
+        embeddings = self.embed(audio, sample_rate)
         found = []
-        for number, own in enumerate(scores):
+        for number, (embedding, own) in enumerate(zip(embeddings, head.scores(embeddings, exit_cut), strict=True)):
             order, start = np.argsort(-own, kind="stable"), number * self.hop_samples
             found.append(
                 WindowLabels(
                     ((self.labels[place], float(own[place])) for place in order),
                     start / rate,
                     (start + self.window_samples) / rate,
-                    (self.labels[place] for place in order if own[place] >= thresholds[place]),
+                    (self.labels[place] for place in head.detected(embedding, own, exit_cut)),
                 )
             )
         return found

@@ -89,7 +89,7 @@ class EventSink:
 
     def _detected(self, result: WindowResult) -> dict[str, float]:
         """The labels that are detected, best first, with their scores."""
-        labels, said = result.labels or {}, result.detected or []
+        labels, said = {} if result.unknown else result.labels or {}, result.detected or []
         thresholds = {label: self._switches.rule(label).threshold for label in labels}
         return {
             label: score

@@ -61,9 +61,11 @@ class WindowResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     rtt_ms: float
     cpu: float
     labels: dict[str, float] | None = None
-    """The best labels with their scores in [0, 1], best first."""
+    """The best labels with their scores in [0, 1], best first; without the one that stands for everything else."""
     detected: list[str] | None = None
-    """All labels whose score reached the head's threshold, best first."""
+    """All labels whose score reached the head's threshold, best first; none for a sound that is `unknown`."""
+    unknown: bool = False
+    """Whether the sound is none that the head knows; left out where it may be."""
     head_generation: int | None = None
     """Newest generation of the embeddings the head was trained on; labels are surest when it is `generation`."""
 

@@ -70,11 +70,14 @@ class HeadUpdater:
         if head is None or not head.fits(info):
             return result
         scores = head.scores(embedding, exit_cut)
-        order = np.argsort(-scores, kind="stable").tolist()
-        detected = [place for place in order if scores[place] >= head.thresholds[place]]
+        order = [
+            place for place in np.argsort(-scores, kind="stable").tolist() if head.labels[place] != head.background
+        ]
+        detected = head.detected(embedding, scores, exit_cut)
         shown = {*order[:_BEST], *detected}
         return msgspec.structs.replace(
             result,
+            unknown=head.is_unknown(embedding, exit_cut),
             labels={head.labels[place]: round(float(scores[place]), 4) for place in order if place in shown},
             detected=[head.labels[place] for place in detected],
             head_generation=head.generations[1],

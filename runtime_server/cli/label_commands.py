@@ -22,7 +22,7 @@ from runtime_server.broker.pushed_heads import pushed_heads
 from runtime_server.cli.server_access import check_signed, signing_key
 from runtime_server.cli.server_options import DEFAULT_STATE, ask, server_option
 from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder
-from runtime_server.labels.head_training import Examples, fit_head
+from runtime_server.labels.head_training import BACKGROUND, Examples, fit_head
 from runtime_server.labels.labelled import is_events, of_clips, of_events, read_clips, read_events
 from runtime_server.state.server_state import bundle_paths, head_clips_path
 from streamsplit_compile.cli.options import PathParam, json_option, key_option, together
@@ -198,6 +198,8 @@ def _report(head: Head, examples: Examples, out: Path, pushed_to: list[str], as_
             "model": head.model,
             "windows": dict(zip(head.labels, counts, strict=True)),
             "thresholds": dict(zip(head.labels, head.thresholds, strict=True)),
+            "background": head.background,
+            "min_energy": head.min_energy,
             "validation": None
             if validation is None
             else {f: getattr(validation, f) for f in validation.__struct_fields__},
@@ -221,6 +223,11 @@ def _report(head: Head, examples: Examples, out: Path, pushed_to: list[str], as_
             f"  held out ({validation.split}): {validation.accuracy:.1%} of {validation.windows} windows right, "
             f"{validation.group_accuracy:.1%} of {validation.groups} {examples.unit}s, "
             f"average precision {validation.average_precision:.3f}"
+        )
+    if head.background is None:
+        click.echo(
+            f"  no label {BACKGROUND!r}: what is none of these sounds is told by its energy alone, which misses many; "
+            f"record what else there is where the device stands, into a folder {BACKGROUND}/"
         )
     if pushed_to:
         click.echo(f"  pushed to {', '.join(pushed_to)}")

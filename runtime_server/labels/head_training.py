@@ -29,6 +29,10 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 TEMPERATURES = tuple(round(1.1**power, 3) for power in range(-10, 26))
 """Tried for exits: from 0.39 to 10.8."""
 FOLDS = 5
+BACKGROUND = "background"
+"""The label that stands for everything else."""
+KNOWN_KEPT = 0.95
+"""Share of held-out windows of known sounds that are not taken for unknown ones."""
 _ITERATIONS = 500
 _ROUGHLY = 1e-4
 """Gradient at which fits on held-out folds stop: their scores are then right within a hundredth."""
@@ -71,9 +75,13 @@ class Linear:
     bias: Floats
     """(labels,)."""
 
+    def logits(self, embeddings: npt.ArrayLike) -> Floats:
+        """(windows, labels)."""
+        return np.asarray(np.asarray(embeddings, np.float64) @ self.weights.T + self.bias)
+
     def scores(self, embeddings: npt.ArrayLike, exclusive: bool, temperature: float = 1.0) -> Floats:
         """(windows, labels) in [0, 1]."""
-        logits = torch.from_numpy(np.asarray(embeddings, np.float64) @ self.weights.T + self.bias) / temperature
+        logits = torch.from_numpy(self.logits(embeddings)) / temperature
         return np.asarray((torch.softmax(logits, 1) if exclusive else torch.sigmoid(logits)).numpy())
 
 
@@ -91,11 +99,13 @@ def fit_head(examples: Examples, encoder: str, created_by: str, seed: int = 0, m
     folds = folds_of(examples, seed)
     strength, thresholds, validation = 1.0, np.full(len(counts), 0.5), None
     temperatures: dict[str, float] = {}
+    min_energy = None
     if folds is not None:
         strength, held_out = _strongest(examples, folds)
         thresholds = _thresholds(held_out, examples.truth)
         validation = _validate(examples, held_out, folds)
         temperatures = _exit_temperatures(examples, folds, strength)
+        min_energy = _min_energy(examples, folds, strength)
     fitted = fit_path(examples.embeddings, examples.truth, examples.exclusive, [strength])[0]
     return Head(
         encoder=encoder,
@@ -103,6 +113,8 @@ def fit_head(examples: Examples, encoder: str, created_by: str, seed: int = 0, m
         generations=examples.generations,
         model=model,
         exit_temperatures=temperatures,
+        background=BACKGROUND if BACKGROUND in examples.labels else None,
+        min_energy=min_energy,
         temperature=1.0,  # the strength of the regularisation is chosen by the log loss on held-out windows
         labels=examples.labels,
         scores_by="softmax" if examples.exclusive else "sigmoid",
@@ -251,6 +263,20 @@ def _exit_temperatures(examples: Examples, folds: Integers, strength: float) -> 
                 scores = fitted.scores(embeddings[out], examples.exclusive, temperature)
                 losses[cut][place] += out.sum() * log_loss(scores, examples.truth[out], examples.exclusive)
     return {cut: TEMPERATURES[int(np.argmin(loss))] for cut, loss in losses.items()}
+
+
+def _min_energy(examples: Examples, folds: Integers, strength: float) -> float:
+    """The energy, `ln sum exp` of the logits, that KNOWN_KEPT of the held-out windows with a label have.
+
+    Those of the background alone do not count. Liu et al. 2020, arXiv 2010.03759, equation 4.
+    """
+    energies = np.empty(len(examples.truth))
+    for fold in np.unique(folds):
+        out = folds == fold
+        (fitted,) = fit_path(examples.embeddings[~out], examples.truth[~out], examples.exclusive, [strength], _ROUGHLY)
+        energies[out] = np.logaddexp.reduce(fitted.logits(examples.embeddings[out]), axis=1)
+    known = examples.truth[:, [label != BACKGROUND for label in examples.labels]].any(axis=1)
+    return float(np.quantile(energies[known], 1 - KNOWN_KEPT))
 
 
 def _thresholds(scores: Floats, truth: Bools) -> Floats:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -98,9 +98,10 @@ class Head(_Common, frozen=True, kw_only=True):
     """The same for embeddings that come from the exit at a cut, by the cut's name; `temperature` where none is
     named."""
     background: Name | None = None
-    """The label that stands for everything else, so that it is no event. Devices report it as any other yet."""
+    """The label that stands for everything else: it is never detected, and results leave it out."""
     min_energy: Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)] | None = None
-    """A sound whose logits' `ln sum exp` is less is none of the labels. Devices do not apply it yet."""
+    """A sound whose logits' `ln sum exp` is less is none of the labels (Liu et al. 2020). Exits are not asked: the logits
+    of their embeddings are smaller."""
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -149,17 +150,39 @@ class Head(_Common, frozen=True, kw_only=True):
 
     def scores(self, embeddings: npt.ArrayLike, exit_cut: str | None = None) -> Array:
         """Scores (..., labels) float32 in [0, 1] of embeddings (..., embedding_dim), the encoder's or an exit's."""
-        weights = np.frombuffer(self.weights, "<f4").reshape(len(self.labels), self.embedding_dim)
-        logits = np.asarray(embeddings, np.float32) @ weights.T + np.frombuffer(self.bias, "<f4")
+        logits: npt.NDArray[np.floating[Any]] = self.logits(embeddings)
         temperature = self.temperature
         if exit_cut is not None:
             temperature = self.exit_temperatures.get(exit_cut, temperature)
         if temperature != 1.0:
-            logits = logits.astype(np.float64) / temperature  # float32 would round large ones before they are compared
+            logits = (
+                np.asarray(logits, np.float64) / temperature
+            )  # float32 would round large ones before they are compared
         if self.scores_by == "sigmoid":
             return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), np.float32)  # never overflows
         grown = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return np.asarray(grown / grown.sum(axis=-1, keepdims=True), np.float32)
+
+    def is_unknown(self, embedding: npt.ArrayLike, exit_cut: str | None = None) -> bool:
+        """Whether one window's embedding (d,) is of a sound that is none of the labels."""
+        if self.min_energy is None or exit_cut is not None:
+            return False
+        return bool(np.logaddexp.reduce(self.logits(embedding).astype(np.float64)) < self.min_energy)
+
+    def detected(self, embedding: npt.ArrayLike, scores: Array, exit_cut: str | None = None) -> list[int]:
+        """Places of the labels that one window's embedding (d,) and scores (labels,) detect, best first."""
+        if self.is_unknown(embedding, exit_cut):
+            return []
+        return [
+            place
+            for place in np.argsort(-scores, kind="stable").tolist()
+            if scores[place] >= self.thresholds[place] and self.labels[place] != self.background
+        ]
+
+    def logits(self, embeddings: npt.ArrayLike) -> Array:
+        """(..., labels) float32 of embeddings (..., embedding_dim), before any temperature."""
+        weights = np.frombuffer(self.weights, "<f4").reshape(len(self.labels), self.embedding_dim)
+        return np.asarray(np.asarray(embeddings, np.float32) @ weights.T + np.frombuffer(self.bias, "<f4"))
 
 
 def entropy(scores: Array, scores_by: str) -> float:

@@ -68,6 +68,11 @@ def test_which_results_are_events(mode, threshold, detected):
     assert [event.get("detected") for _, event in sent] == detected
 
 
+def test_an_unknown_sound_is_no_event_whatever_its_scores():
+    sent, sink = published([msgspec.structs.replace(LABELLED, unknown=True, detected=[])], threshold=0.1)
+    assert (sent, sink.on) == ([], {})
+
+
 def test_a_revision_is_an_event_even_where_nothing_is_detected_any_more():
     first = msgspec.structs.replace(LABELLED, answer="exit", finished="exit", novelty=0.123456)
     revised = msgspec.structs.replace(LABELLED, revises=1, detected=[])

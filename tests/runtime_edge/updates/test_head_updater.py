@@ -94,6 +94,14 @@ def test_a_head_of_a_later_generation_takes_over_with_its_blocks_and_goes_with_t
     assert detected(updater(tmp_path, None, info), info) == ["next"], "it was used last"
 
 
+def test_results_leave_the_background_out_and_say_what_is_unknown(tmp_path, info):
+    head = constant(info, "background", background="background", min_energy=9.5)
+    (tmp_path / "head.json").write_bytes(head.to_json())
+    updating = updater(tmp_path, None, info, head=tmp_path / "head.json")
+    result = updating.label(RESULT, info, np.zeros(info.encoder.embedding_dim, np.float32))
+    assert (list(result.labels), result.detected, result.unknown) == (["else"], [], True)
+
+
 def test_a_head_of_another_encoder_is_refused_and_labels_nothing(tmp_path, info):
     transport, counts = InMemoryTransport(), LoopCounts()
 

@@ -1,8 +1,10 @@
 """Heads are scikit-learn's logistic regressions, and their held-out scores are honest."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from scipy.special import expit, softmax
+from scipy.special import expit, logsumexp, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.metrics import log_loss as reference_log_loss
@@ -172,3 +174,18 @@ def test_scores_of_exits_are_as_honest_as_a_temperature_makes_them():
     honest, plain = (log_loss(np.asarray(found.scores(noisy, cut), np.float64), truth, True) for cut in ("noisy", None))
     assert honest < plain
     assert fit_head(examples(x, kind, group), "toy", "test").exit_temperatures == {}
+
+
+def test_a_head_knows_the_energy_that_known_sounds_have_and_the_label_for_everything_else():
+    x, kind, group = blobs()
+    head = fit_head(examples(x, kind, group), "toy", "test")
+    energies = logsumexp(head.logits(x).astype(np.float64), axis=1)
+    assert head.background is None
+    assert (energies < head.min_energy).mean() == pytest.approx(0.05, abs=0.05)
+    far = np.random.default_rng(9).normal(scale=0.05, size=(50, WIDTH))
+    assert np.mean([head.is_unknown(one) for one in far]) > 0.9
+
+    named = replace(examples(x, kind, group), labels=("background", *LABELS[1:]))
+    head = fit_head(named, "toy", "test")
+    assert head.background == "background"
+    assert head.min_energy != fit_head(examples(x, kind, group), "toy", "test").min_energy, "of known sounds alone"

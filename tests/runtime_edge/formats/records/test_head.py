@@ -9,7 +9,7 @@ import pytest
 from garbage import read_or_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import expit, softmax
+from scipy.special import expit, logsumexp, softmax
 
 from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import HeadError, SignatureError
@@ -223,3 +223,32 @@ def test_a_file_is_read_only_with_the_trusted_signature_beside_it(signing_key, t
         read_head(path, signing_key.public)
     with pytest.raises(HeadError, match="cannot be read"):
         read_head(tmp_path / "missing.json")
+
+
+def two_labels(**changes):
+    """`dog` is where the first value is large, `background` where it is small."""
+    weights = np.array([[4.0, 0.0], [-4.0, 0.0]], "<f4")
+    fields = {
+        "embedding_dim": 2, "labels": ("dog", "background"), "scores_by": "softmax", "thresholds": (0.5, 0.5),
+        "bias": np.zeros(2, "<f4").tobytes(), "weights": weights.tobytes(), "temperature": 1.0,
+        "exit_temperatures": {},
+    }  # fmt: skip
+    return make(**(fields | changes))
+
+
+def test_the_background_is_never_detected():
+    plain, head = two_labels(), two_labels(background="background")
+    for value, without, detected in ((1.0, [0], [0]), (-1.0, [1], [])):
+        scores = head.scores([value, 0.0])
+        assert plain.detected([value, 0.0], scores) == without
+        assert head.detected([value, 0.0], scores) == detected
+
+
+def test_a_sound_with_too_little_energy_is_unknown_and_detected_as_nothing():
+    head = two_labels(min_energy=float(logsumexp([2.0, -2.0])))
+    for value, unknown in ((0.4, True), (0.6, False), (-0.6, False)):
+        scores = head.scores([value, 0.0])
+        assert head.is_unknown([value, 0.0]) == unknown
+        assert head.detected([value, 0.0], scores) == ([] if unknown else [int(scores.argmax())])
+    assert not head.is_unknown([0.4, 0.0], "stem"), "an exit's logits are smaller"
+    assert not two_labels().is_unknown([0.0, 0.0])
