@@ -61,6 +61,7 @@ class Arrival(msgspec.Struct, frozen=True):
             activation=activation,
             uncertainty=header.uncertainty,
             sequence=self.sequence,
+            plain=not header.width,
             in_range=in_range,
         )
 

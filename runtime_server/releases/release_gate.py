@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from runtime_edge.base.heap import give_memory_back
 from runtime_edge.base.recent import Recent
 from runtime_edge.formats import minisign
@@ -21,11 +24,13 @@ from runtime_server.releases.rollout import Rollout
 from runtime_server.releases.update_pace import UpdatePace
 from runtime_server.state.server_state import ServerState
 from runtime_server.suffix.generations import CutModel, Generation, Generations, cut_model
+from runtime_server.training.buffer import WindowGroup
 from runtime_server.training.ranks import Ranks
 from runtime_server.training.trainer import Judgement, Trainer
 from streamsplit_compile.bundle.calibrate import CalibrationSet
 from streamsplit_compile.bundle.compiler import changed_blocks, recompile
-from streamsplit_compile.bundle.measure import Reference
+from streamsplit_compile.bundle.cut_assets.bottlenecks import PCA_WINDOWS
+from streamsplit_compile.bundle.measure import ArrivedWindows, Reference
 from streamsplit_compile.encoder.graph import EncoderGraph
 
 _LOG = logging.getLogger(__name__)
@@ -58,6 +63,8 @@ class ReleaseConfig:
     be paid for with the other."""
     probe_tolerance: float = 0.02
     """How much of the accuracy on labelled recordings may be lost, where there are some."""
+    bottleneck_steps: int = 0
+    """In each release trained bottlenecks are trained on by so many steps, on what devices sent."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,12 @@ class ReleaseGate:
             self._state.bundle_path(number),
             generation=number,
             windows=self._windows.windows,
-            reference=Reference(candidate.segments, self._windows.unseen, recordings=self._windows.recordings),
+            reference=Reference(
+                candidate.segments,
+                self._windows.unseen,
+                recordings=self._windows.recordings,
+                arrived=self._arrived(),
+            ),
             calibration=self._windows.said,
             key=self._key,
         )
@@ -203,6 +215,11 @@ class ReleaseGate:
         generation = self._generations.add(bundle, tensors)
         self._note(number, (newest.bundle, bundle), "held-out quality is as it must be", started, before, after, heads)
         return generation
+
+    def _arrived(self) -> ArrivedWindows:
+        """What devices of this rank sent as it was: bottlenecks are fitted to it and judged by what never trains."""
+        fit, unseen = self._trainer.plain_windows(PCA_WINDOWS)
+        return ArrivedWindows(_by_cut(fit), _by_cut(unseen), self.config.bottleneck_steps)
 
     def _base(self) -> Generation:
         """What the next generation follows: the first rank knows, and has it on the disk."""
@@ -271,6 +288,14 @@ class ReleaseGate:
         if worse and worse != self._worse:  # once, not at every attempt
             _LOG.warning("generation %d is not released: %s", number, reason)
         self._worse = worse
+
+
+def _by_cut(groups: Sequence[WindowGroup]) -> dict[int, Tensor]:
+    """Activations (n, ...) float32, whatever generation made them."""
+    found: dict[int, list[Tensor]] = {}
+    for group in groups:
+        found.setdefault(group.cut, []).append(group.activations.flatten(0, 1).float())
+    return {cut: torch.cat(activations) for cut, activations in found.items()}
 
 
 def _changes(before: Sequence[float], after: Sequence[float]) -> list[float]:

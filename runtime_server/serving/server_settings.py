@@ -97,6 +97,12 @@ class ServerSettings:
     release_tolerance: float = setting(
         0.02, "Share by which the held-out loss may rise; negative: by which it must fall.", ge=-1, le=1
     )
+    bottleneck_steps: int = setting(
+        0,
+        "Train trained bottlenecks on by so many steps in each release; the others are fitted anew anyway.",
+        ge=0,
+        le=10_000,
+    )
     probe: Path | None = setting(None, "Labelled recordings (folder or CSV) no release may lose on.", example="clips")
     canary_share: float = setting(
         RolloutConfig.canary_share, "Share of the devices that take a generation first.", ge=0, le=1
@@ -160,7 +166,8 @@ class ServerSettings:
             idle_watts=self.idle_watts, tensorboard=self.tensorboard, checkpoint_steps=self.checkpoint_steps,
             replay=ReplayConfig(max_bytes=self.replay_mb << 20),
             release=ReleaseConfig(
-                self.release_steps, self.release_s, self.release_least_s, self.release_tolerance
+                self.release_steps, self.release_s, self.release_least_s, self.release_tolerance,
+                bottleneck_steps=self.bottleneck_steps,
             ),
             probe=self.probe,
             rollout=RolloutConfig(

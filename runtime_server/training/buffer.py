@@ -42,6 +42,8 @@ class TrainingWindow:
     uncertainty: float = 1.0
     sequence: int = 0
     """Place of its frame in the broker's stream, from 1; 0 where there is none: then it counts as the latest."""
+    plain: bool = True
+    """Whether it was shipped as it is, and not as what a bottleneck left of it."""
     in_range: bool = True
     """Whether `activation` is finite and not far outside what calibration saw: otherwise the trainer leaves it out."""
 
@@ -167,8 +169,11 @@ class TemporalBuffer:
         with self._lock:
             return sorted(sequence for share in self._devices.values() for sequence, _ in share.order)
 
-    def sample_batch(self, rng: np.random.Generator, size: int, device: str | None = None) -> list[WindowGroup]:
-        """Up to `size` distinct windows, at most a device's share of them from each; with `device` of that one alone.
+    def sample_batch(
+        self, rng: np.random.Generator, size: int, device: str | None = None, plain: bool = False
+    ) -> list[WindowGroup]:
+        """Up to `size` distinct windows, at most a device's share of them from each; with `device` of that one alone,
+        with `plain` those alone that no bottleneck was between.
 
         The share is `size` divided by the number of devices, rounded up: what some have too little of is not made up
         for by the others, so that a device which sends more does not count for more.
@@ -181,7 +186,7 @@ class TemporalBuffer:
         if size < 1:
             raise UsageError(f"batch size {size}: at least 1 is needed")
         with self._lock:
-            order = self._draw(rng, size, sorted({name for name, _ in self._chains if device in (None, name)}))
+            order = self._draw(rng, size, sorted({name for name, _ in self._chains if device in (None, name)}), plain)
             members: dict[tuple[int, int, tuple[int, ...]], list[TrainingWindow]] = {}
             for window in order:
                 members.setdefault(_group_key(window), []).append(window)
@@ -233,7 +238,7 @@ class TemporalBuffer:
         if not indices:
             del self._chains[chain]
 
-    def _draw(self, rng: np.random.Generator, size: int, devices: list[str]) -> list[TrainingWindow]:
+    def _draw(self, rng: np.random.Generator, size: int, devices: list[str], plain: bool) -> list[TrainingWindow]:
         """A weighted draw without replacement in which devices take turns, each window with a neighbour.
 
         Adding a Gumbel variate to each log weight and sorting gives the order of such a draw.
@@ -241,8 +246,10 @@ class TemporalBuffer:
         share = -(-size // max(len(devices), 1))
         chosen = {devices[i] for i in rng.permutation(len(devices))[:size]}
         chains = [(chain, self._chains[chain]) for chain in sorted(self._chains) if chain[0] in chosen]
-        windows = [self._windows[chain, index] for chain, indices in chains for index in indices]
-        ages = np.array([indices[-1] - index for _, indices in chains for index in indices])
+        places = [(chain, index, indices[-1] - index) for chain, indices in chains for index in indices
+                  if not plain or self._windows[chain, index].plain]  # fmt: skip
+        windows = [self._windows[chain, index] for chain, index, _ in places]
+        ages = np.array([age for _, _, age in places])
         unsure = np.array([window.uncertainty for window in windows])
         keys = np.log(_UNCERTAINTY_FLOOR + unsure) - ages / (self.horizon / 2) + rng.gumbel(size=len(windows))
         # Within a turn the keys' own order would favour devices that are unsure; a fair one is drawn.
@@ -263,7 +270,8 @@ class TemporalBuffer:
                 continue
             drawn[_key(window)] = window
             counts[window.device] += 1
-            near = [key for key in self._neighbours(window) if key not in drawn]
+            near = [key for key in self._neighbours(window)
+                    if key not in drawn and (not plain or self._windows[key].plain)]  # fmt: skip
             if near and len(drawn) < size and counts[window.device] < share:
                 key = near[rng.integers(len(near))]
                 drawn[key] = self._windows[key]

@@ -197,6 +197,12 @@ class Trainer:
         drawn = hashlib.blake2b(name, digest_size=8, key=self._key).digest()
         return place // HELD_OUT_RUN == int.from_bytes(drawn, "little") % (HELD_OUT_PERIOD // HELD_OUT_RUN)
 
+    def plain_windows(self, count: int) -> tuple[list[WindowGroup], list[WindowGroup]]:
+        """At most so many windows that arrived as they were, to fit to, and as many others that never train."""
+        rng = np.random.default_rng((abs(self.config.seed), self.steps))
+        fit, held_out = (kept.sample_batch(rng, count, plain=True) for kept in (self.buffer, self.held_out))
+        return fit, held_out
+
     def sizes(self) -> dict[str, BufferSize]:
         """What is kept, by its use."""
         return {"train": self.buffer.size(), "held_out": self.held_out.size()}

@@ -62,13 +62,14 @@ class Trainer:
         self.done = 0
         """Steps."""
 
-    def run(self, checkpoint: Path, progress: Callable[[int, int], None]) -> Bottleneck:
-        """Take all steps, those that a checkpoint there already has left out."""
-        self._resume(checkpoint)
+    def run(self, checkpoint: Path | None, progress: Callable[[int, int], None]) -> Bottleneck:
+        """Take all steps, those that a checkpoint there already has left out; None keeps none."""
+        if checkpoint is not None:
+            self._resume(checkpoint)
         while self.done < self._steps:
             progress(self.done, self._steps)
             self._step()
-            if self.done % _KEPT_EVERY == 0 or self.done == self._steps:
+            if checkpoint is not None and (self.done % _KEPT_EVERY == 0 or self.done == self._steps):
                 self._keep(checkpoint)
         return self.block.eval()
 

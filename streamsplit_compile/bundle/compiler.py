@@ -45,9 +45,10 @@ from streamsplit_compile.bundle.blocks import lower_blocks, refused_block, rewei
 from streamsplit_compile.bundle.bundle_page import render_report
 from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest, write_table
 from streamsplit_compile.bundle.calibrate import DEFAULT_WINDOWS, CalibrationSet, CutFailed, calibration_set
-from streamsplit_compile.bundle.cut_assets.bottlenecks import add_bottlenecks, keep_bottlenecks
+from streamsplit_compile.bundle.cut_assets.bottlenecks import add_bottlenecks
 from streamsplit_compile.bundle.cut_assets.exits import add_exits, keep_exits
 from streamsplit_compile.bundle.cut_assets.fitting import FittingPlan, checkpoints_of
+from streamsplit_compile.bundle.cut_assets.released_bottlenecks import keep_bottlenecks
 from streamsplit_compile.bundle.digests import combined_digest, tensor_digests, weights_digest
 from streamsplit_compile.bundle.effort import expected_effort
 from streamsplit_compile.bundle.measure import Reference, measure

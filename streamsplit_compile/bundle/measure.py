@@ -11,7 +11,8 @@ from types import MappingProxyType
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from runtime_edge.errors import CheckFailed
 from runtime_edge.formats.bundle import Bundle
@@ -29,11 +30,33 @@ from streamsplit_compile.bundle.parity import (
     lowest_median,
     scale_of,
 )
+from streamsplit_compile.encoder.segment import run_segments
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.1, "auto": 0.1}
 """How far a device's self-test may be off: other processors add up in another order, and int8 then rounds apart."""
 Progress = Callable[[str, int, int], None]
 _NONE: Mapping[str, Prefix] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ArrivedWindows:
+    """Windows that devices shipped to a server as they were, each at some cut, with all that was in it there."""
+
+    fit: Mapping[int, Tensor]
+    """By a cut's index the activations (n, ...) float32 there, to fit to."""
+    unseen: Mapping[int, Tensor]
+    """Others, which nothing was fitted to."""
+    bottleneck_steps: int = 0
+    """To go on training trained bottlenecks on them."""
+
+    @staticmethod
+    def at(cut: int, arrived: Mapping[int, Tensor], segments: Sequence[fx.GraphModule]) -> Tensor:
+        """The activations at a cut of all that arrived there or before it, with these weights."""
+        with torch.inference_mode():
+            found = [
+                run_segments(segments[start:cut], value) for start, value in sorted(arrived.items()) if start <= cut
+            ]
+        return torch.cat(found) if found else torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -44,9 +67,11 @@ class Reference:
     windows: npt.NDArray[np.float32] | None = None
     """(n, samples) to hold them against each other on; None for those that calibrate."""
     notice: Callable[[str], None] = lambda line: None
+    """Is told when they may be further apart than usual."""
     recordings: Path | None = None
     """Where more windows come from, to fit to what has to be fitted anew; None for nowhere."""
-    """Is told when they may be further apart than usual."""
+    arrived: ArrivedWindows | None = None
+    """What devices sent, for the same; None for nothing."""
 
 
 def measure(

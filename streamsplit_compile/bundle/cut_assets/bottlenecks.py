@@ -1,7 +1,6 @@
 """Bottlenecks of a bundle: fitted to windows of the recordings, written as assets, measured on other windows.
 
 manifest = add_bottlenecks(root, manifest, variants, segments, plan, progress, notice)
-manifest = keep_bottlenecks(root, base, manifest, variants, reference)     with new weights
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +27,12 @@ from runtime_edge.formats.manifest import Cut, Manifest
 from runtime_edge.inference.cut_assets.bottleneck import LoadedBottleneck
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.self_test import self_test_waveform
-from streamsplit_compile.bottleneck.block import Bottleneck, channels_of, layout_of, read_bottleneck
+from streamsplit_compile.bottleneck.block import Bottleneck, channels_of, layout_of
 from streamsplit_compile.bottleneck.coding import coding_tables
 from streamsplit_compile.bottleneck.pca import fit_pca, with_step
 from streamsplit_compile.bottleneck.training import Trainer, TrainingSet
 from streamsplit_compile.bundle.bundle_writer import write_asset
 from streamsplit_compile.bundle.cut_assets.fitting import (
-    ALLOWED_LOSS,
     BATCH,
     LEAST_WINDOWS,
     MEASURED_WINDOWS,
@@ -46,11 +43,9 @@ from streamsplit_compile.bundle.cut_assets.fitting import (
     batches_of,
     compiled,
     enough,
-    link_assets,
     windows_to_fit,
     with_info,
 )
-from streamsplit_compile.bundle.measure import Reference
 from streamsplit_compile.bundle.parity import agreement
 from streamsplit_compile.bundle.quality import uncertainties
 from streamsplit_compile.encoder.segment import run_segments
@@ -94,73 +89,17 @@ def add_bottlenecks(
     embeddings = torch.cat(list(batches_of(segments, windows))) if cuts else torch.empty(0)
     for place, cut in enumerate(cuts):
         progress("fitting bottlenecks", place, len(cuts))
-        # Of large activations fewer: they are all held at once.
-        every = -(-len(windows) // max(LEAST_WINDOWS, _CACHE_BYTES // (4 * cut.values)))
+        every = -(-len(windows) // most_windows(cut))
         activations = torch.cat(list(batches_of(segments[: cut.index], windows[::every])))
         data = Fitted(activations, embeddings[::every], segments[cut.index :])
         what = f"training the bottleneck at {cut.name}"
         block = fit(cut, data, plan.steps, plan.seed, plan.checkpoints, functools.partial(progress, what))
-        with torch.inference_mode():
-            latents = torch.cat([block.encode(batch) for batch in torch.split(activations, BATCH)])
-        drafts.append(_write(root, cut, block, variants, coding_tables(quantise(latents.numpy())), plan.steps))
+        drafts.append(write_bottleneck(root, cut, block, variants, activations, plan.steps))
         blocks[cut.name] = block
-    measured = _measure(root, with_info(manifest, bottlenecks=tuple(drafts)), variants, segments, unseen, blocks)
+    measured = measured_bottlenecks(
+        root, with_info(manifest, bottlenecks=tuple(drafts)), variants, segments, unseen, blocks
+    )
     return with_info(manifest, bottlenecks=tuple(measured))
-
-
-def keep_bottlenecks(
-    root: Path, base: Bundle, manifest: Manifest, variants: Sequence[str], reference: Reference | None, windows: Array
-) -> Manifest:
-    """The manifest of new weights with the base's bottlenecks, measured anew on the reference's windows, or on these.
-
-    A width that keeps less of the embedding than it kept of the base's on the same windows, by more than ALLOWED_LOSS
-    of median cosine, is withdrawn, and a bottleneck without widths. All are where nothing is known of the weights.
-    """
-    if reference is None or not base.manifest.info.bottlenecks:
-        return with_info(manifest, bottlenecks=())
-    windows = windows if reference.windows is None else reference.windows
-    blocks = {}
-    for info in base.manifest.info.bottlenecks:
-        blocks[info.cut] = read_bottleneck(base.read(info.decoder.file), manifest.cut_named(info.cut), str(base.path))
-        link_assets(base, root, info)
-    before = _similarities(base, variants[0], blocks, windows)
-    after = _similarities(Bundle(root, manifest, "", None), variants[0], blocks, windows)
-    kept = []
-    for info in _measure(root, manifest, variants, reference.segments, windows, blocks):
-        places = [(info.cut, width.width) for width in info.widths]
-        good = [after[place] >= before[place] - ALLOWED_LOSS for place in places]
-        if any(good):
-            kept.append(msgspec.structs.replace(info, widths=tuple(itertools.compress(info.widths, good))))
-    return with_info(manifest, bottlenecks=tuple(kept))
-
-
-def _similarities(
-    bundle: Bundle, variant: str, blocks: Mapping[str, Bottleneck], windows: Array
-) -> dict[tuple[str, int], float]:
-    """By cut and width the median cosine of embeddings through the bottleneck with those of the whole encoder.
-
-    All on compiled blocks, so that it can be asked of weights that are not at hand in torch.
-    """
-    prefix = Prefix(bundle, variant)
-    devices = [(bundle.manifest.cut_named(info.cut).index, LoadedBottleneck(prefix, info))
-               for info in bundle.manifest.info.bottlenecks]  # fmt: skip
-    found: dict[tuple[str, int], list[float]] = {}
-    for window in windows:
-        prefix.start(window)
-        latents = []
-        for cut, device in devices:
-            prefix.advance(cut)
-            latents.append(device.latent().copy())
-        whole = prefix.advance(prefix.last_cut)[0].copy()
-        for (cut, device), latent in zip(devices, latents, strict=True):
-            for width in [measured.width for measured in device.info.widths]:
-                arrived = device.codec.decode(*device.codec.encode(latent, width), width)
-                with torch.inference_mode():
-                    prefix.resume(cut, blocks[device.info.cut].decode(torch.from_numpy(arrived)).numpy())
-                embedding = prefix.advance(prefix.last_cut)[0]
-                cosine = float(embedding @ whole / (np.linalg.norm(embedding) * np.linalg.norm(whole) + 1e-30))
-                found.setdefault((device.info.cut, width), []).append(cosine)
-    return {place: float(np.median(cosines)) for place, cosines in found.items()}
 
 
 @dataclass(frozen=True)
@@ -179,15 +118,16 @@ def fit(
     data: Fitted,
     steps: int,
     seed: int,
-    checkpoints: Path,
-    progress: Callable[[int, int], None],
+    checkpoints: Path | None,
+    progress: Callable[[int, int], None] = lambda done, steps: None,
     widths: Sequence[int] | None = None,
+    begin: Bottleneck | None = None,
 ) -> Bottleneck:
-    """The block of one cut: in closed form, then trained so many steps on all widths, or on some."""
-    layout = layout_of(cut)
-    assert layout is not None
-    block, deviation = fit_pca(layout, torch.split(data.activations, BATCH), channels_of(layout))
-    block = _coarsest(block, deviation or 1.0, data)
+    """The block of one cut: in closed form, then trained so many steps on all widths, or on some.
+
+    With `begin` training goes on from that one. Without `checkpoints` a run that is stopped is lost.
+    """
+    block = closed_form(cut, data) if begin is None else begin
     if not steps:
         return block
     # Copies, which autograd may save: what was made in inference mode is none.
@@ -197,7 +137,20 @@ def fit(
     trainer = Trainer(block, suffix, widths or widths_of(block), steps, seed)
     key = hashlib.sha256(block.to_bytes() + f"{steps} {seed} {widths} {len(data.activations)}".encode()).hexdigest()
     with _frozen(data.suffix):
-        return trainer.run(checkpoints / f"{key[:16]}.pt", progress)
+        return trainer.run(None if checkpoints is None else checkpoints / f"{key[:16]}.pt", progress)
+
+
+def closed_form(cut: Cut, data: Fitted) -> Bottleneck:
+    """The block of one cut by principal components, with the coarsest step that hardly costs anything."""
+    layout = layout_of(cut)
+    assert layout is not None
+    block, deviation = fit_pca(layout, torch.split(data.activations, BATCH), channels_of(layout))
+    return _coarsest(block, deviation or 1.0, data)
+
+
+def most_windows(cut: Cut) -> int:
+    """Of large activations fewer are held at once."""
+    return max(LEAST_WINDOWS, _CACHE_BYTES // (4 * cut.values))
 
 
 @contextlib.contextmanager
@@ -238,11 +191,13 @@ def widths_of(block: Bottleneck) -> list[int]:
     return sorted({width for width in WIDTHS if width < channels} | {channels})
 
 
-def _write(
-    root: Path, cut: Cut, block: Bottleneck, variants: Sequence[str], tables: bytes, steps: int
+def write_bottleneck(
+    root: Path, cut: Cut, block: Bottleneck, variants: Sequence[str], activations: Tensor, steps: int
 ) -> BottleneckInfo:
-    """The assets of one bottleneck; nothing of it is measured yet."""
-    decoder = block.to_bytes()
+    """The assets of one bottleneck, coded as these activations need; nothing of it is measured yet."""
+    with torch.inference_mode():
+        latents = torch.cat([block.encode(batch) for batch in torch.split(activations, BATCH)])
+    decoder, tables = block.to_bytes(), coding_tables(quantise(latents.numpy()))
     return BottleneckInfo(
         cut=cut.name,
         shape=block.latent_shape,
@@ -257,7 +212,7 @@ def _write(
     )
 
 
-def _measure(
+def measured_bottlenecks(
     root: Path,
     manifest: Manifest,
     variants: Sequence[str],

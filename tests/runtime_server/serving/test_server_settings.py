@@ -21,6 +21,7 @@ OTHERS = {
     "calibrate": Path("c"), "training": True, "batch": 64, "objective": "moco", "loss": "hybrid", "spread": "kl",
     "learning_rate": 0.5, "train_share": 0.1, "checkpoint_steps": 7, "replay_mb": 3, "meter": "rapl",
     "idle_watts": 2.5, "release_steps": 9, "release_s": 8.0, "release_least_s": 7.0, "release_tolerance": 0.5,
+    "bottleneck_steps": 20,
     "probe": Path("p"), "canary_share": 0.7, "canary_from": 4, "healthy_s": 3.0, "update_mb_per_day": 2.0,
     "tensorboard": Path("t"), "web": "8081", "threads": 2, "precision": "bfloat16", "seed": 6, "auth": True,
     "credentials": Path("n"), "tls_cert": Path("a"), "tls_key": Path("k"), "tls_ca": Path("ca"), "max_rate": 11.0,

@@ -299,3 +299,13 @@ def test_threads_may_add_and_sample_at_once():
         thread.join()
     assert not failures
     assert [len(buffer.windows(d)) for d in "abc"] == [20, 20, 20]
+
+
+def test_of_plain_windows_alone_none_is_drawn_that_a_bottleneck_was_between():
+    buffer = filled(*(window(index, plain=index % 3 > 0) for index in range(30)))
+    drawn = [index for seed in range(5) for group in buffer.sample_batch(np.random.default_rng(seed), 30, plain=True)
+             for index in group.windows.tolist()]  # fmt: skip
+    assert set(drawn) == {index for index in range(30) if index % 3}
+    assert len(drawn) == 5 * 20
+    assert sum(map(len, batch(buffer, 30))) == 30
+    assert not filled(window(0, plain=False)).sample_batch(np.random.default_rng(0), 8, plain=True)
