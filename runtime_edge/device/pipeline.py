@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import CapturedWindow
@@ -24,7 +26,7 @@ from runtime_edge.device.sinks import Sink
 from runtime_edge.errors import FrameError
 from runtime_edge.formats.results import WindowResult
 from runtime_edge.formats.wire import Reply
-from runtime_edge.inference.engine import Embedding
+from runtime_edge.inference.engine import Embedding, Engine
 from runtime_edge.service.status import REFUSED_FOR_LONG, completes_none
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
@@ -36,6 +38,8 @@ from runtime_edge.updates.updater import Updater
 
 _LOG = logging.getLogger(__name__)
 _SETTLING_S = 0.02
+_MOST_STANDING = 64
+"""Windows whose exit's answer a late one of the server's may still revise."""
 
 
 @dataclass(kw_only=True)
@@ -66,6 +70,10 @@ class Pipeline:
     """Of the latest window."""
     _unanswered: int = 0
     """Windows that wait for the server's answer or their deadline."""
+    _standing: dict[int, InFlight] = field(default_factory=dict)
+    """By index, windows without an answer in time, whose exit's stands; without their samples."""
+    _engine: Engine | None = None
+    """Of the latest window."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def run_window(self, window: CapturedWindow) -> None:
@@ -95,7 +103,8 @@ class Pipeline:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def late_reply(self, reply: Reply) -> None:
-        """An answer after its deadline still teaches the memory, unless the window has taught it already.
+        """An answer after its deadline still teaches the memory, unless the window has taught it already, and revises
+        what an exit has said.
 
         One that nobody waited for says what is wrong with a window, or how the mixture has moved.
         """
@@ -106,7 +115,19 @@ class Pipeline:
             embedding = self._usable_embedding(reply)
         if embedding is not None:
             self.memory.teach_late(reply.window, embedding)
+            self._answered_late(reply, embedding)
         self._refresh_memory(reply)
+
+    def _answered_late(self, reply: Reply, embedding: Embedding) -> None:
+        in_flight = self._standing.pop(reply.window, None)
+        if in_flight is None or in_flight.step.first is None:
+            return
+        waited_ms = max(0.0, (time.monotonic() - in_flight.window.ready_at) * 1e3 - in_flight.device_ms)
+        server_ms = min(reply.server_us / 1e3, waited_ms)
+        uncertainty = in_flight.step.first.uncertainty
+        self._revise(
+            in_flight, self._result(in_flight, embedding, uncertainty, "server", waited_ms - server_ms, server_ms)
+        )
 
     async def _install(self, update: Update) -> None:
         try:
@@ -132,6 +153,9 @@ class Pipeline:
 
     def _send_on(self, in_flight: InFlight) -> None:
         self.cut = in_flight.cut
+        if in_flight.engine is not self._engine:
+            self._engine = in_flight.engine
+            self._standing.clear()  # they would hold the one before
         self.counts.cuts[in_flight.cut] += 1
         if in_flight.step.first is not None:
             first = in_flight.step.first
@@ -184,8 +208,18 @@ class Pipeline:
             self._finish(in_flight, embedding, "server", seconds * 1e3 - server_ms, server_ms)
         elif in_flight.step.first is not None:  # which stands
             self._learn(in_flight, in_flight.step.first.embedding, None)
+            self._keep_standing(in_flight)
         else:
             self._spawn(self._fall_back(in_flight, seconds))
+
+    def _keep_standing(self, in_flight: InFlight) -> None:
+        """An exit's answer stands; the server's may still come."""
+        if in_flight.engine is not self._engine:
+            return
+        if len(self._standing) >= _MOST_STANDING:
+            self._standing.pop(next(iter(self._standing)))
+        window = msgspec.structs.replace(in_flight.window, samples=in_flight.window.samples[:0].copy())
+        self._standing[window.index] = msgspec.structs.replace(in_flight, window=window)
 
     async def _fall_back(self, in_flight: InFlight, seconds: float) -> None:
         """The server did not answer in time, so the device runs the rest of the encoder."""
@@ -228,12 +262,17 @@ class Pipeline:
     ) -> None:
         uncertainty = self._learn(in_flight, embedding, None if where == "device" else network_ms + server_ms)
         result = self._result(in_flight, embedding, uncertainty, where, network_ms, server_ms)
-        first = in_flight.step.first
-        if first is None:
+        if in_flight.step.first is None:
             self._give(result, in_flight)
-        elif differs(
-            self._result(in_flight, first.embedding, first.uncertainty, first.by), result, self.config.revise_above
-        ):
+        else:
+            self._revise(in_flight, result)
+
+    def _revise(self, in_flight: InFlight, result: WindowResult) -> None:
+        """Give the server's result after the first one, where it says something else."""
+        first = in_flight.step.first
+        assert first is not None, "the device has answered"
+        said = self._result(in_flight, first.embedding, first.uncertainty, first.by)
+        if differs(said, result, self.config.revise_above):
             self.counts.revised += 1
             self._put(result)
 

@@ -28,6 +28,8 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse regularisation strengths tried, `C` in scikit-learn's terms; features are scaled to unit variance."""
 TEMPERATURES = tuple(round(1.1**power, 3) for power in range(-10, 26))
 """Tried for exits: from 0.39 to 10.8."""
+_FEW_WINDOWS = 32
+"""Of which an exit's embeddings must be known for a temperature of its own."""
 FOLDS = 5
 BACKGROUND = "background"
 """The label that stands for everything else."""
@@ -56,7 +58,7 @@ class Examples:
     unit: str = "clip"
     """What a group is."""
     by_exit: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    """What the exit at a cut makes of the same windows (windows, d), by the cut's name."""
+    """What the exit at a cut makes of the same windows (windows, d), by the cut's name; NaN where that is not known."""
     several: bool = False
     """A window may have several labels, although none has here."""
 
@@ -253,15 +255,22 @@ def _held_out_scores(examples: Examples, folds: Integers) -> Floats:
 
 
 def _exit_temperatures(examples: Examples, folds: Integers, strength: float) -> dict[str, float]:
-    """By cut, with which temperature scores of its exit's embeddings are the most honest on held-out windows."""
-    losses = {cut: np.zeros(len(TEMPERATURES)) for cut in examples.by_exit}
+    """By cut, with which temperature scores of its exit's embeddings are the most honest on held-out windows.
+
+    An exit of which too few windows are known has none.
+    """
+    known = {cut: np.isfinite(embeddings).all(axis=1) for cut, embeddings in examples.by_exit.items()}
+    losses = {cut: np.zeros(len(TEMPERATURES)) for cut, rows in known.items() if rows.sum() >= _FEW_WINDOWS}
     for fold in np.unique(folds) if losses else ():
-        out = folds == fold
-        (fitted,) = fit_path(examples.embeddings[~out], examples.truth[~out], examples.exclusive, [strength], _ROUGHLY)
-        for cut, embeddings in examples.by_exit.items():
-            for place, temperature in enumerate(TEMPERATURES):
-                scores = fitted.scores(embeddings[out], examples.exclusive, temperature)
-                losses[cut][place] += out.sum() * log_loss(scores, examples.truth[out], examples.exclusive)
+        inside = folds != fold
+        (fitted,) = fit_path(
+            examples.embeddings[inside], examples.truth[inside], examples.exclusive, [strength], _ROUGHLY
+        )
+        for cut, loss in losses.items():
+            out = known[cut] & ~inside
+            for place, temperature in enumerate(TEMPERATURES if out.any() else ()):
+                scores = fitted.scores(examples.by_exit[cut][out], examples.exclusive, temperature)
+                loss[place] += out.sum() * log_loss(scores, examples.truth[out], examples.exclusive)
     return {cut: TEMPERATURES[int(np.argmin(loss))] for cut, loss in losses.items()}
 
 

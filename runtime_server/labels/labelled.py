@@ -212,7 +212,7 @@ async def of_events(
     """
     completer = _Completer(bundles)
     devices = sorted({event.device for event in events})
-    rows: list[tuple[str, int, tuple[str, ...], npt.NDArray[np.float32], int]] = []
+    rows: list[tuple[str, int, tuple[str, ...], _Completed]] = []
     for place, device in enumerate(devices):
         progress("reading what devices have sent", place, len(devices))
         own = _Events([event for event in events if event.device == device], completer.window_s)
@@ -220,7 +220,7 @@ async def of_events(
         for header, payload in await _frames(hub, device, since, own):
             completed = completer.complete(header, payload)
             if completed is not None:
-                rows.append((device, header.capture_ns, own.labels(header), *completed))
+                rows.append((device, header.capture_ns, own.labels(header), completed))
     if not rows:
         raise UsageError(
             f"none of the {len(events)} events is in what {', '.join(devices)} sent and the broker still has; "
@@ -231,14 +231,17 @@ async def of_events(
     kept = shared_out([row[0] for row in rows], [row[2] for row in rows])
     groups, rows = groups[kept], [rows[place] for place in kept]
     names, truth = truth_of([row[2] for row in rows])
-    numbers = [row[4] for row in rows]
+    found = [row[3] for row in rows]
+    numbers, unknown = [one.generation for one in found], np.full_like(found[0].embedding, np.nan)
+    cuts = sorted({cut for one in found for cut in one.by_exit})
     return Examples(
-        np.stack([row[3] for row in rows]),
+        np.stack([one.embedding for one in found]),
         names,
         truth,
         groups,
         (min(numbers), max(numbers)),
         unit="event",
+        by_exit={cut: np.stack([one.by_exit.get(cut, unknown) for one in found]) for cut in cuts},
     )
 
 
@@ -264,6 +267,18 @@ class _Events:
         return tuple(sorted(found))
 
 
+@dataclass(frozen=True)
+class _Completed:
+    """What became of a frame."""
+
+    embedding: npt.NDArray[np.float32]
+    """(d,)."""
+    generation: int
+    """That it is of."""
+    by_exit: dict[str, npt.NDArray[np.float32]]
+    """What the exits at the frame's cut and behind it make of it, by their cut; nothing of a latent."""
+
+
 class _Completer:
     """Embeddings of frames of several generations."""
 
@@ -272,13 +287,11 @@ class _Completer:
         self._newest = bundles[max(bundles)]
         front_end = self._newest.manifest.info.front_end
         self.window_s = front_end.window_samples / front_end.sample_rate
-        self._prefixes: dict[int, Prefix] = {}
+        self._prefixes: dict[int, tuple[Prefix, list[LoadedExit]]] = {}
         self._codecs = {number: FrameCodecs(bundle) for number, bundle in bundles.items()}
 
-    def complete(self, header: FrameHeader, payload: bytes) -> tuple[npt.NDArray[np.float32], int] | None:
-        """The embedding (d,) and the generation it is of; None for a frame that no bundle here can read, or whose
-        embedding is not finite.
-        """
+    def complete(self, header: FrameHeader, payload: bytes) -> _Completed | None:
+        """What becomes of a frame; None for one that no bundle here can read, or whose embedding is not finite."""
         own = self._bundles.get(header.generation)
         if own is None:
             return None
@@ -289,11 +302,18 @@ class _Completer:
         bundle = self._newest if _same_until(own, self._newest, header.cut) else own
         number = bundle.manifest.info.generation
         if number not in self._prefixes:
-            self._prefixes[number] = Prefix(bundle, _variant(bundle))
-        prefix = self._prefixes[number]
+            prefix = Prefix(bundle, _variant(bundle))
+            self._prefixes[number] = prefix, [LoadedExit(prefix, info) for info in bundle.manifest.info.exits]
+        prefix, exits = self._prefixes[number]
         prefix.resume(header.cut, activation)
+        by_exit = {}
+        # What a bottleneck has left is not what the device's exit has seen.
+        for early in exits if not header.width else ():
+            if early.cut >= header.cut:
+                prefix.advance(early.cut)
+                by_exit[early.info.cut] = early.embedding()
         embedding = prefix.advance(prefix.last_cut)[0].copy()
-        return (embedding, number) if np.isfinite(embedding).all() else None
+        return _Completed(embedding, number, by_exit) if np.isfinite(embedding).all() else None
 
 
 def _same_until(own: Bundle, newest: Bundle, cut: int) -> bool:

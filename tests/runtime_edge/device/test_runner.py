@@ -98,8 +98,8 @@ def by_exit(bundle, action, windows):
     return found
 
 
-def run(bundle, action, windows, server, state, ship=None, **settings):
-    """(results, counts) after the windows, all by one action."""
+def run(bundle, action, windows, server, state, ship=None, late=(), **settings):
+    """(results, counts) after the windows, all by one action, and after `late` replies."""
     results, failures, counts = Results(), [], LoopCounts()
 
     async def work():
@@ -131,6 +131,8 @@ def run(bundle, action, windows, server, state, ship=None, **settings):
             for index, window in enumerate(windows):
                 await worker.run(pipeline.run_window, CapturedWindow(index, 0, window, 0.0))
             await pipeline.settle()
+            for reply in late:
+                pipeline.late_reply(reply)
         spool.close()
         return accounting
 
@@ -177,6 +179,44 @@ def test_without_an_answer_in_time_the_exits_stands_and_nothing_else_is_run(bund
 
     assert [r.finished for r in results] == ["exit"] * 3
     assert counts.finished == {"exit": 3}
+
+
+def late(window, embedding, status="ok"):
+    return Reply(window, 2, status, 5000, embedding.astype("<f2").tobytes() if status == "ok" else b"")
+
+
+def test_an_answer_that_comes_late_revises_the_exits_where_it_says_something_else(
+    bundle, action, windows, by_exit, tmp_path
+):
+    server = Server(lambda window: None if window < 2 else by_exit[window])
+    replies = [
+        late(0, -by_exit[0]),
+        late(0, -by_exit[0]),  # of a frame that was sent again
+        late(1, by_exit[1]),
+        late(2, -by_exit[2]),  # was answered in time
+        late(7, by_exit[0]),
+        late(1, by_exit[1], "refused"),
+    ]
+    results, counts, _ = run(bundle, action, windows, server, tmp_path, late=replies)
+
+    assert [(r.window, r.answer, r.revises) for r in results] == [
+        (0, "exit", 0), (1, "exit", 0), (2, "exit", 0), (0, "server", 1)
+    ]  # fmt: skip
+    first, revised = results[0], results[-1]
+    assert np.allclose(revised.embedding, -by_exit[0], atol=1e-2)
+    assert (revised.cut, revised.width, revised.finished) == (first.cut, first.width, "server")
+    assert (revised.uncertainty, revised.server_ms) == (first.uncertainty, 5.0)
+    assert revised.latency_ms == pytest.approx(revised.device_ms + revised.network_ms + revised.server_ms, abs=0.01)
+    assert (counts.revised, counts.finished) == (1, {"exit": 3})
+
+
+def test_only_the_latest_windows_wait_for_a_late_answer(bundle, action, windows, by_exit, tmp_path):
+    many = [windows[0]] * 70
+    replies = [late(index, -by_exit[0]) for index in range(70)]
+    results, counts, _ = run(bundle, action, many, Server(lambda window: None), tmp_path, late=replies)
+
+    assert [r.window for r in results if r.revises] == list(range(6, 70))
+    assert counts.revised == 64
 
 
 def head_for(bundle, **changes):

@@ -189,3 +189,16 @@ def test_a_head_knows_the_energy_that_known_sounds_have_and_the_label_for_everyt
     head = fit_head(named, "toy", "test")
     assert head.background == "background"
     assert head.min_energy != fit_head(examples(x, kind, group), "toy", "test").min_energy, "of known sounds alone"
+
+
+def test_an_exit_has_a_temperature_by_the_windows_that_are_known_of_it_if_those_are_enough():
+    x, kind, group = blobs(groups=90, spread=0.4)
+    noisy = x + 0.35 * np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    half, few = noisy.copy(), noisy.copy()
+    half[::2] = np.nan
+    few[31:] = np.nan
+    every = fit_head(examples(x, kind, group, by_exit={"noisy": noisy}), "toy", "test").exit_temperatures["noisy"]
+    found = fit_head(examples(x, kind, group, by_exit={"half": half, "few": few}), "toy", "test").exit_temperatures
+
+    assert found.keys() == {"half"}
+    assert found["half"] == pytest.approx(every, rel=0.4)

@@ -7,6 +7,8 @@ import soundfile
 from runtime_edge.errors import FormatError, SourceError, SscError, UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.wire import encode_frame
+from runtime_edge.inference.cut_assets.early_exit import LoadedExit
+from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.labels.labelled import (
     LabelledClip,
@@ -232,3 +234,33 @@ def test_a_device_that_sends_far_more_than_the_others_has_its_share_of_the_examp
         return await of_events([LabelledEvent(device, -10.0, 10.0, "dog") for device in sent], hub, {1: small_bundle})
 
     assert len(play(work).embeddings) == 12
+
+
+def test_exits_are_asked_of_windows_that_were_whole_at_their_cut(play, calibrated_bundle):
+    """`stem` and `down` have exits: the waveform tells both, an activation at `down` its own, a latent neither."""
+    random, engine = np.random.default_rng(0), Engine(calibrated_bundle, "onnx-fp32")
+    samples = calibrated_bundle.manifest.info.front_end.window_samples
+    width = calibrated_bundle.manifest.info.bottlenecks[0].widths[0].width
+    down = calibrated_bundle.manifest.cut_named("down").index
+    heard = [random.uniform(-0.5, 0.5, samples).astype(np.float32) for _ in range(3)]
+    ways = [(0, 0), (down, 0), (1, width)]
+    frames = [
+        engine.run(window, number, number, cut, 0.5, finish=False, width=shipped).frame
+        for number, (window, (cut, shipped)) in enumerate(zip(heard, ways, strict=True))
+    ]
+
+    async def work(hub):
+        for number, frame in enumerate(frames):
+            headers = {subjects.IDENTITY_HEADER: f"pi-1.b0.{number}"}
+            await hub.stream.publish(subjects.frames("pi-1"), frame, headers=headers)
+        return await of_events([LabelledEvent("pi-1", -10.0, 10.0, "dog")], hub, {1: calibrated_bundle})
+
+    examples = play(work)
+    known = {cut: np.isfinite(found).all(axis=1).tolist() for cut, found in examples.by_exit.items()}
+    assert known == {"stem": [True, False, False], "down": [True, True, False]}
+    prefix = Prefix(calibrated_bundle)
+    for number, (cut, window) in enumerate([("stem", heard[0]), ("down", heard[1])]):
+        early = LoadedExit(prefix, calibrated_bundle.manifest.exit(cut))
+        prefix.start(window)
+        prefix.advance(early.cut)
+        assert early.embedding() @ examples.by_exit[cut][number] > 0.99
