@@ -4,7 +4,8 @@
     encoder.load_state_dict(torch.load("mn04_as_mAP_432.pt", weights_only=True))
 
 The front end is EfficientAT's own and in the graph. The embedding is the mean-pooled vector before the
-classifier (384 wide at width 0.4), scaled to unit norm; the classifier of a published checkpoint is dropped.
+classifier (384 wide at width 0.4), scaled to unit norm; the classifier of a published checkpoint is dropped. With
+`hidden` its first layer is kept, so that the second one is a linear map of the embedding.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from streamsplit_models.encoder import Encoder, GlobalAveragePool, Normalize
 from streamsplit_models.front_end import PRESETS, FrontEnd, samples
-from streamsplit_models.initialise import start
+from streamsplit_models.initialise import SETTLING_SOUNDS, start, synthetic_sounds
 from streamsplit_models.log_mel import LogMel
 from streamsplit_models.mobile import BlockSpec, InvertedResidual, conv_norm, round_channels
 from streamsplit_models.mobilenet import scaled
@@ -42,6 +44,11 @@ LARGE = (
     (160, 5, 960, 160, True, True, 1),
     (160, 5, 960, 160, True, True, 1),
 )
+
+
+_PUBLISHED_HIDDEN = "classifier.2."
+_MAX_HIDDEN = 8191
+_FAINT = 0.001
 
 
 class ChannelExcite(nn.Module):
@@ -74,13 +81,31 @@ class ConcurrentExcite(nn.Module):
         return excited
 
 
-class MNEncoder(Encoder):
-    """LogMel, `features.0` to `features.16` with the published key names, pool, unit norm."""
+class Lift(nn.Module):
+    """(batch, features) -> (batch, features + 1) of unit norm: each vector over `reach`, and what is missing to 1.
 
-    def __init__(self, width_mult: float, front_end: FrontEnd) -> None:
+    So any linear map of a vector is one of its lifted form. One that is longer than `reach` keeps its direction only.
+    """
+
+    def __init__(self, reach: float) -> None:
+        super().__init__()
+        self.reach = reach
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Lift each row."""
+        part = features / self.reach
+        square = part.square().sum(dim=1, keepdim=True)
+        rest = (1 - square.clamp(max=1.0)).clamp(min=1e-12).sqrt()
+        return torch.cat([part / square.clamp(min=1.0).sqrt(), rest], dim=1)
+
+
+class MNEncoder(Encoder):
+    """LogMel, `features.0` to `features.16` with the published key names, pool, perhaps a hidden layer, unit norm."""
+
+    def __init__(self, width_mult: float, front_end: FrontEnd, hidden: int = 0, reach: float = 1.0) -> None:
         blocks = scaled(LARGE, width_mult)
         last = blocks[-1].channels_out
-        super().__init__(front_end, embedding_dim=6 * last)
+        super().__init__(front_end, embedding_dim=hidden + 1 if hidden else 6 * last)
         self.log_mel = LogMel(front_end)
         self.features = nn.Sequential(
             conv_norm(1, blocks[0].channels_in, kernel=3, stride=2, activation=nn.Hardswish),
@@ -88,14 +113,36 @@ class MNEncoder(Encoder):
             conv_norm(last, 6 * last, activation=nn.Hardswish),
         )
         self.pool = GlobalAveragePool()
-        self.normalize = Normalize()
         features = tuple(f"features.{index}" for index in range(len(self.features)))
-        self.stages = ("log_mel", *features, "pool", "normalize")
+        self.stages = ("log_mel", *features, "pool")
+        if hidden:
+            self.hidden = nn.Sequential(nn.Linear(6 * last, hidden), nn.Hardswish())
+            self.stages += ("hidden",)
+        self.normalize = Lift(reach) if hidden else Normalize()
+        self.stages += ("normalize",)
+
+    def before_lift(self, waveform: Tensor) -> Tensor:
+        """(batch, window_samples) -> (batch, features): what is brought to unit norm."""
+        x = waveform
+        for stage in self.stages[:-1]:
+            x = self.get_submodule(stage)(x)
+        return x
+
+    def longest_hidden(self) -> float:
+        """Length of the longest vector that is brought to unit norm, of seeded synthetic sounds, loud and faint."""
+        sounds = synthetic_sounds(
+            SETTLING_SOUNDS, self.sample_rate, self.window_samples, torch.Generator().manual_seed(0)
+        )
+        with torch.inference_mode():
+            return max(float(self.before_lift(sounds * level).norm(dim=1).max()) for level in (1.0, _FAINT))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in torch, but the classifier of a published checkpoint is left out."""
-        kept = {key: value for key, value in state_dict.items() if not key.startswith("classifier.")}
-        return super().load_state_dict(kept, strict=strict, assign=assign)
+        """As in torch, but of a published checkpoint's classifier the hidden layer is taken where it is wanted."""
+        own = {key: value for key, value in state_dict.items() if not key.startswith("classifier.")}
+        if "hidden" in self.stages:
+            published = {key: value for key, value in state_dict.items() if key.startswith(_PUBLISHED_HIDDEN)}
+            own |= {key.replace(_PUBLISHED_HIDDEN, "hidden.0."): value for key, value in published.items()}
+        return super().load_state_dict(own, strict=strict, assign=assign)
 
 
 def mn(
@@ -104,13 +151,20 @@ def mn(
     window_seconds: float = 1.0,
     hop_seconds: float = 0.5,
     seed: int = 0,
+    hidden: int = 0,
+    reach: float = 16.0,
 ) -> MNEncoder:
     """EfficientAT's `mn04` (`width_mult` 0.4) and its siblings, untrained until weights are loaded.
 
     `input_rate` is the waveform's: a divisor of 32 000 Hz, the rate the published weights were trained at;
-    a lower rate is raised to it in the graph. Raises ValueError, naming the field, for values that cannot
-    work.
+    a lower rate is raised to it in the graph. `hidden` is the width of the classifier's first layer where the
+    embedding is to be taken behind it (512 in published checkpoints, 0 for none), and `reach` a length that its
+    vectors stay below. Raises ValueError, naming the field, for values that cannot work.
     """
+    if isinstance(hidden, bool) or not isinstance(hidden, int) or not 0 <= hidden <= _MAX_HIDDEN:
+        raise ValueError(f"hidden is {hidden!r}, must be a whole number from 0 to {_MAX_HIDDEN}")
+    if isinstance(reach, bool) or not isinstance(reach, int | float) or not 1e-3 <= reach <= 1e6:
+        raise ValueError(f"reach is {reach!r}, must be a number from 0.001 to 1000000")
     if isinstance(input_rate, bool) or not isinstance(input_rate, int) or input_rate <= 0:
         raise ValueError(f"input_rate is {input_rate!r}, must be a positive whole number of Hz")
     if NATIVE_RATE % input_rate:
@@ -122,4 +176,4 @@ def mn(
         hop_samples=samples("hop_seconds", hop_seconds, input_rate),
         upsample=NATIVE_RATE // input_rate,
     )
-    return start(lambda: MNEncoder(width_mult, config), seed)
+    return start(lambda: MNEncoder(width_mult, config, hidden, float(reach)), seed)

@@ -96,7 +96,7 @@ def new(name: str, out: Path, config_json: str, weights: str | None, as_json: bo
         module, config = trained.build(parse_config(config_json))
         save_checkpoint(name, config, module, out)
         if trained.head is not None:
-            head, labels = out.with_suffix(".head.json"), len(trained.head.labels)
+            head, labels = head_beside(out), len(trained.head.labels)
             write_atomic(head, trained.head.to_json())
     parameters = sum(parameter.numel() for parameter in module.parameters())
     if as_json:
@@ -114,18 +114,33 @@ def new(name: str, out: Path, config_json: str, weights: str | None, as_json: bo
 @click.argument("file", type=PathParam())
 @click.option("-o", "--out", type=PathParam(), required=True, help="Checkpoint to write.")
 @click.option("--config", "config_json", default="{}", help="JSON object of further arguments for the factory.")
+@click.option(
+    "--labels",
+    type=PathParam(),
+    help="Keep the classifier as a head, of the labels that this file names: AudioSet's class_labels_indices.csv.",
+)
 @json_option
-def import_(kind: str, file: Path, out: Path, config_json: str, as_json: bool) -> None:
-    """Turn a published checkpoint into one of ours.
+def import_(kind: str, file: Path, out: Path, config_json: str, labels: Path | None, as_json: bool) -> None:
+    """Turn a published checkpoint into one of ours; with --labels its classifier, too, as a head beside it.
 
-    Example: ssc encoder import efficientat mn04_as_mAP_432.pt -o encoder.pt
+    Example: ssc encoder import efficientat mn04_as_mAP_432.pt --labels class_labels_indices.csv -o encoder.pt
     """
     name, read = IMPORTERS[kind]
-    config = read(file, out, parse_config(config_json))
+    config, head = read(file, out, parse_config(config_json), labels)
+    if head is not None:
+        write_atomic(head_beside(out), head.to_json())
     if as_json:
-        print_json({"encoder": name, "config": config, "file": str(out)})
-    else:
-        click.echo(f"{out}: {kind} checkpoint {file.name}, {config}")
+        beside = {} if head is None else {"head": str(head_beside(out))}
+        print_json({"encoder": name, "config": config, "file": str(out), **beside})
+        return
+    click.echo(f"{out}: {kind} checkpoint {file.name}, {config}")
+    if head is not None:
+        click.echo(f"{head_beside(out)}: a head of {len(head.labels)} labels for its embeddings")
+
+
+def head_beside(encoder_file: Path) -> Path:
+    """Where the head that comes with an encoder is written."""
+    return encoder_file.with_suffix(".head.json")
 
 
 _first_compile_options = together(

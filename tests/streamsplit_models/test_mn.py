@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamsplit_models.mn import mn
+from streamsplit_models.mn import Lift, mn
 
 pytestmark = pytest.mark.integration
 
@@ -48,6 +48,26 @@ def test_parameters_are_those_published():
     assert sum(p.numel() for p in mn().parameters()) == PUBLISHED_PARAMETERS - CLASSIFIER_PARAMETERS
 
 
+def test_behind_a_hidden_layer_the_contract_holds(check_encoder):
+    check_encoder(mn(0.1, hidden=20), 21)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-3, 1.0, 2.9])
+def test_a_lifted_vector_has_length_1_and_gives_the_vector_back(length):
+    vectors = torch.nn.functional.normalize(torch.randn(5, 7, generator=torch.Generator().manual_seed(0))) * length
+    lifted = Lift(3.0)(vectors)
+    torch.testing.assert_close(lifted.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(lifted[:, :-1] * 3.0, vectors)
+
+
+def test_a_vector_beyond_reach_keeps_its_direction_and_a_gradient():
+    vectors = torch.tensor([[30.0, 40.0], [0.0, 0.0]], requires_grad=True)
+    lifted = Lift(3.0)(vectors)
+    torch.testing.assert_close(lifted, torch.tensor([[0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]), atol=1e-5, rtol=0)
+    lifted.sum().backward()
+    assert vectors.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(("width", "embedding_dim"), [(0.1, 96), (1.0, 960)])
 def test_other_widths(width, embedding_dim):
     assert mn(width).embedding_dim == embedding_dim
@@ -61,6 +81,10 @@ def test_other_widths(width, embedding_dim):
         ({"window_seconds": "1"}, "window_seconds"),
         ({"hop_seconds": 0}, "hop_seconds"),
         ({"width_mult": 0}, "width"),
+        ({"hidden": -1}, "hidden"),
+        ({"hidden": True}, "hidden"),
+        ({"hidden": 8, "reach": 0}, "reach"),
+        ({"hidden": 8, "reach": "long"}, "reach"),
     ],
 )
 def test_a_wrong_argument_is_named(fields, named):

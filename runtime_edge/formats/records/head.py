@@ -1,6 +1,6 @@
 """The head, a small linear layer that turns an embedding into labels with scores (docs/events.md).
 
-A head (`streamsplit.head/2`, JSON, at most 512 KiB) is a file of its own, like a splitter table: trained on the
+A head (`streamsplit.head/2`, JSON, at most 2 MiB) is a file of its own, like a splitter table: trained on the
 server from a few labelled windows (`ssc server label`), signed, and swapped alone.
 
     head = Head.from_json(data, "head.json")
@@ -28,7 +28,8 @@ from runtime_edge.formats.manifest import BundleInfo, Digest, Generation
 from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.strict import Name, Strict, decode
 
-MAX_HEAD_BYTES = 512 << 10
+MAX_HEAD_BYTES = 2 << 20
+"""A thousand labels of 384 values. Until 0.1.0 it was a quarter, and such devices refuse larger ones."""
 
 _LARGEST = 1e6
 Array = npt.NDArray[np.float32]

@@ -193,9 +193,10 @@ def test_garbage_gives_a_head_error_and_nothing_else(data):
 def test_sizes_are_bounded_before_they_are_read():
     with pytest.raises(HeadError, match=f"more than {MAX_HEAD_BYTES}"):
         Head.from_json(b" " * (MAX_HEAD_BYTES + 1), "head.json")
-    wide = 32_768
+    wide, labels = 65_536, tuple("abcdefg")
+    given = {"labels": labels, "thresholds": (0.5,) * 7, "bias": bytes(4 * 7), "validation": None}
     with pytest.raises(HeadError, match="use fewer labels"):
-        make(embedding_dim=wide, weights=bytes(4 * 3 * wide)).to_json()
+        make(embedding_dim=wide, weights=bytes(4 * 7 * wide), **given).to_json()
 
 
 def test_a_head_of_another_encoder_or_width_says_so(small_bundle):
