@@ -15,15 +15,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from runtime_edge.errors import installed_version
+from runtime_edge.run_settings import RunSettings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from runtime_edge.api import EdgeEncoder
     from runtime_edge.device.sinks import Callback
-    from runtime_edge.run_settings import RunSettings
 
-__all__ = ["__version__", "open", "run"]
+__all__ = ["RunSettings", "__version__", "open", "run"]
 
 __version__ = installed_version()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from runtime_edge.errors import installed_version
+from runtime_server.serving.serve_settings import ServeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
     from runtime_edge.formats.bundle import Bundle
     from runtime_edge.formats.records.head import Head
     from runtime_server.server_calls import RunningServer
-    from runtime_server.serving.serve_settings import ServeSettings
 
-__all__ = ["__version__", "serve", "train_head"]
+__all__ = ["ServeSettings", "__version__", "serve", "train_head"]
 
 __version__ = installed_version()
 

@@ -54,8 +54,8 @@ def test_the_public_functions_and_their_signatures_are_these():
 def test_every_package_says_what_is_public():
     names = {package.__name__: package.__all__ for package in PACKAGES}
     assert names == {
-        "runtime_edge": ["__version__", "open", "run"],
-        "runtime_server": ["__version__", "serve", "train_head"],
+        "runtime_edge": ["RunSettings", "__version__", "open", "run"],
+        "runtime_server": ["ServeSettings", "__version__", "serve", "train_head"],
         "streamsplit_compile": ["__version__", "advise", "compile"],
         "streamsplit_models": MODULES,
     }

@@ -5,8 +5,6 @@ from __future__ import annotations
 from os import PathLike
 from typing import Literal, TypedDict
 
-from runtime_server.suffix.suffix import Precision
-
 
 class ServeSettings(TypedDict, total=False):
     """Those of `ServerSettings`, all optional; a test holds the two together."""
@@ -41,7 +39,7 @@ class ServeSettings(TypedDict, total=False):
     tensorboard: str | PathLike[str] | None
     web: str | None
     threads: int
-    precision: Precision
+    precision: Literal["float32", "bfloat16"]
     seed: int
     auth: bool | None
     credentials: str | PathLike[str] | None

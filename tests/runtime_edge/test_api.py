@@ -236,7 +236,7 @@ def test_a_run_with_wrong_settings_names_them(small_bundle, tmp_path):
 
 
 def test_its_names_are_pinned():
-    assert runtime_edge.__all__ == ["__version__", "open", "run"]
+    assert runtime_edge.__all__ == ["RunSettings", "__version__", "open", "run"]
     assert runtime_edge.__version__ == version("streamsplit-audio")
 
 
