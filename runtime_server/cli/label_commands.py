@@ -16,7 +16,7 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.credentials import Address
 from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.model_id import model_digest
-from runtime_edge.formats.records.head import Head, signature_of
+from runtime_edge.formats.records.head import Head, read_head, signature_of
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.pushed_heads import pushed_heads
 from runtime_server.cli.server_access import check_signed, signing_key
@@ -39,12 +39,15 @@ _push_options = together(
     click.option(
         "--no-probe", "probe", flag_value=False, default=True, help="With --push: let no release be refused for it."
     ),
+    click.option(
+        "--head", "ready", type=PathParam(), help="Push this head as it is; the recordings only judge releases by it."
+    ),
 )
 """Who gets a head, how often, and whether it judges releases."""
 
 
 @click.command()
-@click.argument("source", metavar="FOLDER|CSV", type=PathParam())
+@click.argument("source", metavar="[FOLDER|CSV]", required=False, type=PathParam())
 @click.option("--bundle", "given", type=PathParam(), help="Use this bundle instead of the server's newest generation.")
 @click.option("-o", "--out", type=PathParam(), default=Path("head.json"), show_default=True, help="Head file to write.")
 @_push_options
@@ -54,7 +57,7 @@ _push_options = together(
 @key_option
 @json_option
 def label(
-    source: Path,
+    source: Path | None,
     state: Path | None,
     given: Path | None,
     out: Path,
@@ -63,6 +66,7 @@ def label(
     device: str | None,
     follow: bool,
     probe: bool,
+    ready: Path | None,
     gate_db: float,
     seed: int,
     broker: Address,
@@ -76,31 +80,43 @@ def label(
     With --push some windows of the recordings are kept in --state: each release brings a head fitted to it, and a
     release with which heads would label fewer of the recordings rightly is refused.
 
+    With --head and --push nothing is fitted: that head, such as the one that came with an encoder, is pushed.
+
     Example: ssc server label heard.csv --state server/ --push
     """
-    if follow and given is not None:
-        raise UsageError("--follow looks for new generations in --state; leave out --bundle")
+    _check_together(given, ready, push, follow)
     state = state or DEFAULT_STATE
     secret = signing_key(key, state)
+    if ready is not None:
+        _push_ready(ready, source if probe else None, secret, broker, state, (target, device), gate_db)
+        return
     folder = None if given else HeadClipsFolder(head_clips_path(state))
+    labelled = _required(source)
 
     def work(bundles: dict[int, Bundle]) -> None:
         newest = bundles[max(bundles)]
         targets = _targets(newest, target, device) if push or follow else []
         if targets:
             check_signed(broker, secret)  # before the recordings are embedded, which takes its time
-        examples = _examples(source, bundles, broker, gate_db, quiet=as_json)
+        examples = _examples(labelled, bundles, broker, gate_db, quiet=as_json)
         model = model_digest(bundles[examples.generations[1]].manifest)
         head = fit_head(examples, newest.manifest.info.encoder.id, "ssc server label", seed, model)
         _write(head, out, secret)
         if targets:
-            kept = probe and _keep_clips(head, source, newest, gate_db, folder)
+            kept = probe and _keep_clips(head, labelled, newest, gate_db, folder)
             _push(head, secret, broker, targets, device, folder, kept)
         _report(head, examples, out, targets, as_json)
 
     if follow:
         _follow(state, work)
     work(_bundles(state, given))
+
+
+def _check_together(given: Path | None, ready: Path | None, push: bool, follow: bool) -> None:
+    if follow and given is not None:
+        raise UsageError("--follow looks for new generations in --state; leave out --bundle")
+    if ready is not None and (follow or given is not None or not push):
+        raise UsageError("--head: is pushed as it is, to a running server: give --push, and no --follow or --bundle")
 
 
 def _follow(state: Path, work: Callable[[dict[int, Bundle]], None]) -> NoReturn:
@@ -153,10 +169,52 @@ def _write(head: Head, out: Path, key: minisign.SecretKey | None) -> None:
         write_atomic(signature_path(out), signature_of(data, key).encode())
 
 
-def _keep_clips(head: Head, source: Path, bundle: Bundle, gate_db: float, folder: HeadClipsFolder | None) -> bool:
-    """Keep what judges releases and heads are fitted to; where that cannot be, say so. Returns whether it is kept."""
-    if folder is not None and not is_events(source):
-        folder.keep(HeadClips.of(head, read_clips(source), bundle.manifest.info.front_end, gate_db))
+def _required(source: Path | None) -> Path:
+    if source is None:
+        raise UsageError("give recordings or events to fit a head to, or with --head one that is there")
+    return source
+
+
+def _push_ready(
+    path: Path,
+    source: Path | None,
+    key: minisign.SecretKey | None,
+    broker: Address,
+    state: Path,
+    whom: tuple[str | None, str | None],
+    gate_db: float,
+) -> None:
+    """Push a head that is there, to a target and device; recordings of its labels judge releases by it."""
+    check_signed(broker, key)
+    bundles, folder = _bundles(state, None), HeadClipsFolder(head_clips_path(state))
+    newest, head = bundles[max(bundles)], read_head(path)
+    head.check_fits(newest.manifest.info, str(path))
+    targets = _targets(newest, *whom)
+    kept = _keep_clips(head, source, newest, gate_db, folder, fixed=True)
+    _push(head, key, broker, targets, whom[1], folder, kept)
+    click.echo(f"{path}: {len(head.labels)} labels, pushed to {', '.join(targets)}")
+
+
+def _keep_clips(
+    head: Head,
+    source: Path | None,
+    bundle: Bundle,
+    gate_db: float,
+    folder: HeadClipsFolder | None,
+    fixed: bool = False,
+) -> bool:
+    """Keep what judges releases and, unless it is `fixed`, the head is fitted to; where that cannot be, say so.
+
+    Returns whether it is kept.
+    """
+    if folder is not None and source is not None and not is_events(source):
+        clips = read_clips(source)
+        if fixed:
+            known = [clip for clip in clips if set(clip.labels) <= set(head.labels)]
+            if len(known) < len(clips):
+                print_warning(f"{source}: {len(clips) - len(known)} recordings have labels that the head does not know")
+            clips = known
+        folder.keep(HeadClips.of(head, clips, bundle.manifest.info.front_end, gate_db, fixed))
         return True
     fix = "label recordings" if folder else "leave out --bundle, on the server's machine and with its --state"
     print_warning(f"releases will not be judged by this head, because no clips are kept of it; {fix}")

@@ -1,33 +1,51 @@
-"""Play the demo: compile, serve, stream from devices on shaped links, swap a table, release, report."""
+"""Play the demo: compile, serve with the page, stream recordings from devices on shaped links, swap a table, release.
+
+The encoder is the trained one that ships, with its head.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import shutil
+import socket
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import click
-
+from runtime_edge.base.aio import cancel_all
 from runtime_edge.errors import CheckFailed, SscError
+from runtime_edge.formats.records.head import read_head
 from runtime_server.broker.hub import Hub
 from runtime_server.demo.demo_page import write_report
-from runtime_server.demo.demo_scenario import HOP_S, DemoDevice, devices, share_audio
+from runtime_server.demo.demo_recordings import Playlist, Recordings, find_recordings
+from runtime_server.demo.demo_scenario import DemoDevice, devices
 from runtime_server.demo.demo_summary import Evidence, check_summary, summarise
+from runtime_server.demo.heard import Heard, ResultFile, heard
+from runtime_server.demo.narrator import Narrator
 from runtime_server.harness.ports import free_port
 from runtime_server.harness.processes import DEVICE, Child, Children, wait_for_line
 from runtime_server.harness.shaper import Shaper
 
-_START_S = 60.0
+ENCODER, WEIGHTS = "mobilenet_v3_small", "speech-and-sounds"
+CACHE = Path(".cache/demo-audio")
+"""Where Debian's recordings are kept, below the working directory."""
+PAGE_PORT = 8081
+LEARN = ("--rho", "1")
+"""What a window that the server learns from is worth to the tables here (`ssc splitter train`)."""
+LEARNING_RATE = "5e-6"
+"""The encoder is trained already: with more, heads get worse, and no release is let through."""
+_COMPILE_S, _START_S = 600.0, 180.0
+"""At most: on a machine that does much else."""
 _SETTLE_S = 30.0
 """By then the server has counted what was in flight when the last device ended."""
-_COMPILES = 4.0
-"""Streaming lasts as long as so many compiles at least: a machine that compiles slowly also trains and swaps slowly."""
+_COMPILES, _MOST_S = 4.0, 240.0
+"""Streaming lasts as long as so many compiles: a machine that compiles slowly also trains and swaps slowly; up to a
+bound."""
+_BEFORE_S, _AFTER_S = 50.0, 20.0
+"""What happens before and after the streaming takes about as long; only the progress line relies on it."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +54,46 @@ class DemoConfig:
 
     audio: Path | None
     out: Path
-    encoder: str = "resnet18"
-    cuts: str = "auto"
     seconds: float = 110.0
-    release_steps: int = 6
+    release_steps: int = 12
     seed: int = 0
     quiet: bool = False
+    cache: Path = CACHE
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What all parts of one demo share."""
+
+    config: DemoConfig
+    work: Path
+    children: Children
+    plan: list[DemoDevice]
+    recordings: Recordings
+    sources: dict[str, tuple[Path, Playlist]]
+    say: Narrator
+    port: int
+    """The broker's."""
+    page: str
+    """The page's address."""
+
+    @property
+    def broker(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def state(self) -> Path:
+        """The server's."""
+        return self.work / "server"
+
+    @property
+    def encoder(self) -> Path:
+        return self.work / "encoder.pt"
+
+    @property
+    def head(self) -> Path:
+        """Which `ssc encoder new` writes beside it."""
+        return self.work / "encoder.head.json"
 
 
 async def run_demo(config: DemoConfig) -> dict[str, Any]:
@@ -50,100 +102,181 @@ async def run_demo(config: DemoConfig) -> dict[str, Any]:
     Raises CheckFailed when a process fails or something the demo promises does not hold; the report is written
     all the same when there is anything to report.
     """
-    work = Path(tempfile.mkdtemp(prefix="ssc-demo-"))
-    try:
-        evidence = await _play(config, work)
-        summary = summarise(evidence)
-        write_report(config.out, summary, evidence)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    say = Narrator(config.quiet)
+    with tempfile.TemporaryDirectory(prefix="ssc-demo-", ignore_cleanup_errors=True) as made:
+        say.expect("looking for recordings", _BEFORE_S + config.seconds + _AFTER_S)
+        ticking = asyncio.create_task(say.tick())
+        try:
+            evidence = await _play(config, Path(made), say)
+            summary = summarise(evidence)
+            write_report(config.out, summary, evidence)
+        finally:
+            await cancel_all([ticking])
+            say.end()
     check_summary(summary)
     return summary
 
 
-async def _play(config: DemoConfig, work: Path) -> Evidence:
-    began = time.monotonic()
-    names = [device.name for device in devices(config.seconds)]
-    audio, sources = share_audio(config.audio, names, work, config.seconds, config.seed)
-    say = _Narrator(config.quiet, began)
+async def _play(config: DemoConfig, work: Path, say: Narrator) -> Evidence:
+    began = time.time()
+    recordings = await asyncio.to_thread(
+        find_recordings, config.audio, config.cache, config.seconds, config.seed, work, say
+    )
+    say(f"audio: {recordings.what}")
     async with Children(work) as children:
-        say(f"audio: {audio}")
-        compile_s = await _compile(children, config, work, sources, say)
-        config = replace(config, seconds=max(config.seconds, _COMPILES * compile_s))
-        plan, port = devices(config.seconds), free_port()
-        server = await _start_server(children, config, work, sources, port, say)
-        shapers = [Shaper(port, device.phases, device.one_way_ms) for device in plan]
-        for shaper in shapers:
-            await shaper.start()
-        hub = Hub(f"nats://127.0.0.1:{port}", "demo")
+        plan = devices(config.seconds)
+        sources = {
+            device.name: recordings.playlist(work / "audio" / device.name, config.seed + device.hears)
+            for device in plan
+        }
+        page = f"http://127.0.0.1:{_page_port()}"
+        stage = _Stage(config, work, children, plan, recordings, sources, say, free_port(), page)
+        compile_s = await _compile(stage)
+        seconds = max(config.seconds, min(_COMPILES * compile_s, _MOST_S))
+        stage = replace(stage, config=replace(config, seconds=seconds), plan=devices(seconds))
+        server = await _start_server(stage)
+        say(f"open {page} and see what the devices hear, until the demo ends")
+        shapers = [Shaper(stage.port, device.phases, device.one_way_ms) for device in stage.plan]
+        hub = Hub(stage.broker, "demo")
         try:
-            named = ", ".join(f"{device.name} ({device.target})" for device in plan)
-            say(f"streaming for {config.seconds:.0f} s from {named}")
-            running = [
-                await _start_device(children, config, work, device, sources[device.name], shaper)
-                for device, shaper in zip(plan, shapers, strict=True)
-            ]
-            await hub.connect()
-            streamed = await _first_results(running, work)
             for shaper in shapers:
-                shaper.begin()
-            swap = asyncio.create_task(_swap_table(children, config, work, plan, port, say))
-            watch = asyncio.create_task(_watch(hub, plan, shapers, say))
-            try:
-                await asyncio.gather(*(child.finish(config.seconds + 60.0) for child in running))
-                swapped_at = await swap
-            finally:
-                swap.cancel()
-                watch.cancel()
-                await asyncio.gather(swap, watch, return_exceptions=True)
-            status = await _counted(hub, work, plan)
+                await shaper.start()
+            await hub.connect()
+            streamed, swapped = await _stream(stage, shapers, hub)
+            say.expect("counting what arrived", _AFTER_S)
+            status = await _counted(hub, stage)
         finally:
             await hub.close()
             for shaper in shapers:
                 await shaper.stop()
         await server.stop()
         say("writing the report")
-        return Evidence.collect(work, plan, audio, status, streamed, swapped_at, time.monotonic() - began)
+        return Evidence.collect(
+            work, stage.plan, recordings.what, _all_heard(stage), status, (began, streamed, swapped, time.time())
+        )
 
 
-async def _compile(
-    children: Children, config: DemoConfig, work: Path, sources: dict[str, Path], say: _Narrator
-) -> float:
-    """Make an encoder and its bundle; returns how many seconds the compile took."""
-    encoder = str(work / "encoder.pt")
-    await children.run("encoder", "encoder", "new", config.encoder, "-o", encoder)
-    say(f"compiling {config.encoder} for rpi4 and m2")
+def _page_port() -> int:
+    """The usual one, or another where that is taken."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("127.0.0.1", PAGE_PORT))
+        except OSError:
+            return free_port()
+    return PAGE_PORT
+
+
+async def _compile(stage: _Stage) -> float:
+    """Make the encoder and its bundle; returns how many seconds the compile took."""
+    work, run = stage.work, stage.children.run
+    await run("encoder", "encoder", "new", ENCODER, "--weights", WEIGHTS, "-o", str(stage.encoder))
+    stage.say(f"compiling {ENCODER} ({WEIGHTS}) for rpi4 and m2")
+    stage.say.expect("compiling the encoder", _BEFORE_S + stage.config.seconds + _AFTER_S)
     started = time.monotonic()
-    await children.run(
-        "compile", "compile", encoder, "--targets", "rpi4,m2", "-o", str(work / "bundle"),
-        "--cuts", config.cuts, "--calibrate", str(next(iter(sources.values()))), "--seed", str(config.seed),
+    await run(
+        "compile", "compile", str(stage.encoder), "--targets", "rpi4,m2", "-o", str(work / "bundle"),
+        "--calibrate", str(stage.sources["pi-wifi"][0]), "--seed", str(stage.config.seed),
+        timeout_s=_COMPILE_S,
     )  # fmt: skip
     return time.monotonic() - started
 
 
-async def _start_server(
-    children: Children, config: DemoConfig, work: Path, sources: dict[str, Path], port: int, say: _Narrator
-) -> Child:
-    say("starting the broker and the server")
-    server = await children.start(
-        "server", "server", "run", str(work / "encoder.pt"), str(work / "bundle"), "--state", str(work / "server"),
-        "--port", str(port), "--calibrate", str(next(iter(sources.values()))),
-        "--release-steps", str(config.release_steps), "--release-least-s", "0", "--seed", str(config.seed), "-v",
+async def _start_server(stage: _Stage) -> Child:
+    """The server with its page."""
+    config = stage.config
+    stage.say("starting the broker and the server")
+    server = await stage.children.start(
+        "server", "server", "run", str(stage.encoder), str(stage.work / "bundle"), "--state", str(stage.state),
+        "--port", str(stage.port), "--web", stage.page.rpartition(":")[2], "--training",
+        "--calibrate", str(stage.sources["pi-wifi"][0]), "--release-steps", str(config.release_steps),
+        "--release-least-s", "0", "--learning-rate", LEARNING_RATE, "--seed", str(config.seed), "-v",
     )  # fmt: skip
     await wait_for_line(server, "serving generation", _START_S)
     return server
 
 
-async def _start_device(
-    children: Children, config: DemoConfig, work: Path, device: DemoDevice, source: Path, shaper: Shaper
-) -> Child:
+async def _give_head(stage: _Stage) -> None:
+    """The encoder's head for all devices; labelled recordings judge releases by it."""
+    known = set(read_head(stage.head).labels)
+    judges = stage.recordings.table if any(known & set(clip.labels) for clip in stage.recordings.clips) else None
+    await stage.children.run(
+        "label", "server", "label", *([str(judges)] if judges else []), "--head", str(stage.head), "--push",
+        "--state", str(stage.state), "--broker", stage.broker,
+    )  # fmt: skip
+
+
+async def _train_table(stage: _Stage, target: str, name: str, *reward: str) -> Path:
+    """A splitter table for a target."""
+    table = stage.work / f"{name}.json"
+    await stage.children.run(
+        name, "splitter", "train", str(stage.work / "bundle"), "--target", target, *reward, "-o", str(table)
+    )
+    return table
+
+
+async def _push_table(stage: _Stage, table: Path, *whom: str) -> None:
+    await stage.children.run(
+        f"push-{table.stem}", "splitter", "push", str(table), *whom,
+        "--broker", stage.broker, "--key", str(stage.state / "signing.key"),
+    )  # fmt: skip
+
+
+async def _give_tables(stage: _Stage) -> float:
+    """One that ships more than usual for all devices, and half-way another for one; returns when, s since 1970.
+
+    So small an encoder runs on the device alone unless what the server learns counts for more; the second table was
+    trained to care less for energy.
+    """
+    for target in sorted({device.target for device in stage.plan}):
+        await _push_table(stage, await _train_table(stage, target, f"table-{target}", *LEARN))
+    (device,) = [device for device in stage.plan if device.swapped]
+    table = await _train_table(stage, device.target, "table", *LEARN, "--eta", "0", "--traces", "lte,outages")
+    await asyncio.sleep(stage.config.seconds * 0.4)
+    await _push_table(stage, table, "--device", device.name)
+    stage.say(f"pushed another splitter table to {device.name}")
+    return time.time()
+
+
+async def _stream(stage: _Stage, shapers: list[Shaper], hub: Hub) -> tuple[float, float]:
+    """Until the last device has ended; returns when streaming began and when the table was swapped, s since 1970."""
+    config, say = stage.config, stage.say
+    named = ", ".join(f"{device.name} ({device.target})" for device in stage.plan)
+    say(f"streaming for {config.seconds:.0f} s from {named}")
+    say.expect(stage.page, config.seconds + _AFTER_S)
+    running = [await _start_device(stage, device, shaper) for device, shaper in zip(stage.plan, shapers, strict=True)]
+    telling = [asyncio.create_task(_tell_heard(stage)), asyncio.create_task(_tell_releases(hub, stage))]
+    finishing = [child.finish(config.seconds + _START_S) for child in running]
+    begun, swapped = asyncio.create_task(_begin(running, shapers, stage)), asyncio.create_task(_give_tables(stage))
+    streaming = asyncio.gather(begun, swapped, _give_head(stage), *finishing)
+    try:
+        await streaming
+    finally:
+        await cancel_all([streaming, begun, swapped, *telling])
+        for task in telling:
+            if not task.cancelled():
+                task.result()
+    return begun.result(), swapped.result()
+
+
+async def _begin(running: list[Child], shapers: list[Shaper], stage: _Stage) -> float:
+    """Once every device has finished a window, the links become what the plan says; returns when, s since 1970."""
+    began = await _first_results(running, stage.work)
+    for shaper in shapers:
+        shaper.begin()
+    return began
+
+
+async def _start_device(stage: _Stage, device: DemoDevice, shaper: Shaper) -> Child:
+    work, name = stage.work, device.name
     # A device is a machine of its own: the processors here also run the server, its training and the other devices.
-    return await children.start(
-        device.name, "--alone", "yes",
+    return await stage.children.start(
+        name, "--alone", "yes",
         "edge", "run", "--broker", f"nats://127.0.0.1:{shaper.port}", "--target", device.target,
-        "--source", str(source), "--loop", "--device", device.name, "--state", str(work / device.name),
-        "--max-windows", str(int(config.seconds / HOP_S)), "--results", str(work / f"{device.name}.jsonl"),
-        "--report", str(work / f"{device.name}.json"), "--seed", str(config.seed), "-v",
+        "--source", str(stage.sources[name][0]), "--loop", "--device", name, "--state", str(work / name),
+        "--max-windows", str(stage.recordings.windows(stage.config.seconds)), "--results", str(work / f"{name}.jsonl"),
+        "--report", str(work / f"{name}.json"), "--seed", str(stage.config.seed), "-v",
+        *(("--min-cut", "local") if device.alone else ()),
         launcher=DEVICE,
     )  # fmt: skip
 
@@ -160,57 +293,48 @@ async def _first_results(running: list[Child], work: Path) -> float:
     return time.time()
 
 
-async def _counted(hub: Hub, work: Path, plan: list[DemoDevice]) -> dict[str, Any]:
+async def _counted(hub: Hub, stage: _Stage) -> dict[str, Any]:
     """The server's status once it has counted all that the broker acknowledged; as it is when that takes too long."""
     deadline = time.monotonic() + _SETTLE_S
-    sent = {device.name: json.loads((work / f"{device.name}.json").read_bytes())["windows_acked"] for device in plan}
+    reports = {device.name: json.loads((stage.work / f"{device.name}.json").read_bytes()) for device in stage.plan}
     while True:
         status: dict[str, Any] = await hub.server_status()
-        behind = any(status["windows"].get(name, 0) < windows for name, windows in sent.items())
+        behind = any(status["windows"].get(name, 0) < report["windows_acked"] for name, report in reports.items())
         if not behind or time.monotonic() > deadline:
             return status
         await asyncio.sleep(0.1)
 
 
-async def _swap_table(
-    children: Children, config: DemoConfig, work: Path, plan: list[DemoDevice], port: int, say: _Narrator
-) -> float:
-    """Half-way, give one device a table that was trained to care less for energy; returns when, s since the epoch."""
-    (device,) = [device for device in plan if device.swapped]
-    table = str(work / "table.json")
-    await children.run(
-        "splitter-train", "splitter", "train", str(work / "bundle"), "--target", device.target,
-        "--eta", "0", "--traces", "lte,outages", "-o", table,
-    )  # fmt: skip
-    await asyncio.sleep(config.seconds * 0.45)
-    await children.run(
-        "splitter-push", "splitter", "push", table, "--device", device.name,
-        "--broker", f"nats://127.0.0.1:{port}", "--key", str(work / "server" / "signing.key"),
-    )  # fmt: skip
-    say(f"pushed another splitter table to {device.name}")
-    return time.time()
-
-
-async def _watch(hub: Hub, plan: list[DemoDevice], shapers: list[Shaper], say: _Narrator) -> None:
-    """A line now and then: links, windows, bytes, generation."""
+async def _tell_heard(stage: _Stage) -> None:
+    """A line for each recording that a device has heard to its end."""
+    told: set[tuple[str, int]] = set()
+    known = read_head(stage.head).labels
+    files = {device.name: ResultFile(stage.work / f"{device.name}.jsonl") for device in stage.plan if not device.alone}
     while True:
-        await asyncio.sleep(5.0)
+        for name, file in files.items():
+            for play in heard(name, file.read(), stage.sources[name][1], known)[:-1]:
+                if (name, play.play) not in told:
+                    told.add((name, play.play))
+                    stage.say(str(play))
+        await asyncio.sleep(0.5)
+
+
+async def _tell_releases(hub: Hub, stage: _Stage) -> None:
+    """A line for each new generation."""
+    generation = 1
+    while True:
+        await asyncio.sleep(2.0)
         with contextlib.suppress(SscError):
-            reports, status = await hub.presence(), await hub.server_status()
-            parts = []
-            for device, shaper in zip(plan, shapers, strict=True):
-                report: dict[str, Any] = reports.get(device.name, {})
-                captured, acked = report.get("windows_captured", 0), report.get("windows_acked", 0)
-                parts.append(f"{device.name} {acked}/{captured} acked @{shaper.uplink_mbps():g} Mbit/s")
-            say(f"{' · '.join(parts)} · generation {status['generation']}, {status['training_steps']} steps")
+            status: dict[str, Any] = await hub.server_status()
+            if status["generation"] > generation:
+                generation = status["generation"]
+                stage.say(f"the server has trained {status['training_steps']} steps: generation {generation}")
 
 
-class _Narrator:
-    """Says what happens, with the seconds since the start."""
-
-    def __init__(self, quiet: bool, began: float) -> None:
-        self._quiet, self._began = quiet, began
-
-    def __call__(self, text: str) -> None:
-        if not self._quiet:
-            click.echo(f"[{time.monotonic() - self._began:5.1f} s] {text}", err=True)
+def _all_heard(stage: _Stage) -> dict[str, list[Heard]]:
+    """By device."""
+    known = read_head(stage.head).labels
+    return {
+        name: heard(name, ResultFile(stage.work / f"{name}.jsonl").read(), playlist, known)
+        for name, (_, playlist) in stage.sources.items()
+    }

@@ -14,15 +14,23 @@ from runtime_server.cli import traffic_lines
 from runtime_server.demo.demo_plots import draw_all
 from runtime_server.demo.demo_summary import Evidence
 from runtime_server.releases.device_reports import DeviceTraffic
+from runtime_server.web.judgement import attempt_in_words
+from streamsplit_compile.bundle.bundle_page import OPUS_KBITS
 
 _CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+:root { color-scheme: light dark; --text: #222; --quiet: #5a5a5a; --line: #ddd; --ground: #fff; }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e6e6; --quiet: #a8a8a8; --line: #3a3f45; --ground: #16191d; } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: var(--text); background: var(--ground); }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #ddd; }
+th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
-figure { margin: 1.2rem 0; } img { max-width: 100%; } figcaption { color: #666; font-size: .9rem; }
-.lead { color: #555; margin-top: 0; } code { background: #f3f3f3; padding: .1rem .3rem; }
+figure { margin: 1.2rem 0; } img { max-width: 100%; background: #fff; border-radius: 4px; }
+figcaption { color: var(--quiet); font-size: .9rem; }
+.lead, .note { color: var(--quiet); } .lead { margin-top: 0; }
+code { overflow-wrap: anywhere; }
 """
 
 
@@ -41,29 +49,78 @@ def _page(summary: dict[str, Any], pictures: Sequence[tuple[str, str]]) -> str:
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for name, caption in pictures
     )
-    saved = summary["bytes_saved_share"]
-    released = [row for row in summary["releases"] if row["released"]]
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>StreamSplit demo</title><style>{_CSS}</style>
 <h1>StreamSplit demo</h1>
 <p class="lead">{html.escape(summary["encoder"])} on {html.escape(summary["audio"])}: {len(summary["devices"])} device
 processes on emulated links, one server, {summary["duration_s"]:.0f} s in all on {machine["cores"]} cores.</p>
-<p>{saved:.0%} fewer bytes than 16-bit PCM. {summary["training_steps"]} training steps and
-{len(released)} new generation{"s" * (len(released) != 1)}. Device, wire and server together are within
-{summary["parity_max_abs_error"]:.1e} of the whole encoder at
-every cut of every generation (float32 wire).</p>
+<h2>What was heard</h2>{_heard(summary["heard"])}
+<h2>Bytes</h2>{_bytes(summary)}
 <h2>Devices</h2>{_devices(summary)}
-<h2>Traffic</h2>{_traffic(summary)}
-<h2>Latency by cut</h2>{_latencies(summary)}
-<h2>Releases</h2>{_releases(summary)}
+<h2>Whose milliseconds</h2>{_latencies(summary)}
+<h2>Training, and a head that survives it</h2>{_releases(summary)}
 <h2>Pictures</h2>{figures}
+<h2>Traffic an hour and a month</h2>{_traffic(summary)}
 <h2>Machine</h2><p>{html.escape(", ".join(f"{key} {value}" for key, value in machine.items()))}</p>
-<p>The links are emulated in user space (paced uplink, delay both ways); devices and server share the cores, so times
-include each other's load. The load that a device's splitter sees is that of its own process, of one processor.
-Numbers are also in <code>summary.json</code>.</p>
+<p class="note">Numbers are also in <code>summary.json</code>.</p>
 </html>
 """
+
+
+def _heard(heard: dict[str, Any]) -> str:
+    if not heard["recordings"]:
+        return "<p>Nobody has said what is in these recordings, so nobody knows what was labelled rightly.</p>"
+    alone = heard["on_the_device_alone"]
+    text = (
+        f"<p>Of the recordings that were played, {_right(heard)} got their label ({heard['accuracy']:.0%}), the first "
+        f"after {heard['first_right_s']:.0f} s. A recording counts once each time it is played, and its label is "
+        f"the one with the highest mean score over its windows. <code>pi-alone</code>, which runs the whole encoder "
+        f"and ships nothing, got {_right(alone)} ({alone['accuracy']:.0%}).</p>"
+    )
+    rows = [[label, f"{part['right']} of {part['recordings']}"] for label, part in heard["by_label"].items()]
+    for row in rows:
+        confused = [m for m in heard["mistakes"] if row[0] in m["truth"]]
+        row.append(", ".join(f"{m['heard']} {m['times']}" for m in confused) or "-")
+    return text + _table(["label", "right", "heard instead"], rows)
+
+
+def _bytes(summary: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{device['seconds']:.0f} s",
+            size(device["bytes_as_pcm16"]),
+            size(device["bytes_as_opus"]),
+            size(device["bytes_sent"]),
+            size(device["wire_bytes"]["up"]),
+            size(device["wire_bytes"]["down"]),
+            size(device["wire_bytes"]["of_it_updates"]),
+        ]
+        for name, device in summary["devices"].items()
+    ]
+    head = [
+        "device",
+        "heard",
+        "as 16-bit PCM",
+        "as Opus",
+        "frames sent",
+        "all sent",
+        "all received",
+        "of both: updates",
+    ]
+    return (
+        f"<p>The frames of the devices that ship are {summary['bytes_saved_share']:.0%} fewer bytes than the same "
+        f"audio as 16-bit PCM. Opus is reckoned at {OPUS_KBITS} kbit/s; a server that gets it hears the audio. "
+        f"<code>pi-alone</code> is what staying on the device takes: events, reports and updates.</p>"
+        + _table(head, rows)
+        + '<p class="note">All that is sent and received includes the broker\'s protocol, reports, events, and the '
+        "first bundle and later ones (updates), which weigh most in so short a time.</p>"
+    )
+
+
+def _right(part: dict[str, Any]) -> str:
+    return f"{part['right']} of {part['recordings']}"
 
 
 def _devices(summary: dict[str, Any]) -> str:
@@ -75,15 +132,17 @@ def _devices(summary: dict[str, Any]) -> str:
             device["windows_acked"],
             device["windows_lost"],
             ", ".join(f"{cut} {count}" for cut, count in sorted(device["cuts_used"].items())),
-            f"{device['bytes_sent'] / 1e3:.0f} kB",
-            f"{device['bytes_pcm16'] / 1e3:.0f} kB",
             f"{device['generation_start']} → {device['generation_end']}",
             device["table_swaps"],
         ]
         for name, device in summary["devices"].items()
     ]
-    head = ["device", "target", "windows", "acked", "lost", "cuts", "sent", "as PCM", "generation", "table swaps"]
-    return _table(head, rows)
+    head = ["device", "target", "windows", "shipped", "lost", "cuts", "generation", "table swaps"]
+    return _table(head, rows) + (
+        '<p class="note">A table swap is another splitter table, which a device takes between two windows. All get '
+        "one at the start that ships more than the usual one does, so that the server has something to learn from; "
+        "<code>pi-lte</code> gets a second one half-way.</p>"
+    )
 
 
 def _traffic(summary: dict[str, Any]) -> str:
@@ -97,35 +156,46 @@ def _traffic(summary: dict[str, Any]) -> str:
 
 
 def _latencies(summary: dict[str, Any]) -> str:
+    targets = sorted(summary["predicted_device_ms"])
     rows = [
         [cut, values["windows"], f"{values['p50']:.1f}", f"{values['p95']:.1f}"]
+        + [f"{summary['predicted_device_ms'][target][cut]:.1f}" for target in targets]
         for cut, values in summary["latency_ms"].items()
     ]
-    return _table(["cut", "windows", "median ms", "p95 ms"], rows)
+    return (
+        "<p>Medians and 95th percentiles are of this machine, whose processors devices and server share, over emulated "
+        "links (paced uplink, delay both ways). A Raspberry Pi or a laptop has not been timed: what the device's own "
+        "part takes there is predicted from counted work.</p>"
+        + _table(
+            [
+                "cut",
+                "windows",
+                "median ms",
+                "p95 ms",
+                *(f"{target}, device's part, predicted ms" for target in targets),
+            ],
+            rows,
+        )
+    )
 
 
 def _releases(summary: dict[str, Any]) -> str:
-    rows = [
-        [
-            row["generation"] if row["released"] else "-",
-            row["steps"],
-            row["reason"],
-            ", ".join(row["changed_blocks"]) or "-",
-            _number((row["before"] or {}).get("loss")),
-            _number((row["after"] or {}).get("loss")),
-            f"{row['seconds']:.1f} s",
-        ]
-        for row in summary["releases"]
-    ]
-    head = ["generation", "steps", "judgement", "recompiled", "held-out loss before", "after", "took"]
-    return _table(head, rows) if rows else "<p>none</p>"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    released = [row for row in summary["releases"] if row["released"]]
+    generations = summary["heard"]["by_generation"].items()
+    shares = ", ".join(f"generation {number}: {_right(part)}" for number, part in generations if part["recordings"])
+    text = (
+        f"<p>The server trained {summary['training_steps']} steps on what arrived, without labels, and released "
+        f"{len(released)} new generation{'s' * (len(released) != 1)}. Embeddings move with that, and the head stays as "
+        "it was trained, so a release that it would label fewer of the labelled recordings with is refused. "
+        f"Labelled rightly while a generation ran: {shares or 'nobody knows'}.</p>"
+        f"<p>Device, wire and server together are within {summary['parity_max_abs_error']:.1e} of the whole encoder at "
+        "every cut of every generation (float32 wire).</p>"
+    )
+    attempts = "".join(f"<li>{html.escape(attempt_in_words(row))}</li>" for row in summary["releases"])
+    return f"{text}<ul>{attempts}</ul>" if attempts else f"{text}<p>No release was tried.</p>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in row) + "</tr>" for row in rows)
-    return f"<table><tr>{cells}</tr>{body}</table>"
+    return f'<div class="wide"><table><tr>{cells}</tr>{body}</table></div>'

@@ -38,16 +38,22 @@ def draw_all(directory: Path, evidence: Evidence, summary: dict[str, Any]) -> li
     """Draw every picture into a directory; returns (file name, caption)."""
     pictures = []
     with plt.rc_context(_STYLE):
-        for device in evidence.plan:
-            name = f"device-{device.name}.png"
-            _draw_device(directory / name, device, evidence)
-            pictures.append((name, f"{device.name}: the cut of every window, its link and its processor"))
+        _draw_heard(directory / "heard.png", evidence)
+        pictures.append(("heard.png", "What each device heard, and when; a cross where it is labelled otherwise"))
         _draw_bytes(directory / "bytes.png", summary)
-        pictures.append(("bytes.png", "Bytes on the link against the same audio as 16-bit PCM"))
+        pictures.append(("bytes.png", "Bytes of each device, beside those of the audio itself"))
+        for device in evidence.plan:
+            if not device.alone:
+                name = f"device-{device.name}.png"
+                _draw_device(directory / name, device, evidence)
+                pictures.append((name, f"{device.name}: the cut of every window, its link and its processor"))
         _draw_latency(directory / "latency.png", summary)
-        pictures.append(("latency.png", "Median latency by cut, from the end of a window to its embedding"))
-        _draw_losses(directory / "losses.png", evidence)
-        pictures.append(("losses.png", "Training on the server; a dashed line is a release"))
+        pictures.append(
+            ("latency.png", "Latency of this machine by cut, and what the device's own part is predicted to take")
+        )
+        if evidence.server["losses"]:
+            _draw_losses(directory / "losses.png", evidence)
+            pictures.append(("losses.png", "Training on the server; a dashed line is a release"))
         _draw_generations(directory / "generations.png", evidence)
         pictures.append(("generations.png", "The generation each window ran on"))
     return pictures
@@ -63,15 +69,16 @@ def _draw_device(path: Path, device: DemoDevice, evidence: Evidence) -> None:
     figure, (top, middle, bottom) = plt.subplots(
         3, 1, figsize=(9, 5.6), sharex=True, height_ratios=(1.4, 1.2, 0.8), layout="constrained"
     )
-    positions = [evidence.cuts.index(row["cut"]) for row in rows]
+    cuts = list(dict.fromkeys([*evidence.cuts, *(row["cut"] for row in rows)]))  # `local` is none of the encoder's
+    positions = [cuts.index(row["cut"]) for row in rows]
     for explored, marker, label in ((False, "o", "policy"), (True, "D", "exploration")):
         chosen = [(t, p) for t, p, row in zip(times, positions, rows, strict=True) if row["probe"] == explored]
         if chosen:
             colour = _COLOURS[explored]
             top.scatter(*zip(*chosen, strict=True), s=14, marker=marker, color=colour, label=label, zorder=3)
     top.plot(times, positions, color=_COLOURS[0], alpha=0.3, drawstyle="steps-post")
-    top.set_yticks(range(len(evidence.cuts)), evidence.cuts)
-    top.set_ylim(-0.5, len(evidence.cuts) + 0.2)
+    top.set_yticks(range(len(cuts)), cuts)
+    top.set_ylim(-0.5, len(cuts) + 0.2)
     top.set_title(f"{device.name} ({device.target}): cut chosen")
     if device.swapped:
         top.axvline(evidence.swapped_at - evidence.streamed_at, color=_COLOURS[3], ls="--", label="table swapped")
@@ -101,27 +108,56 @@ def _draw_link(axes: Axes, device: DemoDevice, times: list[float], rows: list[di
     axes.legend(loc="upper right", frameon=False, ncols=2)
 
 
-def _draw_bytes(path: Path, summary: dict[str, Any]) -> None:
-    figure, axes = plt.subplots(figsize=(9, 2.8), layout="constrained")
-    names = list(summary["devices"])
-    for index, (key, label) in enumerate((("bytes_pcm16", "16-bit PCM"), ("bytes_sent", "sent"))):
-        values = [summary["devices"][name][key] / 1e3 for name in names]
-        bars = axes.barh([i + 0.2 - 0.4 * index for i in range(len(names))], values, 0.38,
-                         color=_COLOURS[4 if index == 0 else 0], label=label)  # fmt: skip
-        axes.bar_label(bars, fmt="%.0f kB", padding=3)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_title("bytes")
-    axes.margins(x=0.12)
-    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+def _draw_heard(path: Path, evidence: Evidence) -> None:
+    plays = [play for own in evidence.heard.values() for play in own]
+    labels = sorted({play.label for play in plays}, reverse=True)
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.24 * len(labels)), layout="constrained")
+    shift = 0.6 / len(evidence.heard)
+    for index, (name, own) in enumerate(evidence.heard.items()):
+        for wrong in (False, True):
+            shown = [play for play in own if (play.right is False) == wrong]
+            axes.scatter(
+                [play.at - evidence.streamed_at for play in shown],
+                [labels.index(play.label) - 0.3 + shift * (index + 0.5) for play in shown],
+                s=16, marker="x" if wrong else "o", color=_COLOURS[index], label=None if wrong else name,
+            )  # fmt: skip
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(-0.6, len(labels) - 0.4)
+    axes.set_xlabel("seconds")
+    axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    axes.set_title("heard")
     _save(figure, path)
 
 
+def _draw_bytes(path: Path, summary: dict[str, Any]) -> None:
+    names = list(summary["devices"])
+    figure, axes = plt.subplots(figsize=(9, 0.8 + 0.85 * len(names)), layout="constrained")
+    for index, label in enumerate(("as 16-bit PCM", "as Opus", "sent", "received")):
+        values = [_bytes(summary["devices"][name])[index] / 1e3 for name in names]
+        places = [row - 0.3 + 0.2 * index for row in range(len(names))]
+        bars = axes.barh(places, values, 0.19, color=_COLOURS[(4, 6, 0, 2)[index]], label=label)
+        axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_title("kB")
+    axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    _save(figure, path)
+
+
+def _bytes(device: dict[str, Any]) -> tuple[float, float, float, float]:
+    wire = device["wire_bytes"]
+    return device["bytes_as_pcm16"], device["bytes_as_opus"], wire["up"], wire["down"]
+
+
 def _draw_latency(path: Path, summary: dict[str, Any]) -> None:
-    labels, parts = [], []
+    labels, parts, predicted = [], [], []
     for name, device in summary["devices"].items():
+        costs = summary["predicted_device_ms"][device["target"]]
         for cut, values in device["latency_parts_ms"].items():
             labels.append(f"{name} · {cut} ({device['cuts_used'][cut]})")
             parts.append(values)
+            predicted.append(costs.get(cut))
     figure, axes = plt.subplots(figsize=(9, 0.8 + 0.33 * len(labels)), layout="constrained")
     left = [0.0] * len(labels)
     for index, part in enumerate(("device", "network", "server")):
@@ -130,6 +166,10 @@ def _draw_latency(path: Path, summary: dict[str, Any]) -> None:
         left = [a + b for a, b in zip(left, widths, strict=True)]
     for row, total in enumerate(left):
         axes.text(total, row, f" {total:.0f} ms", va="center")
+    rows = [row for row, value in enumerate(predicted) if value is not None]
+    axes.scatter(
+        [predicted[row] for row in rows], rows, marker="|", s=120, color="black", zorder=3, label="device, predicted"
+    )
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_title("median latency, ms (windows in brackets)")

@@ -59,6 +59,8 @@ class HeadClips(Strict, frozen=True, kw_only=True):
     """uint8[clips], 1 where a clip that was held out was labelled rightly, by the weights of the best generation so
     far; empty before any release."""
     best_generation: Annotated[int, Meta(ge=0)] = 0
+    fixed: bool = False
+    """The head was fitted to other recordings, and stays as it is: these only judge."""
 
     def __post_init__(self) -> None:
         if len(self.windows) % (2 * len(self.places)):
@@ -69,8 +71,15 @@ class HeadClips(Strict, frozen=True, kw_only=True):
             raise FormatError(f"best: not a 0 or 1 for each of the {len(self.clips)} clips")
 
     @classmethod
-    def of(cls, head: Head, clips: Sequence[LabelledClip], front_end: FrontEndInfo, gate_db: float | None) -> HeadClips:
-        """Of at most 1024 clips, spread over all, some windows each, as `head` was fitted to them.
+    def of(
+        cls,
+        head: Head,
+        clips: Sequence[LabelledClip],
+        front_end: FrontEndInfo,
+        gate_db: float | None,
+        fixed: bool = False,
+    ) -> HeadClips:
+        """Of at most 1024 clips, spread over all, some windows each; `head` was fitted to them, unless it is `fixed`.
 
         Raises UsageError or SourceError for recordings that cannot be used.
         """
@@ -83,27 +92,31 @@ class HeadClips(Strict, frozen=True, kw_only=True):
             clips=[tuple(sorted(set(kept[group].labels))) for group in groups],
             places=places.tolist(),
             windows=heard.embeddings.astype("<f2").tobytes(),
+            fixed=fixed,
         )
 
     def right(self, model: CutModel) -> Bools:
         """(clips,) which of them are labelled rightly, given some weights' embeddings.
 
         Each is asked of a head that was fitted to the others (cross-validation over clips); where a label would then
-        be missing, of the head as it is. Raises FormatError.
+        be missing, or the head is fixed, of the head as it is. Raises FormatError.
         """
         embeddings = embedded(model, self.samples)
         examples = self._examples(embeddings)
         if not np.isfinite(embeddings).all():
             return np.zeros(len(self.clips), np.bool_)
-        found = held_out_right(examples)
+        found = None if self.fixed else held_out_right(examples)
         return self._right_of_head(embeddings) if found is None else found
 
     def refitted(self, model: CutModel) -> Head:
-        """The head fitted anew to some weights' embeddings; itself where its clips are too few.
+        """The head fitted anew to some weights' embeddings; itself where it is fixed or its clips are too few.
 
         It still says the generations of the former one. Raises FormatError.
         """
-        head, embeddings = Head.from_json(self.head, "head"), embedded(model, self.samples)
+        head = Head.from_json(self.head, "head")
+        if self.fixed:
+            return head
+        embeddings = embedded(model, self.samples)
         examples = self._examples(embeddings)
         if set(examples.labels) != set(head.labels) or folds_of(examples, 0) is None:
             return head

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
+import json
+import re
 import shutil
 
 import pytest
 from virtual_time import VirtualTime
 
-from runtime_edge.errors import CheckFailed, SourceError
-from runtime_server.demo.demo_scenario import devices, share_audio
-from runtime_server.demo.demo_summary import Evidence, check_summary
+from runtime_edge.errors import CheckFailed
+from runtime_server.demo.demo_page import write_report
+from runtime_server.demo.demo_scenario import devices
+from runtime_server.demo.demo_summary import Evidence, check_summary, summarise
+from runtime_server.demo.heard import Heard
 from runtime_server.harness.relay import LinkState
 from runtime_server.harness.shaper import Phase, Shaper
 from runtime_server.state.server_state import ServerState
 
 DEVICE = {
     "windows_captured": 10,
+    "windows_local": 0,
     "windows_acked": 10,
     "windows_lost": 0,
     "windows_at_server": 10,
@@ -26,8 +32,9 @@ DEVICE = {
     "generation_end": 2,
     "table_swaps": 1,
     "torch_imported": False,
+    "alone": False,
 }
-SUMMARY = {"devices": {"pi": DEVICE}, "parity_max_abs_error": 1e-6}
+SUMMARY = {"devices": {"pi": DEVICE}, "parity_max_abs_error": 1e-6, "releases": [{"released": True}]}
 
 
 def transfer(phases: list[Phase], size: int, one_way_ms: float) -> float:
@@ -86,39 +93,13 @@ def test_the_rate_changes_with_the_phase_and_the_last_phase_stays() -> None:
     assert shaper.uplink_mbps() == 1.0
 
 
-def test_recordings_are_dealt_out_and_every_device_hears_something(tmp_path) -> None:
-    audio = tmp_path / "recordings"
-    audio.mkdir()
-    for index in range(7):
-        (audio / f"{index}.wav").write_bytes(b"RIFF")
-
-    what, sources = share_audio(audio, ["a", "b", "c"], tmp_path / "work", 5.0, 0)
-
-    assert what == "7 recordings from recordings/"
-    heard = {name: {path.resolve().name for path in source.iterdir()} for name, source in sources.items()}
-    assert [len(files) for files in heard.values()] == [3, 2, 2]
-    assert set.union(*heard.values()) == {f"{index}.wav" for index in range(7)}
-
-
-def test_without_recordings_the_demo_says_that_it_synthesises(tmp_path) -> None:
-    what, sources = share_audio(None, ["a", "b"], tmp_path, 2.0, 0)
-
-    assert "synthesised" in what
-    first, second = ((source / "soundscape.wav").read_bytes() for source in sources.values())
-    assert first != second
-    assert len(first) == len(second)
-
-
-def test_a_directory_without_audio_is_refused(tmp_path) -> None:
-    with pytest.raises(SourceError, match="no audio file"):
-        share_audio(tmp_path, ["a"], tmp_path / "work", 2.0, 0)
-
-
-def test_three_devices_one_of_them_swapped() -> None:
+def test_devices_that_ship_and_one_that_hears_the_same_and_ships_nothing() -> None:
     plan = devices(30.0)
 
-    assert len({device.name for device in plan}) == 3
+    assert len({device.name for device in plan}) == 4
     assert sum(device.swapped for device in plan) == 1
+    (alone,) = [device for device in plan if device.alone]
+    assert alone.hears in {device.hears for device in plan if not device.alone}
     assert all(sum(phase.seconds for phase in device.phases) == pytest.approx(30.0) for device in plan)
 
 
@@ -136,6 +117,7 @@ def test_a_summary_that_keeps_its_promises_passes() -> None:
         ("generation_end", 1, "new generation"),
         ("table_swaps", 0, "no splitter table"),
         ("torch_imported", True, "torch was imported"),
+        ("alone", True, "shipped 10 windows"),
     ],
 )
 def test_each_broken_promise_is_named(field: str, value: object, part: str) -> None:
@@ -144,6 +126,14 @@ def test_each_broken_promise_is_named(field: str, value: object, part: str) -> N
 
     with pytest.raises(CheckFailed, match=part):
         check_summary(summary)
+
+
+def test_without_a_release_nobody_is_asked_to_take_one() -> None:
+    summary = copy.deepcopy(SUMMARY)
+    summary["devices"]["pi"]["generation_end"] = 1
+    summary["releases"] = [{"released": False}]
+
+    check_summary(summary)
 
 
 def test_a_parity_error_above_the_limit_is_named() -> None:
@@ -155,6 +145,73 @@ def test_evidence_is_collected_from_a_servers_state_as_it_lies_there(tmp_path, s
     state = ServerState(tmp_path / "server")
     shutil.copytree(small_bundle.path, state.bundle_path(1))
     state.save_weights(1, tiny_encoder.tensors)
-    evidence = Evidence.collect(tmp_path, [], "a soundscape", {}, 1.0, 2.0, 3.0)
+    evidence = Evidence.collect(tmp_path, [], "a soundscape", {}, {}, (1.0, 2.0, 3.0, 4.0))
     assert [row["generation"] for row in evidence.generations] == [1]
     assert evidence.encoder == small_bundle.manifest.info.encoder.id
+
+
+def play(device: str, truth: tuple[str, ...], label: str, generation: int = 1) -> Heard:
+    return Heard(device, 0, "x.wav", truth, label, 0.9, 103.0, generation, 1)
+
+
+def evidence(tmp_path, small_bundle, rows: list[dict[str, object]], heard: dict[str, list[Heard]]) -> Evidence:
+    """Of the demo's devices, each of which has written the same results."""
+    state = ServerState(tmp_path / "server")
+    shutil.copytree(small_bundle.path, state.bundle_path(1))
+    target = next(iter(small_bundle.manifest.info.targets))
+    plan = [dataclasses.replace(device, target=target) for device in devices(30.0)]
+    for device in plan:
+        report = {**DEVICE, "bytes_sent": 1000, "traffic": [[3000, 2000, 500], [0, 0, 0, 0], [0, 0, 0, 0]]}
+        (tmp_path / f"{device.name}.json").write_text(json.dumps(report))
+        (tmp_path / f"{device.name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    server = {"windows": {}, "releases": [], "losses": [], "training_steps": 0, "counters": {}}
+    return Evidence.collect(tmp_path, plan, "recordings", heard, server, (100.0, 101.0, 102.0, 200.0))
+
+
+@pytest.fixture
+def summary(tmp_path, small_bundle):
+    cut = small_bundle.manifest.info.cuts[-1].name
+    took = {"device_ms": 1.0, "network_ms": 2.0, "server_ms": 3.0, "latency_ms": 6.0}
+    common = {"embedding": [], "cut": cut, "probe": False, "generation": 1, "bandwidth_mbps": 1.0, "cpu": 0.5, **took}
+    rows = [{"window": number, "time": 100.0 + number / 2, **common} for number in range(20)]
+    heard = {
+        "pi-wifi": [play("pi-wifi", ("rain",), "rain"), play("pi-wifi", ("rain",), "yes", 2)],
+        "pi-lte": [play("pi-lte", (), "rain")],
+        "laptop": [],
+        "pi-alone": [play("pi-alone", ("yes",), "yes")],
+    }
+    found = evidence(tmp_path, small_bundle, rows, heard)
+    return found, summarise(found)
+
+
+def test_a_summary_says_what_was_labelled_rightly_and_by_whom(summary) -> None:
+    heard = summary[1]["heard"]
+
+    assert (heard["recordings"], heard["right"], heard["accuracy"]) == (2, 1, 0.5)
+    assert heard["on_the_device_alone"] == {"recordings": 1, "right": 1, "accuracy": 1.0}
+    assert heard["not_labelled"] == 1
+    assert heard["first_right_s"] == 3.0
+    assert {number: part["right"] for number, part in heard["by_generation"].items()} == {"1": 1, "2": 0}
+    assert heard["mistakes"] == [{"truth": ["rain"], "heard": "yes", "times": 1}]
+
+
+def test_bytes_stand_beside_those_of_the_same_audio(summary) -> None:
+    device = summary[1]["devices"]["pi-wifi"]
+
+    assert device["seconds"] == 10.0
+    assert (device["bytes_as_pcm16"], device["bytes_as_opus"]) == (320_000, 20_000)
+    assert device["wire_bytes"] == {"up": 3000, "down": 2000, "of_it_updates": 500}
+    assert summary[1]["bytes_saved_share"] == round(1 - 3 * 1000 / (3 * 320_000), 4), "of the three that ship"
+
+
+def test_the_report_tells_it_in_words_and_shows_names_as_text(summary, tmp_path) -> None:
+    found, told = summary
+
+    write_report(tmp_path / "report", {**told, "audio": "<script>alert(1)</script>"}, found)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "<script>" not in page
+    for words in ("1 of 2 got their label (50%)", "as Opus", "predicted from counted work", "No release was tried"):
+        assert words in " ".join(page.split()), words
+    pictures = set(re.findall(r'src="([^"]+)"', page))
+    assert {"heard.png", "bytes.png", "latency.png", "device-laptop.png"} <= pictures
+    assert all((tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)

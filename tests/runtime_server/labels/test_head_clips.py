@@ -86,6 +86,16 @@ def test_a_head_of_too_few_clips_stays_and_is_asked_as_it_is(head, clips, front_
     assert few.right(model).tolist() == expected
 
 
+def test_a_fixed_head_stays_and_is_asked_as_it_is(kept, head, clips, front_end, generations):
+    fixed = HeadClips.of(head, clips, front_end, GATE_DB, fixed=True)
+    model = first_model(generations.graph, generations.newest)
+    assert fixed.right(model).sum() > 6
+    with torch.no_grad():
+        model.module.get_parameter("head.weight").neg_()
+    assert fixed.right(model).sum() <= 6 < kept.right(model).sum(), "the embeddings are turned around"
+    assert fixed.refitted(model) == head
+
+
 def test_what_the_best_generation_made_of_them_is_checked(kept):
     with pytest.raises(FormatError, match="best: not a 0 or 1 for each of the 12 clips"):
         replace(kept, best=b"\1" * 11)

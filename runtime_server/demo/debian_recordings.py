@@ -1,0 +1,167 @@
+"""Labelled recordings from Debian's packages, which are downloaded and unpacked, not installed.
+
+Sounds come from games and programs for children. No package has the ten words, so the voices of flite speak them.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from runtime_edge.errors import FormatError
+from runtime_server.demo.qt_resource import stored_files
+
+TABLE = "labels.csv"
+_SCRATCH = "usr/share/scratch/Media/Sounds"
+_GCOMPRIS = "usr/share/gcompris-qt/rcc"
+_FIRE = "usr/share/games/minetest/games/minetest_game/mods/fire/sounds"
+SOUNDS = {
+    "scratch": {
+        "baby_cry": (f"{_SCRATCH}/Human/BabyCry.mp3",),
+        "dog_bark": (f"{_SCRATCH}/Animal/Dog1.wav", f"{_SCRATCH}/Animal/Dog2.wav"),
+        "person_sneeze": (f"{_SCRATCH}/Human/Sneeze-female.wav", f"{_SCRATCH}/Human/Sneeze-male.wav"),
+        "rooster": (f"{_SCRATCH}/Animal/Rooster.wav",),
+    },
+    "minetest-data": {
+        "fire_crackling": tuple(
+            f"{_FIRE}/fire_{name}.ogg" for name in ("small", "large", "fire.1", "fire.2", "fire.3")
+        ),
+    },
+    "gcompris-qt-data": {
+        "dog_bark": (
+            f"{_GCOMPRIS}/explore_farm_animals.rcc:dog.ogg",
+            f"{_GCOMPRIS}/memory-sound.rcc:LRBark_1_LA_cut.ogg",
+            f"{_GCOMPRIS}/memory-sound.rcc:LRBark_3_LA_cut.ogg",
+        ),
+        "helicopter": (f"{_GCOMPRIS}/guessnumber.rcc:helicopter.wav",),
+        "rain": (f"{_GCOMPRIS}/memory-sound.rcc:LRRain_in_garden_01_LA_cut.ogg",),
+    },
+}
+"""All that these packages have of the sounds that the head knows: package, class, files (of a resource file: which)."""
+_FLITE = ("flite", "libflite1")
+VOICES = ("awb", "kal16", "rms", "slt")
+WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+_DOWNLOAD_S, _QUICK_S = 600.0, 60.0
+
+Say = Callable[[str], None]
+
+
+def fetch(cache: Path, say: Say) -> bool:
+    """Fill a folder with recordings and `labels.csv`, unless it is there; whether it then is.
+
+    Packages that this Debian does not have are named and done without. False where there is no apt, no package or no
+    network.
+    """
+    if (cache / TABLE).exists():
+        return True
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        say("there is no apt here to fetch recordings with")
+        return False
+    wanted = [*SOUNDS, *_FLITE]
+    sizes = _sizes(wanted)
+    if not sizes and os.geteuid() == 0:
+        _run("apt-get", "update", "-qq", timeout_s=_DOWNLOAD_S)
+        sizes = _sizes(wanted)
+    if missing := [name for name in wanted if name not in sizes]:
+        say(f"this system's packages do not include {', '.join(missing)}")
+    if not sizes:
+        return False
+    say(f"fetching recordings out of {', '.join(sizes)}: {sum(sizes.values()) / 1e6:.0f} MB, nothing is installed")
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache.parent) as made:
+        work = Path(made)
+        (work / "recordings").mkdir()
+        if not _run("apt-get", "download", "-qq", *sizes, folder=work, timeout_s=_DOWNLOAD_S):
+            say("the packages cannot be downloaded")
+            return False
+        for package in work.glob("*.deb"):
+            _run("dpkg-deb", "-x", str(package), str(work / package.name.partition("_")[0]), timeout_s=_DOWNLOAD_S)
+        rows = [*_sounds(work, say), *_words(work)]
+        if not rows:
+            return False
+        with (work / "recordings" / TABLE).open("w", newline="") as table:
+            csv.writer(table).writerows([("filename", "class", "package"), *rows])
+        (work / "recordings").rename(cache)
+    return True
+
+
+def _sizes(names: list[str]) -> dict[str, int]:
+    """Bytes to download, of packages that there are."""
+    found = {}
+    for name in names:
+        told = subprocess.run(
+            ["apt-cache", "show", "--no-all-versions", name], capture_output=True, text=True, timeout=_QUICK_S
+        )
+        sizes = [line.partition(": ")[2] for line in told.stdout.splitlines() if line.startswith("Size: ")]
+        if sizes and sizes[0].isdigit():
+            found[name] = int(sizes[0])
+    return found
+
+
+def _run(*command: str, timeout_s: float, folder: Path | None = None, libraries: Path | None = None) -> bool:
+    environment = os.environ if libraries is None else {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=timeout_s)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def _sounds(work: Path, say: Say) -> Iterator[tuple[str, str, str]]:
+    """Put recordings where they belong; file, class and package of each."""
+    for package, classes in SOUNDS.items():
+        if not (work / package).is_dir():
+            continue
+        for label, files in classes.items():
+            for file in files:
+                path, _, inside = file.partition(":")
+                name = Path(inside or path).name
+                try:
+                    data = _contents(work / package / path, inside)
+                except (OSError, FormatError) as exc:
+                    say(f"{package} has no {name} any more ({exc})")
+                    continue
+                target = work / "recordings" / label / f"{package}-{name}"
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(data)
+                yield str(target.relative_to(work / "recordings")), label, package
+
+
+def _contents(path: Path, inside: str) -> bytes:
+    """Of a file, or of one in a resource file. Raises OSError or FormatError."""
+    if not inside:
+        return path.read_bytes()
+    for name, data in stored_files(path.read_bytes()):
+        if name.endswith(f"/{inside}"):
+            return data
+    raise FormatError(f"not in {path.name}")
+
+
+def _words(work: Path) -> Iterator[tuple[str, str, str]]:
+    """The same for spoken words: each in the middle of one second, as the encoder takes it."""
+    program = work / "flite" / "usr" / "bin" / "flite"
+    libraries = next((work / "libflite1").glob("usr/lib/*/libflite.so.1"), None)
+    if not program.exists() or libraries is None:
+        return
+    for word in WORDS:
+        (work / "recordings" / word).mkdir()
+        for voice in VOICES:
+            path = work / "recordings" / word / f"flite-{voice}.wav"
+            command = (str(program), "-voice", voice, "-t", word, "-o", str(path))
+            if _run(*command, libraries=libraries.parent, timeout_s=_QUICK_S) and path.exists():
+                _centre(path)
+                yield str(path.relative_to(work / "recordings")), word, "flite"
+
+
+def _centre(path: Path) -> None:
+    spoken, rate = soundfile.read(path, dtype="float32")
+    missing = max(0, rate - len(spoken))
+    soundfile.write(path, np.pad(spoken, (missing // 2, missing - missing // 2)), rate, subtype="PCM_16")

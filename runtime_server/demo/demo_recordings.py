@@ -1,0 +1,110 @@
+"""What the devices of the demo hear: a directory that was given, Debian's recordings, or a synthesised soundscape.
+
+recordings = find_recordings(None, Path(".cache/demo-audio"), 110.0, seed=0, work, say)
+playlist = recordings.playlist(work / "audio" / "pi-wifi", seed=1)    # a folder to play, and what is in it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from runtime_edge.audio.files.folder import audio_files
+from runtime_edge.errors import UsageError
+from runtime_server.demo import debian_recordings
+from runtime_server.demo.debian_recordings import TABLE
+from runtime_server.labels.labelled import LabelledClip, read_clips
+from streamsplit_compile.bundle.soundscape import soundscape
+
+SAMPLE_RATE = 16_000
+WINDOW_S, HOP_S = 1.0, 0.5
+"""Of the encoder's windows."""
+_PIECES = 12
+"""Files of a synthesised soundscape."""
+Playlist = dict[str, LabelledClip]
+"""By the name of the file that a device plays."""
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """What is played, and which sound it is where somebody says so."""
+
+    what: str
+    clips: list[LabelledClip]
+    table: Path | None = None
+    """`labels.csv`; None where nothing is labelled."""
+
+    def playlist(self, folder: Path, seed: int) -> tuple[Path, Playlist]:
+        """A folder of links to all of them, in an order of its own."""
+        folder.mkdir(parents=True)
+        order = np.random.default_rng(seed).permutation(len(self.clips))
+        names: Playlist = {}
+        for place, index in enumerate(order):
+            clip = self.clips[index]
+            name = f"{place:05d}-{clip.path.name}"
+            (folder / name).symlink_to(clip.path.resolve())
+            names[name] = clip
+        return folder, names
+
+    def windows(self, seconds: float) -> int:
+        """About how many windows a device makes of them in so many seconds: short ones give one, and last less."""
+        lengths = [length for clip in self.clips if (length := _seconds(clip.path))]
+        if not lengths:  # the device says what is wrong with them
+            return int(seconds / HOP_S)
+        windows = sum(1 + max(0, int((length - WINDOW_S) / HOP_S)) for length in lengths)
+        return max(1, round(windows * seconds / sum(lengths)))
+
+
+def find_recordings(
+    given: Path | None, cache: Path, seconds: float, seed: int, work: Path, say: Callable[[str], None]
+) -> Recordings:
+    """Those of a directory; else Debian's, kept in `cache`; else a soundscape, synthesised into `work`.
+
+    Raises SourceError when the directory holds no audio, UsageError or FormatError for its `labels.csv`.
+    """
+    if given is not None:
+        return _of_directory(given)
+    if debian_recordings.fetch(cache, say):
+        return _of_directory(cache, "Debian's packages")
+    say("so the devices hear a synthesised soundscape, with nothing to recognise; give --audio (make demo AUDIO=...)")
+    folder = work / "soundscape"
+    folder.mkdir()
+    audio = soundscape(seconds, SAMPLE_RATE, seed)
+    for number, piece in enumerate(np.array_split(audio, _PIECES)):
+        soundfile.write(folder / f"soundscape-{number:02d}.wav", piece, SAMPLE_RATE, subtype="PCM_16")
+    return Recordings(
+        "a synthesised soundscape, in which there is nothing to recognise",
+        [_unlabelled(p) for p in audio_files(folder)],
+    )
+
+
+def _of_directory(directory: Path, origin: str = "") -> Recordings:
+    """What `labels.csv` names, of its last fold where it has folds; without that file all recordings there are."""
+    table, origin = directory / TABLE, origin or f"{directory.name}/"
+    if not table.exists():
+        clips = [_unlabelled(path) for path in audio_files(directory)]
+        return Recordings(f"{len(clips)} recordings from {origin}, without labels (no {TABLE})", clips)
+    clips = read_clips(table)
+    if missing := [clip.path for clip in clips if not clip.path.is_file()]:
+        raise UsageError(f"{table}: names {len(missing)} recordings that are not there, such as {missing[0]}")
+    folds = [clip.fold for clip in clips if clip.fold is not None]
+    fold = ""
+    if folds:
+        clips, fold = [clip for clip in clips if clip.fold == max(folds)], f", fold {max(folds)} of {TABLE}"
+    return Recordings(f"{len(clips)} labelled recordings from {origin}{fold}", clips, table)
+
+
+def _seconds(path: Path) -> float:
+    """0 for what cannot be read."""
+    try:
+        return float(soundfile.info(path).duration)
+    except (OSError, soundfile.LibsndfileError):
+        return 0.0
+
+
+def _unlabelled(path: Path) -> LabelledClip:
+    return LabelledClip(path, ())
