@@ -30,6 +30,19 @@ from streamsplit_compile.cli.printing import Steps, print_json, print_table, pri
 
 _LOOK_S = 2.0
 
+_fit_options = together(
+    click.option(
+        "--bundle", "given", type=PathParam(), help="Use this bundle instead of the server's newest generation."
+    ),
+    click.option(
+        "-o", "--out", type=PathParam(), default=Path("head.json"), show_default=True, help="Head file to write."
+    ),
+    click.option(
+        "--gate-db", default=-60.0, show_default=True, help="Leave out windows of recordings below this level."
+    ),
+    click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the held-out folds."),
+)
+"""What a head is fitted to, and where it is written."""
 
 _push_options = together(
     click.option("--push", is_flag=True, help="Give it to running devices; it takes effect at their next window."),
@@ -48,11 +61,8 @@ _push_options = together(
 
 @click.command()
 @click.argument("source", metavar="[FOLDER|CSV]", required=False, type=PathParam())
-@click.option("--bundle", "given", type=PathParam(), help="Use this bundle instead of the server's newest generation.")
-@click.option("-o", "--out", type=PathParam(), default=Path("head.json"), show_default=True, help="Head file to write.")
+@_fit_options
 @_push_options
-@click.option("--gate-db", default=-60.0, show_default=True, help="Leave out windows of recordings below this level.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the held-out folds.")
 @server_option
 @key_option
 @json_option
@@ -90,8 +100,7 @@ def label(
     if ready is not None:
         _push_ready(ready, source if probe else None, secret, broker, state, (target, device), gate_db)
         return
-    folder = None if given else HeadClipsFolder(head_clips_path(state))
-    labelled = _required(source)
+    folder, labelled = None if given else HeadClipsFolder(head_clips_path(state)), _required(source)
 
     def work(bundles: dict[int, Bundle]) -> None:
         newest = bundles[max(bundles)]
@@ -213,6 +222,8 @@ def _keep_clips(
             known = [clip for clip in clips if set(clip.labels) <= set(head.labels)]
             if len(known) < len(clips):
                 print_warning(f"{source}: {len(clips) - len(known)} recordings have labels that the head does not know")
+            if not known:
+                raise UsageError(f"{source}: no recording has a label of the head: {', '.join(head.labels)}")
             clips = known
         folder.keep(HeadClips.of(head, clips, bundle.manifest.info.front_end, gate_db, fixed))
         return True

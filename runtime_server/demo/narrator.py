@@ -56,8 +56,9 @@ class Narrator:
     @property
     def progress(self) -> str:
         """The progress line, in a terminal's 80 columns."""
-        left = max(0, round(self._until - self._clock()))
-        text = f"... about {left // 60}:{left % 60:02d} min left · {self._what}"
+        left = round(self._until - self._clock())
+        when = f"about {left // 60}:{left % 60:02d} min left" if left > 0 else "longer than usual"
+        text = f"... {when} · {self._what}"
         return text if len(text) <= _COLUMNS else f"{text[: _COLUMNS - 1]}…"
 
     def _show(self) -> None:

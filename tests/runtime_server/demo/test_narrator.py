@@ -30,14 +30,14 @@ def test_lines_stay_and_a_progress_line_follows_them() -> None:
     )
 
 
-def test_the_progress_line_fits_80_columns_and_time_never_runs_below_zero() -> None:
+def test_the_progress_line_fits_80_columns_and_says_when_it_was_wrong() -> None:
     time = VirtualTime()
     say = Narrator(stream=Terminal(), clock=time.clock)
     say.expect("x" * 200, 5.0)
     time.seconds += 60.0
 
     assert len(say.progress) == 79
-    assert say.progress.startswith("... about 0:00 min left")
+    assert say.progress.startswith("... longer than usual · xx")
 
 
 def test_where_nobody_watches_there_are_lines_alone() -> None:
