@@ -35,8 +35,9 @@ CACHE = Path(".cache/demo-audio")
 PAGE_PORT = 8081
 LEARN = ("--rho", "1")
 """What a window that the server learns from is worth to the tables here (`ssc splitter train`)."""
-LEARNING_RATE = "5e-6"
-"""The encoder is trained already: with more, heads get worse, and no release is let through."""
+LEARNING_RATE, RELEASE_LEAST_S = "1e-6", "30"
+"""The encoder is trained already: with more its head soon labels one of these few recordings otherwise, and the release
+is refused."""
 _COMPILE_S, _START_S = 600.0, 180.0
 """At most: on a machine that does much else."""
 _SETTLE_S = 30.0
@@ -190,7 +191,7 @@ async def _start_server(stage: _Stage) -> Child:
         "server", "server", "run", str(stage.encoder), str(stage.work / "bundle"), "--state", str(stage.state),
         "--port", str(stage.port), "--web", stage.page.rpartition(":")[2], "--training",
         "--calibrate", str(stage.sources["pi-wifi"][0]), "--release-steps", str(config.release_steps),
-        "--release-least-s", "0", "--learning-rate", LEARNING_RATE, "--seed", str(config.seed), "-v",
+        "--release-least-s", RELEASE_LEAST_S, "--learning-rate", LEARNING_RATE, "--seed", str(config.seed), "-v",
     )  # fmt: skip
     await wait_for_line(server, "serving generation", _START_S)
     return server

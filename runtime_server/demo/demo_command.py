@@ -80,7 +80,7 @@ def _show(summary: dict[str, Any]) -> None:
         )
     click.echo(
         f"{summary['bytes_saved_share']:.0%} fewer bytes than PCM, {summary['training_steps']} training steps, "
-        f"{len(summary['generations'])} generations,\n"
+        f"generation {summary['generations'][-1]['generation']} last,\n"
         f"parity within {summary['parity_max_abs_error']:.1e}, {summary['duration_s']:.0f} s in all"
     )
 
