@@ -8,8 +8,15 @@ from itertools import accumulate
 
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import BundleInfo, Cut
-from runtime_edge.formats.records.actions import ActionCosts
-from streamsplit_compile.bundle.bundle_summary import PARITY_COLUMNS, parity_rows
+from runtime_edge.formats.records.actions import ActionCosts, action_name
+from streamsplit_compile.bundle.bundle_summary import (
+    EXIT_COLUMNS,
+    PARITY_COLUMNS,
+    WIDTH_COLUMNS,
+    exit_rows,
+    parity_rows,
+    width_rows,
+)
 from streamsplit_compile.bundle.calibrate import calibration_text
 from streamsplit_compile.splitter.pricing import bundle_actions, default_encoding
 
@@ -48,15 +55,36 @@ one every {_seconds(info, info.front_end.hop_samples):g} s.</p>
 <p class="note">Against the encoder in float32: largest error, median and worst cosine over the windows measured. Of
 the prefix alone it is the activation at the cut, of the wire encodings the embedding after prefix, wire and torch
 suffix.</p>
-<h2>Bytes for each window</h2>{_bytes_picture(info)}
+{_assets(info)}<h2>Bytes for each window</h2>{_bytes_picture(info)}
 <p class="note">Bytes on the wire are medians over the calibration windows, zstd included. A codec need only send the
 audio that is new since the last window.</p>
 <h2>Latency</h2>
 <p class="note">Predicted: device at no other load, {ROUND_TRIP_MS:g} ms round trip, server as
-<code>x86-64</code>. Measure your own with <code>ssc profile</code>.</p>
+<code>x86-64</code>. Measure your own with <code>ssc profile</code>.{_FIRST if info.exits else ""}</p>
 {sections}</html>
 """
     return page.encode()
+
+
+_FIRST = """ Where an exit answers (<code>+exit</code>) the device's part is all that its first answer takes; the whole
+bar is the server's after it."""
+
+
+def _assets(info: BundleInfo) -> str:
+    """What is at the cuts beside blocks, as `ssc inspect` has it."""
+    found = ""
+    if info.bottlenecks:
+        how = "trained" if info.bottlenecks[0].steps else "in closed form"
+        found += f"""<h2>Bottlenecks</h2><div class="wide">{_table(WIDTH_COLUMNS, width_rows(info.bottlenecks))}</div>
+<p class="note">Fitted {how}. Payloads, and embeddings after prefix, bottleneck, wire, decoder and torch suffix, on
+windows that fitted nothing.</p>
+"""
+    if info.exits:
+        found += f"""<h2>Exits</h2><div class="wide">{_table(EXIT_COLUMNS, exit_rows(info.exits))}</div>
+<p class="note">How near the embedding that an exit makes of the activation at its cut comes to the whole encoder's, on
+windows that fitted nothing.</p>
+"""
+    return found
 
 
 def _cut_table(bundle: Bundle) -> str:
@@ -84,7 +112,13 @@ def _bytes_picture(info: BundleInfo) -> str:
         ("16-bit PCM, new audio", [("#999", info.front_end.hop_samples * 2.0)]),
         (f"Opus at {OPUS_KBITS} kbit/s, new audio", [("#999", OPUS_KBITS * 125 * hop_s)]),
     ]
-    bars += [(_name(cut), [(_COLOURS["device"], float(_bytes(info, cut)))]) for cut in info.cuts]
+    widths = {bottleneck.cut: bottleneck.widths for bottleneck in info.bottlenecks}
+    for cut in info.cuts:
+        bars.append((_name(cut), [(_COLOURS["device"], float(_bytes(info, cut)))]))
+        bars += [
+            (action_name(cut.name, one.width), [(_COLOURS["device"], float(one.bytes))])
+            for one in widths.get(cut.name, ())
+        ]
     return _bar_chart(bars, lambda value: f"{value:,.0f} B")
 
 

@@ -44,3 +44,24 @@ def test_it_names_every_cut_and_target_and_is_well_formed(small_bundle):
 
 def test_the_same_bundle_gives_the_same_bytes_and_lies_beside_it(small_bundle):
     assert render_report(small_bundle) == report_path(small_bundle.path).read_bytes()
+
+
+def test_it_tells_what_bottlenecks_and_exits_there_are_and_how_near_they_come(calibrated_bundle, small_bundle):
+    page = render_report(calibrated_bundle).decode()
+    parser = Balanced()
+    parser.feed(page)
+    info = calibrated_bundle.manifest.info
+
+    assert parser.open == []
+    section = page[page.index("<h2>Exits</h2>") : page.index("<h2>Bytes for each window</h2>")]
+    for early in info.exits:
+        assert f"<td>{early.cut}</td>" in section
+        assert f"onnx-fp32 {early.agreement['onnx-fp32'].cosine_median:.4f}" in section
+    section = page[page.index("<h2>Bottlenecks</h2>") : page.index("<h2>Exits</h2>")]
+    for bottleneck in info.bottlenecks:
+        for one in bottleneck.widths:
+            assert f"<td>{one.width}</td>" in section
+            assert f">{bottleneck.cut}/{one.width}</text>" in page
+    assert "its first answer takes" in page
+    without = render_report(small_bundle).decode()
+    assert not [word for word in ("<h2>Exits", "<h2>Bottlenecks", "+exit") if word in without]
