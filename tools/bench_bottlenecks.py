@@ -1,17 +1,19 @@
 """Accuracy behind a bottleneck by bytes a window, over all folds of labelled recordings.
 
-    python -m tools.bench_bottlenecks encoder.pt features.7 --audio recordings/ [--data esc10] [--steps 1000]
+    python -m tools.bench_bottlenecks encoder.pt features.7 --audio recordings/ [--data esc10] [--steps 1000] [--alone]
 
 For each fold the bottleneck is fitted to the windows of the other folds' recordings, which also train a linear head on
-embeddings of the whole encoder. The fold's own windows then go through bottleneck, coding and suffix to that head.
+embeddings of the whole encoder. The fold's own windows then go through bottleneck, coding and suffix to that head. With
+`--alone` each width is trained by itself, too: how many bytes does the nested one take for the same cosine?
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument("--audio", type=Path, required=True)
     parser.add_argument("--data", default="esc10")
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--width", type=int, help="Train this one alone.")
+    parser.add_argument("--alone", action="store_true", help="Train each width by itself, too.")
     parser.add_argument("--fold", type=int, help="Judge on this fold alone.")
     given = parser.parse_args()
     encoder, clips = load_encoder(given.encoder), load_clips(given.audio, given.data)
@@ -55,35 +57,88 @@ def main() -> None:
     with torch.inference_mode():
         activations = torch.stack([run_segments(segments[:1], torch.from_numpy(clip.copy())) for clip in windows])
         whole = torch.stack([run_segments(segments[1:], clip) for clip in activations]).numpy()
-    right: dict[int, list[Array]] = {}
-    sizes: dict[int, list[float]] = {}
-    cosines: dict[int, list[float]] = {}
+    found = Found(given.cut)
+    alone: dict[int, Found] = {}
     for fold in np.unique(clips.folds) if given.fold is None else [given.fold]:
         train, test = clips.folds != fold, clips.folds == fold
         head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         head.fit(whole[train].mean(1), clips.labels[train])
-        right.setdefault(0, []).append(head.predict(whole[test].mean(1)) == clips.labels[test])
-        seen = activations[torch.from_numpy(train)].flatten(0, 1)
-        with tempfile.TemporaryDirectory() as checkpoints:
-            fitted = Fitted(seen, torch.from_numpy(whole[train]).flatten(0, 1), segments[1:])
-            widths = None if given.width is None else [given.width]
-            block = fit(cut, fitted, given.steps, 0, Path(checkpoints), lambda done, total: None, widths)
-        heard = activations[torch.from_numpy(test)]
-        for width, embeddings, found in _through(block, seen, heard, segments[1:], widths):
-            right.setdefault(width, []).append(head.predict(embeddings.mean(1)) == clips.labels[test])
-            sizes.setdefault(width, []).extend(found)
-            cosines.setdefault(width, []).extend((embeddings * whole[test]).sum(-1).ravel().tolist())
+        seen, heard = (activations[torch.from_numpy(chosen)] for chosen in (train, test))
+        data = Fitted(seen.flatten(0, 1), torch.from_numpy(whole[train]).flatten(0, 1), segments[1:])
+        block = _trained(cut, data, given.steps, None)
+        found.add(head, clips.labels[test], whole[test], _through(block, data, heard, None))
         print(f"fold {fold}: done", flush=True)
-    plain = np.concatenate(right.pop(0))
-    print(f"{given.cut}: whole encoder {plain.mean():.4f} of {len(plain)} clips")
-    for width, found in right.items():
-        low, high = interval(plain, np.concatenate(found))
-        print(
-            f"width {width:3d}: bytes {np.mean(sizes[width]):.0f} median {np.median(sizes[width]):.0f} "
-            f"p99 {np.percentile(sizes[width], 99):.0f}  cosine {np.median(cosines[width]):.4f}  "
-            f"accuracy {np.concatenate(found).mean():.4f}  points lost "
-            f"{100 * (plain.mean() - np.concatenate(found).mean()):.2f} [{low:.2f}, {high:.2f}]"
-        )
+        for width in widths_of(block)[:-1] if given.alone else ():
+            one = _trained(cut, data, given.steps, width)
+            into = alone.setdefault(width, Found(given.cut))
+            into.add(head, clips.labels[test], whole[test], _through(one, data, heard, width))
+            print(f"fold {fold}: width {width} alone: done", flush=True)
+    found.tell()
+    for width, one in alone.items():
+        one.tell()
+        print(f"width {width:3d}: nested takes {nested_share(found, one, width):.3f} of the bytes for the same cosine")
+
+
+def _trained(cut: Cut, data: Fitted, steps: int, width: int | None) -> Bottleneck:
+    """For all widths at once, or for one alone."""
+    with tempfile.TemporaryDirectory() as checkpoints:
+        return fit(cut, data, steps, 0, Path(checkpoints), widths=None if width is None else [width])
+
+
+class Found:
+    """What was found of each width, over folds."""
+
+    def __init__(self, cut: str) -> None:
+        self.cut = cut
+        self.plain: list[npt.NDArray[np.bool_]] = []
+        """Which clips the whole encoder's embeddings tell rightly."""
+        self.right: dict[int, list[npt.NDArray[np.bool_]]] = {}
+        self.sizes: dict[int, list[float]] = {}
+        self.cosines: dict[int, list[float]] = {}
+
+    def add(
+        self,
+        head: Any,
+        labels: npt.NDArray[np.int64],
+        whole: Array,
+        through: Iterable[tuple[int, Array, list[int]]],
+    ) -> None:
+        """The clips of a fold: what the encoder makes of them (clips, windows, d), and what each width does."""
+        self.plain.append(head.predict(whole.mean(1)) == labels)
+        for width, embeddings, sizes in through:
+            self.right.setdefault(width, []).append(head.predict(embeddings.mean(1)) == labels)
+            self.sizes.setdefault(width, []).extend(sizes)
+            self.cosines.setdefault(width, []).extend((embeddings * whole).sum(-1).ravel().tolist())
+
+    def tell(self) -> None:
+        """A line for each width."""
+        plain = np.concatenate(self.plain)
+        print(f"{self.cut}: whole encoder {plain.mean():.4f} of {len(plain)} clips")
+        for width, parts in self.right.items():
+            right, sizes = np.concatenate(parts), self.sizes[width]
+            low, high = interval(plain, right)
+            print(
+                f"width {width:3d}: bytes {np.mean(sizes):.0f} median {np.median(sizes):.0f} "
+                f"p99 {np.percentile(sizes, 99):.0f}  cosine {np.median(self.cosines[width]):.4f}  "
+                f"accuracy {right.mean():.4f}  points lost "
+                f"{100 * (plain.mean() - right.mean()):.2f} [{low:.2f}, {high:.2f}]"
+            )
+
+
+def nested_share(nested: Found, alone: Found, width: int) -> float:
+    """How many bytes the nested bottleneck takes of those that a width trained alone takes, for the same cosine.
+
+    Between the nested one's widths, and beyond them, the logarithm of bytes follows that of what is missing to a cosine
+    of 1 along straight lines. A nested cosine that is never reached gives what the line through the two widest says.
+    """
+    missing = np.array([1 - np.median(found) for found in nested.cosines.values()])
+    sizes = np.array([np.mean(found) for found in nested.sizes.values()])
+    order = np.argsort(missing)
+    x, y = np.log(missing[order]), np.log(sizes[order])
+    wanted = float(np.log(1 - np.median(alone.cosines[width])))
+    near = int(np.clip(np.searchsorted(x, wanted), 1, len(x) - 1))
+    slope = (y[near] - y[near - 1]) / (x[near] - x[near - 1])
+    return float(np.exp(y[near - 1] + slope * (wanted - x[near - 1])) / np.mean(alone.sizes[width]))
 
 
 def cut_of(name: str, node: str, shape: tuple[int, ...]) -> Cut:
@@ -95,21 +150,19 @@ def cut_of(name: str, node: str, shape: tuple[int, ...]) -> Cut:
 
 
 def _through(
-    block: Bottleneck,
-    seen: torch.Tensor,
-    heard: torch.Tensor,
-    suffix: list[torch.fx.GraphModule],
-    only: list[int] | None,
+    block: Bottleneck, data: Fitted, heard: torch.Tensor, only: int | None
 ) -> Iterator[tuple[int, Array, list[int]]]:
-    """For each width the embeddings (clips, windows, d) of activations (clips, windows, ...), and each one's bytes."""
+    """For each width, or for one, the embeddings (clips, windows, d) of activations (clips, windows, ...), and each
+    one's bytes.
+    """
     with torch.inference_mode():
-        codec = LatentCodec(coding_tables(quantise(_encoded(block, seen))), block.latent_shape)
+        codec = LatentCodec(coding_tables(quantise(_encoded(block, data.activations))), block.latent_shape)
         latents = _encoded(block, heard.flatten(0, 1))
-        for width in only or widths_of(block):
+        for width in widths_of(block) if only is None else [only]:
             sent = [codec.encode(latent[None], width) for latent in latents]
             arrived = np.concatenate([codec.decode(*payload, width) for payload in sent])
             parts = torch.split(torch.from_numpy(arrived), 64)
-            found = torch.cat([run_segments(suffix, block.decode(part)) for part in parts]).numpy()
+            found = torch.cat([run_segments(data.suffix, block.decode(part)) for part in parts]).numpy()
             yield width, found.reshape(*heard.shape[:2], -1), [len(payload) for payload, _ in sent]
 
 
