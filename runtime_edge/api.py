@@ -187,6 +187,8 @@ def _exit(prefix: Prefix, cut: str) -> LoadedExit:
 def run_device(source: str, on_result: Callback, settings: dict[str, Any]) -> dict[str, Any]:
     """See `runtime_edge.run`."""
     config = from_call(DeviceConfig, {**settings, "source": source}, "runtime_edge.run")
+    if not config.has_source:
+        raise UsageError("runtime_edge.run: give a source, or watch, a folder into which recordings come")
     if config.broker is None and config.bundle is None:
         raise UsageError("runtime_edge.run: give broker, a server's address, or bundle, to run one without a server")
     sinks: list[Sink] = [CallbackSink(on_result), *(JsonLines(path) for path in config.results)]

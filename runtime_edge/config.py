@@ -77,27 +77,33 @@ def _rule_value(text: str, word: str) -> tuple[str, float]:
 class DeviceConfig:
     """Settings of `ssc edge run`, in the order of its help and of `ssc edge config`."""
 
-    device: str = setting(host_name, "This device's name on the broker; the host name when left out.", example="pi-1")
-    source: str = setting(
-        "", "mic, an audio file, a directory, or - for PCM16 on standard input; required.", example="mic"
+    device: str = setting(
+        host_name, "This device's name on the broker; the host name when left out.", example="pi-1", common=True
     )
-    state: Path = setting(Path("ssc-edge"), "State directory: spool, bundles, tables, status.")
-    target: str = setting("rpi4", "Which target's releases and tables to follow.")
+    source: str = setting(
+        "", "mic, an audio file, a directory, or - for PCM16 on standard input; this or watch is required.",
+        example="mic", common=True,
+    )  # fmt: skip
+    state: Path = setting(Path("ssc-edge"), "State directory: spool, bundles, tables, status.", common=True)
+    target: str = setting("rpi4", "Which target's releases and tables to follow.", common=True)
     broker: str | None = setting(
         None,
         "Broker address, or several of a cluster with commas between; without it everything runs here.",
         example="nats://gateway:4222",
         check=servers,
+        common=True,
     )
     credentials: Path | None = setting(
-        None, "This device's key for the broker, from `ssc server device add`.", example="pi-1.creds"
+        None, "This device's key for the broker, from `ssc server device add`.", example="pi-1.creds", common=True
     )
     tls_ca: Path | None = setting(
         None, "Authorities to check a tls:// broker against; without it the system's.", example="ca.pem"
     )
     tls_cert: Path | None = setting(None, "This device's certificate, where the broker asks for one.", example="pi.pem")
     tls_key: Path | None = setting(None, "The key of that certificate.", example="pi.key")
-    bundle: Path | None = setting(None, "Bundle directory to run instead of the server's release.", example="bundle")
+    bundle: Path | None = setting(
+        None, "Bundle directory to run instead of the server's release.", example="bundle", common=True
+    )
     pub: Path | None = setting(
         None, "Public key to trust; without it the server's, pinned at the first contact.", example="signing.pub"
     )
@@ -151,13 +157,25 @@ class DeviceConfig:
         False, "Wait for the disk at every frame: a power cut then takes none, for 5 to 50 ms each on a memory card."
     )
     min_cut: str | None = setting(
-        None, "Privacy floor: never ship anything earlier than this cut; local ships nothing.", example="layer2.0"
+        None,
+        "Privacy floor: never ship anything earlier than this cut; local ships nothing.",
+        example="layer2.0",
+        common=True,
     )
     learn: bool = setting(
         False, "Correct the splitter table by measured latencies, within bounds; `ssc splitter merge` collects them."
     )
-    realtime: bool = setting(True, "Play files at the speed they were recorded; otherwise as fast as possible.")
+    realtime: bool = setting(
+        True, "Play files at the speed they were recorded; otherwise as fast as possible.", common=True
+    )
     loop: bool = setting(False, "Start files again at their end.")
+    watch: Path | None = setting(
+        None,
+        "Instead of a source a folder into which recordings come: each is processed once, when it is complete, over "
+        "restarts.",
+        example="incoming",
+        common=True,
+    )
     speed: float = setting(1.0, "Play files this many times faster than real time.", ge=0.01, le=1000)
     gate_db: float | None = setting(
         None, "Ignore windows quieter than this, decibels of full scale.", ge=-200, le=0, example=-60.0
@@ -175,9 +193,13 @@ class DeviceConfig:
         (),
         "Write results as JSON lines to these files, or - for standard output (a terminal gets no embeddings).",
         example=("results.jsonl",),
+        common=True,
     )
     head: Path | None = setting(
-        None, "Head that labels the results, instead of the server's (`ssc server label`).", example="head.json"
+        None,
+        "Head that labels the results, instead of the server's (`ssc server label`).",
+        example="head.json",
+        common=True,
     )
     events: Literal["all", "labels", "off"] = setting(
         "labels", "Results to publish on evt.<device>, without embeddings: all, those with a detected label, or none."
@@ -202,6 +224,13 @@ class DeviceConfig:
     log_level: Literal["debug", "info", "warning", "error"] = setting("warning", "What to log.")
     log_format: Literal["text", "json"] = setting("text", "Log lines as text, or as one JSON object each.")
     seed: int = setting(0, "Seed of the splitter's exploration.", ge=0)
+
+    @property
+    def has_source(self) -> bool:
+        """Whether it is said where audio comes from. Raises UsageError where it is said twice."""
+        if self.source and self.watch is not None:
+            raise UsageError(f"source {self.source} and watch {self.watch}: give one of them")
+        return bool(self.source) or self.watch is not None
 
     @property
     def deadline_s(self) -> float:

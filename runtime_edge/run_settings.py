@@ -39,6 +39,7 @@ class RunSettings(TypedDict, total=False):
     learn: bool
     realtime: bool
     loop: bool
+    watch: str | PathLike[str] | None
     speed: float
     gate_db: float | None
     stdin_rate: int | None

@@ -103,6 +103,7 @@ class AudioBlock(msgspec.Struct, frozen=True):
         gap_samples: samples missing between the previous block and this one; 0 when they join.
         ready_at: when a reader could have had it at the earliest, monotonic seconds.
         begins: the recording whose first sample is the block's first; None when none begins here.
+        ends: whether its last sample is the recording's last, where that is known before another one begins.
     """
 
     samples: NDArray[np.float32]
@@ -111,3 +112,4 @@ class AudioBlock(msgspec.Struct, frozen=True):
     gap_samples: int = 0
     ready_at: float = 0.0
     begins: Recording | None = None
+    ends: bool = False

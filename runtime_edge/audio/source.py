@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import msgspec
+
 from runtime_edge.audio.audio_block import SYSTEM_CLOCK, AudioBlock, Clock, Counters
 from runtime_edge.audio.file_decoder import (
     MAX_CHANNELS,
@@ -16,6 +18,7 @@ from runtime_edge.audio.file_decoder import (
     read_directory,
     read_file,
 )
+from runtime_edge.audio.files.watched_folder import LOOK_S, WatchedFolder
 from runtime_edge.audio.live import FrameQueue, IdleWaiter, Waiter, read_ahead
 from runtime_edge.audio.microphone import Microphone
 from runtime_edge.audio.stdin import capture_pcm16, read_pcm16
@@ -40,6 +43,7 @@ def open_source(
     counters: Counters | None = None,
     clock: Clock = SYSTEM_CLOCK,
     waiter: Waiter | None = None,
+    watched: Path | None = None,
 ) -> Generator[AudioBlock, None, None]:
     """Open a source; returns a generator of its audio as mono float32 blocks at `sample_rate`. `close()` stops it.
 
@@ -65,6 +69,7 @@ def open_source(
         counters: what is counted; a fresh one when not given.
         clock: the time and the sleep that paces files.
         waiter: how whoever iterates waits for a microphone or for stdin; by default it does nothing else meanwhile.
+        watched: `spec` is a directory into which recordings come; which were read is remembered in this file.
 
     Raises:
         UsageError: an option out of range or not for this source.
@@ -81,7 +86,13 @@ def open_source(
         rate_hz, live_s = sample_rate if stdin_rate is None else stdin_rate, queue_seconds if realtime else None
         raws, anchor_ns = _open_stdin(stdin_fd, rate_hz, stdin_channels, live_s, counters, clock, waiter)
         return to_blocks(raws, sample_rate, counters, anchor_ns, clock, None, mixer)
-    pace, raws = speed if realtime else None, _open_path(Path(spec), loop, counters, block_s, mixer.least_channels)
+    pace = speed if realtime else None
+    if watched is not None:
+        if loop:
+            raise UsageError(f"source {spec!r} is watched and cannot be looped: each recording is read once")
+        folder = WatchedFolder(Path(spec), watched, clock.monotonic)
+        return _watched(folder, block_s, sample_rate, counters, clock, pace, mixer, waiter)
+    raws = _open_path(Path(spec), loop, counters, block_s, mixer.least_channels)
     return to_blocks(raws, sample_rate, counters, clock.wall_ns, clock, pace, mixer)
 
 
@@ -111,6 +122,31 @@ def _open_path(
     if loop:
         return read_again_and_again(path, counters, block_s, least_channels)
     return read_file(path, block_s, Faults(counters), least_channels)
+
+
+def _watched(
+    folder: WatchedFolder,
+    block_s: float,
+    sample_rate: int,
+    counters: Counters,
+    clock: Clock,
+    pace: float | None,
+    mixer: Mixer,
+    waiter: Waiter,
+) -> Generator[AudioBlock, None, None]:
+    """The recordings of a folder as they come; each has a time line of its own."""
+    faults = Faults(counters)
+    for path in folder.recordings(lambda: waiter.wait(lambda: False, LOOK_S)):
+        raws, last = read_file(path, block_s, faults, mixer.least_channels), None
+        try:
+            for block in to_blocks(raws, sample_rate, counters, clock.wall_ns, clock, pace, mixer):
+                if last is not None:
+                    yield last
+                last = block
+        except SourceError as exc:
+            faults.skipped(path, exc)
+        if last is not None:
+            yield msgspec.structs.replace(last, ends=True)
 
 
 def is_live(spec: str, realtime: bool) -> bool:

@@ -116,6 +116,8 @@ class Windower:
             if self._fill == self._window:
                 yield from self._emit()
                 self._advance()
+        if block.ends:
+            yield from self.flush()
 
     def flush(self) -> Iterator[AudioWindow]:
         """End the stream, or recording: yield the one padded window of one that was too short, else nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ import click
 from runtime_edge.base.files import write_atomic
 from runtime_edge.base.logs import configure, flush
 from runtime_edge.cli.install_command import install
+from runtime_edge.cli.live_line import live_line
 from runtime_edge.cli.status_command import status_
+from runtime_edge.click_options import ManyOptions
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.device import Device
 from runtime_edge.device.sinks import JsonLines, Sink
 from runtime_edge.errors import UsageError
 from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import acknowledged, completes_none
-from runtime_edge.settings import as_toml, load, options, read
+from runtime_edge.settings import as_toml, common_names, load, options, read
 
 
 class _Path(click.Path):
@@ -36,12 +39,17 @@ def edge() -> None:
     """
 
 
-@edge.command(context_settings={"auto_envvar_prefix": "SSC_EDGE"})
+@edge.command(
+    cls=ManyOptions,
+    common=[*common_names(DeviceConfig), "config", "as_json", "quiet", "verbose"],
+    context_settings={"auto_envvar_prefix": "SSC_EDGE"},
+)
 @click.option("--config", type=_Path(), help="TOML file of settings; `ssc edge config` prints one.")
 @options(DeviceConfig)
 @click.option("--json", "as_json", is_flag=True, allow_from_autoenv=False, help="Print the accounting as JSON.")
+@click.option("-q", "--quiet", is_flag=True, allow_from_autoenv=False, help="No line on the terminal meanwhile.")
 @click.option("-v", "--verbose", is_flag=True, allow_from_autoenv=False, help="The same as --log-level info.")
-def run(config: Path | None, as_json: bool, verbose: bool, **given: Any) -> None:
+def run(config: Path | None, as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
     """Stream audio: run a prefix of the encoder, ship the activation, take the embedding.
 
     Every option is also a key of the file (`--spool-mb` is spool_mb) and a variable (SSC_EDGE_SPOOL_MB): the command
@@ -52,13 +60,17 @@ def run(config: Path | None, as_json: bool, verbose: bool, **given: Any) -> None
     if verbose:
         given["log_level"] = "info"
     settings = load(DeviceConfig, config, given)
-    if not settings.source:
-        raise UsageError("give --source, or source in the file of --config")
+    if not settings.has_source:
+        raise UsageError("give --source or --watch, or one of both in the file of --config")
     if settings.broker is None and settings.bundle is None:
         raise UsageError("give --broker of a server, or --bundle to run one without a server")
     configure(settings.log_level, settings.log_format)
+    sinks: list[Sink] = [JsonLines(path) for path in settings.results]
+    # Beside a log or results on the same terminal a line that is written over is in the way.
+    beside = settings.log_level in ("debug", "info") or ("-" in settings.results and sys.stdout.isatty())
+    sinks += live_line(sys.stderr, settings.device, not quiet and not beside)
     try:
-        accounting = asyncio.run(_run(settings, [JsonLines(path) for path in settings.results]))
+        accounting = asyncio.run(_run(settings, sinks))
     finally:
         flush()
     if settings.report is not None:

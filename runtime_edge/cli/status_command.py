@@ -14,10 +14,11 @@ import msgspec
 
 from runtime_edge.base.text import moment, size
 from runtime_edge.config import DeviceConfig
-from runtime_edge.errors import CheckFailed
+from runtime_edge.errors import CheckFailed, FormatError
 from runtime_edge.service.status import DeviceStatus, acknowledged, problems, read_status
 from runtime_edge.settings import load
 from runtime_edge.transport.budgets import BudgetStatus, TrafficStatus
+from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.trial import Trials, UpdateLog, update_log
 
 _UPDATES_SHOWN = 5
@@ -35,20 +36,49 @@ def status_(state: Path | None, config: Path | None, as_json: bool) -> None:
     """
     directory = load(DeviceConfig, config, {"state": state}).state
     status = read_status(directory)
-    if status is None:
-        raise CheckFailed(f"{directory}: no device has run from this state directory")
-    wrong = problems(directory, status)
     record, updates = Trials(directory).known(), update_log(directory, _UPDATES_SHOWN)
+    installed = _installed(directory, record.current, None if status is None else status.encoder.bundle)
+    if status is None:
+        missing = "no device has run from this state directory"
+        if as_json and installed is not None:
+            click.echo(json.dumps({"installed": installed, "healthy": False, "problems": [missing]}, indent=2))
+        elif installed is not None:
+            click.echo("\n".join([f"{directory}: not started yet", *_installed_line(installed), *_updates(updates)]))
+        raise CheckFailed(f"{directory}: {missing}")
+    wrong = problems(directory, status)
     if as_json:
         everything = msgspec.to_builtins(status)
+        everything |= {"installed": installed}
         everything |= {"healthy": not wrong, "problems": wrong}
         everything |= {"bundles": msgspec.to_builtins(record), "updates": updates.events}
         everything |= {"updates_damaged_lines": updates.damaged_lines}
         click.echo(json.dumps(everything, indent=2))
     else:
-        click.echo("\n".join([_headline(status, wrong), *_lines(status, record.proven), *_updates(updates)]))
+        lines = [*_lines(status, record.proven), *_installed_line(installed), *_updates(updates)]
+        click.echo("\n".join([_headline(status, wrong), *lines]))
     if wrong:
         raise CheckFailed(f"{directory}: {'; '.join(wrong)}")
+
+
+def _installed(directory: Path, current: str | None, running: str | None) -> dict[str, Any] | None:
+    """What `ssc edge install` put there for the next start; None where that runs already, or nothing is there."""
+    if current is None or current == running:
+        return None
+    try:
+        bundle = BundleStore(directory, None).current()
+    except FormatError as exc:
+        return {"digest": current, "trouble": str(exc)}
+    if bundle is None:
+        return None
+    info = bundle.manifest.info
+    return {"digest": current, "generation": info.generation, "encoder": info.encoder.id}
+
+
+def _installed_line(installed: dict[str, Any] | None) -> list[str]:
+    if installed is None:
+        return []
+    what = installed.get("trouble") or f"generation {installed['generation']} of {installed['encoder']}"
+    return [f"  {'installed':<{_INDENT - 2}}{what}, {installed['digest'][:19]}, runs from the next start on"]
 
 
 def _headline(status: DeviceStatus, wrong: list[str]) -> str:

@@ -65,7 +65,7 @@ class Capture:
         self._worker, self._sample_rate = worker, sample_rate
         self._counters = Counters()
         self._blocks = open_source(
-            config.source,
+            config.source if config.watch is None else str(config.watch),
             sample_rate,
             config.realtime,
             loop=config.loop,
@@ -78,6 +78,7 @@ class Capture:
             counters=self._counters,
             clock=Clock(sleep=self._sleep),
             waiter=self,
+            watched=None if config.watch is None else config.state / "watched.jsonl",
         )
         self._windower = Windower(window_samples, hop_samples, config.gate_db, self._counters)
         self._live = is_live(config.source, config.realtime)

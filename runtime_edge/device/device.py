@@ -27,7 +27,7 @@ from runtime_edge.device.event_sink import EventSink, end_events
 from runtime_edge.device.pipeline import Pipeline
 from runtime_edge.device.reporter import Reporter
 from runtime_edge.device.runner import WindowRunner
-from runtime_edge.device.sinks import Sink, has_gone, have_room, written
+from runtime_edge.device.sinks import Sink, all_gone, have_room, written
 from runtime_edge.errors import SscError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials
@@ -156,7 +156,7 @@ class Device:
 
         def run_when_wanted(window: CapturedWindow) -> None:
             """In the worker's thread."""
-            if offline and self._sinks and all(map(has_gone, self._sinks)):
+            if offline and all_gone(self._sinks):
                 loop.call_soon_threadsafe(self.stop)  # nobody would hear of it
             if not self._config.realtime:  # files can wait
                 while not parts.capture.wait(lambda: have_room(self._sinks), _LOOK_S):

@@ -103,9 +103,14 @@ class CallbackSink:
         """Nothing to close."""
 
 
-def has_gone(sink: Sink) -> bool:
-    """Whether nobody will take results from it any more."""
-    return isinstance(sink, JsonLines) and sink.lines.gone
+def all_gone(sinks: Iterable[Sink]) -> bool:
+    """Whether nobody takes results any more: they were for readers, and none is left."""
+    readers = list(_lines(sinks))
+    return bool(readers) and all(lines.gone for lines in readers) and not any(map(_takes_all, sinks))
+
+
+def _takes_all(sink: Sink) -> bool:
+    return isinstance(sink, CallbackSink)
 
 
 def dropped(sinks: Iterable[Sink]) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from runtime_edge.base.aio import cancel_all
 from runtime_edge.click_options import ManyOptions
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.settings import as_toml, common_names, load, options, read
@@ -17,12 +19,13 @@ from runtime_server.cli.broker_commands import broker
 from runtime_server.cli.dead_letter_commands import dead
 from runtime_server.cli.device_commands import device
 from runtime_server.cli.label_commands import label
+from runtime_server.cli.live_status import show_status
 from runtime_server.cli.mqtt_command import mqtt
 from runtime_server.cli.release_commands import releases
 from runtime_server.cli.server_status_command import status
 from runtime_server.server import Server
 from runtime_server.serving.server_settings import ServerSettings
-from runtime_server.serving.server_status import ServerParts
+from runtime_server.serving.server_status import ServerParts, ServerStatus
 from runtime_server.training.ranks import Ranks
 from streamsplit_compile.cli.options import (
     ENCODER_OPTIONS,
@@ -41,7 +44,7 @@ def server() -> None:
 
 
 @server.command(
-    cls=ManyOptions, common=[*common_names(ServerSettings), "config", "verbose"],
+    cls=ManyOptions, common=[*common_names(ServerSettings), "config", "quiet", "verbose"],
     context_settings={"auto_envvar_prefix": "SSC_SERVER"},
 )  # fmt: skip
 @click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam(), envvar="SSC_SERVER_ENCODER")
@@ -49,8 +52,9 @@ def server() -> None:
 @click.option("--config", type=PathParam(), help="TOML file of settings; `ssc server config` prints one.")
 @options(ServerSettings)
 @encoder_options
+@click.option("-q", "--quiet", is_flag=True, allow_from_autoenv=False, help="No line on the terminal meanwhile.")
 @click.option("-v", "--verbose", is_flag=True, allow_from_autoenv=False, help="Log what happens.")
-def run(encoder_file: Path, bundle: Path, config: Path | None, verbose: bool, **given: Any) -> None:
+def run(encoder_file: Path, bundle: Path, config: Path | None, quiet: bool, verbose: bool, **given: Any) -> None:
     """Complete frames and, where that is on, train on them and release new generations, until stopped.
 
     Every option from --state to --key is also a key of the file (`--metrics-port` is metrics_port) and a variable
@@ -69,7 +73,8 @@ def run(encoder_file: Path, bundle: Path, config: Path | None, verbose: bool, **
         click.echo("these weights are served as they are; --training trains them and releases them anew", err=True)
     ranks = Ranks.join()
     try:
-        asyncio.run(_serve(Server(encoder, settings.config(bundle, encoder.untrained), ranks)))
+        server = Server(encoder, settings.config(bundle, encoder.untrained), ranks)
+        asyncio.run(_serve(server, live=not quiet and not verbose and sys.stderr.isatty()))
     finally:
         ranks.leave()
 
@@ -106,11 +111,21 @@ server.add_command(dead)
 server.add_command(mqtt)
 
 
-async def _serve(server: Server) -> None:
+async def _serve(server: Server, live: bool) -> None:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, server.stop)
-    status = await server.run(lambda parts: _say_started(server, parts))
+    shown: list[asyncio.Task[None]] = []
+
+    def started(parts: ServerParts) -> None:
+        _say_started(server, parts)
+        if live:
+            shown.append(asyncio.create_task(show_status(ServerStatus(parts))))
+
+    try:
+        status = await server.run(started)
+    finally:
+        await cancel_all(shown)
     click.echo(f"stopped after {sum(status['windows'].values())} windows, {status['training_steps']} training steps")
 
 

@@ -31,6 +31,8 @@ NOT_TYPED = {
         "tests/integration/test_page_of_server.py runs it, on a port that is free",
     "ssc server mqtt mqtt://homeassistant.local --state server/":
         "a broker that is not in the project; tests/integration/test_mosquitto.py runs Mosquitto",
+    "ssc edge run --bundle bundle/ --watch incoming/ --results results.jsonl":
+        "it never ends; tests/integration/test_watch.py runs it",
     "ssc server broker --state b1/ --name b1 --cluster-port 6222 --routes host-2:6222,host-3:6222":
         "three machines; tests/integration/test_cluster.py runs three brokers on one",
 }  # fmt: skip

@@ -48,7 +48,7 @@ def audio_files(directory: Path) -> list[Path]:
     Raises:
         SourceError: there is none.
     """
-    found = sorted(_visible(directory), key=lambda path: os.fsencode(path.as_posix()))
+    found = sorted(recordings_below(directory), key=lambda path: os.fsencode(path.as_posix()))
     if not found:
         kinds = ", ".join(sorted(AUDIO_SUFFIXES))
         raise SourceError(f"{shown(directory)}: no audio file in this directory (looked for {kinds} at any depth)")
@@ -72,7 +72,8 @@ def is_hidden(name: str) -> bool:
     return not _UNFINISHED.isdisjoint(parts[-2:])
 
 
-def _visible(directory: Path) -> Iterator[Path]:
+def recordings_below(directory: Path) -> Iterator[Path]:
+    """The same in no order, and perhaps none."""
     for folder, folders, names in os.walk(directory, onerror=_unreadable):
         folders[:] = [name for name in folders if not is_hidden(name)]
         yield from filter(is_recording, (Path(folder, name) for name in names))

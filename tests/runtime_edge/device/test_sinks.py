@@ -95,7 +95,7 @@ def test_a_closed_standard_output_is_refused():
 
 READER = """
 import sys, time
-from runtime_edge.device.sinks import JsonLines, dropped, has_gone, have_room
+from runtime_edge.device.sinks import JsonLines, all_gone, dropped, have_room
 from runtime_edge.formats.results import decode_result
 sink, result = JsonLines("-"), decode_result(sys.argv[1].encode())
 for _ in range(2000):
@@ -105,7 +105,7 @@ for _ in range(2000):
 print("put", file=sys.stderr, flush=True)
 sys.stdin.read()
 sink.close()
-print(dropped([sink]), has_gone(sink), file=sys.stderr)
+print(dropped([sink]), all_gone([sink]), file=sys.stderr)
 """
 
 
