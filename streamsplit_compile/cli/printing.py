@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
+from collections.abc import Sequence
 from typing import IO, Any
 
 import click
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -15,6 +19,8 @@ from rich.text import Text
 from runtime_edge.base.text import printable
 
 console = Console()
+_COLUMNS = 80
+"""Of a table that is no terminal's."""
 
 
 def print_json(value: Any) -> None:
@@ -30,18 +36,47 @@ def print_warning(line: str) -> None:
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table a person can read; numbers to the right. No cell is markup, nor is a terminal told anything by one.
 
-    Without rows there is the title alone.
+    It fits the terminal, or 80 columns elsewhere: what would have to be cut is written as a list of its rows. Without
+    rows there is the title alone.
     """
     click.echo(title)  # a table's own title is broken at the table's width
     if not rows:
         return
-    table = Table(header_style="bold")
-    for index, column in enumerate(columns):
-        numeric = all(row[index][:1].isdigit() or row[index][:1] in "+-." for row in rows)
-        table.add_column(column, justify="right" if numeric else "left")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    (console if _is_terminal(sys.stdout) else Console(width=160)).print(table)
+    output = console if _is_terminal(sys.stdout) else Console(width=_COLUMNS)
+    shown = [[" ".join(printable(cell).split()) for cell in row] for row in rows]
+    numeric = [
+        all(row[place][:1].isdigit() or row[place][:1] in "+-." for row in rows) for place in range(len(columns))
+    ]
+    widths = _widths([columns, *shown], numeric, output.width)
+    if widths is None:
+        for first, *others in shown:
+            told = "; ".join(f"{name} {cell}" for name, cell in zip(columns[1:], others, strict=True) if cell)
+            lines = textwrap.wrap(told, output.width - 2)
+            click.echo("\n".join([*textwrap.wrap(first, output.width), *(f"  {line}" for line in lines)]))
+        return
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name, width, right in zip(columns, widths, numeric, strict=True):
+        table.add_column(name, justify="right" if right else "left", width=width)
+    for row in shown:
+        table.add_row(*map(Text, row))
+    output.print(table)
+
+
+def _widths(rows: Sequence[Sequence[str]], numeric: Sequence[bool], available: int) -> list[int] | None:
+    """Of the columns of a table, the names among the rows; None where a word or a number would have to be cut."""
+    available -= 2 * (len(numeric) - 1)
+    columns = list(zip(*rows, strict=True))
+    widths = [max(1, *map(cell_len, column)) for column in columns]
+    least = []
+    for (name, *cells), right in zip(columns, numeric, strict=True):
+        words = cells if right else [word for cell in cells for word in cell.split()]
+        least.append(max(1, *map(cell_len, [*name.split(), *words])))
+    if sum(least) > available:
+        return None
+    while sum(widths) > available:
+        place = max(range(len(widths)), key=lambda at: (widths[at] > least[at], widths[at]))
+        widths[place] -= 1
+    return widths
 
 
 def _is_terminal(stream: IO[str] | None) -> bool:
