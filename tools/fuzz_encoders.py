@@ -44,7 +44,7 @@ def _tiny() -> tuple[bytes, dict[str, np.ndarray[Any, Any]]]:
 
 
 def config(data: bytes) -> object:
-    """What `ssc encoder new --config` is given."""
+    """What `ssc encoder new --encoder-config` is given."""
     from streamsplit_compile.cli.compile_commands import parse_config
 
     return parse_config(data.decode("utf-8", "surrogateescape"))

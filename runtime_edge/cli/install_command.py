@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,6 +29,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--allow-older", is_flag=True, help="Install BUNDLE though its generation is older.")
 @click.option("--systemd", is_flag=True, help="Write a systemd unit, its configuration and its environment file.")
 @click.option("--root", type=_PATH, help="With --systemd, write below this directory: for images, or to look at.")
+@click.option("--json", "as_json", is_flag=True, allow_from_autoenv=False, help="Print JSON for programs.")
 @click.option("--print", "show", is_flag=True, help="With --systemd, print the files and write none.")
 def install(
     bundle: Path | None,
@@ -37,6 +40,7 @@ def install(
     systemd: bool,
     root: Path | None,
     show: bool,
+    as_json: bool,
 ) -> None:
     """Verify, self-test and keep BUNDLE as what the device runs from its next start on; or install a service.
 
@@ -45,13 +49,18 @@ def install(
     """
     if bundle is None and not systemd:
         raise UsageError("give a bundle directory to install, or --systemd to install the service")
+    if as_json and show:
+        raise UsageError("--print: prints files; leave out --json")
+    told: dict[str, Any] = {}
     if systemd:
-        _install_service(config, root, show)
+        told |= _install_service(config, root, show, as_json)
     if bundle is not None:
-        _install_bundle(bundle, load(DeviceConfig, config, {"state": state, "pub": pub}), allow_older)
+        told |= _install_bundle(bundle, load(DeviceConfig, config, {"state": state, "pub": pub}), allow_older, as_json)
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
 
 
-def _install_bundle(bundle: Path, settings: DeviceConfig, allow_older: bool) -> None:
+def _install_bundle(bundle: Path, settings: DeviceConfig, allow_older: bool, quiet: bool) -> dict[str, Any]:
     make_private(settings.state)
     store = BundleStore(settings.state, settings.trusted)
     variant = choose_variant(open_bundle(bundle, store.trusted).manifest, settings.variant, settings.target)
@@ -60,10 +69,13 @@ def _install_bundle(bundle: Path, settings: DeviceConfig, allow_older: bool) -> 
     verified = (
         "verified" if store.trusted else "verified by its digests alone (no key is trusted yet: give one with --pub)"
     )
-    click.echo(
-        f"{installed.path}: generation {installed.manifest.info.generation}, {variant}, {verified} and self-tested; "
-        "a device that runs takes it at its next start"
-    )
+    generation = installed.manifest.info.generation
+    if not quiet:
+        click.echo(
+            f"{installed.path}: generation {generation}, {variant}, {verified} and self-tested; a device that runs "
+            "takes it at its next start"
+        )
+    return {"bundle": str(installed.path), "generation": generation, "variant": variant, "signed": bool(store.trusted)}
 
 
 def _give_to_owner(state: Path) -> None:
@@ -74,25 +86,30 @@ def _give_to_owner(state: Path) -> None:
             os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
-def _install_service(config: Path | None, root: Path | None, show: bool) -> None:
+def _install_service(config: Path | None, root: Path | None, show: bool, quiet: bool) -> dict[str, Any]:
     settings = {} if config is None else read(DeviceConfig, config)
     version = 0 if root is not None or show else systemd_unit.systemd_version()
     files = systemd_unit.service_files(systemd_unit.own_program(), version, settings)
     if show:
         click.echo("\n".join(f"# {path}\n{text}" for path, text in files.items()), nl=False)
-        return
+        return {}
     if root is None and os.geteuid() != 0:
         raise UsageError("--systemd: only root may install a service: call it with sudo, or give --root or --print")
+    told: dict[str, list[str]] = {"wrote": [], "kept": []}
     for path, text in files.items():
         target = path if root is None else root / path.relative_to("/")
-        if target.exists() and target.suffix != ".service":
-            click.echo(f"kept {target}")
-        else:
+        keep = target.exists() and target.suffix != ".service"
+        told["kept" if keep else "wrote"].append(str(target))
+        if not keep:
             write_atomic(target, text.encode())
-            click.echo(f"wrote {target}")
+        if not quiet:
+            click.echo(f"{'kept' if keep else 'wrote'} {target}")
+    if quiet:
+        return told
     click.echo(
         f"next: edit {systemd_unit.CONFIG} (broker, device, target), then\n"
         f"  systemctl daemon-reload && systemctl enable --now {systemd_unit.SERVICE}\n"
         f"  systemctl status {systemd_unit.SERVICE}; ssc edge status --state {systemd_unit.STATE}; "
         f"journalctl -u {systemd_unit.SERVICE}"
     )
+    return told

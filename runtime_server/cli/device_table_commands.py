@@ -110,26 +110,29 @@ def readable(found: dict[str, bytes], table: SplitterTable) -> tuple[list[Learnt
 @click.command()
 @click.argument("table", type=PathParam(), required=False)
 @click.option("--device", help="A running device: its state, and its table unless one is named.")
-@functools.partial(
-    server_option,
-    directory=False,
-    state_help="The state to explain, such as bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4; with --device the "
-    "server's state directory.",
+@click.option(
+    "--at", help="The state to explain, such as bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4, without --device."
 )
+@functools.partial(server_option, directory=False)
 @json_option
-def explain(table: Path | None, state: Path | None, device: str | None, broker: Address, as_json: bool) -> None:
+def explain(
+    table: Path | None, at: str | None, state: Path | None, device: str | None, broker: Address, as_json: bool
+) -> None:
     """Say what is chosen in a state, what every cut would bring, and what would have to change.
 
-    Example: ssc splitter explain table.json --state bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4
+    Example: ssc splitter explain table.json --at bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4
     """
     read = None if table is None else read_table(table)
     if device is None:
-        if state is None:
-            raise UsageError("give --state, or --device of a running device")
+        at = at if at is not None or state is None else str(state)  # as it was called until 0.1.0
+        if at is None:
+            raise UsageError("give --at, or --device of a running device")
         if read is None:
             raise UsageError("give a table file, or --device of a running device")
-        values = _parse_state(str(state))
+        values = _parse_state(at)
     else:
+        if at is not None:
+            raise UsageError(f"--at {at}: with --device its own state is explained; leave out one of them")
         values, running = _state_of(broker, device)
         read = read if read is not None else running
     found = explain_state(read, values)
@@ -195,7 +198,7 @@ def _parse_state(text: str) -> dict[str, float]:
         pairs = [part.split("=") for part in text.split(",")]
         return {name.strip(): float(value) for name, value in pairs}
     except ValueError:
-        raise UsageError(f"--state {text!r}: expected name=number pairs such as cpu=0.3,rtt_ms=60") from None
+        raise UsageError(f"--at {text!r}: expected name=number pairs such as cpu=0.3,rtt_ms=60") from None
 
 
 def _state_of(broker: Address, device: str) -> tuple[dict[str, float], SplitterTable]:

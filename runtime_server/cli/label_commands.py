@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from runtime_edge.base.files import write_atomic
+from runtime_edge.click_options import ManyOptions
 from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
@@ -25,7 +26,7 @@ from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder
 from runtime_server.labels.head_training import BACKGROUND, Examples, fit_head
 from runtime_server.labels.labelled import is_events, of_clips, of_events, read_clips, read_events
 from runtime_server.state.server_state import bundle_paths, head_clips_path
-from streamsplit_compile.cli.options import PathParam, json_option, key_option, together
+from streamsplit_compile.cli.options import PathParam, json_option, key_option, renamed, together
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
 
 _LOOK_S = 2.0
@@ -49,8 +50,13 @@ _push_options = together(
     click.option("--target", help="Push to devices of this target only [default: all of the bundle's]."),
     click.option("--device", help="Push to this device only; needs --target when the bundle has several."),
     click.option("--follow", is_flag=True, help="Keep running, and fit and push again at every release."),
-    click.option(
-        "--no-probe", "probe", flag_value=False, default=True, help="With --push: let no release be refused for it."
+    renamed(
+        "--no-judging",
+        "--no-probe",
+        "probe",
+        flag_value=False,
+        default=True,
+        help="With --push: let no release be refused for it.",
     ),
     click.option(
         "--head", "ready", type=PathParam(), help="Push this head as it is; the recordings only judge releases by it."
@@ -59,7 +65,9 @@ _push_options = together(
 """Who gets a head, how often, and whether it judges releases."""
 
 
-@click.command()
+@click.command(
+    cls=ManyOptions, common=["given", "out", "push", "target", "device", "follow", "ready", "state", "as_json"]
+)
 @click.argument("source", metavar="[FOLDER|CSV]", required=False, type=PathParam())
 @_fit_options
 @_push_options

@@ -159,7 +159,7 @@ class HeadClipsFolder:
         path = self._file(kept.head)
         if bounded and not path.exists() and len(self._files()) >= MAX_HEADS:
             raise UsageError(
-                f"{self.path}: has the clips of {MAX_HEADS} heads, no more are kept; give --no-probe, or remove some "
+                f"{self.path}: has the clips of {MAX_HEADS} heads, no more are kept; give --no-judging, or remove some "
                 f"of these files and their checksums{_NOT_JUDGED}"
             )
         write_checked(path, msgspec.msgpack.encode(kept), 0o600)

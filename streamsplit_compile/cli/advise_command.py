@@ -19,13 +19,16 @@ from streamsplit_compile.cli.options import (
     measured_profile,
     parse_targets,
     profile_option,
+    renamed,
 )
 from streamsplit_compile.cli.printing import print_json
 
 
 @click.command("advise")
 @bundle_argument
-@click.option("--target", "targets", help="Targets of the bundle, or TOML files, comma-separated [default: all].")
+@renamed(
+    "--targets", "--target", "targets", help="Targets of the bundle, or TOML files, comma-separated [default: all]."
+)
 @link_option
 @profile_option
 @click.option(
@@ -56,7 +59,7 @@ def advise_(
 ) -> None:
     """Say what each way of running a bundle would cost on a device and a link, and what to do.
 
-    Example: ssc advise bundle/ --target rpi4,m2 --link lte
+    Example: ssc advise bundle/ --targets rpi4,m2 --link lte
     """
     opened, profile = open_bundle(bundle), measured_profile(profile_file)
     chosen = parse_targets(targets if targets is not None else ",".join(sorted(opened.manifest.info.targets)))

@@ -181,7 +181,8 @@ def key() -> None:
 
 @key.command()
 @click.option("-o", "--out", type=PathParam(), required=True, help="Secret key file; the public half goes beside it.")
-def new(out: Path) -> None:
+@json_option
+def new(out: Path, as_json: bool) -> None:
     """Make a minisign-compatible Ed25519 key pair.
 
     Example: ssc key new -o signing.key
@@ -189,4 +190,7 @@ def new(out: Path) -> None:
     if out.exists():
         raise UsageError(f"{out}: exists; a key is never overwritten")
     public = minisign.write_key_pair(minisign.generate_key(), out)
-    click.echo(f"secret key {out} (keep it off devices), public key {public}")
+    if as_json:
+        print_json({"secret_key": str(out), "public_key": str(public)})
+    else:
+        click.echo(f"secret key {out} (keep it off devices), public key {public}")

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from runtime_edge.base.files import write_atomic
+from runtime_edge.click_options import ManyOptions
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
@@ -34,6 +35,7 @@ from streamsplit_compile.cli.options import (
     parse_targets,
     profile_option,
     read_key,
+    renamed,
     together,
 )
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
@@ -79,7 +81,10 @@ def list_(as_json: bool) -> None:
 @encoder.command()
 @click.argument("name")
 @click.option("-o", "--out", type=PathParam(), required=True, help="Checkpoint to write.")
-@click.option("--config", "config_json", default="{}", help="JSON object of arguments for the encoder's factory.")
+@renamed(
+    "--encoder-config", "--config", "config_json", default="{}",
+    help="JSON object of arguments for the encoder's factory.",
+)  # fmt: skip
 @click.option("--weights", help="Trained weights: a name that comes with the encoder, or a file of such weights.")
 @json_option
 def new(name: str, out: Path, config_json: str, weights: str | None, as_json: bool) -> None:
@@ -103,7 +108,7 @@ def new(name: str, out: Path, config_json: str, weights: str | None, as_json: bo
         beside = {} if head is None else {"head": str(head)}
         print_json({"encoder": name, "config": config, "parameters": parameters, "file": str(out), **beside})
         return
-    made = "random unless --config loads trained ones" if weights is None else f"trained: {weights}"
+    made = "random unless --encoder-config loads trained ones" if weights is None else f"trained: {weights}"
     click.echo(f"{out}: {name}, {parameters:,} parameters, {made}")
     if head is not None:
         click.echo(f"{head}: a head of {labels} labels for its embeddings")
@@ -113,7 +118,13 @@ def new(name: str, out: Path, config_json: str, weights: str | None, as_json: bo
 @click.argument("kind", type=click.Choice(sorted(IMPORTERS)))
 @click.argument("file", type=PathParam())
 @click.option("-o", "--out", type=PathParam(), required=True, help="Checkpoint to write.")
-@click.option("--config", "config_json", default="{}", help="JSON object of further arguments for the factory.")
+@renamed(
+    "--encoder-config",
+    "--config",
+    "config_json",
+    default="{}",
+    help="JSON object of further arguments for the factory.",
+)
 @click.option(
     "--labels",
     type=PathParam(),
@@ -167,7 +178,11 @@ _first_compile_options = together(
 """What a first compile decides, for all generations made from its bundle."""
 
 
-@click.command("compile")
+@click.command(
+    "compile",
+    cls=ManyOptions,
+    common=["out", "targets", "cuts", "formats", "precision", "calibrate", "bottlenecks", "base", "key", "as_json"],
+)
 @click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam())
 @click.option("-o", "--out", type=PathParam(), required=True, help="Bundle directory to write.")
 @_first_compile_options
@@ -325,6 +340,8 @@ def _choices(text: str, known: Sequence[_Choice], option: str) -> list[_Choice]:
 
 
 def parse_config(text: str) -> dict[str, Any]:
-    """The settings of an encoder, as `--config` gives them. Raises UsageError."""
+    """The settings of an encoder, as `--encoder-config` gives them. Raises UsageError."""
     # Of an argument that is not UTF-8 Python keeps the bytes so.
-    return decode(text.encode("utf-8", "surrogateescape"), dict[str, Any], "--config", _MAX_CONFIG_BYTES, UsageError)
+    return decode(
+        text.encode("utf-8", "surrogateescape"), dict[str, Any], "--encoder-config", _MAX_CONFIG_BYTES, UsageError
+    )

@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.metadata
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -21,6 +22,9 @@ from runtime_edge.errors import DISTRIBUTION, MissingExtra, SscError
 GROUP = "streamsplit.commands"
 _MAX_ERROR = 4000
 _REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
+
+_WITHOUT_TORCH = ("runtime_edge.", "streamsplit_compile.cli.doctor_command")
+"""Beginnings of the modules whose commands a device can run."""
 
 Commands = dict[str, tuple[str, str]]
 """By the words that call it: where a command is, as module:attribute, and what it does, in one sentence."""
@@ -90,8 +94,8 @@ class LazyGroup(click.Group):
         self._words = f"{words} " if words else ""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of use."""
-        return list(self._places())
+        """Names in the order of use, of the commands that can run here."""
+        return [name for name in self._places() if self._runs_here(name)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command. Raises MissingExtra when an optional package is not there."""
@@ -108,8 +112,20 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
+        places = self._places()
+        shown = self.list_commands(ctx)
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in self._places().items()])
+            formatter.write_dl([(name, places[name][1]) for name in shown])
+        if len(shown) < len(places):
+            formatter.write(f"\n{len(places) - len(shown)} more need an extra: see `ssc doctor`.\n")
+
+    def _runs_here(self, name: str) -> bool:
+        """Whether what a command needs is installed; a group runs where one of its commands does."""
+        words, module = f"{self._words}{name}", self._places()[name][0].partition(":")[0]
+        inside = [
+            place.partition(":")[0] for called, (place, _) in all_commands().items() if called.startswith(f"{words} ")
+        ]
+        return any(one.startswith(_WITHOUT_TORCH) for one in inside or [module]) or find_spec("torch") is not None
 
     def _places(self) -> Commands:
         """Commands of this group by their last word."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from runtime_edge.click_options import RenamedOption
 from runtime_edge.formats import minisign
 from runtime_edge.inference.profile import Profile, read_profile
 from streamsplit_compile.cost.radios import DEFAULT_LINK, list_radios
@@ -32,6 +33,11 @@ def together(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
         return command
 
     return with_all
+
+
+def renamed(name: str, earlier: str, into: str, **settings: Any) -> Callable[[_Command], _Command]:
+    """An option that had another name in earlier versions, which still works and is not shown."""
+    return click.option(name, earlier, into, cls=RenamedOption, earlier=[earlier], **settings)
 
 
 def bundle_argument(command: _Command) -> _Command:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from runtime_edge.base.files import read_bounded
+from runtime_edge.click_options import ManyOptions
 from runtime_edge.errors import TableError, UsageError
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import STREAMS
@@ -102,7 +103,10 @@ _ship_option = click.option(
 )
 
 
-@click.command()
+@click.command(
+    cls=ManyOptions,
+    common=["target", "out", "profile_file", "link", "traces", "max_mb_per_hour", "min_cut", "key", "as_json"],
+)
 @bundle_argument
 @click.option("--target", required=True, help="A target the bundle was compiled for.")
 @click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")

@@ -9,7 +9,7 @@ import click
 
 from runtime_edge.errors import CheckFailed, UsageError
 from runtime_edge.formats.bundle import open_bundle
-from streamsplit_compile.cli.options import PathParam, json_option, profile_option
+from streamsplit_compile.cli.options import PathParam, json_option, profile_option, renamed
 from streamsplit_compile.cli.printing import print_json, print_table
 from streamsplit_compile.cli.splitter_commands import (
     bundle_environment,
@@ -99,16 +99,19 @@ def replay(results: Path, table: Path, as_json: bool) -> None:
 @click.command("map")
 @click.argument("table", type=PathParam())
 @click.option("-o", "--out", type=PathParam(), required=True, help="Picture to write (.svg or .png).")
-@click.option("--rtt", default=60.0, show_default=True, type=click.FloatRange(0), help="Round trip, ms.")
-def map_command(table: Path, out: Path, rtt: float) -> None:
+@renamed(
+    "--rtt-ms", "--rtt", "rtt_ms", default=60.0, show_default=True, type=click.FloatRange(0), help="Round trip, ms."
+)
+@json_option
+def map_command(table: Path, out: Path, rtt_ms: float, as_json: bool) -> None:
     """Draw the chosen cut over bandwidth and CPU load for three levels of uncertainty.
 
     Example: ssc splitter map bundle/tables/rpi4.json -o rpi4.svg
     """
     from streamsplit_compile.splitter.table_plots import draw_map
 
-    draw_map(read_table(table), rtt, out)
-    click.echo(f"{out}: written")
+    draw_map(read_table(table), rtt_ms, out)
+    print_json({"file": str(out)}) if as_json else click.echo(f"{out}: written")
 
 
 def policies(found: Evaluation) -> dict[str, Consequences]:

@@ -250,7 +250,7 @@ def test_no_release_lowers_the_score_of_a_pushed_head_until_its_clips_are_given_
         await push(hub, "--bundle", str(small_bundle.path), "--target", "m2")  # as from another machine
         assert "releases will not be judged by this head" in capsys.readouterr().err
         assert len(list((tmp_path / "server" / "heads").glob("*.clips"))) == 1, "another head's clips stay"
-        await push(hub, "--no-probe")
+        await push(hub, "--no-judging")
         await eventually(lambda: server.loaded.rollout.highest > highest)
         return listed, highest
 

@@ -43,7 +43,7 @@ def import_clap(path: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]
     if _FUSED in tower:
         raise FormatError(
             f"{path}: a checkpoint with fusion; convert it with transformers and name the directory: "
-            """ssc encoder new clap --config '{"directory": "..."}'"""
+            """ssc encoder new clap --encoder-config '{"directory": "..."}'"""
         )
     sizes = _sizes(tower, state, path)
     renamed = {_INSIDE + name: value for name, value in _renamed(tower).items()}

@@ -37,7 +37,7 @@ def test_an_encoder_is_compiled_verified_and_compiled_again(terminal):
     assert all(cut.name in shown for cut in bundle.manifest.info.cuts)
     terminal.types("ssc verify bundle/ --encoder encoder.pt --pub signing.pub")
 
-    assert "m2 over lte: " in terminal.types("ssc advise bundle/ --target rpi4,m2 --link lte")
+    assert "m2 over lte: " in terminal.types("ssc advise bundle/ --targets rpi4,m2 --link lte")
 
     here_too = ("bench", "device", here / "bundle", "--target", "rpi4", "--meter", "none", "--runs", "2", "-o")
     terminal.environment.ssc(*here_too, here / "device.json")
@@ -85,7 +85,7 @@ def test_tables_are_trained_judged_and_explained(toy_terminal):
         assert read_table(here / "table.json").target == "rpi4"
     assert "optimum" in terminal.types("ssc splitter eval table.json")
     explained = terminal.types(
-        "ssc splitter explain table.json --state bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4"
+        "ssc splitter explain table.json --at bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4"
     )
     assert "log_mel" in explained
 

@@ -36,7 +36,7 @@ def test_tables_are_drawn(toy_terminal):
     shutil.copy(here / "bundle" / "tables" / "rpi4.json", here / "table.json")
     for command in (
         "ssc splitter map bundle/tables/rpi4.json -o docs/splitter-rpi4.svg",
-        "ssc splitter map bundle/tables/rpi4.json --rtt 15 -o docs/splitter-mobilenet-rpi4.svg",
+        "ssc splitter map bundle/tables/rpi4.json --rtt-ms 15 -o docs/splitter-mobilenet-rpi4.svg",
         "ssc splitter eval table.json --traces wifi --plot eval.svg",
     ):
         toy_terminal.types(command)

@@ -11,7 +11,7 @@ def test_an_encoder_of_that_library_is_made_compiled_and_verified(terminal):
     environment, here = terminal.environment, terminal.directory
     config = '{"num_hidden_layers": 1}'
     terminal.types(
-        "ssc encoder new ast -o ast.pt --config '{\"num_hidden_layers\": 4}'",
+        "ssc encoder new ast -o ast.pt --encoder-config '{\"num_hidden_layers\": 4}'",
         swaps={'{"num_hidden_layers": 4}': config},
     )
     environment.ssc("compile", here / "ast.pt", "--targets", "rpi4", "--cuts", "2", "-o", here / "bundle")

@@ -70,14 +70,26 @@ BAD = {
         "encoder new resnet18 --weights birds -o out.pt",
         "--weights birds: no such file, and no weights come with resnet18",
     ),
-    "a config that is no JSON": ("encoder new resnet18 --config {depth -o out.pt", "--config: not JSON"),
-    "a config that is a list": ("encoder new resnet18 --config [1] -o out.pt", "--config: Expected `object`"),
-    "a config nested too deep": (f'encoder new resnet18 --config {{"a":{"[" * 9999} -o out.pt', "--config: not JSON"),
+    "a config that is no JSON": (
+        "encoder new resnet18 --config {depth -o out.pt",
+        "--encoder-config: not JSON",
+    ),
+    "a config that is a list": (
+        "encoder new resnet18 --config [1] -o out.pt",
+        "--encoder-config: Expected `object`",
+    ),
+    "a config nested too deep": (
+        f'encoder new resnet18 --config {{"a":{"[" * 9999} -o out.pt',
+        "--encoder-config: not JSON",
+    ),
     "a config that says something twice": (
         'encoder new resnet18 --config {"depth":1,"depth":2} -o out.pt',
-        "--config: key 'depth' appears twice",
+        "--encoder-config: key 'depth' appears twice",
     ),
-    "a config that does not fit": ('encoder new resnet18 --config {"depth":9} -o out.pt', "does not accept config"),
+    "a config that does not fit": (
+        'encoder new resnet18 --config {"depth":9} -o out.pt',
+        "does not accept config",
+    ),
     "a missing bundle": ("inspect missing", "missing: no such bundle directory; make one with `ssc compile"),
     "a bundle without manifest": ("inspect full", "full/manifest.json: cannot be read"),
     "a truncated manifest": ("inspect truncated", "truncated/manifest.json: "),

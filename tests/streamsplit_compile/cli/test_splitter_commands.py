@@ -117,7 +117,7 @@ def test_explain_says_what_is_chosen_and_what_would_change_it(table):
     trained = read(table)
     assert found["chosen"] == trained.actions[trained.policy[found["row"]]]
     assert set(found["terms"]) == set(trained.actions)
-    said = run("explain", table, "--state", STATE)
+    said = run("explain", table, "--at", STATE)
     assert "is chosen at bandwidth_mbps 2 Mbit/s, cpu 0.3, rtt_ms 60 ms, uncertainty 0.4" in said
     for arguments, message in (
         ((table,), "give --state, or --device"),
