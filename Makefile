@@ -13,25 +13,25 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 .PHONY: demo check test test-slow lint wheel bench fuzz arm-check clean
 
 $(VENV)/bin/pip:
-	sh tools/make_venv.sh $(PYTHON) $(VENV)
+	@sh tools/make_venv.sh $(PYTHON) $(VENV)
 
 # One environment, with what the demo needs or, in its place, all that developers need; again whenever the dependencies
 # change. What 0.1 installed went by the name of `streamsplit`; with both, everything would be there twice.
 define install
-	rm -rf streamsplit.egg-info
-	$(BIN)/pip uninstall --quiet --quiet --yes streamsplit
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[$(1)]"
+	@rm -rf streamsplit.egg-info
+	@$(BIN)/pip uninstall --quiet --quiet --yes streamsplit
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[$(1)]"
 endef
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	$(call install,dev)
-	touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/pip
 	@echo "Installing the demo's packages into $(VENV), once: about 350 MB to download, of which torch is 200 MB and on"
 	@echo "x86-64 Linux brings CUDA, 3 GB more, unless PIP_EXTRA_INDEX_URL names PyTorch's index of CPU wheels (README)."
 	$(call install,demo)
-	touch $@
+	@touch $@
 
 # What others install: dist/streamsplit_audio-VERSION-py3-none-any.whl. The same sources give the same bytes.
 wheel: | $(VENV)/bin/pip

@@ -228,10 +228,10 @@ def _keep_clips(
         clips = read_clips(source)
         if fixed:
             known = [clip for clip in clips if set(clip.labels) <= set(head.labels)]
-            if len(known) < len(clips):
-                print_warning(f"{source}: {len(clips) - len(known)} recordings have labels that the head does not know")
             if not known:
                 raise UsageError(f"{source}: no recording has a label of the head: {', '.join(head.labels)}")
+            if len(known) < len(clips):
+                print_warning(f"{source}: {len(clips) - len(known)} recordings have labels that the head does not know")
             clips = known
         folder.keep(HeadClips.of(head, clips, bundle.manifest.info.front_end, gate_db, fixed))
         return True

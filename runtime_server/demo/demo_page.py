@@ -25,7 +25,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
+@media (max-width: 50rem) { th, td { white-space: nowrap; } }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
 figure { margin: 1.2rem 0; } img { max-width: 100%; background: #fff; border-radius: 4px; }
 figcaption { color: var(--quiet); font-size: .9rem; }

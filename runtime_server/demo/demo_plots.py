@@ -54,8 +54,9 @@ def draw_all(directory: Path, evidence: Evidence, summary: dict[str, Any]) -> li
         if evidence.server["losses"]:
             _draw_losses(directory / "losses.png", evidence)
             pictures.append(("losses.png", "Training on the server; a dashed line is a release"))
-        _draw_generations(directory / "generations.png", evidence)
-        pictures.append(("generations.png", "The generation each window ran on"))
+        if len(evidence.generations) > 1:
+            _draw_generations(directory / "generations.png", evidence)
+            pictures.append(("generations.png", "The generation each window ran on"))
     return pictures
 
 
@@ -179,7 +180,8 @@ def _draw_latency(path: Path, summary: dict[str, Any]) -> None:
 
 def _draw_losses(path: Path, evidence: Evidence) -> None:
     losses = evidence.server["losses"]
-    names = [name for name in ("total", "task", "spread", "laplacian") if losses and name in losses[0]]
+    terms = [name for name in ("task", "spread", "laplacian") if name in losses[0]]
+    names = ["total", *(terms if len(terms) > 1 else ())]
     figure, axes = plt.subplots(figsize=(9, 3), layout="constrained")
     steps = [row["step"] for row in losses]
     for index, name in enumerate(names):
@@ -189,7 +191,7 @@ def _draw_losses(path: Path, evidence: Evidence) -> None:
             axes.axvline(row["steps"], color="grey", ls="--", lw=0.8)
             axes.text(row["steps"], axes.get_ylim()[1], f"{row['generation']} ", ha="right", va="top", color="grey")
     axes.set_xlabel("training step")
-    axes.set_title("loss and its terms, before weighting")
+    axes.set_title("loss" + (" and its terms, before weighting" if len(names) > 1 else ""))
     axes.legend(frameon=False)
     _save(figure, path)
 

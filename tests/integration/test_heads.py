@@ -5,6 +5,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.records.envelope import seal
 from runtime_edge.formats.records.head import Head, read_head
+from runtime_server.labels.head_clips import HeadClipsFolder
 from runtime_server.labels.labelled import LabelledEvent, of_events
+from runtime_server.state.server_state import head_clips_path
 from streamsplit_compile.bundle.compiler import recompile
 
 WINDOW_S = harness.WINDOW / harness.SAMPLE_RATE
@@ -195,6 +198,35 @@ def test_frames_give_the_embeddings_the_device_got_and_the_newest_generation_whe
         server.ask(lambda hub: of_events(everything, hub, {2: second}))
     with pytest.raises(UsageError, match="pi-a"):
         server.ask(lambda hub: of_events([LabelledEvent("pi-a", 5.0, 6.0, "tone")], hub, {1: first}))
+
+
+def test_a_head_that_is_there_is_pushed_as_it_is_with_clips_that_judge(start, tmp_path, toy_bundle):
+    server = start.server("--no-training")
+    clips = sounds.write_clips(tmp_path / "clips", clips=3)
+    (clips / "moo").mkdir()
+    shutil.copy(next(clips.rglob("*.wav")), clips / "moo")
+    shipped = constant(toy_bundle.manifest.info, "hiss", labels=sounds.LABELS)
+    (tmp_path / "shipped.json").write_bytes(shipped.to_json())
+    where = ["--state", server.state, "--broker", server.url, "--head", "shipped.json", "--push"]
+    label = harness.Process(tmp_path / "label.log", "server", "label", clips, *where)
+    label.finish()
+    assert "1 recordings have labels that the head does not know" in label.text()
+    assert "2 labels, pushed to" in label.text()
+
+    async def on_the_broker(hub):
+        bucket = await hub.stream.key_value(subjects.HEADS)
+        return (await bucket.get(subjects.table_key("rpi4"))).value
+
+    assert reading.read_head(server.ask(on_the_broker), server.key.public) == shipped
+    kept = HeadClipsFolder(head_clips_path(server.state)).read(shipped)
+    assert kept.fixed
+    assert len(kept.clips) == 6
+
+    for label in sounds.LABELS:
+        shutil.rmtree(clips / label)
+    refused = harness.Process(tmp_path / "refused.log", "server", "label", clips, *where)
+    with pytest.raises(AssertionError, match=r"exit code 2: .*no recording has a label of the head: hiss, tone"):
+        refused.finish()
 
 
 def test_with_follow_every_release_gets_a_head_of_its_own(start, tmp_path):
