@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -49,6 +50,7 @@ SOUNDS = {
 _FLITE = ("flite", "libflite1")
 VOICES = ("awb", "kal16", "rms", "slt")
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+_FIELD = re.compile(r"^(Package|Size): (\w[\w.+-]*)$", re.M)
 _DOWNLOAD_S, _QUICK_S = 600.0, 60.0
 
 Say = Callable[[str], None]
@@ -95,15 +97,10 @@ def fetch(cache: Path, say: Say) -> bool:
 
 def _sizes(names: list[str]) -> dict[str, int]:
     """Bytes to download, of packages that there are."""
-    found = {}
-    for name in names:
-        told = subprocess.run(
-            ["apt-cache", "show", "--no-all-versions", name], capture_output=True, text=True, timeout=_QUICK_S
-        )
-        sizes = [line.partition(": ")[2] for line in told.stdout.splitlines() if line.startswith("Size: ")]
-        if sizes and sizes[0].isdigit():
-            found[name] = int(sizes[0])
-    return found
+    command = ["apt-cache", "show", "--no-all-versions", *names]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_S)
+    records = [dict(_FIELD.findall(record)) for record in told.stdout.split("\n\n")]
+    return {record["Package"]: int(record["Size"]) for record in records if record.keys() >= {"Package", "Size"}}
 
 
 def _run(*command: str, timeout_s: float, folder: Path | None = None, libraries: Path | None = None) -> bool:

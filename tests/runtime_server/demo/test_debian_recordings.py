@@ -13,13 +13,17 @@ from runtime_edge.errors import FormatError
 from runtime_server.demo.debian_recordings import SOUNDS, VOICES, WORDS, fetch
 from runtime_server.demo.qt_resource import stored_files
 
+pytestmark = pytest.mark.integration
 FLITE = """#!/bin/sh
 while [ $# -gt 1 ]; do [ "$1" = -o ] && out=$2; shift; done
 cp {sound} "$out"
 """
 APT_CACHE = """#!/bin/sh
-for name; do :; done
-if [ -d {packages}/$name ]; then printf 'Package: %s\\nSize: 1000000\\n' "$name"; else exit 100; fi
+shift 2
+for name; do
+    [ -d {packages}/$name ] && printf 'Package: %s\\nDescription: none\\nSize: 1000000\\n\\n' "$name"
+done
+[ $(ls {packages} | grep -vc downloads) = $# ] || exit 100
 """
 APT_GET = """#!/bin/sh
 [ "$1" = download ] || exit 1

@@ -204,6 +204,7 @@ def test_bytes_stand_beside_those_of_the_same_audio(summary) -> None:
     assert summary[1]["bytes_saved_share"] == round(1 - 3 * 1000 / (3 * 320_000), 4), "of the three that ship"
 
 
+@pytest.mark.integration
 def test_the_report_tells_it_in_words_and_shows_names_as_text(summary, tmp_path) -> None:
     found, told = summary
 
