@@ -111,7 +111,7 @@ def _masked(images: Tensor, rng: np.random.Generator) -> Tensor:
     return images
 
 
-def train(encoder: Any, recordings: Recordings, epochs: int, seed: int) -> None:
+def train(encoder: Any, recordings: Recordings, epochs: int, seed: int, batch: int = BATCH) -> None:
     """Train an encoder in place; it ends as the running mean of its weights."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -124,7 +124,7 @@ def train(encoder: Any, recordings: Recordings, epochs: int, seed: int) -> None:
     every = np.repeat(
         np.arange(len(recordings.samples)), [1 + (len(one) > 2 * window) * 3 for one in recordings.samples]
     )
-    steps = len(every) // BATCH
+    steps = len(every) // batch
     encoder.train()
     for epoch in range(epochs):
         order, total = rng.permutation(every), 0.0
@@ -133,7 +133,7 @@ def train(encoder: Any, recordings: Recordings, epochs: int, seed: int) -> None:
             pace = min(1.0, (step + 1) / _WARM_UP_STEPS) * (0.5 + 0.5 * np.cos(np.pi * step / (epochs * steps)))
             for group, most in zip(optimizer.param_groups, RATES, strict=True):
                 group["lr"] = most * pace
-            windows, classes = batch_of(recordings, order[number * BATCH :][:BATCH], rate, window, rng)
+            windows, classes = batch_of(recordings, order[number * batch :][:batch], rate, window, rng)
             with torch.no_grad():
                 images = _masked(encoder.log_mel(windows), rng)
             for stage in encoder.stages[1:]:
