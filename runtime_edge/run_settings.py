@@ -27,6 +27,7 @@ class RunSettings(TypedDict, total=False):
     threads: int | None
     max_memory_mb: float | None
     deadline_ms: int
+    cascade: float
     revise_above: float
     ack_timeout_s: float
     in_flight: int

@@ -65,13 +65,15 @@ def run(config: Path | None, as_json: bool, quiet: bool, verbose: bool, **given:
     if settings.broker is None and settings.bundle is None:
         raise UsageError("give --broker of a server, or --bundle to run one without a server")
     configure(settings.log_level, settings.log_format)
-    sinks: list[Sink] = [JsonLines(path) for path in settings.results]
+    files: list[Sink] = [JsonLines(path) for path in settings.results]
     # Beside a log or results on the same terminal a line that is written over is in the way.
     beside = settings.log_level in ("debug", "info") or ("-" in settings.results and sys.stdout.isatty())
-    sinks += live_line(sys.stderr, settings.device, not quiet and not beside)
+    lines = live_line(sys.stderr, settings.device, not quiet and not beside)
     try:
-        accounting = asyncio.run(_run(settings, sinks))
+        accounting = asyncio.run(_run(settings, [*files, *lines]))
     finally:
+        for line in lines:  # a device that could not start has closed nothing
+            line.close()
         flush()
     if settings.report is not None:
         write_atomic(settings.report, json.dumps(accounting, indent=2).encode() + b"\n")

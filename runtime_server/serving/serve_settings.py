@@ -16,6 +16,7 @@ class ServeSettings(TypedDict, total=False):
     port: int
     mqtt_port: int | None
     calibrate: str | PathLike[str] | None
+    larger: str | PathLike[str] | None
     training: bool | None
     batch: int
     objective: Literal["neighbours", "virtual-negatives", "simclr", "moco", "simsiam", "barlow-twins"]
@@ -31,6 +32,7 @@ class ServeSettings(TypedDict, total=False):
     release_s: float | None
     release_least_s: float
     release_tolerance: float
+    bottleneck_steps: int
     probe: str | PathLike[str] | None
     canary_share: float
     canary_from: int
