@@ -238,8 +238,7 @@ def recompile(
 
     Blocks whose parameters did not change keep their files and digests. `windows` (n, samples) float32 are used to
     measure int8 scales, and `calibration` says where they come from; with a `reference` every cut is proved as in a
-    full compile. Raises BundleError when a
-    tensor is missing or the generation would go backwards, CheckFailed when a cut does not hold.
+    full compile. Raises BundleError when a tensor is missing or the generation does not grow, CheckFailed for bad cuts.
     """
     info = base.manifest.info
     if generation <= info.generation:
