@@ -230,6 +230,8 @@ class DeviceConfig:
         """Whether it is said where audio comes from. Raises UsageError where it is said twice."""
         if self.source and self.watch is not None:
             raise UsageError(f"source {self.source} and watch {self.watch}: give one of them")
+        if self.loop and self.watch is not None:
+            raise UsageError(f"watch {self.watch}: each recording is processed once; leave out loop")
         return bool(self.source) or self.watch is not None
 
     @property

@@ -43,7 +43,6 @@ def open_source(
     counters: Counters | None = None,
     clock: Clock = SYSTEM_CLOCK,
     waiter: Waiter | None = None,
-    watched: Path | None = None,
 ) -> Generator[AudioBlock, None, None]:
     """Open a source; returns a generator of its audio as mono float32 blocks at `sample_rate`. `close()` stops it.
 
@@ -69,7 +68,6 @@ def open_source(
         counters: what is counted; a fresh one when not given.
         clock: the time and the sleep that paces files.
         waiter: how whoever iterates waits for a microphone or for stdin; by default it does nothing else meanwhile.
-        watched: `spec` is a directory into which recordings come; which were read is remembered in this file.
 
     Raises:
         UsageError: an option out of range or not for this source.
@@ -86,13 +84,7 @@ def open_source(
         rate_hz, live_s = sample_rate if stdin_rate is None else stdin_rate, queue_seconds if realtime else None
         raws, anchor_ns = _open_stdin(stdin_fd, rate_hz, stdin_channels, live_s, counters, clock, waiter)
         return to_blocks(raws, sample_rate, counters, anchor_ns, clock, None, mixer)
-    pace = speed if realtime else None
-    if watched is not None:
-        if loop:
-            raise UsageError(f"source {spec!r} is watched and cannot be looped: each recording is read once")
-        folder = WatchedFolder(Path(spec), watched, clock.monotonic)
-        return _watched(folder, block_s, sample_rate, counters, clock, pace, mixer, waiter)
-    raws = _open_path(Path(spec), loop, counters, block_s, mixer.least_channels)
+    pace, raws = speed if realtime else None, _open_path(Path(spec), loop, counters, block_s, mixer.least_channels)
     return to_blocks(raws, sample_rate, counters, clock.wall_ns, clock, pace, mixer)
 
 
@@ -124,22 +116,44 @@ def _open_path(
     return read_file(path, block_s, Faults(counters), least_channels)
 
 
-def _watched(
-    folder: WatchedFolder,
-    block_s: float,
+def open_watched(
+    directory: Path,
+    memory: Path,
     sample_rate: int,
-    counters: Counters,
-    clock: Clock,
-    pace: float | None,
-    mixer: Mixer,
-    waiter: Waiter,
+    realtime: bool = False,
+    *,
+    speed: float = 1.0,
+    channel: str = "mean",
+    block_s: float = BLOCK_SECONDS,
+    counters: Counters | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+    waiter: Waiter | None = None,
 ) -> Generator[AudioBlock, None, None]:
-    """The recordings of a folder as they come; each has a time line of its own."""
-    faults = Faults(counters)
+    """The recordings that come into a directory, each once, when it is complete; it never ends by itself.
+
+    What was read is remembered in the file `memory`. One that cannot be read is skipped, logged and counted. The other
+    parameters are those of `open_source`. Raises UsageError and SourceError as that does, here already.
+    """
+    _check_options(str(directory), sample_rate, realtime, False, speed, 1.0)
+    folder, mixer = WatchedFolder(directory, memory, clock.monotonic), Mixer(channel)
+    counters = counters or Counters()
+    pace, faults = speed if realtime else None, Faults(counters)
+
+    def blocks_of(path: Path) -> Iterator[AudioBlock]:
+        """Each recording has a time line of its own."""
+        raws = read_file(path, block_s, faults, mixer.least_channels)
+        return to_blocks(raws, sample_rate, counters, clock.wall_ns, clock, pace, mixer)
+
+    return _watched(folder, blocks_of, faults, waiter or IdleWaiter())
+
+
+def _watched(
+    folder: WatchedFolder, blocks_of: Callable[[Path], Iterator[AudioBlock]], faults: Faults, waiter: Waiter
+) -> Generator[AudioBlock, None, None]:
     for path in folder.recordings(lambda: waiter.wait(lambda: False, LOOK_S)):
-        raws, last = read_file(path, block_s, faults, mixer.least_channels), None
+        last = None
         try:
-            for block in to_blocks(raws, sample_rate, counters, clock.wall_ns, clock, pace, mixer):
+            for block in blocks_of(path):
                 if last is not None:
                     yield last
                 last = block

@@ -8,14 +8,14 @@ import dataclasses
 import datetime as dt
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.audio import AudioBlock, AudioWindow, Clock, Counters, Windower, open_source
-from runtime_edge.audio.source import is_live
+from runtime_edge.audio.source import is_live, open_watched
 from runtime_edge.audio.stream import BLOCK_SECONDS
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
@@ -64,22 +64,8 @@ class Capture:
         """Raises what `open_source` raises."""
         self._worker, self._sample_rate = worker, sample_rate
         self._counters = Counters()
-        self._blocks = open_source(
-            config.source if config.watch is None else str(config.watch),
-            sample_rate,
-            config.realtime,
-            loop=config.loop,
-            speed=config.speed,
-            stdin_rate=config.stdin_rate,
-            stdin_channels=config.stdin_channels,
-            channel=config.channel,
-            # A file played in real time need wake nobody before a window may be complete.
-            block_s=max(BLOCK_SECONDS, hop_samples / sample_rate),
-            counters=self._counters,
-            clock=Clock(sleep=self._sleep),
-            waiter=self,
-            watched=None if config.watch is None else config.state / "watched.jsonl",
-        )
+        # A file played in real time need wake nobody before a window may be complete.
+        self._blocks = self._open(config, sample_rate, max(BLOCK_SECONDS, hop_samples / sample_rate))
         self._windower = Windower(window_samples, hop_samples, config.gate_db, self._counters)
         self._live = is_live(config.source, config.realtime)
         self._heard = (0, time.monotonic())
@@ -88,6 +74,19 @@ class Capture:
         self._done = 0
         self._ended = False
         self._error: Exception | None = None
+
+    def _open(self, config: DeviceConfig, sample_rate: int, block_s: float) -> Generator[AudioBlock, None, None]:
+        clock, realtime = Clock(sleep=self._sleep), config.realtime
+        if config.watch is not None:
+            return open_watched(
+                config.watch, config.state / "watched.jsonl", sample_rate, realtime, speed=config.speed,
+                channel=config.channel, block_s=block_s, counters=self._counters, clock=clock, waiter=self,
+            )  # fmt: skip
+        return open_source(
+            config.source, sample_rate, realtime, loop=config.loop, speed=config.speed, stdin_rate=config.stdin_rate,
+            stdin_channels=config.stdin_channels, channel=config.channel, block_s=block_s, counters=self._counters,
+            clock=clock, waiter=self,
+        )  # fmt: skip
 
     async def read(
         self, on_window: Callable[[CapturedWindow], None], stopping: asyncio.Event, limit: int | None = None

@@ -65,9 +65,10 @@ _push_options = together(
 """Who gets a head, how often, and whether it judges releases."""
 
 
-@click.command(
-    cls=ManyOptions, common=["given", "out", "push", "target", "device", "follow", "ready", "state", "as_json"]
-)
+_COMMON = ("given", "out", "push", "target", "device", "follow", "ready", "state", "as_json")
+
+
+@click.command(cls=ManyOptions, common=_COMMON)
 @click.argument("source", metavar="[FOLDER|CSV]", required=False, type=PathParam())
 @_fit_options
 @_push_options

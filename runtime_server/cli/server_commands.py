@@ -19,11 +19,11 @@ from runtime_server.cli.broker_commands import broker
 from runtime_server.cli.dead_letter_commands import dead
 from runtime_server.cli.device_commands import device
 from runtime_server.cli.label_commands import label
-from runtime_server.cli.live_status import show_status
 from runtime_server.cli.mqtt_command import mqtt
 from runtime_server.cli.release_commands import releases
 from runtime_server.cli.server_status_command import status
 from runtime_server.server import Server
+from runtime_server.serving.live_status import show_status
 from runtime_server.serving.server_settings import ServerSettings
 from runtime_server.serving.server_status import ServerParts, ServerStatus
 from runtime_server.training.ranks import Ranks

@@ -103,10 +103,10 @@ _ship_option = click.option(
 )
 
 
-@click.command(
-    cls=ManyOptions,
-    common=["target", "out", "profile_file", "link", "traces", "max_mb_per_hour", "min_cut", "key", "as_json"],
-)
+_COMMON = ("target", "out", "profile_file", "link", "traces", "max_mb_per_hour", "min_cut", "key", "as_json")
+
+
+@click.command(cls=ManyOptions, common=_COMMON)
 @bundle_argument
 @click.option("--target", required=True, help="A target the bundle was compiled for.")
 @click.option("-o", "--out", type=PathParam(), required=True, help="Table file to write.")

@@ -38,6 +38,7 @@ def test_recordings_that_come_are_processed_once_over_restarts(toy, tmp_path):
 def test_a_folder_that_is_not_there_and_a_second_source_are_one_line(toy, tmp_path):
     for options, words in (
         (["--watch", "gone"], "gone: no such directory: make it, or watch another one"),
+        (["--watch", ".", "--loop"], "watch .: each recording is processed once; leave out loop"),
         (["--watch", ".", "--source", "mic"], "source mic and watch .: give one of them"),
     ):
         log = tmp_path / "edge.log"

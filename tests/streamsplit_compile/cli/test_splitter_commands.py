@@ -120,7 +120,7 @@ def test_explain_says_what_is_chosen_and_what_would_change_it(table):
     said = run("explain", table, "--at", STATE)
     assert "is chosen at bandwidth_mbps 2 Mbit/s, cpu 0.3, rtt_ms 60 ms, uncertainty 0.4" in said
     for arguments, message in (
-        ((table,), "give --state, or --device"),
+        ((table,), "give --at, or --device"),
         (("--state", STATE), "give a table file"),
         ((table, "--state", "cpu"), "expected name=number pairs"),
         ((table, "--state", "cpu=0.1"), "bandwidth_mbps, rtt_ms, uncertainty missing"),

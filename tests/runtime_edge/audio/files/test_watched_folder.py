@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from runtime_edge.audio import Counters, Windower, open_source
+from runtime_edge.audio import Counters, Windower
 from runtime_edge.audio.files.watched_folder import LOOK_S, STILL_S, WatchedFolder
 from runtime_edge.audio.live import IdleWaiter
+from runtime_edge.audio.source import open_watched
 from runtime_edge.errors import SourceError, UsageError
 
 RATE = 4000
@@ -139,8 +140,8 @@ def test_names_of_any_bytes_are_remembered(place):
 def test_a_folder_that_is_not_there_is_named(place):
     with pytest.raises(SourceError, match="gone: no such directory: make it, or watch another one"):
         WatchedFolder(place / "gone", place / "read.jsonl")
-    with pytest.raises(UsageError, match="is watched and cannot be looped"):
-        open_source(str(place / "in"), RATE, loop=True, watched=place / "read.jsonl")
+    with pytest.raises(UsageError, match="speed"):
+        open_watched(place / "in", place / "read.jsonl", RATE, speed=2.0)
 
 
 def test_a_source_plays_them_and_goes_on_after_one_that_cannot_be_read(place):
@@ -161,7 +162,7 @@ def test_a_source_plays_them_and_goes_on_after_one_that_cannot_be_read(place):
             return super().wait(until, timeout_s)
 
     counters, found = Counters(), []
-    blocks = open_source(str(place / "in"), RATE, counters=counters, watched=place / "read.jsonl", waiter=Waiter())
+    blocks = open_watched(place / "in", place / "read.jsonl", RATE, counters=counters, waiter=Waiter())
     with contextlib.suppress(Stopped):
         for window in Windower(1000, 500, counters=counters).windows(blocks):
             found.append((os.path.basename(window.file), window.file_offset))

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from runtime_server.cli.live_status import show_status, status_line
+from runtime_server.serving.live_status import show_status, status_line
 
 TOLD = {"generation": 3, "windows": {"pi-1": 1200, "pi-2": 34}, "training_steps": 45}
 
