@@ -17,6 +17,8 @@ from runtime_server.releases.device_reports import DeviceTraffic
 from runtime_server.web.judgement import attempt_in_words
 from streamsplit_compile.bundle.bundle_page import OPUS_KBITS
 
+_REFUSED_TOLD = 3
+"""Attempts at a release that were refused, of which the page tells: the last ones."""
 _CSS = """
 :root { color-scheme: light dark; --text: #222; --quiet: #5a5a5a; --line: #ddd; --ground: #fff; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6e6e6; --quiet: #a8a8a8; --line: #3a3f45; --ground: #16191d; } }
@@ -192,8 +194,13 @@ def _releases(summary: dict[str, Any]) -> str:
         f"<p>Device, wire and server together are within {summary['parity_max_abs_error']:.1e} of the whole encoder at "
         "every cut of every generation (float32 wire).</p>"
     )
-    attempts = "".join(f"<li>{html.escape(attempt_in_words(row))}</li>" for row in summary["releases"])
-    return f"{text}<ul>{attempts}</ul>" if attempts else f"{text}<p>No release was tried.</p>"
+    if not summary["releases"]:
+        return f"{text}<p>No release was tried.</p>"
+    refused = [row for row in summary["releases"] if not row["released"]]
+    told = [row for row in summary["releases"] if row["released"] or row in refused[-_REFUSED_TOLD:]]
+    attempts = "".join(f"<li>{html.escape(attempt_in_words(row))}</li>" for row in told)
+    more = f"<li>{len(summary['releases']) - len(told)} earlier attempts were refused, too.</li>"
+    return f"{text}<ul>{more * (len(told) < len(summary['releases']))}{attempts}</ul>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

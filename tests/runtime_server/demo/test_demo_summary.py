@@ -216,3 +216,17 @@ def test_the_report_tells_it_in_words_and_shows_names_as_text(summary, tmp_path)
     pictures = set(re.findall(r'src="([^"]+)"', page))
     assert {"heard.png", "bytes.png", "latency.png", "device-laptop.png"} <= pictures
     assert all((tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+
+
+@pytest.mark.integration
+def test_of_many_refused_releases_the_report_tells_the_last_ones_and_all_that_passed(summary, tmp_path) -> None:
+    found, told = summary
+    tried = [
+        {"generation": 2 + (step > 40), "released": step == 40, "steps": step, "reason": "the head would be worse"}
+        for step in range(10, 90, 10)
+    ]
+
+    write_report(tmp_path / "report", {**told, "releases": tried}, found)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert [step for step in range(10, 90, 10) if f"After training step {step}," in page] == [40, 60, 70, 80]
+    assert "4 earlier attempts were refused, too." in page
