@@ -230,3 +230,17 @@ def test_of_many_refused_releases_the_report_tells_the_last_ones_and_all_that_pa
     page = (tmp_path / "report" / "report.html").read_text()
     assert [step for step in range(10, 90, 10) if f"After training step {step}," in page] == [40, 60, 70, 80]
     assert "4 earlier attempts were refused, too." in page
+
+
+@pytest.mark.integration
+def test_a_report_without_any_right_label_and_without_a_recording_on_the_device_alone_is_written(
+    summary, tmp_path
+) -> None:
+    found, told = summary
+    nothing = {"recordings": 0, "right": 0, "accuracy": None}
+    heard = told["heard"] | {"right": 0, "accuracy": 0.0, "first_right_s": None, "on_the_device_alone": nothing}
+
+    write_report(tmp_path / "report", {**told, "heard": heard}, found)
+    page = " ".join((tmp_path / "report" / "report.html").read_text().split())
+    assert "0 of 2 got their label (0%). A recording counts" in page
+    assert "ships nothing, got none of them to its end." in page
