@@ -68,7 +68,7 @@ def test_the_guide_serves_and_looks_after_releases_and_tables(toy_terminal):
         assert "hiss" in terminal.types("ssc server label clips/ --state server/ --push", broker)
         (here / "head.json").rename(here / "encoder.head.json")
         said = terminal.types("ssc server label clips/ --head encoder.head.json --push --state server/", broker)
-        assert f"{len(sounds.LABELS)} labels, pushed to rpi4" in said
+        assert f"{len(sounds.LABELS)} labels, pushed to m2, rpi4" in said
         with (here / "heard.csv").open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["device", "time", "seconds", "label"])
