@@ -141,14 +141,14 @@ class WindowRunner:
         started = time.monotonic()
         index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
         live = decision.cut != LOCAL and now.has_room
-        if (
-            splitter.learner is not None and not cascade and (live or index == engine.last_cut)
-        ):  # otherwise more than that is run
+        first: FirstAnswerer | None = "device" if cascade else "exit" if decision.exit and live else None
+        as_priced = live or index == engine.last_cut  # otherwise more than that is run
+        if splitter.learner is not None and as_priced and first != "device":
             at = Conditions(splitter.uncertainty, cpu, now.bandwidth_mbps, now.rtt_ms)
             splitter.learner.decided(window.index, decision.row, decision.action, at)
         message_id = subjects.message_id(self._config.device, self._boot, window.index)
-        step = self._frame(window, message_id, decision, index, live, cascade)
-        if cascade and not step.frame:
+        step = self._frame(window, message_id, decision, index, live, first)
+        if first == "device" and not step.frame:
             decision = decision._replace(cut=LOCAL)
         live = live and bool(step.frame)
         device_ms = (time.monotonic() - started) * 1e3
@@ -216,9 +216,14 @@ class WindowRunner:
         )
 
     def _frame(
-        self, window: CapturedWindow, message_id: str, decision: Decision, cut: int, live: bool, cascade: bool
+        self,
+        window: CapturedWindow,
+        message_id: str,
+        decision: Decision,
+        cut: int,
+        live: bool,
+        first: FirstAnswerer | None,
     ) -> PrefixResult:
-        by: FirstAnswerer = "device" if cascade else "exit"
         step = self._engine.run(
             window.samples,
             window.index,
@@ -227,13 +232,13 @@ class WindowRunner:
             self._splitter.uncertainty,
             not live,
             decision.width,
-            self._first_answer(by, cut, decision.explored) if cascade or (decision.exit and live) else None,
-            by,
+            first,
+            None if first is None else self._first_answer(first, cut, decision.explored),
         )
         stages = self._accounting.stage_ms
-        stages["prefix"].observe(step.prefix_ms + step.first_ms * cascade)
-        if step.first is not None and not cascade:
+        if first == "exit":
             stages["exit"].observe(step.first_ms)
+        stages["prefix"].observe(step.prefix_ms + (step.first_ms if first == "device" else 0.0))
         local, ships = decision.cut == LOCAL, bool(step.frame)
         if step.first is None and step.embedding is not None and not local and not decision.explored:
             ships = self._is_worth_sending(step.embedding, None)

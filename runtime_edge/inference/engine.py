@@ -121,14 +121,14 @@ class Engine:
         uncertainty: float,
         finish: bool,
         width: int = 0,
+        answerer: FirstAnswerer | None = None,
         judge: Judge | None = None,
-        by: FirstAnswerer = "exit",
     ) -> PrefixResult:
         """Run one window (samples,) up to `cut` and frame its activation; with `finish` go on to the embedding.
 
-        With a `width` so many channels of the cut's bottleneck are framed instead. With `judge` the exit at the cut
-        answers first, or `by` the device the whole encoder; the frame then says the uncertainty of this window rather
-        than the one that is given, and there is none if it is not worth sending.
+        With a `width` so many channels of the cut's bottleneck are framed instead. An `answerer` answers first, and
+        `judge` makes its answer of an embedding: the frame then says the uncertainty of this window rather than the
+        one that is given, and there is none if it is not worth sending.
 
         The device cannot continue where the memory limit has no room for the blocks behind the cut.
         """
@@ -138,7 +138,7 @@ class Engine:
         ran = answered = time.perf_counter()
         first = None
         if judge is not None:
-            early = self._assets.exit(self.cut_names[cut]).embedding() if by == "exit" else self._whole()
+            early = self._assets.exit(self.cut_names[cut]).embedding() if answerer == "exit" else self._whole()
             first = judge(early)
             uncertainty, answered = first.uncertainty, time.perf_counter()
             if not first.ships:
@@ -158,7 +158,7 @@ class Engine:
             window, capture_ns, self.generation, cut, encoding, compressed, uncertainty, payload, self._model, width
         )
         framed = time.perf_counter()
-        goes_on = finish and (judge is None or by == "exit") and self.prefix.fits(self.last_cut)
+        goes_on = finish and answerer != "device" and self.prefix.fits(self.last_cut)
         embedding = self._whole() if cut == self.last_cut or goes_on else None
         times = (ran - started) * 1e3, (framed - answered) * 1e3
         return PrefixResult(frame, encoding, embedding, *times, first, (answered - ran) * 1e3)
