@@ -24,10 +24,8 @@ from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.head import Head, entropy, read_head
 from runtime_edge.policy.ship_gate import MostUncertain
 from runtime_server.labels.labelled import read_clips, windows_of
-from runtime_server.suffix.larger_encoder import MAX_WINDOWS, AlignedEncoder, Embed, LargerEncoder
-from runtime_server.suffix.suffix import ServedBlocks
-from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
-from streamsplit_compile.encoder.segment import split
+from runtime_server.suffix.larger_encoder import MAX_WINDOWS, AlignedEncoder, Embed, LargerEncoder, in_batches, whole
+from streamsplit_compile.encoder.encoders import load_encoder
 from tools.bench_bottlenecks import interval
 from tools.benchmarks import Section, publish, show
 from tools.reference.corpus import GATE_DB, HELD_OUT_FOLD
@@ -67,17 +65,6 @@ class Shipped:
     """Bytes of all payloads."""
 
 
-def embed_of(encoder: LoadedEncoder) -> Embed:
-    """Windows (n, samples) to embeddings (n, d), as a server completes them."""
-    graph = encoder.graph
-    served = ServedBlocks(split(graph, [graph.candidates[0], graph.candidates[-1]]))
-
-    def embed(windows: torch.Tensor) -> torch.Tensor:
-        return torch.cat([served.complete(0, part) for part in torch.split(windows, _MOST)])
-
-    return embed
-
-
 def hear(audio: Path, front_end: FrontEndInfo, head: Head, embed: Embed) -> tuple[Heard, Array]:
     """Windows of the fold that is judged, and those (n, samples) of the others that a map is fitted to."""
     every = [(clip, name) for name in SETS for clip in read_clips(audio / name / "labels.csv")]
@@ -90,7 +77,7 @@ def hear(audio: Path, front_end: FrontEndInfo, head: Head, embed: Embed) -> tupl
         found.groups,
         np.array([head.labels.index(clip.labels[0]) for clip, _ in judged]),
         np.array([name for _, name in judged]),
-        embed(torch.from_numpy(found.embeddings)).numpy(),
+        in_batches(embed, torch.from_numpy(found.embeddings)).numpy(),
     )
     return heard, fitted[np.random.default_rng(0).permutation(len(fitted))[:MAX_WINDOWS]]
 
@@ -124,20 +111,21 @@ def measure(encoder: Path, head_file: Path, larger: Sequence[Path], audio: Path,
     loaded, head = load_encoder(encoder), read_head(head_file)
     size = loaded.window_samples
     front_end = FrontEndInfo(sample_rate=loaded.sample_rate, window_samples=size, hop_samples=size // 2, details={})
-    embed = embed_of(loaded)
+    embed = whole(loaded.graph)
     heard, fitted = hear(audio, front_end, head, embed)
     first = head.scores(heard.own).astype(np.float64)
     entropies = np.array([entropy(scores, head.scores_by) for scores in first], np.float32)
     alone = right(first, heard)
     found: dict[str, list[Bools]] = {"cascade": [], "chance": [], "every": []}
-    shares, payloads, whole, cosines = [], [], [], []
+    shares, payloads, of_all, cosines = [], [], [], []
     for order, path in enumerate(larger):
-        aligned = LargerEncoder(embed_of(load_encoder(path)), torch.from_numpy(fitted)).aligned(embed)
+        aligned = LargerEncoder(whole(load_encoder(path).graph), torch.from_numpy(fitted)).aligned(embed)
         cosines.append(aligned.cosine)
 
         def final(windows: Array, by: AlignedEncoder = aligned) -> npt.NDArray[np.float64]:
             received = torch.from_numpy(windows)
-            return head.scores(by.embed(received, embed(received)).numpy()).astype(np.float64)
+            found = in_batches(lambda part: by.embed(part, embed(part)), received)
+            return head.scores(found.numpy()).astype(np.float64)
 
         sent = ship(heard, MostUncertain(share), entropies, front_end, order)
         by_chance = ship(heard, np.random.default_rng(order).permutation(sent.chosen), entropies, front_end, order)
@@ -148,14 +136,14 @@ def measure(encoder: Path, head_file: Path, larger: Sequence[Path], audio: Path,
             found[name].append(right(scores, heard))
         shares.append(sent.chosen.mean())
         payloads.append(sent.payload / len(first))
-        whole.append(every.payload / len(first))
-    return _section(heard, alone, found, share, (shares, payloads, whole, cosines))
+        of_all.append(every.payload / len(first))
+    return _section(heard, alone, found, share, (shares, payloads, of_all, cosines))
 
 
 def _section(
     heard: Heard, alone: Bools, found: dict[str, list[Bools]], share: float, counted: tuple[list[float], ...]
 ) -> Section:
-    shares, payloads, whole, cosines = (float(np.mean(values)) for values in counted)
+    shares, payloads, of_all, cosines = (float(np.mean(values)) for values in counted)
     section = Section("pay", "A cascade", "python -m tools.bench_cascade encoder.pt head.json larger.pt ...", "cascade")
     clips, seeds = len(alone), len(found["cascade"])
     means = {name: np.mean(results, axis=0) for name, results in found.items()}
@@ -166,7 +154,7 @@ def _section(
     section.add("cascade_shipped", shares, f"at most {share:g}", "share of the windows, those of the largest entropy")
     section.add("cascade_gain_by_chance", points["chance"], "", "points, as many windows shipped by chance")
     section.add("cascade_gain_of_all", points["every"], "", "points, every window shipped")
-    section.add("cascade_bytes", payloads, "", f"bytes of Opus a window, over all; {whole:.0f} where all are shipped")
+    section.add("cascade_bytes", payloads, "", f"bytes of Opus a window, over all; {of_all:.0f} where all are shipped")
     for name in SETS:
         own = heard.sets == name
         parts = [f"{which} {mean[own].mean():.4f}" for which, mean in means.items()]

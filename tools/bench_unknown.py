@@ -25,8 +25,8 @@ from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.head import Head
 from runtime_server.labels.head_training import BACKGROUND, Examples, fit_head
 from runtime_server.labels.labelled import read_clips, windows_of
+from runtime_server.suffix.larger_encoder import in_batches, whole
 from streamsplit_compile.encoder.encoders import load_encoder
-from tools.bench_cascade import embed_of
 from tools.benchmarks import Section, publish, show
 from tools.reference.corpus import GATE_DB
 
@@ -67,7 +67,7 @@ def measure(encoder: Path, audio: Path) -> Section:
     front_end = FrontEndInfo(sample_rate=loaded.sample_rate, window_samples=size, hop_samples=size // 2, details={})
     clips = read_clips(audio / "esc10" / "labels.csv")
     heard = windows_of(clips, front_end, _MOST, GATE_DB)
-    embeddings = embed_of(loaded)(torch.from_numpy(heard.embeddings)).numpy()
+    embeddings = in_batches(whole(loaded.graph), torch.from_numpy(heard.embeddings)).numpy()
     names = np.array([clip.labels[0] for clip in clips])
     folds = np.array([clip.fold or 0 for clip in clips])
     groups = heard.groups

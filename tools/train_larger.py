@@ -29,6 +29,7 @@ from runtime_server.labels.labelled import read_clips
 from streamsplit_compile.encoder.encoders import new_encoder, read_state, save_checkpoint
 from tools.reference.corpus import HELD_OUT_FOLD
 from tools.reference.crops import MAX_MASKED_BANDS, MAX_MASKED_FRAMES, MIX_ALPHA
+from tools.reference.training import follow
 
 SETS = ("esc10", "speech_commands")
 ENCODER, CONFIG = "mn", {"width_mult": 0.4}
@@ -144,18 +145,10 @@ def train(encoder: Any, recordings: Recordings, epochs: int, seed: int, batch: i
             nn.utils.clip_grad_norm_(encoder.parameters(), 5.0)
             optimizer.step()
             total += loss.item()
-            _follow(average, encoder.state_dict(), min(_AVERAGE_DECAY, (step + 1) / (step + 10)))
+            follow(average, encoder.state_dict(), step, _AVERAGE_DECAY)
         print(f"epoch {epoch + 1} of {epochs}: loss {total / steps:.3f}", flush=True)
     encoder.load_state_dict(average)
     encoder.eval()
-
-
-def _follow(average: dict[str, Tensor], state: dict[str, Tensor], decay: float) -> None:
-    for name, value in state.items():
-        if value.is_floating_point():
-            average[name].lerp_(value, 1 - decay)
-        else:
-            average[name].copy_(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

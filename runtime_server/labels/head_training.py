@@ -103,11 +103,11 @@ def fit_head(examples: Examples, encoder: str, created_by: str, seed: int = 0, m
     temperatures: dict[str, float] = {}
     min_energy = None
     if folds is not None:
-        strength, held_out = _strongest(examples, folds)
+        strength, held_out, energies = _strongest(examples, folds)
         thresholds = _thresholds(held_out, examples.truth)
         validation = _validate(examples, held_out, folds)
         temperatures = _exit_temperatures(examples, folds, strength)
-        min_energy = _min_energy(examples, folds, strength)
+        min_energy = _min_energy(examples, energies)
     fitted = fit_path(examples.embeddings, examples.truth, examples.exclusive, [strength])[0]
     return Head(
         encoder=encoder,
@@ -236,22 +236,20 @@ def _dealt(examples: Examples, seed: int) -> Integers:
     return np.asarray(fold_of[np.searchsorted(groups, examples.groups)])
 
 
-def _strongest(examples: Examples, folds: Integers) -> tuple[float, Floats]:
-    """The strength with the least log loss on held-out windows, and their scores (windows, labels)."""
-    tried = _held_out_scores(examples, folds)
-    best = int(np.argmin([log_loss(scores, examples.truth, examples.exclusive) for scores in tried]))
-    return STRENGTHS[best], tried[best]
+def _strongest(examples: Examples, folds: Integers) -> tuple[float, Floats, Floats]:
+    """The strength with the least log loss on held-out windows, their scores (windows, labels) and energies (windows,).
 
-
-def _held_out_scores(examples: Examples, folds: Integers) -> Floats:
-    """(strengths, windows, labels): each window's scores by fits that saw nothing of its fold."""
-    scores = np.empty((len(STRENGTHS), *examples.truth.shape))
+    Each window's are by fits that saw nothing of its fold.
+    """
+    scores, energies = np.empty((len(STRENGTHS), *examples.truth.shape)), np.empty((len(STRENGTHS), len(folds)))
     for fold in np.unique(folds):
         out = folds == fold
         path = fit_path(examples.embeddings[~out], examples.truth[~out], examples.exclusive, STRENGTHS, _ROUGHLY)
         for place, fitted in enumerate(path):
             scores[place, out] = fitted.scores(examples.embeddings[out], examples.exclusive)
-    return scores
+            energies[place, out] = np.logaddexp.reduce(fitted.logits(examples.embeddings[out]), axis=1)
+    best = int(np.argmin([log_loss(found, examples.truth, examples.exclusive) for found in scores]))
+    return STRENGTHS[best], scores[best], energies[best]
 
 
 def _exit_temperatures(examples: Examples, folds: Integers, strength: float) -> dict[str, float]:
@@ -274,16 +272,11 @@ def _exit_temperatures(examples: Examples, folds: Integers, strength: float) -> 
     return {cut: TEMPERATURES[int(np.argmin(loss))] for cut, loss in losses.items()}
 
 
-def _min_energy(examples: Examples, folds: Integers, strength: float) -> float:
-    """The energy, `ln sum exp` of the logits, that KNOWN_KEPT of the held-out windows with a label have.
+def _min_energy(examples: Examples, energies: Floats) -> float:
+    """The energy, `ln sum exp` of the logits, that KNOWN_KEPT of the windows with a label have, of (windows,) held out.
 
     Those of the background alone do not count. Liu et al. 2020, arXiv 2010.03759, equation 4.
     """
-    energies = np.empty(len(examples.truth))
-    for fold in np.unique(folds):
-        out = folds == fold
-        (fitted,) = fit_path(examples.embeddings[~out], examples.truth[~out], examples.exclusive, [strength], _ROUGHLY)
-        energies[out] = np.logaddexp.reduce(fitted.logits(examples.embeddings[out]), axis=1)
     known = examples.truth[:, [label != BACKGROUND for label in examples.labels]].any(axis=1)
     return float(np.quantile(energies[known], 1 - KNOWN_KEPT))
 

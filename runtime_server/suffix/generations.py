@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from streamsplit_compile.encoder.graph import EncoderGraph
 from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import cuts_of
 
+_LOG = logging.getLogger(__name__)
 KEPT_GENERATIONS = 4
 Tensors = Mapping[str, npt.NDArray[Any]]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -111,6 +113,10 @@ class Generations:
         served, codecs = ServedBlocks(model.segments, self._precision), FrameCodecs(bundle)
         aligned = None if self._larger is None else self._larger.aligned(lambda windows: served.complete(0, windows))
         generation = Generation(bundle, model, served, codecs, aligned)
+        if aligned is not None:
+            _LOG.info(
+                "generation %d: the larger encoder comes within a cosine of %.3f", generation.number, aligned.cosine
+            )
         with self._lock:
             self._by_number[generation.number] = generation
             self._retire()

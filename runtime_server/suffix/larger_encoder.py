@@ -1,7 +1,7 @@
 """A larger encoder for windows that arrive as audio, with embeddings like those of the devices' one (docs/cascade.md).
 
     larger = LargerEncoder.of(load_encoder(path), front_end, recordings, seed=0)
-    answering = larger.aligned(generation.embed)    # for one generation
+    answering = larger.aligned(embed)               # `embed` is what one generation makes of windows
     answering.embed(windows, own)                   # (n, d) unit norm, in place of the generation's own
 
 Ridge regression maps its embeddings to those that the generation makes of the same recordings, so heads, memories and
@@ -23,7 +23,9 @@ from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_server.suffix.suffix import ServedBlocks
 from streamsplit_compile.bundle.recordings import sample_windows
 from streamsplit_compile.encoder.encoders import LoadedEncoder
+from streamsplit_compile.encoder.graph import EncoderGraph
 from streamsplit_compile.encoder.segment import split
+from streamsplit_compile.exits.ridge import ridge
 
 MAX_WINDOWS = 2048
 LEAST_WINDOWS = 32
@@ -71,7 +73,7 @@ class LargerEncoder:
         if len(windows) < LEAST_WINDOWS:
             raise UsageError(f"--calibrate: {len(windows)} windows are too few for --larger; give {LEAST_WINDOWS}")
         self._embed, self._windows = embed, windows
-        self._embeddings = _in_batches(embed, windows)
+        self._embeddings = in_batches(embed, windows)
 
     @classmethod
     def of(cls, larger: LoadedEncoder, front_end: FrontEndInfo, recordings: Path | None, seed: int) -> LargerEncoder:
@@ -90,20 +92,25 @@ class LargerEncoder:
                 f"send {asked[1]} at {asked[0]} Hz; give an encoder for those"
             )
         windows = sample_windows(recordings, *asked, front_end.hop_samples, MAX_WINDOWS, seed)
-        graph = larger.graph
-        served = ServedBlocks(split(graph, [graph.candidates[0], graph.candidates[-1]]))
-        return cls(lambda part: served.complete(0, part), torch.from_numpy(windows))
+        return cls(whole(larger.graph), torch.from_numpy(windows))
 
     def aligned(self, embed: Embed) -> AlignedEncoder:
         """With a map to the embeddings (n, d) that a generation makes of windows (n, samples)."""
-        own = _in_batches(embed, self._windows)
+        own = in_batches(embed, self._windows)
         judges = torch.arange(len(own)) % _HELD_OUT == _HELD_OUT - 1
         found = _fit(self._embeddings[~judges], own[~judges])
         cosines = functional.cosine_similarity(_mapped(self._embeddings[judges], *found), own[judges])
         return AlignedEncoder(self._embed, *found, float(cosines.median()))
 
 
-def _in_batches(embed: Embed, windows: Tensor) -> Tensor:
+def whole(graph: EncoderGraph) -> Embed:
+    """What an encoder that is not cut makes of windows (n, samples), as a server runs its blocks."""
+    served = ServedBlocks(split(graph, [graph.candidates[0], graph.candidates[-1]]))
+    return lambda windows: served.complete(0, windows)
+
+
+def in_batches(embed: Embed, windows: Tensor) -> Tensor:
+    """(n, samples) -> (n, d), with the memory of a few."""
     return torch.cat([embed(part) for part in torch.split(windows, _BATCH)])
 
 
@@ -112,8 +119,7 @@ def _fit(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean, deviation = given.double().mean(0), given.double().std(0) + 1e-8
     bias = wanted.double().mean(0)
     scaled = (given.double() - mean) / deviation
-    gram = scaled.T @ scaled + PENALTY * torch.eye(given.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(gram, scaled.T @ (wanted.double() - bias)) / deviation[:, None]
+    weights = ridge(scaled, wanted.double() - bias, PENALTY) / deviation[:, None]
     return mean.float(), weights.float(), bias.float()
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from runtime_edge.base.prometheus import Labels, labelled_counters, labelled_gauges
-from runtime_server.telemetry.device_view import DeviceView
+from runtime_server.telemetry.device_view import DeviceView, Traffic
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
 _PREFIX = "ssc_device_"
-_HOUR_S, _MONTH = 3600.0, "month"
+_HOUR_S = 3600.0
+_QUANTILES = {"p50": "0.5", "p95": "0.95"}
 Several = Callable[[DeviceView], Mapping[str, float]]
 
 _SINGLE: Sequence[tuple[str, str, Callable[[DeviceView], float | None]]] = (
@@ -32,14 +33,19 @@ _SINGLE: Sequence[tuple[str, str, Callable[[DeviceView], float | None]]] = (
 _SEVERAL: Sequence[tuple[str, str, str, Several]] = (
     ("cut_share", "Of the windows of this run.", "cut", lambda view: view.cuts),
     ("answer_share", "Of the windows of this run, by who answered.", "answer", lambda view: view.answers),
-    ("latency_seconds", "At the most frequent cut.", "quantile", lambda view: _latency(view)),
+    (
+        "latency_seconds",
+        "At the most frequent cut.",
+        "quantile",
+        lambda view: {_QUANTILES[name]: value * 1e-3 for name, value in view.latency_ms.items()},
+    ),
     (
         "bytes_per_second",
         "That pass its interface, of the last hour.",
         "kind",
-        lambda view: {kind: count / _HOUR_S for kind, count in _bytes(view, "hour").items()},
+        lambda view: {kind: count / _HOUR_S for kind, count in _bytes(view.hour).items()},
     ),
-    ("month_bytes", "That pass its interface in a month.", "kind", lambda view: _bytes(view, _MONTH)),
+    ("month_bytes", "That pass its interface in a month.", "kind", lambda view: _bytes(view.month)),
     ("label_on", "Labels that are on.", "label", lambda view: dict.fromkeys(view.on, 1.0)),
 )
 
@@ -65,11 +71,5 @@ def _scaled(value: float | None, by: float) -> float | None:
     return None if value is None else value * by
 
 
-def _latency(view: DeviceView) -> Mapping[str, float]:
-    quantiles = {"p50": "0.5", "p95": "0.95"}
-    return {quantiles[name]: value / 1e3 for name, value in view.latency_ms.items() if name in quantiles}
-
-
-def _bytes(view: DeviceView, span: str) -> Mapping[str, float]:
-    traffic = view.month if span == _MONTH else view.hour
+def _bytes(traffic: Traffic) -> Mapping[str, float]:
     return {"up": traffic.up, "down": traffic.down, "updates": traffic.updates}

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.prometheus import CONTENT_TYPE
 from runtime_edge.errors import SscError
+from runtime_server.web.page_data import METRICS
 
 STATIC = Path(__file__).parent / "static"
 VIEWS = ("server", "devices", "events", "history", "training", "releases", "heads")
@@ -161,7 +162,7 @@ def make_app(source: Source, listeners: Listeners, token: str | None, hosts: fro
 
     async def metrics(_: Request) -> Response:
         try:
-            return Response(await source.get("metrics"), media_type=CONTENT_TYPE)
+            return Response(await source.get(METRICS), media_type=CONTENT_TYPE)
         except asyncio.TimeoutError:
             return _problem(503, "the server does not answer in time")
 

@@ -32,7 +32,7 @@ def fit_exit(layout: Layout, statistics: Tensor, embeddings: Tensor, basis: Tens
     block = ExitMap(layout, basis.shape[1], embeddings.shape[1], is_unit(embeddings))
     x, y = statistics.double(), embeddings.double()
     mean, scale, centre = x.mean(0), x.std(0, correction=0).clamp_min(_FLAT), y.mean(0)
-    weights = _ridge((x - mean) / scale, (y - centre) @ basis) / scale[:, None]
+    weights = ridge((x - mean) / scale, (y - centre) @ basis, PENALTY) / scale[:, None]
     with torch.no_grad():
         block.inner.weight.copy_(weights.T)
         block.inner.bias.copy_(-(mean @ weights))
@@ -41,10 +41,13 @@ def fit_exit(layout: Layout, statistics: Tensor, embeddings: Tensor, basis: Tens
     return block.eval()
 
 
-def _ridge(x: Tensor, y: Tensor) -> Tensor:
-    """Weights (features, m) from (n, features) to (n, m): of two equal forms the one with the smaller matrix."""
+def ridge(x: Tensor, y: Tensor, strength: float) -> Tensor:
+    """Weights (features, m) from (n, features) to (n, m), float64, that minimise `|x W - y|^2 + strength |W|^2`.
+
+    Of two equal forms it takes the one with the smaller matrix.
+    """
     small = min(x.shape)
-    penalty = PENALTY * torch.eye(small, dtype=torch.float64)
+    penalty = strength * torch.eye(small, dtype=torch.float64)
     if small == x.shape[1]:
         found: Tensor = torch.linalg.solve(x.T @ x + penalty, x.T @ y)
         return found

@@ -160,7 +160,7 @@ class Course:
             loss.backward()
             nn.utils.clip_grad_norm_(self._student.parameters(), 5.0)
             self._optimizer.step()
-            self._follow(self.epoch * len(batches) + number)
+            follow(self._average, self._student.state_dict(), self.epoch * len(batches) + number, AVERAGE_DECAY)
             total += loss.item()
         return total / len(batches)
 
@@ -179,12 +179,6 @@ class Course:
             return (epoch + 0.1) / (_WARM_UP_EPOCHS + 0.1)
         over = (epoch - _WARM_UP_EPOCHS) / max(1, self.recipe.epochs - _WARM_UP_EPOCHS)
         return 0.5 + 0.5 * math.cos(math.pi * min(1.0, over))
-
-    def _follow(self, step: int) -> None:
-        decay = min(AVERAGE_DECAY, (step + 1) / (step + 10))
-        for name, value in self._student.state_dict().items():
-            if value.is_floating_point():
-                self._average[name].lerp_(value, 1 - decay)
 
     def _validate(self) -> tuple[float, list[float]]:
         """Log loss of the recordings' mean scores, the mean over the data sets, and the shares that are right."""
@@ -233,6 +227,14 @@ class Course:
         self._average, self.best = content["average"], content["best"]
         for name in ("epoch", "best_epoch", "best_loss", "seconds"):
             setattr(self, name, content[name])
+
+
+def follow(average: dict[str, Tensor], state: dict[str, Tensor], step: int, most: float) -> None:
+    """The running mean of weights after another step: it forgets at first quickly, then by `most`."""
+    decay = min(most, (step + 1) / (step + 10))
+    for name, value in state.items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
 
 
 def _groups(student: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
