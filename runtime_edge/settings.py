@@ -192,7 +192,8 @@ def validate(config: type[_Dataclass], table: Mapping[str, Any], source: str) ->
     for given, value in table.items():
         name = renamed.get(given, given)
         if name in values:
-            raise UsageError(f"{source}: {given}: an earlier name of {name}, which is there, too; give one of them")
+            earlier = next(other for other in known[name].earlier if other in table)
+            raise UsageError(f"{source}: {earlier}: an earlier name of {name}, which is there, too; give one of them")
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f", did you mean {near[0]}?" if near else ""

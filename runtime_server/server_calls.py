@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
-from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.model_id import model_digest
-from runtime_edge.formats.records.head import Head, signature_of
+from runtime_edge.formats.records.head import Head, write_head
 from runtime_edge.settings import from_call
 from runtime_server.labels.head_training import fit_head
 from runtime_server.labels.labelled import Progress, is_events, of_clips, read_clips
@@ -97,7 +95,5 @@ def fit_on_clips(
         examples, opened.manifest.info.encoder.id, "runtime_server.train_head", seed, model_digest(opened.manifest)
     )
     if out is not None:
-        write_atomic(Path(out), head.to_json())
-        if secret is not None:
-            write_atomic(signature_path(Path(out)), signature_of(head.to_json(), secret).encode())
+        write_head(Path(out), head, secret)
     return head

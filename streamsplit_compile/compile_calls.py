@@ -36,7 +36,12 @@ def read_encoder(
         return load_encoder(Path(encoder), factory, sample_rate, unsafe_load, front_end=front_end)
     if factory is not None or front_end is not None or unsafe_load:
         raise UsageError("factory, front_end and unsafe_load are for an encoder's file; leave them out for a module")
-    return from_module(type(encoder).__name__, {}, encoder.eval(), sample_rate)
+    modes = [(part, part.training) for part in encoder.modules()]
+    try:
+        return from_module(type(encoder).__name__, {}, encoder, sample_rate)
+    finally:
+        for part, mode in modes:  # whoever trains it goes on
+            part.training = mode
 
 
 def compile_bundle(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections import Counter
@@ -40,8 +41,9 @@ class LiveLine:
         self._write("")
 
     def _write(self, text: str) -> None:
-        self._stream.write(_CLEAR + text[: shutil.get_terminal_size().columns - 1])
-        self._stream.flush()
+        with contextlib.suppress(OSError):  # nobody looks any more
+            self._stream.write(_CLEAR + text[: shutil.get_terminal_size().columns - 1])
+            self._stream.flush()
 
 
 def live_line(stream: TextIO | None, device: str, wanted: bool) -> list[LiveLine]:

@@ -213,13 +213,14 @@ class Pipeline:
             self._spawn(self._fall_back(in_flight, seconds))
 
     def _keep_standing(self, in_flight: InFlight) -> None:
-        """An exit's answer stands; the server's may still come."""
+        """The first answer stands; the server's may still come."""
         if in_flight.engine is not self._engine:
             return
         if len(self._standing) >= _MOST_STANDING:
             self._standing.pop(next(iter(self._standing)))
         window = msgspec.structs.replace(in_flight.window, samples=in_flight.window.samples[:0].copy())
-        self._standing[window.index] = msgspec.structs.replace(in_flight, window=window)
+        step = msgspec.structs.replace(in_flight.step, frame=b"")
+        self._standing[window.index] = msgspec.structs.replace(in_flight, window=window, step=step)
 
     async def _fall_back(self, in_flight: InFlight, seconds: float) -> None:
         """The server did not answer in time, so the device runs the rest of the encoder."""

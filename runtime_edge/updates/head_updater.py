@@ -73,11 +73,12 @@ class HeadUpdater:
         order = [
             place for place in np.argsort(-scores, kind="stable").tolist() if head.labels[place] != head.background
         ]
-        detected = head.detected(embedding, scores, exit_cut)
+        unknown = head.is_unknown(embedding, exit_cut)
+        detected = [] if unknown else head.reached(scores)
         shown = {*order[:_BEST], *detected}
         return msgspec.structs.replace(
             result,
-            unknown=head.is_unknown(embedding, exit_cut),
+            unknown=unknown,
             labels={head.labels[place]: round(float(scores[place]), 4) for place in order if place in shown},
             detected=[head.labels[place] for place in detected],
             head_generation=head.generations[1],

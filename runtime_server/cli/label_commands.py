@@ -9,15 +9,13 @@ from typing import Any, NoReturn
 
 import click
 
-from runtime_edge.base.files import write_atomic
 from runtime_edge.click_options import ManyOptions
 from runtime_edge.errors import LinkError, UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.credentials import Address
-from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.model_id import model_digest
-from runtime_edge.formats.records.head import Head, read_head, signature_of
+from runtime_edge.formats.records.head import Head, read_head, write_head
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.pushed_heads import pushed_heads
 from runtime_server.cli.server_access import check_signed, signing_key
@@ -107,7 +105,12 @@ def label(
     state = state or DEFAULT_STATE
     secret = signing_key(key, state)
     if ready is not None:
-        _push_ready(ready, source if probe else None, secret, broker, state, (target, device), gate_db)
+        known = read_head(ready)
+        pushed = _push_ready(known, ready, source, probe, secret, broker, state, (target, device), gate_db)
+        if as_json:
+            print_json({"head": str(ready), "labels": known.labels, "pushed_to": pushed})
+        else:
+            click.echo(f"{ready}: {len(known.labels)} labels, pushed to {', '.join(pushed)}")
         return
     folder, labelled = None if given else HeadClipsFolder(head_clips_path(state)), _required(source)
 
@@ -119,7 +122,7 @@ def label(
         examples = _examples(labelled, bundles, broker, gate_db, quiet=as_json)
         model = model_digest(bundles[examples.generations[1]].manifest)
         head = fit_head(examples, newest.manifest.info.encoder.id, "ssc server label", seed, model)
-        _write(head, out, secret)
+        write_head(out, head, secret)
         if targets:
             kept = probe and _keep_clips(head, labelled, newest, gate_db, folder)
             _push(head, secret, broker, targets, device, folder, kept)
@@ -180,13 +183,6 @@ def _examples(source: Path, bundles: dict[int, Bundle], broker: Address, gate_db
         return ask(broker, "label", lambda hub: of_events(events, hub, bundles, steps))
 
 
-def _write(head: Head, out: Path, key: minisign.SecretKey | None) -> None:
-    data = head.to_json()
-    write_atomic(out, data)
-    if key is not None:
-        write_atomic(signature_path(out), signature_of(data, key).encode())
-
-
 def _required(source: Path | None) -> Path:
     if source is None:
         raise UsageError("give recordings or events to fit a head to, or with --head one that is there")
@@ -194,23 +190,28 @@ def _required(source: Path | None) -> Path:
 
 
 def _push_ready(
+    head: Head,
     path: Path,
     source: Path | None,
+    probe: bool,
     key: minisign.SecretKey | None,
     broker: Address,
     state: Path,
     whom: tuple[str | None, str | None],
     gate_db: float,
-) -> None:
-    """Push a head that is there, to a target and device; recordings of its labels judge releases by it."""
+) -> list[str]:
+    """Push a head that is there, to a target and device; recordings of its labels judge releases by it (`probe`).
+
+    Returns the targets.
+    """
     check_signed(broker, key)
     bundles, folder = _bundles(state, None), HeadClipsFolder(head_clips_path(state))
-    newest, head = bundles[max(bundles)], read_head(path)
+    newest = bundles[max(bundles)]
     head.check_fits(newest.manifest.info, str(path))
     targets = _targets(newest, *whom)
-    kept = _keep_clips(head, source, newest, gate_db, folder, fixed=True)
+    kept = probe and _keep_clips(head, source, newest, gate_db, folder, fixed=True)
     _push(head, key, broker, targets, whom[1], folder, kept)
-    click.echo(f"{path}: {len(head.labels)} labels, pushed to {', '.join(targets)}")
+    return targets
 
 
 def _keep_clips(

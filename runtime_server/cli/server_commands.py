@@ -74,7 +74,7 @@ def run(encoder_file: Path, bundle: Path, config: Path | None, quiet: bool, verb
     ranks = Ranks.join()
     try:
         server = Server(encoder, settings.config(bundle, encoder.untrained), ranks)
-        asyncio.run(_serve(server, live=not quiet and not verbose and sys.stderr.isatty()))
+        asyncio.run(_serve(server, live=not quiet and not verbose and sys.stderr is not None and sys.stderr.isatty()))
     finally:
         ranks.leave()
 

@@ -82,6 +82,8 @@ def test_a_setting_is_still_known_by_its_earlier_name(tmp_path):
     assert load(Sample, write(tmp_path, "gate = 7"), {}).port == 7
     with pytest.raises(UsageError, match=r"gate: an earlier name of port, which is there, too; give one of them"):
         read(Sample, write(tmp_path, "port = 6\ngate = 7"))
+    with pytest.raises(UsageError, match=r"gate: an earlier name of port"):
+        read(Sample, write(tmp_path, "gate = 7\nport = 6"))
     command = click.command()(options(Sample)(lambda **given: click.echo(given["port"])))
     assert CliRunner().invoke(command, ["--gate", "7"]).output == "7\n"
     assert "--gate" not in CliRunner().invoke(command, ["--help"]).output

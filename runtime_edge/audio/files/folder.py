@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runtime_edge.base.text import shown
@@ -72,12 +72,13 @@ def is_hidden(name: str) -> bool:
     return not _UNFINISHED.isdisjoint(parts[-2:])
 
 
-def recordings_below(directory: Path) -> Iterator[Path]:
-    """The same in no order, and perhaps none."""
-    for folder, folders, names in os.walk(directory, onerror=_unreadable):
+def recordings_below(directory: Path, tell: Callable[[OSError], object] | None = None) -> Iterator[Path]:
+    """The same in no order, and perhaps none; `tell` says that a directory cannot be listed [default: `unreadable`]."""
+    for folder, folders, names in os.walk(directory, onerror=tell or unreadable):
         folders[:] = [name for name in folders if not is_hidden(name)]
         yield from filter(is_recording, (Path(folder, name) for name in names))
 
 
-def _unreadable(error: OSError) -> None:
+def unreadable(error: OSError) -> None:
+    """Say that a directory cannot be listed."""
     _LOG.warning("%s: cannot be listed (%s): what is in it is left out", shown(Path(error.filename)), error.strerror)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from runtime_edge.audio.files.folder import recordings_below
+from runtime_edge.audio.files.folder import recordings_below, unreadable
 from runtime_edge.base.files import write_atomic
 from runtime_edge.base.text import shown
 from runtime_edge.errors import SourceError
@@ -37,10 +37,12 @@ class WatchedFolder:
             raise SourceError(f"{shown(directory)}: no such directory: make it, or watch another one")
         self._directory, self._memory, self._monotonic = directory, memory, monotonic
         self._seen: dict[Path, tuple[_Version, float]] = {}
+        self._told: set[Path] = set()
         self._read = _remembered(memory)
         # Of recordings that are gone nothing need be remembered.
         self._read = {name: version for name, version in self._read.items() if os.path.lexists(directory / name)}
-        write_atomic(memory, b"".join(_line(name, version) for name, version in self._read.items()))
+        lines = b"".join(_line(name, version) for name, version in self._read.items())
+        self._keep(lambda: write_atomic(memory, lines))
 
     def recordings(self, look: Callable[[], object]) -> Iterator[Path]:
         """Complete recordings in the order of their times, for ever; `look` is called to wait before the next look.
@@ -49,6 +51,8 @@ class WatchedFolder:
         """
         while True:
             for path, version in self._complete():
+                if _version(path) != version:
+                    continue  # the next look sees what has become of it
                 yield path
                 self._remember(path, version)
             look()
@@ -56,7 +60,7 @@ class WatchedFolder:
     def _complete(self) -> list[tuple[Path, _Version]]:
         now, before, self._seen = self._monotonic(), self._seen, {}
         complete = []
-        for path in recordings_below(self._directory):
+        for path in recordings_below(self._directory, self._unreadable):
             version = _version(path)
             if version is None or self._read.get(self._name(path)) == version:
                 continue
@@ -68,10 +72,28 @@ class WatchedFolder:
 
     def _remember(self, path: Path, version: _Version) -> None:
         self._read[self._name(path)] = version
-        with self._memory.open("ab") as file:
-            file.write(_line(self._name(path), version))
-            file.flush()
-            os.fsync(file.fileno())
+
+        def append() -> None:
+            with self._memory.open("ab") as file:
+                file.write(_line(self._name(path), version))
+                file.flush()
+                os.fsync(file.fileno())
+
+        self._keep(append)
+
+    def _keep(self, write: Callable[[], object]) -> None:
+        """A full disk must not end the capture."""
+        try:
+            write()
+        except OSError as exc:
+            _LOG.warning("%s: cannot be written (%s): after a restart recordings are read again", self._memory, exc)
+
+    def _unreadable(self, error: OSError) -> None:
+        """Said once for a directory, not at every look."""
+        path = Path(error.filename)
+        if path not in self._told:
+            self._told.add(path)
+            unreadable(error)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._directory).as_posix()

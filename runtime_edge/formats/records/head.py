@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from runtime_edge.base.files import read_bounded
+from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.errors import HeadError, SignatureError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.manifest import BundleInfo, Digest, Generation
@@ -172,8 +172,10 @@ class Head(_Common, frozen=True, kw_only=True):
 
     def detected(self, embedding: npt.ArrayLike, scores: Array, exit_cut: str | None = None) -> list[int]:
         """Places of the labels that one window's embedding (d,) and scores (labels,) detect, best first."""
-        if self.is_unknown(embedding, exit_cut):
-            return []
+        return [] if self.is_unknown(embedding, exit_cut) else self.reached(scores)
+
+    def reached(self, scores: Array) -> list[int]:
+        """Places of the labels whose scores (labels,) reach their thresholds, best first, without the background."""
         return [
             place
             for place in np.argsort(-scores, kind="stable").tolist()
@@ -201,6 +203,14 @@ def entropy(scores: Array, scores_by: str) -> float:
 def signature_of(text: bytes, key: minisign.SecretKey) -> str:
     """The contents of `head.json.minisig`."""
     return minisign.sign(text, key, "head")
+
+
+def write_head(path: Path, head: Head, key: minisign.SecretKey | None = None) -> None:
+    """Write a head file, and with a key its signature beside it. Raises HeadError when it is too large."""
+    data = head.to_json()
+    write_atomic(path, data)
+    if key is not None:
+        write_atomic(signature_path(path), signature_of(data, key).encode())
 
 
 def read_head(path: Path, trusted: minisign.PublicKey | None = None) -> Head:

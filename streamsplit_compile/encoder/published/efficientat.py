@@ -26,6 +26,7 @@ _CHANNELS = 960
 _HIDDEN, _OUTPUT = "classifier.2", "classifier.5"
 _MAX_LABELS_BYTES = 1 << 20
 _THRESHOLD = 0.5
+_MAX_DIGITS = 6
 _SPARE = 1.125
 """Over the longest hidden vector of synthetic sounds: none of the 3,600 windows of ESC-10 has a longer one."""
 
@@ -50,11 +51,13 @@ def import_efficientat(
             if name not in state:
                 raise FormatError(f"{path}: no {name!r}; its classifier is none of EfficientAT's; leave out --labels")
         names = read_labels(labels, len(state[f"{_OUTPUT}.bias"]))
-        full = {"hidden": len(state[f"{_HIDDEN}.bias"]), **full}
+        full = {**full, "hidden": len(state[f"{_HIDDEN}.bias"])}
     module, full = _built(path, full, state)
     if names:
         module, full = _built(path, {**full, "reach": round(_SPARE * module.longest_hidden(), 2)}, state)
-    head = _head(state, names, full["reach"]) if names else None
+    head = None
+    if names:  # read as whoever takes it will read it, before anything is written
+        head = Head.from_json(_head(state, names, full["reach"]).to_json(), str(labels))
     save_checkpoint("mn", full, module, out)
     return full, head
 
@@ -92,13 +95,20 @@ def _head(state: Mapping[str, torch.Tensor], names: Mapping[int, str], reach: fl
 def read_labels(path: Path, count: int) -> dict[int, str]:
     """Names by the place of a classifier's `count` outputs, in the file's order. Raises FormatError naming the line."""
     rows = csv.DictReader(io.StringIO(read_text(path, _MAX_LABELS_BYTES)))
+    try:
+        return _names(path, rows, count)
+    except csv.Error as exc:
+        raise FormatError(f"{path}: line {rows.line_num}: {exc}") from None
+
+
+def _names(path: Path, rows: csv.DictReader[str], count: int) -> dict[int, str]:
     missing = {"index", "display_name"} - set(rows.fieldnames or ())
     if missing:
         raise FormatError(f"{path}: no column {sorted(missing)[0]}; give AudioSet's class_labels_indices.csv")
     names: dict[int, str] = {}
     for row in rows:
         where, text, name = f"{path}: line {rows.line_num}", row["index"] or "", (row["display_name"] or "").strip()
-        if not (text.isascii() and text.isdigit() and int(text) < count):
+        if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) < count):
             raise FormatError(f"{where}: index {text[:40]!r}: the classifier has outputs 0 to {count - 1}")
         if int(text) in names or name in names.values():
             raise FormatError(f"{where}: {text}, {name[:60]!r}: an index or a name appears twice")

@@ -168,3 +168,24 @@ def test_a_source_plays_them_and_goes_on_after_one_that_cannot_be_read(place):
             found.append((os.path.basename(window.file), window.file_offset))
     assert found == [*(("1.wav", 500 * number) for number in range(15)), ("3.wav", 0)]
     assert counters.files_skipped == 1
+
+
+def test_one_that_is_written_over_before_its_turn_is_read_when_it_is_complete_again(place):
+    for name in "ab":
+        put(place / "in" / f"{name}.wav", age_s=-ord(name))
+    time, seen = Time(_9=lambda: None), []
+    folder = WatchedFolder(place / "in", place / "read.jsonl", time.monotonic)
+    for path in itertools.islice(folder.recordings(time.look), 2):
+        seen.append(path.read_text())
+        if path.name == "a.wav":
+            put(place / "in" / "b.wav", "another b", age_s=-500)
+    assert seen == ["sound", "another b"]
+    assert read(place) == ["b.wav"], "the second one was being read when the program ended"
+
+
+def test_a_memory_that_cannot_be_written_ends_nothing(place, caplog):
+    put(place / "in" / "a.wav")
+    time = Time(_9=lambda: put(place / "in" / "b.wav"))
+    folder = WatchedFolder(place / "in", place / "in" / "a.wav" / "read.jsonl", time.monotonic)
+    assert [path.name for path in itertools.islice(folder.recordings(time.look), 2)] == ["a.wav", "b.wav"]
+    assert "cannot be written" in caplog.text
