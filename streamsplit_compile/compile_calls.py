@@ -67,6 +67,9 @@ def compile_bundle(
     """See `streamsplit_compile.compile`."""
     if bottlenecks and calibrate is None:
         raise UsageError("bottlenecks: they are trained on recordings; give calibrate, a directory of such")
+    for name, given, least in (("windows", windows, 1), ("seed", seed, 0), ("generation", generation, 1)):
+        if given < least:
+            raise UsageError(f"{name} {given}: must be at least {least}")
     options = CompileOptions(
         targets=[load_target(name) for name in _several(targets, "targets")],
         cuts=cuts,

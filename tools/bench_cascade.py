@@ -23,14 +23,14 @@ from runtime_edge.audio.wire_streams import AudioStreamDecoder, AudioStreamEncod
 from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.head import Head, entropy, read_head
 from runtime_edge.policy.ship_gate import MostUncertain
+from runtime_server.labels.head_training import mean_by_group
 from runtime_server.labels.labelled import read_clips, windows_of
 from runtime_server.suffix.larger_encoder import MAX_WINDOWS, AlignedEncoder, Embed, LargerEncoder, in_batches, whole
 from streamsplit_compile.encoder.encoders import load_encoder
 from tools.bench_bottlenecks import interval
 from tools.benchmarks import Section, publish, show
-from tools.reference.corpus import GATE_DB, HELD_OUT_FOLD
+from tools.reference.corpus import GATE_DB, HELD_OUT_FOLD, SETS
 
-SETS = ("esc10", "speech_commands")
 KBPS = 16.0
 _MOST = 64
 Array = npt.NDArray[np.float32]
@@ -101,9 +101,9 @@ def ship(heard: Heard, choose: Bools | MostUncertain, entropies: Array, front_en
 
 def right(scores: npt.NDArray[np.float64], heard: Heard) -> Bools:
     """(clips,) whether the label with the best mean score is the clip's; clips without a window are wrong."""
-    sums = np.zeros((len(heard.labels), scores.shape[1]))
-    np.add.at(sums, heard.clips, scores)
-    return np.asarray((sums.argmax(1) == heard.labels) & (sums.sum(1) > 0))
+    audible, found = np.unique(heard.clips), np.zeros(len(heard.labels), np.bool_)
+    found[audible] = mean_by_group(scores, heard.clips).argmax(1) == heard.labels[audible]
+    return found
 
 
 def measure(encoder: Path, head_file: Path, larger: Sequence[Path], audio: Path, share: float) -> Section:

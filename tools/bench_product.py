@@ -33,9 +33,8 @@ import runtime_edge
 from runtime_server.demo.demo import ENCODER, WEIGHTS
 from runtime_server.labels.labelled import read_clips
 from tools.benchmarks import Section, publish, show
+from tools.reference.corpus import HELD_OUT_FOLD, SETS
 
-SETS = ("esc10", "speech_commands")
-_FOLD = 5
 _ROOT = Path(__file__).resolve().parent.parent
 _ADDRESS = re.compile(r"open (http://\S+) ")
 _RIGHT = re.compile(r"\] (\S+) +(\S+) +[\d.]+  right$")
@@ -51,7 +50,7 @@ def right_of_fold(audio: Path, work: Path) -> dict[str, tuple[int, int]]:
     opened = runtime_edge.open(str(bundle), head=str(work / "encoder.head.json"))
     found = {}
     for data in SETS:
-        clips = [clip for clip in read_clips(audio / data / "labels.csv") if clip.fold == _FOLD]
+        clips = [clip for clip in read_clips(audio / data / "labels.csv") if clip.fold == HELD_OUT_FOLD]
         right = 0
         for clip in clips:
             windows = opened.classify(clip.path)

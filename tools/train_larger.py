@@ -27,11 +27,10 @@ from runtime_edge.audio import Counters, open_source
 from runtime_edge.audio.opus import OpusDecoder, OpusEncoder
 from runtime_server.labels.labelled import read_clips
 from streamsplit_compile.encoder.encoders import new_encoder, read_state, save_checkpoint
-from tools.reference.corpus import HELD_OUT_FOLD
+from tools.reference.corpus import HELD_OUT_FOLD, SETS
 from tools.reference.crops import MAX_MASKED_BANDS, MAX_MASKED_FRAMES, MIX_ALPHA
 from tools.reference.training import follow
 
-SETS = ("esc10", "speech_commands")
 ENCODER, CONFIG = "mn", {"width_mult": 0.4}
 BATCH, SCALE, SMOOTHING, KBPS = 64, 16.0, 0.05, 16.0
 RATES = (5e-4, 3e-3)

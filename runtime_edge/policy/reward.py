@@ -90,6 +90,15 @@ def exit_latency_ms(first_ms: Any, final_ms: Any, reward: Reward) -> Any:
     return reward.first_share * first_ms + (1 - reward.first_share) * final_ms
 
 
+def worth(agreed: Any, latency_ms: Any, energy_mj: Any, reward: Reward) -> tuple[Any, Any, Any]:
+    """The terms of agreement, latency and energy, which add up to a reward."""
+    return (
+        reward.alpha * agreed,
+        -reward.beta * latency_ms / reward.t_max_ms,
+        -reward.eta * energy_mj / reward.e_budget_mj,
+    )
+
+
 def _exit_terms(action: ActionCosts, uplink: Uplink, reward: Reward, limits: Limits, at: Conditions) -> RewardTerms:
     """Play an action whose exit answers first."""
     assert action.exit_quality is not msgspec.UNSET
@@ -126,14 +135,15 @@ def _rewarded(
 ) -> RewardTerms:
     first_ms, final_ms = answers_ms
     latency_ms = final_ms if first_ms is final_ms else exit_latency_ms(first_ms, final_ms, reward)
+    agreement, delay, energy = worth(agreed, latency_ms, energy_mj, reward)
     too_late = 0.0 if limits.latency_p95_ms is None else latency_ms > limits.latency_p95_ms
     return RewardTerms(
         latency_ms,
         energy_mj,
-        reward.alpha * agreed,
+        agreement,
         reward.alpha * reward.rho * action.teaches * at.uncertainty,
-        -reward.beta * latency_ms / reward.t_max_ms,
-        -reward.eta * energy_mj / reward.e_budget_mj,
+        delay,
+        energy,
         0.0 - limits.price_per_kb * action.bytes / 1000 - limits.price_late * too_late,
         first_ms,
         final_ms,

@@ -105,12 +105,7 @@ def label(
     state = state or DEFAULT_STATE
     secret = signing_key(key, state)
     if ready is not None:
-        known = read_head(ready)
-        pushed = _push_ready(known, ready, source, probe, secret, broker, state, (target, device), gate_db)
-        if as_json:
-            print_json({"head": str(ready), "labels": known.labels, "pushed_to": pushed})
-        else:
-            click.echo(f"{ready}: {len(known.labels)} labels, pushed to {', '.join(pushed)}")
+        _push_ready(ready, source, probe, secret, broker, state, (target, device), gate_db, as_json)
         return
     folder, labelled = None if given else HeadClipsFolder(head_clips_path(state)), _required(source)
 
@@ -190,7 +185,6 @@ def _required(source: Path | None) -> Path:
 
 
 def _push_ready(
-    head: Head,
     path: Path,
     source: Path | None,
     probe: bool,
@@ -199,19 +193,20 @@ def _push_ready(
     state: Path,
     whom: tuple[str | None, str | None],
     gate_db: float,
-) -> list[str]:
-    """Push a head that is there, to a target and device; recordings of its labels judge releases by it (`probe`).
-
-    Returns the targets.
-    """
+    as_json: bool,
+) -> None:
+    """Push a head that is there, to a target and device; recordings of its labels judge releases by it (`probe`)."""
     check_signed(broker, key)
     bundles, folder = _bundles(state, None), HeadClipsFolder(head_clips_path(state))
-    newest = bundles[max(bundles)]
+    newest, head = bundles[max(bundles)], read_head(path)
     head.check_fits(newest.manifest.info, str(path))
     targets = _targets(newest, *whom)
     kept = probe and _keep_clips(head, source, newest, gate_db, folder, fixed=True)
     _push(head, key, broker, targets, whom[1], folder, kept)
-    return targets
+    if as_json:
+        print_json({"head": str(path), "labels": head.labels, "pushed_to": targets})
+    else:
+        click.echo(f"{path}: {len(head.labels)} labels, pushed to {', '.join(targets)}")
 
 
 def _keep_clips(

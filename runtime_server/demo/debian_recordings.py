@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +69,7 @@ def fetch(cache: Path, say: Say) -> bool:
         return False
     wanted = [*SOUNDS, *_FLITE]
     sizes = _sizes(wanted)
-    if not sizes and os.geteuid() == 0:
-        _run("apt-get", "update", "-qq", timeout_s=_DOWNLOAD_S)
+    if not sizes and _lists_renewed():
         sizes = _sizes(wanted)
     if missing := [name for name in wanted if name not in sizes]:
         say(f"this system's packages do not include {', '.join(missing)}")
@@ -81,18 +80,41 @@ def fetch(cache: Path, say: Say) -> bool:
     with tempfile.TemporaryDirectory(dir=cache.parent) as made:
         work = Path(made)
         (work / "recordings").mkdir()
-        if not _run("apt-get", "download", "-qq", *sizes, folder=work, timeout_s=_DOWNLOAD_S):
+        # Lists that are months old name versions that are no longer there.
+        if not _downloaded(sizes, work) and not (_lists_renewed() and _downloaded(_sizes(wanted), work)):
             say("the packages cannot be downloaded")
             return False
-        for package in work.glob("*.deb"):
-            _run("dpkg-deb", "-x", str(package), str(work / package.name.partition("_")[0]), timeout_s=_DOWNLOAD_S)
-        rows = [*_sounds(work, say), *_words(work)]
+        if not _unpacked(work):
+            say("the packages cannot be unpacked")
+            return False
+        rows = [*_sounds(work, say), *_words(work, say)]
         if not rows:
             return False
         with (work / "recordings" / TABLE).open("w", newline="") as table:
             csv.writer(table).writerows([("filename", "class", "package"), *rows])
-        (work / "recordings").rename(cache)
+        try:
+            (work / "recordings").rename(cache)
+        except OSError:
+            if not (cache / TABLE).exists():  # another demo was quicker
+                raise
     return True
+
+
+def _lists_renewed() -> bool:
+    """Only root may."""
+    return os.geteuid() == 0 and _run("apt-get", "update", "-qq", timeout_s=_DOWNLOAD_S)
+
+
+def _downloaded(packages: Iterable[str], work: Path) -> bool:
+    return _run("apt-get", "download", "-qq", *packages, folder=work, timeout_s=_DOWNLOAD_S)
+
+
+def _unpacked(work: Path) -> bool:
+    """Each package into a folder of its name."""
+    return all(
+        _run("dpkg-deb", "-x", str(package), str(work / package.name.partition("_")[0]), timeout_s=_DOWNLOAD_S)
+        for package in sorted(work.glob("*.deb"))
+    )
 
 
 def _sizes(names: list[str]) -> dict[str, int]:
@@ -142,12 +164,13 @@ def _contents(path: Path, inside: str) -> bytes:
     raise FormatError(f"not in {path.name}")
 
 
-def _words(work: Path) -> Iterator[tuple[str, str, str]]:
+def _words(work: Path, say: Say) -> Iterator[tuple[str, str, str]]:
     """The same for spoken words: each in the middle of one second, as the encoder takes it."""
     program = work / "flite" / "usr" / "bin" / "flite"
     libraries = next((work / "libflite1").glob("usr/lib/*/libflite.so.1"), None)
     if not program.exists() or libraries is None:
         return
+    spoken = 0
     for word in WORDS:
         (work / "recordings" / word).mkdir()
         for voice in VOICES:
@@ -155,7 +178,10 @@ def _words(work: Path) -> Iterator[tuple[str, str, str]]:
             command = (str(program), "-voice", voice, "-t", word, "-o", str(path))
             if _run(*command, libraries=libraries.parent, timeout_s=_QUICK_S) and path.exists():
                 _centre(path)
+                spoken += 1
                 yield str(path.relative_to(work / "recordings")), word, "flite"
+    if not spoken:
+        say("flite does not speak here, so there are no words")
 
 
 def _centre(path: Path) -> None:

@@ -30,7 +30,7 @@ from runtime_server.harness.processes import DEVICE, Child, Children, wait_for_l
 from runtime_server.harness.shaper import Shaper
 
 ENCODER, WEIGHTS = "mobilenet_v3_small", "speech-and-sounds"
-CACHE = Path(".cache/demo-audio")
+CACHE = Path(".cache/demo-recordings")
 """Where Debian's recordings are kept, below the working directory."""
 PAGE_PORT = 8081
 LEARN = ("--rho", "1")
@@ -199,8 +199,7 @@ async def _start_server(stage: _Stage) -> Child:
 
 async def _give_head(stage: _Stage) -> None:
     """The encoder's head for all devices; labelled recordings judge releases by it."""
-    known = set(read_head(stage.head).labels)
-    judges = stage.recordings.table if any(known & set(clip.labels) for clip in stage.recordings.clips) else None
+    judges = stage.recordings.judges(read_head(stage.head).labels, stage.work / "judges.csv")
     await stage.children.run(
         "label", "server", "label", *([str(judges)] if judges else []), "--head", str(stage.head), "--push",
         "--state", str(stage.state), "--broker", stage.broker,
@@ -313,7 +312,8 @@ async def _tell_heard(stage: _Stage) -> None:
     files = {device.name: ResultFile(stage.work / f"{device.name}.jsonl") for device in stage.plan if not device.alone}
     while True:
         for name, file in files.items():
-            for play in heard(name, file.read(), stage.sources[name][1], known)[:-1]:
+            # Beside the loop: this process shapes the devices' links.
+            for play in (await asyncio.to_thread(heard, name, file.read(), stage.sources[name][1], known))[:-1]:
                 if (name, play.play) not in told:
                     told.add((name, play.play))
                     stage.say(str(play))

@@ -30,7 +30,7 @@ def demo(audio: Path | None, out: Path, seconds: float, seed: int, as_json: bool
     """The whole loop on one machine: recognise, on a page too; train, release, swap, report.
 
     The encoder is the trained one that comes with the package: it knows ten words and ten sounds. Debian's recordings
-    are downloaded (87 MB) into .cache/demo-audio once, and not installed.
+    are downloaded (87 MB) into .cache/demo-recordings once, and not installed.
 
     Example: ssc demo --audio recordings/ -o demo-report
     """

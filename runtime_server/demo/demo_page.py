@@ -75,14 +75,14 @@ def _heard(heard: dict[str, Any]) -> str:
     if not heard["recordings"]:
         return "<p>Nobody has said what is in these recordings, so nobody knows what was labelled rightly.</p>"
     alone, first_s = heard["on_the_device_alone"], heard["first_right_s"]
-    first = "" if first_s is None else f", the first after {first_s:.0f} s"
+    first = "" if first_s is None else f", the first began after {first_s:.0f} s"
     by_itself = f"{_right(alone)} ({alone['accuracy']:.0%})" if alone["recordings"] else "none of them to its end"
     text = (
         f"<p>Of the recordings that were played, {_right(heard)} got their label ({heard['accuracy']:.0%}){first}. "
         "A recording counts once each time it is played, and its label is the one with the highest mean score over its "
         f"windows. <code>pi-alone</code>, which runs the whole encoder and ships nothing, got {by_itself}.</p>"
     )
-    rows = [[label, f"{part['right']} of {part['recordings']}"] for label, part in heard["by_label"].items()]
+    rows = [[label, _right(part)] for label, part in heard["by_label"].items()]
     for row in rows:
         confused = [m for m in heard["mistakes"] if row[0] in m["truth"]]
         row.append(", ".join(f"{m['heard']} {m['times']}" for m in confused) or "-")

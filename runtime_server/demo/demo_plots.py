@@ -8,6 +8,7 @@ from typing import Any
 from runtime_edge.errors import MissingExtra
 from runtime_server.demo.demo_scenario import DemoDevice
 from runtime_server.demo.demo_summary import Evidence
+from runtime_server.demo.heard import Row
 
 try:
     import matplotlib as mpl
@@ -60,7 +61,7 @@ def draw_all(directory: Path, evidence: Evidence, summary: dict[str, Any]) -> li
     return pictures
 
 
-def _seconds(evidence: Evidence, rows: list[dict[str, Any]]) -> list[float]:
+def _seconds(evidence: Evidence, rows: list[Row]) -> list[float]:
     return [row["time"] - evidence.streamed_at for row in rows]
 
 
@@ -92,7 +93,7 @@ def _draw_device(path: Path, device: DemoDevice, evidence: Evidence) -> None:
     _save(figure, path)
 
 
-def _draw_link(axes: Axes, device: DemoDevice, times: list[float], rows: list[dict[str, Any]]) -> None:
+def _draw_link(axes: Axes, device: DemoDevice, times: list[float], rows: list[Row]) -> None:
     edges, rates, elapsed = [0.0], [], 0.0
     for phase in device.phases:
         elapsed += phase.seconds

@@ -1,12 +1,13 @@
 """What the devices of the demo hear: a directory that was given, Debian's recordings, or a synthesised soundscape.
 
-recordings = find_recordings(None, Path(".cache/demo-audio"), 110.0, seed=0, work, say)
+recordings = find_recordings(None, Path(".cache/demo-recordings"), 110.0, seed=0, work, say)
 playlist = recordings.playlist(work / "audio" / "pi-wifi", seed=1)    # a folder to play, and what is in it
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import soundfile
 
 from runtime_edge.audio.files.folder import audio_files
+from runtime_edge.base.text import shown
 from runtime_edge.errors import UsageError
 from runtime_server.demo import debian_recordings
 from runtime_server.demo.debian_recordings import TABLE
@@ -26,7 +28,7 @@ WINDOW_S, HOP_S = 1.0, 0.5
 _PIECES = 12
 """Files of a synthesised soundscape."""
 Playlist = dict[str, LabelledClip]
-"""By the name of the file that a device plays."""
+"""By the name of the file that a device plays, as results say it."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,6 @@ class Recordings:
 
     what: str
     clips: list[LabelledClip]
-    table: Path | None = None
-    """`labels.csv`; None where nothing is labelled."""
 
     def playlist(self, folder: Path, seed: int) -> tuple[Path, Playlist]:
         """A folder of links to all of them, in an order of its own."""
@@ -47,8 +47,18 @@ class Recordings:
             clip = self.clips[index]
             name = f"{place:05d}-{clip.path.name}"
             (folder / name).symlink_to(clip.path.resolve())
-            names[name] = clip
+            names[shown(name)] = clip
         return folder, names
+
+    def judges(self, known: Collection[str], table: Path) -> Path | None:
+        """Write which of what is played has labels that a head knows; None where nothing has."""
+        rows = [(clip.path.resolve(), label) for clip in self.clips if set(clip.labels) <= set(known)
+                for label in clip.labels]  # fmt: skip
+        if not rows:
+            return None
+        with table.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows([("file", "label"), *rows])
+        return table
 
     def windows(self, seconds: float) -> int:
         """About how many windows a device makes of them in so many seconds: short ones give one, and last less."""
@@ -95,7 +105,7 @@ def _of_directory(directory: Path, origin: str = "") -> Recordings:
     fold = ""
     if folds:
         clips, fold = [clip for clip in clips if clip.fold == max(folds)], f", fold {max(folds)} of {TABLE}"
-    return Recordings(f"{len(clips)} labelled recordings from {origin}{fold}", clips, table)
+    return Recordings(f"{len(clips)} labelled recordings from {origin}{fold}", clips)
 
 
 def _seconds(path: Path) -> float:

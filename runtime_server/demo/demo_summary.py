@@ -19,7 +19,7 @@ from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_server.cli import traffic_lines
 from runtime_server.demo.demo_recordings import HOP_S, SAMPLE_RATE
 from runtime_server.demo.demo_scenario import DemoDevice
-from runtime_server.demo.heard import Heard, ResultFile, accuracy
+from runtime_server.demo.heard import Heard, ResultFile, Row, accuracy, last_answers
 from runtime_server.state.server_state import bundle_paths
 from streamsplit_compile.bundle.bundle_page import OPUS_KBITS
 from streamsplit_compile.splitter.pricing import bundle_actions
@@ -38,8 +38,8 @@ class Evidence:
     cuts: list[str]
     reports: dict[str, dict[str, Any]]
     """Each device's own accounting."""
-    results: dict[str, list[dict[str, Any]]]
-    """Each device's results, without embeddings."""
+    results: dict[str, list[Row]]
+    """Each device's results, the last of each window, without embeddings."""
     heard: dict[str, list[Heard]]
     """What each device made of every recording that it played."""
     server: dict[str, Any]
@@ -207,8 +207,8 @@ def _broken_promises(device: dict[str, Any], released: bool) -> Iterator[str]:
         yield "torch was imported on the device"
 
 
-def _results(path: Path) -> list[dict[str, Any]]:
-    return sorted(ResultFile(path).read(), key=lambda result: result["window"])
+def _results(path: Path) -> list[Row]:
+    return last_answers(ResultFile(path).read())
 
 
 def _quantiles(values: list[float]) -> dict[str, float]:
@@ -219,7 +219,7 @@ def _quantiles(values: list[float]) -> dict[str, float]:
     }
 
 
-def _parts(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _parts(results: list[Row]) -> dict[str, dict[str, float]]:
     """Median latency by cut, split into device, network and server, ms."""
     parts = {}
     for cut in sorted({result["cut"] for result in results}):

@@ -68,19 +68,24 @@ class ResultFile:
         return self._rows
 
 
+def last_answers(rows: Iterable[Row]) -> list[Row]:
+    """One for each window, in their order: of a window that was answered twice the later answer."""
+    last: dict[int, Row] = {}
+    for row in rows:
+        if row.get("revises", 0) >= last.get(row["window"], {}).get("revises", 0):
+            last[row["window"]] = row
+    return [last[window] for window in sorted(last)]
+
+
 def heard(device: str, rows: Iterable[Row], playlist: Playlist, known: Iterable[str]) -> list[Heard]:
     """What a device heard, in order, of those recordings of which it has labelled a window.
 
     `known` are the labels of its head. Of a window that was answered twice the later answer counts. A recording is of
     the generation that its first window ran on.
     """
-    last: dict[int, Row] = {}
-    for row in rows:
-        if row.get("labels") and row.get("revises", 0) >= last.get(row["window"], {}).get("revises", 0):
-            last[row["window"]] = row
     plays: dict[int, list[Row]] = defaultdict(list)
-    for window in sorted(last):
-        plays[window - round(last[window]["offset_s"] / HOP_S)].append(last[window])
+    for row in last_answers(row for row in rows if row.get("labels")):
+        plays[row["window"] - round(row["offset_s"] / HOP_S)].append(row)
     return [_heard(device, play, own, playlist, frozenset(known)) for play, own in sorted(plays.items())]
 
 

@@ -12,7 +12,7 @@ from runtime_edge.audio import open_source
 from runtime_edge.audio.files.folder import audio_files
 from runtime_edge.errors import SourceError, UsageError
 from runtime_server.lab.clips import Array
-from runtime_server.labels.csv_fields import named_rows
+from runtime_server.labels.labelled import read_clips
 from streamsplit_compile.bundle.soundscape import soundscape
 
 _LOG = logging.getLogger(__name__)
@@ -69,8 +69,7 @@ class BenchAudio:
         """Recordings that a `labels.csv` of the directory or of a folder in it puts into the fold."""
         assert self.directory is not None
         tables = sorted(self.directory.glob("**/labels.csv"))
-        rows = [(table.parent, row) for table in tables for _, row in named_rows(table)]
-        found = sorted({folder / row["filename"] for folder, row in rows if row.get("fold") == str(self.fold)})
+        found = sorted({clip.path for table in tables for clip in read_clips(table) if clip.fold == self.fold})
         if not found:
             raise UsageError(f"--fold {self.fold}: no labels.csv below {self.directory} puts recordings into it")
         return found

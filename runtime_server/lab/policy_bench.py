@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import platform
 import re
@@ -43,7 +42,6 @@ from runtime_server.telemetry.energy import AUTO, EnergySource, energy_source
 from streamsplit_compile.cost.radios import radio_on
 from streamsplit_compile.cost.targets import load_target
 
-_LOG = logging.getLogger(__name__)
 MAX_BENCH_BYTES = 64 << 20
 _SPARE_S = 40.0
 """Audio beyond the scenario: the device's start and what is thrown away."""

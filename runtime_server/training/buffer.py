@@ -186,7 +186,9 @@ class TemporalBuffer:
         if size < 1:
             raise UsageError(f"batch size {size}: at least 1 is needed")
         with self._lock:
-            order = self._draw(rng, size, sorted({name for name, _ in self._chains if device in (None, name)}), plain)
+            devices = sorted({chain[0] for (chain, _), window in self._windows.items()
+                              if device in (None, chain[0]) and (window.plain or not plain)})  # fmt: skip
+            order = self._draw(rng, size, devices, plain)
             members: dict[tuple[int, int, tuple[int, ...]], list[TrainingWindow]] = {}
             for window in order:
                 members.setdefault(_group_key(window), []).append(window)

@@ -23,7 +23,7 @@ from torch import fx
 
 from runtime_edge.base.files import write_atomic
 from runtime_edge.base.heap import memory_kept
-from runtime_edge.errors import BackendError, BundleError, UsageError
+from runtime_edge.errors import BackendError, BundleError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.encoder.log_mel_info import LogMelInfo
@@ -93,12 +93,6 @@ class CompileOptions:
     measured: Profile | None = None
     """Costs that were measured on one of the targets, in place of predicted ones."""
     key: minisign.SecretKey | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        """Raises UsageError."""
-        for name, least in (("calibration_windows", 1), ("seed", 0), ("generation", 1)):
-            if (given := getattr(self, name)) < least:
-                raise UsageError(f"{name} {given}: must be at least {least}")
 
     @property
     def variants(self) -> list[str]:

@@ -16,15 +16,16 @@ pytestmark = pytest.mark.integration
 
 def test_a_module_becomes_a_bundle_that_embeds_as_it_does(tmp_path, signing_key):
     public = write_key_pair(signing_key, tmp_path / "key")
-    said = []
+    said, trained = [], Tiny().train()
     bundle = streamsplit_compile.compile(
-        Tiny(), tmp_path / "bundle", targets=["rpi4"], cuts="stem,down", windows=2, key=tmp_path / "key", generation=3,
+        trained, tmp_path / "bundle", targets=["rpi4"], cuts="stem,down", windows=2, key=tmp_path / "key", generation=3,
         progress=lambda what, done, total: said.append(what),
     )  # fmt: skip
     info = bundle.manifest.info
     assert [cut.name for cut in info.cuts] == ["waveform", "stem", "down", "div"]
     assert (list(info.targets), info.generation, info.encoder.id) == (["rpi4"], 3, "Tiny")
     assert "choosing cuts" in said
+    assert all(part.training for part in trained.modules()), "whoever trains it goes on"
     open_bundle(tmp_path / "bundle", read_public_key(public))
 
     sound = np.random.default_rng(0).uniform(-1, 1, 1024).astype(np.float32)
@@ -48,6 +49,9 @@ def test_a_file_is_compiled_as_the_command_does_it(tmp_path, tiny_file, small_bu
         ({"formats": ["coreml"]}, r"formats \['coreml'\]: expected some of onnx, tflite"),
         ({"precisions": []}, r"precisions \[\]: expected some of fp32"),
         ({"bottlenecks": True}, "bottlenecks: they are trained on recordings; give calibrate"),
+        ({"windows": 0}, "windows 0: must be at least 1"),
+        ({"seed": -1}, "seed -1: must be at least 0"),
+        ({"generation": 0}, "generation 0: must be at least 1"),
         ({"cuts": "nowhere"}, "no cut 'nowhere'"),
         ({"factory": "toys:Tiny"}, "are for an encoder's file; leave them out for a module"),
     ],

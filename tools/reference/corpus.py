@@ -22,6 +22,7 @@ from runtime_edge.errors import UsageError
 from runtime_server.labels.labelled import LabelledClip, read_clips
 from streamsplit_compile.encoder.encoders import new_encoder, read_state
 
+SETS = ("esc10", "speech_commands")
 HELD_OUT_FOLD = 5
 GATE_DB = -60.0
 """Windows below this are never embedded, as on a device."""

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from runtime_edge.formats.records.table import Reward
+from runtime_edge.policy.reward import exit_latency_ms, worth
 from runtime_server.lab.accuracy import Accuracy
 from runtime_server.lab.figures import Figures
 from runtime_server.lab.policy_bench import PolicyBench
@@ -52,6 +53,7 @@ def _measured(policy: str, runs: Sequence[Figures], accuracy: Accuracy | None) -
     agreed_first = of(lambda run: run.fidelity if run.fidelity_first is None else run.fidelity_first)
     above_idle_mj = of(lambda run: run.energy_mj["total"])
     reward, share = Reward(), Reward().first_share
+    latency_ms = exit_latency_ms(first, final, reward)
     return Estimate(
         policy=policy,
         first_ms=first,
@@ -62,11 +64,7 @@ def _measured(policy: str, runs: Sequence[Figures], accuracy: Accuracy | None) -
         idle_mj=idle_mj,
         agreement=agreed,
         memory_mb=of(lambda run: run.memory_mb),
-        reward=(
-            reward.alpha * (share * agreed_first + (1 - share) * agreed)
-            - reward.beta * (share * first + (1 - share) * final) / reward.t_max_ms
-            - reward.eta * above_idle_mj / reward.e_budget_mj
-        ),
+        reward=sum(worth(share * agreed_first + (1 - share) * agreed, latency_ms, above_idle_mj, reward)),
         hop_s=hop_s,
         head=None if accuracy is None else accuracy.head,
         head_first=None if accuracy is None else accuracy.head_first,

@@ -131,6 +131,37 @@ def test_a_package_without_a_file_is_told(apt, sound, tmp_path) -> None:
     assert any("scratch has no Rooster.wav any more" in line for line in said)
 
 
+def test_lists_that_are_too_old_are_renewed_where_that_is_allowed(apt, sound, tmp_path, monkeypatch) -> None:
+    provide(apt, "scratch", sound)
+    program = tmp_path / "bin" / "apt-get"
+    renewed = f'[ "$1" = update ] && exec touch {apt}/downloads\n[ -e {apt}/downloads ] || exit 100\n'
+    program.write_text(program.read_text().replace("#!/bin/sh\n", "#!/bin/sh\n" + renewed))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert not fetch(tmp_path / "audio", lambda line: None)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert fetch(tmp_path / "audio", lambda line: None)
+
+
+def test_packages_that_cannot_be_unpacked_are_told_and_nothing_is_kept(apt, sound, tmp_path) -> None:
+    provide(apt, "scratch", sound)
+    (tmp_path / "bin" / "dpkg-deb").write_text("#!/bin/sh\nexit 2\n")
+    said: list[str] = []
+
+    assert not fetch(tmp_path / "audio", said.append)
+    assert said[-1] == "the packages cannot be unpacked"
+    assert not (tmp_path / "audio").exists()
+
+
+def test_a_voice_that_does_not_speak_is_told(apt, sound, tmp_path) -> None:
+    provide(apt, "scratch", sound)
+    provide_flite(apt, sound)
+    (apt / "flite" / "usr" / "bin" / "flite").write_text("#!/bin/sh\nexit 1\n")
+    said: list[str] = []
+
+    assert fetch(tmp_path / "audio", said.append)
+    assert said[-1] == "flite does not speak here, so there are no words"
+
+
 def test_without_a_network_nothing_is_kept(apt, sound, tmp_path) -> None:
     provide(apt, "scratch", sound)
     (tmp_path / "bin" / "apt-get").write_text("#!/bin/sh\nexit 100\n")

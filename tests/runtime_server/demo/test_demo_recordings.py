@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
 
+from runtime_edge.base.text import shown
 from runtime_edge.errors import SourceError, UsageError
 from runtime_server.demo.demo_recordings import find_recordings
+from runtime_server.labels.labelled import read_clips
 
 RATE = 16_000
 
@@ -31,7 +35,7 @@ def test_a_directory_without_labels_is_played_whole(directory, tmp_path) -> None
 
     assert recordings.what == "6 recordings from mine/, without labels (no labels.csv)"
     assert all(clip.labels == () for clip in recordings.clips)
-    assert recordings.table is None
+    assert recordings.judges({"dog"}, tmp_path / "judges.csv") is None
 
 
 def test_labels_are_read_and_of_several_folds_the_last_is_played(directory, tmp_path) -> None:
@@ -40,6 +44,23 @@ def test_labels_are_read_and_of_several_folds_the_last_is_played(directory, tmp_
 
     assert recordings.what == "2 labelled recordings from mine/, fold 5 of labels.csv"
     assert [(clip.path.name, clip.labels) for clip in recordings.clips] == [("1.wav", ("yes",)), ("2.wav", ("no",))]
+
+
+def test_releases_are_judged_by_what_is_played_and_the_head_knows(directory, tmp_path) -> None:
+    (directory / "labels.csv").write_text(
+        "filename,class,fold\n0.wav,rain,1\n1.wav,rain,5\n2.wav,rain,5\n2.wav,wind,5\n3.wav,wind,5\n"
+    )
+    recordings, _ = found(directory, tmp_path)
+
+    table = recordings.judges(("rain", "dog"), tmp_path / "judges.csv")
+    assert [(clip.path, clip.labels) for clip in read_clips(table)] == [((directory / "1.wav").resolve(), ("rain",))]
+
+
+def test_a_recording_whose_name_is_not_utf_8_is_found_by_what_devices_call_it(directory, tmp_path) -> None:
+    (directory / "0.wav").rename(directory / os.fsdecode(b"caf\xe9.wav"))
+    folder, playlist = found(directory, tmp_path)[0].playlist(tmp_path / "a", 0)
+
+    assert {shown(path.name) for path in folder.iterdir()} == set(playlist)
 
 
 def test_a_label_of_a_recording_that_is_not_there_is_refused_in_one_line(directory, tmp_path) -> None:

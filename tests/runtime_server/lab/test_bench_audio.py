@@ -33,6 +33,12 @@ def test_a_fold_is_heard_and_everything_else_is_fitted_to(recordings, tmp_path):
     assert np.allclose(audio.waveform(3.0, 8000, 0), 0.5, atol=1e-3)
 
 
+def test_tables_in_other_words_divide_as_well(recordings, tmp_path):
+    for table in recordings.glob("*/labels.csv"):
+        table.write_text(table.read_text().replace("filename,class", "file,label"))
+    assert np.allclose(BenchAudio(recordings, 5).waveform(3.0, 8000, 0), 0.5, atol=1e-3)
+
+
 def test_without_a_fold_everything_is_heard_and_fitted_to(recordings, tmp_path):
     audio = BenchAudio(recordings)
     assert audio.calibration(tmp_path) == recordings

@@ -309,3 +309,10 @@ def test_of_plain_windows_alone_none_is_drawn_that_a_bottleneck_was_between():
     assert len(drawn) == 5 * 20
     assert sum(map(len, batch(buffer, 30))) == 30
     assert not filled(window(0, plain=False)).sample_batch(np.random.default_rng(0), 8, plain=True)
+
+
+def test_devices_without_a_plain_window_take_no_share_of_the_plain_ones():
+    others = [window(index, device=f"d{number}", plain=False) for number in range(9) for index in range(8)]
+    buffer = filled(*(window(index) for index in range(60)), *others)
+    drawn = buffer.sample_batch(np.random.default_rng(0), 48, plain=True)
+    assert sum(len(group.windows) for group in drawn) == 48
