@@ -6,7 +6,6 @@ import msgspec
 import numpy as np
 
 from runtime_edge.device.capture import CapturedWindow
-from runtime_edge.formats.records.table import LOCAL
 from runtime_edge.formats.results import VERSION, WindowResult, answer_of
 from runtime_edge.inference.engine import Embedding, Engine, PrefixResult
 from runtime_edge.policy.online_learner import OnlineLearner
@@ -32,6 +31,8 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
     learner: OnlineLearner | None
     """What its table learns with, if it does."""
     step: PrefixResult
+    frame_bytes: int
+    """Of its frame, which need not be kept for that."""
     cpu: float
     bandwidth_mbps: float
     rtt_ms: float
@@ -64,7 +65,7 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
             device_ms=round(self.device_ms, 3),
             network_ms=round(network_ms, 3),
             server_ms=round(server_ms, 3),
-            frame_bytes=0 if self.cut == LOCAL else len(self.step.frame),
+            frame_bytes=self.frame_bytes,
             bandwidth_mbps=round(self.bandwidth_mbps, 4),
             rtt_ms=round(self.rtt_ms, 3),
             cpu=round(self.cpu, 4),

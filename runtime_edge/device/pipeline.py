@@ -39,7 +39,7 @@ from runtime_edge.updates.updater import Updater
 _LOG = logging.getLogger(__name__)
 _SETTLING_S = 0.02
 _MOST_STANDING = 64
-"""Windows whose exit's answer a late one of the server's may still revise."""
+"""Windows whose first answer a late one of the server's may still revise."""
 
 
 @dataclass(kw_only=True)
@@ -71,7 +71,7 @@ class Pipeline:
     _unanswered: int = 0
     """Windows that wait for the server's answer or their deadline."""
     _standing: dict[int, InFlight] = field(default_factory=dict)
-    """By index, windows without an answer in time, whose exit's stands; without their samples."""
+    """By index, windows without an answer in time, whose first one stands; without their samples and frames."""
     _engine: Engine | None = None
     """Of the latest window."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)

@@ -164,6 +164,7 @@ class WindowRunner:
             engine=engine,
             learner=splitter.learner,
             step=step,
+            frame_bytes=len(step.frame),
             cpu=cpu,
             bandwidth_mbps=now.bandwidth_mbps,
             rtt_ms=now.rtt_ms,

@@ -21,15 +21,24 @@ pytestmark = pytest.mark.integration
 
 
 class Reader:
-    """A client that hears all of it."""
+    """A client that hears all of it, from before the bridge begins.
+
+    The devices' broker, which stands for the user's here, may keep a retained message from one that subscribes in the
+    moment of its publication.
+    """
 
     def __init__(self, port: int) -> None:
         self.stands: dict[str, str] = {}
+        self.has_subscribed = False
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
         self._client.on_connect = lambda client, *_: client.subscribe("#", 1)
+        self._client.on_subscribe = self._subscribed
         self._client.on_message = self._heard
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
+
+    def _subscribed(self, *_):
+        self.has_subscribed = True
 
     def _heard(self, _client, _data, message):
         self.stands[message.topic] = message.payload.decode()
@@ -53,6 +62,8 @@ def follow(tmp_path):
     async def followed(fleet, work):
         broker = Broker(tmp_path / "broker", port=free_port(), mqtt_port=free_port())
         await broker.start()
+        reader = Reader(broker.mqtt_port)
+        await eventually(lambda: reader.has_subscribed, "the reader hears all of it")
         hub, stopping, started = Hub(broker.url, "test"), asyncio.Event(), asyncio.Event()
         await hub.connect(create=True)
         address = MqttAddress("127.0.0.1", broker.mqtt_port, False, None, None)
@@ -65,12 +76,11 @@ def follow(tmp_path):
 
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(broker.stop)
+            stack.callback(reader.close)
             stack.push_async_callback(hub.close)
             stack.push_async_callback(end)
             await asyncio.wait([running, begun := asyncio.ensure_future(started.wait())], return_when="FIRST_COMPLETED")
             begun.cancel()
-            reader = Reader(broker.mqtt_port)
-            stack.callback(reader.close)
             await work(reader, end)
 
     return lambda fleet, work: asyncio.run(followed(fleet, work))
