@@ -61,7 +61,8 @@ class Bundle:
         """The splitter table shipped for a target. Raises BundleError, SignatureError or TableError."""
         costs = self.manifest.info.targets
         if target not in costs:
-            raise BundleError(f"{self.path}: compiled for {', '.join(sorted(costs))}, not for {target!r}")
+            there = ", ".join(sorted(costs))
+            raise BundleError(f"{self.path}: compiled for {there}, not for {target!r}; give a --target that is there")
         path = self.path / costs[target].table
         data, _ = _read_signed(self.path, path, MAX_TABLE_BYTES, self.trusted)
         table = SplitterTable.from_json(data, str(path))

@@ -78,7 +78,8 @@ def _variant_row(bundle: Bundle, variant: str) -> list[str]:
 
 
 def _wire(cut: Cut) -> str:
-    return " ".join(f"{name} {size(count)}" for name, count in cut.bytes.items() if name != "float32")
+    """What devices send by default."""
+    return size(cut.bytes.get("int8", cut.bytes.get("pcm16", 0)))
 
 
 def _agreement(medians: Mapping[str, float]) -> str:

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from documented import ROOT
 from installed import embedding_error
 
 from runtime_edge.formats.bundle import open_bundle
@@ -48,6 +49,32 @@ def test_an_encoder_is_compiled_verified_and_compiled_again(terminal):
     terminal.types("ssc compile new.pt --base bundle/ -o bundle-2/")
     assert open_bundle(here / "bundle-2").manifest.info.generation == 2
     assert "patch" in terminal.types("ssc diff bundle/ bundle-2/")
+
+
+def test_the_page_on_extending_has_an_encoder_that_compiles(terminal):
+    page, here = (ROOT / "docs" / "extend.md").read_text(), terminal.directory
+    (here / "own_encoder.py").write_text(page.split("```python\n")[1].split("```")[0])
+    terminal.environment.python(OWN_WEIGHTS, here)
+    terminal.types("ssc compile weights.pt --factory own_encoder:OwnEncoder --targets rpi4 -o own-bundle/")
+    assert "log_mel" in [cut.name for cut in open_bundle(here / "own-bundle").manifest.info.cuts]
+    terminal.types("ssc verify own-bundle/ --encoder weights.pt --factory own_encoder:OwnEncoder")
+
+
+OWN_WEIGHTS = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from own_encoder import OwnEncoder
+torch.save(OwnEncoder().state_dict(), sys.argv[1] + "/weights.pt")
+"""
+
+
+def test_a_board_of_ones_own_is_compiled_for_and_advised_on(terminal):
+    here = terminal.directory
+    terminal.environment.ssc("encoder", "new", "mobilenet_v3_small", "-o", here / "encoder.pt")
+    copied = (ROOT / "streamsplit_compile" / "cost" / "targets" / "rpi4.toml").read_text()
+    (here / "my-board.toml").write_text(copied.replace('name = "rpi4"', 'name = "my-board"'))
+    terminal.types("ssc compile encoder.pt --targets my-board.toml,m2 -o my-bundle/")
+    assert "my-board over lte: " in terminal.types("ssc advise my-bundle/ --targets my-board.toml --link lte")
 
 
 OTHER_WEIGHTS = """
