@@ -111,8 +111,10 @@ class DeviceConfig:
         "auto", "Compiled files to run, such as tflite-int8; auto: the target's, or what an installed runtime can run."
     )
     encoding: Literal["int8", "float16", "float32"] = setting("int8", "How activations are written into frames.")
-    audio: Literal["pcm16", "pcm16-stream", "flac", "opus"] = setting(
-        "pcm16", "How the waveform is written where it is shipped: whole windows, or a stream of what is new in each."
+    audio_format: Literal["pcm16", "pcm16-stream", "flac", "opus"] = setting(
+        "pcm16",
+        "How the waveform is written where it is shipped: whole windows, or a stream of what is new in each.",
+        earlier=("audio",),
     )
     opus_kbps: float = setting(16.0, "Bit rate of Opus, kbit/s.", ge=6, le=128)
     threads: int | None = setting(

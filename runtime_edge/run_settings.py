@@ -22,7 +22,7 @@ class RunSettings(TypedDict, total=False):
     pub: str | PathLike[str] | None
     variant: str
     encoding: Literal["int8", "float16", "float32"]
-    audio: Literal["pcm16", "pcm16-stream", "flac", "opus"]
+    audio_format: Literal["pcm16", "pcm16-stream", "flac", "opus"]
     opus_kbps: float
     threads: int | None
     max_memory_mb: float | None

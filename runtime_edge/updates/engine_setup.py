@@ -17,9 +17,13 @@ def engine_for(bundle: Bundle, config: DeviceConfig, previous: Engine | None = N
     variant = choose_variant(bundle.manifest, config.variant, config.target)
     options = runtime_options(bundle.manifest, config.target, config.threads)
     stream = None
-    if config.audio != "pcm16":
+    if config.audio_format != "pcm16":
         front_end = bundle.manifest.info.front_end
         stream = AudioStreamEncoder(
-            config.audio, front_end.sample_rate, front_end.window_samples, front_end.hop_samples, config.opus_kbps
+            config.audio_format,
+            front_end.sample_rate,
+            front_end.window_samples,
+            front_end.hop_samples,
+            config.opus_kbps,
         )
     return Engine(bundle, variant, config.encoding, options, config.max_memory_mb, previous, stream)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import msgspec
 
 from runtime_edge.errors import CheckFailed
 from runtime_server.lab.policy_bench import BenchConfig, PolicyBench, read_bench, run_bench, save
@@ -86,8 +87,7 @@ def run(
     path = save(found, out)
     write_page(found, out / "bench.md", "Bench")
     if as_json:
-        said = [advice.sentence() for _, _, advice in _advice(found)]
-        print_json({"file": str(path), "runs": len(found.runs), "advice": said})
+        print_json({"file": str(path), "runs": len(found.runs), "advice": _advised(found)})
         return
     show(path)
 
@@ -99,11 +99,16 @@ def _scenario(name: str, link: str) -> Playable:
 
 @click.command("show")
 @click.argument("file", type=PathParam())
-def show_command(file: Path) -> None:
+@json_option
+def show_command(file: Path, as_json: bool) -> None:
     """Print a measurement's tables.
 
     Example: ssc bench show bench/bench.json
     """
+    if as_json:
+        found = read_bench(file)
+        print_json({"runs": msgspec.to_builtins(found.runs), "advice": _advised(found)})
+        return
     show(file)
 
 
@@ -120,6 +125,10 @@ def show(file: Path) -> None:
     for encoder, scenario, advice in _advice(found):
         click.echo(f"\n{encoder}, {scenario}: of the policies that were played")
         print_advice([advice], measured_sources(found))
+
+
+def _advised(bench: PolicyBench) -> list[str]:
+    return [advice.sentence() for _, _, advice in _advice(bench)]
 
 
 def _advice(bench: PolicyBench) -> Iterator[tuple[str, str, Advice]]:

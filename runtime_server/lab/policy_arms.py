@@ -56,10 +56,10 @@ def all_policies(bundle: Bundle, target: str, scenario: Playable, seed: int) -> 
     actions = bundle_actions(bundle.manifest, target)
     raw, last = only(table, actions[0]), only(table, actions[-1])
     streams: list[tuple[str, tuple[str, ...]]] = [
-        (PCM, ("--audio", "pcm16-stream")),
-        (FLAC, ("--audio", "flac")),
+        (PCM, ("--audio-format", "pcm16-stream")),
+        (FLAC, ("--audio-format", "flac")),
     ]
-    streams += [(f"opus-{kbps}", ("--audio", "opus", "--opus-kbps", str(kbps))) for kbps in OPUS_KBPS]
+    streams += [(f"opus-{kbps}", ("--audio-format", "opus", "--opus-kbps", str(kbps))) for kbps in OPUS_KBPS]
     found = [Policy(name, raw, options, (_samples(name),) * 2) for name, options in streams]
     found += [Policy("device-only", last, ("--min-cut", LOCAL), (LOCAL, LOCAL))]
     found += [

@@ -154,9 +154,9 @@ def _what_to_do(policy: str, last_cut: str) -> str:
         return "let the table choose, as devices do by default"
     name, _, kbps = policy.partition(" ")
     if name == "Opus":
-        return f"send Opus (`ssc edge run --audio opus --opus-kbps {kbps}`)"
+        return f"send Opus (`ssc edge run --audio-format opus --opus-kbps {kbps}`)"
     if name in {"PCM", "FLAC"}:
-        return f"send {name} (`ssc edge run --audio {'flac' if name == 'FLAC' else 'pcm16-stream'}`)"
+        return f"send {name} (`ssc edge run --audio-format {'flac' if name == 'FLAC' else 'pcm16-stream'}`)"
     if policy == last_cut:
         return f"run everything on the device and ship its embeddings (`ssc edge run --min-cut {last_cut}`)"
     return f"cut at {policy} and nowhere else"

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from runtime_edge.base.files import read_bounded
-from runtime_edge.click_options import ManyOptions
+from runtime_edge.click_options import ManyOptions, RenamedOption
 from runtime_edge.errors import TableError, UsageError
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import STREAMS
@@ -80,11 +80,14 @@ _bins_option = click.option(
 
 _stream_options = together(
     click.option(
+        "--audio-format",
         "--audio",
+        cls=RenamedOption,
+        earlier=["--audio"],
         default="pcm16",
         show_default=True,
         type=click.Choice(["pcm16", *STREAMS]),
-        help="How devices ship the waveform, as their own --audio says; streams are measured on a soundscape.",
+        help="How devices ship the waveform, as their own --audio-format says; streams are measured on a soundscape.",
     ),
     click.option("--opus-kbps", default=16.0, show_default=True, type=click.FloatRange(6, 128), help="Rate of Opus."),
 )
@@ -136,7 +139,7 @@ def train(
     min_cut: str | None,
     exploration: float,
     ship: str | None,
-    audio: Encoding,
+    audio_format: Encoding,
     opus_kbps: float,
     seed: int,
     key: Path | None,
@@ -152,7 +155,7 @@ def train(
         mb_per_hour=max_mb_per_hour, latency_p95_ms=max_latency_ms, memory_mb=max_memory_mb, min_cut=min_cut
     )
     reward = Reward(**{name: value for name, value in weights.items() if value is not None})
-    environment = bundle_environment(opened, target, reward, limits, profile_file, link, (audio, opus_kbps))
+    environment = bundle_environment(opened, target, reward, limits, profile_file, link, (audio_format, opus_kbps))
     seen, held_out = traces_of(traces, seed)
     table = train_table(
         environment,

@@ -38,7 +38,7 @@ def with_stream(
     starts = range(0, waveform.size - front_end.window_samples + 1, front_end.hop_samples)
     windows = [waveform[start : start + front_end.window_samples] for start in starts]
     if len(windows) < 3:
-        raise UsageError(f"--audio {encoding}: {len(windows)} windows of audio are too few to measure a stream on")
+        raise UsageError(f"--audio-format {encoding}: {len(windows)} windows of audio are too few to measure a stream")
     encoder = AudioStreamEncoder(encoding, *shape, kbps)
     payloads = [encoder.encode(window, index, alone=False) for index, window in enumerate(windows)]
     size = round(float(np.median([len(payload) for payload in payloads[1:]])))

@@ -105,7 +105,7 @@ def test_tables_are_trained_judged_and_explained(toy_terminal):
         "ssc splitter train bundle/ --target rpi4 -o table.json",
         "ssc splitter train bundle/ --target rpi4 --traces traces/ --max-mb-per-hour 40 -o table.json",
         "ssc splitter train bundle/ --target rpi4 --traces lte --link lte -o table.json",
-        "ssc splitter train bundle/ --target rpi4 --audio pcm16-stream -o table.json",
+        "ssc splitter train bundle/ --target rpi4 --audio-format pcm16-stream -o table.json",
     ):
         (here / "table.json").unlink(missing_ok=True)
         terminal.types(command)

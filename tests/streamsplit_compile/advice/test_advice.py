@@ -69,8 +69,8 @@ def test_a_device_with_an_encoder_this_small_runs_all_of_it_over_lte(over_lte):
         ({DEVICE_ONLY: 9.0, TABLE: 9.0 + TIE / 2, "Opus 16": 5.0}, DEVICE_ONLY, "run everything on the device"),
         ({DEVICE_ONLY: 5.0, TABLE: 8.0, "features/32": 8.0 + TIE / 2}, TABLE, "let the table choose"),
         ({DEVICE_ONLY: 5.0, TABLE: 7.0, "features/32": 8.0}, "features/32", "cut at features/32 and nowhere else"),
-        ({DEVICE_ONLY: 5.0, TABLE: 7.0, "Opus 16": 8.0}, "Opus 16", "--audio opus --opus-kbps 16`"),
-        ({DEVICE_ONLY: 5.0, TABLE: 7.0, "FLAC": 8.0}, "FLAC", "--audio flac`"),
+        ({DEVICE_ONLY: 5.0, TABLE: 7.0, "Opus 16": 8.0}, "Opus 16", "--audio-format opus --opus-kbps 16`"),
+        ({DEVICE_ONLY: 5.0, TABLE: 7.0, "FLAC": 8.0}, "FLAC", "--audio-format flac`"),
         ({DEVICE_ONLY: 5.0, TABLE: 7.0, "out": 8.0}, "out", "ship its embeddings (`ssc edge run --min-cut out`)"),
     ],
 )

@@ -24,10 +24,8 @@ WITHOUT_JSON = {
     "ssc server run": "runs until it is stopped; `ssc server status --json` has all it could say",
     "ssc server broker": "runs until it is stopped",
     "ssc server mqtt": "runs until it is stopped",
-    "ssc bench show": "prints the tables of a file that is JSON",
 }
 TWO_MEANINGS = {
-    "--audio": "the setting of devices that says how sound is shipped, and a directory of it for demo and bench",
     "--meter": "the same by its kind or by its log, of which `ssc bench run` takes logs alone",
     "--encoder": "a file for verify, a registered name for demo, either for `ssc bench run`",
 }

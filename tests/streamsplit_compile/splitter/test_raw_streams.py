@@ -50,5 +50,5 @@ def test_opus_ships_least_and_is_judged_by_the_embedding(resnet_bundle):
 def test_whole_windows_stay_as_they_are_and_too_little_audio_is_refused(priced, small_bundle):
     actions, as_stream, front_end = priced
     assert as_stream("pcm16") == actions
-    with pytest.raises(UsageError, match="--audio flac: 1 windows of audio are too few"):
+    with pytest.raises(UsageError, match="--audio-format flac: 1 windows of audio are too few"):
         with_stream(actions, small_bundle, "flac", 16.0, np.zeros(front_end.window_samples, np.float32))

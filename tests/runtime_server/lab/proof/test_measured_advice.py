@@ -1,5 +1,7 @@
 """Advice by what was measured, on a bench whose figures can be worked out by hand."""
 
+import json
+
 import msgspec
 import pytest
 from click.testing import CliRunner
@@ -56,5 +58,9 @@ def test_it_stands_at_the_end_of_what_is_shown_and_on_the_page_with_its_sources(
     assert "toy, lte: of the policies that were played" in shown
     assert "75.0%, 88.0%" in shown
     assert shown.rstrip().splitlines()[-1].startswith("rpi4 over lte: let the table choose")
+    asked = [str(tmp_path / "bench.json"), "--json"]
+    told = json.loads(CliRunner().invoke(show_command, asked, catch_exceptions=False).output)
+    assert [one["policy"] for one in told["runs"]] == [one.policy for one in played.runs]
+    assert told["advice"][0].startswith("rpi4 over lte: let the table choose")
     write_page(played, tmp_path / "bench.md")
     assert "Of these policies, for rpi4 over lte: let the table choose" in (tmp_path / "bench.md").read_text()
