@@ -28,31 +28,31 @@ FAMILY_BYTES = 12 << 30
 
 HEAD = """# Encoders that were tried
 
-Compiled with `ssc compile`'s defaults (`--cuts auto`, ONNX in float32) by `python -m tools.encoders_table`: small
-definitions of our own or models of the `transformers` library, with random weights. *cuts* are those that `auto`
-kept between the waveform and the embedding; *error* is the largest of the embedding over the float32 wire, at the worst
-cut; *seconds* are of processor time; *smallest wire* is the smallest int8 payload of those cuts, as a share of the same
-window as PCM16.
+`python -m tools.encoders_table` compiled each encoder with `ssc compile`'s defaults (`--cuts auto`, ONNX in float32).
+They are small definitions of our own or models of the `transformers` library, with random weights. *cuts* are those
+that `auto` kept between the waveform and the embedding; *error* is the largest error of the embedding over the float32
+wire, at the worst cut; *seconds* are processor time; *smallest wire* is the smallest int8 payload of those cuts, as a
+share of the same window as PCM16.
 
 """
 TAIL = """
 ## Not supported
 
 - **State between windows** (streaming Conformers, causal codecs with a cache, `register_buffer` values that forward()
-  changes): a window is computed from its samples alone, so that the server can complete any of them, in any order, and
-  a lost frame loses one window. An encoder that changes a buffer is refused.
-- **Several inputs** (text and audio, lengths, masks): wrap the encoder so that it takes the waveform alone.
-- **Computing differently depending on values** (`if` on a tensor, sizes that depend on the waveform, search, sampling):
-  there is no one graph to cut. Both branches with `torch.where`, fixed sizes, and no random numbers.
-- **Recurrent layers** (LSTM, GRU) compile, but cannot be cut within: the hidden state and the sequence cross together.
-  Layers stacked in one module (`nn.LSTM(..., num_layers=3)`) are one piece; write them as several to cut between.
-  TFLite unrolls them, which makes large files for long sequences. `nn.LSTM` with `proj_size` is refused: torch.onnx
-  drops the projection, which the proof of the cuts finds out.
-- **Operators without a form in the format** (`torch.cdist`, `median`, `grid_sample`, singular values, `torch.vmap`,
-  FlexAttention, products of complex numbers by `einsum`): the error names the operator and the line; write it in
-  others. Weights that `parametrizations.orthogonal` computes: bake them with `parametrize.remove_parametrizations`.
-- **Modules that are not traced** (`torch.jit.script`, dynamically quantised layers, lazy ones that have not run): give
-  the plain module with its weights; `--precision int8` quantises.
+    changes): a window is computed from its own samples only, so that the server can complete windows in any order, and
+    a lost frame loses only one window. An encoder that changes a buffer is refused.
+- **Several inputs** (text and audio, lengths, masks): wrap the encoder so that it takes only the waveform.
+- **Control flow that depends on values** (`if` on a tensor, sizes that depend on the waveform, search, sampling): there
+  is no single graph to cut. Compute both branches with `torch.where`, and use fixed sizes and no random numbers.
+- **Recurrent layers** (LSTM, GRU) compile, but there is no cut inside them: the hidden state and the sequence cross
+  together. Layers stacked in one module (`nn.LSTM(..., num_layers=3)`) are one piece; write them as several modules to
+  cut between. TFLite unrolls them, which makes large files for long sequences. `nn.LSTM` with `proj_size` is refused:
+  torch.onnx drops the projection, which the check of the cuts detects.
+- **Operators that the format does not have** (`torch.cdist`, `median`, `grid_sample`, singular values, `torch.vmap`,
+  FlexAttention, products of complex numbers by `einsum`): the error names the operator and the line; use other
+  operators. For weights that `parametrizations.orthogonal` computes, call `parametrize.remove_parametrizations` first.
+- **Modules that cannot be traced** (`torch.jit.script`, dynamically quantised layers, lazy modules that have not run):
+  give the plain module with its weights; `--precision int8` quantises.
 """
 
 
@@ -159,7 +159,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     rows += [_row(name, result) for name, result in sorted(results.items(), key=lambda item: item[0].lower())]
     compiled = sum("refused" not in result for result in results.values())
     machine = (
-        f"{compiled} of {len(results)} compile. Seconds and memory are of {platform.machine()}, {os.cpu_count()} cores."
+        f"{compiled} of {len(results)} compile. Seconds and memory: {platform.machine()}, {os.cpu_count()} cores."
     )
     return HEAD + "\n".join(rows) + f"\n\n{machine}\n" + TAIL
 
