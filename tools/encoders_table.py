@@ -39,8 +39,8 @@ TAIL = """
 ## Not supported
 
 - **State between windows** (streaming Conformers, causal codecs with a cache, `register_buffer` values that forward()
-    changes): a window is computed from its own samples only, so that the server can complete windows in any order, and
-    a lost frame loses only one window. An encoder that changes a buffer is refused.
+  changes): a window is computed from its own samples only, so that the server can complete windows in any order, and
+  a lost frame loses only one window. An encoder that changes a buffer is refused.
 - **Several inputs** (text and audio, lengths, masks): wrap the encoder so that it takes only the waveform.
 - **Control flow that depends on values** (`if` on a tensor, sizes that depend on the waveform, search, sampling): there
   is no single graph to cut. Compute both branches with `torch.where`, and use fixed sizes and no random numbers.
