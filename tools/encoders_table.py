@@ -158,9 +158,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     ]
     rows += [_row(name, result) for name, result in sorted(results.items(), key=lambda item: item[0].lower())]
     compiled = sum("refused" not in result for result in results.values())
-    machine = (
-        f"{compiled} of {len(results)} compile. Seconds and memory: {platform.machine()}, {os.cpu_count()} cores."
-    )
+    machine = f"{compiled} of {len(results)} compile. Seconds and memory: {platform.machine()}, {os.cpu_count()} cores."
     return HEAD + "\n".join(rows) + f"\n\n{machine}\n" + TAIL
 
 

@@ -14,11 +14,13 @@ import msgspec
 
 from runtime_edge.base import prometheus
 from runtime_edge.base.text import printable
+from runtime_edge.formats.manifest import BundleInfo
 from runtime_edge.formats.records.head import Head
 from runtime_server.telemetry.device_view import DeviceView
 from runtime_server.telemetry.fleet import ALIVE_S, Fleet
 from runtime_server.telemetry.fleet_history import BANDS_MBPS
 from runtime_server.telemetry.fleet_metrics import fleet_families
+from runtime_server.telemetry.predicted_energy import predicted_energy
 from runtime_server.web.judgement import attempt_in_words, release_in_words, score_in_words
 
 LEAST_S = 1.0
@@ -42,6 +44,7 @@ class PageData:
         status: gives what the server says of itself (`ServerStatus.status_of_all`).
         heads: gives the heads that devices have, by whom they are for.
         clock: seconds, monotonic.
+        bundle: what devices run; its costs predict their energy.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class PageData:
         status: Callable[[], Awaitable[Status]],
         heads: Callable[[], Awaitable[Mapping[str, Head]]],
         clock: Callable[[], float] = time.monotonic,
+        bundle: BundleInfo | None = None,
     ) -> None:
+        self._bundle = bundle
         self._fleet, self._status, self._heads, self._clock = fleet, status, heads, clock
         self._made: dict[str, tuple[float, bytes]] = {}
         self._making = asyncio.Lock()
@@ -105,6 +110,7 @@ class PageData:
     def _device(self, view: DeviceView, arrived: int | None = None) -> dict[str, Any]:
         told = {name: value for name, value in msgspec.structs.asdict(view).items() if name not in _HIDDEN}
         told["alive"] = self._fleet.is_alive(view)
+        told["energy_mj"] = None if self._bundle is None else predicted_energy(view, self._bundle)
         return told if arrived is None else told | {"arrived": arrived}
 
     async def _told(self) -> Status:

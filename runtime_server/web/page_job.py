@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime_edge.formats import minisign
+from runtime_edge.formats.manifest import BundleInfo
 from runtime_edge.formats.records.head import Head
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.pushed_heads import pushed_heads
@@ -26,6 +27,7 @@ async def start_page(
     hub: Hub,
     key: minisign.PublicKey,
     status: Callable[[], Awaitable[Mapping[str, Any]]],
+    bundle: BundleInfo,
 ) -> PageServer:
     """Serve the page of a server from now on. Raises UsageError, MissingExtra and LinkError."""
     fleet, known = Fleet(), (float("-inf"), dict[str, Head]())
@@ -36,6 +38,6 @@ async def start_page(
             known = time.monotonic(), await pushed_heads(hub, key)
         return known[1]
 
-    page = PageServer(address, state, PageData(fleet, status, heads))
+    page = PageServer(address, state, PageData(fleet, status, heads, bundle=bundle))
     await watch_fleet(hub, fleet)
     return page

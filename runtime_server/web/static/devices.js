@@ -144,6 +144,11 @@ function machine(device) {
   if (device.temperature_c !== null) parts.push(unit(device.temperature_c, "°C", 1));
   if (device.throttled) parts.push(el("span", { cls: "bad line", text: "throttled" }));
   if (device.battery !== null) parts.push(small(`battery ${percent(device.battery)}`));
+  if (device.energy_mj) {
+    const { blocks, radio } = device.energy_mj;
+    const link = radio === undefined ? "" : `, ${unit(radio, "mJ", 1)} radio`;
+    parts.push(small(`predicted: ${unit(blocks, "mJ", 1)} a window${link}`));
+  }
   if (device.memory_mb !== null) parts.push(small(`memory ${unit(device.memory_mb, "MB")}`));
   return parts;
 }

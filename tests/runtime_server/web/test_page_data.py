@@ -42,6 +42,24 @@ def made():
     return Made()
 
 
+def test_the_energy_of_devices_is_predicted_by_the_costs_of_their_bundle(small_bundle):
+    clock, info = Clock(), small_bundle.manifest.info
+    fleet = Fleet(clock)
+    fleet.report("pi-1", REPORT | {"cuts": {"local": 3}})
+    fleet.report("pi-2", REPORT | {"cuts": {"local": 3}, "target": "a board that it was not compiled for"})
+    shown = json.loads(asyncio.run(PageData(fleet, told_of_three, heads_of_all, clock, info).get("devices")))["devices"]
+    assert shown[0]["energy_mj"]["blocks"] == pytest.approx(sum(info.targets["rpi4"].block_mj), abs=1e-3)
+    assert shown[1]["energy_mj"] is None
+
+
+async def told_of_three():
+    return status(3)
+
+
+async def heads_of_all():
+    return {"rpi4": head()}
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_can_be_had_of_an_empty_server_and_of_a_full_one(made, view):
     assert made.get(view)
