@@ -1,4 +1,4 @@
-"""What a device run is told: one dataclass, filled from a TOML file, the environment and the command line.
+"""The settings of a device: one dataclass, filled from a TOML file, the environment and the command line.
 
 To add a setting, add a field here: the option of `ssc edge run`, the key of the file, its validation and its
 documentation follow from it.
@@ -31,11 +31,11 @@ class LabelRule:
     """When a label goes on and off."""
 
     hold_s: float = 2.0
-    """It goes off when it was not detected for so long, s."""
+    """It goes off when it was not detected for this long, s."""
     min_s: float = 0.0
-    """It goes on when it was detected in each window for so long, s."""
+    """It goes on when it was detected in every window for this long, s."""
     threshold: float | None = None
-    """Score from which it is detected; None: as the head says."""
+    """Score from which it is detected; None: the head's own."""
 
 
 _RULE = {"hold_s": (0.0, 86_400.0), "min_s": (0.0, 3600.0), "threshold": (0.0, 1.0)}
@@ -43,9 +43,9 @@ _EXAMPLE = "rain: threshold=0.9 min_s=5 hold_s=30"
 
 
 def label_rules(texts: Iterable[str], usual: LabelRule = LabelRule()) -> dict[str, LabelRule]:
-    """The rule of each label that has one of its own, from lines like `rain: threshold=0.9 min_s=5 hold_s=30`.
+    """The rule of each label that has its own, from lines like `rain: threshold=0.9 min_s=5 hold_s=30`.
 
-    What a line leaves out is as in `usual`. Raises UsageError naming the line.
+    `usual` fills in what a line leaves out. Raises UsageError naming the line.
     """
     found: dict[str, LabelRule] = {}
     for text in texts:
@@ -78,17 +78,17 @@ class DeviceConfig:
     """Settings of `ssc edge run`, in the order of its help and of `ssc edge config`."""
 
     device: str = setting(
-        host_name, "This device's name on the broker; the host name when left out.", example="pi-1", common=True
+        host_name, "This device's name on the broker; by default the host name.", example="pi-1", common=True
     )
     source: str = setting(
         "", "mic, an audio file, a directory, or - for PCM16 on standard input; this or watch is required.",
         example="mic", common=True,
     )  # fmt: skip
     state: Path = setting(Path("ssc-edge"), "State directory: spool, bundles, tables, status.", common=True)
-    target: str = setting("rpi4", "Which target's releases and tables to follow.", common=True)
+    target: str = setting("rpi4", "Target whose releases and tables to follow.", common=True)
     broker: str | None = setting(
         None,
-        "Broker address, or several of a cluster with commas between; without it everything runs here.",
+        "Broker address, or several of a cluster, comma-separated; without it everything runs on this device.",
         example="nats://gateway:4222",
         check=servers,
         common=True,
@@ -97,66 +97,70 @@ class DeviceConfig:
         None, "This device's key for the broker, from `ssc server device add`.", example="pi-1.creds", common=True
     )
     tls_ca: Path | None = setting(
-        None, "Authorities to check a tls:// broker against; without it the system's.", example="ca.pem"
+        None, "Certificate authorities for checking a tls:// broker; by default the system's.", example="ca.pem"
     )
-    tls_cert: Path | None = setting(None, "This device's certificate, where the broker asks for one.", example="pi.pem")
+    tls_cert: Path | None = setting(None, "This device's certificate, if the broker asks for one.", example="pi.pem")
     tls_key: Path | None = setting(None, "The key of that certificate.", example="pi.key")
     bundle: Path | None = setting(
         None, "Bundle directory to run instead of the server's release.", example="bundle", common=True
     )
     pub: Path | None = setting(
-        None, "Public key to trust; without it the server's, pinned at the first contact.", example="signing.pub"
+        None, "Public key to trust; by default the server's, pinned at the first contact.", example="signing.pub"
     )
     variant: str = setting(
-        "auto", "Compiled files to run, such as tflite-int8; auto: the target's, or what an installed runtime can run."
+        "auto",
+        "Compiled files to run, such as tflite-int8; auto: the target's choice, or what an installed runtime can run.",
     )
-    encoding: Literal["int8", "float16", "float32"] = setting("int8", "How activations are written into frames.")
+    encoding: Literal["int8", "float16", "float32"] = setting("int8", "Encoding of activations in frames.")
     audio_format: Literal["pcm16", "pcm16-stream", "flac", "opus"] = setting(
         "pcm16",
-        "How the waveform is written where it is shipped: whole windows, or a stream of what is new in each.",
+        "Encoding of a shipped waveform: whole windows (pcm16), or a stream of the new part of each window.",
         earlier=("audio",),
     )
     opus_kbps: float = setting(16.0, "Bit rate of Opus, kbit/s.", ge=6, le=128)
     threads: int | None = setting(
-        None, "Inference threads; the target's number, if there are so many processors, when left out.", ge=1, le=64,
+        None, "Inference threads; by default the target's number, at most one per processor.", ge=1, le=64,
         example=2,
     )  # fmt: skip
     max_memory_mb: float | None = setting(
-        None, "Unload blocks that have not been needed lately while the process holds more than this, MB.", ge=32,
+        None, "Unload blocks that were not needed recently while the process uses more than this, MB.", ge=32,
         le=1 << 20, example=150.0,
     )  # fmt: skip
     deadline_ms: int = setting(1000, "How long to wait for a window's answer, ms.", ge=10, le=600_000)
     cascade: float = setting(
         0.0,
-        "Answer every window here, and send the audio of this share of them, of which the head is least sure, for a "
-        "larger encoder (`ssc server run --larger`).",
+        "Answer every window on the device, and send the audio of this share of windows, those about which the head "
+        "is least sure, to a larger encoder (`ssc server run --larger`).",
         ge=0,
         le=1,
         example=0.25,
     )
     revise_above: float = setting(
         0.1,
-        "After a first answer, of an exit or in a cascade, give the server's too where a label's score, or without "
-        "labels the cosine of the embeddings, differs by more than this.",
+        "After a first answer (from an exit, or in a cascade), also report the server's if a label's score, or "
+        "without labels the cosine of the embeddings, differs by more than this.",
         ge=0,
         le=2,
     )
-    ack_timeout_s: float = setting(10.0, "Give up on a frame the broker has not stored after so long.", ge=0.1, le=600)
-    in_flight: int = setting(4, "Frames in flight at once.", ge=1, le=256)
-    spool_mb: float = setting(256.0, "Disk for frames that wait to be sent, MiB.", ge=0.001, le=1 << 20)
+    ack_timeout_s: float = setting(
+        10.0, "Give up on a frame that the broker has not stored within this time, s.", ge=0.1, le=600
+    )
+    in_flight: int = setting(4, "Frames in flight at the same time.", ge=1, le=256)
+    spool_mb: float = setting(256.0, "Disk space for frames that wait to be sent, MiB.", ge=0.001, le=1 << 20)
     mb_per_day: float | None = setting(
-        None, "Budget: MB a day that may pass the interface, both ways; what is unused adds up for 7 days.", ge=2,
+        None, "Budget: MB a day that may pass the interface, both ways; the unused part carries over for 7 days.", ge=2,
         le=1 << 20, example=50.0,
     )  # fmt: skip
     update_mb_per_day: float | None = setting(
-        None, "Budget: MB a day for new bundles, tables and heads; a release that is larger than what is left waits.",
+        None, "Budget: MB a day for new bundles, tables and heads; a release larger than what is left waits.",
         ge=0.001, le=1 << 20, example=5.0,
     )  # fmt: skip
     trial_s: float = setting(
-        60.0, "Go back to the earlier bundle when a new one crashes the device within so long.", ge=0, le=86_400
+        60.0, "Go back to the earlier bundle if a new one crashes the device within this time, s.", ge=0, le=86_400
     )
     power_safe: bool = setting(
-        False, "Wait for the disk at every frame: a power cut then takes none, for 5 to 50 ms each on a memory card."
+        False,
+        "Wait for the disk at every frame, so that a power cut loses none; takes 5 to 50 ms each on a memory card.",
     )
     min_cut: str | None = setting(
         None,
@@ -165,7 +169,9 @@ class DeviceConfig:
         common=True,
     )
     learn: bool = setting(
-        False, "Correct the splitter table by measured latencies, within bounds; `ssc splitter merge` collects them."
+        False,
+        "Correct the splitter table by measured latencies, within bounds; `ssc splitter merge` collects the "
+        "corrections.",
     )
     realtime: bool = setting(
         True, "Play files at the speed they were recorded; otherwise as fast as possible.", common=True
@@ -173,7 +179,7 @@ class DeviceConfig:
     loop: bool = setting(False, "Start files again at their end.")
     watch: Path | None = setting(
         None,
-        "Instead of a source a folder into which recordings come: each is processed once, when it is complete, over "
+        "Folder to watch instead of a source: each recording is processed once, when it is complete, even over "
         "restarts.",
         example="incoming",
         common=True,
@@ -187,10 +193,12 @@ class DeviceConfig:
     )
     stdin_channels: int = setting(1, "Channels of PCM on standard input.", ge=1, le=64)
     channel: str = setting(
-        "mean", "What to make of several channels: their mean, the loudest, or one by its number, from 1 on."
+        "mean", "How to handle several channels: mean, loudest, or the number of one channel, from 1 on."
     )
     max_windows: int | None = setting(None, "Stop after this many windows.", ge=1, example=1000)
-    drain_s: float = setting(30.0, "How long to send spooled frames after the source has ended.", ge=0, le=86_400)
+    drain_s: float = setting(
+        30.0, "How long to go on sending spooled frames after the source has ended, s.", ge=0, le=86_400
+    )
     results: tuple[str, ...] = setting(
         (),
         "Write results as JSON lines to these files, or - for standard output (a terminal gets no embeddings).",
@@ -207,29 +215,31 @@ class DeviceConfig:
         "labels", "Results to publish on evt.<device>, without embeddings: all, those with a detected label, or none."
     )
     event_threshold: float | None = setting(
-        None, "Score from which a label is an event, instead of the head's own thresholds.", ge=0, le=1, example=0.8
+        None, "Score at which a label becomes an event, instead of the head's own thresholds.", ge=0, le=1, example=0.8
     )
     event_hold_s: float = setting(
-        LabelRule.hold_s, "A label goes off when it was not detected for so long.", ge=0, le=86_400
+        LabelRule.hold_s, "A label goes off when it was not detected for this long, s.", ge=0, le=86_400
     )
     event_min_s: float = setting(
-        LabelRule.min_s, "A label goes on when it was detected in each window for so long.", ge=0, le=3600
+        LabelRule.min_s, "A label goes on when it was detected in every window for this long, s.", ge=0, le=3600
     )
     event_rules: tuple[str, ...] = setting(
-        (), "The same for single labels, and from which score each is detected.", example=(_EXAMPLE,),
-        check=label_rules,
+        (), "Rules for single labels: threshold, the score from which one is detected, min_s and hold_s.",
+        example=(_EXAMPLE,), check=label_rules,
     )  # fmt: skip
-    report: Path | None = setting(None, "Write the run's accounting here as JSON at its end.", example="report.json")
-    metrics_port: int | None = setting(
-        None, "Prometheus metrics on this port of 127.0.0.1; 0 takes a free one.", ge=0, le=65_535, example=9464
+    report: Path | None = setting(
+        None, "Write the run's accounting to this file as JSON at its end.", example="report.json"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = setting("warning", "What to log.")
+    metrics_port: int | None = setting(
+        None, "Serve Prometheus metrics on this port of 127.0.0.1; 0 picks a free one.", ge=0, le=65_535, example=9464
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting("warning", "Lowest level to log.")
     log_format: Literal["text", "json"] = setting("text", "Log lines as text, or as one JSON object each.")
     seed: int = setting(0, "Seed of the splitter's exploration.", ge=0)
 
     @property
     def has_source(self) -> bool:
-        """Whether it is said where audio comes from. Raises UsageError where it is said twice."""
+        """Whether a source of audio is set. Raises UsageError if two are."""
         if self.source and self.watch is not None:
             raise UsageError(f"source {self.source} and watch {self.watch}: give one of them")
         if self.loop and self.watch is not None:
@@ -243,12 +253,12 @@ class DeviceConfig:
 
     @property
     def usual_rule(self) -> LabelRule:
-        """Of labels without a rule of their own."""
+        """The rule of labels without their own."""
         return LabelRule(self.event_hold_s, self.event_min_s, self.event_threshold)
 
     @property
     def label_rules(self) -> dict[str, LabelRule]:
-        """Those with one. Raises UsageError."""
+        """The rules of labels with their own. Raises UsageError."""
         return label_rules(self.event_rules, self.usual_rule)
 
     @property

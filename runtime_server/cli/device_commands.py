@@ -19,7 +19,7 @@ broker_security_options = together(
     click.option(
         "--auth/--no-auth",
         default=None,
-        help="Let in only devices that were added [default: once one was, or --host is not this machine].",
+        help="Admit only devices that were added [default: on once one was added, or if --host is not loopback].",
     ),
     click.option("--tls-cert", type=PathParam(), help="The broker's certificate."),
     click.option("--tls-key", type=PathParam(), help="The key of that certificate."),

@@ -45,7 +45,7 @@ class ReleaseConfig:
     every_s: float | None = None
     """Also try when so many seconds have passed since the last attempt and anything has been trained."""
     least_s: float = 6 * 3600.0
-    """Seconds from one release to the next at least: every device fetches each of them."""
+    """Minimum number of seconds between two releases: every device fetches each one."""
     tolerance: float = 0.02
     """Share by which the held-out loss of the median device may be above that with the present release; negative: by
     which it must be below."""

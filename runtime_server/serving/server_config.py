@@ -40,7 +40,7 @@ class ServerConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     max_rate: float = FRAMES_PER_S
-    """Frames a second one device may send for long."""
+    """Frames a second that one device may send on average."""
     health_port: int | None = None
     """Where `/healthz` and `/metrics` answer on this machine."""
     web: str | None = None

@@ -31,108 +31,110 @@ class ServerSettings:
 
     state: Path = setting(Path("ssc-server"), "State directory: keys, weights, ledgers, checkpoints.", common=True)
     broker: str | None = setting(
-        None, "Use this broker, or a cluster's with commas between, instead of starting one.",
+        None, "Use this broker instead of starting one; for a cluster several addresses, comma-separated.",
         example="nats://gateway:4222",
     )  # fmt: skip
-    replicas: int = setting(1, "Brokers that keep a message.", ge=1, le=5)
-    host: str = setting("127.0.0.1", "Address the embedded broker listens on.", common=True)
-    port: int = setting(4222, "Its port.", common=True, ge=1, le=65_535)
+    replicas: int = setting(1, "How many brokers keep each message.", ge=1, le=5)
+    host: str = setting("127.0.0.1", "Address on which the embedded broker listens.", common=True)
+    port: int = setting(4222, "Port of the embedded broker.", common=True, ge=1, le=65_535)
     mqtt_port: int | None = setting(None, "Let MQTT clients read events on this port.", example=1883, ge=1, le=65_535)
     calibrate: Path | None = setting(
-        None, "Recordings to measure int8 ranges on at every release.", example="recordings"
+        None, "Recordings on which every release measures int8 ranges.", example="recordings"
     )
     larger: Path | None = setting(
         None,
-        "Complete what arrives as audio with this larger encoder, too, whose embeddings are mapped to those of "
-        "ENCODER.PT by the recordings of calibrate.",
+        "Also complete windows that arrive as audio with this larger encoder; the recordings of calibrate map its "
+        "embeddings to those of ENCODER.PT.",
         example="larger.pt",
     )
     training: bool | None = setting(
         None,
-        "Train on what arrives and release what got better, or complete frames only [default: train random weights, as "
-        "`ssc encoder new` makes them, and no others].",
+        "Train on what arrives and release what got better, or only complete frames [default: train only random "
+        "weights, such as `ssc encoder new` makes].",
         example=True,
         common=True,
     )
     batch: int = setting(
         TrainConfig.batch,
-        "Windows in a training step; of more than 4 devices it takes a quarter of these for each, up to 8 times as "
-        "many.",
+        "Windows in a training step; beyond 4 devices each further one adds a quarter of this, up to 8 times as many.",
         ge=2,
     )
     objective: Literal["neighbours", "virtual-negatives", "simclr", "moco", "simsiam", "barlow-twins"] = setting(
         "neighbours",
-        "What two views of a window are asked to be. moco keeps a second copy of the trained blocks: twice the memory "
-        "of their weights.",
+        "Contrastive objective. moco keeps a second copy of the trained blocks: twice the memory of their weights.",
     )
     loss: Literal["task", "hybrid"] = setting(
-        "task", "The objective alone, or with the published terms of diversity and affinity beside it."
+        "task", "task: the objective alone; hybrid: with the published terms of diversity and affinity."
     )
     spread: Literal["sw", "mse", "kl", "mmd", "none"] | None = setting(
         None,
-        "The hybrid loss's term of diversity: sliced Wasserstein distance, or an ablation in its place [default: "
+        "Diversity term of the hybrid loss: sliced Wasserstein distance (sw), or an ablation [default: "
         f"{HybridConfig.spread}].",
         example="sw",
     )
-    learning_rate: float = setting(TrainConfig.learning_rate, "Of the optimiser.", ge=0)
+    learning_rate: float = setting(TrainConfig.learning_rate, "Learning rate of the optimiser.", ge=0)
     train_share: float = setting(0.6, "Share of the time that training may take.", ge=0.01, le=1)
     checkpoint_steps: int = setting(200, "Steps between two checkpoints.", ge=1)
-    replay_mb: int = setting(512, "Read so much of the stream again at a start; 0: nothing.", ge=0)
+    replay_mb: int = setting(512, "How much of the stream to read again at a start, MiB; 0: nothing.", ge=0)
     meter: str = setting(
         AUTO,
-        "What counts the joules of training: rapl, nvml, the log of a meter (.csv with time_s,watts), or CPU seconds "
-        "times the watts of a target, such as rpi4. auto: rapl, if it counts; none: not at all.",
+        "How to count the joules of training: rapl, nvml, the log of a power meter (.csv with time_s,watts), or a "
+        "target such as rpi4 (CPU seconds times its watts). auto: rapl if it counts, else nothing.",
         earlier=("energy",),
     )
     idle_watts: float | None = setting(
-        None, "Power of this machine at rest, for joules above it. A target brings its own.", ge=0, example=12.5
+        None, "Power of this machine at rest, W, for joules above idle; a target has its own.", ge=0, example=12.5
     )
-    release_steps: int = setting(50, "Steps between tries.", ge=1)
+    release_steps: int = setting(50, "Training steps between attempts at a release.", ge=1)
     release_s: float | None = setting(
-        None, "Also try after this many seconds, if anything is new.", ge=0, example=3600.0
+        None, "Also attempt a release after this many seconds, if anything was trained.", ge=0, example=3600.0
     )
     release_least_s: float = setting(
-        ReleaseConfig.least_s, "Seconds from one release to the next at least: every device fetches each of them.", ge=0
+        ReleaseConfig.least_s, "Minimum number of seconds between two releases: every device fetches each one.", ge=0
     )
     release_tolerance: float = setting(
         0.02, "Share by which the held-out loss may rise; negative: by which it must fall.", ge=-1, le=1
     )
     bottleneck_steps: int = setting(
         0,
-        "Train trained bottlenecks on by so many steps in each release; the others are fitted anew anyway.",
+        "Further training steps for trained bottlenecks in each release; the others are refitted anyway.",
         ge=0,
         le=10_000,
     )
-    probe: Path | None = setting(None, "Labelled recordings (folder or CSV) no release may lose on.", example="clips")
+    probe: Path | None = setting(
+        None, "Labelled recordings (folder or CSV) on which no release may get worse.", example="clips"
+    )
     canary_share: float = setting(
         RolloutConfig.canary_share, "Share of the devices that take a generation first.", ge=0, le=1
     )
-    canary_from: int = setting(RolloutConfig.canary_from, "With fewer devices all take it at once.", ge=1)
+    canary_from: int = setting(
+        RolloutConfig.canary_from, "With fewer devices than this, all take a generation at once.", ge=1
+    )
     healthy_s: float = setting(
         RolloutConfig.healthy_s,
-        "Promote a generation this many seconds after its release, if the devices that have it are well.",
+        "Promote a generation this many seconds after its release, if its devices are well.",
         ge=0,
     )
     update_mb_per_day: float | None = setting(
         None,
-        "Budget: MB a day that releases may take of each device; what is unused adds up for 7 days [default: as the "
-        "devices say].",
+        "Budget: MB a day that releases may cost each device; the unused part carries over for 7 days [default: the "
+        "devices' own budgets].",
         ge=0.001,
         example=5.0,
     )
-    tensorboard: Path | None = setting(None, "Directory for TensorBoard's event files of the training.", example="runs")
+    tensorboard: Path | None = setting(None, "Directory for TensorBoard event files of the training.", example="runs")
     web: str | None = setting(
         None,
-        "Serve the page on this port of this machine, or at host:port for others, who need a token.",
+        "Serve the page on this port of this machine, or at host:port for other machines, which need a token.",
         example="8081",
         common=True,
     )
     threads: int = setting(1, "Torch threads.", ge=1, common=True)
-    precision: Precision = setting("float32", "What frames are completed in.")
+    precision: Precision = setting("float32", "Number format in which frames are completed.")
     seed: int = setting(0, "Seed of the training.", ge=0)
     auth: bool | None = setting(
         None,
-        "Let in only devices that were added [default: once one was, or --host is not this machine].",
+        "Admit only devices that were added [default: on once one was added, or if --host is not loopback].",
         example=True,
         common=True,
     )
@@ -142,11 +144,11 @@ class ServerSettings:
     )
     tls_key: Path | None = setting(None, "The key of that certificate.", example="gateway.key")
     tls_ca: Path | None = setting(
-        None, "Check devices' certificates, or an outside broker's, against it.", example="ca.pem"
+        None, "Authority for checking the certificates of devices, or of an outside broker.", example="ca.pem"
     )
-    max_rate: float = setting(FRAMES_PER_S, "Frames a second one device may send for long.", ge=0.1)
+    max_rate: float = setting(FRAMES_PER_S, "Frames a second that one device may send on average.", ge=0.1)
     metrics_port: int | None = setting(
-        None, "Answer /healthz and /metrics on this port of 127.0.0.1.", ge=0, le=65_535, example=9465,
+        None, "Serve /healthz and /metrics on this port of 127.0.0.1.", ge=0, le=65_535, example=9465,
         earlier=("health_port",),
     )  # fmt: skip
     key: Path | None = setting(
