@@ -27,9 +27,9 @@ from runtime_edge.measure.variant_times import BenchSettings, bench_device
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def device(bundle: Path, target: str, out: Path, runs: int, meter: str, as_json: bool) -> None:
-    """Measure this device: times of every block in every way it can run, memory, and energy where a meter is there.
+    """Measure this device: the time of every block in every variant, memory, and energy if there is a meter.
 
-    `ssc compile`, `ssc splitter train` and `ssc bench run` take the file in place of their predictions (--profile).
+    `ssc compile`, `ssc splitter train` and `ssc bench run` use the file instead of their predictions (--profile).
 
     Example: ssc bench device bundle/ --target rpi4 -o device.json
     """

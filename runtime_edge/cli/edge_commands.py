@@ -47,13 +47,14 @@ def edge() -> None:
 @click.option("--config", type=_Path(), help="TOML file of settings; `ssc edge config` prints one.")
 @options(DeviceConfig)
 @click.option("--json", "as_json", is_flag=True, allow_from_autoenv=False, help="Print the accounting as JSON.")
-@click.option("-q", "--quiet", is_flag=True, allow_from_autoenv=False, help="No line on the terminal meanwhile.")
+@click.option("-q", "--quiet", is_flag=True, allow_from_autoenv=False, help="Show no status line on the terminal.")
 @click.option("-v", "--verbose", is_flag=True, allow_from_autoenv=False, help="The same as --log-level info.")
 def run(config: Path | None, as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
-    """Stream audio: run a prefix of the encoder, ship the activation, take the embedding.
+    """Run the device until its source ends. For each window it runs a prefix of the encoder, ships the activation and
+    receives the embedding.
 
-    Every option is also a key of the file (`--spool-mb` is spool_mb) and a variable (SSC_EDGE_SPOOL_MB): the command
-    line wins over the environment, which wins over the file.
+    Every option is also a key in the file (`--spool-mb` is spool_mb) and an environment variable (SSC_EDGE_SPOOL_MB).
+    The command line overrides the environment, which overrides the file.
 
     Example: ssc edge run --broker nats://gateway:4222 --target rpi4 --source recordings/ --results results.jsonl
     """
@@ -86,7 +87,7 @@ def run(config: Path | None, as_json: bool, quiet: bool, verbose: bool, **given:
 @edge.command("config")
 @click.argument("file", required=False, type=_Path())
 def config_(file: Path | None) -> None:
-    """Print every setting, its default and what it is for, as a TOML file; with FILE, check it and show it complete.
+    """Print every setting with its default and meaning, as TOML. With FILE, check it and print it in full.
 
     Example: ssc edge config > ssc-edge.toml
     """

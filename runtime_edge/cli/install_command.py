@@ -25,10 +25,10 @@ _PATH = click.Path(path_type=Path)
 @click.argument("bundle", required=False, type=_PATH)
 @click.option("--config", type=_PATH, help="TOML file of the device's settings.")
 @click.option("--state", type=_PATH, help="State directory of the device  [default: ssc-edge]")
-@click.option("--pub", type=_PATH, help="Public key to trust; without it the settings', or the one pinned before.")
-@click.option("--allow-older", is_flag=True, help="Install BUNDLE though its generation is older.")
+@click.option("--pub", type=_PATH, help="Public key to trust [default: the one in the settings, or the pinned one].")
+@click.option("--allow-older", is_flag=True, help="Install BUNDLE even if its generation is older.")
 @click.option("--systemd", is_flag=True, help="Write a systemd unit, its configuration and its environment file.")
-@click.option("--root", type=_PATH, help="With --systemd, write below this directory: for images, or to look at.")
+@click.option("--root", type=_PATH, help="With --systemd, write below this directory, for an image or a preview.")
 @click.option("--json", "as_json", is_flag=True, allow_from_autoenv=False, help="Print JSON for programs.")
 @click.option("--print", "show", is_flag=True, help="With --systemd, print the files and write none.")
 def install(
@@ -42,10 +42,11 @@ def install(
     show: bool,
     as_json: bool,
 ) -> None:
-    """Verify, self-test and keep BUNDLE as what the device runs from its next start on; or install a service.
+    """Install a bundle or the service. BUNDLE is verified, self-tested, and run from the device's next start on.
 
     Example: ssc edge install bundle/ --state /var/lib/ssc-edge
-             sudo ssc edge install --systemd --config ssc-edge.toml
+
+    Example: sudo ssc edge install --systemd --config ssc-edge.toml
     """
     if bundle is None and not systemd:
         raise UsageError("give a bundle directory to install, or --systemd to install the service")

@@ -30,7 +30,7 @@ _COLUMNS, _INDENT = 80, 12
 @click.option("--config", type=click.Path(path_type=Path), help="The device's TOML file, instead of --state.")
 @click.option("--json", "as_json", is_flag=True, allow_from_autoenv=False, help="Print everything as JSON.")
 def status_(state: Path | None, config: Path | None, as_json: bool) -> None:
-    """Show how this machine's device is doing. Exits with 1 when it does not run, or not well.
+    """Show the status of this machine's device. Exits with 1 if it is unwell or not running.
 
     Example: ssc edge status --state /var/lib/ssc-edge
     """

@@ -19,12 +19,14 @@ from streamsplit_compile.cli.options import PathParam
 
 @click.command()
 @click.option("--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="State directory.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address it listens on.")
-@click.option("--port", default=4222, show_default=True, type=click.IntRange(1, 65535), help="Its port.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=4222, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
 @click.option("--mqtt-port", type=click.IntRange(1, 65535), help="Let MQTT clients read events on this port.")
 @click.option("--name", help="This broker's name in its cluster.")
-@click.option("--cluster-port", type=click.IntRange(1, 65535), help="Where the others of its cluster reach it.")
-@click.option("--routes", help="Where it reaches the others: host:port of each one's --cluster-port, with commas.")
+@click.option("--cluster-port", type=click.IntRange(1, 65535), help="Port for the other brokers of its cluster.")
+@click.option(
+    "--routes", help="The other brokers of its cluster: host:port with each one's --cluster-port, comma-separated."
+)
 @broker_security_options
 def broker(
     state: Path,
@@ -36,7 +38,7 @@ def broker(
     routes: str | None,
     **settings: Any,
 ) -> None:
-    """Run a broker until stopped: for a server of several ranks, or as one of a cluster of brokers.
+    """Run a separate broker until stopped. A server of several ranks needs one; several of them form a cluster.
 
     Example: ssc server broker --state server/ --name b1 --cluster-port 6222 --routes gateway-2:6222,gateway-3:6222
     """

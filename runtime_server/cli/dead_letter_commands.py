@@ -23,7 +23,7 @@ _Result = TypeVar("_Result")
 
 @click.group()
 def dead() -> None:
-    """Look at frames that could not be completed.
+    """Inspect frames that could not be completed.
 
     Example: ssc server dead list --broker nats://127.0.0.1:4222
     """
@@ -31,7 +31,7 @@ def dead() -> None:
 
 @dead.command("list")
 @click.option(
-    "--limit", default=20, show_default=True, type=click.IntRange(1, 1000), help="How many, the newest first."
+    "--limit", default=20, show_default=True, type=click.IntRange(1, 1000), help="How many to show, newest first."
 )
 @broker_option
 @json_option
@@ -54,7 +54,7 @@ def list_(limit: int, broker: Address, as_json: bool) -> None:
 @broker_option
 @json_option
 def show(number: int, out: Path | None, broker: Address, as_json: bool) -> None:
-    """Show one dead letter, and what its frame says.
+    """Show one dead letter and the contents of its frame.
 
     Example: ssc server dead show 7 -o frame.bin
     """

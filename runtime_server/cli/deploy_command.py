@@ -23,7 +23,7 @@ from streamsplit_compile.cli.printing import print_json
 @key_option
 @json_option
 def deploy(bundle: Path, broker: Address, state: Path | None, key: Path | None, as_json: bool) -> None:
-    """Put a bundle and its tables where devices find it, and tell them. Signed with --key or the key of --state.
+    """Publish a bundle and its tables to devices. They are signed with --key or the key of --state.
 
     Example: ssc deploy bundle/ --broker nats://127.0.0.1:4222 --key signing.key
     """

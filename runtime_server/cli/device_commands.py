@@ -34,7 +34,7 @@ _state_option = click.option(
 
 @click.group()
 def device() -> None:
-    """Say which devices are let in. Run it where the server runs; a running server knows at once.
+    """Manage which devices are admitted. Run it on the server's machine; it takes effect at once.
 
     Example: ssc server device add pi-1 -o pi-1.creds
     """
@@ -43,11 +43,11 @@ def device() -> None:
 @device.command()
 @click.argument("names", nargs=-1, required=True)
 @click.option("-o", "--out", type=PathParam(), help="File, or existing directory, for the key [default: NAME.creds].")
-@click.option("--reader", is_flag=True, help="Not a device: an MQTT client that may read all events, with a password.")
+@click.option("--reader", is_flag=True, help="Add an MQTT client, with a password, that may read all events.")
 @_state_option
 @json_option
 def add(names: tuple[str, ...], out: Path | None, reader: bool, state: Path, as_json: bool) -> None:
-    """Let devices in: each gets a key file to copy to it, for `ssc edge run --credentials`.
+    """Admit devices. Each gets a key file; copy it to the device for `ssc edge run --credentials`.
 
     Example: ssc server device add pi-1 pi-2 -o keys/
     """
@@ -82,7 +82,7 @@ def add(names: tuple[str, ...], out: Path | None, reader: bool, state: Path, as_
 @_state_option
 @json_option
 def revoke(names: tuple[str, ...], state: Path, as_json: bool) -> None:
-    """Keep devices out from now on; one that is connected is disconnected.
+    """Revoke devices. They are disconnected at once and no longer admitted.
 
     Example: ssc server device revoke pi-1
     """
@@ -100,7 +100,7 @@ def revoke(names: tuple[str, ...], state: Path, as_json: bool) -> None:
 @_state_option
 @json_option
 def list_(state: Path, as_json: bool) -> None:
-    """Show who was ever let in.
+    """List everybody who was ever admitted.
 
     Example: ssc server device list --json
     """
@@ -119,7 +119,7 @@ def list_(state: Path, as_json: bool) -> None:
 @device.command()
 @_state_option
 def config(state: Path) -> None:
-    """Print the configuration that makes an outside nats-server hold everybody to this register.
+    """Print the accounts for an outside nats-server. With them it admits the same devices and readers.
 
     Example: ssc server device config > /etc/nats/streamsplit.conf
     """

@@ -41,7 +41,7 @@ _Result = TypeVar("_Result")
 @key_option
 @json_option
 def push(table: Path, device: str | None, broker: Address, state: Path | None, key: Path | None, as_json: bool) -> None:
-    """Give running devices another table; it takes effect at their next window. Signed with --key or --state's key.
+    """Give running devices another table, from their next window on. It is signed with --key or --state's key.
 
     Example: ssc splitter push table.json --device pi-1 --state server/
     """
@@ -65,7 +65,7 @@ def push(table: Path, device: str | None, broker: Address, state: Path | None, k
 def merge_command(
     table: Path, out: Path, learnt: tuple[Path, ...], seed: int, broker: Address, key: Path | None, as_json: bool
 ) -> None:
-    """Fold what devices learnt with --learn into the table they ran.
+    """Merge what devices learnt with --learn into the table that they ran.
 
     Example: ssc splitter merge table.json --broker nats://gateway:4222 -o next.json
     """
@@ -109,16 +109,17 @@ def readable(found: dict[str, bytes], table: SplitterTable) -> tuple[list[Learnt
 
 @click.command()
 @click.argument("table", type=PathParam(), required=False)
-@click.option("--device", help="A running device: its state, and its table unless one is named.")
+@click.option("--device", help="Explain a running device's state, with its table unless TABLE is given.")
 @click.option(
-    "--at", help="The state to explain, such as bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4, without --device."
+    "--at",
+    help="Without --device: the state to explain, such as bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4.",
 )
 @functools.partial(server_option, directory=False)
 @json_option
 def explain(
     table: Path | None, at: str | None, state: Path | None, device: str | None, broker: Address, as_json: bool
 ) -> None:
-    """Say what is chosen in a state, what every cut would bring, and what would have to change.
+    """Show what a table chooses in a state, the reward of every cut, and what would change the choice.
 
     Example: ssc splitter explain table.json --at bandwidth_mbps=2,cpu=0.3,rtt_ms=60,uncertainty=0.4
     """

@@ -37,14 +37,16 @@ _fit_options = together(
         "-o", "--out", type=PathParam(), default=Path("head.json"), show_default=True, help="Head file to write."
     ),
     click.option(
-        "--gate-db", default=-60.0, show_default=True, help="Leave out windows of recordings below this level."
+        "--gate-db", default=-60.0, show_default=True, help="Leave out windows of recordings below this level, dB."
     ),
     click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the held-out folds."),
 )
 """What a head is fitted to, and where it is written."""
 
 _push_options = together(
-    click.option("--push", is_flag=True, help="Give it to running devices; it takes effect at their next window."),
+    click.option(
+        "--push", is_flag=True, help="Give the head to running devices; it takes effect at their next window."
+    ),
     click.option("--target", help="Push to devices of this target only [default: all of the bundle's]."),
     click.option("--device", help="Push to this device only; needs --target when the bundle has several."),
     click.option("--follow", is_flag=True, help="Keep running, and fit and push again at every release."),
@@ -54,10 +56,13 @@ _push_options = together(
         "probe",
         flag_value=False,
         default=True,
-        help="With --push: let no release be refused for it.",
+        help="With --push: do not judge releases by this head.",
     ),
     click.option(
-        "--head", "ready", type=PathParam(), help="Push this head as it is; the recordings only judge releases by it."
+        "--head",
+        "ready",
+        type=PathParam(),
+        help="Push this head as it is; use the recordings only to judge releases by it.",
     ),
 )
 """Who gets a head, how often, and whether it judges releases."""
@@ -90,14 +95,14 @@ def label(
     key: Path | None,
     as_json: bool,
 ) -> None:
-    """Train a head: labels with scores for every window of every device.
+    """Train a head, which gives each window labels with scores.
 
-    From a folder with one subfolder of recordings for each label, from a CSV `file,label[,fold]`, or from a CSV
-    `device,time,label[,seconds]` that says when a device heard what. It is signed with --key or the server's key.
-    With --push some windows of the recordings are kept in --state: each release brings a head fitted to it, and a
-    release with which heads would label fewer of the recordings rightly is refused.
+    The source is a folder with one subfolder of recordings for each label, a CSV `file,label[,fold]`, or a CSV
+    `device,time,label[,seconds]` that says when a device heard what. The head is signed with --key or the server's
+    key. With --push some windows of the recordings are kept in --state. Each release then brings a head fitted to it,
+    and a release with which heads would label fewer of the recordings correctly is refused.
 
-    With --head and --push nothing is fitted: that head, such as the one that came with an encoder, is pushed.
+    With --head and --push nothing is fitted: the given head is pushed, such as the one that came with an encoder.
 
     Example: ssc server label heard.csv --state server/ --push
     """

@@ -26,10 +26,10 @@ _PREFIX = re.compile(r"[a-z0-9_-]{1,40}")
 @click.option("--discovery", default="homeassistant", show_default=True, help="Home Assistant's discovery prefix.")
 @broker_option
 def mqtt(url: str, prefix: str, discovery: str, broker: Address) -> None:
-    """Publish devices and what they hear at your own MQTT broker, until stopped.
+    """Publish what devices hear to your own MQTT broker. It runs until stopped.
 
-    Each label of each device is a retained topic, ON or OFF; Home Assistant finds them by itself. The address may
-    stand in SSC_MQTT_URL, so that no list of processes shows its password.
+    Each label of each device is a retained topic, ON or OFF; Home Assistant finds them by itself. Give the address in
+    SSC_MQTT_URL to keep its password out of the list of processes.
 
     Example: ssc server mqtt mqtt://homeassistant.local --state server/
     """

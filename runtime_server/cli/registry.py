@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 COMMANDS = {
-    "server": ("runtime_server.cli.server_commands:server", "Run and look at the server."),
-    "deploy": ("runtime_server.cli.deploy_command:deploy", "Put a bundle where devices find it."),
+    "server": ("runtime_server.cli.server_commands:server", "Run and inspect the server."),
+    "deploy": ("runtime_server.cli.deploy_command:deploy", "Publish a bundle to devices."),
     "splitter explain": (
         "runtime_server.cli.device_table_commands:explain",
-        "Say why a table chooses what it chooses.",
+        "Explain a table's choice.",
     ),
     "splitter push": ("runtime_server.cli.device_table_commands:push", "Give running devices another table."),
     "splitter merge": (
         "runtime_server.cli.device_table_commands:merge_command",
-        "Fold what devices learnt into a table.",
+        "Merge what devices learnt into a table.",
     ),
 }

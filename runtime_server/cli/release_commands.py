@@ -20,7 +20,7 @@ _generation = click.argument("generation", required=False, type=click.IntRange(1
 
 @click.group()
 def releases() -> None:
-    """List, promote, roll back and pin the generations of a running server.
+    """List, promote, roll back and pin generations. The server must be running.
 
     Example: ssc server releases list --broker nats://127.0.0.1:4222
     """
@@ -30,7 +30,7 @@ def releases() -> None:
 @broker_option
 @json_option
 def list_(broker: Address, as_json: bool) -> None:
-    """Show the generations that were released and how they went.
+    """List the released generations and their outcomes.
 
     Example: ssc server releases list
     """
@@ -42,7 +42,7 @@ def list_(broker: Address, as_json: bool) -> None:
 @broker_option
 @json_option
 def promote(generation: int | None, broker: Address, as_json: bool) -> None:
-    """Give the generation on trial, or another one, to all devices now.
+    """Give a generation to all devices now [default: the one on trial].
 
     Example: ssc server releases promote
     """
@@ -54,7 +54,7 @@ def promote(generation: int | None, broker: Address, as_json: bool) -> None:
 @broker_option
 @json_option
 def rollback(generation: int | None, broker: Address, as_json: bool) -> None:
-    """Go back to the stable generation, to the one before it, or to another one.
+    """Go back to an earlier generation. Without GENERATION it is the stable one, or the one before it.
 
     Example: ssc server releases rollback 3
     """
@@ -66,7 +66,7 @@ def rollback(generation: int | None, broker: Address, as_json: bool) -> None:
 @broker_option
 @json_option
 def pin(generation: int | None, broker: Address, as_json: bool) -> None:
-    """Keep all devices on the present generation, or on another one: nothing is released until `unpin`.
+    """Keep all devices on one generation [default: the current one]. Nothing is released until `unpin`.
 
     Example: ssc server releases pin 3
     """
@@ -77,7 +77,7 @@ def pin(generation: int | None, broker: Address, as_json: bool) -> None:
 @broker_option
 @json_option
 def unpin(broker: Address, as_json: bool) -> None:
-    """Let generations be released again, at once.
+    """Allow releases again, at once.
 
     Example: ssc server releases unpin
     """

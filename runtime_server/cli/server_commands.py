@@ -37,7 +37,7 @@ from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
 
 @click.group()
 def server() -> None:
-    """Run and look at the server.
+    """Run and inspect the server.
 
     Example: ssc server run encoder.pt bundle/ --state server/
     """
@@ -52,13 +52,14 @@ def server() -> None:
 @click.option("--config", type=PathParam(), help="TOML file of settings; `ssc server config` prints one.")
 @options(ServerSettings)
 @encoder_options
-@click.option("-q", "--quiet", is_flag=True, allow_from_autoenv=False, help="No line on the terminal meanwhile.")
+@click.option("-q", "--quiet", is_flag=True, allow_from_autoenv=False, help="Show no status line on the terminal.")
 @click.option("-v", "--verbose", is_flag=True, allow_from_autoenv=False, help="Log what happens.")
 def run(encoder_file: Path, bundle: Path, config: Path | None, quiet: bool, verbose: bool, **given: Any) -> None:
-    """Complete frames and, where that is on, train on them and release new generations, until stopped.
+    """Run the server until stopped. It completes frames and, if training is on, trains on them and releases
+    generations.
 
-    Every option from --state to --key is also a key of the file (`--metrics-port` is metrics_port) and a variable
-    (SSC_SERVER_METRICS_PORT): the command line wins over the environment, which wins over the file.
+    Every option from --state to --key is also a key in the file (`--metrics-port` is metrics_port) and an environment
+    variable (SSC_SERVER_METRICS_PORT). The command line overrides the environment, which overrides the file.
 
     Example: ssc server run encoder.pt bundle/ --state server/ --host 0.0.0.0
     """
@@ -82,7 +83,7 @@ def run(encoder_file: Path, bundle: Path, config: Path | None, quiet: bool, verb
 @server.command("config")
 @click.argument("file", required=False, type=PathParam())
 def config_(file: Path | None) -> None:
-    """Print every setting, its default and what it is for, as a TOML file; with FILE, check it and show it complete.
+    """Print every setting with its default and meaning, as TOML. With FILE, check it and print it in full.
 
     Example: ssc server config > ssc-server.toml
     """

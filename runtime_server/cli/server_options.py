@@ -35,7 +35,9 @@ def server_option(command: _Command, state_help: str = _STATE_HELP, directory: b
     Without `directory` something else may stand there, too.
     """
 
-    @click.option("--broker", help=f"Broker address [default: that of the server in --state; else {_DEFAULT_BROKER}].")
+    @click.option(
+        "--broker", help=f"Broker address [default: the broker of the server in --state, or {_DEFAULT_BROKER}]."
+    )
     @click.option("--state", type=PathParam(), help=state_help)
     @click.option(
         "--credentials",
@@ -44,7 +46,7 @@ def server_option(command: _Command, state_help: str = _STATE_HELP, directory: b
         help="Key for the broker: server.nkey of the server's state.",
     )
     @click.option(
-        "--tls-ca", type=PathParam(), envvar="SSC_TLS_CA", help="Authorities to check a tls:// broker against."
+        "--tls-ca", type=PathParam(), envvar="SSC_TLS_CA", help="Certificate authorities for checking a tls:// broker."
     )
     @functools.wraps(command)
     def with_address(

@@ -17,17 +17,17 @@ from streamsplit_compile.cli.printing import print_json, print_table
 @click.option(
     "--audio",
     type=PathParam(),
-    help="Directory of recordings, perhaps with labels.csv (filename,class[,fold]) "
+    help="Directory of recordings, optionally with labels.csv (filename,class[,fold]) "
     "[default: labelled ones from Debian's packages, else a synthesised soundscape].",
 )
 @click.option("-o", "--out", type=PathParam(), default=Path("demo-report"), show_default=True, help="Report directory.")
 @click.option(
-    "--seconds", default=110.0, show_default=True, type=click.FloatRange(10, 3600), help="Streaming time at least."
+    "--seconds", default=110.0, show_default=True, type=click.FloatRange(10, 3600), help="Minimum streaming time, s."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random.")
 @json_option
 def demo(audio: Path | None, out: Path, seconds: float, seed: int, as_json: bool) -> None:
-    """The whole loop on one machine: recognise, on a page too; train, release, swap, report.
+    """Show the whole loop on one machine: recognise sounds, train, release, swap a table, write a report.
 
     The encoder is the trained one that comes with the package: it knows ten words and ten sounds. Debian's recordings
     are downloaded (87 MB) into .cache/demo-recordings once, and not installed.

@@ -1,7 +1,7 @@
 """Devices and a server on networks that are made on this machine, and what is measured there (`ssc bench`)."""
 
 COMMANDS = {
-    "bench run": ("runtime_server.lab.bench_commands:run", "Measure policies on shaped networks."),
+    "bench run": ("runtime_server.lab.bench_commands:run", "Compare policies on emulated networks."),
     "bench show": ("runtime_server.lab.bench_commands:show_command", "Print a measurement's tables."),
     "bench compare": ("runtime_server.lab.bench_commands:compare_command", "Compare two measurements."),
 }

@@ -36,26 +36,30 @@ from streamsplit_compile.cli.printing import print_json, print_table
 
 @click.command()
 @click.argument("scenarios", nargs=-1)
-@click.option("--encoder", "encoders", multiple=True, default=("resnet18",), show_default=True, help="Name or file.")
-@click.option("--policy", "policies", multiple=True, help="Only these; pcm16 is what others are compared with.")
-@click.option("--target", default="rpi4", show_default=True, help="Which device's pace and energy.")
+@click.option(
+    "--encoder", "encoders", multiple=True, default=("resnet18",), show_default=True, help="Encoder's name or file."
+)
+@click.option("--policy", "policies", multiple=True, help="Play only these policies; pcm16 is the reference.")
+@click.option("--target", default="rpi4", show_default=True, help="Device whose pace and energy to use.")
 @click.option("--audio", type=PathParam(), help="Directory of recordings [default: a synthesised soundscape].")
-@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(5, 3600), help="Of each run.")
+@click.option(
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(5, 3600), help="Length of each run, s."
+)
 @click.option("--repeats", default=2, show_default=True, type=click.IntRange(1, 100), help="Runs of each policy.")
 @click.option(
-    "--clips-every", default=1, show_default=True, type=click.IntRange(1), help="Take each n-th labelled clip."
+    "--clips-every", default=1, show_default=True, type=click.IntRange(1), help="Take every n-th labelled clip."
 )
-@click.option("--fold", type=click.IntRange(1, 5), help="Hear and judge this one alone, and calibrate on the others.")
+@click.option("--fold", type=click.IntRange(1, 5), help="Play and judge only this fold, and calibrate on the others.")
 @click.option(
     "--network",
     default="namespaces",
     show_default=True,
     type=click.Choice(["namespaces", "relay"]),
-    help="How links are made: Linux's network namespaces, which need root, or a relay.",
+    help="How to emulate links: with Linux network namespaces, which need root, or with a relay.",
 )
 @click.option("--meter", type=PathParam(), help="A USB meter's log while this runs: CSV with time_s, watts.")
 @click.option("--profile", type=PathParam(), help="Measured costs of the target (`ssc bench device`).")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of links, loads and audio.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of links, loads and audio.")
 @click.option("-o", "--out", type=PathParam(), default=Path("bench"), show_default=True, help="Directory to write to.")
 @link_option
 @json_option
@@ -69,10 +73,10 @@ def run(
     as_json: bool,
     **settings: object,
 ) -> None:
-    """Play SCENARIOS (all without any) with every policy: real processes, shaped links, paced devices.
+    """Play SCENARIOS (default: all) with every policy: real processes, shaped links, paced devices.
 
-    A scenario may also be a recorded trace, a CSV file as `ssc splitter train --traces` reads it; --link says which
-    radio it has. The other scenarios have their own.
+    A scenario may also be a recorded trace: a CSV file as `ssc splitter train --traces` reads it, with the radio of
+    --link. The other scenarios have their own radios.
 
     Example: ssc bench run lte walk.csv --encoder mn04.pt --audio recordings/ -o bench/
     """
@@ -143,7 +147,7 @@ def _advice(bench: PolicyBench) -> Iterator[tuple[str, str, Advice]]:
 @click.option("--within", default=0.1, show_default=True, type=click.FloatRange(0), help="Largest difference allowed.")
 @json_option
 def compare_command(first: Path, second: Path, within: float, as_json: bool) -> None:
-    """Compare the ratios of two measurements; exit code 1 when one differs by more than --within.
+    """Compare the ratios of two measurements. Exits with 1 if one differs by more than --within.
 
     Example: ssc bench compare before/bench.json after/bench.json
     """

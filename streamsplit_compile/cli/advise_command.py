@@ -43,9 +43,9 @@ from streamsplit_compile.cli.printing import print_json
     default=BATTERY_WH,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Energy of a battery: 37 is 10 Ah at 3.7 V.",
+    help="Energy of the battery, Wh: 37 is 10 Ah at 3.7 V.",
 )
-@click.option("--per-gb", type=click.FloatRange(0), help="What a gigabyte costs, in whatever currency.")
+@click.option("--per-gb", type=click.FloatRange(0), help="Price of a gigabyte, in any currency.")
 @json_option
 def advise_(
     bundle: Path,
@@ -57,7 +57,7 @@ def advise_(
     per_gb: float | None,
     as_json: bool,
 ) -> None:
-    """Say what each way of running a bundle would cost on a device and a link, and what to do.
+    """Compare the costs of the ways to run a bundle on a device and a link, and recommend one.
 
     Example: ssc advise bundle/ --targets rpi4,m2 --link lte
     """

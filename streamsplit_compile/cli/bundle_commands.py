@@ -40,7 +40,7 @@ from streamsplit_compile.encoder.selection import cuts_of
 @click.argument("bundle", metavar="BUNDLE|FILE", type=PathParam())
 @json_option
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show a bundle's cuts, sizes and predicted costs, or what a table, head, adaptation or sub-model says of itself.
+    """Show a bundle's cuts, sizes and predicted costs, or what a table, head, adaptation or sub-model contains.
 
     Example: ssc inspect bundle/
     """
@@ -61,7 +61,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.command()
 @bundle_argument
 @pub_option
-@click.option("--encoder", type=PathParam(), help="Also hold every cut against this encoder.")
+@click.option("--encoder", type=PathParam(), help="Also compare every cut with this encoder.")
 @click.option("--calibrate", type=PathParam(), help="Directory of recordings to check parity on.")
 @encoder_options
 @json_option

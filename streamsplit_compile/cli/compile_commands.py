@@ -85,10 +85,10 @@ def list_(as_json: bool) -> None:
     "--encoder-config", "--config", "config_json", default="{}",
     help="JSON object of arguments for the encoder's factory.",
 )  # fmt: skip
-@click.option("--weights", help="Trained weights: a name that comes with the encoder, or a file of such weights.")
+@click.option("--weights", help="Trained weights: a name that the encoder knows, or a file.")
 @json_option
 def new(name: str, out: Path, config_json: str, weights: str | None, as_json: bool) -> None:
-    """Write a checkpoint to start from; with --weights a trained one, and its head beside it.
+    """Write a checkpoint to start from. With --weights, write a trained one, with its head beside it.
 
     Example: ssc encoder new resnet18 -o encoder.pt
     """
@@ -123,16 +123,16 @@ def new(name: str, out: Path, config_json: str, weights: str | None, as_json: bo
     "--config",
     "config_json",
     default="{}",
-    help="JSON object of further arguments for the factory.",
+    help="JSON object of additional arguments for the factory.",
 )
 @click.option(
     "--labels",
     type=PathParam(),
-    help="Keep the classifier as a head, of the labels that this file names: AudioSet's class_labels_indices.csv.",
+    help="Keep the classifier as a head, with the labels in this file: AudioSet's class_labels_indices.csv.",
 )
 @json_option
 def import_(kind: str, file: Path, out: Path, config_json: str, labels: Path | None, as_json: bool) -> None:
-    """Turn a published checkpoint into one of ours; with --labels its classifier, too, as a head beside it.
+    """Convert a published checkpoint. With --labels, also write its classifier as a head beside it.
 
     Example: ssc encoder import efficientat mn04_as_mAP_432.pt --labels class_labels_indices.csv -o encoder.pt
     """
@@ -164,13 +164,14 @@ _first_compile_options = together(
         "--precision",
         default="fp32",
         show_default=True,
-        help="fp32, fp16, int8, auto (int8 where it does no harm), comma-separated; fp32 is always there.",
+        help="fp32, fp16, int8, auto (int8 except for blocks that lose too much), comma-separated; fp32 is always "
+        "included.",
     ),
     link_option,
     profile_option,
     click.option("--windows", default=16, show_default=True, type=click.IntRange(1, 4096), help="Calibration windows."),
     click.option(
-        "--bottlenecks", is_flag=True, help="Train the bottlenecks that --calibrate makes, minutes for each cut."
+        "--bottlenecks", is_flag=True, help="Train the bottlenecks that --calibrate makes; takes minutes for each cut."
     ),
     click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random."),
     click.option("--keep-norms", is_flag=True, help="Leave normalisation layers unfolded."),
@@ -187,9 +188,11 @@ _first_compile_options = together(
 @click.option("-o", "--out", type=PathParam(), required=True, help="Bundle directory to write.")
 @_first_compile_options
 @click.option("--calibrate", type=PathParam(), help="Directory of recordings to measure int8 ranges and parity on.")
-@click.option("--generation", type=click.IntRange(1), help="Generation number [default: 1, or the base's and one].")
-@click.option("--base", type=PathParam(), help="Write new weights into this bundle's kept graphs; trace nothing.")
-@click.option("--no-parity", "parity", flag_value=False, default=True, help="With --base: do not prove the cuts.")
+@click.option("--generation", type=click.IntRange(1), help="Generation number [default: 1, or the base's plus one].")
+@click.option(
+    "--base", type=PathParam(), help="Write new weights into the graphs that this bundle keeps, without tracing."
+)
+@click.option("--no-parity", "parity", flag_value=False, default=True, help="With --base: do not check the cuts.")
 @encoder_options
 @key_option
 @json_option
@@ -208,7 +211,7 @@ def compile_(
     as_json: bool,
     **first: Any,
 ) -> None:
-    """Compile an encoder into a bundle: every cut lowered, proved, priced and signed.
+    """Compile an encoder into a bundle: lower, check and price every cut, and sign the result.
 
     Example: ssc compile encoder.pt --targets rpi4,m2 -o bundle/
     """

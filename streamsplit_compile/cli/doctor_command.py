@@ -20,7 +20,7 @@ _MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
 @click.option("--pub", type=click.Path(path_type=Path), help="Public key that must have signed the bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def doctor(bundle: Path | None, pub: Path | None, as_json: bool) -> None:
-    """Say what is missing or will not work here, and how to mend it; with a bundle, whether it runs.
+    """Check what is missing or will not work here, and how to fix it. With a bundle, check that it runs.
 
     Example: ssc doctor bundle/
     """

@@ -39,15 +39,15 @@ COMMANDS: Commands = {
     ),
     "advise": (
         "streamsplit_compile.cli.advise_command:advise_",
-        "Say what each way of running a bundle would cost, and what to do.",
+        "Compare the ways to run a bundle, and recommend one.",
     ),
     "diff": ("streamsplit_compile.cli.bundle_commands:diff", "Show what changed between two bundles."),
     "key": ("streamsplit_compile.cli.bundle_commands:key", "Make signing keys."),
     "profile": ("runtime_edge.cli.profile_command:profile", "Measure a bundle's blocks on this device."),
-    "bench": ("streamsplit_compile.cli.main:bench", "Measure this device, or policies on shaped networks."),
+    "bench": ("streamsplit_compile.cli.main:bench", "Measure this device, or compare policies on emulated networks."),
     "bench device": (
         "runtime_edge.cli.bench_device_command:device",
-        "Measure this device: times, memory, and energy where a meter is there.",
+        "Measure this device: times, memory, and energy if there is a meter.",
     ),
     "splitter": ("streamsplit_compile.cli.main:splitter", "Train, judge, explain and push splitter tables."),
     "splitter train": ("streamsplit_compile.cli.splitter_commands:train", "Train a table for a bundle and a target."),
@@ -56,9 +56,12 @@ COMMANDS: Commands = {
         "streamsplit_compile.cli.table_commands:evaluate_command",
         "Compare a table with other policies.",
     ),
-    "splitter replay": ("streamsplit_compile.cli.table_commands:replay", "Play a table on what a device recorded."),
+    "splitter replay": (
+        "streamsplit_compile.cli.table_commands:replay",
+        "Replay a device's recorded results with a table.",
+    ),
     "splitter map": ("streamsplit_compile.cli.table_commands:map_command", "Draw the chosen cuts."),
-    "doctor": ("streamsplit_compile.cli.doctor_command:doctor", "Say what is missing here and how to mend it."),
+    "doctor": ("streamsplit_compile.cli.doctor_command:doctor", "Check what is missing here, and how to fix it."),
     "edge": ("runtime_edge.cli.edge_commands:edge", "Run a device."),
 }
 _EXTRAS = {
@@ -140,7 +143,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name=DISTRIBUTION)
 def ssc() -> None:
-    """Cut an audio encoder anywhere, run the front on a device, finish and train the rest on a server.
+    """Split an audio encoder: run its first layers on a device, complete and train the rest on a server.
 
     Example: ssc encoder new resnet18 -o encoder.pt && ssc compile encoder.pt --targets rpi4,m2 -o bundle/
     """
@@ -156,7 +159,7 @@ def splitter() -> None:
 
 @click.group(cls=LazyGroup, words="bench")
 def bench() -> None:
-    """Measure this device, or ways of shipping sound on networks made on this machine.
+    """Measure this device, or compare policies on emulated networks.
 
     Example: ssc bench run lte --encoder resnet18 -o bench/
     """

@@ -64,7 +64,10 @@ def link_option(command: _Command) -> _Command:
     """`--link`: whose radio is paid for."""
     known = ", ".join(list_radios())
     return click.option(
-        "--link", default=DEFAULT_LINK, show_default=True, help=f"Whose radio is paid for: {known}, or a TOML file."
+        "--link",
+        default=DEFAULT_LINK,
+        show_default=True,
+        help=f"Link whose radio energy is counted: {known}, or a TOML file.",
     )(command)
 
 
@@ -90,15 +93,19 @@ ENCODER_OPTIONS = ("factory", "sample_rate", "unsafe_load", "front_end")
 encoder_options = together(
     click.option(
         "--factory",
-        help="package.module:callable that builds the module for a plain state_dict; looked for in the working "
+        help="package.module:callable that builds the module for a plain state_dict; looked up in the working "
         "directory, then on PYTHONPATH.",
     ),
-    click.option("--sample-rate", type=click.IntRange(1000, 384000), help="Hz, where the encoder does not say."),
-    click.option("--unsafe-load", is_flag=True, help="Unpickle a module, running its code. For your own files."),
+    click.option(
+        "--sample-rate", type=click.IntRange(1000, 384000), help="Sample rate, Hz, if the encoder does not state it."
+    ),
+    click.option(
+        "--unsafe-load", is_flag=True, help="Unpickle a module, which runs its code. Only for your own files."
+    ),
     click.option(
         "--front-end",
         metavar="PRESET|FILE",
-        help="What makes the spectrogram that the encoder takes: ast, clap, wav2vec2, whisper, or its "
+        help="Front end that makes the encoder's spectrogram: ast, clap, wav2vec2, whisper, or its "
         "preprocessor_config.json.",
     ),
 )

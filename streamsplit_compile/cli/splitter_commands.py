@@ -59,14 +59,20 @@ _reward_options = together(
         "--e-budget-mj", type=click.FloatRange(0, min_open=True), help="Energy that costs eta [default: 100]."
     ),
     click.option("--rho", type=click.FloatRange(0), help="Value of windows the server can learn from [default: 0.2]."),
-    click.option("--phi", type=click.FloatRange(0, 1), help="What an exit's answer counts [default: 0.5]."),
+    click.option("--phi", type=click.FloatRange(0, 1), help="Weight of an exit's answer [default: 0.5]."),
 )
 """Weights and scales of the reward; what is not given is as in `Reward`."""
 
 _limit_options = together(
-    click.option("--max-mb-per-hour", type=click.FloatRange(0, min_open=True), help="Hard cap on bytes shipped."),
-    click.option("--max-latency-ms", type=click.FloatRange(0, min_open=True), help="Hard cap on the 95th percentile."),
-    click.option("--max-memory-mb", type=click.FloatRange(0, min_open=True), help="Hard cap on a prefix's memory."),
+    click.option(
+        "--max-mb-per-hour", type=click.FloatRange(0, min_open=True), help="Hard cap on bytes shipped, MB an hour."
+    ),
+    click.option(
+        "--max-latency-ms",
+        type=click.FloatRange(0, min_open=True),
+        help="Hard cap on the 95th percentile of latency, ms.",
+    ),
+    click.option("--max-memory-mb", type=click.FloatRange(0, min_open=True), help="Hard cap on a prefix's memory, MB."),
     click.option("--min-cut", help="Privacy floor: no action before this cut."),
 )
 """What no action may exceed."""
@@ -75,7 +81,8 @@ _limit_options = together(
 _bins_option = click.option(
     "--bins",
     multiple=True,
-    help="Edges of a state variable, such as cpu=0.3,0.6, instead of those chosen; cpu= ignores it. Once for each.",
+    help="Edges of a state variable, such as cpu=0.3,0.6, instead of automatic ones; cpu= ignores the variable. "
+    "Repeatable.",
 )
 
 _stream_options = together(
@@ -87,9 +94,11 @@ _stream_options = together(
         default="pcm16",
         show_default=True,
         type=click.Choice(["pcm16", *STREAMS]),
-        help="How devices ship the waveform, as their own --audio-format says; streams are measured on a soundscape.",
+        help="How devices ship the waveform (their --audio-format); streams are measured on a soundscape.",
     ),
-    click.option("--opus-kbps", default=16.0, show_default=True, type=click.FloatRange(6, 128), help="Rate of Opus."),
+    click.option(
+        "--opus-kbps", default=16.0, show_default=True, type=click.FloatRange(6, 128), help="Bit rate of Opus, kbit/s."
+    ),
 )
 _exploration_option = click.option(
     "--exploration",
@@ -102,7 +111,7 @@ _exploration_option = click.option(
 
 _ship_option = click.option(
     "--ship",
-    help="Which windows devices ship: entropies between two shares of ln C, such as 0.02,0.4; all when left out.",
+    help="Ship only windows whose entropy lies between two shares of ln C, such as 0.02,0.4 [default: all].",
 )
 
 

@@ -79,7 +79,7 @@ def evaluate_command(
 @click.argument("table", type=PathParam())
 @json_option
 def replay(results: Path, table: Path, as_json: bool) -> None:
-    """Play a table on what a device recorded (`ssc edge run --results`).
+    """Replay a device's recorded results (`ssc edge run --results`) with a table.
 
     Example: ssc splitter replay results.jsonl table.json
     """
