@@ -227,6 +227,13 @@ class DeviceConfig:
         (), "Rules for single labels: threshold, the score from which one is detected, min_s and hold_s.",
         example=(_EXAMPLE,), check=label_rules,
     )  # fmt: skip
+    keep_clips: Path | None = setting(
+        None,
+        "Keep a recording of each label that goes on, 10 s at most, in a folder for each label in this directory; not "
+        "with a privacy floor.",
+        example="clips",
+    )
+    keep_clips_mb: float = setting(100.0, "Disk for them, MiB; the oldest make room.", ge=1, le=1 << 20)
     report: Path | None = setting(
         None, "Write the run's accounting to this file as JSON at its end.", example="report.json"
     )

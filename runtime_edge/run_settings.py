@@ -55,6 +55,8 @@ class RunSettings(TypedDict, total=False):
     event_hold_s: float
     event_min_s: float
     event_rules: Sequence[str]
+    keep_clips: str | PathLike[str] | None
+    keep_clips_mb: float
     report: str | PathLike[str] | None
     metrics_port: int | None
     log_level: Literal["debug", "info", "warning", "error"]

@@ -22,6 +22,7 @@ from runtime_edge.base.text import shown
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Capture, CapturedWindow
+from runtime_edge.device.clip_keeper import ClipKeeper, clip_keeper
 from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.event_sink import EventSink, end_events
 from runtime_edge.device.pipeline import Pipeline
@@ -31,7 +32,7 @@ from runtime_edge.device.sinks import Sink, all_gone, have_room, written
 from runtime_edge.errors import SscError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials
-from runtime_edge.formats.manifest import Manifest
+from runtime_edge.formats.manifest import FrontEndInfo, Manifest
 from runtime_edge.service.heartbeat import Heartbeat
 from runtime_edge.service.metrics import MetricsServer
 from runtime_edge.service.namesake import NamesakeWatch
@@ -147,6 +148,8 @@ class Device:
             await cancel_all(background)
             await parts.pipeline.settle()
             await end_events(self._sinks)
+            if parts.pipeline.clips is not None:
+                await parts.pipeline.clips.written()
             await parts.learner_sync.share()
             await parts.heartbeat.last(ended)
 
@@ -194,13 +197,8 @@ class Device:
         if connection is not None:
             delivery = Delivery(config, connection, frame_store, worker, counts, uplink)
             closing.push_async_callback(delivery.close)
-            hop_s = info.front_end.hop_samples / info.front_end.sample_rate
-            self._sinks.append(
-                EventSink(
-                    connection.publish, config.device, config.events, config.usual_rule, config.label_rules, hop_s
-                )
-            )
             await head_updater.follow()
+        clips = self._tell_of_labels(connection, info.front_end)
         learner_sync = LearnerSync(config, connection)
         learner, memory = learner_sync.learner_for(table), DeviceMemory(info.encoder.embedding_dim)
         runner = WindowRunner(config, boot, engine, table, learner, frame_store, accounting, connection is not None,
@@ -211,6 +209,7 @@ class Device:
             config=config, worker=worker, runner=runner, updater=updater,
             memory=memory, learner_sync=learner_sync, head_updater=head_updater,
             delivery=delivery, uplink=uplink, sinks=self._sinks, counts=counts, window_done=capture.window_done,
+            clips=clips,
         )  # fmt: skip
         if connection is not None:
             connection.on_late_reply(pipeline.late_reply)
@@ -227,6 +226,24 @@ class Device:
             budgets=budgets, updater=updater, capture=capture, delivery=delivery, pipeline=pipeline,
             learner_sync=learner_sync, reporter=reporter, heartbeat=heartbeat,
         )  # fmt: skip
+
+    def _tell_of_labels(self, connection: Transport | None, front_end: FrontEndInfo) -> ClipKeeper | None:
+        """Add the sink that publishes what labels go on and off; what keeps clips of them, if that is wanted."""
+        config, rate, hop = self._config, front_end.sample_rate, front_end.hop_samples
+        clips = clip_keeper(config, rate, front_end.window_samples, hop)
+        if connection is not None or clips is not None:
+            self._sinks.append(
+                EventSink(
+                    None if connection is None else connection.publish,
+                    config.device,
+                    config.events,
+                    config.usual_rule,
+                    config.label_rules,
+                    hop / rate,
+                    None if clips is None else clips.changed,
+                )
+            )
+        return clips
 
     def _metrics(self, closing: AsyncExitStack) -> MetricsServer | None:
         if self._config.metrics_port is None:

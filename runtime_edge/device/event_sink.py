@@ -32,25 +32,28 @@ class EventSink:
     Events are for whoever listens now: while the broker is away, or does not keep up, they are dropped and counted.
 
     Args:
-        publish: sends an event on a subject.
+        publish: sends an event on a subject; None: there is no broker.
         device: its name.
         mode: which results.
         usual: when a label counts as detected, and goes on and off.
         rules: the same for labels with rules of their own.
         hop_s: from one window to the next, s.
+        on_change: is told of each label that goes on or off, whatever is published.
     """
 
     def __init__(
         self,
-        publish: Callable[[str, bytes], Awaitable[None]],
+        publish: Callable[[str, bytes], Awaitable[None]] | None,
         device: str,
         mode: EventMode = "labels",
         usual: LabelRule = _USUAL,
         rules: Mapping[str, LabelRule] | None = None,
         hop_s: float = 0.5,
+        on_change: Callable[[Change], None] | None = None,
     ) -> None:
         self.dropped = 0
-        self._publish, self._device, self._mode, self._gap_s = publish, device, mode, 2.5 * hop_s
+        self._publish, self._device, self._gap_s, self._on_change = publish, device, 2.5 * hop_s, on_change
+        self._mode: EventMode = "off" if publish is None else mode
         self._switches = LabelSwitches(usual, rules or {}, self._gap_s)
         self._unsent: set[asyncio.Future[None]] = set()
         self._latest: WindowResult | None = None
@@ -58,12 +61,12 @@ class EventSink:
 
     @property
     def on(self) -> dict[str, float]:
-        """The labels that are on, each with when it was first detected."""
-        return self._switches.on
+        """The labels that are on and were published, each with when it was first detected."""
+        return {} if self._mode == "off" else self._switches.on
 
     def put(self, result: WindowResult) -> None:
         """Publish in the background; called on the event loop."""
-        if self._mode == "off":
+        if self._mode == "off" and self._on_change is None:
             return
         detected = self._detected(result)
         # What was revised may have been an event, which others must not go on believing.
@@ -100,7 +103,7 @@ class EventSink:
     def _await_silence(self) -> None:
         """A source that is quiet, or gone, gives no window that would end what is on."""
         self._stop_waiting()
-        if not self.on:
+        if not self._switches.on:
             return
         loop, heard = asyncio.get_running_loop(), self._latest
         began = loop.time()
@@ -108,7 +111,7 @@ class EventSink:
         def look() -> None:
             if heard is not None:
                 self._tell(self._switches.passed(heard.time + loop.time() - began - _LATE_S))
-            self._silence = loop.call_later(_LATE_S, look) if self.on else None
+            self._silence = loop.call_later(_LATE_S, look) if self._switches.on else None
 
         self._silence = loop.call_later(_LATE_S + self._gap_s, look)
 
@@ -119,9 +122,13 @@ class EventSink:
 
     def _tell(self, changes: Iterable[Change]) -> None:
         for change in changes:
+            if self._on_change is not None:
+                self._on_change(change)
             self._send(self._label_event(change))
 
     def _send(self, event: msgspec.Struct) -> None:
+        if self._publish is None or self._mode == "off":
+            return
         if len(self._unsent) >= _MAX_UNSENT:
             self.dropped += 1
             return

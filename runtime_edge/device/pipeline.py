@@ -19,6 +19,7 @@ import msgspec
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import CapturedWindow
+from runtime_edge.device.clip_keeper import ClipKeeper
 from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.in_flight import InFlight, differs
 from runtime_edge.device.runner import Situation, Update, WindowRunner
@@ -65,6 +66,8 @@ class Pipeline:
     counts: LoopCounts
     window_done: Callable[[Exception | None], None]
     """Called in the loop when another window may come, or with what ends the device."""
+    clips: ClipKeeper | None = None
+    """Keeps what labels are heard in, where that is wanted."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     cut: str | None = None
     """Of the latest window."""
@@ -140,6 +143,8 @@ class Pipeline:
     def _prefix_done(self, in_flight: InFlight) -> None:
         """A window has arrived in the event loop: finish it, or send its frame."""
         try:
+            if self.clips is not None:
+                self.clips.hear(in_flight.window)
             self._send_on(in_flight)
             self.updater.window_ran(in_flight.engine.bundle)
             self.apply_updates()

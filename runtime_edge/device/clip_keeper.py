@@ -1,0 +1,189 @@
+"""Keeps a short recording of each sound whose label went on, in a directory on this device, within a bound.
+
+    <directory>/rain/2026-11-30T14-15-00.250Z.flac
+
+One subfolder for each label is what `ssc server label` reads, so that clips which were looked through train a head.
+Nothing here leaves the device. Everything runs on the event loop; files are written in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import io
+import logging
+import re
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.audio.file_decoder import soundfile_module
+from runtime_edge.base.files import write_atomic
+from runtime_edge.config import DeviceConfig
+from runtime_edge.device.capture import CapturedWindow
+from runtime_edge.device.label_switches import Change
+from runtime_edge.errors import UsageError
+
+_LOG = logging.getLogger(__name__)
+MAX_CLIP_S = 10.0
+"""Of a sound that lasts longer its beginning is kept."""
+AROUND_S = 0.5
+"""Before the first window in which a label was detected, and after the last one."""
+_REMEMBERED_S = 25.0
+"""A label may go off, and an answer come, so long after the sound has begun."""
+_MAX_UNWRITTEN = 8
+_PCM_SCALE = 32767.0
+_NAME = "*/????-??-??T??-??-??.???Z.flac"
+_LOST = "a clip of %s is not kept: %s"
+
+
+class _Piece(msgspec.Struct, frozen=True):
+    """Samples that no piece before holds."""
+
+    begins_s: float
+    ends_s: float
+    """Capture times, seconds since the epoch."""
+    place: int
+    """Of its first sample on the source's time line."""
+    samples: npt.NDArray[np.int16]
+
+
+@dataclass
+class _Sound:
+    """A label that is on and has no clip yet."""
+
+    label: str
+    since: float
+    begins_s: float
+
+
+class ClipKeeper:
+    """Remembers what was heard last, and writes it down for labels that go on.
+
+    Args:
+        directory: where clips are kept; made where it is not there.
+        limit_bytes: of all clips there; the oldest make room.
+        rate, window_samples, hop_samples: of the encoder's windows.
+    """
+
+    def __init__(self, directory: Path, limit_bytes: int, rate: int, window_samples: int, hop_samples: int) -> None:
+        """Raises MissingExtra without soundfile, and UsageError for a directory that cannot be made."""
+        soundfile_module()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise UsageError(f"keep_clips {directory}: cannot be made ({exc.strerror})") from None
+        self._directory, self._limit = directory, limit_bytes
+        self._rate, self._window, self._hop = rate, window_samples, hop_samples
+        self._pieces: deque[_Piece] = deque(maxlen=int(_REMEMBERED_S * rate / min(hop_samples, window_samples)) + 2)
+        self._last = -2
+        """Index of the latest window."""
+        self._sounds: dict[str, _Sound] = {}
+        self._writing: set[asyncio.Future[None]] = set()
+
+    def hear(self, window: CapturedWindow) -> None:
+        """Remember a window; called before its result is known, in the order of windows."""
+        new = self._hop if window.index == self._last + 1 and self._hop < self._window else self._window
+        self._last = window.index
+        ends_s = window.capture_time_ns / 1e9
+        samples = np.rint(np.clip(np.nan_to_num(window.samples[-new:]), -1, 1) * _PCM_SCALE).astype(np.int16)
+        place = window.index * self._hop + self._window - new
+        self._pieces.append(_Piece(ends_s - new / self._rate, ends_s, place, samples))
+        for sound in [sound for sound in self._sounds.values() if ends_s >= sound.begins_s + MAX_CLIP_S]:
+            self._keep(sound, sound.begins_s + MAX_CLIP_S)
+
+    def changed(self, change: Change) -> None:
+        """A label has gone on or off."""
+        if change.event == "on":
+            begins_s = change.since - self._window / self._rate - AROUND_S
+            self._sounds[change.label] = _Sound(change.label, change.since, begins_s)
+        elif (sound := self._sounds.get(change.label)) is not None:
+            self._keep(sound, min(change.last + AROUND_S, sound.begins_s + MAX_CLIP_S))
+
+    async def written(self) -> None:
+        """Wait for what is being written."""
+        await asyncio.gather(*self._writing, return_exceptions=True)
+
+    def _keep(self, sound: _Sound, ends_s: float) -> None:
+        del self._sounds[sound.label]
+        pieces = [piece for piece in self._pieces if piece.ends_s > sound.begins_s and piece.begins_s < ends_s]
+        if not pieces:
+            _LOG.warning(_LOST, sound.label, "its audio is not remembered any more")
+        elif len(self._writing) >= _MAX_UNWRITTEN:
+            _LOG.warning(_LOST, sound.label, "the disk does not keep up")
+        else:
+            writing = asyncio.ensure_future(asyncio.to_thread(self._write, sound, _joined(pieces, self._most)))
+            self._writing.add(writing)
+            writing.add_done_callback(self._writing.discard)
+
+    @property
+    def _most(self) -> int:
+        """Samples of a clip."""
+        return int((MAX_CLIP_S + 1.0) * self._rate) + self._window
+
+    def _write(self, sound: _Sound, samples: npt.NDArray[np.int16]) -> None:
+        """In a thread."""
+        data = io.BytesIO()
+        library = soundfile_module()
+        with library.SoundFile(data, "w", self._rate, 1, "PCM_16", format="FLAC") as file:
+            file.title = sound.label
+            file.write(samples)
+        body = data.getbuffer()
+        try:
+            if len(body) > self._limit:
+                raise OSError(f"it is larger than keep_clips_mb allows, {len(body)} bytes")
+            make_room(self._directory, self._limit - len(body))
+            path = self._directory / folder_of(sound.label) / f"{_moment(sound.since)}.flac"
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, bytes(body), 0o600, durable=False)
+        except OSError as exc:
+            _LOG.warning(_LOST, sound.label, exc.strerror or exc)
+
+
+def clip_keeper(config: DeviceConfig, rate: int, window_samples: int, hop_samples: int) -> ClipKeeper | None:
+    """That of a device; None where nobody asked for clips.
+
+    Raises UsageError under a privacy floor: it forbids to keep what it forbids to ship.
+    """
+    if config.keep_clips is None:
+        return None
+    if config.min_cut is not None:
+        raise UsageError("keep_clips: keeps audio, which the privacy floor (min_cut) forbids; leave one of them out")
+    limit = int(config.keep_clips_mb * (1 << 20))
+    return ClipKeeper(config.keep_clips, limit, rate, window_samples, hop_samples)
+
+
+def make_room(directory: Path, limit_bytes: int) -> None:
+    """Remove the oldest clips until the others take no more; whatever else lies there stays. Raises OSError."""
+    clips = sorted(directory.glob(_NAME), key=lambda path: path.name, reverse=True)
+    left = limit_bytes
+    for path in clips:
+        left -= path.stat().st_size
+        if left < 0:
+            path.unlink()
+
+
+def folder_of(label: str) -> str:
+    """A label as the name of a folder."""
+    plain = re.sub(r"[^\w .+-]+", "-", label).strip(" .")[:80]
+    return plain or "label"
+
+
+def _joined(pieces: Iterable[_Piece], most: int) -> npt.NDArray[np.int16]:
+    """One stretch of audio, with silence where windows are missing."""
+    found = list(pieces)
+    first = found[0].place
+    samples = np.zeros(min(most, found[-1].place + len(found[-1].samples) - first), np.int16)
+    for piece in found:
+        at = samples[piece.place - first :][: len(piece.samples)]
+        at[:] = piece.samples[: len(at)]
+    return samples
+
+
+def _moment(at: float) -> str:
+    return dt.datetime.fromtimestamp(at, dt.timezone.utc).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3] + "Z"

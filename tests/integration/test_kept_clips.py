@@ -1,0 +1,76 @@
+"""`ssc edge run --keep-clips`: a real device keeps what it has heard, and nothing under a privacy floor."""
+
+import harness
+import numpy as np
+import pytest
+import soundfile
+import sounds
+from test_events import ssc
+
+from runtime_edge.formats.wire import decode_frame
+
+
+def tone_share(samples):
+    """Of the energy, between 500 and 1000 Hz."""
+    spectrum = np.abs(np.fft.rfft(samples)) ** 2
+    bands = np.fft.rfftfreq(len(samples), 1 / harness.SAMPLE_RATE)
+    return spectrum[(bands > 500) & (bands < 1000)].sum() / spectrum.sum()
+
+
+def test_a_device_keeps_clips_of_what_it_heard_and_sends_none(start, tmp_path):
+    server = start.server("--no-training")
+    clips = sounds.write_clips(tmp_path / "clips")
+    ssc("server", "label", clips, "--state", server.state, "--push", "-o", tmp_path / "h.json")
+    server.put_table(harness.always(harness.open_bundle(server.state / "generations" / "00001"), "rpi4", "one"))
+    source = sounds.write_turns(tmp_path / "turns.wav", 6)
+    kept = tmp_path / "kept"
+    device = start.device(server, "pi-1", source, "--keep-clips", kept, "--events", "off", "--event-hold-s", "0.5")
+    device.finish()
+
+    found = sorted(kept.rglob("*.flac"))
+    assert {path.parent.name for path in found} == set(sounds.LABELS)
+    assert len(found) >= 5
+    shares = {label: [] for label in sounds.LABELS}
+    for path in found:
+        samples, rate = soundfile.read(path)
+        assert rate == harness.SAMPLE_RATE
+        assert 1.0 < len(samples) / rate < 5.0
+        shares[path.parent.name].append(tone_share(samples))
+    assert max(shares["hiss"]) < min(shares["tone"])
+    cuts = {header.cut for frame in server.frames_of("pi-1") for header, _ in decode_frame(frame)}
+    assert 0 not in cuts, "no audio was sent"
+
+    # What was kept is what a head is fitted to.
+    said = ssc("server", "label", kept, "--state", server.state, "-o", tmp_path / "again.json")
+    assert "hiss" in said
+    assert "tone" in said
+
+
+def test_a_device_without_a_broker_keeps_clips_too(start, tmp_path):
+    server = start.server("--no-training")
+    clips = sounds.write_clips(tmp_path / "clips")
+    ssc("server", "label", clips, "--state", server.state, "--push", "-o", tmp_path / "h.json")
+    bundle = server.state / "generations" / "00001"
+    source = sounds.write_turns(tmp_path / "turns.wav", 4)
+    kept = tmp_path / "kept"
+    ssc(
+        "edge", "run", "--bundle", bundle, "--head", tmp_path / "h.json", "--source", source, "--no-realtime",
+        "--state", tmp_path / "alone", "--keep-clips", kept, "--event-hold-s", "0.5", "--quiet",
+    )  # fmt: skip
+    assert {path.parent.name for path in kept.rglob("*.flac")} == set(sounds.LABELS)
+
+
+def test_a_floor_and_clips_are_one_line(tmp_path, toy_bundle):
+    source = harness.write_wav(tmp_path / "audio.wav", 1.0, seed=3)
+    log = tmp_path / "device.log"
+    process = harness.Process(
+        log, "edge", "run", "--bundle", toy_bundle.path, "--source", source, "--keep-clips", tmp_path / "kept",
+        "--min-cut", "one", "--state", tmp_path / "state",
+    )  # fmt: skip
+    with pytest.raises(AssertionError, match="exit code 2"):
+        process.finish()
+    assert (
+        "keep_clips: keeps audio, which the privacy floor (min_cut) forbids; leave one of them out" in log.read_text()
+    )
+    assert "Traceback" not in log.read_text()
+    assert not list((tmp_path / "kept").rglob("*.flac"))
