@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -155,6 +155,19 @@ class Windower:
         self._position += gap_samples
         self._index = max(self._apart, -(-self._position // self._hop))
         self._start = self._fill = self._skip = 0
+
+
+def joined(pieces: Sequence[tuple[int, NDArray[np.int16]]], most: int) -> NDArray[np.int16]:
+    """At most so many samples, of pieces at places on the time line, in order; silence where none is."""
+    if not pieces:
+        return np.zeros(0, np.int16)
+    first, (last, tail) = pieces[0][0], pieces[-1]
+    samples = np.zeros(max(0, min(most, last + len(tail) - first)), np.int16)
+    for place, piece in pieces:
+        begin = max(0, place - first)
+        at = samples[begin:][: len(piece)]
+        at[:] = piece[: len(at)]
+    return samples
 
 
 def _energy(samples: NDArray[np.float32]) -> float:

@@ -76,6 +76,12 @@ class AudioStreamDecoder:
         self._window = np.zeros(window_samples, np.float32)
         self._index: int | None = None
 
+    def join(self, index: int) -> None:
+        """Take window `index` next, though it goes on from one that is not here: as if silence had come before it."""
+        if self._index != index - 1:
+            self._code, self._index = _decoder(self._encoding, self._rate), index - 1
+            self._window = np.zeros_like(self._window)
+
     def decode(self, payload: bytes, index: int) -> Samples:
         """Window `index`, (1, samples) float32. Raises FrameError for a frame that cannot be understood."""
         if index == self._index:

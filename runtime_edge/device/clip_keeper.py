@@ -14,7 +14,6 @@ import io
 import logging
 import re
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.audio.file_decoder import soundfile_module
+from runtime_edge.audio.windower import joined
 from runtime_edge.base.files import write_atomic
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import CapturedWindow
@@ -117,7 +117,8 @@ class ClipKeeper:
         elif len(self._writing) >= _MAX_UNWRITTEN:
             _LOG.warning(_LOST, sound.label, "the disk does not keep up")
         else:
-            writing = asyncio.ensure_future(asyncio.to_thread(self._write, sound, _joined(pieces, self._most)))
+            samples = joined([(piece.place, piece.samples) for piece in pieces], self._most)
+            writing = asyncio.ensure_future(asyncio.to_thread(self._write, sound, samples))
             self._writing.add(writing)
             writing.add_done_callback(self._writing.discard)
 
@@ -172,17 +173,6 @@ def folder_of(label: str) -> str:
     """A label as the name of a folder."""
     plain = re.sub(r"[^\w .+-]+", "-", label).strip(" .")[:80]
     return plain or "label"
-
-
-def _joined(pieces: Iterable[_Piece], most: int) -> npt.NDArray[np.int16]:
-    """One stretch of audio, with silence where windows are missing."""
-    found = list(pieces)
-    first = found[0].place
-    samples = np.zeros(min(most, found[-1].place + len(found[-1].samples) - first), np.int16)
-    for piece in found:
-        at = samples[piece.place - first :][: len(piece.samples)]
-        at[:] = piece.samples[: len(at)]
-    return samples
 
 
 def _moment(at: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +20,8 @@ from runtime_server.broker.hub import Hub
 from runtime_server.broker.pushed_heads import pushed_heads
 from runtime_server.cli.server_access import check_signed, signing_key
 from runtime_server.cli.server_options import DEFAULT_STATE, ask, server_option
-from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder
+from runtime_server.labels.corrections import Corrected, Corrections, corrections_path, with_corrections
+from runtime_server.labels.head_clips import HeadClips, HeadClipsFolder, Heard
 from runtime_server.labels.head_training import BACKGROUND, Examples, fit_head
 from runtime_server.labels.labelled import is_events, of_clips, of_events, read_clips, read_events
 from runtime_server.state.server_state import bundle_paths, head_clips_path
@@ -40,6 +41,12 @@ _fit_options = together(
         "--gate-db", default=-60.0, show_default=True, help="Leave out windows of recordings below this level, dB."
     ),
     click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the held-out folds."),
+    click.option(
+        "--corrections/--no-corrections",
+        default=True,
+        show_default=True,
+        help="Take what was corrected on the page of the server of --state, too.",
+    ),
 )
 """What a head is fitted to, and where it is written."""
 
@@ -91,6 +98,7 @@ def label(
     ready: Path | None,
     gate_db: float,
     seed: int,
+    corrections: bool,
     broker: Address,
     key: Path | None,
     as_json: bool,
@@ -98,7 +106,8 @@ def label(
     """Train a head, which gives each window labels with scores.
 
     The source is a folder with one subfolder of recordings for each label, a CSV `file,label[,fold]`, or a CSV
-    `device,time,label[,seconds]` that says when a device heard what. The head is signed with --key or the server's
+    `device,time,label[,seconds]` that says when a device heard what. Corrections made on the server's page are added.
+    The head is signed with --key or the server's
     key. With --push some windows of the recordings are kept in --state. Each release then brings a head fitted to it,
     and a release with which heads would label fewer of the recordings correctly is refused.
 
@@ -113,23 +122,23 @@ def label(
         _push_ready(ready, source, probe, secret, broker, state, (target, device), gate_db, as_json)
         return
     folder, labelled = None if given else HeadClipsFolder(head_clips_path(state)), _required(source)
+    said = Corrections(corrections_path(state)) if corrections and not given else None
 
     def work(bundles: dict[int, Bundle]) -> None:
         newest = bundles[max(bundles)]
         targets = _targets(newest, target, device) if push or follow else []
         if targets:
             check_signed(broker, secret)  # before the recordings are embedded, which takes its time
-        examples = _examples(labelled, bundles, broker, gate_db, quiet=as_json)
-        model = model_digest(bundles[examples.generations[1]].manifest)
-        head = fit_head(examples, newest.manifest.info.encoder.id, "ssc server label", seed, model)
+        corrected = _examples(labelled, bundles, broker, gate_db, said, quiet=as_json)
+        head = _fitted(corrected.examples, bundles, seed)
         write_head(out, head, secret)
         if targets:
-            kept = probe and _keep_clips(head, labelled, newest, gate_db, folder)
+            kept = probe and _keep_clips(head, labelled, newest, gate_db, folder, corrected=corrected.audio)
             _push(head, secret, broker, targets, device, folder, kept)
-        _report(head, examples, out, targets, as_json)
+        _report(head, corrected, out, targets, as_json)
 
     if follow:
-        _follow(state, work)
+        _follow(state, work, said)
     work(_bundles(state, given))
 
 
@@ -140,15 +149,16 @@ def _check_together(given: Path | None, ready: Path | None, push: bool, follow: 
         raise UsageError("--head: is pushed as it is, to a running server: give --push, and no --follow or --bundle")
 
 
-def _follow(state: Path, work: Callable[[dict[int, Bundle]], None]) -> NoReturn:
-    """Work on the generations there are, and again whenever there is a newer one."""
-    done = 0
+def _follow(state: Path, work: Callable[[dict[int, Bundle]], None], said: Corrections | None) -> NoReturn:
+    """Work on the generations there are, and again whenever there is a newer one, or another correction."""
+    done: object = None
     while True:
         bundles = _bundles(state, None)
-        if max(bundles) > done:
+        there = max(bundles), None if said is None else said.fingerprint
+        if there != done:
             try:
                 work(bundles)
-                done = max(bundles)
+                done = there
             except LinkError as exc:
                 click.echo(f"waiting for the broker: {exc}")
         time.sleep(_LOOK_S)
@@ -174,13 +184,22 @@ def _targets(bundle: Bundle, target: str | None, device: str | None) -> list[str
     return known if target is None else [target]
 
 
-def _examples(source: Path, bundles: dict[int, Bundle], broker: Address, gate_db: float, quiet: bool) -> Examples:
-    newest = bundles[max(bundles)]
+def _examples(
+    source: Path, bundles: dict[int, Bundle], broker: Address, gate_db: float, said: Corrections | None, quiet: bool
+) -> Corrected:
     with Steps(quiet) as steps:
-        if not is_events(source):
-            return of_clips(read_clips(source), newest, gate_db, steps)
-        events = read_events(source)
-        return ask(broker, "label", lambda hub: of_events(events, hub, bundles, steps))
+        if is_events(source):
+            events = read_events(source)
+            examples = ask(broker, "label", lambda hub: of_events(events, hub, bundles, steps))
+        else:
+            examples = of_clips(read_clips(source), bundles[max(bundles)], gate_db, steps)
+    return Corrected(examples) if said is None else with_corrections(examples, said.read(), bundles)
+
+
+def _fitted(examples: Examples, bundles: dict[int, Bundle], seed: int) -> Head:
+    model = model_digest(bundles[examples.generations[1]].manifest)
+    encoder = bundles[max(bundles)].manifest.info.encoder.id
+    return fit_head(examples, encoder, "ssc server label", seed, model)
 
 
 def _required(source: Path | None) -> Path:
@@ -221,6 +240,7 @@ def _keep_clips(
     gate_db: float,
     folder: HeadClipsFolder | None,
     fixed: bool = False,
+    corrected: Sequence[Heard] = (),
 ) -> bool:
     """Keep what judges releases and, unless it is `fixed`, the head is fitted to; where that cannot be, say so.
 
@@ -235,7 +255,13 @@ def _keep_clips(
             if len(known) < len(clips):
                 print_warning(f"{source}: {len(clips) - len(known)} recordings have labels that the head does not know")
             clips = known
-        folder.keep(HeadClips.of(head, clips, bundle.manifest.info.front_end, gate_db, fixed))
+        kept = HeadClips.of(head, clips, bundle.manifest.info.front_end, gate_db, fixed, corrected)
+        if not fixed and (unheard := set(head.labels) - {label for own in kept.clips for label in own}):
+            print_warning(
+                f"this head stays as it is at releases: there is no audio of {', '.join(sorted(unheard))}, only "
+                "activations that were corrected; record some"
+            )
+        folder.keep(kept)
         return True
     fix = "label recordings" if folder else "leave out --bundle, on the server's machine and with its --state"
     print_warning(f"releases will not be judged by this head, because no clips are kept of it; {fix}")
@@ -266,7 +292,8 @@ def _push(
     ask(broker, "label", push)
 
 
-def _report(head: Head, examples: Examples, out: Path, pushed_to: list[str], as_json: bool) -> None:
+def _report(head: Head, corrected: Corrected, out: Path, pushed_to: list[str], as_json: bool) -> None:
+    examples, corrections = corrected.examples, corrected.used
     counts = examples.truth.sum(axis=0).tolist()
     validation = head.validation
     if as_json:
@@ -276,6 +303,7 @@ def _report(head: Head, examples: Examples, out: Path, pushed_to: list[str], as_
             "generations": head.generations,
             "model": head.model,
             "windows": dict(zip(head.labels, counts, strict=True)),
+            "corrections": corrections,
             "thresholds": dict(zip(head.labels, head.thresholds, strict=True)),
             "background": head.background,
             "min_energy": head.min_energy,
@@ -295,6 +323,8 @@ def _report(head: Head, examples: Examples, out: Path, pushed_to: list[str], as_
             for name, count, threshold in zip(head.labels, counts, head.thresholds, strict=True)
         ],
     )
+    if corrections:
+        click.echo(f"  {corrections} {'sound was' if corrections == 1 else 'sounds were'} corrected on the page")
     if validation is None:
         click.echo(f"  not validated: give every label at least two {examples.unit}s")
     else:

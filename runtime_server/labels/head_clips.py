@@ -40,6 +40,8 @@ _MAX_AUDIO_BYTES = 32 << 20
 _MAX_BYTES = _MAX_AUDIO_BYTES + MAX_HEAD_BYTES + (1 << 20)
 _NOT_JUDGED = ": releases are then not judged by that head until it is pushed again"
 Bools = npt.NDArray[np.bool_]
+Heard = tuple[tuple[str, ...], npt.NDArray[np.float32]]
+"""Labels of a sound, and its windows (windows, samples)."""
 _Place = Annotated[int, Meta(ge=0, lt=_MAX_WINDOWS)]
 
 
@@ -78,20 +80,28 @@ class HeadClips(Strict, frozen=True, kw_only=True):
         front_end: FrontEndInfo,
         gate_db: float | None,
         fixed: bool = False,
+        corrected: Sequence[Heard] = (),
     ) -> HeadClips:
         """Of at most 1024 clips, spread over all, some windows each; `head` was fitted to them, unless it is `fixed`.
 
-        Raises UsageError or SourceError for recordings that cannot be used.
+        `corrected` are further sounds, which may take a quarter of the room. Raises UsageError or SourceError for
+        recordings that cannot be used.
         """
         most = max(1, min(_MAX_WINDOWS, _MAX_AUDIO_BYTES // (2 * front_end.window_samples)))
+        share = max(1, most // 4)
+        more = corrected[:: -(-len(corrected) // share)] if corrected else ()
+        each = max(1, share // len(more)) if more else 0
+        further = [windows[:: -(-len(windows) // each)] for _, windows in more]
+        most = max(1, most - sum(map(len, further)))
         kept = clips[:: -(-len(clips) // most)]
         heard = windows_of(kept, front_end, max(1, most // len(kept)), gate_db)
         groups, places = np.unique(heard.groups, return_inverse=True)
+        behind = [len(groups) + place for place, windows in enumerate(further) for _ in windows]
         return cls(
             head=head.to_json(),
-            clips=[tuple(sorted(set(kept[group].labels))) for group in groups],
-            places=places.tolist(),
-            windows=heard.embeddings.astype("<f2").tobytes(),
+            clips=[tuple(sorted(set(kept[group].labels))) for group in groups] + [labels for labels, _ in more],
+            places=[*places.tolist(), *behind],
+            windows=np.concatenate([heard.embeddings, *further]).astype("<f2").tobytes(),
             fixed=fixed,
         )
 

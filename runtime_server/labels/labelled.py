@@ -22,25 +22,25 @@ from pathlib import Path
 import nats.errors
 import numpy as np
 import numpy.typing as npt
-from nats.aio.msg import Msg
 
 from runtime_edge.audio import Counters, Windower, open_source
 from runtime_edge.audio.files.folder import audio_files, is_hidden, is_recording
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.base.text import shown
-from runtime_edge.errors import FormatError, FrameError, LinkError, SourceError, UsageError
+from runtime_edge.errors import FormatError, LinkError, SourceError, UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import FrontEndInfo
-from runtime_edge.formats.wire import FrameHeader, decode_frame
+from runtime_edge.formats.wire import FrameHeader
 from runtime_edge.inference.cut_assets.early_exit import LoadedExit
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stored_frames import stored_frames
+from runtime_server.labels.completer import Completed, Completer, float_variant
 from runtime_server.labels.csv_fields import Row, filled, finite_number, named_rows, time_of
 from runtime_server.labels.head_training import Examples, truth_of
 from runtime_server.labels.label_shares import shared_out
-from runtime_server.suffix.frame_codecs import FrameCodecs
+from runtime_server.labels.sent_windows import SentWindows
 
 _LOG = logging.getLogger(__name__)
 MAX_WINDOWS = 200_000
@@ -128,7 +128,7 @@ def of_clips(
 
     What cannot be read is left out, and logged. Raises UsageError without a window, SourceError if nothing can be read.
     """
-    prefix, number = Prefix(bundle, _variant(bundle)), bundle.manifest.info.generation
+    prefix, number = Prefix(bundle, float_variant(bundle)), bundle.manifest.info.generation
     exits = [LoadedExit(prefix, info) for info in bundle.manifest.info.exits]
     by_exit: dict[str, list[npt.NDArray[np.float32]]] = {early.info.cut: [] for early in exits}
     rows = []
@@ -210,14 +210,14 @@ async def of_events(
     device with the same labels are held out together. A device has no more windows than the median one (`shares`).
     Raises UsageError when there is none, LinkError.
     """
-    completer = _Completer(bundles)
+    completer = Completer(bundles)
     devices = sorted({event.device for event in events})
-    rows: list[tuple[str, int, tuple[str, ...], _Completed]] = []
+    rows: list[tuple[str, int, tuple[str, ...], Completed]] = []
     for place, device in enumerate(devices):
         progress("reading what devices have sent", place, len(devices))
         own = _Events([event for event in events if event.device == device], completer.window_s)
         since = datetime.fromtimestamp(own.first_s, timezone.utc) - _CLOCK_SLACK
-        for header, payload in await _frames(hub, device, since, own):
+        for header, payload in await _frames(hub, device, since, own, completer.front_end):
             completed = completer.complete(header, payload)
             if completed is not None:
                 rows.append((device, header.capture_ns, own.labels(header), completed))
@@ -254,6 +254,13 @@ class _Events:
         self._longest_s = max(event.end_s - event.start_s for event in events)
         self.first_s = self._starts[0]
 
+    def near(self, header: FrameHeader) -> bool:
+        """Whether a window ends in an event, or two windows before one, or one behind it."""
+        end = header.capture_ns / 1e9
+        first = bisect_left(self._starts, end - self._longest_s - 2 * self._window_s)
+        close = self._events[first : bisect_right(self._starts, end + 2 * self._window_s)]
+        return any(event.end_s >= end - 2 * self._window_s for event in close)
+
     def labels(self, header: FrameHeader) -> tuple[str, ...]:
         """Labels of a window, sorted; none when no event overlaps it enough."""
         end = header.capture_ns / 1e9
@@ -267,98 +274,24 @@ class _Events:
         return tuple(sorted(found))
 
 
-@dataclass(frozen=True)
-class _Completed:
-    """What became of a frame."""
-
-    embedding: npt.NDArray[np.float32]
-    """(d,)."""
-    generation: int
-    """That it is of."""
-    by_exit: dict[str, npt.NDArray[np.float32]]
-    """What the exits at the frame's cut and behind it make of it, by their cut; nothing of a latent."""
-
-
-class _Completer:
-    """Embeddings of frames of several generations."""
-
-    def __init__(self, bundles: Mapping[int, Bundle]) -> None:
-        self._bundles = bundles
-        self._newest = bundles[max(bundles)]
-        front_end = self._newest.manifest.info.front_end
-        self.window_s = front_end.window_samples / front_end.sample_rate
-        self._prefixes: dict[int, tuple[Prefix, list[LoadedExit]]] = {}
-        self._codecs = {number: FrameCodecs(bundle) for number, bundle in bundles.items()}
-
-    def complete(self, header: FrameHeader, payload: bytes) -> _Completed | None:
-        """What becomes of a frame; None for one that no bundle here can read, or whose embedding is not finite."""
-        own = self._bundles.get(header.generation)
-        if own is None:
-            return None
-        try:
-            activation = self._codecs[header.generation].decode(header, payload)
-        except FormatError:
-            return None
-        bundle = self._newest if _same_until(own, self._newest, header.cut) else own
-        number = bundle.manifest.info.generation
-        if number not in self._prefixes:
-            prefix = Prefix(bundle, _variant(bundle))
-            self._prefixes[number] = prefix, [LoadedExit(prefix, info) for info in bundle.manifest.info.exits]
-        prefix, exits = self._prefixes[number]
-        prefix.resume(header.cut, activation)
-        by_exit = {}
-        # What a bottleneck has left is not what the device's exit has seen.
-        for early in exits if not header.width else ():
-            if early.cut >= header.cut:
-                prefix.advance(early.cut)
-                by_exit[early.info.cut] = early.embedding()
-        embedding = prefix.advance(prefix.last_cut)[0].copy()
-        return _Completed(embedding, number, by_exit) if np.isfinite(embedding).all() else None
-
-
-def _same_until(own: Bundle, newest: Bundle, cut: int) -> bool:
-    """Whether two bundles have the same blocks before a cut, so that the newer one can finish what the older began."""
-    blocks = [bundle.manifest.info.blocks[:cut] for bundle in (own, newest)]
-    files = [
-        [bundle.manifest.variant(block, _variant(bundle)).file for block in names]
-        for bundle, names in zip((own, newest), blocks, strict=True)
-    ]
-    cuts = [bundle.manifest.info.cuts for bundle in (own, newest)]
-    return files[0] == files[1] and cut < len(cuts[1]) and cuts[0][cut].shape == cuts[1][cut].shape
-
-
-def _variant(bundle: Bundle) -> str:
-    """The float32 files of a bundle. Raises UsageError when it has none."""
-    found = bundle.manifest.variants
-    for name in ("onnx-fp32", "tflite-fp32"):
-        if name in found:
-            return name
-    raise UsageError(f"{bundle.path}: has no float32 blocks, only {', '.join(found)}")
-
-
-async def _frames(hub: Hub, device: str, since: datetime, events: _Events) -> list[tuple[FrameHeader, bytes]]:
+async def _frames(
+    hub: Hub, device: str, since: datetime, events: _Events, front_end: FrontEndInfo
+) -> list[tuple[FrameHeader, bytes]]:
     """The labelled frames of one device, each once. Raises LinkError."""
-    found: dict[str, tuple[FrameHeader, bytes]] = {}
+    found: dict[tuple[str, int], tuple[FrameHeader, bytes]] = {}
+    sent = SentWindows(front_end, events.near)
     try:
         async with contextlib.aclosing(stored_frames(hub, subjects.frames(device), since, _FETCH)) as batches:
             async for messages in batches:
                 for message in messages:
-                    identity = subjects.read_envelope(message.headers, message.subject).message_id
-                    for header, payload in _labelled(message, events):
-                        found[f"{identity}/{header.window}"] = header, payload
+                    for window in sent.of(message):
+                        if window.whole and events.labels(window.header):
+                            found[window.boot, window.header.window] = window.header, window.payload
                 if len(found) >= MAX_WINDOWS:
                     break
     except (*BROKER_ERRORS, nats.errors.Error) as exc:
         raise LinkError(f"broker {hub.url}: cannot read what {device} sent ({reason(exc)})") from None
     return list(found.values())
-
-
-def _labelled(message: Msg, events: _Events) -> list[tuple[FrameHeader, bytes]]:
-    try:
-        windows = decode_frame(message.data)
-    except FrameError:
-        return []
-    return [(header, payload) for header, payload in windows if events.labels(header)]
 
 
 def _runs(rows: Sequence[tuple[str, int, tuple[str, ...]]], window_s: float) -> npt.NDArray[np.int64]:

@@ -1,0 +1,82 @@
+"""A moment that a device told of, and what the broker's stream still holds of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+import nats.errors
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.audio.windower import joined
+from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
+from runtime_edge.errors import FormatError, LinkError
+from runtime_edge.formats import subjects
+from runtime_edge.formats.manifest import FrontEndInfo
+from runtime_edge.formats.wire import FrameHeader
+from runtime_server.broker.hub import Hub
+from runtime_server.broker.stored_frames import stored_frames
+from runtime_server.labels.sent_windows import SentWindow, SentWindows
+from runtime_server.suffix.frame_codecs import FrameCodecs
+
+AROUND_S = 0.5
+"""Before and behind what is asked for."""
+_EARLY_S = 20.0
+"""The broker may have a frame so long before it hears of what was in it."""
+_MAX_MESSAGES = 4096
+_FETCH = 128
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Windows of a device that ended from `since` to `until`, by its clock, s since 1970."""
+
+    device: str
+    since: float
+    until: float
+    told_at: float
+    """When it was told of, by the server's clock."""
+
+    def has(self, header: FrameHeader, around_s: float = 0.0) -> bool:
+        """Whether a window is in it, or so close to it."""
+        return self.since - around_s - 1e-3 <= header.capture_ns / 1e9 <= self.until + around_s + 1e-3
+
+
+async def sent_at(hub: Hub, moment: Moment, front_end: FrontEndInfo) -> list[SentWindow]:
+    """What the device has sent of a moment and of half a second around it, in order. Raises LinkError."""
+    window_s = front_end.window_samples / front_end.sample_rate
+    sent = SentWindows(front_end, lambda header: moment.has(header, AROUND_S + 2 * window_s))
+    found: dict[tuple[str, int], SentWindow] = {}
+    start = datetime.fromtimestamp(moment.told_at - (moment.until - moment.since) - _EARLY_S, timezone.utc)
+    read = 0
+    try:
+        async with contextlib.aclosing(stored_frames(hub, subjects.frames(moment.device), start, _FETCH)) as batches:
+            async for messages in batches:
+                windows = [window for message in messages for window in sent.of(message)]
+                kept = (window for window in windows if moment.has(window.header, AROUND_S))
+                found |= {(window.boot, window.header.window): window for window in kept}
+                read += len(messages)
+                later = [window.header.capture_ns / 1e9 > moment.until + AROUND_S for window in windows]
+                if read >= _MAX_MESSAGES or (found and later and all(later)):
+                    break
+    except (*BROKER_ERRORS, nats.errors.Error) as exc:
+        raise LinkError(f"broker {hub.url}: cannot read what {moment.device} sent ({reason(exc)})") from None
+    return sorted(found.values(), key=lambda window: (window.header.capture_ns, window.header.window))
+
+
+def audio_of(windows: Sequence[SentWindow], front_end: FrontEndInfo, codecs: FrameCodecs) -> npt.NDArray[np.int16]:
+    """The audio among windows of one device, (samples,), with silence where some are missing; empty without any."""
+    pieces = []
+    runs = [window.boot for window in windows if window.is_audio]
+    for window in windows:
+        if not window.is_audio or window.boot != runs[-1]:
+            continue
+        with contextlib.suppress(FormatError):
+            samples = codecs.decode(window.header, window.payload)[0][-(window.known or front_end.window_samples) :]
+            place = window.header.window * front_end.hop_samples + front_end.window_samples - len(samples)
+            pieces.append((place, np.rint(np.clip(samples, -1, 1) * 32767).astype(np.int16)))
+    longest = pieces[-1][0] - pieces[0][0] + 2 * front_end.window_samples if pieces else 0
+    return joined(pieces, min(longest, _MAX_MESSAGES * front_end.hop_samples))
