@@ -167,8 +167,9 @@ class Server:
             await announcement.announce()
             await releases.start(loaded.unreleased)
             if self._web is not None:
-                info, key = loaded.generations.newest.bundle.manifest.info, loaded.key.public
-                self.page = await start_page(self._web, state.root, hub, key, status.status_of_all, info)
+                self.page = await start_page(
+                    self._web, state.root, hub, loaded.key.public, status.status_of_all, loaded.generations
+                )
                 closing.push_async_callback(self.page.close)
         else:
             await Follower(hub, ranks.rank, loaded.generations, state, status.status_of_all).start()

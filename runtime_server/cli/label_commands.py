@@ -107,11 +107,9 @@ def label(
 
     The source is a folder with one subfolder of recordings for each label, a CSV `file,label[,fold]`, or a CSV
     `device,time,label[,seconds]` that says when a device heard what. Corrections made on the server's page are added.
-    The head is signed with --key or the server's
-    key. With --push some windows of the recordings are kept in --state. Each release then brings a head fitted to it,
-    and a release with which heads would label fewer of the recordings correctly is refused.
-
-    With --head and --push nothing is fitted: the given head is pushed, such as the one that came with an encoder.
+    The head is signed with --key or the server's key. With --push some windows of the recordings are kept in --state.
+    Each release then brings a head fitted to it, and a release with which heads would label fewer of the recordings
+    correctly is refused. With --head and --push nothing is fitted: the given head is pushed as it is.
 
     Example: ssc server label heard.csv --state server/ --push
     """

@@ -56,6 +56,8 @@ class FleetEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     time: float | None = None
     head_generation: int | None = None
     generation: int | None = None
+    corrected: str = ""
+    """What somebody said that it was."""
     text: str = ""
     """Why, of an update that was not taken."""
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -25,10 +25,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.prometheus import CONTENT_TYPE
 from runtime_edge.errors import SscError
+from runtime_server.web.page_answers import answered, json_answer, problem, read_json
 from runtime_server.web.page_data import METRICS
+from runtime_server.web.sound_routes import SoundSource, sound_routes
 
 STATIC = Path(__file__).parent / "static"
-VIEWS = ("server", "devices", "events", "history", "training", "releases", "heads")
+VIEWS = ("server", "devices", "events", "corrections", "history", "training", "releases", "heads")
 MAX_LISTENERS = 16
 LOOK_S = 0.25
 """Between two looks at what has changed, while somebody listens."""
@@ -39,9 +41,10 @@ _QUIET_S = 15.0
 """A stream says that it is there when nothing else was to be said for so long."""
 _MAX_WAITING = 40
 """Messages for one listener; who is slower than that is hung up on, and begins anew."""
-_MAX_LOGIN = 1024
+_READING = ("GET", "HEAD", "OPTIONS")
 _CONTENT_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "media-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS: Final = {
@@ -54,7 +57,7 @@ _HEADERS: Final = {
 }
 
 
-class Source(Protocol):
+class Source(SoundSource, Protocol):
     """What is shown, asked from the page's event loop."""
 
     async def get(self, view: str) -> bytes:
@@ -152,29 +155,29 @@ def make_app(source: Source, listeners: Listeners, token: str | None, hosts: fro
 
     async def view(request: Request) -> Response:
         if (name := request.path_params["view"]) not in VIEWS:
-            return _problem(404, f"no such view; there are {', '.join(VIEWS)} and stream")
-        try:
-            return _json(await source.get(name))
-        except asyncio.TimeoutError:
-            return _problem(503, "the server does not answer in time")
-        except SscError as exc:
-            return _problem(503, str(exc))
+            return problem(404, f"no such view; there are {', '.join(VIEWS)} and stream")
+
+        async def work() -> Response:
+            return json_answer(await source.get(name))
+
+        return await answered(work(), 503)
 
     async def metrics(_: Request) -> Response:
-        try:
+        async def work() -> Response:
             return Response(await source.get(METRICS), media_type=CONTENT_TYPE)
-        except asyncio.TimeoutError:
-            return _problem(503, "the server does not answer in time")
+
+        return await answered(work(), 503)
 
     async def stream(_: Request) -> Response:
         if listeners.full:
-            return _problem(503, f"{MAX_LISTENERS} pages are open already; close one")
+            return problem(503, f"{MAX_LISTENERS} pages are open already; close one")
         return StreamingResponse(listeners.stream(), media_type="text/event-stream")
 
     routes = [
         Route("/", index),
         Route("/metrics", metrics),
         Route("/api/v1/stream", stream),
+        *sound_routes(source),
         Route("/api/v1/{view}", view),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
@@ -203,34 +206,25 @@ class _Guard:
     async def _answer(self, request: Request) -> Response | None:
         """What is answered in place of what was asked for, if anything."""
         if self._hosts is not None and _host(request.headers) not in self._hosts:
-            return _problem(421, "call this page by the name of this machine itself, such as http://127.0.0.1")
+            return problem(421, "call this page by the name of this machine itself, such as http://127.0.0.1")
+        if request.method not in _READING and _is_foreign(request.headers):
+            return problem(403, "only the page itself may change something")
         if self._token is None:
             return None
         path = request.scope["path"]  # by which it is routed; that of `request.url` depends on the Host header
         if path == "/api/v1/login" and request.method == "POST":
             return await self._login(request)
         if (path.startswith("/api/") or path == "/metrics") and not self._knows(_given(request)):
-            return _problem(401, "give the token of the server's state directory (web.token)")
+            return problem(401, "give the token of the server's state directory (web.token)")
         return None
 
     async def _login(self, request: Request) -> Response:
         """A cookie for whoever knows the token."""
-        if request.headers.get("content-type") != "application/json":
-            return _problem(415, "send JSON")
-        body = b""
-        try:
-            async for part in request.stream():
-                body += part
-                if len(body) > _MAX_LOGIN:
-                    return _problem(413, "a token is shorter")
-        except ClientDisconnect:
-            return _problem(400, "there is no whole token")
-        try:
-            given = json.loads(body)["token"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            given = None
-        if not self._knows(given):
-            return _problem(401, "that is not the token")
+        said = await read_json(request)
+        if isinstance(said, Response):
+            return said
+        if not self._knows(said.get("token") if isinstance(said, dict) else None):
+            return problem(401, "that is not the token")
         answer = Response(status_code=204)
         answer.set_cookie(COOKIE, str(self._token), max_age=365 * 86_400, httponly=True, samesite="strict")
         return answer
@@ -246,15 +240,13 @@ def _given(request: Request) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE)
 
 
+def _is_foreign(headers: Headers) -> bool:
+    """Whether a browser says that another site is behind a request. Programs say nothing."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    return site not in (None, "same-origin") or (origin is not None and urlsplit(origin).netloc != headers.get("host"))
+
+
 def _host(headers: Headers) -> str:
     """Without the port."""
     host = headers.get("host", "")
     return host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
-
-
-def _json(body: bytes, status: int = 200) -> Response:
-    return Response(body, status, media_type="application/json")
-
-
-def _problem(status: int, words: str) -> Response:
-    return _json(json.dumps({"error": words}).encode() + b"\n", status)

@@ -22,6 +22,7 @@ from runtime_server.telemetry.fleet_history import BANDS_MBPS
 from runtime_server.telemetry.fleet_metrics import fleet_families
 from runtime_server.telemetry.predicted_energy import predicted_energy
 from runtime_server.web.judgement import attempt_in_words, release_in_words, score_in_words
+from runtime_server.web.sounds import Sounds
 
 LEAST_S = 1.0
 """Between two times that a view is made."""
@@ -43,6 +44,7 @@ class PageData:
         fleet: its devices.
         status: gives what the server says of itself (`ServerStatus.status_of_all`).
         heads: gives the heads that devices have, by whom they are for.
+        sounds: what is behind events.
         clock: seconds, monotonic.
         bundle: what devices run; its costs predict their energy.
     """
@@ -52,17 +54,20 @@ class PageData:
         fleet: Fleet,
         status: Callable[[], Awaitable[Status]],
         heads: Callable[[], Awaitable[Mapping[str, Head]]],
+        sounds: Sounds,
         clock: Callable[[], float] = time.monotonic,
         bundle: BundleInfo | None = None,
     ) -> None:
         self._bundle = bundle
         self._fleet, self._status, self._heads, self._clock = fleet, status, heads, clock
+        self._sounds = sounds
         self._made: dict[str, tuple[float, bytes]] = {}
         self._making = asyncio.Lock()
         self._views: Final[dict[str, Callable[[], Awaitable[object]]]] = {
             "server": self._server,
             "devices": self._devices,
             "events": self._events,
+            "corrections": self._corrections,
             "history": self._history,
             "training": self._training,
             "releases": self._releases,
@@ -101,6 +106,21 @@ class PageData:
             self._devices_told = now
         told = {"now": fleet.clock(), "devices": [self._device(view) for view in devices], "events": events}
         return msgspec.json.encode(told), revision, number
+
+    async def picture(self, number: int) -> bytes:
+        """See `Sounds.picture`."""
+        return msgspec.json.encode(await self._sounds.picture(number))
+
+    async def audio(self, number: int) -> bytes:
+        """See `Sounds.audio`."""
+        return await self._sounds.audio(number)
+
+    async def correct(self, number: int, label: str | None) -> bytes:
+        """See `Sounds.correct`."""
+        kept = await self._sounds.correct(number, label)
+        for view in ("events", "corrections"):  # whoever looks next is to see it
+            self._made.pop(view, None)
+        return msgspec.json.encode(kept)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -141,7 +161,12 @@ class PageData:
         return {"now": self._fleet.clock(), "alive_s": ALIVE_S, "devices": listed}
 
     async def _events(self) -> object:
-        return {"now": self._fleet.clock(), "events": list(self._fleet.events)[::-1]}
+        label_of = self._sounds.label_of
+        events = [msgspec.structs.replace(event, corrected=label_of(event)) for event in reversed(self._fleet.events)]
+        return {"now": self._fleet.clock(), "events": events}
+
+    async def _corrections(self) -> object:
+        return {"corrections": self._sounds.corrections}
 
     async def _history(self) -> object:
         return {"now": self._fleet.clock(), "bands_mbps": BANDS_MBPS, "minutes": self._fleet.history.minutes}

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from runtime_edge.formats import minisign
-from runtime_edge.formats.manifest import BundleInfo
 from runtime_edge.formats.records.head import Head
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.pushed_heads import pushed_heads
+from runtime_server.labels.corrections import Corrections, corrections_path
+from runtime_server.labels.moments import Moment, sent_at
+from runtime_server.labels.sent_windows import SentWindow
+from runtime_server.suffix.generations import Generations
 from runtime_server.telemetry.fleet import Fleet
 from runtime_server.telemetry.fleet_watch import watch_fleet
 from runtime_server.web.page_data import PageData
 from runtime_server.web.page_server import PageServer, WebAddress
+from runtime_server.web.sounds import Sounds
 
 _HEADS_S = 10.0
 """Between two looks at the heads on the broker."""
@@ -27,10 +32,14 @@ async def start_page(
     hub: Hub,
     key: minisign.PublicKey,
     status: Callable[[], Awaitable[Mapping[str, Any]]],
-    bundle: BundleInfo,
+    generations: Generations,
 ) -> PageServer:
     """Serve the page of a server from now on. Raises UsageError, MissingExtra and LinkError."""
     fleet, known = Fleet(), (float("-inf"), dict[str, Head]())
+    info = generations.newest.bundle.manifest.info
+
+    def read(moment: Moment) -> Awaitable[list[SentWindow]]:
+        return sent_at(hub, moment, info.front_end)
 
     async def heads() -> Mapping[str, Head]:
         nonlocal known
@@ -38,6 +47,10 @@ async def start_page(
             known = time.monotonic(), await pushed_heads(hub, key)
         return known[1]
 
-    page = PageServer(address, state, PageData(fleet, status, heads, bundle=bundle))
+    corrections = Corrections(corrections_path(state))
+    sounds = await asyncio.to_thread(
+        Sounds, lambda: fleet.events, read, info.front_end, lambda: generations.newest.codecs, corrections
+    )
+    page = PageServer(address, state, PageData(fleet, status, heads, sounds, bundle=info))
     await watch_fleet(hub, fleet)
     return page

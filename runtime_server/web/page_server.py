@@ -94,6 +94,18 @@ class PageServer:
         """On the page's loop."""
         return await self._ask(self._data.changes(revision, number))
 
+    async def picture(self, number: int) -> bytes:
+        """On the page's loop."""
+        return await self._ask(self._data.picture(number))
+
+    async def audio(self, number: int) -> bytes:
+        """On the page's loop."""
+        return await self._ask(self._data.audio(number))
+
+    async def correct(self, number: int, label: str | None) -> bytes:
+        """On the page's loop."""
+        return await self._ask(self._data.correct(number, label))
+
     async def close(self) -> None:
         """End every connection and stop."""
         self._stop.set()

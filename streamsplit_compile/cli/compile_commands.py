@@ -222,10 +222,8 @@ def compile_(
             bundle = _recompile(base, encoder_file, load, out, generation, calibrate, parity, read_key(key), steps)
         print_json(bundle_summary(bundle)) if as_json else print_cuts(bundle)
         _warn(bundle)
-        if not parity:
-            print_warning("nothing was measured of these weights: leave out --no-parity")
-        elif calibrate is None:
-            print_warning("nothing was measured on recordings, but on a synthesised soundscape; give --calibrate")
+        if calibrate is None or not parity:
+            print_warning(_UNHEARD if parity else "nothing was measured of these weights: leave out --no-parity")
         return
     if not parity:
         raise UsageError("--no-parity: only with --base; a first compile proves its cuts to make splitter tables")
@@ -241,6 +239,9 @@ def compile_(
             click.echo(advice.sentence())
         click.echo(f"What else there is: ssc advise {out}\nPictures: {report_path(out)}")
     _warn(bundle)
+
+
+_UNHEARD = "nothing was measured on recordings, but on a synthesised soundscape; give --calibrate"
 
 
 def _warn(bundle: Bundle) -> None:

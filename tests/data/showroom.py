@@ -9,15 +9,23 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import numpy as np
 from reports import REPORT, Clock
 from waiting import PATIENCE_S
 
 from runtime_edge.formats.records.head import Head, Validation
+from runtime_edge.formats.wire import WIRE_ENCODINGS, FrameHeader
+from runtime_server.labels.corrections import Corrections
+from runtime_server.labels.moments import Moment
+from runtime_server.labels.sent_windows import SentWindow
+from runtime_server.suffix.frame_codecs import FrameCodecs
 from runtime_server.telemetry.fleet import Fleet
 from runtime_server.web.page_data import PageData
 from runtime_server.web.page_server import PageServer, WebAddress
+from runtime_server.web.sounds import Sounds
 
 T = TypeVar("T")
 LABELS = ("dog_bark", "rain", "rooster", "glass", "alarm")
@@ -94,6 +102,36 @@ def report(number: int, minute: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+RATE, WINDOW, HOP = 16_000, 16_000, 8000
+FRONT_END = SimpleNamespace(sample_rate=RATE, window_samples=WINDOW, hop_samples=HOP)
+CODECS = FrameCodecs(
+    SimpleNamespace(manifest=SimpleNamespace(info=SimpleNamespace(cuts=[SimpleNamespace(shape=(1, WINDOW))])))
+)
+
+
+def audio(label: str, seconds: float) -> np.ndarray:
+    """Something to hear, other for every label."""
+    rng, time_s = np.random.default_rng(len(label)), np.arange(int(seconds * RATE)) / RATE
+    pitch = 300 + 250 * len(label)
+    tone = np.sin(2 * np.pi * (pitch * time_s + 120 * np.sin(3 * time_s)))
+    bursts = np.exp(-6 * (time_s % (0.35 + 0.05 * len(label))))
+    return (0.35 * tone * bursts + 0.02 * rng.standard_normal(len(time_s))).astype(np.float32)
+
+
+def sent(device: str, label: str, moment: Moment) -> list[SentWindow]:
+    """What a device has sent of a moment: every third nothing, every other third activations alone."""
+    kind = int(device[3:] or 0) % 3
+    windows = int((moment.until - moment.since) / (HOP / RATE)) + 1 if kind != 2 else 0
+    heard, found = audio(label, windows * HOP / RATE + 1), []
+    for index in range(windows):
+        samples = heard[index * HOP :][:WINDOW]
+        payload = b"activation" if kind else np.rint(samples * 32767).astype("<i2").tobytes()
+        ended = int((moment.since + index * HOP / RATE) * 1e9)
+        encoding = WIRE_ENCODINGS.index("float16" if kind else "pcm16")
+        found.append(SentWindow("b0", FrameHeader(index, ended, 3, kind, encoding, False, 0.5), payload))
+    return found
+
+
 class Showroom:
     """A fleet, its page, and the event loop that both need, in a thread of their own."""
 
@@ -102,13 +140,17 @@ class Showroom:
         self.clock.now = time.time()
         self.fleet = Fleet(self.clock)
         self.heads = {"rpi4": head()}
+        self.corrections = Corrections(state / "corrections")
         self.troubles: list[str] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
         async def start() -> PageServer:
-            data = PageData(self.fleet, self._status, self._heads)
+            sounds = Sounds(
+                lambda: self.fleet.events, self._sent, FRONT_END, lambda: CODECS, self.corrections, self.clock
+            )
+            data = PageData(self.fleet, self._status, self._heads, sounds)
             return PageServer(WebAddress.parse(web), state, data, **options)
 
         try:
@@ -119,6 +161,10 @@ class Showroom:
 
     async def _status(self) -> dict[str, Any]:
         return status(len(self.fleet.devices)) | {"troubles": self.troubles}
+
+    async def _sent(self, moment: Moment) -> list[SentWindow]:
+        (label,) = {one.label for one in self.fleet.events if (one.device, one.since) == (moment.device, moment.since)}
+        return sent(moment.device, label, moment)
 
     async def _heads(self) -> dict[str, Head]:
         return self.heads

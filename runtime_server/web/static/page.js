@@ -30,7 +30,11 @@ async function ask(view) {
 
 const fillers = {
   devices: async () => views.devices.replace(await ask("devices")),
-  events: async () => views.events.replace(await ask("events")),
+  events: async () => {
+    const [events, heads] = await Promise.all([ask("events"), ask("heads")]);
+    views.events.know(heads.heads);
+    views.events.replace(events);
+  },
   fleet: async () => views.fleet.replace(await ask("history")),
   training: async () => {
     const [training, releases] = await Promise.all([ask("training"), ask("releases")]);
@@ -94,7 +98,7 @@ function listen() {
   stream.addEventListener("changes", (message) => {
     const { now, devices, events } = JSON.parse(message.data);
     views.devices.change(devices, now);
-    views.events.add(events);
+    views.events.add(events, now);
   });
   stream.addEventListener("error", () => {
     away("the server does not answer, trying again");

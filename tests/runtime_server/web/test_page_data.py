@@ -7,20 +7,28 @@ import json
 
 import pytest
 from reports import REPORT, Clock
-from showroom import head, status
+from showroom import CODECS, FRONT_END, head, sent, status
 
+from runtime_server.labels.corrections import Corrections
 from runtime_server.telemetry.fleet import ALIVE_S, Fleet
 from runtime_server.web.page_app import VIEWS
 from runtime_server.web.page_data import DEVICES_S, LEAST_S, PageData
+from runtime_server.web.sounds import Sounds
 
 
 class Made:
     """Views of a fleet, and how often the server was asked."""
 
-    def __init__(self):
+    def __init__(self, state, bundle=None):
         self.clock, self.asked = Clock(), 0
         self.fleet = Fleet(self.clock)
-        self.data = PageData(self.fleet, self._status, self._heads, self.clock)
+        sounds = Sounds(
+            lambda: self.fleet.events, self._sent, FRONT_END, lambda: CODECS, Corrections(state), self.clock
+        )
+        self.data = PageData(self.fleet, self._status, self._heads, sounds, self.clock, bundle)
+
+    async def _sent(self, moment):
+        return sent(moment.device, "rain", moment)
 
     async def _status(self):
         self.asked += 1
@@ -38,26 +46,17 @@ class Made:
 
 
 @pytest.fixture
-def made():
-    return Made()
+def made(tmp_path):
+    return Made(tmp_path)
 
 
-def test_the_energy_of_devices_is_predicted_by_the_costs_of_their_bundle(small_bundle):
-    clock, info = Clock(), small_bundle.manifest.info
-    fleet = Fleet(clock)
-    fleet.report("pi-1", REPORT | {"cuts": {"local": 3}})
-    fleet.report("pi-2", REPORT | {"cuts": {"local": 3}, "target": "a board that it was not compiled for"})
-    shown = json.loads(asyncio.run(PageData(fleet, told_of_three, heads_of_all, clock, info).get("devices")))["devices"]
+def test_the_energy_of_devices_is_predicted_by_the_costs_of_their_bundle(tmp_path, small_bundle):
+    info, made = small_bundle.manifest.info, Made(tmp_path, small_bundle.manifest.info)
+    made.fleet.report("pi-1", REPORT | {"cuts": {"local": 3}})
+    made.fleet.report("pi-2", REPORT | {"cuts": {"local": 3}, "target": "a board that it was not compiled for"})
+    shown = made.get("devices")["devices"]
     assert shown[0]["energy_mj"]["blocks"] == pytest.approx(sum(info.targets["rpi4"].block_mj), abs=1e-3)
     assert shown[1]["energy_mj"] is None
-
-
-async def told_of_three():
-    return status(3)
-
-
-async def heads_of_all():
-    return {"rpi4": head()}
 
 
 @pytest.mark.parametrize("view", VIEWS)

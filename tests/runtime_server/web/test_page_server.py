@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import os
 import socket
 import stat
+import wave
 from urllib.parse import urlsplit
 
 import pytest
-from showroom import Showroom
+from showroom import RATE, Showroom
 from waiting import PATIENCE_S, until
 
 from runtime_edge.errors import UsageError
@@ -84,9 +86,110 @@ def test_prometheus_reads_what_devices_say(room):
     assert Browser(room).ask("/api/v1/metrics")[0].status == 404, "it is no view"
 
 
-def test_nothing_can_be_written(room):
+def test_nothing_but_a_correction_can_be_written(room):
     for method in ("POST", "PUT", "DELETE"):
         assert Browser(room).ask("/api/v1/devices", method)[0].status == 405
+    for method in ("PUT", "DELETE", "PATCH"):
+        assert Browser(room).ask("/api/v1/corrections", method)[0].status == 405
+
+
+def corrected(browser, body, **headers):
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode()
+    answer, said = browser.ask("/api/v1/corrections", "POST", body, **{"content_type": "application/json"} | headers)
+    return answer.status, json.loads(said)
+
+
+def test_a_sound_is_seen_heard_and_corrected(room):
+    room.devices(3)
+    room.label("pi-000", "on", "rain")
+    browser = Browser(room)
+    picture = json.loads(browser.ask("/api/v1/events/1/picture")[1])
+    assert picture["seconds"] > 1
+    answer, heard = browser.ask("/api/v1/events/1/audio.wav")
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "audio/wav")
+    with wave.open(io.BytesIO(heard)) as file:
+        assert file.getframerate() == RATE
+        assert file.getnframes() / RATE == pytest.approx(picture["seconds"], abs=1e-3)
+    assert corrected(browser, {"number": 1, "label": "dog_bark"})[0] == 200
+    (event,) = json.loads(browser.ask("/api/v1/events")[1])["events"]
+    assert event["corrected"] == "dog_bark"
+    (one,) = json.loads(browser.ask("/api/v1/corrections")[1])["corrections"]
+    assert (one["device"], one["heard"], one["label"]) == ("pi-000", "rain", "dog_bark")
+    assert corrected(browser, {"number": 1, "label": None})[0] == 200
+    assert json.loads(browser.ask("/api/v1/corrections")[1])["corrections"] == []
+
+
+def test_what_has_not_come_as_audio_is_said(room):
+    room.devices(3)
+    for device in ("pi-001", "pi-002"):
+        room.label(device, "on", "rain")
+    browser = Browser(room)
+    for number, why in ((1, "activations and no audio"), (2, "kept it to itself")):
+        assert why in json.loads(browser.ask(f"/api/v1/events/{number}/picture")[1])["why"]
+        answer, said = browser.ask(f"/api/v1/events/{number}/audio.wav")
+        assert answer.status == 404
+        assert why in json.loads(said)["error"]
+    assert corrected(browser, {"number": 1, "label": "dog"})[0] == 200, "activations teach a head, too"
+    status, said = corrected(browser, {"number": 2, "label": "dog"})
+    assert status == 409
+    assert "nothing to learn from" in said["error"]
+    for path in ("/api/v1/events/9/picture", "/api/v1/events/9/audio.wav"):
+        assert browser.ask(path)[0].status == 404
+    assert browser.ask("/api/v1/events/x/picture")[0].status == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{", b"[]", b"7", {"number": 1}, {"number": "1", "label": "a"}, {"number": 1, "label": 2},
+     {"number": 1, "label": "a", "more": 1}, b"[" * 1000],
+)  # fmt: skip
+def test_what_is_no_correction_is_one_line(room, body):
+    status, said = corrected(Browser(room), body)
+    assert status == 400
+    assert said["error"].startswith('send {"number"')
+
+
+@pytest.mark.parametrize("label", ["", "   ", "x" * 81, "a\u202eb", "a\x00b", "\ud800"])
+def test_a_label_that_no_head_can_have_is_refused(room, label):
+    room.devices(1)
+    room.label("pi-000", "on", "rain")
+    status, said = corrected(Browser(room), {"number": 1, "label": label})
+    assert (status, said["error"]) == (409, "a label has 1 to 80 characters, all of them visible")
+    assert room.corrections.read() == []
+
+
+def test_no_other_site_can_correct_anything(room):
+    """A form or a script of a stranger's page, in a browser that may read this one."""
+    room.devices(1)
+    room.label("pi-000", "on", "rain")
+    browser, fine = Browser(room), {"number": 1, "label": "dog"}
+    own = f"http://127.0.0.1:{browser.port}"
+    for headers in (
+        {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"},
+        {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site", "Origin": own}, {"Sec_Fetch_Site": "none"},
+    ):  # fmt: skip
+        assert corrected(browser, fine, **headers)[0] == 403
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        assert corrected(browser, fine, content_type=kind)[0] == 415
+    assert corrected(browser, fine, Host="evil.example")[0] == 421
+    assert corrected(browser, b"x" * 5000)[0] == 413
+    assert room.corrections.read() == []
+    assert corrected(browser, fine, Origin=own, Sec_Fetch_Site="same-origin")[0] == 200
+
+
+def test_beyond_this_machine_a_correction_needs_the_token(open_room, tmp_path):
+    open_room.devices(1)
+    open_room.label("pi-000", "on", "rain")
+    browser, token = Browser(open_room), (tmp_path / "state" / "web.token").read_text().strip()
+    fine = {"number": 1, "label": "dog"}
+    for path in ("/api/v1/events/1/picture", "/api/v1/events/1/audio.wav"):
+        assert browser.ask(path)[0].status == 401
+        assert browser.ask(path, Authorization=f"Bearer {token}")[0].status == 200
+    assert corrected(browser, fine)[0] == 401
+    assert corrected(browser, fine, Cookie="ssc_token=wrong")[0] == 401
+    assert corrected(browser, fine, Cookie=f"ssc_token={token}")[0] == 200
+    assert corrected(browser, fine, Cookie=f"ssc_token={token}", Origin="http://evil.example")[0] == 403
 
 
 def test_beyond_this_machine_only_the_token_lets_in(open_room, tmp_path):

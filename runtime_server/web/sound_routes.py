@@ -1,0 +1,61 @@
+"""The sounds behind events, over HTTP: a picture, the audio, and what people say it was."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from runtime_server.web.page_answers import answered, json_answer, problem, read_json
+
+_ASK = 'send {"number": an event\'s, "label": "what it was"}, or null as the label to take it back'
+
+
+class SoundSource(Protocol):
+    """What is asked from the page's event loop. Each raises UsageError and other SscErrors."""
+
+    async def picture(self, number: int) -> bytes:
+        """As JSON."""
+
+    async def audio(self, number: int) -> bytes:
+        """As WAV."""
+
+    async def correct(self, number: int, label: str | None) -> bytes:
+        """As JSON, what is kept now."""
+
+
+def sound_routes(source: SoundSource) -> list[Route]:
+    """Those of one server."""
+
+    async def picture(request: Request) -> Response:
+        async def work() -> Response:
+            return json_answer(await source.picture(request.path_params["number"]))
+
+        return await answered(work(), 404)
+
+    async def audio(request: Request) -> Response:
+        async def work() -> Response:
+            return Response(await source.audio(request.path_params["number"]), media_type="audio/wav")
+
+        return await answered(work(), 404)
+
+    async def correct(request: Request) -> Response:
+        said = await read_json(request)
+        if isinstance(said, Response):
+            return said
+        match said:
+            case {"number": int(number), "label": (str() | None) as label, **rest} if not rest:
+
+                async def work() -> Response:
+                    return json_answer(await source.correct(number, label))
+
+                return await answered(work(), 409)
+        return problem(400, _ASK)
+
+    return [
+        Route("/api/v1/events/{number:int}/picture", picture),
+        Route("/api/v1/events/{number:int}/audio.wav", audio),
+        Route("/api/v1/corrections", correct, methods=["POST"]),
+    ]

@@ -1,0 +1,188 @@
+"""What the page has of a sound that a device told of: its picture, its audio, and what people say it was.
+
+Only what devices have sent as audio can be heard, for as long as the broker has it; nothing is kept for the page. Runs
+on the server's event loop, and reads one sound after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+import wave
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.manifest import FrontEndInfo
+from runtime_edge.formats.strict import Name
+from runtime_server.labels.corrections import MAX_WINDOWS, Correction, Corrections
+from runtime_server.labels.moments import Moment, audio_of
+from runtime_server.labels.sent_windows import SentWindow
+from runtime_server.suffix.frame_codecs import FrameCodecs
+from runtime_server.telemetry.fleet import FleetEvent
+from runtime_server.web.spectrogram import spectrogram
+
+LONGEST_S = 10.0
+"""Of a longer sound the beginning can be heard."""
+MAX_LABEL = 80
+_MAX_KNOWN = 128
+"""Sounds whose pictures are remembered."""
+_MAX_FRAME_BYTES = 1 << 20
+_NO_EVENT = "there is no such event any more; the page shows the last ones only"
+_NOT_SENT = "its device kept it to itself: nothing of it is at the server"
+_ACTIVATIONS = "its device sent activations and no audio"
+
+Read = Callable[[Moment], Awaitable[list[SentWindow]]]
+
+
+class Sounds:
+    """The sounds behind a server's events.
+
+    Args:
+        events: those that can be asked for, oldest first.
+        read: what the broker has of a moment.
+        front_end: of the encoder's windows.
+        codecs: gives what decodes the waveform.
+        corrections: where what people say is kept.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        events: Callable[[], Iterable[FleetEvent]],
+        read: Read,
+        front_end: FrontEndInfo,
+        codecs: Callable[[], FrameCodecs],
+        corrections: Corrections,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._events, self._read, self._front_end, self._codecs = events, read, front_end, codecs
+        self._corrections, self._clock = corrections, clock
+        self._said = {one.sound: _listed(one) for one in corrections.read()}
+        self._pictures: OrderedDict[tuple[str, str, float, float], dict[str, Any]] = OrderedDict()
+        self._one_by_one = asyncio.Lock()
+
+    @property
+    def corrections(self) -> list[dict[str, Any]]:
+        """What was said, the latest first, without the windows."""
+        return sorted(self._said.values(), key=lambda one: one["made_at"], reverse=True)
+
+    def label_of(self, event: FleetEvent) -> str:
+        """What people say a sound was; empty where nobody has said anything."""
+        said = self._said.get((event.device, event.label, event.since or 0.0))
+        return "" if said is None else str(said["label"])
+
+    async def picture(self, number: int) -> dict[str, Any]:
+        """A spectrogram, or why there is none. Raises UsageError for an event that is not there, and LinkError."""
+        event = self._event(number)
+        moment = self._so_far(event)
+        key = (event.device, event.label, moment.since, moment.until)
+        if (known := self._pictures.get(key)) is not None:
+            return known
+        async with self._one_by_one:
+            windows = await self._read(moment)
+            samples = audio_of(windows, self._front_end, self._codecs())
+        if len(samples):
+            rate = self._front_end.sample_rate
+            found = {"seconds": round(len(samples) / rate, 3), **await asyncio.to_thread(spectrogram, samples, rate)}
+        else:
+            found = {"why": _ACTIVATIONS if windows else _NOT_SENT}
+        if self._clock() - event.at > LONGEST_S:  # until then more may come
+            self._pictures[key] = found
+            while len(self._pictures) > _MAX_KNOWN:
+                self._pictures.popitem(last=False)
+        return found
+
+    async def audio(self, number: int) -> bytes:
+        """A WAV file. Raises UsageError where there is no audio, and LinkError."""
+        moment = self._so_far(self._event(number))
+        async with self._one_by_one:
+            windows = await self._read(moment)
+            samples = audio_of(windows, self._front_end, self._codecs())
+        if not len(samples):
+            raise UsageError(_ACTIVATIONS if windows else _NOT_SENT)
+        return _wav(samples, self._front_end.sample_rate)
+
+    async def correct(self, number: int, label: str | None) -> dict[str, Any]:
+        """Keep what somebody says that a sound was; None takes it back. Raises UsageError and LinkError."""
+        event = self._event(number)
+        moment = self._moment(event)
+        sound = event.device, event.label, moment.since
+        async with self._one_by_one:
+            if label is None:
+                await asyncio.to_thread(self._corrections.forget, *sound)
+                self._said.pop(sound, None)
+                return {"label": "", "windows": 0}
+            name = _label(label)
+            frames = [
+                frame
+                for window in await self._read(moment)
+                if window.whole and moment.has(window.header) and len(frame := window.frame) <= _MAX_FRAME_BYTES
+            ]
+            if not frames:
+                raise UsageError(f"{_NOT_SENT}, so there is nothing to learn from")
+            kept = frames[:: -(-len(frames) // MAX_WINDOWS)]
+            correction = Correction(
+                device=event.device, since=moment.since, until=moment.until, heard=event.label, label=name,
+                made_at=self._clock(), frames=kept,
+            )  # fmt: skip
+            await asyncio.to_thread(self._corrections.keep, correction)
+            self._said[sound] = _listed(correction)
+        return {"label": name, "windows": len(kept)}
+
+    def _event(self, number: int) -> FleetEvent:
+        for event in self._events():
+            if event.number == number and event.kind in ("on", "off"):
+                return event
+        raise UsageError(_NO_EVENT)
+
+    def _so_far(self, event: FleetEvent) -> Moment:
+        """The same, and what has come since of a label that is still on."""
+        moment = self._moment(event)
+        is_over = any(other.kind == "off" for other in self._of_same_sound(event))
+        return moment if is_over else replace(moment, until=moment.since + LONGEST_S)
+
+    def _moment(self, event: FleetEvent) -> Moment:
+        """From when the label was first detected to when it was last, as far as that is known."""
+        same = self._of_same_sound(event)
+        since, until = event.since or 0.0, max(other.time or 0.0 for other in same)
+        return Moment(event.device, since, min(until, since + LONGEST_S), min(other.at for other in same))
+
+    def _of_same_sound(self, event: FleetEvent) -> list[FleetEvent]:
+        sound = event.device, event.label, event.since
+        return [other for other in self._events() if (other.device, other.label, other.since) == sound]
+
+
+def _listed(correction: Correction) -> dict[str, Any]:
+    names = ("device", "since", "until", "heard", "label", "made_at")
+    return {name: getattr(correction, name) for name in names} | {"windows": len(correction.frames)}
+
+
+def _label(text: str) -> str:
+    """As a head can have it. Raises UsageError."""
+    label = " ".join(text.split())
+    try:
+        msgspec.convert(label, Name)
+        label.encode()
+    except (msgspec.ValidationError, UnicodeEncodeError):
+        label = ""
+    if not label or len(label) > MAX_LABEL:
+        raise UsageError(f"a label has 1 to {MAX_LABEL} characters, all of them visible")
+    return label
+
+
+def _wav(samples: npt.NDArray[np.int16], rate: int) -> bytes:
+    body = io.BytesIO()
+    with wave.open(body, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i2").tobytes())
+    return body.getvalue()
