@@ -21,7 +21,7 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.device.device import Device
 from runtime_edge.device.sinks import JsonLines, Sink
 from runtime_edge.errors import UsageError
-from runtime_edge.service.sd_notify import Notifier
+from runtime_edge.sd_notify import Notifier
 from runtime_edge.service.status import acknowledged, completes_none
 from runtime_edge.settings import as_toml, common_names, load, options, read
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from runtime_edge.base.files import make_private, write_atomic
+from runtime_edge.base.files import make_private
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.inference.variants import choose_variant
-from runtime_edge.service import systemd_unit
+from runtime_edge.service.systemd_unit import DEVICE, files
 from runtime_edge.settings import load, read
 from runtime_edge.updates.bundle_store import BundleStore
 
@@ -89,28 +89,11 @@ def _give_to_owner(state: Path) -> None:
 
 def _install_service(config: Path | None, root: Path | None, show: bool, quiet: bool) -> dict[str, Any]:
     settings = {} if config is None else read(DeviceConfig, config)
-    version = 0 if root is not None or show else systemd_unit.systemd_version()
-    files = systemd_unit.service_files(systemd_unit.own_program(), version, settings)
-    if show:
-        click.echo("\n".join(f"# {path}\n{text}" for path, text in files.items()), nl=False)
-        return {}
-    if root is None and os.geteuid() != 0:
-        raise UsageError("--systemd: only root may install a service: call it with sudo, or give --root or --print")
-    told: dict[str, list[str]] = {"wrote": [], "kept": []}
-    for path, text in files.items():
-        target = path if root is None else root / path.relative_to("/")
-        keep = target.exists() and target.suffix != ".service"
-        told["kept" if keep else "wrote"].append(str(target))
-        if not keep:
-            write_atomic(target, text.encode())
-        if not quiet:
-            click.echo(f"{'kept' if keep else 'wrote'} {target}")
-    if quiet:
-        return told
-    click.echo(
-        f"next: edit {systemd_unit.CONFIG} (broker, device, target), then\n"
-        f"  systemctl daemon-reload && systemctl enable --now {systemd_unit.SERVICE}\n"
-        f"  systemctl status {systemd_unit.SERVICE}; ssc edge status --state {systemd_unit.STATE}; "
-        f"journalctl -u {systemd_unit.SERVICE}"
-    )
+    told: dict[str, Any] = DEVICE.install(files(settings), root, show, quiet)
+    if not quiet and not show:
+        click.echo(
+            f"next: edit {DEVICE.config} (broker, device, target), then\n"
+            f"  systemctl daemon-reload && systemctl enable --now {DEVICE.name}\n"
+            f"  systemctl status {DEVICE.name}; ssc edge status --state {DEVICE.state}; journalctl -u {DEVICE.name}"
+        )
     return told

@@ -33,10 +33,10 @@ from runtime_edge.errors import SscError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Credentials
 from runtime_edge.formats.manifest import FrontEndInfo, Manifest
+from runtime_edge.sd_notify import Notifier
 from runtime_edge.service.heartbeat import Heartbeat
 from runtime_edge.service.metrics import MetricsServer
 from runtime_edge.service.namesake import NamesakeWatch
-from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import lock_file
 from runtime_edge.transport.accounting import Accounting, LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator

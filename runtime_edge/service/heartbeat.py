@@ -15,9 +15,9 @@ from runtime_edge.base.text import moment
 from runtime_edge.errors import SpoolError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.records.report import VERSION
+from runtime_edge.sd_notify import Notifier
 from runtime_edge.service.metrics import MetricsServer
 from runtime_edge.service.namesake import NamesakeWatch
-from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import STALE_S, DeviceStatus, acknowledged, write_status
 from runtime_edge.transport.protocol import Transport
 

@@ -50,8 +50,8 @@ from runtime_edge.formats.wire import Reply, encode_frame, encode_reply
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.policy.memory import GaussianMemory
 from runtime_edge.policy.online_learner import Learnt
+from runtime_edge.sd_notify import Notifier
 from runtime_edge.service.heartbeat import Heartbeat
-from runtime_edge.service.sd_notify import Notifier
 from runtime_edge.service.status import DeviceStatus, UplinkStatus, write_status
 from runtime_edge.service.status import EncoderStatus as RunningEncoder
 from runtime_edge.system import Health

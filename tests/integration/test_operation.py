@@ -21,7 +21,7 @@ from runtime_edge.device.device import Device
 from runtime_edge.device.sinks import CallbackSink
 from runtime_edge.errors import SourceError, UsageError
 from runtime_edge.inference.engine import Engine
-from runtime_edge.service.sd_notify import Notifier
+from runtime_edge.sd_notify import Notifier
 from runtime_edge.service.status import read_status
 
 SSC = Path(sys.executable).with_name("ssc")

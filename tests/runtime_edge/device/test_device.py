@@ -18,7 +18,7 @@ from runtime_edge.formats import subjects
 from runtime_edge.formats.records.envelope import seal
 from runtime_edge.formats.results import decode_result, decode_result_event
 from runtime_edge.formats.wire import Reply, decode_frame
-from runtime_edge.service.sd_notify import Notifier
+from runtime_edge.sd_notify import Notifier
 from runtime_edge.service.status import read_status
 from runtime_edge.transport.in_memory import InMemoryTransport
 from runtime_edge.updates.bundle_store import BundleStore

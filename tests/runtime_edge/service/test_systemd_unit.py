@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from runtime_edge import systemd
 from runtime_edge.cli import edge_commands
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import UsageError
-from runtime_edge.service import systemd_unit
+from runtime_edge.service.systemd_unit import DEVICE
 from runtime_edge.settings import read
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -34,7 +35,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path, version):
     if version > installed:
         pytest.skip(f"systemd {installed} does not know what {version} does")
     path = tmp_path / "ssc-edge.service"
-    path.write_text(systemd_unit.unit(systemd_unit.own_program(), version))
+    path.write_text(DEVICE.unit(systemd.own_program(), version))
     checked = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, timeout=60)
     assert checked.returncode == 0, checked.stderr
     assert "ssc-edge" not in checked.stderr, checked.stderr
@@ -63,14 +64,14 @@ def test_the_unit_is_watched_restarted_and_nobody_in_particular(root):
     assert os.access(program, os.X_OK)
     assert arguments == ["edge", "run", "--config", "/etc/ssc-edge.toml"]
     assert "RestartSteps" not in text
-    assert "RestartSteps=8\nRestartMaxDelaySec=5min\n" in systemd_unit.unit(Path("/usr/bin/ssc"), 254)
+    assert "RestartSteps=8\nRestartMaxDelaySec=5min\n" in DEVICE.unit(Path("/usr/bin/ssc"), 254)
 
 
 @pytest.mark.parametrize(
     ("program", "home"), [("/usr/bin/ssc", "yes"), ("/home/pi/.venv/bin/ssc", "read-only"), ("/opt/ssc/bin/ssc", "yes")]
 )
 def test_a_program_in_somebody_s_home_is_seen_there(program, home):
-    assert f"\nProtectHome={home}\n" in systemd_unit.unit(Path(program), 252)
+    assert f"\nProtectHome={home}\n" in DEVICE.unit(Path(program), 252)
 
 
 def test_the_configuration_is_valid_and_one_that_is_there_is_kept(tmp_path):
@@ -97,7 +98,7 @@ def test_print_writes_nothing(tmp_path, monkeypatch):
 
 def test_without_root_s_rights_or_systemd_nothing_is_written_and_the_way_out_is_named(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(systemd_unit, "systemd_version", lambda: 252)
+    monkeypatch.setattr(systemd, "systemd_version", lambda: 252)
     with pytest.raises(UsageError, match="sudo"):
         raise install("--systemd").exception
     monkeypatch.undo()

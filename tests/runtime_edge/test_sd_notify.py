@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from runtime_edge.service.sd_notify import Notifier
+from runtime_edge.sd_notify import Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])
