@@ -184,6 +184,14 @@ def need_root(what: str, root: Path | None) -> None:
         raise UsageError(f"only root may install {what}: call it with sudo, or give --root or --print")
 
 
+def give_to_owner(state: Path) -> None:
+    """What root has put into a service's state directory belongs to the service."""
+    if os.geteuid() == 0:
+        owner = state.stat()
+        for path in state.rglob("*"):
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
 def systemd_version() -> int:
     """Major version of this machine's systemd. Raises UsageError when there is none."""
     try:

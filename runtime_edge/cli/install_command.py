@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.inference.variants import choose_variant
 from runtime_edge.service.systemd_unit import DEVICE, files
 from runtime_edge.settings import load, read
+from runtime_edge.systemd import give_to_owner
 from runtime_edge.updates.bundle_store import BundleStore
 
 _PATH = click.Path(path_type=Path)
@@ -66,7 +66,7 @@ def _install_bundle(bundle: Path, settings: DeviceConfig, allow_older: bool, qui
     store = BundleStore(settings.state, settings.trusted)
     variant = choose_variant(open_bundle(bundle, store.trusted).manifest, settings.variant, settings.target)
     installed = store.install_local(bundle, variant, allow_older=allow_older)
-    _give_to_owner(settings.state)
+    give_to_owner(settings.state)
     verified = (
         "verified" if store.trusted else "verified by its digests alone (no key is trusted yet: give one with --pub)"
     )
@@ -77,14 +77,6 @@ def _install_bundle(bundle: Path, settings: DeviceConfig, allow_older: bool, qui
             "takes it at its next start"
         )
     return {"bundle": str(installed.path), "generation": generation, "variant": variant, "signed": bool(store.trusted)}
-
-
-def _give_to_owner(state: Path) -> None:
-    """What root has put into a service's state directory belongs to the service."""
-    if os.geteuid() == 0:
-        owner = state.stat()
-        for path in state.rglob("*"):
-            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _install_service(config: Path | None, root: Path | None, show: bool, quiet: bool) -> dict[str, Any]:

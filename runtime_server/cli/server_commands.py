@@ -13,8 +13,11 @@ import click
 
 from runtime_edge.base.aio import cancel_all
 from runtime_edge.click_options import ManyOptions
+from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.sd_notify import Notifier
 from runtime_edge.settings import as_toml, common_names, load, options, read
+from runtime_edge.systemd import need_root, own_program
 from runtime_server.cli.broker_commands import broker
 from runtime_server.cli.dead_letter_commands import dead
 from runtime_server.cli.device_commands import device
@@ -26,12 +29,15 @@ from runtime_server.server import Server
 from runtime_server.serving.live_status import show_status
 from runtime_server.serving.server_settings import ServerSettings
 from runtime_server.serving.server_status import ServerParts, ServerStatus
+from runtime_server.serving.server_unit import SERVER, bring, files, tell_systemd
 from runtime_server.training.ranks import Ranks
 from streamsplit_compile.cli.options import (
     ENCODER_OPTIONS,
     PathParam,
     encoder_options,
+    json_option,
 )
+from streamsplit_compile.cli.printing import print_json
 from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
 
 
@@ -90,6 +96,38 @@ def config_(file: Path | None) -> None:
     click.echo(as_toml(ServerSettings, read(ServerSettings, file) if file else None), nl=False)
 
 
+@server.command()
+@click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam())
+@click.argument("bundle", type=PathParam())
+@click.option("--config", type=PathParam(), help="TOML file of the server's settings, to start from.")
+@click.option("--root", type=PathParam(), help="Write below this directory: for images, or to look at.")
+@click.option("--print", "show", is_flag=True, help="Print the files and write none.")
+@json_option
+def install(
+    encoder_file: Path, bundle: Path, config: Path | None, root: Path | None, show: bool, as_json: bool
+) -> None:
+    """Make the server a service of this machine: a systemd unit, its user, its settings, and copies of both files.
+
+    Example: sudo ssc server install encoder.pt bundle/
+    """
+    if as_json and show:
+        raise UsageError("--print: prints files; leave out --json")
+    settings = {} if config is None else read(ServerSettings, config)
+    if not show:
+        need_root("a service", root)
+        bring(encoder_file, bundle, root)
+    told = SERVER.install(files(settings), root, show, quiet=as_json)
+    if as_json:
+        print_json(told)
+    elif not show:
+        click.echo(
+            f"next: edit {SERVER.config}, then\n"
+            f"  systemd-sysusers && systemctl daemon-reload && systemctl enable --now {SERVER.name}\n"
+            f"  systemctl status {SERVER.name}; journalctl -u {SERVER.name}; as its user for what is in its state:\n"
+            f"  sudo -u {SERVER.name} {own_program()} server status --state {SERVER.state}"
+        )
+
+
 def _load(
     encoder_file: Path,
     bundle: Path,
@@ -120,6 +158,7 @@ async def _serve(server: Server, live: bool) -> None:
 
     def started(parts: ServerParts) -> None:
         _say_started(server, parts)
+        shown.append(asyncio.create_task(tell_systemd(ServerStatus(parts), Notifier())))
         if live:
             shown.append(asyncio.create_task(show_status(ServerStatus(parts))))
 

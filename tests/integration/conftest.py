@@ -76,6 +76,16 @@ def start(tmp_path, toy):
 
 
 @pytest.fixture
+def manager(tmp_path):
+    """What a service tells systemd; `manager.environment` leads it there."""
+    from service_manager import Manager
+
+    made = Manager(tmp_path, watchdog_s=1.5)
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def broker(tmp_path):
     """A broker of this process, to be stopped and started at will."""
     import asyncio

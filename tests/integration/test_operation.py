@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,36 +24,6 @@ from runtime_edge.sd_notify import Notifier
 from runtime_edge.service.status import read_status
 
 SSC = Path(sys.executable).with_name("ssc")
-
-
-class Manager:
-    """systemd's end of the notification socket."""
-
-    def __init__(self, directory: Path, watchdog_s: float) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(directory / "n"))
-        self.environment = {"NOTIFY_SOCKET": str(directory / "n"), "WATCHDOG_USEC": str(int(watchdog_s * 1e6))}
-        self.heard: list[str] = []
-        # All the time: a socket's queue holds ten datagrams, and a device waits for nobody.
-        self._listener = threading.Thread(target=self._listen)
-        self._listener.start()
-
-    def close(self) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
-            own.sendto(b"", self.environment["NOTIFY_SOCKET"])
-        self._listener.join()
-        self._socket.close()
-
-    def _listen(self) -> None:
-        while message := self._socket.recv(4096):
-            self.heard.append(message.decode())
-
-
-@pytest.fixture
-def manager(tmp_path):
-    made = Manager(tmp_path, watchdog_s=1.5)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -1,0 +1,72 @@
+"""The server as a service of systemd: its unit, its user, its files, and what it tells systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.sd_notify import Notifier
+from runtime_edge.settings import as_toml
+from runtime_edge.systemd import Service, below, give_to_owner
+from runtime_server.serving.live_status import status_line
+from runtime_server.serving.server_settings import ServerSettings
+from runtime_server.serving.server_status import ServerStatus
+
+ENCODER, BUNDLE = Path("/var/lib/ssc-server/encoder.pt"), Path("/var/lib/ssc-server/bundle")
+"""Where its user may read them."""
+SERVER = Service(
+    name="ssc-server",
+    description="StreamSplit server",
+    installer="ssc server install",
+    arguments=("server", "run", "--config", "/etc/ssc-server.toml", str(ENCODER), str(BUNDLE)),
+    after="network-online.target time-sync.target",
+    start="# Before it serves it reads its ledger and what the broker has kept.\nTimeoutStartSec=30min",
+    identity="# Who it is: a user of its own, who owns one directory and may open a file for each device.\n"
+    "User=ssc-server\nGroup=ssc-server\nLimitNOFILE=65536",
+    devices="PrivateDevices=yes",
+    watchdog_s=300,
+)
+_USERS = Path("/etc/sysusers.d") / f"{SERVER.name}.conf"
+_SIGNS_OF_LIFE = 4
+"""In the watchdog's time."""
+_UNWATCHED_S = 30.0
+
+
+def files(settings: Mapping[str, object]) -> dict[Path, str]:
+    """What it has beside its unit, by absolute path; `settings` go into its configuration."""
+    return {
+        SERVER.config: as_toml(ServerSettings, {"host": "0.0.0.0", **settings, "state": SERVER.state}),  # noqa: S104
+        SERVER.environment: "# Variables of the service, for example OMP_NUM_THREADS=2.\n",
+        _USERS: f'u {SERVER.name} - "{SERVER.description}" {SERVER.state}\n',
+    }
+
+
+def bring(encoder: Path, bundle: Path, root: Path | None) -> None:
+    """Copy an encoder and its bundle to where the service reads them. Raises UsageError or BundleError."""
+    if not encoder.is_file():
+        raise UsageError(f"{encoder}: no such file; give the encoder that the bundle was compiled from")
+    open_bundle(bundle)
+    state = below(root, SERVER.state)
+    state.mkdir(parents=True, exist_ok=True)
+    shutil.copy(encoder, state / "encoder.new")
+    (state / "encoder.new").replace(below(root, ENCODER))
+    shutil.rmtree(below(root, BUNDLE), ignore_errors=True)
+    shutil.copytree(bundle, below(root, BUNDLE))
+    give_to_owner(state)
+
+
+async def tell_systemd(status: ServerStatus, notifier: Notifier) -> None:
+    """Say that the server serves, that it lives, and how it is doing, until cancelled."""
+    notifier.ready()
+    pause = _UNWATCHED_S if notifier.watchdog_s is None else notifier.watchdog_s / _SIGNS_OF_LIFE
+    try:
+        while True:
+            notifier.alive()
+            notifier.status(status_line({**status.status(), "troubles": status.own_troubles()}, None, pause))
+            await asyncio.sleep(pause)
+    finally:
+        notifier.stopping()
