@@ -12,6 +12,7 @@ fi
 # Installing mosquitto would start it; a policy of 101 keeps every service from being started meanwhile.
 policy=/usr/sbin/policy-rc.d
 [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && trap 'rm -f "$policy"' EXIT; }
-# shellcheck disable=SC2086 - a list of names
+# A list of names.
+# shellcheck disable=SC2086
 (apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing) >/dev/null 2>&1 ||
     echo "cannot be installed: $missing; the tests that need them will skip"
