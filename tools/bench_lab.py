@@ -17,8 +17,9 @@ from pathlib import Path
 
 from runtime_server.harness.network import why_not
 from runtime_server.lab.policy_bench import BenchConfig, PolicyBench, joined, read_bench, run_bench
-from runtime_server.lab.proof.goals import BESIDE, goals
+from runtime_server.lab.proof.goals import BESIDE, Goal, goals, prompt_goals, thrifty_goals
 from runtime_server.lab.proof.proof_page import write_page
+from runtime_server.lab.proof.wins import rows
 from runtime_server.lab.scenarios import SCENARIOS, scenario_named
 from tools.benchmarks import Section, publish
 
@@ -38,9 +39,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--from", dest="files", action="append", default=[], type=Path)
     parser.add_argument("--page", default=_PAGE)
+    parser.add_argument("--prompt", help="scenario/policy of --from that is to be early, such as lte/cut:stem/64+exit.")
+    parser.add_argument("--thrifty", help="That is to need little energy.")
     given, _ = parser.parse_known_args(arguments)
     if given.files:
-        publish_bench(joined([read_bench(path) for path in given.files]), given.page)
+        bench = joined([read_bench(path) for path in given.files])
+        publish_bench(bench, given.page)
+        if given.prompt and given.thrifty:
+            publish(rows_section(bench, given.prompt, given.thrifty))
         return
     if reason := why_not():
         print(f"not measured: {reason}")
@@ -64,14 +70,37 @@ def publish_bench(bench: PolicyBench, page: str = _PAGE) -> None:
         publish(section(bench))
 
 
+def rows_section(bench: PolicyBench, prompt: str, thrifty: str) -> Section:
+    """Two policies of an encoder, held to what the paper has, in every scenario in which they were played."""
+    found = Section(
+        "pay", "Two rows of the proof", "python -m tools.bench_lab --from ... --prompt ... --thrifty ...", "rows"
+    )
+    scenario, _, policy = prompt.partition("/")
+    held = prompt_goals(bench, ENCODERS[0], scenario, policy)
+    scenario, _, policy = thrifty.partition("/")
+    held += thrifty_goals(bench, ENCODERS[0], scenario, policy)
+    for goal in held:
+        found.add(goal.name, goal.value, goal.goal, goal.why + _told_beside(goal))
+    pages = [read_bench(path) for path in sorted(_DOCS.glob(f"{_PAGE}*.json"))]
+    won = [(one.target, row) for one in pages for row in rows(one) if row.wins]
+    told = ", ".join(f"{row.encoder} on {target} over {row.scenario}" for target, row in won)
+    compared = sum(len(rows(one)) for one in pages)
+    found.add("wins", len(won), "at least 3", f"rows of {compared} in which the table pays: {told or 'none'}")
+    return found
+
+
+def _told_beside(goal: Goal) -> str:
+    beside = ", ".join(f"{other} {value}" for other, value in zip(BESIDE, goal.beside, strict=True) if value)
+    return f"; the same of {beside}" if beside else ""
+
+
 def section(bench: PolicyBench) -> Section:
     """The goals, for docs/benchmarks.md."""
     found = Section("proof", "The proof", bench.command)
     for encoder in bench.encoders:
         for goal in goals(bench, encoder):
             name = goal.name.replace(" / ", " to ").replace(" ", "_").lower()
-            beside = ", ".join(f"{other} {value}" for other, value in zip(BESIDE, goal.beside, strict=True) if value)
-            what = f"table in lte against server-only PCM: {goal.why}" + (f"; the same of {beside}" if beside else "")
+            what = f"table in lte against server-only PCM: {goal.why}{_told_beside(goal)}"
             found.add(f"{encoder}.{name}", goal.value, goal.goal, what)
     found.detail("all policies, scenarios and parts", "[proof.md](proof.md)")
     for page in sorted(_DOCS.glob(f"{_PAGE}-*.md")):

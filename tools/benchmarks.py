@@ -18,7 +18,9 @@ _PACKAGES = ("torch", "onnxruntime", "onnx", "numpy")
 
 @dataclass
 class Section:
-    """One tool's numbers. Tools that share a key give their parts names, and keep to names of numbers of their own."""
+    """One tool's numbers. Tools that share a key give their parts names, and keep to names of numbers of their own;
+    those in one mapping may be of several.
+    """
 
     key: str
     title: str
@@ -50,16 +52,15 @@ def publish(section: Section) -> dict[str, Any]:
     """
     path = DOCS / "benchmarks.json"
     content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    kept = content.setdefault(section.key, {}) if section.part else {}
+    kept = _flat(content.get(section.key, {})) if section.part else {}
     names = content.setdefault("parts", {})
     for name in names.get(section.name, []):
         kept.pop(name, None)
-    numbers = _nested(section.numbers)
-    if taken := sorted(numbers.keys() & kept.keys()):
+    if taken := sorted(section.numbers.keys() & kept.keys()):
         raise ValueError(f"{section.name}: {', '.join(taken)} already published by another part of {section.key}")
     if section.part:
-        names[section.name] = sorted(numbers)
-    content[section.key] = kept | numbers
+        names[section.name] = sorted(section.numbers)
+    content[section.key] = _nested(kept | section.numbers)
     content.setdefault("machine", {})[section.name] = machine()
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     _publish_page(section)
@@ -83,6 +84,14 @@ def _nested(numbers: dict[str, float]) -> dict[str, Any]:
         else:
             nested[group] = value
     return nested
+
+
+def _flat(nested: dict[str, Any]) -> dict[str, float]:
+    """The other way round."""
+    found: dict[str, float] = {}
+    for name, value in nested.items():
+        found |= {f"{name}.{rest}": one for rest, one in value.items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def machine() -> dict[str, str]:

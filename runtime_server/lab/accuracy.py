@@ -125,10 +125,13 @@ class Answers:
             info.cut: read_bottleneck(bundle.read(info.decoder.file), manifest.cut_named(info.cut), str(bundle.path))
             for info in manifest.info.bottlenecks
         }
+        self.payloads: dict[str, list[int]] = {}
+        """By name the bytes of each window's payload, of the windows last asked for."""
 
     def of(self, names: Iterable[str], windows: Sequence[Array]) -> dict[str, Array]:
         """By name (windows, d), of windows that follow each other, each (samples,). Raises UsageError without Opus."""
         wanted = set(names)
+        self.payloads = {name: [] for name in wanted}
         streams = {name: self._heard(name, windows) for name in wanted if name.startswith(_OPUS)}
         found: dict[str, list[Array]] = {name: [] for name in sorted(wanted)}
         for window in windows:
@@ -150,17 +153,20 @@ class Answers:
             if (early := action_name(cut.name, 0, "exit")) in wanted:
                 yield early, self._exits[cut.name].embedding()
             for name in {cut.name, *([PCM] if cut.index == 0 else [])} & wanted:
-                codec = self._plain[cut.name]
-                shipped.append((name, cut.index, codec.decode(*codec.encode(activation))))
+                payload, coded = self._plain[cut.name].encode(activation)
+                self.payloads[name].append(len(payload))
+                shipped.append((name, cut.index, self._plain[cut.name].decode(payload, coded)))
             for width in self._manifest.widths.get(cut.name, ()):
                 if (name := action_name(cut.name, width)) in wanted:
-                    shipped.append((name, cut.index, self._through(cut.name, width)))
+                    shipped.append((name, cut.index, self._through(name, cut.name, width)))
         if LOCAL in wanted:
             yield LOCAL, activation[0].copy()
 
-    def _through(self, cut: str, width: int) -> Array:
+    def _through(self, name: str, cut: str, width: int) -> Array:
         """What arrives of the activation there through its bottleneck."""
-        latent = self._narrow[cut].codec.decode(*self._narrow[cut].encode(width), width)
+        payload, coded = self._narrow[cut].encode(width)
+        self.payloads[name].append(len(payload))
+        latent = self._narrow[cut].codec.decode(payload, coded, width)
         with torch.inference_mode():
             decoded: Array = self._decoders[cut].decode(torch.from_numpy(latent)).numpy()
         return decoded
@@ -172,7 +178,9 @@ class Answers:
         encoder = AudioStreamEncoder("opus", *shape, float(stream.removeprefix(_OPUS)))
         decoder = AudioStreamDecoder("opus", *shape)
         for index, window in enumerate(windows):
-            yield decoder.decode(encoder.encode(window, index, alone=False), index)
+            payload = encoder.encode(window, index, alone=False)
+            self.payloads[stream].append(len(payload))
+            yield decoder.decode(payload, index)
 
 
 def _answered(embedding: Array) -> Array:

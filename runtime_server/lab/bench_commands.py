@@ -59,6 +59,7 @@ from streamsplit_compile.cli.printing import print_json, print_table
 )
 @click.option("--meter", type=PathParam(), help="A USB meter's log while this runs: CSV with time_s, watts.")
 @click.option("--profile", type=PathParam(), help="Measured costs of the target (`ssc bench device`).")
+@click.option("--bundle", type=PathParam(), help="The encoder's bundle [default: compile one on --audio].")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of links, loads and audio.")
 @click.option("-o", "--out", type=PathParam(), default=Path("bench"), show_default=True, help="Directory to write to.")
 @link_option

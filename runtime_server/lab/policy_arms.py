@@ -29,6 +29,8 @@ OPUS_KBPS = (6, 12, 16, 24)
 _CPU_EDGES = tuple(np.round(np.linspace(0.1, MAX_LOAD, 9), 3).tolist())
 _MBPS_EDGES = tuple(np.round(np.linspace(0.5, RULE_FULL_MBPS, 16), 3).tolist())
 _TRACES, _WINDOWS = 64, 240
+_PACKED = ("--deadline-ms", "8000")
+"""Windows of so many seconds go in one message."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def all_policies(bundle: Bundle, target: str, scenario: Playable, seed: int) -> 
     """Server-only in each encoding, device-only, each fixed action, the rule, a table, the optimum.
 
     The table is the bundle's, trained again for the radio of the scenario's link. A fixed action is a cut, in a width
-    of its bottleneck or as it is, answered first by its exit or not; those that the table leaves out are not usual.
+    of its bottleneck or as it is, answered first by its exit or not; those that the table leaves out are not usual, nor
+    are those on a device that may take its time (`packed:`).
     """
     table = table_for(bundle.manifest, load_target(target), scenario.link, seed, "ssc bench")
     actions = bundle_actions(bundle.manifest, target)
@@ -64,6 +67,11 @@ def all_policies(bundle: Bundle, target: str, scenario: Playable, seed: int) -> 
     found += [Policy("device-only", last, ("--min-cut", LOCAL), (LOCAL, LOCAL))]
     found += [
         Policy(f"cut:{one.name}", only(table, one), (), _answers(one), one.name in table.actions) for one in actions[1:]
+    ]
+    found += [
+        Policy(f"packed:{one.name}", only(table, one), _PACKED, _answers(one), usual=False)
+        for one in actions[1:]
+        if one.teaches
     ]
     found += [Policy("rule", rule(table)), Policy("table", table), Policy("optimum", optimum(table, scenario, seed))]
     return found

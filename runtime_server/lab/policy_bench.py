@@ -68,7 +68,16 @@ class BenchConfig:
     meter: Path | None = None
     profile: Path | None = None
     """What `ssc bench device` or `ssc profile` measured, in place of the target's predictions."""
+    bundle: Path | None = None
+    """Compiled before, for the only encoder; else one is compiled."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a bundle of several encoders, or with what was settled when it was compiled."""
+        if self.bundle is not None and len(self.encoders) > 1:
+            raise UsageError("--bundle is of one encoder; give one --encoder")
+        if self.bundle is not None and self.profile is not None:
+            raise UsageError("--profile prices a bundle as it is compiled; give it to `ssc compile` instead")
 
 
 class EncoderFigures(Strict, frozen=True, kw_only=True):
@@ -242,13 +251,14 @@ class _PreparedEncoder:
             await _ssc("encoder", "new", name, "-o", str(file))
         elif not file.is_file():
             raise UsageError(f"{file}: no such encoder file")
-        say(f"{short}: compiling for {config.target}")
         heard = BenchAudio(config.audio, config.fold)
-        calibrate = ["--calibrate", str(folder)] if (folder := heard.calibration(work)) else []
-        targets = ",".join(dict.fromkeys((config.target, "x86-64")))
-        profile = ["--profile", str(config.profile)] if config.profile else []
-        await _ssc("compile", str(file), "--targets", targets, "-o", str(work / "bundle"), *calibrate, *profile)
-        bundle = open_bundle(work / "bundle")
+        if config.bundle is None:
+            say(f"{short}: compiling for {config.target}")
+            calibrate = ["--calibrate", str(folder)] if (folder := heard.calibration(work)) else []
+            targets = ",".join(dict.fromkeys((config.target, "x86-64")))
+            profile = ["--profile", str(config.profile)] if config.profile else []
+            await _ssc("compile", str(file), "--targets", targets, "-o", str(work / "bundle"), *calibrate, *profile)
+        bundle = open_bundle(config.bundle or work / "bundle")
         audio = work / "audio.wav"
         seconds = config.seconds + _SPARE_S
         waveform = heard.waveform(seconds, bundle.manifest.info.front_end.sample_rate, config.seed)

@@ -107,6 +107,13 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("lte", "0.5 to 8 Mbit/s, 50 to 200 ms", (0.5, 8.0), (50.0, 200.0), 15.0, link="lte"),
+        Scenario(
+            "lte-router",
+            "LTE, whose modem is a router's; the device reaches it over Wi-Fi",
+            (0.5, 8.0),
+            (50.0, 200.0),
+            15.0,
+        ),
         Scenario("wifi", "2 to 50 Mbit/s, 5 to 40 ms", (2.0, 50.0), (5.0, 40.0), 5.0),
         Scenario("lora-gateway", "50 kbit/s, 100 to 200 ms", (0.05, 0.05), (100.0, 200.0), 15.0, link="lora"),
         Scenario(

@@ -40,6 +40,17 @@ def test_parts_of_a_key_keep_each_others_numbers_and_replace_their_own(docs: Pat
     assert "server.gone" not in page
 
 
+def test_parts_share_a_mapping_and_each_replaces_its_own_of_it(docs: Path) -> None:
+    publish(section("load", lost__one=1.0, lost__gone=2.0))
+    publish(section("learning", lost__other=3.0))
+
+    publish(section("load", lost__one=4.0))
+
+    assert json.loads((docs / "benchmarks.json").read_text())["server"] == {"lost": {"one": 4.0, "other": 3.0}}
+    with pytest.raises(ValueError, match=r"server\.load: lost\.other already published"):
+        publish(section("load", lost__other=1.0))
+
+
 def test_a_section_without_a_part_replaces_its_key(docs: Path) -> None:
     publish(Section("edge", "The device", "python -m tools.edge", numbers={"a": 1.0}))
     publish(Section("edge", "The device", "python -m tools.edge", numbers={"b": 2.0}))

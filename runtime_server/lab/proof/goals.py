@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runtime_server.lab.figures import Figures
 from runtime_server.lab.policy_bench import PolicyBench
-from runtime_server.lab.proof.proof_report import BASELINE, ratios, runs_of, scored
+from runtime_server.lab.proof.proof_report import BASELINE, Ratios, first_ms, ratios, runs_of, scored
 
 OURS = "table"
 BESIDE = ("opus-16", "device-only")
@@ -98,6 +98,51 @@ def goals(bench: PolicyBench, encoder: str, scenario: str = "lte", policy: str =
         )
         found += _against_opus(bench, encoder, scenario, policy, own.probe)
     return found
+
+
+def prompt_goals(bench: PolicyBench, encoder: str, scenario: str, policy: str) -> list[Goal]:
+    """A row that is to be early: against server-only PCM, and its last answers against Opus. Empty without them."""
+    opus, _ = BESIDE
+    runs, base, beside = (runs_of(bench, encoder, scenario, name) for name in (policy, BASELINE, opus))
+    if not (runs and base and beside):
+        return []
+    final = {name: statistics.median(run.latency_ms["p50"] for run in runs_of(bench, encoder, scenario, name))
+             for name in (policy, BASELINE, opus)}  # fmt: skip
+    first = statistics.median(first_ms(run)["p50"] for run in runs)
+    ratio = ratios(bench, encoder, scenario, policy)
+    saved = statistics.median(min(one.bytes_saved, one.both_saved) for one in ratio)
+    where = f"{policy}, {encoder} on {bench.target}, {scenario}"
+    return [
+        Goal("latency_first", "up to 4.7", statistics.median(one.first_latency for one in ratio), "at least 4.7",
+             f"{where}: first answers after {first:.0f} ms, those of {BASELINE} after {final[BASELINE]:.0f}",
+             _beside(bench, encoder, scenario, "first_latency")),
+        Goal("latency_final_vs_opus", "", final[policy] / final[opus], "at most 1.0",
+             f"{where}: last answers after {final[policy]:.0f} ms, those of {opus} after {final[opus]:.0f}"),
+        Goal("bytes_saved", "0.771", saved, "at least 0.9",
+             f"{where}: bytes up, and both ways, the less of either: "
+             f"{_up(runs):.1f} MB/h up, {BASELINE} {_up(base):.0f}", _beside(bench, encoder, scenario, "both_saved")),
+    ]  # fmt: skip
+
+
+def thrifty_goals(bench: PolicyBench, encoder: str, scenario: str, policy: str) -> list[Goal]:
+    """A row that is to need little energy, against server-only PCM and the device alone. Empty without them."""
+    _, device = BESIDE
+    ratio, alone = (ratios(bench, encoder, scenario, policy, name) for name in (BASELINE, device))
+    if not (ratio and alone):
+        return []
+    runs = runs_of(bench, encoder, scenario, policy)
+    energy = {name: statistics.median(run.energy_mj[name] for run in runs) for name in ("compute", "radio")}
+    radio = bench.scenarios[scenario].link if scenario in bench.scenarios else ""
+    why = f"{policy}, {encoder} on {bench.target}, {scenario}, radio {radio}: {_parts(energy, 'mJ')}"
+    return [
+        Goal("energy_saved", "0.523", _median_saved(ratio), "at least 0.523",
+             why, _beside(bench, encoder, scenario, "energy_saved")),
+        Goal("energy_vs_device_only", "", 1 - _median_saved(alone), "at most 0.3", why),
+    ]  # fmt: skip
+
+
+def _median_saved(ratio: list[Ratios]) -> float:
+    return statistics.median(one.energy_saved for one in ratio)
 
 
 def _beside(bench: PolicyBench, encoder: str, scenario: str, name: str) -> tuple[str, ...]:

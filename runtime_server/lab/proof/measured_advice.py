@@ -6,12 +6,11 @@ import itertools
 import statistics
 from collections.abc import Callable, Sequence
 
-from runtime_edge.formats.records.table import Reward
-from runtime_edge.policy.reward import exit_latency_ms, worth
 from runtime_server.lab.accuracy import Accuracy
 from runtime_server.lab.figures import Figures
 from runtime_server.lab.policy_bench import PolicyBench
 from runtime_server.lab.proof.proof_report import first_ms, policies_of, runs_of, scored
+from runtime_server.lab.proof.wins import reward_of
 from streamsplit_compile.advice.advice import DEVICE_ONLY, TABLE, Advice, Estimate
 
 _HOUR_S = 3600
@@ -49,22 +48,17 @@ def _measured(policy: str, runs: Sequence[Figures], accuracy: Accuracy | None) -
     )
     idle_mj = of(lambda run: run.energy_mj.get("idle", 0.0))
     first, final = of(lambda run: first_ms(run)["p50"]), of(lambda run: run.latency_ms["p50"])
-    agreed = of(lambda run: run.fidelity)
-    agreed_first = of(lambda run: run.fidelity if run.fidelity_first is None else run.fidelity_first)
-    above_idle_mj = of(lambda run: run.energy_mj["total"])
-    reward, share = Reward(), Reward().first_share
-    latency_ms = exit_latency_ms(first, final, reward)
     return Estimate(
         policy=policy,
         first_ms=first,
         final_ms=final,
         up_bytes=of(lambda run: run.up_mb_per_hour) * 1e6 * hop_s / _HOUR_S,
         down_bytes=of(lambda run: run.down_mb_per_hour) * 1e6 * hop_s / _HOUR_S,
-        above_idle_mj=above_idle_mj,
+        above_idle_mj=of(lambda run: run.energy_mj["total"]),
         idle_mj=idle_mj,
-        agreement=agreed,
+        agreement=of(lambda run: run.fidelity),
         memory_mb=of(lambda run: run.memory_mb),
-        reward=sum(worth(share * agreed_first + (1 - share) * agreed, latency_ms, above_idle_mj, reward)),
+        reward=reward_of(runs),
         hop_s=hop_s,
         head=None if accuracy is None else accuracy.head,
         head_first=None if accuracy is None else accuracy.head_first,

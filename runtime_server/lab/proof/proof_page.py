@@ -27,12 +27,14 @@ from runtime_server.lab.proof.proof_report import (
     spread,
     times,
 )
+from runtime_server.lab.proof.wins import PHIS, best_other, rows
 
 
 def write_page(bench: PolicyBench, path: Path, title: str = "The proof") -> None:
     """Write the page and, beside it, its pictures."""
     pairs = list(dict.fromkeys((run.encoder, run.scenario) for run in bench.runs))
     lines = [f"# {title}", "", *_how(bench), "", "## Against the paper", "", *_headline(bench), ""]
+    lines += _where_it_pays(bench)
     for encoder, scenario in pairs:
         lines += [
             f"## {encoder}, {scenario}",
@@ -141,6 +143,34 @@ def _headline(bench: PolicyBench) -> list[str]:
         *_against_baselines(bench),
         "",
         *(f"- {text}" for text in DIFFERS),
+    ]
+
+
+def _where_it_pays(bench: PolicyBench) -> list[str]:
+    """A row for each encoder and link in which the table can be compared."""
+    found = []
+    for row in rows(bench):
+        against = (best_other(row.rewards[phi]) for phi in PHIS)
+        rewards = (
+            f"{row.rewards[phi][OURS]:.2f}; {name} {value:.2f}"
+            for phi, (name, value) in zip(PHIS, against, strict=True)
+        )
+        advice = measured_advice(bench, row.encoder, row.scenario)
+        advised = advice.best.policy if advice else ""
+        found.append([row.encoder, row.scenario, *rewards, "; ".join(row.reasons) or "**yes**", advised])
+    if not found:
+        return []
+    columns = ("encoder", f"{bench.target} on", *(f"reward of table, best other, phi {phi:g}" for phi in PHIS))
+    return [
+        "## Where cutting pays",
+        "",
+        f"In {sum(row.wins for row in rows(bench))} of {len(found)} rows the table pays: its reward is above that of "
+        "every alternative that was played, it is better than each server-only way in two of first and last answers, "
+        "bytes and energy, and than the device alone in first answers and energy, or by a point of accuracy. Rewards "
+        "are of what was measured, without a value for what the server learns, which all that ship would have.",
+        "",
+        *_table((*columns, "does it pay", "advised"), found),
+        "",
     ]
 
 

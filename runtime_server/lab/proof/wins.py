@@ -1,0 +1,105 @@
+"""Where cutting pays: in which rows of a measurement the table is better than all that a user would take instead."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from runtime_edge.formats.records.table import Reward
+from runtime_edge.policy.reward import exit_latency_ms, worth
+from runtime_server.lab.figures import Figures
+from runtime_server.lab.policy_bench import PolicyBench
+from runtime_server.lab.proof.proof_report import SERVER_ONLY, first_ms, policies_of, runs_of, scored
+
+OURS, DEVICE_ONLY = "table", "device-only"
+PHIS = (0.5, 0.0, 1.0)
+"""What the first answer counts; the first of them decides."""
+_MOST_LOST, _GAINED = 1.0, 1.0
+"""Points of accuracy: that a win may lose, and that make up for a device's own energy and latency."""
+_LEAST_BETTER = 2
+"""Of the four, against each server-only way."""
+_FOUR: Mapping[str, Callable[[Figures], float]] = {
+    "first": lambda run: first_ms(run)["p50"],
+    "final": lambda run: run.latency_ms["p50"],
+    "bytes": lambda run: run.up_mb_per_hour + run.down_mb_per_hour,
+    "energy": lambda run: run.energy_mj["total"],
+}
+"""In each, less is better."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The table in one scenario with one encoder."""
+
+    encoder: str
+    scenario: str
+    rewards: dict[float, dict[str, float]]
+    """By phi and policy, without a value for what a server learns."""
+    reasons: tuple[str, ...]
+    """Why it does not win; none if it does."""
+
+    @property
+    def wins(self) -> bool:
+        """Whether cutting pays here."""
+        return not self.reasons
+
+
+def rows(bench: PolicyBench) -> list[Row]:
+    """Of every encoder and scenario in which the table, the device alone and a server-only way were played."""
+    found = []
+    for encoder, scenario in dict.fromkeys((run.encoder, run.scenario) for run in bench.runs):
+        played = policies_of(bench, encoder, scenario)
+        alternatives = [name for name in played if name in (*SERVER_ONLY, DEVICE_ONLY)]
+        if OURS in played and DEVICE_ONLY in played and len(alternatives) > 1:
+            found.append(_row(bench, encoder, scenario, alternatives))
+    return found
+
+
+def _row(bench: PolicyBench, encoder: str, scenario: str, alternatives: Sequence[str]) -> Row:
+    runs = {name: runs_of(bench, encoder, scenario, name) for name in (OURS, *alternatives)}
+    rewards = {phi: {name: reward_of(own, phi) for name, own in runs.items()} for phi in PHIS}
+    reasons = []
+    best, most = best_other(rewards[PHIS[0]])
+    if (own := rewards[PHIS[0]][OURS]) <= most:
+        reasons.append(f"reward {own:.2f}, {best} {most:.2f}")
+    gained = {name: _points(bench, encoder, scenario, name) for name in alternatives}
+    for name in alternatives:
+        better = [what for what in _FOUR if _median(runs[OURS], what) < _median(runs[name], what)]
+        if name == DEVICE_ONLY:
+            enough = {"first", "energy"} <= set(better) or gained[name] >= _GAINED
+        else:
+            enough = len(better) >= _LEAST_BETTER
+        if not enough:
+            reasons.append(f"better than {name} in {' and '.join(better) or 'nothing'}")
+    if gained[DEVICE_ONLY] < -_MOST_LOST:  # which runs the whole encoder
+        reasons.append(f"{-gained[DEVICE_ONLY]:.2f} points lost")
+    return Row(encoder, scenario, rewards, tuple(reasons))
+
+
+def best_other(rewards: Mapping[str, float]) -> tuple[str, float]:
+    """The alternative to the table with the largest reward."""
+    return max(((name, value) for name, value in rewards.items() if name != OURS), key=lambda other: other[1])
+
+
+def _median(runs: Sequence[Figures], what: str) -> float:
+    return float(statistics.median(map(_FOUR[what], runs)))
+
+
+def reward_of(runs: Sequence[Figures], phi: float = Reward().first_share) -> float:
+    """Of the repetitions of a policy, by medians of what was measured, without a value for what a server learns."""
+    reward = msgspec.structs.replace(Reward(), phi=phi)
+    agreed = statistics.median(run.fidelity for run in runs)
+    first = statistics.median(run.fidelity if run.fidelity_first is None else run.fidelity_first for run in runs)
+    latency_ms = exit_latency_ms(_median(runs, "first"), _median(runs, "final"), reward)
+    return float(sum(worth(phi * first + (1 - phi) * agreed, latency_ms, _median(runs, "energy"), reward)))
+
+
+def _points(bench: PolicyBench, encoder: str, scenario: str, other: str) -> float:
+    """Points of accuracy that the table has more than another policy; 0 where it was not measured."""
+    own, others = (scored(bench, encoder, scenario, name) for name in (OURS, other))
+    if own is None or others is None or own.head is None or others.head is None:
+        return 0.0
+    return 100 * (own.head - others.head)
