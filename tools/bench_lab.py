@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from runtime_server.harness.network import why_not
 from runtime_server.lab.policy_bench import BenchConfig, PolicyBench, joined, read_bench, run_bench
 from runtime_server.lab.proof.goals import BESIDE, Goal, goals, prompt_goals, thrifty_goals
 from runtime_server.lab.proof.proof_page import write_page
-from runtime_server.lab.proof.wins import rows
+from runtime_server.lab.proof.wins import Points, rows
 from runtime_server.lab.scenarios import SCENARIOS, scenario_named
+from tools.bench_pay import POINTS_OF
 from tools.benchmarks import Section, publish
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -40,11 +43,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--from", dest="files", action="append", default=[], type=Path)
     parser.add_argument("--page", default=_PAGE)
     parser.add_argument("--prompt", help="scenario/policy of --from that is to be early, such as lte/cut:stem/64+exit.")
+    parser.add_argument("--note", action="append", default=[], help="What was not played, and why; stands on the page.")
     parser.add_argument("--thrifty", help="That is to need little energy.")
     given, _ = parser.parse_known_args(arguments)
     if given.files:
         bench = joined([read_bench(path) for path in given.files])
-        publish_bench(bench, given.page)
+        publish_bench(bench, given.page, given.note)
         if given.prompt and given.thrifty:
             publish(rows_section(bench, given.prompt, given.thrifty))
         return
@@ -62,9 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
     publish_bench(asyncio.run(run_bench(config, print)))
 
 
-def publish_bench(bench: PolicyBench, page: str = _PAGE) -> None:
+def publish_bench(bench: PolicyBench, page: str = _PAGE, notes: Sequence[str] = ()) -> None:
     """The page with its pictures, the figures for `ssc bench compare`, and the goals among the benchmarks."""
-    write_page(bench, _DOCS / f"{page}.md", "The proof" if page == _PAGE else f"The proof on {bench.target}")
+    title = "The proof" if page == _PAGE else f"The proof on {bench.target}"
+    write_page(bench, _DOCS / f"{page}.md", title, points(), notes)
     (_DOCS / f"{page}.json").write_bytes(bench.to_json())
     if page == _PAGE:
         publish(section(bench))
@@ -82,11 +87,17 @@ def rows_section(bench: PolicyBench, prompt: str, thrifty: str) -> Section:
     for goal in held:
         found.add(goal.name, goal.value, goal.goal, goal.why + _told_beside(goal))
     pages = [read_bench(path) for path in sorted(_DOCS.glob(f"{_PAGE}*.json"))]
-    won = [(one.target, row) for one in pages for row in rows(one) if row.wins]
+    won = [(one.target, row) for one in pages for row in rows(one, points()) if row.wins]
     told = ", ".join(f"{row.encoder} on {target} over {row.scenario}" for target, row in won)
     compared = sum(len(rows(one)) for one in pages)
     found.add("wins", len(won), "at least 3", f"rows of {compared} in which the table pays: {told or 'none'}")
     return found
+
+
+def points() -> Points:
+    """What `tools.bench_pay` has published."""
+    pay = json.loads((_DOCS / "benchmarks.json").read_text())["pay"]
+    return {name.removeprefix(POINTS_OF): of for name, of in pay.items() if name.startswith(POINTS_OF)}
 
 
 def _told_beside(goal: Goal) -> str:

@@ -1,6 +1,6 @@
 """How few bytes may be shipped of an encoder with a head, and how early it may answer, before its labels suffer.
 
-    python -m tools.bench_pay resnet18 bundle/ head.json --audio recordings/ [--cut layer2.0] [--no-publish]
+    python -m tools.bench_pay resnet18 bundle/ head.json --audio recordings/ [--components layer2.0] [--no-publish]
 
 `bundle/` was compiled on recordings that are not of fold 5, `head.json` is the encoder's head (`ssc encoder new` writes
 it). The clips of fold 5 of ESC-10 and Speech Commands (`recordings/<set>/labels.csv`) go through what devices and
@@ -39,9 +39,11 @@ from tools.reference.corpus import GATE_DB, HELD_OUT_FOLD, SETS
 MOST_WORK, MOST_LOST = 0.4, 1.0
 """Of the multiply-adds past the front end, before a cut; points, on average."""
 EXIT_WORK = 0.6
-RANKS, BITS = (4, 8, 16, 32), (4, 6)
+POINTS_OF = "points_lost_of_"
+"""Before an encoder's name: the mapping of all that is published of it."""
+RANKS, BITS = (8, 16, 32), (4, 6)
 _LEVEL = 19
-_FITTED, _WINDOWS = 512, 64
+_FITTED, _WINDOWS = 512, 4
 """Windows that components are fitted to; at most of a clip."""
 Array = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -166,19 +168,20 @@ def by_components(bundle: Bundle, name: str, known: Sequence[LabelledClip], judg
     return ways
 
 
-def measure(bundle: Bundle, head: Head, audio: Path, target: str, cuts: Sequence[str]) -> tuple[list[Way], list[Way]]:
-    """Every width and exit of some cuts, or of all, and Opus; and components at the last of the cuts."""
+def measure(
+    bundle: Bundle, head: Head, audio: Path, target: str, chosen: Sequence[str], beside: str | None
+) -> tuple[list[Way], list[Way]]:
+    """The whole encoder, Opus, and chosen ways or every width and exit; and components at a cut."""
     manifest = bundle.manifest
     clips, known = clips_of(audio, manifest, head)
-    early = [info.cut for info in manifest.info.exits if not cuts or info.cut in cuts]
-    narrow = [cut for cut in manifest.widths if not cuts or cut in cuts]
-    names = [LOCAL, "opus-16", *(action_name(cut, 0, "exit") for cut in early)]
-    names += [action_name(cut, width) for cut in narrow for width in manifest.widths[cut]]
+    every = [action_name(info.cut, 0, "exit") for info in manifest.info.exits]
+    every += [action_name(cut, width) for cut, widths in manifest.widths.items() for width in widths]
+    names = [LOCAL, "opus-16", *(chosen or every)]
     answers = Answers(bundle, target)
     found = answers.of(names, list(clips.windows))
     judge = Judge(clips, head, found[LOCAL])
     ways = [judge.way(name, found[name], answers.payloads[name]) for name in names]
-    return ways, by_components(bundle, cuts[-1], known, judge) if cuts else []
+    return ways, by_components(bundle, beside, known, judge) if beside else []
 
 
 def least(ways: Sequence[Way]) -> Way | None:
@@ -212,7 +215,9 @@ def section(name: str, manifest: Manifest, ways: Sequence[Way], beside: Sequence
         first = min(exits, key=lambda one: one.lost)
         told = f"points: {first.name}, {where[cut_of[first.name]]}; {clips} clips of fold 5; {first}"
         found.add(f"exit_points_lost.{name}", first.lost, "at most 4", told)
-    for one in [*ways, *beside]:
+    for one in ways:
+        found.add(f"{POINTS_OF}{name}.{one.name}", one.lost, "", str(one))
+    for one in beside:
         found.detail(one.name, str(one))
     return found
 
@@ -225,11 +230,12 @@ def main() -> None:
     parser.add_argument("head", type=Path)
     parser.add_argument("--audio", type=Path, required=True)
     parser.add_argument("--target", default="rpi4", help="Whose blocks run.")
-    parser.add_argument("--cut", action="append", default=[], help="Only these; components at the last one.")
+    parser.add_argument("--way", action="append", default=[], help="Only these, such as layer2.0/32 or layer2.0+exit.")
+    parser.add_argument("--components", metavar="CUT", help="Where components of channels are measured, too.")
     parser.add_argument("--no-publish", action="store_true", help="print the numbers and leave docs/ alone")
     given = parser.parse_args()
     bundle = open_bundle(given.bundle)
-    ways, beside = measure(bundle, read_head(given.head), given.audio, given.target, given.cut)
+    ways, beside = measure(bundle, read_head(given.head), given.audio, given.target, given.way, given.components)
     clips = sum(clip.fold == HELD_OUT_FOLD for name in SETS for clip in read_clips(given.audio / name / "labels.csv"))
     (show if given.no_publish else publish)(section(given.name, bundle.manifest, ways, beside, clips))
 

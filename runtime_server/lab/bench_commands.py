@@ -46,9 +46,7 @@ from streamsplit_compile.cli.printing import print_json, print_table
     "--seconds", default=60.0, show_default=True, type=click.FloatRange(5, 3600), help="Length of each run, s."
 )
 @click.option("--repeats", default=2, show_default=True, type=click.IntRange(1, 100), help="Runs of each policy.")
-@click.option(
-    "--clips-every", default=1, show_default=True, type=click.IntRange(1), help="Take every n-th labelled clip."
-)
+@click.option("--clips-every", default=1, show_default=True, type=click.IntRange(1), help="Take every n-th clip.")
 @click.option("--fold", type=click.IntRange(1, 5), help="Play and judge only this fold, and calibrate on the others.")
 @click.option(
     "--network",

@@ -29,7 +29,7 @@ OPUS_KBPS = (6, 12, 16, 24)
 _CPU_EDGES = tuple(np.round(np.linspace(0.1, MAX_LOAD, 9), 3).tolist())
 _MBPS_EDGES = tuple(np.round(np.linspace(0.5, RULE_FULL_MBPS, 16), 3).tolist())
 _TRACES, _WINDOWS = 64, 240
-_PACKED = ("--deadline-ms", "8000")
+_PACKED = ("--deadline-ms", "4000")
 """Windows of so many seconds go in one message."""
 
 

@@ -272,6 +272,7 @@ class _PreparedEncoder:
         for scenario in self.config.scenarios:
             policies = self._policies(scenario)
             played |= {policy.name: policy for policy in policies}
+            self.say(f"{self.name} {scenario.name}: playing {len(policies)} policies")
             for repeat in range(self.config.repeats):
                 for policy in policies:
                     runs.append(await self._play(lab, scenario, policy, repeat))

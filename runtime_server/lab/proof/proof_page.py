@@ -27,14 +27,21 @@ from runtime_server.lab.proof.proof_report import (
     spread,
     times,
 )
-from runtime_server.lab.proof.wins import PHIS, best_other, rows
+from runtime_server.lab.proof.wins import PHIS, Points, best_other, rows
 
 
-def write_page(bench: PolicyBench, path: Path, title: str = "The proof") -> None:
-    """Write the page and, beside it, its pictures."""
+def write_page(
+    bench: PolicyBench,
+    path: Path,
+    title: str = "The proof",
+    points: Points | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the page and, beside it, its pictures. `points` are those of `wins.rows`; `notes` stand behind its rows."""
     pairs = list(dict.fromkeys((run.encoder, run.scenario) for run in bench.runs))
     lines = [f"# {title}", "", *_how(bench), "", "## Against the paper", "", *_headline(bench), ""]
-    lines += _where_it_pays(bench)
+    lines += _where_it_pays(bench, points)
+    lines += [*(f"- {note}" for note in notes), ""] if notes else []
     for encoder, scenario in pairs:
         lines += [
             f"## {encoder}, {scenario}",
@@ -146,10 +153,10 @@ def _headline(bench: PolicyBench) -> list[str]:
     ]
 
 
-def _where_it_pays(bench: PolicyBench) -> list[str]:
+def _where_it_pays(bench: PolicyBench, points: Points | None) -> list[str]:
     """A row for each encoder and link in which the table can be compared."""
     found = []
-    for row in rows(bench):
+    for row in rows(bench, points):
         against = (best_other(row.rewards[phi]) for phi in PHIS)
         rewards = (
             f"{row.rewards[phi][OURS]:.2f}; {name} {value:.2f}"
@@ -164,10 +171,10 @@ def _where_it_pays(bench: PolicyBench) -> list[str]:
     return [
         "## Where cutting pays",
         "",
-        f"In {sum(row.wins for row in rows(bench))} of {len(found)} rows the table pays: its reward is above that of "
-        "every alternative that was played, it is better than each server-only way in two of first and last answers, "
-        "bytes and energy, and than the device alone in first answers and energy, or by a point of accuracy. Rewards "
-        "are of what was measured, without a value for what the server learns, which all that ship would have.",
+        f"In {sum(row.wins for row in rows(bench, points))} of {len(found)} rows the table pays: its reward is above "
+        "that of every alternative that was played, it is better than each server-only way in two of first and last "
+        "answers, bytes and energy, and than the device alone in first answers and energy, or by a point of accuracy. "
+        "Rewards are of what was measured, without a value for what the server learns, which all that ship would have.",
         "",
         *_table((*columns, "does it pay", "advised"), found),
         "",

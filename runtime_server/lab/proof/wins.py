@@ -47,35 +47,47 @@ class Row:
         return not self.reasons
 
 
-def rows(bench: PolicyBench) -> list[Row]:
-    """Of every encoder and scenario in which the table, the device alone and a server-only way were played."""
+Points = Mapping[str, Mapping[str, float]]
+"""Points of accuracy lost, by encoder and by what made an answer (`accuracy.Answers`), where many clips were judged."""
+
+
+def rows(bench: PolicyBench, points: Points | None = None) -> list[Row]:
+    """Of every encoder and scenario in which the table, the device alone and a server-only way were played.
+
+    Accuracy is that of `points` where an encoder's are known, else of the bench's own clips.
+    """
     found = []
     for encoder, scenario in dict.fromkeys((run.encoder, run.scenario) for run in bench.runs):
         played = policies_of(bench, encoder, scenario)
         alternatives = [name for name in played if name in (*SERVER_ONLY, DEVICE_ONLY)]
         if OURS in played and DEVICE_ONLY in played and len(alternatives) > 1:
-            found.append(_row(bench, encoder, scenario, alternatives))
+            found.append(_row(bench, encoder, scenario, alternatives, (points or {}).get(encoder)))
     return found
 
 
-def _row(bench: PolicyBench, encoder: str, scenario: str, alternatives: Sequence[str]) -> Row:
+def _row(
+    bench: PolicyBench, encoder: str, scenario: str, alternatives: Sequence[str], points: Mapping[str, float] | None
+) -> Row:
     runs = {name: runs_of(bench, encoder, scenario, name) for name in (OURS, *alternatives)}
     rewards = {phi: {name: reward_of(own, phi) for name, own in runs.items()} for phi in PHIS}
     reasons = []
     best, most = best_other(rewards[PHIS[0]])
     if (own := rewards[PHIS[0]][OURS]) <= most:
         reasons.append(f"reward {own:.2f}, {best} {most:.2f}")
-    gained = {name: _points(bench, encoder, scenario, name) for name in alternatives}
+    lost = {name: _lost(bench, encoder, scenario, name, points) for name in (OURS, DEVICE_ONLY)}
+    gained = 0.0 if None in lost.values() else (lost[DEVICE_ONLY] or 0.0) - (lost[OURS] or 0.0)
     for name in alternatives:
         better = [what for what in _FOUR if _median(runs[OURS], what) < _median(runs[name], what)]
         if name == DEVICE_ONLY:
-            enough = {"first", "energy"} <= set(better) or gained[name] >= _GAINED
+            enough = {"first", "energy"} <= set(better) or gained >= _GAINED
         else:
             enough = len(better) >= _LEAST_BETTER
         if not enough:
             reasons.append(f"better than {name} in {' and '.join(better) or 'nothing'}")
-    if gained[DEVICE_ONLY] < -_MOST_LOST:  # which runs the whole encoder
-        reasons.append(f"{-gained[DEVICE_ONLY]:.2f} points lost")
+    if None in lost.values():
+        reasons.append("accuracy was not measured")
+    elif gained < -_MOST_LOST:  # the device alone runs the whole encoder
+        reasons.append(f"{-gained:.2f} points lost")
     return Row(encoder, scenario, rewards, tuple(reasons))
 
 
@@ -97,9 +109,13 @@ def reward_of(runs: Sequence[Figures], phi: float = Reward().first_share) -> flo
     return float(sum(worth(phi * first + (1 - phi) * agreed, latency_ms, _median(runs, "energy"), reward)))
 
 
-def _points(bench: PolicyBench, encoder: str, scenario: str, other: str) -> float:
-    """Points of accuracy that the table has more than another policy; 0 where it was not measured."""
-    own, others = (scored(bench, encoder, scenario, name) for name in (OURS, other))
-    if own is None or others is None or own.head is None or others.head is None:
-        return 0.0
-    return 100 * (own.head - others.head)
+def _lost(
+    bench: PolicyBench, encoder: str, scenario: str, policy: str, points: Mapping[str, float] | None
+) -> float | None:
+    """Points of accuracy lost by a policy's last answers; None where it is not known of one of them."""
+    if points is None:
+        accuracy = scored(bench, encoder, scenario, policy)
+        return None if accuracy is None or accuracy.head is None else -100 * accuracy.head
+    made = [name for run in runs_of(bench, encoder, scenario, policy) for name in run.final_answers or run.sequence]
+    known = [points.get(name) for name in made]
+    return None if None in known else statistics.fmean(one for one in known if one is not None)

@@ -48,7 +48,7 @@ MOST_WINDOWS = 2048
 """To fit exits to."""
 _FEW_WINDOWS = 256
 """The same of an encoder so large that running it on more takes long."""
-_MACS = 200e9
+_MACS = 1e12
 """Multiply-adds that the encoder may take for it, between the two."""
 _FILE_ERROR = 1e-3
 """Of the largest value: how far a compiled exit may be from torch's."""

@@ -34,9 +34,10 @@ def test_a_row_wins_by_reward_and_by_two_of_four_and_before_the_device(with_devi
     assert row.wins
     assert row.rewards[0.5]["table"] == pytest.approx(9.9 - 1.0 - 0.6)
     assert best_other(row.rewards[0.5]) == ("device-only", pytest.approx(9.9 - 1.5 - 1.2))
-    write_page(with_device(60.0, 40.0), tmp_path / "proof.md")
+    write_page(with_device(60.0, 40.0), tmp_path / "proof.md", notes=["Not played: another."])
     page = (tmp_path / "proof.md").read_text()
     assert "In 1 of 1 rows the table pays" in page
+    assert "\n- Not played: another.\n" in page
     assert "| toy | lte | 8.30; device-only 7.20 | 8.30; device-only 7.20 | 8.30; device-only 7.20 | **yes** |" in page
 
 
@@ -56,6 +57,14 @@ def test_why_a_row_does_not_win_is_told(with_device, latency, energy, lost, reas
 
 def test_a_point_of_accuracy_makes_up_for_a_device_that_is_faster(with_device):
     assert rows(with_device(30.0, 90.0, lost=-0.02))[0].wins
+
+
+def test_points_of_many_clips_count_by_what_made_the_answers(with_device):
+    played = with_device(60.0, 40.0)
+    (row,) = rows(played, {"toy": {"one": 1.5, "local": 0.0}})
+    assert row.reasons == ("1.50 points lost",)
+    assert rows(played, {"toy": {"one": 0.5, "local": 0.0}})[0].wins
+    assert rows(played, {"toy": {"one": 0.5}})[0].reasons == ("accuracy was not measured",)
 
 
 def test_without_the_device_alone_nothing_is_compared(bench):
