@@ -35,7 +35,7 @@ CACHE = Path(".cache/demo-recordings")
 PAGE_PORT = 8081
 LEARN = ("--rho", "1")
 """What a window that the server learns from is worth to the tables here (`ssc splitter train`)."""
-LEARNING_RATE, RELEASE_LEAST_S = "1e-6", "30"
+LEARNING_RATE, RELEASE_LEAST_S = "1e-7", "30"
 """The encoder is trained already: with more its head soon labels one of these few recordings otherwise, and the release
 is refused."""
 _COMPILE_S, _START_S = 600.0, 180.0
