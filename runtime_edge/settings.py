@@ -193,7 +193,9 @@ def validate(config: type[_Dataclass], table: Mapping[str, Any], source: str) ->
         name = renamed.get(given, given)
         if name in values:
             earlier = next(other for other in known[name].earlier if other in table)
-            raise UsageError(f"{source}: {earlier}: an earlier name of {name}, which is there, too; give one of them")
+            raise UsageError(
+                f"{source}: {earlier}: an earlier name of {name}, which is given too; keep only one of them"
+            )
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f", did you mean {near[0]}?" if near else ""

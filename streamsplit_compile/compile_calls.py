@@ -66,7 +66,7 @@ def compile_bundle(
 ) -> Bundle:
     """See `streamsplit_compile.compile`."""
     if bottlenecks and calibrate is None:
-        raise UsageError("bottlenecks: they are trained on recordings; give calibrate, a directory of such")
+        raise UsageError("bottlenecks: they are trained on recordings; give calibrate, a directory of recordings")
     for name, given, least in (("windows", windows, 1), ("seed", seed, 0), ("generation", generation, 1)):
         if given < least:
             raise UsageError(f"{name} {given}: must be at least {least}")

@@ -34,7 +34,7 @@ def decode(frames: bytes, samples: int, rate: int) -> Pcm:
     try:
         with library.SoundFile(io.BytesIO(_header(samples, rate) + frames)) as file:
             if (file.channels, file.samplerate) != (1, rate):
-                raise FormatError("FLAC frames of another kind of audio")
+                raise FormatError("FLAC frames of another rate or number of channels")
             pcm: Pcm = file.read(samples + 1, dtype="int16")
     except library.LibsndfileError as exc:
         raise FormatError(f"not FLAC frames ({exc.error_string})") from None

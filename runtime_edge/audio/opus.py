@@ -100,7 +100,7 @@ def packet_sizes(samples: int, rate: int) -> list[int]:
         sizes += [size] * (left // size)
         left %= size
     if left or not samples:
-        raise UsageError(f"Opus takes multiples of 2.5 ms, which {samples} samples at {rate} Hz are not")
+        raise UsageError(f"Opus takes multiples of 2.5 ms; {samples} samples at {rate} Hz are not one")
     return sizes
 
 
@@ -127,7 +127,7 @@ def _next(packets: bytes, position: int) -> tuple[int, bytes]:
 
 def _create(kind: str, rate: int, *arguments: int) -> int:
     if rate not in RATES:
-        raise UsageError(f"Opus supports no sample rate of {rate} Hz, only {', '.join(map(str, RATES))}")
+        raise UsageError(f"Opus does not support a sample rate of {rate} Hz, only {', '.join(map(str, RATES))}")
     error = ctypes.c_int()
     create = getattr(_library(), f"opus_{kind}_create")
     handle: int | None = create(rate, 1, *arguments, ctypes.byref(error))

@@ -87,7 +87,7 @@ class AudioStreamDecoder:
         if index == self._index:
             return self._window[None]
         if payload[:1] not in (b"\0", b"\1"):
-            raise FrameError(f"audio of window {index}: its first byte says neither that it starts nor that it goes on")
+            raise FrameError(f"audio of window {index}: its first byte marks neither a start nor a continuation")
         continues = payload[0] == _CONTINUES
         if continues and self._index != index - 1:
             raise FrameError(f"window {index} continues window {index - 1}, which did not arrive before it")

@@ -133,7 +133,7 @@ def _decode(path: Path) -> list[str] | None:
     digests = [line.partition(" ")[0] for line in data.decode(errors="replace").splitlines()]
     if digests and data == _encode(digests):
         return digests
-    _LOG.warning("%s: damaged; the file it belongs to is taken as it is", path)
+    _LOG.warning("%s: damaged; its file is used unchecked", path)
     with contextlib.suppress(OSError):
         path.unlink()
     return None

@@ -43,7 +43,7 @@ def device(bundle: Path, target: str, out: Path, runs: int, meter: str, as_json:
     write_atomic(out, measured.to_json())
     if not is_target(target, measured.machine["processor"], measured.machine["architecture"]):
         where = measured.machine["processor"] or measured.machine["architecture"]
-        click.echo(f"warning: measured on {where}, which is no {target}; such a device takes other times", err=True)
+        click.echo(f"warning: measured on {where}, which is not the target {target}; times there will differ", err=True)
     if as_json:
         click.echo(measured.to_json().decode(), nl=False)
         return

@@ -62,9 +62,9 @@ def run(config: Path | None, as_json: bool, quiet: bool, verbose: bool, **given:
         given["log_level"] = "info"
     settings = load(DeviceConfig, config, given)
     if not settings.has_source:
-        raise UsageError("give --source or --watch, or one of both in the file of --config")
+        raise UsageError("give --source or --watch, or set one of them in the file of --config")
     if settings.broker is None and settings.bundle is None:
-        raise UsageError("give --broker of a server, or --bundle to run one without a server")
+        raise UsageError("give --broker, a server's address, or --bundle to run without a server")
     configure(settings.log_level, settings.log_format)
     files: list[Sink] = [JsonLines(path) for path in settings.results]
     # Beside a log or results on the same terminal a line that is written over is in the way.

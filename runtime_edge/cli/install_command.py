@@ -73,8 +73,8 @@ def _install_bundle(bundle: Path, settings: DeviceConfig, allow_older: bool, qui
     generation = installed.manifest.info.generation
     if not quiet:
         click.echo(
-            f"{installed.path}: generation {generation}, {variant}, {verified} and self-tested; a device that runs "
-            "takes it at its next start"
+            f"{installed.path}: generation {generation}, {variant}, {verified} and self-tested; a running device "
+            f"uses it from its next start on"
         )
     return {"bundle": str(installed.path), "generation": generation, "variant": variant, "signed": bool(store.trusted)}
 

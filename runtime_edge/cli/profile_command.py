@@ -34,7 +34,7 @@ def profile(bundle: Path, target: str, out: Path, variant: str, threads: int | N
     write_atomic(out, measured.to_json())
     if measured.elsewhere:
         click.echo(
-            f"warning: measured on {measured.elsewhere}, which is no {target}; such a device takes other times",
+            f"warning: measured on {measured.elsewhere}, which is not the target {target}; times there will differ",
             err=True,
         )
     if as_json:

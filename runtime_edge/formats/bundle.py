@@ -62,7 +62,7 @@ class Bundle:
         costs = self.manifest.info.targets
         if target not in costs:
             there = ", ".join(sorted(costs))
-            raise BundleError(f"{self.path}: compiled for {there}, not for {target!r}; give a --target that is there")
+            raise BundleError(f"{self.path}: compiled for {there}, not for {target!r}; give one of these as --target")
         path = self.path / costs[target].table
         data, _ = _read_signed(self.path, path, MAX_TABLE_BYTES, self.trusted)
         table = SplitterTable.from_json(data, str(path))
@@ -97,7 +97,7 @@ def check_comment(comment: str, manifest: Manifest, source: str) -> None:
     """Raise SignatureError unless the trusted comment of a manifest's signature says the manifest's generation."""
     if f"generation:{manifest.info.generation}" not in comment.split():
         raise SignatureError(
-            f"{source}: signed for another generation: a trusted comment that says {comment!r} on a manifest of "
+            f"{source}: signed for another generation: the trusted comment says {comment!r} on a manifest of "
             f"generation {manifest.info.generation}"
         )
 

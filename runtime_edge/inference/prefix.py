@@ -160,7 +160,7 @@ class Prefix:
         if there < self.last_cut:
             self.start(chirp)
             if not np.isfinite(self.advance(there)).all():
-                raise SelfTestError(f"{self.bundle.path}: the first {there} blocks give what is not a number")
+                raise SelfTestError(f"{self.bundle.path}: the first {there} blocks give values that are not finite")
             return 0.0
         test = info.self_test.variants.get(self.variant, info.self_test)
         expected = np.frombuffer(test.embedding, "<f4")

@@ -147,7 +147,7 @@ def _powermetrics() -> Iterator[Meter]:
         readings = combined_watts(child.stdout)
         first = next(readings, None)
         if first is None:
-            raise UsageError("--meter powermetrics: it says nothing of the processor's power here")
+            raise UsageError("--meter powermetrics: it does not report the processor's power here")
         meter = Integrated("powermetrics' estimate for CPU, GPU and neural engine", first)
 
         def follow() -> None:
@@ -222,7 +222,7 @@ def ina_sensor(root: Path = HWMON) -> tuple[str, Watts]:
         raise UsageError(f"--meter ina: no INA sensor below {root}")
     if len(chosen) > 1:
         raise UsageError(
-            f"--meter ina: {', '.join(name for name, _ in chosen)}: which of them is the supply nobody says"
+            f"--meter ina: {', '.join(name for name, _ in chosen)}: it is unknown which of them is the supply"
         )
     chosen[0][1]()
     return chosen[0]

@@ -54,7 +54,7 @@ class Rapl:
         self.idle_w = idle_w
         self._zones = [zone for path in sorted(root.glob("intel-rapl:*")) if (zone := _zone(path))]
         if not self._zones:
-            raise UsageError(f"--meter rapl: {root} has no package of intel-rapl; name another source")
+            raise UsageError(f"--meter rapl: {root} has no package of intel-rapl; choose another source")
         self.name = f"RAPL of {', '.join(zone.name for zone in self._zones)}"
         for zone in self._zones:
             zone.last = _counted(zone.path / "energy_uj")
@@ -70,7 +70,7 @@ def check_it_counts(joules: Callable[[], float], where: str, load: Load) -> None
     before = joules()
     load()
     if joules() <= before:
-        raise UsageError(f"{where}: the counter stands still while a core works; name another source")
+        raise UsageError(f"{where}: the counter does not move while a core works; choose another source")
 
 
 def _zone(path: Path) -> _Zone | None:
@@ -97,7 +97,7 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except PermissionError:
         raise UsageError(
-            f"--meter rapl: this user may not read {path}; run `sudo chmod a+r {path}`, or name another source"
+            f"--meter rapl: this user may not read {path}; run `sudo chmod a+r {path}`, or choose another source"
         ) from None
     except OSError as exc:
-        raise UsageError(f"--meter rapl: {path}: {exc.strerror}; name another source") from None
+        raise UsageError(f"--meter rapl: {path}: {exc.strerror}; choose another source") from None

@@ -95,7 +95,9 @@ def bench_device(
         except (BackendError, MissingExtra) as exc:
             found.skipped[str(configuration)] = str(exc)[:400]
     if not found.measured:
-        raise UsageError(f"{bundle.path}: nothing of it runs here: {'; '.join(sorted(set(found.skipped.values())))}")
+        raise UsageError(
+            f"{bundle.path}: none of its variants runs here: {'; '.join(sorted(set(found.skipped.values())))}"
+        )
     return DeviceBench(
         created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         target=target,

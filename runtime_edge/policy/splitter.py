@@ -345,7 +345,9 @@ def _plan(
         raise TableError(f"costs: all cuts are earlier than this device's privacy floor, cut {min_cut_index}")
     known = [action for action in above_floor if _is_there(kinds[action], widths, exits)]
     if not known:
-        raise TableError("costs: every action needs a width or an exit that this bundle has not; train the table again")
+        raise TableError(
+            "costs: every action needs a width or an exit that this bundle does not have; train the table again"
+        )
     axes = _axes(table.state, table.dead_band)
     shipping = [action for action in known if names[action] != LOCAL] or known
     teaching = [action for action in shipping if table.costs[action].teaches]

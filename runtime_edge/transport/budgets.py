@@ -198,8 +198,8 @@ class Budgets:
             if self._now() - self._said_at >= DAY_S:
                 self._said_at = self._now()
                 _LOG.warning(
-                    "%s: windows are finished here and their frames wait in the spool, as they do whenever it is used "
-                    "up from now on",
+                    "%s: windows are finished here and their frames wait in the spool, now and whenever the budget "
+                    "is used up again",
                     connection.held,
                 )
 
@@ -234,7 +234,7 @@ def _read(path: Path, wall: float) -> tuple[KeptTraffic, float]:
         kept = decode(data, KeptTraffic, str(path), _MAX_BYTES)
         return kept, wall - kept.at
     except FormatError as exc:
-        _LOG.warning("%s; the budgets begin with nothing left", exc)
+        _LOG.warning("%s; the budgets start with nothing left", exc)
         return KeptTraffic(at=wall, left=0.0, updates_left=0.0), 0.0
 
 

@@ -376,7 +376,7 @@ def check_same_ends(present: Bundle, coming: Bundle) -> None:
         for info in (present.manifest.info, coming.manifest.info)
     ]
     if ends[0] != ends[1]:
-        raise BundleError(f"{coming.path}: takes other windows or gives other embeddings; restart the device to run it")
+        raise BundleError(f"{coming.path}: its windows or embeddings have another size; restart the device to run it")
 
 
 def _copy_tables(given: Bundle, installed: Bundle) -> None:

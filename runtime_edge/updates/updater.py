@@ -192,7 +192,7 @@ class Updater:
             if engine.bundle.blocks_there(engine.prefix.variant) >= blocks:
                 return
             if self._connection is None:
-                raise LinkError(f"{engine.bundle.path}: the first {blocks} blocks are needed, and nobody gives them")
+                raise LinkError(f"{engine.bundle.path}: the first {blocks} blocks are needed, but cannot be fetched")
             try:
                 self.engine = self._next_engine = await self._preparation.deepen(self._connection, engine, blocks)
             except WaitsForBudget as exc:

@@ -83,7 +83,7 @@ async def announce(store: Path, address: Address) -> None:
     await hub.close()
     if requests:
         _LOG.error(
-            "%s: of an earlier version, and the cluster does not take it; `%s` is kept", requests[0][0], _UNNAMED
+            "%s: of an earlier version, and the cluster does not accept it; `%s` is kept", requests[0][0], _UNNAMED
         )
     else:
         _LOG.warning("the streams of an earlier version are taken over; remove %s when all is well", store / _UNNAMED)

@@ -144,7 +144,7 @@ def _check_together(given: Path | None, ready: Path | None, push: bool, follow: 
     if follow and given is not None:
         raise UsageError("--follow looks for new generations in --state; leave out --bundle")
     if ready is not None and (follow or given is not None or not push):
-        raise UsageError("--head: is pushed as it is, to a running server: give --push, and no --follow or --bundle")
+        raise UsageError("--head: a finished head can only be pushed: give --push, and leave out --follow and --bundle")
 
 
 def _follow(state: Path, work: Callable[[dict[int, Bundle]], None], said: Corrections | None) -> NoReturn:
@@ -202,7 +202,7 @@ def _fitted(examples: Examples, bundles: dict[int, Bundle], seed: int) -> Head:
 
 def _required(source: Path | None) -> Path:
     if source is None:
-        raise UsageError("give recordings or events to fit a head to, or with --head one that is there")
+        raise UsageError("give recordings or events to fit a head to, or a finished head with --head")
     return source
 
 
@@ -333,8 +333,8 @@ def _report(head: Head, corrected: Corrected, out: Path, pushed_to: list[str], a
         )
     if head.background is None:
         click.echo(
-            f"  no label {BACKGROUND!r}: what is none of these sounds is told by its energy alone, which misses many; "
-            f"record what else there is where the device stands, into a folder {BACKGROUND}/"
+            f"  no label {BACKGROUND!r}: other sounds are recognised only by their energy, which misses many; record "
+            f"other sounds of the device's place into a folder {BACKGROUND}/"
         )
     if pushed_to:
         click.echo(f"  pushed to {', '.join(pushed_to)}")

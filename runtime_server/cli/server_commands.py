@@ -77,7 +77,10 @@ def run(encoder_file: Path, bundle: Path, config: Path | None, quiet: bool, verb
     settings = load(ServerSettings, config, given)
     encoder = _load(encoder_file, bundle, **encoder_file_options)
     if settings.training is None and not encoder.untrained:
-        click.echo("these weights are served as they are; --training trains them and releases them anew", err=True)
+        click.echo(
+            "these weights are not trained; with --training the server trains them and releases new generations",
+            err=True,
+        )
     ranks = Ranks.join()
     try:
         server = Server(encoder, settings.config(bundle, encoder.untrained), ranks)

@@ -66,7 +66,7 @@ def _show(summary: dict[str, Any]) -> None:
     heard = summary["heard"]
     if heard["recordings"]:
         alone = heard["on_the_device_alone"]
-        click.echo(f"{_right(heard)} recordings labelled rightly ({heard['accuracy']:.0%}); ", nl=False)
+        click.echo(f"{_right(heard)} recordings labelled correctly ({heard['accuracy']:.0%}); ", nl=False)
         click.echo(f"by the device that ships nothing {_right(alone)}")
         for number, part in heard["by_generation"].items():
             click.echo(f"  generation {number}: {_right(part)}")

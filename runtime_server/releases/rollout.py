@@ -281,7 +281,7 @@ class Rollout:
                 generation = max((number for number in healthy if number < stable), default=None)
             number = self._number(generation, "stable", "there is nothing to go back to")
             if number == self.base:
-                raise UsageError(f"generation {number} is what runs already; there is nothing to go back to")
+                raise UsageError(f"generation {number} already runs; there is nothing to go back to")
             self._make_stable(number, "rolled back", reason, f"gone back to: {reason}")
             hold_s = min(self.config.hold_s * 2**self._state.rollbacks, _LONGEST_HOLD_S)
             held_until, rollbacks = self._clock() + hold_s, self._state.rollbacks + 1

@@ -154,7 +154,7 @@ class ServerState:
         if errors and not found:
             raise errors[-1]
         for error in errors:
-            _LOG.warning("%s; it is left out, as no device is to run it", error)
+            _LOG.warning("%s; it is left out, because no device should run it", error)
         return found
 
     def prune(self, newest: int, also: Collection[int] = ()) -> list[int]:

@@ -45,7 +45,9 @@ class Suspects:
         try:
             write_checked(self._file(partition), str(sequence).encode())
         except OSError as exc:
-            _LOG.warning("%s: %s; should the server die now, nobody knows of what", self._file(partition), exc)
+            _LOG.warning(
+                "%s: %s; if the server crashes now, it cannot tell which frame is to blame", self._file(partition), exc
+            )
         try:
             yield
         finally:

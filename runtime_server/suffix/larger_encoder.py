@@ -82,7 +82,7 @@ class LargerEncoder:
         Raises UsageError for an encoder that takes other windows or is not trained, or without recordings, SourceError.
         """
         if recordings is None:
-            raise UsageError("--larger: needs --calibrate with recordings such as devices hear")
+            raise UsageError("--larger: needs --calibrate with recordings like those that devices hear")
         if larger.untrained:
             raise UsageError(f"--larger: the weights of {larger.id} are random; give an encoder that is trained")
         asked = (front_end.sample_rate, front_end.window_samples)

@@ -106,7 +106,7 @@ class Nvml:
 
     def _call(self, name: str, *arguments: Any) -> None:
         if code := getattr(self._library, name)(*arguments):
-            raise UsageError(f"--meter nvml: {name} failed with code {code}; name another source")
+            raise UsageError(f"--meter nvml: {name} failed with code {code}; choose another source")
 
 
 class CpuSeconds:

@@ -27,7 +27,9 @@ class Board:
         try:
             self._writer = SummaryWriter(str(directory), flush_secs=10)
         except OSError as exc:
-            raise UsageError(f"--tensorboard {directory}: {exc.strerror}; give a directory that can be made") from None
+            raise UsageError(
+                f"--tensorboard {directory}: {exc.strerror}; give a directory that can be created"
+            ) from None
         self._last_s = time.monotonic()
 
     def step(self, metrics: StepMetrics) -> None:

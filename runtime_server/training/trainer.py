@@ -79,7 +79,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raise UsageError for an objective that there is not."""
         if self.objective not in OBJECTIVES:
-            raise UsageError(f"objective: unknown {self.objective!r}, take one of {', '.join(OBJECTIVES)}")
+            raise UsageError(f"objective: unknown {self.objective!r}, choose one of {', '.join(OBJECTIVES)}")
 
     def batch_for(self, devices: int) -> int:
         """Windows in a step of so many devices: a further one takes no places from the others."""

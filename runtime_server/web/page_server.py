@@ -172,7 +172,7 @@ def _listening(address: WebAddress) -> socket.socket:
         found.listen(_BACKLOG)
     except OSError as exc:
         found.close()
-        raise UsageError(f"--web {address.host}:{address.port}: {exc.strerror}; choose another place") from None
+        raise UsageError(f"--web {address.host}:{address.port}: {exc.strerror}; choose another address") from None
     return found
 
 

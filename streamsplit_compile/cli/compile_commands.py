@@ -226,7 +226,7 @@ def compile_(
             print_warning(_UNHEARD if parity else "nothing was measured of these weights: leave out --no-parity")
         return
     if not parity:
-        raise UsageError("--no-parity: only with --base; a first compile proves its cuts to make splitter tables")
+        raise UsageError("--no-parity: only with --base; a first compile checks its cuts to make splitter tables")
     options = _first_options(**first, calibrate=calibrate, generation=generation or 1, key=read_key(key))
     with Steps(quiet=as_json) as steps:
         steps("exporting", 0, 1)
@@ -237,7 +237,7 @@ def compile_(
         print_cuts(bundle)
         for advice in advise(bundle, options.targets, options.link, options.measured):
             click.echo(advice.sentence())
-        click.echo(f"What else there is: ssc advise {out}\nPictures: {report_path(out)}")
+        click.echo(f"Other ways to run it: ssc advise {out}\nPictures: {report_path(out)}")
     _warn(bundle)
 
 

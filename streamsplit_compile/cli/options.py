@@ -84,7 +84,9 @@ def measured_profile(path: Path | None) -> Profile | None:
         return None
     profile = read_profile(path)
     if profile.elsewhere:
-        click.echo(f"warning: {path}: measured on {profile.elsewhere}, which is no {profile.target}", err=True)
+        click.echo(
+            f"warning: {path}: measured on {profile.elsewhere}, which is not the target {profile.target}", err=True
+        )
     return profile
 
 

@@ -181,7 +181,7 @@ def _read_encoder(path: Path, given: LoadOptions) -> LoadedEncoder:
             f"for a plain state_dict{where} name its code with --factory package.module:callable"
         )
     if given.front_end is not None:
-        raise UsageError(f"{path}: a registered encoder, which has its front end; leave out --front-end")
+        raise UsageError(f"{path}: a registered encoder, which has its own front end; leave out --front-end")
     return _from_checkpoint(path, content)
 
 
@@ -328,8 +328,8 @@ def _check_names(module: torch.nn.Module, state: dict[str, Any], path: Path) -> 
     if state.keys().isdisjoint(expected := module.state_dict()):
         given, named = printable(str(next(iter(state)))), next(iter(expected), "")
         raise FormatError(
-            f"{path}: its weights are called {given!r} and so on, the encoder's {named!r}: another encoder's, or in a "
-            "wrapper; save them under the encoder's names"
+            f"{path}: its weights are called {given!r} and so on, the encoder's {named!r}: they belong to another "
+            f"encoder or a wrapper; save them under the encoder's names"
         )
 
 

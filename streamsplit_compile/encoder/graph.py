@@ -160,7 +160,7 @@ def _check_signature(module: fx.GraphModule, front_end: PrependedFrontEnd | None
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     taken = "waveform" if front_end is None else "features"
     if len(inputs) != 1:
-        raise UsageError(f"the encoder takes {len(inputs)} inputs ({inputs}); it must take the {taken} alone")
+        raise UsageError(f"the encoder takes {len(inputs)} inputs ({inputs}); it must take only the {taken}")
     (name, value), wanted = (inputs[0].name, inputs[0].meta["val"]), "(batch, samples)"
     if front_end is not None:
         wanted = f"({', '.join(map(str, ('batch', *front_end.shape)))}), which the front end makes"
@@ -217,7 +217,9 @@ def _check_repeatable(node: fx.Node, operator: torch._ops.OpOverload) -> None:
                 )
             return
     if torch.Tag.nondeterministic_seeded in operator.tags:
-        raise UsageError(f"{with_line(node)}: draws random numbers; an encoder gives one embedding for one waveform")
+        raise UsageError(
+            f"{with_line(node)}: draws random numbers; an encoder must give the same embedding for the same waveform"
+        )
 
 
 _CASTS = (torch.ops.aten.to.dtype, torch.ops.aten.to.dtype_layout, torch.ops.aten.to.device)

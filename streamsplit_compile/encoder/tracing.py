@@ -24,7 +24,7 @@ def check_arguments(module: nn.Module) -> None:
     try:
         inspect.signature(module.forward).bind(None)
     except TypeError as exc:
-        raise UsageError(f"the encoder's forward(): {exc}; wrap it so that it takes the waveform alone") from exc
+        raise UsageError(f"the encoder's forward(): {exc}; wrap it so that it takes only the waveform") from exc
     except ValueError:
         logger.debug("forward() has no signature to check")
 

@@ -80,7 +80,7 @@ def test_what_is_wrong_in_a_file_is_one_line_naming_file_key_and_fix(tmp_path, t
 
 def test_a_setting_is_still_known_by_its_earlier_name(tmp_path):
     assert load(Sample, write(tmp_path, "gate = 7"), {}).port == 7
-    with pytest.raises(UsageError, match=r"gate: an earlier name of port, which is there, too; give one of them"):
+    with pytest.raises(UsageError, match=r"gate: an earlier name of port, which is given too; keep only one of them"):
         read(Sample, write(tmp_path, "port = 6\ngate = 7"))
     with pytest.raises(UsageError, match=r"gate: an earlier name of port"):
         read(Sample, write(tmp_path, "gate = 7\nport = 6"))

@@ -81,4 +81,4 @@ def recordings_below(directory: Path, tell: Callable[[OSError], object] | None =
 
 def unreadable(error: OSError) -> None:
     """Say that a directory cannot be listed."""
-    _LOG.warning("%s: cannot be listed (%s): what is in it is left out", shown(Path(error.filename)), error.strerror)
+    _LOG.warning("%s: cannot be listed (%s): its files are left out", shown(Path(error.filename)), error.strerror)

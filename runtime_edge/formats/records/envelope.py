@@ -142,7 +142,7 @@ def open_record(data: bytes, kind: Kind, key: str | None, trusted: minisign.Publ
     comment = _verify(text, signed.signature, kind, trusted, source)
     envelope = decode(text, _Envelope, source, about.limit_bytes, about.error)
     if comment is not None and comment != _comment(envelope):
-        raise SignatureError(f"{source}: a trusted comment that says {comment!r}, not {_comment(envelope)!r}")
+        raise SignatureError(f"{source}: the trusted comment says {comment!r}, not {_comment(envelope)!r}")
     if envelope.kind != kind:
         raise about.error(f"{source}: kind: a {envelope.kind}, expected a {kind}")
     if key is not None and envelope.key != key:

@@ -136,7 +136,7 @@ class RecordNumbers:
             return self._start_over(exc)
 
     def _start_over(self, damage: FormatError) -> _Numbers:
-        self._on_damage(FormatError(f"{damage}; which records are old is known only of those in use"))
+        self._on_damage(FormatError(f"{damage}; old records can be recognised only for those in use"))
         lost = _Numbers(signer="", unnumbered=False, highest={})
         self._write(lost)
         return lost

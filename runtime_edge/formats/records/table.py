@@ -269,7 +269,7 @@ class SplitterTable(_Common, frozen=True, kw_only=True, dict=True):
             raise TableError("costs: not in the order of the bundle's cuts")
         for action, position in zip(self.costs, positions, strict=True):
             if action.encoding in STREAMS and position > 0:
-                raise TableError(f"costs: {action.name}: {action.encoding} is an encoding of {cut_names[0]} alone")
+                raise TableError(f"costs: {action.name}: {action.encoding} is an encoding only for {cut_names[0]}")
 
 
 def cuts_digest(cut_names: Iterable[str]) -> str:

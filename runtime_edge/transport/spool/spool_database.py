@@ -127,7 +127,7 @@ class SpoolDatabase:
         self._connection, self._totals, self._files = db, totals, self._identity()
         self.damaged += missing
         if missing:
-            _LOG.error("%s: %d frames that lay in it are missing", self._path, missing)
+            _LOG.error("%s: %d of its frames are missing", self._path, missing)
         self._write_note()
         return db, totals
 

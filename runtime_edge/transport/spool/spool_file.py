@@ -194,7 +194,7 @@ def _identify(db: sqlite3.Connection, path: Path) -> None:
     if tables not in (_expected(1), _expected(2)):
         if ours and (not is_database or version in (1, _SCHEMA_VERSION)):
             raise Damage("its tables are not a spool's")
-        raise SpoolError(f"{path}: a database, but no spool of this version: give another path")
+        raise SpoolError(f"{path}: a database, but not a spool of this version: give another path")
     if tables == _expected(1):
         db.execute("BEGIN IMMEDIATE")
         db.execute("ALTER TABLE frames ADD COLUMN checksum INTEGER")

@@ -62,7 +62,7 @@ class HybridConfig:
     def __post_init__(self) -> None:
         """Raise UsageError, naming the field, for a value the loss cannot be built with."""
         if self.spread is not None and self.spread not in SPREAD_TERMS:
-            raise UsageError(f"spread: unknown term {self.spread!r}, take one of {', '.join(SPREAD_TERMS)}")
+            raise UsageError(f"spread: unknown term {self.spread!r}, choose one of {', '.join(SPREAD_TERMS)}")
         for name in ("lambda1", "lambda2"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name}: {getattr(self, name)} must be finite and not negative")

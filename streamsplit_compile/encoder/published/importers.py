@@ -17,7 +17,7 @@ Imported = tuple[dict[str, Any], Head | None]
 
 def _clap(path: Path, out: Path, config: dict[str, Any], labels: Path | None) -> Imported:
     if labels is not None:
-        raise UsageError(f"--labels {labels}: a checkpoint of clap has no classifier to give names to; leave it out")
+        raise UsageError(f"--labels {labels}: a CLAP checkpoint has no classifier to name; leave it out")
     return import_clap(path, out, config), None
 
 

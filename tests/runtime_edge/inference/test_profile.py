@@ -38,7 +38,7 @@ def test_the_command_warns_of_another_processor_and_records_it(profile, small_bu
     monkeypatch.setattr(profile_command, "measure_profile", lambda *_: found)
     arguments = [str(small_bundle.path), "--target", "rpi4", "-o", str(tmp_path / "p.json")]
     done = CliRunner().invoke(profile_command.profile, arguments)
-    assert "warning: measured on AMD EPYC (x86_64), which is no rpi4" in done.output
+    assert "warning: measured on AMD EPYC (x86_64), which is not the target rpi4" in done.output
     kept = Profile.from_json((tmp_path / "p.json").read_bytes(), "p.json")
     assert kept.machine["processor"] == "AMD EPYC"
 

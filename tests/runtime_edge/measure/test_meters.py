@@ -55,7 +55,7 @@ def test_channels_of_which_nobody_says_which_is_the_supply_are_refused(tmp_path)
     with pytest.raises(UsageError, match="no INA sensor"):
         ina_sensor(tmp_path)
     sensor(tmp_path, 0, "ina3221", {"in1_input": 1, "curr1_input": 1, "in2_input": 1, "curr2_input": 1})
-    with pytest.raises(UsageError, match="channel 1, ina3221 channel 2: which of them is the supply nobody says"):
+    with pytest.raises(UsageError, match="channel 1, ina3221 channel 2: it is unknown which of them is the supply"):
         ina_sensor(tmp_path)
 
 

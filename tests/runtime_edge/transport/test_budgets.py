@@ -125,7 +125,7 @@ def test_of_a_damaged_file_nothing_is_left_and_it_is_said(tmp_path, transport, c
         path.write_bytes(damage)
         again = begin(tmp_path, InMemoryTransport(), clock, mb_per_day=10.0)
         assert again.status().budget.left_bytes == 0
-        assert "the budgets begin with nothing left" in caplog.text
+        assert "the budgets start with nothing left" in caplog.text
         caplog.clear()
     again.save()
     assert begin(tmp_path, InMemoryTransport(), clock, mb_per_day=10.0).status().budget.left_bytes == 0

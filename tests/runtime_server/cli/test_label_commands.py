@@ -74,9 +74,9 @@ def test_a_head_is_written_signed_and_described(clips, small_bundle, signing_key
         (["CLIPS", "--bundle", "BUNDLE", "--push", "--device", "pi-1"], "say with --target which of"),
         (["CLIPS", "--bundle", "BUNDLE", "--push", "--target", "m9"], "--target m9: this bundle was compiled for"),
         (["CLIPS/hiss", "--bundle", "BUNDLE"], "make one subfolder for each label"),
-        ([], "or with --head one that is there"),
-        (["CLIPS", "--head", "head.json"], "--head: is pushed as it is, to a running server: give --push"),
-        (["--head", "head.json", "--push", "--follow"], "and no --follow or --bundle"),
+        ([], "or a finished head with --head"),
+        (["CLIPS", "--head", "head.json"], "--head: a finished head can only be pushed: give --push"),
+        (["--head", "head.json", "--push", "--follow"], "and leave out --follow and --bundle"),
         (["missing.csv", "--bundle", "BUNDLE"], "missing.csv: no such folder or CSV"),
         (["CLIPS", "--bundle", "BUNDLE", "--push", "--broker", "nats://127.0.0.1:9"], "nats://127.0.0.1:9"),
         (

@@ -263,7 +263,7 @@ def test_by_hand(make):
     assert rollout.wanted == Wanted(stable=3, trial=None, share=1.0, highest=4)
     assert status(rollout, 4) == "rolled back"
     assert rollout.promote(4) == 4
-    with pytest.raises(UsageError, match="runs already"):
+    with pytest.raises(UsageError, match="already runs"):
         rollout.roll_back(4)
 
 

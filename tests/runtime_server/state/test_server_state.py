@@ -89,7 +89,7 @@ def test_a_damaged_generation_is_left_out_unless_devices_run_it(kept, damage, na
     with pytest.raises(FormatError, match=r"00002(\.pt)?: is (damaged|missing): .* remove both files of generation 2"):
         kept.generations(4, {2})
     assert paths(kept) == [kept.bundle_path(1), kept.bundle_path(3)]
-    assert "it is left out, as no device is to run it" in caplog.text
+    assert "it is left out, because no device should run it" in caplog.text
 
 
 def test_a_generation_whose_directory_is_gone_is_missed(kept):

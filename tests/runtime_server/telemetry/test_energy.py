@@ -71,7 +71,7 @@ def test_a_counter_that_starts_again_goes_on(tmp_path):
 
 
 def test_a_counter_that_stands_still_under_load_is_no_source(machine):
-    with pytest.raises(UsageError, match=r"stands still while a core works; name another source"):
+    with pytest.raises(UsageError, match=r"does not move while a core works; choose another source"):
         Rapl(root=machine.root, load=lambda: None)
 
 
@@ -144,7 +144,7 @@ def test_an_nvml_without_counter_or_library_is_no_source(monkeypatch):
         with pytest.raises(UsageError, match=f"{failing} failed with code 3"):
             Nvml(library=Library(failing))
     still = Library(moving=False)
-    with pytest.raises(UsageError, match="stands still"):
+    with pytest.raises(UsageError, match="does not move"):
         Nvml(None, still.load, still)
     monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(UsageError, match=r"libnvidia-ml.so.1 is not there"):

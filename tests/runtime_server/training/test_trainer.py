@@ -296,7 +296,7 @@ def test_a_momentum_encoder_stays_behind_the_trained_one(trainer_of, give):
 
 
 def test_an_unknown_objective_is_named():
-    with pytest.raises(UsageError, match="objective: unknown 'byol', take one of neighbours, virtual-negatives"):
+    with pytest.raises(UsageError, match="objective: unknown 'byol', choose one of neighbours, virtual-negatives"):
         TrainConfig(objective="byol")
 
 

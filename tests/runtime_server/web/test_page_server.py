@@ -359,7 +359,7 @@ def test_a_server_that_stops_ends_its_streams(tmp_path):
 
 def test_a_place_that_is_taken_is_named(room, tmp_path):
     port = urlsplit(room.page.url).port
-    with pytest.raises(UsageError, match=rf"--web 127.0.0.1:{port}: Address already in use; choose another place"):
+    with pytest.raises(UsageError, match=rf"--web 127.0.0.1:{port}: Address already in use; choose another address"):
         Showroom(tmp_path, f"127.0.0.1:{port}")
 
 

@@ -109,7 +109,7 @@ def test_a_profile_of_another_processor_is_used_with_a_warning(table, small_bund
     )  # fmt: skip
     (tmp_path / "p.json").write_bytes(profile.to_json())
     said = run("eval", table, *QUICK, "--bundle", small_bundle.path, "--profile", tmp_path / "p.json")
-    assert f"warning: {tmp_path / 'p.json'}: measured on AMD EPYC (x86_64), which is no rpi4" in said
+    assert f"warning: {tmp_path / 'p.json'}: measured on AMD EPYC (x86_64), which is not the target rpi4" in said
 
 
 def test_explain_says_what_is_chosen_and_what_would_change_it(table):

@@ -175,7 +175,7 @@ def test_a_forward_that_asks_for_more_than_the_waveform_is_refused_by_argument()
         def forward(self, x, lengths=1):
             return super().forward(x, lengths)
 
-    with pytest.raises(UsageError, match=r"forward\(\): .*'lengths'; wrap it so that it takes the waveform alone"):
+    with pytest.raises(UsageError, match=r"forward\(\): .*'lengths'; wrap it so that it takes only the waveform"):
         export_encoder(Lengths(), WINDOW)
     assert names(MayLengths())[-1] == "div"
 

@@ -71,7 +71,7 @@ def test_a_record_without_the_trusted_signature_is_refused(signing_key):
     assert "does not match" in refused(honest.replace(b":7,", b":8,", 1))
     text = json.loads(honest)["record"]
     lying = json.dumps({"record": text, "signature": minisign.sign(text.encode(), signing_key, "table:x number:8")})
-    assert "a trusted comment that says 'table:x number:8'" in refused(lying.encode())
+    assert "the trusted comment says 'table:x number:8'" in refused(lying.encode())
 
 
 def test_a_record_for_another_key_or_of_another_kind_is_refused(signing_key):

@@ -103,7 +103,7 @@ def test_a_damaged_file_is_told_once_and_what_is_in_use_still_counts(state, dama
     accept(numbers, record(5), record(6))
     (problem,) = told
     assert str(problem).startswith(f"{state}: ")
-    assert "known only of those in use" in str(problem)
+    assert "can be recognised only for those in use" in str(problem)
     again = RecordNumbers(state, told.append)
     refused(again, record(5))
     refused(again, record(0, kind="head"))

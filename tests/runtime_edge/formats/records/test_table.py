@@ -286,7 +286,7 @@ def test_audio_is_an_encoding_of_the_first_cut_alone() -> None:
 
     for encoding in STREAMS:
         of("waveform", encoding).check_cuts(CUTS)
-        with pytest.raises(TableError, match=f"costs: layer1: {encoding} is an encoding of waveform alone"):
+        with pytest.raises(TableError, match=f"costs: layer1: {encoding} is an encoding only for waveform"):
             of("layer1", encoding).check_cuts(CUTS)
 
 

@@ -83,7 +83,7 @@ def test_a_spool_of_a_newer_version_is_left_alone(path: Path, version: int) -> N
         other.execute("PRAGMA journal_mode = DELETE")
         other.execute("PRAGMA journal_mode = WAL")
     before = path.read_bytes()
-    with pytest.raises(SpoolError, match="no spool of this version"):
+    with pytest.raises(SpoolError, match="not a spool of this version"):
         Spool(path, MIB)
     assert path.read_bytes() == before
 

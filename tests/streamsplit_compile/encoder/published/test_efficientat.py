@@ -139,7 +139,7 @@ def test_the_command_writes_the_head_beside_the_encoder(published, tmp_path, cap
     assert "e.head.json: a head of 2 labels" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["encoder", "import", "clap", str(path), "--labels", str(labels), "-o", str(tmp_path / "c.pt")])
-    assert "a checkpoint of clap has no classifier" in capsys.readouterr().err
+    assert "a CLAP checkpoint has no classifier" in capsys.readouterr().err
 
 
 @pytest.mark.slow
