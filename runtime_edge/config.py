@@ -233,7 +233,9 @@ class DeviceConfig:
         "with a privacy floor.",
         example="clips",
     )
-    keep_clips_mb: float = setting(100.0, "Disk for them, MiB; the oldest make room.", ge=1, le=1 << 20)
+    keep_clips_mb: float = setting(
+        100.0, "Disk space for these clips, MiB; the oldest are removed first.", ge=1, le=1 << 20
+    )
     report: Path | None = setting(
         None, "Write the run's accounting to this file as JSON at its end.", example="report.json"
     )

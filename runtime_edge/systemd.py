@@ -181,7 +181,7 @@ def below(root: Path | None, path: Path) -> Path:
 def need_root(what: str, root: Path | None) -> None:
     """Raise UsageError where somebody but root would write into the system itself."""
     if root is None and os.geteuid() != 0:
-        raise UsageError(f"only root may install {what}: call it with sudo, or give --root or --print")
+        raise UsageError(f"only root may install {what}: use sudo, or give --root or --print")
 
 
 def give_to_owner(state: Path) -> None:

@@ -45,7 +45,7 @@ _fit_options = together(
         "--corrections/--no-corrections",
         default=True,
         show_default=True,
-        help="Take what was corrected on the page of the server of --state, too.",
+        help="Also use the corrections made on the page of the server of --state.",
     ),
 )
 """What a head is fitted to, and where it is written."""

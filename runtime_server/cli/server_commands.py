@@ -103,13 +103,13 @@ def config_(file: Path | None) -> None:
 @click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam())
 @click.argument("bundle", type=PathParam())
 @click.option("--config", type=PathParam(), help="TOML file of the server's settings, to start from.")
-@click.option("--root", type=PathParam(), help="Write below this directory: for images, or to look at.")
+@click.option("--root", type=PathParam(), help="Write below this directory, for an image or a preview.")
 @click.option("--print", "show", is_flag=True, help="Print the files and write none.")
 @json_option
 def install(
     encoder_file: Path, bundle: Path, config: Path | None, root: Path | None, show: bool, as_json: bool
 ) -> None:
-    """Make the server a service of this machine: a systemd unit, its user, its settings, and copies of both files.
+    """Install the server as a service. It gets a systemd unit, a user, its settings and copies of both files.
 
     Example: sudo ssc server install encoder.pt bundle/
     """
