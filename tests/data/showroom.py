@@ -115,7 +115,7 @@ def audio(label: str, seconds: float) -> np.ndarray:
     pitch = 300 + 250 * len(label)
     tone = np.sin(2 * np.pi * (pitch * time_s + 120 * np.sin(3 * time_s)))
     bursts = np.exp(-6 * (time_s % (0.35 + 0.05 * len(label))))
-    return (0.35 * tone * bursts + 0.02 * rng.standard_normal(len(time_s))).astype(np.float32)
+    return (0.35 * tone * bursts + 0.002 * rng.standard_normal(len(time_s))).astype(np.float32)
 
 
 def sent(device: str, label: str, moment: Moment) -> list[SentWindow]:

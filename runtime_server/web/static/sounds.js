@@ -68,7 +68,10 @@ export class Sound {
     try {
       const picture = await this.picture();
       if (picture.levels) fill(this.button, draw(picture));
-      else this.button.title = picture.why;
+      else {
+        this.button.textContent = "Correct";
+        this.button.title = `Say what it was. It cannot be heard: ${picture.why}`;
+      }
     } catch {
       this.asked = undefined;
     }

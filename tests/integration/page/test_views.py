@@ -61,6 +61,10 @@ def test_every_view_is_drawn_and_fits_its_width(busy_room, open_page, width, sch
     for view in VIEWS:
         shown(page, view)
         page.wait_for_timeout(300)  # charts are drawn in the next frames
+        if view == "events":
+            page.wait_for_selector("button.sound canvas", timeout=PATIENCE_MS)
+            page.locator("button.sound:has(canvas)").first.click()
+            page.wait_for_selector("tr.more audio", timeout=PATIENCE_MS)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{view} is wider than the screen"
         assert page.locator("nav a[aria-current]").inner_text().lower() == view
         if os.environ.get("SSC_TEST_PICTURES"):
@@ -94,6 +98,87 @@ def test_what_the_views_say(busy_room, open_page):
     shown(page, "heads")
     assert "dog_bark, rain, rooster" in page.locator("main").inner_text()
     assert "labels 109 of 120 held-out clips rightly (90.8%)" in page.locator("main").inner_text()
+
+
+def opened(page, room, number):
+    """The row beneath an event, with what can be done about its sound."""
+    page.locator(f"tr[data-number='{number}'] button.sound").click()
+    page.wait_for_selector("tr.more form", timeout=PATIENCE_MS)
+    return page.locator("tr.more")
+
+
+def test_a_sound_is_seen_and_heard(room, open_page):
+    room.devices(3)
+    room.label("pi-000", "on", "rain")
+    room.clock.now += 2
+    room.label("pi-000", "off", "rain")
+    page = open_page(room.page.url)
+    shown(page, "events")
+    page.wait_for_selector("tr[data-number='2'] canvas", timeout=PATIENCE_MS)
+    more = opened(page, room, 2)
+    page.wait_for_selector("tr.more audio", timeout=PATIENCE_MS)
+    dark = "canvas => { const d = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data; " \
+        "return [...d].filter((value, place) => place % 4 === 0 && value > 100).length / (d.length / 4); }"  # fmt: skip
+    share = more.locator("canvas").evaluate(dark)
+    assert 0.01 < share < 0.9, "it is neither empty nor full"
+    seconds = more.locator("audio").evaluate(
+        """async (player) => {
+            player.muted = true;
+            await player.play();
+            await new Promise((done) => { player.onended = done; });
+            return player.duration;
+        }"""
+    )
+    assert 3 < seconds < 5
+    page.locator("tr[data-number='2'] button.sound").click()
+    assert page.locator("tr.more").count() == 0
+
+
+def test_what_cannot_be_heard_says_why(room, open_page):
+    room.devices(3)
+    room.label("pi-001", "on", "rain")
+    page = open_page(room.page.url)
+    shown(page, "events")
+    more = opened(page, room, 1)
+    until(lambda: "its device sent activations and no audio" in more.inner_text(), "why it cannot be heard")
+    assert more.locator("audio, canvas").count() == 0
+
+
+def test_a_sound_is_corrected_and_that_is_taken_back(room, open_page):
+    room.devices(1)
+    room.label("pi-000", "on", "rain")
+    page = open_page(room.page.url)
+    shown(page, "events")
+    more = opened(page, room, 1)
+    known = more.locator("datalist option").evaluate_all("all => all.map((one) => one.value)")
+    assert set(known) == set(LABELS)
+    more.locator("input").fill("door bell")
+    more.locator("button[type=submit]").click()
+    until(lambda: "corrected: door bell" in page.locator("tr[data-number='1']").inner_text(), "the correction")
+    assert [one.label for one in room.corrections.read()] == ["door bell"]
+    page.reload()
+    until(lambda: "corrected: door bell" in page.locator("tr[data-number='1']").inner_text(), "it after a reload")
+    for button, label in (("None of the labels", "background"), ("It was rain", "rain")):
+        opened(page, room, 1).get_by_text(button, exact=True).click()
+        until(lambda label=label: f"corrected: {label}" in page.locator("tr[data-number='1']").inner_text(), label)
+        assert [one.label for one in room.corrections.read()] == [label]
+    opened(page, room, 1).get_by_text("Take back").click()
+    until(lambda: "corrected" not in page.locator("tr[data-number='1']").inner_text(), "it is taken back")
+    assert room.corrections.read() == []
+    # A page that is loaded anew gives up its stream.
+    open_page.problems[:] = [said for said in open_page.problems if not said.endswith("/api/v1/stream")]
+
+
+def test_a_correction_that_cannot_be_kept_says_why(room, open_page):
+    room.devices(3)
+    room.label("pi-002", "on", "rain")
+    page = open_page(room.page.url)
+    shown(page, "events")
+    more = opened(page, room, 1)
+    more.locator("input").fill("dog")
+    more.locator("button[type=submit]").click()
+    until(lambda: "nothing to learn from" in more.inner_text(), "the reason")
+    open_page.problems[:] = [said for said in open_page.problems if "409" not in said]
 
 
 def test_an_empty_server_says_what_to_do(room, open_page):
@@ -147,6 +232,14 @@ def test_hostile_names_are_text(room, open_page):
         "finished": "server", "generation": 1, "latency_ms": 5.0,
     }  # fmt: skip
     room.do(lambda: room.fleet.event("pi-1", json.dumps(result).encode()))
+    room.label("pi-000", "on", HOSTILE)
+    shown(page, "events")
+    number = page.locator("tr[data-number]").first.get_attribute("data-number")
+    more = opened(page, room, number)
+    more.locator("input").fill(HOSTILE[:80])
+    more.locator("button[type=submit]").click()
+    until(lambda: "corrected: <img" in page.locator("main").inner_text(), "the hostile label")
+    opened(page, room, number)
     for view in VIEWS:
         shown(page, view)
         page.wait_for_timeout(300)
