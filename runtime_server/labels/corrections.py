@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -82,8 +82,8 @@ class Corrections:
         """Write one. Raises UsageError when there is no room for more."""
         make_private(self.path)
         path, body = self._file(correction), msgspec.msgpack.encode(correction)
-        others = [other for other in self._files() if other != path]
-        if len(others) >= MAX_CORRECTIONS or sum(other.stat().st_size for other in others) + len(body) > _MAX_ALL_BYTES:
+        others = {name: size for name, size, _ in self._listed() if name != path.name}
+        if len(others) >= MAX_CORRECTIONS or sum(others.values()) + len(body) > _MAX_ALL_BYTES:
             raise UsageError(
                 f"{self.path}: has {len(others)} corrections, no more are kept; fit a head, and remove the oldest files"
             )
@@ -106,9 +106,16 @@ class Corrections:
         return sorted(found, key=lambda correction: correction.made_at)
 
     @property
-    def fingerprint(self) -> tuple[tuple[str, int], ...]:
+    def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
         """Another one when there are other corrections."""
-        return tuple(sorted((path.name, path.stat().st_mtime_ns) for path in self._files()))
+        return tuple(self._listed())
+
+    def _listed(self) -> Iterator[tuple[str, int, int]]:
+        """Name, size and time of change of each file, in order."""
+        for path in self._files():
+            with contextlib.suppress(FileNotFoundError):  # it was just taken back
+                found = path.stat()
+                yield path.name, found.st_size, found.st_mtime_ns
 
     def _files(self) -> list[Path]:
         return sorted(self.path.glob("*.correction")) if self.path.is_dir() else []

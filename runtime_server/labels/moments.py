@@ -26,8 +26,11 @@ AROUND_S = 0.5
 """Before and behind what is asked for."""
 _EARLY_S = 20.0
 """The broker may have a frame so long before it hears of what was in it."""
-_MAX_MESSAGES = 4096
-_FETCH = 128
+_MAX_MESSAGES, _MAX_BYTES = 4096, 64 << 20
+"""That are looked through: whoever sends more in a moment is not waited for."""
+_FETCH = 16
+_MAX_AUDIO_S = 12.0
+"""Of a moment, besides its first window."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,16 @@ async def sent_at(hub: Hub, moment: Moment, front_end: FrontEndInfo) -> list[Sen
     sent = SentWindows(front_end, lambda header: moment.has(header, AROUND_S + 2 * window_s))
     found: dict[tuple[str, int], SentWindow] = {}
     start = datetime.fromtimestamp(moment.told_at - (moment.until - moment.since) - _EARLY_S, timezone.utc)
-    read = 0
+    read = size = 0
     try:
         async with contextlib.aclosing(stored_frames(hub, subjects.frames(moment.device), start, _FETCH)) as batches:
             async for messages in batches:
                 windows = [window for message in messages for window in sent.of(message)]
                 kept = (window for window in windows if moment.has(window.header, AROUND_S))
                 found |= {(window.boot, window.header.window): window for window in kept}
-                read += len(messages)
+                read, size = read + len(messages), size + sum(len(message.data) for message in messages)
                 later = [window.header.capture_ns / 1e9 > moment.until + AROUND_S for window in windows]
-                if read >= _MAX_MESSAGES or (found and later and all(later)):
+                if read >= _MAX_MESSAGES or size >= _MAX_BYTES or (found and later and all(later)):
                     break
     except (*BROKER_ERRORS, nats.errors.Error) as exc:
         raise LinkError(f"broker {hub.url}: cannot read what {moment.device} sent ({reason(exc)})") from None
@@ -78,5 +81,4 @@ def audio_of(windows: Sequence[SentWindow], front_end: FrontEndInfo, codecs: Fra
             samples = codecs.decode(window.header, window.payload)[0][-(window.known or front_end.window_samples) :]
             place = window.header.window * front_end.hop_samples + front_end.window_samples - len(samples)
             pieces.append((place, np.rint(np.clip(samples, -1, 1) * 32767).astype(np.int16)))
-    longest = pieces[-1][0] - pieces[0][0] + 2 * front_end.window_samples if pieces else 0
-    return joined(pieces, min(longest, _MAX_MESSAGES * front_end.hop_samples))
+    return joined(pieces, int(_MAX_AUDIO_S * front_end.sample_rate) + front_end.window_samples)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.wire import encode_frame
@@ -9,6 +10,8 @@ from runtime_server.labels.corrections import Correction, Corrections, with_corr
 from runtime_server.labels.head_clips import HeadClips
 from runtime_server.labels.head_training import Examples, fit_head
 from runtime_server.labels.labelled import LabelledClip
+from runtime_server.labels.linear_probe import embedded as embedded_by
+from runtime_server.releases.release_gate import first_model
 
 
 def correction(label="dog", frames=(b"frame",), device="pi-1", since=5.0, heard="rain", made_at=1.0):
@@ -123,3 +126,26 @@ def test_corrected_audio_is_kept_with_a_head_for_the_next_release(small_bundle, 
     kept = HeadClips.of(head, clips, front_end, None, corrected=found.audio)
     assert [label for labels in kept.clips for label in labels] == ["cat", "rain", "cat", "rain", "dog", "dog"]
     np.testing.assert_allclose(kept.samples[-2:], heard[6:], atol=1e-3)
+
+
+def test_a_head_that_comes_with_a_release_knows_what_was_corrected(small_bundle, generations, sounds, tmp_path):
+    import soundfile
+
+    heard, embedded = sounds
+    front_end = small_bundle.manifest.info.front_end
+    clips = []
+    for number, window in enumerate(heard[:4]):
+        soundfile.write(tmp_path / f"{number}.wav", window, front_end.sample_rate)
+        clips.append(LabelledClip(tmp_path / f"{number}.wav", (("cat", "rain")[number % 2],)))
+    said = [correction("dog", [as_audio(heard[6])], since=8.0), correction("dog", [as_audio(heard[7])], since=9.0)]
+    found = with_corrections(examples_of(embedded[:4]), said, {1: small_bundle})
+    head = fit_head(found.examples, "small", "test")
+    kept = HeadClips.of(head, clips, front_end, None, corrected=found.audio)
+    model = first_model(generations.graph, generations.newest)
+    with torch.no_grad():
+        model.module.get_parameter("head.weight").mul_(-1)
+    again = kept.refitted(model)
+    assert again != head
+    assert again.labels == ("cat", "dog", "rain")
+    scores = again.scores(embedded_by(model, heard[6:8]))
+    assert [again.labels[best] for best in scores.argmax(axis=1)] == ["dog", "dog"]

@@ -1,3 +1,4 @@
+import ctypes.util
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,3 +88,16 @@ def test_only_what_is_near_is_decoded_and_activations_pass_as_they_are():
     assert [one.header.window for one in found] == [5, 6]
     (one,) = read([message(3, b"12345678", "int8", cut=2)])
     assert (one.payload, one.is_audio, one.whole) == (b"12345678", False, True)
+
+
+@pytest.mark.skipif(ctypes.util.find_library("opus") is None, reason="libopus is not installed")
+def test_a_stream_of_opus_is_joined_in_its_middle():
+    """What the decoder does not know of the packets before fades within the first window that is joined."""
+    sound = np.sin(2 * np.pi * 440 * np.arange(len(AUDIO)) / RATE).astype(np.float32) * 0.3
+    encoder = AudioStreamEncoder("opus", RATE, WINDOW, HOP, 32.0)
+    sent = [
+        message(index, encoder.encode(sound[index * HOP :][:WINDOW], index, alone=False), "opus") for index in range(12)
+    ]
+    whole, joined = read(sent), read(sent[5:])
+    assert [one.known for one in joined] == [HOP, 2 * HOP, 3 * HOP, None, None, None, None]
+    np.testing.assert_allclose(samples(joined[-1]), samples(whole[-1]), atol=0.02)
