@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from tools.arm.arm_check import SITES, CheckResult, as_json, check
-from tools.arm.machine import MIRROR, REPOSITORY, EmulatedMachine, Unavailable
+from tools.arm.debian import MIRROR, Unavailable
+from tools.arm.machine import REPOSITORY, EmulatedMachine
 
 SKIPPED = 77
 

@@ -16,12 +16,13 @@ import numpy.typing as npt
 from tools.arm.machine import CPU, REPOSITORY, EmulatedMachine, SitePackages
 from tools.arm.sample import Sample, make_sample
 from tools.arm.streaming import MAX_WINDOWS_PER_CUT, Streamed, serve, stream
+from tools.arm.wheels import NEWEST_RUNTIME
 
-_NUMPY_2, _NUMPY_1 = "numpy==2.4.6", "numpy==1.26.4"
+_NUMPY_1 = "numpy==1.26.4"
 NEWEST = "onnxruntime-newest"
 SITES = (
-    SitePackages("onnxruntime", "onnx", "edge", ("onnxruntime==1.23.2", _NUMPY_2)),
-    SitePackages(NEWEST, "onnx", "edge", ("onnxruntime==1.31.1", _NUMPY_2)),
+    SitePackages("onnxruntime", "onnx", "edge", ("onnxruntime==1.23.2", NEWEST_RUNTIME[1])),
+    SitePackages(NEWEST, "onnx", "edge", NEWEST_RUNTIME),
     SitePackages("tflite-runtime", "tflite", "edge-tflite-runtime", ("tflite-runtime==2.14.0", _NUMPY_1)),
 )
 """The second is what pip chooses; the loop is the same for both, so it runs the library call alone."""

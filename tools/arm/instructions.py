@@ -14,7 +14,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tools.arm.machine import EmulatedMachine, SitePackages, Unavailable
+from tools.arm.debian import Unavailable
+from tools.arm.machine import EmulatedMachine, SitePackages
 
 _SOURCE = Path(__file__).with_name("instructions.c")
 _PACKAGES = ("qemu-user", "libcapstone4", "liburing2")

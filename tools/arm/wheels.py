@@ -1,0 +1,64 @@
+"""The aarch64 wheels that pip would choose on a Raspberry Pi, fetched here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from tools.arm.debian import Unavailable
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONSTRAINTS = Path(__file__).with_name("constraints.txt")
+NEWEST_RUNTIME = ("onnxruntime==1.31.1", "numpy==2.4.6")
+"""What pip chooses for the extra `edge`."""
+_PLATFORMS = ("manylinux2014", "manylinux_2_27", "manylinux_2_28", "manylinux_2_34")
+_SOURCE_ONLY = ("nkeys==0.2.1",)
+"""Pure Python and published without a wheel, so one is made here."""
+_EPOCH = "315532800"
+"""1980-01-01, the first day that a zip file knows: a wheel that is made here has the same bytes every time."""
+_TIMEOUT_S = 300.0
+
+
+def requirements(extras: Sequence[str], python: str) -> list[str]:
+    """What this project asks for with some extras on aarch64 with a version of Python."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    there = {"python_version": python, "platform_machine": "aarch64"}
+    asked = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
+    wanted = [one for one in map(Requirement, asked) if one.marker is None or one.marker.evaluate(there)]
+    # pip would evaluate what follows the semicolon for the Python that runs it.
+    return [str(one).partition(";")[0].strip() for one in wanted]
+
+
+def for_python(python: str) -> list[str]:
+    """Options of pip that choose wheels for aarch64 and a version of Python."""
+    platforms = [f"--platform={name}_aarch64" for name in _PLATFORMS]
+    return ["--only-binary=:all:", "--implementation=cp", f"--python-version={python}", *platforms]
+
+
+def make_source_only(directory: Path) -> None:
+    """Wheels of what is published as source alone."""
+    pip("wheel", "--no-deps", "--wheel-dir", str(directory), *_SOURCE_ONLY)
+
+
+def pip(command: str, *arguments: str) -> None:
+    """Run pip. Raises Unavailable when something cannot be had."""
+    call = [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check", "--no-input", *arguments]
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": _EPOCH}
+    done = subprocess.run(call, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment)
+    if done.returncode:
+        if "conflict" in done.stderr:
+            raise RuntimeError(f"pip cannot put these together: {' '.join(arguments)}\n{done.stderr}")
+        if "connection broken" in done.stderr:
+            raise Unavailable(f"pip {command}: the package index cannot be reached")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        raise Unavailable(f"pip {command}: {(errors or ['ERROR: no reason given'])[-1][7:]}")
