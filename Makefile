@@ -1,5 +1,5 @@
-# make demo · check · test · test-slow · wheel · bench · fuzz · arm-check: each makes its own .venv on first use
-# (docs/testing.md).
+# make demo · check · test · test-slow · wheel · device-archive · bench · fuzz · arm-check: each makes its own .venv on
+# first use (docs/testing.md).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo check test test-slow lint wheel bench fuzz arm-check clean
+.PHONY: demo check test test-slow lint wheel device-archive bench fuzz arm-check clean
 
 $(VENV)/bin/pip:
 	@sh tools/make_venv.sh $(PYTHON) $(VENV)
@@ -38,6 +38,11 @@ wheel: | $(VENV)/bin/pip
 	rm -rf dist
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	@ls dist/*.whl
+
+# What a Raspberry Pi without a network installs from, 85 MB: dist/streamsplit-device-VERSION-aarch64.tar
+# (docs/deployment.md). KEY=signing.key signs it.
+device-archive: $(VENV)/.installed
+	@$(BIN)/python -m tools.device_archive $(if $(KEY),--key "$(KEY)")
 
 demo: $(VENV)/.demo
 	@$(BIN)/ssc demo $(if $(AUDIO),--audio "$(AUDIO)") -o demo-report

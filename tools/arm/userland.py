@@ -90,7 +90,7 @@ class Userland:
                 said, _ = process.communicate("\n", timeout)
             except subprocess.TimeoutExpired:
                 process.kill()
-                raise
+                raise CommandError(f"no end after {timeout:.0f} s\n{script.strip()}") from None
         if process.returncode:
             raise CommandError(f"exit code {process.returncode}\n{script.strip()}\n{said}")
         return said
@@ -123,7 +123,7 @@ def _install(cache: DebianCache, userland: Userland, suite: str) -> None:
         shutil.copy(f"/{name}", root / name)
     for name in ("passwd", "group"):  # what dpkg's first packages ask for
         shutil.copy(root / "usr/share/base-passwd" / f"{name}.master", root / "etc" / name)
-    userland.run(_FIRST)
+    userland.run(_FIRST, timeout=2 * _TIMEOUT_S)
     userland.run("useradd --create-home --shell /bin/bash --groups audio pi")
     (root / "etc/sudoers.d/pi").write_text("pi ALL=(ALL) NOPASSWD: ALL\n")
     shutil.rmtree(root / "packages")
