@@ -20,7 +20,7 @@ from pathlib import Path
 from tools.arm.debian import CPUINFO, DebianCache, Unavailable
 from tools.arm.machine import CPU
 
-_PACKAGES = ("?essential", "apt", "python3", "sudo")
+_PACKAGES = ("?essential", "apt", "passwd", "python3", "sudo")
 _MERGED = ("bin", "lib", "sbin")
 _AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"
 _KERNEL = (6, 7)
