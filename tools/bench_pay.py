@@ -41,10 +41,10 @@ MOST_WORK, MOST_LOST = 0.4, 1.0
 EXIT_WORK = 0.6
 POINTS_OF = "points_lost_of_"
 """Before an encoder's name: the mapping of all that is published of it."""
-RANKS, BITS = (8, 16, 32), (4, 6)
+RANKS, BITS = (16, 32), (4, 6)
 _LEVEL = 19
-_FITTED, _WINDOWS = 512, 4
-"""Windows that components are fitted to; at most of a clip."""
+_FITTED, _WINDOWS = 256, 2
+"""Recordings that components are fitted to, a window of each; windows at most of a clip that is judged."""
 Array = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
@@ -146,8 +146,8 @@ def components(seen: Array, rank: int, bits: int, heard: Array) -> Iterator[tupl
 def by_components(bundle: Bundle, name: str, known: Sequence[LabelledClip], judge: Judge) -> list[Way]:
     """Components of the channels at a cut, in every rank and precision."""
     prefix, cut = Prefix(bundle), bundle.manifest.cut_named(name)
-    every = windows_of(known, bundle.manifest.info.front_end, 1, GATE_DB).embeddings
-    chosen = every[np.random.default_rng(0).permutation(len(every))[:_FITTED]]
+    some = [known[place] for place in np.random.default_rng(0).permutation(len(known))[:_FITTED]]
+    chosen = windows_of(some, bundle.manifest.info.front_end, 1, GATE_DB).embeddings
 
     def at_cut(windows: Array) -> Array:
         found = []
@@ -171,12 +171,12 @@ def by_components(bundle: Bundle, name: str, known: Sequence[LabelledClip], judg
 def measure(
     bundle: Bundle, head: Head, audio: Path, target: str, chosen: Sequence[str], beside: str | None
 ) -> tuple[list[Way], list[Way]]:
-    """The whole encoder, Opus, and chosen ways or every width and exit; and components at a cut."""
+    """The whole encoder, and chosen ways or Opus, every width and every exit; and components at a cut."""
     manifest = bundle.manifest
     clips, known = clips_of(audio, manifest, head)
     every = [action_name(info.cut, 0, "exit") for info in manifest.info.exits]
     every += [action_name(cut, width) for cut, widths in manifest.widths.items() for width in widths]
-    names = [LOCAL, "opus-16", *(chosen or every)]
+    names = [LOCAL, *(chosen or ["opus-16", *every])]
     answers = Answers(bundle, target)
     found = answers.of(names, list(clips.windows))
     judge = Judge(clips, head, found[LOCAL])

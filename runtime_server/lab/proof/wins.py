@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from runtime_edge.formats.records.table import Reward
+from runtime_edge.formats.records.table import LOCAL, Reward
 from runtime_edge.policy.reward import exit_latency_ms, worth
 from runtime_server.lab.figures import Figures
 from runtime_server.lab.policy_bench import PolicyBench
 from runtime_server.lab.proof.proof_report import SERVER_ONLY, first_ms, policies_of, runs_of, scored
+from streamsplit_compile.cost.radios import list_radios, load_radio
 
 OURS, DEVICE_ONLY = "table", "device-only"
 PHIS = (0.5, 0.0, 1.0)
@@ -21,6 +22,8 @@ _MOST_LOST, _GAINED = 1.0, 1.0
 """Points of accuracy: that a win may lose, and that make up for a device's own energy and latency."""
 _LEAST_BETTER = 2
 """Of the four, against each server-only way."""
+_TAILS = 10
+"""Tails of a radio that a run lasts at least: it is awake at the begin of each, whatever is shipped."""
 _FOUR: Mapping[str, Callable[[Figures], float]] = {
     "first": lambda run: first_ms(run)["p50"],
     "final": lambda run: run.latency_ms["p50"],
@@ -84,6 +87,8 @@ def _row(
             enough = len(better) >= _LEAST_BETTER
         if not enough:
             reasons.append(f"better than {name} in {' and '.join(better) or 'nothing'}")
+    if (tail_s := _tail_s(bench, scenario)) * _TAILS > (bench.shortest_s or bench.seconds):
+        reasons.append(f"runs are too short to tell: the radio stays awake for {tail_s:.3g} s from before their begin")
     if None in lost.values():
         reasons.append("accuracy was not measured")
     elif gained < -_MOST_LOST:  # the device alone runs the whole encoder
@@ -109,13 +114,21 @@ def reward_of(runs: Sequence[Figures], phi: float = Reward().first_share) -> flo
     return float(sum(worth(phi * first + (1 - phi) * agreed, latency_ms, _median(runs, "energy"), reward)))
 
 
+def _tail_s(bench: PolicyBench, scenario: str) -> float:
+    """Of the radio that was paid for."""
+    link = bench.scenarios[scenario].link if scenario in bench.scenarios else ""
+    return load_radio(link).tail_ms.value / 1e3 if link in list_radios() else 0.0
+
+
 def _lost(
     bench: PolicyBench, encoder: str, scenario: str, policy: str, points: Mapping[str, float] | None
 ) -> float | None:
-    """Points of accuracy lost by a policy's last answers; None where it is not known of one of them."""
+    """Points of accuracy lost by a policy's last answers; None where it is not known of one of them. The whole encoder
+    loses none, nor do recordings of 16 bits as PCM.
+    """
     if points is None:
         accuracy = scored(bench, encoder, scenario, policy)
         return None if accuracy is None or accuracy.head is None else -100 * accuracy.head
     made = [name for run in runs_of(bench, encoder, scenario, policy) for name in run.final_answers or run.sequence]
-    known = [points.get(name) for name in made]
+    known = [points.get(name, 0.0 if name in ("waveform", LOCAL) else None) for name in made]
     return None if None in known else statistics.fmean(one for one in known if one is not None)

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from runtime_server.lab.accuracy import Accuracy
+from runtime_server.lab.policy_bench import PlayedScenario
 from runtime_server.lab.proof.goals import prompt_goals, thrifty_goals
 from runtime_server.lab.proof.proof_page import write_page
 from runtime_server.lab.proof.wins import best_other, reward_of, rows
@@ -65,6 +66,14 @@ def test_points_of_many_clips_count_by_what_made_the_answers(with_device):
     assert row.reasons == ("1.50 points lost",)
     assert rows(played, {"toy": {"one": 0.5, "local": 0.0}})[0].wins
     assert rows(played, {"toy": {"one": 0.5}})[0].reasons == ("accuracy was not measured",)
+
+
+def test_a_run_that_is_short_beside_the_radios_tail_tells_nothing(with_device):
+    played = with_device(60.0, 40.0)
+    scenarios = {"lte": PlayedScenario("a link", [], "lte")}
+    (row,) = rows(msgspec.structs.replace(played, scenarios=scenarios))
+    assert row.reasons == ("runs are too short to tell: the radio stays awake for 11.6 s from before their begin",)
+    assert rows(msgspec.structs.replace(played, scenarios=scenarios, seconds=120.0))[0].wins
 
 
 def test_without_the_device_alone_nothing_is_compared(bench):
