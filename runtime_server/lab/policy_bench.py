@@ -368,7 +368,9 @@ def _machine() -> dict[str, str]:
 
 def command_of(arguments: Sequence[str]) -> str:
     """As it is published: files and directories without where they lie."""
-    return " ".join(["ssc", *(Path(word).name if "/" in word else word for word in arguments)])
+    pairs = zip(["", *arguments], arguments, strict=False)
+    names = [Path(word).name if "/" in word and before != "--policy" else word for before, word in pairs]
+    return " ".join(["ssc", *names])
 
 
 def _processor() -> str:

@@ -188,3 +188,5 @@ def test_a_file_survives_and_a_foreign_one_is_refused_by_field(bench, tmp_path):
 
 def test_a_published_command_does_not_say_where_files_lie():
     assert command_of(["bench", "run", "lte", "--encoder", "/home/me/mn04.pt"]) == "ssc bench run lte --encoder mn04.pt"
+    said = ["bench", "run", "--policy", "cut:one/8+exit", "-o", "/home/me/out"]
+    assert command_of(said) == "ssc bench run --policy cut:one/8+exit -o out"
