@@ -24,8 +24,10 @@ from runtime_edge.formats.encoder.bottleneck_info import MAX_LATENT_VALUES
 from runtime_edge.formats.manifest import Cut
 
 MAX_PATCH_VALUES = 1024
-MOST_CHANNELS = 64
-"""Of a latent."""
+_CHANNELS, _MANY_CHANNELS = 64, 128
+"""Of a latent at most: the second where patches have so many values that the first would keep too little of them."""
+_LARGE_PATCH = 512
+"""Values of such a patch, at least."""
 _ROWS = (8, 16, 32, 64, 128)
 """Rows and columns that a latent has at most: the fewest whose patches are small enough."""
 _FEWER_ROWS = 4
@@ -85,7 +87,8 @@ def _patched(shape: tuple[int, ...], axis: int, most: int) -> Layout:
 def channels_of(layout: Layout) -> int:
     """How many channels its latents have at most."""
     positions = layout.grid[0] * layout.grid[1]
-    return min(MOST_CHANNELS, layout.patch_values, MAX_LATENT_VALUES // positions)
+    many = layout.patch_values >= _LARGE_PATCH and positions * _MANY_CHANNELS <= MAX_LATENT_VALUES
+    return min(_MANY_CHANNELS if many else _CHANNELS, layout.patch_values, MAX_LATENT_VALUES // positions)
 
 
 class Bottleneck(nn.Module):

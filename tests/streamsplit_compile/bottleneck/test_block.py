@@ -39,6 +39,11 @@ def test_latents_of_images_sequences_and_vectors_are_small_and_come_back_in_thei
     assert block.decode(latents).shape == (3, *shape[1:])
 
 
+def test_large_patches_at_few_places_have_more_channels():
+    found = {shape: channels_of(layout_of(cut_of(shape))) for shape in [(1, 256, 8, 7), (1, 32, 8, 7), (1, 64, 32, 25)]}
+    assert found == {(1, 256, 8, 7): 128, (1, 32, 8, 7): 64, (1, 64, 32, 25): 64}
+
+
 @pytest.mark.parametrize("cut", [cut_of((1, 16000), index=0), cut_of((2, 8, 4, 4)), cut_of((1, 2, 3, 4, 5))])
 def test_there_is_none_for_the_waveform_several_rows_or_more_dimensions(cut):
     assert layout_of(cut) is None
