@@ -129,8 +129,8 @@ def _publish_page(section: Section) -> None:
 
 _HEAD = """# Benchmarks
 
-Made by `make bench`; the same numbers are in [benchmarks.json](benchmarks.json). Ratios compare alternatives within one
-run, interleaved; seconds and milliseconds are of the machine named below each table.
+Made by `make bench`; the same numbers are in [benchmarks.json](benchmarks.json). Ratios compare alternatives,
+interleaved within one run; seconds and milliseconds are those of the machine named below each table.
 
 Figures measured once, to choose between alternatives, are in [measurements.md](measurements.md).
 """

@@ -114,9 +114,10 @@ def write_page(runs: Sequence[Run], planned: int, page: Path = DOCS / "energy.md
     lines = [
         "# What contrastive objectives cost",
         "",
-        "Made by `python -m tools.bench_objectives --publish` of the runs in [energy-runs.jsonl](energy-runs.jsonl).",
-        "An encoder learns from Speech Commands without labels, from random weights; a linear probe and the five",
-        "nearest neighbours are then asked of speakers nobody learnt from.",
+        "`python -m tools.bench_objectives --publish` makes this page from the runs in",
+        "[energy-runs.jsonl](energy-runs.jsonl). An encoder learns from Speech Commands without labels, starting from",
+        "random weights. A linear probe and the five nearest neighbours are then judged on speakers that were not",
+        "used for training.",
         "",
         f"**Measured so far: {len(runs)} of the {planned} runs of the study.**",
         "",
@@ -145,12 +146,12 @@ def _footing(runs: Sequence[Run]) -> list[str]:
     chance = 196 * math.sqrt(accuracy * (1 - accuracy) / asked)
     machines = {", ".join(f"{key} {value}" for key, value in run["machine"].items() if key != "date") for run in runs}
     return [
-        f"- Joules: {'; '.join(sorted({run['points'][-1]['source'] for run in runs}))}. Those of the training steps",
-        "  alone, without what sends, decodes or probes; above idle where idle is known.",
-        "- CPU seconds of the same step vary by some 40 % with what else runs: compare what was measured together.",
+        f"- Joules: {'; '.join(sorted({run['points'][-1]['source'] for run in runs}))}. Only training steps count,",
+        "  not sending, decoding or probing; above idle if the idle power is known.",
+        "- CPU seconds of the same step vary by some 40 % with other load: compare only figures measured together.",
         "- Between two recordings a device is silent for eight windows, so that no two count as the same sound.",
-        "- Accuracies are means over seeds, with the least and the greatest in brackets. They are asked of at least",
-        f"  {asked} recordings, whose choice alone makes one uncertain by {chance:.1f} points (95 %).",
+        "- Accuracies are means over seeds, with the minimum and maximum in brackets. They are measured on at least",
+        f"  {asked} recordings; the choice of recordings alone makes them uncertain by {chance:.1f} points (95 %).",
         *(f"- Measured on: {one}." for one in sorted(machines)),
     ]
 

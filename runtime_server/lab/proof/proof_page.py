@@ -79,20 +79,21 @@ def _how(bench: PolicyBench) -> list[str]:
         f"{bench.bytes_are}. {_pace(bench)} {_energy(bench)} Latency, bytes and energy in the last columns are against "
         "`pcm16`: 16-bit samples, each sent once. `pcm16`, `flac` and `opus` are streams: a window ships its new half.",
         "",
-        "- `p50 ms` to `p99 ms` are of last answers, `first p50` and `first p99` of first ones, where an exit gives "
-        "them; `first` and `latency` say how many times faster than the baseline's either is. Devices here give the "
-        "server's answer after an exit's whatever it says.",
-        "- `fidelity`: mean cosine with the float32 encoder's embedding, and the worst window's. Opus is heard 6.5 ms "
-        "late, as its decoder has it, which costs it some.",
+        "- `p50 ms` to `p99 ms` describe last answers, `first p50` and `first p99` first answers, if an exit gives "
+        "them; `first` and `latency` are how many times faster each is than the baseline's. Devices here always "
+        "report the server's answer after an exit's.",
+        "- `fidelity`: mean cosine with the float32 encoder's embedding, and the worst window's. Opus delays audio "
+        "by 6.5 ms, as its decoder does, which lowers its fidelity.",
         "- `probe`, `P@10`, `silhouette`: over labelled clips, by the code that devices and servers run. Encoders "
-        "given by name have random weights: it shows what a wire takes away, not what they could do. The probe "
-        "is fitted to embeddings that came the same way, `head` to those of the whole encoder, of other folds; `head "
-        f"first` is that head on first answers.{_judged(bench)}",
-        "- `by server`: windows that the server finished; `fell back`: that the device finished after all.",
-        "- `reaction s`: the longest time from a step to the cut that was settled on.",
-        "- `processor`: of one processor, used by the device. `queued`: of the time that the device could have run, "
-        "others had its processor. Where no load belongs to the scenario, more than some percent of it means that this "
-        "machine was not quiet, and that the device looks slower than it is.",
+        "given by name have random weights, so these figures show what the wire costs, not what the encoder could "
+        "do. The probe is fitted to embeddings of the same policy, `head` to those of the whole encoder, both on "
+        f"other folds; `head first` is that head on first answers.{_judged(bench)}",
+        "- `by server`: windows that the server finished; `fell back`: windows that the device finished because no "
+        "answer came in time.",
+        "- `reaction s`: the longest time from a step of the link to the final cut.",
+        "- `processor`: share of one processor that the device used. `queued`: share of the time in which the device "
+        "was ready to run but others had its processor. In scenarios without load, more than a few percent means "
+        "that this machine was busy, and that the device looks slower than it is.",
     ]
 
 
