@@ -1,4 +1,4 @@
-"""What `ssc`'s commands have beyond click: options that were once called otherwise, and help in two lengths.
+"""What `ssc`'s commands add to click: renamed options that keep their earlier names, and help in two lengths.
 
 @click.command(cls=ManyOptions, common=["out"])
 @click.option("--meter", "--energy", cls=RenamedOption, earlier=["--energy"])

@@ -1,4 +1,4 @@
-"""systemd units for devices and servers: each starts with the machine and may do nothing but its work."""
+"""systemd units for devices and servers: each starts with the machine and has only the rights that it needs."""
 
 from __future__ import annotations
 

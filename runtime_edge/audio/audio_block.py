@@ -1,4 +1,4 @@
-"""What the steps between a source and a window pass on."""
+"""The blocks of audio that pass from a source to the windows."""
 
 from __future__ import annotations
 

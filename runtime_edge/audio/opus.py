@@ -1,6 +1,6 @@
 """Opus as a stream of packets, by the system's libopus. The only file that loads it.
 
-Settings are libopus's best for sounds of any kind: application `audio`, complexity 10, variable bit rate. Packets of
+The settings are libopus's best for any kind of sound: application `audio`, complexity 10, variable bit rate. Packets of
 60 ms cost the fewest bytes at low rates; what a chunk has left over goes into shorter ones. Decoded audio is late by
 the encoder's look-ahead, 6.5 ms.
 """

@@ -1,4 +1,4 @@
-"""Whether a live source brings as many samples a second as it says."""
+"""Checks whether a live source delivers the sample rate that it states."""
 
 from __future__ import annotations
 

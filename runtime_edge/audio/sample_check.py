@@ -1,4 +1,4 @@
-"""What is wrong with the samples of a source, said once for each kind: where it begins, and how much it is."""
+"""Checks the samples of a source; reports each kind of fault once, with its position and extent."""
 
 from __future__ import annotations
 

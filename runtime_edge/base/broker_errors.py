@@ -1,4 +1,4 @@
-"""What the broker's library raises, and how to flush and close a connection of it."""
+"""The errors of the broker's library, and how to flush and close one of its connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The broker's library, with a connection that tries all addresses of a name, and whose encrypted end is no warning.
+"""The broker's library, with a connection that tries all addresses of a name and closes TLS without a warning.
 
 The library asks asyncio for one address after the other within one time limit, so an address that swallows packets (a
 stale record, IPv6 without a route) uses it up, and the others are never tried. A broker that is full says so and hangs

@@ -1,4 +1,4 @@
-"""Reading with a bound, writing without leaving halves, and one user of a directory at a time."""
+"""Bounded reads, atomic writes, and a lock that gives a directory to one process at a time."""
 
 from __future__ import annotations
 

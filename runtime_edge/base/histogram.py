@@ -1,4 +1,4 @@
-"""Counts of durations in fixed classes: small, bounded, and what Prometheus asks for."""
+"""A histogram of durations in fixed buckets, as Prometheus expects it."""
 
 from __future__ import annotations
 

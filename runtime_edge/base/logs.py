@@ -1,4 +1,4 @@
-"""Logs as text or as one JSON object a line, and the last thing that went wrong."""
+"""Logs as text or as one JSON object a line, and the latest problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text for people: that of others made safe for a header, a log and a terminal; sizes, times and dates."""
+"""Text for people: foreign text made safe for headers, logs and terminals; sizes, times and dates."""
 
 from __future__ import annotations
 

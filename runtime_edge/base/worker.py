@@ -1,4 +1,4 @@
-"""A thread that owns what is used in it: others ask it to do things, and it does them one after the other."""
+"""A thread that owns some state: other threads send it requests, and it serves them one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ssc bench device`: needs only what a device has."""
+"""`ssc bench device`: needs only what is installed on a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One line on a terminal that says what the device is doing; nothing anywhere else."""
+"""One status line on a terminal that says what the device is doing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ssc profile`: needs only what a device has."""
+"""`ssc profile`: needs only what is installed on a device."""
 
 from __future__ import annotations
 

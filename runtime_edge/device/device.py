@@ -1,7 +1,7 @@
 """One device: starts its parts, feeds them windows, reports its status and shuts them down.
 
 A window is on disk before it is sent and leaves the disk when the broker has stored it. Tables and bundles swap
-between windows. What happens to a window stands in `runtime_edge.device.runner` and `runtime_edge.device.pipeline`.
+between windows. `runtime_edge.device.runner` and `runtime_edge.device.pipeline` process each window.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a device publishes on `evt.<device>` of what it hears: results, and when a label goes on or off."""
+"""The events that a device publishes on `evt.<device>`: results, and when a label goes on or off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way of one window through the event loop: send its frame, await the reply, teach the memory, emit the result.
+"""The path of one window through the event loop: send its frame, await the reply, teach the memory, emit the result.
 
 A window comes from the runner (`runtime_edge.device.runner`), which has chosen its cut, run its prefix and written its
 frame to the spool. While the link is down the device runs the whole encoder and the frames wait in the spool.

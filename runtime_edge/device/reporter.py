@@ -1,4 +1,4 @@
-"""What a running device says of itself: the status of one moment, and the report of a run."""
+"""A running device's status at one moment, and the report of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has moved of a mixture, as a reply carries it: some components, each in a byte a value.
+"""The changed components of a mixture, as a reply carries them: one byte a value.
 
 All numbers are absolute, so that an answer that got lost does no harm to those after it. A whole mixture (float16 of
 all components, `GaussianMemory.to_bytes`) has another length.

@@ -1,7 +1,7 @@
 """Binary patches between two files of the same graph, in chunks that find their old selves at the same offset.
 
-Training moves most weights a little: then a chunk is best told as its bytewise difference (XOR), taken apart into four
-planes, since of each float32 the sign, the exponent and the first digits stay what they were. Where that does not
+Training moves most weights a little: then a chunk is best written as its bytewise difference (XOR), split into four
+byte planes, because the sign, the exponent and the first digits of each float32 stay the same. If that does not
 help, it is compressed with the old bytes as zstd's dictionary. (zstd over a whole 25 MB file at once loses track:
 8.4 MB against 23 kB in chunks, for changed norms.)
 

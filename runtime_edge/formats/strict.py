@@ -1,4 +1,5 @@
-"""Reading what others have written: JSON, MessagePack or TOML of one type and bounded size, with one error for all.
+"""Strict decoding of foreign data: JSON, MessagePack or TOML of one type and bounded size, with one error for all
+faults.
 
 A key that appears twice in a JSON object is refused: parsers differ in which of the two they take, and a signature
 covers both.

@@ -1,4 +1,4 @@
-"""What a device tells of its updates on `evt.<device>`, beside its results."""
+"""The events about updates that a device publishes on `evt.<device>`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of an inference runtime: load one compiled block, run it on buffers that stay where they are."""
+"""The contract of an inference runtime: load one compiled block, run it on fixed buffers."""
 
 from __future__ import annotations
 

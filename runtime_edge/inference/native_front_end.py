@@ -1,6 +1,6 @@
 """A log-mel front end by FFT, which computes only what is new in a window that overlaps the one before.
 
-It takes the place of the block that computes the same image in the graph, once `prove` has shown that it does. Frames
+It replaces the block that computes the same image in the graph, once `prove` has shown that both agree. Frames
 are kept only where the overlapping samples are the same to the bit, so gaps, other files and repeated windows need no
 care; frames that a window's ends reach into are computed anew.
 """

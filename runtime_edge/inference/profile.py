@@ -1,4 +1,4 @@
-"""Measured block times of this device: a profile that takes the place of a target's estimates.
+"""Measured block times of this device: a profile that replaces a target's estimates.
 
 profile = measure_profile(open_bundle(Path("bundle/")), "rpi4")
 Path("profile.json").write_bytes(profile.to_json())

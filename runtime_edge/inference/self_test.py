@@ -1,4 +1,4 @@
-"""The sound every bundle is self-tested with: made from a formula, so that it need not be shipped."""
+"""The waveform of every bundle's self-test: made from a formula, so that it need not be shipped."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What this device really takes: times, memory, and energy where a meter is there (`ssc bench device`)."""
+"""Measures this device: times, memory, and energy if there is a meter (`ssc bench device`)."""

@@ -1,4 +1,4 @@
-"""Meters of this board that can be read without anything else plugged in. Each says what it counts.
+"""Energy meters of this board that need no extra hardware. Each says what it counts.
 
 rapl           the processor's own counters (x86)
 ina            a sensor of Texas Instruments on the board's supply, as on a Jetson: Linux's hwmon

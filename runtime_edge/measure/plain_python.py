@@ -1,4 +1,4 @@
-"""How fast plain Python runs here: all that a device does besides its blocks is mostly that."""
+"""Measures how fast plain Python runs here: apart from its blocks, that is most of a device's work."""
 
 from __future__ import annotations
 

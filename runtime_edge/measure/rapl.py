@@ -1,4 +1,4 @@
-"""Joules as the processor's own counters have them: Linux's `powercap`, on x86 (RAPL)."""
+"""Joules from the processor's own counters: Linux's `powercap`, on x86 (RAPL)."""
 
 from __future__ import annotations
 

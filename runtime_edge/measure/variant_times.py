@@ -4,7 +4,7 @@
         bench = bench_device(open_bundle(Path("bundle/")), "rpi4", meter=meter)
     Path("device.json").write_bytes(bench.to_json())
 
-A process of its own shows how much memory one variant needs, and a runtime that dies takes nothing else with it.
+A separate process shows how much memory one variant needs, and contains the crash of a runtime.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Choosing the cut of a window, and what the device remembers to choose by."""
+"""Choosing the cut of a window, and the memory on which the choice depends."""

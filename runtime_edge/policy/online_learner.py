@@ -1,4 +1,4 @@
-"""What a device learns on top of its table, with `--learn`: bounded corrections, kept apart from the shipped values.
+"""Learning on the device (`--learn`): bounded corrections of the table, kept apart from its shipped values.
 
 Only latency is measured on a device; quality and energy of an action are those the table was trained on. A window's
 reward is known when it is finished, its successor's row when the next one is decided; then

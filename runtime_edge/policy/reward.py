@@ -1,4 +1,4 @@
-"""What an action does to one window, and what that is worth (docs/method.md, section 6), on numbers and on arrays.
+"""Latency, energy and reward of an action in one window (docs/method.md, section 6), on numbers and on arrays.
 
     Lat = device_ms / (1 - min(R, 0.9)), and + bytes / bandwidth + round trip + server_ms at a cut before the last
     E   = device_mj [+ message_mj + mj_per_kb * bytes / 1000 + transmit_w * transfer_ms, if it ships]

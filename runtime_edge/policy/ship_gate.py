@@ -1,4 +1,4 @@
-"""Keep or ship: which windows are worth sending, by what the device itself made of them (docs/method.md, section 9).
+"""Keep or ship: which windows are worth sending, judged by the device's own result (docs/method.md, section 9).
 
 gate = ShipGate(table.ship, seed=0)
 gate.ships(entropy)         # of the labels' scores, as a share of ln C

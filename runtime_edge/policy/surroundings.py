@@ -1,4 +1,4 @@
-"""What a splitter table may ask for besides load and link: the processor's temperature and the battery's charge.
+"""State variables of a splitter table besides load and link: the processor's temperature and the battery's charge.
 
 surroundings = Surroundings()
 splitter.choose(..., extra=surroundings.now())

@@ -1,4 +1,4 @@
-"""Reports every few seconds how the device is, to the state directory, systemd and the server."""
+"""Reports the device's status every few seconds, to the state directory, systemd and the server."""
 
 from __future__ import annotations
 

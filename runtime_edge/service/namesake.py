@@ -1,4 +1,4 @@
-"""Whether another device runs under this one's name: each device looks for itself, so the owners of both are told."""
+"""Detects another device with this device's name. Both devices look, so the owners of both learn of it."""
 
 from __future__ import annotations
 

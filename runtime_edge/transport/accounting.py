@@ -1,4 +1,4 @@
-"""What became of every window: the numbers behind `ssc edge status` and the run's report.
+"""The fate of every window: the numbers behind `ssc edge status` and the run's report.
 
 Each counter has one owner: `Accounting` is written by the worker alone, `LoopCounts` by the event loop alone. `merged`
 puts them together where they are reported.

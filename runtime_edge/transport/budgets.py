@@ -1,4 +1,4 @@
-"""What a device has sent and received, and what it may yet: `--mb-per-day` and `--update-mb-per-day`.
+"""A device's traffic, and the budgets that limit it: `--mb-per-day` and `--update-mb-per-day`.
 
 <state>/traffic.json      what is left of both, and what has passed lately; a minute old at most
 

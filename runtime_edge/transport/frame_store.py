@@ -1,4 +1,4 @@
-"""Frames between the encoder and the broker: on disk, and in the accounts exactly once.
+"""Frames between the encoder and the broker: kept on disk, and counted exactly once.
 
 Called in the worker's thread (`runtime_edge.base.worker.Worker`), except `settle_soon`, so that what is counted and
 what lies on the disk always agree. A frame that has no place on the disk may still be on its way; only when that

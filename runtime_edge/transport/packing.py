@@ -1,6 +1,5 @@
-"""Packed mode: where answers may take their time, several windows go in one message, with one acknowledgement.
-
-Each window lies in the spool by itself until its message is acknowledged, so nothing is lost with what waits here.
+"""Packed mode: if answers may be late, several windows go in one message, with one acknowledgement. Each window stays
+in the spool until its message is acknowledged, so nothing is lost if the process dies.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a device needs of its link to the broker, whatever is behind it.
+"""What a device needs from its link to the broker, however the link is implemented.
 
 `runtime_edge.transport.connection` is the link to a real broker; `runtime_edge.transport.in_memory` holds what it is
 sent, for tests. Everything is called in the event loop's thread.

@@ -1,1 +1,1 @@
-"""Bundles, tables and heads that take over while the device runs."""
+"""Bundles, tables and heads that are replaced while the device runs."""

@@ -1,4 +1,4 @@
-"""Brings the files of a bundle that a device lacks: as patches to its own where those are shorter."""
+"""Fetches the files of a bundle that a device lacks, as patches to its own files if those are shorter."""
 
 from __future__ import annotations
 

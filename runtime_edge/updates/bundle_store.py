@@ -1,4 +1,4 @@
-"""Bundles on the device's disk: fetched, verified and self-tested before they take over.
+"""Bundles on the device's disk: fetched, verified and self-tested before they run.
 
 <state>/trusted.pub           the key this device trusts (pinned at the first contact unless given)
 <state>/bundles/<digest>/     the present bundle, and those to go back to

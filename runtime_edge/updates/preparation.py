@@ -1,4 +1,4 @@
-"""Brings a released bundle onto a device's disk, tests it, loads it, and notes what could not be run here."""
+"""Fetches a released bundle, tests it, loads it, and records bundles that cannot run here."""
 
 from __future__ import annotations
 

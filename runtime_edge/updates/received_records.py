@@ -1,4 +1,4 @@
-"""Signed records that a device takes one by one: what the broker has, what comes, what is kept.
+"""Signed records that a device receives one by one: from the broker, while it runs, and from its own disk.
 
 Of tables and heads the record for this very device comes before the one for all devices of its target.
 """

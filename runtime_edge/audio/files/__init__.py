@@ -1,1 +1,1 @@
-"""Audio files as they lie on a disk: which of a folder are meant, what their containers say, and when they began."""
+"""Audio files on a disk: which files of a folder are recordings, what their containers state, and when they began."""

@@ -1,8 +1,8 @@
-"""What a container says of its length, held against the file.
+"""The length that a container states, compared with the file.
 
-A recorder that lost power, a pipe or a file beyond 4 GiB leaves a length that does not fit, and libsndfile then reads
-too little or nothing. `examine` finds this and says which bytes of the header must read otherwise; `PatchedFile` reads
-so.
+A recorder that lost power, a pipe or a file beyond 4 GiB leaves a wrong length, and libsndfile then reads too little
+or nothing. `examine` detects this and says which bytes of the header must be replaced; `PatchedFile` reads with these
+bytes replaced.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ogg: whether a stream was closed, what follows it, and how the page that a cut left is read as far as it goes.
+"""Ogg: whether a stream was closed, what follows it, and how to read a page that was cut short as far as it goes.
 
 A page of music holds seconds, a short recording is a single one, and none is decoded whose checksum does not fit.
 """

@@ -1,4 +1,4 @@
-"""What the containers of samplers, workstations and speech corpora say of their length.
+"""The lengths that containers of samplers, workstations and speech corpora state.
 
 IRCAM, PAF and PVF say nothing of it: one of those is known to be cut only where it ends within a sample of several
 bytes or channels.

@@ -1,4 +1,4 @@
-"""What is no raw PCM, told by its first bytes: containers, frames of a codec one after the other, text."""
+"""Recognises data that is not raw PCM by its first bytes: containers, frames of a codec, text."""
 
 from __future__ import annotations
 

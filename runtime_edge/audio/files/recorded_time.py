@@ -1,4 +1,4 @@
-"""When a recording began, by what the recorder has written: AudioMoth's comment, GUANO, the broadcast chunk, the name.
+"""When a recording began, from what the recorder wrote: AudioMoth's comment, GUANO, the broadcast chunk, the name.
 
 A time without a zone stays without one: what zone a recorder's clock was in, only its owner knows.
 """

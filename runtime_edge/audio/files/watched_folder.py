@@ -1,4 +1,4 @@
-"""A folder into which recordings come: each is read once, when it is complete, whatever is restarted meanwhile.
+"""A watched folder: each recording is read once, when it is complete, even if the program restarts.
 
     folder = WatchedFolder(Path("incoming/"), Path("state/watched.jsonl"))
     for path in folder.recordings(look): ...

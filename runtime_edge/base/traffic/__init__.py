@@ -1,1 +1,1 @@
-"""Bytes on the way: budgets, what has passed, and what the kernel counts."""
+"""Traffic: budgets, totals over time, and the kernel's counters."""

@@ -1,4 +1,4 @@
-"""A budget: so many bytes a day, which come evenly over it, and of which what is unused adds up for a week.
+"""A budget of bytes a day, which accrues evenly over the day; the unused part carries over for a week.
 
     budget = Budget.begun(20e6)                 # a day's worth
     budget = budget.after(3600.0).spent(5e6)    # an hour later, less what has passed

@@ -1,7 +1,7 @@
-"""What the kernel has counted of a TCP connection, and from it what passed the interface (Linux: `tcp(7)`, TCP_INFO).
+"""The kernel's counters of a TCP connection (Linux: `tcp(7)`, TCP_INFO), and the interface's bytes that follow from them.
 
-Segments carry headers that a program never sees. The kernel counts segments and their bytes, so what passes an Ethernet
-interface is known to within a few bytes at the start and the end of a connection.
+Segments carry headers that a program never sees. The kernel counts segments and their bytes, which gives the bytes at
+an Ethernet interface to within a few at the start and the end of a connection.
 """
 
 from __future__ import annotations

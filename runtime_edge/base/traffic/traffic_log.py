@@ -1,4 +1,4 @@
-"""What has passed a device's interface, over restarts: by the hour for two days, by the day for a month."""
+"""The traffic of a device's interface, kept over restarts: by the hour for two days, by the day for a month."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a manifest says of its encoder: how its file was read, and how its log-mel is made."""
+"""A manifest's description of its encoder: how its file was read, and how its log-mel image is made."""

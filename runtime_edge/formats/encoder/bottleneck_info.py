@@ -1,4 +1,4 @@
-"""What a manifest says of the bottleneck at a cut: a small encoder behind the prefix, a decoder before the suffix."""
+"""A manifest's description of the bottleneck at a cut: an encoder behind the prefix, a decoder before the suffix."""
 
 from __future__ import annotations
 

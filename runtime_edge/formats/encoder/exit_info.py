@@ -1,4 +1,4 @@
-"""What a manifest says of the exit at a cut: a small map from the activation to the embedding."""
+"""A manifest's description of the exit at a cut: a small map from the activation to the embedding."""
 
 from __future__ import annotations
 

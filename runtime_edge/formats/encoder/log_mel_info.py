@@ -1,4 +1,4 @@
-"""How an encoder's log-mel image is made: numbers and names from which a device computes it with an FFT of its own."""
+"""How an encoder's log-mel image is made: the parameters from which a device computes it with its own FFT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the parts of a manifest have in common: references to files, counts, and how near values come."""
+"""Parts that several sections of a manifest share: references to files, counts, and errors."""
 
 from __future__ import annotations
 

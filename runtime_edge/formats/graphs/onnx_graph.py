@@ -1,4 +1,4 @@
-"""An ONNX file is looked through before a runtime reads it: one graph of known operators, with its tensors in the file.
+"""Inspects an ONNX file before a runtime reads it: one graph of known operators, with its tensors in the file.
 
 The file is a protobuf message. Its fields are walked here without making objects of them: the depth is that of the
 messages named below, the number of fields is bounded, and weights are stepped over. A field that is not named is

@@ -1,4 +1,4 @@
-"""A TFLite file is looked through before a runtime reads it: one graph of known operators, its tensors in the file.
+"""Inspects a TFLite file before a runtime reads it: one graph of known operators, its tensors in the file.
 
 The file is a flatbuffer: tables that point to one another. Only those that say which operators run, and where their
 values are, are followed; each position is checked against the file and the number of steps is bounded.

@@ -1,4 +1,4 @@
-"""The actions of a splitter table: what each is, what it costs, and what is kept of it (docs/tables.md)."""
+"""The actions of a splitter table: what each does and costs, and when a window is kept (docs/tables.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a board does with a bundle, measured on it by `ssc bench device`: it takes the place of predictions.
+"""Measurements of a bundle on a board, made by `ssc bench device`; they replace predictions.
 
 bench = DeviceBench.from_json(data, "device.json")
 bench.fastest().block_ms

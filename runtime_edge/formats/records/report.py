@@ -1,4 +1,4 @@
-"""What a device says of itself. Whoever has the device's credentials may have written it."""
+"""A device's report about itself. Anybody with the device's credentials may have written it."""
 
 from __future__ import annotations
 

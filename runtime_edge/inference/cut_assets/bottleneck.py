@@ -1,4 +1,4 @@
-"""The bottleneck behind a prefix: from the activation to what is shipped of it."""
+"""The bottleneck behind a prefix: from the activation to the latent that is shipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spool's open database: what is missing in it is counted, and a damaged one is replaced by what can be read."""
+"""The spool's open database: counts missing frames, and replaces a damaged file by what can still be read."""
 
 from __future__ import annotations
 

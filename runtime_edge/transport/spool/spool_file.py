@@ -1,4 +1,4 @@
-"""The spool's database file: its tables, the checksum of each row, and what can still be read of a damaged one."""
+"""The spool's database file: its tables, the checksum of each row, and recovery from a damaged file."""
 
 from __future__ import annotations
 
