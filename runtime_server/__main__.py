@@ -1,4 +1,4 @@
-"""What torchrun starts: `ssc server run` as one of several ranks (see `runtime_server.training.ranks`)."""
+"""The module that torchrun starts: `ssc server run` as one of several ranks (see `runtime_server.training.ranks`)."""
 
 from __future__ import annotations
 

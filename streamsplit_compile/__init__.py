@@ -1,4 +1,4 @@
-"""The compiler: an encoder cut wherever one tensor crosses, lowered, proved and packed into a bundle.
+"""The compiler: cuts an encoder wherever one tensor crosses, lowers and checks every block, and packs a bundle.
 
     import streamsplit_compile
     bundle = streamsplit_compile.compile("encoder.pt", "bundle/", targets=["rpi4"], calibrate="recordings/")

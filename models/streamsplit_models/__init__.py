@@ -1,6 +1,6 @@
 """Audio encoders as plain torch modules: waveform in, unit-norm embedding out, front end included.
 
-The encoders themselves are made by name (`ssc encoder new`); these are what one of your own is made of.
+`ssc encoder new` makes the encoders by name; these are the parts for your own encoder.
 """
 
 from streamsplit_models.encoder import Encoder, GlobalAveragePool, GlobalMaxPool, Normalize, input_norm

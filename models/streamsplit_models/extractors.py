@@ -1,4 +1,4 @@
-"""Front ends that make what feature extractors of the `transformers` library make, for encoders that take that.
+"""Front ends equal to the feature extractors of the `transformers` library, for encoders that take features.
 
     features = clap((1, 1001, 64), sampling_rate=48_000, ...)    # an encoder's input, without the batch axis
     features(waveform)                                           # (batch, samples) -> (batch, 1, 1001, 64) float32

@@ -1,4 +1,4 @@
-"""What a front end is made of: sizes, scales and presets (docs/method.md, section 1).
+"""The parameters of a front end: sizes, scales and presets (docs/method.md, section 1).
 
 config = resolve_front_end("paper")      # or a mapping of fields over a preset
 LogMel(config)                           # the module (streamsplit_models.log_mel)

@@ -1,6 +1,7 @@
-"""Reads what the broker keeps for a device: values of keys, news of them, and objects. It reads directly, by subject,
-and never through a consumer: a subject names everything that is requested, so the broker can restrict a device to its
-own.
+"""Reads what the broker keeps for a device: values of keys, news of them, and objects.
+
+It reads directly, by subject, and never through a consumer: a subject names everything that is requested, so the
+broker can restrict a device to its own.
 """
 
 from __future__ import annotations

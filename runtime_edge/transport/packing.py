@@ -1,5 +1,6 @@
-"""Packed mode: if answers may be late, several windows go in one message, with one acknowledgement. Each window stays
-in the spool until its message is acknowledged, so nothing is lost if the process dies.
+"""Packed mode: if answers may be late, several windows go in one message, with one acknowledgement.
+
+Each window stays in the spool until its message is acknowledged, so nothing is lost if the process dies.
 """
 
 from __future__ import annotations

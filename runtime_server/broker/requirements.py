@@ -1,4 +1,4 @@
-"""What an outside broker has to offer, and which of its settings to change when it does not."""
+"""What an outside broker must provide, and which of its settings to change if it does not."""
 
 from __future__ import annotations
 

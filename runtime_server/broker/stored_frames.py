@@ -1,4 +1,4 @@
-"""Frames that the broker's stream holds already, read once more without acknowledging any."""
+"""Reads frames in the broker's stream once more, without acknowledging any."""
 
 from __future__ import annotations
 

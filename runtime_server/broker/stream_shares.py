@@ -1,4 +1,4 @@
-"""Each device's share of the stream of frames: one that fills it makes room by its own oldest frames.
+"""Each device's share of the stream of frames: a device that fills it loses its own oldest frames.
 
 The broker bounds the stream as a whole and lets the oldest frames go, whoever sent them. So the server keeps some of it
 free: when it is nearly full, it removes frames of the devices that hold more than twice an equal share.

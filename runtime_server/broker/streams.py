@@ -1,4 +1,4 @@
-"""The streams that a server makes on its broker: frames, dead letters, and what lies under buckets and stores."""
+"""The streams that a server makes on its broker: frames, dead letters, and those behind buckets and stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams that a broker of an earlier version has kept: they lay in the broker's unnamed account.
+"""Upgrades streams of an earlier version, which are in the broker's unnamed account.
 
 Alone, a broker finds them where they are moved to. The brokers of a cluster keep among themselves what streams there
 are, under that account's name; so each starts over with a copy of the streams, and says what they are.

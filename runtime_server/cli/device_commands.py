@@ -1,4 +1,4 @@
-"""`ssc server device`, and the options that say whom `ssc server broker` lets in."""
+"""`ssc server device`, and the options of `ssc server broker` about admission."""
 
 from __future__ import annotations
 

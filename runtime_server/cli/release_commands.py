@@ -1,4 +1,4 @@
-"""`ssc server releases`: what was released, and to whom."""
+"""`ssc server releases`: the released generations, and who runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How commands on a server's machine find its keys: that for its broker, and that which signs what devices take."""
+"""How commands on a server's machine find its two keys: the one for its broker, and the one that signs for devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How commands find a running server's broker and ask it: `--broker`, or what the server has noted in its `--state`."""
+"""How commands find a running server's broker and ask it: `--broker`, or the address in the server's `--state`."""
 
 from __future__ import annotations
 

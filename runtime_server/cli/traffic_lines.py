@@ -1,4 +1,4 @@
-"""What passes the interfaces of devices, an hour and a month, for `ssc server status` and `ssc demo`."""
+"""Traffic of devices, per hour and month, as lines of `ssc server status` and `ssc demo`."""
 
 from __future__ import annotations
 

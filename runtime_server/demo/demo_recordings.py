@@ -1,4 +1,4 @@
-"""What the devices of the demo hear: a directory that was given, Debian's recordings, or a synthesised soundscape.
+"""The demo's recordings: a given directory, Debian's recordings, or a synthesised soundscape.
 
 recordings = find_recordings(None, Path(".cache/demo-recordings"), 110.0, seed=0, work, say)
 playlist = recordings.playlist(work / "audio" / "pi-wifi", seed=1)    # a folder to play, and what is in it

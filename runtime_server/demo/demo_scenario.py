@@ -1,4 +1,4 @@
-"""What the demo plays: devices on links that change, and one that keeps everything to itself."""
+"""The demo's scenario: devices on links that change, and one that ships nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what the processes left behind to one summary, and what a demo promises of it."""
+"""Makes one summary of the files that the demo's processes wrote, and checks the demo's promises."""
 
 from __future__ import annotations
 

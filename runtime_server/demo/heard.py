@@ -1,4 +1,4 @@
-"""From a device's results to what it heard: one entry for each recording that was played, right or wrong."""
+"""Evaluates a device's results: one entry for each recording that was played, right or wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo says while it runs: lines that stay, and on a terminal one below them that says how long it takes."""
+"""The demo's output while it runs: permanent lines, and on a terminal a progress line below them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ssc` as a child of the lab: on given processors, paced like another machine, and never outliving its parent.
+"""`ssc` as a child of the lab: on given processors, paced like another machine, and ended with its parent.
 
     python -m runtime_server.harness.child --core 1 --pace pace.json --account encoded.json edge run ...
 

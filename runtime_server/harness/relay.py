@@ -1,4 +1,4 @@
-"""A TCP relay that is a link: delay, jitter and outages both ways, and a rate where the kernel does not shape.
+"""A TCP relay that emulates a link: delay, jitter and outages both ways, and a rate if the kernel does not shape.
 
 Nothing is dropped: what cannot be sent yet is held, and TCP passes that on to the sender.
 """

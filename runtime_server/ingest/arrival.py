@@ -1,4 +1,4 @@
-"""A frame as the broker hands it over: whose it is, and what it holds."""
+"""A frame as the broker delivers it: which device sent it, and its contents."""
 
 from __future__ import annotations
 

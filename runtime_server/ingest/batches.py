@@ -1,4 +1,4 @@
-"""What passes from one stage of the ingest to the next, in order: waiting, decoded, completed, counted."""
+"""The messages between the stages of the ingest, in order: waiting, decoded, completed, counted."""
 
 from __future__ import annotations
 

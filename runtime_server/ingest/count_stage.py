@@ -1,4 +1,4 @@
-"""The third stage of the ingest: notes every window once, teaches the trainer, and writes the replies."""
+"""The third stage of the ingest: counts every window once, feeds the trainer, and writes the replies."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Dead letters: frames that cannot be completed, kept for a while with the reason.
 
-They lie in a stream of their own, `dead.<partition>.<device>`, bounded in number, in size and in age; the oldest go
+They are in a separate stream, `dead.<partition>.<device>`, bounded in number, in size and in age; the oldest go
 first. A letter is there before its frame is taken out of the queue, and once only.
 """
 

@@ -1,4 +1,4 @@
-"""How many frames one device may have completed: a token bucket for each (the broker itself knows no such limit)."""
+"""Limits how many frames of a device are completed: one token bucket per device (the broker has no such limit)."""
 
 from __future__ import annotations
 

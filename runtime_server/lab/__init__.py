@@ -1,4 +1,4 @@
-"""Devices and a server on networks that are made on this machine, and what is measured there (`ssc bench`)."""
+"""Devices and a server on emulated networks, and the measurements there (`ssc bench`)."""
 
 COMMANDS = {
     "bench run": ("runtime_server.lab.bench_commands:run", "Compare policies on emulated networks."),

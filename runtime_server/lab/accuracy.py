@@ -1,4 +1,4 @@
-"""What a way of answering costs in accuracy: every labelled clip through blocks, bottlenecks, exits and the wire.
+"""The accuracy that a policy costs: every labelled clip passes through blocks, bottlenecks, exits and the wire.
 
 Nothing is shaped or paced here and nothing is sent: what a device ships is made and read by the same code that device
 and server use, the blocks behind it by the bundle's own in float32. A policy that chooses is given, for each window,

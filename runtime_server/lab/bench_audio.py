@@ -1,4 +1,4 @@
-"""What devices of a bench hear, and what their bundles are calibrated on: recordings, or a synthesised soundscape."""
+"""The audio that devices of a bench hear and that their bundles are calibrated on: recordings, or a soundscape."""
 
 from __future__ import annotations
 

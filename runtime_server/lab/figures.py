@@ -1,4 +1,4 @@
-"""What is reported of one run, from what the device's results, the interface and the process showed."""
+"""The figures of one run, from the device's results, its interface and its process."""
 
 from __future__ import annotations
 

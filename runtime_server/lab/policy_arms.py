@@ -1,4 +1,4 @@
-"""What is compared: tables and device options, one for each way of choosing what to ship."""
+"""The policies that are compared: the table and the device options of each."""
 
 from __future__ import annotations
 

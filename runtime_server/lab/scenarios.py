@@ -1,4 +1,4 @@
-"""What the lab's link and processor do: one list of steps for each scenario and seed, the same for every policy."""
+"""The lab's scenarios: the steps of link and processor for each scenario and seed, the same for every policy."""
 
 from __future__ import annotations
 

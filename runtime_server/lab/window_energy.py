@@ -1,4 +1,4 @@
-"""Energy of a window on the device, always with where it comes from.
+"""Energy of a window on the device, always with its source.
 
 model    the target's cost table for the blocks that ran, its power for the encoding, the link's radio for what passed
 rapl     what this machine's processor package used meanwhile (everything on it, not the device alone), as

@@ -1,4 +1,4 @@
-"""Embeddings of frames that devices have sent, of several generations, by the bundles that a server has of them."""
+"""Embeddings of frames that devices have sent, of several generations, made with the server's bundles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people said on the page about sounds that devices had told of, with the windows that it is about.
+"""Corrections that people made on the page about reported sounds, with the windows concerned.
 
     corrections = Corrections(state / "corrections")
     corrections.keep(correction)                               # the page

@@ -1,4 +1,4 @@
-"""How many of its windows each device may put into the training of a head: nobody can check what it really heard."""
+"""Limits how many windows each device contributes to a head, because nobody can check what it really heard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled recordings that judge weights: what a linear probe and the nearest neighbours make of their embeddings.
+"""Labelled recordings that judge weights, by a linear probe and the nearest neighbours of their embeddings.
 
     probe = LinearProbe(Path("recordings/"), front_end)      # or a CSV file,label[,fold], as for `ssc server label`
     probe.score(model).accuracy

@@ -1,4 +1,4 @@
-"""A moment that a device told of, and what the broker's stream still holds of it."""
+"""A moment that a device reported, and its windows that are still in the broker's stream."""
 
 from __future__ import annotations
 

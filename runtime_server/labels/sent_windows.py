@@ -1,4 +1,4 @@
-"""Windows that devices have sent, read again from the broker's stream: each by itself, whatever it was coded in.
+"""Windows that devices have sent, read again from the broker's stream: each by itself, whatever its encoding.
 
 What is sent as a stream of audio carries only what is new in each window. Here such windows are put together again and
 stand as PCM16, so that whoever reads a frame later needs no other. Reading may begin anywhere: the first windows of a

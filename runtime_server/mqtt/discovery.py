@@ -1,4 +1,4 @@
-"""What a device is at a user's MQTT broker: retained topics with its state, and one by which Home Assistant finds it.
+"""A device's topics at a user's MQTT broker: retained ones with its state, and one by which Home Assistant finds it.
 
 `streamsplit/status` and `streamsplit/pi-1/status` are `online` or `offline`, `streamsplit/pi-1/label/rain` is JSON with
 `state` ON or OFF, and `homeassistant/device/streamsplit-pi-1/config` describes all of these (docs/events.md).

@@ -1,4 +1,4 @@
-"""What stands at each retained topic of a user's broker, so that only what differs is published."""
+"""The values of the retained topics at a user's broker, so that only changes are published."""
 
 from __future__ import annotations
 

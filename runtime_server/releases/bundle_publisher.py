@@ -1,4 +1,5 @@
-"""What devices fetch from the object store: assets, manifests and patches, and no more of them than is still needed."""
+"""Publishes what devices fetch from the object store (assets, manifests, patches), and removes what is no longer
+needed."""
 
 from __future__ import annotations
 

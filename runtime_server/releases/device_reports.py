@@ -1,4 +1,4 @@
-"""What devices say of themselves, as far as releases need it. Nobody checks it, so nothing is taken on trust."""
+"""Devices' reports, as far as releases need them. They are unverified, so each value is checked here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ranks behind the first one: they keep the generations it keeps, and tell it how they are.
+"""The ranks behind the first one: they keep the same generations, and report their state to it.
 
     await Following(hub, 1, generations, state, status).start()     # at every rank but the first
     followers = Followers(hub, world)                               # at the first

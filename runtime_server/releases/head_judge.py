@@ -1,7 +1,7 @@
 """Whether a release would lower the score of a head that devices use, and the heads that go with it.
 
-A head is not judged as it is: it is fitted anew for each release. So weights are asked how well heads that are fitted
-to some of its clips label the others, against the weights of the best generation so far.
+A head is not judged as it is, because it is refitted for each release. So weights are judged by how well heads that
+are fitted to some of its clips label the others, against the weights of the best generation so far.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The release gate: judges trained weights, and compiles, proves and signs them as a new generation."""
+"""The release gate: judges trained weights, and compiles, checks and signs them as a new generation."""
 
 from __future__ import annotations
 

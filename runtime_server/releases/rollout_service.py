@@ -1,4 +1,4 @@
-"""Carries out a rollout: listens to devices, publishes what is wanted, and does what an operator asks for.
+"""Carries out a rollout: listens to devices, publishes the wanted generation, and serves an operator's requests.
 
 The other side of `ssc server releases`: requests on `srv.releases`, {"action": ..., "generation": ...}, are answered
 with the list of releases or with {"error": ...}.

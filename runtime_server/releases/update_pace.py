@@ -1,4 +1,4 @@
-"""How often releases may come: what they take of each device, against a budget of bytes a day."""
+"""Paces releases: their bytes for each device, against a budget of bytes a day."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a server loads, announces and says of itself; `runtime_server.server` puts it together."""
+"""Loading, announcing and reporting of a server; `runtime_server.server` puts it together."""

@@ -1,4 +1,4 @@
-"""What devices need on the broker from a server that has just started: its key, and a table for each target."""
+"""Publishes what devices need from a server that has just started: its key, and a table for each target."""
 
 from __future__ import annotations
 

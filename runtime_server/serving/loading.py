@@ -1,4 +1,4 @@
-"""What a server reads from its disk before it serves: key, generations, rollout, and where training stood."""
+"""Loads a server's state before it serves: key, generations, rollout, and the state of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `ssc server run` is told: one dataclass, filled from a TOML file, the environment and the command line.
+"""The settings of `ssc server run`: one dataclass, filled from a TOML file, the environment and the command line.
 
 To add a setting, add a field here: the option, the key of the file, its validation and its documentation follow from
 it. `ServerSettings.config` puts it where it belongs.

@@ -1,4 +1,4 @@
-"""What a server says of itself: its status, its troubles, its measurements."""
+"""A server's status, troubles and measurements."""
 
 from __future__ import annotations
 

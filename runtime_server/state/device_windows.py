@@ -1,4 +1,4 @@
-"""Which windows of one device have been counted, within bounds that are the device's own."""
+"""Which windows of one device have been counted, within limits per device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server keeps on its disk, all of it written whole or not at all.
+"""The files that a server keeps on its disk, each written atomically.
 
 <state>/signing.key, signing.pub      made at the first start unless --key is given
 <state>/signing_key.path              where the key lies that --key gave, instead of those two

@@ -1,7 +1,8 @@
-"""How large an activation may be to train or judge anything: a device can send what no sound makes.
+"""Limits how large an activation may be to train or judge: a device can send what no sound produces.
 
-One limit for each cut, since what harms is large beside what the next block is used to. Single channels are no measure:
-calibration may have seen next to nothing of the treble, and recordings then exceed it three hundredfold.
+There is one limit for each cut, because harmful activations are large compared with what the next block usually gets.
+Single channels are no measure: calibration may have seen next to nothing of the treble, and recordings then exceed it
+three hundredfold.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is known of one device: the numbers of its last report that people and programs look at."""
+"""One device as people and programs see it: numbers of its last report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where joules come from. Every source has a name, and what it counts is checked before it is believed.
+"""Sources of energy figures. Every source has a name and is checked before it is used.
 
 rapl      counters of the processor packages and their memory: everything on the machine, without its supply
 nvml      counters of the GPUs alone

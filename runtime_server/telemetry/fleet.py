@@ -1,7 +1,7 @@
-"""All devices as seen from the server: what each said last of itself, what it heard, and the fleet over the last day.
+"""All devices as seen from the server: each one's last report, what it heard, and the fleet over the last day.
 
-Nobody checks what devices say, so each value is taken only if it is of its kind, texts are cut and printable, and there
-is a bound to everything that is kept.
+Reports are unverified: each value must have the right type, texts are shortened and made printable, and everything
+that is kept is bounded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a device takes above idle, as its target's figures predict it: devices have no meter."""
+"""Predicted energy of a device above idle, from its target's figures: devices have no meter."""
 
 from __future__ import annotations
 

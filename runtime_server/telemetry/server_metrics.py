@@ -1,4 +1,4 @@
-"""What a server measures of itself, for Prometheus: `GET /metrics` on the health port.
+"""A server's own metrics for Prometheus: `GET /metrics` on the health port.
 
 Labels are statuses, loss terms, uses of a buffer, reasons of the release gate and heads that judge releases. All are
 bounded sets; a device's name is there only where it has a head of its own.

@@ -1,4 +1,4 @@
-"""Whether devices are served, as seen from the broker: the stream, the consumers, and frames that wait for nothing.
+"""Watches from the broker's side whether devices are served: the stream, the consumers, and frames that wait.
 
     watch = ServiceWatch(hub, ingest, partitions, mend, restart)
     asyncio.create_task(watch.run())

@@ -1,4 +1,4 @@
-"""What training steps take in energy, added up, always with where the figures come from."""
+"""The energy of training steps, added up, always with its source."""
 
 from __future__ import annotations
 

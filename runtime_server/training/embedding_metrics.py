@@ -1,4 +1,4 @@
-"""What an embedding space is like, without labels and with: the numbers a training run reports."""
+"""Measures of an embedding space, with and without labels, which a training run reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The loss of a batch that lies at several cuts: what is embedded, what counts as the same, what as different."""
+"""The loss of a batch whose windows are at several cuts: what is embedded, and which windows are positives or
+negatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes that train one encoder together: who this one is, and what they tell each other.
+"""Several processes that train one encoder together: this process's rank, and the communication between ranks.
 
     torchrun --nproc-per-node 2 -m runtime_server encoder.pt bundle/ --state server/ --broker nats://127.0.0.1:4222
 

@@ -1,4 +1,4 @@
-"""Training the newest weights from whatever cuts arrive: a sample at cut k trains the blocks after k."""
+"""Trains the newest weights on windows at any cut: a sample at cut k trains the blocks after k."""
 
 from __future__ import annotations
 

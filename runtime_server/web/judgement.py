@@ -1,4 +1,4 @@
-"""What became of attempts at a release and of releases, in sentences."""
+"""The outcomes of attempted releases and of releases, in sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A browser's connection, which ends when its other side does nothing, so that idle ones shut nobody out for long."""
+"""A browser's connection, closed when it is idle, so that idle connections cannot keep others out."""
 
 from __future__ import annotations
 

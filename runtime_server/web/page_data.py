@@ -1,6 +1,6 @@
-"""What the page shows, as JSON: each view is made when somebody asks for it, and at most once a second.
+"""The page's data as JSON: each view is made on request, at most once a second.
 
-Everything here runs on the server's event loop. The page is served by a thread of its own, which only passes on bytes.
+Everything here runs on the server's event loop. A separate thread serves the page and only passes on bytes.
 """
 
 from __future__ import annotations

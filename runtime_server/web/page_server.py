@@ -1,4 +1,4 @@
-"""Serves the page from a thread with an event loop of its own, which asks the server's for what it shows."""
+"""Serves the page from a thread with its own event loop, which requests the data from the server's loop."""
 
 from __future__ import annotations
 

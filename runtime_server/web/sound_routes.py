@@ -1,4 +1,4 @@
-"""The sounds behind events, over HTTP: a picture, the audio, and what people say it was."""
+"""The sounds behind events, over HTTP: a spectrogram, the audio, and corrections."""
 
 from __future__ import annotations
 

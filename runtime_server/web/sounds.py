@@ -1,4 +1,4 @@
-"""What the page has of a sound that a device told of: its picture, its audio, and what people say it was.
+"""The page's data on a sound that a device reported: its spectrogram, its audio, and corrections.
 
 Only what devices have sent as audio can be heard, for as long as the broker has it; nothing is kept for the page. Runs
 on the server's event loop, and reads one sound after the other.

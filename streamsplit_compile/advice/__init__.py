@@ -1,1 +1,1 @@
-"""What to do with a bundle: what each way of running it would cost."""
+"""Advice on what to do with a bundle, by the cost of each way to run it."""

@@ -1,4 +1,4 @@
-"""What each way of running a bundle would cost on a target and a link, and what to do (docs/advice.md).
+"""The costs of each way to run a bundle on a target and a link, and the recommended one (docs/advice.md).
 
 Estimates: the table's costs (predicted, or measured with a profile) over traces of the link, on a device with little
 else to do. Where a policy answers twice, the first answer is the exit's.

@@ -1,4 +1,4 @@
-"""Fitting the static tables by which a bottleneck's latents are coded (`runtime_edge.formats.latent_codec`)."""
+"""Fits the static tables with which a bottleneck's latents are coded (`runtime_edge.formats.latent_codec`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small module behind a cut, such as a bottleneck's encoder, to a file that a device runs."""
+"""Lowers a small module behind a cut, such as a bottleneck's encoder, to a file that a device runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training a bottleneck without labels, so that the embedding behind the suffix stays what it was.
+"""Trains a bottleneck without labels, so that the embedding behind the suffix stays the same.
 
     loss = 1 - cos(z, suffix(decode(encode(x)))) + ACTIVATION * distance of the activation + RATE * kilobytes
 

@@ -1,4 +1,4 @@
-"""Calibration: which windows, what ranges each cut's activation takes, how many bytes it is on the wire."""
+"""Calibration: the windows, the range of each cut's activation, and its bytes on the wire."""
 
 from __future__ import annotations
 

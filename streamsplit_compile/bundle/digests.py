@@ -1,4 +1,4 @@
-"""What names weights: a digest of every tensor, and one of any set of them."""
+"""Digests that identify weights: one for every tensor, and one for any set of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a compile will cost on this machine, said before it begins."""
+"""Estimates what a compile will cost on this machine, before it begins."""
 
 from __future__ import annotations
 

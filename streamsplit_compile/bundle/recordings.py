@@ -1,4 +1,4 @@
-"""A few windows out of hours of recordings: headers are read first, then only the samples that were chosen."""
+"""Reads a few windows out of hours of recordings: first headers, then only the chosen samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ssc advise`: what each way of running a bundle would cost, and what to do."""
+"""`ssc advise`: compares the ways to run a bundle, and recommends one."""
 
 from __future__ import annotations
 

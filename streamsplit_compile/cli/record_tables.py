@@ -1,4 +1,4 @@
-"""What the file of a table, head, adaptation or sub-model says of itself, for people and as JSON."""
+"""A summary of the file of a table, head, adaptation or sub-model, for people and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of figures: those that come with the package go by name, a user's own by its path."""
+"""Files of figures, found by name in the package, or by the path of a user's own file."""
 
 from __future__ import annotations
 

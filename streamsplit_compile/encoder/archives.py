@@ -1,4 +1,4 @@
-"""Reading torch.export archives from elsewhere without running anything in them.
+"""Reads foreign torch.export archives without running anything in them.
 
 `torch.export.load` unpickles some entries, loads others as shared libraries, evaluates symbolic expressions as
 Python and resolves any attribute of `torch` as an operator. So an archive is read here first, entry by entry; what

@@ -1,4 +1,4 @@
-"""In-place ops of an exported graph made functional, without changing what the graph computes."""
+"""Makes the in-place ops of an exported graph functional, without changing what the graph computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exported graph in operators that every later step understands, without changing what the graph computes.
+"""Rewrites an exported graph with operators that every later step understands, without changing what it computes.
 
     make_plain(module)     no graph within the graph, float32 throughout
 

@@ -1,4 +1,4 @@
-"""Silence for libraries that talk while they work."""
+"""Silences the output of libraries while they work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The line of the user's own code that an error of torch's is about."""
+"""Finds the line of the user's own code that a torch error concerns."""
 
 from __future__ import annotations
 

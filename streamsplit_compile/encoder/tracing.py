@@ -1,4 +1,4 @@
-"""A module as a graph of torch.export, for any batch where that works."""
+"""Exports a module with torch.export, for any batch size if that works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in a file of weights: those of a training run inside their wrappers, or no weights at all."""
+"""Finds the weights in a file, also inside the wrappers of a training run, or reports that there are none."""
 
 from __future__ import annotations
 

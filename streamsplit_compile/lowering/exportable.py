@@ -1,4 +1,4 @@
-"""What exporters stumble over, written so that they do not; the same function to the bit.
+"""Rewrites constructs that exporters fail on; the function stays the same to the bit.
 
 exportable(segment)     a copy, or the segment itself where nothing is in the way
 """

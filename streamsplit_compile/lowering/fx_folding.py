@@ -1,4 +1,4 @@
-"""Exact folding on a segment's ATen graph, so that a converter has no arithmetic on weights left to do.
+"""Exact folding on a segment's ATen graph, so that no arithmetic on weights is left for a converter.
 
     fold(segment)     the same function: batch norms are in the convolution before them, the affine part of a layer
                       norm in the linear layers behind it, a hard sigmoid's offset in the bias before it

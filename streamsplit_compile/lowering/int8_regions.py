@@ -1,4 +1,4 @@
-"""Which operations of a block run in int8, whatever format the block is in.
+"""Decides which operations of a block run in int8, in any format.
 
 Layers with weights do, and so does what stands strictly between them. Everything else stays in float32: a power
 spectrum in front of its logarithm spans more decades than 256 steps can hold, and so do the squares and square

@@ -1,4 +1,4 @@
-"""What an exporter says when it fails, in one line that names the user's own."""
+"""An exporter's error in one line that names the line of the user's code."""
 
 from __future__ import annotations
 

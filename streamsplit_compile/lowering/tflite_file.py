@@ -1,4 +1,4 @@
-"""Reading what the compiler needs from a TFLite flatbuffer. Its one file that imports ai-edge-litert."""
+"""Reads what the compiler needs from a TFLite flatbuffer. The compiler's one file that imports ai-edge-litert."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a table chooses what it chooses: the reward's terms for every cut, and what would change the choice."""
+"""Explains a table's choice: the reward's terms for every cut, and what would change the choice."""
 
 from __future__ import annotations
 

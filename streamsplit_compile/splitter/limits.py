@@ -1,4 +1,4 @@
-"""Hard caps on bytes and latency as prices: the smallest multipliers with which the best policy keeps the caps.
+"""Turns hard caps on bytes and latency into prices: the smallest multipliers with which the best policy keeps the caps.
 
 A price on bytes and one on late windows are found by bisection on the mean outcomes of every table row; the learner
 then maximises the reward less the prices. Privacy floor and memory need none: actions beyond them are left out.

@@ -1,4 +1,4 @@
-"""Folding what devices have learnt into a table (`runtime_edge.policy.online_learner`)."""
+"""Merges what devices have learnt into a table (`runtime_edge.policy.online_learner`)."""
 
 from __future__ import annotations
 

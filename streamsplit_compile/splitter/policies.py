@@ -1,4 +1,4 @@
-"""Policies played on traces: a table as a device plays it, and what it is compared with."""
+"""Policies played on traces: a table as a device plays it, and its alternatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The waveform as a stream in a table: what PCM, FLAC or Opus ships of a window, and what Opus costs its embedding.
+"""The waveform as a stream in a table: the bytes of a window as PCM, FLAC or Opus, and the agreement that Opus costs.
 
 A device that ships the waveform as a stream (`--audio`) sends of each window what is new since the last. Bytes are
 medians over continuous audio, behind the first window. FLAC and PCM lose nothing; of Opus the embedding of what is

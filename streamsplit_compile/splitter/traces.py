@@ -1,4 +1,4 @@
-"""Traces: what a device lives through, one value for each window. Arrays have shape (trace, window), float64.
+"""Traces: the conditions that a device meets, one value for each window. Arrays have shape (trace, window), float64.
 
 `synthetic_traces(FAMILIES["lte"], ...)` draws from docs/method.md, section 6: LTE-like bandwidth changing every 30 s,
 round trips with jitter, CPU load as a Markov chain, uncertainty as an autoregressive process. The other families

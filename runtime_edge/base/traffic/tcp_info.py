@@ -1,4 +1,4 @@
-"""The kernel's counters of a TCP connection (Linux: `tcp(7)`, TCP_INFO), and the interface's bytes that follow from them.
+"""The kernel's counters of a TCP connection (Linux: `tcp(7)`, TCP_INFO), and the bytes at the interface.
 
 Segments carry headers that a program never sees. The kernel counts segments and their bytes, which gives the bytes at
 an Ethernet interface to within a few at the start and the end of a connection.

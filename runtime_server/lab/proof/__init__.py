@@ -1,1 +1,1 @@
-"""A measurement as tables, pictures and a page, and the goals it is held to."""
+"""A measurement as tables, pictures and a page, and its goals."""

@@ -1,4 +1,4 @@
-"""What the table is held to against server-only PCM, beside the paper's numbers (docs/method.md, section 7)."""
+"""The table's goals against server-only PCM, beside the paper's numbers (docs/method.md, section 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to do with an encoder by what was measured, in the words of `ssc advise` (docs/advice.md)."""
+"""Advice from measurements, in the words of `ssc advise` (docs/advice.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bench as tables: every policy against server-only PCM, and the goals it is held to."""
+"""A bench as tables: every policy against server-only PCM, and the goals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where cutting pays: in which rows of a measurement the table is better than all that a user would take instead."""
+"""Where cutting pays: in which rows of a measurement the table beats every alternative."""
 
 from __future__ import annotations
 

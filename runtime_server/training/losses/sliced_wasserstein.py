@@ -1,6 +1,6 @@
 """L_SW: sliced Wasserstein-2 distance from the batch to the uniform law on the sphere (docs/method.md, section 5).
 
-A collapsed batch lies sqrt(2/d) away, a uniform one only the sampling error.
+The distance is sqrt(2/d) for a collapsed batch, and only the sampling error for a uniform one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Samples of the uniform law on the unit sphere, which every spread term measures a batch against."""
+"""Samples of the uniform law on the unit sphere, with which every spread term compares a batch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a bundle has at its cuts beside blocks: bottlenecks and exits, fitted, measured and carried on."""
+"""The parts of a bundle at its cuts, besides blocks: bottlenecks and exits, fitted, measured and kept over releases."""

@@ -1,4 +1,4 @@
-"""What bottlenecks and exits are fitted to: windows of recordings, and what the encoder makes of them."""
+"""The data to which bottlenecks and exits are fitted: windows of recordings, with activations and embeddings."""
 
 from __future__ import annotations
 

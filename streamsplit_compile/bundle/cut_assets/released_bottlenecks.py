@@ -1,4 +1,4 @@
-"""Bottlenecks of a release: carried on from the generation before, or fitted anew to what devices sent.
+"""Bottlenecks of a release: kept from the previous generation, or refitted to what devices sent.
 
 manifest = keep_bottlenecks(root, base, manifest, variants, reference, windows)
 """

@@ -1,1 +1,1 @@
-"""Weights that others, or this project, have trained: read and turned into checkpoints."""
+"""Reads weights trained by others or by this project, and makes checkpoints of them."""

@@ -1,4 +1,4 @@
-"""What two views of a window are asked to be: `L_task` of the server's objective (docs/method.md, sections 5 and 11).
+"""Contrastive objectives for two views of a window: `L_task` of the objective (docs/method.md, sections 5 and 11).
 
     objective = OBJECTIVES["moco"](segments, width=128, temperature=0.1, seed=0)
     loss = objective(Views(anchors, positives))

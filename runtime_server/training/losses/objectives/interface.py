@@ -1,4 +1,4 @@
-"""What every objective is: a loss of two views, with the parameters and the state of its own."""
+"""The interface of an objective: a loss of two views, with its own parameters and state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch normalisation by the batch at hand, for what is trained on the server alone."""
+"""Batch normalisation by the current batch, for modules that exist only on the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same with samples of the mixture for further negatives, as StreamSplit's paper has it."""
+"""The same with samples of the mixture as additional negatives, as in StreamSplit's paper."""
 
 from __future__ import annotations
 
