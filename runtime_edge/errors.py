@@ -71,7 +71,7 @@ class BundleError(FormatError):
 
 
 class OlderBundle(BundleError):
-    """A bundle of an older generation than the one in use, and nobody said to go back."""
+    """A bundle of an older generation than the one in use, without permission to go back."""
 
 
 class SignatureError(FormatError):

@@ -75,13 +75,13 @@ class Counters:
     """What a live source brings a second, where that is not the rate it states; 0 where it is."""
 
     files_skipped: int = 0
-    """Files of a directory of which nothing could be read."""
+    """Files of a directory that gave no audio."""
 
     files_cut_short: int = 0
     """Files that were not read to their end, or that state another length than they have."""
 
     told: tuple[str, ...] = ()
-    """What was said to be wrong with samples: once for all recordings that are counted together."""
+    """The faults of samples that were already reported, once for all recordings that are counted together."""
 
 
 class Recording(msgspec.Struct, frozen=True):

@@ -224,7 +224,7 @@ def read_directory(
 ) -> Iterator[SourceAudio]:
     """Decode every audio file below `directory`, one after the other, as far as each can be read.
 
-    A file of which nothing can be read is skipped, logged and counted, once.
+    A file that gives no audio is skipped, logged and counted, once.
 
     Raises:
         SourceError: there is no audio file, or none that can be read.
@@ -273,7 +273,7 @@ def _check_header(path: Path, file: Any, container: Container, least_channels: i
 
 
 def soundfile_module() -> Any:
-    """The library, for whoever reads or writes audio. Raises MissingExtra or SourceError when it is not there."""
+    """The soundfile library. Raises MissingExtra or SourceError if it is missing."""
     try:
         import soundfile
     except ImportError as exc:

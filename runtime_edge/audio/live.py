@@ -49,7 +49,7 @@ class IdleWaiter:
 
 
 def read_ahead(audio: Iterator[SourceAudio], waiter: Waiter) -> Iterator[SourceAudio]:
-    """Yield what a thread of its own reads from `audio`, a few blocks ahead; an error there is raised here.
+    """Yield what a separate thread reads from `audio`, a few blocks ahead; an error there is raised here.
 
     The thread ends with the audio or, once nobody iterates any more, after its next block. It cannot be woken from a
     read, so it is a daemon.

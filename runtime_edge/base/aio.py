@@ -39,8 +39,8 @@ async def finish_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]
 async def within(work: Coroutine[Any, Any, _Result], seconds: float) -> _Result:
     """What `work` gives; asyncio.TimeoutError when it takes longer, and then it has ended.
 
-    In the place of `asyncio.wait_for` around the broker's library: that asks once, and before Python 3.12 the library's
-    own waiting may lose the one cancellation (`cancel_all`).
+    It replaces `asyncio.wait_for` around the broker's library: that cancels once, and before Python 3.12 the
+    library's own waiting may lose the one cancellation (`cancel_all`).
     """
     task = asyncio.ensure_future(work)
     try:

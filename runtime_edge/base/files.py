@@ -48,8 +48,8 @@ def read_text(path: Path, limit_bytes: int, error: type[FormatError] = FormatErr
 def write_atomic(path: Path, data: bytes, mode: int = 0o644, durable: bool = True) -> None:
     """Write `data` to `path` so that a reader or a power cut sees the old file or the new one, never a half.
 
-    Without `durable` a power cut may leave an empty file, and nobody waits for the disk. What is there and is no file,
-    such as /dev/null or a pipe, is written and not replaced. Raises OSError naming a file.
+    Without `durable` a power cut may leave an empty file, and nobody waits for the disk. A path that is not a file,
+    such as /dev/null or a pipe, is written to and not replaced. Raises OSError naming a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not (path.is_file() or path.is_dir()):

@@ -39,7 +39,9 @@ class JsonFormatter(logging.Formatter):
 
 
 class QueuedHandler(logging.Handler):
-    """Writes to standard error in a thread of its own: who does not read it loses lines and stops nobody."""
+    """Writes to standard error in a separate thread: a reader that stalls loses lines, but does not block the
+    program.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ _Item = TypeVar("_Item")
 
 
 class Recent(Generic[_Item]):
-    """Keeps the last `keep` items. Whoever looks gets a list of its own, so nobody iterates what grows meanwhile."""
+    """Keeps the last `keep` items. Each reader gets a copy, so it can iterate while items are added."""
 
     def __init__(self, keep: int) -> None:
         self._items: deque[_Item] = deque(maxlen=keep)

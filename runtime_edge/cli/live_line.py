@@ -37,7 +37,7 @@ class LiveLine:
             self._write(f"{self._device}: {windows} ({where}), now cut {result.cut}, {result.latency_ms:.0f} ms{heard}")
 
     def close(self) -> None:
-        """Leave the line to whoever writes next."""
+        """Release the line for other output."""
         self._write("")
 
     def _write(self, text: str) -> None:

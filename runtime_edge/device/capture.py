@@ -40,7 +40,7 @@ class CapturedWindow(msgspec.Struct, frozen=True):
 
 
 class CaptureState(msgspec.Struct, frozen=True):
-    """What the capture says of itself."""
+    """The capture's state, for a status."""
 
     counters: Counters
     """A copy."""

@@ -147,9 +147,9 @@ class ClipKeeper:
 
 
 def clip_keeper(config: DeviceConfig, rate: int, window_samples: int, hop_samples: int) -> ClipKeeper | None:
-    """That of a device; None where nobody asked for clips.
+    """A device's clip keeper; None if no clips are wanted.
 
-    Raises UsageError under a privacy floor: it forbids to keep what it forbids to ship.
+    Raises UsageError with a privacy floor, which also forbids keeping.
     """
     if config.keep_clips is None:
         return None
@@ -160,7 +160,7 @@ def clip_keeper(config: DeviceConfig, rate: int, window_samples: int, hop_sample
 
 
 def make_room(directory: Path, limit_bytes: int) -> None:
-    """Remove the oldest clips until the others take no more; whatever else lies there stays. Raises OSError."""
+    """Remove the oldest clips until the others fit; other files stay. Raises OSError."""
     clips = sorted(directory.glob(_NAME), key=lambda path: path.name, reverse=True)
     left = limit_bytes
     for path in clips:

@@ -42,6 +42,6 @@ class DeviceMemory:
             self.teach(window, embedding)
 
     def load(self, data: bytes) -> None:
-        """Take over what a server says of the mixture. Raises FrameError."""
+        """Load the server's mixture parameters. Raises FrameError."""
         with self._lock:
             self.mixture.load(data)

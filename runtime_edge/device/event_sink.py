@@ -29,7 +29,7 @@ _USUAL: LabelRule = LabelRule()
 class EventSink:
     """Publishes results: every one (`all`), or those with a detected label (`labels`); and labels that go on or off.
 
-    Events are for whoever listens now: while the broker is away, or does not keep up, they are dropped and counted.
+    Events reach only live listeners: while the broker is away, or does not keep up, they are dropped and counted.
 
     Args:
         publish: sends an event on a subject; None: there is no broker.

@@ -21,7 +21,7 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
     """Whether its frame is to be sent at once."""
     decision: Decision
     mbps_in_question: float | None
-    """The uplink rate, above the present one, at which another cut would have been better; None: there is none."""
+    """The uplink rate, above the current one, at which another cut would have been better; None if there is none."""
     capped: bool
     """Whether the table keeps to a cap on bytes."""
     hop_s: float

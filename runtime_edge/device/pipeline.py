@@ -109,7 +109,7 @@ class Pipeline:
         """An answer after its deadline still teaches the memory, unless the window has taught it already, and revises
         what an exit has said.
 
-        One that nobody waited for says what is wrong with a window, or how the mixture has moved.
+        An unexpected answer reports a problem with a window, or changes of the mixture.
         """
         if reply.status == "ok" and not reply.embedding:
             self._count_answer(reply)

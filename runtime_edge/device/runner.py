@@ -55,7 +55,7 @@ class Update(msgspec.Struct, frozen=True):
 
 
 class RunnerState(msgspec.Struct, frozen=True):
-    """What the runner says of itself."""
+    """The runner's state, for a status."""
 
     generation: int
     bundle: str
@@ -195,7 +195,9 @@ class WindowRunner:
         self._engine.restart_stream()
 
     def embed(self, in_flight: InFlight) -> Embedding | None:
-        """The (d,) embedding of a window that nobody else finishes; None where memory has no room for all blocks."""
+        """The (d,) embedding of a window that the device must finish itself; None if memory has no room for all
+        blocks.
+        """
         return in_flight.engine.embed(in_flight.window.samples)
 
     def state(self) -> RunnerState:

@@ -38,7 +38,7 @@ class Sink(Protocol):
 class JsonLines:
     """One JSON object a line to a file, to a named pipe, or to standard output for `-`.
 
-    On a terminal the embedding is left out: hundreds of numbers a line, among which nobody finds the rest.
+    On a terminal the embedding is left out: its hundreds of numbers would hide the rest.
     Written in a thread of its own: a reader who does not read costs results, which are counted, and stops nobody.
     """
 
@@ -104,7 +104,7 @@ class CallbackSink:
 
 
 def all_gone(sinks: Iterable[Sink]) -> bool:
-    """Whether nobody takes results any more: they were for readers, and none is left."""
+    """Whether all readers of results are gone."""
     readers = list(_lines(sinks))
     return bool(readers) and all(lines.gone for lines in readers) and not any(map(_takes_all, sinks))
 

@@ -51,7 +51,7 @@ class Bundle:
         return self.read(self.manifest.variant(block, variant).file)
 
     def blocks_there(self, variant: str) -> int:
-        """How many of the first blocks lie here: a device fetches those only that it runs. Raises BundleError."""
+        """How many of the first blocks are here: a device fetches only those that it runs. Raises BundleError."""
         for index, block in enumerate(self.manifest.info.blocks):
             if not asset_path(self.path, self.manifest.variant(block, variant).file).is_file():
                 return index

@@ -30,7 +30,7 @@ _REFUSED = ("authorization violation", "user authentication", "authentication ex
 
 @dataclass(frozen=True)
 class Credentials:
-    """How to connect. With nothing given: nobody in particular, in clear text or with the system's authorities."""
+    """How to connect. By default without credentials, in clear text or with the system's certificate authorities."""
 
     nkey: Path | None = None
     """File with the Ed25519 seed this side proves its identity with (`SU...`, as `ssc server device add` writes)."""
@@ -87,9 +87,9 @@ class Address:
 
 
 def servers(url: str) -> list[str]:
-    """The brokers of an address: one, or several of a cluster with commas between them.
+    """The brokers of an address: one, or several of a cluster, comma-separated.
 
-    Raises UsageError when there is none, when one is no address, or when only some of them are encrypted.
+    Raises UsageError if there is none, if one is not an address, or if only some of them are encrypted.
     """
     found = [one.strip() for one in url.split(",") if one.strip()]
     if not found:
@@ -156,7 +156,7 @@ def read_seed(path: Path) -> str:
 
 
 def named(path: Path) -> str:
-    """A credentials file by its name and by what it says of itself. Raises FormatError."""
+    """A credentials file by its name and its comment. Raises FormatError."""
     first = read_bounded(path, _MAX_BYTES).decode("utf-8-sig", errors="replace").partition("\n")[0]
     return f"{path} ({printable(first[1:].strip())})" if first.startswith("#") else str(path)
 

@@ -44,7 +44,7 @@ MAX_ACTIVATION_VALUES = 1 << 28
 """In one window at all cuts: what a device allocates on a manifest's word."""
 MAX_WINDOW_SAMPLES = 1 << 24
 MIN_SCALE, MAX_SCALE = 1e-30, 1e30
-"""Of int8: every value it stands for is finite in float32."""
+"""Limits of int8 scales: every value that they represent is finite in float32."""
 
 Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 Cost = Annotated[float, Meta(ge=0, le=1e9)]
@@ -220,11 +220,11 @@ class BundleInfo(Part, frozen=True, kw_only=True):
     calibration: Calibration
     self_test: SelfTest
     parity: dict[Name, Parity]
-    """By variant; empty when nobody held these weights against their encoder."""
+    """By variant; empty if these weights were never compared with their encoder."""
     keep_norms: bool = False
     """Whether normalisation layers were left unfolded."""
     bottlenecks: Annotated[tuple[BottleneckInfo, ...], Meta(max_length=4096)] = ()
-    """In the order of their cuts, of which each has one at most."""
+    """In the order of their cuts; at most one per cut."""
     exits: Annotated[tuple[ExitInfo, ...], Meta(max_length=4096)] = ()
     """Likewise."""
 

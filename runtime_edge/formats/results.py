@@ -61,11 +61,11 @@ class WindowResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     rtt_ms: float
     cpu: float
     labels: dict[str, float] | None = None
-    """The best labels with their scores in [0, 1], best first; without the one that stands for everything else."""
+    """The best labels with their scores in [0, 1], best first; without the background label."""
     detected: list[str] | None = None
     """All labels whose score reached the head's threshold, best first; none for a sound that is `unknown`."""
     unknown: bool = False
-    """Whether the sound is none that the head knows; left out where it may be."""
+    """Whether the head does not know the sound; left out if it may know it."""
     head_generation: int | None = None
     """Newest generation of the embeddings the head was trained on; labels are surest when it is `generation`."""
 

@@ -31,8 +31,8 @@ Name = Annotated[
         pattern=r"^[^\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]+\Z",
     ),
 ]
-"""What is shown to people: without control characters, so that an error that quotes it stays one line, and without
-characters that nobody sees or that turn round the direction of others, so that it reads as what it is."""
+"""Text that people see. It has no control characters, so that an error that quotes it stays one line, and no
+invisible characters or changes of text direction, so that it reads as what it is."""
 
 _Kind = TypeVar("_Kind")
 _DECODERS: dict[str, Callable[..., Any]] = {

@@ -69,7 +69,7 @@ def new_boot() -> str:
 
 
 def new_connection() -> str:
-    """A token for one connection of a device, by which answers to earlier ones are told apart."""
+    """A token for one connection of a device, which distinguishes answers to earlier connections."""
     return _token(_CONNECTION_CHARACTERS)
 
 
@@ -106,7 +106,7 @@ def filler(device: str) -> str:
 
 
 def inbox(device: str) -> str:
-    """Prefix of the subjects a device is answered on: nobody else may subscribe below it."""
+    """Prefix of the subjects on which a device is answered: only that device may subscribe below it."""
     return f"_INBOX.{device}"
 
 
@@ -137,7 +137,7 @@ def message_id(device: str, boot: str, window: int) -> str:
 
 
 class Envelope(NamedTuple):
-    """What stands around a frame."""
+    """A frame's metadata on the broker."""
 
     message_id: str
     """Of the window that the frame begins with; empty when it names none."""
@@ -156,7 +156,7 @@ def envelope(message_id: str, device: str, connection: str = "", embedding: bool
 
 
 def read_envelope(headers: Mapping[str, str] | None, subject: str) -> Envelope:
-    """What stands around a frame that came on a subject, also from a device of 0.1.0."""
+    """The metadata of a frame that came on a subject, also from a device of 0.1.0."""
     found, device = headers or {}, subject.rsplit(".", 1)[-1]
     text = found.get(ENVELOPE_HEADER)
     if text is None:

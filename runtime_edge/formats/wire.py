@@ -57,7 +57,7 @@ ReplyEncoding = Literal["float16", "int8"]
 
 
 class FrameHeader(NamedTuple):
-    """What a device says of one window."""
+    """The header of one window's frame."""
 
     window: int
     capture_ns: int
@@ -256,7 +256,7 @@ def decode_frame(frame: bytes) -> list[tuple[FrameHeader, bytes]]:
 
 
 def has_checksum(frame: bytes) -> bool:
-    """Whether this begins as a frame of version 2 does, which ends in the checksum of what is before it."""
+    """Whether this begins like a frame of version 2, which ends with a checksum of the bytes before it."""
     return frame[1:3] == _BEGINNING or frame[2:4] == _BEGINNING
 
 

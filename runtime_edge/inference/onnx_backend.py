@@ -68,7 +68,7 @@ class OnnxBackend:
 
 
 def available_providers() -> tuple[str, ...]:
-    """What this onnxruntime can compute with, of what we know."""
+    """The known providers that this onnxruntime has."""
     found = onnxruntime.get_available_providers()
     return tuple(name for name, provider in _PROVIDERS.items() if provider in found)
 

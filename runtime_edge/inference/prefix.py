@@ -89,7 +89,7 @@ class Prefix:
 
     @property
     def blocks_there(self) -> tuple[int, int]:
-        """How many of the first blocks lie here, and how many there are."""
+        """How many of the first blocks are here, and how many the bundle has."""
         there = self.last_cut if not self.missing else self.bundle.blocks_there(self.variant)
         return there, self.last_cut
 

@@ -82,9 +82,9 @@ class Integrated:
 
 @contextmanager
 def open_meter(choice: str = AUTO) -> Iterator[tuple[Meter | None, str]]:
-    """The meter that is named, or with `auto` the first there is, and why there is none.
+    """The named meter, or with `auto` the first available one, and the reason if there is none.
 
-    Raises UsageError for a meter that is named and not there.
+    Raises UsageError if the named meter is missing.
     """
     kinds = {"rapl": _rapl, "ina": _ina, "pmic": _pmic, "powermetrics": _powermetrics}
     if choice == NONE:
@@ -205,10 +205,10 @@ def pmic_watts(text: str) -> float:
 
 
 def ina_sensor(root: Path = HWMON) -> tuple[str, Watts]:
-    """What the sensor on the board's supply is called, and how to read it.
+    """The name of the sensor on the board's supply, and how to read it.
 
-    Of a sensor with several channels the one of the supply is taken; where none is called so, nobody can say which
-    rails hang on which. Raises UsageError.
+    If it has several channels, the one named after the supply is used; if none is, it is unknown which rails are on
+    which channel. Raises UsageError.
     """
     found: dict[str, tuple[str, Watts]] = {}
     for folder in sorted(root.glob("hwmon*")):

@@ -66,7 +66,7 @@ class Rapl:
 
 
 def check_it_counts(joules: Callable[[], float], where: str, load: Load) -> None:
-    """Raise UsageError when a counter stands still while a core works."""
+    """Raise UsageError if a counter does not move while a core works."""
     before = joules()
     load()
     if joules() <= before:

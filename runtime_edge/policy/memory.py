@@ -45,7 +45,7 @@ COMPONENTS = 64
 COLD_WINDOWS = 50
 VARIANCE_FLOOR = 1e-6
 VARIANCE_CEILING = 4.0
-"""No coordinate of unit vectors varies more; what was loaded is held to it."""
+"""No coordinate of unit vectors varies more; loaded parameters are limited to it."""
 WEIGHT_FLOOR = 1e-3
 NEGATIVE_SCALE = 0.1
 """tau of the virtual negatives (docs/method.md, section 4)."""
@@ -202,7 +202,7 @@ class GaussianMemory:
         self.windows = max(self.windows, COLD_WINDOWS)
 
     def load(self, data: bytes) -> None:
-        """What a reply says of the mixture: all of it, or some components. Raises FrameError."""
+        """Load a reply's mixture parameters: all components, or some. Raises FrameError."""
         whole = len(data) == parameter_bytes(self.components, self.dim)
         (self.load_parameters if whole else self.load_components)(data)
 

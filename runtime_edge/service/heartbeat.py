@@ -40,7 +40,7 @@ class ReportPace:
         self._said: tuple[object, ...] = ()
 
     def is_due(self, status: DeviceStatus, now: float) -> bool:
-        """Whether to report this status; `now` in seconds, monotonic. Whoever is told yes reports."""
+        """Whether to report this status; `now` in seconds, monotonic. If true, the caller reports."""
         says = status.encoder.generation, status.report.get("errors"), status.namesake
         has_changed = bool(self._said) and says != self._said
         if has_changed and says[0] != self._said[0]:

@@ -85,7 +85,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     results_dropped: int = 0
     """Results that the readers of files and standard output did not take."""
     namesake: str = ""
-    """What there is to say of another device of this name."""
+    """A message about another device with this name; empty if there is none."""
     health: Health
     metrics_port: int | None
     report: dict[str, Any]

@@ -105,7 +105,7 @@ class LoopCounts:
     cuts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """Windows by the cut that was chosen."""
     revised: int = 0
-    """Windows of which the server gave another answer than an exit before it."""
+    """Windows for which the server's answer differed from the earlier exit's."""
     stage_ms: dict[Stage, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
 
     def finish(self, cut: str, where: str, latency_ms: float) -> None:

@@ -149,7 +149,7 @@ class BandwidthEstimator:
             self._fastest.append((self._now(), seconds))
 
     def learns_little(self, bytes_sent: int) -> bool:
-        """Whether a frame's time hardly tells of the uplink: it is small, or its transfer is lost in the jitter."""
+        """Whether a frame's time says little about the uplink: it is small, or its transfer is lost in the jitter."""
         with self._lock:
             return bytes_sent < TELLING_BYTES or self._takes_at_most(_LITTLE_S, bytes_sent)
 
@@ -160,7 +160,9 @@ class BandwidthEstimator:
             self._outcomes.append(False)
 
     def is_surprise(self, bytes_sent: int, seconds: float) -> bool:
-        """Whether a frame's time tells of another link than the one that is known, by more than jitter explains."""
+        """Whether a frame's time differs from the estimate by more than jitter explains, so that the link must have
+        changed.
+        """
         with self._lock:
             trip_s = self._rtt_s if self._own_trip_s is None else self._own_trip_s
             missed_s = seconds - trip_s - self._expected_s(bytes_sent * 8.0)

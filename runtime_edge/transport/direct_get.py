@@ -35,7 +35,7 @@ RECHECK_S = 1200.0
 
 
 class ObjectInfo(msgspec.Struct):
-    """What the object store says of an object (NATS ADR-20), as far as it is needed to read it."""
+    """The object store's description of an object (NATS ADR-20), as far as reading needs it."""
 
     nuid: str
     size: int = 0
@@ -88,7 +88,7 @@ async def _last(client: Client, stream: str, subject: str) -> RawStreamMsg | Non
 
 
 async def object_info(client: Client, name: str) -> ObjectInfo | None:
-    """What the bundles store says of an object that is there. Raises FormatError, and what the library raises."""
+    """The description of an object in the bundles store. Raises FormatError, and what the library raises."""
     subject = f"$O.{subjects.BUNDLES}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
     stored = await _last(client, f"OBJ_{subjects.BUNDLES}", subject)
     return None if stored is None else ObjectInfo.from_json(stored.data or b"", name)

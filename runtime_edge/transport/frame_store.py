@@ -61,7 +61,7 @@ class FrameStore:
         self._accounting.kept_local += 1
 
     def claim_oldest(self) -> SpooledFrame | None:
-        """The oldest frame that nobody is sending, now claimed. Raises SpoolError."""
+        """Claim the oldest frame that is not being sent. Raises SpoolError."""
         self._settle_due()
         stored = self.spool.oldest(1 + len(self._claimed))
         self._account_damage()
@@ -96,7 +96,7 @@ class FrameStore:
             self._drop(message_id, reason)
 
     def give_up(self) -> None:
-        """Settle whatever is claimed: nobody is sending any more."""
+        """Settle all claimed frames, when sending has ended."""
         self._settle_due()
         for message_id in list(self._claimed):
             self.settle(message_id, delivered=False)

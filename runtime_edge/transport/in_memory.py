@@ -74,7 +74,7 @@ class InMemoryTransport:
         self._pending.connection_lost()
 
     def reconnect(self) -> None:
-        """Have a connection again; who watches is told of the next change."""
+        """Connect again; watchers hear of the next change."""
         self.trouble = ""
 
     def reply(self, reply: Reply) -> None:

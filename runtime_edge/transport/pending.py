@@ -112,7 +112,7 @@ class PendingAnswers:
             self._fail(token, "the connection was lost")
 
     def receive(self, token: str, data: bytes, status: str) -> None:
-        """Pass an incoming message to whoever waits for it."""
+        """Pass an incoming message to the callback that waits for it."""
         if token in self._stored:
             self._acknowledged(token, data, status)
         elif self._ping is not None and token == self._ping[0]:

@@ -39,7 +39,7 @@ async def start_updater(
 
 
 class FirstBundle:
-    """Tries what there is, the newest first, until one bundle runs and has a table."""
+    """Tries the available bundles, newest first, until one runs and has a table."""
 
     def __init__(self, preparation: Preparation, first_table: FirstTable) -> None:
         self._preparation, self._first_table = preparation, first_table

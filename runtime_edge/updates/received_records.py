@@ -27,7 +27,7 @@ _Record = TypeVar("_Record")
 
 
 class RecordKeeper:
-    """Opens records of one kind, of which an older one is refused. The last one used lies in `<state>/<kind>.json`."""
+    """Opens records of one kind, and refuses older ones. The last one used is in `<state>/<kind>.json`."""
 
     def __init__(self, kind: Kind, config: DeviceConfig, store: BundleStore, reports: UpdateReports) -> None:
         self._kind, self._store = kind, store

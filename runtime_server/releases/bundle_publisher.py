@@ -1,5 +1,6 @@
 """Publishes what devices fetch from the object store (assets, manifests, patches), and removes what is no longer
-needed."""
+needed.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """The loss of a batch whose windows are at several cuts: what is embedded, and which windows are positives or
-negatives."""
+negatives.
+"""
 
 from __future__ import annotations
 

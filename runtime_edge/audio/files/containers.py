@@ -259,7 +259,7 @@ def _only_chunks(file: BinaryIO, position: int, size: int, kind: _Chunks) -> boo
 
 
 class PatchedFile(io.RawIOBase):
-    """A file of which some bytes read otherwise.
+    """A file read with some bytes replaced.
 
     Args:
         path: the file.
@@ -280,7 +280,7 @@ class PatchedFile(io.RawIOBase):
         self._path = path
 
     def __repr__(self) -> str:
-        """The file's name, for messages of whoever reads it."""
+        """The file's name, for error messages of libraries."""
         return repr(os.fsencode(self._path))
 
     def close(self) -> None:

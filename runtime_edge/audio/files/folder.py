@@ -58,7 +58,7 @@ def audio_files(directory: Path) -> list[Path]:
 def is_recording(path: Path) -> bool:
     """Whether a path is a file that its owner can mean as a recording, by its name.
 
-    A link that leads nowhere is one, too: it is tried, so that its loss is told and counted.
+    A broken link is one, too: it is tried, so that the loss is reported and counted.
     """
     known = path.suffix.lower() in AUDIO_SUFFIXES | _UNREAD_SUFFIXES
     return known and not is_hidden(path.name) and (path.is_file() or (path.is_symlink() and not path.exists()))

@@ -26,7 +26,7 @@ _LOW_KBPS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 
 class MpegLength(NamedTuple):
-    """What an MP3 file says of its length, in the tag within its first frame."""
+    """The length that an MP3 file states in the tag within its first frame."""
 
     begin: int
     """Of the first frame."""
@@ -58,7 +58,7 @@ def is_mpeg(data: bytes) -> bool:
 
 
 def stated_length(file: BinaryIO) -> MpegLength | None:
-    """What a file says of its length; None for what is not MPEG audio. Raises OSError."""
+    """The length that a file states; None if it is not MPEG audio. Raises OSError."""
     begin = _first_frame(file, 0)
     if begin is None:
         return None

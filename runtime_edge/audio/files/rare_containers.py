@@ -54,7 +54,7 @@ class Length(NamedTuple):
 
 
 def rare_length(file: BinaryIO, size: int) -> Length | None:
-    """What a file says of its length, in bytes; None for what is none of these. Raises OSError."""
+    """The length that a file states, in bytes; None if it is none of these formats. Raises OSError."""
     file.seek(0)
     head = file.read(_HEAD)
     for magic, read in _BY_MAGIC.items():

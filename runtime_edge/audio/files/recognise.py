@@ -128,7 +128,7 @@ def recognised(data: bytes) -> str | None:
 
 
 def decisive_bytes(data: bytes) -> int:
-    """How many bytes are needed to tell what begins like this, as far as these say."""
+    """How many bytes are needed to recognise data that begins like this."""
     frames = (_in_a_row(data, frame_bytes, header, count)[1] for frame_bytes, header, count, _ in _FRAMED)
     return max(_LONGEST_MARK, *frames, _transport_bytes(data), _TEXT_BYTES if _is_text(data) else 0)
 

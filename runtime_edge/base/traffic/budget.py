@@ -26,12 +26,14 @@ def on_the_way(count: int) -> int:
 
 @dataclass(frozen=True)
 class Budget:
-    """What may pass now. More than was left may have passed: then the next days' is owed, at most a week's."""
+    """The bytes that may pass now. More may have passed than was left: the debt comes off the next days, at most a
+    week's.
+    """
 
     per_day: float
     """Bytes; above 0."""
     left: float
-    """Bytes; below 0 what is owed."""
+    """Bytes; below 0 it is a debt."""
 
     @classmethod
     def begun(cls, per_day: float) -> Budget:

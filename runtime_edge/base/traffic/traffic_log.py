@@ -67,7 +67,7 @@ class TrafficLog:
 
     @property
     def spans(self) -> list[Span]:
-        """All there is, oldest first."""
+        """All spans, oldest first."""
         return list(self._spans)
 
     @property

@@ -56,7 +56,7 @@ class LogMelInfo(Strict, frozen=True, kw_only=True):
     """Added after `scale`."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be. msgspec names the field in front of what is raised."""
+        """Refuse inconsistent values. msgspec puts the field's name in front of the error."""
         if self.n_fft % 2 or not 2 <= self.win_length <= self.n_fft:
             raise ValueError("n_fft must be even, and win_length from 2 to n_fft")
         if self.power not in (1, 2):

@@ -20,7 +20,7 @@ AssetRef = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}/[a-z0-9][a-z0-9._-
 
 
 class Part(Strict, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of what a manifest consists of."""
+    """Base of the parts of a manifest."""
 
 
 class VariantInfo(Part, frozen=True, kw_only=True):
@@ -49,7 +49,7 @@ class StoredFile(Part, frozen=True, kw_only=True):
 
 
 class Agreement(Part, frozen=True, kw_only=True):
-    """How near values come to those of the encoder in float32, over the windows measured."""
+    """The error of values against the encoder in float32, over the measured windows."""
 
     max_abs_error: Annotated[float, Meta(ge=0, le=1e39)]
     cosine_median: Cosine

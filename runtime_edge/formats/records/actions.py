@@ -22,7 +22,7 @@ STREAMS: tuple[Encoding, ...] = ("pcm16", "pcm16-stream", "flac", "opus")
 
 
 class Costs(Strict, frozen=True):
-    """What one window costs on an idle device: all that version 1 says of an action."""
+    """What one window costs on an idle device: the fields that version 1 has for an action."""
 
     name: Name
     """Of the action, unique in the table."""

@@ -31,7 +31,7 @@ Array = npt.NDArray[np.float32]
 
 
 class AdaptedLayer(Strict, frozen=True, kw_only=True):
-    """One normalisation layer: what takes the place of its scale (`weight`) and shift (`bias`).
+    """One normalisation layer: its new scale (`weight`) and shift (`bias`).
 
     New statistics of a batch norm need no field of their own: with `s = sqrt((variance + eps) / (new variance + eps))`
     they are the scale `scale * s` and the shift `shift + scale * (mean - new mean) / sqrt(new variance + eps)`.

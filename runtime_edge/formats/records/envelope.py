@@ -128,7 +128,7 @@ def open_record(data: bytes, kind: Kind, key: str | None, trusted: minisign.Publ
     """Check the value of a key and take it out of its envelope; with `key` it must be for that very key.
 
     With `trusted` an unsigned record is refused, except a release of an earlier version, which never was signed: the
-    device then goes by its manifest's signature alone, and only forward.
+    device then relies only on the manifest's signature, and accepts only newer generations.
 
     Raises SignatureError or the kind's error, one line that names `source` and the field.
     """

@@ -101,8 +101,8 @@ class Head(_Common, frozen=True, kw_only=True):
     background: Name | None = None
     """The label that stands for everything else: it is never detected, and results leave it out."""
     min_energy: Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)] | None = None
-    """A sound whose logits' `ln sum exp` is less is none of the labels (Liu et al. 2020). Exits are not asked: their
-    embeddings have smaller logits."""
+    """A sound whose logits' `ln sum exp` is lower is none of the labels (Liu et al. 2020). Exits are not checked:
+    their embeddings have smaller logits."""
 
     def __post_init__(self) -> None:
         for problem in _problems(self):

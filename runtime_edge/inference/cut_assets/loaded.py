@@ -34,10 +34,7 @@ class CutAssets:
         return self.exits[cut]
 
     def load_all(self) -> None:
-        """Load those behind the blocks that lie here: a device fetches no others.
-
-        Raises BundleError or BackendError.
-        """
+        """Load those of the blocks that are here: a device fetches no others. Raises BundleError or BackendError."""
         info, (there, _) = self.prefix.bundle.manifest.info, self.prefix.blocks_there
         for cut in [cut.name for cut in info.cuts[: there + 1]]:
             if self.prefix.bundle.manifest.bottleneck(cut) is not None:

@@ -80,7 +80,7 @@ class SpoolDatabase:
         self._note.close()
 
     def rebuild(self, reason: Exception) -> None:
-        """Make a new database of what can be read; keep the damaged one, the last one only, for who wants to look.
+        """Make a new database of what can be read, and keep the damaged one (only the last) for inspection.
 
         Raises:
             sqlite3.Error, OSError: the disk refuses; the damaged one is left where it is.

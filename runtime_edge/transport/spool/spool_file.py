@@ -102,7 +102,7 @@ def stored_totals(db: sqlite3.Connection) -> Totals | None:
 
 
 def replace_totals(db: sqlite3.Connection, totals: Totals) -> None:
-    """Write the counters anew."""
+    """Replace the counters."""
     db.execute("BEGIN IMMEDIATE")
     db.execute("DELETE FROM totals")
     db.execute("INSERT INTO totals VALUES (?, ?, ?, ?)", (totals.put, totals.acked, totals.dropped, totals.bytes))
@@ -110,7 +110,7 @@ def replace_totals(db: sqlite3.Connection, totals: Totals) -> None:
 
 
 def least_informative(db: sqlite3.Connection) -> _Row | None:
-    """The place and the columns of the frame that goes first, None when there is none; within a transaction."""
+    """The place and the columns of the frame to drop first; None if there is none. Call it within a transaction."""
     db.execute(_INDEX.replace("INDEX", "INDEX IF NOT EXISTS"))
     row: _Row | None = db.execute(
         f"SELECT place, {COLUMNS} FROM frames ORDER BY uncertainty, place LIMIT 1"  # noqa: S608
@@ -119,7 +119,7 @@ def least_informative(db: sqlite3.Connection) -> _Row | None:
 
 
 def count_frames(db: sqlite3.Connection, row_bytes: int) -> Found:
-    """What lies in the table of frames; each row counts `row_bytes` beyond its payload. Raises Damage."""
+    """Count the table of frames; each row counts `row_bytes` in addition to its payload. Raises Damage."""
     frames, payloads, oldest, newest = db.execute(
         "SELECT count(*), coalesce(sum(length(payload)), 0), coalesce(min(place), 1), coalesce(max(place), 0)"
         " FROM frames NOT INDEXED"
