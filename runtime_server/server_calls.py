@@ -35,7 +35,7 @@ class RunningServer:
     url: str
     """Where devices connect."""
     public_key: minisign.PublicKey
-    """Of what it signs."""
+    """The public half of its signing key."""
     page: str | None
     """The page's address, where one was asked for."""
     stop: Callable[[], None]

@@ -123,7 +123,7 @@ class Access:
         return password
 
     def revoke(self, name: str) -> None:
-        """Revoke a device or reader. Raises UsageError when there is none of that name."""
+        """Revoke a device or reader. Raises UsageError if there is none with that name."""
         with self._changing() as state:
             member = state.members.get(name)
             if member is None or member.revoked:

@@ -231,7 +231,9 @@ class Broker:
             self._announcing = asyncio.create_task(announce(store, self.address))
 
     async def announced(self) -> None:
-        """Until a cluster has been told of what an earlier version has left here; at once where there is nothing."""
+        """Wait until a cluster knows of the streams that an earlier version left here; return at once if there are
+        none.
+        """
         if self._announcing is not None:
             await asyncio.wait({self._announcing})
 

@@ -45,7 +45,7 @@ class ConsumerGoneError(nats.errors.Error):
 
 
 class Delivery(NamedTuple):
-    """What the broker says of a message that it hands out of the stream."""
+    """The broker's metadata of a message from the stream."""
 
     place: int
     """In the stream."""

@@ -34,7 +34,7 @@ class GuardedClient(AnyAddressClient):
 
     @property
     def alone(self) -> bool:
-        """Whether that broker is none of a cluster."""
+        """Whether that broker is not part of a cluster."""
         return "cluster" not in self._server_info
 
     def _process_msg(

@@ -301,7 +301,7 @@ class Hub:
         return found
 
     async def server_status(self) -> dict[str, object]:
-        """What a running server says of itself. Raises LinkError when none answers."""
+        """A running server's status. Raises LinkError if none answers."""
         try:
             answer = await self.client.request(STATUS_SUBJECT, b"", timeout=3.0)
         except BROKER_ERRORS as exc:

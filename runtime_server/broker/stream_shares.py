@@ -50,7 +50,7 @@ class _Held(msgspec.Struct):
 
 
 class StreamSize(msgspec.Struct):
-    """What the broker says of a stream, as far as its size goes; nothing but the defaults where it has none."""
+    """The size of a stream according to the broker; the defaults if the stream does not exist."""
 
     config: _Limits = msgspec.field(default_factory=_Limits)
     state: _Held = msgspec.field(default_factory=_Held)

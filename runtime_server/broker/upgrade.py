@@ -37,7 +37,7 @@ class _ApiError(msgspec.Struct):
 
 
 class ApiAnswer(msgspec.Struct):
-    """What the broker answers to a request, as far as that it was refused."""
+    """The broker's answer to a request: only whether it was refused."""
 
     error: _ApiError | None = None
 
@@ -67,7 +67,7 @@ def upgrade_store(store: Path, clustered: bool) -> bool:
 
 
 async def announce(store: Path, address: Address) -> None:
-    """Tell a cluster of the streams and consumers that lie in this broker's store, once enough of it is there."""
+    """Tell a cluster about the streams and consumers in this broker's store, once enough of the cluster is up."""
     requests = list(_requests(store / SERVER_ACCOUNT / "streams"))
     deadline, hub = time.monotonic() + _PATIENCE_S, Hub(address, "upgrade")
     while requests and time.monotonic() < deadline:

@@ -91,7 +91,9 @@ def merge_command(
 
 
 def readable(found: dict[str, bytes], table: SplitterTable) -> tuple[list[Learnt], dict[str, str]]:
-    """What devices have learnt on this table, and by device why a record is left out: one ends nobody's merge."""
+    """What devices have learnt on this table, and by device why a record is left out: a bad record does not stop the
+    merge.
+    """
     records, left_out = [], {}
     for device, data in sorted(found.items()):
         source = f"learnt values of {device}"

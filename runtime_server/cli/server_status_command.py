@@ -103,7 +103,7 @@ def server_lines(own: dict[str, Any]) -> list[str]:
 
 
 def device_row(name: str, report: dict[str, Any], arrived: int) -> list[str]:
-    """A device's row. Nobody checks what it says of itself, so nothing here relies on types or on harmless text."""
+    """A device's row. Its report is unverified, so nothing here relies on types or on harmless text."""
     cuts = report.get("cuts")
     counted = {cut: count for cut, count in cuts.items() if isinstance(count, int)} if isinstance(cuts, dict) else {}
     sent = report.get("bytes_sent")

@@ -51,7 +51,7 @@ class Recordings:
         return folder, names
 
     def judges(self, known: Collection[str], table: Path) -> Path | None:
-        """Write which of what is played has labels that a head knows; None where nothing has."""
+        """Write a list of the played recordings whose labels a head knows; None if there are none."""
         rows = [(clip.path.resolve(), label) for clip in self.clips if set(clip.labels) <= set(known)
                 for label in clip.labels]  # fmt: skip
         if not rows:

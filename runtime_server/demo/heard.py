@@ -26,7 +26,7 @@ class Heard:
     """Tells the times apart that one recording is played."""
     recording: str
     truth: tuple[str, ...]
-    """Its labels that the head knows; none: nobody knows what it is."""
+    """Its labels that the head knows; empty if the truth is unknown."""
     label: str
     """The one with the highest mean score over the windows."""
     score: float
@@ -37,7 +37,7 @@ class Heard:
 
     @property
     def right(self) -> bool | None:
-        """None where nobody knows."""
+        """None if the truth is unknown."""
         return self.label in self.truth if self.truth else None
 
     def __str__(self) -> str:

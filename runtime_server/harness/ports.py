@@ -7,7 +7,7 @@ import socket
 
 
 def free_ports(count: int) -> list[int]:
-    """Different TCP ports of 127.0.0.1 that nobody listens on now."""
+    """Different TCP ports of 127.0.0.1 that are currently free."""
     with contextlib.ExitStack() as listeners:
         found = [listeners.enter_context(socket.socket()) for _ in range(count)]
         for listener in found:

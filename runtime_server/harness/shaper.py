@@ -21,7 +21,8 @@ class Phase:
 class Shaper(Relay):
     """Relays connections to the broker; the uplink is paced to the phase of the schedule, both ways are delayed.
 
-    Before the schedule begins it passes on at once: whoever fetches a first bundle then is not the last to start.
+    Before the schedule begins it passes everything on at once, so that fetching a first bundle does not delay the
+    start.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class Completion(msgspec.Struct, frozen=True):
     activation: Tensor | None = None
     """(rows, ...) float32 when it is ok."""
     in_range: bool = True
-    """Whether the activation is one that calibration lets expect."""
+    """Whether the activation is within the range that calibration predicts."""
     embedding: Tensor | None = None
     """(d,) float32 when it is ok."""
     poison: str = ""

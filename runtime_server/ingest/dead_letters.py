@@ -76,7 +76,7 @@ async def newest(hub: Hub, count: int) -> list[DeadLetter]:
 
 @raises_link_error
 async def get(hub: Hub, number: int) -> DeadLetter:
-    """One letter. Raises UsageError when there is none of that number, LinkError."""
+    """One letter. Raises UsageError if there is none with that number, LinkError."""
     try:
         return _letter(await hub.stream.get_msg(DEAD, number, direct=True))
     except nats.js.errors.NotFoundError:

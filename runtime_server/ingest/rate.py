@@ -14,8 +14,8 @@ MAX_DEVICES = 16_384
 class RateLimit:
     """Allows each device `per_s` frames a second, and at first, or after a silence, 1000 seconds' worth at once.
 
-    So much that a device which replays days of spooled frames never notices, and a flood still ends within seconds.
-    The devices heard of longest ago are forgotten beyond `max_devices` of them.
+    A device that replays days of spooled frames stays below that, and a flood still ends within seconds. Beyond
+    `max_devices` devices the least recently active are forgotten.
     """
 
     def __init__(

@@ -99,7 +99,7 @@ def _fold(text: str, where: str) -> int:
 def probe_accuracy(embeddings: Array, clips: Clips, held_out_fold: int, asked: Array | None = None) -> float:
     """Share of a fold's clips that logistic regression on the other folds' embeddings (clips, d) gets right.
 
-    It is told the fold's clips by other embeddings of theirs where some are `asked`.
+    If `asked` is given, the fold's clips are judged by these other embeddings.
     """
     sklearn = _sklearn()
     train, test = clips.folds != held_out_fold, clips.folds == held_out_fold

@@ -35,7 +35,7 @@ _PACKED = ("--deadline-ms", "4000")
 
 @dataclass(frozen=True)
 class Policy:
-    """One way, as a device is told of it."""
+    """One policy: the table and the device options that carry it out."""
 
     name: str
     table: SplitterTable

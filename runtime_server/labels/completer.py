@@ -18,7 +18,7 @@ from runtime_server.suffix.frame_codecs import FrameCodecs
 
 @dataclass(frozen=True)
 class Completed:
-    """What became of a frame."""
+    """The outcome of completing a frame."""
 
     embedding: npt.NDArray[np.float32]
     """(d,)."""

@@ -34,7 +34,7 @@ from runtime_server.labels.linear_probe import embedded
 from runtime_server.suffix.generations import CutModel
 
 MAX_HEADS = 32
-"""Heads of which one server keeps clips."""
+"""The number of heads whose clips one server keeps."""
 _MAX_WINDOWS = 1024
 _MAX_AUDIO_BYTES = 32 << 20
 _MAX_BYTES = _MAX_AUDIO_BYTES + MAX_HEAD_BYTES + (1 << 20)
@@ -58,7 +58,7 @@ class HeadClips(Strict, frozen=True, kw_only=True):
     windows: Annotated[bytes, Meta(max_length=_MAX_AUDIO_BYTES)]
     """float16[windows, samples], little-endian: the audio as the encoder takes it."""
     best: Annotated[bytes, Meta(max_length=_MAX_WINDOWS)] = b""
-    """uint8[clips], 1 where a clip that was held out was labelled rightly, by the weights of the best generation so
+    """uint8[clips], 1 where a held-out clip was labelled correctly with the weights of the best generation so
     far; empty before any release."""
     best_generation: Annotated[int, Meta(ge=0)] = 0
     fixed: bool = False
@@ -106,10 +106,10 @@ class HeadClips(Strict, frozen=True, kw_only=True):
         )
 
     def right(self, model: CutModel) -> Bools:
-        """(clips,) which of them are labelled rightly, given some weights' embeddings.
+        """(clips,) which of them are labelled correctly, given some weights' embeddings.
 
-        Each is asked of a head that was fitted to the others (cross-validation over clips); where a label would then
-        be missing, or the head is fixed, of the head as it is. Raises FormatError.
+        Each is judged by a head that was fitted to the others (cross-validation over clips); if a label would then be
+        missing, or the head is fixed, by the head as it is. Raises FormatError.
         """
         embeddings = embedded(model, self.samples)
         examples = self._examples(embeddings)

@@ -58,7 +58,7 @@ class Examples:
     unit: str = "clip"
     """What a group is."""
     by_exit: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    """What the exit at a cut makes of the same windows (windows, d), by the cut's name; NaN where that is not known."""
+    """Embeddings (windows, d) by the exit at a cut of the same windows, by the cut's name; NaN where unknown."""
     several: bool = False
     """A window may have several labels, although none has here."""
 
@@ -135,7 +135,7 @@ def validate(examples: Examples, seed: int = 0) -> Validation | None:
 
 
 def held_out_right(examples: Examples, seed: int = 0) -> Bools | None:
-    """(groups,) which groups, in ascending order, are labelled rightly by fits that saw nothing of their fold.
+    """(groups,) which groups, in ascending order, are labelled correctly by fits that saw nothing of their fold.
 
     None when no split leaves every label on both sides.
     """

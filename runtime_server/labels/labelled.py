@@ -55,7 +55,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class LabelledClip:
-    """A recording of which one or several labels hold from its beginning to its end."""
+    """A recording with one or several labels that apply from its beginning to its end."""
 
     path: Path
     labels: tuple[str, ...]

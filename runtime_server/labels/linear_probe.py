@@ -33,9 +33,9 @@ class ProbeScore:
     """What some weights are worth on labelled recordings that the probe did not see in fitting."""
 
     accuracy: float
-    """Share of windows that a linear probe labels rightly."""
+    """Share of windows that a linear probe labels correctly."""
     knn_accuracy: float | None
-    """Share of windows whose nearest neighbours label them rightly; None where a window may have several labels."""
+    """Share of windows whose nearest neighbours label them correctly; None where a window may have several labels."""
 
 
 class LinearProbe:

@@ -41,7 +41,7 @@ class Moment:
     since: float
     until: float
     told_at: float
-    """When it was told of, by the server's clock."""
+    """When it was reported, by the server's clock."""
 
     def has(self, header: FrameHeader, around_s: float = 0.0) -> bool:
         """Whether a window is in it, or so close to it."""

@@ -27,7 +27,7 @@ _DEVICE_VALUES = ("generation", "head_generation", "cut", "temperature_c", "thro
 
 @dataclass(frozen=True)
 class Topics:
-    """Where everything stands."""
+    """The names of all topics."""
 
     base: str = "streamsplit"
     discovery: str = "homeassistant"
@@ -76,7 +76,7 @@ def label_id(label: str) -> str:
 
 
 def retained(view: DeviceView, alive: bool, known: KnownLabels, topics: Topics) -> dict[str, str]:
-    """Each retained topic of a device with what stands there."""
+    """Each retained topic of a device with its value."""
     found = {topics.of(view.name, "status"): ONLINE if alive else OFFLINE}
     found[topics.of(view.name, "state")] = _json({name: getattr(view, name) for name in _DEVICE_VALUES})
     for label in known.heard:

@@ -21,13 +21,14 @@ class RetainedTopics:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is known of what stands there."""
+        """Whether no value is known."""
         return not self._payloads
 
     def put(self, topic: str, payload: str) -> MQTTMessageInfo | None:
-        """Publish it unless it stands there; returns how that goes, None where there was nothing to do.
+        """Publish a value unless the topic has it already.
 
-        What the client's full queue refuses is not remembered: put it again later.
+        Returns the pending publication, or None if there is nothing to do. A value that the
+        client's full queue refuses is not remembered: put it again later.
         """
         if self.has(topic, payload):
             return None
@@ -37,14 +38,14 @@ class RetainedTopics:
         return told
 
     def has(self, topic: str, payload: str) -> bool:
-        """Whether that stands there, or will."""
+        """Whether the topic has that value, or will have it."""
         return self._payloads.get(topic) == payload
 
     def forget(self, topics: Iterable[str]) -> None:
-        """Nothing is known any more of what stands at these."""
+        """Forget the values of these topics."""
         for topic in topics:
             self._payloads.pop(topic, None)
 
     def clear(self) -> None:
-        """Nothing is known any more of what stands there."""
+        """Forget all values."""
         self._payloads.clear()

@@ -51,7 +51,7 @@ class RankRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RankStatus(msgspec.Struct, frozen=True):
-    """What a rank says of itself, as far as the first one needs it."""
+    """A rank's status, as far as the first one needs it."""
 
     windows: dict[str, int]
     counters: dict[str, int]
@@ -63,7 +63,7 @@ class RankStatus(msgspec.Struct, frozen=True):
 
 
 class RankOutcome(msgspec.Struct, frozen=True):
-    """What became of a request."""
+    """The outcome of a request."""
 
     error: str | None = None
 
@@ -104,7 +104,7 @@ class Follower:
 class Followers:
     """What the first of `world` ranks asks the others; with one rank there are none.
 
-    A rank has `keep_s` seconds to be there and to have loaded what it is to keep.
+    A rank has `keep_s` seconds to answer and to load the generations that it must keep.
     """
 
     def __init__(self, hub: Hub, world: int = 1, keep_s: float = KEEP_S) -> None:
@@ -119,7 +119,7 @@ class Followers:
                 raise LinkError(f"rank {rank} cannot complete generations {numbers}: {answer.error}")
 
     async def statuses(self) -> dict[int, RankStatus]:
-        """What every other rank says of itself; nothing from one that does not answer, or cannot say."""
+        """The status of every other rank; a rank that does not answer is left out."""
         request = msgspec.json.encode(RankRequest())
         asked = [self._ask(rank, request, _STATUS_S, RankStatus) for rank in self._others]
         answers = await asyncio.gather(*asked, return_exceptions=True)

@@ -22,7 +22,7 @@ from runtime_server.suffix.generations import CutModel, Generation
 
 _LOG = logging.getLogger(__name__)
 MOST_LOST, MOST_LOST_AT_95 = 1.0, 2.0
-"""Points, of clips labelled rightly, that a release may cost a head: on average, and at the lower end of the paired
+"""Points, of clips labelled correctly, that a release may cost a head: on average, and at the lower end of the paired
 95 % interval."""
 _DRAWS = 2000
 WITHOUT_CLIPS = (
@@ -39,7 +39,7 @@ class HeadScore:
     """Whom it is for: `rpi4`, or `rpi4 of pi-1`."""
     clips: int
     before: int
-    """Clips that are labelled rightly with the weights of the best generation so far."""
+    """Clips that are labelled correctly with the weights of the best generation so far."""
     after: int
     """The same with those that would follow."""
     at_95: float = 0.0
@@ -63,7 +63,7 @@ class HeadScores:
 
     judged: tuple[HeadScore, ...] = ()
     without_clips: tuple[str, ...] = ()
-    """Heads that were pushed without their clips: nobody knows what a release does to them."""
+    """Heads that were pushed without their clips: the effect of a release on them is unknown."""
 
     @property
     def worse(self) -> list[HeadScore]:
@@ -77,7 +77,7 @@ class HeadScores:
 
 
 UNASKED = HeadScores()
-"""Nobody has asked the heads."""
+"""The heads were not judged."""
 
 
 class HeadJudge:

@@ -107,7 +107,7 @@ class ReleaseOutcome:
     reason: str
     changed_blocks: tuple[str, ...]
     before: Quality | None
-    """Of what devices run."""
+    """The same measures for the generation that devices run."""
     after: Quality | None
     """Of the weights that would follow."""
     seconds: float

@@ -210,7 +210,7 @@ class Rollout:
             self._keep(replace(self._state, entries=_sorted(entries)))
 
     def observe(self, device: str, report: Mapping[str, Any]) -> None:
-        """Take in what a device says of itself."""
+        """Process a device's report."""
         last, trial = LastReport.of(report, self._clock()), self._one("trial")
         if last is None:
             return

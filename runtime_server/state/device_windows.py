@@ -10,7 +10,7 @@ MAX_RUNS = 4096
 """Of one device. One that ships every second window for an hour and more has as many."""
 MAX_BOOTS = 64
 FORGOTTEN = ""
-"""In place of a boot: as many windows as are counted, and of which nothing else is known any more."""
+"""Used instead of a boot, for windows of which only the count is still known."""
 
 Runs = list[list[int]]
 """First and last index of each row of windows without a gap, ascending."""
@@ -19,8 +19,8 @@ Runs = list[list[int]]
 class DeviceWindows:
     """Window indices seen for each boot of a device, as sorted runs; small because indices are mostly dense.
 
-    Beyond `MAX_RUNS` the lowest indices of the boot heard of longest ago are forgotten, beyond `MAX_BOOTS` that boot.
-    A forgotten window stays counted; should it come again, it is counted again.
+    Beyond `MAX_RUNS` the lowest indices of the least recently active boot are forgotten, beyond `MAX_BOOTS` that
+    boot. A forgotten window stays counted; if it comes again, it is counted again.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class DeviceWindows:
                 del self._boots[boot]
 
     def chains(self) -> Iterator[tuple[str, Runs]]:
-        """Every boot with its runs, the one heard of longest ago first; FORGOTTEN before them all."""
+        """Every boot with its runs, the least recently active first; FORGOTTEN before them all."""
         if self._forgotten:
             yield FORGOTTEN, [[0, self._forgotten - 1]]
         yield from self._boots.items()

@@ -45,7 +45,7 @@ class Ledger:
     """The windows seen of each device (`DeviceWindows`). May be used from several threads.
 
     Beyond `MAX_RUNS` of all devices together the device with most of them forgets half. Beyond `MAX_DEVICES`, which
-    only an open broker lets in, the device heard of longest ago is forgotten.
+    only an open broker admits, the least recently active device is forgotten.
     """
 
     def __init__(self) -> None:

@@ -61,7 +61,7 @@ class ServerState:
         return head_clips_path(self.root)
 
     def signing_key(self, given: Path | None) -> minisign.SecretKey:
-        """The key releases are signed with, made on first use; notes where a given one lies. Raises SignatureError."""
+        """The key that signs releases, made on first use; records the path of a given key. Raises SignatureError."""
         elsewhere = self.root / _KEY_ELSEWHERE
         if given is not None:
             key = minisign.read_secret_key(given)
@@ -181,7 +181,7 @@ class ServerState:
 
 
 def bundle_paths(root: Path) -> dict[int, Path]:
-    """Where the bundles of a state directory lie, by generation, the oldest first; {} where no server has run."""
+    """The paths of the bundles of a state directory, by generation, oldest first; {} if no server has run."""
     found = {int(path.name): path for path in (root / "generations").glob("*") if path.name.isdecimal()}
     return dict(sorted(found.items()))
 
@@ -192,9 +192,9 @@ def head_clips_path(root: Path) -> Path:
 
 
 def signing_key_file(root: Path) -> Path | None:
-    """Where the key lies that the server of a state directory signs with: in it, or where `--key` said at its start.
+    """The path of a server's signing key: in its state directory, or the path that `--key` gave.
 
-    None where no server has run. Raises FormatError.
+    None if no server has run. Raises FormatError.
     """
     own = root / "signing.key"
     elsewhere = read_checked(root / _KEY_ELSEWHERE, _MAX_PATH_BYTES, fix=": the server writes it anew when it starts")

@@ -95,7 +95,7 @@ class LargerEncoder:
         return cls(whole(larger.graph), torch.from_numpy(windows))
 
     def aligned(self, embed: Embed) -> AlignedEncoder:
-        """With a map to the embeddings (n, d) that a generation makes of windows (n, samples)."""
+        """The encoder with a map to the embeddings (n, d) that a generation makes of windows (n, samples)."""
         own = in_batches(embed, self._windows)
         judges = torch.arange(len(own)) % _HELD_OUT == _HELD_OUT - 1
         found = _fit(self._embeddings[~judges], own[~judges])
@@ -104,7 +104,7 @@ class LargerEncoder:
 
 
 def whole(graph: EncoderGraph) -> Embed:
-    """What an encoder that is not cut makes of windows (n, samples), as a server runs its blocks."""
+    """The embeddings of windows (n, samples) by an encoder that is not cut, run as a server runs its blocks."""
     served = ServedBlocks(split(graph, [graph.candidates[0], graph.candidates[-1]]))
     return lambda windows: served.complete(0, windows)
 

@@ -40,7 +40,7 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     seen: float
-    """When it was last heard of."""
+    """When it last reported."""
     revision: int = 0
     target: str = ""
     software: str = ""
@@ -57,7 +57,7 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: dict[str, float] = {}
     """`p50` and `p95` at the cut that most windows had."""
     windows: dict[str, int] = {}
-    """By what became of them: captured, acked, local, spooled, dropped, lost, refused."""
+    """Counts by fate: captured, acked, local, spooled, dropped, lost, refused."""
     hour: Traffic = Traffic()
     month: Traffic = Traffic()
     budget: dict[str, float] = {}

@@ -31,9 +31,9 @@ class EnergySource(Protocol):
     """A count of joules that only grows."""
 
     name: str
-    """What is counted, and how: it stands beside every figure."""
+    """What is counted, and how; shown beside every figure."""
     idle_w: float | None
-    """What of it would be used with nothing to do, W; None where nobody has said."""
+    """The part of it that is used at idle, W; None if unknown."""
 
     def joules(self) -> float:
         """What has been used since the source was opened, idle power included. Raises SscError."""

@@ -29,9 +29,9 @@ from runtime_server.telemetry.device_view import DeviceView, Heard, device_view
 from runtime_server.telemetry.fleet_history import FleetHistory
 
 ALIVE_S = 150.0
-"""A device that was not heard of for so long counts as gone: they report every minute at least."""
+"""A device that was silent for this long counts as gone: devices report at least every minute."""
 MAX_DEVICES = 2000
-"""Beyond that the one not heard of for longest is forgotten."""
+"""Beyond that the least recently active one is forgotten."""
 _MAX_EVENTS = 300
 _MAX_ON = 64
 """Labels that are on at one device."""
@@ -40,7 +40,7 @@ _SETTLE_S = 10.0
 
 
 class FleetEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something that a device told of when it happened."""
+    """Something that a device reported as it happened."""
 
     number: int
     """Counted from 1 since the server's start."""
@@ -81,11 +81,11 @@ class Fleet:
         """When labels last went on or off, those of the last seconds."""
 
     def is_alive(self, device: DeviceView) -> bool:
-        """Whether it was heard of lately."""
+        """Whether it reported recently."""
         return self.clock() - device.seen < ALIVE_S
 
     def report(self, name: str, report: Mapping[str, Any], age_s: float = 0.0) -> None:
-        """What a device says of itself; it said so `age_s` ago."""
+        """Process a device's report, which is `age_s` old."""
         if not subjects.is_device(name):
             self.unreadable += 1
             return
@@ -101,7 +101,7 @@ class Fleet:
         self._keep(msgspec.structs.replace(view, on=on))
 
     def event(self, name: str, data: bytes) -> None:
-        """A message that a device has published of what it hears or of its updates."""
+        """Process a device's message about what it hears or about its updates."""
         try:
             if not subjects.is_device(name):
                 raise FormatError("no device has this name")

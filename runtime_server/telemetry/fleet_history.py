@@ -14,7 +14,7 @@ MINUTE_S, MINUTES = 60.0, 1440
 _MAX_CUTS = 40
 _MAX_RATES = 2000
 BANDS_MBPS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""Upper ends of the bands of bandwidth; one more lies above."""
+"""Upper ends of the bands of bandwidth; there is one more band above them."""
 
 
 class Minute(msgspec.Struct, frozen=True):

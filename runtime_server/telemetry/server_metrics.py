@@ -62,7 +62,7 @@ class ServerMeasurements:
     windows: int
     """Distinct windows that were counted, ever."""
     frames: Mapping[str, int]
-    """Frames since the start, by what became of them."""
+    """Frames since the start, by outcome."""
     connected: bool
     damaged_lines: int = 0
     """Of the ledger's journals at the start."""
@@ -97,7 +97,7 @@ def families(measured: ServerMeasurements) -> Iterator[Metric]:
     yield gauge(_PREFIX + "connected", "Whether the broker is reached.", measured.connected)
     yield gauge(_PREFIX + "devices", "Devices whose windows were counted, ever.", measured.devices)
     yield counters(_PREFIX + "windows", "Distinct windows that were counted, ever.", "", {"": measured.windows})
-    yield counters(_PREFIX + "frames", "Frames since the start, by what became of them.", "outcome", measured.frames)
+    yield counters(_PREFIX + "frames", "Frames since the start, by outcome.", "outcome", measured.frames)
     text = "Lines of the ledger's journals that were damaged at the start: windows that may be counted twice."
     yield gauge(_PREFIX + "ledger_damaged_lines", text, measured.damaged_lines)
     received = {RECEIVED: measured.received_bytes}

@@ -28,7 +28,7 @@ class EnergyUse:
 
     @property
     def above_idle_joules(self) -> float | None:
-        """Above what the machine would have taken at rest; None where nobody has said how much that is."""
+        """Energy above what the machine would have used at rest; None if that is unknown."""
         return None if self.idle_w is None else self.joules - self.idle_w * self.seconds
 
     @property

@@ -41,7 +41,7 @@ class TrainingWindow:
     """[*shape], without a batch axis."""
     uncertainty: float = 1.0
     sequence: int = 0
-    """Place of its frame in the broker's stream, from 1; 0 where there is none: then it counts as the latest."""
+    """Place of its frame in the broker's stream, from 1; 0 if there is none, which counts as the latest."""
     plain: bool = True
     """Whether it was shipped as it is, and not as what a bottleneck left of it."""
     in_range: bool = True

@@ -42,7 +42,7 @@ def effective_rank(embeddings: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How embeddings lie on the sphere; NaN throughout when they are not finite."""
+    """How embeddings are distributed on the sphere; NaN throughout if they are not finite."""
 
     alignment: float
     """Between two views of a window; lower is better."""

@@ -20,7 +20,7 @@ from runtime_edge.policy.memory import COMPONENTS, GaussianMemory
 
 T_SYNC = 100
 MOST_MOVED = 4
-"""Components that a device is told of at once: those that have moved most, and the others next time."""
+"""The most components that are sent to a device at once: those that moved most; the others follow next time."""
 MOVED = 0.05
 """A component has moved when its mean has by so much of the spread of all windows, or its weight by so much."""
 MAX_MEMORIES = 4096
@@ -99,7 +99,7 @@ class _DeviceMixture:
 
 
 class Mixtures:
-    """The device heard of longest ago is forgotten first, beyond `max_memories` of them. Used by one thread.
+    """Beyond `max_memories` devices the least recently active is forgotten. Used by one thread.
 
     Learning takes longer than all else that a frame's answer needs from this thread, and few answers depend on it: what
     is heard is learnt in `catch_up`, or before that when the device is told. A server that is always behind learns only

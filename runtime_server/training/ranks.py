@@ -38,7 +38,7 @@ _SEEDS_APART = 1_000_003
 
 @dataclass(frozen=True)
 class EmbeddingBatch:
-    """Embeddings of a batch, and what a loss wants to know of each; rows of one window are in the same place."""
+    """Embeddings of a batch, and what a loss needs to know about each; all rows of one window are at the same index."""
 
     anchors: Tensor
     """float32[n, d]."""
@@ -141,7 +141,8 @@ class Ranks:
     def gather_batch(self, batch: EmbeddingBatch) -> EmbeddingBatch:
         """The batch of all ranks; without virtual negatives while a rank that has anchors has none. All ranks call it.
 
-        A batch of one rank may be empty: it takes part all the same, so that nobody waits for it in vain.
+        A batch of one rank may be empty: the rank takes part all the same, so that the others do not wait for it in
+        vain.
         """
         if self._group is None:
             return batch

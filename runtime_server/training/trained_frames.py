@@ -23,7 +23,7 @@ class TrainedFrames:
         self._set: set[int] = set()
 
     def add(self, sequence: int) -> None:
-        """Note a place; 0, which is none, is not noted."""
+        """Record a place; 0, which means none, is ignored."""
         if sequence < 1 or sequence in self:
             return
         self._last.append(sequence)

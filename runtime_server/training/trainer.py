@@ -70,7 +70,7 @@ class TrainConfig:
     objective: str = DEFAULT
     """One of `OBJECTIVES`: the task. Releases are judged by the default whatever trains."""
     virtual_negatives: int = 256
-    """For each anchor, where the objective wants any."""
+    """For each anchor, if the objective uses them."""
     loss: HybridConfig = LOSSES["task"]
     """The other two terms earn nothing at their published weights (docs/training.md)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -64,14 +64,14 @@ class Source(SoundSource, Protocol):
         """A view as JSON, or `metrics` as Prometheus reads them. Raises SscError."""
 
     async def place(self) -> tuple[int, int]:
-        """Up to where everything is known to whoever asks for views now."""
+        """The position up to which the current views include everything."""
 
     async def changes(self, revision: int, number: int) -> tuple[bytes, int, int]:
         """What has changed since a place, and the place now."""
 
 
 class Listeners:
-    """Those who hear of changes as they come: one look for all of them, and none while there is nobody."""
+    """The listeners of the stream of changes: one look serves all of them, and there is none without listeners."""
 
     def __init__(self, source: Source, look_s: float = LOOK_S) -> None:
         self._source, self._look_s = source, look_s

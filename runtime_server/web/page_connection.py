@@ -8,9 +8,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class PageConnection(H11Protocol):
-    """Refused beyond the configured number, and ended where a whole request does not come in the time between two.
+    """Refused beyond the configured number, and closed if no complete request comes within the time limit.
 
-    The same time has whoever does not take any of an answer.
+    The same limit applies to a client that reads nothing of an answer.
     """
 
     _looking: asyncio.TimerHandle | None = None

@@ -29,7 +29,7 @@ LEAST_S = 1.0
 METRICS = "metrics"
 """What Prometheus reads, of all devices."""
 DEVICES_S = 0.5
-"""Between two times that listeners are told of devices: those that publish every result change twice a second."""
+"""Time between two updates of devices to listeners: devices that publish every result change twice a second."""
 _MAX_LOSSES, _MAX_LABELS = 300, 200
 _HIDDEN = ("counted",)
 """Of a device: what only the server needs."""
@@ -94,7 +94,7 @@ class PageData:
     async def changes(self, revision: int, number: int) -> tuple[bytes, int, int]:
         """What has changed since a revision of the fleet and the number of an event, and where these are now.
 
-        Empty where nothing has; devices come with one of the later looks where they were told of just before.
+        Empty if nothing has; devices that were sent just before come with a later look.
         """
         fleet, now = self._fleet, self._clock()
         is_due = now - self._devices_told >= DEVICES_S

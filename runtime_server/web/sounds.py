@@ -75,12 +75,12 @@ class Sounds:
         return sorted(self._said.values(), key=lambda one: one["made_at"], reverse=True)
 
     def label_of(self, event: FleetEvent) -> str:
-        """What people say a sound was; empty where nobody has said anything."""
+        """The label with which people corrected a sound; empty if nobody did."""
         said = self._said.get((event.device, event.label, event.since or 0.0))
         return "" if said is None else str(said["label"])
 
     async def picture(self, number: int) -> dict[str, Any]:
-        """A spectrogram, or why there is none. Raises UsageError for an event that is not there, and LinkError."""
+        """A spectrogram, or the reason why there is none. Raises UsageError for an unknown event, and LinkError."""
         event = self._event(number)
         moment = self._so_far(event)
         key = (event.device, event.label, moment.since, moment.until)
