@@ -36,7 +36,7 @@ from tools.benchmarks import Section, publish
 
 ENCODERS = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
 LOADS = 8
-"""How often the sessions that are compared are loaded anew."""
+"""How often the compared sessions are loaded again."""
 BURST = 5
 """Calls that are timed together."""
 WEIGHTS = "SSC_TEST_WEIGHTS"
@@ -70,7 +70,7 @@ def measure(work: Path, quick: bool) -> Section:
 
 
 def import_mn(work: Path) -> list[str]:
-    """The pretrained `mn` where its weights are at hand."""
+    """The pretrained `mn` if its weights are available."""
     found = sorted(Path(os.environ.get(WEIGHTS, "/nonexistent")).glob("mn*_as_*.pt"))
     if not found:
         print(f"{WEIGHTS} names no EfficientAT checkpoint: mn is left out", file=sys.stderr)

@@ -42,7 +42,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One set and seed, shares of fold 5's clips labelled rightly."""
+    """One set and seed: shares of fold 5's clips labelled correctly."""
 
     before: float
     after: float

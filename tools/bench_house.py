@@ -62,7 +62,7 @@ class Checkout:
         return self.python.with_name("ssc")
 
     def run(self, *arguments: object) -> str:
-        """Standard output of its interpreter. Raises SystemExit with the end of what it said when it fails."""
+        """Standard output of its interpreter. Raises SystemExit with the end of its output if it fails."""
         done = subprocess.run(
             [str(self.python), *map(str, arguments)],
             capture_output=True, text=True, check=False, env=self.env, cwd=self.root,

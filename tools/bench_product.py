@@ -42,7 +42,7 @@ _LOOK_S, _PATIENCE_S = 0.5, 3600.0
 
 
 def right_of_fold(audio: Path, work: Path) -> dict[str, tuple[int, int]]:
-    """Clips labelled rightly, and clips, by set: the class with the highest mean score over a clip's windows."""
+    """Clips labelled correctly, and all clips, by set: the class with the highest mean score over a clip's windows."""
     ssc = [sys.executable, "-m", "streamsplit_compile"]
     encoder, bundle = work / "encoder.pt", work / "bundle"
     subprocess.run([*ssc, "encoder", "new", ENCODER, "--weights", WEIGHTS, "-o", encoder], check=True)

@@ -49,7 +49,7 @@ class Cost:
 
 
 class MeasuredFleet(Fleet):
-    """A fleet that nobody kills and whose processes are watched."""
+    """A fleet without kills, whose processes are measured."""
 
     cost: Cost
 

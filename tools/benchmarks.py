@@ -46,7 +46,7 @@ class Section:
 
 
 def publish(section: Section) -> dict[str, Any]:
-    """Put a section in the place of its former self in both files; returns the JSON's contents.
+    """Replace a section in both files; returns the JSON's contents.
 
     Numbers of the other parts of its key stay as they are.
     """

@@ -78,7 +78,7 @@ def trained_files() -> list[bytes]:
 
 
 def published(data: bytes) -> object:
-    """The configuration that lies beside published weights."""
+    """The configuration file beside published weights."""
     from streamsplit_models.library import preprocessor, read_json
 
     def read(path: Path) -> object:

@@ -72,7 +72,7 @@ class ASTFeatures(LogMelFeatures):
 
 
 class CLAPFeatures(LogMelFeatures):
-    """What `ClapFeatureExtractor` makes of a clip of full length for a model that is not fused."""
+    """The features that `ClapFeatureExtractor` makes of a clip of full length for a model without fusion."""
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, window_samples) -> (batch, 1, frames, mels)."""

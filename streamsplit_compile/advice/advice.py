@@ -39,7 +39,7 @@ STREAMS: tuple[tuple[str, Encoding, float], ...] = (
 KEPT_UP_BYTES, KEPT_DOWN_BYTES = 12, 4
 """Of a window that is not shipped: heartbeats and pings (`python -m tools.bench_wire --only kept`)."""
 TIE = 0.1
-"""Of reward, a hundredth of full agreement: of what is nearer to the best than this the simplest wins."""
+"""In reward, a hundredth of full agreement: among policies closer to the best than this, the simplest wins."""
 _MONTH_S = 30 * 86400.0
 _LINKS = {"lora": LORA, **FAMILIES}
 _TRACES, _WINDOWS = 32, 480
@@ -68,7 +68,7 @@ class Estimate:
     """Without a value of learning."""
     hop_s: float
     head: float | None = None
-    """Share of labelled recordings that a head gets right by the last answers; None where nobody asked one."""
+    """Share of labelled recordings that a head gets right by the last answers; None if there was no head."""
     head_first: float | None = None
     """The same by the first answers."""
 

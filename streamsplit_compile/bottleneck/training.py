@@ -41,7 +41,7 @@ class TrainingSet:
     activations: Tensor
     """(n, ...) float32, at the cut."""
     embeddings: Tensor
-    """(n, d) that the encoder makes of them."""
+    """(n, d) embeddings of the windows by the encoder."""
     suffix: Callable[[Tensor], Tensor]
     """From activations to embeddings, differentiable."""
 

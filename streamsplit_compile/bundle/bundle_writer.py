@@ -52,7 +52,7 @@ def write_asset(root: Path, name: str, data: bytes) -> str:
 
 
 def link_asset(base: Bundle, root: Path, reference: str) -> None:
-    """Take an asset over from another bundle, without reading it where the disk allows.
+    """Link an asset from another bundle, without reading it if the disk allows that.
 
     Its digest is checked where it is read: whoever links a model runs it before the new bundle is whole.
     """

@@ -62,7 +62,7 @@ class CalibrationSet:
     windows: npt.NDArray[np.float32]
     """(n, samples)."""
     unseen: npt.NDArray[np.float32] | None
-    """(m, samples), no sample of which is in `windows`; None where there are no others."""
+    """(m, samples) windows without any sample of `windows`; None if there are none."""
     said: Calibration
     recordings: Path | None = None
     """Where they and more come from; None for a soundscape."""

@@ -271,7 +271,7 @@ def changed_blocks(old: Manifest, new: Manifest) -> list[str]:
 def choose_cuts(encoder: LoadedEncoder, spec: str, notice: Notice = lambda line: None) -> list[Candidate]:
     """The cuts for `--cuts`, judged by MACs and int8 bytes (PCM16 for the waveform).
 
-    Candidates at which the graph cannot be cut are left out, and so is said when no cut is worth shipping.
+    Candidates at which the graph cannot be cut are left out; `notice` is called if no cut is worth shipping.
     """
     candidates = list(encoder.graph.candidates)
     while True:

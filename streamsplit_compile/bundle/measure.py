@@ -67,9 +67,9 @@ class Reference:
     windows: npt.NDArray[np.float32] | None = None
     """(n, samples) to hold them against each other on; None for those that calibrate."""
     notice: Callable[[str], None] = lambda line: None
-    """Is told when they may be further apart than usual."""
+    """Called if the allowed error is larger than usual."""
     recordings: Path | None = None
-    """Where more windows come from, to fit to what has to be fitted anew; None for nowhere."""
+    """Source of more windows for refitting; None if there is none."""
     arrived: ArrivedWindows | None = None
     """What devices sent, for the same; None for nothing."""
 

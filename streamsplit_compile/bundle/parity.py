@@ -35,18 +35,18 @@ Array = npt.NDArray[np.float32]
 
 
 class Prover:
-    """The encoder in torch on some windows, and how near compiled blocks come to it.
+    """The encoder in torch on some windows, and the error of compiled blocks against it.
 
-    What arrives at the server decides what it makes of it: bytes that another variant or an earlier try of `auto`
+    The server's result depends only on the bytes that arrive: bytes that another variant or an earlier try of `auto`
     has sent are not run through the suffix again.
     """
 
     def __init__(
         self, segments: Sequence[fx.GraphModule], windows: Array, notice: Callable[[str], None] = lambda line: None
     ) -> None:
-        """`windows` is (n, samples) float32, `segments` are the encoder between the cuts to be proved.
+        """`windows` is (n, samples) float32, `segments` are the encoder between the cuts to be checked.
 
-        `notice` is told when more than FP32_LIMIT is allowed, and why.
+        `notice` is called if more than FP32_LIMIT is allowed, with the reason.
         """
         self._segments, self._notice = segments, notice
         self._exact = [torch.from_numpy(windows)]

@@ -34,7 +34,8 @@ def print_warning(line: str) -> None:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table a person can read; numbers to the right. No cell is markup, nor is a terminal told anything by one.
+    """A table a person can read; numbers to the right. Cells are plain text: markup and control characters in them
+    have no effect.
 
     It fits the terminal, or 80 columns elsewhere: what would have to be cut is written as a list of its rows. Without
     rows there is the title alone.

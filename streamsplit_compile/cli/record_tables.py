@@ -24,7 +24,7 @@ class _AnyFormat(msgspec.Struct):
 
 
 def record_summary(path: Path) -> dict[str, Any]:
-    """What a file says of itself. Raises FormatError when it is none of these."""
+    """A summary of a file. Raises FormatError if it is none of these kinds."""
     data = read_bounded(path, MAX_SUBMODEL_BYTES, FormatError)
     name = decode(data, _AnyFormat, str(path), MAX_SUBMODEL_BYTES).format
     kind = name.removeprefix("streamsplit.").split("/")[0]

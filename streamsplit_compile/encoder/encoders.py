@@ -116,7 +116,7 @@ def is_untrained(name: str, config: Mapping[str, Any]) -> bool:
 def save_checkpoint(
     name: str, config: Mapping[str, Any], module: torch.nn.Module, path: Path, untrained: bool = False
 ) -> None:
-    """Write a checkpoint that `load_encoder` reads; a server does not train what is not `untrained` unless told to."""
+    """Write a checkpoint that `load_encoder` reads; a server trains it by default only if it is `untrained`."""
     buffer = io.BytesIO()
     state = {key: value.detach().cpu() for key, value in module.state_dict().items()}
     content = {"format": CHECKPOINT_FORMAT, "encoder": name, "config": dict(config), "state_dict": state}

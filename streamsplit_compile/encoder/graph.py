@@ -148,7 +148,9 @@ def _plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
 
 
 def input_shape(program: torch.export.ExportedProgram) -> tuple[int, ...] | None:
-    """Sizes of what a program takes, without the batch axis; None where it takes several or not one of fixed sizes."""
+    """Shape of a program's input, without the batch axis; None if it takes several inputs or one without a fixed
+    shape.
+    """
     values = [node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     if len(values) != 1 or not isinstance(values[0], torch.Tensor):
         return None

@@ -216,7 +216,7 @@ def _ends_in_a_pickle(path: Path) -> bool:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file ends as a zip archive does; one that says it is a part of several is none. Raises OSError."""
+    """Whether a file ends like a zip archive, except one that is a part of several. Raises OSError."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:

@@ -20,7 +20,7 @@ class Kind(Enum):
     BETWEEN = auto()
     """It passes int8 on: a sum, a pool, an activation function, a reshape."""
     LOG = auto()
-    """What comes before it has a range that int8 cannot hold."""
+    """Its input has a range that int8 cannot represent."""
     OTHER = auto()
 
 

@@ -31,7 +31,7 @@ def refusal(exporter: str, exc: Exception, segment: fx.GraphModule) -> UsageErro
 
 
 def refuse_projected_lstm(segment: fx.GraphModule) -> None:
-    """Raise UsageError naming an LSTM with `proj_size`, of which torch.onnx makes another encoder without a word."""
+    """Raise UsageError naming an LSTM with `proj_size`, whose projection torch.onnx silently drops."""
     for node in segment.graph.nodes:
         if node.target is torch.ops.aten.lstm.input:
             hidden, cell = (state.meta["val"] for state in node.args[1])

@@ -25,9 +25,9 @@ _Told = tuple[int, float]
 def merge(table: SplitterTable, records: Sequence[Learnt], created_by: str = "ssc splitter merge") -> SplitterTable:
     """The table with each value moved by its devices' corrections, each weighing as much as its visits.
 
-    Nobody can check a device's visits. They count at most as often as those of the median of all devices to the same
-    value, or as `SHIPPED_VISITS` where that is more. Raises TableError for records of another table, UsageError when
-    there are none.
+    A device's visits cannot be verified. They count at most as often as those of the median of all devices to the
+    same value, or as `SHIPPED_VISITS` where that is more. Raises TableError for records of another table, UsageError
+    when there are none.
     """
     if not records:
         raise UsageError("no learnt values to merge: run devices with --learn, or name a file with --learnt")

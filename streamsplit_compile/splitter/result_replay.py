@@ -41,7 +41,7 @@ class RecordedWindow(msgspec.Struct, frozen=True):
 
     @property
     def action(self) -> str:
-        """Name of what was done."""
+        """Name of the recorded action."""
         return action_name(self.cut, self.width, self.answer or "server")
 
 
@@ -52,7 +52,7 @@ class ResultLog:
     path: Path
     windows: list[RecordedWindow]
     lines: list[int]
-    """Where in the file each window stands, from 1 on."""
+    """The line of each window in the file, from 1 on."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class TableOptions:
 
 
 def default_traces(seed: int, actions: int = 1) -> Traces:
-    """What a table is trained on unless it is told otherwise: all families, and outages twice.
+    """The traces that a table is trained on by default: all families, and outages twice.
 
     A frame that meets an outage costs more than a thousand others gain over the best fixed cut: a device that lives
     with outages, and whose table cannot know it, must not lose by it. A table of many actions has few rows: a quarter

@@ -90,7 +90,7 @@ FAMILIES = {
 }
 """Named families; a default table is trained on all of them."""
 LORA = TraceModel(bandwidth_mbps=(0.05, 0.05), rtt_ms=(100.0, 200.0))
-"""A LoRa gateway of 50 kbit/s; no table is trained on it unless it is asked for."""
+"""A LoRa gateway of 50 kbit/s; tables are trained on it only on request."""
 
 
 def family_traces(families: Sequence[str], traces: int, windows: int, seed: int) -> Traces:

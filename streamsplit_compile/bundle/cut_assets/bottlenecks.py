@@ -75,7 +75,7 @@ def add_bottlenecks(
 ) -> Manifest:
     """The manifest with a bottleneck at every inner cut that can have one.
 
-    There are none, and `notice` is told so, where the recordings are too short to fit and measure them. Raises
+    If the recordings are too short to fit and measure them, there are none, and `notice` is called. Raises
     CheckFailed, UsageError, SourceError or FormatError.
     """
     windows, unseen = windows_to_fit(
@@ -109,7 +109,7 @@ class Fitted:
     activations: Tensor
     """(n, ...) float32 at the cut."""
     embeddings: Tensor
-    """(n, d) that the encoder makes of the same windows."""
+    """(n, d) embeddings of the same windows by the encoder."""
     suffix: Segments
 
 

@@ -65,7 +65,7 @@ def add_exits(
 ) -> Manifest:
     """The manifest with an exit at every inner cut that can have one.
 
-    There are none, and `notice` is told so, where the recordings are too short to fit and measure them. Raises
+    If the recordings are too short to fit and measure them, there are none, and `notice` is called. Raises
     CheckFailed, UsageError or SourceError.
     """
     cuts = [cut for cut in manifest.info.cuts[1:-1] if exit_layout(cut) is not None]
@@ -84,7 +84,7 @@ def add_exits(
 def keep_exits(
     root: Path, base: Bundle, manifest: Manifest, variants: Sequence[str], reference: Reference | None, windows: Array
 ) -> Manifest:
-    """The manifest of new weights with the base's exits, measured anew on the reference's windows, or on these.
+    """The manifest of new weights with the base's exits, measured again on the reference's windows, or on these.
 
     One that comes less near to the embedding than it came to the base's on the same windows, by more than ALLOWED_LOSS
     of median cosine, is fitted anew to the reference's recordings, and withdrawn where that does not help or there are

@@ -66,7 +66,7 @@ def windows_to_fit(manifest: Manifest, recordings: Path, seed: int, count: int) 
 
 
 def enough(unseen: Array, what: str, notice: Callable[[str], None]) -> bool:
-    """Whether there are windows to fit and to measure on; else `notice` is told that there will be none of these."""
+    """Whether there are enough windows to fit and to measure on; if not, `notice` says that there will be none."""
     if len(unseen) < LEAST_WINDOWS:
         notice(f"no {what}: the recordings are too short to fit and measure them on {LEAST_WINDOWS} windows each")
     return len(unseen) >= LEAST_WINDOWS

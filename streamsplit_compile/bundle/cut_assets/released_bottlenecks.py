@@ -46,14 +46,14 @@ from streamsplit_compile.encoder.segment import run_segments
 LEAST_JUDGING = 8
 """Windows that arrived and train nothing: so many must tell, as of a device that has a say in releases."""
 WORTH_FETCHING = 0.005
-"""Of mean cosine over the widths: what a bottleneck that was fitted anew must gain over the one before, which devices
-have."""
+"""In mean cosine over the widths: what a refitted bottleneck must gain over the previous one, which devices have
+already."""
 
 
 def keep_bottlenecks(
     root: Path, base: Bundle, manifest: Manifest, variants: Sequence[str], reference: Reference | None, windows: Array
 ) -> Manifest:
-    """The manifest of new weights with the base's bottlenecks, or with such as were fitted anew to what devices sent.
+    """The manifest of new weights with the base's bottlenecks, or with ones refitted to what devices sent.
 
     They are measured on windows that devices sent and that fitted nothing, or else on the reference's, or on these. One
     that was fitted anew takes the place of the base's where it keeps more of the embedding. A width that keeps less

@@ -44,7 +44,7 @@ class TrainedWeights:
     encoder: str
     config: dict[str, Any]
     attribution: str
-    """What whoever passes the weights on has to say of the recordings they were trained on."""
+    """The attribution of the training recordings, which must accompany the weights."""
     tensors: dict[str, npt.NDArray[np.floating[Any]]] = field(repr=False)
     """The floating-point part of the module's state_dict; matrices in float16, vectors in float32."""
     head: Head | None = None
