@@ -34,6 +34,7 @@ LONGEST_S = 10.0
 MAX_LABEL = 80
 _MAX_KNOWN = 128
 """Sounds whose pictures are remembered."""
+_SAME_S = 2.0
 _MAX_FRAME_BYTES = 1 << 20
 _NO_EVENT = "there is no such event any more; the page shows the last ones only"
 _NOT_SENT = "its device kept it to itself: nothing of it is at the server"
@@ -66,7 +67,7 @@ class Sounds:
         self._events, self._read, self._front_end, self._codecs = events, read, front_end, codecs
         self._corrections, self._clock = corrections, clock
         self._said = {one.sound: _listed(one) for one in corrections.read()}
-        self._pictures: OrderedDict[tuple[str, str, float, float], dict[str, Any]] = OrderedDict()
+        self._pictures: OrderedDict[tuple[str, str, float, float], tuple[float, dict[str, Any]]] = OrderedDict()
         self._one_by_one = asyncio.Lock()
 
     @property
@@ -84,18 +85,18 @@ class Sounds:
         event = self._event(number)
         moment = self._so_far(event)
         key = (event.device, event.label, moment.since, moment.until)
-        if (known := self._pictures.get(key)) is not None:
-            return known
         async with self._one_by_one:
+            made_at, known = self._pictures.get(key, (0.0, None))
+            # While more may come, several pages that ask at once get the same.
+            if known is not None and (made_at - event.at > LONGEST_S or 0 <= self._clock() - made_at < _SAME_S):
+                return known
             windows = await self._read(moment)
-            samples = audio_of(windows, self._front_end, self._codecs())
-        if len(samples):
-            rate = self._front_end.sample_rate
-            found = {"seconds": round(len(samples) / rate, 3), **await asyncio.to_thread(spectrogram, samples, rate)}
-        else:
-            found = {"why": _ACTIVATIONS if windows else _NOT_SENT}
-        if self._clock() - event.at > LONGEST_S:  # until then more may come
-            self._pictures[key] = found
+            samples, rate = audio_of(windows, self._front_end, self._codecs()), self._front_end.sample_rate
+            found: dict[str, Any] = {"why": _ACTIVATIONS if windows else _NOT_SENT}
+            if len(samples):
+                picture = await asyncio.to_thread(spectrogram, samples, rate)
+                found = {"seconds": round(len(samples) / rate, 3), **picture}
+            self._pictures[key] = self._clock(), found
             while len(self._pictures) > _MAX_KNOWN:
                 self._pictures.popitem(last=False)
         return found

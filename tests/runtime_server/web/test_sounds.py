@@ -52,13 +52,16 @@ def test_a_label_that_is_still_on_has_what_has_come_so_far(room):
 def test_a_picture_is_made_once_when_nothing_more_can_come(room):
     room.told("on", BEGAN)
     number = room.told("off", BEGAN + 2)
-    for _ in range(2):
-        room.do(room.sounds.picture(number))
-    assert len(room.read) == 2
-    room.clock.now += LONGEST_S + 1
+    for read in (1, 2, 3):
+        for _ in range(3):  # several pages at once
+            room.do(room.sounds.picture(number))
+        assert len(room.read) == read
+        room.clock.now += 3
+    room.clock.now += LONGEST_S
     for _ in range(5):
         room.do(room.sounds.picture(number))
-    assert len(room.read) == 3
+        room.clock.now += 60
+    assert len(room.read) == 4
 
 
 def test_what_is_corrected_are_the_windows_in_which_it_was_heard(room):
