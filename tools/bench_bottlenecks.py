@@ -91,7 +91,7 @@ class Found:
     def __init__(self, cut: str) -> None:
         self.cut = cut
         self.plain: list[npt.NDArray[np.bool_]] = []
-        """Which clips the whole encoder's embeddings tell rightly."""
+        """Which clips are right with the whole encoder's embeddings."""
         self.right: dict[int, list[npt.NDArray[np.bool_]]] = {}
         self.sizes: dict[int, list[float]] = {}
         self.cosines: dict[int, list[float]] = {}

@@ -111,7 +111,7 @@ def _head(staged: Stage) -> tuple[Head, HeadClips]:
 
 
 def _right(staged: Stage, model: CutModel, head: Head) -> Bools:
-    """(clips,) which of fold 5's a head labels rightly, by its mean scores."""
+    """(clips,) which of fold 5's a head labels correctly, by its mean scores."""
     out = staged.clips.folds == HELD_OUT_FOLD
     embeddings = staged.embedded(model)[out]
     scores = head.scores(embeddings).mean(axis=1).astype(np.float64)

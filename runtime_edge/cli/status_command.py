@@ -84,7 +84,7 @@ def _installed_line(installed: dict[str, Any] | None) -> list[str]:
 def _headline(status: DeviceStatus, wrong: list[str]) -> str:
     since, written = _when(status.since), _when(status.written)
     if wrong and wrong[0].startswith("not running"):
-        return f"{status.device}: {wrong[0]} (started {since}, last word {written})"
+        return f"{status.device}: {wrong[0]} (started {since}, last status {written})"
     return f"{status.device}: running since {since}" + "".join(f"; {problem}" for problem in wrong)
 
 
@@ -108,7 +108,7 @@ def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
         "files skipped": status.audio.files_skipped,
         "files cut short": status.audio.files_cut_short,
         "steps of the clock": status.audio.clock_steps,
-        "Hz in the place of the stated rate": status.audio.measured_rate_hz,
+        "Hz instead of the stated rate": status.audio.measured_rate_hz,
         "results dropped": status.results_dropped,
     }
     heard = ", ".join(f"{count} {what}" for what, count in audio.items() if count)
@@ -146,7 +146,7 @@ def _traffic(traffic: TrafficStatus) -> dict[str, str]:
     if traffic.budget is not None:
         rows["budget"] = _left(traffic.budget)
     if traffic.held_until is not None:
-        rows["held"] = f"frames go again from {moment(traffic.held_until)} on"
+        rows["held"] = f"frames are sent again from {moment(traffic.held_until)} on"
     if traffic.withheld:
         rows["withheld"] = f"{traffic.withheld} events were not published meanwhile"
     if traffic.update_budget is not None:
@@ -155,7 +155,7 @@ def _traffic(traffic: TrafficStatus) -> dict[str, str]:
 
 
 def _left(budget: BudgetStatus) -> str:
-    what = f"{size(budget.left_bytes)} left" if budget.left_bytes >= 0 else f"{size(-budget.left_bytes)} owed"
+    what = f"{size(budget.left_bytes)} left" if budget.left_bytes >= 0 else f"{size(-budget.left_bytes)} overdrawn"
     return f"{what}, {budget.mb_per_day:g} MB a day"
 
 

@@ -73,10 +73,14 @@ processes on emulated links, one server, {summary["duration_s"]:.0f} s in all on
 
 def _heard(heard: dict[str, Any]) -> str:
     if not heard["recordings"]:
-        return "<p>Nobody has said what is in these recordings, so nobody knows what was labelled rightly.</p>"
+        return "<p>These recordings have no labels, so it is unknown how many were labelled correctly.</p>"
     alone, first_s = heard["on_the_device_alone"], heard["first_right_s"]
-    first = "" if first_s is None else f", the first began after {first_s:.0f} s"
-    by_itself = f"{_right(alone)} ({alone['accuracy']:.0%})" if alone["recordings"] else "none of them to its end"
+    first = "" if first_s is None else f", the first after {first_s:.0f} s"
+    by_itself = (
+        f"{_right(alone)} ({alone['accuracy']:.0%})"
+        if alone["recordings"]
+        else "none of them, because it heard none to the end"
+    )
     text = (
         f"<p>Of the recordings that were played, {_right(heard)} got their label ({heard['accuracy']:.0%}){first}. "
         "A recording counts once each time it is played, and its label is the one with the highest mean score over its "
@@ -156,7 +160,7 @@ def _traffic(summary: dict[str, Any]) -> str:
         rates = (*traffic.hour.traffic, *traffic.month.traffic)
         rows.append([name, *map(size, rates), duration(traffic.month.seconds)])
     head = [column.replace("\n", " ") for column in traffic_lines.COLUMNS]
-    return _table([*head, "reckoned from"], rows)
+    return _table([*head, "measured over"], rows)
 
 
 def _latencies(summary: dict[str, Any]) -> str:
@@ -167,9 +171,9 @@ def _latencies(summary: dict[str, Any]) -> str:
         for cut, values in summary["latency_ms"].items()
     ]
     return (
-        "<p>Medians and 95th percentiles are of this machine, whose processors devices and server share, over emulated "
-        "links (paced uplink, delay both ways). A Raspberry Pi or a laptop has not been timed: what the device's own "
-        "part takes there is predicted from counted work.</p>"
+        "<p>Medians and 95th percentiles were measured on this machine, whose processors devices and server share, "
+        "over emulated links (paced uplink, delay both ways). No Raspberry Pi or laptop was timed: the time of a "
+        "device's own part there is predicted from counted work.</p>"
         + _table(
             [
                 "cut",
@@ -189,14 +193,14 @@ def _releases(summary: dict[str, Any]) -> str:
     shares = ", ".join(f"generation {number}: {_right(part)}" for number, part in generations if part["recordings"])
     text = (
         f"<p>The server trained {summary['training_steps']} steps on what arrived, without labels, and released "
-        f"{len(released)} new generation{'s' * (len(released) != 1)}. Embeddings move with that, and the head stays as "
-        "it was trained, so a release that it would label fewer of the labelled recordings with is refused. "
-        f"Labelled rightly while a generation ran: {shares or 'nobody knows'}.</p>"
+        f"{len(released)} new generation{'s' * (len(released) != 1)}. Training changes embeddings, but the head "
+        "stays the same. So a release with which the head would label fewer of the labelled recordings correctly is "
+        f"refused. Labelled correctly while a generation ran: {shares or 'unknown'}.</p>"
         f"<p>Device, wire and server together are within {summary['parity_max_abs_error']:.1e} of the whole encoder at "
         "every cut of every generation (float32 wire).</p>"
     )
     if not summary["releases"]:
-        return f"{text}<p>No release was tried.</p>"
+        return f"{text}<p>No release was attempted.</p>"
     refused = [row for row in summary["releases"] if not row["released"]]
     told = [row for row in summary["releases"] if row["released"] or row in refused[-_REFUSED_TOLD:]]
     attempts = "".join(f"<li>{html.escape(attempt_in_words(row))}</li>" for row in told)

@@ -11,7 +11,7 @@ _OF_STATUS = {
     "trial": "is on trial with {share} of the devices",
     "stable": "runs everywhere",
     "superseded": "was replaced by a later one",
-    "rolled back": "was taken back",
+    "rolled back": "was rolled back",
 }
 
 
@@ -48,7 +48,7 @@ def score_in_words(outcome: Mapping[str, Any], score: Mapping[str, Any]) -> str:
     came = "released" if outcome["released"] else "not released"
     return (
         f"Generation {outcome['generation']} ({came}): head {printable(str(score['head']))} labels {after} of {clips} "
-        f"held-out clips rightly ({after / max(1, clips):.1%}), {before} with the best generation before."
+        f"held-out clips correctly ({after / max(1, clips):.1%}), {before} with the best generation before."
     )
 
 

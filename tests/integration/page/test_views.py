@@ -97,7 +97,7 @@ def test_what_the_views_say(busy_room, open_page):
     assert "generation 5 was not released: the linear probe would fall" in page.locator("main").inner_text()
     shown(page, "heads")
     assert "dog_bark, rain, rooster" in page.locator("main").inner_text()
-    assert "labels 109 of 120 held-out clips rightly (90.8%)" in page.locator("main").inner_text()
+    assert "labels 109 of 120 held-out clips correctly (90.8%)" in page.locator("main").inner_text()
 
 
 def opened(page, room, number):

@@ -148,7 +148,7 @@ def test_budgets_say_what_is_left_and_when_it_goes_on_within_80_columns(running)
     write_status(running, said)
     output = invoke(running).output
     for words in (
-        "budget    1.5 MB owed, 20 MB a day", f"held      frames go again from {moment(until)} on",
+        "budget    1.5 MB overdrawn, 20 MB a day", f"held      frames are sent again from {moment(until)} on",
         "withheld  3 events", "updates   120.0 kB left, 0.5 MB a day", f"generation 8 waits until {moment(until)}",
         "3 of 8 blocks",
     ):  # fmt: skip

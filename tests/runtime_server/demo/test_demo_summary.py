@@ -211,7 +211,7 @@ def test_the_report_tells_it_in_words_and_shows_names_as_text(summary, tmp_path)
     write_report(tmp_path / "report", {**told, "audio": "<script>alert(1)</script>"}, found)
     page = (tmp_path / "report" / "report.html").read_text()
     assert "<script>" not in page
-    for words in ("1 of 2 got their label (50%)", "as Opus", "predicted from counted work", "No release was tried"):
+    for words in ("1 of 2 got their label (50%)", "as Opus", "predicted from counted work", "No release was attempted"):
         assert words in " ".join(page.split()), words
     pictures = set(re.findall(r'src="([^"]+)"', page))
     assert {"heard.png", "bytes.png", "latency.png", "device-laptop.png"} <= pictures
@@ -243,4 +243,4 @@ def test_a_report_without_any_right_label_and_without_a_recording_on_the_device_
     write_report(tmp_path / "report", {**told, "heard": heard}, found)
     page = " ".join((tmp_path / "report" / "report.html").read_text().split())
     assert "0 of 2 got their label (0%). A recording counts" in page
-    assert "ships nothing, got none of them to its end." in page
+    assert "ships nothing, got none of them, because it heard none to the end." in page

@@ -26,5 +26,5 @@ def test_releases_are_told_in_sentences():
         "Generation 3 runs everywhere; 1 device runs it, 3 proven."
     )
     back = trial | {"status": "rolled back", "reason": "pi-1: the self-test is off", "pinned": True}
-    assert release_in_words(back).startswith("Generation 4 was taken back; ")
+    assert release_in_words(back).startswith("Generation 4 was rolled back; ")
     assert release_in_words(back).endswith("; it is pinned; pi-1: the self-test is off.")

@@ -138,6 +138,6 @@ def test_heads_say_how_they_fare_over_generations_the_latest_first(made):
     last, first = made.get("heads")["generations"]
     assert (last["generation"], last["released"], last["after"], last["before"]) == (5, False, 109, 114)
     assert first["words"] == (
-        "Generation 4 (released): head rpi4 labels 114 of 120 held-out clips rightly (95.0%), 112 with the best "
+        "Generation 4 (released): head rpi4 labels 114 of 120 held-out clips correctly (95.0%), 112 with the best "
         "generation before."
     )
