@@ -1,4 +1,4 @@
-"""The archive that a Pi without a network installs from, on emulated systems of both Debians, without a network."""
+"""The archive that a Pi without a network installs from, on emulated systems of both Debian releases, without a network."""
 
 import hashlib
 import json
