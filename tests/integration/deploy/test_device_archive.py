@@ -1,4 +1,4 @@
-"""The archive that a Pi without a network installs from, on emulated systems of both Debian releases, without a network."""
+"""The archive that a Pi without a network installs from, on emulated systems of both Debian releases."""
 
 import hashlib
 import json

@@ -48,12 +48,12 @@ def configured(monkeypatch, small_bundle, tmp_path):
 def test_weights_that_know_something_are_trained_only_when_asked_for(configured, tiny_encoder, capsys):
     assert not tiny_encoder.untrained
     assert not configured(tiny_encoder).training
-    assert "--training trains them" in capsys.readouterr().err
+    assert "with --training the server trains them" in capsys.readouterr().err
     assert configured(tiny_encoder, "--training").training
     fresh = replace(tiny_encoder, untrained=True)
     assert configured(fresh).training
     assert not configured(fresh, "--no-training").training
-    assert "--training trains them" not in capsys.readouterr().err
+    assert "with --training the server trains them" not in capsys.readouterr().err
 
 
 def test_six_hours_at_least_lie_between_releases_unless_another_time_is_given(configured, tiny_encoder):

@@ -279,7 +279,7 @@ def test_another_program_s_database_is_left_alone(tmp_path: Path) -> None:
         other.execute("CREATE TABLE precious (x)")
     before = path.read_bytes()
 
-    with pytest.raises(SpoolError, match="no spool"):
+    with pytest.raises(SpoolError, match="not a spool"):
         Spool(path, MIB)
 
     assert path.read_bytes() == before
