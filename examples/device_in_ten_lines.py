@@ -1,4 +1,4 @@
-"""A device in ten lines: a microphone, or a recording, through the encoder of a server or of a bundle.
+"""A device in ten lines: a microphone or a recording, with the encoder of a server or of a bundle.
 
 python examples/device_in_ten_lines.py mic nats://gateway:4222
 python examples/device_in_ten_lines.py rain.flac bundle/ [head.json]

@@ -2,8 +2,8 @@
 
 python examples/own_encoder.py bundle/
 
-To train it on a server, register it (the group of entry points `streamsplit.encoders`) or save its state_dict and name
-its code: `ssc compile weights.pt --factory own_encoder:OwnEncoder`, `ssc server run` the same.
+To train it on a server, register it under the entry point group `streamsplit.encoders`. Or save its state_dict and name
+its code, for `ssc server run` as for `ssc compile weights.pt --factory own_encoder:OwnEncoder`.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
 python examples/read_events.py nats://127.0.0.1:4222 [how many]
 
-A server that lets in only devices it knows lets in readers, too (`ssc server device add NAME --reader`), by name and
-password in the address: nats://phone:PASSWORD@gateway:4222.
+If the server admits only known devices, add a reader (`ssc server device add NAME --reader`) and put its name and
+password into the address: nats://phone:PASSWORD@gateway:4222.
 """
 
 import asyncio
