@@ -34,7 +34,7 @@ export class Training {
     this.loss.show([training.losses.map((one) => one.step), ...this.terms.map((term) => training.losses.map((one) => one[term] ?? null))]);
     sentences(this.attempts, training.attempts, training.steps ? "No attempt since the server's start." : "This server does not train.",
       (attempt) => [el("span", { cls: attempt.released ? "good" : "", text: attempt.words })]);
-    sentences(this.releases, releases.releases, "Nothing has been released but what the server was given.",
+    sentences(this.releases, releases.releases, "Nothing has been released except the bundle that the server was given.",
       (release) => [release.words, small(`released ${clock(release.released_at)}`)]);
     this.hold.textContent = [releases.held && `Automatic releases are on hold: ${releases.held}`, releases.paced].filter(Boolean).join(". ");
   }
@@ -45,7 +45,7 @@ export class Heads {
     this.columns = ["For", "Labels", "Fitted to generation", "Windows right", "Recordings right", "Average precision", "Held out"];
     const { body, whole } = table(this.columns);
     this.body = body;
-    this.empty = el("p", { cls: "empty", text: "Devices have no head yet. ssc server label makes one of your recordings." });
+    this.empty = el("p", { cls: "empty", text: "Devices have no head yet. ssc server label makes one from your recordings." });
     this.generations = el("ul", { cls: "words card" });
     this.whole = el("div", {}, this.empty, whole, el("h2", { text: "Over generations" }), this.generations);
   }
