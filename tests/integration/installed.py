@@ -62,7 +62,7 @@ class Environment:
     directory: Path
 
     @classmethod
-    def made(cls, directory: Path, wheel: Path, extras: str) -> Environment:
+    def made(cls, directory: Path, wheel: Path | str, extras: str) -> Environment:
         """A new one; skips the test where packages cannot be had."""
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
         what = f"{wheel}[{extras}]" if extras else wheel
