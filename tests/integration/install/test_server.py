@@ -140,6 +140,28 @@ def test_credentials_are_given_and_taken_back(terminal):
     assert "phone" in terminal.types("ssc server device list --state server/")
 
 
+def test_the_page_on_deployment_makes_a_service_of_it(toy_terminal):
+    terminal, here = toy_terminal, toy_terminal.directory
+    said = terminal.types("ssc server install encoder.pt bundle/", "--root image")
+    assert "systemctl enable --now ssc-server" in said
+    (start,) = re.findall(
+        r"^ExecStart=(.*)$", (here / "image/etc/systemd/system/ssc-server.service").read_text(), re.MULTILINE
+    )
+    assert start.startswith(str(terminal.environment.script))
+    state = {"/var/lib/ssc-server": "image/var/lib/ssc-server"}
+    terminal.types(
+        "ssc server device add pi-1 --state /var/lib/ssc-server -o /var/lib/ssc-server/pi-1.creds", swaps=state
+    )
+    assert (here / "image/var/lib/ssc-server/pi-1.creds").exists()
+    with terminal.running(
+        "ssc server run encoder.pt bundle/ --state server/", SERVING, f"--port {terminal.port} --no-training",
+        {"server/": "image/var/lib/ssc-server"},
+    ):  # fmt: skip
+        assert "0 windows arrived" in terminal.types(
+            "ssc server status --state /var/lib/ssc-server", swaps={"/var/lib/ssc-server": "image/var/lib/ssc-server"}
+        )
+
+
 def test_a_broker_runs_by_itself(terminal):
     with (
         terminal.running(
