@@ -12,6 +12,7 @@ from runtime_edge.base.text import shown
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.credentials import credentials_file
 from runtime_server.broker.access import Access
+from runtime_server.cli.server_access import check_owner
 from streamsplit_compile.cli.options import PathParam, json_option, together
 from streamsplit_compile.cli.printing import print_json, print_table
 
@@ -55,6 +56,7 @@ def add(names: tuple[str, ...], out: Path | None, reader: bool, state: Path, as_
         raise UsageError(f"-o {out}: give an existing directory for the keys of {len(names)} devices")
     if reader and out is not None:
         raise UsageError("-o: a reader has no key file; its password is printed")
+    check_owner(state)
     access, added = _access(state), []
     for name in names:
         if reader:
@@ -86,6 +88,7 @@ def revoke(names: tuple[str, ...], state: Path, as_json: bool) -> None:
 
     Example: ssc server device revoke pi-1
     """
+    check_owner(state)
     access = _access(state)
     for name in names:
         access.revoke(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from pathlib import Path
 
 from runtime_edge.errors import UsageError
@@ -16,6 +18,20 @@ from streamsplit_compile.cli.options import read_key
 def signing_key(given: Path | None, state: Path | None) -> minisign.SecretKey | None:
     """The key given, or else the one the server of this state directory signs with. Raises SignatureError."""
     return read_key(given or signing_key_file(state or DEFAULT_STATE))
+
+
+def check_owner(state: Path) -> None:
+    """Raise UsageError where root would write what the server's own user could not read."""
+    key = state / "server.nkey"
+    if os.geteuid() == 0 and key.exists() and (owner := key.stat().st_uid) != 0:
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = f"#{owner}"
+        raise UsageError(
+            f"--state {state}: belongs to the user {name}, who could not read what root writes there; call it with "
+            f"sudo -u {name}"
+        )
 
 
 def check_signed(broker: Address, key: minisign.SecretKey | None) -> None:

@@ -24,6 +24,7 @@ from runtime_server.cli.device_commands import device
 from runtime_server.cli.label_commands import label
 from runtime_server.cli.mqtt_command import mqtt
 from runtime_server.cli.release_commands import releases
+from runtime_server.cli.server_access import check_owner
 from runtime_server.cli.server_status_command import status
 from runtime_server.server import Server
 from runtime_server.serving.live_status import show_status
@@ -75,6 +76,7 @@ def run(encoder_file: Path, bundle: Path, config: Path | None, quiet: bool, verb
     )
     encoder_file_options = {name: given.pop(name) for name in ENCODER_OPTIONS}
     settings = load(ServerSettings, config, given)
+    check_owner(settings.state)
     encoder = _load(encoder_file, bundle, **encoder_file_options)
     if settings.training is None and not encoder.untrained:
         click.echo(

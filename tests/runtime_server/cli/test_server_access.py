@@ -1,11 +1,17 @@
 """Commands on a server's machine sign with the server's key, and push nothing that devices refuse."""
 
+import os
+import pwd
+
 import pytest
+from click.testing import CliRunner
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.credentials import Address
-from runtime_server.cli.server_access import check_signed, signing_key
+from runtime_server.broker.access import Access
+from runtime_server.cli.server_access import check_owner, check_signed, signing_key
+from runtime_server.cli.server_commands import server
 from runtime_server.state.server_state import ServerState
 
 
@@ -44,3 +50,24 @@ def key_line(secret):
 def signing_key_path(tmp_path, signing_key):
     minisign.write_key_pair(signing_key, tmp_path / "given.key")
     return tmp_path / "given.key"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+@pytest.mark.parametrize(
+    "command",
+    [["device", "add", "pi-1"], ["device", "revoke", "pi-1"], ["run", "encoder.pt", "bundle/"]],
+    ids=" ".join,
+)
+def test_root_writes_nothing_that_the_server_s_own_user_could_not_read(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    state = tmp_path / "server"
+    assert Access(state).credentials.nkey
+    Access(state).add("pi-0")
+    for path in (state, *state.rglob("*")):
+        os.chown(path, 65534, 65534)
+    before = sorted(path.name for path in state.rglob("*"))
+    with pytest.raises(UsageError, match=rf"belongs to the user {pwd.getpwuid(65534).pw_name}, .*sudo -u"):
+        raise CliRunner().invoke(server, [*command, "--state", str(state)]).exception
+    assert sorted(path.name for path in state.rglob("*")) == before
+    os.chown(state / "server.nkey", 0, 0)
+    check_owner(state)
