@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime_server.harness.network import why_not
@@ -76,22 +76,43 @@ def publish_bench(bench: PolicyBench, page: str = _PAGE, notes: Sequence[str] = 
 
 
 def rows_section(bench: PolicyBench, prompt: str, thrifty: str) -> Section:
-    """Two policies of an encoder, held to what the paper has, in every scenario in which they were played."""
-    found = Section(
-        "pay", "Two rows of the proof", "python -m tools.bench_lab --from ... --prompt ... --thrifty ...", "rows"
-    )
-    scenario, _, policy = prompt.partition("/")
-    held = prompt_goals(bench, ENCODERS[0], scenario, policy)
-    scenario, _, policy = thrifty.partition("/")
-    held += thrifty_goals(bench, ENCODERS[0], scenario, policy)
+    """Two policies of an encoder, held to what the paper has, each in the scenario in which it was played."""
+    command = "python -m tools.bench_lab --from ... --prompt ... --thrifty ..."
+    found = Section("pay", "Two rows of the proof", command, "rows")
+    lost = points().get(ENCODERS[0], {})
+    scenario, early = _played(prompt)
+    held = prompt_goals(bench, ENCODERS[0], scenario, early)
+    first = f"{_action(early).partition('/')[0].removesuffix('+exit')}+exit"
+    final = _action(early).removesuffix("+exit")
+    held += [_points_goal("points_lost_final", lost, final, 1), _points_goal("points_lost_first", lost, first, 4)]
+    scenario, frugal = _played(thrifty)
+    held += thrifty_goals(bench, ENCODERS[0], scenario, frugal)
+    held.append(_points_goal("points_lost_thrifty", lost, _action(frugal).removesuffix("+exit"), 3))
     for goal in held:
         found.add(goal.name, goal.value, goal.goal, goal.why + _told_beside(goal))
     pages = [read_bench(path) for path in sorted(_DOCS.glob(f"{_PAGE}*.json"))]
-    won = [(one.target, row) for one in pages for row in rows(one, points()) if row.wins]
-    told = ", ".join(f"{row.encoder} on {target} over {row.scenario}" for target, row in won)
-    compared = sum(len(rows(one)) for one in pages)
-    found.add("wins", len(won), "at least 3", f"rows of {compared} in which the table pays: {told or 'none'}")
+    pages = [one for one in pages if one.link_is]  # earlier ones reckoned energy without the radio of the link
+    compared = [(one.target, row) for one in pages for row in rows(one, points())]
+    won = [f"{row.encoder} on {target} over {row.scenario}" for target, row in compared if row.wins]
+    what = f"rows of {len(compared)} in which the table pays: {', '.join(won) or 'none'}; docs/proof.md says why not"
+    found.add("wins", len(won), "at least 3", what)
     return found
+
+
+def _played(row: str) -> tuple[str, str]:
+    """Scenario and policy of `scenario/policy`."""
+    scenario, _, policy = row.partition("/")
+    return scenario, policy
+
+
+def _action(policy: str) -> str:
+    """Of a policy that takes one."""
+    return policy.partition(":")[2]
+
+
+def _points_goal(name: str, lost: Mapping[str, float], answer: str, most: int) -> Goal:
+    """Raises KeyError for an answer whose points `tools.bench_pay` has not published."""
+    return Goal(name, "2.2", lost[answer], f"at most {most}", f"{answer}, clips of fold 5 of both sets")
 
 
 def points() -> Points:

@@ -41,7 +41,7 @@ MOST_WORK, MOST_LOST = 0.4, 1.0
 EXIT_WORK = 0.6
 POINTS_OF = "points_lost_of_"
 """Before an encoder's name: the mapping of all that is published of it."""
-RANKS, BITS = (16, 32), (4, 6)
+RANKS, BITS = (8, 12, 16), (4, 6)
 _LEVEL = 19
 _FITTED, _WINDOWS = 256, 2
 """Recordings that components are fitted to, a window of each; windows at most of a clip that is judged."""
@@ -191,7 +191,12 @@ def least(ways: Sequence[Way]) -> Way | None:
 
 def section(name: str, manifest: Manifest, ways: Sequence[Way], beside: Sequence[Way], clips: int) -> Section:
     """The figures."""
-    found = Section("pay", f"Bytes and first answers: {name}", f"python -m tools.bench_pay {name} ...", part=name)
+    found = Section(
+        "pay",
+        f"Bytes and first answers: {name}",
+        f"python -m tools.bench_pay {name} bundle/ head.json --audio recordings/ --components CUT",
+        part=name,
+    )
     work = work_before(manifest)
     where = {cut: f"{share:.0%} of the multiply-adds past the front end" for cut, share in work.items()}
     cut_of = {one.name: one.name.partition("/")[0].partition("+")[0] for one in ways}
@@ -199,11 +204,6 @@ def section(name: str, manifest: Manifest, ways: Sequence[Way], beside: Sequence
     if (best := least(allowed)) is not None:
         told = f"bytes a window: {best.name}, {where[cut_of[best.name]]}; {clips} clips of fold 5; {best}"
         found.add(f"bytes_equal_accuracy.{name}", best.payload, "at most 400", told)
-        if (plain := least(beside)) is not None:
-            times = plain.payload / best.payload
-            found.add(
-                f"bytes_against_components.{name}", times, "at least 1.8", f"times fewer than {plain.name}: {plain}"
-            )
     if (plain := least(beside)) is not None:
         cut = plain.name.partition(",")[0]
         own = least([one for one in ways if one.name.startswith(f"{cut}/")])
