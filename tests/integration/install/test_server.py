@@ -32,15 +32,18 @@ def device(terminal, *options) -> list[dict]:
 
 def test_the_readme_leads_from_an_encoder_to_answers(terminal):
     here = terminal.directory
-    terminal.types("ssc encoder new resnet18 -o encoder.pt")
+    terminal.types("ssc encoder new mobilenet_v3_small --weights speech-and-sounds -o encoder.pt")
     terminal.types("ssc compile encoder.pt --targets rpi4 -o bundle/")
     port = f"--port {terminal.port}"
     with terminal.running("ssc server run encoder.pt bundle/ --state server/ --host 0.0.0.0", SERVING, port) as server:
         assert "only devices added" in server.text()
         terminal.types("ssc server device add pi-1 --state server/ -o pi-1.creds")
+        broker = f"--broker nats://127.0.0.1:{terminal.port}"
+        assert "20 labels" in terminal.types("ssc server label --head encoder.head.json --push --state server/", broker)
         found = device(terminal, "--credentials", here / "pi-1.creds")
         assert "server" in {result["finished"] for result in found}
-        broker = f"--broker nats://127.0.0.1:{terminal.port}"
+        known = json.loads((here / "encoder.head.json").read_text())["labels"]
+        assert found[-1]["labels"].keys() <= set(known)
         harness.until(
             lambda: f"{len(found)} windows arrived" in terminal.types("ssc server status --state server/", broker),
             "windows counted",
