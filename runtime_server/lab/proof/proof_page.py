@@ -172,10 +172,11 @@ def _where_it_pays(bench: PolicyBench, points: Points | None) -> list[str]:
     return [
         "## Where cutting pays",
         "",
-        f"In {sum(row.wins for row in rows(bench, points))} of {len(found)} rows the table pays: its reward is above "
-        "that of every alternative that was played, it is better than each server-only way in two of first and last "
-        "answers, bytes and energy, and than the device alone in first answers and energy, or by a point of accuracy. "
-        "Rewards are of what was measured, without a value for what the server learns, which all that ship would have.",
+        f"The table pays in {sum(row.wins for row in rows(bench, points))} of {len(found)} rows. In a row that pays "
+        "its reward is above that of every alternative that was played, it is better than each server-only way in two "
+        "of first and last answers, bytes and energy, and than the device alone in first answers and energy, or by a "
+        "point of accuracy; and it loses a point at most. Rewards are of what was measured, without a value for what "
+        "the server learns, which all that ship would have.",
         "",
         *_table((*columns, "does it pay", "advised"), found),
         "",

@@ -86,7 +86,7 @@ def _row(
         else:
             enough = len(better) >= _LEAST_BETTER
         if not enough:
-            reasons.append(f"better than {name} in {' and '.join(better) or 'nothing'}")
+            reasons.append(f"better than {name} in {' and '.join(better) or 'nothing'} only")
     if (tail_s := _tail_s(bench, scenario)) * _TAILS > (bench.shortest_s or bench.seconds):
         reasons.append(f"runs are too short to tell: the radio stays awake for {tail_s:.3g} s from before their begin")
     if None in lost.values():

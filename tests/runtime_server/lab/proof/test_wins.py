@@ -37,7 +37,7 @@ def test_a_row_wins_by_reward_and_by_two_of_four_and_before_the_device(with_devi
     assert best_other(row.rewards[0.5]) == ("device-only", pytest.approx(9.9 - 1.5 - 1.2))
     write_page(with_device(60.0, 40.0), tmp_path / "proof.md", notes=["Not played: another."])
     page = (tmp_path / "proof.md").read_text()
-    assert "In 1 of 1 rows the table pays" in page
+    assert "The table pays in 1 of 1 rows." in page
     assert "\n- Not played: another.\n" in page
     assert "| toy | lte | 8.30; device-only 7.20 | 8.30; device-only 7.20 | 8.30; device-only 7.20 | **yes** |" in page
 
@@ -46,7 +46,7 @@ def test_a_row_wins_by_reward_and_by_two_of_four_and_before_the_device(with_devi
     ("latency", "energy", "lost", "reason"),
     [
         (10.0, 30.0, 0.0, "reward 8.30, device-only 8.75"),
-        (30.0, 90.0, 0.0, "better than device-only in energy"),
+        (30.0, 90.0, 0.0, "better than device-only in energy only"),
         (60.0, 40.0, 0.02, "2.00 points lost"),
     ],
 )
