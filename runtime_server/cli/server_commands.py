@@ -113,7 +113,7 @@ def install(
 ) -> None:
     """Install the server as a service. It gets a systemd unit, a user, its settings and copies of both files.
 
-    Example: sudo ssc server install encoder.pt bundle/
+    Example: ssc server install encoder.pt bundle/
     """
     if as_json and show:
         raise UsageError("--print: prints files; leave out --json")
