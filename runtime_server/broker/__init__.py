@@ -1,1 +1,1 @@
-"""The broker: its process, who may do what, and the server's connection to it."""
+"""The broker: its process, its access rules, and the server's connection to it."""

@@ -1,12 +1,12 @@
-"""Who may do what on the broker: the server, its devices and readers of their events, and nobody else.
+"""Who may do what on the broker: only the server, its devices and readers of their events have any rights.
 
-access = Access(Path("server"))
-seed = access.add("pi-1")             # for the device alone; only its public half is kept here
-access.write()                        # what the embedded broker includes; `reload` makes a running one read it again
+    access = Access(Path("server"))
+    seed = access.add("pi-1")             # for the device alone; only its public half is kept here
+    access.write()                        # what the embedded broker includes; `reload` makes running ones read it again
 
-A device may publish its own frames, events, presence and learnt values, be answered below its own inbox, and read what
-is there for every device or for it alone. It lives in an account of its own (`accounts`), and nothing it may do names a
-consumer: so it can neither read frames nor make the broker deliver anything on a subject it has no right to.
+A device may publish its own frames, events, presence and learnt values, receive replies below its own inbox, and read
+what is meant for every device or for it alone. It has an account of its own (`accounts`), and none of its rights names
+a consumer. So it can neither read frames nor make the broker deliver anything on a subject it has no right to.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from runtime_edge.formats.credentials import Credentials, new_seed, public_key, 
 from runtime_server.broker.accounts import accounts_config
 
 INCLUDED = "accounts.conf"
-"""What the embedded broker's configuration includes. Earlier versions' `access.conf` had no accounts."""
+"""The file that the embedded broker's configuration includes. The `access.conf` of earlier versions had no accounts."""
 
 _MAX_BYTES = 64 << 20
 _LOCK_PATIENCE_S = 30.0
 _RELOAD_S = 30.0
 _RELOADED, _NOT_RELOADED = "Reloaded server configuration", "Failed to reload server configuration"
-"""What nats-server writes into its log."""
+"""The lines that nats-server writes to its log."""
 Policy = Literal["devices", "always", "never"]
-"""Ask for credentials once a device has been added, always, or never."""
+"""When to ask for credentials: once a device has been added, always, or never."""
 
 
 @dataclass(frozen=True)
 class SecurityConfig:
-    """Who is let in, and what is encrypted; see `ssc server run --help`."""
+    """Who is admitted, and what is encrypted; see `ssc server run --help`."""
 
     auth: bool | None = None
     credentials: Path | None = None
@@ -58,14 +58,14 @@ class SecurityConfig:
 
 
 class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A device, or a reader of events; the record of a revoked one stays."""
+    """A device, or a reader of events. Revoked ones keep their record."""
 
     name: str
     added: str
     public: str = ""
-    """A device's nkey."""
+    """A device's nkey; empty for a reader."""
     password: str = ""
-    """A reader's, because MQTT clients know no nkeys."""
+    """A reader's password, because MQTT clients do not support nkeys; empty for a device."""
     revoked: str = ""
 
     @property
@@ -80,7 +80,7 @@ class _AccessState(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Access:
-    """The register of a server's state directory: `devices.json`, and the server's own key beside it."""
+    """The register of devices in a server's state directory: `devices.json`, and beside it the server's own key."""
 
     def __init__(self, root: Path) -> None:
         self._file, self._key = root / "devices.json", root / "server.nkey"
@@ -88,22 +88,22 @@ class Access:
 
     @property
     def credentials(self) -> Credentials:
-        """The server's own; made on first use. Raises FormatError when the file is damaged."""
+        """The server's own credentials, made on first use. Raises FormatError when the file is damaged."""
         if not check(self._key, fix=": a new one is made, and given to brokers that run elsewhere by hand"):
             write_checked(self._key, f"{new_seed()}\n".encode(), 0o600)
         return Credentials(nkey=self._key)
 
     @property
     def required(self) -> bool:
-        """Whether only those in the register are let in."""
+        """Whether only registered devices and readers are admitted."""
         return _required(self._read())
 
     def members(self) -> list[Member]:
-        """All that were ever added, by name. Raises FormatError."""
+        """Everyone who was ever added, sorted by name. Raises FormatError."""
         return [member for _, member in sorted(self._read().members.items())]
 
     def set_policy(self, auth: bool | None, host: str) -> None:
-        """Whether to require credentials [default: when other machines can reach the broker]."""
+        """Set whether to require credentials [default: when other machines can reach the broker]."""
         policy: Policy = "devices" if is_loopback(host) else "always"
         if auth is not None:
             policy = "always" if auth else "never"
@@ -111,19 +111,19 @@ class Access:
             state.policy = policy
 
     def add(self, name: str) -> str:
-        """Let a device in; returns its seed, which is not kept. Raises UsageError for a name that is in use."""
+        """Admit a device; returns its seed, which is not kept. Raises UsageError if the name is in use."""
         seed = new_seed()
         self._add(Member(subjects.check_device(name), _now(), public=public_key(seed)))
         return seed
 
     def add_reader(self, name: str) -> str:
-        """Let an MQTT client read all events; returns its password. Raises UsageError for a name that is in use."""
+        """Let an MQTT client read all events; returns its password. Raises UsageError if the name is in use."""
         password = secrets.token_urlsafe(24)
         self._add(Member(subjects.check_device(name), _now(), password=password))
         return password
 
     def revoke(self, name: str) -> None:
-        """Revoke a device or reader. Raises UsageError if there is none with that name."""
+        """Revoke a device or reader. Raises UsageError if nobody of that name is admitted."""
         with self._changing() as state:
             member = state.members.get(name)
             if member is None or member.revoked:
@@ -131,7 +131,7 @@ class Access:
             state.members[name] = msgspec.structs.replace(member, revoked=_now(), password="")
 
     def config(self, anyone: bool = True) -> str:
-        """The broker's configuration that says all this; without `anyone`, as if credentials were required."""
+        """The broker's configuration for these rules; without `anyone`, as if credentials were required."""
         state = self._read()
         present = [member for member in state.members.values() if not member.revoked]
         return accounts_config(
@@ -143,23 +143,23 @@ class Access:
 
     @property
     def secret(self) -> str:
-        """What the brokers of a cluster prove to each other: they have this register, and so the server's key."""
+        """The password by which the brokers of a cluster prove that they have this register with the server's key."""
         seed = read_seed(_existing(self.credentials.nkey))
         return hashlib.sha256(f"streamsplit cluster {seed}".encode()).hexdigest()
 
     def write(self) -> None:
-        """Put the configuration where the brokers of this state directory include it from."""
+        """Write the configuration into the directories from which this state directory's brokers include it."""
         for broker in self._brokers():
             write_atomic(broker / INCLUDED, self.config().encode(), 0o600)
 
     def reload(self) -> bool:
-        """Write it and make running brokers take it up; False when none is running here. Raises LinkError."""
+        """Write the configuration and make running brokers read it; False if none runs here. Raises LinkError."""
         self.write()
         told = [_told(broker) for broker in self._brokers()]
         return any(told)
 
     def _brokers(self) -> list[Path]:
-        """Directories of the embedded broker or of a cluster's."""
+        """The directories of the embedded broker, or of the brokers of a cluster."""
         return [path for path in self._root.glob("broker*") if path.is_dir()] or [self._root / "broker"]
 
     def _add(self, member: Member) -> None:
@@ -171,7 +171,7 @@ class Access:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[_AccessState]:
-        """One at a time, also among processes."""
+        """The register, to be changed; one change at a time, also across processes."""
         make_private(self._file.parent)
         lock = self._file.parent / ".devices.lock"
         with locked(lock, "another command is changing the devices; try again", _LOCK_PATIENCE_S):
@@ -190,9 +190,9 @@ class Access:
 
 
 def _told(broker: Path) -> bool:
-    """Whether a broker runs here and has read its configuration again. Raises LinkError.
+    """Make a broker read its configuration again; returns whether one runs here. Raises LinkError.
 
-    Twice, because nats-server (2.15) carries requests out of an account only once it has read of it a second time.
+    The broker reads it twice: nats-server (2.15) only carries requests out of an account after reading of it twice.
     """
     return _reread(broker) and _reread(broker)
 
@@ -224,7 +224,7 @@ def _reread(broker: Path) -> bool:
 
 
 def _written_since(log: Path, start: int) -> str:
-    """What a log says behind its first `start` bytes, though it may have been rotated meanwhile."""
+    """What was written to a log after its first `start` bytes, even if it has been rotated since."""
     former = max(log.parent.glob(f"{log.name}.*"), default=None)
     begun_anew = former is not None and log.stat().st_size < start
     parts = [(former, start), (log, 0)] if former is not None and begun_anew else [(log, start)]
@@ -242,7 +242,7 @@ def _required(state: _AccessState) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
+    """Whether only this machine can reach a server that listens on `host`."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"

@@ -1,9 +1,9 @@
-"""The broker's accounts: one for the server and all that it keeps, one for readers of events, and one for each device.
+"""The broker's accounts: one for the server and its data, one for readers of events, and one for each device.
 
-An account is a subject space of its own. What a device publishes stays in its account unless it is one of the requests
-that the account imports from the server's; then the broker replaces the reply subject the device named by one of its
-own, and carries what answers it back into the device's account. So nothing a device names as a reply is a subject of
-the server's or of another device's.
+An account is a subject space of its own. What a device publishes stays in its account, except the requests that the
+account imports from the server's. For those, the broker replaces the device's reply subject with one of its own and
+carries the reply back into the device's account. So a device can never name a subject of the server or of another
+device as its reply subject.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from runtime_edge.formats import subjects
 
 SERVER_ACCOUNT = "SERVER"
-"""Holds the streams and buckets. No device can have this name, nor the next one: theirs are lower-case."""
+"""Holds the streams and buckets. No device can have this name or the next one: device names are lower-case."""
 
 READERS_ACCOUNT = "READERS"
 
@@ -25,11 +25,11 @@ _DIRECT_GET = "$JS.API.DIRECT.GET"
 _OBJECTS = f"{_DIRECT_GET}.OBJ_{subjects.BUNDLES}"
 _READABLE = (subjects.RELEASES, subjects.TABLES, subjects.HEADS)
 _MAX_CONNECTIONS = 32
-"""Of one device: those on a broken link linger until the broker has noticed."""
+"""For one device. Connections over a broken link linger until the broker has noticed."""
 _BATCH_PATIENCE = "10s"
-"""How long the broker waits for the next message of a batch before it forgets where the batch goes."""
+"""How long the broker waits for the next message of a batch before it forgets where to send the batch."""
 _SESSIONS = {"max_memory": 0, "max_file": 256 << 20, "max_streams": 8}
-"""What the broker may keep of the readers' MQTT sessions."""
+"""Limits on what the broker may store for the readers' MQTT sessions."""
 
 _Rules = dict[str, Any]
 
@@ -41,7 +41,7 @@ def accounts_config(server_key: str, devices: dict[str, str], readers: dict[str,
         server_key: the server's public key.
         devices: public key of each device, by name.
         readers: password of each reader, by name.
-        anyone: whether those without credentials are let in, to everything that is the server's.
+        anyone: whether clients without credentials are let into the server's account, with all its rights.
     """
     users: list[_Rules] = [{"nkey": server_key}]
     if anyone:
@@ -55,7 +55,7 @@ def accounts_config(server_key: str, devices: dict[str, str], readers: dict[str,
 
 
 def _exports() -> list[_Rules]:
-    """What of the server's account others may import: requests that one message answers, unless it says otherwise."""
+    """What other accounts may import from the server's: requests, answered by one message unless stated otherwise."""
     requests = [
         "act.*.*",
         subjects.events("*"),
@@ -71,9 +71,9 @@ def _exports() -> list[_Rules]:
 
 
 def _device(name: str, key: str) -> _Rules:
-    """A device's account: what reaches the server from it, what it gets to hear, and what it may do at all.
+    """A device's account: what the server receives from it, what it may receive, and all its permissions.
 
-    No `*` at an end: nats-server lets a client with permission for `a.*` subscribe to `a.>`.
+    No subject ends in `*`: nats-server lets a client with permission for `a.*` subscribe to `a.>`.
     """
     readable = [(subjects.RELEASES, ">")]
     readable += [
@@ -91,7 +91,7 @@ def _device(name: str, key: str) -> _Rules:
         f"{_OBJECTS}.>",
     ]
     heard = [f"{subjects.inbox(name)}.>", *(subjects.news(bucket, key) for bucket, key in readable)]
-    # What measures the link is no request: it goes nowhere.
+    # The filler that measures the link is no request: nothing receives it.
     said = [*requests, subjects.events(name), subjects.filler(name)]
     permissions = {"publish": {"allow": said}, "subscribe": {"allow": heard}}
     imports = [
@@ -104,9 +104,10 @@ def _device(name: str, key: str) -> _Rules:
 
 
 def _readers(passwords: dict[str, str]) -> _Rules:
-    """The readers' account, which devices' events reach first: what a request brings, no stream carries on.
+    """The readers' account. Events reach it before the server's, because a message that a service import has brought
+    into an account is not passed on by a stream import.
 
-    MQTT's `evt/#` is `evt` as well as `evt.>`, and the broker keeps sessions under $MQTT.
+    MQTT's `evt/#` stands for `evt` as well as `evt.>`, and the broker keeps sessions under $MQTT.
     """
     permissions = {
         "publish": {"deny": ">"},
@@ -123,5 +124,5 @@ def _import(kind: str, account: str, subject: str) -> _Rules:
 
 
 def _last(bucket: str, key: str) -> str:
-    """The request for what a bucket holds of a key."""
+    """The request for a key's latest value in a bucket."""
     return f"{_DIRECT_GET}.{subjects.bucket_stream(bucket)}.{subjects.bucket_subject(bucket, key)}"

@@ -1,4 +1,4 @@
-"""A broker: nats-server with JetStream as a child process, alone or as one of a cluster."""
+"""A broker: nats-server with JetStream as a child process, either alone or as part of a cluster."""
 
 from __future__ import annotations
 
@@ -34,44 +34,45 @@ START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 10_000
 LOG_BYTES, _FORMER_LOGS = 16 << 20, 2
-"""Size of the log before it is rotated, and how many earlier ones are kept: each refused connection is a line."""
+"""Log size that triggers a rotation, and how many earlier logs are kept. Each refused connection adds a line."""
 _MAX_SUBSCRIPTIONS = 256
-"""Of one connection: a device needs about ten."""
+"""For one connection; a device needs about ten."""
 FULL_BYTES = 2 * MAX_FRAME_BYTES
-"""With less room than this a disk counts as full: the next frames may not fit."""
+"""With less free space than this, a disk counts as full: the next frames may not fit."""
 KEEP_PERIOD_S, RESTART_PAUSE_S = 1.0, 20.0
-"""How often `keep_running` looks, and at least between two starts after a full disk."""
+"""How often `keep_running` checks, and the minimum time between two restarts after a full disk."""
 _ROUTE = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}:[0-9]{1,5}")
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 os.execv(sys.argv[1], sys.argv[1:])
 """
-"""Run by an interpreter that then becomes the broker: it is told to stop when the server dies, however it dies. A
-function between fork and exec would do the same, but in a process with threads (torch's, JAX's) it may deadlock."""
+"""The script of an interpreter that then becomes the broker: the kernel stops the broker when the server dies, however
+it dies. A function between fork and exec would do the same, but in a process with threads (torch's, JAX's) it may
+deadlock."""
 _BECOME = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT] if sys.platform == "linux" else []
 
 
 @dataclass(frozen=True)
 class BrokerTls:
-    """The broker's certificate; with `ca`, devices must show one that this authority has signed."""
+    """The broker's certificate; with `ca`, devices must present a certificate signed by this authority."""
 
     cert: Path
     key: Path
     ca: Path | None = None
 
     def config(self, more: str = "") -> str:
-        """A `tls` block of the broker's configuration."""
+        """A `tls` block for the broker's configuration, with `more` settings."""
         paths = {"cert_file": self.cert, "key_file": self.key} | ({"ca_file": self.ca} if self.ca else {})
         lines = [f"{name}: {_quoted(path.resolve())}" for name, path in paths.items()]
         return "tls { " + ", ".join([*lines, "timeout: 5", *(["verify: true"] if self.ca else []), more]) + " }"
 
     def among_brokers(self) -> str:
-        """The same for a cluster, whose brokers check each other: by `ca`, or because all have this certificate."""
+        """The block for a cluster, whose brokers check each other: by `ca`, or because all have this certificate."""
         return replace(self, ca=self.ca or self.cert).config()
 
     def trusted_by(self, credentials: Credentials) -> Credentials:
-        """What the server on the same machine connects with: it knows this very certificate, whatever its name."""
+        """The credentials of the server on this machine: it trusts this exact certificate, whatever name is in it."""
         own = (self.cert, self.key) if self.ca else (None, None)
         return replace(credentials, tls_ca=self.cert, tls_cert=own[0], tls_key=own[1], check_hostname=False)
 
@@ -81,11 +82,11 @@ class ClusterConfig:
     """One broker's place in a cluster."""
 
     name: str
-    """Of this broker; no other one of the cluster has it."""
+    """Unique in the cluster."""
     port: int
-    """Where the others reach it."""
+    """Where the other brokers reach this one."""
     routes: tuple[str, ...]
-    """`host:port` of the others."""
+    """`host:port` of each of the others."""
 
     def __post_init__(self) -> None:
         """Raise UsageError, naming the option, for a name or route that is not valid in a configuration."""
@@ -96,7 +97,7 @@ class ClusterConfig:
                 raise UsageError(f"--routes {route!r}: give host:port of each other broker's --cluster-port")
 
     def config(self, host: str, password: str, tls: BrokerTls | None) -> str:
-        """A `cluster` block of the broker's configuration, and the names of both."""
+        """The lines for the broker's configuration: its `cluster` block, and the names of cluster and broker."""
         who = f"streamsplit:{password}@" if password else ""
         parts = [f'listen: "{_place(host, self.port)}"', "name: streamsplit"]
         parts.append(f"routes: {json.dumps([f'nats-route://{who}{route}' for route in self.routes])}")
@@ -115,8 +116,9 @@ def embedded(
     security: SecurityConfig,
     cluster: ClusterConfig | None = None,
 ) -> Broker:
-    """The broker of a server's state directory, or one of several. Raises UsageError for options that do not go
-    together.
+    """The broker of a server's state directory, or one broker of a cluster.
+
+    Raises UsageError for options that do not go together.
     """
     if security.credentials is not None:
         raise UsageError("--credentials are for an outside --broker; the embedded one knows its server")
@@ -135,7 +137,7 @@ def embedded(
 
 
 def outside(url: str, security: SecurityConfig) -> Address:
-    """How to connect to a broker that others run. Raises UsageError for options that do not go together."""
+    """How to connect to a broker that is run elsewhere. Raises UsageError for options that do not go together."""
     if security.auth is not None:
         raise UsageError("--auth and --no-auth are for the embedded broker; see `ssc server device config`")
     files = (security.credentials, security.tls_ca, security.tls_cert, security.tls_key)
@@ -143,7 +145,7 @@ def outside(url: str, security: SecurityConfig) -> Address:
 
 
 class Broker:
-    """Starts and stops one nats-server whose streams lie below `state`."""
+    """Starts and stops one nats-server that keeps its streams below `state`."""
 
     def __init__(
         self,
@@ -158,7 +160,7 @@ class Broker:
     ) -> None:
         """Without `access` anyone may do anything; without `tls` nothing is encrypted.
 
-        With `mqtt_port` MQTT clients can connect there; subject `evt.pi-1` is their topic `evt/pi-1`.
+        With `mqtt_port`, MQTT clients can connect there; the subject `evt.pi-1` is their topic `evt/pi-1`.
         """
         self.state, self.host, self.port, self.mqtt_port = state, host, port, mqtt_port
         self._access, self._tls, self._cluster = access, tls, cluster
@@ -169,7 +171,7 @@ class Broker:
 
     @property
     def full(self) -> str:
-        """What to say when the disk of the streams is full; empty when it has room."""
+        """The message about a full disk, if the streams' disk is full; otherwise empty."""
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(self.state).free
             if free < FULL_BYTES:
@@ -192,7 +194,7 @@ class Broker:
 
     @property
     def lets_in(self) -> str:
-        """One line about who may connect; empty when only this machine can."""
+        """One line about who may connect; empty if only this machine can."""
         if self._access is None or is_loopback(self.host):
             return ""
         if not self._access.required:
@@ -200,9 +202,9 @@ class Broker:
         return f"only devices added with `ssc server device add NAME --state {self.state.parent}` are let in"
 
     async def start(self) -> None:
-        """Start and wait until it listens. Raises LinkError with the broker's own words when it does not.
+        """Start the broker and wait until it listens. Raises LinkError with the broker's own message if it does not.
 
-        Streams of a version that knew no accounts are taken over; see `upgrade`.
+        Streams of an earlier version without accounts are upgraded; see `upgrade`.
         """
         make_private(self.state)
         _stop_orphan(self.state / "broker.pid")
@@ -231,16 +233,14 @@ class Broker:
             self._announcing = asyncio.create_task(announce(store, self.address))
 
     async def announced(self) -> None:
-        """Wait until a cluster knows of the streams that an earlier version left here; return at once if there are
-        none.
-        """
+        """Wait until the cluster knows of the streams that an earlier version left here, if there are any."""
         if self._announcing is not None:
             await asyncio.wait({self._announcing})
 
     async def keep_running(self, period_s: float = KEEP_PERIOD_S) -> None:
-        """Start it again whenever it has died, until cancelled; looks every `period_s`.
+        """Restart the broker whenever it has died, until cancelled; checks every `period_s`.
 
-        Also once its disk was full and has room again: a stream that could not be written takes nothing until then.
+        It is also restarted once a full disk has room again: until then, a stream whose write failed accepts nothing.
         """
         while True:
             await asyncio.sleep(period_s)
@@ -262,11 +262,11 @@ class Broker:
                 _LOG.error("%s", exc)
 
     def restart_when_there_is_room(self) -> None:
-        """Have `keep_running` start it again as soon as its disk is not full: it does not write a stream any more."""
+        """Make `keep_running` restart the broker, which no longer writes a stream, once its disk has room."""
         self._stuck = True
 
     async def stop(self) -> None:
-        """Ask it to stop, then make it."""
+        """Ask the broker to stop; kill it if it does not."""
         await cancel_all([self._announcing] if self._announcing else [])
         if self._process is None:
             return
@@ -295,7 +295,7 @@ class Broker:
         if self._cluster:
             parts.append(self._cluster.config(self.host, self._access.secret if self._access else "", self._tls))
         elif self.mqtt_port:
-            parts.append("server_name: streamsplit")  # or it would not let MQTT clients keep sessions
+            parts.append("server_name: streamsplit")  # without it, MQTT clients cannot keep sessions
         if self.mqtt_port:
             tls = self._tls.config() if self._tls else ""
             parts.append(f'mqtt {{ listen: "{_place(self.host, self.mqtt_port)}"\n{tls} }}')
@@ -311,7 +311,7 @@ class Broker:
 
 
 def broker_program() -> Path:
-    """The nats-server of this environment, or else the one on the path. Raises MissingExtra."""
+    """The nats-server of this environment, or else the one on the PATH. Raises MissingExtra."""
     beside = Path(sysconfig.get_path("scripts")) / "nats-server"
     found = beside if beside.exists() else shutil.which("nats-server")
     if not found:
@@ -328,7 +328,7 @@ def _listens(host: str, port: int) -> bool:
 
 
 def _quoted(path: Path) -> str:
-    """As the broker's configuration takes a path, whatever is in its name."""
+    """A path as the broker's configuration expects it, whatever characters it contains."""
     text = str(path)
     for character, written in {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}.items():
         text = text.replace(character, written)
@@ -336,12 +336,12 @@ def _quoted(path: Path) -> str:
 
 
 def _place(host: str, port: int) -> str:
-    """As an address has it: brackets keep the colons of IPv6 apart from the port's."""
+    """Host and port as in an address: brackets separate the colons of IPv6 from the port's."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _stop_orphan(pid_file: Path) -> None:
-    """Stop a broker that a killed server has left behind on the same store."""
+    """Stop a broker that a killed server left running on the same store."""
     try:
         process = psutil.Process(int(pid_file.read_text()))
         if process.name().startswith("nats-server") and process.pid != os.getpid():

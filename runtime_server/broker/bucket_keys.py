@@ -1,4 +1,4 @@
-"""Which keys a bucket has."""
+"""Lists the keys of a bucket."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from runtime_edge.formats import subjects
 
 
 async def bucket_keys(stream: JetStreamContext, bucket: str) -> list[str]:
-    """Every key that has been put into a bucket, sorted; deleted ones may be among them.
+    """Every key that was ever put into a bucket, sorted; deleted ones may be among them.
 
-    From what the broker says of the stream behind it. The library's `keys` reads the keys by a consumer and takes it
-    for an empty bucket when the last of them is on its way, as on a busy machine.
+    The keys come from the broker's description of the bucket's stream. The library's `keys` reads them through a
+    consumer and, on a busy machine, reports an empty bucket while the last of them is still on its way.
 
     Raises what the library raises.
     """

@@ -1,4 +1,4 @@
-"""Continuous pull from a durable JetStream consumer: messages as they come, with a bounded number outstanding."""
+"""Continuous pull from a durable JetStream consumer: messages as they arrive, with a bounded number outstanding."""
 
 from __future__ import annotations
 
@@ -24,39 +24,43 @@ _LOG = logging.getLogger(__name__)
 BATCH = 64
 """Messages asked for at once."""
 _EXPIRES_S = 3.0
-"""Of a request. The broker (2.15) keeps one with `max_bytes` until then, filled or not, and looks through all that it
-keeps with every message: with 30 s it took twice as long for each after a minute of 2000 messages a second."""
+"""How long a request lasts. The broker (2.15) keeps a request with `max_bytes` until then, filled or not, and searches
+all the kept ones for every message: with 30 s, each message took twice as long after a minute of 2000 messages a
+second."""
 _HEARTBEAT_S = 1.0
 SILENCE_S = 3.0
-"""Without a message or a heartbeat for so long the broker has forgotten the request (it was restarted)."""
+"""After this long without a message or a heartbeat, the broker has forgotten the request (it was restarted)."""
 ACK_WAIT_S = 10.0
-"""What a process that dies leaves behind comes again after so long. One that lives tells the broker in time of the
-messages it still has, so that a long queue is not delivered a second time."""
+"""How soon the messages of a process that died are delivered again. A living process tells the broker in time which
+messages it is still working on, so that a long queue is not delivered twice."""
 _MAX_BYTES = 32 << 20
 _DAMAGED = 10012
-"""The broker's number for a consumer whose file it cannot read; no request removes that file."""
+"""The broker's error code for a consumer whose file it cannot read; no request removes that file."""
 _SPARES = 3
 _SHORT_REPLY = 9
-"""Parts of a reply subject that names neither a domain nor an account."""
+"""The number of parts of a reply subject that names neither a domain nor an account."""
 
 
 class ConsumerGoneError(nats.errors.Error):
-    """The consumer is no longer on the broker; whoever reads it starts over, which makes it again."""
+    """The consumer no longer exists on the broker; the caller starts over, which creates it again."""
 
 
 class Delivery(NamedTuple):
-    """The broker's metadata of a message from the stream."""
+    """The broker's metadata about a message from the stream."""
 
     place: int
-    """In the stream."""
+    """Its sequence number in the stream."""
     times: int
-    """That it was handed out, with this one."""
+    """How often it was delivered, including this time."""
 
 
 def delivery(message: Msg) -> Delivery:
-    """As its reply subject has it. Raises NotJSMessageError. The library reads seven more fields, with a date."""
+    """Read the metadata from a message's reply subject. Raises NotJSMessageError.
+
+    The library's own parser reads seven more fields, one of them a date.
+    """
     tokens = message.reply.split(".")
-    counts = 4 if len(tokens) == _SHORT_REPLY else 6  # behind the names of the stream and its consumer
+    counts = 4 if len(tokens) == _SHORT_REPLY else 6  # after the names of the stream and its consumer
     try:
         return Delivery(place=int(tokens[counts + 1]), times=int(tokens[counts]))
     except (IndexError, ValueError):
@@ -64,19 +68,19 @@ def delivery(message: Msg) -> Delivery:
 
 
 class HeldMessages:
-    """Messages in progress: the broker is told regularly, so that it does not redeliver them."""
+    """Messages in progress: the broker is told of them regularly, so that it does not redeliver them."""
 
     def __init__(self, ack_wait_s: float = ACK_WAIT_S) -> None:
         self.ack_wait_s = ack_wait_s
-        """What the broker delivers again after so long, unless it is told."""
+        """The time after which the broker redelivers a message unless it is told that the message is in progress."""
         self._messages: dict[str, tuple[float, Msg]] = {}
 
     def hold(self, message: Msg) -> None:
-        """Keep a message in progress from now on."""
+        """Keep telling the broker that this message is in progress."""
         self._messages[message.reply] = time.monotonic(), message
 
     def release(self, message: Msg) -> None:
-        """Stop holding a message: it was answered, or the broker shall redeliver it."""
+        """Stop holding a message: it was answered, or the broker should redeliver it."""
         self._messages.pop(message.reply, None)
 
     def count(self, partition: int) -> int:
@@ -85,7 +89,7 @@ class HeldMessages:
         return sum(message.subject.startswith(prefix) for _, message in self._messages.values())
 
     async def keep(self) -> None:
-        """Until cancelled."""
+        """Tell the broker of the held messages until cancelled."""
         while True:
             await asyncio.sleep(self.ack_wait_s / 4)
             before = time.monotonic() - self.ack_wait_s / 4
@@ -95,20 +99,20 @@ class HeldMessages:
 
 
 class PullConsumer:
-    """One partition's durable consumer. The library's `fetch` waits for full batches; this hands out at once."""
+    """The durable consumer of one partition. Unlike the library's `fetch`, it does not wait for full batches."""
 
     def __init__(self, client: Client, partition: int, held: HeldMessages | None = None) -> None:
-        """Messages are added to `held`; the reader releases each."""
+        """Each message is added to `held`; the reader releases it."""
         self._client, self._partition, self._held = client, partition, held or HeldMessages()
         self.name = f"server-{partition}"
-        """Of the consumer on the broker."""
+        """The consumer's name on the broker."""
         self.refused = ""
-        """Why the broker does not make it; empty once it has."""
+        """Why the broker does not create the consumer; empty once it has."""
 
     async def _create(self) -> None:
-        """Make the consumer unless it is there; where its file is damaged, one with another name takes its place.
+        """Create the consumer unless it exists; if its file is damaged, one with another name replaces it.
 
-        A new one gets every frame that the stream still has; the ledger knows which were counted.
+        A new consumer gets every frame still in the stream; the ledger knows which of them were counted.
         """
         names = [f"server-{self._partition}", *(f"server-{self._partition}-{spare + 1}" for spare in range(_SPARES))]
         for self.name in names:
@@ -131,15 +135,15 @@ class PullConsumer:
                 _LOG.warning("the broker's consumer %s is damaged; another takes its place", self.name)
 
     async def messages(self) -> AsyncIterator[Msg]:
-        """Messages of the partition, those first that were delivered before but never acknowledged.
+        """Messages of the partition, starting with those that were delivered before but never acknowledged.
 
-        Raises ConsumerGoneError when the broker no longer has the consumer, and what the library raises.
+        Raises ConsumerGoneError when the consumer no longer exists on the broker, and what the library raises.
         """
         await self._create()
         inbox, arrived = self._client.new_inbox(), asyncio.Queue[Msg]()
 
         async def on_message(message: Msg) -> None:
-            if message.reply:  # the broker's own words have none
+            if message.reply:  # the broker's own messages have no reply subject
                 self._held.hold(message)
             await arrived.put(message)
 
@@ -161,7 +165,7 @@ class PullConsumer:
                     message = await next_within(arrived, SILENCE_S)
                     if message is None:
                         break
-                    if message.subject == inbox:  # the broker itself
+                    if message.subject == inbox:  # a status from the broker itself
                         status, text = _status(message)
                         if status == "100":
                             continue  # a heartbeat
@@ -178,6 +182,6 @@ class PullConsumer:
 
 
 def _status(message: Msg) -> tuple[str, str]:
-    """A word of the broker: its number and its text."""
+    """The number and text of a status from the broker."""
     headers = message.headers or {}
     return headers.get("Status", ""), headers.get("Description", "")

@@ -1,8 +1,8 @@
-"""The library's client, made safe against what others put into subjects and headers.
+"""The library's client, hardened against what publishers put into subjects and headers.
 
-A publisher may begin a message's headers with a status, as the broker does with its own. The library takes it for the
-broker's: a watch skips the message and waits for ever, a fetch ends, and a status that is not UTF-8 ends the reading
-from the connection, with every message that comes after.
+A publisher can start a message's headers with a status line, as the broker does with its own messages. The library then
+takes the message for the broker's: a watch skips it and waits for ever, and a fetch ends. A status that is not UTF-8
+even stops the reading from the connection, so that no later message arrives.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from runtime_edge.base.broker_transport import AnyAddressClient
 
 _BEGIN, _END = b"NATS/1.0\r\n", b"\r\n"
 _BROKERS_OWN = (b"Status", b"Description")
-"""Names under which the library keeps the broker's status."""
+"""The header names under which the library keeps the broker's status."""
 _INBOX = b"_INBOX."
 _STORED = b"Nats-Stream: "
-"""The broker writes this into what it hands out of a stream, and into no status of its own."""
+"""The broker adds this header to messages that it delivers from a stream, but not to its own status messages."""
 
 
 class GuardedClient(AnyAddressClient):
-    """A client to whom only the broker itself can tell a status."""
+    """A client that accepts a status only from the broker itself."""
 
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
@@ -29,18 +29,18 @@ class GuardedClient(AnyAddressClient):
 
     @property
     def offers_jetstream(self) -> bool:
-        """Whether the broker it is connected to has streams."""
+        """Whether the connected broker has JetStream."""
         return bool(self._server_info.get("jetstream"))
 
     @property
     def alone(self) -> bool:
-        """Whether that broker is not part of a cluster."""
+        """Whether the connected broker is not part of a cluster."""
         return "cluster" not in self._server_info
 
     def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> Coroutine[Any, Any, None]:
-        """As the library calls it for every message."""
+        """Called by the library for every message."""
         if headers and not (subject.startswith(_INBOX) and _STORED not in headers):
             headers = without_status(headers)
         if not (subject.isascii() and reply.isascii()):
@@ -49,7 +49,7 @@ class GuardedClient(AnyAddressClient):
 
 
 def without_status(headers: bytes) -> bytes:
-    """A block of headers without a status, which the library can read whatever it was before."""
+    """A block of headers without its status, which the library can always read."""
     if headers.startswith(_BEGIN) and b"Status" not in headers and b"Description" not in headers:
         return headers
     lines = headers.split(_END)[1:]
@@ -58,7 +58,7 @@ def without_status(headers: bytes) -> bytes:
 
 
 def header_lines(raw: bytes) -> dict[str, str]:
-    """A block of headers as the library reads it, in half the time: that one looks at each character of a name."""
+    """Parse a block of headers like the library, but in half the time: the library checks every character of a name."""
     found = {}
     for line in raw.split(_END):
         name, separator, value = line.partition(b":")
@@ -70,7 +70,7 @@ def header_lines(raw: bytes) -> dict[str, str]:
 
 
 def _text(subject: bytes) -> bytes:
-    """A subject that is UTF-8; the broker takes any bytes."""
+    """The subject as valid UTF-8; the broker accepts any bytes."""
     try:
         subject.decode()
     except UnicodeDecodeError:

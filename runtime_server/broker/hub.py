@@ -48,15 +48,15 @@ _FLUSH_S = 2.0
 _AGAIN_S = 0.5
 _PING_S = 5
 RECONNECT_S, CONNECT_TIMEOUT_S = 1, 2
-"""Between two attempts to connect again, and for one."""
+"""Pause between two attempts to reconnect, and the timeout of one attempt."""
 _ELECTION_S = 30.0
 _NOT_YET = (nats.js.errors.ServiceUnavailableError, nats.js.errors.ServerError, asyncio.TimeoutError)
 _EXISTS = 10058
-"""The broker's number for a stream that is there with another configuration."""
+"""The broker's error code for a stream that exists with another configuration."""
 STATUS_SUBJECT = "srv.status"
 NO_SERVER = "no server answers there; is `ssc server run` running?"
 MAX_MESSAGE_BYTES = MAX_FRAME_BYTES
-"""The broker takes nothing larger."""
+"""The largest message the broker accepts."""
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -64,7 +64,7 @@ _Request = Callable[Concatenate["Hub", _Arguments], Awaitable[_Result]]
 
 
 def raises_link_error(request: _Request[_Arguments, _Result]) -> _Request[_Arguments, _Result]:
-    """Turn what the library raises into LinkError."""
+    """Turn the library's exceptions into LinkError."""
 
     @functools.wraps(request)
     async def wrapped(hub: Hub, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -78,16 +78,16 @@ def raises_link_error(request: _Request[_Arguments, _Result]) -> _Request[_Argum
 
 @dataclass
 class LastReports:
-    """What devices have said of themselves."""
+    """What devices last reported about themselves."""
 
     read: dict[str, tuple[dict[str, Any], float]] = field(default_factory=dict)
-    """By device, with how many seconds ago the broker stored it."""
+    """By device, the report and how many seconds ago the broker stored it."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """By device why its report cannot be read."""
+    """By device, why its report cannot be read."""
 
 
 class Hub:
-    """A connection that may write what devices read. Every request raises LinkError when the broker refuses it."""
+    """A connection that may write what devices read. Every request raises LinkError if the broker refuses it."""
 
     def __init__(self, broker: str | Address, name: str = "ssc", records: SignedRecordWriter | None = None) -> None:
         address = Address(broker) if isinstance(broker, str) else broker
@@ -108,14 +108,14 @@ class Hub:
         return self.client.jetstream()
 
     async def connect(self, create: bool = False, replicas: int = 1) -> None:
-        """Connect; with `create` make sure that the stream and the buckets are there, each on so many brokers.
+        """Connect; with `create`, make sure that the streams and buckets exist, each on `replicas` brokers.
 
         Raises LinkError; UsageError or FormatError when the credentials cannot be read.
         """
         connecting = True
 
         async def on_error(exc: Exception) -> None:
-            """Reconnections are the library's business; failures of requests are raised where they are made."""
+            """Reconnecting is left to the library; failed requests raise where they are made."""
             if connecting and isinstance(explain(self.url, self._credentials, exc), AccessError):
                 raise exc
 
@@ -143,19 +143,19 @@ class Hub:
             raise
         except BROKER_ERRORS as exc:
             await disconnect(self.client)
-            # When the time is up, the reason is what the last attempt failed of.
+            # After a timeout, the reason is the error of the last attempt.
             late = isinstance(exc, asyncio.TimeoutError) and self.client.last_error is not None
             cause = self.client.last_error if late else exc
             raise self._advised(explain(self.url, self._credentials, cause or exc)) from None
 
     def explained(self, exc: Exception, of_none: str = "it does not answer in time") -> LinkError:
-        """The error to raise for a request that failed with `exc`; `of_none` is said where nothing was answered."""
+        """The error to raise for a request that failed with `exc`; `of_none` is its text if nothing answered."""
         cause = self._cause(exc)
         silent = isinstance(cause, asyncio.TimeoutError | nats.errors.NoRespondersError)
         return LinkError(f"broker {self.url}: {of_none if silent else self._in_words(cause)}")
 
     def _cause(self, exc: Exception) -> Exception:
-        """What the broker has refused before it gave no answer or hung up; else what the library says."""
+        """The broker's refusal, if one preceded the silence or the disconnection; otherwise `exc`."""
         said = self.client.last_error
         mute = isinstance(exc, asyncio.TimeoutError | nats.errors.ConnectionClosedError)
         return said if mute and said is not None and is_refusal(said) else exc
@@ -167,7 +167,7 @@ class Hub:
         return f"{words}, or give --state of its server in place of {named(self._credentials.nkey)}"
 
     def _advised(self, exc: LinkError) -> LinkError:
-        """An operator is let in by the server's own key, not by one of a device."""
+        """The error, with advice for an operator, who needs the server's own key rather than a device's."""
         if isinstance(exc, AccessError) and self._credentials.nkey is None:
             return AccessError(f"broker {self.url}: asks for credentials; give --state of its server, or --credentials")
         return exc
@@ -181,13 +181,13 @@ class Hub:
 
     @raises_link_error
     async def subscribe(self, subject: str, on_message: Callable[[Msg], Awaitable[None]]) -> None:
-        """Call back with every message on a subject that is published after this has returned, by whomever."""
+        """Call `on_message` with every message published on a subject after this call returns, whoever publishes it."""
         await self.client.subscribe(subject, cb=on_message)
         await flush(self.client)
 
     @raises_link_error
     async def publish_bundle(self, bundle: Bundle) -> int:
-        """Put a bundle's device files and manifest into the object store; returns the bytes that were new."""
+        """Put a bundle's device files and manifest into the object store; returns how many bytes were new."""
         store = await self.stream.object_store(subjects.BUNDLES)
         sent = 0
         for variant in bundle.manifest.variants:
@@ -212,7 +212,7 @@ class Hub:
         stable: ReleasedBundle | None = None,
         oldest: int = 1,
     ) -> None:
-        """Tell the devices of a target which bundle to run; `publish_bundle` comes first.
+        """Tell the devices of a target which bundle to run; call `publish_bundle` first.
 
         With a `share` below 1 the others run `stable`; `oldest` is the oldest generation that is still completed.
         """
@@ -222,12 +222,12 @@ class Hub:
 
     @raises_link_error
     async def put_table(self, table: SplitterTable, key: minisign.SecretKey | None, device: str | None = None) -> None:
-        """Give every device of the table's target, or one device, a splitter table."""
+        """Give a splitter table to every device of its target, or to one device."""
         await self._records.put(self.stream, "table", subjects.table_key(table.target, device), table.to_json(), key)
 
     @raises_link_error
     async def table(self, target: str, device: str | None = None) -> bytes | None:
-        """The record of the table every device of a target, or one device, has been given."""
+        """The record of the table given to every device of a target, or to one device; None if there is none."""
         bucket = await self.stream.key_value(subjects.TABLES)
         try:
             return (await bucket.get(subjects.table_key(target, device))).value
@@ -236,25 +236,25 @@ class Hub:
 
     @raises_link_error
     async def put_head(self, head: Head, key: minisign.SecretKey | None, target: str, device: str | None) -> None:
-        """Give every device of a target, or one device, a head."""
+        """Give a head to every device of a target, or to one device."""
         await self._records.put(self.stream, "head", subjects.table_key(target, device), head.to_json(), key)
 
     @raises_link_error
     async def upgrade_records(self, key: minisign.SecretKey) -> None:
-        """Number the tables and heads that an earlier version has signed with this key."""
+        """Number the tables and heads that an earlier version signed with this key."""
         await self._records.upgrade(self.stream, key)
 
     @raises_link_error
     async def put_signing_key(self, key: minisign.PublicKey) -> None:
-        """Publish the key that devices without one pin at their first contact."""
+        """Publish the key that devices without one pin on first contact."""
         bucket = await self.stream.key_value(subjects.RELEASES)
         await bucket.put(subjects.SIGNING_KEY, key.to_text().encode())
 
     @raises_link_error
     async def signing_key(self) -> minisign.PublicKey | None:
-        """The key that devices of this broker trust at their first contact; None before a server has run there.
+        """The key that devices of this broker trust on first contact; None if no server has run there yet.
 
-        Raises SignatureError too.
+        Raises LinkError and SignatureError.
         """
         bucket = await self.stream.key_value(subjects.RELEASES)
         try:
@@ -265,7 +265,7 @@ class Hub:
 
     @raises_link_error
     async def learnt(self) -> dict[str, bytes]:
-        """What devices have learnt on their tables (`runtime_edge.policy.online_learner.Learnt`), by device."""
+        """What devices learnt while running their tables (`runtime_edge.policy.online_learner.Learnt`), by device."""
         bucket = await self.stream.key_value(subjects.LEARNT)
         found: dict[str, bytes] = {}
         for device in filter(subjects.is_device, await bucket_keys(self.stream, subjects.LEARNT)):
@@ -274,12 +274,12 @@ class Hub:
         return found
 
     async def presence(self) -> dict[str, dict[str, Any]]:
-        """The last report of every device that is there. Raises LinkError."""
+        """The last report of every device that is present. Raises LinkError."""
         return {device: report for device, (report, _) in (await self.last_reports()).read.items()}
 
     @raises_link_error
     async def last_reports(self) -> LastReports:
-        """The last report of every device that is there."""
+        """The last report of every device that is present."""
         stream, found = subjects.bucket_stream(subjects.PRESENCE), LastReports()
         for device in await bucket_keys(self.stream, subjects.PRESENCE):
             subject = subjects.bucket_subject(subjects.PRESENCE, device)
@@ -309,7 +309,7 @@ class Hub:
         return decode(answer.data, dict[str, object], "the server's status", MAX_MESSAGE_BYTES, LinkError)
 
     async def create(self, replicas: int = 1) -> None:
-        """Make the stream and the buckets that are not there, each on so many brokers.
+        """Create the missing streams and buckets, each on `replicas` brokers.
 
         Raises what the library raises.
         """
@@ -333,12 +333,12 @@ class Hub:
         except nats.js.errors.BadRequestError as exc:
             if exc.err_code != _EXISTS:
                 raise
-            # Made by an earlier version, or with other replicas.
+            # It was made by an earlier version, or with other replicas.
             await self.stream.update_stream(config)
 
 
 def released_bundle(bundle: Bundle, rollback: bool = False) -> ReleasedBundle:
-    """A bundle as a release record names it."""
+    """A bundle as a release record describes it."""
     signature = bundle.path / SIGNATURE
     return ReleasedBundle(
         generation=bundle.manifest.info.generation,

@@ -16,7 +16,7 @@ from runtime_server.broker.hub import Hub, raises_link_error
 
 @raises_link_error
 async def pushed_heads(hub: Hub, trusted: minisign.PublicKey | None) -> dict[str, Head]:
-    """Each head by whom it is for, `rpi4` or `rpi4 of pi-1`; those that devices refuse are left out."""
+    """Each head by its recipients, `rpi4` or `rpi4 of pi-1`; heads that devices would refuse are left out."""
     bucket, found = await hub.stream.key_value(subjects.HEADS), {}
     for key in await bucket_keys(hub.stream, subjects.HEADS):
         source = f"head {key}"
@@ -31,17 +31,17 @@ async def pushed_heads(hub: Hub, trusted: minisign.PublicKey | None) -> dict[str
 
 
 class PushedHeads:
-    """Those of one server: what devices have, and what they are given with a release."""
+    """The heads of one server: those that devices have, and those that they get with a release."""
 
     def __init__(self, hub: Hub, key: minisign.SecretKey) -> None:
         self._hub, self._key = hub, key
 
     async def read(self) -> dict[str, Head]:
-        """Each head by whom it is for. Raises LinkError."""
+        """Each head by its recipients. Raises LinkError."""
         return await pushed_heads(self._hub, self._key.public)
 
     async def give(self, heads: Mapping[str, Head], instead_of: Mapping[str, Head]) -> dict[str, Head]:
-        """Give these, by whom they are for, to those who still have the former ones; what devices then have.
+        """Push `heads`, by recipient, where the head of `instead_of` is still in use; returns what devices then have.
 
         Raises LinkError.
         """

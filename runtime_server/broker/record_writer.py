@@ -1,4 +1,4 @@
-"""Puts signed records into the broker's buckets, each with a higher number than any before it under its key."""
+"""Puts signed records into the broker's buckets, each with a higher number than any earlier one under its key."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def clock_ms() -> int:
 class SignedRecordWriter:
     """Writes tables, heads and releases.
 
-    A number is the clock's milliseconds or, where that is not more, the highest number before it and one: the highest
-    that the broker holds under the key or, with `state`, that was ever seen here (`<state>/numbers.json`). Of what
-    another key has signed the number says nothing.
+    A record's number is the clock's milliseconds, or one more than the highest earlier number if that is larger. The
+    highest earlier number is the one on the broker or, with `state`, the highest ever seen here
+    (`<state>/numbers.json`). The numbers of records signed with another key are ignored.
     """
 
     def __init__(self, state: Path | None = None, clock: Callable[[], int] = clock_ms) -> None:
@@ -54,7 +54,7 @@ class SignedRecordWriter:
             return
 
     async def upgrade(self, stream: JetStreamContext, secret: minisign.SecretKey) -> None:
-        """Number what an earlier version has signed, and say which numbered records were put back.
+        """Number the records that an earlier version signed, and log which numbered records were put back.
 
         Raises what the library raises.
         """
@@ -88,7 +88,7 @@ class SignedRecordWriter:
 
 
 def _opened(data: bytes | None, kind: Kind, key: str, secret: minisign.SecretKey) -> Record | None:
-    """A record that this key has signed for that bucket key, or None."""
+    """A record that was signed with this key for this bucket key, or None."""
     try:
         return None if data is None else open_record(data, kind, key, secret.public, f"{kind} {key}")
     except FormatError:
@@ -96,10 +96,10 @@ def _opened(data: bytes | None, kind: Kind, key: str, secret: minisign.SecretKey
 
 
 async def _present(bucket: KeyValue, key: str) -> tuple[bytes | None, int]:
-    """The value of a key and its revision; 0 when it has never had one."""
+    """The value of a key and its revision, which is 0 if the key never had a value."""
     try:
         entry = await bucket.get(key)
     except nats.js.errors.KeyNotFoundError as exc:
-        # A deleted key has a revision, too.
+        # A deleted key has a revision too.
         return None, getattr(exc.entry, "revision", None) or 0
     return entry.value, entry.revision or 0

@@ -13,11 +13,11 @@ from runtime_server.broker.guarded_client import GuardedClient
 
 _LOG = logging.getLogger(__name__)
 _STORE_TOO_SMALL, _TOO_FEW_STREAMS = 10047, 10027
-"""The broker's numbers for them."""
+"""The broker's error codes for them."""
 
 
 def check_offer(client: GuardedClient, url: str) -> None:
-    """Raise LinkError for a broker without JetStream; warn of one that takes only small frames."""
+    """Raise LinkError if a broker has no JetStream; log a warning if it accepts only small frames."""
     if client.alone and not client.offers_jetstream:
         raise LinkError(f"broker {url}: JetStream is off there; start nats-server with -js and a --store_dir")
     if client.max_payload < MAX_FRAME_BYTES:
@@ -28,7 +28,7 @@ def check_offer(client: GuardedClient, url: str) -> None:
 
 
 def check_store(exc: Exception, config: StreamConfig, streams: int, url: str) -> None:
-    """Raise LinkError where a stream could not be made because the broker's store is too small for it, or for all."""
+    """Raise LinkError if a stream could not be created because the broker's store is too small for it, or for all."""
     code = exc.err_code if isinstance(exc, nats.js.errors.APIError) else None
     if code == _TOO_FEW_STREAMS:
         raise LinkError(

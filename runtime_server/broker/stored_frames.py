@@ -1,4 +1,4 @@
-"""Reads frames in the broker's stream once more, without acknowledging any."""
+"""Reads frames from the broker's stream again, without acknowledging any."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from runtime_server.broker.hub import Hub
 
 _PATIENCE_S = 10.0
 _FORGET_S = 60.0
-"""After which the broker forgets a reader that is gone."""
+"""How long the broker remembers a reader that is gone."""
 
 
 async def stored_frames(hub: Hub, subject: str, start: int | datetime, size: int) -> AsyncGenerator[list[Msg], None]:
-    """Messages that are there now, up to `size` at once, from a place in the stream or from a time on.
+    """The messages that are stored now, up to `size` at a time, starting at a sequence number or a time.
 
-    Close it when not all are read (`contextlib.aclosing`). Raises what the library raises.
+    Close the generator if not all are read (`contextlib.aclosing`). Raises what the library raises.
     """
     place, time = (start, None) if isinstance(start, int) else (None, start)
     config = ConsumerConfig(
@@ -34,7 +34,7 @@ async def stored_frames(hub: Hub, subject: str, start: int | datetime, size: int
     subscription = await hub.stream.pull_subscribe(subject, stream=subjects.STREAM, config=config)
     left: float = math.inf
     try:
-        # Asked again each time: the stream grows meanwhile, and its limits take away what has not been read yet.
+        # Asked again each time: the stream grows meanwhile, and its limits remove messages that were not read yet.
         while left := min(left, (await subscription.consumer_info()).num_pending or 0):
             messages = await subscription.fetch(int(min(size, left)), timeout=_PATIENCE_S)
             left -= len(messages)

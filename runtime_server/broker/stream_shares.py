@@ -1,11 +1,11 @@
-"""Each device's share of the stream of frames: a device that fills it loses its own oldest frames.
+"""Each device's share of the stream of frames: a device that fills the stream loses its own oldest frames.
 
-The broker bounds the stream as a whole and lets the oldest frames go, whoever sent them. So the server keeps some of it
-free: when it is nearly full, it removes frames of the devices that hold more than twice an equal share.
+The broker limits only the whole stream and drops the oldest frames, whoever sent them. So the server keeps part of it
+free: when the stream is nearly full, it removes frames of the devices that hold more than twice an equal share.
 
     shares = StreamShares(hub)
     asyncio.create_task(shares.run())
-    shares.note(subject, place, len(frame))         # each one that is read
+    shares.note(subject, place, len(frame))         # each frame that is read
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from runtime_server.broker.hub import Hub
 _LOG = logging.getLogger(__name__)
 PERIOD_S = 1.0
 _FULL, _LEFT = 7 / 8, 3 / 4
-"""Of the stream's bytes: from where on frames are removed, and what is left then."""
+"""Fractions of the stream's size limit: frames are removed above the first, until the second is left."""
 _TIMES = 2.0
-"""More equal shares than so many make a device give; devices are never quite alike."""
+"""A device loses frames only above this many equal shares; devices are never quite alike."""
 _RUNS = 4096
-"""In which the stream's bytes are counted: many frames of a device are one entry."""
+"""The number of runs in which the stream's bytes are counted: many frames of one device in a row are one entry."""
 _HEADER_BYTES = 160
-"""About what the broker stores of a frame besides its data."""
+"""Roughly what the broker stores for a frame besides its data."""
 _ANSWER_S = 2.0
 _MAX_ANSWER_BYTES = 1 << 20
 
@@ -63,29 +63,29 @@ class StreamSize(msgspec.Struct):
 
 @dataclass
 class _Run:
-    """Frames of one device in a row."""
+    """Consecutive frames of one device."""
 
     nbytes: int
     last: int
-    """Place of the last one in the stream."""
+    """Sequence number of the last one in the stream."""
 
 
 class StreamShares:
-    """What each device has in the stream, as far as this process has read it. Used on the event loop."""
+    """What each device holds in the stream, as far as this process has read it. Used on the event loop."""
 
     def __init__(self, hub: Hub, period_s: float = PERIOD_S) -> None:
         self.removed = 0
-        """Bytes of frames that were removed, about."""
+        """Bytes of frames removed, approximately."""
         self._hub, self._period_s = hub, period_s
         self._runs: dict[str, deque[_Run]] = {}
         self._sizes: dict[str, int] = {}
         self._run_bytes = 1 << 16
         self._read, self._enough = 0, 1 << 24
-        """Bytes since the last look, and how many bring the next one forward."""
+        """Bytes read since the last check, and how many bring the next check forward."""
         self._due = asyncio.Event()
 
     def note(self, subject: str, place: int, nbytes: int) -> None:
-        """Count a message that was read, by its place in the stream; one that comes again is counted once."""
+        """Count a message that was read, by its sequence number; a redelivered message is counted only once."""
         size = nbytes + _HEADER_BYTES
         runs = self._runs.get(subject)
         if runs is None:
@@ -105,7 +105,7 @@ class StreamShares:
             self._due.set()
 
     async def run(self) -> None:
-        """Look every `period_s` seconds, or sooner when much was read, until cancelled."""
+        """Check every `period_s` seconds, or sooner if much was read, until cancelled."""
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._due.wait(), self._period_s)
@@ -116,12 +116,12 @@ class StreamShares:
                 _LOG.debug("the stream's size: %s", reason(exc))
 
     async def look(self) -> None:
-        """Remove frames of the devices that hold too much, where the stream is nearly full.
+        """If the stream is nearly full, remove frames of the devices that hold too much.
 
         Raises FormatError, and what the library raises.
         """
         self._read = 0
-        # Asked directly: what the library makes of the answer leaves out how many devices there are.
+        # Asked directly: the library's version of the answer leaves out the number of devices.
         answer = await self._hub.client.request(f"$JS.API.STREAM.INFO.{subjects.STREAM}", timeout=_ANSWER_S)
         told = StreamSize.from_json(answer.data)
         limit, held = told.config.max_bytes, told.state
@@ -137,7 +137,7 @@ class StreamShares:
             await self._hub.stream.purge_stream(subjects.STREAM, seq=place + 1, subject=subject)
 
     def _forget(self, first: int) -> None:
-        """What the broker has let go itself: all before a place."""
+        """Forget the frames before `first`, which the broker has dropped itself."""
         for subject, runs in list(self._runs.items()):
             while runs and runs[0].last < first:
                 self._sizes[subject] -= runs.popleft().nbytes
@@ -145,7 +145,10 @@ class StreamShares:
                 del self._runs[subject], self._sizes[subject]
 
     def _surplus(self, too_much: float, share: float) -> dict[str, int]:
-        """Up to which place to remove frames of which subjects: always of the one that has most, down to a share."""
+        """For each subject, the sequence number up to which to remove frames.
+
+        They are always taken from the subject that holds most, until each is down to `share`.
+        """
         found: dict[str, int] = {}
         largest = [(-size, subject) for subject, size in self._sizes.items()]
         heapq.heapify(largest)

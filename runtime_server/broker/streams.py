@@ -1,4 +1,4 @@
-"""The streams that a server makes on its broker: frames, dead letters, and those behind buckets and stores."""
+"""The streams that a server creates on its broker: frames, dead letters, and those behind buckets and object stores."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ DEAD = "DEAD"
 _FRAMES_BYTES = 4 << 30
 _FRAMES_AGE_S = 7 * 24 * 3600
 _DUPLICATES_S = 0.1
-"""How long the broker remembers message ids, the least it allows: each takes memory, 64 KiB if a device likes.
-The ledger knows which windows were counted."""
+"""How long the broker remembers message ids: as short as it allows, because each takes memory, up to 64 KiB if a device
+chooses so. The ledger knows which windows were counted."""
 _DEAD_LETTERS, _DEAD_OF_ONE, _DEAD_AGE_S = 1000, 100, 30 * 24 * 3600
-"""Each letter is small; a bound in bytes would be room that the broker holds free."""
+"""Counts rather than bytes, because each letter is small and the broker would reserve a limit in bytes."""
 _PRESENCE_TTL_S = 180
-"""Devices report every minute at least."""
+"""Devices report at least every minute."""
 
 
 def all_streams() -> list[StreamConfig]:
-    """All of them, that of the frames first."""
+    """All streams of a server; the stream of frames is the first."""
     frames = StreamConfig(
         name=subjects.STREAM,
         subjects=["act.>"],
@@ -46,7 +46,7 @@ def all_streams() -> list[StreamConfig]:
         discard=DiscardPolicy.OLD,
         allow_direct=True,
     )
-    # Devices write here, and a rollup would let one of them remove what the others have written.
+    # Devices write here; with a rollup header, one of them could remove what the others have written.
     theirs = {"duplicate_window": _DUPLICATES_S, "allow_rollup_hdrs": False}
     return [
         frames,
@@ -61,7 +61,7 @@ def all_streams() -> list[StreamConfig]:
 
 
 def bucket(name: str, **settings: Any) -> StreamConfig:
-    """The stream of a key-value bucket (NATS ADR-8) that repeats each stored value to those who watch its key."""
+    """The stream of a key-value bucket (NATS ADR-8) that republishes each stored value to those who watch its key."""
     config = StreamConfig(
         name=subjects.bucket_stream(name),
         subjects=[subjects.bucket_subject(name, ">")],

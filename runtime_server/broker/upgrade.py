@@ -1,7 +1,7 @@
 """Upgrades streams of an earlier version, which are in the broker's unnamed account.
 
-Alone, a broker finds them where they are moved to. The brokers of a cluster keep among themselves what streams there
-are, under that account's name; so each starts over with a copy of the streams, and says what they are.
+A broker that runs alone finds the streams at their new place by itself. The brokers of a cluster keep a shared list of
+their streams under the unnamed account; so each broker starts over with a copy of the streams, and announces them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 _UNNAMED, _SYSTEM = "$G", "$SYS"
 _PATIENCE_S, _AGAIN_S, _REQUEST_S = 300.0, 0.5, 5.0
 _THERE = (10058, 10148)
-"""The broker's numbers for a stream, and a consumer, that another of the cluster has brought already."""
+"""The broker's error codes for a stream, and a consumer, that another broker of the cluster has already announced."""
 _MAX_BYTES = 1 << 20
 
 
@@ -37,7 +37,7 @@ class _ApiError(msgspec.Struct):
 
 
 class ApiAnswer(msgspec.Struct):
-    """The broker's answer to a request: only whether it was refused."""
+    """The broker's answer to a request: only the error, if there is one."""
 
     error: _ApiError | None = None
 
@@ -48,9 +48,9 @@ class ApiAnswer(msgspec.Struct):
 
 
 def upgrade_store(store: Path, clustered: bool) -> bool:
-    """Put an earlier version's streams where the server's account keeps its own; whether there were any.
+    """Move an earlier version's streams to where the server's account keeps its own; returns whether there were any.
 
-    Of a cluster's broker the former ones are left where they were: nothing reads them any more.
+    In a cluster the streams are copied, and the old ones stay where they were: nothing reads them any more.
     """
     former, present = store / _UNNAMED, store / SERVER_ACCOUNT
     if present.exists() or not (former / "streams").is_dir():
@@ -67,7 +67,7 @@ def upgrade_store(store: Path, clustered: bool) -> bool:
 
 
 async def announce(store: Path, address: Address) -> None:
-    """Tell a cluster about the streams and consumers in this broker's store, once enough of the cluster is up."""
+    """Announce the streams and consumers in this broker's store to the cluster, once enough of its brokers are up."""
     requests = list(_requests(store / SERVER_ACCOUNT / "streams"))
     deadline, hub = time.monotonic() + _PATIENCE_S, Hub(address, "upgrade")
     while requests and time.monotonic() < deadline:
@@ -90,7 +90,7 @@ async def announce(store: Path, address: Address) -> None:
 
 
 def _requests(streams: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Subject and body of what makes each stream, and behind it its consumers."""
+    """Subject and body of the requests that create each stream, followed by its consumers."""
     found = []
     for stream in sorted(streams.glob("*/meta.inf")):
         name = stream.parent.name
@@ -114,7 +114,7 @@ def _config(path: Path) -> dict[str, Any] | None:
 
 
 def stored_config(path: Path) -> dict[str, Any]:
-    """What a broker has written of a stream or a consumer. Raises FormatError."""
+    """The configuration that a broker has stored for a stream or a consumer. Raises FormatError."""
     config = read(path, dict[str, Any], _MAX_BYTES)
     return {name: value for name, value in config.items() if name not in ("Created", "created")}
 
