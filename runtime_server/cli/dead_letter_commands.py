@@ -99,7 +99,7 @@ def _record(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _header(frame: bytes) -> dict[str, Any] | str:
-    """What the frame says of itself, or why that cannot be read."""
+    """The frame's own header, or why it cannot be read."""
     try:
         windows = decode_frame(frame)
     except FrameError as exc:

@@ -38,7 +38,7 @@ def deploy(bundle: Path, broker: Address, state: Path | None, key: Path | None, 
 
 
 async def _deploy(hub: Hub, bundle: Bundle, key: minisign.SecretKey | None) -> int:
-    """Bytes that were new on the broker."""
+    """Publish the bundle, its tables and its release; returns how many bytes were new on the broker."""
     sent = await hub.publish_bundle(bundle)
     for target in bundle.manifest.info.targets:
         await hub.put_table(bundle.table(target), key)

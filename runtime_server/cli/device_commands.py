@@ -26,7 +26,7 @@ broker_security_options = together(
     click.option("--tls-key", type=PathParam(), help="The key of that certificate."),
     click.option("--tls-ca", type=PathParam(), help="Check devices' certificates against this authority."),
 )
-"""Who is let in by a broker, and what it encrypts."""
+"""Options: who the broker admits, and what it encrypts."""
 
 _state_option = click.option(
     "--state", type=PathParam(), default=Path("ssc-server"), show_default=True, help="The server's state directory."

@@ -30,7 +30,7 @@ from streamsplit_compile.splitter.merge import merge
 from streamsplit_compile.splitter.table_training import default_held_out
 
 _SHOWN = 3
-"""Reasons why records of devices are left out."""
+"""How many reasons for left-out records are shown."""
 _Result = TypeVar("_Result")
 
 
@@ -91,9 +91,7 @@ def merge_command(
 
 
 def readable(found: dict[str, bytes], table: SplitterTable) -> tuple[list[Learnt], dict[str, str]]:
-    """What devices have learnt on this table, and by device why a record is left out: a bad record does not stop the
-    merge.
-    """
+    """What devices have learnt on this table, and by device why a record is left out instead of merged."""
     records, left_out = [], {}
     for device, data in sorted(found.items()):
         source = f"learnt values of {device}"
@@ -205,7 +203,7 @@ def _parse_state(text: str) -> dict[str, float]:
 
 
 def _state_of(broker: Address, device: str) -> tuple[dict[str, float], SplitterTable]:
-    """The state a running device decided from last, and the table it was given."""
+    """The state from which a running device last decided, and the table it was given."""
     report = ask(broker, "splitter", lambda hub: hub.presence()).get(device)
     if report is None:
         raise UsageError(f"--device {device}: not seen on {broker} in the last minute")

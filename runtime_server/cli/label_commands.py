@@ -48,7 +48,7 @@ _fit_options = together(
         help="Also use the corrections made on the page of the server of --state.",
     ),
 )
-"""What a head is fitted to, and where it is written."""
+"""Options: what a head is fitted to, and where it is written."""
 
 _push_options = together(
     click.option(
@@ -72,7 +72,7 @@ _push_options = together(
         help="Push this head as it is; use the recordings only to judge releases by it.",
     ),
 )
-"""Who gets a head, how often, and whether it judges releases."""
+"""Options: who gets a head, how often, and whether it judges releases."""
 
 
 _COMMON = ("given", "out", "push", "target", "device", "follow", "ready", "state", "as_json")
@@ -126,7 +126,7 @@ def label(
         newest = bundles[max(bundles)]
         targets = _targets(newest, target, device) if push or follow else []
         if targets:
-            check_signed(broker, secret)  # before the recordings are embedded, which takes its time
+            check_signed(broker, secret)  # first, because embedding the recordings takes a while
         corrected = _examples(labelled, bundles, broker, gate_db, said, quiet=as_json)
         head = _fitted(corrected.examples, bundles, seed)
         write_head(out, head, secret)
@@ -148,7 +148,7 @@ def _check_together(given: Path | None, ready: Path | None, push: bool, follow: 
 
 
 def _follow(state: Path, work: Callable[[dict[int, Bundle]], None], said: Corrections | None) -> NoReturn:
-    """Work on the generations there are, and again whenever there is a newer one, or another correction."""
+    """Work on the present generations, and again whenever there is a newer generation or another correction."""
     done: object = None
     while True:
         bundles = _bundles(state, None)
@@ -217,7 +217,7 @@ def _push_ready(
     gate_db: float,
     as_json: bool,
 ) -> None:
-    """Push a head that is there, to a target and device; recordings of its labels judge releases by it (`probe`)."""
+    """Push an existing head to a target and device; with `probe`, recordings of its labels judge releases by it."""
     check_signed(broker, key)
     bundles, folder = _bundles(state, None), HeadClipsFolder(head_clips_path(state))
     newest, head = bundles[max(bundles)], read_head(path)
@@ -240,9 +240,9 @@ def _keep_clips(
     fixed: bool = False,
     corrected: Sequence[Heard] = (),
 ) -> bool:
-    """Keep what judges releases and, unless it is `fixed`, the head is fitted to; where that cannot be, say so.
+    """Keep the clips that judge releases and that a head that is not `fixed` is refitted to; warn if that fails.
 
-    Returns whether it is kept.
+    Returns whether they are kept.
     """
     if folder is not None and source is not None and not is_events(source):
         clips = read_clips(source)
@@ -275,9 +275,9 @@ def _push(
     folder: HeadClipsFolder | None,
     kept: bool,
 ) -> None:
-    """Put it where the devices of the targets find it; the clips of heads that no device is given any more go.
+    """Push a head to the devices of the targets, and remove the clips of heads that no device has any more.
 
-    So do its own ones where they are not `kept`: the same recordings may have given the same head before.
+    Its own clips are removed too if they are not `kept`: the same recordings may have given the same head before.
     """
 
     async def push(hub: Hub) -> None:

@@ -1,4 +1,4 @@
-"""The commands that this package adds to `ssc`; registered as an entry point, imported without the rest."""
+"""The commands that this package adds to `ssc`: an entry point, imported without the rest of the package."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def _carry_out(broker: Address, action: RolloutAction, generation: int | None, a
 
 
 def attempt_lines(found: dict[str, Any]) -> list[str]:
-    """What came of the last attempt at a release, where that was nothing, and which heads had no say."""
+    """Why the last attempt at a release gave none, and which heads were not consulted."""
     lines = [
         f"generation {one['generation']} is not released (training step {one['steps']}): {one['reason']}"
         for one in found.get("refused", [])
@@ -129,7 +129,7 @@ def _row(release: dict[str, Any]) -> list[str]:
 
 
 def _age(seconds: float) -> str:
-    """For people."""
+    """A duration for people to read."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

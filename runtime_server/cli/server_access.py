@@ -1,4 +1,4 @@
-"""How commands on a server's machine find its two keys: the one for its broker, and the one that signs for devices."""
+"""How commands on a server's machine find its two keys: one connects to its broker, the other signs for devices."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from streamsplit_compile.cli.options import read_key
 
 
 def signing_key(given: Path | None, state: Path | None) -> minisign.SecretKey | None:
-    """The key given, or else the one the server of this state directory signs with. Raises SignatureError."""
+    """The key given, or else the one that the server of this state directory signs with. Raises SignatureError."""
     return read_key(given or signing_key_file(state or DEFAULT_STATE))
 
 
 def check_owner(state: Path) -> None:
-    """Raise UsageError where root would write what the server's own user could not read."""
+    """Raise UsageError if root would write files that the server's own user cannot read."""
     key = state / "server.nkey"
     if os.geteuid() == 0 and key.exists() and (owner := key.stat().st_uid) != 0:
         try:
@@ -35,9 +35,9 @@ def check_owner(state: Path) -> None:
 
 
 def check_signed(broker: Address, key: minisign.SecretKey | None) -> None:
-    """Look whether the broker can be reached, and whether devices there would refuse what this key signs.
+    """Check that the broker can be reached and that devices there would accept what this key signs.
 
-    Raises LinkError, and UsageError for no key or another one where devices trust the server's.
+    Raises LinkError, and UsageError if devices trust the server's key and `key` is another one or None.
     """
     trusted = ask(broker, "signing", Hub.signing_key)
     if trusted is None or (key is not None and key.public == trusted):
@@ -50,5 +50,5 @@ def check_signed(broker: Address, key: minisign.SecretKey | None) -> None:
 
 
 def _line(key: minisign.PublicKey) -> str:
-    """A public key as `ssc server run` prints it at its start."""
+    """A public key as `ssc server run` prints it when it starts."""
     return key.to_text().splitlines()[1]

@@ -1,4 +1,4 @@
-"""`ssc server run`, and the group of the other commands about a server."""
+"""`ssc server run`, and the group of all commands about a server."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _load(
     unsafe_load: bool,
     front_end: str | None,
 ) -> LoadedEncoder:
-    """The encoder of a bundle. Raises UsageError when options that the bundle was compiled with are not given."""
+    """The encoder of a bundle. Raises UsageError if options that the bundle was compiled with are missing."""
     recorded = open_bundle(bundle).manifest.info.encoder.load
     return load_encoder(encoder_file, factory, sample_rate, unsafe_load, recorded, front_end)
 

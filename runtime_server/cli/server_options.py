@@ -1,4 +1,4 @@
-"""How commands find a running server's broker and ask it: `--broker`, or the address in the server's `--state`."""
+"""How commands find a running server's broker: `--broker`, or the address in the server's `--state`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runtime_server.state.server_address import kept_address
 from streamsplit_compile.cli.options import PathParam
 
 DEFAULT_STATE = Path("ssc-server")
-"""A server's state directory where none is given."""
+"""The default of a server's state directory."""
 _DEFAULT_BROKER = "nats://127.0.0.1:4222"
 _THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 _STATE_HELP = (
@@ -30,9 +30,9 @@ _Result = TypeVar("_Result")
 
 
 def server_option(command: _Command, state_help: str = _STATE_HELP, directory: bool = True) -> _Command:
-    """`--broker`, and how to be let in there, as one Address `broker`; `state`, the server's directory where given.
+    """Add `--broker` and its credentials, passed on as one Address `broker`, and the server's directory `state`.
 
-    Without `directory` something else may stand there, too.
+    Without `directory`, `--state` may also be something other than a directory.
     """
 
     @click.option(
@@ -65,7 +65,7 @@ def server_option(command: _Command, state_help: str = _STATE_HELP, directory: b
 
 
 def broker_option(command: _Command) -> _Command:
-    """`server_option` for commands that need the Address alone."""
+    """`server_option` for commands that need only the Address."""
 
     @functools.wraps(command)
     def without_state(state: Path | None, **settings: Any) -> Any:
@@ -75,7 +75,7 @@ def broker_option(command: _Command) -> _Command:
 
 
 def _address(broker: str | None, state: Path | None) -> Address:
-    """The broker given, else that of the server whose state this is, else the usual one."""
+    """The given broker, else the one of the server whose state this is, else the default one."""
     root = state or DEFAULT_STATE
     if broker is None and (kept := kept_address(root)) is not None:
         return kept
@@ -86,7 +86,7 @@ def _address(broker: str | None, state: Path | None) -> Address:
 
 
 def ask(broker: Address, name: str, work: Callable[[Hub], Awaitable[_Result]]) -> _Result:
-    """What `work` returns, given a connection of its own that the broker knows as `name`. Raises LinkError."""
+    """Run `work` on a connection of its own, which the broker knows as `name`; returns its result. Raises LinkError."""
 
     async def connected() -> _Result:
         async with Hub(broker, name) as hub:

@@ -56,14 +56,14 @@ async def _status(hub: Hub) -> dict[str, Any]:
 
 
 def unreadable_lines(unreadable: dict[str, str]) -> list[str]:
-    """Whose reports cannot be read, the first few with the reason."""
+    """Which reports cannot be read: the first few with their reasons, and how many more there are."""
     lines = [f"no report: {why}" for _, why in sorted(unreadable.items())[:_SHOWN_UNREADABLE]]
     more = len(unreadable) - len(lines)
     return [*lines, f"no report: {more} more that cannot be read"] if more else lines
 
 
 def server_lines(own: dict[str, Any]) -> list[str]:
-    """What a server's status says, in a few lines."""
+    """A server's status in a few lines."""
     odd = {name: count for name, count in sorted(own["counters"].items()) if name != "windows" and count}
     loss = own["losses"][-1].get("total") if own["losses"] else None
     lines = [
@@ -103,7 +103,7 @@ def server_lines(own: dict[str, Any]) -> list[str]:
 
 
 def device_row(name: str, report: dict[str, Any], arrived: int) -> list[str]:
-    """A device's row. Its report is unverified, so nothing here relies on types or on harmless text."""
+    """A device's row. Its report is unverified, so this relies neither on types nor on harmless text."""
     cuts = report.get("cuts")
     counted = {cut: count for cut, count in cuts.items() if isinstance(count, int)} if isinstance(cuts, dict) else {}
     sent = report.get("bytes_sent")

@@ -14,11 +14,11 @@ _WHAT = ("up", "down", "updates")
 COLUMNS = ["device", *(f"{what}\n{span}" for span in ("an hour", "a month") for what in _WHAT)]
 
 Reports = Mapping[str, Mapping[str, Any]]
-"""By device."""
+"""A device's report, by the device's name."""
 
 
 def totals(reports: Reports) -> list[str]:
-    """Of all devices together."""
+    """Traffic of all devices together."""
     both = all_together(DeviceTraffic.of(report) for report in reports.values())
     if not both.month.seconds:
         return []
@@ -26,7 +26,7 @@ def totals(reports: Reports) -> list[str]:
 
 
 def as_json(reports: Reports) -> dict[str, Any]:
-    """The same: bytes, and the seconds from which they are reckoned."""
+    """The totals as JSON: bytes, and the seconds over which they were measured."""
     both = all_together(DeviceTraffic.of(report) for report in reports.values())
     return {
         span: {**rate.traffic._asdict(), "seconds": round(rate.seconds)}
@@ -35,7 +35,7 @@ def as_json(reports: Reports) -> dict[str, Any]:
 
 
 def waiting(reports: Reports) -> list[str]:
-    """Which devices have no budget yet for which generation, and until when."""
+    """Which devices wait for update budget, for which generation, and until when."""
     found = []
     for name, report in sorted(reports.items()):
         waits = waiting_update(report)
@@ -46,7 +46,7 @@ def waiting(reports: Reports) -> list[str]:
 
 
 def show_table(reports: Reports) -> None:
-    """One row for each device."""
+    """Print the traffic, one row for each device."""
     rows = []
     for name, report in sorted(reports.items()):
         traffic = DeviceTraffic.of(report)
