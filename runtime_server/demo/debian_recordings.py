@@ -1,6 +1,6 @@
-"""Labelled recordings from Debian's packages, which are downloaded and unpacked, not installed.
+"""Labelled recordings from Debian packages, which are downloaded and unpacked but not installed.
 
-Sounds come from games and programs for children. No package has the ten words, so the voices of flite speak them.
+The sounds come from games and children's programs. No package contains the ten words, so flite's voices speak them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ SOUNDS = {
         "rain": (f"{_GCOMPRIS}/memory-sound.rcc:LRRain_in_garden_01_LA_cut.ogg",),
     },
 }
-"""All that these packages have of the sounds that the head knows: package, class, files (of a resource file: which)."""
+"""All recordings in these packages of the sounds that the head knows: package, class, and files (or files inside a
+resource file)."""
 _FLITE = ("flite", "libflite1")
 VOICES = ("awb", "kal16", "rms", "slt")
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -57,9 +58,9 @@ Say = Callable[[str], None]
 
 
 def fetch(cache: Path, say: Say) -> bool:
-    """Fill a folder with recordings and `labels.csv`, unless it is there; whether it then is.
+    """Fill a folder with recordings and `labels.csv` unless they are there; returns whether they are there now.
 
-    Packages that this Debian does not have are named and done without. False where there is no apt, no package or no
+    Packages that this Debian release does not have are named and skipped. Returns False without apt, packages or
     network.
     """
     if (cache / TABLE).exists():
@@ -80,7 +81,7 @@ def fetch(cache: Path, say: Say) -> bool:
     with tempfile.TemporaryDirectory(dir=cache.parent) as made:
         work = Path(made)
         (work / "recordings").mkdir()
-        # Lists that are months old name versions that are no longer there.
+        # Package lists that are months old name versions that no longer exist.
         if not _downloaded(sizes, work) and not (_lists_renewed() and _downloaded(_sizes(wanted), work)):
             say("the packages cannot be downloaded")
             return False
@@ -101,7 +102,7 @@ def fetch(cache: Path, say: Say) -> bool:
 
 
 def _lists_renewed() -> bool:
-    """Only root may."""
+    """Update the package lists, which only root may do; returns whether that worked."""
     return os.geteuid() == 0 and _run("apt-get", "update", "-qq", timeout_s=_DOWNLOAD_S)
 
 
@@ -110,7 +111,7 @@ def _downloaded(packages: Iterable[str], work: Path) -> bool:
 
 
 def _unpacked(work: Path) -> bool:
-    """Each package into a folder of its name."""
+    """Unpack each package into a folder named after it; returns whether all could be unpacked."""
     return all(
         _run("dpkg-deb", "-x", str(package), str(work / package.name.partition("_")[0]), timeout_s=_DOWNLOAD_S)
         for package in sorted(work.glob("*.deb"))
@@ -118,7 +119,7 @@ def _unpacked(work: Path) -> bool:
 
 
 def _sizes(names: list[str]) -> dict[str, int]:
-    """Bytes to download, of packages that there are."""
+    """The download size in bytes of each package that exists."""
     command = ["apt-cache", "show", "--no-all-versions", *names]
     told = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_S)
     records = [dict(_FIELD.findall(record)) for record in told.stdout.split("\n\n")]
@@ -135,7 +136,7 @@ def _run(*command: str, timeout_s: float, folder: Path | None = None, libraries:
 
 
 def _sounds(work: Path, say: Say) -> Iterator[tuple[str, str, str]]:
-    """Put recordings where they belong; file, class and package of each."""
+    """Put the recordings in place; yields file, class and package of each."""
     for package, classes in SOUNDS.items():
         if not (work / package).is_dir():
             continue
@@ -155,7 +156,7 @@ def _sounds(work: Path, say: Say) -> Iterator[tuple[str, str, str]]:
 
 
 def _contents(path: Path, inside: str) -> bytes:
-    """Of a file, or of one in a resource file. Raises OSError or FormatError."""
+    """The contents of a file, or of one inside a resource file. Raises OSError or FormatError."""
     if not inside:
         return path.read_bytes()
     for name, data in stored_files(path.read_bytes()):
@@ -165,7 +166,7 @@ def _contents(path: Path, inside: str) -> bytes:
 
 
 def _words(work: Path, say: Say) -> Iterator[tuple[str, str, str]]:
-    """The same for spoken words: each in the middle of one second, as the encoder takes it."""
+    """The same for spoken words; each is placed in the middle of one second, as the encoder expects it."""
     program = work / "flite" / "usr" / "bin" / "flite"
     libraries = next((work / "libflite1").glob("usr/lib/*/libflite.so.1"), None)
     if not program.exists() or libraries is None:

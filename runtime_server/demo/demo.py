@@ -1,6 +1,6 @@
 """Play the demo: compile, serve with the page, stream recordings from devices on shaped links, swap a table, release.
 
-The encoder is the trained one that ships, with its head.
+The encoder is the trained one that comes with the package, together with its head.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from runtime_server.harness.shaper import Shaper
 
 ENCODER, WEIGHTS = "mobilenet_v3_small", "speech-and-sounds"
 CACHE = Path(".cache/demo-recordings")
-"""Where Debian's recordings are kept, below the working directory."""
+"""Where Debian's recordings are kept, relative to the working directory."""
 PAGE_PORT = 8081
 LEARN = ("--rho", "1")
-"""What a window that the server learns from is worth to the tables here (`ssc splitter train`)."""
+"""How much the tables here value a window that the server learns from (`ssc splitter train`)."""
 LEARNING_RATE, RELEASE_LEAST_S = "1e-7", "30"
-"""The encoder is trained already: with more its head soon labels one of these few recordings otherwise, and the release
-is refused."""
+"""The encoder is already trained: with a higher rate, its head would soon label one of these few recordings
+differently, and the release would be refused."""
 _COMPILE_S, _START_S = 600.0, 180.0
-"""At most: on a machine that does much else."""
+"""Upper bounds for a machine that is busy with other things."""
 _SETTLE_S = 30.0
-"""By then the server has counted what was in flight when the last device ended."""
+"""By then the server has counted the frames that were in flight when the last device ended."""
 _COMPILES, _MOST_S = 4.0, 240.0
-"""Streaming lasts as long as so many compiles: a machine that compiles slowly also trains and swaps slowly; up to a
-bound."""
+"""Streaming lasts this many times as long as the compile, up to a maximum: a machine that compiles slowly also trains
+and swaps slowly."""
 _BEFORE_S, _AFTER_S = 50.0, 20.0
-"""What happens before and after the streaming takes about as long; only the progress line relies on it."""
+"""Rough durations of what happens before and after the streaming; only the progress line uses them."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Stage:
     sources: dict[str, tuple[Path, Playlist]]
     say: Narrator
     port: int
-    """The broker's."""
+    """The broker's port."""
     page: str
     """The page's address."""
 
@@ -84,7 +84,7 @@ class _Stage:
 
     @property
     def state(self) -> Path:
-        """The server's."""
+        """The server's state directory."""
         return self.work / "server"
 
     @property
@@ -93,15 +93,15 @@ class _Stage:
 
     @property
     def head(self) -> Path:
-        """Which `ssc encoder new` writes beside it."""
+        """The head, which `ssc encoder new` writes beside the encoder."""
         return self.work / "encoder.head.json"
 
 
 async def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Run it; returns the summary, which is also in `summary.json` of the report.
+    """Run the demo; returns the summary, which is also the report's `summary.json`.
 
-    Raises CheckFailed when a process fails or something the demo promises does not hold; the report is written
-    all the same when there is anything to report.
+    Raises CheckFailed if a process fails or a promise of the demo does not hold; the report is still written if there
+    is anything to report.
     """
     say = Narrator(config.quiet)
     with tempfile.TemporaryDirectory(prefix="ssc-demo-", ignore_cleanup_errors=True) as made:
@@ -158,7 +158,7 @@ async def _play(config: DemoConfig, work: Path, say: Narrator) -> Evidence:
 
 
 def _page_port() -> int:
-    """The usual one, or another where that is taken."""
+    """The page's usual port, or another one if that is taken."""
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -169,7 +169,7 @@ def _page_port() -> int:
 
 
 async def _compile(stage: _Stage) -> float:
-    """Make the encoder and its bundle; returns how many seconds the compile took."""
+    """Make the encoder and its bundle; returns how many seconds compiling took."""
     work, run = stage.work, stage.children.run
     await run("encoder", "encoder", "new", ENCODER, "--weights", WEIGHTS, "-o", str(stage.encoder))
     stage.say(f"compiling {ENCODER} ({WEIGHTS}) for rpi4 and m2")
@@ -184,7 +184,7 @@ async def _compile(stage: _Stage) -> float:
 
 
 async def _start_server(stage: _Stage) -> Child:
-    """The server with its page."""
+    """Start the server with its page."""
     config = stage.config
     stage.say("starting the broker and the server")
     server = await stage.children.start(
@@ -198,7 +198,7 @@ async def _start_server(stage: _Stage) -> Child:
 
 
 async def _give_head(stage: _Stage) -> None:
-    """The encoder's head for all devices; labelled recordings judge releases by it."""
+    """Push the encoder's head to all devices; labelled recordings judge releases by it."""
     judges = stage.recordings.judges(read_head(stage.head).labels, stage.work / "judges.csv")
     await stage.children.run(
         "label", "server", "label", *([str(judges)] if judges else []), "--head", str(stage.head), "--push",
@@ -207,7 +207,7 @@ async def _give_head(stage: _Stage) -> None:
 
 
 async def _train_table(stage: _Stage, target: str, name: str, *reward: str) -> Path:
-    """A splitter table for a target."""
+    """Train a splitter table for a target."""
     table = stage.work / f"{name}.json"
     await stage.children.run(
         name, "splitter", "train", str(stage.work / "bundle"), "--target", target, *reward, "-o", str(table)
@@ -223,10 +223,10 @@ async def _push_table(stage: _Stage, table: Path, *whom: str) -> None:
 
 
 async def _give_tables(stage: _Stage) -> float:
-    """One that ships more than usual for all devices, and half-way another for one; returns when, s since 1970.
+    """Push tables that ship more to all devices, and half-way another one to one device; returns when, s since 1970.
 
-    So small an encoder runs on the device alone unless what the server learns counts for more; the second table was
-    trained to care less for energy.
+    An encoder this small runs entirely on the device unless the server's learning counts for more. The second table was
+    trained to care less about energy.
     """
     for target in sorted({device.target for device in stage.plan}):
         await _push_table(stage, await _train_table(stage, target, f"table-{target}", *LEARN))
@@ -239,7 +239,7 @@ async def _give_tables(stage: _Stage) -> float:
 
 
 async def _stream(stage: _Stage, shapers: list[Shaper], hub: Hub) -> tuple[float, float]:
-    """Until the last device has ended; returns when streaming began and when the table was swapped, s since 1970."""
+    """Stream until the last device has ended; returns when streaming began and the table was swapped, s since 1970."""
     config, say = stage.config, stage.say
     named = ", ".join(f"{device.name} ({device.target})" for device in stage.plan)
     say(f"streaming for {config.seconds:.0f} s from {named}")
@@ -260,7 +260,7 @@ async def _stream(stage: _Stage, shapers: list[Shaper], hub: Hub) -> tuple[float
 
 
 async def _begin(running: list[Child], shapers: list[Shaper], stage: _Stage) -> float:
-    """Once every device has finished a window, the links become what the plan says; returns when, s since 1970."""
+    """Once every device has finished a window, start the planned changes of the links; returns when, s since 1970."""
     began = await _first_results(running, stage.work)
     for shaper in shapers:
         shaper.begin()
@@ -282,7 +282,7 @@ async def _start_device(stage: _Stage, device: DemoDevice, shaper: Shaper) -> Ch
 
 
 async def _first_results(running: list[Child], work: Path) -> float:
-    """Until every device has finished a window; returns when, s since the epoch. Raises CheckFailed."""
+    """Wait until every device has finished a window; returns when, s since the epoch. Raises CheckFailed."""
     deadline = time.monotonic() + _START_S
     for child in running:
         results = work / f"{child.name}.jsonl"
@@ -294,7 +294,7 @@ async def _first_results(running: list[Child], work: Path) -> float:
 
 
 async def _counted(hub: Hub, stage: _Stage) -> dict[str, Any]:
-    """The server's status once it has counted all that the broker acknowledged; as it is when that takes too long."""
+    """The server's status once it has counted all that the broker acknowledged, or after a timeout."""
     deadline = time.monotonic() + _SETTLE_S
     reports = {device.name: json.loads((stage.work / f"{device.name}.json").read_bytes()) for device in stage.plan}
     while True:
@@ -306,13 +306,13 @@ async def _counted(hub: Hub, stage: _Stage) -> dict[str, Any]:
 
 
 async def _tell_heard(stage: _Stage) -> None:
-    """A line for each recording that a device has heard to its end."""
+    """Print a line for each recording that a device has heard to the end."""
     told: set[tuple[str, int]] = set()
     known = read_head(stage.head).labels
     files = {device.name: ResultFile(stage.work / f"{device.name}.jsonl") for device in stage.plan if not device.alone}
     while True:
         for name, file in files.items():
-            # Beside the loop: this process shapes the devices' links.
+            # In a thread, because this event loop also shapes the devices' links.
             for play in (await asyncio.to_thread(heard, name, file.read(), stage.sources[name][1], known))[:-1]:
                 if (name, play.play) not in told:
                     told.add((name, play.play))
@@ -321,7 +321,7 @@ async def _tell_heard(stage: _Stage) -> None:
 
 
 async def _tell_releases(hub: Hub, stage: _Stage) -> None:
-    """A line for each new generation."""
+    """Print a line for each new generation."""
     generation = 1
     while True:
         await asyncio.sleep(2.0)
@@ -333,7 +333,7 @@ async def _tell_releases(hub: Hub, stage: _Stage) -> None:
 
 
 def _all_heard(stage: _Stage) -> dict[str, list[Heard]]:
-    """By device."""
+    """What each device heard, by device."""
     known = read_head(stage.head).labels
     return {
         name: heard(name, ResultFile(stage.work / f"{name}.jsonl").read(), playlist, known)

@@ -18,7 +18,7 @@ from runtime_server.web.judgement import attempt_in_words
 from streamsplit_compile.bundle.bundle_page import OPUS_KBITS
 
 _REFUSED_TOLD = 3
-"""Attempts at a release that were refused, of which the page tells: the last ones."""
+"""How many refused attempts at a release the page shows: the last ones."""
 _CSS = """
 :root { color-scheme: light dark; --text: #222; --quiet: #5a5a5a; --line: #ddd; --ground: #fff; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6e6e6; --quiet: #a8a8a8; --line: #3a3f45; --ground: #16191d; } }

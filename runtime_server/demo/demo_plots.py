@@ -36,7 +36,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw_all(directory: Path, evidence: Evidence, summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Draw every picture into a directory; returns (file name, caption)."""
+    """Draw every picture into a directory; returns (file name, caption) of each."""
     pictures = []
     with plt.rc_context(_STYLE):
         _draw_heard(directory / "heard.png", evidence)
@@ -71,7 +71,7 @@ def _draw_device(path: Path, device: DemoDevice, evidence: Evidence) -> None:
     figure, (top, middle, bottom) = plt.subplots(
         3, 1, figsize=(9, 5.6), sharex=True, height_ratios=(1.4, 1.2, 0.8), layout="constrained"
     )
-    cuts = list(dict.fromkeys([*evidence.cuts, *(row["cut"] for row in rows)]))  # `local` is none of the encoder's
+    cuts = list(dict.fromkeys([*evidence.cuts, *(row["cut"] for row in rows)]))  # `local` is not a cut of the encoder
     positions = [cuts.index(row["cut"]) for row in rows]
     for explored, marker, label in ((False, "o", "policy"), (True, "D", "exploration")):
         chosen = [(t, p) for t, p, row in zip(times, positions, rows, strict=True) if row["probe"] == explored]

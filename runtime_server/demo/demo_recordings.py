@@ -24,22 +24,22 @@ from streamsplit_compile.bundle.soundscape import soundscape
 
 SAMPLE_RATE = 16_000
 WINDOW_S, HOP_S = 1.0, 0.5
-"""Of the encoder's windows."""
+"""Length and hop of the encoder's windows."""
 _PIECES = 12
-"""Files of a synthesised soundscape."""
+"""Number of files in a synthesised soundscape."""
 Playlist = dict[str, LabelledClip]
-"""By the name of the file that a device plays, as results say it."""
+"""Labelled clips by the name of the file that a device plays, which its results contain."""
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """What is played, and which sound it is where somebody says so."""
+    """What is played, and the label of each recording if there is one."""
 
     what: str
     clips: list[LabelledClip]
 
     def playlist(self, folder: Path, seed: int) -> tuple[Path, Playlist]:
-        """A folder of links to all of them, in an order of its own."""
+        """Make a folder of links to all recordings, in an order given by `seed`; returns it and what is in it."""
         folder.mkdir(parents=True)
         order = np.random.default_rng(seed).permutation(len(self.clips))
         names: Playlist = {}
@@ -61,9 +61,9 @@ class Recordings:
         return table
 
     def windows(self, seconds: float) -> int:
-        """About how many windows a device makes of them in so many seconds: short ones give one, and last less."""
+        """Roughly how many windows a device makes in this time; recordings shorter than a window give one each."""
         lengths = [length for clip in self.clips if (length := _seconds(clip.path))]
-        if not lengths:  # the device says what is wrong with them
+        if not lengths:  # the device reports what is wrong with them
             return int(seconds / HOP_S)
         windows = sum(1 + max(0, int((length - WINDOW_S) / HOP_S)) for length in lengths)
         return max(1, round(windows * seconds / sum(lengths)))
@@ -72,9 +72,9 @@ class Recordings:
 def find_recordings(
     given: Path | None, cache: Path, seconds: float, seed: int, work: Path, say: Callable[[str], None]
 ) -> Recordings:
-    """Those of a directory; else Debian's, kept in `cache`; else a soundscape, synthesised into `work`.
+    """The recordings of a directory; else Debian's, kept in `cache`; else a soundscape, synthesised into `work`.
 
-    Raises SourceError when the directory holds no audio, UsageError or FormatError for its `labels.csv`.
+    Raises SourceError if the directory holds no audio, UsageError or FormatError for its `labels.csv`.
     """
     if given is not None:
         return _of_directory(given)
@@ -93,7 +93,7 @@ def find_recordings(
 
 
 def _of_directory(directory: Path, origin: str = "") -> Recordings:
-    """What `labels.csv` names, of its last fold where it has folds; without that file all recordings there are."""
+    """The recordings that `labels.csv` names, only the last fold if it has folds; without that file, all recordings."""
     table, origin = directory / TABLE, origin or f"{directory.name}/"
     if not table.exists():
         clips = [_unlabelled(path) for path in audio_files(directory)]
@@ -109,7 +109,7 @@ def _of_directory(directory: Path, origin: str = "") -> Recordings:
 
 
 def _seconds(path: Path) -> float:
-    """0 for what cannot be read."""
+    """The recording's length in seconds; 0 if it cannot be read."""
     try:
         return float(soundfile.info(path).duration)
     except (OSError, soundfile.LibsndfileError):

@@ -1,4 +1,4 @@
-"""The demo's scenario: devices on links that change, and one that ships nothing."""
+"""The demo's scenario: devices on changing links, and one that ships nothing."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class DemoDevice:
     phases: tuple[Phase, ...]
     one_way_ms: float
     hears: int
-    """Devices of one number hear the same recordings in the same order."""
+    """Devices with the same number hear the same recordings in the same order."""
     swapped: bool = False
     """Whether it gets another splitter table half-way."""
     alone: bool = False
-    """Whether it runs the whole encoder and ships nothing: what the others are compared with."""
+    """Whether it runs the whole encoder and ships nothing, for comparison with the others."""
 
 
 def devices(seconds: float) -> list[DemoDevice]:
-    """A Wi-Fi Pi whose link collapses, an LTE gateway that recovers, a laptop with a slow middle, and a Pi that hears
-    what the first one hears and ships nothing.
+    """A Raspberry Pi on Wi-Fi whose link collapses, an LTE gateway whose link recovers, a laptop whose link is slow in
+    the middle, and a Pi that hears the same as the first one and ships nothing.
     """
     third = seconds / 3
     wifi = (Phase(third, 8.0), Phase(third, 0.15), Phase(third, 8.0))

@@ -1,4 +1,4 @@
-"""Makes one summary of the files that the demo's processes wrote, and checks the demo's promises."""
+"""Summarises the files that the demo's processes wrote, and checks the demo's promises."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Evidence:
     reports: dict[str, dict[str, Any]]
     """Each device's own accounting."""
     results: dict[str, list[Row]]
-    """Each device's results, the last of each window, without embeddings."""
+    """Each device's results without embeddings; only the last one of each window."""
     heard: dict[str, list[Heard]]
     """What each device made of every recording that it played."""
     server: dict[str, Any]
     generations: list[dict[str, Any]]
     predicted_ms: dict[str, dict[str, float]]
-    """By target and cut: what its own part takes a device, as the cost model has it."""
+    """By target and cut: how long the device's part takes, according to the cost model."""
     began_at: float
     streamed_at: float
     swapped_at: float
@@ -63,7 +63,8 @@ class Evidence:
     ) -> Evidence:
         """Read reports, results and the generations' manifests from the demo's working directory.
 
-        `times`, s since 1970: when it began, when streaming began, when the table was swapped, when it ended.
+        `times`, s since 1970: when the demo began, when streaming began, when the table was swapped, when the demo
+        ended.
         """
         bundles = [open_bundle(path) for path in bundle_paths(work / "server").values()]
         generations = [
@@ -149,7 +150,7 @@ def _device(evidence: Evidence, device: DemoDevice) -> dict[str, Any]:
 
 
 def _heard(evidence: Evidence) -> dict[str, Any]:
-    """Accuracy over everything that was played: of the devices that ship, of the one that does not, and in parts."""
+    """Accuracy over everything that was played: for the devices that ship, for the one that does not, and in parts."""
     split = [play for device in evidence.plan if not device.alone for play in evidence.heard[device.name]]
     alone = [play for device in evidence.plan if device.alone for play in evidence.heard[device.name]]
     right = [play.at for play in split if play.right]
@@ -176,7 +177,7 @@ def _predicted_ms(bundle: Bundle, target: str) -> dict[str, float]:
 
 
 def check_summary(summary: dict[str, Any]) -> None:
-    """Raise CheckFailed naming everything the demo promises that does not hold."""
+    """Raise CheckFailed, naming every promise of the demo that does not hold."""
     released = any(row["released"] for row in summary["releases"])
     broken = [
         f"{name}: {problem}"

@@ -23,12 +23,12 @@ class Heard:
 
     device: str
     play: int
-    """Tells the times apart that one recording is played."""
+    """Distinguishes the times that one recording is played."""
     recording: str
     truth: tuple[str, ...]
-    """Its labels that the head knows; empty if the truth is unknown."""
+    """Those of its labels that the head knows; empty if the truth is unknown."""
     label: str
-    """The one with the highest mean score over the windows."""
+    """The label with the highest mean score over the windows."""
     score: float
     at: float
     """When its first window was captured, seconds since the epoch."""
@@ -37,7 +37,7 @@ class Heard:
 
     @property
     def right(self) -> bool | None:
-        """None if the truth is unknown."""
+        """Whether the label is right; None if the truth is unknown."""
         return self.label in self.truth if self.truth else None
 
     def __str__(self) -> str:
@@ -46,14 +46,14 @@ class Heard:
 
 
 class ResultFile:
-    """The results that a device is writing, without embeddings."""
+    """A file of results that a device is still writing, read without embeddings."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._at = path, 0
         self._rows: list[dict[str, Any]] = []
 
     def read(self) -> list[dict[str, Any]]:
-        """All of them so far, in the order in which they were written."""
+        """All results so far, in the order in which they were written."""
         if not self._path.exists():
             return self._rows
         with self._path.open("rb") as file:
@@ -69,7 +69,7 @@ class ResultFile:
 
 
 def last_answers(rows: Iterable[Row]) -> list[Row]:
-    """One for each window, in their order: of a window that was answered twice the later answer."""
+    """One result for each window, in order; if a window was answered twice, the later answer."""
     last: dict[int, Row] = {}
     for row in rows:
         if row.get("revises", 0) >= last.get(row["window"], {}).get("revises", 0):
@@ -78,9 +78,9 @@ def last_answers(rows: Iterable[Row]) -> list[Row]:
 
 
 def heard(device: str, rows: Iterable[Row], playlist: Playlist, known: Iterable[str]) -> list[Heard]:
-    """What a device heard, in order, of those recordings of which it has labelled a window.
+    """What a device heard of the recordings of which it labelled at least one window, in order.
 
-    `known` are the labels of its head. Of a window that was answered twice the later answer counts. A recording is of
+    `known` are the labels of its head. If a window was answered twice, the later answer counts. A recording belongs to
     the generation that its first window ran on.
     """
     plays: dict[int, list[Row]] = defaultdict(list)
@@ -104,7 +104,7 @@ def _heard(device: str, play: int, rows: Sequence[Row], playlist: Playlist, know
 
 
 def accuracy(plays: Sequence[Heard]) -> dict[str, Any]:
-    """Of those whose label is known: how many, how many right, and that as a share (None of none)."""
+    """For recordings with a known label: how many, how many are right, and the share (None if there are none)."""
     judged = [play.right for play in plays if play.right is not None]
     share = round(float(np.mean(judged)), 4) if judged else None
     return {"recordings": len(judged), "right": sum(judged), "accuracy": share}

@@ -16,12 +16,12 @@ _TICK_S = 1.0
 
 
 class Narrator:
-    """Says what happens, with the seconds since the start.
+    """Prints what happens, with the seconds since the start.
 
     Args:
-        quiet: says nothing.
-        stream: where.
-        clock: seconds that never jump.
+        quiet: print nothing.
+        stream: where to print.
+        clock: seconds of a clock that never jumps.
     """
 
     def __init__(self, quiet: bool = False, stream: IO[str] | None = None, clock: Clock = time.monotonic) -> None:
@@ -30,7 +30,7 @@ class Narrator:
         self._shown = False
 
     def __call__(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self._quiet:
             return
         self._clear()
@@ -38,24 +38,24 @@ class Narrator:
         self._show()
 
     def expect(self, what: str, seconds: float) -> None:
-        """What happens now, and in how many seconds all will be done."""
+        """Set what happens now, and in how many seconds everything will be done."""
         self._what, self._until = what, self._clock() + seconds
         self._show()
 
     async def tick(self) -> None:
-        """Renew the progress line until cancelled."""
+        """Redraw the progress line until cancelled."""
         while True:
             await asyncio.sleep(_TICK_S)
             self._show()
 
     def end(self) -> None:
-        """Take the progress line away."""
+        """Remove the progress line."""
         self._clear()
         self._what = ""
 
     @property
     def progress(self) -> str:
-        """The progress line, in a terminal's 80 columns."""
+        """The progress line, for a terminal of 80 columns."""
         left = round(self._until - self._clock())
         when = f"about {left // 60}:{left % 60:02d} min left" if left > 0 else "longer than usual"
         text = f"... {when} · {self._what}"

@@ -1,7 +1,7 @@
-"""Files out of a Qt resource file (`rcc`), in which programs such as GCompris keep their sounds.
+"""Reads files from a Qt resource file (`rcc`), in which programs such as GCompris keep their sounds.
 
-A header (`qres`, version, places of the tree, the data and the names), a tree of 14 or, from version 2 on, 22 bytes an
-entry, and data with its length before it; numbers are big-endian.
+It has a header (`qres`, version, positions of the tree, the data and the names), a tree with entries of 14 bytes (22
+from version 2 on), and data preceded by its length; numbers are big-endian.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from runtime_edge.errors import FormatError
 
 _FOLDER, _COMPRESSED = 2, 1 | 4
 _MOST = 100_000
-"""Entries of a tree: a damaged one may have a folder inside itself."""
+"""Maximum number of tree entries: in a damaged file, a folder may contain itself."""
 
 
 def stored_files(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Path and contents of each file that is stored as it is; compressed ones are left out. Raises FormatError."""
+    """Path and contents of each file stored uncompressed; compressed ones are left out. Raises FormatError."""
     try:
         if data[:4] != b"qres":
             raise FormatError("not a Qt resource file: does not begin with qres")
