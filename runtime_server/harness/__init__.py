@@ -1,1 +1,1 @@
-"""Processes, networks and pacing for measuring whole systems on one machine; for demo and lab."""
+"""Processes, networks and pacing for measuring whole systems on one machine; used by the demo and the lab."""

@@ -1,8 +1,8 @@
-"""`ssc` as a child of the lab: on given processors, paced like another machine, and ended with its parent.
+"""`ssc` as a child of the lab: on given processors, paced like another machine, and killed when its parent dies.
 
     python -m runtime_server.harness.child --core 1 --pace pace.json --account encoded.json edge run ...
 
-Imports nothing of the server: a device's memory is measured here.
+Imports nothing from the server, because a device's memory is measured here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def become_child(cores: list[int]) -> None:
-    """Die with the parent (Linux) and stay on these processors; none given: on all."""
+    """Die with the parent (Linux) and run only on these processors; if none are given, on all."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if cores:

@@ -1,4 +1,4 @@
-"""Another program on the device's processor: busy for a share of the time that it reads from standard input.
+"""Another program on the device's processor: busy for the share of time that it reads from standard input.
 
     python -m runtime_server.harness.load 1        (the processor; then lines such as 0.6)
 
@@ -18,7 +18,7 @@ _PERIOD_S = 0.05
 
 
 def main(cores: list[int]) -> None:
-    """Until standard input ends."""
+    """Run until standard input ends."""
     become_child(cores)
     share, ended = [0.0], threading.Event()
     threading.Thread(target=_listen, args=(share, ended), daemon=True).start()

@@ -1,9 +1,9 @@
 """Two network namespaces joined by a cable whose rate can be set: the server's side and the device's.
 
-Linux only, and only where making namespaces is permitted (usually root). The rate is the kernel's token bucket, both
-ways; `Relay` adds delay, outages, and the time of what the bucket let pass at once. Names carry the process id, so that
-what a killed run has left is found and removed by the next. Nothing but these two namespaces and their loopback is ever
-addressed.
+Linux only, and only where creating namespaces is permitted (usually as root). The kernel's token bucket limits the rate
+both ways; `Relay` adds delay, outages, and the time that a burst through the bucket would have taken. Names contain the
+process id, so that the next run finds and removes what a killed run has left. Only these two namespaces and their
+loopback are ever addressed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _ALL_PROTOCOLS = 3
 """Linux's `ETH_P_ALL`."""
 _MTU_BYTES = 1514
 _QUEUE_BYTES = 1 << 20
-"""Queue in the kernel, more than the broker's clients have in flight, so that nothing is dropped."""
+"""Kernel queue, larger than what the broker's clients have in flight, so that nothing is dropped."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes on the device's interface since it was made, with every header from Ethernet upwards."""
+    """Bytes on the device's interface since it was created, including every header from Ethernet upwards."""
 
     up: int
     down: int
@@ -45,7 +45,7 @@ class Traffic:
     down_packets: int = 0
 
     def since(self, before: Traffic) -> Traffic:
-        """What has passed meanwhile."""
+        """The traffic since an earlier reading."""
         return Traffic(
             self.up - before.up,
             self.down - before.down,
@@ -55,7 +55,7 @@ class Traffic:
 
 
 class Network:
-    """Made on entering, removed on leaving. Raises UsageError where it is not permitted."""
+    """Created on entering, removed on leaving. Raises UsageError where that is not permitted."""
 
     def __init__(self) -> None:
         self.server, self.device = (f"{_PREFIX}{os.getpid()}-{side}" for side in ("server", "device"))
@@ -83,7 +83,7 @@ class Network:
             (self.server, _SERVER_LINK, SERVER_ADDRESS),
             (self.device, DEVICE_LINK, DEVICE_ADDRESS),
         ):
-            # Packets of the size they have on a real cable: the counters see every header.
+            # Packets of the size they have on a real cable, so that the counters see every header.
             _ip("-n", name, "link", "set", link, "gso_max_segs", "1")
             _ip("-n", name, "address", "add", f"{address}/30", "dev", link)
             _ip("-n", name, "link", "set", link, "up")
@@ -97,30 +97,30 @@ class Network:
                     _ip("netns", "delete", name)
 
     def shape(self, uplink_mbps: float | None, downlink_mbps: float | None) -> None:
-        """Set both rates; None is as fast as the machine. May be called at any time; what is queued stays."""
+        """Set both rates; None means as fast as the machine. May be called at any time; queued data stays."""
         for name, link, rate in (
             (self.device, DEVICE_LINK, uplink_mbps),
             (self.server, _SERVER_LINK, downlink_mbps),
         ):
             bits = round(min(rate or 10_000.0, 10_000.0) * 1e6)
-            # Enough for 2 ms, so that the kernel's timers can keep up, and for two packets at least.
+            # Enough for 2 ms, so that the kernel's timers can keep up, and at least two packets.
             burst = max(2 * _MTU_BYTES, bits // 8 // 500)
             _ip("netns", "exec", name, "tc", "qdisc", "replace", "dev", link, "root", "handle", "1:", "tbf",
                 "rate", f"{bits}bit", "burst", str(burst), "limit", str(_QUEUE_BYTES))  # fmt: skip
 
     def traffic(self) -> Traffic:
-        """What has passed the device's interface."""
+        """The traffic that has passed the device's interface."""
         (link,) = json.loads(_ip("-n", self.device, "-s", "-j", "link", "show", "dev", DEVICE_LINK))
         sent, received = link["stats64"]["tx"], link["stats64"]["rx"]
         return Traffic(sent["bytes"], received["bytes"], sent["packets"], received["packets"])
 
     def run_in(self, name: str) -> list[str]:
-        """What to put in front of a command so that it runs in a namespace."""
+        """The prefix of a command that makes it run in a namespace."""
         return ["ip", "netns", "exec", name]
 
 
 def why_not() -> str:
-    """Why namespaces cannot be made here; empty when they can."""
+    """Why namespaces cannot be created here; empty if they can."""
     if not hasattr(os, "setns") and not _RUN.parent.exists():
         return "network namespaces are Linux's; use --network relay"
     missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
@@ -136,7 +136,7 @@ def why_not() -> str:
 
 
 def remove_stale() -> None:
-    """Remove the namespaces of runs that are gone."""
+    """Remove the namespaces of runs that no longer exist."""
     for path in _RUN.glob(f"{_PREFIX}*") if _RUN.exists() else ():
         owner = re.match(rf"{_PREFIX}(\d+)-", path.name)
         if owner and not Path(f"/proc/{owner[1]}").exists():
@@ -145,13 +145,13 @@ def remove_stale() -> None:
 
 
 def socket_in(name: str) -> socket.socket:
-    """A TCP socket in a network namespace, made from outside it."""
+    """A TCP socket in a network namespace, created from outside it."""
     with _inside(name):
         return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
 
 
 def packets_in(name: str, link: str) -> socket.socket:
-    """A socket that gets each packet of a namespace's interface, sent and received, from Ethernet upwards."""
+    """A socket that receives each packet that a namespace's interface sends or receives, from Ethernet upwards."""
     with _inside(name):
         listener = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_PROTOCOLS))
     listener.bind((link, 0))
@@ -168,7 +168,7 @@ def listener_in(name: str, host: str, port: int = 0) -> socket.socket:
 
 @contextlib.contextmanager
 def _inside(name: str) -> Iterator[None]:
-    """For a moment this thread is in another namespace; a socket stays where it was made."""
+    """Move this thread into another namespace for a moment; a socket stays in the namespace where it was created."""
     here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         there = os.open(_RUN / name, os.O_RDONLY | os.O_CLOEXEC)

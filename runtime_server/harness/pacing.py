@@ -1,13 +1,13 @@
 """A device process that computes as slowly as another machine.
 
-Every block takes the processor for as long as the target's cost table says; so do bottlenecks' encoders and exits, as
-the splitter's actions reckon with them. Everything else that the process does (Python, the encoding of frames and
-latents, the disk queue) takes `python_factor` times what it took here: a thread pays for what it has done before
-anybody can see it (before a block, a frame, a write to a socket or to the results) and before it waits. What making
-frames takes, in its thread's time, is accounted for and written at the end. The processor is really used, so another
-program on the same one slows both down, as it would there. Until the first block has run nothing is paced, so that a
-device starts in this machine's time; nor are threads of which nobody sees anything, such as the one that writes the
-status.
+Every block uses the processor for as long as the target's cost table says; so do the encoders of bottlenecks and the
+exits, for which the splitter's actions use the same numbers. Everything else the process does (Python, encoding frames
+and latents, the disk queue) takes `python_factor` times as long as it does here. A thread pays this debt before anybody
+can see its work (before a block, a frame, a write to a socket or to the results) and before it waits. The time spent
+making frames, in its thread's time, is accounted for and written at the end. The processor is really used, so another
+program on the same processor slows both down, as it would there. Nothing is paced until the first block has run, so
+that a device starts as fast as this machine. Threads whose work nobody sees, such as the one that writes the status,
+are not paced either.
 """
 
 from __future__ import annotations
@@ -40,54 +40,54 @@ _SEEN = (
     (LineWriter, "put"),
     (asyncio.selector_events._SelectorSocketTransport, "write"),  # type: ignore[attr-defined]
 )
-"""What others see of a thread's work: told to the loop, written to the results, sent."""
+"""Where others see a thread's work: when it is passed to the event loop, written to the results, or sent."""
 _WORK = bytes(1 << 14)
-"""Hashed to use the processor up: some ten microseconds, without Python's lock."""
+"""Hashed to keep the processor busy: takes some ten microseconds, without Python's lock."""
 _Result = TypeVar("_Result")
 
 
 class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How slow."""
+    """How slow the emulated machine is."""
 
     block_ms: list[float]
-    """Of each block on the target, with the processor to itself."""
+    """The time of each block on the target when it has the processor to itself."""
     python_factor: float
     """How many times longer everything else takes there."""
     bottleneck_ms: dict[str, float] = {}
-    """By cut, of the bottleneck's encoder."""
+    """The time of each bottleneck's encoder, by cut."""
     exit_ms: dict[str, float] = {}
-    """By cut."""
+    """The time of each exit, by cut."""
 
 
 class Encoded(msgspec.Struct, forbid_unknown_fields=True):
-    """What making frames has taken so far, paced."""
+    """The paced time spent on making frames so far."""
 
     seconds: float = 0.0
     frames: int = 0
 
     @property
     def mean_ms(self) -> float:
-        """Of one frame."""
+        """The mean time for one frame."""
         return self.seconds * 1e3 / max(self.frames, 1)
 
 
 def read_pace(path: str) -> Pace:
-    """From a JSON file."""
+    """Read the pace from a JSON file."""
     return msgspec.json.decode(Path(path).read_bytes(), type=Pace)
 
 
 def write_account(path: str, encoded: Encoded) -> None:
-    """As JSON."""
+    """Write the account as JSON."""
     Path(path).write_bytes(msgspec.json.encode(encoded))
 
 
 class Debts:
-    """What each thread has done since it last paid for it; the same object for all of them.
+    """The processor time of each thread since it last paid for it; one object serves all threads.
 
     Args:
         factor: how many times longer everything takes on the target.
-        clock: the processor time of the thread that asks, s.
-        use: computes until that clock shows a time.
+        clock: the processor time of the calling thread, s.
+        use: computes until that clock shows a given time.
     """
 
     def __init__(
@@ -100,10 +100,10 @@ class Debts:
         self._clock, self._use = clock, use or use_processor_until
         self._paid = threading.local()
         self.running = False
-        """Set when the first block has run; before, nothing is owed."""
+        """Set once the first block has run; before that, nothing is owed."""
 
     def pay(self) -> None:
-        """Use the processor for as much longer as the target would have taken."""
+        """Use the processor for the extra time that the target would have taken."""
         if self.running:
             paid = getattr(self._paid, "until", None)
             now = self._clock()
@@ -112,12 +112,12 @@ class Debts:
         self.forgive()
 
     def forgive(self) -> None:
-        """What has been done so far has been paid for already."""
+        """Treat everything done so far as paid."""
         self._paid.until = self._clock()
 
 
 def apply(pace: Pace, cores: list[int]) -> Encoded:
-    """Slow this process down, and have it see the load of its own processors only: the others represent other machines.
+    """Slow this process down, and show it only the load of its own processors: the others represent other machines.
 
     Returns an account that is updated as frames are made.
     """
@@ -144,7 +144,7 @@ def apply(pace: Pace, cores: list[int]) -> Encoded:
 
 
 def see_own_load() -> None:
-    """Have this process see itself as the only one on a processor: the others here represent other machines."""
+    """Make this process see itself as the only one on a processor: the others here represent other machines."""
     _replace(runtime_edge.system, "_cpu_times", lambda: (time.process_time(), time.monotonic()))
 
 
@@ -170,7 +170,7 @@ class _PacedBlock:
 def _paced_behind(
     load: Callable[..., LoadedBlock], times_ms: Mapping[str, float], debts: Debts
 ) -> Callable[..., LoadedBlock]:
-    """As `load_behind`, for blocks of one kind that take so long."""
+    """Like `load_behind`, for blocks of one kind that take these times."""
 
     def paced(prefix: Prefix, cut: str, *arguments: Any) -> LoadedBlock:
         return _PacedBlock(load(prefix, cut, *arguments), times_ms[cut] / 1e3, debts)
@@ -179,7 +179,7 @@ def _paced_behind(
 
 
 def use_processor_until(thread_time_s: float) -> None:
-    """Compute until this thread has had so much of a processor."""
+    """Compute until this thread has used this much processor time."""
     while time.thread_time() < thread_time_s:
         hashlib.blake2b(_WORK)
 
@@ -214,7 +214,7 @@ def _paid_after(call: Callable[..., None], debts: Debts) -> Callable[..., None]:
 
 
 def _cpu_times(cores: list[int]) -> tuple[float, float]:
-    """As `runtime_edge.system` reads them, of some processors."""
+    """Busy and total time of some processors, as `runtime_edge.system` reads them."""
     every = psutil.cpu_times(percpu=True)
     busy = total = 0.0
     for core in cores:

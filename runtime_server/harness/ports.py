@@ -16,5 +16,5 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_port() -> int:
-    """One of them."""
+    """A TCP port of 127.0.0.1 that is currently free."""
     return free_ports(1)[0]

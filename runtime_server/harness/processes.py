@@ -14,28 +14,28 @@ from runtime_edge.errors import CheckFailed
 
 _STOP_TIMEOUT_S = 20.0
 DEVICE = (sys.executable, "-m", "runtime_server.harness.child")
-"""A device as a child, with options of its own before those of `ssc`."""
+"""The start of a device's command line; its own options come before those of `ssc`."""
 SSC = (sys.executable, "-c", "from streamsplit_compile.cli.main import main; main()")
 
 
 class Child:
-    """One running `ssc` command, its output in a log file."""
+    """One running `ssc` command whose output goes to a log file."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
         self.name, self.process, self.log = name, process, log
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended yet."""
         return self.process.returncode is None
 
     def last_words(self) -> str:
-        """The end of its log."""
+        """The last line of its log."""
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return lines[-1][:300] if lines else "no output"
 
     async def finish(self, timeout_s: float) -> None:
-        """Wait for its end. Raises CheckFailed when it fails or takes too long."""
+        """Wait until it ends. Raises CheckFailed if it fails or takes too long."""
         try:
             code = await asyncio.wait_for(self.process.wait(), timeout_s)
         except asyncio.TimeoutError:
@@ -44,7 +44,7 @@ class Child:
             raise CheckFailed(f"{self.name}: ended with exit code {code}: {self.last_words()}")
 
     async def stop(self) -> None:
-        """Ask it to stop, then make it."""
+        """Ask it to stop; kill it if it does not."""
         if not self.running:
             return
         self.process.terminate()
@@ -56,14 +56,14 @@ class Child:
 
 
 class Children:
-    """All processes of a demo; whatever still runs is stopped at the end, last started first."""
+    """All processes of a demo; those still running at the end are stopped, the last started first."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._children: list[Child] = []
 
     async def start(self, name: str, *arguments: str, launcher: Sequence[str] = SSC, piped: bool = False) -> Child:
-        """Start `ssc` with arguments; `piped`: its standard input and output are this process's to use."""
+        """Start `ssc` with arguments; with `piped`, this process can use its standard input and output."""
         log = self._logs / f"{name}.log"
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         with log.open("wb") as output:
@@ -80,7 +80,7 @@ class Children:
         return child
 
     async def run(self, name: str, *arguments: str, timeout_s: float = 120.0) -> None:
-        """Start `ssc` and wait for its end. Raises CheckFailed."""
+        """Start `ssc` and wait until it ends. Raises CheckFailed."""
         await (await self.start(name, *arguments)).finish(timeout_s)
 
     async def __aenter__(self) -> Children:
@@ -94,7 +94,7 @@ class Children:
 
 
 async def wait_for_line(child: Child, text: str, timeout_s: float) -> None:
-    """Until its log holds `text`. Raises CheckFailed when it ends first or takes too long."""
+    """Wait until its log contains `text`. Raises CheckFailed if it ends first or takes too long."""
     deadline = time.monotonic() + timeout_s
     while text not in child.log.read_text(errors="replace"):
         if not child.running or time.monotonic() > deadline:

@@ -1,6 +1,6 @@
 """A TCP relay that emulates a link: delay, jitter and outages both ways, and a rate if the kernel does not shape.
 
-Nothing is dropped: what cannot be sent yet is held, and TCP passes that on to the sender.
+Nothing is dropped: what cannot be sent yet is held, and TCP slows the sender down.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 _CHUNK_BYTES = 64, 2048
 _CHUNK_S = 0.002
-"""Of a paced way: short, since what a chunk holds arrives together, as a packet does."""
+"""Duration of one chunk on a paced link. It is short because the data of a chunk arrives all at once, as in a
+packet.
+"""
 _QUEUE_CHUNKS = 32
 _CLOSE_S = 1.0
 MakeSocket = Callable[[], socket.socket]
@@ -26,23 +28,23 @@ Sleep = Callable[[float], Awaitable[object]]
 
 @dataclass(frozen=True)
 class LinkState:
-    """What a link is like now."""
+    """The present state of a link."""
 
     one_way_ms: float = 0.0
     jitter_ms: float = 0.0
-    """Each chunk is later by up to this much, either way; the order stays."""
+    """Each chunk is delayed by up to this much more or less; the order stays."""
     uplink_mbps: float | None = None
-    """None: as fast as the network below."""
+    """None: as fast as the network underneath."""
     downlink_mbps: float | None = None
     outage: bool = False
-    """Nothing passes; connections stay."""
+    """Nothing passes, but connections stay open."""
 
 
 class Passage(NamedTuple):
-    """What has passed a relay."""
+    """One chunk that has passed a relay."""
 
     begins: float
-    """By the relay's clock, s: on the link from then ..."""
+    """By the relay's clock, s: the chunk was on the link from `begins` to `ends`."""
     ends: float
     way: str
     bytes: int
@@ -52,11 +54,11 @@ class Relay:
     """Relays connections to one address; `state` may be changed at any time.
 
     Args:
-        upstream: host and port that connections go on to.
-        listener: a bound socket to listen on; a free port of loopback when not given.
+        upstream: host and port to which connections are relayed.
+        listener: a bound socket to listen on; if not given, a free port of loopback.
         make_socket: makes the sockets that go upstream, so that they can be in another network namespace.
-        seed: of the jitter.
-        clock, sleep: the time in seconds, and the wait for it.
+        seed: seed of the jitter.
+        clock, sleep: the time in seconds, and a wait measured by it.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Relay:
         self.passed = {"up": 0, "down": 0}
         """Bytes of data each way, without any protocol's headers."""
         self.passages: list[Passage] | None = None
-        """Each of them, once somebody has put a list here."""
+        """Every passage, once a caller has put a list here."""
         self._upstream, self._listener, self._make_socket = upstream, listener, make_socket
         self._random = random.Random(seed)  # noqa: S311
         self._clock, self._sleep = clock, sleep
@@ -84,7 +86,7 @@ class Relay:
 
     @property
     def state(self) -> LinkState:
-        """What the link is like."""
+        """The link's state as it was set."""
         return self._state
 
     @state.setter
@@ -96,11 +98,11 @@ class Relay:
             self._passable.set()
 
     def now(self) -> LinkState:
-        """What the link is like at this moment."""
+        """The link's state at this moment."""
         return self._state
 
     async def start(self) -> None:
-        """Listen; `port` says where."""
+        """Start listening; `port` is the port."""
         if self._listener is None:
             self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         else:
@@ -116,7 +118,7 @@ class Relay:
         await asyncio.gather(*self._relays, return_exceptions=True)
         if self._server is not None:
             await self._server.wait_closed()
-        # One turn of the loop in which aborted connections are torn down.
+        # One turn of the event loop, in which aborted connections are torn down.
         await asyncio.sleep(0)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -131,7 +133,7 @@ class Relay:
             finally:
                 await _close(up_writer)
         except (OSError, asyncio.CancelledError):
-            # The broker is away: the device sees its connection close, as on a real link. Or `stop` was called.
+            # The broker is away, so the device sees its connection close, as on a real link; or `stop` was called.
             return
         finally:
             await _close(writer)
@@ -156,7 +158,7 @@ class Relay:
         up_reader: asyncio.StreamReader,
         up_writer: asyncio.StreamWriter,
     ) -> None:
-        """Until one side closes."""
+        """Relay both ways until one side closes."""
         ways = [
             asyncio.create_task(self._relay(reader, up_writer, "up")),
             asyncio.create_task(self._relay(up_reader, writer, "down")),
@@ -192,7 +194,7 @@ class Relay:
                 await sender
 
     async def _send(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
-        """Write chunks when they are due and the link lets them pass, until the empty one that marks the end."""
+        """Write chunks when they are due and the link lets them pass, until the empty chunk that marks the end."""
         while True:
             due, chunk = await queue.get()
             if not chunk:
@@ -218,14 +220,14 @@ class Relay:
 
 
 def _send_at_once(writer: asyncio.StreamWriter) -> None:
-    """Without Nagle's algorithm, which would add a delay of its own."""
+    """Switch off Nagle's algorithm, which would add a delay of its own."""
     connection = writer.get_extra_info("socket")
     if connection is not None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:
-    """Close once what was written has left; at once when that takes too long or nobody waits any more."""
+    """Close once everything written has been sent; immediately if that takes too long or nobody waits any more."""
     writer.close()
     try:
         await asyncio.wait_for(writer.wait_closed(), _CLOSE_S)

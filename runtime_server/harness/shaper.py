@@ -12,14 +12,14 @@ from runtime_server.harness.relay import Clock, LinkState, Relay, Sleep
 
 @dataclass(frozen=True)
 class Phase:
-    """So many seconds at one uplink rate."""
+    """A period with one uplink rate."""
 
     seconds: float
     uplink_mbps: float
 
 
 class Shaper(Relay):
-    """Relays connections to the broker; the uplink is paced to the phase of the schedule, both ways are delayed.
+    """Relays connections to the broker; the uplink is paced by the schedule's current phase, and both ways are delayed.
 
     Before the schedule begins it passes everything on at once, so that fetching a first bundle does not delay the
     start.
@@ -38,7 +38,7 @@ class Shaper(Relay):
         self._began: float | None = None
 
     def now(self) -> LinkState:
-        """The delay, and the rate of the present phase."""
+        """The delay, and the rate of the current phase."""
         if self._began is None:
             return LinkState()
         return replace(self._delayed, uplink_mbps=self.uplink_mbps())
@@ -48,7 +48,7 @@ class Shaper(Relay):
         self._began = self._clock()
 
     def uplink_mbps(self) -> float:
-        """The rate of the present phase, or of the first to come; the last phase stays."""
+        """The rate of the current phase, or of the first one before the schedule begins; the last phase lasts."""
         elapsed = 0.0 if self._began is None else self._clock() - self._began
         for phase in self._phases:
             if elapsed < phase.seconds:
