@@ -1,10 +1,9 @@
 """The server: ingest, suffix, losses, training, releases (torch).
 
-    import runtime_server
     head = runtime_server.train_head("clips/", "bundle/", out="head.json")
     runtime_server.serve("encoder.pt", "bundle/", state="server/", host="0.0.0.0")
 
-torch is loaded by the calls, not by the import.
+The calls load torch; importing this package does not.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ def serve(
     unsafe_load: bool = False,
     **settings: Unpack[ServeSettings],
 ) -> dict[str, Any]:
-    """Run a server, as `ssc server run` does, until it is stopped; returns its last status.
+    """Run a server until it is stopped, as `ssc server run` does; returns its last status.
 
-    A signal to end (SIGINT, SIGTERM) stops it where it runs in the main thread, and so does `stop()` of what
-    `on_started` is called with once frames are served. `encoder` and how to read it are as in
-    `streamsplit_compile.compile`; `settings` are those of the command and its file (`ssc server config` prints them
-    all), such as state, host, port or training.
+    Once frames are served, `on_started` is called with a `RunningServer`, whose `stop()` stops the server. If it runs
+    in the main thread, SIGINT and SIGTERM stop it too. `encoder` and the arguments about how to read it are as in
+    `streamsplit_compile.compile`. `settings` are those of the command and its settings file, such as state, host, port
+    or training; `ssc server config` prints them all.
 
-    Raises SscError when it cannot start or a part of it fails.
+    Raises SscError if the server cannot start or a part of it fails.
     """
     from runtime_server.server_calls import run_server
 
@@ -65,13 +64,13 @@ def train_head(
     key: str | PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Head:
-    """Train a head on labelled recordings, as `ssc server label` does, and write it where `out` says.
+    """Train a head on labelled recordings, as `ssc server label` does, and write it to `out` if given.
 
-    `clips` is a folder with one subfolder of recordings for each label, or a CSV with file, label and perhaps fold; the
-    head takes the embeddings of `bundle`. `runtime_edge.open(..., head=out)` reads the file; with `key`, the file of a
-    secret key, its signature stands beside it. Windows below `gate_db`, decibels of full scale, are left out. `seed` is
-    that of the folds that are held out for `head.validation`. `progress` is called with (what is being done, steps
-    done, steps in all).
+    `clips` is a folder with one subfolder of recordings for each label, or a CSV with the columns file, label and
+    optionally fold. The head is trained on the embeddings of `bundle`. `runtime_edge.open(..., head=out)` reads the
+    file; with `key`, the file of a secret key, a signature is written beside it. Windows below `gate_db`, in decibels
+    of full scale, are left out. `seed` chooses the folds held out for `head.validation`. `progress` is called with (the
+    current phase, steps done, total steps).
 
     Recordings that cannot be read are left out and logged. Raises UsageError, FormatError or SourceError.
     """

@@ -45,7 +45,7 @@ from streamsplit_compile.encoder.encoders import LoadedEncoder
 _LOG = logging.getLogger(__name__)
 _LEDGER_PERIOD_S = 5.0
 _BROKER_PATIENCE_S = 60.0
-"""Of a rank: ending would make all of them start again."""
+"""How long a rank keeps trying to connect: if it gave up, all ranks would have to restart."""
 _TRAINER = "trainer"
 
 Pages = dict[str, Callable[[], HealthAnswer]]
@@ -71,7 +71,7 @@ class Server:
             self._address = outside(config.broker, config.security)
         self._web = None if config.web is None or not self._ranks.first else WebAddress.parse(config.web)
         self.page: PageServer | None = None
-        """Once it has started, where one is wanted."""
+        """Set once the server has started, if a page is wanted."""
         self._stopping = asyncio.Event()
         self._since = time.monotonic()
 
@@ -100,7 +100,7 @@ class Server:
             return status.status()
 
     async def _work(self, parts: ServerParts, on_started: OnStarted) -> None:
-        """Until stopped, or until a job fails."""
+        """Run until stopped, or until a job fails."""
         self._start_jobs(parts)
         try:
             on_started(parts)
@@ -111,7 +111,7 @@ class Server:
             await parts.jobs.end(patiently=_TRAINER)
 
     def _health(self, closing: AsyncExitStack) -> Pages:
-        """Pages that say that the server is starting, and are exchanged when it has."""
+        """Health pages that say that the server is starting; they are replaced once it has started."""
 
         async def troubles() -> list[str]:
             return [STARTING]
@@ -189,7 +189,7 @@ class Server:
             jobs.start(_TRAINER, parts.training_loop.run(self._ranks.partitions))
 
     async def _connect(self, hub: Hub) -> None:
-        """To a broker that is there, or, as one of several ranks, with patience."""
+        """Connect to the broker, which must be running; one of several ranks keeps trying for a while."""
         deadline = time.monotonic() + (_BROKER_PATIENCE_S if self._ranks.world > 1 else 0.0)
         while True:
             try:
@@ -203,7 +203,10 @@ class Server:
     def _training_loop(
         self, hub: Hub, loaded: Loaded, ledger: PartitionedLedger, released: Released
     ) -> TrainingLoop | None:
-        """What trains; which windows it may read again is fixed before any more are counted."""
+        """The training loop, or None without training.
+
+        The windows it may read again are fixed here, before any more are counted.
+        """
         training, config = loaded.training, self._config
         if training is None:
             return None

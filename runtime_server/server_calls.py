@@ -30,16 +30,16 @@ Path_ = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that serves frames."""
+    """A server that is serving frames."""
 
     url: str
     """Where devices connect."""
     public_key: minisign.PublicKey
     """The public half of its signing key."""
     page: str | None
-    """The page's address, where one was asked for."""
+    """The page's address, if a page was asked for."""
     stop: Callable[[], None]
-    """Finish the work in progress and end; from any thread."""
+    """Finish the work in progress and end; can be called from any thread."""
 
 
 def run_server(

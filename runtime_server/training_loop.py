@@ -87,7 +87,7 @@ class TrainingLoop:
             _LOG.warning("%d windows of the last run are no longer in the stream", self.replayed.missing)
 
     def _train(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Runs in the trainer's thread, and leaves a share of the time to completing frames."""
+        """Train until stopped, in the trainer's own thread; pauses leave time for completing frames."""
         trainer, rest = self._trainer, 1.0 / self._trainer.config.share - 1.0
         self._ranks.check_alike(trainer.fingerprint(), "weights to train")
         while True:
@@ -115,7 +115,7 @@ class TrainingLoop:
 
     @property
     def energy(self) -> EnergyUse | None:
-        """What the steps since the start took; None where nothing counts it."""
+        """The energy of the training steps since the start; None if nothing measures it."""
         return self._energy.use if self._energy else None
 
     def measure(self) -> TrainingStatus:
