@@ -1,1 +1,1 @@
-"""Frames from the broker to answers."""
+"""The way of frames from the broker to their answers."""

@@ -25,26 +25,26 @@ AGAIN_S = 5.0
 
 
 class AnswerStage:
-    """Runs on the event loop. Owns the counters of outcomes, and what is still to be answered of each message.
+    """Runs on the event loop. Owns the counters of outcomes, and the answers that each message still needs.
 
     Args:
         hub: the connection to the broker.
         held: messages in progress; each is released here.
-        again_s: a frame that could not be put away comes again after so long.
+        again_s: how soon the broker redelivers a frame that could not be stored as a dead letter.
     """
 
     def __init__(self, hub: Hub, held: HeldMessages, again_s: float = AGAIN_S) -> None:
         self.counters: Counter[str] = Counter()
-        """Frames by what became of them."""
+        """Frames by outcome."""
         self.done: Counter[int] = Counter()
-        """Messages of each partition that need not come again: acknowledged, or dead letters."""
+        """Messages of each partition that need no redelivery: they are acknowledged, or dead letters."""
         self.reply_ms = Histogram()
-        """Of a frame from its arrival to its answer."""
+        """Time from a frame's arrival to its answer."""
         self._hub, self._held, self._again_s = hub, held, again_s
         self._letters = RateLimit(dead_letters.PER_S)
 
     async def answer(self, counted: CountedBatch) -> None:
-        """Answer every frame of a batch and count its outcome; one that can never be completed is put away."""
+        """Answer every frame of a batch and count its outcome; one that can never be completed is a dead letter."""
         self._add("windows", counted.windows)
         self._add("duplicates", counted.duplicates)
         poisoned = []
@@ -67,7 +67,7 @@ class AnswerStage:
                 await self.put_away(arrival.message, arrival.device, why)
 
     async def deny(self, arrival: Arrival, newest: int) -> None:
-        """Refuse a frame of a device that sends too many; `newest` is the generation to tell it of."""
+        """Refuse a frame of a device that sends too many; `newest` is the generation that the answer names."""
         if not self.counters["over_rate"] % 1000:
             _LOG.warning("%s sends too much: `ssc server device revoke` keeps it out", arrival.device)
         self._add("over_rate", 1)
@@ -76,7 +76,7 @@ class AnswerStage:
     async def put_away(self, message: Msg, device: str, why: str) -> None:
         """Make a frame that can never be completed a dead letter; the broker does not redeliver it.
 
-        Of a device that has many of them most are only counted: each keeps the others of the partition waiting.
+        If a device has many such frames, most of them are only counted: storing one delays the rest of the partition.
         """
         try:
             if why and self._letters.allow(device):
@@ -95,12 +95,12 @@ class AnswerStage:
             self._held.release(message)
 
     async def put_away_garbage(self, message: Msg, device: str, why: str) -> None:
-        """Count a message that is not a frame and put it away."""
+        """Count a message that is not a frame, and make it a dead letter."""
         self._add("garbage", 1)
         await self.put_away(message, device, why)
 
     async def _answer(self, arrival: Arrival, reply: Reply) -> None:
-        """Take a reply; the last one of a message sends them all and acknowledges it."""
+        """Add the reply to one window; the last one of a message sends them all and acknowledges it."""
         parts = arrival.parts
         parts.tried += 1
         parts.replies.append(reply)
@@ -113,14 +113,14 @@ class AnswerStage:
                 self.done[arrival.partition] += 1
             self.reply_ms.observe((time.monotonic() - arrival.arrived) * 1e3)
         except BROKER_ERRORS as exc:
-            # Not acknowledged: the broker delivers it again, and the ledger keeps it from counting twice.
+            # Not acknowledged: the broker delivers it again, and the ledger prevents counting it twice.
             _LOG.debug("answer to %s: %s", arrival.device, reason(exc))
         finally:
             if parts.tried == parts.windows:
                 self._held.release(arrival.message)
 
     async def _publish(self, arrival: Arrival, replies: Sequence[Reply]) -> None:
-        """The answers to the windows of one message, those of one outcome together."""
+        """Publish the answers to the windows of one message, grouped by outcome."""
         wanted = [reply for reply in replies if arrival.is_wanted(reply)]
         if arrival.header.version == 1:
             data = [encode_reply(reply, 1) for reply in wanted]
@@ -133,5 +133,5 @@ class AnswerStage:
             await self._hub.client.publish(arrival.inbox, answer)
 
     def _add(self, outcome: str, frames: int) -> None:
-        if frames:  # an outcome that never came has no counter
+        if frames:  # an outcome that never occurred has no counter
             self.counters[outcome] += frames

@@ -17,40 +17,40 @@ from runtime_server.training.buffer import TrainingWindow
 
 
 class Parts(msgspec.Struct):
-    """What has become of the windows of one message; changed by the answer stage alone."""
+    """What has become of the windows of one message; changed only by the answer stage."""
 
     windows: int = 1
     tried: int = 0
-    """Whose answers were sent, or could not be."""
+    """Windows whose answers were sent or could not be sent."""
     answered: int = 0
     replies: list[Reply] = msgspec.field(default_factory=list)
-    """That wait for those of the other windows."""
+    """Replies waiting for those of the other windows."""
     dead: bool = False
-    """Whether the message is a dead letter, because of one window at least."""
+    """Whether the message is a dead letter, because of at least one of its windows."""
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """One window of a frame that decoded."""
+    """One window of a successfully decoded frame."""
 
     message: Msg
     device: str
     partition: int
-    """Of its device."""
+    """The partition of its device."""
     boot: str
     header: FrameHeader
     payload: bytes
     sequence: int
-    """Place of its message in the broker's stream."""
+    """Its message's sequence number in the broker's stream."""
     arrived: float
-    """`time.monotonic()` of its arrival here, s."""
+    """`time.monotonic()` when it arrived here, s."""
     parts: Parts = msgspec.field(default_factory=Parts)
-    """Of its message, which is acknowledged once."""
+    """The progress of its message, which is acknowledged once."""
     inbox: str = ""
-    """Where to answer; empty: nowhere."""
+    """Where to send the answer; empty: nowhere."""
     asked: subjects.Asked = "everything"
 
     def window(self, activation: Tensor, in_range: bool) -> TrainingWindow:
-        """What the trainer gets of it: its activation (rows, ...), and whether that is one to learn from."""
+        """What the trainer gets: the activation (rows, ...), and whether it is one to learn from."""
         header = self.header
         return TrainingWindow(
             device=self.device,
@@ -72,7 +72,7 @@ class Arrival(msgspec.Struct, frozen=True):
         embedding: npt.NDArray[np.float32] | None = None,
         mixture: bytes = b"",
     ) -> Reply:
-        """The answer to it, with the newest generation that there is, and the embedding (d,) where it was asked for."""
+        """The answer to it, with the number of the newest generation, and the embedding (d,) if it was asked for."""
         encoding: ReplyEncoding = "float16"
         written = b""
         if embedding is not None and self.asked != "trouble":
@@ -89,14 +89,14 @@ class Arrival(msgspec.Struct, frozen=True):
         )
 
     def is_wanted(self, reply: Reply) -> bool:
-        """Whether the device is to get an answer."""
+        """Whether the device should get this answer."""
         return bool(self.inbox) and (self.asked != "trouble" or reply.status != "ok" or bool(reply.mixture))
 
 
 def decode_arrival(message: Msg, sequence: int, arrived: float) -> list[Arrival]:
-    """Check the frame, and the identity in the message id against the subject and its first window.
+    """Decode a frame, and check the identity in its message id against the subject and the first window.
 
-    `sequence` is its place in the stream, `arrived` when it came, `time.monotonic()`. Raises FrameError.
+    `sequence` is its place in the stream, `arrived` its arrival by `time.monotonic()`. Raises FrameError.
     """
     device = message.subject.rsplit(".", 1)[-1]
     if not subjects.is_device(device) or message.subject != subjects.frames(device):

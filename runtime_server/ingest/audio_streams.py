@@ -1,4 +1,4 @@
-"""The streams of raw audio that devices send, put together again: one decoder for each device."""
+"""Reassembles the streams of raw audio that devices send, with separate decoders for each device."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from runtime_server.ingest.arrival import Arrival
 from runtime_server.suffix.generations import Generation
 
 MAX_STREAMS = 2
-"""Of one device: its own, and that of an earlier boot."""
+"""Per device: its current stream, and one of an earlier boot."""
 _MAX_DEVICES = 4096
 
 _Decoders = OrderedDict[tuple[str, str], AudioStreamDecoder]
-"""By boot and encoding."""
+"""Decoders by boot and encoding."""
 
 
 class AudioStreams:
-    """Used by one thread. A device has `MAX_STREAMS` streams; the one it continued longest ago is forgotten first."""
+    """At most `MAX_STREAMS` streams of a device; the one continued longest ago is dropped first. For one thread."""
 
     def __init__(self) -> None:
         self._devices: OrderedDict[str, _Decoders] = OrderedDict()
 
     def activation(self, generation: Generation, arrival: Arrival) -> npt.NDArray[np.float32]:
-        """What a frame holds, (rows, ...), be it of a stream or complete in itself. Raises FrameError."""
+        """The contents of a frame, (rows, ...), whether it belongs to a stream or stands alone. Raises FrameError."""
         header = arrival.header
         encoding = WIRE_ENCODINGS[header.encoding]
         if encoding not in STREAMS:

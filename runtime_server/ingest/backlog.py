@@ -1,4 +1,4 @@
-"""Frames waiting to be completed, in groups that one pass through a suffix can complete together."""
+"""Frames waiting to be completed, grouped so that one pass through a suffix can complete a group together."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from runtime_server.ingest.arrival import Arrival
 from runtime_server.ingest.batches import FrameBatch
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Frames of a pass; what is over goes with the next one. torch prepares every convolution for each size it meets, and
-keeps that: all sizes up to 64 took 150 MB, these nothing that shows (MobileNetV3-Small)."""
+"""Numbers of frames in a pass; the remaining frames join the next pass. torch prepares every convolution for each batch
+size it meets, and keeps that: all sizes up to 64 took 150 MB, these sizes no noticeable memory (MobileNetV3-Small)."""
 LARGEST, SMALLEST = 64, 4
-"""MobileNetV3-Small's suffix gains nothing beyond 64 and half of what there is to gain by 8."""
+"""The throughput of MobileNetV3-Small's suffix stops growing at 64, and half of the possible gain is reached by 8."""
 WORTHWHILE = 0.5
-"""Of the frames that a pass may take: with so many it need not wait for more."""
+"""Share of the frames that a pass may take; with this many, a pass need not wait for more."""
 PASS_S = 0.05
-"""A pass of a slow suffix takes fewer frames, so that others need not wait for longer than about this."""
+"""The duration of a pass to aim for, s: a slow suffix gets fewer frames, so that others do not wait much longer."""
 _MAX_FRAMES, _MAX_BYTES = 256, 64 << 20
 
 Key = tuple[int, int, int]
-"""Generation, cut, and a suspect's place in the stream or 0."""
+"""Generation, cut, and the stream position of a suspect, or 0."""
 
 
 class Backlog:
-    """Frames by group, the oldest first; a suspect is a group of its own."""
+    """Frames by group, the oldest first; each suspect is a group of its own."""
 
     def __init__(self) -> None:
         self._groups: dict[Key, deque[Arrival]] = {}
@@ -40,11 +40,11 @@ class Backlog:
 
     @property
     def crowded(self) -> bool:
-        """Whether to stop reading from the broker for now."""
+        """Whether to pause reading from the broker."""
         return self._frames >= _MAX_FRAMES or self._bytes >= _MAX_BYTES
 
     def add(self, arrival: Arrival, suspect: bool = False) -> None:
-        """Take a frame."""
+        """Add a frame."""
         header = arrival.header
         key = header.generation, header.cut, arrival.sequence if suspect else 0
         self._groups.setdefault(key, deque()).append(arrival)
@@ -71,7 +71,7 @@ class Backlog:
         return FrameBatch(key[0], key[1], arrivals, suspect=key[2] > 0)
 
     def record_duration(self, batch: FrameBatch, seconds: float) -> None:
-        """Learn from a pass's duration how many frames the next one of its kind may hold."""
+        """Use a pass's duration to decide how many frames the next one of its kind may hold."""
         kind, cost_s = (batch.generation, batch.cut), seconds / len(batch.arrivals)
         self._cost_s[kind] = cost_s + 0.7 * (self._cost_s.get(kind, cost_s) - cost_s)
         while len(self._cost_s) > 64:

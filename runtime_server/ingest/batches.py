@@ -21,26 +21,26 @@ class FrameBatch:
     cut: int
     arrivals: list[Arrival]
     suspect: bool = False
-    """One frame alone, because it may have crashed an earlier process."""
+    """Whether this is one frame alone, because it may have crashed an earlier process."""
 
 
 class Completion(msgspec.Struct, frozen=True):
     """The outcome of one frame."""
 
     status: ReplyStatus
-    """As in its reply."""
+    """The status for its reply."""
     activation: Tensor | None = None
-    """(rows, ...) float32 when it is ok."""
+    """(rows, ...) float32 if the status is ok."""
     in_range: bool = True
     """Whether the activation is within the range that calibration predicts."""
     embedding: Tensor | None = None
-    """(d,) float32 when it is ok."""
+    """(d,) float32 if the status is ok."""
     poison: str = ""
     """Why the frame can never be completed; empty otherwise."""
 
     @classmethod
     def poisoned(cls, exc: Exception) -> Completion:
-        """Of a frame that raised this and would again."""
+        """The completion of a frame that raised `exc` and would raise it again."""
         return cls("refused", poison=str(exc) if isinstance(exc, FrameError) else f"{type(exc).__name__}: {exc}")
 
 
@@ -50,11 +50,11 @@ class DecodedBatch:
 
     batch: FrameBatch
     generation: Generation | None
-    """What completes it; None when this server does not have it."""
+    """The generation that completes the batch; None if this server does not have it."""
     found: list[Tensor | Completion]
-    """Of each frame its activation, or what becomes of it without."""
+    """For each frame its activation, or its outcome if it has none."""
     seconds: float
-    """That decoding took."""
+    """The duration of decoding."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CompletedBatch:
     completions: list[Completion]
     """One for each frame."""
     seconds: float
-    """That decoding and completing took."""
+    """The duration of decoding and completing."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,6 @@ class CountedBatch:
     replies: list[Reply]
     """One for each frame."""
     windows: int
-    """That were counted now for the first time."""
+    """Windows counted for the first time."""
     duplicates: int
-    """That had been counted before."""
+    """Windows that had been counted before."""

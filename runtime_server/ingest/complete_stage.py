@@ -21,11 +21,11 @@ class CompleteStage:
 
     def __init__(self) -> None:
         self.batch_ms = Histogram()
-        """Of decoding and completing a batch."""
+        """Time for decoding and completing a batch."""
         self._thread = StageThread("complete")
 
     async def complete(self, decoded: DecodedBatch) -> CompletedBatch:
-        """One pass through the suffix of a generation for all frames of a batch that have an activation."""
+        """Complete all frames of a batch that have an activation, in one pass through a generation's suffix."""
         completed = await self._thread.run(_complete, decoded)
         self.batch_ms.observe(completed.seconds * 1e3)
         return completed
@@ -36,7 +36,7 @@ class CompleteStage:
 
 
 def _complete(decoded: DecodedBatch) -> CompletedBatch:
-    """In the torch thread."""
+    """Runs in the torch thread."""
     began = time.monotonic()
     activations = [found for found in decoded.found if isinstance(found, Tensor)]
     embedded = iter(complete(decoded.generation, decoded.batch.cut, activations) if decoded.generation else ())
@@ -45,7 +45,7 @@ def _complete(decoded: DecodedBatch) -> CompletedBatch:
 
 
 def complete(generation: Generation, cut: int, activations: list[Tensor]) -> list[Completion]:
-    """Outcomes of activations (rows, ...) of equal shape; where all together fail, each half is tried alone."""
+    """Outcomes of activations (rows, ...) of equal shape; if they fail together, each half is tried alone."""
     if not activations:
         return []
     together = torch.cat(activations)

@@ -17,7 +17,7 @@ from runtime_server.training.trainer import Trainer
 
 
 class CountStage:
-    """Owns the counting thread and the devices' mixtures, and is the only one that adds to the ledger."""
+    """Owns the counting thread and the devices' mixtures; nothing else adds to the ledger."""
 
     def __init__(
         self, generations: Generations, ledger: Ledger | PartitionedLedger, trainer: Trainer | None = None
@@ -26,11 +26,11 @@ class CountStage:
         self._mixtures, self._thread = Mixtures(), StageThread("count")
 
     async def count(self, completed: CompletedBatch) -> CountedBatch:
-        """Note each window, keep new ones for training; the replies."""
+        """Record each window in the ledger, pass new ones to the trainer, and prepare the replies."""
         return await self._thread.run(self._count, completed)
 
     async def catch_up(self, is_busy: Callable[[], bool]) -> None:
-        """Let the mixtures learn what they have heard, until there is something more urgent to do."""
+        """Let the mixtures learn from recent embeddings until there is more urgent work."""
         if not is_busy():
             await self._thread.run(self._mixtures.catch_up, is_busy)
 
@@ -39,7 +39,7 @@ class CountStage:
         self._thread.close()
 
     def _count(self, completed: CompletedBatch) -> CountedBatch:
-        """In the counting thread."""
+        """Runs in the counting thread."""
         completions = [
             self._unless_counted(arrival, completion)
             for arrival, completion in zip(completed.batch.arrivals, completed.completions, strict=True)
@@ -69,7 +69,7 @@ class CountStage:
         return CountedBatch(completed.batch, completions, replies, windows, len(ids) - windows)
 
     def _unless_counted(self, arrival: Arrival, completion: Completion) -> Completion:
-        """No dead letter for a frame that was completed before and comes again, when its audio stream has gone on."""
+        """The completion; no dead letter for a counted frame that is redelivered after its audio stream moved on."""
         if completion.poison and self._ledger.holds(arrival.device, arrival.boot, arrival.header.window):
             return msgspec.structs.replace(completion, poison="")
         return completion

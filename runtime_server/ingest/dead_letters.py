@@ -1,7 +1,7 @@
 """Dead letters: frames that cannot be completed, kept for a while with the reason.
 
-They are in a separate stream, `dead.<partition>.<device>`, bounded in number, in size and in age; the oldest go
-first. A letter is there before its frame is taken out of the queue, and once only.
+They are in a separate stream, `dead.<partition>.<device>`, limited in number, size and age; the oldest are removed
+first. A letter is stored, exactly once, before its frame is removed from the queue.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from runtime_server.broker.streams import DEAD
 UNKNOWN = "_unknown"
 """Stands in for the name of an unknown device; no device can have this name."""
 PER_S = 0.1
-"""Letters of one device for long, and as many at once as are kept of it: 100."""
+"""Sustained rate of dead letters per device; a burst may be as large as the number kept for one device, 100."""
 _KEPT_BYTES = 256 << 10
-"""Of a frame: enough to see what it was."""
+"""How much of a frame is kept: enough to see what it was."""
 _REASON, _SUBJECT, _SEQUENCE, _IDENTITY, _SIZE = (
     "Ssc-Reason", "Ssc-Subject", "Ssc-Sequence", "Ssc-Message-Id", "Ssc-Bytes",
 )  # fmt: skip
@@ -37,24 +37,24 @@ class DeadLetter:
     """A frame in the dead-letter queue, with the reason."""
 
     number: int
-    """Its number among the dead letters."""
+    """Its sequence number among the dead letters."""
     time: datetime | None
-    """When it became a dead letter."""
+    """When the frame became a dead letter."""
     device: str
     reason: str
     subject: str
-    """Where it was published."""
+    """The subject on which the frame was published."""
     sequence: int
-    """Its place in the stream of frames."""
+    """The frame's place in the stream of frames."""
     message_id: str
     size: int
-    """The frame's, bytes."""
+    """Size of the frame, bytes."""
     frame: bytes
-    """At most its first 256 KiB."""
+    """The frame, or its first 256 KiB."""
 
 
 async def store(stream: JetStreamContext, message: Msg, device: str, reason: str) -> None:
-    """Keep a frame with the reason; returns once the broker has it. Raises what the library raises."""
+    """Store a frame with the reason; returns once the broker has it. Raises what the library raises."""
     sequence = int(message.metadata.sequence.stream)
     headers = {
         subjects.BROKER_ID_HEADER: f"dead.{message.metadata.stream}.{sequence}",
@@ -76,7 +76,7 @@ async def newest(hub: Hub, count: int) -> list[DeadLetter]:
 
 @raises_link_error
 async def get(hub: Hub, number: int) -> DeadLetter:
-    """One letter. Raises UsageError if there is none with that number, LinkError."""
+    """One letter. Raises UsageError if there is none with that number, and LinkError."""
     try:
         return _letter(await hub.stream.get_msg(DEAD, number, direct=True))
     except nats.js.errors.NotFoundError:
@@ -109,7 +109,7 @@ async def _all(stream: JetStreamContext) -> AsyncIterator[DeadLetter]:
 
 
 def _letter(stored: RawStreamMsg) -> DeadLetter:
-    """Whoever may write to the broker may have written it."""
+    """Parse a letter, which anyone with write access to the broker may have written."""
     headers = {name: _text(value) for name, value in (stored.headers or {}).items()}
     numbers = [int(text) if (text := headers.get(name, "")).isdecimal() else 0 for name in (_SEQUENCE, _SIZE)]
     return DeadLetter(

@@ -1,4 +1,4 @@
-"""The first stage of the ingest: unpacks the frames of a batch, each by itself."""
+"""The first stage of the ingest: unpacks each frame of a batch separately."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DecodeStage:
         self._thread = StageThread("decode")
 
     async def decode(self, batch: FrameBatch) -> DecodedBatch:
-        """The activations of a batch; a frame that has none gets its outcome here."""
+        """The activations of a batch; a frame without one gets its outcome here."""
         return await self._thread.run(self._decode, batch)
 
     def close(self) -> None:
@@ -35,7 +35,7 @@ class DecodeStage:
         self._thread.close()
 
     def _decode(self, batch: FrameBatch) -> DecodedBatch:
-        """In the decode thread."""
+        """Runs in the decode thread."""
         began = time.monotonic()
         generation = self._generations.get(batch.generation)
         if generation is None:
@@ -45,7 +45,7 @@ class DecodeStage:
         return DecodedBatch(batch, generation, found, time.monotonic() - began)
 
     def _activation(self, generation: Generation, arrival: Arrival) -> Tensor | Completion:
-        """The activation of a frame, or what becomes of one that has none."""
+        """The activation of a frame, or the outcome of a frame without one."""
         if not generation.made(arrival.header):
             return Completion("foreign")
         try:

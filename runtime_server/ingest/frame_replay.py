@@ -1,13 +1,13 @@
 """Frame replay: a trainer that starts reads the recent windows of its partitions from the broker again.
 
-Nothing but the broker's stream keeps windows. Acknowledged frames stay in it until its limits are reached, so that
-they can be read once more by a consumer that acknowledges nothing:
+Windows are kept only in the broker's stream. Acknowledged frames stay there until its limits are reached, so a consumer
+that acknowledges nothing can read them again:
 
-    outcome = await Replay(hub, generations, trainer, counted).run(partitions)
+    outcome = await FrameReplay(hub, generations, trainer, counted).run(partitions)
 
-A frame that a resumed trainer held is restored; one that it had trained on and dropped is skipped; one that was counted
-but is unknown to the trainer (the checkpoint is older, or missing) is added; one that was not counted is left to
-ingest, which may run at the same time.
+A window that a resumed trainer held is restored; one that it had trained on and dropped is skipped. One that was
+counted but is unknown to the trainer (the checkpoint is older, or missing) is added. One that was not counted is left
+to ingest, which may run at the same time.
 """
 
 from __future__ import annotations
@@ -47,34 +47,34 @@ _FETCH, _FETCH_BYTES = 128, 8 << 20
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """How much of the stream is read again; what is reached first ends it."""
+    """How much of the stream is read again; reading ends at the first limit reached."""
 
     max_frames: int = 200_000
     max_bytes: int = 512 << 20
-    """About: the stream's mean frame is reckoned with."""
+    """Approximate: computed with the stream's mean frame size."""
     max_age_s: float = 24 * 3600.0
-    """Frames that are older are not added; those a resumed trainer held are restored."""
+    """Older frames are not added; those that a resumed trainer held are still restored."""
 
 
 @dataclass(frozen=True)
 class ReplayOutcome:
-    """What reading again gave."""
+    """The result of a replay."""
 
     read: int
     """Frames that were read."""
     put_back: int
-    """Windows that a resumed trainer had, and has again."""
+    """Windows that a resumed trainer held, and holds again."""
     taken: int
-    """Windows that were counted before, and are new to it."""
+    """Windows that were counted before but are new to the trainer."""
     missing: int
-    """Windows that it had, and that can no longer be read."""
+    """Windows that the trainer held and that can no longer be read."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """Frames by why they were left: "known", "uncounted", "old", "retired", "garbage"."""
+    """Skipped frames by reason: "known", "uncounted", "old", "retired", "garbage"."""
     seconds: float = 0.0
 
 
 class FrameReplay:
-    """Reads for one trainer. `counted` says which windows had been counted before ingest began: it must not change."""
+    """Reads for one trainer. `counted` holds the windows counted before ingest began, and must not change."""
 
     def __init__(
         self, hub: Hub, generations: Generations, trainer: Trainer, counted: Ledger, config: ReplayConfig | None = None
@@ -85,7 +85,7 @@ class FrameReplay:
         self._streams = AudioStreams()
 
     async def run(self, partitions: Iterable[int]) -> ReplayOutcome:
-        """Read the recent frames of the partitions, once. Raises LinkError; then it may be called again."""
+        """Read the recent frames of the partitions once. Raises LinkError; then it may be called again."""
         began, self._seen, self._streams = time.monotonic(), Counter(), AudioStreams()
         try:
             info = await self._hub.stream.stream_info(subjects.STREAM)
@@ -96,13 +96,13 @@ class FrameReplay:
         except (*BROKER_ERRORS, nats.errors.Error) as exc:
             raise LinkError(f"broker {self._hub.url}: cannot read the stream again ({reason(exc)})") from None
         missing = len(self._trainer.to_reread)
-        self._trainer.to_reread.clear()  # they are gone: nothing is to be read for them again
+        self._trainer.to_reread.clear()  # the rest cannot be read any more: do not look for it again
         seen = self._seen
         read, put_back, taken = seen.pop("read", 0), seen.pop("put back", 0), seen.pop("taken", 0)
         return ReplayOutcome(read, put_back, taken, missing, dict(seen), time.monotonic() - began)
 
     def _check_stream(self, info: StreamInfo) -> None:
-        """Sequence numbers of another or a recreated stream are meaningless: forget them."""
+        """Forget all sequence numbers if the stream is another or a recreated one: they are meaningless there."""
         created = "" if info.created is None else info.created.isoformat()
         if self._trainer.stream != created:
             if self._trainer.stream:
@@ -110,7 +110,7 @@ class FrameReplay:
             self._trainer.forget_stream(created)
 
     def _first(self, info: StreamInfo) -> int:
-        """The first sequence number to read: within the limits, and after what is known to be trained."""
+        """The first sequence number to read: within the limits, and after those known to be trained."""
         state, config = info.state, self._config
         mean = max(state.bytes / state.messages, 1.0)
         bounded = state.last_seq + 1 - min(config.max_frames, int(config.max_bytes / mean))
@@ -131,7 +131,7 @@ class FrameReplay:
                     break
 
     def _absorb(self, messages: Sequence[Msg]) -> None:
-        """In a thread: frames in the order of the stream."""
+        """Handle frames in the order of the stream; runs in a thread."""
         trainer, oldest = self._trainer, datetime.now(timezone.utc) - timedelta(seconds=self._config.max_age_s)
         self._seen["read"] += len(messages)
         again: list[TrainingWindow] = []
@@ -143,7 +143,7 @@ class FrameReplay:
                 why = "" if had else self._skip_reason(arrival, oldest)
                 window = self._window(arrival) if not why or _streamed(arrival) else None
             except FrameError:
-                why = why or "garbage"  # or audio whose beginning is out of reach
+                why = why or "garbage"  # or audio whose stream began before the replay did
             if why:
                 self._seen[why] += 1
             elif window is None:
@@ -165,7 +165,7 @@ class FrameReplay:
                 self._seen["garbage"] += 1
 
     def _skip_reason(self, arrival: Arrival, oldest: datetime) -> str:
-        """Why to skip a frame that the trainer did not hold; empty when it is to be added."""
+        """Why to skip a frame that the trainer did not hold; empty if it should be added."""
         if arrival.sequence in self._trainer.trained:
             return "known"
         if not self._counted.holds(arrival.device, arrival.boot, arrival.header.window):
@@ -173,7 +173,7 @@ class FrameReplay:
         return "old" if arrival.message.metadata.timestamp < oldest else ""
 
     def _window(self, arrival: Arrival) -> TrainingWindow | None:
-        """None when its generation is no longer kept. Raises FrameError."""
+        """The window to train on; None if its generation is no longer kept. Raises FrameError."""
         generation = self._generations.get(arrival.header.generation)
         if generation is None:
             return None
@@ -182,5 +182,5 @@ class FrameReplay:
 
 
 def _streamed(arrival: Arrival) -> bool:
-    """Whether a frame continues an audio stream; then every frame of the stream must be decoded."""
+    """Whether a frame continues an audio stream, so that every frame of the stream must be decoded."""
     return WIRE_ENCODINGS[arrival.header.encoding] in STREAMS

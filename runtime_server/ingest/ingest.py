@@ -1,14 +1,14 @@
 """Frames in, embeddings out: batch by (generation, cut), complete, reply, remember for training.
 
     this part (event loop)      takes frames off the broker, checks them, and gives batches to the stages
-    decode   (a thread)         unpacks them                                    `decode_stage.py`
-    complete (the torch thread) runs the suffix, one batch after the other      `complete_stage.py`
-    count    (a thread)         notes every window once, teaches the trainer    `count_stage.py`
-    answer   (event loop)       answers and acknowledges                        `answer_stage.py`
+    decode   (a thread)         unpacks them                                          `decode_stage.py`
+    complete (the torch thread) runs the suffix, one batch after the other            `complete_stage.py`
+    count    (a thread)         records every window once, passes it to the trainer   `count_stage.py`
+    answer   (event loop)       answers and acknowledges                              `answer_stage.py`
 
-What passes between them is frozen (`batches.py`) and goes one way. While a batch is completed, the one before it is
-counted and answered and the next one comes together, so that batches grow with the load by themselves. A frame is
-acknowledged when it has been counted, and never before.
+The messages between the stages are frozen (`batches.py`) and go one way. While a batch is completed, the previous one
+is counted and answered and the next one is collected, so batches grow with the load by themselves. A frame is
+acknowledged only after it has been counted.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from runtime_server.training.trainer import Trainer
 
 _LOG = logging.getLogger(__name__)
 _LINGER_S = 0.003
-"""How long a frame waits for a larger batch when nothing else is being completed."""
+"""How long a frame waits for a larger batch while nothing else is being completed."""
 _QUIET_S = 60.0
-"""A reason that has not come for so long is said anew."""
+"""A reason is logged again only after it has not occurred for this long."""
 _COMPLETING, _PASSES = 2, 4
-"""Batches given to the torch thread at once, and batches that are not answered yet."""
+"""Batches given to the torch thread at once, and batches not answered yet."""
 
 
 class Ingest:
@@ -58,14 +58,14 @@ class Ingest:
 
     Args:
         hub: the connection to the broker.
-        generations: what completes frames.
+        generations: complete the frames.
         trainer: gets every window once; None: nothing is trained.
         ledger: which windows were counted.
-        rate: of the frames of one device.
-        suspects: what frame an earlier process died of.
-        shares: learns of each message what it takes of the stream.
-        ack_wait_s: the broker delivers what a dead process had after so long.
-        again_s: a frame that could not be put away comes again after so long.
+        rate: limits the frames of each device.
+        suspects: which frame crashed an earlier process.
+        shares: learns each message's size in the stream.
+        ack_wait_s: how soon the broker redelivers the messages of a dead process.
+        again_s: how soon a frame is redelivered that could not be stored as a dead letter.
     """
 
     def __init__(
@@ -89,19 +89,19 @@ class Ingest:
         self._answer = AnswerStage(hub, self._held, again_s)
         self.ledger = ledger
         self.consumers: dict[int, PullConsumer] = {}
-        """What is read of the broker, by partition."""
+        """The consumers that read from the broker, by partition."""
         self.counters, self.done = self._answer.counters, self._answer.done
         self.latency_ms = {"batch": self._complete.batch_ms, "reply": self._answer.reply_ms}
         self._completing = 0
         """Batches that are being decoded or completed."""
         self._said: dict[str, float] = {}
-        """Why partitions could not be read, with `time.monotonic()` of the last time, s."""
+        """Reasons why partitions could not be read, with `time.monotonic()` when each last occurred, s."""
         self._passes: set[asyncio.Task[None]] = set()
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, partitions: Iterable[int]) -> None:
-        """Until cancelled."""
+        """Serve until cancelled."""
         tasks = [asyncio.create_task(self._read(partition)) for partition in partitions]
         tasks += [asyncio.create_task(self._dispatch()), asyncio.create_task(self._held.keep())]
         try:
@@ -114,11 +114,11 @@ class Ingest:
                 stage.close()
 
     def in_progress(self, partition: int) -> int:
-        """How many messages of a partition the broker has handed over that are neither done nor given up."""
+        """How many messages of a partition the broker has delivered that are neither done nor given up."""
         return self._held.count(partition)
 
     async def _read(self, partition: int) -> None:
-        """Messages of one partition into the backlog; starts over when the broker was away."""
+        """Put the messages of one partition into the backlog; start over after the broker was away."""
         consumer = self.consumers[partition] = PullConsumer(self._hub.client, partition, self._held)
         while True:
             try:
@@ -128,12 +128,12 @@ class Ingest:
                         self._room.clear()
                         await self._room.wait()
             except BROKER_ERRORS as exc:
-                if not consumer.refused:  # that is told by whoever watches, for all partitions at once
+                if not consumer.refused:  # otherwise the watch reports it, for all partitions at once
                     self._say(partition, reason(exc))
                 await asyncio.sleep(0.5)
 
     def _say(self, partition: int, why: str) -> None:
-        """Say why a partition cannot be read: once for all that fail of the same, as long as it lasts."""
+        """Log why a partition cannot be read: once for all partitions with the same reason, for as long as it lasts."""
         now = time.monotonic()
         known = now - self._said.get(why, -math.inf) <= _QUIET_S
         _LOG.log(logging.DEBUG if known else logging.WARNING, "partition %d cannot be read: %s", partition, why)
@@ -164,7 +164,7 @@ class Ingest:
         self._changed.set()
 
     async def _dispatch(self) -> None:
-        """Batches to the stages: at once when the torch thread has nothing to do, else those worth it, one ahead."""
+        """Give batches to the stages: any batch if the torch thread is idle, otherwise one worthwhile batch ahead."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -187,19 +187,19 @@ class Ingest:
                     await asyncio.wait([task])
 
     def _dispatch_later(self) -> None:
-        """Dispatch again when the waiting frames have waited long enough for a larger batch."""
+        """Dispatch again once the waiting frames have waited long enough for a larger batch."""
         if self._timer is None or self._timer.when() < asyncio.get_running_loop().time():
             self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self._changed.set)
 
     async def _pass(self, batch: FrameBatch) -> None:
-        """One batch through all stages."""
+        """Take one batch through all stages."""
         with self._blaming(batch):
             counted = await self._count.count(await self._completed(batch))
         await self._answer.answer(counted)
         await self._count.catch_up(self._is_busy)
 
     def _is_busy(self) -> bool:
-        """Whether frames wait or are being completed, for which whatever is not urgent makes way. From any thread."""
+        """Whether frames are waiting or being completed, so that less urgent work should wait. From any thread."""
         return self._completing > 0 or len(self._backlog) > 0
 
     async def _completed(self, batch: FrameBatch) -> CompletedBatch:
@@ -212,7 +212,7 @@ class Ingest:
         return completed
 
     def _blaming(self, batch: FrameBatch) -> AbstractContextManager[None]:
-        """Inside the block, a crash is attributed to the one frame of a batch that is suspect."""
+        """Inside the block, a crash is attributed to the batch's frame if it is a suspect."""
         if self._suspects is None or not batch.suspect:
             return contextlib.nullcontext()
         suspect = batch.arrivals[0]

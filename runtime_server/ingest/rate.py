@@ -1,4 +1,4 @@
-"""Limits how many frames of a device are completed: one token bucket per device (the broker has no such limit)."""
+"""Limits how many frames of each device are completed, by a token bucket per device (the broker has no such limit)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MAX_DEVICES = 16_384
 
 
 class RateLimit:
-    """Allows each device `per_s` frames a second, and at first, or after a silence, 1000 seconds' worth at once.
+    """Allows each device `per_s` frames a second; at first and after a silence, 1000 seconds' worth at once.
 
     A device that replays days of spooled frames stays below that, and a flood still ends within seconds. Beyond
-    `max_devices` devices the least recently active are forgotten.
+    `max_devices` devices, the least recently active ones are forgotten.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def allow(self, device: str) -> bool:
-        """Whether another frame of this device may be completed now; it counts if so."""
+        """Whether another frame of this device may be completed now; if so, it is counted."""
         now = self._clock()
         tokens, at = self._buckets.pop(device, (self._burst, now))
         tokens = min(self._burst, tokens + (now - at) * self._per_s)

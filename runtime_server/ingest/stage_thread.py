@@ -13,7 +13,7 @@ _Result = TypeVar("_Result")
 
 
 class StageThread:
-    """One thread, named after its stage, that makes one call after the other. It starts with the first call."""
+    """One thread, named after its stage, that runs one call at a time. It starts with the first call."""
 
     def __init__(self, name: str) -> None:
         self._pool = ThreadPoolExecutor(1, name)
@@ -21,7 +21,7 @@ class StageThread:
     async def run(
         self, call: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
     ) -> _Result:
-        """What a call gives; it waits for those before it."""
+        """The result of a call, which runs after all earlier ones."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(call, *args, **kwargs))
 
     def close(self) -> None:
