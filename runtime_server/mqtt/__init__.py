@@ -1,1 +1,1 @@
-"""Devices and what they hear at a user's own MQTT broker, as Home Assistant finds them."""
+"""Devices and what they hear, published at a user's own MQTT broker, where Home Assistant finds them."""

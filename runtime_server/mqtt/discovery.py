@@ -20,7 +20,7 @@ from runtime_server.telemetry.fleet import FleetEvent
 
 ONLINE, OFFLINE = "online", "offline"
 MAX_LABELS = 64
-"""Of one device; a head may have thousands, of which most are never heard."""
+"""Per device; a head may have thousands of labels, most of which are never heard."""
 _ID = 40
 _DEVICE_VALUES = ("generation", "head_generation", "cut", "temperature_c", "throttled", "battery")
 
@@ -34,7 +34,7 @@ class Topics:
 
     @property
     def status(self) -> str:
-        """Whether the bridge is there; the last will of its connection says that it is not."""
+        """The topic of the bridge's own status; the last will of its connection sets it to offline."""
         return f"{self.base}/status"
 
     def of(self, device: str, *parts: str) -> str:
@@ -42,33 +42,33 @@ class Topics:
         return "/".join([self.base, device, *parts])
 
     def config(self, device: str) -> str:
-        """Where Home Assistant looks for a device."""
+        """The topic where Home Assistant looks for a device."""
         return f"{self.discovery}/device/{self.base}-{device}/config"
 
 
 @dataclass
 class KnownLabels:
-    """The labels that one device has topics for: those of its head, if these are few, and those heard since."""
+    """The labels that one device has topics for: those of its head, if there are few, and those heard since."""
 
     heard: dict[str, None] = field(default_factory=dict)
     seen: dict[str, tuple[float, int | None]] = field(default_factory=dict)
-    """Of labels that have been on: the best score, and the head's generation then."""
+    """For labels that have been on: the best score, and the head's generation at that time."""
 
     def add(self, labels: Iterable[str]) -> None:
-        """As many as there is room for; a label stays."""
+        """Add as many labels as there is room for; a label that was added stays."""
         for label in labels:
             if len(self.heard) < MAX_LABELS:
                 self.heard.setdefault(label)
 
     def note(self, label: str, score: float, generation: int | None) -> None:
-        """It went on or off; nothing is kept of a label that there is no room for."""
+        """Note that a label went on or off, unless there is no room for it."""
         self.add([label])
         if label in self.heard:
             self.seen[label] = score, generation
 
 
 def label_id(label: str) -> str:
-    """A label as a part of a topic and of an id, unlike that of any other label."""
+    """The label as part of a topic or an id; no two labels get the same one."""
     plain = re.sub(r"[^a-zA-Z0-9_]+", "-", label).strip("-")[:_ID]
     if plain == label:
         return plain
@@ -104,13 +104,13 @@ def discovery(view: DeviceView, known: KnownLabels, topics: Topics) -> dict[str,
 
 
 def device_topics(device: str, known: KnownLabels, topics: Topics) -> list[str]:
-    """Where something of a device is retained."""
+    """The topics on which something is retained for a device."""
     labels = (topics.of(device, "label", label_id(label)) for label in known.heard)
     return [topics.of(device, "status"), topics.of(device, "state"), *labels, topics.config(device)]
 
 
 def device_event(event: FleetEvent) -> str:
-    """What is published, and not retained, when something happens at a device."""
+    """The unretained message for something that happened at a device."""
     names = ("kind", "device", "label", "score", "since", "time", "head_generation", "generation", "text")
     values = {name: getattr(event, name) for name in names}
     return _json({name: value for name, value in values.items() if value not in (None, "")})

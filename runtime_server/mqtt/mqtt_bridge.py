@@ -1,4 +1,4 @@
-"""Publishes the fleet at a user's MQTT broker, with a real client of that broker: retained topics and a last will."""
+"""Publishes the fleet at a user's MQTT broker, as a client of that broker with retained topics and a last will."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _EXAMPLE = "mqtt://user:password@homeassistant.local:1883"
 
 @dataclass(frozen=True)
 class MqttAddress:
-    """Where the user's broker is."""
+    """The address of the user's broker."""
 
     host: str
     port: int
@@ -53,7 +53,7 @@ class MqttAddress:
 
     @classmethod
     def parse(cls, url: str) -> MqttAddress:
-        """From `mqtt://user:password@host:port`, or `mqtts://` for TLS. Raises UsageError, without the password."""
+        """Parse `mqtt://user:password@host:port`, or `mqtts://` for TLS. Raises UsageError, without the password."""
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -76,7 +76,7 @@ class MqttBridge:
         fleet: kept up to date here.
         address: the user's broker.
         topics: where to publish there.
-        heads: gives the heads that devices have, by whom they are for.
+        heads: returns the heads that devices have, by recipient.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class MqttBridge:
         self._connected, self._answered = asyncio.Event(), asyncio.Event()
 
     async def run(self, stopping: asyncio.Event, on_started: Callable[[], None]) -> None:
-        """Until `stopping`; `on_started` is called once, when the first state is published.
+        """Run until `stopping` is set; `on_started` is called once, when the first state is published.
 
-        Raises LinkError when either broker refuses, or does not answer at the start.
+        Raises LinkError if either broker refuses the connection, or does not answer at the start.
         """
         self._client.connect_async(self._address.host, self._address.port, _KEEPALIVE_S)
         self._client.loop_start()
@@ -124,7 +124,7 @@ class MqttBridge:
             raise LinkError(f"{self._address}: {self._refused}; give a user that it knows")
 
     async def _take_leave(self) -> None:
-        """Nobody else tells the broker: a connection that is ended on purpose has no last will."""
+        """Publish `offline` for everything: after a deliberate disconnect the broker does not send the last will."""
         topics = [self._topics.status, *(self._topics.of(device, "status") for device in sorted(self._fleet.devices))]
         told = [self._published.put(topic, OFFLINE) for topic in topics]
         await asyncio.to_thread(_wait_for, [one for one in told if one is not None], _LEAVE_S)
@@ -157,7 +157,7 @@ class MqttBridge:
         return await pushed_heads(self._hub, await self._hub.signing_key())
 
     def _publish_changes(self, every: bool) -> None:
-        """What devices have told since the last look; with `every`, also which of them are gone."""
+        """Publish what devices have reported since the last call; with `every`, also which of them are gone."""
         self._published.put(self._topics.status, ONLINE)
         for event in self._fleet.later(self._number):
             self._number = event.number
@@ -181,7 +181,7 @@ class MqttBridge:
             self._published.put(topic, payload)
 
     def _forget(self, device: str) -> None:
-        """Nothing is kept of a device that the fleet has forgotten, once the broker takes it that it is gone."""
+        """Drop all that is kept of a device the fleet has forgotten, once the client has accepted its `offline`."""
         status = self._topics.of(device, "status")
         self._published.put(status, OFFLINE)
         if self._published.has(status, OFFLINE):
@@ -191,11 +191,11 @@ class MqttBridge:
         return self._known.setdefault(device, KnownLabels())
 
     def _on_connect(self, refused: str) -> None:
-        """In the client's thread."""
+        """Called in the client's thread."""
         self._loop.call_soon_threadsafe(self._connection_changed, refused, not refused)
 
     def _on_disconnect(self) -> None:
-        """In the client's thread, which connects again by itself."""
+        """Called in the client's thread, which reconnects by itself."""
         self._loop.call_soon_threadsafe(self._connection_changed, "", False)
 
     def _connection_changed(self, refused: str, connected: bool) -> None:
@@ -203,7 +203,7 @@ class MqttBridge:
             self._refused = refused
             self._answered.set()
         if connected:
-            self._published.clear()  # its last will has been carried out, and it may have forgotten the rest
+            self._published.clear()  # its last will was published, and it may have forgotten the rest
             self._connected.set()
             return
         self._connected.clear()
@@ -212,21 +212,21 @@ class MqttBridge:
 
 
 def _nothing() -> None:
-    """It has started already."""
+    """Does nothing: the bridge has started already."""
 
 
 def _wait_for(told: list[MQTTMessageInfo], patience_s: float) -> None:
-    """Until the broker has all of it, or patience is at its end."""
+    """Wait until the broker has all of it, at most `patience_s`."""
     deadline = time.monotonic() + patience_s
     for one in told:
-        with contextlib.suppress(ValueError, RuntimeError):  # it was not taken, or the connection is lost
+        with contextlib.suppress(ValueError, RuntimeError):  # it was not accepted, or the connection is lost
             one.wait_for_publish(max(deadline - time.monotonic(), 0.0))
 
 
 def _client(
     address: MqttAddress, topics: Topics, on_connect: Callable[[str], None], on_disconnect: Callable[[], None]
 ) -> Client:
-    """A client whose broker says that it is gone when it is. Raises MissingExtra."""
+    """A client whose last will tells the broker's users when it is gone. Raises MissingExtra."""
     try:
         from paho.mqtt import client as mqtt
         from paho.mqtt.enums import CallbackAPIVersion

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessageInfo
 
 _QUEUE_IS_FULL = 15
-"""MQTT_ERR_QUEUE_SIZE of a client that may not be installed."""
+"""The value of MQTT_ERR_QUEUE_SIZE; repeated here because the client library may not be installed."""
 
 
 class RetainedTopics:
-    """Publishes with `client`, and remembers what it took."""
+    """Publishes with `client`, and remembers what it accepted."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -25,10 +25,10 @@ class RetainedTopics:
         return not self._payloads
 
     def put(self, topic: str, payload: str) -> MQTTMessageInfo | None:
-        """Publish a value unless the topic has it already.
+        """Publish a value unless the topic already has it.
 
-        Returns the pending publication, or None if there is nothing to do. A value that the
-        client's full queue refuses is not remembered: put it again later.
+        Returns the pending publication, or None if there is nothing to do. A value that the client's full queue refuses
+        is not remembered: put it again later.
         """
         if self.has(topic, payload):
             return None
