@@ -1,1 +1,1 @@
-"""Loading, announcing and reporting of a server; `runtime_server.server` puts it together."""
+"""Loading, announcing and reporting for a server; `runtime_server.server` puts the parts together."""

@@ -12,13 +12,13 @@ from runtime_server.serving.loading import Loaded
 
 
 class Announcement:
-    """Puts it on the broker; `replicas` brokers keep each message."""
+    """Puts these on the broker; `replicas` brokers keep each message."""
 
     def __init__(self, hub: Hub, loaded: Loaded, replicas: int = 1) -> None:
         self._hub, self._loaded, self._replicas = hub, loaded, replicas
 
     async def announce(self) -> None:
-        """The key, and the bundle's table for each target that has no usable one. Raises LinkError."""
+        """Publish the key, and the bundle's table for each target without a usable one. Raises LinkError."""
         generations = self._loaded.generations
         bundle = (generations.get(self._loaded.rollout.base) or generations.newest).bundle
         await self._hub.put_signing_key(self._loaded.key.public)
@@ -28,12 +28,12 @@ class Announcement:
                 await self._hub.put_table(bundle.table(target), self._loaded.key)
 
     async def mend(self) -> None:
-        """Make the streams and buckets that are gone, and announce again. Raises LinkError."""
+        """Create missing streams and buckets, and announce again. Raises LinkError."""
         await self._hub.create(self._replicas)
         await self.announce()
 
     def _usable(self, target: str, record: bytes | None, bundle: Bundle) -> bool:
-        """Whether a target's table that the broker has kept is signed with this server's key and fits the bundle."""
+        """Whether the table kept by the broker for a target is signed with this server's key and fits the bundle."""
         try:
             key = self._loaded.key.public
             opened = open_record(record or b"", "table", subjects.table_key(target), key, "table")

@@ -15,7 +15,7 @@ _EVERY_S = 1.0
 
 
 async def show_status(status: ServerStatus, console: Console | None = None, every_s: float = _EVERY_S) -> None:
-    """Write over the line until cancelled, and take it away."""
+    """Rewrite the line until cancelled, then remove it."""
     before: int | None = None
     with (console or Console(stderr=True)).status("") as line:
         while True:
@@ -26,7 +26,7 @@ async def show_status(status: ServerStatus, console: Console | None = None, ever
 
 
 def status_line(told: dict[str, Any], windows_before: int | None, seconds: float) -> str:
-    """What a status says, in a line; `windows_before` were there so many seconds ago."""
+    """A status as one line; `windows_before` is the number of windows `seconds` ago."""
     windows = sum(told["windows"].values())
     rate = "" if windows_before is None else f" ({(windows - windows_before) / seconds:.0f} a second)"
     parts = [

@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Training:
-    """What trains and judges."""
+    """The parts that train and judge."""
 
     trainer: Trainer
     release_gate: ReleaseGate
@@ -41,28 +41,28 @@ class Training:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was on the disk."""
+    """What was loaded from the disk."""
 
     key: minisign.SecretKey
     """Signs releases, tables and heads."""
     generations: Generations
     rollout: Rollout
     unreleased: int | None
-    """A generation that was made and never offered to devices; of the first rank alone."""
+    """A generation that was compiled but never offered to devices; only on the first rank."""
     training: Training | None
     """None: the server does not train."""
 
 
 class Loader:
-    """Reads a state directory, once; the first rank makes what is not there yet."""
+    """Reads a state directory once; the first rank creates what is missing."""
 
     def __init__(self, encoder: LoadedEncoder, config: ServerConfig, state: ServerState, ranks: Ranks) -> None:
         self._encoder, self._config, self._state, self._ranks = encoder, config, state, ranks
 
     def load(self) -> Loaded:
-        """What is on the disk; other ranks wait until the first has made it.
+        """Load everything from the disk; other ranks wait until the first one has created it.
 
-        Raises BundleError when the bundle is of other weights, FormatError or SignatureError for what is damaged.
+        Raises BundleError if the bundle was made from other weights, FormatError or SignatureError for damaged files.
         """
         number = 0 if self._ranks.first else self._ranks.sum(0)[0]
         key = self._state.signing_key(self._config.key)
@@ -81,7 +81,7 @@ class Loader:
         return Loaded(key, generations, rollout, unreleased, training)
 
     def _fill(self, generations: Generations, rollout: Rollout, key: minisign.SecretKey) -> Generation:
-        """Generations from the state directory, or the given bundle as the first one; the newest."""
+        """Fill `generations` from the state directory, or with the given bundle as the first; returns the newest."""
         generations.protect(rollout.running)
         known = self._state.generations(KEPT_GENERATIONS, rollout.running)
         found = {bundle.manifest.info.generation for bundle, _ in known}
@@ -116,7 +116,7 @@ class Loader:
     def _training(
         self, newest: Generation, generations: Generations, rollout: Rollout, key: minisign.SecretKey
     ) -> Training | None:
-        """A trainer that goes on from the checkpoint, or begins with `newest`, and its release gate."""
+        """A trainer that continues from the checkpoint or starts with `newest`, and its release gate."""
         config, encoder, ranks = self._config, self._encoder, self._ranks
         if not config.training:
             return None

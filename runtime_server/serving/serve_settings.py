@@ -1,4 +1,4 @@
-"""The settings of `runtime_server.serve` for editors and type checkers; `ServerSettings` says what each is for."""
+"""The settings of `runtime_server.serve` for editors and type checkers; `ServerSettings` describes each of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 
 
 class ServeSettings(TypedDict, total=False):
-    """Those of `ServerSettings`, all optional; a test holds the two together."""
+    """The settings in `ServerSettings`, all optional; a test compares the two."""
 
     state: str | PathLike[str]
     broker: str | None

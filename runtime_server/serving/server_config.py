@@ -22,13 +22,13 @@ class ServerConfig:
     bundle: Path
     state: Path
     broker: str | None = None
-    """An outside broker; without one the server starts its own."""
+    """Address of an outside broker; without one the server starts its own."""
     replicas: int = 1
-    """Brokers of a cluster that keep each message."""
+    """How many brokers of a cluster keep each message."""
     host: str = "127.0.0.1"
     port: int = 4222
     mqtt_port: int | None = None
-    """Where the embedded broker lets MQTT clients in."""
+    """Port on which the embedded broker admits MQTT clients."""
     key: Path | None = None
     calibrate: Path | None = None
     larger: Path | None = None
@@ -36,19 +36,19 @@ class ServerConfig:
     training: bool = True
     threads: int = 1
     precision: Precision = "float32"
-    """What frames are completed in; training is always in float32."""
+    """Number format in which frames are completed; training always uses float32."""
     train: TrainConfig = field(default_factory=TrainConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     max_rate: float = FRAMES_PER_S
     """Frames a second that one device may send on average."""
     health_port: int | None = None
-    """Where `/healthz` and `/metrics` answer on this machine."""
+    """Port of this machine for `/healthz` and `/metrics`."""
     web: str | None = None
-    """Where the page is: a port of this machine, or host:port."""
+    """Address of the page: a port of this machine, or host:port."""
     energy: str = AUTO
-    """What counts the energy of training (`energy_source`)."""
+    """How the energy of training is measured (`energy_source`)."""
     idle_watts: float | None = None
-    """Power of this machine at rest, W, for figures above it."""
+    """Power of this machine at rest, W, for energy above idle."""
     tensorboard: Path | None = None
     """Directory for TensorBoard's event files."""
     checkpoint_steps: int = 200
@@ -56,5 +56,5 @@ class ServerConfig:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     release: ReleaseConfig = field(default_factory=ReleaseConfig)
     probe: Path | None = None
-    """Labelled recordings, a folder or CSV, on which no release may be worse."""
+    """Labelled recordings, a folder or CSV, on which no release may get worse."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

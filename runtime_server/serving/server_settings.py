@@ -1,7 +1,7 @@
 """The settings of `ssc server run`: one dataclass, filled from a TOML file, the environment and the command line.
 
-To add a setting, add a field here: the option, the key of the file, its validation and its documentation follow from
-it. `ServerSettings.config` puts it where it belongs.
+To add a setting, add a field here: its option, its key in the file, its validation and its documentation follow from
+the field. `ServerSettings.config` puts it where it is used.
 """
 
 # ruff: noqa: RUF009 - `setting` makes a dataclass field
@@ -157,7 +157,10 @@ class ServerSettings:
     )  # fmt: skip
 
     def config(self, bundle: Path, untrained: bool) -> ServerConfig:
-        """Of a server of this bundle, whose encoder is `untrained`. Raises UsageError for what does not go together."""
+        """The configuration for a server of this bundle; `untrained`: its encoder has random weights.
+
+        Raises UsageError for settings that do not go together.
+        """
         return ServerConfig(
             bundle=bundle, state=self.state, broker=self.broker, replicas=self.replicas, host=self.host, port=self.port,
             mqtt_port=self.mqtt_port, key=self.key, calibrate=self.calibrate, larger=self.larger,
@@ -179,7 +182,7 @@ class ServerSettings:
         )  # fmt: skip
 
     def _train(self) -> TrainConfig:
-        """How the server learns."""
+        """The configuration of training."""
         loss = LOSSES[self.loss]
         if self.spread is not None:
             if loss.spread is None:

@@ -26,29 +26,29 @@ from runtime_server.training.ranks import Ranks
 from runtime_server.training_loop import TrainingLoop
 
 _STATUS_STEPS = 1000
-"""Training steps a status tells of: more would not fit a message of every broker."""
+"""Training steps that a status contains: with more, it would not fit into a message of every broker."""
 STARTING = "it is starting"
 
 
 class Jobs:
-    """What runs for as long as the server does, each under a name."""
+    """The tasks that run for as long as the server does, each under a name."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[Any]] = {}
 
     def start(self, name: str, job: Coroutine[Any, Any, Any]) -> None:
-        """Run a job from now on."""
+        """Start a job."""
         self._tasks[name] = asyncio.create_task(job)
 
     @property
     def troubles(self) -> list[str]:
-        """Each job that has ended; before the first has started, that."""
+        """The jobs that have ended; if none has started yet, that the server is starting."""
         if not self._tasks:
             return [STARTING]
         return [f"the {name} has ended" for name, task in self._tasks.items() if task.done()]
 
     async def wait(self, stopping: asyncio.Event) -> None:
-        """Until the event is set or a job ends. Raises what a job raised."""
+        """Wait until the event is set or a job ends. Raises what a job raised."""
         stopped = asyncio.create_task(stopping.wait())
         try:
             await asyncio.wait([stopped, *self._tasks.values()], return_when=asyncio.FIRST_COMPLETED)
@@ -59,14 +59,14 @@ class Jobs:
             await cancel_all([stopped])
 
     async def end(self, patiently: str) -> None:
-        """Cancel all jobs but the one that ends by itself, and wait for it, too."""
+        """Cancel all jobs except `patiently`, which ends by itself, and wait until all have ended."""
         await cancel_all(task for name, task in self._tasks.items() if name != patiently)
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerParts:
-    """Of a server that has started."""
+    """The parts of a server that has started."""
 
     encoder: str
     since: float
@@ -74,7 +74,7 @@ class ServerParts:
     ranks: Ranks
     loaded: Loaded
     broker: Broker | None
-    """The one that the server runs itself."""
+    """The broker that the server runs itself, if any."""
     hub: Hub
     ledger: PartitionedLedger
     ingest: Ingest
@@ -87,13 +87,13 @@ class ServerParts:
 
 
 class ServerStatus:
-    """Looks at the parts of a server; keeps nothing."""
+    """Looks at the parts of a server; keeps no state."""
 
     def __init__(self, parts: ServerParts) -> None:
         self._parts = parts
 
     async def troubles(self) -> list[str]:
-        """What is wrong with the server now; the first rank reports for all."""
+        """What is wrong with the server now; the first rank reports for all ranks."""
         found = self.own_troubles()
         if self._parts.ranks.first and not found:
             others = await self._parts.followers.statuses()
@@ -103,7 +103,7 @@ class ServerStatus:
         return found
 
     def own_troubles(self) -> list[str]:
-        """What keeps this rank from being well now."""
+        """What is wrong with this rank now."""
         ended = self._parts.jobs.troubles
         if ended == [STARTING]:
             return ended
@@ -138,14 +138,14 @@ class ServerStatus:
         return self._parts.hub.client.stats["in_bytes"]
 
     async def status_of_all(self) -> dict[str, Any]:
-        """The combined status of all ranks on the first one; on another rank its own."""
+        """On the first rank the combined status of all ranks, on any other its own."""
         if not self._parts.ranks.first:
             return {**self.status(), "troubles": self.own_troubles()}
         told = together(self.status(), await self._parts.followers.statuses(), self._parts.ranks.world)
         return {**told, "troubles": await self.troubles()}
 
     async def measure(self) -> ServerMeasurements:
-        """The measurements for `/metrics`: windows and frames of all ranks, the rest of the first one."""
+        """The measurements for `/metrics`: windows and frames of all ranks, everything else of the first rank."""
         told = await self.status_of_all()
         return ServerMeasurements(
             encoder=self._parts.encoder,
@@ -165,5 +165,5 @@ class ServerStatus:
         )
 
     async def answer(self, message: Msg) -> None:
-        """Answer one question about the status."""
+        """Answer one request for the status."""
         await message.respond(msgspec.json.encode(await self.status_of_all()))

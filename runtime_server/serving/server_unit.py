@@ -1,4 +1,4 @@
-"""The server as a service of systemd: its unit, its user, its files, and what it tells systemd."""
+"""The server as a systemd service: its unit, its user, its files, and what it reports to systemd."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime_server.serving.server_settings import ServerSettings
 from runtime_server.serving.server_status import ServerStatus
 
 ENCODER, BUNDLE = Path("/var/lib/ssc-server/encoder.pt"), Path("/var/lib/ssc-server/bundle")
-"""Where its user may read them."""
+"""Where the service's user may read them."""
 SERVER = Service(
     name="ssc-server",
     description="StreamSplit server",
@@ -32,12 +32,12 @@ SERVER = Service(
 )
 _USERS = Path("/etc/sysusers.d") / f"{SERVER.name}.conf"
 _SIGNS_OF_LIFE = 4
-"""In the watchdog's time."""
+"""How many within the watchdog's timeout."""
 _UNWATCHED_S = 30.0
 
 
 def files(settings: Mapping[str, object]) -> dict[Path, str]:
-    """What it has beside its unit, by absolute path; `settings` go into its configuration."""
+    """The service's files besides its unit, by absolute path; `settings` go into its configuration."""
     return {
         SERVER.config: as_toml(ServerSettings, {"host": "0.0.0.0", **settings, "state": SERVER.state}),  # noqa: S104
         SERVER.environment: "# Variables of the service, for example OMP_NUM_THREADS=2.\n",
@@ -60,7 +60,7 @@ def bring(encoder: Path, bundle: Path, root: Path | None) -> None:
 
 
 async def tell_systemd(status: ServerStatus, notifier: Notifier) -> None:
-    """Say that the server serves, that it lives, and how it is doing, until cancelled."""
+    """Report to systemd that the server is ready, alive, and how it is doing, until cancelled."""
     notifier.ready()
     pause = _UNWATCHED_S if notifier.watchdog_s is None else notifier.watchdog_s / _SIGNS_OF_LIFE
     try:
