@@ -1,1 +1,1 @@
-"""What the server keeps on disk between two runs."""
+"""What the server keeps on disk between runs."""

@@ -7,37 +7,37 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 MAX_RUNS = 4096
-"""Of one device. One that ships every second window for an hour and more has as many."""
+"""Per device. A device that ships every second window for more than an hour has this many."""
 MAX_BOOTS = 64
 FORGOTTEN = ""
-"""Used instead of a boot, for windows of which only the count is still known."""
+"""Used in place of a boot for windows of which only the count is still known."""
 
 Runs = list[list[int]]
-"""First and last index of each row of windows without a gap, ascending."""
+"""First and last index of each gapless run of windows, ascending."""
 
 
 class DeviceWindows:
     """Window indices seen for each boot of a device, as sorted runs; small because indices are mostly dense.
 
-    Beyond `MAX_RUNS` the lowest indices of the least recently active boot are forgotten, beyond `MAX_BOOTS` that
-    boot. A forgotten window stays counted; if it comes again, it is counted again.
+    Beyond `MAX_RUNS`, the lowest indices of the least recently active boot are forgotten; beyond `MAX_BOOTS`, that
+    whole boot. A forgotten window stays counted; if it comes again, it is counted again.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        """Windows that were counted, with those that are forgotten."""
+        """Windows counted, including forgotten ones."""
         self.runs = 0
         self._boots: OrderedDict[str, Runs] = OrderedDict()
         self._forgotten = 0
 
     def holds(self, boot: str, index: int) -> bool:
-        """Whether a window was noted."""
+        """Whether a window was recorded."""
         runs = self._boots.get(boot, [])
         place = bisect.bisect_right(runs, [index, 1 << 62])
         return place > 0 and index <= runs[place - 1][1]
 
     def add(self, boot: str, index: int) -> bool:
-        """Note a window; False when it was noted before."""
+        """Record a window; False if it was recorded before."""
         runs = self._boots.get(boot)
         if runs is None:
             runs = self._boots[boot] = []
@@ -68,7 +68,7 @@ class DeviceWindows:
         return True
 
     def restore(self, boot: str, runs: Runs) -> None:
-        """Take what `chains` gave of a boot."""
+        """Restore what `chains` returned for a boot."""
         count = sum(last - first + 1 for first, last in runs)
         self.count += count
         if boot == FORGOTTEN:
@@ -79,7 +79,7 @@ class DeviceWindows:
             self.forget(MAX_RUNS)
 
     def forget(self, most_runs: int) -> None:
-        """Keep so many runs at most, and `MAX_BOOTS` boots."""
+        """Keep at most `most_runs` runs and `MAX_BOOTS` boots."""
         while self.runs > most_runs or len(self._boots) > MAX_BOOTS:
             boot, runs = next(iter(self._boots.items()))
             over = len(runs) if len(self._boots) > MAX_BOOTS else min(self.runs - most_runs, len(runs))
@@ -90,7 +90,7 @@ class DeviceWindows:
                 del self._boots[boot]
 
     def chains(self) -> Iterator[tuple[str, Runs]]:
-        """Every boot with its runs, the least recently active first; FORGOTTEN before them all."""
+        """Every boot with its runs, the least recently active first; FORGOTTEN comes before them all."""
         if self._forgotten:
             yield FORGOTTEN, [[0, self._forgotten - 1]]
         yield from self._boots.items()

@@ -1,6 +1,6 @@
 """The ledger: which windows of which device have been counted.
 
-It extends exactly-once beyond the broker's deduplication window.
+With it, a window is counted exactly once even beyond the broker's deduplication window.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from runtime_server.state.device_windows import DeviceWindows, Runs
 _LOG = logging.getLogger(__name__)
 MAX_DEVICES = 20_000
 MAX_RUNS = 1 << 18
-"""With as many a file has less than 40 MB, and memory 50 MB."""
+"""With this many, a file stays below 40 MB, and memory at 50 MB."""
 _MAX_BYTES = 256 << 20
 LOCK_PATIENCE_S = 5.0
 """A process that has just been killed still holds its files for a moment."""
 _JOURNAL = "streamsplit.journal/2"
-"""The first line. Earlier versions' journals have none, and no checksums of their lines."""
+"""The first line. Journals of earlier versions have none, and no checksums of their lines."""
 _FIX = " to start counting over"
 _TAKEN = "another server runs on this state directory; stop it, or give another --state"
 WindowId = tuple[str, str, int]
@@ -44,7 +44,7 @@ _Runs = list[Annotated[list[int], Meta(min_length=2, max_length=2)]]
 class Ledger:
     """The windows seen of each device (`DeviceWindows`). May be used from several threads.
 
-    Beyond `MAX_RUNS` of all devices together the device with most of them forgets half. Beyond `MAX_DEVICES`, which
+    If all devices together exceed `MAX_RUNS`, the device with the most runs forgets half. Beyond `MAX_DEVICES`, which
     only an open broker admits, the least recently active device is forgotten.
     """
 
@@ -54,38 +54,38 @@ class Ledger:
         self._lock = threading.RLock()
 
     def add(self, device: str, boot: str, index: int) -> bool:
-        """Note a window; False when it was noted before."""
+        """Record a window; False if it was recorded before."""
         return self.add_all([(device, boot, index)])[0]
 
     def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
-        """Record windows, in order; for each, False when it was recorded before."""
+        """Record windows, in order; for each, False if it was recorded before."""
         with self._lock:
             return [self._add(*window) for window in windows]
 
     def holds(self, device: str, boot: str, index: int) -> bool:
-        """Whether a window was noted."""
+        """Whether a window was recorded."""
         with self._lock:
             return device in self._devices and self._devices[device].holds(boot, index)
 
     def counts(self) -> dict[str, int]:
-        """Distinct windows seen by device, over all its boots."""
+        """Number of distinct windows seen of each device, over all its boots."""
         with self._lock:
             return {device: own.count for device, own in self._devices.items()}
 
     def to_bytes(self) -> bytes:
-        """JSON."""
+        """The ledger as JSON."""
         with self._lock:
             return msgspec.json.encode(self._chains())
 
     @classmethod
     def from_bytes(cls, data: bytes, source: str = "ledger") -> Ledger:
-        """Raises FormatError, naming `source`, for anything else than what `to_bytes` wrote."""
+        """Read what `to_bytes` wrote. Raises FormatError, naming `source`, for anything else."""
         ledger = cls()
         ledger.restore(data, source)
         return ledger
 
     def restore(self, data: bytes, source: str = "ledger") -> None:
-        """Take in what `to_bytes` gave of another ledger. Raises FormatError, naming `source`, for anything else."""
+        """Add what `to_bytes` wrote of another ledger. Raises FormatError, naming `source`, for anything else."""
         with self._lock:
             for chain, runs in decode(data, dict[str, _Runs], source, _MAX_BYTES, fix="; remove it" + _FIX).items():
                 device, _, boot = chain.rpartition(".")
@@ -95,7 +95,7 @@ class Ledger:
                 self._keep_bounds(own.runs - before)
 
     def snapshot(self) -> Ledger:
-        """What is noted now, in memory: it does not change with this one."""
+        """A copy in memory of what is recorded now; it does not change with this ledger."""
         return Ledger.from_bytes(self.to_bytes())
 
     def _chains(self) -> dict[str, Runs]:
@@ -118,7 +118,7 @@ class Ledger:
         return own
 
     def _keep_bounds(self, more_runs: int) -> None:
-        """After one device has so many more."""
+        """Enforce the limits after a device has gained `more_runs` runs."""
         self._runs += more_runs
         if len(self._devices) > MAX_DEVICES:
             self._runs -= self._devices.popitem(last=False)[1].runs
@@ -129,18 +129,17 @@ class Ledger:
 
 
 class DurableLedger(Ledger):
-    """A ledger in a file, and beside it in `<file>.journal` what was noted since the last `save`.
+    """A ledger in a file; `<file>.journal` beside it holds what was recorded since the last `save`.
 
-    A window is in the journal before `add_all` returns, so the death of the process forgets none. A power cut, or
-    damage to the journal, may take the last seconds; those windows then count as not yet seen. Raises FormatError for
-    a damaged file.
+    A window is in the journal before `add_all` returns, so a crash of the process loses none. A power cut or a damaged
+    journal may lose the last seconds; those windows then count as not yet seen. Raises FormatError for a damaged file.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
         journal = path.with_name(path.name + ".journal")
-        known = checksum_path(path).exists()  # not where an earlier version has written: it began no journal
+        known = checksum_path(path).exists()  # False after an earlier version, whose journals had no first line
         data = read_checked(path, _MAX_BYTES, fix=_FIX)
         if data is not None:
             self.restore(data, str(path))
@@ -148,9 +147,8 @@ class DurableLedger(Ledger):
         self._begun = lines[0] == _JOURNAL
         added, damaged = self._replay(lines[self._begun :], checked=known or self._begun)
         self.damaged_lines = max(damaged, int(known and not self._begun))
-        """Of the journal at the start, each a window that may be counted twice. 1 where its first line is missing: how
-        many others were lost with it is not known.
-        """
+        """Damaged lines in the journal at the start; each is a window that may be counted twice. It is 1 if the first
+        line is missing: how many others were lost with it is unknown."""
         if self.damaged_lines:
             _LOG.error(
                 "%s: damaged in %d lines; their windows may be counted twice if they are sent again",
@@ -164,7 +162,7 @@ class DurableLedger(Ledger):
             self._begin_journal()
 
     def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
-        """Record windows, in order; for each, False when it was recorded before."""
+        """Record windows, in order; for each, False if it was recorded before."""
         with self._lock:
             new = super().add_all(windows)
             names = [".".join(map(str, window)) for window, is_new in zip(windows, new, strict=True) if is_new]
@@ -178,13 +176,13 @@ class DurableLedger(Ledger):
             return new
 
     def save(self) -> None:
-        """Write the whole ledger, if it has changed, and empty the journal. Raises OSError; then the journal stays."""
+        """Write the whole ledger if it has changed, and empty the journal. Raises OSError; then the journal stays."""
         with self._lock:
             if not self._saved:
                 self._save()
 
     def close(self) -> None:
-        """Save and release the files; where they cannot be saved, the journal has what is new."""
+        """Save and release the files; if saving fails, the journal still has what is new."""
         with self._lock:
             try:
                 self.save()
@@ -198,7 +196,7 @@ class DurableLedger(Ledger):
         self._begin_journal()
 
     def _begin_journal(self) -> None:
-        """Leave the first line alone in the journal: one without it has lost what it held."""
+        """Reduce the journal to its first line; one without a first line has lost its contents."""
         first = f"{_JOURNAL}\n".encode()
         if self._begun:
             self._journal.truncate(len(first))
@@ -208,7 +206,7 @@ class DurableLedger(Ledger):
             self._begun = True
 
     def _replay(self, lines: list[str], checked: bool) -> tuple[int, int]:
-        """Take in the lines of a journal, of which the last is empty; how many were good, and how many were not."""
+        """Read the lines of a journal, the last of which is empty; returns how many were good and how many were bad."""
         good = 0
         for line in lines[:-1]:
             name, _, checksum = line.partition("~")
@@ -220,7 +218,7 @@ class DurableLedger(Ledger):
 
 
 def _journal_lines(path: Path) -> list[str]:
-    """What is between the line ends; the last is empty unless it was cut off."""
+    """The lines of a journal; the last one is empty unless it was cut off."""
     return read_bounded(path, _MAX_BYTES).decode(errors="replace").split("\n") if path.exists() else [""]
 
 
@@ -229,10 +227,10 @@ def _checksum(name: str) -> str:
 
 
 class PartitionedLedger:
-    """One durable ledger for each of some partitions, in files of its own: another process may have the others.
+    """One durable ledger for each partition, in separate files, so that another process may hold other partitions.
 
-    `directory/<partition>.json` and its journal belong to one process at a time. Which process that is may change
-    from start to start, so that another number of ranks goes on counting where the earlier one left off.
+    `directory/<partition>.json` and its journal belong to one process at a time. Which process that is may change from
+    start to start, so a different number of ranks continues counting where the earlier one stopped.
     """
 
     def __init__(
@@ -241,7 +239,7 @@ class PartitionedLedger:
         partitions: Iterable[int] = range(subjects.PARTITIONS),
         lock_patience_s: float = LOCK_PATIENCE_S,
     ) -> None:
-        """Raises UsageError when another process has one of the partitions, FormatError for a damaged file."""
+        """Raises UsageError if another process has one of the partitions, FormatError for a damaged file."""
         directory.mkdir(parents=True, exist_ok=True)
         self._ledgers: dict[int, DurableLedger] = {}
         with contextlib.ExitStack() as held:
@@ -252,11 +250,11 @@ class PartitionedLedger:
             self._held = held.pop_all()
 
     def add(self, device: str, boot: str, index: int) -> bool:
-        """Note a window; False when it was noted before. Raises KeyError for a device of a partition not held."""
+        """Record a window; False if it was recorded before. Raises KeyError if its device's partition is not held."""
         return self.add_all([(device, boot, index)])[0]
 
     def add_all(self, windows: Sequence[WindowId]) -> list[bool]:
-        """Record windows, in order; for each, False when it was recorded before. Raises KeyError like `add`."""
+        """Record windows, in order; for each, False if it was recorded before. Raises KeyError like `add`."""
         places: dict[int, list[int]] = {}
         for place, (device, _, _) in enumerate(windows):
             places.setdefault(subjects.partition(device), []).append(place)
@@ -267,11 +265,11 @@ class PartitionedLedger:
         return new
 
     def holds(self, device: str, boot: str, index: int) -> bool:
-        """Whether a window was noted. Raises KeyError like `add`."""
+        """Whether a window was recorded. Raises KeyError like `add`."""
         return self._ledgers[subjects.partition(device)].holds(device, boot, index)
 
     def counts(self) -> dict[str, int]:
-        """Distinct windows seen by device, over all its boots."""
+        """Number of distinct windows seen of each device, over all its boots."""
         return {device: count for ledger in self._ledgers.values() for device, count in ledger.counts().items()}
 
     @property
@@ -280,17 +278,17 @@ class PartitionedLedger:
         return sum(ledger.damaged_lines for ledger in self._ledgers.values())
 
     def snapshot(self) -> Ledger:
-        """What is noted now of all the partitions, in memory: it does not change with these."""
+        """A copy in memory of what is recorded now in all the partitions; it does not change with these ledgers."""
         whole = Ledger()
         for ledger in self._ledgers.values():
             whole.restore(ledger.to_bytes())
         return whole
 
     def save(self) -> None:
-        """Write every ledger whole and empty its journal. Raises OSError; then journals stay."""
+        """Write every ledger in full and empty its journal. Raises OSError; then journals stay."""
         for ledger in self._ledgers.values():
             ledger.save()
 
     def close(self) -> None:
-        """Save and let other processes have the partitions."""
+        """Save and release the partitions to other processes."""
         self._held.close()

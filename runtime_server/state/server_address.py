@@ -1,4 +1,4 @@
-"""Where a server's broker is: kept in its state directory, so that a command with `--state` needs no address."""
+"""The address of a server's broker, kept in its state directory so that a command with `--state` needs no address."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _FIX = ": start the server again, or give --broker"
 
 
 class KeptAddress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of the broker that the server used last, and how it is let in there; paths are absolute, or empty."""
+    """The broker that the server used last, and the credentials for it; paths are absolute, or empty."""
 
     url: str
     nkey: str = ""
-    """Empty: `server.nkey` of the same directory."""
+    """Empty: `server.nkey` in the same directory."""
     tls_ca: str = ""
     tls_cert: str = ""
     tls_key: str = ""
@@ -28,7 +28,7 @@ class KeptAddress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def keep_address(root: Path, address: Address) -> None:
-    """Note where the server of a state directory has found its broker."""
+    """Record which broker the server of a state directory uses."""
     own, who = root / "server.nkey", address.credentials
     kept = KeptAddress(
         url=address.url,
@@ -42,7 +42,7 @@ def keep_address(root: Path, address: Address) -> None:
 
 
 def kept_address(root: Path) -> Address | None:
-    """What `keep_address` noted; None where no server has run. Raises FormatError."""
+    """The address that `keep_address` recorded; None if no server has run. Raises FormatError."""
     path, own = root / _FILE, root / "server.nkey"
     data = read_checked(path, _MAX_BYTES, fix=_FIX)
     if data is None:

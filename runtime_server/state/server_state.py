@@ -1,20 +1,20 @@
 """The files that a server keeps on its disk, each written atomically.
 
 <state>/signing.key, signing.pub      made at the first start unless --key is given
-<state>/signing_key.path              where the key lies that --key gave, instead of those two
+<state>/signing_key.path              path of the key given by --key, in place of those two
 <state>/held_out.key                  decides which windows judge releases; made at the first start
 <state>/generations/00002/            bundles it compiled
-<state>/weights/00002.pt              the weights each was compiled from
+<state>/weights/00002.pt              the weights from which each was compiled
 <state>/trainer/checkpoint.pt          the state of training; another rank's windows in a file beside it
 <state>/rollout.json                  which of them devices run, and how each release went
 <state>/heads/4f0c1b...clips           windows of the clips a pushed head was fitted to: no release lowers its score
 <state>/numbers.json                  the number of each table, head and release it signed last
-<state>/ledger/0.json, 0.json.journal  which windows have been taken, by partition
+<state>/ledger/0.json, 0.json.journal  which windows have been counted, by partition
 <state>/suspects/0.trying              the frame that is being tried alone, by partition
 <state>/broker_address.json            which broker the server uses (`server_address`)
 <state>/broker/                       the embedded broker's streams
 
-Each of them but the broker's has its checksum beside it (`runtime_edge.base.checked_files`).
+Each file except the broker's has its checksum beside it (`runtime_edge.base.checked_files`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ServerState:
         return head_clips_path(self.root)
 
     def signing_key(self, given: Path | None) -> minisign.SecretKey:
-        """The key that signs releases, made on first use; records the path of a given key. Raises SignatureError."""
+        """The key that signs releases, made on first use; a given key's path is recorded. Raises SignatureError."""
         elsewhere = self.root / _KEY_ELSEWHERE
         if given is not None:
             key = minisign.read_secret_key(given)
@@ -83,9 +83,9 @@ class ServerState:
         return key
 
     def held_out_key(self) -> bytes:
-        """The key, 32 bytes, that chooses the windows which judge releases; made on first use.
+        """The key, 32 bytes, that chooses which windows judge releases; made on first use.
 
-        Processes that share the directory get the same one. Raises FormatError.
+        Processes that share the directory get the same key. Raises FormatError.
         """
         path = self.root / "held_out.key"
         new = ": other windows judge from then on"
@@ -113,7 +113,7 @@ class ServerState:
         return self.root / "generations" / f"{number:05d}"
 
     def save_weights(self, number: int, tensors: Tensors) -> None:
-        """Keep the weights of a generation whose bundle is in place."""
+        """Save the weights of a generation whose bundle is already in place."""
         checksum_path(self.bundle_path(number)).unlink(missing_ok=True)
         check(self.bundle_path(number))
         buffer = io.BytesIO()
@@ -121,7 +121,7 @@ class ServerState:
         write_checked(self._weights(number), buffer.getvalue())
 
     def load(self, number: int) -> tuple[Bundle, Tensors]:
-        """A generation's bundle and weights. Raises FormatError when either is damaged."""
+        """A generation's bundle and weights. Raises FormatError if either is damaged."""
         left = f" of generation {number} (its bundle and its weights): devices then get the newest one that is left"
         for path in (self.bundle_path(number), self._weights(number)):
             if not check(path, fix=left):
@@ -129,7 +129,7 @@ class ServerState:
         return open_bundle(self.bundle_path(number)), self.load_weights(number)
 
     def load_weights(self, number: int) -> Tensors:
-        """Raises FormatError."""
+        """The weights of a generation. Raises FormatError."""
         try:
             state = torch.load(self._weights(number), map_location="cpu", weights_only=True)
             return {name: tensor.numpy() for name, tensor in state.items()}
@@ -137,9 +137,9 @@ class ServerState:
             raise FormatError(f"{self._weights(number)}: cannot be read ({type(exc).__name__})") from None
 
     def generations(self, newest: int, also: Collection[int] = ()) -> list[tuple[Bundle, Tensors]]:
-        """The last `newest` generations that are complete on disk and those of `also`, oldest first.
+        """The last `newest` generations that are complete on disk, and those in `also`, oldest first.
 
-        A damaged one that is not of `also` is left out with a warning, unless there is no other. Raises FormatError.
+        A damaged one that is not in `also` is left out with a warning, unless there is no other. Raises FormatError.
         """
         complete = [number for number in self._numbers() if _is_or_was(self._weights(number))]
         wanted = [number for number in complete if number in also or number in complete[-newest:]]
@@ -158,18 +158,18 @@ class ServerState:
         return found
 
     def prune(self, newest: int, also: Collection[int] = ()) -> list[int]:
-        """Remove all generations but the last `newest` and those of `also`; returns which."""
+        """Remove all generations except the last `newest` and those in `also`; returns the removed ones."""
         numbers = self._numbers()
         gone = [number for number in numbers[:-newest] if number not in also]
         for number in gone:
-            # The weights first: without them it no longer counts, whatever is left of it.
+            # Weights first: a generation without weights no longer counts, whatever else is left of it.
             remove_checked(self._weights(number))
             checksum_path(self.bundle_path(number)).unlink(missing_ok=True)
             shutil.rmtree(self.bundle_path(number), ignore_errors=True)
         return gone
 
     def ledger(self, partitions: Iterable[int] = range(subjects.PARTITIONS)) -> PartitionedLedger:
-        """The windows counted so far. Raises FormatError, or UsageError when another process has a partition."""
+        """The windows counted so far. Raises FormatError, or UsageError if another process has a partition."""
         return PartitionedLedger(self.root / "ledger", partitions)
 
     def _numbers(self) -> list[int]:
@@ -181,18 +181,18 @@ class ServerState:
 
 
 def bundle_paths(root: Path) -> dict[int, Path]:
-    """The paths of the bundles of a state directory, by generation, oldest first; {} if no server has run."""
+    """The paths of the bundles in a state directory, by generation, oldest first; {} if no server has run."""
     found = {int(path.name): path for path in (root / "generations").glob("*") if path.name.isdecimal()}
     return dict(sorted(found.items()))
 
 
 def head_clips_path(root: Path) -> Path:
-    """Where a state directory has the clips of pushed heads."""
+    """Where the clips of pushed heads are kept in a state directory."""
     return root / "heads"
 
 
 def signing_key_file(root: Path) -> Path | None:
-    """The path of a server's signing key: in its state directory, or the path that `--key` gave.
+    """The path of a server's signing key: in its state directory, or the path given by `--key`.
 
     None if no server has run. Raises FormatError.
     """

@@ -1,7 +1,7 @@
 """Finds the frame that crashed the process among those that were merely in progress.
 
-A frame that the broker has delivered several times without an answer is completed alone, and while it is, a file
-names it. A process that finds such a file at its start knows what killed the one before.
+A frame that the broker has delivered several times without an answer is completed alone; meanwhile a file names it. A
+process that finds such a file when it starts knows what crashed the previous one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from runtime_edge.errors import FormatError
 
 _LOG = logging.getLogger(__name__)
 DELIVERIES = 3
-"""Deliveries after which a frame is completed alone: it takes as many crashes to get there."""
+"""Deliveries after which a frame is completed alone; each of the earlier ones may have ended in a crash."""
 _MAX_BYTES = 64
 
 
 class Suspects:
-    """One file for each partition, so that processes which share a state directory have their own."""
+    """One file for each partition, so that processes sharing a state directory have separate files."""
 
     def __init__(self, directory: Path, partitions: Iterable[int]) -> None:
         self._directory = directory
@@ -36,7 +36,7 @@ class Suspects:
                 _LOG.warning("%s; no frame is blamed for the crash", exc)
 
     def crashed_on(self, partition: int, sequence: int) -> bool:
-        """Whether an earlier process crashed while it completed this frame alone."""
+        """Whether an earlier process crashed while completing this frame alone."""
         return self._crashed_on.get(partition) == sequence
 
     @contextlib.contextmanager
