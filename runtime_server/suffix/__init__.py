@@ -1,1 +1,1 @@
-"""The encoder's layers behind a cut, for each generation that is served."""
+"""The encoder's layers after a cut, for each generation that is served."""

@@ -1,7 +1,7 @@
-"""Limits how large an activation may be to train or judge: a device can send what no sound produces.
+"""Limits how large an activation may be to train or judge: a device can send values that no sound produces.
 
 There is one limit for each cut, because harmful activations are large compared with what the next block usually gets.
-Single channels are no measure: calibration may have seen next to nothing of the treble, and recordings then exceed it
+Single channels are no measure: calibration may have seen almost nothing in the treble, and recordings then exceed it
 three hundredfold.
 """
 
@@ -19,27 +19,28 @@ from runtime_edge.formats.manifest import BundleInfo, Cut
 from streamsplit_compile.encoder.segment import run_segments
 
 FAR = 4.0
-"""How many times larger than the largest that is known. Recordings reach at most 3 times what the synthetic soundscape
-does (at a spectrum of powers), and hardly 2 times elsewhere."""
+"""How many times the largest known value an activation may reach. Recordings reach at most 3 times the values of the
+synthetic soundscape (in a power spectrum), and rarely 2 times elsewhere."""
 _PERIODS = (4, 16, 64)
-"""Of the tones at full scale, in samples."""
+"""Of the full-scale tones, in samples."""
 
 
 class ActivationLimit(NamedTuple):
-    """Of an activation at one cut that may train."""
+    """The limit for activations at one cut that may be trained on."""
 
     largest: float
-    """Magnitude of any value."""
+    """Largest magnitude of any value."""
     rms: float
-    """Root of the mean square of all values: few are large in what sound makes, and all may be in what is made up."""
+    """Root mean square of all values: sound makes only a few of them large, but a forged activation may have only large
+    ones."""
 
 
 def activation_limits(info: BundleInfo, segments: Sequence[fx.GraphModule]) -> list[ActivationLimit]:
-    """For each cut how large an activation may be that trains.
+    """For each cut, how large an activation may be for training.
 
     Its largest value is at most `FAR` times the largest that calibration saw or that noise and tones at full scale
-    make: calibration may have heard nothing loud. Its root mean square is at most `FAR` times that of noise, tones and
-    silence.
+    produce, because calibration may not have heard anything loud. Its root mean square is at most `FAR` times that of
+    noise, tones and silence.
     """
     largest, rms = [1.0] + [0.0] * len(segments), [1.0] + [0.0] * len(segments)
     for waveform in _full_scale(info.front_end.window_samples):
@@ -56,7 +57,7 @@ def activation_limits(info: BundleInfo, segments: Sequence[fx.GraphModule]) -> l
 
 
 def within(limit: ActivationLimit, activations: torch.Tensor) -> list[bool]:
-    """Of each of some activations (n, ...) float32, whether it keeps a limit; one with a NaN does not."""
+    """For each of some activations (n, ...) float32, whether it is within a limit; one with a NaN is not."""
     flat = activations.flatten(1)
     low, high = flat.aminmax(dim=1)
     rms = flat.norm(dim=1) / math.sqrt(flat.shape[1])
@@ -72,7 +73,7 @@ def _full_scale(samples: int) -> torch.Tensor:
 
 
 def _calibrated(cut: Cut) -> float:
-    """The largest magnitude calibration saw at a cut; 0 where it was not kept."""
+    """The largest magnitude that calibration saw at a cut; 0 if it was not kept."""
     if cut.int8 is None:
         return 0.0
     scale, zero = cut.int8.arrays(cut.shape)

@@ -1,4 +1,4 @@
-"""From a frame's payload, a bottleneck's latent among them, to the activation at its cut, for one bundle."""
+"""Decodes a frame's payload, which may be a bottleneck's latent, into the activation at its cut, for one bundle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streamsplit_compile.bottleneck.block import Bottleneck, read_bottleneck
 
 
 class FrameCodecs:
-    """The codecs of a bundle's cuts, each made when the first frame needs it. Used by several threads."""
+    """The codecs of a bundle's cuts, each created when the first frame needs it. Used by several threads."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle, self._cuts = bundle, bundle.manifest.info.cuts

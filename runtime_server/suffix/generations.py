@@ -1,4 +1,4 @@
-"""The last few generations: each with its bundle, its weights and the suffixes that complete its frames."""
+"""The last few generations, each with its bundle, its weights and the suffixes that complete its frames."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class CutModel:
     """One for each block."""
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
-        """Parameters and buffers by name, copies."""
+        """Copies of the parameters and buffers, by name."""
         return {name: value.detach().cpu().numpy().copy() for name, value in self.module.state_dict().items()}
 
 
@@ -56,23 +56,23 @@ class Generation:
     served: ServedBlocks
     codecs: FrameCodecs
     larger: AlignedEncoder | None = None
-    """What helps to complete windows that arrive as audio."""
+    """The larger encoder that helps to complete windows sent as audio, if there is one."""
 
     @cached_property
     def _limits(self) -> list[ActivationLimit]:
         return activation_limits(self.bundle.manifest.info, self.model.segments)
 
     def in_range(self, cut: int, activations: torch.Tensor) -> list[bool]:
-        """Of each of some activations (n, ...) at a cut, whether sound can make one as large (`activation_limits`)."""
+        """For each activation of (n, ...) at a cut, whether sound can produce one as large (`activation_limits`)."""
         return within(self._limits[cut], activations)
 
     @cached_property
     def model_number(self) -> int:
-        """The number of its model in frames."""
+        """The number that identifies its model in frames."""
         return model_number(self.bundle.manifest)
 
     def made(self, header: FrameHeader) -> bool:
-        """Whether a frame was made with this bundle; one of version 1 does not say and is believed."""
+        """Whether a frame was made with this bundle; frames of version 1 do not say, and are trusted."""
         return header.model in (NO_MODEL, self.model_number)
 
     @property
@@ -91,7 +91,7 @@ class Generation:
 
 
 class Generations:
-    """The newest generation and the few before it. Used from the ingest and the trainer thread."""
+    """The newest generation and a few before it. Used from the ingest and the trainer threads."""
 
     def __init__(
         self,
@@ -101,14 +101,14 @@ class Generations:
         larger: LargerEncoder | None = None,
     ) -> None:
         self.graph = graph
-        """The encoder that all of them are states of."""
+        """The encoder of which all of them are states."""
         self._kept, self._precision, self._larger = kept, precision, larger
         self._lock = threading.Lock()
         self._by_number: dict[int, Generation] = {}
         self._protected: frozenset[int] = frozenset()
 
     def add(self, bundle: Bundle, tensors: Tensors) -> Generation:
-        """Take a bundle with its weights; the oldest beyond the kept number are retired. Raises BundleError."""
+        """Add a bundle with its weights; the oldest ones beyond the kept number are retired. Raises BundleError."""
         model = cut_model(self.graph, bundle, tensors)
         served, codecs = ServedBlocks(model.segments, self._precision), FrameCodecs(bundle)
         aligned = None if self._larger is None else self._larger.aligned(lambda windows: served.complete(0, windows))
@@ -123,18 +123,18 @@ class Generations:
         return generation
 
     def protect(self, numbers: Iterable[int]) -> None:
-        """Protect the generations that devices are told to run from retirement, however old."""
+        """Protect the generations that devices are told to run from retirement, however old they are."""
         with self._lock:
             self._protected = frozenset(numbers)
             self._retire()
 
     def get(self, number: int) -> Generation | None:
-        """That generation, or None when it is retired or was never released."""
+        """The generation with this number, or None if it is retired or was never released."""
         with self._lock:
             return self._by_number.get(number)
 
     def kept(self) -> list[Generation]:
-        """All whose frames are still completed, the oldest first."""
+        """All generations whose frames are still completed, the oldest first."""
         with self._lock:
             return [self._by_number[number] for number in sorted(self._by_number)]
 
@@ -151,7 +151,7 @@ class Generations:
 
 
 def cut_model(graph: EncoderGraph, bundle: Bundle, tensors: Tensors) -> CutModel:
-    """The encoder cut as in a bundle, over its own copy of the weights. Raises BundleError when they do not fit."""
+    """The encoder, cut as in a bundle, with its own copy of the weights. Raises BundleError if they do not fit."""
     module = copy_module(graph.module)
     try:
         module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()})
@@ -163,7 +163,7 @@ def cut_model(graph: EncoderGraph, bundle: Bundle, tensors: Tensors) -> CutModel
 
 
 def copy_module(module: ModuleT) -> ModuleT:
-    """A copy with its own parameters; what shares some in `module` shares them in the copy, too."""
+    """A copy with its own parameters; parts that share parameters in `module` share them in the copy too."""
     with warnings.catch_warnings():
         # torch's own pytree warns about itself when an exported graph is copied.
         warnings.simplefilter("ignore", FutureWarning)

@@ -1,11 +1,11 @@
-"""A larger encoder for windows that arrive as audio, with embeddings like those of the devices' one (docs/cascade.md).
+"""A larger encoder for windows sent as audio, with embeddings like those of the devices' encoder (docs/cascade.md).
 
     larger = LargerEncoder.of(load_encoder(path), front_end, recordings, seed=0)
-    answering = larger.aligned(embed)               # `embed` is what one generation makes of windows
-    answering.embed(windows, own)                   # (n, d) unit norm, in place of the generation's own
+    answering = larger.aligned(embed)               # `embed` computes one generation's embeddings of windows
+    answering.embed(windows, own)                   # (n, d) unit norm, instead of the generation's own
 
-Ridge regression maps its embeddings to those that the generation makes of the same recordings, so heads, memories and
-mixtures stay as they are. The answer leans on both encoders, which are wrong about different windows.
+Ridge regression maps its embeddings to those that the generation computes for the same recordings, so heads, memories
+and mixtures stay as they are. The answer combines both encoders, because they err on different windows.
 """
 
 from __future__ import annotations
@@ -29,47 +29,47 @@ from streamsplit_compile.exits.ridge import ridge
 
 MAX_WINDOWS = 2048
 LEAST_WINDOWS = 32
-"""Below, a map means nothing."""
+"""With fewer windows, a map is meaningless."""
 PENALTY = 100.0
-"""Of the map, in windows: inputs have unit variance."""
+"""Ridge penalty of the map, in windows: inputs have unit variance."""
 OWN_SHARE = 0.5
-"""Weight of the generation's own embedding beside the larger encoder's (measured: docs/cascade.md)."""
+"""Weight of the generation's own embedding relative to the larger encoder's (measured: docs/cascade.md)."""
 _HELD_OUT = 5
-"""One in so many windows judges a map and makes none."""
+"""One in this many windows is held out from fitting the map, to judge it."""
 _BATCH = 64
 Embed = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class AlignedEncoder:
-    """A larger encoder behind which a linear map leads to one generation's embeddings."""
+    """A larger encoder, followed by a linear map to one generation's embeddings."""
 
     larger: Embed
     mean: Tensor
-    """(D,) of the larger encoder's embeddings."""
+    """(D,) mean of the larger encoder's embeddings."""
     weights: Tensor
     """(D, d)."""
     bias: Tensor
     """(d,)."""
     cosine: float
-    """Median, of the map's embeddings with the generation's, over windows that made no part of the map."""
+    """Median cosine between mapped embeddings and the generation's, over the held-out windows."""
 
     def embed(self, windows: Tensor, own: Tensor) -> Tensor:
-        """(n, samples) float32 and the generation's embeddings (n, d) of them -> (n, d) of unit norm."""
+        """Windows (n, samples) float32 and the generation's embeddings of them (n, d) -> (n, d) of unit norm."""
         mapped = _mapped(self.larger(windows), self.mean, self.weights, self.bias)
         return functional.normalize(mapped + OWN_SHARE * own, dim=1)
 
 
 class LargerEncoder:
-    """What a larger encoder makes of some recordings, for a map to each generation.
+    """A larger encoder's embeddings of some recordings, from which a map to each generation is fitted.
 
     Args:
-        embed: takes windows (n, samples) float32 to embeddings (n, D), without gradients.
+        embed: maps windows (n, samples) float32 to embeddings (n, D), without gradients.
         windows: (n, samples) float32 of recordings such as devices hear.
     """
 
     def __init__(self, embed: Embed, windows: Tensor) -> None:
-        """Raises UsageError for too few windows."""
+        """Raises UsageError if there are too few windows."""
         if len(windows) < LEAST_WINDOWS:
             raise UsageError(f"--calibrate: {len(windows)} windows are too few for --larger; give {LEAST_WINDOWS}")
         self._embed, self._windows = embed, windows
@@ -77,9 +77,10 @@ class LargerEncoder:
 
     @classmethod
     def of(cls, larger: LoadedEncoder, front_end: FrontEndInfo, recordings: Path | None, seed: int) -> LargerEncoder:
-        """Of up to 2048 windows of a file or folder.
+        """Embed up to 2048 windows of a file or folder.
 
-        Raises UsageError for an encoder that takes other windows or is not trained, or without recordings, SourceError.
+        Raises UsageError if the encoder takes other windows or is not trained, or if there are no recordings, and
+        SourceError.
         """
         if recordings is None:
             raise UsageError("--larger: needs --calibrate with recordings like those that devices hear")
@@ -95,7 +96,7 @@ class LargerEncoder:
         return cls(whole(larger.graph), torch.from_numpy(windows))
 
     def aligned(self, embed: Embed) -> AlignedEncoder:
-        """The encoder with a map to the embeddings (n, d) that a generation makes of windows (n, samples)."""
+        """The encoder with a map to the embeddings (n, d) that a generation computes from windows (n, samples)."""
         own = in_batches(embed, self._windows)
         judges = torch.arange(len(own)) % _HELD_OUT == _HELD_OUT - 1
         found = _fit(self._embeddings[~judges], own[~judges])
@@ -104,13 +105,13 @@ class LargerEncoder:
 
 
 def whole(graph: EncoderGraph) -> Embed:
-    """The embeddings of windows (n, samples) by an encoder that is not cut, run as a server runs its blocks."""
+    """A function that embeds windows (n, samples) with an uncut encoder, run as a server runs its blocks."""
     served = ServedBlocks(split(graph, [graph.candidates[0], graph.candidates[-1]]))
     return lambda windows: served.complete(0, windows)
 
 
 def in_batches(embed: Embed, windows: Tensor) -> Tensor:
-    """(n, samples) -> (n, d), with the memory of a few."""
+    """(n, samples) -> (n, d), in batches to limit the memory."""
     return torch.cat([embed(part) for part in torch.split(windows, _BATCH)])
 
 

@@ -1,12 +1,12 @@
-"""A generation's blocks, made to run fast on many windows at once; they compute the same function.
+"""A generation's blocks, optimised for many windows at once; they compute the same function.
 
-What the encoder does to its weights before they meet data is done once (batch norms go into the convolutions), and
-images are laid out channel by channel as the convolutions want them. Measured for MobileNetV3-Small behind its middle
-cut, one thread, 32 windows at once: 1.4 times the windows of the plain graph. bfloat16 gave 1.1 times as many again on
-a processor that has its instructions (AVX-512). `torch.compile` gave less and takes a minute and a compiler.
+Work on the weights that does not depend on the data is done once (batch norms are folded into the convolutions), and
+images are in the channels-last layout that convolutions prefer. Measured for MobileNetV3-Small after its middle cut,
+one thread, 32 windows at once: 1.4 times the windows of the plain graph. bfloat16 gave another factor of 1.1 on a
+processor with its instructions (AVX-512). `torch.compile` gave less and needs a minute and a compiler.
 
-A block is recorded as TorchScript where that does the same. Alone it is hardly faster, but a graph module takes
-the GIL at each of a hundred operations, and waits there for the threads that take frames in and answer them.
+A block is recorded as TorchScript if that gives the same results. Alone it is hardly faster, but a graph module takes
+the GIL at each of a hundred operations, and each time waits for the threads that receive frames and answer them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from streamsplit_compile.lowering.weight_program import separate
 
 RunBlock = Callable[[torch.Tensor], object]
 Precision = Literal["float32", "bfloat16"]
-"""The first block is run in float32 always: of a quiet sound's spectrum bfloat16 leaves too little."""
+"""The first block always runs in float32: bfloat16 preserves too little of a quiet sound's spectrum."""
 
 
 class ServedBlocks:
-    """Completes activations with neighbouring segments of one encoder. Their weights are copied when first needed."""
+    """Completes activations with consecutive segments of one encoder. Their weights are copied when first needed."""
 
     def __init__(self, segments: Sequence[fx.GraphModule], precision: Precision = "float32") -> None:
         self._segments, self._precision = segments, precision
@@ -60,11 +60,11 @@ class ServedBlocks:
 
 
 def record_block(block: fx.GraphModule, activation: torch.Tensor, rows: int | None) -> RunBlock:
-    """The block as TorchScript, or as it is where that cannot be or does something else with more windows."""
+    """The block as TorchScript, or unchanged if it cannot be recorded or gives other results for more windows."""
     doubled = activation if rows is not None else torch.cat([activation, activation])
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes that it takes for constants, and that it is on its way out
+            warnings.simplefilter("ignore")  # about sizes that it treats as constants, and about its deprecation
             recorded: RunBlock = torch.jit.trace(block, activation, check_trace=False)  # type: ignore[no-untyped-call]
         same = torch.equal(_tensor(recorded(doubled)), _tensor(block(doubled)))
     except RuntimeError:  # it cannot be traced
