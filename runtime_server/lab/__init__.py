@@ -5,4 +5,4 @@ COMMANDS = {
     "bench show": ("runtime_server.lab.bench_commands:show_command", "Print a measurement's tables."),
     "bench compare": ("runtime_server.lab.bench_commands:compare_command", "Compare two measurements."),
 }
-"""What it adds to `ssc`; registered as an entry point, imported without the rest."""
+"""The command that this package adds to `ssc`: an entry point, imported without the rest."""

@@ -1,8 +1,8 @@
-"""The accuracy that a policy costs: every labelled clip passes through blocks, bottlenecks, exits and the wire.
+"""The accuracy that a policy costs: every labelled clip passes through blocks, bottlenecks, exits and the wire format.
 
-Nothing is shaped or paced here and nothing is sent: what a device ships is made and read by the same code that device
-and server use, the blocks behind it by the bundle's own in float32. A policy that chooses is given, for each window,
-the embedding that it had for a window of its run of a scenario.
+Nothing is shaped, paced or sent here. What a device ships is encoded and decoded by the code that device and server
+use, and the blocks after the cut are the bundle's own in float32. For a policy that chooses, each window gets the
+embedding of the action that the policy took for one of the windows of its run in a scenario.
 """
 
 from __future__ import annotations
@@ -43,35 +43,35 @@ PCM, _OPUS = "pcm16", "opus-"
 
 
 class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How well the embeddings of clips, each the mean of its windows, tell the classes apart."""
+    """How well the embeddings of clips, each the mean of its windows, separate the classes."""
 
     probe: float
-    """Linear probe, mean over the folds."""
+    """Accuracy of a linear probe, mean over the folds."""
     precision_at_10: float
     silhouette: float
     clips: int
-    """Judged."""
+    """The number of clips judged."""
     head: float | None = None
-    """A linear head fitted to the whole encoder's embeddings of other folds, asked about the last answers; None in
+    """A linear head fitted to the whole encoder's embeddings of other folds and applied to the last answers; None in
     files from before exits."""
     head_first: float | None = None
-    """The same head, asked about the first answers."""
+    """The same head, applied to the first answers."""
 
 
 class Recordings:
     """The clips one after the other, as a device hears them."""
 
     def __init__(self, root: Path, work: Path, every: int, front_end: FrontEndInfo, fold: int | None = None) -> None:
-        """Takes every `every`-th clip, and judges those of a fold, or of all.
+        """Takes every `every`-th clip, and judges those of one fold, or all.
 
-        Raises FormatError, or UsageError when clips are no whole number of hops or none is of the fold.
+        Raises FormatError, or UsageError if the clips' length is not a whole number of hops or no clip is in the fold.
         """
         clips = load_clips(root)
         self.clips = clips.select(np.arange(0, len(clips.labels), every))
         self._fold = fold
         if fold is not None and fold not in self.clips.folds:
             raise UsageError(f"--fold {fold}: none of the {len(self.clips.labels)} labelled clips is in it")
-        length = CLIP_SAMPLES * front_end.sample_rate // SAMPLE_RATE  # of a clip, as the encoder hears it
+        length = CLIP_SAMPLES * front_end.sample_rate // SAMPLE_RATE  # of a clip, at the encoder's rate
         if length % front_end.hop_samples:
             raise UsageError(f"clips of {length} samples are not a whole number of hops of {front_end.hop_samples}")
         path = work / "clips.wav"
@@ -82,10 +82,10 @@ class Recordings:
         self.windows = [heard[start : start + front_end.window_samples] for start in starts]
         clip = starts // length
         self._clip_of = np.where(clip == (starts + front_end.window_samples - 1) // length, clip, -1)
-        """Of each window; -1 for one that hears two clips."""
+        """The clip of each window; -1 for a window that overlaps two clips."""
 
     def score(self, final: Array, first: Array, whole: Array) -> Accuracy:
-        """Of last and first answers, and of what the whole encoder makes of the same windows, each (windows, d)."""
+        """The accuracy of last and first answers, given the whole encoder's embeddings too, each (windows, d)."""
         clips, answers, early, exact = self.clips, *(self._of_clips(each) for each in (final, first, whole))
         folds = np.unique(clips.folds) if self._fold is None else np.array([self._fold])
         chosen = np.isin(clips.folds, folds)
@@ -107,14 +107,14 @@ class Recordings:
 
 
 class Answers:
-    """The embeddings of windows by whatever makes them.
+    """The embeddings of windows by whatever computes them.
 
-    That is named as in `Figures.final_answers`: `local`, `<cut>+exit`, or what is shipped for the server: `<cut>`,
+    Names are as in `Figures.final_answers`: `local`, `<cut>+exit`, or what is shipped for the server: `<cut>`,
     `<cut>/<width>`, `pcm16` or `opus-<kbit/s>`.
     """
 
     def __init__(self, bundle: Bundle, target: str) -> None:
-        """As a device of the target runs it. Raises BundleError or BackendError."""
+        """Runs the bundle as a device of the target does. Raises BundleError or BackendError."""
         self._manifest = manifest = bundle.manifest
         self._device, self._server = Prefix(bundle, manifest.info.targets[target].variant), Prefix(bundle)
         cuts = manifest.info.cuts
@@ -126,10 +126,10 @@ class Answers:
             for info in manifest.info.bottlenecks
         }
         self.payloads: dict[str, list[int]] = {}
-        """By name the bytes of each window's payload, of the windows last asked for."""
+        """By name, the payload size in bytes of each window of the last call."""
 
     def of(self, names: Iterable[str], windows: Sequence[Array]) -> dict[str, Array]:
-        """By name (windows, d), of windows that follow each other, each (samples,). Raises UsageError without Opus."""
+        """By name, embeddings (windows, d) of consecutive windows, each (samples,). Raises UsageError without Opus."""
         wanted = set(names)
         self.payloads = {name: [] for name in wanted}
         streams = {name: self._heard(name, windows) for name in wanted if name.startswith(_OPUS)}
@@ -146,7 +146,7 @@ class Answers:
     def _of_device(
         self, window: Array, wanted: Set[str], shipped: list[tuple[str, int, Array]]
     ) -> Iterator[tuple[str, Array]]:
-        """What the device makes of a window itself; adds what arrives of it: name, cut and activation."""
+        """The device's own embeddings of a window; adds what the server gets to `shipped`: name, cut, activation."""
         self._device.start(window)
         for cut in self._manifest.info.cuts:
             activation = self._device.advance(cut.index)
@@ -163,7 +163,7 @@ class Answers:
             yield LOCAL, activation[0].copy()
 
     def _through(self, name: str, cut: str, width: int) -> Array:
-        """What arrives of the activation there through its bottleneck."""
+        """The activation as the server receives it through the bottleneck."""
         payload, coded = self._narrow[cut].encode(width)
         self.payloads[name].append(len(payload))
         latent = self._narrow[cut].codec.decode(payload, coded, width)
@@ -184,13 +184,13 @@ class Answers:
 
 
 def _answered(embedding: Array) -> Array:
-    """An embedding (d,) as the server's answer has it."""
+    """An embedding (d,) as it is in the server's answer."""
     found = Reply(0, 0, "ok", 0, int8_embedding(embedding), "int8").vector(embedding.size)
     assert found is not None, "it is of as many values"
     return found
 
 
 def mixed(by_name: Mapping[str, Array], sequence: Sequence[str]) -> Array:
-    """(windows, d): for each window the embedding by the name in `sequence`, which is repeated as often as needed."""
+    """(windows, d): each window's embedding by the name in `sequence`, which is repeated as needed."""
     windows = len(next(iter(by_name.values())))
     return np.stack([by_name[sequence[index % len(sequence)]][index] for index in range(windows)])

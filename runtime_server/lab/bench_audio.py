@@ -1,4 +1,4 @@
-"""The audio that devices of a bench hear and that their bundles are calibrated on: recordings, or a soundscape."""
+"""The audio that a bench's devices hear and that their bundles are calibrated on: recordings, or a soundscape."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BenchAudio:
-    """Recordings of a directory, all of them or divided by a fold."""
+    """Recordings of a directory: all of them, or split by a fold."""
 
     directory: Path | None = None
     """None: a synthesised soundscape."""
     fold: int | None = None
-    """Heard and judged; what is fitted to recordings is fitted to the others."""
+    """The fold that is heard and judged; everything that is fitted to recordings uses the other folds."""
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a fold of nothing."""
+        """Raises UsageError for a fold without recordings."""
         if self.fold is not None and self.directory is None:
             raise UsageError("--fold divides recordings; give some with --audio")
 
     def calibration(self, work: Path) -> Path | None:
-        """The directory to calibrate on, perhaps one of links below `work`. Raises SourceError, FormatError."""
+        """The directory to calibrate on, which may consist of links below `work`. Raises SourceError, FormatError."""
         if self.directory is None or self.fold is None:
             return self.directory
         links = work / "calibration"
@@ -43,7 +43,7 @@ class BenchAudio:
         return links
 
     def waveform(self, seconds: float, rate: int, seed: int) -> Array:
-        """Recordings in an order of the seed, end to end, as 16-bit samples."""
+        """Recordings one after the other, in an order chosen by the seed, as 16-bit samples."""
         wanted = round(seconds * rate)
         found = soundscape(seconds, rate, seed) if self.directory is None else self._joined(wanted, rate, seed)
         pcm: Array = np.rint(found[:wanted] * 32767).astype(np.int16).astype(np.float32) / np.float32(32768)
@@ -66,7 +66,7 @@ class BenchAudio:
         return np.resize(np.concatenate(parts), max(wanted, have))
 
     def _of_fold(self) -> list[Path]:
-        """Recordings that a `labels.csv` of the directory or of a folder in it puts into the fold."""
+        """The recordings that a `labels.csv` in the directory or in one of its folders assigns to the fold."""
         assert self.directory is not None
         tables = sorted(self.directory.glob("**/labels.csv"))
         found = sorted({clip.path for table in tables for clip in read_clips(table) if clip.fold == self.fold})

@@ -116,7 +116,7 @@ def show_command(file: Path, as_json: bool) -> None:
 
 
 def show(file: Path) -> None:
-    """Five tables for each encoder and scenario, and what to do."""
+    """Print five tables for each encoder and scenario, and what to do."""
     found = read_bench(file)
     for encoder, scenario in dict.fromkeys((run.encoder, run.scenario) for run in found.runs):
         print_table(f"{encoder}, {scenario}, {found.target}", list(TIMES), times(found, encoder, scenario))

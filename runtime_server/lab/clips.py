@@ -1,6 +1,6 @@
-"""Labelled recordings of one length (ESC-10, Speech Commands), and how well embeddings tell their classes apart.
+"""Labelled recordings of one length (ESC-10, Speech Commands), and how well embeddings separate their classes.
 
-Imports scikit-learn alone.
+The only file that imports scikit-learn.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Clips:
-    """Recordings of one length."""
+    """Recordings of equal length."""
 
     waveforms: Array
     """(clips, samples) float32 at 16 kHz."""
     labels: npt.NDArray[np.int64]
     folds: npt.NDArray[np.int64]
-    """1 to 5; recordings of one source are in one fold."""
+    """1 to 5; all recordings of one source are in the same fold."""
 
     def select(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Clips:
-        """Some of them."""
+        """The chosen clips."""
         return Clips(self.waveforms[chosen], self.labels[chosen], self.folds[chosen])
 
     def at_most(self, count: int) -> Clips:
-        """The first so many of each class and fold."""
+        """The first `count` clips of each class and fold."""
         kinds = np.unique(np.stack([self.labels, self.folds]), axis=1).T
         places = [np.flatnonzero((self.labels == label) & (self.folds == fold))[:count] for label, fold in kinds]
         return self.select(np.sort(np.concatenate(places)))
 
     def heard_through(self, change: Callable[[Array, int], Array]) -> Clips:
-        """The same clips after `change` of each waveform (samples,) and its number."""
+        """The same clips, after `change` was applied to each waveform (samples,) and its number."""
         changed = [change(waveform, number) for number, waveform in enumerate(self.waveforms)]
         return replace(self, waveforms=np.stack(changed))
 
     def windows(self, samples: int, hop: int) -> Array:
-        """(clips, windows, samples), a view."""
+        """(clips, windows, samples), as a view."""
         view = np.lib.stride_tricks.sliding_window_view(self.waveforms, samples, axis=1)
         windows: Array = view[:, ::hop]
         return windows
 
 
 def load_clips(root: Path, data: str = "esc10", samples: int = CLIP_SAMPLES) -> Clips:
-    """Read `<root>/<data>/labels.csv` and the recordings it names, cut or padded with silence to so many samples.
+    """Read `<root>/<data>/labels.csv` and the recordings it names, each cut or padded with silence to `samples`.
 
     Raises FormatError naming file and line.
     """
@@ -97,9 +97,9 @@ def _fold(text: str, where: str) -> int:
 
 
 def probe_accuracy(embeddings: Array, clips: Clips, held_out_fold: int, asked: Array | None = None) -> float:
-    """Share of a fold's clips that logistic regression on the other folds' embeddings (clips, d) gets right.
+    """Share of a fold's clips that logistic regression on the other folds' embeddings (clips, d) classifies correctly.
 
-    If `asked` is given, the fold's clips are judged by these other embeddings.
+    If `asked` is given, the fold's clips are classified by these other embeddings.
     """
     sklearn = _sklearn()
     train, test = clips.folds != held_out_fold, clips.folds == held_out_fold
@@ -111,9 +111,9 @@ def probe_accuracy(embeddings: Array, clips: Clips, held_out_fold: int, asked: A
 
 
 def precision_at_10(embeddings: Array, clips: Clips, fold: int | None = None) -> float:
-    """Share of a clip's ten nearest clips by cosine, of other folds, that are of its class; the mean over clips.
+    """Share of a clip's ten nearest clips in other folds (by cosine) that have its class; the mean over the clips.
 
-    Of all clips, or of those of a fold.
+    The mean is over all clips, or over those of one fold.
     """
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     near = unit @ unit.T
@@ -124,7 +124,7 @@ def precision_at_10(embeddings: Array, clips: Clips, fold: int | None = None) ->
 
 
 def silhouette(embeddings: Array, clips: Clips) -> float:
-    """Mean silhouette of the classes, by cosine distance."""
+    """Mean silhouette coefficient of the classes, by cosine distance."""
     return float(_sklearn().metrics.silhouette_score(embeddings, clips.labels, metric="cosine"))
 
 

@@ -24,7 +24,7 @@ from streamsplit_compile.cost.radios import Radio
 
 _HOUR_S = 3600.0
 _SETTLED_S = 3.0
-"""After a step, what a policy takes then is its answer to it."""
+"""How long after a step a policy's choice counts as its reaction to it."""
 _BEFORE_WINDOWS = 4
 PARTS = ("device", "network", "server", "wait")
 Array = npt.NDArray[np.float32]
@@ -32,58 +32,59 @@ Number = Annotated[float, Meta(ge=0)]
 
 
 class Figures(Strict, frozen=True, kw_only=True):
-    """One policy in one scenario, once."""
+    """One run of one policy in one scenario."""
 
     encoder: str
     scenario: str
     policy: str
     repeat: int
     windows: int
-    """Captured in time, with an embedding by the end."""
+    """Windows captured in time that have an embedding by the end."""
     missing: int
-    """Captured in time, without one."""
+    """Windows captured in time that have none."""
     latency_ms: dict[str, Number]
-    """From the end of a window to its last embedding outside the device's process: p50, p95, p99. An exit's is the last
-    one where the server's did not come in time."""
+    """From the end of a window to its last embedding outside the device's process: p50, p95, p99. The last one is the
+    exit's if the server's did not come in time."""
     first_latency_ms: dict[str, Number] = msgspec.field(default_factory=dict)
-    """The same to the first embedding; empty in files from before exits."""
+    """The same for the first embedding; empty in files from before exits."""
     parts_ms: dict[str, Number]
-    """Medians of what the device says of it: device, network, server; wait is the rest of the median latency."""
+    """Medians of the parts that the device reports: device, network, server; wait is the rest of the median latency."""
     up_mb_per_hour: Number
     down_mb_per_hour: Number
     updates_mb_per_hour: Number = 0.0
-    """Of both, as the device counts it; older files do not say."""
+    """Part of both directions, as the device counts it; 0 in older files."""
     energy_mj: dict[str, Number]
-    """Of a window, by the model: compute, radio, their total, which is above idle, and what idling adds (older files do
-    not say); and what was measured, if anything was."""
+    """Energy of a window by the model: compute, radio, their total, which is above idle, and the energy at idle
+    (missing in older files); also measured energy, if any was measured."""
     fidelity: float
-    """Mean cosine with the embedding of the whole encoder in float32."""
+    """Mean cosine with the whole encoder's float32 embedding."""
     fidelity_worst: float
     fidelity_first: float | None = None
-    """The mean of the first answers; None in files from before exits."""
+    """The mean for first answers; None in files from before exits."""
     finished: dict[str, int]
-    """Of last answers."""
+    """Counts of last answers, by what finished them."""
     cuts: dict[str, int]
-    """Each in its width, as in `sequence`."""
+    """Counts by cut and width, named as in `sequence`."""
     changes: int
-    """Of cut or width, from one window to the next."""
+    """Changes of cut or width from one window to the next."""
     reaction_s: list[Number]
-    """For each step that the policy answers with another cut or width."""
+    """For each step after which the policy changes its cut or width."""
     processor_share: Number
-    """Of one processor of this machine, paced."""
+    """Share of one processor of this machine, paced."""
     queued_share: Number = 0.0
-    """Of the time that the device's threads could have run, others had the processor: the scenario's load or not."""
+    """Share of the time in which the device's threads were ready to run but others had the processor, such as the
+    scenario's load."""
     memory_mb: Number
     sequence: list[str]
-    """The cut of each window in order of capture, in its width (`action_name`)."""
+    """The cut, with its width, of each window in order of capture (`action_name`)."""
     first_answers: list[str] = msgspec.field(default_factory=list)
-    """What made the first embedding of each: `local`, `<cut>+exit`, or the server of what was shipped. Empty in files
-    from before exits, which have `sequence` alone."""
+    """What computed each window's first embedding: `local`, `<cut>+exit`, or the name of what was shipped to the
+    server. Empty in files from before exits, which only have `sequence`."""
     final_answers: list[str] = msgspec.field(default_factory=list)
-    """What made the last one."""
+    """What computed each window's last embedding."""
     frame_bytes: list[int]
     times_s: list[float]
-    """Capture of each window, from the scenario's begin."""
+    """Capture time of each window, from the beginning of the scenario."""
 
 
 def figures(
@@ -100,7 +101,7 @@ def figures(
     reference: Array,
     measured_mj: dict[str, float],
 ) -> Figures:
-    """`reference` holds the float32 embedding of each window of the audio, (windows, d)."""
+    """Compute a run's figures; `reference` holds the float32 embedding of each window of the audio, (windows, d)."""
     heard = sorted(recording.results, key=lambda item: item.result.window)
     results = [item.result for item in heard]
     front_end = bundle.manifest.info.front_end
@@ -148,9 +149,9 @@ def figures(
 
 
 def reactions(began: float, heard: Sequence[TimedResult], steps: Sequence[ScenarioStep]) -> list[float]:
-    """Seconds from each step to the first window at the cut and width that a policy settles on, where they are others.
+    """Seconds from each step to the first window at the new cut and width that a policy settles on, if it changes them.
 
-    Only steps whose level lasts long enough to settle count. A window is decided at the end of its capture.
+    Only steps whose level lasts long enough to settle count. A window's cut is decided at the end of its capture.
     """
     times = np.array([item.result.time - began for item in heard])
     cuts = np.array([action_name(item.result.cut, item.result.width) for item in heard])
@@ -170,7 +171,7 @@ def reactions(began: float, heard: Sequence[TimedResult], steps: Sequence[Scenar
 
 
 def answered_by(result: WindowResult) -> str:
-    """What made a result's embedding: `local`, `<cut>+exit`, or the server of what was shipped at a cut in a width."""
+    """What computed a result's embedding: `local`, `<cut>+exit`, or the cut and width shipped to the server."""
     if result.finished == "exit":
         return action_name(result.cut, 0, "exit")
     return action_name(result.cut, result.width) if result.finished == "server" else LOCAL

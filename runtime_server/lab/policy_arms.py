@@ -1,4 +1,4 @@
-"""The policies that are compared: the table and the device options of each."""
+"""The policies that are compared: the table and device options of each."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ _CPU_EDGES = tuple(np.round(np.linspace(0.1, MAX_LOAD, 9), 3).tolist())
 _MBPS_EDGES = tuple(np.round(np.linspace(0.5, RULE_FULL_MBPS, 16), 3).tolist())
 _TRACES, _WINDOWS = 64, 240
 _PACKED = ("--deadline-ms", "4000")
-"""Windows of so many seconds go in one message."""
+"""Windows of up to this many milliseconds are sent in one message."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """One policy: the table and the device options that carry it out."""
+    """One policy: a splitter table and the device options that go with it."""
 
     name: str
     table: SplitterTable
     options: tuple[str, ...] = ()
-    """Of `ssc edge run`."""
+    """Options of `ssc edge run`."""
     answers: tuple[str, str] | None = None
-    """What makes the first embedding of every window and what the last (`accuracy.Answers`); None for a policy that
+    """What computes the first and the last embedding of every window (`accuracy.Answers`); None for a policy that
     chooses."""
     usual: bool = True
-    """Whether it is played when no policies are named."""
+    """Whether it is played if no policies are named."""
 
 
 def all_policies(bundle: Bundle, target: str, scenario: Playable, seed: int) -> list[Policy]:
     """Server-only in each encoding, device-only, each fixed action, the rule, a table, the optimum.
 
-    The table is the bundle's, trained again for the radio of the scenario's link. A fixed action is a cut, in a width
-    of its bottleneck or as it is, answered first by its exit or not; those that the table leaves out are not usual, nor
-    are those on a device that may take its time (`packed:`).
+    The table is the bundle's, trained again for the radio of the scenario's link. A fixed action is a cut, with or
+    without a width of its bottleneck, answered first by its exit or not. Fixed actions that are not in the table are
+    played only by name, and so are policies of a device that may delay its windows (`packed:`).
     """
     table = table_for(bundle.manifest, load_target(target), scenario.link, seed, "ssc bench")
     actions = bundle_actions(bundle.manifest, target)
@@ -78,7 +78,7 @@ def all_policies(bundle: Bundle, target: str, scenario: Playable, seed: int) -> 
 
 
 def _samples(stream: str) -> str:
-    """What decides of the embedding: FLAC loses nothing."""
+    """The samples that determine the embedding: those of FLAC equal PCM, because FLAC is lossless."""
     return PCM if stream == FLAC else stream
 
 
@@ -88,7 +88,7 @@ def _answers(action: ActionCosts) -> tuple[str, str]:
 
 
 def chosen_policies(policies: Sequence[Policy], names: Sequence[str]) -> list[Policy]:
-    """Those named, in the order of `policies`; when none is, the usual ones. Raises UsageError for an unknown name."""
+    """The named policies in the order of `policies`, or else the usual ones. Raises UsageError for an unknown name."""
     known = [policy.name for policy in policies]
     for name in names:
         if name not in known:
@@ -97,12 +97,12 @@ def chosen_policies(policies: Sequence[Policy], names: Sequence[str]) -> list[Po
 
 
 def always(table: SplitterTable, name: str) -> SplitterTable:
-    """One of its actions in every state."""
+    """A table that takes one of its actions in every state."""
     return only(table, table.costs[table.actions.index(name)])
 
 
 def only(table: SplitterTable, action: ActionCosts) -> SplitterTable:
-    """The same with one action, which it need not have."""
+    """The table with a single action, which it need not contain."""
     return msgspec.structs.replace(
         table,
         state=(StateAxis(name="bandwidth_mbps", edges=()),),
@@ -118,7 +118,7 @@ def only(table: SplitterTable, action: ActionCosts) -> SplitterTable:
 
 
 def rule(table: SplitterTable) -> SplitterTable:
-    """The heuristic rule of docs/method.md, section 6, in fine bins of load and bandwidth."""
+    """The heuristic rule of docs/method.md, section 6, as a table with fine bins of load and bandwidth."""
     axes = (StateAxis(name="cpu", edges=_CPU_EDGES), StateAxis(name="bandwidth_mbps", edges=_MBPS_EDGES))
     cpu, mbps = np.meshgrid(_middles(_CPU_EDGES), _middles(_MBPS_EDGES), indexing="ij")
     actions = heuristic_rule(environment_of(table), cpu.ravel(), mbps.ravel())
@@ -126,12 +126,12 @@ def rule(table: SplitterTable) -> SplitterTable:
 
 
 def optimum(table: SplitterTable, scenario: Playable, seed: int) -> SplitterTable:
-    """The best policy on the table's own bins for this very scenario, by value iteration."""
+    """The best policy on the table's own bins for this scenario, by value iteration."""
     traces = scenario.traces(_TRACES, _WINDOWS, seed)
     rows = rows_of(observe(traces), table.state)
     transition, reward, visits = estimate_model(rows, simulate(environment_of(table), traces).reward, len(table.q))
     q = value_iteration(transition, reward, table.discount)
-    # A state that the scenario's traces never were in is as the trained table has it.
+    # States that the scenario's traces never visit keep the values of the trained table.
     known = np.asarray(visits) > 0
     q = np.where(known[:, None], q, np.asarray(table.q))
     return _with_q(table, table.state, q, f"optimum for {scenario.name}")

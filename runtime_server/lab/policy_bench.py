@@ -1,4 +1,4 @@
-"""`ssc bench`: encoders, scenarios and policies, one after the other, interleaved; everything measured in one file."""
+"""`ssc bench`: encoders, scenarios and policies one after the other, interleaved; all measurements in one file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from streamsplit_compile.cost.targets import load_target
 
 MAX_BENCH_BYTES = 64 << 20
 _SPARE_S = 40.0
-"""Audio beyond the scenario: the device's start and what is thrown away."""
+"""Audio beyond the scenario's length: for the device's start, and the windows that are discarded."""
 _PACKAGES = ("torch", "onnxruntime", "numpy", "nats-py", "soundfile")
 
 
@@ -54,26 +54,26 @@ class BenchConfig:
 
     scenarios: tuple[Playable, ...]
     encoders: tuple[str, ...]
-    """Registered names, or checkpoint files."""
+    """Names of registered encoders, or checkpoint files."""
     policies: tuple[str, ...] = ()
     target: str = "rpi4"
     audio: Path | None = None
-    """Directory of recordings; with `esc10/labels.csv` in it accuracy is measured too."""
+    """Directory of recordings; if it contains `esc10/labels.csv`, accuracy is measured too."""
     seconds: float = 60.0
     repeats: int = 2
     clips_every: int = 1
     fold: int | None = None
-    """Heard and judged alone, on a bundle that is calibrated without it."""
+    """Only this fold is heard and judged, with a bundle calibrated on the others."""
     namespaces: bool = True
     meter: Path | None = None
     profile: Path | None = None
-    """What `ssc bench device` or `ssc profile` measured, in place of the target's predictions."""
+    """Times from `ssc bench device` or `ssc profile`, in place of the target's predictions."""
     bundle: Path | None = None
-    """Compiled before, for the only encoder; else one is compiled."""
+    """A compiled bundle for the only encoder; without it, each encoder is compiled."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a bundle of several encoders, or with what was settled when it was compiled."""
+        """Raises UsageError for a bundle with several encoders, or with settings fixed when it was compiled."""
         if self.bundle is not None and len(self.encoders) > 1:
             raise UsageError("--bundle is of one encoder; give one --encoder")
         if self.bundle is not None and self.profile is not None:
@@ -85,9 +85,9 @@ class EncoderFigures(Strict, frozen=True, kw_only=True):
 
     cuts: list[str]
     block_ms: list[float]
-    """On the target, predicted: what the device was paced to."""
+    """Predicted for the target; the device is paced to them."""
     accuracy: dict[str, Accuracy] = msgspec.field(default_factory=dict)
-    """By policy that takes one action; `scenario/policy` for one that chooses."""
+    """By policy if it always takes one action; by `scenario/policy` if it chooses."""
 
 
 class PlayedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,32 +96,32 @@ class PlayedScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what: str
     steps: list[ScenarioStep]
     link: str = ""
-    """Whose radio was paid for; empty in files from before there was more than one."""
+    """The link whose radio the energy is computed for; empty in files from before there were several."""
 
 
 class PolicyBench(Strict, frozen=True, kw_only=True):
-    """Everything a call of `ssc bench run` measured."""
+    """Everything that one call of `ssc bench run` measured."""
 
     format: Literal["streamsplit.bench/1"] = "streamsplit.bench/1"
     created: str
     command: str
     target: str
     seconds: float
-    """Of each run; of the longest where what was joined differs."""
+    """Length of each run; of the longest one if joined measurements differ."""
     shortest_s: float = 0.0
-    """Of the shortest then, else 0."""
+    """Length of the shortest run in that case, else 0."""
     repeats: int
     seed: int
     bytes_are: str
     link_is: str = ""
-    """How the link was made; empty in older files."""
+    """How the link was emulated; empty in older files."""
     python_factor: float = 0.0
-    """How many times longer Python took than here; 0 in older files, where only blocks and encoding were slowed."""
+    """How many times longer Python took than here; 0 in older files, in which only blocks and encoding were slowed."""
     measured_by: str = ""
-    """The file of `ssc bench device` whose times were kept to; empty where they are the target's predictions."""
+    """The file of `ssc bench device` whose times were used; empty if they are the target's predictions."""
     audio: str
     fold: int | None = None
-    """The only one that was heard and judged, on bundles that were calibrated without it."""
+    """The only fold that was heard and judged, with bundles calibrated on the others."""
     machine: dict[str, str]
     encoders: dict[str, EncoderFigures]
     runs: list[Figures]
@@ -133,14 +133,14 @@ class PolicyBench(Strict, frozen=True, kw_only=True):
 
 
 def read_bench(path: Path) -> PolicyBench:
-    """Raises FormatError naming file and field."""
+    """Read a measurement. Raises FormatError naming file and field."""
     return strict.read(path, PolicyBench, MAX_BENCH_BYTES)
 
 
 def joined(benches: Sequence[PolicyBench]) -> PolicyBench:
-    """Measurements of one target and seed as one: what was played again is a further repetition.
+    """Measurements of one target and seed as one; runs of the same encoder and scenario count as further repetitions.
 
-    Raises UsageError for measurements that cannot be combined, as of one encoder in one scenario for other times.
+    Raises UsageError for measurements that cannot be combined, such as one encoder in one scenario with other times.
     """
     whole = benches[0]
     for more in benches[1:]:
@@ -185,7 +185,7 @@ def joined(benches: Sequence[PolicyBench]) -> PolicyBench:
 
 
 async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> PolicyBench:
-    """Measure everything. Raises UsageError where the lab cannot be built, CheckFailed when a process fails."""
+    """Measure everything. Raises UsageError if the lab cannot be set up, CheckFailed if a process fails."""
     work = Path(tempfile.mkdtemp(prefix="ssc-bench-"))
     try:
         encoders, runs, bytes_are, link_is, factor = {}, [], "", "", 0.0
@@ -229,7 +229,7 @@ async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> PolicyBe
 
 @dataclass(frozen=True)
 class _PreparedEncoder:
-    """One encoder, compiled, with the audio its devices hear."""
+    """A compiled encoder, with the audio that its devices hear."""
 
     name: str
     file: Path
@@ -266,7 +266,7 @@ class _PreparedEncoder:
         return cls(short, file.resolve(), bundle, work, audio, _reference(bundle, waveform), config, say)
 
     async def measure(self, lab: Lab) -> tuple[list[Figures], dict[str, Accuracy]]:
-        """Every scenario, every repetition, every policy."""
+        """Run every scenario, every repetition and every policy."""
         runs: list[Figures] = []
         played: dict[str, Policy] = {}
         for scenario in self.config.scenarios:
@@ -305,7 +305,7 @@ class _PreparedEncoder:
     def _measured_mj(self, recording: RunRecording, before: float | None) -> dict[str, float]:
         windows, found = len(recording.results), {}
         if before is not None and (rapl := _rapl()):
-            found["rapl"] = (rapl.joules() - before) * 1e3 / windows  # start and end of the process included
+            found["rapl"] = (rapl.joules() - before) * 1e3 / windows  # including the start and end of the process
         if self.config.meter is not None:
             found["meter"] = metered_mj(self.config.meter, recording.began, recording.seconds, windows)
         return found
@@ -352,7 +352,7 @@ async def _ssc(*arguments: str) -> None:
 
 @cache
 def _rapl() -> EnergySource | None:
-    """The counters of this machine, where it has some that count."""
+    """The energy counters of this machine; None if it has no working ones."""
     return energy_source(AUTO)
 
 
@@ -367,7 +367,7 @@ def _machine() -> dict[str, str]:
 
 
 def command_of(arguments: Sequence[str]) -> str:
-    """As it is published: files and directories without where they lie."""
+    """The command as it is published: paths are reduced to their last part."""
     pairs = zip(["", *arguments], arguments, strict=False)
     names = [Path(word).name if "/" in word and before != "--policy" else word for before, word in pairs]
     return " ".join(["ssc", *names])

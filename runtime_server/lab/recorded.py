@@ -1,4 +1,4 @@
-"""A recorded trace as a scenario: the link and the load of a CSV file, line by line (`splitter.trace_csv`)."""
+"""A recorded trace as a scenario: link and load from a CSV file, line by line (`splitter.trace_csv`)."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from streamsplit_compile.splitter.trace_csv import Columns, read_csv
 from streamsplit_compile.splitter.traces import STEP_S, TraceModel, Traces, synthetic_traces
 
 LEAST_MBPS = 0.01
-"""Of a link that is there; one with less is away."""
+"""The slowest link that counts as up; below this, it is an outage."""
 
 
 @dataclass(frozen=True)
 class RecordedScenario:
-    """Played from its first line on, and again from there when the run is longer than the recording."""
+    """Played from its first line, and again from there if the run is longer than the recording."""
 
     name: str
     what: str
     columns: Columns
     lasts_s: float
-    """To where the last line stops holding: a line's usual length behind it."""
+    """When the last line stops applying: one line's usual length after it."""
     link: str = DEFAULT_LINK
-    """Whose radio the device has; the recording does not say."""
+    """The link whose radio the device has; the recording does not contain it."""
 
     @classmethod
     def read(cls, path: Path, link: str = DEFAULT_LINK) -> RecordedScenario:
-        """Raises FormatError naming file, line and column."""
+        """Read a trace. Raises FormatError naming file, line and column."""
         columns = read_csv(path)
         times = columns["time_s"] - columns["time_s"][0]
         lasts_s = float(times[-1] + np.median(np.diff(times)))
         return cls(path.stem, f"recorded: {path.name}, {lasts_s:.0f} s", {**columns, "time_s": times}, lasts_s, link)
 
     def steps(self, seconds: float, seed: int) -> list[ScenarioStep]:
-        """From 0 to `seconds`; the seed changes nothing."""
+        """The steps from 0 to `seconds`; the seed changes nothing."""
         times = self.columns["time_s"]
         rounds = int(np.ceil(seconds / self.lasts_s))
         return [
@@ -48,7 +48,7 @@ class RecordedScenario:
         ]
 
     def traces(self, count: int, windows: int, seed: int) -> Traces:
-        """The recording from `count` moments of it on, window by window."""
+        """The recording from `count` random starting points, window by window."""
         starts_s = np.random.default_rng(seed).uniform(0, self.lasts_s, count)
         at_s = (starts_s[:, None] + np.arange(windows) * STEP_S) % self.lasts_s
         line = np.searchsorted(self.columns["time_s"], at_s, side="right") - 1

@@ -1,4 +1,4 @@
-"""The lab's scenarios: the steps of link and processor for each scenario and seed, the same for every policy."""
+"""The lab's scenarios: the steps of link and processor by scenario and seed, the same for every policy."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from streamsplit_compile.splitter.traces import STEP_S, TraceModel, Traces, synt
 
 @dataclass(frozen=True)
 class ScenarioStep:
-    """What holds from a moment on."""
+    """The conditions from a moment on."""
 
     at_s: float
     mbps: float
-    """Both ways."""
+    """The same in both directions."""
     rtt_ms: float
     jitter_ms: float
     cpu: float
-    """Share of the device's processor that another program asks for."""
+    """Share of the device's processor that another program demands."""
     outage: bool = False
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A link and a processor over time; ranges as in docs/method.md, section 6, changes more often for short runs."""
+    """A link and a processor over time, as in docs/method.md, section 6, but changing more often for short runs."""
 
     name: str
     what: str
     mbps: tuple[float, float]
-    """Levels are lognormal around the geometric middle."""
+    """Levels are lognormal around the geometric mean of both ends."""
     rtt_ms: tuple[float, float]
     jitter_ms: float
     link: str = "wifi"
-    """Whose radio the device has (`cost.radios`)."""
+    """The link whose radio the device has (`cost.radios`)."""
     change_s: float = 5.0
     cpu: tuple[float, ...] = (0.0,)
-    """Levels of load, each step a neighbouring one."""
+    """Levels of load; each step moves to a neighbouring one."""
     outage_s: tuple[float, float] | None = None
-    """In the second half of each level nothing passes for so long."""
+    """Range of the outage's duration in the second half of each level."""
 
     def steps(self, seconds: float, seed: int) -> list[ScenarioStep]:
-        """From 0 to `seconds`."""
+        """The steps from 0 to `seconds`."""
         random = np.random.default_rng((seed, sum(self.name.encode())))
         low, high = self.mbps
         level = int(random.integers(len(self.cpu)))
@@ -65,7 +65,7 @@ class Scenario:
         return steps
 
     def traces(self, count: int, windows: int, seed: int) -> Traces:
-        """Many runs as the splitter's environment sees them, each window as the step that holds then."""
+        """Many runs as the splitter's environment expects them; each window has the step that applies at its time."""
         uncertainty = synthetic_traces(TraceModel(), count, windows, seed).uncertainty
         shape = (count, windows)
         traces = Traces(uncertainty, np.zeros(shape), np.zeros(shape), np.zeros(shape))
@@ -82,25 +82,25 @@ class Scenario:
 
 
 class Playable(Protocol):
-    """What the lab plays: a `Scenario`, or a recorded one."""
+    """What the lab can play: a `Scenario`, or a recorded one."""
 
     @property
     def name(self) -> str:
-        """Of its runs and pictures."""
+        """The name of its runs and pictures."""
 
     @property
     def what(self) -> str:
-        """One line for people."""
+        """A description in one line."""
 
     @property
     def link(self) -> str:
-        """Whose radio the device has: a name or a file."""
+        """The link whose radio the device has: a name or a file."""
 
     def steps(self, seconds: float, seed: int) -> list[ScenarioStep]:
-        """From 0 to `seconds`."""
+        """The steps from 0 to `seconds`."""
 
     def traces(self, count: int, windows: int, seed: int) -> Traces:
-        """For the exact optimum, as the splitter's environment sees it."""
+        """Traces for the exact optimum, as the splitter's environment expects them."""
 
 
 SCENARIOS = {
@@ -139,7 +139,7 @@ SCENARIOS = {
 
 
 def scenario_named(name: str) -> Scenario:
-    """Raises UsageError for an unknown one."""
+    """The scenario of this name. Raises UsageError for an unknown one."""
     if name not in SCENARIOS:
         raise UsageError(f"no scenario {name!r}; there are {', '.join(SCENARIOS)}")
     return SCENARIOS[name]

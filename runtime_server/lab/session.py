@@ -37,7 +37,7 @@ from streamsplit_compile.splitter.pricing import bottleneck_ms, exit_ms, whole_m
 
 _START_S = 90.0
 _FIRST_WINDOWS = 6
-"""Before a scenario begins: the device has its table, its blocks are loaded, its caches are warm."""
+"""Windows before a scenario begins: by then the device has its table and its blocks, and its caches are warm."""
 _SETTLE_S = 2.0
 """Time after the end for frames in flight to arrive."""
 
@@ -47,7 +47,7 @@ class _Counted(msgspec.Struct):
 
 
 class _Said(msgspec.Struct):
-    """What is read here of a device's `status.json`."""
+    """The part of a device's `status.json` that is read here."""
 
     traffic: _Counted = msgspec.field(default_factory=_Counted)
 
@@ -68,28 +68,28 @@ class RunRecording:
     """s since the epoch."""
     seconds: float = 0.0
     results: list[TimedResult] = field(default_factory=list)
-    """The last one of each window captured during the scenario, in the order they came."""
+    """The last result of each window captured during the scenario, in order of arrival."""
     firsts: dict[int, TimedResult] = field(default_factory=dict)
-    """By window, the first one, where an exit gave it."""
+    """By window, its first result, if that came from an exit."""
     traffic: Traffic = field(default_factory=lambda: Traffic(0, 0))
     update_bytes: int = 0
-    """Of it, as the device counts it, to a few seconds."""
+    """The part of it spent on updates, as the device counts it, accurate to a few seconds."""
     passages: list[Passage] = field(default_factory=list)
-    """What the link carried, from shortly before the scenario on; seconds from its begin."""
+    """What the link carried, from shortly before the scenario; seconds from its beginning."""
     processor_s: float = 0.0
-    """That the device process used."""
+    """Processor time of the device process."""
     queued_s: float = 0.0
-    """That its threads stood ready while others had the processor; 0 where the kernel does not say."""
+    """Time in which its threads were ready while others had the processor; 0 if the kernel does not report it."""
     memory_mb: float = 0.0
     encode_ms: float = 0.0
-    """Of processor time to make one frame, paced; 0 for a device that is not."""
+    """Processor time to make one frame, paced; 0 for a device that is not paced."""
 
 
 class Lab:
     """`async with Lab(...) as lab: await lab.play(policy, audio, steps, seconds)`.
 
-    With `namespaces` the kernel shapes a cable between two network namespaces and counts its bytes; without, the relay
-    paces what passes it and only data is counted. Raises UsageError where namespaces are not permitted.
+    With `namespaces`, the kernel shapes a cable between two network namespaces and counts its bytes; without, the relay
+    paces the data, and only the data is counted. Raises UsageError if namespaces are not permitted.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Lab:
         paced: bool = True,
         python_ms: float | None = None,
     ) -> None:
-        """`python_ms`: as it was measured on a device (`ssc bench device`), in place of the target's figure."""
+        """`python_ms`: the time measured on a device (`ssc bench device`), in place of the target's figure."""
         self.work, self.bundle, self.target, self._paced = work, bundle, target, paced
         self.python_factor = max(1.0, (python_ms or target_python_ms(target)) / plain_python.python_ms())
         """How many times longer Python takes on the target than here."""
@@ -116,12 +116,12 @@ class Lab:
 
     @property
     def measured_on(self) -> str:
-        """What the bytes are those of."""
+        """What the counted bytes include."""
         return "the device's interface, all headers" if self._network else "the data of TCP, without its headers"
 
     @property
     def link_is(self) -> str:
-        """How the link is made."""
+        """How the link is emulated."""
         if self._network:
             return (
                 "a cable between two network namespaces of one kernel, whose token buckets hold both rates, and a "
@@ -151,7 +151,7 @@ class Lab:
         await self._stack.aclose()
 
     def pace(self) -> Pace:
-        """As slow as the target's cost table, and as Python is there compared with here."""
+        """The pace of the target: block times from its cost table, and Python slowed by the measured factor."""
         manifest = self.bundle.manifest
         info, macs = manifest.info, whole_macs(manifest)
         cost = info.targets[self.target]
@@ -189,7 +189,7 @@ class Lab:
         return f"nats://{SERVER_ADDRESS if self._network else '127.0.0.1'}:{self._relay.port}"
 
     async def play(self, policy: Policy, audio: Path, steps: Sequence[ScenarioStep], seconds: float) -> RunRecording:
-        """One device through one scenario. Raises CheckFailed when it fails."""
+        """Run one device through one scenario. Raises CheckFailed if it fails."""
         async with self.device(policy, audio, "--threads", "1") as device:
             lines = ResultLines(device)
             reading = asyncio.create_task(lines.read())
@@ -209,13 +209,13 @@ class Lab:
         return recording
 
     def _update_bytes(self, name: str) -> int:
-        """What a device says that tables and bundles have taken since its start."""
+        """The bytes that tables and bundles have taken since the device's start, as it reports them."""
         status = self.work / name / "status.json"
         return msgspec.json.decode(status.read_bytes(), type=_Said).traffic.run.updates if status.exists() else 0
 
     @contextlib.asynccontextmanager
     async def device(self, policy: Policy, audio: Path, *options: str) -> AsyncGenerator[Child, None]:
-        """A device process that writes its results to a pipe, the server's answer after an exit's whatever it says."""
+        """A device process that writes results to a pipe; after an exit's answer it always writes the server's too."""
         self._runs += 1
         name = f"{re.sub(r'[^a-z0-9]+', '-', policy.name.lower())[:48]}-{self._runs}"
         key = minisign.read_secret_key(self.work / "server" / "signing.key")
@@ -234,7 +234,7 @@ class Lab:
             await device.stop()
 
     def _bundle_with(self, policy: Policy, name: str) -> Path:
-        """The same bundle with the policy's table, so that the very first window is the policy's."""
+        """The same bundle with the policy's table, so that even the first window follows the policy."""
         path = self.work / f"{name}-bundle"
         shutil.copytree(self.bundle.path, path, copy_function=_link_or_copy)
         file = self.bundle.manifest.info.targets[self.target].table
@@ -282,9 +282,10 @@ class Lab:
             self._shape(step)
 
     def _shape(self, step: ScenarioStep) -> None:
-        """Make link and load what a step says."""
-        # A round trip's jitter comes from both ways. The kernel's bucket lets what fits into it pass at once; the relay
-        # behind it holds that for as long as it would have taken, and adds next to nothing to what comes at the rate.
+        """Set link and load as in a step."""
+        # Half of a round trip's jitter belongs to each direction. The kernel's bucket passes a burst that fits into it
+        # at once; the relay behind it holds that for as long as it would have taken, and hardly delays data that comes
+        # at the rate.
         self._relay.state = LinkState(step.rtt_ms / 2, step.jitter_ms / 2, step.mbps, step.mbps, step.outage)
         if self._network is not None:
             self._network.shape(step.mbps, step.mbps)
@@ -310,7 +311,7 @@ class Lab:
 
 
 def target_python_ms(name: str) -> float:
-    """What the fixed piece of Python takes on a target, by its file, ms."""
+    """The time of the fixed piece of Python on a target according to its file, ms."""
     target, reference = load_target(name), load_target("x86-64")
     if target.python is not None:
         return target.python.work_ms.value
@@ -320,17 +321,17 @@ def target_python_ms(name: str) -> float:
 
 
 class ResultLines:
-    """The results of a device as it writes them, one for each window: the server's takes the place of an exit's."""
+    """A device's results as they are written, one for each window: the server's replaces an exit's."""
 
     def __init__(self, device: Child) -> None:
         self.heard: list[TimedResult] = []
         self.firsts: dict[int, TimedResult] = {}
-        """By window, what an exit said of it."""
+        """By window, the exit's result."""
         self._device, self._more = device, asyncio.Event()
         self._decoder = msgspec.json.Decoder(WindowResult)
 
     async def read(self) -> None:
-        """Until the device ends."""
+        """Read until the device ends."""
         assert self._device.process.stdout is not None
         async for line in self._device.process.stdout:
             with contextlib.suppress(*UNREADABLE):
@@ -355,7 +356,7 @@ class ResultLines:
 
 
 def _queued_s(pid: int) -> float:
-    """Time that the threads of a process have waited in the run queue so far (Linux)."""
+    """Total time that a process's threads have waited in the run queue so far (Linux)."""
     total_ns = 0
     for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         with contextlib.suppress(OSError):  # the thread has ended

@@ -1,9 +1,9 @@
 """Energy of a window on the device, always with its source.
 
-model    the target's cost table for the blocks that ran, its power for the encoding, the link's radio for what passed
-rapl     what this machine's processor package used meanwhile (everything on it, not the device alone), as
-         `runtime_server.telemetry.energy` counts it
-meter    what a USB meter between supply and board logged: CSV lines `time_s,watts`, seconds since the epoch
+model    the target's cost table for the blocks that ran, its power for encoding, the link's radio for what passed
+rapl     what this machine's processor package used meanwhile (everything on it, not only the device), as counted by
+         `runtime_server.telemetry.energy`
+meter    the log of a USB meter between supply and board: CSV lines `time_s,watts`, seconds since the epoch
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.splitter.pricing import bottleneck_ms, exit_ms, mj_of, whole_macs
 
 MODELLED = ("compute", "radio", "total", "idle")
-"""The names of the model's figures; others are what was measured."""
+"""The names of the model's figures; all others were measured."""
 
 
 @dataclass(frozen=True)
 class Energy:
-    """Of one window on average, mJ."""
+    """Mean energy of one window, mJ."""
 
     compute_mj: float
     radio_mj: float
-    """Above idle, sending and receiving."""
+    """Sending and receiving, above idle."""
     idle_mj: float
-    """Of board and radio at rest, for as long as a window lasts; in neither of the others."""
+    """Board and radio at rest for the duration of a window; not part of the other two."""
 
     @property
     def total_mj(self) -> float:
-        """What is above idle."""
+        """The energy above idle."""
         return self.compute_mj + self.radio_mj
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Bytes that were on the link from one moment to another, s."""
+    """Bytes that were on the link between two moments, s."""
 
     begins: float
     ends: float
@@ -56,10 +56,10 @@ class Transfer:
 
 
 def radio_mj(radio: Radio, transfers: Iterable[Transfer], began: float, ended: float) -> float:
-    """Energy above idle between two moments, mJ, receiving included.
+    """Energy above idle between two moments, mJ, including reception.
 
-    A transfer before `began` counts only for what it left: a tail. Of two that overlap the later one is charged for
-    its bytes, and for the time that it goes on longer.
+    A transfer before `began` counts only for the tail it left. If two transfers overlap, the later one is charged for
+    its bytes and for the time by which it outlasts the other.
     """
     idle_w, tail_s = radio.idle_w.value, radio.tail_ms.value / 1e3
     powers = {"up": radio.send_w.value - idle_w, "down": radio.receive_w.value - idle_w}
@@ -84,10 +84,10 @@ def radio_mj(radio: Radio, transfers: Iterable[Transfer], began: float, ended: f
 
 
 def modelled(recording: RunRecording, bundle: Bundle, target: str, radio: Radio) -> Energy:
-    """By the figures of target and link (docs/method.md, section 6), for the cuts that ran and all that passed.
+    """Energy from the figures of target and link (docs/method.md, section 6), for the cuts that ran and all traffic.
 
-    A frame is made on one core of those that the model's power is for. The link's relay says when data passed, the
-    interface how many bytes headers and all.
+    A frame is encoded on one of the cores that the model's power covers. The link's relay tells when data passed, the
+    interface how many bytes, including headers.
     """
     figures = load_target(target)
     core_w = (figures.power.active_w.value - figures.power.idle_w.value) / figures.threads
@@ -103,9 +103,10 @@ def modelled(recording: RunRecording, bundle: Bundle, target: str, radio: Radio)
 
 
 def blocks_mj(result: WindowResult, exit_answered: bool, bundle: Bundle, target: str) -> float:
-    """Of all that a device computed for one window, given its last result.
+    """Energy of all that a device computed for one window, given its last result.
 
-    Where it finished the window itself after all it ran the whole encoder; an exit's answer that stands ran no more.
+    If it finished the window itself after shipping it, it ran the whole encoder; if an exit's answer stands, nothing
+    more.
     """
     manifest = bundle.manifest
     cost, macs = manifest.info.targets[target], whole_macs(manifest)
@@ -121,7 +122,7 @@ def blocks_mj(result: WindowResult, exit_answered: bool, bundle: Bundle, target:
 
 
 def _transfers(recording: RunRecording) -> list[Transfer]:
-    """What passed, each way with its share of the headers that the relay does not see."""
+    """The transfers of a run; each includes its share of the headers, which the relay does not see."""
     inside = [one for one in recording.passages if 0.0 <= one.ends < recording.seconds]
     data = {way: sum(one.bytes for one in inside if one.way == way) for way in ("up", "down")}
     counted = {"up": recording.traffic.up, "down": recording.traffic.down}
@@ -130,9 +131,9 @@ def _transfers(recording: RunRecording) -> list[Transfer]:
 
 
 def metered_mj(path: Path, began: float, seconds: float, windows: int) -> float:
-    """Energy of one window by a meter's log, mJ.
+    """Energy of one window according to a meter's log, mJ.
 
-    Raises FormatError naming the line that is wrong, or when the log does not cover the time.
+    Raises FormatError naming the wrong line, or if the log does not cover the time.
     """
     rows = []
     for number, row in named_rows(path):

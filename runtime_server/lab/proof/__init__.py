@@ -1,1 +1,1 @@
-"""A measurement as tables, pictures and a page, and its goals."""
+"""A measurement as tables, pictures and a page, together with its goals."""

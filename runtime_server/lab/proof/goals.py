@@ -1,4 +1,4 @@
-"""The table's goals against server-only PCM, beside the paper's numbers (docs/method.md, section 7)."""
+"""The table's goals against server-only PCM, next to the paper's numbers (docs/method.md, section 7)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from runtime_server.lab.proof.proof_report import BASELINE, Ratios, first_ms, ra
 
 OURS = "table"
 BESIDE = ("opus-16", "device-only")
-"""What a user would take instead: their own number stands beside each of the table's."""
+"""What a user would use instead: their numbers are shown next to each of the table's."""
 _POINT = 100.0
 _SAME_PROBE = 0.005
-"""A probe over 400 clips cannot tell less apart: two clips."""
+"""A probe over 400 clips cannot resolve a smaller difference: two clips."""
 DIFFERS = (
     "The paper's device is a board on a real link; here the device is a process of this machine, held to the board's "
     "predicted time for every block, on a link made by the kernel. Its energy was metered, here it is modelled.",
@@ -29,7 +29,7 @@ DIFFERS = (
 
 @dataclass(frozen=True)
 class Goal:
-    """One of them, for one encoder in one scenario."""
+    """One goal, for one encoder in one scenario."""
 
     name: str
     paper: str
@@ -37,24 +37,24 @@ class Goal:
     goal: str
     """`at least N` or `at most N`."""
     why: str
-    """Which part it is made of; what to improve when it is missed."""
+    """The parts that the value consists of: what to improve if the goal is missed."""
     beside: tuple[str, ...] = ("",) * len(BESIDE)
-    """The same number of each of `BESIDE`; empty where it was not played."""
+    """The same number for each of `BESIDE`; empty if that policy was not played."""
 
     @property
     def met(self) -> bool:
-        """Whether it is reached."""
+        """Whether the goal is reached."""
         kind, bound = self.goal.rsplit(" ", 1)
         return self.value >= float(bound) if kind == "at least" else self.value <= float(bound)
 
     @property
     def missed_by(self) -> float:
-        """How far from the goal; 0 when it is met."""
+        """The distance to the goal; 0 if it is met."""
         return 0.0 if self.met else abs(self.value - float(self.goal.rsplit(" ", 1)[1]))
 
 
 def goals(bench: PolicyBench, encoder: str, scenario: str = "lte", policy: str = OURS) -> list[Goal]:
-    """Empty when the bench has not both the policy and the baseline."""
+    """The goals; empty unless the bench has both the policy and the baseline."""
     ratio = ratios(bench, encoder, scenario, policy)
     if not ratio:
         return []
@@ -101,7 +101,10 @@ def goals(bench: PolicyBench, encoder: str, scenario: str = "lte", policy: str =
 
 
 def prompt_goals(bench: PolicyBench, encoder: str, scenario: str, policy: str) -> list[Goal]:
-    """A row that is to be early: against server-only PCM, and its last answers against Opus. Empty without them."""
+    """Goals of a policy that should answer early: against server-only PCM, and its last answers against Opus.
+
+    Empty without these runs.
+    """
     opus, _ = BESIDE
     runs, base, beside = (runs_of(bench, encoder, scenario, name) for name in (policy, BASELINE, opus))
     if not (runs and base and beside):
@@ -125,7 +128,7 @@ def prompt_goals(bench: PolicyBench, encoder: str, scenario: str, policy: str) -
 
 
 def thrifty_goals(bench: PolicyBench, encoder: str, scenario: str, policy: str) -> list[Goal]:
-    """A row that is to need little energy, against server-only PCM and the device alone. Empty without them."""
+    """Goals of a policy that saves energy, against server-only PCM and device-only. Empty without these runs."""
     _, device = BESIDE
     ratio, alone = (ratios(bench, encoder, scenario, policy, name) for name in (BASELINE, device))
     if not (ratio and alone):
@@ -151,7 +154,7 @@ def _beside(bench: PolicyBench, encoder: str, scenario: str, name: str) -> tuple
 
 
 def _against_opus(bench: PolicyBench, encoder: str, scenario: str, policy: str, probe: float) -> list[Goal]:
-    """Bytes against the cheapest Opus that is as accurate, within the spread of a probe over so many clips."""
+    """Bytes against the cheapest Opus that is as accurate, up to what a probe over this many clips can resolve."""
     accuracy = bench.encoders[encoder].accuracy
     rates = [
         (_up(runs), name)
@@ -168,7 +171,7 @@ def _against_opus(bench: PolicyBench, encoder: str, scenario: str, policy: str, 
 
 
 def _bytes(runs: list[Figures]) -> dict[str, float]:
-    """MB an hour up: the frames, and what goes around them (headers of all layers, acknowledgements, presence)."""
+    """MB an hour up: the frames, and everything around them (headers of all layers, acknowledgements, presence)."""
     frames = statistics.median(
         sum(run.frame_bytes[1:]) * 3600 / max(run.times_s[-1] - run.times_s[0], 0.1) / 1e6 for run in runs
     )
@@ -180,6 +183,6 @@ def _up(runs: list[Figures]) -> float:
 
 
 def _parts(parts: dict[str, float], unit: str) -> str:
-    """The largest first: that is where to look when a goal is missed."""
+    """The parts, the largest first: that is where to look if a goal is missed."""
     ordered = sorted(parts.items(), key=lambda part: -part[1])
     return ", ".join(f"{name} {value:.{0 if value >= 10 else 1}f} {unit}" for name, value in ordered)

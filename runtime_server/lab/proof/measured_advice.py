@@ -1,4 +1,4 @@
-"""Advice from measurements, in the words of `ssc advise` (docs/advice.md)."""
+"""Advice from measurements, worded like that of `ssc advise` (docs/advice.md)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _HOUR_S = 3600
 _FIXED = "cut:"
 _NAMES = {"device-only": DEVICE_ONLY, "table": TABLE, "pcm16": "PCM", "flac": "FLAC"}
 _NOT_FOR_USERS = ("rule", "optimum")
-"""A baseline, and what knows the future."""
+"""A baseline, and the optimum, which knows the future."""
 
 
 def measured_advice(bench: PolicyBench, encoder: str, scenario: str) -> Advice | None:
-    """Of the policies that were played; None where nothing can be chosen between."""
+    """Advice about the policies that were played; None if there is no choice between them."""
     played = [policy for policy in policies_of(bench, encoder, scenario) if policy not in _NOT_FOR_USERS]
     if len(played) < 2:
         return None
@@ -33,7 +33,7 @@ def measured_advice(bench: PolicyBench, encoder: str, scenario: str) -> Advice |
 
 
 def _named(policy: str) -> str:
-    """As `ssc advise` calls it."""
+    """The policy's name in `ssc advise`."""
     if policy.startswith("opus-"):
         return f"Opus {policy.removeprefix('opus-')}"
     return _NAMES.get(policy, policy.removeprefix(_FIXED))
@@ -66,7 +66,7 @@ def _measured(policy: str, runs: Sequence[Figures], accuracy: Accuracy | None) -
 
 
 def measured_sources(bench: PolicyBench) -> list[str]:
-    """Where the figures come from, a line each."""
+    """Where the figures come from, one line each."""
     times = (
         f"{bench.target}'s times as {bench.measured_by} has them"
         if bench.measured_by

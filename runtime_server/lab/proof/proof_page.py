@@ -1,4 +1,4 @@
-"""A bench as a page: goals, tables, pictures, and how it was made."""
+"""A bench as a page: goals, tables, pictures, and how it was measured."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_page(
     points: Points | None = None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Write the page and, beside it, its pictures. `points` are those of `wins.rows`; `notes` stand behind its rows."""
+    """Write the page, with its pictures beside it. `points` are those of `wins.rows`; `notes` follow its rows."""
     pairs = list(dict.fromkeys((run.encoder, run.scenario) for run in bench.runs))
     lines = [f"# {title}", "", *_how(bench), "", "## Against the paper", "", *_headline(bench), ""]
     lines += _where_it_pays(bench, points)
@@ -104,7 +104,7 @@ def _judged(bench: PolicyBench) -> str:
 
 
 def _pace(bench: PolicyBench) -> str:
-    """How slow the device was made, and by whose word."""
+    """How much the device was slowed down, and on what basis."""
     times = f"times measured on such a device ({bench.measured_by})" if bench.measured_by else "predicted times"
     python = (
         f"everything else it does takes {bench.python_factor:g} times as long as here"
@@ -129,7 +129,7 @@ def _energy(bench: PolicyBench) -> str:
 
 
 def _made(bench: PolicyBench, scenario: str) -> str:
-    """One line over a scenario's tables: the link, its radio, and how it was made."""
+    """One line above a scenario's tables: the link, its radio, and how the link was emulated."""
     played = bench.scenarios.get(scenario)
     if played is None:
         return ""
@@ -155,7 +155,7 @@ def _headline(bench: PolicyBench) -> list[str]:
 
 
 def _where_it_pays(bench: PolicyBench, points: Points | None) -> list[str]:
-    """A row for each encoder and link in which the table can be compared."""
+    """A row for each encoder and link for which the table can be compared."""
     found = []
     for row in rows(bench, points):
         against = (best_other(row.rewards[phi]) for phi in PHIS)
@@ -184,7 +184,7 @@ def _where_it_pays(bench: PolicyBench, points: Points | None) -> list[str]:
 
 
 def _against_baselines(bench: PolicyBench, scenario: str = "lte") -> list[str]:
-    """The table against each server-only way and against the device alone, and first the paper against its own."""
+    """The table against each server-only policy and device-only; the first row has the paper's own comparison."""
     found = [["paper", "server-only", "", "up to 4.7x", "-77.1%", "", "-52.3%", "2.2"]]
     for encoder in bench.encoders:
         own = scored(bench, encoder, scenario, OURS)
@@ -214,7 +214,7 @@ def _reactions(bench: PolicyBench, encoder: str, scenario: str) -> list[str]:
 
 
 def _repeatable(bench: PolicyBench, encoder: str, scenario: str) -> list[str]:
-    """How much the ratios of repetitions differ, the worst policy."""
+    """How much the ratios of repetitions differ, for the worst policy."""
     worst = (0.0, "")
     for policy in policies_of(bench, encoder, scenario):
         found = ratios(bench, encoder, scenario, policy)

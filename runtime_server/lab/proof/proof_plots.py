@@ -1,4 +1,4 @@
-"""Pictures of a bench: where latency comes from, what a byte buys, what the table did over time."""
+"""Pictures of a bench: where latency comes from, what bytes buy, and what the table did over time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ except ModuleNotFoundError as exc:
 _COLOURS = dict(zip(PARTS, ("#0b7189", "#bbbbbb", "#6a994e", "#e0a458"), strict=True))
 _OURS, _OTHERS = "#0b7189", "#999999"
 _NEAR_BYTES, _NEAR_GOOD = 0.05, 0.03
-"""Points nearer than this, in decades and in the height of the picture, share a label."""
+"""Points closer than this share a label: in decades of bytes, and as a share of the picture's height."""
 
 
 def draw(bench: PolicyBench, encoder: str, scenario: str, page: Path) -> list[Path]:
@@ -40,7 +40,7 @@ def draw(bench: PolicyBench, encoder: str, scenario: str, page: Path) -> list[Pa
 
 
 def _draw_latency(runs: list[Figures], title: str, out: Path) -> None:
-    """Medians of the parts, stacked; a mark at the 95th percentile."""
+    """Medians of the parts as stacked bars, with a mark at the 95th percentile."""
     names = list(dict.fromkeys(run.policy for run in runs))
     figure = Figure(figsize=(8, 0.35 * len(names) + 1.7), layout="constrained")
     axes = figure.subplots()
@@ -58,7 +58,7 @@ def _draw_latency(runs: list[Figures], title: str, out: Path) -> None:
 
 
 def _draw_bytes(bench: PolicyBench, encoder: str, scenario: str, title: str, out: Path) -> None:
-    """Accuracy of a probe, or fidelity where none was measured, over bytes an hour."""
+    """A probe's accuracy, or fidelity if none was measured, over bytes an hour."""
     accuracy = bench.encoders[encoder].accuracy
     places: list[tuple[float, float, str]] = []
     for name in policies_of(bench, encoder, scenario):
@@ -72,7 +72,7 @@ def _draw_bytes(bench: PolicyBench, encoder: str, scenario: str, title: str, out
     axes.set(xscale="log", xlabel="MB an hour, up", ylabel="probe accuracy" if accuracy else "fidelity", title=title)
     axes.margins(x=0.1, y=0.1)
     low, high = axes.get_ylim()
-    room = high - low  # for the labels: those of the best points above, the others below
+    room = high - low  # space for labels: above the best points, below the others
     axes.set_ylim(low - room / 2, high + room)
     best = max(good for _, good, _ in places)
     for up, good, names in _labels(places):
@@ -87,7 +87,7 @@ def _draw_bytes(bench: PolicyBench, encoder: str, scenario: str, title: str, out
 
 
 def _labels(places: list[tuple[float, float, str]]) -> list[tuple[float, float, list[str]]]:
-    """Points in the same place share one label."""
+    """Labelled points; points at nearly the same place share one label."""
     height = max(good for _, good, _ in places) - min(good for _, good, _ in places)
     found: list[tuple[float, float, list[str]]] = []
     for up, good, name in sorted(places):
@@ -101,7 +101,7 @@ def _labels(places: list[tuple[float, float, str]]) -> list[tuple[float, float, 
 
 
 def _draw_time(bench: PolicyBench, run: Figures, title: str, out: Path) -> None:
-    """The link and the load above, the cuts that were taken below."""
+    """The link and the load at the top, the cuts taken at the bottom."""
     steps = list(bench.scenarios[run.scenario].steps)
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     link, other, cut = figure.subplots(3, 1, sharex=True)
@@ -123,7 +123,7 @@ def _draw_time(bench: PolicyBench, run: Figures, title: str, out: Path) -> None:
 
 
 def place_of(name: str, cuts: Sequence[str]) -> tuple[int, int]:
-    """Where something shipped stands: by its cut, `local` last, then by its width, the activation as it is first."""
+    """The position of something shipped: by cut, with `local` last, then by width, with the full activation first."""
     cut, in_a_width, width = name.rpartition("/")
     return (cut_position(cut, cuts), int(width)) if in_a_width else (cut_position(name, cuts), 0)
 

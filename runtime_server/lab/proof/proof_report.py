@@ -23,7 +23,7 @@ COSTS = (
     "policy", "MB/h up", "MB/h down", "mJ", "of it radio", "with idle", "bytes", "both ways", "energy",
 )  # fmt: skip
 AGAINST = ("first", "latency", "bytes", "both ways", "energy")
-"""As `as_text` has it, at the ends of both."""
+"""The columns of `as_text`, which stand at the end of `TIMES` and `COSTS`."""
 _MONTH_HOURS = 30 * 24
 TRAFFIC = (
     "policy", "up\nMB an hour", "down\nMB an hour", "updates\nMB an hour", "up\nGB a month", "down\nGB a month",
@@ -40,13 +40,13 @@ class Ratios:
     """One policy against the baseline of the same encoder, scenario and repetition."""
 
     latency: float
-    """p50 of the baseline over its own: how many times faster."""
+    """p50 of the baseline divided by the policy's: how many times faster it is."""
     first_latency: float
-    """The same of first answers, where an exit gives them."""
+    """The same for first answers, which an exit may give."""
     bytes_saved: float
-    """Share of the baseline's bytes up that it does not send."""
+    """Share of the baseline's bytes up that the policy does not send."""
     both_saved: float
-    """The same of bytes both ways."""
+    """The same for bytes both ways."""
     energy_saved: float
 
 
@@ -69,7 +69,7 @@ def ratios(bench: PolicyBench, encoder: str, scenario: str, policy: str, baselin
 
 
 def first_ms(run: Figures) -> Mapping[str, float]:
-    """Of first answers; in files from before exits every answer was the first."""
+    """Latency of first answers; in files from before exits every answer was the first."""
     return run.first_latency_ms or run.latency_ms
 
 
@@ -78,19 +78,19 @@ def _both(run: Figures) -> float:
 
 
 def spread(values: Iterable[float]) -> float:
-    """(largest - smallest) / mean; how much repetitions differ."""
+    """(largest - smallest) / mean: how much repetitions differ."""
     values = list(values)
     middle = abs(statistics.fmean(values))
     return (max(values) - min(values)) / middle if middle else 0.0
 
 
 def policies_of(bench: PolicyBench, encoder: str, scenario: str) -> list[str]:
-    """In the order they were played."""
+    """Policies in the order they were played."""
     return list(dict.fromkeys(run.policy for run in bench.runs if (run.encoder, run.scenario) == (encoder, scenario)))
 
 
 def scored(bench: PolicyBench, encoder: str, scenario: str, policy: str) -> Accuracy | None:
-    """How accurate a policy is; one that chooses, with the cuts it took in this scenario. None where not measured."""
+    """A policy's accuracy; for one that chooses, with the cuts it took in this scenario. None if not measured."""
     accuracy = bench.encoders[encoder].accuracy
     return accuracy.get(f"{scenario}/{policy}", accuracy.get(BASELINE if policy == "flac" else policy))
 
@@ -132,7 +132,7 @@ def costs(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
 
 
 def traffic(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
-    """One row for each policy, medians over the repetitions, columns as in `TRAFFIC`; a month of such hours."""
+    """One row for each policy, medians over the repetitions, columns as in `TRAFFIC`; scaled to a month."""
     found = []
     for policy in policies_of(bench, encoder, scenario):
         runs = runs_of(bench, encoder, scenario, policy)
@@ -147,15 +147,15 @@ def traffic(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
 
 
 def _with_idle(runs: Sequence[Figures]) -> str:
-    """Empty for files that do not know what idling took."""
+    """Total energy with idle energy; empty for files without the latter."""
     if not all("idle" in run.energy_mj for run in runs):
         return ""
     return f"{_median(run.energy_mj['total'] + run.energy_mj['idle'] for run in runs):.0f}"
 
 
 def as_text(ratio: Sequence[Ratios]) -> tuple[str, ...]:
-    """Medians against the baseline: how many times faster the first and the last answer, and bytes up, bytes both ways
-    and energy more or less. Empty without a baseline.
+    """Medians against the baseline: how many times faster the first and last answers are, and the change of bytes up,
+    bytes both ways and energy. Empty without a baseline.
     """
     if not ratio:
         return ("",) * len(AGAINST)
@@ -169,7 +169,7 @@ def as_text(ratio: Sequence[Ratios]) -> tuple[str, ...]:
 
 
 def quality(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
-    """One row for each policy, columns as in `QUALITY`: medians, and the worst."""
+    """One row for each policy, columns as in `QUALITY`: medians, and the worst value."""
     found = []
     for policy in policies_of(bench, encoder, scenario):
         runs = runs_of(bench, encoder, scenario, policy)
@@ -189,7 +189,7 @@ def quality(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
 
 
 def behaviour(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]]:
-    """One row for each policy, columns as in `BEHAVIOUR`: medians, sums of what was missed, the longest reaction."""
+    """One row for each policy, columns as in `BEHAVIOUR`: medians, sums of missed windows, the longest reaction."""
     found = []
     for policy in policies_of(bench, encoder, scenario):
         runs = runs_of(bench, encoder, scenario, policy)
@@ -213,9 +213,9 @@ def behaviour(bench: PolicyBench, encoder: str, scenario: str) -> list[list[str]
 
 
 def compare(first: PolicyBench, second: PolicyBench) -> list[tuple[str, str, float, float, float]]:
-    """(where, ratio, first, second, difference relative to the first) for every ratio both benches have.
+    """(where, ratio, first, second, difference relative to the first) for every ratio that both benches have.
 
-    Bytes and energy are compared as quotients of the baseline's. Raises CheckFailed when they have nothing in common.
+    Bytes and energy are compared as quotients of the baseline's. Raises CheckFailed if they have nothing in common.
     """
     found = []
     for encoder, scenario, policy in dict.fromkeys((r.encoder, r.scenario, r.policy) for r in first.runs):
@@ -237,7 +237,7 @@ def _quotient(ratio: Ratios, name: str) -> float:
 
 
 def runs_of(bench: PolicyBench, encoder: str, scenario: str, policy: str) -> list[Figures]:
-    """Its repetitions."""
+    """All repetitions of a policy."""
     return [run for run in bench.runs if (run.encoder, run.scenario, run.policy) == (encoder, scenario, policy)]
 
 

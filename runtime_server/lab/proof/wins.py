@@ -17,20 +17,20 @@ from streamsplit_compile.cost.radios import list_radios, load_radio
 
 OURS, DEVICE_ONLY = "table", "device-only"
 PHIS = (0.5, 0.0, 1.0)
-"""What the first answer counts; the first of them decides."""
+"""Weights of the first answer in the reward; the first of them decides."""
 _MOST_LOST, _GAINED = 1.0, 1.0
-"""Points of accuracy: that a win may lose, and that make up for a device's own energy and latency."""
+"""Points of accuracy: how many a win may lose, and how many make up for a device's own energy and latency."""
 _LEAST_BETTER = 2
-"""Of the four, against each server-only way."""
+"""In how many of the four figures the table must be better than each server-only policy."""
 _TAILS = 10
-"""Tails of a radio that a run lasts at least: it is awake at the begin of each, whatever is shipped."""
+"""Minimum length of a run in tails of the radio, which is awake at the beginning of each run whatever is shipped."""
 _FOUR: Mapping[str, Callable[[Figures], float]] = {
     "first": lambda run: first_ms(run)["p50"],
     "final": lambda run: run.latency_ms["p50"],
     "bytes": lambda run: run.up_mb_per_hour + run.down_mb_per_hour,
     "energy": lambda run: run.energy_mj["total"],
 }
-"""In each, less is better."""
+"""For each of them, less is better."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Row:
     encoder: str
     scenario: str
     rewards: dict[float, dict[str, float]]
-    """By phi and policy, without a value for what a server learns."""
+    """By phi and policy, without the value of what a server learns."""
     reasons: tuple[str, ...]
-    """Why it does not win; none if it does."""
+    """Why the table does not win; empty if it does."""
 
     @property
     def wins(self) -> bool:
@@ -51,13 +51,13 @@ class Row:
 
 
 Points = Mapping[str, Mapping[str, float]]
-"""Points of accuracy lost, by encoder and by what made an answer (`accuracy.Answers`), where many clips were judged."""
+"""Points of accuracy lost, by encoder and by what computed an answer (`accuracy.Answers`), measured on many clips."""
 
 
 def rows(bench: PolicyBench, points: Points | None = None) -> list[Row]:
-    """Of every encoder and scenario in which the table, the device alone and a server-only way were played.
+    """The rows of every encoder and scenario in which the table, device-only and a server-only policy were played.
 
-    Accuracy is that of `points` where an encoder's are known, else of the bench's own clips.
+    Accuracy is taken from `points` for the encoders in it, else from the bench's own clips.
     """
     found = []
     for encoder, scenario in dict.fromkeys((run.encoder, run.scenario) for run in bench.runs):
@@ -91,7 +91,7 @@ def _row(
         reasons.append(f"runs are too short to tell: the radio stays awake for {tail_s:.3g} s from before their begin")
     if None in lost.values():
         reasons.append("accuracy was not measured")
-    elif gained < -_MOST_LOST:  # the device alone runs the whole encoder
+    elif gained < -_MOST_LOST:  # device-only runs the whole encoder
         reasons.append(f"{-gained:.2f} points lost")
     return Row(encoder, scenario, rewards, tuple(reasons))
 
@@ -106,7 +106,7 @@ def _median(runs: Sequence[Figures], what: str) -> float:
 
 
 def reward_of(runs: Sequence[Figures], phi: float = Reward().first_share) -> float:
-    """Of the repetitions of a policy, by medians of what was measured, without a value for what a server learns."""
+    """The reward of a policy's repetitions, by medians of the measurements, without the value of learning."""
     reward = msgspec.structs.replace(Reward(), phi=phi)
     agreed = statistics.median(run.fidelity for run in runs)
     first = statistics.median(run.fidelity if run.fidelity_first is None else run.fidelity_first for run in runs)
@@ -115,7 +115,7 @@ def reward_of(runs: Sequence[Figures], phi: float = Reward().first_share) -> flo
 
 
 def _tail_s(bench: PolicyBench, scenario: str) -> float:
-    """Of the radio that was paid for."""
+    """The tail, s, of the radio that the energy is computed for."""
     link = bench.scenarios[scenario].link if scenario in bench.scenarios else ""
     return load_radio(link).tail_ms.value / 1e3 if link in list_radios() else 0.0
 
@@ -123,8 +123,8 @@ def _tail_s(bench: PolicyBench, scenario: str) -> float:
 def _lost(
     bench: PolicyBench, encoder: str, scenario: str, policy: str, points: Mapping[str, float] | None
 ) -> float | None:
-    """Points of accuracy lost by a policy's last answers; None where it is not known of one of them. The whole encoder
-    loses none, nor do recordings of 16 bits as PCM.
+    """Points of accuracy lost by a policy's last answers; None if that is unknown for one of them. The whole encoder
+    loses none, nor do 16-bit recordings sent as PCM.
     """
     if points is None:
         accuracy = scored(bench, encoder, scenario, policy)
