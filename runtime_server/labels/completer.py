@@ -1,4 +1,4 @@
-"""Embeddings of frames that devices have sent, of several generations, made with the server's bundles."""
+"""Completes frames of several generations that devices have sent, using the server's bundles."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Completed:
     embedding: npt.NDArray[np.float32]
     """(d,)."""
     generation: int
-    """That it is of."""
+    """The generation of the embedding."""
     by_exit: dict[str, npt.NDArray[np.float32]]
-    """What the exits at the frame's cut and behind it make of it, by their cut; nothing of a latent."""
+    """The embeddings that the exits at the frame's cut and after it compute, by their cut; empty for a latent."""
 
 
 class Completer:
-    """Embeddings of frames of several generations."""
+    """Computes embeddings of frames of several generations."""
 
     def __init__(self, bundles: Mapping[int, Bundle]) -> None:
         self._bundles = bundles
@@ -40,8 +40,8 @@ class Completer:
         self._codecs = {number: FrameCodecs(bundle) for number, bundle in bundles.items()}
 
     def complete(self, header: FrameHeader, payload: bytes) -> Completed | None:
-        """What becomes of a frame; None for one that no bundle here can read, or whose embedding is not finite."""
-        # A waveform is the same for all generations, and outlives its own.
+        """The embedding of a frame; None if no bundle here can read it, or if the embedding is not finite."""
+        # A waveform means the same to every generation, so any newer one can complete it.
         own = self._newest if header.cut == 0 else self._bundles.get(header.generation)
         if own is None:
             return None
@@ -57,7 +57,7 @@ class Completer:
         prefix, exits = self._prefixes[number]
         prefix.resume(header.cut, activation)
         by_exit = {}
-        # What a bottleneck has left is not what the device's exit has seen.
+        # What a bottleneck's decoder restores is not what the device's exit has seen.
         for early in exits if not header.width else ():
             if early.cut >= header.cut:
                 prefix.advance(early.cut)
@@ -67,7 +67,7 @@ class Completer:
 
 
 def _same_until(own: Bundle, newest: Bundle, cut: int) -> bool:
-    """Whether two bundles have the same blocks before a cut, so that the newer one can finish what the older began."""
+    """Whether two bundles have the same blocks before a cut, so that the newer one can finish for the older."""
     blocks = [bundle.manifest.info.blocks[:cut] for bundle in (own, newest)]
     files = [
         [bundle.manifest.variant(block, float_variant(bundle)).file for block in names]
@@ -78,7 +78,7 @@ def _same_until(own: Bundle, newest: Bundle, cut: int) -> bool:
 
 
 def float_variant(bundle: Bundle) -> str:
-    """The float32 files of a bundle. Raises UsageError when it has none."""
+    """The float32 variant of a bundle. Raises UsageError if it has none."""
     found = bundle.manifest.variants
     for name in ("onnx-fp32", "tflite-fp32"):
         if name in found:

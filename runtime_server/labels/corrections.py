@@ -4,8 +4,8 @@
     corrections.keep(correction)                               # the page
     joined = with_corrections(examples, corrections.read(), bundles)     # `ssc server label`
 
-The windows are kept with the label, as frames: the broker forgets them after some days. Audio is good for every
-generation; an activation as long as the blocks before its cut stay as they are.
+The windows are kept with the label, as frames, because the broker drops them after some days. Audio is usable for every
+generation; an activation only as long as the blocks before its cut do not change.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ from runtime_server.suffix.frame_codecs import FrameCodecs
 _LOG = logging.getLogger(__name__)
 MAX_CORRECTIONS = 1000
 MAX_WINDOWS = 16
-"""Of one correction."""
+"""Per correction."""
 _MAX_FRAME_BYTES, _MAX_ALL_BYTES = 1 << 20, 256 << 20
 _MAX_BYTES = MAX_WINDOWS * _MAX_FRAME_BYTES + (1 << 16)
 _FEWEST = 2
-"""Corrections that a label needs which no recording has: with one alone nothing could be held out."""
+"""The number of corrections needed for a label without recordings: with only one, nothing could be held out."""
 _FIX = ": that sound can be corrected again on the page"
 
 
 class Correction(Strict, frozen=True, kw_only=True):
-    """One sound, and what it was."""
+    """One sound, and what it really was."""
 
     format: Literal["streamsplit.correction/1"] = "streamsplit.correction/1"
     device: Name
     since: float
-    """Ends of the first and last of its windows by the device's clock, s since 1970."""
+    """Ends of its first and last windows by the device's clock, s since 1970."""
     until: float
     heard: Name
     """The label that the device gave it."""
     label: Name
-    """What it was; `background` for none of the labels."""
+    """What it really was; `background` if none of the labels."""
     made_at: float
-    """By the server's clock."""
+    """When the correction was made, by the server's clock, s since 1970."""
     frames: Annotated[
         list[Annotated[bytes, Meta(max_length=_MAX_FRAME_BYTES)]], Meta(min_length=1, max_length=MAX_WINDOWS)
     ]
@@ -68,18 +68,18 @@ class Correction(Strict, frozen=True, kw_only=True):
 
     @property
     def sound(self) -> tuple[str, str, float]:
-        """What it is about."""
+        """The sound it is about."""
         return self.device, self.heard, self.since
 
 
 class Corrections:
-    """Those of one server, each in a file of its own; the last one about a sound counts."""
+    """The corrections of one server, each in a file of its own; the latest one about a sound counts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def keep(self, correction: Correction) -> None:
-        """Write one. Raises UsageError when there is no room for more."""
+        """Write a correction. Raises UsageError if there is no room for more."""
         make_private(self.path)
         path, body = self._file(correction), msgspec.msgpack.encode(correction)
         others = {name: size for name, size, _ in self._listed() if name != path.name}
@@ -90,11 +90,11 @@ class Corrections:
         write_checked(path, body, 0o600)
 
     def forget(self, device: str, heard: str, since: float) -> None:
-        """Take back what was said about a sound."""
+        """Remove the correction of a sound."""
         remove_checked(self._named(device, heard, since))
 
     def read(self) -> list[Correction]:
-        """All, the oldest first; those that are damaged are named in the log."""
+        """All corrections, the oldest first; damaged ones are logged."""
         found = []
         for path in self._files():
             try:
@@ -107,13 +107,13 @@ class Corrections:
 
     @property
     def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
-        """Another one when there are other corrections."""
+        """A value that changes whenever the corrections do."""
         return tuple(self._listed())
 
     def _listed(self) -> Iterator[tuple[str, int, int]]:
-        """Name, size and time of change of each file, in order."""
+        """Name, size and modification time of each file, in order."""
         for path in self._files():
-            with contextlib.suppress(FileNotFoundError):  # it was just taken back
+            with contextlib.suppress(FileNotFoundError):  # it was just removed
                 found = path.stat()
                 yield path.name, found.st_size, found.st_mtime_ns
 
@@ -129,26 +129,26 @@ class Corrections:
 
 
 def corrections_path(root: Path) -> Path:
-    """Where a state directory has its corrections."""
+    """Where the corrections of a state directory are kept."""
     return root / "corrections"
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """Recordings' examples with corrected windows behind them, and the audio of those."""
+    """Examples of recordings, followed by corrected windows, and the audio of these."""
 
     examples: Examples
     used: int = 0
-    """Corrections among them."""
+    """The number of corrections among them."""
     audio: tuple[tuple[tuple[str, ...], npt.NDArray[np.float32]], ...] = ()
-    """Label and windows (windows, samples) of each that was sent as audio."""
+    """Labels and windows (windows, samples) of each correction that was sent as audio."""
 
 
 def with_corrections(examples: Examples, corrections: Sequence[Correction], bundles: Mapping[int, Bundle]) -> Corrected:
-    """Add what was corrected, embedded by the newest of the bundles.
+    """Add corrected windows, embedded by the newest of the bundles.
 
-    The windows of a correction are held out together; no device has more windows than the median one (`shares`).
-    What cannot be used is named in the log.
+    The windows of a correction are held out together; no device has more windows than the median one (`label_shares`).
+    Corrections that cannot be used are logged.
     """
     newest, completer = max(bundles), Completer(bundles)
     rows: list[tuple[int, Completed]] = []

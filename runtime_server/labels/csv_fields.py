@@ -1,4 +1,4 @@
-"""Rows and fields of CSV files, each with the line it begins in."""
+"""Rows and fields of CSV files, each with the line on which it begins."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from runtime_edge.errors import FormatError
 MAX_CSV_BYTES = 64 << 20
 
 Row = tuple[int, dict[str, str]]
-"""The number of its first line, as an editor counts, and its fields by column."""
+"""The number of its first line, counted from 1, and its fields by column."""
 
 
 def named_rows(path: Path, synonyms: Mapping[str, str] | None = None) -> list[Row]:
-    """The rows of a file whose first line names the columns; a field that is missing is empty.
+    """The rows of a file whose first line names the columns; missing fields are empty.
 
     Args:
         path: the file: UTF-8, at most `MAX_CSV_BYTES`.
-        synonyms: other names of columns, in lower case, and what they are called here.
+        synonyms: other names of columns, in lower case, and the names used here.
 
     Raises:
-        FormatError: it cannot be read, or is no CSV.
+        FormatError: it cannot be read, or is not CSV.
     """
     (_, header), *rows = numbered_rows(read_text(path, MAX_CSV_BYTES), str(path)) or [(1, [])]
     known = synonyms or {}
@@ -36,7 +36,7 @@ def named_rows(path: Path, synonyms: Mapping[str, str] | None = None) -> list[Ro
 
 
 def filled(row: Mapping[str, str], name: str, where: str, columns: str) -> str:
-    """A field that must not be empty. Raises FormatError, which begins with `where` and says what columns there are."""
+    """A field that must not be empty. Raises FormatError, which starts with `where` and lists the columns."""
     if name not in row:
         raise FormatError(f"{where}: no column {name!r}; the columns are {columns}")
     if not row[name]:
@@ -45,7 +45,7 @@ def filled(row: Mapping[str, str], name: str, where: str, columns: str) -> str:
 
 
 def numbered_rows(text: str, source: str) -> list[tuple[int, list[str]]]:
-    """Rows that are not blank, each with the number of its first line as an editor counts. Raises FormatError."""
+    """Rows that are not blank, each with the number of its first line, counted from 1. Raises FormatError."""
     reader = csv.reader(io.StringIO(text, newline=""))
     rows, begins = [], 1
     try:
@@ -59,15 +59,15 @@ def numbered_rows(text: str, source: str) -> list[tuple[int, list[str]]]:
 
 
 def finite_number(text: str, where: str) -> float:
-    """A finite number. Raises FormatError, which begins with `where`."""
+    """A finite number. Raises FormatError, which starts with `where`."""
     if (value := _finite(text)) is None:
         raise FormatError(f"{where}: {text!r} is not a number")
     return value
 
 
 def time_of(text: str, where: str) -> float:
-    """Seconds since 1970, given so or as ISO 8601 with a zone. Raises FormatError, which begins with `where`."""
-    # A number first: some numbers of seconds are dates, too, when they are read as ISO 8601.
+    """Seconds since 1970, given so or as ISO 8601 with a zone. Raises FormatError, which starts with `where`."""
+    # A number first: some numbers of seconds would also be valid ISO 8601 dates.
     if (seconds := _finite(text)) is not None:
         return seconds
     try:
@@ -80,7 +80,7 @@ def time_of(text: str, where: str) -> float:
 
 
 def _finite(text: str) -> float | None:
-    """The number that a text is, if it is one."""
+    """The finite number in a text; None if it is none."""
     try:
         value = float(text)
     except ValueError:

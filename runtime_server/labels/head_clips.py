@@ -1,12 +1,11 @@
-"""What a server keeps of the clips that a pushed head was fitted to: releases are judged by them, and the head is
-fitted anew for each.
+"""The clips of pushed heads that a server keeps: they judge releases, and heads are refitted to them for each release.
 
     folder = HeadClipsFolder(state / "heads")
     folder.keep(HeadClips.of(head, clips, front_end, gate_db))     # `ssc server label --push`
     kept = folder.read(head)                                       # the release gate
     kept.right(model), kept.refitted(model)
 
-Each file is at most a few tens of megabytes, readable by its owner alone, and has its checksum beside it.
+Each file is at most a few tens of megabytes, readable only by its owner, and has its checksum beside it.
 """
 
 from __future__ import annotations
@@ -50,19 +49,19 @@ class HeadClips(Strict, frozen=True, kw_only=True):
 
     format: Literal["streamsplit.head_clips/1"] = "streamsplit.head_clips/1"
     head: Annotated[bytes, Meta(max_length=MAX_HEAD_BYTES)]
-    """Its file."""
+    """The contents of its file."""
     clips: Annotated[list[tuple[Name, ...]], Meta(min_length=1, max_length=_MAX_WINDOWS)]
     """The labels of each clip."""
     places: Annotated[list[_Place], Meta(min_length=1, max_length=_MAX_WINDOWS)]
-    """Which of the clips each window is of."""
+    """The clip that each window belongs to."""
     windows: Annotated[bytes, Meta(max_length=_MAX_AUDIO_BYTES)]
-    """float16[windows, samples], little-endian: the audio as the encoder takes it."""
+    """float16[windows, samples], little-endian: the audio as the encoder expects it."""
     best: Annotated[bytes, Meta(max_length=_MAX_WINDOWS)] = b""
-    """uint8[clips], 1 where a held-out clip was labelled correctly with the weights of the best generation so
-    far; empty before any release."""
+    """uint8[clips], 1 if a held-out clip was labelled correctly with the weights of the best generation so far; empty
+    before any release."""
     best_generation: Annotated[int, Meta(ge=0)] = 0
     fixed: bool = False
-    """The head was fitted to other recordings, and stays as it is: these only judge."""
+    """The head was fitted to other recordings and is never refitted: these only judge."""
 
     def __post_init__(self) -> None:
         if len(self.windows) % (2 * len(self.places)):
@@ -82,9 +81,9 @@ class HeadClips(Strict, frozen=True, kw_only=True):
         fixed: bool = False,
         corrected: Sequence[Heard] = (),
     ) -> HeadClips:
-        """Of at most 1024 clips, spread over all, some windows each; `head` was fitted to them, unless it is `fixed`.
+        """Keep at most 1024 clips, spread over all, a few windows each; `head` was fitted to them unless it is `fixed`.
 
-        `corrected` are further sounds, which may take a quarter of the room. Raises UsageError or SourceError for
+        `corrected` are further sounds, which may take up to a quarter of the room. Raises UsageError or SourceError for
         recordings that cannot be used.
         """
         most = max(1, min(_MAX_WINDOWS, _MAX_AUDIO_BYTES // (2 * front_end.window_samples)))
@@ -106,10 +105,10 @@ class HeadClips(Strict, frozen=True, kw_only=True):
         )
 
     def right(self, model: CutModel) -> Bools:
-        """(clips,) which of them are labelled correctly, given some weights' embeddings.
+        """(clips,) which of them are labelled correctly from the embeddings of some weights.
 
-        Each is judged by a head that was fitted to the others (cross-validation over clips); if a label would then be
-        missing, or the head is fixed, by the head as it is. Raises FormatError.
+        Each clip is judged by a head fitted to the others (cross-validation over clips), or by the head itself if it is
+        fixed or a label would be missing from a fit. Raises FormatError.
         """
         embeddings = embedded(model, self.samples)
         examples = self._examples(embeddings)
@@ -119,9 +118,9 @@ class HeadClips(Strict, frozen=True, kw_only=True):
         return self._right_of_head(embeddings) if found is None else found
 
     def refitted(self, model: CutModel) -> Head:
-        """The head fitted anew to some weights' embeddings; itself where it is fixed or its clips are too few.
+        """The head refitted to the embeddings of some weights; unchanged if it is fixed or has too few clips.
 
-        It still says the generations of the former one. Raises FormatError.
+        It keeps the generations of the former head. Raises FormatError.
         """
         head = Head.from_json(self.head, "head")
         if self.fixed:
@@ -164,7 +163,7 @@ class HeadClipsFolder:
         self.path = path
 
     def keep(self, kept: HeadClips, bounded: bool = True) -> None:
-        """Write a head's clips. Raises UsageError when, `bounded`, there are clips of too many heads."""
+        """Write a head's clips. Raises UsageError if, `bounded`, there are already clips of too many heads."""
         make_private(self.path)
         path = self._file(kept.head)
         if bounded and not path.exists() and len(self._files()) >= MAX_HEADS:
@@ -175,7 +174,7 @@ class HeadClipsFolder:
         write_checked(path, msgspec.msgpack.encode(kept), 0o600)
 
     def read(self, head: Head) -> HeadClips | None:
-        """The clips of a head; None where none were kept. Raises FormatError when they are damaged."""
+        """The clips of a head; None if none were kept. Raises FormatError if they are damaged."""
         path = self._file(head.to_json())
         data = read_checked(path, _MAX_BYTES, fix=_NOT_JUDGED)
         if data is None:
@@ -185,7 +184,7 @@ class HeadClipsFolder:
         )
 
     def remove_others(self, heads: Collection[Head]) -> None:
-        """Remove the clips of all heads but these."""
+        """Remove the clips of all heads except these."""
         wanted = {self._file(head.to_json()) for head in heads}
         for path in self._files() - wanted:
             remove_checked(path)
@@ -198,5 +197,5 @@ class HeadClipsFolder:
 
 
 def head_name(head: bytes) -> str:
-    """A name for the file of a head, other for every one."""
+    """A file name for a head; every head gets a different one."""
     return hashlib.sha256(head).hexdigest()[:32]

@@ -1,10 +1,10 @@
-"""Fitting a head: regularised logistic regression on embeddings, and how good it is on windows it has not seen.
+"""Fits a head: regularised logistic regression on embeddings, with its scores on held-out windows.
 
     head = fit_head(examples, encoder="mn", created_by="ssc server label", seed=0)
     head.validation.accuracy
 
-The strength of the regularisation is the one whose scores are the most honest on held-out windows (least log loss),
-so the scores a device gives can be read as probabilities.
+The regularisation strength is the one with the most honest scores on held-out windows (the least log loss), so the
+scores that a device gives can be read as probabilities.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 TEMPERATURES = tuple(round(1.1**power, 3) for power in range(-10, 26))
 """Tried for exits: from 0.39 to 10.8."""
 _FEW_WINDOWS = 32
-"""Of which an exit's embeddings must be known for a temperature of its own."""
+"""Minimum number of windows with an exit's embedding to give the exit its own temperature."""
 FOLDS = 5
 BACKGROUND = "background"
 """The label that stands for everything else."""
 KNOWN_KEPT = 0.95
-"""Share of held-out windows of known sounds that are not taken for unknown ones."""
+"""Share of held-out windows of known sounds that are not mistaken for unknown ones."""
 _ITERATIONS = 500
 _ROUGHLY = 1e-4
-"""Gradient at which fits on held-out folds stop: their scores are then right within a hundredth."""
+"""Gradient at which fits on held-out folds stop; their scores are then accurate to a hundredth."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Examples:
     truth: Bools
     """(windows, labels)."""
     groups: Integers
-    """(windows,): the clip or event each is of; the windows of one are held out together."""
+    """(windows,): the clip or event of each; the windows of one are held out together."""
     generations: tuple[int, int]
     """First and last generation of the embeddings."""
     folds: Integers | None = None
@@ -58,9 +58,9 @@ class Examples:
     unit: str = "clip"
     """What a group is."""
     by_exit: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    """Embeddings (windows, d) by the exit at a cut of the same windows, by the cut's name; NaN where unknown."""
+    """The exits' embeddings (windows, d) of the same windows, by the name of the cut; NaN where unknown."""
     several: bool = False
-    """A window may have several labels, although none has here."""
+    """A window may have several labels, even if none here has."""
 
     @property
     def exclusive(self) -> bool:
@@ -90,8 +90,8 @@ class Linear:
 def fit_head(examples: Examples, encoder: str, created_by: str, seed: int = 0, model: str | None = None) -> Head:
     """A head for devices that run `encoder`, with its scores on held-out windows.
 
-    `model` is the `manifest.model_digest` of the last generation whose embeddings are among the examples.
-    Raises UsageError when there are no two labels to tell apart, or a label has no window.
+    `model` is the `manifest.model_digest` of the last generation whose embeddings are among the examples. Raises
+    UsageError if there are fewer than two labels to tell apart, or a label has no window.
     """
     counts = examples.truth.sum(axis=0)
     if len(examples.labels) < 2 and counts.sum() == len(examples.truth):
@@ -129,15 +129,15 @@ def fit_head(examples: Examples, encoder: str, created_by: str, seed: int = 0, m
 
 
 def validate(examples: Examples, seed: int = 0) -> Validation | None:
-    """How good a head is on windows it has not seen; None when no split leaves every label on both sides."""
+    """How good a head is on windows it has not seen; None if no split leaves every label on both sides."""
     folds = folds_of(examples, seed)
     return None if folds is None else _validate(examples, _strongest(examples, folds)[1], folds)
 
 
 def held_out_right(examples: Examples, seed: int = 0) -> Bools | None:
-    """(groups,) which groups, in ascending order, are labelled correctly by fits that saw nothing of their fold.
+    """(groups,) which groups, in ascending order, are labelled correctly by fits that did not see their fold.
 
-    None when no split leaves every label on both sides.
+    None if no split leaves every label on both sides.
     """
     folds = folds_of(examples, seed)
     if folds is None or len(examples.labels) < 2:
@@ -153,8 +153,8 @@ def fit_path(
     """For each strength, the weights that minimise `sum of log losses + |W|^2 / (2 strength)`, by L-BFGS.
 
     `exclusive`: softmax over the labels; otherwise a sigmoid for each. Embeddings (windows, d) are standardised (the
-    mean of each value, one scale for all), which is folded into the weights that are returned. Each fit starts from
-    the one before it, so rising strengths are quickest; it stops at that gradient of the mean objective.
+    mean of each value, one scale for all); the returned weights include this. Each fit starts from the previous one, so
+    rising strengths are quickest; it stops at that gradient of the mean objective.
     """
     x = torch.as_tensor(np.asarray(embeddings, np.float64))
     y = torch.as_tensor(truth.astype(np.float64))
@@ -217,7 +217,7 @@ def average_precision(scores: Floats, truth: Bools) -> float:
 
 
 def folds_of(examples: Examples, seed: int) -> Integers | None:
-    """(windows,) fold of each, those given or dealt by the seed; None when some label would be missing from a fit."""
+    """(windows,) fold of each, given or dealt by the seed; None if some label would be missing from a fit."""
     folds = examples.folds
     if folds is None:
         folds = _dealt(examples, seed)
@@ -237,9 +237,9 @@ def _dealt(examples: Examples, seed: int) -> Integers:
 
 
 def _strongest(examples: Examples, folds: Integers) -> tuple[float, Floats, Floats]:
-    """The strength with the least log loss on held-out windows, their scores (windows, labels) and energies (windows,).
+    """The strength with the least log loss on held-out windows, their scores (windows, labels), energies (windows,).
 
-    Each window's are by fits that saw nothing of its fold.
+    Each window's scores and energy come from fits that did not see its fold.
     """
     scores, energies = np.empty((len(STRENGTHS), *examples.truth.shape)), np.empty((len(STRENGTHS), len(folds)))
     for fold in np.unique(folds):
@@ -253,9 +253,9 @@ def _strongest(examples: Examples, folds: Integers) -> tuple[float, Floats, Floa
 
 
 def _exit_temperatures(examples: Examples, folds: Integers, strength: float) -> dict[str, float]:
-    """By cut, with which temperature scores of its exit's embeddings are the most honest on held-out windows.
+    """By cut, the temperature that makes the scores of its exit's embeddings most honest on held-out windows.
 
-    An exit of which too few windows are known has none.
+    An exit with too few known windows has none.
     """
     known = {cut: np.isfinite(embeddings).all(axis=1) for cut, embeddings in examples.by_exit.items()}
     losses = {cut: np.zeros(len(TEMPERATURES)) for cut, rows in known.items() if rows.sum() >= _FEW_WINDOWS}
@@ -273,18 +273,18 @@ def _exit_temperatures(examples: Examples, folds: Integers, strength: float) -> 
 
 
 def _min_energy(examples: Examples, energies: Floats) -> float:
-    """The energy, `ln sum exp` of the logits, that KNOWN_KEPT of the windows with a label have, of (windows,) held out.
+    """The energy, `ln sum exp` of the logits, that KNOWN_KEPT of the held-out windows (windows,) with a label reach.
 
-    Those of the background alone do not count. Liu et al. 2020, arXiv 2010.03759, equation 4.
+    Windows that are only background do not count. Liu et al. 2020, arXiv 2010.03759, equation 4.
     """
     known = examples.truth[:, [label != BACKGROUND for label in examples.labels]].any(axis=1)
     return float(np.quantile(energies[known], 1 - KNOWN_KEPT))
 
 
 def _thresholds(scores: Floats, truth: Bools) -> Floats:
-    """For each label the score that detects it best (largest F1), halfway to the next lower one; at least a half.
+    """For each label the score that detects it best (largest F1), halfway to the next lower one; at least one half.
 
-    Below a half another label, or none, is more likely: sounds that were never labelled score there.
+    Below one half, another label or none is more likely: sounds that were never labelled have such scores.
     """
     return np.maximum(0.5, [_best_threshold(column, right) for column, right in zip(scores.T, truth.T, strict=True)])
 
@@ -317,14 +317,14 @@ def _accuracy(scores: Floats, truth: Bools, exclusive: bool) -> float:
 
 
 def right_rows(scores: Floats, truth: Bools, exclusive: bool) -> Bools:
-    """(rows,) whether the labels are all right: the best one, or those with a score of one half or more."""
+    """(rows,) whether all labels are right: the best one, or those with a score of at least one half."""
     if exclusive:
         return np.asarray(truth[np.arange(len(truth)), scores.argmax(axis=1)])
     return np.asarray(((scores >= 0.5) == truth).all(axis=1))
 
 
 def mean_by_group(scores: Floats, groups: Integers) -> Floats:
-    """(distinct groups in ascending order, labels): the mean scores of the windows (windows, labels) of each."""
+    """(distinct groups in ascending order, labels): the mean scores of each group's windows (windows, labels)."""
     _, inverse = np.unique(groups, return_inverse=True)
     mean = np.zeros((inverse.max() + 1, scores.shape[1]))
     np.add.at(mean, inverse, scores)

@@ -1,4 +1,4 @@
-"""Limits how many windows each device contributes to a head, because nobody can check what it really heard."""
+"""Limits how many windows each device contributes to a head, because nobody can check what a device really heard."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 
 def shared_out(devices: Sequence[str], labels: Sequence[tuple[str, ...]]) -> list[int]:
-    """Places, ascending, of the windows to train on, given the device and the labels of each.
+    """Indices, ascending, of the windows to train on, given the device and the labels of each.
 
-    No device gets more than the median one has (the larger of two), so that of ten none has more than a fifth, whatever
-    it sends. One that has more keeps every so many of its windows, of each combination of labels in proportion and one
-    at least.
+    No device keeps more windows than the median device has (the larger of two), so that among ten devices none has more
+    than a fifth, whatever it sends. A device with more keeps an evenly spaced selection of each combination of labels,
+    in proportion and at least one.
     """
     counts = Counter(devices)
     most = statistics.median_high(counts.values()) if counts else 0

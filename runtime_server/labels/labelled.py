@@ -1,8 +1,8 @@
-"""Labelled windows: of recordings on this machine, or of what devices have sent.
+"""Labelled windows: from recordings on this machine, or from what devices have sent.
 
-A folder has one subfolder of recordings for each label. A CSV has a header, and either `file,label` (and perhaps
-`fold`; ESC-50's `filename`, `category` are read too) or `device,time,label` (and perhaps `seconds`): when a device
-heard what, in seconds since 1970 or as 2026-11-21T10:00:00Z, with a zone. Repeat a line for two labels at once.
+A folder has one subfolder of recordings for each label. A CSV has a header, and either `file,label` (optionally `fold`;
+ESC-50's `filename`, `category` are read too) or `device,time,label` (optionally `seconds`): when a device heard what,
+in seconds since 1970 or as 2026-11-21T10:00:00Z, with a zone. Repeat a line for two labels at once.
 
     examples = of_clips(read_clips(Path("clips/")), bundle)
     examples = await of_events(read_events(Path("heard.csv")), hub, bundles)
@@ -126,7 +126,8 @@ def of_clips(
 ) -> Examples:
     """Every window of the recordings that is louder than `gate_db`, embedded by the bundle's own blocks.
 
-    What cannot be read is left out, and logged. Raises UsageError without a window, SourceError if nothing can be read.
+    Unreadable recordings are left out and logged. Raises UsageError if there is no window, SourceError if nothing can
+    be read.
     """
     prefix, number = Prefix(bundle, float_variant(bundle)), bundle.manifest.info.generation
     exits = [LoadedExit(prefix, info) for info in bundle.manifest.info.exits]
@@ -147,7 +148,8 @@ def windows_of(
 ) -> Examples:
     """Up to `most` windows of each recording, evenly spaced, with their samples (windows, samples) for embeddings.
 
-    What cannot be read is left out, and logged. Raises UsageError without a window, SourceError if nothing can be read.
+    Unreadable recordings are left out and logged. Raises UsageError if there is no window, SourceError if nothing can
+    be read.
     """
     rows: list[tuple[int, npt.NDArray[np.float32]]] = []
     heard = _windows(clips, front_end, gate_db, lambda what, done, total: None)
@@ -186,7 +188,7 @@ def _gathered(
     generations: tuple[int, int],
     gate_db: float | None,
 ) -> Examples:
-    """What is known of windows, given the number of the recording and a vector of each."""
+    """Examples of windows, given the number of the recording and a vector of each."""
     found = list(rows)
     if not found:
         raise UsageError(f"no window of the {len(clips)} recordings is louder than {gate_db} dB; see --gate-db")
@@ -205,10 +207,10 @@ async def of_events(
 ) -> Examples:
     """The windows in the broker's stream that the events overlap by half the window or half the event.
 
-    `bundles` has the server's generations by number; a frame is completed by the newest one whose blocks before the
-    cut are those that made it. Windows that a device kept to itself are not in the stream. Consecutive windows of a
-    device with the same labels are held out together. A device has no more windows than the median one (`shares`).
-    Raises UsageError when there is none, LinkError.
+    `bundles` has the server's generations by number; a frame is completed by the newest one whose blocks before the cut
+    are those that made it. Windows that a device kept to itself are not in the stream. Consecutive windows of a device
+    with the same labels are held out together. No device has more windows than the median one (`label_shares`). Raises
+    UsageError if there is no window, LinkError.
     """
     completer = Completer(bundles)
     devices = sorted({event.device for event in events})
@@ -255,14 +257,14 @@ class _Events:
         self.first_s = self._starts[0]
 
     def near(self, header: FrameHeader) -> bool:
-        """Whether a window ends in an event, or two windows before one, or one behind it."""
+        """Whether a window ends in an event, or up to two windows before or after one."""
         end = header.capture_ns / 1e9
         first = bisect_left(self._starts, end - self._longest_s - 2 * self._window_s)
         close = self._events[first : bisect_right(self._starts, end + 2 * self._window_s)]
         return any(event.end_s >= end - 2 * self._window_s for event in close)
 
     def labels(self, header: FrameHeader) -> tuple[str, ...]:
-        """Labels of a window, sorted; none when no event overlaps it enough."""
+        """Labels of a window, sorted; empty if no event overlaps it enough."""
         end = header.capture_ns / 1e9
         start = end - self._window_s
         found = set()
@@ -295,7 +297,7 @@ async def _frames(
 
 
 def _runs(rows: Sequence[tuple[str, int, tuple[str, ...]]], window_s: float) -> npt.NDArray[np.int64]:
-    """A number for each run of windows of one device, less than a window apart, with the same labels."""
+    """A number for each run of one device's windows with the same labels, less than a window apart."""
     groups = np.zeros(len(rows), np.int64)
     for place in range(1, len(rows)):
         (device, time_ns, labels), (before, earlier_ns, previous) = rows[place], rows[place - 1]
@@ -305,7 +307,7 @@ def _runs(rows: Sequence[tuple[str, int, tuple[str, ...]]], window_s: float) -> 
 
 
 def _rows(source: Path) -> list[Row]:
-    """The rows of a CSV, with the columns under the names this project gives them."""
+    """The rows of a CSV, with this project's names for the columns."""
     if not source.is_file():
         raise UsageError(f"{source}: no such folder or CSV file")
     rows = named_rows(source, _SYNONYMS)

@@ -3,7 +3,7 @@
     probe = LinearProbe(Path("recordings/"), front_end)      # or a CSV file,label[,fold], as for `ssc server label`
     probe.score(model).accuracy
 
-Nothing is trained on them: they are asked whether a release would lose what the labels tell.
+No encoder is trained on them: they show whether a release would lose what the labels distinguish.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _NEIGHBOURS = 5
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """What some weights are worth on labelled recordings that the probe did not see in fitting."""
+    """The quality of some weights, on labelled recordings that the probe was not fitted to."""
 
     accuracy: float
     """Share of windows that a linear probe labels correctly."""
     knn_accuracy: float | None
-    """Share of windows whose nearest neighbours label them correctly; None where a window may have several labels."""
+    """Share of windows that their nearest neighbours label correctly; None if a window may have several labels."""
 
 
 class LinearProbe:
-    """At most `MAX_WINDOWS` windows of the recordings, the same number of each as far as they go."""
+    """At most `MAX_WINDOWS` windows of the recordings, if possible the same number of each."""
 
     def __init__(self, source: Path, front_end: FrontEndInfo, seed: int = 0) -> None:
         """Raises UsageError, FormatError or SourceError for recordings that cannot be used, naming them."""
@@ -52,10 +52,10 @@ class LinearProbe:
         if folds is None or len(heard.labels) < 2:
             raise UsageError(f"{source}: too little to judge by: give at least two labels, each in several recordings")
         self.examples = replace(heard, folds=folds)
-        """The windows it asks of, (n, samples) where embeddings stand, with their labels and folds."""
+        """The windows (n, samples), in the place of embeddings, with their labels and folds."""
 
     def score(self, model: CutModel) -> ProbeScore:
-        """Ask some weights."""
+        """Score some weights."""
         embeddings = embedded(model, self.examples.embeddings)
         if not np.isfinite(embeddings).all():
             return ProbeScore(0.0, 0.0)
@@ -74,7 +74,7 @@ def embedded(model: CutModel, windows: npt.NDArray[np.float32]) -> npt.NDArray[n
 
 
 def _knn(examples: Examples) -> float | None:
-    """Every window is asked of those of the other folds."""
+    """Share of windows labelled correctly by their nearest neighbours in the other folds."""
     embeddings, labels = torch.from_numpy(examples.embeddings), torch.from_numpy(examples.truth.argmax(axis=1))
     right = 0.0
     assert examples.folds is not None

@@ -1,4 +1,4 @@
-"""A moment that a device reported, and its windows that are still in the broker's stream."""
+"""A moment that a device reported, and those of its windows that are still in the broker's stream."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from runtime_server.labels.sent_windows import SentWindow, SentWindows
 from runtime_server.suffix.frame_codecs import FrameCodecs
 
 AROUND_S = 0.5
-"""Before and behind what is asked for."""
+"""Margin before and after the requested time."""
 _EARLY_S = 20.0
-"""The broker may have a frame so long before it hears of what was in it."""
+"""The broker may store a frame this long before the report about its sound arrives."""
 _MAX_MESSAGES, _MAX_BYTES = 4096, 64 << 20
-"""That are looked through: whoever sends more in a moment is not waited for."""
+"""How much is searched; what a device sends beyond that in a moment is ignored."""
 _FETCH = 16
 _MAX_AUDIO_S = 12.0
-"""Of a moment, besides its first window."""
+"""The longest audio of a moment, not counting its first window."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Windows of a device that ended from `since` to `until`, by its clock, s since 1970."""
+    """Windows of a device that ended between `since` and `until`, by its clock, s since 1970."""
 
     device: str
     since: float
@@ -44,12 +44,12 @@ class Moment:
     """When it was reported, by the server's clock."""
 
     def has(self, header: FrameHeader, around_s: float = 0.0) -> bool:
-        """Whether a window is in it, or so close to it."""
+        """Whether a window is in the moment, or within `around_s` of it."""
         return self.since - around_s - 1e-3 <= header.capture_ns / 1e9 <= self.until + around_s + 1e-3
 
 
 async def sent_at(hub: Hub, moment: Moment, front_end: FrontEndInfo) -> list[SentWindow]:
-    """What the device has sent of a moment and of half a second around it, in order. Raises LinkError."""
+    """The windows that the device sent within half a second of a moment, in order. Raises LinkError."""
     window_s = front_end.window_samples / front_end.sample_rate
     sent = SentWindows(front_end, lambda header: moment.has(header, AROUND_S + 2 * window_s))
     found: dict[tuple[str, int], SentWindow] = {}
@@ -71,7 +71,7 @@ async def sent_at(hub: Hub, moment: Moment, front_end: FrontEndInfo) -> list[Sen
 
 
 def audio_of(windows: Sequence[SentWindow], front_end: FrontEndInfo, codecs: FrameCodecs) -> npt.NDArray[np.int16]:
-    """The audio among windows of one device, (samples,), with silence where some are missing; empty without any."""
+    """The audio among windows of one device, (samples,), with silence for missing windows; empty if there is none."""
     pieces = []
     runs = [window.boot for window in windows if window.is_audio]
     for window in windows:

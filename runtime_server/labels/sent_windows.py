@@ -1,8 +1,8 @@
-"""Windows that devices have sent, read again from the broker's stream: each by itself, whatever its encoding.
+"""Windows that devices have sent, read again from the broker's stream; each stands alone, whatever its encoding.
 
-What is sent as a stream of audio carries only what is new in each window. Here such windows are put together again and
-stand as PCM16, so that whoever reads a frame later needs no other. Reading may begin anywhere: the first windows of a
-stream that is joined in its middle are then known in part.
+A frame in a stream of audio carries only the new part of its window. Here such windows are reassembled and encoded as
+PCM16, so that a frame can be read later without the others. Reading may start anywhere: the first windows of a stream
+that is entered in the middle are then only partly known.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from runtime_edge.formats.wire import WIRE_ENCODINGS, FrameHeader, decode_frame,
 
 _PCM16 = WIRE_ENCODINGS.index("pcm16")
 _MAX_STREAMS = 4
-"""Of one device: the one it continued longest ago is forgotten first."""
+"""Per device: the stream continued longest ago is dropped first."""
 _CONTINUES = b"\1"
 
 
 @dataclass(frozen=True)
 class SentWindow:
-    """One window as a frame of its own would have it."""
+    """One window as a frame of its own."""
 
     boot: str
-    """The device's run."""
+    """The boot id of the device's run."""
     header: FrameHeader
     payload: bytes
     known: int | None = None
@@ -40,17 +40,17 @@ class SentWindow:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing of it is missing."""
+        """Whether no part of it is missing."""
         return self.known is None
 
     @property
     def is_audio(self) -> bool:
-        """Whether it is the waveform."""
+        """Whether it is a waveform."""
         return self.header.cut == 0
 
     @property
     def frame(self) -> bytes:
-        """It alone, as a device would send it."""
+        """The window as a frame of its own, as a device would send it."""
         header = self.header
         return encode_frame(
             header.window, header.capture_ns, header.generation, header.cut, WIRE_ENCODINGS[header.encoding],
@@ -62,17 +62,17 @@ class SentWindows:
     """Reads the messages of one device in the order of the stream.
 
     Args:
-        front_end: how long windows are.
-        near: which windows of audio streams are decoded; what goes on from others must be among them to be whole.
+        front_end: defines the length of windows.
+        near: which windows of audio streams to decode; a window is whole only if the ones it continues are among them.
     """
 
     def __init__(self, front_end: FrontEndInfo, near: Callable[[FrameHeader], bool]) -> None:
         self._front_end, self._near = front_end, near
         self._streams: dict[tuple[str, str], tuple[AudioStreamDecoder, int, int]] = {}
-        """By boot and encoding a decoder, its latest window, and how many samples of that are known."""
+        """By boot and encoding: a decoder, its latest window, and how many samples of that are known."""
 
     def of(self, message: Msg) -> list[SentWindow]:
-        """The windows of a message; none of one that cannot be read."""
+        """The windows of a message; none if it cannot be read."""
         try:
             windows = decode_frame(message.data)
         except FrameError:
@@ -112,7 +112,7 @@ class SentWindows:
             known, last = min(own, known + end.hop_samples), index
         elif index > last:
             known, last = own, index
-        samples = decoder.decode(payload, index)[0]  # a stream that fails here begins anew
+        samples = decoder.decode(payload, index)[0]  # a stream that fails here starts over
         self._streams[key] = decoder, last, known
         while len(self._streams) > _MAX_STREAMS:
             del self._streams[next(iter(self._streams))]
