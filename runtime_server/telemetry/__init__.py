@@ -1,1 +1,1 @@
-"""Health and metrics of the server."""
+"""Health, metrics and energy of the server, and its view of the fleet."""

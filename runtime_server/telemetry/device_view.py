@@ -1,4 +1,4 @@
-"""One device as people and programs see it: numbers of its last report."""
+"""One device as people and programs see it: the figures of its last report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Heard(msgspec.Struct, frozen=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """Bytes that passed its interface, and the seconds from which they are reckoned."""
+    """Bytes that passed the device's interface, and the seconds over which they were measured."""
 
     up: int = 0
     down: int = 0
@@ -36,7 +36,7 @@ class Traffic(msgspec.Struct, frozen=True):
 
 
 class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
-    """One device; None where it does not say. Times are seconds since the epoch."""
+    """One device; values it does not report are None. Times are seconds since the epoch."""
 
     name: str
     seen: float
@@ -50,18 +50,19 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     on_trial: bool = False
     head_generation: int | None = None
     cut: str = ""
-    """That most windows since the report before had."""
+    """The cut that most windows since the previous report had."""
     cuts: dict[str, float] = {}
-    """Shares of its windows in this run; the same of answers: `server`, `device`, `fallback`, `exit`."""
+    """Shares of its windows in this run, by cut; below, shares of the answers: `server`, `device`, `fallback`,
+    `exit`."""
     answers: dict[str, float] = {}
     latency_ms: dict[str, float] = {}
-    """`p50` and `p95` at the cut that most windows had."""
+    """`p50` and `p95` at the most frequent cut."""
     windows: dict[str, int] = {}
     """Counts by fate: captured, acked, local, spooled, dropped, lost, refused."""
     hour: Traffic = Traffic()
     month: Traffic = Traffic()
     budget: dict[str, float] = {}
-    """Bytes left, of `all` and of `updates`, where there is such a budget."""
+    """Bytes left of the budgets `all` and `updates`, as far as they exist."""
     mbps: float | None = None
     rtt_ms: float | None = None
     cpu: float | None = None
@@ -73,18 +74,18 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     """Its charge, 0 to 1."""
     errors: dict[str, int] = {}
     troubles: list[str] = []
-    """What is wrong, in words."""
+    """What is wrong, as text."""
     on: dict[str, float] = {}
     """Labels that are on, and since when."""
     scores: dict[str, float] = {}
-    """Of those whose going on was heard of."""
+    """Scores of labels whose switching on was reported."""
     heard: Heard | None = None
     counted: dict[str, int] = {}
-    """Windows of this run by cut."""
+    """Numbers of windows in this run, by cut."""
 
 
 def device_view(name: str, report: Mapping[str, Any], before: DeviceView | None, seen: float) -> DeviceView:
-    """A device by its latest report, and by what was known of it."""
+    """A device according to its latest report and what was known before."""
     counted, boot = _counts(report.get("cuts")), _text(report.get("boot"))
     same_run = before if before is not None and before.boot == boot else None
     latencies = report.get("latency_ms")
@@ -126,7 +127,7 @@ def device_view(name: str, report: Mapping[str, Any], before: DeviceView | None,
 
 
 def _lately(counted: Mapping[str, int], before: DeviceView | None) -> str:
-    """The cut that most windows had since the report before; empty when there were none."""
+    """The cut that most windows since the previous report had; empty if there were none."""
     if before is None:
         return ""
     grown = {cut: count - before.counted.get(cut, 0) for cut, count in counted.items()}

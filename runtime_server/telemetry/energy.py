@@ -1,6 +1,6 @@
 """Sources of energy figures. Every source has a name and is checked before it is used.
 
-rapl      counters of the processor packages and their memory: everything on the machine, without its supply
+rapl      counters of the processor packages and their memory: everything on the machine except its power supply
 nvml      counters of the GPUs alone
 FILE.csv  the log of a meter between supply and machine: lines `time_s,watts`, seconds since the epoch
 TARGET    CPU seconds of this process times the watts of a target (`rpi4`, or a file): an estimate
@@ -33,20 +33,20 @@ class EnergySource(Protocol):
     name: str
     """What is counted, and how; shown beside every figure."""
     idle_w: float | None
-    """The part of it that is used at idle, W; None if unknown."""
+    """The idle power that is included, W; None if unknown."""
 
     def joules(self) -> float:
-        """What has been used since the source was opened, idle power included. Raises SscError."""
+        """Energy used since the source was opened, including idle power. Raises SscError."""
         ...
 
 
 def energy_source(
     choice: str, idle_w: float | None = None, root: Path = POWERCAP, load: Load = burn
 ) -> EnergySource | None:
-    """The source that `--meter` names; None for "none", and for "auto" without RAPL, which the log then says.
+    """The source that `--meter` names; None for "none", and for "auto" without RAPL, which is then logged.
 
-    `idle_w` is the machine's power at rest; a target's file has its own. Raises UsageError, which says why, for a
-    source that is not there or does not count.
+    `idle_w` is the machine's power at rest; a target's file has its own. Raises UsageError with the reason for a source
+    that does not exist or does not count.
     """
     if choice == NONE:
         return None
@@ -89,7 +89,7 @@ class Nvml:
         check_it_counts(self.joules, "--meter nvml", load)
 
     def joules(self) -> float:
-        """Of all GPUs."""
+        """Energy of all GPUs."""
         return (self._millijoules() - self._first) / 1e3
 
     def _device(self, place: int) -> ctypes.c_void_p:
@@ -110,7 +110,7 @@ class Nvml:
 
 
 class CpuSeconds:
-    """CPU seconds of the whole process times what a core of the target takes above its idle power: an estimate."""
+    """CPU seconds of the whole process, times what one core of the target draws above its idle power: an estimate."""
 
     def __init__(
         self,
@@ -128,6 +128,6 @@ class CpuSeconds:
         )
 
     def joules(self) -> float:
-        """Of the CPU seconds, and of the time at idle power."""
+        """Energy of the CPU seconds, plus the idle power over the elapsed time."""
         cpu_s, seconds = self._cpu() - self._began[0], self._clock() - self._began[1]
         return cpu_s * self._core_w + seconds * self._idle_w

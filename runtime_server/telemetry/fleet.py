@@ -1,7 +1,7 @@
 """All devices as seen from the server: each one's last report, what it heard, and the fleet over the last day.
 
-Reports are unverified: each value must have the right type, texts are shortened and made printable, and everything
-that is kept is bounded.
+Reports are unverified: each value must have the right type, texts are shortened and made printable, and everything that
+is kept is bounded.
 """
 
 from __future__ import annotations
@@ -29,56 +29,56 @@ from runtime_server.telemetry.device_view import DeviceView, Heard, device_view
 from runtime_server.telemetry.fleet_history import FleetHistory
 
 ALIVE_S = 150.0
-"""A device that was silent for this long counts as gone: devices report at least every minute."""
+"""A device that has been silent for this long counts as gone: devices report at least every minute."""
 MAX_DEVICES = 2000
-"""Beyond that the least recently active one is forgotten."""
+"""Beyond this number, the least recently active device is forgotten."""
 _MAX_EVENTS = 300
 _MAX_ON = 64
-"""Labels that are on at one device."""
+"""How many labels can be on at one device."""
 _SETTLE_S = 10.0
-"""A report may have been made so long before an event that came earlier."""
+"""A report may have been made up to this long before an event that arrived earlier."""
 
 
 class FleetEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something that a device reported as it happened."""
+    """Something that a device reported when it happened."""
 
     number: int
-    """Counted from 1 since the server's start."""
+    """Counted from 1 since the server started."""
     at: float
-    """When it came, seconds since the epoch."""
+    """When it arrived, seconds since the epoch."""
     device: str
     kind: str
-    """`on` or `off` of a label, or the kind of an event about updates."""
+    """`on` or `off` for a label, or the kind of an event about updates."""
     label: str = ""
     score: float | None = None
     since: float | None = None
-    """By the device's clock, as the next one."""
+    """By the device's clock, like `time`."""
     time: float | None = None
     head_generation: int | None = None
     generation: int | None = None
     corrected: str = ""
-    """What somebody said that it was."""
+    """The label with which somebody corrected it."""
     text: str = ""
-    """Why, of an update that was not taken."""
+    """For an update that was not taken, the reason."""
 
 
 class Fleet:
-    """Knows every device that has said anything; `clock` gives seconds since the epoch."""
+    """Knows every device that has reported anything; `clock` gives seconds since the epoch."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
         self.history = FleetHistory()
         self.devices: dict[str, DeviceView] = {}
-        """By name; the one heard of last stands last."""
+        """By name; the device heard from last comes last."""
         self.events: deque[FleetEvent] = deque(maxlen=_MAX_EVENTS)
         """Newest last."""
         self.revision = 0
-        """Grows with each change; that of a device's last one is its own."""
+        """Grows with each change; each device keeps the revision of its latest change."""
         self.unreadable = 0
         """Reports and events that could not be read."""
         self._number = 0
         self._changed_at: dict[tuple[str, str], float] = {}
-        """When labels last went on or off, those of the last seconds."""
+        """When labels last went on or off; only the last seconds are kept."""
 
     def is_alive(self, device: DeviceView) -> bool:
         """Whether it reported recently."""
@@ -95,7 +95,7 @@ class Fleet:
         on = dict(list(view.on.items())[:_MAX_ON])
         if before is not None and before.boot == view.boot:
             for label in before.on.keys() ^ on.keys():
-                if self._changed_at.get((name, label), 0.0) > now - _SETTLE_S:  # the report may be older than that
+                if self._changed_at.get((name, label), 0.0) > now - _SETTLE_S:  # the report may be older than the event
                     on.pop(label, None)
                     on |= {label: before.on[label]} if label in before.on else {}
         self._keep(msgspec.structs.replace(view, on=on))
@@ -123,7 +123,7 @@ class Fleet:
         self._keep(msgspec.structs.replace(view, seen=now))
 
     def changed(self, revision: int) -> list[DeviceView]:
-        """The devices that have changed since a revision, the latest first."""
+        """The devices that have changed since a revision, the most recent first."""
         found = []
         for view in reversed(self.devices.values()):
             if view.revision <= revision:
@@ -132,7 +132,7 @@ class Fleet:
         return found
 
     def later(self, number: int) -> list[FleetEvent]:
-        """The events that came after that one, oldest first."""
+        """The events after event `number`, the oldest first."""
         return [event for event in self.events if event.number > number]
 
     def _switched(self, view: DeviceView, event: FleetEvent, now: float) -> DeviceView:
@@ -178,6 +178,6 @@ _READERS: dict[str, Callable[[bytes], ResultEvent | LabelEvent]] = {
 
 
 def _decoded(data: bytes) -> ResultEvent | LabelEvent | UpdateEvent:
-    """Whatever a device publishes on its subject of events. Raises FormatError."""
+    """Decode anything that a device publishes on its subject of events. Raises FormatError."""
     kind = decode(data, _AnyEvent, "event", MAX_RESULT_BYTES).event
     return _READERS.get(kind, decode_update_event)(data)

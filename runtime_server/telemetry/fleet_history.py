@@ -1,4 +1,4 @@
-"""The fleet over the last day, in minutes: which cuts its windows had, at which bandwidth."""
+"""The fleet over the last day, by minute: the cuts of its windows, and the bandwidth at which they were taken."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ MINUTE_S, MINUTES = 60.0, 1440
 _MAX_CUTS = 40
 _MAX_RATES = 2000
 BANDS_MBPS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""Upper ends of the bands of bandwidth; there is one more band above them."""
+"""Upper limits of the bandwidth bands; one more band lies above them."""
 
 
 class Minute(msgspec.Struct, frozen=True):
     """What the fleet did in one minute."""
 
     at: float
-    """Its begin, seconds since the epoch."""
+    """Its beginning, seconds since the epoch."""
     devices: int
     mbps: tuple[float, float, float] | None
-    """The slowest tenth's, the median and the fastest tenth's, of the devices that reported."""
+    """10th percentile, median and 90th percentile over the devices that reported."""
     windows: dict[str, int]
-    """By cut."""
+    """Windows by cut."""
     bands: dict[str, dict[int, int]]
-    """The same, by cut and number of the band."""
+    """The same, by cut and band number."""
 
 
 @dataclass
 class _Open:
-    """The minute that is not over."""
+    """The minute that is not over yet."""
 
     at: float
     rates: dict[str, float] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class _Open:
 
 
 class FleetHistory:
-    """Keeps the last day; a report's windows count for the minute that it came in."""
+    """Keeps the last day; a report's windows count for the minute in which it arrived."""
 
     def __init__(self) -> None:
         self._past: deque[Minute] = deque(maxlen=MINUTES)
@@ -55,11 +55,11 @@ class FleetHistory:
 
     @property
     def minutes(self) -> list[Minute]:
-        """Oldest first; the last one is not over."""
+        """All minutes, the oldest first; the last one is not over yet."""
         return [*self._past, *([self._open.closed()] if self._open else [])]
 
     def add(self, view: DeviceView, before: DeviceView | None, at: float) -> None:
-        """A device's report, and the one before; windows count where both are of one run."""
+        """Add a device's report, given the one before; its windows count if both are from the same run."""
         begin = at // MINUTE_S * MINUTE_S
         if self._open is None or begin > self._open.at:
             if self._open is not None:

@@ -51,7 +51,7 @@ _SEVERAL: Sequence[tuple[str, str, str, Several]] = (
 
 
 def fleet_families(devices: Sequence[DeviceView], is_alive: Callable[[DeviceView], bool]) -> Iterator[Metric]:
-    """Every metric; of a device only what it has said."""
+    """Every metric; for each device only what it has reported."""
     up: Labels = {(view.name,): float(is_alive(view)) for view in devices}
     yield labelled_gauges(_PREFIX + "up", "Whether it was heard of lately.", ("device",), up)
     for name, text, of in _SINGLE:

@@ -12,7 +12,7 @@ from runtime_server.telemetry.fleet import Fleet
 
 
 async def watch_fleet(hub: Hub, fleet: Fleet) -> None:
-    """Begin with each device's last report; after this returns, all that comes. Raises LinkError."""
+    """Add each device's last report to the fleet, and from then on everything that arrives. Raises LinkError."""
 
     async def on_report(message: Msg) -> None:
         name = message.subject.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""The server over HTTP on this machine: `GET /healthz` is 200, or 503 with what is wrong, and `/metrics` measures.
+"""The server over HTTP on this machine: `GET /healthz` is 200, or 503 with what is wrong; `/metrics` has metrics.
 
 health = HealthServer(8080, {"/healthz": healthz(server.troubles), "/metrics": metrics_page(server.measure)})
 """
@@ -19,12 +19,12 @@ from runtime_edge.errors import MissingExtra, UsageError
 from runtime_server.telemetry.server_metrics import ServerMeasurements, families
 
 TIMEOUT_S = 3.0
-"""What the event loop has to answer in."""
+"""How soon the event loop must answer."""
 
 
 @dataclass(frozen=True)
 class HealthAnswer:
-    """What a path answers."""
+    """The answer to a request for a path."""
 
     status: int
     body: bytes
@@ -32,11 +32,11 @@ class HealthAnswer:
 
 
 class HealthServer:
-    """Answers GET requests on 127.0.0.1 in threads of its own until closed.
+    """Answers GET requests on 127.0.0.1 in its own threads until closed.
 
     Args:
         port: 0 takes a free one, which `port` then names.
-        paths: what to call for each path. The calls come from other threads.
+        paths: the function to call for each path. The calls come from other threads.
 
     Raises:
         UsageError: the port is taken.
@@ -46,7 +46,7 @@ class HealthServer:
         class Handler(BaseHTTPRequestHandler):
             timeout = TIMEOUT_S
 
-            def do_GET(self) -> None:  # the library's name
+            def do_GET(self) -> None:  # the name that the library requires
                 ask = paths.get(self.path.partition("?")[0])
                 answer = ask() if ask else HealthAnswer(404, json.dumps({"paths": sorted(paths)}).encode())
                 self.send_response(answer.status)
@@ -56,7 +56,7 @@ class HealthServer:
                 self.wfile.write(answer.body)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
-                """Probes come every few seconds."""
+                """Log nothing: probes come every few seconds."""
 
         try:
             self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
@@ -77,9 +77,9 @@ class HealthServer:
 def metrics_page(
     measure: Callable[[], Coroutine[Any, Any, ServerMeasurements]], timeout_s: float = TIMEOUT_S
 ) -> Callable[[], HealthAnswer]:
-    """What to call for `/metrics`; `measure` runs on the event loop of the caller.
+    """The function for `/metrics`; `measure` runs on the caller's event loop.
 
-    503 when the event loop is stuck, 501 when prometheus-client is not installed.
+    503 if the event loop is stuck, 501 if prometheus-client is not installed.
     """
     loop = asyncio.get_running_loop()
 
@@ -100,9 +100,9 @@ def metrics_page(
 def healthz(
     troubles: Callable[[], Coroutine[Any, Any, list[str]]], timeout_s: float = TIMEOUT_S
 ) -> Callable[[], HealthAnswer]:
-    """What to call for `/healthz`; `troubles` runs on the event loop of the caller, and its answer must not take long.
+    """The function for `/healthz`; `troubles` runs on the caller's event loop and must answer quickly.
 
-    200 with no troubles, else 503; also 503 when the event loop is stuck.
+    200 without troubles, else 503; also 503 if the event loop is stuck.
     """
     loop = asyncio.get_running_loop()
 

@@ -1,4 +1,4 @@
-"""The log of a power meter between supply and machine, while it is being written."""
+"""The log of a power meter between supply and machine, read while it is being written."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from runtime_edge.errors import FormatError
 
 STALE_S = 10.0
-"""A reading counts until the next one, but not for longer."""
+"""A reading applies until the next one, but no longer than this."""
 _MOST = 1e12
-"""Of seconds or watts; what is more, or no number, is no reading."""
+"""Upper limit of seconds or watts; anything larger, or not a number, is not a reading."""
 
 
 class MeterLog:
-    """CSV lines `time_s,watts` in the order of time, seconds since the epoch; other columns are left alone.
+    """CSV lines `time_s,watts` in order of time, seconds since the epoch; other columns are ignored.
 
     Raises:
-        FormatError: there is no such file, no such columns, or no reading of the last ten seconds.
+        FormatError: there is no such file, no such columns, or no reading in the last ten seconds.
     """
 
     def __init__(self, path: Path, idle_w: float | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -33,7 +33,7 @@ class MeterLog:
         self.joules()
 
     def joules(self) -> float:
-        """What the machine has used since this was opened: each reading holds until the next one."""
+        """Energy that the machine has used since this was opened: each reading applies until the next one."""
         self._read()
         now = self._clock()
         if now - self._read_at > STALE_S:
@@ -42,7 +42,7 @@ class MeterLog:
         return self._joules
 
     def _read(self) -> None:
-        """Take the whole lines that are new."""
+        """Read the complete lines that are new."""
         try:
             with self._path.open(encoding="utf-8", newline="") as file:
                 file.seek(self._place)

@@ -1,4 +1,4 @@
-"""Predicted energy of a device above idle, from its target's figures: devices have no meter."""
+"""Predicted energy of a device above idle, from its target's figures, because devices have no meter."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from runtime_server.telemetry.device_view import DeviceView
 
 
 def predicted_energy(view: DeviceView, info: BundleInfo) -> dict[str, float] | None:
-    """MJ a window above idle: of `blocks` that ran on the device, and of its `radio`, where it says what it sent.
+    """MJ a window above idle: of the `blocks` that ran on the device, and of its `radio` if it reports what it sent.
 
-    `info` is of the bundle that the server gives; None where that has no costs of this target, or no window is known.
+    `info` is that of the bundle released by the server; None if it has no costs for this target, or no window is known.
     The radio is the one that the bundle was compiled for (`ssc compile --link`).
     """
     cost = info.targets.get(view.target)

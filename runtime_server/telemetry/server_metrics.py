@@ -1,7 +1,7 @@
 """A server's own metrics for Prometheus: `GET /metrics` on the health port.
 
 Labels are statuses, loss terms, uses of a buffer, reasons of the release gate and heads that judge releases. All are
-bounded sets; a device's name is there only where it has a head of its own.
+bounded sets; a device's name appears only if it has a head of its own.
 """
 
 from __future__ import annotations
@@ -35,48 +35,48 @@ class TrainingStatus:
 
     steps: int
     saved_steps: int
-    """Steps of the last checkpoint; 0 before the first."""
+    """Steps at the last checkpoint; 0 before the first."""
     last: StepMetrics | None
     step_ms: Histogram
     buffers: Mapping[str, BufferSize]
     """By use: "train" and "held_out"."""
     outcomes: Counter[str]
-    """Attempts at a release by what came of them."""
+    """Attempts at a release, by outcome."""
     judged: ReleaseOutcome | None
     """The last attempt."""
     replayed: ReplayOutcome | None
     heads: HeadScores = UNASKED
-    """What is known of pushed heads."""
+    """The scores of pushed heads, as far as they are known."""
     energy: EnergyUse | None = None
-    """Of the steps since the start; None where nothing counts it."""
+    """Energy of the steps since the start; None if nothing measures it."""
 
 
 @dataclass(frozen=True)
 class ServerMeasurements:
-    """A server at one moment."""
+    """A server's state at one moment."""
 
     encoder: str
     generation: int
     uptime_s: float
     devices: int
     windows: int
-    """Distinct windows that were counted, ever."""
+    """Distinct windows that were ever counted."""
     frames: Mapping[str, int]
     """Frames since the start, by outcome."""
     connected: bool
     damaged_lines: int = 0
-    """Of the ledger's journals at the start."""
+    """Damaged lines in the ledger's journals at the start."""
     latency_ms: Mapping[str, Histogram] = field(default_factory=dict)
-    """By what took so long."""
+    """Histograms by what was measured."""
     training: TrainingStatus | None = None
     received_bytes: int = 0
-    """Since the start: `RECEIVED`."""
+    """Since the start; see `RECEIVED`."""
     peak_memory_bytes: int = 0
-    """Since the start: `PEAK_MEMORY`."""
+    """Since the start; see `PEAK_MEMORY`."""
     device_traffic: Traffic = field(default_factory=Traffic)
-    """Of all devices that are there, in an hour, as they say."""
+    """Traffic of all present devices in an hour, as they report it."""
     release_is_paced: bool = False
-    """Whether the next one waits for a budget."""
+    """Whether the next release waits for a budget."""
 
 
 RECEIVED = "payloads of messages, counted by the broker's client"
@@ -84,7 +84,7 @@ PEAK_MEMORY = "getrusage: largest resident set of the process"
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident set that this process has had."""
+    """The largest resident set that this process has had, bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,11 +1,11 @@
-"""Watches from the broker's side whether devices are served: the stream, the consumers, and frames that wait.
+"""Watches from the broker's side whether devices are served: the stream, the consumers, and waiting frames.
 
     watch = ServiceWatch(hub, ingest, partitions, mend, restart)
     asyncio.create_task(watch.run())
-    watch.troubles                                  # what is wrong now, each with what to do
+    watch.troubles                                  # what is wrong now, and what to do about each trouble
 
-It judges by the outcome: frames wait and none is completed. So it sees every cause, be it a partition that nobody reads
-or a thread that hangs.
+It judges by the outcome: frames wait and none is completed. So it notices every cause, be it a partition that nobody
+reads or a thread that hangs.
 """
 
 from __future__ import annotations
@@ -29,47 +29,47 @@ from runtime_server.broker.hub import Hub
 
 _LOG = logging.getLogger(__name__)
 PERIOD_S = 1.5
-"""From the beginning of a look to the next one's, unless the broker takes longer to answer."""
+"""Time between the starts of two checks, unless the broker takes longer to answer."""
 ANSWER_S = 2.0
-"""A broker that has not answered after so long is a trouble."""
+"""A broker that has not answered after this long is reported as a trouble."""
 STALLED_S = 6.0
-"""Frames that wait for so long without any being done are a trouble."""
+"""Frames that wait this long without any being done are reported as a trouble."""
 CANARY_S = 4.0
-"""A stream that has taken no frame for so long is tried with one that no partition reads."""
+"""A stream that has stored no frame for this long is tested with one that no partition reads."""
 LOOK_S = max(PERIOD_S, ANSWER_S)
-"""At most between two looks."""
+"""Maximum time between two checks."""
 TOLD_WITHIN_S = LOOK_S + max(STALLED_S, CANARY_S + ANSWER_S) + LOOK_S
-"""From a fault to its trouble, however slowly the broker answers: a look sees the last frame that was stored or done,
-that is long enough ago at a later look, and that one ends."""
+"""Maximum time from a fault to its trouble, however slowly the broker answers: one check sees the last frame that was
+stored or done; at a later check that is long enough ago, and that check ends."""
 CANARY = "act.canary"
 _GONE = "nothing on the broker reads what is sent there; the server makes its consumer again"
 
 
 class Served(Protocol):
-    """What the watch looks at of the ingest."""
+    """The parts of the ingest that the watch looks at."""
 
     @property
     def done(self) -> Mapping[int, int]:
-        """Messages of each partition that need not come again."""
+        """Messages of each partition that need no redelivery."""
 
     @property
     def consumers(self) -> Mapping[int, PullConsumer]:
-        """What is read, by partition."""
+        """The consumers that are read, by partition."""
 
     def in_progress(self, partition: int) -> int:
-        """Messages that have been handed over and are not done."""
+        """Messages that have been delivered and are not done."""
 
 
 class ServiceWatch:
-    """Looks every `period_s` seconds until cancelled; `troubles` is what the last look found.
+    """Checks every `period_s` seconds until cancelled; `troubles` holds the results of the last check.
 
     Args:
         hub: the connection to the broker.
         ingest: what serves.
-        partitions: those that it serves.
-        mend: makes streams that are gone; None: somebody else does.
-        restart: has the broker started again, which does not write any more; None: nobody here can.
-        clock, sleep: the time in seconds, and the wait for it.
+        partitions: the partitions that it serves.
+        mend: creates missing streams; None: another process does.
+        restart: restarts a broker that no longer writes; None: nobody here can.
+        clock, sleep: the time in seconds, and a wait measured by it.
     """
 
     def __init__(
@@ -89,13 +89,14 @@ class ServiceWatch:
         self._mend, self._restart = mend, restart
         self._period_s, self._clock, self._sleep = period_s, clock, sleep
         self._progress = dict.fromkeys(self._partitions, (0, clock()))
-        """Of each partition: how many messages were done, and since when no more were while some waited."""
+        """For each partition: how many messages were done, and since when that number has not grown while messages
+        waited."""
         self._written = 0, clock()
-        """The stream's last message, and since when it is."""
+        """The stream's last message, and since when it has been the last."""
         self._unwritten = ""
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Check until cancelled."""
         due = self._clock() + self._period_s
         while True:
             await self._sleep(max(0.0, due - self._clock()))
@@ -108,7 +109,7 @@ class ServiceWatch:
             self.troubles = found
 
     async def look(self) -> list[str]:
-        """What is wrong now. Mends what it can."""
+        """What is wrong now; repairs what it can."""
         stream, asked = self._hub.client.jetstream(timeout=ANSWER_S), self._clock()
         try:
             told, infos = await asyncio.gather(
@@ -134,7 +135,7 @@ class ServiceWatch:
             return f"{gone}, and cannot be made again ({reason(exc)}); see the broker's log"
 
     def _unserved(self, consumers: Mapping[str, ConsumerInfo], asked: float) -> list[str]:
-        """One line for all partitions that are not served for the same reason; the broker was `asked` then."""
+        """One line for all partitions that are not served for the same reason; `asked` is when the broker was asked."""
         alike: dict[str, list[int]] = {}
         stalled, waiting, longest_s = [], 0, 0.0
         for partition in self._partitions:
@@ -157,7 +158,7 @@ class ServiceWatch:
         return [f"{_named(partitions)} not served: {why}" for why, partitions in alike.items()]
 
     def _stalled_s(self, partition: int, waiting: int, asked: float) -> float:
-        """For how long messages of a partition have been waiting without any being done."""
+        """How long messages of a partition have been waiting without any being done."""
         done, since = self._progress[partition]
         if not waiting or done != self._ingest.done.get(partition, 0):
             since = asked
@@ -165,7 +166,7 @@ class ServiceWatch:
         return self._clock() - since
 
     async def _unwritable(self, told: StreamInfo, asked: float) -> str:
-        """What keeps frames from being stored, or nothing: a stream that was idle is tried."""
+        """What prevents frames from being stored, or nothing; a stream that was idle is tested."""
         last, since = self._written
         if told.state.last_seq != last:
             self._written, self._unwritten = (told.state.last_seq, asked), ""
@@ -179,7 +180,7 @@ class ServiceWatch:
             stored = await stream.publish(CANARY, b"", timeout=ANSWER_S, stream=subjects.STREAM)
         except BROKER_ERRORS as exc:
             if self._restart is not None and self._unwritten and not isinstance(exc, nats.js.errors.APIError):
-                self._restart()  # a stream that failed to write takes nothing until then
+                self._restart()  # a stream that failed to write accepts nothing until then
             fix = "its log says why, most often a full disk: make room"
             again = "then it goes on by itself" if self._restart else "and start it again"
             return f"the broker stores no frames ({reason(exc)}); {fix}, {again}"
@@ -196,6 +197,6 @@ def _what(trouble: str) -> str:
 
 
 def _named(partitions: list[int]) -> str:
-    """As a sentence begins with them."""
+    """The partitions as the beginning of a sentence."""
     *others, last = map(str, partitions)
     return f"partitions {', '.join(others)} and {last} are" if others else f"partition {last} is"

@@ -1,4 +1,4 @@
-"""The energy of training steps, added up, always with its source."""
+"""The total energy of training steps, always with its source."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EnergyUse:
-    """Of some steps."""
+    """The energy of some steps."""
 
     source: str
     steps: int = 0
     seconds: float = 0.0
     joules: float = 0.0
-    """With what the machine takes at rest."""
+    """Including the machine's power at rest."""
     idle_w: float | None = None
 
     @property
@@ -43,7 +43,7 @@ class EnergyUse:
         return above / self.steps if self.steps and above is not None else None
 
     def told(self) -> dict[str, Any]:
-        """For a status: all of it, with the means of a step in J."""
+        """All figures for a status, with the means of a step in J."""
         return {
             **asdict(self),
             "above_idle_joules": self.above_idle_joules,
@@ -53,7 +53,7 @@ class EnergyUse:
 
 
 class StepEnergy:
-    """Adds up steps. Used by the thread that takes them; `use` may be read from others."""
+    """Adds up the energy of steps. Used by the thread that trains; other threads may read `use`."""
 
     def __init__(self, source: EnergySource, clock: Callable[[], float] = time.monotonic) -> None:
         self.use = EnergyUse(source.name, idle_w=source.idle_w)
@@ -62,7 +62,7 @@ class StepEnergy:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around one step. A source that fails ends the count with a warning, not the training."""
+        """Measure one step. A source that fails ends the measurement with a warning, not the training."""
         before, began = self._read(), self._clock()
         yield
         seconds, after = self._clock() - began, self._read()

@@ -1,4 +1,4 @@
-"""Training as TensorBoard event files. The one file that imports tensorboardX."""
+"""Training as TensorBoard event files. The only file that imports tensorboardX."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Board:
         self._last_s = time.monotonic()
 
     def step(self, metrics: StepMetrics) -> None:
-        """One training step."""
+        """Write the metrics of one training step."""
         now_s = time.monotonic()
         values = {f"loss/{term}": value for term, value in metrics.losses.items()}
         values |= {f"embeddings/{name}": value for name, value in asdict(metrics.geometry).items()}
@@ -43,7 +43,7 @@ class Board:
         self._write(values, metrics.step)
 
     def judged(self, outcome: ReleaseOutcome) -> None:
-        """One attempt at a release."""
+        """Write the outcome of one attempt at a release."""
         values = {"release/released": float(outcome.released)}
         for which, quality in (("released", outcome.before), ("candidate", outcome.after)):
             if quality is not None:
@@ -52,7 +52,7 @@ class Board:
         self._write(values, outcome.steps)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is still buffered."""
         self._writer.close()
 
     def _write(self, values: dict[str, float], step: int) -> None:
