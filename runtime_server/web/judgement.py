@@ -1,4 +1,4 @@
-"""The outcomes of attempted releases and of releases, in sentences."""
+"""The outcomes of releases and of attempts at a release, in sentences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OF_STATUS = {
 
 
 def attempt_in_words(outcome: Mapping[str, Any]) -> str:
-    """One attempt to make a generation of what was trained (`ReleaseOutcome` as a dictionary)."""
+    """One attempt to release the trained weights as a generation (`ReleaseOutcome` as a dictionary)."""
     number, steps = outcome["generation"], outcome["steps"]
     compared = _compared(outcome.get("before"), outcome.get("after"))
     if outcome["released"]:
@@ -26,7 +26,7 @@ def attempt_in_words(outcome: Mapping[str, Any]) -> str:
 
 
 def release_in_words(entry: Mapping[str, Any]) -> str:
-    """One generation that was offered to devices (an entry of the rollout's listing)."""
+    """A generation that was offered to devices (an entry of the rollout's listing)."""
     status = _OF_STATUS.get(entry["status"], entry["status"]).format(share=f"{entry['share']:.0%}")
     words = [f"Generation {entry['generation']} {status}"]
     devices, proven, waiting = entry["devices"], entry["devices_proven"], entry["devices_waiting"]
@@ -43,7 +43,7 @@ def release_in_words(entry: Mapping[str, Any]) -> str:
 
 
 def score_in_words(outcome: Mapping[str, Any], score: Mapping[str, Any]) -> str:
-    """What an attempt at a release would make of a head (`HeadScore` as a dictionary)."""
+    """How an attempt at a release would change a head's score (`HeadScore` as a dictionary)."""
     clips, before, after = score["clips"], score["before"], score["after"]
     came = "released" if outcome["released"] else "not released"
     return (

@@ -1,4 +1,4 @@
-"""Answers in JSON, and the JSON that a browser sends."""
+"""JSON answers, and reading the JSON that a browser sends."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MAX_BODY = 1024
 
 
 def json_answer(body: bytes, status: int = 200) -> Response:
-    """What is JSON already."""
+    """An answer whose body is JSON already."""
     return Response(body, status, media_type="application/json")
 
 
 def problem(status: int, words: str) -> Response:
-    """What went wrong."""
+    """An answer that says what went wrong."""
     return json_answer(json.dumps({"error": words}).encode() + b"\n", status)
 
 
 async def read_json(request: Request) -> Any:
-    """What a request holds; None where that is not JSON. An answer where it is not to be read at all."""
+    """The JSON of a request; None if it is not JSON. An answer if the request should not be read at all."""
     if request.headers.get("content-type") != "application/json":
         return problem(415, "send JSON")
     body = b""
@@ -44,7 +44,7 @@ async def read_json(request: Request) -> Any:
 
 
 async def answered(work: Awaitable[Response], impossible: int) -> Response:
-    """The answer of some work, or why there is none; `impossible` is the status of a UsageError."""
+    """The answer that `work` gives, or why there is none; `impossible` is the status for a UsageError."""
     try:
         return await work
     except asyncio.TimeoutError:

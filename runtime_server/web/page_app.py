@@ -1,7 +1,7 @@
-"""The page over HTTP: static files, `/api/v1`, and a stream of what changes. Runs on an event loop of its own.
+"""The page over HTTP: static files, `/api/v1`, and a stream of changes. Runs on an event loop of its own.
 
-Nothing may be put into the page from elsewhere: a strict Content-Security-Policy, no foreign host names, and a token
-where other machines can reach it.
+Nothing may be injected into the page from elsewhere: it has a strict Content-Security-Policy, accepts no foreign host
+names, and requires a token if other machines can reach it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ STATIC = Path(__file__).parent / "static"
 VIEWS = ("server", "devices", "events", "corrections", "history", "training", "releases", "heads")
 MAX_LISTENERS = 16
 LOOK_S = 0.25
-"""Between two looks at what has changed, while somebody listens."""
+"""Time between two checks for changes while somebody listens."""
 ANSWER_S = 5.0
-"""What the server's own event loop has to answer in."""
+"""How soon the server's own event loop must answer."""
 COOKIE = "ssc_token"
 _QUIET_S = 15.0
-"""A stream says that it is there when nothing else was to be said for so long."""
+"""A stream sends a sign of life if there was nothing else to send for this long."""
 _MAX_WAITING = 40
-"""Messages for one listener; who is slower than that is hung up on, and begins anew."""
+"""Messages that may wait for one listener; one that is slower is disconnected and starts over."""
 _READING = ("GET", "HEAD", "OPTIONS")
 _CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -58,20 +58,20 @@ _HEADERS: Final = {
 
 
 class Source(SoundSource, Protocol):
-    """What is shown, asked from the page's event loop."""
+    """The data shown, requested from the page's event loop."""
 
     async def get(self, view: str) -> bytes:
-        """A view as JSON, or `metrics` as Prometheus reads them. Raises SscError."""
+        """A view as JSON, or `metrics` in Prometheus's format. Raises SscError."""
 
     async def place(self) -> tuple[int, int]:
         """The position up to which the current views include everything."""
 
     async def changes(self, revision: int, number: int) -> tuple[bytes, int, int]:
-        """What has changed since a place, and the place now."""
+        """What has changed since a position, and the current position."""
 
 
 class Listeners:
-    """The listeners of the stream of changes: one look serves all of them, and there is none without listeners."""
+    """The listeners of the stream of changes: one check serves all of them; without listeners there is none."""
 
     def __init__(self, source: Source, look_s: float = LOOK_S) -> None:
         self._source, self._look_s = source, look_s
@@ -80,7 +80,7 @@ class Listeners:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for another one."""
+        """Whether there is no room for another listener."""
         return len(self._queues) >= MAX_LISTENERS
 
     async def stream(self) -> AsyncIterator[bytes]:
@@ -109,7 +109,7 @@ class Listeners:
             _end(queue)
 
     async def _look_forever(self) -> None:
-        """While there are listeners; what came before the first look, they ask for as views."""
+        """Check while there are listeners; they get what came before the first check from the views."""
         place: tuple[int, int] | None = None
         while self._queues:
             with contextlib.suppress(SscError, asyncio.TimeoutError):
@@ -144,10 +144,10 @@ def make_app(source: Source, listeners: Listeners, token: str | None, hosts: fro
     """The application.
 
     Args:
-        source: gives what is shown.
-        listeners: those who hear of changes.
-        token: what lets somebody in; None: everybody who reaches it.
-        hosts: names by which it may be called; None: any.
+        source: provides the data.
+        listeners: those who are told of changes.
+        token: required from every client; None: everybody who can reach the page may see it.
+        hosts: host names under which the page may be requested; None: any.
     """
 
     async def index(_: Request) -> Response:
@@ -185,7 +185,7 @@ def make_app(source: Source, listeners: Listeners, token: str | None, hosts: fro
 
 
 class _Guard:
-    """Lets in who may come in, and gives every answer the headers that keep strangers' content out."""
+    """Admits only permitted requests, and adds headers to every answer that keep foreign content out."""
 
     def __init__(self, app: ASGIApp, token: str | None, hosts: frozenset[str] | None) -> None:
         self._app, self._token, self._hosts = app, token, hosts
@@ -204,14 +204,14 @@ class _Guard:
         await (answer or self._app)(scope, receive, send_guarded)
 
     async def _answer(self, request: Request) -> Response | None:
-        """What is answered in place of what was asked for, if anything."""
+        """The answer instead of the requested one, if the request is not permitted."""
         if self._hosts is not None and _host(request.headers) not in self._hosts:
             return problem(421, "call this page by the name of this machine itself, such as http://127.0.0.1")
         if request.method not in _READING and _is_foreign(request.headers):
             return problem(403, "only the page itself may change something")
         if self._token is None:
             return None
-        path = request.scope["path"]  # by which it is routed; that of `request.url` depends on the Host header
+        path = request.scope["path"]  # the path used for routing; that of `request.url` depends on the Host header
         if path == "/api/v1/login" and request.method == "POST":
             return await self._login(request)
         if (path.startswith("/api/") or path == "/metrics") and not self._knows(_given(request)):
@@ -219,7 +219,7 @@ class _Guard:
         return None
 
     async def _login(self, request: Request) -> Response:
-        """A cookie for whoever knows the token."""
+        """Answer with a cookie if the client knows the token."""
         said = await read_json(request)
         if isinstance(said, Response):
             return said
@@ -241,12 +241,12 @@ def _given(request: Request) -> str | None:
 
 
 def _is_foreign(headers: Headers) -> bool:
-    """Whether a browser says that another site is behind a request. Programs say nothing."""
+    """Whether the browser says that another site caused a request. Other programs send no such header."""
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     return site not in (None, "same-origin") or (origin is not None and urlsplit(origin).netloc != headers.get("host"))
 
 
 def _host(headers: Headers) -> str:
-    """Without the port."""
+    """The host without the port."""
     host = headers.get("host", "")
     return host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]

@@ -8,16 +8,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class PageConnection(H11Protocol):
-    """Refused beyond the configured number, and closed if no complete request comes within the time limit.
+    """Refused beyond the configured number, and closed if no complete request arrives within the time limit.
 
-    The same limit applies to a client that reads nothing of an answer.
+    The same limit applies to a client that does not read the answer.
     """
 
     _looking: asyncio.TimerHandle | None = None
     _unsent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """At the start."""
+        """Called when the connection is made."""
         super().connection_made(transport)
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
             transport.abort()
@@ -25,12 +25,12 @@ class PageConnection(H11Protocol):
             self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """At the end."""
+        """Called when the connection has ended."""
         self._look_never()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """From here on the next request is waited for."""
+        """Start waiting for the next request."""
         super().on_response_complete()
         self._look_later()
 

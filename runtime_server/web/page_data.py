@@ -25,14 +25,14 @@ from runtime_server.web.judgement import attempt_in_words, release_in_words, sco
 from runtime_server.web.sounds import Sounds
 
 LEAST_S = 1.0
-"""Between two times that a view is made."""
+"""Minimum time before a view is made again."""
 METRICS = "metrics"
-"""What Prometheus reads, of all devices."""
+"""The view for Prometheus, with all devices."""
 DEVICES_S = 0.5
 """Time between two updates of devices to listeners: devices that publish every result change twice a second."""
 _MAX_LOSSES, _MAX_LABELS = 300, 200
 _HIDDEN = ("counted",)
-"""Of a device: what only the server needs."""
+"""Fields of a device that only the server needs."""
 
 Status = Mapping[str, Any]
 
@@ -42,9 +42,9 @@ class PageData:
 
     Args:
         fleet: its devices.
-        status: gives what the server says of itself (`ServerStatus.status_of_all`).
-        heads: gives the heads that devices have, by whom they are for.
-        sounds: what is behind events.
+        status: returns the server's status (`ServerStatus.status_of_all`).
+        heads: returns the heads that devices have, by recipient.
+        sounds: the sounds behind events.
         clock: seconds, monotonic.
         bundle: what devices run; its costs predict their energy.
     """
@@ -78,9 +78,9 @@ class PageData:
         self._devices_told = float("-inf")
 
     async def get(self, view: str) -> bytes:
-        """A view as JSON, or METRICS as Prometheus reads them, at most a second old.
+        """A view as JSON, or METRICS in Prometheus's format, at most a second old.
 
-        Raises KeyError for one that there is not, and LinkError.
+        Raises KeyError for an unknown view, and LinkError.
         """
         make = self._views[view]
         async with self._making:
@@ -92,9 +92,9 @@ class PageData:
             return made[1]
 
     async def changes(self, revision: int, number: int) -> tuple[bytes, int, int]:
-        """What has changed since a revision of the fleet and the number of an event, and where these are now.
+        """Changes since a revision of the fleet and an event's number, and the current values of both.
 
-        Empty if nothing has; devices that were sent just before come with a later look.
+        Empty if nothing has changed; devices that were sent only just before are left for a later call.
         """
         fleet, now = self._fleet, self._clock()
         is_due = now - self._devices_told >= DEVICES_S
@@ -118,7 +118,7 @@ class PageData:
     async def correct(self, number: int, label: str | None) -> bytes:
         """See `Sounds.correct`."""
         kept = await self._sounds.correct(number, label)
-        for view in ("events", "corrections"):  # whoever looks next is to see it
+        for view in ("events", "corrections"):  # so that the next request shows it
             self._made.pop(view, None)
         return msgspec.json.encode(kept)
 

@@ -1,4 +1,4 @@
-"""Starts the page of a server: its view of the fleet, and what serves it."""
+"""Starts the page of a server: its view of the fleet, and the thread that serves it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from runtime_server.web.page_server import PageServer, WebAddress
 from runtime_server.web.sounds import Sounds
 
 _HEADS_S = 10.0
-"""Between two looks at the heads on the broker."""
+"""Time between two reads of the heads on the broker."""
 
 
 async def start_page(

@@ -1,4 +1,4 @@
-"""Serves the page from a thread with its own event loop, which requests the data from the server's loop."""
+"""Serves the page from a thread with its own event loop, which requests the data from the server's event loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXAMPLES = "8081, or 0.0.0.0:8081 for other machines, too"
 _STOP_S = 5.0
 MAX_CONNECTIONS = 100
 _REQUEST_S = 10
-"""What a browser has to send a whole request in, the first or the next one."""
+"""How soon a browser must send a complete request, the first or the next one."""
 _BACKLOG = 64
 _TOKEN_BYTES = 1024
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class WebAddress:
-    """Where the page is."""
+    """The address of the page."""
 
     host: str
     port: int
@@ -37,7 +37,7 @@ class WebAddress:
 
     @classmethod
     def parse(cls, text: str) -> WebAddress:
-        """From `8081` or `host:8081`. Raises UsageError."""
+        """Parse `8081` or `host:8081`. Raises UsageError."""
         host, _, port = text.rpartition(":")
         if not port.isascii() or not port.isdigit() or int(port) > 65_535 or (":" in text and not host):
             raise UsageError(f"--web {text!r:.60}: give a port, such as {_EXAMPLES}")
@@ -45,21 +45,21 @@ class WebAddress:
 
     @property
     def is_open(self) -> bool:
-        """Whether other machines reach it."""
+        """Whether other machines can reach it."""
         return not is_loopback(self.host)
 
 
 class PageServer:
-    """Serves until closed. Made on the event loop of the server that `data` is about.
+    """Serves until closed. Create it on the event loop of the server that `data` describes.
 
     Args:
-        address: where.
+        address: where to serve.
         state: the server's state directory, for the token.
         data: what is shown.
-        request_s: a connection without a whole request for so long is ended.
+        request_s: a connection without a complete request for this long is closed.
 
     Raises:
-        UsageError: the place is taken, or is none of this machine's.
+        UsageError: the address is taken, or does not belong to this machine.
         MissingExtra: the extra `web` is not installed.
     """
 
@@ -67,7 +67,7 @@ class PageServer:
         _require()
         self._request_s = request_s
         self.token_file = state / "web.token" if address.is_open else None
-        """Where the token is that lets somebody in; None: none is needed."""
+        """The file with the token that clients need; None: no token is needed."""
         self._token = None if self.token_file is None else _token(self.token_file)
         self._socket = _listening(address)
         self._data, self._loop, self._own = data, asyncio.get_running_loop(), asyncio.new_event_loop()
@@ -79,11 +79,11 @@ class PageServer:
         self._thread.start()
 
     async def get(self, view: str) -> bytes:
-        """On the page's loop."""
+        """See `Source.get`; called on the page's event loop."""
         return await self._ask(self._data.get(view))
 
     async def place(self) -> tuple[int, int]:
-        """On the page's loop."""
+        """See `Source.place`; called on the page's event loop."""
 
         async def place() -> tuple[int, int]:
             return self._data.place
@@ -91,19 +91,19 @@ class PageServer:
         return await self._ask(place())
 
     async def changes(self, revision: int, number: int) -> tuple[bytes, int, int]:
-        """On the page's loop."""
+        """See `Source.changes`; called on the page's event loop."""
         return await self._ask(self._data.changes(revision, number))
 
     async def picture(self, number: int) -> bytes:
-        """On the page's loop."""
+        """See `SoundSource.picture`; called on the page's event loop."""
         return await self._ask(self._data.picture(number))
 
     async def audio(self, number: int) -> bytes:
-        """On the page's loop."""
+        """See `SoundSource.audio`; called on the page's event loop."""
         return await self._ask(self._data.audio(number))
 
     async def correct(self, number: int, label: str | None) -> bytes:
-        """On the page's loop."""
+        """See `SoundSource.correct`; called on the page's event loop."""
         return await self._ask(self._data.correct(number, label))
 
     async def close(self) -> None:
@@ -177,7 +177,7 @@ def _listening(address: WebAddress) -> socket.socket:
 
 
 def _token(path: Path) -> str:
-    """That of the file, which is made where there is none; remove it to have another one made."""
+    """The token in the file, which is created if there is none; remove it to get a new token."""
     make_private(path.parent)
     if not path.exists():
         write_atomic(path, f"{secrets.token_urlsafe(24)}\n".encode(), 0o600)

@@ -14,20 +14,20 @@ _ASK = 'send {"number": an event\'s, "label": "what it was"}, or null as the lab
 
 
 class SoundSource(Protocol):
-    """What is asked from the page's event loop. Each raises UsageError and other SscErrors."""
+    """Requests from the page's event loop. Each raises UsageError and other SscErrors."""
 
     async def picture(self, number: int) -> bytes:
-        """As JSON."""
+        """The spectrogram as JSON."""
 
     async def audio(self, number: int) -> bytes:
-        """As WAV."""
+        """The audio as WAV."""
 
     async def correct(self, number: int, label: str | None) -> bytes:
-        """As JSON, what is kept now."""
+        """Correct a sound; returns as JSON what is kept now."""
 
 
 def sound_routes(source: SoundSource) -> list[Route]:
-    """Those of one server."""
+    """The routes of one server."""
 
     async def picture(request: Request) -> Response:
         async def work() -> Response:

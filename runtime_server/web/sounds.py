@@ -1,7 +1,7 @@
 """The page's data on a sound that a device reported: its spectrogram, its audio, and corrections.
 
-Only what devices have sent as audio can be heard, for as long as the broker has it; nothing is kept for the page. Runs
-on the server's event loop, and reads one sound after the other.
+Only what devices have sent as audio can be heard, for as long as the broker keeps it; nothing is stored for the page.
+Runs on the server's event loop, and reads one sound at a time.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from runtime_server.telemetry.fleet import FleetEvent
 from runtime_server.web.spectrogram import spectrogram
 
 LONGEST_S = 10.0
-"""Of a longer sound the beginning can be heard."""
+"""Only this much from the beginning of a longer sound can be heard."""
 MAX_LABEL = 80
 _MAX_KNOWN = 128
-"""Sounds whose pictures are remembered."""
+"""Number of sounds whose pictures are cached."""
 _SAME_S = 2.0
 _MAX_FRAME_BYTES = 1 << 20
 _NO_EVENT = "there is no such event any more; the page shows the last ones only"
@@ -47,11 +47,11 @@ class Sounds:
     """The sounds behind a server's events.
 
     Args:
-        events: those that can be asked for, oldest first.
-        read: what the broker has of a moment.
-        front_end: of the encoder's windows.
-        codecs: gives what decodes the waveform.
-        corrections: where what people say is kept.
+        events: the events that can be asked about, oldest first.
+        read: returns what the broker has of a moment.
+        front_end: defines the encoder's windows.
+        codecs: returns the codecs that decode the waveform.
+        corrections: where people's corrections are kept.
         clock: seconds since the epoch.
     """
 
@@ -72,7 +72,7 @@ class Sounds:
 
     @property
     def corrections(self) -> list[dict[str, Any]]:
-        """What was said, the latest first, without the windows."""
+        """People's corrections, the latest first, without the windows."""
         return sorted(self._said.values(), key=lambda one: one["made_at"], reverse=True)
 
     def label_of(self, event: FleetEvent) -> str:
@@ -87,7 +87,7 @@ class Sounds:
         key = (event.device, event.label, moment.since, moment.until)
         async with self._one_by_one:
             made_at, known = self._pictures.get(key, (0.0, None))
-            # While more may come, several pages that ask at once get the same.
+            # While more may arrive, pages that ask at nearly the same time get the same picture.
             if known is not None and (made_at - event.at > LONGEST_S or 0 <= self._clock() - made_at < _SAME_S):
                 return known
             windows = await self._read(moment)
@@ -102,7 +102,7 @@ class Sounds:
         return found
 
     async def audio(self, number: int) -> bytes:
-        """A WAV file. Raises UsageError where there is no audio, and LinkError."""
+        """A WAV file. Raises UsageError if there is no audio, and LinkError."""
         moment = self._so_far(self._event(number))
         async with self._one_by_one:
             windows = await self._read(moment)
@@ -112,7 +112,7 @@ class Sounds:
         return _wav(samples, self._front_end.sample_rate)
 
     async def correct(self, number: int, label: str | None) -> dict[str, Any]:
-        """Keep what somebody says that a sound was; None takes it back. Raises UsageError and LinkError."""
+        """Keep a person's correction of a sound; None removes it. Raises UsageError and LinkError."""
         event = self._event(number)
         moment = self._moment(event)
         sound = event.device, event.label, moment.since
@@ -145,13 +145,13 @@ class Sounds:
         raise UsageError(_NO_EVENT)
 
     def _so_far(self, event: FleetEvent) -> Moment:
-        """The same, and what has come since of a label that is still on."""
+        """The moment of an event, extended by what has arrived since if its label is still on."""
         moment = self._moment(event)
         is_over = any(other.kind == "off" for other in self._of_same_sound(event))
         return moment if is_over else replace(moment, until=moment.since + LONGEST_S)
 
     def _moment(self, event: FleetEvent) -> Moment:
-        """From when the label was first detected to when it was last, as far as that is known."""
+        """From when the label was first detected to when it was last detected, as far as that is known."""
         same = self._of_same_sound(event)
         since, until = event.since or 0.0, max(other.time or 0.0 for other in same)
         return Moment(event.device, since, min(until, since + LONGEST_S), min(other.at for other in same))
@@ -167,7 +167,7 @@ def _listed(correction: Correction) -> dict[str, Any]:
 
 
 def _label(text: str) -> str:
-    """As a head can have it. Raises UsageError."""
+    """A label in a form that heads accept. Raises UsageError."""
     label = " ".join(text.split())
     try:
         msgspec.convert(label, Name)

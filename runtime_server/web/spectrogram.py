@@ -1,4 +1,4 @@
-"""The picture of a sound: loudness over time and pitch, small enough to be sent as numbers."""
+"""The picture of a sound: loudness over time and frequency, small enough to be sent as numbers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _LOWEST_HZ = 40.0
 def spectrogram(samples: npt.NDArray[np.int16], rate: int) -> dict[str, Any]:
     """Levels of samples (n,) in mel bands.
 
-    `levels` has `columns` times `bands` bytes in base64, column by column, the lowest band first: 0 is 70 dB below the
-    loudest value of the picture, 255 that one. `lowest_hz` and `highest_hz` are where the bands begin and end.
+    `levels` has `columns` times `bands` bytes in base64, column by column, the lowest band first. 255 is the loudest
+    value of the picture, 0 is 70 dB below it. The bands range from `lowest_hz` to `highest_hz`.
     """
     length, window, bank = _transform(rate)
     audio = np.pad(samples.astype(np.float32), (0, max(0, length - len(samples))))
@@ -42,7 +42,7 @@ def spectrogram(samples: npt.NDArray[np.int16], rate: int) -> dict[str, Any]:
 
 @cache
 def _transform(rate: int) -> tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Length of a frame, its window and the bank of mel bands (bands, bins)."""
+    """Length of a frame, its window, and the bank of mel bands (bands, bins)."""
     length = 2 * round(rate * _FRAME_S / 2)
     info = LogMelInfo(
         n_fft=length,
