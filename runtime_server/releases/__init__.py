@@ -1,1 +1,1 @@
-"""New generations: the gate, the rollout, publishing."""
+"""New generations: the gate that judges them, the rollout to devices, and publishing."""

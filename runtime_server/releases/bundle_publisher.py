@@ -25,14 +25,14 @@ from runtime_server.broker.bucket_keys import bucket_keys
 from runtime_server.broker.hub import Hub, raises_link_error
 
 _GRACE_S = 120.0
-"""What has been put so lately may belong to a bundle whose release is still to come."""
+"""Objects put more recently than this may belong to a bundle that is about to be released."""
 
 
 @raises_link_error
 async def publish_patches(hub: Hub, old: Bundle, new: Bundle) -> dict[str, int]:
-    """Put a patch for each device file of `new` that takes the place of another one in `old`, where that is smaller.
+    """Store a patch for each device file of `new` that replaces another one in `old`, if the patch is smaller.
 
-    Returns, by variant, the bytes a device that has `old` fetches for `new`.
+    Returns, by variant, the bytes that a device with `old` fetches for `new`.
     """
     store = await hub.stream.object_store(subjects.BUNDLES)
     cost: dict[str, int] = {}
@@ -49,7 +49,7 @@ async def publish_patches(hub: Hub, old: Bundle, new: Bundle) -> dict[str, int]:
 
 @raises_link_error
 async def prune(hub: Hub, kept: Iterable[Bundle], grace_s: float = _GRACE_S) -> int:
-    """Remove what neither the kept bundles nor any release record needs; returns the bytes that were freed."""
+    """Remove what neither the kept bundles nor any release record needs; returns the number of bytes freed."""
     store = await hub.stream.object_store(subjects.BUNDLES)
     objects = await _objects(store)
     needed = await _needed(hub, store, kept, set(objects))
@@ -61,7 +61,7 @@ async def prune(hub: Hub, kept: Iterable[Bundle], grace_s: float = _GRACE_S) -> 
             continue
         if not info.deleted:
             await store.delete(name)
-        # Otherwise a mark that something was here would stay for ever.
+        # Otherwise the deleted object's marker would stay for ever.
         mark = f"$O.{subjects.BUNDLES}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
         await hub.stream.purge_stream(f"OBJ_{subjects.BUNDLES}", subject=mark)
         freed += info.size or 0
@@ -69,11 +69,11 @@ async def prune(hub: Hub, kept: Iterable[Bundle], grace_s: float = _GRACE_S) -> 
 
 
 async def _patch(store: ObjectStore, old: Bundle, before: str, new: Bundle, after: str) -> int:
-    """Bytes of the patch between two assets; it is in the store afterwards when it is smaller than the asset."""
+    """Size of the patch between two assets in bytes; it is stored if it is smaller than the asset."""
     name = subjects.patch_object(before, after)
     with contextlib.suppress(nats.js.errors.ObjectNotFoundError):
         return (await store.get_info(name)).size or 0
-    # In a thread: a large encoder takes seconds.
+    # In a thread, because a large encoder takes seconds.
     data, patch = await asyncio.to_thread(_make, old, before, new, after)
     if len(patch) < len(data):
         await store.put(name, patch)
@@ -81,7 +81,7 @@ async def _patch(store: ObjectStore, old: Bundle, before: str, new: Bundle, afte
 
 
 def _make(old: Bundle, before: str, new: Bundle, after: str) -> tuple[bytes, bytes]:
-    """An asset, and the patch that gives it."""
+    """An asset, and the patch that produces it."""
     data = new.read(after)
     return data, make_patch(old.read(before), data)
 
@@ -94,7 +94,7 @@ async def _objects(store: ObjectStore) -> dict[str, ObjectInfo]:
 
 
 async def _needed(hub: Hub, store: ObjectStore, kept: Iterable[Bundle], there: set[str]) -> set[str]:
-    """Names of the manifests that somebody may ask for, and of their assets."""
+    """Names of the manifests that a device may ask for, and of their assets."""
     found = {subjects.manifest_object(bundle.digest): bundle.manifest for bundle in kept}
     for digest in await _released(hub):
         name = subjects.manifest_object(digest)
@@ -105,7 +105,7 @@ async def _needed(hub: Hub, store: ObjectStore, kept: Iterable[Bundle], there: s
 
 
 async def _released(hub: Hub) -> set[str]:
-    """Digests of the manifests that release records name: `ssc deploy` may have put them."""
+    """Digests of the manifests that release records name; `ssc deploy` may have published them."""
     bucket = await hub.stream.key_value(subjects.RELEASES)
     found: set[str] = set()
     for target in set(await bucket_keys(hub.stream, subjects.RELEASES)) - {subjects.SIGNING_KEY}:
@@ -117,7 +117,7 @@ async def _released(hub: Hub) -> set[str]:
 
 
 def _age_s(info: ObjectInfo) -> float:
-    """Seconds since an object was put; 0 when it does not say."""
+    """Seconds since an object was stored; 0 if unknown."""
     try:
         return (datetime.now(timezone.utc) - datetime.fromisoformat(info.mtime or "")).total_seconds()
     except (TypeError, ValueError):

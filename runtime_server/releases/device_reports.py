@@ -14,7 +14,7 @@ _MAX_SECONDS = 1e12
 
 
 class WaitingUpdate(NamedTuple):
-    """An update that a device has no budget for yet."""
+    """An update for which a device has no budget yet."""
 
     generation: int
     manifest: str
@@ -23,14 +23,14 @@ class WaitingUpdate(NamedTuple):
 
 
 class DeviceTraffic(NamedTuple):
-    """Of one device."""
+    """The traffic of one device."""
 
     hour: Rate = Rate()
     month: Rate = Rate()
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> DeviceTraffic:
-        """As its report says; nothing where it says none."""
+        """The traffic in a device's report; nothing if it reports none."""
         told = report.get("traffic")
         if not isinstance(told, list) or len(told) != 3:
             return cls()
@@ -39,20 +39,20 @@ class DeviceTraffic(NamedTuple):
 
 @dataclass(frozen=True)
 class LastReport:
-    """What a device said last."""
+    """A device's last report."""
 
     at: float
-    """When, seconds since the epoch."""
+    """When it arrived, seconds since the epoch."""
     bundle: str
     proven: bool
     per_day: float
-    """Bytes that it may spend on updates."""
+    """Bytes a day that it may spend on updates."""
     waits: WaitingUpdate | None
     traffic: DeviceTraffic
 
     @classmethod
     def of(cls, report: Mapping[str, Any], at: float) -> LastReport | None:
-        """None where it does not say what runs."""
+        """Parse a report; None if it does not name the running bundle."""
         bundle = report.get("bundle")
         if not isinstance(bundle, str):
             return None
@@ -61,12 +61,12 @@ class LastReport:
 
     @property
     def until(self) -> float | None:
-        """When the update that waits may come, seconds since the epoch; None: never, or none waits."""
+        """When the waiting update may come, seconds since the epoch; None: never, or there is none."""
         return None if self.waits is None or math.isinf(self.waits.until) else self.waits.until
 
 
 def failure(report: Mapping[str, Any], manifest: str) -> str:
-    """Why a device cannot run a bundle; empty when it has not said so."""
+    """Why a device cannot run a bundle; empty if it has not reported a failure."""
     failures = report.get("update_failures")
     for said in failures if isinstance(failures, list) else []:
         if isinstance(said, dict) and said.get("manifest") == manifest:
@@ -80,7 +80,7 @@ def per_day(report: Mapping[str, Any]) -> float:
 
 
 def waiting_update(report: Mapping[str, Any]) -> WaitingUpdate | None:
-    """The update that a device says it has no budget for."""
+    """The update for which a device reports that it has no budget."""
     told = report.get("update_waits")
     if not isinstance(told, dict):
         return None
@@ -95,7 +95,7 @@ def waiting_update(report: Mapping[str, Any]) -> WaitingUpdate | None:
 
 
 def all_together(devices: Iterable[DeviceTraffic]) -> DeviceTraffic:
-    """Of several devices, reckoned from the shortest time."""
+    """The sum over several devices, extrapolated from the shortest time."""
     known = list(devices)
     return DeviceTraffic(_sum(one.hour for one in known), _sum(one.month for one in known))
 

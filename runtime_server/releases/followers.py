@@ -1,11 +1,11 @@
-"""The ranks behind the first one: they keep the same generations, and report their state to it.
+"""The other ranks: they keep the same generations as the first one, and report their state to it.
 
-    await Following(hub, 1, generations, state, status).start()     # at every rank but the first
+    await Follower(hub, 1, generations, state, status).start()      # at every rank but the first
     followers = Followers(hub, world)                               # at the first
     await followers.keep([1, 2, 3])                                 # before a device hears of generation 3
 
-Requests go to `srv.rank.<r>`. What a generation is, its bundle and its weights, lies in the state directory that all
-ranks share; only its number is sent.
+Requests go to `srv.rank.<r>`. Only a generation's number is sent; its bundle and weights are in the state directory
+that all ranks share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from runtime_server.suffix.generations import Generations
 
 _LOG = logging.getLogger(__name__)
 KEEP_S = 60.0
-"""A rank that is starting needs so long to be there; one that is there loads a large encoder within it."""
+"""Time for a rank that is starting to come up, or for a running one to load a large encoder."""
 _STATUS_S = 1.5
 _AGAIN_S = 0.3
 
@@ -39,19 +39,19 @@ _Answer = TypeVar("_Answer", bound=msgspec.Struct)
 
 
 class RankRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the first rank asks another."""
+    """A request from the first rank to another."""
 
     keep: list[int] | None = None
-    """Generations to complete from now on; without them the rank is asked for its status."""
+    """Generations to complete from now on; without them, the rank is asked for its status."""
 
     @classmethod
     def from_json(cls, data: bytes) -> RankRequest:
-        """Raises FormatError."""
+        """Raises FormatError if the data is not a request."""
         return decode(data, cls, "request", MAX_MESSAGE_BYTES)
 
 
 class RankStatus(msgspec.Struct, frozen=True):
-    """A rank's status, as far as the first one needs it."""
+    """A rank's status, as far as the first rank needs it."""
 
     windows: dict[str, int]
     counters: dict[str, int]
@@ -69,7 +69,7 @@ class RankOutcome(msgspec.Struct, frozen=True):
 
 
 def read_answer(data: bytes, kind: type[_Answer], rank: int) -> _Answer:
-    """A rank's answer. Raises LinkError."""
+    """Decode a rank's answer. Raises LinkError."""
     return decode(data, kind, f"answer of rank {rank}", MAX_MESSAGE_BYTES, LinkError)
 
 
@@ -78,7 +78,7 @@ def _subject(rank: int) -> str:
 
 
 class Follower:
-    """One rank's answers to the first. `status` says how it is."""
+    """Answers the first rank's requests to this rank; `status` returns this rank's status."""
 
     def __init__(self, hub: Hub, rank: int, generations: Generations, state: ServerState, status: GetStatus) -> None:
         self._hub, self._rank, self._status = hub, rank, status
@@ -102,7 +102,7 @@ class Follower:
 
 
 class Followers:
-    """What the first of `world` ranks asks the others; with one rank there are none.
+    """The requests of the first of `world` ranks to the others; with one rank there are no others.
 
     A rank has `keep_s` seconds to answer and to load the generations that it must keep.
     """
@@ -111,7 +111,7 @@ class Followers:
         self._hub, self._others, self._keep_s = hub, range(1, world), keep_s
 
     async def keep(self, numbers: list[int]) -> None:
-        """Until every rank completes frames of these generations. Raises LinkError when one does not."""
+        """Wait until every rank completes frames of these generations. Raises LinkError if one does not."""
         request = msgspec.json.encode(RankRequest(numbers))
         answers = await asyncio.gather(*(self._ask(rank, request, self._keep_s, RankOutcome) for rank in self._others))
         for rank, answer in zip(self._others, answers, strict=True):
@@ -147,7 +147,7 @@ class Followers:
 
 
 def follow(generations: Generations, state: ServerState, numbers: list[int]) -> None:
-    """Complete frames of exactly these generations, as far as the last few go. Raises FormatError or BundleError."""
+    """Keep exactly these generations, and the last few, for completing frames. Raises FormatError or BundleError."""
     for number in sorted(numbers):
         if generations.get(number) is None:
             generations.add(*state.load(number))
@@ -155,9 +155,9 @@ def follow(generations: Generations, state: ServerState, numbers: list[int]) -> 
 
 
 def together(own: dict[str, Any], others: dict[int, RankStatus], world: int) -> dict[str, Any]:
-    """The status of all ranks as one: windows and counters added up, everything else the first one's.
+    """The status of all ranks as one: windows and counters added up, everything else from the first rank.
 
-    `ranks` names each with what is its own, and `missing` where it gave no answer.
+    `ranks` has each rank's own figures, with `missing` if it gave no answer.
     """
     if world == 1:
         return own

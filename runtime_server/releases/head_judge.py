@@ -1,7 +1,7 @@
-"""Whether a release would lower the score of a head that devices use, and the heads that go with it.
+"""Judges whether a release would lower the scores of heads that devices use, and refits these heads for it.
 
-A head is not judged as it is, because it is refitted for each release. So weights are judged by how well heads that
-are fitted to some of its clips label the others, against the weights of the best generation so far.
+A head is not judged as it is, because it is refitted for each release. Instead, weights are judged by how well heads
+fitted to some of its clips label the others, compared with the weights of the best generation so far.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ WITHOUT_CLIPS = (
 
 @dataclass(frozen=True)
 class HeadScore:
-    """What heads that are fitted to some of a pushed head's clips make of the others."""
+    """How well heads fitted to some of a pushed head's clips label the others."""
 
     head: str
-    """Whom it is for: `rpi4`, or `rpi4 of pi-1`."""
+    """Its recipients: `rpi4`, or `rpi4 of pi-1`."""
     clips: int
     before: int
-    """Clips that are labelled correctly with the weights of the best generation so far."""
+    """Clips labelled correctly with the weights of the best generation so far."""
     after: int
-    """The same with those that would follow."""
+    """The same with the candidate's weights."""
     at_95: float = 0.0
     """The lower end of the paired 95 % interval of the change, points."""
 
     @property
     def worse(self) -> bool:
-        """Whether no release may cost as much."""
+        """Whether the loss is more than a release may cost."""
         return 100 * (self.before - self.after) > MOST_LOST * self.clips or self.at_95 < -MOST_LOST_AT_95
 
     def __str__(self) -> str:
@@ -59,20 +59,20 @@ class HeadScore:
 
 @dataclass(frozen=True)
 class HeadScores:
-    """What is known of all pushed heads."""
+    """The scores of all pushed heads, as far as they are known."""
 
     judged: tuple[HeadScore, ...] = ()
     without_clips: tuple[str, ...] = ()
-    """Heads that were pushed without their clips: the effect of a release on them is unknown."""
+    """Heads that were pushed without their clips, so that the effect of a release on them is unknown."""
 
     @property
     def worse(self) -> list[HeadScore]:
-        """Those that speak against the release."""
+        """The heads that speak against the release."""
         return [score for score in self.judged if score.worse]
 
     @property
     def objection(self) -> str:
-        """Each head that would get worse; empty when none would."""
+        """Each head that would get worse; empty if none would."""
         return ", ".join(map(str, self.worse))
 
 
@@ -81,16 +81,16 @@ UNASKED = HeadScores()
 
 
 class HeadJudge:
-    """Scores pushed heads by the clips that are kept of them, and fits them to the weights that are released."""
+    """Scores pushed heads by the clips kept for them, and refits them to released weights."""
 
     def __init__(self, folder: HeadClipsFolder) -> None:
         self._folder = folder
         self._said: tuple[str, ...] = ()
 
     def judge(self, pushed: Mapping[str, Head], newest: Generation, candidate: CutModel) -> HeadScores:
-        """Score each head with the weights of the best generation so far and with those that would follow.
+        """Score each head with the weights of the best generation so far and with the candidate's.
 
-        Heads for another encoder, which devices refuse, are left out. Raises FormatError for clips that are damaged.
+        Heads for another encoder, which devices refuse, are left out. Raises FormatError for damaged clips.
         """
         judged, without = [], []
         asked: dict[str, HeadScore | None] = {}
@@ -110,10 +110,10 @@ class HeadJudge:
         return HeadScores(tuple(judged), tuple(without))
 
     def refit(self, pushed: Mapping[str, Head], released: Generation) -> dict[str, Head]:
-        """Heads fitted to a generation that is about to be released, instead of those pushed, by whom they are for.
+        """Replacements for the pushed heads, by recipient, fitted to a generation that is about to be released.
 
-        Left out are heads of that generation, those without clips or with too few, and those whose clips are damaged,
-        which the log names. The clips are kept for the next release, with what the best generation made of them.
+        Left out are heads of that generation, and those without clips, with too few or with damaged ones; the latter
+        are logged. The clips are kept for the next release, with the results of the best generation.
         """
         self.forget(pushed)
         fitted: dict[str, Head | None] = {}
@@ -129,7 +129,7 @@ class HeadJudge:
         return {name: head for name, head in found.items() if head is not None}
 
     def _fitted(self, former: Head, released: Generation) -> Head | None:
-        """None where it stays as it is."""
+        """The refitted head; None if the head stays as it is."""
         kept = self._folder.read(former)
         again = None if kept is None else kept.refitted(released.model)
         if kept is None or again is None or again == former:
@@ -143,11 +143,11 @@ class HeadJudge:
         return head
 
     def forget(self, pushed: Mapping[str, Head]) -> None:
-        """Remove the clips of heads that no device is given any more."""
+        """Remove the clips of heads that no device has any more."""
         self._folder.remove_others(list(pushed.values()))
 
     def _ask(self, head: Head, newest: Generation, candidate: CutModel) -> HeadScore | None:
-        """None without clips. What the weights in use make of them is asked once, before the first release."""
+        """A head's score; None without clips. The weights in use are scored once, before the first release."""
         kept = self._folder.read(head)
         if kept is None:
             return None
@@ -159,7 +159,7 @@ class HeadJudge:
 
 
 def compared(head: str, after: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_]) -> HeadScore:
-    """Which clips (clips,) are right with weights that would follow, and with the best so far.
+    """The score from which clips (clips,) are right with the candidate's weights, and with the best weights so far.
 
     The 95 % interval is that of a paired bootstrap over clips.
     """

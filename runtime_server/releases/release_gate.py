@@ -39,37 +39,38 @@ _KEPT_OUTCOMES = 200
 
 @dataclass(frozen=True)
 class ReleaseConfig:
-    """When a release is tried and what it must not make worse."""
+    """When a release is attempted, and what it must not make worse."""
 
     every_steps: int = 50
     every_s: float | None = None
-    """Also try when so many seconds have passed since the last attempt and anything has been trained."""
+    """Also attempt one if this many seconds have passed since the last attempt and anything has been trained."""
     least_s: float = 6 * 3600.0
     """Minimum number of seconds between two releases: every device fetches each one."""
     tolerance: float = 0.02
-    """Share by which the held-out loss of the median device may be above that with the present release; negative: by
-    which it must be below."""
+    """Share by which the median device's held-out loss may exceed that of the present release; if negative, by which it
+    must be lower."""
     device_tolerance: float = 0.1
     """Share by which the loss of a single device may rise before it counts as worse off."""
     worse_off: float = 0.25
-    """Share of the devices that may be worse off; one may be, where there are three or more."""
+    """Share of the devices that may be worse off; with three or more devices, one always may."""
     least_rank: float = 0.5
-    """Share of the present release's diversity (effective rank of embeddings, above 1) that must be left: the loss of
-    a collapsed encoder is that of guessing, which is less than that of an untrained one."""
+    """Share of the present release's diversity (effective rank of embeddings, above 1) that must be left: a collapsed
+    encoder has the loss of guessing, which is less than that of an untrained one."""
     least_uniformity: float = 0.1
-    """Share of the present release's uniformity (at most 0, which is one point) that must be left, against the same."""
+    """Share of the present release's uniformity (at most 0, a single point) that must be left, also against
+    collapse."""
     geometry_tolerance: float = 0.2
-    """How much alignment and uniformity of the held-out windows may both rise. Lower is better for either; the one may
-    be paid for with the other."""
+    """How much alignment and uniformity of the held-out windows may both rise. Lower is better for either; one may
+    improve at the expense of the other."""
     probe_tolerance: float = 0.02
-    """How much of the accuracy on labelled recordings may be lost, where there are some."""
+    """How much accuracy on labelled recordings may be lost, if there are any."""
     bottleneck_steps: int = 0
-    """In each release trained bottlenecks are trained on by so many steps, on what devices sent."""
+    """For each release, trained bottlenecks are trained further by this many steps, on what devices sent."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The quality of some weights; all but the linear probe is measured on held-out windows of the stream."""
+    """The quality of some weights; all except the linear probe is measured on held-out windows of the stream."""
 
     loss: float
     alignment: float
@@ -78,11 +79,11 @@ class Quality:
     probe_accuracy: float | None = None
     knn_accuracy: float | None = None
     device_losses: tuple[float, ...] = ()
-    """Held-out loss of each device; the other numbers are those of the median device."""
+    """Held-out loss of each device; the other figures are those of the median device."""
 
     @classmethod
     def of(cls, judgements: Sequence[Judgement], score: ProbeScore | None) -> Quality:
-        """The judgements of all devices as one."""
+        """Combine the judgements of all devices."""
         losses = tuple(judgement.loss for judgement in judgements)
         shapes = [judgement.geometry for judgement in judgements]
         return cls(
@@ -98,7 +99,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class ReleaseOutcome:
-    """What one attempt gave."""
+    """The result of one attempt."""
 
     generation: int
     released: bool
@@ -109,10 +110,10 @@ class ReleaseOutcome:
     before: Quality | None
     """The same measures for the generation that devices run."""
     after: Quality | None
-    """Of the weights that would follow."""
+    """The measures of the candidate weights."""
     seconds: float
     heads: HeadScores = UNASKED
-    """Of heads that devices use; judged last."""
+    """Scores of the heads that devices use; these are judged last."""
 
 
 class ReleaseGate:
@@ -143,11 +144,11 @@ class ReleaseGate:
         self._state, self._windows, self._key = state, windows, key
         self._clock = clock
         self.head_scores = UNASKED
-        """Of the last attempt that nothing else spoke against."""
+        """Scores from the last attempt to which there was no other objection."""
         self._worse: list[str] = []
-        """Heads that the last attempt failed of."""
+        """Heads because of which the last attempt failed."""
         self.heads = HeadJudge(HeadClipsFolder(state.head_clips))
-        """Judges, and fits heads to what is released."""
+        """Judges heads, and refits them to what is released."""
         self._last_step, self._last_time = trainer.steps, clock()
 
     @property
@@ -157,7 +158,7 @@ class ReleaseGate:
 
     @property
     def due(self) -> bool:
-        """Whether enough has been trained since the last attempt, and nothing speaks against a release now."""
+        """Whether enough has been trained since the last attempt, and nothing prevents a release now."""
         steps, seconds = self._trainer.steps - self._last_step, self._clock() - self._last_time
         timely = self.config.every_s is not None and seconds >= self.config.every_s and steps > 0
         enough = steps >= self.config.every_steps or timely
@@ -166,11 +167,11 @@ class ReleaseGate:
         return not self._rollout.held and not self._pace.held
 
     def attempt(self, pushed: Callable[[], Mapping[str, Head]] = dict) -> Generation | None:
-        """Judge the averaged weights and, when they are no worse, compile and keep them as the next generation.
+        """Judge the averaged weights and, if they are no worse, compile and keep them as the next generation.
 
-        All ranks judge, and the first one does the rest; it asks which heads were `pushed`, by whom they are for.
-        Raises CheckFailed when the recompiled blocks do not reproduce the weights, FormatError when what is kept of a
-        head is damaged, and what `pushed` raises.
+        All ranks judge, and the first one does the rest; it calls `pushed` for the heads by recipient. Raises
+        CheckFailed if the recompiled blocks do not reproduce the weights, FormatError if a head's clips are damaged,
+        and what `pushed` raises.
         """
         self._last_step, self._last_time = self._trainer.steps, self._clock()
         started = self._last_time
@@ -180,7 +181,7 @@ class ReleaseGate:
         judged = self._trainer.judge([newest.model, candidate])
         if not self._ranks.first:
             return None
-        # Never a number that devices may know by another bundle.
+        # Never a number that devices may know as another bundle.
         number = max(self._generations.newest.number, self._rollout.highest) + 1
         if judged is None:
             self._note(number, None, "too few held-out windows", started)
@@ -210,19 +211,19 @@ class ReleaseGate:
             key=self._key,
         )
         give_memory_back()
-        # Kept on disk before any device can hear of it: a server that starts again can complete its frames.
+        # On disk before any device can hear of it, so that a restarted server can complete its frames.
         self._state.save_weights(number, tensors)
         generation = self._generations.add(bundle, tensors)
         self._note(number, (newest.bundle, bundle), "held-out quality is as it must be", started, before, after, heads)
         return generation
 
     def _arrived(self) -> ArrivedWindows:
-        """What devices of this rank sent as it was: bottlenecks are fitted to it and judged by what never trains."""
+        """Plain activations of this rank's devices: some to fit bottlenecks to, others, never trained on, to judge."""
         fit, unseen = self._trainer.plain_windows(PCA_WINDOWS)
         return ArrivedWindows(_by_cut(fit), _by_cut(unseen), self.config.bottleneck_steps)
 
     def _base(self) -> Generation:
-        """What the next generation follows: the first rank knows, and has it on the disk."""
+        """The generation that the next one follows; the first rank decides it, and has it on disk."""
         own = self._generations.get(self._rollout.base) or self._generations.newest
         (number,) = self._ranks.sum(own.number if self._ranks.first else 0)
         found = self._generations.get(number)
@@ -231,7 +232,7 @@ class ReleaseGate:
     def _qualities(
         self, newest: Generation, candidate: CutModel, judged: Sequence[Sequence[Judgement]]
     ) -> tuple[Quality, Quality]:
-        """Quality of the generation in use and of the candidate; a generation's linear probe is measured once."""
+        """Quality of the generation in use and of the candidate; a generation's linear probe is measured only once."""
         if self._probe is None:
             return Quality.of(judged[0], None), Quality.of(judged[1], None)
         if self._probed is None or self._probed[0] != newest.number:
@@ -239,7 +240,7 @@ class ReleaseGate:
         return Quality.of(judged[0], self._probed[1]), Quality.of(judged[1], self._probe.score(candidate))
 
     def objection(self, before: Quality, after: Quality) -> str:
-        """Why weights must not be released; empty when they may. NaN counts as worse."""
+        """Why weights must not be released; empty if they may be. NaN counts as worse."""
         config = self.config
         changes = _changes(before.device_losses or (before.loss,), after.device_losses or (after.loss,))
         if not _median(changes) <= config.tolerance:
@@ -291,7 +292,7 @@ class ReleaseGate:
 
 
 def _by_cut(groups: Sequence[WindowGroup]) -> dict[int, Tensor]:
-    """Activations (n, ...) float32, whatever generation made them."""
+    """Activations (n, ...) float32 by cut, from any generation."""
     found: dict[int, list[Tensor]] = {}
     for group in groups:
         found.setdefault(group.cut, []).append(group.activations.flatten(0, 1).float())
@@ -299,7 +300,7 @@ def _by_cut(groups: Sequence[WindowGroup]) -> dict[int, Tensor]:
 
 
 def _changes(before: Sequence[float], after: Sequence[float]) -> list[float]:
-    """Each device's change of loss as a share of what it was; infinite for what is not a number."""
+    """Each device's relative change of loss; infinite if it is not a number."""
     changes = []
     for old, new in zip(before, after, strict=True):
         change = 0.0 if new == old else (new - old) / max(abs(old), 1e-9)

@@ -1,12 +1,12 @@
-"""Decides which generation devices run: canaries first, all devices once those do well, a rollback when they do not.
+"""Decides which generation devices run: canaries first, all devices if those do well, a rollback if they do not.
 
-rollout = Rollout(path, RolloutConfig())
-rollout.begin(known)                      # generation -> digest, as found on the disk
-rollout.offer(generation, digest, facts)  # a new one is on trial
-rollout.observe("pi-1", report)           # what devices say, as it comes
-rollout.decide()                          # promotes, rolls back or widens; the result is in `wanted`
+    rollout = Rollout(path, RolloutConfig())
+    rollout.begin(known)                      # generation -> digest, as found on the disk
+    rollout.offer(generation, digest, facts)  # a new one is on trial
+    rollout.observe("pi-1", report)           # devices' reports, as they arrive
+    rollout.decide()                          # promotes, rolls back or widens; the result is in `wanted`
 
-Nothing here talks to anybody: `rollout_service` does. The state is on the disk after every change.
+Nothing here communicates: `rollout_service` does. The state is on disk after every change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from runtime_edge.formats.strict import Strict
 from runtime_server.releases.device_reports import LastReport, failure
 
 PRESENT_S = 60.0
-"""A device that has not reported for so long is not there."""
+"""A device that has not reported for this long is not present."""
 _MAX_BYTES = 4 << 20
 _KEPT_ENTRIES = 64
 _LISTED = 20
@@ -41,22 +41,22 @@ EntryStatus = Literal["trial", "stable", "superseded", "rolled back"]
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How a generation comes to all devices."""
+    """How a generation reaches all devices."""
 
     canary_share: float = 0.1
     """Share of the devices that take a generation first."""
     canary_from: int = 10
     """With fewer devices there are no canaries: all take it at once."""
     healthy_s: float = 60.0
-    """A generation is promoted so long after its release at the earliest..."""
+    """A generation is promoted this long after its release at the earliest..."""
     healthy_share: float = 0.5
-    """...and when this share of its devices has proven it."""
+    """...and only if this share of its devices has proven it."""
     failure_share: float = 0.1
-    """It is rolled back when this share of its devices cannot run it; one device is enough where they are few."""
+    """It is rolled back if this share of its devices cannot run it; among few devices, a single one suffices."""
     hold_s: float = 600.0
-    """After a rollback nothing is released for so long, and twice as long after each further one in a row."""
+    """After a rollback nothing is released for this long, and twice as long after each further rollback in a row."""
     update_mb_per_day: float | None = None
-    """What releases may take of each device; None: as the devices say."""
+    """What releases may cost each device; None: the devices' own budgets."""
 
 
 class RolloutEntry(Strict, frozen=True, kw_only=True):
@@ -73,11 +73,11 @@ class RolloutEntry(Strict, frozen=True, kw_only=True):
     held_out_before: float | None = None
     held_out_after: float | None = None
     full_bytes: int = 0
-    """Of its files for one device."""
+    """Size of its files for one device."""
     patch_bytes: int = 0
-    """What a device that runs the generation before it fetches instead."""
+    """What a device that runs the previous generation fetches instead."""
     failures: dict[str, str] = msgspec.field(default_factory=dict)
-    """Device -> why it cannot run it."""
+    """By device, why it cannot run the generation."""
 
 
 class _RolloutState(Strict, frozen=True, kw_only=True):
@@ -85,7 +85,7 @@ class _RolloutState(Strict, frozen=True, kw_only=True):
     pinned: int | None = None
     held_until: float = 0.0
     rollbacks: int = 0
-    """In a row."""
+    """Number of rollbacks in a row."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class Wanted:
     """The newer generation that some or all of them should run instead."""
     share: float
     highest: int
-    """Going to anything older is a rollback."""
+    """Going to any older generation is a rollback."""
 
 
 class Rollout:
     """The state machine. `held`, `base` and `highest` may be read from another thread than the one that changes it."""
 
     def __init__(self, path: Path, config: RolloutConfig, clock: Callable[[], float] = time.time) -> None:
-        """Raises FormatError when the file cannot be read."""
+        """Raises FormatError if the file cannot be read."""
         self.config = config
         self._path, self._clock = path, clock
         self._lock = threading.RLock()
@@ -140,14 +140,14 @@ class Rollout:
         return max(entry.generation for entry in self._state.entries)
 
     def released_within(self, seconds: float) -> bool:
-        """Whether the last release, or the start with the first generation, is less than that ago."""
+        """Whether the last release, or the start with the first generation, was less than `seconds` ago."""
         with self._lock:
             latest = max(entry.released_at for entry in self._state.entries)
-            return 0 <= self._clock() - latest < seconds  # a clock that was set back tells nothing
+            return 0 <= self._clock() - latest < seconds  # after the clock was set back, the difference means nothing
 
     @property
     def held(self) -> str:
-        """Why automatic releases are on hold; empty when they are not."""
+        """Why automatic releases are on hold; empty if they are not."""
         with self._lock:
             if self._state.pinned is not None:
                 return f"generation {self._state.pinned} is pinned"
@@ -164,18 +164,18 @@ class Rollout:
         return self._clock()
 
     def last_reports(self) -> list[LastReport]:
-        """Of each device that is there."""
+        """The last report of each present device."""
         there = self.present()
         with self._lock:
             return [self._devices[name] for name in there if name in self._devices]
 
     def spent(self) -> list[tuple[float, int]]:
-        """When each generation came, seconds since the epoch, and what it took of a device; in that order."""
+        """When each generation was released, seconds since the epoch, and its bytes for a device; in that order."""
         with self._lock:
             return sorted((entry.released_at, entry.patch_bytes) for entry in self._state.entries)
 
     def begin(self, known: Mapping[int, str]) -> int | None:
-        """Start with the generations on the disk, number -> digest; returns the newest when it was never offered."""
+        """Start with the generations on disk, number -> digest; returns the newest one if it was never offered."""
         with self._lock:
             entries = [e for e in self._state.entries if known.get(e.generation, e.manifest) == e.manifest]
             lost = "no longer on the server's disk"
@@ -195,7 +195,7 @@ class Rollout:
             return newest if newest > self.highest else None
 
     def offer(self, generation: int, manifest: str, facts: Mapping[str, Any] | None = None) -> None:
-        """A new generation is on trial from now on; `facts` are further fields of its `RolloutEntry`."""
+        """Put a new generation on trial; `facts` are further fields of its `RolloutEntry`."""
         with self._lock:
             entries = [
                 replace(entry, status="superseded", reason=f"generation {generation} came")
@@ -226,23 +226,23 @@ class Rollout:
                 self._change(trial.generation, failures=failures)
 
     def present(self) -> list[str]:
-        """Names of the devices that are there."""
+        """Names of the present devices."""
         oldest = self._clock() - PRESENT_S
         with self._lock:
             self._devices = {name: seen for name, seen in self._devices.items() if seen.at >= oldest}
             return sorted(self._devices)
 
     def decide(self) -> str:
-        """Judge the generation on trial; what was done, or an empty text."""
+        """Judge the generation on trial; returns what was done, or an empty text."""
         with self._lock:
             trial = self._one("trial")
             if trial is None:
                 return ""
-            # Who has no budget for it yet is not asked to prove it.
+            # Devices that have no budget for it yet need not prove it.
             there = [name for name in self.present() if not self._waits(name, trial)]
             canaries = [name for name in there if canary_place(name, trial.generation) < trial.share]
             enough = max(1, math.ceil(self.config.failure_share * len(canaries)))
-            # Nobody else was told to run it, whatever they say.
+            # No other device was told to run it, whatever it reports.
             failed = [name for name in trial.failures if canary_place(name, trial.generation) < trial.share]
             if len(failed) >= enough:
                 device, why = failed[0], trial.failures[failed[0]]
@@ -262,7 +262,7 @@ class Rollout:
             return ""
 
     def promote(self, generation: int | None, reason: str = "by hand") -> int:
-        """Everybody runs it from now on: the one on trial, or any. Returns which. Raises UsageError."""
+        """Make everybody run the generation on trial, or any other one. Returns which. Raises UsageError."""
         with self._lock:
             number = self._number(generation, "trial", "no generation is on trial; name one")
             self._make_stable(number, "superseded", f"generation {number} was promoted", reason)
@@ -270,7 +270,7 @@ class Rollout:
             return number
 
     def roll_back(self, generation: int | None, reason: str = "by hand") -> int:
-        """Back to the stable generation or, when that runs already, to the one before it; a pin goes along.
+        """Go back to the stable generation or, if that runs already, to the one before it; a pin follows.
 
         Raises UsageError.
         """
@@ -290,7 +290,7 @@ class Rollout:
             return number
 
     def pin(self, generation: int | None) -> int:
-        """Everybody runs this one until `unpin`. Returns which. Raises UsageError."""
+        """Make everybody run this generation until `unpin`. Returns which. Raises UsageError."""
         with self._lock:
             number = self.base if generation is None else self._number(generation, "stable", "")
             self._make_stable(number, "superseded", f"generation {number} was pinned", "by hand")
@@ -298,7 +298,7 @@ class Rollout:
             return number
 
     def unpin(self) -> None:
-        """Releases come by themselves again, at once."""
+        """Allow automatic releases again, immediately."""
         with self._lock:
             self._keep(replace(self._state, pinned=None, held_until=0.0, rollbacks=0))
 
@@ -325,7 +325,7 @@ class Rollout:
         return rows
 
     def _make_stable(self, number: int, others: EntryStatus, why_others: str, why: str) -> None:
-        """Make one generation stable; what stood in its place, or is newer than it and on trial, gets `others`."""
+        """Make one generation stable; newer ones on trial or stable get `others`, older ones are superseded."""
         leaving = {entry.generation for entry in self._state.entries if entry.status in ("trial", "stable")} - {number}
         entries = []
         for entry in self._state.entries:
@@ -349,7 +349,7 @@ class Rollout:
         return generation
 
     def _waits(self, device: str, entry: RolloutEntry) -> bool:
-        """Whether a device has no budget for it yet."""
+        """Whether a device has no budget for a generation yet."""
         waits = self._devices[device].waits
         return waits is not None and waits.manifest == entry.manifest
 
@@ -371,7 +371,7 @@ class Rollout:
         self._keep(replace(self._state, entries=entries))
 
     def _keep(self, state: _RolloutState) -> None:
-        """On the disk first: a server that starts again must not release what has been rolled back."""
+        """Write to disk first: a restarted server must not release what has been rolled back."""
         entries = state.entries[-_KEPT_ENTRIES:]
         entries = [e for e in state.entries if e.status in ("stable", "trial") and e not in entries] + entries
         state = replace(state, entries=entries)
@@ -393,6 +393,6 @@ def _sorted(entries: list[RolloutEntry]) -> list[RolloutEntry]:
 
 
 def _reaching(devices: list[str], generation: int, config: RolloutConfig) -> float:
-    """The canary share, or as much more as it takes to reach one of the devices that are there."""
+    """The canary share, or more if needed to reach at least one present device."""
     nearest = min(canary_place(name, generation) for name in devices)
     return min(1.0, max(config.canary_share, math.nextafter(nearest, 2.0)))

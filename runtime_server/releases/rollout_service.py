@@ -1,6 +1,6 @@
 """Carries out a rollout: listens to devices, publishes the wanted generation, and serves an operator's requests.
 
-The other side of `ssc server releases`: requests on `srv.releases`, {"action": ..., "generation": ...}, are answered
+The server's side of `ssc server releases`: requests on `srv.releases`, {"action": ..., "generation": ...}, are answered
 with the list of releases or with {"error": ...}.
 """
 
@@ -48,8 +48,8 @@ class _RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RolloutService:
     """One server's rollout; everything runs on its event loop.
 
-    `ready` is awaited with the generations that are completed, before devices hear of a change: other ranks complete
-    them by then. It may raise LinkError.
+    `ready` is awaited with the generations to complete before devices hear of a change, so that other ranks already
+    complete them. It may raise LinkError.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class RolloutService:
         self._pace = UpdatePace(rollout)
         self._news: asyncio.Queue[tuple[Generation, ReleaseOutcome | None]] = asyncio.Queue()
         self._paced = ""
-        """Which generation waits for the budget, and until when."""
+        """The message about a generation that waits for the budget."""
         self._publishing = asyncio.Lock()
         self._told: tuple[object, ...] | None = None
         self._unreadable = 0
         self._heard: set[str] = set()
         self._waiting: dict[str, bytes] = {}
-        """The latest report of each device that has been heard already since the last tick."""
+        """The latest report of each device that reported more than once since the last tick."""
 
     async def start(self, unreleased: int | None) -> None:
-        """Tell the devices what is wanted, with a generation that was compiled and never released. Raises LinkError."""
+        """Publish what is wanted, including a generation that was compiled but never released. Raises LinkError."""
         for device, report in (await self._hub.presence()).items():
             self._rollout.observe(device, report)
         generation = None if unreleased is None else self._generations.get(unreleased)
@@ -90,15 +90,15 @@ class RolloutService:
                 await self._publish()
                 self._news.put_nowait((generation, None))
         await self._hub.subscribe(RELEASES_SUBJECT, self._on_request)
-        # As they are written, and not through a consumer, which would die with the broker.
+        # Subscribed directly, not through a consumer, which would die with the broker.
         await self._hub.subscribe(subjects.bucket_subject(subjects.PRESENCE, "*"), self._on_report)
 
     def released(self, generation: Generation, outcome: ReleaseOutcome) -> None:
-        """A new generation has been compiled: offer it to the devices."""
+        """Offer a newly compiled generation to the devices."""
         self._news.put_nowait((generation, outcome))
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         tasks = [asyncio.create_task(job) for job in (self._release_forever(), self._tick_forever())]
         try:
             await asyncio.gather(*tasks)
@@ -122,13 +122,13 @@ class RolloutService:
                     await asyncio.sleep(_RETRY_S)
 
     async def _offer(self, generation: Generation, outcome: ReleaseOutcome | None) -> None:
-        """Publish all that devices need of it, then the release. Raises LinkError or OSError."""
+        """Publish everything that devices need for a generation, then the release. Raises LinkError or OSError."""
         bundle, wanted = generation.bundle, self._rollout.wanted
         variant = next(iter(bundle.manifest.info.targets.values())).variant
         full = sum(size for _, size in bundle.manifest.device_files(variant).values())
         await self._hub.publish_bundle(bundle)
         patched = full
-        # Last the one that most devices run: its cost is the one that is listed.
+        # Last, the generation that most devices run: its cost is the one listed.
         for number in sorted({wanted.stable, self._rollout.base} - {generation.number}):
             earlier = self._generations.get(number)
             if earlier is not None:
@@ -145,7 +145,7 @@ class RolloutService:
         await self._tidy()
 
     async def _give_heads(self, generation: Generation) -> None:
-        """Before devices hear of a generation, the heads that fit it: each takes its own with the blocks."""
+        """Push refitted heads before devices hear of a generation: each takes its head together with the blocks."""
         if self._gate is None or self._heads is None:
             return
         pushed = await self._heads.read()
@@ -154,7 +154,7 @@ class RolloutService:
             self._gate.heads.forget(await self._heads.give(fitted, pushed))
 
     def _wait_for_budget(self, number: int, count: int) -> None:
-        """Raise WaitsForBudget unless so many bytes may be taken of each device now; say so once."""
+        """Raise WaitsForBudget unless this many bytes may be sent to each device now; warn only once."""
         waits, until = self._pace.objection(number, count)
         if waits and waits != self._paced:
             _LOG.warning("%s", waits)
@@ -195,7 +195,7 @@ class RolloutService:
             self._told = (wanted, oldest)
 
     async def _tidy(self) -> None:
-        """Neither the broker's disk nor this server's may fill up; what cannot be removed now is tried next time."""
+        """Free space on the broker's disk and this server's; what cannot be removed now is tried again next time."""
         kept = self._generations.kept()
         numbers = {generation.number for generation in kept}
         try:
@@ -207,7 +207,7 @@ class RolloutService:
         _LOG.info("generations %s are completed; %s removed from the disk, %d bytes", sorted(numbers), gone, freed)
 
     async def _on_report(self, message: Msg) -> None:
-        """At once, unless the device has reported since the last tick: then its latest report waits for the next."""
+        """Process a report now, or at the next tick if the device has already reported since the last one."""
         device = message.subject.rsplit(".", 1)[-1]
         if device in self._heard:
             self._waiting[device] = message.data
@@ -250,7 +250,7 @@ class RolloutService:
         await message.respond(msgspec.json.encode(answer))
 
     async def _answer(self, request: _RolloutRequest) -> dict[str, Any]:
-        """Raises UsageError, LinkError or OSError."""
+        """Carry out a request. Raises UsageError, LinkError or OSError."""
         number = request.generation
         if number is not None and request.action != "list" and self._generations.get(number) is None:
             kept = ", ".join(str(generation.number) for generation in self._generations.kept())
@@ -270,18 +270,18 @@ class RolloutService:
 
     @property
     def paced(self) -> str:
-        """Why the next release waits for a budget; empty when it does not."""
+        """Why the next release waits for a budget; empty if it does not."""
         return self._paced or self._pace.held
 
     def traffic(self) -> DeviceTraffic:
-        """Of all devices that are there, as they say."""
+        """Total traffic of all present devices, as they report it."""
         return all_together(report.traffic for report in self._rollout.last_reports())
 
     def status(self) -> dict[str, Any]:
         """Releases, newest first, why the next one is on hold or waits, and how many reports could not be read.
 
-        `refused` says what the last attempt at a release came to, where it came to nothing, and `unjudged` which heads
-        have no say.
+        `refused` is the last attempt at a release if it failed, with its reason; `unjudged` are heads that were not
+        consulted.
         """
         kept = {generation.number for generation in self._generations.kept()}
         rows = [{**row, "retired": row["generation"] not in kept} for row in self._rollout.listing()]
@@ -302,7 +302,7 @@ class RolloutService:
 
 
 async def request(hub: Hub, action: RolloutAction, generation: int | None = None) -> dict[str, Any]:
-    """Ask a running server. Raises LinkError when none answers, UsageError when it refuses."""
+    """Send a request to a running server. Raises LinkError if none answers, UsageError if it refuses."""
     try:
         body = msgspec.json.encode(_RolloutRequest(action, generation))
         answer = await hub.client.request(RELEASES_SUBJECT, body, timeout=10.0)

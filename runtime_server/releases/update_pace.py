@@ -1,4 +1,4 @@
-"""Paces releases: their bytes for each device, against a budget of bytes a day."""
+"""Paces releases: their bytes for each device must fit a daily budget."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from runtime_server.releases.rollout import Rollout
 
 
 class UpdatePace:
-    """A budget as an operator says (`--update-mb-per-day`), or as the devices say of theirs.
+    """The operator's budget (`--update-mb-per-day`), or else that of the devices.
 
-    Each release that came has taken its patches out of it. Keeps nothing: a rollout knows its releases over restarts.
+    Each earlier release has used up its patches' size. Keeps no state: the rollout remembers its releases across
+    restarts.
     """
 
     def __init__(self, rollout: Rollout) -> None:
@@ -22,8 +23,8 @@ class UpdatePace:
     def per_day(self) -> float:
         """Bytes a day; infinite without budgets.
 
-        Of the devices' budgets what all but the share that may fail can spend: the smallest, where they are few. So one
-        device cannot slow down a fleet.
+        Among the devices' budgets, it is what all but the share of devices that may fail can spend (with few devices,
+        the smallest). So one device cannot slow down a fleet.
         """
         config = self._rollout.config
         if config.update_mb_per_day is not None:
@@ -32,7 +33,7 @@ class UpdatePace:
         return budgets[int(config.failure_share * len(budgets))] if budgets else math.inf
 
     def wait_s(self, count: int) -> float:
-        """Seconds until a release that takes so many bytes of each device may come; infinite: never."""
+        """Seconds until a release of this many bytes for each device may come; infinite: never."""
         per_day, spent = self.per_day, self._rollout.spent()
         if math.isinf(per_day) or not spent:
             return 0.0
@@ -42,7 +43,7 @@ class UpdatePace:
         return budget.after(self._rollout.now() - at).wait_s(on_the_way(count))
 
     def objection(self, number: int, count: int) -> tuple[str, float]:
-        """Why a generation that takes so much may not come now, and when it may; nothing and 0 where it may."""
+        """Why a generation of this size may not come now, and when it may; empty and 0 if it may."""
         wait_s, budget = self.wait_s(count), f"the budget of {self.per_day / 1e6:g} MB a day for updates"
         if not wait_s:
             return "", 0.0
@@ -53,7 +54,7 @@ class UpdatePace:
 
     @property
     def held(self) -> str:
-        """Why another release such as the last one may not come now; empty when it may."""
+        """Why another release of the last one's size may not come now; empty if it may."""
         taken = [count for _, count in self._rollout.spent() if count]
         wait_s = self.wait_s(taken[-1]) if taken else 0.0
         if not wait_s:
